@@ -1,0 +1,63 @@
+# make run-proxy   everything from one command: Redis, three nodes, the edge (PORT=, NODES=, REDIS_URL=, CONF=)
+# make test        all that CI runs: check, the tests of each crate, the end-to-end tests
+# make check       layout, lints, docs, and that each binary builds alone
+# make e2e         the end-to-end tests alone
+# make bench       memory and CPU beside other servers (ARGS=)
+# make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+E2E := $(basename $(notdir $(wildcard tests/tests/*.rs)))
+CLIENTS := tests/clients/node_modules/.package-lock.json
+
+# Each step builds on the one before it.
+.NOTPARALLEL:
+.PHONY: help deps deps-test run-proxy test check e2e bench audit programs
+
+help:
+	@sed -n '/^\#/!q;s/^\# //p' Makefile
+
+deps:
+	@sh tests/deps.sh run
+
+deps-test:
+	@sh tests/deps.sh test
+
+run-proxy: deps
+	$(CARGO) build --release --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
+	@$(TARGET)/release/causeway-run
+
+test: deps-test check programs $(CLIENTS)
+	$(CARGO) test --locked --workspace
+
+check:
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all --check; \
+	else echo "check: no rustfmt here, the layout is not checked (rustup component add rustfmt)"; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
+	else echo "check: no clippy here, the lints are not checked (rustup component add clippy)"; fi
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(CARGO) check --locked -p causeway-node
+	$(CARGO) check --locked -p causeway-proxy
+
+e2e: deps-test programs $(CLIENTS)
+	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
+
+# The whole workspace each time: fewer packages would mean other features, and everything built once more.
+programs:
+	$(CARGO) build --locked --workspace --bins
+
+$(CLIENTS): tests/clients/package-lock.json
+	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
+
+bench: deps
+	$(CARGO) build --release --locked --workspace --bins
+	@$(TARGET)/release/causeway-bench $(ARGS)
+
+audit:
+	@for tool in deny machete; do \
+	  if $(CARGO) $$tool --version >/dev/null 2>&1; then echo "audit: cargo $$tool"; \
+	    case $$tool in deny) $(CARGO) deny check bans licenses sources;; *) $(CARGO) $$tool;; esac || exit 1; \
+	  else echo "audit: cargo-$$tool is not installed, skipped"; fi; \
+	done
+	@if command -v typos >/dev/null 2>&1; then typos; else echo "audit: typos is not installed, skipped"; fi

@@ -1,0 +1,140 @@
+//! Secrets: from the environment, from a file, or (for trying out) from the configuration itself.
+
+use std::{env, fmt, fs};
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+/// The largest secret that is read from a file, in bytes.
+const SECRET_BYTES_MAX: usize = 64 << 10;
+
+/// A secret text, in the file as `{env: NAME}`, `{file: PATH}` or the text itself.
+///
+/// `Debug` and `Display` show `***`; only [`Secret::expose`] gives the text, so that a search for it
+/// finds each place that may leak it. One line ending at the end of a secret's file is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// A secret that does not come from a file, such as one a test made up.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The secret itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    fn from_env(name: &str) -> Result<Self, String> {
+        match env::var(name) {
+            Ok(text) if text.is_empty() => Err(format!("the variable `{name}` is empty")),
+            Ok(text) => Ok(Self(text)),
+            Err(env::VarError::NotPresent) => {
+                Err(format!("the environment has no variable `{name}`"))
+            }
+            Err(env::VarError::NotUnicode(_)) => Err(format!("the variable `{name}` is not UTF-8")),
+        }
+    }
+
+    fn from_file(path: &str) -> Result<Self, String> {
+        let bytes = fs::read(path)
+            .map_err(|error| format!("cannot read the secret from `{path}`: {error}"))?;
+        if SECRET_BYTES_MAX < bytes.len() {
+            return Err(format!(
+                "the secret in `{path}` has {} bytes, at most {SECRET_BYTES_MAX} are read",
+                bytes.len()
+            ));
+        }
+        let mut text =
+            String::from_utf8(bytes).map_err(|_| format!("the secret in `{path}` is not UTF-8"))?;
+        if text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        if text.is_empty() {
+            return Err(format!("the secret in `{path}` is empty"));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SecretVisitor;
+        impl<'de> Visitor<'de> for SecretVisitor {
+            type Value = Secret;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret: {env: NAME}, {file: PATH} or a text")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+                Ok(Secret(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
+                let Some(key) = map.next_key::<String>()? else {
+                    return Err(de::Error::custom("expected {env: NAME} or {file: PATH}"));
+                };
+                let read = match key.as_str() {
+                    "env" => Secret::from_env,
+                    "file" => Secret::from_file,
+                    _ => return Err(de::Error::unknown_field(&key, &["env", "file"])),
+                };
+                let place: String = map.next_value()?;
+                if map.next_key::<de::IgnoredAny>()?.is_some() {
+                    return Err(de::Error::custom(
+                        "a secret comes from one place: either `env` or `file`",
+                    ));
+                }
+                read(&place).map_err(de::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(SecretVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret: Secret = serde_yaml::from_str("hunter2").unwrap();
+        assert_eq!(format!("{secret:?} {secret}"), "*** ***");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file_without_its_last_line_ending() {
+        let path = env::temp_dir().join(format!("causeway-secret-{}", std::process::id()));
+        fs::write(&path, "from a file\r\n").unwrap();
+        let secret: Secret =
+            serde_yaml::from_str(&format!("{{file: {}}}", path.display())).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(secret.expose(), "from a file");
+    }
+
+    #[test]
+    fn a_secret_comes_from_one_place_only() {
+        let error = serde_yaml::from_str::<Secret>("{env: PATH, file: /x}").unwrap_err();
+        assert!(error.to_string().contains("one place"), "{error}");
+    }
+}

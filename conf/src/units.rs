@@ -1,0 +1,150 @@
+//! Durations and sizes, always written with their unit.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+
+/// A duration as the file has it: `250ms`, `10s`, `5m`, `1h`, `1h 30m`.
+///
+/// A number without a unit is refused: nobody can tell whether 10 means seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SpanVisitor;
+        impl Visitor<'_> for SpanVisitor {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "a duration with its unit, such as \"250ms\", \"10s\", \"5m\" or \"1h\"",
+                )
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+                humantime::parse_duration(text)
+                    .map(Span)
+                    .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(SpanVisitor)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+/// A number of bytes as the file has it: `512B`, `64KiB`, `1MiB`, `2GiB`.
+///
+/// Only units of 1,024 are taken, so that nobody has to know whether KB is 1,000 or 1,024 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+const UNITS: [(&str, u64); 4] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("B", 1),
+];
+
+impl ByteSize {
+    fn parse(text: &str) -> Option<Self> {
+        let (number, factor) = UNITS
+            .iter()
+            .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?.trim_end(), factor)))?;
+        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        number.parse::<u64>().ok()?.checked_mul(*factor).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+        impl Visitor<'_> for SizeVisitor {
+            type Value = ByteSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size with its unit, such as \"512B\", \"64KiB\" or \"1MiB\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
+                ByteSize::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = [UNITS[2], UNITS[1], UNITS[0]]
+            .into_iter()
+            .find(|(_, factor)| 0 < self.0 && self.0.is_multiple_of(*factor));
+        match exact {
+            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(text: &str) -> Option<Duration> {
+        serde_yaml::from_str::<Span>(text).ok().map(|span| span.0)
+    }
+
+    fn size(text: &str) -> Option<u64> {
+        serde_yaml::from_str::<ByteSize>(text)
+            .ok()
+            .map(|size| size.0)
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(span("10s"), Some(Duration::from_secs(10)));
+        assert_eq!(span("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(span("1h 30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(span("0s"), Some(Duration::ZERO));
+        for wrong in ["10", "-1s", "s", "''", "ten seconds", "[1s]"] {
+            assert_eq!(span(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_need_a_unit_of_1024() {
+        assert_eq!(size("512B"), Some(512));
+        assert_eq!(size("64KiB"), Some(65536));
+        assert_eq!(size("64 KiB"), Some(65536));
+        assert_eq!(size("2GiB"), Some(2 << 30));
+        for wrong in [
+            "64",
+            "64KB",
+            "64k",
+            "KiB",
+            "-1B",
+            "1.5MiB",
+            "99999999999GiB",
+            "+1B",
+        ] {
+            assert_eq!(size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_shown_in_the_largest_unit_that_is_exact() {
+        assert_eq!(ByteSize(65536).to_string(), "64KiB");
+        assert_eq!(ByteSize(1 << 20).to_string(), "1MiB");
+        assert_eq!(ByteSize(1500).to_string(), "1500B");
+        assert_eq!(ByteSize(0).to_string(), "0B");
+    }
+}

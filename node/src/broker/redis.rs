@@ -1,0 +1,176 @@
+//! The broker of many nodes: Redis Pub/Sub.
+//!
+//! ```text
+//! publish ─▶ lane (bounded, in order) ─▶ publisher ─▶ Redis ─▶ subscriber ─▶ hub
+//!             one for each share of the channels       ▲          │
+//!                              monitor ── probe ───────┴──────────┘
+//! ```
+//! [`lane`] holds what waits, [`publisher`] sends it in batches over one pooled connection that it keeps,
+//! [`subscriber`] reads what comes back over a connection of its own, [`monitor`] sends probes the whole
+//! way round and so decides readiness.
+//!
+//! When Redis is away, publications wait in their lanes, bounded in bytes and time. What was written when
+//! a connection broke and not answered is given up: it may have arrived, and a second copy is worse than
+//! a counted loss. What was not written yet goes out over the next connection. Publications of other
+//! nodes that were missed meanwhile are gone: Pub/Sub keeps nothing. That gap is counted and logged.
+
+use std::hash::DefaultHasher;
+use std::hash::Hash;
+use std::hash::Hasher;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::Broker;
+use crate::broker::Deliver;
+use crate::broker::NotReady;
+use crate::broker::PublishError;
+use crate::broker::Started;
+use crate::broker::TryPublishError;
+use crate::channel::ChannelName;
+use crate::config;
+use crate::metrics::Metrics;
+use crate::redis;
+
+mod drops;
+mod fence;
+mod health;
+mod lane;
+mod monitor;
+mod publisher;
+mod subscriber;
+mod subscriptions;
+
+use drops::Drops;
+use lane::Lane;
+use monitor::Monitor;
+use subscriptions::Subscriptions;
+
+/// What the broker is started into.
+pub(super) struct Surroundings<'a> {
+    pub(super) node_id: &'a str,
+    pub(super) deliver: Arc<dyn Deliver>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// The handle for everyone, and what the tasks share.
+struct RedisBroker {
+    config: config::Redis,
+    node_id: String,
+    /// Random, so that two processes with one node id never take each other's probes for their own.
+    instance: u64,
+    lanes: Vec<Lane>,
+    subscriptions: Mutex<Subscriptions>,
+    /// A wish has changed.
+    wishes: Notify,
+    probe_channel: ChannelName,
+    monitor: Monitor,
+    /// Sent when connections for publishing may be dead without having said so.
+    publishing_suspect: watch::Sender<()>,
+    /// Whether everything that is wanted is subscribed: what is published now comes back.
+    hearing: watch::Sender<bool>,
+    /// Sent when the subscriber's connection is open and yet brings nothing.
+    subscribing_stalled: watch::Sender<()>,
+    drops: Arc<Drops>,
+    deliver: Arc<dyn Deliver>,
+    metrics: Arc<Metrics>,
+}
+
+/// Starts all tasks; connections come in the background.
+pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> Started {
+    let Surroundings {
+        node_id,
+        deliver,
+        metrics,
+        shutdown,
+    } = surroundings;
+    let instance = fastrand::u64(..);
+    let probe_channel = redis::probe_channel(node_id, instance);
+    let drops = Arc::new(Drops::new(Arc::clone(&metrics)));
+    let lane = |_| Lane::new(&config, Arc::clone(&drops), Arc::clone(&metrics));
+    let mut subscriptions = Subscriptions::default();
+    subscriptions.want(&probe_channel, true);
+    let broker = Arc::new(RedisBroker {
+        node_id: node_id.to_owned(),
+        instance,
+        lanes: (0..config.lanes).map(lane).collect(),
+        subscriptions: Mutex::new(subscriptions),
+        wishes: Notify::new(),
+        probe_channel,
+        monitor: Monitor::new(&config, Arc::clone(&metrics)),
+        publishing_suspect: watch::Sender::new(()),
+        hearing: watch::Sender::new(false),
+        subscribing_stalled: watch::Sender::new(()),
+        drops,
+        deliver,
+        metrics,
+        config,
+    });
+    let pool = publisher::pool(&broker.config);
+    let mut tasks = JoinSet::new();
+    for index in 0..broker.lanes.len() {
+        let lane = publisher::run(Arc::clone(&broker), index, pool.clone(), shutdown.clone());
+        tasks.spawn(lane);
+    }
+    tasks.spawn(subscriber::run(Arc::clone(&broker), shutdown.clone()));
+    tasks.spawn(monitor::run(Arc::clone(&broker), shutdown));
+    Started { broker, tasks }
+}
+
+impl RedisBroker {
+    /// The lane of a channel, always the same, so that its publications keep their order.
+    fn lane(&self, channel: &ChannelName) -> &Lane {
+        let mut hasher = DefaultHasher::new();
+        channel.hash(&mut hasher);
+        let lanes = self.lanes.len() as u64;
+        let index = usize::try_from(hasher.finish() % lanes).expect("below the number of lanes");
+        &self.lanes[index]
+    }
+
+    fn wish(&self, channel: &ChannelName, is_wanted: bool) {
+        if self.subscriptions.lock().want(channel, is_wanted) {
+            self.wishes.notify_one();
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for RedisBroker {
+    fn try_publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
+        self.lane(channel).try_publish(channel, data)
+    }
+
+    async fn publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), PublishError> {
+        self.lane(channel).publish(channel, data).await
+    }
+
+    fn subscribe(&self, channel: &ChannelName) {
+        self.wish(channel, true);
+    }
+
+    fn unsubscribe(&self, channel: &ChannelName) {
+        self.wish(channel, false);
+    }
+
+    fn readiness(&self) -> Result<(), NotReady> {
+        self.monitor.readiness().map_err(NotReady)
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

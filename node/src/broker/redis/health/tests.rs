@@ -1,0 +1,170 @@
+use super::*;
+
+/// A health of `lanes` lanes and its clock.
+struct Bench {
+    health: Health,
+    start: Instant,
+}
+
+impl Bench {
+    fn new(lanes: usize) -> Self {
+        let start = Instant::now();
+        let pace = Pace {
+            interval: Duration::from_millis(2000),
+            timeout: Duration::from_millis(1000),
+        };
+        let health = Health::new(pace, lanes, start);
+        Self { health, start }
+    }
+
+    /// All ways up at time 0.
+    fn up(lanes: usize) -> Self {
+        let mut bench = Self::new(lanes);
+        let now = bench.start;
+        bench.health.subscriber(Ok(()), now);
+        for lane in 0..lanes {
+            bench.health.lane(lane, Ok(()), now);
+        }
+        bench
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    fn due(&mut self, ms: u64) -> Vec<Task> {
+        let now = self.at(ms);
+        self.health.due(now)
+    }
+
+    fn seen(&mut self, number: u64, ms: u64) -> Option<u64> {
+        let now = self.at(ms);
+        let round_trip = self.health.seen(0, number, now)?;
+        u64::try_from(round_trip.as_millis()).ok()
+    }
+
+    fn next_ms(&self) -> Option<u64> {
+        let next_at = self.health.next_at()?;
+        u64::try_from(next_at.duration_since(self.start).as_millis()).ok()
+    }
+}
+
+fn probe(number: u64) -> Task {
+    Task::Probe { lane: 0, number }
+}
+
+const MISS: Task = Task::Miss { lane: 0 };
+const RECONNECT: Task = Task::Reconnect { lane: 0 };
+
+#[test]
+fn a_way_that_is_up_is_probed_at_once_and_ready_when_the_probe_is_back() {
+    let mut bench = Bench::up(1);
+    assert!(bench.health.readiness().is_err());
+    assert_eq!(bench.due(0), [probe(0)]);
+    assert_eq!(bench.due(5), []);
+    assert!(bench.health.readiness().is_err());
+    assert_eq!(bench.seen(0, 7), Some(7));
+    assert_eq!(bench.health.readiness(), Ok(()));
+    assert_eq!(bench.next_ms(), Some(2000));
+    assert_eq!(bench.due(1999), []);
+    assert_eq!(bench.due(2000), [probe(1)]);
+}
+
+#[test]
+fn nothing_is_probed_before_both_ends_are_connected() {
+    let mut bench = Bench::new(1);
+    let now = bench.start;
+    assert_eq!((bench.due(0), bench.next_ms()), (vec![], None));
+    bench.health.lane(0, Ok(()), now);
+    assert_eq!((bench.due(0), bench.next_ms()), (vec![], None));
+    bench.health.subscriber(Ok(()), now);
+    assert_eq!(bench.next_ms(), Some(0));
+    assert_eq!(bench.due(0), [probe(0)]);
+}
+
+#[test]
+fn one_missed_probe_is_forgiven_and_two_end_readiness() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    bench.seen(0, 1);
+    assert_eq!(bench.due(2000), [probe(1)]);
+    assert_eq!(bench.next_ms(), Some(3000));
+    assert_eq!(bench.due(2999), []);
+    assert_eq!(bench.due(3000), [MISS, probe(2)]);
+    assert_eq!(bench.health.readiness(), Ok(()));
+    assert_eq!(bench.due(3999), []);
+    assert_eq!(bench.due(4000), [MISS, RECONNECT, probe(3)]);
+    let reason = bench.health.readiness().unwrap_err();
+    assert_eq!(reason, "no probe came back through lane 0 of redis");
+}
+
+#[test]
+fn two_misses_with_a_probe_seen_between_them_are_forgiven() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    assert_eq!(bench.due(1000), [MISS, probe(1)]);
+    assert_eq!(bench.seen(1, 1500), Some(500));
+    assert_eq!(bench.due(3000), [probe(2)]);
+    assert_eq!(bench.due(4000), [MISS, probe(3)]);
+    assert_eq!(bench.health.readiness(), Ok(()));
+}
+
+#[test]
+fn a_late_probe_proves_the_way_and_is_no_measurement() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    bench.due(1000);
+    bench.due(2000);
+    assert!(bench.health.readiness().is_err());
+    assert_eq!(bench.seen(0, 2100), None);
+    assert_eq!(bench.health.readiness(), Ok(()));
+}
+
+#[test]
+fn a_lost_connection_ends_readiness_at_once_with_its_reason() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    bench.seen(0, 1);
+    let now = bench.at(10);
+    bench.health.subscriber(Err("it broke".to_owned()), now);
+    assert_eq!(bench.health.readiness(), Err("it broke".to_owned()));
+    assert_eq!(
+        bench.seen(0, 11),
+        None,
+        "what was under way before proves nothing"
+    );
+    bench.health.subscriber(Ok(()), now);
+    assert!(bench.health.readiness().is_err(), "connected is not proven");
+    assert_eq!(bench.due(20), [probe(1)]);
+    bench.seen(1, 21);
+    assert_eq!(bench.health.readiness(), Ok(()));
+
+    bench.health.lane(0, Err("no way".to_owned()), now);
+    assert_eq!(bench.health.readiness(), Err("no way".to_owned()));
+    assert_eq!(bench.next_ms(), None);
+}
+
+#[test]
+fn misses_of_a_connection_are_not_held_against_the_next() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    assert_eq!(bench.due(1000), [MISS, probe(1)]);
+    let now = bench.at(1500);
+    bench.health.lane(0, Err("lost".to_owned()), now);
+    bench.health.lane(0, Ok(()), now);
+    assert_eq!(bench.due(1500), [probe(2)]);
+    assert_eq!(bench.due(2500), [MISS, probe(3)]);
+}
+
+#[test]
+fn every_lane_has_to_be_proven() {
+    let mut bench = Bench::up(2);
+    assert_eq!(bench.due(0).len(), 2);
+    let now = bench.at(1);
+    bench.health.seen(0, 0, now);
+    let reason = bench.health.readiness().unwrap_err();
+    assert_eq!(reason, "no probe came back through lane 1 of redis");
+    bench.health.seen(1, 0, now);
+    assert_eq!(bench.health.readiness(), Ok(()));
+    bench.health.seen(7, 0, now); // Somebody else's idea of a lane.
+}

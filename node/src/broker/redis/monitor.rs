@@ -1,0 +1,138 @@
+//! Keeps [`Health`] up to date, sends its probes and acts on what they find.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time;
+use tokio::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
+
+use super::RedisBroker;
+use super::health::Health;
+use super::health::Pace;
+use super::health::Task;
+use crate::config;
+use crate::metrics::Metrics;
+
+/// How often to look for drops that are not logged yet.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The broker's health, shared by its tasks. Every change of readiness is logged once.
+pub(super) struct Monitor {
+    state: Mutex<State>,
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+struct State {
+    health: Health,
+    is_ready: bool,
+}
+
+impl Monitor {
+    pub(super) fn new(config: &config::Redis, metrics: Arc<Metrics>) -> Self {
+        let pace = Pace {
+            interval: config.probe_interval,
+            timeout: config.probe_timeout,
+        };
+        let health = Health::new(pace, config.lanes, Instant::now().into_std());
+        Self {
+            state: Mutex::new(State {
+                health,
+                is_ready: false,
+            }),
+            changed: Notify::new(),
+            metrics,
+        }
+    }
+
+    /// Notes whether publications can come back.
+    pub(super) fn subscriber(&self, state: Result<(), String>) {
+        self.change(|health, now| health.subscriber(state, now));
+        self.changed.notify_one();
+    }
+
+    /// Notes whether a lane is connected.
+    pub(super) fn lane(&self, index: usize, state: Result<(), String>) {
+        self.change(|health, now| health.lane(index, state, now));
+        self.changed.notify_one();
+    }
+
+    /// Notes that a probe came back; `data` is what [`probe_data`] made.
+    pub(super) fn seen(&self, data: &[u8]) {
+        let Some((lane, number)) = parse_probe(data) else {
+            return; // Somebody else's bytes on our channel prove nothing.
+        };
+        if let Some(round_trip) = self.change(|health, now| health.seen(lane, number, now)) {
+            self.metrics.probe_seen(round_trip);
+        }
+    }
+
+    pub(super) fn readiness(&self) -> Result<(), String> {
+        self.state.lock().health.readiness()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Health, std::time::Instant) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = change(&mut state.health, Instant::now().into_std());
+        let readiness = state.health.readiness();
+        if readiness.is_ok() != state.is_ready {
+            state.is_ready = readiness.is_ok();
+            self.metrics.broker_ready.set(i64::from(state.is_ready));
+            match readiness {
+                Ok(()) => info!("the broker is ready"),
+                Err(reason) => warn!(reason, "the broker is not ready"),
+            }
+        }
+        result
+    }
+}
+
+/// Sends probes and acts on missed ones, until `shutdown`.
+pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
+    let monitor = &broker.monitor;
+    loop {
+        let tasks = monitor.change(Health::due);
+        for task in tasks {
+            match task {
+                Task::Probe { lane, number } => {
+                    let data = probe_data(lane, number);
+                    broker.lanes[lane].push_probe(&broker.probe_channel, data);
+                }
+                Task::Miss { lane } => {
+                    monitor.metrics.probes_missed.inc();
+                    tracing::debug!(lane, "a probe did not come back in time");
+                }
+                Task::Reconnect { lane } => {
+                    warn!(lane, "no probe comes back through redis, connecting anew");
+                    broker.publishing_suspect.send_replace(());
+                    broker.subscribing_stalled.send_replace(());
+                }
+            }
+        }
+        broker.drops.log();
+        let tick = Instant::now() + TICK;
+        let next_at = monitor.state.lock().health.next_at();
+        let wake_at = next_at.map_or(tick, |at| tick.min(at.into()));
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = monitor.changed.notified() => {}
+            () = time::sleep_until(wake_at) => {}
+        }
+    }
+}
+
+fn probe_data(lane: usize, number: u64) -> Bytes {
+    format!("{lane}:{number}").into()
+}
+
+fn parse_probe(data: &[u8]) -> Option<(usize, u64)> {
+    let (lane, number) = std::str::from_utf8(data).ok()?.split_once(':')?;
+    Some((lane.parse().ok()?, number.parse().ok()?))
+}

@@ -1,0 +1,312 @@
+//! A lane's task: takes batches off the lane and pipelines them over one connection, one batch at a time.
+//!
+//! It takes one connection from the pool and keeps it: deadpool asks Redis at each checkout whether the
+//! connection lives, which is a round trip. It is given back for just that check when the subscriber has
+//! lost Redis, since then this one is probably dead too, and what is written to a dead connection is lost.
+//!
+//! One batch is under way at a time, so what can be lost with a connection is one batch, and order needs
+//! no more than one queue.
+
+use std::sync::Arc;
+
+use deadpool_redis::Connection;
+use deadpool_redis::Manager;
+use deadpool_redis::Pool;
+use deadpool_redis::PoolConfig;
+use deadpool_redis::Runtime;
+use deadpool_redis::Timeouts;
+use deadpool_redis::redis::AsyncConnectionConfig;
+use deadpool_redis::redis::ConnectionAddr;
+use deadpool_redis::redis::IntoConnectionInfo;
+use deadpool_redis::redis::Pipeline;
+use deadpool_redis::redis::RedisConnectionInfo;
+use deadpool_redis::redis::RedisError;
+use deadpool_redis::redis::Value;
+use tokio::sync::watch;
+use tokio::time;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::RedisBroker;
+use super::chain;
+use super::fence;
+use super::fence::Identity;
+use super::lane::Entry;
+use super::lane::Lane;
+use crate::config;
+use crate::metrics::DropReason;
+use crate::metrics::Side;
+use crate::redis;
+use crate::redis::Backoff;
+
+/// What Redis answers when it will take the same command later.
+const RETRY_CODES: [&str; 5] = ["LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"];
+
+/// A pool with room for one connection of each lane. Nothing is connected yet.
+pub(super) fn pool(config: &config::Redis) -> Pool {
+    let server = &config.server;
+    let address = match &server.address {
+        config::RedisAddress::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
+        config::RedisAddress::Unix(path) => ConnectionAddr::Unix(path.clone()),
+    };
+    let mut login = RedisConnectionInfo::default().set_db(server.database);
+    if let Some(username) = &server.username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = &server.password {
+        login = login.set_password(password.expose());
+    }
+    let info = address
+        .into_connection_info()
+        .expect("an address needs no parsing")
+        .set_redis_settings(login);
+    // redis-rs gives up after 500 ms of silence by default, and deadpool never.
+    let timeouts = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(config.connect_timeout))
+        .set_response_timeout(Some(config.response_timeout));
+    let manager = Manager::new_with_config(info, timeouts).expect("an address needs no parsing");
+    let mut settings = PoolConfig::new(config.lanes);
+    settings.timeouts = Timeouts {
+        wait: Some(config.connect_timeout),
+        create: Some(config.connect_timeout),
+        recycle: Some(config.connect_timeout),
+    };
+    Pool::builder(manager)
+        .config(settings)
+        .runtime(Runtime::Tokio1)
+        .build()
+        .expect("a runtime is named, as timeouts need")
+}
+
+/// Publishes what comes into lane `index` until `shutdown`, then what is left in it.
+pub(super) async fn run(
+    broker: Arc<RedisBroker>,
+    index: usize,
+    pool: Pool,
+    shutdown: CancellationToken,
+) {
+    let mut publisher = Publisher {
+        lane: &broker.lanes[index],
+        suspect: broker.publishing_suspect.subscribe(),
+        backoff: Backoff::new(broker.config.backoff_max),
+        last: None,
+        broker: &broker,
+        index,
+        pool,
+    };
+    let connection = publisher.serve(&shutdown).await;
+    publisher.finish(connection).await;
+}
+
+struct Publisher<'a> {
+    broker: &'a RedisBroker,
+    index: usize,
+    lane: &'a Lane,
+    pool: Pool,
+    suspect: watch::Receiver<()>,
+    backoff: Backoff,
+    /// The connection that was given up last, until Redis has certainly seen its end.
+    last: Option<Identity>,
+}
+
+/// Why a connection is no longer used.
+enum End {
+    /// The node stops.
+    Shutdown(Connection),
+    /// It may be dead: the pool is to check it.
+    Suspect(Connection),
+    /// It is of no more use.
+    Broken(String),
+}
+
+impl Publisher<'_> {
+    /// Publishes until `shutdown`; returns the connection, if there is one.
+    async fn serve(&mut self, shutdown: &CancellationToken) -> Option<Connection> {
+        loop {
+            let connection = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return None,
+                connection = connect(self) => connection,
+            };
+            match self.publish(connection, shutdown).await {
+                End::Shutdown(connection) => return Some(connection),
+                End::Suspect(connection) => {
+                    self.last = None; // All that it was sent is answered.
+                    drop(connection); // Back into the pool, which checks it before it gives it out.
+                }
+                End::Broken(reason) => {
+                    self.broker.metrics.broker_lost(Side::Publish);
+                    self.broker.monitor.lane(self.index, Err(reason));
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, mut connection: Connection, shutdown: &CancellationToken) -> End {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return End::Shutdown(connection),
+                Ok(()) = self.suspect.changed() => return End::Suspect(connection),
+                () = self.lane.arrival() => {}
+            }
+            if let Err(reason) = self.send(&mut connection).await {
+                drop(Connection::take(connection)); // Not back into the pool.
+                return End::Broken(reason);
+            }
+        }
+    }
+
+    /// Sends the next batch and waits for its answers.
+    async fn send(&self, connection: &mut Connection) -> Result<(), String> {
+        let batch = self.lane.take_batch();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut commands = Pipeline::with_capacity(batch.len());
+        for entry in &batch {
+            let command = commands.cmd("PUBLISH").arg(entry.channel.as_str());
+            command.arg(entry.data.as_ref()).ignore();
+        }
+        let answers = connection.send_packed_commands(&commands, 0, batch.len());
+        match answers.await {
+            Ok(answers) => self.settle(batch, &answers),
+            Err(error) => {
+                self.lane.lose(&batch, DropReason::Unacknowledged);
+                Err(chain(&error))
+            }
+        }
+    }
+
+    /// Sorts a batch by its answers: taken, refused, or to be tried again.
+    fn settle(&self, mut batch: Vec<Entry>, answers: &[Value]) -> Result<(), String> {
+        let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
+        if answers.len() == batch.len() && answers.iter().all(is_taken) {
+            self.lane.publish_done(&batch);
+            return Ok(());
+        }
+        let refusal = answers.iter().find(|answer| !is_taken(answer));
+        if let Some(Value::ServerError(error)) = refusal {
+            self.broker.drops.note_answer(error.to_string());
+        }
+        // Only what comes after the last one taken may be tried again: order goes before delivery.
+        let after_taken = answers
+            .iter()
+            .rposition(is_taken)
+            .map_or(0, |last| last + 1);
+        let may_retry = |answer: &Value| match answer {
+            Value::ServerError(error) => RETRY_CODES.contains(&error.code()),
+            _ => false,
+        };
+        let tail = &answers[after_taken..];
+        let retried = if tail.iter().all(may_retry) && answers.len() == batch.len() {
+            batch.split_off(after_taken)
+        } else {
+            Vec::new()
+        };
+        for (entry, answer) in batch.iter().zip(answers) {
+            let entry = std::slice::from_ref(entry);
+            if is_taken(answer) {
+                self.lane.publish_done(entry);
+            } else {
+                self.lane.lose(entry, DropReason::Refused);
+            }
+        }
+        let unanswered = batch.get(answers.len()..).unwrap_or_default();
+        self.lane.lose(unanswered, DropReason::Unacknowledged);
+        if retried.is_empty() {
+            return Ok(());
+        }
+        self.lane.put_back(retried);
+        Err("redis takes no publications at the moment".to_owned())
+    }
+
+    /// Takes a connection from the pool and sees the last one out.
+    async fn open(&mut self) -> Result<Connection, String> {
+        let mut connection = self.pool.get().await.map_err(|error| chain(&error))?;
+        let role = format!("lane-{}", self.index);
+        let name = redis::connection_name(&self.broker.node_id, &role, fastrand::u64(..));
+        let fenced = async {
+            let identity = fence::identify(&mut connection, name).await?;
+            if let Some(last) = &self.last {
+                fence::see_out(&mut connection, last).await?;
+            }
+            Ok::<_, RedisError>(identity)
+        };
+        match fenced.await {
+            Ok(identity) => {
+                self.last = identity;
+                Ok(connection)
+            }
+            Err(error) => {
+                drop(Connection::take(connection));
+                Err(chain(&error))
+            }
+        }
+    }
+
+    /// Publishes what is left with `connection`, about one response timeout long, and drops the rest.
+    async fn finish(&mut self, connection: Option<Connection>) {
+        self.lane.close();
+        let end = Instant::now() + self.broker.config.response_timeout;
+        if let Some(mut connection) = connection {
+            while !self.lane.is_empty()
+                && Instant::now() < end
+                && self.send(&mut connection).await.is_ok()
+            {}
+        }
+        self.lane.lose_all(DropReason::Stopping);
+    }
+}
+
+/// Connects, however long it takes. Meanwhile what waits too long in the lane is dropped.
+async fn connect(publisher: &mut Publisher<'_>) -> Connection {
+    let lane = publisher.lane;
+    let expire = async {
+        loop {
+            match lane.expire() {
+                Some(at) => time::sleep_until(at).await,
+                None => lane.arrival().await,
+            }
+        }
+    };
+    let open = async {
+        loop {
+            // What makes a connection suspect from here on concerns the new one.
+            publisher.suspect.mark_unchanged();
+            match publisher.open().await {
+                Ok(connection) => {
+                    hear_first(publisher.broker).await;
+                    return connection;
+                }
+                Err(reason) => {
+                    debug!(lane = publisher.index, reason, "cannot connect");
+                    let reason = format!("cannot publish to redis: {reason}");
+                    let monitor = &publisher.broker.monitor;
+                    monitor.lane(publisher.index, Err(reason));
+                }
+            }
+            time::sleep(publisher.backoff.next(fastrand::f64())).await;
+        }
+    };
+    let connection = tokio::select! {
+        connection = open => connection,
+        () = expire => unreachable!("it goes on for ever"),
+    };
+    publisher.backoff.reset();
+    publisher.broker.metrics.broker_connected(Side::Publish);
+    publisher.broker.monitor.lane(publisher.index, Ok(()));
+    connection
+}
+
+/// Waits until this node hears what it publishes, or for as long as a subscriber that can come back takes.
+///
+/// What waited while Redis was away would otherwise go out before anybody is subscribed again. A node that
+/// cannot subscribe at all still publishes: others may hear it.
+async fn hear_first(broker: &RedisBroker) {
+    let mut hearing = broker.hearing.subscribe();
+    let patience = broker.config.backoff_max + broker.config.connect_timeout;
+    // The sender is the broker's own, so it is there; and a wait that is over is no failure.
+    let _ = time::timeout(patience, hearing.wait_for(|hears| *hears)).await;
+}

@@ -1,0 +1,278 @@
+//! The task that brings publications: one connection, subscribed to what the hub wants.
+//!
+//! It reads as fast as Redis sends and never waits for the hub. All publications of one read go to the
+//! hub together, in order.
+
+use std::str;
+use std::sync::Arc;
+
+use tokio::time;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use super::RedisBroker;
+use super::chain;
+use super::subscriptions::Subscriptions;
+use super::subscriptions::Unasked;
+use crate::metrics::DropReason;
+use crate::metrics::Side;
+use crate::publication::Publication;
+use crate::redis::Backoff;
+use crate::redis::ConnectError;
+use crate::redis::Connection;
+use crate::redis::Opening;
+use crate::redis::ReadError;
+use crate::redis::Reply;
+use crate::redis::connection_name;
+
+/// Brings publications until `shutdown`, over as many connections as it takes.
+pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
+    let mut subscriber = Subscriber {
+        backoff: Backoff::new(broker.config.backoff_max),
+        heard_until: None,
+        broker: &broker,
+    };
+    loop {
+        broker.hearing.send_replace(false);
+        broker.subscriptions.lock().lose_all();
+        broker.metrics.subscriptions.set(0);
+        let lost = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            lost = subscriber.subscribe() => lost,
+        };
+        let reason = chain(&lost);
+        debug!(reason, "the subscriber is without a connection");
+        let reason = format!("cannot hear redis: {reason}");
+        broker.monitor.subscriber(Err(reason));
+        let pause = subscriber.backoff.next(fastrand::f64());
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = time::sleep(pause) => {}
+        }
+    }
+}
+
+struct Subscriber<'a> {
+    broker: &'a RedisBroker,
+    backoff: Backoff,
+    /// When the last connection on which all channels were subscribed was lost.
+    heard_until: Option<Instant>,
+}
+
+/// Why there is no connection (any more).
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Unasked(#[from] Unasked),
+    /// An ACL, most likely.
+    #[error("redis refused to subscribe: {0}")]
+    Refused(String),
+    #[error("redis did not confirm a subscription in time")]
+    Unconfirmed,
+    #[error("no probe came back")]
+    Stalled,
+}
+
+impl Subscriber<'_> {
+    /// Connects, subscribes and brings publications, until the connection is lost.
+    async fn subscribe(&mut self) -> Lost {
+        let config = &self.broker.config;
+        let name = connection_name(&self.broker.node_id, "subscriber", self.broker.instance);
+        let opening = Opening {
+            server: &config.server,
+            timeout: config.connect_timeout,
+            message_bytes_max: config.message_bytes_max,
+            name: &name,
+        };
+        let connection = match Connection::open(opening).await {
+            Ok(connection) => connection,
+            Err(error) => return error.into(),
+        };
+        self.broker.metrics.broker_connected(Side::Subscribe);
+        let mut is_resumed = false;
+        let lost = match self.serve(connection, &mut is_resumed).await {
+            Ok(never) => match never {},
+            Err(lost) => lost,
+        };
+        self.broker.metrics.broker_lost(Side::Subscribe);
+        if is_resumed {
+            self.heard_until = Some(Instant::now());
+        }
+        // Whatever befell this connection may have befallen those of the lanes.
+        self.broker.publishing_suspect.send_replace(());
+        lost
+    }
+
+    async fn serve(
+        &mut self,
+        mut connection: Connection,
+        is_resumed: &mut bool,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let mut stalled = self.broker.subscribing_stalled.subscribe();
+        let mut confirmed_by = None;
+        loop {
+            let step = self.next_step(&mut connection);
+            if step.has_resumed && !*is_resumed {
+                *is_resumed = true;
+                self.resumed();
+            }
+            match step.commands {
+                Commands::Sent => {
+                    confirmed_by = Some(Instant::now() + self.broker.config.response_timeout);
+                }
+                Commands::UnderWay => {}
+                Commands::None => confirmed_by = None,
+            }
+            let unconfirmed = async {
+                match confirmed_by {
+                    Some(at) => time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                progress = connection.progress() => progress?,
+                () = self.broker.wishes.notified() => {}
+                Ok(()) = stalled.changed() => return Err(Lost::Stalled),
+                () = unconfirmed => return Err(Lost::Unconfirmed),
+            }
+            self.take_replies(&mut connection)?;
+        }
+    }
+
+    /// Queues the commands that bring what Redis has confirmed closer to what is wanted.
+    fn next_step(&self, connection: &mut Connection) -> Step {
+        let mut subscriptions = self.broker.subscriptions.lock();
+        let has_resumed = subscriptions.is_resumed();
+        let commands = match subscriptions.next_batch() {
+            Some(batch) => {
+                for (command, channels) in [
+                    ("SUBSCRIBE", &batch.subscribe),
+                    ("UNSUBSCRIBE", &batch.unsubscribe),
+                ] {
+                    if !channels.is_empty() {
+                        let names = channels.iter().map(|channel| channel.as_str());
+                        let words: Vec<&str> = [command].into_iter().chain(names).collect();
+                        connection.queue(&words);
+                    }
+                }
+                Commands::Sent
+            }
+            None if subscriptions.is_waiting() => Commands::UnderWay,
+            None => Commands::None,
+        };
+        Step {
+            has_resumed,
+            commands,
+        }
+    }
+
+    /// Everything is subscribed (again).
+    fn resumed(&mut self) {
+        self.backoff.reset();
+        let channels = self.broker.subscriptions.lock().confirmed();
+        if let Some(heard_until) = self.heard_until {
+            self.broker.metrics.broker_gaps.inc();
+            let silent_ms = u64::try_from(heard_until.elapsed().as_millis()).unwrap_or(u64::MAX);
+            warn!(
+                silent_ms,
+                channels, "subscribed again: what was published meanwhile was missed"
+            );
+        } else {
+            info!(channels, "subscribed");
+        }
+        self.broker.hearing.send_replace(true);
+        self.broker.monitor.subscriber(Ok(()));
+    }
+
+    /// Handles all replies that are whole. What came before a bad one is delivered.
+    fn take_replies(&self, connection: &mut Connection) -> Result<(), Lost> {
+        let mut publications = Vec::new();
+        let taken = {
+            let mut subscriptions = self.broker.subscriptions.lock();
+            loop {
+                match connection.next_reply() {
+                    Ok(Some(reply)) => {
+                        if let Err(lost) = self.take(reply, &mut subscriptions, &mut publications) {
+                            break Err(lost);
+                        }
+                    }
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error.into()),
+                }
+            }
+        };
+        if !publications.is_empty() {
+            let count = publications.len() as u64;
+            self.broker.metrics.publications_received.inc_by(count);
+            self.broker.deliver.deliver(publications);
+        }
+        taken
+    }
+
+    fn take(
+        &self,
+        reply: Reply,
+        subscriptions: &mut Subscriptions,
+        publications: &mut Vec<Publication>,
+    ) -> Result<(), Lost> {
+        match reply {
+            Reply::Message { channel, data } => {
+                let name = str::from_utf8(&channel).ok();
+                let Some(channel) = name.and_then(|name| subscriptions.find(name)) else {
+                    return Ok(()); // Nobody wants it any more.
+                };
+                if *channel == self.broker.probe_channel {
+                    self.broker.monitor.seen(&data);
+                } else {
+                    let channel = channel.clone();
+                    publications.push(Publication { channel, data });
+                }
+            }
+            Reply::Oversized { channel, bytes } => {
+                let channel = String::from_utf8_lossy(&channel);
+                debug!(%channel, bytes, "a publication is larger than broker.message_size");
+                self.broker.drops.note(DropReason::Oversized, 1);
+            }
+            Reply::Subscribed { channel } => self.confirm(&channel, true, subscriptions)?,
+            Reply::Unsubscribed { channel } => self.confirm(&channel, false, subscriptions)?,
+            Reply::Status => {}
+            Reply::Error(answer) => return Err(Lost::Refused(answer)),
+        }
+        Ok(())
+    }
+
+    fn confirm(
+        &self,
+        channel: &[u8],
+        is_subscribed: bool,
+        subscriptions: &mut Subscriptions,
+    ) -> Result<(), Unasked> {
+        let channel = str::from_utf8(channel).map_err(|_| Unasked)?;
+        subscriptions.confirm(channel, is_subscribed)?;
+        let wanted_by_clients = subscriptions.confirmed().saturating_sub(1); // Not our probes.
+        let confirmed = i64::try_from(wanted_by_clients).unwrap_or(i64::MAX);
+        self.broker.metrics.subscriptions.set(confirmed);
+        Ok(())
+    }
+}
+
+struct Step {
+    has_resumed: bool,
+    commands: Commands,
+}
+
+/// What is going on with commands to Redis.
+enum Commands {
+    Sent,
+    UnderWay,
+    None,
+}

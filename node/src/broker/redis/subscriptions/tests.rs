@@ -1,0 +1,208 @@
+use std::collections::HashSet;
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn name(channel: &str) -> ChannelName {
+    ChannelName::new(channel).unwrap()
+}
+
+fn names(channels: &[ChannelName]) -> Vec<&str> {
+    channels.iter().map(ChannelName::as_str).collect()
+}
+
+#[test]
+fn a_wish_becomes_one_command_and_is_settled_by_its_confirmation() {
+    let mut subscriptions = Subscriptions::default();
+    assert!(subscriptions.want(&name("a"), true));
+    assert!(!subscriptions.want(&name("a"), true));
+    let batch = subscriptions.next_batch().unwrap();
+    assert_eq!(names(&batch.subscribe), ["a"]);
+    assert_eq!(subscriptions.next_batch(), None);
+    assert_eq!(subscriptions.confirmed(), 0);
+    subscriptions.confirm("a", true).unwrap();
+    assert_eq!(subscriptions.confirmed(), 1);
+    assert_eq!(subscriptions.next_batch(), None);
+}
+
+#[test]
+fn a_wish_that_changes_while_its_command_is_under_way_is_followed_afterwards() {
+    let mut subscriptions = Subscriptions::default();
+    subscriptions.want(&name("a"), true);
+    subscriptions.next_batch().unwrap();
+    subscriptions.want(&name("a"), false);
+    assert_eq!(subscriptions.next_batch(), None);
+    subscriptions.confirm("a", true).unwrap();
+    let batch = subscriptions.next_batch().unwrap();
+    assert_eq!(names(&batch.unsubscribe), ["a"]);
+    subscriptions.confirm("a", false).unwrap();
+    assert_eq!(subscriptions.find("a"), None);
+}
+
+#[test]
+fn a_wish_taken_back_before_its_command_costs_none() {
+    let mut subscriptions = Subscriptions::default();
+    subscriptions.want(&name("a"), true);
+    subscriptions.want(&name("a"), false);
+    subscriptions.want(&name("never"), false);
+    assert_eq!(subscriptions.next_batch(), None);
+    assert!(subscriptions.channels.is_empty());
+}
+
+#[test]
+fn clients_that_come_and_go_while_redis_is_away_leave_nothing_behind() {
+    let mut subscriptions = Subscriptions::default();
+    for number in 0..1000 {
+        let channel = name(&number.to_string());
+        subscriptions.want(&channel, true);
+        subscriptions.want(&channel, false);
+    }
+    assert!(subscriptions.channels.is_empty());
+    assert!(subscriptions.unsettled.is_empty());
+}
+
+#[test]
+fn commands_hold_at_most_512_channels() {
+    let mut subscriptions = Subscriptions::default();
+    for number in 0..1025 {
+        subscriptions.want(&name(&number.to_string()), true);
+    }
+    let mut sizes = Vec::new();
+    while let Some(batch) = subscriptions.next_batch() {
+        sizes.push(batch.subscribe.len());
+        for channel in &batch.subscribe {
+            subscriptions.confirm(channel.as_str(), true).unwrap();
+        }
+    }
+    assert_eq!(sizes, [512, 512, 1]);
+}
+
+#[test]
+fn what_was_not_asked_for_is_refused() {
+    let mut subscriptions = Subscriptions::default();
+    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+    subscriptions.want(&name("a"), true);
+    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+    subscriptions.next_batch().unwrap();
+    assert_eq!(subscriptions.confirm("a", false), Err(Unasked));
+    subscriptions.confirm("a", true).unwrap();
+    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+}
+
+#[test]
+fn after_a_loss_everything_wanted_is_asked_anew_and_then_it_is_resumed() {
+    let mut subscriptions = Subscriptions::default();
+    for channel in ["a", "b", "gone"] {
+        subscriptions.want(&name(channel), true);
+    }
+    subscriptions.next_batch().unwrap();
+    for channel in ["a", "b", "gone"] {
+        subscriptions.confirm(channel, true).unwrap();
+    }
+    subscriptions.want(&name("gone"), false);
+    subscriptions.lose_all();
+    assert!(!subscriptions.is_resumed());
+    assert_eq!(subscriptions.confirmed(), 0);
+
+    let batch = subscriptions.next_batch().unwrap();
+    let asked: HashSet<_> = names(&batch.subscribe).into_iter().collect();
+    assert_eq!(
+        (asked, batch.unsubscribe.len()),
+        (HashSet::from(["a", "b"]), 0)
+    );
+    subscriptions.confirm("a", true).unwrap();
+    assert!(!subscriptions.is_resumed());
+    subscriptions.confirm("b", true).unwrap();
+    subscriptions.want(&name("new"), true);
+    assert!(subscriptions.is_resumed(), "newcomers do not hold it up");
+}
+
+/// What may happen to the two sets.
+#[derive(Debug, Clone)]
+enum Step {
+    Want(u8, bool),
+    /// Send the next batch, if there is one.
+    Send,
+    /// Redis confirms this many commands.
+    Confirm(usize),
+    Lose,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_u8..6, any::<bool>()).prop_map(|(channel, wanted)| Step::Want(channel, wanted)),
+        3 => Just(Step::Send),
+        3 => (1_usize..4).prop_map(Step::Confirm),
+        1 => Just(Step::Lose),
+    ]
+}
+
+/// Redis, which does what it is told in order.
+#[derive(Default)]
+struct Redis {
+    subscribed: HashSet<String>,
+    to_confirm: VecDeque<(String, bool)>,
+}
+
+impl Redis {
+    fn take(&mut self, batch: Batch) {
+        for (channels, is_subscribed) in [(batch.subscribe, true), (batch.unsubscribe, false)] {
+            for channel in channels {
+                let channel = channel.as_str().to_owned();
+                if is_subscribed {
+                    assert!(self.subscribed.insert(channel.clone()), "subscribed twice");
+                } else {
+                    assert!(self.subscribed.remove(&channel), "unsubscribed twice");
+                }
+                self.to_confirm.push_back((channel, is_subscribed));
+            }
+        }
+    }
+
+    fn confirm(&mut self, subscriptions: &mut Subscriptions, count: usize) {
+        for _ in 0..count.min(self.to_confirm.len()) {
+            let (channel, is_subscribed) = self.to_confirm.pop_front().unwrap();
+            subscriptions.confirm(&channel, is_subscribed).unwrap();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn redis_ends_up_with_exactly_what_is_wanted(steps in prop::collection::vec(any_step(), 0..80)) {
+        let mut subscriptions = Subscriptions::default();
+        let mut redis = Redis::default();
+        let mut wanted = HashSet::new();
+        for step in steps {
+            match step {
+                Step::Want(channel, is_wanted) => {
+                    let channel = name(&channel.to_string());
+                    subscriptions.want(&channel, is_wanted);
+                    if is_wanted {
+                        wanted.insert(channel.as_str().to_owned());
+                    } else {
+                        wanted.remove(channel.as_str());
+                    }
+                }
+                Step::Send => redis.take(subscriptions.next_batch().unwrap_or_default()),
+                Step::Confirm(count) => redis.confirm(&mut subscriptions, count),
+                Step::Lose => {
+                    redis = Redis::default();
+                    subscriptions.lose_all();
+                }
+            }
+        }
+        for _ in 0..3 {
+            redis.confirm(&mut subscriptions, usize::MAX);
+            redis.take(subscriptions.next_batch().unwrap_or_default());
+        }
+        prop_assert_eq!(&redis.subscribed, &wanted);
+        prop_assert_eq!(subscriptions.confirmed(), wanted.len());
+        prop_assert_eq!(subscriptions.channels.len(), wanted.len());
+        prop_assert!(subscriptions.unsettled.is_empty());
+        prop_assert!(subscriptions.is_resumed());
+        prop_assert!(!subscriptions.is_waiting());
+    }
+}

@@ -1,0 +1,325 @@
+//! The same cases on both brokers, then what only Redis can do wrong.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time;
+
+use super::*;
+use crate::config::Config;
+use crate::redis::testing::PATIENCE;
+use crate::redis::testing::RedisServer;
+
+mod redis_away;
+
+/// A hub that only remembers.
+#[derive(Default)]
+struct Recorder {
+    publications: Mutex<Vec<Publication>>,
+    changed: Notify,
+}
+
+impl Deliver for Recorder {
+    fn deliver(&self, publications: Vec<Publication>) {
+        self.publications.lock().extend(publications);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Recorder {
+    /// What came on `channel` so far.
+    fn on(&self, channel: &str) -> Vec<Bytes> {
+        let publications = self.publications.lock();
+        let on_channel = publications
+            .iter()
+            .filter(|publication| publication.channel.as_str() == channel);
+        on_channel
+            .map(|publication| publication.data.clone())
+            .collect()
+    }
+
+    /// Waits until `count` publications have come on `channel`.
+    async fn wait_for(&self, channel: &str, count: usize) -> Vec<Bytes> {
+        let enough = async {
+            loop {
+                let changed = self.changed.notified();
+                let publications = self.on(channel);
+                if count <= publications.len() {
+                    return publications;
+                }
+                changed.await;
+            }
+        };
+        match time::timeout(PATIENCE, enough).await {
+            Ok(publications) => publications,
+            Err(_) => panic!("{} of {count} on {channel}", self.on(channel).len()),
+        }
+    }
+}
+
+/// A broker at work and what it brought.
+struct Setup {
+    broker: Arc<dyn Broker>,
+    recorder: Arc<Recorder>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// Settings of a broker at `server` that notices everything fast.
+fn settings(server: &RedisServer, extra: &str) -> config::Broker {
+    let text = format!(
+        "broker: {{kind: redis, url: \"{}\", probe_interval: 200ms, probe_timeout: 400ms, \
+         response_timeout: 800ms, backoff_max: 200ms{extra}}}",
+        server.url()
+    );
+    Config::parse("test", &text).unwrap().broker
+}
+
+fn set_up(config: &config::Broker) -> Setup {
+    let recorder = Arc::new(Recorder::default());
+    let metrics = Metrics::new();
+    let shutdown = CancellationToken::new();
+    let started = start(
+        config,
+        "test-node",
+        Arc::clone(&recorder) as Arc<dyn Deliver>,
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
+    Setup {
+        broker: started.broker,
+        recorder,
+        metrics,
+        shutdown,
+        tasks: started.tasks,
+    }
+}
+
+impl Setup {
+    async fn subscribe(&self, channels: &[&str]) {
+        for channel in channels {
+            self.broker.subscribe(&name(channel));
+        }
+        self.until_settled(channels.len()).await;
+    }
+
+    /// Waits until the broker has confirmed `channels` channels.
+    async fn until_settled(&self, channels: usize) {
+        let channels = i64::try_from(channels).unwrap();
+        self.until(|| self.metrics.subscriptions.get() == channels)
+            .await;
+    }
+
+    async fn until_ready(&self) {
+        self.until(|| self.broker.readiness().is_ok()).await;
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        let poll = async {
+            while !condition() {
+                time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let met = time::timeout(PATIENCE, poll).await;
+        assert!(
+            met.is_ok(),
+            "{:?}\n{}",
+            self.broker.readiness(),
+            self.metrics.render()
+        );
+    }
+
+    /// Publishes as a client does: at once if there is room, else waiting.
+    async fn publish(&self, channel: &str, data: impl Into<Bytes>) -> Result<(), PublishError> {
+        let channel = name(channel);
+        match self.broker.try_publish(&channel, data.into()) {
+            Ok(()) => Ok(()),
+            Err(TryPublishError::Full(data)) => self.broker.publish(&channel, data).await,
+        }
+    }
+
+    fn dropped(&self, reason: &str) -> u64 {
+        self.counted(&format!("dropped_total{{reason=\"{reason}\"}}"))
+    }
+
+    fn connects(&self, side: &str) -> u64 {
+        self.counted(&format!("broker_connects_total{{side=\"{side}\"}}"))
+    }
+
+    /// The value of a counter that has a label.
+    fn counted(&self, series: &str) -> u64 {
+        let text = self.metrics.render();
+        let head = format!("causeway_node_{series} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&head));
+        line.map_or(0, |count| count.parse().unwrap())
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
+        time::timeout(PATIENCE, ended)
+            .await
+            .expect("a task goes on");
+    }
+}
+
+fn name(channel: &str) -> ChannelName {
+    ChannelName::new(channel).unwrap()
+}
+
+/// One test for each broker, in modules `memory` and `redis`.
+macro_rules! same_on_both {
+    ($($case:ident),* $(,)?) => {
+        mod on_memory {
+            $(#[tokio::test] async fn $case() {
+                super::$case(super::set_up(&super::config::Broker::Memory)).await;
+            })*
+        }
+        mod on_redis {
+            $(#[tokio::test] async fn $case() {
+                let server = super::RedisServer::start().await;
+                let setup = super::set_up(&super::settings(&server, ""));
+                setup.until_ready().await;
+                super::$case(setup).await;
+            })*
+        }
+    };
+}
+
+same_on_both! {
+    what_is_published_comes_back_unchanged_and_in_order,
+    channels_keep_their_order_whatever_their_lane,
+    only_wanted_channels_come,
+    the_last_wish_holds,
+    stopping_publishes_what_was_accepted,
+}
+
+async fn what_is_published_comes_back_unchanged_and_in_order(setup: Setup) {
+    setup.subscribe(&["a"]).await;
+    let mut expected = vec![
+        Bytes::new(),
+        Bytes::from_static(b"\xff\x00\r\n$5\r\n"),
+        Bytes::from(vec![b'x'; 300_000]),
+    ];
+    expected.extend((0..5000).map(|number| Bytes::from(format!("message {number}"))));
+    for data in &expected {
+        setup.publish("a", data.clone()).await.unwrap();
+    }
+    let publications = setup.recorder.wait_for("a", expected.len()).await;
+    assert!(publications == expected, "changed or out of order");
+    assert_eq!(setup.metrics.publications_received.get(), 5003);
+    setup
+        .until(|| setup.metrics.publications_published.get() == 5003)
+        .await;
+    setup.until(|| setup.metrics.lane_bytes.get() == 0).await;
+    setup.stop().await;
+}
+
+async fn channels_keep_their_order_whatever_their_lane(setup: Setup) {
+    let channels: Vec<String> = (0..20).map(|number| format!("channel-{number}")).collect();
+    let names: Vec<&str> = channels.iter().map(String::as_str).collect();
+    setup.subscribe(&names).await;
+    for number in 0..200 {
+        for channel in &names {
+            setup.publish(channel, number.to_string()).await.unwrap();
+        }
+    }
+    let expected: Vec<Bytes> = (0..200).map(|number| number.to_string().into()).collect();
+    for channel in &names {
+        assert_eq!(
+            setup.recorder.wait_for(channel, 200).await,
+            expected,
+            "{channel}"
+        );
+    }
+    setup.stop().await;
+}
+
+async fn only_wanted_channels_come(setup: Setup) {
+    setup.subscribe(&["wanted", "left"]).await;
+    setup.broker.unsubscribe(&name("left"));
+    setup.broker.unsubscribe(&name("never wanted"));
+    setup.until_settled(1).await;
+    setup.publish("left", "no").await.unwrap();
+    setup.publish("other", "no").await.unwrap();
+    setup.publish("wanted", "yes").await.unwrap();
+    setup.recorder.wait_for("wanted", 1).await;
+    setup
+        .until(|| setup.metrics.publications_published.get() == 3)
+        .await;
+    assert_eq!(setup.recorder.publications.lock().len(), 1);
+    setup.stop().await;
+}
+
+async fn the_last_wish_holds(setup: Setup) {
+    for round in 0..50 {
+        for channel in ["on", "off"] {
+            setup.broker.subscribe(&name(channel));
+            setup.broker.subscribe(&name(channel));
+            setup.broker.unsubscribe(&name(channel));
+        }
+        if round % 10 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    setup.broker.subscribe(&name("on"));
+    setup.until_settled(1).await;
+    setup.publish("off", "no").await.unwrap();
+    setup.publish("on", "yes").await.unwrap();
+    assert_eq!(setup.recorder.wait_for("on", 1).await, ["yes"]);
+    assert_eq!(setup.recorder.on("off"), [""; 0]);
+    setup.stop().await;
+}
+
+async fn stopping_publishes_what_was_accepted(setup: Setup) {
+    for number in 0..2000 {
+        setup.publish("a", number.to_string()).await.unwrap();
+    }
+    let metrics = Arc::clone(&setup.metrics);
+    setup.stop().await;
+    assert_eq!(metrics.publications_published.get(), 2000);
+}
+
+#[tokio::test]
+async fn all_nodes_hear_what_one_publishes_and_what_redis_cli_does() {
+    let server = RedisServer::start().await;
+    let nodes: Vec<Setup> = (0..3).map(|_| set_up(&settings(&server, ""))).collect();
+    for node in &nodes {
+        node.subscribe(&["global"]).await;
+    }
+    nodes[0].until_ready().await;
+    nodes[0].publish("global", "from a node").await.unwrap();
+    nodes[2].recorder.wait_for("global", 1).await;
+    server.cli(&["PUBLISH", "global", "from elsewhere"]);
+    for node in &nodes {
+        let heard = node.recorder.wait_for("global", 2).await;
+        assert_eq!(heard, ["from a node", "from elsewhere"]);
+        node.until_ready().await; // Though all have the same node id.
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_channels_are_subscribed_in_batches_and_again_after_a_loss() {
+    let server = RedisServer::start().await;
+    let setup = set_up(&settings(&server, ""));
+    let channels: Vec<String> = (0..3000)
+        .map(|number| format!("channel-{number}"))
+        .collect();
+    let names: Vec<&str> = channels.iter().map(String::as_str).collect();
+    setup.subscribe(&names).await;
+    setup.until_ready().await;
+    server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    setup.until(|| setup.metrics.broker_gaps.get() == 1).await;
+    setup.until_ready().await;
+    setup.until_settled(3000).await;
+    for channel in names.iter().step_by(100) {
+        assert_eq!(
+            server.cli(&["PUBLISH", channel, "back"]),
+            "1\n",
+            "{channel}"
+        );
+    }
+    setup.stop().await;
+}

@@ -1,0 +1,236 @@
+//! One client, whatever its transport: its membership, the rules for what it sends, and where that goes.
+//!
+//! Owns no wire. A transport or a session makes one with the [`Member`] that takes the client's messages,
+//! hands in what the client sends, and closes the connection if told so.
+//!
+//! Invariant: what one client sends is passed on in the order of the calls, one call after the other.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::broker::Broker;
+use crate::broker::PublishError;
+use crate::broker::TryPublishError;
+use crate::config::Endpoint;
+use crate::config::Mode;
+use crate::disconnect::Disconnect;
+use crate::frame::sockjs;
+use crate::frame::websocket;
+use crate::frame::websocket::SocketFormat;
+use crate::hub::Hub;
+use crate::hub::Member;
+use crate::hub::Membership;
+use crate::metrics::Counted;
+use crate::metrics::Metrics;
+use crate::metrics::Transport;
+
+mod rate;
+
+pub(crate) use crate::frame::websocket::MessageKind;
+
+/// What every client of this node shares.
+pub(crate) struct Clients {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// What the clients' rates are counted from.
+    started: Instant,
+}
+
+/// A connected client. Dropping it ends its membership.
+pub(crate) struct Client {
+    clients: Arc<Clients>,
+    endpoint: Arc<Endpoint>,
+    member: Member,
+    rate: AtomicU64,
+    _membership: Option<Membership>,
+    _counted: Counted,
+}
+
+/// What became of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is on its way.
+    Done,
+    /// There is no room at the moment. Hand the message to [`Client::wait_for_room`], and nothing else
+    /// of this client before that is done.
+    NoRoom(Bytes),
+}
+
+/// How long messages that came in one piece wait for room, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as the broker lets a publication wait.
+    Left,
+    /// Not at all: the broker has given one up. Those behind it go at once or are dropped, so that their
+    /// client is not left unread for as many times as it sent messages.
+    Spent,
+}
+
+impl Clients {
+    /// Ties hub and broker together for the clients.
+    pub(crate) fn new(hub: Arc<Hub>, broker: Arc<dyn Broker>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            hub,
+            broker,
+            metrics,
+            started: Instant::now(),
+        })
+    }
+
+    /// A client of `endpoint` that hears its channel from now on, through `member`.
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        endpoint: Arc<Endpoint>,
+        transport: Transport,
+        member: Member,
+    ) -> Client {
+        let membership = match &endpoint.mode {
+            Mode::Relay { channel } => Some(self.hub.join(channel, member.clone())),
+            Mode::Echo => None,
+        };
+        Client {
+            clients: Arc::clone(self),
+            endpoint,
+            member,
+            rate: AtomicU64::new(0),
+            _membership: membership,
+            _counted: self.metrics.client(transport),
+        }
+    }
+}
+
+impl Client {
+    /// Takes a message of the client, if that is possible without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The client broke a rule of its endpoint and is to be sent away.
+    pub(crate) fn try_message(
+        &self,
+        data: &[u8],
+        kind: MessageKind,
+        now: Instant,
+    ) -> Result<Taken, Disconnect> {
+        self.check(data, now)?;
+        match &self.endpoint.mode {
+            Mode::Echo => {
+                self.echo(data, kind);
+                Ok(Taken::Done)
+            }
+            Mode::Relay { channel } => {
+                // A copy: what waits in a lane must not keep the whole read that it came with.
+                let data = Bytes::copy_from_slice(data);
+                match self.clients.broker.try_publish(channel, data) {
+                    Ok(()) => Ok(Taken::Done),
+                    Err(TryPublishError::Full(data)) => Ok(Taken::NoRoom(data)),
+                }
+            }
+        }
+    }
+
+    /// Publishes what [`try_message`](Self::try_message) found no room for, as soon as there is some.
+    ///
+    /// What the broker gives up on is counted and logged there; the client stays, and its `patience` is
+    /// spent.
+    ///
+    /// # Errors
+    ///
+    /// The client is to be sent away: its message can never be published.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the message.
+    pub(crate) async fn wait_for_room(
+        &self,
+        data: Bytes,
+        patience: &mut Patience,
+    ) -> Result<(), Disconnect> {
+        let Mode::Relay { channel } = &self.endpoint.mode else {
+            return Ok(());
+        };
+        let publish = self.clients.broker.publish(channel, data);
+        let published = match patience {
+            Patience::Left => publish.await,
+            // One look; what is dropped by it the broker counts as well.
+            Patience::Spent => publish.now_or_never().unwrap_or(Err(PublishError::Expired)),
+        };
+        match published {
+            Ok(()) | Err(PublishError::Stopped) => Ok(()),
+            Err(PublishError::Expired) => {
+                *patience = Patience::Spent;
+                Ok(())
+            }
+            Err(PublishError::TooLarge) => Err(Disconnect::TOO_LARGE),
+        }
+    }
+
+    /// Takes a message of the client and waits for room if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The client broke a rule of its endpoint and is to be sent away.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future may drop the message.
+    pub(crate) async fn on_message(
+        &self,
+        data: Bytes,
+        kind: MessageKind,
+        patience: &mut Patience,
+    ) -> Result<(), Disconnect> {
+        match self.try_message(&data, kind, Instant::now())? {
+            Taken::Done => Ok(()),
+            Taken::NoRoom(data) => self.wait_for_room(data, patience).await,
+        }
+    }
+
+    /// The rules that it lives by.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    fn check(&self, data: &[u8], now: Instant) -> Result<(), Disconnect> {
+        self.clients.metrics.messages_received.inc();
+        if self.endpoint.read_only {
+            return Err(Disconnect::READ_ONLY);
+        }
+        if self.endpoint.message_bytes_max < data.len() {
+            return Err(Disconnect::TOO_LARGE);
+        }
+        let since_start = now.saturating_duration_since(self.clients.started);
+        match self.endpoint.publish_rate {
+            Some(rate) if !rate::admit(&self.rate, rate, since_start) => Err(Disconnect::RATE),
+            _ => Ok(()),
+        }
+    }
+
+    fn echo(&self, data: &[u8], kind: MessageKind) {
+        let mut out = BytesMut::new();
+        match &self.member {
+            Member::Socket(outbox) if outbox.format() == SocketFormat::Raw => {
+                websocket::append_message(&mut out, kind, data);
+                outbox.send(&out.freeze());
+            }
+            Member::Socket(outbox) => {
+                let mut quoted = BytesMut::new();
+                sockjs::append_quoted(&mut quoted, &String::from_utf8_lossy(data));
+                websocket::append_sockjs_message(&mut out, &quoted);
+                outbox.send(&out.freeze());
+            }
+            Member::Queue(outbox) => {
+                sockjs::append_quoted(&mut out, &String::from_utf8_lossy(data));
+                outbox.push(out.freeze());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! How fast one client may send: a token bucket in eight bytes, time passed in.
+//!
+//! The state is the moment at which the bucket is full again (the generic cell rate algorithm): a message
+//! moves it on by the time that a token takes, and may not move it further ahead than a burst.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::config::PublishRate;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Whether a message at `now`, counted from any fixed moment, is within `rate`. Only one that is counts.
+///
+/// `full_at` is the client's state in nanoseconds, 0 at first.
+pub(super) fn admit(full_at: &AtomicU64, rate: PublishRate, now: Duration) -> bool {
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let token = SECOND / u64::from(rate.per_second.max(1));
+    let ahead_max = token.saturating_mul(u64::from(rate.burst));
+    full_at
+        .try_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+            let next = full_at.max(now).saturating_add(token);
+            (next.saturating_sub(now) <= ahead_max).then_some(next)
+        })
+        .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: PublishRate = PublishRate {
+        per_second: 10,
+        burst: 3,
+    };
+
+    fn admitted(state: &AtomicU64, count: usize, now: Duration) -> usize {
+        (0..count).filter(|_| admit(state, RATE, now)).count()
+    }
+
+    #[test]
+    fn a_burst_passes_at_once_and_no_more() {
+        let state = AtomicU64::new(0);
+        assert_eq!(admitted(&state, 5, Duration::ZERO), 3);
+        assert_eq!(admitted(&state, 5, Duration::from_millis(99)), 0);
+    }
+
+    #[test]
+    fn a_token_comes_back_after_its_time() {
+        let state = AtomicU64::new(0);
+        admitted(&state, 3, Duration::ZERO);
+        assert_eq!(admitted(&state, 5, Duration::from_millis(100)), 1);
+        assert_eq!(admitted(&state, 5, Duration::from_millis(300)), 2);
+    }
+
+    #[test]
+    fn a_long_silence_saves_no_more_than_a_burst() {
+        let state = AtomicU64::new(0);
+        admitted(&state, 3, Duration::ZERO);
+        assert_eq!(admitted(&state, 9, Duration::from_secs(3600)), 3);
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing() {
+        let state = AtomicU64::new(0);
+        admitted(&state, 1000, Duration::ZERO);
+        assert_eq!(admitted(&state, 5, Duration::from_millis(300)), 3);
+    }
+}

@@ -1,0 +1,236 @@
+//! The node's settings: what `node.yaml` says, checked once, with every default filled in.
+//!
+//! Below this module nothing is checked again. [`settings`] holds all defaults and ranges, [`raw`] mirrors
+//! the file for serde, [`check`] turns one into the other and reports every mistake with its place.
+//! `conf/node.yaml` says of each setting what it is for; the docs here say it in short.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_conf::AddressRange;
+use causeway_conf::ConfErrors;
+use causeway_conf::Positions;
+use causeway_conf::Secret;
+
+mod check;
+mod endpoint;
+mod raw;
+mod settings;
+
+pub(crate) use endpoint::{
+    AllowedOrigins, Endpoint, Mode, Ping, Protocol, PublishRate, Sockjs, SockjsTransport,
+};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    id: Option<String>,
+    /// Where clients and the edge connect; port 0 lets the kernel choose.
+    pub(crate) listen: SocketAddr,
+    /// Worker threads; `None`: one for each core.
+    pub(crate) threads: Option<usize>,
+    /// How messages reach other nodes.
+    pub(crate) broker: Broker,
+    /// What is served where; paths differ and none is empty.
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    /// Whether `/` is the chat page.
+    pub(crate) page: bool,
+    /// Peers whose X-Forwarded-* headers are believed.
+    pub(crate) trusted_proxies: Vec<AddressRange>,
+    pub(crate) limits: Limits,
+    pub(crate) tcp: Tcp,
+    pub(crate) fanout: Fanout,
+    pub(crate) drain: Drain,
+    pub(crate) log: Log,
+}
+
+/// Which broker, and its settings.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Broker {
+    /// This node alone.
+    Memory,
+    /// Redis Pub/Sub.
+    Redis(Box<Redis>),
+}
+
+/// The Redis broker's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Redis {
+    pub(crate) server: RedisServer,
+    /// Lanes for publishing, one connection each.
+    pub(crate) lanes: usize,
+    /// What may wait in one lane, in bytes of messages.
+    pub(crate) lane_bytes_max: usize,
+    /// How long a publication may wait for its lane and in it.
+    pub(crate) lane_wait: Duration,
+    /// For a connection, from the first packet to the end of the login.
+    pub(crate) connect_timeout: Duration,
+    /// For the answer to what was written.
+    pub(crate) response_timeout: Duration,
+    /// The longest pause between two attempts to connect.
+    pub(crate) backoff_max: Duration,
+    pub(crate) probe_interval: Duration,
+    /// After which a probe that has not come back is missed.
+    pub(crate) probe_timeout: Duration,
+    /// The largest publication that is taken from Redis.
+    pub(crate) message_bytes_max: usize,
+}
+
+/// Which Redis, and how to log in. `Debug` masks the password.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RedisServer {
+    pub(crate) address: RedisAddress,
+    pub(crate) database: i64,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret>,
+}
+
+/// Where Redis listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RedisAddress {
+    /// Looked up anew at each attempt to connect.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What the node takes on at most.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Limits {
+    /// TCP connections at a time; `None`: as many as the open-file limit allows.
+    pub(crate) connections: Option<usize>,
+    /// SockJS sessions over HTTP at a time.
+    pub(crate) sessions: usize,
+    /// The largest request head.
+    pub(crate) head_bytes_max: usize,
+    /// For a request head to be complete.
+    pub(crate) head_timeout: Duration,
+    /// How long a connection may wait for its next request.
+    pub(crate) keepalive: Duration,
+    /// The largest request body (`xhr_send`).
+    pub(crate) body_bytes_max: usize,
+    /// For a request body to be complete.
+    pub(crate) body_timeout: Duration,
+}
+
+/// What the kernel is told about each connection.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tcp {
+    /// Idle time before the kernel probes the peer.
+    pub(crate) keepalive: Duration,
+    /// How long sent data may stay unacknowledged.
+    pub(crate) user_timeout: Duration,
+    /// SO_SNDBUF, in bytes.
+    pub(crate) send_buffer_bytes: usize,
+}
+
+/// How the hub gathers publications before it writes them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fanout {
+    /// The longest that a publication waits for others; zero: never.
+    pub(crate) window: Duration,
+    /// Threads' time between two rounds, as a multiple of what the last one took.
+    pub(crate) factor: f64,
+    /// What may gather before the window is cut short.
+    pub(crate) batch_bytes_max: usize,
+}
+
+/// How the node stops.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Drain {
+    /// How long `/ready` says 503 before the listener closes.
+    pub(crate) lead: Duration,
+    /// Over what time clients are sent away.
+    pub(crate) spread: Duration,
+    /// After which what is still open is cut.
+    pub(crate) timeout: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Log {
+    /// A level, or `tracing` filter directives.
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Config {
+    /// Reads `path`.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake that was found, with file, line, column, key and what would be right.
+    pub fn load(path: &Path) -> Result<Self, ConfErrors> {
+        let document = causeway_conf::load::<raw::Config>(path)?;
+        check::check(document.value, &document.positions)
+    }
+
+    /// Reads `text` as if it came from a file `name`.
+    #[cfg(test)]
+    pub(crate) fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
+        let document = causeway_conf::parse::<raw::Config>(name, text)?;
+        check::check(document.value, &document.positions)
+    }
+
+    /// What applies when no file is given: the memory broker, `127.0.0.1:9000`, `/sockjs`, `/ws` and
+    /// `/echo`.
+    #[must_use]
+    pub fn default_without_file() -> Self {
+        check::check(raw::Config::default(), &Positions::default())
+            .expect("a test proves that the defaults pass their own checks")
+    }
+
+    /// The node's name: what `node.id` says, else host name and port.
+    pub(crate) fn node_id(&self, bound: SocketAddr) -> String {
+        match &self.id {
+            Some(id) => id.clone(),
+            None => format!("{}-{}", host_name(), bound.port()),
+        }
+    }
+}
+
+/// The kernel's host name, reduced to what a header value and a metric label take.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name
+        .trim()
+        .chars()
+        .filter(|&c| check::fits_node_id(c))
+        .take(check::NODE_ID_BYTES_MAX - "-65535".len())
+        .collect();
+    if name.is_empty() {
+        "node".to_owned()
+    } else {
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! From what the file says to what applies: defaults filled in, ranges and relations checked.
+//!
+//! Every check that fails adds an error and goes on with the default, so that one run reports all
+//! mistakes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_conf::ByteSize;
+use causeway_conf::ConfError;
+use causeway_conf::ConfErrors;
+use causeway_conf::Positions;
+use causeway_conf::Span;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::Broker;
+use crate::config::Config;
+use crate::config::Drain;
+use crate::config::Endpoint;
+use crate::config::Fanout;
+use crate::config::Limits;
+use crate::config::Log;
+use crate::config::Mode;
+use crate::config::Protocol;
+use crate::config::Tcp;
+use crate::config::raw;
+use crate::config::settings;
+use crate::config::settings::Setting;
+
+mod broker;
+mod endpoint;
+
+/// The longest node id, in bytes.
+pub(super) const NODE_ID_BYTES_MAX: usize = 64;
+
+/// Whether a node id may hold `c`: what is safe in a header, a metric label and a channel name.
+pub(super) fn fits_node_id(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+}
+
+/// Checks `raw`, whose keys stand at `positions`.
+pub(super) fn check(raw: raw::Config, positions: &Positions) -> Result<Config, ConfErrors> {
+    let mut checker = Checker {
+        positions,
+        errors: Vec::new(),
+    };
+    let config = checker.config(raw);
+    if checker.errors.is_empty() {
+        Ok(config)
+    } else {
+        // In reading order; what stands at one place keeps the order of the checks.
+        checker.errors.sort_by_key(|error| error.position);
+        Err(ConfErrors(checker.errors))
+    }
+}
+
+/// Whether `text` is a level or a list of `TARGET=LEVEL` and levels.
+///
+/// `tracing` would take a misspelled level for the name of a target and log nothing else.
+fn is_filter(text: &str) -> bool {
+    let is_level = |text: &str| text.trim().parse::<LevelFilter>().is_ok();
+    let mut directives = text.split(',');
+    directives.all(|directive| match directive.split_once('=') {
+        Some((_, level)) => is_level(level),
+        None => is_level(directive),
+    }) && EnvFilter::try_new(text).is_ok()
+}
+
+struct Checker<'a> {
+    positions: &'a Positions,
+    errors: Vec<ConfError>,
+}
+
+impl Checker<'_> {
+    fn config(&mut self, raw: raw::Config) -> Config {
+        let endpoints = self.endpoints(raw.endpoints);
+        let broker = self.broker(raw.broker.unwrap_or_default());
+        let limits = self.limits(raw.limits.unwrap_or_default());
+        self.relations(&endpoints, &broker, &limits);
+        Config {
+            id: self.node_id(raw.node.unwrap_or_default().id),
+            listen: self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN)),
+            threads: self.count_or_auto(
+                "threads",
+                raw.threads.filter(|&n| n != 0),
+                settings::THREADS_MAX,
+            ),
+            broker,
+            endpoints: endpoints.into_iter().map(Arc::new).collect(),
+            page: raw.page.unwrap_or(settings::PAGE),
+            trusted_proxies: raw.trusted_proxies.unwrap_or_default(),
+            limits,
+            tcp: self.tcp(raw.tcp.unwrap_or_default()),
+            fanout: self.fanout(raw.fanout.unwrap_or_default()),
+            drain: self.drain(raw.drain.unwrap_or_default()),
+            log: self.log(raw.log.unwrap_or_default()),
+        }
+    }
+
+    fn node_id(&mut self, id: Option<String>) -> Option<String> {
+        let id = id?;
+        if id.is_empty() || NODE_ID_BYTES_MAX < id.len() || !id.chars().all(fits_node_id) {
+            self.error(
+                "node.id",
+                format!("expected 1 to {NODE_ID_BYTES_MAX} of letters, digits, `-`, `_` and `.`, found {id:?}"),
+            );
+        }
+        Some(id)
+    }
+
+    fn listen(&mut self, text: &str) -> SocketAddr {
+        text.parse().unwrap_or_else(|_| {
+            self.error(
+                "listen",
+                format!("expected an address and a port, such as \"127.0.0.1:9000\" or \"[::]:9000\", found {text:?}"),
+            );
+            SocketAddr::from(([127, 0, 0, 1], 9000))
+        })
+    }
+
+    fn limits(&mut self, raw: raw::Limits) -> Limits {
+        Limits {
+            connections: self.count_or_auto(
+                "limits.connections",
+                raw.connections,
+                settings::CONNECTIONS_MAX,
+            ),
+            sessions: self.count("limits.sessions", raw.sessions, &settings::SESSIONS),
+            head_bytes_max: self.size("limits.head_size", raw.head_size, &settings::HEAD_SIZE),
+            head_timeout: self.span(
+                "limits.head_timeout",
+                raw.head_timeout,
+                &settings::HEAD_TIMEOUT,
+            ),
+            keepalive: self.span("limits.keepalive", raw.keepalive, &settings::KEEPALIVE),
+            body_bytes_max: self.size("limits.body_size", raw.body_size, &settings::BODY_SIZE),
+            body_timeout: self.span(
+                "limits.body_timeout",
+                raw.body_timeout,
+                &settings::BODY_TIMEOUT,
+            ),
+        }
+    }
+
+    fn tcp(&mut self, raw: raw::Tcp) -> Tcp {
+        Tcp {
+            keepalive: self.span("tcp.keepalive", raw.keepalive, &settings::TCP_KEEPALIVE),
+            user_timeout: self.span(
+                "tcp.user_timeout",
+                raw.user_timeout,
+                &settings::TCP_USER_TIMEOUT,
+            ),
+            send_buffer_bytes: self.size(
+                "tcp.send_buffer",
+                raw.send_buffer,
+                &settings::SEND_BUFFER,
+            ),
+        }
+    }
+
+    fn fanout(&mut self, raw: raw::Fanout) -> Fanout {
+        Fanout {
+            window: self.span("fanout.window", raw.window, &settings::WINDOW),
+            factor: self.in_range(
+                "fanout.factor",
+                raw.factor,
+                &settings::FACTOR,
+                f64::to_string,
+            ),
+            batch_bytes_max: self.size("fanout.batch", raw.batch, &settings::BATCH),
+        }
+    }
+
+    fn drain(&mut self, raw: raw::Drain) -> Drain {
+        let drain = Drain {
+            lead: self.span("drain.lead", raw.lead, &settings::DRAIN_LEAD),
+            spread: self.span("drain.spread", raw.spread, &settings::DRAIN_SPREAD),
+            timeout: self.span("drain.timeout", raw.timeout, &settings::DRAIN_TIMEOUT),
+        };
+        if drain.timeout < drain.spread {
+            let timeout = Span(drain.timeout);
+            self.error(
+                "drain.spread",
+                format!(
+                    "expected at most drain.timeout ({timeout}), found {}",
+                    Span(drain.spread)
+                ),
+            );
+        }
+        drain
+    }
+
+    fn log(&mut self, raw: raw::Log) -> Log {
+        let level = raw.level.unwrap_or_else(|| settings::LOG_LEVEL.to_owned());
+        if !is_filter(&level) {
+            self.error(
+                "log.level",
+                format!(
+                    "expected error, warn, info, debug, trace or off, or directives such as \
+                     \"info,causeway_node::broker=debug\", found {level:?}"
+                ),
+            );
+        }
+        Log {
+            level,
+            format: raw.format.unwrap_or(settings::LOG_FORMAT),
+        }
+    }
+
+    /// What must hold between settings of different parts.
+    fn relations(&mut self, endpoints: &[Endpoint], broker: &Broker, limits: &Limits) {
+        let mut paths = HashMap::new();
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            if let Some(first) = paths.insert(endpoint.path.as_str(), index) {
+                let path = &endpoint.path;
+                self.error(
+                    &format!("endpoints[{index}].path"),
+                    format!("duplicate path \"{path}\", endpoints[{first}] has it already"),
+                );
+            }
+            let is_sockjs = matches!(endpoint.protocol, Protocol::Sockjs(_));
+            let is_relay = matches!(endpoint.mode, Mode::Relay { .. });
+            let mut bounds = Vec::new();
+            if is_sockjs {
+                bounds.push(("limits.body_size", limits.body_bytes_max));
+            }
+            if let Broker::Redis(redis) = broker
+                && is_relay
+            {
+                bounds.push(("broker.lane_bytes", redis.lane_bytes_max));
+                bounds.push(("broker.message_size", redis.message_bytes_max));
+            }
+            for (bound, bytes) in bounds {
+                if bytes < endpoint.message_bytes_max {
+                    let bytes = ByteSize(bytes as u64);
+                    let found = ByteSize(endpoint.message_bytes_max as u64);
+                    self.error(
+                        &format!("endpoints[{index}].message_size"),
+                        format!("expected at most {bound} ({bytes}), found {found}"),
+                    );
+                }
+            }
+        }
+    }
+
+    fn span(&mut self, key: &str, value: Option<Span>, setting: &Setting<Duration>) -> Duration {
+        let show = |duration: &Duration| Span(*duration).to_string();
+        self.in_range(key, value.map(|span| span.0), setting, show)
+    }
+
+    fn size(&mut self, key: &str, value: Option<ByteSize>, setting: &Setting<u64>) -> usize {
+        let show = |bytes: &u64| ByteSize(*bytes).to_string();
+        let bytes = self.in_range(key, value.map(|size| size.0), setting, show);
+        usize::try_from(bytes).expect("no size may be set past 1 GiB")
+    }
+
+    fn count(&mut self, key: &str, value: Option<u64>, setting: &Setting<u64>) -> usize {
+        let count = self.in_range(key, value, setting, u64::to_string);
+        usize::try_from(count).expect("no count may be set past 100 million")
+    }
+
+    fn count_or_auto(&mut self, key: &str, value: Option<u64>, max: u64) -> Option<usize> {
+        let setting = Setting {
+            default: 1,
+            min: 1,
+            max,
+        };
+        value.map(|count| self.count(key, Some(count), &setting))
+    }
+
+    /// `value` if it is in range, else the default and, if there was a value, an error.
+    fn in_range<T: PartialOrd + Copy>(
+        &mut self,
+        key: &str,
+        value: Option<T>,
+        setting: &Setting<T>,
+        show: impl Fn(&T) -> String,
+    ) -> T {
+        let Some(value) = value else {
+            return setting.default;
+        };
+        if setting.min <= value && value <= setting.max {
+            return value;
+        }
+        let (min, max) = (show(&setting.min), show(&setting.max));
+        self.error(
+            key,
+            format!("expected {min} to {max}, found {}", show(&value)),
+        );
+        setting.default
+    }
+
+    fn error(&mut self, key: &str, message: impl Into<String>) {
+        self.errors.push(self.positions.error(key, message));
+    }
+}

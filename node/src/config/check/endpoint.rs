@@ -1,0 +1,268 @@
+//! One endpoint's settings.
+
+use super::Checker;
+use crate::channel::ChannelName;
+use crate::channel::RESERVED_PREFIX;
+use crate::config::AllowedOrigins;
+use crate::config::Endpoint;
+use crate::config::Mode;
+use crate::config::Ping;
+use crate::config::Protocol;
+use crate::config::PublishRate;
+use crate::config::Sockjs;
+use crate::config::raw;
+use crate::config::settings;
+use crate::config::settings::Setting;
+use causeway_conf::ByteSize;
+
+/// Paths that the node answers itself.
+const OWN_PATHS: [&str; 4] = ["/live", "/ready", "/metrics", "/move"];
+
+impl Checker<'_> {
+    pub(super) fn endpoints(&mut self, raw: Option<Vec<raw::Endpoint>>) -> Vec<Endpoint> {
+        let raw = raw.unwrap_or_else(endpoints_without_file);
+        if raw.is_empty() {
+            self.error(
+                "endpoints",
+                "expected at least one endpoint; leave the key out for the three defaults",
+            );
+        }
+        let indexed = raw.into_iter().enumerate();
+        indexed
+            .map(|(index, raw)| self.endpoint(&format!("endpoints[{index}]"), raw))
+            .collect()
+    }
+
+    fn endpoint(&mut self, at: &str, raw: raw::Endpoint) -> Endpoint {
+        let protocol = raw.protocol.unwrap_or_else(|| {
+            self.error(
+                &format!("{at}.protocol"),
+                "expected `sockjs` or `websocket`",
+            );
+            raw::Protocol::Websocket
+        });
+        Endpoint {
+            path: self.path(&format!("{at}.path"), raw.path.as_deref()),
+            mode: self.mode(
+                at,
+                raw.mode.unwrap_or(raw::Mode::Relay),
+                raw.channel.as_deref(),
+            ),
+            read_only: raw.read_only.unwrap_or(settings::READ_ONLY),
+            message_bytes_max: self.size(
+                &format!("{at}.message_size"),
+                raw.message_size,
+                &settings::MESSAGE_SIZE,
+            ),
+            publish_rate: self
+                .publish_rate(&format!("{at}.publish_rate"), raw.publish_rate.as_ref()),
+            outbox_bytes_max: self.size(&format!("{at}.outbox"), raw.outbox, &settings::OUTBOX),
+            allowed_origins: self.allowed_origins(
+                &format!("{at}.allowed_origins"),
+                raw.allowed_origins.as_ref(),
+            ),
+            ping: self.ping(&format!("{at}.ping"), raw.ping.as_ref()),
+            protocol: self.protocol(at, protocol, raw),
+        }
+    }
+
+    fn path(&mut self, key: &str, path: Option<&str>) -> String {
+        let Some(path) = path else {
+            self.error(key, "expected a path, such as \"/chat\"");
+            return String::new();
+        };
+        let segments = path.strip_prefix('/').map(|rest| rest.split('/'));
+        let is_plain = |segment: &str| {
+            let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
+            !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(fits)
+        };
+        if !segments.is_some_and(|mut segments| segments.all(is_plain)) {
+            self.error(key, format!("expected a path, such as \"/chat\": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found {path:?}"));
+        } else if OWN_PATHS.contains(&path) {
+            self.error(
+                key,
+                format!("the node answers {path} itself, expected another path"),
+            );
+        }
+        path.to_owned()
+    }
+
+    fn mode(&mut self, at: &str, mode: raw::Mode, channel: Option<&str>) -> Mode {
+        let key = format!("{at}.channel");
+        match mode {
+            raw::Mode::Echo => {
+                if channel.is_some() {
+                    self.error(&key, "a channel is only for `mode: relay`");
+                }
+                Mode::Echo
+            }
+            raw::Mode::Relay => {
+                let name = channel.unwrap_or(settings::CHANNEL);
+                let channel = ChannelName::new(name).unwrap_or_else(|error| {
+                    self.error(&key, format!("{error}, found {} bytes", name.len()));
+                    ChannelName::new(settings::CHANNEL).expect("a test loads the defaults")
+                });
+                if channel.is_reserved() {
+                    self.error(&key, format!("names that begin with \"{RESERVED_PREFIX}\" are the node's own, expected another one"));
+                }
+                Mode::Relay { channel }
+            }
+        }
+    }
+
+    fn publish_rate(&mut self, key: &str, raw: Option<&raw::PublishRate>) -> Option<PublishRate> {
+        let raw = raw?;
+        let setting = Setting {
+            default: 1,
+            min: 1,
+            max: settings::RATE_MAX,
+        };
+        let per_second = self.count(&format!("{key}.per_second"), Some(raw.per_second), &setting);
+        let burst = raw.burst.unwrap_or(per_second as u64);
+        let burst = self.count(&format!("{key}.burst"), Some(burst), &setting);
+        let narrow = |count: usize| u32::try_from(count).expect("the range ends below");
+        Some(PublishRate {
+            per_second: narrow(per_second),
+            burst: narrow(burst),
+        })
+    }
+
+    fn ping(&mut self, key: &str, raw: Option<&raw::Ping>) -> Ping {
+        let interval = raw.and_then(|ping| ping.interval);
+        let timeout = raw.and_then(|ping| ping.timeout);
+        Ping {
+            interval: self.span(
+                &format!("{key}.interval"),
+                interval,
+                &settings::PING_INTERVAL,
+            ),
+            timeout: self.span(&format!("{key}.timeout"), timeout, &settings::PING_TIMEOUT),
+        }
+    }
+
+    fn protocol(&mut self, at: &str, protocol: raw::Protocol, raw: raw::Endpoint) -> Protocol {
+        if protocol == raw::Protocol::Websocket {
+            let given = [
+                ("transports", raw.transports.is_some()),
+                ("heartbeat", raw.heartbeat.is_some()),
+                ("disconnect_delay", raw.disconnect_delay.is_some()),
+                ("response_limit", raw.response_limit.is_some()),
+                ("jsessionid", raw.jsessionid.is_some()),
+            ];
+            for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+                self.error(
+                    &format!("{at}.{key}"),
+                    "this setting is only for `protocol: sockjs`",
+                );
+            }
+            return Protocol::Websocket;
+        }
+        let mut transports = raw
+            .transports
+            .unwrap_or_else(|| settings::TRANSPORTS.to_vec());
+        if transports.is_empty() {
+            self.error(
+                &format!("{at}.transports"),
+                "expected at least one of websocket, xhr_streaming, xhr",
+            );
+        }
+        let mut seen = Vec::new();
+        transports.retain(|transport| {
+            let is_new = !seen.contains(transport);
+            seen.push(*transport);
+            is_new
+        });
+        Protocol::Sockjs(Sockjs {
+            transports,
+            heartbeat: self.span(
+                &format!("{at}.heartbeat"),
+                raw.heartbeat,
+                &settings::HEARTBEAT,
+            ),
+            disconnect_delay: self.span(
+                &format!("{at}.disconnect_delay"),
+                raw.disconnect_delay,
+                &settings::DISCONNECT_DELAY,
+            ),
+            response_bytes_max: self.size(
+                &format!("{at}.response_limit"),
+                raw.response_limit,
+                &settings::RESPONSE_LIMIT,
+            ),
+            jsessionid: raw.jsessionid.unwrap_or(settings::JSESSIONID),
+        })
+    }
+
+    fn allowed_origins(&mut self, key: &str, raw: Option<&raw::AllowedOrigins>) -> AllowedOrigins {
+        let list = match raw {
+            None => return AllowedOrigins::Same,
+            Some(raw::AllowedOrigins::Word(word)) if word == "same" => return AllowedOrigins::Same,
+            Some(raw::AllowedOrigins::Word(word)) => {
+                self.error(
+                    key,
+                    format!("expected `same`, [\"*\"] or a list of origins, found {word:?}"),
+                );
+                return AllowedOrigins::Same;
+            }
+            Some(raw::AllowedOrigins::List(list)) => list,
+        };
+        if list.is_empty() {
+            self.error(key, "expected `same`, [\"*\"] or at least one origin: an empty list would refuse every browser");
+        }
+        if list.iter().any(|origin| origin == "*") {
+            if 1 < list.len() {
+                self.error(key, "\"*\" allows every origin, expected it alone");
+            }
+            return AllowedOrigins::Any;
+        }
+        let mut origins = Vec::new();
+        for (index, text) in list.iter().enumerate() {
+            match origin(text) {
+                Some(origin) => origins.push(origin),
+                None => self.error(
+                    &format!("{key}[{index}]"),
+                    format!("expected an origin, such as \"https://chat.example\" or \"http://localhost:3000\", without a path, found {text:?}"),
+                ),
+            }
+        }
+        AllowedOrigins::Listed(origins)
+    }
+}
+
+/// The origin as a browser sends it (RFC 6454 section 6.2): lower case, without the scheme's own port.
+fn origin(text: &str) -> Option<String> {
+    let uri: http::Uri = text.parse().ok()?;
+    let scheme = uri.scheme_str()?.to_ascii_lowercase();
+    let authority = uri.authority()?.as_str().to_ascii_lowercase();
+    if authority.contains('@') || text.ends_with('/') || uri.path() != "/" || uri.query().is_some()
+    {
+        return None;
+    }
+    let own_port = match scheme.as_str() {
+        "https" => ":443",
+        "http" => ":80",
+        _ => "",
+    };
+    let host = authority.strip_suffix(own_port).unwrap_or(&authority);
+    Some(format!("{scheme}://{host}"))
+}
+
+/// `/sockjs` and `/ws` relay, `/echo` echoes: what a node serves when nobody says anything else.
+fn endpoints_without_file() -> Vec<raw::Endpoint> {
+    let endpoint = |path: &str, protocol| raw::Endpoint {
+        path: Some(path.to_owned()),
+        protocol: Some(protocol),
+        ..raw::Endpoint::default()
+    };
+    vec![
+        endpoint("/sockjs", raw::Protocol::Sockjs),
+        endpoint("/ws", raw::Protocol::Websocket),
+        raw::Endpoint {
+            mode: Some(raw::Mode::Echo),
+            // Nothing is read from the node and nothing reaches another client: any page may try it.
+            allowed_origins: Some(raw::AllowedOrigins::List(vec!["*".to_owned()])),
+            response_limit: Some(ByteSize(settings::ECHO_RESPONSE_LIMIT)),
+            ..endpoint("/echo", raw::Protocol::Sockjs)
+        },
+    ]
+}

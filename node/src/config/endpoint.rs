@@ -1,0 +1,100 @@
+//! What is served under one path, and by which rules.
+
+use std::time::Duration;
+
+use crate::channel::ChannelName;
+
+/// One path of the node and the rules for its clients.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Endpoint {
+    /// Begins with `/` and does not end with one.
+    pub(crate) path: String,
+    pub(crate) protocol: Protocol,
+    pub(crate) mode: Mode,
+    /// Clients only listen; one that sends is disconnected.
+    pub(crate) read_only: bool,
+    /// The largest message that a client may send.
+    pub(crate) message_bytes_max: usize,
+    /// How fast one client may send; `None`: as fast as it can.
+    pub(crate) publish_rate: Option<PublishRate>,
+    /// What may wait for one client that reads slowly.
+    pub(crate) outbox_bytes_max: usize,
+    /// From which pages browsers may connect.
+    pub(crate) allowed_origins: AllowedOrigins,
+    /// For every WebSocket of this endpoint, raw or SockJS.
+    pub(crate) ping: Ping,
+}
+
+/// What clients speak.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Protocol {
+    Sockjs(Sockjs),
+    /// WebSocket, one message for each publication.
+    Websocket,
+}
+
+/// Where a client's messages go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// To everyone on one channel, on all nodes.
+    Relay { channel: ChannelName },
+    /// Back to the client.
+    Echo,
+}
+
+/// SockJS's own settings.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sockjs {
+    /// Never empty, without duplicates.
+    pub(crate) transports: Vec<SockjsTransport>,
+    /// How often a waiting receiver gets an `h` frame.
+    pub(crate) heartbeat: Duration,
+    /// How long a session may go without a receiver before it is closed.
+    pub(crate) disconnect_delay: Duration,
+    /// What a streaming answer carries before it ends and the client asks again.
+    pub(crate) response_bytes_max: usize,
+    /// Whether a JSESSIONID cookie is set, for balancers that stick to it.
+    pub(crate) jsessionid: bool,
+}
+
+impl Sockjs {
+    /// Whether clients may use `transport`.
+    pub(crate) fn allows(&self, transport: SockjsTransport) -> bool {
+        self.transports.contains(&transport)
+    }
+}
+
+/// The wires of SockJS that can be switched off one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SockjsTransport {
+    /// Both WebSockets: with SockJS frames and raw.
+    Websocket,
+    XhrStreaming,
+    Xhr,
+}
+
+/// A token bucket: `per_second` on the long run, `burst` at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishRate {
+    pub(crate) per_second: u32,
+    pub(crate) burst: u32,
+}
+
+/// When a silent WebSocket is asked, and when it is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ping {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+}
+
+/// From which pages browsers may connect. A client that sends no Origin is no browser and may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AllowedOrigins {
+    /// The page came from the host that the request names.
+    Same,
+    /// Any page.
+    Any,
+    /// These, in lower case, without a default port: `https://chat.example`.
+    Listed(Vec<String>),
+}

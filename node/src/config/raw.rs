@@ -1,0 +1,157 @@
+//! `node.yaml` as it is written: one struct for each mapping, every key optional, unknown keys refused.
+//!
+//! Nothing is decided here; `None` means the key is missing or `null`.
+
+use causeway_conf::AddressRange;
+use causeway_conf::ByteSize;
+use causeway_conf::Secret;
+use causeway_conf::Span;
+use serde::Deserialize;
+
+use crate::config::LogFormat;
+use crate::config::SockjsTransport;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) node: Option<Node>,
+    pub(super) listen: Option<String>,
+    pub(super) threads: Option<u64>,
+    pub(super) broker: Option<Broker>,
+    pub(super) endpoints: Option<Vec<Endpoint>>,
+    pub(super) page: Option<bool>,
+    pub(super) trusted_proxies: Option<Vec<AddressRange>>,
+    pub(super) limits: Option<Limits>,
+    pub(super) tcp: Option<Tcp>,
+    pub(super) fanout: Option<Fanout>,
+    pub(super) drain: Option<Drain>,
+    pub(super) log: Option<Log>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Node {
+    pub(super) id: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Broker {
+    pub(super) kind: Option<BrokerKind>,
+    pub(super) url: Option<Secret>,
+    pub(super) lanes: Option<u64>,
+    pub(super) lane_bytes: Option<ByteSize>,
+    pub(super) lane_wait: Option<Span>,
+    pub(super) connect_timeout: Option<Span>,
+    pub(super) response_timeout: Option<Span>,
+    pub(super) backoff_max: Option<Span>,
+    pub(super) probe_interval: Option<Span>,
+    pub(super) probe_timeout: Option<Span>,
+    pub(super) message_size: Option<ByteSize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BrokerKind {
+    Memory,
+    Redis,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Endpoint {
+    pub(super) path: Option<String>,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) mode: Option<Mode>,
+    pub(super) channel: Option<String>,
+    pub(super) read_only: Option<bool>,
+    pub(super) message_size: Option<ByteSize>,
+    pub(super) publish_rate: Option<PublishRate>,
+    pub(super) outbox: Option<ByteSize>,
+    pub(super) allowed_origins: Option<AllowedOrigins>,
+    pub(super) ping: Option<Ping>,
+    pub(super) transports: Option<Vec<SockjsTransport>>,
+    pub(super) heartbeat: Option<Span>,
+    pub(super) disconnect_delay: Option<Span>,
+    pub(super) response_limit: Option<ByteSize>,
+    pub(super) jsessionid: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Protocol {
+    Sockjs,
+    Websocket,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    Relay,
+    Echo,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PublishRate {
+    pub(super) per_second: u64,
+    pub(super) burst: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Ping {
+    pub(super) interval: Option<Span>,
+    pub(super) timeout: Option<Span>,
+}
+
+/// `same`, or a list of origins that may hold `*`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected `same`, [\"*\"] or a list of origins")]
+pub(super) enum AllowedOrigins {
+    Word(String),
+    List(Vec<String>),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections: Option<u64>,
+    pub(super) sessions: Option<u64>,
+    pub(super) head_size: Option<ByteSize>,
+    pub(super) head_timeout: Option<Span>,
+    pub(super) keepalive: Option<Span>,
+    pub(super) body_size: Option<ByteSize>,
+    pub(super) body_timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tcp {
+    pub(super) keepalive: Option<Span>,
+    pub(super) user_timeout: Option<Span>,
+    pub(super) send_buffer: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Fanout {
+    pub(super) window: Option<Span>,
+    pub(super) factor: Option<f64>,
+    pub(super) batch: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Drain {
+    pub(super) lead: Option<Span>,
+    pub(super) spread: Option<Span>,
+    pub(super) timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) level: Option<String>,
+    pub(super) format: Option<LogFormat>,
+}

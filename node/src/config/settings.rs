@@ -1,0 +1,87 @@
+//! The default and the range of every setting, and nothing else. Why they are so stands in `conf/node.yaml`.
+
+use std::time::Duration;
+
+use crate::config::LogFormat;
+use crate::config::SockjsTransport;
+
+/// A default and what is allowed, ends included.
+pub(super) struct Setting<T> {
+    pub(super) default: T,
+    pub(super) min: T,
+    pub(super) max: T,
+}
+
+const fn setting<T>(default: T, min: T, max: T) -> Setting<T> {
+    Setting { default, min, max }
+}
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const DAY: Duration = secs(24 * 60 * 60);
+const HOUR: Duration = secs(60 * 60);
+
+pub(super) const LISTEN: &str = "127.0.0.1:9000";
+pub(super) const THREADS_MAX: u64 = 1024;
+pub(super) const PAGE: bool = true;
+
+pub(super) const LANES: Setting<u64> = setting(2, 1, 64);
+pub(super) const LANE_BYTES: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);
+pub(super) const LANE_WAIT: Setting<Duration> = setting(secs(5), ms(10), HOUR);
+pub(super) const CONNECT_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs(60));
+pub(super) const RESPONSE_TIMEOUT: Setting<Duration> = setting(secs(2), ms(10), secs(60));
+pub(super) const BACKOFF_MAX: Setting<Duration> = setting(secs(1), ms(10), secs(60));
+pub(super) const PROBE_INTERVAL: Setting<Duration> = setting(secs(2), ms(50), secs(60));
+pub(super) const PROBE_TIMEOUT: Setting<Duration> = setting(secs(1), ms(50), secs(60));
+pub(super) const REDIS_MESSAGE_SIZE: Setting<u64> = setting(MIB, KIB, 64 * MIB);
+
+pub(super) const CHANNEL: &str = "global";
+pub(super) const READ_ONLY: bool = false;
+pub(super) const MESSAGE_SIZE: Setting<u64> = setting(64 * KIB, 1, 16 * MIB);
+pub(super) const OUTBOX: Setting<u64> = setting(256 * KIB, KIB, 256 * MIB);
+pub(super) const RATE_MAX: u64 = 1_000_000;
+pub(super) const PING_INTERVAL: Setting<Duration> = setting(secs(25), ms(100), HOUR);
+pub(super) const PING_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
+pub(super) const HEARTBEAT: Setting<Duration> = setting(secs(25), ms(100), HOUR);
+pub(super) const DISCONNECT_DELAY: Setting<Duration> = setting(secs(5), ms(100), HOUR);
+pub(super) const RESPONSE_LIMIT: Setting<u64> = setting(128 * KIB, 1, 64 * MIB);
+pub(super) const JSESSIONID: bool = false;
+pub(super) const TRANSPORTS: [SockjsTransport; 3] = [
+    SockjsTransport::Websocket,
+    SockjsTransport::XhrStreaming,
+    SockjsTransport::Xhr,
+];
+/// `response_limit` of the `/echo` that is there without a file: what the SockJS protocol suite expects.
+pub(super) const ECHO_RESPONSE_LIMIT: u64 = 4 * KIB;
+
+pub(super) const CONNECTIONS_MAX: u64 = 100_000_000;
+pub(super) const SESSIONS: Setting<u64> = setting(50_000, 1, 100_000_000);
+/// Not below 8 KiB: hyper refuses a smaller buffer.
+pub(super) const HEAD_SIZE: Setting<u64> = setting(16 * KIB, 8 * KIB, MIB);
+pub(super) const HEAD_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
+pub(super) const KEEPALIVE: Setting<Duration> = setting(secs(75), ms(100), HOUR);
+pub(super) const BODY_SIZE: Setting<u64> = setting(512 * KIB, 1, 256 * MIB);
+pub(super) const BODY_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
+
+pub(super) const TCP_KEEPALIVE: Setting<Duration> = setting(secs(60), secs(1), HOUR);
+pub(super) const TCP_USER_TIMEOUT: Setting<Duration> = setting(secs(30), secs(1), HOUR);
+pub(super) const SEND_BUFFER: Setting<u64> = setting(128 * KIB, 4 * KIB, 64 * MIB);
+
+pub(super) const WINDOW: Setting<Duration> = setting(ms(20), Duration::ZERO, secs(1));
+pub(super) const FACTOR: Setting<f64> = setting(2.7, 1.0, 100.0);
+pub(super) const BATCH: Setting<u64> = setting(256 * KIB, 4 * KIB, 64 * MIB);
+
+pub(super) const DRAIN_LEAD: Setting<Duration> = setting(Duration::ZERO, Duration::ZERO, HOUR);
+pub(super) const DRAIN_SPREAD: Setting<Duration> = setting(secs(1), Duration::ZERO, HOUR);
+pub(super) const DRAIN_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), DAY);
+
+pub(super) const LOG_LEVEL: &str = "info";
+pub(super) const LOG_FORMAT: LogFormat = LogFormat::Json;

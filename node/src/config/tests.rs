@@ -1,0 +1,329 @@
+use expect_test::Expect;
+use expect_test::expect;
+
+use super::*;
+
+/// The file that documents every setting.
+const COMMENTED: &str = include_str!("../../../conf/node.yaml");
+
+fn refused(text: &str, expected: &Expect) {
+    let errors = Config::parse("node.yaml", text).unwrap_err();
+    expected.assert_eq(&errors.to_string());
+}
+
+fn redis(text: &str) -> Redis {
+    match Config::parse("node.yaml", text).unwrap().broker {
+        Broker::Redis(redis) => *redis,
+        Broker::Memory => panic!("redis is expected"),
+    }
+}
+
+#[test]
+fn the_commented_file_says_what_applies_without_one() {
+    let config = Config::parse("node.yaml", COMMENTED).unwrap();
+    assert_eq!(config, Config::default_without_file());
+    let empty = Config::parse("node.yaml", "# nothing\n").unwrap();
+    assert_eq!(config, empty);
+}
+
+#[test]
+fn the_commented_file_says_what_applies_to_redis_too() {
+    let with_url = COMMENTED
+        .replace("kind: memory", "kind: redis")
+        .replace("\n  url: null", "\n  url: redis://127.0.0.1:6379");
+    let short = "broker: {kind: redis, url: \"redis://127.0.0.1:6379\"}";
+    assert_eq!(redis(&with_url), redis(short));
+}
+
+#[test]
+fn the_commented_file_names_every_setting() {
+    // What serde lists as known, mapping by mapping, must stand in the file.
+    for mapping in [
+        "",
+        "node",
+        "broker",
+        "endpoints",
+        "limits",
+        "tcp",
+        "fanout",
+        "drain",
+        "log",
+    ] {
+        let text = match mapping {
+            "" => "nonsense: 1".to_owned(),
+            "endpoints" => "endpoints: [{nonsense: 1}]".to_owned(),
+            _ => format!("{mapping}: {{nonsense: 1}}"),
+        };
+        let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
+        let (_, known) = error.split_once("expected ").unwrap();
+        for key in known.split('`').skip(1).step_by(2) {
+            assert!(
+                COMMENTED.contains(&format!("{key}: ")) || COMMENTED.contains(&format!("{key}:\n")),
+                "{mapping}.{key}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_node_is_named_after_host_and_port_unless_told() {
+    let bound = SocketAddr::from(([127, 0, 0, 1], 9017));
+    let unnamed = Config::default_without_file().node_id(bound);
+    assert!(
+        unnamed.ends_with("-9017") && unnamed.len() <= check::NODE_ID_BYTES_MAX,
+        "{unnamed}"
+    );
+    let named = Config::parse("node.yaml", "node: {id: n1}").unwrap();
+    assert_eq!(named.node_id(bound), "n1");
+}
+
+#[test]
+fn a_redis_url_may_have_every_part_or_hardly_any() {
+    let server = |url: &str| redis(&format!("broker: {{kind: redis, url: \"{url}\"}}")).server;
+    let full = server("redis://me:a%20b@[::1]:7000/5");
+    assert_eq!(full.address.to_string(), "[::1]:7000");
+    assert_eq!((full.database, full.username.as_deref()), (5, Some("me")));
+    assert_eq!(full.password.unwrap().expose(), "a b");
+    let short = server("redis://cache");
+    assert_eq!(short.address.to_string(), "cache:6379");
+    assert_eq!(
+        (short.database, short.username, short.password),
+        (0, None, None)
+    );
+    let unix = server("unix:///run/redis.sock?db=2&pass=x");
+    assert_eq!(unix.address.to_string(), "unix:/run/redis.sock");
+    assert_eq!((unix.database, unix.password.unwrap().expose()), (2, "x"));
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let config = Config::parse(
+        "node.yaml",
+        "broker: {kind: redis, url: \"redis://:hunter2@cache\"}",
+    );
+    let shown = format!("{:?}", config.unwrap());
+    assert!(
+        shown.contains("***") && !shown.contains("hunter2"),
+        "{shown}"
+    );
+    let wrong = "broker: {kind: redis, url: \"redis://:hunter2@cache:port\"}";
+    let error = Config::parse("node.yaml", wrong).unwrap_err().to_string();
+    assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn origins_are_kept_as_browsers_send_them() {
+    let origins = |list: &str| {
+        let text =
+            format!("endpoints: [{{path: /a, protocol: websocket, allowed_origins: {list}}}]");
+        Config::parse("node.yaml", &text).unwrap().endpoints[0]
+            .allowed_origins
+            .clone()
+    };
+    let list = "[\"HTTPS://Chat.Example:443\", \"http://localhost:3000\", \"http://[::1]:80\"]";
+    let expected = [
+        "https://chat.example",
+        "http://localhost:3000",
+        "http://[::1]",
+    ];
+    assert_eq!(
+        origins(list),
+        AllowedOrigins::Listed(expected.map(str::to_owned).to_vec())
+    );
+    assert_eq!(origins("[\"*\"]"), AllowedOrigins::Any);
+    assert_eq!(origins("same"), AllowedOrigins::Same);
+}
+
+#[test]
+fn zero_threads_and_null_mean_the_default() {
+    let config = Config::parse("node.yaml", "threads: 0\nlimits: null\npage: null\n").unwrap();
+    assert_eq!(config, Config::default_without_file());
+}
+
+#[test]
+fn every_mistake_of_a_file_is_reported_at_once_with_its_place() {
+    let text = "\
+node: { id: \"a b\" }
+listen: localhost
+threads: 2000
+broker:
+  kind: redis
+  lanes: 0
+  lane_wait: 2h
+endpoints:
+  - path: chat/
+  - { path: /ready, protocol: websocket, heartbeat: 5s }
+  - { path: /a, protocol: sockjs, mode: echo, channel: global, transports: [] }
+  - { path: /a, protocol: sockjs, channel: \"causeway:x\", message_size: 1MiB }
+  - { path: /b, protocol: sockjs, channel: \"\", publish_rate: { per_second: 0 } }
+  - { path: /c, protocol: sockjs, allowed_origins: any, ping: { interval: 1ms } }
+  - { path: /d, protocol: sockjs, allowed_origins: [\"chat.example\", \"https://a.b/\"] }
+  - { path: /e, protocol: sockjs, allowed_origins: [\"*\", \"https://a.b\"] }
+limits: { connections: 0, head_size: 1KiB }
+fanout: { factor: 0.5 }
+drain: { spread: 11s }
+log: { level: inf }
+";
+    refused(
+        text,
+        &expect![[r#"
+        node.yaml:1:9: node.id: expected 1 to 64 of letters, digits, `-`, `_` and `.`, found "a b"
+        node.yaml:2:1: listen: expected an address and a port, such as "127.0.0.1:9000" or "[::]:9000", found "localhost"
+        node.yaml:3:1: threads: expected 1 to 1024, found 2000
+        node.yaml:4:1: broker.url: `kind: redis` needs a url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]
+        node.yaml:6:3: broker.lanes: expected 1 to 64, found 0
+        node.yaml:7:3: broker.lane_wait: expected 10ms to 1h, found 2h
+        node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`
+        node.yaml:9:5: endpoints[0].path: expected a path, such as "/chat": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found "chat/"
+        node.yaml:10:7: endpoints[1].path: the node answers /ready itself, expected another path
+        node.yaml:10:42: endpoints[1].heartbeat: this setting is only for `protocol: sockjs`
+        node.yaml:11:47: endpoints[2].channel: a channel is only for `mode: relay`
+        node.yaml:11:64: endpoints[2].transports: expected at least one of websocket, xhr_streaming, xhr
+        node.yaml:12:7: endpoints[3].path: duplicate path "/a", endpoints[2] has it already
+        node.yaml:12:35: endpoints[3].channel: names that begin with "causeway:" are the node's own, expected another one
+        node.yaml:12:58: endpoints[3].message_size: expected at most limits.body_size (512KiB), found 1MiB
+        node.yaml:13:35: endpoints[4].channel: expected a channel name of 1 to 255 bytes, found 0 bytes
+        node.yaml:13:64: endpoints[4].publish_rate.per_second: expected 1 to 1000000, found 0
+        node.yaml:14:35: endpoints[5].allowed_origins: expected `same`, ["*"] or a list of origins, found "any"
+        node.yaml:14:65: endpoints[5].ping.interval: expected 100ms to 1h, found 1ms
+        node.yaml:15:53: endpoints[6].allowed_origins[0]: expected an origin, such as "https://chat.example" or "http://localhost:3000", without a path, found "chat.example"
+        node.yaml:15:69: endpoints[6].allowed_origins[1]: expected an origin, such as "https://chat.example" or "http://localhost:3000", without a path, found "https://a.b/"
+        node.yaml:16:35: endpoints[7].allowed_origins: "*" allows every origin, expected it alone
+        node.yaml:17:11: limits.connections: expected 1 to 100000000, found 0
+        node.yaml:17:27: limits.head_size: expected 8KiB to 1MiB, found 1KiB
+        node.yaml:18:11: fanout.factor: expected 1 to 100, found 0.5
+        node.yaml:19:10: drain.spread: expected at most drain.timeout (10s), found 11s
+        node.yaml:20:8: log.level: expected error, warn, info, debug, trace or off, or directives such as "info,causeway_node::broker=debug", found "inf""#]],
+    );
+}
+
+#[test]
+fn each_mistake_says_what_would_be_right() {
+    let cases: [(&str, Expect); 16] = [
+        (
+            "broker: { kind: redis }",
+            expect![
+                "node.yaml:1:1: broker.url: `kind: redis` needs a url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
+            ],
+        ),
+        (
+            "broker: { url: \"redis://cache\" }",
+            expect!["node.yaml:1:11: broker.url: a URL is only for `kind: redis`"],
+        ),
+        (
+            "broker: { kind: redis, url: \"rediss://cache\" }",
+            expect![
+                "node.yaml:1:24: broker.url: TLS to Redis (rediss://) is not supported yet: expected redis:// or unix://"
+            ],
+        ),
+        (
+            "broker: { kind: redis, url: \"http://cache\" }",
+            expect![
+                "node.yaml:1:24: broker.url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
+            ],
+        ),
+        (
+            "broker: { kind: redis, url: { env: CAUSEWAY_TEST_UNSET } }",
+            expect![
+                "node.yaml:1:24: broker.url: the environment has no variable `CAUSEWAY_TEST_UNSET`"
+            ],
+        ),
+        (
+            "broker: { kind: kafka }",
+            expect![
+                "node.yaml:1:11: broker.kind: unknown variant `kafka`, expected `memory` or `redis`"
+            ],
+        ),
+        (
+            "broker: { kind: redis, url: \"redis://cache\", lane_bytes: 32KiB }\nendpoints: [{path: /a, protocol: websocket}, {path: /b, protocol: websocket, mode: echo}]",
+            expect![
+                "node.yaml:2:13: endpoints[0].message_size: expected at most broker.lane_bytes (32KiB), found 64KiB"
+            ],
+        ),
+        (
+            "limits: { body_size: 1KiB }\nendpoints: [{path: /a, protocol: websocket}, {path: /b, protocol: sockjs}]",
+            expect![
+                "node.yaml:2:46: endpoints[1].message_size: expected at most limits.body_size (1KiB), found 64KiB"
+            ],
+        ),
+        (
+            "endpoints: []",
+            expect![
+                "node.yaml:1:1: endpoints: expected at least one endpoint; leave the key out for the three defaults"
+            ],
+        ),
+        (
+            "endpoints: [{protocol: sockjs}]",
+            expect![[r#"node.yaml:1:13: endpoints[0].path: expected a path, such as "/chat""#]],
+        ),
+        (
+            "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, jsonp]}]",
+            expect![
+                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `jsonp`, expected one of `websocket`, `xhr_streaming`, `xhr`"
+            ],
+        ),
+        (
+            "endpoints: [{path: /a, protocol: sockjs, allowed_origins: 7}]",
+            expect![[
+                r#"node.yaml:1:42: endpoints[0].allowed_origins: expected `same`, ["*"] or a list of origins"#
+            ]],
+        ),
+        (
+            "limits: { head_timeout: 10 }",
+            expect![[
+                r#"node.yaml:1:11: limits.head_timeout: invalid type: integer `10`, expected a duration with its unit, such as "250ms", "10s", "5m" or "1h""#
+            ]],
+        ),
+        (
+            "limits: { head_size: 16KB }",
+            expect![[
+                r#"node.yaml:1:11: limits.head_size: invalid value: string "16KB", expected a size with its unit, such as "512B", "64KiB" or "1MiB""#
+            ]],
+        ),
+        (
+            "trusted_proxies: [10.0.0.0/33]",
+            expect![[
+                r#"node.yaml:1:19: trusted_proxies[0]: invalid value: string "10.0.0.0/33", expected an address or a range, such as "10.0.0.0/8", "192.168.1.7" or "fd00::/8""#
+            ]],
+        ),
+        (
+            "listn: 1",
+            expect![
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `endpoints`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+            ],
+        ),
+    ];
+    for (text, expected) in cases {
+        refused(text, &expected);
+    }
+}
+
+#[test]
+fn a_log_filter_is_a_level_or_directives() {
+    for level in [
+        "info",
+        "OFF",
+        "info,causeway_node::broker=debug",
+        "warn,hyper=trace",
+    ] {
+        let text = format!("log: {{ level: \"{level}\" }}");
+        assert_eq!(Config::parse("node.yaml", &text).unwrap().log.level, level);
+    }
+}
+
+#[test]
+fn ranges_include_their_ends() {
+    for (text, fits) in [
+        ("limits: { head_size: 8191B }", false),
+        ("limits: { head_size: 8KiB }", true),
+        ("limits: { head_size: 1MiB }", true),
+        ("limits: { head_size: 1048577B }", false),
+        ("fanout: { window: 0s }", true),
+        ("fanout: { window: 1s }", true),
+        ("fanout: { window: 1001ms }", false),
+        ("fanout: { factor: 1.0 }", true),
+        ("fanout: { factor: .nan }", false),
+    ] {
+        assert_eq!(Config::parse("node.yaml", text).is_ok(), fits, "{text}");
+    }
+}

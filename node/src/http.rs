@@ -1,0 +1,344 @@
+//! Requests: what a path names, who may ask, and what the answer's headers say.
+//!
+//! Owns no socket and no task: an upgrade is handed back to the server, which owns both. The path is
+//! parsed once, in [`route`].
+//!
+//! Invariant: nothing of an endpoint is reached from an origin that it does not allow.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use causeway_conf::AddressRange;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use http::Request;
+use http::Response;
+use http::StatusCode;
+use http::Version;
+use http::header;
+use http::request::Parts;
+use tracing::info;
+
+use crate::config::Endpoint;
+use crate::config::Sockjs;
+use crate::config::SockjsTransport;
+use crate::metrics::Metrics;
+use crate::metrics::RefuseReason;
+use crate::metrics::Transport;
+use crate::transport;
+use crate::transport::Body;
+
+mod body;
+mod cookie;
+mod cors;
+mod handshake;
+mod mount;
+mod origin;
+mod page;
+mod route;
+
+pub(crate) use mount::Mount;
+
+use body::BodyLimits;
+use mount::SockjsMount;
+use origin::Host;
+use route::Place;
+use route::Route;
+use route::Wire;
+
+/// Asks the edge to bind the client to another node.
+const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
+
+/// From where a browser was sent, in its own words.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What the answers depend on.
+pub(crate) struct HttpConfig {
+    /// Whether the chat page is served.
+    pub(crate) page: bool,
+    /// Peers whose `X-Forwarded-*` is believed.
+    pub(crate) trusted_proxies: Vec<AddressRange>,
+    /// The largest request body.
+    pub(crate) body_bytes_max: usize,
+    /// For a request body to be complete.
+    pub(crate) body_timeout: Duration,
+}
+
+/// Answers requests.
+pub(crate) struct Http {
+    config: HttpConfig,
+    mounts: Vec<Mount>,
+    metrics: Arc<Metrics>,
+}
+
+/// An answer, and what becomes of the connection after it.
+pub(crate) struct Answer {
+    /// What the client gets.
+    pub(crate) response: Response<Body>,
+    /// Set with a 101: the connection is a WebSocket from here on.
+    pub(crate) upgrade: Option<Upgrade>,
+}
+
+/// A WebSocket to be served once the 101 is written.
+pub(crate) struct Upgrade {
+    /// Whose client it is.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// What goes over it.
+    pub(crate) transport: Transport,
+}
+
+impl Http {
+    /// Serves `mounts`, whose paths differ.
+    pub(crate) fn new(config: HttpConfig, mounts: Vec<Mount>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            config,
+            mounts,
+            metrics,
+        }
+    }
+
+    /// Answers one request from `peer`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future means that the client went away: its poll, if it is one, interrupts the
+    /// session.
+    pub(crate) async fn answer<B>(&self, request: Request<B>, peer: IpAddr) -> Answer
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (parts, body) = request.into_parts();
+        if !has_host(&parts) {
+            return text(StatusCode::BAD_REQUEST, "one Host header is expected\n").into();
+        }
+        let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
+        let Some(route) = route::find(parts.uri.path(), endpoints, self.config.page) else {
+            return text(StatusCode::NOT_FOUND, "not found\n").into();
+        };
+        if !route.allows(&parts.method) {
+            return method_not_allowed(route.allow()).into();
+        }
+        match route {
+            Route::Page(asset) => asset.answer().into(),
+            Route::Move => move_on(&parts.headers).into(),
+            Route::Endpoint(index, place) => {
+                let mount = &self.mounts[index];
+                if !self.is_origin_allowed(&parts.headers, mount, peer) {
+                    return origin_refused(mount).into();
+                }
+                self.endpoint(mount, place, &parts, body).await
+            }
+        }
+    }
+
+    async fn endpoint<B>(&self, mount: &Mount, place: Place<'_>, parts: &Parts, body: B) -> Answer
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let transport = match place {
+            Place::Greeting => return text(StatusCode::OK, "Welcome to SockJS!\n").into(),
+            Place::Info => return info(&mount.sockjs().settings, parts).into(),
+            Place::Session { id, wire } => {
+                return self.session(mount, id, wire, parts, body).await.into();
+            }
+            Place::Websocket => Transport::Websocket,
+            Place::RawWebsocket => Transport::SockjsRaw,
+            Place::SessionWebsocket => Transport::SockjsWebsocket,
+        };
+        match handshake::accept(parts, !body.is_end_stream()) {
+            Ok(headers) => {
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                *response.headers_mut() = headers;
+                let endpoint = Arc::clone(&mount.endpoint);
+                Answer {
+                    response,
+                    upgrade: Some(Upgrade {
+                        endpoint,
+                        transport,
+                    }),
+                }
+            }
+            Err(error) => {
+                let mut response = text(StatusCode::BAD_REQUEST, error.to_string());
+                *response.status_mut() = error.answer(response.headers_mut());
+                response.into()
+            }
+        }
+    }
+
+    async fn session<B>(
+        &self,
+        mount: &Mount,
+        id: &str,
+        wire: Wire,
+        parts: &Parts,
+        body: B,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut response = if parts.method == Method::OPTIONS {
+            preflight("OPTIONS, POST")
+        } else {
+            let limits = BodyLimits {
+                bytes_max: self.config.body_bytes_max,
+                timeout: self.config.body_timeout,
+            };
+            // Receivers send none, but hyper sees a client go away only behind the end of the body.
+            let mut response = match body::read(body, limits).await {
+                Ok(body) => session_request(mount, id, wire, &body).await,
+                Err(error) => text(error.status(), format!("{error}\n")),
+            };
+            cors::no_cache(response.headers_mut());
+            response
+        };
+        cors::share(&parts.headers, response.headers_mut());
+        if mount.sockjs().settings.jsessionid {
+            cookie::set_jsessionid(&parts.headers, response.headers_mut());
+        }
+        response
+    }
+
+    fn is_origin_allowed(&self, headers: &HeaderMap, mount: &Mount, peer: IpAddr) -> bool {
+        let trusted = self
+            .config
+            .trusted_proxies
+            .iter()
+            .any(|proxy| proxy.contains(peer));
+        let allowed_origins = &mount.endpoint.allowed_origins;
+        let allowed = origin::is_allowed(allowed_origins, headers, &Host::of(headers, trusted));
+        if !allowed {
+            self.metrics.refused(RefuseReason::Origin);
+            let origin = headers.get(header::ORIGIN);
+            info!(
+                endpoint = mount.endpoint.path,
+                ?origin,
+                setting = "allowed_origins",
+                "origin refused: this setting of the endpoint would allow it",
+            );
+        }
+        allowed
+    }
+}
+
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self {
+            response,
+            upgrade: None,
+        }
+    }
+}
+
+async fn session_request(mount: &Mount, id: &str, wire: Wire, body: &[u8]) -> Response<Body> {
+    let SockjsMount { settings, sessions } = mount.sockjs();
+    let receive = || sessions.receive(id, Instant::now(), || mount.connect_session());
+    match wire {
+        Wire::Xhr => transport::poll(receive(), transport::Xhr).await,
+        Wire::XhrStreaming => transport::stream(
+            receive(),
+            transport::XhrStreaming,
+            settings.response_bytes_max,
+        ),
+        Wire::XhrSend => transport::xhr_send(sessions, id, body).await,
+    }
+}
+
+fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
+    let mut response = if parts.method == Method::OPTIONS {
+        let mut response = preflight("OPTIONS, GET");
+        if sockjs.jsessionid {
+            cookie::set_jsessionid(&parts.headers, response.headers_mut());
+        }
+        response
+    } else {
+        let websocket = sockjs.allows(SockjsTransport::Websocket);
+        let body = format!(
+            r#"{{"websocket":{websocket},"origins":["*:*"],"cookie_needed":{},"entropy":{}}}"#,
+            sockjs.jsessionid,
+            fastrand::u32(..),
+        );
+        let mut response = Response::new(Body::from(body));
+        let content_type = HeaderValue::from_static("application/json; charset=UTF-8");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        cors::no_cache(response.headers_mut());
+        response
+    };
+    cors::share(&parts.headers, response.headers_mut());
+    response
+}
+
+fn preflight(methods: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    cors::preflight(methods, SystemTime::now(), response.headers_mut());
+    response
+}
+
+/// To the page, with the wish to find it on another node; without, if another site sent the browser here.
+fn move_on(request: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, HeaderValue::from_static("/"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if is_own_wish(request) {
+        headers.insert(RELEASE, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Whether a page of this site, the user, or no browser asks.
+fn is_own_wish(request: &HeaderMap) -> bool {
+    request
+        .get_all(SEC_FETCH_SITE)
+        .iter()
+        .all(|site| site == "same-origin" || site == "none")
+}
+
+fn origin_refused(mount: &Mount) -> Response<Body> {
+    let path = &mount.endpoint.path;
+    let body =
+        format!("origin not allowed; `allowed_origins` of the endpoint {path} can allow it\n");
+    text(StatusCode::FORBIDDEN, body)
+}
+
+fn method_not_allowed(allow: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// HTTP/1.1 wants exactly one `Host`, RFC 9112 section 3.2; older clients may send none.
+fn has_host(parts: &Parts) -> bool {
+    match parts.headers.get_all(header::HOST).iter().count() {
+        0 => parts.version < Version::HTTP_11,
+        count => count == 1,
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static("text/plain; charset=UTF-8");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}

@@ -1,0 +1,70 @@
+//! Request bodies: read whole, within a size and a time.
+
+use std::error::Error;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use http_body_util::LengthLimitError;
+use http_body_util::Limited;
+use tokio::time;
+
+/// How large a body may be and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyLimits {
+    /// In bytes, without chunk framing.
+    pub(crate) bytes_max: usize,
+    /// From the end of the head to the end of the body.
+    pub(crate) timeout: Duration,
+}
+
+/// Why a body was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadBody {
+    /// It is larger than allowed.
+    #[error("the body is too large")]
+    TooLarge,
+    /// It did not end in time.
+    #[error("the body did not end in time")]
+    Late,
+    /// It ended early, or its chunks are malformed.
+    #[error("the body is malformed")]
+    Malformed,
+}
+
+impl BadBody {
+    /// The status that says so.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Late => StatusCode::REQUEST_TIMEOUT,
+            Self::Malformed => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Reads all of `body`.
+///
+/// # Errors
+///
+/// [`BadBody`]: what is left of it is not read, and the connection ends with the answer.
+pub(crate) async fn read<B>(body: B, limits: BodyLimits) -> Result<Bytes, BadBody>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    if (limits.bytes_max as u64) < body.size_hint().lower() {
+        return Err(BadBody::TooLarge);
+    }
+    let body = Limited::new(body, limits.bytes_max);
+    match time::timeout(limits.timeout, body.collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BadBody::TooLarge),
+        Ok(Err(_)) => Err(BadBody::Malformed),
+        Err(_) => Err(BadBody::Late),
+    }
+}

@@ -1,0 +1,63 @@
+//! Headers by which browsers let pages of other origins read an answer, and caches keep off it.
+
+use std::time::Duration;
+use std::time::SystemTime;
+
+use http::HeaderMap;
+use http::HeaderValue;
+use http::header;
+
+/// What SockJS clients and caches are told, to the letter of the protocol's suite.
+const NO_CACHE: HeaderValue =
+    HeaderValue::from_static("no-store, no-cache, no-transform, must-revalidate, max-age=0");
+
+/// For how long a preflight answer holds.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(31_536_000);
+
+/// Lets the page that sent `request` read the answer.
+///
+/// The origin is checked before; here it is only named again. It is repeated rather than `*`
+/// because SockJS clients send cookies, and browsers then refuse `*`.
+pub(crate) fn share(request: &HeaderMap, answer: &mut HeaderMap) {
+    match request.get(header::ORIGIN) {
+        Some(origin) => {
+            answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            let credentials = HeaderValue::from_static("true");
+            answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials);
+        }
+        None => {
+            answer.insert(
+                header::ACCESS_CONTROL_ALLOW_ORIGIN,
+                HeaderValue::from_static("*"),
+            );
+        }
+    }
+    if let Some(names) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS)
+        && !names.is_empty()
+    {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    answer.insert(header::VARY, HeaderValue::from_static("Origin"));
+}
+
+/// Answers a preflight: `methods` may be used, and nobody needs to ask again for a year.
+pub(crate) fn preflight(methods: &'static str, now: SystemTime, answer: &mut HeaderMap) {
+    answer.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static(methods),
+    );
+    answer.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        PREFLIGHT_MAX_AGE.as_secs().into(),
+    );
+    let cache_control = HeaderValue::from_static("public, max-age=31536000");
+    answer.insert(header::CACHE_CONTROL, cache_control);
+    let expires = httpdate::fmt_http_date(now + PREFLIGHT_MAX_AGE);
+    let expires = HeaderValue::try_from(expires).expect("a date is ASCII");
+    answer.insert(header::EXPIRES, expires);
+}
+
+/// Keeps caches off the answer.
+pub(crate) fn no_cache(answer: &mut HeaderMap) {
+    answer.insert(header::CACHE_CONTROL, NO_CACHE);
+}

@@ -1,0 +1,86 @@
+//! An endpoint with all that serves it.
+
+use std::sync::Arc;
+
+use crate::client::Client;
+use crate::client::Clients;
+use crate::config::Endpoint;
+use crate::config::Protocol;
+use crate::config::Sockjs;
+use crate::hub::Member;
+use crate::metrics::Transport;
+use crate::outbox::QueueOutbox;
+use crate::session::Delays;
+use crate::session::Quota;
+use crate::session::Sessions;
+use crate::session::SessionsConfig;
+
+/// What is served under one path.
+pub(crate) struct Mount {
+    /// Its settings.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Where its clients come from.
+    pub(crate) clients: Arc<Clients>,
+    /// Set if it speaks SockJS.
+    sockjs: Option<SockjsMount>,
+}
+
+/// What only SockJS needs.
+pub(crate) struct SockjsMount {
+    /// Its own settings.
+    pub(crate) settings: Sockjs,
+    /// The clients that have no WebSocket.
+    pub(crate) sessions: Arc<Sessions>,
+}
+
+impl Mount {
+    /// Serves `endpoint`; `quota` limits the sessions of all mounts together.
+    pub(crate) fn new(endpoint: Arc<Endpoint>, clients: Arc<Clients>, quota: &Arc<Quota>) -> Self {
+        let sockjs = match &endpoint.protocol {
+            Protocol::Websocket => None,
+            Protocol::Sockjs(settings) => {
+                let config = SessionsConfig {
+                    delays: Delays {
+                        heartbeat: settings.heartbeat,
+                        disconnect: settings.disconnect_delay,
+                    },
+                    quota: Arc::clone(quota),
+                    metrics: Arc::clone(&clients.metrics),
+                };
+                let sessions = Arc::new(Sessions::new(config));
+                Some(SockjsMount {
+                    settings: settings.clone(),
+                    sessions,
+                })
+            }
+        };
+        Self {
+            endpoint,
+            clients,
+            sockjs,
+        }
+    }
+
+    /// What only SockJS needs; for places that only SockJS has.
+    pub(crate) fn sockjs(&self) -> &SockjsMount {
+        self.sockjs
+            .as_ref()
+            .expect("a path below a WebSocket endpoint names no place of SockJS")
+    }
+
+    /// Its sessions over HTTP, if it speaks SockJS.
+    pub(crate) fn sessions(&self) -> Option<&Arc<Sessions>> {
+        self.sockjs.as_ref().map(|sockjs| &sockjs.sessions)
+    }
+
+    /// Connects a client whose messages wait for receivers.
+    pub(crate) fn connect_session(&self) -> (Arc<QueueOutbox>, Arc<Client>) {
+        let outbox = Arc::new(QueueOutbox::new(self.endpoint.outbox_bytes_max));
+        let client = self.clients.connect(
+            Arc::clone(&self.endpoint),
+            Transport::SockjsHttp,
+            Member::Queue(Arc::clone(&outbox)),
+        );
+        (outbox, Arc::new(client))
+    }
+}

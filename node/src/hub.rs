@@ -1,0 +1,216 @@
+//! Local fan-out: which clients of this node hear which channel, and the writing to them.
+//!
+//! The broker hands publications in ([`Hub::deliver`]); each is encoded once for each format that a
+//! member of its channel reads and gathers in the channel's open batch. One task ([`Hub::run`]) goes
+//! over the channels with an open batch and gives each member all of it at once, in one write: it
+//! writes to the sockets itself, never waits for one, and lets others run every few hundred writes. How
+//! long a batch gathers is up to [`window`].
+//!
+//! Nothing here blocks. What a socket does not take is its outbox's business.
+//!
+//! Invariant: a channel is in the map if and only if it has a member, has one on its way out, or is
+//! pinned. The broker is subscribed to the channels in the map, but for the moment between a first join
+//! and the task's next look.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::broker::Broker;
+use crate::broker::Deliver;
+use crate::channel::ChannelName;
+use crate::config::Fanout;
+use crate::frame::websocket::SocketFormat;
+use crate::metrics::DropReason;
+use crate::metrics::Metrics;
+use crate::outbox::QueueOutbox;
+use crate::outbox::SocketOutbox;
+use crate::publication::Publication;
+
+mod audience;
+mod batch;
+mod channel;
+mod cpu;
+mod rounds;
+mod window;
+
+use channel::Channel;
+use channel::Seat;
+
+/// What the hub is to be.
+pub(crate) struct HubConfig {
+    /// How publications gather.
+    pub(crate) fanout: Fanout,
+    /// Channels that stay subscribed without members: those of the relay endpoints, so that the first
+    /// client on a node hears itself.
+    pub(crate) pinned: Vec<ChannelName>,
+}
+
+/// The channels of this node and their members.
+pub(crate) struct Hub {
+    fanout: Fanout,
+    metrics: Arc<Metrics>,
+    channels: RwLock<HashMap<ChannelName, Arc<Channel>>>,
+    channels_made: AtomicU64,
+    /// Channels with something that the task has not looked at. Each is in it once, and once more if its
+    /// batch has become too large to wait.
+    listed: Mutex<Vec<Arc<Channel>>>,
+    wake: Notify,
+}
+
+/// Where a client of a channel gets its messages.
+#[derive(Clone)]
+pub(crate) enum Member {
+    /// A WebSocket.
+    Socket(Arc<SocketOutbox>),
+    /// A SockJS session over HTTP: messages as quoted JSON strings.
+    Queue(Arc<QueueOutbox>),
+}
+
+/// A client in a channel, until it is dropped.
+pub(crate) struct Membership {
+    hub: Arc<Hub>,
+    channel: Arc<Channel>,
+    seat: Seat,
+}
+
+/// The three ways to write down a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Sockjs,
+    Quoted,
+}
+
+impl Hub {
+    /// A hub without members; nothing is written before [`run`](Hub::run).
+    pub(crate) fn new(config: HubConfig, metrics: Arc<Metrics>) -> Arc<Self> {
+        let hub = Self {
+            fanout: config.fanout,
+            metrics,
+            channels: RwLock::default(),
+            channels_made: AtomicU64::new(0),
+            listed: Mutex::default(),
+            wake: Notify::new(),
+        };
+        for name in config.pinned {
+            let channel = hub.make_channel(&name, channel::Stay::Pinned);
+            hub.channels.write().insert(name, channel);
+        }
+        Arc::new(hub)
+    }
+
+    /// Lets `member` hear what is delivered on `channel` from now on, for as long as the returned value
+    /// lives, and nothing that came before.
+    pub(crate) fn join(self: &Arc<Self>, name: &ChannelName, member: Member) -> Membership {
+        let (channel, joined) = self.join_channel(name, member);
+        if joined.list {
+            self.list(&channel);
+        }
+        Membership {
+            hub: Arc::clone(self),
+            channel,
+            seat: joined.seat,
+        }
+    }
+
+    /// Writes rounds and keeps `broker` subscribed, until `shutdown`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it leaves members without the rest of a round; no frame is cut.
+    pub(crate) async fn run(self: Arc<Self>, broker: Arc<dyn Broker>, shutdown: CancellationToken) {
+        rounds::Rounds::new(&self, broker).run(shutdown).await;
+    }
+
+    /// Joins under the lock of the map, so that the channel is not removed meanwhile.
+    fn join_channel(&self, name: &ChannelName, member: Member) -> (Arc<Channel>, channel::Joined) {
+        if let Some(channel) = self.channels.read().get(name) {
+            return (Arc::clone(channel), channel.join(member));
+        }
+        let mut channels = self.channels.write();
+        let channel = channels
+            .entry(name.clone())
+            .or_insert_with(|| self.make_channel(name, channel::Stay::WhileHeard));
+        (Arc::clone(channel), channel.join(member))
+    }
+
+    fn make_channel(&self, name: &ChannelName, stay: channel::Stay) -> Arc<Channel> {
+        let id = self.channels_made.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Channel::new(id, name.clone(), stay))
+    }
+
+    /// Takes `channel` out of the map if nobody is in it and nothing is left to do for it.
+    fn remove_if_unused(&self, channel: &Channel) -> bool {
+        let mut channels = self.channels.write();
+        let unused = channel.is_unused();
+        if unused {
+            channels.remove(&channel.name);
+        }
+        unused
+    }
+
+    fn list(&self, channel: &Arc<Channel>) {
+        self.listed.lock().push(Arc::clone(channel));
+        self.wake.notify_one();
+    }
+
+    fn count_dropped(&self, channel: &Channel, batch: &batch::Closed, dropped: u64) {
+        if 0 < batch.not_utf8 {
+            self.metrics
+                .dropped(DropReason::NotUtf8, batch.not_utf8 as u64);
+        }
+        if 0 < dropped {
+            self.metrics.dropped(DropReason::HubFull, dropped);
+            warn!(channel = %channel.name, dropped, "the hub did not keep up, publications dropped");
+        }
+    }
+
+    fn take_listed(&self) -> Vec<Arc<Channel>> {
+        mem::take(&mut *self.listed.lock())
+    }
+}
+
+impl Deliver for Hub {
+    fn deliver(&self, publications: Vec<Publication>) {
+        for publication in publications {
+            let channel = self.channels.read().get(&publication.channel).cloned();
+            if let Some(channel) = channel
+                && channel.append(&publication.data, self.fanout.batch_bytes_max)
+            {
+                self.list(&channel);
+            }
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if self.channel.leave(self.seat) {
+            self.hub.list(&self.channel);
+        }
+    }
+}
+
+impl Member {
+    fn format(&self) -> Format {
+        match self {
+            Self::Queue(_) => Format::Quoted,
+            Self::Socket(outbox) => match outbox.format() {
+                SocketFormat::Raw => Format::Raw,
+                SocketFormat::Sockjs => Format::Sockjs,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

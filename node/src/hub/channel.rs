@@ -1,0 +1,216 @@
+//! One channel as everyone may touch it: its open batch, and who joins or leaves with the next round.
+//!
+//! The members themselves are the hub task's own (`audience`). Changes wait here, in order and with
+//! their place in the batch, until the task takes both together: so a round never sees its members move.
+
+use std::mem;
+
+use parking_lot::Mutex;
+
+use crate::channel::ChannelName;
+use crate::hub::Format;
+use crate::hub::Member;
+use crate::hub::batch::Batch;
+use crate::hub::batch::Formats;
+
+/// How many full batches a channel may gather while the hub's task is busy elsewhere. It comes to that
+/// only if the node has no CPU left; more would not arrive sooner, only take memory.
+const BATCHES_MAX: usize = 16;
+
+/// A channel with members, or a pinned one.
+pub(super) struct Channel {
+    /// Never used twice, unlike the name.
+    pub(super) id: u64,
+    pub(super) name: ChannelName,
+    pub(super) stay: Stay,
+    open: Mutex<Open>,
+}
+
+/// How long a channel stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// As long as somebody hears it.
+    WhileHeard,
+    /// As long as the hub.
+    Pinned,
+}
+
+/// Invariant: `listed` if and only if the hub's list holds the channel or its task is about to take it,
+/// which is so whenever `batch` or `changes` is not empty.
+#[derive(Default)]
+struct Open {
+    batch: Batch,
+    changes: Vec<Change>,
+    listed: bool,
+    full: bool,
+    dropped: u64,
+    raw: Seats,
+    sockjs: Seats,
+    quoted: Seats,
+}
+
+/// What the task does with its members after a round.
+pub(super) enum Change {
+    /// `member` sits down, and gets the batch from `position` on.
+    Join {
+        seat: Seat,
+        member: Member,
+        position: usize,
+    },
+    Leave {
+        seat: Seat,
+    },
+}
+
+/// A member's place in the audience.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat {
+    pub(super) format: Format,
+    pub(super) index: u32,
+}
+
+/// Seats of one format: numbers below `made`, of which those in `free` are not taken.
+#[derive(Default)]
+struct Seats {
+    free: Vec<u32>,
+    made: u32,
+}
+
+/// What a join comes to.
+pub(super) struct Joined {
+    pub(super) seat: Seat,
+    /// Whether the channel has to be listed now.
+    pub(super) list: bool,
+}
+
+/// All that waited for a round.
+pub(super) struct Taken {
+    pub(super) batch: Batch,
+    pub(super) changes: Vec<Change>,
+    /// Publications that found too much waiting.
+    pub(super) dropped: u64,
+}
+
+impl Channel {
+    pub(super) fn new(id: u64, name: ChannelName, stay: Stay) -> Self {
+        Self {
+            id,
+            name,
+            stay,
+            open: Mutex::default(),
+        }
+    }
+
+    pub(super) fn join(&self, member: Member) -> Joined {
+        let mut open = self.open.lock();
+        let format = member.format();
+        let index = open.seats(format).take();
+        let seat = Seat { format, index };
+        let position = open.batch.position(format);
+        open.changes.push(Change::Join {
+            seat,
+            member,
+            position,
+        });
+        Joined {
+            seat,
+            list: !mem::replace(&mut open.listed, true),
+        }
+    }
+
+    /// Whether the channel has to be listed now.
+    pub(super) fn leave(&self, seat: Seat) -> bool {
+        let mut open = self.open.lock();
+        // Who sits down next does so after this change, which stands before his.
+        open.seats(seat.format).free.push(seat.index);
+        open.changes.push(Change::Leave { seat });
+        !mem::replace(&mut open.listed, true)
+    }
+
+    /// Puts a publication into the batch, if anybody listens. Whether the channel has to be listed now.
+    pub(super) fn append(&self, data: &[u8], batch_bytes_max: usize) -> bool {
+        let mut open = self.open.lock();
+        let formats = Formats {
+            raw: open.raw.any_taken(),
+            sockjs: open.sockjs.any_taken(),
+            quoted: open.quoted.any_taken(),
+        };
+        if !formats.raw && !formats.sockjs && !formats.quoted {
+            return false;
+        }
+        if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
+            open.dropped += 1;
+            return false;
+        }
+        open.batch.append(data, formats);
+        let full = batch_bytes_max <= open.batch.bytes();
+        let newly_full = full && !mem::replace(&mut open.full, full);
+        !mem::replace(&mut open.listed, true) || newly_full
+    }
+
+    /// Whether the task should come by before the window is over, if at all.
+    pub(super) fn urgency(&self) -> Urgency {
+        let open = self.open.lock();
+        if !open.listed {
+            Urgency::None
+        } else if open.full || open.batch.is_empty() {
+            Urgency::Now
+        } else {
+            Urgency::AfterWindow
+        }
+    }
+
+    pub(super) fn take(&self) -> Taken {
+        let mut open = self.open.lock();
+        open.listed = false;
+        open.full = false;
+        Taken {
+            batch: mem::take(&mut open.batch),
+            changes: mem::take(&mut open.changes),
+            dropped: mem::take(&mut open.dropped),
+        }
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        let open = self.open.lock();
+        self.stay == Stay::WhileHeard
+            && !open.listed
+            && ![&open.raw, &open.sockjs, &open.quoted]
+                .into_iter()
+                .any(Seats::any_taken)
+    }
+}
+
+/// When a channel wants its next round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// There is nothing for it.
+    None,
+    /// At once: members come or go, or the batch is large enough.
+    Now,
+    /// When its window is over.
+    AfterWindow,
+}
+
+impl Open {
+    fn seats(&mut self, format: Format) -> &mut Seats {
+        match format {
+            Format::Raw => &mut self.raw,
+            Format::Sockjs => &mut self.sockjs,
+            Format::Quoted => &mut self.quoted,
+        }
+    }
+}
+
+impl Seats {
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.made += 1;
+            self.made - 1
+        })
+    }
+
+    fn any_taken(&self) -> bool {
+        self.free.len() < self.made as usize
+    }
+}

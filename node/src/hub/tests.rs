@@ -1,0 +1,479 @@
+//! Order, completeness and subscriptions, with members of every kind that come and go.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::task;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::*;
+use crate::broker::NotReady;
+use crate::broker::PublishError;
+use crate::broker::TryPublishError;
+use crate::disconnect::Disconnect;
+use crate::frame::websocket::testing::split;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Remembers what it was asked for.
+#[derive(Default)]
+struct Wishes(Mutex<Vec<String>>);
+
+#[async_trait]
+impl Broker for Wishes {
+    fn try_publish(&self, _: &ChannelName, _: Bytes) -> Result<(), TryPublishError> {
+        Ok(())
+    }
+
+    async fn publish(&self, _: &ChannelName, _: Bytes) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    fn subscribe(&self, channel: &ChannelName) {
+        self.0.lock().push(format!("+{channel}"));
+    }
+
+    fn unsubscribe(&self, channel: &ChannelName) {
+        self.0.lock().push(format!("-{channel}"));
+    }
+
+    fn readiness(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+}
+
+struct Running {
+    hub: Arc<Hub>,
+    wishes: Arc<Wishes>,
+    metrics: Arc<Metrics>,
+    _task: JoinSet<()>,
+}
+
+fn fanout() -> Fanout {
+    Fanout {
+        window: Duration::from_millis(2),
+        factor: 2.7,
+        batch_bytes_max: 256 << 10,
+    }
+}
+
+fn stopped(fanout: Fanout, pinned: &[&str]) -> (Arc<Hub>, Arc<Metrics>) {
+    let metrics = Metrics::new();
+    let pinned = pinned.iter().map(|&channel| name(channel)).collect();
+    (
+        Hub::new(HubConfig { fanout, pinned }, Arc::clone(&metrics)),
+        metrics,
+    )
+}
+
+fn running(pinned: &[&str]) -> Running {
+    let (hub, metrics) = stopped(fanout(), pinned);
+    let wishes = Arc::new(Wishes::default());
+    let mut task = JoinSet::new();
+    let broker: Arc<dyn Broker> = Arc::clone(&wishes) as _;
+    task.spawn(Arc::clone(&hub).run(broker, CancellationToken::new()));
+    Running {
+        hub,
+        wishes,
+        metrics,
+        _task: task,
+    }
+}
+
+fn name(channel: &str) -> ChannelName {
+    ChannelName::new(channel).unwrap()
+}
+
+fn publish(hub: &Hub, channel: &str, data: impl Into<Bytes>) {
+    hub.deliver(vec![Publication {
+        channel: name(channel),
+        data: data.into(),
+    }]);
+}
+
+fn queue() -> Arc<QueueOutbox> {
+    Arc::new(QueueOutbox::new(64 << 20))
+}
+
+/// Waits until `outbox` has been given `last`, and returns all of it.
+async fn take_until(outbox: &QueueOutbox, last: &str) -> Vec<Bytes> {
+    let mut taken = Vec::new();
+    let read = async {
+        while taken.last().is_none_or(|message| message != last) {
+            outbox.wait().await;
+            taken.extend(outbox.take(usize::MAX));
+        }
+    };
+    timeout(DEADLINE, read).await.unwrap();
+    taken
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, wait).await.unwrap();
+}
+
+/// A WebSocket member whose task only writes, and its peer.
+async fn socket(format: SocketFormat, tasks: &mut JoinSet<()>) -> (Arc<SocketOutbox>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    SockRef::from(&stream)
+        .set_send_buffer_size(16 << 10)
+        .unwrap();
+    let outbox = Arc::new(SocketOutbox::new(stream, format, 256 << 10));
+    let flushed = Arc::clone(&outbox);
+    tasks.spawn(async move {
+        poll_fn(|cx| {
+            let _ = flushed.poll_flush(cx);
+            Poll::<()>::Pending
+        })
+        .await;
+    });
+    (outbox, peer)
+}
+
+/// Reads messages until the last one is `last`.
+async fn read_until(peer: &mut TcpStream, last: &str) -> Vec<(u8, Bytes)> {
+    let mut received = Vec::new();
+    let read = async {
+        while !received.ends_with(last.as_bytes()) {
+            assert_ne!(
+                peer.read_buf(&mut received).await.unwrap(),
+                0,
+                "the end came first"
+            );
+        }
+    };
+    timeout(DEADLINE, read).await.unwrap();
+    split(received.into())
+}
+
+#[tokio::test]
+async fn each_member_gets_a_publication_once_in_its_own_format() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let (raw, mut raw_peer) = socket(SocketFormat::Raw, &mut tasks).await;
+    let (sockjs, mut sockjs_peer) = socket(SocketFormat::Sockjs, &mut tasks).await;
+    let quoted = queue();
+    let channel = name("a");
+    let _members = [
+        running.hub.join(&channel, Member::Socket(raw)),
+        running.hub.join(&channel, Member::Socket(sockjs)),
+        running
+            .hub
+            .join(&channel, Member::Queue(Arc::clone(&quoted))),
+    ];
+    publish(&running.hub, "a", "say \"hi\"");
+    publish(&running.hub, "other", "not for them");
+    publish(&running.hub, "a", "end");
+    assert_eq!(
+        take_until(&quoted, "\"end\"").await,
+        [r#""say \"hi\"""#, r#""end""#]
+    );
+    assert_eq!(
+        read_until(&mut raw_peer, "end").await,
+        [
+            (0x81, Bytes::from(r#"say "hi""#)),
+            (0x81, Bytes::from("end"))
+        ],
+    );
+    assert_eq!(
+        read_until(&mut sockjs_peer, "a[\"end\"]").await,
+        [
+            (0x81, Bytes::from(r#"a["say \"hi\""]"#)),
+            (0x81, Bytes::from(r#"a["end"]"#))
+        ],
+    );
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_utf8_are_binary_on_websockets_and_dropped_and_counted_on_sockjs() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let (raw, mut raw_peer) = socket(SocketFormat::Raw, &mut tasks).await;
+    let quoted = queue();
+    let channel = name("a");
+    let _members = [
+        running.hub.join(&channel, Member::Socket(raw)),
+        running
+            .hub
+            .join(&channel, Member::Queue(Arc::clone(&quoted))),
+    ];
+    publish(&running.hub, "a", Bytes::from_static(&[0xff, 0xfe]));
+    publish(&running.hub, "a", "end");
+    assert_eq!(take_until(&quoted, "\"end\"").await, ["\"end\""]);
+    let received = read_until(&mut raw_peer, "end").await;
+    assert_eq!(received[0], (0x82, Bytes::from_static(&[0xff, 0xfe])));
+    let dropped = "dropped_total{reason=\"not_utf8\"} 1";
+    until(|| running.metrics.render().contains(dropped)).await;
+}
+
+/// What a member of the test below got, and what it has to have got at least.
+struct Witness {
+    outbox: Arc<QueueOutbox>,
+    expected: Range<u32>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_earlier() {
+    let running = running(&[]);
+    let channel = name("a");
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut members: Vec<(Membership, Witness)> = Vec::new();
+    let mut left = Vec::new();
+    let mut next = 0;
+    for step in 0..20_000 {
+        match random.u32(..10) {
+            0 if members.len() < 700 => {
+                let outbox = queue();
+                let membership = running
+                    .hub
+                    .join(&channel, Member::Queue(Arc::clone(&outbox)));
+                members.push((
+                    membership,
+                    Witness {
+                        outbox,
+                        expected: next..u32::MAX,
+                    },
+                ));
+            }
+            1 if !members.is_empty() => {
+                let (membership, mut witness) = members.swap_remove(random.usize(..members.len()));
+                drop(membership);
+                witness.expected.end = next;
+                left.push(witness);
+            }
+            _ => {
+                publish(&running.hub, "a", next.to_string());
+                next += 1;
+            }
+        }
+        if step % 50 == 0 {
+            task::yield_now().await;
+        }
+    }
+    let outbox = queue();
+    let last = running
+        .hub
+        .join(&channel, Member::Queue(Arc::clone(&outbox)));
+    publish(&running.hub, "a", next.to_string());
+    take_until(&outbox, &format!("\"{next}\"")).await;
+    // Members get a batch in the order of their seats; with the next one, this one is through.
+    publish(&running.hub, "a", (next + 1).to_string());
+    take_until(&outbox, &format!("\"{}\"", next + 1)).await;
+    drop(last);
+    for (_, witness) in &mut members {
+        witness.expected.end = next + 1;
+    }
+    let stayed = members.into_iter().map(|(_, witness)| witness);
+    let mut seen = 0;
+    for witness in stayed.chain(left) {
+        let heard: Vec<u32> = witness
+            .outbox
+            .take(usize::MAX)
+            .iter()
+            .map(|message| {
+                std::str::from_utf8(message)
+                    .unwrap()
+                    .trim_matches('"')
+                    .parse()
+                    .unwrap()
+            })
+            .collect();
+        let Range { start, end } = witness.expected;
+        let count = (end - start) as usize;
+        assert!(
+            count <= heard.len(),
+            "{start}..{end}: heard {}",
+            heard.len()
+        );
+        assert!(
+            heard[..count].iter().copied().eq(start..end),
+            "{start}..{end}"
+        );
+        // Who has left may still hear what the open batch brings, and the last one may be on its way.
+        let most = if end <= next { usize::MAX } else { count + 1 };
+        assert!(heard.len() <= most, "{start}..{end}: heard {}", heard.len());
+        seen += 1;
+    }
+    assert!(
+        1000 < seen,
+        "the test needs members that come and go, not {seen}"
+    );
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_delay_nobody_and_are_disconnected() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let channel = name("a");
+    let (mut memberships, mut good, mut bad) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..12 {
+        let (outbox, peer) = socket(SocketFormat::Raw, &mut tasks).await;
+        memberships.push(
+            running
+                .hub
+                .join(&channel, Member::Socket(Arc::clone(&outbox))),
+        );
+        if index % 3 == 0 {
+            bad.push((outbox, peer));
+        } else {
+            good.push((outbox, peer));
+        }
+    }
+    let mut readers = JoinSet::new();
+    let good: Vec<_> = good
+        .into_iter()
+        .map(|(outbox, mut peer)| {
+            readers.spawn(async move { read_until(&mut peer, "end").await });
+            outbox
+        })
+        .collect();
+    until(|| running.hub.listed.lock().is_empty()).await; // All of them have sat down.
+    let mut sent = Vec::new();
+    while bad.iter().any(|(outbox, _)| outbox.disconnect().is_none()) {
+        assert!(
+            sent.len() < 20_000,
+            "the limit must end those that do not read"
+        );
+        let message = Bytes::from(format!("{}{}", sent.len(), "x".repeat(10_000)));
+        publish(&running.hub, "a", message.clone());
+        sent.push((0x81, message));
+        // Publish no faster than the good ones can read.
+        let due = 12 * sent.len() as u64;
+        until(|| {
+            due <= running.metrics.deliveries.get() && good.iter().all(|outbox| outbox.is_idle())
+        })
+        .await;
+    }
+    publish(&running.hub, "a", "end");
+    sent.push((0x81, Bytes::from("end")));
+    while let Some(received) = readers.join_next().await {
+        assert!(
+            received.unwrap() == sent,
+            "a good reader gets everything in order"
+        );
+    }
+    assert!(good.iter().all(|outbox| outbox.disconnect().is_none()));
+    assert!(
+        bad.iter()
+            .all(|(outbox, _)| outbox.disconnect() == Some(Disconnect::SLOW))
+    );
+}
+
+#[tokio::test]
+async fn the_first_member_subscribes_and_the_last_unsubscribes() {
+    let running = running(&[]);
+    let wishes = || running.wishes.0.lock().join(" ");
+    let first = running.hub.join(&name("a"), Member::Queue(queue()));
+    let second = running.hub.join(&name("a"), Member::Queue(queue()));
+    until(|| wishes() == "+a").await;
+    drop(first);
+    let other = running.hub.join(&name("b"), Member::Queue(queue()));
+    until(|| wishes() == "+a +b").await;
+    drop(second);
+    until(|| wishes() == "+a +b -a").await;
+    let _again = running.hub.join(&name("a"), Member::Queue(queue()));
+    until(|| wishes() == "+a +b -a +a").await;
+    drop(other);
+    until(|| wishes() == "+a +b -a +a -b").await;
+    assert_eq!(running.hub.channels.read().len(), 1);
+}
+
+#[tokio::test]
+async fn a_pinned_channel_is_subscribed_before_and_after_its_members() {
+    let running = running(&["a"]);
+    until(|| *running.wishes.0.lock() == ["+a"]).await;
+    let outbox = queue();
+    let member = running
+        .hub
+        .join(&name("a"), Member::Queue(Arc::clone(&outbox)));
+    publish(&running.hub, "a", "end");
+    take_until(&outbox, "\"end\"").await;
+    drop(member);
+    let other = running.hub.join(&name("b"), Member::Queue(queue()));
+    drop(other);
+    until(|| {
+        running
+            .wishes
+            .0
+            .lock()
+            .last()
+            .is_some_and(|last| last == "-b")
+    })
+    .await;
+    assert!(!running.wishes.0.lock().contains(&"-a".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_channel_is_not_delayed_by_a_long_window_of_another() {
+    let (hub, _) = stopped(
+        Fanout {
+            window: Duration::from_secs(1),
+            ..fanout()
+        },
+        &[],
+    );
+    let mut tasks = JoinSet::new();
+    let broker: Arc<dyn Broker> = Arc::new(Wishes::default());
+    tasks.spawn(Arc::clone(&hub).run(broker, CancellationToken::new()));
+    let (loud, quiet) = (queue(), queue());
+    let _members = [
+        hub.join(&name("loud"), Member::Queue(Arc::clone(&loud))),
+        hub.join(&name("quiet"), Member::Queue(Arc::clone(&quiet))),
+    ];
+    publish(&hub, "loud", "first");
+    take_until(&loud, "\"first\"").await;
+    let began = tokio::time::Instant::now();
+    publish(&hub, "loud", "end");
+    publish(&hub, "quiet", "end");
+    take_until(&quiet, "\"end\"").await;
+    assert!(began.elapsed() <= Duration::from_millis(1));
+    take_until(&loud, "\"end\"").await;
+}
+
+#[tokio::test]
+async fn what_gathers_while_the_hub_stands_still_is_bounded_and_counted() {
+    let fanout = Fanout {
+        batch_bytes_max: 100,
+        ..fanout()
+    };
+    let (hub, metrics) = stopped(fanout, &[]);
+    let outbox = queue();
+    let _member = hub.join(&name("a"), Member::Queue(Arc::clone(&outbox)));
+    for number in 100..200 {
+        publish(&hub, "a", format!("{number}{}", "x".repeat(95)));
+    }
+    let listed = hub.listed.lock().len();
+    assert_eq!(listed, 2, "once, and once more because it is full");
+    let mut task = JoinSet::new();
+    task.spawn(Arc::clone(&hub).run(Arc::new(Wishes::default()), CancellationToken::new()));
+    let dropped = "dropped_total{reason=\"hub_full\"} 83";
+    until(|| metrics.render().contains(dropped)).await;
+    assert_eq!(outbox.take(usize::MAX).len(), 17);
+}
+
+#[tokio::test]
+async fn nothing_gathers_for_a_channel_without_members() {
+    let (hub, _) = stopped(fanout(), &["a"]);
+    drop(hub.join(&name("a"), Member::Queue(queue())));
+    hub.take_listed();
+    publish(&hub, "a", "x");
+    assert!(hub.channels.read()["a"].take().batch.is_empty());
+}

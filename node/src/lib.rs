@@ -1,0 +1,45 @@
+//! A relay node: SockJS and WebSocket clients, fanned out through Redis Pub/Sub.
+//!
+//! ```text
+//! server ─▶ http (path parsed once) ─▶ transport ─▶ session ─▶ client ─▶ hub ─▶ broker ─▶ memory | redis
+//! socket ◀─ transport ◀─ outbox ◀────────────────────────────── hub ◀─ broker events
+//! ```
+//!
+//! Modules stand here in layers: each imports only what stands above it. [`run`] puts
+//! them together.
+
+// Layer 0.
+mod channel;
+mod disconnect;
+mod frame;
+mod metrics;
+mod open_files;
+mod publication;
+// Layer 1.
+mod config;
+// Layer 2.
+mod logging;
+mod outbox;
+mod redis;
+mod tcp;
+// Layer 4.
+mod broker;
+// Layer 5.
+mod hub;
+// Layer 6.
+mod client;
+// Layer 7.
+mod session;
+// Layer 8.
+mod transport;
+// Layer 9.
+mod admin;
+mod http;
+// Layer 10.
+mod server;
+// Layer 11.
+mod node;
+
+pub use crate::config::Config;
+pub use crate::node::RunError;
+pub use crate::node::run;

@@ -1,0 +1,63 @@
+//! The node's program: flags, and exit codes.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use causeway_node::Config;
+use causeway_node::RunError;
+use clap::Parser;
+
+/// Idle clients keep no memory that carried bytes before: jemalloc gives it back, glibc does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What is wrong is wrong with the file or its surroundings, and a restart does not help.
+const CANNOT_START: u8 = 2;
+
+/// A relay node: passes messages between SockJS and WebSocket clients, on this node and others
+#[derive(Parser)]
+#[command(name = "causeway-node", version)]
+struct Flags {
+    /// The configuration, a YAML file; without it: one node alone on 127.0.0.1:9000
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match &flags.config {
+        None => Config::default_without_file(),
+        Some(path) => match Config::load(path) {
+            Ok(config) => config,
+            Err(errors) => {
+                eprintln!("{errors}");
+                return ExitCode::from(CANNOT_START);
+            }
+        },
+    };
+    if flags.check {
+        let name = flags
+            .config
+            .as_deref()
+            .map_or("built-in settings".into(), |path| {
+                path.display().to_string()
+            });
+        // Whoever does not read it has the exit code.
+        let _ = writeln!(std::io::stdout(), "{name}: valid");
+        return ExitCode::SUCCESS;
+    }
+    match causeway_node::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("causeway-node: {error}");
+            match error {
+                RunError::Failed => ExitCode::FAILURE,
+                RunError::System(_) | RunError::Listen { .. } => ExitCode::from(CANNOT_START),
+            }
+        }
+    }
+}

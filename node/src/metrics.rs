@@ -1,0 +1,204 @@
+//! What the node counts, and its text form for Prometheus.
+//!
+//! One [`Metrics`] for each process, shared by reference. Layers above call the methods here and never
+//! see the registry; names and labels stand in this file alone. Counting is lock-free but for the first
+//! use of a label.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::disconnect::Disconnect;
+
+mod label;
+mod process;
+
+pub(crate) use label::{DropReason, RefuseReason, Side, Transport};
+
+/// The media type of [`Metrics::render`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Label = [(&'static str, &'static str); 1];
+
+/// Every counter of this process.
+pub(crate) struct Metrics {
+    registry: Registry,
+    connections: Gauge,
+    /// TCP connections accepted.
+    pub(crate) connections_accepted: Counter,
+    connections_refused: Family<Label, Counter>,
+    clients: Family<Label, Gauge>,
+    sessions: Gauge,
+    /// Messages that clients sent, of all endpoints.
+    pub(crate) messages_received: Counter,
+    /// Publications that the broker took.
+    pub(crate) publications_published: Counter,
+    /// Publications that the broker brought.
+    pub(crate) publications_received: Counter,
+    /// Messages handed to clients' sockets or outboxes.
+    pub(crate) deliveries: Counter,
+    dropped: Family<Label, Counter>,
+    disconnects: Family<Label, Counter>,
+    /// 1 while the broker is ready, else 0.
+    pub(crate) broker_ready: Gauge,
+    broker_connects: Family<Label, Counter>,
+    broker_losses: Family<Label, Counter>,
+    /// Times after which publications of other nodes may have been missed.
+    pub(crate) broker_gaps: Counter,
+    /// Channels that this node is subscribed to and the broker has confirmed.
+    pub(crate) subscriptions: Gauge,
+    /// Bytes that wait in the lanes.
+    pub(crate) lane_bytes: Gauge,
+    /// Publications that wait in the lanes.
+    pub(crate) lane_publications: Gauge,
+    probe_seconds: Histogram,
+    /// Probes that did not come back in time.
+    pub(crate) probes_missed: Counter,
+}
+
+impl Metrics {
+    /// All counters at zero.
+    pub(crate) fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("causeway_node");
+        let mut metrics = Self {
+            connections: Gauge::default(),
+            connections_accepted: Counter::default(),
+            connections_refused: Family::default(),
+            clients: Family::default(),
+            sessions: Gauge::default(),
+            messages_received: Counter::default(),
+            publications_published: Counter::default(),
+            publications_received: Counter::default(),
+            deliveries: Counter::default(),
+            dropped: Family::default(),
+            disconnects: Family::default(),
+            broker_ready: Gauge::default(),
+            broker_connects: Family::default(),
+            broker_losses: Family::default(),
+            broker_gaps: Counter::default(),
+            subscriptions: Gauge::default(),
+            lane_bytes: Gauge::default(),
+            lane_publications: Gauge::default(),
+            probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
+            probes_missed: Counter::default(),
+            registry: Registry::default(),
+        };
+        metrics.register(&mut registry);
+        metrics.registry = registry;
+        Arc::new(metrics)
+    }
+
+    #[rustfmt::skip] // One metric a line: name, help, field.
+    fn register(&self, registry: &mut Registry) {
+        registry.register("connections", "Open TCP connections", self.connections.clone());
+        registry.register("connections_accepted", "TCP connections accepted", self.connections_accepted.clone());
+        registry.register("connections_refused", "TCP connections and requests refused, by reason", self.connections_refused.clone());
+        registry.register("clients", "Connected clients, by transport", self.clients.clone());
+        registry.register("sessions", "SockJS sessions over HTTP, with or without a receiver", self.sessions.clone());
+        registry.register("messages_received", "Messages that clients sent", self.messages_received.clone());
+        registry.register("publications_published", "Publications that the broker took", self.publications_published.clone());
+        registry.register("publications_received", "Publications that the broker brought", self.publications_received.clone());
+        registry.register("deliveries", "Messages handed to clients", self.deliveries.clone());
+        registry.register("dropped", "Messages dropped, by reason", self.dropped.clone());
+        registry.register("disconnects", "Clients sent away, by reason", self.disconnects.clone());
+        registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
+        registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
+        registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());
+        registry.register("broker_gaps", "Times after which publications may have been missed", self.broker_gaps.clone());
+        registry.register("subscriptions", "Channels whose subscription the broker has confirmed", self.subscriptions.clone());
+        registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
+        registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
+        registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
+        registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
+        registry.register_collector(Box::new(process::Process));
+    }
+
+    /// Counts a TCP connection as open until the guard is dropped.
+    pub(crate) fn connection(&self) -> Counted {
+        self.connections_accepted.inc();
+        Counted::new(self.connections.clone())
+    }
+
+    /// Counts a connection or request that a limit or a rule refused.
+    pub(crate) fn refused(&self, reason: RefuseReason) {
+        self.connections_refused
+            .get_or_create(&[("reason", reason.as_str())])
+            .inc();
+    }
+
+    /// Counts a client as connected over `transport` until the guard is dropped.
+    pub(crate) fn client(&self, transport: Transport) -> Counted {
+        let label = [("transport", transport.as_str())];
+        Counted::new(self.clients.get_or_create_owned(&label))
+    }
+
+    /// Counts a SockJS session over HTTP until the guard is dropped.
+    pub(crate) fn session(&self) -> Counted {
+        Counted::new(self.sessions.clone())
+    }
+
+    /// Counts messages that will not arrive.
+    pub(crate) fn dropped(&self, reason: DropReason, count: u64) {
+        self.dropped
+            .get_or_create(&[("reason", reason.as_str())])
+            .inc_by(count);
+    }
+
+    /// Counts a client that was sent away.
+    pub(crate) fn disconnected(&self, disconnect: Disconnect) {
+        self.disconnects
+            .get_or_create(&[("reason", disconnect.name)])
+            .inc();
+    }
+
+    /// Counts a connection made to the broker.
+    pub(crate) fn broker_connected(&self, side: Side) {
+        self.broker_connects
+            .get_or_create(&[("side", side.as_str())])
+            .inc();
+    }
+
+    /// Counts a connection to the broker that was lost.
+    pub(crate) fn broker_lost(&self, side: Side) {
+        self.broker_losses
+            .get_or_create(&[("side", side.as_str())])
+            .inc();
+    }
+
+    /// Notes how long a probe took to come back.
+    pub(crate) fn probe_seen(&self, round_trip: std::time::Duration) {
+        self.probe_seconds.observe(round_trip.as_secs_f64());
+    }
+
+    /// Everything in the OpenMetrics text format ([`CONTENT_TYPE`]).
+    pub(crate) fn render(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("writing to a String cannot fail");
+        text
+    }
+}
+
+/// Something open that a gauge counts; dropping it takes it off again.
+#[derive(Debug)]
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! The values that labels may have: closed sets, so that no client can make up a time series.
+
+/// How a client is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// WebSocket without framing: an endpoint with `protocol: websocket`.
+    Websocket,
+    /// `/websocket` of a SockJS endpoint: WebSocket without SockJS frames.
+    SockjsRaw,
+    /// A SockJS session over WebSocket.
+    SockjsWebsocket,
+    /// A SockJS session over HTTP; its receivers may alternate between transports.
+    SockjsHttp,
+}
+
+impl Transport {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Websocket => "websocket",
+            Self::SockjsRaw => "sockjs_raw",
+            Self::SockjsWebsocket => "sockjs_websocket",
+            Self::SockjsHttp => "sockjs_http",
+        }
+    }
+}
+
+/// Why a message will not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum DropReason {
+    /// No room came up in its lane within `broker.lane_wait`.
+    LaneFull,
+    /// It waited in its lane for `broker.lane_wait` and Redis was still away.
+    LaneExpired,
+    /// It was written to Redis and no answer came: it may have arrived, a retry might double it.
+    Unacknowledged,
+    /// Redis answered with an error.
+    Refused,
+    /// It is larger than its lane.
+    TooLarge,
+    /// The node stopped before it could be published.
+    Stopping,
+    /// It came from Redis and is larger than `broker.message_size`.
+    Oversized,
+    /// It is not UTF-8, and a SockJS client can only take text.
+    NotUtf8,
+    /// The hub's task does not keep up, and too much waits for it.
+    HubFull,
+}
+
+impl DropReason {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::LaneFull => "lane_full",
+            Self::LaneExpired => "lane_expired",
+            Self::Unacknowledged => "unacknowledged",
+            Self::Refused => "refused",
+            Self::TooLarge => "too_large",
+            Self::Stopping => "stopping",
+            Self::Oversized => "oversized",
+            Self::NotUtf8 => "not_utf8",
+            Self::HubFull => "hub_full",
+        }
+    }
+}
+
+/// Why a connection or a request was turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RefuseReason {
+    /// `limits.connections` is reached.
+    Connections,
+    /// `limits.sessions` is reached.
+    Sessions,
+    /// `allowed_origins` of the endpoint does not name the Origin.
+    Origin,
+}
+
+impl RefuseReason {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Sessions => "sessions",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+/// Which connections to Redis are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Those of the lanes.
+    Publish,
+    /// The one that brings publications.
+    Subscribe,
+}
+
+impl Side {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+        }
+    }
+}

@@ -1,0 +1,94 @@
+use std::time::Duration;
+
+use expect_test::expect;
+
+use super::*;
+
+/// The rendered text without what differs from run to run and without zero buckets' noise.
+fn stable(metrics: &Metrics) -> String {
+    let volatile = ["resident_memory", "open_files"];
+    metrics
+        .render()
+        .lines()
+        .filter(|line| !volatile.iter().any(|name| line.contains(name)))
+        .filter(|line| !line.starts_with("# HELP") && !line.contains("_bucket"))
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn everything_that_is_counted_has_its_line() {
+    let metrics = Metrics::new();
+    let _connection = metrics.connection();
+    let _client = metrics.client(Transport::Websocket);
+    let _session = metrics.session();
+    metrics.refused(RefuseReason::Origin);
+    metrics.dropped(DropReason::LaneExpired, 3);
+    metrics.disconnected(Disconnect::SLOW);
+    metrics.broker_connected(Side::Publish);
+    metrics.broker_lost(Side::Subscribe);
+    metrics.probe_seen(Duration::from_millis(1));
+    expect![[r##"
+        # TYPE causeway_node_connections gauge
+        causeway_node_connections 1
+        # TYPE causeway_node_connections_accepted counter
+        causeway_node_connections_accepted_total 1
+        # TYPE causeway_node_connections_refused counter
+        causeway_node_connections_refused_total{reason="origin"} 1
+        # TYPE causeway_node_clients gauge
+        causeway_node_clients{transport="websocket"} 1
+        # TYPE causeway_node_sessions gauge
+        causeway_node_sessions 1
+        # TYPE causeway_node_messages_received counter
+        causeway_node_messages_received_total 0
+        # TYPE causeway_node_publications_published counter
+        causeway_node_publications_published_total 0
+        # TYPE causeway_node_publications_received counter
+        causeway_node_publications_received_total 0
+        # TYPE causeway_node_deliveries counter
+        causeway_node_deliveries_total 0
+        # TYPE causeway_node_dropped counter
+        causeway_node_dropped_total{reason="lane_expired"} 3
+        # TYPE causeway_node_disconnects counter
+        causeway_node_disconnects_total{reason="slow"} 1
+        # TYPE causeway_node_broker_ready gauge
+        causeway_node_broker_ready 0
+        # TYPE causeway_node_broker_connects counter
+        causeway_node_broker_connects_total{side="publish"} 1
+        # TYPE causeway_node_broker_losses counter
+        causeway_node_broker_losses_total{side="subscribe"} 1
+        # TYPE causeway_node_broker_gaps counter
+        causeway_node_broker_gaps_total 0
+        # TYPE causeway_node_subscriptions gauge
+        causeway_node_subscriptions 0
+        # TYPE causeway_node_lane_bytes gauge
+        causeway_node_lane_bytes 0
+        # TYPE causeway_node_lane_publications gauge
+        causeway_node_lane_publications 0
+        # TYPE causeway_node_probe_seconds histogram
+        # UNIT causeway_node_probe_seconds seconds
+        causeway_node_probe_seconds_sum 0.001
+        causeway_node_probe_seconds_count 1
+        # TYPE causeway_node_probes_missed counter
+        causeway_node_probes_missed_total 0
+        # EOF
+    "##]]
+    .assert_eq(&stable(&metrics));
+}
+
+#[test]
+fn a_dropped_guard_is_counted_no_longer() {
+    let metrics = Metrics::new();
+    drop(metrics.client(Transport::SockjsHttp));
+    let line = "causeway_node_clients{transport=\"sockjs_http\"} 0\n";
+    assert!(metrics.render().contains(line), "{}", metrics.render());
+}
+
+#[test]
+fn memory_and_open_files_of_the_process_are_among_them() {
+    let text = Metrics::new().render();
+    assert!(
+        text.contains("causeway_node_resident_memory_bytes "),
+        "{text}"
+    );
+    assert!(text.contains("causeway_node_open_files "), "{text}");
+}

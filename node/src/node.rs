@@ -1,0 +1,279 @@
+//! A node put together, in the order of the flow, and its life from the start to the last client.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ::http::HeaderValue;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use crate::admin::Admin;
+use crate::broker;
+use crate::broker::Deliver;
+use crate::channel::ChannelName;
+use crate::client::Clients;
+use crate::config::Config;
+use crate::config::Mode;
+use crate::http::Http;
+use crate::http::HttpConfig;
+use crate::http::Mount;
+use crate::hub::Hub;
+use crate::hub::HubConfig;
+use crate::logging;
+use crate::metrics::Metrics;
+use crate::open_files;
+use crate::server;
+use crate::server::Server;
+use crate::server::ServerConfig;
+use crate::server::Services;
+use crate::session;
+use crate::session::Quota;
+use crate::transport::websocket::WebSockets;
+
+/// The status of a process that a second signal ended before its clients had left.
+const CUT_SHORT: i32 = 1;
+
+/// Why a node cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The system gives no threads or no signals.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+    /// The address cannot be listened on: in use, of another machine, or not allowed.
+    #[error("cannot listen on {address} (setting `listen`): {error}")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A part that must never end has ended: a bug, and its panic is in the log.
+    #[error("a part of the node has failed")]
+    Failed,
+}
+
+/// How far a node is on its way down. Each step is cancelled after the one before it.
+#[derive(Default)]
+struct Lifecycle {
+    /// Not ready any more.
+    draining: CancellationToken,
+    /// The listener is closed and clients are sent away.
+    closing: CancellationToken,
+    /// The clients are gone.
+    stopped: CancellationToken,
+}
+
+/// Runs a node until a signal has ended it and its clients have left.
+///
+/// # Errors
+///
+/// [`RunError`]: mostly before anything is served.
+pub fn run(config: Config) -> Result<(), RunError> {
+    logging::start(&config.log);
+    let mut builder = runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = builder.enable_all().build()?;
+    runtime.block_on(async {
+        let lifecycle = Lifecycle::default();
+        let mut signals = JoinSet::new();
+        signals.spawn(drain_on_signal(lifecycle.draining.clone())?);
+        Node::start(config, lifecycle)?.live().await
+    })
+}
+
+/// A node at work that accepts no connections yet.
+struct Node {
+    listener: TcpListener,
+    server: Arc<Server>,
+    /// What clients need: hub, broker, and those who look after clients.
+    tasks: JoinSet<()>,
+    lifecycle: Lifecycle,
+}
+
+impl Node {
+    /// Starts everything but the accepting.
+    fn start(config: Config, lifecycle: Lifecycle) -> Result<Self, RunError> {
+        let address = config.listen;
+        let listener = server::bind(address, &config.tcp)
+            .map_err(|error| RunError::Listen { address, error })?;
+        let address = listener.local_addr()?;
+        let node_id = config.node_id(address);
+        let connections_max = connections_max(&config);
+
+        let metrics = Metrics::new();
+        let hub = Hub::new(
+            HubConfig {
+                fanout: config.fanout.clone(),
+                pinned: relayed_channels(&config),
+            },
+            Arc::clone(&metrics),
+        );
+        let broker = broker::start(
+            &config.broker,
+            &node_id,
+            Arc::clone(&hub) as Arc<dyn Deliver>,
+            Arc::clone(&metrics),
+            lifecycle.stopped.clone(),
+        );
+        let clients = Clients::new(
+            Arc::clone(&hub),
+            Arc::clone(&broker.broker),
+            Arc::clone(&metrics),
+        );
+        let websockets = WebSockets::new(Arc::clone(&clients), config.drain.spread);
+        let quota = Quota::new(config.limits.sessions);
+        let mounts: Vec<_> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Mount::new(Arc::clone(endpoint), Arc::clone(&clients), &quota))
+            .collect();
+        let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
+
+        let mut tasks = broker.tasks;
+        tasks.spawn(hub.run(Arc::clone(&broker.broker), lifecycle.stopped.clone()));
+        tasks.spawn(session::sweep(sessions.clone(), lifecycle.stopped.clone()));
+        tasks.spawn({
+            let (websockets, endpoints) = (Arc::clone(&websockets), config.endpoints.clone());
+            let closing = lifecycle.closing.clone();
+            async move { websockets.run(&endpoints, closing).await }
+        });
+
+        let http = HttpConfig {
+            page: config.page,
+            trusted_proxies: config.trusted_proxies,
+            body_bytes_max: config.limits.body_bytes_max,
+            body_timeout: config.limits.body_timeout,
+        };
+        let draining = lifecycle.draining.clone();
+        let services = Services {
+            admin: Admin::new(broker.broker, Arc::clone(&metrics), draining.clone()),
+            http: Http::new(http, mounts, Arc::clone(&metrics)),
+            websockets,
+            sessions,
+        };
+        let server = ServerConfig {
+            node_id: HeaderValue::try_from(&node_id).expect("the configuration checks it"),
+            limits: config.limits,
+            connections_max,
+            drain: config.drain,
+        };
+        let server = Server::new(server, services, metrics, lifecycle.closing.clone());
+        info!(%address, listener = "node", node = node_id, connections_max, "listening");
+        Ok(Self {
+            listener,
+            server,
+            tasks,
+            lifecycle,
+        })
+    }
+
+    /// Serves until the clients have left, then ends what they needed.
+    async fn live(self) -> Result<(), RunError> {
+        let Self {
+            listener,
+            server,
+            mut tasks,
+            lifecycle,
+            ..
+        } = self;
+        let mut serving = JoinSet::new();
+        serving.spawn(server.serve(listener, lifecycle.draining));
+        loop {
+            tokio::select! {
+                biased;
+                ended = serving.join_next() => match ended {
+                    Some(Err(error)) => return Err(failed(&error)),
+                    _ => break,
+                },
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended {
+                        return Err(failed(&error));
+                    }
+                }
+            }
+        }
+        lifecycle.stopped.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                return Err(failed(&error));
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+fn failed(error: &tokio::task::JoinError) -> RunError {
+    error!(%error, "a part of the node has failed, the node stops");
+    RunError::Failed
+}
+
+/// The channels of relay endpoints: subscribed all the time, so that a node's first client waits for
+/// nothing.
+fn relayed_channels(config: &Config) -> Vec<ChannelName> {
+    let mut channels: Vec<_> = config
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| match &endpoint.mode {
+            Mode::Relay { channel } => Some(channel.clone()),
+            Mode::Echo => None,
+        })
+        .collect();
+    channels.sort();
+    channels.dedup();
+    channels
+}
+
+/// What the configuration allows, else what the system does.
+fn connections_max(config: &Config) -> usize {
+    let fitting = open_files::raise_limit().map(open_files::clients_in);
+    match (config.limits.connections, fitting) {
+        (Some(wanted), Ok(fitting)) if fitting < wanted => {
+            warn!(
+                wanted,
+                fitting, "limits.connections is more than the limit of open files allows"
+            );
+            wanted
+        }
+        (Some(wanted), _) => wanted,
+        (None, Ok(fitting)) => fitting,
+        (None, Err(error)) => {
+            warn!(%error, "cannot raise the limit of open files, taking on any number of connections");
+            usize::MAX
+        }
+    }
+}
+
+/// Cancels `draining` at the first SIGTERM or SIGINT and ends the process at the second.
+fn drain_on_signal(
+    draining: CancellationToken,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for is_first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if is_first {
+                draining.cancel();
+            }
+        }
+        warn!("second signal: ending at once");
+        std::process::exit(CUT_SHORT);
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! How a node stops: not ready first, then everyone is sent away, then nothing is left.
+
+use super::*;
+
+fn settings(lead: &str) -> String {
+    format!(
+        "
+endpoints:
+  - {{ path: /echo, protocol: sockjs, mode: echo }}
+  - {{ path: /ws, protocol: websocket, mode: echo }}
+drain: {{ lead: {lead}, spread: 100ms, timeout: 10s }}
+"
+    )
+}
+
+async fn websocket(node: &TestNode) -> Client {
+    let mut client = node.connect().await;
+    client
+        .send(
+            "GET /ws HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await;
+    assert_eq!(client.head().await.status, 101);
+    client
+}
+
+#[tokio::test]
+async fn clients_hear_why_and_the_node_ends() {
+    let mut node = TestNode::start(&settings("0s"));
+    let mut socket = websocket(&node).await;
+    let mut poll = node.connect().await;
+    poll.post("/echo/0/a/xhr", "").await;
+    assert_eq!(poll.answer().await.body, "o\n");
+    poll.post("/echo/0/a/xhr", "").await;
+    until(async || {
+        node.post("/echo/0/a/xhr", "")
+            .await
+            .body
+            .starts_with("c[2010")
+    })
+    .await;
+    let _idle = node.connect().await;
+
+    node.draining.cancel();
+    assert_eq!(poll.answer().await.body, "c[1012,\"service restart\"]\n");
+    let close = socket.bytes(4).await;
+    assert_eq!((close[0], &close[2..]), (0x88, &1012_u16.to_be_bytes()[..]));
+    drop(socket);
+    node.ended().await.unwrap();
+    assert!(
+        tokio::net::TcpStream::connect(node.address).await.is_err(),
+        "nobody listens"
+    );
+}
+
+#[tokio::test]
+async fn a_draining_node_is_not_ready_and_serves_for_its_lead() {
+    let mut node = TestNode::start(&settings("1s"));
+    node.draining.cancel();
+    until(async || node.get("/ready").await.header("causeway-drain") == Some("1")).await;
+    assert_eq!(node.get("/ready").await.status, 503);
+    assert_eq!(node.post("/echo/0/a/xhr", "").await.body, "o\n");
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_leave_is_cut_after_the_timeout() {
+    let yaml = settings("0s").replace("timeout: 10s", "timeout: 200ms");
+    let mut node = TestNode::start(&yaml);
+    let mut stuck = node.connect().await;
+    stuck
+        .send("POST /echo/0/a/xhr HTTP/1.1\r\nHost: node\r\nContent-Length: 9\r\n\r\n")
+        .await;
+    // Its request is being read when a later one has been answered.
+    assert_eq!(node.get("/live").await.status, 200);
+    node.draining.cancel();
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let node = TestNode::start("");
+    let config = Config::parse("test", &format!("listen: {}", node.address)).unwrap();
+    let Err(error) = Node::start(config, Lifecycle::default()) else {
+        panic!("the port is in use");
+    };
+    let expected = format!("cannot listen on {} (setting `listen`): ", node.address);
+    assert!(error.to_string().starts_with(&expected), "{error}");
+}

@@ -1,0 +1,303 @@
+//! SockJS sessions over HTTP: polls, streams, what comes between them, and how they end.
+
+use super::*;
+
+const ENDPOINTS: &str = "
+endpoints:
+  - { path: /echo, protocol: sockjs, mode: echo, response_limit: 4KiB }
+  - { path: /brief, protocol: sockjs, mode: echo, disconnect_delay: 100ms, heartbeat: 100ms, outbox: 1KiB }
+  - { path: /relay, protocol: sockjs, mode: relay }
+  - { path: /mute, protocol: sockjs, mode: echo, read_only: true }
+  - { path: /small, protocol: sockjs, mode: echo, message_size: 4B }
+";
+
+/// Opens a session by its first poll.
+async fn open(node: &TestNode, session: &str) {
+    let answer = node.post(&format!("{session}/xhr"), "").await;
+    assert_eq!((answer.status, &answer.body[..]), (200, "o\n"));
+}
+
+async fn send(node: &TestNode, session: &str, messages: &str) -> u16 {
+    node.post(&format!("{session}/xhr_send"), messages)
+        .await
+        .status
+}
+
+async fn poll(node: &TestNode, session: &str) -> String {
+    node.post(&format!("{session}/xhr"), "").await.body
+}
+
+/// Opens a stream and reads up to its first frame, which it returns.
+async fn stream(node: &TestNode, session: &str) -> (Client, Option<String>) {
+    let mut client = node.connect().await;
+    client.post(&format!("{session}/xhr_streaming"), "").await;
+    let head = client.head().await;
+    assert_eq!(head.status, 200);
+    assert_eq!(
+        head.header("content-type"),
+        Some("application/javascript; charset=UTF-8")
+    );
+    assert_eq!(client.chunk().await, Some("h".repeat(2048) + "\n"));
+    let first = client.chunk().await;
+    (client, first)
+}
+
+#[tokio::test]
+async fn a_poll_opens_the_session_and_the_next_brings_all_that_waits() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/echo/000/a").await;
+    assert_eq!(send(&node, "/echo/000/a", r#"["x"]"#).await, 204);
+    assert_eq!(send(&node, "/echo/999/a", r#"["y", "z"]"#).await, 204);
+    assert_eq!(poll(&node, "/echo/1/a").await, "a[\"x\",\"y\",\"z\"]\n");
+}
+
+#[tokio::test]
+async fn a_waiting_poll_is_answered_by_the_next_message() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/echo/0/a").await;
+    let mut waiting = node.connect().await;
+    waiting.post("/echo/0/a/xhr", "").await;
+    assert_eq!(send(&node, "/echo/0/a", r#"["x"]"#).await, 204);
+    assert_eq!(waiting.answer().await.body, "a[\"x\"]\n");
+}
+
+#[tokio::test]
+async fn each_frame_of_a_stream_is_a_chunk_of_its_own() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut client, first) = stream(&node, "/echo/0/a").await;
+    assert_eq!(first.as_deref(), Some("o\n"));
+    for message in ["x", "y"] {
+        send(&node, "/echo/0/a", &format!("[\"{message}\"]")).await;
+        assert_eq!(client.chunk().await, Some(format!("a[\"{message}\"]\n")));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_limit_and_loses_nothing() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut client, _) = stream(&node, "/echo/0/a").await;
+    let message = "x".repeat(128);
+    for sent in 0..31 {
+        assert_eq!(
+            send(&node, "/echo/0/a", &format!("[\"{message}\"]")).await,
+            204,
+            "{sent}"
+        );
+        assert_eq!(client.chunk().await, Some(format!("a[\"{message}\"]\n")));
+    }
+    assert_eq!(client.chunk().await, None, "2 + 31 x 134 bytes reach 4096");
+    send(&node, "/echo/0/a", r#"["after"]"#).await;
+    let (_client, first) = stream(&node, "/echo/0/a").await;
+    assert_eq!(first.as_deref(), Some("a[\"after\"]\n"));
+}
+
+#[tokio::test]
+async fn an_old_client_gets_a_stream_without_chunks() {
+    let node = TestNode::start(ENDPOINTS);
+    let mut client = node.connect().await;
+    client
+        .send("POST /echo/0/a/xhr_streaming HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    let head = client.head().await;
+    assert_eq!(head.version, "HTTP/1.0");
+    assert_eq!(
+        (
+            head.header("transfer-encoding"),
+            head.header("content-length")
+        ),
+        (None, None)
+    );
+    assert_eq!(client.bytes(2049 + 2).await[2049..], *b"o\n");
+}
+
+#[tokio::test]
+async fn a_second_receiver_is_refused_and_the_first_lives_on() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut first, _) = stream(&node, "/echo/0/a").await;
+    let busy = "c[2010,\"Another connection still open\"]\n";
+    assert_eq!(poll(&node, "/echo/0/a").await, busy);
+    let (mut second, frame) = stream(&node, "/echo/0/a").await;
+    assert_eq!(frame.as_deref(), Some(busy));
+    assert_eq!(second.chunk().await, None);
+    send(&node, "/echo/0/a", r#"["x"]"#).await;
+    assert_eq!(first.chunk().await.as_deref(), Some("a[\"x\"]\n"));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_interrupts_its_session() {
+    let node = TestNode::start(ENDPOINTS);
+    for (session, receive) in [("/echo/0/stream", "xhr_streaming"), ("/echo/0/poll", "xhr")] {
+        open(&node, session).await;
+        let mut client = node.connect().await;
+        client.post(&format!("{session}/{receive}"), "").await;
+        // The receiver is there when another one is not let in.
+        until(async || poll(&node, session).await.starts_with("c[2010")).await;
+        drop(client);
+        until(async || send(&node, session, "[]").await == 404).await;
+        assert_eq!(
+            poll(&node, session).await,
+            "c[1002,\"Connection interrupted\"]\n"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_session_without_a_receiver_ends_after_the_delay() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/brief/0/a").await;
+    assert_eq!(send(&node, "/brief/0/a", "[]").await, 204);
+    until(async || send(&node, "/brief/0/a", "[]").await == 404).await;
+    open(&node, "/brief/0/a").await;
+}
+
+#[tokio::test]
+async fn a_quiet_receiver_hears_heartbeats() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut client, _) = stream(&node, "/brief/0/a").await;
+    for _ in 0..2 {
+        assert_eq!(client.chunk().await.as_deref(), Some("h\n"));
+    }
+    open(&node, "/brief/0/b").await;
+    assert_eq!(poll(&node, "/brief/0/b").await, "h\n");
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_read_is_closed_as_slow() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/brief/0/a").await;
+    let message = format!("[\"{}\"]", "x".repeat(400));
+    for _ in 0..4 {
+        assert_eq!(send(&node, "/brief/0/a", &message).await, 204);
+    }
+    assert_eq!(
+        poll(&node, "/brief/0/a").await,
+        "c[3008,\"reads too slowly\"]\n"
+    );
+    assert_eq!(
+        poll(&node, "/brief/0/a").await,
+        "c[3008,\"reads too slowly\"]\n"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_holds_little_and_delays_nobody() {
+    let node = TestNode::start(
+        "
+endpoints: [ { path: /relay, protocol: sockjs, mode: relay, outbox: 1KiB, response_limit: 64MiB } ]
+tcp: { send_buffer: 4KiB }
+",
+    );
+    let (mut stalled, _) = stream(&node, "/relay/0/stalled").await;
+    let message = format!("[\"{}\"]", "x".repeat(60_000));
+    open(&node, "/relay/0/sender").await;
+    until(async || {
+        assert_eq!(send(&node, "/relay/0/sender", &message).await, 204);
+        assert!(poll(&node, "/relay/0/sender").await.starts_with("a[\"x"));
+        let metrics = node.get("/metrics").await.body;
+        metrics.contains("causeway_node_disconnects_total{reason=\"slow\"} 1")
+    })
+    .await;
+    let mut last = String::new();
+    while let Some(chunk) = stalled.chunk().await {
+        last = chunk;
+    }
+    assert_eq!(last, "c[3008,\"reads too slowly\"]\n");
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_a_rule_is_sent_away() {
+    let node = TestNode::start(ENDPOINTS);
+    for (session, message, close) in [
+        (
+            "/mute/0/a",
+            r#"["x"]"#,
+            "c[1008,\"this endpoint is read-only\"]\n",
+        ),
+        (
+            "/small/0/a",
+            r#"["12345"]"#,
+            "c[1009,\"message too large\"]\n",
+        ),
+    ] {
+        open(&node, session).await;
+        assert_eq!(send(&node, session, message).await, 204);
+        assert_eq!(
+            send(&node, session, message).await,
+            204,
+            "dropped without a word"
+        );
+        assert_eq!(poll(&node, session).await, close);
+    }
+    open(&node, "/small/0/b").await;
+    assert_eq!(send(&node, "/small/0/b", r#"["1234"]"#).await, 204);
+    assert_eq!(poll(&node, "/small/0/b").await, "a[\"1234\"]\n");
+}
+
+#[tokio::test]
+async fn bad_messages_are_named_and_the_session_goes_on() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/echo/0/a").await;
+    for (body, text) in [
+        ("", "Payload expected."),
+        ("{}", "Payload expected."),
+        ("\"x\"", "Payload expected."),
+        ("[\"x", "Broken JSON encoding."),
+        ("x", "Broken JSON encoding."),
+    ] {
+        let answer = node.post("/echo/0/a/xhr_send", body).await;
+        assert_eq!((answer.status, &answer.body[..]), (500, text), "{body}");
+    }
+    assert_eq!(
+        send(&node, "/echo/0/a", r#"["\ud800", "\u0000😀"]"#).await,
+        204
+    );
+    assert_eq!(
+        poll(&node, "/echo/0/a").await,
+        "a[\"\\ufffd\",\"\\u0000\\ud83d\\ude00\"]\n"
+    );
+}
+
+#[tokio::test]
+async fn unknown_sessions_are_not_found_and_not_made_by_sending() {
+    let node = TestNode::start(ENDPOINTS);
+    for body in ["", "[]", "[\"x\"]", "["] {
+        assert_eq!(send(&node, "/echo/0/unknown", body).await, 404, "{body}");
+    }
+    open(&node, "/echo/0/unknown").await;
+    assert_eq!(
+        send(&node, "/relay/0/unknown", "[]").await,
+        404,
+        "an id is its endpoint's own"
+    );
+}
+
+#[tokio::test]
+async fn sessions_are_limited_in_number() {
+    let node = TestNode::start(&format!("{ENDPOINTS}\nlimits: {{ sessions: 1 }}\n"));
+    open(&node, "/brief/0/a").await;
+    let answer = node.post("/echo/0/b/xhr", "").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some());
+    until(async || node.post("/echo/0/b/xhr", "").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn what_one_session_sends_all_others_receive_in_order() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut listener, _) = stream(&node, "/relay/0/listener").await;
+    open(&node, "/relay/0/sender").await;
+    let mut received = String::new();
+    for count in 0..50 {
+        assert_eq!(
+            send(&node, "/relay/0/sender", &format!("[\"{count}\"]")).await,
+            204
+        );
+    }
+    while !received.contains("\"49\"") {
+        let frame = listener.chunk().await.unwrap();
+        received.push_str(frame.trim_start_matches("a[").trim_end_matches("]\n"));
+        received.push(',');
+    }
+    let all: String = (0..50).map(|count| format!("\"{count}\",")).collect();
+    assert_eq!(received, all);
+}

@@ -1,0 +1,235 @@
+//! Messages that wait for the next receiver of a SockJS session.
+
+use std::collections::VecDeque;
+use std::slice;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::outbox::cost;
+
+/// A session's messages, each quoted as a JSON string, in order.
+///
+/// Invariant: `bytes_queued` is the summed cost of `messages` and at most `bytes_max` and one push more;
+/// outside `State::Open` nothing is added.
+pub(crate) struct QueueOutbox {
+    bytes_max: usize,
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Queue {
+    messages: VecDeque<Bytes>,
+    bytes_queued: usize,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Messages are taken.
+    Open,
+    /// Too much waited when one came; what waited is gone.
+    Slow,
+    /// The session is over; what waits may still be taken.
+    Closed,
+}
+
+impl QueueOutbox {
+    /// An empty outbox that takes messages while at most `bytes_max` wait.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let queue = Queue {
+            messages: VecDeque::new(),
+            bytes_queued: 0,
+            state: State::Open,
+        };
+        Self {
+            bytes_max,
+            queue: Mutex::new(queue),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Appends quoted messages, all of them.
+    ///
+    /// If more than the limit waits already, the outbox is slow for good. These messages do not count:
+    /// what comes at once, however much, must not end a good reader. Messages for a closed or slow
+    /// outbox are dropped.
+    pub(crate) fn push_all(&self, messages: &[Bytes]) {
+        let mut queue = self.queue.lock();
+        if queue.state != State::Open || messages.is_empty() {
+            return;
+        }
+        let was_empty = queue.messages.is_empty();
+        if self.bytes_max < queue.bytes_queued {
+            queue.messages = VecDeque::new();
+            queue.bytes_queued = 0;
+            queue.state = State::Slow;
+        } else {
+            queue.messages.extend(messages.iter().cloned());
+            queue.bytes_queued += messages.iter().map(cost).sum::<usize>();
+        }
+        let wake = was_empty || queue.state == State::Slow;
+        drop(queue);
+        if wake {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Appends one quoted message, see [`push_all`](Self::push_all).
+    pub(crate) fn push(&self, message: Bytes) {
+        self.push_all(slice::from_ref(&message));
+    }
+
+    /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.
+    pub(crate) fn take(&self, bytes_max: usize) -> Vec<Bytes> {
+        let mut queue = self.queue.lock();
+        let mut bytes = 0;
+        let count = queue
+            .messages
+            .iter()
+            .take_while(|message| {
+                bytes += message.len();
+                bytes <= bytes_max
+            })
+            .count();
+        let count = count.max(1).min(queue.messages.len());
+        let taken: Vec<Bytes> = queue.messages.drain(..count).collect();
+        queue.bytes_queued -= taken.iter().map(cost).sum::<usize>();
+        if queue.messages.is_empty() {
+            queue.messages = VecDeque::new(); // An idle client owns no buffer.
+        }
+        taken
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().messages.is_empty()
+    }
+
+    /// Whether too much waited when a message came: the session is to be closed as slow.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.queue.lock().state == State::Slow
+    }
+
+    /// Takes no more messages.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock();
+        if queue.state == State::Open {
+            queue.state = State::Closed;
+        }
+        drop(queue);
+        self.changed.notify_one();
+    }
+
+    /// Waits until messages wait or the outbox is no longer open.
+    ///
+    /// For one waiter at a time, as a session has one receiver.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: what waits goes on waiting, for the next call too.
+    pub(crate) async fn wait(&self) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let queue = self.queue.lock();
+                if !queue.messages.is_empty() || queue.state != State::Open {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const HANDLE: usize = mem::size_of::<Bytes>();
+
+    fn outbox(bytes_max: usize) -> QueueOutbox {
+        QueueOutbox::new(bytes_max)
+    }
+
+    #[test]
+    fn messages_come_out_in_order_within_the_limit_asked_for() {
+        let outbox = outbox(1024);
+        for message in ["one", "two", "three"] {
+            outbox.push(Bytes::from_static(message.as_bytes()));
+        }
+        assert_eq!(outbox.take(6), ["one", "two"]);
+        assert_eq!(outbox.take(1), ["three"], "one at least");
+        assert!(outbox.take(1).is_empty());
+    }
+
+    #[test]
+    fn it_takes_no_more_when_one_byte_past_its_limit_waits() {
+        for (limit, slow) in [(2 * HANDLE + 8, false), (2 * HANDLE + 7, true)] {
+            let outbox = outbox(limit);
+            outbox.push(Bytes::from_static(b"four"));
+            outbox.push(Bytes::from_static(b"four"));
+            assert!(!outbox.is_slow(), "limit {limit}");
+            outbox.push(Bytes::from_static(b"more"));
+            assert_eq!(outbox.is_slow(), slow, "limit {limit}");
+        }
+    }
+
+    #[test]
+    fn a_burst_over_the_limit_does_not_end_a_client_that_reads() {
+        let outbox = outbox(256 << 10);
+        let burst = vec![Bytes::from(vec![b'x'; 60 << 10]); 5];
+        for _ in 0..2 {
+            outbox.push_all(&burst);
+            assert!(!outbox.is_slow());
+            assert_eq!(outbox.take(usize::MAX).len(), burst.len());
+        }
+        outbox.push_all(&burst);
+        outbox.push_all(&burst);
+        assert!(outbox.is_slow(), "it did not read in between");
+    }
+
+    #[test]
+    fn a_single_message_over_the_limit_does_not_end_a_client_that_reads() {
+        let outbox = outbox(1);
+        outbox.push(Bytes::from_static(b"large"));
+        assert_eq!(outbox.take(usize::MAX), ["large"]);
+        assert!(!outbox.is_slow());
+    }
+
+    #[test]
+    fn a_slow_one_holds_nothing_and_takes_nothing() {
+        let outbox = outbox(1);
+        outbox.push(Bytes::from_static(b"a"));
+        outbox.push(Bytes::from_static(b"b"));
+        outbox.push(Bytes::from_static(b"c"));
+        outbox.close();
+        assert!(outbox.is_slow());
+        assert!(outbox.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_a_message_and_with_the_end() {
+        let outbox = outbox(1024);
+        let long = Duration::from_secs(5);
+        assert!(
+            timeout(Duration::from_millis(10), outbox.wait())
+                .await
+                .is_err()
+        );
+        tokio::join!(outbox.wait(), async {
+            outbox.push(Bytes::from_static(b"a"))
+        });
+        timeout(long, outbox.wait()).await.unwrap();
+        outbox.take(usize::MAX);
+        tokio::join!(outbox.wait(), async { outbox.close() });
+        timeout(long, outbox.wait()).await.unwrap();
+    }
+}

@@ -1,0 +1,19 @@
+//! What the node needs of Redis below any broker: a connection for subscribing, its replies, pauses
+//! between attempts, names.
+//!
+//! Knows nothing of clients or publications. The connection is our own: redis-rs's `PubSub` buffers
+//! without a bound, copies each message and tells of a lost connection only by its end. RESP2 Pub/Sub is
+//! three kinds of reply, and to parse them in place costs one allocation for each read instead of
+//! several for each message. Commands (publishing) go through redis-rs and deadpool.
+
+mod backoff;
+mod connection;
+mod keys;
+mod reply;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub(crate) use backoff::Backoff;
+pub(crate) use connection::{ConnectError, Connection, Opening, ReadError};
+pub(crate) use keys::{connection_name, probe_channel};
+pub(crate) use reply::Reply;

@@ -1,0 +1,216 @@
+//! The listening socket, its connections, and how they end.
+//!
+//! Owns every connection's task, WebSockets included. What a request means is decided in `http`.
+//!
+//! Invariant: a connection holds its permit from the accept until its last task has ended, so there
+//! are never more than the limit.
+
+use std::io;
+use std::net::Shutdown;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::HeaderValue;
+use socket2::SockRef;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+use tracing::warn;
+
+use crate::admin::Admin;
+use crate::config::Drain;
+use crate::config::Limits;
+use crate::disconnect::Disconnect;
+use crate::http::Http;
+use crate::metrics::Counted;
+use crate::metrics::Metrics;
+use crate::metrics::RefuseReason;
+use crate::session::SHARDS;
+use crate::session::Sessions;
+use crate::transport::websocket::WebSockets;
+
+mod connection;
+mod listener;
+
+pub(crate) use listener::bind;
+
+/// Names this node on every answer.
+pub(crate) const NODE: HeaderName = HeaderName::from_static("causeway-node");
+
+/// How long accepting pauses when the process has no file descriptor left: until others close.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What a connection over the limit is told before it is closed.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+    Connection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// What a server is made of.
+pub(crate) struct ServerConfig {
+    /// The node's id, as a header value.
+    pub(crate) node_id: HeaderValue,
+    /// What it takes on.
+    pub(crate) limits: Limits,
+    /// How many connections it takes on.
+    pub(crate) connections_max: usize,
+    /// How it stops.
+    pub(crate) drain: Drain,
+}
+
+/// What answers requests and carries clients.
+pub(crate) struct Services {
+    /// For the operator.
+    pub(crate) admin: Admin,
+    /// For clients.
+    pub(crate) http: Http,
+    /// For clients with a WebSocket.
+    pub(crate) websockets: Arc<WebSockets>,
+    /// For clients without.
+    pub(crate) sessions: Vec<Arc<Sessions>>,
+}
+
+/// All that connections share.
+pub(crate) struct Server {
+    config: ServerConfig,
+    services: Services,
+    metrics: Arc<Metrics>,
+    permits: Arc<Semaphore>,
+    /// Every connection and every WebSocket.
+    tasks: TaskTracker,
+    /// Cancelled when clients are to leave; HTTP connections then end after the answer in hand.
+    closing: CancellationToken,
+}
+
+/// What a connection holds while it is open.
+struct Admitted {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+impl Server {
+    /// A server that serves nothing yet.
+    pub(crate) fn new(
+        config: ServerConfig,
+        services: Services,
+        metrics: Arc<Metrics>,
+        closing: CancellationToken,
+    ) -> Arc<Self> {
+        let permits = config.connections_max.min(Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            config,
+            services,
+            metrics,
+            permits: Arc::new(Semaphore::new(permits)),
+            tasks: TaskTracker::new(),
+            closing,
+        })
+    }
+
+    /// Accepts connections until `shutdown`, then for as long as the edge needs to notice, then sends
+    /// all clients away and waits for their connections to end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future closes the listener; connections go on until the runtime ends.
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = self.lead_is_over(&shutdown) => {}
+            () = self.accept_all(&listener) => {}
+        }
+        drop(listener); // Refuse newcomers while the clients leave.
+        self.drain().await;
+    }
+
+    async fn lead_is_over(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+        let lead = self.config.drain.lead;
+        info!(
+            ?lead,
+            "draining: not ready from now on, the listener closes after the lead"
+        );
+        time::sleep(lead).await;
+    }
+
+    async fn accept_all(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    warn!(%error, "cannot accept connections, trying again");
+                    time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            self.metrics.refused(RefuseReason::Connections);
+            refuse(&stream);
+            return;
+        };
+        let admitted = Admitted {
+            _permit: permit,
+            _counted: self.metrics.connection(),
+        };
+        let connection = connection::run(Arc::clone(self), stream, peer, admitted);
+        self.tasks.spawn(connection);
+    }
+
+    async fn drain(&self) {
+        info!(
+            connections = self.tasks.len(),
+            "draining: sending clients away"
+        );
+        self.closing.cancel();
+        self.tasks.close();
+        let drain = &self.config.drain;
+        let gone = async {
+            self.close_sessions(drain.spread).await;
+            self.tasks.wait().await;
+        };
+        if time::timeout(drain.timeout, gone).await.is_err() {
+            warn!(connections = self.tasks.len(), timeout = ?drain.timeout, "drain: cut what is left");
+        }
+    }
+
+    /// Closes the sessions of all tables, spread over a while so that the clients do not all arrive
+    /// elsewhere at once.
+    async fn close_sessions(&self, spread: Duration) {
+        for shard in 0..SHARDS {
+            let tables = self.services.sessions.iter();
+            let closed: usize = tables
+                .map(|table| table.close_shard(shard, Disconnect::RESTART))
+                .sum();
+            if 0 < closed {
+                time::sleep(spread / SHARDS as u32).await;
+            }
+        }
+    }
+}
+
+/// Tells a peer that there are too many. Best effort: a fresh socket takes this much, and nobody waits
+/// for one that does not.
+fn refuse(stream: &TcpStream) {
+    // Past tokio: what it believes of a socket that it has not polled yet is its own business.
+    let socket = SockRef::from(stream);
+    let _ = socket.send(FULL);
+    let _ = socket.shutdown(Shutdown::Write);
+}
+
+/// Whether `accept` failed for a peer that left the queue, and not for want of resources.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}

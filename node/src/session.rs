@@ -1,0 +1,220 @@
+//! SockJS sessions over HTTP: one client behind many requests.
+//!
+//! [`State`] decides, [`Session`] binds it to an outbox and a client, [`Sessions`] finds them by
+//! their id. A transport asks a [`Receiver`] for frames and knows nothing else of a session. One
+//! sweeper looks after the delays of all sessions; none has a timer of its own.
+//!
+//! Invariant: a session that takes no more messages has left the hub.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::client::Client;
+use crate::client::MessageKind;
+use crate::client::Patience;
+use crate::disconnect::Disconnect;
+use crate::metrics::Metrics;
+use crate::outbox::QueueOutbox;
+
+mod state;
+mod table;
+
+pub(crate) use state::Delays;
+pub(crate) use table::Quota;
+pub(crate) use table::ReceiveError;
+pub(crate) use table::SHARDS;
+pub(crate) use table::Sessions;
+pub(crate) use table::SessionsConfig;
+pub(crate) use table::sweep;
+
+use state::Attach;
+use state::Detach;
+use state::Inbound;
+use state::Next;
+use state::State;
+use state::Tick;
+
+/// One client over HTTP, with or without a receiver.
+pub(crate) struct Session {
+    state: Mutex<State>,
+    outbox: Arc<QueueOutbox>,
+    /// What holds the client in the hub; taken when the session ends.
+    client: Mutex<Option<Arc<Client>>>,
+    /// Held by the request whose messages are being handed on, so that requests do not mix.
+    sending: tokio::sync::Mutex<()>,
+    /// Tells the receiver that the state changed; the outbox tells of messages itself.
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+/// What a receiver sends next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// The session is open.
+    Open,
+    /// Messages in order, each a quoted JSON string. Never empty.
+    Messages(Vec<Bytes>),
+    /// The session is alive.
+    Heartbeat,
+    /// The session is over; nothing comes after it.
+    Close(Disconnect),
+}
+
+/// What became of messages that a client sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// They were handed on, or dropped because a close frame waits for the client.
+    Taken,
+    /// There is no such session.
+    Unknown,
+}
+
+impl Session {
+    fn new(
+        config: &SessionsConfig,
+        outbox: Arc<QueueOutbox>,
+        client: Arc<Client>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            state: Mutex::new(State::new(config.delays, now)),
+            outbox,
+            client: Mutex::new(Some(client)),
+            sending: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+            metrics: Arc::clone(&config.metrics),
+        }
+    }
+
+    /// Closes the session, the first reason stays: its receiver gets what is queued and the reason.
+    pub(crate) fn close(&self, disconnect: Disconnect) {
+        self.state.lock().close(disconnect);
+        if self.take_client().is_some() {
+            self.metrics.disconnected(disconnect);
+        }
+        self.outbox.close(); // After the state: a receiver that it wakes finds what to send.
+        self.changed.notify_one();
+    }
+
+    /// Hands messages of the client on, in order, and waits while the broker has no room, until it gives
+    /// one up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the messages that were not handed on yet.
+    async fn send(&self, messages: Vec<String>) -> Sent {
+        let _turn = self.sending.lock().await;
+        let mut patience = Patience::Left;
+        for message in messages {
+            match self.state.lock().inbound() {
+                Inbound::Taken => {}
+                Inbound::Dropped => return Sent::Taken,
+                Inbound::Unknown => return Sent::Unknown,
+            }
+            let Some(client) = self.client.lock().clone() else {
+                return Sent::Taken;
+            };
+            let handed_on = client.on_message(message.into(), MessageKind::Text, &mut patience);
+            if let Err(disconnect) = handed_on.await {
+                self.close(disconnect);
+            }
+        }
+        Sent::Taken
+    }
+
+    /// Looks at the clock and at the outbox; `true` when the session is over.
+    fn is_over(&self, now: Instant) -> bool {
+        if self.outbox.is_slow() {
+            self.close(Disconnect::SLOW);
+        }
+        match self.state.lock().tick(now) {
+            Tick::Keep => return false,
+            Tick::Wake => {
+                self.changed.notify_one();
+                return false;
+            }
+            Tick::Expired => {}
+        }
+        drop(self.take_client());
+        true
+    }
+
+    fn next(&self, now: Instant) -> Option<Frame> {
+        if self.outbox.is_slow() {
+            self.close(Disconnect::SLOW);
+        }
+        let messages_queued = !self.outbox.is_empty();
+        match self.state.lock().next(messages_queued, now) {
+            Next::Open => Some(Frame::Open),
+            Next::Messages => Some(Frame::Messages(self.outbox.take(usize::MAX))),
+            Next::Heartbeat => Some(Frame::Heartbeat),
+            Next::Close(disconnect) => Some(Frame::Close(disconnect)),
+            Next::Wait => None,
+        }
+    }
+
+    fn detach(&self, how: Detach) {
+        let mut state = self.state.lock();
+        state.detach(how, Instant::now());
+        if state.is_interrupted() {
+            drop(state);
+            drop(self.take_client());
+        }
+    }
+
+    /// Takes the client, which leaves the hub when it is dropped.
+    fn take_client(&self) -> Option<Arc<Client>> {
+        self.client.lock().take()
+    }
+}
+
+/// The one receiver of a session; dropping it before [`Receiver::finish`] interrupts the session.
+pub(crate) struct Receiver {
+    session: Arc<Session>,
+    finished: bool,
+}
+
+impl Receiver {
+    fn new(session: Arc<Session>) -> Self {
+        Self {
+            session,
+            finished: false,
+        }
+    }
+
+    /// Waits for the next frame.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: a frame is taken and returned without waiting in between.
+    pub(crate) async fn next(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = self.session.next(Instant::now()) {
+                return frame;
+            }
+            tokio::select! {
+                // Both keep a wake-up that comes between the look above and here.
+                () = self.session.changed.notified() => {}
+                () = self.session.outbox.wait() => {}
+            }
+        }
+    }
+
+    /// Ends the answer in order: the client will come for more.
+    pub(crate) fn finish(mut self) {
+        self.finished = true;
+        self.session.detach(Detach::Answered);
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.session.detach(Detach::Aborted);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The sessions of one endpoint by id, and the sweeper of all.
+//!
+//! Invariant: a session is in the table from its first receiver until it expires, and its quota is
+//! taken for exactly that time.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::hash::RandomState;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::time;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Client;
+use crate::disconnect::Disconnect;
+use crate::metrics::Counted;
+use crate::metrics::Metrics;
+use crate::metrics::RefuseReason;
+use crate::outbox::QueueOutbox;
+use crate::session::Attach;
+use crate::session::Delays;
+use crate::session::Receiver;
+use crate::session::Sent;
+use crate::session::Session;
+
+/// Into how many parts a table is cut: two cores seldom meet at one lock, and a draining node
+/// closes one part after the other.
+pub(crate) const SHARDS: usize = 16;
+
+/// How often the sweeper looks, at most and at least.
+const SWEEP_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// What a table of sessions needs.
+pub(crate) struct SessionsConfig {
+    /// The delays of each session.
+    pub(crate) delays: Delays,
+    /// How many sessions there may be, shared by all tables.
+    pub(crate) quota: Arc<Quota>,
+    /// Where sessions are counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// How many sessions a node may hold.
+pub(crate) struct Quota {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+/// Why a client cannot receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    /// Another receiver of this session is at work, and goes on.
+    #[error("the session has a receiver")]
+    Busy,
+    /// The node has no room for another session; it may have later.
+    #[error("the node has too many sessions")]
+    Full,
+}
+
+/// The sessions of one endpoint.
+pub(crate) struct Sessions {
+    config: SessionsConfig,
+    hasher: RandomState,
+    shards: [Mutex<HashMap<Box<str>, Entry>>; SHARDS],
+}
+
+struct Entry {
+    session: Arc<Session>,
+    _quota: Taken,
+    _counted: Counted,
+}
+
+impl Quota {
+    /// Room for `max` sessions.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            taken: AtomicUsize::new(0),
+            max,
+        })
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Taken> {
+        let fits = |taken| (taken < self.max).then_some(taken + 1);
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .ok()
+            .map(|_| Taken(Arc::clone(self)))
+    }
+}
+
+/// Room for one session, given back on drop.
+struct Taken(Arc<Quota>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Sessions {
+    /// An empty table.
+    pub(crate) fn new(config: SessionsConfig) -> Self {
+        Self {
+            config,
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+
+    /// Attaches a receiver to the session `id`, which `connect` opens if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError`]; the session, if there is one, goes on as it was.
+    pub(crate) fn receive(
+        &self,
+        id: &str,
+        now: Instant,
+        connect: impl FnOnce() -> (Arc<QueueOutbox>, Arc<Client>),
+    ) -> Result<Receiver, ReceiveError> {
+        let mut shard = self.shard(id).lock();
+        if let Some(entry) = shard.get(id) {
+            // An expired one that the sweeper has not met yet is as good as gone.
+            if !entry.session.is_over(now) {
+                return match entry.session.state.lock().attach(now) {
+                    Attach::Attached => Ok(Receiver::new(Arc::clone(&entry.session))),
+                    Attach::Busy => Err(ReceiveError::Busy),
+                };
+            }
+            shard.remove(id);
+        }
+        let Some(quota) = self.config.quota.take() else {
+            self.config.metrics.refused(RefuseReason::Sessions);
+            return Err(ReceiveError::Full);
+        };
+        let (outbox, client) = connect();
+        let session = Arc::new(Session::new(&self.config, outbox, client, now));
+        let receiver = Receiver::new(Arc::clone(&session));
+        let counted = self.config.metrics.session();
+        shard.insert(
+            id.into(),
+            Entry {
+                session,
+                _quota: quota,
+                _counted: counted,
+            },
+        );
+        Ok(receiver)
+    }
+
+    /// Hands messages on to the session `id`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the messages that were not handed on yet.
+    pub(crate) async fn send(&self, id: &str, messages: Vec<String>) -> Sent {
+        let session = self
+            .shard(id)
+            .lock()
+            .get(id)
+            .map(|entry| Arc::clone(&entry.session));
+        match session {
+            Some(session) => session.send(messages).await,
+            None => Sent::Unknown,
+        }
+    }
+
+    /// Whether messages can be sent to the session `id`.
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        let shard = self.shard(id).lock();
+        shard
+            .get(id)
+            .is_some_and(|entry| !entry.session.state.lock().is_interrupted())
+    }
+
+    /// Closes the sessions of one of the [`SHARDS`] and says how many there were.
+    pub(crate) fn close_shard(&self, shard: usize, disconnect: Disconnect) -> usize {
+        let shard = self.shards[shard].lock();
+        for entry in shard.values() {
+            entry.session.close(disconnect);
+        }
+        shard.len()
+    }
+
+    /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.
+    fn sweep(&self, now: Instant) {
+        for shard in &self.shards {
+            shard.lock().retain(|_, entry| !entry.session.is_over(now));
+        }
+    }
+
+    fn shard(&self, id: &str) -> &Mutex<HashMap<Box<str>, Entry>> {
+        let hash = self.hasher.hash_one(id);
+        &self.shards[(hash % SHARDS as u64) as usize]
+    }
+}
+
+/// Looks after the delays of all sessions until `shutdown`.
+pub(crate) async fn sweep(tables: Vec<Arc<Sessions>>, shutdown: CancellationToken) {
+    let (shortest, longest) = SWEEP_INTERVALS;
+    let delays = tables.iter().map(|table| table.config.delays);
+    let delay = delays
+        .map(|delays| delays.heartbeat.min(delays.disconnect))
+        .min();
+    let Some(delay) = delay else {
+        return; // No endpoint speaks SockJS.
+    };
+    // A tenth of the delay: nothing is later than that, and seldom-needed looks stay seldom.
+    let mut interval = time::interval((delay / 10).clamp(shortest, longest));
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = interval.tick() => {
+                for table in &tables {
+                    table.sweep(Instant::now());
+                }
+            }
+        }
+    }
+}

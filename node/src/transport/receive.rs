@@ -1,0 +1,156 @@
+//! Receivers over HTTP: a poll is answered with one frame, a stream with frames up to a limit.
+//!
+//! Invariant: a receiver whose answer did not end in order is dropped unfinished, which interrupts
+//! its session.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::Stream;
+use futures_util::StreamExt;
+use futures_util::stream;
+use http::HeaderValue;
+use http::Response;
+use http::StatusCode;
+use http::header;
+
+use crate::disconnect::Disconnect;
+use crate::frame::sockjs;
+use crate::session::Frame;
+use crate::session::ReceiveError;
+use crate::session::Receiver;
+use crate::transport::Body;
+
+/// When a client that met a full node may come again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How one wire dresses the frames of a session.
+pub(crate) trait Framing: Send + 'static {
+    /// The media type of the answer.
+    fn content_type(&self) -> &'static str;
+
+    /// What goes out before the first frame; empty for nothing.
+    fn prelude(&self) -> Bytes;
+
+    /// Appends `frame` as it goes on the wire.
+    fn append(&self, out: &mut BytesMut, frame: &[u8]);
+}
+
+/// Answers a poll: waits for one frame.
+///
+/// # Cancel safety
+///
+/// Dropping this future means that the client went away, and interrupts the session.
+pub(crate) async fn poll(
+    receiver: Result<Receiver, ReceiveError>,
+    framing: impl Framing,
+) -> Response<Body> {
+    let frame = match receiver {
+        Ok(mut receiver) => {
+            let frame = receiver.next().await;
+            receiver.finish();
+            frame
+        }
+        Err(ReceiveError::Busy) => Frame::Close(Disconnect::BUSY),
+        Err(ReceiveError::Full) => return full(),
+    };
+    answer(framing.content_type(), Body::Whole(dress(&framing, &frame)))
+}
+
+/// Answers with frames as they come, until they sum up to `bytes_max` or the session closes.
+///
+/// The frame that reaches the limit goes out whole.
+pub(crate) fn stream(
+    receiver: Result<Receiver, ReceiveError>,
+    framing: impl Framing + Sync,
+    bytes_max: usize,
+) -> Response<Body> {
+    let state = match receiver {
+        Ok(receiver) => Streaming::Live {
+            receiver,
+            bytes_left: bytes_max,
+        },
+        Err(ReceiveError::Busy) => Streaming::Refused,
+        Err(ReceiveError::Full) => return full(),
+    };
+    let content_type = framing.content_type();
+    let prelude = Some(framing.prelude()).filter(|prelude| !prelude.is_empty());
+    let pieces = stream::iter(prelude).chain(frames(state, framing));
+    answer(content_type, Body::Stream(Box::pin(pieces)))
+}
+
+/// Where a streaming answer stands between two frames.
+enum Streaming {
+    Live {
+        receiver: Receiver,
+        bytes_left: usize,
+    },
+    /// Another receiver is at work: one close frame, then the end.
+    Refused,
+    Ended,
+}
+
+fn frames(state: Streaming, framing: impl Framing + Sync) -> impl Stream<Item = Bytes> + Send {
+    stream::unfold((state, framing), async |(state, framing)| {
+        let (mut receiver, bytes_left) = match state {
+            Streaming::Live {
+                receiver,
+                bytes_left,
+            } => (receiver, bytes_left),
+            Streaming::Refused => {
+                let piece = dress(&framing, &Frame::Close(Disconnect::BUSY));
+                return Some((piece, (Streaming::Ended, framing)));
+            }
+            Streaming::Ended => return None,
+        };
+        let frame = receiver.next().await;
+        let piece = dress(&framing, &frame);
+        let bytes_left = bytes_left.saturating_sub(piece.len());
+        let state = if bytes_left == 0 || matches!(frame, Frame::Close(_)) {
+            receiver.finish();
+            Streaming::Ended
+        } else {
+            Streaming::Live {
+                receiver,
+                bytes_left,
+            }
+        };
+        Some((piece, (state, framing)))
+    })
+}
+
+fn dress(framing: &impl Framing, frame: &Frame) -> Bytes {
+    let mut bare = BytesMut::new();
+    match frame {
+        Frame::Open => bare.extend_from_slice(sockjs::OPEN.as_bytes()),
+        Frame::Messages(quoted) => {
+            sockjs::append_array(&mut bare, quoted.iter().map(|message| &message[..]));
+        }
+        Frame::Heartbeat => bare.extend_from_slice(sockjs::HEARTBEAT.as_bytes()),
+        Frame::Close(disconnect) => {
+            sockjs::append_close(&mut bare, disconnect.code, disconnect.reason);
+        }
+    }
+    let mut piece = BytesMut::with_capacity(bare.len() + 16);
+    framing.append(&mut piece, &bare);
+    piece.freeze()
+}
+
+fn answer(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+fn full() -> Response<Body> {
+    let mut response = Response::new(Body::from("too many sessions\n"));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, RETRY_AFTER.as_secs().into());
+    response
+}

@@ -1,0 +1,146 @@
+//! Clients over WebSocket, with SockJS frames or without: from the 101 to the end of the TCP connection.
+//!
+//! Owns the sockets of these clients and one task for all of them ([`WebSockets::run`]) that pings the
+//! silent ones and sends everyone away when the node stops. Each client has a task of its own
+//! ([`WebSockets::serve`]), which reads, and writes only what its outbox could not.
+//!
+//! Invariant: every end of ours is a close frame at a frame boundary, unless the socket is dead or the
+//! client does not take it within [`CLOSE_TIMEOUT`].
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::client::Client;
+use crate::client::Clients;
+use crate::config::Endpoint;
+use crate::frame::sockjs;
+use crate::frame::websocket;
+use crate::frame::websocket::MessageKind;
+use crate::frame::websocket::SocketFormat;
+use crate::hub::Member;
+use crate::metrics::Transport;
+use crate::outbox::SocketOutbox;
+
+mod connection;
+mod ending;
+mod pulse;
+mod reader;
+mod roster;
+mod scratch;
+
+use connection::Connection;
+use roster::Roster;
+
+/// How long a client may take for the close handshake, once our close frame is on its way. Longer only
+/// keeps sockets of clients that have vanished; shorter cuts those on bad networks before they hear why.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All clients over WebSocket of this node.
+pub(crate) struct WebSockets {
+    clients: Arc<Clients>,
+    roster: Arc<Roster>,
+    drain_spread: Duration,
+}
+
+/// A connection on which the 101 has been sent.
+pub(crate) struct Upgraded {
+    pub(crate) stream: TcpStream,
+    /// What the client sent behind its request.
+    pub(crate) read_ahead: Bytes,
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Which of the three WebSocket transports was asked for.
+    pub(crate) transport: Transport,
+}
+
+impl WebSockets {
+    /// Nobody yet. `drain_spread`: over what time [`run`](Self::run) sends clients away.
+    pub(crate) fn new(clients: Arc<Clients>, drain_spread: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            clients,
+            roster: Arc::default(),
+            drain_spread,
+        })
+    }
+
+    /// Pings silent clients and gives up those that do not answer. After `shutdown`, sends all of them
+    /// away and returns; their tasks end by themselves, soon after.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends nothing: clients are no longer pinged.
+    pub(crate) async fn run(&self, endpoints: &[Arc<Endpoint>], shutdown: CancellationToken) {
+        let pings = endpoints.iter().map(|endpoint| endpoint.ping);
+        let mut sweeps = time::interval(pulse::sweep_interval(pings));
+        sweeps.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                now = sweeps.tick() => self.roster.sweep(now).await,
+            }
+        }
+        self.roster.drain(self.drain_spread).await;
+    }
+
+    /// Carries one client until its TCP connection is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the client and its connection without a close frame.
+    pub(crate) async fn serve(self: Arc<Self>, upgraded: Upgraded) {
+        let Upgraded {
+            stream,
+            read_ahead,
+            endpoint,
+            transport,
+        } = upgraded;
+        let format = match transport {
+            Transport::SockjsWebsocket => SocketFormat::Sockjs,
+            _ => SocketFormat::Raw,
+        };
+        let outbox = Arc::new(SocketOutbox::new(stream, format, endpoint.outbox_bytes_max));
+        if format == SocketFormat::Sockjs {
+            outbox.send(&open_frame());
+        }
+        let place = self
+            .roster
+            .enter(Arc::clone(&outbox), Arc::clone(&endpoint));
+        let client = self.connect(endpoint, transport, &outbox);
+        let mut connection = Connection::new(outbox, client, read_ahead);
+        let end = poll_fn(|cx| connection.poll(cx)).await;
+        // In a box, so that an idle client does not keep room for its end.
+        let outbox = Box::pin(ending::finish(connection, end)).await;
+        drop(place);
+        if let Some(disconnect) = outbox.disconnect() {
+            self.clients.metrics.disconnected(disconnect);
+            debug!(reason = disconnect.name, ?transport, "client sent away");
+        }
+    }
+
+    fn connect(
+        &self,
+        endpoint: Arc<Endpoint>,
+        transport: Transport,
+        outbox: &Arc<SocketOutbox>,
+    ) -> Arc<Client> {
+        let member = Member::Socket(Arc::clone(outbox));
+        Arc::new(self.clients.connect(endpoint, transport, member))
+    }
+}
+
+fn open_frame() -> Bytes {
+    let mut open = BytesMut::new();
+    websocket::append_message(&mut open, MessageKind::Text, sockjs::OPEN.as_bytes());
+    open.freeze()
+}
+
+#[cfg(test)]
+mod tests;

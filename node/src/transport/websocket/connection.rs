@@ -1,0 +1,224 @@
+//! One client's connection while it is open: read what comes, write what waits.
+
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+use std::vec;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::client::Patience;
+use crate::client::Taken;
+use crate::config::Mode;
+use crate::disconnect::Disconnect;
+use crate::frame::sockjs;
+use crate::frame::websocket::MessageKind;
+use crate::frame::websocket::SocketFormat;
+use crate::outbox::SocketOutbox;
+use crate::outbox::SocketState;
+use crate::transport::websocket::reader::ReadEnd;
+use crate::transport::websocket::reader::Reader;
+use crate::transport::websocket::scratch;
+
+/// A message in a JSON string is at most six times as long: `\u0000`.
+const JSON_ESCAPE_MAX: usize = 6;
+
+/// A client that is connected.
+pub(super) struct Connection {
+    pub(super) outbox: Arc<SocketOutbox>,
+    pub(super) reader: Reader,
+    client: Arc<Client>,
+    /// What the client sent behind its request, until the first poll.
+    read_ahead: Bytes,
+    /// The client's message waits for room, and nothing is read meanwhile.
+    waiting: Option<Waiting>,
+    /// What is left of it for the messages of the last read.
+    patience: Patience,
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>>;
+
+/// How the open connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Our close frame is on its way; the client's is not here yet.
+    Closing,
+    /// So it is, and what the client sends is no longer WebSocket frames.
+    Failed,
+    /// The client has closed, and our answer is on its way.
+    Closed,
+    /// The socket is of no more use.
+    Lost,
+}
+
+impl Connection {
+    pub(super) fn new(outbox: Arc<SocketOutbox>, client: Arc<Client>, read_ahead: Bytes) -> Self {
+        let message_bytes_max = client.endpoint().message_bytes_max;
+        let reader = Reader::new(match outbox.format() {
+            SocketFormat::Raw => message_bytes_max,
+            SocketFormat::Sockjs => message_bytes_max * JSON_ESCAPE_MAX + "[\"\"]".len(),
+        });
+        Self {
+            outbox,
+            reader,
+            client,
+            read_ahead,
+            waiting: None,
+            patience: Patience::Left,
+        }
+    }
+
+    /// Does what can be done now. Ready once the connection is no longer open.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let flushed = self.outbox.poll_flush(cx);
+            match self.outbox.state() {
+                SocketState::Open => {}
+                SocketState::Closing => return Poll::Ready(End::Closing),
+                SocketState::Dead => return Poll::Ready(End::Lost),
+            }
+            if flushed.is_pending() && self.client.endpoint().mode == Mode::Echo {
+                return Poll::Pending; // Who does not take his echoes is not read, rather than cut off.
+            }
+            let read = if self.waiting.is_some() {
+                ready!(self.poll_room(cx))
+            } else if self.read_ahead.is_empty() {
+                ready!(self.poll_read(cx))
+            } else {
+                let read_ahead = std::mem::take(&mut self.read_ahead);
+                self.take(|reader, outbox, take| reader.read(outbox, &read_ahead, take))
+            };
+            if let ControlFlow::Break(end) = read {
+                return Poll::Ready(end);
+            }
+        }
+    }
+
+    /// Waits until the message that found no room is on its way, then takes what came behind it.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<End>> {
+        let Some(waiting) = &mut self.waiting else {
+            return Poll::Ready(ControlFlow::Continue(()));
+        };
+        let published = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        self.outbox.resume_reading();
+        Poll::Ready(match published {
+            Ok(patience) => {
+                self.patience = patience;
+                self.take(|reader, outbox, take| reader.resume(outbox, take))
+            }
+            Err(disconnect) => {
+                self.outbox.close(disconnect);
+                ControlFlow::Break(End::Closing)
+            }
+        })
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<End>> {
+        let outbox = Arc::clone(&self.outbox);
+        let read = ready!(scratch::poll_read(outbox.stream(), cx, |input| {
+            if input.is_empty() {
+                return ControlFlow::Break(End::Lost);
+            }
+            outbox.mark_heard();
+            self.patience = Patience::Left;
+            self.take(|reader, outbox, take| reader.read(outbox, input, take))
+        }));
+        Poll::Ready(read.unwrap_or(ControlFlow::Break(End::Lost)))
+    }
+
+    /// Lets `read` hand its messages to the client.
+    fn take(
+        &mut self,
+        read: impl FnOnce(&mut Reader, &SocketOutbox, &mut Take<'_>) -> Result<(), ReadEnd>,
+    ) -> ControlFlow<End> {
+        let Self {
+            outbox,
+            reader,
+            client,
+            waiting,
+            patience,
+            ..
+        } = self;
+        let mut broken = None;
+        let result = read(reader, outbox, &mut |kind, data| {
+            match hand_over(client, outbox.format(), kind, &data, *patience) {
+                Ok(None) => return ControlFlow::Continue(()),
+                Ok(Some(room)) => {
+                    outbox.pause_reading();
+                    *waiting = Some(room);
+                }
+                Err(disconnect) => broken = Some(disconnect),
+            }
+            ControlFlow::Break(())
+        });
+        match (broken, result) {
+            (Some(disconnect), _) => {
+                outbox.close(disconnect);
+                ControlFlow::Break(End::Closing)
+            }
+            (None, Ok(())) => ControlFlow::Continue(()),
+            (None, Err(ReadEnd::Closed)) => ControlFlow::Break(End::Closed),
+            (None, Err(ReadEnd::Failed(disconnect))) => {
+                outbox.close(disconnect);
+                ControlFlow::Break(End::Failed)
+            }
+        }
+    }
+}
+
+type Take<'a> = dyn FnMut(MessageKind, Bytes) -> ControlFlow<()> + 'a;
+
+/// Gives what stands in one WebSocket message to the client, and returns what it has to wait for.
+fn hand_over(
+    client: &Arc<Client>,
+    format: SocketFormat,
+    kind: MessageKind,
+    data: &[u8],
+    patience: Patience,
+) -> Result<Option<Waiting>, Disconnect> {
+    let now = Instant::now();
+    if format == SocketFormat::Raw {
+        return Ok(match client.try_message(data, kind, now)? {
+            Taken::Done => None,
+            Taken::NoRoom(data) => {
+                let rest = Vec::new().into_iter();
+                Some(wait_for_room(client, data, rest, patience))
+            }
+        });
+    }
+    let decoded = sockjs::decode_messages(data).map_err(|_| Disconnect::BROKEN_FRAMING)?;
+    let mut messages = decoded.into_iter();
+    while let Some(message) = messages.next() {
+        let taken = client.try_message(message.as_bytes(), MessageKind::Text, now)?;
+        if let Taken::NoRoom(data) = taken {
+            return Ok(Some(wait_for_room(client, data, messages, patience)));
+        }
+    }
+    Ok(None)
+}
+
+fn wait_for_room(
+    client: &Arc<Client>,
+    first: Bytes,
+    rest: vec::IntoIter<String>,
+    mut patience: Patience,
+) -> Waiting {
+    let client = Arc::clone(client);
+    Box::pin(async move {
+        client.wait_for_room(first, &mut patience).await?;
+        for message in rest {
+            let text = MessageKind::Text;
+            client
+                .on_message(message.into(), text, &mut patience)
+                .await?;
+        }
+        Ok(patience)
+    })
+}

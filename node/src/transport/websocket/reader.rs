@@ -1,0 +1,173 @@
+//! From bytes to messages: tungstenite, made anew for each read.
+//!
+//! A client between two messages owns no tungstenite context and no buffer; the context lives for one
+//! read, and longer only while a frame or a fragmented message is unfinished, or the client waits for
+//! room. What tungstenite writes (pongs, the answer to a close frame) goes through the outbox, which
+//! always takes all of it: so tungstenite's own write buffer is always empty, and its frames cannot cut
+//! into those of the hub.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::mem;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::WebSocketContext;
+
+use crate::disconnect::Disconnect;
+use crate::frame::websocket;
+use crate::frame::websocket::MessageKind;
+use crate::frame::websocket::Scan;
+use crate::outbox::SocketOutbox;
+
+/// What a context allocates at once and reads at once: enough for a small message, and for a large one
+/// not too many turns.
+const READ_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 64..=4096;
+
+/// One client's stream of frames.
+///
+/// Invariant: `context` is there while `scan` is within a message, and while `unread` holds bytes.
+pub(super) struct Reader {
+    message_bytes_max: usize,
+    scan: Scan,
+    context: Option<Box<WebSocketContext>>,
+    unread: Box<[u8]>,
+}
+
+/// Why no message will follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadEnd {
+    /// The client's close frame has come and is answered.
+    Closed,
+    /// The client broke the protocol: what it sends cannot be understood any more.
+    Failed(Disconnect),
+}
+
+impl Reader {
+    /// Reads messages of at most `message_bytes_max`.
+    pub(super) fn new(message_bytes_max: usize) -> Self {
+        Self {
+            message_bytes_max,
+            scan: Scan::default(),
+            context: None,
+            unread: Box::default(),
+        }
+    }
+
+    /// Hands the messages that `input` completes to `take`, until that breaks: then nothing is lost, and
+    /// [`resume`](Self::resume) comes before the next call.
+    pub(super) fn read(
+        &mut self,
+        outbox: &SocketOutbox,
+        input: &[u8],
+        take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), ReadEnd> {
+        debug_assert!(
+            self.unread.is_empty(),
+            "a reader that was stopped is resumed first"
+        );
+        self.scan.advance(input);
+        self.pump(outbox, input, take)
+    }
+
+    /// Goes on where `take` broke.
+    pub(super) fn resume(
+        &mut self,
+        outbox: &SocketOutbox,
+        take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), ReadEnd> {
+        let unread = mem::take(&mut self.unread);
+        self.pump(outbox, &unread, take)
+    }
+
+    fn pump(
+        &mut self,
+        outbox: &SocketOutbox,
+        input: &[u8],
+        mut take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), ReadEnd> {
+        let mut context = match self.context.take() {
+            Some(context) => context,
+            None => Box::new(self.new_context(input.len())),
+        };
+        let mut wire = Wire { outbox, input };
+        loop {
+            // Each read first writes the answer to the ping or close frame that the one before met.
+            let flow = match context.read(&mut wire) {
+                Ok(Message::Text(text)) => take(MessageKind::Text, text.into()),
+                Ok(Message::Binary(data)) => take(MessageKind::Binary, data),
+                Ok(_) => ControlFlow::Continue(()),
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(ReadEnd::from(&error)),
+            };
+            if flow.is_break() {
+                self.unread = wire.input.into();
+                self.context = Some(context);
+                return Ok(());
+            }
+        }
+        if !self.scan.is_between_messages() {
+            self.context = Some(context);
+        }
+        Ok(())
+    }
+
+    fn new_context(&self, input: usize) -> WebSocketContext {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(input.clamp(*READ_BUFFER_BYTES.start(), *READ_BUFFER_BYTES.end()))
+            .write_buffer_size(0)
+            .max_message_size(Some(self.message_bytes_max))
+            .max_frame_size(Some(self.message_bytes_max.max(CONTROL_PAYLOAD_MAX)));
+        WebSocketContext::new(Role::Server, Some(config))
+    }
+}
+
+/// A control frame is no message and may be larger than the largest one.
+const CONTROL_PAYLOAD_MAX: usize = 125;
+
+impl From<&Error> for ReadEnd {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::ConnectionClosed | Error::AlreadyClosed => Self::Closed,
+            Error::Capacity(_) => Self::Failed(Disconnect::TOO_LARGE),
+            Error::Utf8(_) => Self::Failed(Disconnect::NOT_UTF8),
+            _ => Self::Failed(Disconnect::PROTOCOL),
+        }
+    }
+}
+
+/// What tungstenite takes for the socket.
+struct Wire<'a> {
+    outbox: &'a SocketOutbox,
+    input: &'a [u8],
+}
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.input.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.input.read(buffer)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
+        let frame = Bytes::copy_from_slice(frame);
+        if websocket::is_close(&frame) {
+            self.outbox.send_last(&frame);
+        } else {
+            self.outbox.send(&frame);
+        }
+        Ok(frame.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

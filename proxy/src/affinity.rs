@@ -1,0 +1,243 @@
+//! Affinity: which backend a request says it belongs to, and the cookie that makes it say so.
+//!
+//! Reads two things: the affinity cookie of the pool, and the session id in a SockJS path (for clients
+//! whose cookies are blocked). Decides nothing: the pool knows which backends live. A cookie that does
+//! not verify counts as none.
+//!
+//! A cookie names a backend by its stable id, never by address or index, and the second it was bound:
+//! `u1.<id>.<bound at>` without keys, `s1.<id>.<bound at>.<key id>.<mac>` with keys.
+
+mod cookies;
+mod signature;
+
+use std::hash::{BuildHasher, RandomState};
+
+use http::header::{COOKIE, HeaderMap, HeaderValue};
+use pingora::http::RequestHeader;
+
+use crate::backend::BackendId;
+use crate::config::{AffinityConfig, SameSite, Secure};
+use crate::scheme::Scheme;
+
+use crate::affinity::signature::{Keys, Verified};
+
+/// The longest cookie value that is looked at: id, time, key id and MAC, with room to spare.
+const VALUE_BYTES_MAX: usize = 160;
+
+/// How many cookies of our name are looked at in one request, and how many bindings of them are kept.
+const COOKIES_MAX: usize = 8;
+
+/// The longest session id in a SockJS path that is taken for one.
+const SESSION_BYTES_MAX: usize = 128;
+
+/// Reads, strips and writes the affinity cookie of one pool.
+#[derive(Debug)]
+pub(crate) struct Affinity {
+    config: AffinityConfig,
+    /// The name of this pool's cookie.
+    cookie: String,
+    /// The names of all pools' cookies: no backend gets to see any of them.
+    ours: Vec<String>,
+    keys: Keys,
+}
+
+/// What a request says about where it belongs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// The bindings of all its cookies that verify, in their order. At most [`COOKIES_MAX`].
+    pub(crate) bindings: Vec<Binding>,
+    /// The session of a SockJS path.
+    pub(crate) session: Option<SessionKey>,
+    /// Whether a cookie of our name did not verify.
+    pub(crate) forged: bool,
+}
+
+/// One affinity cookie that verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Binding {
+    pub(crate) id: BackendId,
+    /// UNIX time in seconds.
+    pub(crate) bound_at: u64,
+    pub(crate) freshness: Freshness,
+}
+
+/// Whether a cookie would be written the same way today.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    Current,
+    /// Signed with a key that is not the first any more: it is to be set again.
+    OldKey,
+}
+
+/// The id of a SockJS session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey(Box<str>);
+
+impl SessionKey {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new(session: &str) -> Self {
+        Self(session.into())
+    }
+
+    /// A hash that nobody outside can aim.
+    pub(crate) fn hash(&self, state: &RandomState) -> u64 {
+        state.hash_one(&*self.0)
+    }
+}
+
+impl Affinity {
+    /// The affinity of a pool whose cookie is called `cookie`; `ours` are the cookies of all pools.
+    pub(crate) fn new(config: &AffinityConfig, cookie: &str, ours: Vec<String>) -> Self {
+        Self {
+            keys: Keys::new(&config.keys, cookie),
+            config: config.clone(),
+            cookie: cookie.to_owned(),
+            ours,
+        }
+    }
+
+    /// What a request with these headers and this path (a query is ignored) says about where it belongs.
+    pub(crate) fn read(&self, headers: &HeaderMap, path: &str) -> Claim {
+        let mut claim = Claim {
+            session: self.session(path),
+            ..Claim::default()
+        };
+        let values = headers
+            .get_all(COOKIE)
+            .iter()
+            .flat_map(|header| cookies::values(header.as_bytes(), self.cookie.as_bytes()));
+        for value in values.take(COOKIES_MAX) {
+            match self.verify(value) {
+                Some(binding) => claim.bindings.push(binding),
+                None => claim.forged = true,
+            }
+        }
+        claim
+    }
+
+    fn session(&self, path: &str) -> Option<SessionKey> {
+        if !self.config.sockjs_path {
+            return None;
+        }
+        sockjs_session(path).map(|session| SessionKey(session.into()))
+    }
+
+    fn verify(&self, value: &[u8]) -> Option<Binding> {
+        if VALUE_BYTES_MAX < value.len() {
+            return None;
+        }
+        let value = std::str::from_utf8(value).ok()?;
+        let (payload, freshness) = match self.keys.verify(value)? {
+            Verified::ByFirst(payload) => (payload, Freshness::Current),
+            Verified::ByOther(payload) => (payload, Freshness::OldKey),
+        };
+        let (id, bound_at) = payload.rsplit_once('.')?;
+        let plain =
+            (1..=12).contains(&bound_at.len()) && bound_at.bytes().all(|b| b.is_ascii_digit());
+        if !plain {
+            return None;
+        }
+        Some(Binding {
+            id: id.parse().ok()?,
+            bound_at: bound_at.parse().ok()?,
+            freshness,
+        })
+    }
+
+    /// Takes our cookies out of all Cookie headers and leaves the others as they were.
+    ///
+    /// A header that held nothing else goes with them.
+    pub(crate) fn strip(&self, headers: &mut RequestHeader) {
+        let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
+        let stripped: Vec<Option<Vec<u8>>> = headers
+            .headers
+            .get_all(COOKIE)
+            .iter()
+            .map(|header| cookies::without(header.as_bytes(), ours))
+            .collect();
+        if stripped.iter().all(Option::is_none) {
+            return;
+        }
+        let before: Vec<HeaderValue> = headers.headers.get_all(COOKIE).iter().cloned().collect();
+        headers.remove_header(&COOKIE);
+        for (old, new) in before.into_iter().zip(stripped) {
+            let value = match new {
+                None => Some(old),
+                Some(rest) if rest.is_empty() => None,
+                // A part of a valid value is a valid value.
+                Some(rest) => HeaderValue::from_bytes(&rest).ok(),
+            };
+            if let Some(value) = value {
+                let appended = headers.append_header(COOKIE, value);
+                debug_assert!(appended.is_ok(), "there was room for it before");
+            }
+        }
+    }
+
+    /// The `Set-Cookie` value that binds a client to `id`.
+    pub(crate) fn set_cookie(&self, id: &BackendId, now_unix: u64, scheme: Scheme) -> HeaderValue {
+        let mut value = format!(
+            "{}={}; Path={}",
+            self.cookie,
+            self.keys.sign(&format!("{id}.{now_unix}")),
+            self.config.path
+        );
+        if let Some(domain) = &self.config.domain {
+            value.push_str("; Domain=");
+            value.push_str(domain);
+        }
+        if let Some(max_age) = self.config.max_age {
+            value.push_str(&format!("; Max-Age={}", max_age.as_secs()));
+        }
+        let secure = match self.config.secure {
+            Secure::Always => true,
+            Secure::Never => false,
+            Secure::Auto => scheme == Scheme::Https,
+        };
+        if secure {
+            value.push_str("; Secure");
+        }
+        if self.config.http_only {
+            value.push_str("; HttpOnly");
+        }
+        value.push_str(match self.config.same_site {
+            SameSite::Lax => "; SameSite=Lax",
+            SameSite::Strict => "; SameSite=Strict",
+            SameSite::None => "; SameSite=None",
+        });
+        HeaderValue::from_str(&value).expect("settings and ids are checked to be visible ASCII")
+    }
+}
+
+/// The session in `{prefix}/{server}/{session}/{transport}`, if `path` is one of SockJS.
+///
+/// Not the one of a WebSocket: that is a single connection, which may go anywhere.
+fn sockjs_session(path: &str) -> Option<&str> {
+    const TRANSPORTS: [&str; 7] = [
+        "xhr",
+        "xhr_send",
+        "xhr_streaming",
+        "eventsource",
+        "htmlfile",
+        "jsonp",
+        "jsonp_send",
+    ];
+    let path = path.split(['?', '#']).next().unwrap_or(path);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let mut segments = path.rsplit('/');
+    let transport = segments.next()?;
+    let session = segments.next()?;
+    let server = segments.next()?;
+    let prefix = segments.next()?; // The empty one before the first slash, when SockJS is at the root.
+    let name = |segment: &str| !segment.is_empty() && !segment.contains('.');
+    let rooted = !prefix.is_empty() || segments.next().is_none();
+    let right = TRANSPORTS.contains(&transport) && name(session) && name(server) && rooted;
+    (right && session.len() <= SESSION_BYTES_MAX).then_some(session)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Signing and verifying the payload of a cookie with HMAC-SHA256 (RFC 2104), truncated to 128 bits.
+//!
+//! The first key signs and all verify, so that keys rotate without moving anybody: a new key is added
+//! last everywhere, then made the first, and the old one is dropped when its cookies are gone. The MAC
+//! covers the cookie's name too: a cookie of one pool is none of another.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use causeway_conf::Secret;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+
+type HmacSha256 = Hmac<Sha256>;
+
+/// Bytes of the MAC that travel.
+const MAC_BYTES: usize = 16;
+
+/// Bytes of a key's id. It only saves trying every key: two keys with one id are both tried.
+const KEY_ID_BYTES: usize = 3;
+
+/// The keys, or none: then cookies are not signed.
+pub(super) struct Keys(Vec<Key>);
+
+struct Key {
+    id: String,
+    /// Keyed, and fed with the cookie's name.
+    mac: HmacSha256,
+}
+
+/// A payload that is as we wrote it.
+pub(super) enum Verified<'a> {
+    /// With the key that signs, or without keys.
+    ByFirst(&'a str),
+    /// With another key.
+    ByOther(&'a str),
+}
+
+impl Keys {
+    pub(super) fn new(secrets: &[Secret], cookie: &str) -> Self {
+        let key = |secret: &Secret| {
+            let keyed = HmacSha256::new_from_slice(secret.expose().as_bytes())
+                .expect("HMAC takes a key of any length");
+            let id = keyed.clone().chain_update(b"causeway key id").finalize();
+            let id = URL_SAFE_NO_PAD.encode(&id.into_bytes()[..KEY_ID_BYTES]);
+            let mac = keyed
+                .chain_update(b"causeway affinity\0")
+                .chain_update(cookie.as_bytes())
+                .chain_update(b"\0");
+            Key { id, mac }
+        };
+        Self(secrets.iter().map(key).collect())
+    }
+
+    /// `payload` as it travels. It must not be empty and is readable as it is: nothing is encrypted.
+    pub(super) fn sign(&self, payload: &str) -> String {
+        let Some(key) = self.0.first() else {
+            return format!("u1.{payload}");
+        };
+        let signed = format!("s1.{payload}.{}", key.id);
+        let mac = key.mac.clone().chain_update(signed.as_bytes()).finalize();
+        let mac = URL_SAFE_NO_PAD.encode(&mac.into_bytes()[..MAC_BYTES]);
+        format!("{signed}.{mac}")
+    }
+
+    /// The payload in `value`, if one of the keys signed it. Comparing takes the same time for all MACs.
+    pub(super) fn verify<'a>(&self, value: &'a str) -> Option<Verified<'a>> {
+        if self.0.is_empty() {
+            return value.strip_prefix("u1.").map(Verified::ByFirst);
+        }
+        let (signed, mac) = value.rsplit_once('.')?;
+        let (payload, key_id) = signed.strip_prefix("s1.")?.rsplit_once('.')?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).ok()?;
+        if mac.len() != MAC_BYTES {
+            return None;
+        }
+        let verifies = |key: &Key| {
+            let expected = key.mac.clone().chain_update(signed.as_bytes());
+            key.id == key_id && expected.verify_truncated_left(&mac).is_ok()
+        };
+        match self.0.iter().position(verifies)? {
+            0 => Some(Verified::ByFirst(payload)),
+            _ => Some(Verified::ByOther(payload)),
+        }
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}

@@ -1,0 +1,203 @@
+//! A client connection, from the listener to its end.
+//!
+//! Reads each request head itself, under one deadline and one size. Plain requests go to Pingora's proxy with the same bytes;
+//! upgrades that a route allows are taken over and leave as tunnels.
+
+mod carrier;
+mod head;
+mod record;
+mod takeover;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::app::carrier::Carrier;
+use crate::app::carrier::Unread;
+use crate::app::head::HeadError;
+use crate::app::head::HeadLimits;
+use crate::config::Timeouts;
+use crate::drain::Connections;
+use crate::error::Refusal;
+use crate::exchange::Policy;
+use crate::limits::ConnectionLimit;
+use crate::service::Edge;
+use crate::service::Parsed;
+use crate::service::peer_of;
+use crate::tunnel::Tunnels;
+use crate::upstream::Dialer;
+
+/// How long, and for how many bytes, a refused client may go on sending before its connection is closed.
+///
+/// Closing at once would reset the connection, and the client might never see why.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 256 * 1024;
+
+/// How many connections over the limit may be answered at a time; the others are closed at once.
+pub(crate) const OVER_LIMIT: usize = 256;
+
+/// What every client connection needs.
+pub(crate) struct EdgeApp {
+    pub(crate) proxy: Arc<HttpProxy<Edge>>,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) limit: ConnectionLimit,
+    /// Bounds the connections over `limit` that are told so: each holds a task and a descriptor meanwhile.
+    pub(crate) over_limit: Arc<Semaphore>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) head_size: usize,
+}
+
+impl EdgeApp {
+    /// Serves one plain request. Gives the connection back if it can carry another.
+    async fn plain(
+        &self,
+        mut carrier: Carrier,
+        head: usize,
+        body: Unread,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Carrier> {
+        let own = match body {
+            Unread::Bytes(length) => usize::try_from(length)
+                .unwrap_or(usize::MAX)
+                .saturating_add(head)
+                .min(carrier.ahead.len()),
+            Unread::Unknown => carrier.ahead.len(),
+        };
+        let request = carrier.ahead.split_to(own);
+        // What Pingora answers to a head that it does not like.
+        let refused = if request.starts_with(b"CONNECT ") {
+            405
+        } else {
+            400
+        };
+        carrier.begin_request(match body {
+            Unread::Bytes(length) => Unread::Bytes(length - (own - head) as u64),
+            Unread::Unknown => Unread::Unknown,
+        });
+        let mut downstream = ServerSession::new_http1(Box::new(carrier));
+        let keepalive = self.timeouts.keepalive.as_secs().max(1);
+        downstream.set_keepalive((!self.connections.is_draining()).then_some(keepalive));
+        downstream.set_pipelined_prefix(request);
+        let parsed = Parsed::default();
+        downstream.set_connection_user_context(Some(Box::new(parsed.clone())));
+        let peer = peer_of(&downstream);
+        let reused = self.proxy.process_new_http(downstream, shutdown).await;
+        if !parsed.take() {
+            self.policy.log_refused(None, Some(peer), refused);
+        }
+        Carrier::from_pingora(reused?.consume().0)
+    }
+
+    /// Answers a connection whose request cannot be served, and closes it.
+    async fn refuse(&self, carrier: Carrier, peer: Option<IpAddr>, refusal: Refusal) {
+        let (head, body) = self.policy.own_answer(refusal);
+        self.policy.log_refused(None, peer, head.status.as_u16());
+        let reason = head.status.canonical_reason().unwrap_or_default();
+        let mut answer = format!(
+            "HTTP/1.1 {} {reason}\r\nConnection: close\r\n",
+            head.status.as_u16()
+        )
+        .into_bytes();
+        for (name, value) in &head.headers {
+            answer.extend_from_slice(name.as_str().as_bytes());
+            answer.extend_from_slice(b": ");
+            answer.extend_from_slice(value.as_bytes());
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(&body);
+        let (mut stream, _, _) = carrier.into_parts();
+        // Whoever does not take the answer has lost it.
+        let _ = timeout(LINGER, async {
+            stream.write_all(&answer).await?;
+            stream.flush().await
+        })
+        .await;
+        linger(stream).await;
+    }
+
+    /// The upgrade that the route of this request lets through, if it wishes for one.
+    fn upgrade_to(&self, wish: Option<head::UpgradeWish>) -> Option<String> {
+        let wish = wish?;
+        self.policy
+            .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
+    }
+}
+
+/// Ends the writing side and reads on for a while, so that what was written arrives.
+async fn linger(mut stream: Stream) {
+    let _ = timeout(LINGER, async {
+        AsyncWriteExt::shutdown(&mut stream).await?;
+        tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    })
+    .await;
+}
+
+fn peer_of_stream(stream: &Stream) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    digest.peer_addr()?.as_inet().map(|address| address.ip())
+}
+
+#[async_trait]
+impl ServerApp for EdgeApp {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let counted = self.connections.count();
+        let peer = peer_of_stream(&stream);
+        let mut carrier = Carrier::new(stream);
+        let Some(permit) = self.limit.try_acquire() else {
+            self.policy.metrics.connections_refused.inc();
+            if let Ok(_turn) = self.over_limit.try_acquire() {
+                self.refuse(carrier, peer, Refusal::TooMany).await;
+            }
+            return None;
+        };
+        let limits = HeadLimits {
+            deadline: self.timeouts.head,
+            idle: self.timeouts.keepalive,
+            size_max: self.head_size,
+        };
+        loop {
+            let head = match head::read(&mut carrier, limits, self.connections.too_late()).await {
+                Ok(head) => head,
+                Err(HeadError::Silent | HeadError::Broken) => return None,
+                Err(HeadError::Timeout) => {
+                    self.refuse(carrier, peer, Refusal::HeadTimeout).await;
+                    return None;
+                }
+                Err(HeadError::TooLarge) => {
+                    self.refuse(carrier, peer, Refusal::HeadTooLarge).await;
+                    return None;
+                }
+            };
+            let shape = head::shape(&carrier.ahead[..head]);
+            if let Some(protocol) = self.upgrade_to(shape.upgrade) {
+                // Its own future, so that the connection's is not as large as both.
+                Box::pin(self.take_over(carrier, head, shape.body, protocol, permit)).await;
+                drop(counted);
+                return None;
+            }
+            carrier = self.plain(carrier, head, shape.body, shutdown).await?;
+        }
+    }
+
+    async fn cleanup(&self) {
+        // Pingora's own clean-up would cut connections whose request is on its way: the drain ends them.
+    }
+}

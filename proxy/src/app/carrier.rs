@@ -1,0 +1,279 @@
+//! The client's connection as Pingora is shown it: one request at a time, one send for each answer.
+//!
+//! What is read past the end of a request is kept for the next one and not shown: Pingora would take it for a fault of the
+//! request under way. Writes are gathered until they are flushed, so that head and body of an answer leave together.
+//!
+//! Invariant: an idle connection owns no buffer.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+/// Writes up to this size are gathered; larger ones go straight through.
+const GATHER: usize = 4096;
+
+/// The most that is read at once while a request head is awaited, or past the end of a request.
+const READ: usize = 16 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
+
+/// How much of the request under way has not been read from the connection yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// Exactly this much.
+    Bytes(u64),
+    /// Only its own framing tells: everything is shown.
+    Unknown,
+}
+
+/// A client connection.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    io: Stream,
+    unread: Unread,
+    /// Read, and not part of the request under way.
+    pub(crate) ahead: BytesMut,
+    outgoing: Vec<u8>,
+    outgoing_sent: usize,
+}
+
+impl Carrier {
+    pub(crate) fn new(io: Stream) -> Self {
+        Self {
+            io,
+            unread: Unread::Bytes(0),
+            ahead: BytesMut::new(),
+            outgoing: Vec::new(),
+            outgoing_sent: 0,
+        }
+    }
+
+    /// The carrier that Pingora gives back.
+    pub(crate) fn from_pingora(stream: Stream) -> Option<Self> {
+        stream
+            .into_any()
+            .downcast::<Self>()
+            .ok()
+            .map(|carrier| *carrier)
+    }
+
+    /// Begins a request of which `unread` is still to come.
+    pub(crate) fn begin_request(&mut self, unread: Unread) {
+        self.unread = unread;
+    }
+
+    /// Takes the connection apart: the stream, what was read from it and not used, what was written and not sent.
+    pub(crate) fn into_parts(mut self) -> (Stream, BytesMut, Vec<u8>) {
+        self.outgoing.drain(..self.outgoing_sent);
+        (self.io, self.ahead, self.outgoing)
+    }
+
+    /// Reads once into `ahead`. Zero is the end of the stream.
+    pub(crate) fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+            self.ahead.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+
+    /// Behind the end of a request: keeps what comes for the next, within bounds, and reports only the end of the stream.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.len() < READ {
+            if ready!(self.poll_read_ahead(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // Nobody is woken any more until this request is answered; that the client left is then noticed when writing.
+        Poll::Pending
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.outgoing_sent < self.outgoing.len() {
+            match ready!(
+                Pin::new(&mut self.io).poll_write(cx, &self.outgoing[self.outgoing_sent..])
+            )? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => self.outgoing_sent += sent,
+            }
+        }
+        self.outgoing = Vec::new();
+        self.outgoing_sent = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Carrier {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.unread {
+            Unread::Unknown => Pin::new(&mut self.io).poll_read(cx, buffer),
+            Unread::Bytes(0) => self.poll_ended(cx),
+            Unread::Bytes(left) => {
+                let most = usize::try_from(left)
+                    .map_or(buffer.remaining(), |left| left.min(buffer.remaining()));
+                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut part))?;
+                let count = part.filled().len();
+                buffer.advance(count);
+                self.unread = Unread::Bytes(left - count as u64);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Carrier {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if GATHER < self.outgoing.len() + data.len() {
+            ready!(self.poll_send(cx))?;
+            if GATHER < data.len() {
+                return Pin::new(&mut self.io).poll_write(cx, data);
+            }
+        }
+        self.outgoing.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Carrier {
+    async fn shutdown(&mut self) {
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Carrier {
+    fn id(&self) -> UniqueIDType {
+        self.io.id()
+    }
+}
+
+impl Ssl for Carrier {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Carrier {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for Carrier {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.io.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Carrier {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+}
+
+impl Peek for Carrier {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, duplex};
+
+    #[tokio::test]
+    async fn writes_are_gathered_until_they_are_flushed() {
+        let (inner, mut outer) = duplex(64 * 1024);
+        let mut carrier = Carrier::new(Box::new(inner));
+        carrier.write_all(b"head ").await.unwrap();
+        carrier.write_all(b"body").await.unwrap();
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(1), outer.read_u8())
+                .await
+                .is_err()
+        );
+        carrier.flush().await.unwrap();
+        let mut received = [0; 9];
+        outer.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"head body");
+        assert_eq!(carrier.outgoing.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_large_write_goes_out_behind_what_was_gathered() {
+        let (inner, mut outer) = duplex(64 * 1024);
+        let mut carrier = Carrier::new(Box::new(inner));
+        carrier.write_all(b"head ").await.unwrap();
+        carrier.write_all(&[7; 2 * GATHER]).await.unwrap();
+        let mut received = vec![0; 5 + 2 * GATHER];
+        outer.read_exact(&mut received).await.unwrap();
+        assert!(received.starts_with(b"head \x07"));
+    }
+
+    #[tokio::test]
+    async fn reads_end_where_the_request_ends_and_the_rest_is_kept() {
+        let (inner, mut outer) = duplex(64 * 1024);
+        let mut carrier = Carrier::new(Box::new(inner));
+        carrier.begin_request(Unread::Bytes(4));
+        outer.write_all(b"bodyGET / HTTP/1.1\r\n").await.unwrap();
+        let mut body = [0; 10];
+        assert_eq!(carrier.read(&mut body).await.unwrap(), 4);
+        let behind =
+            tokio::time::timeout(std::time::Duration::from_millis(1), carrier.read(&mut body))
+                .await;
+        assert!(behind.is_err(), "the next request is not shown");
+        drop(outer);
+        assert_eq!(
+            carrier.read(&mut body).await.unwrap(),
+            0,
+            "the end of the stream is shown"
+        );
+        assert_eq!(&carrier.ahead[..], b"GET / HTTP/1.1\r\n");
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_later_is_bounded() {
+        let (inner, mut outer) = duplex(256 * 1024);
+        let mut carrier = Carrier::new(Box::new(inner));
+        outer.write_all(&[0; 200 * 1024]).await.unwrap();
+        let reading =
+            tokio::time::timeout(std::time::Duration::from_millis(1), carrier.read_u8()).await;
+        assert!(reading.is_err());
+        assert!(carrier.ahead.len() < 2 * READ);
+    }
+}

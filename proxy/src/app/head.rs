@@ -1,0 +1,187 @@
+//! Reading one request head from a client: complete within one deadline and one size, or refused.
+//!
+//! The bytes are only measured here. Whether they are HTTP is for Pingora to say, which parses the same bytes with all its
+//! defences; what this module finds out about them steers, and is never taken for granted.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::timeout;
+
+use crate::app::carrier::Carrier;
+use crate::app::carrier::Unread;
+
+/// The most headers that Pingora accepts.
+const HEADERS_MAX: usize = 256;
+
+/// What a head may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLimits {
+    /// From its first byte to its last.
+    pub(crate) deadline: Duration,
+    /// Before its first byte.
+    pub(crate) idle: Duration,
+    pub(crate) size_max: usize,
+}
+
+/// Why there is no head.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeadError {
+    /// The client left, was idle for too long, or came too late: nothing to say to it.
+    #[error("the client sent nothing")]
+    Silent,
+    /// The connection ended inside a head.
+    #[error("the client left in the middle of a head")]
+    Broken,
+    #[error("the head was not complete within its deadline")]
+    Timeout,
+    #[error("the head is larger than the limit")]
+    TooLarge,
+}
+
+/// Waits for a head and returns its length, counted from the start of `carrier.ahead`.
+///
+/// `too_late` ends the wait for a first byte, and nothing after it.
+///
+/// # Cancel safety
+///
+/// Nothing is lost: what was read is in `carrier.ahead`.
+pub(crate) async fn read(
+    carrier: &mut Carrier,
+    limits: HeadLimits,
+    too_late: impl Future<Output = ()>,
+) -> Result<usize, HeadError> {
+    skip_empty_lines(&mut carrier.ahead);
+    if carrier.ahead.is_empty() {
+        let first = tokio::select! {
+            biased;
+            first = timeout(limits.idle, poll_fn(|cx| carrier.poll_read_ahead(cx))) => first,
+            () = too_late => return Err(HeadError::Silent),
+        };
+        match first {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => return Err(HeadError::Silent),
+        }
+    }
+    match timeout(limits.deadline, read_rest(carrier, limits.size_max)).await {
+        Ok(head) => head,
+        Err(_) => Err(HeadError::Timeout),
+    }
+}
+
+async fn read_rest(carrier: &mut Carrier, size_max: usize) -> Result<usize, HeadError> {
+    let mut searched = 0;
+    loop {
+        if searched == 0 {
+            skip_empty_lines(&mut carrier.ahead);
+        }
+        match find_end(&carrier.ahead, searched) {
+            Some(end) if end <= size_max => return Ok(end),
+            Some(_) => return Err(HeadError::TooLarge),
+            None if size_max <= carrier.ahead.len() => return Err(HeadError::TooLarge),
+            None => searched = carrier.ahead.len().saturating_sub(2),
+        }
+        match poll_fn(|cx| carrier.poll_read_ahead(cx)).await {
+            Ok(0) => return Err(HeadError::Broken),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(HeadError::Broken),
+        }
+    }
+}
+
+/// Drops line ends before a request line: some clients send one behind a body (RFC 9112, 2.2).
+fn skip_empty_lines(bytes: &mut BytesMut) {
+    let count = bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+        .count();
+    if count > 0 {
+        let _ = bytes.split_to(count);
+    }
+}
+
+/// Where the empty line behind the headers ends. A bare line feed ends a line too, as it does for Pingora.
+fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
+        at += found + 1;
+        match &bytes[at..] {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What a head says about the bytes behind it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) body: Unread,
+    pub(crate) upgrade: Option<UpgradeWish>,
+}
+
+/// A request to switch protocols, as far as it decides who handles it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UpgradeWish {
+    pub(crate) host: Option<String>,
+    pub(crate) target: String,
+    /// What the client would switch to, best first.
+    pub(crate) protocols: Vec<String>,
+}
+
+/// Measures a complete head. What Pingora is going to refuse may have any shape.
+pub(crate) fn shape(head: &[u8]) -> Shape {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    if !matches!(request.parse(head), Ok(httparse::Status::Complete(_))) {
+        return Shape {
+            body: Unread::Unknown,
+            upgrade: None,
+        };
+    }
+    let named = |name: &'static str| {
+        request
+            .headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+    };
+    let body = match (
+        named("transfer-encoding").next(),
+        named("content-length").collect::<Vec<_>>().as_slice(),
+    ) {
+        (None, []) => Unread::Bytes(0),
+        (None, [length]) => decimal(length.value).map_or(Unread::Unknown, Unread::Bytes),
+        _ => Unread::Unknown,
+    };
+    let text = |name| named(name).filter_map(|header| std::str::from_utf8(header.value).ok());
+    let tokens = |name| {
+        text(name)
+            .flat_map(|value| value.split(','))
+            .map(|token| token.trim().to_ascii_lowercase())
+    };
+    let asks = request.version == Some(1) && tokens("connection").any(|token| token == "upgrade");
+    let protocols: Vec<String> = tokens("upgrade")
+        .filter(|token| !token.is_empty())
+        .collect();
+    let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeWish {
+        host: text("host").next().map(str::to_owned),
+        target: request.path.unwrap_or("/").to_owned(),
+        protocols,
+    });
+    Shape { body, upgrade }
+}
+
+/// A plain decimal number: signs, spaces and lists are for Pingora to judge.
+fn decimal(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    digits
+        .then(|| std::str::from_utf8(value).ok()?.parse().ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests;

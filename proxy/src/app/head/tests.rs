@@ -1,0 +1,194 @@
+use std::future::pending;
+
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::Instant;
+
+use super::*;
+
+const LIMITS: HeadLimits = HeadLimits {
+    deadline: Duration::from_secs(10),
+    idle: Duration::from_secs(75),
+    size_max: 64,
+};
+const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+fn connection() -> (DuplexStream, Carrier) {
+    let (client, inner) = duplex(64 * 1024);
+    (client, Carrier::new(Box::new(inner)))
+}
+
+/// A head of exactly `length` bytes.
+fn head_of(length: usize) -> Vec<u8> {
+    let frame = b"GET / HTTP/1.1\r\nA: \r\n\r\n".len();
+    format!(
+        "GET / HTTP/1.1\r\nA: {}\r\n\r\n",
+        "x".repeat(length - frame)
+    )
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn a_head_split_at_any_byte_is_found() {
+    for cut in 1..HEAD.len() {
+        let (mut client, mut carrier) = connection();
+        let writer = async {
+            client.write_all(&HEAD[..cut]).await.unwrap();
+            tokio::task::yield_now().await;
+            client
+                .write_all(&[&HEAD[cut..], b"body"].concat())
+                .await
+                .unwrap();
+        };
+        let (head, ()) = tokio::join!(read(&mut carrier, LIMITS, pending()), writer);
+        assert_eq!(head, Ok(HEAD.len()), "cut at {cut}");
+        assert_eq!(&carrier.ahead[..], &[HEAD, b"body"].concat()[..]);
+    }
+}
+
+#[tokio::test]
+async fn line_ends_before_a_request_line_are_dropped() {
+    let (mut client, mut carrier) = connection();
+    client
+        .write_all(&[b"\r\n\r\n", HEAD].concat())
+        .await
+        .unwrap();
+    assert_eq!(read(&mut carrier, LIMITS, pending()).await, Ok(HEAD.len()));
+    assert_eq!(&carrier.ahead[..], HEAD);
+}
+
+#[tokio::test]
+async fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
+    for (length, expected) in [
+        (63, Ok(63)),
+        (64, Ok(64)),
+        (65, Err(HeadError::TooLarge)),
+        (6000, Err(HeadError::TooLarge)),
+    ] {
+        let (mut client, mut carrier) = connection();
+        client.write_all(&head_of(length)).await.unwrap();
+        assert_eq!(
+            read(&mut carrier, LIMITS, pending()).await,
+            expected,
+            "{length} bytes"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_is_refused_at_the_limit_and_not_read_further() {
+    let (mut client, mut carrier) = connection();
+    client.write_all(&[b'x'; 64]).await.unwrap();
+    assert_eq!(
+        read(&mut carrier, LIMITS, pending()).await,
+        Err(HeadError::TooLarge)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_is_refused_at_its_deadline_and_not_before() {
+    let (mut client, mut carrier) = connection();
+    let started = Instant::now();
+    let drip = async {
+        loop {
+            client.write_all(b"x").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let result = tokio::select! { result = read(&mut carrier, LIMITS, pending()) => result, () = drip => unreachable!() };
+    assert_eq!(result, Err(HeadError::Timeout));
+    assert_eq!(started.elapsed(), LIMITS.deadline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_ends_silently_after_its_time() {
+    let (_client, mut carrier) = connection();
+    let started = Instant::now();
+    assert_eq!(
+        read(&mut carrier, LIMITS, pending()).await,
+        Err(HeadError::Silent)
+    );
+    assert_eq!(started.elapsed(), LIMITS.idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_ends_when_it_is_too_late_but_a_head_under_way_is_read() {
+    let (mut client, mut carrier) = connection();
+    assert_eq!(
+        read(&mut carrier, LIMITS, async {}).await,
+        Err(HeadError::Silent)
+    );
+    client.write_all(HEAD).await.unwrap();
+    assert_eq!(read(&mut carrier, LIMITS, async {}).await, Ok(HEAD.len()));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
+    let (client, mut carrier) = connection();
+    drop(client);
+    assert_eq!(
+        read(&mut carrier, LIMITS, pending()).await,
+        Err(HeadError::Silent)
+    );
+    let (mut client, mut carrier) = connection();
+    client.write_all(b"GET /").await.unwrap();
+    drop(client);
+    assert_eq!(
+        read(&mut carrier, LIMITS, pending()).await,
+        Err(HeadError::Broken)
+    );
+}
+
+#[test]
+fn the_body_is_measured_only_where_one_plain_length_says_it() {
+    for (headers, body) in [
+        ("", Unread::Bytes(0)),
+        ("Content-Length: 12\r\n", Unread::Bytes(12)),
+        ("content-length: 0\r\n", Unread::Bytes(0)),
+        ("Content-Length: +12\r\n", Unread::Unknown),
+        ("Content-Length: 12, 12\r\n", Unread::Unknown),
+        (
+            "Content-Length: 12\r\nContent-Length: 12\r\n",
+            Unread::Unknown,
+        ),
+        ("Content-Length: 99999999999999999999\r\n", Unread::Unknown),
+        ("Transfer-Encoding: chunked\r\n", Unread::Unknown),
+        (
+            "Content-Length: 12\r\nTransfer-Encoding: chunked\r\n",
+            Unread::Unknown,
+        ),
+    ] {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        assert_eq!(shape(head.as_bytes()).body, body, "{headers:?}");
+    }
+}
+
+#[test]
+fn an_upgrade_is_wished_only_with_both_headers_on_http_1_1() {
+    let wish = |version: &str, headers: &str| {
+        let head = format!("GET /ws?a=b HTTP/{version}\r\nHost: a:80\r\n{headers}\r\n");
+        shape(head.as_bytes()).upgrade
+    };
+    let expected = UpgradeWish {
+        host: Some("a:80".into()),
+        target: "/ws?a=b".into(),
+        protocols: vec!["websocket".into()],
+    };
+    assert_eq!(
+        wish(
+            "1.1",
+            "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
+        ),
+        Some(expected)
+    );
+    assert_eq!(
+        wish("1.0", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        None
+    );
+    assert_eq!(
+        wish("1.1", "Connection: keep-alive\r\nUpgrade: websocket\r\n"),
+        None
+    );
+    assert_eq!(wish("1.1", "Connection: Upgrade\r\n"), None);
+    let several = wish("1.1", "Connection: upgrade\r\nUpgrade: h2c, websocket\r\n").unwrap();
+    assert_eq!(several.protocols, ["h2c", "websocket"]);
+}

@@ -1,0 +1,69 @@
+//! What outlives an upgrade beside its two sockets: enough for one line in the access log.
+
+use std::sync::Arc;
+
+use crate::access::AccessLine;
+use crate::access::Kind;
+use crate::exchange::Exchange;
+use crate::exchange::Outcome;
+use crate::exchange::Policy;
+use crate::limits::Permit;
+use crate::pool::TunnelCount;
+use crate::tunnel::Socket;
+use crate::tunnel::Tunnel;
+use crate::tunnel::TunnelEnd;
+
+/// What is kept of an upgrade for the end of its tunnel.
+pub(super) struct Record {
+    policy: Arc<Policy>,
+    line: Box<AccessLine>,
+    arrived: std::time::Instant,
+    count: TunnelCount,
+    _permit: Permit,
+}
+
+impl Record {
+    pub(super) fn new(
+        policy: Arc<Policy>,
+        exchange: &Exchange,
+        count: TunnelCount,
+        permit: Permit,
+    ) -> Self {
+        let line = exchange.line(
+            Kind::Tunnel,
+            Outcome {
+                status: Some(101),
+                ..Outcome::default()
+            },
+        );
+        Self {
+            policy,
+            line: Box::new(line),
+            arrived: exchange.arrived(),
+            count,
+            _permit: permit,
+        }
+    }
+
+    fn finish(mut self, end: &TunnelEnd) {
+        self.line.duration_ms = self.arrived.elapsed();
+        let backend = self.count.backend();
+        backend.metrics.tunnel_closed(
+            end.reason.as_str(),
+            self.line.duration_ms,
+            end.bytes_from_client,
+            end.bytes_from_backend,
+        );
+        self.line.bytes_in = end.bytes_from_client;
+        self.line.bytes_out = end.bytes_from_backend;
+        self.line.close_reason = Some(end.reason.as_str());
+        self.line.close_code = end.close_code;
+        self.policy.access.write(*self.line);
+    }
+}
+
+/// The task of a tunnel: all that an upgraded connection keeps.
+pub(super) async fn carry(tunnel: Tunnel<Socket, Socket>, record: Record) {
+    let end = tunnel.await;
+    record.finish(&end);
+}

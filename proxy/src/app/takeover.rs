@@ -1,0 +1,365 @@
+//! Taking an upgrade over: from the request to a tunnel of its own.
+//!
+//! Until the client has seen a 101, another backend may be asked. What either end sent early is in the tunnel before anything
+//! else. An answer that is no 101 is passed on whole.
+
+use std::sync::Arc;
+
+use http::Method;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+use tokio::io::AsyncWriteExt;
+
+use crate::app::EdgeApp;
+use crate::app::carrier::Carrier;
+use crate::app::carrier::Unread;
+use crate::app::record::Record;
+use crate::app::record::carry;
+use crate::error::Refusal;
+use crate::exchange::Again;
+use crate::exchange::Exchange;
+use crate::exchange::Outcome;
+use crate::limits::Permit;
+use crate::pool::TunnelCount;
+use crate::service::peer_of;
+use crate::service::scheme_of;
+use crate::tunnel::Protocol;
+use crate::tunnel::Socket;
+use crate::tunnel::Tunnel;
+use crate::tunnel::TunnelParts;
+use crate::upstream::AskLimits;
+use crate::upstream::Asked;
+use crate::upstream::HandshakeError;
+use crate::upstream::HopByHop;
+use crate::upstream::RefusedUpgrade;
+use crate::upstream::ask;
+
+/// The answer to an upgrade.
+enum Reply {
+    Switched {
+        response: Box<ResponseHeader>,
+        socket: Socket,
+        early: Vec<u8>,
+        count: TunnelCount,
+    },
+    Refused(RefusedUpgrade),
+}
+
+/// What became of asking one backend.
+enum Attempt {
+    /// It answered, and its answer counts.
+    Over(Reply),
+    /// It would not, and another may be asked before its answer is passed on.
+    Refused(RefusedUpgrade),
+    /// It gave no answer, and another may be asked.
+    Failed,
+}
+
+impl EdgeApp {
+    /// Serves the upgrade at the start of `carrier.ahead`, whatever comes of it.
+    pub(super) async fn take_over(
+        &self,
+        mut carrier: Carrier,
+        head: usize,
+        body: Unread,
+        protocol: String,
+        permit: Permit,
+    ) {
+        let request = carrier.ahead.split_to(head);
+        carrier.begin_request(Unread::Bytes(0));
+        let mut downstream = ServerSession::new_http1(Box::new(carrier));
+        downstream.set_read_timeout(Some(self.timeouts.head));
+        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
+        downstream.set_pipelined_prefix(request);
+        if !matches!(downstream.read_request().await, Ok(true)) {
+            return self
+                .answer_unadmitted(downstream, Refusal::Malformed("not HTTP"))
+                .await;
+        }
+        if let Err(refusal) = check(downstream.req_header(), body, &protocol) {
+            return self.answer_unadmitted(downstream, refusal).await;
+        }
+        let admitted = self.policy.admit(
+            downstream.req_header(),
+            peer_of(&downstream),
+            scheme_of(&downstream),
+        );
+        let mut exchange = match admitted {
+            Ok(exchange) => exchange,
+            Err(refusal) => return self.answer_unadmitted(downstream, refusal).await,
+        };
+        let request = downstream.req_header().clone();
+        let reply = tokio::select! {
+            biased;
+            reply = self.ask_backends(&mut exchange, request, &protocol) => reply,
+            // Ready only if the client leaves: its early bytes are kept by the carrier.
+            _ = downstream.read_body_or_idle(true) => {
+                let gone = Outcome { status: Some(499), error: Some("the client left before the answer"), ..Outcome::default() };
+                return self.policy.log(&exchange, gone);
+            }
+        };
+        match reply {
+            Ok(Reply::Switched {
+                response,
+                socket,
+                early,
+                count,
+            }) => {
+                let opened = Opened {
+                    response,
+                    socket,
+                    early,
+                    count,
+                    protocol,
+                    permit,
+                };
+                self.open_tunnel(downstream, exchange, opened).await;
+            }
+            Ok(Reply::Refused(refused)) => self.pass_on(downstream, &exchange, refused).await,
+            Err(refusal) => {
+                let error = refusal.to_string();
+                let status = self.answer(&mut downstream, refusal).await;
+                self.policy.log(
+                    &exchange,
+                    Outcome {
+                        status,
+                        error: Some(&error),
+                        ..Outcome::default()
+                    },
+                );
+            }
+        }
+    }
+
+    /// Asks one backend after the other until one has answered.
+    async fn ask_backends(
+        &self,
+        exchange: &mut Exchange,
+        request: RequestHeader,
+        protocol: &str,
+    ) -> Result<Reply, Refusal> {
+        let request = upgrade_request(request, protocol)?;
+        let mut kept = None;
+        loop {
+            match self.ask_one(exchange, request.clone(), protocol).await {
+                Ok(Attempt::Over(reply)) => return Ok(reply),
+                Ok(Attempt::Failed) => {}
+                Ok(Attempt::Refused(refused)) => kept = Some((refused, exchange.choice())),
+                Err(refusal) => {
+                    // An answer of a backend, if there was one, says more than that there is no other.
+                    let (refused, choice) = kept.ok_or(refusal)?;
+                    exchange.come_back_to(choice);
+                    return Ok(Reply::Refused(refused));
+                }
+            }
+        }
+    }
+
+    /// One attempt at the next backend. An error ends the attempts.
+    async fn ask_one(
+        &self,
+        exchange: &mut Exchange,
+        mut request: RequestHeader,
+        protocol: &str,
+    ) -> Result<Attempt, Refusal> {
+        let limits = AskLimits {
+            answer: self.timeouts.upgrade,
+            read: self.timeouts.upstream_read,
+        };
+        let backend = self.policy.choose(exchange)?;
+        let socket = match self.dialer.dial(&backend.address).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.policy.dial_failed(exchange, &error)?;
+                return Ok(Attempt::Failed);
+            }
+        };
+        self.policy.prepare(exchange, &mut request);
+        match ask(socket, request, protocol, limits).await {
+            Ok(Asked::Switched {
+                response,
+                socket,
+                early,
+            }) => Ok(Attempt::Over(Reply::Switched {
+                response,
+                socket,
+                early,
+                count: backend.open_tunnel(),
+            })),
+            Ok(Asked::Refused(refused)) => {
+                let status = refused.response.status;
+                if self.policy.upgrade_refused(exchange, status) {
+                    Ok(Attempt::Refused(refused))
+                } else {
+                    Ok(Attempt::Over(Reply::Refused(refused)))
+                }
+            }
+            Err(error) => {
+                tracing::debug!(backend = %backend.id, %error, "upgrade failed");
+                let (again, refusal) = match error {
+                    HandshakeError::Timeout(_) => (Again::Forbidden, Refusal::BackendTimeout),
+                    HandshakeError::Broken(_) | HandshakeError::OtherProtocol(_) => {
+                        (exchange.again(), Refusal::BackendFailed)
+                    }
+                };
+                self.policy.backend_failed(exchange, again, refusal)?;
+                Ok(Attempt::Failed)
+            }
+        }
+    }
+
+    /// Sends the 101 and leaves the two sockets to a task of their own.
+    async fn open_tunnel(&self, mut downstream: ServerSession, exchange: Exchange, opened: Opened) {
+        let Opened {
+            mut response,
+            socket,
+            early,
+            count,
+            protocol,
+            permit,
+        } = opened;
+        response.remove_hop_by_hop();
+        let upgraded = response.set_upgrade(&protocol);
+        debug_assert!(
+            upgraded.is_ok(),
+            "a protocol that came in a header fits in one"
+        );
+        self.policy.answered(&exchange, &mut response);
+        let sent = downstream.write_response_header(response).await;
+        let stream = match downstream {
+            ServerSession::H1(session) => session.into_inner(),
+            _ => return,
+        };
+        let Some(carrier) = Carrier::from_pingora(stream) else {
+            return;
+        };
+        let (mut stream, ahead, unsent) = carrier.into_parts();
+        let sent = match sent {
+            Ok(()) => stream.write_all(&unsent).await.and(stream.flush().await),
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        };
+        if let Err(error) = sent {
+            let error = error.to_string();
+            return self.policy.log(
+                &exchange,
+                Outcome {
+                    status: Some(499),
+                    error: Some(&error),
+                    ..Outcome::default()
+                },
+            );
+        }
+        let parts = TunnelParts {
+            client: Socket::from_pingora(stream),
+            backend: socket,
+            client_early: ahead.to_vec(),
+            backend_early: early,
+            protocol: if protocol == "websocket" {
+                Protocol::WebSocket
+            } else {
+                Protocol::Opaque
+            },
+            entry: self.tunnels.register(),
+        };
+        let record = Record::new(Arc::clone(&self.policy), &exchange, count, permit);
+        self.tunnels
+            .tasks()
+            .spawn(carry(Tunnel::new(parts), record));
+    }
+
+    /// Passes on an answer that is no 101, as it comes.
+    async fn pass_on(
+        &self,
+        mut downstream: ServerSession,
+        exchange: &Exchange,
+        mut refused: RefusedUpgrade,
+    ) {
+        let mut response = refused.response.clone();
+        response.remove_hop_by_hop();
+        self.policy.answered_refusing(exchange, &mut response);
+        let status = response.status.as_u16();
+        let passed = async {
+            downstream.set_keepalive(None);
+            downstream.write_response_header(response).await?;
+            while let Some(piece) = refused.read_body().await? {
+                downstream.write_response_body(piece, false).await?;
+            }
+            downstream.finish_body().await
+        }
+        .await;
+        let error = passed.err().map(|error| error.to_string());
+        let bytes_out = downstream.body_bytes_sent() as u64;
+        self.policy.log(
+            exchange,
+            Outcome {
+                status: Some(status),
+                bytes_in: 0,
+                bytes_out,
+                error: error.as_deref(),
+            },
+        );
+        downstream.shutdown().await;
+    }
+
+    async fn answer_unadmitted(&self, mut downstream: ServerSession, refusal: Refusal) {
+        let peer = peer_of(&downstream);
+        let status = self.answer(&mut downstream, refusal).await;
+        self.policy
+            .log_refused(None, Some(peer), status.unwrap_or(499));
+    }
+
+    /// Answers and closes. The status, if the client was there to get it.
+    async fn answer(&self, downstream: &mut ServerSession, refusal: Refusal) -> Option<u16> {
+        let (head, body) = self.policy.own_answer(refusal);
+        let status = head.status.as_u16();
+        downstream.set_keepalive(None);
+        let written = async {
+            downstream.write_response_header(head).await?;
+            downstream.write_response_body(body, true).await
+        }
+        .await;
+        downstream.shutdown().await;
+        written.is_ok().then_some(status)
+    }
+}
+
+/// An upgrade that a backend has agreed to.
+struct Opened {
+    response: Box<ResponseHeader>,
+    socket: Socket,
+    early: Vec<u8>,
+    count: TunnelCount,
+    protocol: String,
+    permit: Permit,
+}
+
+/// Refuses what two parsers could take for two different things: a body, or a method that has no business here.
+fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Result<(), Refusal> {
+    if body != Unread::Bytes(0) {
+        return Err(Refusal::Malformed("an upgrade with a body"));
+    }
+    if protocol == "websocket" && request.method != Method::GET {
+        return Err(Refusal::Malformed("a websocket upgrade that is no GET"));
+    }
+    Ok(())
+}
+
+/// The request as every backend gets it, but for who the client is.
+fn upgrade_request(mut request: RequestHeader, protocol: &str) -> Result<RequestHeader, Refusal> {
+    request.remove_hop_by_hop();
+    let malformed = |_| Refusal::Malformed("the request cannot be passed on");
+    request.set_upgrade(protocol).map_err(malformed)?;
+    if let Some(authority) = request.uri.authority() {
+        let host = authority.to_string();
+        request
+            .insert_header(http::header::HOST, host)
+            .map_err(malformed)?;
+    }
+    let target = request
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str)
+        .to_owned();
+    request.set_raw_path(target.as_bytes()).map_err(malformed)?;
+    Ok(request)
+}

@@ -1,0 +1,386 @@
+//! The settings of the edge: checked, complete, and with every default in this file.
+//!
+//! A file becomes a [`Config`] in two steps: [`raw`] says what serde accepts, [`read`] checks it and
+//! fills in what was left out. Whoever holds a `Config` checks nothing again. All mistakes of a file
+//! are reported together, each with its line and column.
+
+mod check;
+mod raw;
+mod read;
+mod routes;
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use causeway_conf::{AddressRange, ConfErrors, Secret};
+use http::StatusCode;
+use serde::Deserialize;
+
+use crate::backend::{Address, BackendId};
+
+pub(crate) use crate::config::routes::{Route, Routes};
+
+/// All settings of the edge.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where clients connect. Never empty.
+    pub(crate) listeners: Vec<SocketAddr>,
+    /// Where `/live`, `/ready`, `/metrics` and `/backends` are answered; `None` switches that off.
+    pub(crate) admin: Option<SocketAddr>,
+    /// Never empty. A [`PoolId`] is an index into it.
+    pub(crate) pools: Vec<PoolConfig>,
+    pub(crate) routes: Routes,
+    pub(crate) no_route: NoRoute,
+    pub(crate) affinity: AffinityConfig,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) limits: Limits,
+    pub(crate) drain: DrainConfig,
+    /// Whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are believed.
+    pub(crate) trusted_proxies: Vec<AddressRange>,
+    pub(crate) log: Log,
+    /// Worker threads; `None` takes one for each processor.
+    pub(crate) threads: Option<usize>,
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the file, each with its place, key and what would be right.
+    pub fn load(path: &Path) -> Result<Self, ConfErrors> {
+        read::config(causeway_conf::load(path)?)
+    }
+
+    /// Reads `text` as if it came from a file called `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
+        read::config(causeway_conf::parse(name, text)?)
+    }
+}
+
+/// Where clients connect when the file says nothing: loopback, so that nothing is exposed by accident.
+const LISTENER: &str = "127.0.0.1:8080";
+
+/// Where the admin answers are when the file says nothing.
+const ADMIN: &str = "127.0.0.1:8081";
+
+/// Which pool: its index in [`Config::pools`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PoolId(pub(crate) usize);
+
+/// A set of backends that serve the same thing.
+#[derive(Debug, Clone)]
+pub(crate) struct PoolConfig {
+    pub(crate) name: String,
+    pub(crate) pick: Pick,
+    /// The name of the affinity cookie of this pool: no two pools share one, or a page that uses both
+    /// would be bound anew at every other request.
+    pub(crate) cookie: String,
+    /// Never empty.
+    pub(crate) backends: Vec<BackendConfig>,
+    pub(crate) health: HealthConfig,
+}
+
+/// How a new client gets its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Pick {
+    /// The one with the fewest live tunnels and recent bindings, by weight.
+    Least,
+    /// Any of them, by weight.
+    Random,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+impl Pick {
+    const DEFAULT: Self = Self::Least;
+}
+
+/// One server of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendConfig {
+    pub(crate) id: BackendId,
+    pub(crate) address: Address,
+    /// Its share of new clients, 1 to [`BackendConfig::WEIGHT_MAX`].
+    pub(crate) weight: u32,
+    /// Configured, but out of service: never chosen and never probed.
+    pub(crate) maintenance: bool,
+}
+
+impl BackendConfig {
+    /// The largest weight.
+    pub(crate) const WEIGHT_MAX: u32 = 1000;
+    const WEIGHT: u32 = 1;
+}
+
+/// What answers a request that no route matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NoRoute {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Cow<'static, str>,
+}
+
+impl NoRoute {
+    const DEFAULT: Self = Self {
+        status: StatusCode::NOT_FOUND,
+        body: Cow::Borrowed("no route\n"),
+    };
+}
+
+/// How clients are kept on their backend.
+#[derive(Debug, Clone)]
+pub(crate) struct AffinityConfig {
+    pub(crate) path: Cow<'static, str>,
+    pub(crate) domain: Option<String>,
+    pub(crate) same_site: SameSite,
+    pub(crate) secure: Secure,
+    pub(crate) http_only: bool,
+    /// `None` is a cookie that ends with the browser's session.
+    pub(crate) max_age: Option<Duration>,
+    /// The first signs, all verify; none at all leaves cookies unsigned.
+    pub(crate) keys: Vec<Secret>,
+    /// Whether the session id in a SockJS path stands in for a cookie.
+    pub(crate) sockjs_path: bool,
+    /// How many SockJS sessions are remembered in each pool.
+    pub(crate) sockjs_sessions: usize,
+}
+
+impl AffinityConfig {
+    const COOKIE: &str = "causeway";
+    const DEFAULT: Self = Self {
+        path: Cow::Borrowed("/"),
+        domain: None,
+        same_site: SameSite::Lax,
+        secure: Secure::Auto,
+        http_only: true,
+        max_age: None,
+        keys: Vec::new(),
+        sockjs_path: true,
+        sockjs_sessions: 65_536,
+    };
+}
+
+/// The `SameSite` attribute of the cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SameSite {
+    Lax,
+    Strict,
+    None,
+}
+
+/// When the cookie has the `Secure` attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Secure {
+    /// On https.
+    Auto,
+    Always,
+    Never,
+}
+
+/// How backends of a pool are probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HealthConfig {
+    pub(crate) kind: ProbeKind,
+    /// What an HTTP probe asks for.
+    pub(crate) path: Cow<'static, str>,
+    /// The `Host` header of an HTTP probe.
+    pub(crate) host: Cow<'static, str>,
+    /// The statuses that are good. Never empty.
+    pub(crate) expect: Cow<'static, [StatusCode]>,
+    /// Between two probes of a backend that is up (or draining).
+    pub(crate) interval: Duration,
+    /// Between two probes of a suspect or unknown backend.
+    pub(crate) fast_interval: Duration,
+    /// Between two probes of a backend that is down.
+    pub(crate) down_interval: Duration,
+    /// How long one probe may take, from the dial to the end of the answer.
+    pub(crate) timeout: Duration,
+    /// Good probes in a row that bring a backend that is down up again.
+    pub(crate) rise: u32,
+    /// Failed probes in a row that take a backend down.
+    pub(crate) fall: u32,
+    /// The percentage of backends that have to be up: below it health is ignored.
+    pub(crate) ignore_below: u32,
+}
+
+impl HealthConfig {
+    const DEFAULT: Self = Self {
+        kind: ProbeKind::Http,
+        path: Cow::Borrowed("/ready"),
+        host: Cow::Borrowed("localhost"),
+        expect: Cow::Borrowed(&[StatusCode::OK]),
+        interval: Duration::from_secs(2),
+        fast_interval: Duration::from_millis(500),
+        down_interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        rise: 2,
+        fall: 3,
+        ignore_below: 0,
+    };
+}
+
+/// What a probe is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ProbeKind {
+    /// `GET path`, answered with one of `expect`.
+    Http,
+    /// A connection that is accepted is enough.
+    Tcp,
+}
+
+/// How long things may take. The reasons are in `conf/proxy.yaml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    /// From the first byte of a request head to its end, 408 after it.
+    pub(crate) head: Duration,
+    /// How long an idle client connection stays open.
+    pub(crate) keepalive: Duration,
+    /// Between two reads of a request body.
+    pub(crate) downstream_read: Duration,
+    /// How long one write to a client may be stuck.
+    pub(crate) downstream_write: Duration,
+    /// One dial of a backend, its name lookup included.
+    pub(crate) connect: Duration,
+    /// Between two reads from a backend. Longer than 25 s: so long a parked poll says nothing.
+    pub(crate) upstream_read: Duration,
+    /// How long one write to a backend may be stuck.
+    pub(crate) upstream_write: Duration,
+    /// How long an idle connection to a backend is kept for the next request.
+    pub(crate) upstream_keepalive: Duration,
+    /// From the request for an upgrade to the end of the backend's answer head.
+    pub(crate) upgrade: Duration,
+    /// How long a tunnel may carry nothing, either way.
+    pub(crate) tunnel_idle: Duration,
+    /// How long a connection is silent before the kernel asks whether its peer still lives.
+    pub(crate) tcp_keepalive: Duration,
+    /// How long sent bytes may stay unacknowledged before the kernel gives a connection up.
+    pub(crate) tcp_user_timeout: Duration,
+}
+
+impl Timeouts {
+    const DEFAULT: Self = Self {
+        head: Duration::from_secs(10),
+        keepalive: Duration::from_secs(75),
+        downstream_read: Duration::from_secs(60),
+        downstream_write: Duration::from_secs(60),
+        connect: Duration::from_secs(2),
+        upstream_read: Duration::from_secs(60),
+        upstream_write: Duration::from_secs(60),
+        upstream_keepalive: Duration::from_secs(30),
+        upgrade: Duration::from_secs(30),
+        tunnel_idle: Duration::from_secs(3600),
+        tcp_keepalive: Duration::from_secs(60),
+        tcp_user_timeout: Duration::from_secs(30),
+    };
+}
+
+/// How much of everything there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Client connections; `None` takes what the open-file limit allows.
+    pub(crate) connections: Option<usize>,
+    /// The largest request head in bytes, 431 above it.
+    pub(crate) head_size: usize,
+    /// How many more backends one request may be sent to after the first.
+    pub(crate) retries: usize,
+    /// Retries for each 100 requests, over all requests.
+    pub(crate) retry_budget: u32,
+}
+
+impl Limits {
+    const DEFAULT: Self = Self {
+        connections: None,
+        head_size: 16 << 10,
+        retries: 2,
+        retry_budget: 20,
+    };
+}
+
+/// How the edge ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DrainConfig {
+    /// How long idle client connections may still send a request.
+    pub(crate) late: Duration,
+    /// Over how long the tunnels are closed.
+    pub(crate) spread: Duration,
+    /// When the process ends whatever is still open.
+    pub(crate) timeout: Duration,
+}
+
+impl DrainConfig {
+    const DEFAULT: Self = Self {
+        late: Duration::from_secs(1),
+        spread: Duration::from_secs(5),
+        timeout: Duration::from_secs(30),
+    };
+}
+
+/// What is logged, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub(crate) level: LogLevel,
+    pub(crate) format: LogFormat,
+    pub(crate) access: AccessLog,
+}
+
+impl Log {
+    const DEFAULT: Self = Self {
+        level: LogLevel::Info,
+        format: LogFormat::Json,
+        access: AccessLog::Stdout,
+    };
+}
+
+/// The least severe line that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Where access-log lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AccessLog {
+    Stdout,
+    Stderr,
+    Off,
+    /// Appended to.
+    File(PathBuf),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Takes single settings from a parsed file, and collects what is wrong with them.
+//!
+//! A setting that is wrong yields its default and an error, so that the check goes on and all mistakes
+//! of a file are reported together.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use causeway_conf::{ByteSize, ConfError, ConfErrors, Positions, Span};
+use http::StatusCode;
+
+/// The mistakes found so far.
+pub(super) struct Check {
+    positions: Positions,
+    errors: Vec<ConfError>,
+}
+
+impl Check {
+    pub(super) fn new(positions: Positions) -> Self {
+        Self {
+            positions,
+            errors: Vec::new(),
+        }
+    }
+
+    /// `value`, if nothing was wrong.
+    pub(super) fn finish<T>(self, value: T) -> Result<T, ConfErrors> {
+        if self.errors.is_empty() {
+            return Ok(value);
+        }
+        let mut errors = self.errors;
+        errors.sort_by_key(|error| error.position);
+        Err(ConfErrors(errors))
+    }
+
+    pub(super) fn error(&mut self, key: &str, message: impl Into<String>) {
+        self.errors.push(self.positions.error(key, message));
+    }
+
+    /// Takes note of a mistake unless `right`.
+    pub(super) fn require(&mut self, right: bool, key: &str, message: &str) {
+        if !right {
+            self.error(key, message);
+        }
+    }
+
+    pub(super) fn span(
+        &mut self,
+        key: &str,
+        value: Option<Span>,
+        default: Duration,
+        range: RangeInclusive<Span>,
+    ) -> Duration {
+        self.within(key, value, Span(default), range).0
+    }
+
+    pub(super) fn size(
+        &mut self,
+        key: &str,
+        value: Option<ByteSize>,
+        default: usize,
+        range: RangeInclusive<ByteSize>,
+    ) -> usize {
+        let value = self.within(key, value, ByteSize(default as u64), range);
+        usize::try_from(value.0).unwrap_or(default)
+    }
+
+    pub(super) fn number<N>(
+        &mut self,
+        key: &str,
+        value: Option<u64>,
+        default: N,
+        range: RangeInclusive<N>,
+    ) -> N
+    where
+        N: Copy + Display + PartialOrd + TryFrom<u64>,
+    {
+        let Some(value) = value else { return default };
+        match N::try_from(value) {
+            Ok(value) if range.contains(&value) => value,
+            _ => {
+                self.out_of_range(key, &value, &range);
+                default
+            }
+        }
+    }
+
+    fn within<T: Copy + Display + PartialOrd>(
+        &mut self,
+        key: &str,
+        value: Option<T>,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> T {
+        match value {
+            None => default,
+            Some(value) if range.contains(&value) => value,
+            Some(value) => {
+                self.out_of_range(key, &value, &range);
+                default
+            }
+        }
+    }
+
+    fn out_of_range<T: Display>(
+        &mut self,
+        key: &str,
+        value: &dyn Display,
+        range: &RangeInclusive<T>,
+    ) {
+        let (least, most) = (range.start(), range.end());
+        self.error(
+            key,
+            format!("{value} is out of range, expected {least} to {most}"),
+        );
+    }
+
+    /// `text` as a `T`; the message of a mistake is the one of `T`.
+    pub(super) fn parsed<T>(&mut self, key: &str, text: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.error(key, format!("\"{}\": {error}", text.escape_debug()));
+                None
+            }
+        }
+    }
+
+    /// An address to listen on. Host names are not taken: they may mean several addresses, or others later.
+    pub(super) fn listener(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        let address = text.parse().ok();
+        if address.is_none() {
+            let text = text.escape_debug();
+            self.error(
+                key,
+                format!(
+                    "\"{text}\": expected an IP address and a port, such as \"127.0.0.1:8080\", \"0.0.0.0:80\" or \"[::]:80\""
+                ),
+            );
+        }
+        address
+    }
+
+    pub(super) fn status(
+        &mut self,
+        key: &str,
+        value: u64,
+        range: RangeInclusive<u16>,
+    ) -> Option<StatusCode> {
+        let status = u16::try_from(value).ok().filter(|s| range.contains(s));
+        if status.is_none() {
+            self.out_of_range(key, &value, &range);
+        }
+        status.and_then(|status| StatusCode::from_u16(status).ok())
+    }
+
+    /// A path as it stands in a request line or a cookie: absolute, visible ASCII, no query.
+    pub(super) fn path(&mut self, key: &str, path: &str) {
+        let plain = |byte: u8| byte.is_ascii_graphic() && !b"?#;".contains(&byte);
+        let right = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(plain);
+        self.require(
+            right,
+            key,
+            "expected a path that starts with \"/\", without spaces or any of ?#;",
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! The configuration file as serde sees it: names and types, no defaults and no rules.
+//!
+//! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
+
+use causeway_conf::{AddressRange, ByteSize, Secret, Span};
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) listeners: Option<Vec<Listener>>,
+    #[serde(default)]
+    pub(super) admin: Admin,
+    #[serde(default)]
+    pub(super) pools: Vec<Pool>,
+    pub(super) routes: Option<Vec<Route>>,
+    #[serde(default)]
+    pub(super) no_route: NoRoute,
+    #[serde(default)]
+    pub(super) affinity: Affinity,
+    #[serde(default)]
+    pub(super) health: Health,
+    #[serde(default)]
+    pub(super) timeouts: Timeouts,
+    #[serde(default)]
+    pub(super) limits: Limits,
+    #[serde(default)]
+    pub(super) drain: Drain,
+    #[serde(default)]
+    pub(super) trusted_proxies: Vec<AddressRange>,
+    #[serde(default)]
+    pub(super) log: Log,
+    pub(super) threads: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    pub(super) address: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    pub(super) address: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) pick: Option<super::Pick>,
+    pub(super) cookie: Option<String>,
+    #[serde(default)]
+    pub(super) backends: Vec<Backend>,
+    #[serde(default)]
+    pub(super) health: Health,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Backend {
+    pub(super) id: String,
+    pub(super) address: String,
+    pub(super) weight: Option<u64>,
+    pub(super) maintenance: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    pub(super) host: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) pool: String,
+    pub(super) upgrades: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoRoute {
+    pub(super) status: Option<u64>,
+    pub(super) body: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Affinity {
+    pub(super) cookie: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) domain: Option<String>,
+    pub(super) same_site: Option<super::SameSite>,
+    pub(super) secure: Option<super::Secure>,
+    pub(super) http_only: Option<bool>,
+    pub(super) max_age: Option<Span>,
+    #[serde(default)]
+    pub(super) keys: Vec<Secret>,
+    pub(super) sockjs_path: Option<bool>,
+    pub(super) sockjs_sessions: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    pub(super) kind: Option<super::ProbeKind>,
+    pub(super) path: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) expect: Option<Vec<u64>>,
+    pub(super) interval: Option<Span>,
+    pub(super) fast_interval: Option<Span>,
+    pub(super) down_interval: Option<Span>,
+    pub(super) timeout: Option<Span>,
+    pub(super) rise: Option<u64>,
+    pub(super) fall: Option<u64>,
+    pub(super) ignore_below: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Timeouts {
+    pub(super) head: Option<Span>,
+    pub(super) keepalive: Option<Span>,
+    pub(super) downstream_read: Option<Span>,
+    pub(super) downstream_write: Option<Span>,
+    pub(super) connect: Option<Span>,
+    pub(super) upstream_read: Option<Span>,
+    pub(super) upstream_write: Option<Span>,
+    pub(super) upstream_keepalive: Option<Span>,
+    pub(super) upgrade: Option<Span>,
+    pub(super) tunnel_idle: Option<Span>,
+    pub(super) tcp_keepalive: Option<Span>,
+    pub(super) tcp_user_timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections: Option<u64>,
+    pub(super) head_size: Option<ByteSize>,
+    pub(super) retries: Option<u64>,
+    pub(super) retry_budget: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drain {
+    pub(super) late: Option<Span>,
+    pub(super) spread: Option<Span>,
+    pub(super) timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) level: Option<super::LogLevel>,
+    pub(super) format: Option<super::LogFormat>,
+    pub(super) access: Option<String>,
+}

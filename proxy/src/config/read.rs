@@ -1,0 +1,190 @@
+//! From what the file says to a [`Config`]: ranges, names, and what depends on more than one key.
+
+mod affinity;
+mod health;
+mod pools;
+mod routes;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use causeway_conf::{ByteSize, ConfErrors, Document, Span};
+
+use super::check::Check;
+use super::raw;
+use super::{ADMIN, AccessLog, Config, DrainConfig, LISTENER, Limits, Log, NoRoute, Timeouts};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors> {
+    let file = document.value;
+    let mut check = Check::new(document.positions);
+    let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);
+    let config = Config {
+        listeners: listeners(&mut check, file.listeners),
+        admin: admin(&mut check, file.admin),
+        routes: routes::routes(&mut check, file.routes, &pools),
+        pools,
+        no_route: no_route(&mut check, file.no_route),
+        affinity: affinity::affinity(&mut check, file.affinity),
+        timeouts: timeouts(&mut check, &file.timeouts),
+        limits: limits(&mut check, &file.limits),
+        drain: drain(&mut check, &file.drain),
+        trusted_proxies: file.trusted_proxies,
+        log: log(file.log),
+        threads: Some(check.number("threads", file.threads, 0, 0..=1024)).filter(|n| 0 < *n),
+    };
+    check.finish(config)
+}
+
+fn listeners(check: &mut Check, listeners: Option<Vec<raw::Listener>>) -> Vec<SocketAddr> {
+    let Some(listeners) = listeners else {
+        return check.listener("listeners", LISTENER).into_iter().collect();
+    };
+    check.require(
+        !listeners.is_empty(),
+        "listeners",
+        "expected at least one listener",
+    );
+    let mut seen = HashMap::new();
+    let mut addresses = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let key = format!("listeners[{index}].address");
+        let Some(address) = check.listener(&key, &listener.address) else {
+            continue;
+        };
+        // Port 0 asks the kernel for a free one, each time another.
+        if address.port() != 0 && seen.insert(address, index).is_some() {
+            check.error(&key, format!("duplicate address {address}"));
+        }
+        addresses.push(address);
+    }
+    addresses
+}
+
+fn admin(check: &mut Check, admin: raw::Admin) -> Option<SocketAddr> {
+    let address = admin.address.unwrap_or_else(|| ADMIN.to_owned());
+    if address == "none" {
+        return None;
+    }
+    check.listener("admin.address", &address)
+}
+
+fn no_route(check: &mut Check, raw: raw::NoRoute) -> NoRoute {
+    let default = NoRoute::DEFAULT;
+    let status = raw
+        .status
+        .and_then(|status| check.status("no_route.status", status, 400..=599));
+    if let Some(body) = &raw.body {
+        check.require(
+            body.len() <= 64 << 10,
+            "no_route.body",
+            "expected at most 64KiB",
+        );
+    }
+    NoRoute {
+        status: status.unwrap_or(default.status),
+        body: raw.body.map_or(default.body, Cow::Owned),
+    }
+}
+
+fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
+    let default = Timeouts::DEFAULT;
+    macro_rules! within {
+        ($name:ident, $least:expr, $most:expr) => {{
+            let key = concat!("timeouts.", stringify!($name));
+            check.span(key, raw.$name, default.$name, Span($least)..=Span($most))
+        }};
+    }
+    Timeouts {
+        head: within!(head, 100 * MS, HOUR),
+        keepalive: within!(keepalive, SECOND, DAY),
+        downstream_read: within!(downstream_read, SECOND, DAY),
+        downstream_write: within!(downstream_write, SECOND, DAY),
+        connect: within!(connect, 10 * MS, 60 * SECOND),
+        upstream_read: within!(upstream_read, SECOND, DAY),
+        upstream_write: within!(upstream_write, SECOND, DAY),
+        upstream_keepalive: within!(upstream_keepalive, SECOND, HOUR),
+        upgrade: within!(upgrade, 100 * MS, HOUR),
+        tunnel_idle: within!(tunnel_idle, SECOND, 30 * DAY),
+        tcp_keepalive: within!(tcp_keepalive, SECOND, DAY),
+        tcp_user_timeout: within!(tcp_user_timeout, SECOND, HOUR),
+    }
+}
+
+fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
+    let default = Limits::DEFAULT;
+    let connections = raw
+        .connections
+        .map(|count| check.number("limits.connections", Some(count), 1, 1..=100_000_000));
+    Limits {
+        connections,
+        head_size: check.size(
+            "limits.head_size",
+            raw.head_size,
+            default.head_size,
+            ByteSize(1 << 10)..=ByteSize(256 << 10),
+        ),
+        retries: check.number("limits.retries", raw.retries, default.retries, 0..=10),
+        retry_budget: check.number(
+            "limits.retry_budget",
+            raw.retry_budget,
+            default.retry_budget,
+            0..=100,
+        ),
+    }
+}
+
+fn drain(check: &mut Check, raw: &raw::Drain) -> DrainConfig {
+    let default = DrainConfig::DEFAULT;
+    let any = Span(Duration::ZERO)..=Span(HOUR);
+    let drain = DrainConfig {
+        late: check.span(
+            "drain.late",
+            raw.late,
+            default.late,
+            Span(Duration::ZERO)..=Span(60 * SECOND),
+        ),
+        spread: check.span("drain.spread", raw.spread, default.spread, any),
+        timeout: check.span(
+            "drain.timeout",
+            raw.timeout,
+            default.timeout,
+            Span(SECOND)..=Span(DAY),
+        ),
+    };
+    check.require(
+        drain.spread < drain.timeout,
+        "drain.timeout",
+        "expected more than drain.spread, or tunnels are cut before they are told",
+    );
+    drain
+}
+
+fn log(raw: raw::Log) -> Log {
+    let default = Log::DEFAULT;
+    let access = match raw.access.as_deref() {
+        None => default.access,
+        Some("stdout") => AccessLog::Stdout,
+        Some("stderr") => AccessLog::Stderr,
+        Some("off") => AccessLog::Off,
+        Some(path) => AccessLog::File(PathBuf::from(path)),
+    };
+    Log {
+        level: raw.level.unwrap_or(default.level),
+        format: raw.format.unwrap_or(default.format),
+        access,
+    }
+}
+
+/// Whether `text` is a token by RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain)
+}

@@ -1,0 +1,132 @@
+//! Pools and their backends, and the names that have to differ within the file.
+
+use std::collections::HashMap;
+
+use super::affinity::cookie_name;
+use super::health::health;
+use crate::config::check::Check;
+use crate::config::raw;
+use crate::config::{AffinityConfig, BackendConfig, HealthConfig, Pick, PoolConfig};
+
+/// Backends in one pool. The ring keeps 160 points for each, and numbers them in 16 bits.
+const BACKENDS_MAX: usize = 10_000;
+
+pub(super) fn pools(
+    check: &mut Check,
+    pools: Vec<raw::Pool>,
+    affinity: &raw::Affinity,
+    common: &raw::Health,
+) -> Vec<PoolConfig> {
+    check.require(!pools.is_empty(), "pools", "expected at least one pool");
+    let cookie = affinity.cookie.as_deref().unwrap_or(AffinityConfig::COOKIE);
+    cookie_name(check, "affinity.cookie", cookie);
+    let common = health(check, "health", common, &HealthConfig::DEFAULT);
+    let mut seen = Seen::default();
+    pools
+        .into_iter()
+        .enumerate()
+        .map(|(index, pool)| {
+            let key = format!("pools[{index}]");
+            seen.name(check, &format!("{key}.name"), &pool.name);
+            let cookie = match pool.cookie {
+                Some(name) => {
+                    cookie_name(check, &format!("{key}.cookie"), &name);
+                    name
+                }
+                None if index == 0 => cookie.to_owned(),
+                None => format!("{cookie}-{}", pool.name),
+            };
+            seen.cookie(check, &format!("{key}.cookie"), &cookie);
+            PoolConfig {
+                pick: pool.pick.unwrap_or(Pick::DEFAULT),
+                cookie,
+                backends: backends(check, &key, pool.backends, &mut seen),
+                health: health(check, &format!("{key}.health"), &pool.health, &common),
+                name: pool.name,
+            }
+        })
+        .collect()
+}
+
+/// Names that have to differ within the file.
+#[derive(Default)]
+struct Seen {
+    names: HashMap<String, String>,
+    cookies: HashMap<String, String>,
+    ids: HashMap<String, String>,
+}
+
+impl Seen {
+    fn name(&mut self, check: &mut Check, key: &str, name: &str) {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        check.require(
+            (1..=64).contains(&name.len()) && name.bytes().all(plain),
+            key,
+            "expected 1 to 64 ASCII letters, digits, \".\", \"_\" or \"-\"",
+        );
+        if let Some(other) = self.names.insert(name.to_owned(), key.to_owned()) {
+            check.error(
+                key,
+                format!("duplicate name \"{name}\", which {other} has already"),
+            );
+        }
+    }
+
+    fn cookie(&mut self, check: &mut Check, key: &str, cookie: &str) {
+        if let Some(other) = self.cookies.insert(cookie.to_owned(), key.to_owned()) {
+            check.error(
+                key,
+                format!("duplicate cookie \"{cookie}\", which {other} has already: every pool needs its own"),
+            );
+        }
+    }
+
+    fn id(&mut self, check: &mut Check, key: &str, id: &str) {
+        if let Some(other) = self.ids.insert(id.to_owned(), key.to_owned()) {
+            check.error(
+                key,
+                format!("duplicate id \"{id}\", which {other} has already: every backend of all pools needs its own"),
+            );
+        }
+    }
+}
+
+fn backends(
+    check: &mut Check,
+    pool: &str,
+    backends: Vec<raw::Backend>,
+    seen: &mut Seen,
+) -> Vec<BackendConfig> {
+    check.require(
+        !backends.is_empty(),
+        &format!("{pool}.backends"),
+        "expected at least one backend",
+    );
+    check.require(
+        backends.len() <= BACKENDS_MAX,
+        &format!("{pool}.backends"),
+        "expected at most 10000 backends in one pool",
+    );
+    let mut configs = Vec::with_capacity(backends.len());
+    for (index, backend) in backends.into_iter().enumerate() {
+        let key = format!("{pool}.backends[{index}]");
+        let id = check.parsed(&format!("{key}.id"), &backend.id);
+        seen.id(check, &format!("{key}.id"), &backend.id);
+        let address = check.parsed(&format!("{key}.address"), &backend.address);
+        let weight = check.number(
+            &format!("{key}.weight"),
+            backend.weight,
+            BackendConfig::WEIGHT,
+            1..=BackendConfig::WEIGHT_MAX,
+        );
+        if let Some((id, address)) = id.zip(address) {
+            configs.push(BackendConfig {
+                id,
+                address,
+                weight,
+                maintenance: backend.maintenance.unwrap_or(false),
+            });
+        }
+    }
+    configs
+}

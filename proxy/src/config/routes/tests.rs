@@ -1,0 +1,108 @@
+//! Which route a request gets.
+
+use super::*;
+
+fn routes(entries: &[(Option<&str>, &str)]) -> Routes {
+    let route = |(index, (host, path)): (usize, &(Option<&str>, &str))| {
+        Route::new(*host, path, PoolId(index), vec!["websocket".to_owned()])
+    };
+    Routes::new(entries.iter().enumerate().map(route).collect())
+}
+
+fn pool(routes: &Routes, host: Option<&str>, path: &str) -> Option<usize> {
+    routes.find(host, path).map(|route| route.pool.0)
+}
+
+#[test]
+fn the_most_particular_host_wins_then_the_longest_path() {
+    let routes = routes(&[
+        (None, "/"),
+        (None, "/app"),
+        (Some("*.example.com"), "/"),
+        (Some("*.eu.example.com"), "/"),
+        (Some("Example.com"), "/"),
+        (Some("example.com"), "/app/"),
+    ]);
+    let cases = [
+        (None, "/", Some(0)),
+        (Some("other"), "/app", Some(1)),
+        (Some("other"), "/app?x=/y", Some(1)),
+        (Some("other"), "/app/x", Some(1)),
+        (Some("other"), "/apple", Some(0)),
+        (Some("a.example.com:8080"), "/app", Some(2)),
+        (Some("a.EU.example.com."), "/", Some(3)),
+        (Some("EXAMPLE.com:443"), "/app", Some(4)),
+        (Some("example.com"), "/app/", Some(5)),
+        (Some("example.com"), "/app/x", Some(5)),
+        (Some("notexample.com"), "/", Some(0)),
+        (Some(".example.com"), "/", Some(0)),
+    ];
+    for (host, path, expected) in cases {
+        assert_eq!(pool(&routes, host, path), expected, "{host:?} {path}");
+    }
+}
+
+#[test]
+fn an_ipv6_host_keeps_its_brackets() {
+    let routes = routes(&[(Some("[::1]"), "/")]);
+    assert_eq!(pool(&routes, Some("[::1]:8080"), "/"), Some(0));
+    assert_eq!(pool(&routes, Some("[::1]"), "/"), Some(0));
+    assert_eq!(pool(&routes, Some("[::2]"), "/"), None);
+}
+
+#[test]
+fn without_a_match_there_is_no_route() {
+    let routes = routes(&[(Some("example.com"), "/app")]);
+    assert_eq!(pool(&routes, Some("example.com"), "/"), None);
+    assert_eq!(pool(&routes, None, "/app"), None);
+    assert_eq!(pool(&routes, Some("example.com"), "*"), None);
+}
+
+#[test]
+fn what_is_for_operators_has_no_route_however_it_is_written() {
+    let routes = routes(&[(None, "/")]);
+    for path in [
+        "/live",
+        "/ready",
+        "/metrics",
+        "/metrics/",
+        "/metrics?x",
+        "//metrics",
+        "/./metrics",
+        "/a/../metrics",
+        "/%6Detrics",
+        "/metrics%3Fx",
+        "/%2e%2e/metrics",
+        "/metrics;x=1",
+        "\\metrics",
+        "/metrics/.",
+    ] {
+        assert_eq!(pool(&routes, None, path), None, "{path}");
+    }
+    for path in [
+        "/",
+        "/alive",
+        "/a/live",
+        "/lives",
+        "/live/x",
+        "/ready.html",
+        "/%zz",
+    ] {
+        assert_eq!(pool(&routes, None, path), Some(0), "{path}");
+    }
+}
+
+#[test]
+fn a_path_that_names_what_is_for_operators_opens_it() {
+    let routes = routes(&[(None, "/"), (None, "/ready")]);
+    assert_eq!(pool(&routes, None, "/ready"), Some(1));
+    assert_eq!(pool(&routes, None, "/live"), None);
+}
+
+#[test]
+fn upgrades_are_compared_without_case() {
+    let routes = routes(&[(None, "/")]);
+    let route = routes.find(None, "/").unwrap();
+    assert!(route.allows_upgrade("WebSocket"));
+    assert!(!route.allows_upgrade("h2c"));
+}

@@ -1,0 +1,288 @@
+//! What files are taken, and what is said about those that are not.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const LEAST: &str = "pools: [{ name: nodes, backends: [{ id: n1, address: '127.0.0.1:9001' }] }]\n";
+
+fn parse(text: &str) -> Config {
+    Config::parse("proxy.yaml", text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[track_caller]
+fn errors(text: &str, expected: Expect) {
+    let errors = Config::parse("proxy.yaml", text).unwrap_err();
+    expected.assert_eq(&errors.to_string());
+}
+
+/// The errors of a file that is right but for `section`.
+#[track_caller]
+fn section(section: &str, expected: Expect) {
+    errors(&format!("{LEAST}{section}"), expected);
+}
+
+const COMMENTED: &str = include_str!("../../../conf/proxy.yaml");
+
+#[test]
+fn the_commented_file_holds_the_defaults() {
+    let pools = "pools: [{ name: nodes, backends: [
+        { id: n1, address: '127.0.0.1:9001' },
+        { id: n2, address: '127.0.0.1:9002' },
+        { id: n3, address: '127.0.0.1:9003' } ] }]";
+    let (commented, least) = (parse(COMMENTED), parse(pools));
+    assert_eq!(format!("{commented:#?}"), format!("{least:#?}"));
+}
+
+#[test]
+fn the_commented_file_names_every_setting() {
+    // An unknown key in each section makes serde name those that it knows.
+    let sections = [
+        "zz: 1",
+        "listeners: [{zz: 1}]",
+        "admin: {zz: 1}",
+        "pools: [{zz: 1}]",
+        "pools: [{name: a, backends: [{zz: 1}]}]",
+        "routes: [{zz: 1}]",
+        "no_route: {zz: 1}",
+        "affinity: {zz: 1}",
+        "health: {zz: 1}",
+        "timeouts: {zz: 1}",
+        "limits: {zz: 1}",
+        "drain: {zz: 1}",
+        "log: {zz: 1}",
+    ];
+    for section in sections {
+        let error = Config::parse("f", section).unwrap_err().to_string();
+        let (_, known) = error.split_once("expected").expect(&error);
+        let names: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{error}");
+        for name in names {
+            let key = format!("{name}:");
+            let mut lines = COMMENTED.lines();
+            let is_key = |line: &str| line.trim_start_matches([' ', '-', '#']).starts_with(&key);
+            assert!(lines.any(is_key), "{name} of {section}");
+        }
+    }
+}
+
+#[test]
+fn everything_can_be_set() {
+    let config = parse(
+        "listeners: [{address: '0.0.0.0:80'}, {address: '[::1]:0'}, {address: '127.0.0.1:0'}]
+admin: {address: none}
+pools:
+  - {name: a, pick: round_robin, cookie: stick, backends: [{id: a1, address: 'unix:/run/a.sock', weight: 3}]}
+  - name: b
+    health: {kind: tcp, rise: 1}
+    backends: [{id: b1, address: 'APP.example:80', maintenance: true}]
+  - {name: c, backends: [{id: c1, address: '[::1]:9000'}]}
+routes: [{host: Example.com, path: /app, pool: b, upgrades: []}, {pool: a}]
+no_route: {status: 410, body: gone}
+affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure: always, http_only: false,
+  max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048}
+health: {path: /up, host: app.example, expect: [200, 204], interval: 5s, fast_interval: 1s, down_interval: 3s,
+  timeout: 2s, rise: 4, fall: 5, ignore_below: 50}
+limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100}
+trusted_proxies: [10.0.0.0/8]
+log: {level: debug, format: text, access: /var/log/access}
+threads: 2
+",
+    );
+    assert_eq!(config.listeners.len(), 3);
+    assert_eq!(config.admin, None);
+    let cookies: Vec<&str> = config.pools.iter().map(|pool| &*pool.cookie).collect();
+    assert_eq!(cookies, ["stick", "node-b", "node-c"]);
+    let (a, b) = (&config.pools[0], &config.pools[1]);
+    assert_eq!((a.pick, a.backends[0].weight), (Pick::RoundRobin, 3));
+    assert_eq!(b.backends[0].address.to_string(), "app.example:80");
+    assert!(b.backends[0].maintenance);
+    // What a pool leaves out is as for all pools.
+    assert_eq!((a.health.kind, a.health.rise), (ProbeKind::Http, 4));
+    assert_eq!((b.health.kind, b.health.rise), (ProbeKind::Tcp, 1));
+    assert_eq!((b.health.fall, b.health.interval.as_secs()), (5, 5));
+    assert_eq!(config.affinity.max_age, Some(Duration::from_secs(3600)));
+    assert_eq!(config.limits.connections, Some(10));
+    assert_eq!(config.limits.head_size, 8192);
+    assert_eq!(config.threads, Some(2));
+    assert_eq!(config.log.access, AccessLog::File("/var/log/access".into()));
+    assert!(!format!("{config:?}").contains("0123456789abcdef"));
+}
+
+#[test]
+fn a_file_without_pools_says_so() {
+    errors(
+        "threads: 1",
+        expect!["proxy.yaml: pools: expected at least one pool"],
+    );
+    errors(
+        "pools: [{name: a}]",
+        expect!["proxy.yaml:1:9: pools[0].backends: expected at least one backend"],
+    );
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_have_their_place() {
+    section(
+        "timeouts:\n  haed: 10s\n",
+        expect![[
+            r#"proxy.yaml:3:3: timeouts.haed: unknown field `haed`, expected one of `head`, `keepalive`, `downstream_read`, `downstream_write`, `connect`, `upstream_read`, `upstream_write`, `upstream_keepalive`, `upgrade`, `tunnel_idle`, `tcp_keepalive`, `tcp_user_timeout`"#
+        ]],
+    );
+    section(
+        "timeouts:\n  head: 10\n",
+        expect![[
+            r#"proxy.yaml:3:3: timeouts.head: invalid type: integer `10`, expected a duration with its unit, such as "250ms", "10s", "5m" or "1h""#
+        ]],
+    );
+    section(
+        "health: {rise: many}",
+        expect![[r#"proxy.yaml:2:10: health.rise: invalid type: string "many", expected u64"#]],
+    );
+    section(
+        "log: {level: loud}",
+        expect![
+            "proxy.yaml:2:7: log.level: unknown variant `loud`, expected one of `error`, `warn`, `info`, `debug`, `trace`"
+        ],
+    );
+}
+
+#[test]
+fn names_and_ids_that_occur_twice_are_told_with_the_other_place() {
+    errors(
+        "pools:
+  - name: a
+    backends:
+      - {id: n1, address: 127.0.0.1:1}
+      - {id: n1, address: 127.0.0.1:2}
+  - name: a
+    cookie: causeway
+    backends: [{id: n1, address: 127.0.0.1:3}]
+routes: [{pool: a}]
+",
+        expect![[r#"
+            proxy.yaml:5:10: pools[0].backends[1].id: duplicate id "n1", which pools[0].backends[0].id has already: every backend of all pools needs its own
+            proxy.yaml:6:5: pools[1].name: duplicate name "a", which pools[0].name has already
+            proxy.yaml:7:5: pools[1].cookie: duplicate cookie "causeway", which pools[0].cookie has already: every pool needs its own
+            proxy.yaml:8:17: pools[1].backends[0].id: duplicate id "n1", which pools[0].backends[1].id has already: every backend of all pools needs its own"#]],
+    );
+}
+
+#[test]
+fn wrong_addresses_say_what_would_be_right() {
+    errors(
+        "listeners:
+  - address: localhost:80
+  - address: 127.0.0.1:80
+  - address: 127.0.0.1:80
+admin: {address: ':8081'}
+pools: [{name: a, backends: [{id: a b, address: 127.0.0.1, weight: 0}, {id: x, address: '127.0.0.1:99999', weight: 1001}]}]
+",
+        expect![[r#"
+            proxy.yaml:2:5: listeners[0].address: "localhost:80": expected an IP address and a port, such as "127.0.0.1:8080", "0.0.0.0:80" or "[::]:80"
+            proxy.yaml:4:5: listeners[2].address: duplicate address 127.0.0.1:80
+            proxy.yaml:5:9: admin.address: ":8081": expected an IP address and a port, such as "127.0.0.1:8080", "0.0.0.0:80" or "[::]:80"
+            proxy.yaml:6:31: pools[0].backends[0].id: "a b": expected 1 to 64 ASCII letters, digits, ".", "_" or "-"
+            proxy.yaml:6:40: pools[0].backends[0].address: "127.0.0.1": expected "10.0.0.7:9000", "[::1]:9000", "host.example:9000" or "unix:/run/app.sock", with its port
+            proxy.yaml:6:60: pools[0].backends[0].weight: 0 is out of range, expected 1 to 1000
+            proxy.yaml:6:80: pools[0].backends[1].address: "127.0.0.1:99999": expected "10.0.0.7:9000", "[::1]:9000", "host.example:9000" or "unix:/run/app.sock", with a port from 1 to 65535
+            proxy.yaml:6:108: pools[0].backends[1].weight: 1001 is out of range, expected 1 to 1000"#]],
+    );
+}
+
+#[test]
+fn routes_are_checked_against_pools_and_each_other() {
+    section(
+        "routes:
+  - {pool: node}
+  - {host: 'example.com:80', path: app, pool: nodes}
+  - {path: /a, pool: nodes, upgrades: ['web socket']}
+  - {path: /a, pool: nodes}
+  - {host: '*.Example.com', pool: nodes}
+  - {host: '*.example.com', path: /, pool: nodes}
+",
+        expect![[r#"
+            proxy.yaml:3:6: routes[0].pool: unknown pool "node", expected one of: nodes
+            proxy.yaml:4:6: routes[1].host: expected a host name without a port, such as "example.com" or "*.example.com"
+            proxy.yaml:4:30: routes[1].path: expected a path that starts with "/", without spaces or any of ?#;
+            proxy.yaml:5:40: routes[2].upgrades[0]: expected the name of a protocol, such as "websocket"
+            proxy.yaml:6:5: routes[3]: the same host and path as routes[2], so it would never match
+            proxy.yaml:8:5: routes[5]: the same host and path as routes[4], so it would never match"#]],
+    );
+    errors(
+        "pools: [{name: a, backends: [{id: a, address: 'a:1'}]}, {name: b, backends: [{id: b, address: 'b:1'}]}]",
+        expect![
+            "proxy.yaml: routes: expected routes: with several pools, each request needs one that says which pool it goes to"
+        ],
+    );
+}
+
+#[test]
+fn every_number_and_duration_has_a_range() {
+    section(
+        "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
+health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready}
+limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101}
+drain: {spread: 2h, timeout: 0s}
+no_route: {status: 200}
+threads: 2000
+affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b'}
+",
+        expect![[r#"
+            proxy.yaml:2:12: timeouts.head: 0s is out of range, expected 100ms to 1h
+            proxy.yaml:2:22: timeouts.connect: 2m is out of range, expected 10ms to 1m
+            proxy.yaml:2:35: timeouts.tunnel_idle: 0s is out of range, expected 1s to 30days
+            proxy.yaml:3:10: health.interval: 1ms is out of range, expected 100ms to 1h
+            proxy.yaml:3:25: health.timeout: 0s is out of range, expected 10ms to 1m
+            proxy.yaml:3:38: health.rise: 0 is out of range, expected 1 to 100
+            proxy.yaml:3:47: health.fall: 101 is out of range, expected 1 to 100
+            proxy.yaml:3:58: health.ignore_below: 101 is out of range, expected 0 to 100
+            proxy.yaml:3:86: health.expect[0]: 99 is out of range, expected 200 to 599
+            proxy.yaml:3:90: health.expect[1]: 1000 is out of range, expected 200 to 599
+            proxy.yaml:3:97: health.path: expected a path that starts with "/", without spaces
+            proxy.yaml:4:10: limits.head_size: 1MiB is out of range, expected 1KiB to 256KiB
+            proxy.yaml:4:27: limits.connections: 0 is out of range, expected 1 to 100000000
+            proxy.yaml:4:43: limits.retries: 11 is out of range, expected 0 to 10
+            proxy.yaml:4:56: limits.retry_budget: 101 is out of range, expected 0 to 100
+            proxy.yaml:5:9: drain.spread: 2h is out of range, expected 0s to 1h
+            proxy.yaml:5:21: drain.timeout: 0s is out of range, expected 1s to 1day
+            proxy.yaml:6:12: no_route.status: 200 is out of range, expected 400 to 599
+            proxy.yaml:7:1: threads: 2000 is out of range, expected 0 to 1024
+            proxy.yaml:8:12: affinity.max_age: 0s is out of range, expected 1s to 1year
+            proxy.yaml:8:25: affinity.sockjs_sessions: 1 is out of range, expected 1024 to 16777216
+            proxy.yaml:8:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;"#]],
+    );
+}
+
+#[test]
+fn a_drain_may_not_end_before_its_tunnels_are_told() {
+    section(
+        "drain: {spread: 60s}",
+        expect![
+            "proxy.yaml:2:1: drain.timeout: expected more than drain.spread, or tunnels are cut before they are told"
+        ],
+    );
+}
+
+#[test]
+fn cookies_that_browsers_would_drop_are_refused() {
+    section(
+        "affinity: {same_site: none, secure: never}",
+        expect![[
+            r#"proxy.yaml:2:29: affinity.secure: browsers drop a cookie with "same_site: none" that is not secure: expected auto or always"#
+        ]],
+    );
+    section(
+        "affinity: {cookie: __Host-n, path: /a}",
+        expect![[r#"
+            proxy.yaml:2:1: affinity.secure: browsers drop a cookie with this name that is not secure: expected always
+            proxy.yaml:2:12: affinity.cookie: browsers drop a __Host- cookie with a domain, or with a path other than "/""#]],
+    );
+    section(
+        "affinity: {cookie: 'a b', domain: 'a_;b', keys: [short]}",
+        expect![[r#"
+            proxy.yaml:2:12: affinity.cookie: expected 1 to 64 characters of a cookie name: letters, digits, "_" and "-" among them
+            proxy.yaml:2:27: affinity.domain: expected a domain, such as "example.com"
+            proxy.yaml:2:50: affinity.keys[0]: expected a key of at least 16 bytes, such as one line from: openssl rand -base64 32"#]],
+    );
+}

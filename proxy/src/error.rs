@@ -1,0 +1,118 @@
+//! What the edge itself answers, and when: the one place that turns a failure into an HTTP answer.
+//!
+//! Bodies are short and say nothing about the backends: whoever may know reads the log.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why a request does not get an answer from a backend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The head is not HTTP, or what it asks for is ambiguous.
+    #[error("malformed request: {0}")]
+    Malformed(&'static str),
+    /// The head was not complete within its deadline.
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
+    /// The head is larger than `limits.head_size`.
+    #[error("the request head is too large")]
+    HeadTooLarge,
+    /// No route matches: the configured answer.
+    #[error("no route matches")]
+    NoRoute {
+        status: StatusCode,
+        body: Cow<'static, str>,
+    },
+    /// The edge has as many connections or requests as it may have.
+    #[error("too many connections")]
+    TooMany,
+    /// No backend is left to try.
+    #[error("no backend is available")]
+    NoBackend,
+    /// The backend went away, or its answer is not HTTP, after it had been sent the request.
+    #[error("the backend failed")]
+    BackendFailed,
+    /// The backend, or the dial to it, took too long.
+    #[error("the backend did not answer in time")]
+    BackendTimeout,
+}
+
+/// A complete answer with a text body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Cow<'static, str>,
+    /// For the `Retry-After` header, in whole seconds.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// How soon a client may come back after a 503: about one round of health checks.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The answer to a request that `refusal` ended.
+pub(crate) fn answer(refusal: Refusal) -> Answer {
+    let (status, body) = match refusal {
+        Refusal::NoRoute { status, body } => (status, body),
+        Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, "bad request\n".into()),
+        Refusal::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "request timeout\n".into()),
+        Refusal::HeadTooLarge => (
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "request head too large\n".into(),
+        ),
+        Refusal::TooMany => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many connections\n".into(),
+        ),
+        Refusal::NoBackend => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no backend available\n".into(),
+        ),
+        Refusal::BackendFailed => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
+        Refusal::BackendTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
+    };
+    let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER);
+    Answer {
+        status,
+        body,
+        retry_after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_the_status_that_its_rfc_names() {
+        let cases = [
+            (Refusal::Malformed("two hosts"), 400, false),
+            (Refusal::HeadTimeout, 408, false),
+            (Refusal::HeadTooLarge, 431, false),
+            (Refusal::BackendFailed, 502, false),
+            (Refusal::NoBackend, 503, true),
+            (Refusal::TooMany, 503, true),
+            (Refusal::BackendTimeout, 504, false),
+        ];
+        for (refusal, status, retries) in cases {
+            let answer = answer(refusal.clone());
+            assert_eq!(answer.status.as_u16(), status, "{refusal}");
+            assert_eq!(answer.retry_after.is_some(), retries, "{refusal}");
+            assert!(answer.body.ends_with('\n') && answer.body.len() < 40);
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_route_gets_the_configured_answer() {
+        let answer = answer(Refusal::NoRoute {
+            status: StatusCode::GONE,
+            body: "moved\n".into(),
+        });
+        assert_eq!(
+            (answer.status, &*answer.body),
+            (StatusCode::GONE, "moved\n")
+        );
+        assert_eq!(answer.retry_after, None);
+    }
+}

@@ -1,0 +1,360 @@
+//! One request, and what the edge decides for it: the same for plain HTTP and for upgrades.
+//!
+//! Does no I/O. Whoever carries a request asks here in this order: [`Policy::admit`], [`Policy::choose`] for each attempt,
+//! [`Policy::prepare`] for what is sent, one of the `failed` functions or [`Policy::answered`], and [`Policy::log`] at the end.
+
+mod answer;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use http::StatusCode;
+use pingora::http::RequestHeader;
+
+use crate::access::AccessLine;
+use crate::access::AccessLog;
+use crate::access::Kind;
+use crate::access::excerpt;
+use crate::affinity::Claim;
+use crate::config::NoRoute;
+use crate::config::Routes;
+use crate::error::Refusal;
+use crate::forwarded::Forwarded;
+use crate::forwarded::Forwarder;
+use crate::limits::RetryBudget;
+use crate::metrics::Metrics;
+use crate::pool::Backend;
+use crate::pool::Choice;
+use crate::pool::Evidence;
+use crate::pool::Pool;
+use crate::pool::Pools;
+use crate::pool::RequestCount;
+use crate::pool::Tried;
+use crate::scheme::Scheme;
+use crate::upstream::DialError;
+use crate::upstream::Repeatable;
+
+/// What the edge goes by. One for the whole process.
+pub(crate) struct Policy {
+    pub(crate) routes: Routes,
+    pub(crate) no_route: NoRoute,
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) retries_max: usize,
+    pub(crate) retry_budget: RetryBudget,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access: AccessLog,
+}
+
+/// One request from its head to its line in the access log.
+pub(crate) struct Exchange {
+    arrived: Instant,
+    arrived_at: SystemTime,
+    method: http::Method,
+    host: Option<Box<str>>,
+    path: Box<str>,
+    pool: Arc<Pool>,
+    claim: Claim,
+    forwarded: Forwarded,
+    tried: Tried,
+    attempts: usize,
+    choice: Option<Choice>,
+    in_flight: Option<RequestCount>,
+}
+
+/// How a request ended, as far as its carrier knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outcome<'a> {
+    pub(crate) status: Option<u16>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) error: Option<&'a str>,
+}
+
+impl Policy {
+    /// Finds out who asks for what, and which pool serves it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoRoute`], or [`Refusal::Malformed`] without the `Host` that RFC 9112, 3.2 asks for.
+    pub(crate) fn admit(
+        &self,
+        request: &RequestHeader,
+        peer: IpAddr,
+        scheme: Scheme,
+    ) -> Result<Exchange, Refusal> {
+        let host = host_of(request);
+        if host.is_none() && request.version == http::Version::HTTP_11 {
+            return Err(Refusal::Malformed("no host"));
+        }
+        let path = request.uri.path();
+        let Some(route) = self.routes.find(host, path) else {
+            return Err(Refusal::NoRoute {
+                status: self.no_route.status,
+                body: self.no_route.body.clone(),
+            });
+        };
+        self.retry_budget.deposit();
+        let pool = Arc::clone(self.pools.get(route.pool));
+        Ok(Exchange {
+            arrived: Instant::now(),
+            arrived_at: SystemTime::now(),
+            method: request.method.clone(),
+            host: host.map(excerpt),
+            path: excerpt(path),
+            claim: pool.affinity.read(&request.headers, path),
+            forwarded: self.forwarder.read(&request.headers, peer, scheme),
+            pool,
+            tried: Tried::default(),
+            attempts: 0,
+            choice: None,
+            in_flight: None,
+        })
+    }
+
+    /// The first of `protocols` that the route of this request lets through.
+    pub(crate) fn allowed_upgrade(
+        &self,
+        host: Option<&str>,
+        target: &str,
+        protocols: &[String],
+    ) -> Option<String> {
+        let target: http::Uri = target.parse().ok()?;
+        let host = target
+            .authority()
+            .map(http::uri::Authority::as_str)
+            .or(host);
+        let route = self.routes.find(host, target.path())?;
+        protocols
+            .iter()
+            .find(|protocol| route.allows_upgrade(protocol))
+            .cloned()
+    }
+
+    /// Chooses the backend of the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoBackend`] if none is left.
+    pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Refusal> {
+        exchange.in_flight = None;
+        let choice = exchange
+            .pool
+            .choose(&exchange.claim, &exchange.tried, Instant::now())
+            .map_err(|_| Refusal::NoBackend)?;
+        exchange.attempts += 1;
+        let backend = Arc::clone(&choice.backend);
+        exchange.in_flight = Some(backend.start_request());
+        exchange.choice = Some(choice);
+        Ok(backend)
+    }
+
+    /// Takes out of a request what is ours to know, and tells the backend who the client is.
+    pub(crate) fn prepare(&self, exchange: &Exchange, request: &mut RequestHeader) {
+        exchange.pool.affinity.strip(request);
+        self.forwarder.write(&exchange.forwarded, request);
+    }
+
+    /// The chosen backend could not be reached, which speaks against it unless the fault is ours. Says whether another may be tried, or what to answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoBackend`] or [`Refusal::BackendTimeout`].
+    pub(crate) fn dial_failed(
+        &self,
+        exchange: &mut Exchange,
+        error: &DialError,
+    ) -> Result<(), Refusal> {
+        let (evidence, refusal) = match error {
+            DialError::Exhausted(_) => {
+                tracing::warn!(%error, "cannot dial any backend");
+                return Err(Refusal::NoBackend);
+            }
+            DialError::Timeout(_) => (Evidence::ConnectTimeout, Refusal::BackendTimeout),
+            DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => {
+                (Evidence::ConnectRefused, Refusal::NoBackend)
+            }
+        };
+        if let Some(choice) = &exchange.choice {
+            tracing::debug!(backend = %choice.backend.id, %error, "cannot dial");
+        }
+        self.fail(exchange, evidence);
+        self.try_another(exchange).then_some(()).ok_or(refusal)
+    }
+
+    /// The chosen backend was sent the request and gave no answer. `again` is whether it may be sent twice.
+    ///
+    /// # Errors
+    ///
+    /// `refusal`, if nothing else may be tried.
+    pub(crate) fn backend_failed(
+        &self,
+        exchange: &mut Exchange,
+        again: Again,
+        refusal: Refusal,
+    ) -> Result<(), Refusal> {
+        let evidence = match refusal {
+            Refusal::BackendTimeout => Evidence::TimedOut,
+            _ => Evidence::Died,
+        };
+        self.fail(exchange, evidence);
+        let retries = again == Again::Allowed && self.try_another(exchange);
+        retries.then_some(()).ok_or(refusal)
+    }
+
+    /// The chosen backend refused an upgrade with `status`. Whether another may be asked.
+    pub(crate) fn upgrade_refused(&self, exchange: &mut Exchange, status: StatusCode) -> bool {
+        let failing = matches!(
+            status,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+        );
+        let repeatable = exchange.repeatable() == Repeatable::Yes;
+        if !failing || !repeatable || !self.try_another(exchange) {
+            return false;
+        }
+        self.fail(exchange, Evidence::UpgradeRefused(status));
+        true
+    }
+
+    fn fail(&self, exchange: &mut Exchange, evidence: Evidence) {
+        self.report(exchange, evidence);
+        exchange.try_no_more();
+    }
+
+    fn report(&self, exchange: &Exchange, evidence: Evidence) {
+        if let Some(choice) = &exchange.choice {
+            exchange
+                .pool
+                .report(&choice.backend, evidence, Instant::now());
+        }
+    }
+
+    fn try_another(&self, exchange: &Exchange) -> bool {
+        let retries = exchange.attempts <= self.retries_max && self.retry_budget.try_withdraw();
+        if retries {
+            self.metrics.retries.inc();
+        }
+        retries
+    }
+
+    /// Writes the request's line.
+    pub(crate) fn log(&self, exchange: &Exchange, outcome: Outcome<'_>) {
+        if self.access.is_on() {
+            self.access.write(exchange.line(Kind::Request, outcome));
+        }
+    }
+
+    /// Writes the line of a request that got no further than the edge.
+    pub(crate) fn log_refused(
+        &self,
+        request: Option<&RequestHeader>,
+        peer: Option<IpAddr>,
+        status: u16,
+    ) {
+        if !self.access.is_on() {
+            return;
+        }
+        self.access.write(AccessLine {
+            ts: SystemTime::now(),
+            kind: Kind::Request,
+            client: peer,
+            request_id: None,
+            method: request.map(|request| request.method.as_str().into()),
+            host: request.and_then(host_of).map(excerpt),
+            path: request.map(|request| excerpt(request.uri.path())),
+            status: Some(status),
+            duration_ms: std::time::Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            backend: None,
+            affinity: None,
+            attempts: None,
+            close_reason: None,
+            close_code: None,
+            error: None,
+        });
+    }
+}
+
+/// Whether a request may be sent to a second backend after the first has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    Allowed,
+    Forbidden,
+}
+
+impl Exchange {
+    /// Whether it may be sent twice (RFC 9110, 9.2.2).
+    pub(crate) fn repeatable(&self) -> Repeatable {
+        match self.method.is_idempotent() {
+            true => Repeatable::Yes,
+            false => Repeatable::No,
+        }
+    }
+
+    /// [`Exchange::repeatable`], for an upgrade that a backend has seen: it has no body that would have to be kept.
+    pub(crate) fn again(&self) -> Again {
+        match self.repeatable() {
+            Repeatable::Yes => Again::Allowed,
+            Repeatable::No => Again::Forbidden,
+        }
+    }
+
+    /// The backend of the last attempt.
+    pub(crate) fn backend(&self) -> Option<&Arc<Backend>> {
+        self.choice.as_ref().map(|choice| &choice.backend)
+    }
+
+    /// The choice of the last attempt, to come back to it.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        self.choice.clone()
+    }
+
+    /// Goes back to an earlier choice: what that backend answered is what the client gets.
+    pub(crate) fn come_back_to(&mut self, choice: Option<Choice>) {
+        self.choice = choice;
+    }
+
+    /// Takes the chosen backend out of the game for this request.
+    fn try_no_more(&mut self) {
+        if let Some(choice) = &self.choice {
+            self.tried.add(&choice.backend);
+        }
+        self.in_flight = None;
+    }
+
+    /// What the access log says of it.
+    pub(crate) fn line(&self, kind: Kind, outcome: Outcome<'_>) -> AccessLine {
+        AccessLine {
+            ts: self.arrived_at,
+            kind,
+            client: Some(self.forwarded.client),
+            request_id: Some(self.forwarded.request_id.as_str().into()),
+            method: Some(self.method.as_str().into()),
+            host: self.host.clone(),
+            path: Some(self.path.clone()),
+            status: outcome.status,
+            duration_ms: self.arrived.elapsed(),
+            bytes_in: outcome.bytes_in,
+            bytes_out: outcome.bytes_out,
+            backend: self.backend().map(|backend| backend.id.as_str().into()),
+            affinity: self.choice.as_ref().map(|choice| choice.affinity.as_str()),
+            attempts: (self.attempts > 1).then_some(self.attempts),
+            close_reason: None,
+            close_code: None,
+            error: outcome.error.map(Into::into),
+        }
+    }
+
+    /// When the request came.
+    pub(crate) fn arrived(&self) -> Instant {
+        self.arrived
+    }
+}
+
+/// The host that a request is for: of an absolute target (RFC 9112, 3.2.2), else of its `Host` header.
+fn host_of(request: &RequestHeader) -> Option<&str> {
+    let target = request.uri.authority().map(http::uri::Authority::as_str);
+    target.or_else(|| request.headers.get(http::header::HOST)?.to_str().ok())
+}

@@ -1,0 +1,134 @@
+//! What the edge changes in an answer, and the answers it gives itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderName;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, SET_COOKIE};
+use pingora::http::ResponseHeader;
+
+use crate::error;
+use crate::error::Refusal;
+use crate::exchange::Exchange;
+use crate::exchange::Policy;
+use crate::pool::Choice;
+use crate::pool::CookieChange;
+use crate::pool::Evidence;
+
+/// With this a backend asks for its client to be bound to another one.
+const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
+
+/// Headers of this family are between a backend and the edge, but for one.
+const PRIVATE_PREFIX: &str = "causeway-";
+const NODE: &str = "causeway-node";
+
+impl Policy {
+    /// Takes note of the backend's answer, and makes of its head what the client gets.
+    pub(crate) fn answered(&self, exchange: &Exchange, response: &mut ResponseHeader) {
+        let Some(choice) = &exchange.choice else {
+            return;
+        };
+        self.report(exchange, Evidence::Answered(response.status));
+        self.dress(exchange, choice, response);
+    }
+
+    /// As [`Policy::answered`], for an ordinary answer to an upgrade.
+    pub(crate) fn answered_refusing(&self, exchange: &Exchange, response: &mut ResponseHeader) {
+        let Some(choice) = &exchange.choice else {
+            return;
+        };
+        // An answer that was held back while others were asked has counted already.
+        if !exchange.tried.contains(&choice.backend.id) {
+            self.report(exchange, Evidence::UpgradeRefused(response.status));
+        }
+        self.dress(exchange, choice, response);
+    }
+
+    fn dress(&self, exchange: &Exchange, choice: &Choice, response: &mut ResponseHeader) {
+        let released = response.headers.contains_key(&RELEASE);
+        remove_private(response);
+        let now = Instant::now();
+        let bind_to = if released {
+            exchange.pool.release(&choice.backend, now)
+        } else {
+            (choice.cookie == CookieChange::Set).then(|| Arc::clone(&choice.backend))
+        };
+        if let Some(backend) = bind_to {
+            let scheme = exchange.forwarded.scheme;
+            append(
+                response,
+                SET_COOKIE,
+                exchange.pool.set_cookie(&backend, now, scheme),
+            );
+            keep_out_of_shared_caches(response);
+        }
+    }
+
+    /// The answer of the edge itself to a request that `refusal` ended.
+    pub(crate) fn own_answer(&self, refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
+        let (head, body) = own_answer(refusal);
+        self.metrics.refused(head.status);
+        (head, body)
+    }
+}
+
+fn remove_private(response: &mut ResponseHeader) {
+    let private =
+        |name: &HeaderName| name.as_str().starts_with(PRIVATE_PREFIX) && name.as_str() != NODE;
+    let names: Vec<HeaderName> = response
+        .headers
+        .keys()
+        .filter(|name| private(name))
+        .cloned()
+        .collect();
+    for name in names {
+        response.remove_header(&name);
+    }
+}
+
+/// A binding is for one client: an answer that carries one must not be stored for others.
+fn keep_out_of_shared_caches(response: &mut ResponseHeader) {
+    let values = response
+        .headers
+        .get_all(CACHE_CONTROL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut directives = values
+        .flat_map(|value| value.split(','))
+        .map(|directive| directive.trim().to_ascii_lowercase());
+    if !directives.any(|directive| directive == "private" || directive == "no-store") {
+        append(
+            response,
+            CACHE_CONTROL,
+            http::HeaderValue::from_static("private"),
+        );
+    }
+}
+
+fn append(response: &mut ResponseHeader, name: HeaderName, value: http::HeaderValue) {
+    let appended = response.append_header(name, value);
+    debug_assert!(
+        appended.is_ok(),
+        "a header map has room for more headers than an answer may have"
+    );
+}
+
+/// An answer of the edge itself: head and body.
+fn own_answer(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
+    let answer = error::answer(refusal);
+    let body = Bytes::from(answer.body.into_owned());
+    let fill = |head: &mut ResponseHeader| -> pingora::Result<()> {
+        head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
+        head.insert_header(CONTENT_LENGTH, body.len())?;
+        head.insert_header(CACHE_CONTROL, "no-store")?;
+        if let Some(after) = answer.retry_after {
+            head.insert_header(RETRY_AFTER, after.as_secs())?;
+        }
+        Ok(())
+    };
+    let mut head =
+        ResponseHeader::build(answer.status, Some(5)).expect("a status of our own is valid");
+    fill(&mut head).expect("headers of our own are valid");
+    (Box::new(head), body)
+}

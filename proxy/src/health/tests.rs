@@ -1,0 +1,285 @@
+//! Probes over real sockets, and the pace of the loop that sends them.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::*;
+use crate::backend::Address;
+use crate::config::{Config, PoolId};
+use crate::metrics::Metrics;
+use crate::pool::{Evidence, ProbeResult};
+
+/// What the backend of a test does with a connection once it has read something.
+#[derive(Clone, Copy)]
+enum Reply {
+    Bytes(&'static str),
+    Silence,
+    Endless,
+}
+
+const READY: Reply = Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nready\n");
+
+async fn serve<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, reply: Reply) {
+    let mut head = [0; 1024];
+    let Ok(read) = stream.read(&mut head).await else {
+        return;
+    };
+    let head = String::from_utf8_lossy(&head[..read]).to_ascii_lowercase();
+    assert!(head.is_empty() || head.starts_with("get /ready http/1.1\r\nhost: localhost\r\n"));
+    match reply {
+        Reply::Bytes(bytes) => drop(stream.write_all(bytes.as_bytes()).await),
+        Reply::Silence => drop(stream.read(&mut [0; 1]).await),
+        Reply::Endless => {
+            let head = b"HTTP/1.1 200 OK\r\n\r\n";
+            if stream.write_all(head).await.is_ok() {
+                while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
+            }
+        }
+    }
+}
+
+/// A backend that gives every connection `reply`, until its task is aborted.
+async fn backend(reply: Reply) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(serve(stream, reply));
+        }
+    });
+    (address, tasks)
+}
+
+fn config(health: &str, backends: &str) -> Config {
+    let file = format!("pools: [{{name: a, backends: [{backends}]}}]\nhealth: {{{health}}}");
+    Config::parse("f", &file).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+async fn probe(health: &str, address: &str) -> ProbeResult {
+    let backend = format!("{{id: n, address: '{address}'}}");
+    let config = config(health, &backend);
+    let prober = Prober::new(&config.pools[0].health);
+    prober.probe(&address.parse::<Address>().unwrap()).await
+}
+
+#[tokio::test]
+async fn an_answer_is_good_bad_or_a_drain() {
+    let cases = [
+        (READY, "good"),
+        (Reply::Bytes("HTTP/1.1 200 OK\r\n\r\nuntil the end"), "good"),
+        (
+            Reply::Bytes(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+            ),
+            "good",
+        ),
+        (
+            Reply::Bytes("HTTP/1.1 200 OK\r\nCauseway-Drain: 1\r\nContent-Length: 0\r\n\r\n"),
+            "good",
+        ),
+        (
+            Reply::Bytes(
+                "HTTP/1.1 503 Service Unavailable\r\nCauseway-Drain: 1\r\nContent-Length: 0\r\n\r\n",
+            ),
+            "draining",
+        ),
+        (
+            Reply::Bytes(
+                "HTTP/1.1 503 Service Unavailable\r\nCauseway-Drain: 0\r\nContent-Length: 0\r\n\r\n",
+            ),
+            "its probe was answered with status 503",
+        ),
+        (
+            Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n"),
+            "its probe was answered with status 204",
+        ),
+        (
+            Reply::Bytes("hello, who is this?\r\n\r\n"),
+            "its answer to a probe is not HTTP",
+        ),
+    ];
+    for (reply, expected) in cases {
+        let (address, _tasks) = backend(reply).await;
+        let found = match probe("", &address.to_string()).await {
+            ProbeResult::Good => "good".to_owned(),
+            ProbeResult::Draining => "draining".to_owned(),
+            ProbeResult::BadAnswer(why) => why,
+            ProbeResult::NoAnswer(why) => format!("no answer: {why}"),
+        };
+        assert_eq!(found, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_expected_statuses_are_a_setting() {
+    let (address, _tasks) = backend(Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n")).await;
+    let found = probe("expect: [200, 204]", &address.to_string()).await;
+    assert_eq!(found, ProbeResult::Good);
+}
+
+#[tokio::test]
+async fn silence_and_endless_answers_end_at_the_timeout() {
+    for reply in [Reply::Silence, Reply::Endless] {
+        let (address, _tasks) = backend(reply).await;
+        let started = Instant::now();
+        let found = probe("timeout: 200ms", &address.to_string()).await;
+        assert!(matches!(found, ProbeResult::NoAnswer(_)), "{found:?}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_no_answer() {
+    let (address, tasks) = backend(READY).await;
+    stop(tasks).await;
+    for health in ["kind: http", "kind: tcp"] {
+        let found = probe(health, &address.to_string()).await;
+        assert_eq!(
+            found,
+            ProbeResult::NoAnswer("it refuses connections".to_owned())
+        );
+        for address in ["unix:/nowhere/to/be/found", "no-such-host.invalid:80"] {
+            let found = probe(health, address).await;
+            assert!(matches!(found, ProbeResult::NoAnswer(_)), "{found:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_probe_wants_a_connection_and_no_more() {
+    let (address, _tasks) = backend(Reply::Silence).await;
+    let found = probe("kind: tcp", &address.to_string()).await;
+    assert_eq!(found, ProbeResult::Good);
+}
+
+#[tokio::test]
+async fn host_names_and_unix_sockets_are_probed_too() {
+    let (address, _tasks) = backend(READY).await;
+    let found = probe("", &format!("localhost:{}", address.port())).await;
+    assert_eq!(found, ProbeResult::Good);
+
+    let path = std::env::temp_dir().join(format!("causeway-probe-{}", fastrand::u64(..)));
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            serve(stream, READY).await;
+        }
+    });
+    let found = probe("", &format!("unix:{}", path.display())).await;
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(found, ProbeResult::Good);
+}
+
+/// Ends a backend: its listener and connections are closed when this returns.
+async fn stop(mut tasks: JoinSet<()>) {
+    tasks.shutdown().await;
+}
+
+async fn until(backend: &Backend, state: State) {
+    let reached = async {
+        while backend.state() != state {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let found = time::timeout(Duration::from_secs(20), reached).await;
+    assert!(found.is_ok(), "is {:?}, not {state:?}", backend.state());
+}
+
+/// The loop, running for one pool.
+struct Running {
+    pool: Arc<Pool>,
+    shutdown: CancellationToken,
+    task: JoinSet<()>,
+}
+
+impl Running {
+    fn start(config: &Config) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let now = Instant::now();
+        let pools = Arc::new(Pools::new(config, &metrics, now, Duration::ZERO));
+        let pool = Arc::clone(pools.get(PoolId(0)));
+        let shutdown = CancellationToken::new();
+        let mut task = JoinSet::new();
+        task.spawn(run(pools, shutdown.clone()));
+        Self {
+            pool,
+            shutdown,
+            task,
+        }
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        let ended = time::timeout(Duration::from_secs(5), self.task.join_next()).await;
+        assert!(matches!(ended, Ok(Some(Ok(())))), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
+    let (address, tasks) = backend(READY).await;
+    let backends = format!("{{id: n1, address: '{address}'}}");
+    let pace = "interval: 100ms, fast_interval: 100ms, down_interval: 100ms";
+    let running = Running::start(&config(pace, &backends));
+    let backend = running.pool.backends().remove(0);
+    until(&backend, State::Up).await;
+    stop(tasks).await;
+    until(&backend, State::Down).await;
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            serve(stream, READY).await;
+        }
+    });
+    until(&backend, State::Up).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_a_request_found_failing_is_probed_at_once() {
+    let (address, _tasks) = backend(READY).await;
+    let backends = format!("{{id: n1, address: '{address}'}}");
+    let pace = "interval: 1h, fast_interval: 1h";
+    let running = Running::start(&config(pace, &backends));
+    let backend = running.pool.backends().remove(0);
+    until(&backend, State::Up).await;
+    running
+        .pool
+        .report(&backend, Evidence::ConnectRefused, Instant::now());
+    until(&backend, State::Up).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn maintenance_is_not_probed() {
+    let backends = "{id: n1, address: '127.0.0.1:9', maintenance: true}";
+    let mut running = Running::start(&config("", backends));
+    // Nothing to probe: the loop has nothing to wait for.
+    let ended = time::timeout(Duration::from_secs(5), running.task.join_next()).await;
+    assert!(ended.is_ok());
+}
+
+#[test]
+fn the_pace_follows_the_state() {
+    let config = config(
+        "interval: 3s, fast_interval: 1s, down_interval: 2s",
+        "{id: n, address: 'a:1'}",
+    );
+    let health = &config.pools[0].health;
+    let seconds = |state| pause(health, state).as_secs();
+    assert_eq!(seconds(State::Up), 3);
+    assert_eq!(seconds(State::Draining), 3);
+    assert_eq!(seconds(State::Unknown), 1);
+    assert_eq!(seconds(State::Suspect), 1);
+    assert_eq!(seconds(State::Down), 2);
+    for _ in 0..1000 {
+        let pause = jittered(Duration::from_secs(10)).as_secs_f64();
+        assert!((8.0..=12.0).contains(&pause), "{pause}");
+    }
+}

@@ -1,0 +1,150 @@
+//! How much is let in: connections at a time, and retries for each request.
+//!
+//! Plain types: nothing here waits. Whoever is refused answers at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use prometheus_client::metrics::gauge::Gauge;
+
+/// At most so many client connections at a time. Clones share one count.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionLimit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Invariant: the number of [`Permit`]s that exist, at most `most`.
+    held: AtomicUsize,
+    most: usize,
+    /// Shows `held` to operators.
+    open: Gauge,
+}
+
+/// The right to be a connection, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Shared>);
+
+impl ConnectionLimit {
+    /// At most `most`; `open` follows how many there are.
+    pub(crate) fn new(most: usize, open: Gauge) -> Self {
+        Self(Arc::new(Shared {
+            held: AtomicUsize::new(0),
+            most,
+            open,
+        }))
+    }
+
+    /// A permit, or `None` while `most` are held.
+    pub(crate) fn try_acquire(&self) -> Option<Permit> {
+        let more = |held: usize| (held < self.0.most).then_some(held + 1);
+        self.0
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        self.0.open.inc();
+        Some(Permit(Arc::clone(&self.0)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let before = self.0.held.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(0 < before, "a permit is given back once");
+        self.0.open.dec();
+    }
+}
+
+/// Keeps retries from multiplying the load on backends that are failing.
+///
+/// Every request pays in `percent` of a retry, every retry takes one out. The account starts full, and
+/// fullness is bounded, so that a quiet hour does not pay for a storm.
+#[derive(Debug)]
+pub(crate) struct RetryBudget {
+    /// In hundredths of a retry.
+    balance: AtomicI64,
+    percent: i64,
+}
+
+impl RetryBudget {
+    /// What a full account holds: enough for the clients of one backend that just went away.
+    const RETRIES_MAX: i64 = 1000;
+
+    /// A budget of `percent` retries for each 100 requests. None at all are allowed with 0.
+    pub(crate) fn new(percent: u32) -> Self {
+        let percent = i64::from(percent);
+        Self {
+            balance: AtomicI64::new(if percent == 0 {
+                0
+            } else {
+                Self::RETRIES_MAX * 100
+            }),
+            percent,
+        }
+    }
+
+    /// Notes a request.
+    pub(crate) fn deposit(&self) {
+        let full = Self::RETRIES_MAX * 100;
+        let more = |balance: i64| (balance < full).then(|| (balance + self.percent).min(full));
+        // An account that is full stays as it is.
+        self.balance
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok();
+    }
+
+    /// Whether one more retry may be made; if so, it is paid for.
+    pub(crate) fn try_withdraw(&self) -> bool {
+        let less = |balance: i64| (100 <= balance).then(|| balance - 100);
+        self.balance
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_above_the_limit_is_refused_until_another_ends() {
+        let open = Gauge::default();
+        let limit = ConnectionLimit::new(2, open.clone());
+        let first = limit.try_acquire().unwrap();
+        let _second = limit.clone().try_acquire().unwrap();
+        assert!(limit.try_acquire().is_none());
+        drop(first);
+        assert_eq!(open.get(), 1);
+        let _third = limit.try_acquire().unwrap();
+        assert!(limit.try_acquire().is_none());
+        assert_eq!(open.get(), 2);
+    }
+
+    #[test]
+    fn retries_end_when_the_budget_is_spent_and_come_back_with_requests() {
+        let budget = RetryBudget::new(20);
+        for _ in 0..RetryBudget::RETRIES_MAX {
+            assert!(budget.try_withdraw());
+        }
+        assert!(!budget.try_withdraw());
+        (0..4).for_each(|_| budget.deposit());
+        assert!(!budget.try_withdraw());
+        budget.deposit();
+        assert!(budget.try_withdraw());
+        assert!(!budget.try_withdraw());
+    }
+
+    #[test]
+    fn a_quiet_hour_saves_nothing_up() {
+        let budget = RetryBudget::new(100);
+        (0..10_000).for_each(|_| budget.deposit());
+        let spent = std::iter::repeat_with(|| budget.try_withdraw());
+        assert_eq!(spent.take_while(|paid| *paid).count(), 1000);
+    }
+
+    #[test]
+    fn a_budget_of_nothing_allows_nothing() {
+        let budget = RetryBudget::new(0);
+        budget.deposit();
+        assert!(!budget.try_withdraw());
+    }
+}

@@ -1,0 +1,50 @@
+//! The edge's program: flags, and exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use causeway_proxy::Config;
+use clap::Parser;
+
+/// Idle tunnels keep no memory that carried bytes before: jemalloc gives it back, glibc does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What is wrong is wrong with the file or its surroundings, and a restart does not help.
+const CANNOT_START: u8 = 2;
+
+/// A reverse proxy that keeps each client on its server and carries WebSockets.
+#[derive(Parser)]
+#[command(name = "causeway-proxy", version)]
+struct Flags {
+    /// The configuration, a YAML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match Config::load(&flags.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(CANNOT_START);
+        }
+    };
+    if flags.check {
+        use std::io::Write;
+        // Whoever does not read it has the exit code.
+        let _ = writeln!(std::io::stdout(), "{}: valid", flags.config.display());
+        return ExitCode::SUCCESS;
+    }
+    match causeway_proxy::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("causeway-proxy: {error}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}

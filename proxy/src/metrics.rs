@@ -1,0 +1,126 @@
+//! What the edge counts, in the text format of OpenMetrics.
+//!
+//! Labels are backends, states and outcomes, whose number is bounded by the configuration and the code;
+//! never a client's address, a path or a host. Families are registered once; each backend keeps handles
+//! to its own counters, so that counting takes no lookup and no lock.
+
+mod backend;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+pub(crate) use crate::metrics::backend::BackendMetrics;
+
+use crate::metrics::backend::BackendFamilies;
+
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
+
+/// All counters of the process.
+pub(crate) struct Metrics {
+    registry: Registry,
+    backends: BackendFamilies,
+    /// Client connections that are open.
+    pub(crate) connections_open: Gauge,
+    /// Client connections that were refused because of `limits.connections`.
+    pub(crate) connections_refused: Counter,
+    /// Access-log lines that were dropped because their writer could not keep up.
+    pub(crate) access_lines_dropped: Counter,
+    /// Attempts after the first of a request.
+    pub(crate) retries: Counter,
+    affinity: Family<Label, Counter>,
+    affinity_forged: Counter,
+    refusals: Family<[(&'static str, String); 1], Counter>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("causeway_proxy");
+        let metrics = Self {
+            backends: BackendFamilies::register(&mut registry),
+            connections_open: Gauge::default(),
+            connections_refused: Counter::default(),
+            access_lines_dropped: Counter::default(),
+            retries: Counter::default(),
+            affinity: Family::default(),
+            affinity_forged: Counter::default(),
+            refusals: Family::default(),
+            registry,
+        };
+        metrics.register()
+    }
+
+    fn register(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register(
+            "connections_open",
+            "Client connections that are open",
+            self.connections_open.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Client connections refused because of limits.connections",
+            self.connections_refused.clone(),
+        );
+        registry.register(
+            "access_lines_dropped",
+            "Access-log lines dropped because their writer could not keep up",
+            self.access_lines_dropped.clone(),
+        );
+        registry.register(
+            "retries",
+            "Attempts after the first of a request",
+            self.retries.clone(),
+        );
+        registry.register(
+            "affinity",
+            "Choices of a backend, by what became of the client's claim",
+            self.affinity.clone(),
+        );
+        registry.register(
+            "affinity_forged",
+            "Requests with an affinity cookie that does not verify",
+            self.affinity_forged.clone(),
+        );
+        registry.register(
+            "refusals",
+            "Requests that the edge answered itself, by status",
+            self.refusals.clone(),
+        );
+        self
+    }
+
+    /// The counters of the backend called `id`.
+    pub(crate) fn backend(&self, id: &str) -> BackendMetrics {
+        self.backends.of(id)
+    }
+
+    /// Counts a choice; `outcome` is `hit`, `miss` or `bound_anew`.
+    pub(crate) fn affinity(&self, outcome: &'static str) {
+        self.affinity.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// Counts a request whose cookie does not verify.
+    pub(crate) fn affinity_forged(&self) {
+        self.affinity_forged.inc();
+    }
+
+    /// Counts a request that the edge answered itself.
+    pub(crate) fn refused(&self, status: http::StatusCode) {
+        let label = [("status", status.as_str().to_owned())];
+        self.refusals.get_or_create(&label).inc();
+    }
+
+    /// Everything, as text.
+    pub(crate) fn encode(&self) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
+        page
+    }
+}
+
+#[cfg(test)]
+mod tests;

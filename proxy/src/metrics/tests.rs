@@ -1,0 +1,63 @@
+//! The page that Prometheus reads.
+
+use std::time::Duration;
+
+use expect_test::expect;
+use http::StatusCode;
+
+use super::*;
+
+#[test]
+fn the_page_has_every_family_and_ends_as_openmetrics_says() {
+    let metrics = Metrics::new();
+    metrics.connections_open.set(3);
+    metrics.affinity("hit");
+    metrics.refused(StatusCode::SERVICE_UNAVAILABLE);
+    let backend = metrics.backend("n1");
+    backend.answered(StatusCode::OK);
+    backend.answered(StatusCode::from_u16(999).unwrap());
+    backend.request_started();
+    backend.state("up", &["up", "down"]);
+    backend.tunnel_opened();
+    backend.tunnel_opened();
+    backend.tunnel_gone();
+    backend.tunnel_closed("client", Duration::from_secs(30), 10, 20);
+    let page = metrics.encode();
+    assert!(page.ends_with("# EOF\n"));
+    let is_value = |line: &&str| !line.starts_with('#');
+    let mut values: Vec<&str> = page.lines().filter(is_value).collect();
+    values.sort_unstable(); // Families keep their members in no order.
+    expect![[r#"
+        causeway_proxy_access_lines_dropped_total 0
+        causeway_proxy_affinity_forged_total 0
+        causeway_proxy_affinity_total{outcome="hit"} 1
+        causeway_proxy_connections_open 3
+        causeway_proxy_connections_refused_total 0
+        causeway_proxy_refusals_total{status="503"} 1
+        causeway_proxy_requests_in_flight{backend="n1"} 1
+        causeway_proxy_requests_total{backend="n1",class="1xx"} 0
+        causeway_proxy_requests_total{backend="n1",class="2xx"} 1
+        causeway_proxy_requests_total{backend="n1",class="3xx"} 0
+        causeway_proxy_requests_total{backend="n1",class="4xx"} 0
+        causeway_proxy_requests_total{backend="n1",class="5xx"} 0
+        causeway_proxy_retries_total 0
+        causeway_proxy_state{backend="n1",state="down"} 0
+        causeway_proxy_state{backend="n1",state="up"} 1
+        causeway_proxy_tunnel_bytes_total{backend="n1",direction="down"} 20
+        causeway_proxy_tunnel_bytes_total{backend="n1",direction="up"} 10
+        causeway_proxy_tunnel_seconds_bucket{le="+Inf",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_bucket{le="0.1",backend="n1"} 0
+        causeway_proxy_tunnel_seconds_bucket{le="1.0",backend="n1"} 0
+        causeway_proxy_tunnel_seconds_bucket{le="10.0",backend="n1"} 0
+        causeway_proxy_tunnel_seconds_bucket{le="14400.0",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_bucket{le="3600.0",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_bucket{le="60.0",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_bucket{le="600.0",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_bucket{le="86400.0",backend="n1"} 1
+        causeway_proxy_tunnel_seconds_count{backend="n1"} 1
+        causeway_proxy_tunnel_seconds_sum{backend="n1"} 30.0
+        causeway_proxy_tunnels_closed_total{backend="n1",reason="client"} 1
+        causeway_proxy_tunnels_opened_total{backend="n1"} 2
+        causeway_proxy_tunnels_open{backend="n1"} 1"#]]
+    .assert_eq(&values.join("\n"));
+}

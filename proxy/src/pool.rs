@@ -1,0 +1,324 @@
+//! The backends of one route target, and which of them serves a request.
+//!
+//! Choosing looks at a snapshot and at atomics, takes no lock (but for SockJS sessions without a cookie,
+//! in a sharded table) and does no I/O: probes and dials report what they found. The order of choice:
+//!
+//! 1. the backend that holds the request's SockJS session,
+//! 2. the one that its cookie names,
+//! 3. for a SockJS session without a cookie, the one that the consistent hash names,
+//! 4. the pick of the pool.
+//!
+//! The last two look only at the best [`Rank`] that any backend has which was not tried yet; so when none
+//! is up, health is ignored. Draining backends and those in maintenance get no new clients at all.
+
+mod backend;
+mod outlier;
+mod pick;
+mod ring;
+mod sessions;
+mod state;
+mod table;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tracing::info;
+
+pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount};
+pub(crate) use crate::pool::state::{Evidence, ProbeResult, State};
+
+use crate::affinity::{Affinity, Binding, Claim, Freshness};
+use crate::backend::BackendId;
+use crate::config::{Config, HealthConfig, PoolConfig, PoolId};
+use crate::metrics::Metrics;
+use crate::pool::backend::Rank;
+use crate::pool::pick::Picker;
+use crate::pool::sessions::Sessions;
+use crate::pool::state::Change;
+use crate::pool::table::{Table, View};
+use crate::scheme::Scheme;
+
+/// All pools of the configuration.
+pub(crate) struct Pools(Vec<Arc<Pool>>);
+
+impl Pools {
+    /// The pools of `config`; `unix` is the time of day at `now`.
+    pub(crate) fn new(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        now: Instant,
+        unix: Duration,
+    ) -> Self {
+        let cookies: Vec<String> = config
+            .pools
+            .iter()
+            .map(|pool| pool.cookie.clone())
+            .collect();
+        let pool = |pool: &PoolConfig| {
+            let affinity = Affinity::new(&config.affinity, &pool.cookie, cookies.clone());
+            let sessions = Sessions::new(config.affinity.sockjs_sessions);
+            Arc::new(Pool {
+                name: pool.name.clone(),
+                affinity,
+                health: pool.health.clone(),
+                table: ArcSwap::from_pointee(Table::new(pool, metrics, now)),
+                picker: Picker::new(pool.pick),
+                sessions,
+                metrics: Arc::clone(metrics),
+                started: now,
+                started_unix: unix,
+            })
+        };
+        Self(config.pools.iter().map(pool).collect())
+    }
+
+    /// The pool of a route.
+    pub(crate) fn get(&self, id: PoolId) -> &Arc<Pool> {
+        &self.0[id.0] // An id is an index into the pools of the same configuration.
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.0.iter()
+    }
+}
+
+/// The backends of one route target.
+pub(crate) struct Pool {
+    pub(crate) name: String,
+    pub(crate) affinity: Affinity,
+    pub(crate) health: HealthConfig,
+    table: ArcSwap<Table>,
+    picker: Picker,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    started_unix: Duration,
+}
+
+/// The backends that one request was sent to already, in vain.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tried(Vec<BackendId>);
+
+impl Tried {
+    pub(crate) fn add(&mut self, backend: &Backend) {
+        self.0.push(backend.id.clone());
+    }
+
+    pub(crate) fn contains(&self, id: &BackendId) -> bool {
+        self.0.contains(id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) affinity: AffinityOutcome,
+    pub(crate) cookie: CookieChange,
+}
+
+/// What became of the client's claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AffinityOutcome {
+    /// It goes where it belongs.
+    Hit,
+    /// It belonged nowhere.
+    Miss,
+    /// It cannot go where it belonged.
+    BoundAnew,
+}
+
+impl AffinityOutcome {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::BoundAnew => "bound_anew",
+        }
+    }
+}
+
+/// Whether the answer carries a new affinity cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CookieChange {
+    Keep,
+    Set,
+}
+
+/// There is no backend that may be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no backend is left to try")]
+pub(crate) struct NoBackend;
+
+impl Pool {
+    /// The backend for one attempt at a request with this claim.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBackend`] if all were tried, or the rest drains or is in maintenance.
+    pub(crate) fn choose(
+        &self,
+        claim: &Claim,
+        tried: &Tried,
+        now: Instant,
+    ) -> Result<Choice, NoBackend> {
+        let table = self.table.load();
+        let view = View::new(&table, tried, self.health.ignore_below);
+        let choice = match self.bound(&table, &view, claim) {
+            Some(choice) => choice,
+            None => self.bind(&table, &view, claim, now)?,
+        };
+        if let Some(session) = &claim.session {
+            self.sessions.insert(session, choice.backend.id.clone());
+        }
+        self.metrics.affinity(choice.affinity.as_str());
+        if claim.forged && tried.is_empty() {
+            self.metrics.affinity_forged();
+        }
+        Ok(choice)
+    }
+
+    /// The backend that the request belongs to, if it may go there.
+    fn bound(&self, table: &Table, view: &View<'_>, claim: &Claim) -> Option<Choice> {
+        let hit = |backend: &Arc<Backend>, cookie| Choice {
+            backend: Arc::clone(backend),
+            affinity: AffinityOutcome::Hit,
+            cookie,
+        };
+        let session = claim.session.as_ref();
+        let holder = session.and_then(|session| self.sessions.get(session));
+        if let Some(backend) = holder.and_then(|id| table.get(&id))
+            && view.keeps_session(backend)
+        {
+            // Its first answer carried a cookie: a client without one does not take it.
+            return Some(hit(backend, CookieChange::Keep));
+        }
+        // Browsers may send several cookies of our name: the first that still holds counts.
+        let holds = |binding: &'_ Binding| {
+            let backend = table.get(&binding.id)?;
+            view.keeps(backend, binding.bound_at)
+                .then(|| (Arc::clone(backend), binding.freshness))
+        };
+        let (backend, freshness) = claim.bindings.iter().find_map(holds)?;
+        Some(hit(
+            &backend,
+            match freshness {
+                Freshness::Current => CookieChange::Keep,
+                Freshness::OldKey => CookieChange::Set,
+            },
+        ))
+    }
+
+    /// A backend for a client that belongs nowhere, or cannot go where it belongs.
+    fn bind(
+        &self,
+        table: &Table,
+        view: &View<'_>,
+        claim: &Claim,
+        now: Instant,
+    ) -> Result<Choice, NoBackend> {
+        let age = self.age(now);
+        let by_ring = claim.session.as_ref().and_then(|session| {
+            let eligible = |index: usize| view.takes(&table.backends[index]);
+            table.ring.find(session.as_str(), eligible)
+        });
+        let backend = match by_ring {
+            Some(index) => &table.backends[index],
+            None => self.picker.pick(table, view, age).ok_or(NoBackend)?,
+        };
+        backend.bind(age);
+        let held = |session| self.sessions.get(session).is_some();
+        let belonged = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(held);
+        Ok(Choice {
+            backend: Arc::clone(backend),
+            affinity: match belonged {
+                true => AffinityOutcome::BoundAnew,
+                false => AffinityOutcome::Miss,
+            },
+            cookie: CookieChange::Set,
+        })
+    }
+
+    /// Another backend for a client that `from` asked to send elsewhere; `None` if no other is well.
+    pub(crate) fn release(&self, from: &Backend, now: Instant) -> Option<Arc<Backend>> {
+        let table = self.table.load();
+        let mut tried = Tried::default();
+        tried.add(from);
+        let view = View::new(&table, &tried, 0);
+        let age = self.age(now);
+        let backend = self.picker.pick(&table, &view, age)?;
+        if !backend.rank().keeps_clients() {
+            return None;
+        }
+        backend.bind(age);
+        Some(Arc::clone(backend))
+    }
+
+    /// The `Set-Cookie` value that binds a client to `backend`.
+    pub(crate) fn set_cookie(
+        &self,
+        backend: &Backend,
+        now: Instant,
+        scheme: Scheme,
+    ) -> HeaderValue {
+        self.affinity
+            .set_cookie(&backend.id, self.unix(now), scheme)
+    }
+
+    /// Takes in what a request found out about its backend.
+    pub(crate) fn report(&self, backend: &Backend, evidence: Evidence, now: Instant) {
+        let change = backend.evidence(evidence, self.age(now), now);
+        self.log(backend, change);
+    }
+
+    /// Takes in what a health check found.
+    pub(crate) fn probed(&self, backend: &Backend, result: ProbeResult, now: Instant) {
+        let change = backend.probed(result, now, self.unix(now));
+        self.log(backend, change);
+    }
+
+    /// All backends, in the order of the file.
+    pub(crate) fn backends(&self) -> Vec<Arc<Backend>> {
+        self.table.load().backends.clone()
+    }
+
+    /// Whether a backend has answered its probes and is not known to be gone.
+    ///
+    /// One that fails by what it answers counts: where all do, all stay in service.
+    pub(crate) fn is_ready(&self) -> bool {
+        let table = self.table.load();
+        let serves = [Rank::Up, Rank::Suspect, Rank::Answering];
+        let mut ranks = table.backends.iter().map(|backend| backend.rank());
+        ranks.any(|rank| serves.contains(&rank))
+    }
+
+    fn log(&self, backend: &Backend, change: Option<Change>) {
+        let Some(change) = change else { return };
+        info!(
+            pool = self.name,
+            backend = %backend.id,
+            from = change.from.name(),
+            to = change.to.name(),
+            why = &*change.why,
+            "backend changed state"
+        );
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
+    /// The time of day in seconds, by a clock that never steps back.
+    fn unix(&self, now: Instant) -> u64 {
+        (self.started_unix + self.age(now)).as_secs()
+    }
+}
+
+#[cfg(test)]
+mod tests;

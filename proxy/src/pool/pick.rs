@@ -1,0 +1,152 @@
+//! Picks a backend for a client that belongs nowhere: by load, at random or in turn, always by weight.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::config::Pick;
+use crate::pool::backend::Backend;
+use crate::pool::table::{Table, View};
+
+/// Up to so many candidates the least loaded is found exactly; of more, the better of two at random. That
+/// is nearly as even, looks at two, and spares a backend that seems idle to many edges at once.
+const EXACT_MAX: usize = 8;
+
+/// The picking of one pool.
+pub(super) struct Picker {
+    pick: Pick,
+    /// Whose turn it is; also who goes first among equals.
+    turn: AtomicUsize,
+}
+
+impl Picker {
+    pub(super) fn new(pick: Pick) -> Self {
+        Self {
+            pick,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// One of the backends that `view` takes, or `None` if it takes none.
+    ///
+    /// States may change meanwhile: a backend that `view` counted and that left is replaced by any other.
+    pub(super) fn pick<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        age: Duration,
+    ) -> Option<&'t Arc<Backend>> {
+        let candidates = || table.backends.iter().filter(|backend| view.takes(backend));
+        let picked = match self.pick {
+            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, age),
+            Pick::Least => {
+                let (one, other) = (fastrand::usize(..view.count), fastrand::usize(..view.count));
+                let (one, other) = (candidates().nth(one), candidates().nth(other));
+                one.zip(other).map(|(one, other)| lighter(one, other, age))
+            }
+            Pick::Random => {
+                let total = candidates().map(|backend| u64::from(backend.weight)).sum();
+                by_weight(candidates(), fastrand::u64(..std::cmp::max(total, 1)))
+            }
+            Pick::RoundRobin => self.in_turn(table, view),
+        };
+        picked.or_else(|| candidates().next())
+    }
+
+    /// The least loaded; among equals, the one after the last that was picked so.
+    fn least<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        age: Duration,
+    ) -> Option<&'t Arc<Backend>> {
+        let backends = &table.backends;
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
+        let (before, from) = backends.split_at(first);
+        let in_order = from.iter().chain(before);
+        in_order
+            .filter(|backend| view.takes(backend))
+            .reduce(|one, other| lighter(one, other, age))
+    }
+
+    /// The next in a schedule in which each occurs as often as its weight says.
+    ///
+    /// Who is not taken is passed over together with its turn, so that its share goes to all others and
+    /// not to its neighbour.
+    fn in_turn<'t>(&self, table: &'t Table, view: &View<'_>) -> Option<&'t Arc<Backend>> {
+        let schedule = &table.schedule;
+        for _ in 0..schedule.len() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
+            let backend = &table.backends[usize::from(schedule[turn])];
+            if view.takes(backend) {
+                return Some(backend);
+            }
+        }
+        None
+    }
+}
+
+/// The one with less load for its weight; the first of two equals.
+fn lighter<'t>(one: &'t Arc<Backend>, other: &'t Arc<Backend>, age: Duration) -> &'t Arc<Backend> {
+    // The load that it would have with this client, divided by weight, without dividing.
+    let weighed = |backend: &Backend, weight: u32| (backend.load(age) + 1) * u64::from(weight);
+    if weighed(other, one.weight) < weighed(one, other.weight) {
+        other
+    } else {
+        one
+    }
+}
+
+/// The backend in whose share of the summed weights `point` lies.
+fn by_weight<'t>(
+    candidates: impl Iterator<Item = &'t Arc<Backend>>,
+    mut point: u64,
+) -> Option<&'t Arc<Backend>> {
+    for backend in candidates {
+        let weight = u64::from(backend.weight);
+        if point < weight {
+            return Some(backend);
+        }
+        point -= weight;
+    }
+    None
+}
+
+/// The order of turns: smooth weighted round robin over at most [`SCHEDULE_MAX`] turns, as nginx has it.
+///
+/// Each occurs at least once and about as often as its weight says, evenly spread.
+pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
+    let divisor = weights.iter().copied().reduce(gcd).unwrap_or(1).max(1);
+    let reduced = weights.iter().map(|weight| u64::from(weight / divisor));
+    let sum: u64 = reduced.clone().sum();
+    let most = (SCHEDULE_MAX as u64).max(weights.len() as u64);
+    let weights: Vec<i64> = reduced
+        .map(|weight| match sum <= most {
+            true => weight as i64,
+            false => (weight * most / sum).max(1) as i64,
+        })
+        .collect();
+    let sum: i64 = weights.iter().sum();
+    // All equal: in order, which spares a large pool the quadratic time of the general case.
+    if weights.iter().all(|weight| *weight == 1) {
+        return (0..weights.len()).map(|index| index as u16).collect();
+    }
+    let mut credit = vec![0_i64; weights.len()];
+    let mut turns = Vec::with_capacity(sum as usize);
+    for _ in 0..sum {
+        credit.iter_mut().zip(&weights).for_each(|(c, w)| *c += w);
+        let richest =
+            (0..credit.len()).max_by_key(|&index| (credit[index], std::cmp::Reverse(index)));
+        let Some(richest) = richest else { break };
+        credit[richest] -= sum;
+        turns.push(richest as u16);
+    }
+    turns
+}
+
+/// How long a schedule may be, unless there are more backends.
+const SCHEDULE_MAX: usize = 4096;
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

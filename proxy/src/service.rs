@@ -1,0 +1,426 @@
+//! Plain HTTP: the phases of Pingora's proxy, each answered by [`Policy`].
+//!
+//! Bodies are streamed by Pingora and never looked at here.
+
+use std::any::Any;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::{HttpPeer, Result};
+use pingora::{Error, ErrorSource, ErrorType};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::config::Timeouts;
+use crate::drain::Connections;
+use crate::error::Refusal;
+use crate::exchange::Again;
+use crate::exchange::Exchange;
+use crate::exchange::Outcome;
+use crate::exchange::Policy;
+use crate::scheme::Scheme;
+use crate::upstream::DialError;
+use crate::upstream::Dialer;
+use crate::upstream::Way;
+
+/// How long the rest of a request body that nobody wanted may take before its connection is given up.
+const BODY_REST: Duration = Duration::from_secs(5);
+
+/// The edge as a Pingora proxy.
+pub(crate) struct Edge {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) timeouts: Timeouts,
+}
+
+/// Tells whoever hands a connection to Pingora whether its request was one: what Pingora refuses itself, it does not log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parsed(Arc<AtomicBool>);
+
+impl Parsed {
+    /// Whether it was, since the last time somebody asked.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// What is known of the request under way.
+#[derive(Default)]
+pub(crate) struct RequestContext {
+    /// `None` until it is admitted.
+    exchange: Option<Exchange>,
+    /// What to answer, once that is decided.
+    refusal: Option<Refusal>,
+    /// Where the attempt under way looks for its backend.
+    way: Way,
+    /// Whether that attempt goes on with the next address.
+    goes_on: bool,
+}
+
+impl Edge {
+    async fn refuse(&self, downstream: &mut Session, refusal: Refusal) -> Result<()> {
+        if matches!(refusal, Refusal::Malformed(_)) {
+            downstream.set_keepalive(None);
+        }
+        let (head, body) = self.policy.own_answer(refusal);
+        downstream.write_response_header(head, false).await?;
+        downstream.write_response_body(Some(body), true).await
+    }
+
+    /// Chooses backends until one has an address to connect to.
+    async fn next_peer(
+        &self,
+        exchange: &mut Exchange,
+        way: &mut Way,
+        goes_on: bool,
+    ) -> Result<HttpPeer, Refusal> {
+        let mut backend = exchange.backend().filter(|_| goes_on).map(Arc::clone);
+        loop {
+            let backend = match backend.take() {
+                Some(backend) => backend,
+                None => {
+                    *way = Way::default();
+                    self.policy.choose(exchange)?
+                }
+            };
+            let peer = self
+                .dialer
+                .peer(&backend.address, way, exchange.repeatable());
+            match peer.await {
+                Ok(peer) => return Ok(peer),
+                Err(error) => self.policy.dial_failed(exchange, &error)?,
+            }
+        }
+    }
+
+    /// What to answer after `error`; `None` if there is nobody left to answer.
+    fn refusal_of(error: &Error, context: &mut RequestContext) -> Option<Refusal> {
+        if let Some(refusal) = context.refusal.take() {
+            return Some(refusal);
+        }
+        match (error.esource(), error.etype()) {
+            (
+                ErrorSource::Downstream,
+                ErrorType::WriteError
+                | ErrorType::ReadError
+                | ErrorType::ConnectionClosed
+                | ErrorType::WriteTimedout,
+            ) => None,
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::HeadTimeout),
+            (ErrorSource::Downstream, _) => {
+                Some(Refusal::Malformed("the request cannot be passed on"))
+            }
+            (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+                Some(Refusal::BackendTimeout)
+            }
+            (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => {
+                Some(Refusal::BackendFailed)
+            }
+        }
+    }
+}
+
+/// The address that the connection comes from.
+pub(crate) fn peer_of(downstream: &pingora::protocols::http::ServerSession) -> IpAddr {
+    let address = downstream
+        .client_addr()
+        .and_then(|address| address.as_inet());
+    // A connection without an address is one of this machine.
+    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// The scheme that the connection is made with.
+pub(crate) fn scheme_of(downstream: &pingora::protocols::http::ServerSession) -> Scheme {
+    let encrypted = downstream
+        .digest()
+        .is_some_and(|digest| digest.ssl_digest.is_some());
+    if encrypted {
+        Scheme::Https
+    } else {
+        Scheme::Http
+    }
+}
+
+/// A status that ends Pingora's attempts; what the client gets is in the context.
+fn stop(refusal: &Refusal) -> Box<Error> {
+    Error::explain(ErrorType::HTTPStatus(503), refusal.to_string())
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::default()
+    }
+
+    /// None: the default ones cost memory for each request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    fn on_connection_reuse(
+        &self,
+        _downstream: &mut Session,
+        _context: &mut RequestContext,
+        parsed: Box<dyn Any + Send + Sync>,
+    ) {
+        if let Ok(parsed) = parsed.downcast::<Parsed>() {
+            parsed.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    async fn request_filter(
+        &self,
+        downstream: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<bool> {
+        downstream.set_read_timeout(Some(self.timeouts.downstream_read));
+        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
+        downstream.set_total_drain_timeout(Some(BODY_REST));
+        // Upgrades that a route allows never get here; to all others the answer is an ordinary one.
+        downstream
+            .req_header_mut()
+            .remove_header(&http::header::UPGRADE);
+        let (peer, scheme) = (
+            peer_of(downstream.as_downstream()),
+            scheme_of(downstream.as_downstream()),
+        );
+        match self.policy.admit(downstream.req_header(), peer, scheme) {
+            Ok(exchange) => {
+                context.exchange = Some(exchange);
+                Ok(false)
+            }
+            Err(refusal) => {
+                self.refuse(downstream, refusal).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        _downstream: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<Box<HttpPeer>> {
+        let Some(exchange) = &mut context.exchange else {
+            return Err(stop(&Refusal::NoBackend));
+        };
+        let goes_on = std::mem::take(&mut context.goes_on);
+        match self.next_peer(exchange, &mut context.way, goes_on).await {
+            Ok(peer) => Ok(Box::new(peer)),
+            Err(refusal) => {
+                let error = stop(&refusal);
+                context.refusal = Some(refusal);
+                Err(error)
+            }
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _downstream: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(exchange) = &context.exchange {
+            self.policy.prepare(exchange, request);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        downstream: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        if self.connections.is_draining() {
+            downstream.set_keepalive(None);
+        }
+        if let Some(exchange) = &context.exchange
+            && !response.status.is_informational()
+        {
+            self.policy.answered(exchange, response);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _downstream: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        let cause = std::io::Error::other(error.to_string());
+        let os_error = error
+            .root_cause()
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::raw_os_error);
+        let failed = match (error.etype(), os_error) {
+            (_, Some(code @ (libc::EMFILE | libc::ENFILE))) => {
+                DialError::from_io(std::io::Error::from_raw_os_error(code))
+            }
+            (ErrorType::ConnectTimedout, _) => DialError::Timeout(self.timeouts.connect),
+            (ErrorType::ConnectRefused, _) => DialError::Refused(cause),
+            _ => DialError::Unreachable(cause),
+        };
+        context.goes_on = exchange.backend().is_some_and(|backend| {
+            self.dialer
+                .move_on(&backend.address, &mut context.way, &failed)
+        });
+        if context.goes_on {
+            error.set_retry(true);
+            return error;
+        }
+        match self.policy.dial_failed(exchange, &failed) {
+            Ok(()) => error.set_retry(true),
+            Err(refusal) => {
+                error.set_retry(false);
+                context.refusal = Some(refusal);
+            }
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        downstream: &mut Session,
+        error: Box<Error>,
+        context: &mut RequestContext,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        let of_backend = *error.esource() == ErrorSource::Upstream;
+        let repeatable = downstream.req_header().method.is_idempotent()
+            && !downstream.as_ref().retry_buffer_truncated();
+        let answered = downstream
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        if !of_backend || answered {
+            error.set_retry(false);
+            return error;
+        }
+        // A kept connection that the backend has closed meanwhile says nothing about the backend: once more, with a new one.
+        error.retry.decide_reuse(client_reused);
+        if repeatable && error.retry() {
+            return error;
+        }
+        let timed_out = matches!(
+            error.etype(),
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout
+        );
+        let again = if repeatable && !timed_out {
+            Again::Allowed
+        } else {
+            Again::Forbidden
+        };
+        let refusal = if timed_out {
+            Refusal::BackendTimeout
+        } else {
+            Refusal::BackendFailed
+        };
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        match self.policy.backend_failed(exchange, again, refusal) {
+            Ok(()) => error.set_retry(true),
+            Err(refusal) => {
+                error.set_retry(false);
+                context.refusal = Some(refusal);
+            }
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        downstream: &mut Session,
+        error: &Error,
+        context: &mut RequestContext,
+    ) -> FailToProxy {
+        let unanswered = downstream
+            .response_written()
+            .is_none_or(|head| head.status.is_informational());
+        let refusal = Self::refusal_of(error, context).filter(|_| unanswered);
+        let Some(refusal) = refusal else {
+            return FailToProxy {
+                error_code: 0,
+                can_reuse_downstream: false,
+            };
+        };
+        tracing::debug!(%error, %refusal, "request failed");
+        let (head, body) = self.policy.own_answer(refusal);
+        let error_code = head.status.as_u16();
+        downstream.set_keepalive(None);
+        let written = match downstream.write_response_header(head, false).await {
+            Ok(()) => downstream.write_response_body(Some(body), true).await,
+            failed => failed,
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "cannot tell the client");
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(
+        &self,
+        downstream: &mut Session,
+        error: Option<&Error>,
+        context: &mut RequestContext,
+    ) {
+        let status = downstream
+            .response_written()
+            .map(|head| head.status.as_u16());
+        let error = error.map(ToString::to_string);
+        let outcome = Outcome {
+            // 499 as nginx writes it: the client left before there was an answer.
+            status: status.or(Some(499)),
+            bytes_in: downstream.body_bytes_read() as u64,
+            bytes_out: downstream.body_bytes_sent() as u64,
+            error: error.as_deref(),
+        };
+        match &context.exchange {
+            Some(exchange) => self.policy.log(exchange, outcome),
+            None => {
+                let peer = peer_of(downstream.as_downstream());
+                self.policy.log_refused(
+                    Some(downstream.req_header()),
+                    Some(peer),
+                    status.unwrap_or(499),
+                );
+            }
+        }
+    }
+
+    /// Failures are in the access log, and a backend that fails is logged by its pool.
+    fn suppress_error_log(
+        &self,
+        _downstream: &Session,
+        _context: &RequestContext,
+        _error: &Error,
+    ) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _downstream: &Session,
+        _context: &RequestContext,
+        _error: &Error,
+        _place: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

@@ -1,0 +1,5 @@
+//! The edge as a whole, between real sockets: scripted clients on one side, scripted backends on the other.
+
+mod plain;
+mod scene;
+mod upgrade;

@@ -1,0 +1,379 @@
+//! Plain HTTP.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::scene::*;
+
+const GET: &str = "GET /a?b=c HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn a_request_reaches_the_backend_with_who_the_client_is_and_the_answer_binds_it() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[address]).await;
+    let answer = scene.ask("GET /a?b=c HTTP/1.1\r\nHost: example.com\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: mine=1\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let (head, request) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(
+        header(head, "set-cookie").unwrap().starts_with("causeway="),
+        "{head}"
+    );
+    assert!(request.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{request}");
+    assert_eq!(header(request, "x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(header(request, "host"), Some("example.com"));
+    assert_eq!(header(request, "cookie"), Some("mine=1"));
+    assert!(header(request, "x-request-id").is_some());
+}
+
+#[tokio::test]
+async fn a_bound_client_stays_and_its_cookie_is_neither_repeated_nor_shown() {
+    let (first, _first) = mirror().await;
+    let (second, _second) = mirror().await;
+    let scene = Scene::before(&[first, second]).await;
+    let answer = scene.ask(GET).await;
+    let cookie = header(&answer, "set-cookie")
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap()
+        .to_owned();
+    for _ in 0..4 {
+        let answer = scene
+            .ask(format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+        assert_eq!(header(&answer, "set-cookie"), None);
+        assert!(!answer.contains("causeway="), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn requests_share_a_connection_also_when_they_come_at_once() {
+    let (address, _backend) = backend(|mut socket| async move {
+        while !read_head(&mut socket).await.is_empty() {
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let one = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let answer = scene.ask(format!("{one}{post}{one}{GET}")).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 4, "{answer}");
+    assert_eq!(answer.matches("\r\n\r\nok").count(), 4, "{answer}");
+}
+
+#[tokio::test]
+async fn a_second_request_in_the_middle_of_the_first_waits_its_turn() {
+    let (go, wait) = mpsc::channel::<()>(1);
+    let wait = Arc::new(tokio::sync::Mutex::new(wait));
+    let (address, _backend) = backend(move |mut socket| {
+        let wait = Arc::clone(&wait);
+        async move {
+            while !read_head(&mut socket).await.is_empty() {
+                wait.lock().await.recv().await;
+                socket
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await
+                    .unwrap();
+            }
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    tokio::task::yield_now().await;
+    client.write_all(GET.as_bytes()).await.unwrap();
+    go.send(()).await.unwrap();
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(read_exact(&mut client, 2).await, b"ok");
+    go.send(()).await.unwrap();
+    assert!(read_all(&mut client).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_body_is_streamed_both_ways() {
+    let (address, _backend) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+        socket
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n")
+            .await
+            .unwrap();
+        let mut left = 300_000;
+        let mut piece = vec![0; 4096];
+        while left > 0 {
+            let count = socket.read(&mut piece).await.unwrap();
+            assert!(count > 0);
+            socket.write_all(&piece[..count]).await.unwrap();
+            left -= count;
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let body: Vec<u8> = (0..300_000_u32)
+        .map(|index| b'a' + (index % 23) as u8)
+        .collect();
+    let mut client = scene
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\nConnection: close\r\n\r\n")
+        .await;
+    let (mut reading, mut writing) = client.split();
+    let (sent, received) = tokio::join!(writing.write_all(&body), async {
+        let mut received = Vec::new();
+        reading.read_to_end(&mut received).await.unwrap();
+        received
+    });
+    sent.unwrap();
+    assert!(received.ends_with(&body));
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_costs_nothing_but_another_attempt() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[nobody().await, nobody().await, address]).await;
+    for _ in 0..3 {
+        let answer = scene
+            .ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_backend_the_answer_is_503_and_says_when_to_come_back() {
+    let scene = Scene::before(&[nobody().await]).await;
+    let answer = scene.ask(GET).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+        "{answer}"
+    );
+    assert!(header(&answer, "retry-after").is_some());
+    assert!(
+        answer.ends_with("\r\n\r\nno backend available\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_backend_that_says_nothing_is_a_504() {
+    let (address, _backend) = backend(|mut socket| async move {
+        read_all(&mut socket).await;
+    })
+    .await;
+    let scene = Scene::configured(&[address], "timeouts: { upstream_read: 1s }\n").await;
+    let answer = scene.ask(GET).await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_post_whose_backend_dies_is_a_502_and_is_not_sent_twice() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let script = {
+        let seen = Arc::clone(&seen);
+        move |mut socket| {
+            let seen = Arc::clone(&seen);
+            async move {
+                read_head(&mut socket).await;
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    };
+    let (first, _first) = backend(script.clone()).await;
+    let (second, _second) = backend(script).await;
+    let scene = Scene::before(&[first, second]).await;
+    let answer = scene
+        .ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_get_whose_backend_dies_is_sent_to_another() {
+    let (dying, _dying) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    let (living, _living) = mirror().await;
+    let scene = Scene::before(&[dying, living]).await;
+    for _ in 0..2 {
+        let answer = scene.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_parked_poll_ends_it_at_the_backend_too() {
+    let (left, mut gone) = mpsc::channel(1);
+    let (address, _backend) = backend(move |mut socket| {
+        let left = left.clone();
+        async move {
+            read_head(&mut socket).await;
+            left.send("parked").await.unwrap();
+            read_all(&mut socket).await;
+            left.send("gone").await.unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    for request in [
+        "POST /s/x/xhr HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
+        let client = scene.send(request).await;
+        assert_eq!(gone.recv().await, Some("parked"));
+        drop(client);
+        let ended = tokio::time::timeout(SOON, gone.recv()).await;
+        assert_eq!(ended.expect("the backend hears of it"), Some("gone"));
+    }
+}
+
+#[tokio::test]
+async fn a_backend_can_ask_for_its_client_to_be_bound_to_another() {
+    let release = "HTTP/1.1 303 See Other\r\nLocation: /\r\nCauseway-Release: 1\r\nCauseway-Node: n\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let (first, _first) = answering(release).await;
+    let (second, _second) = answering(release).await;
+    let scene = Scene::before(&[first, second]).await;
+    let bound = |answer: &str| {
+        header(answer, "set-cookie")
+            .unwrap()
+            .split('.')
+            .nth(1)
+            .unwrap()
+            .to_owned()
+    };
+    let mut answer = scene.ask(GET).await;
+    for _ in 0..3 {
+        let before = bound(&answer);
+        assert_eq!(header(&answer, "causeway-release"), None);
+        assert_eq!(header(&answer, "causeway-node"), Some("n"));
+        let cookie = header(&answer, "set-cookie")
+            .unwrap()
+            .split(';')
+            .next()
+            .unwrap()
+            .to_owned();
+        answer = scene
+            .ask(format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+        assert_ne!(bound(&answer), before);
+    }
+}
+
+#[tokio::test]
+async fn bad_heads_get_the_status_of_their_rfc_and_nothing_reaches_a_backend() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(
+        &[address],
+        "limits: { head_size: 1KiB }\ntimeouts: { head: 1s }\n",
+    )
+    .await;
+    let large = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "x".repeat(2000)
+    );
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n", "408"),
+        (large.as_str(), "431"),
+        ("garbage\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+            "400",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
+        (
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "405"),
+    ] {
+        let answer = scene.ask(request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_path_without_a_route_gets_the_configured_answer() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(
+        &[address],
+        "no_route: { status: 421, body: \"elsewhere\\n\" }\n",
+    )
+    .await;
+    let answer = scene
+        .ask("GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 421 ") && answer.ends_with("elsewhere\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_are_told_so() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
+    let mut first = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200"));
+    let answer = scene.ask(GET).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many connections\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn an_upgrade_that_no_route_allows_is_an_ordinary_request() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[address]).await;
+    let answer = scene.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n").await;
+    let (head, request) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(header(request, "upgrade"), None, "{request}");
+    assert_eq!(header(request, "http2-settings"), None, "{request}");
+}
+
+#[tokio::test]
+async fn every_address_of_a_name_gets_its_chance() {
+    // As `localhost` does: ::1 comes first, and the backend listens on 127.0.0.1 alone.
+    let (address, _backend) = mirror().await;
+    let dead = nobody().await;
+    let scene = Scene::configured_at(&["two.test:80".to_owned()], "limits: { retries: 0 }\n").await;
+    for _ in 0..2 {
+        scene
+            .parts
+            .dialer
+            .pin("two.test", 80, &[dead, dead, address]);
+        let answer = scene.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
+    let mut first = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200 "));
+    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
+    let lingering = scene.parts.over_limit.acquire_many(256).await.unwrap();
+    assert_eq!(scene.ask(GET).await, "");
+    drop(lingering);
+    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
+}

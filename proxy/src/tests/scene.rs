@@ -1,0 +1,183 @@
+//! An edge on a port of the kernel's choice, and what a test needs around it.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::ServerApp;
+use pingora::protocols::l4;
+use pingora::server::configuration::ServerConf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::Parts;
+use crate::config::Config;
+
+/// Nothing here takes longer unless it hangs.
+pub(super) const SOON: Duration = Duration::from_secs(10);
+
+/// A running edge.
+pub(super) struct Scene {
+    pub(super) address: SocketAddr,
+    pub(super) parts: Parts,
+    _tasks: JoinSet<()>,
+    _shutdown: watch::Sender<bool>,
+}
+
+impl Scene {
+    /// An edge before `backends`, called `b0`, `b1` and so on, which serves `/` and lets websockets through, on `/foo` the protocol `foo`.
+    pub(super) async fn before(backends: &[SocketAddr]) -> Self {
+        Self::configured(backends, "").await
+    }
+
+    /// As [`Scene::before`], with more top-level settings.
+    pub(super) async fn configured(backends: &[SocketAddr], settings: &str) -> Self {
+        let backends: Vec<String> = backends.iter().map(ToString::to_string).collect();
+        Self::configured_at(&backends, settings).await
+    }
+
+    /// As [`Scene::configured`], before backends at any kind of address.
+    pub(super) async fn configured_at(backends: &[String], settings: &str) -> Self {
+        let mut text = "pools:\n  - name: p\n    pick: round_robin\n    backends:\n".to_owned();
+        for (index, address) in backends.iter().enumerate() {
+            writeln!(text, "      - {{ id: b{index}, address: \"{address}\" }}").unwrap();
+        }
+        text.push_str("routes: [{ path: /foo, pool: p, upgrades: [foo] }, { path: /, pool: p }]\nlog: { access: off }\n");
+        text.push_str(settings);
+        let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        let parts = Parts::new(&config).unwrap();
+        let conf = ServerConf {
+            max_retries: 5,
+            ..ServerConf::default()
+        };
+        let app = Arc::new(parts.app(&Arc::new(conf)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shutdown, watching) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let (app, watching) = (Arc::clone(&app), watching.clone());
+                connections.spawn(async move {
+                    app.process_new(Box::new(l4::stream::Stream::from(socket)), &watching)
+                        .await;
+                });
+            }
+        });
+        Self {
+            address,
+            parts,
+            _tasks: tasks,
+            _shutdown: shutdown,
+        }
+    }
+
+    /// A connection on which `request` has been sent.
+    pub(super) async fn send(&self, request: impl AsRef<[u8]>) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        client.write_all(request.as_ref()).await.unwrap();
+        client
+    }
+
+    /// All that comes back for `request` until the edge closes.
+    pub(super) async fn ask(&self, request: impl AsRef<[u8]>) -> String {
+        read_all(&mut self.send(request).await).await
+    }
+}
+
+/// A backend that serves every connection with `script`.
+pub(super) async fn backend<F>(
+    script: impl Fn(TcpStream) -> F + Send + Sync + 'static,
+) -> (SocketAddr, JoinSet<()>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            connections.spawn(script(socket));
+        }
+    });
+    (address, tasks)
+}
+
+/// A backend that answers every head with `answer` and closes.
+pub(super) async fn answering(answer: &'static str) -> (SocketAddr, JoinSet<()>) {
+    backend(move |mut socket| async move {
+        read_head(&mut socket).await;
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await
+}
+
+/// A backend that answers with the request's own head as the body.
+pub(super) async fn mirror() -> (SocketAddr, JoinSet<()>) {
+    backend(|mut socket| async move {
+        let head = read_head(&mut socket).await;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{head}",
+            head.len()
+        );
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await
+}
+
+/// An address where nobody listens.
+pub(super) async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+/// A head, byte by byte, so that nothing behind it is lost. Empty if the connection ends first.
+pub(super) async fn read_head(socket: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let reading = async {
+        while !head.ends_with(b"\r\n\r\n") {
+            match socket.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) => break,
+            }
+        }
+    };
+    tokio::time::timeout(SOON, reading)
+        .await
+        .expect("a head in time");
+    String::from_utf8(head).unwrap()
+}
+
+pub(super) async fn read_all(socket: &mut TcpStream) -> String {
+    let mut data = Vec::new();
+    // A reset behind the last byte is an end too.
+    let _ = tokio::time::timeout(SOON, socket.read_to_end(&mut data))
+        .await
+        .expect("an end in time");
+    String::from_utf8_lossy(&data).into_owned()
+}
+
+pub(super) async fn read_exact(socket: &mut TcpStream, length: usize) -> Vec<u8> {
+    let mut data = vec![0; length];
+    tokio::time::timeout(SOON, socket.read_exact(&mut data))
+        .await
+        .expect("the bytes in time")
+        .unwrap();
+    data
+}
+
+/// The value of a header in a head, by its lower-case name.
+pub(super) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value)
+}

@@ -1,0 +1,325 @@
+//! Upgrades and their tunnels.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use pingora::http::RequestHeader;
+
+use crate::error::Refusal;
+use crate::pool::ProbeResult;
+use crate::pool::State;
+use crate::scheme::Scheme;
+use crate::upstream::DialError;
+
+use super::scene::*;
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A backend that switches, says `greeting` in the same write, and echoes.
+async fn echo(greeting: &'static str) -> (SocketAddr, JoinSet<()>) {
+    backend(move |mut socket| async move {
+        read_head(&mut socket).await;
+        socket
+            .write_all(format!("{SWITCH}{greeting}").as_bytes())
+            .await
+            .unwrap();
+        let (mut reading, mut writing) = socket.split();
+        let _ = tokio::io::copy(&mut reading, &mut writing).await;
+    })
+    .await
+}
+
+async fn open(scene: &Scene) -> (TcpStream, String) {
+    let mut client = scene.send(UPGRADE).await;
+    let head = read_head(&mut client).await;
+    (client, head)
+}
+
+#[tokio::test]
+async fn the_101_binds_the_client_and_early_bytes_of_both_sides_arrive() {
+    let (address, _backend) = echo("\u{1}\u{2}hi").await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(format!("{UPGRADE}early")).await;
+    let head = read_head(&mut client).await;
+    assert!(
+        head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"),
+        "{head}"
+    );
+    assert_eq!(header(&head, "upgrade"), Some("websocket"));
+    assert_eq!(header(&head, "connection"), Some("Upgrade"));
+    assert!(
+        header(&head, "set-cookie")
+            .unwrap()
+            .starts_with("causeway=")
+    );
+    assert_eq!(read_exact(&mut client, 9).await, b"\x01\x02hiearly");
+    client.write_all(b"more").await.unwrap();
+    assert_eq!(read_exact(&mut client, 4).await, b"more");
+    assert_eq!(scene.parts.tunnels.open(), 1);
+    drop(client);
+    scene.parts.tunnels.drain();
+    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+        .await
+        .expect("the tunnel ends with its client");
+}
+
+#[tokio::test]
+async fn the_backend_sees_one_clean_upgrade_and_who_the_client_is() {
+    let (seen, mut heads) = mpsc::channel(1);
+    let (address, _backend) = backend(move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            seen.send(read_head(&mut socket).await).await.unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let request = "GET http://real.example/ws?a=1 HTTP/1.1\r\nHost: real.example\r\nConnection: Upgrade, X-Secret\r\nUpgrade: websocket\r\n\
+                   X-Secret: 1\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: mine=1; causeway=u1.b0.1\r\nKeep-Alive: 5\r\n\r\n";
+    let _client = scene.send(request).await;
+    let head = tokio::time::timeout(SOON, heads.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(head.starts_with("GET /ws?a=1 HTTP/1.1\r\n"), "{head}");
+    assert_eq!(header(&head, "host"), Some("real.example"));
+    assert_eq!(header(&head, "connection"), Some("Upgrade"));
+    assert_eq!(header(&head, "upgrade"), Some("websocket"));
+    assert_eq!(header(&head, "x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(header(&head, "cookie"), Some("mine=1"));
+    assert_eq!(
+        (header(&head, "x-secret"), header(&head, "keep-alive")),
+        (None, None)
+    );
+}
+
+#[tokio::test]
+async fn an_upgrade_goes_to_another_backend_until_one_has_switched() {
+    let (address, _good) = echo("").await;
+    let (hangs_up, _hangs_up) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    let (busy, _busy) =
+        answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    for bad in [nobody().await, hangs_up, busy] {
+        let scene = Scene::before(&[bad, address]).await;
+        for _ in 0..2 {
+            let (mut client, head) = open(&scene).await;
+            assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+            assert!(
+                header(&head, "set-cookie").unwrap().contains(".b1."),
+                "{head}"
+            );
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(read_exact(&mut client, 1).await, b"x");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_101_is_passed_on_whole() {
+    let chunked = "HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\nX-Why: origin\r\nKeep-Alive: 5\r\n\r\n2\r\nno\r\n2\r\npe\r\n0\r\n\r\n";
+    let plain = "HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\nX-Why: origin\r\nConnection: keep-alive\r\n\r\nnope";
+    let closed = "HTTP/1.1 403 Forbidden\r\nX-Why: origin\r\nConnection: close\r\n\r\nnope";
+    for answer in [chunked, plain, closed] {
+        let (address, _backend) = answering(answer).await;
+        let scene = Scene::before(&[address]).await;
+        let received = scene.ask(UPGRADE).await;
+        assert!(
+            received.starts_with("HTTP/1.1 403 Forbidden\r\n"),
+            "{received}"
+        );
+        assert_eq!(header(&received, "x-why"), Some("origin"));
+        assert_eq!(header(&received, "connection"), Some("close"));
+        assert!(
+            received.replace("\r\n2\r\n", "").contains("pe"),
+            "{received}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_last_refusal_is_passed_on_when_every_backend_refuses() {
+    let answer = "HTTP/1.1 503 Service Unavailable\r\nX-Why: draining\r\nContent-Length: 0\r\n\r\n";
+    let (first, _first) = answering(answer).await;
+    let (second, _second) = answering(answer).await;
+    let scene = Scene::before(&[first, second, nobody().await]).await;
+    let received = scene.ask(UPGRADE).await;
+    assert!(received.starts_with("HTTP/1.1 503 "), "{received}");
+    assert_eq!(header(&received, "x-why"), Some("draining"));
+}
+
+#[tokio::test]
+async fn shapes_that_smuggle_are_refused_before_any_backend_sees_them() {
+    let (seen, mut heads) = mpsc::channel::<()>(1);
+    let (address, _backend) = backend(move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            if !read_head(&mut socket).await.is_empty() {
+                let _ = seen.send(()).await;
+            }
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let upgrade = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+    for request in [
+        format!("GET / HTTP/1.1\r\n{upgrade}Content-Length: 5\r\n\r\nhello"),
+        format!("GET / HTTP/1.1\r\n{upgrade}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        format!("POST / HTTP/1.1\r\n{upgrade}\r\n"),
+        format!("GET / HTTP/1.1\r\n{upgrade}Host: b\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\n{upgrade}Content-Length: 0\r\nContent-Length: 9\r\n\r\n"),
+    ] {
+        let answer = scene.ask(&request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+    }
+    assert!(heads.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_backend_that_fakes_a_switch_opens_no_tunnel() {
+    // The client is told 426 by its backend and pretends to be upgraded all the same (the smuggling of CVE-2026-2833's kind).
+    let (address, _backend) =
+        answering("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").await;
+    let scene = Scene::before(&[address]).await;
+    let answer = scene
+        .ask(format!("{UPGRADE}GET /private HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    assert_eq!(scene.parts.tunnels.open(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_ends_the_attempt_at_the_backend() {
+    let (left, mut gone) = mpsc::channel(1);
+    let (address, _backend) = backend(move |mut socket| {
+        let left = left.clone();
+        async move {
+            read_head(&mut socket).await;
+            left.send("asked").await.unwrap();
+            read_all(&mut socket).await;
+            left.send("gone").await.unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let client = scene.send(UPGRADE).await;
+    assert_eq!(gone.recv().await, Some("asked"));
+    drop(client);
+    assert_eq!(
+        tokio::time::timeout(SOON, gone.recv()).await.unwrap(),
+        Some("gone")
+    );
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_answer_an_upgrade_is_a_504() {
+    let (address, _backend) = backend(|mut socket| async move {
+        read_all(&mut socket).await;
+    })
+    .await;
+    let scene = Scene::configured(&[address], "timeouts: { upgrade: 1s }\n").await;
+    let answer = scene.ask(UPGRADE).await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+}
+
+#[tokio::test]
+async fn the_end_of_either_side_reaches_the_other() {
+    let (address, _backend) = echo("").await;
+    let scene = Scene::before(&[address]).await;
+    let (mut client, _) = open(&scene).await;
+    client.write_all(b"bye").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"bye");
+    scene.parts.tunnels.drain();
+    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+        .await
+        .expect("no tunnel is left");
+}
+
+#[tokio::test]
+async fn a_request_before_an_upgrade_may_use_the_same_connection() {
+    let (address, _backend) = backend(|mut socket| async move {
+        loop {
+            let head = read_head(&mut socket).await;
+            if head.contains("pgrade") {
+                socket.write_all(SWITCH.as_bytes()).await.unwrap();
+                let (mut reading, mut writing) = socket.split();
+                let _ = tokio::io::copy(&mut reading, &mut writing).await;
+                return;
+            }
+            if head.is_empty() {
+                return;
+            }
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 "));
+    client
+        .write_all(format!("{UPGRADE}early").as_bytes())
+        .await
+        .unwrap();
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
+    assert_eq!(read_exact(&mut client, 5).await, b"early");
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_not_idempotent_is_sent_once() {
+    let (hangs_up, _hangs_up) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    let (busy, _busy) =
+        answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    for (first, status) in [(hangs_up, "502"), (busy, "503")] {
+        let scene = Scene::before(&[first, first]).await;
+        let answer = scene
+            .ask("POST /foo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n")
+            .await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+    }
+}
+
+#[tokio::test]
+async fn having_no_descriptor_left_says_nothing_about_the_backend() {
+    let scene = Scene::before(&[nobody().await, nobody().await]).await;
+    let policy = &scene.parts.policy;
+    let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+    request.insert_header("Host", "a").unwrap();
+    let peer = scene.address.ip();
+    let now = std::time::Instant::now();
+    for pool in policy.pools.iter() {
+        for backend in pool.backends() {
+            pool.probed(&backend, ProbeResult::Good, now);
+        }
+    }
+    for code in [libc::EMFILE, libc::ENFILE] {
+        let mut exchange = policy.admit(&request, peer, Scheme::Http).unwrap();
+        let backend = policy.choose(&mut exchange).unwrap();
+        let error = DialError::from_io(std::io::Error::from_raw_os_error(code));
+        let refused = policy.dial_failed(&mut exchange, &error);
+        assert_eq!(refused, Err(Refusal::NoBackend));
+        assert_eq!(backend.state(), State::Up);
+    }
+}

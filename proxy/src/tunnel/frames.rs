@@ -1,0 +1,274 @@
+//! Where WebSocket frames begin and end in one direction of a tunnel.
+//!
+//! Reads frame headers only: no payload is copied, unmasked or checked, except the two bytes of a Close frame that say why.
+//! What it needs fits in 32 bytes, because every idle tunnel holds two of them.
+
+/// Close frames of ours: the handshake of RFC 6455 7.1.2, put in by the edge.
+const CLOSE: u8 = 0x88;
+const OPCODE_CLOSE: u8 = 8;
+const HEADER_MAX: usize = 14;
+
+/// Follows the frames of one direction.
+///
+/// Invariant: `header[..have]` is the part of the current frame header seen so far, and `left` is zero while it is incomplete.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    header: [u8; HEADER_MAX],
+    have: u8,
+    close: CloseSeen,
+    left: u64,
+}
+
+/// What has passed of a Close frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CloseSeen {
+    #[default]
+    No,
+    /// Its header, and so far no byte of the code.
+    Header,
+    /// The first byte of the code.
+    Half(u8),
+    /// All that matters; 1005 stands for a frame without a code, as in RFC 6455 7.4.1.
+    Code(u16),
+}
+
+impl Frames {
+    /// Whether the next byte would begin a frame.
+    pub(crate) fn at_boundary(&self) -> bool {
+        self.have == 0 && self.left == 0
+    }
+
+    /// Whether a Close frame has begun: nothing may follow it in this direction.
+    pub(crate) fn close_seen(&self) -> bool {
+        self.close != CloseSeen::No
+    }
+
+    /// The code of the Close frame that has passed.
+    pub(crate) fn close_code(&self) -> Option<u16> {
+        match self.close {
+            CloseSeen::Code(code) => Some(code),
+            CloseSeen::No | CloseSeen::Header | CloseSeen::Half(_) => None,
+        }
+    }
+
+    /// Takes note of `data`, all of it.
+    pub(crate) fn pass(&mut self, data: &[u8]) {
+        let mut at = 0;
+        while at < data.len() {
+            at += self.step(&data[at..]);
+        }
+    }
+
+    /// Takes note of `data` up to the first boundary in it and returns how many bytes that is.
+    pub(crate) fn pass_to_boundary(&mut self, data: &[u8]) -> usize {
+        let mut at = 0;
+        while at < data.len() && (at == 0 || !self.at_boundary()) {
+            at += self.step(&data[at..]);
+        }
+        at
+    }
+
+    /// Consumes payload, or one byte of a header. `data` is not empty.
+    fn step(&mut self, data: &[u8]) -> usize {
+        if self.left > 0 {
+            let taken = usize::try_from(self.left).map_or(data.len(), |left| left.min(data.len()));
+            self.note_close_code(&data[..taken]);
+            self.left -= taken as u64;
+            if self.left == 0 {
+                self.have = 0;
+            }
+            return taken;
+        }
+        self.header[usize::from(self.have)] = data[0];
+        self.have += 1;
+        if let Some(payload) = self.payload() {
+            self.left = payload;
+            if self.header[0] & 0x0f == OPCODE_CLOSE {
+                self.close = if payload < 2 {
+                    CloseSeen::Code(1005)
+                } else {
+                    CloseSeen::Header
+                };
+            }
+            if payload == 0 {
+                self.have = 0;
+            }
+        }
+        1
+    }
+
+    /// The payload's length once the header is complete.
+    fn payload(&self) -> Option<u64> {
+        let have = usize::from(self.have);
+        if have < 2 {
+            return None;
+        }
+        let extended = self.extended();
+        if have < 2 + extended + self.mask() {
+            return None;
+        }
+        Some(match extended {
+            0 => u64::from(self.header[1] & 0x7f),
+            _ => self.header[2..2 + extended]
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+        })
+    }
+
+    fn extended(&self) -> usize {
+        match self.header[1] & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        }
+    }
+
+    fn mask(&self) -> usize {
+        if self.header[1] & 0x80 == 0 { 0 } else { 4 }
+    }
+
+    /// Reads the code out of the first two payload bytes of a Close frame, which may come one at a time.
+    fn note_close_code(&mut self, payload: &[u8]) {
+        let key_at = 2 + self.extended();
+        let key = |index: usize| {
+            if self.mask() == 0 {
+                0
+            } else {
+                self.header[key_at + index]
+            }
+        };
+        self.close = match (self.close, payload) {
+            (CloseSeen::Header, [first, second, ..]) => {
+                CloseSeen::Code(u16::from_be_bytes([first ^ key(0), second ^ key(1)]))
+            }
+            (CloseSeen::Header, [first]) => CloseSeen::Half(first ^ key(0)),
+            (CloseSeen::Half(first), [second, ..]) => {
+                CloseSeen::Code(u16::from_be_bytes([first, second ^ key(1)]))
+            }
+            (seen, _) => seen,
+        };
+    }
+}
+
+/// A Close frame as a server sends it.
+pub(crate) fn close_to_client(code: u16) -> [u8; 4] {
+    let [high, low] = code.to_be_bytes();
+    [CLOSE, 2, high, low]
+}
+
+/// A Close frame as a client sends it: masked with a key that nobody can foresee (RFC 6455 5.3).
+pub(crate) fn close_to_backend(code: u16) -> [u8; 8] {
+    let [high, low] = code.to_be_bytes();
+    let key: [u8; 4] = fastrand::u32(..).to_ne_bytes();
+    [
+        CLOSE,
+        0x80 | 2,
+        key[0],
+        key[1],
+        key[2],
+        key[3],
+        high ^ key[0],
+        low ^ key[1],
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(opcode: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
+        let mut bytes = vec![0x80 | opcode];
+        let masked = if key.is_some() { 0x80 } else { 0 };
+        match payload.len() {
+            short @ 0..126 => bytes.push(masked | u8::try_from(short).unwrap()),
+            long @ 126..65536 => {
+                bytes.push(masked | 126);
+                bytes.extend_from_slice(&u16::try_from(long).unwrap().to_be_bytes());
+            }
+            huge => {
+                bytes.push(masked | 127);
+                bytes.extend_from_slice(&(huge as u64).to_be_bytes());
+            }
+        }
+        bytes.extend_from_slice(key.as_ref().map_or(&[], |key| key.as_slice()));
+        bytes.extend(
+            payload
+                .iter()
+                .enumerate()
+                .map(|(at, byte)| byte ^ key.map_or(0, |key| key[at % 4])),
+        );
+        bytes
+    }
+
+    #[test]
+    fn a_boundary_is_seen_after_each_frame_and_nowhere_else() {
+        for (length, key) in [
+            (0, None),
+            (1, Some([1, 2, 3, 4])),
+            (125, None),
+            (126, Some([9; 4])),
+            (65535, None),
+            (65536, Some([7; 4])),
+        ] {
+            let bytes = frame(2, &vec![0x81; length], key);
+            let mut frames = Frames::default();
+            for (at, byte) in bytes.iter().enumerate() {
+                assert_eq!(frames.at_boundary(), at == 0, "length {length}, byte {at}");
+                frames.pass(&[*byte]);
+            }
+            assert!(frames.at_boundary());
+            assert!(!frames.close_seen());
+        }
+    }
+
+    #[test]
+    fn passing_to_a_boundary_stops_at_the_end_of_the_frame_under_way() {
+        let (first, second) = (frame(1, b"hello", None), frame(1, b"world", None));
+        let both = [first.clone(), second].concat();
+        let mut frames = Frames::default();
+        frames.pass(&both[..3]);
+        assert_eq!(frames.pass_to_boundary(&both[3..]), first.len() - 3);
+        assert!(frames.at_boundary());
+    }
+
+    #[test]
+    fn the_close_code_is_read_masked_or_not_in_one_piece_or_byte_by_byte() {
+        for (bytes, code) in [
+            (close_to_client(1012).to_vec(), 1012),
+            (close_to_backend(1001).to_vec(), 1001),
+            (frame(8, b"", None), 1005),
+            (frame(8, b"\x0f\xa0bye", Some([1, 2, 3, 4])), 4000),
+        ] {
+            let (mut whole, mut bytewise) = (Frames::default(), Frames::default());
+            whole.pass(&bytes);
+            bytes.chunks(1).for_each(|byte| bytewise.pass(byte));
+            assert_eq!(whole.close_code(), Some(code));
+            assert_eq!(bytewise.close_code(), Some(code));
+            assert!(whole.at_boundary() && bytewise.at_boundary());
+        }
+    }
+
+    #[test]
+    fn a_length_past_what_memory_can_hold_is_followed_without_overflow() {
+        let mut frames = Frames::default();
+        frames.pass(&[
+            0x82, 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3,
+        ]);
+        assert!(!frames.at_boundary());
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_any_bytes_gives_the_same_state(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize) {
+            let (mut whole, mut split) = (Frames::default(), Frames::default());
+            whole.pass(&bytes);
+            let cut = cut.min(bytes.len());
+            split.pass(&bytes[..cut]);
+            split.pass(&bytes[cut..]);
+            prop_assert_eq!(whole.at_boundary(), split.at_boundary());
+            prop_assert_eq!(whole.close_code(), split.close_code());
+            prop_assert_eq!(whole.left, split.left);
+        }
+    }
+}

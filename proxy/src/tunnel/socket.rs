@@ -1,0 +1,150 @@
+//! A connected socket of either end, as bare as can be had.
+//!
+//! Pingora's stream is kept only where it cannot be taken apart: a bare socket saves a tunnel about a kilobyte.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use pingora::protocols::{Stream, l4};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// TCP, without anything around it.
+    Tcp(TcpStream),
+    /// A unix socket, without anything around it.
+    Unix(UnixStream),
+    /// Whatever else Pingora made of a connection.
+    Wrapped(Stream),
+}
+
+impl Socket {
+    /// Takes the socket out of Pingora's stream where that is possible.
+    ///
+    /// Nothing may be buffered in `stream`: what it holds in memory is lost.
+    pub(crate) fn from_pingora(stream: Stream) -> Self {
+        let Some(plain) = (*stream).as_any().downcast_ref::<l4::stream::Stream>() else {
+            return Self::Wrapped(stream);
+        };
+        match duplicate(plain.as_raw_fd()) {
+            Ok(socket) => Self::Tcp(socket),
+            Err(error) => {
+                tracing::debug!(%error, "keeps the listener's stream");
+                Self::Wrapped(stream)
+            }
+        }
+    }
+}
+
+/// A second descriptor of the same TCP connection, registered with the runtime anew.
+#[expect(unsafe_code, reason = "Pingora shows its socket only as a number")]
+fn duplicate(descriptor: std::os::fd::RawFd) -> io::Result<TcpStream> {
+    if descriptor < 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: the caller holds the stream that owns `descriptor` across this call, and the borrow ends with it.
+    let owned = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned()?;
+    TcpStream::from_std(std::net::TcpStream::from(owned))
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Wrapped(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, data),
+            Self::Unix(socket) => Pin::new(socket).poll_write(cx, data),
+            Self::Wrapped(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Wrapped(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Wrapped(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What Pingora asks of a stream; a backend's socket is one while the handshake lasts.
+mod as_pingora_stream {
+    use std::os::fd::AsRawFd;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use pingora::protocols::raw_connect::ProxyDigest;
+    use pingora::protocols::{
+        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+        TimingDigest, UniqueID, UniqueIDType,
+    };
+    use tokio::io::AsyncWriteExt;
+
+    use super::Socket;
+
+    #[async_trait]
+    impl Shutdown for Socket {
+        async fn shutdown(&mut self) {
+            let _ = AsyncWriteExt::shutdown(self).await;
+        }
+    }
+
+    impl UniqueID for Socket {
+        fn id(&self) -> UniqueIDType {
+            match self {
+                Self::Tcp(socket) => socket.as_raw_fd(),
+                Self::Unix(socket) => socket.as_raw_fd(),
+                Self::Wrapped(stream) => stream.id(),
+            }
+        }
+    }
+
+    impl GetTimingDigest for Socket {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Socket {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Socket {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    impl Ssl for Socket {}
+    impl Peek for Socket {}
+}

@@ -1,0 +1,274 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// A text frame of a server, and one of a client whose mask is zero.
+const FROM_BACKEND: &[u8] = b"\x81\x05hello";
+const FROM_CLIENT: &[u8] = b"\x81\x85\0\0\0\0hello";
+
+struct Scene {
+    client: DuplexStream,
+    backend: DuplexStream,
+    tunnels: Arc<Tunnels>,
+    task: JoinHandle<TunnelEnd>,
+}
+
+impl Scene {
+    fn open() -> Self {
+        Self::with(Tunnels::new(IDLE), Protocol::WebSocket, &[], &[])
+    }
+
+    fn with(
+        tunnels: Arc<Tunnels>,
+        protocol: Protocol,
+        client_early: &[u8],
+        backend_early: &[u8],
+    ) -> Self {
+        let (client, client_inner) = duplex(1024);
+        let (backend, backend_inner) = duplex(1024);
+        let tunnel = Tunnel::new(TunnelParts {
+            client: client_inner,
+            backend: backend_inner,
+            client_early: client_early.to_vec(),
+            backend_early: backend_early.to_vec(),
+            protocol,
+            entry: tunnels.register(),
+        });
+        let task = tunnels.tasks().spawn(tunnel);
+        Self {
+            client,
+            backend,
+            tunnels,
+            task,
+        }
+    }
+
+    async fn end(self) -> TunnelEnd {
+        self.task.await.unwrap()
+    }
+}
+
+async fn read(stream: &mut DuplexStream, length: usize) -> Vec<u8> {
+    let mut data = vec![0; length];
+    stream.read_exact(&mut data).await.unwrap();
+    data
+}
+
+async fn read_all(stream: &mut DuplexStream) -> Vec<u8> {
+    let mut data = Vec::new();
+    stream.read_to_end(&mut data).await.unwrap();
+    data
+}
+
+#[tokio::test]
+async fn early_bytes_of_both_ends_come_first() {
+    let mut scene = Scene::with(
+        Tunnels::new(IDLE),
+        Protocol::WebSocket,
+        FROM_CLIENT,
+        FROM_BACKEND,
+    );
+    scene.client.write_all(FROM_CLIENT).await.unwrap();
+    assert_eq!(
+        read(&mut scene.backend, 22).await,
+        [FROM_CLIENT, FROM_CLIENT].concat()
+    );
+    assert_eq!(read(&mut scene.client, 7).await, FROM_BACKEND);
+}
+
+#[tokio::test]
+async fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
+    let mut scene = Scene::open();
+    scene.client.write_all(b"last").await.unwrap();
+    scene.client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut scene.backend).await, b"last");
+    scene.backend.write_all(FROM_BACKEND).await.unwrap();
+    assert_eq!(read(&mut scene.client, 7).await, FROM_BACKEND);
+    scene.backend.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut scene.client).await, b"");
+    let end = scene.end().await;
+    assert_eq!(
+        (end.reason, end.bytes_from_client, end.bytes_from_backend),
+        (EndReason::ClientClosed, 4, 7)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_does_not_read_holds_up_the_sender_and_loses_nothing() {
+    let Scene {
+        mut client,
+        mut backend,
+        task,
+        ..
+    } = Scene::open();
+    let data: Vec<u8> = (0..1_000_000_u32)
+        .map(|index| index.to_le_bytes()[0])
+        .collect();
+    let expected = data.clone();
+    let mut sent = 0;
+    // As long as nobody reads, only what fits in the two pipes and one scratch buffer is taken.
+    while let Ok(Ok(count)) =
+        tokio::time::timeout(Duration::from_secs(1), backend.write(&data[sent..])).await
+    {
+        sent += count;
+    }
+    assert!(sent <= 64 * 1024 + 2 * 1024, "{sent} bytes were taken");
+    let writer = async move {
+        backend.write_all(&data[sent..]).await.unwrap();
+        drop(backend);
+    };
+    let reader = async {
+        let received = read_all(&mut client).await;
+        assert!(received == expected);
+        drop(client);
+    };
+    tokio::join!(writer, reader);
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_puts_the_close_frame_where_the_frame_under_way_ends() {
+    let mut scene = Scene::open();
+    scene.backend.write_all(&FROM_BACKEND[..4]).await.unwrap();
+    assert_eq!(read(&mut scene.client, 4).await, &FROM_BACKEND[..4]);
+    scene.tunnels.drain();
+    scene
+        .backend
+        .write_all(&[&FROM_BACKEND[4..], FROM_BACKEND].concat())
+        .await
+        .unwrap();
+    assert_eq!(
+        read(&mut scene.client, 3 + 4).await,
+        [&FROM_BACKEND[4..], &[0x88, 2, 0x03, 0xf4]].concat()
+    );
+    // The client's answer reaches the backend, which ends the connection.
+    scene
+        .client
+        .write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4])
+        .await
+        .unwrap();
+    assert_eq!(
+        read(&mut scene.backend, 8).await,
+        [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]
+    );
+    drop(scene.backend);
+    assert_eq!(read_all(&mut scene.client).await, b"");
+    drop(scene.client);
+    let end = scene.task.await.unwrap();
+    assert_eq!(
+        (end.reason, end.close_code),
+        (EndReason::Drained, Some(1012))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_answer_a_drain_is_left_and_its_backend_told_why() {
+    let mut scene = Scene::open();
+    scene.tunnels.drain();
+    assert_eq!(read(&mut scene.client, 4).await, [0x88, 2, 0x03, 0xf4]);
+    let told = read_all(&mut scene.backend).await;
+    assert_eq!(told.len(), 8);
+    assert_eq!(
+        [told[6] ^ told[2], told[7] ^ told[3]],
+        1012_u16.to_be_bytes()
+    );
+    assert_eq!(scene.end().await.reason, EndReason::Drained);
+}
+
+#[tokio::test]
+async fn a_drain_adds_nothing_behind_a_close_frame_of_the_backend() {
+    let mut scene = Scene::open();
+    scene
+        .backend
+        .write_all(&[0x88, 2, 0x03, 0xe8])
+        .await
+        .unwrap();
+    assert_eq!(read(&mut scene.client, 4).await, [0x88, 2, 0x03, 0xe8]);
+    scene.tunnels.drain();
+    drop(scene.backend);
+    assert_eq!(read_all(&mut scene.client).await, b"");
+    drop(scene.client);
+    let end = scene.task.await.unwrap();
+    assert_eq!(
+        (end.reason, end.close_code),
+        (EndReason::BackendClosed, Some(1000))
+    );
+}
+
+#[tokio::test]
+async fn a_drain_ends_a_tunnel_of_an_unknown_protocol_without_a_frame() {
+    let mut scene = Scene::with(Tunnels::new(IDLE), Protocol::Opaque, &[], &[]);
+    scene.tunnels.drain();
+    assert_eq!(read_all(&mut scene.client).await, b"");
+    assert_eq!(scene.end().await.reason, EndReason::Drained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_tunnel_ends_after_the_idle_timeout_and_a_busy_one_does_not() {
+    let tunnels = Tunnels::new(Duration::from_secs(20));
+    let stop = CancellationToken::new();
+    let sweeper = tunnels
+        .tasks()
+        .spawn(Arc::clone(&tunnels).sweep(stop.clone()));
+    let mut silent = Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]);
+    let mut busy = Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]);
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        busy.client.write_all(FROM_CLIENT).await.unwrap();
+        read(&mut busy.backend, FROM_CLIENT.len()).await;
+    }
+    assert_eq!(read(&mut silent.client, 4).await, [0x88, 2, 0x03, 0xe9]);
+    drop(silent.client);
+    drop(silent.backend);
+    assert_eq!(silent.task.await.unwrap().reason, EndReason::Idle);
+    assert!(!busy.task.is_finished());
+    stop.cancel();
+    sweeper.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_tunnel_is_not_kept_for_the_whole_idle_timeout() {
+    let tunnels = Tunnels::new(IDLE);
+    let stop = CancellationToken::new();
+    let sweeper = tunnels
+        .tasks()
+        .spawn(Arc::clone(&tunnels).sweep(stop.clone()));
+    let mut scene = Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]);
+    scene.client.shutdown().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(100), scene.task)
+        .await
+        .unwrap()
+        .unwrap();
+    stop.cancel();
+    sweeper.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tunnel_leaves_the_registry_when_it_ends() {
+    let tunnels = Tunnels::new(IDLE);
+    let scenes: Vec<Scene> = (0..40)
+        .map(|_| Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]))
+        .collect();
+    assert_eq!(tunnels.open(), 40);
+    for scene in scenes {
+        drop((scene.client, scene.backend));
+        scene.task.await.unwrap();
+    }
+    assert_eq!(tunnels.open(), 0);
+}
+
+#[test]
+fn an_idle_tunnel_of_two_sockets_is_small() {
+    assert!(
+        size_of::<Tunnel<Socket, Socket>>() <= 400,
+        "{}",
+        size_of::<Tunnel<Socket, Socket>>()
+    );
+}

@@ -1,0 +1,241 @@
+//! Reaching a backend: a bare socket for an upgrade, a Pingora peer for plain HTTP.
+//!
+//! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be. Names are looked up here, since Pingora would do it blocking
+//! and would panic on failure.
+
+mod handshake;
+mod hop;
+mod names;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::protocols::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout_at};
+
+use crate::backend::Address;
+use crate::config::Timeouts;
+use crate::tunnel::Socket;
+pub(crate) use crate::upstream::handshake::AskLimits;
+pub(crate) use crate::upstream::handshake::Asked;
+pub(crate) use crate::upstream::handshake::HandshakeError;
+pub(crate) use crate::upstream::handshake::RefusedUpgrade;
+pub(crate) use crate::upstream::handshake::ask;
+pub(crate) use crate::upstream::hop::HopByHop;
+pub(crate) use crate::upstream::names::ADDRESSES_MAX;
+use crate::upstream::names::Names;
+
+/// Unanswered keep-alive probes before the kernel gives a connection up.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Why a backend could not be reached. Nothing has been sent to it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Nobody listens there, as during a restart in place.
+    #[error("the connection was refused")]
+    Refused(#[source] io::Error),
+    /// Nobody answered.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// The name has no address, or cannot be looked up now.
+    #[error("the name of the backend cannot be resolved")]
+    Name(#[source] io::Error),
+    /// This process, or its machine, has no descriptor left: not the backend's fault.
+    #[error("no descriptor is left to dial with")]
+    Exhausted(#[source] io::Error),
+    /// Anything else between here and there.
+    #[error("the backend cannot be reached")]
+    Unreachable(#[source] io::Error),
+}
+
+impl DialError {
+    pub(crate) fn from_io(error: io::Error) -> Self {
+        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+            return Self::Exhausted(error);
+        }
+        match error.kind() {
+            // A unix socket that is not there is a backend that does not listen.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::Refused(error),
+            _ => Self::Unreachable(error),
+        }
+    }
+}
+
+/// Whether a request may be sent a second time when its connection breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeatable {
+    Yes,
+    No,
+}
+
+/// How old a kept connection may be for a request that cannot be repeated.
+///
+/// A backend that closes an idle connection at the moment a POST goes out on it costs that request a 502. Backends keep idle
+/// connections for seconds (Node.js for five), so one that was in use a second ago is safe.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Makes connections to backends.
+pub(crate) struct Dialer {
+    timeouts: Timeouts,
+    names: Names,
+}
+
+impl Dialer {
+    pub(crate) fn new(timeouts: Timeouts) -> Self {
+        Self {
+            timeouts,
+            names: Names::new(),
+        }
+    }
+
+    /// Connects to `address`, the lookup of its name included, within `timeouts.connect`.
+    pub(crate) async fn dial(&self, address: &Address) -> Result<Socket, DialError> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        match address {
+            Address::Unix(path) => {
+                let connected = self.by(deadline, UnixStream::connect(path)).await?;
+                connected.map(Socket::Unix).map_err(DialError::from_io)
+            }
+            Address::Ip(address) => {
+                let connected = self.by(deadline, self.connect_tcp(*address)).await?;
+                connected.map_err(DialError::from_io)
+            }
+            Address::Name { host, port } => {
+                let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
+                let mut last = io::Error::from(io::ErrorKind::NotFound);
+                for address in &*looked_up.map_err(DialError::Name)? {
+                    let connected = self.by(deadline, self.connect_tcp(*address)).await;
+                    if !matches!(connected, Ok(Ok(_))) {
+                        self.names.failed(host, *port, *address);
+                    }
+                    match connected? {
+                        Ok(socket) => return Ok(socket),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(DialError::from_io(last))
+            }
+        }
+    }
+
+    /// The output of `step`, which is part of a dial, if it comes before `deadline`.
+    async fn by<T>(
+        &self,
+        deadline: Instant,
+        step: impl Future<Output = T>,
+    ) -> Result<T, DialError> {
+        let done = timeout_at(deadline, step).await;
+        done.map_err(|_| DialError::Timeout(self.timeouts.connect))
+    }
+
+    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<Socket> {
+        let socket = TcpStream::connect(address).await?;
+        socket.set_nodelay(true)?;
+        watch_over(socket2::SockRef::from(&socket), &self.timeouts)?;
+        Ok(Socket::Tcp(socket))
+    }
+
+    /// How Pingora reaches `address`: `way` says how far this attempt has come, and begins as its default.
+    pub(crate) async fn peer(
+        &self,
+        address: &Address,
+        way: &mut Way,
+        repeatable: Repeatable,
+    ) -> Result<HttpPeer, DialError> {
+        let mut peer = match address {
+            Address::Ip(address) => HttpPeer::new(address, false, String::new()),
+            Address::Name { host, port } => {
+                if way.current().is_none() {
+                    let deadline = Instant::now() + self.timeouts.connect;
+                    let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
+                    way.addresses = looked_up.map_err(DialError::Name)?;
+                    way.at = 0;
+                }
+                let current = way
+                    .current()
+                    .ok_or_else(|| DialError::Name(io::ErrorKind::NotFound.into()))?;
+                HttpPeer::new(current, false, String::new())
+            }
+            Address::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())
+                .map_err(|error| DialError::Unreachable(io::Error::other(error.to_string())))?,
+        };
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.timeouts.connect);
+        options.total_connection_timeout = Some(self.timeouts.connect);
+        options.read_timeout = Some(self.timeouts.upstream_read);
+        options.write_timeout = Some(self.timeouts.upstream_write);
+        options.idle_timeout = Some(match repeatable {
+            Repeatable::Yes => self.timeouts.upstream_keepalive,
+            Repeatable::No => self.timeouts.upstream_keepalive.min(FRESH),
+        });
+        if !matches!(address, Address::Unix(_)) {
+            options.tcp_keepalive = Some(keepalive(&self.timeouts));
+        }
+        // Two kinds of kept connections, told apart by this.
+        peer.group_key = u64::from(repeatable == Repeatable::No);
+        Ok(peer)
+    }
+
+    /// Takes note that Pingora could not connect to where `way` is, and moves on to the next address of the same name.
+    ///
+    /// `false` if there is none, or no time for it: the attempt has failed.
+    pub(crate) fn move_on(&self, address: &Address, way: &mut Way, error: &DialError) -> bool {
+        let (Address::Name { host, port }, Some(current)) = (address, way.current()) else {
+            return false;
+        };
+        if matches!(error, DialError::Exhausted(_)) {
+            return false;
+        }
+        self.names.failed(host, *port, current);
+        way.at += 1;
+        way.current().is_some() && !matches!(error, DialError::Timeout(_))
+    }
+
+    /// Has `host` resolve to `addresses` without a lookup.
+    #[cfg(test)]
+    pub(crate) fn pin(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
+        self.names.pin(host, port, addresses);
+    }
+}
+
+/// How far one attempt has come with the addresses of a host name.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    addresses: Arc<[SocketAddr]>,
+    at: usize,
+}
+
+impl Way {
+    fn current(&self) -> Option<SocketAddr> {
+        self.addresses.get(self.at).copied()
+    }
+}
+
+/// Has the kernel find out when the peer of a socket is gone; a listening one hands it down to what it accepts.
+pub(crate) fn watch_over(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
+    let keepalive = keepalive(timeouts);
+    socket.set_tcp_keepalive(
+        &socket2::TcpKeepalive::new()
+            .with_time(keepalive.idle)
+            .with_interval(keepalive.interval)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(keepalive.user_timeout))
+}
+
+/// What `timeouts` say about connections that say nothing.
+fn keepalive(timeouts: &Timeouts) -> TcpKeepalive {
+    TcpKeepalive {
+        idle: timeouts.tcp_keepalive,
+        interval: (timeouts.tcp_keepalive / KEEPALIVE_PROBES).max(Duration::from_secs(1)),
+        count: KEEPALIVE_PROBES as usize,
+        user_timeout: timeouts.tcp_user_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! Our two programs.
+
+use anyhow::Result;
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::bench::contender::{Place, Running, version_line};
+use crate::harness::process::Process;
+use crate::harness::settings::Settings;
+use crate::harness::{edge, node, programs};
+
+pub(super) const EDGE_SETTINGS: &str =
+    "threads as given, affinity cookie, health check, X-Forwarded-*, no access log";
+pub(super) const NODE_SETTINGS: &str =
+    "memory broker, default limits but the publish rate, endpoints for WebSocket and SockJS";
+
+pub(super) fn version(program: &str) -> Result<String> {
+    version_line(&programs::ours(program)?, "--version")
+}
+
+pub(super) async fn start_edge(place: &Place<'_>) -> Result<Running> {
+    let settings = edge::settings(&[("n1", place.backend()?)])
+        .with("threads", json!(place.threads))
+        .with("log.access", json!("off"));
+    let mut process = spawn("causeway-proxy", &settings, place)?;
+    let address = process.listening("edge").await?;
+    Ok(Running::new(process, address))
+}
+
+pub(super) async fn start_node(place: &Place<'_>) -> Result<Running> {
+    let rate = json!({ "per_second": 1_000_000, "burst": 1_000_000 });
+    let relay = json!({
+        "path": "/ws", "protocol": "websocket", "mode": "relay", "channel": "global", "publish_rate": rate,
+    });
+    let echo =
+        json!({ "path": "/echo", "protocol": "websocket", "mode": "echo", "publish_rate": rate });
+    let sockjs =
+        json!({ "path": "/sockjs", "protocol": "sockjs", "mode": "echo", "publish_rate": rate });
+    let settings = node::settings()
+        .with("node.id", json!("bench"))
+        .with("threads", json!(place.threads))
+        .with("page", json!(false))
+        .with("endpoints", json!([relay, echo, sockjs]));
+    let mut process = spawn("causeway-node", &settings, place)?;
+    let address = process.listening("node").await?;
+    Ok(Running::new(process, address))
+}
+
+fn spawn(program: &str, settings: &Settings, place: &Place<'_>) -> Result<Process> {
+    let file = place.directory.join(format!("{program}.yaml"));
+    std::fs::write(&file, settings.text())?;
+    let mut command = Command::new(programs::ours(program)?);
+    command.arg("--config").arg(&file);
+    Process::spawn(program, command, place.directory)
+}

@@ -1,0 +1,52 @@
+//! HAProxy as an edge with cookie affinity.
+
+use std::fs;
+
+use anyhow::Result;
+use tokio::process::Command;
+
+use crate::bench::contender::{Place, Running, accepting, free_address, version_line};
+use crate::harness::process::Process;
+use crate::harness::programs;
+
+pub(super) const SETTINGS: &str = "one process, nbthread as given, inserted affinity cookie, health check, \
+     X-Forwarded-For, no log";
+
+pub(super) fn version() -> Result<String> {
+    version_line(&programs::installed(&["haproxy"])?, "-v")
+}
+
+pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
+    let address = free_address()?;
+    let config = format!(
+        "global
+  nbthread {threads}
+  maxconn 9500
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  timeout tunnel 1h
+  option http-keep-alive
+  http-reuse safe
+frontend edge
+  bind {address} backlog 4096
+  default_backend nodes
+backend nodes
+  option forwardfor
+  cookie causeway insert indirect nocache
+  option httpchk GET /ready
+  server n1 {backend} cookie n1 check inter 2s
+",
+        threads = place.threads,
+        backend = place.backend()?,
+    );
+    let file = place.directory.join("haproxy.cfg");
+    fs::write(&file, config)?;
+    let mut command = Command::new(programs::installed(&["haproxy"])?);
+    command.arg("-db").arg("-f").arg(&file);
+    let mut process = Process::spawn("haproxy", command, place.directory)?;
+    accepting(&mut process, address).await?;
+    Ok(Running::new(process, address))
+}

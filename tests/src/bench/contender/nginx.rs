@@ -1,0 +1,69 @@
+//! nginx as a WebSocket and HTTP proxy.
+
+use std::fs;
+
+use anyhow::Result;
+use tokio::process::Command;
+
+use crate::bench::contender::{Place, Running, accepting, free_address, version_line};
+use crate::harness::process::Process;
+use crate::harness::programs;
+
+pub(super) const SETTINGS: &str = "one worker for each thread, 4 KiB proxy buffers, upstream keep-alive, \
+     X-Forwarded-For, no access log, no cookie affinity (paid-only)";
+
+pub(super) fn version() -> Result<String> {
+    version_line(&programs::installed(&["nginx"])?, "-v")
+}
+
+pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
+    let address = free_address()?;
+    let directory = place.directory.display();
+    let config = format!(
+        "daemon off;
+worker_processes {threads};
+worker_rlimit_nofile 20000;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx-error.log;
+events {{ worker_connections 19000; multi_accept on; }}
+http {{
+  access_log off;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  keepalive_requests 100000000;
+  keepalive_timeout 1h;
+  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
+  upstream nodes {{ server {backend}; keepalive 128; keepalive_requests 100000000; }}
+  server {{
+    listen {address} backlog=4096;
+    location / {{
+      proxy_pass http://nodes;
+      proxy_http_version 1.1;
+      proxy_set_header Host $host;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $connection_upgrade;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_buffer_size 4k;
+      proxy_buffers 2 4k;
+      proxy_busy_buffers_size 4k;
+      proxy_read_timeout 1h;
+      proxy_send_timeout 1h;
+    }}
+  }}
+}}
+",
+        threads = place.threads,
+        backend = place.backend()?,
+    );
+    let file = place.directory.join("nginx.conf");
+    fs::write(&file, config)?;
+    let mut command = Command::new(programs::installed(&["nginx"])?);
+    command.arg("-c").arg(&file).arg("-p").arg(place.directory);
+    let mut process = Process::spawn("nginx", command, place.directory)?;
+    accepting(&mut process, address).await?;
+    Ok(Running::with_workers(process, address))
+}

@@ -1,0 +1,22 @@
+//! The limit of open files, which every server that the bench starts inherits.
+
+use std::io;
+
+use anyhow::{Context as _, Result};
+
+/// Raises the limit of open files to what the system allows this process.
+#[expect(unsafe_code, reason = "the standard library knows no resource limits")]
+pub(crate) fn raise_limit() -> Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the answer, and the call writes nothing else.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the call reads `limit`, which lives until it returns.
+    if got != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error()).context("cannot raise the limit of open files");
+    }
+    Ok(())
+}

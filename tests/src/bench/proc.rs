@@ -1,0 +1,113 @@
+//! What the kernel says about the processes of a server: memory and CPU time.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// A clock tick of `/proc`: Linux shows 100 of them a second on every architecture, whatever it counts in.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A process and all that descend from it.
+pub(crate) struct Family {
+    pids: Vec<i32>,
+}
+
+impl Family {
+    /// Finds the family of `pid` as it is now.
+    pub(crate) fn of(pid: i32) -> Result<Self> {
+        let mut parents = Vec::new();
+        for entry in fs::read_dir("/proc").context("cannot read /proc")? {
+            let pid = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok());
+            // A process may end while we look.
+            if let Some(pid) = pid
+                && let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat"))
+                && let Some(parent) = stat_field(&stat, 4)
+            {
+                parents.push((pid, parent));
+            }
+        }
+        let mut pids = vec![pid];
+        let mut next = 0;
+        while let Some(&parent) = pids.get(next) {
+            let parent = i64::from(parent);
+            pids.extend(
+                parents
+                    .iter()
+                    .filter(|(_, of)| *of == parent)
+                    .map(|(pid, _)| *pid),
+            );
+            next += 1;
+        }
+        Ok(Self { pids })
+    }
+
+    /// The memory of all of them, in bytes: what is shared with other processes counts in proportion.
+    pub(crate) fn pss(&self) -> Result<u64> {
+        self.pids.iter().map(|pid| pss(*pid)).sum()
+    }
+
+    /// The CPU time of all of them so far, user and system, with that of threads that have ended.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        self.pids.iter().map(|pid| cpu(*pid)).sum()
+    }
+}
+
+fn pss(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    parse_pss(&text).with_context(|| format!("{path} has no Pss"))
+}
+
+fn parse_pss(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1_024)
+}
+
+fn cpu(pid: i32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let user_and_system = stat_field(&text, 14).zip(stat_field(&text, 15));
+    let (user, system) = user_and_system.with_context(|| format!("cannot make sense of {path}"))?;
+    Ok(TICK * u32::try_from(user + system)?)
+}
+
+/// A field of `/proc/PID/stat` by its number in proc(5). The second, the name, may hold anything.
+fn stat_field(stat: &str, number: usize) -> Option<i64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name
+        .split_ascii_whitespace()
+        .nth(number - 3)?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_spaces_and_parentheses_shifts_no_field() {
+        let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 1 1 1";
+        assert_eq!(stat_field(stat, 4), Some(3));
+        assert_eq!(stat_field(stat, 14), Some(250));
+        assert_eq!(stat_field(stat, 15), Some(50));
+    }
+
+    #[test]
+    fn pss_is_read_in_kilobytes() {
+        let text = "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:  900 kB\nPss:  345 kB\nPss_Anon: 1 kB\n";
+        assert_eq!(parse_pss(text), Some(345 * 1_024));
+    }
+
+    #[test]
+    fn this_process_has_memory_and_is_its_own_family() {
+        let family = Family::of(std::process::id() as i32).unwrap();
+        assert!(0 < family.pss().unwrap());
+        family.cpu().unwrap();
+    }
+}

@@ -1,0 +1,20 @@
+//! Real processes for tests, the runner and the bench: Redis, nodes, the edge, and clients to talk to them.
+//!
+//! Everything listens on a port that the kernel chose and that the program's own `listening` line tells. Every wait is on
+//! a condition and has a deadline. Dropping a [`Process`](process::Process) ends it, so no test leaves one behind, and a
+//! test that fails prints the end of the log of each.
+
+pub mod backend;
+pub mod clients;
+pub mod cluster;
+pub mod edge;
+pub mod herd;
+pub mod http;
+pub mod node;
+pub mod process;
+pub mod programs;
+pub mod redis;
+pub mod scratch;
+pub mod settings;
+pub mod wait;
+pub mod websocket;

@@ -1,0 +1,94 @@
+//! A `causeway-node` process.
+
+use std::{net::SocketAddr, path::Path};
+
+use anyhow::Result;
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::harness::{
+    http,
+    process::{Process, Signal},
+    programs,
+    settings::Settings,
+    wait,
+};
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its `node.id`.
+    pub id: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The process behind it.
+    pub process: Process,
+}
+
+/// Settings of a node on a port that the kernel chooses, without Redis.
+#[must_use]
+pub fn settings() -> Settings {
+    Settings::new(json!({ "listen": "127.0.0.1:0" }))
+}
+
+/// Settings of a node that shares its messages over the Redis at `url`.
+#[must_use]
+pub fn settings_with_redis(url: &str) -> Settings {
+    settings().with("broker", json!({ "kind": "redis", "url": url }))
+}
+
+impl Node {
+    /// Starts a node and waits until it listens (it may not be ready yet).
+    ///
+    /// # Errors
+    ///
+    /// The program is not built, refuses the settings or does not listen soon.
+    pub async fn start(id: &str, settings: Settings, directory: &Path) -> Result<Self> {
+        let file = directory.join(format!("{id}.yaml"));
+        std::fs::write(&file, settings.with("node.id", json!(id)).text())?;
+        let mut command = Command::new(programs::ours("causeway-node")?);
+        command.arg("--config").arg(&file);
+        let mut process = Process::spawn(id, command, directory)?;
+        let address = process.listening("node").await?;
+        Ok(Self {
+            id: id.to_owned(),
+            address,
+            process,
+        })
+    }
+
+    /// Waits until `/ready` says 200.
+    ///
+    /// # Errors
+    ///
+    /// It did not soon.
+    pub async fn ready(&self) -> Result<()> {
+        let what = format!("{} to be ready", self.id);
+        wait::until(&what, wait::SOON, async || {
+            (self.readiness().await? == 200).then_some(())
+        })
+        .await
+    }
+
+    /// The status of `/ready`, or nothing if there was no answer.
+    pub async fn readiness(&self) -> Option<u16> {
+        http::get(self.address, "/ready")
+            .await
+            .ok()
+            .map(|answer| answer.status)
+    }
+
+    /// Ends the process at once, as a crash would.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot tell whether it ended.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    /// Asks it to drain and end.
+    pub fn drain(&mut self) {
+        self.process.signal(Signal::Terminate);
+    }
+}

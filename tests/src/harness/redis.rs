@@ -1,0 +1,164 @@
+//! A private `redis-server` that keeps nothing on disk.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+};
+
+use crate::harness::{
+    process::{Process, Signal},
+    programs, wait,
+};
+
+/// How often another port is tried when somebody took the first between our look and Redis's bind.
+const PORTS_TRIED: u32 = 5;
+
+/// A running Redis, which may be killed and started again on its port.
+#[derive(Debug)]
+pub struct Redis {
+    process: Process,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Redis {
+    /// Starts one on a free port, with its log in `directory`, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not start.
+    pub async fn start(directory: &Path) -> Result<Self> {
+        let mut last = None;
+        for _ in 0..PORTS_TRIED {
+            let port = free_port()?;
+            match launch(directory, port).await {
+                Ok(process) => {
+                    return Ok(Self {
+                        process,
+                        directory: directory.to_owned(),
+                        port,
+                    });
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no port was tried")?)
+    }
+
+    /// Starts it again on the port it had, after [`Redis::kill`].
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = launch(&self.directory, self.port).await?;
+        Ok(())
+    }
+
+    /// Ends it at once; its connections are reset.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot tell whether it ended.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    /// Makes it silent: it keeps its connections and answers nothing.
+    pub fn freeze(&mut self) {
+        self.process.signal(Signal::Stop);
+    }
+
+    /// Lets it go on after [`Redis::freeze`].
+    pub fn thaw(&mut self) {
+        self.process.signal(Signal::Continue);
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL that a node takes.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Runs `redis-cli` with these arguments and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or fails.
+    pub async fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(programs::installed(&["redis-cli"])?);
+        command
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(arguments)
+            .kill_on_drop(true);
+        let output = command.output().await.context("cannot run redis-cli")?;
+        if !output.status.success() {
+            bail!("redis-cli {arguments:?} ended with {}", output.status);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+async fn launch(directory: &Path, port: u16) -> Result<Process> {
+    let mut command = Command::new(programs::installed(&["redis-server"])?);
+    command.args([
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        &port.to_string(),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]);
+    command.arg("--dir").arg(directory);
+    let mut process = Process::spawn("redis", command, directory)?;
+    let answered = wait::until(
+        "an answer of redis-server",
+        wait::SOON,
+        async || match ping(port).await {
+            true => Some(true),
+            false => (!process.is_running()).then_some(false),
+        },
+    );
+    if !answered.await? {
+        bail!("redis-server ended at its start\n{}", process.output());
+    }
+    Ok(process)
+}
+
+async fn ping(port: u16) -> bool {
+    let exchange = async {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        stream.write_all(b"PING\r\n").await?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    exchange.await.is_ok_and(|answer| &answer == b"+PONG")
+}
+
+/// A port that was free a moment ago: Redis cannot be told to let the kernel choose.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .context("cannot find a free port")?;
+    Ok(listener.local_addr()?.port())
+}

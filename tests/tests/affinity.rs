@@ -1,0 +1,152 @@
+//! A client stays on its node, by its cookie or by the session in its path, until it asks for another.
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, Result};
+use causeway_tests::harness::{
+    cluster::{Cluster, ClusterConfig},
+    http::{self, Answer},
+    websocket::WebSocket,
+};
+use serde_json::json;
+
+const COOKIE: &str = "causeway";
+
+fn node_of(answer: &Answer) -> String {
+    answer
+        .header("causeway-node")
+        .unwrap_or_default()
+        .to_owned()
+}
+
+async fn get_as(cluster: &Cluster, path: &str, cookie: &str) -> Result<Answer> {
+    http::get_with(
+        cluster.edge.address,
+        path,
+        &[("Cookie", &format!("other=1; {COOKIE}={cookie}"))],
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_cookie_keeps_its_client_and_newcomers_are_spread() -> Result<()> {
+    let cluster = Cluster::start("affinity", ClusterConfig::three_nodes()).await?;
+    let mut nodes = HashSet::new();
+    for _ in 0..3 {
+        let first = http::get(cluster.edge.address, "/").await?;
+        let cookie = first.cookie(COOKIE).context("the first answer binds")?;
+        nodes.insert(node_of(&first));
+        for _ in 0..5 {
+            let again = get_as(&cluster, "/", &cookie).await?;
+            assert_eq!(node_of(&again), node_of(&first));
+            assert_eq!(
+                again.cookie(COOKIE),
+                None,
+                "a cookie that holds is not set again"
+            );
+        }
+        let pair = format!("{COOKIE}={cookie}");
+        let socket =
+            WebSocket::open_with(cluster.edge.address, "/ws", &[("Cookie", &pair)]).await?;
+        assert_eq!(socket.node(), node_of(&first));
+        assert_eq!(socket.handshake.cookie(COOKIE), None);
+    }
+    assert_eq!(nodes.len(), 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_101_binds_a_newcomer() -> Result<()> {
+    let cluster = Cluster::start("affinity-101", ClusterConfig::three_nodes()).await?;
+    let socket = WebSocket::open(cluster.edge.address, "/ws").await?;
+    let cookie = socket.handshake.cookie(COOKIE).context("the 101 binds")?;
+    for _ in 0..5 {
+        assert_eq!(
+            node_of(&get_as(&cluster, "/", &cookie).await?),
+            socket.node()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_visitor_who_wants_to_move_is_bound_to_another_node() -> Result<()> {
+    let cluster = Cluster::start("move", ClusterConfig::three_nodes()).await?;
+    let first = http::get(cluster.edge.address, "/").await?;
+    let mut cookie = first.cookie(COOKIE).context("the first answer binds")?;
+    let mut node = node_of(&first);
+    for _ in 0..3 {
+        let moved = get_as(&cluster, "/move", &cookie).await?;
+        assert_eq!(moved.status, 303);
+        assert_eq!(moved.header("location"), Some("/"));
+        assert_eq!(
+            moved.header("causeway-release"),
+            None,
+            "that header is for the edge alone"
+        );
+        cookie = moved.cookie(COOKIE).context("a move binds anew")?;
+        let after = node_of(&get_as(&cluster, "/", &cookie).await?);
+        assert_ne!(after, node);
+        node = after;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sockjs_session_without_cookies_stays_on_its_node() -> Result<()> {
+    let cluster = Cluster::start("affinity-path", ClusterConfig::three_nodes()).await?;
+    let edge = cluster.edge.address;
+    for session in ["abcdefgh", "ijklmnop", "qrstuvwx"] {
+        let path = |transport: &str| format!("/echo/000/{session}/{transport}");
+        let opened = http::request(edge, "POST", &path("xhr"), &[], b"").await?;
+        assert_eq!(opened.text(), "o\n");
+        for number in 0..5 {
+            let sent = http::request(
+                edge,
+                "POST",
+                &path("xhr_send"),
+                &[],
+                format!("[\"{number}\"]").as_bytes(),
+            )
+            .await?;
+            assert_eq!((sent.status, node_of(&sent)), (204, node_of(&opened)));
+            let polled = http::request(edge, "POST", &path("xhr"), &[], b"").await?;
+            assert_eq!(polled.text(), format!("a[\"{number}\"]\n"));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_signed_cookie_holds_and_a_forged_one_counts_as_none() -> Result<()> {
+    let signing = ClusterConfig {
+        edge_settings: |settings| {
+            settings.with(
+                "affinity",
+                json!({ "keys": ["0123456789abcdef0123456789abcdef"] }),
+            )
+        },
+        ..ClusterConfig::three_nodes()
+    };
+    let cluster = Cluster::start("affinity-signed", signing).await?;
+    let first = http::get(cluster.edge.address, "/").await?;
+    let cookie = first.cookie(COOKIE).context("the first answer binds")?;
+    let again = get_as(&cluster, "/", &cookie).await?;
+    assert_eq!(
+        (node_of(&again), again.cookie(COOKIE)),
+        (node_of(&first), None)
+    );
+
+    let mut forged = cookie.clone();
+    let last = forged.pop().context("a cookie is not empty")?;
+    forged.push(if last == 'A' { 'B' } else { 'A' });
+    for bad in [forged.as_str(), "", "v1", &"x".repeat(5_000)] {
+        let answer = get_as(&cluster, "/", bad).await?;
+        assert_eq!(answer.status, 200, "{bad:?}");
+        assert!(
+            answer.cookie(COOKIE).is_some(),
+            "{bad:?} is as good as none"
+        );
+    }
+    Ok(())
+}

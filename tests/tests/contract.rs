@@ -1,0 +1,189 @@
+//! What the edge and the node must agree on: headers, paths, codes. Each side is tested alone in its own crate; here both are.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use causeway_tests::harness::{
+    backend::{Backend, Request},
+    edge::{self, Edge},
+    http,
+    node::{self, Node},
+    scratch::Scratch,
+    wait,
+    websocket::WebSocket,
+};
+use serde_json::json;
+use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
+
+/// An edge before a backend that answers with the head of the request, and with headers that are not for clients.
+async fn mirror(name: &str) -> Result<(Scratch, Backend, Edge)> {
+    let scratch = Scratch::new(name)?;
+    let backend = Backend::start(async |mut request: Request| {
+        let head = request.head.clone();
+        let headers =
+            "Causeway-Drain: 1\r\nCauseway-Secret: x\r\nCauseway-Node: b1\r\nX-Own: y\r\n";
+        request
+            .answer("200 OK", headers, &head)
+            .await
+            .unwrap_or_default();
+    })
+    .await?;
+    let edge = Edge::start(&edge::settings(&[("b1", backend.address)]), scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+    Ok((scratch, backend, edge))
+}
+
+#[tokio::test]
+async fn headers_between_edge_and_node_stay_between_them() -> Result<()> {
+    let (_scratch, _backend, edge) = mirror("mirror").await?;
+    let answer = http::get(edge.address, "/").await?;
+    assert_eq!(answer.header("causeway-drain"), None);
+    assert_eq!(answer.header("causeway-secret"), None);
+    assert_eq!(answer.header("causeway-node"), Some("b1"));
+    assert_eq!(answer.header("x-own"), Some("y"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backend_sees_what_the_edge_knows_and_nothing_that_a_client_claims() -> Result<()> {
+    let (_scratch, _backend, edge) = mirror("forwarded").await?;
+    let claims = [
+        ("X-Forwarded-For", "6.6.6.6"),
+        ("X-Forwarded-Proto", "gopher"),
+        ("X-Forwarded-Host", "evil.example"),
+        ("X-Forwarded-Port", "666"),
+        ("X-Real-IP", "6.6.6.6"),
+        ("Forwarded", "for=6.6.6.6"),
+        ("X_Forwarded_For", "6.6.6.6"),
+        ("X-Request-Id", "forged"),
+        ("Cookie", "a=1; causeway=v1.b1.0; b=2"),
+    ];
+    let seen = http::get_with(edge.address, "/", &claims)
+        .await?
+        .text()
+        .to_ascii_lowercase();
+    for claim in [
+        "6.6.6.6",
+        "gopher",
+        "evil.example",
+        "666",
+        "causeway=",
+        "forged",
+    ] {
+        assert!(!seen.contains(claim), "{claim} in\n{seen}");
+    }
+    for known in [
+        "x-forwarded-for: 127.0.0.1\r\n",
+        "x-forwarded-proto: http\r\n",
+        "cookie: a=1; b=2\r\n",
+        "x-request-id: ",
+    ] {
+        assert!(seen.contains(known), "no {known} in\n{seen}");
+    }
+    assert!(
+        seen.contains(&format!("host: {}\r\n", edge.address)),
+        "{seen}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn paths_for_operators_are_not_for_clients() -> Result<()> {
+    let scratch = Scratch::new("operators")?;
+    let node = Node::start("n1", node::settings(), scratch.path()).await?;
+    let edge = Edge::start(&edge::settings(&[("n1", node.address)]), scratch.path()).await?;
+    edge.backend_in_state("n1", "up").await?;
+    for path in ["/live", "/ready", "/metrics"] {
+        assert_eq!(
+            http::get(node.address, path).await?.status,
+            200,
+            "{path} of the node"
+        );
+        assert_eq!(
+            http::get(edge.admin, path)
+                .await
+                .with_context(|| path)?
+                .status,
+            200,
+            "{path} of the edge"
+        );
+        assert_eq!(
+            http::get(edge.address, path).await?.status,
+            404,
+            "{path} through the edge"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_draining_node_says_so_in_the_words_that_the_edge_reads() -> Result<()> {
+    let scratch = Scratch::new("drain-words")?;
+    let settings = node::settings().with("drain", json!({ "lead": "5s" }));
+    let mut node = Node::start("n1", settings, scratch.path()).await?;
+    let edge = Edge::start(&edge::settings(&[("n1", node.address)]), scratch.path()).await?;
+    edge.backend_in_state("n1", "up").await?;
+    node.drain();
+    let answer = wait::until("a 503 of /ready", wait::SOON, async || {
+        http::get(node.address, "/ready")
+            .await
+            .ok()
+            .filter(|answer| answer.status == 503)
+    });
+    assert_eq!(answer.await?.header("causeway-drain"), Some("1"));
+    edge.backend_in_state("n1", "draining").await
+}
+
+#[tokio::test]
+async fn a_node_believes_the_edge_about_the_scheme_and_nobody_else() -> Result<()> {
+    let scratch = Scratch::new("scheme")?;
+    let trusting = Node::start(
+        "trusting",
+        node::settings().with("trusted_proxies", json!(["127.0.0.1"])),
+        scratch.path(),
+    )
+    .await?;
+    let wary = Node::start("wary", node::settings(), scratch.path()).await?;
+    for (node, trusted) in [(&trusting, true), (&wary, false)] {
+        let origin = format!("https://{}", node.address);
+        let headers = [("Origin", origin.as_str()), ("X-Forwarded-Proto", "https")];
+        let opened = WebSocket::open_with(node.address, "/ws", &headers).await;
+        assert_eq!(opened.is_ok(), trusted, "{}: {:?}", node.id, opened.err());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_its_request_at_the_backend_at_once() -> Result<()> {
+    let scratch = Scratch::new("abort")?;
+    let (tell, mut told) = mpsc::channel(4);
+    let backend = Backend::start(move |mut request: Request| {
+        let tell = tell.clone();
+        async move {
+            tell.send("arrived").await.ok();
+            while matches!(request.stream.read_buf(&mut request.rest).await, Ok(1..)) {}
+            tell.send("gone").await.ok();
+        }
+    })
+    .await?;
+    let edge = Edge::start(&edge::settings(&[("b1", backend.address)]), scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+
+    for head in [
+        "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "GET /b HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
+        let mut parked = http::Connection::open(edge.address).await?;
+        parked.send(head).await?;
+        assert_eq!(timeout(wait::SOON, told.recv()).await?, Some("arrived"));
+        drop(parked);
+        // Much sooner than any time-out: sessions of SockJS end by it.
+        assert_eq!(
+            timeout(Duration::from_secs(2), told.recv())
+                .await
+                .context(head)?,
+            Some("gone")
+        );
+    }
+    Ok(())
+}
