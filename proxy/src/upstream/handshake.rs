@@ -67,12 +67,13 @@ pub(crate) async fn ask(
     limits: AskLimits,
 ) -> Result<Asked, HandshakeError> {
     let mut session = HttpSession::new(Box::new(socket));
-    session.read_timeout = Some(limits.read);
+    // One deadline for the head: a limit for each read beside it could end first, and look like a broken connection.
     let response = match timeout(limits.answer, exchange_heads(&mut session, request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(HandshakeError::Broken(error.to_string())),
         Err(_) => return Err(HandshakeError::Timeout(limits.answer)),
     };
+    session.read_timeout = Some(limits.read);
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Asked::Refused(RefusedUpgrade {
             response,
