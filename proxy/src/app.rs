@@ -3,10 +3,7 @@
 //! Reads each request head itself, under one deadline and one size. Plain requests go to Pingora's proxy with the same bytes;
 //! upgrades that a route allows are taken over and leave as tunnels.
 
-mod carrier;
 mod head;
-mod record;
-mod takeover;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,10 +19,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::app::carrier::Carrier;
-use crate::app::carrier::Unread;
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
+use crate::carrier::Carrier;
+use crate::carrier::Unread;
+use crate::carrier::peer_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
 use crate::error::Refusal;
@@ -33,9 +31,7 @@ use crate::exchange::Policy;
 use crate::limits::ConnectionLimit;
 use crate::service::Edge;
 use crate::service::Parsed;
-use crate::service::peer_of;
-use crate::tunnel::Tunnels;
-use crate::upstream::Dialer;
+use crate::takeover::Takeover;
 
 /// How long, and for how many bytes, a refused client may go on sending before its connection is closed.
 ///
@@ -50,12 +46,11 @@ pub(crate) const OVER_LIMIT: usize = 256;
 pub(crate) struct EdgeApp {
     pub(crate) proxy: Arc<HttpProxy<Edge>>,
     pub(crate) policy: Arc<Policy>,
-    pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) limit: ConnectionLimit,
     /// Bounds the connections over `limit` that are told so: each holds a task and a descriptor meanwhile.
     pub(crate) over_limit: Arc<Semaphore>,
-    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) upgrades: Arc<Takeover>,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
 }
@@ -189,7 +184,10 @@ impl ServerApp for EdgeApp {
             let shape = head::shape(&carrier.ahead[..head]);
             if let Some(protocol) = self.upgrade_to(shape.upgrade) {
                 // Its own future, so that the connection's is not as large as both.
-                Box::pin(self.take_over(carrier, head, shape.body, protocol, permit)).await;
+                let taking = self
+                    .upgrades
+                    .take_over(carrier, head, shape.body, protocol, permit);
+                Box::pin(taking).await;
                 drop(counted);
                 return None;
             }

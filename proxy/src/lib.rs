@@ -1,7 +1,7 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
 //! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Plain ones go through
-//! Pingora's proxy (`service`), upgrades become tunnels; both ask `exchange` what to do: which route, who the client is, where it
+//! Pingora's proxy (`service`), upgrades become tunnels (`takeover`); both ask `exchange` what to do: which route, who the client is, where it
 //! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `shutdown` ends it all.
 
 mod access;
@@ -9,6 +9,7 @@ mod admin;
 mod affinity;
 mod app;
 mod backend;
+mod carrier;
 mod config;
 mod drain;
 mod error;
@@ -24,6 +25,7 @@ mod pool;
 mod scheme;
 mod service;
 mod shutdown;
+mod takeover;
 mod tunnel;
 mod upstream;
 
@@ -63,6 +65,7 @@ use crate::service::Edge;
 use crate::shutdown::Drain;
 use crate::shutdown::Haste;
 use crate::shutdown::Signals;
+use crate::takeover::Takeover;
 use crate::tunnel::Tunnels;
 use crate::upstream::ADDRESSES_MAX;
 use crate::upstream::Dialer;
@@ -194,13 +197,21 @@ impl Parts {
         EdgeApp {
             proxy: Arc::new(http_proxy(conf, edge)),
             policy: Arc::clone(&self.policy),
-            dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             limit: self.limit.clone(),
             over_limit: Arc::clone(&self.over_limit),
-            tunnels: Arc::clone(&self.tunnels),
+            upgrades: Arc::new(self.upgrades()),
             timeouts: self.timeouts,
             head_size: self.head_size,
+        }
+    }
+
+    fn upgrades(&self) -> Takeover {
+        Takeover {
+            policy: Arc::clone(&self.policy),
+            dialer: Arc::clone(&self.dialer),
+            tunnels: Arc::clone(&self.tunnels),
+            timeouts: self.timeouts,
         }
     }
 

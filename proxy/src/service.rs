@@ -3,7 +3,6 @@
 //! Bodies are streamed by Pingora and never looked at here.
 
 use std::any::Any;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +14,8 @@ use pingora::prelude::{HttpPeer, Result};
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::carrier::peer_of;
+use crate::carrier::scheme_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
 use crate::error::Refusal;
@@ -22,7 +23,6 @@ use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
-use crate::scheme::Scheme;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
 use crate::upstream::Way;
@@ -122,27 +122,6 @@ impl Edge {
                 Some(Refusal::BackendFailed)
             }
         }
-    }
-}
-
-/// The address that the connection comes from.
-pub(crate) fn peer_of(downstream: &pingora::protocols::http::ServerSession) -> IpAddr {
-    let address = downstream
-        .client_addr()
-        .and_then(|address| address.as_inet());
-    // A connection without an address is one of this machine.
-    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
-}
-
-/// The scheme that the connection is made with.
-pub(crate) fn scheme_of(downstream: &pingora::protocols::http::ServerSession) -> Scheme {
-    let encrypted = downstream
-        .digest()
-        .is_some_and(|digest| digest.ssl_digest.is_some());
-    if encrypted {
-        Scheme::Https
-    } else {
-        Scheme::Http
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
-use crate::app::carrier::Carrier;
-use crate::app::carrier::Unread;
+use crate::carrier::Carrier;
+use crate::carrier::Unread;
 
 /// The most headers that Pingora accepts.
 const HEADERS_MAX: usize = 256;

@@ -7,12 +7,14 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -20,6 +22,8 @@ use pingora::protocols::{
     Stream, TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::scheme::Scheme;
 
 /// Writes up to this size are gathered; larger ones go straight through.
 const GATHER: usize = 4096;
@@ -210,6 +214,27 @@ impl GetSocketDigest for Carrier {
 }
 
 impl Peek for Carrier {}
+
+/// The address that the connection comes from.
+pub(crate) fn peer_of(downstream: &ServerSession) -> IpAddr {
+    let address = downstream
+        .client_addr()
+        .and_then(|address| address.as_inet());
+    // A connection without an address is one of this machine.
+    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// The scheme that the connection is made with.
+pub(crate) fn scheme_of(downstream: &ServerSession) -> Scheme {
+    let encrypted = downstream
+        .digest()
+        .is_some_and(|digest| digest.ssl_digest.is_some());
+    if encrypted {
+        Scheme::Https
+    } else {
+        Scheme::Http
+    }
+}
 
 #[cfg(test)]
 mod tests {

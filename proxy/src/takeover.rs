@@ -3,6 +3,8 @@
 //! Until the client has seen a 101, another backend may be asked. What either end sent early is in the tunnel before anything
 //! else. An answer that is no 101 is passed on whole.
 
+mod record;
+
 use std::sync::Arc;
 
 use http::Method;
@@ -10,29 +12,40 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use tokio::io::AsyncWriteExt;
 
-use crate::app::EdgeApp;
-use crate::app::carrier::Carrier;
-use crate::app::carrier::Unread;
-use crate::app::record::Record;
-use crate::app::record::carry;
+use crate::carrier::Carrier;
+use crate::carrier::Unread;
+use crate::carrier::peer_of;
+use crate::carrier::scheme_of;
+use crate::config::Timeouts;
 use crate::error::Refusal;
 use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
+use crate::exchange::Policy;
 use crate::limits::Permit;
 use crate::pool::TunnelCount;
-use crate::service::peer_of;
-use crate::service::scheme_of;
+use crate::takeover::record::Record;
+use crate::takeover::record::carry;
 use crate::tunnel::Protocol;
 use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelParts;
+use crate::tunnel::Tunnels;
 use crate::upstream::AskLimits;
 use crate::upstream::Asked;
+use crate::upstream::Dialer;
 use crate::upstream::HandshakeError;
 use crate::upstream::HopByHop;
 use crate::upstream::RefusedUpgrade;
 use crate::upstream::ask;
+
+/// Takes upgrades over.
+pub(crate) struct Takeover {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) timeouts: Timeouts,
+}
 
 /// The answer to an upgrade.
 enum Reply {
@@ -55,9 +68,9 @@ enum Attempt {
     Failed,
 }
 
-impl EdgeApp {
+impl Takeover {
     /// Serves the upgrade at the start of `carrier.ahead`, whatever comes of it.
-    pub(super) async fn take_over(
+    pub(crate) async fn take_over(
         &self,
         mut carrier: Carrier,
         head: usize,
