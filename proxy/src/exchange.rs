@@ -60,6 +60,8 @@ pub(crate) struct Exchange {
     tried: Tried,
     attempts: usize,
     choice: Option<Choice>,
+    /// What the last attempt that failed amounts to for the client.
+    failure: Option<Refusal>,
     in_flight: Option<RequestCount>,
 }
 
@@ -109,6 +111,7 @@ impl Policy {
             tried: Tried::default(),
             attempts: 0,
             choice: None,
+            failure: None,
             in_flight: None,
         })
     }
@@ -136,13 +139,13 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoBackend`] if none is left.
+    /// If none is left: what the attempt before amounts to, or [`Refusal::NoBackend`] if there was none.
     pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Refusal> {
         exchange.in_flight = None;
         let choice = exchange
             .pool
             .choose(&exchange.claim, &exchange.tried, Instant::now())
-            .map_err(|_| Refusal::NoBackend)?;
+            .map_err(|_| exchange.failure.clone().unwrap_or(Refusal::NoBackend))?;
         exchange.attempts += 1;
         let backend = Arc::clone(&choice.backend);
         exchange.in_flight = Some(backend.start_request());
@@ -180,6 +183,7 @@ impl Policy {
             tracing::debug!(backend = %choice.backend.id, %error, "cannot dial");
         }
         self.fail(exchange, evidence);
+        exchange.failure = Some(refusal.clone());
         self.try_another(exchange).then_some(()).ok_or(refusal)
     }
 
@@ -199,6 +203,7 @@ impl Policy {
             _ => Evidence::Died,
         };
         self.fail(exchange, evidence);
+        exchange.failure = Some(refusal.clone());
         let retries = again == Again::Allowed && self.try_another(exchange);
         retries.then_some(()).ok_or(refusal)
     }

@@ -172,6 +172,19 @@ async fn a_backend_that_says_nothing_is_a_504() {
 }
 
 #[tokio::test]
+async fn what_failed_is_the_answer_when_nobody_is_left_to_try() {
+    let (dying, _dying) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    let scene = Scene::before(&[dying]).await;
+    let answer = scene.ask(GET).await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    // There were retries left.
+    assert_eq!(scene.parts.policy.metrics.retries.get(), 1);
+}
+
+#[tokio::test]
 async fn a_post_whose_backend_dies_is_a_502_and_is_not_sent_twice() {
     let seen = Arc::new(AtomicUsize::new(0));
     let script = {

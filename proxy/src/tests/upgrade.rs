@@ -233,6 +233,41 @@ async fn a_backend_that_does_not_answer_an_upgrade_is_a_504() {
 }
 
 #[tokio::test]
+async fn what_failed_is_the_answer_to_an_upgrade_when_nobody_is_left_to_try() {
+    let (dying, _dying) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    for (address, status) in [(dying, "502"), (nobody().await, "503")] {
+        let scene = Scene::before(&[address]).await;
+        let answer = scene.ask(UPGRADE).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        assert_eq!(scene.parts.policy.metrics.retries.get(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_dial_that_took_too_long_is_a_504_when_nobody_is_left_to_try() {
+    let scene = Scene::before(&[nobody().await]).await;
+    let policy = &scene.parts.policy;
+    let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+    request.insert_header("Host", "a").unwrap();
+    let mut exchange = policy
+        .admit(&request, scene.address.ip(), Scheme::Http)
+        .unwrap();
+    policy.choose(&mut exchange).unwrap();
+    let error = DialError::Timeout(SOON);
+    assert_eq!(policy.dial_failed(&mut exchange, &error), Ok(()));
+    let refused = policy
+        .choose(&mut exchange)
+        .map(|backend| backend.id.clone());
+    assert_eq!(refused, Err(Refusal::BackendTimeout));
+}
+
+#[tokio::test]
 async fn the_end_of_either_side_reaches_the_other() {
     let (address, _backend) = echo("").await;
     let scene = Scene::before(&[address]).await;
