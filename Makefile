@@ -2,17 +2,18 @@
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
+# make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
 # make bench       memory and CPU beside other servers (ARGS=)
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 E2E := $(basename $(notdir $(wildcard tests/tests/*.rs)))
-CLIENTS := tests/clients/node_modules/.package-lock.json
+CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/installed
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e bench audit programs
+.PHONY: help deps deps-test run-proxy test check e2e clients bench audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -46,8 +47,15 @@ e2e: deps-test programs $(CLIENTS)
 programs:
 	$(CARGO) build --locked --workspace --bins
 
-$(CLIENTS): tests/clients/package-lock.json
+clients: deps-test $(CLIENTS)
+
+tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
+
+tests/clients/.venv/installed: tests/clients/apps/requirements.txt
+	python3 -m venv --clear tests/clients/.venv
+	tests/clients/.venv/bin/pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
 
 bench: deps

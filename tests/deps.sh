@@ -31,6 +31,10 @@ if [ "$1" = test ]; then
     need redis-tools redis-cli
     need nodejs node
     need npm npm
+    # Debian has the means to make an environment in a package of its own.
+    if ! python3 -c "import ensurepip, venv" >/dev/null 2>&1; then
+        missing="$missing python3-venv"
+    fi
     need chromium chromium chromium-browser google-chrome
 fi
 

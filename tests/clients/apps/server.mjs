@@ -1,0 +1,40 @@
+// One process of somebody's app: an echo server made with sockjs, socket.io or ws as npm has them.
+//
+// Argument: {"app": "sockjs", "name": "a"}
+// It answers each message with {"process": "a", "text": ...}, and any plain request with its name, as an app's front page would.
+
+import { createServer } from "node:http";
+import { Server as SocketIo } from "socket.io";
+import sockjs from "sockjs";
+import { WebSocketServer } from "ws";
+
+// A busy machine is no reason to give a client up.
+const PATIENCE_MS = 60_000;
+
+const { app, name } = JSON.parse(process.argv[2]);
+const reply = (text) => JSON.stringify({ process: name, text });
+
+const apps = {
+  sockjs(server) {
+    const echo = sockjs.createServer({ prefix: "/echo", disconnect_delay: PATIENCE_MS, log() {} });
+    echo.on("connection", (client) => client.on("data", (text) => client.write(reply(text))));
+    echo.installHandlers(server);
+  },
+  "socket.io"(server) {
+    const io = new SocketIo(server, { pingTimeout: PATIENCE_MS, upgradeTimeout: PATIENCE_MS });
+    io.on("connection", (client) => client.on("message", (text) => client.emit("message", reply(text))));
+  },
+  ws(server) {
+    const sockets = new WebSocketServer({ server });
+    sockets.on("connection", (client) => client.on("message", (text) => client.send(reply(String(text)))));
+  },
+};
+
+// What is not the library's own is the app's front page.
+const server = createServer((request, response) => response.end(`${name}\n`));
+apps[app](server);
+server.listen(0, "127.0.0.1", () => {
+  const { address, port } = server.address();
+  const fields = { message: "listening", listener: "app", address: `${address}:${port}` };
+  process.stderr.write(`${JSON.stringify({ fields })}\n`);
+});
