@@ -42,6 +42,8 @@ struct BackendView {
     why: String,
     tunnels: usize,
     in_flight: usize,
+    /// Requests of its clients that wait for it to come back.
+    waiting: usize,
 }
 
 /// Status, content type and body.
@@ -88,6 +90,7 @@ impl Admin {
                     why: status.why,
                     tunnels: status.tunnels,
                     in_flight: status.requests,
+                    waiting: status.waiting,
                 }
             })
         });

@@ -150,6 +150,10 @@ pub(crate) struct AffinityConfig {
     pub(crate) sockjs_path: bool,
     /// How many SockJS sessions are remembered in each pool.
     pub(crate) sockjs_sessions: usize,
+    /// How long clients of a backend that refuses connections wait for it. Zero is not at all.
+    pub(crate) hold: Duration,
+    /// The same, for a backend that does not answer at all.
+    pub(crate) hold_timeout: Duration,
 }
 
 impl AffinityConfig {
@@ -164,6 +168,8 @@ impl AffinityConfig {
         keys: Vec::new(),
         sockjs_path: true,
         sockjs_sessions: 65_536,
+        hold: Duration::from_secs(10),
+        hold_timeout: Duration::from_secs(2),
     };
 }
 

@@ -1,12 +1,14 @@
 //! Health checks: probes each backend at its own pace, for as long as the edge runs.
 //!
 //! What a probe found goes to the pool, which decides what it means; how soon the next one comes depends
-//! on the state that the backend is in then. A backend that a request found failing is probed at once.
-//! Intervals vary by a fifth either way, so that many edges do not probe in step.
+//! on the state that the backend is in then. A backend that requests found failing is probed at once, unless that was just
+//! done: clients must not set the pace. Intervals vary by a fifth either way, so that many edges do not probe in step.
+//! The grace of a backend is ended here too, to the moment, whatever its probe is doing.
 
 mod probe;
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,14 +76,12 @@ impl Watch {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.probe() => {}
+                () = self.keeping_time(self.probe()) => {}
             }
-            let pause = jittered(pause(&self.pool.health, self.backend.state()));
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.backend.suspected() => {}
-                () = time::sleep(pause) => {}
+                () = self.keeping_time(self.pause()) => {}
             }
         }
     }
@@ -96,6 +96,39 @@ impl Watch {
         let _turn = self.turns.acquire().await;
         let result = self.prober.probe(&self.backend.address).await;
         self.pool.probed(&self.backend, result, Instant::now());
+    }
+
+    /// Waits until the next probe is due, or wanted.
+    async fn pause(&self) {
+        let config = &self.pool.health;
+        let pause = jittered(pause(config, self.backend.state()));
+        let least = pause.min(config.fast_interval);
+        time::sleep(least).await;
+        tokio::select! {
+            () = self.backend.probe_wanted() => {}
+            () = time::sleep(pause - least) => {}
+        }
+    }
+
+    /// Runs `step`, and meanwhile ends the grace of the backend when it is over.
+    async fn keeping_time(&self, step: impl Future<Output = ()>) {
+        let mut step = pin!(step);
+        let mut verdict = self.backend.verdict();
+        loop {
+            let end = self.backend.grace_end();
+            let over = async {
+                match end {
+                    Some(end) => time::sleep_until(end.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut step => return,
+                () = over => self.pool.tick(&self.backend, Instant::now()),
+                // A grace may have begun or ended.
+                _ = verdict.changed() => {}
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! is up, health is ignored. Draining backends and those in maintenance get no new clients at all.
 
 mod backend;
+mod machine;
 mod outlier;
 mod pick;
 mod ring;
@@ -33,7 +34,6 @@ use crate::affinity::{Affinity, Binding, Claim, Freshness};
 use crate::backend::BackendId;
 use crate::config::{Config, HealthConfig, PoolConfig, PoolId};
 use crate::metrics::Metrics;
-use crate::pool::backend::Rank;
 use crate::pool::pick::Picker;
 use crate::pool::sessions::Sessions;
 use crate::pool::state::Change;
@@ -63,7 +63,7 @@ impl Pools {
                 name: pool.name.clone(),
                 affinity,
                 health: pool.health.clone(),
-                table: ArcSwap::from_pointee(Table::new(pool, metrics, now)),
+                table: ArcSwap::from_pointee(Table::new(pool, &config.affinity, metrics, now)),
                 picker: Picker::new(pool.pick),
                 sessions,
                 metrics: Arc::clone(metrics),
@@ -271,7 +271,7 @@ impl Pool {
             .set_cookie(&backend.id, self.unix(now), scheme)
     }
 
-    /// Takes in what a request found out about its backend.
+    /// Takes in what a request found out about its backend: failed dials move its state, bad answers ask for a probe.
     pub(crate) fn report(&self, backend: &Backend, evidence: Evidence, now: Instant) {
         let change = backend.evidence(evidence, self.age(now), now);
         self.log(backend, change);
@@ -280,6 +280,12 @@ impl Pool {
     /// Takes in what a health check found.
     pub(crate) fn probed(&self, backend: &Backend, result: ProbeResult, now: Instant) {
         let change = backend.probed(result, now, self.unix(now));
+        self.log(backend, change);
+    }
+
+    /// Ends the grace of a backend that did not come back in time.
+    pub(crate) fn tick(&self, backend: &Backend, now: Instant) {
+        let change = backend.tick(now);
         self.log(backend, change);
     }
 
@@ -293,9 +299,7 @@ impl Pool {
     /// One that fails by what it answers counts: where all do, all stay in service.
     pub(crate) fn is_ready(&self) -> bool {
         let table = self.table.load();
-        let serves = [Rank::Up, Rank::Suspect, Rank::Answering];
-        let mut ranks = table.backends.iter().map(|backend| backend.rank());
-        ranks.any(|rank| serves.contains(&rank))
+        table.backends.iter().any(|backend| backend.is_there())
     }
 
     fn log(&self, backend: &Backend, change: Option<Change>) {
@@ -306,6 +310,7 @@ impl Pool {
             from = change.from.name(),
             to = change.to.name(),
             why = &*change.why,
+            lasted = change.lasted.as_secs_f64(),
             "backend changed state"
         );
     }

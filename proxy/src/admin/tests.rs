@@ -10,7 +10,9 @@ fn admin() -> Admin {
     let file = "pools:
   - {name: a, backends: [{id: n1, address: '127.0.0.1:9001', weight: 2}]}
   - {name: b, backends: [{id: n2, address: 'unix:/run/b.sock', maintenance: true}]}
-routes: [{pool: a}]";
+routes: [{pool: a}]
+affinity: {hold: 0s}
+health: {fall: 1}";
     let config = Config::parse("f", file).unwrap();
     let metrics = Arc::new(Metrics::new());
     let pools = Pools::new(&config, &metrics, Instant::now(), Duration::ZERO);
@@ -48,7 +50,7 @@ fn backends_are_listed_with_their_state_and_why() {
     let admin = admin();
     probe(
         &admin,
-        ProbeResult::NoAnswer("it refuses connections".to_owned()),
+        ProbeResult::Unreachable("it refuses connections".to_owned()),
     );
     let backend = admin.pools.get(PoolId(0)).backends().remove(0);
     let _tunnel = backend.open_tunnel();
@@ -62,11 +64,12 @@ fn backends_are_listed_with_their_state_and_why() {
         {
             "pool": "a", "id": "n1", "address": "127.0.0.1:9001", "weight": 2, "state": "down",
             "since": null, "why": "it refuses connections", "tunnels": 1, "in_flight": 0,
+            "waiting": 0,
         },
         {
             "pool": "b", "id": "n2", "address": "unix:/run/b.sock", "weight": 1,
             "state": "maintenance", "since": null, "why": "by configuration", "tunnels": 0,
-            "in_flight": 0,
+            "in_flight": 0, "waiting": 0,
         },
     ]);
     assert_eq!(list, expected);

@@ -96,6 +96,8 @@ pub(super) struct Affinity {
     pub(super) keys: Vec<Secret>,
     pub(super) sockjs_path: Option<bool>,
     pub(super) sockjs_sessions: Option<u64>,
+    pub(super) hold: Option<Span>,
+    pub(super) hold_timeout: Option<Span>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -80,7 +80,7 @@ pools:
 routes: [{host: Example.com, path: /app, pool: b, upgrades: []}, {pool: a}]
 no_route: {status: 410, body: gone}
 affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure: always, http_only: false,
-  max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048}
+  max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
 health: {path: /up, host: app.example, expect: [200, 204], interval: 5s, fast_interval: 1s, down_interval: 3s,
   timeout: 2s, rise: 4, fall: 5, ignore_below: 50}
 limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100}
@@ -102,6 +102,8 @@ threads: 2
     assert_eq!((b.health.kind, b.health.rise), (ProbeKind::Tcp, 1));
     assert_eq!((b.health.fall, b.health.interval.as_secs()), (5, 5));
     assert_eq!(config.affinity.max_age, Some(Duration::from_secs(3600)));
+    let held = (config.affinity.hold, config.affinity.hold_timeout);
+    assert_eq!(held, (Duration::ZERO, Duration::from_secs(60)));
     assert_eq!(config.limits.connections, Some(10));
     assert_eq!(config.limits.head_size, 8192);
     assert_eq!(config.threads, Some(2));
@@ -226,7 +228,7 @@ limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101}
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
 threads: 2000
-affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b'}
+affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout: 61s}
 ",
         expect![[r#"
             proxy.yaml:2:12: timeouts.head: 0s is out of range, expected 100ms to 1h
@@ -250,7 +252,9 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b'}
             proxy.yaml:7:1: threads: 2000 is out of range, expected 0 to 1024
             proxy.yaml:8:12: affinity.max_age: 0s is out of range, expected 1s to 1year
             proxy.yaml:8:25: affinity.sockjs_sessions: 1 is out of range, expected 1024 to 16777216
-            proxy.yaml:8:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;"#]],
+            proxy.yaml:8:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;
+            proxy.yaml:8:58: affinity.hold: 2m is out of range, expected 0s to 1m
+            proxy.yaml:8:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
     );
 }
 

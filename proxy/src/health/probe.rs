@@ -68,10 +68,10 @@ impl Prober {
         let addresses = match resolve(address).await {
             Ok(addresses) => addresses,
             Err(error) => {
-                return ProbeResult::NoAnswer(format!("its name does not resolve: {error}"));
+                return ProbeResult::Unreachable(format!("its name does not resolve: {error}"));
             }
         };
-        let mut result = ProbeResult::NoAnswer("its name has no address".to_owned());
+        let mut result = ProbeResult::Unreachable("its name has no address".to_owned());
         for addr in addresses {
             let target = Target {
                 addr,
@@ -82,7 +82,10 @@ impl Prober {
                 Ok(()) => ProbeResult::Good,
                 Err(error) => failure(&error),
             };
-            if !matches!(result, ProbeResult::NoAnswer(_)) {
+            if !matches!(
+                result,
+                ProbeResult::Unreachable(_) | ProbeResult::NoAnswer(_)
+            ) {
                 break;
             }
         }
@@ -140,7 +143,10 @@ fn failure(error: &Error) -> ProbeResult {
         ErrorType::InvalidHTTPHeader | ErrorType::H1Error => {
             ProbeResult::BadAnswer("its answer to a probe is not HTTP".to_owned())
         }
-        ErrorType::ConnectRefused => ProbeResult::NoAnswer("it refuses connections".to_owned()),
+        ErrorType::ConnectRefused => ProbeResult::Unreachable("it refuses connections".to_owned()),
+        ErrorType::ConnectNoRoute | ErrorType::ConnectError => {
+            ProbeResult::Unreachable("it cannot be reached".to_owned())
+        }
         ErrorType::ConnectTimedout => ProbeResult::NoAnswer("a dial took too long".to_owned()),
         ErrorType::ReadTimedout => ProbeResult::NoAnswer("its probe was not answered".to_owned()),
         ErrorType::ConnectionClosed => {

@@ -55,7 +55,11 @@ async fn backend(reply: Reply) -> (SocketAddr, JoinSet<()>) {
 }
 
 fn config(health: &str, backends: &str) -> Config {
-    let file = format!("pools: [{{name: a, backends: [{backends}]}}]\nhealth: {{{health}}}");
+    let file = format!(
+        "pools: [{{name: a, backends: [{backends}]}}]
+health: {{{health}}}
+affinity: {{hold: 1s, hold_timeout: 500ms}}"
+    );
     Config::parse("f", &file).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -108,7 +112,9 @@ async fn an_answer_is_good_bad_or_a_drain() {
             ProbeResult::Good => "good".to_owned(),
             ProbeResult::Draining => "draining".to_owned(),
             ProbeResult::BadAnswer(why) => why,
-            ProbeResult::NoAnswer(why) => format!("no answer: {why}"),
+            ProbeResult::Unreachable(why) | ProbeResult::NoAnswer(why) => {
+                format!("no answer: {why}")
+            }
         };
         assert_eq!(found, expected);
     }
@@ -140,11 +146,11 @@ async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_no_answer() {
         let found = probe(health, &address.to_string()).await;
         assert_eq!(
             found,
-            ProbeResult::NoAnswer("it refuses connections".to_owned())
+            ProbeResult::Unreachable("it refuses connections".to_owned())
         );
         for address in ["unix:/nowhere/to/be/found", "no-such-host.invalid:80"] {
             let found = probe(health, address).await;
-            assert!(matches!(found, ProbeResult::NoAnswer(_)), "{found:?}");
+            assert!(matches!(found, ProbeResult::Unreachable(_)), "{found:?}");
         }
     }
 }
@@ -245,7 +251,7 @@ async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
 async fn a_backend_that_a_request_found_failing_is_probed_at_once() {
     let (address, _tasks) = backend(READY).await;
     let backends = format!("{{id: n1, address: '{address}'}}");
-    let pace = "interval: 1h, fast_interval: 1h";
+    let pace = "interval: 1h, fast_interval: 100ms";
     let running = Running::start(&config(pace, &backends));
     let backend = running.pool.backends().remove(0);
     until(&backend, State::Up).await;

@@ -24,6 +24,7 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub(super) struct BackendFamilies {
     requests: Family<Labels, Counter>,
     requests_in_flight: Family<BackendLabel, Gauge>,
+    requests_waiting: Family<BackendLabel, Gauge>,
     connect_errors: Family<Labels, Counter>,
     probes: Family<Labels, Counter>,
     state: Family<Labels, Gauge>,
@@ -39,6 +40,7 @@ impl BackendFamilies {
         let families = Self {
             requests: Family::default(),
             requests_in_flight: Family::default(),
+            requests_waiting: Family::default(),
             connect_errors: Family::default(),
             probes: Family::default(),
             state: Family::default(),
@@ -57,6 +59,10 @@ impl BackendFamilies {
         register!(
             requests_in_flight,
             "Requests that a backend has not answered to the end"
+        );
+        register!(
+            requests_waiting,
+            "Requests that wait for a backend to come back"
         );
         register!(connect_errors, "Dials of a backend that failed, by kind");
         register!(probes, "Health checks, by result");
@@ -80,6 +86,7 @@ impl BackendFamilies {
         BackendMetrics {
             requests: CLASSES.map(|class| self.requests.get_or_create_owned(&with("class", class))),
             requests_in_flight: self.requests_in_flight.get_or_create_owned(&only),
+            requests_waiting: self.requests_waiting.get_or_create_owned(&only),
             tunnels_open: self.tunnels_open.get_or_create_owned(&only),
             tunnels_opened: self.tunnels_opened.get_or_create_owned(&only),
             bytes_up: direction("up"),
@@ -100,6 +107,7 @@ pub(crate) struct BackendMetrics {
     id: Arc<str>,
     requests: [Counter; CLASSES.len()],
     requests_in_flight: Gauge,
+    requests_waiting: Gauge,
     tunnels_open: Gauge,
     tunnels_opened: Counter,
     bytes_up: Counter,
@@ -148,6 +156,14 @@ impl BackendMetrics {
 
     pub(crate) fn request_ended(&self) {
         self.requests_in_flight.dec();
+    }
+
+    pub(crate) fn wait_started(&self) {
+        self.requests_waiting.inc();
+    }
+
+    pub(crate) fn wait_ended(&self) {
+        self.requests_waiting.dec();
     }
 
     pub(crate) fn tunnel_opened(&self) {

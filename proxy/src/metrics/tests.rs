@@ -40,6 +40,7 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_requests_total{backend="n1",class="3xx"} 0
         causeway_proxy_requests_total{backend="n1",class="4xx"} 0
         causeway_proxy_requests_total{backend="n1",class="5xx"} 0
+        causeway_proxy_requests_waiting{backend="n1"} 0
         causeway_proxy_retries_total 0
         causeway_proxy_state{backend="n1",state="down"} 0
         causeway_proxy_state{backend="n1",state="up"} 1

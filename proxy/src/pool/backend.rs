@@ -1,24 +1,25 @@
 //! One backend of a pool at run time: its state and what it carries.
 //!
 //! What choosing reads (rank, load) is in atomics; the state machine behind them has a lock that only
-//! probes and evidence take.
+//! probes, failed dials and operators take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::backend::{Address, BackendId};
 use crate::config::BackendConfig;
 use crate::metrics::BackendMetrics;
-use crate::pool::outlier::{Outlier, Verdict};
-use crate::pool::state::{Change, Evidence, Machine, ProbeResult, State, Thresholds};
+use crate::pool::machine::{Machine, MachineConfig};
+use crate::pool::outlier::{Answer, Outlier};
+use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
 
 /// A server, with all that is known about it.
 ///
-/// Invariant: `rank` is what [`rank_of`] says of `machine`, outside of [`Backend::update`].
+/// Invariant: `rank` is what [`rank_of`] says of `machine`, and `verdict` has its state, outside of [`Backend::update`].
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) id: BackendId,
@@ -30,10 +31,12 @@ pub(crate) struct Backend {
     released_at: AtomicU64,
     tunnels: AtomicUsize,
     requests: AtomicUsize,
+    waiting: AtomicUsize,
     bindings: RecentBindings,
     outlier: Outlier,
     machine: Mutex<Machine>,
-    suspected: Notify,
+    verdict: watch::Sender<Verdict>,
+    probe_wanted: Notify,
 }
 
 /// How gladly a backend is chosen: the first that occurs in a pool is.
@@ -70,6 +73,17 @@ impl Rank {
     pub(super) fn takes_clients(self) -> bool {
         self <= Self::Down
     }
+
+    fn state(self) -> State {
+        match self {
+            Self::Up => State::Up,
+            Self::Unknown => State::Unknown,
+            Self::Suspect => State::Suspect,
+            Self::Answering | Self::Down => State::Down,
+            Self::Draining => State::Draining,
+            Self::Maintenance => State::Maintenance,
+        }
+    }
 }
 
 fn rank_of(machine: &Machine) -> Rank {
@@ -93,12 +107,13 @@ pub(crate) struct Status {
     pub(crate) why: String,
     pub(crate) tunnels: usize,
     pub(crate) requests: usize,
+    pub(crate) waiting: usize,
 }
 
 impl Backend {
     pub(super) fn new(
         config: &BackendConfig,
-        thresholds: Thresholds,
+        machine: MachineConfig,
         metrics: BackendMetrics,
         now: Instant,
     ) -> Self {
@@ -107,7 +122,7 @@ impl Backend {
             false => State::Unknown,
         };
         metrics.state(state.name(), &State::NAMES);
-        let machine = Machine::new(state, thresholds, now);
+        let machine = Machine::new(state, machine, now);
         Self {
             id: config.id.clone(),
             address: config.address.clone(),
@@ -117,10 +132,12 @@ impl Backend {
             released_at: AtomicU64::new(0),
             tunnels: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             bindings: RecentBindings::default(),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),
-            suspected: Notify::new(),
+            verdict: watch::Sender::new(Verdict { state, answers: 0 }),
+            probe_wanted: Notify::new(),
         }
     }
 
@@ -128,8 +145,14 @@ impl Backend {
         Rank::ALL[usize::from(self.rank.load(Ordering::Relaxed))]
     }
 
+    /// Takes no lock.
     pub(crate) fn state(&self) -> State {
-        self.machine.lock().state()
+        self.rank().state()
+    }
+
+    /// Follows what is known about it: woken at each change of state and at each probe that is answered, if not more often.
+    pub(crate) fn verdict(&self) -> watch::Receiver<Verdict> {
+        self.verdict.subscribe()
     }
 
     pub(super) fn released_at(&self) -> u64 {
@@ -161,13 +184,35 @@ impl Backend {
         RequestCount(Arc::clone(self))
     }
 
-    /// Returns when a request has made the backend suspect: it is to be probed now.
+    /// Counts a request that waits for the backend to come back, for as long as the guard lives.
+    #[allow(dead_code, reason = "the waiting room is about to call it")]
+    pub(crate) fn start_waiting(self: &Arc<Self>) -> WaitCount {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.metrics.wait_started();
+        WaitCount(Arc::clone(self))
+    }
+
+    /// Returns when requests have found something that a probe is to look into now.
     ///
     /// # Cancel safety
     ///
     /// Dropping it loses nothing: the next call returns at once if it happened in between.
-    pub(crate) async fn suspected(&self) {
-        self.suspected.notified().await;
+    pub(crate) async fn probe_wanted(&self) {
+        self.probe_wanted.notified().await;
+    }
+
+    /// When [`Pool::tick`](crate::pool::Pool::tick) is due for it; `None` if no grace runs.
+    pub(crate) fn grace_end(&self) -> Option<Instant> {
+        self.machine.lock().grace_end()
+    }
+
+    /// Whether it is known to serve, well or not, and not known to be gone.
+    pub(super) fn is_there(&self) -> bool {
+        match self.rank() {
+            Rank::Up | Rank::Answering => true,
+            Rank::Suspect => self.machine.lock().has_passed(),
+            _ => false,
+        }
     }
 
     /// Takes in what a probe found; `unix` is the time for cookies.
@@ -176,65 +221,84 @@ impl Backend {
             ProbeResult::Good => "good",
             ProbeResult::Draining => "draining",
             ProbeResult::BadAnswer(_) => "bad_answer",
+            ProbeResult::Unreachable(_) => "unreachable",
             ProbeResult::NoAnswer(_) => "no_answer",
         });
-        let change = self.update(|machine| machine.probe(result, now))?;
+        let answers = u64::from(result.is_answer());
+        let change = self.update(|machine| machine.probe(result, now), answers)?;
         if change.to == State::Draining {
             self.released_at.store(unix, Ordering::Relaxed);
         }
         Some(change)
     }
 
+    /// Ends its grace, if that is over.
+    pub(super) fn tick(&self, now: Instant) -> Option<Change> {
+        self.update(|machine| machine.tick(now), 0)
+    }
+
     /// Takes in what a request found out, `age` after the pool was made.
+    ///
+    /// Only a failed dial moves the state. Bad answers, if there are too many, ask for a probe: a client could choose what it
+    /// asks for so that they are bad.
     pub(super) fn evidence(
         &self,
         evidence: Evidence,
         age: Duration,
         now: Instant,
     ) -> Option<Change> {
-        let (verdict, many) = match evidence {
+        let bad = match evidence {
             Evidence::ConnectRefused => {
                 self.metrics.connect_failed("refused");
-                return self.suspect("it cannot be reached", now);
+                return self.dial_failed(FailedDial::Refused, now);
             }
             Evidence::ConnectTimeout => {
                 self.metrics.connect_failed("timeout");
-                return self.suspect("a dial took too long", now);
+                return self.dial_failed(FailedDial::TimedOut, now);
             }
             Evidence::Answered(status) => {
                 self.metrics.answered(status);
-                let bad = matches!(status.as_u16(), 502..=504);
-                (bad, "too many answers are 502, 503 or 504")
+                matches!(status.as_u16(), 502..=504)
             }
             Evidence::UpgradeRefused(status) => {
                 self.metrics.answered(status);
-                (status.is_server_error(), "too many upgrades are refused")
+                status.is_server_error()
             }
-            Evidence::Died => (true, "too many connections end before the answer"),
-            Evidence::TimedOut => (true, "too many requests are not answered in time"),
+            Evidence::Died | Evidence::TimedOut => true,
         };
-        let verdict = match verdict {
-            true => Verdict::Bad,
-            false => Verdict::Good,
+        let answer = match bad {
+            true => Answer::Bad,
+            false => Answer::Good,
         };
-        match self.outlier.count(verdict, age) {
-            true => self.suspect(many, now),
-            false => None,
+        if self.outlier.count(answer, age) {
+            self.probe_wanted.notify_one();
         }
+        None
     }
 
-    fn suspect(&self, why: &'static str, now: Instant) -> Option<Change> {
-        let change = self.update(|machine| machine.suspect(why, now))?;
-        self.suspected.notify_one();
+    fn dial_failed(&self, dial: FailedDial, now: Instant) -> Option<Change> {
+        let change = self.update(|machine| machine.dial_failed(dial, now), 0)?;
+        self.probe_wanted.notify_one();
         Some(change)
     }
 
-    fn update(&self, step: impl FnOnce(&mut Machine) -> Option<Change>) -> Option<Change> {
+    fn update(
+        &self,
+        step: impl FnOnce(&mut Machine) -> Option<Change>,
+        answers: u64,
+    ) -> Option<Change> {
         let mut machine = self.machine.lock();
+        let grace_end = machine.grace_end();
         let change = step(&mut machine);
         self.rank.store(rank_of(&machine) as u8, Ordering::Relaxed);
         if let Some(change) = &change {
             self.metrics.state(change.to.name(), &State::NAMES);
+        }
+        if change.is_some() || 0 < answers || machine.grace_end() != grace_end {
+            self.verdict.send_modify(|verdict| {
+                verdict.state = machine.state();
+                verdict.answers += answers;
+            });
         }
         change
     }
@@ -247,6 +311,7 @@ impl Backend {
             why: machine.why().to_owned(),
             tunnels: self.tunnels.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 }
@@ -276,6 +341,17 @@ impl Drop for RequestCount {
     fn drop(&mut self) {
         self.0.requests.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.request_ended();
+    }
+}
+
+/// One request that waits for a backend to come back.
+#[derive(Debug)]
+pub(crate) struct WaitCount(Arc<Backend>);
+
+impl Drop for WaitCount {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.wait_ended();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Notices a backend whose answers are bad too often.
 //!
-//! A single 503 says nothing; half of the answers within a window do. What is decided here makes a backend
-//! suspect, never down: its probes have the last word.
+//! A single 503 says nothing; half of the answers within a window may. What is decided here asks for a probe and does no more:
+//! clients choose what they ask for, and must not be able to take a backend out of service.
 //!
 //! Without a lock: the window's number and both counts are one atomic word.
 
@@ -16,7 +16,7 @@ const BAD_MIN: u16 = 10;
 
 /// Whether an answer speaks against its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Answer {
     Good,
     Bad,
 }
@@ -30,15 +30,15 @@ impl Outlier {
     ///
     /// It is when at least half of a window's answers, and at least [`BAD_MIN`], are bad. The count then
     /// starts again.
-    pub(super) fn count(&self, verdict: Verdict, age: Duration) -> bool {
+    pub(super) fn count(&self, answer: Answer, age: Duration) -> bool {
         let number = (age.as_secs() / WINDOW.as_secs()) & u64::from(u32::MAX);
         let mut outlier = false;
         let count = |word: u64| {
             let same = word >> 32 == number;
             let all = if same { (word >> 16) as u16 } else { 0 }.saturating_add(1);
             let bad = if same { word as u16 } else { 0 };
-            let bad = bad.saturating_add(u16::from(verdict == Verdict::Bad));
-            outlier = verdict == Verdict::Bad && BAD_MIN <= bad && all <= bad.saturating_mul(2);
+            let bad = bad.saturating_add(u16::from(answer == Answer::Bad));
+            outlier = answer == Answer::Bad && BAD_MIN <= bad && all <= bad.saturating_mul(2);
             let (all, bad) = match () {
                 () if outlier => (0, 0),
                 () if all == u16::MAX => (all / 2, bad / 2), // Keeps the rate.
@@ -56,7 +56,7 @@ impl Outlier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Verdict::{Bad, Good};
+    use Answer::{Bad, Good};
 
     const NOW: Duration = Duration::from_secs(25);
 

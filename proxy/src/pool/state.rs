@@ -1,12 +1,9 @@
-//! The state of one backend: what moves it from one to the next.
+//! The words for what is known about a backend: states, findings of probes and requests, changes.
 //!
-//! A plain type: probes and evidence come in with the time, changes come out. Choosing by state is the
-//! pool's, probing the health checks'.
-//!
-//! From every state but maintenance, `rise` good probes in a row lead to [`State::Up`].
+//! What moves a backend from one state to the next is [`machine`](super::machine).
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::time::Duration;
 
 /// What is believed about a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +47,17 @@ pub(crate) enum ProbeResult {
     Draining,
     /// The backend answered, but not as expected.
     BadAnswer(String),
-    /// There was no answer.
+    /// Nobody is there: the connection was refused, or there is no way to it. So it looks during a restart in place.
+    Unreachable(String),
+    /// There was no answer in time, or the connection broke off. So it looks when a machine is gone, or a program hangs.
     NoAnswer(String),
+}
+
+impl ProbeResult {
+    /// Whether the backend said anything.
+    pub(super) fn is_answer(&self) -> bool {
+        !matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
+    }
 }
 
 /// What a request found out about its backend.
@@ -71,150 +77,27 @@ pub(crate) enum Evidence {
     TimedOut,
 }
 
+/// A dial that failed: what alone among the findings of requests moves a backend, since a client does not choose it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailedDial {
+    Refused,
+    TimedOut,
+}
+
 /// A change of state, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) from: State,
     pub(crate) to: State,
     pub(crate) why: Cow<'static, str>,
+    /// How long the state before lasted.
+    pub(crate) lasted: Duration,
 }
 
-/// How many probes decide.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Thresholds {
-    pub(crate) rise: u32,
-    pub(crate) fall: u32,
+/// What is known about a backend, for those who wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) state: State,
+    /// Probes that were answered so far: after each, a dial may succeed.
+    pub(crate) answers: u64,
 }
-
-/// The state and how it came about.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    thresholds: Thresholds,
-    state: State,
-    since: Instant,
-    why: Cow<'static, str>,
-    /// Probes in a row that speak for leaving the state.
-    streak: u32,
-    /// Whether the last failed probe was at least answered.
-    answers: bool,
-}
-
-impl Machine {
-    pub(crate) fn new(state: State, thresholds: Thresholds, now: Instant) -> Self {
-        debug_assert!(matches!(state, State::Unknown | State::Maintenance));
-        let why = match state {
-            State::Maintenance => "by configuration",
-            _ => "not probed yet",
-        };
-        Self {
-            thresholds,
-            state,
-            since: now,
-            why: Cow::Borrowed(why),
-            streak: 0,
-            answers: false,
-        }
-    }
-
-    pub(crate) fn state(&self) -> State {
-        self.state
-    }
-
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
-
-    pub(crate) fn why(&self) -> &str {
-        &self.why
-    }
-
-    /// Whether the backend is down only by what it answers: better than one that does not answer at all.
-    pub(crate) fn answers(&self) -> bool {
-        self.answers
-    }
-
-    /// Takes in what a probe found.
-    pub(crate) fn probe(&mut self, result: ProbeResult, now: Instant) -> Option<Change> {
-        if self.state == State::Maintenance {
-            return None;
-        }
-        self.answers = !matches!(result, ProbeResult::NoAnswer(_));
-        match result {
-            ProbeResult::Good => self.passed(now),
-            ProbeResult::Draining if self.state == State::Draining => {
-                self.streak = 0;
-                None
-            }
-            ProbeResult::Draining => self.enter(State::Draining, "its probe says so".into(), now),
-            ProbeResult::BadAnswer(why) | ProbeResult::NoAnswer(why) => self.failed(why, now),
-        }
-    }
-
-    fn passed(&mut self, now: Instant) -> Option<Change> {
-        match self.state {
-            State::Up => {
-                self.streak = 0;
-                None
-            }
-            State::Down => {
-                self.streak += 1;
-                (self.thresholds.rise <= self.streak)
-                    .then(|| self.enter(State::Up, "its probes pass".into(), now))?
-            }
-            // One good probe says that it lives; a drain that was called off is over.
-            _ => self.enter(State::Up, "its probe passes".into(), now),
-        }
-    }
-
-    fn failed(&mut self, why: String, now: Instant) -> Option<Change> {
-        match self.state {
-            State::Down => {
-                self.streak = 0;
-                self.why = Cow::Owned(why);
-                None
-            }
-            // It never passed one, so there is nothing to wait for.
-            State::Unknown => self.enter(State::Down, why.into(), now),
-            _ => {
-                let streak = match self.state {
-                    State::Up => 1,
-                    _ => self.streak + 1,
-                };
-                if self.thresholds.fall <= streak {
-                    return self.enter(State::Down, why.into(), now);
-                }
-                let change = match self.state {
-                    State::Up => self.enter(State::Suspect, why.into(), now),
-                    _ => None,
-                };
-                self.streak = streak;
-                change
-            }
-        }
-    }
-
-    /// Takes in that a request found the backend failing.
-    pub(crate) fn suspect(&mut self, why: &'static str, now: Instant) -> Option<Change> {
-        match self.state {
-            State::Up | State::Unknown => self.enter(State::Suspect, why.into(), now),
-            _ => None,
-        }
-    }
-
-    fn enter(&mut self, state: State, why: Cow<'static, str>, now: Instant) -> Option<Change> {
-        debug_assert_ne!(self.state, state);
-        let from = self.state;
-        self.state = state;
-        self.since = now;
-        self.why = why.clone();
-        self.streak = 0;
-        Some(Change {
-            from,
-            to: state,
-            why,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests;

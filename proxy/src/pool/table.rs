@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::BackendId;
-use crate::config::{BackendConfig, PoolConfig};
+use crate::config::{AffinityConfig, BackendConfig, PoolConfig};
 use crate::metrics::Metrics;
 use crate::pool::Tried;
 use crate::pool::backend::{Backend, Rank};
+use crate::pool::machine::MachineConfig;
 use crate::pool::pick::schedule;
 use crate::pool::ring::Ring;
-use crate::pool::state::Thresholds;
 
 /// The backends of a pool. Only their atomics change.
 ///
@@ -25,14 +25,21 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(config: &PoolConfig, metrics: &Metrics, now: Instant) -> Self {
-        let thresholds = Thresholds {
+    pub(super) fn new(
+        config: &PoolConfig,
+        affinity: &AffinityConfig,
+        metrics: &Metrics,
+        now: Instant,
+    ) -> Self {
+        let machine = MachineConfig {
             rise: config.health.rise,
             fall: config.health.fall,
+            hold: affinity.hold,
+            hold_timeout: affinity.hold_timeout,
         };
         let backend = |config: &BackendConfig| {
             let metrics = metrics.backend(config.id.as_str());
-            Arc::new(Backend::new(config, thresholds, metrics, now))
+            Arc::new(Backend::new(config, machine, metrics, now))
         };
         let backends: Vec<Arc<Backend>> = config.backends.iter().map(backend).collect();
         let ids = backends.iter().map(|backend| backend.id.clone());

@@ -4,6 +4,7 @@ mod spread;
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
 
@@ -29,6 +30,7 @@ impl Bench {
         bench
     }
 
+    /// The same, not probed yet. Without a grace, so that three failed probes take one down.
     fn unknown(pick: &str, weights: &[u32], health: &str) -> Self {
         let backends: Vec<String> = (1..)
             .zip(weights)
@@ -36,9 +38,14 @@ impl Bench {
             .collect();
         let backends = backends.join(", ");
         let file = format!(
-            "pools: [{{name: nodes, pick: {pick}, health: {health}, backends: [{backends}]}}]"
+            "pools: [{{name: nodes, pick: {pick}, health: {health}, backends: [{backends}]}}]
+affinity: {{hold: 0s, hold_timeout: 0s}}"
         );
-        let config = Config::parse("f", &file).unwrap();
+        Self::from_file(&file)
+    }
+
+    fn from_file(file: &str) -> Self {
+        let config = Config::parse("f", file).unwrap();
         let metrics = Arc::new(Metrics::new());
         let start = Instant::now();
         let pools = Pools::new(&config, &metrics, start, UNIX);
@@ -201,8 +208,8 @@ fn backends_come_in_the_order_of_what_is_known_about_them() {
     let bench = Bench::unknown("least", &[1, 1, 1, 1, 1], "{}");
     bench.probe("n1", ProbeResult::Good);
     bench.refuse("n3");
-    bench.probe("n4", ProbeResult::BadAnswer(String::new()));
-    bench.probe("n5", ProbeResult::NoAnswer(String::new()));
+    (0..3).for_each(|_| bench.probe("n4", ProbeResult::BadAnswer(String::new())));
+    bench.down("n5");
     let mut tried: Vec<&str> = Vec::new();
     for id in ["n1", "n2", "n3", "n4", "n5"] {
         let choice = bench.choose(&Claim::default(), &tried);
@@ -396,31 +403,85 @@ fn a_pool_is_ready_once_a_probe_was_answered() {
     assert!(!bench.pool.is_ready());
     bench.probe("n2", ProbeResult::Good);
     assert!(bench.pool.is_ready());
+    bench.probe("n2", ProbeResult::NoAnswer(String::new()));
+    assert!(bench.pool.is_ready(), "it may come back");
     bench.down("n2");
     assert!(!bench.pool.is_ready());
-    bench.probe("n1", ProbeResult::BadAnswer(String::new()));
+    bench.refuse("n1");
+    assert_eq!(bench.backend("n1").state(), State::Suspect);
+    assert!(!bench.pool.is_ready(), "it never was there");
+    (0..3).for_each(|_| bench.probe("n1", ProbeResult::BadAnswer(String::new())));
     assert!(bench.pool.is_ready());
 }
 
-#[test]
-fn too_many_bad_answers_make_a_backend_suspect_and_others_never() {
+#[tokio::test]
+async fn too_many_bad_answers_ask_for_a_probe_and_others_never() {
     let bench = Bench::new("least", &[1, 1]);
     let backend = bench.backend("n1");
-    let report = |evidence| bench.pool.report(&backend, evidence, bench.start);
+    let report = |evidence, at| bench.pool.report(&backend, evidence, bench.at(at));
+    let is_probe_wanted = || backend.probe_wanted().now_or_never().is_some();
     for status in [400, 404, 429, 500, 200, 101] {
         let status = StatusCode::from_u16(status).unwrap();
-        (0..100).for_each(|_| report(Evidence::Answered(status)));
+        (0..100).for_each(|_| report(Evidence::Answered(status), 0));
     }
-    (0..100).for_each(|_| report(Evidence::UpgradeRefused(StatusCode::FORBIDDEN)));
-    assert_eq!(backend.state(), State::Up);
-    let later = bench.at(60);
-    for _ in 0..10 {
+    (0..100).for_each(|_| report(Evidence::UpgradeRefused(StatusCode::FORBIDDEN), 0));
+    assert!(!is_probe_wanted());
+    let bad = [
+        Evidence::Answered(StatusCode::BAD_GATEWAY),
+        Evidence::UpgradeRefused(StatusCode::INTERNAL_SERVER_ERROR),
+        Evidence::Died,
+        Evidence::TimedOut,
+    ];
+    for (minutes, evidence) in (1..).zip(bad) {
+        (0..9).for_each(|_| report(evidence, 60 * minutes));
+        assert!(!is_probe_wanted());
+        report(evidence, 60 * minutes);
+        assert!(is_probe_wanted());
         assert_eq!(backend.state(), State::Up);
-        bench
-            .pool
-            .report(&backend, Evidence::Answered(StatusCode::BAD_GATEWAY), later);
     }
-    assert_eq!(backend.state(), State::Suspect);
+}
+
+#[test]
+fn a_backend_that_is_not_back_when_its_grace_is_over_is_down() {
+    let bench = Bench::from_file(
+        "pools: [{name: nodes, backends: [{id: n1, address: 'a:1'}, {id: n2, address: 'a:2'}]}]",
+    );
+    for id in ["n1", "n2"] {
+        bench.probe(id, ProbeResult::Good);
+    }
+    let backend = bench.backend("n1");
+    let mut verdict = backend.verdict();
+    bench.refuse("n1");
+    assert_eq!(backend.grace_end(), Some(bench.at(10)));
+    assert!(verdict.has_changed().unwrap());
+    assert_eq!(verdict.borrow_and_update().state, State::Suspect);
+    (1..100).for_each(|_| bench.probe("n1", ProbeResult::Unreachable(String::new())));
+    bench
+        .pool
+        .tick(&backend, bench.at(10) - Duration::from_millis(1));
+    assert!(!verdict.has_changed().unwrap());
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n1", Hit));
+    bench.pool.tick(&backend, bench.at(10));
+    assert_eq!(verdict.borrow_and_update().state, State::Down);
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+}
+
+#[test]
+fn who_waits_for_a_backend_hears_of_each_answered_probe() {
+    let bench = Bench::new("least", &[1]);
+    let mut verdict = bench.backend("n1").verdict();
+    let before = verdict.borrow_and_update().answers;
+    bench.probe("n1", ProbeResult::Good);
+    assert_eq!(verdict.borrow_and_update().answers, before + 1);
+    bench.refuse("n1");
+    bench.probe("n1", ProbeResult::BadAnswer("503".to_owned()));
+    bench.probe("n1", ProbeResult::NoAnswer("silence".to_owned()));
+    let now = *verdict.borrow_and_update();
+    assert_eq!((now.answers, now.state), (before + 2, State::Suspect));
+    let waiting = bench.backend("n1").start_waiting();
+    assert_eq!(bench.backend("n1").status(bench.start).waiting, 1);
+    drop(waiting);
+    assert_eq!(bench.backend("n1").status(bench.start).waiting, 0);
 }
 
 #[test]

@@ -14,6 +14,9 @@ use crate::config::{AffinityConfig, SameSite, Secure};
 /// 365.25 days. Browsers cut longer lifetimes to about this.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
+/// Clients give up on an answer about then.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+
 /// A key shorter than this can be guessed.
 const KEY_BYTES_MIN: usize = 16;
 
@@ -55,6 +58,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             "expected a key of at least 16 bytes, such as one line from: openssl rand -base64 32",
         );
     }
+    let hold = Span(Duration::ZERO)..=Span(HOLD_MAX);
     AffinityConfig {
         path,
         domain: raw.domain,
@@ -72,6 +76,13 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             raw.sockjs_sessions,
             default.sockjs_sessions,
             1024..=16_777_216,
+        ),
+        hold: check.span("affinity.hold", raw.hold, default.hold, hold.clone()),
+        hold_timeout: check.span(
+            "affinity.hold_timeout",
+            raw.hold_timeout,
+            default.hold_timeout,
+            hold,
         ),
     }
 }

@@ -1,0 +1,378 @@
+//! Every move of the machine, and that none of its states is a trap.
+
+use proptest::prelude::*;
+
+use super::*;
+use Event::*;
+use State::{Down, Draining, Maintenance, Suspect, Unknown, Up};
+
+const CONFIG: MachineConfig = MachineConfig {
+    rise: 2,
+    fall: 3,
+    hold: Duration::from_secs(10),
+    hold_timeout: Duration::from_secs(2),
+};
+
+/// No grace at all.
+const AT_ONCE: MachineConfig = MachineConfig {
+    hold: Duration::ZERO,
+    hold_timeout: Duration::ZERO,
+    ..CONFIG
+};
+
+/// Whatever can happen to a machine.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Good,
+    Drains,
+    Bad,
+    Unreachable,
+    Silent,
+    DialRefused,
+    DialTimedOut,
+    /// So many seconds go by.
+    Wait(u64),
+}
+
+/// A machine and its clock.
+struct Bench {
+    machine: Machine,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(config: MachineConfig) -> Self {
+        let now = Instant::now();
+        Self {
+            machine: Machine::new(Unknown, config, now),
+            now,
+        }
+    }
+
+    /// A machine in `state`, freshly so: every state has a way in.
+    fn reaching(state: State, config: MachineConfig) -> Self {
+        let mut bench = Self::new(config);
+        let way: &[Event] = match state {
+            Unknown => &[],
+            Up => &[Good],
+            Suspect => &[Good, DialRefused],
+            Down => &[Bad, Bad, Bad],
+            Draining => &[Drains],
+            Maintenance => {
+                bench.machine = Machine::new(Maintenance, config, bench.now);
+                &[]
+            }
+        };
+        bench.all(way);
+        assert_eq!(bench.machine.state(), state);
+        bench
+    }
+
+    fn on(&mut self, event: Event) -> Option<Change> {
+        let why = || "why".to_owned();
+        let (machine, now) = (&mut self.machine, self.now);
+        match event {
+            Good => machine.probe(ProbeResult::Good, now),
+            Drains => machine.probe(ProbeResult::Draining, now),
+            Bad => machine.probe(ProbeResult::BadAnswer(why()), now),
+            Unreachable => machine.probe(ProbeResult::Unreachable(why()), now),
+            Silent => machine.probe(ProbeResult::NoAnswer(why()), now),
+            DialRefused => machine.dial_failed(FailedDial::Refused, now),
+            DialTimedOut => machine.dial_failed(FailedDial::TimedOut, now),
+            Wait(seconds) => {
+                self.now += Duration::from_secs(seconds);
+                machine.tick(self.now)
+            }
+        }
+    }
+
+    fn all(&mut self, events: &[Event]) -> State {
+        for event in events {
+            self.on(*event);
+        }
+        self.machine.state()
+    }
+}
+
+#[test]
+fn each_event_moves_each_state_where_the_table_says() {
+    // One event: good, draining, bad, unreachable, silent, dial refused, dial timed out, a minute.
+    let table = [
+        (
+            Unknown,
+            [
+                Up, Draining, Suspect, Suspect, Suspect, Suspect, Suspect, Unknown,
+            ],
+        ),
+        (
+            Up,
+            [
+                Up, Draining, Suspect, Suspect, Suspect, Suspect, Suspect, Up,
+            ],
+        ),
+        (
+            Suspect,
+            [
+                Up, Draining, Suspect, Suspect, Suspect, Suspect, Suspect, Down,
+            ],
+        ),
+        (Down, [Down, Draining, Down, Down, Down, Down, Down, Down]),
+        (
+            Draining,
+            [
+                Up, Draining, Draining, Draining, Draining, Draining, Draining, Draining,
+            ],
+        ),
+        (Maintenance, [Maintenance; 8]),
+    ];
+    let events = [
+        Good,
+        Drains,
+        Bad,
+        Unreachable,
+        Silent,
+        DialRefused,
+        DialTimedOut,
+        Wait(60),
+    ];
+    for (from, expected) in table {
+        for (event, to) in events.into_iter().zip(expected) {
+            let mut bench = Bench::reaching(from, CONFIG);
+            let change = bench.on(event);
+            assert_eq!(bench.machine.state(), to, "{from:?} {event:?}");
+            let moved = change.map(|change| (change.from, change.to));
+            assert_eq!(
+                moved,
+                (from != to).then_some((from, to)),
+                "{from:?} {event:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bad_answers_take_a_backend_down_after_so_many_in_a_row_and_not_before() {
+    for from in [Unknown, Up, Draining] {
+        let mut bench = Bench::reaching(from, CONFIG);
+        assert_ne!(bench.all(&[Bad, Bad]), Down, "{from:?}");
+        assert_eq!(bench.all(&[Bad]), Down, "{from:?}");
+    }
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[Bad, Bad, Good, Bad, Bad]), Suspect);
+}
+
+#[test]
+fn a_backend_that_refuses_connections_is_suspect_for_as_long_as_it_is_held() {
+    for sign in [Unreachable, DialRefused] {
+        let mut bench = Bench::reaching(Up, CONFIG);
+        bench.on(sign);
+        assert_eq!(bench.machine.grace_end(), Some(bench.now + CONFIG.hold));
+        for _ in 0..9 {
+            assert_eq!(bench.all(&[Wait(1), Unreachable, DialRefused]), Suspect);
+        }
+        let change = bench.on(Wait(1)).unwrap();
+        assert_eq!((change.from, change.to), (Suspect, Down));
+        assert_eq!(change.lasted, CONFIG.hold);
+        assert!(
+            change.why.ends_with("and no probe passed within 10s"),
+            "{}",
+            change.why
+        );
+    }
+}
+
+#[test]
+fn a_backend_that_says_nothing_is_held_for_a_shorter_time() {
+    for sign in [Silent, DialTimedOut] {
+        let mut bench = Bench::reaching(Up, CONFIG);
+        assert_eq!(bench.all(&[sign, Wait(1), Silent, Silent, Silent]), Suspect);
+        assert_eq!(bench.all(&[Wait(1)]), Down);
+    }
+}
+
+#[test]
+fn a_failed_probe_after_the_end_of_the_grace_ends_it_without_a_tick() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    bench.on(Silent);
+    bench.now += CONFIG.hold_timeout;
+    assert_eq!(bench.all(&[Silent]), Down);
+}
+
+#[test]
+fn a_program_that_hangs_and_is_then_restarted_gets_the_longer_grace() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[Silent, Wait(1), Unreachable, Wait(8)]), Suspect);
+    assert_eq!(bench.all(&[Wait(1)]), Down);
+}
+
+#[test]
+fn bad_answers_during_a_grace_do_not_end_it() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(
+        bench.all(&[Unreachable, Bad, Bad, Bad, Bad, Wait(9)]),
+        Suspect
+    );
+    assert_eq!(bench.all(&[Good]), Up);
+}
+
+#[test]
+fn a_grace_begins_with_the_first_sign_that_nobody_is_there() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[Bad, Wait(5), Bad]), Suspect);
+    assert_eq!(bench.machine.grace_end(), None);
+    bench.on(Unreachable);
+    assert_eq!(bench.machine.grace_end(), Some(bench.now + CONFIG.hold));
+}
+
+#[test]
+fn without_a_grace_failed_probes_count_and_failed_dials_do_not() {
+    for sign in [Unreachable, Silent, Bad] {
+        let mut bench = Bench::reaching(Up, AT_ONCE);
+        assert_eq!(bench.all(&[sign, sign, Wait(3600)]), Suspect);
+        assert_eq!(bench.all(&[sign]), Down);
+    }
+    let mut bench = Bench::reaching(Up, AT_ONCE);
+    assert_eq!(bench.all(&[DialRefused; 100]), Suspect);
+    assert_eq!(bench.all(&[Unreachable; 2]), Suspect);
+    assert_eq!(bench.all(&[Unreachable]), Down);
+}
+
+#[test]
+fn with_thresholds_of_one_and_no_grace_each_probe_decides() {
+    let config = MachineConfig {
+        rise: 1,
+        fall: 1,
+        ..AT_ONCE
+    };
+    let mut bench = Bench::new(config);
+    assert_eq!(bench.all(&[Good]), Up);
+    let change = bench.on(Unreachable).unwrap();
+    assert_eq!((change.from, change.to), (Up, Down));
+    assert_eq!(bench.all(&[Good]), Up);
+}
+
+#[test]
+fn a_backend_that_was_down_rises_after_so_many_good_probes_in_a_row() {
+    let mut bench = Bench::reaching(Down, CONFIG);
+    assert_eq!(bench.all(&[Good, Bad, Good]), Down);
+    assert_eq!(bench.all(&[Good]), Up);
+}
+
+#[test]
+fn a_backend_that_keeps_falling_takes_longer_to_rise_until_it_is_steady() {
+    let mut bench = Bench::reaching(Down, CONFIG);
+    let fall = [Unreachable, Wait(10)];
+    // The first fall after a rise that did not last doubles it, and so on.
+    for probes in [2, 4, 8, 16, 16, 16] {
+        assert_eq!(bench.all(&vec![Good; probes - 1]), Down, "{probes}");
+        assert_eq!(bench.all(&[Good]), Up, "{probes}");
+        assert_eq!(bench.all(&fall), Down, "{probes}");
+    }
+    assert_eq!(bench.all(&[Good; 16]), Up);
+    bench.on(Wait(60));
+    assert_eq!(bench.all(&fall), Down);
+    assert_eq!(bench.all(&[Good; 2]), Up);
+    // What is announced is no flapping.
+    assert_eq!(
+        bench.all(&[Drains, Unreachable, Unreachable, Unreachable]),
+        Down
+    );
+    assert_eq!(bench.all(&[Good; 2]), Up);
+}
+
+#[test]
+fn a_change_says_from_where_to_where_why_and_how_long_it_was() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    bench.on(Wait(3));
+    let change = bench.on(Bad).unwrap();
+    let expected = Change {
+        from: Up,
+        to: Suspect,
+        why: "why".into(),
+        lasted: Duration::from_secs(3),
+    };
+    assert_eq!(change, expected);
+    let (machine, now) = (&bench.machine, bench.now);
+    assert_eq!((machine.since(), machine.why()), (now, "why"));
+}
+
+#[test]
+fn a_backend_that_answers_wrongly_is_told_from_one_that_does_not_answer() {
+    let mut bench = Bench::reaching(Down, CONFIG);
+    assert!(bench.machine.answers());
+    bench.on(Unreachable);
+    assert!(!bench.machine.answers());
+    bench.on(Good);
+    assert!(bench.machine.answers(), "it has still to rise");
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => Just(Good),
+        1 => Just(Drains),
+        2 => Just(Bad),
+        2 => Just(Unreachable),
+        2 => Just(Silent),
+        2 => Just(DialRefused),
+        2 => Just(DialTimedOut),
+        3 => (0..20_u64).prop_map(Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever happened: a change says what it was, a grace is there while it may be and ends in time, and every state has a
+    /// way up and a way down.
+    #[test]
+    fn no_state_is_a_trap_and_no_grace_is_exceeded(
+        events in prop::collection::vec(event(), 0..60),
+        rise in 1..5_u32,
+        fall in 1..5_u32,
+        hold in 0..12_u64,
+        hold_timeout in 0..12_u64,
+    ) {
+        let config = MachineConfig {
+            rise,
+            fall,
+            hold: Duration::from_secs(hold),
+            hold_timeout: Duration::from_secs(hold_timeout),
+        };
+        let longest = config.hold.max(config.hold_timeout);
+        let build = || {
+            let mut bench = Bench::new(config);
+            let mut no_sign_of_life: Option<Instant> = None;
+            for event in &events {
+                let from = bench.machine.state();
+                let (began, grace) = (bench.now, bench.machine.grace_end());
+                let change = bench.on(*event);
+                let (machine, now) = (&bench.machine, bench.now);
+                match change {
+                    Some(change) => {
+                        assert_eq!((change.from, change.to), (from, machine.state()));
+                        assert_ne!(change.from, change.to);
+                        assert_eq!(machine.since(), now);
+                    }
+                    None => assert_eq!(from, machine.state()),
+                }
+                // A grace that was over in time has ended.
+                if let (Wait(_), Some(end)) = (event, grace) {
+                    assert_eq!(machine.state() == Down, end <= now, "{began:?} {end:?}");
+                }
+                if let Some(end) = machine.grace_end() {
+                    assert_eq!(machine.state(), Suspect);
+                    let began = *no_sign_of_life.get_or_insert(now);
+                    assert!(end <= began + longest);
+                } else {
+                    no_sign_of_life = None;
+                }
+            }
+            bench
+        };
+        let mut up = build();
+        prop_assert_eq!(up.all(&vec![Good; (rise << DOUBLED_MAX) as usize]), Up);
+        for sign in [Bad, Unreachable, Silent] {
+            let mut down = build();
+            down.all(&vec![sign; fall as usize]);
+            prop_assert_eq!(down.all(&[Wait(12)]), Down);
+        }
+    }
+}
