@@ -9,15 +9,12 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::Instant;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use causeway_conf::AddressRange;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
-use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
@@ -27,31 +24,29 @@ use http::request::Parts;
 use tracing::info;
 
 use crate::config::Endpoint;
-use crate::config::Sockjs;
-use crate::config::SockjsTransport;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
-use crate::transport;
 use crate::transport::Body;
 
 mod body;
 mod cookie;
 mod cors;
 mod handshake;
+mod iframe;
 mod mount;
 mod origin;
 mod page;
 mod route;
+mod sockjs;
+mod wire;
 
 pub(crate) use mount::Mount;
 
 use body::BodyLimits;
-use mount::SockjsMount;
 use origin::Host;
 use route::Place;
 use route::Route;
-use route::Wire;
 
 /// Asks the edge to bind the client to another node.
 const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
@@ -146,9 +141,15 @@ impl Http {
     {
         let transport = match place {
             Place::Greeting => return text(StatusCode::OK, "Welcome to SockJS!\n").into(),
-            Place::Info => return info(&mount.sockjs().settings, parts).into(),
+            Place::Info => return sockjs::info(&mount.sockjs().settings, parts).into(),
+            Place::Iframe => return mount.iframe_page(&parts.headers).into(),
             Place::Session { id, wire } => {
-                return self.session(mount, id, wire, parts, body).await.into();
+                let limits = BodyLimits {
+                    bytes_max: self.config.body_bytes_max,
+                    timeout: self.config.body_timeout,
+                };
+                let response = sockjs::session(mount, id, wire, parts, body, limits);
+                return response.await.into();
             }
             Place::Websocket => Transport::Websocket,
             Place::RawWebsocket => Transport::SockjsRaw,
@@ -174,40 +175,6 @@ impl Http {
                 response.into()
             }
         }
-    }
-
-    async fn session<B>(
-        &self,
-        mount: &Mount,
-        id: &str,
-        wire: Wire,
-        parts: &Parts,
-        body: B,
-    ) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let mut response = if parts.method == Method::OPTIONS {
-            preflight("OPTIONS, POST")
-        } else {
-            let limits = BodyLimits {
-                bytes_max: self.config.body_bytes_max,
-                timeout: self.config.body_timeout,
-            };
-            // Receivers send none, but hyper sees a client go away only behind the end of the body.
-            let mut response = match body::read(body, limits).await {
-                Ok(body) => session_request(mount, id, wire, &body).await,
-                Err(error) => text(error.status(), format!("{error}\n")),
-            };
-            cors::no_cache(response.headers_mut());
-            response
-        };
-        cors::share(&parts.headers, response.headers_mut());
-        if mount.sockjs().settings.jsessionid {
-            cookie::set_jsessionid(&parts.headers, response.headers_mut());
-        }
-        response
     }
 
     fn is_origin_allowed(&self, headers: &HeaderMap, mount: &Mount, peer: IpAddr) -> bool {
@@ -239,53 +206,6 @@ impl From<Response<Body>> for Answer {
             upgrade: None,
         }
     }
-}
-
-async fn session_request(mount: &Mount, id: &str, wire: Wire, body: &[u8]) -> Response<Body> {
-    let SockjsMount { settings, sessions } = mount.sockjs();
-    let receive = || sessions.receive(id, Instant::now(), || mount.connect_session());
-    match wire {
-        Wire::Xhr => transport::poll(receive(), transport::Xhr).await,
-        Wire::XhrStreaming => transport::stream(
-            receive(),
-            transport::XhrStreaming,
-            settings.response_bytes_max,
-        ),
-        Wire::XhrSend => transport::xhr_send(sessions, id, body).await,
-    }
-}
-
-fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
-    let mut response = if parts.method == Method::OPTIONS {
-        let mut response = preflight("OPTIONS, GET");
-        if sockjs.jsessionid {
-            cookie::set_jsessionid(&parts.headers, response.headers_mut());
-        }
-        response
-    } else {
-        let websocket = sockjs.allows(SockjsTransport::Websocket);
-        let body = format!(
-            r#"{{"websocket":{websocket},"origins":["*:*"],"cookie_needed":{},"entropy":{}}}"#,
-            sockjs.jsessionid,
-            fastrand::u32(..),
-        );
-        let mut response = Response::new(Body::from(body));
-        let content_type = HeaderValue::from_static("application/json; charset=UTF-8");
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, content_type);
-        cors::no_cache(response.headers_mut());
-        response
-    };
-    cors::share(&parts.headers, response.headers_mut());
-    response
-}
-
-fn preflight(methods: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::Empty);
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    cors::preflight(methods, SystemTime::now(), response.headers_mut());
-    response
 }
 
 /// To the page, with the wish to find it on another node; without, if another site sent the browser here.

@@ -1,17 +1,30 @@
 //! The wires of clients: how a session's frames become bytes, and bytes become messages.
 //!
 //! A wire over HTTP is a [`receive::Framing`], a few lines in a file of its own; everything that the
-//! wires share is in [`receive`]. None of them knows paths, origins or cookies (that is `http`), and
-//! none calls the hub.
+//! wires share is in [`receive`] and [`send`]. None of them knows paths, origins or cookies (that is
+//! `http`), and none calls the hub.
 
 mod body;
+mod callback;
+mod eventsource;
+mod form;
+mod htmlfile;
+mod jsonp;
+mod jsonp_send;
 mod receive;
+mod send;
 pub(crate) mod websocket;
 mod xhr;
 mod xhr_send;
 mod xhr_streaming;
 
 pub(crate) use body::Body;
+pub(crate) use callback::BadCallback;
+pub(crate) use callback::Callback;
+pub(crate) use eventsource::Eventsource;
+pub(crate) use htmlfile::Htmlfile;
+pub(crate) use jsonp::Jsonp;
+pub(crate) use jsonp_send::jsonp_send;
 pub(crate) use receive::poll;
 pub(crate) use receive::stream;
 pub(crate) use xhr::Xhr;

@@ -54,7 +54,9 @@ pub(crate) struct Sockjs {
     /// What a streaming answer carries before it ends and the client asks again.
     pub(crate) response_bytes_max: usize,
     /// Whether a JSESSIONID cookie is set, for balancers that stick to it.
-    pub(crate) jsessionid: bool,
+    pub(crate) cookie_needed: bool,
+    /// The address of sockjs-client for the iframe page; `None`: the page is not served.
+    pub(crate) client_script: Option<String>,
 }
 
 impl Sockjs {
@@ -71,7 +73,10 @@ pub(crate) enum SockjsTransport {
     /// Both WebSockets: with SockJS frames and raw.
     Websocket,
     XhrStreaming,
+    Eventsource,
+    Htmlfile,
     Xhr,
+    Jsonp,
 }
 
 /// A token bucket: `per_second` on the long run, `burst` at once.

@@ -74,7 +74,8 @@ pub(super) struct Endpoint {
     pub(super) heartbeat: Option<Span>,
     pub(super) disconnect_delay: Option<Span>,
     pub(super) response_limit: Option<ByteSize>,
-    pub(super) jsessionid: Option<bool>,
+    pub(super) cookie_needed: Option<bool>,
+    pub(super) client_script: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

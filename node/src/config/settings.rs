@@ -53,11 +53,14 @@ pub(super) const PING_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HO
 pub(super) const HEARTBEAT: Setting<Duration> = setting(secs(25), ms(100), HOUR);
 pub(super) const DISCONNECT_DELAY: Setting<Duration> = setting(secs(5), ms(100), HOUR);
 pub(super) const RESPONSE_LIMIT: Setting<u64> = setting(128 * KIB, 1, 64 * MIB);
-pub(super) const JSESSIONID: bool = false;
-pub(super) const TRANSPORTS: [SockjsTransport; 3] = [
+pub(super) const COOKIE_NEEDED: bool = false;
+pub(super) const TRANSPORTS: [SockjsTransport; 6] = [
     SockjsTransport::Websocket,
     SockjsTransport::XhrStreaming,
+    SockjsTransport::Eventsource,
+    SockjsTransport::Htmlfile,
     SockjsTransport::Xhr,
+    SockjsTransport::Jsonp,
 ];
 /// `response_limit` of the `/echo` that is there without a file: what the SockJS protocol suite expects.
 pub(super) const ECHO_RESPONSE_LIMIT: u64 = 4 * KIB;

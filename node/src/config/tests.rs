@@ -178,7 +178,7 @@ log: { level: inf }
         node.yaml:10:7: endpoints[1].path: the node answers /ready itself, expected another path
         node.yaml:10:42: endpoints[1].heartbeat: this setting is only for `protocol: sockjs`
         node.yaml:11:47: endpoints[2].channel: a channel is only for `mode: relay`
-        node.yaml:11:64: endpoints[2].transports: expected at least one of websocket, xhr_streaming, xhr
+        node.yaml:11:64: endpoints[2].transports: expected at least one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp
         node.yaml:12:7: endpoints[3].path: duplicate path "/a", endpoints[2] has it already
         node.yaml:12:35: endpoints[3].channel: names that begin with "causeway:" are the node's own, expected another one
         node.yaml:12:58: endpoints[3].message_size: expected at most limits.body_size (512KiB), found 1MiB
@@ -199,7 +199,7 @@ log: { level: inf }
 
 #[test]
 fn each_mistake_says_what_would_be_right() {
-    let cases: [(&str, Expect); 16] = [
+    let cases: [(&str, Expect); 18] = [
         (
             "broker: { kind: redis }",
             expect![
@@ -257,10 +257,22 @@ fn each_mistake_says_what_would_be_right() {
             expect![[r#"node.yaml:1:13: endpoints[0].path: expected a path, such as "/chat""#]],
         ),
         (
-            "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, jsonp]}]",
+            "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, flash]}]",
             expect![
-                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `jsonp`, expected one of `websocket`, `xhr_streaming`, `xhr`"
+                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `flash`, expected one of `websocket`, `xhr_streaming`, `eventsource`, `htmlfile`, `xhr`, `jsonp`"
             ],
+        ),
+        (
+            "endpoints: [{path: /a, protocol: sockjs, client_script: sockjs.js}]",
+            expect![[
+                r#"node.yaml:1:42: endpoints[0].client_script: expected the address of sockjs-client, such as "https://cdn.example/sockjs.min.js" or "/sockjs.min.js", found "sockjs.js""#
+            ]],
+        ),
+        (
+            "endpoints: [{path: /a, protocol: sockjs, client_script: '/a\">'}]",
+            expect![[
+                r#"node.yaml:1:42: endpoints[0].client_script: expected the address of sockjs-client, such as "https://cdn.example/sockjs.min.js" or "/sockjs.min.js", found "/a\">""#
+            ]],
         ),
         (
             "endpoints: [{path: /a, protocol: sockjs, allowed_origins: 7}]",

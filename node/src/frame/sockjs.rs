@@ -72,6 +72,22 @@ pub(crate) fn append_close(out: &mut BytesMut, code: u16, reason: &str) {
     out.put_u8(b']');
 }
 
+/// Appends a SockJS frame, which is free of control characters, as a string literal of a script.
+///
+/// `<` is escaped so that no message ends the script element around it.
+pub(crate) fn append_literal(out: &mut BytesMut, frame: &[u8]) {
+    out.reserve(frame.len() + 2);
+    out.put_u8(b'"');
+    for &byte in frame {
+        match byte {
+            b'"' | b'\\' => out.put_slice(&[b'\\', byte]),
+            b'<' => append_unit(out, byte.into()),
+            _ => out.put_u8(byte),
+        }
+    }
+    out.put_u8(b'"');
+}
+
 /// Reads what a client sends on a WebSocket: an array of messages, one bare message, or nothing.
 ///
 /// # Errors

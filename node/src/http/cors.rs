@@ -11,8 +11,8 @@ use http::header;
 const NO_CACHE: HeaderValue =
     HeaderValue::from_static("no-store, no-cache, no-transform, must-revalidate, max-age=0");
 
-/// For how long a preflight answer holds.
-const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(31_536_000);
+/// For how long preflights and pages that never change are kept.
+const YEAR: Duration = Duration::from_secs(31_536_000);
 
 /// Lets the page that sent `request` read the answer.
 ///
@@ -46,13 +46,15 @@ pub(crate) fn preflight(methods: &'static str, now: SystemTime, answer: &mut Hea
         header::ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static(methods),
     );
-    answer.insert(
-        header::ACCESS_CONTROL_MAX_AGE,
-        PREFLIGHT_MAX_AGE.as_secs().into(),
-    );
+    answer.insert(header::ACCESS_CONTROL_MAX_AGE, YEAR.as_secs().into());
+    cache_for_a_year(now, answer);
+}
+
+/// Lets everyone keep the answer.
+pub(crate) fn cache_for_a_year(now: SystemTime, answer: &mut HeaderMap) {
     let cache_control = HeaderValue::from_static("public, max-age=31536000");
     answer.insert(header::CACHE_CONTROL, cache_control);
-    let expires = httpdate::fmt_http_date(now + PREFLIGHT_MAX_AGE);
+    let expires = httpdate::fmt_http_date(now + YEAR);
     let expires = HeaderValue::try_from(expires).expect("a date is ASCII");
     answer.insert(header::EXPIRES, expires);
 }

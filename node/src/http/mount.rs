@@ -1,12 +1,17 @@
 //! An endpoint with all that serves it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::HeaderMap;
+use http::Response;
 
 use crate::client::Client;
 use crate::client::Clients;
 use crate::config::Endpoint;
 use crate::config::Protocol;
 use crate::config::Sockjs;
+use crate::http::iframe::IframePage;
 use crate::hub::Member;
 use crate::metrics::Transport;
 use crate::outbox::QueueOutbox;
@@ -14,6 +19,7 @@ use crate::session::Delays;
 use crate::session::Quota;
 use crate::session::Sessions;
 use crate::session::SessionsConfig;
+use crate::transport::Body;
 
 /// What is served under one path.
 pub(crate) struct Mount {
@@ -31,6 +37,8 @@ pub(crate) struct SockjsMount {
     pub(crate) settings: Sockjs,
     /// The clients that have no WebSocket.
     pub(crate) sessions: Arc<Sessions>,
+    /// Set if it is served.
+    iframe: Option<IframePage>,
 }
 
 impl Mount {
@@ -48,9 +56,13 @@ impl Mount {
                     metrics: Arc::clone(&clients.metrics),
                 };
                 let sessions = Arc::new(Sessions::new(config));
+                let script = settings.client_script.as_deref();
+                let iframe =
+                    script.map(|script| IframePage::new(script, &endpoint.allowed_origins));
                 Some(SockjsMount {
                     settings: settings.clone(),
                     sessions,
+                    iframe,
                 })
             }
         };
@@ -71,6 +83,13 @@ impl Mount {
     /// Its sessions over HTTP, if it speaks SockJS.
     pub(crate) fn sessions(&self) -> Option<&Arc<Sessions>> {
         self.sockjs.as_ref().map(|sockjs| &sockjs.sessions)
+    }
+
+    /// The page for frames; for a path that [`route`](super::route) has found.
+    pub(crate) fn iframe_page(&self, request: &HeaderMap) -> Response<Body> {
+        let page = self.sockjs().iframe.as_ref();
+        let page = page.expect("without `client_script` no path names it");
+        page.answer(request, SystemTime::now())
     }
 
     /// Connects a client whose messages wait for receivers.

@@ -7,8 +7,10 @@ use http::Method;
 
 use crate::config::Endpoint;
 use crate::config::Protocol;
+use crate::config::Sockjs;
 use crate::config::SockjsTransport;
 use crate::http::page::Asset;
+use crate::http::wire::Wire;
 
 /// The longest session id. Clients use 8 characters, test suites up to 36.
 const SESSION_ID_BYTES_MAX: usize = 255;
@@ -31,6 +33,8 @@ pub(crate) enum Place<'a> {
     Greeting,
     /// SockJS says what it can.
     Info,
+    /// The page that old browsers load to reach another site.
+    Iframe,
     /// All of a WebSocket endpoint.
     Websocket,
     /// A WebSocket of a SockJS endpoint without SockJS frames.
@@ -44,17 +48,6 @@ pub(crate) enum Place<'a> {
         /// What the client wants of it.
         wire: Wire,
     },
-}
-
-/// What a request wants of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wire {
-    /// One frame.
-    Xhr,
-    /// Frames.
-    XhrStreaming,
-    /// To send messages.
-    XhrSend,
 }
 
 /// Finds what `path` names; the deepest endpoint wins. `None`: nothing.
@@ -97,38 +90,43 @@ fn place<'a>(rest: &'a str, protocol: &Protocol) -> Option<Place<'a>> {
     if segments.next().is_some() {
         return None;
     }
-    let (transport, place) = match (first, second, third) {
-        ("info", None, None) => return Some(Place::Info),
-        ("websocket", None, None) => (SockjsTransport::Websocket, Place::RawWebsocket),
-        (server, Some(id), Some(wire)) if is_id(server) && is_id(id) => match wire {
-            "websocket" => (SockjsTransport::Websocket, Place::SessionWebsocket),
-            "xhr" => (
-                SockjsTransport::Xhr,
-                Place::Session {
-                    id,
-                    wire: Wire::Xhr,
-                },
-            ),
-            "xhr_streaming" => (
-                SockjsTransport::XhrStreaming,
-                Place::Session {
-                    id,
-                    wire: Wire::XhrStreaming,
-                },
-            ),
-            "xhr_send" => {
-                let receives = sockjs.allows(SockjsTransport::Xhr)
-                    || sockjs.allows(SockjsTransport::XhrStreaming);
-                return receives.then_some(Place::Session {
-                    id,
-                    wire: Wire::XhrSend,
-                });
-            }
-            _ => return None,
+    let place = match (first, second, third) {
+        ("info", None, None) => Place::Info,
+        ("websocket", None, None) => Place::RawWebsocket,
+        (page, None, None) if is_iframe(page) => Place::Iframe,
+        (server, Some(id), Some("websocket")) if is_id(server) && is_id(id) => {
+            Place::SessionWebsocket
+        }
+        (server, Some(id), Some(wire)) if is_id(server) && is_id(id) => Place::Session {
+            id,
+            wire: Wire::find(wire)?,
         },
         _ => return None,
     };
-    sockjs.allows(transport).then_some(place)
+    is_served(place, sockjs).then_some(place)
+}
+
+/// Whether the endpoint's settings leave anything there.
+fn is_served(place: Place<'_>, sockjs: &Sockjs) -> bool {
+    match place {
+        Place::Greeting | Place::Info | Place::Websocket => true,
+        Place::Iframe => sockjs.client_script.is_some(),
+        Place::RawWebsocket | Place::SessionWebsocket => sockjs.allows(SockjsTransport::Websocket),
+        Place::Session { wire, .. } => wire.is_served(sockjs),
+    }
+}
+
+/// Whether `segment` is `iframe.html`, with a version or without.
+fn is_iframe(segment: &str) -> bool {
+    let version = segment
+        .strip_prefix("iframe")
+        .and_then(|rest| rest.strip_suffix(".html"));
+    version.is_some_and(|version| {
+        let fits = |byte: u8| {
+            byte.is_ascii_digit() || byte.is_ascii_lowercase() || matches!(byte, b'-' | b'.' | b'_')
+        };
+        version.bytes().all(fits)
+    })
 }
 
 fn is_id(segment: &str) -> bool {
@@ -155,9 +153,13 @@ impl Route<'_> {
 impl Place<'_> {
     fn allow(self) -> &'static str {
         match self {
-            Self::Greeting | Self::Websocket | Self::RawWebsocket | Self::SessionWebsocket => "GET",
+            Self::Greeting
+            | Self::Iframe
+            | Self::Websocket
+            | Self::RawWebsocket
+            | Self::SessionWebsocket => "GET",
             Self::Info => "OPTIONS, GET",
-            Self::Session { .. } => "OPTIONS, POST",
+            Self::Session { wire, .. } => wire.allow(),
         }
     }
 }

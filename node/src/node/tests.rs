@@ -10,6 +10,7 @@ mod headers;
 mod raw;
 mod sessions;
 mod websockets;
+mod wires;
 
 use raw::Client;
 use raw::DEADLINE;

@@ -9,7 +9,7 @@ use crate::transport::receive::Framing;
 /// The wire of `xhr`.
 pub(crate) struct Xhr;
 
-/// The media type of both XHR wires: what old browsers stream without waiting for the end.
+/// The media type of both XHR wires and of `jsonp`: what old browsers stream without waiting for the end.
 pub(super) const CONTENT_TYPE: &str = "application/javascript; charset=UTF-8";
 
 impl Framing for Xhr {

@@ -7,7 +7,6 @@ use crate::transport::receive::Framing;
 use crate::transport::xhr;
 
 /// The wire of `xhr_streaming`.
-#[derive(Clone)]
 pub(crate) struct XhrStreaming;
 
 /// 2,048 bytes and a line feed, which browsers want to see before they hand on what streams in.

@@ -147,7 +147,8 @@ impl Checker<'_> {
                 ("heartbeat", raw.heartbeat.is_some()),
                 ("disconnect_delay", raw.disconnect_delay.is_some()),
                 ("response_limit", raw.response_limit.is_some()),
-                ("jsessionid", raw.jsessionid.is_some()),
+                ("cookie_needed", raw.cookie_needed.is_some()),
+                ("client_script", raw.client_script.is_some()),
             ];
             for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
                 self.error(
@@ -163,7 +164,7 @@ impl Checker<'_> {
         if transports.is_empty() {
             self.error(
                 &format!("{at}.transports"),
-                "expected at least one of websocket, xhr_streaming, xhr",
+                "expected at least one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp",
             );
         }
         let mut seen = Vec::new();
@@ -189,8 +190,27 @@ impl Checker<'_> {
                 raw.response_limit,
                 &settings::RESPONSE_LIMIT,
             ),
-            jsessionid: raw.jsessionid.unwrap_or(settings::JSESSIONID),
+            cookie_needed: raw.cookie_needed.unwrap_or(settings::COOKIE_NEEDED),
+            client_script: raw
+                .client_script
+                .filter(|script| self.is_script(&format!("{at}.client_script"), script)),
         })
+    }
+
+    /// What a browser can load, and what stands in an attribute of a page without ending it.
+    fn is_script(&mut self, key: &str, script: &str) -> bool {
+        let is_address = ["/", "http://", "https://"]
+            .iter()
+            .any(|start| script.len() > start.len() && script.starts_with(start));
+        let fits = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>');
+        let is_script = is_address && script.bytes().all(fits);
+        if !is_script {
+            self.error(
+                key,
+                format!("expected the address of sockjs-client, such as \"https://cdn.example/sockjs.min.js\" or \"/sockjs.min.js\", found {script:?}"),
+            );
+        }
+        is_script
     }
 
     fn allowed_origins(&mut self, key: &str, raw: Option<&raw::AllowedOrigins>) -> AllowedOrigins {

@@ -60,6 +60,21 @@ fn a_close_frame_quotes_its_reason() {
 }
 
 #[test]
+fn a_literal_reads_back_as_the_frame_and_ends_no_script() {
+    for frame in [
+        "o",
+        "a[\"\\\"\\\\\\u2028</script><!--ä\"]",
+        "c[3000,\"Go away!\"]",
+    ] {
+        let mut out = BytesMut::new();
+        append_literal(&mut out, frame.as_bytes());
+        let literal = std::str::from_utf8(&out).unwrap();
+        assert!(!literal.contains('<'), "{literal}");
+        assert_eq!(serde_json::from_str::<String>(literal).unwrap(), frame);
+    }
+}
+
+#[test]
 fn lone_surrogates_become_replacement_characters() {
     for (body, message) in [
         (r#"["\ud800"]"#, "\u{fffd}"),

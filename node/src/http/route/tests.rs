@@ -32,14 +32,28 @@ fn sockjs(transports: &[SockjsTransport]) -> Protocol {
         heartbeat: Duration::from_secs(25),
         disconnect_delay: Duration::from_secs(5),
         response_bytes_max: 4096,
-        jsessionid: false,
+        cookie_needed: false,
+        client_script: Some("/sockjs.js".to_owned()),
     })
 }
 
-const ALL: [SockjsTransport; 3] = [
+const ALL: [SockjsTransport; 6] = [
     SockjsTransport::Websocket,
     SockjsTransport::XhrStreaming,
+    SockjsTransport::Eventsource,
+    SockjsTransport::Htmlfile,
     SockjsTransport::Xhr,
+    SockjsTransport::Jsonp,
+];
+
+const WIRES: [(&str, Wire); 7] = [
+    ("xhr", Wire::Xhr),
+    ("xhr_streaming", Wire::XhrStreaming),
+    ("xhr_send", Wire::XhrSend),
+    ("eventsource", Wire::Eventsource),
+    ("htmlfile", Wire::Htmlfile),
+    ("jsonp", Wire::Jsonp),
+    ("jsonp_send", Wire::JsonpSend),
 ];
 
 fn find_in<'a>(path: &'a str, endpoints: &[Endpoint]) -> Option<Route<'a>> {
@@ -62,36 +76,19 @@ fn every_path_of_sockjs_is_found() {
         ("/echo/info/", Place::Info),
         ("/echo/websocket", Place::RawWebsocket),
         ("/echo/0/x/websocket", Place::SessionWebsocket),
-        (
-            "/echo/000/abc/xhr",
-            Place::Session {
-                id: "abc",
-                wire: Wire::Xhr,
-            },
-        ),
-        (
-            "/echo/000/abc/xhr/",
-            Place::Session {
-                id: "abc",
-                wire: Wire::Xhr,
-            },
-        ),
-        (
-            "/echo/9/a_b-%20/xhr_streaming",
-            Place::Session {
-                id: "a_b-%20",
-                wire: Wire::XhrStreaming,
-            },
-        ),
-        (
-            "/echo/000/abc/xhr_send",
-            Place::Session {
-                id: "abc",
-                wire: Wire::XhrSend,
-            },
-        ),
+        ("/echo/iframe.html", Place::Iframe),
+        ("/echo/iframe-.html/", Place::Iframe),
+        ("/echo/iframe-0.1.2abc-dirty.2144.html", Place::Iframe),
     ] {
         assert_eq!(place_in(path), Some(place), "{path}");
+    }
+    for (name, wire) in WIRES {
+        for (path, id) in [
+            (format!("/echo/000/abc/{name}"), "abc"),
+            (format!("/echo/9/a_b-%20/{name}/"), "a_b-%20"),
+        ] {
+            assert_eq!(place_in(&path), Some(Place::Session { id, wire }), "{path}");
+        }
     }
 }
 
@@ -116,6 +113,13 @@ fn what_only_looks_like_a_path_of_sockjs_is_not_found() {
         "/echo/000/a.c/xhr",
         "/echo/000/abc/XHR",
         "/echo/000/abc/jsonpx",
+        "/echo/iframe",
+        "/echo/iframe.htm",
+        "/echo/IFRAME.HTML",
+        "/echo/iframe.HTML",
+        "/echo/iframe-A.html",
+        "/echo/iframe-/.html",
+        "/echo/iframe.html/x",
         "/echos",
         "/ech",
         "/other",
@@ -129,19 +133,44 @@ fn what_only_looks_like_a_path_of_sockjs_is_not_found() {
 }
 
 #[test]
-fn a_transport_that_is_switched_off_is_not_found() {
-    let only = |transport| [endpoint("/echo", sockjs(&[transport]))];
-    let websocket = only(SockjsTransport::Websocket);
-    assert!(find_in("/echo/websocket", &websocket).is_some());
-    assert!(find_in("/echo/0/a/websocket", &websocket).is_some());
-    for wire in ["xhr", "xhr_streaming", "xhr_send"] {
-        assert_eq!(find_in(&format!("/echo/0/a/{wire}"), &websocket), None);
+fn what_no_transport_needs_is_not_found() {
+    for transport in ALL {
+        let endpoints = [endpoint("/echo", sockjs(&[transport]))];
+        let is_found = |path: &str| find_in(path, &endpoints).is_some();
+        let is_websocket = transport == SockjsTransport::Websocket;
+        assert_eq!(is_found("/echo/websocket"), is_websocket);
+        assert_eq!(is_found("/echo/0/a/websocket"), is_websocket);
+        let served: &[&str] = match transport {
+            SockjsTransport::Websocket => &[],
+            SockjsTransport::XhrStreaming => &["xhr_streaming", "xhr_send"],
+            SockjsTransport::Eventsource => &["eventsource", "xhr_send"],
+            SockjsTransport::Htmlfile => &["htmlfile", "xhr_send"],
+            SockjsTransport::Xhr => &["xhr", "xhr_send"],
+            SockjsTransport::Jsonp => &["jsonp", "jsonp_send"],
+        };
+        for (wire, _) in WIRES {
+            let path = format!("/echo/0/a/{wire}");
+            assert_eq!(
+                is_found(&path),
+                served.contains(&wire),
+                "{transport:?} {wire}"
+            );
+        }
     }
-    let xhr = only(SockjsTransport::Xhr);
-    assert_eq!(find_in("/echo/websocket", &xhr), None);
-    assert_eq!(find_in("/echo/0/a/websocket", &xhr), None);
-    assert_eq!(find_in("/echo/0/a/xhr_streaming", &xhr), None);
-    assert!(find_in("/echo/0/a/xhr_send", &xhr).is_some());
+}
+
+#[test]
+fn without_a_script_there_is_no_page_for_frames() {
+    let Protocol::Sockjs(settings) = sockjs(&ALL) else {
+        panic!("it is one");
+    };
+    let settings = Sockjs {
+        client_script: None,
+        ..settings
+    };
+    let endpoints = [endpoint("/echo", Protocol::Sockjs(settings))];
+    assert_eq!(find_in("/echo/iframe.html", &endpoints), None);
+    assert!(find_in("/echo/info", &endpoints).is_some());
 }
 
 #[test]
@@ -190,10 +219,7 @@ fn the_page_can_be_switched_off() {
 
 #[test]
 fn methods_are_those_of_the_protocol() {
-    let session = Place::Session {
-        id: "a",
-        wire: Wire::Xhr,
-    };
+    let session = |wire| Route::Endpoint(0, Place::Session { id: "a", wire });
     for (route, allowed, refused) in [
         (
             Route::Page(Asset::Index),
@@ -216,9 +242,20 @@ fn methods_are_those_of_the_protocol() {
             &["POST", "HEAD"],
         ),
         (
-            Route::Endpoint(0, session),
+            session(Wire::Xhr),
             &["POST", "OPTIONS"],
             &["GET", "HEAD", "PUT"],
+        ),
+        (
+            session(Wire::Eventsource),
+            &["GET"],
+            &["POST", "HEAD", "OPTIONS"],
+        ),
+        (session(Wire::Jsonp), &["GET"], &["POST", "HEAD", "OPTIONS"]),
+        (
+            session(Wire::JsonpSend),
+            &["POST"],
+            &["GET", "HEAD", "OPTIONS"],
         ),
     ] {
         for (methods, expected) in [(allowed, true), (refused, false)] {

@@ -9,7 +9,7 @@ node: { id: n1 }
 trusted_proxies: [ 127.0.0.1 ]
 endpoints:
   - { path: /echo, protocol: sockjs, mode: echo, allowed_origins: ['*'] }
-  - { path: /cookie, protocol: sockjs, mode: echo, allowed_origins: ['*'], jsessionid: true }
+  - { path: /cookie, protocol: sockjs, mode: echo, allowed_origins: ['*'], cookie_needed: true }
   - { path: /ws, protocol: websocket, mode: echo }
   - { path: /same, protocol: sockjs, mode: echo }
 ";

@@ -1,0 +1,60 @@
+//! Messages of a session's client in the body of a request, whichever wire brings them.
+
+use http::HeaderValue;
+use http::Response;
+use http::StatusCode;
+use http::header;
+
+use crate::frame::sockjs;
+use crate::frame::sockjs::BadFrame;
+use crate::session::Sent;
+use crate::session::Sessions;
+use crate::transport::Body;
+
+/// Hands the messages in `array`, a JSON array of strings, on and answers with `taken`, or says what is
+/// wrong with them.
+///
+/// # Cancel safety
+///
+/// Dropping this future drops the messages that were not handed on yet.
+pub(super) async fn answer(
+    sessions: &Sessions,
+    id: &str,
+    array: &[u8],
+    taken: Response<Body>,
+) -> Response<Body> {
+    // Before the body: who sends to a session that is gone must hear 404, whatever it sends.
+    if !sessions.knows(id) {
+        return status(StatusCode::NOT_FOUND, Body::Empty);
+    }
+    let messages = match sockjs::decode_array(array) {
+        Ok(messages) => messages,
+        Err(error) => {
+            let text = match error {
+                BadFrame::NoPayload => "Payload expected.",
+                BadFrame::BrokenJson => "Broken JSON encoding.",
+            };
+            return plain(StatusCode::INTERNAL_SERVER_ERROR, text.into());
+        }
+    };
+    match sessions.send(id, messages).await {
+        Sent::Taken => taken,
+        Sent::Unknown => status(StatusCode::NOT_FOUND, Body::Empty),
+    }
+}
+
+/// An answer whose media type is text, even without a body: browsers take it for XML otherwise.
+pub(super) fn plain(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = status(code, body);
+    let content_type = HeaderValue::from_static("text/plain; charset=UTF-8");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+fn status(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response
+}
