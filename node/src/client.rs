@@ -92,7 +92,7 @@ impl Clients {
     ) -> Client {
         let membership = match &endpoint.mode {
             Mode::Relay { channel } => Some(self.hub.join(channel, member.clone())),
-            Mode::Echo => None,
+            Mode::Echo | Mode::Close => None,
         };
         Client {
             clients: Arc::clone(self),
@@ -123,6 +123,7 @@ impl Client {
                 self.echo(data, kind);
                 Ok(Taken::Done)
             }
+            Mode::Close => Ok(Taken::Done), // Nobody hears it, and the client is on its way out.
             Mode::Relay { channel } => {
                 // A copy: what waits in a lane must not keep the whole read that it came with.
                 let data = Bytes::copy_from_slice(data);

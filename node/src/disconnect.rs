@@ -31,6 +31,8 @@ impl Disconnect {
     pub(crate) const RESTART: Self = Self::new(1012, "service restart", "restart");
     /// The session has a receiver already. SockJS only, in the protocol's words.
     pub(crate) const BUSY: Self = Self::new(2010, "Another connection still open", "busy");
+    /// An endpoint with `mode: close`, in the words of the protocol's suite.
+    pub(crate) const GO_AWAY: Self = Self::new(3000, "Go away!", "go_away");
     /// SockJS text that is not JSON, in the words of sockjs-node.
     pub(crate) const BROKEN_FRAMING: Self = Self::new(3000, "Broken framing.", "broken_framing");
     /// No pong came in time, in the words of sockjs-node.

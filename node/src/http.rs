@@ -9,6 +9,7 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use causeway_conf::AddressRange;
@@ -21,7 +22,7 @@ use http::StatusCode;
 use http::Version;
 use http::header;
 use http::request::Parts;
-use tracing::info;
+use tracing::warn;
 
 use crate::config::Endpoint;
 use crate::metrics::Metrics;
@@ -45,14 +46,13 @@ pub(crate) use mount::Mount;
 
 use body::BodyLimits;
 use origin::Host;
+use origin::SEC_FETCH_SITE;
 use route::Place;
 use route::Route;
+use wire::Wire;
 
 /// Asks the edge to bind the client to another node.
 const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
-
-/// From where a browser was sent, in its own words.
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What the answers depend on.
 pub(crate) struct HttpConfig {
@@ -126,8 +126,8 @@ impl Http {
             Route::Move => move_on(&parts.headers).into(),
             Route::Endpoint(index, place) => {
                 let mount = &self.mounts[index];
-                if !self.is_origin_allowed(&parts.headers, mount, peer) {
-                    return origin_refused(mount).into();
+                if !self.is_origin_allowed(&parts.headers, mount, place, peer) {
+                    return origin_refused(mount, place).into();
                 }
                 self.endpoint(mount, place, &parts, body).await
             }
@@ -177,23 +177,40 @@ impl Http {
         }
     }
 
-    fn is_origin_allowed(&self, headers: &HeaderMap, mount: &Mount, peer: IpAddr) -> bool {
+    fn is_origin_allowed(
+        &self,
+        headers: &HeaderMap,
+        mount: &Mount,
+        place: Place<'_>,
+        peer: IpAddr,
+    ) -> bool {
         let trusted = self
             .config
             .trusted_proxies
             .iter()
             .any(|proxy| proxy.contains(peer));
+        let is_allowed = match place {
+            // Its headers hold for every request that its copies in caches will never send.
+            Place::Iframe => return true,
+            Place::Session {
+                wire: Wire::Jsonp, ..
+            } => origin::is_script_allowed,
+            _ => origin::is_allowed,
+        };
         let allowed_origins = &mount.endpoint.allowed_origins;
-        let allowed = origin::is_allowed(allowed_origins, headers, &Host::of(headers, trusted));
+        let allowed = is_allowed(allowed_origins, headers, &Host::of(headers, trusted));
         if !allowed {
             self.metrics.refused(RefuseReason::Origin);
-            let origin = headers.get(header::ORIGIN);
-            info!(
-                endpoint = mount.endpoint.path,
-                ?origin,
-                setting = "allowed_origins",
-                "origin refused: this setting of the endpoint would allow it",
-            );
+            if let Some(held_back) = mount.refusals.admit(Instant::now()) {
+                warn!(
+                    endpoint = mount.endpoint.path,
+                    origin = ?headers.get(header::ORIGIN),
+                    referer = ?headers.get(header::REFERER).filter(|_| !headers.contains_key(header::ORIGIN)),
+                    setting = "allowed_origins",
+                    held_back,
+                    "origin refused: this setting of the endpoint would allow it",
+                );
+            }
         }
         allowed
     }
@@ -229,10 +246,17 @@ fn is_own_wish(request: &HeaderMap) -> bool {
         .all(|site| site == "same-origin" || site == "none")
 }
 
-fn origin_refused(mount: &Mount) -> Response<Body> {
+fn origin_refused(mount: &Mount, place: Place<'_>) -> Response<Body> {
     let path = &mount.endpoint.path;
-    let body =
-        format!("origin not allowed; `allowed_origins` of the endpoint {path} can allow it\n");
+    let known = match place {
+        Place::Session {
+            wire: Wire::Jsonp, ..
+        } => " (without an Origin, the page is known by its Referer)",
+        _ => "",
+    };
+    let body = format!(
+        "origin not allowed{known}; `allowed_origins` of the endpoint {path} can allow it\n"
+    );
     text(StatusCode::FORBIDDEN, body)
 }
 

@@ -1,9 +1,13 @@
-//! Where log lines go: standard error, as JSON or text.
+//! Where log lines go (standard error, as JSON or text), and how many there are of what clients cause.
 
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Log;
 use crate::config::LogFormat;
+
+mod pace;
+
+pub(crate) use pace::Pace;
 
 /// Sets up logging for the whole process. A second call changes nothing.
 pub(crate) fn start(log: &Log) {

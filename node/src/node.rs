@@ -226,7 +226,7 @@ fn relayed_channels(config: &Config) -> Vec<ChannelName> {
         .iter()
         .filter_map(|endpoint| match &endpoint.mode {
             Mode::Relay { channel } => Some(channel.clone()),
-            Mode::Echo => None,
+            Mode::Echo | Mode::Close => None,
         })
         .collect();
     channels.sort();

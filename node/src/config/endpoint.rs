@@ -40,6 +40,8 @@ pub(crate) enum Mode {
     Relay { channel: ChannelName },
     /// Back to the client.
     Echo,
+    /// Nowhere: the client is sent away as soon as it is there.
+    Close,
 }
 
 /// SockJS's own settings.

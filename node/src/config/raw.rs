@@ -90,6 +90,7 @@ pub(super) enum Protocol {
 pub(super) enum Mode {
     Relay,
     Echo,
+    Close,
 }
 
 #[derive(Debug, Deserialize)]

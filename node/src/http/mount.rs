@@ -9,10 +9,13 @@ use http::Response;
 use crate::client::Client;
 use crate::client::Clients;
 use crate::config::Endpoint;
+use crate::config::Mode;
 use crate::config::Protocol;
 use crate::config::Sockjs;
+use crate::disconnect::Disconnect;
 use crate::http::iframe::IframePage;
 use crate::hub::Member;
+use crate::logging::Pace;
 use crate::metrics::Transport;
 use crate::outbox::QueueOutbox;
 use crate::session::Delays;
@@ -27,6 +30,8 @@ pub(crate) struct Mount {
     pub(crate) endpoint: Arc<Endpoint>,
     /// Where its clients come from.
     pub(crate) clients: Arc<Clients>,
+    /// For the log lines about origins that it refuses.
+    pub(crate) refusals: Pace,
     /// Set if it speaks SockJS.
     sockjs: Option<SockjsMount>,
 }
@@ -53,6 +58,7 @@ impl Mount {
                         disconnect: settings.disconnect_delay,
                     },
                     quota: Arc::clone(quota),
+                    farewell: (endpoint.mode == Mode::Close).then_some(Disconnect::GO_AWAY),
                     metrics: Arc::clone(&clients.metrics),
                 };
                 let sessions = Arc::new(Sessions::new(config));
@@ -69,6 +75,7 @@ impl Mount {
         Self {
             endpoint,
             clients,
+            refusals: Pace::default(),
             sockjs,
         }
     }

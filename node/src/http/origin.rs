@@ -1,13 +1,18 @@
 //! Whether the page behind a request may connect.
 //!
 //! Only browsers send an Origin, and they cannot lie about it: this protects their users from pages
-//! of others, not the node from programs.
+//! of others, not the node from programs. Script elements send none, so what they load is given only to
+//! pages that are known by other headers.
 
 use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 
 use crate::config::AllowedOrigins;
+
+/// From where a browser was sent, in its own words.
+pub(crate) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Where the client believes to be connected: what `same` is compared with.
 pub(crate) struct Host<'a> {
@@ -50,14 +55,28 @@ pub(crate) fn is_allowed(allowed: &AllowedOrigins, headers: &HeaderMap, host: &H
     let Some(origin) = Origin::parse(origin) else {
         return false; // `null` among them: a page without a place of its own.
     };
-    match allowed {
-        AllowedOrigins::Any => true,
-        AllowedOrigins::Same => Origin::new(host.scheme, host.authority) == origin,
-        AllowedOrigins::Listed(listed) => listed
-            .iter()
-            .filter_map(|listed| Origin::parse(listed))
-            .any(|listed| listed == origin),
+    origin.is_allowed(allowed, host)
+}
+
+/// Whether a request that a script element may have sent may go on: without an Origin, the page is known
+/// by its Referer, which it can hide but not forge, or by the browser's word that it is of this origin.
+pub(crate) fn is_script_allowed(
+    allowed: &AllowedOrigins,
+    headers: &HeaderMap,
+    host: &Host<'_>,
+) -> bool {
+    if allowed == &AllowedOrigins::Any || headers.contains_key(header::ORIGIN) {
+        return is_allowed(allowed, headers, host);
     }
+    let site = headers.get(SEC_FETCH_SITE);
+    if allowed == &AllowedOrigins::Same && site.is_some_and(|site| site == "same-origin") {
+        return true;
+    }
+    headers
+        .get(header::REFERER)
+        .and_then(|page| page.to_str().ok())
+        .and_then(Origin::parse)
+        .is_some_and(|origin| origin.is_allowed(allowed, host))
 }
 
 /// A scheme, a name and a port, in lower case and without a default port.
@@ -68,9 +87,22 @@ struct Origin {
 }
 
 impl Origin {
-    fn parse(origin: &str) -> Option<Self> {
-        let (scheme, authority) = origin.split_once("://")?;
+    /// The origin of an address; an Origin is one without a path.
+    fn parse(address: &str) -> Option<Self> {
+        let (scheme, rest) = address.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
         Some(Self::new(scheme, authority))
+    }
+
+    fn is_allowed(&self, allowed: &AllowedOrigins, host: &Host<'_>) -> bool {
+        match allowed {
+            AllowedOrigins::Any => true,
+            AllowedOrigins::Same => *self == Self::new(host.scheme, host.authority),
+            AllowedOrigins::Listed(listed) => listed
+                .iter()
+                .filter_map(|listed| Self::parse(listed))
+                .any(|listed| listed == *self),
+        }
     }
 
     fn new(scheme: &str, authority: &str) -> Self {
@@ -173,6 +205,58 @@ mod tests {
             &HeaderMap::new(),
             &host
         ));
+    }
+
+    #[test]
+    fn a_script_is_given_to_pages_that_are_known_to_be_allowed() {
+        let host = Host {
+            scheme: "http",
+            authority: "node:9000",
+        };
+        let same = AllowedOrigins::Same;
+        let listed = AllowedOrigins::Listed(vec!["https://chat.example".to_owned()]);
+        let own = "http://node:9000/page?x=1";
+        let other = "https://chat.example/";
+        for (allowed, site, referer, expected) in [
+            (&AllowedOrigins::Any, None, None, true),
+            (&AllowedOrigins::Any, Some("cross-site"), Some(other), true),
+            (&same, None, None, false),
+            (&same, None, Some(own), true),
+            (&same, None, Some(other), false),
+            (&same, None, Some("http://node:9000.evil.example/"), false),
+            (&same, Some("same-origin"), None, true),
+            (&same, Some("same-site"), None, false),
+            (&same, Some("cross-site"), Some(other), false),
+            (&same, Some("none"), None, false),
+            (&listed, None, None, false),
+            (&listed, Some("cross-site"), None, false),
+            (&listed, Some("cross-site"), Some(other), true),
+            (&listed, Some("same-origin"), Some(own), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(SEC_FETCH_SITE, site), (header::REFERER, referer)] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_static(value));
+                }
+            }
+            let verdict = is_script_allowed(allowed, &headers, &host);
+            assert_eq!(verdict, expected, "{allowed:?} {site:?} {referer:?}");
+        }
+    }
+
+    #[test]
+    fn a_script_with_an_origin_is_judged_by_it() {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::ORIGIN,
+            HeaderValue::from_static("http://evil.example"),
+        );
+        headers.insert(header::REFERER, HeaderValue::from_static("http://node/"));
+        let host = Host {
+            scheme: "http",
+            authority: "node",
+        };
+        assert!(!is_script_allowed(&AllowedOrigins::Same, &headers, &host));
     }
 
     #[test]

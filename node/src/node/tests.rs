@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 
 mod bad_input;
+mod close;
 mod drain;
 mod headers;
 mod raw;

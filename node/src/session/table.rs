@@ -42,6 +42,8 @@ pub(crate) struct SessionsConfig {
     pub(crate) delays: Delays,
     /// How many sessions there may be, shared by all tables.
     pub(crate) quota: Arc<Quota>,
+    /// Why each session is closed as soon as it is open, if it is.
+    pub(crate) farewell: Option<Disconnect>,
     /// Where sessions are counted.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -141,6 +143,9 @@ impl Sessions {
         };
         let (outbox, client) = connect();
         let session = Arc::new(Session::new(&self.config, outbox, client, now));
+        if let Some(disconnect) = self.config.farewell {
+            session.close(disconnect);
+        }
         let receiver = Receiver::new(Arc::clone(&session));
         let counted = self.config.metrics.session();
         shard.insert(

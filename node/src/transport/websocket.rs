@@ -21,6 +21,8 @@ use tracing::debug;
 use crate::client::Client;
 use crate::client::Clients;
 use crate::config::Endpoint;
+use crate::config::Mode;
+use crate::disconnect::Disconnect;
 use crate::frame::sockjs;
 use crate::frame::websocket;
 use crate::frame::websocket::MessageKind;
@@ -113,6 +115,9 @@ impl WebSockets {
         let place = self
             .roster
             .enter(Arc::clone(&outbox), Arc::clone(&endpoint));
+        if endpoint.mode == Mode::Close {
+            outbox.close(Disconnect::GO_AWAY);
+        }
         let client = self.connect(endpoint, transport, &outbox);
         let mut connection = Connection::new(outbox, client, read_ahead);
         let end = poll_fn(|cx| connection.poll(cx)).await;

@@ -90,11 +90,14 @@ impl Checker<'_> {
     fn mode(&mut self, at: &str, mode: raw::Mode, channel: Option<&str>) -> Mode {
         let key = format!("{at}.channel");
         match mode {
-            raw::Mode::Echo => {
+            raw::Mode::Echo | raw::Mode::Close => {
                 if channel.is_some() {
                     self.error(&key, "a channel is only for `mode: relay`");
                 }
-                Mode::Echo
+                match mode {
+                    raw::Mode::Close => Mode::Close,
+                    _ => Mode::Echo,
+                }
             }
             raw::Mode::Relay => {
                 let name = channel.unwrap_or(settings::CHANNEL);

@@ -191,6 +191,36 @@ async fn a_foreign_origin_is_refused_by_name_of_the_setting() {
 }
 
 #[tokio::test]
+async fn a_script_of_a_foreign_or_unknown_page_is_refused() {
+    let node = TestNode::start(ENDPOINTS);
+    let jsonp = async |path: &str, headers: &str| {
+        let session = headers.len(); // A session of its own for each: a second poll would wait.
+        node.request(&format!(
+            "GET {path}/0/{session}/jsonp?c=x HTTP/1.1\r\nHost: node\r\n{headers}\r\n"
+        ))
+        .await
+    };
+    for headers in [
+        "",
+        "Referer: http://evil.example/\r\n",
+        "Sec-Fetch-Site: cross-site\r\n",
+    ] {
+        let answer = jsonp("/same", headers).await;
+        assert_eq!(answer.status, 403, "{headers}");
+        assert!(
+            answer.body.contains("known by its Referer") && answer.body.contains("allowed_origins"),
+            "{}",
+            answer.body
+        );
+        assert_eq!(jsonp("/echo", headers).await.status, 200);
+    }
+    assert_eq!(
+        jsonp("/same", "Referer: http://node/page\r\n").await.status,
+        200
+    );
+}
+
+#[tokio::test]
 async fn a_trusted_proxy_says_under_which_name_it_is_reached() {
     let node = TestNode::start(ENDPOINTS);
     let answer = node
