@@ -45,7 +45,7 @@ e2e: deps-test programs $(CLIENTS)
 
 # The whole workspace each time: fewer packages would mean other features, and everything built once more.
 programs:
-	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --bins --examples
 
 clients: deps-test $(CLIENTS)
 

@@ -21,6 +21,8 @@ use tokio::time::timeout;
 
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
+#[cfg(test)]
+pub(crate) use crate::app::head::shape;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::carrier::peer_of;

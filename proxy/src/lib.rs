@@ -3,6 +3,8 @@
 //! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Plain ones go through
 //! Pingora's proxy (`service`), upgrades become tunnels (`takeover`); both ask `exchange` what to do: which route, who the client is, where it
 //! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `shutdown` ends it all.
+//!
+//! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
 mod access;
 mod admin;
@@ -21,6 +23,8 @@ mod listeners;
 mod logging;
 mod metrics;
 mod open_files;
+mod parts;
+mod plugin;
 mod pool;
 mod scheme;
 mod service;
@@ -32,43 +36,27 @@ mod upstream;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::thread::available_parallelism;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use pingora::apps::http_app::HttpServer;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
-use pingora_proxy::http_proxy;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
 
-use crate::access::AccessLog;
 pub use crate::access::AccessLogError;
-use crate::admin::Admin;
-use crate::app::EdgeApp;
 pub use crate::config::Config;
-use crate::drain::Connections;
-use crate::exchange::Policy;
-use crate::forwarded::Forwarder;
-use crate::limits::ConnectionLimit;
-use crate::limits::RetryBudget;
 pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
-use crate::metrics::Metrics;
-use crate::pool::Pools;
-use crate::service::Edge;
-use crate::shutdown::Drain;
+use crate::parts::Parts;
+pub use crate::plugin::AfterDrain;
+pub use crate::plugin::Plugin;
+pub use crate::service::Edge;
+pub use crate::service::RequestContext;
+use crate::shutdown::Ending;
 use crate::shutdown::Haste;
 use crate::shutdown::Signals;
-use crate::takeover::Takeover;
-use crate::tunnel::Tunnels;
-use crate::upstream::ADDRESSES_MAX;
-use crate::upstream::Dialer;
 
 /// Longer than any drain: the end of the process is ours, not Pingora's.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -121,7 +109,10 @@ pub fn run(config: Config) -> Result<(), StartError> {
     server.add_service(background_service("watch", parts.watch()));
     server.add_service(background_service(
         "drain",
-        parts.drain(&config, haste.clone()),
+        Ending {
+            drain: parts.drain(&config),
+            haste: haste.clone(),
+        },
     ));
     server.run(RunArgs {
         shutdown_signal: Box::new(Signals { haste }),
@@ -136,145 +127,7 @@ fn server_conf(config: &Config) -> ServerConf {
         grace_period_seconds: Some(GRACE.as_secs()),
         graceful_shutdown_timeout_seconds: Some(0),
         upstream_keepalive_pool_size: IDLE_UPSTREAM,
-        // The real limit is ours; one more attempt is for a kept connection that turns out to be closed, the others for the
-        // addresses of a name.
-        max_retries: config.limits.retries + 2 + ADDRESSES_MAX,
+        max_retries: parts::attempts_max(config),
         ..ServerConf::default()
-    }
-}
-
-/// What the services share.
-struct Parts {
-    policy: Arc<Policy>,
-    dialer: Arc<Dialer>,
-    connections: Arc<Connections>,
-    tunnels: Arc<Tunnels>,
-    limit: ConnectionLimit,
-    over_limit: Arc<Semaphore>,
-    background: CancellationToken,
-    timeouts: config::Timeouts,
-    head_size: usize,
-}
-
-impl Parts {
-    fn new(config: &Config) -> Result<Self, AccessLogError> {
-        let tunnels = tunnels_by_files();
-        let metrics = Arc::new(Metrics::new());
-        let unix = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let policy = Policy {
-            routes: config.routes.clone(),
-            no_route: config.no_route.clone(),
-            pools: Arc::new(Pools::new(config, &metrics, Instant::now(), unix)),
-            forwarder: Forwarder::new(config.trusted_proxies.clone()),
-            retries_max: config.limits.retries,
-            retry_budget: RetryBudget::new(config.limits.retry_budget),
-            access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
-            metrics,
-        };
-        let open = policy.metrics.connections_open.clone();
-        Ok(Self {
-            policy: Arc::new(policy),
-            dialer: Arc::new(Dialer::new(config.timeouts)),
-            connections: Connections::new(config.drain.late),
-            tunnels: Tunnels::new(config.timeouts.tunnel_idle),
-            limit: ConnectionLimit::new(config.limits.connections.unwrap_or(tunnels), open),
-            over_limit: Arc::new(Semaphore::new(app::OVER_LIMIT)),
-            background: CancellationToken::new(),
-            timeouts: config.timeouts,
-            head_size: config.limits.head_size,
-        })
-    }
-
-    fn app(&self, conf: &Arc<ServerConf>) -> EdgeApp {
-        let edge = Edge {
-            policy: Arc::clone(&self.policy),
-            dialer: Arc::clone(&self.dialer),
-            connections: Arc::clone(&self.connections),
-            timeouts: self.timeouts,
-        };
-        EdgeApp {
-            proxy: Arc::new(http_proxy(conf, edge)),
-            policy: Arc::clone(&self.policy),
-            connections: Arc::clone(&self.connections),
-            limit: self.limit.clone(),
-            over_limit: Arc::clone(&self.over_limit),
-            upgrades: Arc::new(self.upgrades()),
-            timeouts: self.timeouts,
-            head_size: self.head_size,
-        }
-    }
-
-    fn upgrades(&self) -> Takeover {
-        Takeover {
-            policy: Arc::clone(&self.policy),
-            dialer: Arc::clone(&self.dialer),
-            tunnels: Arc::clone(&self.tunnels),
-            timeouts: self.timeouts,
-        }
-    }
-
-    fn admin(&self) -> Admin {
-        Admin {
-            pools: Arc::clone(&self.policy.pools),
-            metrics: Arc::clone(&self.policy.metrics),
-            draining: self.connections.draining(),
-        }
-    }
-
-    fn watch(&self) -> Watch {
-        Watch {
-            pools: Arc::clone(&self.policy.pools),
-            tunnels: Arc::clone(&self.tunnels),
-            background: self.background.clone(),
-        }
-    }
-
-    fn drain(&self, config: &Config, haste: Haste) -> Drain {
-        Drain {
-            config: config.drain,
-            haste,
-            connections: Arc::clone(&self.connections),
-            tunnels: Arc::clone(&self.tunnels),
-            access: self.policy.access.clone(),
-            background: self.background.clone(),
-        }
-    }
-}
-
-/// Raises the limit of open files and says how many tunnels that allows.
-fn tunnels_by_files() -> usize {
-    // What POSIX guarantees at least is little, and better than not to start.
-    let files = open_files::raise_limit().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-        1024
-    });
-    let tunnels = open_files::tunnels_in(files);
-    tracing::info!(files, tunnels, "open files");
-    tunnels
-}
-
-/// What runs beside the listeners: health checks and the search for idle tunnels.
-struct Watch {
-    pools: Arc<Pools>,
-    tunnels: Arc<Tunnels>,
-    background: CancellationToken,
-}
-
-#[async_trait]
-impl BackgroundService for Watch {
-    async fn start(&self, _shutdown: ShutdownWatch) {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(health::run(
-            Arc::clone(&self.pools),
-            self.background.child_token(),
-        ));
-        tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a background task panicked");
-            }
-        }
     }
 }

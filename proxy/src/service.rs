@@ -1,6 +1,8 @@
 //! Plain HTTP: the phases of Pingora's proxy, each answered by [`Policy`].
 //!
-//! Bodies are streamed by Pingora and never looked at here.
+//! Bodies are streamed by Pingora and never looked at here. Where Pingora reads the requests too, upgrades leave it from here.
+
+mod mounted;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -18,11 +20,16 @@ use crate::carrier::peer_of;
 use crate::carrier::scheme_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
+use crate::drain::Counted;
 use crate::error::Refusal;
 use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
+pub(crate) use crate::service::mounted::Mounted;
+use crate::service::mounted::Taken;
+#[cfg(test)]
+pub(crate) use crate::service::mounted::{asks_for, body_of};
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
 use crate::upstream::Way;
@@ -30,12 +37,14 @@ use crate::upstream::Way;
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
 const BODY_REST: Duration = Duration::from_secs(5);
 
-/// The edge as a Pingora proxy.
-pub(crate) struct Edge {
+/// The edge as a Pingora proxy: [`Plugin`](crate::Plugin) makes it, and says how to use it.
+pub struct Edge {
     pub(crate) policy: Arc<Policy>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) timeouts: Timeouts,
+    /// Set where the edge is alone in a server: there is nobody before it who takes upgrades over.
+    pub(crate) mounted: Option<Mounted>,
 }
 
 /// Tells whoever hands a connection to Pingora whether its request was one: what Pingora refuses itself, it does not log.
@@ -51,7 +60,7 @@ impl Parsed {
 
 /// What is known of the request under way.
 #[derive(Default)]
-pub(crate) struct RequestContext {
+pub struct RequestContext {
     /// `None` until it is admitted.
     exchange: Option<Exchange>,
     /// What to answer, once that is decided.
@@ -60,6 +69,21 @@ pub(crate) struct RequestContext {
     way: Way,
     /// Whether that attempt goes on with the next address.
     goes_on: bool,
+    /// Whether the connection is no longer Pingora's.
+    taken_over: bool,
+    /// Holds up the end of the edge, as long as the request lasts.
+    counted: Option<Counted>,
+}
+
+impl RequestContext {
+    /// Whether the request was an upgrade, and its connection has left Pingora.
+    ///
+    /// The session that is left has the request's head and the client's address, and no answer. The tunnel, if there is one,
+    /// lives on; the edge itself writes its line into the access log.
+    #[must_use]
+    pub fn taken_over(&self) -> bool {
+        self.taken_over
+    }
 }
 
 impl Edge {
@@ -160,7 +184,26 @@ impl ProxyHttp for Edge {
         downstream.set_read_timeout(Some(self.timeouts.downstream_read));
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
         downstream.set_total_drain_timeout(Some(BODY_REST));
-        // Upgrades that a route allows never get here; to all others the answer is an ordinary one.
+        if let Some(mounted) = &self.mounted {
+            context.counted = Some(self.connections.count());
+            if downstream.get_keepalive().is_some() {
+                downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
+            }
+            // Its own future, so that those of plain requests are not as large as both.
+            match Box::pin(mounted.take_over(downstream)).await {
+                Taken::No => {}
+                Taken::Over => {
+                    context.taken_over = true;
+                    return Ok(true);
+                }
+                Taken::Refused(refusal) => {
+                    downstream.set_keepalive(None);
+                    self.refuse(downstream, refusal).await?;
+                    return Ok(true);
+                }
+            }
+        }
+        // Upgrades that a route allows do not get here; to all others the answer is an ordinary one.
         downstream
             .req_header_mut()
             .remove_header(&http::header::UPGRADE);
@@ -359,6 +402,9 @@ impl ProxyHttp for Edge {
         error: Option<&Error>,
         context: &mut RequestContext,
     ) {
+        if context.taken_over {
+            return;
+        }
         let status = downstream
             .response_written()
             .map(|head| head.status.as_u16());

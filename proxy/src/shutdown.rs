@@ -64,10 +64,9 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// The drain, as a service that does nothing until the end begins.
+/// Whatever is to be closed when the edge ends.
 pub(crate) struct Drain {
     pub(crate) config: DrainConfig,
-    pub(crate) haste: Haste,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) access: AccessLog,
@@ -76,6 +75,35 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
+    /// Logs what is open as the end begins.
+    pub(crate) fn announce(&self, quick: bool) {
+        tracing::info!(
+            quick,
+            tunnels = self.tunnels.open(),
+            connections = self.connections.open(),
+            "draining"
+        );
+    }
+
+    /// Closes everything at its own pace, and what is still open after `drain.timeout` at once.
+    pub(crate) async fn drain_in_time(&self) {
+        if timeout(self.config.timeout, self.drain()).await.is_err() {
+            tracing::warn!(
+                tunnels = self.tunnels.open(),
+                connections = self.connections.open(),
+                "drain timed out"
+            );
+            self.drain_quickly().await;
+        }
+    }
+
+    /// Ends what runs in the background, and writes out the access log.
+    pub(crate) fn conclude(&self, started: Instant) {
+        self.background.cancel();
+        tracing::info!(after = ?started.elapsed(), "drained");
+        self.access.close(LAST_LINES);
+    }
+
     /// Closes everything at its own pace, and returns when nothing is left.
     async fn drain(&self) {
         self.connections.drain();
@@ -109,8 +137,14 @@ impl Drain {
     }
 }
 
+/// The end of the process, as a service that does nothing until it begins.
+pub(crate) struct Ending {
+    pub(crate) drain: Drain,
+    pub(crate) haste: Haste,
+}
+
 #[async_trait]
-impl BackgroundService for Drain {
+impl BackgroundService for Ending {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         if shutdown.wait_for(|ending| *ending).await.is_err() {
             return;
@@ -122,28 +156,17 @@ impl BackgroundService for Drain {
         );
         let started = Instant::now();
         let quick = self.haste.0.load(Ordering::SeqCst);
-        tracing::info!(
-            quick,
-            tunnels = self.tunnels.open(),
-            connections = self.connections.open(),
-            "draining"
-        );
+        self.drain.announce(quick);
         if quick {
-            self.drain_quickly().await;
+            self.drain.drain_quickly().await;
         } else {
             tokio::select! {
-                () = self.drain() => {}
-                () = tokio::time::sleep(self.config.timeout) => {
-                    tracing::warn!(tunnels = self.tunnels.open(), connections = self.connections.open(), "drain timed out");
-                    self.drain_quickly().await;
-                }
-                _ = terminate.recv() => self.drain_quickly().await,
-                _ = interrupt.recv() => self.drain_quickly().await,
+                () = self.drain.drain_in_time() => {}
+                _ = terminate.recv() => self.drain.drain_quickly().await,
+                _ = interrupt.recv() => self.drain.drain_quickly().await,
             }
         }
-        self.background.cancel();
-        tracing::info!(after = ?started.elapsed(), "drained");
-        self.access.close(LAST_LINES);
+        self.drain.conclude(started);
         std::process::exit(0);
     }
 }

@@ -7,6 +7,7 @@ mod record;
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
@@ -89,6 +90,35 @@ impl Takeover {
                 .answer_unadmitted(downstream, Refusal::Malformed("not HTTP"))
                 .await;
         }
+        self.serve(downstream, body, protocol, permit).await;
+    }
+
+    /// As [`Takeover::take_over`], for a request that somebody else has read: `request` without a body, and what came behind it
+    /// in `carrier.ahead`.
+    pub(crate) async fn take_over_read(
+        &self,
+        carrier: Carrier,
+        request: RequestHeader,
+        protocol: String,
+        permit: Permit,
+    ) {
+        let mut downstream = ServerSession::new_http1(Box::new(carrier));
+        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
+        if !set_request(&mut downstream, request).await {
+            return;
+        }
+        self.serve(downstream, Unread::Bytes(0), protocol, permit)
+            .await;
+    }
+
+    /// Serves an upgrade whose head has been read. `downstream` stands on a [`Carrier`].
+    async fn serve(
+        &self,
+        mut downstream: ServerSession,
+        body: Unread,
+        protocol: String,
+        permit: Permit,
+    ) {
         if let Err(refusal) = check(downstream.req_header(), body, &protocol) {
             return self.answer_unadmitted(downstream, refusal).await;
         }
@@ -262,10 +292,11 @@ impl Takeover {
                 },
             );
         }
+        let mut client_early = ahead.to_vec();
         let parts = TunnelParts {
-            client: Socket::from_pingora(stream),
+            client: Socket::from_pingora(stream, &mut client_early),
             backend: socket,
-            client_early: ahead.to_vec(),
+            client_early,
             backend_early: early,
             protocol: if protocol == "websocket" {
                 Protocol::WebSocket
@@ -346,8 +377,23 @@ struct Opened {
     permit: Permit,
 }
 
+/// Has a session that has read nothing yet stand for `request`. Whether it does.
+pub(crate) async fn set_request(session: &mut ServerSession, request: RequestHeader) -> bool {
+    // Pingora takes a head only from bytes; these give way to the one that it has parsed already.
+    session.set_pipelined_prefix(BytesMut::from(&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..]));
+    let read = matches!(session.read_request().await, Ok(true));
+    if read {
+        *session.req_header_mut() = request;
+    }
+    read
+}
+
 /// Refuses what two parsers could take for two different things: a body, or a method that has no business here.
-fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Result<(), Refusal> {
+///
+/// # Errors
+///
+/// [`Refusal::Malformed`].
+pub(crate) fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Result<(), Refusal> {
     if body != Unread::Bytes(0) {
         return Err(Refusal::Malformed("an upgrade with a body"));
     }

@@ -1,5 +1,7 @@
 //! The edge as a whole, between real sockets: scripted clients on one side, scripted backends on the other.
 
+mod listening;
+mod mounted;
 mod plain;
 mod scene;
 mod upgrade;

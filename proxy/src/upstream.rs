@@ -228,7 +228,7 @@ pub(crate) fn watch_over(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -> i
 }
 
 /// What `timeouts` say about connections that say nothing.
-fn keepalive(timeouts: &Timeouts) -> TcpKeepalive {
+pub(crate) fn keepalive(timeouts: &Timeouts) -> TcpKeepalive {
     TcpKeepalive {
         idle: timeouts.tcp_keepalive,
         interval: (timeouts.tcp_keepalive / KEEPALIVE_PROBES).max(Duration::from_secs(1)),

@@ -37,6 +37,8 @@ const PROXY: Layers = Layers {
         &["app"],
         &["listeners", "shutdown"],
         &["admin"],
+        &["parts"],
+        &["plugin"],
         &["lib"],
         &["main"],
     ],
@@ -164,6 +166,7 @@ fn all_files() -> Vec<PathBuf> {
     [
         "conf/src",
         "proxy/src",
+        "proxy/examples",
         "node/src",
         "tests/src",
         "tests/tests",

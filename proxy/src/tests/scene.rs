@@ -1,33 +1,104 @@
 //! An edge on a port of the kernel's choice, and what a test needs around it.
+//!
+//! There are two kinds of it, for the same tests: with listeners of its own, and mounted in a service of Pingora's.
 
 use std::fmt::Write as _;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::protocols::l4;
+use pingora::server::Fds;
 use pingora::server::configuration::ServerConf;
+use pingora::services::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::Parts;
 use crate::config::Config;
+use crate::parts::Parts;
 
 /// Nothing here takes longer unless it hangs.
 pub(super) const SOON: Duration = Duration::from_secs(10);
 
+/// What accepts the connections of an edge.
+pub(super) trait Front {
+    /// Serves what `listener` accepts until `shutdown`.
+    fn serve(
+        parts: &Parts,
+        conf: &Arc<ServerConf>,
+        listener: TcpListener,
+        shutdown: watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    );
+}
+
+/// The edge with listeners of its own.
+pub(super) struct Own;
+
+impl Front for Own {
+    fn serve(
+        parts: &Parts,
+        conf: &Arc<ServerConf>,
+        listener: TcpListener,
+        shutdown: watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let app = Arc::new(parts.app(conf));
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+                connections.spawn(async move {
+                    app.process_new(Box::new(l4::stream::Stream::from(socket)), &shutdown)
+                        .await;
+                });
+            }
+        });
+    }
+}
+
+/// The edge in a service of Pingora's, which reads through a buffer as it does by default.
+pub(super) struct Mounted;
+
+impl Front for Mounted {
+    fn serve(
+        parts: &Parts,
+        conf: &Arc<ServerConf>,
+        listener: TcpListener,
+        shutdown: watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let address = listener.local_addr().unwrap().to_string();
+        let mut service = pingora_proxy::http_proxy_service(conf, parts.mounted_edge());
+        service.add_tcp(&address);
+        let mut descriptors = Fds::new();
+        descriptors.add(address, listener.into_std().unwrap().into_raw_fd());
+        let descriptors = Arc::new(Mutex::new(descriptors));
+        tasks.spawn(async move {
+            Service::start_service(&mut service, Some(descriptors), shutdown, 1).await;
+        });
+    }
+}
+
 /// A running edge.
-pub(super) struct Scene {
+pub(super) struct SceneOf<F> {
     pub(super) address: SocketAddr,
     pub(super) parts: Parts,
     _tasks: JoinSet<()>,
     _shutdown: watch::Sender<bool>,
+    _front: PhantomData<F>,
 }
 
-impl Scene {
+/// The edge with listeners of its own.
+pub(super) type Scene = SceneOf<Own>;
+
+impl<F: Front> SceneOf<F> {
     /// An edge before `backends`, called `b0`, `b1` and so on, which serves `/` and lets websockets through, on `/foo` the protocol `foo`.
     pub(super) async fn before(backends: &[SocketAddr]) -> Self {
         Self::configured(backends, "").await
@@ -53,26 +124,17 @@ impl Scene {
             max_retries: 5,
             ..ServerConf::default()
         };
-        let app = Arc::new(parts.app(&Arc::new(conf)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, watching) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((socket, _)) = listener.accept().await {
-                let (app, watching) = (Arc::clone(&app), watching.clone());
-                connections.spawn(async move {
-                    app.process_new(Box::new(l4::stream::Stream::from(socket)), &watching)
-                        .await;
-                });
-            }
-        });
+        F::serve(&parts, &Arc::new(conf), listener, watching, &mut tasks);
         Self {
             address,
             parts,
             _tasks: tasks,
             _shutdown: shutdown,
+            _front: PhantomData,
         }
     }
 

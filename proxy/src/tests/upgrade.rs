@@ -71,6 +71,34 @@ async fn the_101_binds_the_client_and_early_bytes_of_both_sides_arrive() {
 }
 
 #[tokio::test]
+async fn any_number_of_bytes_may_come_before_the_101() {
+    let (address, _backend) = echo("").await;
+    let scene = Scene::before(&[address]).await;
+    let early: Vec<u8> = (0..300_000_u32)
+        .map(|index| b'a' + (index % 23) as u8)
+        .collect();
+    let at_once = [UPGRADE.as_bytes(), &early].concat();
+    let mut client = scene.send("").await;
+    let (mut reading, mut writing) = client.split();
+    let exchange = async {
+        tokio::join!(writing.write_all(&at_once), async {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(reading.read_u8().await.unwrap());
+            }
+            let mut echoed = vec![0; early.len()];
+            reading.read_exact(&mut echoed).await.unwrap();
+            assert!(head.starts_with(b"HTTP/1.1 101 "));
+            assert!(echoed == early, "the bytes came out wrong");
+        })
+    };
+    let (sent, ()) = tokio::time::timeout(SOON, exchange)
+        .await
+        .expect("the bytes in time");
+    sent.unwrap();
+}
+
+#[tokio::test]
 async fn the_backend_sees_one_clean_upgrade_and_who_the_client_is() {
     let (seen, mut heads) = mpsc::channel(1);
     let (address, _backend) = backend(move |mut socket| {

@@ -5,11 +5,15 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use pingora::protocols::{Stream, l4};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+/// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
+/// leaves the stream wrapped.
+const HELD_MAX: usize = 1024 * 1024;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -23,10 +27,13 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// Takes the socket out of Pingora's stream where that is possible.
-    ///
-    /// Nothing may be buffered in `stream`: what it holds in memory is lost.
-    pub(crate) fn from_pingora(stream: Stream) -> Self {
+    /// Takes the socket out of Pingora's stream where that is possible; what the stream had read already goes to the end of
+    /// `early`. What was written to it must have been flushed.
+    pub(crate) fn from_pingora(mut stream: Stream, early: &mut Vec<u8>) -> Self {
+        let is_plain = (*stream).as_any().is::<l4::stream::Stream>();
+        if !is_plain || !take_held(&mut stream, early) {
+            return Self::Wrapped(stream);
+        }
         let Some(plain) = (*stream).as_any().downcast_ref::<l4::stream::Stream>() else {
             return Self::Wrapped(stream);
         };
@@ -38,6 +45,27 @@ impl Socket {
             }
         }
     }
+}
+
+/// Reads what is there without waiting: a listener's buffer is empty once its stream says that it has nothing.
+///
+/// Whether the stream holds nothing any more.
+fn take_held(stream: &mut Stream, held: &mut Vec<u8>) -> bool {
+    let before = held.len();
+    let mut piece = [0; 4096];
+    while held.len() - before < HELD_MAX {
+        let mut buffer = ReadBuf::new(&mut piece);
+        // Whoever reads next registers a waker of its own.
+        let mut cx = Context::from_waker(Waker::noop());
+        match Pin::new(&mut *stream).poll_read(&mut cx, &mut buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                held.extend_from_slice(buffer.filled());
+            }
+            // An end or a fault is met again by whoever reads next.
+            Poll::Ready(_) | Poll::Pending => return true,
+        }
+    }
+    false
 }
 
 /// A second descriptor of the same TCP connection, registered with the runtime anew.

@@ -1,0 +1,200 @@
+//! What the edge is made of: the parts that its services share, made once from the settings.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::server::configuration::ServerConf;
+use pingora::services::background::BackgroundService;
+use pingora_proxy::http_proxy;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::AccessLog;
+use crate::access::AccessLogError;
+use crate::admin::Admin;
+use crate::app;
+use crate::app::EdgeApp;
+use crate::config::Config;
+use crate::config::Timeouts;
+use crate::drain::Connections;
+use crate::exchange::Policy;
+use crate::forwarded::Forwarder;
+use crate::health;
+use crate::limits::ConnectionLimit;
+use crate::limits::RetryBudget;
+use crate::metrics::Metrics;
+use crate::open_files;
+use crate::pool::Pools;
+use crate::service::Edge;
+use crate::service::Mounted;
+use crate::shutdown::Drain;
+use crate::takeover::Takeover;
+use crate::tunnel::Tunnels;
+use crate::upstream::ADDRESSES_MAX;
+use crate::upstream::Dialer;
+
+/// How many attempts Pingora has to allow for one request.
+pub(crate) fn attempts_max(config: &Config) -> usize {
+    // The real limit is ours; one more attempt is for a kept connection that turns out to be closed, the others for the
+    // addresses of a name.
+    config.limits.retries + 2 + ADDRESSES_MAX
+}
+
+/// What the services share.
+pub(crate) struct Parts {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) limit: ConnectionLimit,
+    pub(crate) over_limit: Arc<Semaphore>,
+    pub(crate) background: CancellationToken,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) head_size: usize,
+}
+
+impl Parts {
+    /// All of it, as `config` says; the access log is open from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessLogError`] if it cannot be opened.
+    pub(crate) fn new(config: &Config) -> Result<Self, AccessLogError> {
+        let tunnels = tunnels_by_files();
+        let metrics = Arc::new(Metrics::new());
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let policy = Policy {
+            routes: config.routes.clone(),
+            no_route: config.no_route.clone(),
+            pools: Arc::new(Pools::new(config, &metrics, Instant::now(), unix)),
+            forwarder: Forwarder::new(config.trusted_proxies.clone()),
+            retries_max: config.limits.retries,
+            retry_budget: RetryBudget::new(config.limits.retry_budget),
+            access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
+            metrics,
+        };
+        let open = policy.metrics.connections_open.clone();
+        Ok(Self {
+            policy: Arc::new(policy),
+            dialer: Arc::new(Dialer::new(config.timeouts)),
+            connections: Connections::new(config.drain.late),
+            tunnels: Tunnels::new(config.timeouts.tunnel_idle),
+            limit: ConnectionLimit::new(config.limits.connections.unwrap_or(tunnels), open),
+            over_limit: Arc::new(Semaphore::new(app::OVER_LIMIT)),
+            background: CancellationToken::new(),
+            timeouts: config.timeouts,
+            head_size: config.limits.head_size,
+        })
+    }
+
+    /// The edge with listeners of its own.
+    pub(crate) fn app(&self, conf: &Arc<ServerConf>) -> EdgeApp {
+        EdgeApp {
+            proxy: Arc::new(http_proxy(conf, self.edge(None))),
+            policy: Arc::clone(&self.policy),
+            connections: Arc::clone(&self.connections),
+            limit: self.limit.clone(),
+            over_limit: Arc::clone(&self.over_limit),
+            upgrades: Arc::new(self.upgrades()),
+            timeouts: self.timeouts,
+            head_size: self.head_size,
+        }
+    }
+
+    /// The edge behind the listeners of another server.
+    pub(crate) fn mounted_edge(&self) -> Edge {
+        self.edge(Some(Mounted {
+            upgrades: self.upgrades(),
+            limit: self.limit.clone(),
+        }))
+    }
+
+    fn edge(&self, mounted: Option<Mounted>) -> Edge {
+        Edge {
+            policy: Arc::clone(&self.policy),
+            dialer: Arc::clone(&self.dialer),
+            connections: Arc::clone(&self.connections),
+            timeouts: self.timeouts,
+            mounted,
+        }
+    }
+
+    fn upgrades(&self) -> Takeover {
+        Takeover {
+            policy: Arc::clone(&self.policy),
+            dialer: Arc::clone(&self.dialer),
+            tunnels: Arc::clone(&self.tunnels),
+            timeouts: self.timeouts,
+        }
+    }
+
+    /// What answers the admin listener.
+    pub(crate) fn admin(&self) -> Admin {
+        Admin {
+            pools: Arc::clone(&self.policy.pools),
+            metrics: Arc::clone(&self.policy.metrics),
+            draining: self.connections.draining(),
+        }
+    }
+
+    /// What runs beside the listeners.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch {
+            pools: Arc::clone(&self.policy.pools),
+            tunnels: Arc::clone(&self.tunnels),
+            background: self.background.clone(),
+        }
+    }
+
+    /// What closes it all in the end.
+    pub(crate) fn drain(&self, config: &Config) -> Drain {
+        Drain {
+            config: config.drain,
+            connections: Arc::clone(&self.connections),
+            tunnels: Arc::clone(&self.tunnels),
+            access: self.policy.access.clone(),
+            background: self.background.clone(),
+        }
+    }
+}
+
+/// Raises the limit of open files and says how many tunnels that allows.
+fn tunnels_by_files() -> usize {
+    // What POSIX guarantees at least is little, and better than not to start.
+    let files = open_files::raise_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+        1024
+    });
+    let tunnels = open_files::tunnels_in(files);
+    tracing::info!(files, tunnels, "open files");
+    tunnels
+}
+
+/// What runs beside the listeners: health checks and the search for idle tunnels.
+pub(crate) struct Watch {
+    pools: Arc<Pools>,
+    tunnels: Arc<Tunnels>,
+    background: CancellationToken,
+}
+
+#[async_trait]
+impl BackgroundService for Watch {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(health::run(
+            Arc::clone(&self.pools),
+            self.background.child_token(),
+        ));
+        tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a background task panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What only the edge's own listeners can do: they read the heads.
+
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+
+use super::scene::*;
+
+const GET: &str = "GET /a?b=c HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn requests_share_a_connection_also_when_they_come_at_once() {
+    let (address, _backend) = backend(|mut socket| async move {
+        while !read_head(&mut socket).await.is_empty() {
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let one = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let answer = scene.ask(format!("{one}{post}{one}{GET}")).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 4, "{answer}");
+    assert_eq!(answer.matches("\r\n\r\nok").count(), 4, "{answer}");
+}
+
+#[tokio::test]
+async fn a_second_request_in_the_middle_of_the_first_waits_its_turn() {
+    let (go, wait) = mpsc::channel::<()>(1);
+    let wait = Arc::new(tokio::sync::Mutex::new(wait));
+    let (address, _backend) = backend(move |mut socket| {
+        let wait = Arc::clone(&wait);
+        async move {
+            while !read_head(&mut socket).await.is_empty() {
+                wait.lock().await.recv().await;
+                socket
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await
+                    .unwrap();
+            }
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    tokio::task::yield_now().await;
+    client.write_all(GET.as_bytes()).await.unwrap();
+    go.send(()).await.unwrap();
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(read_exact(&mut client, 2).await, b"ok");
+    go.send(()).await.unwrap();
+    assert!(read_all(&mut client).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn bad_heads_get_the_status_of_their_rfc_and_nothing_reaches_a_backend() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(
+        &[address],
+        "limits: { head_size: 1KiB }\ntimeouts: { head: 1s }\n",
+    )
+    .await;
+    let large = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "x".repeat(2000)
+    );
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n", "408"),
+        (large.as_str(), "431"),
+        ("garbage\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+            "400",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
+        (
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "400",
+        ),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "405"),
+    ] {
+        let answer = scene.ask(request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_are_told_so() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
+    let mut first = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200"));
+    let answer = scene.ask(GET).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many connections\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
+    let mut first = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200 "));
+    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
+    let lingering = scene.parts.over_limit.acquire_many(256).await.unwrap();
+    assert_eq!(scene.ask(GET).await, "");
+    drop(lingering);
+    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
+}

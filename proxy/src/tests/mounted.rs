@@ -1,0 +1,118 @@
+//! The edge mounted in a service of Pingora's: the same tests, and what is particular to it.
+
+#[path = "plain.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same tests run on another edge")]
+mod plain;
+#[path = "upgrade.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same tests run on another edge")]
+mod upgrade;
+
+mod scene {
+    pub(super) use crate::tests::scene::*;
+
+    /// The edge in a service of Pingora's.
+    pub(super) type Scene = SceneOf<Mounted>;
+}
+
+use pingora::http::RequestHeader;
+use tokio::io::AsyncWriteExt;
+
+use super::scene::*;
+use crate::app::shape;
+use crate::carrier::Unread;
+use crate::service::asks_for;
+use crate::service::body_of;
+
+const UPGRADE: &str =
+    "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+const SWITCH: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+
+type Scene = SceneOf<Mounted>;
+
+#[tokio::test]
+async fn heads_that_are_no_requests_get_the_status_of_their_rfc() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[address]).await;
+    for (request, status) in [
+        ("garbage\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "405"),
+    ] {
+        let answer = scene.ask(request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_limit_of_connections_is_one_of_tunnels() {
+    let (address, _backend) = backend(|mut socket| async move {
+        if read_head(&mut socket).await.contains("pgrade") {
+            socket.write_all(SWITCH.as_bytes()).await.unwrap();
+            read_all(&mut socket).await;
+        } else {
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            socket.write_all(answer).await.unwrap();
+        }
+    })
+    .await;
+    let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
+    let mut first = scene.send(UPGRADE).await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 101 "));
+    let refused = scene.ask(UPGRADE).await;
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ") && refused.ends_with("too many connections\n"),
+        "{refused}"
+    );
+    let plain = scene
+        .ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await;
+    assert!(plain.starts_with("HTTP/1.1 200 "), "{plain}");
+    drop(first);
+    let again = async {
+        while !read_head(&mut scene.send(UPGRADE).await)
+            .await
+            .starts_with("HTTP/1.1 101 ")
+        {}
+    };
+    tokio::time::timeout(SOON, again)
+        .await
+        .expect("the place of the first is free again");
+}
+
+#[test]
+fn a_head_means_the_same_however_it_was_read() {
+    for headers in [
+        "",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Connection: keep-alive, UPGRADE\r\nUpgrade: WebSocket, foo\r\nUpgrade: bar\r\n",
+        "Connection: keep-alive\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\n",
+        "Connection: Upgrade\r\nUpgrade: ,\r\n",
+        "Content-Length: 0\r\n",
+        "Content-Length: 00\r\n",
+        "Content-Length: +0\r\n",
+        "Content-Length: \r\n",
+        "Content-Length: 0\r\nContent-Length: 0\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: identity\r\nContent-Length: 0\r\n",
+    ] {
+        let mut request = RequestHeader::build("GET", b"/ws", None).unwrap();
+        request.set_version(http::Version::HTTP_11);
+        for line in headers.lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            request
+                .append_header(name.to_owned(), value.to_owned())
+                .unwrap();
+        }
+        let shape = shape(format!("GET /ws HTTP/1.1\r\n{headers}\r\n").as_bytes());
+        let wishes = shape.upgrade.map(|wish| wish.protocols);
+        assert_eq!(asks_for(&request), wishes, "{headers:?}");
+        let empty = shape.body == Unread::Bytes(0);
+        assert_eq!(body_of(&request) == Unread::Bytes(0), empty, "{headers:?}");
+    }
+}
