@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod edge;
 pub mod herd;
 pub mod http;
+pub mod loopback;
 pub mod node;
 pub mod process;
 pub mod programs;

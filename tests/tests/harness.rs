@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::Result;
 use causeway_tests::harness::{
     backend::{Backend, Request},
-    http,
+    http, loopback,
     process::Process,
     redis::Redis,
     scratch::Scratch,
@@ -17,15 +17,15 @@ use tokio::process::Command;
 #[tokio::test]
 async fn redis_comes_back_on_the_port_it_had() -> Result<()> {
     let scratch = Scratch::new("harness-redis")?;
-    let mut redis = Redis::start(scratch.path()).await?;
-    let port = redis.port();
+    let mut redis = Redis::start(loopback::own(), scratch.path()).await?;
+    let address = redis.address();
     assert_eq!(redis.cli(&["PING"]).await?, "PONG");
     redis.kill().await?;
     assert!(redis.cli(&["PING"]).await.is_err());
     redis.restart().await?;
     assert_eq!(
-        (redis.cli(&["PING"]).await?.as_str(), redis.port()),
-        ("PONG", port)
+        (redis.cli(&["PING"]).await?.as_str(), redis.address()),
+        ("PONG", address)
     );
     Ok(())
 }

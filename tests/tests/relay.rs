@@ -8,14 +8,32 @@ use causeway_tests::harness::{
     herd::{self, Herd},
     http,
     node::Node,
+    settings::Settings,
     wait,
 };
+use serde_json::json;
 
 const CLIENTS: usize = 300;
 const HERDS: usize = 3;
 const SENDERS: usize = 20;
 const MESSAGES: usize = 1_000;
 const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Settings of a node on a busy machine: it gives up on nobody who is only slow.
+fn patient(settings: Settings) -> Settings {
+    let ping = json!({ "interval": "25s", "timeout": "2m" });
+    settings
+        .with("broker.lane_wait", json!("2m"))
+        .with("broker.response_timeout", json!("1m"))
+        .with("broker.probe_timeout", json!("1m"))
+        .with(
+            "endpoints",
+            json!([
+                { "path": "/sockjs", "protocol": "sockjs", "disconnect_delay": "2m", "ping": ping },
+                { "path": "/ws", "protocol": "websocket", "ping": ping },
+            ]),
+        )
+}
 
 /// How many clients a node holds, by its own account.
 async fn clients_of(node: &Node) -> Result<usize> {
@@ -29,7 +47,11 @@ async fn clients_of(node: &Node) -> Result<usize> {
 
 #[tokio::test]
 async fn three_hundred_clients_hear_a_thousand_messages_once_and_in_order() -> Result<()> {
-    let cluster = Cluster::start("relay", ClusterConfig::three_nodes()).await?;
+    let patient = ClusterConfig {
+        node_settings: patient,
+        ..ClusterConfig::three_nodes()
+    };
+    let cluster = Cluster::start("relay", patient).await?;
     let url = format!("http://{}", cluster.edge.address);
     let mut herds = Vec::new();
     for (number, plans) in herd::plans(CLIENTS, HERDS, SENDERS, MESSAGES / SENDERS)?
@@ -88,8 +110,7 @@ async fn what_a_node_says_reaches_redis_as_the_bare_message() -> Result<()> {
         sockets.push(WebSocket::open(node.address, "/ws").await?);
     }
     // A client of Redis itself hears it too: it is a node for this purpose.
-    let mut listener =
-        http::Connection::open(([127, 0, 0, 1], cluster.redis.port()).into()).await?;
+    let mut listener = http::Connection::open(cluster.redis.address()).await?;
     listener.send("SUBSCRIBE global\r\n").await?;
     let confirmed = "*3\r\n$9\r\nsubscribe\r\n$6\r\nglobal\r\n:1\r\n";
     assert_eq!(listener.bytes(confirmed.len()).await?, confirmed.as_bytes());

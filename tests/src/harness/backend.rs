@@ -1,6 +1,6 @@
 //! A backend whose behaviour the test writes itself.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use bytes::BytesMut;
@@ -9,6 +9,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+
+use crate::harness::loopback;
 
 /// The answer to a health check.
 const READY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -70,7 +72,7 @@ impl Backend {
         Handle: Fn(Request) -> Done + Clone + Send + 'static,
         Done: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+        let listener = TcpListener::bind(loopback::own_any_port()).await?;
         let address = listener.local_addr()?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

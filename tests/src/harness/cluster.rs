@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use serde_json::json;
 
 use crate::harness::{
     edge::{self, Edge},
+    loopback,
     node::{self, Node},
     redis::Redis,
     scratch::Scratch,
@@ -58,10 +60,12 @@ impl Cluster {
     /// One of them did not start.
     pub async fn start(name: &str, config: ClusterConfig) -> Result<Self> {
         let scratch = Scratch::new(name)?;
-        let redis = Redis::start(scratch.path()).await?;
+        let redis = Redis::start(loopback::own(), scratch.path()).await?;
         let mut nodes = Vec::new();
         for number in 1..=config.nodes {
-            let settings = (config.node_settings)(node::settings_with_redis(&redis.url()));
+            let settings = node::settings_with_redis(&redis.url())
+                .with("listen", json!(loopback::own_any_port()));
+            let settings = (config.node_settings)(settings);
             nodes.push(Node::start(&format!("n{number}"), settings, scratch.path()).await?);
         }
         for node in &nodes {

@@ -1,6 +1,9 @@
 //! A `causeway-node` process.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use serde_json::json;
@@ -23,6 +26,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// The process behind it.
     pub process: Process,
+    file: PathBuf,
+    settings: Settings,
 }
 
 /// Settings of a node on a port that the kernel chooses, without Redis.
@@ -45,16 +50,28 @@ impl Node {
     /// The program is not built, refuses the settings or does not listen soon.
     pub async fn start(id: &str, settings: Settings, directory: &Path) -> Result<Self> {
         let file = directory.join(format!("{id}.yaml"));
-        std::fs::write(&file, settings.with("node.id", json!(id)).text())?;
-        let mut command = Command::new(programs::ours("causeway-node")?);
-        command.arg("--config").arg(&file);
-        let mut process = Process::spawn(id, command, directory)?;
-        let address = process.listening("node").await?;
+        let settings = settings.with("node.id", json!(id));
+        let (process, address) = launch(id, &settings, &file).await?;
         Ok(Self {
             id: id.to_owned(),
             address,
             process,
+            file,
+            settings,
         })
+    }
+
+    /// Starts it again where it listened, after its end. Its address should be one of its own: see [`loopback`].
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or somebody else has its port.
+    ///
+    /// [`loopback`]: crate::harness::loopback
+    pub async fn restart(&mut self) -> Result<()> {
+        let settings = self.settings.clone().with("listen", json!(self.address));
+        (self.process, _) = launch(&self.id, &settings, &self.file).await?;
+        Ok(())
     }
 
     /// Waits until `/ready` says 200.
@@ -91,4 +108,14 @@ impl Node {
     pub fn drain(&mut self) {
         self.process.signal(Signal::Terminate);
     }
+}
+
+async fn launch(id: &str, settings: &Settings, file: &Path) -> Result<(Process, SocketAddr)> {
+    std::fs::write(file, settings.text())?;
+    let mut command = Command::new(programs::ours("causeway-node")?);
+    command.arg("--config").arg(file);
+    let directory = file.parent().unwrap_or(Path::new("."));
+    let mut process = Process::spawn(id, command, directory)?;
+    let address = process.listening("node").await?;
+    Ok((process, address))
 }

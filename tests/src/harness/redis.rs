@@ -25,25 +25,25 @@ const PORTS_TRIED: u32 = 5;
 pub struct Redis {
     process: Process,
     directory: PathBuf,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Redis {
-    /// Starts one on a free port, with its log in `directory`, and waits until it answers.
+    /// Starts one on a free port of `host`, with its log in `directory`, and waits until it answers.
     ///
     /// # Errors
     ///
     /// It is not installed, or does not start.
-    pub async fn start(directory: &Path) -> Result<Self> {
+    pub async fn start(host: Ipv4Addr, directory: &Path) -> Result<Self> {
         let mut last = None;
         for _ in 0..PORTS_TRIED {
-            let port = free_port()?;
-            match launch(directory, port).await {
+            let address = free_port(host)?;
+            match launch(directory, address).await {
                 Ok(process) => {
                     return Ok(Self {
                         process,
                         directory: directory.to_owned(),
-                        port,
+                        address,
                     });
                 }
                 Err(error) => last = Some(error),
@@ -58,7 +58,7 @@ impl Redis {
     ///
     /// It does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.directory, self.port).await?;
+        self.process = launch(&self.directory, self.address).await?;
         Ok(())
     }
 
@@ -81,16 +81,16 @@ impl Redis {
         self.process.signal(Signal::Continue);
     }
 
-    /// Its port on 127.0.0.1.
+    /// Where it listens.
     #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The URL that a node takes.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address)
     }
 
     /// Its process.
@@ -105,8 +105,12 @@ impl Redis {
     /// It is not installed, or fails.
     pub async fn cli(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(programs::installed(&["redis-cli"])?);
+        let (host, port) = (
+            self.address.ip().to_string(),
+            self.address.port().to_string(),
+        );
         command
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(["-h", &host, "-p", &port])
             .args(arguments)
             .kill_on_drop(true);
         let output = command.output().await.context("cannot run redis-cli")?;
@@ -117,13 +121,13 @@ impl Redis {
     }
 }
 
-async fn launch(directory: &Path, port: u16) -> Result<Process> {
+async fn launch(directory: &Path, address: SocketAddr) -> Result<Process> {
     let mut command = Command::new(programs::installed(&["redis-server"])?);
     command.args([
         "--bind",
-        "127.0.0.1",
+        &address.ip().to_string(),
         "--port",
-        &port.to_string(),
+        &address.port().to_string(),
         "--save",
         "",
         "--appendonly",
@@ -134,7 +138,7 @@ async fn launch(directory: &Path, port: u16) -> Result<Process> {
     let answered = wait::until(
         "an answer of redis-server",
         wait::SOON,
-        async || match ping(port).await {
+        async || match ping(address).await {
             true => Some(true),
             false => (!process.is_running()).then_some(false),
         },
@@ -145,9 +149,9 @@ async fn launch(directory: &Path, port: u16) -> Result<Process> {
     Ok(process)
 }
 
-async fn ping(port: u16) -> bool {
+async fn ping(address: SocketAddr) -> bool {
     let exchange = async {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"PING\r\n").await?;
         let mut answer = [0; 5];
         stream.read_exact(&mut answer).await?;
@@ -157,8 +161,7 @@ async fn ping(port: u16) -> bool {
 }
 
 /// A port that was free a moment ago: Redis cannot be told to let the kernel choose.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
-        .context("cannot find a free port")?;
-    Ok(listener.local_addr()?.port())
+fn free_port(host: Ipv4Addr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((host, 0)).context("cannot find a free port")?;
+    Ok(listener.local_addr()?)
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Long enough for anything that should happen "at once", also on a busy machine.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Waits until `probe` gives something, and returns it.
 ///

@@ -68,8 +68,19 @@ impl WebSocket {
         let mut connection = Connection::open(address).await?;
         connection.send(handshake(address, path, headers)).await?;
         let handshake = connection.head().await?;
+        Self::begin(connection, handshake)
+            .await
+            .with_context(|| format!("no WebSocket at {address}{path}"))
+    }
+
+    /// Goes on with a connection on which `handshake` is the answer to [`handshake()`].
+    ///
+    /// # Errors
+    ///
+    /// It is not a right 101.
+    pub async fn begin(connection: Connection, handshake: Answer) -> Result<Self> {
         if handshake.status != 101 || handshake.header("sec-websocket-accept") != Some(ACCEPT) {
-            bail!("no WebSocket at {address}{path}: {handshake:?}");
+            bail!("not a right 101: {handshake:?}");
         }
         let (stream, unread) = connection.into_parts();
         let stream =

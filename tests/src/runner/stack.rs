@@ -68,7 +68,7 @@ impl Stack {
         let scratch = Scratch::new("run")?;
         let (redis, node_settings) = match options.redis {
             RedisChoice::Private => {
-                let redis = Redis::start(scratch.path()).await?;
+                let redis = Redis::start(Ipv4Addr::LOCALHOST, scratch.path()).await?;
                 let settings = node::settings_with_redis(&redis.url());
                 (Some(redis), settings)
             }
@@ -116,7 +116,7 @@ impl Stack {
         let redis = match redis {
             Some(redis) => format!(
                 "127.0.0.1:{}    try: redis-cli -p {0} PUBLISH global hello",
-                redis.port()
+                redis.address().port()
             ),
             None => "the one of REDIS_URL    try: redis-cli PUBLISH global hello".to_owned(),
         };
