@@ -15,7 +15,7 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -35,11 +35,8 @@ use crate::service::Edge;
 use crate::service::Parsed;
 use crate::takeover::Takeover;
 
-/// How long, and for how many bytes, a refused client may go on sending before its connection is closed.
-///
-/// Closing at once would reset the connection, and the client might never see why.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: u64 = 256 * 1024;
+/// How long the answer to a connection that is closed may take to be written.
+const ANSWER_WRITE: Duration = Duration::from_secs(1);
 
 /// How many connections over the limit may be answered at a time; the others are closed at once.
 pub(crate) const OVER_LIMIT: usize = 256;
@@ -99,7 +96,7 @@ impl EdgeApp {
     }
 
     /// Answers a connection whose request cannot be served, and closes it.
-    async fn refuse(&self, carrier: Carrier, peer: Option<IpAddr>, refusal: Refusal) {
+    async fn refuse(&self, mut carrier: Carrier, peer: Option<IpAddr>, refusal: Refusal) {
         let (head, body) = self.policy.own_answer(refusal);
         self.policy.log_refused(None, peer, head.status.as_u16());
         let reason = head.status.canonical_reason().unwrap_or_default();
@@ -116,14 +113,13 @@ impl EdgeApp {
         }
         answer.extend_from_slice(b"\r\n");
         answer.extend_from_slice(&body);
-        let (mut stream, _, _) = carrier.into_parts();
         // Whoever does not take the answer has lost it.
-        let _ = timeout(LINGER, async {
-            stream.write_all(&answer).await?;
-            stream.flush().await
+        let _ = timeout(ANSWER_WRITE, async {
+            carrier.write_all(&answer).await?;
+            carrier.flush().await
         })
         .await;
-        linger(stream).await;
+        carrier.linger().await;
     }
 
     /// The upgrade that the route of this request lets through, if it wishes for one.
@@ -132,15 +128,6 @@ impl EdgeApp {
         self.policy
             .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
     }
-}
-
-/// Ends the writing side and reads on for a while, so that what was written arrives.
-async fn linger(mut stream: Stream) {
-    let _ = timeout(LINGER, async {
-        AsyncWriteExt::shutdown(&mut stream).await?;
-        tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
-    })
-    .await;
 }
 
 fn peer_of_stream(stream: &Stream) -> Option<IpAddr> {

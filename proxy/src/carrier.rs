@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -21,7 +22,8 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     Stream, TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
 
 use crate::scheme::Scheme;
 
@@ -30,6 +32,10 @@ const GATHER: usize = 4096;
 
 /// The most that is read at once while a request head is awaited, or past the end of a request.
 const READ: usize = 16 * 1024;
+
+/// How long, and for how many bytes, a client may go on sending after the last answer before its connection is closed.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 256 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
@@ -80,10 +86,22 @@ impl Carrier {
         self.unread = unread;
     }
 
-    /// Takes the connection apart: the stream, what was read from it and not used, what was written and not sent.
-    pub(crate) fn into_parts(mut self) -> (Stream, BytesMut, Vec<u8>) {
-        self.outgoing.drain(..self.outgoing_sent);
-        (self.io, self.ahead, self.outgoing)
+    /// Takes the connection apart, with everything sent: the stream, and what was read from it and not used.
+    pub(crate) fn into_parts(self) -> (Stream, BytesMut) {
+        debug_assert!(self.outgoing.is_empty(), "what was written is flushed");
+        (self.io, self.ahead)
+    }
+
+    /// Closes the connection so that what was written arrives: ends the writing side, and reads on for a while.
+    ///
+    /// Closing it with bytes unread would reset it, and the client might never see its answer.
+    pub(crate) async fn linger(mut self) {
+        let _ = timeout(LINGER, async {
+            AsyncWriteExt::shutdown(&mut self).await?;
+            let mut rest = (&mut self.io).take(LINGER_BYTES);
+            tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+        })
+        .await;
     }
 
     /// Reads once into `ahead`. Zero is the end of the stream.

@@ -11,7 +11,9 @@ use bytes::BytesMut;
 use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
+use pingora::{Error, ErrorType, OrErr};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
@@ -170,6 +172,7 @@ impl Takeover {
                         ..Outcome::default()
                     },
                 );
+                close(downstream).await;
             }
         }
     }
@@ -268,18 +271,15 @@ impl Takeover {
             "a protocol that came in a header fits in one"
         );
         self.policy.answered(&exchange, &mut response);
-        let sent = downstream.write_response_header(response).await;
-        let stream = match downstream {
-            ServerSession::H1(session) => session.into_inner(),
-            _ => return,
-        };
-        let Some(carrier) = Carrier::from_pingora(stream) else {
+        let sent = self
+            .written(downstream.write_response_header(response))
+            .await;
+        let Some(mut carrier) = carrier_of(downstream) else {
             return;
         };
-        let (mut stream, ahead, unsent) = carrier.into_parts();
         let sent = match sent {
-            Ok(()) => stream.write_all(&unsent).await.and(stream.flush().await),
-            Err(error) => Err(std::io::Error::other(error.to_string())),
+            Ok(()) => self.written(flush(&mut carrier)).await,
+            failed => failed,
         };
         if let Err(error) = sent {
             let error = error.to_string();
@@ -292,6 +292,7 @@ impl Takeover {
                 },
             );
         }
+        let (stream, ahead) = carrier.into_parts();
         let mut client_early = ahead.to_vec();
         let parts = TunnelParts {
             client: Socket::from_pingora(stream, &mut client_early),
@@ -324,11 +325,13 @@ impl Takeover {
         let status = response.status.as_u16();
         let passed = async {
             downstream.set_keepalive(None);
-            downstream.write_response_header(response).await?;
+            self.written(downstream.write_response_header(response))
+                .await?;
             while let Some(piece) = refused.read_body().await? {
-                downstream.write_response_body(piece, false).await?;
+                self.written(downstream.write_response_body(piece, false))
+                    .await?;
             }
-            downstream.finish_body().await
+            self.written(downstream.finish_body()).await
         }
         .await;
         let error = passed.err().map(|error| error.to_string());
@@ -342,7 +345,7 @@ impl Takeover {
                 error: error.as_deref(),
             },
         );
-        downstream.shutdown().await;
+        close(downstream).await;
     }
 
     async fn answer_unadmitted(&self, mut downstream: ServerSession, refusal: Refusal) {
@@ -350,20 +353,50 @@ impl Takeover {
         let status = self.answer(&mut downstream, refusal).await;
         self.policy
             .log_refused(None, Some(peer), status.unwrap_or(499));
+        close(downstream).await;
     }
 
-    /// Answers and closes. The status, if the client was there to get it.
+    /// Answers for the last time. The status, if the client was there to get it.
     async fn answer(&self, downstream: &mut ServerSession, refusal: Refusal) -> Option<u16> {
         let (head, body) = self.policy.own_answer(refusal);
         let status = head.status.as_u16();
         downstream.set_keepalive(None);
-        let written = async {
+        let answered = self.written(async {
             downstream.write_response_header(head).await?;
             downstream.write_response_body(body, true).await
-        }
-        .await;
-        downstream.shutdown().await;
-        written.is_ok().then_some(status)
+        });
+        answered.await.is_ok().then_some(status)
+    }
+
+    /// What comes of one write to the client, which may be stuck for `timeouts.downstream_write`: Pingora sees to that for
+    /// bodies alone.
+    async fn written<T>(
+        &self,
+        write: impl Future<Output = pingora::Result<T>>,
+    ) -> pingora::Result<T> {
+        let done = timeout(self.timeouts.downstream_write, write).await;
+        done.unwrap_or_else(|_| {
+            Error::e_explain(ErrorType::WriteTimedout, "the client takes nothing")
+        })
+    }
+}
+
+async fn flush(carrier: &mut Carrier) -> pingora::Result<()> {
+    let flushed = carrier.flush().await;
+    flushed.or_err(ErrorType::WriteError, "flushing the 101")
+}
+
+fn carrier_of(downstream: ServerSession) -> Option<Carrier> {
+    match downstream {
+        ServerSession::H1(session) => Carrier::from_pingora(session.into_inner()),
+        _ => None,
+    }
+}
+
+/// Closes the connection once its last answer is written.
+async fn close(downstream: ServerSession) {
+    if let Some(carrier) = carrier_of(downstream) {
+        carrier.linger().await;
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
+use pingora::apps::ServerApp;
+use pingora::server::configuration::ServerConf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
 
 use super::scene::*;
 
@@ -120,4 +122,52 @@ async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger()
     assert_eq!(scene.ask(GET).await, "");
     drop(lingering);
     assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
+}
+
+/// Serves a connection that is no socket.
+async fn serve(scene: &Scene, connection: DuplexStream) {
+    let app = Arc::new(scene.parts.app(&Arc::new(ServerConf::default())));
+    let (_shutdown, watching) = watch::channel(false);
+    app.process_new(Box::new(connection), &watching).await;
+}
+
+const UPGRADE: &str =
+    "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_still_sends_when_its_upgrade_is_refused_is_listened_to_for_a_while() {
+    let scene = Scene::before(&[nobody().await]).await;
+    let upgrade = UPGRADE.replace("GET", "POST");
+    // More than is read ahead: who closed at once would reset the connection.
+    let request = [upgrade.as_bytes(), &[b'x'; 64 * 1024]].concat();
+    let (client, edge) = tokio::io::duplex(4096);
+    let (mut reading, mut writing) = tokio::io::split(client);
+    let mut answer = String::new();
+    let ((), sent, received) = tokio::join!(
+        serve(&scene, edge),
+        writing.write_all(&request),
+        reading.read_to_string(&mut answer),
+    );
+    assert!(sent.is_ok() && received.is_ok(), "{sent:?} {received:?}");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_an_answer_to_its_upgrade_is_given_up() {
+    let switch =
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    let (switching, _switching) = answering(switch).await;
+    let (refusing, _refusing) = answering("HTTP/1.1 403 Forbidden\r\n\r\nnope").await;
+    let nobody = nobody().await;
+    let give_up = async |address| {
+        let scene = Scene::configured(&[address], "timeouts: { downstream_write: 1s }\n").await;
+        // Room for a part of a head only.
+        let (mut client, edge) = tokio::io::duplex(64);
+        let served = tokio::time::timeout(SOON, serve(&scene, edge));
+        let (sent, served) = tokio::join!(client.write_all(UPGRADE.as_bytes()), served);
+        sent.unwrap();
+        assert!(served.is_ok());
+        assert_eq!(scene.parts.tunnels.open(), 0);
+    };
+    tokio::join!(give_up(switching), give_up(refusing), give_up(nobody));
 }
