@@ -72,8 +72,8 @@ struct RedisBroker {
     wishes: Notify,
     probe_channel: ChannelName,
     monitor: Monitor,
-    /// Sent when connections for publishing may be dead without having said so.
-    publishing_suspect: watch::Sender<()>,
+    /// For each lane: sent when its connection may be dead without having said so.
+    lane_suspects: Vec<watch::Sender<()>>,
     /// Whether everything that is wanted is subscribed: what is published now comes back.
     hearing: watch::Sender<bool>,
     /// Sent when the subscriber's connection is open and yet brings nothing.
@@ -105,7 +105,7 @@ pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> St
         wishes: Notify::new(),
         probe_channel,
         monitor: Monitor::new(&config, Arc::clone(&metrics)),
-        publishing_suspect: watch::Sender::new(()),
+        lane_suspects: (0..config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
         drops,
@@ -132,6 +132,14 @@ impl RedisBroker {
         let lanes = self.lanes.len() as u64;
         let index = usize::try_from(hasher.finish() % lanes).expect("below the number of lanes");
         &self.lanes[index]
+    }
+
+    fn suspect_lane(&self, index: usize) {
+        self.lane_suspects[index].send_replace(());
+    }
+
+    fn suspect_all_lanes(&self) {
+        (0..self.lanes.len()).for_each(|index| self.suspect_lane(index));
     }
 
     fn wish(&self, channel: &ChannelName, is_wanted: bool) {

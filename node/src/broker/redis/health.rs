@@ -4,6 +4,9 @@
 //! the subscriber's. A way is *up* while both ends are connected and all subscriptions confirmed; it is
 //! *proven* once a probe came back since then. Only that makes the node ready: a PING is answered by a
 //! Redis that delivers nothing.
+//!
+//! All ways share the subscriber, so a probe of any lane proves it: a lane whose probes stay away while
+//! another's come back is blocked alone, and only its own connection is given up.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -40,6 +43,10 @@ struct Lane {
     under_way: Option<(u64, Instant)>,
     due: Instant,
     misses: u32,
+    /// Since when nothing has come back, at the first of these misses.
+    silent_since: Instant,
+    /// When a probe last came back.
+    seen_at: Option<Instant>,
 }
 
 /// What is to be done now.
@@ -49,8 +56,17 @@ pub(super) enum Task {
     Probe { lane: usize, number: u64 },
     /// A probe through `lane` did not come back in time.
     Miss { lane: usize },
-    /// Nothing came back through `lane`: connect anew, on both sides.
-    Reconnect { lane: usize },
+    /// Nothing came back through `lane`: connect anew, on `ends`.
+    Reconnect { lane: usize, ends: Ends },
+}
+
+/// Which connections may be the reason that probes do not come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// The lane's alone: other lanes' probes have come back meanwhile.
+    Lane,
+    /// The subscriber's too, and then those of all lanes.
+    All,
 }
 
 impl Health {
@@ -62,6 +78,8 @@ impl Health {
             under_way: None,
             due: now,
             misses: 0,
+            silent_since: now,
+            seen_at: None,
         };
         Self {
             pace,
@@ -103,6 +121,7 @@ impl Health {
         // Late or not, it went in and came out.
         lane.is_proven = true;
         lane.misses = 0;
+        lane.seen_at = Some(now);
         let (_, sent_at) = lane
             .under_way
             .take_if(|(under_way, _)| *under_way == number)?;
@@ -115,6 +134,7 @@ impl Health {
         if self.subscriber.is_err() {
             return tasks;
         }
+        let last_seen_at = self.lanes.iter().filter_map(|lane| lane.seen_at).max();
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             if lane.connection.is_err() {
                 continue;
@@ -123,13 +143,23 @@ impl Health {
                 && self.pace.timeout <= now.saturating_duration_since(sent_at)
             {
                 lane.under_way = None;
+                if lane.misses == 0 {
+                    // A probe from before may have come late, after this one was sent.
+                    lane.silent_since =
+                        lane.seen_at.map_or(sent_at, |seen_at| sent_at.max(seen_at));
+                }
                 lane.misses += 1;
                 tasks.push(Task::Miss { lane: index });
                 lane.due = now;
                 if MISSES_MAX <= lane.misses {
                     lane.misses = 0;
                     lane.is_proven = false;
-                    tasks.push(Task::Reconnect { lane: index });
+                    // Later than that only the probe of another lane can have been.
+                    let ends = match last_seen_at {
+                        Some(at) if lane.silent_since < at => Ends::Lane,
+                        _ => Ends::All,
+                    };
+                    tasks.push(Task::Reconnect { lane: index, ends });
                 }
             }
             if lane.under_way.is_none() && lane.due <= now {

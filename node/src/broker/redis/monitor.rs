@@ -13,6 +13,7 @@ use tracing::info;
 use tracing::warn;
 
 use super::RedisBroker;
+use super::health::Ends;
 use super::health::Health;
 use super::health::Pace;
 use super::health::Task;
@@ -108,9 +109,22 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
                     monitor.metrics.probes_missed.inc();
                     tracing::debug!(lane, "a probe did not come back in time");
                 }
-                Task::Reconnect { lane } => {
+                Task::Reconnect {
+                    lane,
+                    ends: Ends::Lane,
+                } => {
+                    warn!(
+                        lane,
+                        "no probe comes back through this lane, connecting it anew"
+                    );
+                    broker.suspect_lane(lane);
+                }
+                Task::Reconnect {
+                    lane,
+                    ends: Ends::All,
+                } => {
                     warn!(lane, "no probe comes back through redis, connecting anew");
-                    broker.publishing_suspect.send_replace(());
+                    broker.suspect_all_lanes();
                     broker.subscribing_stalled.send_replace(());
                 }
             }

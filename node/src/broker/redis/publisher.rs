@@ -88,7 +88,7 @@ pub(super) async fn run(
 ) {
     let mut publisher = Publisher {
         lane: &broker.lanes[index],
-        suspect: broker.publishing_suspect.subscribe(),
+        suspect: broker.lane_suspects[index].subscribe(),
         backoff: Backoff::new(broker.config.backoff_max),
         last: None,
         broker: &broker,

@@ -108,7 +108,7 @@ impl Subscriber<'_> {
             self.heard_until = Some(Instant::now());
         }
         // Whatever befell this connection may have befallen those of the lanes.
-        self.broker.publishing_suspect.send_replace(());
+        self.broker.suspect_all_lanes();
         lost
     }
 

@@ -54,7 +54,10 @@ fn probe(number: u64) -> Task {
 }
 
 const MISS: Task = Task::Miss { lane: 0 };
-const RECONNECT: Task = Task::Reconnect { lane: 0 };
+const RECONNECT: Task = Task::Reconnect {
+    lane: 0,
+    ends: Ends::All,
+};
 
 #[test]
 fn a_way_that_is_up_is_probed_at_once_and_ready_when_the_probe_is_back() {
@@ -154,6 +157,53 @@ fn misses_of_a_connection_are_not_held_against_the_next() {
     bench.health.lane(0, Ok(()), now);
     assert_eq!(bench.due(1500), [probe(2)]);
     assert_eq!(bench.due(2500), [MISS, probe(3)]);
+}
+
+#[test]
+fn a_late_probe_does_not_pass_for_the_probe_of_another_lane() {
+    let mut bench = Bench::up(1);
+    bench.due(0);
+    assert_eq!(bench.due(1000), [MISS, probe(1)]);
+    assert_eq!(bench.seen(0, 1500), None);
+    assert_eq!(bench.due(2000), [MISS, probe(2)]);
+    assert_eq!(bench.due(3000), [MISS, RECONNECT, probe(3)]);
+}
+
+#[test]
+fn a_lane_whose_probes_stay_away_alone_is_given_up_alone() {
+    let mut bench = Bench::up(2);
+    let of_lane_1 = |lane_1_answers_at: Option<u64>| {
+        let mut bench = Bench::up(2);
+        let see = |bench: &mut Bench, number, ms| {
+            let now = bench.at(ms);
+            bench.health.seen(1, number, now);
+        };
+        bench.due(0);
+        see(&mut bench, 0, 10);
+        bench.seen(0, 20);
+        bench.due(2000);
+        if let Some(ms) = lane_1_answers_at {
+            see(&mut bench, 1, ms);
+        }
+        bench.due(3000);
+        bench.due(4000)
+    };
+    let given_up = |tasks: Vec<Task>| {
+        let reconnects = tasks.into_iter().filter_map(|task| match task {
+            Task::Reconnect { lane, ends } => Some((lane, ends)),
+            _ => None,
+        });
+        reconnects.collect::<Vec<_>>()
+    };
+    assert_eq!(given_up(of_lane_1(Some(2010))), [(0, Ends::Lane)]);
+    let all = [(0, Ends::All), (1, Ends::All)];
+    assert_eq!(given_up(of_lane_1(None)), all, "both are silent");
+    // The one that works stays proven, the other ends readiness.
+    bench.due(0);
+    let now = bench.at(1);
+    bench.health.seen(1, 0, now);
+    let reason = bench.health.readiness().unwrap_err();
+    assert_eq!(reason, "no probe came back through lane 0 of redis");
 }
 
 #[test]
