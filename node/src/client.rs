@@ -28,6 +28,7 @@ use crate::hub::Membership;
 use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::Transport;
+use crate::outbox::QueueOutbox;
 
 mod rate;
 
@@ -192,6 +193,30 @@ impl Client {
         }
     }
 
+    /// Takes text messages that came in one piece, in order, and waits where there is no room.
+    ///
+    /// What they echo goes back in one piece too: the client cannot have read any of it in between, so
+    /// that it is one of many must not make it slow.
+    ///
+    /// # Errors
+    ///
+    /// The client broke a rule of its endpoint and is to be sent away. What stands before is taken.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the messages that were not taken yet.
+    pub(crate) async fn on_messages(&self, messages: Vec<String>) -> Result<(), Disconnect> {
+        if let (Mode::Echo, Member::Queue(outbox)) = (&self.endpoint.mode, &self.member) {
+            return self.echo_all(outbox, &messages);
+        }
+        let mut patience = Patience::Left;
+        for message in messages {
+            let taken = self.on_message(message.into(), MessageKind::Text, &mut patience);
+            taken.await?;
+        }
+        Ok(())
+    }
+
     /// The rules that it lives by.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
@@ -220,17 +245,34 @@ impl Client {
                 outbox.send(&out.freeze());
             }
             Member::Socket(outbox) => {
-                let mut quoted = BytesMut::new();
-                sockjs::append_quoted(&mut quoted, &String::from_utf8_lossy(data));
+                let quoted = quoted(&String::from_utf8_lossy(data));
                 websocket::append_sockjs_message(&mut out, &quoted);
                 outbox.send(&out.freeze());
             }
-            Member::Queue(outbox) => {
-                sockjs::append_quoted(&mut out, &String::from_utf8_lossy(data));
-                outbox.push(out.freeze());
-            }
+            Member::Queue(outbox) => outbox.push(quoted(&String::from_utf8_lossy(data))),
         }
     }
+
+    fn echo_all(&self, outbox: &QueueOutbox, messages: &[String]) -> Result<(), Disconnect> {
+        let now = Instant::now();
+        let mut echoes = Vec::with_capacity(messages.len());
+        let mut checked = Ok(());
+        for message in messages {
+            checked = self.check(message.as_bytes(), now);
+            if checked.is_err() {
+                break;
+            }
+            echoes.push(quoted(message));
+        }
+        outbox.push_all(&echoes);
+        checked
+    }
+}
+
+fn quoted(text: &str) -> Bytes {
+    let mut quoted = BytesMut::new();
+    sockjs::append_quoted(&mut quoted, text);
+    quoted.freeze()
 }
 
 #[cfg(test)]

@@ -118,6 +118,8 @@ pub(crate) struct Limits {
     pub(crate) connections: Option<usize>,
     /// SockJS sessions over HTTP at a time.
     pub(crate) sessions: usize,
+    /// Those of one client address on which no receiver waits.
+    pub(crate) sessions_per_address: usize,
     /// The largest request head.
     pub(crate) head_bytes_max: usize,
     /// For a request head to be complete.

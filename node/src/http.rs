@@ -31,6 +31,7 @@ use crate::metrics::Transport;
 use crate::transport::Body;
 
 mod body;
+mod client_address;
 mod cookie;
 mod cors;
 mod handshake;
@@ -45,10 +46,12 @@ mod wire;
 pub(crate) use mount::Mount;
 
 use body::BodyLimits;
+use client_address::client_address;
 use origin::Host;
 use origin::SEC_FETCH_SITE;
 use route::Place;
 use route::Route;
+use sockjs::SessionRequest;
 use wire::Wire;
 
 /// Asks the edge to bind the client to another node.
@@ -129,12 +132,21 @@ impl Http {
                 if !self.is_origin_allowed(&parts.headers, mount, place, peer) {
                     return origin_refused(mount, place).into();
                 }
-                self.endpoint(mount, place, &parts, body).await
+                let trusted = &self.config.trusted_proxies;
+                let client = client_address(&parts.headers, peer, trusted);
+                self.endpoint(mount, place, &parts, body, client).await
             }
         }
     }
 
-    async fn endpoint<B>(&self, mount: &Mount, place: Place<'_>, parts: &Parts, body: B) -> Answer
+    async fn endpoint<B>(
+        &self,
+        mount: &Mount,
+        place: Place<'_>,
+        parts: &Parts,
+        body: B,
+        client: IpAddr,
+    ) -> Answer
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -148,7 +160,8 @@ impl Http {
                     bytes_max: self.config.body_bytes_max,
                     timeout: self.config.body_timeout,
                 };
-                let response = sockjs::session(mount, id, wire, parts, body, limits);
+                let request = SessionRequest { id, wire, client };
+                let response = sockjs::session(mount, request, parts, body, limits);
                 return response.await.into();
             }
             Place::Websocket => Transport::Websocket,
@@ -184,11 +197,7 @@ impl Http {
         place: Place<'_>,
         peer: IpAddr,
     ) -> bool {
-        let trusted = self
-            .config
-            .trusted_proxies
-            .iter()
-            .any(|proxy| proxy.contains(peer));
+        let trusted = client_address::is_trusted(&self.config.trusted_proxies, peer);
         let is_allowed = match place {
             // Its headers hold for every request that its copies in caches will never send.
             Place::Iframe => return true,

@@ -36,6 +36,7 @@ use crate::server::ServerConfig;
 use crate::server::Services;
 use crate::session;
 use crate::session::Quota;
+use crate::session::QuotaConfig;
 use crate::transport::websocket::WebSockets;
 
 /// The status of a process that a second signal ended before its clients had left.
@@ -131,7 +132,10 @@ impl Node {
             Arc::clone(&metrics),
         );
         let websockets = WebSockets::new(Arc::clone(&clients), config.drain.spread);
-        let quota = Quota::new(config.limits.sessions);
+        let quota = Quota::new(QuotaConfig {
+            sessions_max: config.limits.sessions,
+            half_open_max: config.limits.sessions_per_address,
+        });
         let mounts: Vec<_> = config
             .endpoints
             .iter()

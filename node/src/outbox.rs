@@ -13,6 +13,7 @@ use bytes::Bytes;
 mod queue;
 mod socket;
 
+pub(crate) use queue::Closed;
 pub(crate) use queue::QueueOutbox;
 pub(crate) use socket::SocketOutbox;
 pub(crate) use socket::SocketState;

@@ -4,7 +4,8 @@
 //! their id. A transport asks a [`Receiver`] for frames and knows nothing else of a session. One
 //! sweeper looks after the delays of all sessions; none has a timer of its own.
 //!
-//! Invariant: a session that takes no more messages has left the hub.
+//! Invariant: a session that takes no more messages has left the hub, or does so as soon as it has handed
+//! on those that it took before.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,23 +15,26 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::client::Client;
-use crate::client::MessageKind;
-use crate::client::Patience;
 use crate::disconnect::Disconnect;
 use crate::metrics::Metrics;
+use crate::outbox::Closed;
 use crate::outbox::QueueOutbox;
 
+mod quota;
 mod state;
 mod table;
 
+pub(crate) use quota::Quota;
+pub(crate) use quota::QuotaConfig;
 pub(crate) use state::Delays;
-pub(crate) use table::Quota;
 pub(crate) use table::ReceiveError;
 pub(crate) use table::SHARDS;
 pub(crate) use table::Sessions;
 pub(crate) use table::SessionsConfig;
 pub(crate) use table::sweep;
 
+use quota::Full;
+use quota::Place;
 use state::Attach;
 use state::Detach;
 use state::Inbound;
@@ -41,6 +45,7 @@ use state::Tick;
 /// One client over HTTP, with or without a receiver.
 pub(crate) struct Session {
     state: Mutex<State>,
+    place: Place,
     outbox: Arc<QueueOutbox>,
     /// What holds the client in the hub; taken when the session ends.
     client: Mutex<Option<Arc<Client>>>,
@@ -76,12 +81,14 @@ pub(crate) enum Sent {
 impl Session {
     fn new(
         config: &SessionsConfig,
+        place: Place,
         outbox: Arc<QueueOutbox>,
         client: Arc<Client>,
         now: Instant,
     ) -> Self {
         Self {
             state: Mutex::new(State::new(config.delays, now)),
+            place,
             outbox,
             client: Mutex::new(Some(client)),
             sending: tokio::sync::Mutex::default(),
@@ -92,11 +99,19 @@ impl Session {
 
     /// Closes the session, the first reason stays: its receiver gets what is queued and the reason.
     pub(crate) fn close(&self, disconnect: Disconnect) {
-        self.state.lock().close(disconnect);
+        let disconnect = {
+            // Both under the lock, so that what is queued is known to the receiver that meets the reason.
+            let mut state = self.state.lock();
+            let disconnect = match self.outbox.close() {
+                Closed::Whole => disconnect,
+                Closed::Slow => Disconnect::SLOW, // Whoever closes it: messages are lost.
+            };
+            state.close(disconnect);
+            disconnect
+        };
         if self.take_client().is_some() {
             self.metrics.disconnected(disconnect);
         }
-        self.outbox.close(); // After the state: a receiver that it wakes finds what to send.
         self.changed.notify_one();
     }
 
@@ -108,20 +123,16 @@ impl Session {
     /// Dropping this future drops the messages that were not handed on yet.
     async fn send(&self, messages: Vec<String>) -> Sent {
         let _turn = self.sending.lock().await;
-        let mut patience = Patience::Left;
-        for message in messages {
-            match self.state.lock().inbound() {
-                Inbound::Taken => {}
-                Inbound::Dropped => return Sent::Taken,
-                Inbound::Unknown => return Sent::Unknown,
-            }
-            let Some(client) = self.client.lock().clone() else {
-                return Sent::Taken;
-            };
-            let handed_on = client.on_message(message.into(), MessageKind::Text, &mut patience);
-            if let Err(disconnect) = handed_on.await {
-                self.close(disconnect);
-            }
+        match self.state.lock().inbound() {
+            Inbound::Taken => {}
+            Inbound::Dropped => return Sent::Taken,
+            Inbound::Unknown => return Sent::Unknown,
+        }
+        let Some(client) = self.client.lock().clone() else {
+            return Sent::Taken; // It closes at this moment.
+        };
+        if let Err(disconnect) = client.on_messages(messages).await {
+            self.close(disconnect);
         }
         Sent::Taken
     }
@@ -147,19 +158,30 @@ impl Session {
         if self.outbox.is_slow() {
             self.close(Disconnect::SLOW);
         }
-        let messages_queued = !self.outbox.is_empty();
-        match self.state.lock().next(messages_queued, now) {
+        let next = {
+            let mut state = self.state.lock();
+            state.next(!self.outbox.is_empty(), now)
+        };
+        match next {
             Next::Open => Some(Frame::Open),
-            Next::Messages => Some(Frame::Messages(self.outbox.take(usize::MAX))),
+            Next::Messages => match self.outbox.take(usize::MAX) {
+                // It has become slow at this moment, and what was queued is gone.
+                none if none.is_empty() => self.next(now),
+                messages => Some(Frame::Messages(messages)),
+            },
             Next::Heartbeat => Some(Frame::Heartbeat),
             Next::Close(disconnect) => Some(Frame::Close(disconnect)),
-            Next::Wait => None,
+            Next::Wait => {
+                self.place.receiver_waits();
+                None
+            }
         }
     }
 
-    fn detach(&self, how: Detach) {
+    fn detach(&self, how: Detach, now: Instant) {
+        self.place.receiver_left();
         let mut state = self.state.lock();
-        state.detach(how, Instant::now());
+        state.detach(how, now);
         if state.is_interrupted() {
             drop(state);
             drop(self.take_client());
@@ -207,14 +229,17 @@ impl Receiver {
     /// Ends the answer in order: the client will come for more.
     pub(crate) fn finish(mut self) {
         self.finished = true;
-        self.session.detach(Detach::Answered);
+        self.session.detach(Detach::Answered, Instant::now());
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         if !self.finished {
-            self.session.detach(Detach::Aborted);
+            self.session.detach(Detach::Aborted, Instant::now());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

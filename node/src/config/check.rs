@@ -129,6 +129,11 @@ impl Checker<'_> {
                 settings::CONNECTIONS_MAX,
             ),
             sessions: self.count("limits.sessions", raw.sessions, &settings::SESSIONS),
+            sessions_per_address: self.count(
+                "limits.sessions_per_address",
+                raw.sessions_per_address,
+                &settings::SESSIONS_PER_ADDRESS,
+            ),
             head_bytes_max: self.size("limits.head_size", raw.head_size, &settings::HEAD_SIZE),
             head_timeout: self.span(
                 "limits.head_timeout",

@@ -120,6 +120,7 @@ pub(super) enum AllowedOrigins {
 pub(super) struct Limits {
     pub(super) connections: Option<u64>,
     pub(super) sessions: Option<u64>,
+    pub(super) sessions_per_address: Option<u64>,
     pub(super) head_size: Option<ByteSize>,
     pub(super) head_timeout: Option<Span>,
     pub(super) keepalive: Option<Span>,

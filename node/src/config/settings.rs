@@ -67,6 +67,7 @@ pub(super) const ECHO_RESPONSE_LIMIT: u64 = 4 * KIB;
 
 pub(super) const CONNECTIONS_MAX: u64 = 100_000_000;
 pub(super) const SESSIONS: Setting<u64> = setting(50_000, 1, 100_000_000);
+pub(super) const SESSIONS_PER_ADDRESS: Setting<u64> = setting(1000, 1, 100_000_000);
 /// Not below 8 KiB: hyper refuses a smaller buffer.
 pub(super) const HEAD_SIZE: Setting<u64> = setting(16 * KIB, 8 * KIB, MIB);
 pub(super) const HEAD_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);

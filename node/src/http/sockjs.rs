@@ -1,6 +1,7 @@
 //! What SockJS answers over HTTP: each place of an endpoint, and the headers that the protocol wants.
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::time::Instant;
 use std::time::SystemTime;
 
@@ -54,15 +55,25 @@ pub(super) fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
     response
 }
 
-/// Answers a request of the session `id`.
+/// What is wanted of a session, and by whom.
+#[derive(Clone, Copy)]
+pub(super) struct SessionRequest<'a> {
+    /// The session, as the client named it.
+    pub(super) id: &'a str,
+    /// What the client wants of it.
+    pub(super) wire: Wire,
+    /// The client's address.
+    pub(super) client: IpAddr,
+}
+
+/// Answers a request of a session.
 ///
 /// # Cancel safety
 ///
 /// Dropping this future means that the client went away: its poll, if it is one, interrupts the session.
 pub(super) async fn session<B>(
     mount: &Mount,
-    id: &str,
-    wire: Wire,
+    request: SessionRequest<'_>,
     parts: &Parts,
     body: B,
     limits: BodyLimits,
@@ -76,13 +87,13 @@ where
     } else {
         // Receivers send none, but hyper sees a client go away only behind the end of the body.
         let mut response = match body::read(body, limits).await {
-            Ok(body) => answer(mount, id, wire, parts, &body).await,
+            Ok(body) => answer(mount, request, parts, &body).await,
             Err(error) => text(error.status(), format!("{error}\n")),
         };
         cors::no_cache(response.headers_mut());
         response
     };
-    if wire.is_cross_origin() {
+    if request.wire.is_cross_origin() {
         cors::share(&parts.headers, response.headers_mut());
     }
     if mount.sockjs().settings.cookie_needed {
@@ -91,11 +102,17 @@ where
     response
 }
 
-async fn answer(mount: &Mount, id: &str, wire: Wire, parts: &Parts, body: &[u8]) -> Response<Body> {
+async fn answer(
+    mount: &Mount,
+    request: SessionRequest<'_>,
+    parts: &Parts,
+    body: &[u8],
+) -> Response<Body> {
+    let SessionRequest { id, wire, client } = request;
     let SockjsMount {
         settings, sessions, ..
     } = mount.sockjs();
-    let receive = || sessions.receive(id, Instant::now(), || mount.connect_session());
+    let receive = || sessions.receive(id, client, Instant::now(), || mount.connect_session());
     let bytes_max = settings.response_bytes_max;
     let callback = || Callback::of_query(parts.uri.query());
     match wire {

@@ -70,6 +70,8 @@ pub(crate) enum RefuseReason {
     Connections,
     /// `limits.sessions` is reached.
     Sessions,
+    /// `limits.sessions_per_address` is reached.
+    SessionsPerAddress,
     /// `allowed_origins` of the endpoint does not name the Origin.
     Origin,
 }
@@ -79,6 +81,7 @@ impl RefuseReason {
         match self {
             Self::Connections => "connections",
             Self::Sessions => "sessions",
+            Self::SessionsPerAddress => "sessions_per_address",
             Self::Origin => "origin",
         }
     }

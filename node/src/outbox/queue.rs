@@ -36,6 +36,15 @@ enum State {
     Closed,
 }
 
+/// What an outbox holds that takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// Every message that was not taken.
+    Whole,
+    /// Nothing: too much waited.
+    Slow,
+}
+
 impl QueueOutbox {
     /// An empty outbox that takes messages while at most `bytes_max` wait.
     pub(crate) fn new(bytes_max: usize) -> Self {
@@ -113,14 +122,19 @@ impl QueueOutbox {
         self.queue.lock().state == State::Slow
     }
 
-    /// Takes no more messages.
-    pub(crate) fn close(&self) {
+    /// Takes no more messages; says whether any were lost.
+    pub(crate) fn close(&self) -> Closed {
         let mut queue = self.queue.lock();
         if queue.state == State::Open {
             queue.state = State::Closed;
         }
+        let closed = match queue.state {
+            State::Slow => Closed::Slow,
+            State::Open | State::Closed => Closed::Whole,
+        };
         drop(queue);
         self.changed.notify_one();
+        closed
     }
 
     /// Waits until messages wait or the outbox is no longer open.
@@ -210,7 +224,7 @@ mod tests {
         outbox.push(Bytes::from_static(b"a"));
         outbox.push(Bytes::from_static(b"b"));
         outbox.push(Bytes::from_static(b"c"));
-        outbox.close();
+        assert_eq!(outbox.close(), Closed::Slow);
         assert!(outbox.is_slow());
         assert!(outbox.is_empty());
     }

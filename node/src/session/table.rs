@@ -1,14 +1,12 @@
 //! The sessions of one endpoint by id, and the sweeper of all.
 //!
-//! Invariant: a session is in the table from its first receiver until it expires, and its quota is
-//! taken for exactly that time.
+//! Invariant: a session is in the table from its first receiver until it expires.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -25,6 +23,8 @@ use crate::metrics::RefuseReason;
 use crate::outbox::QueueOutbox;
 use crate::session::Attach;
 use crate::session::Delays;
+use crate::session::Full;
+use crate::session::Quota;
 use crate::session::Receiver;
 use crate::session::Sent;
 use crate::session::Session;
@@ -48,12 +48,6 @@ pub(crate) struct SessionsConfig {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// How many sessions a node may hold.
-pub(crate) struct Quota {
-    taken: AtomicUsize,
-    max: usize,
-}
-
 /// Why a client cannot receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReceiveError {
@@ -63,6 +57,9 @@ pub(crate) enum ReceiveError {
     /// The node has no room for another session; it may have later.
     #[error("the node has too many sessions")]
     Full,
+    /// The client's address has too many sessions without a receiver.
+    #[error("the address has too many sessions")]
+    Crowded,
 }
 
 /// The sessions of one endpoint.
@@ -74,35 +71,7 @@ pub(crate) struct Sessions {
 
 struct Entry {
     session: Arc<Session>,
-    _quota: Taken,
     _counted: Counted,
-}
-
-impl Quota {
-    /// Room for `max` sessions.
-    pub(crate) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            taken: AtomicUsize::new(0),
-            max,
-        })
-    }
-
-    fn take(self: &Arc<Self>) -> Option<Taken> {
-        let fits = |taken| (taken < self.max).then_some(taken + 1);
-        self.taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-            .ok()
-            .map(|_| Taken(Arc::clone(self)))
-    }
-}
-
-/// Room for one session, given back on drop.
-struct Taken(Arc<Quota>);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Sessions {
@@ -115,7 +84,8 @@ impl Sessions {
         }
     }
 
-    /// Attaches a receiver to the session `id`, which `connect` opens if there is none.
+    /// Attaches a receiver to the session `id`, which `connect` opens for a client at `address` if there
+    /// is none.
     ///
     /// # Errors
     ///
@@ -123,6 +93,7 @@ impl Sessions {
     pub(crate) fn receive(
         &self,
         id: &str,
+        address: IpAddr,
         now: Instant,
         connect: impl FnOnce() -> (Arc<QueueOutbox>, Arc<Client>),
     ) -> Result<Receiver, ReceiveError> {
@@ -137,12 +108,12 @@ impl Sessions {
             }
             shard.remove(id);
         }
-        let Some(quota) = self.config.quota.take() else {
-            self.config.metrics.refused(RefuseReason::Sessions);
-            return Err(ReceiveError::Full);
+        let place = match self.config.quota.take(address) {
+            Ok(place) => place,
+            Err(full) => return Err(self.refuse(full, address, now)),
         };
         let (outbox, client) = connect();
-        let session = Arc::new(Session::new(&self.config, outbox, client, now));
+        let session = Arc::new(Session::new(&self.config, place, outbox, client, now));
         if let Some(disconnect) = self.config.farewell {
             session.close(disconnect);
         }
@@ -152,7 +123,6 @@ impl Sessions {
             id.into(),
             Entry {
                 session,
-                _quota: quota,
                 _counted: counted,
             },
         );
@@ -194,10 +164,20 @@ impl Sessions {
     }
 
     /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.
-    fn sweep(&self, now: Instant) {
+    pub(super) fn sweep(&self, now: Instant) {
         for shard in &self.shards {
             shard.lock().retain(|_, entry| !entry.session.is_over(now));
         }
+    }
+
+    fn refuse(&self, full: Full, address: IpAddr, now: Instant) -> ReceiveError {
+        self.config.quota.log(full, address, now);
+        let (reason, error) = match full {
+            Full::Node => (RefuseReason::Sessions, ReceiveError::Full),
+            Full::Address => (RefuseReason::SessionsPerAddress, ReceiveError::Crowded),
+        };
+        self.config.metrics.refused(reason);
+        error
     }
 
     fn shard(&self, id: &str) -> &Mutex<HashMap<Box<str>, Entry>> {

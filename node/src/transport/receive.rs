@@ -53,7 +53,7 @@ pub(crate) async fn poll(
             frame
         }
         Err(ReceiveError::Busy) => Frame::Close(Disconnect::BUSY),
-        Err(ReceiveError::Full) => return full(),
+        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => return full(error),
     };
     answer(framing.content_type(), Body::Whole(dress(&framing, &frame)))
 }
@@ -72,7 +72,7 @@ pub(crate) fn stream(
             bytes_left: bytes_max,
         },
         Err(ReceiveError::Busy) => Streaming::Refused,
-        Err(ReceiveError::Full) => return full(),
+        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => return full(error),
     };
     let content_type = framing.content_type();
     let prelude = Some(framing.prelude()).filter(|prelude| !prelude.is_empty());
@@ -146,8 +146,8 @@ fn answer(content_type: &'static str, body: Body) -> Response<Body> {
     response
 }
 
-fn full() -> Response<Body> {
-    let mut response = Response::new(Body::from("too many sessions\n"));
+fn full(error: ReceiveError) -> Response<Body> {
+    let mut response = Response::new(Body::from(format!("{error}\n")));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
         .headers_mut()

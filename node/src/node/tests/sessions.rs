@@ -5,7 +5,9 @@ use super::*;
 const ENDPOINTS: &str = "
 endpoints:
   - { path: /echo, protocol: sockjs, mode: echo, response_limit: 4KiB }
-  - { path: /brief, protocol: sockjs, mode: echo, disconnect_delay: 100ms, heartbeat: 100ms, outbox: 1KiB }
+  - { path: /brief, protocol: sockjs, mode: echo, disconnect_delay: 2s }
+  - { path: /lively, protocol: sockjs, mode: echo, heartbeat: 100ms }
+  - { path: /narrow, protocol: sockjs, mode: echo, outbox: 1KiB }
   - { path: /relay, protocol: sockjs, mode: relay }
   - { path: /mute, protocol: sockjs, mode: echo, read_only: true }
   - { path: /small, protocol: sockjs, mode: echo, message_size: 4B }
@@ -145,7 +147,6 @@ async fn a_client_that_goes_away_interrupts_its_session() {
 async fn a_session_without_a_receiver_ends_after_the_delay() {
     let node = TestNode::start(ENDPOINTS);
     open(&node, "/brief/0/a").await;
-    assert_eq!(send(&node, "/brief/0/a", "[]").await, 204);
     until(async || send(&node, "/brief/0/a", "[]").await == 404).await;
     open(&node, "/brief/0/a").await;
 }
@@ -153,28 +154,28 @@ async fn a_session_without_a_receiver_ends_after_the_delay() {
 #[tokio::test]
 async fn a_quiet_receiver_hears_heartbeats() {
     let node = TestNode::start(ENDPOINTS);
-    let (mut client, _) = stream(&node, "/brief/0/a").await;
+    let (mut client, _) = stream(&node, "/lively/0/a").await;
     for _ in 0..2 {
         assert_eq!(client.chunk().await.as_deref(), Some("h\n"));
     }
-    open(&node, "/brief/0/b").await;
-    assert_eq!(poll(&node, "/brief/0/b").await, "h\n");
+    open(&node, "/lively/0/b").await;
+    assert_eq!(poll(&node, "/lively/0/b").await, "h\n");
 }
 
 #[tokio::test]
 async fn a_session_that_is_not_read_is_closed_as_slow() {
     let node = TestNode::start(ENDPOINTS);
-    open(&node, "/brief/0/a").await;
+    open(&node, "/narrow/0/a").await;
     let message = format!("[\"{}\"]", "x".repeat(400));
     for _ in 0..4 {
-        assert_eq!(send(&node, "/brief/0/a", &message).await, 204);
+        assert_eq!(send(&node, "/narrow/0/a", &message).await, 204);
     }
     assert_eq!(
-        poll(&node, "/brief/0/a").await,
+        poll(&node, "/narrow/0/a").await,
         "c[3008,\"reads too slowly\"]\n"
     );
     assert_eq!(
-        poll(&node, "/brief/0/a").await,
+        poll(&node, "/narrow/0/a").await,
         "c[3008,\"reads too slowly\"]\n"
     );
 }
@@ -279,6 +280,55 @@ async fn sessions_are_limited_in_number() {
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some());
     until(async || node.post("/echo/0/b/xhr", "").await.status == 200).await;
+}
+
+/// Opens a session for a client behind a proxy, and returns the status.
+async fn open_for(node: &TestNode, session: &str, client: &str) -> raw::Answer {
+    node.request(&format!(
+        "POST {session}/xhr HTTP/1.1\r\nHost: node\r\nX-Forwarded-For: {client}\r\n\
+         Content-Length: 0\r\n\r\n"
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn half_open_sessions_of_one_address_are_limited_and_others_go_on() {
+    let node = TestNode::start(&format!(
+        "{ENDPOINTS}\ntrusted_proxies: [ 127.0.0.1 ]\nlimits: {{ sessions_per_address: 2 }}\n"
+    ));
+    // One with a receiver that waits does not count.
+    let (mut streaming, _) = stream(&node, "/echo/0/streaming").await;
+    assert_eq!(send(&node, "/echo/0/streaming", r#"["x"]"#).await, 204);
+    assert_eq!(streaming.chunk().await.as_deref(), Some("a[\"x\"]\n"));
+    for session in ["/echo/0/a", "/brief/0/b"] {
+        assert_eq!(open_for(&node, session, "203.0.113.1").await.status, 200);
+    }
+    let refused = open_for(&node, "/echo/0/c", "203.0.113.1").await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(
+        open_for(&node, "/echo/0/d", "203.0.113.2").await.status,
+        200
+    );
+    let metrics = node.get("/metrics").await.body;
+    let refusals = "connections_refused_total{reason=\"sessions_per_address\"} 1\n";
+    assert!(metrics.contains(refusals), "{metrics}");
+    // Its own sessions go on, and one that ends makes room.
+    assert_eq!(send(&node, "/echo/0/a", "[]").await, 204);
+    until(async || open_for(&node, "/echo/0/c", "203.0.113.1").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn a_large_array_is_echoed_whole_however_small_the_outbox_is() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/narrow/0/a").await;
+    let messages: Vec<_> = (0..100).map(|count| format!("\"{count:0100}\"")).collect();
+    let messages = messages.join(",");
+    assert_eq!(
+        send(&node, "/narrow/0/a", &format!("[{messages}]")).await,
+        204
+    );
+    assert_eq!(poll(&node, "/narrow/0/a").await, format!("a[{messages}]\n"));
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Tests of the session machine: what SockJS promises, the deadlines, and any order of events.
+//! Tests of the session machine: what SockJS promises, the deadlines, every state with every event, and
+//! any order of events.
 
 use proptest::prelude::*;
 
@@ -107,62 +108,182 @@ fn the_first_reason_of_a_close_stays() {
     assert_eq!(state.next(false, now), Next::Close(Disconnect::SLOW));
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Event {
-    Attach,
-    Detach(bool),
-    Next(bool),
-    Close,
-    Pass(u64),
+/// The machine whole. A state is written as what it is (`new` before the open frame), then `+` with a
+/// receiver or `-` without. Below each event stands what is answered, and `>` the state that follows if it
+/// is another one; `.` for neither. What only an attached receiver does cannot be without one: `*`. `next`
+/// is asked with messages queued, without, and without after the heartbeat's delay; `tick` at once and
+/// after both delays.
+const TABLE: &str = "
+state        attach                answered       aborted        next_queued    next_empty     next_quiet     close          inbound  tick  late
+new+         busy                  >new-          >cut_new-      open>open+     open>open+     open>open+     >closing_new+  taken    keep  wake
+new-         attached>new+         *              *              *              *              *              >closing_new-  taken    keep  expired
+open+        busy                  >open-         >cut-          messages       wait           heartbeat      >closing+      taken    keep  wake
+open-        attached>open+        *              *              *              *              *              >closing-      taken    keep  expired
+closing_new+ busy                  >closing_new-  >closing_new-  open>closing+  open>closing+  open>closing+  .              dropped  keep  wake
+closing_new- attached>closing_new+ *              *              *              *              *              .              dropped  keep  expired
+closing+     busy                  >closing-      >closing-      messages       c1012          c1012          .              dropped  keep  wake
+closing-     attached>closing+     *              *              *              *              *              .              dropped  keep  expired
+cut_new+     busy                  >cut_new-      >cut_new-      c1002          c1002          c1002          .              unknown  keep  wake
+cut_new-     attached>cut_new+     *              *              *              *              *              .              unknown  keep  expired
+cut+         busy                  >cut-          >cut-          c1002          c1002          c1002          .              unknown  keep  wake
+cut-         attached>cut+         *              *              *              *              *              .              unknown  keep  expired
+";
+
+fn state_named(name: &str, now: Instant) -> State {
+    let (name, receiver) = match name.strip_suffix('+') {
+        Some(name) => (name, Receiver::Attached { quiet_since: now }),
+        None => (
+            name.strip_suffix('-').unwrap(),
+            Receiver::Absent { since: now },
+        ),
+    };
+    let (opened, phase) = match name {
+        "new" => (false, Phase::Open),
+        "open" => (true, Phase::Open),
+        "closing_new" => (false, Phase::Closing(Disconnect::RESTART)),
+        "closing" => (true, Phase::Closing(Disconnect::RESTART)),
+        "cut_new" => (false, Phase::Interrupted),
+        "cut" => (true, Phase::Interrupted),
+        _ => panic!("no state is called {name}"),
+    };
+    State {
+        delays: DELAYS,
+        opened,
+        phase,
+        receiver,
+    }
 }
 
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        Just(Event::Attach),
-        any::<bool>().prop_map(Event::Detach),
-        any::<bool>().prop_map(Event::Next),
-        Just(Event::Close),
-        (0_u64..40).prop_map(Event::Pass),
-    ]
+fn name_of(state: &State) -> String {
+    let phase = match (state.phase, state.opened) {
+        (Phase::Open, false) => "new",
+        (Phase::Open, true) => "open",
+        (Phase::Closing(_), false) => "closing_new",
+        (Phase::Closing(_), true) => "closing",
+        (Phase::Interrupted, false) => "cut_new",
+        (Phase::Interrupted, true) => "cut",
+    };
+    let receiver = if state.is_attached() { '+' } else { '-' };
+    format!("{phase}{receiver}")
+}
+
+/// Lets `event` happen and says what the machine answers.
+fn happen(state: &mut State, event: &str, now: Instant) -> String {
+    let quiet = now + DELAYS.heartbeat;
+    let next = |next: Next| match next {
+        Next::Open => "open".to_owned(),
+        Next::Messages => "messages".to_owned(),
+        Next::Heartbeat => "heartbeat".to_owned(),
+        Next::Close(disconnect) => format!("c{}", disconnect.code),
+        Next::Wait => "wait".to_owned(),
+    };
+    match event {
+        "attach" => format!("{:?}", state.attach(now)).to_lowercase(),
+        "answered" => {
+            state.detach(Detach::Answered, now);
+            String::new()
+        }
+        "aborted" => {
+            state.detach(Detach::Aborted, now);
+            String::new()
+        }
+        "next_queued" => next(state.next(true, now)),
+        "next_empty" => next(state.next(false, now)),
+        "next_quiet" => next(state.next(false, quiet)),
+        "close" => {
+            state.close(Disconnect::RESTART);
+            String::new()
+        }
+        "inbound" => format!("{:?}", state.inbound()).to_lowercase(),
+        "tick" => format!("{:?}", state.tick(now)).to_lowercase(),
+        "late" => format!("{:?}", state.tick(quiet.max(now + DELAYS.disconnect))).to_lowercase(),
+        _ => panic!("no event is called {event}"),
+    }
+}
+
+#[test]
+fn every_state_answers_every_event_as_the_table_says() {
+    let now = Instant::now();
+    let mut lines = TABLE.trim().lines().map(str::split_whitespace);
+    let events: Vec<_> = lines.next().unwrap().skip(1).collect();
+    let mut states = 0;
+    for mut cells in lines {
+        let name = cells.next().unwrap();
+        let cells: Vec<_> = cells.collect();
+        assert_eq!(cells.len(), events.len(), "{name}");
+        states += 1;
+        for (event, cell) in events.iter().zip(cells) {
+            let mut state = state_named(name, now);
+            assert_eq!(name_of(&state), name);
+            let needs_receiver = needs_receiver(event);
+            assert_eq!(
+                cell == "*",
+                needs_receiver && !state.is_attached(),
+                "{event} in {name}"
+            );
+            if cell == "*" {
+                continue;
+            }
+            let answer = happen(&mut state, event, now);
+            let (expected, follows) = cell.split_once('>').unwrap_or((cell, name));
+            let expected = expected.trim_matches('.');
+            assert_eq!(
+                (&*answer, &*name_of(&state)),
+                (expected, follows),
+                "{event} in {name}"
+            );
+        }
+    }
+    assert_eq!(
+        states, 12,
+        "three phases, opened or not, with a receiver or without"
+    );
+}
+
+fn needs_receiver(event: &str) -> bool {
+    event.starts_with("next") || matches!(event, "answered" | "aborted")
 }
 
 proptest! {
+    /// What no single cell says: however a session gets from state to state.
     #[test]
-    fn any_order_of_events_keeps_one_open_one_receiver_and_an_end(
-        events in proptest::collection::vec(event(), 0..60),
+    fn any_order_of_events_keeps_one_open_frame_one_reason_and_an_end(
+        events in proptest::collection::vec((0_usize..8, 0_u64..30), 0..80),
     ) {
+        const EVENTS: [&str; 8] = [
+            "attach", "answered", "aborted", "next_queued", "next_empty", "close", "inbound", "tick",
+        ];
         let mut now = Instant::now();
         let mut state = State::new(DELAYS, now);
-        let mut attached = true;
-        let mut opens = 0;
-        let mut frames = 0;
-        let mut closed = None;
-        for event in events {
-            match event {
-                Event::Attach => {
-                    prop_assert_eq!(state.attach(now) == Attach::Busy, attached);
-                    attached = true;
-                }
-                Event::Detach(aborted) if attached => {
-                    attached = false;
-                    state.detach(if aborted { Detach::Aborted } else { Detach::Answered }, now);
-                }
-                Event::Next(queued) if attached => {
-                    let next = state.next(queued, now);
-                    prop_assert!(next != Next::Open || frames == 0);
-                    opens += usize::from(next == Next::Open);
-                    frames += usize::from(next != Next::Wait);
-                    if let Next::Close(disconnect) = next {
-                        prop_assert_eq!(*closed.get_or_insert(disconnect), disconnect);
-                    }
-                    prop_assert!(!(queued && next == Next::Wait));
-                }
-                Event::Detach(_) | Event::Next(_) => {}
-                Event::Close => state.close(Disconnect::RESTART),
-                Event::Pass(seconds) => now += Duration::from_secs(seconds),
+        let mut frames: Vec<String> = Vec::new();
+        let mut absent_since = now;
+        for (event, seconds) in events {
+            let event = EVENTS[event];
+            if needs_receiver(event) && !state.is_attached() {
+                continue;
             }
-            prop_assert_eq!(state.is_attached(), attached);
-            prop_assert!(opens <= 1);
+            now += Duration::from_secs(seconds);
+            let answer = happen(&mut state, event, now);
+            if event.starts_with("next") && answer != "wait" {
+                frames.push(answer.clone());
+            }
+            if event == "tick" && !state.is_attached() {
+                let is_over = DELAYS.disconnect <= now - absent_since;
+                prop_assert_eq!(answer == "expired", is_over);
+            }
+            if matches!(event, "answered" | "aborted") {
+                absent_since = now;
+            }
+        }
+        let opens = frames.iter().filter(|frame| *frame == "open").count();
+        prop_assert!(opens <= 1);
+        let is_open_first = frames.first().is_none_or(|first| first == "open");
+        prop_assert!(is_open_first || state.is_interrupted(), "{frames:?}");
+        if let Some(first_close) = frames.iter().position(|frame| frame.starts_with('c')) {
+            let reason = &frames[first_close];
+            let later = &frames[first_close..];
+            // Whoever says that messages are queued gets them before the reason.
+            prop_assert!(later.iter().all(|frame| frame == reason || frame == "messages"));
         }
     }
 }
