@@ -20,6 +20,7 @@ use tracing::error;
 
 use crate::config::HealthConfig;
 use crate::health::probe::Prober;
+use crate::names::Names;
 use crate::pool::{Backend, Pool, Pools, State};
 
 /// How many probes are under way at a time.
@@ -39,12 +40,12 @@ struct Watch {
 /// # Cancel safety
 ///
 /// Dropping this future drops the probes that are under way; states stay as they are.
-pub(crate) async fn run(pools: Arc<Pools>, shutdown: CancellationToken) {
+pub(crate) async fn run(pools: Arc<Pools>, names: Arc<Names>, shutdown: CancellationToken) {
     let turns = Arc::new(Semaphore::new(PARALLEL));
     let mut tasks = JoinSet::new();
     let mut watched: HashMap<Id, Watch> = HashMap::new();
     for pool in pools.iter() {
-        let prober = Arc::new(Prober::new(&pool.health));
+        let prober = Arc::new(Prober::new(&pool.health, Arc::clone(&names)));
         for backend in pool.backends() {
             if backend.state() == State::Maintenance {
                 continue;

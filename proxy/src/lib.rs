@@ -22,6 +22,7 @@ mod limits;
 mod listeners;
 mod logging;
 mod metrics;
+mod names;
 mod open_files;
 mod parts;
 mod plugin;

@@ -26,6 +26,8 @@ use crate::health;
 use crate::limits::ConnectionLimit;
 use crate::limits::RetryBudget;
 use crate::metrics::Metrics;
+use crate::names::ADDRESSES_MAX;
+use crate::names::Names;
 use crate::open_files;
 use crate::pool::Pools;
 use crate::service::Edge;
@@ -33,7 +35,6 @@ use crate::service::Mounted;
 use crate::shutdown::Drain;
 use crate::takeover::Takeover;
 use crate::tunnel::Tunnels;
-use crate::upstream::ADDRESSES_MAX;
 use crate::upstream::Dialer;
 
 /// How many attempts Pingora has to allow for one request.
@@ -46,6 +47,7 @@ pub(crate) fn attempts_max(config: &Config) -> usize {
 /// What the services share.
 pub(crate) struct Parts {
     pub(crate) policy: Arc<Policy>,
+    pub(crate) names: Arc<Names>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
@@ -78,10 +80,12 @@ impl Parts {
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
             metrics,
         };
+        let names = Arc::new(Names::new());
         let open = policy.metrics.connections_open.clone();
         Ok(Self {
             policy: Arc::new(policy),
-            dialer: Arc::new(Dialer::new(config.timeouts)),
+            dialer: Arc::new(Dialer::new(config.timeouts, Arc::clone(&names))),
+            names,
             connections: Connections::new(config.drain.late),
             tunnels: Tunnels::new(config.timeouts.tunnel_idle),
             limit: ConnectionLimit::new(config.limits.connections.unwrap_or(tunnels), open),
@@ -146,6 +150,7 @@ impl Parts {
     pub(crate) fn watch(&self) -> Watch {
         Watch {
             pools: Arc::clone(&self.policy.pools),
+            names: Arc::clone(&self.names),
             tunnels: Arc::clone(&self.tunnels),
             background: self.background.clone(),
         }
@@ -178,6 +183,7 @@ fn tunnels_by_files() -> usize {
 /// What runs beside the listeners: health checks and the search for idle tunnels.
 pub(crate) struct Watch {
     pools: Arc<Pools>,
+    names: Arc<Names>,
     tunnels: Arc<Tunnels>,
     background: CancellationToken,
 }
@@ -188,6 +194,7 @@ impl BackgroundService for Watch {
         let mut tasks = JoinSet::new();
         tasks.spawn(health::run(
             Arc::clone(&self.pools),
+            Arc::clone(&self.names),
             self.background.child_token(),
         ));
         tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));

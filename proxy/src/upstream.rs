@@ -1,11 +1,9 @@
 //! Reaching a backend: a bare socket for an upgrade, a Pingora peer for plain HTTP.
 //!
-//! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be. Names are looked up here, since Pingora would do it blocking
-//! and would panic on failure.
+//! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be.
 
 mod handshake;
 mod hop;
-mod names;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Address;
 use crate::config::Timeouts;
+use crate::names::Names;
 use crate::tunnel::Socket;
 pub(crate) use crate::upstream::handshake::AskLimits;
 pub(crate) use crate::upstream::handshake::Asked;
@@ -26,8 +25,6 @@ pub(crate) use crate::upstream::handshake::HandshakeError;
 pub(crate) use crate::upstream::handshake::RefusedUpgrade;
 pub(crate) use crate::upstream::handshake::ask;
 pub(crate) use crate::upstream::hop::HopByHop;
-pub(crate) use crate::upstream::names::ADDRESSES_MAX;
-use crate::upstream::names::Names;
 
 /// Unanswered keep-alive probes before the kernel gives a connection up.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -81,15 +78,12 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Makes connections to backends.
 pub(crate) struct Dialer {
     timeouts: Timeouts,
-    names: Names,
+    names: Arc<Names>,
 }
 
 impl Dialer {
-    pub(crate) fn new(timeouts: Timeouts) -> Self {
-        Self {
-            timeouts,
-            names: Names::new(),
-        }
+    pub(crate) fn new(timeouts: Timeouts, names: Arc<Names>) -> Self {
+        Self { timeouts, names }
     }
 
     /// Connects to `address`, the lookup of its name included, within `timeouts.connect`.
@@ -193,12 +187,6 @@ impl Dialer {
         self.names.failed(host, *port, current);
         way.at += 1;
         way.current().is_some() && !matches!(error, DialError::Timeout(_))
-    }
-
-    /// Has `host` resolve to `addresses` without a lookup.
-    #[cfg(test)]
-    pub(crate) fn pin(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
-        self.names.pin(host, port, addresses);
     }
 }
 

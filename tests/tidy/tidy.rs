@@ -28,6 +28,7 @@ const PROXY: Layers = Layers {
             "access",
             "logging",
             "carrier",
+            "names",
         ],
         &["pool"],
         &["health", "upstream"],

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::SocketAddr as UnixAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -10,11 +11,11 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend as Target;
 use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
+use crate::names::Names;
 use crate::pool::ProbeResult;
 
 /// The header with which a backend says that it drains, with value `1`.
@@ -29,11 +30,12 @@ const UNEXPECTED: &str = "unexpected status";
 /// Sends the probes of one pool.
 pub(super) struct Prober {
     check: Box<dyn HealthCheck + Send + Sync>,
+    names: Arc<Names>,
     timeout: Duration,
 }
 
 impl Prober {
-    pub(super) fn new(config: &HealthConfig) -> Self {
+    pub(super) fn new(config: &HealthConfig, names: Arc<Names>) -> Self {
         let check: Box<dyn HealthCheck + Send + Sync> = match config.kind {
             ProbeKind::Http => Box::new(http_check(config)),
             ProbeKind::Tcp => {
@@ -44,6 +46,7 @@ impl Prober {
         };
         Self {
             check,
+            names,
             timeout: config.timeout,
         }
     }
@@ -65,7 +68,7 @@ impl Prober {
 
     /// Probes the addresses of a host name in turn, until one answers.
     async fn any(&self, address: &Address) -> ProbeResult {
-        let addresses = match resolve(address).await {
+        let addresses = match self.resolve(address).await {
             Ok(addresses) => addresses,
             Err(error) => {
                 return ProbeResult::Unreachable(format!("its name does not resolve: {error}"));
@@ -90,6 +93,17 @@ impl Prober {
             }
         }
         result
+    }
+
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<PingoraAddr>> {
+        Ok(match address {
+            Address::Ip(address) => vec![PingoraAddr::Inet(*address)],
+            Address::Name { host, port } => {
+                let addresses = self.names.resolve(host, *port).await?;
+                addresses.iter().copied().map(PingoraAddr::Inet).collect()
+            }
+            Address::Unix(path) => vec![PingoraAddr::Unix(UnixAddr::from_pathname(path)?)],
+        })
     }
 }
 
@@ -154,15 +168,4 @@ fn failure(error: &Error) -> ProbeResult {
         }
         kind => ProbeResult::NoAnswer(format!("its probe failed: {}", kind.as_str())),
     }
-}
-
-async fn resolve(address: &Address) -> io::Result<Vec<PingoraAddr>> {
-    Ok(match address {
-        Address::Ip(address) => vec![PingoraAddr::Inet(*address)],
-        Address::Name { host, port } => lookup_host((host.as_str(), *port))
-            .await?
-            .map(PingoraAddr::Inet)
-            .collect(),
-        Address::Unix(path) => vec![PingoraAddr::Unix(UnixAddr::from_pathname(path)?)],
-    })
 }

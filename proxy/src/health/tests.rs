@@ -66,7 +66,7 @@ affinity: {{hold: 1s, hold_timeout: 500ms}}"
 async fn probe(health: &str, address: &str) -> ProbeResult {
     let backend = format!("{{id: n, address: '{address}'}}");
     let config = config(health, &backend);
-    let prober = Prober::new(&config.pools[0].health);
+    let prober = Prober::new(&config.pools[0].health, Arc::new(Names::new()));
     prober.probe(&address.parse::<Address>().unwrap()).await
 }
 
@@ -211,7 +211,7 @@ impl Running {
         let pool = Arc::clone(pools.get(PoolId(0)));
         let shutdown = CancellationToken::new();
         let mut task = JoinSet::new();
-        task.spawn(run(pools, shutdown.clone()));
+        task.spawn(run(pools, Arc::new(Names::new()), shutdown.clone()));
         Self {
             pool,
             shutdown,

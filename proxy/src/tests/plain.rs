@@ -271,7 +271,7 @@ async fn every_address_of_a_name_gets_its_chance() {
     for _ in 0..2 {
         scene
             .parts
-            .dialer
+            .names
             .pin("two.test", 80, &[dead, dead, address]);
         let answer = scene.ask(GET).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");

@@ -19,7 +19,7 @@ fn timeouts() -> Timeouts {
 }
 
 fn dialer() -> Dialer {
-    Dialer::new(timeouts())
+    Dialer::new(timeouts(), Arc::new(Names::new()))
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -90,7 +90,7 @@ async fn the_address_that_failed_is_the_last_to_be_dialled_next_time() {
         port: 80,
     };
     let dialer = dialer();
-    dialer.pin("two.test", 80, &[dead, address]);
+    dialer.names.pin("two.test", 80, &[dead, address]);
     dialer.dial(&name).await.unwrap();
     let peer = dialer
         .peer(&name, &mut Way::default(), Repeatable::Yes)

@@ -1,0 +1,169 @@
+//! The addresses behind the host names of backends.
+//!
+//! Nobody waits for a lookup but the first who asks for a name. After that there is always an answer: an old one is used at once
+//! while a new one is fetched beside it, for as long as lookups hang or fail. A name server that is away takes no backend away.
+//!
+//! Invariant: for one name there is at most one lookup under way, and all of them end with their [`Names`].
+
+mod known;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::names::known::Known;
+
+/// The most addresses of one name that are used.
+pub(crate) const ADDRESSES_MAX: usize = 8;
+
+/// Host names and their addresses. Bounded, since only configured names get here.
+pub(crate) struct Names {
+    resolver: Arc<dyn Resolve>,
+    names: Mutex<HashMap<(String, u16), Arc<Name>>>,
+    lookups: Mutex<JoinSet<()>>,
+}
+
+/// Where addresses come from.
+#[async_trait]
+pub(crate) trait Resolve: Send + Sync {
+    /// The addresses of `host`, with `port` in each of them.
+    async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
+
+/// What the system says: `/etc/hosts`, DNS, whatever it is told to ask.
+struct System;
+
+#[async_trait]
+impl Resolve for System {
+    async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let found = tokio::net::lookup_host((host, port)).await?;
+        Ok(found.collect())
+    }
+}
+
+/// One host name and what is known of it.
+struct Name {
+    host: String,
+    port: u16,
+    known: watch::Sender<Known>,
+}
+
+impl Names {
+    /// Nothing is known yet; the system will be asked.
+    pub(crate) fn new() -> Self {
+        Self::by(Arc::new(System))
+    }
+
+    fn by(resolver: Arc<dyn Resolve>) -> Self {
+        Self {
+            resolver,
+            names: Mutex::default(),
+            lookups: Mutex::default(),
+        }
+    }
+
+    /// The addresses of `host` in the order in which they are to be dialled, at least one.
+    ///
+    /// # Errors
+    ///
+    /// Why the lookup failed, if none has ever found any. Only then it may take as long as a lookup does: the caller has a
+    /// deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// The lookup goes on, and whoever asks next has the use of it.
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
+        let name = self.name(host, port);
+        let mut known = name.known.subscribe();
+        self.refresh(&name);
+        let settled = known.wait_for(Known::is_settled).await;
+        // Its sender is in `name`, which outlives this wait.
+        settled.map_or_else(
+            |_| Err(io::ErrorKind::NotFound.into()),
+            |known| known.addresses(),
+        )
+    }
+
+    /// Takes note that `address` could not be connected to: the others of `host` are dialled before it from now on, and the
+    /// name is looked up again soon, since its backend may have moved.
+    pub(crate) fn failed(&self, host: &str, port: u16, address: SocketAddr) {
+        let name = self.name(host, port);
+        name.known.send_if_modified(|known| known.set_back(address));
+    }
+
+    fn name(&self, host: &str, port: u16) -> Arc<Name> {
+        let mut names = self.names.lock();
+        let name = names.entry((host.to_owned(), port)).or_insert_with(|| {
+            Arc::new(Name {
+                host: host.to_owned(),
+                port,
+                known: watch::Sender::new(Known::default()),
+            })
+        });
+        Arc::clone(name)
+    }
+
+    /// Starts a lookup of `name` if one is due and none is under way.
+    fn refresh(&self, name: &Arc<Name>) {
+        let now = Instant::now();
+        if !name.known.send_if_modified(|known| known.begin(now)) {
+            return;
+        }
+        let (resolver, name) = (Arc::clone(&self.resolver), Arc::clone(name));
+        let mut lookups = self.lookups.lock();
+        while lookups.try_join_next().is_some() {}
+        lookups.spawn(async move {
+            let lookup = Lookup(name);
+            let found = resolver.look_up(&lookup.0.host, lookup.0.port).await;
+            lookup.end(found);
+        });
+    }
+
+    /// Has `host` resolve to `addresses` without a lookup.
+    #[cfg(test)]
+    pub(crate) fn pin(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
+        let name = self.name(host, port);
+        name.known.send_replace(Known::for_ever(addresses));
+    }
+}
+
+/// A lookup under way. However it ends, the next one may begin.
+struct Lookup(Arc<Name>);
+
+impl Lookup {
+    fn end(&self, found: io::Result<Vec<SocketAddr>>) {
+        let Name { host, known, .. } = &*self.0;
+        let error = found.as_ref().err().map(ToString::to_string);
+        let now = Instant::now();
+        known.send_if_modified(|known| {
+            let failed_before = known.is_failing();
+            known.end(found, now);
+            match (failed_before, known.is_failing()) {
+                (false, true) => {
+                    tracing::warn!(host, error, "cannot look up a backend's name");
+                }
+                (true, false) => tracing::info!(host, "a backend's name can be looked up again"),
+                _ => {}
+            }
+            true
+        });
+    }
+}
+
+impl Drop for Lookup {
+    fn drop(&mut self) {
+        if self.0.known.borrow().is_under_way() {
+            self.end(Err(io::ErrorKind::Interrupted.into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
