@@ -32,9 +32,6 @@ struct Flags {
     /// Its private key, in PEM
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<PathBuf>,
-    /// Let other processes listen on the same ports (SO_REUSEPORT)
-    #[arg(long)]
-    reuse_port: bool,
 }
 
 impl Flags {
@@ -70,10 +67,8 @@ fn main() -> Result<()> {
 
     let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, plugin.edge());
     for address in plugin.listeners() {
-        let mut options = plugin.socket_options();
-        options.so_reuseport = flags.reuse_port.then_some(true);
         let mut listener = ListenerConfig::tcp(address.to_string())
-            .tcp_socket_options(options)
+            .tcp_socket_options(plugin.socket_options())
             // A buffer for reading costs 64 KiB for each connection, also for those that wait for a request.
             .l4_buffer(L4BufferSettings::default().read(0));
         if let Some(tls) = flags.tls()? {

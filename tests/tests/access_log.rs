@@ -1,13 +1,16 @@
 //! The access log of the edge: a line for each request, and one for each tunnel when it ends.
 
 use anyhow::{Context as _, Result};
-use causeway_tests::harness::{
-    edge::{self, Edge},
-    http,
-    node::{self, Node},
-    scratch::Scratch,
-    wait,
-    websocket::WebSocket,
+use causeway_tests::{
+    harness::{
+        edge::{self, Edge, Program},
+        http,
+        node::{self, Node},
+        scratch::Scratch,
+        wait,
+        websocket::WebSocket,
+    },
+    on_edge_and_plugin,
 };
 use serde_json::{Value, json};
 
@@ -26,11 +29,17 @@ async fn lines(edge: &Edge, kind: &str, path: &str, count: usize) -> Result<Vec<
     .with_context(|| edge.process.output())
 }
 
-#[tokio::test]
-async fn every_request_and_every_tunnel_leaves_one_line() -> Result<()> {
+on_edge_and_plugin!(every_request_and_every_tunnel_leaves_one_line);
+
+async fn every_request_and_every_tunnel_leaves_one_line(program: Program) -> Result<()> {
     let scratch = Scratch::new("access-log")?;
     let node = Node::start("n1", node::settings(), scratch.path()).await?;
-    let edge = Edge::start(&edge::settings(&[("n1", node.address)]), scratch.path()).await?;
+    let edge = Edge::start_in(
+        program,
+        &edge::settings(&[("n1", node.address)]),
+        scratch.path(),
+    )
+    .await?;
     edge.backend_in_state("n1", "up").await?;
 
     let first = http::get(edge.address, "/?token=secret").await?;

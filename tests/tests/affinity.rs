@@ -3,10 +3,14 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use causeway_tests::harness::{
-    cluster::{Cluster, ClusterConfig},
-    http::{self, Answer},
-    websocket::WebSocket,
+use causeway_tests::{
+    harness::{
+        cluster::{Cluster, ClusterConfig},
+        edge::Program,
+        http::{self, Answer},
+        websocket::WebSocket,
+    },
+    on_edge_and_plugin,
 };
 use serde_json::json;
 
@@ -28,9 +32,20 @@ async fn get_as(cluster: &Cluster, path: &str, cookie: &str) -> Result<Answer> {
     .await
 }
 
-#[tokio::test]
-async fn a_cookie_keeps_its_client_and_newcomers_are_spread() -> Result<()> {
-    let cluster = Cluster::start("affinity", ClusterConfig::three_nodes()).await?;
+on_edge_and_plugin!(
+    a_cookie_keeps_its_client_and_newcomers_are_spread,
+    the_101_binds_a_newcomer,
+    a_visitor_who_wants_to_move_is_bound_to_another_node,
+    a_sockjs_session_without_cookies_stays_on_its_node,
+    a_signed_cookie_holds_and_a_forged_one_counts_as_none,
+);
+
+async fn a_cookie_keeps_its_client_and_newcomers_are_spread(program: Program) -> Result<()> {
+    let cluster = Cluster::start(
+        "affinity",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     let mut nodes = HashSet::new();
     for _ in 0..3 {
         let first = http::get(cluster.edge.address, "/").await?;
@@ -55,9 +70,12 @@ async fn a_cookie_keeps_its_client_and_newcomers_are_spread() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_101_binds_a_newcomer() -> Result<()> {
-    let cluster = Cluster::start("affinity-101", ClusterConfig::three_nodes()).await?;
+async fn the_101_binds_a_newcomer(program: Program) -> Result<()> {
+    let cluster = Cluster::start(
+        "affinity-101",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     let socket = WebSocket::open(cluster.edge.address, "/ws").await?;
     let cookie = socket.handshake.cookie(COOKIE).context("the 101 binds")?;
     for _ in 0..5 {
@@ -69,9 +87,9 @@ async fn the_101_binds_a_newcomer() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_visitor_who_wants_to_move_is_bound_to_another_node() -> Result<()> {
-    let cluster = Cluster::start("move", ClusterConfig::three_nodes()).await?;
+async fn a_visitor_who_wants_to_move_is_bound_to_another_node(program: Program) -> Result<()> {
+    let cluster =
+        Cluster::start("move", ClusterConfig::three_nodes().with_edge_in(program)).await?;
     let first = http::get(cluster.edge.address, "/").await?;
     let mut cookie = first.cookie(COOKIE).context("the first answer binds")?;
     let mut node = node_of(&first);
@@ -92,9 +110,12 @@ async fn a_visitor_who_wants_to_move_is_bound_to_another_node() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_sockjs_session_without_cookies_stays_on_its_node() -> Result<()> {
-    let cluster = Cluster::start("affinity-path", ClusterConfig::three_nodes()).await?;
+async fn a_sockjs_session_without_cookies_stays_on_its_node(program: Program) -> Result<()> {
+    let cluster = Cluster::start(
+        "affinity-path",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     let edge = cluster.edge.address;
     for session in ["abcdefgh", "ijklmnop", "qrstuvwx"] {
         let path = |transport: &str| format!("/echo/000/{session}/{transport}");
@@ -117,8 +138,7 @@ async fn a_sockjs_session_without_cookies_stays_on_its_node() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_signed_cookie_holds_and_a_forged_one_counts_as_none() -> Result<()> {
+async fn a_signed_cookie_holds_and_a_forged_one_counts_as_none(program: Program) -> Result<()> {
     let signing = ClusterConfig {
         edge_settings: |settings| {
             settings.with(
@@ -126,7 +146,7 @@ async fn a_signed_cookie_holds_and_a_forged_one_counts_as_none() -> Result<()> {
                 json!({ "keys": ["0123456789abcdef0123456789abcdef"] }),
             )
         },
-        ..ClusterConfig::three_nodes()
+        ..ClusterConfig::three_nodes().with_edge_in(program)
     };
     let cluster = Cluster::start("affinity-signed", signing).await?;
     let first = http::get(cluster.edge.address, "/").await?;

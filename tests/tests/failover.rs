@@ -3,23 +3,41 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use causeway_tests::harness::{
-    backend::{Backend, Request},
-    cluster::{Cluster, ClusterConfig},
-    edge::{self, Edge},
-    http::{self, Connection},
-    process::Signal,
-    scratch::Scratch,
-    websocket::{self, WebSocket},
+use causeway_tests::{
+    harness::{
+        backend::{Backend, Request},
+        cluster::{Cluster, ClusterConfig},
+        edge::{self, Edge, Program},
+        http::{self, Connection},
+        process::Signal,
+        scratch::Scratch,
+        websocket::{self, WebSocket},
+    },
+    on_edge_and_plugin,
 };
 use serde_json::json;
 
 /// The code that tells a client to come back at once.
 const RESTART: u16 = 1012;
 
-#[tokio::test]
-async fn clients_of_a_killed_node_come_back_on_others_and_nobody_else_notices() -> Result<()> {
-    let mut cluster = Cluster::start("failover", ClusterConfig::three_nodes()).await?;
+on_edge_and_plugin!(
+    clients_of_a_killed_node_come_back_on_others_and_nobody_else_notices,
+    with_no_backend_left_the_answer_is_503_and_says_when_to_come_back,
+    a_backend_that_keeps_silent_is_504,
+    a_get_goes_to_another_backend_when_its_own_hangs_up,
+    a_post_in_flight_when_its_backend_hangs_up_is_502,
+    a_node_that_drains_sends_its_clients_away_and_gets_no_new_ones,
+    an_edge_that_drains_closes_its_tunnels_with_1012_and_ends_well,
+);
+
+async fn clients_of_a_killed_node_come_back_on_others_and_nobody_else_notices(
+    program: Program,
+) -> Result<()> {
+    let mut cluster = Cluster::start(
+        "failover",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     let edge = cluster.edge.address;
     let mut sockets = Vec::new();
     for _ in 0..9 {
@@ -58,9 +76,14 @@ async fn clients_of_a_killed_node_come_back_on_others_and_nobody_else_notices() 
     Ok(())
 }
 
-#[tokio::test]
-async fn with_no_backend_left_the_answer_is_503_and_says_when_to_come_back() -> Result<()> {
-    let mut cluster = Cluster::start("no-backend", ClusterConfig::three_nodes()).await?;
+async fn with_no_backend_left_the_answer_is_503_and_says_when_to_come_back(
+    program: Program,
+) -> Result<()> {
+    let mut cluster = Cluster::start(
+        "no-backend",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     for node in &mut cluster.nodes {
         node.kill().await?;
     }
@@ -82,8 +105,7 @@ async fn with_no_backend_left_the_answer_is_503_and_says_when_to_come_back() -> 
     Ok(())
 }
 
-#[tokio::test]
-async fn a_backend_that_keeps_silent_is_504() -> Result<()> {
+async fn a_backend_that_keeps_silent_is_504(program: Program) -> Result<()> {
     let scratch = Scratch::new("silent")?;
     let backend =
         Backend::start(async |_request: Request| std::future::pending::<()>().await).await?;
@@ -92,7 +114,7 @@ async fn a_backend_that_keeps_silent_is_504() -> Result<()> {
         "timeouts",
         json!({ "upstream_read": "1s", "upgrade": "1s" }),
     );
-    let edge = Edge::start(&settings, scratch.path()).await?;
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
     edge.backend_in_state("b1", "up").await?;
 
     assert_eq!(http::get(edge.address, "/").await?.status, 504);
@@ -105,7 +127,7 @@ async fn a_backend_that_keeps_silent_is_504() -> Result<()> {
 }
 
 /// Two backends: one that hangs up on every request, one that answers.
-async fn one_of_two_hangs_up() -> Result<(Scratch, Backend, Backend, Edge)> {
+async fn one_of_two_hangs_up(program: Program) -> Result<(Scratch, Backend, Backend, Edge)> {
     let scratch = Scratch::new("hang-up")?;
     let bad = Backend::start(async |request: Request| drop(request)).await?;
     let good = Backend::start(async |mut request: Request| {
@@ -116,24 +138,22 @@ async fn one_of_two_hangs_up() -> Result<(Scratch, Backend, Backend, Edge)> {
     })
     .await?;
     let settings = edge::settings(&[("bad", bad.address), ("good", good.address)]);
-    let edge = Edge::start(&settings, scratch.path()).await?;
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
     edge.backend_in_state("bad", "up").await?;
     edge.backend_in_state("good", "up").await?;
     Ok((scratch, bad, good, edge))
 }
 
-#[tokio::test]
-async fn a_get_goes_to_another_backend_when_its_own_hangs_up() -> Result<()> {
-    let (_scratch, _bad, _good, edge) = one_of_two_hangs_up().await?;
+async fn a_get_goes_to_another_backend_when_its_own_hangs_up(program: Program) -> Result<()> {
+    let (_scratch, _bad, _good, edge) = one_of_two_hangs_up(program).await?;
     for _ in 0..6 {
         assert_eq!(http::get(edge.address, "/").await?.text(), "fine");
     }
     Ok(())
 }
 
-#[tokio::test]
-async fn a_post_in_flight_when_its_backend_hangs_up_is_502() -> Result<()> {
-    let (_scratch, _bad, _good, edge) = one_of_two_hangs_up().await?;
+async fn a_post_in_flight_when_its_backend_hangs_up_is_502(program: Program) -> Result<()> {
+    let (_scratch, _bad, _good, edge) = one_of_two_hangs_up(program).await?;
     let mut seen = Vec::new();
     for _ in 0..6 {
         seen.push(
@@ -149,11 +169,12 @@ async fn a_post_in_flight_when_its_backend_hangs_up_is_502() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_node_that_drains_sends_its_clients_away_and_gets_no_new_ones() -> Result<()> {
+async fn a_node_that_drains_sends_its_clients_away_and_gets_no_new_ones(
+    program: Program,
+) -> Result<()> {
     let lead = ClusterConfig {
         node_settings: |settings| settings.with("drain", json!({ "lead": "5s" })),
-        ..ClusterConfig::three_nodes()
+        ..ClusterConfig::three_nodes().with_edge_in(program)
     };
     let mut cluster = Cluster::start("drain-node", lead).await?;
     let edge = cluster.edge.address;
@@ -174,9 +195,14 @@ async fn a_node_that_drains_sends_its_clients_away_and_gets_no_new_ones() -> Res
     Ok(())
 }
 
-#[tokio::test]
-async fn an_edge_that_drains_closes_its_tunnels_with_1012_and_ends_well() -> Result<()> {
-    let mut cluster = Cluster::start("drain-edge", ClusterConfig::three_nodes()).await?;
+async fn an_edge_that_drains_closes_its_tunnels_with_1012_and_ends_well(
+    program: Program,
+) -> Result<()> {
+    let mut cluster = Cluster::start(
+        "drain-edge",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
     let mut socket = WebSocket::open(cluster.edge.address, "/ws").await?;
     cluster.edge.process.signal(Signal::Terminate);
     assert_eq!(socket.close_code().await?, Some(RESTART));

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     backend::{Backend, Request},
-    edge::{self, Edge},
+    edge::{self, Edge, Program},
     http::Connection,
     scratch::Scratch,
     websocket,
@@ -108,15 +108,24 @@ async fn one_tunnel(edge: SocketAddr, number: usize) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_upgrades_lose_no_byte_and_no_tunnel() -> Result<()> {
+    none_is_lost_in(Program::Edge, UPGRADES).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_upgrades_of_a_mounted_edge_lose_no_byte_and_no_tunnel() -> Result<()> {
+    none_is_lost_in(Program::Plugin, UPGRADES / 10).await
+}
+
+async fn none_is_lost_in(program: Program, upgrades: usize) -> Result<()> {
     let scratch = Scratch::new("upgrades")?;
     let backend = Backend::start(greet_and_echo).await?;
     let settings = edge::settings(&[("b1", backend.address)]);
-    let edge = Edge::start(&settings, scratch.path()).await?;
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
     edge.backend_in_state("b1", "up").await?;
 
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     let mut tunnels = JoinSet::new();
-    for number in 0..UPGRADES {
+    for number in 0..upgrades {
         let (slots, address) = (slots.clone(), edge.address);
         tunnels.spawn(async move {
             let _slot = slots.acquire().await?;

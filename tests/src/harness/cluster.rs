@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::harness::{
-    edge::{self, Edge},
+    edge::{self, Edge, Program},
     loopback,
     node::{self, Node},
     redis::Redis,
@@ -32,6 +32,8 @@ pub struct Cluster {
 /// What a [`Cluster`] is made of.
 #[derive(Debug)]
 pub struct ClusterConfig {
+    /// What the edge runs in.
+    pub program: Program,
     /// How many nodes.
     pub nodes: usize,
     /// Changes the settings of every node.
@@ -45,10 +47,17 @@ impl ClusterConfig {
     #[must_use]
     pub fn three_nodes() -> Self {
         Self {
+            program: Program::Edge,
             nodes: 3,
             node_settings: |settings| settings,
             edge_settings: |settings| settings,
         }
+    }
+
+    /// The same with the edge in this program.
+    #[must_use]
+    pub fn with_edge_in(self, program: Program) -> Self {
+        Self { program, ..self }
     }
 }
 
@@ -75,7 +84,8 @@ impl Cluster {
             .iter()
             .map(|node| (node.id.as_str(), node.address))
             .collect();
-        let edge = Edge::start(
+        let edge = Edge::start_in(
+            config.program,
             &(config.edge_settings)(edge::settings(&backends)),
             scratch.path(),
         )

@@ -1,12 +1,47 @@
-//! A `causeway-proxy` process.
+//! An edge: a `causeway-proxy` process, or one with the edge mounted in a Pingora server.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{net::TcpStream, process::Command};
 
-use crate::harness::{http, process::Process, programs, settings::Settings, wait};
+use crate::harness::{http, loopback, process::Process, programs, settings::Settings, wait};
+
+/// What the edge runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `causeway-proxy`, with listeners of its own.
+    Edge,
+    /// The example of the edge in a plain Pingora server.
+    Plugin,
+}
+
+/// Makes two tests of each of these functions, which take a [`Program`]: one for each of them.
+#[macro_export]
+macro_rules! on_edge_and_plugin {
+    ($($test:ident),+ $(,)?) => {
+        mod on_the_edge {
+            $(
+                #[tokio::test]
+                async fn $test() -> anyhow::Result<()> {
+                    super::$test($crate::harness::edge::Program::Edge).await
+                }
+            )+
+        }
+        mod on_the_plugin {
+            $(
+                #[tokio::test]
+                async fn $test() -> anyhow::Result<()> {
+                    super::$test($crate::harness::edge::Program::Plugin).await
+                }
+            )+
+        }
+    };
+}
 
 /// A running edge with one listener.
 #[derive(Debug)]
@@ -41,18 +76,44 @@ impl Edge {
     ///
     /// The program is not built, refuses the settings or does not listen soon.
     pub async fn start(settings: &Settings, directory: &Path) -> Result<Self> {
-        let file = directory.join("edge.yaml");
-        std::fs::write(&file, settings.text())?;
-        let mut command = Command::new(programs::ours("causeway-proxy")?);
-        command.arg("--config").arg(&file);
-        let mut process = Process::spawn("edge", command, directory)?;
-        let address = process.listening("edge").await?;
-        let admin = process.listening("admin").await?;
-        Ok(Self {
-            address,
-            admin,
-            process,
-        })
+        Self::start_in(Program::Edge, settings, directory).await
+    }
+
+    /// As [`Edge::start`], in either program.
+    ///
+    /// # Errors
+    ///
+    /// As [`Edge::start`].
+    pub async fn start_in(program: Program, settings: &Settings, directory: &Path) -> Result<Self> {
+        match program {
+            Program::Edge => {
+                let mut process = launch("causeway-proxy", settings, directory)?;
+                Ok(Self {
+                    address: process.listening("edge").await?,
+                    admin: process.listening("admin").await?,
+                    process,
+                })
+            }
+            Program::Plugin => {
+                // Pingora does not tell which port the kernel chose. Nobody else takes one of an address that is ours alone.
+                let free = TcpListener::bind(loopback::own_any_port())?;
+                let address = free.local_addr()?;
+                drop(free);
+                let listeners = json!([{ "address": address.to_string() }]);
+                let settings = settings.clone().with("listeners", listeners);
+                let mut process = launch("examples/plugin", &settings, directory)?;
+                let admin = process.listening("admin").await?;
+                wait::until("the plugin to listen", wait::SOON, async || {
+                    TcpStream::connect(address).await.ok()
+                })
+                .await?;
+                Ok(Self {
+                    address,
+                    admin,
+                    process,
+                })
+            }
+        }
     }
 
     /// What the edge thinks of its backends: the JSON of `/backends`.
@@ -78,6 +139,14 @@ impl Edge {
         })
         .await
     }
+}
+
+fn launch(program: &str, settings: &Settings, directory: &Path) -> Result<Process> {
+    let file = directory.join("edge.yaml");
+    std::fs::write(&file, settings.text())?;
+    let mut command = Command::new(programs::ours(program)?);
+    command.arg("--config").arg(&file);
+    Process::spawn("edge", command, directory)
 }
 
 /// The object with this `id`, wherever it is in the tree.

@@ -23,7 +23,7 @@ pub fn ours(name: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     if !path.is_file() {
         bail!(
-            "{name} is not in {}: run `cargo build -p causeway-node -p causeway-proxy` first",
+            "{name} is not in {}: run `cargo build --workspace --bins --examples` first",
             directory.display()
         );
     }
