@@ -3,6 +3,7 @@
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
+# make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory and CPU beside other servers (ARGS=)
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
@@ -13,7 +14,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e clients bench audit programs
+.PHONY: help deps deps-test run-proxy test check e2e clients conformance bench audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -57,6 +58,12 @@ tests/clients/.venv/installed: tests/clients/apps/requirements.txt
 	python3 -m venv --clear tests/clients/.venv
 	tests/clients/.venv/bin/pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
+
+# The node hears of the end by itself when it comes from the terminal, else from here.
+conformance: deps programs
+	@$(TARGET)/debug/causeway-node --config conf/conformance.yaml & node=$$!; \
+	trap 'kill $$node 2>/dev/null; wait $$node' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	$(TARGET)/debug/causeway-proxy --config conf/conformance-edge.yaml
 
 bench: deps
 	$(CARGO) build --release --locked --workspace --bins

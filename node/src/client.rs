@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::broker::Broker;
 use crate::broker::PublishError;
 use crate::broker::TryPublishError;
+use crate::channel::ChannelName;
 use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::disconnect::Disconnect;
@@ -31,6 +32,9 @@ use crate::metrics::Transport;
 use crate::outbox::QueueOutbox;
 
 mod rate;
+mod ticker;
+
+pub(crate) use ticker::tick;
 
 pub(crate) use crate::frame::websocket::MessageKind;
 
@@ -41,6 +45,8 @@ pub(crate) struct Clients {
     pub(crate) metrics: Arc<Metrics>,
     /// What the clients' rates are counted from.
     started: Instant,
+    /// The channel of endpoints with `mode: ticker`.
+    ticker: ChannelName,
 }
 
 /// A connected client. Dropping it ends its membership.
@@ -81,6 +87,7 @@ impl Clients {
             broker,
             metrics,
             started: Instant::now(),
+            ticker: ticker::channel(),
         })
     }
 
@@ -93,7 +100,8 @@ impl Clients {
     ) -> Client {
         let membership = match &endpoint.mode {
             Mode::Relay { channel } => Some(self.hub.join(channel, member.clone())),
-            Mode::Echo | Mode::Close => None,
+            Mode::Ticker => Some(self.hub.join(&self.ticker, member.clone())),
+            Mode::Echo | Mode::Close | Mode::Amplify => None,
         };
         Client {
             clients: Arc::clone(self),
@@ -124,7 +132,11 @@ impl Client {
                 self.echo(data, kind);
                 Ok(Taken::Done)
             }
-            Mode::Close => Ok(Taken::Done), // Nobody hears it, and the client is on its way out.
+            Mode::Amplify => {
+                self.echo(&amplified(data), MessageKind::Text);
+                Ok(Taken::Done)
+            }
+            Mode::Close | Mode::Ticker => Ok(Taken::Done), // Nobody hears it.
             Mode::Relay { channel } => {
                 // A copy: what waits in a lane must not keep the whole read that it came with.
                 let data = Bytes::copy_from_slice(data);
@@ -273,6 +285,13 @@ fn quoted(text: &str) -> Bytes {
     let mut quoted = BytesMut::new();
     sockjs::append_quoted(&mut quoted, text);
     quoted.freeze()
+}
+
+/// Two to the power that the client names, of 1 to 18, in `x`; whatever else it says counts as 1.
+fn amplified(power: &[u8]) -> Vec<u8> {
+    let power = std::str::from_utf8(power).ok();
+    let power = power.and_then(|power| power.trim().parse().ok());
+    vec![b'x'; 1 << power.filter(|power| (1..=18).contains(power)).unwrap_or(1)]
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::admin::Admin;
 use crate::broker;
 use crate::broker::Deliver;
 use crate::channel::ChannelName;
+use crate::client;
 use crate::client::Clients;
 use crate::config::Config;
 use crate::config::Mode;
@@ -144,8 +145,15 @@ impl Node {
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
         let mut tasks = broker.tasks;
-        tasks.spawn(hub.run(Arc::clone(&broker.broker), lifecycle.stopped.clone()));
+        tasks.spawn(Arc::clone(&hub).run(Arc::clone(&broker.broker), lifecycle.stopped.clone()));
         tasks.spawn(session::sweep(sessions.clone(), lifecycle.stopped.clone()));
+        if config
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.mode == Mode::Ticker)
+        {
+            tasks.spawn(client::tick(Arc::clone(&hub), lifecycle.stopped.clone()));
+        }
         tasks.spawn({
             let (websockets, endpoints) = (Arc::clone(&websockets), config.endpoints.clone());
             let closing = lifecycle.closing.clone();
@@ -230,7 +238,7 @@ fn relayed_channels(config: &Config) -> Vec<ChannelName> {
         .iter()
         .filter_map(|endpoint| match &endpoint.mode {
             Mode::Relay { channel } => Some(channel.clone()),
-            Mode::Echo | Mode::Close => None,
+            _ => None,
         })
         .collect();
     channels.sort();

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod clients;
 pub mod cluster;
+pub mod conformance;
 pub mod edge;
 pub mod herd;
 pub mod http;

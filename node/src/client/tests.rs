@@ -53,6 +53,24 @@ impl Broker for Lane {
     }
 }
 
+#[test]
+fn a_client_gets_as_much_as_it_asks_for_within_bounds() {
+    for (power, length) in [
+        ("1", 2),
+        ("15", 1 << 15),
+        (" 18 ", 1 << 18),
+        ("19", 2),
+        ("0", 2),
+        ("-1", 2),
+        ("64", 2),
+        ("x", 2),
+        ("", 2),
+    ] {
+        assert_eq!(amplified(power.as_bytes()), vec![b'x'; length], "{power}");
+    }
+    assert_eq!(amplified(b"\xff"), b"xx");
+}
+
 const LANE_WAIT: Duration = Duration::from_secs(5);
 
 /// Never has room.

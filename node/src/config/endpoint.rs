@@ -42,6 +42,10 @@ pub(crate) enum Mode {
     Echo,
     /// Nowhere: the client is sent away as soon as it is there.
     Close,
+    /// Nowhere: it is answered with as many `x` as it asks for.
+    Amplify,
+    /// Nowhere: the client hears `tick!` once a second.
+    Ticker,
 }
 
 /// SockJS's own settings.

@@ -91,6 +91,8 @@ pub(super) enum Mode {
     Relay,
     Echo,
     Close,
+    Amplify,
+    Ticker,
 }
 
 #[derive(Debug, Deserialize)]

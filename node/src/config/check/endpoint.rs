@@ -89,16 +89,14 @@ impl Checker<'_> {
 
     fn mode(&mut self, at: &str, mode: raw::Mode, channel: Option<&str>) -> Mode {
         let key = format!("{at}.channel");
+        if mode != raw::Mode::Relay && channel.is_some() {
+            self.error(&key, "a channel is only for `mode: relay`");
+        }
         match mode {
-            raw::Mode::Echo | raw::Mode::Close => {
-                if channel.is_some() {
-                    self.error(&key, "a channel is only for `mode: relay`");
-                }
-                match mode {
-                    raw::Mode::Close => Mode::Close,
-                    _ => Mode::Echo,
-                }
-            }
+            raw::Mode::Echo => Mode::Echo,
+            raw::Mode::Close => Mode::Close,
+            raw::Mode::Amplify => Mode::Amplify,
+            raw::Mode::Ticker => Mode::Ticker,
             raw::Mode::Relay => {
                 let name = channel.unwrap_or(settings::CHANNEL);
                 let channel = ChannelName::new(name).unwrap_or_else(|error| {

@@ -4,7 +4,7 @@ use super::*;
 
 const ENDPOINTS: &str = "
 endpoints:
-  - { path: /close, protocol: sockjs, mode: close, allowed_origins: ['*'] }
+  - { path: /close, protocol: sockjs, mode: close, allowed_origins: ['*'], disconnect_delay: 1m }
   - { path: /ws, protocol: websocket, mode: close }
 ";
 

@@ -4,7 +4,7 @@ use super::*;
 
 const ENDPOINTS: &str = "
 endpoints:
-  - { path: /echo, protocol: sockjs, mode: echo, allowed_origins: ['*'], response_limit: 4KiB }
+  - { path: /echo, protocol: sockjs, mode: echo, allowed_origins: ['*'], response_limit: 4KiB, disconnect_delay: 1m }
   - { path: /cookie, protocol: sockjs, mode: echo, allowed_origins: ['*'], cookie_needed: true }
   - { path: /page, protocol: sockjs, mode: echo, client_script: 'https://cdn.example/sockjs.js?a&b' }
   - { path: /brief, protocol: sockjs, mode: echo, allowed_origins: ['*'], heartbeat: 100ms }
@@ -255,22 +255,29 @@ async fn a_quiet_receiver_hears_heartbeats_on_every_wire() {
 #[tokio::test]
 async fn a_client_that_goes_away_interrupts_its_session_on_every_wire() {
     let node = TestNode::start(ENDPOINTS);
-    for (wire, session) in [
-        (EVENTSOURCE, "/echo/0/events"),
-        (HTMLFILE, "/echo/0/page"),
-        (JSONP, "/echo/0/script"),
-    ] {
-        node.get(&format!("{session}/{}", JSONP.path)).await;
-        let mut client = node.connect().await;
-        let request = format!("GET {session}/{} HTTP/1.1\r\nHost: node\r\n\r\n", wire.path);
-        client.send(request).await;
-        // The receiver is there when another one is not let in.
-        let second = async || node.post(&format!("{session}/xhr"), "").await.body;
-        until(async || second().await.starts_with("c[2010")).await;
+    let gone = async |session: &str, client: Client| {
         drop(client);
         until(async || send(&node, session, "[]").await == 404).await;
-        assert_eq!(second().await, "c[1002,\"Connection interrupted\"]\n");
+        let next = node.post(&format!("{session}/xhr"), "").await.body;
+        assert_eq!(next, "c[1002,\"Connection interrupted\"]\n");
+    };
+    for (wire, session) in [(EVENTSOURCE, "/echo/0/events"), (HTMLFILE, "/echo/0/page")] {
+        gone(session, wire.stream(&node, session).await.0).await;
     }
+    let path = format!("/echo/0/script/{}", JSONP.path);
+    node.get(&path).await;
+    let (mut first, mut second) = (node.connect().await, node.connect().await);
+    for client in [&mut first, &mut second] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
+        client.send(request).await;
+    }
+    // One of them is refused: then the other one waits.
+    let (refusal, waiting) = tokio::select! {
+        refusal = first.answer() => (refusal, second),
+        refusal = second.answer() => (refusal, first),
+    };
+    assert!(refusal.body.contains("c[2010"), "{}", refusal.body);
+    gone("/echo/0/script", waiting).await;
 }
 
 #[tokio::test]
