@@ -4,6 +4,8 @@
 //! whose cookies are blocked). Decides nothing: the pool knows which backends live. A cookie that does
 //! not verify counts as none.
 //!
+//! A pool may do without a cookie; then its clients are kept by their sessions alone.
+//!
 //! A cookie names a backend by its stable id, never by address or index, and the second it was bound:
 //! `u1.<id>.<bound at>` without keys, `s1.<id>.<bound at>.<key id>.<mac>` with keys.
 
@@ -34,8 +36,8 @@ const SESSION_BYTES_MAX: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Affinity {
     config: AffinityConfig,
-    /// The name of this pool's cookie.
-    cookie: String,
+    /// The name of this pool's cookie, if it has one.
+    cookie: Option<String>,
     /// The names of all pools' cookies: no backend gets to see any of them.
     ours: Vec<String>,
     keys: Keys,
@@ -91,11 +93,11 @@ impl SessionKey {
 
 impl Affinity {
     /// The affinity of a pool whose cookie is called `cookie`; `ours` are the cookies of all pools.
-    pub(crate) fn new(config: &AffinityConfig, cookie: &str, ours: Vec<String>) -> Self {
+    pub(crate) fn new(config: &AffinityConfig, cookie: Option<&str>, ours: Vec<String>) -> Self {
         Self {
-            keys: Keys::new(&config.keys, cookie),
+            keys: Keys::new(&config.keys, cookie.unwrap_or_default()),
             config: config.clone(),
-            cookie: cookie.to_owned(),
+            cookie: cookie.map(str::to_owned),
             ours,
         }
     }
@@ -106,10 +108,13 @@ impl Affinity {
             session: self.session(path),
             ..Claim::default()
         };
+        let Some(cookie) = &self.cookie else {
+            return claim;
+        };
         let values = headers
             .get_all(COOKIE)
             .iter()
-            .flat_map(|header| cookies::values(header.as_bytes(), self.cookie.as_bytes()));
+            .flat_map(|header| cookies::values(header.as_bytes(), cookie.as_bytes()));
         for value in values.take(COOKIES_MAX) {
             match self.verify(value) {
                 Some(binding) => claim.bindings.push(binding),
@@ -178,11 +183,16 @@ impl Affinity {
         }
     }
 
-    /// The `Set-Cookie` value that binds a client to `id`.
-    pub(crate) fn set_cookie(&self, id: &BackendId, now_unix: u64, scheme: Scheme) -> HeaderValue {
+    /// The `Set-Cookie` value that binds a client to `id`; `None` if this pool has no cookie.
+    pub(crate) fn set_cookie(
+        &self,
+        id: &BackendId,
+        now_unix: u64,
+        scheme: Scheme,
+    ) -> Option<HeaderValue> {
+        let cookie = self.cookie.as_ref()?;
         let mut value = format!(
-            "{}={}; Path={}",
-            self.cookie,
+            "{cookie}={}; Path={}",
             self.keys.sign(&format!("{id}.{now_unix}")),
             self.config.path
         );
@@ -209,7 +219,8 @@ impl Affinity {
             SameSite::Strict => "; SameSite=Strict",
             SameSite::None => "; SameSite=None",
         });
-        HeaderValue::from_str(&value).expect("settings and ids are checked to be visible ASCII")
+        let value = HeaderValue::from_str(&value);
+        Some(value.expect("settings and ids are checked to be visible ASCII"))
     }
 }
 

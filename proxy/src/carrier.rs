@@ -1,9 +1,12 @@
 //! The client's connection as Pingora is shown it: one request at a time, one send for each answer.
 //!
 //! What is read past the end of a request is kept for the next one and not shown: Pingora would take it for a fault of the
-//! request under way. Writes are gathered until they are flushed, so that head and body of an answer leave together.
+//! request under way. Writes are gathered until they are flushed, so that head and body of an answer leave together, in the
+//! chunks that the backend made.
 //!
 //! Invariant: an idle connection owns no buffer.
+
+mod seams;
 
 use std::cell::RefCell;
 use std::io;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -25,6 +29,8 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
+use crate::carrier::seams::Seams;
+use crate::carrier::seams::Step;
 use crate::scheme::Scheme;
 
 /// Writes up to this size are gathered; larger ones go straight through.
@@ -59,6 +65,7 @@ pub(crate) struct Carrier {
     pub(crate) ahead: BytesMut,
     outgoing: Vec<u8>,
     outgoing_sent: usize,
+    seams: Seams,
 }
 
 impl Carrier {
@@ -69,6 +76,7 @@ impl Carrier {
             ahead: BytesMut::new(),
             outgoing: Vec::new(),
             outgoing_sent: 0,
+            seams: Seams::default(),
         }
     }
 
@@ -84,6 +92,18 @@ impl Carrier {
     /// Begins a request of which `unread` is still to come.
     pub(crate) fn begin_request(&mut self, unread: Unread) {
         self.unread = unread;
+        self.seams.reset();
+    }
+
+    /// Notes that a piece of an answer in chunks comes next, so that it leaves as a chunk of its own.
+    ///
+    /// Does nothing if the client's connection is not carried here.
+    pub(crate) fn note_piece(downstream: &ServerSession, length: usize) {
+        let stream = downstream.as_http1().map(HttpSession::stream);
+        let carrier = stream.and_then(|stream| (**stream).as_any().downcast_ref::<Self>());
+        if let Some(carrier) = carrier {
+            carrier.seams.note(length);
+        }
     }
 
     /// Takes the connection apart, with everything sent: the stream, and what was read from it and not used.
@@ -123,6 +143,18 @@ impl Carrier {
         }
         // Nobody is woken any more until this request is answered; that the client left is then noticed when writing.
         Poll::Pending
+    }
+
+    /// Writes, or gathers what is small.
+    fn poll_gather(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if GATHER < self.outgoing.len() + data.len() {
+            ready!(self.poll_send(cx))?;
+            if GATHER < data.len() {
+                return Pin::new(&mut self.io).poll_write(cx, data);
+            }
+        }
+        self.outgoing.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -169,14 +201,16 @@ impl AsyncWrite for Carrier {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if GATHER < self.outgoing.len() + data.len() {
-            ready!(self.poll_send(cx))?;
-            if GATHER < data.len() {
-                return Pin::new(&mut self.io).poll_write(cx, data);
+        let this = &mut *self;
+        match this.seams.step(data, &mut this.outgoing) {
+            Step::Pass => this.poll_gather(cx, data),
+            Step::Drop(count) => Poll::Ready(Ok(count)),
+            Step::Piece(length) => {
+                let count = ready!(this.poll_gather(cx, &data[..length]))?;
+                this.seams.written(count, &mut this.outgoing);
+                Poll::Ready(Ok(count))
             }
         }
-        self.outgoing.extend_from_slice(data);
-        Poll::Ready(Ok(data.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

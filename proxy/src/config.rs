@@ -80,8 +80,8 @@ pub(crate) struct PoolConfig {
     pub(crate) name: String,
     pub(crate) pick: Pick,
     /// The name of the affinity cookie of this pool: no two pools share one, or a page that uses both
-    /// would be bound anew at every other request.
-    pub(crate) cookie: String,
+    /// would be bound anew at every other request. `None`: no cookie is set, and none is looked at.
+    pub(crate) cookie: Option<String>,
     /// Never empty.
     pub(crate) backends: Vec<BackendConfig>,
     pub(crate) health: HealthConfig,
@@ -158,6 +158,8 @@ pub(crate) struct AffinityConfig {
 
 impl AffinityConfig {
     const COOKIE: &str = "causeway";
+    /// In place of a name: no cookie.
+    const NO_COOKIE: &str = "none";
     const DEFAULT: Self = Self {
         path: Cow::Borrowed("/"),
         domain: None,

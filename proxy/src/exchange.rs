@@ -56,6 +56,7 @@ pub(crate) struct Exchange {
     path: Box<str>,
     pool: Arc<Pool>,
     claim: Claim,
+    preflight: bool,
     forwarded: Forwarded,
     tried: Tried,
     attempts: usize,
@@ -99,13 +100,20 @@ impl Policy {
         };
         self.retry_budget.deposit();
         let pool = Arc::clone(self.pools.get(route.pool));
+        let preflight = is_preflight(request);
+        let mut claim = pool.affinity.read(&request.headers, path);
+        if preflight {
+            // The session is bound by the request that follows, which can take a cookie.
+            claim.session = None;
+        }
         Ok(Exchange {
             arrived: Instant::now(),
             arrived_at: SystemTime::now(),
             method: request.method.clone(),
             host: host.map(excerpt),
             path: excerpt(path),
-            claim: pool.affinity.read(&request.headers, path),
+            claim,
+            preflight,
             forwarded: self.forwarder.read(&request.headers, peer, scheme),
             pool,
             tried: Tried::default(),
@@ -356,6 +364,15 @@ impl Exchange {
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived
     }
+}
+
+/// Whether a browser asks if it may send a request of another site (Fetch, "CORS-preflight request").
+fn is_preflight(request: &RequestHeader) -> bool {
+    request.method == http::Method::OPTIONS
+        && request.headers.contains_key(http::header::ORIGIN)
+        && request
+            .headers
+            .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// The host that a request is for: of an absolute target (RFC 9112, 3.2.2), else of its `Host` header.

@@ -77,6 +77,7 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 /// - `limits.connections` bounds tunnels alone. One more gets its 503 after its request was read.
 /// - What Pingora refuses by itself (400 for a malformed head, 405 for CONNECT) is not in the access log.
 /// - A second request that comes before the first is answered may end the connection, as everywhere in Pingora.
+/// - Chunks of an answer that come at about the same time reach the client as one: Pingora joins them.
 /// - The sockets are yours: [`Plugin::socket_options`] has the kernel watch over clients as `timeouts.tcp_keepalive` and
 ///   `timeouts.tcp_user_timeout` say.
 /// - Connections that wait for a request cost what Pingora's cost, 64 KiB unless the listener is told not to buffer reads.

@@ -54,10 +54,10 @@ impl Pools {
         let cookies: Vec<String> = config
             .pools
             .iter()
-            .map(|pool| pool.cookie.clone())
+            .filter_map(|pool| pool.cookie.clone())
             .collect();
         let pool = |pool: &PoolConfig| {
-            let affinity = Affinity::new(&config.affinity, &pool.cookie, cookies.clone());
+            let affinity = Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies.clone());
             let sessions = Sessions::new(config.affinity.sockjs_sessions);
             Arc::new(Pool {
                 name: pool.name.clone(),
@@ -260,13 +260,13 @@ impl Pool {
         Some(Arc::clone(backend))
     }
 
-    /// The `Set-Cookie` value that binds a client to `backend`.
+    /// The `Set-Cookie` value that binds a client to `backend`; `None` if there is no cookie here.
     pub(crate) fn set_cookie(
         &self,
         backend: &Backend,
         now: Instant,
         scheme: Scheme,
-    ) -> HeaderValue {
+    ) -> Option<HeaderValue> {
         self.affinity
             .set_cookie(&backend.id, self.unix(now), scheme)
     }

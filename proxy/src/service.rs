@@ -10,12 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::Version;
+use http::header::TRANSFER_ENCODING;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{HttpPeer, Result};
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::carrier::Carrier;
 use crate::carrier::peer_of;
 use crate::carrier::scheme_of;
 use crate::config::Timeouts;
@@ -73,6 +77,8 @@ pub struct RequestContext {
     taken_over: bool,
     /// Holds up the end of the edge, as long as the request lasts.
     counted: Option<Counted>,
+    /// Whether the answer's body leaves in chunks.
+    chunked: bool,
 }
 
 impl RequestContext {
@@ -263,12 +269,33 @@ impl ProxyHttp for Edge {
         if self.connections.is_draining() {
             downstream.set_keepalive(None);
         }
+        // To such a client the end of the connection is the end of the body (RFC 9112, 6.1).
+        let knows_chunks = downstream.req_header().version != Version::HTTP_10;
+        if !knows_chunks && response.remove_header(&TRANSFER_ENCODING).is_some() {
+            downstream.set_keepalive(None);
+        }
+        context.chunked = response.headers.contains_key(TRANSFER_ENCODING);
         if let Some(exchange) = &context.exchange
             && !response.status.is_informational()
         {
             self.policy.answered(exchange, response);
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        downstream: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if context.chunked
+            && let Some(body) = body
+        {
+            Carrier::note_piece(downstream.as_downstream(), body.len());
+        }
+        Ok(None)
     }
 
     fn fail_to_connect(

@@ -8,7 +8,6 @@ mod record;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr};
@@ -421,6 +420,14 @@ pub(crate) async fn set_request(session: &mut ServerSession, request: RequestHea
     read
 }
 
+/// Whether a request with this method may ask for `protocol`.
+///
+/// A WebSocket begins with a GET (RFC 6455, 4.1). Any other request that asks for one is an ordinary one, whose Upgrade is
+/// ignored (RFC 9110, 7.8): the backend answers it.
+pub(crate) fn can_begin(method: &str, protocol: &str) -> bool {
+    protocol != "websocket" || method == "GET"
+}
+
 /// Refuses what two parsers could take for two different things: a body, or a method that has no business here.
 ///
 /// # Errors
@@ -430,7 +437,7 @@ pub(crate) fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Re
     if body != Unread::Bytes(0) {
         return Err(Refusal::Malformed("an upgrade with a body"));
     }
-    if protocol == "websocket" && request.method != Method::GET {
+    if !can_begin(request.method.as_str(), protocol) {
         return Err(Refusal::Malformed("a websocket upgrade that is no GET"));
     }
     Ok(())

@@ -15,7 +15,7 @@ fn affinity(settings: &str) -> Affinity {
     );
     let config = Config::parse("f", &file).unwrap();
     let ours = vec!["causeway".to_owned(), "causeway-b".to_owned()];
-    Affinity::new(&config.affinity, &config.pools[0].cookie, ours)
+    Affinity::new(&config.affinity, config.pools[0].cookie.as_deref(), ours)
 }
 
 fn id(name: &str) -> BackendId {
@@ -24,7 +24,9 @@ fn id(name: &str) -> BackendId {
 
 /// What a browser sends back after `set_cookie`.
 fn cookie(affinity: &Affinity, backend: &str) -> String {
-    let set = affinity.set_cookie(&id(backend), NOW, Scheme::Http);
+    let set = affinity
+        .set_cookie(&id(backend), NOW, Scheme::Http)
+        .unwrap();
     let set = set.to_str().unwrap();
     set.split(';').next().unwrap().to_owned()
 }
@@ -171,7 +173,7 @@ fn keys_rotate_without_moving_anybody() {
 #[test]
 fn attributes_are_as_set() {
     let set = |settings: &str, scheme| {
-        let set = affinity(settings).set_cookie(&id("n1"), 7, scheme);
+        let set = affinity(settings).set_cookie(&id("n1"), 7, scheme).unwrap();
         set.to_str().unwrap().to_owned()
     };
     assert_eq!(

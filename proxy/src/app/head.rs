@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
+use crate::takeover::can_begin;
 
 /// The most headers that Pingora accepts.
 const HEADERS_MAX: usize = 256;
@@ -164,8 +165,9 @@ pub(crate) fn shape(head: &[u8]) -> Shape {
             .map(|token| token.trim().to_ascii_lowercase())
     };
     let asks = request.version == Some(1) && tokens("connection").any(|token| token == "upgrade");
+    let method = request.method.unwrap_or_default();
     let protocols: Vec<String> = tokens("upgrade")
-        .filter(|token| !token.is_empty())
+        .filter(|token| !token.is_empty() && can_begin(method, token))
         .collect();
     let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeWish {
         host: text("host").next().map(str::to_owned),

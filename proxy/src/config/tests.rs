@@ -91,7 +91,11 @@ threads: 2
     );
     assert_eq!(config.listeners.len(), 3);
     assert_eq!(config.admin, None);
-    let cookies: Vec<&str> = config.pools.iter().map(|pool| &*pool.cookie).collect();
+    let cookies: Vec<&str> = config
+        .pools
+        .iter()
+        .flat_map(|pool| pool.cookie.as_deref())
+        .collect();
     assert_eq!(cookies, ["stick", "node-b", "node-c"]);
     let (a, b) = (&config.pools[0], &config.pools[1]);
     assert_eq!((a.pick, a.backends[0].weight), (Pick::RoundRobin, 3));
@@ -266,6 +270,24 @@ fn a_drain_may_not_end_before_its_tunnels_are_told() {
             "proxy.yaml:2:1: drain.timeout: expected more than drain.spread, or tunnels are cut before they are told"
         ],
     );
+}
+
+#[test]
+fn pools_can_do_without_a_cookie() {
+    let pools = "pools:
+  - {name: a, backends: [{id: a1, address: 'a:1'}]}
+  - {name: b, backends: [{id: b1, address: 'b:1'}]}
+routes: [{path: /a, pool: a}, {path: /b, pool: b}]
+";
+    let cookies = |settings: &str| -> Vec<Option<String>> {
+        let config = parse(&format!("{pools}{settings}"));
+        config.pools.into_iter().map(|pool| pool.cookie).collect()
+    };
+    assert_eq!(cookies("affinity: {cookie: none}"), [None, None]);
+    let one = pools.replace("name: a,", "name: a, cookie: none,");
+    let config = parse(&one);
+    assert_eq!(config.pools[0].cookie, None);
+    assert_eq!(config.pools[1].cookie.as_deref(), Some("causeway-b"));
 }
 
 #[test]

@@ -54,13 +54,13 @@ impl Policy {
         } else {
             (choice.cookie == CookieChange::Set).then(|| Arc::clone(&choice.backend))
         };
-        if let Some(backend) = bind_to {
-            let scheme = exchange.forwarded.scheme;
-            append(
-                response,
-                SET_COOKIE,
-                exchange.pool.set_cookie(&backend, now, scheme),
-            );
+        // Browsers take no cookie from the answer to a preflight.
+        let Some(backend) = bind_to.filter(|_| !exchange.preflight) else {
+            return;
+        };
+        let scheme = exchange.forwarded.scheme;
+        if let Some(cookie) = exchange.pool.set_cookie(&backend, now, scheme) {
+            append(response, SET_COOKIE, cookie);
             keep_out_of_shared_caches(response);
         }
     }

@@ -489,7 +489,8 @@ fn the_cookie_carries_the_time_of_day() {
     let bench = Bench::new("least", &[1]);
     let cookie = bench
         .pool
-        .set_cookie(&bench.backend("n1"), bench.at(5), Scheme::Http);
+        .set_cookie(&bench.backend("n1"), bench.at(5), Scheme::Http)
+        .unwrap();
     let expected = format!("causeway=u1.n1.{}; ", UNIX.as_secs() + 5);
     assert!(cookie.to_str().unwrap().starts_with(&expected));
     let mut headers = HeaderMap::new();

@@ -17,6 +17,7 @@ use crate::error::Refusal;
 use crate::limits::ConnectionLimit;
 use crate::limits::Permit;
 use crate::takeover::Takeover;
+use crate::takeover::can_begin;
 use crate::takeover::check;
 use crate::takeover::set_request;
 
@@ -122,7 +123,10 @@ pub(crate) fn asks_for(request: &RequestHeader) -> Option<Vec<String>> {
     };
     let asks =
         request.version == Version::HTTP_11 && tokens(CONNECTION).any(|token| token == "upgrade");
-    let protocols: Vec<String> = tokens(UPGRADE).filter(|token| !token.is_empty()).collect();
+    let method = request.method.as_str();
+    let protocols: Vec<String> = tokens(UPGRADE)
+        .filter(|token| !token.is_empty() && can_begin(method, token))
+        .collect();
     (asks && !protocols.is_empty()).then_some(protocols)
 }
 

@@ -137,7 +137,7 @@ const UPGRADE: &str =
 #[tokio::test(start_paused = true)]
 async fn a_client_that_still_sends_when_its_upgrade_is_refused_is_listened_to_for_a_while() {
     let scene = Scene::before(&[nobody().await]).await;
-    let upgrade = UPGRADE.replace("GET", "POST");
+    let upgrade = UPGRADE.replace("Host", "Content-Length: 65536\r\nHost");
     // More than is read ahead: who closed at once would reset the connection.
     let request = [upgrade.as_bytes(), &[b'x'; 64 * 1024]].concat();
     let (client, edge) = tokio::io::duplex(4096);
@@ -170,4 +170,35 @@ async fn a_client_that_takes_nothing_of_an_answer_to_its_upgrade_is_given_up() {
         assert_eq!(scene.parts.tunnels.open(), 0);
     };
     tokio::join!(give_up(switching), give_up(refusing), give_up(nobody));
+}
+
+#[tokio::test]
+async fn chunks_reach_the_client_as_the_backend_cut_them() {
+    // All in one segment: what is read at once must not become one chunk.
+    let chunks = [
+        "h".repeat(2049),
+        "o\n".to_owned(),
+        "x".repeat(500),
+        "y".to_owned(),
+    ];
+    let mut answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+    for chunk in &chunks {
+        answer.push_str(&format!("{:x}\r\n{chunk}\r\n", chunk.len()));
+    }
+    answer.push_str("0\r\n\r\n");
+    let (address, _backend) = answering(answer.leak()).await;
+    let scene = Scene::before(&[address]).await;
+    for _ in 0..20 {
+        let answer = scene.ask(GET).await;
+        let (head, mut body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(header(head, "transfer-encoding"), Some("chunked"));
+        for chunk in chunks.iter().map(String::as_str).chain([""]) {
+            let (length, rest) = body.split_once("\r\n").unwrap();
+            assert_eq!(usize::from_str_radix(length, 16), Ok(chunk.len()));
+            let (content, rest) = rest.split_at(chunk.len());
+            assert_eq!(content, chunk);
+            body = rest.strip_prefix("\r\n").unwrap();
+        }
+        assert_eq!(body, "");
+    }
 }

@@ -86,9 +86,10 @@ async fn the_limit_of_connections_is_one_of_tunnels() {
 
 #[test]
 fn a_head_means_the_same_however_it_was_read() {
-    for headers in [
+    for (method, headers) in [
         "",
         "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\nUpgrade: foo, websocket\r\n",
         "Connection: keep-alive, UPGRADE\r\nUpgrade: WebSocket, foo\r\nUpgrade: bar\r\n",
         "Connection: keep-alive\r\nUpgrade: websocket\r\n",
         "Connection: Upgrade\r\n",
@@ -100,8 +101,11 @@ fn a_head_means_the_same_however_it_was_read() {
         "Content-Length: 0\r\nContent-Length: 0\r\n",
         "Transfer-Encoding: chunked\r\n",
         "Transfer-Encoding: identity\r\nContent-Length: 0\r\n",
-    ] {
-        let mut request = RequestHeader::build("GET", b"/ws", None).unwrap();
+    ]
+    .into_iter()
+    .flat_map(|headers| ["GET", "POST"].map(|method| (method, headers)))
+    {
+        let mut request = RequestHeader::build(method, b"/ws", None).unwrap();
         request.set_version(http::Version::HTTP_11);
         for line in headers.lines() {
             let (name, value) = line.split_once(": ").unwrap();
@@ -109,9 +113,9 @@ fn a_head_means_the_same_however_it_was_read() {
                 .append_header(name.to_owned(), value.to_owned())
                 .unwrap();
         }
-        let shape = shape(format!("GET /ws HTTP/1.1\r\n{headers}\r\n").as_bytes());
+        let shape = shape(format!("{method} /ws HTTP/1.1\r\n{headers}\r\n").as_bytes());
         let wishes = shape.upgrade.map(|wish| wish.protocols);
-        assert_eq!(asks_for(&request), wishes, "{headers:?}");
+        assert_eq!(asks_for(&request), wishes, "{method} {headers:?}");
         let empty = shape.body == Unread::Bytes(0);
         assert_eq!(body_of(&request) == Unread::Bytes(0), empty, "{headers:?}");
     }

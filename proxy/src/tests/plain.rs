@@ -263,6 +263,83 @@ async fn an_upgrade_that_no_route_allows_is_an_ordinary_request() {
 }
 
 #[tokio::test]
+async fn a_websocket_asked_for_with_post_is_for_the_backend_to_answer() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[address]).await;
+    let answer = scene.ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\n\r\n").await;
+    let (head, request) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(request.starts_with("POST / HTTP/1.1\r\n"), "{request}");
+    assert_eq!(header(request, "upgrade"), None, "{request}");
+}
+
+#[tokio::test]
+async fn the_answer_to_a_preflight_binds_nobody() {
+    let (first, _first) = mirror().await;
+    let (second, _second) = mirror().await;
+    let scene = Scene::before(&[first, second]).await;
+    let path = "/sockjs/000/session/xhr";
+    let cors = "Host: a\r\nOrigin: http://b\r\nConnection: close\r\n";
+    let preflight = scene
+        .ask(format!(
+            "OPTIONS {path} HTTP/1.1\r\n{cors}Access-Control-Request-Method: POST\r\n\r\n"
+        ))
+        .await;
+    assert!(preflight.starts_with("HTTP/1.1 200 OK"), "{preflight}");
+    assert_eq!(header(&preflight, "set-cookie"), None);
+    assert_eq!(header(&preflight, "cache-control"), None);
+    // The request behind it is the first of its session: it gets the cookie.
+    let first = scene
+        .ask(format!(
+            "POST {path} HTTP/1.1\r\n{cors}Content-Length: 0\r\n\r\n"
+        ))
+        .await;
+    assert!(header(&first, "set-cookie").is_some(), "{first}");
+    // An OPTIONS that no browser sent by itself is a request like any other.
+    let options = scene.ask(format!("OPTIONS / HTTP/1.1\r\n{cors}\r\n")).await;
+    assert!(header(&options, "set-cookie").is_some(), "{options}");
+}
+
+#[tokio::test]
+async fn without_a_cookie_sessions_keep_their_backend_and_cookies_mean_nothing() {
+    let (first, _first) = answering("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").await;
+    let (second, _second) = answering("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n2").await;
+    let scene = Scene::configured(&[first, second], "affinity: { cookie: none }").await;
+    for session in 0..8 {
+        let poll = format!(
+            "POST /sockjs/0/s{session}/xhr HTTP/1.1\r\nHost: a\r\nCookie: none=u1.b0.1; causeway=u1.b0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        );
+        let before = scene.ask(&poll).await;
+        assert_eq!(header(&before, "set-cookie"), None, "{before}");
+        for _ in 0..4 {
+            let answer = scene.ask(&poll).await;
+            assert_eq!(answer.bytes().last(), before.bytes().last(), "{answer}");
+        }
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.extend(scene.ask(GET).await.bytes().last());
+    }
+    assert!(seen.contains(&b'1') && seen.contains(&b'2'), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks_and_its_connection_closed() {
+    let (address, _backend) = answering(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n",
+    )
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let answer = scene
+        .ask("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n")
+        .await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(header(head, "transfer-encoding"), None, "{head}");
+    assert_eq!(header(head, "connection"), Some("close"), "{head}");
+    assert_eq!(body, "hello!");
+}
+
+#[tokio::test]
 async fn every_address_of_a_name_gets_its_chance() {
     // As `localhost` does: ::1 comes first, and the backend listens on 127.0.0.1 alone.
     let (address, _backend) = mirror().await;

@@ -33,10 +33,13 @@ pub(super) fn pools(
                     cookie_name(check, &format!("{key}.cookie"), &name);
                     name
                 }
-                None if index == 0 => cookie.to_owned(),
+                None if index == 0 || cookie == AffinityConfig::NO_COOKIE => cookie.to_owned(),
                 None => format!("{cookie}-{}", pool.name),
             };
-            seen.cookie(check, &format!("{key}.cookie"), &cookie);
+            let cookie = (cookie != AffinityConfig::NO_COOKIE).then_some(cookie);
+            if let Some(cookie) = &cookie {
+                seen.cookie(check, &format!("{key}.cookie"), cookie);
+            }
             PoolConfig {
                 pick: pool.pick.unwrap_or(Pick::DEFAULT),
                 cookie,
