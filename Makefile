@@ -2,6 +2,7 @@
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
+# make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory and CPU beside other servers (ARGS=)
@@ -14,7 +15,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e clients conformance bench audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -43,6 +44,11 @@ check:
 
 e2e: deps-test programs $(CLIENTS)
 	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
+
+ROUNDS ?= 10
+HOLD ?= 10
+faults: deps programs
+	CAUSEWAY_ROUNDS=$(ROUNDS) CAUSEWAY_HOLD=$(HOLD) $(CARGO) test --locked --workspace --test faults -- --nocapture
 
 # The whole workspace each time: fewer packages would mean other features, and everything built once more.
 programs:

@@ -10,7 +10,6 @@
 
 pub mod backend;
 mod contender;
-mod descriptors;
 mod load;
 mod pipe;
 mod proc;
@@ -32,6 +31,7 @@ use serde_json::json;
 use self::contender::Contender;
 use self::report::{ContenderReport, ScenarioReport};
 pub use self::scenario::Scenario;
+use crate::harness::descriptors;
 
 /// What to measure, and how long.
 #[derive(Clone, Debug, clap::Args)]

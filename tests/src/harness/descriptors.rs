@@ -1,12 +1,16 @@
-//! The limit of open files, which every server that the bench starts inherits.
+//! The limit of open files, which every program that this one starts inherits.
 
 use std::io;
 
 use anyhow::{Context as _, Result};
 
 /// Raises the limit of open files to what the system allows this process.
+///
+/// # Errors
+///
+/// The system refuses.
 #[expect(unsafe_code, reason = "the standard library knows no resource limits")]
-pub(crate) fn raise_limit() -> Result<()> {
+pub fn raise_limit() -> Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

@@ -1,0 +1,181 @@
+//! One client: its cookie and its connections.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use crate::harness::{
+    http::{Answer, Connection},
+    load::{
+        Cookies,
+        journal::{Journal, Record},
+    },
+    websocket,
+};
+
+/// The cookie of the edge.
+const COOKIE: &str = "causeway";
+
+/// A client, with what a browser keeps from one request to the next.
+#[derive(Debug)]
+pub(super) struct Client {
+    edge: SocketAddr,
+    number: usize,
+    cookies: Cookies,
+    cookie: Option<String>,
+    /// A kept connection, if there is one.
+    idle: Option<Connection>,
+    journal: Arc<Journal>,
+}
+
+impl Client {
+    pub(super) fn new(
+        edge: SocketAddr,
+        number: usize,
+        cookies: Cookies,
+        journal: Arc<Journal>,
+    ) -> Self {
+        Self {
+            edge,
+            number,
+            cookies,
+            cookie: None,
+            idle: None,
+            journal,
+        }
+    }
+
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// A second connection of the same client, with the same cookie.
+    pub(super) fn twin(&self) -> Self {
+        Self {
+            cookie: self.cookie.clone(),
+            idle: None,
+            journal: Arc::clone(&self.journal),
+            ..*self
+        }
+    }
+
+    /// Takes the cookie that its twin has.
+    pub(super) fn learn_from(&mut self, twin: &Self) {
+        self.cookie.clone_from(&twin.cookie);
+    }
+
+    /// Sends a request and writes down what came of it. The answer, if its status is `good`.
+    pub(super) async fn ask(
+        &mut self,
+        method: &'static str,
+        path: &str,
+        body: &[u8],
+        good: impl Fn(u16) -> bool,
+    ) -> Option<Answer> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.edge);
+        head.push_str(&self.cookie_header());
+        if method == "POST" {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        let before = self.cookie.clone();
+        let begun = Instant::now();
+        let mut kept = self.idle.take();
+        let asked = exchange(self.edge, &mut kept, [head.as_bytes(), body].concat()).await;
+        if let Ok(answer) = &asked
+            && answer.header("connection") != Some("close")
+        {
+            self.idle = kept;
+        }
+        self.write_down(method, path, begun, before, asked, good)
+    }
+
+    /// Asks for a WebSocket and writes down what came of it. The connection and the 101, if it is one.
+    pub(super) async fn upgrade(&mut self, path: &str) -> Option<(Connection, Answer)> {
+        let cookie = self.cookie_header();
+        let before = self.cookie.clone();
+        let begun = Instant::now();
+        let mut connection = None;
+        let mut head = websocket::handshake(self.edge, path, &[]);
+        head.insert_str(head.len() - 2, &cookie);
+        let asked = async {
+            let connection = connection.insert(Connection::open(self.edge).await?);
+            connection.send(head).await?;
+            connection.head().await
+        }
+        .await;
+        let answer = self.write_down("upgrade", path, begun, before, asked, |status| {
+            status == 101
+        })?;
+        Some((connection?, answer))
+    }
+
+    fn cookie_header(&self) -> String {
+        match &self.cookie {
+            Some(cookie) => format!("Cookie: {COOKIE}={cookie}\r\n"),
+            None => String::new(),
+        }
+    }
+
+    fn write_down(
+        &mut self,
+        method: &'static str,
+        path: &str,
+        begun: Instant,
+        before: Option<String>,
+        asked: Result<Answer>,
+        good: impl Fn(u16) -> bool,
+    ) -> Option<Answer> {
+        let set = asked.as_ref().ok().and_then(|answer| answer.cookie(COOKIE));
+        if self.cookies == Cookies::Kept && set.is_some() {
+            self.cookie = set;
+        }
+        let outcome = match &asked {
+            Ok(answer) => Ok(answer.status),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let good = outcome.as_ref().is_ok_and(|status| good(*status));
+        let node = asked
+            .as_ref()
+            .ok()
+            .and_then(|answer| answer.header("causeway-node"));
+        self.journal.add(Record {
+            client: self.number,
+            method,
+            path: path.to_owned(),
+            begun,
+            ended: Instant::now(),
+            outcome,
+            good,
+            node: node.map(ToOwned::to_owned),
+            bound_before: before.as_deref().and_then(backend_of),
+            bound_after: self.cookie.as_deref().and_then(backend_of),
+        });
+        asked.ok().filter(|_| good)
+    }
+}
+
+/// One request on a kept connection, or on a new one that is kept.
+async fn exchange(
+    edge: SocketAddr,
+    kept: &mut Option<Connection>,
+    request: Vec<u8>,
+) -> Result<Answer> {
+    let connection = match kept {
+        Some(connection) => connection,
+        None => kept.insert(Connection::open(edge).await?),
+    };
+    connection.send(request).await?;
+    connection.answer().await
+}
+
+/// The backend that an unsigned cookie names: `u1.ID.TIME`.
+fn backend_of(cookie: &str) -> Option<String> {
+    let (id, _bound_at) = cookie.strip_prefix("u1.")?.rsplit_once('.')?;
+    Some(id.to_owned())
+}
