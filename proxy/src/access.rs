@@ -53,6 +53,12 @@ pub(crate) struct AccessLine {
     /// Backends that were tried; left out when it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attempts: Option<usize>,
+    /// For how long the request waited for its backend to come back.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "some_milliseconds"
+    )]
+    pub(crate) waited_ms: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) close_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +89,13 @@ fn unix_seconds<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok,
 
 fn milliseconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f64(time.as_micros() as f64 / 1000.0)
+}
+
+fn some_milliseconds<S: serde::Serializer>(
+    time: &Option<Duration>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    milliseconds(&time.unwrap_or_default(), to)
 }
 
 /// Where lines are handed in. Cheap to clone.
@@ -245,6 +258,7 @@ mod tests {
             backend: Some("n1".into()),
             affinity: Some("hit"),
             attempts: None,
+            waited_ms: None,
             close_reason: Some("client_closed"),
             close_code: Some(1000),
             error: None,

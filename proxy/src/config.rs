@@ -303,6 +303,8 @@ pub(crate) struct Limits {
     pub(crate) retries: usize,
     /// Retries for each 100 requests, over all requests.
     pub(crate) retry_budget: u32,
+    /// How many requests wait at a time for a backend that may come back.
+    pub(crate) waiting: usize,
 }
 
 impl Limits {
@@ -311,6 +313,7 @@ impl Limits {
         head_size: 16 << 10,
         retries: 2,
         retry_budget: 20,
+        waiting: 4096,
     };
 }
 

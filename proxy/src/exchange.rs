@@ -1,9 +1,11 @@
 //! One request, and what the edge decides for it: the same for plain HTTP and for upgrades.
 //!
-//! Does no I/O. Whoever carries a request asks here in this order: [`Policy::admit`], [`Policy::choose`] for each attempt,
-//! [`Policy::prepare`] for what is sent, one of the `failed` functions or [`Policy::answered`], and [`Policy::log`] at the end.
+//! Does no I/O. Whoever carries a request asks here in this order: [`Policy::admit`], [`Policy::attempt_is_due`] and
+//! [`Policy::choose`] for each attempt, [`Policy::prepare`] for what is sent, one of the `failed` functions or
+//! [`Policy::answered`], and [`Policy::log`] at the end.
 
 mod answer;
+mod waiting;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::{Instant, SystemTime};
 
 use http::StatusCode;
 use pingora::http::RequestHeader;
+use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessLine;
 use crate::access::AccessLog;
@@ -20,10 +23,15 @@ use crate::affinity::Claim;
 use crate::config::NoRoute;
 use crate::config::Routes;
 use crate::error::Refusal;
+use crate::exchange::waiting::Waiting;
 use crate::forwarded::Forwarded;
 use crate::forwarded::Forwarder;
+use crate::hold::FailedDial;
+use crate::hold::WaitingRoom;
 use crate::limits::RetryBudget;
+use crate::limits::Seldom;
 use crate::metrics::Metrics;
+use crate::pool::AffinityOutcome;
 use crate::pool::Backend;
 use crate::pool::Choice;
 use crate::pool::Evidence;
@@ -43,8 +51,13 @@ pub(crate) struct Policy {
     pub(crate) forwarder: Forwarder,
     pub(crate) retries_max: usize,
     pub(crate) retry_budget: RetryBudget,
+    pub(crate) waiting_room: WaitingRoom,
+    /// Cancelled when the edge begins to end: nobody waits from then on.
+    pub(crate) ending: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: AccessLog,
+    /// For the line that says that descriptors have run out, of which each request would write one.
+    pub(crate) exhausted: Seldom,
 }
 
 /// One request from its head to its line in the access log.
@@ -59,8 +72,12 @@ pub(crate) struct Exchange {
     preflight: bool,
     forwarded: Forwarded,
     tried: Tried,
+    /// How many backends it was sent to, or was to be.
     attempts: usize,
     choice: Option<Choice>,
+    /// Whether it was sent a second time to the backend that its client belongs to.
+    went_back: bool,
+    waiting: Waiting,
     /// What the last attempt that failed amounts to for the client.
     failure: Option<Refusal>,
     in_flight: Option<RequestCount>,
@@ -119,6 +136,8 @@ impl Policy {
             tried: Tried::default(),
             attempts: 0,
             choice: None,
+            went_back: false,
+            waiting: Waiting::default(),
             failure: None,
             in_flight: None,
         })
@@ -143,55 +162,76 @@ impl Policy {
             .cloned()
     }
 
-    /// Chooses the backend of the next attempt.
+    /// Chooses the backend of the next attempt: the same again for a request that waits for it.
     ///
     /// # Errors
     ///
     /// If none is left: what the attempt before amounts to, or [`Refusal::NoBackend`] if there was none.
     pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Refusal> {
         exchange.in_flight = None;
-        let choice = exchange
-            .pool
-            .choose(&exchange.claim, &exchange.tried, Instant::now())
-            .map_err(|_| exchange.failure.clone().unwrap_or(Refusal::NoBackend))?;
-        exchange.attempts += 1;
+        let choice = match &exchange.choice {
+            Some(choice) if exchange.waiting.goes_on() => choice.clone(),
+            _ => exchange
+                .pool
+                .choose(&exchange.claim, &exchange.tried, Instant::now())
+                .map_err(|_| exchange.failure())?,
+        };
         let backend = Arc::clone(&choice.backend);
+        let last = exchange.choice.replace(choice);
+        if last.is_none_or(|last| last.backend.id != backend.id) {
+            exchange.attempts += 1;
+        }
         exchange.in_flight = Some(backend.start_request());
-        exchange.choice = Some(choice);
         Ok(backend)
     }
 
-    /// Takes out of a request what is ours to know, and tells the backend who the client is.
-    pub(crate) fn prepare(&self, exchange: &Exchange, request: &mut RequestHeader) {
+    /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
+    pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut RequestHeader) {
+        exchange.waiting.returned();
         exchange.pool.affinity.strip(request);
         self.forwarder.write(&exchange.forwarded, request);
     }
 
-    /// The chosen backend could not be reached, which speaks against it unless the fault is ours. Says whether another may be tried, or what to answer.
+    /// The chosen backend could not be reached, which speaks against it unless the fault is ours. The request waits for it if its
+    /// client belongs there, or another may be tried.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoBackend`] or [`Refusal::BackendTimeout`].
+    /// [`Refusal::NoBackend`] or [`Refusal::BackendTimeout`], if neither.
     pub(crate) fn dial_failed(
         &self,
         exchange: &mut Exchange,
         error: &DialError,
     ) -> Result<(), Refusal> {
-        let (evidence, refusal) = match error {
+        let (evidence, dial, refusal) = match error {
             DialError::Exhausted(_) => {
-                tracing::warn!(%error, "cannot dial any backend");
+                if let Some(times) = self.exhausted.note(Instant::now()) {
+                    tracing::warn!(%error, times, "cannot dial any backend");
+                }
+                exchange.waiting.moved();
                 return Err(Refusal::NoBackend);
             }
-            DialError::Timeout(_) => (Evidence::ConnectTimeout, Refusal::BackendTimeout),
-            DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => {
-                (Evidence::ConnectRefused, Refusal::NoBackend)
-            }
+            DialError::Timeout(_) => (
+                Evidence::ConnectTimeout,
+                FailedDial::TimedOut,
+                Refusal::BackendTimeout,
+            ),
+            DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => (
+                Evidence::ConnectRefused,
+                FailedDial::Refused,
+                Refusal::NoBackend,
+            ),
         };
         if let Some(choice) = &exchange.choice {
             tracing::debug!(backend = %choice.backend.id, %error, "cannot dial");
         }
-        self.fail(exchange, evidence);
+        self.report(exchange, evidence);
+        exchange.in_flight = None;
         exchange.failure = Some(refusal.clone());
+        if self.hold(exchange, dial) {
+            return Ok(());
+        }
+        exchange.try_no_more();
         self.try_another(exchange).then_some(()).ok_or(refusal)
     }
 
@@ -210,9 +250,13 @@ impl Policy {
             Refusal::BackendTimeout => Evidence::TimedOut,
             _ => Evidence::Died,
         };
-        self.fail(exchange, evidence);
+        self.report(exchange, evidence);
+        exchange.in_flight = None;
         exchange.failure = Some(refusal.clone());
         let retries = again == Again::Allowed && self.try_another(exchange);
+        if !retries || !exchange.goes_back() {
+            exchange.try_no_more();
+        }
         retries.then_some(()).ok_or(refusal)
     }
 
@@ -226,13 +270,10 @@ impl Policy {
         if !failing || !repeatable || !self.try_another(exchange) {
             return false;
         }
-        self.fail(exchange, Evidence::UpgradeRefused(status));
-        true
-    }
-
-    fn fail(&self, exchange: &mut Exchange, evidence: Evidence) {
-        self.report(exchange, evidence);
+        self.report(exchange, Evidence::UpgradeRefused(status));
+        exchange.in_flight = None;
         exchange.try_no_more();
+        true
     }
 
     fn report(&self, exchange: &Exchange, evidence: Evidence) {
@@ -283,6 +324,7 @@ impl Policy {
             backend: None,
             affinity: None,
             attempts: None,
+            waited_ms: None,
             close_reason: None,
             close_code: None,
             error: None,
@@ -334,7 +376,19 @@ impl Exchange {
         if let Some(choice) = &self.choice {
             self.tried.add(&choice.backend);
         }
-        self.in_flight = None;
+    }
+
+    /// Whether a request that its backend left without an answer is sent there once more.
+    ///
+    /// Its client belongs there, and a backend that is being restarted cuts what it has: going elsewhere would move the client.
+    fn goes_back(&mut self) -> bool {
+        let belongs = |choice: &Choice| choice.affinity == AffinityOutcome::Hit;
+        !std::mem::replace(&mut self.went_back, true) && self.choice.as_ref().is_some_and(belongs)
+    }
+
+    /// What to answer when nothing is left to try.
+    pub(crate) fn failure(&self) -> Refusal {
+        self.failure.clone().unwrap_or(Refusal::NoBackend)
     }
 
     /// What the access log says of it.
@@ -354,6 +408,7 @@ impl Exchange {
             backend: self.backend().map(|backend| backend.id.as_str().into()),
             affinity: self.choice.as_ref().map(|choice| choice.affinity.as_str()),
             attempts: (self.attempts > 1).then_some(self.attempts),
+            waited_ms: self.waiting.lasted(),
             close_reason: None,
             close_code: None,
             error: outcome.error.map(Into::into),

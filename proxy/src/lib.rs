@@ -18,6 +18,7 @@ mod error;
 mod exchange;
 mod forwarded;
 mod health;
+mod hold;
 mod limits;
 mod listeners;
 mod logging;

@@ -23,8 +23,11 @@ use crate::drain::Connections;
 use crate::exchange::Policy;
 use crate::forwarded::Forwarder;
 use crate::health;
+use crate::hold::HoldConfig;
+use crate::hold::WaitingRoom;
 use crate::limits::ConnectionLimit;
 use crate::limits::RetryBudget;
+use crate::limits::Seldom;
 use crate::metrics::Metrics;
 use crate::names::ADDRESSES_MAX;
 use crate::names::Names;
@@ -32,6 +35,7 @@ use crate::open_files;
 use crate::pool::Pools;
 use crate::service::Edge;
 use crate::service::Mounted;
+use crate::service::STALE_MAX;
 use crate::shutdown::Drain;
 use crate::takeover::Takeover;
 use crate::tunnel::Tunnels;
@@ -39,9 +43,18 @@ use crate::upstream::Dialer;
 
 /// How many attempts Pingora has to allow for one request.
 pub(crate) fn attempts_max(config: &Config) -> usize {
-    // The real limit is ours; one more attempt is for a kept connection that turns out to be closed, the others for the
-    // addresses of a name.
-    config.limits.retries + 2 + ADDRESSES_MAX
+    // The real limits are ours. A request goes to its backend, back there once, and elsewhere as often as it may; while it
+    // waits, it dials at its own pace; each dial may take all addresses of a name.
+    let dials = config.limits.retries + 2 + hold_config(config).dials_max();
+    STALE_MAX + dials * ADDRESSES_MAX
+}
+
+fn hold_config(config: &Config) -> HoldConfig {
+    HoldConfig {
+        refused: config.affinity.hold,
+        timed_out: config.affinity.hold_timeout,
+        most: config.limits.waiting,
+    }
 }
 
 /// What the services share.
@@ -70,6 +83,7 @@ impl Parts {
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
+        let connections = Connections::new(config.drain.late);
         let policy = Policy {
             routes: config.routes.clone(),
             no_route: config.no_route.clone(),
@@ -77,6 +91,9 @@ impl Parts {
             forwarder: Forwarder::new(config.trusted_proxies.clone()),
             retries_max: config.limits.retries,
             retry_budget: RetryBudget::new(config.limits.retry_budget),
+            waiting_room: WaitingRoom::new(hold_config(config)),
+            ending: connections.draining(),
+            exhausted: Seldom::new(Instant::now()),
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
             metrics,
         };
@@ -86,7 +103,7 @@ impl Parts {
             policy: Arc::new(policy),
             dialer: Arc::new(Dialer::new(config.timeouts, Arc::clone(&names))),
             names,
-            connections: Connections::new(config.drain.late),
+            connections,
             tunnels: Tunnels::new(config.timeouts.tunnel_idle),
             limit: ConnectionLimit::new(config.limits.connections.unwrap_or(tunnels), open),
             over_limit: Arc::new(Semaphore::new(app::OVER_LIMIT)),

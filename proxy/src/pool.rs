@@ -27,8 +27,8 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tracing::info;
 
-pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount};
-pub(crate) use crate::pool::state::{Evidence, ProbeResult, State};
+pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, WaitCount};
+pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 
 use crate::affinity::{Affinity, Binding, Claim, Freshness};
 use crate::backend::BackendId;

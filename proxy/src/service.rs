@@ -16,7 +16,7 @@ use http::header::TRANSFER_ENCODING;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{HttpPeer, Result};
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::carrier::Carrier;
@@ -40,6 +40,14 @@ use crate::upstream::Way;
 
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
 const BODY_REST: Duration = Duration::from_secs(5);
+
+/// How many kept connections may turn out to be closed before that speaks against their backend.
+///
+/// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
+pub(crate) const STALE_MAX: usize = 2;
+
+/// How often a request that waits, with its body unread, looks whether its client is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The edge as a Pingora proxy: [`Plugin`](crate::Plugin) makes it, and says how to use it.
 pub struct Edge {
@@ -73,6 +81,8 @@ pub struct RequestContext {
     way: Way,
     /// Whether that attempt goes on with the next address.
     goes_on: bool,
+    /// How many kept connections turned out to be closed.
+    stale: usize,
     /// Whether the connection is no longer Pingora's.
     taken_over: bool,
     /// Holds up the end of the edge, as long as the request lasts.
@@ -92,6 +102,13 @@ impl RequestContext {
     }
 }
 
+/// Why there is no backend to go to.
+enum NoPeer {
+    Refused(Refusal),
+    /// Nor anybody who would go there.
+    ClientLeft,
+}
+
 impl Edge {
     async fn refuse(&self, downstream: &mut Session, refusal: Refusal) -> Result<()> {
         if matches!(refusal, Refusal::Malformed(_)) {
@@ -102,20 +119,28 @@ impl Edge {
         downstream.write_response_body(Some(body), true).await
     }
 
-    /// Chooses backends until one has an address to connect to.
+    /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
     async fn next_peer(
         &self,
+        downstream: &mut Session,
         exchange: &mut Exchange,
         way: &mut Way,
         goes_on: bool,
-    ) -> Result<HttpPeer, Refusal> {
+    ) -> Result<HttpPeer, NoPeer> {
         let mut backend = exchange.backend().filter(|_| goes_on).map(Arc::clone);
         loop {
             let backend = match backend.take() {
                 Some(backend) => backend,
                 None => {
                     *way = Way::default();
-                    self.policy.choose(exchange)?
+                    if exchange.waits() {
+                        tokio::select! {
+                            biased;
+                            due = self.policy.attempt_is_due(exchange) => due.map_err(NoPeer::Refused)?,
+                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                        }
+                    }
+                    self.policy.choose(exchange).map_err(NoPeer::Refused)?
                 }
             };
             let peer = self
@@ -123,7 +148,10 @@ impl Edge {
                 .peer(&backend.address, way, exchange.repeatable());
             match peer.await {
                 Ok(peer) => return Ok(peer),
-                Err(error) => self.policy.dial_failed(exchange, &error)?,
+                Err(error) => {
+                    let failed = self.policy.dial_failed(exchange, &error);
+                    failed.map_err(NoPeer::Refused)?;
+                }
             }
         }
     }
@@ -148,11 +176,43 @@ impl Edge {
             (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
                 Some(Refusal::BackendTimeout)
             }
+            // No more attempts: Pingora has its own limit of them.
+            _ if matches!(error.retry, RetryType::Decided(true)) => {
+                context.exchange.as_ref().map(Exchange::failure)
+            }
             (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => {
                 Some(Refusal::BackendFailed)
             }
         }
     }
+}
+
+/// Ready when the client has left, as far as that shows without reading its body.
+async fn left(downstream: &mut Session) {
+    if !downstream.is_body_done() {
+        while !is_closed(downstream) {
+            tokio::time::sleep(LOOK).await;
+        }
+        return;
+    }
+    let Err(error) = downstream.read_body_or_idle(true).await else {
+        return;
+    };
+    if *error.etype() == ErrorType::ConnectError {
+        // It has begun its next request, of which a byte is lost: it has to send that on another connection.
+        downstream.set_keepalive(None);
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Whether the kernel knows that the peer has closed its side of the connection, or all of it.
+fn is_closed(downstream: &Session) -> bool {
+    /// TCP_CLOSE and TCP_CLOSE_WAIT of the kernel's `tcp_states.h`.
+    const CLOSED: [u8; 2] = [7, 8];
+    let digest = downstream.digest();
+    let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
+    let state = socket.and_then(|socket| socket.tcp_info());
+    state.is_some_and(|info| CLOSED.contains(&info.tcpi_state))
 }
 
 /// A status that ends Pingora's attempts; what the client gets is in the context.
@@ -231,16 +291,22 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(
         &self,
-        _downstream: &mut Session,
+        downstream: &mut Session,
         context: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
         let Some(exchange) = &mut context.exchange else {
             return Err(stop(&Refusal::NoBackend));
         };
         let goes_on = std::mem::take(&mut context.goes_on);
-        match self.next_peer(exchange, &mut context.way, goes_on).await {
+        let way = &mut context.way;
+        match self.next_peer(downstream, exchange, way, goes_on).await {
             Ok(peer) => Ok(Box::new(peer)),
-            Err(refusal) => {
+            Err(NoPeer::ClientLeft) => Err(Error::explain(
+                ErrorType::ConnectionClosed,
+                "the client left while it waited for its backend",
+            )
+            .into_down()),
+            Err(NoPeer::Refused(refusal)) => {
                 let error = stop(&refusal);
                 context.refusal = Some(refusal);
                 Err(error)
@@ -254,7 +320,7 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(exchange) = &context.exchange {
+        if let Some(exchange) = &mut context.exchange {
             self.policy.prepare(exchange, request);
         }
         Ok(())
@@ -360,7 +426,8 @@ impl ProxyHttp for Edge {
         }
         // A kept connection that the backend has closed meanwhile says nothing about the backend: once more, with a new one.
         error.retry.decide_reuse(client_reused);
-        if repeatable && error.retry() {
+        if repeatable && error.retry() && context.stale < STALE_MAX {
+            context.stale += 1;
             return error;
         }
         let timed_out = matches!(

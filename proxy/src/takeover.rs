@@ -211,6 +211,7 @@ impl Takeover {
             answer: self.timeouts.upgrade,
             read: self.timeouts.upstream_read,
         };
+        self.policy.attempt_is_due(exchange).await?;
         let backend = self.policy.choose(exchange)?;
         let socket = match self.dialer.dial(&backend.address).await {
             Ok(socket) => socket,

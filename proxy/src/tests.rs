@@ -5,3 +5,4 @@ mod mounted;
 mod plain;
 mod scene;
 mod upgrade;
+mod waiting;

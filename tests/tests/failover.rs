@@ -33,11 +33,12 @@ on_edge_and_plugin!(
 async fn clients_of_a_killed_node_come_back_on_others_and_nobody_else_notices(
     program: Program,
 ) -> Result<()> {
-    let mut cluster = Cluster::start(
-        "failover",
-        ClusterConfig::three_nodes().with_edge_in(program),
-    )
-    .await?;
+    // The killed node never comes back: its clients are not to wait for it for long.
+    let impatient = ClusterConfig {
+        edge_settings: |settings| settings.with("affinity", json!({ "hold": "1s" })),
+        ..ClusterConfig::three_nodes().with_edge_in(program)
+    };
+    let mut cluster = Cluster::start("failover", impatient).await?;
     let edge = cluster.edge.address;
     let mut sockets = Vec::new();
     for _ in 0..9 {

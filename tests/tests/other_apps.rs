@@ -169,7 +169,10 @@ async fn survives(app: App) -> Result<()> {
         backends.push((server.name().to_owned(), address));
     }
     let backends: Vec<_> = backends.iter().map(|(id, at)| (id.as_str(), *at)).collect();
-    let settings = edge::settings(&backends).with("health", app.health.clone());
+    // The process that is killed never comes back: its clients are not to wait for it for long.
+    let settings = edge::settings(&backends)
+        .with("health", app.health.clone())
+        .with("affinity", json!({ "hold": "1s" }));
     let edge = Edge::start(&settings, scratch.path()).await?;
     for (id, _) in &backends {
         edge.backend_in_state(id, "up").await?;

@@ -23,6 +23,7 @@ const PROXY: Layers = Layers {
             "drain",
             "affinity",
             "forwarded",
+            "hold",
             "limits",
             "tunnel",
             "access",

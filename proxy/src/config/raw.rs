@@ -140,6 +140,7 @@ pub(super) struct Limits {
     pub(super) head_size: Option<ByteSize>,
     pub(super) retries: Option<u64>,
     pub(super) retry_budget: Option<u64>,
+    pub(super) waiting: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

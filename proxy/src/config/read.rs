@@ -138,6 +138,12 @@ fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
             default.retry_budget,
             0..=100,
         ),
+        waiting: check.number(
+            "limits.waiting",
+            raw.waiting,
+            default.waiting,
+            0..=1_000_000,
+        ),
     }
 }
 

@@ -83,7 +83,7 @@ affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure:
   max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
 health: {path: /up, host: app.example, expect: [200, 204], interval: 5s, fast_interval: 1s, down_interval: 3s,
   timeout: 2s, rise: 4, fall: 5, ignore_below: 50}
-limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100}
+limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0}
 trusted_proxies: [10.0.0.0/8]
 log: {level: debug, format: text, access: /var/log/access}
 threads: 2
@@ -110,6 +110,7 @@ threads: 2
     assert_eq!(held, (Duration::ZERO, Duration::from_secs(60)));
     assert_eq!(config.limits.connections, Some(10));
     assert_eq!(config.limits.head_size, 8192);
+    assert_eq!(config.limits.waiting, 0);
     assert_eq!(config.threads, Some(2));
     assert_eq!(config.log.access, AccessLog::File("/var/log/access".into()));
     assert!(!format!("{config:?}").contains("0123456789abcdef"));
@@ -228,7 +229,7 @@ fn every_number_and_duration_has_a_range() {
     section(
         "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
 health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready}
-limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101}
+limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001}
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
 threads: 2000
@@ -250,6 +251,7 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:4:27: limits.connections: 0 is out of range, expected 1 to 100000000
             proxy.yaml:4:43: limits.retries: 11 is out of range, expected 0 to 10
             proxy.yaml:4:56: limits.retry_budget: 101 is out of range, expected 0 to 100
+            proxy.yaml:4:75: limits.waiting: 1000001 is out of range, expected 0 to 1000000
             proxy.yaml:5:9: drain.spread: 2h is out of range, expected 0s to 1h
             proxy.yaml:5:21: drain.timeout: 0s is out of range, expected 1s to 1day
             proxy.yaml:6:12: no_route.status: 200 is out of range, expected 400 to 599

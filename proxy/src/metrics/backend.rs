@@ -25,6 +25,7 @@ pub(super) struct BackendFamilies {
     requests: Family<Labels, Counter>,
     requests_in_flight: Family<BackendLabel, Gauge>,
     requests_waiting: Family<BackendLabel, Gauge>,
+    waits: Family<Labels, Counter>,
     connect_errors: Family<Labels, Counter>,
     probes: Family<Labels, Counter>,
     state: Family<Labels, Gauge>,
@@ -41,6 +42,7 @@ impl BackendFamilies {
             requests: Family::default(),
             requests_in_flight: Family::default(),
             requests_waiting: Family::default(),
+            waits: Family::default(),
             connect_errors: Family::default(),
             probes: Family::default(),
             state: Family::default(),
@@ -64,6 +66,7 @@ impl BackendFamilies {
             requests_waiting,
             "Requests that wait for a backend to come back"
         );
+        register!(waits, "Requests that have waited for a backend, by outcome");
         register!(connect_errors, "Dials of a backend that failed, by kind");
         register!(probes, "Health checks, by result");
         register!(state, "1 for the state that a backend is in");
@@ -92,6 +95,7 @@ impl BackendFamilies {
             bytes_up: direction("up"),
             bytes_down: direction("down"),
             tunnel_seconds: self.tunnel_seconds.get_or_create_owned(&only),
+            waits: self.waits.clone(),
             connect_errors: self.connect_errors.clone(),
             probes: self.probes.clone(),
             state: self.state.clone(),
@@ -113,6 +117,7 @@ pub(crate) struct BackendMetrics {
     bytes_up: Counter,
     bytes_down: Counter,
     tunnel_seconds: Histogram,
+    waits: Family<Labels, Counter>,
     connect_errors: Family<Labels, Counter>,
     probes: Family<Labels, Counter>,
     state: Family<Labels, Gauge>,
@@ -126,6 +131,13 @@ impl BackendMetrics {
         if let Some(counter) = self.requests.get(class) {
             counter.inc();
         }
+    }
+
+    /// Counts a request that has waited; `outcome` is `returned`, `moved` or `left`, or `full` for one that could not wait.
+    pub(crate) fn waited(&self, outcome: &'static str) {
+        self.waits
+            .get_or_create(&self.with("outcome", outcome))
+            .inc();
     }
 
     /// Counts a dial that failed.

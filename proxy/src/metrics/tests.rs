@@ -17,6 +17,7 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
     backend.answered(StatusCode::OK);
     backend.answered(StatusCode::from_u16(999).unwrap());
     backend.request_started();
+    backend.waited("returned");
     backend.state("up", &["up", "down"]);
     backend.tunnel_opened();
     backend.tunnel_opened();
@@ -59,6 +60,7 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_tunnel_seconds_sum{backend="n1"} 30.0
         causeway_proxy_tunnels_closed_total{backend="n1",reason="client"} 1
         causeway_proxy_tunnels_opened_total{backend="n1"} 2
-        causeway_proxy_tunnels_open{backend="n1"} 1"#]]
+        causeway_proxy_tunnels_open{backend="n1"} 1
+        causeway_proxy_waits_total{backend="n1",outcome="returned"} 1"#]]
     .assert_eq(&values.join("\n"));
 }

@@ -185,7 +185,6 @@ impl Backend {
     }
 
     /// Counts a request that waits for the backend to come back, for as long as the guard lives.
-    #[allow(dead_code, reason = "the waiting room is about to call it")]
     pub(crate) fn start_waiting(self: &Arc<Self>) -> WaitCount {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.metrics.wait_started();
@@ -347,6 +346,12 @@ impl Drop for RequestCount {
 /// One request that waits for a backend to come back.
 #[derive(Debug)]
 pub(crate) struct WaitCount(Arc<Backend>);
+
+impl WaitCount {
+    pub(crate) fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
 
 impl Drop for WaitCount {
     fn drop(&mut self) {

@@ -37,6 +37,11 @@ impl State {
     pub(crate) fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
+
+    /// Whether its clients stay with it, and wait for it if need be.
+    pub(crate) fn keeps_clients(self) -> bool {
+        matches!(self, Self::Up | Self::Unknown | Self::Suspect)
+    }
 }
 
 /// What one probe found.

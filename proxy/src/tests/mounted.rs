@@ -6,6 +6,9 @@ mod plain;
 #[path = "upgrade.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same tests run on another edge")]
 mod upgrade;
+#[path = "waiting.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same tests run on another edge")]
+mod waiting;
 
 mod scene {
     pub(super) use crate::tests::scene::*;

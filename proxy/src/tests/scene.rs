@@ -5,13 +5,14 @@
 use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::protocols::l4;
+use pingora::protocols::{GetSocketDigest, SocketDigest};
 use pingora::server::Fds;
 use pingora::server::configuration::ServerConf;
 use pingora::services::Service;
@@ -21,10 +22,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
+use crate::parts;
 use crate::parts::Parts;
 
-/// Nothing here takes longer unless it hangs.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+/// Nothing here takes longer unless it hangs, on however slow a machine.
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 /// What accepts the connections of an edge.
 pub(super) trait Front {
@@ -54,9 +56,11 @@ impl Front for Own {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+                let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+                let mut stream = l4::stream::Stream::from(socket);
+                stream.set_socket_digest(digest);
                 connections.spawn(async move {
-                    app.process_new(Box::new(l4::stream::Stream::from(socket)), &shutdown)
-                        .await;
+                    app.process_new(Box::new(stream), &shutdown).await;
                 });
             }
         });
@@ -121,7 +125,7 @@ impl<F: Front> SceneOf<F> {
         let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
         let parts = Parts::new(&config).unwrap();
         let conf = ServerConf {
-            max_retries: 5,
+            max_retries: parts::attempts_max(&config),
             ..ServerConf::default()
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -159,7 +163,17 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    (listener.local_addr().unwrap(), serve(listener, script))
+}
+
+/// As [`backend`], for who has a listener.
+pub(super) fn serve<F>(
+    listener: TcpListener,
+    script: impl Fn(TcpStream) -> F + Send + Sync + 'static,
+) -> JoinSet<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
@@ -167,7 +181,7 @@ where
             connections.spawn(script(socket));
         }
     });
-    (address, tasks)
+    tasks
 }
 
 /// A backend that answers every head with `answer` and closes.

@@ -1,0 +1,180 @@
+//! Waiting for a backend that may come back: how many requests may, and for how long each.
+//!
+//! A client whose session lives on one backend is not bound elsewhere when a dial of that backend fails: a restart in place
+//! takes seconds. It waits and dials again. Nothing waits here: plain types are given the time, and answer what is due.
+//!
+//! Invariant: there are never more than `limits.waiting` [`Hold`]s, and none says [`Step::Wait`] or [`Step::Dial`] after its
+//! deadline, or while its backend does not keep its clients.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a waiting request goes without a dial, whatever the probes say: they may be wrong, or slow.
+const REDIAL: Duration = Duration::from_secs(1);
+
+/// How soon a dial may follow on one that failed, after the first. It doubles up to [`REDIAL`].
+const REDIAL_MIN: Duration = Duration::from_millis(125);
+
+/// Over how long the dials of all who wait are spread when their backend answers a probe, so that they do not fill its queue.
+const SPREAD: Duration = Duration::from_millis(250);
+
+/// How much waiting there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldConfig {
+    /// How long one request waits for a backend that refuses connections. Zero is not at all.
+    pub(crate) refused: Duration,
+    /// The same, for one that does not answer a dial.
+    pub(crate) timed_out: Duration,
+    /// How many wait at a time.
+    pub(crate) most: usize,
+}
+
+/// How a dial failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailedDial {
+    /// Nobody is there: so it looks during a restart.
+    Refused,
+    /// Nobody says anything.
+    TimedOut,
+}
+
+/// The places for requests that wait.
+#[derive(Debug)]
+pub(crate) struct WaitingRoom {
+    config: HoldConfig,
+    taken: Arc<AtomicUsize>,
+}
+
+/// Why a request does not get to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// Waiting is switched off for failures of this kind.
+    Off,
+    /// Too many wait already.
+    Full,
+}
+
+impl WaitingRoom {
+    pub(crate) fn new(config: HoldConfig) -> Self {
+        Self {
+            config,
+            taken: Arc::default(),
+        }
+    }
+
+    /// A place for a request whose first dial failed at `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`NoPlace`]: it is to go elsewhere.
+    pub(crate) fn enter(&self, dial: FailedDial, now: Instant) -> Result<Hold, NoPlace> {
+        let until = now + self.config.patience(dial);
+        if until == now {
+            return Err(NoPlace::Off);
+        }
+        let more = |taken: usize| (taken < self.config.most).then_some(taken + 1);
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map_err(|_| NoPlace::Full)?;
+        Ok(Hold {
+            config: self.config,
+            taken: Arc::clone(&self.taken),
+            since: now,
+            until,
+            failed_at: now,
+            pause: REDIAL_MIN,
+            dial_at: now + jittered(REDIAL),
+        })
+    }
+}
+
+impl HoldConfig {
+    /// How often one request dials at most while it waits.
+    pub(crate) fn dials_max(&self) -> usize {
+        // Three follow on each other faster than the others (`pause`), and those may be a fifth faster than REDIAL.
+        let rest = self.refused.max(self.timed_out).as_millis() / REDIAL.mul_f64(0.8).as_millis();
+        4 + usize::try_from(rest).unwrap_or(usize::MAX - 4)
+    }
+
+    fn patience(&self, dial: FailedDial) -> Duration {
+        match dial {
+            FailedDial::Refused => self.refused,
+            FailedDial::TimedOut => self.timed_out,
+        }
+    }
+}
+
+/// One request that waits: its place in the room, given back on drop, and its times.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    config: HoldConfig,
+    taken: Arc<AtomicUsize>,
+    /// When its first dial failed.
+    since: Instant,
+    until: Instant,
+    /// When its last one failed.
+    failed_at: Instant,
+    /// How long the next follows on that at least.
+    pause: Duration,
+    dial_at: Instant,
+}
+
+/// What is due for a request that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing until then, unless something becomes known about the backend.
+    Wait(Instant),
+    /// To dial.
+    Dial,
+    /// To go elsewhere: the time is up, or the backend is given up.
+    Leave,
+}
+
+impl Hold {
+    /// What is due at `now`, given whether the backend keeps its clients still.
+    pub(crate) fn step(&self, keeps_clients: bool, now: Instant) -> Step {
+        if !keeps_clients || self.until <= now {
+            Step::Leave
+        } else if self.dial_at <= now {
+            Step::Dial
+        } else {
+            Step::Wait(self.dial_at.min(self.until))
+        }
+    }
+
+    /// Takes note that the backend has answered a probe: a dial may succeed now.
+    pub(crate) fn answered(&mut self, now: Instant) {
+        let soon = now.max(self.failed_at + self.pause) + SPREAD.mul_f64(fastrand::f64());
+        self.dial_at = self.dial_at.min(soon);
+    }
+
+    /// Takes note that another dial has failed.
+    ///
+    /// A refusal means hope for as long as one means it from the start; a timeout for no longer than there was, nor than one
+    /// means it by itself.
+    pub(crate) fn failed(&mut self, dial: FailedDial, now: Instant) {
+        self.until = match dial {
+            FailedDial::Refused => self.since + self.config.refused,
+            FailedDial::TimedOut => self.until.min(now + self.config.timed_out),
+        };
+        self.failed_at = now;
+        self.pause = (self.pause * 2).min(REDIAL);
+        self.dial_at = now + jittered(REDIAL);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let before = self.taken.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(0 < before, "a place is given back once");
+    }
+}
+
+/// `pause`, up to a fifth shorter or longer, so that those who wait do not dial in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests;
