@@ -1,6 +1,9 @@
 //! One client: its cookie and its connections.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -23,7 +26,8 @@ pub(super) struct Client {
     edge: SocketAddr,
     number: usize,
     cookies: Cookies,
-    cookie: Option<String>,
+    /// Shared by its connections, as in a browser.
+    cookie: Arc<Mutex<Option<String>>>,
     /// A kept connection, if there is one.
     idle: Option<Connection>,
     journal: Arc<Journal>,
@@ -40,7 +44,7 @@ impl Client {
             edge,
             number,
             cookies,
-            cookie: None,
+            cookie: Arc::default(),
             idle: None,
             journal,
         }
@@ -54,19 +58,21 @@ impl Client {
         self.number
     }
 
-    /// A second connection of the same client, with the same cookie.
+    /// A second connection of the same client, with the same cookies.
     pub(super) fn twin(&self) -> Self {
         Self {
-            cookie: self.cookie.clone(),
+            cookie: Arc::clone(&self.cookie),
             idle: None,
             journal: Arc::clone(&self.journal),
             ..*self
         }
     }
 
-    /// Takes the cookie that its twin has.
-    pub(super) fn learn_from(&mut self, twin: &Self) {
-        self.cookie.clone_from(&twin.cookie);
+    fn cookie(&self) -> Option<String> {
+        self.cookie
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sends a request and writes down what came of it. The answer, if its status is `good`.
@@ -78,12 +84,12 @@ impl Client {
         good: impl Fn(u16) -> bool,
     ) -> Option<Answer> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.edge);
-        head.push_str(&self.cookie_header());
+        let before = self.cookie();
+        head.push_str(&cookie_header(before.as_deref()));
         if method == "POST" {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         head.push_str("\r\n");
-        let before = self.cookie.clone();
         let begun = Instant::now();
         let mut kept = self.idle.take();
         let asked = exchange(self.edge, &mut kept, [head.as_bytes(), body].concat()).await;
@@ -97,8 +103,8 @@ impl Client {
 
     /// Asks for a WebSocket and writes down what came of it. The connection and the 101, if it is one.
     pub(super) async fn upgrade(&mut self, path: &str) -> Option<(Connection, Answer)> {
-        let cookie = self.cookie_header();
-        let before = self.cookie.clone();
+        let before = self.cookie();
+        let cookie = cookie_header(before.as_deref());
         let begun = Instant::now();
         let mut connection = None;
         let mut head = websocket::handshake(self.edge, path, &[]);
@@ -115,13 +121,6 @@ impl Client {
         Some((connection?, answer))
     }
 
-    fn cookie_header(&self) -> String {
-        match &self.cookie {
-            Some(cookie) => format!("Cookie: {COOKIE}={cookie}\r\n"),
-            None => String::new(),
-        }
-    }
-
     fn write_down(
         &mut self,
         method: &'static str,
@@ -133,7 +132,7 @@ impl Client {
     ) -> Option<Answer> {
         let set = asked.as_ref().ok().and_then(|answer| answer.cookie(COOKIE));
         if self.cookies == Cookies::Kept && set.is_some() {
-            self.cookie = set;
+            *self.cookie.lock().unwrap_or_else(PoisonError::into_inner) = set;
         }
         let outcome = match &asked {
             Ok(answer) => Ok(answer.status),
@@ -154,10 +153,17 @@ impl Client {
             good,
             node: node.map(ToOwned::to_owned),
             bound_before: before.as_deref().and_then(backend_of),
-            bound_after: self.cookie.as_deref().and_then(backend_of),
+            moved: false,
+            bound_after: self.cookie().as_deref().and_then(backend_of),
         });
         asked.ok().filter(|_| good)
     }
+}
+
+fn cookie_header(cookie: Option<&str>) -> String {
+    cookie.map_or_else(String::new, |cookie| {
+        format!("Cookie: {COOKIE}={cookie}\r\n")
+    })
 }
 
 /// One request on a kept connection, or on a new one that is kept.

@@ -46,6 +46,8 @@ pub struct Record {
     pub bound_before: Option<String>,
     /// See `bound_before`.
     pub bound_after: Option<String>,
+    /// Whether the client's cookie named another backend until this answer came.
+    pub moved: bool,
 }
 
 impl Record {
@@ -53,12 +55,6 @@ impl Record {
     #[must_use]
     pub fn failed(&self) -> bool {
         self.outcome.as_ref().map_or(true, |status| 500 <= *status)
-    }
-
-    /// Whether the client's cookie named a backend, and now names another.
-    #[must_use]
-    pub fn moved(&self) -> bool {
-        self.bound_before.is_some() && self.bound_before != self.bound_after
     }
 
     /// How long the answer took.
@@ -128,8 +124,10 @@ impl Journal {
         }
     }
 
-    pub(super) fn add(&self, record: Record) {
+    pub(super) fn add(&self, mut record: Record) {
         let place = &mut lock(&self.places)[record.client];
+        // By the order of answers: two requests of one client, sent together, may be bound anew together.
+        record.moved = place.bound.is_some() && place.bound != record.bound_after;
         place.bound.clone_from(&record.bound_after);
         place.served = record.good.then_some(record.begun);
         if record.good {
@@ -189,7 +187,7 @@ impl Journal {
     pub fn moves(&self, since: Instant) -> BTreeMap<usize, usize> {
         let mut moves = BTreeMap::new();
         for record in lock(&self.records).iter() {
-            if since < record.begun && record.moved() {
+            if since < record.begun && record.moved {
                 *moves.entry(record.client).or_default() += 1;
             }
         }

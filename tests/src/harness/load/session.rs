@@ -59,7 +59,6 @@ async fn one(client: &mut Client) -> Result<()> {
         };
         // Whichever fails first ends it: the other may wait for what will not come.
         tokio::try_join!(sent, polled)?;
-        sender.learn_from(client);
     }
     Ok(())
 }

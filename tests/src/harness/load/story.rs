@@ -83,7 +83,7 @@ impl Story {
     pub fn nobody_else_noticed(&self) -> Result<()> {
         let bad = self.unconcerned().find(|record| !record.good);
         ensure!(bad.is_none(), "an unconcerned client got {bad:?}");
-        let moved = self.unconcerned().find(|record| record.moved());
+        let moved = self.unconcerned().find(|record| record.moved);
         ensure!(moved.is_none(), "unconcerned, and bound anew: {moved:?}");
         let losses = self.journal.losses();
         let lost = losses
@@ -163,7 +163,7 @@ impl Story {
     ///
     /// One that did.
     pub fn nobody_moved(&self) -> Result<()> {
-        let moved = self.records.iter().find(|record| record.moved());
+        let moved = self.records.iter().find(|record| record.moved);
         ensure!(moved.is_none(), "bound elsewhere: {moved:?}");
         Ok(())
     }
