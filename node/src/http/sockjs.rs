@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::net::IpAddr;
+use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
@@ -12,6 +13,7 @@ use http::Response;
 use http::StatusCode;
 use http::header;
 use http::request::Parts;
+use tokio::time;
 
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
@@ -23,10 +25,17 @@ use crate::http::mount::Mount;
 use crate::http::mount::SockjsMount;
 use crate::http::text;
 use crate::http::wire::Wire;
+use crate::session::ReceiveError;
+use crate::session::Receiver;
 use crate::transport;
 use crate::transport::BadCallback;
 use crate::transport::Body;
 use crate::transport::Callback;
+
+/// How often a receiver that finds another one at work looks again, and how long it waits in between: a quarter of a second in
+/// all, a few round trips of the edge, and little for a client that is in the wrong.
+const BUSY_LOOKS: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(25);
 
 /// Says what the endpoint can.
 pub(super) fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
@@ -112,24 +121,26 @@ async fn answer(
     let SockjsMount {
         settings, sessions, ..
     } = mount.sockjs();
-    let receive = || sessions.receive(id, client, Instant::now(), || mount.connect_session());
+    let receiver = receive(mount, id, client);
     let bytes_max = settings.response_bytes_max;
     let callback = || Callback::of_query(parts.uri.query());
     match wire {
-        Wire::Xhr => transport::poll(receive(), transport::Xhr).await,
-        Wire::XhrStreaming => transport::stream(receive(), transport::XhrStreaming, bytes_max),
+        Wire::Xhr => transport::poll(receiver.await, transport::Xhr).await,
+        Wire::XhrStreaming => transport::stream(receiver.await, transport::XhrStreaming, bytes_max),
         Wire::XhrSend => transport::xhr_send(sessions, id, body).await,
-        Wire::Eventsource => transport::stream(receive(), transport::Eventsource, bytes_max),
+        Wire::Eventsource => transport::stream(receiver.await, transport::Eventsource, bytes_max),
         Wire::Htmlfile => match callback() {
-            Ok(callback) => {
-                transport::stream(receive(), transport::Htmlfile::new(callback), bytes_max)
-            }
+            Ok(callback) => transport::stream(
+                receiver.await,
+                transport::Htmlfile::new(callback),
+                bytes_max,
+            ),
             Err(error) => bad_callback(error),
         },
         Wire::Jsonp => match callback() {
             Ok(callback) => {
                 let mut response =
-                    transport::poll(receive(), transport::Jsonp::new(callback)).await;
+                    transport::poll(receiver.await, transport::Jsonp::new(callback)).await;
                 let nosniff = HeaderValue::from_static("nosniff");
                 response
                     .headers_mut()
@@ -145,6 +156,28 @@ async fn answer(
     }
 }
 
+/// Attaches a receiver to the session `id`.
+async fn receive(mount: &Mount, id: &str, client: IpAddr) -> Result<Receiver, ReceiveError> {
+    let sessions = &mount.sockjs().sessions;
+    patiently(|| sessions.receive(id, client, Instant::now(), || mount.connect_session())).await
+}
+
+/// Calls `attach` until it finds the place free, within bounds.
+///
+/// A receiver at work gets a moment to be gone: a client that gave a request up and asks again may be faster than the end of
+/// the connection that it gave up, above all through a proxy.
+async fn patiently<T>(
+    mut attach: impl FnMut() -> Result<T, ReceiveError>,
+) -> Result<T, ReceiveError> {
+    for _ in 0..BUSY_LOOKS {
+        match attach() {
+            Err(ReceiveError::Busy) => time::sleep(BUSY_PAUSE).await,
+            decided => return decided,
+        }
+    }
+    attach()
+}
+
 fn bad_callback(error: BadCallback) -> Response<Body> {
     text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
@@ -154,4 +187,38 @@ fn preflight(methods: &'static str) -> Response<Body> {
     *response.status_mut() = StatusCode::NO_CONTENT;
     cors::preflight(methods, SystemTime::now(), response.headers_mut());
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_goes_in_time_leaves_its_place_to_the_next() {
+        for looks in [0, 1, BUSY_LOOKS] {
+            let (started, mut looked) = (time::Instant::now(), 0);
+            let attached = patiently(|| {
+                looked += 1;
+                (looks < looked).then_some(()).ok_or(ReceiveError::Busy)
+            });
+            assert_eq!(attached.await, Ok(()));
+            assert_eq!(started.elapsed(), looks * BUSY_PAUSE);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_stays_keeps_its_place() {
+        let started = time::Instant::now();
+        let busy: Result<(), _> = patiently(|| Err(ReceiveError::Busy)).await;
+        assert_eq!(busy, Err(ReceiveError::Busy));
+        assert_eq!(started.elapsed(), BUSY_LOOKS * BUSY_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_node_says_so_at_once() {
+        let started = time::Instant::now();
+        let full: Result<(), _> = patiently(|| Err(ReceiveError::Full)).await;
+        assert_eq!(full, Err(ReceiveError::Full));
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
 }

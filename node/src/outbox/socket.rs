@@ -230,8 +230,13 @@ impl SocketOutbox {
         if disconnect == Disconnect::SLOW {
             output.drop_unsent_frames();
         }
+        // Who does not speak SockJS is told in WebSocket's words alone, as by sockjs-node.
+        let format = match disconnect {
+            Disconnect::BROKEN_FRAMING => SocketFormat::Raw,
+            _ => self.format,
+        };
         let mut close = BytesMut::new();
-        websocket::append_close(&mut close, self.format, disconnect.code, disconnect.reason);
+        websocket::append_close(&mut close, format, disconnect.code, disconnect.reason);
         self.write_or_queue(output, &close.freeze());
         output.disconnect = Some(disconnect);
         if output.state == SocketState::Open {
