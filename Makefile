@@ -6,6 +6,7 @@
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory and CPU beside other servers (ARGS=)
+# make micro       what it costs to decide about one request, in nanoseconds
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
 CARGO ?= cargo
@@ -15,7 +16,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench micro audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -74,6 +75,9 @@ conformance: deps programs
 bench: deps
 	$(CARGO) build --release --locked --workspace --bins
 	@$(TARGET)/release/causeway-bench $(ARGS)
+
+micro: deps
+	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 tests::cost
 
 audit:
 	@for tool in deny machete; do \

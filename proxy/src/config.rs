@@ -301,7 +301,7 @@ pub(crate) struct Limits {
     pub(crate) head_size: usize,
     /// How many more backends one request may be sent to after the first.
     pub(crate) retries: usize,
-    /// Retries for each 100 requests, over all requests.
+    /// Requests that are sent a second time, for each 100 requests of a pool.
     pub(crate) retry_budget: u32,
     /// How many requests wait at a time for a backend that may come back.
     pub(crate) waiting: usize,

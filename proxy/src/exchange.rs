@@ -28,7 +28,6 @@ use crate::forwarded::Forwarded;
 use crate::forwarded::Forwarder;
 use crate::hold::FailedDial;
 use crate::hold::WaitingRoom;
-use crate::limits::RetryBudget;
 use crate::limits::Seldom;
 use crate::metrics::Metrics;
 use crate::pool::AffinityOutcome;
@@ -50,7 +49,6 @@ pub(crate) struct Policy {
     pub(crate) pools: Arc<Pools>,
     pub(crate) forwarder: Forwarder,
     pub(crate) retries_max: usize,
-    pub(crate) retry_budget: RetryBudget,
     pub(crate) waiting_room: WaitingRoom,
     /// Cancelled when the edge begins to end: nobody waits from then on.
     pub(crate) ending: CancellationToken,
@@ -115,8 +113,8 @@ impl Policy {
                 body: self.no_route.body.clone(),
             });
         };
-        self.retry_budget.deposit();
         let pool = Arc::clone(self.pools.get(route.pool));
+        pool.retry_budget.deposit();
         let preflight = is_preflight(request);
         let mut claim = pool.affinity.read(&request.headers, path);
         if preflight {
@@ -232,7 +230,7 @@ impl Policy {
             return Ok(());
         }
         exchange.try_no_more();
-        self.try_another(exchange).then_some(()).ok_or(refusal)
+        self.go_elsewhere(exchange)
     }
 
     /// The chosen backend was sent the request and gave no answer. `again` is whether it may be sent twice.
@@ -253,7 +251,7 @@ impl Policy {
         self.report(exchange, evidence);
         exchange.in_flight = None;
         exchange.failure = Some(refusal.clone());
-        let retries = again == Again::Allowed && self.try_another(exchange);
+        let retries = again == Again::Allowed && self.may_repeat(exchange);
         if !retries || !exchange.goes_back() {
             exchange.try_no_more();
         }
@@ -267,7 +265,7 @@ impl Policy {
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
         );
         let repeatable = exchange.repeatable() == Repeatable::Yes;
-        if !failing || !repeatable || !self.try_another(exchange) {
+        if !failing || !repeatable || !self.may_repeat(exchange) {
             return false;
         }
         self.report(exchange, Evidence::UpgradeRefused(status));
@@ -284,12 +282,29 @@ impl Policy {
         }
     }
 
-    fn try_another(&self, exchange: &Exchange) -> bool {
-        let retries = exchange.attempts <= self.retries_max && self.retry_budget.try_withdraw();
-        if retries {
+    /// Lets a request that no backend has seen go to another one.
+    ///
+    /// It costs nothing of the budget: nobody has had work with it yet.
+    ///
+    /// # Errors
+    ///
+    /// What its failure amounts to, if it has been to as many as it may.
+    fn go_elsewhere(&self, exchange: &Exchange) -> Result<(), Refusal> {
+        if self.retries_max < exchange.attempts {
+            return Err(exchange.failure());
+        }
+        self.metrics.retries.inc();
+        Ok(())
+    }
+
+    /// Whether a request that a backend has seen may be sent again; if so, it is paid for.
+    fn may_repeat(&self, exchange: &Exchange) -> bool {
+        let repeats =
+            exchange.attempts <= self.retries_max && exchange.pool.retry_budget.try_withdraw();
+        if repeats {
             self.metrics.retries.inc();
         }
-        retries
+        repeats
     }
 
     /// Writes the request's line.

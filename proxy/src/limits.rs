@@ -57,7 +57,7 @@ impl Drop for Permit {
 
 /// Keeps retries from multiplying the load on backends that are failing.
 ///
-/// Every request pays in `percent` of a retry, every retry takes one out. The account starts full, and
+/// A retry is a request sent to a backend after another has seen it. Every request pays in `percent` of one, every retry takes one out. The account starts full, and
 /// fullness is bounded, so that a quiet hour does not pay for a storm.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {

@@ -26,7 +26,6 @@ use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
 use crate::limits::ConnectionLimit;
-use crate::limits::RetryBudget;
 use crate::limits::Seldom;
 use crate::metrics::Metrics;
 use crate::names::ADDRESSES_MAX;
@@ -90,7 +89,6 @@ impl Parts {
             pools: Arc::new(Pools::new(config, &metrics, Instant::now(), unix)),
             forwarder: Forwarder::new(config.trusted_proxies.clone()),
             retries_max: config.limits.retries,
-            retry_budget: RetryBudget::new(config.limits.retry_budget),
             waiting_room: WaitingRoom::new(hold_config(config)),
             ending: connections.draining(),
             exhausted: Seldom::new(Instant::now()),

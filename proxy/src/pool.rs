@@ -33,6 +33,7 @@ pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 use crate::affinity::{Affinity, Binding, Claim, Freshness};
 use crate::backend::BackendId;
 use crate::config::{Config, HealthConfig, PoolConfig, PoolId};
+use crate::limits::RetryBudget;
 use crate::metrics::Metrics;
 use crate::pool::pick::Picker;
 use crate::pool::sessions::Sessions;
@@ -63,6 +64,7 @@ impl Pools {
                 name: pool.name.clone(),
                 affinity,
                 health: pool.health.clone(),
+                retry_budget: RetryBudget::new(config.limits.retry_budget),
                 table: ArcSwap::from_pointee(Table::new(pool, &config.affinity, metrics, now)),
                 picker: Picker::new(pool.pick),
                 sessions,
@@ -89,6 +91,8 @@ pub(crate) struct Pool {
     pub(crate) name: String,
     pub(crate) affinity: Affinity,
     pub(crate) health: HealthConfig,
+    /// Its own: a pool whose backends fail takes nothing from the others.
+    pub(crate) retry_budget: RetryBudget,
     table: ArcSwap<Table>,
     picker: Picker,
     sessions: Sessions,

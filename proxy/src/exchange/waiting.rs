@@ -170,10 +170,7 @@ impl Policy {
         }
         exchange.waiting.moved();
         exchange.try_no_more();
-        match self.try_another(exchange) {
-            true => Ok(()),
-            false => Err(exchange.failure()),
-        }
+        self.go_elsewhere(exchange)
     }
 }
 

@@ -175,6 +175,24 @@ async fn a_get_whose_backend_dies_is_sent_to_another() {
 }
 
 #[tokio::test]
+async fn without_a_budget_for_retries_only_what_no_backend_has_seen_goes_elsewhere() {
+    let (dying, _dying) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+    })
+    .await;
+    let (living, _living) = mirror().await;
+    let settings = "limits: { retry_budget: 0 }\n";
+    for (first, others) in [(nobody().await, "200"), (dying, "502")] {
+        let scene = Scene::configured(&[first, living], settings).await;
+        // The pick goes round: one of the two comes to the first backend.
+        let mut seen =
+            [scene.ask(GET).await, scene.ask(GET).await].map(|answer| answer[9..12].to_owned());
+        seen.sort_unstable();
+        assert_eq!(seen, ["200", others]);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_a_parked_poll_ends_it_at_the_backend_too() {
     let (left, mut gone) = mpsc::channel(1);
     let (address, _backend) = backend(move |mut socket| {

@@ -1,0 +1,131 @@
+//! What it costs to decide about one request: `make micro` measures it, in a release build.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::config::Config;
+use crate::exchange::Policy;
+use crate::parts::Parts;
+use crate::pool::ProbeResult;
+use crate::scheme::Scheme;
+
+/// The most that affinity, pick and headers may take together.
+const MOST: Duration = Duration::from_micros(3);
+
+/// Requests that are measured at a time: few, since those of an edge are in its caches too.
+const COUNT: usize = 50;
+
+/// How often they are measured.
+const ROUNDS: usize = match cfg!(debug_assertions) {
+    true => 11,
+    false => 1001,
+};
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+
+/// An edge with signed cookies before eight backends that are up.
+fn parts() -> Parts {
+    let backends: Vec<String> = (1..=8)
+        .map(|n| format!("{{ id: n{n}, address: '127.0.0.1:{n}' }}"))
+        .collect();
+    let backends = backends.join(", ");
+    let text = format!(
+        "pools: [{{ name: p, backends: [{backends}] }}]\nlog: {{ access: off }}\naffinity: {{ keys: ['0123456789abcdef'] }}\n"
+    );
+    let config = Config::parse("cost.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
+    let parts = Parts::new(&config).unwrap();
+    for pool in parts.policy.pools.iter() {
+        for backend in pool.backends() {
+            pool.probed(&backend, ProbeResult::Good, Instant::now());
+        }
+    }
+    parts
+}
+
+/// What a browser sends, with `cookie` beside one of the application's own.
+fn request(path: &str, cookie: &str) -> RequestHeader {
+    let mut request = RequestHeader::build("GET", path.as_bytes(), None).unwrap();
+    request.set_version(http::Version::HTTP_11);
+    let cookies = format!("theme=dark; {cookie}");
+    for (name, value) in [
+        ("Host", "www.example.com"),
+        ("Connection", "keep-alive"),
+        ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)"),
+        ("Accept", "text/html,application/xhtml+xml"),
+        ("Accept-Language", "en-GB,en;q=0.5"),
+        ("Accept-Encoding", "gzip, deflate, br"),
+        ("Referer", "https://www.example.com/"),
+        ("Cookie", cookies.trim_end_matches("; ")),
+        ("Sec-Fetch-Dest", "document"),
+        ("Sec-Fetch-Mode", "navigate"),
+        ("Sec-Fetch-Site", "same-origin"),
+        ("Cache-Control", "max-age=0"),
+    ] {
+        request.append_header(name, value).unwrap();
+    }
+    request
+}
+
+/// All that is decided for `request`; whether its answer binds it.
+fn decide(policy: &Policy, request: &mut RequestHeader, response: &mut ResponseHeader) -> bool {
+    let mut exchange = policy.admit(request, PEER, Scheme::Http).unwrap();
+    black_box(policy.choose(&mut exchange).unwrap());
+    policy.prepare(&mut exchange, request);
+    policy.answered(&exchange, response);
+    response.headers.contains_key("set-cookie")
+}
+
+/// The median over all rounds of what one such request costs.
+fn cost(policy: &Policy, request: &RequestHeader, binds: bool) -> Duration {
+    let mut rounds = [Duration::ZERO; ROUNDS];
+    for round in &mut rounds {
+        let mut requests = vec![request.clone(); COUNT];
+        let mut responses = vec![ResponseHeader::build(StatusCode::OK, None).unwrap(); COUNT];
+        let started = Instant::now();
+        let bound = requests
+            .iter_mut()
+            .zip(&mut responses)
+            .filter_map(|(request, response)| decide(policy, request, response).then_some(()))
+            .count();
+        *round = started.elapsed().div_f64(COUNT as f64);
+        assert_eq!(bound, if binds { COUNT } else { 0 });
+    }
+    rounds.sort_unstable();
+    rounds[ROUNDS / 2]
+}
+
+#[test]
+fn deciding_about_a_request_costs_little() {
+    let parts = parts();
+    let policy = &*parts.policy;
+    let mut answer = ResponseHeader::build(StatusCode::OK, None).unwrap();
+    assert!(decide(policy, &mut request("/", ""), &mut answer));
+    let cookie = answer.headers["set-cookie"].to_str().unwrap();
+    let cookie = cookie.split(';').next().unwrap();
+    for (name, request, binds) in [
+        ("signed cookie", request("/", cookie), false),
+        ("no cookie", request("/", ""), true),
+        (
+            "SockJS session, no cookie",
+            request("/chat/000/abcdefgh/xhr", ""),
+            false,
+        ),
+        (
+            "SockJS session, signed cookie",
+            request("/chat/000/abcdefgh/xhr", cookie),
+            false,
+        ),
+    ] {
+        // The first request of a session binds it, and warms up the others.
+        let mut first = ResponseHeader::build(StatusCode::OK, None).unwrap();
+        decide(policy, &mut request.clone(), &mut first);
+        let cost = cost(policy, &request, binds);
+        eprintln!("{name}: {} ns", cost.as_nanos());
+        // Other builds say nothing about what operators see.
+        assert!(cfg!(debug_assertions) || cost <= MOST, "{name}: {cost:?}");
+    }
+}
