@@ -17,7 +17,7 @@ use causeway_tests::harness::{
 use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, MutexGuard},
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 /// The one that suffers.
@@ -142,6 +142,35 @@ async fn a_backend_that_is_killed_and_never_back_costs_nobody_a_request() -> Res
             "{} requests; {in_flight} POSTs in flight got 502, nothing else failed; the last of {} clients was elsewhere \
              after {longest:.1?}; slowest other answer {lag:.1?}",
             story.records.len(),
+            story.struck.len(),
+        ))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_and_back_in_time_keeps_all_its_clients() -> Result<()> {
+    rounds("killed and back", async || {
+        // The default of the edge: what it leaves beyond the outage is for slow machines, and costs no time.
+        let change = [("affinity.hold", json!("10s"))];
+        let mut scene = Scene::set("killed-back", Wires::Direct, &PLAN, &change).await?;
+        let struck = scene.struck();
+        scene.site.node(VICTIM)?.kill().await?;
+        let gone = Instant::now();
+        sleep(hold() / 2).await;
+        scene.site.node(VICTIM)?.restart().await?;
+        let back = Instant::now();
+        let at_home = |place: &Place| !struck.contains(&place.client) || is_at(place, VICTIM);
+        scene.load.served(back, DEADLINE, at_home).await?;
+        let story = Story::of(scene.load, struck.clone()).await;
+        let in_flight = story.only_posts_in_flight_failed(gone)?;
+        story.nobody_moved()?;
+        story.nobody_else_noticed()?;
+        Ok(format!(
+            "{} requests; {in_flight} POSTs in flight got 502, nothing else failed; back after {:.1?}, and none of {} clients \
+             was bound elsewhere",
+            story.records.len(),
+            back - gone,
             story.struck.len(),
         ))
     })
