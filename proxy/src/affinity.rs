@@ -153,9 +153,9 @@ impl Affinity {
         })
     }
 
-    /// Takes our cookies out of all Cookie headers and leaves the others as they were.
+    /// Takes our cookies out of all Cookie headers and leaves the others as they were, in one header.
     ///
-    /// A header that held nothing else goes with them.
+    /// HTTP/2 clients send a header for each cookie, and backends speak HTTP/1.1 and look for one (RFC 9113, 8.2.3).
     pub(crate) fn strip(&self, headers: &mut RequestHeader) {
         let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
         let stripped: Vec<Option<Vec<u8>>> = headers
@@ -164,22 +164,21 @@ impl Affinity {
             .iter()
             .map(|header| cookies::without(header.as_bytes(), ours))
             .collect();
-        if stripped.iter().all(Option::is_none) {
+        if stripped.iter().all(Option::is_none) && stripped.len() <= 1 {
             return;
         }
         let before: Vec<HeaderValue> = headers.headers.get_all(COOKIE).iter().cloned().collect();
         headers.remove_header(&COOKIE);
-        for (old, new) in before.into_iter().zip(stripped) {
-            let value = match new {
-                None => Some(old),
-                Some(rest) if rest.is_empty() => None,
-                // A part of a valid value is a valid value.
-                Some(rest) => HeaderValue::from_bytes(&rest).ok(),
-            };
-            if let Some(value) = value {
-                let appended = headers.append_header(COOKIE, value);
-                debug_assert!(appended.is_ok(), "there was room for it before");
-            }
+        let left = before.iter().zip(&stripped);
+        let left = left.map(|(old, new)| new.as_deref().unwrap_or(old.as_bytes()));
+        let left: Vec<&[u8]> = left.filter(|value| !value.is_empty()).collect();
+        if left.is_empty() {
+            return;
+        }
+        // Parts of valid values are a valid value, and there was room for it before.
+        if let Ok(value) = HeaderValue::from_bytes(&left.join(&b"; "[..])) {
+            let inserted = headers.insert_header(COOKIE, value);
+            debug_assert!(inserted.is_ok(), "there was room for it before");
         }
     }
 

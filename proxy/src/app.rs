@@ -4,6 +4,7 @@
 //! upgrades that a route allows are taken over and leave as tunnels.
 
 mod head;
+mod redirect;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
@@ -23,11 +24,13 @@ use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
 #[cfg(test)]
 pub(crate) use crate::app::head::shape;
+use crate::app::redirect::Fate;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::carrier::peer_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
+use crate::entrance::Entrances;
 use crate::error::Refusal;
 use crate::exchange::Policy;
 use crate::limits::ConnectionLimit;
@@ -46,6 +49,7 @@ pub(crate) struct EdgeApp {
     pub(crate) proxy: Arc<HttpProxy<Edge>>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) entrances: Arc<Entrances>,
     pub(crate) limit: ConnectionLimit,
     /// Bounds the connections over `limit` that are told so: each holds a task and a descriptor meanwhile.
     pub(crate) over_limit: Arc<Semaphore>,
@@ -130,6 +134,18 @@ impl EdgeApp {
     }
 }
 
+/// Where a plain request is sent, unless it is to be served here.
+fn elsewhere(head: &[u8], port: u16) -> Option<Refusal> {
+    let Some((target, host)) = head::target(head) else {
+        return Some(Refusal::Malformed("not HTTP"));
+    };
+    match redirect::fate(&target, host.as_deref(), port) {
+        Fate::Serve => None,
+        Fate::Redirect(location) => Some(Refusal::UseHttps(location)),
+        Fate::Malformed => Some(Refusal::Malformed("no host to redirect to")),
+    }
+}
+
 fn peer_of_stream(stream: &Stream) -> Option<IpAddr> {
     let digest = stream.get_socket_digest()?;
     digest.peer_addr()?.as_inet().map(|address| address.ip())
@@ -143,15 +159,27 @@ impl ServerApp for EdgeApp {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let counted = self.connections.count();
-        let peer = peer_of_stream(&stream);
-        let mut carrier = Carrier::new(stream);
+        let entrance = self.entrances.of(&stream)?;
         let Some(permit) = self.limit.try_acquire() else {
             self.policy.metrics.connections_refused.inc();
-            if let Ok(_turn) = self.over_limit.try_acquire() {
-                self.refuse(carrier, peer, Refusal::TooMany).await;
+            // Whoever expects TLS would not understand an answer.
+            if entrance.is_open()
+                && let Ok(_turn) = self.over_limit.try_acquire()
+            {
+                let peer = peer_of_stream(&stream);
+                self.refuse(Carrier::new(stream), peer, Refusal::TooMany)
+                    .await;
             }
             return None;
         };
+        let stream = self.entrances.admit(&entrance, stream).await?;
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            // HTTP/2 has no upgrades: all of it is plain.
+            ServerApp::process_new(&self.proxy, stream, shutdown).await;
+            return None;
+        }
+        let peer = peer_of_stream(&stream);
+        let mut carrier = Carrier::new(stream);
         let limits = HeadLimits {
             deadline: self.timeouts.head,
             idle: self.timeouts.keepalive,
@@ -171,6 +199,12 @@ impl ServerApp for EdgeApp {
                 }
             };
             let shape = head::shape(&carrier.ahead[..head]);
+            if let Some(port) = entrance.redirect_to_https
+                && let Some(refusal) = elsewhere(&carrier.ahead[..head], port)
+            {
+                self.refuse(carrier, peer, refusal).await;
+                return None;
+            }
             if let Some(protocol) = self.upgrade_to(shape.upgrade) {
                 // Its own future, so that the connection's is not as large as both.
                 let taking = self

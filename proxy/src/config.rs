@@ -26,7 +26,7 @@ pub(crate) use crate::config::routes::{Route, Routes};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where clients connect. Never empty.
-    pub(crate) listeners: Vec<SocketAddr>,
+    pub(crate) listeners: Vec<ListenerConfig>,
     /// Where `/live`, `/ready`, `/metrics` and `/backends` are answered; `None` switches that off.
     pub(crate) admin: Option<SocketAddr>,
     /// Never empty. A [`PoolId`] is an index into it.
@@ -62,6 +62,75 @@ impl Config {
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
         read::config(causeway_conf::parse(name, text)?)
     }
+}
+
+/// A place where clients connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListenerConfig {
+    pub(crate) address: SocketAddr,
+    /// The peers that begin with a header of the PROXY protocol.
+    pub(crate) proxy_protocol: Vec<AddressRange>,
+    pub(crate) tls: Option<TlsConfig>,
+    /// The port of the https listener that everything is sent to; `None` serves here.
+    pub(crate) redirect_to_https: Option<u16>,
+}
+
+impl ListenerConfig {
+    /// Requests from the first byte on, from anybody.
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Self {
+            address,
+            proxy_protocol: Vec::new(),
+            tls: None,
+            redirect_to_https: None,
+        }
+    }
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsConfig {
+    pub(crate) certificates: CertificateSource,
+    pub(crate) min_version: TlsVersion,
+    /// Whether HTTP/2 is offered.
+    pub(crate) http2: bool,
+    /// For the whole handshake.
+    pub(crate) handshake: Duration,
+    /// Keys that sessions are resumed with, shared by edges; `None` takes keys of the process.
+    pub(crate) ticket_keys: Option<PathBuf>,
+    /// Who signs the certificates that clients have to show; `None` asks for none.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    const MIN_VERSION: TlsVersion = TlsVersion::V1_2;
+    const HTTP2: bool = true;
+    const HANDSHAKE: Duration = Duration::from_secs(10);
+}
+
+/// Where certificates are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CertificateSource {
+    /// Never empty. The first serves clients that name nobody.
+    Files(Vec<CertificateFiles>),
+    /// All of a folder, in the order of their names.
+    Folder(PathBuf),
+}
+
+/// A certificate with its chain, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The oldest version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum TlsVersion {
+    #[serde(rename = "1.2")]
+    V1_2,
+    #[serde(rename = "1.3")]
+    V1_3,
 }
 
 /// Where clients connect when the file says nothing: loopback, so that nothing is exposed by accident.
@@ -305,6 +374,8 @@ pub(crate) struct Limits {
     pub(crate) retry_budget: u32,
     /// How many requests wait at a time for a backend that may come back.
     pub(crate) waiting: usize,
+    /// TLS handshakes at a time for each client address.
+    pub(crate) handshakes_per_address: u32,
 }
 
 impl Limits {
@@ -314,6 +385,7 @@ impl Limits {
         retries: 2,
         retry_budget: 20,
         waiting: 4096,
+        handshakes_per_address: 256,
     };
 }
 

@@ -25,6 +25,9 @@ pub(crate) enum Refusal {
         status: StatusCode,
         body: Cow<'static, str>,
     },
+    /// The listener only sends clients to https, at this URL.
+    #[error("plain HTTP is not served here")]
+    UseHttps(String),
     /// The edge has as many connections or requests as it may have.
     #[error("too many connections")]
     TooMany,
@@ -46,6 +49,8 @@ pub(crate) struct Answer {
     pub(crate) body: Cow<'static, str>,
     /// For the `Retry-After` header, in whole seconds.
     pub(crate) retry_after: Option<Duration>,
+    /// For the `Location` header.
+    pub(crate) location: Option<String>,
 }
 
 /// How soon a client may come back after a 503: about one round of health checks.
@@ -53,9 +58,15 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The answer to a request that `refusal` ended.
 pub(crate) fn answer(refusal: Refusal) -> Answer {
+    let mut location = None;
     let (status, body) = match refusal {
         Refusal::NoRoute { status, body } => (status, body),
         Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, "bad request\n".into()),
+        // The method and the body stay what they are (RFC 9110, 15.4.9).
+        Refusal::UseHttps(url) => {
+            location = Some(url);
+            (StatusCode::PERMANENT_REDIRECT, "use https\n".into())
+        }
         Refusal::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "request timeout\n".into()),
         Refusal::HeadTooLarge => (
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -77,6 +88,7 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
         status,
         body,
         retry_after,
+        location,
     }
 }
 
@@ -88,6 +100,7 @@ mod tests {
     fn each_refusal_has_the_status_that_its_rfc_names() {
         let cases = [
             (Refusal::Malformed("two hosts"), 400, false),
+            (Refusal::UseHttps("https://a/".to_owned()), 308, false),
             (Refusal::HeadTimeout, 408, false),
             (Refusal::HeadTooLarge, 431, false),
             (Refusal::BackendFailed, 502, false),

@@ -14,6 +14,7 @@ mod backend;
 mod carrier;
 mod config;
 mod drain;
+mod entrance;
 mod error;
 mod exchange;
 mod forwarded;
@@ -28,26 +29,34 @@ mod open_files;
 mod parts;
 mod plugin;
 mod pool;
+mod proxy_protocol;
 mod scheme;
 mod service;
 mod shutdown;
 mod takeover;
+mod tls;
 mod tunnel;
 mod upstream;
 
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use pingora::apps::http_app::HttpServer;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server};
-use pingora::services::background::background_service;
+use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use tokio_util::sync::CancellationToken;
 
 pub use crate::access::AccessLogError;
 pub use crate::config::Config;
+use crate::entrance::Entrance;
+use crate::entrance::Entrances;
 pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
@@ -59,6 +68,7 @@ pub use crate::service::RequestContext;
 use crate::shutdown::Ending;
 use crate::shutdown::Haste;
 use crate::shutdown::Signals;
+pub use crate::tls::{CertificateError, TicketKeyError, TlsError};
 
 /// Longer than any drain: the end of the process is ours, not Pingora's.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -75,6 +85,15 @@ pub enum StartError {
     /// The access log cannot be written.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
+    /// A listener cannot speak TLS.
+    #[error("{listener}: {source}")]
+    Tls {
+        /// Its address.
+        listener: SocketAddr,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
 }
 
 /// Runs the edge until a signal ends the process.
@@ -87,19 +106,25 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bound = config
         .listeners
         .iter()
-        .map(|address| Bound::new(*address, &config.timeouts))
+        .map(|listener| Bound::new(listener.address, &config.timeouts))
         .collect::<Result<Vec<_>, _>>()?;
     let admin = config
         .admin
         .map(|address| Bound::new(address, &config.timeouts))
         .transpose()?;
+    let entrances = entrances(&config, &bound)?;
     let parts = Parts::new(&config)?;
+    let entrances = Arc::new(Entrances::new(
+        entrances,
+        config.limits.handshakes_per_address,
+        Arc::clone(&parts.policy.metrics),
+    ));
     let haste = Haste::default();
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     server.add_service(ListeningService::new(
         "edge",
-        parts.app(&server.configuration),
+        parts.app(&server.configuration, Arc::clone(&entrances)),
         bound,
     ));
     if let Some(bound) = admin {
@@ -109,6 +134,13 @@ pub fn run(config: Config) -> Result<(), StartError> {
         );
     }
     server.add_service(background_service("watch", parts.watch()));
+    server.add_service(background_service(
+        "certificates",
+        Renewal {
+            entrances,
+            background: parts.background.clone(),
+        },
+    ));
     server.add_service(background_service(
         "drain",
         Ending {
@@ -120,6 +152,34 @@ pub fn run(config: Config) -> Result<(), StartError> {
         shutdown_signal: Box::new(Signals { haste }),
     });
     Ok(())
+}
+
+/// Follows the files of the certificates.
+struct Renewal {
+    entrances: Arc<Entrances>,
+    background: CancellationToken,
+}
+
+#[async_trait]
+impl BackgroundService for Renewal {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        self.entrances.renew(self.background.child_token()).await;
+    }
+}
+
+/// The way in of each listener, by the address that it really has.
+fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entrance)>, StartError> {
+    let listeners = config.listeners.iter().zip(bound);
+    listeners
+        .map(|(listener, bound)| {
+            let entrance = Entrance::new(listener, config.timeouts.head);
+            let entrance = entrance.map_err(|source| StartError::Tls {
+                listener: listener.address,
+                source,
+            })?;
+            Ok((bound.address, entrance))
+        })
+        .collect()
 }
 
 fn server_conf(config: &Config) -> ServerConf {

@@ -1,11 +1,15 @@
-//! How much is let in: connections at a time, retries for each request, lines in the log.
+//! How much is let in: connections at a time, handshakes for each address, retries for each request, lines in the log.
 //!
 //! Plain types: nothing here waits. Whoever is refused answers at once.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 
 /// At most so many client connections at a time. Clones share one count.
@@ -52,6 +56,59 @@ impl Drop for Permit {
         let before = self.0.held.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(0 < before, "a permit is given back once");
         self.0.open.dec();
+    }
+}
+
+/// At most so many of something at a time for each client address.
+///
+/// An exact table: an address is in it only while it holds something, so that it is as large as what goes on now.
+#[derive(Debug, Clone)]
+pub(crate) struct PerAddress {
+    most: u32,
+    held: Arc<Mutex<HashMap<IpAddr, u32>>>,
+}
+
+/// One of an address's places, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Place {
+    held: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    address: IpAddr,
+}
+
+impl PerAddress {
+    /// At most `most` for each address.
+    pub(crate) fn new(most: u32) -> Self {
+        Self {
+            most,
+            held: Arc::default(),
+        }
+    }
+
+    /// A place for `address`, or `None` while it has `most`.
+    pub(crate) fn enter(&self, address: IpAddr) -> Option<Place> {
+        let address = address.to_canonical();
+        let mut held = self.held.lock();
+        let count = held.entry(address).or_insert(0);
+        if self.most <= *count {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            held: Arc::clone(&self.held),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.held.lock();
+        if let Entry::Occupied(mut count) = held.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -146,6 +203,21 @@ mod tests {
         let _third = limit.try_acquire().unwrap();
         assert!(limit.try_acquire().is_none());
         assert_eq!(open.get(), 2);
+    }
+
+    #[test]
+    fn an_address_has_so_many_places_and_takes_none_of_another() {
+        let places = PerAddress::new(2);
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let first = places.enter(one).unwrap();
+        let _second = places.enter("::ffff:192.0.2.1".parse().unwrap()).unwrap();
+        assert!(places.enter(one).is_none());
+        let _third = places.enter(other).unwrap();
+        drop(first);
+        assert!(places.enter(one).is_some());
+        assert_eq!(places.held.lock().len(), 2);
+        drop((_second, _third));
+        assert!(places.held.lock().is_empty());
     }
 
     #[test]

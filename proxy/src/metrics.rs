@@ -34,6 +34,9 @@ pub(crate) struct Metrics {
     affinity: Family<Label, Counter>,
     affinity_forged: Counter,
     refusals: Family<[(&'static str, String); 1], Counter>,
+    handshakes: Family<Label, Counter>,
+    certificates: Family<Label, Counter>,
+    certificate_ends: Family<[(&'static str, String); 1], Gauge>,
 }
 
 impl Metrics {
@@ -48,6 +51,9 @@ impl Metrics {
             affinity: Family::default(),
             affinity_forged: Counter::default(),
             refusals: Family::default(),
+            handshakes: Family::default(),
+            certificates: Family::default(),
+            certificate_ends: Family::default(),
             registry,
         };
         metrics.register()
@@ -90,6 +96,21 @@ impl Metrics {
             "Requests that the edge answered itself, by status",
             self.refusals.clone(),
         );
+        registry.register(
+            "handshakes",
+            "What became of connections to listeners with TLS or the PROXY protocol",
+            self.handshakes.clone(),
+        );
+        registry.register(
+            "certificate_exchanges",
+            "How often certificate files that had changed were taken or refused",
+            self.certificates.clone(),
+        );
+        registry.register(
+            "certificate_ends_timestamp_seconds",
+            "When the first certificate of a listener ends, as UNIX time",
+            self.certificate_ends.clone(),
+        );
         self
     }
 
@@ -112,6 +133,23 @@ impl Metrics {
     pub(crate) fn refused(&self, status: http::StatusCode) {
         let label = [("status", status.as_str().to_owned())];
         self.refusals.get_or_create(&label).inc();
+    }
+
+    /// Counts a connection that got in (`full`, `resumed`) or did not.
+    pub(crate) fn handshake(&self, result: &'static str) {
+        self.handshakes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Counts an exchange of certificates, `taken` or `refused`.
+    pub(crate) fn certificates_exchanged(&self, result: &'static str) {
+        self.certificates.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Shows when the first certificate of `listener` ends, in UNIX seconds.
+    pub(crate) fn certificate_ends(&self, listener: &str, unix: u64) {
+        let label = [("listener", listener.to_owned())];
+        let gauge = self.certificate_ends.get_or_create(&label);
+        gauge.set(i64::try_from(unix).unwrap_or(i64::MAX));
     }
 
     /// Everything, as text.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
@@ -20,6 +22,7 @@ use crate::app::EdgeApp;
 use crate::config::Config;
 use crate::config::Timeouts;
 use crate::drain::Connections;
+use crate::entrance::Entrances;
 use crate::exchange::Policy;
 use crate::forwarded::Forwarder;
 use crate::health;
@@ -112,9 +115,17 @@ impl Parts {
     }
 
     /// The edge with listeners of its own.
-    pub(crate) fn app(&self, conf: &Arc<ServerConf>) -> EdgeApp {
+    pub(crate) fn app(&self, conf: &Arc<ServerConf>, entrances: Arc<Entrances>) -> EdgeApp {
+        let mut proxy = http_proxy(conf, self.edge(None));
+        let mut h2 = H2Options::new();
+        h2.max_header_list_size(u32::try_from(self.head_size).unwrap_or(u32::MAX));
+        proxy.h2_options = Some(h2);
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(self.timeouts.keepalive);
+        proxy.server_options = Some(options);
         EdgeApp {
-            proxy: Arc::new(http_proxy(conf, self.edge(None))),
+            proxy: Arc::new(proxy),
+            entrances,
             policy: Arc::clone(&self.policy),
             connections: Arc::clone(&self.connections),
             limit: self.limit.clone(),

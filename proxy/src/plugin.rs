@@ -133,8 +133,9 @@ impl Plugin {
 
     /// The addresses in `listeners` of the settings, for whoever wants to listen there.
     #[must_use]
-    pub fn listeners(&self) -> &[SocketAddr] {
-        &self.config.listeners
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        let listeners = self.config.listeners.iter();
+        listeners.map(|listener| listener.address).collect()
     }
 
     /// Socket options of a listener that has the kernel find out when a client is gone.

@@ -17,7 +17,14 @@ struct Layers {
 const PROXY: Layers = Layers {
     source: "proxy/src",
     rows: &[
-        &["metrics", "error", "backend", "scheme", "open_files"],
+        &[
+            "metrics",
+            "error",
+            "backend",
+            "scheme",
+            "open_files",
+            "proxy_protocol",
+        ],
         &["config"],
         &[
             "drain",
@@ -30,8 +37,9 @@ const PROXY: Layers = Layers {
             "logging",
             "carrier",
             "names",
+            "tls",
         ],
-        &["pool"],
+        &["pool", "entrance"],
         &["health", "upstream"],
         &["exchange"],
         &["takeover"],

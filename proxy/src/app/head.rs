@@ -177,6 +177,23 @@ pub(crate) fn shape(head: &[u8]) -> Shape {
     Shape { body, upgrade }
 }
 
+/// The target and the `Host` of a complete head; `None` if it is not HTTP, or has several hosts (RFC 9112, 3.2).
+pub(crate) fn target(head: &[u8]) -> Option<(String, Option<String>)> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    request.parse(head).ok()?.is_complete().then_some(())?;
+    let mut hosts = request
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("host"));
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(std::str::from_utf8(host.value).ok()?.trim().to_owned()),
+        (Some(_), Some(_)) => return None,
+    };
+    Some((request.path?.to_owned(), host))
+}
+
 /// A plain decimal number: signs, spaces and lists are for Pingora to judge.
 fn decimal(value: &[u8]) -> Option<u64> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);

@@ -2,6 +2,8 @@
 //!
 //! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
 
+use std::path::PathBuf;
+
 use causeway_conf::{AddressRange, ByteSize, Secret, Span};
 use serde::Deserialize;
 
@@ -37,6 +39,29 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
     pub(super) address: String,
+    #[serde(default)]
+    pub(super) proxy_protocol: Vec<AddressRange>,
+    pub(super) tls: Option<Tls>,
+    pub(super) redirect_to_https: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) certificates: Option<Vec<Certificate>>,
+    pub(super) folder: Option<PathBuf>,
+    pub(super) min_version: Option<super::TlsVersion>,
+    pub(super) http2: Option<bool>,
+    pub(super) handshake: Option<Span>,
+    pub(super) ticket_keys: Option<PathBuf>,
+    pub(super) client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -141,6 +166,7 @@ pub(super) struct Limits {
     pub(super) retries: Option<u64>,
     pub(super) retry_budget: Option<u64>,
     pub(super) waiting: Option<u64>,
+    pub(super) handshakes_per_address: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -2,11 +2,11 @@
 
 mod affinity;
 mod health;
+mod listeners;
 mod pools;
 mod routes;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use causeway_conf::{ByteSize, ConfErrors, Document, Span};
 
 use super::check::Check;
 use super::raw;
-use super::{ADMIN, AccessLog, Config, DrainConfig, LISTENER, Limits, Log, NoRoute, Timeouts};
+use super::{ADMIN, AccessLog, Config, DrainConfig, Limits, Log, NoRoute, Timeouts};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
     let mut check = Check::new(document.positions);
     let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);
     let config = Config {
-        listeners: listeners(&mut check, file.listeners),
+        listeners: listeners::listeners(&mut check, file.listeners),
         admin: admin(&mut check, file.admin),
         routes: routes::routes(&mut check, file.routes, &pools),
         pools,
@@ -41,31 +41,6 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
         threads: Some(check.number("threads", file.threads, 0, 0..=1024)).filter(|n| 0 < *n),
     };
     check.finish(config)
-}
-
-fn listeners(check: &mut Check, listeners: Option<Vec<raw::Listener>>) -> Vec<SocketAddr> {
-    let Some(listeners) = listeners else {
-        return check.listener("listeners", LISTENER).into_iter().collect();
-    };
-    check.require(
-        !listeners.is_empty(),
-        "listeners",
-        "expected at least one listener",
-    );
-    let mut seen = HashMap::new();
-    let mut addresses = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        let key = format!("listeners[{index}].address");
-        let Some(address) = check.listener(&key, &listener.address) else {
-            continue;
-        };
-        // Port 0 asks the kernel for a free one, each time another.
-        if address.port() != 0 && seen.insert(address, index).is_some() {
-            check.error(&key, format!("duplicate address {address}"));
-        }
-        addresses.push(address);
-    }
-    addresses
 }
 
 fn admin(check: &mut Check, admin: raw::Admin) -> Option<SocketAddr> {
@@ -143,6 +118,12 @@ fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
             raw.waiting,
             default.waiting,
             0..=1_000_000,
+        ),
+        handshakes_per_address: check.number(
+            "limits.handshakes_per_address",
+            raw.handshakes_per_address,
+            default.handshakes_per_address,
+            1..=100_000,
         ),
     }
 }

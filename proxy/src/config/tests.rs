@@ -40,6 +40,8 @@ fn the_commented_file_names_every_setting() {
     let sections = [
         "zz: 1",
         "listeners: [{zz: 1}]",
+        "listeners: [{address: a, tls: {zz: 1}}]",
+        "listeners: [{address: a, tls: {certificates: [{zz: 1}]}}]",
         "admin: {zz: 1}",
         "pools: [{zz: 1}]",
         "pools: [{name: a, backends: [{zz: 1}]}]",

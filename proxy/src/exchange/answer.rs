@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderName;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, SET_COOKIE};
+use http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SET_COOKIE,
+};
 use pingora::http::ResponseHeader;
 
 use crate::error;
@@ -122,6 +124,9 @@ fn own_answer(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
         head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
         head.insert_header(CONTENT_LENGTH, body.len())?;
         head.insert_header(CACHE_CONTROL, "no-store")?;
+        if let Some(location) = answer.location {
+            head.insert_header(LOCATION, location)?;
+        }
         if let Some(after) = answer.retry_after {
             head.insert_header(RETRY_AFTER, after.as_secs())?;
         }

@@ -126,7 +126,10 @@ async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger()
 
 /// Serves a connection that is no socket.
 async fn serve(scene: &Scene, connection: DuplexStream) {
-    let app = Arc::new(scene.parts.app(&Arc::new(ServerConf::default())));
+    let app = Arc::new(scene.parts.app(
+        &Arc::new(ServerConf::default()),
+        open_entrances(&scene.parts),
+    ));
     let (_shutdown, watching) = watch::channel(false);
     app.process_new(Box::new(connection), &watching).await;
 }

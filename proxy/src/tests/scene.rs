@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
+use crate::config::ListenerConfig;
+use crate::entrance::{Entrance, Entrances};
 use crate::parts;
 use crate::parts::Parts;
 
@@ -51,7 +53,8 @@ impl Front for Own {
         shutdown: watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
-        let app = Arc::new(parts.app(conf));
+        let entrances = open_entrances(parts);
+        let app = Arc::new(parts.app(conf, entrances));
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
@@ -65,6 +68,18 @@ impl Front for Own {
             }
         });
     }
+}
+
+/// A listener that declares nothing.
+pub(super) fn open_entrances(parts: &Parts) -> Arc<Entrances> {
+    let listening = ListenerConfig::plain("127.0.0.1:0".parse().unwrap());
+    let entrance = Entrance::new(&listening, SOON).unwrap();
+    let metrics = Arc::clone(&parts.policy.metrics);
+    Arc::new(Entrances::new(
+        vec![(listening.address, entrance)],
+        1,
+        metrics,
+    ))
 }
 
 /// The edge in a service of Pingora's, which reads through a buffer as it does by default.

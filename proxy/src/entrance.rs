@@ -1,0 +1,248 @@
+//! What an accepted connection goes through before its first request: the PROXY header, the limit for its address, TLS.
+//!
+//! A listener that declares none of it lets connections straight through.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_conf::AddressRange;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
+use pingora::protocols::l4::stream::Stream as Transport;
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ListenerConfig;
+use crate::limits::PerAddress;
+use crate::metrics::Metrics;
+use crate::proxy_protocol;
+use crate::proxy_protocol::Header;
+use crate::tls;
+use crate::tls::{HandshakeError, Terminator, TlsError};
+
+/// How many bytes are asked for while a PROXY header is awaited.
+const READ: usize = 256;
+
+/// Why a connection gets no further. Nothing is said to it: there is nothing yet that it would understand.
+#[derive(Debug, thiserror::Error)]
+enum Turned {
+    #[error("PROXY header: {0}")]
+    Header(#[from] proxy_protocol::HeaderError),
+    #[error("no PROXY header within {0:?}")]
+    HeaderTimeout(Duration),
+    #[error("the connection ended: {0}")]
+    Lost(#[from] io::Error),
+    #[error("too many handshakes at a time from this address")]
+    TooMany,
+    #[error("TLS handshake: {0}")]
+    Handshake(#[from] HandshakeError),
+    #[error("not a TCP connection")]
+    NotTcp,
+}
+
+impl Turned {
+    /// The name in the metrics.
+    fn result(&self) -> &'static str {
+        match self {
+            Self::Header(_) | Self::HeaderTimeout(_) => "proxy_header",
+            Self::Lost(_) | Self::NotTcp => "lost",
+            Self::TooMany => "too_many",
+            Self::Handshake(HandshakeError::Timeout(_)) => "timeout",
+            Self::Handshake(HandshakeError::Failed(_)) => "failed",
+        }
+    }
+}
+
+/// The way in of one listener.
+pub(crate) struct Entrance {
+    /// The peers that begin with a PROXY header.
+    announcing: Vec<AddressRange>,
+    header_deadline: Duration,
+    tls: Option<Arc<Terminator>>,
+    /// The https port that requests are sent to instead of being served.
+    pub(crate) redirect_to_https: Option<u16>,
+}
+
+impl Entrance {
+    /// `header_deadline` is for a PROXY header to be complete.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] if the listener cannot speak TLS.
+    pub(crate) fn new(
+        config: &ListenerConfig,
+        header_deadline: Duration,
+    ) -> Result<Self, TlsError> {
+        let tls = config.tls.as_ref().map(|tls| {
+            let terminator = Terminator::new(config.address.to_string(), tls)?;
+            Ok::<_, TlsError>(Arc::new(terminator))
+        });
+        Ok(Self {
+            announcing: config.proxy_protocol.clone(),
+            header_deadline,
+            tls: tls.transpose()?,
+            redirect_to_https: config.redirect_to_https,
+        })
+    }
+
+    /// Whether connections carry requests from their first byte on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.tls.is_none() && self.announcing.is_empty()
+    }
+}
+
+/// The ways in of all listeners.
+pub(crate) struct Entrances {
+    by_address: HashMap<SocketAddr, Arc<Entrance>>,
+    /// For all, if there is only one.
+    only: Option<Arc<Entrance>>,
+    handshakes: PerAddress,
+    metrics: Arc<Metrics>,
+}
+
+impl Entrances {
+    /// `entrances` by the addresses that are listened on; at most `handshakes` TLS handshakes at a time for each address.
+    pub(crate) fn new(
+        entrances: Vec<(SocketAddr, Entrance)>,
+        handshakes: u32,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let by_address: HashMap<_, _> = entrances
+            .into_iter()
+            .map(|(address, entrance)| (address, Arc::new(entrance)))
+            .collect();
+        let only = match by_address.len() {
+            1 => by_address.values().next().cloned(),
+            _ => None,
+        };
+        Self {
+            by_address,
+            only,
+            handshakes: PerAddress::new(handshakes),
+            metrics,
+        }
+    }
+
+    /// Takes in certificates and ticket keys whose files have changed, until `stop`.
+    pub(crate) async fn renew(&self, stop: CancellationToken) {
+        let entrances = self.by_address.values();
+        let terminators: Vec<_> = entrances
+            .filter_map(|entrance| entrance.tls.clone())
+            .collect();
+        if !terminators.is_empty() {
+            tls::watch(terminators, Arc::clone(&self.metrics), stop).await;
+        }
+    }
+
+    /// The entrance that `stream` came through.
+    pub(crate) fn of(&self, stream: &Stream) -> Option<Arc<Entrance>> {
+        if let Some(only) = &self.only {
+            return Some(Arc::clone(only));
+        }
+        let digest = stream.get_socket_digest()?;
+        let address = *digest.local_addr()?.as_inet()?;
+        // A listener on all interfaces has the unspecified address, of either family where it takes both.
+        let everywhere = ["0.0.0.0", "::"].map(|any| any.parse::<IpAddr>());
+        let candidates = everywhere
+            .into_iter()
+            .flatten()
+            .map(|any| SocketAddr::new(any, address.port()));
+        std::iter::once(address)
+            .chain(candidates)
+            .find_map(|address| self.by_address.get(&address).cloned())
+    }
+
+    /// Lets a connection in: what comes back carries requests. `None` if it is turned away and closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection.
+    pub(crate) async fn admit(&self, entrance: &Entrance, stream: Stream) -> Option<Stream> {
+        if entrance.is_open() {
+            return Some(stream);
+        }
+        // Its own future: a connection is as large as its largest, and this one is over soon.
+        match Box::pin(self.pass(entrance, stream)).await {
+            Ok(stream) => Some(stream),
+            Err(turned) => {
+                self.metrics.handshake(turned.result());
+                tracing::debug!(%turned, "a connection was turned away");
+                None
+            }
+        }
+    }
+
+    async fn pass(&self, entrance: &Entrance, stream: Stream) -> Result<Stream, Turned> {
+        let mut transport = stream
+            .into_any()
+            .downcast::<Transport>()
+            .map_err(|_| Turned::NotTcp)?;
+        let mut peer = address_of(&transport);
+        let announces = |peer: SocketAddr| {
+            let mut ranges = entrance.announcing.iter();
+            ranges.any(|range| range.contains(peer.ip()))
+        };
+        if peer.is_some_and(announces) {
+            let reading = timeout(entrance.header_deadline, read_header(&mut transport));
+            let client = reading
+                .await
+                .map_err(|_| Turned::HeaderTimeout(entrance.header_deadline))??;
+            if let Some(client) = client {
+                speaks_for(&mut transport, client);
+                peer = Some(client);
+            }
+        }
+        let Some(tls) = &entrance.tls else {
+            return Ok(transport);
+        };
+        let _slot = match peer {
+            Some(peer) => Some(self.handshakes.enter(peer.ip()).ok_or(Turned::TooMany)?),
+            None => None,
+        };
+        let stream = tls.accept(*transport).await?;
+        let result = if stream.is_resumed() {
+            "resumed"
+        } else {
+            "full"
+        };
+        self.metrics.handshake(result);
+        Ok(Box::new(stream))
+    }
+}
+
+fn address_of(transport: &Transport) -> Option<SocketAddr> {
+    let digest = transport.get_socket_digest()?;
+    digest.peer_addr()?.as_inet().copied()
+}
+
+/// Reads the PROXY header; what came behind it is put back.
+async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, Turned> {
+    let mut bytes = Vec::with_capacity(READ);
+    loop {
+        if transport.read_buf(&mut bytes).await? == 0 {
+            return Err(Turned::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        if let Header::Complete { length, client } = proxy_protocol::parse(&bytes)? {
+            transport.rewind(&bytes[length..]);
+            return Ok(client);
+        }
+        debug_assert!(
+            bytes.len() < proxy_protocol::BYTES_MAX,
+            "a header is over by then"
+        );
+        bytes.reserve(READ);
+    }
+}
+
+/// From here on the connection counts as the client's.
+fn speaks_for(transport: &mut Transport, client: SocketAddr) {
+    let digest = SocketDigest::from_raw_fd(transport.as_raw_fd());
+    // It is new, so that nothing is set yet.
+    let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(client)));
+    transport.set_socket_digest(digest);
+}

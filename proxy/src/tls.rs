@@ -1,0 +1,292 @@
+//! TLS towards clients, under our own control: what is spoken, which certificate serves whom, who resumes where.
+//!
+//! A [`Terminator`] belongs to one listener. Its certificates and ticket keys are read again when their files change, by
+//! [`watch`]; connections go on meanwhile, and new handshakes see the new ones.
+
+mod certificates;
+mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tickets;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pingora::protocols::l4::stream::Stream as Transport;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::{ClientCertVerifierBuilder, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{TlsConfig, TlsVersion};
+use crate::metrics::Metrics;
+use crate::tls::certificates::Certificates;
+use crate::tls::tickets::Tickets;
+
+pub use crate::tls::certificates::CertificateError;
+pub(crate) use crate::tls::stream::TlsStream;
+pub use crate::tls::tickets::TicketKeyError;
+
+/// How often files are looked at: a lookup of a handful of files, and soon enough after a renewal.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long before its end a certificate is warned about: renewal is usually due at 30 days, so half of the time has been lost.
+const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a listener cannot speak TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate is wrong.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The ticket keys are wrong.
+    #[error(transparent)]
+    TicketKey(#[from] TicketKeyError),
+    /// The authorities that sign clients' certificates are wrong.
+    #[error("{path}: {why}")]
+    ClientAuthority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// rustls refuses the settings.
+    #[error("TLS settings: {0}")]
+    Settings(#[from] rustls::Error),
+}
+
+/// Why a client did not get through the handshake.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("not over within {0:?}")]
+    Timeout(Duration),
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+}
+
+/// Speaks TLS for one listener.
+pub(crate) struct Terminator {
+    config: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
+    tickets: Option<Arc<Tickets>>,
+    deadline: Duration,
+    /// The listener, for the log and the metrics.
+    name: String,
+}
+
+impl Terminator {
+    /// Reads all files. `name` is what the log calls the listener.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] for the first file that is wrong.
+    pub(crate) fn new(name: String, config: &TlsConfig) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let certificates = Arc::new(Certificates::load(
+            config.certificates.clone(),
+            Arc::clone(&provider),
+            SystemTime::now(),
+        )?);
+        let tickets = match &config.ticket_keys {
+            Some(path) => Some(Arc::new(Tickets::load(path.clone())?)),
+            None => None,
+        };
+        let versions: &[_] = match config.min_version {
+            TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::V1_3 => &[&rustls::version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)?;
+        let builder = match &config.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let verifier = client_verifier(path, provider)?.build();
+                builder.with_client_cert_verifier(verifier.map_err(|error| {
+                    let (path, why) = (path.clone(), error.to_string());
+                    TlsError::ClientAuthority { path, why }
+                })?)
+            }
+        };
+        let mut rustls = builder.with_cert_resolver(Arc::clone(&certificates) as _);
+        rustls.alpn_protocols = match config.http2 {
+            true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            false => vec![b"http/1.1".to_vec()],
+        };
+        // Tickets keep the session with the client: no table here, and any edge with the keys resumes it.
+        rustls.session_storage = Arc::new(NoServerSessionStorage {});
+        rustls.ticketer = match &tickets {
+            Some(tickets) => Arc::clone(tickets) as _,
+            None => rustls::crypto::ring::Ticketer::new()?,
+        };
+        // A second ticket helps clients that open several connections at once, and costs each handshake.
+        rustls.send_tls13_tickets = 1;
+        Ok(Self {
+            config: Arc::new(rustls),
+            certificates,
+            tickets,
+            deadline: config.handshake,
+            name,
+        })
+    }
+
+    /// Does the handshake.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError`]; the connection is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection.
+    pub(crate) async fn accept(&self, transport: Transport) -> Result<TlsStream, HandshakeError> {
+        let handshake = TlsStream::accept(Arc::clone(&self.config), transport);
+        match timeout(self.deadline, handshake).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(HandshakeError::Timeout(self.deadline)),
+        }
+    }
+}
+
+fn client_verifier(
+    path: &PathBuf,
+    provider: Arc<CryptoProvider>,
+) -> Result<ClientCertVerifierBuilder, TlsError> {
+    let wrong = |why: String| TlsError::ClientAuthority {
+        path: path.clone(),
+        why,
+    };
+    let mut roots = RootCertStore::empty();
+    let authorities =
+        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    for authority in authorities {
+        let authority = authority.map_err(|error| wrong(error.to_string()))?;
+        roots
+            .add(authority)
+            .map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(
+            "no certificate; expected the authorities' as PEM".to_owned(),
+        ));
+    }
+    Ok(WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        provider,
+    ))
+}
+
+/// Follows the files of all listeners until `stop`.
+pub(crate) async fn watch(
+    terminators: Vec<Arc<Terminator>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut watched: Vec<Watched> = terminators.into_iter().map(Watched::new).collect();
+    let mut tick = tokio::time::interval(LOOK);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let metrics = Arc::clone(&metrics);
+        // Files may be on a disk that is slow or gone.
+        let look = tokio::task::spawn_blocking(move || {
+            let now = SystemTime::now();
+            watched
+                .iter_mut()
+                .for_each(|listener| listener.look(&metrics, now));
+            watched
+        });
+        match look.await {
+            Ok(looked) => watched = looked,
+            Err(error) => {
+                tracing::error!(%error, "no longer follows the certificates");
+                return;
+            }
+        }
+    }
+}
+
+/// The files of one listener, as they were when they were last read.
+struct Watched {
+    terminator: Arc<Terminator>,
+    seen: Seen,
+    warned: Option<SystemTime>,
+}
+
+type Seen = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
+
+impl Watched {
+    fn new(terminator: Arc<Terminator>) -> Self {
+        let seen = terminator.fingerprint();
+        Self {
+            terminator,
+            seen,
+            warned: None,
+        }
+    }
+
+    /// Reads the files again if they look different, and says how long the certificates last.
+    fn look(&mut self, metrics: &Metrics, now: SystemTime) {
+        let seen = self.terminator.fingerprint();
+        if seen != self.seen {
+            self.seen = seen;
+            self.terminator.reload(metrics, now);
+        }
+        let ends = self.terminator.certificates.ends();
+        metrics.certificate_ends(&self.terminator.name, ends.as_secs());
+        let left = ends.saturating_sub(
+            now.duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        );
+        let said = self.warned.is_some_and(|then| {
+            now.duration_since(then)
+                .is_ok_and(|since| since < WARN_AGAIN)
+        });
+        if left < WARN_BEFORE && !said {
+            self.warned = Some(now);
+            let days = left.as_secs() / (24 * 3600);
+            tracing::warn!(
+                listener = self.terminator.name,
+                days,
+                "a certificate ends soon"
+            );
+        }
+    }
+}
+
+impl Terminator {
+    fn fingerprint(&self) -> Seen {
+        let mut seen = self.certificates.fingerprint();
+        if let Some(tickets) = &self.tickets {
+            let file = std::fs::metadata(tickets.path()).ok();
+            let file = file.and_then(|file| Some((file.len(), file.modified().ok()?)));
+            seen.push((tickets.path().to_owned(), file));
+        }
+        seen
+    }
+
+    fn reload(&self, metrics: &Metrics, now: SystemTime) {
+        let listener = &self.name;
+        let certificates = self.certificates.reload(now).map_err(TlsError::from);
+        let tickets = self
+            .tickets
+            .as_ref()
+            .map_or(Ok(()), |tickets| tickets.reload());
+        match certificates.and(tickets.map_err(TlsError::from)) {
+            Ok(()) => {
+                metrics.certificates_exchanged("taken");
+                tracing::info!(listener, "certificates and ticket keys read again");
+            }
+            Err(error) => {
+                metrics.certificates_exchanged("refused");
+                tracing::error!(listener, %error, "what is wrong is not taken, and what was there serves on");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,455 @@
+//! A TLS connection to a client that keeps no buffer while it is idle.
+//!
+//! rustls' buffered connection keeps 4 KiB from the first read on, for ever. This one uses the unbuffered interface: what
+//! comes is read into memory of the thread and decrypted there. A connection owns memory only for a record that has not come
+//! whole, plaintext that its reader had no room for, and ciphertext that the socket did not take; each is given back when
+//! it is used up.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use pingora::protocols::l4::stream::Stream as Transport;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
+};
+use rustls::{HandshakeKind, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+/// The most plaintext in one record (RFC 8446, 5.1).
+const PLAIN_MAX: usize = 16 * 1024;
+
+/// The largest record, with what the oldest cipher may add (RFC 5246, 6.2.3).
+const RECORD_MAX: usize = PLAIN_MAX + 2048 + 5;
+
+/// The most bytes of a handshake; certificate chains of clients are the largest part of it.
+const HANDSHAKE_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// A partial record, and room for a whole one behind it.
+    static INCOMING: RefCell<Box<[u8]>> = RefCell::new(vec![0; 2 * RECORD_MAX].into());
+    static OUTGOING: RefCell<Box<[u8]>> = RefCell::new(vec![0; RECORD_MAX].into());
+}
+
+/// A connection whose handshake is over.
+pub(crate) struct TlsStream {
+    transport: Transport,
+    tls: Box<UnbufferedServerConnection>,
+    /// A record of which not all has come.
+    partial: Vec<u8>,
+    /// Decrypted, and not read yet.
+    plain: Vec<u8>,
+    plain_read: usize,
+    /// Encrypted, and not sent yet: it must go out before anything else.
+    unsent: Vec<u8>,
+    ended: bool,
+    /// rustls has refused something: it is not asked again.
+    failed: bool,
+    said_goodbye: bool,
+}
+
+impl std::fmt::Debug for TlsStream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TlsStream").finish_non_exhaustive()
+    }
+}
+
+/// How far rustls got with what it was shown.
+struct Progress {
+    used: usize,
+    /// The peer has said that nothing more comes.
+    peer_closed: bool,
+}
+
+/// Shows `incoming` to rustls until it wants more: `plain` gets what was decrypted, `unsent` what has to be sent.
+///
+/// What is not used must be shown again, in front of what comes next: rustls remembers places in it. That holds for
+/// writing too, or a message that has come in half makes it look where nothing is.
+fn advance(
+    tls: &mut UnbufferedServerConnection,
+    incoming: &mut [u8],
+    mut plain: impl FnMut(&[u8]),
+    unsent: &mut Vec<u8>,
+) -> io::Result<Progress> {
+    let mut used = 0;
+    loop {
+        let UnbufferedStatus {
+            mut discard, state, ..
+        } = tls.process_tls_records(&mut incoming[used..]);
+        let mut wants_more = false;
+        let mut peer_closed = false;
+        match state {
+            Ok(ConnectionState::ReadTraffic(mut records)) => {
+                while let Some(record) = records.next_record() {
+                    let record = record.map_err(broken)?;
+                    discard += record.discard;
+                    plain(record.payload);
+                }
+            }
+            Ok(ConnectionState::EncodeTlsData(message)) => encode(message, unsent)?,
+            Ok(ConnectionState::TransmitTlsData(message)) => message.done(),
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+                (peer_closed, wants_more) = (true, true);
+            }
+            // Before the client's Finished, TLS 1.3 says that the server may write: see `is_handshaking`.
+            Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => {
+                wants_more = true;
+            }
+            // Early data is never accepted.
+            Ok(_) => return Err(broken("an unexpected state")),
+            Err(error) => {
+                // The alert that tells the client why is ready now; asked for more, rustls would fail a second time.
+                let rest = &mut incoming[used + discard..];
+                if let Ok(ConnectionState::EncodeTlsData(alert)) =
+                    tls.process_tls_records(rest).state
+                {
+                    encode(alert, unsent)?;
+                }
+                return Err(broken(error));
+            }
+        }
+        used += discard;
+        if wants_more {
+            return Ok(Progress { used, peer_closed });
+        }
+    }
+}
+
+fn encode(
+    mut message: EncodeTlsData<'_, ServerConnectionData>,
+    unsent: &mut Vec<u8>,
+) -> io::Result<()> {
+    let size = match message.encode(&mut []) {
+        Err(EncodeError::InsufficientSize(needed)) => needed.required_size,
+        Err(error) => return Err(broken(error)),
+        Ok(_) => return Ok(()),
+    };
+    let at = unsent.len();
+    unsent.resize(at + size, 0);
+    message.encode(&mut unsent[at..]).map_err(broken)?;
+    Ok(())
+}
+
+fn broken(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+impl TlsStream {
+    /// Does the server's part of the handshake.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidData`] with rustls' reason if the client speaks wrong (it is told by an alert), or the error
+    /// of the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection.
+    pub(crate) async fn accept(
+        config: Arc<ServerConfig>,
+        mut transport: Transport,
+    ) -> io::Result<Self> {
+        let mut tls = Box::new(UnbufferedServerConnection::new(config).map_err(broken)?);
+        let (mut incoming, mut plain, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            let keep = |bytes: &[u8]| plain.extend_from_slice(bytes);
+            let progress = advance(&mut tls, &mut incoming, keep, &mut unsent);
+            if !unsent.is_empty() {
+                transport.write_all(&unsent).await?;
+                transport.flush().await?;
+                unsent = Vec::new();
+            }
+            let progress = progress?;
+            incoming.drain(..progress.used);
+            if progress.peer_closed {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !tls.is_handshaking() {
+                break;
+            }
+            if HANDSHAKE_MAX < incoming.len() {
+                return Err(broken("a handshake that is too large"));
+            }
+            incoming.reserve(2048);
+            if transport.read_buf(&mut incoming).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        incoming.shrink_to_fit();
+        plain.shrink_to_fit();
+        Ok(Self {
+            transport,
+            tls,
+            partial: incoming,
+            plain,
+            plain_read: 0,
+            unsent,
+            ended: false,
+            failed: false,
+            said_goodbye: false,
+        })
+    }
+
+    /// What it owns beside its own state, in bytes.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.partial.capacity() + self.plain.capacity() + self.unsent.capacity()
+    }
+
+    /// Whether the session was resumed with a ticket.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Sends what is encrypted already.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.unsent.len() {
+                self.unsent = Vec::new();
+                return Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.transport).poll_write(cx, &self.unsent[sent..]) {
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => sent += count,
+                other => break other.map_ok(|_| ()),
+            }
+        };
+        self.unsent.drain(..sent);
+        result
+    }
+
+    /// Reads once from the socket and decrypts what is whole: into `buffer`, and what has no room there into `plain`.
+    fn poll_decrypt(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        INCOMING.with_borrow_mut(|scratch| {
+            let before = self.partial.len();
+            let mut behind = ReadBuf::new(&mut scratch[before..]);
+            ready!(Pin::new(&mut self.transport).poll_read(cx, &mut behind))?;
+            let count = behind.filled().len();
+            if count == 0 {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            scratch[..before].copy_from_slice(&self.partial);
+            let incoming = &mut scratch[..before + count];
+            let over = &mut self.plain;
+            let hand_out = |bytes: &[u8]| {
+                let fits = if over.is_empty() {
+                    buffer.remaining().min(bytes.len())
+                } else {
+                    0
+                };
+                buffer.put_slice(&bytes[..fits]);
+                over.extend_from_slice(&bytes[fits..]);
+            };
+            let progress = advance(&mut self.tls, incoming, hand_out, &mut self.unsent);
+            let progress = progress.and_then(|progress| {
+                let rest = &incoming[progress.used..];
+                // More than a record is a handshake message in pieces, and none that long comes behind the handshake.
+                if RECORD_MAX < rest.len() {
+                    return Err(broken("a handshake message without end"));
+                }
+                self.partial = rest.to_vec();
+                Ok(progress)
+            });
+            let progress = progress.inspect_err(|_| {
+                self.failed = true;
+                self.partial = Vec::new();
+                // Nobody reads on, so that this is the only chance for the alert.
+                let _ = self.poll_send(cx);
+            })?;
+            self.ended |= progress.peer_closed;
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Encrypts one record of `data` into `record`. Returns its length.
+    fn encrypt(&mut self, data: &[u8], record: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.failed {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let UnbufferedStatus { state, .. } = self.tls.process_tls_records(&mut self.partial);
+            match state.map_err(broken)? {
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    return traffic.encrypt(data, record).map_err(|error| match error {
+                        EncryptError::EncryptExhausted => {
+                            io::Error::new(io::ErrorKind::BrokenPipe, error.to_string())
+                        }
+                        EncryptError::InsufficientSize(_) => broken(error),
+                    });
+                }
+                ConnectionState::EncodeTlsData(message) => encode(message, &mut self.unsent)?,
+                ConnectionState::TransmitTlsData(message) => message.done(),
+                // It has ended its direction; ours is open.
+                ConnectionState::PeerClosed => self.ended = true,
+                _ => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        loop {
+            let waiting = &this.plain[this.plain_read..];
+            if !waiting.is_empty() {
+                let count = buffer.remaining().min(waiting.len());
+                buffer.put_slice(&waiting[..count]);
+                this.plain_read += count;
+                if this.plain_read == this.plain.len() {
+                    (this.plain, this.plain_read) = (Vec::new(), 0);
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if this.ended || this.failed {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(this.poll_decrypt(cx, buffer))?;
+            if !this.unsent.is_empty() {
+                // The answer to a key update: what the socket does not take goes out before the next write.
+                let _ = this.poll_send(cx)?;
+            }
+            if before < buffer.filled().len() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        // At most one record waits: whoever writes faster than the client reads is held back here.
+        ready!(this.poll_send(cx))?;
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let count = data.len().min(PLAIN_MAX);
+        OUTGOING.with_borrow_mut(|record| {
+            let length = this.encrypt(&data[..count], record)?;
+            let mut sent = 0;
+            while this.unsent.is_empty() && sent < length {
+                match Pin::new(&mut this.transport).poll_write(cx, &record[sent..length])? {
+                    Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(more) => sent += more,
+                    Poll::Pending => break,
+                }
+            }
+            this.unsent.extend_from_slice(&record[sent..length]);
+            Poll::Ready(Ok(count))
+        })
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.said_goodbye && !this.failed {
+            this.said_goodbye = true;
+            let mut goodbye = [0; 128];
+            let UnbufferedStatus { state, .. } = this.tls.process_tls_records(&mut this.partial);
+            if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state
+                && let Ok(length) = traffic.queue_close_notify(&mut goodbye)
+            {
+                this.unsent.extend_from_slice(&goodbye[..length]);
+            }
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.transport).poll_shutdown(cx)
+    }
+}
+
+impl Ssl for TlsStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        let suite = self.tls.negotiated_cipher_suite();
+        let cipher = suite.and_then(|suite| suite.suite().as_str());
+        let version = self
+            .tls
+            .protocol_version()
+            .and_then(|version| version.as_str());
+        let (cipher, version) = (cipher.unwrap_or_default(), version.unwrap_or_default());
+        Some(Arc::new(SslDigest::new(
+            cipher,
+            version,
+            None,
+            None,
+            Vec::new(),
+        )))
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        match self.tls.alpn_protocol()? {
+            b"h2" => Some(ALPN::H2),
+            _ => Some(ALPN::H1),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for TlsStream {
+    async fn shutdown(&mut self) {
+        // The connection is over either way.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for TlsStream {
+    fn id(&self) -> UniqueIDType {
+        self.transport.id()
+    }
+}
+
+impl GetTimingDigest for TlsStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.transport.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for TlsStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.transport.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for TlsStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.transport.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.transport.set_socket_digest(digest);
+    }
+}
+
+impl Peek for TlsStream {}

@@ -1,0 +1,420 @@
+//! Handshakes and bytes with rustls' own client, over real sockets.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client;
+
+use super::testing::{Authority, Folder, folder};
+use super::*;
+use crate::config::CertificateSource;
+
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn settings(folder: &Path) -> TlsConfig {
+    TlsConfig {
+        certificates: CertificateSource::Folder(folder.to_owned()),
+        min_version: TlsVersion::V1_2,
+        http2: true,
+        handshake: Duration::from_secs(60),
+        ticket_keys: None,
+        client_ca: None,
+    }
+}
+
+/// An authority, and a folder with a certificate of it for `a.example`.
+struct Scene {
+    authority: Authority,
+    folder: Folder,
+}
+
+impl Scene {
+    fn new(name: &str) -> Self {
+        let (authority, folder) = (Authority::new(), folder(name));
+        authority.issue(&["a.example"]).write(folder.path(), "a");
+        Self { authority, folder }
+    }
+
+    fn terminator(&self, change: impl FnOnce(&mut TlsConfig)) -> Terminator {
+        let mut settings = settings(self.folder.path());
+        change(&mut settings);
+        Terminator::new("test".to_owned(), &settings).unwrap()
+    }
+
+    fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).unwrap())
+            .unwrap();
+        ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth()
+    }
+}
+
+type Client = client::TlsStream<TcpStream>;
+
+/// Both ends of a handshake.
+async fn shake_hands(
+    terminator: &Terminator,
+    config: &Arc<ClientConfig>,
+) -> (io::Result<Client>, Result<TlsStream, HandshakeError>) {
+    let (client, server) = sockets().await;
+    let name = ServerName::try_from("a.example").unwrap();
+    let connector = TlsConnector::from(Arc::clone(config));
+    tokio::join!(connector.connect(name, client), terminator.accept(server))
+}
+
+async fn sockets() -> (TcpStream, Transport) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (client.unwrap(), Transport::from(server.unwrap().0))
+}
+
+/// Bytes in which every place can be told from its neighbours.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
+        .collect()
+}
+
+#[tokio::test]
+async fn bytes_of_every_size_pass_both_ways_and_leave_no_buffer_behind() {
+    let scene = Scene::new("bytes");
+    let terminator = scene.terminator(|_| {});
+    for version in VERSIONS {
+        let (client, server) = shake_hands(&terminator, &Arc::new(scene.client(&[version]))).await;
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
+        for length in [1, 2, 16_383, 16_384, 16_385, 300_000] {
+            let sent = pattern(length);
+            let mut up = vec![0; length];
+            let (wrote, read) = tokio::join!(
+                async {
+                    client.write_all(&sent).await?;
+                    client.flush().await
+                },
+                server.read_exact(&mut up),
+            );
+            (wrote.unwrap(), read.unwrap());
+            let mut down = vec![0; length];
+            let (wrote, read) = tokio::join!(
+                async {
+                    server.write_all(&up).await?;
+                    server.flush().await
+                },
+                client.read_exact(&mut down),
+            );
+            (wrote.unwrap(), read.unwrap());
+            assert!(down == sent, "{length} bytes");
+            assert_eq!(server.buffered(), 0, "after {length} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_holds_one_record_and_no_more() {
+    let scene = Scene::new("stalled");
+    let (client, server) = shake_hands(
+        &scene.terminator(|_| {}),
+        &Arc::new(scene.client(&VERSIONS)),
+    )
+    .await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    let all = pattern(32 << 20);
+    let written = std::sync::atomic::AtomicUsize::new(0);
+    let writing = async {
+        for piece in all.chunks(16_384) {
+            server.write_all(piece).await.unwrap();
+            written.fetch_add(piece.len(), std::sync::atomic::Ordering::Relaxed);
+        }
+        server.shutdown().await.unwrap();
+        server
+    };
+    tokio::pin!(writing);
+    // The kernel takes some; then the writer has to wait.
+    while futures_util::poll!(&mut writing).is_pending() {
+        let before = written.load(std::sync::atomic::Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(
+            futures_util::poll!(&mut writing).is_pending(),
+            "32 MiB do not fit into a socket"
+        );
+        if written.load(std::sync::atomic::Ordering::Relaxed) == before {
+            break;
+        }
+    }
+    let mut received = Vec::new();
+    let (server, read) = tokio::join!(writing, client.read_to_end(&mut received));
+    read.unwrap();
+    assert!(received == all);
+    assert_eq!(server.buffered(), 0);
+}
+
+#[tokio::test]
+async fn an_end_is_passed_on_and_the_other_direction_goes_on() {
+    let scene = Scene::new("half");
+    let (client, server) = shake_hands(
+        &scene.terminator(|_| {}),
+        &Arc::new(scene.client(&VERSIONS)),
+    )
+    .await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    client.write_all(b"last words").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, b"last words");
+    server.write_all(b"answer").await.unwrap();
+    server.shutdown().await.unwrap();
+    received.clear();
+    client.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, b"answer");
+}
+
+#[tokio::test]
+async fn keys_may_be_updated_under_way() {
+    let scene = Scene::new("key-update");
+    let (client, server) = shake_hands(
+        &scene.terminator(|_| {}),
+        &Arc::new(scene.client(&VERSIONS)),
+    )
+    .await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    for _ in 0..3 {
+        client.get_mut().1.refresh_traffic_keys().unwrap();
+        client.write_all(b"ping").await.unwrap();
+        client.flush().await.unwrap();
+        let mut word = [0; 4];
+        server.read_exact(&mut word).await.unwrap();
+        server.write_all(&word).await.unwrap();
+        server.flush().await.unwrap();
+        client.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"ping");
+    }
+}
+
+/// Records as a client of TLS 1.3 with AES-256-GCM makes them, with any content (RFC 8446, 5.2).
+struct Forger {
+    socket: TcpStream,
+    key: ring::aead::LessSafeKey,
+    iv: [u8; 12],
+    sequence: u64,
+}
+
+impl Forger {
+    async fn new(terminator: &Terminator, scene: &Scene) -> (Self, TlsStream) {
+        let mut config = scene.client(&[&rustls::version::TLS13]);
+        config.enable_secret_extraction = true;
+        let (client, server) = shake_hands(terminator, &Arc::new(config)).await;
+        let (socket, tls) = client.unwrap().into_inner();
+        let (sequence, secrets) = tls.dangerous_extract_secrets().unwrap().tx;
+        let rustls::ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+            panic!("another cipher");
+        };
+        let key = ring::aead::UnboundKey::new(&ring::aead::AES_256_GCM, key.as_ref()).unwrap();
+        let forger = Self {
+            socket,
+            key: ring::aead::LessSafeKey::new(key),
+            iv: iv.as_ref().try_into().unwrap(),
+            sequence,
+        };
+        (forger, server.unwrap())
+    }
+
+    async fn send(&mut self, content_type: u8, content: &[u8]) -> io::Result<()> {
+        let mut nonce = self.iv;
+        for (byte, number) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= number;
+        }
+        self.sequence += 1;
+        let mut sealed = [content, &[content_type]].concat();
+        let [high, low] = u16::try_from(sealed.len() + 16).unwrap().to_be_bytes();
+        let head = [23, 3, 3, high, low];
+        let nonce = ring::aead::Nonce::assume_unique_for_key(nonce);
+        self.key
+            .seal_in_place_append_tag(nonce, ring::aead::Aad::from(head), &mut sealed)
+            .unwrap();
+        self.socket.write_all(&[&head[..], &sealed].concat()).await
+    }
+}
+
+const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+
+#[tokio::test]
+async fn a_message_in_two_halves_waits_while_the_server_writes() {
+    let scene = Scene::new("halves");
+    let terminator = scene.terminator(|_| {});
+    let (mut forger, mut server) = Forger::new(&terminator, &scene).await;
+    // A key update, which needs an answer; the server writes between its halves.
+    forger.send(HANDSHAKE, &[24, 0]).await.unwrap();
+    assert!(futures_util::poll!(std::pin::pin!(server.read_u8())).is_pending());
+    while server.buffered() == 0 {
+        tokio::task::yield_now().await;
+        assert!(futures_util::poll!(std::pin::pin!(server.read_u8())).is_pending());
+    }
+    server.write_all(b"between").await.unwrap();
+    forger.send(HANDSHAKE, &[0, 1, 0]).await.unwrap();
+    forger.send(HANDSHAKE, &[24, 0]).await.unwrap();
+    forger.send(APPLICATION_DATA, b"x").await.unwrap();
+    // Behind the update the key is another: what the forger sends under the old one is refused, and nothing panics.
+    let error = server.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    let error = server.write_all(b"after").await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_handshake_message_without_end_is_refused() {
+    let scene = Scene::new("endless");
+    let terminator = scene.terminator(|_| {});
+    let (mut forger, mut server) = Forger::new(&terminator, &scene).await;
+    let endless = async {
+        // A message of 65,535 bytes begins, and goes on piece by piece.
+        let mut sent = forger.send(HANDSHAKE, &[24, 0, 0xff, 0xff]).await;
+        while sent.is_ok() {
+            sent = forger.send(HANDSHAKE, &[0; 1000]).await;
+        }
+    };
+    let reading = async {
+        let error = server.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(server);
+    };
+    tokio::join!(endless, reading);
+}
+
+#[tokio::test]
+async fn a_session_resumes_on_another_edge_with_the_same_keys() {
+    let scene = Scene::new("resume");
+    let keys = scene.folder.path().join("tickets");
+    std::fs::write(&keys, format!("{}\n", "5a".repeat(48))).unwrap();
+    let edge = || scene.terminator(|settings| settings.ticket_keys = Some(keys.clone()));
+    for version in VERSIONS {
+        let mut config = scene.client(&[version]);
+        config.resumption = Resumption::in_memory_sessions(8);
+        let config = Arc::new(config);
+        for (edge, expected) in [
+            (edge(), HandshakeKind::Full),
+            (edge(), HandshakeKind::Resumed),
+        ] {
+            let (client, server) = shake_hands(&edge, &config).await;
+            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            // A ticket of TLS 1.3 comes behind the handshake: the client sees it when it reads.
+            server.write_all(b"!").await.unwrap();
+            server.flush().await.unwrap();
+            client.read_u8().await.unwrap();
+            assert_eq!(
+                client.get_ref().1.handshake_kind(),
+                Some(expected),
+                "{version:?}"
+            );
+            assert_eq!(server.is_resumed(), expected == HandshakeKind::Resumed);
+        }
+        let alone = scene.terminator(|_| {});
+        let (client, _server) = shake_hands(&alone, &config).await;
+        assert_eq!(
+            client.unwrap().get_ref().1.handshake_kind(),
+            Some(HandshakeKind::Full)
+        );
+    }
+}
+
+#[tokio::test]
+async fn versions_below_the_minimum_are_refused_and_the_client_hears_why() {
+    let scene = Scene::new("versions");
+    let strict = scene.terminator(|settings| settings.min_version = TlsVersion::V1_3);
+    let old = Arc::new(scene.client(&[&rustls::version::TLS12]));
+    let (client, server) = shake_hands(&strict, &old).await;
+    assert!(server.is_err());
+    let error = client.unwrap_err().to_string();
+    assert!(error.contains("ProtocolVersion"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_tls_ends_with_an_alert_and_silence_at_the_deadline() {
+    let scene = Scene::new("garbage");
+    let (mut client, server) = sockets().await;
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let failed = scene.terminator(|_| {}).accept(server).await;
+    assert!(matches!(failed, Err(HandshakeError::Failed(_))));
+    let mut alert = Vec::new();
+    client.read_to_end(&mut alert).await.unwrap();
+    assert_eq!(alert.first(), Some(&21), "an alert record");
+    let (_silent, server) = sockets().await;
+    let hasty = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
+    assert!(matches!(
+        hasty.accept(server).await,
+        Err(HandshakeError::Timeout(_))
+    ));
+}
+
+#[tokio::test]
+async fn clients_without_a_certificate_of_the_authority_are_turned_away() {
+    let scene = Scene::new("mutual");
+    let people = Authority::new();
+    let ca = scene.folder.path().join("people");
+    std::fs::write(&ca, people.pem()).unwrap();
+    let strict = scene.terminator(|settings| settings.client_ca = Some(ca.clone()));
+    let with = |authority: &Authority| {
+        let issued = authority.issue(&["someone"]);
+        let (certificate, key) = (issued.der(), issued.key_pem());
+        let mut config = scene.client(&VERSIONS);
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let provider = rustls::crypto::ring::default_provider();
+        let key = provider.key_provider.load_private_key(key).unwrap();
+        let pair = rustls::sign::CertifiedKey::new(vec![certificate.into()], key);
+        config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(pair));
+        Arc::new(config)
+    };
+    let (_, server) = shake_hands(&strict, &with(&people)).await;
+    server.unwrap();
+    let (_, server) = shake_hands(&strict, &with(&scene.authority)).await;
+    assert!(server.is_err(), "of another authority");
+    let (_, server) = shake_hands(&strict, &Arc::new(scene.client(&VERSIONS))).await;
+    assert!(server.is_err(), "of none");
+}
+
+#[tokio::test]
+async fn files_that_change_are_taken_and_wrong_ones_leave_the_old() {
+    let scene = Scene::new("exchange");
+    let terminator = Arc::new(scene.terminator(|_| {}));
+    let metrics = Metrics::new();
+    let mut watched = Watched::new(Arc::clone(&terminator));
+    let config = Arc::new(scene.client(&VERSIONS));
+    let key = scene.folder.path().join("a.key");
+    std::fs::write(&key, "broken").unwrap();
+    watched.look(&metrics, SystemTime::now());
+    shake_hands(&terminator, &config).await.0.unwrap();
+    let renewed = scene
+        .authority
+        .issue(&["a.example"])
+        .write(scene.folder.path(), "a");
+    watched.look(&metrics, SystemTime::now());
+    let (client, _server) = shake_hands(&terminator, &config).await;
+    let client = client.unwrap();
+    let shown = client.get_ref().1.peer_certificates().unwrap();
+    assert_eq!(shown[0].as_ref(), renewed);
+    let page = metrics.encode();
+    for line in [
+        "causeway_proxy_certificate_exchanges_total{result=\"refused\"} 1",
+        "causeway_proxy_certificate_exchanges_total{result=\"taken\"} 1",
+        "causeway_proxy_certificate_ends_timestamp_seconds{listener=\"test\"} ",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
+}
