@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use crate::backend::{Address, BackendId};
@@ -267,12 +267,16 @@ pub(crate) enum Secure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HealthConfig {
     pub(crate) kind: ProbeKind,
-    /// What an HTTP probe asks for.
+    /// How an HTTP probe asks.
+    pub(crate) method: Method,
+    /// What a probe over HTTP asks for, a WebSocket included.
     pub(crate) path: Cow<'static, str>,
-    /// The `Host` header of an HTTP probe.
+    /// The `Host` header of such a probe.
     pub(crate) host: Cow<'static, str>,
-    /// The statuses that are good. Never empty.
-    pub(crate) expect: Cow<'static, [StatusCode]>,
+    /// The statuses that are good answers to an HTTP probe.
+    pub(crate) expect: Statuses,
+    /// The port to probe, if not the one of the backend's address.
+    pub(crate) port: Option<u16>,
     /// Between two probes of a backend that is up (or draining).
     pub(crate) interval: Duration,
     /// Between two probes of a suspect or unknown backend.
@@ -291,10 +295,12 @@ pub(crate) struct HealthConfig {
 
 impl HealthConfig {
     const DEFAULT: Self = Self {
-        kind: ProbeKind::Http,
-        path: Cow::Borrowed("/ready"),
+        kind: ProbeKind::Node,
+        method: ProbeKind::Node.method(),
+        path: Cow::Borrowed(ProbeKind::Node.path()),
         host: Cow::Borrowed("localhost"),
-        expect: Cow::Borrowed(&[StatusCode::OK]),
+        expect: ProbeKind::Node.expect(),
+        port: None,
         interval: Duration::from_secs(2),
         fast_interval: Duration::from_millis(500),
         down_interval: Duration::from_secs(1),
@@ -309,10 +315,50 @@ impl HealthConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ProbeKind {
-    /// `GET path`, answered with one of `expect`.
+    /// A request as Causeway nodes answer it.
+    Node,
+    /// A request as most apps answer it.
     Http,
     /// A connection that is accepted is enough.
     Tcp,
+    /// A WebSocket that opens.
+    Websocket,
+}
+
+impl ProbeKind {
+    const fn method(self) -> Method {
+        match self {
+            Self::Http => Method::HEAD,
+            Self::Node | Self::Tcp | Self::Websocket => Method::GET,
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Node => "/ready",
+            Self::Http | Self::Tcp | Self::Websocket => "/",
+        }
+    }
+
+    const fn expect(self) -> Statuses {
+        match self {
+            Self::Node => Statuses(Cow::Borrowed(&[(200, 200)])),
+            Self::Http => Statuses(Cow::Borrowed(&[(200, 399)])),
+            Self::Websocket => Statuses(Cow::Borrowed(&[(101, 101)])),
+            Self::Tcp => Statuses(Cow::Borrowed(&[])),
+        }
+    }
+}
+
+/// Ranges of statuses, first and last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Statuses(Cow<'static, [(u16, u16)]>);
+
+impl Statuses {
+    pub(crate) fn contains(&self, status: StatusCode) -> bool {
+        let holds = |(first, last): &(u16, u16)| (*first..=*last).contains(&status.as_u16());
+        self.0.iter().any(holds)
+    }
 }
 
 /// How long things may take. The reasons are in `conf/proxy.yaml`.

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::config::HealthConfig;
 use crate::health::probe::Prober;
@@ -95,8 +95,11 @@ impl Watch {
 
     async fn probe(&self) {
         let _turn = self.turns.acquire().await;
-        let result = self.prober.probe(&self.backend.address).await;
-        self.pool.probed(&self.backend, result, Instant::now());
+        match self.prober.probe(&self.backend.address).await {
+            Ok(result) => self.pool.probed(&self.backend, result, Instant::now()),
+            // The backend stays what it is: the fault is not its own.
+            Err(error) => warn!(backend = %self.backend.id, %error, "health check skipped"),
+        }
     }
 
     /// Waits until the next probe is due, or wanted.

@@ -3,9 +3,11 @@
 //! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
 
 use std::path::PathBuf;
+use std::fmt;
 
 use causeway_conf::{AddressRange, ByteSize, Secret, Span};
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,9 +131,11 @@ pub(super) struct Affinity {
 #[serde(deny_unknown_fields)]
 pub(super) struct Health {
     pub(super) kind: Option<super::ProbeKind>,
+    pub(super) method: Option<ProbeMethod>,
     pub(super) path: Option<String>,
     pub(super) host: Option<String>,
-    pub(super) expect: Option<Vec<u64>>,
+    pub(super) expect: Option<Vec<Statuses>>,
+    pub(super) port: Option<u64>,
     pub(super) interval: Option<Span>,
     pub(super) fast_interval: Option<Span>,
     pub(super) down_interval: Option<Span>,
@@ -139,6 +143,41 @@ pub(super) struct Health {
     pub(super) rise: Option<u64>,
     pub(super) fall: Option<u64>,
     pub(super) ignore_below: Option<u64>,
+}
+
+/// How a probe asks: methods that change nothing.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum ProbeMethod {
+    Get,
+    Head,
+    Options,
+}
+
+/// A status such as `200`, or a range such as `200-399`, as text.
+#[derive(Debug, Clone)]
+pub(super) struct Statuses(pub(super) String);
+
+impl<'de> Deserialize<'de> for Statuses {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Statuses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status such as 200, or a range such as \"200-399\"")
+            }
+
+            fn visit_u64<E>(self, status: u64) -> Result<Statuses, E> {
+                Ok(Statuses(status.to_string()))
+            }
+
+            fn visit_str<E>(self, range: &str) -> Result<Statuses, E> {
+                Ok(Statuses(range.to_owned()))
+            }
+        }
+        from.deserialize_any(Text)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -74,7 +74,7 @@ fn everything_can_be_set() {
         "listeners: [{address: '0.0.0.0:80'}, {address: '[::1]:0'}, {address: '127.0.0.1:0'}]
 admin: {address: none}
 pools:
-  - {name: a, pick: round_robin, cookie: stick, backends: [{id: a1, address: 'unix:/run/a.sock', weight: 3}]}
+  - {name: a, pick: round_robin, cookie: stick, backends: [{id: a1, address: '127.0.0.1:1', weight: 3}]}
   - name: b
     health: {kind: tcp, rise: 1}
     backends: [{id: b1, address: 'APP.example:80', maintenance: true}]
@@ -83,7 +83,7 @@ routes: [{host: Example.com, path: /app, pool: b, upgrades: []}, {pool: a}]
 no_route: {status: 410, body: gone}
 affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure: always, http_only: false,
   max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
-health: {path: /up, host: app.example, expect: [200, 204], interval: 5s, fast_interval: 1s, down_interval: 3s,
+health: {method: HEAD, path: /up, host: app.example, expect: [200, 204, '300-399'], port: 9000, interval: 5s, fast_interval: 1s, down_interval: 3s,
   timeout: 2s, rise: 4, fall: 5, ignore_below: 50}
 limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0}
 trusted_proxies: [10.0.0.0/8]
@@ -104,9 +104,18 @@ threads: 2
     assert_eq!(b.backends[0].address.to_string(), "app.example:80");
     assert!(b.backends[0].maintenance);
     // What a pool leaves out is as for all pools.
-    assert_eq!((a.health.kind, a.health.rise), (ProbeKind::Http, 4));
+    assert_eq!((a.health.kind, a.health.rise), (ProbeKind::Node, 4));
     assert_eq!((b.health.kind, b.health.rise), (ProbeKind::Tcp, 1));
     assert_eq!((b.health.fall, b.health.interval.as_secs()), (5, 5));
+    let takes = |status| {
+        a.health
+            .expect
+            .contains(StatusCode::from_u16(status).unwrap())
+    };
+    assert!([200, 204, 300, 399].into_iter().all(takes));
+    assert!(![201, 299, 400].into_iter().any(takes));
+    assert_eq!((&a.health.method, &*a.health.path), (&Method::HEAD, "/up"));
+    assert_eq!((a.health.port, b.health.port), (Some(9000), Some(9000)));
     assert_eq!(config.affinity.max_age, Some(Duration::from_secs(3600)));
     let held = (config.affinity.hold, config.affinity.hold_timeout);
     assert_eq!(held, (Duration::ZERO, Duration::from_secs(60)));
@@ -230,7 +239,7 @@ fn routes_are_checked_against_pools_and_each_other() {
 fn every_number_and_duration_has_a_range() {
     section(
         "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
-health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready}
+health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready, port: 0}
 limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001}
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
@@ -246,9 +255,10 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:3:38: health.rise: 0 is out of range, expected 1 to 100
             proxy.yaml:3:47: health.fall: 101 is out of range, expected 1 to 100
             proxy.yaml:3:58: health.ignore_below: 101 is out of range, expected 0 to 100
-            proxy.yaml:3:86: health.expect[0]: 99 is out of range, expected 200 to 599
-            proxy.yaml:3:90: health.expect[1]: 1000 is out of range, expected 200 to 599
-            proxy.yaml:3:97: health.path: expected a path that starts with "/", without spaces
+            proxy.yaml:3:86: health.expect[0]: "99": expected a status from 200 to 599, or a range of them such as "200-399"
+            proxy.yaml:3:90: health.expect[1]: "1000": expected a status from 200 to 599, or a range of them such as "200-399"
+            proxy.yaml:3:97: health.path: expected a path that starts with "/", without spaces or a fragment
+            proxy.yaml:3:110: health.port: 0 is out of range, expected 1 to 65535
             proxy.yaml:4:10: limits.head_size: 1MiB is out of range, expected 1KiB to 256KiB
             proxy.yaml:4:27: limits.connections: 0 is out of range, expected 1 to 100000000
             proxy.yaml:4:43: limits.retries: 11 is out of range, expected 0 to 10
@@ -264,6 +274,66 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:8:58: affinity.hold: 2m is out of range, expected 0s to 1m
             proxy.yaml:8:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
     );
+}
+
+#[test]
+fn probes_are_checked_against_their_kind() {
+    section(
+        "health: {expect: ['300-200', '200-', many], method: POST}",
+        expect![[
+            r#"proxy.yaml:2:45: health.method: unknown variant `POST`, expected one of `GET`, `HEAD`, `OPTIONS`"#
+        ]],
+    );
+    section(
+        "health: {expect: ['300-200', '200-', many, 200-299]}",
+        expect![[r#"
+            proxy.yaml:2:19: health.expect[0]: "300-200": expected a status from 200 to 599, or a range of them such as "200-399"
+            proxy.yaml:2:30: health.expect[1]: "200-": expected a status from 200 to 599, or a range of them such as "200-399"
+            proxy.yaml:2:38: health.expect[2]: "many": expected a status from 200 to 599, or a range of them such as "200-399""#]],
+    );
+    section(
+        "health: {expect: [2.5]}",
+        expect![[
+            r#"proxy.yaml:2:19: health.expect[0]: invalid type: floating point `2.5`, expected a status such as 200, or a range such as "200-399""#
+        ]],
+    );
+    errors(
+        "pools:
+  - {name: a, health: {kind: tcp, path: /x, port: 9}, backends: [{id: a, address: 'unix:/run/a.sock'}]}
+  - {name: b, health: {kind: websocket, expect: [200]}, backends: [{id: b, address: 'b:1'}]}
+routes: [{pool: a}]
+health: {kind: tcp, method: GET}
+",
+        expect![[r#"
+            proxy.yaml:2:35: pools[0].health.path: expected no path here: a probe of kind tcp asks for nothing
+            proxy.yaml:2:74: pools[0].backends[0].address: expected no unix socket: its pool is probed on another port (health.port), which it does not have
+            proxy.yaml:3:41: pools[1].health.expect: expected no expect here: a probe of kind websocket is always a GET that is answered with 101
+            proxy.yaml:5:21: health.method: expected no method here: a probe of kind tcp asks for nothing"#]],
+    );
+}
+
+#[test]
+fn a_pool_with_a_kind_of_its_own_asks_for_what_that_kind_does() {
+    let config = parse(
+        "pools:
+  - {name: a, backends: [{id: a, address: 'a:1'}]}
+  - {name: b, health: {kind: node}, backends: [{id: b, address: 'b:1'}]}
+  - {name: c, health: {kind: websocket, path: /ws}, backends: [{id: c, address: 'c:1'}]}
+routes: [{pool: a}]
+health: {kind: http, path: /health, expect: [204], interval: 7s}
+",
+    );
+    let asks = |index: usize| {
+        let health = &config.pools[index].health;
+        (health.method.as_str(), &*health.path)
+    };
+    assert_eq!(
+        [asks(0), asks(1), asks(2)],
+        [("HEAD", "/health"), ("GET", "/ready"), ("GET", "/ws")]
+    );
+    let node = &config.pools[1].health;
+    assert!(node.expect.contains(StatusCode::OK));
+    assert_eq!(node.interval.as_secs(), 7);
 }
 
 #[test]

@@ -1,171 +1,146 @@
-//! One probe: a connection, or one `GET`, by pingora-load-balancing's checks.
+//! One probe of one backend: which addresses, for how long, and what its failure means.
+//!
+//! What is sent is in [`http`] (by pingora-load-balancing's checks) and [`websocket`].
+
+mod http;
+mod websocket;
 
 use std::io;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
-use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
-use pingora::{Error, ErrorType};
-use pingora_load_balancing::Backend as Target;
-use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use tokio::time::timeout;
 
+use self::http::PingoraCheck;
+use self::websocket::WebSocketCheck;
 use crate::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
 use crate::names::Names;
 use crate::pool::ProbeResult;
 
-/// The header with which a backend says that it drains, with value `1`.
+/// The header with which a backend says that it drains, with value `1` and status 503.
 const DRAIN: &str = "causeway-drain";
 
-/// What a validator answers when the backend drains.
-const DRAINING: ErrorType = ErrorType::Custom("draining");
-
-/// What a validator answers, with the status, when it expected another.
-const UNEXPECTED: &str = "unexpected status";
+/// Who probes, as backends see it in their logs.
+const USER_AGENT: &str = concat!("causeway-proxy/", env!("CARGO_PKG_VERSION"));
 
 /// Sends the probes of one pool.
 pub(super) struct Prober {
-    check: Box<dyn HealthCheck + Send + Sync>,
+    check: Check,
     names: Arc<Names>,
+    port: Option<u16>,
     timeout: Duration,
 }
 
+enum Check {
+    Pingora(PingoraCheck),
+    WebSocket(WebSocketCheck),
+}
+
+/// Why a probe says nothing about its backend: this process, or its machine, ran out of something.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot probe: {0}")]
+pub(super) struct CannotProbe(#[source] io::Error);
+
 impl Prober {
     pub(super) fn new(config: &HealthConfig, names: Arc<Names>) -> Self {
-        let check: Box<dyn HealthCheck + Send + Sync> = match config.kind {
-            ProbeKind::Http => Box::new(http_check(config)),
-            ProbeKind::Tcp => {
-                let mut check = TcpHealthCheck::new();
-                check.peer_template.options.connection_timeout = Some(config.timeout);
-                check
-            }
-        };
         Self {
-            check,
+            check: match config.kind {
+                ProbeKind::Node | ProbeKind::Http => Check::Pingora(PingoraCheck::http(config)),
+                ProbeKind::Tcp => Check::Pingora(PingoraCheck::tcp(config)),
+                ProbeKind::Websocket => Check::WebSocket(WebSocketCheck::new(config)),
+            },
             names,
+            port: config.port,
             timeout: config.timeout,
         }
     }
 
     /// Probes the backend at `address` once, at most for `health.timeout`.
     ///
+    /// # Errors
+    ///
+    /// [`CannotProbe`] if the fault is ours: nothing is known about the backend.
+    ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(super) async fn probe(&self, address: &Address) -> ProbeResult {
+    pub(super) async fn probe(&self, address: &Address) -> Result<ProbeResult, CannotProbe> {
         match timeout(self.timeout, self.any(address)).await {
             Ok(result) => result,
-            Err(_) => ProbeResult::NoAnswer(format!(
+            Err(_) => Ok(ProbeResult::NoAnswer(format!(
                 "its probe was not answered within {:?}",
                 self.timeout
-            )),
+            ))),
         }
     }
 
     /// Probes the addresses of a host name in turn, until one answers.
-    async fn any(&self, address: &Address) -> ProbeResult {
+    async fn any(&self, address: &Address) -> Result<ProbeResult, CannotProbe> {
         let addresses = match self.resolve(address).await {
             Ok(addresses) => addresses,
+            Err(error) if is_ours(&error) => return Err(CannotProbe(error)),
             Err(error) => {
-                return ProbeResult::Unreachable(format!("its name does not resolve: {error}"));
+                let why = format!("its name does not resolve: {error}");
+                return Ok(ProbeResult::Unreachable(why));
             }
         };
-        let mut result = ProbeResult::Unreachable("its name has no address".to_owned());
-        for addr in addresses {
-            let target = Target {
-                addr,
-                weight: 1,
-                ext: http::Extensions::new(),
+        let (mut found, mut ours) = (None, None);
+        for address in addresses {
+            let checked = match &self.check {
+                Check::Pingora(check) => check.check(address).await,
+                Check::WebSocket(check) => check.check(&address).await,
             };
-            result = match self.check.check(&target).await {
-                Ok(()) => ProbeResult::Good,
-                Err(error) => failure(&error),
-            };
-            if !matches!(
-                result,
-                ProbeResult::Unreachable(_) | ProbeResult::NoAnswer(_)
-            ) {
-                break;
+            match checked {
+                Ok(result) if result.is_answer() => return Ok(result),
+                Ok(result) => found = Some(result),
+                // Another address may be of a family that this machine has.
+                Err(error) => ours = Some(error),
             }
         }
-        result
+        match (found, ours) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found
+                .unwrap_or_else(|| ProbeResult::Unreachable("its name has no address".to_owned()))),
+        }
     }
 
     async fn resolve(&self, address: &Address) -> io::Result<Vec<PingoraAddr>> {
-        Ok(match address {
+        let mut addresses: Vec<PingoraAddr> = match address {
             Address::Ip(address) => vec![PingoraAddr::Inet(*address)],
             Address::Name { host, port } => {
                 let addresses = self.names.resolve(host, *port).await?;
                 addresses.iter().copied().map(PingoraAddr::Inet).collect()
             }
             Address::Unix(path) => vec![PingoraAddr::Unix(UnixAddr::from_pathname(path)?)],
-        })
+        };
+        if let Some(port) = self.port {
+            addresses.iter_mut().for_each(|addr| addr.set_port(port));
+        }
+        Ok(addresses)
     }
 }
 
-fn http_check(config: &HealthConfig) -> HttpHealthCheck {
-    let mut check = HttpHealthCheck::new(&config.host, false);
-    check.req = request(&config.path, &config.host);
-    let options = &mut check.peer_template.options;
-    options.connection_timeout = Some(config.timeout);
-    options.read_timeout = Some(config.timeout);
-    options.write_timeout = Some(config.timeout);
-    let expect = config.expect.clone();
-    check.validator = Some(Box::new(move |answer| validate(answer, &expect)));
-    check
+/// Whether a dial failed for want of a descriptor, a local port or memory.
+fn is_ours(error: &io::Error) -> bool {
+    let ours = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::EADDRNOTAVAIL,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| ours.contains(&code))
 }
 
-fn request(path: &str, host: &str) -> RequestHeader {
-    let build = || -> pingora::Result<RequestHeader> {
-        let mut request = RequestHeader::build("GET", path.as_bytes(), Some(3))?;
-        request.insert_header("Host", host)?;
-        request.insert_header(
-            "User-Agent",
-            concat!("causeway-proxy/", env!("CARGO_PKG_VERSION")),
-        )?;
-        request.insert_header("Connection", "close")?;
-        Ok(request)
-    };
-    build().expect("path and host are checked to be visible ASCII")
-}
-
-fn validate(answer: &ResponseHeader, expect: &[StatusCode]) -> pingora::Result<()> {
-    let draining = answer
-        .headers
-        .get(DRAIN)
-        .is_some_and(|value| value.as_bytes() == b"1");
-    if draining && answer.status == StatusCode::SERVICE_UNAVAILABLE {
-        return Error::e_explain(DRAINING, "");
+/// What an HTTP answer other than the expected one says.
+fn unexpected(status: u16, drains: bool, hint: &str) -> ProbeResult {
+    if drains && status == 503 {
+        return ProbeResult::Draining;
     }
-    if expect.contains(&answer.status) {
-        return Ok(());
-    }
-    let status = answer.status.as_u16();
-    Error::e_explain(ErrorType::CustomCode(UNEXPECTED, status), "")
-}
-
-fn failure(error: &Error) -> ProbeResult {
-    match error.etype() {
-        kind if *kind == DRAINING => ProbeResult::Draining,
-        ErrorType::CustomCode(UNEXPECTED, status) => {
-            ProbeResult::BadAnswer(format!("its probe was answered with status {status}"))
-        }
-        ErrorType::InvalidHTTPHeader | ErrorType::H1Error => {
-            ProbeResult::BadAnswer("its answer to a probe is not HTTP".to_owned())
-        }
-        ErrorType::ConnectRefused => ProbeResult::Unreachable("it refuses connections".to_owned()),
-        ErrorType::ConnectNoRoute | ErrorType::ConnectError => {
-            ProbeResult::Unreachable("it cannot be reached".to_owned())
-        }
-        ErrorType::ConnectTimedout => ProbeResult::NoAnswer("a dial took too long".to_owned()),
-        ErrorType::ReadTimedout => ProbeResult::NoAnswer("its probe was not answered".to_owned()),
-        ErrorType::ConnectionClosed => {
-            ProbeResult::NoAnswer("it closed the connection of its probe".to_owned())
-        }
-        kind => ProbeResult::NoAnswer(format!("its probe failed: {}", kind.as_str())),
-    }
+    ProbeResult::BadAnswer(format!("its probe was answered with status {status}{hint}"))
 }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -15,6 +17,8 @@ use crate::pool::{Evidence, ProbeResult};
 #[derive(Clone, Copy)]
 enum Reply {
     Bytes(&'static str),
+    /// These bytes, to a head that begins like that, in lower case.
+    Path(&'static str, &'static str),
     Silence,
     Endless,
 }
@@ -27,8 +31,15 @@ async fn serve<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, reply: Re
         return;
     };
     let head = String::from_utf8_lossy(&head[..read]).to_ascii_lowercase();
-    assert!(head.is_empty() || head.starts_with("get /ready http/1.1\r\nhost: localhost\r\n"));
+    assert!(
+        head.is_empty() || head.contains(" http/1.1\r\nhost: localhost\r\n"),
+        "{head}"
+    );
     match reply {
+        Reply::Path(path, bytes) => {
+            assert!(head.starts_with(path), "{head}");
+            drop(stream.write_all(bytes.as_bytes()).await);
+        }
         Reply::Bytes(bytes) => drop(stream.write_all(bytes.as_bytes()).await),
         Reply::Silence => drop(stream.read(&mut [0; 1]).await),
         Reply::Endless => {
@@ -65,9 +76,27 @@ affinity: {{hold: 1s, hold_timeout: 500ms}}"
 
 async fn probe(health: &str, address: &str) -> ProbeResult {
     let backend = format!("{{id: n, address: '{address}'}}");
+    let health = match health {
+        "" => "timeout: 20s".to_owned(),
+        health if health.contains("timeout") => health.to_owned(),
+        health => format!("{health}, timeout: 20s"),
+    };
+    let health = health.as_str();
     let config = config(health, &backend);
     let prober = Prober::new(&config.pools[0].health, Arc::new(Names::new()));
-    prober.probe(&address.parse::<Address>().unwrap()).await
+    let address = address.parse::<Address>().unwrap();
+    prober.probe(&address).await.unwrap()
+}
+
+/// What a probe found, in words.
+async fn found(health: &str, address: &str) -> String {
+    match probe(health, address).await {
+        ProbeResult::Good => "good".to_owned(),
+        ProbeResult::Draining => "draining".to_owned(),
+        ProbeResult::BadAnswer(why) => why,
+        ProbeResult::Unreachable(why) => format!("unreachable: {why}"),
+        ProbeResult::NoAnswer(why) => format!("no answer: {why}"),
+    }
 }
 
 #[tokio::test]
@@ -108,33 +137,158 @@ async fn an_answer_is_good_bad_or_a_drain() {
     ];
     for (reply, expected) in cases {
         let (address, _tasks) = backend(reply).await;
-        let found = match probe("", &address.to_string()).await {
-            ProbeResult::Good => "good".to_owned(),
-            ProbeResult::Draining => "draining".to_owned(),
-            ProbeResult::BadAnswer(why) => why,
-            ProbeResult::Unreachable(why) | ProbeResult::NoAnswer(why) => {
-                format!("no answer: {why}")
-            }
-        };
-        assert_eq!(found, expected);
+        assert_eq!(found("", &address.to_string()).await, expected);
     }
+}
+
+#[tokio::test]
+async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const FOUND: &str = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n";
+    const GONE: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    let cases = [
+        ("kind: node", "get /ready ", OK, "good"),
+        (
+            "",
+            "get /ready ",
+            GONE,
+            "its probe was answered with status 404 (health.kind: http suits apps that are no Causeway nodes)",
+        ),
+        ("path: /up", "get /up ", OK, "good"),
+        (
+            "kind: http",
+            "head / ",
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+            "good",
+        ),
+        ("kind: http", "head / ", FOUND, "good"),
+        (
+            "kind: http",
+            "head / ",
+            "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n",
+            "its probe was answered with status 405 (health.method: GET may suit it)",
+        ),
+        (
+            "kind: http",
+            "head / ",
+            GONE,
+            "its probe was answered with status 404",
+        ),
+        (
+            "kind: http, method: OPTIONS, path: '/x?y', expect: ['400-499', 200]",
+            "options /x?y ",
+            GONE,
+            "good",
+        ),
+        (
+            "kind: http, expect: ['200-299']",
+            "head / ",
+            FOUND,
+            "its probe was answered with status 302",
+        ),
+    ];
+    for (health, head, answer, expected) in cases {
+        let (address, _tasks) = backend(Reply::Path(head, answer)).await;
+        assert_eq!(
+            found(health, &address.to_string()).await,
+            expected,
+            "{health}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_port_can_be_probed() {
+    let (address, _tasks) = backend(READY).await;
+    let health = format!("port: {}", address.port());
+    assert_eq!(found(&health, "127.0.0.1:1").await, "good");
+    assert_eq!(found(&health, "localhost:1").await, "good");
+}
+
+/// A WebSocket server that keeps what clients send, as the codes of their close frames.
+async fn websocket_backend() -> (SocketAddr, Arc<Mutex<Vec<String>>>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    let shared = Arc::clone(&seen);
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            while let Some(Ok(message)) = socket.next().await {
+                shared.lock().push(format!("{message:?}"));
+            }
+            shared.lock().push("end".to_owned());
+        }
+    });
+    (address, seen, tasks)
+}
+
+#[tokio::test]
+async fn a_websocket_probe_opens_one_and_says_goodbye() {
+    let (address, seen, _tasks) = websocket_backend().await;
+    assert_eq!(found("kind: websocket", &address.to_string()).await, "good");
+    let ended = async {
+        while seen.lock().len() < 2 {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    assert_eq!(*seen.lock(), ["Close(None)", "end"]);
+}
+
+#[tokio::test]
+async fn a_websocket_probe_takes_nothing_else_for_a_websocket() {
+    let head = "get /ws http/1.1\r\n";
+    let cases = [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "its probe was answered with status 200 instead of 101",
+        ),
+        (
+            "HTTP/1.1 503 Service Unavailable\r\nCauseway-Drain: 1\r\nContent-Length: 0\r\n\r\n",
+            "draining",
+        ),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
+            "its probe was answered with a wrong Sec-WebSocket-Accept",
+        ),
+        ("", "no answer: it closed the connection of its probe"),
+    ];
+    for (answer, expected) in cases {
+        let (address, _tasks) = backend(Reply::Path(head, answer)).await;
+        let health = "kind: websocket, path: /ws";
+        assert_eq!(found(health, &address.to_string()).await, expected);
+    }
+    let (address, _tasks) = backend(Reply::Bytes("hello, who is this?\r\n\r\n")).await;
+    let found = found("kind: websocket", &address.to_string()).await;
+    assert!(
+        found.starts_with("its answer is no WebSocket handshake"),
+        "{found}"
+    );
 }
 
 #[tokio::test]
 async fn the_expected_statuses_are_a_setting() {
     let (address, _tasks) = backend(Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n")).await;
-    let found = probe("expect: [200, 204]", &address.to_string()).await;
+    let found = probe("expect: [200, '203-205']", &address.to_string()).await;
     assert_eq!(found, ProbeResult::Good);
 }
 
 #[tokio::test]
 async fn silence_and_endless_answers_end_at_the_timeout() {
-    for reply in [Reply::Silence, Reply::Endless] {
+    let cases = [
+        ("", Reply::Silence),
+        ("", Reply::Endless),
+        ("kind: websocket,", Reply::Silence),
+    ];
+    for (kind, reply) in cases {
         let (address, _tasks) = backend(reply).await;
         let started = Instant::now();
-        let found = probe("timeout: 200ms", &address.to_string()).await;
+        let health = format!("{kind} timeout: 200ms");
+        let found = probe(&health, &address.to_string()).await;
         assert!(matches!(found, ProbeResult::NoAnswer(_)), "{found:?}");
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }
 
@@ -142,7 +296,7 @@ async fn silence_and_endless_answers_end_at_the_timeout() {
 async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_no_answer() {
     let (address, tasks) = backend(READY).await;
     stop(tasks).await;
-    for health in ["kind: http", "kind: tcp"] {
+    for health in ["kind: http", "kind: tcp", "kind: websocket"] {
         let found = probe(health, &address.to_string()).await;
         assert_eq!(
             found,
@@ -230,7 +384,7 @@ impl Running {
 async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
     let (address, tasks) = backend(READY).await;
     let backends = format!("{{id: n1, address: '{address}'}}");
-    let pace = "interval: 100ms, fast_interval: 100ms, down_interval: 100ms";
+    let pace = "timeout: 20s, interval: 100ms, fast_interval: 100ms, down_interval: 100ms";
     let running = Running::start(&config(pace, &backends));
     let backend = running.pool.backends().remove(0);
     until(&backend, State::Up).await;
@@ -251,7 +405,7 @@ async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
 async fn a_backend_that_a_request_found_failing_is_probed_at_once() {
     let (address, _tasks) = backend(READY).await;
     let backends = format!("{{id: n1, address: '{address}'}}");
-    let pace = "interval: 1h, fast_interval: 100ms";
+    let pace = "timeout: 20s, interval: 1h, fast_interval: 100ms";
     let running = Running::start(&config(pace, &backends));
     let backend = running.pool.backends().remove(0);
     until(&backend, State::Up).await;

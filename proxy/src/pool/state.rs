@@ -60,7 +60,7 @@ pub(crate) enum ProbeResult {
 
 impl ProbeResult {
     /// Whether the backend said anything.
-    pub(super) fn is_answer(&self) -> bool {
+    pub(crate) fn is_answer(&self) -> bool {
         !matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
     }
 }

@@ -3,27 +3,34 @@
 use std::borrow::Cow;
 
 use causeway_conf::Span;
+use http::Method;
+use http::uri::PathAndQuery;
 
 use super::{HOUR, MS, SECOND};
 use crate::backend::is_host_name;
-use crate::config::HealthConfig;
 use crate::config::check::Check;
 use crate::config::raw;
+use crate::config::raw::ProbeMethod;
+use crate::config::{HealthConfig, ProbeKind, Statuses};
 
-/// The settings under `key`; what is left out is as in `default`.
+/// The settings under `key`; what is left out is as in `common`.
+///
+/// A pool with a kind of its own starts from what is usual for that kind: it would not be asked for the same things.
 pub(super) fn health(
     check: &mut Check,
     key: &str,
     raw: &raw::Health,
-    default: &HealthConfig,
+    common: &HealthConfig,
 ) -> HealthConfig {
     let at = |name: &str| format!("{key}.{name}");
+    let kind = raw.kind.unwrap_or(common.kind);
+    check_use(check, key, raw, kind);
     if let Some(path) = &raw.path {
         let plain = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
         check.require(
-            plain,
+            plain && !path.contains('#') && path.parse::<PathAndQuery>().is_ok(),
             &at("path"),
-            "expected a path that starts with \"/\", without spaces",
+            "expected a path that starts with \"/\", without spaces or a fragment",
         );
     }
     if let Some(host) = &raw.host {
@@ -34,50 +41,106 @@ pub(super) fn health(
             "expected a host name, such as \"example.com\"",
         );
     }
-    let expect = raw.expect.as_ref().map(|statuses| {
-        check.require(
-            !statuses.is_empty(),
-            &at("expect"),
-            "expected at least one status",
-        );
-        let status = |(index, status): (usize, &u64)| {
-            check.status(&at(&format!("expect[{index}]")), *status, 200..=599)
-        };
-        statuses.iter().enumerate().filter_map(status).collect()
+    let own_kind = kind != common.kind;
+    let method = raw.method.map(|method| match method {
+        ProbeMethod::Get => Method::GET,
+        ProbeMethod::Head => Method::HEAD,
+        ProbeMethod::Options => Method::OPTIONS,
     });
+    let expect = statuses(check, &at("expect"), raw.expect.as_deref());
+    let port = raw
+        .port
+        .map(|port| check.number(&at("port"), Some(port), 1, 1..=u16::MAX));
     let interval = Span(100 * MS)..=Span(HOUR);
     let mut span = |name: &str, value, default, range| check.span(&at(name), value, default, range);
     HealthConfig {
-        kind: raw.kind.unwrap_or(default.kind),
-        path: raw.path.clone().map_or(default.path.clone(), Cow::Owned),
-        host: raw.host.clone().map_or(default.host.clone(), Cow::Owned),
-        expect: expect.map_or(default.expect.clone(), Cow::Owned),
-        interval: span("interval", raw.interval, default.interval, interval.clone()),
+        kind,
+        method: method.unwrap_or_else(|| match own_kind {
+            true => kind.method(),
+            false => common.method.clone(),
+        }),
+        path: match &raw.path {
+            Some(path) => Cow::Owned(path.clone()),
+            None if own_kind => Cow::Borrowed(kind.path()),
+            None => common.path.clone(),
+        },
+        host: raw.host.clone().map_or(common.host.clone(), Cow::Owned),
+        expect: expect.unwrap_or_else(|| match own_kind {
+            true => kind.expect(),
+            false => common.expect.clone(),
+        }),
+        port: port.or(common.port),
+        interval: span("interval", raw.interval, common.interval, interval.clone()),
         fast_interval: span(
             "fast_interval",
             raw.fast_interval,
-            default.fast_interval,
+            common.fast_interval,
             interval.clone(),
         ),
         down_interval: span(
             "down_interval",
             raw.down_interval,
-            default.down_interval,
+            common.down_interval,
             interval,
         ),
         timeout: span(
             "timeout",
             raw.timeout,
-            default.timeout,
+            common.timeout,
             Span(10 * MS)..=Span(60 * SECOND),
         ),
-        rise: check.number(&at("rise"), raw.rise, default.rise, 1..=100),
-        fall: check.number(&at("fall"), raw.fall, default.fall, 1..=100),
+        rise: check.number(&at("rise"), raw.rise, common.rise, 1..=100),
+        fall: check.number(&at("fall"), raw.fall, common.fall, 1..=100),
         ignore_below: check.number(
             &at("ignore_below"),
             raw.ignore_below,
-            default.ignore_below,
+            common.ignore_below,
             0..=100,
         ),
     }
+}
+
+/// Refuses what a probe of `kind` has no use for: whoever wrote it expects it to matter.
+fn check_use(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
+    let http_only = [
+        ("method", raw.method.is_some()),
+        ("expect", raw.expect.is_some()),
+    ];
+    let head_only = [("path", raw.path.is_some()), ("host", raw.host.is_some())];
+    let useless: Vec<(&str, bool)> = match kind {
+        ProbeKind::Node | ProbeKind::Http => return,
+        ProbeKind::Websocket => http_only.to_vec(),
+        ProbeKind::Tcp => [http_only, head_only].concat(),
+    };
+    let (kind, does) = match kind {
+        ProbeKind::Tcp => ("tcp", "asks for nothing"),
+        _ => ("websocket", "is always a GET that is answered with 101"),
+    };
+    for (name, _) in useless.into_iter().filter(|(_, is_set)| *is_set) {
+        check.error(
+            &format!("{key}.{name}"),
+            format!("expected no {name} here: a probe of kind {kind} {does}"),
+        );
+    }
+}
+
+fn statuses(check: &mut Check, key: &str, raw: Option<&[raw::Statuses]>) -> Option<Statuses> {
+    let raw = raw?;
+    check.require(!raw.is_empty(), key, "expected at least one status");
+    let mut ranges = Vec::with_capacity(raw.len());
+    for (index, raw::Statuses(text)) in raw.iter().enumerate() {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.trim().parse().ok().filter(|n| (200..=599).contains(n));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => ranges.push((first, last)),
+            _ => check.error(
+                &format!("{key}[{index}]"),
+                format!(
+                    "\"{}\": expected a status from 200 to 599, or a range of them such as \"200-399\"",
+                    text.escape_debug()
+                ),
+            ),
+        }
+    }
+    Some(Statuses(Cow::Owned(ranges)))
 }

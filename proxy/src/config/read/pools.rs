@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::affinity::cookie_name;
 use super::health::health;
+use crate::backend::Address;
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::{AffinityConfig, BackendConfig, HealthConfig, Pick, PoolConfig};
@@ -40,11 +41,12 @@ pub(super) fn pools(
             if let Some(cookie) = &cookie {
                 seen.cookie(check, &format!("{key}.cookie"), cookie);
             }
+            let health = health(check, &format!("{key}.health"), &pool.health, &common);
             PoolConfig {
                 pick: pool.pick.unwrap_or(Pick::DEFAULT),
                 cookie,
-                backends: backends(check, &key, pool.backends, &mut seen),
-                health: health(check, &format!("{key}.health"), &pool.health, &common),
+                backends: backends(check, &key, pool.backends, &mut seen, health.port),
+                health,
                 name: pool.name,
             }
         })
@@ -99,6 +101,7 @@ fn backends(
     pool: &str,
     backends: Vec<raw::Backend>,
     seen: &mut Seen,
+    probe_port: Option<u16>,
 ) -> Vec<BackendConfig> {
     check.require(
         !backends.is_empty(),
@@ -116,6 +119,11 @@ fn backends(
         let id = check.parsed(&format!("{key}.id"), &backend.id);
         seen.id(check, &format!("{key}.id"), &backend.id);
         let address = check.parsed(&format!("{key}.address"), &backend.address);
+        check.require(
+            probe_port.is_none() || !matches!(address, Some(Address::Unix(_))),
+            &format!("{key}.address"),
+            "expected no unix socket: its pool is probed on another port (health.port), which it does not have",
+        );
         let weight = check.number(
             &format!("{key}.weight"),
             backend.weight,
