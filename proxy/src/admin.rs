@@ -4,7 +4,7 @@
 //! Reads, and changes nothing. It is not meant for clients: nothing here is authenticated.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -36,9 +36,13 @@ struct BackendView {
     id: String,
     address: String,
     weight: u32,
+    zone: Option<Box<str>>,
+    backup: bool,
     state: &'static str,
-    /// For how long, in seconds.
+    /// Since when, in UNIX seconds.
     since: f64,
+    /// For how many seconds now.
+    lasts: f64,
     why: String,
     tunnels: usize,
     in_flight: usize,
@@ -77,6 +81,9 @@ impl Admin {
     }
 
     fn backends(&self, now: Instant) -> String {
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let views = self.pools.iter().flat_map(|pool| {
             pool.backends().into_iter().map(|backend| {
                 let status = backend.status(now);
@@ -85,8 +92,11 @@ impl Admin {
                     id: backend.id.to_string(),
                     address: backend.address.to_string(),
                     weight: backend.weight,
+                    zone: backend.zone.clone(),
+                    backup: backend.place.is_backup(),
                     state: status.state.name(),
-                    since: status.since.as_secs_f64(),
+                    since: (unix.saturating_sub(status.lasts)).as_secs_f64(),
+                    lasts: status.lasts.as_secs_f64(),
                     why: status.why,
                     tunnels: status.tunnels,
                     in_flight: status.requests,

@@ -29,6 +29,8 @@ pub struct Config {
     pub(crate) listeners: Vec<ListenerConfig>,
     /// Where `/live`, `/ready`, `/metrics` and `/backends` are answered; `None` switches that off.
     pub(crate) admin: Option<SocketAddr>,
+    /// Where this edge is: backends there come before others.
+    pub(crate) zone: Option<Box<str>>,
     /// Never empty. A [`PoolId`] is an index into it.
     pub(crate) pools: Vec<PoolConfig>,
     pub(crate) routes: Routes,
@@ -179,6 +181,10 @@ pub(crate) struct BackendConfig {
     pub(crate) address: Address,
     /// Its share of new clients, 1 to [`BackendConfig::WEIGHT_MAX`].
     pub(crate) weight: u32,
+    /// Where it is; what has no zone is near to every edge.
+    pub(crate) zone: Option<Box<str>>,
+    /// Whether it gets new clients only when no other backend is up.
+    pub(crate) backup: bool,
     /// Configured, but out of service: never chosen and never probed.
     pub(crate) maintenance: bool,
 }
@@ -289,6 +295,8 @@ pub(crate) struct HealthConfig {
     pub(crate) rise: u32,
     /// Failed probes in a row that take a backend down.
     pub(crate) fall: u32,
+    /// Over how long a backend that came back gets its full share of new clients again.
+    pub(crate) slow_start: Duration,
     /// The percentage of backends that have to be up: below it health is ignored.
     pub(crate) ignore_below: u32,
 }
@@ -307,6 +315,7 @@ impl HealthConfig {
         timeout: Duration::from_secs(1),
         rise: 2,
         fall: 3,
+        slow_start: Duration::from_secs(10),
         ignore_below: 0,
     };
 }

@@ -37,6 +37,7 @@ use crate::pool::Evidence;
 use crate::pool::Pool;
 use crate::pool::Pools;
 use crate::pool::RequestCount;
+use crate::pool::Seeks;
 use crate::pool::Tried;
 use crate::scheme::Scheme;
 use crate::upstream::DialError;
@@ -68,6 +69,7 @@ pub(crate) struct Exchange {
     pool: Arc<Pool>,
     claim: Claim,
     preflight: bool,
+    seeks: Seeks,
     forwarded: Forwarded,
     tried: Tried,
     /// How many backends it was sent to, or was to be.
@@ -129,6 +131,11 @@ impl Policy {
             path: excerpt(path),
             claim,
             preflight,
+            // What is no upgrade here has lost the header before it came.
+            seeks: match request.headers.contains_key(http::header::UPGRADE) {
+                true => Seeks::Tunnel,
+                false => Seeks::Answer,
+            },
             forwarded: self.forwarder.read(&request.headers, peer, scheme),
             pool,
             tried: Tried::default(),
@@ -171,7 +178,12 @@ impl Policy {
             Some(choice) if exchange.waiting.goes_on() => choice.clone(),
             _ => exchange
                 .pool
-                .choose(&exchange.claim, &exchange.tried, Instant::now())
+                .choose(
+                    &exchange.claim,
+                    exchange.seeks,
+                    &exchange.tried,
+                    Instant::now(),
+                )
                 .map_err(|_| exchange.failure())?,
         };
         let backend = Arc::clone(&choice.backend);
@@ -179,7 +191,7 @@ impl Policy {
         if last.is_none_or(|last| last.backend.id != backend.id) {
             exchange.attempts += 1;
         }
-        exchange.in_flight = Some(backend.start_request());
+        exchange.in_flight = Some(backend.start_request(exchange.seeks));
         Ok(backend)
     }
 

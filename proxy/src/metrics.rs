@@ -31,6 +31,12 @@ pub(crate) struct Metrics {
     pub(crate) access_lines_dropped: Counter,
     /// Attempts after the first of a request.
     pub(crate) retries: Counter,
+    /// Choices of a backend for clients that go where they belong.
+    pub(crate) affinity_hit: Counter,
+    /// The same, for clients that belonged nowhere.
+    pub(crate) affinity_miss: Counter,
+    /// The same, for clients that cannot go where they belonged.
+    pub(crate) affinity_bound_anew: Counter,
     affinity: Family<Label, Counter>,
     affinity_forged: Counter,
     refusals: Family<[(&'static str, String); 1], Counter>,
@@ -42,13 +48,18 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("causeway_proxy");
+        let affinity = Family::<Label, Counter>::default();
+        let outcome = |outcome| affinity.get_or_create_owned(&[("outcome", outcome)]);
         let metrics = Self {
+            affinity_hit: outcome("hit"),
+            affinity_miss: outcome("miss"),
+            affinity_bound_anew: outcome("bound_anew"),
+            affinity,
             backends: BackendFamilies::register(&mut registry),
             connections_open: Gauge::default(),
             connections_refused: Counter::default(),
             access_lines_dropped: Counter::default(),
             retries: Counter::default(),
-            affinity: Family::default(),
             affinity_forged: Counter::default(),
             refusals: Family::default(),
             handshakes: Family::default(),
@@ -117,11 +128,6 @@ impl Metrics {
     /// The counters of the backend called `id`.
     pub(crate) fn backend(&self, id: &str) -> BackendMetrics {
         self.backends.of(id)
-    }
-
-    /// Counts a choice; `outcome` is `hit`, `miss` or `bound_anew`.
-    pub(crate) fn affinity(&self, outcome: &'static str) {
-        self.affinity.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Counts a request whose cookie does not verify.

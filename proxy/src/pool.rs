@@ -8,13 +8,16 @@
 //! 3. for a SockJS session without a cookie, the one that the consistent hash names,
 //! 4. the pick of the pool.
 //!
-//! The last two look only at the best [`Rank`] that any backend has which was not tried yet; so when none
+//! The last two look only at the first [`Turn`](rank::Turn) that any backend has which was not tried yet; so when none
 //! is up, health is ignored. Draining backends and those in maintenance get no new clients at all.
 
 mod backend;
+mod load;
 mod machine;
 mod outlier;
+mod pace;
 mod pick;
+mod rank;
 mod ring;
 mod sessions;
 mod state;
@@ -28,6 +31,7 @@ use http::HeaderValue;
 use tracing::info;
 
 pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, WaitCount};
+pub(crate) use crate::pool::load::Seeks;
 pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 
 use crate::affinity::{Affinity, Binding, Claim, Freshness};
@@ -35,7 +39,8 @@ use crate::backend::BackendId;
 use crate::config::{Config, HealthConfig, PoolConfig, PoolId};
 use crate::limits::RetryBudget;
 use crate::metrics::Metrics;
-use crate::pool::pick::Picker;
+use crate::pool::backend::Moment;
+use crate::pool::pick::{Newcomer, Picker};
 use crate::pool::sessions::Sessions;
 use crate::pool::state::Change;
 use crate::pool::table::{Table, View};
@@ -57,6 +62,11 @@ impl Pools {
             .iter()
             .filter_map(|pool| pool.cookie.clone())
             .collect();
+        let made = Moment {
+            now,
+            age: Duration::ZERO,
+            unix: unix.as_secs(),
+        };
         let pool = |pool: &PoolConfig| {
             let affinity = Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies.clone());
             let sessions = Sessions::new(config.affinity.sockjs_sessions);
@@ -65,7 +75,7 @@ impl Pools {
                 affinity,
                 health: pool.health.clone(),
                 retry_budget: RetryBudget::new(config.limits.retry_budget),
-                table: ArcSwap::from_pointee(Table::new(pool, &config.affinity, metrics, now)),
+                table: ArcSwap::from_pointee(Table::new(pool, config, metrics, made)),
                 picker: Picker::new(pool.pick),
                 sessions,
                 metrics: Arc::clone(metrics),
@@ -169,19 +179,25 @@ impl Pool {
     pub(crate) fn choose(
         &self,
         claim: &Claim,
+        seeks: Seeks,
         tried: &Tried,
         now: Instant,
     ) -> Result<Choice, NoBackend> {
         let table = self.table.load();
-        let view = View::new(&table, tried, self.health.ignore_below);
+        let age = self.age(now);
+        let view = View::new(&table, tried, self.health.ignore_below, age);
         let choice = match self.bound(&table, &view, claim) {
             Some(choice) => choice,
-            None => self.bind(&table, &view, claim, now)?,
+            None => self.bind(&table, &view, claim, Newcomer { seeks, age })?,
         };
         if let Some(session) = &claim.session {
             self.sessions.insert(session, choice.backend.id.clone());
         }
-        self.metrics.affinity(choice.affinity.as_str());
+        match choice.affinity {
+            AffinityOutcome::Hit => self.metrics.affinity_hit.inc(),
+            AffinityOutcome::Miss => self.metrics.affinity_miss.inc(),
+            AffinityOutcome::BoundAnew => self.metrics.affinity_bound_anew.inc(),
+        };
         if claim.forged && tried.is_empty() {
             self.metrics.affinity_forged();
         }
@@ -225,18 +241,17 @@ impl Pool {
         table: &Table,
         view: &View<'_>,
         claim: &Claim,
-        now: Instant,
+        newcomer: Newcomer,
     ) -> Result<Choice, NoBackend> {
-        let age = self.age(now);
         let by_ring = claim.session.as_ref().and_then(|session| {
             let eligible = |index: usize| view.takes(&table.backends[index]);
             table.ring.find(session.as_str(), eligible)
         });
         let backend = match by_ring {
             Some(index) => &table.backends[index],
-            None => self.picker.pick(table, view, age).ok_or(NoBackend)?,
+            None => self.picker.pick(table, view, newcomer).ok_or(NoBackend)?,
         };
-        backend.bind(age);
+        self.picker.bind(backend, view, newcomer);
         let held = |session| self.sessions.get(session).is_some();
         let belonged = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(held);
         Ok(Choice {
@@ -254,13 +269,16 @@ impl Pool {
         let table = self.table.load();
         let mut tried = Tried::default();
         tried.add(from);
-        let view = View::new(&table, &tried, 0);
-        let age = self.age(now);
-        let backend = self.picker.pick(&table, &view, age)?;
+        let newcomer = Newcomer {
+            seeks: Seeks::Answer,
+            age: self.age(now),
+        };
+        let view = View::new(&table, &tried, 0, newcomer.age);
+        let backend = self.picker.pick(&table, &view, newcomer)?;
         if !backend.rank().keeps_clients() {
             return None;
         }
-        backend.bind(age);
+        self.picker.bind(backend, &view, newcomer);
         Some(Arc::clone(backend))
     }
 
@@ -277,19 +295,19 @@ impl Pool {
 
     /// Takes in what a request found out about its backend: failed dials move its state, bad answers ask for a probe.
     pub(crate) fn report(&self, backend: &Backend, evidence: Evidence, now: Instant) {
-        let change = backend.evidence(evidence, self.age(now), now);
+        let change = backend.evidence(evidence, self.moment(now));
         self.log(backend, change);
     }
 
     /// Takes in what a health check found.
     pub(crate) fn probed(&self, backend: &Backend, result: ProbeResult, now: Instant) {
-        let change = backend.probed(result, now, self.unix(now));
+        let change = backend.probed(result, self.moment(now));
         self.log(backend, change);
     }
 
     /// Ends the grace of a backend that did not come back in time.
     pub(crate) fn tick(&self, backend: &Backend, now: Instant) {
-        let change = backend.tick(now);
+        let change = backend.tick(self.moment(now));
         self.log(backend, change);
     }
 
@@ -317,6 +335,14 @@ impl Pool {
             lasted = change.lasted.as_secs_f64(),
             "backend changed state"
         );
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        Moment {
+            now,
+            age: self.age(now),
+            unix: self.unix(now),
+        }
     }
 
     fn age(&self, now: Instant) -> Duration {

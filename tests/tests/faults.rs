@@ -13,6 +13,7 @@ use causeway_tests::harness::{
     load::{Kind, Load, Place, Plan, Record, Story, clients_of},
     process::Signal,
     site::{Site, SiteConfig, Wires},
+    wait,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -219,8 +220,16 @@ impl Fails {
             (self.end)(&mut scene.site)?;
             scene.site.edge.backend_in_state(VICTIM, "up").await?;
             let up = Instant::now();
-            let welcome = |place: &Place| place.kind != Kind::Newcomer || is_at(place, VICTIM);
-            scene.load.served(up, DEADLINE, welcome).await?;
+            // One of them: no backend gets so many more than its neighbours that all would be there at a time.
+            let is_welcome = |place: &Place| {
+                place.kind == Kind::Newcomer && is_at(place, VICTIM) && place.served_since(up)
+            };
+            wait::until("a newcomer to be there", DEADLINE, async || {
+                let places = scene.load.journal().places();
+                places.iter().any(is_welcome).then_some(())
+            })
+            .await?;
+            scene.load.served(up, DEADLINE, |_| true).await?;
 
             let story = Story::of(scene.load, struck).await;
             let old = sessions_before(&story.records, known);

@@ -8,7 +8,7 @@ use crate::pool::ProbeResult;
 
 fn admin() -> Admin {
     let file = "pools:
-  - {name: a, backends: [{id: n1, address: '127.0.0.1:9001', weight: 2}]}
+  - {name: a, backends: [{id: n1, address: '127.0.0.1:9001', weight: 2, zone: z}]}
   - {name: b, backends: [{id: n2, address: 'unix:/run/b.sock', maintenance: true}]}
 routes: [{pool: a}]
 affinity: {hold: 0s}
@@ -58,17 +58,24 @@ fn backends_are_listed_with_their_state_and_why() {
     assert_eq!(status, 200);
     let mut list: serde_json::Value = serde_json::from_str(&body).unwrap();
     for entry in list.as_array_mut().unwrap() {
-        assert!(entry["since"].take().as_f64().unwrap() < 60.0);
+        let (since, lasts) = (entry["since"].take(), entry["lasts"].take());
+        let unix = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+        let lasted = unix - since.as_f64().unwrap();
+        // The two clocks were read one after the other.
+        assert!(
+            (-0.1..60.0).contains(&(lasted - lasts.as_f64().unwrap())),
+            "{since} {lasts}"
+        );
     }
     let expected = serde_json::json!([
         {
-            "pool": "a", "id": "n1", "address": "127.0.0.1:9001", "weight": 2, "state": "down",
-            "since": null, "why": "it refuses connections", "tunnels": 1, "in_flight": 0,
+            "pool": "a", "id": "n1", "address": "127.0.0.1:9001", "weight": 2, "zone": "z",
+            "backup": false, "state": "down", "since": null, "lasts": null, "why": "it refuses connections", "tunnels": 1, "in_flight": 0,
             "waiting": 0,
         },
         {
             "pool": "b", "id": "n2", "address": "unix:/run/b.sock", "weight": 1,
-            "state": "maintenance", "since": null, "why": "by configuration", "tunnels": 0,
+            "zone": null, "backup": false, "state": "maintenance", "since": null, "lasts": null, "why": "by configuration", "tunnels": 0,
             "in_flight": 0, "waiting": 0,
         },
     ]);

@@ -15,6 +15,7 @@ pub(super) struct File {
     pub(super) listeners: Option<Vec<Listener>>,
     #[serde(default)]
     pub(super) admin: Admin,
+    pub(super) zone: Option<String>,
     #[serde(default)]
     pub(super) pools: Vec<Pool>,
     pub(super) routes: Option<Vec<Route>>,
@@ -90,6 +91,8 @@ pub(super) struct Backend {
     pub(super) id: String,
     pub(super) address: String,
     pub(super) weight: Option<u64>,
+    pub(super) zone: Option<String>,
+    pub(super) backup: Option<bool>,
     pub(super) maintenance: Option<bool>,
 }
 
@@ -142,6 +145,7 @@ pub(super) struct Health {
     pub(super) timeout: Option<Span>,
     pub(super) rise: Option<u64>,
     pub(super) fall: Option<u64>,
+    pub(super) slow_start: Option<Span>,
     pub(super) ignore_below: Option<u64>,
 }
 

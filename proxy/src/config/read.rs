@@ -29,6 +29,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
     let config = Config {
         listeners: listeners::listeners(&mut check, file.listeners),
         admin: admin(&mut check, file.admin),
+        zone: pools::zone(&mut check, "zone", file.zone),
         routes: routes::routes(&mut check, file.routes, &pools),
         pools,
         no_route: no_route(&mut check, file.no_route),

@@ -73,18 +73,19 @@ fn everything_can_be_set() {
     let config = parse(
         "listeners: [{address: '0.0.0.0:80'}, {address: '[::1]:0'}, {address: '127.0.0.1:0'}]
 admin: {address: none}
+zone: west
 pools:
   - {name: a, pick: round_robin, cookie: stick, backends: [{id: a1, address: '127.0.0.1:1', weight: 3}]}
   - name: b
     health: {kind: tcp, rise: 1}
-    backends: [{id: b1, address: 'APP.example:80', maintenance: true}]
+    backends: [{id: b1, address: 'APP.example:80', maintenance: true, zone: east}, {id: b2, address: 'b:2', backup: true}]
   - {name: c, backends: [{id: c1, address: '[::1]:9000'}]}
 routes: [{host: Example.com, path: /app, pool: b, upgrades: []}, {pool: a}]
 no_route: {status: 410, body: gone}
 affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure: always, http_only: false,
   max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
 health: {method: HEAD, path: /up, host: app.example, expect: [200, 204, '300-399'], port: 9000, interval: 5s, fast_interval: 1s, down_interval: 3s,
-  timeout: 2s, rise: 4, fall: 5, ignore_below: 50}
+  timeout: 2s, rise: 4, fall: 5, ignore_below: 50, slow_start: 1m}
 limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0}
 trusted_proxies: [10.0.0.0/8]
 log: {level: debug, format: text, access: /var/log/access}
@@ -102,7 +103,12 @@ threads: 2
     let (a, b) = (&config.pools[0], &config.pools[1]);
     assert_eq!((a.pick, a.backends[0].weight), (Pick::RoundRobin, 3));
     assert_eq!(b.backends[0].address.to_string(), "app.example:80");
-    assert!(b.backends[0].maintenance);
+    assert!(b.backends[0].maintenance && !b.backends[0].backup);
+    assert_eq!(
+        (config.zone.as_deref(), b.backends[0].zone.as_deref()),
+        (Some("west"), Some("east"))
+    );
+    assert!(b.backends[1].backup);
     // What a pool leaves out is as for all pools.
     assert_eq!((a.health.kind, a.health.rise), (ProbeKind::Node, 4));
     assert_eq!((b.health.kind, b.health.rise), (ProbeKind::Tcp, 1));
@@ -115,6 +121,7 @@ threads: 2
     assert!([200, 204, 300, 399].into_iter().all(takes));
     assert!(![201, 299, 400].into_iter().any(takes));
     assert_eq!((&a.health.method, &*a.health.path), (&Method::HEAD, "/up"));
+    assert_eq!(a.health.slow_start.as_secs(), 60);
     assert_eq!((a.health.port, b.health.port), (Some(9000), Some(9000)));
     assert_eq!(config.affinity.max_age, Some(Duration::from_secs(3600)));
     let held = (config.affinity.hold, config.affinity.hold_timeout);
@@ -209,6 +216,19 @@ pools: [{name: a, backends: [{id: a b, address: 127.0.0.1, weight: 0}, {id: x, a
 }
 
 #[test]
+fn zones_are_names_and_a_pool_is_not_all_backups() {
+    errors(
+        "zone: ''
+pools: [{name: a, backends: [{id: a, address: 'a:1', zone: 'my zone', backup: true}]}]
+",
+        expect![[r#"
+            proxy.yaml:1:1: zone: expected 1 to 64 ASCII letters, digits, ".", "_" or "-"
+            proxy.yaml:2:19: pools[0].backends: expected a backend that is no backup: there is nothing to stand by for
+            proxy.yaml:2:54: pools[0].backends[0].zone: expected 1 to 64 ASCII letters, digits, ".", "_" or "-""#]],
+    );
+}
+
+#[test]
 fn routes_are_checked_against_pools_and_each_other() {
     section(
         "routes:
@@ -239,7 +259,7 @@ fn routes_are_checked_against_pools_and_each_other() {
 fn every_number_and_duration_has_a_range() {
     section(
         "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
-health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready, port: 0}
+health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready, port: 0, slow_start: 2h}
 limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001}
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
@@ -259,6 +279,7 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:3:90: health.expect[1]: "1000": expected a status from 200 to 599, or a range of them such as "200-399"
             proxy.yaml:3:97: health.path: expected a path that starts with "/", without spaces or a fragment
             proxy.yaml:3:110: health.port: 0 is out of range, expected 1 to 65535
+            proxy.yaml:3:119: health.slow_start: 2h is out of range, expected 0s to 1h
             proxy.yaml:4:10: limits.head_size: 1MiB is out of range, expected 1KiB to 256KiB
             proxy.yaml:4:27: limits.connections: 0 is out of range, expected 1 to 100000000
             proxy.yaml:4:43: limits.retries: 11 is out of range, expected 0 to 10

@@ -29,6 +29,8 @@ pub(super) struct BackendFamilies {
     connect_errors: Family<Labels, Counter>,
     probes: Family<Labels, Counter>,
     state: Family<Labels, Gauge>,
+    state_since_seconds: Family<BackendLabel, Gauge>,
+    transitions: Family<Labels, Counter>,
     tunnels_open: Family<BackendLabel, Gauge>,
     tunnels_opened: Family<BackendLabel, Counter>,
     tunnels_closed: Family<Labels, Counter>,
@@ -46,6 +48,8 @@ impl BackendFamilies {
             connect_errors: Family::default(),
             probes: Family::default(),
             state: Family::default(),
+            state_since_seconds: Family::default(),
+            transitions: Family::default(),
             tunnels_open: Family::default(),
             tunnels_opened: Family::default(),
             tunnels_closed: Family::default(),
@@ -70,6 +74,11 @@ impl BackendFamilies {
         register!(connect_errors, "Dials of a backend that failed, by kind");
         register!(probes, "Health checks, by result");
         register!(state, "1 for the state that a backend is in");
+        register!(
+            state_since_seconds,
+            "When a backend came into its state, in UNIX seconds"
+        );
+        register!(transitions, "Changes of state, by the state that it led to");
         register!(tunnels_open, "Tunnels that are open");
         register!(tunnels_opened, "Tunnels that were opened");
         register!(tunnels_closed, "Tunnels that ended, by reason");
@@ -99,6 +108,8 @@ impl BackendFamilies {
             connect_errors: self.connect_errors.clone(),
             probes: self.probes.clone(),
             state: self.state.clone(),
+            state_since_seconds: self.state_since_seconds.get_or_create_owned(&only),
+            transitions: self.transitions.clone(),
             tunnels_closed: self.tunnels_closed.clone(),
             id,
         }
@@ -121,6 +132,8 @@ pub(crate) struct BackendMetrics {
     connect_errors: Family<Labels, Counter>,
     probes: Family<Labels, Counter>,
     state: Family<Labels, Gauge>,
+    state_since_seconds: Gauge,
+    transitions: Family<Labels, Counter>,
     tunnels_closed: Family<Labels, Counter>,
 }
 
@@ -154,12 +167,19 @@ impl BackendMetrics {
             .inc();
     }
 
-    /// Notes that the backend is in the state called `current` of all `states`.
-    pub(crate) fn state(&self, current: &'static str, states: &[&'static str]) {
+    /// Notes that the backend is in the state called `current` of all `states`, since `unix` seconds.
+    pub(crate) fn state(&self, current: &'static str, states: &[&'static str], unix: u64) {
+        self.state_since_seconds
+            .set(i64::try_from(unix).unwrap_or(i64::MAX));
         for state in states {
             let gauge = self.state.get_or_create_owned(&self.with("state", state));
             gauge.set(i64::from(*state == current));
         }
+    }
+
+    /// Counts a change to the state called `to`.
+    pub(crate) fn state_changed(&self, to: &'static str) {
+        self.transitions.get_or_create(&self.with("to", to)).inc();
     }
 
     pub(crate) fn request_started(&self) {

@@ -11,14 +11,15 @@ use super::*;
 fn the_page_has_every_family_and_ends_as_openmetrics_says() {
     let metrics = Metrics::new();
     metrics.connections_open.set(3);
-    metrics.affinity("hit");
+    metrics.affinity_hit.inc();
     metrics.refused(StatusCode::SERVICE_UNAVAILABLE);
     let backend = metrics.backend("n1");
     backend.answered(StatusCode::OK);
     backend.answered(StatusCode::from_u16(999).unwrap());
     backend.request_started();
     backend.waited("returned");
-    backend.state("up", &["up", "down"]);
+    backend.state("up", &["up", "down"], 1_700_000_000);
+    backend.state_changed("up");
     backend.tunnel_opened();
     backend.tunnel_opened();
     backend.tunnel_gone();
@@ -31,7 +32,9 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
     expect![[r#"
         causeway_proxy_access_lines_dropped_total 0
         causeway_proxy_affinity_forged_total 0
+        causeway_proxy_affinity_total{outcome="bound_anew"} 0
         causeway_proxy_affinity_total{outcome="hit"} 1
+        causeway_proxy_affinity_total{outcome="miss"} 0
         causeway_proxy_connections_open 3
         causeway_proxy_connections_refused_total 0
         causeway_proxy_refusals_total{status="503"} 1
@@ -43,8 +46,10 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_requests_total{backend="n1",class="5xx"} 0
         causeway_proxy_requests_waiting{backend="n1"} 0
         causeway_proxy_retries_total 0
+        causeway_proxy_state_since_seconds{backend="n1"} 1700000000
         causeway_proxy_state{backend="n1",state="down"} 0
         causeway_proxy_state{backend="n1",state="up"} 1
+        causeway_proxy_transitions_total{backend="n1",to="up"} 1
         causeway_proxy_tunnel_bytes_total{backend="n1",direction="down"} 20
         causeway_proxy_tunnel_bytes_total{backend="n1",direction="up"} 10
         causeway_proxy_tunnel_seconds_bucket{le="+Inf",backend="n1"} 1

@@ -13,89 +13,46 @@ use tokio::sync::{Notify, watch};
 use crate::backend::{Address, BackendId};
 use crate::config::BackendConfig;
 use crate::metrics::BackendMetrics;
+use crate::pool::load::{Load, Seeks};
 use crate::pool::machine::{Machine, MachineConfig};
 use crate::pool::outlier::{Answer, Outlier};
+use crate::pool::pace::Pace;
+use crate::pool::rank::{Place, Rank, Turn};
 use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
 
 /// A server, with all that is known about it.
 ///
-/// Invariant: `rank` is what [`rank_of`] says of `machine`, and `verdict` has its state, outside of [`Backend::update`].
+/// Invariant: `rank` is [`Rank::of`] `machine`, and `verdict` has its state, outside of [`Backend::update`].
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) id: BackendId,
     pub(crate) address: Address,
     pub(crate) weight: u32,
+    pub(crate) zone: Option<Box<str>>,
+    pub(crate) place: Place,
     pub(crate) metrics: BackendMetrics,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
     released_at: AtomicU64,
-    tunnels: AtomicUsize,
-    requests: AtomicUsize,
-    waiting: AtomicUsize,
-    bindings: RecentBindings,
+    slow_start: Duration,
+    /// When it came back, in milliseconds since the pool was made and one more; 0 if it was never away.
+    back_at: AtomicU64,
+    pub(super) load: Load,
+    pub(super) pace: Pace,
     outlier: Outlier,
     machine: Mutex<Machine>,
     verdict: watch::Sender<Verdict>,
     probe_wanted: Notify,
 }
 
-/// How gladly a backend is chosen: the first that occurs in a pool is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(super) enum Rank {
-    Up,
-    Unknown,
-    Suspect,
-    /// Down, but it answers.
-    Answering,
-    Down,
-    Draining,
-    Maintenance,
-}
-
-impl Rank {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Up,
-        Self::Unknown,
-        Self::Suspect,
-        Self::Answering,
-        Self::Down,
-        Self::Draining,
-        Self::Maintenance,
-    ];
-
-    /// Whether known clients stay.
-    pub(super) fn keeps_clients(self) -> bool {
-        self <= Self::Suspect
-    }
-
-    /// Whether new clients may come, if there is nothing better.
-    pub(super) fn takes_clients(self) -> bool {
-        self <= Self::Down
-    }
-
-    fn state(self) -> State {
-        match self {
-            Self::Up => State::Up,
-            Self::Unknown => State::Unknown,
-            Self::Suspect => State::Suspect,
-            Self::Answering | Self::Down => State::Down,
-            Self::Draining => State::Draining,
-            Self::Maintenance => State::Maintenance,
-        }
-    }
-}
-
-fn rank_of(machine: &Machine) -> Rank {
-    match machine.state() {
-        State::Up => Rank::Up,
-        State::Unknown => Rank::Unknown,
-        State::Suspect => Rank::Suspect,
-        State::Down if machine.answers() => Rank::Answering,
-        State::Down => Rank::Down,
-        State::Draining => Rank::Draining,
-        State::Maintenance => Rank::Maintenance,
-    }
+/// A moment, by each of the clocks that there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    /// Since the pool was made.
+    pub(super) age: Duration,
+    /// UNIX seconds, by a clock that never steps back.
+    pub(super) unix: u64,
 }
 
 /// A backend as `/backends` shows it.
@@ -103,7 +60,7 @@ fn rank_of(machine: &Machine) -> Rank {
 pub(crate) struct Status {
     pub(crate) state: State,
     /// For how long it has been in that state.
-    pub(crate) since: Duration,
+    pub(crate) lasts: Duration,
     pub(crate) why: String,
     pub(crate) tunnels: usize,
     pub(crate) requests: usize,
@@ -113,27 +70,31 @@ pub(crate) struct Status {
 impl Backend {
     pub(super) fn new(
         config: &BackendConfig,
+        place: Place,
         machine: MachineConfig,
+        slow_start: Duration,
         metrics: BackendMetrics,
-        now: Instant,
+        at: Moment,
     ) -> Self {
         let state = match config.maintenance {
             true => State::Maintenance,
             false => State::Unknown,
         };
-        metrics.state(state.name(), &State::NAMES);
-        let machine = Machine::new(state, machine, now);
+        metrics.state(state.name(), &State::NAMES, at.unix);
+        let machine = Machine::new(state, machine, at.now);
         Self {
             id: config.id.clone(),
             address: config.address.clone(),
             weight: config.weight,
+            zone: config.zone.clone(),
+            place,
             metrics,
-            rank: AtomicU8::new(rank_of(&machine) as u8),
+            rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
-            tunnels: AtomicUsize::new(0),
-            requests: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            bindings: RecentBindings::default(),
+            slow_start,
+            back_at: AtomicU64::new(0),
+            load: Load::default(),
+            pace: Pace::default(),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),
             verdict: watch::Sender::new(Verdict { state, answers: 0 }),
@@ -159,34 +120,41 @@ impl Backend {
         self.released_at.load(Ordering::Relaxed)
     }
 
-    /// What it carries, `age` after the pool was made: tunnels, requests in flight, recent bindings.
-    pub(super) fn load(&self, age: Duration) -> u64 {
-        let carried = self.tunnels.load(Ordering::Relaxed) + self.requests.load(Ordering::Relaxed);
-        carried as u64 + self.bindings.count(age)
+    /// Its turn among all backends; `None` if it takes no clients.
+    pub(super) fn turn(&self) -> Option<Turn> {
+        Turn::of(self.rank(), self.place)
     }
 
-    /// Notes that a new client was sent here.
-    pub(super) fn bind(&self, age: Duration) {
-        self.bindings.add(age);
+    /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.
+    pub(super) fn weight_at(&self, age: Duration) -> u64 {
+        let full = u64::from(self.weight) * 1000;
+        let Some(back_at) = self.back_at.load(Ordering::Relaxed).checked_sub(1) else {
+            return full;
+        };
+        let (back_for, all) = (millis(age).saturating_sub(back_at), millis(self.slow_start));
+        if all <= back_for {
+            return full;
+        }
+        u64::from(self.weight) * (100 + 900 * back_for / all)
     }
 
     /// Counts a tunnel for as long as the guard lives.
     pub(crate) fn open_tunnel(self: &Arc<Self>) -> TunnelCount {
-        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        self.load.tunnels.fetch_add(1, Ordering::Relaxed);
         self.metrics.tunnel_opened();
         TunnelCount(Arc::clone(self))
     }
 
     /// Counts a request in flight for as long as the guard lives.
-    pub(crate) fn start_request(self: &Arc<Self>) -> RequestCount {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn start_request(self: &Arc<Self>, seeks: Seeks) -> RequestCount {
+        self.load.in_flight(seeks).fetch_add(1, Ordering::Relaxed);
         self.metrics.request_started();
-        RequestCount(Arc::clone(self))
+        RequestCount(Arc::clone(self), seeks)
     }
 
     /// Counts a request that waits for the backend to come back, for as long as the guard lives.
     pub(crate) fn start_waiting(self: &Arc<Self>) -> WaitCount {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.load.waiting.fetch_add(1, Ordering::Relaxed);
         self.metrics.wait_started();
         WaitCount(Arc::clone(self))
     }
@@ -214,8 +182,8 @@ impl Backend {
         }
     }
 
-    /// Takes in what a probe found; `unix` is the time for cookies.
-    pub(super) fn probed(&self, result: ProbeResult, now: Instant, unix: u64) -> Option<Change> {
+    /// Takes in what a probe found.
+    pub(super) fn probed(&self, result: ProbeResult, at: Moment) -> Option<Change> {
         self.metrics.probed(match result {
             ProbeResult::Good => "good",
             ProbeResult::Draining => "draining",
@@ -224,36 +192,37 @@ impl Backend {
             ProbeResult::NoAnswer(_) => "no_answer",
         });
         let answers = u64::from(result.is_answer());
-        let change = self.update(|machine| machine.probe(result, now), answers)?;
-        if change.to == State::Draining {
-            self.released_at.store(unix, Ordering::Relaxed);
+        let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
+        match (change.from, change.to) {
+            (_, State::Draining) => self.released_at.store(at.unix, Ordering::Relaxed),
+            // Its clients have gone, and it may be cold.
+            (State::Down | State::Draining, State::Up) => {
+                let back_at = millis(at.age).saturating_add(1);
+                self.back_at.store(back_at, Ordering::Relaxed);
+            }
+            _ => {}
         }
         Some(change)
     }
 
     /// Ends its grace, if that is over.
-    pub(super) fn tick(&self, now: Instant) -> Option<Change> {
-        self.update(|machine| machine.tick(now), 0)
+    pub(super) fn tick(&self, at: Moment) -> Option<Change> {
+        self.update(at, 0, |machine| machine.tick(at.now))
     }
 
-    /// Takes in what a request found out, `age` after the pool was made.
+    /// Takes in what a request found out.
     ///
     /// Only a failed dial moves the state. Bad answers, if there are too many, ask for a probe: a client could choose what it
     /// asks for so that they are bad.
-    pub(super) fn evidence(
-        &self,
-        evidence: Evidence,
-        age: Duration,
-        now: Instant,
-    ) -> Option<Change> {
+    pub(super) fn evidence(&self, evidence: Evidence, at: Moment) -> Option<Change> {
         let bad = match evidence {
             Evidence::ConnectRefused => {
                 self.metrics.connect_failed("refused");
-                return self.dial_failed(FailedDial::Refused, now);
+                return self.dial_failed(FailedDial::Refused, at);
             }
             Evidence::ConnectTimeout => {
                 self.metrics.connect_failed("timeout");
-                return self.dial_failed(FailedDial::TimedOut, now);
+                return self.dial_failed(FailedDial::TimedOut, at);
             }
             Evidence::Answered(status) => {
                 self.metrics.answered(status);
@@ -269,29 +238,31 @@ impl Backend {
             true => Answer::Bad,
             false => Answer::Good,
         };
-        if self.outlier.count(answer, age) {
+        if self.outlier.count(answer, at.age) {
             self.probe_wanted.notify_one();
         }
         None
     }
 
-    fn dial_failed(&self, dial: FailedDial, now: Instant) -> Option<Change> {
-        let change = self.update(|machine| machine.dial_failed(dial, now), 0)?;
+    fn dial_failed(&self, dial: FailedDial, at: Moment) -> Option<Change> {
+        let change = self.update(at, 0, |machine| machine.dial_failed(dial, at.now))?;
         self.probe_wanted.notify_one();
         Some(change)
     }
 
     fn update(
         &self,
-        step: impl FnOnce(&mut Machine) -> Option<Change>,
+        at: Moment,
         answers: u64,
+        step: impl FnOnce(&mut Machine) -> Option<Change>,
     ) -> Option<Change> {
         let mut machine = self.machine.lock();
         let grace_end = machine.grace_end();
         let change = step(&mut machine);
-        self.rank.store(rank_of(&machine) as u8, Ordering::Relaxed);
+        self.rank.store(Rank::of(&machine) as u8, Ordering::Relaxed);
         if let Some(change) = &change {
-            self.metrics.state(change.to.name(), &State::NAMES);
+            self.metrics.state(change.to.name(), &State::NAMES, at.unix);
+            self.metrics.state_changed(change.to.name());
         }
         if change.is_some() || 0 < answers || machine.grace_end() != grace_end {
             self.verdict.send_modify(|verdict| {
@@ -303,14 +274,15 @@ impl Backend {
     }
 
     pub(crate) fn status(&self, now: Instant) -> Status {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         let machine = self.machine.lock();
         Status {
             state: machine.state(),
-            since: now.saturating_duration_since(machine.since()),
+            lasts: now.saturating_duration_since(machine.since()),
             why: machine.why().to_owned(),
-            tunnels: self.tunnels.load(Ordering::Relaxed),
-            requests: self.requests.load(Ordering::Relaxed),
-            waiting: self.waiting.load(Ordering::Relaxed),
+            tunnels: count(&self.load.tunnels),
+            requests: count(&self.load.requests) + count(&self.load.upgrades),
+            waiting: count(&self.load.waiting),
         }
     }
 }
@@ -327,18 +299,19 @@ impl TunnelCount {
 
 impl Drop for TunnelCount {
     fn drop(&mut self) {
-        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.0.load.tunnels.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.tunnel_gone();
     }
 }
 
 /// One request that a backend has not answered to the end.
 #[derive(Debug)]
-pub(crate) struct RequestCount(Arc<Backend>);
+pub(crate) struct RequestCount(Arc<Backend>, Seeks);
 
 impl Drop for RequestCount {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        let count = self.0.load.in_flight(self.1);
+        count.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.request_ended();
     }
 }
@@ -355,46 +328,11 @@ impl WaitCount {
 
 impl Drop for WaitCount {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.load.waiting.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.wait_ended();
     }
 }
 
-/// How many clients were bound lately: a burst spreads before the first of its tunnels is open.
-///
-/// The number of the current window in the upper half, then its bindings, then those of the one before.
-#[derive(Debug, Default)]
-struct RecentBindings(AtomicU64);
-
-impl RecentBindings {
-    const WINDOW: Duration = Duration::from_secs(5);
-
-    fn add(&self, age: Duration) {
-        let number = Self::number(age);
-        let add = |word: u64| {
-            let (current, before) = Self::at(word, number);
-            Some(number << 32 | u64::from(current.saturating_add(1)) << 16 | u64::from(before))
-        };
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
-            .ok();
-    }
-
-    fn count(&self, age: Duration) -> u64 {
-        let (current, before) = Self::at(self.0.load(Ordering::Relaxed), Self::number(age));
-        u64::from(current) + u64::from(before)
-    }
-
-    /// The bindings of window `number` and of the one before it.
-    fn at(word: u64, number: u64) -> (u16, u16) {
-        match number.wrapping_sub(word >> 32) {
-            0 => ((word >> 16) as u16, word as u16),
-            1 => (0, (word >> 16) as u16),
-            _ => (0, 0),
-        }
-    }
-
-    fn number(age: Duration) -> u64 {
-        (age.as_secs() / Self::WINDOW.as_secs()) & u64::from(u32::MAX)
-    }
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

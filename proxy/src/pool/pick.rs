@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use crate::config::Pick;
 use crate::pool::backend::Backend;
+use crate::pool::load::Seeks;
+use crate::pool::pace::Newcomers;
 use crate::pool::table::{Table, View};
 
 /// Up to so many candidates the least loaded is found exactly; of more, the better of two at random. That
@@ -17,6 +19,15 @@ pub(super) struct Picker {
     pick: Pick,
     /// Whose turn it is; also who goes first among equals.
     turn: AtomicUsize,
+    newcomers: Newcomers,
+}
+
+/// Who is picked for, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Newcomer {
+    pub(super) seeks: Seeks,
+    /// Since the pool was made.
+    pub(super) age: Duration,
 }
 
 impl Picker {
@@ -24,6 +35,7 @@ impl Picker {
         Self {
             pick,
             turn: AtomicUsize::new(0),
+            newcomers: Newcomers::default(),
         }
     }
 
@@ -34,23 +46,32 @@ impl Picker {
         &self,
         table: &'t Table,
         view: &View<'_>,
-        age: Duration,
+        newcomer: Newcomer,
     ) -> Option<&'t Arc<Backend>> {
         let candidates = || table.backends.iter().filter(|backend| view.takes(backend));
         let picked = match self.pick {
-            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, age),
+            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, newcomer),
             Pick::Least => {
                 let (one, other) = (fastrand::usize(..view.count), fastrand::usize(..view.count));
                 let (one, other) = (candidates().nth(one), candidates().nth(other));
-                one.zip(other).map(|(one, other)| lighter(one, other, age))
+                one.zip(other)
+                    .map(|(one, other)| self.better(one, other, view, newcomer))
             }
             Pick::Random => {
-                let total = candidates().map(|backend| u64::from(backend.weight)).sum();
-                by_weight(candidates(), fastrand::u64(..std::cmp::max(total, 1)))
+                let point = fastrand::u64(..view.weight.max(1));
+                by_weight(candidates(), point, newcomer.age)
             }
-            Pick::RoundRobin => self.in_turn(table, view),
+            Pick::RoundRobin => self.in_turn(table, view, newcomer.age),
         };
         picked.or_else(|| candidates().next())
+    }
+
+    /// Notes that `backend` gets the newcomer, picked here or not.
+    pub(super) fn bind(&self, backend: &Backend, view: &View<'_>, newcomer: Newcomer) {
+        let (before, weight) = (self.newcomers.count(), backend.weight_at(newcomer.age));
+        self.newcomers.add();
+        backend.pace.add(before, weight, view.weight);
+        backend.load.bind(newcomer.seeks, newcomer.age);
     }
 
     /// The least loaded; among equals, the one after the last that was picked so.
@@ -58,7 +79,7 @@ impl Picker {
         &self,
         table: &'t Table,
         view: &View<'_>,
-        age: Duration,
+        newcomer: Newcomer,
     ) -> Option<&'t Arc<Backend>> {
         let backends = &table.backends;
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
@@ -66,19 +87,48 @@ impl Picker {
         let in_order = from.iter().chain(before);
         in_order
             .filter(|backend| view.takes(backend))
-            .reduce(|one, other| lighter(one, other, age))
+            .reduce(|one, other| self.better(one, other, view, newcomer))
+    }
+
+    /// The one whose pace allows it, else the one with less load for its weight; the first of two equals.
+    fn better<'t>(
+        &self,
+        one: &'t Arc<Backend>,
+        other: &'t Arc<Backend>,
+        view: &View<'_>,
+        newcomer: Newcomer,
+    ) -> &'t Arc<Backend> {
+        let newcomers = self.newcomers.count();
+        let (one_weight, other_weight) =
+            (one.weight_at(newcomer.age), other.weight_at(newcomer.age));
+        let too_fast =
+            |backend: &Backend, weight| !backend.pace.allows(newcomers, weight, view.weight);
+        // The load that it would have with this client, divided by weight, without dividing.
+        let weighed = |backend: &Backend, weight| {
+            (backend.load.weighs(newcomer.seeks, newcomer.age) + 1) * weight
+        };
+        let of_one = (too_fast(one, one_weight), weighed(one, other_weight));
+        let of_other = (too_fast(other, other_weight), weighed(other, one_weight));
+        if of_other < of_one { other } else { one }
     }
 
     /// The next in a schedule in which each occurs as often as its weight says.
     ///
     /// Who is not taken is passed over together with its turn, so that its share goes to all others and
     /// not to its neighbour.
-    fn in_turn<'t>(&self, table: &'t Table, view: &View<'_>) -> Option<&'t Arc<Backend>> {
+    /// One that has just come back takes some of its turns.
+    fn in_turn<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        age: Duration,
+    ) -> Option<&'t Arc<Backend>> {
         let schedule = &table.schedule;
         for _ in 0..schedule.len() {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
             let backend = &table.backends[usize::from(schedule[turn])];
-            if view.takes(backend) {
+            let (weight, full) = (backend.weight_at(age), u64::from(backend.weight) * 1000);
+            if view.takes(backend) && (weight == full || fastrand::u64(..full) < weight) {
                 return Some(backend);
             }
         }
@@ -86,24 +136,14 @@ impl Picker {
     }
 }
 
-/// The one with less load for its weight; the first of two equals.
-fn lighter<'t>(one: &'t Arc<Backend>, other: &'t Arc<Backend>, age: Duration) -> &'t Arc<Backend> {
-    // The load that it would have with this client, divided by weight, without dividing.
-    let weighed = |backend: &Backend, weight: u32| (backend.load(age) + 1) * u64::from(weight);
-    if weighed(other, one.weight) < weighed(one, other.weight) {
-        other
-    } else {
-        one
-    }
-}
-
 /// The backend in whose share of the summed weights `point` lies.
 fn by_weight<'t>(
     candidates: impl Iterator<Item = &'t Arc<Backend>>,
     mut point: u64,
+    age: Duration,
 ) -> Option<&'t Arc<Backend>> {
     for backend in candidates {
-        let weight = u64::from(backend.weight);
+        let weight = backend.weight_at(age);
         if point < weight {
             return Some(backend);
         }

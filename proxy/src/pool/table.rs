@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::backend::BackendId;
-use crate::config::{AffinityConfig, BackendConfig, PoolConfig};
+use crate::config::{BackendConfig, Config, PoolConfig};
 use crate::metrics::Metrics;
 use crate::pool::Tried;
-use crate::pool::backend::{Backend, Rank};
+use crate::pool::backend::{Backend, Moment};
 use crate::pool::machine::MachineConfig;
 use crate::pool::pick::schedule;
+use crate::pool::rank::{Place, Rank, Turn};
 use crate::pool::ring::Ring;
 
 /// The backends of a pool. Only their atomics change.
@@ -25,23 +26,22 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(
-        config: &PoolConfig,
-        affinity: &AffinityConfig,
-        metrics: &Metrics,
-        now: Instant,
-    ) -> Self {
+    /// The backends of `pool`, one of the pools of `config`.
+    pub(super) fn new(pool: &PoolConfig, config: &Config, metrics: &Metrics, at: Moment) -> Self {
         let machine = MachineConfig {
-            rise: config.health.rise,
-            fall: config.health.fall,
-            hold: affinity.hold,
-            hold_timeout: affinity.hold_timeout,
+            rise: pool.health.rise,
+            fall: pool.health.fall,
+            hold: config.affinity.hold,
+            hold_timeout: config.affinity.hold_timeout,
         };
-        let backend = |config: &BackendConfig| {
-            let metrics = metrics.backend(config.id.as_str());
-            Arc::new(Backend::new(config, machine, metrics, now))
+        let backend = |backend: &BackendConfig| {
+            let metrics = metrics.backend(backend.id.as_str());
+            let place = Place::of(backend, config.zone.as_deref());
+            let slow_start = pool.health.slow_start;
+            let backend = Backend::new(backend, place, machine, slow_start, metrics, at);
+            Arc::new(backend)
         };
-        let backends: Vec<Arc<Backend>> = config.backends.iter().map(backend).collect();
+        let backends: Vec<Arc<Backend>> = pool.backends.iter().map(backend).collect();
         let ids = backends.iter().map(|backend| backend.id.clone());
         let weights: Vec<u32> = backends.iter().map(|backend| backend.weight).collect();
         Self {
@@ -60,50 +60,80 @@ impl Table {
 /// Which backends one request may go to, given those that it was sent to already.
 pub(super) struct View<'a> {
     tried: &'a Tried,
-    /// The worst rank that new clients go to; `None` if there is nobody for them.
-    worst: Option<Rank>,
-    /// Whether a backend that was not tried is up, unknown or suspect, health ignored or not.
-    is_another_well: bool,
+    takers: Takers,
+    /// The best rank of a backend that was not tried; `None` if there is nobody for clients.
+    best: Option<Rank>,
     /// How many backends take new clients.
     pub(super) count: usize,
+    /// The weights of those, in thousandths.
+    pub(super) weight: u64,
+}
+
+/// Who takes new clients.
+enum Takers {
+    Nobody,
+    /// Those whose turn it is, or comes earlier.
+    Until(Turn),
+    /// Primaries, or else backups, whatever is known about them.
+    Any {
+        backup: bool,
+    },
 }
 
 impl<'a> View<'a> {
-    /// Looks at all backends once. Where less than `ignore_below` percent are not down, health is ignored.
-    pub(super) fn new(table: &Table, tried: &'a Tried, ignore_below: u32) -> Self {
-        let mut counts = [0_usize; Rank::Down as usize + 1];
+    /// Looks at all backends once, `age` after the pool was made.
+    ///
+    /// Where less than `ignore_below` percent are not down, health is ignored.
+    pub(super) fn new(table: &Table, tried: &'a Tried, ignore_below: u32, age: Duration) -> Self {
+        let mut turns = [(0, 0); Turn::COUNT];
+        let mut any = [(0, 0); 2];
         let (mut all, mut well) = (0, 0);
         for backend in &table.backends {
-            let rank = backend.rank();
-            if !rank.takes_clients() {
+            let Some(turn) = backend.turn() else { continue };
+            all += 1;
+            well += usize::from(turn.rank().keeps_clients());
+            if tried.contains(&backend.id) {
                 continue;
             }
-            all += 1;
-            well += usize::from(rank.keeps_clients());
-            if !tried.contains(&backend.id) {
-                counts[rank as usize] += 1;
+            let weight = backend.weight_at(age);
+            for (count, sum) in [
+                &mut turns[turn.index()],
+                &mut any[usize::from(backend.place.is_backup())],
+            ] {
+                *count += 1;
+                *sum += weight;
             }
         }
+        let first = |counts: &[(usize, u64)]| counts.iter().position(|(count, _)| 0 < *count);
+        let best = first(&turns);
         let ignores = well * 100 < all * ignore_below as usize;
-        let best = counts.iter().position(|count| 0 < *count);
-        let (worst, count) = match best {
-            None => (None, 0),
-            Some(_) if ignores => (Some(Rank::Down), counts.iter().sum()),
-            Some(best) => (Some(Rank::ALL[best]), counts[best]),
+        let (takers, (count, weight)) = match (best, first(&any)) {
+            (Some(_), Some(tier)) if ignores => (Takers::Any { backup: tier == 1 }, any[tier]),
+            (Some(best), _) => (Takers::Until(Turn::at(best)), turns[best]),
+            (None, _) => (Takers::Nobody, (0, 0)),
         };
         Self {
             tried,
-            worst,
-            is_another_well: best.is_some_and(|best| Rank::ALL[best].keeps_clients()),
+            takers,
+            best: best.map(|best| Turn::at(best).rank()),
             count,
+            weight,
         }
     }
 
     /// Whether a new client may go to `backend`.
     ///
-    /// The rank may have changed since [`View::new`] looked: to a better one, or to a worse.
+    /// Its turn may have changed since [`View::new`] looked: to an earlier one, or to a later.
     pub(super) fn takes(&self, backend: &Backend) -> bool {
-        self.worst.is_some_and(|worst| backend.rank() <= worst) && !self.tried.contains(&backend.id)
+        let Some(turn) = backend.turn() else {
+            return false;
+        };
+        let takes = match self.takers {
+            Takers::Nobody => false,
+            Takers::Until(last) => turn <= last,
+            Takers::Any { backup } => backend.place.is_backup() == backup,
+        };
+        takes && !self.tried.contains(&backend.id)
     }
 
     /// Whether a client that was bound to `backend` at `bound_at` stays there.
@@ -115,9 +145,8 @@ impl<'a> View<'a> {
             rank if rank.keeps_clients() => backend.released_at() < bound_at,
             Rank::Maintenance => false,
             // It has said that it goes away, which is no matter of health: only if all others are worse.
-            Rank::Draining => !self.is_another_well,
-            // It is no worse than what else there is.
-            _ => self.nobody_is_well(),
+            Rank::Draining => !self.is_another_well(),
+            rank => self.nobody_is_better(rank),
         }
     }
 
@@ -131,11 +160,18 @@ impl<'a> View<'a> {
         match backend.rank() {
             Rank::Draining | Rank::Answering => true,
             Rank::Maintenance => false,
-            rank => rank.keeps_clients() || self.nobody_is_well(),
+            rank => rank.keeps_clients() || self.nobody_is_better(rank),
         }
     }
 
-    fn nobody_is_well(&self) -> bool {
-        !self.worst.is_some_and(Rank::keeps_clients)
+    /// Whether a backend that was not tried is up, unknown or suspect, health ignored or not.
+    fn is_another_well(&self) -> bool {
+        self.best.is_some_and(Rank::keeps_clients)
+    }
+
+    /// Whether a backend that is down with this rank is no worse than what else there is.
+    fn nobody_is_better(&self, rank: Rank) -> bool {
+        let ignored = matches!(self.takers, Takers::Any { .. });
+        ignored || self.best.is_none_or(|best| rank <= best)
     }
 }

@@ -88,7 +88,7 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"
     fn choose(&self, claim: &Claim, tried: &[&str]) -> Result<Choice, NoBackend> {
         let mut list = Tried::default();
         tried.iter().for_each(|id| list.add(&self.backend(id)));
-        self.pool.choose(claim, &list, self.start)
+        self.pool.choose(claim, Seeks::Answer, &list, self.start)
     }
 
     fn new_client(&self) -> String {
@@ -193,7 +193,7 @@ fn a_suspect_backend_keeps_its_clients_and_gets_no_new_ones() {
     assert_eq!(bench.spread(10), HashMap::from([("n2".to_owned(), 10)]));
     bench.probe("n1", ProbeResult::Good);
     assert_eq!(bench.backend("n1").state(), State::Up);
-    assert_eq!(bench.spread(10)["n1"], 10);
+    assert!(bench.spread(10)["n1"] > 5);
 }
 
 #[test]
@@ -216,6 +216,110 @@ fn backends_come_in_the_order_of_what_is_known_about_them() {
         assert!(is(&choice, id, Miss), "{id}");
         tried.push(id);
     }
+}
+
+/// Two zones, each with a primary and a backup, seen from the east.
+const ZONES: &str = "zone: east
+pools:
+  - name: nodes
+    backends:
+      - {id: west, address: 'a:1', zone: west}
+      - {id: west-backup, address: 'a:2', zone: west, backup: true}
+      - {id: east-backup, address: 'a:3', zone: east, backup: true}
+      - {id: east, address: 'a:4', zone: east}
+affinity: {hold: 0s, hold_timeout: 0s}
+health: {ignore_below: IGNORE}";
+
+fn zones(ignore_below: &str) -> Bench {
+    let bench = Bench::from_file(&ZONES.replace("IGNORE", ignore_below));
+    for id in ["west", "west-backup", "east-backup", "east"] {
+        bench.probe(id, ProbeResult::Good);
+    }
+    bench
+}
+
+#[test]
+fn newcomers_go_to_the_own_zone_then_to_others_then_to_backups() {
+    let bench = zones("0");
+    for id in ["east", "west", "east-backup", "west-backup"] {
+        assert_eq!(bench.spread(10), HashMap::from([(id.to_owned(), 10)]));
+        bench.down(id);
+    }
+    // All are down: as if all were well.
+    assert_eq!(bench.new_client(), "east");
+    // One that answers badly is better than one that does not answer.
+    bench.probe("west-backup", ProbeResult::BadAnswer("503".to_owned()));
+    assert_eq!(bench.new_client(), "west-backup");
+}
+
+#[test]
+fn a_backup_that_is_well_comes_before_a_primary_that_is_suspect() {
+    let bench = zones("0");
+    bench.refuse("east");
+    bench.refuse("west");
+    assert_eq!(bench.new_client(), "east-backup");
+    bench.refuse("east-backup");
+    bench.refuse("west-backup");
+    assert_eq!(bench.new_client(), "east");
+}
+
+#[test]
+fn what_has_no_zone_is_near_and_without_a_zone_all_are() {
+    let both = |file: &str| {
+        let bench = Bench::from_file(file);
+        for id in ["n1", "n2"] {
+            bench.probe(id, ProbeResult::Good);
+        }
+        assert_eq!(bench.spread(10)["n1"], 5, "{file}");
+    };
+    both(
+        "zone: east
+pools: [{name: a, backends: [{id: n1, address: 'a:1'}, {id: n2, address: 'a:2', zone: east}]}]",
+    );
+    both(
+        "pools: [{name: a, backends: [{id: n1, address: 'a:1', zone: west}, {id: n2, address: 'a:2', zone: east}]}]",
+    );
+}
+
+#[test]
+fn known_clients_stay_in_another_zone_and_on_a_backup() {
+    let bench = zones("0");
+    for id in ["west", "west-backup", "east-backup"] {
+        assert!(is(&bench.choose(&bound_to(id), &[]), id, Hit));
+    }
+    bench.down("west-backup");
+    assert!(is(
+        &bench.choose(&bound_to("west-backup"), &[]),
+        "east",
+        BoundAnew
+    ));
+}
+
+#[test]
+fn where_health_is_ignored_newcomers_go_to_all_primaries_and_to_no_backup() {
+    let bench = zones("60");
+    bench.down("east");
+    assert_eq!(bench.spread(10), HashMap::from([("west".to_owned(), 10)]));
+    bench.down("east-backup");
+    let spread = bench.spread(10);
+    assert_eq!(spread["east"] + spread["west"], 10);
+    assert!(0 < spread["west"], "{spread:?}");
+    assert!(is(
+        &bench.choose(&Claim::default(), &["east"]),
+        "west",
+        Miss
+    ));
+    let choice = bench.choose(&Claim::default(), &["east", "west"]);
+    assert!(choice.unwrap().backend.id.as_str().ends_with("backup"));
+}
+
+#[test]
+fn a_client_of_a_backend_that_is_down_moves_to_one_that_answers_at_least() {
+    let bench = Bench::new("least", &[1, 1]);
+    bench.down("n1");
+    (0..3).for_each(|_| bench.probe("n2", ProbeResult::BadAnswer("503".to_owned())));
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+    assert!(is(&bench.choose(&bound_to("n2"), &[]), "n2", Hit));
 }
 
 #[test]
@@ -390,7 +494,7 @@ fn maintenance_is_never_chosen() {
     let pool = pools.get(PoolId(0));
     for claim in [Claim::default(), bound_to("n1"), session("s")] {
         assert!(
-            pool.choose(&claim, &Tried::default(), Instant::now())
+            pool.choose(&claim, Seeks::Answer, &Tried::default(), Instant::now())
                 .is_err()
         );
     }
@@ -549,7 +653,16 @@ proptest! {
         pick in prop_oneof![Just("least"), Just("random"), Just("round_robin")],
         claimed in 1..5_usize,
     ) {
-        let bench = Bench::unknown(pick, &[1, 2, 3, 4], "{}");
+        let bench = Bench::from_file(&format!("zone: east
+pools:
+  - name: nodes
+    pick: {pick}
+    backends:
+      - {{id: n1, address: 'n:1', zone: east}}
+      - {{id: n2, address: 'n:2', zone: west, weight: 2}}
+      - {{id: n3, address: 'n:3', backup: true, weight: 3}}
+      - {{id: n4, address: 'n:4', weight: 4}}
+affinity: {{hold: 0s, hold_timeout: 0s}}"));
         for step in steps {
             match step {
                 Step::Probe(n, result) => bench.probe(&format!("n{n}"), result),
@@ -559,9 +672,9 @@ proptest! {
         let tried: Vec<String> = tried.into_iter().map(|n| format!("n{n}")).collect();
         let tried: Vec<&str> = tried.iter().map(String::as_str).collect();
         let left = || bench.pool.backends().into_iter().filter(|b| !tried.contains(&b.id.as_str()));
-        let best = left().map(|backend| backend.rank()).filter(|rank| rank.takes_clients()).min();
+        let best = left().filter_map(|backend| backend.turn()).min();
         match bench.choose(&Claim::default(), &tried) {
-            Ok(choice) => prop_assert_eq!(Some(choice.backend.rank()), best),
+            Ok(choice) => prop_assert_eq!(choice.backend.turn(), best),
             Err(NoBackend) => prop_assert_eq!(best, None),
         }
         for claim in [bound_to(&format!("n{claimed}")), session(&format!("s{claimed}"))] {

@@ -1,6 +1,7 @@
 //! How backends are probed: for all pools, and what a pool has of its own.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use causeway_conf::Span;
 use http::Method;
@@ -88,6 +89,12 @@ pub(super) fn health(
             raw.timeout,
             common.timeout,
             Span(10 * MS)..=Span(60 * SECOND),
+        ),
+        slow_start: span(
+            "slow_start",
+            raw.slow_start,
+            common.slow_start,
+            Span(Duration::ZERO)..=Span(HOUR),
         ),
         rise: check.number(&at("rise"), raw.rise, common.rise, 1..=100),
         fall: check.number(&at("fall"), raw.fall, common.fall, 1..=100),

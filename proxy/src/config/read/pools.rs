@@ -53,6 +53,22 @@ pub(super) fn pools(
         .collect()
 }
 
+/// The name of a place, if there is one.
+pub(super) fn zone(check: &mut Check, key: &str, zone: Option<String>) -> Option<Box<str>> {
+    let zone = zone?;
+    plain_name(check, key, &zone);
+    Some(zone.into())
+}
+
+fn plain_name(check: &mut Check, key: &str, name: &str) {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    check.require(
+        (1..=64).contains(&name.len()) && name.bytes().all(plain),
+        key,
+        "expected 1 to 64 ASCII letters, digits, \".\", \"_\" or \"-\"",
+    );
+}
+
 /// Names that have to differ within the file.
 #[derive(Default)]
 struct Seen {
@@ -63,12 +79,7 @@ struct Seen {
 
 impl Seen {
     fn name(&mut self, check: &mut Check, key: &str, name: &str) {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        check.require(
-            (1..=64).contains(&name.len()) && name.bytes().all(plain),
-            key,
-            "expected 1 to 64 ASCII letters, digits, \".\", \"_\" or \"-\"",
-        );
+        plain_name(check, key, name);
         if let Some(other) = self.names.insert(name.to_owned(), key.to_owned()) {
             check.error(
                 key,
@@ -113,6 +124,12 @@ fn backends(
         &format!("{pool}.backends"),
         "expected at most 10000 backends in one pool",
     );
+    let is_primary = |backend: &raw::Backend| !backend.backup.unwrap_or(false);
+    check.require(
+        backends.is_empty() || backends.iter().any(is_primary),
+        &format!("{pool}.backends"),
+        "expected a backend that is no backup: there is nothing to stand by for",
+    );
     let mut configs = Vec::with_capacity(backends.len());
     for (index, backend) in backends.into_iter().enumerate() {
         let key = format!("{pool}.backends[{index}]");
@@ -130,11 +147,14 @@ fn backends(
             BackendConfig::WEIGHT,
             1..=BackendConfig::WEIGHT_MAX,
         );
+        let zone = zone(check, &format!("{key}.zone"), backend.zone);
         if let Some((id, address)) = id.zip(address) {
             configs.push(BackendConfig {
                 id,
                 address,
                 weight,
+                zone,
+                backup: backend.backup.unwrap_or(false),
                 maintenance: backend.maintenance.unwrap_or(false),
             });
         }

@@ -1,6 +1,6 @@
 //! How evenly new clients spread.
 
-use std::collections::HashMap;
+mod simulation;
 
 use proptest::prelude::*;
 
@@ -24,32 +24,27 @@ fn new_clients_go_where_the_fewest_tunnels_are_for_the_weight() {
     let (one, other) = (bench.backend("n1"), bench.backend("n2"));
     let _light: Vec<_> = (0..10).map(|_| one.open_tunnel()).collect();
     let heavy: Vec<_> = (0..10).map(|_| other.open_tunnel()).collect();
-    // Ten more make it 20 tunnels on a backend of weight 2.
-    assert_eq!(bench.spread(9), HashMap::from([("n2".to_owned(), 9)]));
+    // Ten more would make it 20 tunnels on a backend of weight 2. It gets four fifths, which is twice as many for its weight, and
+    // may be one ahead.
+    assert!((8..=9).contains(&bench.spread(10)["n2"]));
     drop(heavy);
     assert_eq!(other.status(bench.start).tunnels, 0);
 }
 
 #[test]
-fn bindings_are_forgotten_when_they_are_not_recent_any_more() {
-    let bench = Bench::new("least", &[1, 1]);
-    let backend = bench.backend("n1");
-    (0..5).for_each(|_| backend.bind(Duration::from_secs(1)));
-    assert_eq!(backend.load(Duration::from_secs(4)), 5);
-    assert_eq!(backend.load(Duration::from_secs(9)), 5);
-    assert_eq!(backend.load(Duration::from_secs(10)), 0);
-}
-
-#[test]
-fn requests_in_flight_count_as_load_until_they_end() {
+fn requests_in_flight_are_counted_until_they_end() {
     let bench = Bench::new("least", &[1]);
     let backend = bench.backend("n1");
-    let request = backend.start_request();
+    let requests = [Seeks::Answer, Seeks::Tunnel].map(|seeks| backend.start_request(seeks));
     let tunnel = backend.open_tunnel();
-    assert_eq!(backend.load(Duration::ZERO), 2);
     assert!(tunnel.backend().id == backend.id);
-    drop((request, tunnel));
-    assert_eq!(backend.load(Duration::ZERO), 0);
+    let status = || {
+        let status = backend.status(bench.start);
+        (status.tunnels, status.requests)
+    };
+    assert_eq!(status(), (1, 2));
+    drop((requests, tunnel));
+    assert_eq!(status(), (0, 0));
 }
 
 #[test]
