@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const MESSAGES: usize = 1_000;
 /// How many of them may be on their way.
 const IN_FLIGHT: usize = 100;
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(600);
 
 const TRANSPORTS: [&str; 9] = [
     "websocket",
