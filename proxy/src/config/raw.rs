@@ -2,8 +2,8 @@
 //!
 //! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
 
-use std::path::PathBuf;
 use std::fmt;
+use std::path::PathBuf;
 
 use causeway_conf::{AddressRange, ByteSize, Secret, Span};
 use serde::de::Visitor;
