@@ -47,7 +47,7 @@ impl App {
             kinds,
             each,
             comes_back: true,
-            health: json!({ "kind": "http", "path": "/", "expect": [200] }),
+            health: json!({ "kind": "http", "path": "/", "expect": [200], "timeout": "30s" }),
         }
     }
 
@@ -267,7 +267,7 @@ async fn websockets_of_python_come_back_to_their_process() -> Result<()> {
         each: 8,
         comes_back: true,
         // It knows nothing but upgrades.
-        health: json!({ "kind": "tcp" }),
+        health: json!({ "kind": "tcp", "timeout": "30s" }),
     })
     .await
 }
