@@ -7,6 +7,7 @@
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory and CPU beside other servers (ARGS=)
 # make micro       what it costs to decide about one request, in nanoseconds
+# make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
 CARGO ?= cargo
@@ -16,7 +17,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench micro audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -78,6 +79,19 @@ bench: deps
 
 micro: deps
 	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 tests::cost
+
+SECONDS ?= 600
+TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))
+
+fuzz:
+	@if ! $(CARGO) +nightly fuzz --version >/dev/null 2>&1; then \
+	  echo "fuzz: needs a nightly compiler (rustup toolchain install nightly) and cargo-fuzz (cargo install cargo-fuzz)"; exit 1; fi
+	@for target in $(TARGETS); do \
+	  echo "fuzz: $$target for $(SECONDS) s"; \
+	  mkdir -p $(TARGET)/fuzz/corpus/$$target; \
+	  $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz --target-dir $(TARGET)/fuzz $$target \
+	    $(TARGET)/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 audit:
 	@for tool in deny machete; do \

@@ -44,13 +44,15 @@ mod sockjs;
 mod wire;
 
 pub(crate) use mount::Mount;
+pub(crate) use route::Place;
+pub(crate) use route::Route;
+#[cfg(any(fuzzing, test))]
+pub(crate) use route::find as find_route;
 
 use body::BodyLimits;
 use client_address::client_address;
 use origin::Host;
 use origin::SEC_FETCH_SITE;
-use route::Place;
-use route::Route;
 use sockjs::SessionRequest;
 use wire::Wire;
 

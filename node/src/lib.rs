@@ -39,6 +39,10 @@ mod http;
 mod server;
 // Layer 11.
 mod node;
+// Above all that it calls.
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzz;
 
 pub use crate::config::Config;
 pub use crate::node::RunError;

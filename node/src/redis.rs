@@ -16,4 +16,6 @@ pub(crate) mod testing;
 pub(crate) use backoff::Backoff;
 pub(crate) use connection::{ConnectError, Connection, Opening, ReadError};
 pub(crate) use keys::{connection_name, probe_channel};
+#[cfg(any(fuzzing, test))]
+pub(crate) use reply::Parser;
 pub(crate) use reply::Reply;

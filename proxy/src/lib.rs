@@ -18,6 +18,9 @@ mod entrance;
 mod error;
 mod exchange;
 mod forwarded;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzz;
 mod health;
 mod hold;
 mod limits;

@@ -23,6 +23,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::tunnel::flow::Flow;
 use crate::tunnel::flow::FlowEnd;
+#[cfg(any(fuzzing, test))]
+pub(crate) use crate::tunnel::frames::Frames;
 pub(crate) use crate::tunnel::registry::Entry;
 pub(crate) use crate::tunnel::registry::Order;
 pub(crate) use crate::tunnel::registry::Tunnels;

@@ -1,0 +1,134 @@
+//! What the fuzz targets in `tests/fuzz` call: the code that reads bytes of strangers, and what holds whatever they are.
+//!
+//! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
+
+use std::sync::LazyLock;
+
+use bytes::BytesMut;
+
+use crate::config::Config;
+use crate::frame::sockjs;
+use crate::frame::websocket::Scan;
+use crate::http::Place;
+use crate::http::Route;
+use crate::http::find_route;
+use crate::redis::Parser;
+use crate::redis::Reply;
+
+static CONFIG: LazyLock<Config> = LazyLock::new(Config::default_without_file);
+
+/// Reads `data` as what a SockJS client sends, and reads what it is told back to the same messages.
+pub fn sockjs(data: &[u8]) {
+    for messages in [sockjs::decode_messages(data), sockjs::decode_array(data)]
+        .into_iter()
+        .flatten()
+    {
+        assert_eq!(told(&messages), messages);
+    }
+    let text = String::from_utf8_lossy(data).into_owned();
+    assert_eq!(told(std::slice::from_ref(&text)), [text]);
+}
+
+/// What a client reads after an `a[...]` frame of `messages`.
+fn told(messages: &[String]) -> Vec<String> {
+    let quoted: Vec<BytesMut> = messages
+        .iter()
+        .map(|message| {
+            let mut quoted = BytesMut::new();
+            sockjs::append_quoted(&mut quoted, message);
+            quoted
+        })
+        .collect();
+    let mut frame = BytesMut::new();
+    sockjs::append_array(&mut frame, quoted.iter().map(|quoted| &quoted[..]));
+    let array = frame
+        .strip_prefix(b"a")
+        .expect("it is an array of messages");
+    sockjs::decode_array(array).expect("we wrote it")
+}
+
+/// The session that `path` names, unless it is one over a WebSocket.
+#[must_use]
+pub fn sockjs_session(path: &str) -> Option<String> {
+    let endpoints = CONFIG.endpoints.iter().map(|endpoint| &**endpoint);
+    match find_route(path, endpoints, true)? {
+        Route::Endpoint(_, Place::Session { id, .. }) => Some(id.to_owned()),
+        _ => None,
+    }
+}
+
+/// Reads `data` as replies of Redis, at once and in pieces: `cut` is where the first piece ends, and how long the others are.
+pub fn replies(data: &[u8], cut: u8) {
+    let (first, rest) = data.split_at(usize::from(cut).min(data.len()));
+    let pieces = [first].into_iter().chain(rest.chunks(1 + first.len()));
+    assert_eq!(read([data]), read(pieces));
+}
+
+/// All replies, and whether the last bytes were none.
+fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Reply>, bool) {
+    const MESSAGE_BYTES_MAX: usize = 64;
+    let mut parser = Parser::new(MESSAGE_BYTES_MAX);
+    let (mut input, mut replies) = (BytesMut::new(), Vec::new());
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        loop {
+            match parser.next(&mut input) {
+                Ok(Some(reply)) => replies.push(reply),
+                Ok(None) => break,
+                Err(_) => return (replies, true),
+            }
+        }
+    }
+    (replies, false)
+}
+
+/// After how many bytes of `data` a client's WebSocket message or control frame ends, and no fragmented message is open.
+#[must_use]
+pub fn message_ends(data: &[u8]) -> Vec<usize> {
+    let mut scan = Scan::default();
+    let mut ends = Vec::new();
+    for (at, byte) in data.iter().enumerate() {
+        scan.advance(&[*byte]);
+        if scan.is_between_messages() {
+            ends.push(at + 1);
+        }
+    }
+    let mut whole = Scan::default();
+    whole.advance(data);
+    assert_eq!(whole.is_between_messages(), scan.is_between_messages());
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds");
+        let entries = fs::read_dir(seeds.join(target)).unwrap();
+        let seeds: Vec<Vec<u8>> = entries
+            .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        assert!(!seeds.is_empty());
+        seeds
+    }
+
+    #[test]
+    fn every_seed_is_read() {
+        for seed in seeds("frames") {
+            let _ = message_ends(&seed);
+        }
+        for seed in seeds("paths") {
+            let _ = sockjs_session(&String::from_utf8_lossy(&seed));
+        }
+        for seed in seeds("replies") {
+            replies(&seed[1..], seed[0]);
+        }
+        for seed in seeds("sockjs") {
+            sockjs(&seed);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What the fuzz targets in `tests/fuzz` call: the code that reads bytes of strangers, and what holds whatever they are.
+//!
+//! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::LazyLock;
+
+use http::header::{COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
+
+use crate::affinity::Affinity;
+use crate::config::Config;
+use crate::forwarded::Forwarder;
+use crate::scheme::Scheme;
+use crate::tunnel::Frames;
+
+const POOL: &str = "pools: [{name: a, backends: [{id: n1, address: 'a:1'}]}]\n";
+
+static UNSIGNED: LazyLock<Affinity> = LazyLock::new(|| affinity(""));
+static SIGNED: LazyLock<Affinity> =
+    LazyLock::new(|| affinity("affinity: {keys: [0123456789abcdef0123456789abcdef]}"));
+
+fn affinity(settings: &str) -> Affinity {
+    let config = Config::parse("fuzz", &format!("{POOL}{settings}")).expect("it is right");
+    Affinity::new(
+        &config.affinity,
+        Some("causeway"),
+        vec!["causeway".into(), "causeway-b".into()],
+    )
+}
+
+/// Reads and strips the cookies of a request with a Cookie header for each line of `data`.
+pub fn cookies(data: &[u8]) {
+    let mut request = request();
+    for line in data.split(|byte| *byte == b'\n') {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            request.append_header(COOKIE, value).expect("there is room");
+        }
+    }
+    let count = |claim: &crate::affinity::Claim| claim.bindings.len();
+    assert!(count(&UNSIGNED.read(&request.headers, "/")) <= 8);
+    assert_eq!(
+        count(&SIGNED.read(&request.headers, "/")),
+        0,
+        "nobody else can sign"
+    );
+    UNSIGNED.strip(&mut request);
+    let left = UNSIGNED.read(&request.headers, "/");
+    assert!(left.bindings.is_empty() && !left.forged, "ours are gone");
+    let once: Vec<HeaderValue> = cookies_of(&request);
+    UNSIGNED.strip(&mut request);
+    assert_eq!(once, cookies_of(&request), "there is nothing left to strip");
+}
+
+fn cookies_of(request: &RequestHeader) -> Vec<HeaderValue> {
+    request.headers.get_all(COOKIE).iter().cloned().collect()
+}
+
+/// The SockJS session that `path` names, as the edge sees it.
+#[must_use]
+pub fn sockjs_session(path: &str) -> Option<String> {
+    let claim = UNSIGNED.read(&HeaderMap::new(), path);
+    let session = claim.session?.as_str().to_owned();
+    assert!(!session.is_empty() && !session.contains(['/', '.', '?']));
+    Some(session)
+}
+
+/// Reads and writes anew the forwarding headers of a request with a header for each line of `data`: its first byte chooses the name.
+pub fn forwarded(data: &[u8]) {
+    let names = [
+        HeaderName::from_static("x-forwarded-for"),
+        HeaderName::from_static("x-forwarded-host"),
+        HeaderName::from_static("x-forwarded-port"),
+        HeaderName::from_static("x-forwarded-proto"),
+        HeaderName::from_static("x-real-ip"),
+        HeaderName::from_static("x-request-id"),
+        HeaderName::from_static("x_forwarded_for"),
+        FORWARDED,
+        HOST,
+    ];
+    let mut request = request();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some((choice, value)) = line.split_first() else {
+            continue;
+        };
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            let name = names[usize::from(*choice) % names.len()].clone();
+            request.append_header(name, value).expect("there is room");
+        }
+    }
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let everyone = ["0.0.0.0/0", "::/0"].map(|range| range.parse().expect("it is a range"));
+    for trusted in [vec![], everyone.to_vec()] {
+        let believes = !trusted.is_empty();
+        let forwarder = Forwarder::new(trusted);
+        let mut request = request.clone();
+        let before = forwarder.read(&request.headers, loopback, Scheme::Http);
+        assert!(believes || before.client == loopback);
+        forwarder.write(&before, &mut request);
+        assert!(!request.headers.contains_key("x_forwarded_for"));
+        assert_eq!(request.headers.get_all("x-forwarded-for").iter().count(), 1);
+        // The next hop, which believes us, sees the same client.
+        let next = Forwarder::new(everyone.to_vec());
+        let after = next.read(&request.headers, loopback, Scheme::Https);
+        assert_eq!(
+            (before.client, before.scheme, before.request_id),
+            (after.client, after.scheme, after.request_id)
+        );
+    }
+}
+
+/// After how many bytes of `data` a WebSocket frame ends, as the edge sees it.
+#[must_use]
+pub fn frame_ends(data: &[u8]) -> Vec<usize> {
+    let mut frames = Frames::default();
+    let mut ends = Vec::new();
+    for (at, byte) in data.iter().enumerate() {
+        frames.pass(&[*byte]);
+        if frames.at_boundary() {
+            ends.push(at + 1);
+        }
+    }
+    let mut whole = Frames::default();
+    whole.pass(data);
+    assert_eq!(whole.at_boundary(), frames.at_boundary());
+    assert_eq!(whole.close_code(), frames.close_code());
+    let (mut stepping, mut at) = (Frames::default(), 0);
+    while at < data.len() {
+        at += stepping.pass_to_boundary(&data[at..]);
+        assert!(ends.contains(&at) || at == data.len());
+    }
+    ends
+}
+
+fn request() -> RequestHeader {
+    RequestHeader::build("GET", b"/", None).expect("it is right")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds");
+        let entries = fs::read_dir(seeds.join(target)).unwrap();
+        let seeds: Vec<Vec<u8>> = entries
+            .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        assert!(!seeds.is_empty());
+        seeds
+    }
+
+    #[test]
+    fn every_seed_is_read() {
+        for seed in seeds("cookies") {
+            cookies(&seed);
+        }
+        for seed in seeds("forwarded") {
+            forwarded(&seed);
+        }
+        for seed in seeds("frames") {
+            let _ = frame_ends(&seed);
+        }
+        for seed in seeds("paths") {
+            let _ = sockjs_session(&String::from_utf8_lossy(&seed));
+        }
+    }
+}
