@@ -169,7 +169,6 @@ impl SocketOutbox {
     }
 
     /// Whether nothing waits.
-    #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         self.output.lock().queue.is_empty()
     }

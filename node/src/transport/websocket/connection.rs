@@ -38,6 +38,8 @@ pub(super) struct Connection {
     read_ahead: Bytes,
     /// The client's message waits for room, and nothing is read meanwhile.
     waiting: Option<Waiting>,
+    /// Nothing is read until the echoes are out, not even what has come already.
+    echoing: bool,
     /// What is left of it for the messages of the last read.
     patience: Patience,
 }
@@ -70,6 +72,7 @@ impl Connection {
             client,
             read_ahead,
             waiting: None,
+            echoing: false,
             patience: Patience::Left,
         }
     }
@@ -88,6 +91,8 @@ impl Connection {
             }
             let read = if self.waiting.is_some() {
                 ready!(self.poll_room(cx))
+            } else if std::mem::take(&mut self.echoing) {
+                self.take(|reader, outbox, take| reader.resume(outbox, take))
             } else if self.read_ahead.is_empty() {
                 ready!(self.poll_read(cx))
             } else {
@@ -143,12 +148,15 @@ impl Connection {
             reader,
             client,
             waiting,
+            echoing,
             patience,
             ..
         } = self;
+        let echoes = client.endpoint().mode == Mode::Echo;
         let mut broken = None;
         let result = read(reader, outbox, &mut |kind, data| {
             match hand_over(client, outbox.format(), kind, &data, *patience) {
+                Ok(None) if echoes && !outbox.is_idle() => *echoing = true,
                 Ok(None) => return ControlFlow::Continue(()),
                 Ok(Some(room)) => {
                     outbox.pause_reading();

@@ -167,3 +167,35 @@ async fn an_echo_client_that_reads_late_is_read_late_and_gets_everything() {
             .all(|(_, payload)| *payload == message)
     );
 }
+
+/// One read brings the end of the large message and all of the small one, which must not meet an outbox that is full.
+#[tokio::test]
+async fn a_small_message_behind_a_large_one_is_echoed_too() {
+    let mut node = Node::start();
+    let endpoint = endpoint("/ws", |it| {
+        it.mode = Mode::Echo;
+        it.message_bytes_max = 16 << 20;
+        it.outbox_bytes_max = 1024;
+    });
+    let mut peer = node.connect(&endpoint, Transport::Websocket).await;
+    let (mut reading, mut writing) = peer.0.split();
+    // More than the buffers of the kernel hold.
+    let large = vec![b'x'; 16 << 20];
+    let sent = [
+        masked(0x82, &large),
+        masked_text("small"),
+        masked_close(1000),
+    ]
+    .concat();
+    let mut received = Vec::new();
+    let write = writing.write_all(&sent);
+    let read = reading.read_to_end(&mut received);
+    timeout(DEADLINE, async { tokio::try_join!(write, read) })
+        .await
+        .unwrap()
+        .unwrap();
+    let frames = split(received.into());
+    assert_eq!(frames[0].1, large);
+    let end = (0x88, Bytes::from_static(&[0x03, 0xe8]));
+    assert_eq!(frames[1..], [text("small"), end]);
+}
