@@ -2,6 +2,7 @@
 //
 // Argument: {"app": "sockjs", "name": "a"}
 // It answers each message with {"process": "a", "text": ...}, and any plain request with its name, as an app's front page would.
+// {"app": "raw", "name": "a", "messageBytesMax": 1000} is ws and answers with the message itself.
 
 import { createServer } from "node:http";
 import { Server as SocketIo } from "socket.io";
@@ -11,7 +12,7 @@ import { WebSocketServer } from "ws";
 // A busy machine is no reason to give a client up.
 const PATIENCE_MS = 60_000;
 
-const { app, name } = JSON.parse(process.argv[2]);
+const { app, name, messageBytesMax } = JSON.parse(process.argv[2]);
 const reply = (text) => JSON.stringify({ process: name, text });
 
 const apps = {
@@ -27,6 +28,13 @@ const apps = {
   ws(server) {
     const sockets = new WebSocketServer({ server });
     sockets.on("connection", (client) => client.on("message", (text) => client.send(reply(String(text)))));
+  },
+  raw(server) {
+    const sockets = new WebSocketServer({ server, maxPayload: messageBytesMax });
+    sockets.on("connection", (client) => {
+      client.on("message", (data, binary) => client.send(data, { binary }));
+      client.on("error", () => {});
+    });
   },
 };
 
