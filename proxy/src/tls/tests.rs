@@ -106,7 +106,8 @@ async fn bytes_of_every_size_pass_both_ways_and_leave_no_buffer_behind() {
                 },
                 server.read_exact(&mut up),
             );
-            (wrote.unwrap(), read.unwrap());
+            wrote.unwrap();
+            read.unwrap();
             let mut down = vec![0; length];
             let (wrote, read) = tokio::join!(
                 async {
@@ -115,7 +116,8 @@ async fn bytes_of_every_size_pass_both_ways_and_leave_no_buffer_behind() {
                 },
                 client.read_exact(&mut down),
             );
-            (wrote.unwrap(), read.unwrap());
+            wrote.unwrap();
+            read.unwrap();
             assert!(down == sent, "{length} bytes");
             assert_eq!(server.buffered(), 0, "after {length} bytes");
         }
