@@ -170,6 +170,37 @@ async fn what_a_lane_wrote_before_the_network_broke_never_comes_after_what_it_wr
 }
 
 #[tokio::test]
+async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
+    let mut server = RedisServer::start().await;
+    let network = Network::before(&server).await;
+    // However long the subscription is kept back, nobody gives it up.
+    let text = format!(
+        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", lanes: 1, lane_wait: 5m, \
+         connect_timeout: 60s, response_timeout: 60s, probe_interval: 60s, probe_timeout: 60s}}",
+        network.port
+    );
+    let setup = set_up(&Config::parse("test", &text).unwrap().broker);
+    setup.subscribe(&["a"]).await;
+    setup.until_ready().await;
+    server.kill();
+    setup.until(|| setup.broker.readiness().is_err()).await;
+    setup.publish("a", "waited").await.unwrap();
+
+    network.hold_subscribing();
+    server.launch(&[]).await;
+    // The lane is connected and named, and all that it needs now is somebody who listens.
+    setup
+        .until(|| server.cli(&["CLIENT", "LIST"]).contains(":lane-0:"))
+        .await;
+    time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(setup.metrics.publications_published.get(), 0);
+    network.release_subscribing();
+    setup.recorder.wait_for("a", 1).await;
+    setup.until_ready().await;
+    setup.stop().await;
+}
+
+#[tokio::test]
 async fn a_lane_is_bounded_in_bytes_and_in_time() {
     let server = RedisServer::absent();
     let config::Broker::Redis(mut redis) = settings(&server, ", lane_wait: 300ms") else {
