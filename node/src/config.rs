@@ -130,6 +130,8 @@ pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
     /// For a request body to be complete.
     pub(crate) body_timeout: Duration,
+    /// For a client to take 16 KiB of an answer, or what is left of it.
+    pub(crate) answer_timeout: Duration,
 }
 
 /// What the kernel is told about each connection.

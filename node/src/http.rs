@@ -7,6 +7,7 @@
 
 use std::error::Error;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -78,13 +79,19 @@ pub(crate) struct Http {
     metrics: Arc<Metrics>,
 }
 
-/// An answer, and what becomes of the connection after it.
-pub(crate) struct Answer {
-    /// What the client gets.
-    pub(crate) response: Response<Body>,
-    /// Set with a 101: the connection is a WebSocket from here on.
-    pub(crate) upgrade: Option<Upgrade>,
+/// An answer, or what leads to one.
+pub(crate) enum Answer {
+    /// This is it.
+    Now(Response<Body>),
+    /// A 101: the connection is a WebSocket from there on.
+    Upgrade(Response<Body>, Upgrade),
+    /// It may be long in coming. Nothing of the request is needed for it any more.
+    Later(WaitingPoll),
 }
+
+/// The answer of a poll once there is one. Dropping it means that the client went away, and interrupts
+/// the session.
+pub(crate) type WaitingPoll = Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>;
 
 /// A WebSocket to be served once the 101 is written.
 pub(crate) struct Upgrade {
@@ -164,7 +171,7 @@ impl Http {
                 };
                 let request = SessionRequest { id, wire, client };
                 let response = sockjs::session(mount, request, parts, body, limits);
-                return response.await.into();
+                return response.await;
             }
             Place::Websocket => Transport::Websocket,
             Place::RawWebsocket => Transport::SockjsRaw,
@@ -176,13 +183,11 @@ impl Http {
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 *response.headers_mut() = headers;
                 let endpoint = Arc::clone(&mount.endpoint);
-                Answer {
-                    response,
-                    upgrade: Some(Upgrade {
-                        endpoint,
-                        transport,
-                    }),
-                }
+                let upgrade = Upgrade {
+                    endpoint,
+                    transport,
+                };
+                Answer::Upgrade(response, upgrade)
             }
             Err(error) => {
                 let mut response = text(StatusCode::BAD_REQUEST, error.to_string());
@@ -229,10 +234,7 @@ impl Http {
 
 impl From<Response<Body>> for Answer {
     fn from(response: Response<Body>) -> Self {
-        Self {
-            response,
-            upgrade: None,
-        }
+        Self::Now(response)
     }
 }
 

@@ -5,12 +5,16 @@
 //! Invariant: a connection holds its permit from the accept until its last task has ended, so there
 //! are never more than the limit.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use socket2::SockRef;
@@ -19,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -46,6 +51,9 @@ pub(crate) const NODE: HeaderName = HeaderName::from_static("causeway-node");
 
 /// How long accepting pauses when the process has no file descriptor left: until others close.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// How often a draining node looks whether all sessions have heard that they are over.
+const FAREWELL_LOOK: Duration = Duration::from_millis(20);
 
 /// What a connection over the limit is told before it is closed.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
@@ -83,7 +91,10 @@ pub(crate) struct Server {
     permits: Arc<Semaphore>,
     /// Every connection and every WebSocket.
     tasks: TaskTracker,
-    /// Cancelled when clients are to leave; HTTP connections then end after the answer in hand.
+    /// Sessions are being sent away: each answer is the last of its connection.
+    is_leaving: AtomicBool,
+    /// Cancelled when the listener is closed: WebSockets are sent away, and HTTP connections end after the
+    /// answer in hand.
     closing: CancellationToken,
 }
 
@@ -108,37 +119,55 @@ impl Server {
             metrics,
             permits: Arc::new(Semaphore::new(permits)),
             tasks: TaskTracker::new(),
+            is_leaving: AtomicBool::new(false),
             closing,
         })
     }
 
-    /// Accepts connections until `shutdown`, then for as long as the edge needs to notice, then sends
-    /// all clients away and waits for their connections to end.
+    /// Accepts connections until `shutdown`, then for as long as the edge needs to notice and sessions
+    /// over HTTP to be sent away: a client between two polls has to come once more to hear it. Then sends
+    /// all others away and waits for their connections to end.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future closes the listener; connections go on until the runtime ends.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
-        tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = self.lead_is_over(&shutdown) => {}
-            () = self.accept_all(&listener) => {}
-        }
+            end = self.send_sessions_away(&shutdown) => end,
+            never = self.accept_all(&listener) => match never {},
+        };
         drop(listener); // Refuse newcomers while the clients leave.
-        self.drain().await;
+        self.drain(end).await;
     }
 
-    async fn lead_is_over(&self, shutdown: &CancellationToken) {
+    /// Waits for `shutdown` and the lead, closes all sessions over HTTP and gives their clients time to hear
+    /// it. Returns when the drain has to end.
+    async fn send_sessions_away(&self, shutdown: &CancellationToken) -> Instant {
         shutdown.cancelled().await;
-        let lead = self.config.drain.lead;
+        let drain = &self.config.drain;
         info!(
-            ?lead,
-            "draining: not ready from now on, the listener closes after the lead"
+            lead = ?drain.lead,
+            "draining: not ready from now on, clients are sent away after the lead"
         );
-        time::sleep(lead).await;
+        time::sleep(drain.lead).await;
+        let start = Instant::now();
+        self.is_leaving.store(true, Ordering::Relaxed);
+        let tables = &self.services.sessions;
+        for table in tables {
+            table.close_new(Disconnect::RESTART);
+        }
+        self.close_sessions(drain.spread.min(drain.timeout / 4))
+            .await;
+        // WebSockets need their time too.
+        let end = start + drain.timeout / 2;
+        while tables.iter().any(|table| table.owe_close()) && Instant::now() < end {
+            time::sleep(FAREWELL_LOOK).await;
+        }
+        start + drain.timeout
     }
 
-    async fn accept_all(self: &Arc<Self>, listener: &TcpListener) {
+    async fn accept_all(self: &Arc<Self>, listener: &TcpListener) -> Infallible {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => self.admit(stream, peer),
@@ -165,21 +194,27 @@ impl Server {
         self.tasks.spawn(connection);
     }
 
-    async fn drain(&self) {
+    async fn drain(&self, end: Instant) {
         info!(
             connections = self.tasks.len(),
-            "draining: sending clients away"
+            "draining: the listener is closed"
         );
         self.closing.cancel();
         self.tasks.close();
-        let drain = &self.config.drain;
-        let gone = async {
-            self.close_sessions(drain.spread).await;
-            self.tasks.wait().await;
-        };
-        if time::timeout(drain.timeout, gone).await.is_err() {
-            warn!(connections = self.tasks.len(), timeout = ?drain.timeout, "drain: cut what is left");
+        if time::timeout_at(end, self.tasks.wait()).await.is_err() {
+            let timeout = self.config.drain.timeout;
+            warn!(
+                connections = self.tasks.len(),
+                ?timeout,
+                "drain: cut what is left"
+            );
         }
+    }
+
+    /// Names the node on an answer; says whether others may follow on its connection.
+    fn sign(&self, headers: &mut HeaderMap) -> bool {
+        headers.insert(NODE, self.config.node_id.clone());
+        !self.is_leaving.load(Ordering::Relaxed)
     }
 
     /// Closes the sessions of all tables, spread over a while so that the clients do not all arrive

@@ -4,6 +4,11 @@
 //! their id. A transport asks a [`Receiver`] for frames and knows nothing else of a session. One
 //! sweeper looks after the delays of all sessions; none has a timer of its own.
 //!
+//! A session's id is its client's choice, and nothing else tells who speaks. Whoever knows one may send as
+//! that client, and between two receivers take its messages or end it; while a receiver is attached, another
+//! one hears nothing. sockjs-client draws from 2^40 ids, an id is of one endpoint alone, and a guess at a
+//! receiver's URL that misses opens a session, of which an address has not many (`quota`).
+//!
 //! Invariant: a session that takes no more messages has left the hub, or does so as soon as it has handed
 //! on those that it took before.
 

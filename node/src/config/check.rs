@@ -147,6 +147,11 @@ impl Checker<'_> {
                 raw.body_timeout,
                 &settings::BODY_TIMEOUT,
             ),
+            answer_timeout: self.span(
+                "limits.answer_timeout",
+                raw.answer_timeout,
+                &settings::ANSWER_TIMEOUT,
+            ),
         }
     }
 

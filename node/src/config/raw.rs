@@ -128,6 +128,7 @@ pub(super) struct Limits {
     pub(super) keepalive: Option<Span>,
     pub(super) body_size: Option<ByteSize>,
     pub(super) body_timeout: Option<Span>,
+    pub(super) answer_timeout: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]

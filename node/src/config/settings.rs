@@ -74,6 +74,7 @@ pub(super) const HEAD_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HO
 pub(super) const KEEPALIVE: Setting<Duration> = setting(secs(75), ms(100), HOUR);
 pub(super) const BODY_SIZE: Setting<u64> = setting(512 * KIB, 1, 256 * MIB);
 pub(super) const BODY_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
+pub(super) const ANSWER_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
 
 pub(super) const TCP_KEEPALIVE: Setting<Duration> = setting(secs(60), secs(1), HOUR);
 pub(super) const TCP_USER_TIMEOUT: Setting<Duration> = setting(secs(30), secs(1), HOUR);

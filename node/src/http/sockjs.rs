@@ -7,6 +7,7 @@ use std::time::Instant;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
 use http::Response;
@@ -17,6 +18,7 @@ use tokio::time;
 
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
+use crate::http::Answer;
 use crate::http::body;
 use crate::http::body::BodyLimits;
 use crate::http::cookie;
@@ -79,44 +81,44 @@ pub(super) struct SessionRequest<'a> {
 ///
 /// # Cancel safety
 ///
-/// Dropping this future means that the client went away: its poll, if it is one, interrupts the session.
+/// Dropping this future means that the client went away: what it sent and is not handed on yet is dropped.
 pub(super) async fn session<B>(
     mount: &Mount,
     request: SessionRequest<'_>,
     parts: &Parts,
     body: B,
     limits: BodyLimits,
-) -> Response<Body>
+) -> Answer
 where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let mut response = if parts.method == Method::OPTIONS {
-        preflight("OPTIONS, POST")
-    } else {
-        // Receivers send none, but hyper sees a client go away only behind the end of the body.
-        let mut response = match body::read(body, limits).await {
-            Ok(body) => answer(mount, request, parts, &body).await,
-            Err(error) => text(error.status(), format!("{error}\n")),
-        };
-        cors::no_cache(response.headers_mut());
-        response
-    };
+    let mut headers = HeaderMap::new();
     if request.wire.is_cross_origin() {
-        cors::share(&parts.headers, response.headers_mut());
+        cors::share(&parts.headers, &mut headers);
     }
     if mount.sockjs().settings.cookie_needed {
-        cookie::set_jsessionid(&parts.headers, response.headers_mut());
+        cookie::set_jsessionid(&parts.headers, &mut headers);
     }
-    response
+    if parts.method == Method::OPTIONS {
+        return now(preflight("OPTIONS, POST"), headers);
+    }
+    cors::no_cache(&mut headers);
+    // Receivers send none, but whether a client goes away shows only behind the end of the body.
+    match body::read(body, limits).await {
+        Ok(body) => answer(mount, request, parts, &body, headers).await,
+        Err(error) => now(text(error.status(), format!("{error}\n")), headers),
+    }
 }
 
+/// Answers a request whose `body` is whole, with `headers` besides those of its wire.
 async fn answer(
     mount: &Mount,
     request: SessionRequest<'_>,
     parts: &Parts,
     body: &[u8],
-) -> Response<Body> {
+    mut headers: HeaderMap,
+) -> Answer {
     let SessionRequest { id, wire, client } = request;
     let SockjsMount {
         settings, sessions, ..
@@ -124,8 +126,8 @@ async fn answer(
     let receiver = receive(mount, id, client);
     let bytes_max = settings.response_bytes_max;
     let callback = || Callback::of_query(parts.uri.query());
-    match wire {
-        Wire::Xhr => transport::poll(receiver.await, transport::Xhr).await,
+    let response = match wire {
+        Wire::Xhr => return later(transport::poll(receiver.await, transport::Xhr), headers),
         Wire::XhrStreaming => transport::stream(receiver.await, transport::XhrStreaming, bytes_max),
         Wire::XhrSend => transport::xhr_send(sessions, id, body).await,
         Wire::Eventsource => transport::stream(receiver.await, transport::Eventsource, bytes_max),
@@ -139,13 +141,10 @@ async fn answer(
         },
         Wire::Jsonp => match callback() {
             Ok(callback) => {
-                let mut response =
-                    transport::poll(receiver.await, transport::Jsonp::new(callback)).await;
                 let nosniff = HeaderValue::from_static("nosniff");
-                response
-                    .headers_mut()
-                    .insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-                response
+                headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+                let poll = transport::poll(receiver.await, transport::Jsonp::new(callback));
+                return later(poll, headers);
             }
             Err(error) => bad_callback(error),
         },
@@ -153,7 +152,24 @@ async fn answer(
             let content_type = parts.headers.get(header::CONTENT_TYPE);
             transport::jsonp_send(sessions, id, content_type, body).await
         }
-    }
+    };
+    now(response, headers)
+}
+
+fn now(mut response: Response<Body>, headers: HeaderMap) -> Answer {
+    response.headers_mut().extend(headers);
+    Answer::Now(response)
+}
+
+fn later(
+    poll: impl Future<Output = Response<Bytes>> + Send + 'static,
+    headers: HeaderMap,
+) -> Answer {
+    Answer::Later(Box::pin(async move {
+        let mut response = poll.await;
+        response.headers_mut().extend(headers);
+        response
+    }))
 }
 
 /// Attaches a receiver to the session `id`.

@@ -1,34 +1,82 @@
 //! One TCP connection: HTTP/1.1 until it ends or becomes a WebSocket.
 //!
-//! A WebSocket gets a task of its own that holds nothing of HTTP any more.
+//! hyper has a connection only while a request is read or an answer written: it needs two buffers of
+//! 8 KiB each, and more. Between two requests, and while a poll waits, a connection is a socket and a
+//! deadline. A WebSocket gets a task of its own that holds nothing of HTTP any more.
+//!
+//! Invariant: the connection leaves hyper only at the end of a request that was read whole, with all that
+//! was answered before in the socket's hands; what hyper has read ahead goes along.
 
 use std::convert::Infallible;
+use std::future;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use http::HeaderMap;
+use http::HeaderValue;
 use http::Request;
 use http::Response;
+use http::Version;
+use http::header;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time;
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::http::Answer;
 use crate::http::Upgrade;
+use crate::http::WaitingPoll;
 use crate::server::Admitted;
 use crate::server::NODE;
 use crate::server::Server;
 use crate::transport::Body;
 use crate::transport::websocket::Upgraded;
+
+mod io;
+mod progress;
+mod rest;
+
+use io::Io;
+use io::ReadBody;
+use io::WrittenBody;
+use progress::Progress;
+use progress::Step;
+
+/// What a client is told whose request head did not end in time.
+const LATE: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// A connection that nobody reads at the moment.
+struct Socket {
+    stream: TcpStream,
+    /// What was read of it and belongs to the next request.
+    read_ahead: Bytes,
+}
+
+/// How a connection comes out of hyper.
+enum Outcome {
+    /// Nothing has come.
+    Silent(Socket),
+    /// It waits for the next request.
+    Idle(Socket),
+    /// Its request waits for its answer.
+    Resting(Socket, WaitingPoll),
+    /// The 101 is sent.
+    Upgraded(Socket, Upgrade),
+    /// It is of no more use.
+    Ended(TcpStream),
+}
 
 /// Serves one connection until it ends.
 pub(super) async fn run(
@@ -38,90 +86,178 @@ pub(super) async fn run(
     admitted: Admitted,
 ) {
     let limits = &server.config.limits;
-    let admitted = Arc::new(admitted);
-    let heard = AtomicBool::new(false);
-    let service = service_fn(|request| {
-        heard.store(true, Ordering::Relaxed);
-        answer(Arc::clone(&server), request, peer, Arc::clone(&admitted))
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // Runs between requests too; the head of the first has its own deadline below.
-        .header_read_timeout(limits.keepalive.max(limits.head_timeout))
-        .max_buf_size(limits.head_bytes_max)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut first_head = pin!(time::sleep(limits.head_timeout));
-    let (mut is_closing, mut is_first) = (false, true);
-    let ended = loop {
-        tokio::select! {
-            biased;
-            () = server.closing.cancelled(), if !is_closing => {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            ended = connection.as_mut() => break ended,
-            () = first_head.as_mut(), if is_first => {
-                is_first = false;
-                if !heard.load(Ordering::Relaxed) {
-                    debug!(%peer, "no request in time");
-                    return;
-                }
+    let mut socket = Socket {
+        stream,
+        read_ahead: Bytes::new(),
+    };
+    let mut due = Instant::now() + limits.head_timeout;
+    loop {
+        if socket.read_ahead.is_empty() {
+            tokio::select! {
+                biased;
+                readable = time::timeout_at(due, socket.stream.readable()) => match readable {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
+                },
+                () = server.closing.cancelled() => return,
             }
         }
-    };
-    if let Err(error) = ended {
-        debug!(%peer, %error, "connection ended");
+        // In boxes, so that an idle connection keeps no room for them.
+        socket = match Box::pin(serve(&server, socket, peer)).await {
+            Outcome::Silent(socket) => socket,
+            Outcome::Idle(socket) => {
+                due = Instant::now() + limits.keepalive;
+                socket
+            }
+            Outcome::Resting(socket, poll) => {
+                let Some(socket) = Box::pin(rest::rest(&server, socket, poll)).await else {
+                    return;
+                };
+                due = Instant::now() + limits.keepalive;
+                socket
+            }
+            Outcome::Upgraded(socket, upgrade) => {
+                let websockets = Arc::clone(&server.services.websockets);
+                server.tasks.spawn(async move {
+                    websockets.serve(upgraded(socket, upgrade)).await;
+                    drop(admitted);
+                });
+                return;
+            }
+            Outcome::Ended(mut stream) => {
+                let _ = stream.shutdown().await; // The client may have been faster.
+                return;
+            }
+        };
+    }
+}
+
+/// Has hyper read requests and write answers until the connection can do without it.
+async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcome {
+    let limits = &server.config.limits;
+    let progress = Arc::new(Progress::new(limits.answer_timeout));
+    let service = service_fn(|request| {
+        Box::pin(answer(
+            Arc::clone(server),
+            request,
+            peer,
+            Arc::clone(&progress),
+        ))
+    });
+    let mut http = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(limits.head_bytes_max)
+        .serve_connection(Io::new(socket, Arc::clone(&progress)), service);
+    let mut closing = pin!(server.closing.cancelled());
+    let mut is_closing = false;
+    let head_due = Instant::now() + limits.head_timeout;
+    let mut alarm = pin!(time::sleep_until(head_due));
+    let step = poll_fn(|cx| {
+        let mut ended = http.poll_without_shutdown(cx);
+        if ended.is_pending() && !is_closing && closing.as_mut().poll(cx).is_ready() {
+            is_closing = true;
+            Pin::new(&mut http).graceful_shutdown();
+            ended = http.poll_without_shutdown(cx);
+        }
+        if let Poll::Ready(ended) = ended {
+            if let Err(error) = ended {
+                debug!(%peer, %error, "connection ended");
+            }
+            return Poll::Ready(progress.upgrade().map_or(Step::Done, Step::Upgrade));
+        }
+        let due = match progress.step() {
+            Step::ReadingHead => head_due,
+            Step::Busy { due: Some(due) } => due,
+            Step::Busy { due: None } => return Poll::Pending,
+            step => return Poll::Ready(step),
+        };
+        if alarm.deadline() != due {
+            alarm.as_mut().reset(due);
+        }
+        alarm.as_mut().poll(cx).map(|()| progress.step())
+    })
+    .await;
+    let parts = http.into_parts();
+    let socket = parts.io.into_socket(&parts.read_buf);
+    match step {
+        Step::Silent => Outcome::Silent(socket),
+        Step::Idle => Outcome::Idle(socket),
+        Step::Rest(poll) => Outcome::Resting(socket, poll),
+        Step::Upgrade(upgrade) => Outcome::Upgraded(socket, upgrade),
+        Step::ReadingHead => {
+            debug!(%peer, "the request's head did not end in time");
+            let _ = socket.stream.try_write(LATE); // Nobody waits for one who takes not even this.
+            Outcome::Ended(socket.stream)
+        }
+        Step::Busy { .. } => {
+            debug!(%peer, "the client does not take its answer");
+            Outcome::Ended(socket.stream)
+        }
+        Step::Done => Outcome::Ended(socket.stream),
     }
 }
 
 async fn answer(
     server: Arc<Server>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     peer: SocketAddr,
-    admitted: Arc<Admitted>,
-) -> Result<Response<Body>, Infallible> {
-    let on_upgrade = hyper::upgrade::on(&mut request);
-    let mut answer = match server
-        .services
-        .admin
-        .answer(request.method(), request.uri().path())
-    {
-        Some(response) => Answer::from(response),
-        None => server.services.http.answer(request, peer.ip()).await,
-    };
-    answer
-        .response
-        .headers_mut()
-        .insert(NODE, server.config.node_id.clone());
-    if let Some(upgrade) = answer.upgrade {
-        let websockets = Arc::clone(&server.services.websockets);
-        server.tasks.spawn(async move {
-            if let Some(upgraded) = take_over(on_upgrade, upgrade).await {
-                websockets.serve(upgraded).await;
-            }
-            drop(admitted);
-        });
-    }
-    Ok(answer.response)
-}
-
-/// Waits until the 101 is written and takes the socket out of hyper.
-async fn take_over(on_upgrade: OnUpgrade, upgrade: Upgrade) -> Option<Upgraded> {
-    let upgraded = match on_upgrade.await {
-        Ok(upgraded) => upgraded,
-        Err(error) => {
-            debug!(%error, "connection ended before the upgrade");
-            return None;
+    progress: Arc<Progress>,
+) -> Result<Response<WrittenBody>, Infallible> {
+    let is_http_11 = request.version() == Version::HTTP_11;
+    let is_kept = keeps_alive(is_http_11, request.headers());
+    progress.begin(request.body().is_end_stream());
+    let (method, path) = (request.method(), request.uri().path());
+    let answer = match server.services.admin.answer(method, path) {
+        Some(response) => Answer::Now(response),
+        None => {
+            let request = request.map(|body| ReadBody::new(body, Arc::clone(&progress)));
+            server.services.http.answer(request, peer.ip()).await
         }
     };
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some(Upgraded {
-        stream: parts.io.into_inner(),
-        // A copy, mostly empty: hyper's buffer is 8 KiB.
-        read_ahead: Bytes::copy_from_slice(&parts.read_buf),
+    let is_kept = is_kept && progress.is_body_read();
+    let mut response = match answer {
+        Answer::Now(response) => response,
+        Answer::Upgrade(mut response, upgrade) => {
+            progress.begin_upgrade(upgrade);
+            response
+                .headers_mut()
+                .insert(NODE, server.config.node_id.clone());
+            return Ok(response.map(|body| WrittenBody::new(body, progress)));
+        }
+        Answer::Later(mut poll) => match (&mut poll).now_or_never() {
+            Some(response) => response.map(Body::Whole),
+            None if is_http_11 && is_kept => {
+                progress.begin_rest(poll);
+                future::pending().await
+            }
+            None => poll.await.map(Body::Whole),
+        },
+    };
+    if server.sign(response.headers_mut()) && is_kept {
+        progress.keep_alive();
+    } else {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    Ok(response.map(|body| WrittenBody::new(body, progress)))
+}
+
+/// Whether the client sends further requests on this connection, RFC 9112 section 9.3.
+fn keeps_alive(is_http_11: bool, headers: &HeaderMap) -> bool {
+    let has = |option: &str| {
+        let values = headers.get_all(header::CONNECTION).iter();
+        values
+            .flat_map(|value| value.to_str().unwrap_or_default().split(','))
+            .any(|value| value.trim().eq_ignore_ascii_case(option))
+    };
+    !has("close") && (is_http_11 || has("keep-alive"))
+}
+
+fn upgraded(socket: Socket, upgrade: Upgrade) -> Upgraded {
+    Upgraded {
+        stream: socket.stream,
+        read_ahead: socket.read_ahead,
         endpoint: upgrade.endpoint,
         transport: upgrade.transport,
-    })
+    }
 }

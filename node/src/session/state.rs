@@ -25,6 +25,8 @@ pub(crate) struct State {
     delays: Delays,
     /// Whether the open frame has gone out. A session that closes before says `o` first all the same.
     opened: bool,
+    /// Whether the close frame has gone out.
+    told: bool,
     phase: Phase,
     receiver: Receiver,
 }
@@ -105,6 +107,7 @@ impl State {
         Self {
             delays,
             opened: false,
+            told: false,
             phase: Phase::Open,
             receiver: Receiver::Attached { quiet_since: now },
         }
@@ -143,7 +146,10 @@ impl State {
                 Next::Open
             }
             Phase::Open | Phase::Closing(_) if messages_queued => Next::Messages,
-            Phase::Closing(disconnect) => Next::Close(disconnect),
+            Phase::Closing(disconnect) => {
+                self.told = true;
+                Next::Close(disconnect)
+            }
             Phase::Open if quiet_since + self.delays.heartbeat <= now => Next::Heartbeat,
             Phase::Open => return Next::Wait,
         };
@@ -181,6 +187,11 @@ impl State {
     /// Whether a receiver is attached.
     pub(crate) fn is_attached(&self) -> bool {
         matches!(self.receiver, Receiver::Attached { .. })
+    }
+
+    /// Whether the session closes and no receiver has been told so.
+    pub(crate) fn owes_close(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_)) && !self.told
     }
 
     /// Whether the session ended by an abort: its client is gone.

@@ -7,6 +7,7 @@ use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -35,6 +36,9 @@ pub(crate) const SHARDS: usize = 16;
 
 /// How often the sweeper looks, at most and at least.
 const SWEEP_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The room for sessions that a shard may keep for nobody.
+const ROOM_MIN: usize = 64;
 
 /// What a table of sessions needs.
 pub(crate) struct SessionsConfig {
@@ -65,6 +69,8 @@ pub(crate) enum ReceiveError {
 /// The sessions of one endpoint.
 pub(crate) struct Sessions {
     config: SessionsConfig,
+    /// Why each session is closed as soon as it is open, if it is.
+    farewell: OnceLock<Disconnect>,
     hasher: RandomState,
     shards: [Mutex<HashMap<Box<str>, Entry>>; SHARDS],
 }
@@ -78,6 +84,7 @@ impl Sessions {
     /// An empty table.
     pub(crate) fn new(config: SessionsConfig) -> Self {
         Self {
+            farewell: config.farewell.map_or_else(OnceLock::new, OnceLock::from),
             config,
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
@@ -114,8 +121,8 @@ impl Sessions {
         };
         let (outbox, client) = connect();
         let session = Arc::new(Session::new(&self.config, place, outbox, client, now));
-        if let Some(disconnect) = self.config.farewell {
-            session.close(disconnect);
+        if let Some(disconnect) = self.farewell.get() {
+            session.close(*disconnect);
         }
         let receiver = Receiver::new(Arc::clone(&session));
         let counted = self.config.metrics.session();
@@ -154,6 +161,22 @@ impl Sessions {
             .is_some_and(|entry| !entry.session.state.lock().is_interrupted())
     }
 
+    /// Closes each session that is opened from now on as soon as it is open.
+    pub(crate) fn close_new(&self, disconnect: Disconnect) {
+        // Set once: whoever is first gives the reason, as with a session.
+        let _ = self.farewell.set(disconnect);
+    }
+
+    /// Whether a session that closes has not given its reason to any receiver yet.
+    pub(crate) fn owe_close(&self) -> bool {
+        self.shards.iter().any(|shard| {
+            let shard = shard.lock();
+            shard
+                .values()
+                .any(|entry| entry.session.state.lock().owes_close())
+        })
+    }
+
     /// Closes the sessions of one of the [`SHARDS`] and says how many there were.
     pub(crate) fn close_shard(&self, shard: usize, disconnect: Disconnect) -> usize {
         let shard = self.shards[shard].lock();
@@ -166,8 +189,21 @@ impl Sessions {
     /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.
     pub(super) fn sweep(&self, now: Instant) {
         for shard in &self.shards {
-            shard.lock().retain(|_, entry| !entry.session.is_over(now));
+            let mut shard = shard.lock();
+            shard.retain(|_, entry| !entry.session.is_over(now));
+            // A crowd that has left keeps no room.
+            if ROOM_MIN.max(shard.len() * 4) < shard.capacity() {
+                let room = shard.len() * 2;
+                shard.shrink_to(room);
+            }
         }
+    }
+
+    /// For how many sessions there is room in memory.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        let rooms = self.shards.iter().map(|shard| shard.lock().capacity());
+        rooms.sum()
     }
 
     fn refuse(&self, full: Full, address: IpAddr, now: Instant) -> ReceiveError {

@@ -131,6 +131,49 @@ impl Bench {
     }
 }
 
+#[test]
+fn twenty_thousand_abandoned_sessions_leave_nothing_behind() {
+    let bench = Bench::new();
+    let metrics = Arc::clone(&bench.clients.metrics);
+    let quota = Quota::new(QuotaConfig {
+        sessions_max: 20_000,
+        half_open_max: 20_000,
+    });
+    let sessions = Sessions::new(SessionsConfig {
+        delays: DELAYS,
+        quota: Arc::clone(&quota),
+        metrics: Arc::clone(&metrics),
+        farewell: None,
+    });
+    let receive = |id: u32| {
+        let connect = || {
+            let outbox = Arc::new(QueueOutbox::new(64));
+            let member = Member::Queue(Arc::clone(&outbox));
+            let endpoint = Arc::clone(&bench.endpoint);
+            let client = bench
+                .clients
+                .connect(endpoint, Transport::SockjsHttp, member);
+            (outbox, Arc::new(client))
+        };
+        sessions.receive(&id.to_string(), ADDRESS, bench.now, connect)
+    };
+    for id in 0..20_000 {
+        let mut receiver = receive(id).ok().unwrap();
+        receiver.finished = true;
+        receiver.session.detach(Detach::Answered, bench.now);
+    }
+    assert_eq!(receive(20_000).err(), Some(ReceiveError::Full));
+    assert_eq!(quota.counted(), (20_000, 1));
+    sessions.sweep(bench.now + DELAYS.disconnect - Duration::from_millis(1));
+    assert_eq!(quota.counted(), (20_000, 1));
+    sessions.sweep(bench.now + DELAYS.disconnect);
+    assert_eq!(quota.counted(), (0, 0));
+    assert_eq!(sessions.room(), 0, "the tables give their memory back");
+    let text = metrics.render();
+    assert!(text.contains("causeway_node_sessions 0\n"));
+    assert!(text.contains("causeway_node_clients{transport=\"sockjs_http\"} 0\n"));
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Receive,

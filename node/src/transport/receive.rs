@@ -45,7 +45,7 @@ pub(crate) trait Framing: Send + 'static {
 pub(crate) async fn poll(
     receiver: Result<Receiver, ReceiveError>,
     framing: impl Framing,
-) -> Response<Body> {
+) -> Response<Bytes> {
     let frame = match receiver {
         Ok(mut receiver) => {
             let frame = receiver.next().await;
@@ -55,7 +55,7 @@ pub(crate) async fn poll(
         Err(ReceiveError::Busy) => Frame::Close(Disconnect::BUSY),
         Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => return full(error),
     };
-    answer(framing.content_type(), Body::Whole(dress(&framing, &frame)))
+    answer(framing.content_type(), dress(&framing, &frame))
 }
 
 /// Answers with frames as they come, until they sum up to `bytes_max` or the session closes.
@@ -72,7 +72,9 @@ pub(crate) fn stream(
             bytes_left: bytes_max,
         },
         Err(ReceiveError::Busy) => Streaming::Refused,
-        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => return full(error),
+        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => {
+            return full(error).map(Body::Whole);
+        }
     };
     let content_type = framing.content_type();
     let prelude = Some(framing.prelude()).filter(|prelude| !prelude.is_empty());
@@ -137,7 +139,7 @@ fn dress(framing: &impl Framing, frame: &Frame) -> Bytes {
     piece.freeze()
 }
 
-fn answer(content_type: &'static str, body: Body) -> Response<Body> {
+fn answer<B>(content_type: &'static str, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let content_type = HeaderValue::from_static(content_type);
     response
@@ -146,8 +148,8 @@ fn answer(content_type: &'static str, body: Body) -> Response<Body> {
     response
 }
 
-fn full(error: ReceiveError) -> Response<Body> {
-    let mut response = Response::new(Body::from(format!("{error}\n")));
+fn full(error: ReceiveError) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(format!("{error}\n")));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
         .headers_mut()

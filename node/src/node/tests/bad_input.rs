@@ -63,9 +63,66 @@ async fn a_head_has_a_largest_size() {
 #[tokio::test]
 async fn a_head_that_does_not_end_in_time_ends_the_connection() {
     let node = TestNode::start(ENDPOINTS);
-    for head in ["", "GET / HTTP/1.1\r\nHo"] {
-        assert_eq!(status_of(&node, head).await, 0);
+    for (head, status) in [("", 0), ("GET / HTTP/1.1\r\nHo", 408)] {
+        assert_eq!(status_of(&node, head).await, status, "{head:?}");
     }
+}
+
+#[tokio::test]
+async fn a_later_head_on_a_kept_connection_has_to_end_in_time_too() {
+    let node = TestNode::start(ENDPOINTS);
+    let mut client = node.connect().await;
+    for _ in 0..2 {
+        client
+            .send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n")
+            .await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    client.send("GET /live HTTP/1.1\r\nHo").await;
+    assert_eq!(client.answer().await.status, 408);
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
+async fn a_connection_without_a_next_request_ends_after_its_keepalive() {
+    let node = TestNode::start("limits: { keepalive: 200ms }");
+    let mut client = node.connect().await;
+    client
+        .send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n")
+        .await;
+    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
+async fn requests_that_came_ahead_are_answered_in_order() {
+    let node = TestNode::start(ENDPOINTS);
+    let mut client = node.connect().await;
+    let one = "GET /live HTTP/1.1\r\nHost: node\r\n\r\n";
+    let other = "GET /nothing HTTP/1.1\r\nHost: node\r\n\r\n";
+    client.send(format!("{one}{other}{one}GET /li")).await;
+    for status in [200, 404, 200] {
+        assert_eq!(client.answer().await.status, status);
+    }
+    client.send("ve HTTP/1.1\r\nHost: node\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
+    let node = TestNode::start(ENDPOINTS);
+    let hidden = "GET /live HTTP/1.1\r\nHost: node\r\n\r\n";
+    let length = hidden.len();
+    let mut client = node.connect().await;
+    client
+        .send(format!(
+            "GET /echo HTTP/1.1\r\nHost: node\r\nContent-Length: {length}\r\n\r\n{hidden}"
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(client.rest().await, b"");
 }
 
 #[tokio::test]

@@ -65,6 +65,39 @@ async fn a_draining_node_is_not_ready_and_serves_for_its_lead() {
 }
 
 #[tokio::test]
+async fn a_session_between_two_polls_hears_its_end_before_the_listener_closes() {
+    let yaml = settings("0s").replace("timeout: 10s", "timeout: 2m");
+    let yaml = yaml.replace("path: /echo,", "path: /echo, disconnect_delay: 1m,");
+    let mut node = TestNode::start(&yaml);
+    for session in ["a", "b"] {
+        let path = format!("/echo/0/{session}/xhr");
+        assert_eq!(node.post(&path, "").await.body, "o\n");
+    }
+    node.draining.cancel();
+    until(async || node.get("/ready").await.status == 503).await;
+    let last = node.post("/echo/0/a/xhr", "").await;
+    assert_eq!(last.body, "c[1012,\"service restart\"]\n");
+    assert_eq!(last.header("connection"), Some("close"));
+    // Who comes now may come in, and is told.
+    assert_eq!(node.post("/echo/0/new/xhr", "").await.body, "o\n");
+    for session in ["new", "b"] {
+        let last = node.post(&format!("/echo/0/{session}/xhr"), "").await;
+        assert_eq!(last.body, "c[1012,\"service restart\"]\n");
+    }
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_never_comes_back_holds_a_drain_up_for_its_delay_at_most() {
+    let yaml = settings("0s").replace("timeout: 10s", "timeout: 2m");
+    let yaml = yaml.replace("path: /echo,", "path: /echo, disconnect_delay: 1s,");
+    let mut node = TestNode::start(&yaml);
+    assert_eq!(node.post("/echo/0/a/xhr", "").await.body, "o\n");
+    node.draining.cancel();
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_does_not_leave_is_cut_after_the_timeout() {
     let yaml = settings("0s").replace("timeout: 10s", "timeout: 200ms");
     let mut node = TestNode::start(&yaml);

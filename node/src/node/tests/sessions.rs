@@ -351,3 +351,215 @@ async fn what_one_session_sends_all_others_receive_in_order() {
     let all: String = (0..50).map(|count| format!("\"{count}\",")).collect();
     assert_eq!(received, all);
 }
+
+/// For answers that are larger than what the kernel takes.
+const LARGE: &str = "
+endpoints:
+  - { path: /large, protocol: sockjs, mode: echo, message_size: 1MiB, outbox: 16MiB, response_limit: 64MiB, disconnect_delay: 1m }
+limits: { answer_timeout: 300ms, body_size: 16MiB }
+tcp: { send_buffer: 4KiB }
+";
+
+/// An array of messages that no kernel buffers whole.
+fn large_array() -> String {
+    let message = "x".repeat(1 << 20);
+    format!("[\"{message}\"{}]", format!(",\"{message}\"").repeat(9))
+}
+
+#[tokio::test]
+async fn a_receiver_that_reads_byte_by_byte_does_not_keep_its_session() {
+    let node = TestNode::start(LARGE);
+    let (mut client, _) = stream(&node, "/large/0/a").await;
+    assert_eq!(send(&node, "/large/0/a", &large_array()).await, 204);
+    until(async || {
+        client.bytes(1).await;
+        send(&node, "/large/0/a", "[]").await == 404
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_poll_whose_answer_is_not_taken_does_not_keep_its_connection() {
+    let node = TestNode::start(LARGE);
+    open(&node, "/large/0/a").await;
+    let mut client = node.connect().await;
+    client.post("/large/0/a/xhr", "").await;
+    until(async || poll(&node, "/large/0/a").await.starts_with("c[2010")).await;
+    assert_eq!(send(&node, "/large/0/a", &large_array()).await, 204);
+    until(async || {
+        let metrics = node.get("/metrics").await.body;
+        metrics.contains("causeway_node_connections 1\n") // This one.
+    })
+    .await;
+    let taken = client.rest().await.len();
+    assert!(taken < 9 << 20, "{taken}");
+}
+
+#[tokio::test]
+async fn messages_larger_than_64_kib_come_whole() {
+    let node = TestNode::start(LARGE);
+    let message = "\u{e9}x".repeat(150_000);
+    let frame = format!("a[\"{message}\"]\n");
+    open(&node, "/large/0/a").await;
+    assert_eq!(
+        send(&node, "/large/0/a", &format!("[\"{message}\"]")).await,
+        204
+    );
+    assert!(poll(&node, "/large/0/a").await == frame);
+    let (mut client, _) = stream(&node, "/large/0/b").await;
+    assert_eq!(
+        send(&node, "/large/0/b", &format!("[\"{message}\"]")).await,
+        204
+    );
+    assert!(client.chunk().await == Some(frame));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_where_streams_end_at_128_kib() {
+    let node = TestNode::start(
+        "endpoints: [ { path: /echo, protocol: sockjs, mode: echo, outbox: 16MiB, disconnect_delay: 1m } ]",
+    );
+    let (mut client, _) = stream(&node, "/echo/0/a").await;
+    let padding = "x".repeat(2000);
+    let sending = async {
+        for number in 0..200 {
+            let message = format!("[\"{number} {padding}\"]");
+            assert_eq!(send(&node, "/echo/0/a", &message).await, 204);
+        }
+    };
+    let receiving = async {
+        let mut numbers = Vec::new();
+        let mut streams = 1;
+        while numbers.len() < 200 {
+            let Some(chunk) = client.chunk().await else {
+                let (next, first) = stream(&node, "/echo/0/a").await;
+                client = next;
+                streams += 1;
+                take_numbers(&first.unwrap(), &mut numbers);
+                continue;
+            };
+            take_numbers(&chunk, &mut numbers);
+        }
+        (numbers, streams)
+    };
+    let ((), (numbers, streams)) = tokio::join!(sending, receiving);
+    assert_eq!(numbers, (0..200).collect::<Vec<u32>>());
+    assert!(
+        2 < streams,
+        "400 KB take more than {streams} streams of 128 KiB"
+    );
+}
+
+/// The numbers at the front of the messages of a frame.
+fn take_numbers(frame: &str, numbers: &mut Vec<u32>) {
+    let messages = frame.trim_start_matches("a[").trim_end_matches("]\n");
+    for message in messages.split(',') {
+        let number = message.trim_start_matches('"').split(' ').next().unwrap();
+        numbers.push(number.parse().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn of_receivers_that_race_one_gets_everything_and_the_others_are_refused() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/echo/0/a").await;
+    let mut refused = 0;
+    let mut waiting = JoinSet::new();
+    let address = node.address;
+    for _ in 0..20 {
+        waiting.spawn(async move {
+            let mut client = Client::connect(address).await;
+            client.post("/echo/0/a/xhr", "").await;
+            client.answer().await.body
+        });
+    }
+    while refused < 19 {
+        let body = waiting.join_next().await.unwrap().unwrap();
+        assert_eq!(body, "c[2010,\"Another connection still open\"]\n");
+        refused += 1;
+    }
+    assert_eq!(send(&node, "/echo/0/a", r#"["x","y"]"#).await, 204);
+    let body = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!(body, "a[\"x\",\"y\"]\n");
+}
+
+#[tokio::test]
+async fn who_guesses_a_session_hears_nothing_while_its_client_receives() {
+    let node = TestNode::start(ENDPOINTS);
+    let (mut client, _) = stream(&node, "/echo/0/secret").await;
+    for wire in ["xhr", "xhr_streaming"] {
+        let mut guess = node.connect().await;
+        guess.post(&format!("/echo/1/secret/{wire}"), "").await;
+        assert!(guess.answer().await.body.contains("c[2010,"));
+    }
+    assert_eq!(send(&node, "/echo/0/secret2", r#"["x"]"#).await, 404);
+    assert_eq!(send(&node, "/relay/0/secret", r#"["x"]"#).await, 404);
+    assert_eq!(send(&node, "/echo/0/secret", r#"["mine"]"#).await, 204);
+    assert_eq!(client.chunk().await.as_deref(), Some("a[\"mine\"]\n"));
+}
+
+#[tokio::test]
+async fn polls_and_other_requests_follow_each_other_on_one_connection() {
+    let node = TestNode::start(ENDPOINTS);
+    let mut client = node.connect().await;
+    client.post("/echo/0/a/xhr", "").await;
+    assert_eq!(client.answer().await.body, "o\n");
+    for number in 0..5 {
+        client.post("/echo/0/a/xhr", "").await;
+        until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;
+        assert_eq!(
+            send(&node, "/echo/0/a", &format!("[\"{number}\"]")).await,
+            204
+        );
+        let answer = client.answer().await;
+        assert_eq!(answer.body, format!("a[\"{number}\"]\n"));
+        assert_eq!(answer.header("connection"), None);
+        for name in ["date", "causeway-node", "cache-control", "content-type"] {
+            assert!(answer.header(name).is_some(), "{name}");
+        }
+        client.post("/echo/0/a/xhr_send", "[]").await;
+        assert_eq!(client.answer().await.status, 204);
+    }
+}
+
+#[tokio::test]
+async fn a_request_behind_a_waiting_poll_waits_and_the_end_behind_it_is_seen() {
+    let node = TestNode::start(ENDPOINTS);
+    open(&node, "/echo/0/a").await;
+    let poll_and_more = "POST /echo/0/a/xhr HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\n\r\n\
+                         GET /live HTTP/1.1\r\nHost: node\r\n\r\n";
+    let mut client = node.connect().await;
+    client.send(poll_and_more).await;
+    until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;
+    assert_eq!(send(&node, "/echo/0/a", r#"["x"]"#).await, 204);
+    assert_eq!(client.answer().await.body, "a[\"x\"]\n");
+    assert_eq!(client.answer().await.body, "alive\n");
+
+    client.send(poll_and_more).await;
+    until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;
+    drop(client);
+    until(async || send(&node, "/echo/0/a", "[]").await == 404).await;
+}
+
+#[tokio::test]
+async fn a_poll_that_is_the_last_on_its_connection_is_answered_and_closed() {
+    let node = TestNode::start(ENDPOINTS);
+    for head in [
+        "HTTP/1.0\r\n",
+        "HTTP/1.1\r\nHost: node\r\nConnection: close\r\n",
+    ] {
+        let session = format!("/echo/0/{}", head.len());
+        open(&node, &session).await;
+        let mut client = node.connect().await;
+        client
+            .send(format!(
+                "POST {session}/xhr {head}Content-Length: 0\r\n\r\n"
+            ))
+            .await;
+        until(async || poll(&node, &session).await.starts_with("c[2010")).await;
+        assert_eq!(send(&node, &session, r#"["x"]"#).await, 204);
+        let rest = String::from_utf8(client.rest().await).unwrap();
+        assert!(rest.ends_with("\r\n\r\na[\"x\"]\n"), "{rest}");
+        assert!(rest.to_ascii_lowercase().contains("connection: close\r\n"));
+    }
+}

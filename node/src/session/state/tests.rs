@@ -149,6 +149,7 @@ fn state_named(name: &str, now: Instant) -> State {
     State {
         delays: DELAYS,
         opened,
+        told: false,
         phase,
         receiver,
     }

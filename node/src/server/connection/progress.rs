@@ -1,0 +1,274 @@
+//! How far an exchange is: what hyper knows and does not tell, put together from what passes by.
+//!
+//! The socket under hyper, the bodies of request and answer, and the service report; the connection's loop
+//! asks for the [`Step`] that follows. Nothing here waits.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::http::Upgrade;
+use crate::http::WaitingPoll;
+
+/// How much of an answer a client has to take in the time that it is given: half a KB a second in 30 s.
+pub(super) const STRIDE_BYTES: usize = 16 << 10;
+
+/// What is known of the exchange that hyper is about.
+pub(super) struct Progress {
+    /// For the client to take a stride of the answer, or the rest.
+    answer_timeout: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
+    has_heard: bool,
+    exchange: Exchange,
+    is_body_read: bool,
+    /// All that was written is in the socket's hands.
+    is_flushed: bool,
+    /// Since when the socket takes too little, and what it has taken since.
+    stalled: Option<(Instant, usize)>,
+    poll: Option<WaitingPoll>,
+    upgrade: Option<Upgrade>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exchange {
+    /// There is no whole request head yet.
+    Awaited,
+    /// The request is being answered.
+    Answering(After),
+    /// hyper has all of the answer.
+    Answered(After),
+}
+
+/// What comes after an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    NextRequest,
+    End,
+}
+
+/// What is to be done with the connection.
+pub(super) enum Step {
+    /// Nothing has come at all: the socket only seemed readable.
+    Silent,
+    /// The next request may come: hyper is not needed.
+    Idle,
+    /// A poll waits: hyper is not needed.
+    Rest(WaitingPoll),
+    /// It is a WebSocket now.
+    Upgrade(Upgrade),
+    /// A part of a request head has come.
+    ReadingHead,
+    /// A request is read or answered; the client may let `due` pass, but no more.
+    Busy {
+        /// Set while the client does not take what is written.
+        due: Option<Instant>,
+    },
+    /// It has served its last request.
+    Done,
+}
+
+impl Progress {
+    pub(super) fn new(answer_timeout: Duration) -> Self {
+        Self {
+            answer_timeout,
+            state: Mutex::new(State {
+                has_heard: false,
+                exchange: Exchange::Awaited,
+                is_body_read: false,
+                is_flushed: true,
+                stalled: None,
+                poll: None,
+                upgrade: None,
+            }),
+        }
+    }
+
+    /// Bytes have come.
+    pub(super) fn heard(&self) {
+        self.state.lock().has_heard = true;
+    }
+
+    /// A request head is whole.
+    pub(super) fn begin(&self, has_no_body: bool) {
+        let mut state = self.state.lock();
+        state.exchange = Exchange::Answering(After::End);
+        state.is_body_read = has_no_body;
+    }
+
+    /// The request's body has been read to its end.
+    pub(super) fn body_read(&self) {
+        self.state.lock().is_body_read = true;
+    }
+
+    pub(super) fn is_body_read(&self) -> bool {
+        self.state.lock().is_body_read
+    }
+
+    /// The request waits for its answer, and may do so without hyper.
+    pub(super) fn begin_rest(&self, poll: WaitingPoll) {
+        self.state.lock().poll = Some(poll);
+    }
+
+    /// The answer is a 101.
+    pub(super) fn begin_upgrade(&self, upgrade: Upgrade) {
+        self.state.lock().upgrade = Some(upgrade);
+    }
+
+    /// Another request may follow this answer; only for a request that was read whole.
+    pub(super) fn keep_alive(&self) {
+        self.state.lock().exchange = Exchange::Answering(After::NextRequest);
+    }
+
+    /// hyper has taken all of the answer, and is yet to write the end of it.
+    pub(super) fn answered(&self) {
+        let mut state = self.state.lock();
+        if let Exchange::Answering(after) = state.exchange {
+            state.exchange = Exchange::Answered(after);
+            state.is_flushed = false;
+        }
+    }
+
+    /// The socket has taken `bytes`.
+    pub(super) fn wrote(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.is_flushed = false;
+        if let Some((since, taken)) = &mut state.stalled {
+            *taken += bytes;
+            if STRIDE_BYTES <= *taken {
+                (*since, *taken) = (Instant::now(), 0);
+            }
+        }
+    }
+
+    /// The socket takes nothing at the moment.
+    pub(super) fn blocked(&self) {
+        let mut state = self.state.lock();
+        state.is_flushed = false;
+        state.stalled.get_or_insert_with(|| (Instant::now(), 0));
+    }
+
+    /// The socket has taken everything.
+    pub(super) fn flushed(&self) {
+        let mut state = self.state.lock();
+        state.is_flushed = true;
+        state.stalled = None;
+    }
+
+    /// What becomes of the connection, if it is to be a WebSocket; given out once.
+    pub(super) fn upgrade(&self) -> Option<Upgrade> {
+        self.state.lock().upgrade.take()
+    }
+
+    /// What is to be done, once hyper has done what it can.
+    pub(super) fn step(&self) -> Step {
+        let mut state = self.state.lock();
+        let is_flushed = state.is_flushed;
+        if let Some(poll) = state.poll.take_if(|_| is_flushed) {
+            return Step::Rest(poll);
+        }
+        match state.exchange {
+            Exchange::Awaited if state.has_heard => Step::ReadingHead,
+            Exchange::Awaited => Step::Silent,
+            Exchange::Answered(After::NextRequest) if is_flushed => Step::Idle,
+            Exchange::Answered(After::End) if is_flushed => Step::Done,
+            Exchange::Answering(_) | Exchange::Answered(_) => Step::Busy {
+                due: state.stalled.map(|(since, _)| since + self.answer_timeout),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Response;
+    use tokio::time;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    fn name(step: &Step) -> &'static str {
+        match step {
+            Step::Silent => "silent",
+            Step::Idle => "idle",
+            Step::Rest(_) => "rest",
+            Step::Upgrade(_) => "upgrade",
+            Step::ReadingHead => "head",
+            Step::Busy { due: None } => "busy",
+            Step::Busy { due: Some(_) } => "stalled",
+            Step::Done => "done",
+        }
+    }
+
+    fn step(progress: &Progress) -> &'static str {
+        name(&progress.step())
+    }
+
+    #[test]
+    fn a_connection_is_silent_before_the_first_byte_and_idle_behind_the_last_of_an_answer() {
+        let progress = Progress::new(TIMEOUT);
+        assert_eq!(step(&progress), "silent");
+        progress.heard();
+        assert_eq!(step(&progress), "head");
+        progress.begin(true);
+        progress.keep_alive();
+        assert_eq!(step(&progress), "busy");
+        progress.wrote(100);
+        progress.flushed();
+        assert_eq!(step(&progress), "busy", "the answer goes on");
+        progress.answered();
+        assert_eq!(step(&progress), "busy", "its end is not written");
+        progress.flushed();
+        assert_eq!(step(&progress), "idle");
+    }
+
+    #[test]
+    fn a_connection_that_is_not_kept_is_done_with_its_answer() {
+        let progress = Progress::new(TIMEOUT);
+        progress.heard();
+        progress.begin(false);
+        progress.answered();
+        progress.flushed();
+        assert_eq!(step(&progress), "done");
+    }
+
+    #[test]
+    fn a_poll_rests_once_everything_before_it_is_written() {
+        let progress = Progress::new(TIMEOUT);
+        progress.heard();
+        progress.begin(true);
+        progress.blocked();
+        progress.begin_rest(Box::pin(async { Response::new(Bytes::new()) }));
+        assert_eq!(step(&progress), "stalled");
+        progress.flushed();
+        assert_eq!(step(&progress), "rest");
+        assert_eq!(step(&progress), "busy", "it is given out once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_has_its_time_for_each_stride_of_an_answer() {
+        let progress = Progress::new(TIMEOUT);
+        let due = || match progress.step() {
+            Step::Busy { due } => due,
+            step => panic!("{}", name(&step)),
+        };
+        progress.begin(true);
+        progress.wrote(1 << 20);
+        assert_eq!(due(), None);
+        let start = Instant::now();
+        progress.blocked();
+        time::advance(Duration::from_secs(10)).await;
+        progress.blocked();
+        progress.wrote(STRIDE_BYTES - 1);
+        assert_eq!(due(), Some(start + TIMEOUT));
+        progress.wrote(1);
+        assert_eq!(due(), Some(Instant::now() + TIMEOUT));
+        progress.flushed();
+        assert_eq!(due(), None);
+    }
+}
