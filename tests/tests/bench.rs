@@ -23,7 +23,7 @@ fn a_quick_run_measures_every_scenario_and_names_who_is_missing() {
     );
     let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     let scenarios = report["scenarios"].as_array().unwrap();
-    assert_eq!(scenarios.len(), 8);
+    assert_eq!(scenarios.len(), 10);
     for scenario in scenarios {
         for contender in scenario["contenders"].as_array().unwrap() {
             assert_measured_or_named(contender, &printed);

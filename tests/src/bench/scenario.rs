@@ -2,6 +2,7 @@
 
 mod edge;
 mod node;
+pub(crate) mod sessions;
 
 use std::time::Duration;
 
@@ -36,6 +37,10 @@ pub enum Scenario {
     NodeSockjs,
     /// Memory of idle clients of a relay endpoint, which all share one channel.
     NodeChannel,
+    /// Memory of SockJS sessions of clients that poll, between two polls and during one.
+    NodePolling,
+    /// Memory of SockJS sessions whose clients have gone, and what is left of it.
+    NodeAbandoned,
     /// CPU of a delivery: many clients, few messages.
     FanoutLight,
     /// CPU of a delivery: fewer clients, very many messages.
@@ -62,6 +67,10 @@ impl Scenario {
                 format!("{clients} SockJS clients of an echo endpoint over WebSocket, idle")
             }
             Self::NodeChannel => format!("{clients} clients on one channel, idle"),
+            Self::NodePolling => format!("{clients} SockJS clients that poll, idle"),
+            Self::NodeAbandoned => {
+                format!("{clients} SockJS sessions whose clients do not come back")
+            }
             Self::FanoutLight | Self::FanoutHeavy => format!(
                 "{clients} clients on one channel, {} messages of {SMALL_BYTES} B a second for {seconds} s",
                 self.messages_per_second()
@@ -77,7 +86,9 @@ impl Scenario {
                 Contender::Haproxy,
                 Contender::Nginx,
             ],
-            Self::NodeSockjs => &[Contender::CausewayNode],
+            Self::NodeSockjs | Self::NodePolling | Self::NodeAbandoned => {
+                &[Contender::CausewayNode]
+            }
             _ => &[
                 Contender::CausewayNode,
                 Contender::Tungstenite,
@@ -90,7 +101,7 @@ impl Scenario {
     pub(crate) fn peer(self) -> Contender {
         match self {
             Self::EdgeIdle | Self::EdgeEcho | Self::EdgeHttp => Contender::Haproxy,
-            Self::NodeSockjs => Contender::CausewayNode,
+            Self::NodeSockjs | Self::NodePolling | Self::NodeAbandoned => Contender::CausewayNode,
             _ => Contender::Tungstenite,
         }
     }
@@ -131,6 +142,8 @@ impl Scenario {
                 options,
             ),
             Self::NodeChannel => node::channel(&server, self, options),
+            Self::NodePolling => sessions::polling(&server, self, options).await,
+            Self::NodeAbandoned => sessions::abandoned(&server, self, options).await,
             Self::FanoutLight | Self::FanoutHeavy => node::fan_out(&server, self, options),
         };
         figures.with_context(|| server.tail())
@@ -139,9 +152,15 @@ impl Scenario {
     fn clients(self, options: &Options) -> usize {
         options.connections.unwrap_or(match (options.quick, self) {
             (true, _) => 50,
-            (false, Self::EdgeIdle | Self::NodeIdle | Self::NodeSockjs | Self::NodeChannel) => {
-                4_000
-            }
+            (false, Self::NodeAbandoned) => 20_000,
+            (
+                false,
+                Self::NodePolling
+                | Self::EdgeIdle
+                | Self::NodeIdle
+                | Self::NodeSockjs
+                | Self::NodeChannel,
+            ) => 4_000,
             (false, Self::EdgeEcho | Self::EdgeHttp) => 64,
             (false, Self::FanoutLight) => 2_000,
             (false, Self::FanoutHeavy) => 1_000,

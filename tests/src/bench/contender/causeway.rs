@@ -5,14 +5,14 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::bench::contender::{Place, Running, version_line};
+use crate::bench::scenario::sessions;
 use crate::harness::process::Process;
 use crate::harness::settings::Settings;
 use crate::harness::{edge, node, programs};
 
 pub(super) const EDGE_SETTINGS: &str =
     "threads as given, affinity cookie, health check, X-Forwarded-*, no access log";
-pub(super) const NODE_SETTINGS: &str =
-    "memory broker, default limits but the publish rate, endpoints for WebSocket and SockJS";
+pub(super) const NODE_SETTINGS: &str = "memory broker, default limits but the publish rate and sessions per address, endpoints for WebSocket and SockJS";
 
 pub(super) fn version(program: &str) -> Result<String> {
     version_line(&programs::ours(program)?, "--version")
@@ -36,11 +36,22 @@ pub(super) async fn start_node(place: &Place<'_>) -> Result<Running> {
         json!({ "path": "/echo", "protocol": "websocket", "mode": "echo", "publish_rate": rate });
     let sockjs =
         json!({ "path": "/sockjs", "protocol": "sockjs", "mode": "echo", "publish_rate": rate });
+    let polling = json!({
+        "path": sessions::LASTING, "protocol": "sockjs", "mode": "echo",
+        "disconnect_delay": "1h", "heartbeat": "1h",
+    });
+    let abandoned = json!({
+        "path": sessions::BRIEF, "protocol": "sockjs", "mode": "echo", "disconnect_delay": "5s",
+    });
     let settings = node::settings()
         .with("node.id", json!("bench"))
+        .with("limits.sessions_per_address", json!(50_000))
         .with("threads", json!(place.threads))
         .with("page", json!(false))
-        .with("endpoints", json!([relay, echo, sockjs]));
+        .with(
+            "endpoints",
+            json!([relay, echo, sockjs, polling, abandoned]),
+        );
     let mut process = spawn("causeway-node", &settings, place)?;
     let address = process.listening("node").await?;
     Ok(Running::new(process, address))

@@ -1,0 +1,184 @@
+//! Memory of SockJS sessions over HTTP: between two polls, with a poll that waits, and after their clients
+//! have gone.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::time;
+
+use crate::bench::Options;
+use crate::bench::contender::Running;
+use crate::bench::report::Figure;
+use crate::bench::scenario::{Memory, Scenario};
+
+/// Where sessions outlive the measurement.
+pub(crate) const LASTING: &str = "/polling";
+/// Where sessions end soon after their clients have left.
+pub(crate) const BRIEF: &str = "/abandoned";
+
+/// What a browser sends with each request.
+const HEADERS: &str = "Host: bench\r\nOrigin: http://bench\r\nReferer: http://bench/chat\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0\r\n\
+    Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nAccept-Language: en-US,en;q=0.9\r\n";
+
+/// How long an answer, or the end of sessions, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the allocator may take to give back what it holds.
+const RETURN: Duration = Duration::from_secs(15);
+
+/// Reads memory of sessions without a connection, with a kept one, and with a poll that waits.
+pub(super) async fn polling(
+    server: &Running,
+    scenario: Scenario,
+    options: &Options,
+) -> Result<Vec<Figure>> {
+    let clients = scenario.clients(options);
+    let mut caller = Caller::connect(server.address)?;
+    caller.open(&format!("{LASTING}/0/first"))?;
+    let memory = Memory::new(server)?;
+    let session = |number: usize| format!("{LASTING}/0/s{number}");
+    for number in 0..clients {
+        caller.open(&session(number))?;
+    }
+    time::sleep(options.settle()).await;
+    let between = memory.per_client(clients)?;
+
+    let mut callers = Vec::new();
+    for number in 0..clients {
+        let mut caller = Caller::connect(server.address)?;
+        caller.ask("POST", &format!("{}/xhr_send", session(number)), "[]")?;
+        caller.answer()?;
+        callers.push(caller);
+    }
+    time::sleep(options.settle()).await;
+    let kept = memory.per_client(clients)?;
+
+    for (number, waiting) in callers.iter_mut().enumerate() {
+        waiting.ask("POST", &format!("{}/xhr", session(number)), "")?;
+    }
+    time::sleep(options.settle()).await;
+    let parked = memory.per_client(clients)?;
+
+    for (number, waiting) in callers.iter_mut().enumerate() {
+        let send = format!("{}/xhr_send", session(number));
+        caller.ask("POST", &send, "[\"x\"]")?;
+        caller.answer()?;
+        let frame = waiting.answer()?;
+        ensure!(frame == "a[\"x\"]\n", "the poll was answered {frame:?}");
+    }
+    Ok(vec![
+        Figure::kilobytes("between polls", between),
+        Figure::kilobytes("between polls, connection kept", kept),
+        Figure::kilobytes("with a parked poll", parked),
+    ])
+}
+
+/// Reads memory of sessions whose clients never come back, and what is left when they are over.
+pub(super) async fn abandoned(
+    server: &Running,
+    scenario: Scenario,
+    options: &Options,
+) -> Result<Vec<Figure>> {
+    let clients = scenario.clients(options);
+    let mut caller = Caller::connect(server.address)?;
+    caller.open(&format!("{LASTING}/0/first"))?;
+    let memory = Memory::new(server)?;
+    for number in 0..clients {
+        caller.open(&format!("{BRIEF}/0/s{number}"))?;
+    }
+    let alive = memory.per_client(clients)?;
+    let start = Instant::now();
+    while caller.sessions()? != 1 {
+        ensure!(start.elapsed() < PATIENCE, "sessions do not end");
+        time::sleep(Duration::from_millis(100)).await;
+    }
+    let rest = if options.quick {
+        options.settle()
+    } else {
+        RETURN
+    };
+    time::sleep(rest).await;
+    let left = memory.per_client(clients)?;
+    Ok(vec![
+        Figure::kilobytes("abandoned", alive),
+        Figure::kilobytes("left of each when gone", left),
+    ])
+}
+
+/// A connection of a client that polls.
+struct Caller {
+    stream: TcpStream,
+    /// What was read and belongs to the next answer.
+    read: Vec<u8>,
+}
+
+impl Caller {
+    fn connect(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let read = Vec::new();
+        Ok(Self { stream, read })
+    }
+
+    /// Opens a session by its first poll.
+    fn open(&mut self, session: &str) -> Result<()> {
+        self.ask("POST", &format!("{session}/xhr"), "")?;
+        let frame = self.answer()?;
+        ensure!(
+            frame == "o\n",
+            "the first poll of {session} was answered {frame:?}"
+        );
+        Ok(())
+    }
+
+    /// How many sessions the server counts.
+    fn sessions(&mut self) -> Result<usize> {
+        self.ask("GET", "/metrics", "")?;
+        let text = self.answer()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("causeway_node_sessions "));
+        Ok(line.context("sessions are not counted")?.parse()?)
+    }
+
+    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
+        let length = body.len();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\n{HEADERS}Content-Length: {length}\r\n\r\n{body}");
+        Ok(self.stream.write_all(request.as_bytes())?)
+    }
+
+    /// Reads the body of an answer that says its length, or has none.
+    fn answer(&mut self) -> Result<String> {
+        loop {
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut answer = httparse::Response::new(&mut headers);
+            if let httparse::Status::Complete(head) = answer.parse(&self.read)? {
+                let code = answer.code.unwrap_or(0);
+                ensure!((200..300).contains(&code), "a request was answered {code}");
+                let length = answer
+                    .headers
+                    .iter()
+                    .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+                let length = match length {
+                    Some(length) => std::str::from_utf8(length.value)?.parse()?,
+                    None => 0,
+                };
+                if head + length <= self.read.len() {
+                    let body = String::from_utf8(self.read[head..head + length].to_vec())?;
+                    self.read.drain(..head + length);
+                    return Ok(body);
+                }
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes)? {
+                0 => bail!("the server closed the connection"),
+                count => self.read.extend_from_slice(&bytes[..count]),
+            }
+        }
+    }
+}
