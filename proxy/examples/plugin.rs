@@ -78,6 +78,7 @@ fn main() -> Result<()> {
     }
     server.add_service(proxy);
     server.add_service(plugin.background(AfterDrain::Exit));
+    server.add_service(plugin.reload_on_hangup(flags.config.clone()));
     if let Some(admin) = plugin.admin()? {
         server.add_service(admin);
     }

@@ -12,6 +12,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -23,7 +24,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// Answers the admin listener.
 pub(crate) struct Admin {
-    pub(crate) pools: Arc<Pools>,
+    pub(crate) pools: watch::Receiver<Arc<Pools>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Cancelled when the edge begins to drain.
     pub(crate) draining: CancellationToken,
@@ -76,7 +77,7 @@ impl Admin {
         if self.draining.is_cancelled() {
             return Some("draining\n".to_owned());
         }
-        let ready = self.pools.iter().any(|pool| pool.is_ready());
+        let ready = self.pools.borrow().iter().any(|pool| pool.is_ready());
         (!ready).then(|| "no backend is up\n".to_owned())
     }
 
@@ -84,14 +85,15 @@ impl Admin {
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let views = self.pools.iter().flat_map(|pool| {
+        let pools = Arc::clone(&self.pools.borrow());
+        let views = pools.iter().flat_map(|pool| {
             pool.backends().into_iter().map(|backend| {
                 let status = backend.status(now);
                 BackendView {
                     pool: pool.name.clone(),
                     id: backend.id.to_string(),
                     address: backend.address.to_string(),
-                    weight: backend.weight,
+                    weight: backend.weight(),
                     zone: backend.zone.clone(),
                     backup: backend.place.is_backup(),
                     state: status.state.name(),

@@ -232,6 +232,8 @@ pub(crate) struct AffinityConfig {
 }
 
 impl AffinityConfig {
+    /// Clients give up on an answer about then.
+    pub(crate) const HOLD_MAX: Duration = Duration::from_secs(60);
     const COOKIE: &str = "causeway";
     /// In place of a name: no cookie.
     const NO_COOKIE: &str = "none";
@@ -434,6 +436,8 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// The most that `limits.retries` may be.
+    pub(crate) const RETRIES_MAX: usize = 10;
     const DEFAULT: Self = Self {
         connections: None,
         head_size: 16 << 10,

@@ -5,12 +5,14 @@
 //! [`Policy::answered`], and [`Policy::log`] at the end.
 
 mod answer;
+mod rules;
 mod waiting;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use http::StatusCode;
 use pingora::http::RequestHeader;
 use tokio_util::sync::CancellationToken;
@@ -20,12 +22,10 @@ use crate::access::AccessLog;
 use crate::access::Kind;
 use crate::access::excerpt;
 use crate::affinity::Claim;
-use crate::config::NoRoute;
-use crate::config::Routes;
 use crate::error::Refusal;
+pub(crate) use crate::exchange::rules::Rules;
 use crate::exchange::waiting::Waiting;
 use crate::forwarded::Forwarded;
-use crate::forwarded::Forwarder;
 use crate::hold::FailedDial;
 use crate::hold::WaitingRoom;
 use crate::limits::Seldom;
@@ -45,11 +45,7 @@ use crate::upstream::Repeatable;
 
 /// What the edge goes by. One for the whole process.
 pub(crate) struct Policy {
-    pub(crate) routes: Routes,
-    pub(crate) no_route: NoRoute,
-    pub(crate) pools: Arc<Pools>,
-    pub(crate) forwarder: Forwarder,
-    pub(crate) retries_max: usize,
+    pub(crate) rules: ArcSwap<Rules>,
     pub(crate) waiting_room: WaitingRoom,
     /// Cancelled when the edge begins to end: nobody waits from then on.
     pub(crate) ending: CancellationToken,
@@ -93,6 +89,11 @@ pub(crate) struct Outcome<'a> {
 }
 
 impl Policy {
+    /// The pools that requests are sent to now.
+    pub(crate) fn pools(&self) -> Arc<Pools> {
+        Arc::clone(&self.rules.load().pools)
+    }
+
     /// Finds out who asks for what, and which pool serves it.
     ///
     /// # Errors
@@ -109,13 +110,14 @@ impl Policy {
             return Err(Refusal::Malformed("no host"));
         }
         let path = request.uri.path();
-        let Some(route) = self.routes.find(host, path) else {
+        let rules = self.rules.load();
+        let Some(route) = rules.routes.find(host, path) else {
             return Err(Refusal::NoRoute {
-                status: self.no_route.status,
-                body: self.no_route.body.clone(),
+                status: rules.no_route.status,
+                body: rules.no_route.body.clone(),
             });
         };
-        let pool = Arc::clone(self.pools.get(route.pool));
+        let pool = Arc::clone(rules.pools.get(route.pool));
         pool.retry_budget.deposit();
         let preflight = is_preflight(request);
         let mut claim = pool.affinity.read(&request.headers, path);
@@ -136,7 +138,7 @@ impl Policy {
                 true => Seeks::Tunnel,
                 false => Seeks::Answer,
             },
-            forwarded: self.forwarder.read(&request.headers, peer, scheme),
+            forwarded: rules.forwarder.read(&request.headers, peer, scheme),
             pool,
             tried: Tried::default(),
             attempts: 0,
@@ -160,7 +162,8 @@ impl Policy {
             .authority()
             .map(http::uri::Authority::as_str)
             .or(host);
-        let route = self.routes.find(host, target.path())?;
+        let rules = self.rules.load();
+        let route = rules.routes.find(host, target.path())?;
         protocols
             .iter()
             .find(|protocol| route.allows_upgrade(protocol))
@@ -199,7 +202,10 @@ impl Policy {
     pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut RequestHeader) {
         exchange.waiting.returned();
         exchange.pool.affinity.strip(request);
-        self.forwarder.write(&exchange.forwarded, request);
+        self.rules
+            .load()
+            .forwarder
+            .write(&exchange.forwarded, request);
     }
 
     /// The chosen backend could not be reached, which speaks against it unless the fault is ours. The request waits for it if its
@@ -302,7 +308,7 @@ impl Policy {
     ///
     /// What its failure amounts to, if it has been to as many as it may.
     fn go_elsewhere(&self, exchange: &Exchange) -> Result<(), Refusal> {
-        if self.retries_max < exchange.attempts {
+        if self.rules.load().retries_max < exchange.attempts {
             return Err(exchange.failure());
         }
         self.metrics.retries.inc();
@@ -311,8 +317,8 @@ impl Policy {
 
     /// Whether a request that a backend has seen may be sent again; if so, it is paid for.
     fn may_repeat(&self, exchange: &Exchange) -> bool {
-        let repeats =
-            exchange.attempts <= self.retries_max && exchange.pool.retry_budget.try_withdraw();
+        let may = exchange.attempts <= self.rules.load().retries_max;
+        let repeats = may && exchange.pool.retry_budget.try_withdraw();
         if repeats {
             self.metrics.retries.inc();
         }

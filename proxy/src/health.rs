@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -35,19 +35,37 @@ struct Watch {
     turns: Arc<Semaphore>,
 }
 
-/// Probes all backends of `pools` until `shutdown`. No probe outlives this call.
+/// Probes all backends of `pools` until `shutdown`, and when there are new pools, theirs. No probe outlives this call.
 ///
 /// # Cancel safety
 ///
 /// Dropping this future drops the probes that are under way; states stay as they are.
-pub(crate) async fn run(pools: Arc<Pools>, names: Arc<Names>, shutdown: CancellationToken) {
+pub(crate) async fn run(
+    mut pools: watch::Receiver<Arc<Pools>>,
+    names: Arc<Names>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let current = Arc::clone(&pools.borrow_and_update());
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            // Each backend is probed at once under its new settings, and its state is where it was: in the backend.
+            Ok(()) = pools.changed() => {}
+            () = probe_all(&current, &names, &shutdown) => return,
+        }
+    }
+}
+
+/// Probes all backends of `pools` until `shutdown`.
+async fn probe_all(pools: &Pools, names: &Arc<Names>, shutdown: &CancellationToken) {
     let turns = Arc::new(Semaphore::new(PARALLEL));
     let mut tasks = JoinSet::new();
     let mut watched: HashMap<Id, Watch> = HashMap::new();
     for pool in pools.iter() {
-        let prober = Arc::new(Prober::new(&pool.health, Arc::clone(&names)));
+        let prober = Arc::new(Prober::new(&pool.health, Arc::clone(names)));
         for backend in pool.backends() {
-            if backend.state() == State::Maintenance {
+            if backend.state() == State::Maintenance || backend.is_leaving() {
                 continue;
             }
             let watch = Watch {
@@ -69,6 +87,8 @@ pub(crate) async fn run(pools: Arc<Pools>, names: Arc<Names>, shutdown: Cancella
             watched.insert(task.id(), watch);
         }
     }
+    // There may be nobody to probe.
+    shutdown.cancelled().await;
 }
 
 impl Watch {

@@ -10,6 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
+use crate::config::AffinityConfig;
+use crate::config::Config;
+
 /// How long a waiting request goes without a dial, whatever the probes say: they may be wrong, or slow.
 const REDIAL: Duration = Duration::from_secs(1);
 
@@ -42,7 +47,8 @@ pub(crate) enum FailedDial {
 /// The places for requests that wait.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
-    config: HoldConfig,
+    /// Locked for a moment when a dial has failed, or when it changes.
+    config: Mutex<HoldConfig>,
     taken: Arc<AtomicUsize>,
 }
 
@@ -58,9 +64,14 @@ pub(crate) enum NoPlace {
 impl WaitingRoom {
     pub(crate) fn new(config: HoldConfig) -> Self {
         Self {
-            config,
+            config: Mutex::new(config),
             taken: Arc::default(),
         }
+    }
+
+    /// Goes by `config` for requests that come to wait from now on.
+    pub(crate) fn change(&self, config: HoldConfig) {
+        *self.config.lock() = config;
     }
 
     /// A place for a request whose first dial failed at `now`.
@@ -69,16 +80,17 @@ impl WaitingRoom {
     ///
     /// [`NoPlace`]: it is to go elsewhere.
     pub(crate) fn enter(&self, dial: FailedDial, now: Instant) -> Result<Hold, NoPlace> {
-        let until = now + self.config.patience(dial);
+        let config = *self.config.lock();
+        let until = now + config.patience(dial);
         if until == now {
             return Err(NoPlace::Off);
         }
-        let more = |taken: usize| (taken < self.config.most).then_some(taken + 1);
+        let more = |taken: usize| (taken < config.most).then_some(taken + 1);
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .map_err(|_| NoPlace::Full)?;
         Ok(Hold {
-            config: self.config,
+            config,
             taken: Arc::clone(&self.taken),
             since: now,
             until,
@@ -90,6 +102,22 @@ impl WaitingRoom {
 }
 
 impl HoldConfig {
+    /// The most that can be asked for.
+    pub(crate) const LONGEST: Self = Self {
+        refused: AffinityConfig::HOLD_MAX,
+        timed_out: AffinityConfig::HOLD_MAX,
+        most: 0,
+    };
+
+    /// What `config` says about it.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            refused: config.affinity.hold,
+            timed_out: config.affinity.hold_timeout,
+            most: config.limits.waiting,
+        }
+    }
+
     /// How often one request dials at most while it waits.
     pub(crate) fn dials_max(&self) -> usize {
         // Three follow on each other faster than the others (`pause`), and those may be a fifth faster than REDIAL.

@@ -2,7 +2,8 @@
 //!
 //! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Plain ones go through
 //! Pingora's proxy (`service`), upgrades become tunnels (`takeover`); both ask `exchange` what to do: which route, who the client is, where it
-//! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `shutdown` ends it all.
+//! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts
+//! new settings in the place of old ones, `shutdown` ends it all.
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
@@ -33,6 +34,7 @@ mod parts;
 mod plugin;
 mod pool;
 mod proxy_protocol;
+mod reload;
 mod scheme;
 mod service;
 mod shutdown;
@@ -45,6 +47,7 @@ mod upstream;
 mod tests;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -99,12 +102,12 @@ pub enum StartError {
     },
 }
 
-/// Runs the edge until a signal ends the process.
+/// Runs the edge until a signal ends the process. `config` was read from `file`, which SIGHUP has read anew.
 ///
 /// # Errors
 ///
 /// [`StartError`] before anything is served. It does not return otherwise: the drain exits the process.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     logging::start(&config.log);
     let bound = config
         .listeners
@@ -136,7 +139,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
             ListeningService::new("admin", answers, vec![bound]).until_the_process_ends(),
         );
     }
-    server.add_service(background_service("watch", parts.watch()));
+    server.add_service(background_service("watch", parts.watch(Some(file))));
     server.add_service(background_service(
         "certificates",
         Renewal {
@@ -152,7 +155,10 @@ pub fn run(config: Config) -> Result<(), StartError> {
         },
     ));
     server.run(RunArgs {
-        shutdown_signal: Box::new(Signals { haste }),
+        shutdown_signal: Box::new(Signals {
+            haste,
+            reloader: Arc::clone(&parts.reloader),
+        }),
     });
     Ok(())
 }
@@ -192,7 +198,7 @@ fn server_conf(config: &Config) -> ServerConf {
         grace_period_seconds: Some(GRACE.as_secs()),
         graceful_shutdown_timeout_seconds: Some(0),
         upstream_keepalive_pool_size: IDLE_UPSTREAM,
-        max_retries: parts::attempts_max(config),
+        max_retries: parts::attempts_max(),
         ..ServerConf::default()
     }
 }

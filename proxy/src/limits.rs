@@ -120,7 +120,7 @@ impl Drop for Place {
 pub(crate) struct RetryBudget {
     /// In hundredths of a retry.
     balance: AtomicI64,
-    percent: i64,
+    percent: AtomicI64,
 }
 
 impl RetryBudget {
@@ -129,21 +129,30 @@ impl RetryBudget {
 
     /// A budget of `percent` retries for each 100 requests. None at all are allowed with 0.
     pub(crate) fn new(percent: u32) -> Self {
-        let percent = i64::from(percent);
+        let full = if percent == 0 {
+            0
+        } else {
+            Self::RETRIES_MAX * 100
+        };
         Self {
-            balance: AtomicI64::new(if percent == 0 {
-                0
-            } else {
-                Self::RETRIES_MAX * 100
-            }),
-            percent,
+            balance: AtomicI64::new(full),
+            percent: AtomicI64::new(i64::from(percent)),
+        }
+    }
+
+    /// Allows `percent` retries for each 100 requests from now on. What is in the account stays, unless none are allowed.
+    pub(crate) fn change(&self, percent: u32) {
+        self.percent.store(i64::from(percent), Ordering::Relaxed);
+        if percent == 0 {
+            self.balance.store(0, Ordering::Relaxed);
         }
     }
 
     /// Notes a request.
     pub(crate) fn deposit(&self) {
         let full = Self::RETRIES_MAX * 100;
-        let more = |balance: i64| (balance < full).then(|| (balance + self.percent).min(full));
+        let percent = self.percent.load(Ordering::Relaxed);
+        let more = |balance: i64| (balance < full).then(|| (balance + percent).min(full));
         // An account that is full stays as it is.
         self.balance
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
@@ -253,6 +262,18 @@ mod tests {
         assert_eq!(seldom.note(at(1000)), Some(3));
         assert_eq!(seldom.note(at(1001)), None);
         assert_eq!(seldom.note(at(9000)), Some(2));
+    }
+
+    #[test]
+    fn a_budget_changes_from_one_request_to_the_next() {
+        let budget = RetryBudget::new(0);
+        budget.change(100);
+        assert!(!budget.try_withdraw(), "there is nothing in it yet");
+        budget.deposit();
+        budget.deposit();
+        assert!(budget.try_withdraw());
+        budget.change(0);
+        assert!(!budget.try_withdraw());
     }
 
     #[test]

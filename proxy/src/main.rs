@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stdout(), "{}: valid", flags.config.display());
         return ExitCode::SUCCESS;
     }
-    match causeway_proxy::run(config) {
+    match causeway_proxy::run(config, flags.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("causeway-proxy: {error}");

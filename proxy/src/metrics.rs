@@ -37,6 +37,9 @@ pub(crate) struct Metrics {
     pub(crate) affinity_miss: Counter,
     /// The same, for clients that cannot go where they belonged.
     pub(crate) affinity_bound_anew: Counter,
+    /// Whether the configuration was valid when it was last read: 1 or 0.
+    configuration_ok: Gauge,
+    reloads: Family<Label, Counter>,
     affinity: Family<Label, Counter>,
     affinity_forged: Counter,
     refusals: Family<[(&'static str, String); 1], Counter>,
@@ -60,6 +63,8 @@ impl Metrics {
             connections_refused: Counter::default(),
             access_lines_dropped: Counter::default(),
             retries: Counter::default(),
+            configuration_ok: Gauge::default(),
+            reloads: Family::default(),
             affinity_forged: Counter::default(),
             refusals: Family::default(),
             handshakes: Family::default(),
@@ -92,6 +97,17 @@ impl Metrics {
             "Attempts after the first of a request",
             self.retries.clone(),
         );
+        registry.register(
+            "configuration_ok",
+            "Whether the configuration was valid when it was last read",
+            self.configuration_ok.clone(),
+        );
+        registry.register(
+            "reloads",
+            "Configurations that were read while running, by outcome",
+            self.reloads.clone(),
+        );
+        self.configuration_ok.set(1);
         registry.register(
             "affinity",
             "Choices of a backend, by what became of the client's claim",
@@ -128,6 +144,12 @@ impl Metrics {
     /// The counters of the backend called `id`.
     pub(crate) fn backend(&self, id: &str) -> BackendMetrics {
         self.backends.of(id)
+    }
+
+    /// Counts a configuration that was read while running; `outcome` is `applied` or `refused`.
+    pub(crate) fn reloaded(&self, outcome: &'static str) {
+        self.reloads.get_or_create(&[("outcome", outcome)]).inc();
+        self.configuration_ok.set(i64::from(outcome == "applied"));
     }
 
     /// Counts a request whose cookie does not verify.

@@ -1,8 +1,10 @@
 //! What the edge is made of: the parts that its services share, made once from the settings.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::H2Options;
@@ -20,11 +22,12 @@ use crate::admin::Admin;
 use crate::app;
 use crate::app::EdgeApp;
 use crate::config::Config;
+use crate::config::Limits;
 use crate::config::Timeouts;
 use crate::drain::Connections;
 use crate::entrance::Entrances;
 use crate::exchange::Policy;
-use crate::forwarded::Forwarder;
+use crate::exchange::Rules;
 use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
@@ -35,6 +38,7 @@ use crate::names::ADDRESSES_MAX;
 use crate::names::Names;
 use crate::open_files;
 use crate::pool::Pools;
+use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::service::Mounted;
 use crate::service::STALE_MAX;
@@ -43,25 +47,18 @@ use crate::takeover::Takeover;
 use crate::tunnel::Tunnels;
 use crate::upstream::Dialer;
 
-/// How many attempts Pingora has to allow for one request.
-pub(crate) fn attempts_max(config: &Config) -> usize {
+/// How many attempts Pingora has to allow for one request, whatever a later configuration says.
+pub(crate) fn attempts_max() -> usize {
     // The real limits are ours. A request goes to its backend, back there once, and elsewhere as often as it may; while it
     // waits, it dials at its own pace; each dial may take all addresses of a name.
-    let dials = config.limits.retries + 2 + hold_config(config).dials_max();
+    let dials = Limits::RETRIES_MAX + 2 + HoldConfig::LONGEST.dials_max();
     STALE_MAX + dials * ADDRESSES_MAX
-}
-
-fn hold_config(config: &Config) -> HoldConfig {
-    HoldConfig {
-        refused: config.affinity.hold,
-        timed_out: config.affinity.hold_timeout,
-        most: config.limits.waiting,
-    }
 }
 
 /// What the services share.
 pub(crate) struct Parts {
     pub(crate) policy: Arc<Policy>,
+    pub(crate) reloader: Arc<Reloader>,
     pub(crate) names: Arc<Names>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
@@ -86,13 +83,10 @@ impl Parts {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         let connections = Connections::new(config.drain.late);
+        let pools = Pools::new(config, &metrics, Instant::now(), unix);
         let policy = Policy {
-            routes: config.routes.clone(),
-            no_route: config.no_route.clone(),
-            pools: Arc::new(Pools::new(config, &metrics, Instant::now(), unix)),
-            forwarder: Forwarder::new(config.trusted_proxies.clone()),
-            retries_max: config.limits.retries,
-            waiting_room: WaitingRoom::new(hold_config(config)),
+            rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools))),
+            waiting_room: WaitingRoom::new(HoldConfig::of(config)),
             ending: connections.draining(),
             exhausted: Seldom::new(Instant::now()),
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
@@ -100,8 +94,11 @@ impl Parts {
         };
         let names = Arc::new(Names::new());
         let open = policy.metrics.connections_open.clone();
+        let policy = Arc::new(policy);
+        let reloader = Reloader::new(Arc::clone(&policy), config.clone());
         Ok(Self {
-            policy: Arc::new(policy),
+            policy,
+            reloader: Arc::new(reloader),
             dialer: Arc::new(Dialer::new(config.timeouts, Arc::clone(&names))),
             names,
             connections,
@@ -166,16 +163,17 @@ impl Parts {
     /// What answers the admin listener.
     pub(crate) fn admin(&self) -> Admin {
         Admin {
-            pools: Arc::clone(&self.policy.pools),
+            pools: self.reloader.pools(),
             metrics: Arc::clone(&self.policy.metrics),
             draining: self.connections.draining(),
         }
     }
 
-    /// What runs beside the listeners.
-    pub(crate) fn watch(&self) -> Watch {
+    /// What runs beside the listeners; `file` is read anew when that is asked for.
+    pub(crate) fn watch(&self, file: Option<PathBuf>) -> Watch {
         Watch {
-            pools: Arc::clone(&self.policy.pools),
+            file,
+            reloader: Arc::clone(&self.reloader),
             names: Arc::clone(&self.names),
             tunnels: Arc::clone(&self.tunnels),
             background: self.background.clone(),
@@ -206,9 +204,10 @@ fn tunnels_by_files() -> usize {
     tunnels
 }
 
-/// What runs beside the listeners: health checks and the search for idle tunnels.
+/// What runs beside the listeners: health checks, the search for idle tunnels, reloads.
 pub(crate) struct Watch {
-    pools: Arc<Pools>,
+    file: Option<PathBuf>,
+    reloader: Arc<Reloader>,
     names: Arc<Names>,
     tunnels: Arc<Tunnels>,
     background: CancellationToken,
@@ -219,11 +218,13 @@ impl BackgroundService for Watch {
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut tasks = JoinSet::new();
         tasks.spawn(health::run(
-            Arc::clone(&self.pools),
+            self.reloader.pools(),
             Arc::clone(&self.names),
             self.background.child_token(),
         ));
         tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
+        let reloads = Arc::clone(&self.reloader);
+        tasks.spawn(reloads.run(self.file.clone(), self.background.child_token()));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a background task panicked");

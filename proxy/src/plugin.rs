@@ -1,6 +1,8 @@
 //! The edge as a part of another Pingora server: affinity, tunnels, failover and the rest behind listeners that are not ours.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -10,6 +12,7 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::ServiceWithDependents;
 use pingora::services::background::{BackgroundService, background_service};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::AccessLogError;
 use crate::config::Config;
@@ -20,6 +23,7 @@ use crate::logging;
 use crate::parts;
 use crate::parts::Parts;
 use crate::parts::Watch;
+use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::shutdown::Drain;
 use crate::upstream;
@@ -126,7 +130,7 @@ impl Plugin {
     /// Sets in `conf` what the edge needs of a server: enough attempts for each request, and a grace period that is longer than
     /// a drain. What is enough already stays as it is.
     pub fn configure(&self, conf: &mut ServerConf) {
-        conf.max_retries = conf.max_retries.max(parts::attempts_max(&self.config));
+        conf.max_retries = conf.max_retries.max(parts::attempts_max());
         let drain = (self.config.drain.timeout + LAST_SECONDS).as_secs();
         conf.grace_period_seconds = Some(conf.grace_period_seconds.unwrap_or_default().max(drain));
     }
@@ -152,7 +156,7 @@ impl Plugin {
     #[must_use]
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
-            watch: self.parts.watch(),
+            watch: self.parts.watch(None),
             drain: self.parts.drain(&self.config),
             then,
         };
@@ -180,9 +184,44 @@ impl Plugin {
         self.parts.policy.metrics.encode()
     }
 
+    /// A service that has SIGHUP read `file` anew, as the program does. Where the server has other plans for that signal, call
+    /// [`Plugin::reload`] instead.
+    #[must_use]
+    pub fn reload_on_hangup(&self, file: PathBuf) -> impl ServiceWithDependents + use<> {
+        let reloader = Arc::clone(&self.parts.reloader);
+        background_service("causeway-reload", Hangups { reloader, file })
+    }
+
+    /// Goes by `config` from now on, as the program does after SIGHUP: backends in both keep their clients, those that are gone
+    /// drain. Settings that take a restart are named in a log line.
+    pub fn reload(&self, config: &Config) {
+        self.parts.reloader.apply(config, Instant::now());
+    }
+
     /// Sends the log lines of the process to standard error, as `log` says. A subscriber that is there already stays.
     pub fn start_logging(config: &Config) {
         logging::start(&config.log);
+    }
+}
+
+/// Reloads at each SIGHUP.
+struct Hangups {
+    reloader: Arc<Reloader>,
+    file: PathBuf,
+}
+
+#[async_trait]
+impl BackgroundService for Hangups {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut hangups = signal(SignalKind::hangup())
+            .expect("the runtime has its signal driver on, and the kind is one that can be caught");
+        loop {
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|ending| *ending) => return,
+                _ = hangups.recv() => self.reloader.reload(&self.file),
+            }
+        }
     }
 }
 

@@ -46,6 +46,10 @@ use crate::pool::state::Change;
 use crate::pool::table::{Table, View};
 use crate::scheme::Scheme;
 
+/// How long a backend that the configuration does not name any more is kept when nobody uses it: longer than a polling client
+/// stays away between two polls.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
 /// All pools of the configuration.
 pub(crate) struct Pools(Vec<Arc<Pool>>);
 
@@ -57,33 +61,38 @@ impl Pools {
         now: Instant,
         unix: Duration,
     ) -> Self {
-        let cookies: Vec<String> = config
-            .pools
-            .iter()
-            .filter_map(|pool| pool.cookie.clone())
-            .collect();
-        let made = Moment {
-            now,
-            age: Duration::ZERO,
-            unix: unix.as_secs(),
-        };
+        let pool = |pool| Pool::new(config, pool, None, metrics, (now, unix), now);
+        Self(config.pools.iter().map(pool).collect())
+    }
+
+    /// The pools of a new configuration, in which those of the same name go on: with the sessions and backends that they have.
+    pub(crate) fn renewed(&self, config: &Config, metrics: &Arc<Metrics>, now: Instant) -> Self {
+        let unix = |pool: &Pool| (pool.started, pool.started_unix);
+        // There is never none.
+        let started = self
+            .0
+            .first()
+            .map_or((now, Duration::ZERO), |pool| unix(pool));
         let pool = |pool: &PoolConfig| {
-            let affinity = Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies.clone());
-            let sessions = Sessions::new(config.affinity.sockjs_sessions);
-            Arc::new(Pool {
-                name: pool.name.clone(),
-                affinity,
-                health: pool.health.clone(),
-                retry_budget: RetryBudget::new(config.limits.retry_budget),
-                table: ArcSwap::from_pointee(Table::new(pool, config, metrics, made)),
-                picker: Picker::new(pool.pick),
-                sessions,
-                metrics: Arc::clone(metrics),
-                started: now,
-                started_unix: unix,
-            })
+            let old = self.0.iter().find(|old| old.name == pool.name);
+            Pool::new(config, pool, old.map(Arc::as_ref), metrics, started, now)
         };
         Self(config.pools.iter().map(pool).collect())
+    }
+
+    /// Forgets backends that the configuration does not name any more, once they have been unused for a while.
+    pub(crate) fn forget_unused(&self, now: Instant) {
+        let forgotten: Vec<Arc<Backend>> = self
+            .0
+            .iter()
+            .flat_map(|pool| pool.forget_unused(now))
+            .collect();
+        for backend in forgotten {
+            // It may have come to another pool.
+            if !self.0.iter().any(|pool| pool.has(&backend.id)) {
+                backend.metrics.forget(&State::NAMES);
+            }
+        }
     }
 
     /// The pool of a route.
@@ -102,10 +111,10 @@ pub(crate) struct Pool {
     pub(crate) affinity: Affinity,
     pub(crate) health: HealthConfig,
     /// Its own: a pool whose backends fail takes nothing from the others.
-    pub(crate) retry_budget: RetryBudget,
+    pub(crate) retry_budget: Arc<RetryBudget>,
     table: ArcSwap<Table>,
     picker: Picker,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     started: Instant,
     started_unix: Duration,
@@ -171,6 +180,76 @@ pub(crate) enum CookieChange {
 pub(crate) struct NoBackend;
 
 impl Pool {
+    /// The pool that `config` calls for, with what `old` has of it. `started` is when the first pools began, by both clocks.
+    fn new(
+        config: &Config,
+        pool: &PoolConfig,
+        old: Option<&Self>,
+        metrics: &Arc<Metrics>,
+        started: (Instant, Duration),
+        now: Instant,
+    ) -> Arc<Self> {
+        let cookies = config
+            .pools
+            .iter()
+            .filter_map(|pool| pool.cookie.clone())
+            .collect();
+        let table = old.map(|old| old.table.load());
+        let age = now.saturating_duration_since(started.0);
+        let at = Moment {
+            now,
+            age,
+            unix: (started.1 + age).as_secs(),
+        };
+        let table = table.as_deref().map(Arc::as_ref);
+        let (table, moved) = Table::new(pool, config, metrics, table, at);
+        let percent = config.limits.retry_budget;
+        let retry_budget = match old {
+            None => Arc::new(RetryBudget::new(percent)),
+            Some(old) => {
+                old.retry_budget.change(percent);
+                Arc::clone(&old.retry_budget)
+            }
+        };
+        let new_sessions = || Arc::new(Sessions::new(config.affinity.sockjs_sessions));
+        let pool = Self {
+            name: pool.name.clone(),
+            affinity: Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies),
+            health: pool.health.clone(),
+            retry_budget,
+            table: ArcSwap::from_pointee(table),
+            picker: Picker::new(pool.pick),
+            sessions: old.map_or_else(new_sessions, |old| Arc::clone(&old.sessions)),
+            metrics: Arc::clone(metrics),
+            started: started.0,
+            started_unix: started.1,
+        };
+        for (backend, change) in moved {
+            pool.log(&backend, Some(change));
+        }
+        Arc::new(pool)
+    }
+
+    /// Takes out of the table what leaves and has been unused for [`FORGET_AFTER`].
+    fn forget_unused(&self, now: Instant) -> Vec<Arc<Backend>> {
+        let table = self.table.load();
+        let unused = |backend: &Arc<Backend>| {
+            backend.is_leaving() && backend.is_unused_for(FORGET_AFTER, now)
+        };
+        let (forgotten, kept): (Vec<_>, Vec<_>) = table.backends.iter().cloned().partition(unused);
+        if !forgotten.is_empty() {
+            self.table.store(Arc::new(Table::of(kept)));
+        }
+        for backend in &forgotten {
+            info!(pool = self.name, backend = %backend.id, "backend forgotten");
+        }
+        forgotten
+    }
+
+    fn has(&self, id: &BackendId) -> bool {
+        self.table.load().get(id).is_some()
+    }
+
     /// The backend for one attempt at a request with this claim.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use crate::access::AccessLog;
 use crate::config::DrainConfig;
 use crate::drain::Connections;
 use crate::drain::Pace;
+use crate::reload::Reloader;
 use crate::tunnel::Tunnels;
 
 /// How long a quick end may take: a Close frame for each tunnel, and what is in flight.
@@ -30,9 +31,10 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Haste(Arc<AtomicBool>);
 
-/// Turns signals into Pingora's shutdown: SIGTERM drains, SIGINT ends quickly but cleanly.
+/// Turns signals into Pingora's shutdown: SIGTERM drains, SIGINT ends quickly but cleanly. SIGHUP asks for a reload.
 pub(crate) struct Signals {
     pub(crate) haste: Haste,
+    pub(crate) reloader: Arc<Reloader>,
 }
 
 /// Listens to a signal from here on, even if nobody waits for it yet.
@@ -56,9 +58,9 @@ impl ShutdownSignalWatch for Signals {
                     self.haste.0.store(true, Ordering::SeqCst);
                     return ShutdownSignal::GracefulTerminate;
                 }
-                // Both would end the process by default, and an operator who sends one does not want that.
+                _ = hangup.recv() => self.reloader.ask(),
+                // It would end the process by default, and an operator who sends it does not want that.
                 _ = quit.recv() => tracing::warn!("SIGQUIT ignored"),
-                _ = hangup.recv() => tracing::warn!("SIGHUP ignored"),
             }
         }
     }

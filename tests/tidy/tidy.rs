@@ -42,7 +42,7 @@ const PROXY: Layers = Layers {
         &["pool", "entrance"],
         &["health", "upstream"],
         &["exchange"],
-        &["takeover"],
+        &["takeover", "reload"],
         &["service"],
         &["app"],
         &["listeners", "shutdown"],

@@ -17,14 +17,15 @@ health: {fall: 1}";
     let metrics = Arc::new(Metrics::new());
     let pools = Pools::new(&config, &metrics, Instant::now(), Duration::ZERO);
     Admin {
-        pools: Arc::new(pools),
+        pools: watch::Sender::new(Arc::new(pools)).subscribe(),
         metrics,
         draining: CancellationToken::new(),
     }
 }
 
 fn probe(admin: &Admin, result: ProbeResult) {
-    let pool = admin.pools.get(PoolId(0));
+    let pools = admin.pools.borrow();
+    let pool = pools.get(PoolId(0));
     pool.probed(&pool.backends()[0], result, Instant::now());
 }
 
@@ -52,7 +53,7 @@ fn backends_are_listed_with_their_state_and_why() {
         &admin,
         ProbeResult::Unreachable("it refuses connections".to_owned()),
     );
-    let backend = admin.pools.get(PoolId(0)).backends().remove(0);
+    let backend = admin.pools.borrow().get(PoolId(0)).backends().remove(0);
     let _tunnel = backend.open_tunnel();
     let (status, body) = page(&admin, "/backends");
     assert_eq!(status, 200);

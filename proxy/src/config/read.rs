@@ -107,7 +107,12 @@ fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
             default.head_size,
             ByteSize(1 << 10)..=ByteSize(256 << 10),
         ),
-        retries: check.number("limits.retries", raw.retries, default.retries, 0..=10),
+        retries: check.number(
+            "limits.retries",
+            raw.retries,
+            default.retries,
+            0..=Limits::RETRIES_MAX,
+        ),
         retry_budget: check.number(
             "limits.retry_budget",
             raw.retry_budget,

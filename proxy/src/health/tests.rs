@@ -365,6 +365,7 @@ impl Running {
         let pool = Arc::clone(pools.get(PoolId(0)));
         let shutdown = CancellationToken::new();
         let mut task = JoinSet::new();
+        let pools = watch::Sender::new(pools).subscribe();
         task.spawn(run(pools, Arc::new(Names::new()), shutdown.clone()));
         Self {
             pool,
@@ -418,11 +419,22 @@ async fn a_backend_that_a_request_found_failing_is_probed_at_once() {
 
 #[tokio::test]
 async fn maintenance_is_not_probed() {
-    let backends = "{id: n1, address: '127.0.0.1:9', maintenance: true}";
-    let mut running = Running::start(&config("", backends));
-    // Nothing to probe: the loop has nothing to wait for.
-    let ended = time::timeout(Duration::from_secs(5), running.task.join_next()).await;
-    assert!(ended.is_ok());
+    let (probed, _tasks) = backend(READY).await;
+    let spared = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    spared.set_nonblocking(true).unwrap();
+    let backends = format!(
+        "{{id: n1, address: '{}', maintenance: true}}, {{id: n2, address: '{probed}'}}",
+        spared.local_addr().unwrap()
+    );
+    let pace = "interval: 100ms, fast_interval: 100ms";
+    let running = Running::start(&config(pace, &backends));
+    let mut verdict = running.pool.backends().remove(1).verdict();
+    let thrice = verdict.wait_for(|verdict| 3 <= verdict.answers);
+    let probed = time::timeout(Duration::from_secs(20), thrice).await;
+    assert!(probed.is_ok_and(|answers| answers.is_ok()));
+    running.stop().await;
+    let nobody = spared.accept().unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
 }
 
 #[test]

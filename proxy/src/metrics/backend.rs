@@ -153,6 +153,18 @@ impl BackendMetrics {
             .inc();
     }
 
+    /// How many answers were counted.
+    pub(crate) fn answered_in_all(&self) -> u64 {
+        self.requests.iter().map(Counter::get).sum()
+    }
+
+    /// Takes what shows the present out of the page: the backend has none any more. What was counted stays.
+    pub(crate) fn forget(&self, states: &[&'static str]) {
+        for state in states {
+            self.state.remove(&self.with("state", state));
+        }
+    }
+
     /// Counts a dial that failed.
     pub(crate) fn connect_failed(&self, kind: &'static str) {
         self.connect_errors

@@ -35,6 +35,7 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_affinity_total{outcome="bound_anew"} 0
         causeway_proxy_affinity_total{outcome="hit"} 1
         causeway_proxy_affinity_total{outcome="miss"} 0
+        causeway_proxy_configuration_ok 1
         causeway_proxy_connections_open 3
         causeway_proxy_connections_refused_total 0
         causeway_proxy_refusals_total{status="503"} 1

@@ -4,7 +4,7 @@
 //! probes, failed dials and operators take.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -27,14 +27,15 @@ use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdi
 pub(crate) struct Backend {
     pub(crate) id: BackendId,
     pub(crate) address: Address,
-    pub(crate) weight: u32,
+    weight: AtomicU32,
     pub(crate) zone: Option<Box<str>>,
     pub(crate) place: Place,
     pub(crate) metrics: BackendMetrics,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
     released_at: AtomicU64,
-    slow_start: Duration,
+    /// In milliseconds.
+    slow_start: AtomicU64,
     /// When it came back, in milliseconds since the pool was made and one more; 0 if it was never away.
     back_at: AtomicU64,
     pub(super) load: Load,
@@ -43,6 +44,8 @@ pub(crate) struct Backend {
     machine: Mutex<Machine>,
     verdict: watch::Sender<Verdict>,
     probe_wanted: Notify,
+    /// Since when it has carried nothing, and how much it had answered then.
+    unused: Mutex<Option<(Instant, u64)>>,
 }
 
 /// A moment, by each of the clocks that there are.
@@ -85,13 +88,13 @@ impl Backend {
         Self {
             id: config.id.clone(),
             address: config.address.clone(),
-            weight: config.weight,
+            weight: AtomicU32::new(config.weight),
             zone: config.zone.clone(),
             place,
             metrics,
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
-            slow_start,
+            slow_start: AtomicU64::new(millis(slow_start)),
             back_at: AtomicU64::new(0),
             load: Load::default(),
             pace: Pace::default(),
@@ -99,11 +102,59 @@ impl Backend {
             machine: Mutex::new(machine),
             verdict: watch::Sender::new(Verdict { state, answers: 0 }),
             probe_wanted: Notify::new(),
+            unused: Mutex::new(None),
         }
     }
 
     pub(super) fn rank(&self) -> Rank {
         Rank::ALL[usize::from(self.rank.load(Ordering::Relaxed))]
+    }
+
+    /// Its share of new clients.
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Whether the configuration does not name it any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.rank() == Rank::Leaving
+    }
+
+    /// Whether it has carried and answered nothing for `time`, as far as the calls of this have seen.
+    pub(super) fn is_unused_for(&self, time: Duration, now: Instant) -> bool {
+        let carried = self.load.carried();
+        let answered = self.metrics.answered_in_all();
+        let mut unused = self.unused.lock();
+        match &*unused {
+            Some((since, before)) if carried == 0 && *before == answered => {
+                time <= now.saturating_duration_since(*since)
+            }
+            _ => {
+                *unused = (carried == 0).then_some((now, answered));
+                false
+            }
+        }
+    }
+
+    /// Goes by new settings from now on. Its address stays: one that has moved is another backend.
+    pub(super) fn configure(
+        &self,
+        config: &BackendConfig,
+        machine: MachineConfig,
+        slow_start: Duration,
+        at: Moment,
+    ) -> Option<Change> {
+        debug_assert!(config.id == self.id && config.address == self.address);
+        self.weight.store(config.weight, Ordering::Relaxed);
+        self.slow_start.store(millis(slow_start), Ordering::Relaxed);
+        self.update(at, 0, |state| {
+            state.configure(machine, config.maintenance, at.now)
+        })
+    }
+
+    /// Gets no new clients any more, nor those that a cookie binds to it, and ends what it has.
+    pub(super) fn leave(&self, at: Moment) -> Option<Change> {
+        self.update(at, 0, |machine| machine.leave(at.now))
     }
 
     /// Takes no lock.
@@ -127,15 +178,18 @@ impl Backend {
 
     /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.
     pub(super) fn weight_at(&self, age: Duration) -> u64 {
-        let full = u64::from(self.weight) * 1000;
+        let full = u64::from(self.weight()) * 1000;
         let Some(back_at) = self.back_at.load(Ordering::Relaxed).checked_sub(1) else {
             return full;
         };
-        let (back_for, all) = (millis(age).saturating_sub(back_at), millis(self.slow_start));
+        let (back_for, all) = (
+            millis(age).saturating_sub(back_at),
+            self.slow_start.load(Ordering::Relaxed),
+        );
         if all <= back_for {
             return full;
         }
-        u64::from(self.weight) * (100 + 900 * back_for / all)
+        u64::from(self.weight()) * (100 + 900 * back_for / all)
     }
 
     /// Counts a tunnel for as long as the guard lives.

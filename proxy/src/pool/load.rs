@@ -40,6 +40,15 @@ impl Load {
         }
     }
 
+    /// Tunnels and requests in flight.
+    pub(super) fn carried(&self) -> usize {
+        let counters = [&self.tunnels, &self.upgrades, &self.requests];
+        counters
+            .map(|counter| counter.load(Ordering::Relaxed))
+            .iter()
+            .sum()
+    }
+
     /// Notes a newcomer.
     pub(super) fn bind(&self, seeks: Seeks, age: Duration) {
         // A tunnel is counted from the request for it on.

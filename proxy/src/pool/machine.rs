@@ -17,6 +17,8 @@
 //! badly at first. Without a grace (a setting of 0) failed probes count by `fall`.
 //!
 //! What answers do to requests moves nothing: a client chooses what it asks for.
+//!
+//! A new configuration moves a backend from and to maintenance, and one that it does not name any more to draining for good.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -25,6 +27,11 @@ use crate::pool::state::{Change, FailedDial, ProbeResult, State};
 
 /// A backend that goes down again so soon after it rose is flapping.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// What `/backends` says of states that no probe has brought about.
+const BY_CONFIGURATION: &str = "by configuration";
+const NOT_PROBED: &str = "not probed yet";
+const REMOVED: &str = "the configuration does not name it any more";
 
 /// How often `rise` is doubled at most for a flapping backend.
 const DOUBLED_MAX: u32 = 3;
@@ -62,6 +69,8 @@ pub(super) struct Machine {
     rose: Option<Instant>,
     /// How many times in a row it went down less than [`STEADY`] after it rose.
     flaps: u32,
+    /// Whether the configuration does not name it any more: it drains until it is forgotten.
+    leaving: bool,
 }
 
 /// For how long a backend is given the chance to come back.
@@ -75,8 +84,8 @@ impl Machine {
     pub(super) fn new(state: State, config: MachineConfig, now: Instant) -> Self {
         debug_assert!(matches!(state, State::Unknown | State::Maintenance));
         let why = match state {
-            State::Maintenance => "by configuration",
-            _ => "not probed yet",
+            State::Maintenance => BY_CONFIGURATION,
+            _ => NOT_PROBED,
         };
         Self {
             config,
@@ -89,7 +98,43 @@ impl Machine {
             has_passed: false,
             rose: None,
             flaps: 0,
+            leaving: false,
         }
+    }
+
+    /// Goes by `config` from now on, in service or not. A backend that was leaving begins anew.
+    pub(super) fn configure(
+        &mut self,
+        config: MachineConfig,
+        maintenance: bool,
+        now: Instant,
+    ) -> Option<Change> {
+        self.config = config;
+        let leaving = std::mem::take(&mut self.leaving);
+        match (maintenance, self.state) {
+            (true, State::Maintenance) => None,
+            (true, _) => Some(self.enter(State::Maintenance, BY_CONFIGURATION.into(), now)),
+            (false, State::Maintenance) => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
+            (false, _) if leaving => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
+            (false, _) => None,
+        }
+    }
+
+    /// Drains from now on, whatever probes say.
+    pub(super) fn leave(&mut self, now: Instant) -> Option<Change> {
+        if std::mem::replace(&mut self.leaving, true) {
+            return None;
+        }
+        if self.state == State::Draining {
+            self.why = REMOVED.into();
+            return None;
+        }
+        Some(self.enter(State::Draining, REMOVED.into(), now))
+    }
+
+    /// Whether the configuration does not name it any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     pub(super) fn state(&self) -> State {
@@ -121,7 +166,7 @@ impl Machine {
 
     /// Takes in what a probe found.
     pub(super) fn probe(&mut self, result: ProbeResult, now: Instant) -> Option<Change> {
-        if self.state == State::Maintenance {
+        if self.state == State::Maintenance || self.leaving {
             return None;
         }
         self.answers = result.is_answer();

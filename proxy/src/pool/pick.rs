@@ -127,7 +127,7 @@ impl Picker {
         for _ in 0..schedule.len() {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
             let backend = &table.backends[usize::from(schedule[turn])];
-            let (weight, full) = (backend.weight_at(age), u64::from(backend.weight) * 1000);
+            let (weight, full) = (backend.weight_at(age), u64::from(backend.weight()) * 1000);
             if view.takes(backend) && (weight == full || fastrand::u64(..full) < weight) {
                 return Some(backend);
             }

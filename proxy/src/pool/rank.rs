@@ -15,17 +15,20 @@ pub(super) enum Rank {
     Answering,
     Down,
     Draining,
+    /// Draining for good: the configuration does not name it any more.
+    Leaving,
     Maintenance,
 }
 
 impl Rank {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Up,
         Self::Unknown,
         Self::Suspect,
         Self::Answering,
         Self::Down,
         Self::Draining,
+        Self::Leaving,
         Self::Maintenance,
     ];
 
@@ -36,6 +39,7 @@ impl Rank {
             State::Suspect => Self::Suspect,
             State::Down if machine.answers() => Self::Answering,
             State::Down => Self::Down,
+            State::Draining if machine.is_leaving() => Self::Leaving,
             State::Draining => Self::Draining,
             State::Maintenance => Self::Maintenance,
         }
@@ -52,7 +56,7 @@ impl Rank {
             Self::Unknown => State::Unknown,
             Self::Suspect => State::Suspect,
             Self::Answering | Self::Down => State::Down,
-            Self::Draining => State::Draining,
+            Self::Draining | Self::Leaving => State::Draining,
             Self::Maintenance => State::Maintenance,
         }
     }
@@ -106,7 +110,7 @@ impl Turn {
             Rank::Suspect => Some(Self(8 + place)),
             Rank::Answering => Some(Self(12 + place)),
             Rank::Down => Some(Self(16 + place)),
-            Rank::Draining | Rank::Maintenance => None,
+            Rank::Draining | Rank::Leaving | Rank::Maintenance => None,
         }
     }
 

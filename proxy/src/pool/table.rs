@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::BackendId;
-use crate::config::{BackendConfig, Config, PoolConfig};
+use crate::config::{Config, PoolConfig};
 use crate::metrics::Metrics;
 use crate::pool::Tried;
 use crate::pool::backend::{Backend, Moment};
@@ -13,6 +13,10 @@ use crate::pool::machine::MachineConfig;
 use crate::pool::pick::schedule;
 use crate::pool::rank::{Place, Rank, Turn};
 use crate::pool::ring::Ring;
+use crate::pool::state::Change;
+
+/// A backend that new settings have brought into another state.
+pub(super) type Moved = (Arc<Backend>, Change);
 
 /// The backends of a pool. Only their atomics change.
 ///
@@ -26,28 +30,64 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The backends of `pool`, one of the pools of `config`.
-    pub(super) fn new(pool: &PoolConfig, config: &Config, metrics: &Metrics, at: Moment) -> Self {
+    /// The backends of `pool`, one of the pools of `config`, and behind them those of `old` that it does not name: they leave.
+    ///
+    /// A backend that `old` has at the same address and place stays what it is, under new settings.
+    pub(super) fn new(
+        pool: &PoolConfig,
+        config: &Config,
+        metrics: &Metrics,
+        old: Option<&Self>,
+        at: Moment,
+    ) -> (Self, Vec<Moved>) {
         let machine = MachineConfig {
             rise: pool.health.rise,
             fall: pool.health.fall,
             hold: config.affinity.hold,
             hold_timeout: config.affinity.hold_timeout,
         };
-        let backend = |backend: &BackendConfig| {
-            let metrics = metrics.backend(backend.id.as_str());
+        let slow_start = pool.health.slow_start;
+        let mut moved = Vec::new();
+        let mut backends = Vec::with_capacity(pool.backends.len());
+        for backend in &pool.backends {
             let place = Place::of(backend, config.zone.as_deref());
-            let slow_start = pool.health.slow_start;
-            let backend = Backend::new(backend, place, machine, slow_start, metrics, at);
-            Arc::new(backend)
-        };
-        let backends: Vec<Arc<Backend>> = pool.backends.iter().map(backend).collect();
+            let same = old.and_then(|old| old.get(&backend.id));
+            let same = same.filter(|old| {
+                old.address == backend.address && old.place == place && old.zone == backend.zone
+            });
+            match same {
+                Some(old) => {
+                    let change = old.configure(backend, machine, slow_start, at);
+                    moved.extend(change.map(|change| (Arc::clone(old), change)));
+                    backends.push(Arc::clone(old));
+                }
+                None => {
+                    let metrics = metrics.backend(backend.id.as_str());
+                    let new = Backend::new(backend, place, machine, slow_start, metrics, at);
+                    backends.push(Arc::new(new));
+                }
+            }
+        }
+        let named = |id: &BackendId| pool.backends.iter().any(|backend| backend.id == *id);
+        for backend in old.map_or(&[][..], |old| &old.backends) {
+            if !named(&backend.id) {
+                let change = backend.leave(at);
+                moved.extend(change.map(|change| (Arc::clone(backend), change)));
+                backends.push(Arc::clone(backend));
+            }
+        }
+        (Self::of(backends), moved)
+    }
+
+    /// The table of `backends`, of which those that leave come last.
+    pub(super) fn of(backends: Vec<Arc<Backend>>) -> Self {
         let ids = backends.iter().map(|backend| backend.id.clone());
-        let weights: Vec<u32> = backends.iter().map(|backend| backend.weight).collect();
+        let staying = backends.iter().filter(|backend| !backend.is_leaving());
+        let weights: Vec<u32> = staying.clone().map(|backend| backend.weight()).collect();
         Self {
             schedule: schedule(&weights),
             by_id: ids.enumerate().map(|(index, id)| (id, index)).collect(),
-            ring: Ring::new(backends.iter().map(|backend| (&backend.id, backend.weight))),
+            ring: Ring::new(staying.map(|backend| (&backend.id, backend.weight()))),
             backends,
         }
     }
@@ -143,7 +183,7 @@ impl<'a> View<'a> {
         }
         match backend.rank() {
             rank if rank.keeps_clients() => backend.released_at() < bound_at,
-            Rank::Maintenance => false,
+            Rank::Leaving | Rank::Maintenance => false,
             // It has said that it goes away, which is no matter of health: only if all others are worse.
             Rank::Draining => !self.is_another_well(),
             rank => self.nobody_is_better(rank),
@@ -158,7 +198,7 @@ impl<'a> View<'a> {
             return false;
         }
         match backend.rank() {
-            Rank::Draining | Rank::Answering => true,
+            Rank::Draining | Rank::Leaving | Rank::Answering => true,
             Rank::Maintenance => false,
             rank => rank.keeps_clients() || self.nobody_is_better(rank),
         }

@@ -38,7 +38,7 @@ fn parts() -> Parts {
     );
     let config = Config::parse("cost.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
     let parts = Parts::new(&config).unwrap();
-    for pool in parts.policy.pools.iter() {
+    for pool in parts.policy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, Instant::now());
         }

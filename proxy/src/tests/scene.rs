@@ -140,7 +140,7 @@ impl<F: Front> SceneOf<F> {
         let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
         let parts = Parts::new(&config).unwrap();
         let conf = ServerConf {
-            max_retries: parts::attempts_max(&config),
+            max_retries: parts::attempts_max(),
             ..ServerConf::default()
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -371,7 +371,7 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
     request.insert_header("Host", "a").unwrap();
     let peer = scene.address.ip();
     let now = std::time::Instant::now();
-    for pool in policy.pools.iter() {
+    for pool in policy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, now);
         }

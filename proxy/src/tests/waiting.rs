@@ -141,7 +141,7 @@ async fn nobody_waits_any_longer_for_a_backend_that_is_given_up() {
         clients.push(scene.send(request).await);
     }
     waiting(&scene, 3).await;
-    for pool in scene.parts.policy.pools.iter() {
+    for pool in scene.parts.policy.pools().iter() {
         let backend = &pool.backends()[0];
         pool.probed(backend, ProbeResult::Draining, std::time::Instant::now());
     }

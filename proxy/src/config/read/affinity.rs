@@ -14,9 +14,6 @@ use crate::config::{AffinityConfig, SameSite, Secure};
 /// 365.25 days. Browsers cut longer lifetimes to about this.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
-/// Clients give up on an answer about then.
-const HOLD_MAX: Duration = Duration::from_secs(60);
-
 /// A key shorter than this can be guessed.
 const KEY_BYTES_MIN: usize = 16;
 
@@ -58,7 +55,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             "expected a key of at least 16 bytes, such as one line from: openssl rand -base64 32",
         );
     }
-    let hold = Span(Duration::ZERO)..=Span(HOLD_MAX);
+    let hold = Span(Duration::ZERO)..=Span(AffinityConfig::HOLD_MAX);
     AffinityConfig {
         path,
         domain: raw.domain,

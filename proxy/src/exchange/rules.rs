@@ -1,0 +1,33 @@
+//! What a new configuration replaces: one snapshot, read by each request as it comes.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::config::NoRoute;
+use crate::config::Routes;
+use crate::forwarded::Forwarder;
+use crate::pool::Pools;
+
+/// What requests go by. Those in flight keep what they have read of it.
+///
+/// Invariant: the pools of `routes` are in `pools`.
+pub(crate) struct Rules {
+    pub(super) routes: Routes,
+    pub(super) no_route: NoRoute,
+    pub(super) pools: Arc<Pools>,
+    pub(super) forwarder: Forwarder,
+    pub(super) retries_max: usize,
+}
+
+impl Rules {
+    /// The rules of `config`, whose pools these are.
+    pub(crate) fn new(config: &Config, pools: Arc<Pools>) -> Self {
+        Self {
+            routes: config.routes.clone(),
+            no_route: config.no_route.clone(),
+            pools,
+            forwarder: Forwarder::new(config.trusted_proxies.clone()),
+            retries_max: config.limits.retries,
+        }
+    }
+}

@@ -1,0 +1,297 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::affinity::Binding;
+use crate::affinity::Claim;
+use crate::affinity::Freshness;
+use crate::affinity::SessionKey;
+use crate::parts::Parts;
+use crate::pool::AffinityOutcome;
+use crate::pool::Backend;
+use crate::pool::Pool;
+use crate::pool::ProbeResult;
+use crate::pool::Seeks;
+use crate::pool::State;
+use crate::pool::Tried;
+
+/// The settings of one pool with these backends.
+fn config(backends: &str) -> Config {
+    configured(backends, "")
+}
+
+fn configured(backends: &str, more: &str) -> Config {
+    let text = format!(
+        "pools: [{{ name: p, backends: [{backends}] }}]\nroutes: [{{ path: /, pool: p }}]\nlog: {{ access: off }}\n{more}"
+    );
+    Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+const N1: &str = "{ id: n1, address: '127.0.0.1:1' }";
+const N2: &str = "{ id: n2, address: '127.0.0.1:2' }";
+const N3: &str = "{ id: n3, address: '127.0.0.1:3' }";
+
+/// An edge in which every backend is up.
+struct Scene {
+    parts: Parts,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(backends: &str) -> Self {
+        let scene = Self {
+            parts: Parts::new(&config(backends)).unwrap(),
+            now: Instant::now(),
+        };
+        scene.all_up();
+        scene
+    }
+
+    fn all_up(&self) {
+        for backend in self.pool().backends() {
+            self.pool().probed(&backend, ProbeResult::Good, self.now);
+        }
+    }
+
+    fn reload(&self, backends: &str) {
+        self.parts.reloader.apply(&config(backends), self.now);
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        let pools = self.parts.policy.pools();
+        let pool = pools.iter().next().unwrap();
+        Arc::clone(pool)
+    }
+
+    fn backend(&self, id: &str) -> Option<Arc<Backend>> {
+        let all = self.pool().backends();
+        all.into_iter().find(|backend| backend.id.as_str() == id)
+    }
+
+    fn state(&self, id: &str) -> Option<State> {
+        Some(self.backend(id)?.state())
+    }
+
+    /// Where a client with this claim goes.
+    fn choose(&self, claim: &Claim) -> (String, AffinityOutcome) {
+        let choice = self
+            .pool()
+            .choose(claim, Seeks::Answer, &Tried::default(), self.now);
+        let choice = choice.unwrap();
+        (choice.backend.id.to_string(), choice.affinity)
+    }
+
+    /// Where newcomers go, when many come.
+    fn newcomers(&self) -> HashSet<String> {
+        let mut seen = HashSet::new();
+        for _ in 0..50 {
+            seen.insert(self.choose(&Claim::default()).0);
+        }
+        seen
+    }
+}
+
+fn bound_to(id: &str) -> Claim {
+    Claim {
+        bindings: vec![Binding {
+            id: id.parse().unwrap(),
+            bound_at: 999_999_999_999,
+            freshness: Freshness::Current,
+        }],
+        ..Claim::default()
+    }
+}
+
+fn session(id: &str) -> Claim {
+    Claim {
+        session: Some(SessionKey::new(id)),
+        ..Claim::default()
+    }
+}
+
+fn names(ids: &[&str]) -> HashSet<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn backends_that_stay_are_the_same_and_new_ones_join_them() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    let _tunnel = before.open_tunnel();
+    scene.reload(&format!("{N3}, {N1}, {N2}"));
+    let after = scene.backend("n1").unwrap();
+    assert!(Arc::ptr_eq(&before, &after));
+    assert_eq!(after.status(scene.now).tunnels, 1);
+    assert_eq!(scene.state("n1"), Some(State::Up));
+    assert_eq!(scene.state("n3"), Some(State::Unknown));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    assert_eq!(scene.choose(&bound_to("n1")).1, AffinityOutcome::Hit);
+}
+
+#[test]
+fn sessions_stay_where_they_are_when_backends_come() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let sessions: Vec<Claim> = (0..500)
+        .map(|number| session(&format!("s{number}")))
+        .collect();
+    let before: Vec<String> = sessions.iter().map(|claim| scene.choose(claim).0).collect();
+    scene.reload(&format!("{N1}, {N2}, {N3}"));
+    scene.all_up();
+    for (claim, before) in sessions.iter().zip(before) {
+        assert_eq!(scene.choose(claim), (before, AffinityOutcome::Hit));
+    }
+    let new = (0..500).map(|number| scene.choose(&session(&format!("t{number}"))).0);
+    assert!(new.into_iter().any(|id| id == "n3"), "the ring has it too");
+}
+
+#[test]
+fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let held = (0..).map(|number| session(&format!("s{number}")));
+    let held = held
+        .into_iter()
+        .find(|claim| scene.choose(claim).0 == "n1")
+        .unwrap();
+    scene.reload(N2);
+    assert_eq!(scene.state("n1"), Some(State::Draining));
+    assert_eq!(scene.choose(&held), ("n1".to_owned(), AffinityOutcome::Hit));
+    assert_eq!(
+        scene.choose(&bound_to("n1")),
+        ("n2".to_owned(), AffinityOutcome::BoundAnew)
+    );
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    // Not even if nobody else is left.
+    let n2 = scene.backend("n2").unwrap();
+    for _ in 0..10 {
+        let gone = ProbeResult::BadAnswer("bad".to_owned());
+        scene.pool().probed(&n2, gone, scene.now);
+    }
+    assert_eq!(scene.state("n2"), Some(State::Down));
+    assert_eq!(scene.choose(&bound_to("n1")).0, "n2");
+}
+
+#[test]
+fn a_backend_that_is_gone_is_forgotten_once_nobody_uses_it() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    let tunnel = n1.open_tunnel();
+    scene.reload(N2);
+    let after = |seconds| scene.now + Duration::from_secs(seconds);
+    let forget = |seconds| {
+        scene.parts.reloader.forget(after(seconds));
+        scene.backend("n1").is_none()
+    };
+    assert!(!forget(0) && !forget(1000), "it has a tunnel");
+    drop(tunnel);
+    assert!(!forget(1001) && !forget(1060));
+    // A short request of a session in between.
+    n1.metrics.answered(http::StatusCode::OK);
+    assert!(!forget(1061) && !forget(1120));
+    assert!(forget(1121));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(!page.contains("state{backend=\"n1\""), "{page}");
+    assert!(page.contains("state{backend=\"n2\""), "{page}");
+}
+
+#[test]
+fn a_backend_that_is_gone_can_come_back() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    scene.reload(N2);
+    // A probe that was under way does not bring it back.
+    scene.pool().probed(&before, ProbeResult::Good, scene.now);
+    assert_eq!(scene.state("n1"), Some(State::Draining));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert!(Arc::ptr_eq(&before, &scene.backend("n1").unwrap()));
+    assert_eq!(scene.state("n1"), Some(State::Unknown));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+}
+
+#[test]
+fn weight_and_maintenance_change_in_place() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    scene.reload(&format!(
+        "{{ id: n1, address: '127.0.0.1:1', weight: 7, maintenance: true }}, {N2}"
+    ));
+    assert_eq!((n1.weight(), n1.state()), (7, State::Maintenance));
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert_eq!((n1.weight(), n1.state()), (1, State::Unknown));
+}
+
+#[test]
+fn a_backend_at_another_address_is_another_with_the_same_clients() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    scene.reload(&format!("{{ id: n1, address: '127.0.0.1:9' }}, {N2}"));
+    let after = scene.backend("n1").unwrap();
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert_eq!(after.state(), State::Unknown);
+    assert_eq!(scene.choose(&bound_to("n1")).0, "n1");
+}
+
+#[test]
+fn pools_are_known_by_name_and_followed() {
+    let scene = Scene::new(N1);
+    let mut followed = scene.parts.reloader.pools();
+    let text = format!(
+        "pools: [{{ name: q, backends: [{N2}] }}, {{ name: p, backends: [{N1}] }}]\nroutes: [{{ path: /, pool: q }}]\nlog: {{ access: off }}\n"
+    );
+    let before = scene.backend("n1").unwrap();
+    let two = Config::parse("test.yaml", &text).unwrap();
+    scene.parts.reloader.apply(&two, scene.now);
+    assert!(followed.has_changed().unwrap());
+    let pools = Arc::clone(&followed.borrow_and_update());
+    let found: Vec<String> = pools.iter().map(|pool| pool.name.clone()).collect();
+    assert_eq!(found, ["q", "p"]);
+    let after = pools.iter().nth(1).unwrap().backends().remove(0);
+    assert!(Arc::ptr_eq(&before, &after));
+}
+
+#[test]
+fn a_file_that_is_not_valid_changes_nothing() {
+    let scene = Scene::new(N1);
+    let before = scene.parts.policy.pools();
+    let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
+    std::fs::write(&file, "pools: []\n").unwrap();
+    scene.parts.reloader.reload(&file);
+    std::fs::remove_file(&file).unwrap();
+    scene.parts.reloader.reload(&file);
+    assert!(Arc::ptr_eq(&before, &scene.parts.policy.pools()));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(
+        page.contains("reloads_total{outcome=\"refused\"} 2"),
+        "{page}"
+    );
+    assert!(page.contains("configuration_ok 0"), "{page}");
+    scene.reload(N1);
+    let page = scene.parts.policy.metrics.encode();
+    assert!(page.contains("configuration_ok 1"), "{page}");
+}
+
+#[test]
+fn what_takes_a_restart_is_named() {
+    let before = config(N1);
+    assert_eq!(fixed(&before, &config(N2)), [""; 0]);
+    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
+    assert_eq!(fixed(&before, &configured(N1, reloadable)), [""; 0]);
+    for (more, name) in [
+        ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
+        ("admin: { address: '127.0.0.1:7' }", "admin"),
+        ("threads: 3", "threads"),
+        ("timeouts: { head: 3s }", "timeouts"),
+        ("drain: { late: 3s }", "drain"),
+        (
+            "affinity: { sockjs_sessions: 3000 }",
+            "affinity.sockjs_sessions",
+        ),
+        (
+            "limits: { connections: 3000 }",
+            "limits (connections, head_size, handshakes_per_address)",
+        ),
+    ] {
+        assert_eq!(fixed(&before, &configured(N1, more)), [name], "{more}");
+    }
+}

@@ -1,0 +1,212 @@
+//! A new configuration while clients are there: SIGHUP has the edge read its file anew.
+
+use std::{collections::HashSet, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use causeway_tests::{
+    harness::{
+        cluster::{Cluster, ClusterConfig},
+        edge::{self, Program},
+        http, loopback,
+        node::{self, Node},
+        process::Signal,
+        settings::Settings,
+        wait,
+        websocket::WebSocket,
+    },
+    on_edge_and_plugin,
+};
+use serde_json::{Value, json};
+
+/// Settings of a node on a busy machine: it gives up on no client that is only slow.
+fn patient(settings: Settings) -> Settings {
+    let echo = json!({
+        "path": "/echo", "protocol": "sockjs", "mode": "echo", "disconnect_delay": "2m",
+    });
+    let page = json!({ "path": "/ws", "protocol": "websocket" });
+    settings.with("endpoints", json!([echo, page]))
+}
+
+/// A polling client without cookies, in an endless conversation with itself.
+struct Poller {
+    session: String,
+    node: String,
+    messages: usize,
+}
+
+impl Poller {
+    async fn open(cluster: &Cluster, session: String) -> Result<Self> {
+        let path = format!("/echo/000/{session}/xhr");
+        let opened = http::request(cluster.edge.address, "POST", &path, &[], b"").await?;
+        ensure!(opened.text() == "o\n", "{opened:?}");
+        let node = opened.header("causeway-node").context("a node")?.to_owned();
+        Ok(Self {
+            session,
+            node,
+            messages: 0,
+        })
+    }
+
+    /// Says something and hears it, on the node where it began.
+    async fn talk(&mut self, cluster: &Cluster) -> Result<()> {
+        self.messages += 1;
+        let (edge, session, word) = (cluster.edge.address, &self.session, self.messages);
+        let path = format!("/echo/000/{session}/xhr_send");
+        let body = format!("[\"{word}\"]");
+        let sent = http::request(edge, "POST", &path, &[], body.as_bytes()).await?;
+        ensure!(sent.status == 204, "{session}: {sent:?}");
+        let path = format!("/echo/000/{session}/xhr");
+        let polled = http::request(edge, "POST", &path, &[], b"").await?;
+        ensure!(
+            polled.text() == format!("a[\"{word}\"]\n"),
+            "{session}: {polled:?}"
+        );
+        ensure!(polled.header("causeway-node") == Some(self.node.as_str()));
+        Ok(())
+    }
+}
+
+fn file_of(cluster: &Cluster) -> PathBuf {
+    cluster.scratch.path().join("edge.yaml")
+}
+
+/// The edge's settings with these nodes behind it.
+fn settings(nodes: &[&Node]) -> Settings {
+    // Where the listeners are is no matter: they stay where they were.
+    let backends: Vec<_> = nodes
+        .iter()
+        .map(|node| (node.id.as_str(), node.address))
+        .collect();
+    edge::settings(&backends)
+}
+
+/// Writes new settings and has the edge read them; returns when it has, one way or the other.
+async fn reload(cluster: &mut Cluster, text: &str) -> Result<()> {
+    let before = reloads(cluster).await?;
+    fs::write(file_of(cluster), text)?;
+    cluster.edge.process.signal(Signal::Hangup);
+    wait::until("the reload", wait::SOON, async || {
+        (before < reloads(cluster).await.ok()?).then_some(())
+    })
+    .await
+}
+
+/// How many configurations the edge has read while running.
+async fn reloads(cluster: &Cluster) -> Result<u64> {
+    let page = http::get(cluster.edge.admin, "/metrics").await?.text();
+    let values = page
+        .lines()
+        .filter(|line| line.starts_with("causeway_proxy_reloads_total"));
+    values
+        .map(|line| {
+            let (_, value) = line.rsplit_once(' ').context("a value")?;
+            Ok(value.parse::<u64>()?)
+        })
+        .sum()
+}
+
+fn said(cluster: &Cluster, message: &str) -> Option<Value> {
+    let log = cluster.edge.process.log();
+    let lines = causeway_tests::harness::process::json_lines(&log);
+    let mut fields = lines.into_iter().map(|mut line| line["fields"].take());
+    fields.find(|fields| fields["message"] == message)
+}
+
+async fn newcomers(cluster: &Cluster) -> Result<HashSet<String>> {
+    let mut nodes = HashSet::new();
+    for _ in 0..12 {
+        let answer = http::get(cluster.edge.address, "/").await?;
+        nodes.insert(
+            answer
+                .header("causeway-node")
+                .unwrap_or_default()
+                .to_owned(),
+        );
+    }
+    Ok(nodes)
+}
+
+on_edge_and_plugin!(
+    a_fourth_node_joins_and_one_leaves_without_a_client_noticing,
+    a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_wrong,
+);
+
+async fn a_fourth_node_joins_and_one_leaves_without_a_client_noticing(
+    program: Program,
+) -> Result<()> {
+    let config = ClusterConfig {
+        node_settings: patient,
+        ..ClusterConfig::three_nodes()
+    };
+    let mut cluster = Cluster::start("reload", config.with_edge_in(program)).await?;
+    let mut pollers = Vec::new();
+    for number in 0..60 {
+        pollers.push(Poller::open(&cluster, format!("session{number}")).await?);
+    }
+    let mut socket = WebSocket::open(cluster.edge.address, "/echo/websocket").await?;
+    let leaving = socket.node().to_owned();
+
+    let fourth = node::settings_with_redis(&cluster.redis.url())
+        .with("listen", json!(loopback::own_any_port()));
+    let fourth = Node::start("n4", patient(fourth), cluster.scratch.path()).await?;
+    fourth.ready().await?;
+    let mut all: Vec<&Node> = cluster.nodes.iter().collect();
+    all.push(&fourth);
+    let four = settings(&all).text();
+    all.retain(|node| node.id != leaving);
+    let three = settings(&all).text();
+
+    reload(&mut cluster, &four).await?;
+    cluster.edge.backend_in_state("n4", "up").await?;
+    for poller in &mut pollers {
+        poller.talk(&cluster).await?;
+    }
+    wait::until("a newcomer on n4", wait::SOON, async || {
+        let nodes = newcomers(&cluster).await.ok()?;
+        nodes.contains("n4").then_some(())
+    })
+    .await?;
+
+    reload(&mut cluster, &three).await?;
+    cluster.edge.backend_in_state(&leaving, "draining").await?;
+    for poller in &mut pollers {
+        poller.talk(&cluster).await?;
+    }
+    assert!(pollers.iter().any(|poller| poller.node == leaving));
+    socket.send("still here").await?;
+    assert_eq!(socket.text().await?, "still here");
+    let cookie = socket.handshake.cookie("causeway").context("a cookie")?;
+    let pair = format!("causeway={cookie}");
+    let elsewhere = http::get_with(cluster.edge.address, "/", &[("Cookie", &pair)]).await?;
+    assert_ne!(elsewhere.header("causeway-node"), Some(leaving.as_str()));
+    assert!(elsewhere.cookie("causeway").is_some(), "it is bound anew");
+    assert!(!newcomers(&cluster).await?.contains(&leaving));
+    Ok(())
+}
+
+async fn a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_wrong(
+    program: Program,
+) -> Result<()> {
+    let mut cluster = Cluster::start(
+        "reload-bad",
+        ClusterConfig::three_nodes().with_edge_in(program),
+    )
+    .await?;
+    let text = fs::read_to_string(file_of(&cluster))?;
+    reload(&mut cluster, &text.replace("\"pools\"", "\"pulls\"")).await?;
+    let refused = said(&cluster, "configuration refused, the old one stays").context("a line")?;
+    let errors = refused["errors"].as_str().context("what is wrong")?;
+    assert!(
+        errors.contains("edge.yaml:") && errors.contains("pulls"),
+        "{errors}"
+    );
+    assert_eq!(newcomers(&cluster).await?.len(), 3);
+
+    let nodes: Vec<&Node> = cluster.nodes.iter().collect();
+    let restart = settings(&nodes).with("threads", json!(1)).text();
+    reload(&mut cluster, &restart).await?;
+    let warned = said(&cluster, "these settings take a restart").context("a line")?;
+    let named = warned["settings"].as_str().context("which")?;
+    assert!(named.contains("threads"), "{named}");
+    Ok(())
+}
