@@ -5,11 +5,14 @@
 //! in serde structs with `deny_unknown_fields`, [`load`]s it, and reports what serde cannot see (two
 //! equal ids, a route to an unknown pool) through [`Positions::error`].
 //!
+//! What else both do before they read a setting is here too: they raise the limit of open files.
+//!
 //! This crate knows no setting of either program, and no default.
 
 mod address;
 mod document;
 mod error;
+mod open_files;
 mod positions;
 mod secret;
 mod units;
@@ -17,6 +20,7 @@ mod units;
 pub use crate::address::AddressRange;
 pub use crate::document::{Document, FILE_BYTES_MAX, load, parse};
 pub use crate::error::{ConfError, ConfErrors};
+pub use crate::open_files::raise_open_files;
 pub use crate::positions::Positions;
 pub use crate::secret::Secret;
 pub use crate::units::{ByteSize, Span};

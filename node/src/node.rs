@@ -248,7 +248,7 @@ fn relayed_channels(config: &Config) -> Vec<ChannelName> {
 
 /// What the configuration allows, else what the system does.
 fn connections_max(config: &Config) -> usize {
-    let fitting = open_files::raise_limit().map(open_files::clients_in);
+    let fitting = causeway_conf::raise_open_files().map(open_files::clients_in);
     match (config.limits.connections, fitting) {
         (Some(wanted), Ok(fitting)) if fitting < wanted => {
             warn!(

@@ -41,9 +41,6 @@ use crate::takeover::Takeover;
 /// How long the answer to a connection that is closed may take to be written.
 const ANSWER_WRITE: Duration = Duration::from_secs(1);
 
-/// How many connections over the limit may be answered at a time; the others are closed at once.
-pub(crate) const OVER_LIMIT: usize = 256;
-
 /// What every client connection needs.
 pub(crate) struct EdgeApp {
     pub(crate) proxy: Arc<HttpProxy<Edge>>,

@@ -19,12 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::HealthConfig;
+use crate::files::PROBES_MAX;
 use crate::health::probe::Prober;
 use crate::names::Names;
 use crate::pool::{Backend, Pool, Pools, State};
-
-/// How many probes are under way at a time.
-const PARALLEL: usize = 64;
 
 /// What one task probes.
 #[derive(Clone)]
@@ -59,7 +57,7 @@ pub(crate) async fn run(
 
 /// Probes all backends of `pools` until `shutdown`.
 async fn probe_all(pools: &Pools, names: &Arc<Names>, shutdown: &CancellationToken) {
-    let turns = Arc::new(Semaphore::new(PARALLEL));
+    let turns = Arc::new(Semaphore::new(PROBES_MAX));
     let mut tasks = JoinSet::new();
     let mut watched: HashMap<Id, Watch> = HashMap::new();
     for pool in pools.iter() {

@@ -18,6 +18,7 @@ mod drain;
 mod entrance;
 mod error;
 mod exchange;
+mod files;
 mod forwarded;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -29,7 +30,6 @@ mod listeners;
 mod logging;
 mod metrics;
 mod names;
-mod open_files;
 mod parts;
 mod plugin;
 mod pool;
@@ -63,6 +63,7 @@ pub use crate::access::AccessLogError;
 pub use crate::config::Config;
 use crate::entrance::Entrance;
 use crate::entrance::Entrances;
+use crate::files::FileBudget;
 pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
@@ -78,9 +79,6 @@ pub use crate::tls::{CertificateError, TicketKeyError, TlsError};
 
 /// Longer than any drain: the end of the process is ours, not Pingora's.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Idle connections to backends that are kept, over all of them.
-const IDLE_UPSTREAM: usize = 1024;
 
 /// Why the edge cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +124,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         Arc::clone(&parts.policy.metrics),
     ));
     let haste = Haste::default();
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config, &parts.files));
     server.bootstrap();
     server.add_service(ListeningService::new(
         "edge",
@@ -191,13 +189,14 @@ fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entran
         .collect()
 }
 
-fn server_conf(config: &Config) -> ServerConf {
+fn server_conf(config: &Config, files: &FileBudget) -> ServerConf {
     let processors = available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = config.threads.unwrap_or(processors);
     ServerConf {
-        threads: config.threads.unwrap_or(processors),
+        threads,
         grace_period_seconds: Some(GRACE.as_secs()),
         graceful_shutdown_timeout_seconds: Some(0),
-        upstream_keepalive_pool_size: IDLE_UPSTREAM,
+        upstream_keepalive_pool_size: files.idle_upstream_each(threads),
         max_retries: parts::attempts_max(),
         ..ServerConf::default()
     }

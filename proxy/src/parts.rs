@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::access::AccessLog;
 use crate::access::AccessLogError;
 use crate::admin::Admin;
-use crate::app;
 use crate::app::EdgeApp;
 use crate::config::Config;
 use crate::config::Limits;
@@ -28,6 +27,7 @@ use crate::drain::Connections;
 use crate::entrance::Entrances;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
+use crate::files::FileBudget;
 use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
@@ -36,7 +36,6 @@ use crate::limits::Seldom;
 use crate::metrics::Metrics;
 use crate::names::ADDRESSES_MAX;
 use crate::names::Names;
-use crate::open_files;
 use crate::pool::Pools;
 use crate::reload::Reloader;
 use crate::service::Edge;
@@ -65,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) limit: ConnectionLimit,
     pub(crate) over_limit: Arc<Semaphore>,
+    pub(crate) files: FileBudget,
     pub(crate) background: CancellationToken,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
@@ -77,7 +77,7 @@ impl Parts {
     ///
     /// [`AccessLogError`] if it cannot be opened.
     pub(crate) fn new(config: &Config) -> Result<Self, AccessLogError> {
-        let tunnels = tunnels_by_files();
+        let files = share_out_files(config.limits.connections);
         let metrics = Arc::new(Metrics::new());
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -103,8 +103,12 @@ impl Parts {
             names,
             connections,
             tunnels: Tunnels::new(config.timeouts.tunnel_idle),
-            limit: ConnectionLimit::new(config.limits.connections.unwrap_or(tunnels), open),
-            over_limit: Arc::new(Semaphore::new(app::OVER_LIMIT)),
+            limit: ConnectionLimit::new(
+                config.limits.connections.unwrap_or(files.connections),
+                open,
+            ),
+            over_limit: Arc::new(Semaphore::new(files.over_limit)),
+            files,
             background: CancellationToken::new(),
             timeouts: config.timeouts,
             head_size: config.limits.head_size,
@@ -192,16 +196,28 @@ impl Parts {
     }
 }
 
-/// Raises the limit of open files and says how many tunnels that allows.
-fn tunnels_by_files() -> usize {
+/// Raises the limit of open files, and says what that allows.
+fn share_out_files(wanted: Option<usize>) -> FileBudget {
     // What POSIX guarantees at least is little, and better than not to start.
-    let files = open_files::raise_limit().unwrap_or_else(|error| {
+    let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of open files");
         1024
     });
-    let tunnels = open_files::tunnels_in(files);
-    tracing::info!(files, tunnels, "open files");
-    tunnels
+    let budget = FileBudget::new(files);
+    tracing::info!(
+        files,
+        connections = budget.connections,
+        idle_upstream = budget.idle_upstream,
+        "open files"
+    );
+    if let Some(wanted) = wanted.filter(|wanted| budget.connections < *wanted) {
+        tracing::warn!(
+            wanted,
+            fitting = budget.connections,
+            "limits.connections is more than the limit of open files allows"
+        );
+    }
+    budget
 }
 
 /// What runs beside the listeners: health checks, the search for idle tunnels, reloads.

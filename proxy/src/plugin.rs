@@ -127,9 +127,11 @@ impl Plugin {
         self.parts.mounted_edge()
     }
 
-    /// Sets in `conf` what the edge needs of a server: enough attempts for each request, and a grace period that is longer than
-    /// a drain. What is enough already stays as it is.
+    /// Sets in `conf` what the edge needs of a server: enough attempts for each request, a grace period that is longer than a
+    /// drain, and no more idle connections to backends than the limit of open files has room for. `threads` comes before it.
     pub fn configure(&self, conf: &mut ServerConf) {
+        let idle = self.parts.files.idle_upstream_each(conf.threads);
+        conf.upstream_keepalive_pool_size = conf.upstream_keepalive_pool_size.min(idle);
         conf.max_retries = conf.max_retries.max(parts::attempts_max());
         let drain = (self.config.drain.timeout + LAST_SECONDS).as_secs();
         conf.grace_period_seconds = Some(conf.grace_period_seconds.unwrap_or_default().max(drain));

@@ -22,7 +22,7 @@ const PROXY: Layers = Layers {
             "error",
             "backend",
             "scheme",
-            "open_files",
+            "files",
             "proxy_protocol",
         ],
         &["config"],

@@ -118,7 +118,8 @@ async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger()
     let mut first = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200 "));
     assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));
-    let lingering = scene.parts.over_limit.acquire_many(256).await.unwrap();
+    let most = u32::try_from(scene.parts.files.over_limit).unwrap();
+    let lingering = scene.parts.over_limit.acquire_many(most).await.unwrap();
     assert_eq!(scene.ask(GET).await, "");
     drop(lingering);
     assert!(scene.ask(GET).await.starts_with("HTTP/1.1 503 "));

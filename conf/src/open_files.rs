@@ -1,9 +1,6 @@
-//! How many descriptors this process may have: as many as it is allowed to ask for.
+//! How many descriptors the process may have: as many as it is allowed to ask for.
 
 use std::io;
-
-/// Descriptors that are not connections: listeners, logs, runtimes, probes, idle connections to backends.
-const RESERVED: u64 = 512;
 
 /// Raises the soft limit of open files to the hard one and returns it.
 ///
@@ -11,7 +8,7 @@ const RESERVED: u64 = 512;
 ///
 /// What the system says, if it does not let us.
 #[expect(unsafe_code, reason = "the standard library has no resource limits")]
-pub(crate) fn raise_limit() -> io::Result<u64> {
+pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -28,26 +25,13 @@ pub(crate) fn raise_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// How many tunnels fit into `files`: each takes a descriptor to the client and one to the backend.
-pub(crate) fn tunnels_in(files: u64) -> usize {
-    usize::try_from(files.saturating_sub(RESERVED) / 2)
-        .unwrap_or(usize::MAX)
-        .max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_limit_becomes_the_hard_one_and_stays_there() {
-        let first = raise_limit().unwrap();
-        assert_eq!(raise_limit().unwrap(), first);
-    }
-
-    #[test]
-    fn a_tunnel_takes_two_descriptors() {
-        assert_eq!(tunnels_in(RESERVED + 2000), 1000);
-        assert_eq!(tunnels_in(10), 1);
+        let first = raise_open_files().unwrap();
+        assert_eq!(raise_open_files().unwrap(), first);
     }
 }
