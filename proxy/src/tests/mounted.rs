@@ -17,8 +17,11 @@ mod scene {
     pub(super) type Scene = SceneOf<Mounted>;
 }
 
+use pingora::connectors::TransportConnector;
 use pingora::http::RequestHeader;
-use tokio::io::AsyncWriteExt;
+use pingora::prelude::HttpPeer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 use super::scene::*;
 use crate::app::shape;
@@ -85,6 +88,56 @@ async fn the_limit_of_connections_is_one_of_tunnels() {
     tokio::time::timeout(SOON, again)
         .await
         .expect("the place of the first is free again");
+}
+
+#[tokio::test]
+async fn an_upgrade_over_tls_is_a_tunnel_too() {
+    let (seen, mut heads) = mpsc::channel(1);
+    let (address, _backend) = backend(move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            seen.send(read_head(&mut socket).await).await.unwrap();
+            socket.write_all(SWITCH.as_bytes()).await.unwrap();
+            let (mut reading, mut writing) = socket.split();
+            let _ = tokio::io::copy(&mut reading, &mut writing).await;
+        }
+    })
+    .await;
+    let scene = SceneOf::<MountedTls>::before(&[address]).await;
+    let mut peer = HttpPeer::new(scene.address, true, "localhost".to_owned());
+    peer.options.verify_cert = false;
+    peer.options.verify_hostname = false;
+    let talk = async {
+        let mut client = TransportConnector::new(None)
+            .new_stream(&peer)
+            .await
+            .unwrap();
+        // More than a TLS record holds.
+        let early = "early".repeat(10_000);
+        client
+            .write_all(format!("{UPGRADE}{early}").as_bytes())
+            .await
+            .unwrap();
+        client.flush().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let cookie = header(&head, "set-cookie").unwrap();
+        assert!(cookie.contains("; Secure"), "{cookie}");
+        let mut echoed = vec![0; early.len()];
+        client.read_exact(&mut echoed).await.unwrap();
+        assert!(echoed == early.as_bytes());
+    };
+    tokio::time::timeout(SOON, talk).await.expect("in time");
+    let head = heads.recv().await.unwrap();
+    assert_eq!(header(&head, "x-forwarded-proto"), Some("https"));
+    scene.parts.tunnels.drain();
+    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+        .await
+        .expect("the tunnel ends with its client");
 }
 
 #[test]

@@ -15,7 +15,8 @@ use pingora::protocols::l4;
 use pingora::protocols::{GetSocketDigest, SocketDigest};
 use pingora::server::Fds;
 use pingora::server::configuration::ServerConf;
-use pingora::services::Service;
+use pingora::services::{Service, listening};
+use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -26,6 +27,7 @@ use crate::config::ListenerConfig;
 use crate::entrance::{Entrance, Entrances};
 use crate::parts;
 use crate::parts::Parts;
+use crate::service::Edge;
 
 /// Nothing here takes longer unless it hangs, on however slow a machine.
 pub(super) const SOON: Duration = Duration::from_secs(30);
@@ -96,13 +98,46 @@ impl Front for Mounted {
         let address = listener.local_addr().unwrap().to_string();
         let mut service = pingora_proxy::http_proxy_service(conf, parts.mounted_edge());
         service.add_tcp(&address);
-        let mut descriptors = Fds::new();
-        descriptors.add(address, listener.into_std().unwrap().into_raw_fd());
-        let descriptors = Arc::new(Mutex::new(descriptors));
-        tasks.spawn(async move {
-            Service::start_service(&mut service, Some(descriptors), shutdown, 1).await;
-        });
+        start(service, address, listener, shutdown, tasks);
     }
+}
+
+/// As [`Mounted`], behind TLS.
+pub(super) struct MountedTls;
+
+impl Front for MountedTls {
+    fn serve(
+        parts: &Parts,
+        conf: &Arc<ServerConf>,
+        listener: TcpListener,
+        shutdown: watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        // A key that protects nothing.
+        let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/localhost");
+        let address = listener.local_addr().unwrap().to_string();
+        let mut service = pingora_proxy::http_proxy_service(conf, parts.mounted_edge());
+        service
+            .add_tls(&address, &format!("{files}.crt"), &format!("{files}.key"))
+            .unwrap();
+        start(service, address, listener, shutdown, tasks);
+    }
+}
+
+/// Serves with a service of Pingora's on a socket that listens already.
+fn start(
+    mut service: listening::Service<HttpProxy<Edge>>,
+    address: String,
+    listener: TcpListener,
+    shutdown: watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) {
+    let mut descriptors = Fds::new();
+    descriptors.add(address, listener.into_std().unwrap().into_raw_fd());
+    let descriptors = Arc::new(Mutex::new(descriptors));
+    tasks.spawn(async move {
+        Service::start_service(&mut service, Some(descriptors), shutdown, 1).await;
+    });
 }
 
 /// A running edge.
