@@ -1,13 +1,16 @@
-//! Newcomers are spread evenly.
+//! Newcomers are spread evenly, and a backend that has just come back is not flooded.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
-    load::{Load, Plan},
+    load::{Kind, Load, Plan},
     site::{Site, SiteConfig, Wires},
     wait,
+    websocket::WebSocket,
 };
+use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const TUNNELS: usize = 3_000;
@@ -20,6 +23,15 @@ const PLAN: Plan = Plan {
     beat: Duration::from_secs(10),
     ..Plan::NOBODY
 };
+
+/// How many newcomers are looked at at a time.
+const WINDOW: usize = 120;
+
+/// By how many a few may differ from the rule: newcomers are counted in whole numbers.
+const ODD: usize = WINDOW / 10;
+
+/// From one newcomer to the next.
+const PACE: Duration = Duration::from_millis(5);
 
 /// The live tunnels of each node, by the edge's account.
 async fn tunnels(site: &Site) -> Result<Vec<u64>> {
@@ -37,7 +49,10 @@ async fn site(name: &str) -> Result<Site> {
         nodes: NODES.len(),
         away: 0,
         wires: Wires::Direct,
-        edge: &[],
+        edge: &[
+            ("affinity.hold", json!("1s")),
+            ("health.slow_start", json!("2s")),
+        ],
     };
     Site::start(name, config).await
 }
@@ -64,5 +79,66 @@ async fn three_thousand_tunnels_beside_requests_are_spread_evenly() -> Result<()
     ensure!(0 < gets, "the tunnels came in beside nothing");
     let failed = journal.records().into_iter().find(|record| !record.good);
     ensure!(failed.is_none(), "{failed:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_back_gets_its_share_and_no_flood() -> Result<()> {
+    let mut site = site("balance-back").await?;
+    let plan = Plan {
+        tunnels: 600,
+        gets: 20,
+        ..PLAN
+    };
+    let begun = Instant::now();
+    let load = Load::start(site.edge.address, &plan);
+    load.served(begun, DEADLINE, |_| true).await?;
+    site.lose("n1").await?;
+    let lost = Instant::now();
+    load.served(lost, DEADLINE, |place| place.node.as_deref() != Some("n1"))
+        .await?;
+    site.bring_back("n1").await?;
+    let left = load
+        .journal()
+        .places()
+        .into_iter()
+        .filter(|place| place.kind == Kind::Tunnel);
+    ensure!(left.count() == 600, "the others carry everything");
+
+    // The backend is empty, and the others are full. Newcomers are looked at in their order: how fast they come does not matter.
+    let deadline = Instant::now() + DEADLINE;
+    let (mut sockets, mut window) = (Vec::new(), VecDeque::new());
+    let (mut most, mut had_its_share) = (0, 0);
+    loop {
+        ensure!(
+            Instant::now() < deadline,
+            "{} newcomers, and it has not had its share",
+            sockets.len()
+        );
+        let socket = WebSocket::open(site.edge.address, "/echo/websocket").await?;
+        window.push_back(socket.node().to_owned());
+        sockets.push(socket);
+        sleep(PACE).await;
+        if window.len() < WINDOW {
+            continue;
+        }
+        let back = window.iter().filter(|node| *node == "n1").count();
+        let neighbour = (WINDOW - back) / 2;
+        most = most.max(back);
+        ensure!(
+            back <= 2 * neighbour + ODD,
+            "{back} of {WINDOW} newcomers went to it, {neighbour} to each other"
+        );
+        if had_its_share == 0 && WINDOW / 3 <= back {
+            had_its_share = sockets.len();
+        }
+        if 0 < had_its_share && had_its_share + 2 * WINDOW <= sockets.len() {
+            break;
+        }
+        window.pop_front();
+    }
+    eprintln!(
+        "it had its share after {had_its_share} newcomers; at most {most} of {WINDOW} in a row"
+    );
     Ok(())
 }
