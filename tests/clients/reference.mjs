@@ -3,7 +3,7 @@
 import { createServer } from "node:http";
 import sockjs from "sockjs";
 
-const script = "https://cdn.jsdelivr.net/npm/sockjs-client@1.6.1/dist/sockjs.min.js";
+const script = "https://static.example/sockjs-1.6.1.min.js";
 
 // A busy machine is no reason to lose a session.
 const PATIENCE_MS = 60_000;
