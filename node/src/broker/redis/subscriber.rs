@@ -36,14 +36,15 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
         broker: &broker,
     };
     loop {
-        broker.hearing.send_replace(false);
-        broker.subscriptions.lock().lose_all();
-        broker.metrics.subscriptions.set(0);
         let lost = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             lost = subscriber.subscribe() => lost,
         };
+        // Before the pause: a lane that is back sooner must not take this node for one that hears.
+        broker.hearing.send_replace(false);
+        broker.subscriptions.lock().lose_all();
+        broker.metrics.subscriptions.set(0);
         let reason = chain(&lost);
         debug!(reason, "the subscriber is without a connection");
         let reason = format!("cannot hear redis: {reason}");
