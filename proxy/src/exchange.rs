@@ -53,6 +53,8 @@ pub(crate) struct Policy {
     pub(crate) access: AccessLog,
     /// For the line that says that descriptors have run out, of which each request would write one.
     pub(crate) exhausted: Seldom,
+    /// The same, of local ports towards one backend.
+    pub(crate) no_port: Seldom,
 }
 
 /// One request from its head to its line in the access log.
@@ -227,13 +229,22 @@ impl Policy {
                 exchange.waiting.moved();
                 return Err(Refusal::NoBackend);
             }
+            // Ports come free again, as a backend that restarts comes back.
+            DialError::NoPort(_) => {
+                if let (Some(choice), Some(times)) =
+                    (&exchange.choice, self.no_port.note(Instant::now()))
+                {
+                    tracing::warn!(backend = %choice.backend.id, %error, times, "cannot dial a backend");
+                }
+                (None, FailedDial::Refused, Refusal::NoBackend)
+            }
             DialError::Timeout(_) => (
-                Evidence::ConnectTimeout,
+                Some(Evidence::ConnectTimeout),
                 FailedDial::TimedOut,
                 Refusal::BackendTimeout,
             ),
             DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => (
-                Evidence::ConnectRefused,
+                Some(Evidence::ConnectRefused),
                 FailedDial::Refused,
                 Refusal::NoBackend,
             ),
@@ -241,7 +252,9 @@ impl Policy {
         if let Some(choice) = &exchange.choice {
             tracing::debug!(backend = %choice.backend.id, %error, "cannot dial");
         }
-        self.report(exchange, evidence);
+        if let Some(evidence) = evidence {
+            self.report(exchange, evidence);
+        }
         exchange.in_flight = None;
         exchange.failure = Some(refusal.clone());
         if self.hold(exchange, dial) {

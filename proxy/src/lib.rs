@@ -37,6 +37,7 @@ mod proxy_protocol;
 mod reload;
 mod scheme;
 mod service;
+mod shortage;
 mod shutdown;
 mod takeover;
 mod tls;

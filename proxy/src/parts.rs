@@ -89,6 +89,7 @@ impl Parts {
             waiting_room: WaitingRoom::new(HoldConfig::of(config)),
             ending: connections.draining(),
             exhausted: Seldom::new(Instant::now()),
+            no_port: Seldom::new(Instant::now()),
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
             metrics,
         };

@@ -374,19 +374,7 @@ impl ProxyHttp for Edge {
         let Some(exchange) = &mut context.exchange else {
             return error;
         };
-        let cause = std::io::Error::other(error.to_string());
-        let os_error = error
-            .root_cause()
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error);
-        let failed = match (error.etype(), os_error) {
-            (_, Some(code @ (libc::EMFILE | libc::ENFILE))) => {
-                DialError::from_io(std::io::Error::from_raw_os_error(code))
-            }
-            (ErrorType::ConnectTimedout, _) => DialError::Timeout(self.timeouts.connect),
-            (ErrorType::ConnectRefused, _) => DialError::Refused(cause),
-            _ => DialError::Unreachable(cause),
-        };
+        let failed = DialError::from_pingora(&error, self.timeouts.connect);
         context.goes_on = exchange.backend().is_some_and(|backend| {
             self.dialer
                 .move_on(&backend.address, &mut context.way, &failed)

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pingora::ErrorType;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::net::{TcpStream, UnixStream};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::Address;
 use crate::config::Timeouts;
 use crate::names::Names;
+use crate::shortage::Shortage;
 use crate::tunnel::Socket;
 pub(crate) use crate::upstream::handshake::AskLimits;
 pub(crate) use crate::upstream::handshake::Asked;
@@ -41,9 +43,12 @@ pub(crate) enum DialError {
     /// The name has no address, or cannot be looked up now.
     #[error("the name of the backend cannot be resolved")]
     Name(#[source] io::Error),
-    /// This process, or its machine, has no descriptor left: not the backend's fault.
+    /// This process, or its machine, has no descriptor left, or no memory: not the backend's fault, and nobody can be dialled.
     #[error("no descriptor is left to dial with")]
     Exhausted(#[source] io::Error),
+    /// This machine has no local port left towards the backend: not its fault either. Others can be dialled.
+    #[error("no local port is left towards the backend")]
+    NoPort(#[source] io::Error),
     /// Anything else between here and there.
     #[error("the backend cannot be reached")]
     Unreachable(#[source] io::Error),
@@ -51,14 +56,38 @@ pub(crate) enum DialError {
 
 impl DialError {
     pub(crate) fn from_io(error: io::Error) -> Self {
-        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-            return Self::Exhausted(error);
-        }
-        match error.kind() {
+        match (Shortage::of(&error), error.kind()) {
+            (Some(Shortage::Sockets), _) => Self::Exhausted(error),
+            (Some(Shortage::Ports), _) => Self::NoPort(error),
             // A unix socket that is not there is a backend that does not listen.
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::Refused(error),
+            (_, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Self::Refused(error),
             _ => Self::Unreachable(error),
         }
+    }
+
+    /// What Pingora's failure to connect within `limit` amounts to.
+    pub(crate) fn from_pingora(error: &pingora::Error, limit: Duration) -> Self {
+        let code = error
+            .root_cause()
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        let short = code
+            .map(io::Error::from_raw_os_error)
+            .filter(|cause| Shortage::of(cause).is_some());
+        if let Some(cause) = short {
+            return Self::from_io(cause);
+        }
+        let cause = io::Error::other(error.to_string());
+        match error.etype() {
+            ErrorType::ConnectTimedout => Self::Timeout(limit),
+            ErrorType::ConnectRefused => Self::Refused(cause),
+            _ => Self::Unreachable(cause),
+        }
+    }
+
+    /// Whether it speaks against the address that was dialled.
+    fn is_of_backend(&self) -> bool {
+        !matches!(self, Self::Exhausted(_) | Self::NoPort(_))
     }
 }
 
@@ -100,18 +129,27 @@ impl Dialer {
             }
             Address::Name { host, port } => {
                 let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
-                let mut last = io::Error::from(io::ErrorKind::NotFound);
+                let (mut last, mut ours) = (None, None);
                 for address in &*looked_up.map_err(DialError::Name)? {
                     let connected = self.by(deadline, self.connect_tcp(*address)).await;
-                    if !matches!(connected, Ok(Ok(_))) {
-                        self.names.failed(host, *port, *address);
-                    }
-                    match connected? {
-                        Ok(socket) => return Ok(socket),
-                        Err(error) => last = error,
+                    match connected {
+                        Ok(Ok(socket)) => return Ok(socket),
+                        // Another address may be of a family that this machine has.
+                        Ok(Err(error)) if Shortage::of(&error).is_some() => ours = Some(error),
+                        Ok(Err(error)) => {
+                            self.names.failed(host, *port, *address);
+                            last = Some(error);
+                        }
+                        Err(error) => {
+                            self.names.failed(host, *port, *address);
+                            return Err(error);
+                        }
                     }
                 }
-                Err(DialError::from_io(last))
+                let error = last.or(ours);
+                Err(DialError::from_io(
+                    error.unwrap_or_else(|| io::ErrorKind::NotFound.into()),
+                ))
             }
         }
     }
@@ -181,10 +219,9 @@ impl Dialer {
         let (Address::Name { host, port }, Some(current)) = (address, way.current()) else {
             return false;
         };
-        if matches!(error, DialError::Exhausted(_)) {
-            return false;
+        if error.is_of_backend() {
+            self.names.failed(host, *port, current);
         }
-        self.names.failed(host, *port, current);
         way.at += 1;
         way.current().is_some() && !matches!(error, DialError::Timeout(_))
     }

@@ -22,6 +22,7 @@ const PROXY: Layers = Layers {
             "error",
             "backend",
             "scheme",
+            "shortage",
             "files",
             "proxy_protocol",
         ],

@@ -19,6 +19,7 @@ use crate::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
 use crate::names::Names;
 use crate::pool::ProbeResult;
+use crate::shortage::Shortage;
 
 /// The header with which a backend says that it drains, with value `1` and status 503.
 const DRAIN: &str = "causeway-drain";
@@ -123,18 +124,9 @@ impl Prober {
     }
 }
 
-/// Whether a dial failed for want of a descriptor, a local port or memory.
+/// Whether a dial failed for want of something of ours.
 fn is_ours(error: &io::Error) -> bool {
-    let ours = [
-        libc::EMFILE,
-        libc::ENFILE,
-        libc::EADDRNOTAVAIL,
-        libc::ENOBUFS,
-        libc::ENOMEM,
-    ];
-    error
-        .raw_os_error()
-        .is_some_and(|code| ours.contains(&code))
+    Shortage::of(error).is_some()
 }
 
 /// What an HTTP answer other than the expected one says.

@@ -376,7 +376,7 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
             pool.probed(&backend, ProbeResult::Good, now);
         }
     }
-    for code in [libc::EMFILE, libc::ENFILE] {
+    for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
         let mut exchange = policy.admit(&request, peer, Scheme::Http).unwrap();
         let backend = policy.choose(&mut exchange).unwrap();
         let error = DialError::from_io(std::io::Error::from_raw_os_error(code));
@@ -384,4 +384,32 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
         assert_eq!(refused, Err(Refusal::NoBackend));
         assert_eq!(backend.state(), State::Up);
     }
+}
+
+/// Towards one backend no local port is left: what an edge meets that opens connections faster than they are forgotten.
+#[tokio::test]
+async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wait() {
+    let scene = Scene::before(&[nobody().await, nobody().await]).await;
+    let policy = &scene.parts.policy;
+    let peer = scene.address.ip();
+    for pool in policy.pools().iter() {
+        for backend in pool.backends() {
+            pool.probed(&backend, ProbeResult::Good, std::time::Instant::now());
+        }
+    }
+    let error = || DialError::from_io(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
+    let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+    request.insert_header("Host", "a").unwrap();
+    let mut newcomer = policy.admit(&request, peer, Scheme::Http).unwrap();
+    let first = policy.choose(&mut newcomer).unwrap();
+    assert_eq!(policy.dial_failed(&mut newcomer, &error()), Ok(()));
+    let second = policy.choose(&mut newcomer).unwrap();
+    assert_ne!(first.id, second.id);
+
+    request.insert_header("Cookie", "causeway=u1.b0.1").unwrap();
+    let mut known = policy.admit(&request, peer, Scheme::Http).unwrap();
+    policy.choose(&mut known).unwrap();
+    assert_eq!(policy.dial_failed(&mut known, &error()), Ok(()));
+    assert!(known.waits());
+    assert_eq!(first.state(), State::Up);
 }

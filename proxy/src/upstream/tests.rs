@@ -8,6 +8,8 @@ use pingora::http::RequestHeader;
 use super::*;
 use crate::config::Config;
 
+const SOON: Duration = Duration::from_secs(2);
+
 const LIMITS: AskLimits = AskLimits {
     answer: Duration::from_secs(10),
     read: Duration::from_secs(10),
@@ -198,5 +200,36 @@ async fn a_backend_that_hangs_up_or_speaks_no_http_is_broken() {
         let socket = dialer().dial(&Address::Ip(address)).await.unwrap();
         let (asked, ()) = tokio::join!(ask(socket, request(), "websocket", LIMITS), backend);
         assert!(matches!(asked, Err(HandshakeError::Broken(_))));
+    }
+}
+
+#[test]
+fn what_this_machine_runs_out_of_is_told_from_what_a_backend_does() {
+    let connecting = |etype: ErrorType, code: i32| {
+        let cause = io::Error::from_raw_os_error(code);
+        pingora::Error::because(etype, "connecting", cause)
+    };
+    let found = |error: &pingora::Error| match DialError::from_pingora(error, SOON) {
+        DialError::Exhausted(_) => "exhausted",
+        DialError::NoPort(_) => "no port",
+        DialError::Refused(_) => "refused",
+        DialError::Timeout(_) => "timeout",
+        DialError::Unreachable(_) | DialError::Name(_) => "unreachable",
+    };
+    for (etype, code, expected) in [
+        (ErrorType::SocketError, libc::EMFILE, "exhausted"),
+        (ErrorType::ConnectError, libc::ENOBUFS, "exhausted"),
+        (ErrorType::BindError, libc::EADDRNOTAVAIL, "no port"),
+        (ErrorType::ConnectRefused, libc::ECONNREFUSED, "refused"),
+        (ErrorType::ConnectTimedout, libc::ETIMEDOUT, "timeout"),
+        (ErrorType::ConnectNoRoute, libc::EHOSTUNREACH, "unreachable"),
+    ] {
+        let error = connecting(etype.clone(), code);
+        assert_eq!(found(&error), expected, "{etype:?}");
+        // As Pingora hands errors of its sockets on.
+        let wrapped = pingora::Error::because(ErrorType::InternalError, "wrapped", error);
+        if code == libc::EMFILE || code == libc::EADDRNOTAVAIL {
+            assert_eq!(found(&wrapped), expected);
+        }
     }
 }
