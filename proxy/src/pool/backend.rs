@@ -28,8 +28,9 @@ pub(crate) struct Backend {
     pub(crate) id: BackendId,
     pub(crate) address: Address,
     weight: AtomicU32,
-    pub(crate) zone: Option<Box<str>>,
-    pub(crate) place: Place,
+    /// Only for people: what choosing goes by is `place`.
+    zone: Mutex<Option<Box<str>>>,
+    place: AtomicU8,
     pub(crate) metrics: BackendMetrics,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
@@ -89,8 +90,8 @@ impl Backend {
             id: config.id.clone(),
             address: config.address.clone(),
             weight: AtomicU32::new(config.weight),
-            zone: config.zone.clone(),
-            place,
+            zone: Mutex::new(config.zone.clone()),
+            place: AtomicU8::new(place as u8),
             metrics,
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
@@ -113,6 +114,16 @@ impl Backend {
     /// Its share of new clients.
     pub(crate) fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
+    }
+
+    /// The zone that it is in.
+    pub(crate) fn zone(&self) -> Option<Box<str>> {
+        self.zone.lock().clone()
+    }
+
+    /// Where it stands for this edge.
+    pub(crate) fn place(&self) -> Place {
+        Place::ALL[usize::from(self.place.load(Ordering::Relaxed))]
     }
 
     /// Whether the configuration does not name it any more.
@@ -140,12 +151,15 @@ impl Backend {
     pub(super) fn configure(
         &self,
         config: &BackendConfig,
+        place: Place,
         machine: MachineConfig,
         slow_start: Duration,
         at: Moment,
     ) -> Option<Change> {
         debug_assert!(config.id == self.id && config.address == self.address);
         self.weight.store(config.weight, Ordering::Relaxed);
+        self.place.store(place as u8, Ordering::Relaxed);
+        self.zone.lock().clone_from(&config.zone);
         self.slow_start.store(millis(slow_start), Ordering::Relaxed);
         self.update(at, 0, |state| {
             state.configure(machine, config.maintenance, at.now)
@@ -173,7 +187,7 @@ impl Backend {
 
     /// Its turn among all backends; `None` if it takes no clients.
     pub(super) fn turn(&self) -> Option<Turn> {
-        Turn::of(self.rank(), self.place)
+        Turn::of(self.rank(), self.place())
     }
 
     /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.

@@ -74,6 +74,8 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    pub(super) const ALL: [Self; 4] = [Self::Near, Self::Far, Self::NearBackup, Self::FarBackup];
+
     /// The place of a backend for an edge in `zone`. What has no zone is near to everybody.
     pub(super) fn of(config: &BackendConfig, zone: Option<&str>) -> Self {
         let far = zone.is_some() && config.zone.is_some() && config.zone.as_deref() != zone;

@@ -32,7 +32,8 @@ pub(super) struct Table {
 impl Table {
     /// The backends of `pool`, one of the pools of `config`, and behind them those of `old` that it does not name: they leave.
     ///
-    /// A backend that `old` has at the same address and place stays what it is, under new settings.
+    /// A backend that `old` has at the same address stays what it is, under new settings. At another address it is another
+    /// server: nothing is known about it, and the tunnels that go on at the old address are none of its load.
     pub(super) fn new(
         pool: &PoolConfig,
         config: &Config,
@@ -52,12 +53,9 @@ impl Table {
         for backend in &pool.backends {
             let place = Place::of(backend, config.zone.as_deref());
             let same = old.and_then(|old| old.get(&backend.id));
-            let same = same.filter(|old| {
-                old.address == backend.address && old.place == place && old.zone == backend.zone
-            });
-            match same {
+            match same.filter(|old| old.address == backend.address) {
                 Some(old) => {
-                    let change = old.configure(backend, machine, slow_start, at);
+                    let change = old.configure(backend, place, machine, slow_start, at);
                     moved.extend(change.map(|change| (Arc::clone(old), change)));
                     backends.push(Arc::clone(old));
                 }
@@ -138,7 +136,7 @@ impl<'a> View<'a> {
             let weight = backend.weight_at(age);
             for (count, sum) in [
                 &mut turns[turn.index()],
-                &mut any[usize::from(backend.place.is_backup())],
+                &mut any[usize::from(backend.place().is_backup())],
             ] {
                 *count += 1;
                 *sum += weight;
@@ -171,7 +169,7 @@ impl<'a> View<'a> {
         let takes = match self.takers {
             Takers::Nobody => false,
             Takers::Until(last) => turn <= last,
-            Takers::Any { backup } => backend.place.is_backup() == backup,
+            Takers::Any { backup } => backend.place().is_backup() == backup,
         };
         takes && !self.tried.contains(&backend.id)
     }

@@ -222,13 +222,32 @@ fn weight_and_maintenance_change_in_place() {
 }
 
 #[test]
+fn a_zone_and_a_tier_change_in_place_with_all_that_a_backend_carries() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    let _tunnel = n1.open_tunnel();
+    scene.reload(&format!(
+        "{{ id: n1, address: '127.0.0.1:1', zone: east, backup: true }}, {N2}"
+    ));
+    assert!(Arc::ptr_eq(&n1, &scene.backend("n1").unwrap()));
+    assert_eq!(n1.zone().as_deref(), Some("east"));
+    assert_eq!(n1.status(scene.now).tunnels, 1);
+    assert_eq!(scene.state("n1"), Some(State::Up));
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+}
+
+#[test]
 fn a_backend_at_another_address_is_another_with_the_same_clients() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let before = scene.backend("n1").unwrap();
+    let _tunnel = before.open_tunnel();
     scene.reload(&format!("{{ id: n1, address: '127.0.0.1:9' }}, {N2}"));
     let after = scene.backend("n1").unwrap();
     assert!(!Arc::ptr_eq(&before, &after));
     assert_eq!(after.state(), State::Unknown);
+    assert_eq!(after.status(scene.now).tunnels, 0);
     assert_eq!(scene.choose(&bound_to("n1")).0, "n1");
 }
 
