@@ -113,7 +113,8 @@ impl Watch {
 
     async fn probe(&self) {
         let _turn = self.turns.acquire().await;
-        match self.prober.probe(&self.backend.address).await {
+        let state = self.backend.state();
+        match self.prober.probe(&self.backend.address, state).await {
             Ok(result) => self.pool.probed(&self.backend, result, Instant::now()),
             // The backend stays what it is: the fault is not its own.
             Err(error) => warn!(backend = %self.backend.id, %error, "health check skipped"),

@@ -18,7 +18,7 @@ use self::websocket::WebSocketCheck;
 use crate::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
 use crate::names::Names;
-use crate::pool::ProbeResult;
+use crate::pool::{ProbeResult, State};
 use crate::shortage::Shortage;
 
 /// The header with which a backend says that it drains, with value `1` and status 503.
@@ -32,6 +32,8 @@ pub(super) struct Prober {
     check: Check,
     names: Arc<Names>,
     port: Option<u16>,
+    /// Where `port` is another one: a connection where clients have theirs.
+    entrance: Check,
     timeout: Duration,
 }
 
@@ -55,11 +57,15 @@ impl Prober {
             },
             names,
             port: config.port,
+            entrance: Check::Pingora(PingoraCheck::tcp(config)),
             timeout: config.timeout,
         }
     }
 
-    /// Probes the backend at `address` once, at most for `health.timeout`.
+    /// Probes the backend at `address` once, which is in `state`, at most for `health.timeout`.
+    ///
+    /// A probe of another port than clients use says nothing about theirs. While dials of that succeed it need not, but a
+    /// backend that is not up has to take a connection there too: or each probe would call up what each dial finds dead.
     ///
     /// # Errors
     ///
@@ -68,8 +74,21 @@ impl Prober {
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(super) async fn probe(&self, address: &Address) -> Result<ProbeResult, CannotProbe> {
-        match timeout(self.timeout, self.any(address)).await {
+    pub(super) async fn probe(
+        &self,
+        address: &Address,
+        state: State,
+    ) -> Result<ProbeResult, CannotProbe> {
+        let probing = async {
+            match self.any(address, &self.check, self.port).await? {
+                ProbeResult::Good if self.port.is_some() && state != State::Up => {
+                    let found = self.any(address, &self.entrance, None).await?;
+                    Ok(found.but("its probe passes on another port, but on its own "))
+                }
+                found => Ok(found),
+            }
+        };
+        match timeout(self.timeout, probing).await {
             Ok(result) => result,
             Err(_) => Ok(ProbeResult::NoAnswer(format!(
                 "its probe was not answered within {:?}",
@@ -79,8 +98,13 @@ impl Prober {
     }
 
     /// Probes the addresses of a host name in turn, until one answers.
-    async fn any(&self, address: &Address) -> Result<ProbeResult, CannotProbe> {
-        let addresses = match self.resolve(address).await {
+    async fn any(
+        &self,
+        address: &Address,
+        check: &Check,
+        port: Option<u16>,
+    ) -> Result<ProbeResult, CannotProbe> {
+        let addresses = match self.resolve(address, port).await {
             Ok(addresses) => addresses,
             Err(error) if is_ours(&error) => return Err(CannotProbe(error)),
             Err(error) => {
@@ -90,7 +114,7 @@ impl Prober {
         };
         let (mut found, mut ours) = (None, None);
         for address in addresses {
-            let checked = match &self.check {
+            let checked = match check {
                 Check::Pingora(check) => check.check(address).await,
                 Check::WebSocket(check) => check.check(&address).await,
             };
@@ -108,7 +132,7 @@ impl Prober {
         }
     }
 
-    async fn resolve(&self, address: &Address) -> io::Result<Vec<PingoraAddr>> {
+    async fn resolve(&self, address: &Address, port: Option<u16>) -> io::Result<Vec<PingoraAddr>> {
         let mut addresses: Vec<PingoraAddr> = match address {
             Address::Ip(address) => vec![PingoraAddr::Inet(*address)],
             Address::Name { host, port } => {
@@ -117,7 +141,7 @@ impl Prober {
             }
             Address::Unix(path) => vec![PingoraAddr::Unix(UnixAddr::from_pathname(path)?)],
         };
-        if let Some(port) = self.port {
+        if let Some(port) = port {
             addresses.iter_mut().for_each(|addr| addr.set_port(port));
         }
         Ok(addresses)

@@ -85,7 +85,7 @@ async fn probe(health: &str, address: &str) -> ProbeResult {
     let config = config(health, &backend);
     let prober = Prober::new(&config.pools[0].health, Arc::new(Names::new()));
     let address = address.parse::<Address>().unwrap();
-    prober.probe(&address).await.unwrap()
+    prober.probe(&address, State::Up).await.unwrap()
 }
 
 /// What a probe found, in words.
@@ -203,6 +203,33 @@ async fn another_port_can_be_probed() {
     let health = format!("port: {}", address.port());
     assert_eq!(found(&health, "127.0.0.1:1").await, "good");
     assert_eq!(found(&health, "localhost:1").await, "good");
+}
+
+#[tokio::test]
+async fn a_backend_whose_own_port_is_dead_does_not_come_up_by_a_probe_of_another() {
+    let (probed, _tasks) = backend(READY).await;
+    let own = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = own.local_addr().unwrap();
+    let backends = format!("{{id: n1, address: '{address}'}}");
+    let pace = "timeout: 20s, interval: 100ms, fast_interval: 100ms, down_interval: 100ms";
+    let pace = format!("port: {}, {pace}", probed.port());
+    let running = Running::start(&config(&pace, &backends));
+    let backend = running.pool.backends().remove(0);
+    until(&backend, State::Up).await;
+    drop(own);
+    running
+        .pool
+        .report(&backend, Evidence::ConnectRefused, Instant::now());
+    // Its probes pass all the while, and no more dials are made.
+    until(&backend, State::Down).await;
+    let why = backend.status(Instant::now()).why;
+    assert!(
+        why.contains("but on its own it refuses connections"),
+        "{why}"
+    );
+    let _own = TcpListener::bind(address).await.unwrap();
+    until(&backend, State::Up).await;
+    running.stop().await;
 }
 
 /// A WebSocket server that keeps what clients send, as the codes of their close frames.

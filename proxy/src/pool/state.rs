@@ -59,6 +59,17 @@ pub(crate) enum ProbeResult {
 }
 
 impl ProbeResult {
+    /// The same, with these words before what it says of a failure.
+    pub(crate) fn but(self, words: &str) -> Self {
+        let why = |why| format!("{words}{why}");
+        match self {
+            Self::Good | Self::Draining => self,
+            Self::BadAnswer(text) => Self::BadAnswer(why(text)),
+            Self::Unreachable(text) => Self::Unreachable(why(text)),
+            Self::NoAnswer(text) => Self::NoAnswer(why(text)),
+        }
+    }
+
     /// Whether the backend said anything.
     pub(crate) fn is_answer(&self) -> bool {
         !matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
