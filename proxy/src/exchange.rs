@@ -290,12 +290,15 @@ impl Policy {
     }
 
     /// The chosen backend refused an upgrade with `status`. Whether another may be asked.
+    ///
+    /// Not for a client that belongs there: it would be bound elsewhere by one answer of the application, which it may have
+    /// brought about itself. If the backend is at fault, its probes find out.
     pub(crate) fn upgrade_refused(&self, exchange: &mut Exchange, status: StatusCode) -> bool {
         let failing = matches!(
             status,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
         );
-        let repeatable = exchange.repeatable() == Repeatable::Yes;
+        let repeatable = exchange.repeatable() == Repeatable::Yes && !exchange.belongs();
         if !failing || !repeatable || !self.may_repeat(exchange) {
             return false;
         }
@@ -428,8 +431,13 @@ impl Exchange {
     ///
     /// Its client belongs there, and a backend that is being restarted cuts what it has: going elsewhere would move the client.
     fn goes_back(&mut self) -> bool {
+        !std::mem::replace(&mut self.went_back, true) && self.belongs()
+    }
+
+    /// Whether its client belongs to the chosen backend.
+    fn belongs(&self) -> bool {
         let belongs = |choice: &Choice| choice.affinity == AffinityOutcome::Hit;
-        !std::mem::replace(&mut self.went_back, true) && self.choice.as_ref().is_some_and(belongs)
+        self.choice.as_ref().is_some_and(belongs)
     }
 
     /// What to answer when nothing is left to try.

@@ -186,6 +186,22 @@ async fn the_last_refusal_is_passed_on_when_every_backend_refuses() {
 }
 
 #[tokio::test]
+async fn a_known_client_gets_the_refusal_of_its_own_backend_and_is_bound_nowhere_else() {
+    let (other, _other) = echo("").await;
+    let (busy, _busy) =
+        answering("HTTP/1.1 503 Service Unavailable\r\nX-Why: app\r\nContent-Length: 0\r\n\r\n")
+            .await;
+    let scene = Scene::before(&[busy, other]).await;
+    let received = scene
+        .ask("GET /ws HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert!(received.starts_with("HTTP/1.1 503 "), "{received}");
+    assert_eq!(header(&received, "x-why"), Some("app"));
+    assert_eq!(header(&received, "set-cookie"), None);
+    assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+}
+
+#[tokio::test]
 async fn shapes_that_smuggle_are_refused_before_any_backend_sees_them() {
     let (seen, mut heads) = mpsc::channel::<()>(1);
     let (address, _backend) = backend(move |mut socket| {
