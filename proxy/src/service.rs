@@ -422,7 +422,16 @@ impl ProxyHttp for Edge {
             error.etype(),
             ErrorType::ReadTimedout | ErrorType::WriteTimedout
         );
-        let again = if repeatable && !timed_out {
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        // A backend that is well may be slow with this request, and another would be as slow.
+        let is_lost = || {
+            exchange
+                .backend()
+                .is_some_and(|backend| backend.is_silent())
+        };
+        let again = if repeatable && (!timed_out || is_lost()) {
             Again::Allowed
         } else {
             Again::Forbidden
@@ -431,9 +440,6 @@ impl ProxyHttp for Edge {
             Refusal::BackendTimeout
         } else {
             Refusal::BackendFailed
-        };
-        let Some(exchange) = &mut context.exchange else {
-            return error;
         };
         match self.policy.backend_failed(exchange, again, refusal) {
             Ok(()) => error.set_retry(true),

@@ -221,7 +221,12 @@ impl Takeover {
             }
         };
         self.policy.prepare(exchange, &mut request);
-        match ask(socket, request, protocol, limits).await {
+        let asked = tokio::select! {
+            biased;
+            asked = ask(socket, request, protocol, limits) => asked,
+            () = backend.falls_silent() => Err(HandshakeError::GivenUp),
+        };
+        match asked {
             Ok(Asked::Switched {
                 response,
                 socket,
@@ -244,6 +249,7 @@ impl Takeover {
                 tracing::debug!(backend = %backend.id, %error, "upgrade failed");
                 let (again, refusal) = match error {
                     HandshakeError::Timeout(_) => (Again::Forbidden, Refusal::BackendTimeout),
+                    HandshakeError::GivenUp => (exchange.again(), Refusal::BackendTimeout),
                     HandshakeError::Broken(_) | HandshakeError::OtherProtocol(_) => {
                         (exchange.again(), Refusal::BackendFailed)
                     }

@@ -181,6 +181,26 @@ impl Backend {
         self.verdict.subscribe()
     }
 
+    /// Whether it is down, and has not even answered its last probe.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.rank() == Rank::Down
+    }
+
+    /// Returns when the backend, which was not down and silent, comes to be. What it has not answered by then it hardly will.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: it looks at the state.
+    pub(crate) async fn falls_silent(&self) {
+        let mut verdict = self.verdict();
+        if self.is_silent() {
+            // It was asked for want of a better one.
+            return std::future::pending().await;
+        }
+        // The sender is here as long as `self` is.
+        while !self.is_silent() && verdict.changed().await.is_ok() {}
+    }
+
     pub(super) fn released_at(&self) -> u64 {
         self.released_at.load(Ordering::Relaxed)
     }
@@ -327,12 +347,13 @@ impl Backend {
         let mut machine = self.machine.lock();
         let grace_end = machine.grace_end();
         let change = step(&mut machine);
-        self.rank.store(Rank::of(&machine) as u8, Ordering::Relaxed);
+        let rank = Rank::of(&machine) as u8;
+        let moved = self.rank.swap(rank, Ordering::Relaxed) != rank;
         if let Some(change) = &change {
             self.metrics.state(change.to.name(), &State::NAMES, at.unix);
             self.metrics.state_changed(change.to.name());
         }
-        if change.is_some() || 0 < answers || machine.grace_end() != grace_end {
+        if change.is_some() || moved || 0 < answers || machine.grace_end() != grace_end {
             self.verdict.send_modify(|verdict| {
                 verdict.state = machine.state();
                 verdict.answers += answers;

@@ -125,6 +125,35 @@ async fn a_backend_that_says_nothing_is_a_504() {
 }
 
 #[tokio::test]
+async fn a_get_that_timed_out_goes_elsewhere_if_its_backend_is_down_by_then_and_a_post_does_not() {
+    for (method, status) in [("GET", "200"), ("POST", "504")] {
+        let (asked, mut asks) = mpsc::channel(8);
+        let (silent, _silent) = backend(move |mut socket| {
+            let asked = asked.clone();
+            async move {
+                read_head(&mut socket).await;
+                asked.send(()).await.unwrap();
+                read_all(&mut socket).await;
+            }
+        })
+        .await;
+        let (other, _other) = mirror().await;
+        let settings = "timeouts: { upstream_read: 2s }\n";
+        let scene = Scene::configured(&[silent, other], settings).await;
+        let mut client = scene
+            .send(format!("{method} /a HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))
+            .await;
+        tokio::time::timeout(SOON, asks.recv()).await.unwrap();
+        gives_up(&scene, "b0");
+        let answer = read_all(&mut client).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_failed_is_the_answer_when_nobody_is_left_to_try() {
     let (dying, _dying) = backend(|mut socket| async move {
         read_head(&mut socket).await;

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
@@ -27,6 +27,8 @@ use crate::config::ListenerConfig;
 use crate::entrance::{Entrance, Entrances};
 use crate::parts;
 use crate::parts::Parts;
+use crate::pool::ProbeResult;
+use crate::pool::State;
 use crate::service::Edge;
 
 /// Nothing here takes longer unless it hangs, on however slow a machine.
@@ -202,6 +204,24 @@ impl<F: Front> SceneOf<F> {
     /// All that comes back for `request` until the edge closes.
     pub(super) async fn ask(&self, request: impl AsRef<[u8]>) -> String {
         read_all(&mut self.send(request).await).await
+    }
+}
+
+/// Has the probes of the backend `id` find nobody until it is down, and those of the others find them well.
+pub(super) fn gives_up<F: Front>(scene: &SceneOf<F>, id: &str) {
+    let mut now = Instant::now();
+    for pool in scene.parts.policy.pools().iter() {
+        for backend in pool.backends() {
+            if backend.id.as_str() != id {
+                pool.probed(&backend, ProbeResult::Good, now);
+                continue;
+            }
+            while backend.state() != State::Down {
+                let silence = ProbeResult::NoAnswer("its probe was not answered".to_owned());
+                pool.probed(&backend, silence, now);
+                now += Duration::from_secs(1);
+            }
+        }
     }
 }
 

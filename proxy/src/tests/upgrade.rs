@@ -202,6 +202,31 @@ async fn a_known_client_gets_the_refusal_of_its_own_backend_and_is_bound_nowhere
 }
 
 #[tokio::test]
+async fn an_upgrade_goes_elsewhere_when_its_backend_goes_down_before_it_answers() {
+    let (asked, mut asks) = mpsc::channel(8);
+    let (silent, _silent) = backend(move |mut socket| {
+        let asked = asked.clone();
+        async move {
+            read_head(&mut socket).await;
+            asked.send(()).await.unwrap();
+            read_all(&mut socket).await;
+        }
+    })
+    .await;
+    let (other, _other) = echo("").await;
+    let scene = Scene::before(&[silent, other]).await;
+    let mut client = scene
+        .send("GET /ws HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    tokio::time::timeout(SOON, asks.recv()).await.unwrap();
+    gives_up(&scene, "b0");
+    let head = read_head(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let cookie = header(&head, "set-cookie").expect("it is bound anew");
+    assert!(cookie.starts_with("causeway=u1.b1."), "{head}");
+}
+
+#[tokio::test]
 async fn shapes_that_smuggle_are_refused_before_any_backend_sees_them() {
     let (seen, mut heads) = mpsc::channel::<()>(1);
     let (address, _backend) = backend(move |mut socket| {

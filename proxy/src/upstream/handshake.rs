@@ -22,6 +22,9 @@ pub(crate) enum HandshakeError {
     /// It took longer than `timeouts.upgrade`.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// The backend was given up meanwhile.
+    #[error("the backend went down before it answered")]
+    GivenUp,
     /// The connection ended or broke, or what came is not HTTP.
     #[error("no answer from the backend: {0}")]
     Broken(String),
