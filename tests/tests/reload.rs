@@ -1,13 +1,15 @@
 //! A new configuration while clients are there: SIGHUP has the edge read its file anew.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use causeway_tests::{
     harness::{
         cluster::{Cluster, ClusterConfig},
         edge::{self, Program},
-        http, loopback,
+        http,
+        load::{Cookies, Load, Plan},
+        loopback,
         node::{self, Node},
         process::Signal,
         settings::Settings,
@@ -17,6 +19,12 @@ use causeway_tests::{
     on_edge_and_plugin,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
+
+/// Clients with a SockJS session over polling, in an endless conversation with themselves.
+const SESSIONS: usize = 200;
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Settings of a node on a busy machine: it gives up on no client that is only slow.
 fn patient(settings: Settings) -> Settings {
@@ -25,45 +33,6 @@ fn patient(settings: Settings) -> Settings {
     });
     let page = json!({ "path": "/ws", "protocol": "websocket" });
     settings.with("endpoints", json!([echo, page]))
-}
-
-/// A polling client without cookies, in an endless conversation with itself.
-struct Poller {
-    session: String,
-    node: String,
-    messages: usize,
-}
-
-impl Poller {
-    async fn open(cluster: &Cluster, session: String) -> Result<Self> {
-        let path = format!("/echo/000/{session}/xhr");
-        let opened = http::request(cluster.edge.address, "POST", &path, &[], b"").await?;
-        ensure!(opened.text() == "o\n", "{opened:?}");
-        let node = opened.header("causeway-node").context("a node")?.to_owned();
-        Ok(Self {
-            session,
-            node,
-            messages: 0,
-        })
-    }
-
-    /// Says something and hears it, on the node where it began.
-    async fn talk(&mut self, cluster: &Cluster) -> Result<()> {
-        self.messages += 1;
-        let (edge, session, word) = (cluster.edge.address, &self.session, self.messages);
-        let path = format!("/echo/000/{session}/xhr_send");
-        let body = format!("[\"{word}\"]");
-        let sent = http::request(edge, "POST", &path, &[], body.as_bytes()).await?;
-        ensure!(sent.status == 204, "{session}: {sent:?}");
-        let path = format!("/echo/000/{session}/xhr");
-        let polled = http::request(edge, "POST", &path, &[], b"").await?;
-        ensure!(
-            polled.text() == format!("a[\"{word}\"]\n"),
-            "{session}: {polled:?}"
-        );
-        ensure!(polled.header("causeway-node") == Some(self.node.as_str()));
-        Ok(())
-    }
 }
 
 fn file_of(cluster: &Cluster) -> PathBuf {
@@ -128,21 +97,34 @@ async fn newcomers(cluster: &Cluster) -> Result<HashSet<String>> {
 
 on_edge_and_plugin!(
     a_fourth_node_joins_and_one_leaves_without_a_client_noticing,
+    clients_without_cookies_notice_nothing_either,
     a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_wrong,
 );
 
 async fn a_fourth_node_joins_and_one_leaves_without_a_client_noticing(
     program: Program,
 ) -> Result<()> {
+    a_node_joins_and_one_leaves(program, Cookies::Kept).await
+}
+
+async fn clients_without_cookies_notice_nothing_either(program: Program) -> Result<()> {
+    a_node_joins_and_one_leaves(program, Cookies::Off).await
+}
+
+async fn a_node_joins_and_one_leaves(program: Program, cookies: Cookies) -> Result<()> {
     let config = ClusterConfig {
         node_settings: patient,
         ..ClusterConfig::three_nodes()
     };
     let mut cluster = Cluster::start("reload", config.with_edge_in(program)).await?;
-    let mut pollers = Vec::new();
-    for number in 0..60 {
-        pollers.push(Poller::open(&cluster, format!("session{number}")).await?);
-    }
+    let plan = Plan {
+        sessions: SESSIONS,
+        session_cookies: cookies,
+        ..Plan::NOBODY
+    };
+    let begun = Instant::now();
+    let load = Load::start(cluster.edge.address, &plan);
+    load.served(begun, DEADLINE, |_| true).await?;
     let mut socket = WebSocket::open(cluster.edge.address, "/echo/websocket").await?;
     let leaving = socket.node().to_owned();
 
@@ -158,9 +140,7 @@ async fn a_fourth_node_joins_and_one_leaves_without_a_client_noticing(
 
     reload(&mut cluster, &four).await?;
     cluster.edge.backend_in_state("n4", "up").await?;
-    for poller in &mut pollers {
-        poller.talk(&cluster).await?;
-    }
+    load.served(Instant::now(), DEADLINE, |_| true).await?;
     wait::until("a newcomer on n4", wait::SOON, async || {
         let nodes = newcomers(&cluster).await.ok()?;
         nodes.contains("n4").then_some(())
@@ -169,10 +149,7 @@ async fn a_fourth_node_joins_and_one_leaves_without_a_client_noticing(
 
     reload(&mut cluster, &three).await?;
     cluster.edge.backend_in_state(&leaving, "draining").await?;
-    for poller in &mut pollers {
-        poller.talk(&cluster).await?;
-    }
-    assert!(pollers.iter().any(|poller| poller.node == leaving));
+    load.served(Instant::now(), DEADLINE, |_| true).await?;
     socket.send("still here").await?;
     assert_eq!(socket.text().await?, "still here");
     let cookie = socket.handshake.cookie("causeway").context("a cookie")?;
@@ -181,6 +158,10 @@ async fn a_fourth_node_joins_and_one_leaves_without_a_client_noticing(
     assert_ne!(elsewhere.header("causeway-node"), Some(leaving.as_str()));
     assert!(elsewhere.cookie("causeway").is_some(), "it is bound anew");
     assert!(!newcomers(&cluster).await?.contains(&leaving));
+
+    let homes = load.stop().await.homes_of_sessions()?;
+    assert_eq!(homes.len(), SESSIONS);
+    assert!(homes.values().any(|home| *home == leaving));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Polling sessions live on one node each: those stay where they are while other nodes come and go.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use causeway_tests::harness::{
@@ -72,25 +72,7 @@ async fn two_hundred_sessions_stay(name: &str, cookies: Cookies) -> Result<()> {
         load.served_all(taken, DEADLINE, is_session).await?;
     }
     let journal = load.stop().await;
-    let losses = journal.losses();
-    ensure!(
-        losses.is_empty(),
-        "{} lost: {:?}",
-        losses.len(),
-        losses.first()
-    );
-    let mut homes = BTreeMap::new();
-    let places = journal.places();
-    for record in journal.records() {
-        if places[record.client].kind != Kind::Session {
-            continue;
-        }
-        ensure!(record.good, "{record:?}");
-        let home = homes
-            .entry(record.client)
-            .or_insert_with(|| record.node.clone());
-        ensure!(*home == record.node, "away from {home:?}: {record:?}");
-    }
+    let homes = journal.homes_of_sessions()?;
     ensure!(homes.len() == SESSIONS, "{} sessions", homes.len());
     Ok(())
 }

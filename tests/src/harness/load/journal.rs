@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context as _, Result, ensure};
 use tokio::time::Instant;
 
 /// What a client does.
@@ -37,7 +38,7 @@ pub struct Record {
     /// When the end of the answer was there.
     pub ended: Instant,
     /// The status, or why there was no whole answer.
-    pub outcome: Result<u16, String>,
+    pub outcome: std::result::Result<u16, String>,
     /// Whether it is what the client wanted.
     pub good: bool,
     /// The node that answered.
@@ -168,6 +169,33 @@ impl Journal {
     #[must_use]
     pub fn losses(&self) -> Vec<Loss> {
         lock(&self.losses).clone()
+    }
+
+    /// The node of each client with a session, where it was all along.
+    ///
+    /// # Errors
+    ///
+    /// A session was lost, or went elsewhere, or one of its requests was not answered well.
+    pub fn homes_of_sessions(&self) -> Result<BTreeMap<usize, String>> {
+        let losses = self.losses();
+        ensure!(
+            losses.is_empty(),
+            "{} lost: {:?}",
+            losses.len(),
+            losses.first()
+        );
+        let places = self.places();
+        let mut homes = BTreeMap::new();
+        for record in self.records() {
+            if places[record.client].kind != Kind::Session {
+                continue;
+            }
+            ensure!(record.good, "{record:?}");
+            let node = record.node.clone().context("no node")?;
+            let home = homes.entry(record.client).or_insert_with(|| node.clone());
+            ensure!(*home == node, "away from {home}: {record:?}");
+        }
+        Ok(homes)
     }
 
     /// The last few requests of a client.
