@@ -1,7 +1,7 @@
 //! The bench: memory and CPU of our programs beside their rivals, on the same work in the same run.
 //!
 //! - [`scenario`](Scenario) says what is measured, `contender` how each server is started.
-//! - `load` is the generator: one epoll thread in this process, thousands of clients.
+//! - `load` is the generator: one epoll thread in this process, thousands of clients, over TLS too.
 //! - `proc` reads what the servers' processes used; `report` makes the table and the JSON.
 //! - [`backend`] and [`relay`] are servers of the bench's own, run as processes of this program.
 //!
@@ -9,6 +9,7 @@
 //! busy neighbour hits all of them alike.
 
 pub mod backend;
+mod certificate;
 mod contender;
 mod load;
 mod pipe;

@@ -23,7 +23,7 @@ fn a_quick_run_measures_every_scenario_and_names_who_is_missing() {
     );
     let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     let scenarios = report["scenarios"].as_array().unwrap();
-    assert_eq!(scenarios.len(), 10);
+    assert_eq!(scenarios.len(), 12);
     for scenario in scenarios {
         for contender in scenario["contenders"].as_array().unwrap() {
             assert_measured_or_named(contender, &printed);
@@ -34,7 +34,7 @@ fn a_quick_run_measures_every_scenario_and_names_who_is_missing() {
 /// Ours and what the bench brings along take part; others may not be installed, and then the table says so.
 fn assert_measured_or_named(contender: &Value, printed: &str) {
     let name = contender["name"].as_str().unwrap_or_default();
-    let is_always_here = name.starts_with("causeway") || name == "tungstenite";
+    let is_always_here = name.starts_with("causeway") || name == "tungstenite" || name == "pingora";
     match contender["missing"].as_str() {
         None => assert!(contender["medians"][0].is_object(), "{name}"),
         Some(reason) => {

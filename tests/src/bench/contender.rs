@@ -3,6 +3,7 @@
 mod causeway;
 mod haproxy;
 mod nginx;
+mod pingora;
 mod tungstenite;
 mod ws;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use tokio::net::TcpStream;
 
+use crate::bench::certificate::Certificate;
 use crate::bench::proc::Family;
 use crate::harness::process::{Process, Signal};
 use crate::harness::wait;
@@ -27,6 +29,8 @@ pub(crate) enum Contender {
     Nginx,
     /// HAProxy.
     Haproxy,
+    /// Pingora without the edge.
+    Pingora,
     /// Our node.
     CausewayNode,
     /// A plain tokio-tungstenite loop.
@@ -43,12 +47,16 @@ pub(crate) struct Place<'a> {
     pub(crate) threads: usize,
     /// What an edge stands in front of.
     pub(crate) backend: Option<SocketAddr>,
+    /// What an edge serves TLS with.
+    pub(crate) tls: Option<&'a Certificate>,
 }
 
 /// A server that has been started.
 pub(crate) struct Running {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
+    /// Where they connect over TLS, if they can.
+    pub(crate) tls_address: Option<SocketAddr>,
     process: Process,
     stop: Signal,
 }
@@ -60,6 +68,7 @@ impl Contender {
             Self::CausewayProxy => "causeway-proxy",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
+            Self::Pingora => "pingora",
             Self::CausewayNode => "causeway-node",
             Self::Tungstenite => "tungstenite",
             Self::Ws => "ws",
@@ -72,6 +81,7 @@ impl Contender {
             Self::CausewayProxy => causeway::EDGE_SETTINGS,
             Self::Nginx => nginx::SETTINGS,
             Self::Haproxy => haproxy::SETTINGS,
+            Self::Pingora => pingora::SETTINGS,
             Self::CausewayNode => causeway::NODE_SETTINGS,
             Self::Tungstenite => tungstenite::SETTINGS,
             Self::Ws => ws::SETTINGS,
@@ -88,6 +98,7 @@ impl Contender {
             Self::CausewayProxy => causeway::version("causeway-proxy"),
             Self::Nginx => nginx::version(),
             Self::Haproxy => haproxy::version(),
+            Self::Pingora => pingora::version(),
             Self::CausewayNode => causeway::version("causeway-node"),
             Self::Tungstenite => Ok("tokio-tungstenite as in Cargo.lock".to_owned()),
             Self::Ws => ws::version(),
@@ -100,6 +111,7 @@ impl Contender {
             Self::CausewayProxy => causeway::start_edge(place).await,
             Self::Nginx => nginx::start(place).await,
             Self::Haproxy => haproxy::start(place).await,
+            Self::Pingora => pingora::start(place).await,
             Self::CausewayNode => causeway::start_node(place).await,
             Self::Tungstenite => tungstenite::start(place).await,
             Self::Ws => ws::start(place).await,
@@ -113,6 +125,10 @@ impl Place<'_> {
     fn backend(&self) -> Result<SocketAddr> {
         self.backend.context("an edge needs a backend")
     }
+
+    fn tls(&self) -> Result<&Certificate> {
+        self.tls.context("an edge needs a certificate")
+    }
 }
 
 impl Running {
@@ -120,15 +136,23 @@ impl Running {
     fn new(process: Process, address: SocketAddr) -> Self {
         Self {
             address,
+            tls_address: None,
             process,
             stop: Signal::Kill,
         }
+    }
+
+    /// The same server, which takes TLS there too.
+    fn with_tls(mut self, address: SocketAddr) -> Self {
+        self.tls_address = Some(address);
+        self
     }
 
     /// A server with workers, which outlive it unless it is asked to stop.
     fn with_workers(process: Process, address: SocketAddr) -> Self {
         Self {
             address,
+            tls_address: None,
             process,
             stop: Signal::Terminate,
         }

@@ -26,6 +26,7 @@ pub(crate) use self::latency::Latency;
 pub(crate) use self::plan::Plan;
 pub(crate) use self::publish::Publishing;
 
+use crate::bench::certificate;
 use crate::bench::pipe::{Pipe, SCRATCH_BYTES};
 
 /// Connections that may be half open at a time.
@@ -129,8 +130,11 @@ impl Load {
         self.poll
             .registry()
             .register(&mut stream, Token(index), both)?;
-        self.connections
-            .push(Some(Connection::new(Pipe::new(stream), index)));
+        let pipe = match &self.plan.tls {
+            None => Pipe::new(stream),
+            Some(config) => Pipe::over_tls(stream, config, certificate::NAME)?,
+        };
+        self.connections.push(Some(Connection::new(pipe, index)));
         Ok(())
     }
 

@@ -4,8 +4,11 @@
 //! that a connection between two messages owns no buffer.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use mio::net::TcpStream;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
 /// The size of a loop's scratch buffer, and so of the largest message.
 pub(crate) const SCRATCH_BYTES: usize = 512 * 1024;
@@ -29,6 +32,7 @@ pub(crate) enum Filled {
 pub(crate) struct Pipe {
     /// The socket itself.
     pub(crate) stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
     unread: Vec<u8>,
     unsent: Vec<u8>,
 }
@@ -37,9 +41,26 @@ impl Pipe {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self {
             stream,
+            tls: None,
             unread: Vec::new(),
             unsent: Vec::new(),
         }
+    }
+
+    /// The same, as a TLS client that asks for `name`. What is sent waits for the end of the handshake.
+    pub(crate) fn over_tls(
+        stream: TcpStream,
+        config: &Arc<ClientConfig>,
+        name: &'static str,
+    ) -> io::Result<Self> {
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
+        let tls = ClientConnection::new(Arc::clone(config), name);
+        let mut tls = tls.map_err(io::Error::other)?;
+        tls.set_buffer_limit(None);
+        Ok(Self {
+            tls: Some(Box::new(tls)),
+            ..Self::new(stream)
+        })
     }
 
     /// Puts what was kept, and behind it what one read brings, into `scratch`.
@@ -48,10 +69,15 @@ impl Pipe {
         let Some(room) = scratch.get_mut(kept..).filter(|room| !room.is_empty()) else {
             return Err(io::Error::other("a message is larger than the bench reads"));
         };
-        match self.stream.read(room) {
+        let read = match &mut self.tls {
+            None => self.stream.read(room),
+            Some(tls) => read_tls(tls, &mut self.stream, room),
+        };
+        match read {
             Ok(0) => Ok(Filled::End),
             Ok(read) => {
-                let more = read == room.len();
+                // Behind what TLS had in hand the socket has to be asked again.
+                let more = read == room.len() || self.tls.is_some();
                 scratch[..kept].copy_from_slice(&self.unread);
                 self.unread = Vec::new();
                 Ok(Filled::Bytes {
@@ -75,6 +101,10 @@ impl Pipe {
 
     /// Sends `bytes` behind everything sent before.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            tls.writer().write_all(bytes)?;
+            return write_tls(tls, &mut self.stream);
+        }
         if !self.unsent.is_empty() {
             self.unsent.extend_from_slice(bytes);
             return Ok(());
@@ -86,6 +116,9 @@ impl Pipe {
 
     /// Sends what waits, when the socket has become writable.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            return write_tls(tls, &mut self.stream);
+        }
         if self.unsent.is_empty() {
             return Ok(());
         }
@@ -110,4 +143,36 @@ impl Pipe {
         }
         Ok(taken)
     }
+}
+
+/// Reads and decrypts until there is something, and answers what the handshake asks.
+fn read_tls(
+    tls: &mut ClientConnection,
+    stream: &mut TcpStream,
+    room: &mut [u8],
+) -> io::Result<usize> {
+    loop {
+        match tls.reader().read(room) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        if tls.read_tls(stream)? == 0 {
+            return Ok(0);
+        }
+        tls.process_new_packets().map_err(io::Error::other)?;
+        write_tls(tls, stream)?;
+    }
+}
+
+/// Writes what is encrypted until the socket takes no more.
+fn write_tls(tls: &mut ClientConnection, stream: &mut TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        match tls.write_tls(stream) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::bench::Options;
+use crate::bench::certificate::Certificate;
 use crate::bench::contender::{Contender, Place, Running};
 use crate::bench::load::{Load, Plan};
 use crate::bench::proc::Family;
@@ -27,8 +28,12 @@ const SMALL_BYTES: usize = 64;
 pub enum Scenario {
     /// Memory of idle proxied WebSockets, and the cost of opening them.
     EdgeIdle,
+    /// The same over TLS.
+    EdgeIdleTls,
     /// CPU of a round trip through a proxied WebSocket.
     EdgeEcho,
+    /// The same over TLS.
+    EdgeEchoTls,
     /// CPU of a request on a connection that is kept.
     EdgeHttp,
     /// Memory of idle clients of an echo endpoint.
@@ -54,9 +59,15 @@ impl Scenario {
         let seconds = options.duration().as_secs_f64();
         match self {
             Self::EdgeIdle => format!("{clients} proxied WebSockets, idle"),
-            Self::EdgeEcho => {
+            Self::EdgeIdleTls => format!("{clients} proxied WebSockets over TLS, idle"),
+            Self::EdgeEcho | Self::EdgeEchoTls => {
+                let over_tls = if self == Self::EdgeEcho {
+                    ""
+                } else {
+                    " over TLS"
+                };
                 format!(
-                    "{clients} proxied WebSockets echo {SMALL_BYTES} B without a pause for {seconds} s"
+                    "{clients} proxied WebSockets{over_tls} echo {SMALL_BYTES} B without a pause for {seconds} s"
                 )
             }
             Self::EdgeHttp => {
@@ -81,10 +92,11 @@ impl Scenario {
     /// Who takes part.
     pub(crate) fn contenders(self) -> &'static [Contender] {
         match self {
-            Self::EdgeIdle | Self::EdgeEcho | Self::EdgeHttp => &[
+            edge if edge.is_of_edge() => &[
                 Contender::CausewayProxy,
                 Contender::Haproxy,
                 Contender::Nginx,
+                Contender::Pingora,
             ],
             Self::NodeSockjs | Self::NodePolling | Self::NodeAbandoned => {
                 &[Contender::CausewayNode]
@@ -100,9 +112,29 @@ impl Scenario {
     /// Whose figures the others are divided by.
     pub(crate) fn peer(self) -> Contender {
         match self {
-            Self::EdgeIdle | Self::EdgeEcho | Self::EdgeHttp => Contender::Haproxy,
+            Self::EdgeIdle | Self::EdgeIdleTls => Contender::Haproxy,
+            Self::EdgeEcho | Self::EdgeEchoTls => Contender::Nginx,
+            Self::EdgeHttp => Contender::Pingora,
             Self::NodeSockjs | Self::NodePolling | Self::NodeAbandoned => Contender::CausewayNode,
             _ => Contender::Tungstenite,
+        }
+    }
+
+    /// Whether the contenders stand in front of a backend of ours.
+    fn is_of_edge(self) -> bool {
+        match self {
+            Self::EdgeIdle
+            | Self::EdgeIdleTls
+            | Self::EdgeEcho
+            | Self::EdgeEchoTls
+            | Self::EdgeHttp => true,
+            Self::NodeIdle
+            | Self::NodeSockjs
+            | Self::NodeChannel
+            | Self::NodePolling
+            | Self::NodeAbandoned
+            | Self::FanoutLight
+            | Self::FanoutHeavy => false,
         }
     }
 
@@ -113,21 +145,25 @@ impl Scenario {
         options: &Options,
     ) -> Result<Vec<Figure>> {
         let scratch = Scratch::new("bench")?;
-        let backend = match self {
-            Self::EdgeIdle | Self::EdgeEcho | Self::EdgeHttp => {
-                Some(edge::start_backend(scratch.path()).await?)
-            }
-            _ => None,
+        let (backend, tls) = match self.is_of_edge() {
+            true => (
+                Some(edge::start_backend(scratch.path()).await?),
+                Some(Certificate::new(scratch.path())?),
+            ),
+            false => (None, None),
         };
         let place = Place {
             directory: scratch.path(),
             threads: options.threads,
             backend: backend.as_ref().map(|backend| backend.address),
+            tls: tls.as_ref(),
         };
         let server = contender.start(&place).await?;
         let figures = match self {
-            Self::EdgeIdle => edge::idle(&server, self, options).await,
-            Self::EdgeEcho => edge::echo(&server, self, options).await,
+            Self::EdgeIdle => edge::idle(&server, None, self, options).await,
+            Self::EdgeIdleTls => edge::idle(&server, tls.as_ref(), self, options).await,
+            Self::EdgeEcho => edge::echo(&server, None, self, options).await,
+            Self::EdgeEchoTls => edge::echo(&server, tls.as_ref(), self, options).await,
             Self::EdgeHttp => edge::http(&server, self, options).await,
             Self::NodeIdle => idle(
                 Plan::websocket(server.address, "/echo"),
@@ -157,11 +193,12 @@ impl Scenario {
                 false,
                 Self::NodePolling
                 | Self::EdgeIdle
+                | Self::EdgeIdleTls
                 | Self::NodeIdle
                 | Self::NodeSockjs
                 | Self::NodeChannel,
             ) => 4_000,
-            (false, Self::EdgeEcho | Self::EdgeHttp) => 64,
+            (false, Self::EdgeEcho | Self::EdgeEchoTls | Self::EdgeHttp) => 64,
             (false, Self::FanoutLight) => 2_000,
             (false, Self::FanoutHeavy) => 1_000,
         })

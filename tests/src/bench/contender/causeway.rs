@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::bench::contender::{Place, Running, version_line};
+use crate::bench::contender::{Place, Running, accepting, free_address, version_line};
 use crate::bench::scenario::sessions;
 use crate::harness::process::Process;
 use crate::harness::settings::Settings;
@@ -19,12 +19,20 @@ pub(super) fn version(program: &str) -> Result<String> {
 }
 
 pub(super) async fn start_edge(place: &Place<'_>) -> Result<Running> {
+    let tls_address = free_address()?;
+    let tls = json!({ "folder": place.tls()?.folder });
+    let listeners = json!([
+        { "address": "127.0.0.1:0" },
+        { "address": tls_address.to_string(), "tls": tls },
+    ]);
     let settings = edge::settings(&[("n1", place.backend()?)])
+        .with("listeners", listeners)
         .with("threads", json!(place.threads))
         .with("log.access", json!("off"));
     let mut process = spawn("causeway-proxy", &settings, place)?;
     let address = process.listening("edge").await?;
-    Ok(Running::new(process, address))
+    accepting(&mut process, tls_address).await?;
+    Ok(Running::new(process, address).with_tls(tls_address))
 }
 
 pub(super) async fn start_node(place: &Place<'_>) -> Result<Running> {

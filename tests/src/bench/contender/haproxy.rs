@@ -17,10 +17,11 @@ pub(super) fn version() -> Result<String> {
 }
 
 pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let address = free_address()?;
+    let (address, tls_address) = (free_address()?, free_address()?);
     let config = format!(
         "global
   nbthread {threads}
+  ssl-default-bind-options ssl-min-ver TLSv1.2
   maxconn 9500
 defaults
   mode http
@@ -32,6 +33,7 @@ defaults
   http-reuse safe
 frontend edge
   bind {address} backlog 4096
+  bind {tls_address} ssl crt {pem} backlog 4096
   default_backend nodes
 backend nodes
   option forwardfor
@@ -41,6 +43,7 @@ backend nodes
 ",
         threads = place.threads,
         backend = place.backend()?,
+        pem = place.tls()?.both.display(),
     );
     let file = place.directory.join("haproxy.cfg");
     fs::write(&file, config)?;
@@ -48,5 +51,5 @@ backend nodes
     command.arg("-db").arg("-f").arg(&file);
     let mut process = Process::spawn("haproxy", command, place.directory)?;
     accepting(&mut process, address).await?;
-    Ok(Running::new(process, address))
+    Ok(Running::new(process, address).with_tls(tls_address))
 }

@@ -9,7 +9,7 @@ use crate::bench::contender::{Place, Running, accepting, free_address, version_l
 use crate::harness::process::Process;
 use crate::harness::programs;
 
-pub(super) const SETTINGS: &str = "one worker for each thread, 4 KiB proxy buffers, upstream keep-alive, \
+pub(super) const SETTINGS: &str = "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, \
      X-Forwarded-For, no access log, no cookie affinity (paid-only)";
 
 pub(super) fn version() -> Result<String> {
@@ -17,7 +17,8 @@ pub(super) fn version() -> Result<String> {
 }
 
 pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let address = free_address()?;
+    let (address, tls_address) = (free_address()?, free_address()?);
+    let tls = place.tls()?;
     let directory = place.directory.display();
     let config = format!(
         "daemon off;
@@ -39,6 +40,10 @@ http {{
   upstream nodes {{ server {backend}; keepalive 128; keepalive_requests 100000000; }}
   server {{
     listen {address} backlog=4096;
+    listen {tls_address} ssl backlog=4096;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+    ssl_buffer_size 4k;
     location / {{
       proxy_pass http://nodes;
       proxy_http_version 1.1;
@@ -58,6 +63,8 @@ http {{
 ",
         threads = place.threads,
         backend = place.backend()?,
+        certificate = tls.certificate.display(),
+        key = tls.key.display(),
     );
     let file = place.directory.join("nginx.conf");
     fs::write(&file, config)?;
@@ -65,5 +72,5 @@ http {{
     command.arg("-c").arg(&file).arg("-p").arg(place.directory);
     let mut process = Process::spawn("nginx", command, place.directory)?;
     accepting(&mut process, address).await?;
-    Ok(Running::with_workers(process, address))
+    Ok(Running::with_workers(process, address).with_tls(tls_address))
 }

@@ -1,6 +1,9 @@
 //! Where the clients of a scenario go, and what they say in the protocol that they speak.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
 
 use crate::bench::wire;
 
@@ -19,6 +22,8 @@ pub(crate) enum Protocol {
 pub(crate) struct Plan {
     pub(super) address: SocketAddr,
     pub(super) protocol: Protocol,
+    /// How they speak TLS, if they do.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     path: String,
     cookie: Option<String>,
 }
@@ -30,8 +35,17 @@ impl Plan {
         Self {
             address,
             protocol: Protocol::WebSocket,
+            tls: None,
             path,
             cookie: None,
+        }
+    }
+
+    /// The same clients, over TLS.
+    pub(crate) fn over_tls(self, config: &Arc<ClientConfig>) -> Self {
+        Self {
+            tls: Some(Arc::clone(config)),
+            ..self
         }
     }
 
@@ -41,6 +55,7 @@ impl Plan {
         Self {
             address,
             protocol: Protocol::Sockjs,
+            tls: None,
             path,
             cookie: None,
         }
@@ -52,6 +67,7 @@ impl Plan {
         Self {
             address,
             protocol: Protocol::Http,
+            tls: None,
             path,
             cookie: cookie.map(str::to_owned),
         }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
 use crate::bench::Options;
+use crate::bench::certificate::Certificate;
 use crate::bench::contender::Running;
 use crate::bench::load::{Load, Plan};
 use crate::bench::report::Figure;
@@ -35,29 +36,35 @@ pub(super) async fn start_backend(directory: &Path) -> Result<Backend> {
     })
 }
 
+/// Clients that upgrade, over TLS if there is a certificate for it.
+fn websockets(server: &Running, tls: Option<&Certificate>) -> Result<Plan> {
+    let Some(tls) = tls else {
+        return Ok(Plan::websocket(server.address, "/"));
+    };
+    let address = server.tls_address.context("it serves no TLS")?;
+    Ok(Plan::websocket(address, "/").over_tls(&tls.clients))
+}
+
 /// Measures what idle WebSockets take.
 pub(super) async fn idle(
     server: &Running,
+    tls: Option<&Certificate>,
     scenario: Scenario,
     options: &Options,
 ) -> Result<Vec<Figure>> {
     first_answer(server.address).await?;
-    super::idle(
-        Plan::websocket(server.address, "/"),
-        server,
-        scenario,
-        options,
-    )
+    super::idle(websockets(server, tls)?, server, scenario, options)
 }
 
 /// Measures WebSocket round trips.
 pub(super) async fn echo(
     server: &Running,
+    tls: Option<&Certificate>,
     scenario: Scenario,
     options: &Options,
 ) -> Result<Vec<Figure>> {
     first_answer(server.address).await?;
-    let mut load = Load::new(Plan::websocket(server.address, "/"))?;
+    let mut load = Load::new(websockets(server, tls)?)?;
     load.open(scenario.clients(options))?;
     volley(server, &mut load, options, "CPU of a round trip")
 }
