@@ -1,7 +1,7 @@
 //! The backends of one route target, and which of them serves a request.
 //!
-//! Choosing looks at a snapshot and at atomics, takes no lock (but for SockJS sessions without a cookie,
-//! in a sharded table) and does no I/O: probes and dials report what they found. The order of choice:
+//! Choosing looks at a snapshot and at atomics, takes no lock and does no I/O: probes and dials report what they
+//! found. The order of choice:
 //!
 //! 1. the backend that holds the request's SockJS session,
 //! 2. the one that its cookie names,
@@ -270,7 +270,7 @@ impl Pool {
             None => self.bind(&table, &view, claim, Newcomer { seeks, age })?,
         };
         if let Some(session) = &claim.session {
-            self.sessions.insert(session, choice.backend.id.clone());
+            self.sessions.insert(session, &choice.backend.id);
         }
         match choice.affinity {
             AffinityOutcome::Hit => self.metrics.affinity_hit.inc(),
