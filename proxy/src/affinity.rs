@@ -41,6 +41,9 @@ pub(crate) struct Affinity {
     /// The names of all pools' cookies: no backend gets to see any of them.
     ours: Vec<String>,
     keys: Keys,
+    /// Of cookies that may come over plain HTTP, and of others.
+    attributes: String,
+    secure_attributes: String,
 }
 
 /// What a request says about where it belongs.
@@ -96,6 +99,8 @@ impl Affinity {
     pub(crate) fn new(config: &AffinityConfig, cookie: Option<&str>, ours: Vec<String>) -> Self {
         Self {
             keys: Keys::new(&config.keys, cookie.unwrap_or_default()),
+            attributes: attributes(config, ""),
+            secure_attributes: attributes(config, "; Secure"),
             config: config.clone(),
             cookie: cookie.map(str::to_owned),
             ours,
@@ -158,26 +163,23 @@ impl Affinity {
     /// HTTP/2 clients send a header for each cookie, and backends speak HTTP/1.1 and look for one (RFC 9113, 8.2.3).
     pub(crate) fn strip(&self, headers: &mut RequestHeader) {
         let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
-        let stripped: Vec<Option<Vec<u8>>> = headers
-            .headers
-            .get_all(COOKIE)
-            .iter()
-            .map(|header| cookies::without(header.as_bytes(), ours))
-            .collect();
-        if stripped.iter().all(Option::is_none) && stripped.len() <= 1 {
+        let values = headers.headers.get_all(COOKIE);
+        let has_ours = |value: &HeaderValue| cookies::has(value.as_bytes(), ours);
+        if values.iter().nth(1).is_none() && !values.iter().any(has_ours) {
             return;
         }
-        let before: Vec<HeaderValue> = headers.headers.get_all(COOKIE).iter().cloned().collect();
-        headers.remove_header(&COOKIE);
-        let left = before.iter().zip(&stripped);
-        let left = left.map(|(old, new)| new.as_deref().unwrap_or(old.as_bytes()));
-        let left: Vec<&[u8]> = left.filter(|value| !value.is_empty()).collect();
+        let room = values.iter().map(|value| value.len() + 2).sum();
+        let mut left = Vec::with_capacity(room);
+        for value in values {
+            cookies::append_without(&mut left, value.as_bytes(), ours);
+        }
         if left.is_empty() {
+            headers.remove_header(&COOKIE);
             return;
         }
         // Parts of valid values are a valid value, and there was room for it before.
-        if let Ok(value) = HeaderValue::from_bytes(&left.join(&b"; "[..])) {
-            let inserted = headers.insert_header(COOKIE, value);
+        if let Ok(value) = HeaderValue::try_from(left) {
+            let inserted = headers.insert_header("Cookie", value);
             debug_assert!(inserted.is_ok(), "there was room for it before");
         }
     }
@@ -190,37 +192,45 @@ impl Affinity {
         scheme: Scheme,
     ) -> Option<HeaderValue> {
         let cookie = self.cookie.as_ref()?;
-        let mut value = format!(
-            "{cookie}={}; Path={}",
-            self.keys.sign(&format!("{id}.{now_unix}")),
-            self.config.path
-        );
-        if let Some(domain) = &self.config.domain {
-            value.push_str("; Domain=");
-            value.push_str(domain);
-        }
-        if let Some(max_age) = self.config.max_age {
-            value.push_str(&format!("; Max-Age={}", max_age.as_secs()));
-        }
         let secure = match self.config.secure {
             Secure::Always => true,
             Secure::Never => false,
             Secure::Auto => scheme == Scheme::Https,
         };
-        if secure {
-            value.push_str("; Secure");
-        }
-        if self.config.http_only {
-            value.push_str("; HttpOnly");
-        }
-        value.push_str(match self.config.same_site {
-            SameSite::Lax => "; SameSite=Lax",
-            SameSite::Strict => "; SameSite=Strict",
-            SameSite::None => "; SameSite=None",
-        });
-        let value = HeaderValue::from_str(&value);
+        let attributes = match secure {
+            true => &self.secure_attributes,
+            false => &self.attributes,
+        };
+        let room = cookie.len() + VALUE_BYTES_MAX + attributes.len();
+        let mut value = String::with_capacity(room);
+        value.extend([cookie, "="]);
+        self.keys.sign(&mut value, id.as_str(), now_unix);
+        value.push_str(attributes);
+        let value = HeaderValue::try_from(value);
         Some(value.expect("settings and ids are checked to be visible ASCII"))
     }
+}
+
+/// What stands behind the value of every cookie.
+fn attributes(config: &AffinityConfig, secure: &str) -> String {
+    let mut text = format!("; Path={}", config.path);
+    if let Some(domain) = &config.domain {
+        text.push_str("; Domain=");
+        text.push_str(domain);
+    }
+    if let Some(max_age) = config.max_age {
+        text.push_str(&format!("; Max-Age={}", max_age.as_secs()));
+    }
+    text.push_str(secure);
+    if config.http_only {
+        text.push_str("; HttpOnly");
+    }
+    text.push_str(match config.same_site {
+        SameSite::Lax => "; SameSite=Lax",
+        SameSite::Strict => "; SameSite=Strict",
+        SameSite::None => "; SameSite=None",
+    });
+    text
 }
 
 /// The session in `{prefix}/{server}/{session}/{transport}`, if `path` is one of SockJS.

@@ -451,7 +451,7 @@ impl Exchange {
             ts: self.arrived_at,
             kind,
             client: Some(self.forwarded.client),
-            request_id: Some(self.forwarded.request_id.as_str().into()),
+            request_id: Some(self.forwarded.request_id().into()),
             method: Some(self.method.as_str().into()),
             host: self.host.clone(),
             path: Some(self.path.clone()),

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use causeway_conf::AddressRange;
 use http::HeaderMap;
+use http::HeaderValue;
 use http::header::{FORWARDED, HOST, HeaderName};
 use pingora::http::RequestHeader;
 
@@ -23,6 +24,9 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest text of an address.
+const ADDRESS_BYTES: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
 
 /// The longest request id that is kept.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -43,11 +47,18 @@ pub(crate) struct Forwarded {
     /// What the client used, which a proxy that ends TLS knows better than we.
     pub(crate) scheme: Scheme,
     /// The host that the client asked for, with its port if it named one.
-    host: Option<String>,
+    host: Option<HeaderValue>,
     port: u16,
-    pub(crate) request_id: String,
+    request_id: HeaderValue,
     /// Whether `peer` is a trusted proxy.
     trusted: bool,
+}
+
+impl Forwarded {
+    /// The id of the request.
+    pub(crate) fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
 }
 
 impl Forwarder {
@@ -59,14 +70,15 @@ impl Forwarder {
     pub(crate) fn read(&self, headers: &HeaderMap, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
-        let own_host = text(headers, &HOST).map(str::to_owned);
+        // A value of the request's own, which is shared and not copied.
+        let own_host = headers.get(HOST).filter(|host| host.to_str().is_ok());
         if !trusted {
             return Forwarded {
                 client: peer,
                 via: Vec::new(),
                 scheme,
-                port: port_of(own_host.as_deref()).unwrap_or(scheme.default_port()),
-                host: own_host,
+                port: port_of(own_host).unwrap_or(scheme.default_port()),
+                host: own_host.cloned(),
                 request_id: new_request_id(),
                 trusted,
             };
@@ -74,14 +86,16 @@ impl Forwarder {
         let hops = chain::hops(headers);
         let (client, via) = self.split(peer, &hops);
         let scheme = chain::proto(headers).unwrap_or(scheme);
-        let host = chain::host(headers).or(own_host);
+        let host = chain::host(headers).and_then(|host| HeaderValue::try_from(host).ok());
+        let host = host.or_else(|| own_host.cloned());
         let port = text(headers, &X_FORWARDED_PORT)
             .and_then(|port| port.parse().ok().filter(|port| *port != 0))
-            .or(port_of(host.as_deref()))
+            .or(port_of(host.as_ref()))
             .unwrap_or(scheme.default_port());
         let request_id = text(headers, &X_REQUEST_ID)
             .filter(|id| is_request_id(id))
-            .map_or_else(new_request_id, str::to_owned);
+            .and_then(|id| HeaderValue::from_str(id).ok())
+            .unwrap_or_else(new_request_id);
         Forwarded {
             client,
             via,
@@ -104,20 +118,28 @@ impl Forwarder {
         for name in stale {
             request.remove_header(&name);
         }
-        let mut chain = forwarded.client.to_string();
+        // Writing to a string does not fail.
+        let mut address = String::with_capacity(ADDRESS_BYTES);
+        let _ = write!(address, "{}", forwarded.client);
+        let elements = rfc7239(forwarded, &address);
+        let mut chain = address.clone();
         for hop in &forwarded.via {
-            // Writing to a string does not fail.
             let _ = write!(chain, ", {hop}");
         }
-        insert(request, X_FORWARDED_FOR, &chain);
-        insert(request, X_FORWARDED_PROTO, forwarded.scheme.as_str());
+        let scheme = forwarded.scheme;
+        let port = match forwarded.port == scheme.default_port() {
+            true => scheme.default_port_header(),
+            false => HeaderValue::from(forwarded.port),
+        };
+        insert(request, "X-Forwarded-For", chain);
+        insert(request, "X-Forwarded-Proto", scheme.header());
         if let Some(host) = &forwarded.host {
-            insert(request, X_FORWARDED_HOST, host);
+            insert(request, "X-Forwarded-Host", host.clone());
         }
-        insert(request, X_FORWARDED_PORT, &forwarded.port.to_string());
-        insert(request, X_REAL_IP, &forwarded.client.to_string());
-        insert(request, FORWARDED, &rfc7239(forwarded));
-        insert(request, X_REQUEST_ID, &forwarded.request_id);
+        insert(request, "X-Forwarded-Port", port);
+        insert(request, "X-Real-IP", address);
+        insert(request, "Forwarded", elements);
+        insert(request, "X-Request-Id", forwarded.request_id.clone());
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -165,22 +187,33 @@ fn is_forwarding(name: &str, trusted: bool) -> bool {
         || (dashed.starts_with("x-forwarded-") && (!trusted || spelled))
 }
 
-fn rfc7239(forwarded: &Forwarded) -> String {
-    let node = |address: IpAddr| match address {
-        IpAddr::V4(address) => format!("for={address}"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\""),
+/// The elements of a `Forwarded` header, in which the client is `address`.
+fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
+    let node = |header: &mut String, is_v6, address: &str| {
+        let (open, close) = if is_v6 { ("\"[", "]\"") } else { ("", "") };
+        header.extend(["for=", open, address, close]);
     };
-    let mut header = node(forwarded.client);
-    if let Some(host) = &forwarded.host {
-        let quoted = host.replace('\\', "\\\\").replace('"', "\\\"");
-        // Writing to a string does not fail.
-        let _ = write!(header, ";host=\"{quoted}\"");
+    let host = forwarded.host.as_ref();
+    let host = host.and_then(|host| host.to_str().ok());
+    let hops = forwarded.via.len() * (ADDRESS_BYTES + ", for=".len());
+    let room = ";host=\"\";proto=https".len() + host.map_or(0, str::len) + 2 * ADDRESS_BYTES + hops;
+    let mut header = String::with_capacity(room);
+    node(&mut header, forwarded.client.is_ipv6(), address);
+    if let Some(host) = host {
+        header.push_str(";host=\"");
+        for part in host.split_inclusive(['\\', '"']) {
+            let plain = part.strip_suffix(['\\', '"']);
+            header.push_str(plain.unwrap_or(part));
+            if let Some(plain) = plain {
+                header.extend(["\\", &part[plain.len()..]]);
+            }
+        }
+        header.push('"');
     }
-    header.push_str(";proto=");
-    header.push_str(forwarded.scheme.as_str());
+    header.extend([";proto=", forwarded.scheme.as_str()]);
     for hop in &forwarded.via {
         header.push_str(", ");
-        header.push_str(&node(*hop));
+        node(&mut header, hop.is_ipv6(), &hop.to_string());
     }
     header
 }
@@ -189,15 +222,17 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-fn port_of(host: Option<&str>) -> Option<u16> {
-    let (name, port) = host?.rsplit_once(':')?;
+fn port_of(host: Option<&HeaderValue>) -> Option<u16> {
+    let (name, port) = host?.to_str().ok()?.rsplit_once(':')?;
     let whole = !name.contains(':') || name.ends_with(']');
     port.parse().ok().filter(|port| whole && *port != 0)
 }
 
-fn insert(request: &mut RequestHeader, name: HeaderName, value: &str) {
-    let inserted = request.insert_header(name, value);
-    debug_assert!(inserted.is_ok(), "made of checked parts");
+/// By a name that is there for good: from another one Pingora makes a copy.
+fn insert(request: &mut RequestHeader, name: &'static str, value: impl TryInto<HeaderValue>) {
+    let value = value.try_into();
+    let inserted = value.is_ok_and(|value| request.insert_header(name, value).is_ok());
+    debug_assert!(inserted, "made of checked parts");
 }
 
 fn is_request_id(id: &str) -> bool {
@@ -206,8 +241,19 @@ fn is_request_id(id: &str) -> bool {
 }
 
 /// 128 random bits: enough to find a request in the logs, and nothing that anybody relies on.
-fn new_request_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+fn new_request_id() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 32];
+    for (pair, byte) in text
+        .chunks_exact_mut(2)
+        .zip(fastrand::u128(..).to_be_bytes())
+    {
+        pair.copy_from_slice(&[
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ]);
+    }
+    HeaderValue::from_bytes(&text).expect("digits are visible ASCII")
 }
 
 #[cfg(test)]

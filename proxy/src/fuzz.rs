@@ -103,8 +103,8 @@ pub fn forwarded(data: &[u8]) {
         let next = Forwarder::new(everyone.to_vec());
         let after = next.read(&request.headers, loopback, Scheme::Https);
         assert_eq!(
-            (before.client, before.scheme, before.request_id),
-            (after.client, after.scheme, after.request_id)
+            (before.client, before.scheme, before.request_id()),
+            (after.client, after.scheme, after.request_id())
         );
     }
 }

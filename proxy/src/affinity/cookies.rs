@@ -11,22 +11,41 @@ pub(super) fn values<'a>(header: &'a [u8], name: &'a [u8]) -> impl Iterator<Item
     })
 }
 
-/// The header without the cookies whose name is `unwanted`; `None` if it has none of them.
+/// Whether one of the header's cookies has a name that is `wanted`.
+pub(super) fn has(header: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
+    let mut pairs = header.split(|&byte| byte == b';');
+    pairs.any(|pair| split(pair).is_some_and(|(name, _)| wanted(name)))
+}
+
+/// Appends the header without the cookies whose name is `unwanted` to what others have left.
 ///
-/// What is left is byte for byte what it was, and starts with a cookie.
-pub(super) fn without(header: &[u8], unwanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+/// What is left of one is byte for byte what it was, and starts with a cookie. Nothing is nothing, and so are bare
+/// separators around what went.
+pub(super) fn append_without(left: &mut Vec<u8>, header: &[u8], unwanted: impl Fn(&[u8]) -> bool) {
     let is_unwanted = |pair: &&[u8]| split(pair).is_some_and(|(name, _)| unwanted(name));
     let pairs = || header.split(|&byte| byte == b';');
-    if !pairs().any(|pair| is_unwanted(&pair)) {
-        return None;
+    let bare = |pair: &[u8]| pair.iter().all(|byte| b" \t".contains(byte));
+    let changes = pairs().any(|pair| is_unwanted(&pair));
+    if header.is_empty() || changes && pairs().all(|pair| is_unwanted(&pair) || bare(pair)) {
+        return;
     }
-    let kept: Vec<&[u8]> = pairs().filter(|pair| !is_unwanted(pair)).collect();
-    let kept = kept.join(&b';');
-    // Nothing but the separators around what went is nothing.
-    if kept.iter().all(|byte| b"; \t".contains(byte)) {
-        return Some(Vec::new());
+    if !left.is_empty() {
+        left.extend_from_slice(b"; ");
     }
-    Some(kept.trim_ascii_start().to_vec())
+    if !changes {
+        left.extend_from_slice(header);
+        return;
+    }
+    let mut is_first = true;
+    for pair in pairs().filter(|pair| !is_unwanted(pair)) {
+        if is_first {
+            left.extend_from_slice(pair.trim_ascii_start());
+        } else {
+            left.push(b';');
+            left.extend_from_slice(pair);
+        }
+        is_first = false;
+    }
 }
 
 /// Name and value of `name=value`, without the blanks around them.

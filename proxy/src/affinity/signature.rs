@@ -5,6 +5,7 @@
 //! covers the cookie's name too: a cookie of one pool is none of another.
 
 use std::fmt;
+use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -53,15 +54,19 @@ impl Keys {
         Self(secrets.iter().map(key).collect())
     }
 
-    /// `payload` as it travels. It must not be empty and is readable as it is: nothing is encrypted.
-    pub(super) fn sign(&self, payload: &str) -> String {
+    /// Appends the payload, an id and a number, as it travels: readable as it is, since nothing is encrypted.
+    pub(super) fn sign(&self, to: &mut String, id: &str, number: u64) {
+        let start = to.len();
+        // Writing to a string does not fail.
         let Some(key) = self.0.first() else {
-            return format!("u1.{payload}");
+            let _ = write!(to, "u1.{id}.{number}");
+            return;
         };
-        let signed = format!("s1.{payload}.{}", key.id);
-        let mac = key.mac.clone().chain_update(signed.as_bytes()).finalize();
-        let mac = URL_SAFE_NO_PAD.encode(&mac.into_bytes()[..MAC_BYTES]);
-        format!("{signed}.{mac}")
+        let _ = write!(to, "s1.{id}.{number}.{}", key.id);
+        let signed = &to.as_bytes()[start..];
+        let mac = key.mac.clone().chain_update(signed).finalize();
+        to.push('.');
+        URL_SAFE_NO_PAD.encode_string(&mac.into_bytes()[..MAC_BYTES], to);
     }
 
     /// The payload in `value`, if one of the keys signed it. Comparing takes the same time for all MACs.
@@ -71,13 +76,16 @@ impl Keys {
         }
         let (signed, mac) = value.rsplit_once('.')?;
         let (payload, key_id) = signed.strip_prefix("s1.")?.rsplit_once('.')?;
-        let mac = URL_SAFE_NO_PAD.decode(mac).ok()?;
+        // Room for what a decoder may write beyond the end.
+        let mut decoded = [0; MAC_BYTES + 2];
+        let length = URL_SAFE_NO_PAD.decode_slice(mac, &mut decoded).ok()?;
+        let mac = &decoded[..length];
         if mac.len() != MAC_BYTES {
             return None;
         }
         let verifies = |key: &Key| {
-            let expected = key.mac.clone().chain_update(signed.as_bytes());
-            key.id == key_id && expected.verify_truncated_left(&mac).is_ok()
+            let expected = || key.mac.clone().chain_update(signed.as_bytes());
+            key.id == key_id && expected().verify_truncated_left(mac).is_ok()
         };
         match self.0.iter().position(verifies)? {
             0 => Some(Verified::ByFirst(payload)),

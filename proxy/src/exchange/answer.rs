@@ -50,9 +50,8 @@ impl Policy {
     fn dress(&self, exchange: &Exchange, choice: &Choice, response: &mut ResponseHeader) {
         let released = response.headers.contains_key(&RELEASE);
         remove_private(response);
-        let now = Instant::now();
         let bind_to = if released {
-            exchange.pool.release(&choice.backend, now)
+            exchange.pool.release(&choice.backend, Instant::now())
         } else {
             (choice.cookie == CookieChange::Set).then(|| Arc::clone(&choice.backend))
         };
@@ -61,7 +60,7 @@ impl Policy {
             return;
         };
         let scheme = exchange.forwarded.scheme;
-        if let Some(cookie) = exchange.pool.set_cookie(&backend, now, scheme) {
+        if let Some(cookie) = exchange.pool.set_cookie(&backend, Instant::now(), scheme) {
             append(response, SET_COOKIE, cookie);
             keep_out_of_shared_caches(response);
         }
