@@ -14,6 +14,8 @@ mod disconnect;
 mod frame;
 mod metrics;
 mod open_files;
+#[expect(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod protocol;
 mod publication;
 // Layer 1.
 mod config;

@@ -59,7 +59,7 @@ const PROXY: Layers = Layers {
 const NODE: Layers = Layers {
     source: "node/src",
     rows: &[
-        &["channel", "frame", "disconnect", "open_files"],
+        &["channel", "frame", "disconnect", "open_files", "protocol"],
         &["metrics", "publication"],
         &["config"],
         &["outbox", "redis", "tcp", "logging"],
