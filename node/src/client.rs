@@ -101,7 +101,7 @@ impl Clients {
         let membership = match &endpoint.mode {
             Mode::Relay { channel } => Some(self.hub.join(channel, member.clone())),
             Mode::Ticker => Some(self.hub.join(&self.ticker, member.clone())),
-            Mode::Echo | Mode::Close | Mode::Amplify => None,
+            Mode::Echo | Mode::Close | Mode::Amplify | Mode::Channels => None,
         };
         Client {
             clients: Arc::clone(self),
@@ -136,7 +136,7 @@ impl Client {
                 self.echo(&amplified(data), MessageKind::Text);
                 Ok(Taken::Done)
             }
-            Mode::Close | Mode::Ticker => Ok(Taken::Done), // Nobody hears it.
+            Mode::Close | Mode::Ticker | Mode::Channels => Ok(Taken::Done), // Nobody hears it.
             Mode::Relay { channel } => {
                 // A copy: what waits in a lane must not keep the whole read that it came with.
                 let data = Bytes::copy_from_slice(data);

@@ -17,13 +17,19 @@ use causeway_conf::ConfErrors;
 use causeway_conf::Positions;
 use causeway_conf::Secret;
 
+mod channels;
 mod check;
 mod endpoint;
 mod raw;
 mod settings;
 
+pub(crate) use channels::{
+    Ack, ChannelOptions, Channels, ClientLimits, DataKind, HistoryOptions, Namespaces,
+    PublishAccess, ReadAccess, SlowReader, SubscribeAccess, USERS_BEGIN,
+};
 pub(crate) use endpoint::{
-    AllowedOrigins, Endpoint, Mode, Ping, Protocol, PublishRate, Sockjs, SockjsTransport,
+    AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,
+    PublishRate, Sockjs, SockjsTransport,
 };
 
 /// Everything that can be set.
@@ -38,6 +44,8 @@ pub struct Config {
     pub(crate) broker: Broker,
     /// What is served where; paths differ and none is empty.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    /// What holds for endpoints with `mode: channels`.
+    pub(crate) channels: Channels,
     /// Whether `/` is the chat page.
     pub(crate) page: bool,
     /// Peers whose X-Forwarded-* headers are believed.

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::Broker;
+use crate::config::Channels;
 use crate::config::Config;
 use crate::config::Drain;
 use crate::config::Endpoint;
@@ -31,6 +32,7 @@ use crate::config::settings;
 use crate::config::settings::Setting;
 
 mod broker;
+mod channels;
 mod endpoint;
 
 /// The longest node id, in bytes.
@@ -78,8 +80,10 @@ impl Checker<'_> {
     fn config(&mut self, raw: raw::Config) -> Config {
         let endpoints = self.endpoints(raw.endpoints);
         let broker = self.broker(raw.broker.unwrap_or_default());
+        let channels = self.channels(raw.channels.unwrap_or_default());
         let limits = self.limits(raw.limits.unwrap_or_default());
         self.relations(&endpoints, &broker, &limits);
+        self.namespaces_are_there(&endpoints, &channels);
         Config {
             id: self.node_id(raw.node.unwrap_or_default().id),
             listen: self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN)),
@@ -90,6 +94,7 @@ impl Checker<'_> {
             ),
             broker,
             endpoints: endpoints.into_iter().map(Arc::new).collect(),
+            channels,
             page: raw.page.unwrap_or(settings::PAGE),
             trusted_proxies: raw.trusted_proxies.unwrap_or_default(),
             limits,
@@ -231,14 +236,15 @@ impl Checker<'_> {
                     format!("duplicate path \"{path}\", endpoints[{first}] has it already"),
                 );
             }
-            let is_sockjs = matches!(endpoint.protocol, Protocol::Sockjs(_));
-            let is_relay = matches!(endpoint.mode, Mode::Relay { .. });
+            // Where messages come in the bodies of requests.
+            let has_bodies = !matches!(endpoint.protocol, Protocol::Websocket);
+            let publishes = matches!(endpoint.mode, Mode::Relay { .. } | Mode::Channels);
             let mut bounds = Vec::new();
-            if is_sockjs {
+            if has_bodies {
                 bounds.push(("limits.body_size", limits.body_bytes_max));
             }
             if let Broker::Redis(redis) = broker
-                && is_relay
+                && publishes
             {
                 bounds.push(("broker.lane_bytes", redis.lane_bytes_max));
                 bounds.push(("broker.message_size", redis.message_bytes_max));
@@ -253,6 +259,19 @@ impl Checker<'_> {
                     );
                 }
             }
+        }
+    }
+
+    /// Without a namespace, an endpoint for channels would refuse every channel.
+    fn namespaces_are_there(&mut self, endpoints: &[Endpoint], channels: &Channels) {
+        let is_channels = |endpoint: &Endpoint| endpoint.mode == Mode::Channels;
+        if let Some(index) = endpoints.iter().position(is_channels)
+            && channels.namespaces.is_empty()
+        {
+            self.error(
+                &format!("endpoints[{index}].mode"),
+                "`mode: channels` needs at least one of `channels.namespaces`, such as {name: chat, subscribe: authenticated}",
+            );
         }
     }
 

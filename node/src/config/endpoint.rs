@@ -31,6 +31,8 @@ pub(crate) enum Protocol {
     Sockjs(Sockjs),
     /// WebSocket, one message for each publication.
     Websocket,
+    /// Centrifugo's client protocol.
+    Channels(ChannelsEndpoint),
 }
 
 /// Where a client's messages go.
@@ -46,6 +48,35 @@ pub(crate) enum Mode {
     Amplify,
     /// Nowhere: the client hears `tick!` once a second.
     Ticker,
+    /// To whom the client wishes, see [`Protocol::Channels`].
+    Channels,
+}
+
+/// An endpoint's own settings with `mode: channels`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ChannelsEndpoint {
+    /// Never empty, without duplicates.
+    pub(crate) transports: Vec<ChannelTransport>,
+}
+
+impl ChannelsEndpoint {
+    /// Whether clients may use `transport`.
+    pub(crate) fn allows(&self, transport: ChannelTransport) -> bool {
+        self.transports.contains(&transport)
+    }
+}
+
+/// The wires of channel clients that can be switched off one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChannelTransport {
+    /// In JSON or in Protobuf.
+    Websocket,
+    /// A streamed answer, with requests beside it.
+    HttpStream,
+    /// Server-sent events, with requests beside them.
+    Sse,
+    /// Server-sent events alone.
+    UniSse,
 }
 
 /// SockJS's own settings.
@@ -73,8 +104,7 @@ impl Sockjs {
 }
 
 /// The wires of SockJS that can be switched off one by one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SockjsTransport {
     /// Both WebSockets: with SockJS frames and raw.
     Websocket,

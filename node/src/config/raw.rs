@@ -8,8 +8,13 @@ use causeway_conf::Secret;
 use causeway_conf::Span;
 use serde::Deserialize;
 
+use crate::config::Ack;
+use crate::config::DataKind;
 use crate::config::LogFormat;
-use crate::config::SockjsTransport;
+use crate::config::PublishAccess;
+use crate::config::ReadAccess;
+use crate::config::SlowReader;
+use crate::config::SubscribeAccess;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +24,7 @@ pub(super) struct Config {
     pub(super) threads: Option<u64>,
     pub(super) broker: Option<Broker>,
     pub(super) endpoints: Option<Vec<Endpoint>>,
+    pub(super) channels: Option<Channels>,
     pub(super) page: Option<bool>,
     pub(super) trusted_proxies: Option<Vec<AddressRange>>,
     pub(super) limits: Option<Limits>,
@@ -70,12 +76,70 @@ pub(super) struct Endpoint {
     pub(super) outbox: Option<ByteSize>,
     pub(super) allowed_origins: Option<AllowedOrigins>,
     pub(super) ping: Option<Ping>,
-    pub(super) transports: Option<Vec<SockjsTransport>>,
+    pub(super) transports: Option<Vec<Transport>>,
     pub(super) heartbeat: Option<Span>,
     pub(super) disconnect_delay: Option<Span>,
     pub(super) response_limit: Option<ByteSize>,
     pub(super) cookie_needed: Option<bool>,
     pub(super) client_script: Option<String>,
+}
+
+/// The transports of both protocols that have several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Transport {
+    Websocket,
+    XhrStreaming,
+    Eventsource,
+    Htmlfile,
+    Xhr,
+    Jsonp,
+    HttpStream,
+    Sse,
+    UniSse,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Channels {
+    pub(super) namespaces: Option<Vec<Namespace>>,
+    pub(super) linger: Option<Span>,
+    pub(super) limits: Option<ChannelLimits>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ChannelLimits {
+    pub(super) connect_timeout: Option<Span>,
+    pub(super) channels_per_client: Option<u64>,
+    pub(super) connections_per_user: Option<u64>,
+    pub(super) history_page: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Namespace {
+    pub(super) name: Option<String>,
+    pub(super) subscribe: Option<SubscribeAccess>,
+    pub(super) user_limited: Option<bool>,
+    pub(super) publish: Option<PublishAccess>,
+    pub(super) read_presence: Option<ReadAccess>,
+    pub(super) read_history: Option<ReadAccess>,
+    pub(super) history: Option<History>,
+    pub(super) recovery: Option<bool>,
+    pub(super) presence: Option<bool>,
+    pub(super) join_leave: Option<bool>,
+    pub(super) data: Option<DataKind>,
+    pub(super) slow: Option<SlowReader>,
+    pub(super) ack: Option<Ack>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct History {
+    pub(super) size: u64,
+    pub(super) lifetime: Span,
+    pub(super) meta_lifetime: Option<Span>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -93,6 +157,7 @@ pub(super) enum Mode {
     Close,
     Amplify,
     Ticker,
+    Channels,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
+use crate::config::Ack;
+use crate::config::ChannelTransport;
+use crate::config::DataKind;
 use crate::config::LogFormat;
+use crate::config::PublishAccess;
+use crate::config::ReadAccess;
+use crate::config::SlowReader;
 use crate::config::SockjsTransport;
+use crate::config::SubscribeAccess;
 
 /// A default and what is allowed, ends included.
 pub(super) struct Setting<T> {
@@ -24,10 +31,15 @@ const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+const fn days(days: u64) -> Duration {
+    secs(days * 24 * 60 * 60)
+}
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const DAY: Duration = secs(24 * 60 * 60);
+const DAY: Duration = days(1);
 const HOUR: Duration = secs(60 * 60);
+const YEAR: Duration = days(365);
 
 pub(super) const LISTEN: &str = "127.0.0.1:9000";
 pub(super) const THREADS_MAX: u64 = 1024;
@@ -64,6 +76,33 @@ pub(super) const TRANSPORTS: [SockjsTransport; 6] = [
 ];
 /// `response_limit` of the `/echo` that is there without a file: what the SockJS protocol suite expects.
 pub(super) const ECHO_RESPONSE_LIMIT: u64 = 4 * KIB;
+
+pub(super) const CHANNEL_TRANSPORTS: [ChannelTransport; 4] = [
+    ChannelTransport::Websocket,
+    ChannelTransport::HttpStream,
+    ChannelTransport::Sse,
+    ChannelTransport::UniSse,
+];
+
+pub(super) const LINGER: Setting<Duration> = setting(secs(10), Duration::ZERO, HOUR);
+pub(super) const CHANNELS_CONNECT_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
+pub(super) const CHANNELS_PER_CLIENT: Setting<u64> = setting(128, 1, 1_000_000);
+pub(super) const HISTORY_PAGE: Setting<u64> = setting(1000, 1, 1_000_000);
+pub(super) const SUBSCRIBE: SubscribeAccess = SubscribeAccess::Token;
+pub(super) const USER_LIMITED: bool = false;
+pub(super) const PUBLISH: PublishAccess = PublishAccess::Nobody;
+pub(super) const READ_PRESENCE: ReadAccess = ReadAccess::Subscribers;
+pub(super) const READ_HISTORY: ReadAccess = ReadAccess::Subscribers;
+pub(super) const HISTORY_SIZE: Setting<u64> = setting(100, 1, 1_000_000);
+pub(super) const HISTORY_LIFETIME: Setting<Duration> = setting(HOUR, ms(100), YEAR);
+pub(super) const HISTORY_META_LIFETIME: Setting<Duration> = setting(days(30), ms(100), YEAR);
+pub(super) const RECOVERY: bool = false;
+pub(super) const PRESENCE: bool = false;
+pub(super) const JOIN_LEAVE: bool = false;
+pub(super) const DATA: DataKind = DataKind::Json;
+pub(super) const SLOW: SlowReader = SlowReader::Disconnect;
+pub(super) const ACK_WITH_HISTORY: Ack = Ack::Stored;
+pub(super) const ACK_WITHOUT_HISTORY: Ack = Ack::Fast;
 
 pub(super) const CONNECTIONS_MAX: u64 = 100_000_000;
 pub(super) const SESSIONS: Setting<u64> = setting(50_000, 1, 100_000_000);

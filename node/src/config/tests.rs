@@ -3,6 +3,8 @@ use expect_test::expect;
 
 use super::*;
 
+mod channels;
+
 /// The file that documents every setting.
 const COMMENTED: &str = include_str!("../../../conf/node.yaml");
 
@@ -43,6 +45,9 @@ fn the_commented_file_names_every_setting() {
         "node",
         "broker",
         "endpoints",
+        "channels",
+        "channels.namespaces",
+        "channels.limits",
         "limits",
         "tcp",
         "fanout",
@@ -52,6 +57,8 @@ fn the_commented_file_names_every_setting() {
         let text = match mapping {
             "" => "nonsense: 1".to_owned(),
             "endpoints" => "endpoints: [{nonsense: 1}]".to_owned(),
+            "channels.namespaces" => "channels: {namespaces: [{nonsense: 1}]}".to_owned(),
+            "channels.limits" => "channels: {limits: {nonsense: 1}}".to_owned(),
             _ => format!("{mapping}: {{nonsense: 1}}"),
         };
         let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
@@ -259,7 +266,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, flash]}]",
             expect![
-                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `flash`, expected one of `websocket`, `xhr_streaming`, `eventsource`, `htmlfile`, `xhr`, `jsonp`"
+                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `flash`, expected one of `websocket`, `xhr_streaming`, `eventsource`, `htmlfile`, `xhr`, `jsonp`, `http_stream`, `sse`, `uni_sse`"
             ],
         ),
         (
@@ -301,7 +308,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "listn: 1",
             expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `endpoints`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
             ],
         ),
     ];

@@ -50,7 +50,7 @@ impl Mount {
     /// Serves `endpoint`; `quota` limits the sessions of all mounts together.
     pub(crate) fn new(endpoint: Arc<Endpoint>, clients: Arc<Clients>, quota: &Arc<Quota>) -> Self {
         let sockjs = match &endpoint.protocol {
-            Protocol::Websocket => None,
+            Protocol::Websocket | Protocol::Channels(_) => None,
             Protocol::Sockjs(settings) => {
                 let config = SessionsConfig {
                     delays: Delays {

@@ -78,8 +78,10 @@ fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 fn place<'a>(rest: &'a str, protocol: &Protocol) -> Option<Place<'a>> {
-    let Protocol::Sockjs(sockjs) = protocol else {
-        return matches!(rest, "" | "/").then_some(Place::Websocket);
+    let sockjs = match protocol {
+        Protocol::Sockjs(sockjs) => sockjs,
+        Protocol::Websocket => return matches!(rest, "" | "/").then_some(Place::Websocket),
+        Protocol::Channels(_) => return None,
     };
     let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
         return Some(Place::Greeting);

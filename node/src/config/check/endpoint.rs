@@ -4,12 +4,15 @@ use super::Checker;
 use crate::channel::ChannelName;
 use crate::channel::RESERVED_PREFIX;
 use crate::config::AllowedOrigins;
+use crate::config::ChannelTransport;
+use crate::config::ChannelsEndpoint;
 use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::config::Ping;
 use crate::config::Protocol;
 use crate::config::PublishRate;
 use crate::config::Sockjs;
+use crate::config::SockjsTransport;
 use crate::config::raw;
 use crate::config::settings;
 use crate::config::settings::Setting;
@@ -34,20 +37,10 @@ impl Checker<'_> {
     }
 
     fn endpoint(&mut self, at: &str, raw: raw::Endpoint) -> Endpoint {
-        let protocol = raw.protocol.unwrap_or_else(|| {
-            self.error(
-                &format!("{at}.protocol"),
-                "expected `sockjs` or `websocket`",
-            );
-            raw::Protocol::Websocket
-        });
+        let mode = raw.mode.unwrap_or(raw::Mode::Relay);
         Endpoint {
             path: self.path(&format!("{at}.path"), raw.path.as_deref()),
-            mode: self.mode(
-                at,
-                raw.mode.unwrap_or(raw::Mode::Relay),
-                raw.channel.as_deref(),
-            ),
+            mode: self.mode(at, mode, raw.channel.as_deref()),
             read_only: raw.read_only.unwrap_or(settings::READ_ONLY),
             message_bytes_max: self.size(
                 &format!("{at}.message_size"),
@@ -62,8 +55,72 @@ impl Checker<'_> {
                 raw.allowed_origins.as_ref(),
             ),
             ping: self.ping(&format!("{at}.ping"), raw.ping.as_ref()),
-            protocol: self.protocol(at, protocol, raw),
+            protocol: match mode {
+                raw::Mode::Channels => Protocol::Channels(self.channels_endpoint(at, &raw)),
+                _ => self.protocol(at, raw),
+            },
         }
+    }
+
+    fn channels_endpoint(&mut self, at: &str, raw: &raw::Endpoint) -> ChannelsEndpoint {
+        if raw.protocol.is_some() {
+            self.error(
+                &format!("{at}.protocol"),
+                "`mode: channels` has a protocol of its own, expected none",
+            );
+        }
+        if raw.read_only.is_some() {
+            self.error(
+                &format!("{at}.read_only"),
+                "with `mode: channels` it is for each namespace to say who may `publish`",
+            );
+        }
+        self.refuse(at, &sockjs_settings(raw), "`protocol: sockjs`");
+        let transports = match &raw.transports {
+            None => settings::CHANNEL_TRANSPORTS.to_vec(),
+            Some(transports) => self.transports(
+                &format!("{at}.transports"),
+                transports,
+                "websocket, http_stream, sse, uni_sse",
+                channel_transport,
+            ),
+        };
+        ChannelsEndpoint { transports }
+    }
+
+    /// Refuses settings that are given where only `of` has them.
+    fn refuse(&mut self, at: &str, given: &[(&str, bool)], of: &str) {
+        for (key, _) in given.iter().filter(|(_, is_given)| *is_given) {
+            self.error(
+                &format!("{at}.{key}"),
+                format!("this setting is only for {of}"),
+            );
+        }
+    }
+
+    /// The transports that `known` knows, each once.
+    fn transports<T: PartialEq>(
+        &mut self,
+        key: &str,
+        raw: &[raw::Transport],
+        names: &str,
+        known: fn(raw::Transport) -> Option<T>,
+    ) -> Vec<T> {
+        if raw.is_empty() {
+            self.error(key, format!("expected at least one of {names}"));
+        }
+        let mut transports = Vec::new();
+        for (index, transport) in raw.iter().enumerate() {
+            match known(*transport) {
+                Some(transport) if transports.contains(&transport) => {}
+                Some(transport) => transports.push(transport),
+                None => self.error(
+                    &format!("{key}[{index}]"),
+                    format!("expected one of {names}"),
+                ),
+            }
+        }
+        transports
     }
 
     fn path(&mut self, key: &str, path: Option<&str>) -> String {
@@ -97,6 +154,7 @@ impl Checker<'_> {
             raw::Mode::Close => Mode::Close,
             raw::Mode::Amplify => Mode::Amplify,
             raw::Mode::Ticker => Mode::Ticker,
+            raw::Mode::Channels => Mode::Channels,
             raw::Mode::Relay => {
                 let name = channel.unwrap_or(settings::CHANNEL);
                 let channel = ChannelName::new(name).unwrap_or_else(|error| {
@@ -141,39 +199,29 @@ impl Checker<'_> {
         }
     }
 
-    fn protocol(&mut self, at: &str, protocol: raw::Protocol, raw: raw::Endpoint) -> Protocol {
+    fn protocol(&mut self, at: &str, raw: raw::Endpoint) -> Protocol {
+        let protocol = raw.protocol.unwrap_or_else(|| {
+            self.error(
+                &format!("{at}.protocol"),
+                "expected `sockjs` or `websocket`",
+            );
+            raw::Protocol::Websocket
+        });
         if protocol == raw::Protocol::Websocket {
-            let given = [
-                ("transports", raw.transports.is_some()),
-                ("heartbeat", raw.heartbeat.is_some()),
-                ("disconnect_delay", raw.disconnect_delay.is_some()),
-                ("response_limit", raw.response_limit.is_some()),
-                ("cookie_needed", raw.cookie_needed.is_some()),
-                ("client_script", raw.client_script.is_some()),
-            ];
-            for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
-                self.error(
-                    &format!("{at}.{key}"),
-                    "this setting is only for `protocol: sockjs`",
-                );
-            }
+            let transports = ("transports", raw.transports.is_some());
+            self.refuse(at, &[transports], "`protocol: sockjs` and `mode: channels`");
+            self.refuse(at, &sockjs_settings(&raw), "`protocol: sockjs`");
             return Protocol::Websocket;
         }
-        let mut transports = raw
-            .transports
-            .unwrap_or_else(|| settings::TRANSPORTS.to_vec());
-        if transports.is_empty() {
-            self.error(
+        let transports = match &raw.transports {
+            None => settings::TRANSPORTS.to_vec(),
+            Some(transports) => self.transports(
                 &format!("{at}.transports"),
-                "expected at least one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp",
-            );
-        }
-        let mut seen = Vec::new();
-        transports.retain(|transport| {
-            let is_new = !seen.contains(transport);
-            seen.push(*transport);
-            is_new
-        });
+                transports,
+                "websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp",
+                sockjs_transport,
+            ),
+        };
         Protocol::Sockjs(Sockjs {
             transports,
             heartbeat: self.span(
@@ -248,6 +296,39 @@ impl Checker<'_> {
         }
         AllowedOrigins::Listed(origins)
     }
+}
+
+/// What only SockJS has, and whether it is given.
+fn sockjs_settings(raw: &raw::Endpoint) -> [(&'static str, bool); 5] {
+    [
+        ("heartbeat", raw.heartbeat.is_some()),
+        ("disconnect_delay", raw.disconnect_delay.is_some()),
+        ("response_limit", raw.response_limit.is_some()),
+        ("cookie_needed", raw.cookie_needed.is_some()),
+        ("client_script", raw.client_script.is_some()),
+    ]
+}
+
+fn sockjs_transport(raw: raw::Transport) -> Option<SockjsTransport> {
+    Some(match raw {
+        raw::Transport::Websocket => SockjsTransport::Websocket,
+        raw::Transport::XhrStreaming => SockjsTransport::XhrStreaming,
+        raw::Transport::Eventsource => SockjsTransport::Eventsource,
+        raw::Transport::Htmlfile => SockjsTransport::Htmlfile,
+        raw::Transport::Xhr => SockjsTransport::Xhr,
+        raw::Transport::Jsonp => SockjsTransport::Jsonp,
+        raw::Transport::HttpStream | raw::Transport::Sse | raw::Transport::UniSse => return None,
+    })
+}
+
+fn channel_transport(raw: raw::Transport) -> Option<ChannelTransport> {
+    Some(match raw {
+        raw::Transport::Websocket => ChannelTransport::Websocket,
+        raw::Transport::HttpStream => ChannelTransport::HttpStream,
+        raw::Transport::Sse => ChannelTransport::Sse,
+        raw::Transport::UniSse => ChannelTransport::UniSse,
+        _ => return None,
+    })
 }
 
 /// The origin as a browser sends it (RFC 6454 section 6.2): lower case, without the scheme's own port.

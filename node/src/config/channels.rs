@@ -1,0 +1,193 @@
+//! Channels of `mode: channels`: which there are, what each allows, and what their clients may cost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What stands between a namespace and the rest of a channel's name.
+pub(crate) const NAMESPACE_END: char = ':';
+
+/// What begins the list of users in the name of a channel that is theirs alone: `chat:room#42,43`.
+pub(crate) const USERS_BEGIN: char = '#';
+
+/// Everything about channels that holds for the whole node.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Channels {
+    pub(crate) namespaces: Namespaces,
+    /// How long a channel stays subscribed in the broker after its last subscriber has left.
+    pub(crate) linger: Duration,
+    pub(crate) limits: ClientLimits,
+}
+
+/// What one client, or one user, may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClientLimits {
+    /// How long a connection may take to send its `connect`.
+    pub(crate) connect_timeout: Duration,
+    /// Channels that one client hears, server-side ones included.
+    pub(crate) channels_per_client: usize,
+    /// Connections of one user to this node; `None`: any number.
+    pub(crate) connections_per_user: Option<usize>,
+    /// Publications in the answer to one `history`.
+    pub(crate) history_page: usize,
+}
+
+/// Options by namespace.
+///
+/// Invariant: a channel has options if and only if its namespace is configured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Namespaces(HashMap<String, Arc<ChannelOptions>>);
+
+/// What holds for the channels of one namespace.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ChannelOptions {
+    /// Its name; empty: channels without a namespace.
+    pub(crate) namespace: String,
+    /// Who may subscribe without a token for the channel.
+    pub(crate) subscribe: SubscribeAccess,
+    /// Whether a name that ends in `#USER,USER` is for these users.
+    pub(crate) user_limited: bool,
+    pub(crate) publish: PublishAccess,
+    /// Who may ask for presence, if there is any.
+    pub(crate) read_presence: ReadAccess,
+    /// Who may ask for history, if there is any.
+    pub(crate) read_history: ReadAccess,
+    /// What is kept of what was said; `None`: nothing.
+    pub(crate) history: Option<HistoryOptions>,
+    /// Whether clients that come back get what they missed; never without `history`.
+    pub(crate) recovery: bool,
+    /// Whether it is known who is there.
+    pub(crate) presence: bool,
+    /// Whether subscribers are told who comes and goes; never without `presence`.
+    pub(crate) join_leave: bool,
+    pub(crate) data: DataKind,
+    pub(crate) slow: SlowReader,
+    /// How far a client's publication must have got before the client is answered; never
+    /// [`Ack::Fast`] with `history`.
+    pub(crate) ack: Ack,
+}
+
+/// What is kept of a channel's publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HistoryOptions {
+    /// The newest so many.
+    pub(crate) size: usize,
+    /// For this long after the last one.
+    pub(crate) lifetime: Duration,
+    /// How long the stream's epoch is remembered, so that positions stay comparable; at least
+    /// `lifetime`.
+    pub(crate) meta_lifetime: Duration,
+}
+
+/// Who may subscribe without a token for the channel. With a valid one everybody may, unless it is
+/// `Nobody`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SubscribeAccess {
+    /// Only the server subscribes clients.
+    Nobody,
+    /// Nobody.
+    Token,
+    /// Whom the application's backend allows it.
+    Hook,
+    /// Clients with a user.
+    Authenticated,
+    /// Every client.
+    Anyone,
+}
+
+/// Who may publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PublishAccess {
+    /// The application alone.
+    Nobody,
+    /// Whom the application's backend allows it.
+    Hook,
+    /// Those who hear the channel.
+    Subscribers,
+    /// Clients with a user.
+    Authenticated,
+    /// Every client.
+    Anyone,
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReadAccess {
+    /// The application alone.
+    Nobody,
+    /// Those who hear the channel.
+    Subscribers,
+    /// Clients with a user.
+    Authenticated,
+    /// Every client.
+    Anyone,
+}
+
+/// What publications are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DataKind {
+    /// Each is valid JSON; clients of both codecs may take part.
+    Json,
+    /// Each is any bytes; only clients that speak Protobuf may take part.
+    Binary,
+}
+
+/// What becomes of a client that reads too slowly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SlowReader {
+    /// It is sent away, and recovers when it comes back.
+    Disconnect,
+    /// It gets only the newest publication of this channel when it reads again. Never with recovery.
+    Latest,
+}
+
+/// How far a publication has got when its publisher is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ack {
+    /// Handed to the broker.
+    Fast,
+    /// Taken by the broker, and stored if the channel has history.
+    Stored,
+    /// On a replica of it too.
+    Replicated,
+}
+
+impl Namespaces {
+    /// Those of which each has a name of its own.
+    pub(crate) fn new(options: impl IntoIterator<Item = ChannelOptions>) -> Self {
+        let by_name = |options: ChannelOptions| (options.namespace.clone(), Arc::new(options));
+        Self(options.into_iter().map(by_name).collect())
+    }
+
+    /// The options of `channel`; `None`: its namespace is not configured.
+    pub(crate) fn options(&self, channel: &str) -> Option<&Arc<ChannelOptions>> {
+        match channel.split_once(NAMESPACE_END) {
+            Some(("", _)) => None,
+            Some((namespace, _)) => self.0.get(namespace),
+            None => self.0.get(""),
+        }
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<ChannelOptions>> {
+        self.0.values()
+    }
+}
+
+impl ChannelOptions {
+    /// Whether a client has a position in its stream.
+    pub(crate) fn is_positioned(&self) -> bool {
+        self.history.is_some()
+    }
+}
