@@ -25,7 +25,7 @@ mod settings;
 
 pub(crate) use channels::{
     Ack, ChannelOptions, Channels, ClientLimits, DataKind, HistoryOptions, Namespaces,
-    PublishAccess, ReadAccess, SlowReader, SubscribeAccess, USERS_BEGIN,
+    PublishAccess, ReadAccess, SlowReader, SubscribeAccess,
 };
 pub(crate) use endpoint::{
     AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,

@@ -1,7 +1,14 @@
 //! Why a client is sent away: a close code, a reason, a name for the metrics.
 //!
 //! A disconnect is not an error. Codes below 3000 are those of RFC 6455 section 7.4.1 and the IANA
-//! registry; those from 3000 on are ours or sockjs-node's. The reason fits a close frame (123 bytes).
+//! registry; those from 3000 on are ours, sockjs-node's or the channel protocol's, whose clients come back
+//! after a code below 3500, and do not from there to 3999. From 4000 on they are the application's: clients
+//! come back below 4500. A reason that does not fit a close frame (123 bytes) is cut.
+
+use std::borrow::Cow;
+
+use crate::protocol::ErrorCode;
+use crate::protocol::ProtocolError;
 
 /// What a client is told when its connection ends from our side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +47,140 @@ impl Disconnect {
     /// The client reads too slowly and its outbox is full: it should reconnect.
     pub(crate) const SLOW: Self = Self::new(3008, "reads too slowly", "slow");
 
+    /// Channels: this node stops; another one, or this one in a moment, takes the client.
+    pub(crate) const SHUTDOWN: Self = Self::new(3001, "shutdown", "shutdown");
+    /// Channels: something here has failed; it may work in a moment.
+    pub(crate) const INTERNAL: Self = Self::new(3004, "internal server error", "internal");
+    /// Channels: the connection's time is over.
+    pub(crate) const EXPIRED: Self = Self::new(3005, "connection expired", "expired");
+    /// Channels: no pong came in time.
+    pub(crate) const NO_ANSWER: Self = Self::new(3012, "no pong", "no_answer");
+    /// Channels: the token is none of ours, or somebody else's.
+    pub(crate) const INVALID_TOKEN: Self = Self::new(3500, "invalid token", "invalid_token");
+    /// Channels: what came is no command, or has no place there.
+    pub(crate) const BAD_REQUEST: Self = Self::new(3501, "bad request", "bad_request");
+    /// Channels: no `connect` came in time.
+    pub(crate) const STALE: Self = Self::new(3502, "stale", "stale");
+    /// Channels: the user has as many connections as it may have.
+    pub(crate) const CONNECTION_LIMIT: Self =
+        Self::new(3504, "connection limit", "connection_limit");
+    /// Channels: the client may not do what it needs to do.
+    pub(crate) const PERMISSION_DENIED: Self =
+        Self::new(3507, "permission denied", "permission_denied");
+
     const fn new(code: u16, reason: &'static str, name: &'static str) -> Self {
         Self { code, reason, name }
+    }
+
+    /// Whether a channel client is to come back by itself.
+    pub(crate) fn may_reconnect(self) -> bool {
+        !matches!(self.code, 3500..4000 | 4500..5000)
+    }
+}
+
+/// A disconnect in words of its own, such as the application's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    /// Code and name; its reason does not count.
+    pub(crate) disconnect: Disconnect,
+    /// The text that goes with the code.
+    pub(crate) reason: Cow<'static, str>,
+}
+
+impl Farewell {
+    /// What the application says; a code that is none of a client's stands for a bad request.
+    pub(crate) fn by_application(code: u32, reason: String) -> Self {
+        let fits = u16::try_from(code).ok();
+        let fits = fits.filter(|code| (3000..5000).contains(code));
+        let code = fits.unwrap_or(Disconnect::BAD_REQUEST.code);
+        Self {
+            disconnect: Disconnect::new(code, "", "application"),
+            reason: reason.into(),
+        }
+    }
+
+    /// What `error` comes to for a client that cannot be told an error.
+    pub(crate) fn of_error(error: &ProtocolError) -> Self {
+        const EXPIRED: [u32; 2] = [ErrorCode::TokenExpired as u32, ErrorCode::Expired as u32];
+        const DENIED: [u32; 2] = [
+            ErrorCode::Unauthorized as u32,
+            ErrorCode::PermissionDenied as u32,
+        ];
+        let disconnect = match error.code {
+            code if EXPIRED.contains(&code) => Disconnect::EXPIRED,
+            code if DENIED.contains(&code) => Disconnect::PERMISSION_DENIED,
+            _ if error.temporary => Disconnect::INTERNAL,
+            _ => Disconnect::BAD_REQUEST,
+        };
+        Self {
+            disconnect,
+            reason: error.message.clone().into(),
+        }
+    }
+}
+
+impl From<Disconnect> for Farewell {
+    fn from(disconnect: Disconnect) -> Self {
+        Self {
+            disconnect,
+            reason: Cow::Borrowed(disconnect.reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_says_whether_to_come_back() {
+        for (code, comes_back) in [
+            (1012, true),
+            (3000, true),
+            (3499, true),
+            (3500, false),
+            (3999, false),
+            (4000, true),
+            (4499, true),
+            (4500, false),
+            (4999, false),
+        ] {
+            let farewell = Farewell::by_application(code, String::new());
+            let disconnect = Disconnect {
+                code: u16::try_from(code).unwrap(),
+                ..farewell.disconnect
+            };
+            assert_eq!(disconnect.may_reconnect(), comes_back, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_application_cannot_use_the_codes_of_websocket() {
+        for (code, used) in [
+            (0, 3501),
+            (1000, 3501),
+            (2999, 3501),
+            (3000, 3000),
+            (4999, 4999),
+            (5000, 3501),
+            (70000, 3501),
+        ] {
+            let farewell = Farewell::by_application(code, "bye".to_owned());
+            assert_eq!(farewell.disconnect.code, used, "{code}");
+            assert_eq!(farewell.reason, "bye");
+        }
+    }
+
+    #[test]
+    fn who_cannot_be_told_an_error_is_told_by_a_code() {
+        for (error, disconnect) in [
+            (ErrorCode::TokenExpired, Disconnect::EXPIRED),
+            (ErrorCode::Unauthorized, Disconnect::PERMISSION_DENIED),
+            (ErrorCode::PermissionDenied, Disconnect::PERMISSION_DENIED),
+            (ErrorCode::Internal, Disconnect::INTERNAL),
+            (ErrorCode::UnknownChannel, Disconnect::BAD_REQUEST),
+        ] {
+            assert_eq!(Farewell::of_error(&error.into()).disconnect, disconnect);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Local fan-out: which clients of this node hear which channel, and the writing to them.
 //!
-//! The broker hands publications in ([`Hub::deliver`]); each is encoded once for each format that a
-//! member of its channel reads and gathers in the channel's open batch. One task ([`Hub::run`]) goes
+//! The broker hands publications of relays in ([`Hub::deliver`]), a feed the pushes of its channel
+//! ([`Hub::deliver_push`]); each is encoded once for each format that a member of the channel reads and
+//! gathers in the channel's open batch. One task ([`Hub::run`]) goes
 //! over the channels with an open batch and gives each member all of it at once, in one write: it
 //! writes to the sockets itself, never waits for one, and lets others run every few hundred writes. How
 //! long a batch gathers is up to [`window`].
@@ -9,8 +10,8 @@
 //! Nothing here blocks. What a socket does not take is its outbox's business.
 //!
 //! Invariant: a channel is in the map if and only if it has a member, has one on its way out, or is
-//! pinned. The broker is subscribed to the channels in the map, but for the moment between a first join
-//! and the task's next look.
+//! pinned. The broker is subscribed to those in the map that no feed looks after, but for the moment
+//! between a first join and the task's next look.
 
 use std::collections::HashMap;
 use std::mem;
@@ -28,19 +29,22 @@ use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::channel::ChannelName;
 use crate::config::Fanout;
-use crate::frame::websocket::SocketFormat;
+use crate::config::SlowReader;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
-use crate::outbox::QueueOutbox;
-use crate::outbox::SocketOutbox;
+use crate::protocol::Push;
 use crate::publication::Publication;
 
 mod audience;
 mod batch;
 mod channel;
 mod cpu;
+mod format;
+mod member;
 mod rounds;
 mod window;
+
+pub(crate) use member::Member;
 
 use channel::Channel;
 use channel::Seat;
@@ -66,28 +70,11 @@ pub(crate) struct Hub {
     wake: Notify,
 }
 
-/// Where a client of a channel gets its messages.
-#[derive(Clone)]
-pub(crate) enum Member {
-    /// A WebSocket.
-    Socket(Arc<SocketOutbox>),
-    /// A SockJS session over HTTP: messages as quoted JSON strings.
-    Queue(Arc<QueueOutbox>),
-}
-
 /// A client in a channel, until it is dropped.
 pub(crate) struct Membership {
     hub: Arc<Hub>,
     channel: Arc<Channel>,
     seat: Seat,
-}
-
-/// The three ways to write down a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Raw,
-    Sockjs,
-    Quoted,
 }
 
 impl Hub {
@@ -97,7 +84,7 @@ impl Hub {
             fanout: config.fanout,
             metrics,
             channels: RwLock::default(),
-            channels_made: AtomicU64::new(0),
+            channels_made: AtomicU64::new(1), // The id 0 is nobody's.
             listed: Mutex::default(),
             wake: Notify::new(),
         };
@@ -111,7 +98,27 @@ impl Hub {
     /// Lets `member` hear what is delivered on `channel` from now on, for as long as the returned value
     /// lives, and nothing that came before.
     pub(crate) fn join(self: &Arc<Self>, name: &ChannelName, member: Member) -> Membership {
-        let (channel, joined) = self.join_channel(name, member);
+        self.join_channel(name, member, channel::Stay::WhileHeard)
+    }
+
+    /// The same for a channel whose pushes come from a feed, which also sees to its subscription in the
+    /// broker. All members of a channel agree on `slow`.
+    pub(crate) fn join_fed(
+        self: &Arc<Self>,
+        name: &ChannelName,
+        member: Member,
+        slow: SlowReader,
+    ) -> Membership {
+        self.join_channel(name, member, channel::Stay::Fed(slow))
+    }
+
+    fn join_channel(
+        self: &Arc<Self>,
+        name: &ChannelName,
+        member: Member,
+        stay: channel::Stay,
+    ) -> Membership {
+        let (channel, joined) = self.enter(name, member, stay);
         if joined.list {
             self.list(&channel);
         }
@@ -119,6 +126,18 @@ impl Hub {
             hub: Arc::clone(self),
             channel,
             seat: joined.seat,
+        }
+    }
+
+    /// Gives `push` to the members of `name`, in the order of the calls. Never blocks.
+    pub(crate) fn deliver_push(&self, name: &ChannelName, push: &Push) {
+        let channel = self.channels.read().get(name).cloned();
+        if let Some(channel) = channel
+            && channel.append(self.fanout.batch_bytes_max, |batch, slots| {
+                batch.append_push(push, slots);
+            })
+        {
+            self.list(&channel);
         }
     }
 
@@ -132,14 +151,19 @@ impl Hub {
     }
 
     /// Joins under the lock of the map, so that the channel is not removed meanwhile.
-    fn join_channel(&self, name: &ChannelName, member: Member) -> (Arc<Channel>, channel::Joined) {
+    fn enter(
+        &self,
+        name: &ChannelName,
+        member: Member,
+        stay: channel::Stay,
+    ) -> (Arc<Channel>, channel::Joined) {
         if let Some(channel) = self.channels.read().get(name) {
             return (Arc::clone(channel), channel.join(member));
         }
         let mut channels = self.channels.write();
         let channel = channels
             .entry(name.clone())
-            .or_insert_with(|| self.make_channel(name, channel::Stay::WhileHeard));
+            .or_insert_with(|| self.make_channel(name, stay));
         (Arc::clone(channel), channel.join(member))
     }
 
@@ -168,6 +192,11 @@ impl Hub {
             self.metrics
                 .dropped(DropReason::NotUtf8, batch.not_utf8 as u64);
         }
+        if 0 < batch.not_json {
+            self.metrics
+                .dropped(DropReason::NotJson, batch.not_json as u64);
+            warn!(channel = %channel.name, dropped = batch.not_json, "publications are not JSON, clients that speak JSON did not get them");
+        }
         if 0 < dropped {
             self.metrics.dropped(DropReason::HubFull, dropped);
             warn!(channel = %channel.name, dropped, "the hub did not keep up, publications dropped");
@@ -184,7 +213,9 @@ impl Deliver for Hub {
         for publication in publications {
             let channel = self.channels.read().get(&publication.channel).cloned();
             if let Some(channel) = channel
-                && channel.append(&publication.data, self.fanout.batch_bytes_max)
+                && channel.append(self.fanout.batch_bytes_max, |batch, slots| {
+                    batch.append(&publication.data, slots);
+                })
             {
                 self.list(&channel);
             }
@@ -196,18 +227,6 @@ impl Drop for Membership {
     fn drop(&mut self) {
         if self.channel.leave(self.seat) {
             self.hub.list(&self.channel);
-        }
-    }
-}
-
-impl Member {
-    fn format(&self) -> Format {
-        match self {
-            Self::Queue(_) => Format::Quoted,
-            Self::Socket(outbox) => match outbox.format() {
-                SocketFormat::Raw => Format::Raw,
-                SocketFormat::Sockjs => Format::Sockjs,
-            },
         }
     }
 }

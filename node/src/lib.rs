@@ -10,23 +10,29 @@
 
 // Layer 0.
 mod channel;
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod disconnect;
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod frame;
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod metrics;
 mod open_files;
-#[expect(dead_code, unused_imports, reason = "channel clients are on their way")]
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod protocol;
 mod publication;
 // Layer 1.
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod config;
 // Layer 2.
 mod logging;
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod outbox;
 mod redis;
 mod tcp;
 // Layer 4.
 mod broker;
 // Layer 5.
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod hub;
 // Layer 6.
 mod client;

@@ -5,6 +5,8 @@
 //! use of a label.
 
 use std::sync::Arc;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -59,6 +61,7 @@ pub(crate) struct Metrics {
     probe_seconds: Histogram,
     /// Probes that did not come back in time.
     pub(crate) probes_missed: Counter,
+    lag_seconds: Histogram,
 }
 
 impl Metrics {
@@ -86,6 +89,7 @@ impl Metrics {
             lane_publications: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             probes_missed: Counter::default(),
+            lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -115,6 +119,7 @@ impl Metrics {
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
+        registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
         registry.register_collector(Box::new(process::Process));
     }
 
@@ -175,12 +180,31 @@ impl Metrics {
         self.probe_seconds.observe(round_trip.as_secs_f64());
     }
 
+    /// Notes that publications have just been written to everyone here; `published` is when they were
+    /// made, in UNIX milliseconds.
+    pub(crate) fn delivered(&self, published: &[i64]) {
+        let Some(now) = unix_milliseconds().filter(|_| !published.is_empty()) else {
+            return;
+        };
+        for published in published {
+            // The clocks of two nodes may differ, and time may not run backwards for that.
+            let lag = now.saturating_sub(*published).max(0);
+            self.lag_seconds.observe(lag as f64 / 1000.0);
+        }
+    }
+
     /// Everything in the OpenMetrics text format ([`CONTENT_TYPE`]).
     pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         text::encode(&mut text, &self.registry).expect("writing to a String cannot fail");
         text
     }
+}
+
+/// This machine's clock; `None` before 1970.
+fn unix_milliseconds() -> Option<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok()
 }
 
 /// Something open that a gauge counts; dropping it takes it off again.

@@ -59,7 +59,8 @@ const PROXY: Layers = Layers {
 const NODE: Layers = Layers {
     source: "node/src",
     rows: &[
-        &["channel", "frame", "disconnect", "open_files", "protocol"],
+        &["channel", "frame", "open_files", "protocol"],
+        &["disconnect"],
         &["metrics", "publication"],
         &["config"],
         &["outbox", "redis", "tcp", "logging"],

@@ -7,9 +7,6 @@ use std::time::Duration;
 /// What stands between a namespace and the rest of a channel's name.
 pub(crate) const NAMESPACE_END: char = ':';
 
-/// What begins the list of users in the name of a channel that is theirs alone: `chat:room#42,43`.
-pub(crate) const USERS_BEGIN: char = '#';
-
 /// Everything about channels that holds for the whole node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Channels {

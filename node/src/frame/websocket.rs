@@ -33,6 +33,10 @@ pub(crate) enum SocketFormat {
     Raw,
     /// SockJS frames: `a["..."]`.
     Sockjs,
+    /// Replies and pushes of the channel protocol in JSON, in text messages.
+    Json,
+    /// Replies and pushes of the channel protocol in Protobuf, in binary messages.
+    Protobuf,
 }
 
 /// What a message is made of.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use crate::hub::Format;
+use crate::config::SlowReader;
 use crate::hub::Member;
 use crate::hub::batch::Closed;
+use crate::hub::batch::ClosedFrames;
 use crate::hub::channel::Change;
+use crate::hub::channel::Channel;
 use crate::hub::channel::Seat;
+use crate::hub::channel::Stay;
+use crate::hub::format::Slot;
 use crate::hub::window::Window;
 use crate::outbox::QueueOutbox;
 use crate::outbox::SocketOutbox;
@@ -20,9 +22,11 @@ pub(super) struct Audience {
     pub(super) window: Window,
     /// Whether the channel is among those whose window the task waits for.
     pub(super) is_waiting: bool,
-    raw: Rows<SocketOutbox>,
-    sockjs: Rows<SocketOutbox>,
-    quoted: Rows<QueueOutbox>,
+    /// What replaces what of this channel waits for a slow member; `None`: nothing does.
+    latest: Option<u64>,
+    plain: Rows<SocketOutbox>,
+    framed: Rows<SocketOutbox>,
+    queued: Rows<QueueOutbox>,
 }
 
 struct Rows<T> {
@@ -31,41 +35,57 @@ struct Rows<T> {
 }
 
 impl Audience {
-    pub(super) fn new(window: Window) -> Self {
+    pub(super) fn new(channel: &Channel, window: Window) -> Self {
         Self {
             window,
             is_waiting: false,
-            raw: Rows::new(),
-            sockjs: Rows::new(),
-            quoted: Rows::new(),
+            latest: (channel.stay == Stay::Fed(SlowReader::Latest)).then_some(channel.id),
+            plain: Rows::new(),
+            framed: Rows::new(),
+            queued: Rows::new(),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.raw.taken == 0 && self.sockjs.taken == 0 && self.quoted.taken == 0
+        self.plain.taken == 0 && self.framed.taken == 0 && self.queued.taken == 0
     }
 
     /// How many deliveries a batch comes to.
     pub(super) fn deliveries(&self, batch: &Closed) -> usize {
-        let text = batch.messages - batch.not_utf8;
-        self.raw.taken * batch.messages + (self.sockjs.taken + self.quoted.taken) * text
+        let plain = batch.messages - batch.not_json;
+        let framed = batch.messages - batch.not_utf8;
+        let queued = batch.messages - batch.not_json - batch.not_utf8;
+        self.plain.taken * plain + self.framed.taken * framed + self.queued.taken * queued
     }
 
     /// How many steps a round has at most, see [`deliver`](Self::deliver).
     pub(super) fn len(&self) -> usize {
-        self.raw.seats.len() + self.sockjs.seats.len() + self.quoted.seats.len()
+        self.plain.seats.len() + self.framed.seats.len() + self.queued.seats.len()
     }
 
     /// Gives the batch to the member of one step.
     pub(super) fn deliver(&self, step: usize, batch: &Closed) {
-        let sockjs_step = step.wrapping_sub(self.raw.seats.len());
-        let quoted_step = sockjs_step.wrapping_sub(self.sockjs.seats.len());
-        if let Some(seat) = self.raw.seats.get(step) {
-            send(seat.as_deref(), &batch.raw);
-        } else if let Some(seat) = self.sockjs.seats.get(sockjs_step) {
-            send(seat.as_deref(), &batch.sockjs);
-        } else if let Some(Some(outbox)) = self.quoted.seats.get(quoted_step) {
-            outbox.push_all(&batch.quoted);
+        let framed_step = step.wrapping_sub(self.plain.seats.len());
+        let queued_step = framed_step.wrapping_sub(self.framed.seats.len());
+        if let Some(seat) = self.plain.seats.get(step) {
+            self.send(seat.as_deref(), &batch.plain);
+        } else if let Some(seat) = self.framed.seats.get(framed_step) {
+            self.send(seat.as_deref(), &batch.framed);
+        } else if let Some(Some(outbox)) = self.queued.seats.get(queued_step) {
+            match self.latest {
+                Some(channel) => outbox.push_latest(channel, &batch.queued),
+                None => outbox.push_all(&batch.queued),
+            }
+        }
+    }
+
+    fn send(&self, outbox: Option<&SocketOutbox>, frames: &ClosedFrames) {
+        let Some(outbox) = outbox.filter(|_| !frames.bytes.is_empty()) else {
+            return;
+        };
+        match self.latest {
+            Some(channel) => outbox.send_latest(channel, &frames.bytes, frames.newest()),
+            None => outbox.send(&frames.bytes),
         }
     }
 
@@ -78,7 +98,7 @@ impl Audience {
                     member,
                     position,
                 } => {
-                    catch_up(&member, seat.format, position, batch);
+                    catch_up(&member, seat.slot, position, batch);
                     self.sit(seat, member);
                 }
                 Change::Leave { seat } => self.leave(seat),
@@ -87,18 +107,18 @@ impl Audience {
     }
 
     fn sit(&mut self, seat: Seat, member: Member) {
-        match (member, seat.format) {
-            (Member::Queue(outbox), _) => self.quoted.sit(seat.index, outbox),
-            (Member::Socket(outbox), Format::Sockjs) => self.sockjs.sit(seat.index, outbox),
-            (Member::Socket(outbox), _) => self.raw.sit(seat.index, outbox),
+        match (member, seat.slot) {
+            (Member::Queue(outbox), _) => self.queued.sit(seat.index, outbox),
+            (Member::Socket(outbox), Slot::Framed) => self.framed.sit(seat.index, outbox),
+            (Member::Socket(outbox), _) => self.plain.sit(seat.index, outbox),
         }
     }
 
     fn leave(&mut self, seat: Seat) {
-        match seat.format {
-            Format::Raw => self.raw.leave(seat.index),
-            Format::Sockjs => self.sockjs.leave(seat.index),
-            Format::Quoted => self.quoted.leave(seat.index),
+        match seat.slot {
+            Slot::Plain => self.plain.leave(seat.index),
+            Slot::Framed => self.framed.leave(seat.index),
+            Slot::Queued => self.queued.leave(seat.index),
         }
     }
 }
@@ -131,20 +151,15 @@ impl<T> Rows<T> {
     }
 }
 
-fn catch_up(member: &Member, format: Format, position: usize, batch: &Closed) {
-    match (member, format) {
-        (Member::Queue(outbox), _) => outbox.push_all(&batch.quoted[position..]),
-        (Member::Socket(outbox), Format::Sockjs) => {
-            send(Some(outbox), &batch.sockjs.slice(position..));
-        }
-        (Member::Socket(outbox), _) => send(Some(outbox), &batch.raw.slice(position..)),
-    }
-}
-
-fn send(outbox: Option<&SocketOutbox>, frames: &Bytes) {
-    if let Some(outbox) = outbox
-        && !frames.is_empty()
+fn catch_up(member: &Member, slot: Slot, position: usize, batch: &Closed) {
+    let frames = match (member, slot) {
+        (Member::Queue(outbox), _) => return outbox.push_all(&batch.queued[position..]),
+        (Member::Socket(_), Slot::Framed) => &batch.framed,
+        (Member::Socket(_), _) => &batch.plain,
+    };
+    if let Member::Socket(outbox) = member
+        && position < frames.bytes.len()
     {
-        outbox.send(frames);
+        outbox.send(&frames.bytes.slice(position..));
     }
 }

@@ -8,56 +8,81 @@ use bytes::BytesMut;
 use crate::frame::sockjs;
 use crate::frame::websocket;
 use crate::frame::websocket::MessageKind;
-use crate::hub::Format;
+use crate::hub::format::Slot;
+use crate::protocol::Codec;
+use crate::protocol::Event;
+use crate::protocol::Push;
+use crate::protocol::Reply;
 
-/// Publications in order, encoded.
+/// Publications or pushes in order, encoded.
 ///
 /// A message is encoded only in the formats that somebody in the channel reads; a format that nobody
 /// read before has a member who joined after what it lacks.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    raw: BytesMut,
-    sockjs: BytesMut,
+    plain: Frames,
+    framed: Frames,
     /// A buffer each, so that a session that keeps a small message does not keep its batch.
-    quoted: Vec<Bytes>,
-    quoted_bytes: usize,
+    queued: Vec<Bytes>,
+    queued_bytes: usize,
     messages: usize,
     /// Those that no SockJS client can be given.
     not_utf8: usize,
+    /// Those that no client that speaks JSON can be given.
+    not_json: usize,
+    /// When each push was published, in UNIX milliseconds, where that is known.
+    published: Vec<i64>,
 }
 
-/// Which formats are read.
+/// WebSocket messages one after the other.
+#[derive(Debug, Default)]
+struct Frames {
+    bytes: BytesMut,
+    /// Where the last one begins.
+    newest: usize,
+}
+
+/// Which slots somebody reads.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Formats {
-    pub(super) raw: bool,
-    pub(super) sockjs: bool,
-    pub(super) quoted: bool,
+pub(super) struct Slots {
+    pub(super) plain: bool,
+    pub(super) framed: bool,
+    pub(super) queued: bool,
 }
 
 /// A batch that is complete.
 #[derive(Debug, Default)]
 pub(super) struct Closed {
-    pub(super) raw: Bytes,
-    pub(super) sockjs: Bytes,
-    pub(super) quoted: Vec<Bytes>,
+    pub(super) plain: ClosedFrames,
+    pub(super) framed: ClosedFrames,
+    pub(super) queued: Vec<Bytes>,
     pub(super) messages: usize,
     pub(super) not_utf8: usize,
+    pub(super) not_json: usize,
+    pub(super) published: Vec<i64>,
+}
+
+/// All WebSocket messages of a batch in one format.
+#[derive(Debug, Default)]
+pub(super) struct ClosedFrames {
+    pub(super) bytes: Bytes,
+    newest: usize,
 }
 
 impl Batch {
-    /// Appends a publication in the formats that are read.
-    pub(super) fn append(&mut self, data: &[u8], formats: Formats) {
+    /// Appends a publication of a relay in the formats that are read.
+    pub(super) fn append(&mut self, data: &[u8], slots: Slots) {
         self.messages += 1;
         let text = str::from_utf8(data).ok();
-        if formats.raw {
+        if slots.plain {
             let kind = if text.is_some() {
                 MessageKind::Text
             } else {
                 MessageKind::Binary
             };
-            websocket::append_message(&mut self.raw, kind, data);
+            self.plain.append(kind, data);
         }
-        if !formats.sockjs && !formats.quoted {
+        if !slots.framed && !slots.queued {
             return;
         }
         let Some(text) = text else {
@@ -66,27 +91,57 @@ impl Batch {
         };
         let mut quoted = BytesMut::new();
         sockjs::append_quoted(&mut quoted, text);
-        if formats.sockjs {
-            websocket::append_sockjs_message(&mut self.sockjs, &quoted);
+        if slots.framed {
+            websocket::append_sockjs_message(self.framed.begin(), &quoted);
         }
-        if formats.quoted {
-            self.quoted_bytes += quoted.len();
-            self.quoted.push(quoted.freeze());
+        if slots.queued {
+            self.queue(quoted.freeze());
         }
     }
 
-    /// Where a member of `format` comes in that joins now.
-    pub(super) fn position(&self, format: Format) -> usize {
-        match format {
-            Format::Raw => self.raw.len(),
-            Format::Sockjs => self.sockjs.len(),
-            Format::Quoted => self.quoted.len(),
+    /// Appends a push in the formats that are read.
+    pub(super) fn append_push(&mut self, push: &Push, slots: Slots) {
+        self.messages += 1;
+        if let Some(Event::Publication(publication)) = &push.event
+            && 0 < publication.time
+        {
+            self.published.push(publication.time);
+        }
+        let reply = Reply::push(push.clone());
+        if slots.framed {
+            let mut body = BytesMut::new();
+            if Codec::Protobuf.append_reply(&mut body, &reply).is_ok() {
+                self.framed.append(MessageKind::Binary, &body);
+            }
+        }
+        if !slots.plain && !slots.queued {
+            return;
+        }
+        let mut body = BytesMut::new();
+        if Codec::Json.append_reply(&mut body, &reply).is_err() {
+            self.not_json += 1;
+            return;
+        }
+        if slots.plain {
+            self.plain.append(MessageKind::Text, &body);
+        }
+        if slots.queued {
+            self.queue(body.freeze());
+        }
+    }
+
+    /// Where a member comes in that joins now.
+    pub(super) fn position(&self, slot: Slot) -> usize {
+        match slot {
+            Slot::Plain => self.plain.bytes.len(),
+            Slot::Framed => self.framed.bytes.len(),
+            Slot::Queued => self.queued.len(),
         }
     }
 
     /// The memory that it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.raw.len() + self.sockjs.len() + self.quoted_bytes
+        self.plain.bytes.len() + self.framed.bytes.len() + self.queued_bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -95,11 +150,44 @@ impl Batch {
 
     pub(super) fn close(self) -> Closed {
         Closed {
-            raw: self.raw.freeze(),
-            sockjs: self.sockjs.freeze(),
-            quoted: self.quoted,
+            plain: self.plain.close(),
+            framed: self.framed.close(),
+            queued: self.queued,
             messages: self.messages,
             not_utf8: self.not_utf8,
+            not_json: self.not_json,
+            published: self.published,
         }
+    }
+
+    fn queue(&mut self, message: Bytes) {
+        self.queued_bytes += message.len();
+        self.queued.push(message);
+    }
+}
+
+impl Frames {
+    /// Where the next one is to be written.
+    fn begin(&mut self) -> &mut BytesMut {
+        self.newest = self.bytes.len();
+        &mut self.bytes
+    }
+
+    fn append(&mut self, kind: MessageKind, data: &[u8]) {
+        websocket::append_message(self.begin(), kind, data);
+    }
+
+    fn close(self) -> ClosedFrames {
+        ClosedFrames {
+            bytes: self.bytes.freeze(),
+            newest: self.newest,
+        }
+    }
+}
+
+impl ClosedFrames {
+    /// The last message alone.
+    pub(super) fn newest(&self) -> Bytes {
+        self.bytes.slice(self.newest..)
     }
 }

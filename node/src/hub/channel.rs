@@ -8,10 +8,11 @@ use std::mem;
 use parking_lot::Mutex;
 
 use crate::channel::ChannelName;
-use crate::hub::Format;
+use crate::config::SlowReader;
 use crate::hub::Member;
 use crate::hub::batch::Batch;
-use crate::hub::batch::Formats;
+use crate::hub::batch::Slots;
+use crate::hub::format::Slot;
 
 /// How many full batches a channel may gather while the hub's task is busy elsewhere. It comes to that
 /// only if the node has no CPU left; more would not arrive sooner, only take memory.
@@ -33,6 +34,8 @@ pub(super) enum Stay {
     WhileHeard,
     /// As long as the hub.
     Pinned,
+    /// As long as somebody hears it; a feed sees to the broker.
+    Fed(SlowReader),
 }
 
 /// Invariant: `listed` if and only if the hub's list holds the channel or its task is about to take it,
@@ -44,9 +47,9 @@ struct Open {
     listed: bool,
     full: bool,
     dropped: u64,
-    raw: Seats,
-    sockjs: Seats,
-    quoted: Seats,
+    plain: Seats,
+    framed: Seats,
+    queued: Seats,
 }
 
 /// What the task does with its members after a round.
@@ -65,11 +68,11 @@ pub(super) enum Change {
 /// A member's place in the audience.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seat {
-    pub(super) format: Format,
+    pub(super) slot: Slot,
     pub(super) index: u32,
 }
 
-/// Seats of one format: numbers below `made`, of which those in `free` are not taken.
+/// Seats of one slot: numbers below `made`, of which those in `free` are not taken.
 #[derive(Default)]
 struct Seats {
     free: Vec<u32>,
@@ -103,10 +106,10 @@ impl Channel {
 
     pub(super) fn join(&self, member: Member) -> Joined {
         let mut open = self.open.lock();
-        let format = member.format();
-        let index = open.seats(format).take();
-        let seat = Seat { format, index };
-        let position = open.batch.position(format);
+        let slot = member.format().slot();
+        let index = open.seats(slot).take();
+        let seat = Seat { slot, index };
+        let position = open.batch.position(slot);
         open.changes.push(Change::Join {
             seat,
             member,
@@ -122,27 +125,32 @@ impl Channel {
     pub(super) fn leave(&self, seat: Seat) -> bool {
         let mut open = self.open.lock();
         // Who sits down next does so after this change, which stands before his.
-        open.seats(seat.format).free.push(seat.index);
+        open.seats(seat.slot).free.push(seat.index);
         open.changes.push(Change::Leave { seat });
         !mem::replace(&mut open.listed, true)
     }
 
-    /// Puts a publication into the batch, if anybody listens. Whether the channel has to be listed now.
-    pub(super) fn append(&self, data: &[u8], batch_bytes_max: usize) -> bool {
+    /// Lets `append` put something into the batch, if anybody listens. Whether the channel has to be
+    /// listed now.
+    pub(super) fn append(
+        &self,
+        batch_bytes_max: usize,
+        append: impl FnOnce(&mut Batch, Slots),
+    ) -> bool {
         let mut open = self.open.lock();
-        let formats = Formats {
-            raw: open.raw.any_taken(),
-            sockjs: open.sockjs.any_taken(),
-            quoted: open.quoted.any_taken(),
+        let slots = Slots {
+            plain: open.plain.any_taken(),
+            framed: open.framed.any_taken(),
+            queued: open.queued.any_taken(),
         };
-        if !formats.raw && !formats.sockjs && !formats.quoted {
+        if !slots.plain && !slots.framed && !slots.queued {
             return false;
         }
         if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
             open.dropped += 1;
             return false;
         }
-        open.batch.append(data, formats);
+        append(&mut open.batch, slots);
         let full = batch_bytes_max <= open.batch.bytes();
         let newly_full = full && !mem::replace(&mut open.full, full);
         !mem::replace(&mut open.listed, true) || newly_full
@@ -173,9 +181,9 @@ impl Channel {
 
     pub(super) fn is_unused(&self) -> bool {
         let open = self.open.lock();
-        self.stay == Stay::WhileHeard
+        self.stay != Stay::Pinned
             && !open.listed
-            && ![&open.raw, &open.sockjs, &open.quoted]
+            && ![&open.plain, &open.framed, &open.queued]
                 .into_iter()
                 .any(Seats::any_taken)
     }
@@ -193,11 +201,11 @@ pub(super) enum Urgency {
 }
 
 impl Open {
-    fn seats(&mut self, format: Format) -> &mut Seats {
-        match format {
-            Format::Raw => &mut self.raw,
-            Format::Sockjs => &mut self.sockjs,
-            Format::Quoted => &mut self.quoted,
+    fn seats(&mut self, slot: Slot) -> &mut Seats {
+        match slot {
+            Slot::Plain => &mut self.plain,
+            Slot::Framed => &mut self.framed,
+            Slot::Queued => &mut self.queued,
         }
     }
 }

@@ -86,7 +86,8 @@ impl<'a> Rounds<'a> {
             if channel.stay == Stay::WhileHeard {
                 self.broker.subscribe(&channel.name);
             }
-            Audience::new(Window::new(self.hub.fanout.window, self.hub.fanout.factor))
+            let fanout = &self.hub.fanout;
+            Audience::new(&channel, Window::new(fanout.window, fanout.factor))
         });
         match audience.window.end(Instant::now()) {
             Some(until) if urgency == Urgency::AfterWindow => {
@@ -113,11 +114,14 @@ impl<'a> Rounds<'a> {
                 .metrics
                 .deliveries
                 .inc_by(audience.deliveries(&batch) as u64);
+            self.hub.metrics.delivered(&batch.published);
         }
         audience.apply(taken.changes, &batch);
         if audience.is_empty() && self.hub.remove_if_unused(channel) {
             self.audiences.remove(&channel.id);
-            self.broker.unsubscribe(&channel.name);
+            if channel.stay == Stay::WhileHeard {
+                self.broker.unsubscribe(&channel.name);
+            }
         }
     }
 

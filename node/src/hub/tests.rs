@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -20,7 +21,14 @@ use crate::broker::NotReady;
 use crate::broker::PublishError;
 use crate::broker::TryPublishError;
 use crate::disconnect::Disconnect;
+use crate::frame::websocket::SocketFormat;
 use crate::frame::websocket::testing::split;
+use crate::outbox::QueueFormat;
+use crate::outbox::QueueOutbox;
+use crate::outbox::SocketOutbox;
+use crate::protocol;
+use crate::protocol::Event;
+use crate::protocol::Reply;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -150,9 +158,14 @@ async fn socket(format: SocketFormat, tasks: &mut JoinSet<()>) -> (Arc<SocketOut
 
 /// Reads messages until the last one is `last`.
 async fn read_until(peer: &mut TcpStream, last: &str) -> Vec<(u8, Bytes)> {
+    read_frames_until(peer, last.as_bytes()).await
+}
+
+/// Reads messages until they end in `last`.
+async fn read_frames_until(peer: &mut TcpStream, last: &[u8]) -> Vec<(u8, Bytes)> {
     let mut received = Vec::new();
     let read = async {
-        while !received.ends_with(last.as_bytes()) {
+        while !received.ends_with(last) {
             assert_ne!(
                 peer.read_buf(&mut received).await.unwrap(),
                 0,
@@ -162,6 +175,108 @@ async fn read_until(peer: &mut TcpStream, last: &str) -> Vec<(u8, Bytes)> {
     };
     timeout(DEADLINE, read).await.unwrap();
     split(received.into())
+}
+
+fn lines() -> Arc<QueueOutbox> {
+    Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20))
+}
+
+fn pushed(channel: &str, data: &str) -> Push {
+    let publication = protocol::Publication {
+        data: Bytes::copy_from_slice(data.as_bytes()),
+        ..protocol::Publication::default()
+    };
+    Push::new(channel, Event::Publication(publication))
+}
+
+#[tokio::test]
+async fn each_member_gets_a_push_once_in_its_own_codec() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let (json, mut json_peer) = socket(SocketFormat::Json, &mut tasks).await;
+    let (protobuf, mut protobuf_peer) = socket(SocketFormat::Protobuf, &mut tasks).await;
+    let queue = lines();
+    let channel = name("a");
+    let members = [
+        Member::Socket(json),
+        Member::Socket(protobuf),
+        Member::Queue(Arc::clone(&queue)),
+    ];
+    let join = |member| {
+        running
+            .hub
+            .join_fed(&channel, member, SlowReader::Disconnect)
+    };
+    let _members = members.map(join);
+    let pushes = [pushed("news", "1"), pushed("news", "\"end\"")];
+    for push in &pushes {
+        running.hub.deliver_push(&channel, push);
+        running.hub.deliver_push(&name("other"), push);
+    }
+    let text = [
+        r#"{"push":{"channel":"news","pub":{"data":1}}}"#,
+        r#"{"push":{"channel":"news","pub":{"data":"end"}}}"#,
+    ];
+    assert_eq!(take_until(&queue, text[1]).await, text);
+    let expected = text.map(|text| (0x81, Bytes::from(text)));
+    assert_eq!(read_until(&mut json_peer, text[1]).await, expected);
+    let expected = pushes.map(|push| {
+        let mut body = BytesMut::new();
+        protocol::protobuf::append_reply(&mut body, &Reply::push(push));
+        (0x82, body.freeze())
+    });
+    let last = [&expected[1].1[..]].concat();
+    assert_eq!(read_frames_until(&mut protobuf_peer, &last).await, expected);
+    assert!(
+        running.wishes.0.lock().is_empty(),
+        "the broker is the feed's concern"
+    );
+}
+
+#[tokio::test]
+async fn a_push_that_is_no_json_reaches_only_those_who_can_read_it() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let (protobuf, mut peer) = socket(SocketFormat::Protobuf, &mut tasks).await;
+    let queue = lines();
+    let channel = name("a");
+    let members = [Member::Socket(protobuf), Member::Queue(Arc::clone(&queue))];
+    let join = |member| {
+        running
+            .hub
+            .join_fed(&channel, member, SlowReader::Disconnect)
+    };
+    let _members = members.map(join);
+    running.hub.deliver_push(&channel, &pushed("a", "no json"));
+    running.hub.deliver_push(&channel, &pushed("a", "2"));
+    assert_eq!(read_frames_until(&mut peer, b"\x22\x012").await.len(), 2);
+    let line = r#"{"push":{"channel":"a","pub":{"data":2}}}"#;
+    assert_eq!(take_until(&queue, line).await, [line]);
+    let metrics = running.metrics.render();
+    assert!(metrics.contains("dropped_total{reason=\"not_json\"} 1"));
+    assert!(metrics.contains("deliveries_total 3"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_the_latest_gets_the_newest_and_stays() {
+    let running = running(&[]);
+    let mut tasks = JoinSet::new();
+    let (json, mut peer) = socket(SocketFormat::Json, &mut tasks).await;
+    let channel = name("a");
+    let member = Member::Socket(Arc::clone(&json));
+    let _member = running.hub.join_fed(&channel, member, SlowReader::Latest);
+    let large = format!("\"{}\"", "x".repeat(10_000));
+    // Many times what the outbox may hold, and far more than the kernel takes.
+    for _ in 0..2000 {
+        running.hub.deliver_push(&channel, &pushed("a", &large));
+        task::yield_now().await;
+    }
+    until(|| !json.is_idle()).await;
+    running.hub.deliver_push(&channel, &pushed("a", "\"end\""));
+    let last = r#"{"push":{"channel":"a","pub":{"data":"end"}}}"#;
+    let read = read_until(&mut peer, last).await;
+    assert!(read.len() < 2000, "{} came", read.len());
+    assert_eq!(json.disconnect(), None);
 }
 
 #[tokio::test]

@@ -11,6 +11,10 @@ pub(crate) enum Transport {
     SockjsWebsocket,
     /// A SockJS session over HTTP; its receivers may alternate between transports.
     SockjsHttp,
+    /// A channel client over WebSocket, in JSON.
+    ChannelsJson,
+    /// A channel client over WebSocket, in Protobuf.
+    ChannelsProtobuf,
 }
 
 impl Transport {
@@ -20,6 +24,8 @@ impl Transport {
             Self::SockjsRaw => "sockjs_raw",
             Self::SockjsWebsocket => "sockjs_websocket",
             Self::SockjsHttp => "sockjs_http",
+            Self::ChannelsJson => "channels_json",
+            Self::ChannelsProtobuf => "channels_protobuf",
         }
     }
 }
@@ -43,6 +49,8 @@ pub(crate) enum DropReason {
     Oversized,
     /// It is not UTF-8, and a SockJS client can only take text.
     NotUtf8,
+    /// It is not JSON, and the client speaks JSON.
+    NotJson,
     /// The hub's task does not keep up, and too much waits for it.
     HubFull,
 }
@@ -58,6 +66,7 @@ impl DropReason {
             Self::Stopping => "stopping",
             Self::Oversized => "oversized",
             Self::NotUtf8 => "not_utf8",
+            Self::NotJson => "not_json",
             Self::HubFull => "hub_full",
         }
     }

@@ -1,4 +1,4 @@
-//! Messages that wait for the next receiver of a SockJS session.
+//! Messages that wait for the next receiver of a client over HTTP.
 
 use std::collections::VecDeque;
 use std::slice;
@@ -7,13 +7,24 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::outbox::Waiting;
 use crate::outbox::cost;
 
-/// A session's messages, each quoted as a JSON string, in order.
+/// How messages stand in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QueueFormat {
+    /// Each as a JSON string, for SockJS.
+    Quoted,
+    /// Each as a line of JSON, for the channel protocol.
+    JsonLine,
+}
+
+/// A client's messages, in order.
 ///
 /// Invariant: `bytes_queued` is the summed cost of `messages` and at most `bytes_max` and one push more;
 /// outside `State::Open` nothing is added.
 pub(crate) struct QueueOutbox {
+    format: QueueFormat,
     bytes_max: usize,
     queue: Mutex<Queue>,
     changed: Notify,
@@ -21,9 +32,11 @@ pub(crate) struct QueueOutbox {
 
 #[derive(Debug)]
 struct Queue {
-    messages: VecDeque<Bytes>,
+    messages: VecDeque<Waiting>,
     bytes_queued: usize,
     state: State,
+    /// What came since [`QueueOutbox::hold`]; it counts as queued.
+    held: Option<Vec<Bytes>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +61,19 @@ pub(crate) enum Closed {
 impl QueueOutbox {
     /// An empty outbox that takes messages while at most `bytes_max` wait.
     pub(crate) fn new(bytes_max: usize) -> Self {
+        Self::with_format(QueueFormat::Quoted, bytes_max)
+    }
+
+    /// The same, with messages that stand in it as `format` says.
+    pub(crate) fn with_format(format: QueueFormat, bytes_max: usize) -> Self {
         let queue = Queue {
             messages: VecDeque::new(),
             bytes_queued: 0,
             state: State::Open,
+            held: None,
         };
         Self {
+            format,
             bytes_max,
             queue: Mutex::new(queue),
             changed: Notify::new(),
@@ -73,11 +93,17 @@ impl QueueOutbox {
         let was_empty = queue.messages.is_empty();
         if self.bytes_max < queue.bytes_queued {
             queue.messages = VecDeque::new();
+            queue.held = None;
             queue.bytes_queued = 0;
             queue.state = State::Slow;
         } else {
-            queue.messages.extend(messages.iter().cloned());
             queue.bytes_queued += messages.iter().map(cost).sum::<usize>();
+            match &mut queue.held {
+                Some(held) => held.extend(messages.iter().cloned()),
+                None => queue
+                    .messages
+                    .extend(messages.iter().cloned().map(Waiting::new)),
+            }
         }
         let wake = was_empty || queue.state == State::Slow;
         drop(queue);
@@ -91,6 +117,64 @@ impl QueueOutbox {
         self.push_all(slice::from_ref(&message));
     }
 
+    /// Appends the last of `messages` in the place of the one of `channel` that waits already, or all of
+    /// them if nobody is behind.
+    pub(crate) fn push_latest(&self, channel: u64, messages: &[Bytes]) {
+        let Some(newest) = messages.last() else {
+            return;
+        };
+        let mut queue = self.queue.lock();
+        if queue.state != State::Open || queue.messages.is_empty() {
+            drop(queue);
+            return self.push_all(messages);
+        }
+        let cost_new = cost(newest);
+        let mut waiting = queue.messages.iter_mut();
+        let cost_old = match waiting.find(|waiting| waiting.latest_of == channel) {
+            Some(waiting) => {
+                let cost_old = waiting.cost();
+                waiting.bytes = newest.clone();
+                cost_old
+            }
+            None => {
+                queue.messages.push_back(Waiting {
+                    bytes: newest.clone(),
+                    latest_of: channel,
+                });
+                0
+            }
+        };
+        queue.bytes_queued = queue.bytes_queued + cost_new - cost_old;
+    }
+
+    /// Holds back what comes from now on.
+    pub(crate) fn hold(&self) {
+        self.queue.lock().held.get_or_insert_default();
+    }
+
+    /// Appends `first`, then what was held back.
+    pub(crate) fn release(&self, first: &Bytes) {
+        let held = {
+            let mut queue = self.queue.lock();
+            let held = queue.held.take().unwrap_or_default();
+            queue.bytes_queued -= held.iter().map(cost).sum::<usize>();
+            held
+        };
+        let mut messages = vec![first.clone()];
+        messages.extend(held);
+        self.push_all(&messages);
+    }
+
+    /// How messages stand in it.
+    pub(crate) fn format(&self) -> QueueFormat {
+        self.format
+    }
+
+    /// What waits, in bytes.
+    pub(crate) fn bytes_queued(&self) -> usize {
+        self.queue.lock().bytes_queued
+    }
+
     /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.
     pub(crate) fn take(&self, bytes_max: usize) -> Vec<Bytes> {
         let mut queue = self.queue.lock();
@@ -99,12 +183,13 @@ impl QueueOutbox {
             .messages
             .iter()
             .take_while(|message| {
-                bytes += message.len();
+                bytes += message.bytes.len();
                 bytes <= bytes_max
             })
             .count();
         let count = count.max(1).min(queue.messages.len());
-        let taken: Vec<Bytes> = queue.messages.drain(..count).collect();
+        let taken = queue.messages.drain(..count).map(|waiting| waiting.bytes);
+        let taken: Vec<Bytes> = taken.collect();
         queue.bytes_queued -= taken.iter().map(cost).sum::<usize>();
         if queue.messages.is_empty() {
             queue.messages = VecDeque::new(); // An idle client owns no buffer.
@@ -227,6 +312,46 @@ mod tests {
         assert_eq!(outbox.close(), Closed::Slow);
         assert!(outbox.is_slow());
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_back_comes_behind_what_was_waited_for() {
+        let outbox = outbox(1024);
+        outbox.push(Bytes::from_static(b"before"));
+        outbox.hold();
+        outbox.push(Bytes::from_static(b"held"));
+        assert_eq!(outbox.take(usize::MAX), ["before"]);
+        assert!(outbox.is_empty());
+        outbox.release(&Bytes::from_static(b"first"));
+        outbox.push(Bytes::from_static(b"after"));
+        assert_eq!(outbox.take(usize::MAX), ["first", "held", "after"]);
+        assert_eq!(outbox.bytes_queued(), 0);
+    }
+
+    #[test]
+    fn what_is_held_back_counts() {
+        let outbox = outbox(HANDLE);
+        outbox.hold();
+        for _ in 0..3 {
+            outbox.push(Bytes::from_static(b"held"));
+        }
+        assert!(outbox.is_slow());
+    }
+
+    #[test]
+    fn the_newest_of_a_channel_takes_the_place_of_the_one_that_waits() {
+        let outbox = outbox(1 << 10);
+        let one = |text: &'static str| Bytes::from_static(text.as_bytes());
+        outbox.push_latest(7, &[one("a1"), one("a2")]);
+        outbox.push(one("other"));
+        for text in ["a3", "a4"] {
+            outbox.push_latest(7, &[one("skipped"), one(text)]);
+            outbox.push_latest(8, &[one("b")]);
+        }
+        // Nobody waited at first, so that all of that went its way.
+        let taken = outbox.take(usize::MAX);
+        assert_eq!(taken, ["a1", "a2", "other", "a4", "b"]);
+        assert_eq!(outbox.bytes_queued(), 0);
     }
 
     #[tokio::test]

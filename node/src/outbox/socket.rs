@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use crate::disconnect::Disconnect;
 use crate::frame::websocket;
 use crate::frame::websocket::SocketFormat;
+use crate::outbox::Waiting;
 use crate::outbox::cost;
 
 /// How many queued buffers one write takes along.
@@ -48,11 +49,13 @@ pub(crate) struct SocketOutbox {
 /// Invariant: `queue` holds whole frames, and of its first buffer `head_sent` bytes are sent already;
 /// `bytes_queued` is the summed cost of the buffers. In `Dead` there are none.
 struct Output {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Waiting>,
     head_sent: usize,
     bytes_queued: usize,
     state: SocketState,
     disconnect: Option<Disconnect>,
+    /// What came since [`SocketOutbox::hold`]; it counts as queued.
+    held: Option<Vec<Bytes>>,
 }
 
 /// How far a WebSocket is from its end, seen from our side.
@@ -75,6 +78,7 @@ impl SocketOutbox {
             bytes_queued: 0,
             state: SocketState::Open,
             disconnect: None,
+            held: None,
         };
         Self {
             stream,
@@ -97,12 +101,55 @@ impl SocketOutbox {
             return;
         }
         if self.bytes_max < output.bytes_queued {
-            self.close_with(&mut output, Disconnect::SLOW);
-        } else if !self.write_or_queue(&mut output, frames) {
+            self.close_with(&mut output, Disconnect::SLOW, Disconnect::SLOW.reason);
+        } else if output.hold_back(frames) || !self.write_or_queue(&mut output, frames) {
             return;
         }
         drop(output);
         self.waker.wake();
+    }
+
+    /// Sends `frames` if nothing waits; else only `newest`, the last of them, in the place of what waits
+    /// of the same `channel`.
+    pub(crate) fn send_latest(&self, channel: u64, frames: &Bytes, newest: Bytes) {
+        let mut output = self.output.lock();
+        if output.state == SocketState::Open
+            && output.held.is_none()
+            && !output.queue.is_empty()
+            && output.bytes_queued <= self.bytes_max
+        {
+            return output.queue_latest(channel, newest);
+        }
+        drop(output);
+        self.send(frames);
+    }
+
+    /// Holds back what is sent from now on, but for a close frame.
+    pub(crate) fn hold(&self) {
+        self.output.lock().held.get_or_insert_default();
+    }
+
+    /// Sends `first`, then what was held back.
+    pub(crate) fn release(&self, first: &Bytes) {
+        let mut output = self.output.lock();
+        let held = output.held.take().unwrap_or_default();
+        if output.state != SocketState::Open {
+            return;
+        }
+        output.bytes_queued -= held.iter().map(cost).sum::<usize>();
+        let mut wake = self.write_or_queue(&mut output, first);
+        for frames in held.iter() {
+            wake |= self.write_or_queue(&mut output, frames);
+        }
+        drop(output);
+        if wake {
+            self.waker.wake();
+        }
+    }
+
+    /// What waits, in bytes.
+    pub(crate) fn bytes_queued(&self) -> usize {
+        self.output.lock().bytes_queued
     }
 
     /// Sends `frames` as the last ones: the answer to the client's close frame.
@@ -118,9 +165,14 @@ impl SocketOutbox {
 
     /// Sends the client away: its close frame is the last that it gets, and its task sees to the rest.
     pub(crate) fn close(&self, disconnect: Disconnect) {
+        self.close_saying(disconnect, disconnect.reason);
+    }
+
+    /// The same, in other words than those of `disconnect`.
+    pub(crate) fn close_saying(&self, disconnect: Disconnect, reason: &str) {
         let mut output = self.output.lock();
         if output.state == SocketState::Open {
-            self.close_with(&mut output, disconnect);
+            self.close_with(&mut output, disconnect, reason);
             drop(output);
             self.waker.wake();
         }
@@ -225,7 +277,7 @@ impl SocketOutbox {
     }
 
     /// The client of a slow outbox gets the rest of the frame in hand and the close frame, nothing else.
-    fn close_with(&self, output: &mut Output, disconnect: Disconnect) {
+    fn close_with(&self, output: &mut Output, disconnect: Disconnect, reason: &str) {
         if disconnect == Disconnect::SLOW {
             output.drop_unsent_frames();
         }
@@ -235,7 +287,7 @@ impl SocketOutbox {
             _ => self.format,
         };
         let mut close = BytesMut::new();
-        websocket::append_close(&mut close, format, disconnect.code, disconnect.reason);
+        websocket::append_close(&mut close, format, disconnect.code, reason);
         self.write_or_queue(output, &close.freeze());
         output.disconnect = Some(disconnect);
         if output.state == SocketState::Open {
@@ -248,7 +300,7 @@ impl SocketOutbox {
         let mut count = 0;
         let mut skip = output.head_sent;
         for (slice, frames) in slices.iter_mut().zip(&output.queue) {
-            *slice = IoSlice::new(&frames[skip..]);
+            *slice = IoSlice::new(&frames.bytes[skip..]);
             skip = 0;
             count += 1;
         }
@@ -262,17 +314,43 @@ impl Output {
         debug_assert!(sent == 0 || self.queue.is_empty());
         self.bytes_queued += cost(&frames);
         self.head_sent += sent;
-        self.queue.push_back(frames);
+        self.queue.push_back(Waiting::new(frames));
+    }
+
+    /// Queues `newest` in the place of what waits of `channel`, unless the socket has some of that.
+    fn queue_latest(&mut self, channel: u64, newest: Bytes) {
+        self.bytes_queued += cost(&newest);
+        let untouched = usize::from(0 < self.head_sent);
+        let mut waiting = self.queue.iter_mut().skip(untouched);
+        if let Some(waiting) = waiting.find(|waiting| waiting.latest_of == channel) {
+            self.bytes_queued -= waiting.cost();
+            waiting.bytes = newest;
+        } else {
+            self.queue.push_back(Waiting {
+                bytes: newest,
+                latest_of: channel,
+            });
+        }
+    }
+
+    /// Whether `frames` are held back.
+    fn hold_back(&mut self, frames: &Bytes) -> bool {
+        let Some(held) = &mut self.held else {
+            return false;
+        };
+        self.bytes_queued += cost(frames);
+        held.push(frames.clone());
+        true
     }
 
     /// Takes `written` bytes off the queue.
     fn advance(&mut self, written: usize) {
         self.head_sent += written;
         while let Some(head) = self.queue.front()
-            && head.len() <= self.head_sent
+            && head.bytes.len() <= self.head_sent
         {
-            self.head_sent -= head.len();
-            self.bytes_queued -= cost(head);
+            self.head_sent -= head.bytes.len();
+            self.bytes_queued -= head.cost();
             self.queue.pop_front();
         }
         if self.queue.is_empty() {
@@ -284,8 +362,11 @@ impl Output {
     fn drop_unsent_frames(&mut self) {
         let head = self.queue.pop_front();
         self.queue = VecDeque::new();
+        self.held = None;
         self.bytes_queued = 0;
-        let Some(head) = head else { return };
+        let Some(head) = head.map(|head| head.bytes) else {
+            return;
+        };
         let end = websocket::boundary(&head, self.head_sent);
         let sent = std::mem::take(&mut self.head_sent);
         if sent < end {
@@ -296,6 +377,7 @@ impl Output {
 
     fn die(&mut self) {
         self.queue = VecDeque::new();
+        self.held = None;
         self.head_sent = 0;
         self.bytes_queued = 0;
         self.state = SocketState::Dead;

@@ -90,6 +90,67 @@ async fn a_socket_that_takes_everything_has_no_queue() {
 }
 
 #[tokio::test]
+async fn what_is_held_back_comes_behind_what_was_waited_for() {
+    let (outbox, peer) = outbox().await;
+    outbox.send(&batch(&[b"before"]));
+    outbox.hold();
+    outbox.send(&batch(&[b"held"]));
+    outbox.send_latest(1, &batch(&[b"too"]), batch(&[b"too"]));
+    outbox.release(&batch(&[b"first"]));
+    outbox.send(&batch(&[b"after"]));
+    assert_eq!(outbox.bytes_queued(), 0);
+    let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
+    let texts: Vec<_> = frames.iter().map(|(_, text)| &text[..]).collect();
+    assert_eq!(texts, [&b"before"[..], b"first", b"held", b"too", b"after"]);
+}
+
+#[tokio::test]
+async fn what_is_held_back_counts_and_a_close_is_not_held_back() {
+    let (outbox, peer) = outbox().await;
+    outbox.hold();
+    for number in 0..10 {
+        outbox.send(&batch(&[&numbered(number, LIMIT / 4)]));
+    }
+    assert_eq!(outbox.disconnect(), Some(Disconnect::SLOW));
+    let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
+    assert_eq!(frames.iter().map(close_code).collect::<Vec<_>>(), [3008]);
+}
+
+#[tokio::test]
+async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
+    let (outbox, peer) = outbox().await;
+    let large = batch(&[&numbered(0, 1 << 20)]);
+    outbox.send_latest(1, &large, large.clone());
+    assert_ne!(
+        outbox.output.lock().head_sent,
+        0,
+        "the test needs a cut buffer"
+    );
+    for number in 1..1000 {
+        for channel in [1, 2] {
+            let newest = batch(&[&numbered(10 * number + channel, 5000)]);
+            outbox.send_latest(channel.into(), &newest, newest.clone());
+        }
+        assert_eq!(outbox.output.lock().queue.len(), 3);
+    }
+    let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
+    let number = |(_, data): &(u8, Bytes)| u32::from_be_bytes(data[..4].try_into().unwrap());
+    assert_eq!(
+        frames.iter().map(number).collect::<Vec<_>>(),
+        [0, 9991, 9992]
+    );
+}
+
+#[tokio::test]
+async fn a_close_may_say_what_it_likes() {
+    let (outbox, peer) = outbox().await;
+    outbox.close_saying(Disconnect::GO_AWAY, &"ä".repeat(100));
+    let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
+    assert_eq!(close_code(&frames[0]), 3000);
+    assert_eq!(frames[0].1[2..], *"ä".repeat(61).as_bytes());
+}
+
+#[tokio::test]
 async fn what_the_socket_cuts_goes_on_where_it_was_cut() {
     let (outbox, peer) = outbox_with(usize::MAX).await;
     // Larger than what kernels hold, so that it is cut wherever this runs.

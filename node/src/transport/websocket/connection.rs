@@ -63,7 +63,7 @@ impl Connection {
     pub(super) fn new(outbox: Arc<SocketOutbox>, client: Arc<Client>, read_ahead: Bytes) -> Self {
         let message_bytes_max = client.endpoint().message_bytes_max;
         let reader = Reader::new(match outbox.format() {
-            SocketFormat::Raw => message_bytes_max,
+            SocketFormat::Raw | SocketFormat::Json | SocketFormat::Protobuf => message_bytes_max,
             SocketFormat::Sockjs => message_bytes_max * JSON_ESCAPE_MAX + "[\"\"]".len(),
         });
         Self {

@@ -1,0 +1,140 @@
+//! Where one client gets what it is sent, whatever its wire.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+
+use crate::disconnect::Farewell;
+use crate::frame::websocket;
+use crate::frame::websocket::MessageKind;
+use crate::frame::websocket::SocketFormat;
+use crate::hub::format::Format;
+use crate::outbox::QueueFormat;
+use crate::outbox::QueueOutbox;
+use crate::outbox::SocketOutbox;
+use crate::protocol;
+use crate::protocol::Codec;
+use crate::protocol::Event;
+use crate::protocol::NotJson;
+use crate::protocol::Push;
+use crate::protocol::Reply;
+
+/// Where a client of a channel gets its messages.
+#[derive(Clone)]
+pub(crate) enum Member {
+    /// A WebSocket.
+    Socket(Arc<SocketOutbox>),
+    /// A client over HTTP, whose transport takes what waits there.
+    Queue(Arc<QueueOutbox>),
+}
+
+impl Member {
+    pub(super) fn format(&self) -> Format {
+        match self {
+            Self::Queue(outbox) => match outbox.format() {
+                QueueFormat::Quoted => Format::Quoted,
+                QueueFormat::JsonLine => Format::JsonLine,
+            },
+            Self::Socket(outbox) => match outbox.format() {
+                SocketFormat::Raw => Format::Raw,
+                SocketFormat::Sockjs => Format::Sockjs,
+                SocketFormat::Json => Format::Json,
+                SocketFormat::Protobuf => Format::Protobuf,
+            },
+        }
+    }
+
+    /// How a channel client writes its commands and reads its replies.
+    pub(crate) fn codec(&self) -> Codec {
+        match self.format() {
+            Format::Protobuf => Codec::Protobuf,
+            _ => Codec::Json,
+        }
+    }
+
+    /// Writes `replies` down as one message of this client's wire.
+    ///
+    /// # Errors
+    ///
+    /// [`NotJson`] if some data cannot be written in the client's codec.
+    pub(crate) fn encode(&self, replies: &[Reply]) -> Result<Bytes, NotJson> {
+        let mut body = BytesMut::new();
+        for reply in replies {
+            self.codec().append_reply(&mut body, reply)?;
+        }
+        Ok(self.framed(body))
+    }
+
+    /// The message that asks a channel client whether it is there.
+    pub(crate) fn ping(&self) -> Bytes {
+        let ping = match self.codec() {
+            Codec::Json => protocol::json::PING,
+            Codec::Protobuf => protocol::protobuf::PING,
+        };
+        self.framed(BytesMut::from(ping))
+    }
+
+    /// Sends what [`encode`](Self::encode) or [`ping`](Self::ping) has made.
+    pub(crate) fn send(&self, message: &Bytes) {
+        match self {
+            Self::Socket(outbox) => outbox.send(message),
+            Self::Queue(outbox) => outbox.push(message.clone()),
+        }
+    }
+
+    /// Sends the client away: where there is no close frame, a push says why.
+    pub(crate) fn close(&self, farewell: impl Into<Farewell>) {
+        let Farewell { disconnect, reason } = farewell.into();
+        match self {
+            Self::Socket(outbox) => outbox.close_saying(disconnect, &reason),
+            Self::Queue(outbox) => {
+                let told = protocol::Disconnect {
+                    code: disconnect.code.into(),
+                    reason: reason.into_owned(),
+                    reconnect: disconnect.may_reconnect(),
+                };
+                let push = Reply::push(Push::new("", Event::Disconnect(told)));
+                if let Ok(message) = self.encode(&[push]) {
+                    outbox.push(message);
+                }
+                outbox.close();
+            }
+        }
+    }
+
+    /// Holds back all that is sent from now on, until [`release`](Self::release).
+    pub(crate) fn hold(&self) {
+        match self {
+            Self::Socket(outbox) => outbox.hold(),
+            Self::Queue(outbox) => outbox.hold(),
+        }
+    }
+
+    /// Sends `first`, then what was held back.
+    pub(crate) fn release(&self, first: &Bytes) {
+        match self {
+            Self::Socket(outbox) => outbox.release(first),
+            Self::Queue(outbox) => outbox.release(first),
+        }
+    }
+
+    /// What waits for the client, in bytes.
+    pub(crate) fn bytes_queued(&self) -> usize {
+        match self {
+            Self::Socket(outbox) => outbox.bytes_queued(),
+            Self::Queue(outbox) => outbox.bytes_queued(),
+        }
+    }
+
+    fn framed(&self, body: BytesMut) -> Bytes {
+        let kind = match self.format() {
+            Format::JsonLine | Format::Quoted => return body.freeze(),
+            Format::Protobuf => MessageKind::Binary,
+            Format::Raw | Format::Sockjs | Format::Json => MessageKind::Text,
+        };
+        let mut message = BytesMut::new();
+        websocket::append_message(&mut message, kind, &body);
+        message.freeze()
+    }
+}
