@@ -11,6 +11,8 @@
 //! - **No head start.** A client of this node hears nothing that clients of other nodes do not.
 //! - **Bare bytes.** What goes over the wire is the message and nothing else, so that any Redis client
 //!   can take part.
+//!
+//! For channels it promises more, see [`Streams`].
 
 use std::sync::Arc;
 
@@ -26,6 +28,17 @@ use crate::publication::Publication;
 
 mod memory;
 mod redis;
+mod streams;
+
+pub(crate) use streams::ActiveChannel;
+pub(crate) use streams::Ask;
+pub(crate) use streams::Idempotency;
+pub(crate) use streams::Store;
+pub(crate) use streams::StoreError;
+pub(crate) use streams::Stored;
+pub(crate) use streams::Streams;
+pub(crate) use streams::Unavailable;
+pub(crate) use streams::Until;
 
 /// Carries publications between nodes; see the module for its promises.
 #[async_trait]
@@ -71,7 +84,21 @@ pub(crate) trait Broker: Send + Sync + 'static {
 pub(crate) trait Deliver: Send + Sync + 'static {
     /// Takes all publications that came with one read, in order. Must not block.
     fn deliver(&self, publications: Vec<Publication>);
+
+    /// Nothing is heard on channels of `shard` from now on, whatever is published there.
+    fn interrupted(&self, shard: Shard) {
+        let _ = shard;
+    }
+
+    /// Everything that is wanted of `shard` is heard again; what was published meanwhile was not.
+    fn resumed(&self, shard: Shard) {
+        let _ = shard;
+    }
 }
+
+/// One of the servers that share the channels, by its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Shard(pub(crate) usize);
 
 /// Why a publication was not accepted at once.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +130,7 @@ pub(crate) struct NotReady(pub(crate) String);
 /// A broker at work. Its tasks end after `shutdown`; whoever holds them waits for them.
 pub(crate) struct Started {
     /// The handle for everyone.
-    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) broker: Arc<dyn Streams>,
     /// Everything that runs for it.
     pub(crate) tasks: JoinSet<()>,
 }
@@ -118,10 +145,7 @@ pub(crate) fn start(
     shutdown: CancellationToken,
 ) -> Started {
     match config {
-        config::Broker::Memory => Started {
-            broker: Arc::new(memory::MemoryBroker::new(deliver, metrics)),
-            tasks: JoinSet::new(),
-        },
+        config::Broker::Memory => memory::start(deliver, metrics, shutdown),
         config::Broker::Redis(config) => {
             let surroundings = redis::Surroundings {
                 node_id,

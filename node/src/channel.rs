@@ -10,6 +10,9 @@ pub(crate) const CHANNEL_NAME_BYTES_MAX: usize = 255;
 /// Names that begin so are the node's own (probes, later keys and control channels).
 pub(crate) const RESERVED_PREFIX: &str = "causeway:";
 
+/// Names of channels' events on the wire begin so; see [`ChannelName::wire`].
+pub(crate) const WIRE_PREFIX: &str = "causeway:ch:";
+
 /// The name of a channel: what Redis knows it by, byte for byte.
 ///
 /// Invariant: 1 to 255 bytes of UTF-8. A clone costs a reference count.
@@ -32,6 +35,31 @@ impl ChannelName {
             return Err(BadChannelName);
         }
         Ok(Self(name.into()))
+    }
+
+    /// What Redis knows the events of `channel` by, so that no relay channel clashes with it. The braces
+    /// make all that belongs to one channel stay together on one server.
+    ///
+    /// Such a name may be longer than others.
+    pub(crate) fn wire(channel: &Self) -> Self {
+        Self(format!("{WIRE_PREFIX}{{{channel}}}").into())
+    }
+
+    /// Whether it is meant for the feeds.
+    pub(crate) fn is_wire(&self) -> bool {
+        self.0.starts_with(WIRE_PREFIX)
+    }
+
+    /// The channel of a name that [`wire`](Self::wire) has made.
+    pub(crate) fn of_wire(wire: &str) -> Option<Self> {
+        let braced = wire.strip_prefix(WIRE_PREFIX)?;
+        let name = braced.strip_prefix('{')?.strip_suffix('}')?;
+        Self::new(name).ok()
+    }
+
+    /// A name of this node's own for the `number`-th life of this channel.
+    pub(crate) fn numbered(&self, number: u64) -> Self {
+        Self(format!("{self}#{number}").into())
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -67,6 +95,18 @@ mod tests {
         assert!(ChannelName::new(&"a".repeat(255)).is_ok());
         assert_eq!(ChannelName::new(&"a".repeat(256)), Err(BadChannelName));
         assert_eq!(ChannelName::new(&"ä".repeat(128)), Err(BadChannelName));
+    }
+
+    #[test]
+    fn a_name_on_the_wire_is_reserved_and_has_room_for_the_longest() {
+        let wire = ChannelName::wire(&ChannelName::new(&"a".repeat(255)).unwrap());
+        assert!(wire.is_reserved());
+        let name = ChannelName::new("chat:1").unwrap();
+        let short = ChannelName::wire(&name);
+        assert_eq!(short.as_str(), "causeway:ch:{chat:1}");
+        assert_eq!(ChannelName::of_wire(short.as_str()), Some(name.clone()));
+        assert_eq!(ChannelName::of_wire(name.as_str()), None);
+        assert_ne!(short.numbered(1), short.numbered(2));
     }
 
     #[test]

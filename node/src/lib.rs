@@ -24,16 +24,22 @@ mod publication;
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod config;
 // Layer 2.
+#[allow(dead_code, reason = "channel clients are on their way")]
+mod history;
 mod logging;
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod outbox;
 mod redis;
 mod tcp;
 // Layer 4.
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod broker;
 // Layer 5.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod hub;
+// Between them.
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod feed;
 // Layer 6.
 mod client;
 // Layer 7.

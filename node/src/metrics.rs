@@ -52,8 +52,19 @@ pub(crate) struct Metrics {
     broker_losses: Family<Label, Counter>,
     /// Times after which publications of other nodes may have been missed.
     pub(crate) broker_gaps: Counter,
+    /// Channels that this node wants to hear.
+    pub(crate) subscriptions_wanted: Gauge,
     /// Channels that this node is subscribed to and the broker has confirmed.
     pub(crate) subscriptions: Gauge,
+    /// Channels of channel clients that this node follows.
+    pub(crate) feeds: Gauge,
+    /// Times that something of a channel's stream was missing.
+    pub(crate) gaps_noticed: Counter,
+    /// Times that what was missing was read and delivered.
+    pub(crate) gaps_filled: Counter,
+    /// Times that members were told that it cannot be had.
+    pub(crate) gaps_announced: Counter,
+    recoveries: Family<Label, Counter>,
     /// Bytes that wait in the lanes.
     pub(crate) lane_bytes: Gauge,
     /// Publications that wait in the lanes.
@@ -84,7 +95,13 @@ impl Metrics {
             broker_connects: Family::default(),
             broker_losses: Family::default(),
             broker_gaps: Counter::default(),
+            subscriptions_wanted: Gauge::default(),
             subscriptions: Gauge::default(),
+            feeds: Gauge::default(),
+            gaps_noticed: Counter::default(),
+            gaps_filled: Counter::default(),
+            gaps_announced: Counter::default(),
+            recoveries: Family::default(),
             lane_bytes: Gauge::default(),
             lane_publications: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
@@ -114,7 +131,13 @@ impl Metrics {
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
         registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());
         registry.register("broker_gaps", "Times after which publications may have been missed", self.broker_gaps.clone());
+        registry.register("subscriptions_wanted", "Channels that this node wants to hear", self.subscriptions_wanted.clone());
         registry.register("subscriptions", "Channels whose subscription the broker has confirmed", self.subscriptions.clone());
+        registry.register("feeds", "Channels of channel clients that this node follows", self.feeds.clone());
+        registry.register("gaps_noticed", "Times that something of a channel's stream was missing", self.gaps_noticed.clone());
+        registry.register("gaps_filled", "Times that what was missing was read from the stream and delivered", self.gaps_filled.clone());
+        registry.register("gaps_announced", "Times that the members of a channel were told to start over", self.gaps_announced.clone());
+        registry.register("recoveries", "Clients that came back to a channel with a position, by result", self.recoveries.clone());
         registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
@@ -173,6 +196,12 @@ impl Metrics {
         self.broker_losses
             .get_or_create(&[("side", side.as_str())])
             .inc();
+    }
+
+    /// Counts a client that came back with a position, and got everything since or was told that it cannot.
+    pub(crate) fn recovered(&self, is_recovered: bool) {
+        let result = if is_recovered { "hit" } else { "miss" };
+        self.recoveries.get_or_create(&[("result", result)]).inc();
     }
 
     /// Notes how long a probe took to come back.

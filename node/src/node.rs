@@ -17,12 +17,15 @@ use tracing::warn;
 
 use crate::admin::Admin;
 use crate::broker;
+use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::channel::ChannelName;
 use crate::client;
 use crate::client::Clients;
 use crate::config::Config;
 use crate::config::Mode;
+use crate::feed::Feeds;
+use crate::feed::FeedsConfig;
 use crate::http::Http;
 use crate::http::HttpConfig;
 use crate::http::Mount;
@@ -120,18 +123,17 @@ impl Node {
             },
             Arc::clone(&metrics),
         );
+        let feeds = Feeds::new(FeedsConfig::DEFAULT, Arc::clone(&hub), Arc::clone(&metrics));
         let broker = broker::start(
             &config.broker,
             &node_id,
-            Arc::clone(&hub) as Arc<dyn Deliver>,
+            Arc::clone(&feeds) as Arc<dyn Deliver>,
             Arc::clone(&metrics),
             lifecycle.stopped.clone(),
         );
-        let clients = Clients::new(
-            Arc::clone(&hub),
-            Arc::clone(&broker.broker),
-            Arc::clone(&metrics),
-        );
+        feeds.start(Arc::clone(&broker.broker));
+        let relay: Arc<dyn Broker> = broker.broker;
+        let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
         let websockets = WebSockets::new(Arc::clone(&clients), config.drain.spread);
         let quota = Quota::new(QuotaConfig {
             sessions_max: config.limits.sessions,
@@ -145,7 +147,8 @@ impl Node {
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
         let mut tasks = broker.tasks;
-        tasks.spawn(Arc::clone(&hub).run(Arc::clone(&broker.broker), lifecycle.stopped.clone()));
+        tasks.spawn(Arc::clone(&hub).run(Arc::clone(&relay), lifecycle.stopped.clone()));
+        tasks.spawn(feeds.run(lifecycle.stopped.clone()));
         tasks.spawn(session::sweep(sessions.clone(), lifecycle.stopped.clone()));
         if config
             .endpoints
@@ -168,7 +171,7 @@ impl Node {
         };
         let draining = lifecycle.draining.clone();
         let services = Services {
-            admin: Admin::new(broker.broker, Arc::clone(&metrics), draining.clone()),
+            admin: Admin::new(relay, Arc::clone(&metrics), draining.clone()),
             http: Http::new(http, mounts, Arc::clone(&metrics)),
             websockets,
             sessions,

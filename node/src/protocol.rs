@@ -17,10 +17,12 @@ mod message;
 mod codes;
 mod command;
 mod info;
+mod position;
 mod push;
 mod raw;
 mod reply;
 
+pub(crate) mod envelope;
 pub(crate) mod json;
 pub(crate) mod protobuf;
 
@@ -44,6 +46,8 @@ pub(crate) use command::SubscribeRequest;
 pub(crate) use command::UnsubscribeRequest;
 pub(crate) use info::ClientInfo;
 pub(crate) use info::Publication;
+pub(crate) use position::Epoch;
+pub(crate) use position::Position;
 pub(crate) use push::Connect;
 pub(crate) use push::Disconnect;
 pub(crate) use push::Event;

@@ -4,16 +4,19 @@
 //! Knows nothing of clients or publications. The connection is our own: redis-rs's `PubSub` buffers
 //! without a bound, copies each message and tells of a lost connection only by its end. RESP2 Pub/Sub is
 //! three kinds of reply, and to parse them in place costs one allocation for each read instead of
-//! several for each message. Commands (publishing) go through redis-rs and deadpool.
+//! several for each message. Commands go through redis-rs: publications over the publisher's lanes,
+//! everything else over [`Commands`].
 
 mod backoff;
+mod commands;
 mod connection;
-mod keys;
+pub(crate) mod keys;
 mod reply;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub(crate) use backoff::Backoff;
+pub(crate) use commands::{CommandError, Commands};
 pub(crate) use connection::{ConnectError, Connection, Opening, ReadError};
 pub(crate) use keys::{connection_name, probe_channel};
 #[cfg(any(fuzzing, test))]

@@ -2,37 +2,82 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::RwLock;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
 
+use crate::broker::ActiveChannel;
+use crate::broker::Ask;
 use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::broker::NotReady;
 use crate::broker::PublishError;
+use crate::broker::Shard;
+use crate::broker::Started;
+use crate::broker::Store;
+use crate::broker::StoreError;
+use crate::broker::Stored;
+use crate::broker::Streams;
 use crate::broker::TryPublishError;
+use crate::broker::Unavailable;
+use crate::broker::Until;
 use crate::channel::ChannelName;
+use crate::history::Page;
 use crate::metrics::Metrics;
 use crate::publication::Publication;
 
+mod glob;
+mod logs;
+
+use logs::Logs;
+
+/// How often streams are looked at whose time is over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Delivers to this node what this node publishes, if a client here wants it. Always ready.
-pub(super) struct MemoryBroker {
+struct MemoryBroker {
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
     subscribed: RwLock<HashSet<ChannelName>>,
+    logs: Logs,
+}
+
+/// Starts it, and what lets go of streams that nobody needs any more.
+pub(super) fn start(
+    deliver: Arc<dyn Deliver>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> Started {
+    metrics.broker_ready.set(1);
+    let broker = Arc::new(MemoryBroker {
+        deliver,
+        metrics,
+        subscribed: RwLock::default(),
+        logs: Logs::default(),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn({
+        let broker = Arc::clone(&broker);
+        async move {
+            let sweep = async {
+                loop {
+                    time::sleep(SWEEP_INTERVAL).await;
+                    broker.logs.sweep(now());
+                }
+            };
+            shutdown.run_until_cancelled(sweep).await;
+        }
+    });
+    Started { broker, tasks }
 }
 
 impl MemoryBroker {
-    pub(super) fn new(deliver: Arc<dyn Deliver>, metrics: Arc<Metrics>) -> Self {
-        metrics.broker_ready.set(1);
-        Self {
-            deliver,
-            metrics,
-            subscribed: RwLock::default(),
-        }
-    }
-
     fn deliver_now(&self, channel: &ChannelName, data: Bytes) {
         self.metrics.publications_published.inc();
         if self.subscribed.read().contains(channel) {
@@ -57,12 +102,14 @@ impl Broker for MemoryBroker {
 
     fn subscribe(&self, channel: &ChannelName) {
         if self.subscribed.write().insert(channel.clone()) {
+            self.metrics.subscriptions_wanted.inc();
             self.metrics.subscriptions.inc();
         }
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
         if self.subscribed.write().remove(channel) {
+            self.metrics.subscriptions_wanted.dec();
             self.metrics.subscriptions.dec();
         }
     }
@@ -70,4 +117,58 @@ impl Broker for MemoryBroker {
     fn readiness(&self) -> Result<(), NotReady> {
         Ok(())
     }
+}
+
+#[async_trait]
+impl Streams for MemoryBroker {
+    async fn subscribed(&self, channel: &ChannelName) -> Result<(), Unavailable> {
+        if self.subscribed.read().contains(channel) {
+            return Ok(());
+        }
+        Err(Unavailable(format!("nobody wants `{channel}`")))
+    }
+
+    fn shard(&self, _: &ChannelName) -> Shard {
+        Shard(0)
+    }
+
+    async fn store(&self, store: Store) -> Result<Stored, StoreError> {
+        let wire = ChannelName::wire(&store.channel);
+        let until = store.until;
+        let stored = self.logs.store(store, now(), |envelope| {
+            self.deliver_now(&wire, envelope);
+        });
+        match until {
+            Until::Stored => Ok(stored),
+            Until::Replicated => Err(StoreError::NotReplicated), // There is nobody else.
+        }
+    }
+
+    async fn history(&self, ask: Ask) -> Result<Page, Unavailable> {
+        Ok(self.logs.page(&ask, now()))
+    }
+
+    async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
+        self.logs.clear(channel);
+        Ok(())
+    }
+
+    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable> {
+        let subscribed = self.subscribed.read();
+        let channels = subscribed
+            .iter()
+            .filter_map(|wire| ChannelName::of_wire(wire.as_str()));
+        let matching = channels.filter(|channel| {
+            pattern.is_none_or(|pattern| {
+                glob::matches(pattern.as_bytes(), channel.as_str().as_bytes())
+            })
+        });
+        let active = |channel| ActiveChannel { channel, nodes: 1 };
+        Ok(matching.map(active).collect())
+    }
+}
+
+/// Tokio's clock, so that tests can move it.
+fn now() -> Instant {
+    time::Instant::now().into_std()
 }

@@ -27,29 +27,46 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::ActiveChannel;
+use crate::broker::Ask;
 use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::broker::NotReady;
 use crate::broker::PublishError;
+use crate::broker::Shard;
 use crate::broker::Started;
+use crate::broker::Store;
+use crate::broker::StoreError;
+use crate::broker::Stored;
+use crate::broker::Streams;
 use crate::broker::TryPublishError;
+use crate::broker::Unavailable;
+use crate::broker::Until;
 use crate::channel::ChannelName;
 use crate::config;
+use crate::history::Page;
 use crate::metrics::Metrics;
 use crate::redis;
+use crate::redis::Commands;
 
 mod drops;
 mod fence;
 mod health;
 mod lane;
 mod monitor;
+mod outcome;
 mod publisher;
+mod reader;
+mod scripts;
 mod subscriber;
 mod subscriptions;
 
 use drops::Drops;
 use lane::Lane;
 use monitor::Monitor;
+use reader::Reader;
+use subscriptions::Confirmation;
+use subscriptions::Counts;
 use subscriptions::Subscriptions;
 
 /// What the broker is started into.
@@ -66,11 +83,14 @@ struct RedisBroker {
     node_id: String,
     /// Random, so that two processes with one node id never take each other's probes for their own.
     instance: u64,
+    /// As many as are configured, and behind them the one for what has to be replicated.
     lanes: Vec<Lane>,
     subscriptions: Mutex<Subscriptions>,
     /// A wish has changed.
     wishes: Notify,
     probe_channel: ChannelName,
+    shard: Shard,
+    reader: Reader,
     monitor: Monitor,
     /// For each lane: sent when its connection may be dead without having said so.
     lane_suspects: Vec<watch::Sender<()>>,
@@ -94,18 +114,21 @@ pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> St
     let instance = fastrand::u64(..);
     let probe_channel = redis::probe_channel(node_id, instance);
     let drops = Arc::new(Drops::new(Arc::clone(&metrics)));
+    let connection_name = redis::connection_name(node_id, "reader", instance);
     let lane = |_| Lane::new(&config, Arc::clone(&drops), Arc::clone(&metrics));
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&probe_channel, true);
     let broker = Arc::new(RedisBroker {
         node_id: node_id.to_owned(),
         instance,
-        lanes: (0..config.lanes).map(lane).collect(),
+        lanes: (0..=config.lanes).map(lane).collect(),
         subscriptions: Mutex::new(subscriptions),
         wishes: Notify::new(),
         probe_channel,
+        shard: Shard(0),
+        reader: Reader::new(Commands::new(&config, connection_name)),
         monitor: Monitor::new(&config, Arc::clone(&metrics)),
-        lane_suspects: (0..config.lanes).map(|_| watch::Sender::new(())).collect(),
+        lane_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
         drops,
@@ -129,7 +152,7 @@ impl RedisBroker {
     fn lane(&self, channel: &ChannelName) -> &Lane {
         let mut hasher = DefaultHasher::new();
         channel.hash(&mut hasher);
-        let lanes = self.lanes.len() as u64;
+        let lanes = self.config.lanes as u64;
         let index = usize::try_from(hasher.finish() % lanes).expect("below the number of lanes");
         &self.lanes[index]
     }
@@ -143,9 +166,29 @@ impl RedisBroker {
     }
 
     fn wish(&self, channel: &ChannelName, is_wanted: bool) {
-        if self.subscriptions.lock().want(channel, is_wanted) {
+        if self.change_subscriptions(|subscriptions| subscriptions.want(channel, is_wanted)) {
             self.wishes.notify_one();
         }
+    }
+
+    /// Changes what is wanted or confirmed, and counts it.
+    fn change_subscriptions<T>(&self, change: impl FnOnce(&mut Subscriptions) -> T) -> T {
+        let mut subscriptions = self.subscriptions.lock();
+        let before = subscriptions.counts();
+        let result = change(&mut subscriptions);
+        self.count_subscriptions(before, &subscriptions);
+        result
+    }
+
+    /// Counts what has changed since `before`.
+    fn count_subscriptions(&self, before: Counts, subscriptions: &Subscriptions) {
+        // Our own probes are no client's wish. They are wanted from the beginning to the end.
+        let for_clients = |count: usize| i64::try_from(count.saturating_sub(1)).unwrap_or(i64::MAX);
+        let (metrics, now) = (&self.metrics, subscriptions.counts());
+        let wanted = for_clients(now.wanted) - for_clients(before.wanted);
+        let confirmed = for_clients(now.confirmed) - for_clients(before.confirmed);
+        metrics.subscriptions_wanted.inc_by(wanted);
+        metrics.subscriptions.inc_by(confirmed);
     }
 }
 
@@ -169,6 +212,43 @@ impl Broker for RedisBroker {
 
     fn readiness(&self) -> Result<(), NotReady> {
         self.monitor.readiness().map_err(NotReady)
+    }
+}
+
+#[async_trait]
+impl Streams for RedisBroker {
+    async fn subscribed(&self, channel: &ChannelName) -> Result<(), Unavailable> {
+        let confirmed = self.subscriptions.lock().confirmation(channel);
+        let not_wanted = || Unavailable(format!("nobody wants `{channel}`"));
+        match confirmed {
+            Confirmation::Here => Ok(()),
+            Confirmation::Awaited(confirmed) => confirmed.await.map_err(|_| not_wanted()),
+            Confirmation::Never => Err(not_wanted()),
+        }
+    }
+
+    fn shard(&self, _: &ChannelName) -> Shard {
+        self.shard
+    }
+
+    async fn store(&self, store: Store) -> Result<Stored, StoreError> {
+        let wire = ChannelName::wire(&store.channel);
+        match store.until {
+            Until::Stored => self.lane(&wire).store(store).await,
+            Until::Replicated => self.lanes[self.config.lanes].store(store).await,
+        }
+    }
+
+    async fn history(&self, ask: Ask) -> Result<Page, Unavailable> {
+        self.reader.history(&ask).await
+    }
+
+    async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
+        self.reader.remove_history(channel).await
+    }
+
+    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable> {
+        self.reader.channels(pattern).await
     }
 }
 

@@ -53,6 +53,10 @@ pub(crate) enum DropReason {
     NotJson,
     /// The hub's task does not keep up, and too much waits for it.
     HubFull,
+    /// It came a second time.
+    Repeated,
+    /// No node can have published it.
+    Malformed,
 }
 
 impl DropReason {
@@ -68,6 +72,8 @@ impl DropReason {
             Self::NotUtf8 => "not_utf8",
             Self::NotJson => "not_json",
             Self::HubFull => "hub_full",
+            Self::Repeated => "repeated",
+            Self::Malformed => "malformed",
         }
     }
 }

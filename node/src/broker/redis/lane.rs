@@ -11,11 +11,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time;
 use tokio::time::Instant;
 
 use super::drops::Drops;
 use crate::broker::PublishError;
+use crate::broker::Store;
+use crate::broker::StoreError;
+use crate::broker::Stored;
 use crate::broker::TryPublishError;
 use crate::channel::ChannelName;
 use crate::config;
@@ -45,17 +49,47 @@ pub(super) struct Lane {
 
 /// One publication on its way to Redis.
 pub(super) struct Entry {
+    /// As Redis knows it.
     pub(super) channel: ChannelName,
     pub(super) data: Bytes,
+    /// What to do beyond publishing it.
+    pub(super) storing: Option<Storing>,
     /// After which it is dropped rather than sent: nobody wants to read old news as new.
     expires_at: Instant,
     /// What it takes of the lane's room; a probe takes none.
     cost: usize,
 }
 
+/// A publication that somebody waits for.
+pub(super) struct Storing {
+    pub(super) store: Store,
+    answer: oneshot::Sender<Result<Stored, StoreError>>,
+}
+
+/// What a publication has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Redis has it.
+    Taken(Stored),
+    /// Redis has it, and no replica has confirmed it in time.
+    Unreplicated,
+    /// Redis does not want it, in its own words.
+    Refused(String),
+    /// Redis may have it.
+    Unanswered,
+}
+
 impl Entry {
     fn is_probe(&self) -> bool {
         self.cost == 0
+    }
+
+    /// Tells whoever waits for it.
+    fn answer(self, result: Result<Stored, StoreError>) {
+        if let Some(storing) = self.storing {
+            // Who no longer waits does not want to know.
+            let _ = storing.answer.send(result);
+        }
     }
 }
 
@@ -85,7 +119,14 @@ impl Lane {
             return Err(TryPublishError::Full(data));
         };
         permit.forget();
-        self.push(channel, data, cost, Instant::now() + self.wait);
+        let expires_at = Instant::now() + self.wait;
+        self.push(Entry {
+            channel: channel.clone(),
+            data,
+            storing: None,
+            expires_at,
+            cost,
+        });
         Ok(())
     }
 
@@ -95,7 +136,35 @@ impl Lane {
         channel: &ChannelName,
         data: Bytes,
     ) -> Result<(), PublishError> {
-        let Some(cost) = self.cost(&data) else {
+        let (cost, expires_at) = self.room_for(&data).await?;
+        self.push(Entry {
+            channel: channel.clone(),
+            data,
+            storing: None,
+            expires_at,
+            cost,
+        });
+        Ok(())
+    }
+
+    /// Queues a publication once there is room, and waits for what becomes of it.
+    pub(super) async fn store(&self, store: Store) -> Result<Stored, StoreError> {
+        let data = store.body.clone();
+        let (cost, expires_at) = self.room_for(&data).await?;
+        let (answer, answered) = oneshot::channel();
+        self.push(Entry {
+            channel: ChannelName::wire(&store.channel),
+            data,
+            storing: Some(Storing { store, answer }),
+            expires_at,
+            cost,
+        });
+        answered.await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// Waits for room, and takes it; what it costs, and until when the publication may wait.
+    async fn room_for(&self, data: &Bytes) -> Result<(usize, Instant), PublishError> {
+        let Some(cost) = self.cost(data) else {
             self.drops.note(DropReason::TooLarge, 1);
             return Err(PublishError::TooLarge);
         };
@@ -109,8 +178,7 @@ impl Lane {
             Ok(Ok(permit)) => {
                 permit.forget();
                 loss.reason = None;
-                self.push(channel, data, cost, expires_at);
-                Ok(())
+                Ok((cost, expires_at))
             }
             Ok(Err(_closed)) => {
                 loss.reason = Some(DropReason::Stopping);
@@ -122,17 +190,16 @@ impl Lane {
 
     /// Queues a probe behind what waits already, full or not.
     pub(super) fn push_probe(&self, channel: &ChannelName, data: Bytes) {
-        self.push(channel, data, 0, Instant::now() + self.wait);
+        self.push(Entry {
+            channel: channel.clone(),
+            data,
+            storing: None,
+            expires_at: Instant::now() + self.wait,
+            cost: 0,
+        });
     }
 
-    fn push(&self, channel: &ChannelName, data: Bytes, cost: usize, expires_at: Instant) {
-        let channel = channel.clone();
-        let entry = Entry {
-            channel,
-            data,
-            expires_at,
-            cost,
-        };
+    fn push(&self, entry: Entry) {
         self.gauge(&entry, 1);
         self.entries.lock().push_back(entry);
         self.arrived.notify_one();
@@ -174,26 +241,44 @@ impl Lane {
         }
     }
 
-    /// Gives back the room of entries that Redis has taken.
-    pub(super) fn publish_done(&self, batch: &[Entry]) {
-        let count = batch.iter().filter(|entry| !entry.is_probe()).count();
-        self.metrics.publications_published.inc_by(count as u64);
-        self.settle(batch);
+    /// Ends publications as Redis has answered: gives back their room, counts them, and tells who waits.
+    pub(super) fn settle(&self, outcomes: impl IntoIterator<Item = (Entry, Outcome)>) {
+        let (mut published, mut refused, mut unanswered) = (0, 0, 0);
+        for (entry, outcome) in outcomes {
+            self.leave(&entry);
+            if !entry.is_probe() {
+                match outcome {
+                    Outcome::Taken(_) | Outcome::Unreplicated => published += 1,
+                    Outcome::Refused(_) => refused += 1,
+                    Outcome::Unanswered => unanswered += 1,
+                }
+            }
+            entry.answer(match outcome {
+                Outcome::Taken(stored) => Ok(stored),
+                Outcome::Unreplicated => Err(StoreError::NotReplicated),
+                Outcome::Refused(answer) => Err(StoreError::Refused(answer)),
+                Outcome::Unanswered => Err(StoreError::MayBeStored),
+            });
+        }
+        self.metrics.publications_published.inc_by(published);
+        self.drops.note(DropReason::Refused, refused);
+        self.drops.note(DropReason::Unacknowledged, unanswered);
     }
 
-    /// Gives back the room of entries that are no longer the lane's concern.
-    fn settle(&self, batch: &[Entry]) {
-        for entry in batch {
-            self.gauge(entry, -1);
-            self.room.add_permits(entry.cost);
+    /// Ends publications that Redis has certainly not taken.
+    fn lose(&self, entries: Vec<Entry>, reason: DropReason, error: &StoreError) {
+        let count = entries.iter().filter(|entry| !entry.is_probe()).count();
+        self.drops.note(reason, count);
+        for entry in entries {
+            self.leave(&entry);
+            entry.answer(Err(error.clone()));
         }
     }
 
-    /// Gives back the room of entries that are lost, counts and logs them.
-    pub(super) fn lose(&self, batch: &[Entry], reason: DropReason) {
-        let count = batch.iter().filter(|entry| !entry.is_probe()).count();
-        self.drops.note(reason, count);
-        self.settle(batch);
+    /// Gives back the room of an entry that is no longer the lane's concern.
+    fn leave(&self, entry: &Entry) {
+        self.gauge(entry, -1);
+        self.room.add_permits(entry.cost);
     }
 
     /// Drops what has waited too long; when to look again.
@@ -207,7 +292,7 @@ impl Lane {
             }
             entries.front().map(|entry| entry.expires_at)
         };
-        self.lose(&expired, DropReason::LaneExpired);
+        self.lose(expired, DropReason::LaneExpired, &StoreError::Expired);
         next
     }
 
@@ -215,10 +300,10 @@ impl Lane {
         self.entries.lock().is_empty()
     }
 
-    /// Gives up all that waits.
-    pub(super) fn lose_all(&self, reason: DropReason) {
+    /// Gives up all that waits: the node stops.
+    pub(super) fn lose_all(&self) {
         let entries: Vec<Entry> = self.entries.lock().drain(..).collect();
-        self.lose(&entries, reason);
+        self.lose(entries, DropReason::Stopping, &StoreError::Stopped);
     }
 
     /// Takes nothing more; who waits for room is turned away.
@@ -258,5 +343,7 @@ fn permits(cost: usize) -> u32 {
     u32::try_from(cost).expect("no lane is set past 1 GiB")
 }
 
+#[cfg(test)]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

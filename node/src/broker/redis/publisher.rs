@@ -34,14 +34,14 @@ use super::fence;
 use super::fence::Identity;
 use super::lane::Entry;
 use super::lane::Lane;
+use super::lane::Outcome;
+use super::outcome;
+use super::scripts;
+use super::scripts::Run;
 use crate::config;
-use crate::metrics::DropReason;
 use crate::metrics::Side;
 use crate::redis;
 use crate::redis::Backoff;
-
-/// What Redis answers when it will take the same command later.
-const RETRY_CODES: [&str; 5] = ["LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"];
 
 /// A pool with room for one connection of each lane. Nothing is connected yet.
 pub(super) fn pool(config: &config::Redis) -> Pool {
@@ -66,7 +66,7 @@ pub(super) fn pool(config: &config::Redis) -> Pool {
         .set_connection_timeout(Some(config.connect_timeout))
         .set_response_timeout(Some(config.response_timeout));
     let manager = Manager::new_with_config(info, timeouts).expect("an address needs no parsing");
-    let mut settings = PoolConfig::new(config.lanes);
+    let mut settings = PoolConfig::new(config.lanes + 1);
     settings.timeouts = Timeouts {
         wait: Some(config.connect_timeout),
         create: Some(config.connect_timeout),
@@ -91,6 +91,12 @@ pub(super) async fn run(
         suspect: broker.lane_suspects[index].subscribe(),
         backoff: Backoff::new(broker.config.backoff_max),
         last: None,
+        store_script: Err("not loaded yet".to_owned()),
+        kind: if index < broker.config.lanes {
+            LaneKind::Usual
+        } else {
+            LaneKind::Replicated
+        },
         broker: &broker,
         index,
         pool,
@@ -99,15 +105,28 @@ pub(super) async fn run(
     publisher.finish(connection).await;
 }
 
+/// What goes through a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LaneKind {
+    /// The publications of its share of the channels.
+    Usual,
+    /// Those that need a replica's confirmation, which takes time that others must not wait. It connects
+    /// when the first one comes.
+    Replicated,
+}
+
 struct Publisher<'a> {
     broker: &'a RedisBroker,
     index: usize,
+    kind: LaneKind,
     lane: &'a Lane,
     pool: Pool,
     suspect: watch::Receiver<()>,
     backoff: Backoff,
     /// The connection that was given up last, until Redis has certainly seen its end.
     last: Option<Identity>,
+    /// The digest of [`scripts::STORE`], or why Redis does not take it.
+    store_script: Result<String, String>,
 }
 
 /// Why a connection is no longer used.
@@ -164,61 +183,74 @@ impl Publisher<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut commands = Pipeline::with_capacity(batch.len());
-        for entry in &batch {
-            let command = commands.cmd("PUBLISH").arg(entry.channel.as_str());
-            command.arg(entry.data.as_ref()).ignore();
-        }
-        let answers = connection.send_packed_commands(&commands, 0, batch.len());
+        let (batch, unpublishable) = self.publishable(batch);
+        self.lane.settle(unpublishable);
+        let commands = self.commands(&batch);
+        let answers = connection.send_packed_commands(&commands, 0, commands.len());
         match answers.await {
-            Ok(answers) => self.settle(batch, &answers),
+            Ok(answers) => self.settle(batch, answers),
             Err(error) => {
-                self.lane.lose(&batch, DropReason::Unacknowledged);
+                let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
+                self.lane.settle(unanswered);
                 Err(chain(&error))
             }
         }
     }
 
-    /// Sorts a batch by its answers: taken, refused, or to be tried again.
-    fn settle(&self, mut batch: Vec<Entry>, answers: &[Value]) -> Result<(), String> {
-        let is_taken = |answer: &Value| !matches!(answer, Value::ServerError(_));
-        if answers.len() == batch.len() && answers.iter().all(is_taken) {
-            self.lane.publish_done(&batch);
-            return Ok(());
-        }
-        let refusal = answers.iter().find(|answer| !is_taken(answer));
-        if let Some(Value::ServerError(error)) = refusal {
-            self.broker.drops.note_answer(error.to_string());
-        }
-        // Only what comes after the last one taken may be tried again: order goes before delivery.
-        let after_taken = answers
-            .iter()
-            .rposition(is_taken)
-            .map_or(0, |last| last + 1);
-        let may_retry = |answer: &Value| match answer {
-            Value::ServerError(error) => RETRY_CODES.contains(&error.code()),
-            _ => false,
+    /// Takes out what needs the script if Redis has not taken that.
+    fn publishable(&self, batch: Vec<Entry>) -> (Vec<Entry>, Vec<(Entry, Outcome)>) {
+        let Err(reason) = &self.store_script else {
+            return (batch, Vec::new());
         };
-        let tail = &answers[after_taken..];
-        let retried = if tail.iter().all(may_retry) && answers.len() == batch.len() {
-            batch.split_off(after_taken)
-        } else {
-            Vec::new()
-        };
-        for (entry, answer) in batch.iter().zip(answers) {
-            let entry = std::slice::from_ref(entry);
-            if is_taken(answer) {
-                self.lane.publish_done(entry);
-            } else {
-                self.lane.lose(entry, DropReason::Refused);
+        let (storing, plain): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|entry| entry.storing.is_some());
+        let refused = |entry| (entry, Outcome::Refused(reason.clone()));
+        (plain, storing.into_iter().map(refused).collect())
+    }
+
+    fn commands(&self, batch: &[Entry]) -> Pipeline {
+        let mut commands = Pipeline::with_capacity(batch.len());
+        for entry in batch {
+            match (&entry.storing, &self.store_script) {
+                (Some(storing), Ok(digest)) => {
+                    commands.add_command(scripts::store(Run::Digest(digest), &storing.store));
+                }
+                _ => {
+                    let command = commands.cmd("PUBLISH").arg(entry.channel.as_str());
+                    command.arg(entry.data.as_ref());
+                }
             }
         }
-        let unanswered = batch.get(answers.len()..).unwrap_or_default();
-        self.lane.lose(unanswered, DropReason::Unacknowledged);
-        if retried.is_empty() {
+        if self.kind == LaneKind::Replicated && !batch.is_empty() {
+            let patience = self.broker.config.response_timeout / 2;
+            commands
+                .cmd("WAIT")
+                .arg(1)
+                .arg(patience.as_millis().to_string());
+        }
+        commands
+    }
+
+    /// Ends a batch as Redis has answered.
+    fn settle(&self, batch: Vec<Entry>, mut answers: Vec<Value>) -> Result<(), String> {
+        let confirmed = answers.get(batch.len()).cloned();
+        answers.truncate(batch.len());
+        let mut sorted = outcome::sort(batch, answers);
+        if self.kind == LaneKind::Replicated {
+            outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
+        }
+        let refusal = sorted.ended.iter().find_map(|(_, outcome)| match outcome {
+            Outcome::Refused(answer) => Some(answer.clone()),
+            _ => None,
+        });
+        if let Some(answer) = refusal {
+            self.broker.drops.note_answer(answer);
+        }
+        self.lane.settle(sorted.ended);
+        if sorted.retried.is_empty() {
             return Ok(());
         }
-        self.lane.put_back(retried);
+        self.lane.put_back(sorted.retried);
         Err("redis takes no publications at the moment".to_owned())
     }
 
@@ -232,11 +264,13 @@ impl Publisher<'_> {
             if let Some(last) = &self.last {
                 fence::see_out(&mut connection, last).await?;
             }
-            Ok::<_, RedisError>(identity)
+            let script = load(&mut connection, scripts::STORE).await?;
+            Ok::<_, RedisError>((identity, script))
         };
         match fenced.await {
-            Ok(identity) => {
+            Ok((identity, script)) => {
                 self.last = identity;
+                self.store_script = script;
                 Ok(connection)
             }
             Err(error) => {
@@ -256,13 +290,31 @@ impl Publisher<'_> {
                 && self.send(&mut connection).await.is_ok()
             {}
         }
-        self.lane.lose_all(DropReason::Stopping);
+        self.lane.lose_all();
     }
+}
+
+/// Gives Redis a script; its digest, or what Redis says if it does not take it.
+async fn load(
+    connection: &mut Connection,
+    script: &str,
+) -> Result<Result<String, String>, RedisError> {
+    let mut load = Pipeline::new();
+    load.cmd("SCRIPT").arg("LOAD").arg(script);
+    let answers = connection.send_packed_commands(&load, 0, 1).await?;
+    Ok(match answers.as_slice() {
+        [Value::BulkString(digest)] => Ok(String::from_utf8_lossy(digest).into_owned()),
+        [Value::ServerError(error)] => Err(error.to_string()),
+        _ => Err("redis gave a script no digest".to_owned()),
+    })
 }
 
 /// Connects, however long it takes. Meanwhile what waits too long in the lane is dropped.
 async fn connect(publisher: &mut Publisher<'_>) -> Connection {
     let lane = publisher.lane;
+    if publisher.kind == LaneKind::Replicated {
+        lane.arrival().await;
+    }
     let expire = async {
         loop {
             match lane.expire() {

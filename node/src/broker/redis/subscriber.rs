@@ -43,8 +43,8 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
         };
         // Before the pause: a lane that is back sooner must not take this node for one that hears.
         broker.hearing.send_replace(false);
-        broker.subscriptions.lock().lose_all();
-        broker.metrics.subscriptions.set(0);
+        broker.change_subscriptions(Subscriptions::lose_all);
+        broker.deliver.interrupted(broker.shard);
         let reason = chain(&lost);
         debug!(reason, "the subscriber is without a connection");
         let reason = format!("cannot hear redis: {reason}");
@@ -190,6 +190,7 @@ impl Subscriber<'_> {
         } else {
             info!(channels, "subscribed");
         }
+        self.broker.deliver.resumed(self.broker.shard);
         self.broker.hearing.send_replace(true);
         self.broker.monitor.subscriber(Ok(()));
     }
@@ -258,10 +259,9 @@ impl Subscriber<'_> {
         subscriptions: &mut Subscriptions,
     ) -> Result<(), Unasked> {
         let channel = str::from_utf8(channel).map_err(|_| Unasked)?;
+        let before = subscriptions.counts();
         subscriptions.confirm(channel, is_subscribed)?;
-        let wanted_by_clients = subscriptions.confirmed().saturating_sub(1); // Not our probes.
-        let confirmed = i64::try_from(wanted_by_clients).unwrap_or(i64::MAX);
-        self.broker.metrics.subscriptions.set(confirmed);
+        self.broker.count_subscriptions(before, subscriptions);
         Ok(())
     }
 }

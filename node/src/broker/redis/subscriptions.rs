@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::mem;
 
+use tokio::sync::oneshot;
+
 use crate::channel::ChannelName;
 
 /// The most channels in one command: larger ones hold up whatever else Redis has to do.
@@ -16,8 +18,8 @@ const BATCH_CHANNELS_MAX: usize = 512;
 /// What is wanted and what is confirmed.
 ///
 /// Invariants: a channel is in `unsettled`, under its `place`, if and only if its wish is not fulfilled and
-/// no command for it is under way; `under_way` and `confirmed` count the channels in that state; a channel
-/// that is neither wanted, confirmed nor under way is not in the map. So nothing grows while Redis is away
+/// no command for it is under way; `under_way`, `confirmed` and `wanted` count the channels in that state;
+/// a channel that is neither wanted, confirmed nor under way is not in the map. So nothing grows while Redis is away
 /// but by what is wanted.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
@@ -27,6 +29,7 @@ pub(super) struct Subscriptions {
     next_place: u64,
     under_way: usize,
     confirmed: usize,
+    wanted: usize,
     /// Places below this are of wishes older than the connection.
     resumed_from: u64,
 }
@@ -38,6 +41,26 @@ struct Channel {
     /// A command that turns `is_confirmed` around was sent.
     is_under_way: bool,
     place: Option<u64>,
+    /// Those who wait until the channel is confirmed.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// How many channels are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) wanted: usize,
+    pub(super) confirmed: usize,
+}
+
+/// Whether a channel is subscribed, for who wants to be sure.
+#[derive(Debug)]
+pub(super) enum Confirmation {
+    /// It is.
+    Here,
+    /// This is told when it is, and is dropped if nobody wants it any more.
+    Awaited(oneshot::Receiver<()>),
+    /// Nobody wants it.
+    Never,
 }
 
 /// Commands to send; neither list is longer than [`BATCH_CHANNELS_MAX`].
@@ -61,6 +84,12 @@ impl Subscriptions {
         let state = self.channels.entry(channel.clone()).or_default();
         if mem::replace(&mut state.is_wanted, is_wanted) == is_wanted {
             return false;
+        }
+        if is_wanted {
+            self.wanted += 1;
+        } else {
+            self.wanted -= 1;
+            state.waiting.clear();
         }
         self.settle(channel)
     }
@@ -104,11 +133,36 @@ impl Subscriptions {
         self.under_way -= 1;
         if is_subscribed {
             self.confirmed += 1;
+            for waiting in state.waiting.drain(..) {
+                let _ = waiting.send(()); // Who is gone does not want to know.
+            }
         } else {
             self.confirmed -= 1;
         }
         self.settle(&name);
         Ok(())
+    }
+
+    /// Whether `channel` is subscribed, or how to learn when it is.
+    pub(super) fn confirmation(&mut self, channel: &ChannelName) -> Confirmation {
+        match self.channels.get_mut(channel) {
+            Some(state) if !state.is_wanted => Confirmation::Never,
+            Some(state) if state.is_confirmed && !state.is_under_way => Confirmation::Here,
+            Some(state) => {
+                let (waiting, confirmed) = oneshot::channel();
+                state.waiting.retain(|waiting| !waiting.is_closed());
+                state.waiting.push(waiting);
+                Confirmation::Awaited(confirmed)
+            }
+            None => Confirmation::Never,
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            wanted: self.wanted,
+            confirmed: self.confirmed,
+        }
     }
 
     /// The connection is gone: nothing is confirmed, nothing under way, all that is wanted is asked anew.
@@ -121,6 +175,7 @@ impl Subscriptions {
             *state = Channel {
                 is_wanted: true,
                 place: Some(self.next_place),
+                waiting: mem::take(&mut state.waiting),
                 ..Channel::default()
             };
             self.unsettled.insert(self.next_place, channel.clone());

@@ -23,6 +23,13 @@ fn data(bytes: usize) -> Bytes {
     vec![b'x'; bytes].into()
 }
 
+fn taken(batch: Vec<Entry>) -> impl Iterator<Item = (Entry, Outcome)> {
+    let stored = || Stored { position: None };
+    batch
+        .into_iter()
+        .map(move |entry| (entry, Outcome::Taken(stored())))
+}
+
 fn sizes(batch: &[Entry]) -> Vec<usize> {
     batch.iter().map(|entry| entry.data.len()).collect()
 }
@@ -42,7 +49,7 @@ async fn a_message_as_large_as_the_lane_fits_and_a_larger_one_never() {
     let lane = lane();
     lane.try_publish(&channel(), data(1000)).unwrap();
     let batch = lane.take_batch();
-    lane.publish_done(&batch);
+    lane.settle(taken(batch));
     let too_large = lane.try_publish(&channel(), data(1001));
     assert_eq!(too_large, Err(TryPublishError::Full(data(1001))));
     let too_large = lane.publish(&channel(), data(1001)).await;
@@ -55,7 +62,7 @@ async fn room_comes_back_when_redis_has_answered_and_not_when_it_is_asked() {
     lane.try_publish(&channel(), data(1000)).unwrap();
     let batch = lane.take_batch();
     assert!(lane.try_publish(&channel(), data(1)).is_err());
-    lane.publish_done(&batch);
+    lane.settle(taken(batch));
     assert!(lane.try_publish(&channel(), data(1)).is_ok());
 }
 
@@ -69,7 +76,7 @@ async fn who_waits_gets_in_before_who_comes_later() {
         async move { lane.publish(&channel(), data(500)).await }
     });
     tokio::task::yield_now().await;
-    lane.lose(&lane.take_batch(), DropReason::Unacknowledged);
+    lane.settle(taken(lane.take_batch()));
     lane.try_publish(&channel(), data(1)).unwrap();
     waiting.join_next().await.unwrap().unwrap().unwrap();
     // The one that waited was given its room first, though its task ran later.
@@ -179,4 +186,64 @@ async fn a_closed_lane_turns_away_who_waits_and_who_comes() {
         1,
         "what was accepted is still sent"
     );
+}
+
+fn store() -> Store {
+    Store {
+        channel: channel(),
+        body: data(10),
+        retention: None,
+        idempotency: None,
+        until: crate::broker::Until::Stored,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stores_is_told_what_became_of_it() {
+    for (outcome, expected) in [
+        (
+            Outcome::Taken(Stored { position: None }),
+            Ok(Stored { position: None }),
+        ),
+        (Outcome::Unreplicated, Err(StoreError::NotReplicated)),
+        (Outcome::Unanswered, Err(StoreError::MayBeStored)),
+        (
+            Outcome::Refused("OOM".to_owned()),
+            Err(StoreError::Refused("OOM".to_owned())),
+        ),
+    ] {
+        let lane = lane();
+        let answered = async {
+            lane.arrival().await;
+            let batch = lane.take_batch();
+            assert_eq!(batch[0].channel.as_str(), "causeway:ch:{a}");
+            lane.settle(batch.into_iter().zip([outcome]));
+        };
+        let (stored, ()) = tokio::join!(lane.store(store()), answered);
+        assert_eq!(stored, expected);
+        assert_eq!(lane.metrics.lane_bytes.get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_sent_is_certainly_not_stored() {
+    let lane = lane();
+    let expiring = async {
+        time::sleep(Duration::from_secs(5)).await;
+        lane.expire();
+    };
+    let (stored, ()) = tokio::join!(lane.store(store()), expiring);
+    assert_eq!(stored, Err(StoreError::Expired));
+    let stopping = async {
+        lane.arrival().await;
+        lane.close();
+        lane.lose_all();
+    };
+    let (stored, ()) = tokio::join!(lane.store(store()), stopping);
+    assert_eq!(stored, Err(StoreError::Stopped));
+    let large = Store {
+        body: data(1001),
+        ..store()
+    };
+    assert_eq!(lane.store(large).await, Err(StoreError::TooLarge));
 }

@@ -1,0 +1,83 @@
+//! What becomes of a batch by what Redis has answered: plain.
+
+use std::collections::HashSet;
+
+use deadpool_redis::redis::Value;
+
+use super::lane::Entry;
+use super::lane::Outcome;
+use super::scripts;
+use crate::broker::Stored;
+
+/// What Redis answers when it will take the same command later, here or from another connection.
+const RETRY_CODES: [&str; 8] = [
+    "LOADING",
+    "BUSY",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "READONLY",
+    "NOREPLICAS",
+    "NOSCRIPT",
+];
+
+/// A batch after its answers.
+pub(super) struct Sorted {
+    pub(super) ended: Vec<(Entry, Outcome)>,
+    /// What Redis has certainly not taken and may take later, in order.
+    pub(super) retried: Vec<Entry>,
+}
+
+/// Sorts a batch by the answers to it, the first to the first. What has none may have been taken.
+///
+/// What could be tried again is not if a later one of its channel was taken: order goes before delivery.
+pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
+    let mut answers: Vec<_> = answers.into_iter().map(Some).collect();
+    answers.resize_with(batch.len(), || None);
+    let mut overtaken = HashSet::new();
+    let mut ended = Vec::with_capacity(batch.len());
+    let mut retried = Vec::new();
+    for (entry, answer) in batch.into_iter().zip(answers).rev() {
+        let outcome = match answer {
+            Some(Value::ServerError(error)) => {
+                let may_retry = RETRY_CODES.contains(&error.code());
+                if may_retry && !overtaken.contains(&entry.channel) {
+                    retried.push(entry);
+                    continue;
+                }
+                Outcome::Refused(error.to_string())
+            }
+            Some(answer) => taken(&entry, &answer),
+            None => Outcome::Unanswered,
+        };
+        if !matches!(outcome, Outcome::Refused(_)) {
+            overtaken.insert(entry.channel.clone());
+        }
+        ended.push((entry, outcome));
+    }
+    ended.reverse();
+    retried.reverse();
+    Sorted { ended, retried }
+}
+
+fn taken(entry: &Entry, answer: &Value) -> Outcome {
+    if entry.storing.is_none() {
+        return Outcome::Taken(Stored { position: None });
+    }
+    scripts::stored(answer).map_or(Outcome::Unanswered, Outcome::Taken)
+}
+
+/// Turns what was taken and not confirmed by a replica into what it is. `confirmed` is the answer to WAIT.
+pub(super) fn need_replica(ended: &mut [(Entry, Outcome)], confirmed: Option<&Value>) {
+    if matches!(confirmed, Some(Value::Int(1..))) {
+        return;
+    }
+    for (entry, outcome) in ended {
+        if entry.storing.is_some() && matches!(outcome, Outcome::Taken(_)) {
+            *outcome = Outcome::Unreplicated;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

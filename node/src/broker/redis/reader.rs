@@ -1,0 +1,124 @@
+//! Reads streams, and what else is asked of Redis and is no publication.
+
+use deadpool_redis::redis::Pipeline;
+use deadpool_redis::redis::Value;
+use tokio::sync::OnceCell;
+
+use super::chain;
+use super::scripts;
+use super::scripts::Run;
+use crate::broker::ActiveChannel;
+use crate::broker::Ask;
+use crate::broker::Unavailable;
+use crate::channel::ChannelName;
+use crate::history::Page;
+use crate::redis::CommandError;
+use crate::redis::Commands;
+use crate::redis::keys;
+
+/// The most channels whose nodes are asked for in one command.
+const COUNTS_MAX: usize = 1000;
+
+/// The way of questions to one server; all who ask share a connection.
+pub(super) struct Reader {
+    commands: Commands,
+    /// What Redis calls [`scripts::READ`]; `None` if it may not be loaded, and is sent each time.
+    digest: OnceCell<Option<String>>,
+}
+
+impl Reader {
+    pub(super) fn new(commands: Commands) -> Self {
+        let digest = OnceCell::new();
+        Self { commands, digest }
+    }
+
+    pub(super) async fn history(&self, ask: &Ask) -> Result<Page, Unavailable> {
+        let digest = self.digest.get_or_try_init(|| self.load()).await?;
+        let by_text = scripts::read(Run::Text(scripts::READ), ask);
+        let answer = match digest {
+            Some(digest) => match self.run_one(scripts::read(Run::Digest(digest), ask)).await {
+                // Redis was restarted, or its scripts were dropped.
+                Err(CommandError::Refused(answer))
+                    if answer.to_lowercase().contains("noscript") =>
+                {
+                    self.run_one(by_text).await
+                }
+                other => other,
+            },
+            None => self.run_one(by_text).await,
+        };
+        scripts::page(answer.map_err(unavailable)?).map_err(|error| Unavailable(error.to_string()))
+    }
+
+    pub(super) async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
+        let mut command = deadpool_redis::redis::cmd("DEL");
+        command.arg(keys::stream(channel));
+        self.run_one(command).await.map_err(unavailable)?;
+        Ok(())
+    }
+
+    pub(super) async fn channels(
+        &self,
+        pattern: Option<&str>,
+    ) -> Result<Vec<ActiveChannel>, Unavailable> {
+        let mut list = deadpool_redis::redis::cmd("PUBSUB");
+        list.arg("CHANNELS")
+            .arg(keys::wire_pattern(pattern.unwrap_or("*")));
+        let names = texts(self.run_one(list).await.map_err(unavailable)?);
+        let mut active = Vec::with_capacity(names.len());
+        for names in names.chunks(COUNTS_MAX) {
+            let mut count = deadpool_redis::redis::cmd("PUBSUB");
+            count.arg("NUMSUB").arg(names);
+            let Value::Array(counts) = self.run_one(count).await.map_err(unavailable)? else {
+                return Err(Unavailable("redis did not count subscribers".to_owned()));
+            };
+            for pair in counts.chunks_exact(2) {
+                if let [Value::BulkString(name), Value::Int(nodes @ 1..)] = pair
+                    && let Some(channel) = channel_of(name)
+                {
+                    let nodes = nodes.unsigned_abs();
+                    active.push(ActiveChannel { channel, nodes });
+                }
+            }
+        }
+        Ok(active)
+    }
+
+    async fn load(&self) -> Result<Option<String>, Unavailable> {
+        let mut load = deadpool_redis::redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(scripts::READ);
+        match self.run_one(load).await {
+            Ok(Value::BulkString(digest)) => {
+                Ok(Some(String::from_utf8_lossy(&digest).into_owned()))
+            }
+            Ok(_) | Err(CommandError::Refused(_)) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    async fn run_one(&self, command: deadpool_redis::redis::Cmd) -> Result<Value, CommandError> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.add_command(command);
+        let mut answers = self.commands.run(&commands).await?;
+        Ok(answers.values.pop().unwrap_or(Value::Nil))
+    }
+}
+
+fn unavailable(error: CommandError) -> Unavailable {
+    Unavailable(chain(&error))
+}
+
+fn channel_of(wire: &[u8]) -> Option<ChannelName> {
+    ChannelName::of_wire(std::str::from_utf8(wire).ok()?)
+}
+
+fn texts(answer: Value) -> Vec<String> {
+    let Value::Array(values) = answer else {
+        return Vec::new();
+    };
+    let text = |value| match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+        _ => None,
+    };
+    values.into_iter().filter_map(text).collect()
+}

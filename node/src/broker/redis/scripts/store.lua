@@ -1,0 +1,27 @@
+-- Publishes an event of a channel in one step with all that belongs to it.
+--
+-- KEYS: the stream, its meta, and the result of its idempotency key if it has one.
+-- ARGV: the channel on the wire, the event's body, how many publications are kept (0: not this one), for how
+-- long, how long the position is kept, the epoch that begins if one has to, how long the result is kept; all
+-- times in milliseconds.
+-- Returns offset and epoch, or the offset 0 and no epoch.
+local stream, meta, result = KEYS[1], KEYS[2], KEYS[3]
+local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl = unpack(ARGV)
+if result then
+  local past = redis.call('GET', result)
+  if past then
+    return { string.match(past, '^(%d+):(.*)$') }
+  end
+end
+local offset, epoch = '0', ''
+if size ~= '0' then
+  epoch = position(meta, stream, new_epoch, meta_ttl)
+  offset = string.format('%.0f', redis.call('HINCRBY', meta, 'offset', 1))
+  redis.call('XADD', stream, 'MAXLEN', size, offset .. '-0', 'p', body)
+  redis.call('PEXPIRE', stream, ttl)
+end
+if result then
+  redis.call('SET', result, offset .. ':' .. epoch, 'PX', result_ttl)
+end
+redis.call('PUBLISH', wire, 'p' .. offset .. ':' .. epoch .. ':' .. body)
+return { offset, epoch }

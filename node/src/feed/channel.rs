@@ -1,0 +1,428 @@
+//! One feed: its state under a lock, and what is awaited around it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tracing::debug;
+use tracing::warn;
+
+use super::Feeds;
+use super::membership::Joined;
+use super::membership::Membership;
+use super::membership::Using;
+use super::state::Heard;
+use super::state::Joining;
+use super::state::Known;
+use super::state::Reading;
+use super::state::State;
+use super::stream::Keeping;
+use super::stream::Lost;
+use super::stream::Missed;
+use super::stream::Read;
+use crate::broker::Ask;
+use crate::broker::Shard;
+use crate::broker::Unavailable;
+use crate::channel::ChannelName;
+use crate::config::SlowReader;
+use crate::history::Query;
+use crate::history::Retention;
+use crate::hub;
+use crate::hub::Member;
+use crate::metrics::DropReason;
+use crate::protocol::Event;
+use crate::protocol::Join;
+use crate::protocol::Leave;
+use crate::protocol::Position;
+use crate::protocol::Publication;
+use crate::protocol::Push;
+use crate::protocol::UnsubscribeCode;
+use crate::protocol::envelope;
+use crate::protocol::envelope::ChannelEvent;
+use crate::protocol::envelope::Envelope;
+
+/// A channel as this node hears it, from its first member to a while after its last.
+pub(super) struct Feed {
+    pub(super) channel: ChannelName,
+    pub(super) wire: ChannelName,
+    /// What the hub knows it by. Another feed of the same channel has another, so that nobody hears a feed
+    /// that he has not joined.
+    pub(super) seats: ChannelName,
+    pub(super) shard: Shard,
+    retention: Option<Retention>,
+    slow: SlowReader,
+    ring_bytes_max: usize,
+    state: Mutex<State>,
+    /// Somebody may join now who could not before.
+    changed: Notify,
+    opened: OnceCell<()>,
+    older: Mutex<Weak<Older>>,
+    pub(super) usage: Usage,
+}
+
+/// Who needs the feed.
+#[derive(Default)]
+pub(super) struct Usage {
+    /// Members and those who are about to be.
+    pub(super) users: AtomicUsize,
+    /// Whether the keeper will look at it when nobody does.
+    pub(super) is_listed: AtomicBool,
+}
+
+/// What the broker had of the stream when somebody asked; shared by all who ask meanwhile.
+type Older = OnceCell<Vec<Arc<Publication>>>;
+
+/// How an attempt to join ends.
+pub(super) enum Outcome<F> {
+    Seated(Membership),
+    /// The feed has ended; here is the reply again.
+    Ended(F),
+}
+
+impl Feed {
+    pub(super) fn new(
+        channel: ChannelName,
+        number: u64,
+        shard: Shard,
+        retention: Option<Retention>,
+        slow: SlowReader,
+        ring_bytes_max: usize,
+    ) -> Arc<Self> {
+        let wire = ChannelName::wire(&channel);
+        Arc::new(Self {
+            seats: wire.numbered(number),
+            channel,
+            wire,
+            shard,
+            retention,
+            slow,
+            ring_bytes_max,
+            state: Mutex::new(State::new()),
+            changed: Notify::new(),
+            opened: OnceCell::new(),
+            older: Mutex::default(),
+            usage: Usage::default(),
+        })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().has_ended()
+    }
+
+    #[cfg(test)]
+    pub(super) fn position(&self) -> Option<Position> {
+        self.state.lock().position().cloned()
+    }
+
+    /// Takes what the broker brought, and delivers what is due.
+    pub(super) fn take(self: &Arc<Self>, feeds: &Feeds, envelope: Envelope) {
+        let now = Instant::now().into_std();
+        let publication = match envelope.event {
+            ChannelEvent::Publication(publication) => publication,
+            ChannelEvent::Join(info) => {
+                let info = Some(info);
+                return self.push(feeds, Event::Join(Join { info }));
+            }
+            ChannelEvent::Leave(info) => {
+                let info = Some(info);
+                return self.push(feeds, Event::Leave(Leave { info }));
+            }
+        };
+        let publication = Arc::new(self.to_keep(publication));
+        let mut state = self.state.lock();
+        match state.hear(envelope.position.as_ref(), &publication, now) {
+            Ok(Heard::Deliver) => self.deliver(feeds, &publication),
+            Ok(Heard::Repeat) => feeds.metrics.dropped(DropReason::Repeated, 1),
+            Ok(Heard::Gap) => {
+                drop(state);
+                feeds.metrics.gaps_noticed.inc();
+                feeds.want_read(self);
+            }
+            Ok(Heard::Held | Heard::Nobody) => {}
+            Err(lost) => {
+                feeds.metrics.gaps_noticed.inc();
+                self.announce(feeds, &mut state, lost);
+                drop(state);
+                feeds.remove(self);
+            }
+        }
+    }
+
+    /// Nothing comes any more.
+    pub(super) fn interrupted(&self) {
+        self.state.lock().interrupted();
+    }
+
+    /// What is published comes again.
+    pub(super) fn resumed(self: &Arc<Self>, feeds: &Feeds) {
+        let wants_read = self.state.lock().resumed();
+        if wants_read {
+            feeds.want_read(self);
+        } else {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Lets `member` in once the feed knows where it is.
+    pub(super) async fn join<F>(
+        using: Using,
+        member: &Member,
+        since: Option<&Position>,
+        reply: F,
+    ) -> Result<Outcome<F>, Unavailable>
+    where
+        F: FnOnce(Joined<'_>) -> Bytes + Send,
+    {
+        let (feeds, feed) = (Arc::clone(using.feeds()), Arc::clone(using.feed()));
+        feed.opened.get_or_try_init(|| feed.open(&feeds)).await?;
+        let (mut older, mut proof) = (None::<Arc<Older>>, None);
+        loop {
+            let mut changed = pin!(feed.changed.notified());
+            changed.as_mut().enable(); // Before the look at the state, or a change between them is lost.
+            let joining = {
+                let mut state = feed.state.lock();
+                let known = Known {
+                    older: older
+                        .as_ref()
+                        .and_then(|older| older.get())
+                        .map(Vec::as_slice),
+                    proof,
+                };
+                let joining = state.join(since, &known, Instant::now().into_std());
+                match &joining {
+                    Joining::Now(Missed::Older) | Joining::Later | Joining::Never => {}
+                    Joining::Ahead => proof = Some(state.prove()),
+                    Joining::Now(missed) => {
+                        let seat = feed.seat(&feeds, &state, since, missed, member, reply);
+                        return Ok(Outcome::Seated(Membership::new(seat, using)));
+                    }
+                }
+                joining
+            };
+            match joining {
+                Joining::Never => return Ok(Outcome::Ended(reply)),
+                Joining::Later => changed.await,
+                Joining::Ahead => feeds.want_read(&feed),
+                Joining::Now(_) => older = Some(feed.older(&feeds, older).await?),
+            }
+        }
+    }
+
+    /// Sends `member` the reply, and seats it. Under the lock: what is delivered next finds it there.
+    fn seat(
+        &self,
+        feeds: &Feeds,
+        state: &State,
+        since: Option<&Position>,
+        missed: &Missed,
+        member: &Member,
+        reply: impl FnOnce(Joined<'_>) -> Bytes,
+    ) -> hub::Membership {
+        let publications = match missed {
+            Missed::These(publications) => publications.as_slice(),
+            Missed::Older | Missed::Unknown => &[],
+        };
+        let joined = Joined {
+            position: state.position(),
+            is_recovered: since.is_some() && matches!(missed, Missed::These(_)),
+            publications,
+        };
+        if since.is_some() {
+            feeds.metrics.recovered(joined.is_recovered);
+        }
+        member.send(&reply(joined));
+        feeds.hub.join_fed(&self.seats, member.clone(), self.slow)
+    }
+
+    /// Waits until the channel is heard, and reads its stream.
+    async fn open(self: &Arc<Self>, feeds: &Feeds) -> Result<(), Unavailable> {
+        loop {
+            let losses = self.state.lock().open();
+            feeds.broker().subscribed(&self.wire).await?;
+            let stream = match &self.retention {
+                Some(retention) => {
+                    let keeping = Keeping {
+                        size: retention.size.get(),
+                        bytes_max: self.ring_bytes_max,
+                        ttl: retention.ttl,
+                    };
+                    Some((keeping, self.read(feeds, None).await?))
+                }
+                None => None,
+            };
+            let mut state = self.state.lock();
+            match state.opened(losses, stream, Instant::now().into_std()) {
+                Ok(true) => {
+                    let wants_read = state.wants_read();
+                    drop(state);
+                    if wants_read {
+                        feeds.want_read(self);
+                    }
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(lost) => {
+                    self.announce(feeds, &mut state, lost);
+                    drop(state);
+                    feeds.remove(self);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Reads what the stream has after `since`, or all of it.
+    async fn read(&self, feeds: &Feeds, since: Option<Position>) -> Result<Read, Unavailable> {
+        let Some(retention) = self.retention else {
+            return Err(Unavailable("the channel keeps no history".to_owned()));
+        };
+        let from = since.as_ref().map_or(0, |since| since.offset);
+        let ask = Ask {
+            channel: self.channel.clone(),
+            retention,
+            query: Query {
+                since,
+                ..Query::default()
+            },
+        };
+        let page = feeds.broker().history(ask).await?;
+        let publications = page.entries.into_iter().filter_map(|entry| {
+            // What cannot be read leaves a hole, and that is noticed.
+            let publication = envelope::decode_body(entry.offset, entry.body);
+            publication
+                .inspect_err(|error| feeds.malformed(&self.wire, error))
+                .ok()
+        });
+        Ok(Read {
+            since: from,
+            position: page.position,
+            publications: publications
+                .map(|one| Arc::new(self.to_keep(one)))
+                .collect(),
+        })
+    }
+
+    /// What the broker has of the stream beyond what is here, read once for all who ask at a time.
+    async fn older(
+        &self,
+        feeds: &Feeds,
+        outdated: Option<Arc<Older>>,
+    ) -> Result<Arc<Older>, Unavailable> {
+        let older = {
+            let mut shared = self.older.lock();
+            let at_hand = shared.upgrade().filter(|older| {
+                outdated
+                    .as_ref()
+                    .is_none_or(|outdated| !Arc::ptr_eq(older, outdated))
+            });
+            at_hand.unwrap_or_else(|| {
+                let new = Arc::default();
+                *shared = Arc::downgrade(&new);
+                new
+            })
+        };
+        let read = || async { Ok(self.read(feeds, None).await?.publications) };
+        older.get_or_try_init(read).await?;
+        Ok(older)
+    }
+
+    /// Reads what is missing until nothing is, or until it is certain that it cannot be had.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the read is wanted still.
+    pub(super) async fn fill(self: &Arc<Self>, feeds: &Feeds) -> Result<(), Unavailable> {
+        loop {
+            let Some(reading) = self.state.lock().begin_read() else {
+                return Ok(());
+            };
+            let read = self.read(feeds, Some(reading.since.clone())).await;
+            let mut state = self.state.lock();
+            let read = read.inspect_err(|_| state.read_failed())?;
+            if !self.absorb(feeds, &mut state, &reading, read) {
+                drop(state);
+                feeds.remove(self);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Delivers what was read; whether the feed goes on.
+    fn absorb(&self, feeds: &Feeds, state: &mut State, reading: &Reading, read: Read) -> bool {
+        match state.absorb(reading, read, Instant::now().into_std()) {
+            Ok(found) => {
+                if !found.is_empty() {
+                    debug!(channel = %self.channel, count = found.len(), "publications were missing, and are delivered");
+                    feeds.metrics.gaps_filled.inc();
+                }
+                found
+                    .iter()
+                    .for_each(|publication| self.deliver(feeds, publication));
+                self.changed.notify_waiters();
+                true
+            }
+            Err(lost) => {
+                self.announce(feeds, state, lost);
+                false
+            }
+        }
+    }
+
+    /// Tells every member that the channel can no longer be followed, and ends the feed. It has to be taken
+    /// out of the map after that.
+    fn announce(&self, feeds: &Feeds, state: &mut State, lost: Lost) {
+        if !state.end() {
+            return;
+        }
+        warn!(channel = %self.channel, %lost, "members of the channel are told to start over");
+        feeds.metrics.gaps_announced.inc();
+        let push = Push::unsubscribe(self.channel.as_str(), UnsubscribeCode::InsufficientState);
+        feeds.hub.deliver_push(&self.seats, &push);
+        self.changed.notify_waiters();
+    }
+
+    /// Ends a feed that nobody needs.
+    pub(super) fn retire(&self) {
+        self.state.lock().end();
+    }
+
+    /// [`announce`](Self::announce) for who is not in the middle of something.
+    pub(super) fn give_up(self: &Arc<Self>, feeds: &Feeds, lost: Lost) {
+        self.announce(feeds, &mut self.state.lock(), lost);
+        feeds.remove(self);
+    }
+
+    fn deliver(&self, feeds: &Feeds, publication: &Publication) {
+        self.push(feeds, Event::Publication(publication.clone()));
+    }
+
+    fn push(&self, feeds: &Feeds, event: Event) {
+        let push = Push::new(self.channel.as_str(), event);
+        feeds.hub.deliver_push(&self.seats, &push);
+    }
+
+    /// `publication` without the large read that it may be a slice of, if it stays here for long.
+    fn to_keep(&self, publication: Publication) -> Publication {
+        if self.retention.is_none() {
+            return publication;
+        }
+        let own = |bytes: Bytes| Bytes::copy_from_slice(&bytes);
+        Publication {
+            data: own(publication.data),
+            info: publication.info.map(|info| crate::protocol::ClientInfo {
+                conn_info: own(info.conn_info),
+                chan_info: own(info.chan_info),
+                ..info
+            }),
+            ..publication
+        }
+    }
+}

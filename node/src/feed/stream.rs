@@ -1,0 +1,275 @@
+//! A channel's stream as this node has heard it: plain, time passed in.
+//!
+//! Every publication has an offset, so that what is missing shows. The newest ones stay here, for
+//! clients that come back.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::protocol::Epoch;
+use crate::protocol::Position;
+use crate::protocol::Publication;
+
+/// What a publication costs besides its data.
+const ENTRY_BYTES: usize = 200;
+
+/// How much of a stream stays in this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keeping {
+    /// In number: as many as the channel keeps.
+    pub(super) size: usize,
+    /// In bytes; what is older is read from the broker.
+    pub(super) bytes_max: usize,
+    /// After the newest publication.
+    pub(super) ttl: Duration,
+}
+
+/// What was heard of a stream, all of it and in order up to `position`.
+///
+/// Invariants: offsets in `ring` go up by one from entry to entry, and the last one's is
+/// `position.offset`; `ring_bytes` is the summed cost of `ring` and at most `keeping.bytes_max`, as
+/// `held_bytes` is of `held`.
+#[derive(Debug)]
+pub(super) struct Stream {
+    keeping: Keeping,
+    position: Position,
+    ring: VecDeque<Arc<Publication>>,
+    ring_bytes: usize,
+    /// After which nothing in the ring counts.
+    expires_at: Instant,
+    /// What came behind a gap.
+    held: VecDeque<Arc<Publication>>,
+    held_bytes: usize,
+    /// The highest offset that was heard, held or not.
+    heard: u64,
+}
+
+/// What the broker has of a stream: its position at that moment, and what comes after `since`.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) since: u64,
+    pub(super) position: Position,
+    pub(super) publications: Vec<Arc<Publication>>,
+}
+
+/// What a publication that came is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// The next one: it is to be delivered.
+    Next,
+    /// One that was there before.
+    Repeat,
+    /// Something before it is missing. It is held until the gap is filled; this is where the gap begins.
+    BehindGap,
+}
+
+/// Why what is missing cannot be had: members have to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Lost {
+    /// The stream has begun a new epoch.
+    #[error("the stream has begun anew")]
+    Restarted,
+    /// The stream is shorter than it was: the broker has lost some of it.
+    #[error("the stream is shorter than it was")]
+    Rewound,
+    /// The stream no longer has what is missing.
+    #[error("the stream no longer has what is missing")]
+    Trimmed,
+    /// The stream could not be read for too long.
+    #[error("the stream could not be read")]
+    Unreadable,
+}
+
+/// What somebody who was at a position before has missed.
+#[derive(Debug, PartialEq)]
+pub(super) enum Missed {
+    /// These, in order.
+    These(Vec<Arc<Publication>>),
+    /// Some of it is too old for this node; the broker may still have it.
+    Older,
+    /// It can no longer be told.
+    Unknown,
+}
+
+impl Stream {
+    /// The stream as the broker has it now: its position and the newest publications.
+    pub(super) fn new(keeping: Keeping, read: Read, now: Instant) -> Self {
+        let top = read.position.offset;
+        let newest = read.publications.into_iter().rev();
+        let following = newest.zip(0..).take_while(|(publication, age)| {
+            publication.offset.checked_add(*age) == Some(top) // Nothing is missing behind it.
+        });
+        let mut ring: Vec<_> = following.map(|(publication, _)| publication).collect();
+        ring.reverse();
+        let mut stream = Self {
+            keeping,
+            heard: top,
+            position: read.position,
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            expires_at: now + keeping.ttl,
+            held: VecDeque::new(),
+            held_bytes: 0,
+        };
+        ring.into_iter()
+            .for_each(|publication| stream.push(publication, now));
+        stream
+    }
+
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Whether something is missing that others have heard.
+    pub(super) fn has_gap(&self) -> bool {
+        self.position.offset < self.heard
+    }
+
+    /// Takes a publication that came.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost::Restarted`] if it belongs to another epoch.
+    pub(super) fn arrive(
+        &mut self,
+        epoch: &Epoch,
+        publication: &Arc<Publication>,
+        now: Instant,
+    ) -> Result<Arrival, Lost> {
+        if *epoch != self.position.epoch {
+            return Err(Lost::Restarted);
+        }
+        self.heard = self.heard.max(publication.offset);
+        let next = self.position.offset + 1;
+        if publication.offset < next {
+            return Ok(Arrival::Repeat);
+        }
+        if publication.offset == next {
+            self.push(Arc::clone(publication), now);
+            return Ok(Arrival::Next);
+        }
+        self.hold(Arc::clone(publication));
+        Ok(Arrival::BehindGap)
+    }
+
+    /// Takes what the broker has; what is to be delivered, in order.
+    ///
+    /// A gap may be left if more has come meanwhile than could be held: then the broker is to be read
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`]: the stream cannot be followed any longer.
+    pub(super) fn absorb(
+        &mut self,
+        read: Read,
+        now: Instant,
+    ) -> Result<Vec<Arc<Publication>>, Lost> {
+        if read.position.epoch != self.position.epoch {
+            return Err(Lost::Restarted);
+        }
+        if read.position.offset < read.since {
+            return Err(Lost::Rewound);
+        }
+        let mut found = Vec::new();
+        self.held_bytes = 0;
+        let held = mem::take(&mut self.held);
+        for publication in read.publications.into_iter().chain(held) {
+            let next = self.position.offset + 1;
+            if publication.offset == next {
+                self.push(Arc::clone(&publication), now);
+                found.push(publication);
+            } else if next < publication.offset {
+                if self.position.offset < read.position.offset {
+                    return Err(Lost::Trimmed);
+                }
+                self.hold(publication);
+            }
+        }
+        if self.position.offset < read.position.offset {
+            return Err(Lost::Trimmed);
+        }
+        Ok(found)
+    }
+
+    /// What somebody has missed who has heard everything up to `since`. `older` is what the broker had of
+    /// the stream a moment ago, if it was asked.
+    pub(super) fn missed(
+        &self,
+        since: &Position,
+        older: Option<&[Arc<Publication>]>,
+        now: Instant,
+    ) -> Missed {
+        let top = self.position.offset;
+        if since.epoch != self.position.epoch || top < since.offset {
+            return Missed::Unknown;
+        }
+        let missing = usize::try_from(top - since.offset).unwrap_or(usize::MAX);
+        if missing == 0 {
+            return Missed::These(Vec::new());
+        }
+        if self.keeping.size < missing || self.expires_at <= now {
+            return Missed::Unknown;
+        }
+        if let Some(first) = self.ring.len().checked_sub(missing) {
+            return Missed::These(self.ring.range(first..).cloned().collect());
+        }
+        let ring_from = top + 1 - self.ring.len() as u64;
+        match older {
+            None => Missed::Older,
+            Some(older) if older.last().is_some_and(|last| last.offset + 1 < ring_from) => {
+                Missed::Older // It no longer reaches to what is here.
+            }
+            Some(older) => {
+                let between = since.offset + 1..ring_from;
+                let older = older.iter().filter(|one| between.contains(&one.offset));
+                let these: Vec<_> = older.chain(&self.ring).cloned().collect();
+                let is_whole = these
+                    .iter()
+                    .map(|one| one.offset)
+                    .eq(since.offset + 1..=top);
+                if is_whole {
+                    Missed::These(these)
+                } else {
+                    Missed::Unknown
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, publication: Arc<Publication>, now: Instant) {
+        self.position.offset = publication.offset;
+        self.ring_bytes += cost(&publication);
+        self.ring.push_back(publication);
+        while (self.keeping.size < self.ring.len() || self.keeping.bytes_max < self.ring_bytes)
+            && let Some(oldest) = self.ring.pop_front()
+        {
+            self.ring_bytes -= cost(&oldest);
+        }
+        self.expires_at = now + self.keeping.ttl;
+    }
+
+    /// Keeps what came behind a gap, if there is room and nothing is missing among it. What does not fit
+    /// is read from the broker with the rest.
+    fn hold(&mut self, publication: Arc<Publication>) {
+        let follows = self
+            .held
+            .back()
+            .is_none_or(|last| last.offset + 1 == publication.offset);
+        let bytes = self.held_bytes + cost(&publication);
+        if follows && bytes <= self.keeping.bytes_max {
+            self.held_bytes = bytes;
+            self.held.push_back(publication);
+        }
+    }
+}
+
+fn cost(publication: &Publication) -> usize {
+    ENTRY_BYTES + publication.data.len()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const KEEPING: Keeping = Keeping {
+    size: 10,
+    bytes_max: 1 << 20,
+    ttl: Duration::from_secs(60),
+};
+
+fn publication(offset: u64) -> Arc<Publication> {
+    Arc::new(Publication {
+        data: offset.to_string().into(),
+        offset,
+        ..Publication::default()
+    })
+}
+
+fn publications(offsets: impl IntoIterator<Item = u64>) -> Vec<Arc<Publication>> {
+    offsets.into_iter().map(publication).collect()
+}
+
+fn at(offset: u64) -> Position {
+    let epoch = "e".into();
+    Position { epoch, offset }
+}
+
+/// A stream of which offsets up to `top` were heard.
+fn heard_up_to(top: u64) -> Stream {
+    let now = Instant::now();
+    let first = top.saturating_sub(KEEPING.size as u64) + 1;
+    Stream::new(KEEPING, read(first - 1, first, top), now)
+}
+
+fn arrive(stream: &mut Stream, offset: u64) -> Result<Arrival, Lost> {
+    stream.arrive(&"e".into(), &publication(offset), Instant::now())
+}
+
+/// The broker's answer to a read since `since`, which has everything from `oldest` to `top`.
+fn read(since: u64, oldest: u64, top: u64) -> Read {
+    Read {
+        since,
+        position: at(top),
+        publications: publications(oldest.max(since + 1)..=top),
+    }
+}
+
+fn offsets(publications: &[Arc<Publication>]) -> Vec<u64> {
+    publications.iter().map(|one| one.offset).collect()
+}
+
+#[test]
+fn the_next_one_is_delivered_and_an_earlier_one_is_a_repeat() {
+    let mut stream = heard_up_to(3);
+    assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
+    for repeated in 1..=4 {
+        assert_eq!(arrive(&mut stream, repeated), Ok(Arrival::Repeat));
+    }
+    assert_eq!(arrive(&mut stream, 5), Ok(Arrival::Next));
+    assert!(!stream.has_gap());
+}
+
+#[test]
+fn what_comes_behind_a_gap_is_held_until_the_gap_is_filled() {
+    let mut stream = heard_up_to(3);
+    assert_eq!(arrive(&mut stream, 6), Ok(Arrival::BehindGap));
+    assert_eq!(arrive(&mut stream, 7), Ok(Arrival::BehindGap));
+    assert_eq!(stream.position(), &at(3));
+    assert!(stream.has_gap());
+    let found = stream.absorb(read(3, 1, 6), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4, 5, 6, 7]);
+    assert!(!stream.has_gap());
+}
+
+#[test]
+fn what_fills_a_gap_by_itself_leaves_what_is_held_to_the_read() {
+    let mut stream = heard_up_to(3);
+    arrive(&mut stream, 5).unwrap();
+    assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
+    assert!(stream.has_gap());
+    let found = stream.absorb(read(3, 1, 5), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [5]);
+}
+
+#[test]
+fn a_read_that_is_overtaken_changes_nothing() {
+    let mut stream = heard_up_to(3);
+    for offset in 4..=8 {
+        arrive(&mut stream, offset).unwrap();
+    }
+    let found = stream.absorb(read(3, 1, 6), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [0; 0]);
+    assert_eq!(stream.position(), &at(8));
+}
+
+#[test]
+fn more_than_can_be_held_is_read_again() {
+    let mut stream = heard_up_to(3);
+    stream.keeping.bytes_max = 2 * (ENTRY_BYTES + 10);
+    for offset in 5..=9 {
+        assert_eq!(arrive(&mut stream, offset), Ok(Arrival::BehindGap));
+    }
+    let found = stream.absorb(read(3, 1, 5), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4, 5, 6]);
+    assert!(stream.has_gap());
+    let found = stream.absorb(read(6, 1, 9), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [7, 8, 9]);
+    assert!(!stream.has_gap());
+}
+
+#[test]
+fn what_cannot_be_had_is_told_with_the_reason() {
+    let lost = |read: Read| heard_up_to(3).absorb(read, Instant::now()).unwrap_err();
+    assert_eq!(lost(read(3, 5, 6)), Lost::Trimmed);
+    assert_eq!(lost(read(3, 7, 6)), Lost::Trimmed, "nothing is left at all");
+    assert_eq!(lost(read(3, 1, 2)), Lost::Rewound);
+    let other = Position {
+        epoch: "other".into(),
+        offset: 4,
+    };
+    let restarted = Read {
+        position: other.clone(),
+        ..read(3, 1, 4)
+    };
+    assert_eq!(lost(restarted), Lost::Restarted);
+    let mut stream = heard_up_to(3);
+    let arrived = stream.arrive(&other.epoch, &publication(4), Instant::now());
+    assert_eq!(arrived, Err(Lost::Restarted));
+    let hole = Read {
+        since: 3,
+        position: at(6),
+        publications: publications([4, 6]),
+    };
+    assert_eq!(lost(hole), Lost::Trimmed, "a hole in the middle");
+}
+
+#[test]
+fn who_comes_back_gets_what_was_missed_or_is_told_that_it_is_gone() {
+    let now = Instant::now();
+    let stream = heard_up_to(15);
+    let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
+    for (since, expected) in [
+        (at(15), Missed::These(Vec::new())),
+        (at(14), these(15..=15)),
+        (at(5), these(6..=15)),
+        (at(4), Missed::Unknown),
+        (at(0), Missed::Unknown),
+        (at(16), Missed::Unknown),
+    ] {
+        assert_eq!(
+            stream.missed(&since, None, now),
+            expected,
+            "since {since:?}"
+        );
+    }
+    let other = Position {
+        epoch: "other".into(),
+        offset: 15,
+    };
+    assert_eq!(stream.missed(&other, None, now), Missed::Unknown);
+}
+
+#[test]
+fn publications_have_their_time_from_the_newest_on() {
+    let mut stream = heard_up_to(3);
+    let now = Instant::now();
+    let arrived = stream.arrive(&"e".into(), &publication(4), now);
+    assert_eq!(arrived, Ok(Arrival::Next));
+    let missed = |at_offset, after| stream.missed(&at(at_offset), None, now + after);
+    let last = Missed::These(publications([4]));
+    assert_eq!(missed(3, 60 * SECOND - Duration::from_millis(1)), last);
+    assert_eq!(missed(3, 60 * SECOND), Missed::Unknown);
+    let nothing = Missed::These(Vec::new());
+    assert_eq!(
+        missed(4, 60 * SECOND),
+        nothing,
+        "who missed nothing is well"
+    );
+}
+
+#[test]
+fn what_the_ring_has_no_room_for_is_for_the_broker_to_tell() {
+    let now = Instant::now();
+    let keeping = Keeping {
+        bytes_max: 3 * (ENTRY_BYTES + 5),
+        ..KEEPING
+    };
+    let stream = Stream::new(keeping, read(0, 1, 8), now);
+    assert_eq!(offsets(&Vec::from(stream.ring.clone())), [6, 7, 8]);
+    let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
+    assert_eq!(stream.missed(&at(5), None, now), these(6..=8));
+    assert_eq!(stream.missed(&at(4), None, now), Missed::Older);
+    for (older, expected) in [
+        (1..=8, these(3..=8)),
+        (3..=5, these(3..=8)),
+        (1..=7, these(3..=8)),
+        (4..=8, Missed::Unknown),
+        (1..=4, Missed::Older),
+    ] {
+        let older = publications(older);
+        assert_eq!(
+            stream.missed(&at(2), Some(&older), now),
+            expected,
+            "{older:?}"
+        );
+    }
+    let trimmed = stream.missed(&at(2), Some(&[]), now);
+    assert_eq!(trimmed, Missed::Unknown, "the broker has nothing either");
+}
+
+#[test]
+fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
+    let now = Instant::now();
+    let holed = Read {
+        since: 0,
+        position: at(6),
+        publications: publications([1, 2, 3, 5, 6]),
+    };
+    let stream = Stream::new(KEEPING, holed, now);
+    assert_eq!(stream.position(), &at(6));
+    assert_eq!(offsets(&Vec::from(stream.ring.clone())), [5, 6]);
+    let torn = Read {
+        since: 0,
+        position: at(6),
+        publications: publications([1, 2, 3, 4, 5]),
+    };
+    let stream = Stream::new(KEEPING, torn, now);
+    assert_eq!((stream.position(), stream.ring.len()), (&at(6), 0));
+}
+
+/// What may happen to a node and the stream that it follows.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Somebody publishes, and the node hears it or not.
+    Publish { heard: bool },
+    /// The node hears the last publication once more.
+    Repeat,
+    /// A read begins, if none is under way.
+    Ask,
+    /// The read comes back.
+    Answer,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => prop::bool::weighted(0.8).prop_map(|heard| Step::Publish { heard }),
+        1 => Just(Step::Repeat),
+        2 => Just(Step::Ask),
+        2 => Just(Step::Answer),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn members_hear_everything_once_and_in_order_or_are_told(
+        steps in prop::collection::vec(any_step(), 0..200),
+        held_max in 1_usize..6,
+    ) {
+        let now = Instant::now();
+        let keeping = Keeping { bytes_max: held_max * (ENTRY_BYTES + 4), ..KEEPING };
+        let mut stream = Stream::new(keeping, read(0, 1, 0), now);
+        let mut top = 0;
+        let mut delivered = Vec::new();
+        let mut answer = None;
+        let read_now = |since: u64, top: u64| read(since, top.saturating_sub(9), top);
+        for step in steps {
+            match step {
+                Step::Publish { heard } => {
+                    top += 1;
+                    if heard && arrive(&mut stream, top) == Ok(Arrival::Next) {
+                        delivered.push(top);
+                    }
+                }
+                Step::Repeat => {
+                    if 0 < top && arrive(&mut stream, top) == Ok(Arrival::Next) {
+                        delivered.push(top);
+                    }
+                }
+                Step::Ask if answer.is_none() => {
+                    answer = Some(read_now(stream.position().offset, top));
+                }
+                Step::Ask => {}
+                Step::Answer => {
+                    let Some(read) = answer.take() else { continue };
+                    match stream.absorb(read, now) {
+                        Ok(found) => delivered.extend(offsets(&found)),
+                        Err(lost) => {
+                            prop_assert_eq!(lost, Lost::Trimmed);
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            prop_assert!(delivered.iter().copied().eq(1..=delivered.len() as u64));
+            prop_assert_eq!(stream.position().offset, delivered.len() as u64);
+            prop_assert!(stream.ring_bytes <= keeping.bytes_max);
+            prop_assert!(stream.held_bytes <= keeping.bytes_max);
+        }
+        if let Ok(found) = stream.absorb(read_now(stream.position().offset, top), now) {
+            delivered.extend(offsets(&found));
+            prop_assert_eq!(delivered.len() as u64, top);
+            prop_assert!(!stream.has_gap());
+        }
+    }
+}

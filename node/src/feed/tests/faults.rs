@@ -1,0 +1,288 @@
+//! What Redis can do to a channel, and what its members then hear.
+
+use std::net::TcpListener;
+
+use super::*;
+
+const KEEP: usize = 1000;
+
+/// The body of a publication of `1`, as a stream keeps it.
+const BODY: &str = "0:\"\u{1}1";
+
+const TOLD_TO_START_OVER: Heard = Heard::Unsubscribed(2500);
+
+async fn ready(server: &RedisServer) -> Node {
+    let node = node(&settings(server));
+    node.until(|| node.feeds.broker().readiness().is_ok()).await;
+    node
+}
+
+/// A member of channel `a` that has its reply.
+async fn member(node: &Node, since: Option<&Position>) -> Client {
+    let client = node.join("a", Some(retention(KEEP)), since).await.unwrap();
+    assert_eq!(client.next(1).await, [Heard::Reply]);
+    client
+}
+
+/// Publishes whatever happens to Redis, until it is stored.
+async fn store(node: &Node) -> Position {
+    let how = How {
+        ack: Ack::Stored,
+        retention: Some(retention(KEEP)),
+        idempotency: None,
+    };
+    let channel = name("a");
+    let stored = async {
+        loop {
+            let published = node.feeds.publish(&channel, publication("1"), how.clone());
+            if let Ok(stored) = published.await {
+                return stored.position.unwrap();
+            }
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    time::timeout(PATIENCE, stored).await.unwrap()
+}
+
+/// Stores a publication on `a` that no node hears.
+fn store_unheard(server: &RedisServer) {
+    let offset = server.cli(&["HINCRBY", "causeway:me:{a}", "offset", "1"]);
+    let id = format!("{}-0", offset.trim());
+    server.cli(&["XADD", "causeway:st:{a}", &id, "p", BODY]);
+}
+
+#[tokio::test]
+async fn what_was_missed_is_read_and_delivered_in_order() {
+    let server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    store(&node).await;
+    for _ in 0..3 {
+        store_unheard(&server);
+    }
+    store(&node).await;
+    assert_eq!(client.offsets(5).await, [1, 2, 3, 4, 5]);
+    assert_eq!(node.metrics.gaps_noticed.get(), 1);
+    assert_eq!(node.metrics.gaps_filled.get(), 1);
+    assert_eq!(node.metrics.gaps_announced.get(), 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn members_are_told_of_what_was_missed_and_is_gone_and_start_over() {
+    let server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    let heard = store(&node).await;
+    store_unheard(&server);
+    server.cli(&["DEL", "causeway:st:{a}"]);
+    store(&node).await;
+    assert_eq!(client.offsets(1).await, [1]);
+    assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
+    assert!(client.membership.has_ended());
+    let again = member(&node, Some(&heard)).await;
+    assert!(!again.told.is_recovered);
+    assert_eq!(again.told.position.as_ref().unwrap().offset, 3);
+    store(&node).await;
+    assert_eq!(again.offsets(1).await, [4]);
+    assert!(
+        client.outbox.is_empty(),
+        "who did not come back hears nothing"
+    );
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_subscriber_costs_nobody_a_publication() {
+    let server = RedisServer::start().await;
+    let (hearing, publishing) = (ready(&server).await, ready(&server).await);
+    let client = member(&hearing, None).await;
+    for round in 0..5 {
+        let connects = || hearing.metrics.broker_gaps.get();
+        let before = connects();
+        server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        for _ in 0..40 {
+            store(&publishing).await;
+        }
+        hearing.until(|| before < connects()).await;
+        let offsets = client.offsets(40).await;
+        assert!(offsets.into_iter().eq(round * 40 + 1..=round * 40 + 40));
+    }
+    assert_eq!(hearing.metrics.gaps_announced.get(), 0);
+    hearing.stop().await;
+    publishing.stop().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_its_data_begins_another_epoch_and_members_are_told() {
+    let mut server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    let before = store(&node).await;
+    server.kill();
+    server.launch(&[]).await;
+    assert_eq!(client.offsets(1).await, [1]);
+    assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
+    let again = member(&node, Some(&before)).await;
+    assert!(!again.told.is_recovered);
+    let position = again.told.position.clone().unwrap();
+    assert_ne!(position.epoch, before.epoch);
+    assert_eq!(position.offset, 0);
+    assert_eq!(store(&node).await.offset, 1);
+    assert_eq!(again.offsets(1).await, [1]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_its_last_writes_is_not_trusted_with_old_positions() {
+    let mut server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    for _ in 0..3 {
+        store(&node).await;
+    }
+    server.cli(&["SAVE"]);
+    for _ in 0..2 {
+        store(&node).await;
+    }
+    assert_eq!(client.offsets(5).await, [1, 2, 3, 4, 5]);
+    let at_5 = client.told.position.clone().map(|position| Position {
+        offset: 5,
+        ..position
+    });
+    server.kill();
+    server.launch(&[]).await; // What was saved is there again.
+    assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
+    let again = member(&node, at_5.as_ref()).await;
+    assert!(!again.told.is_recovered);
+    assert_eq!(again.told.position.as_ref().unwrap().offset, 3);
+    for _ in 0..2 {
+        store(&node).await; // Other ones under the old offsets.
+    }
+    assert_eq!(again.offsets(2).await, [4, 5]);
+    let late = member(&node, at_5.as_ref()).await;
+    assert!(!late.told.is_recovered);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_primary_that_was_a_replica_for_a_moment_is_another_one_on_the_same_connection() {
+    let server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    let before = store(&node).await;
+    let other = listening_on_tcp().await;
+    server.cli(&["REPLICAOF", "127.0.0.1", &other.port.to_string()]);
+    node.until(|| {
+        server
+            .cli(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    })
+    .await;
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+    let after = store(&node).await;
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(client.offsets(1).await, [1]);
+    assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_to_be_replicated_waits_for_a_replica() {
+    let primary = listening_on_tcp().await;
+    let node = ready(&primary.server).await;
+    let client = member(&node, None).await;
+    let publish = async || {
+        let how = How {
+            ack: Ack::Replicated,
+            retention: Some(retention(KEEP)),
+            idempotency: None,
+        };
+        node.feeds.publish(&name("a"), publication("1"), how).await
+    };
+    assert_eq!(publish().await, Err(StoreError::NotReplicated.into()));
+    let replica = RedisServer::start().await;
+    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    node.until(|| {
+        replica
+            .cli(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    })
+    .await;
+    let stored = publish().await.unwrap();
+    assert_eq!(stored.position.unwrap().offset, 2);
+    assert_eq!(replica.cli(&["XLEN", "causeway:st:{a}"]), "2\n");
+    assert_eq!(client.offsets(2).await, [1, 2]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_from_another_node_that_heard_more_is_good_here() {
+    let server = RedisServer::start().await;
+    let node = ready(&server).await;
+    let client = member(&node, None).await;
+    let heard = store(&node).await;
+    store_unheard(&server);
+    let elsewhere = Position { offset: 2, ..heard };
+    let came = member(&node, Some(&elsewhere)).await;
+    assert!(came.told.is_recovered);
+    assert_eq!(client.offsets(2).await, [1, 2]);
+    let invented = Position {
+        offset: 9,
+        ..elsewhere
+    };
+    assert!(!member(&node, Some(&invented)).await.told.is_recovered);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn thousands_who_come_back_cost_redis_one_read() {
+    let server = RedisServer::start().await;
+    let node = Arc::new(ready(&server).await);
+    for _ in 0..20 {
+        store(&node).await;
+    }
+    let mut since = store(&node).await;
+    since.offset = 1;
+    let reads = || {
+        let stats = server.cli(&["INFO", "commandstats"]);
+        stats
+            .lines()
+            .find_map(|line| line.strip_prefix("cmdstat_xrange:calls="))
+            .and_then(|rest| rest.split(',').next()?.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let before = reads();
+    let mut clients = JoinSet::new();
+    for _ in 0..2000 {
+        let (node, since) = (Arc::clone(&node), since.clone());
+        clients.spawn(async move { member(&node, Some(&since)).await });
+    }
+    let mut members = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        let client = client.unwrap();
+        assert!(client.told.is_recovered);
+        assert!(client.told.missed.iter().copied().eq(2..=21));
+        members.push(client);
+    }
+    assert_eq!(reads() - before, 1);
+    drop(members);
+    Arc::into_inner(node).unwrap().stop().await;
+}
+
+/// A server that others can replicate.
+struct OnTcp {
+    server: RedisServer,
+    port: u16,
+}
+
+async fn listening_on_tcp() -> OnTcp {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let mut server = RedisServer::absent();
+    server
+        .launch(&["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .await;
+    OnTcp { server, port }
+}

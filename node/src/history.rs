@@ -1,0 +1,85 @@
+//! What a channel keeps of its past: how much, for how long, and how to ask for it.
+//!
+//! Knows neither brokers nor clients. [`Log`] is the stream of a channel on a node that is alone; Redis
+//! keeps the same for many nodes, and the same cases hold on both.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config::ChannelOptions;
+use crate::protocol::Position;
+
+mod log;
+
+pub(crate) use log::Log;
+
+/// How much of a channel is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retention {
+    /// The newest publications, in number.
+    pub(crate) size: NonZeroUsize,
+    /// How long they are kept after the newest one.
+    pub(crate) ttl: Duration,
+    /// How long the channel's position outlives its publications. A client that comes back later than
+    /// that starts over.
+    pub(crate) meta_ttl: Duration,
+}
+
+impl Retention {
+    /// What the channels of a namespace keep; `None`: nothing.
+    pub(crate) fn of(options: &ChannelOptions) -> Option<Self> {
+        let history = options.history.as_ref()?;
+        Some(Self {
+            size: NonZeroUsize::new(history.size)?,
+            ttl: history.lifetime,
+            meta_ttl: history.meta_lifetime,
+        })
+    }
+}
+
+/// What of the past somebody wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Query {
+    /// Only what comes after this position in the order that is asked for.
+    pub(crate) since: Option<Position>,
+    /// At most so many; `None`: all. With 0, the position alone.
+    pub(crate) limit: Option<usize>,
+    pub(crate) order: Order,
+}
+
+/// From which end a stream is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Order {
+    #[default]
+    OldestFirst,
+    NewestFirst,
+}
+
+/// A part of a stream, and where the stream stood at that moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) position: Position,
+    /// In the order that was asked for. Empty if `since` was of another epoch.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// A publication as a stream keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) offset: u64,
+    pub(crate) body: Bytes,
+}
+
+impl Page {
+    /// Whether the page goes on right after `since`, with nothing missing between.
+    pub(crate) fn continues(&self, since: &Position) -> bool {
+        let next = self
+            .entries
+            .first()
+            .map_or(self.position.offset + 1, |first| first.offset);
+        self.position.epoch == since.epoch
+            && (next..=self.position.offset + 1).contains(&(since.offset.saturating_add(1)))
+    }
+}

@@ -1,0 +1,276 @@
+//! The way to Redis for commands that are not publications: one multiplexed connection, opened when it is
+//! needed and replaced when it fails.
+//!
+//! Callers share the connection, and their commands are pipelined on it. How many callers there may be at
+//! a time is bounded, and so is what each of them waits, so that a Redis that says nothing holds up
+//! nobody for long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_redis::redis::AsyncConnectionConfig;
+use deadpool_redis::redis::Client;
+use deadpool_redis::redis::ConnectionAddr;
+use deadpool_redis::redis::IntoConnectionInfo;
+use deadpool_redis::redis::Pipeline;
+use deadpool_redis::redis::RedisConnectionInfo;
+use deadpool_redis::redis::RedisError;
+use deadpool_redis::redis::Value;
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use tokio::sync::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time;
+use tokio::time::Instant;
+
+use crate::config;
+
+/// Callers at a time; more wait.
+const CALLERS_MAX: usize = 1024;
+
+/// How long a failed attempt to connect stands for all callers, so that they do not queue up for one each.
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What Redis answers when this connection leads to one that takes no writes, or not yet.
+const UNUSABLE_CODES: [&str; 3] = ["READONLY", "LOADING", "MASTERDOWN"];
+
+/// A connection for commands.
+pub(crate) struct Commands {
+    client: Client,
+    timeouts: Timeouts,
+    name: String,
+    room: Semaphore,
+    state: Mutex<State>,
+}
+
+struct Timeouts {
+    connect: Duration,
+    response: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<Open>,
+    /// How many connections have been opened.
+    opened: u64,
+    failed: Option<(Instant, CommandError)>,
+}
+
+#[derive(Clone)]
+struct Open {
+    number: u64,
+    connection: MultiplexedConnection,
+}
+
+/// What Redis answered to each command of a pipeline.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// One for each command. None of them is an error.
+    pub(crate) values: Vec<Value>,
+    /// Which connection they came over: another number is another connection, and maybe another server.
+    #[allow(dead_code, reason = "the registry is on its way")]
+    pub(crate) connection: u64,
+}
+
+/// Why there is no answer. What was asked for may have happened all the same.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// There is no connection, or it broke.
+    #[error("cannot reach redis")]
+    Unreachable(#[source] Arc<RedisError>),
+    /// Redis, or whoever was to make room, took too long.
+    #[error("redis did not answer within {0:?}")]
+    Timeout(Duration),
+    /// Redis refused at least one of the commands.
+    #[error("redis refused a command: {0}")]
+    Refused(String),
+}
+
+impl Commands {
+    /// Connects with the first command. `name` is what `CLIENT LIST` shows.
+    pub(crate) fn new(config: &config::Redis, name: String) -> Self {
+        let server = &config.server;
+        let address = match &server.address {
+            config::RedisAddress::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
+            config::RedisAddress::Unix(path) => ConnectionAddr::Unix(path.clone()),
+        };
+        let mut login = RedisConnectionInfo::default().set_db(server.database);
+        if let Some(username) = &server.username {
+            login = login.set_username(username);
+        }
+        if let Some(password) = &server.password {
+            login = login.set_password(password.expose());
+        }
+        let info = address
+            .into_connection_info()
+            .expect("an address needs no parsing")
+            .set_redis_settings(login);
+        Self {
+            client: Client::open(info).expect("an address needs no parsing"),
+            timeouts: Timeouts {
+                connect: config.connect_timeout,
+                response: config.response_timeout,
+            },
+            name,
+            room: Semaphore::new(CALLERS_MAX),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Sends `commands` in one piece and waits for all of their answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`]: nobody knows which of the commands were carried out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves it open whether the commands are carried out.
+    pub(crate) async fn run(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
+        let patience = self.timeouts.connect + self.timeouts.response;
+        let outcome = time::timeout(patience, async {
+            let _room = self.room.acquire().await.expect("it is never closed");
+            let mut open = self.connection().await?;
+            let count = commands.len();
+            let answered = open.connection.send_packed_commands(commands, 0, count);
+            let values = match answered.await {
+                Ok(values) => values,
+                Err(error) => {
+                    self.give_up(open.number).await;
+                    return Err(CommandError::Unreachable(Arc::new(error)));
+                }
+            };
+            if let Some(Value::ServerError(error)) = values.iter().find(|value| is_error(value)) {
+                if UNUSABLE_CODES.contains(&error.code()) {
+                    self.give_up(open.number).await;
+                }
+                return Err(CommandError::Refused(error.to_string()));
+            }
+            Ok(Answers {
+                values,
+                connection: open.number,
+            })
+        });
+        outcome
+            .await
+            .unwrap_or(Err(CommandError::Timeout(patience)))
+    }
+
+    async fn connection(&self) -> Result<Open, CommandError> {
+        let mut state = self.state.lock().await;
+        if let Some(open) = &state.open {
+            return Ok(open.clone());
+        }
+        if let Some((at, error)) = &state.failed
+            && at.elapsed() < CONNECT_PAUSE
+        {
+            return Err(error.clone());
+        }
+        match self.open().await {
+            Ok(connection) => {
+                state.opened += 1;
+                state.failed = None;
+                let number = state.opened;
+                let open = Open { number, connection };
+                state.open = Some(open.clone());
+                Ok(open)
+            }
+            Err(error) => {
+                let error = CommandError::Unreachable(Arc::new(error));
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeouts.connect))
+            .set_response_timeout(Some(self.timeouts.response));
+        let opening = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        let mut connection = opening.await?;
+        let mut naming = Pipeline::new();
+        naming.cmd("CLIENT").arg("SETNAME").arg(&self.name);
+        // Whoever may not name connections can use them all the same.
+        connection.send_packed_commands(&naming, 0, 1).await?;
+        Ok(connection)
+    }
+
+    /// Uses connection `number` no more.
+    async fn give_up(&self, number: u64) {
+        let mut state = self.state.lock().await;
+        state.open.take_if(|open| open.number == number);
+    }
+}
+
+fn is_error(value: &Value) -> bool {
+    matches!(value, Value::ServerError(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::redis::testing::RedisServer;
+
+    fn commands(server: &RedisServer) -> Commands {
+        let text = format!(
+            "broker: {{kind: redis, url: \"{}\", response_timeout: 300ms, connect_timeout: 300ms}}",
+            server.url()
+        );
+        let config::Broker::Redis(config) = Config::parse("test", &text).unwrap().broker else {
+            panic!("redis is expected")
+        };
+        Commands::new(&config, "causeway:test".to_owned())
+    }
+
+    fn ping() -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("PING");
+        pipeline
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_until_it_fails_and_then_replaced() {
+        let mut server = RedisServer::start().await;
+        let commands = commands(&server);
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 1);
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 1);
+        server.kill();
+        assert!(commands.run(&ping()).await.is_err());
+        server.launch(&[]).await;
+        let answered = async {
+            loop {
+                if let Ok(answers) = commands.run(&ping()).await {
+                    return answers;
+                }
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let answers = time::timeout(crate::redis::testing::PATIENCE, answered).await;
+        assert_eq!(answers.unwrap().connection, 2);
+    }
+
+    #[tokio::test]
+    async fn a_silent_redis_is_an_error_in_time_and_its_connection_is_given_up() {
+        let server = RedisServer::start().await;
+        let commands = commands(&server);
+        commands.run(&ping()).await.unwrap();
+        server.freeze();
+        assert!(commands.run(&ping()).await.is_err());
+        server.thaw();
+        assert!(1 < commands.run(&ping()).await.unwrap().connection);
+    }
+
+    #[tokio::test]
+    async fn a_refused_command_is_an_error_and_the_connection_stays() {
+        let server = RedisServer::start().await;
+        let commands = commands(&server);
+        let mut wrong = ping();
+        wrong.cmd("INCR").arg("a").arg("b");
+        let error = commands.run(&wrong).await.unwrap_err();
+        assert!(matches!(error, CommandError::Refused(_)), "{error}");
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 1);
+    }
+}
