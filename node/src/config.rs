@@ -17,12 +17,15 @@ use causeway_conf::ConfErrors;
 use causeway_conf::Positions;
 use causeway_conf::Secret;
 
+mod auth;
 mod channels;
 mod check;
 mod endpoint;
+mod hooks;
 mod raw;
 mod settings;
 
+pub(crate) use auth::{Auth, KeySetFile};
 pub(crate) use channels::{
     Ack, ChannelOptions, Channels, ClientLimits, DataKind, HistoryOptions, Namespaces,
     PublishAccess, ReadAccess, SlowReader, SubscribeAccess,
@@ -31,6 +34,7 @@ pub(crate) use endpoint::{
     AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,
     PublishRate, Sockjs, SockjsTransport,
 };
+pub(crate) use hooks::Hooks;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +46,10 @@ pub struct Config {
     pub(crate) threads: Option<usize>,
     /// How messages reach other nodes.
     pub(crate) broker: Broker,
+    /// How channel clients show who they are.
+    pub(crate) auth: Auth,
+    /// What the application's backend is asked about them.
+    pub(crate) hooks: Hooks,
     /// What is served where; paths differ and none is empty.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     /// What holds for endpoints with `mode: channels`.

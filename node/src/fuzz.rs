@@ -3,15 +3,21 @@
 //! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
 
 use std::sync::LazyLock;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 use bytes::BytesMut;
 
+use crate::auth::Asking;
+use crate::auth::Verifier;
 use crate::config::Config;
 use crate::frame::sockjs;
 use crate::frame::websocket::Scan;
 use crate::http::Place;
 use crate::http::Route;
 use crate::http::find_route;
+use crate::jwt::Key;
+use crate::jwt::testing;
 use crate::redis::Parser;
 use crate::redis::Reply;
 
@@ -99,6 +105,29 @@ pub fn message_ends(data: &[u8]) -> Vec<usize> {
     ends
 }
 
+static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| {
+    let mut rules = CONFIG.auth.clone();
+    rules.keys = vec![testing::secret_key(None, 1)];
+    Verifier::new(rules)
+});
+
+/// Reads `data` as a token, as the claims of one that is signed, and as a key set.
+pub fn tokens(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let believed = VERIFIER.connect(&text, now);
+    assert!(believed.is_err(), "nobody else can sign");
+    let claims = testing::hs256(1, &text);
+    let connected = VERIFIER.connect(&claims, now).is_ok();
+    let asking = Asking {
+        user: "1",
+        client: "c",
+    };
+    let subscribed = VERIFIER.subscribe(&claims, "a", asking, now).is_ok();
+    assert!(!(connected && subscribed), "a token is for one thing");
+    let _ = Key::set(data);
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -129,6 +158,9 @@ mod tests {
         }
         for seed in seeds("sockjs") {
             sockjs(&seed);
+        }
+        for seed in seeds("tokens") {
+            tokens(&seed);
         }
     }
 }

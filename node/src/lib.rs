@@ -15,6 +15,9 @@ mod disconnect;
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod frame;
 #[allow(dead_code, reason = "channel clients are on their way")]
+mod grant;
+mod jwt;
+#[allow(dead_code, reason = "channel clients are on their way")]
 mod metrics;
 mod open_files;
 #[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
@@ -31,6 +34,11 @@ mod logging;
 mod outbox;
 mod redis;
 mod tcp;
+// Layer 3.
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod auth;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod hooks;
 // Layer 4.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod broker;

@@ -20,7 +20,7 @@ use crate::disconnect::Disconnect;
 mod label;
 mod process;
 
-pub(crate) use label::{DropReason, RefuseReason, Side, Transport};
+pub(crate) use label::{DropReason, Hook, HookOutcome, RefuseReason, Side, Transport};
 
 /// The media type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -73,6 +73,7 @@ pub(crate) struct Metrics {
     /// Probes that did not come back in time.
     pub(crate) probes_missed: Counter,
     lag_seconds: Histogram,
+    hooks: Family<[(&'static str, &'static str); 2], Counter>,
 }
 
 impl Metrics {
@@ -107,6 +108,7 @@ impl Metrics {
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             probes_missed: Counter::default(),
             lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
+            hooks: Family::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -143,6 +145,7 @@ impl Metrics {
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
+        registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());
         registry.register_collector(Box::new(process::Process));
     }
 
@@ -220,6 +223,13 @@ impl Metrics {
             let lag = now.saturating_sub(*published).max(0);
             self.lag_seconds.observe(lag as f64 / 1000.0);
         }
+    }
+
+    /// Counts a question to the application's backend.
+    pub(crate) fn hook(&self, hook: Hook, outcome: HookOutcome) {
+        self.hooks
+            .get_or_create(&[("hook", hook.as_str()), ("outcome", outcome.as_str())])
+            .inc();
     }
 
     /// Everything in the OpenMetrics text format ([`CONTENT_TYPE`]).

@@ -59,11 +59,12 @@ const PROXY: Layers = Layers {
 const NODE: Layers = Layers {
     source: "node/src",
     rows: &[
-        &["channel", "frame", "open_files", "protocol"],
+        &["channel", "frame", "open_files", "protocol", "grant", "jwt"],
         &["disconnect"],
         &["metrics", "publication"],
         &["config"],
         &["outbox", "redis", "tcp", "logging", "history"],
+        &["auth", "hooks"],
         &["broker"],
         &["hub"],
         &["feed"],

@@ -31,9 +31,11 @@ use crate::config::raw;
 use crate::config::settings;
 use crate::config::settings::Setting;
 
+mod auth;
 mod broker;
 mod channels;
 mod endpoint;
+mod hooks;
 
 /// The longest node id, in bytes.
 pub(super) const NODE_ID_BYTES_MAX: usize = 64;
@@ -93,6 +95,8 @@ impl Checker<'_> {
                 settings::THREADS_MAX,
             ),
             broker,
+            auth: self.auth(raw.auth.unwrap_or_default()),
+            hooks: self.hooks(raw.hooks.unwrap_or_default()),
             endpoints: endpoints.into_iter().map(Arc::new).collect(),
             channels,
             page: raw.page.unwrap_or(settings::PAGE),

@@ -2,6 +2,8 @@
 //!
 //! Nothing is decided here; `None` means the key is missing or `null`.
 
+use std::collections::BTreeMap;
+
 use causeway_conf::AddressRange;
 use causeway_conf::ByteSize;
 use causeway_conf::Secret;
@@ -15,6 +17,7 @@ use crate::config::PublishAccess;
 use crate::config::ReadAccess;
 use crate::config::SlowReader;
 use crate::config::SubscribeAccess;
+use crate::jwt::Algorithm;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,6 +26,8 @@ pub(super) struct Config {
     pub(super) listen: Option<String>,
     pub(super) threads: Option<u64>,
     pub(super) broker: Option<Broker>,
+    pub(super) auth: Option<Auth>,
+    pub(super) hooks: Option<Hooks>,
     pub(super) endpoints: Option<Vec<Endpoint>>,
     pub(super) channels: Option<Channels>,
     pub(super) page: Option<bool>,
@@ -61,6 +66,42 @@ pub(super) struct Broker {
 pub(super) enum BrokerKind {
     Memory,
     Redis,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Auth {
+    pub(super) keys: Option<Vec<AuthKey>>,
+    pub(super) key_set: Option<String>,
+    pub(super) audience: Option<Vec<String>>,
+    pub(super) issuer: Option<String>,
+    pub(super) leeway: Option<Span>,
+    pub(super) anonymous: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthKey {
+    pub(super) id: Option<String>,
+    pub(super) algorithm: Algorithm,
+    pub(super) key: Secret,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Hooks {
+    pub(super) connect: Option<String>,
+    pub(super) refresh: Option<String>,
+    pub(super) subscribe: Option<String>,
+    pub(super) sub_refresh: Option<String>,
+    pub(super) publish: Option<String>,
+    pub(super) rpc: Option<String>,
+    pub(super) timeout: Option<Span>,
+    pub(super) open: Option<u64>,
+    pub(super) answer_size: Option<ByteSize>,
+    pub(super) forward_headers: Option<Vec<String>>,
+    pub(super) headers: Option<BTreeMap<String, Secret>>,
+    pub(super) ca: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -55,6 +55,13 @@ pub(super) const PROBE_INTERVAL: Setting<Duration> = setting(secs(2), ms(50), se
 pub(super) const PROBE_TIMEOUT: Setting<Duration> = setting(secs(1), ms(50), secs(60));
 pub(super) const REDIS_MESSAGE_SIZE: Setting<u64> = setting(MIB, KIB, 64 * MIB);
 
+pub(super) const LEEWAY: Setting<Duration> = setting(secs(5), Duration::ZERO, secs(600));
+pub(super) const ANONYMOUS: bool = false;
+
+pub(super) const HOOK_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs(60));
+pub(super) const HOOKS_OPEN: Setting<u64> = setting(64, 1, 10_000);
+pub(super) const HOOK_ANSWER_SIZE: Setting<u64> = setting(64 * KIB, KIB, 16 * MIB);
+
 pub(super) const CHANNEL: &str = "global";
 pub(super) const READ_ONLY: bool = false;
 pub(super) const MESSAGE_SIZE: Setting<u64> = setting(64 * KIB, 1, 16 * MIB);

@@ -44,6 +44,8 @@ fn the_commented_file_names_every_setting() {
         "",
         "node",
         "broker",
+        "auth",
+        "hooks",
         "endpoints",
         "channels",
         "channels.namespaces",
@@ -308,7 +310,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "listn: 1",
             expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
             ],
         ),
     ];
@@ -345,4 +347,86 @@ fn ranges_include_their_ends() {
     ] {
         assert_eq!(Config::parse("node.yaml", text).is_ok(), fits, "{text}");
     }
+}
+
+#[test]
+fn keys_are_read_and_never_shown() {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let text = format!(
+        "auth: {{keys: [{{algorithm: HS256, key: {secret}, id: a}}, {{algorithm: HS256, key: {secret}x}}], audience: [chat]}}"
+    );
+    let config = Config::parse("node.yaml", &text).unwrap();
+    let ids: Vec<_> = config.auth.keys.iter().map(|key| key.id()).collect();
+    assert_eq!(ids, [Some("a"), None]);
+    assert!(!format!("{config:?}").contains(&secret[..8]));
+}
+
+#[test]
+fn a_key_that_is_of_no_use_is_refused_with_its_place() {
+    refused(
+        "auth:
+  keys:
+    - { algorithm: HS256, key: hunter2 }
+    - { algorithm: RS256, key: hunter2, id: '' }
+    - { algorithm: HS256, key: 0123456789abcdef0123456789abcdef, id: a }
+    - { algorithm: HS256, key: 0123456789abcdef0123456789abcdef, id: a }
+  audience: ['']
+  issuer: ''
+  leeway: 1h
+",
+        &expect![[r#"
+            node.yaml:3:27: auth.keys[0].key: expected a secret of at least 32 bytes, found 7
+            node.yaml:4:27: auth.keys[1].key: expected a public key in PEM, which begins with "-----BEGIN PUBLIC KEY-----"
+            node.yaml:4:41: auth.keys[1].id: expected 1 to 255 bytes, found 0
+            node.yaml:6:66: auth.keys[3].id: duplicate id "a"
+            node.yaml:7:14: auth.audience[0]: expected a text
+            node.yaml:8:3: auth.issuer: expected a text; leave the key out for tokens of anyone who has a key
+            node.yaml:9:3: auth.leeway: expected 0s to 10m, found 1h"#]],
+    );
+    refused(
+        "auth: { keys: [{ algorithm: none, key: x }] }",
+        &expect![
+            "node.yaml:1:18: auth.keys[0].algorithm: unknown variant `none`, expected one of `HS256`, `RS256`, `ES256`"
+        ],
+    );
+    let missing = Config::parse("node.yaml", "auth: {key_set: /nonexistent/keys.json}");
+    let missing = missing.unwrap_err().to_string();
+    assert!(
+        missing.starts_with("node.yaml:1:8: auth.key_set: /nonexistent/keys.json: cannot read"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
+    refused(
+        "hooks:
+  connect: app.example/hooks
+  rpc: ftp://app.example/
+  publish: https://user:hunter2@app.example/
+  refresh: 'http://'
+  subscribe: http://127.0.0.1:3000/ok
+  timeout: 2m
+  open: 0
+  answer_size: 17MiB
+  forward_headers: [Cookie, 'a b', Content-Length, Host]
+  headers: { 'x:y': a, X-Key: \"a\\nb\", Connection: close }
+  ca: /nonexistent/ca.pem
+",
+        &expect![[r#"
+            node.yaml:2:3: hooks.connect: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:3:3: hooks.rpc: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:4:3: hooks.publish: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:5:3: hooks.refresh: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:7:3: hooks.timeout: expected 10ms to 1m, found 2m
+            node.yaml:8:3: hooks.open: expected 1 to 10000, found 0
+            node.yaml:9:3: hooks.answer_size: expected 1KiB to 16MiB, found 17MiB
+            node.yaml:10:29: hooks.forward_headers[1]: expected the name of a header, found "a b"
+            node.yaml:10:36: hooks.forward_headers[2]: the node says content-length itself, expected another
+            node.yaml:10:52: hooks.forward_headers[3]: the node says host itself, expected another
+            node.yaml:11:14: hooks.headers.x:y: expected the name of a header, found "x:y"
+            node.yaml:11:24: hooks.headers.X-Key: expected a text that fits a header, of one line
+            node.yaml:11:39: hooks.headers.Connection: the node says connection itself, expected another
+            node.yaml:12:3: hooks.ca: /nonexistent/ca.pem: I/O error: No such file or directory (os error 2)"#]],
+    );
 }

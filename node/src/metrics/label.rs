@@ -119,3 +119,48 @@ impl Side {
         }
     }
 }
+
+/// What the application's backend is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Connect,
+    Refresh,
+    Subscribe,
+    SubRefresh,
+    Publish,
+    Rpc,
+}
+
+impl Hook {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Refresh => "refresh",
+            Self::Subscribe => "subscribe",
+            Self::SubRefresh => "sub_refresh",
+            Self::Publish => "publish",
+            Self::Rpc => "rpc",
+        }
+    }
+}
+
+/// How a question to the application's backend ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HookOutcome {
+    /// The application said yes.
+    Granted,
+    /// The application said no.
+    Refused,
+    /// There was no answer that could be used.
+    Failed,
+}
+
+impl HookOutcome {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}

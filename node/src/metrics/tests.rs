@@ -27,6 +27,7 @@ fn everything_that_is_counted_has_its_line() {
     metrics.broker_connected(Side::Publish);
     metrics.broker_lost(Side::Subscribe);
     metrics.probe_seen(Duration::from_millis(1));
+    metrics.hook(Hook::Rpc, HookOutcome::Failed);
     expect![[r##"
         # TYPE causeway_node_connections gauge
         causeway_node_connections 1
@@ -70,6 +71,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_probe_seconds_count 1
         # TYPE causeway_node_probes_missed counter
         causeway_node_probes_missed_total 0
+        # TYPE causeway_node_hooks counter
+        causeway_node_hooks_total{hook="rpc",outcome="failed"} 1
         # EOF
     "##]]
     .assert_eq(&stable(&metrics));

@@ -1,0 +1,31 @@
+//! How channel clients show who they are.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::jwt::Key;
+
+/// Whose tokens are believed, and who may do without.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Auth {
+    /// Keys of the configuration.
+    pub(crate) keys: Vec<Key>,
+    /// Keys that change while the node runs.
+    pub(crate) key_set: Option<KeySetFile>,
+    /// A token must be for one of them; empty: for anyone.
+    pub(crate) audience: Vec<String>,
+    /// A token must be from it; `None`: from anyone who has a key.
+    pub(crate) issuer: Option<String>,
+    /// By how much the clock of whoever makes tokens may be wrong.
+    pub(crate) leeway: Duration,
+    /// Whether a client without a token may connect, as nobody.
+    pub(crate) anonymous: bool,
+}
+
+/// A file with a JSON Web Key Set.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KeySetFile {
+    pub(crate) path: PathBuf,
+    /// What it held when the configuration was read.
+    pub(crate) keys: Vec<Key>,
+}

@@ -1,0 +1,81 @@
+//! Keys for tokens, and what tokens must say.
+
+use std::path::PathBuf;
+
+use super::Checker;
+use crate::config::Auth;
+use crate::config::KeySetFile;
+use crate::config::raw;
+use crate::config::settings;
+use crate::jwt::Key;
+
+/// The longest key id.
+const ID_BYTES_MAX: usize = 255;
+
+/// A token without `kid` is tried with every key of its algorithm.
+const KEYS_MAX: usize = 64;
+
+impl Checker<'_> {
+    pub(super) fn auth(&mut self, raw: raw::Auth) -> Auth {
+        let audience = raw.audience.unwrap_or_default();
+        for (index, audience) in audience.iter().enumerate() {
+            if audience.is_empty() {
+                self.error(&format!("auth.audience[{index}]"), "expected a text");
+            }
+        }
+        if raw.issuer.as_deref() == Some("") {
+            self.error(
+                "auth.issuer",
+                "expected a text; leave the key out for tokens of anyone who has a key",
+            );
+        }
+        Auth {
+            keys: self.auth_keys(raw.keys.unwrap_or_default()),
+            key_set: raw.key_set.and_then(|path| self.key_set(path)),
+            audience,
+            issuer: raw.issuer,
+            leeway: self.span("auth.leeway", raw.leeway, &settings::LEEWAY),
+            anonymous: raw.anonymous.unwrap_or(settings::ANONYMOUS),
+        }
+    }
+
+    fn auth_keys(&mut self, raw: Vec<raw::AuthKey>) -> Vec<Key> {
+        if KEYS_MAX < raw.len() {
+            self.error(
+                "auth.keys",
+                format!("expected at most {KEYS_MAX} keys, found {}", raw.len()),
+            );
+        }
+        let mut keys: Vec<Key> = Vec::new();
+        for (index, raw) in raw.into_iter().take(KEYS_MAX).enumerate() {
+            let at = format!("auth.keys[{index}]");
+            if let Some(id) = &raw.id {
+                if !(1..=ID_BYTES_MAX).contains(&id.len()) {
+                    let found = id.len();
+                    self.error(
+                        &format!("{at}.id"),
+                        format!("expected 1 to {ID_BYTES_MAX} bytes, found {found}"),
+                    );
+                } else if keys.iter().any(|key| key.id() == Some(id)) {
+                    self.error(&format!("{at}.id"), format!("duplicate id {id:?}"));
+                }
+            }
+            match Key::new(raw.id, raw.algorithm, raw.key.expose()) {
+                Ok(key) => keys.push(key),
+                Err(error) => self.error(&format!("{at}.key"), error.to_string()),
+            }
+        }
+        keys
+    }
+
+    fn key_set(&mut self, path: String) -> Option<KeySetFile> {
+        let path = PathBuf::from(path);
+        match Key::set_in_file(&path) {
+            Ok(keys) => Some(KeySetFile { path, keys }),
+            Err(error) => {
+                self.error("auth.key_set", format!("{}: {error}", path.display()));
+                None
+            }
+        }
+    }
+}

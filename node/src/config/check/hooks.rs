@@ -1,0 +1,122 @@
+//! Hooks: addresses, headers, and who vouches for the backend.
+
+use std::collections::BTreeMap;
+
+use causeway_conf::Secret;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Uri;
+use http::header;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::Checker;
+use crate::config::Hooks;
+use crate::config::raw;
+use crate::config::settings;
+
+/// What is the node's own to say on a connection to the backend.
+const OWN_HEADERS: [HeaderName; 9] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::TE,
+    header::TRAILER,
+    header::EXPECT,
+];
+
+impl Checker<'_> {
+    pub(super) fn hooks(&mut self, raw: raw::Hooks) -> Hooks {
+        let forward_headers = raw.forward_headers.unwrap_or_default();
+        Hooks {
+            connect: self.address("hooks.connect", raw.connect),
+            refresh: self.address("hooks.refresh", raw.refresh),
+            subscribe: self.address("hooks.subscribe", raw.subscribe),
+            sub_refresh: self.address("hooks.sub_refresh", raw.sub_refresh),
+            publish: self.address("hooks.publish", raw.publish),
+            rpc: self.address("hooks.rpc", raw.rpc),
+            timeout: self.span("hooks.timeout", raw.timeout, &settings::HOOK_TIMEOUT),
+            open_max: self.count("hooks.open", raw.open, &settings::HOOKS_OPEN),
+            answer_bytes_max: self.size(
+                "hooks.answer_size",
+                raw.answer_size,
+                &settings::HOOK_ANSWER_SIZE,
+            ),
+            forward_headers: forward_headers
+                .iter()
+                .enumerate()
+                .filter_map(|(index, name)| {
+                    self.header_name(&format!("hooks.forward_headers[{index}]"), name)
+                })
+                .collect(),
+            headers: self.headers(raw.headers.unwrap_or_default()),
+            ca: raw.ca.map(|path| self.ca(&path)).unwrap_or_default(),
+        }
+    }
+
+    fn address(&mut self, key: &str, text: Option<String>) -> Option<Uri> {
+        let text = text?;
+        let uri = text.parse::<Uri>().ok().filter(|uri| {
+            let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+            let authority = uri.authority().map_or("", |authority| authority.as_str());
+            is_http && !authority.is_empty() && !authority.contains('@')
+        });
+        if uri.is_none() {
+            // It may hold a password, where no password belongs.
+            self.error(
+                key,
+                "expected an address such as \"https://app.example/hooks/connect\", with http or https and without a user",
+            );
+        }
+        uri
+    }
+
+    fn header_name(&mut self, key: &str, name: &str) -> Option<HeaderName> {
+        let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
+        match parsed {
+            None => self.error(
+                key,
+                format!("expected the name of a header, found {name:?}"),
+            ),
+            Some(name) if OWN_HEADERS.contains(&name) => {
+                self.error(
+                    key,
+                    format!("the node says {name} itself, expected another"),
+                );
+            }
+            Some(name) => return Some(name),
+        }
+        None
+    }
+
+    fn headers(&mut self, raw: BTreeMap<String, Secret>) -> Vec<(HeaderName, Secret)> {
+        let mut headers = Vec::new();
+        for (name, value) in raw {
+            let key = format!("hooks.headers.{name}");
+            let name = self.header_name(&key, &name);
+            if HeaderValue::from_str(value.expose()).is_err() {
+                self.error(&key, "expected a text that fits a header, of one line");
+            } else if let Some(name) = name {
+                headers.push((name, value));
+            }
+        }
+        headers
+    }
+
+    fn ca(&mut self, path: &str) -> Vec<CertificateDer<'static>> {
+        let certificates =
+            CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match certificates {
+            Ok(certificates) if !certificates.is_empty() => return certificates,
+            Ok(_) => self.error(
+                "hooks.ca",
+                format!("{path}: expected certificates in PEM, which begin with \"-----BEGIN CERTIFICATE-----\""),
+            ),
+            Err(error) => self.error("hooks.ca", format!("{path}: {error}")),
+        }
+        Vec::new()
+    }
+}

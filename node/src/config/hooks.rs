@@ -1,0 +1,53 @@
+//! What the application's backend is asked, and how.
+
+use std::time::Duration;
+
+use causeway_conf::Secret;
+use http::HeaderName;
+use http::Uri;
+use rustls::pki_types::CertificateDer;
+
+/// Addresses that are asked about clients; `None`: not asked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Hooks {
+    /// Whether a client without a token may connect, and as whom.
+    pub(crate) connect: Option<Uri>,
+    /// Whether such a client may stay.
+    pub(crate) refresh: Option<Uri>,
+    /// Whether a client may hear a channel.
+    pub(crate) subscribe: Option<Uri>,
+    /// Whether it may go on hearing it.
+    pub(crate) sub_refresh: Option<Uri>,
+    /// Whether a client may publish in a channel.
+    pub(crate) publish: Option<Uri>,
+    /// What a client wants to know.
+    pub(crate) rpc: Option<Uri>,
+    /// For a question and its answer, from the moment that it is to be asked.
+    pub(crate) timeout: Duration,
+    /// Questions at a time; further ones wait.
+    pub(crate) open_max: usize,
+    /// The largest answer.
+    pub(crate) answer_bytes_max: usize,
+    /// Headers of the client's request that go along.
+    pub(crate) forward_headers: Vec<HeaderName>,
+    /// Headers by which the backend knows the node.
+    pub(crate) headers: Vec<(HeaderName, Secret)>,
+    /// Who vouches for the backend over https; empty: whom the system trusts.
+    pub(crate) ca: Vec<CertificateDer<'static>>,
+}
+
+impl Hooks {
+    /// Every address that is asked.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Uri> {
+        [
+            &self.connect,
+            &self.refresh,
+            &self.subscribe,
+            &self.sub_refresh,
+            &self.publish,
+            &self.rpc,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}

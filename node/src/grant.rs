@@ -1,0 +1,165 @@
+//! What the application grants a client: by the claims of a token, or by its answer to a hook. One set of types for both.
+//!
+//! Plain data, checked when it was read. Times are UNIX seconds, as the application writes them.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// A connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ConnectGrant {
+    /// Whose connection it is; empty: nobody's, the client is anonymous.
+    pub(crate) user: String,
+    /// When the client has to show that it is still welcome; `None`: never.
+    pub(crate) expire_at: Option<u64>,
+    /// What others in a channel are told of the connection; empty: nothing.
+    pub(crate) info: Bytes,
+    /// What the client is told with the reply; empty: nothing.
+    pub(crate) data: Bytes,
+    /// Channels that it hears without asking.
+    pub(crate) subs: BTreeMap<String, SubscribeGrant>,
+    /// What the hooks are told of the connection, and nobody else; empty: nothing.
+    pub(crate) meta: Bytes,
+}
+
+/// A subscription.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SubscribeGrant {
+    /// When the client has to show that it is still welcome; `None`: never.
+    pub(crate) expire_at: Option<u64>,
+    /// What others in the channel are told of the client; empty: nothing.
+    pub(crate) info: Bytes,
+    /// What the client is told with the reply; empty: nothing.
+    pub(crate) data: Bytes,
+    /// What this subscription does differently from its namespace.
+    pub(crate) overrides: Overrides,
+}
+
+/// More time for a connection or a subscription.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RefreshGrant {
+    /// When it ends now; `None`: never.
+    pub(crate) expire_at: Option<u64>,
+    /// What others are told from now on; `None`: what they were told before.
+    pub(crate) info: Option<Bytes>,
+}
+
+/// Options of a namespace that one subscription has its own way; `None`: the namespace's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Overrides {
+    pub(crate) presence: Option<bool>,
+    pub(crate) join_leave: Option<bool>,
+    pub(crate) force_push_join_leave: Option<bool>,
+    pub(crate) force_positioning: Option<bool>,
+    pub(crate) force_recovery: Option<bool>,
+}
+
+/// Bytes that were to be in base64 are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected `{0}` in base64")]
+pub(crate) struct NotBase64(pub(crate) &'static str);
+
+/// The options of one channel in `subs`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RawSubscription {
+    info: Option<Box<RawValue>>,
+    b64info: Option<String>,
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+    #[serde(rename = "override")]
+    overrides: Option<RawOverrides>,
+}
+
+/// `override`: each option is `{"value": true}` or `{"value": false}`.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RawOverrides {
+    presence: Option<Value>,
+    join_leave: Option<Value>,
+    force_push_join_leave: Option<Value>,
+    force_positioning: Option<Value>,
+    force_recovery: Option<Value>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct Value {
+    #[serde(default)]
+    value: bool,
+}
+
+impl RawSubscription {
+    /// The options, checked.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBase64`] names the option that is wrong.
+    pub(crate) fn grant(self) -> Result<SubscribeGrant, NotBase64> {
+        Ok(SubscribeGrant {
+            expire_at: None,
+            info: either(self.info, self.b64info.as_deref(), "b64info")?,
+            data: either(self.data, self.b64data.as_deref(), "b64data")?,
+            overrides: self.overrides.unwrap_or_default().into(),
+        })
+    }
+}
+
+impl From<RawOverrides> for Overrides {
+    fn from(raw: RawOverrides) -> Self {
+        let value = |option: Option<Value>| option.map(|option| option.value);
+        Self {
+            presence: value(raw.presence),
+            join_leave: value(raw.join_leave),
+            force_push_join_leave: value(raw.force_push_join_leave),
+            force_positioning: value(raw.force_positioning),
+            force_recovery: value(raw.force_recovery),
+        }
+    }
+}
+
+/// What two forms of one field say: bytes in base64, which win, or the text of a JSON value. Empty: neither is there.
+///
+/// # Errors
+///
+/// [`NotBase64`] with `name`.
+pub(crate) fn either(
+    json: Option<Box<RawValue>>,
+    base64: Option<&str>,
+    name: &'static str,
+) -> Result<Bytes, NotBase64> {
+    if let Some(text) = base64.filter(|text| !text.is_empty()) {
+        let bytes = STANDARD.decode(text).map_err(|_| NotBase64(name))?;
+        return Ok(bytes.into());
+    }
+    let json = json.map(|json| Box::<str>::from(json).into_boxed_bytes());
+    Ok(json.map_or_else(Bytes::new, Bytes::from))
+}
+
+/// All server-side subscriptions: those of `channels` with nothing special, and those of `subs` with options.
+///
+/// # Errors
+///
+/// [`NotBase64`] names the option that is wrong.
+pub(crate) fn subscriptions(
+    channels: Option<Vec<String>>,
+    subs: Option<BTreeMap<String, RawSubscription>>,
+) -> Result<BTreeMap<String, SubscribeGrant>, NotBase64> {
+    let plain = channels.unwrap_or_default().into_iter();
+    let mut all: BTreeMap<_, _> = plain
+        .map(|channel| (channel, SubscribeGrant::default()))
+        .collect();
+    for (channel, options) in subs.unwrap_or_default() {
+        all.insert(channel, options.grant()?);
+    }
+    Ok(all)
+}
+
+/// A moment that is 0 when there is none.
+pub(crate) fn moment(seconds: i64) -> Option<u64> {
+    u64::try_from(seconds).ok().filter(|&seconds| 0 < seconds)
+}

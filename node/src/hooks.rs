@@ -1,0 +1,241 @@
+//! Questions to the application's backend: may this client connect, stay, subscribe, publish, and what does it get.
+//!
+//! Each is a POST with JSON, and so is its answer; both have the form of Centrifugo's proxy, so that backends that
+//! were written for it work here. [`question`] and [`answer`] are plain, [`ask`] does the talking.
+//!
+//! Invariant: at most `open` questions are with the backend, and each is given up after `timeout`, however the backend
+//! behaves. What a client sent or a backend answered is never in a log line.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::http::HeaderMap;
+use bytes::Bytes;
+use serde::Serialize;
+use tracing::warn;
+
+use crate::config;
+use crate::grant::ConnectGrant;
+use crate::grant::SubscribeGrant;
+use crate::logging::Pace;
+use crate::metrics::Hook;
+use crate::metrics::HookOutcome;
+use crate::metrics::Metrics;
+use crate::protocol::ProtocolError;
+
+mod answer;
+mod ask;
+mod question;
+
+pub(crate) use answer::PublishGrant;
+pub(crate) use answer::Refreshed;
+pub(crate) use question::Asker;
+pub(crate) use question::Connecting;
+
+use answer::Answer;
+use ask::Backend;
+use ask::HookError;
+
+/// Why a hook grants nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Refusal {
+    /// The application answers with an error, which the client is told as it is.
+    Error(ProtocolError),
+    /// The application wants the client to go.
+    Disconnect {
+        /// 4000 to 4999; from 4500 on, the client does not come back.
+        code: u32,
+        /// For people.
+        reason: String,
+    },
+    /// There is no answer that could be used; the log says why. The client may try again.
+    Failed,
+}
+
+/// Asks the backend.
+pub(crate) struct Hooks {
+    config: config::Hooks,
+    backend: Backend,
+    failures: Pace,
+    metrics: Arc<Metrics>,
+}
+
+impl Hooks {
+    /// Asks where `config` says. Nothing is sent before somebody asks.
+    pub(crate) fn new(config: config::Hooks, metrics: Arc<Metrics>) -> Arc<Self> {
+        let backend = Backend::new(&config);
+        Arc::new(Self {
+            config,
+            backend,
+            failures: Pace::default(),
+            metrics,
+        })
+    }
+
+    /// Whether the application decides about clients that connect without a token.
+    pub(crate) fn has_connect(&self) -> bool {
+        self.config.connect.is_some()
+    }
+
+    /// Whether the application decides about clients that [`connect`](Self::connect) let in, when their time is over.
+    pub(crate) fn has_refresh(&self) -> bool {
+        self.config.refresh.is_some()
+    }
+
+    /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when their
+    /// time is over.
+    pub(crate) fn has_sub_refresh(&self) -> bool {
+        self.config.sub_refresh.is_some()
+    }
+
+    /// Whether clients may ask the application.
+    pub(crate) fn has_rpc(&self) -> bool {
+        self.config.rpc.is_some()
+    }
+
+    /// The headers of a client's request that its questions take along, and no others. To be kept with the client.
+    pub(crate) fn forwarded(&self, request: &HeaderMap) -> HeaderMap {
+        let mut forwarded = HeaderMap::new();
+        for name in &self.config.forward_headers {
+            for value in request.get_all(name) {
+                forwarded.append(name, value.clone());
+            }
+        }
+        forwarded
+    }
+
+    /// Asks whether a client may connect, and as whom.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`], as for all questions.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future of a question gives the answer up; the backend may have heard it.
+    pub(crate) async fn connect(
+        &self,
+        asker: &Asker<'_>,
+        connecting: &Connecting<'_>,
+    ) -> Result<ConnectGrant, Refusal> {
+        let question = question::connect(asker, connecting);
+        self.ask(Hook::Connect, asker, &question, answer::connect)
+            .await
+    }
+
+    /// Asks whether a client whose time is over may stay.
+    ///
+    /// # Errors
+    ///
+    /// See [`connect`](Self::connect).
+    pub(crate) async fn refresh(&self, asker: &Asker<'_>) -> Result<Refreshed, Refusal> {
+        let question = question::refresh(asker);
+        self.ask(Hook::Refresh, asker, &question, answer::refresh)
+            .await
+    }
+
+    /// Asks whether a client may hear `channel`; it said `data` with its wish.
+    ///
+    /// # Errors
+    ///
+    /// See [`connect`](Self::connect).
+    pub(crate) async fn subscribe(
+        &self,
+        asker: &Asker<'_>,
+        channel: &str,
+        token: &str,
+        data: &Bytes,
+    ) -> Result<SubscribeGrant, Refusal> {
+        let question = question::subscribe(asker, channel, token, data);
+        self.ask(Hook::Subscribe, asker, &question, answer::subscribe)
+            .await
+    }
+
+    /// Asks whether a client whose time in `channel` is over may go on hearing it.
+    ///
+    /// # Errors
+    ///
+    /// See [`connect`](Self::connect).
+    pub(crate) async fn sub_refresh(
+        &self,
+        asker: &Asker<'_>,
+        channel: &str,
+    ) -> Result<Refreshed, Refusal> {
+        let question = question::sub_refresh(asker, channel);
+        self.ask(Hook::SubRefresh, asker, &question, answer::refresh)
+            .await
+    }
+
+    /// Asks whether a client may publish `data` in `channel`.
+    ///
+    /// # Errors
+    ///
+    /// See [`connect`](Self::connect).
+    pub(crate) async fn publish(
+        &self,
+        asker: &Asker<'_>,
+        channel: &str,
+        data: &Bytes,
+    ) -> Result<PublishGrant, Refusal> {
+        let question = question::publish(asker, channel, data);
+        self.ask(Hook::Publish, asker, &question, answer::publish)
+            .await
+    }
+
+    /// Asks the application what a client asks; returns the data of the answer.
+    ///
+    /// # Errors
+    ///
+    /// See [`connect`](Self::connect).
+    pub(crate) async fn rpc(
+        &self,
+        asker: &Asker<'_>,
+        method: &str,
+        data: &Bytes,
+    ) -> Result<Bytes, Refusal> {
+        let question = question::rpc(asker, method, data);
+        self.ask(Hook::Rpc, asker, &question, answer::rpc).await
+    }
+
+    async fn ask<T>(
+        &self,
+        hook: Hook,
+        asker: &Asker<'_>,
+        question: &impl Serialize,
+        read: impl Fn(&[u8]) -> Result<Answer<T>, HookError>,
+    ) -> Result<T, Refusal> {
+        let address = match hook {
+            Hook::Connect => &self.config.connect,
+            Hook::Refresh => &self.config.refresh,
+            Hook::Subscribe => &self.config.subscribe,
+            Hook::SubRefresh => &self.config.sub_refresh,
+            Hook::Publish => &self.config.publish,
+            Hook::Rpc => &self.config.rpc,
+        };
+        let answered = match address {
+            None => Err(HookError::NoAddress),
+            Some(address) => self.backend.ask(address, asker.headers, question).await,
+        };
+        let (outcome, answer) = match answered.and_then(|answer| read(&answer)) {
+            Ok(Answer::Granted(granted)) => (HookOutcome::Granted, Ok(granted)),
+            Ok(Answer::Error(error)) => (HookOutcome::Refused, Err(Refusal::Error(error))),
+            Ok(Answer::Disconnect { code, reason }) => {
+                let refusal = Refusal::Disconnect { code, reason };
+                (HookOutcome::Refused, Err(refusal))
+            }
+            Err(error) => {
+                if let Some(held_back) = self.failures.admit(Instant::now()) {
+                    let hook = hook.as_str();
+                    let source = std::error::Error::source(&error).map(tracing::field::display);
+                    warn!(hook, %error, source, held_back, "hook failed");
+                }
+                (HookOutcome::Failed, Err(Refusal::Failed))
+            }
+        };
+        self.metrics.hook(hook, outcome);
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! What the backend answers, checked.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::grant;
+use crate::grant::ConnectGrant;
+use crate::grant::RawOverrides;
+use crate::grant::RawSubscription;
+use crate::grant::RefreshGrant;
+use crate::grant::SubscribeGrant;
+use crate::hooks::HookError;
+use crate::protocol::ProtocolError;
+
+/// The codes that are the application's own; others are the protocol's, and a client would take them for the node's.
+const ERROR_CODES: std::ops::RangeInclusive<u32> = 400..=1999;
+const DISCONNECT_CODES: std::ops::RangeInclusive<u32> = 4000..=4999;
+
+/// The longest reason: a close frame has room for 123 bytes.
+const REASON_BYTES_MAX: usize = 123;
+
+/// One of three things.
+#[derive(Debug, PartialEq)]
+pub(super) enum Answer<T> {
+    Granted(T),
+    Error(ProtocolError),
+    Disconnect { code: u32, reason: String },
+}
+
+/// What the application says of a client whose time is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refreshed {
+    /// It may stay.
+    For(RefreshGrant),
+    /// It is to go.
+    Expired,
+}
+
+/// What is published in a client's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PublishGrant {
+    /// What the application makes of it; `None`: what the client said.
+    pub(crate) data: Option<Bytes>,
+    /// Whether it is kept out of the history.
+    pub(crate) skip_history: bool,
+}
+
+#[derive(Deserialize)]
+struct Raw<T> {
+    result: Option<T>,
+    error: Option<RawError>,
+    disconnect: Option<RawDisconnect>,
+}
+
+#[derive(Deserialize)]
+struct RawError {
+    code: u32,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    temporary: bool,
+}
+
+#[derive(Deserialize)]
+struct RawDisconnect {
+    code: u32,
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Connect {
+    user: String,
+    expire_at: i64,
+    info: Option<Box<RawValue>>,
+    b64info: Option<String>,
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+    channels: Option<Vec<String>>,
+    subs: Option<BTreeMap<String, RawSubscription>>,
+    meta: Option<Box<RawValue>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Refresh {
+    expired: bool,
+    expire_at: i64,
+    info: Option<Box<RawValue>>,
+    b64info: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Subscribe {
+    expire_at: i64,
+    info: Option<Box<RawValue>>,
+    b64info: Option<String>,
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+    #[serde(rename = "override")]
+    overrides: Option<RawOverrides>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Publish {
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+    skip_history: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Rpc {
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+}
+
+pub(super) fn connect(answer: &[u8]) -> Result<Answer<ConnectGrant>, HookError> {
+    read(answer, |result: Connect| {
+        Ok(ConnectGrant {
+            user: result.user,
+            expire_at: grant::moment(result.expire_at),
+            info: grant::either(result.info, result.b64info.as_deref(), "b64info")?,
+            data: grant::either(result.data, result.b64data.as_deref(), "b64data")?,
+            subs: grant::subscriptions(result.channels, result.subs)?,
+            meta: grant::either(result.meta, None, "meta")?,
+        })
+    })
+}
+
+pub(super) fn refresh(answer: &[u8]) -> Result<Answer<Refreshed>, HookError> {
+    read(answer, |result: Refresh| {
+        if result.expired {
+            return Ok(Refreshed::Expired);
+        }
+        let info = grant::either(result.info, result.b64info.as_deref(), "b64info")?;
+        Ok(Refreshed::For(RefreshGrant {
+            expire_at: grant::moment(result.expire_at),
+            info: Some(info).filter(|info| !info.is_empty()),
+        }))
+    })
+}
+
+pub(super) fn subscribe(answer: &[u8]) -> Result<Answer<SubscribeGrant>, HookError> {
+    read(answer, |result: Subscribe| {
+        Ok(SubscribeGrant {
+            expire_at: grant::moment(result.expire_at),
+            info: grant::either(result.info, result.b64info.as_deref(), "b64info")?,
+            data: grant::either(result.data, result.b64data.as_deref(), "b64data")?,
+            overrides: result.overrides.unwrap_or_default().into(),
+        })
+    })
+}
+
+pub(super) fn publish(answer: &[u8]) -> Result<Answer<PublishGrant>, HookError> {
+    read(answer, |result: Publish| {
+        let data = grant::either(result.data, result.b64data.as_deref(), "b64data")?;
+        Ok(PublishGrant {
+            data: Some(data).filter(|data| !data.is_empty()),
+            skip_history: result.skip_history,
+        })
+    })
+}
+
+pub(super) fn rpc(answer: &[u8]) -> Result<Answer<Bytes>, HookError> {
+    read(answer, |result: Rpc| {
+        Ok(grant::either(
+            result.data,
+            result.b64data.as_deref(),
+            "b64data",
+        )?)
+    })
+}
+
+/// Reads one of the three. Without any of them, nothing is granted: a backend that answers `{}` to a question that it
+/// does not know must not let everyone in.
+fn read<R: DeserializeOwned, T>(
+    answer: &[u8],
+    granted: impl FnOnce(R) -> Result<T, HookError>,
+) -> Result<Answer<T>, HookError> {
+    let raw: Raw<R> = serde_json::from_slice(answer).map_err(HookError::NotAnAnswer)?;
+    match raw {
+        Raw {
+            disconnect: Some(disconnect),
+            ..
+        } => {
+            if !DISCONNECT_CODES.contains(&disconnect.code) {
+                return Err(HookError::DisconnectCode(disconnect.code));
+            }
+            if REASON_BYTES_MAX < disconnect.reason.len() {
+                return Err(HookError::LongReason(disconnect.reason.len()));
+            }
+            Ok(Answer::Disconnect {
+                code: disconnect.code,
+                reason: disconnect.reason,
+            })
+        }
+        Raw {
+            error: Some(error), ..
+        } => {
+            if !ERROR_CODES.contains(&error.code) {
+                return Err(HookError::ErrorCode(error.code));
+            }
+            Ok(Answer::Error(ProtocolError {
+                code: error.code,
+                message: error.message,
+                temporary: error.temporary,
+            }))
+        }
+        Raw {
+            result: Some(result),
+            ..
+        } => granted(result).map(Answer::Granted),
+        Raw { .. } => Err(HookError::Nothing),
+    }
+}

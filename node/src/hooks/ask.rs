@@ -1,0 +1,234 @@
+//! One question and its answer over HTTP.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::HeaderMap;
+use ::http::HeaderValue;
+use ::http::Request;
+use ::http::StatusCode;
+use ::http::Uri;
+use ::http::header;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use http_body_util::LengthLimitError;
+use http_body_util::Limited;
+use hyper::rt::Executor;
+use hyper_rustls::HttpsConnector;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioTimer;
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::time;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::config;
+use crate::grant::NotBase64;
+
+/// How long a connection is kept for the next question: less than servers keep theirs, mostly 60 s or more.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Why there is no answer. A question that was sent is not sent again: the backend may have heard it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HookError {
+    /// Nobody is to be asked: whoever asks should know.
+    #[error("no address is configured for it")]
+    NoAddress,
+    /// It would have been one too many for the whole time.
+    #[error("no place among the {0} open ones (setting hooks.open) came free within {1:?}")]
+    Crowded(usize, Duration),
+    /// Nothing came back, or not all of it.
+    #[error("no answer within {0:?} (setting hooks.timeout)")]
+    Late(Duration),
+    /// The backend is not there, or hung up on us.
+    #[error("cannot ask")]
+    Unreachable(#[source] Box<dyn Error + Send + Sync>),
+    /// The backend answers something else than it was asked.
+    #[error("expected status 200, found {0}")]
+    Status(StatusCode),
+    /// It was read no further.
+    #[error("the answer has more than {0} bytes (setting hooks.answer_size)")]
+    TooLarge(usize),
+    /// The answer ended early.
+    #[error("the answer broke off")]
+    BrokeOff(#[source] Box<dyn Error + Send + Sync>),
+    /// Something else than JSON of this form.
+    #[error(
+        "expected {{\"result\": {{...}}}}, {{\"error\": {{...}}}} or {{\"disconnect\": {{...}}}}"
+    )]
+    NotAnAnswer(#[source] serde_json::Error),
+    /// JSON that says nothing.
+    #[error("expected `result`, `error` or `disconnect`, found none of them")]
+    Nothing,
+    /// Bytes that are none.
+    #[error(transparent)]
+    Base64(#[from] NotBase64),
+    /// One of the protocol's codes, or none at all.
+    #[error("expected an error code from 400 to 1999, found {0}")]
+    ErrorCode(u32),
+    /// One of the protocol's codes, or none at all.
+    #[error("expected a disconnect code from 4000 to 4999, found {0}")]
+    DisconnectCode(u32),
+    /// It does not fit a close frame.
+    #[error("expected a reason of at most 123 bytes, found {0}")]
+    LongReason(usize),
+}
+
+/// The backend, and the connections to it.
+pub(super) struct Backend {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    places: Semaphore,
+    places_max: usize,
+    timeout: Duration,
+    answer_bytes_max: usize,
+    headers: HeaderMap,
+}
+
+/// Owns the tasks that carry the connections. They end with the client that they are for.
+#[derive(Clone, Default)]
+struct Tasks(TaskTracker);
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+impl Backend {
+    pub(super) fn new(config: &config::Hooks) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(config.timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config))
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(Tasks::default())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(config.open_max)
+            .build(connector);
+        let mut headers = HeaderMap::new();
+        for (name, value) in &config.headers {
+            let value = HeaderValue::from_str(value.expose());
+            let mut value = value.expect("the configuration checks it");
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        Self {
+            client,
+            places: Semaphore::new(config.open_max),
+            places_max: config.open_max,
+            timeout: config.timeout,
+            answer_bytes_max: config.answer_bytes_max,
+            headers,
+        }
+    }
+
+    /// Asks `question` at `address` and returns the body of the answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future closes the connection that the question went over.
+    pub(super) async fn ask(
+        &self,
+        address: &Uri,
+        headers: &HeaderMap,
+        question: &impl Serialize,
+    ) -> Result<Bytes, HookError> {
+        let body = serde_json::to_vec(question).expect("it is made of texts and JSON");
+        let request = self.request(address, headers, body);
+        let due = time::Instant::now() + self.timeout;
+        let crowded = || HookError::Crowded(self.places_max, self.timeout);
+        let place = time::timeout_at(due, self.places.acquire()).await;
+        let _place = place
+            .map_err(|_| crowded())?
+            .expect("the semaphore is never closed");
+        time::timeout_at(due, self.talk(request))
+            .await
+            .map_err(|_| HookError::Late(self.timeout))?
+    }
+
+    fn request(&self, address: &Uri, headers: &HeaderMap, body: Vec<u8>) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::from(body));
+        *request.method_mut() = ::http::Method::POST;
+        *request.uri_mut() = address.clone();
+        let all = request.headers_mut();
+        // What the operator set goes last: no client can say it in the node's name.
+        for (name, value) in headers {
+            all.append(name, value.clone());
+        }
+        for (name, value) in &self.headers {
+            all.insert(name, value.clone());
+        }
+        let json = HeaderValue::from_static("application/json");
+        all.insert(header::CONTENT_TYPE, json.clone());
+        all.insert(header::ACCEPT, json);
+        request
+    }
+
+    async fn talk(&self, request: Request<Full<Bytes>>) -> Result<Bytes, HookError> {
+        let response = self.client.request(request).await;
+        let response = response.map_err(|error| HookError::Unreachable(innermost(error)))?;
+        if response.status() != StatusCode::OK {
+            return Err(HookError::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), self.answer_bytes_max);
+        match body.collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(HookError::TooLarge(self.answer_bytes_max))
+            }
+            Err(error) => Err(HookError::BrokeOff(error)),
+        }
+    }
+}
+
+/// The causes of a client error, all of them in one line: hyper-util's own first sentence says nothing.
+fn innermost(error: hyper_util::client::legacy::Error) -> Box<dyn Error + Send + Sync> {
+    let mut texts = Vec::new();
+    let mut cause: Option<&dyn Error> = Some(&error);
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    texts.join(": ").into()
+}
+
+/// Whom we believe to be the backend.
+fn tls(config: &config::Hooks) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    if config.ca.is_empty() {
+        let is_needed = |address: &Uri| address.scheme_str() == Some("https");
+        if config.addresses().any(is_needed) {
+            match rustls_native_certs::load_native_certs() {
+                Ok(certificates) => {
+                    roots.add_parsable_certificates(certificates);
+                }
+                Err(error) => {
+                    warn!(%error, "cannot read whom the system trusts: no hook over https will work")
+                }
+            }
+        }
+    } else {
+        roots.add_parsable_certificates(config.ca.iter().cloned());
+    }
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring knows TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}

@@ -1,0 +1,546 @@
+//! Questions to a real server, in order and out of order.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ::http::HeaderName;
+use ::http::HeaderValue;
+use causeway_conf::Secret;
+use parking_lot::Mutex;
+use serde_json::Value;
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::config::Config;
+use crate::grant::RefreshGrant;
+use crate::protocol::Codec;
+
+/// What a backend does with each question.
+#[derive(Clone)]
+enum Behaviour {
+    /// Writes these bytes and keeps the connection.
+    Says(Vec<u8>),
+    /// Writes these bytes and closes it.
+    SaysAndCloses(Vec<u8>),
+    /// Reads, and says nothing.
+    Hangs,
+    /// Closes a connection that was used before without a word, and answers on a new one.
+    ClosesUsed(Vec<u8>),
+    /// Answers when it is told to.
+    Waits(Arc<Notify>, Vec<u8>),
+}
+
+/// A backend on a port of its own, with all that it was asked.
+struct Server {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    head: String,
+    body: Value,
+}
+
+impl Asked {
+    fn header(&self, name: &str) -> Vec<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        let ours = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+        ours.map(|(_, value)| value).collect()
+    }
+}
+
+async fn server(behaviour: Behaviour) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::<Mutex<Vec<Asked>>>::default();
+    let connections = Arc::<AtomicUsize>::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn({
+        let (asked, connections) = (Arc::clone(&asked), Arc::clone(&connections));
+        async move {
+            let mut serving = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.fetch_add(1, Ordering::Relaxed);
+                serving.spawn(serve(stream, behaviour.clone(), Arc::clone(&asked)));
+            }
+        }
+    });
+    Server {
+        address,
+        asked,
+        connections,
+        _tasks: tasks,
+    }
+}
+
+async fn serve(mut stream: TcpStream, behaviour: Behaviour, asked: Arc<Mutex<Vec<Asked>>>) {
+    for count in 0.. {
+        let Some(question) = read(&mut stream).await else {
+            return;
+        };
+        asked.lock().push(question);
+        let (answer, goes_on) = match &behaviour {
+            Behaviour::Says(answer) => (answer, true),
+            Behaviour::SaysAndCloses(answer) => (answer, false),
+            Behaviour::Hangs => std::future::pending().await,
+            Behaviour::ClosesUsed(_) if 0 < count => return,
+            Behaviour::ClosesUsed(answer) => (answer, true),
+            Behaviour::Waits(told, answer) => {
+                told.notified().await;
+                (answer, true)
+            }
+        };
+        if stream.write_all(answer).await.is_err() || !goes_on {
+            return;
+        }
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> Option<Asked> {
+    let mut bytes = Vec::new();
+    loop {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        let text = std::str::from_utf8(&bytes).unwrap();
+        if let Some((head, body)) = text.split_once("\r\n\r\n")
+            && let Ok(body) = serde_json::from_str(body)
+        {
+            let head = head.to_owned();
+            return Some(Asked { head, body });
+        }
+    }
+}
+
+fn ok(body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn hooks_with(server: SocketAddr, change: impl FnOnce(&mut config::Hooks)) -> Arc<Hooks> {
+    let mut config = Config::default_without_file().hooks;
+    let address = |path: &str| Some(format!("http://{server}{path}").parse().unwrap());
+    config.connect = address("/connect");
+    config.refresh = address("/refresh");
+    config.subscribe = address("/subscribe");
+    config.sub_refresh = address("/sub_refresh");
+    config.publish = address("/publish");
+    config.rpc = address("/rpc?a=1");
+    config.timeout = Duration::from_secs(30);
+    change(&mut config);
+    Hooks::new(config, Metrics::new())
+}
+
+fn hooks(server: &Server) -> Arc<Hooks> {
+    hooks_with(server.address, |_| {})
+}
+
+static NOTHING: Bytes = Bytes::new();
+
+fn asker<'a>(headers: &'a HeaderMap, meta: &'a Bytes) -> Asker<'a> {
+    Asker {
+        client: "c-1",
+        transport: "websocket",
+        codec: Codec::Json,
+        user: "42",
+        meta,
+        headers,
+    }
+}
+
+async fn ask(hooks: &Hooks) -> Result<Bytes, Refusal> {
+    let headers = HeaderMap::new();
+    let data = Bytes::from_static(b"{\"a\": 1}");
+    hooks.rpc(&asker(&headers, &NOTHING), "get", &data).await
+}
+
+/// The one line that the last failure would be in the log.
+async fn failure(hooks: &Hooks) -> String {
+    let (headers, question) = (HeaderMap::new(), json!({}));
+    let address = hooks.config.rpc.as_ref().unwrap();
+    let asked = hooks.backend.ask(address, &headers, &question).await;
+    let read = asked.and_then(|answer| answer::rpc(&answer));
+    read.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
+    let hooks = hooks(&server);
+    let (headers, meta) = (HeaderMap::new(), Bytes::from_static(b"{\"plan\":\"pro\"}"));
+    let json_asker = asker(&headers, &meta);
+    let binary_asker = Asker {
+        codec: Codec::Protobuf,
+        user: "",
+        meta: &NOTHING,
+        ..json_asker
+    };
+    let connecting = Connecting {
+        name: "js",
+        version: "1.0",
+        data: &Bytes::from_static(b"[1]"),
+        channels: &["news".to_owned()],
+    };
+    hooks.connect(&binary_asker, &connecting).await.unwrap();
+    hooks.refresh(&json_asker).await.unwrap();
+    let data = Bytes::from_static(b"\"x\"");
+    hooks
+        .subscribe(&json_asker, "chat:1", "tok", &data)
+        .await
+        .unwrap();
+    hooks.sub_refresh(&json_asker, "chat:1").await.unwrap();
+    let bytes = Bytes::from_static(b"\xff\x00");
+    hooks
+        .publish(&binary_asker, "chat:1", &bytes)
+        .await
+        .unwrap();
+    hooks.rpc(&json_asker, "get", &NOTHING).await.unwrap();
+
+    let asked = server.asked.lock().clone();
+    let lines: Vec<_> = asked
+        .iter()
+        .map(|asked| asked.head.lines().next().unwrap())
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "/connect",
+            "/refresh",
+            "/subscribe",
+            "/sub_refresh",
+            "/publish",
+            "/rpc?a=1"
+        ]
+        .map(|path| format!("POST {path} HTTP/1.1"))
+    );
+    assert_eq!(asked[0].header("content-type"), ["application/json"]);
+    let about = json!({"client": "c-1", "transport": "websocket", "protocol": "json", "encoding": "json",
+        "user": "42", "meta": {"plan": "pro"}});
+    let binary = json!({"client": "c-1", "transport": "websocket", "protocol": "protobuf", "encoding": "binary"});
+    let with = |about: &Value, more: Value| {
+        let mut about = about.as_object().unwrap().clone();
+        about.extend(more.as_object().unwrap().clone());
+        Value::Object(about)
+    };
+    let bodies: Vec<_> = asked.iter().map(|asked| asked.body.clone()).collect();
+    assert_eq!(
+        bodies,
+        [
+            with(
+                &binary,
+                json!({"name": "js", "version": "1.0", "data": [1], "channels": ["news"]})
+            ),
+            about.clone(),
+            with(
+                &about,
+                json!({"channel": "chat:1", "token": "tok", "data": "x"})
+            ),
+            with(&about, json!({"channel": "chat:1"})),
+            with(&binary, json!({"channel": "chat:1", "b64data": "/wA="})),
+            with(&about, json!({"method": "get"})),
+        ]
+    );
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1, "it is kept");
+}
+
+#[tokio::test]
+async fn what_is_granted_is_what_the_answer_says() {
+    let result = json!({"result": {
+        "user": "7", "expire_at": 99, "info": {"a": 1}, "b64data": "AAE=", "channels": ["a"],
+        "subs": {"b": {"override": {"presence": {"value": false}}}}, "meta": {"m": 1},
+        "expired": false, "skip_history": true, "data": {"ignored": "b64data goes before"},
+        "override": {"join_leave": {"value": true}}, "unknown": 1,
+    }});
+    let server = server(Behaviour::Says(ok(&result))).await;
+    let hooks = hooks(&server);
+    let (headers, data) = (HeaderMap::new(), Bytes::new());
+    let asker = asker(&headers, &NOTHING);
+    let connecting = Connecting {
+        name: "",
+        version: "",
+        data: &data,
+        channels: &[],
+    };
+    let bytes = Bytes::from_static(&[0, 1]);
+    let connected = hooks.connect(&asker, &connecting).await.unwrap();
+    assert_eq!(connected.user, "7");
+    assert_eq!(connected.expire_at, Some(99));
+    assert_eq!(connected.info, "{\"a\":1}");
+    assert_eq!(connected.data, bytes);
+    assert_eq!(connected.meta, "{\"m\":1}");
+    assert_eq!(connected.subs["b"].overrides.presence, Some(false));
+    assert!(connected.subs.contains_key("a"));
+
+    let refreshed = RefreshGrant {
+        expire_at: Some(99),
+        info: Some(Bytes::from_static(b"{\"a\":1}")),
+    };
+    assert_eq!(hooks.refresh(&asker).await, Ok(Refreshed::For(refreshed)));
+    let subscribed = hooks.subscribe(&asker, "a", "", &data).await.unwrap();
+    assert_eq!(subscribed.expire_at, Some(99));
+    assert_eq!(subscribed.data, bytes);
+    assert_eq!(subscribed.overrides.join_leave, Some(true));
+    let published = PublishGrant {
+        data: Some(bytes.clone()),
+        skip_history: true,
+    };
+    assert_eq!(hooks.publish(&asker, "a", &data).await, Ok(published));
+    assert_eq!(hooks.rpc(&asker, "", &data).await, Ok(bytes));
+}
+
+#[tokio::test]
+async fn an_application_refuses_in_its_own_words() {
+    let error = |code, message: &str, temporary| {
+        let message = message.to_owned();
+        Refusal::Error(ProtocolError {
+            code,
+            message,
+            temporary,
+        })
+    };
+    let disconnect = |code, reason: &str| Refusal::Disconnect {
+        code,
+        reason: reason.to_owned(),
+    };
+    for (answer, expected) in [
+        (
+            json!({"error": {"code": 400, "message": "no"}}),
+            error(400, "no", false),
+        ),
+        (
+            json!({"error": {"code": 1999, "temporary": true}}),
+            error(1999, "", true),
+        ),
+        (json!({"error": {"code": 399}}), Refusal::Failed),
+        (json!({"error": {"code": 2000}}), Refusal::Failed),
+        (
+            json!({"disconnect": {"code": 4000, "reason": "go"}}),
+            disconnect(4000, "go"),
+        ),
+        (json!({"disconnect": {"code": 4999}}), disconnect(4999, "")),
+        (json!({"disconnect": {"code": 3999}}), Refusal::Failed),
+        (json!({"disconnect": {"code": 5000}}), Refusal::Failed),
+        (
+            json!({"disconnect": {"code": 4000, "reason": "x".repeat(124)}}),
+            Refusal::Failed,
+        ),
+        (
+            json!({"disconnect": {"code": 4500}, "result": {}}),
+            disconnect(4500, ""),
+        ),
+        (
+            json!({"error": {"code": 400}, "result": {}}),
+            error(400, "", false),
+        ),
+        (json!({"result": null}), Refusal::Failed),
+        (json!({}), Refusal::Failed),
+        (json!([]), Refusal::Failed),
+        (json!({"result": {"b64data": "?"}}), Refusal::Failed),
+        (json!({"result": 7}), Refusal::Failed),
+    ] {
+        let server = server(Behaviour::Says(ok(&answer))).await;
+        assert_eq!(ask(&hooks(&server)).await, Err(expected), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_time_is_over_goes() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {"expired": true}})))).await;
+    let headers = HeaderMap::new();
+    let refreshed = hooks(&server).refresh(&asker(&headers, &NOTHING)).await;
+    assert_eq!(refreshed, Ok(Refreshed::Expired));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_out_of_order_grants_nothing_and_the_log_can_say_why() {
+    let large = ok(&json!({"result": {"data": "x".repeat(100_000)}}));
+    let chunked = |body: &str| {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        format!("{head}{:x}\r\n{body}\r\n", body.len()).into_bytes()
+    };
+    for (behaviour, expected) in [
+        (
+            Behaviour::Says(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".to_vec()),
+            "expected status 200, found 500 Internal Server Error",
+        ),
+        (
+            Behaviour::Says(
+                b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            ),
+            "expected status 200, found 302 Found",
+        ),
+        (
+            Behaviour::Says(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
+            "expected status 200, found 204 No Content",
+        ),
+        (
+            Behaviour::SaysAndCloses(b"\x16\x03garbage\r\n\r\n".to_vec()),
+            "cannot ask",
+        ),
+        (Behaviour::SaysAndCloses(Vec::new()), "cannot ask"),
+        (
+            Behaviour::SaysAndCloses(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"result\"".to_vec(),
+            ),
+            "the answer broke off",
+        ),
+        (
+            Behaviour::SaysAndCloses(chunked("{\"result\": {}}")),
+            "the answer broke off",
+        ),
+        (
+            Behaviour::Says(large),
+            "the answer has more than 65536 bytes (setting hooks.answer_size)",
+        ),
+        (
+            Behaviour::SaysAndCloses(chunked(&"x".repeat(100_000))),
+            "the answer has more than 65536 bytes (setting hooks.answer_size)",
+        ),
+        (
+            Behaviour::Says(ok(&json!("<html>"))),
+            "expected {\"result\": {...}}, {\"error\": {...}} or {\"disconnect\": {...}}",
+        ),
+        (
+            Behaviour::Says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff".to_vec()),
+            "expected {\"result\": {...}}, {\"error\": {...}} or {\"disconnect\": {...}}",
+        ),
+    ] {
+        let server = server(behaviour).await;
+        let hooks = hooks(&server);
+        assert_eq!(failure(&hooks).await, expected);
+        assert_eq!(ask(&hooks).await, Err(Refusal::Failed), "{expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_there_is_no_grant() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let hooks = hooks_with(address, |_| {});
+    assert_eq!(ask(&hooks).await, Err(Refusal::Failed));
+}
+
+#[tokio::test]
+async fn a_question_is_given_up_in_time() {
+    let half = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"result\"".to_vec();
+    for behaviour in [Behaviour::Hangs, Behaviour::Says(half)] {
+        let server = server(behaviour).await;
+        let hooks = hooks_with(server.address, |config| {
+            config.timeout = Duration::from_millis(200);
+        });
+        assert_eq!(
+            failure(&hooks).await,
+            "no answer within 200ms (setting hooks.timeout)"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_backend_gave_up_costs_no_answer() {
+    let server = server(Behaviour::ClosesUsed(ok(&json!({"result": {}})))).await;
+    let hooks = hooks(&server);
+    let mut failures = 0;
+    for _ in 0..4 {
+        failures += usize::from(ask(&hooks).await.is_err());
+    }
+    // A question that went out over a connection at its end may have been heard, so it is not asked twice.
+    assert!(failures <= 2, "{failures}");
+    assert!(2 <= server.connections.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn no_more_questions_are_open_than_the_limit_says() {
+    const OPEN_MAX: usize = 2;
+    let told = Arc::new(Notify::new());
+    let answer = ok(&json!({"result": {"data": 1}}));
+    let server = server(Behaviour::Waits(Arc::clone(&told), answer)).await;
+    let hooks = hooks_with(server.address, |config| config.open_max = OPEN_MAX);
+    let mut asking = JoinSet::new();
+    for _ in 0..5 {
+        let hooks = Arc::clone(&hooks);
+        asking.spawn(async move { ask(&hooks).await });
+    }
+    for answered in 0..5 {
+        let open = OPEN_MAX.min(5 - answered);
+        while server.asked.lock().len() < answered + open {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Whoever waits had every chance to go ahead, and did not.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server.asked.lock().len(), answered + open);
+        told.notify_one();
+        let answer = asking.join_next().await.unwrap().unwrap();
+        assert_eq!(answer, Ok(Bytes::from_static(b"1")));
+    }
+    assert_eq!(server.connections.load(Ordering::Relaxed), OPEN_MAX);
+}
+
+#[tokio::test]
+async fn who_finds_no_place_in_time_is_told_so() {
+    let server = server(Behaviour::Hangs).await;
+    let hooks = hooks_with(server.address, |config| {
+        config.open_max = 1;
+        config.timeout = Duration::from_millis(200);
+    });
+    let (first, second) = tokio::join!(failure(&hooks), failure(&hooks));
+    assert_eq!(first, "no answer within 200ms (setting hooks.timeout)");
+    assert_eq!(
+        second,
+        "no place among the 1 open ones (setting hooks.open) came free within 200ms"
+    );
+}
+
+#[tokio::test]
+async fn headers_go_along_if_the_operator_wants_it_and_never_in_the_nodes_name() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
+    let name = |name| HeaderName::from_static(name);
+    let hooks = hooks_with(server.address, |config| {
+        config.forward_headers = vec![name("cookie"), name("x-real-ip"), name("x-node")];
+        config.headers = vec![(name("x-node"), Secret::new("secret".to_owned()))];
+    });
+    let mut request = HeaderMap::new();
+    for (key, value) in [
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("authorization", "none of the backend's business"),
+        ("x-node", "forged"),
+        ("content-length", "1"),
+    ] {
+        request.append(name(key), HeaderValue::from_static(value));
+    }
+    let forwarded = hooks.forwarded(&request);
+    let asked = hooks.rpc(&asker(&forwarded, &NOTHING), "", &NOTHING).await;
+    assert_eq!(asked, Ok(Bytes::new()));
+    let asked = server.asked.lock().pop().unwrap();
+    assert_eq!(asked.header("cookie"), ["a=1", "b=2"]);
+    assert_eq!(asked.header("x-node"), ["secret"]);
+    assert!(asked.header("authorization").is_empty());
+    assert_eq!(asked.header("content-length").len(), 1);
+}
+
+#[tokio::test]
+async fn who_is_asked_without_an_address_says_so() {
+    let server = server(Behaviour::Hangs).await;
+    let hooks = hooks_with(server.address, |config| config.rpc = None);
+    assert!(!hooks.has_rpc());
+    assert_eq!(ask(&hooks).await, Err(Refusal::Failed));
+    assert_eq!(server.connections.load(Ordering::Relaxed), 0);
+}

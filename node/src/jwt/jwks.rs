@@ -1,0 +1,162 @@
+//! JSON Web Key Sets (RFC 7517): the keys of a file that an identity provider writes.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::jwt::Algorithm;
+use crate::jwt::BadKey;
+use crate::jwt::Key;
+
+/// The largest file that is read.
+const KEY_SET_BYTES_MAX: usize = 256 << 10;
+
+/// How many keys a set may have: a token without `kid` is tried with each.
+const KEYS_MAX: usize = 64;
+
+/// Why a key set cannot be used. No part of a key is in the texts, but its `kid` may be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadKeySet {
+    /// Its file is not there, or not for us; what the system says.
+    #[error("cannot read the key set: {0}")]
+    Unreadable(String),
+    /// It was read no further.
+    #[error("the key set has more than {KEY_SET_BYTES_MAX} bytes")]
+    TooLarge,
+    /// No JSON, or no `keys`.
+    #[error("expected {{\"keys\": [...]}} as in RFC 7517")]
+    NotASet,
+    /// More than anyone has.
+    #[error("expected at most {KEYS_MAX} keys, found {0}")]
+    TooMany(usize),
+    /// One that is for signatures and cannot be used.
+    #[error("key {0}: {1}")]
+    Key(String, BadKey),
+    /// One whose parts are not there, or not base64url.
+    #[error("key {0}: expected {1} in base64url")]
+    Part(String, &'static str),
+    /// Keys, but none for tokens.
+    #[error("no key in it is for signatures with HS256, RS256 or ES256")]
+    NoneFits,
+}
+
+#[derive(Deserialize)]
+struct Set<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Jwk<'a> {
+    #[serde(borrow)]
+    kty: Cow<'a, str>,
+    kid: Option<String>,
+    #[serde(borrow)]
+    alg: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "use")]
+    purpose: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    crv: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    n: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    e: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    x: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    y: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    k: Option<Cow<'a, str>>,
+}
+
+impl Key {
+    /// Reads the key set in a file.
+    ///
+    /// # Errors
+    ///
+    /// [`BadKeySet`], see [`set`](Self::set).
+    pub(crate) fn set_in_file(path: &Path) -> Result<Vec<Self>, BadKeySet> {
+        let mut text = Vec::new();
+        // One byte more tells a file that is too large from one that just fits.
+        File::open(path)
+            .and_then(|file| {
+                file.take(KEY_SET_BYTES_MAX as u64 + 1)
+                    .read_to_end(&mut text)
+            })
+            .map_err(|error| BadKeySet::Unreadable(error.to_string()))?;
+        Self::set(&text)
+    }
+
+    /// Reads a key set. Keys for encryption and for algorithms that are not spoken here are passed over, as the RFC
+    /// wants it; a key that says no algorithm is bound to the one of its kind.
+    ///
+    /// # Errors
+    ///
+    /// [`BadKeySet`]: all of it is to be refused, or a typing error would silently leave a key out.
+    pub(crate) fn set(text: &[u8]) -> Result<Vec<Self>, BadKeySet> {
+        if KEY_SET_BYTES_MAX < text.len() {
+            return Err(BadKeySet::TooLarge);
+        }
+        let set: Set<'_> = serde_json::from_slice(text).map_err(|_| BadKeySet::NotASet)?;
+        if KEYS_MAX < set.keys.len() {
+            return Err(BadKeySet::TooMany(set.keys.len()));
+        }
+        let mut keys = Vec::new();
+        for (index, jwk) in set.keys.iter().enumerate() {
+            let jwk: Jwk<'_> = serde_json::from_str(jwk.get()).map_err(|_| BadKeySet::NotASet)?;
+            let name = || match &jwk.kid {
+                Some(kid) => format!("{kid:?}"),
+                None => format!("number {}", index + 1),
+            };
+            keys.extend(jwk.key(name)?);
+        }
+        if keys.is_empty() {
+            return Err(BadKeySet::NoneFits);
+        }
+        Ok(keys)
+    }
+}
+
+impl Jwk<'_> {
+    /// The key, unless it is for something else.
+    fn key(&self, name: impl Fn() -> String) -> Result<Option<Key>, BadKeySet> {
+        let kind = match (&*self.kty, self.crv.as_deref()) {
+            ("oct", _) => Algorithm::Hs256,
+            ("RSA", _) => Algorithm::Rs256,
+            ("EC", Some("P-256")) => Algorithm::Es256,
+            _ => return Ok(None),
+        };
+        let algorithm = self.alg.as_deref().map(Algorithm::named);
+        let is_for_tokens = algorithm.is_none_or(|algorithm| algorithm == Some(kind))
+            && self
+                .purpose
+                .as_deref()
+                .is_none_or(|purpose| purpose == "sig");
+        if !is_for_tokens {
+            return Ok(None);
+        }
+        let part = |text: &Option<Cow<'_, str>>, expected| {
+            let bytes = text.as_deref().map(|text| URL_SAFE_NO_PAD.decode(text));
+            match bytes {
+                Some(Ok(bytes)) => Ok(bytes),
+                _ => Err(BadKeySet::Part(name(), expected)),
+            }
+        };
+        let id = self.kid.clone();
+        let key = match kind {
+            Algorithm::Hs256 => Key::secret(id, part(&self.k, "`k`")?),
+            Algorithm::Rs256 => Key::rsa(id, &part(&self.n, "`n`")?, &part(&self.e, "`e`")?),
+            Algorithm::Es256 => {
+                let point = [vec![4], part(&self.x, "`x`")?, part(&self.y, "`y`")?];
+                Key::p256(id, point.concat())
+            }
+        };
+        key.map(Some).map_err(|error| BadKeySet::Key(name(), error))
+    }
+}
