@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     backend::{Backend, Request},
     edge::{self, Edge},
@@ -13,7 +13,7 @@ use causeway_tests::harness::{
     websocket::WebSocket,
 };
 use serde_json::json;
-use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
+use tokio::{io::AsyncReadExt as _, sync::mpsc, task::JoinSet, time::timeout};
 
 /// An edge before a backend that answers with the head of the request, and with headers that are not for clients.
 async fn mirror(name: &str) -> Result<(Scratch, Backend, Edge)> {
@@ -184,6 +184,43 @@ async fn a_client_that_goes_away_ends_its_request_at_the_backend_at_once() -> Re
                 .context(head)?,
             Some("gone")
         );
+    }
+    Ok(())
+}
+
+/// A connection that ends after an answer must say so in it, or the edge keeps it, and the next request that comes just then
+/// fails for nothing that its client did.
+#[tokio::test]
+async fn a_node_that_refuses_a_body_unread_says_that_the_connection_ends() -> Result<()> {
+    let scratch = Scratch::new("refused-body")?;
+    let node = Node::start("n1", node::settings(), scratch.path()).await?;
+    let mut connection = http::Connection::open(node.address).await?;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
+    connection.send(head).await?;
+    let refused = connection.answer().await?;
+    assert_eq!(refused.status, 405);
+    assert_eq!(refused.header("connection"), Some("close"), "{refused:?}");
+
+    let edge = Edge::start(&edge::settings(&[("n1", node.address)]), scratch.path()).await?;
+    edge.backend_in_state("n1", "up").await?;
+    let mut clients = JoinSet::new();
+    for _ in 0..20 {
+        clients.spawn(async move {
+            let mut connection = http::Connection::open(edge.address).await?;
+            for number in 0..50 {
+                connection.send(head).await?;
+                connection.send("hello").await?;
+                let refused = connection.answer().await?;
+                ensure!(refused.status == 405, "{number}: {refused:?}");
+                if refused.header("connection") == Some("close") {
+                    connection = http::Connection::open(edge.address).await?;
+                }
+            }
+            Ok(())
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client??;
     }
     Ok(())
 }
