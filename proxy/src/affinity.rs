@@ -18,7 +18,7 @@ use http::header::{COOKIE, HeaderMap, HeaderValue};
 use pingora::http::RequestHeader;
 
 use crate::backend::BackendId;
-use crate::config::{AffinityConfig, SameSite, Secure};
+use crate::config::{AffinityConfig, SameSite, Secure, without_query};
 use crate::scheme::Scheme;
 
 use crate::affinity::signature::{Keys, Verified};
@@ -246,16 +246,20 @@ fn sockjs_session(path: &str) -> Option<&str> {
         "jsonp",
         "jsonp_send",
     ];
-    let path = path.split(['?', '#']).next().unwrap_or(path);
+    let path = without_query(path);
     let path = path.strip_suffix('/').unwrap_or(path);
     let mut segments = path.rsplit('/');
     let transport = segments.next()?;
+    // So end nearly all paths.
+    if !TRANSPORTS.contains(&transport) {
+        return None;
+    }
     let session = segments.next()?;
     let server = segments.next()?;
     let prefix = segments.next()?; // The empty one before the first slash, when SockJS is at the root.
     let name = |segment: &str| !segment.is_empty() && !segment.contains('.');
     let rooted = !prefix.is_empty() || segments.next().is_none();
-    let right = TRANSPORTS.contains(&transport) && name(session) && name(server) && rooted;
+    let right = name(session) && name(server) && rooted;
     (right && session.len() <= SESSION_BYTES_MAX).then_some(session)
 }
 

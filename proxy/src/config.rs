@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use crate::backend::{Address, BackendId};
 
-pub(crate) use crate::config::routes::{Route, Routes};
+pub(crate) use crate::config::routes::{Route, Routes, without_query};
 
 /// All settings of the edge.
 #[derive(Debug, Clone)]

@@ -201,12 +201,10 @@ fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
     node(&mut header, forwarded.client.is_ipv6(), address);
     if let Some(host) = host {
         header.push_str(";host=\"");
-        for part in host.split_inclusive(['\\', '"']) {
-            let plain = part.strip_suffix(['\\', '"']);
-            header.push_str(plain.unwrap_or(part));
-            if let Some(plain) = plain {
-                header.extend(["\\", &part[plain.len()..]]);
-            }
+        if host.bytes().any(|byte| matches!(byte, b'\\' | b'"')) {
+            header.push_str(&host.replace('\\', "\\\\").replace('"', "\\\""));
+        } else {
+            header.push_str(host);
         }
         header.push('"');
     }

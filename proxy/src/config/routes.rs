@@ -82,7 +82,7 @@ impl Routes {
 
     /// The route of a request for `path` (a query is ignored) with this `Host`.
     pub(crate) fn find(&self, host: Option<&str>, path: &str) -> Option<&Route> {
-        let path = path.split(['?', '#']).next().unwrap_or(path);
+        let path = without_query(path);
         let host = host.map(bare).unwrap_or_default();
         let private = is_private(path);
         self.0.iter().find(|route| {
@@ -94,6 +94,12 @@ impl Routes {
             host_matches && covers(&route.path, path) && (!private || route.names_private())
         })
     }
+}
+
+/// The path in front of a query or a fragment.
+pub(crate) fn without_query(path: &str) -> &str {
+    let end = path.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+    end.map_or(path, |end| &path[..end])
 }
 
 /// Whether `path` lies at or below `prefix`.
@@ -118,7 +124,10 @@ fn ends_with(host: &str, suffix: &str) -> bool {
 
 /// Whether a backend may take `path` for one of [`PRIVATE`], also by decoding or tidying it first.
 fn is_private(path: &str) -> bool {
-    if !path.contains(['%', '.', ';', '\\']) && !path.contains("//") {
+    // Byte by byte: this is done for each request, and searching for strings has much to prepare.
+    let odd = |byte| matches!(byte, b'%' | b'.' | b';' | b'\\');
+    let bytes = path.as_bytes();
+    if !bytes.iter().copied().any(odd) && !bytes.windows(2).any(|pair| pair == b"//") {
         let path = path.strip_suffix('/').unwrap_or(path);
         return PRIVATE.contains(&path);
     }
