@@ -44,12 +44,20 @@ pub struct Config {
     pub(crate) listen: SocketAddr,
     /// Worker threads; `None`: one for each core.
     pub(crate) threads: Option<usize>,
+    /// Where the edge reaches this node; `None`: it is not told.
+    pub(crate) advertise: Option<String>,
+    /// Where this node runs.
+    pub(crate) zone: Option<String>,
     /// How messages reach other nodes.
     pub(crate) broker: Broker,
     /// How channel clients show who they are.
     pub(crate) auth: Auth,
     /// What the application's backend is asked about them.
     pub(crate) hooks: Hooks,
+    pub(crate) registry: Registry,
+    /// What an application's backend can do, if it can do anything.
+    pub(crate) api: Option<Api>,
+    pub(crate) values: Values,
     /// What is served where; paths differ and none is empty.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     /// What holds for endpoints with `mode: channels`.
@@ -125,6 +133,35 @@ impl fmt::Display for RedisAddress {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// How nodes know of each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Registry {
+    /// How often a node says that it lives.
+    pub(crate) renew: Duration,
+    /// After which one that has not said so is gone.
+    pub(crate) lease: Duration,
+}
+
+/// The API for an application's backend.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Api {
+    /// Where it is.
+    pub(crate) path: String,
+    /// Who knows one of them may use it; never empty.
+    pub(crate) keys: Vec<Secret>,
+    /// How far a publication gets before it is acknowledged, if it does not say so itself.
+    pub(crate) ack: Ack,
+}
+
+/// What is kept for users and clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Values {
+    /// The largest value.
+    pub(crate) value_bytes_max: usize,
+    /// What all values may take of a node that is alone.
+    pub(crate) memory_bytes_max: usize,
 }
 
 /// What the node takes on at most.

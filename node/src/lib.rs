@@ -16,6 +16,8 @@ mod disconnect;
 mod frame;
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod grant;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod instance;
 mod jwt;
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod metrics;
@@ -26,6 +28,8 @@ mod publication;
 // Layer 1.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod config;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod directory;
 // Layer 2.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod history;
@@ -39,9 +43,17 @@ mod tcp;
 mod auth;
 #[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod hooks;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod presence;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod registry;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod values;
 // Layer 4.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod broker;
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod control;
 // Layer 5.
 #[allow(dead_code, reason = "channel clients are on their way")]
 mod hub;

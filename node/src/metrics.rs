@@ -65,6 +65,12 @@ pub(crate) struct Metrics {
     /// Times that members were told that it cannot be had.
     pub(crate) gaps_announced: Counter,
     recoveries: Family<Label, Counter>,
+    /// Leases that this node took; the first is its start.
+    pub(crate) registry_leases: Counter,
+    /// Leases that had lapsed when this node came to renew them.
+    pub(crate) registry_lapses: Counter,
+    /// Members that this node took off the lists because theirs was gone.
+    pub(crate) registry_swept: Counter,
     /// Bytes that wait in the lanes.
     pub(crate) lane_bytes: Gauge,
     /// Publications that wait in the lanes.
@@ -103,6 +109,9 @@ impl Metrics {
             gaps_filled: Counter::default(),
             gaps_announced: Counter::default(),
             recoveries: Family::default(),
+            registry_leases: Counter::default(),
+            registry_lapses: Counter::default(),
+            registry_swept: Counter::default(),
             lane_bytes: Gauge::default(),
             lane_publications: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
@@ -140,6 +149,9 @@ impl Metrics {
         registry.register("gaps_filled", "Times that what was missing was read from the stream and delivered", self.gaps_filled.clone());
         registry.register("gaps_announced", "Times that the members of a channel were told to start over", self.gaps_announced.clone());
         registry.register("recoveries", "Clients that came back to a channel with a position, by result", self.recoveries.clone());
+        registry.register("registry_leases", "Leases that this node took", self.registry_leases.clone());
+        registry.register("registry_lapses", "Leases that lapsed before this node renewed them", self.registry_lapses.clone());
+        registry.register("registry_swept", "Members taken off the lists because their node was gone", self.registry_swept.clone());
         registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());

@@ -31,11 +31,13 @@ use crate::config::raw;
 use crate::config::settings;
 use crate::config::settings::Setting;
 
+mod api;
 mod auth;
 mod broker;
 mod channels;
 mod endpoint;
 mod hooks;
+mod registry;
 
 /// The longest node id, in bytes.
 pub(super) const NODE_ID_BYTES_MAX: usize = 64;
@@ -86,8 +88,14 @@ impl Checker<'_> {
         let limits = self.limits(raw.limits.unwrap_or_default());
         self.relations(&endpoints, &broker, &limits);
         self.namespaces_are_there(&endpoints, &channels);
+        let node = raw.node.unwrap_or_default();
         Config {
-            id: self.node_id(raw.node.unwrap_or_default().id),
+            id: self.node_id(node.id),
+            advertise: self.advertise(node.advertise),
+            zone: self.zone(node.zone),
+            registry: self.registry(raw.registry.unwrap_or_default()),
+            api: self.api(raw.api.unwrap_or_default(), &endpoints),
+            values: self.values(raw.values.unwrap_or_default()),
             listen: self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN)),
             threads: self.count_or_auto(
                 "threads",

@@ -28,6 +28,9 @@ pub(super) struct Config {
     pub(super) broker: Option<Broker>,
     pub(super) auth: Option<Auth>,
     pub(super) hooks: Option<Hooks>,
+    pub(super) registry: Option<Registry>,
+    pub(super) api: Option<Api>,
+    pub(super) values: Option<Values>,
     pub(super) endpoints: Option<Vec<Endpoint>>,
     pub(super) channels: Option<Channels>,
     pub(super) page: Option<bool>,
@@ -43,6 +46,30 @@ pub(super) struct Config {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Node {
     pub(super) id: Option<String>,
+    pub(super) advertise: Option<String>,
+    pub(super) zone: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Registry {
+    pub(super) renew: Option<Span>,
+    pub(super) lease: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Api {
+    pub(super) path: Option<String>,
+    pub(super) keys: Option<Vec<Secret>>,
+    pub(super) ack: Option<Ack>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Values {
+    pub(super) size: Option<ByteSize>,
+    pub(super) memory: Option<ByteSize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

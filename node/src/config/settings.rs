@@ -62,6 +62,16 @@ pub(super) const HOOK_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs
 pub(super) const HOOKS_OPEN: Setting<u64> = setting(64, 1, 10_000);
 pub(super) const HOOK_ANSWER_SIZE: Setting<u64> = setting(64 * KIB, KIB, 16 * MIB);
 
+pub(super) const LEASE_RENEW: Setting<Duration> = setting(secs(2), ms(50), secs(60));
+pub(super) const LEASE: Setting<Duration> = setting(secs(8), ms(200), HOUR);
+
+pub(super) const API_PATH: &str = "/api";
+/// A key that can be guessed is none.
+pub(super) const API_KEY_BYTES_MIN: usize = 16;
+pub(super) const API_ACK: Ack = Ack::Stored;
+pub(super) const VALUE_SIZE: Setting<u64> = setting(16 * KIB, 1, MIB);
+pub(super) const VALUES_MEMORY: Setting<u64> = setting(64 * MIB, MIB, 1024 * MIB);
+
 pub(super) const CHANNEL: &str = "global";
 pub(super) const READ_ONLY: bool = false;
 pub(super) const MESSAGE_SIZE: Setting<u64> = setting(64 * KIB, 1, 16 * MIB);

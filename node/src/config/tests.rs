@@ -46,6 +46,9 @@ fn the_commented_file_names_every_setting() {
         "broker",
         "auth",
         "hooks",
+        "registry",
+        "api",
+        "values",
         "endpoints",
         "channels",
         "channels.namespaces",
@@ -310,7 +313,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "listn: 1",
             expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `registry`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
             ],
         ),
     ];
@@ -428,5 +431,57 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
             node.yaml:11:24: hooks.headers.X-Key: expected a text that fits a header, of one line
             node.yaml:11:39: hooks.headers.Connection: the node says connection itself, expected another
             node.yaml:12:3: hooks.ca: /nonexistent/ca.pem: I/O error: No such file or directory (os error 2)"#]],
+    );
+}
+
+#[test]
+fn a_lease_outlives_some_renewals_that_fail() {
+    refused(
+        "registry: {renew: 2s, lease: 5s}\nnode: {advertise: 10.0.0.1, zone: \"a b\"}",
+        &expect![[r#"
+            node.yaml:1:23: registry.lease: expected at least 3 times registry.renew (6s), found 5s
+            node.yaml:2:8: node.advertise: expected an address and a port, such as "10.0.0.1:9000" or "[fd00::1]:9000", found "10.0.0.1"
+            node.yaml:2:29: node.zone: expected 1 to 64 of letters, digits, `-`, `_` and `.`, found "a b""#]],
+    );
+    let config = Config::parse(
+        "node.yaml",
+        "registry: {renew: 1s, lease: 3s}\nnode: {advertise: \"[::1]:9000\", zone: east}",
+    )
+    .unwrap();
+    assert_eq!(config.registry.lease, Duration::from_secs(3));
+    assert_eq!(config.advertise.as_deref(), Some("[::1]:9000"));
+    for wrong in [
+        "::1:9000",
+        "host",
+        "host:",
+        "host:0",
+        "host:65536",
+        ":9000",
+        "a b:1",
+    ] {
+        let text = format!("node: {{advertise: \"{wrong}\"}}");
+        assert!(Config::parse("node.yaml", &text).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn the_api_is_there_once_it_has_keys_that_nobody_guesses() {
+    let api = |text: &str| Config::parse("node.yaml", text).unwrap().api;
+    assert_eq!(api("api: {path: /server}"), None);
+    let with_keys = "api: {keys: [0123456789abcdef, 0123456789abcdefg], ack: replicated}";
+    let with_keys = api(with_keys).unwrap();
+    assert_eq!((with_keys.path.as_str(), with_keys.keys.len()), ("/api", 2));
+    assert_eq!(with_keys.ack, Ack::Replicated);
+    refused(
+        "api: {path: /ws/api, keys: [0123456789abcdef, 0123456789abcde], ack: maybe}",
+        &expect![
+            "node.yaml:1:65: api.ack: unknown variant `maybe`, expected one of `fast`, `stored`, `replicated`"
+        ],
+    );
+    refused(
+        "api: {path: /ws/api, keys: [0123456789abcdef, 0123456789abcde]}",
+        &expect![[r#"
+            node.yaml:1:7: api.path: "/ws/api" and the endpoint "/ws" overlap
+            node.yaml:1:47: api.keys[1]: expected at least 16 characters of ASCII, found 15 bytes"#]],
     );
 }

@@ -57,6 +57,10 @@ pub(crate) enum DropReason {
     Repeated,
     /// No node can have published it.
     Malformed,
+    /// Too many messages of other nodes wait.
+    ControlFull,
+    /// It came on this node's own channel, and no node can have sent it.
+    ControlMalformed,
 }
 
 impl DropReason {
@@ -74,6 +78,8 @@ impl DropReason {
             Self::HubFull => "hub_full",
             Self::Repeated => "repeated",
             Self::Malformed => "malformed",
+            Self::ControlFull => "control_full",
+            Self::ControlMalformed => "control_malformed",
         }
     }
 }

@@ -61,6 +61,12 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_broker_gaps_total 0
         # TYPE causeway_node_subscriptions gauge
         causeway_node_subscriptions 0
+        # TYPE causeway_node_registry_leases counter
+        causeway_node_registry_leases_total 0
+        # TYPE causeway_node_registry_lapses counter
+        causeway_node_registry_lapses_total 0
+        # TYPE causeway_node_registry_swept counter
+        causeway_node_registry_swept_total 0
         # TYPE causeway_node_lane_bytes gauge
         causeway_node_lane_bytes 0
         # TYPE causeway_node_lane_publications gauge
@@ -71,6 +77,10 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_probe_seconds_count 1
         # TYPE causeway_node_probes_missed counter
         causeway_node_probes_missed_total 0
+        # TYPE causeway_node_lag_seconds histogram
+        # UNIT causeway_node_lag_seconds seconds
+        causeway_node_lag_seconds_sum 0.0
+        causeway_node_lag_seconds_count 0
         # TYPE causeway_node_hooks counter
         causeway_node_hooks_total{hook="rpc",outcome="failed"} 1
         # EOF

@@ -52,6 +52,8 @@ struct State {
     open: Option<Open>,
     /// How many connections have been opened.
     opened: u64,
+    /// What Redis called the last one.
+    last_id: Option<i64>,
     failed: Option<(Instant, CommandError)>,
 }
 
@@ -67,7 +69,6 @@ pub(crate) struct Answers {
     /// One for each command. None of them is an error.
     pub(crate) values: Vec<Value>,
     /// Which connection they came over: another number is another connection, and maybe another server.
-    #[allow(dead_code, reason = "the registry is on its way")]
     pub(crate) connection: u64,
 }
 
@@ -165,10 +166,11 @@ impl Commands {
         {
             return Err(error.clone());
         }
-        match self.open().await {
-            Ok(connection) => {
+        match self.open(state.last_id).await {
+            Ok((connection, id)) => {
                 state.opened += 1;
                 state.failed = None;
+                state.last_id = id;
                 let number = state.opened;
                 let open = Open { number, connection };
                 state.open = Some(open.clone());
@@ -182,7 +184,12 @@ impl Commands {
         }
     }
 
-    async fn open(&self) -> Result<MultiplexedConnection, RedisError> {
+    /// Connects, and has Redis close the connection before this one: what was written to that one and not
+    /// answered must not be carried out after what is written to this one.
+    async fn open(
+        &self,
+        last_id: Option<i64>,
+    ) -> Result<(MultiplexedConnection, Option<i64>), RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeouts.connect))
             .set_response_timeout(Some(self.timeouts.response));
@@ -190,11 +197,31 @@ impl Commands {
             .client
             .get_multiplexed_async_connection_with_config(&config);
         let mut connection = opening.await?;
-        let mut naming = Pipeline::new();
-        naming.cmd("CLIENT").arg("SETNAME").arg(&self.name);
-        // Whoever may not name connections can use them all the same.
-        connection.send_packed_commands(&naming, 0, 1).await?;
-        Ok(connection)
+        // Ids start over when Redis restarts, so the last one's name has to agree too; for that it is looked
+        // up before this connection has the name. Whoever may not ask does without.
+        let mut commands = Pipeline::new();
+        let last_id = last_id.unwrap_or_default();
+        commands.cmd("CLIENT").arg("LIST").arg("ID").arg(last_id);
+        commands.cmd("CLIENT").arg("SETNAME").arg(&self.name);
+        commands.cmd("CLIENT").arg("ID");
+        let answers = connection.send_packed_commands(&commands, 0, 3).await?;
+        let name = format!("name={}", self.name);
+        let is_last = |list: &Value| match list {
+            Value::BulkString(list) => String::from_utf8_lossy(list)
+                .split_ascii_whitespace()
+                .any(|field| field == name),
+            _ => false,
+        };
+        if answers.first().is_some_and(is_last) {
+            let mut kill = Pipeline::new();
+            kill.cmd("CLIENT").arg("KILL").arg("ID").arg(last_id);
+            connection.send_packed_commands(&kill, 0, 1).await?;
+        }
+        let id = match answers.get(2) {
+            Some(Value::Int(id)) => Some(*id),
+            _ => None,
+        };
+        Ok((connection, id))
     }
 
     /// Uses connection `number` no more.
@@ -261,6 +288,28 @@ mod tests {
         assert!(commands.run(&ping()).await.is_err());
         server.thaw();
         assert!(1 < commands.run(&ping()).await.unwrap().connection);
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_left_behind_does_not_come_after_what_the_next_one_writes() {
+        let server = RedisServer::start().await;
+        let commands = commands(&server);
+        let set = |value: &str| {
+            let mut set = Pipeline::new();
+            set.cmd("SET").arg("key").arg(value);
+            set
+        };
+        commands.run(&set("first")).await.unwrap();
+        server.freeze();
+        assert!(commands.run(&set("late")).await.is_err());
+        let next = async {
+            while commands.run(&set("next")).await.is_err() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let thaw = async { server.thaw() };
+        tokio::join!(next, thaw);
+        assert_eq!(server.cli(&["GET", "key"]), "next\n");
     }
 
     #[tokio::test]

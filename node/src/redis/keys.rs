@@ -3,6 +3,7 @@
 use crate::channel::ChannelName;
 use crate::channel::RESERVED_PREFIX;
 use crate::channel::WIRE_PREFIX;
+use crate::instance::Instance;
 
 /// The channel on which the process `instance` of node `node_id` probes its own way through Redis.
 ///
@@ -31,6 +32,52 @@ pub(crate) fn stream_meta(channel: &ChannelName) -> String {
 /// What the publication with this idempotency key came to.
 pub(crate) fn past_result(channel: &ChannelName, key: &str) -> String {
     format!("{RESERVED_PREFIX}id:{{{channel}}}:{key}")
+}
+
+/// The leases of living nodes: a sorted set by when they end. The braces keep all that is about leases in one
+/// slot of a cluster, so that one script may use them together.
+pub(crate) const LIVE_LEASES: &str = "causeway:{no}:live";
+
+/// Leases that have lapsed and whose entries are being cleared away, by when somebody began to.
+pub(crate) const DEAD_LEASES: &str = "causeway:{no}:dead";
+
+/// What the holder of each living lease says of itself.
+pub(crate) const LEASE_INFO: &str = "causeway:{no}:info";
+
+/// Says for a while that the entries of this lease were cleared away.
+pub(crate) fn swept_lease(lease: &str) -> String {
+    format!("causeway:{{no}}:swept:{lease}")
+}
+
+/// All entries that stand under this lease.
+pub(crate) fn lease_entries(lease: &str) -> String {
+    format!("causeway:ix:{{{lease}}}")
+}
+
+/// The leases of nodes that hold clients of this user.
+pub(crate) fn user_leases(user: &str) -> String {
+    format!("causeway:us:{{{user}}}")
+}
+
+/// Who is in this channel.
+pub(crate) fn channel_members(channel: &ChannelName) -> String {
+    format!("causeway:pr:{{{channel}}}")
+}
+
+/// The values of this owner, by their names.
+pub(crate) fn owner_values(owner: &str) -> String {
+    format!("causeway:va:{{{owner}}}")
+}
+
+/// When each of them ends.
+pub(crate) fn owner_value_ends(owner: &str) -> String {
+    format!("causeway:vx:{{{owner}}}")
+}
+
+/// The channel on which `instance` hears what is for it alone.
+pub(crate) fn control_channel(instance: Instance) -> ChannelName {
+    let name = format!("{RESERVED_PREFIX}node:{instance}");
+    ChannelName::new(&name).expect("an instance has 16 characters")
 }
 
 /// What `CLIENT LIST` shows of a connection; unique to it.

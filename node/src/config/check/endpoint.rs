@@ -123,7 +123,7 @@ impl Checker<'_> {
         transports
     }
 
-    fn path(&mut self, key: &str, path: Option<&str>) -> String {
+    pub(super) fn path(&mut self, key: &str, path: Option<&str>) -> String {
         let Some(path) = path else {
             self.error(key, "expected a path, such as \"/chat\"");
             return String::new();

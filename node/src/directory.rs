@@ -1,0 +1,192 @@
+//! Which clients this node holds: by their ids and by their users, and the way to each of them.
+//!
+//! Plain: no task, no socket. Clients enter when they are connected and leave when the guard that they
+//! got is dropped. Orders are handed to a client's own mailbox; nothing here waits for it.
+//!
+//! Invariant: a user is in the map if and only if one of its clients is, and whoever watches the users
+//! has been told so in that order. The empty user is nobody: its clients are found by their ids alone.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::instance::ClientId;
+
+mod order;
+
+pub(crate) use order::Lifetime;
+pub(crate) use order::Order;
+pub(crate) use order::Overrides;
+pub(crate) use order::Since;
+pub(crate) use order::SubscribeOrder;
+pub(crate) use order::Target;
+
+/// The way to one client.
+pub(crate) trait Controls: Send + Sync + 'static {
+    /// Hands the client an order, to be carried out in a moment. Must not block.
+    ///
+    /// # Errors
+    ///
+    /// The order is not carried out.
+    fn order(&self, order: &Order) -> Result<(), OrderRefused>;
+}
+
+/// Why a client takes no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OrderRefused {
+    /// It has not carried out those before: what sent this one may try again.
+    #[error("the client has too many orders to carry out")]
+    Busy,
+    /// It is on its way out.
+    #[error("the client is gone")]
+    Gone,
+}
+
+/// Who wants to know which users are here. Called under the directory's lock, in order: must not block
+/// and not call back.
+pub(crate) trait UserWatch: Send + Sync + 'static {
+    /// The first client of `user` has come.
+    fn came(&self, user: &Arc<str>);
+    /// The last client of `user` has left.
+    fn left(&self, user: &Arc<str>);
+}
+
+/// What became of an order, over all clients that it was for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Clients that have taken it.
+    pub(crate) taken: u32,
+    /// Clients that were too busy for it.
+    pub(crate) busy: u32,
+}
+
+/// The clients of this node.
+pub(crate) struct Directory {
+    state: Mutex<State>,
+    watch: Arc<dyn UserWatch>,
+}
+
+#[derive(Default)]
+struct State {
+    clients: HashMap<ClientId, Local>,
+    users: HashMap<Arc<str>, BTreeSet<ClientId>>,
+}
+
+struct Local {
+    user: Arc<str>,
+    controls: Arc<dyn Controls>,
+}
+
+/// A client in the directory, until it is dropped.
+pub(crate) struct Listed {
+    directory: Arc<Directory>,
+    client: ClientId,
+}
+
+impl Directory {
+    /// A directory without clients.
+    pub(crate) fn new(watch: Arc<dyn UserWatch>) -> Arc<Self> {
+        let state = Mutex::default();
+        Arc::new(Self { state, watch })
+    }
+
+    /// Lists a client for as long as the returned value lives. Its id must be new.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        client: ClientId,
+        user: &str,
+        controls: Arc<dyn Controls>,
+    ) -> Listed {
+        let mut state = self.state.lock();
+        let user: Arc<str> = match state.users.get_key_value(user) {
+            Some((known, _)) => Arc::clone(known),
+            None => user.into(),
+        };
+        if !user.is_empty() {
+            let clients = state.users.entry(Arc::clone(&user)).or_default();
+            if clients.is_empty() {
+                self.watch.came(&user);
+            }
+            clients.insert(client);
+        }
+        let before = state.clients.insert(client, Local { user, controls });
+        debug_assert!(before.is_none(), "two clients have one id");
+        Listed {
+            directory: Arc::clone(self),
+            client,
+        }
+    }
+
+    /// Hands `order` to all clients of this node that it is for.
+    pub(crate) fn give(&self, target: &Target, order: &Order) -> Given {
+        // Collected first: a client must not be called under the lock.
+        let clients = self.find(target);
+        let mut given = Given::default();
+        for controls in clients {
+            match controls.order(order) {
+                Ok(()) => given.taken += 1,
+                Err(OrderRefused::Busy) => given.busy += 1,
+                Err(OrderRefused::Gone) => {}
+            }
+        }
+        given
+    }
+
+    /// Clients on this node.
+    pub(crate) fn clients(&self) -> usize {
+        self.state.lock().clients.len()
+    }
+
+    /// Users with a client on this node.
+    pub(crate) fn users(&self) -> usize {
+        self.state.lock().users.len()
+    }
+
+    /// Clients of `user` on this node.
+    pub(crate) fn clients_of(&self, user: &str) -> usize {
+        self.state.lock().users.get(user).map_or(0, BTreeSet::len)
+    }
+
+    fn find(&self, target: &Target) -> Vec<Arc<dyn Controls>> {
+        let state = self.state.lock();
+        let of = |client: &ClientId| state.clients.get(client);
+        let controls = |local: &Local| Arc::clone(&local.controls);
+        match target {
+            Target::Client(client) => of(client).map(controls).into_iter().collect(),
+            Target::ClientOf { user, client } => {
+                let local = of(client).filter(|local| *local.user == **user);
+                local.map(controls).into_iter().collect()
+            }
+            Target::User { user, except } => {
+                let clients = state.users.get(user.as_str()).into_iter().flatten();
+                let meant = clients.filter(|client| !except.contains(client));
+                meant.filter_map(of).map(controls).collect()
+            }
+        }
+    }
+
+    fn leave(&self, client: ClientId) {
+        let mut state = self.state.lock();
+        let Some(Local { user, .. }) = state.clients.remove(&client) else {
+            return;
+        };
+        if let Some(clients) = state.users.get_mut(&user) {
+            clients.remove(&client);
+            if clients.is_empty() {
+                state.users.remove(&user);
+                self.watch.left(&user);
+            }
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.directory.leave(self.client);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! Keeps a lease in one Redis, writes under it what the ledger wants, and sweeps up after nodes whose
+//! leases have lapsed.
+//!
+//! Three loops, one for each, so that none holds up another. A lease is taken anew when it has lapsed, and
+//! also with every new connection: behind it may be a server that knows less than the last one, or still
+//! knows what is long gone. What stood under the lease before is swept like a dead node's, so nobody stays
+//! listed who is not written again.
+
+use std::mem;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::time;
+use tokio::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use super::Lease;
+use super::Node;
+use super::clock::Clock;
+use super::ledger::Event;
+use super::ledger::Ledger;
+use super::ledger::Write;
+use super::shard::Shard;
+use super::store::Questions;
+use super::store::Store;
+use crate::config;
+use crate::instance::Instance;
+use crate::metrics::Metrics;
+use crate::redis::Backoff;
+use crate::redis::CommandError;
+
+/// How often somebody looks for leases that another sweeper gave up on.
+const CLAIM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How soon a lease that should have ended is looked at again.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// What holds a lease in one Redis.
+pub(super) struct Keeper {
+    pub(super) shard: Arc<Shard>,
+    pub(super) store: Store,
+    pub(super) config: config::Registry,
+    pub(super) backoff_max: Duration,
+    /// What the node says of itself, as JSON.
+    pub(super) about: String,
+    pub(super) metrics: Arc<Metrics>,
+    clock: Mutex<Clock>,
+    /// What is written is written under this one.
+    lease: watch::Sender<Option<Lease>>,
+    instance: Instance,
+    /// A lease has lapsed: somebody has to sweep.
+    lapsed: Notify,
+}
+
+/// The lease that is renewed.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    lease: Lease,
+    /// Over which it was taken.
+    connection: u64,
+    /// When the first of all leases ends, by Redis's clock, as far as is known.
+    look_at: u64,
+}
+
+/// What a [`Keeper`] is made of.
+pub(super) struct Parts {
+    pub(super) shard: Arc<Shard>,
+    pub(super) store: Store,
+    pub(super) config: config::Registry,
+    pub(super) backoff_max: Duration,
+    pub(super) about: Node,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Keeper {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            shard: parts.shard,
+            store: parts.store,
+            config: parts.config,
+            backoff_max: parts.backoff_max,
+            about: parts.about.print(),
+            metrics: parts.metrics,
+            clock: Mutex::default(),
+            lease: watch::Sender::new(None),
+            instance: parts.about.instance,
+            lapsed: Notify::new(),
+        }
+    }
+
+    /// Redis's time, as far as is known.
+    pub(super) fn now(&self) -> Option<u64> {
+        self.clock.lock().read(Instant::now().into_std())
+    }
+
+    /// Works until `shutdown`, then writes what is left and gives the lease up.
+    pub(super) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = self.keep() => {}
+            () = self.write() => {}
+            () = self.sweep() => {}
+        }
+        let patience = self.config.lease.min(Duration::from_secs(2));
+        if time::timeout(patience, self.finish()).await.is_err() {
+            warn!("the registry was not told that this node stops, others find out by its lease");
+        }
+    }
+
+    /// Takes the lease and renews it, for ever.
+    async fn keep(&self) {
+        let mut held: Option<Held> = None;
+        let mut backoff = Backoff::new(self.backoff_max.min(self.config.renew));
+        let mut is_away = false;
+        loop {
+            let round = match held {
+                None => self.take(None).await,
+                Some(last) => self.renew(last).await,
+            };
+            let pause = match round {
+                Ok(now_held) => {
+                    backoff.reset();
+                    if mem::take(&mut is_away) {
+                        info!("the registry is back");
+                    }
+                    held = Some(now_held);
+                    self.pause(&now_held)
+                }
+                Err(error) => {
+                    if !mem::replace(&mut is_away, true) {
+                        warn!(error = %super::chain(&error), "the registry is away");
+                    }
+                    backoff.next(fastrand::f64())
+                }
+            };
+            time::sleep(pause).await;
+        }
+    }
+
+    /// Takes a new lease after `before` and has everything written under it.
+    async fn take(&self, before: Option<Held>) -> Result<Held, CommandError> {
+        let before = before.map(|held| held.lease);
+        let lease = before.map_or_else(|| Lease::first(self.instance), Lease::next);
+        let milliseconds = milliseconds(self.config.lease);
+        let taking = self.store.take(lease, before, milliseconds, &self.about);
+        let taken = taking.await?;
+        self.clock.lock().set(taken.now, Instant::now().into_std());
+        self.metrics.registry_leases.inc();
+        debug!(%lease, "took a lease");
+        self.lease.send_replace(Some(lease));
+        self.shard.renew_all(taken.before);
+        Ok(Held {
+            lease,
+            connection: taken.connection,
+            look_at: taken.now,
+        })
+    }
+
+    async fn renew(&self, held: Held) -> Result<Held, CommandError> {
+        let at = Instant::now().into_std();
+        let (now, is_stale) = {
+            let clock = self.clock.lock();
+            (clock.read(at).unwrap_or_default(), clock.is_stale(at))
+        };
+        let questions = Questions {
+            time: is_stale,
+            first_end: held.look_at <= now,
+        };
+        let end = now + milliseconds(self.config.lease);
+        let renewed = self.store.renew(held.lease, end, questions).await?;
+        if let Some(now) = renewed.now {
+            self.clock.lock().set(now, Instant::now().into_std());
+        }
+        if !renewed.is_held || renewed.connection != held.connection {
+            if !renewed.is_held {
+                warn!(lease = %held.lease, "this node's lease had lapsed, everything is registered anew");
+                self.metrics.registry_lapses.inc();
+            }
+            let taken = self.take(Some(held)).await?;
+            self.retire_once_written(held.lease).await;
+            return Ok(taken);
+        }
+        let mut held = held;
+        if let Some(first_end) = renewed.first_end {
+            held.look_at = first_end.max(now + milliseconds(LOOK_PAUSE));
+            if first_end <= now {
+                self.lapsed.notify_one();
+            }
+        }
+        Ok(held)
+    }
+
+    /// Gives `lease` up as soon as nothing that is wanted stands under it any more; what is left there (of
+    /// writes that were late, of a server that knows less) is swept.
+    async fn retire_once_written(&self, lease: Lease) {
+        let place = self.shard.look(Ledger::end);
+        self.shard.settled(place, self.config.renew).await;
+        // If it fails, the lease lapses by itself.
+        if let Err(error) = self.store.retire(lease).await {
+            debug!(%lease, %error, "cannot retire a lease");
+        }
+    }
+
+    /// Until the next renewal, or until the first of all leases may have ended.
+    fn pause(&self, held: &Held) -> Duration {
+        let now = self.now().unwrap_or_default();
+        let look = Duration::from_millis(held.look_at.saturating_sub(now));
+        self.config.renew.min(look.max(LOOK_PAUSE))
+    }
+
+    /// Carries out what the ledger wants, for ever.
+    async fn write(&self) {
+        let mut lease = self.lease.subscribe();
+        let mut backoff = Backoff::new(self.backoff_max);
+        loop {
+            let Ok(Some(lease)) = lease.wait_for(Option::is_some).await.map(|lease| *lease) else {
+                return; // The sender is our own, so it is there.
+            };
+            if self.write_batch(lease).await {
+                backoff.reset();
+            } else {
+                time::sleep(backoff.next(fastrand::f64())).await;
+                continue;
+            }
+            if self.shard.look(Ledger::is_idle) {
+                self.shard.change().await;
+            }
+        }
+    }
+
+    async fn write_batch(&self, lease: Lease) -> bool {
+        let batch = InHand {
+            shard: &self.shard,
+            writes: self.shard.next_batch(),
+        };
+        if batch.writes.is_empty() {
+            return true;
+        }
+        match self.store.write(lease, &batch.writes).await {
+            Ok(answers) => {
+                batch.answered(answers);
+                true
+            }
+            Err(error) => {
+                debug!(%error, "cannot write to the registry");
+                false
+            }
+        }
+    }
+
+    /// Sweeps up after others, for ever.
+    async fn sweep(&self) {
+        loop {
+            // Nobody answers for it if Redis is away: the look for lapsed leases comes again.
+            if let Err(error) = self.sweep_all().await {
+                debug!(%error, "cannot sweep the registry");
+            }
+            tokio::select! {
+                () = self.lapsed.notified() => {}
+                () = time::sleep(CLAIM_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn sweep_all(&self) -> Result<(), CommandError> {
+        for lease in self.store.claim().await? {
+            let mut members = 0;
+            while let Some(found) = self.store.sweep(lease).await? {
+                members += found.len();
+                for (slot, value) in found {
+                    self.shard.tell(Event::Left(slot, value));
+                }
+            }
+            self.store.swept(lease).await?;
+            self.metrics.registry_swept.inc_by(members as u64);
+            info!(%lease, members, "a lease has ended, what stood under it is off the lists");
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and gives the lease up.
+    async fn finish(&self) {
+        let Some(lease) = *self.lease.borrow() else {
+            return;
+        };
+        while !self.shard.look(Ledger::is_idle) {
+            if !self.write_batch(lease).await {
+                time::sleep(LOOK_PAUSE).await;
+            }
+        }
+        if let Err(error) = self.store.retire(lease).await {
+            debug!(%lease, %error, "cannot retire a lease");
+        }
+    }
+}
+
+/// Writes under way; whoever drops them leaves it open what became of them.
+struct InHand<'a> {
+    shard: &'a Shard,
+    writes: Vec<Write>,
+}
+
+impl InHand<'_> {
+    fn answered(mut self, answers: Vec<bool>) {
+        let writes = mem::take(&mut self.writes);
+        self.shard.finish(writes, Some(answers));
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if !self.writes.is_empty() {
+            self.shard.finish(mem::take(&mut self.writes), None);
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
+}

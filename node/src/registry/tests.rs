@@ -1,0 +1,480 @@
+//! The same cases with and without Redis, then what only other nodes can do.
+
+use std::collections::BTreeMap;
+
+use tokio::time;
+
+use super::*;
+use crate::config::Config;
+use crate::redis::testing::PATIENCE;
+use crate::redis::testing::RedisServer;
+
+/// Remembers who came (+) and left (-).
+#[derive(Default)]
+struct Recorder(Mutex<Vec<String>>);
+
+impl Recorder {
+    fn note(&self, sign: &str, channel: &ChannelName, info: &Bytes) {
+        let info = String::from_utf8_lossy(info);
+        self.0.lock().push(format!("{sign}{channel}/{info}"));
+    }
+
+    fn count(&self, sign: char) -> usize {
+        self.0
+            .lock()
+            .iter()
+            .filter(|news| news.starts_with(sign))
+            .count()
+    }
+}
+
+impl News for Recorder {
+    fn came(&self, channel: &ChannelName, info: Bytes) {
+        self.note("+", channel, &info);
+    }
+
+    fn left(&self, channel: &ChannelName, info: Bytes) {
+        self.note("-", channel, &info);
+    }
+}
+
+struct Setup {
+    registry: Arc<Registry>,
+    news: Arc<Recorder>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// Leases that end soon: a node that says nothing for a second is gone.
+const FAST: &str = "registry: {renew: 250ms, lease: 1s}";
+
+fn config(text: &str) -> Config {
+    Config::parse("test", text).unwrap()
+}
+
+fn with_redis(server: &RedisServer, registry: &str) -> Config {
+    config(&format!(
+        "broker: {{kind: redis, url: \"{}\", response_timeout: 500ms, connect_timeout: 500ms, \
+         backoff_max: 200ms}}\n{registry}",
+        server.url()
+    ))
+}
+
+fn set_up(config: &Config) -> Setup {
+    let news = Arc::new(Recorder::default());
+    let metrics = Metrics::new();
+    let shutdown = CancellationToken::new();
+    let about = Node {
+        instance: Instance::random(),
+        id: "test-node".to_owned(),
+        address: None,
+        zone: None,
+    };
+    let surroundings = Surroundings {
+        about,
+        news: Arc::clone(&news) as Arc<dyn News>,
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    };
+    let started = start(&config.broker, &config.registry, surroundings);
+    Setup {
+        registry: started.registry,
+        news,
+        metrics,
+        shutdown,
+        tasks: started.tasks,
+    }
+}
+
+impl Setup {
+    fn member(&self, channel: &str, info: &str) -> Entered {
+        let client = ClientId::random(self.registry.instance());
+        let value = Value {
+            info: Bytes::copy_from_slice(info.as_bytes()),
+            announce: Announce::Yes,
+        };
+        self.registry
+            .enter(Slot::Member(name(channel), client), value)
+    }
+
+    async fn seen_member(&self, channel: &str, info: &str) -> Entered {
+        let entered = self.member(channel, info);
+        assert!(entered.seen(PATIENCE).await);
+        entered
+    }
+
+    async fn members(&self, channel: &str) -> Vec<String> {
+        let members = self.registry.members(&name(channel)).await.unwrap();
+        let infos = members
+            .iter()
+            .map(|(_, info)| String::from_utf8_lossy(info).into_owned());
+        let mut infos: Vec<String> = infos.collect();
+        infos.sort_unstable();
+        infos
+    }
+
+    async fn until_members(&self, channel: &str, expected: &[&str]) {
+        until(async || {
+            let members = self.registry.members(&name(channel)).await;
+            members.is_ok_and(|members| members.len() == expected.len())
+        })
+        .await;
+        assert_eq!(self.members(channel).await, expected);
+    }
+
+    async fn until_held(&self, user: &str, nodes: &[&Setup]) {
+        let mut expected: Vec<Instance> =
+            nodes.iter().map(|node| node.registry.instance()).collect();
+        expected.sort_unstable();
+        until(async || {
+            let held = self.registry.nodes_of(user).await;
+            held.is_ok_and(|held| held == expected)
+        })
+        .await;
+    }
+
+    /// Ends the node as kill -9 would: nobody is told anything.
+    fn kill(mut self) -> Arc<Recorder> {
+        self.tasks.abort_all();
+        Arc::clone(&self.news)
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
+        time::timeout(PATIENCE, ended)
+            .await
+            .expect("a task goes on");
+    }
+}
+
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let met = async {
+        while !condition().await {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    time::timeout(PATIENCE, met)
+        .await
+        .expect("it never happens");
+}
+
+fn name(channel: &str) -> ChannelName {
+    ChannelName::new(channel).unwrap()
+}
+
+/// One test without Redis and one with, in modules of their own.
+macro_rules! same_on_both {
+    ($($case:ident),* $(,)?) => {
+        mod on_memory {
+            $(#[tokio::test] async fn $case() {
+                super::$case(super::set_up(&super::config(""))).await;
+            })*
+        }
+        mod on_redis {
+            $(#[tokio::test] async fn $case() {
+                let server = super::RedisServer::start().await;
+                super::$case(super::set_up(&super::with_redis(&server, ""))).await;
+            })*
+        }
+    };
+}
+
+same_on_both! {
+    a_user_is_held_while_it_has_clients,
+    members_are_listed_and_told_of,
+    what_is_said_of_a_member_can_change,
+    a_node_knows_itself,
+}
+
+async fn a_user_is_held_while_it_has_clients(setup: Setup) {
+    setup.until_held("ann", &[]).await;
+    setup.registry.came(&"ann".into());
+    setup.until_held("ann", &[&setup]).await;
+    setup.until_held("an", &[]).await;
+    setup.registry.left(&"ann".into());
+    setup.until_held("ann", &[]).await;
+    setup.stop().await;
+}
+
+async fn members_are_listed_and_told_of(setup: Setup) {
+    let ann = setup.seen_member("room", "ann").await;
+    let _bob = setup.seen_member("room", "bob").await;
+    let _eve = setup.seen_member("other", "eve").await;
+    assert_eq!(setup.members("room").await, ["ann", "bob"]);
+    drop(ann);
+    setup.until_members("room", &["bob"]).await;
+    assert_eq!(setup.members("nowhere").await, [""; 0]);
+    let expected = ["+room/ann", "+room/bob", "+other/eve", "-room/ann"];
+    until(async || setup.news.0.lock().len() == expected.len()).await;
+    assert_eq!(*setup.news.0.lock(), expected);
+    setup.stop().await;
+}
+
+async fn what_is_said_of_a_member_can_change(setup: Setup) {
+    let mut ann = setup.seen_member("room", "ann").await;
+    ann.change(Value {
+        info: Bytes::from_static(b"ann, tired"),
+        announce: Announce::Yes,
+    });
+    assert!(ann.seen(PATIENCE).await);
+    assert_eq!(setup.members("room").await, ["ann, tired"]);
+    assert_eq!(*setup.news.0.lock(), ["+room/ann"]);
+    drop(ann);
+    until(async || setup.news.count('-') == 1).await;
+    assert_eq!(setup.news.0.lock()[1], "-room/ann, tired");
+    setup.stop().await;
+}
+
+async fn a_node_knows_itself(setup: Setup) {
+    until(async || {
+        setup
+            .registry
+            .nodes()
+            .await
+            .is_ok_and(|nodes| nodes.len() == 1)
+    })
+    .await;
+    let nodes = setup.registry.nodes().await.unwrap();
+    assert_eq!(nodes[0], *setup.registry.about());
+    assert!(
+        setup
+            .registry
+            .is_alive(setup.registry.instance())
+            .await
+            .unwrap()
+    );
+    assert!(!setup.registry.is_alive(Instance::random()).await.unwrap());
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn every_node_sees_what_all_hold() {
+    let server = RedisServer::start().await;
+    let nodes: Vec<Setup> = (0..3).map(|_| set_up(&with_redis(&server, ""))).collect();
+    let mut held = Vec::new();
+    for (number, node) in nodes.iter().enumerate() {
+        node.registry.came(&"ann".into());
+        held.push(node.seen_member("room", &format!("client {number}")).await);
+    }
+    nodes[1].registry.came(&"bob".into());
+    for node in &nodes {
+        node.until_held("ann", &[&nodes[0], &nodes[1], &nodes[2]])
+            .await;
+        node.until_held("bob", &[&nodes[1]]).await;
+        node.until_members("room", &["client 0", "client 1", "client 2"])
+            .await;
+        assert_eq!(node.registry.nodes().await.unwrap().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_stops_takes_what_it_held_with_it() {
+    let server = RedisServer::start().await;
+    let stays = set_up(&with_redis(&server, ""));
+    let stops = set_up(&with_redis(&server, ""));
+    stops.registry.came(&"ann".into());
+    let member = stops.seen_member("room", "ann").await;
+    stays.until_members("room", &["ann"]).await;
+    drop(member);
+    stops.registry.left(&"ann".into());
+    let news = Arc::clone(&stops.news);
+    stops.stop().await;
+    assert_eq!(*news.0.lock(), ["+room/ann", "-room/ann"]);
+    assert_eq!(stays.members("room").await, [""; 0]);
+    assert_eq!(stays.registry.nodes().await.unwrap().len(), 1);
+    assert_eq!(
+        server.cli(&["EXISTS", "causeway:us:{ann}", "causeway:pr:{room}"]),
+        "0\n"
+    );
+}
+
+#[tokio::test]
+async fn what_a_killed_node_held_is_gone_with_its_lease_and_others_tell_so() {
+    const MEMBERS: usize = 2_000;
+    let server = RedisServer::start().await;
+    let others = [(); 2].map(|()| set_up(&with_redis(&server, "")));
+    let killed = set_up(&with_redis(&server, ""));
+    let _stays = others[0].seen_member("room", "stays").await;
+    killed.registry.came(&"ann".into());
+    let members: Vec<Entered> = (0..MEMBERS)
+        .map(|number| killed.member("room", &number.to_string()))
+        .collect();
+    assert!(members[MEMBERS - 1].seen(PATIENCE).await);
+    others[1].until_held("ann", &[&killed]).await;
+    assert_eq!(others[1].members("room").await.len(), MEMBERS + 1);
+
+    killed.kill();
+    // The default lease: gone after 8 s, whatever the node held; a deadline far from it is none of the test's.
+    let began = Instant::now();
+    others[0].until_members("room", &["stays"]).await;
+    others[1].until_held("ann", &[]).await;
+    until(async || {
+        others
+            .iter()
+            .map(|node| node.news.count('-'))
+            .sum::<usize>()
+            == MEMBERS
+    })
+    .await;
+    eprintln!("exact after {:?}", began.elapsed());
+    let mut left: Vec<String> = Vec::new();
+    for node in &others {
+        left.extend(
+            node.news
+                .0
+                .lock()
+                .iter()
+                .filter(|news| news.starts_with('-'))
+                .cloned(),
+        );
+    }
+    left.sort_unstable();
+    left.dedup();
+    assert_eq!(left.len(), MEMBERS, "each left once");
+    // Nothing is left behind: the member that stays, its lease's entries, and two living leases.
+    until(async || server.cli(&["ZCARD", "causeway:{no}:dead"]) == "0\n").await;
+    assert_eq!(server.cli(&["HLEN", "causeway:pr:{room}"]), "1\n");
+    assert_eq!(server.cli(&["EXISTS", "causeway:us:{ann}"]), "0\n");
+    assert_eq!(server.cli(&["ZCARD", "causeway:{no}:live"]), "2\n");
+    assert_eq!(server.cli(&["HLEN", "causeway:{no}:info"]), "2\n");
+    assert_eq!(
+        server
+            .cli(&["--scan", "--pattern", "causeway:ix:*"])
+            .lines()
+            .count(),
+        1
+    );
+    drop(members);
+}
+
+#[tokio::test]
+async fn a_node_that_slept_past_its_lease_registers_everything_anew() {
+    let server = RedisServer::start().await;
+    let awake = set_up(&with_redis(&server, FAST));
+    // It has a thread of its own, which can be stopped.
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let sleeper = {
+        let _inside = runtime.enter();
+        set_up(&with_redis(&server, FAST))
+    };
+    sleeper.registry.came(&"ann".into());
+    let _member = sleeper.seen_member("room", "ann").await;
+    awake.until_members("room", &["ann"]).await;
+    let (wake, asleep) = std::sync::mpsc::channel::<()>();
+    runtime.spawn(async move { asleep.recv() });
+    awake.until_members("room", &[]).await;
+    awake.until_held("ann", &[]).await;
+    until(async || awake.news.count('-') == 1).await;
+    assert_eq!(sleeper.metrics.registry_lapses.get(), 0);
+    drop(wake);
+    awake.until_held("ann", &[&sleeper]).await;
+    awake.until_members("room", &["ann"]).await;
+    until(async || sleeper.news.count('+') == 2).await;
+    assert_eq!(sleeper.metrics.registry_lapses.get(), 1);
+    assert_eq!(
+        *sleeper.news.0.lock(),
+        ["+room/ann", "+room/ann"],
+        "told again"
+    );
+    assert_eq!(*awake.news.0.lock(), ["-room/ann"]);
+    runtime.shutdown_background();
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_everything_is_told_everything_again() {
+    let mut server = RedisServer::start().await;
+    let setup = set_up(&with_redis(&server, ""));
+    setup.registry.came(&"ann".into());
+    let _member = setup.seen_member("room", "ann").await;
+    server.kill();
+    assert!(setup.registry.members(&name("room")).await.is_err());
+    assert!(setup.registry.nodes_of("ann").await.is_err());
+    let late = setup.member("room", "bob");
+    assert!(!late.seen(Duration::from_millis(50)).await);
+    server.launch(&[]).await;
+    assert!(late.seen(PATIENCE).await);
+    setup.until_members("room", &["ann", "bob"]).await;
+    setup.until_held("ann", &[&setup]).await;
+    // Nobody was told that ann left, so nobody is told that she came.
+    until(async || setup.news.0.lock().len() == 2).await;
+    assert_eq!(*setup.news.0.lock(), ["+room/ann", "+room/bob"]);
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_was_set_back_lists_nobody_who_has_left() {
+    let server = RedisServer::start().await;
+    let setup = set_up(&with_redis(&server, ""));
+    let _stays = setup.seen_member("room", "stays").await;
+    let ghost = setup.seen_member("room", "ghost").await;
+    let Slot::Member(_, client) = ghost.slot.clone() else {
+        panic!("a member is expected")
+    };
+    let value = server.cli(&["HGET", "causeway:pr:{room}", &client.to_string()]);
+    drop(ghost);
+    setup.until_members("room", &["stays"]).await;
+    // As a replica would that had not heard of the leaving.
+    let lease = format!("{}.1", setup.registry.instance());
+    let entry = format!("m {client} room");
+    server.cli(&[
+        "HSET",
+        "causeway:pr:{room}",
+        &client.to_string(),
+        value.trim_end(),
+    ]);
+    server.cli(&["SADD", &format!("causeway:ix:{{{lease}}}"), &entry]);
+    setup.until_members("room", &["ghost", "stays"]).await;
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    setup.until_members("room", &["stays"]).await;
+    until(async || server.cli(&["ZCARD", "causeway:{no}:live"]) == "1\n").await;
+    setup.stop().await;
+}
+
+#[tokio::test]
+async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
+    const MEMBERS: usize = 10_000;
+    let server = RedisServer::start().await;
+    let nodes = [(); 3].map(|()| set_up(&with_redis(&server, "")));
+    let mut members = Vec::new();
+    for number in 0..MEMBERS {
+        members.push(nodes[number % 3].member(&format!("room {}", number % 100), "x"));
+    }
+    for last in &members[MEMBERS - 3..] {
+        assert!(last.seen(PATIENCE).await);
+    }
+    let before = commands(&server);
+    let began = Instant::now();
+    // Long enough for every node to renew, to look for lapsed leases and to ask for the time.
+    until(async || 10 <= commands(&server).get("zadd").unwrap() - before["zadd"]).await;
+    until(async || Duration::from_secs(12) <= began.elapsed()).await;
+    let after = commands(&server);
+    let of_ours = |commands: &BTreeMap<String, u64>| {
+        let of_test = ["info", "command", "command|docs", "hello"];
+        let ours = commands
+            .iter()
+            .filter(|(name, _)| !of_test.contains(&name.as_str()));
+        ours.map(|(_, count)| count).sum::<u64>()
+    };
+    let count = of_ours(&after) - of_ours(&before);
+    let node_seconds = began.elapsed().as_secs_f64() * 3.0;
+    let rate = count as f64 / node_seconds;
+    eprintln!("{count} commands in {node_seconds:.1} node-seconds: {after:?}");
+    assert!(
+        rate <= 1.0,
+        "{rate} commands for each node and second: {after:?}"
+    );
+    assert_eq!(nodes[0].members("room 0").await.len(), MEMBERS / 100);
+}
+
+/// How often each command was called, within scripts too.
+fn commands(server: &RedisServer) -> BTreeMap<String, u64> {
+    let text = server.cli(&["INFO", "commandstats"]);
+    let lines = text.lines().filter_map(|line| {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+    });
+    lines.collect()
+}
