@@ -145,6 +145,9 @@ const ADMIN: &str = "127.0.0.1:8081";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PoolId(pub(crate) usize);
 
+/// Backends in one pool. The ring keeps 160 points for each, and numbers them in 16 bits.
+pub(crate) const BACKENDS_MAX: usize = 10_000;
+
 /// A set of backends that serve the same thing.
 #[derive(Debug, Clone)]
 pub(crate) struct PoolConfig {
@@ -153,9 +156,23 @@ pub(crate) struct PoolConfig {
     /// The name of the affinity cookie of this pool: no two pools share one, or a page that uses both
     /// would be bound anew at every other request. `None`: no cookie is set, and none is looked at.
     pub(crate) cookie: Option<String>,
-    /// Never empty.
+    /// Never empty, unless others are looked for.
     pub(crate) backends: Vec<BackendConfig>,
+    /// Where nodes say that they are there.
+    pub(crate) discover: Option<DiscoverConfig>,
     pub(crate) health: HealthConfig,
+}
+
+/// The registry of nodes that a pool takes backends from. `Debug` masks the URL.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DiscoverConfig {
+    /// Which Redis, as a URL that was checked.
+    pub(crate) redis: Secret,
+    pub(crate) every: Duration,
+}
+
+impl DiscoverConfig {
+    const EVERY: Duration = Duration::from_secs(2);
 }
 
 /// How a new client gets its backend.

@@ -3,7 +3,7 @@
 //! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Plain ones go through
 //! Pingora's proxy (`service`), upgrades become tunnels (`takeover`); both ask `exchange` what to do: which route, who the client is, where it
 //! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts
-//! new settings in the place of old ones, `shutdown` ends it all.
+//! new settings in the place of old ones, `discovery` finds backends that nodes' registry names, `shutdown` ends it all.
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
@@ -14,6 +14,7 @@ mod app;
 mod backend;
 mod carrier;
 mod config;
+mod discovery;
 mod drain;
 mod entrance;
 mod error;

@@ -23,6 +23,7 @@ use crate::app::EdgeApp;
 use crate::config::Config;
 use crate::config::Limits;
 use crate::config::Timeouts;
+use crate::discovery;
 use crate::drain::Connections;
 use crate::entrance::Entrances;
 use crate::exchange::Policy;
@@ -241,6 +242,10 @@ impl BackgroundService for Watch {
         ));
         tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
         let reloads = Arc::clone(&self.reloader);
+        tasks.spawn(discovery::run(
+            Arc::clone(&reloads),
+            self.background.child_token(),
+        ));
         tasks.spawn(reloads.run(self.file.clone(), self.background.child_token()));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {

@@ -5,6 +5,7 @@
 //!
 //! What cannot change while the edge runs is named in a warning, each time until the restart that it takes.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::BackendId;
+use crate::config::BackendConfig;
 use crate::config::Config;
+use crate::config::DiscoverConfig;
 use crate::config::Limits;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
@@ -29,9 +33,27 @@ pub(crate) struct Reloader {
     policy: Arc<Policy>,
     /// Whoever works on all pools follows them here.
     pools: watch::Sender<Arc<Pools>>,
-    /// What the process was started with. Locked while the pools change: one change at a time.
-    started: Mutex<Config>,
+    /// Locked while the pools change: one change at a time.
+    state: Mutex<State>,
+    /// Where backends are looked for.
+    discoveries: watch::Sender<Vec<Discovery>>,
     wanted: Notify,
+}
+
+struct State {
+    /// What the process was started with.
+    started: Config,
+    /// What the file says now.
+    file: Config,
+    /// Backends that were found besides, by pool.
+    found: HashMap<String, Vec<BackendConfig>>,
+}
+
+/// Where the backends of a pool are looked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Discovery {
+    pub(crate) pool: String,
+    pub(crate) config: DiscoverConfig,
 }
 
 impl Reloader {
@@ -40,7 +62,12 @@ impl Reloader {
         Self {
             pools: watch::Sender::new(policy.pools()),
             policy,
-            started: Mutex::new(config),
+            discoveries: watch::Sender::new(discoveries(&config)),
+            state: Mutex::new(State {
+                started: config.clone(),
+                file: config,
+                found: HashMap::new(),
+            }),
             wanted: Notify::new(),
         }
     }
@@ -50,21 +77,51 @@ impl Reloader {
         self.pools.subscribe()
     }
 
+    /// Where backends are looked for, from now on.
+    pub(crate) fn discoveries(&self) -> watch::Receiver<Vec<Discovery>> {
+        self.discoveries.subscribe()
+    }
+
     /// Goes by `config` from now on.
     pub(crate) fn apply(&self, config: &Config, now: Instant) {
-        let started = self.started.lock();
-        let fixed = fixed(&started, config);
+        let mut state = self.state.lock();
+        let fixed = fixed(&state.started, config);
+        state.file = config.clone();
+        let wanted = discoveries(config);
+        // What was found elsewhere is nothing to go by.
+        state.found.retain(|pool, _| {
+            let is_same = |discovery: &&Discovery| discovery.pool == *pool;
+            let before = self.discoveries.borrow();
+            wanted.iter().find(is_same) == before.iter().find(is_same)
+        });
+        self.put_in_place(&state, now);
+        self.discoveries.send_if_modified(|discoveries| {
+            let is_changed = *discoveries != wanted;
+            *discoveries = wanted;
+            is_changed
+        });
+        self.policy.metrics.reloaded("applied");
+        tracing::info!("configuration applied");
+        if !fixed.is_empty() {
+            tracing::warn!(settings = fixed.join(", "), "these settings take a restart");
+        }
+    }
+
+    /// Goes by these backends of `pool` from now on, besides those of the file.
+    pub(crate) fn found(&self, pool: &str, backends: Vec<BackendConfig>, now: Instant) {
+        let mut state = self.state.lock();
+        state.found.insert(pool.to_owned(), backends);
+        self.put_in_place(&state, now);
+    }
+
+    fn put_in_place(&self, state: &State, now: Instant) {
+        let config = &with_found(&state.file, &state.found);
         let old = self.policy.pools();
         let pools = Arc::new(old.renewed(config, &self.policy.metrics, now));
         let rules = Rules::new(config, Arc::clone(&pools));
         self.policy.rules.store(Arc::new(rules));
         self.policy.waiting_room.change(HoldConfig::of(config));
         self.pools.send_replace(pools);
-        self.policy.metrics.reloaded("applied");
-        tracing::info!("configuration applied");
-        if !fixed.is_empty() {
-            tracing::warn!(settings = fixed.join(", "), "these settings take a restart");
-        }
     }
 
     /// Asks for `file` to be read anew, soon.
@@ -102,9 +159,37 @@ impl Reloader {
     }
 
     fn forget(&self, now: Instant) {
-        let _turn = self.started.lock();
+        let _turn = self.state.lock();
         self.policy.pools().forget_unused(now);
     }
+}
+
+fn discoveries(config: &Config) -> Vec<Discovery> {
+    let pools = config.pools.iter();
+    let discoveries = pools.filter_map(|pool| {
+        Some(Discovery {
+            pool: pool.name.clone(),
+            config: pool.discover.clone()?,
+        })
+    });
+    discoveries.collect()
+}
+
+/// `file` with the backends that were found. An id that is in it already, in whichever pool, is taken.
+fn with_found(file: &Config, found: &HashMap<String, Vec<BackendConfig>>) -> Config {
+    let mut config = file.clone();
+    let named = config.pools.iter().flat_map(|pool| &pool.backends);
+    let mut taken: HashSet<BackendId> = named.map(|backend| backend.id.clone()).collect();
+    for pool in &mut config.pools {
+        for backend in found.get(&pool.name).into_iter().flatten() {
+            if taken.insert(backend.id.clone()) {
+                pool.backends.push(backend.clone());
+            } else {
+                tracing::warn!(pool = pool.name, backend = %backend.id, "a node has the id of another backend and is left out");
+            }
+        }
+    }
+    config
 }
 
 /// The settings that differ and that nothing but a restart can change.

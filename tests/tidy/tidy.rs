@@ -44,6 +44,7 @@ const PROXY: Layers = Layers {
         &["health", "upstream"],
         &["exchange"],
         &["takeover", "reload"],
+        &["discovery"],
         &["service"],
         &["app"],
         &["listeners", "shutdown"],

@@ -81,8 +81,16 @@ pub(super) struct Pool {
     pub(super) cookie: Option<String>,
     #[serde(default)]
     pub(super) backends: Vec<Backend>,
+    pub(super) discover: Option<Discover>,
     #[serde(default)]
     pub(super) health: Health,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Discover {
+    pub(super) redis: Secret,
+    pub(super) every: Option<Span>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -45,6 +45,7 @@ fn the_commented_file_names_every_setting() {
         "admin: {zz: 1}",
         "pools: [{zz: 1}]",
         "pools: [{name: a, backends: [{zz: 1}]}]",
+        "pools: [{name: a, discover: {redis: a, zz: 1}}]",
         "routes: [{zz: 1}]",
         "no_route: {zz: 1}",
         "affinity: {zz: 1}",
@@ -142,7 +143,7 @@ fn a_file_without_pools_says_so() {
     );
     errors(
         "pools: [{name: a}]",
-        expect!["proxy.yaml:1:9: pools[0].backends: expected at least one backend"],
+        expect!["proxy.yaml:1:9: pools[0].backends: expected at least one backend, or `discover`"],
     );
 }
 
@@ -405,5 +406,21 @@ fn cookies_that_browsers_would_drop_are_refused() {
             proxy.yaml:2:12: affinity.cookie: expected 1 to 64 characters of a cookie name: letters, digits, "_" and "-" among them
             proxy.yaml:2:27: affinity.domain: expected a domain, such as "example.com"
             proxy.yaml:2:50: affinity.keys[0]: expected a key of at least 16 bytes, such as one line from: openssl rand -base64 32"#]],
+    );
+}
+
+#[test]
+fn a_pool_may_look_for_its_backends() {
+    let config =
+        parse("pools: [{ name: nodes, discover: { redis: 'redis://:secret@redis:6379/1' } }]");
+    assert!(config.pools[0].backends.is_empty());
+    let discover = config.pools[0].discover.clone().unwrap();
+    assert_eq!(discover.every, Duration::from_secs(2));
+    assert!(!format!("{discover:?}").contains("secret"));
+    errors(
+        "pools: [{ name: nodes, discover: { redis: 'http://:secret@redis', every: 10ms } }]",
+        expect![[r#"
+            proxy.yaml:1:36: pools[0].discover.redis: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket
+            proxy.yaml:1:67: pools[0].discover.every: 10ms is out of range, expected 100ms to 1m"#]],
     );
 }

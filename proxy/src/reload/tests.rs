@@ -314,3 +314,60 @@ fn what_takes_a_restart_is_named() {
         assert_eq!(fixed(&before, &configured(N1, more)), [name], "{more}");
     }
 }
+
+fn discovering(more: &str) -> Config {
+    let text = format!(
+        "pools: [{{ name: p, backends: [{N1}], discover: {{ redis: 'redis://127.0.0.1:1'{more} }} }}]\n\
+         routes: [{{ path: /, pool: p }}]\nlog: {{ access: off }}"
+    );
+    Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn found(backends: &str) -> Vec<BackendConfig> {
+    config(backends).pools.remove(0).backends
+}
+
+#[test]
+fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now);
+    reloader.found("p", found(&format!("{N2}, {N3}")), scene.now);
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    let n2 = scene.backend("n2").unwrap();
+    reloader.found("p", found(N2), scene.now);
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    // What is read anew keeps what was found, as long as it is looked for in the same place.
+    reloader.apply(&discovering(""), scene.now);
+    assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    reloader.apply(&discovering(", every: 5s"), scene.now);
+    assert_eq!(scene.newcomers(), names(&["n1"]));
+}
+
+#[test]
+fn a_node_with_the_id_of_another_backend_is_left_out() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now);
+    let impostor = "{ id: n1, address: '127.0.0.1:9' }";
+    reloader.found("p", found(&format!("{impostor}, {N2}")), scene.now);
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    let address = scene.backend("n1").unwrap().address.to_string();
+    assert_eq!(address, "127.0.0.1:1");
+}
+
+#[test]
+fn whoever_looks_for_backends_is_told_when_it_has_to_look_elsewhere() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    let mut discoveries = reloader.discoveries();
+    assert!(discoveries.borrow_and_update().is_empty());
+    reloader.apply(&discovering(""), scene.now);
+    assert!(discoveries.has_changed().unwrap());
+    assert_eq!(discoveries.borrow_and_update()[0].pool, "p");
+    reloader.apply(&discovering(""), scene.now);
+    assert!(!discoveries.has_changed().unwrap());
+}

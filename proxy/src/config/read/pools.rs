@@ -1,16 +1,18 @@
 //! Pools and their backends, and the names that have to differ within the file.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use causeway_conf::Span;
 
 use super::affinity::cookie_name;
 use super::health::health;
 use crate::backend::Address;
 use crate::config::check::Check;
 use crate::config::raw;
-use crate::config::{AffinityConfig, BackendConfig, HealthConfig, Pick, PoolConfig};
-
-/// Backends in one pool. The ring keeps 160 points for each, and numbers them in 16 bits.
-const BACKENDS_MAX: usize = 10_000;
+use crate::config::{
+    AffinityConfig, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig, Pick, PoolConfig,
+};
 
 pub(super) fn pools(
     check: &mut Check,
@@ -42,15 +44,46 @@ pub(super) fn pools(
                 seen.cookie(check, &format!("{key}.cookie"), cookie);
             }
             let health = health(check, &format!("{key}.health"), &pool.health, &common);
+            let discover = pool
+                .discover
+                .map(|raw| discover(check, &format!("{key}.discover"), raw));
+            check.require(
+                discover.is_some() || !pool.backends.is_empty(),
+                &format!("{key}.backends"),
+                "expected at least one backend, or `discover`",
+            );
             PoolConfig {
                 pick: pool.pick.unwrap_or(Pick::DEFAULT),
                 cookie,
                 backends: backends(check, &key, pool.backends, &mut seen, health.port),
+                discover,
                 health,
                 name: pool.name,
             }
         })
         .collect()
+}
+
+/// Where to look for backends. Errors never repeat the URL.
+fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig {
+    let url = raw.redis.expose();
+    let is_known = ["redis://", "unix://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    check.require(
+        is_known && redis::IntoConnectionInfo::into_connection_info(url).is_ok(),
+        &format!("{key}.redis"),
+        "expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket",
+    );
+    DiscoverConfig {
+        every: check.span(
+            &format!("{key}.every"),
+            raw.every,
+            DiscoverConfig::EVERY,
+            Span(Duration::from_millis(100))..=Span(Duration::from_secs(60)),
+        ),
+        redis: raw.redis,
+    }
 }
 
 /// The name of a place, if there is one.
@@ -114,11 +147,6 @@ fn backends(
     seen: &mut Seen,
     probe_port: Option<u16>,
 ) -> Vec<BackendConfig> {
-    check.require(
-        !backends.is_empty(),
-        &format!("{pool}.backends"),
-        "expected at least one backend",
-    );
     check.require(
         backends.len() <= BACKENDS_MAX,
         &format!("{pool}.backends"),
