@@ -5,6 +5,7 @@
 
 mod head;
 mod redirect;
+mod strict;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use tokio::time::timeout;
 
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
-#[cfg(test)]
-pub(crate) use crate::app::head::shape;
+#[cfg(any(fuzzing, test))]
+pub(crate) use crate::app::head::{find_end, shape};
 use crate::app::redirect::Fate;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
@@ -36,6 +37,7 @@ use crate::exchange::Policy;
 use crate::limits::ConnectionLimit;
 use crate::service::Edge;
 use crate::service::Parsed;
+use crate::service::WRONG_CHUNK;
 use crate::takeover::Takeover;
 
 /// How long the answer to a connection that is closed may take to be written.
@@ -62,26 +64,16 @@ impl EdgeApp {
         mut carrier: Carrier,
         head: usize,
         body: Unread,
+        peer: Option<IpAddr>,
         shutdown: &ShutdownWatch,
     ) -> Option<Carrier> {
-        let own = match body {
-            Unread::Bytes(length) => usize::try_from(length)
-                .unwrap_or(usize::MAX)
-                .saturating_add(head)
-                .min(carrier.ahead.len()),
-            Unread::Unknown => carrier.ahead.len(),
+        let request = match carrier.begin_request(head, body) {
+            Ok(request) => request,
+            Err(_) => {
+                self.refuse(carrier, peer, WRONG_CHUNK).await;
+                return None;
+            }
         };
-        let request = carrier.ahead.split_to(own);
-        // What Pingora answers to a head that it does not like.
-        let refused = if request.starts_with(b"CONNECT ") {
-            405
-        } else {
-            400
-        };
-        carrier.begin_request(match body {
-            Unread::Bytes(length) => Unread::Bytes(length - (own - head) as u64),
-            Unread::Unknown => Unread::Unknown,
-        });
         let mut downstream = ServerSession::new_http1(Box::new(carrier));
         let keepalive = self.timeouts.keepalive.as_secs().max(1);
         downstream.set_keepalive((!self.connections.is_draining()).then_some(keepalive));
@@ -91,7 +83,8 @@ impl EdgeApp {
         let peer = peer_of(&downstream);
         let reused = self.proxy.process_new_http(downstream, shutdown).await;
         if !parsed.take() {
-            self.policy.log_refused(None, Some(peer), refused);
+            // What Pingora answers to a head that it does not like.
+            self.policy.log_refused(None, Some(peer), 400);
         }
         Carrier::from_pingora(reused?.consume().0)
     }
@@ -194,8 +187,18 @@ impl ServerApp for EdgeApp {
                     self.refuse(carrier, peer, Refusal::HeadTooLarge).await;
                     return None;
                 }
+                Err(HeadError::LineTooLong) => {
+                    self.refuse(carrier, peer, Refusal::TargetTooLong).await;
+                    return None;
+                }
             };
-            let shape = head::shape(&carrier.ahead[..head]);
+            let shape = match head::shape(&mut carrier.ahead[..head]) {
+                Ok(shape) => shape,
+                Err(refusal) => {
+                    self.refuse(carrier, peer, refusal).await;
+                    return None;
+                }
+            };
             if let Some(port) = entrance.redirect_to_https
                 && let Some(refusal) = elsewhere(&carrier.ahead[..head], port)
             {
@@ -211,7 +214,9 @@ impl ServerApp for EdgeApp {
                 drop(counted);
                 return None;
             }
-            carrier = self.plain(carrier, head, shape.body, shutdown).await?;
+            carrier = self
+                .plain(carrier, head, shape.body, peer, shutdown)
+                .await?;
         }
     }
 

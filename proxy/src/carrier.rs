@@ -6,6 +6,7 @@
 //!
 //! Invariant: an idle connection owns no buffer.
 
+mod chunks;
 mod seams;
 
 use std::cell::RefCell;
@@ -29,6 +30,7 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
+pub(crate) use crate::carrier::chunks::{ChunkError, Chunks};
 use crate::carrier::seams::Seams;
 use crate::carrier::seams::Step;
 use crate::scheme::Scheme;
@@ -47,20 +49,27 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
 
-/// How much of the request under way has not been read from the connection yet.
+/// What a head says about the body behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
     /// Exactly this much.
     Bytes(u64),
-    /// Only its own framing tells: everything is shown.
+    /// Only its own framing tells, which is chunked.
     Unknown,
+}
+
+/// How much of the request under way has not been read from the connection yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Bytes(u64),
+    Chunks(Chunks),
 }
 
 /// A client connection.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     io: Stream,
-    unread: Unread,
+    rest: Rest,
     /// Read, and not part of the request under way.
     pub(crate) ahead: BytesMut,
     outgoing: Vec<u8>,
@@ -72,7 +81,7 @@ impl Carrier {
     pub(crate) fn new(io: Stream) -> Self {
         Self {
             io,
-            unread: Unread::Bytes(0),
+            rest: Rest::Bytes(0),
             ahead: BytesMut::new(),
             outgoing: Vec::new(),
             outgoing_sent: 0,
@@ -89,10 +98,33 @@ impl Carrier {
             .map(|carrier| *carrier)
     }
 
-    /// Begins a request of which `unread` is still to come.
-    pub(crate) fn begin_request(&mut self, unread: Unread) {
-        self.unread = unread;
+    /// Begins the request whose head is the first `head` bytes of `ahead`. Takes them out, with what has come of its body.
+    ///
+    /// # Errors
+    ///
+    /// [`ChunkError`] if what has come of a body in chunks is none.
+    pub(crate) fn begin_request(
+        &mut self,
+        head: usize,
+        body: Unread,
+    ) -> Result<BytesMut, ChunkError> {
+        let come = &self.ahead[head..];
+        let part = match body {
+            Unread::Bytes(length) => {
+                let part =
+                    usize::try_from(length).map_or(come.len(), |length| length.min(come.len()));
+                self.rest = Rest::Bytes(length - part as u64);
+                part
+            }
+            Unread::Unknown => {
+                let mut chunks = Chunks::default();
+                let part = chunks.follow(come)?;
+                self.rest = Rest::Chunks(chunks);
+                part
+            }
+        };
         self.seams.reset();
+        Ok(self.ahead.split_to(head + part))
     }
 
     /// Notes that a piece of an answer in chunks comes next, so that it leaves as a chunk of its own.
@@ -178,17 +210,27 @@ impl AsyncRead for Carrier {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.unread {
-            Unread::Unknown => Pin::new(&mut self.io).poll_read(cx, buffer),
-            Unread::Bytes(0) => self.poll_ended(cx),
-            Unread::Bytes(left) => {
+        match self.rest {
+            Rest::Bytes(0) => self.poll_ended(cx),
+            Rest::Bytes(left) => {
                 let most = usize::try_from(left)
                     .map_or(buffer.remaining(), |left| left.min(buffer.remaining()));
                 let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
                 ready!(Pin::new(&mut self.io).poll_read(cx, &mut part))?;
                 let count = part.filled().len();
                 buffer.advance(count);
-                self.unread = Unread::Bytes(left - count as u64);
+                self.rest = Rest::Bytes(left - count as u64);
+                Poll::Ready(Ok(()))
+            }
+            Rest::Chunks(chunks) if chunks.is_over() => self.poll_ended(cx),
+            Rest::Chunks(mut chunks) => {
+                let before = buffer.filled().len();
+                ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+                let come = &buffer.filled()[before..];
+                let part = chunks.follow(come)?;
+                self.ahead.extend_from_slice(&come[part..]);
+                self.rest = Rest::Chunks(chunks);
+                buffer.set_filled(before + part);
                 Poll::Ready(Ok(()))
             }
         }
@@ -326,7 +368,7 @@ mod tests {
     async fn reads_end_where_the_request_ends_and_the_rest_is_kept() {
         let (inner, mut outer) = duplex(64 * 1024);
         let mut carrier = Carrier::new(Box::new(inner));
-        carrier.begin_request(Unread::Bytes(4));
+        carrier.begin_request(0, Unread::Bytes(4)).unwrap();
         outer.write_all(b"bodyGET / HTTP/1.1\r\n").await.unwrap();
         let mut body = [0; 10];
         assert_eq!(carrier.read(&mut body).await.unwrap(), 4);
@@ -341,6 +383,30 @@ mod tests {
             "the end of the stream is shown"
         );
         assert_eq!(&carrier.ahead[..], b"GET / HTTP/1.1\r\n");
+    }
+
+    #[tokio::test]
+    async fn chunks_end_where_they_end_and_wrong_ones_are_not_shown() {
+        let (inner, mut outer) = duplex(64 * 1024);
+        let mut carrier = Carrier::new(Box::new(inner));
+        carrier.ahead.extend_from_slice(b"head5\r\nhe");
+        let begun = carrier.begin_request(4, Unread::Unknown).unwrap();
+        assert_eq!(&begun[..], b"head5\r\nhe");
+        outer.write_all(b"llo\r\n0\r\n\r\nGET /").await.unwrap();
+        let mut body = [0; 40];
+        assert_eq!(carrier.read(&mut body).await.unwrap(), 10);
+        assert_eq!(&carrier.ahead[..], b"GET /");
+
+        carrier.ahead.clear();
+        carrier.begin_request(0, Unread::Unknown).unwrap();
+        outer.write_all(b"1;\nx").await.unwrap();
+        let error = carrier.read(&mut body).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        carrier.ahead.extend_from_slice(b"headx");
+        assert_eq!(
+            carrier.begin_request(4, Unread::Unknown),
+            Err(ChunkError::Size)
+        );
     }
 
     #[tokio::test]

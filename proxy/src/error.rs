@@ -19,6 +19,18 @@ pub(crate) enum Refusal {
     /// The head is larger than `limits.head_size`.
     #[error("the request head is too large")]
     HeadTooLarge,
+    /// The request line alone is larger than `limits.head_size`.
+    #[error("the target of the request is too long")]
+    TargetTooLong,
+    /// CONNECT: the edge is no proxy that clients choose.
+    #[error("CONNECT is not served here")]
+    MethodNotAllowed,
+    /// The body comes in a coding besides chunked.
+    #[error("the transfer coding is not known here")]
+    CodingNotSupported,
+    /// The request line names an HTTP that is not spoken here.
+    #[error("the version of HTTP is not known here")]
+    VersionNotSupported,
     /// No route matches: the configured answer.
     #[error("no route matches")]
     NoRoute {
@@ -51,17 +63,41 @@ pub(crate) struct Answer {
     pub(crate) retry_after: Option<Duration>,
     /// For the `Location` header.
     pub(crate) location: Option<String>,
+    /// For the `Allow` header.
+    pub(crate) allow: Option<&'static str>,
 }
+
+/// What 405 names (RFC 9110, 15.5.6): the methods that HTTP itself has. Any other is passed on as well.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
 
 /// How soon a client may come back after a 503: about one round of health checks.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The answer to a request that `refusal` ended.
 pub(crate) fn answer(refusal: Refusal) -> Answer {
-    let mut location = None;
+    let (mut location, mut allow) = (None, None);
     let (status, body) = match refusal {
         Refusal::NoRoute { status, body } => (status, body),
-        Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, "bad request\n".into()),
+        Refusal::Malformed(why) => (
+            StatusCode::BAD_REQUEST,
+            format!("bad request: {why}\n").into(),
+        ),
+        Refusal::TargetTooLong => (StatusCode::URI_TOO_LONG, "target too long\n".into()),
+        Refusal::MethodNotAllowed => {
+            allow = Some(METHODS);
+            (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method not allowed\n".into(),
+            )
+        }
+        Refusal::CodingNotSupported => (
+            StatusCode::NOT_IMPLEMENTED,
+            "transfer coding not implemented\n".into(),
+        ),
+        Refusal::VersionNotSupported => (
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "version of HTTP not supported\n".into(),
+        ),
         // The method and the body stay what they are (RFC 9110, 15.4.9).
         Refusal::UseHttps(url) => {
             location = Some(url);
@@ -89,6 +125,7 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
         body,
         retry_after,
         location,
+        allow,
     }
 }
 
@@ -103,6 +140,10 @@ mod tests {
             (Refusal::UseHttps("https://a/".to_owned()), 308, false),
             (Refusal::HeadTimeout, 408, false),
             (Refusal::HeadTooLarge, 431, false),
+            (Refusal::TargetTooLong, 414, false),
+            (Refusal::MethodNotAllowed, 405, false),
+            (Refusal::CodingNotSupported, 501, false),
+            (Refusal::VersionNotSupported, 505, false),
             (Refusal::BackendFailed, 502, false),
             (Refusal::NoBackend, 503, true),
             (Refusal::TooMany, 503, true),

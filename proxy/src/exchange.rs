@@ -5,6 +5,7 @@
 //! [`Policy::answered`], and [`Policy::log`] at the end.
 
 mod answer;
+mod asked;
 mod rules;
 mod waiting;
 
@@ -100,18 +101,21 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoRoute`], or [`Refusal::Malformed`] without the `Host` that RFC 9112, 3.2 asks for.
+    /// [`Refusal::NoRoute`], or [`Refusal::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 ask for, and for
+    /// what HTTP/2 allows its framing and forbids itself.
     pub(crate) fn admit(
         &self,
         request: &RequestHeader,
         peer: IpAddr,
         scheme: Scheme,
     ) -> Result<Exchange, Refusal> {
+        asked::check(request)?;
         let host = host_of(request);
-        if host.is_none() && request.version == http::Version::HTTP_11 {
-            return Err(Refusal::Malformed("no host"));
-        }
-        let path = request.uri.path();
+        // What is asked of the server as a whole goes where its root goes.
+        let path = match request.uri.path() {
+            "*" => "/",
+            path => path,
+        };
         let rules = self.rules.load();
         let Some(route) = rules.routes.find(host, path) else {
             return Err(Refusal::NoRoute {
@@ -203,6 +207,7 @@ impl Policy {
     /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
     pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut RequestHeader) {
         exchange.waiting.returned();
+        asked::for_server(request);
         exchange.pool.affinity.strip(request);
         self.rules
             .load()

@@ -2,11 +2,12 @@
 //!
 //! Only a trusted proxy is believed. From anyone else every `X-Forwarded-*`, `X-Real-IP` and `Forwarded`
 //! header is dropped and set anew; so are their spellings with underscores, which some applications take
-//! for the same. From a trusted proxy the client is the last address in the chain that is not trusted;
+//! for the same, and those of the headers that a request stands on. From a trusted proxy the client is the last address in the chain that is not trusted;
 //! what stands before it came from the client itself and is dropped.
 
 mod chain;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -112,7 +113,7 @@ impl Forwarder {
         let stale: Vec<HeaderName> = request
             .headers
             .keys()
-            .filter(|name| is_forwarding(name.as_str(), forwarded.trusted))
+            .filter(|name| is_dropped(name.as_str(), forwarded.trusted))
             .cloned()
             .collect();
         for name in stale {
@@ -164,15 +165,34 @@ impl Forwarder {
     }
 }
 
+/// What CGI and its heirs would take for the header with dashes, on which the framing or the identity of a request stands.
+const LOOKALIKES: [&str; 10] = [
+    "connection",
+    "content-length",
+    "cookie",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Whether a header is dropped before ours are written.
 ///
-/// Others of the `X-Forwarded-` family (`-Prefix`, `-Server`) are kept from a trusted proxy.
-fn is_forwarding(name: &str, trusted: bool) -> bool {
-    // Spares the others, which are nearly all, the allocation.
-    if !name.starts_with(['x', 'f']) {
+/// Others of the `X-Forwarded-` family (`-Prefix`, `-Server`) are kept from a trusted proxy. `Proxy` is nobody's header, and
+/// programs that get headers as variables would send their own requests through it.
+fn is_dropped(name: &str, trusted: bool) -> bool {
+    let spelled = name.contains('_');
+    // Spares the others, which are nearly all, what follows.
+    if !spelled && !name.starts_with(['x', 'f', 'p', 'h']) {
         return false;
     }
-    let dashed = name.replace('_', "-");
+    let dashed = match spelled {
+        true => Cow::Owned(name.replace('_', "-")),
+        false => Cow::Borrowed(name),
+    };
     let ours = [
         &X_FORWARDED_FOR,
         &X_FORWARDED_HOST,
@@ -182,9 +202,10 @@ fn is_forwarding(name: &str, trusted: bool) -> bool {
         &X_REQUEST_ID,
         &FORWARDED,
     ];
-    let spelled = name.contains('_');
     ours.iter().any(|our| our.as_str() == dashed)
         || (dashed.starts_with("x-forwarded-") && (!trusted || spelled))
+        || (spelled && LOOKALIKES.contains(&&*dashed))
+        || ["proxy", "http2-settings"].contains(&name)
 }
 
 /// The elements of a `Forwarded` header, in which the client is `address`.

@@ -2,16 +2,27 @@
 //!
 //! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
 
+use std::io::Cursor;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
+use bytes::BytesMut;
+use futures_util::FutureExt;
 use http::header::{COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
 
 use crate::affinity::Affinity;
+use crate::app::find_end;
+use crate::app::shape;
+use crate::carrier::{Chunks, Unread};
 use crate::config::Config;
 use crate::forwarded::Forwarder;
+use crate::proxy_protocol;
+use crate::proxy_protocol::Header;
 use crate::scheme::Scheme;
+use crate::service::asks_for;
+use crate::service::body_of;
 use crate::tunnel::Frames;
 
 const POOL: &str = "pools: [{name: a, backends: [{id: n1, address: 'a:1'}]}]\n";
@@ -132,6 +143,60 @@ pub fn frame_ends(data: &[u8]) -> Vec<usize> {
     ends
 }
 
+/// Reads a PROXY header as it comes in, byte by byte: once it is decided what it is, more bytes do not change that.
+pub fn proxy_header(data: &[u8]) {
+    for length in 0..=data.len() {
+        match proxy_protocol::parse(&data[..length]) {
+            Ok(Header::Partial) => assert!(length < proxy_protocol::BYTES_MAX),
+            decided => {
+                assert_eq!(proxy_protocol::parse(data), decided);
+                return;
+            }
+        }
+    }
+}
+
+/// Follows a body in chunks, whole and in two pieces: it ends in the same place.
+pub fn chunks(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else {
+        return;
+    };
+    let (start, rest) = data.split_at(usize::from(*cut).min(data.len()));
+    let mut whole = Chunks::default();
+    let end = whole.follow(data);
+    let mut pieces = Chunks::default();
+    let both = pieces
+        .follow(start)
+        .and_then(|length| match pieces.is_over() {
+            true => Ok(length),
+            false => Ok(length + pieces.follow(rest)?),
+        });
+    assert_eq!(end, both);
+    assert!(end.is_err() || end == Ok(data.len()) || whole.is_over());
+}
+
+/// Judges the head of a request, and has Pingora read what passes: both see the same.
+pub fn head(data: &[u8]) {
+    let Some(end) = find_end(data, 0) else { return };
+    let mut head = BytesMut::from(&data[..end]);
+    let Ok(shape) = shape(&mut head) else { return };
+    let mut session = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
+    session.set_pipelined_prefix(head);
+    let read = session.read_request().now_or_never();
+    if !matches!(read, Some(Ok(true))) {
+        // It may like it even less, but it must not wait for more.
+        assert!(read.is_some());
+        return;
+    }
+    let request = session.req_header();
+    let hosts = request.headers.get_all(HOST).iter().count();
+    assert!(hosts == 1 || (hosts == 0 && request.version == http::Version::HTTP_10));
+    let nothing = Unread::Bytes(0);
+    assert_eq!(shape.body == nothing, body_of(request) == nothing);
+    let wish = shape.upgrade.map(|upgrade| upgrade.protocols);
+    assert_eq!(wish, asks_for(request));
+}
+
 fn request() -> RequestHeader {
     RequestHeader::build("GET", b"/", None).expect("it is right")
 }
@@ -163,6 +228,15 @@ mod tests {
         }
         for seed in seeds("frames") {
             let _ = frame_ends(&seed);
+        }
+        for seed in seeds("proxy_header") {
+            proxy_header(&seed);
+        }
+        for seed in seeds("chunks") {
+            chunks(&seed);
+        }
+        for seed in seeds("head") {
+            head(&seed);
         }
         for seed in seeds("paths") {
             let _ = sockjs_session(&String::from_utf8_lossy(&seed));

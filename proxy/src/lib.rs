@@ -41,6 +41,7 @@ mod service;
 mod shortage;
 mod shutdown;
 mod takeover;
+mod target;
 mod tls;
 mod tunnel;
 mod upstream;

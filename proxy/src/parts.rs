@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::H2Options;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
@@ -120,7 +120,8 @@ impl Parts {
     /// The edge with listeners of its own.
     pub(crate) fn app(&self, conf: &Arc<ServerConf>, entrances: Arc<Entrances>) -> EdgeApp {
         let mut proxy = http_proxy(conf, self.edge(None));
-        let mut h2 = H2Options::new();
+        // Pingora's own, with its limit of streams at a time.
+        let mut h2 = default_h2_options();
         h2.max_header_list_size(u32::try_from(self.head_size).unwrap_or(u32::MAX));
         proxy.h2_options = Some(h2);
         let mut options = HttpServerOptions::default();

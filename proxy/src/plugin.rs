@@ -79,6 +79,8 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 /// - `timeouts.head` and `limits.head_size` have no effect: Pingora waits 60 s for each piece of a head, and takes up to 1 MiB.
 ///   There is no 408 and no 431. Where clients are not trusted, that has to be limited before this server.
 /// - `limits.connections` bounds tunnels alone. One more gets its 503 after its request was read.
+/// - Heads are read as leniently as Pingora reads them: bare line feeds, a length beside chunks and spaces in a target pass, as
+///   RFC 9112 allows. What makes a request two is refused there as well.
 /// - What Pingora refuses by itself (400 for a malformed head, 405 for CONNECT) is not in the access log.
 /// - A second request that comes before the first is answered may end the connection, as everywhere in Pingora.
 /// - Chunks of an answer that come at about the same time reach the client as one: Pingora joins them.

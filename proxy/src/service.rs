@@ -5,6 +5,7 @@
 mod mounted;
 
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,14 +13,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Version;
-use http::header::TRANSFER_ENCODING;
+use http::header::{CONNECTION, HeaderMap, TRANSFER_ENCODING};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{HttpPeer, Result};
+use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::carrier::Carrier;
+use crate::carrier::ChunkError;
 use crate::carrier::peer_of;
 use crate::carrier::scheme_of;
 use crate::config::Timeouts;
@@ -32,10 +35,11 @@ use crate::exchange::Outcome;
 use crate::exchange::Policy;
 pub(crate) use crate::service::mounted::Mounted;
 use crate::service::mounted::Taken;
-#[cfg(test)]
+#[cfg(any(fuzzing, test))]
 pub(crate) use crate::service::mounted::{asks_for, body_of};
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
+use crate::upstream::HopByHop;
 use crate::upstream::Way;
 
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
@@ -45,6 +49,9 @@ const BODY_REST: Duration = Duration::from_secs(5);
 ///
 /// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
 pub(crate) const STALE_MAX: usize = 2;
+
+/// The answer to a body that is not in chunks as RFC 9112, 7.1 has them.
+pub(crate) const WRONG_CHUNK: Refusal = Refusal::Malformed("a wrong chunk");
 
 /// How often a request that waits, with its body unread, looks whether its client is still there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -162,6 +169,9 @@ impl Edge {
             return Some(refusal);
         }
         match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ErrorType::ReadError) if is_wrong_chunk(error) => {
+                Some(WRONG_CHUNK)
+            }
             (
                 ErrorSource::Downstream,
                 ErrorType::WriteError
@@ -185,6 +195,22 @@ impl Edge {
             }
         }
     }
+}
+
+/// Whether the connection is to end behind the request. Pingora looks at the first `Connection` header alone.
+fn says_close(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(CONNECTION).into_iter();
+    let mut tokens = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    tokens.any(|token| token.trim().eq_ignore_ascii_case("close"))
+}
+
+/// Whether the carrier has refused to show more of a body.
+fn is_wrong_chunk(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    let inner = cause.and_then(io::Error::get_ref);
+    inner.is_some_and(|inner| inner.is::<ChunkError>())
 }
 
 /// Ready when the client has left, as far as that shows without reading its body.
@@ -269,10 +295,12 @@ impl ProxyHttp for Edge {
                 }
             }
         }
-        // Upgrades that a route allows do not get here; to all others the answer is an ordinary one.
-        downstream
-            .req_header_mut()
-            .remove_header(&http::header::UPGRADE);
+        if says_close(&downstream.req_header().headers) {
+            downstream.set_keepalive(None);
+        }
+        // Upgrades that a route allows do not get here; to all others the answer is an ordinary one. What `Connection` names goes
+        // with them: Pingora would refuse some of it as if the backend had failed.
+        downstream.req_header_mut().remove_hop_by_hop();
         let (peer, scheme) = (
             peer_of(downstream.as_downstream()),
             scheme_of(downstream.as_downstream()),
@@ -477,6 +505,9 @@ impl ProxyHttp for Edge {
         };
         if let Err(error) = written {
             tracing::debug!(%error, "cannot tell the client");
+        } else if let ServerSession::H1(session) = downstream.as_downstream_mut() {
+            // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
+            session.shutdown().await;
         }
         FailToProxy {
             error_code,

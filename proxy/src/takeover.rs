@@ -80,8 +80,9 @@ impl Takeover {
         protocol: String,
         permit: Permit,
     ) {
-        let request = carrier.ahead.split_to(head);
-        carrier.begin_request(Unread::Bytes(0));
+        let Ok(request) = carrier.begin_request(head, Unread::Bytes(0)) else {
+            return;
+        };
         let mut downstream = ServerSession::new_http1(Box::new(carrier));
         downstream.set_read_timeout(Some(self.timeouts.head));
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
@@ -455,17 +456,5 @@ fn upgrade_request(mut request: RequestHeader, protocol: &str) -> Result<Request
     request.remove_hop_by_hop();
     let malformed = |_| Refusal::Malformed("the request cannot be passed on");
     request.set_upgrade(protocol).map_err(malformed)?;
-    if let Some(authority) = request.uri.authority() {
-        let host = authority.to_string();
-        request
-            .insert_header(http::header::HOST, host)
-            .map_err(malformed)?;
-    }
-    let target = request
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str)
-        .to_owned();
-    request.set_raw_path(target.as_bytes()).map_err(malformed)?;
     Ok(request)
 }

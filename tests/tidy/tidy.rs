@@ -25,6 +25,7 @@ const PROXY: Layers = Layers {
             "shortage",
             "files",
             "proxy_protocol",
+            "target",
         ],
         &["config"],
         &[

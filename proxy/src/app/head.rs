@@ -1,7 +1,7 @@
 //! Reading one request head from a client: complete within one deadline and one size, or refused.
 //!
-//! The bytes are only measured here. Whether they are HTTP is for Pingora to say, which parses the same bytes with all its
-//! defences; what this module finds out about them steers, and is never taken for granted.
+//! What is not a request that can be read in one way only goes no further. Pingora parses the same bytes once more, with
+//! defences of its own.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,8 +10,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
+use crate::app::strict;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
+use crate::error::Refusal;
 use crate::takeover::can_begin;
 
 /// The most headers that Pingora accepts.
@@ -40,6 +42,8 @@ pub(crate) enum HeadError {
     Timeout,
     #[error("the head is larger than the limit")]
     TooLarge,
+    #[error("the request line alone is larger than the limit")]
+    LineTooLong,
 }
 
 /// Waits for a head and returns its length, counted from the start of `carrier.ahead`.
@@ -80,8 +84,10 @@ async fn read_rest(carrier: &mut Carrier, size_max: usize) -> Result<usize, Head
         }
         match find_end(&carrier.ahead, searched) {
             Some(end) if end <= size_max => return Ok(end),
-            Some(_) => return Err(HeadError::TooLarge),
-            None if size_max <= carrier.ahead.len() => return Err(HeadError::TooLarge),
+            Some(_) => return Err(too_large(&carrier.ahead, size_max)),
+            None if size_max <= carrier.ahead.len() => {
+                return Err(too_large(&carrier.ahead, size_max));
+            }
             None => searched = carrier.ahead.len().saturating_sub(2),
         }
         match poll_fn(|cx| carrier.poll_read_ahead(cx)).await {
@@ -90,6 +96,14 @@ async fn read_rest(carrier: &mut Carrier, size_max: usize) -> Result<usize, Head
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return Err(HeadError::Broken),
         }
+    }
+}
+
+/// Which part of a head it is that is larger than `size_max`.
+fn too_large(head: &[u8], size_max: usize) -> HeadError {
+    match head[..size_max.min(head.len())].contains(&b'\n') {
+        true => HeadError::TooLarge,
+        false => HeadError::LineTooLong,
     }
 }
 
@@ -104,8 +118,8 @@ fn skip_empty_lines(bytes: &mut BytesMut) {
     }
 }
 
-/// Where the empty line behind the headers ends. A bare line feed ends a line too, as it does for Pingora.
-fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
+/// Where the empty line behind the headers ends. A bare line feed ends a line too, or the head that has one would have no end.
+pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
         at += found + 1;
@@ -134,16 +148,21 @@ pub(crate) struct UpgradeWish {
     pub(crate) protocols: Vec<String>,
 }
 
-/// Measures a complete head. What Pingora is going to refuse may have any shape.
-pub(crate) fn shape(head: &[u8]) -> Shape {
+/// Measures a complete head.
+///
+/// # Errors
+///
+/// The answer that it gets if it is not a request that can be read in one way only.
+pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
+    strict::settle_version(head);
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
-    if !matches!(request.parse(head), Ok(httparse::Status::Complete(_))) {
-        return Shape {
-            body: Unread::Unknown,
-            upgrade: None,
-        };
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(Refusal::Malformed("a head within a head")),
+        Err(error) => return Err(strict::refusal(head, error)),
     }
+    strict::check(head, &request)?;
     let named = |name: &'static str| {
         request
             .headers
@@ -152,11 +171,13 @@ pub(crate) fn shape(head: &[u8]) -> Shape {
     };
     let body = match (
         named("transfer-encoding").next(),
-        named("content-length").collect::<Vec<_>>().as_slice(),
+        named("content-length").next(),
     ) {
-        (None, []) => Unread::Bytes(0),
-        (None, [length]) => decimal(length.value).map_or(Unread::Unknown, Unread::Bytes),
-        _ => Unread::Unknown,
+        (None, None) => Unread::Bytes(0),
+        (None, Some(length)) => {
+            strict::decimal(length.value).map_or(Unread::Unknown, Unread::Bytes)
+        }
+        (Some(_), _) => Unread::Unknown,
     };
     let text = |name| named(name).filter_map(|header| std::str::from_utf8(header.value).ok());
     let tokens = |name| {
@@ -174,7 +195,7 @@ pub(crate) fn shape(head: &[u8]) -> Shape {
         target: request.path.unwrap_or("/").to_owned(),
         protocols,
     });
-    Shape { body, upgrade }
+    Ok(Shape { body, upgrade })
 }
 
 /// The target and the `Host` of a complete head; `None` if it is not HTTP, or has several hosts (RFC 9112, 3.2).
@@ -192,14 +213,6 @@ pub(crate) fn target(head: &[u8]) -> Option<(String, Option<String>)> {
         (Some(_), Some(_)) => return None,
     };
     Some((request.path?.to_owned(), host))
-}
-
-/// A plain decimal number: signs, spaces and lists are for Pingora to judge.
-fn decimal(value: &[u8]) -> Option<u64> {
-    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    digits
-        .then(|| std::str::from_utf8(value).ok()?.parse().ok())
-        .flatten()
 }
 
 #[cfg(test)]

@@ -4,11 +4,10 @@
 //! 3.2.2 has it and nothing else, and its port is replaced by ours. Nobody but the sender of a forged host gets to see it,
 //! because the answer may not be stored.
 
+use crate::target::host_alone;
+
 /// Certificate authorities look here without TLS (RFC 8555, 8.3).
 const ACME: &str = "/.well-known/acme-challenge/";
-
-/// A host name has at most 253 characters (RFC 1035, 2.3.4).
-const HOST_MAX: usize = 253;
 
 /// What becomes of a plain request.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +22,11 @@ pub(super) enum Fate {
 
 /// Decides about a request for `target` (of its request line) with this `Host`.
 pub(super) fn fate(target: &str, host: Option<&str>, port: u16) -> Fate {
-    let (host, path) = match target.split_once("://") {
+    // What stands in a query is no URL that is asked for.
+    let url = target
+        .split_once("://")
+        .filter(|_| !target.starts_with('/'));
+    let (host, path) = match url {
         Some((_, rest)) => {
             let end = rest.find(['/', '?']).unwrap_or(rest.len());
             (Some(&rest[..end]), &rest[end..])
@@ -48,25 +51,6 @@ pub(super) fn fate(target: &str, host: Option<&str>, port: u16) -> Fate {
     };
     let slash = if path.starts_with('/') { "" } else { "/" };
     Fate::Redirect(format!("https://{host}{port}{slash}{path}"))
-}
-
-/// The host without its port, if it is one.
-fn host_alone(host: &str) -> Option<&str> {
-    let (alone, port) = match host.strip_prefix('[') {
-        Some(rest) => {
-            let end = rest.find(']')?;
-            rest[..end].parse::<std::net::Ipv6Addr>().ok()?;
-            host.split_at(end + 2)
-        }
-        None => host.split_at(host.find(':').unwrap_or(host.len())),
-    };
-    let digits = |port: &str| port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit());
-    if !port.is_empty() && !port.strip_prefix(':').is_some_and(digits) {
-        return None;
-    }
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let right = alone.starts_with('[') || alone.bytes().all(named);
-    (right && !alone.is_empty() && alone.len() <= HOST_MAX).then_some(alone)
 }
 
 #[cfg(test)]
@@ -106,6 +90,12 @@ mod tests {
                 None,
                 443,
                 to("https://other.example/?x"),
+            ),
+            (
+                "/a?next=https://evil.example/",
+                Some("chat.example"),
+                443,
+                to("https://chat.example/a?next=https://evil.example/"),
             ),
             (
                 "/.well-known/acme-challenge/token",

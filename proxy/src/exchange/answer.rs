@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::HeaderName;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SET_COOKIE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SET_COOKIE,
 };
 use pingora::http::ResponseHeader;
 
@@ -125,6 +125,9 @@ fn own_answer(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
         head.insert_header(CACHE_CONTROL, "no-store")?;
         if let Some(location) = answer.location {
             head.insert_header(LOCATION, location)?;
+        }
+        if let Some(allow) = answer.allow {
+            head.insert_header(ALLOW, allow)?;
         }
         if let Some(after) = answer.retry_after {
             head.insert_header(RETRY_AFTER, after.as_secs())?;

@@ -1,6 +1,4 @@
 //! Headers that belong to one connection and are not passed on (RFC 9110, 7.6.1).
-//!
-//! For upgrades alone: on the way of plain HTTP Pingora does the same.
 
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
 use pingora::http::{RequestHeader, ResponseHeader};

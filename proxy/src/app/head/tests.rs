@@ -4,6 +4,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::Instant;
 
 use super::*;
+use crate::error;
 
 const LIMITS: HeadLimits = HeadLimits {
     deadline: Duration::from_secs(10),
@@ -80,6 +81,13 @@ async fn a_head_without_an_end_is_refused_at_the_limit_and_not_read_further() {
     client.write_all(&[b'x'; 64]).await.unwrap();
     assert_eq!(
         read(&mut carrier, LIMITS, pending()).await,
+        Err(HeadError::LineTooLong)
+    );
+    let (mut client, mut carrier) = connection();
+    client.write_all(b"GET / HTTP/1.1\r\nA: ").await.unwrap();
+    client.write_all(&[b'x'; 64]).await.unwrap();
+    assert_eq!(
+        read(&mut carrier, LIMITS, pending()).await,
         Err(HeadError::TooLarge)
     );
 }
@@ -138,35 +146,133 @@ async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
     );
 }
 
+/// The shape of a head without a request that switches.
+fn judged(head: &str) -> Result<Unread, Refusal> {
+    shape(&mut head.as_bytes().to_vec()).map(|shape| shape.body)
+}
+
 #[test]
-fn the_body_is_measured_only_where_one_plain_length_says_it() {
+fn the_body_is_measured_where_a_length_says_it() {
     for (headers, body) in [
         ("", Unread::Bytes(0)),
         ("Content-Length: 12\r\n", Unread::Bytes(12)),
         ("content-length: 0\r\n", Unread::Bytes(0)),
-        ("Content-Length: +12\r\n", Unread::Unknown),
-        ("Content-Length: 12, 12\r\n", Unread::Unknown),
-        (
-            "Content-Length: 12\r\nContent-Length: 12\r\n",
-            Unread::Unknown,
-        ),
-        ("Content-Length: 99999999999999999999\r\n", Unread::Unknown),
-        ("Transfer-Encoding: chunked\r\n", Unread::Unknown),
-        (
-            "Content-Length: 12\r\nTransfer-Encoding: chunked\r\n",
-            Unread::Unknown,
-        ),
+        ("Transfer-Encoding: Chunked\r\n", Unread::Unknown),
     ] {
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
-        assert_eq!(shape(head.as_bytes()).body, body, "{headers:?}");
+        assert_eq!(judged(&head), Ok(body), "{headers:?}");
     }
+}
+
+#[test]
+fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
+    let heads: [(&str, u16); 43] = [
+        ("GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nA: b\rC: d\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nA: b\0\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nÄ: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+        ("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", 400),
+        ("GET http://u@a/ HTTP/1.1\r\nHost: u@a\r\n\r\n", 400),
+        ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET\t/\tHTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
+        ("GET / x HTTP/2.0\r\nHost: a\r\n\r\n", 400),
+        ("GET / http/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET /\r\n\r\n", 400),
+        ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
+        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 405),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            400,
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", 400),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775808\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: , chunked\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+        ),
+    ];
+    for (head, status) in heads {
+        let refused = judged(head).map_err(|refusal| error::answer(refusal).status.as_u16());
+        assert_eq!(refused, Err(status), "{head:?}");
+    }
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "A: b\r\n".repeat(HEADERS_MAX)
+    );
+    assert_eq!(judged(&many), Err(Refusal::HeadTooLarge));
+}
+
+#[test]
+fn a_later_version_of_http_1_is_read_as_the_highest_known_one() {
+    let mut head = b"GET / HTTP/1.7\r\nHost: a\r\n\r\n".to_vec();
+    shape(&mut head).unwrap();
+    assert!(head.starts_with(b"GET / HTTP/1.1\r\n"));
 }
 
 #[test]
 fn an_upgrade_is_wished_only_with_both_headers_on_http_1_1() {
     let wish = |version: &str, headers: &str| {
         let head = format!("GET /ws?a=b HTTP/{version}\r\nHost: a:80\r\n{headers}\r\n");
-        shape(head.as_bytes()).upgrade
+        shape(&mut head.into_bytes()).unwrap().upgrade
     };
     let expected = UpgradeWish {
         host: Some("a:80".into()),
