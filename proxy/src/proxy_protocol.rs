@@ -16,6 +16,16 @@ const FIXED: usize = 16;
 /// The longest header of version 2 that is taken. Addresses need 36 bytes, what balancers add to them some hundred.
 const LENGTH_MAX: usize = 4096;
 
+/// Families of addresses in version 2.
+const UNSPECIFIED: u8 = 0;
+const INET: u8 = 1;
+const INET6: u8 = 2;
+const UNIX: u8 = 3;
+
+/// Transports in version 2; 0 is one that is not said.
+const STREAM: u8 = 1;
+const DATAGRAM: u8 = 2;
+
 /// The most that has to be read to know.
 pub(crate) const BYTES_MAX: usize = LENGTH_MAX;
 
@@ -47,6 +57,10 @@ pub(crate) enum HeaderError {
         "a PROXY header that is longer than {LENGTH_MAX} bytes, or too short for its addresses"
     )]
     Length,
+    #[error("a PROXY header whose family or transport is unknown")]
+    Family,
+    #[error("a PROXY header with an addition that does not end within it")]
+    Addition,
 }
 
 /// Reads the header at the start of `bytes`.
@@ -136,13 +150,44 @@ fn version_2(bytes: &[u8]) -> Result<Header, HeaderError> {
     let Some(addresses) = bytes.get(FIXED..length) else {
         return Ok(Header::Partial);
     };
-    let client = match family {
-        _ if !speaks_for_client => None,
-        0x11 => Some(ends_v4(addresses).ok_or(HeaderError::Length)?),
-        0x21 => Some(ends_v6(addresses).ok_or(HeaderError::Length)?),
+    if !speaks_for_client {
+        // Whatever it says of itself.
+        return Ok(Header::Complete {
+            length,
+            client: None,
+        });
+    }
+    let (family, transport) = (family >> 4, family & 0xf);
+    let known = transport <= DATAGRAM;
+    let length_of_ends = match family {
+        UNSPECIFIED if known => None,
+        INET if known => Some(12),
+        INET6 if known => Some(36),
+        UNIX if known => Some(216),
+        _ => return Err(HeaderError::Family),
+    };
+    if let Some(length_of_ends) = length_of_ends {
+        let more = addresses.get(length_of_ends..).ok_or(HeaderError::Length)?;
+        check_additions(more)?;
+    }
+    let client = match (family, transport) {
+        (INET, STREAM) => ends_v4(addresses),
+        (INET6, STREAM) => ends_v6(addresses),
         _ => None,
     };
     Ok(Header::Complete { length, client })
+}
+
+/// What a balancer adds behind the addresses: each has a type, a length of two bytes, and that much.
+fn check_additions(mut more: &[u8]) -> Result<(), HeaderError> {
+    while let [_, high, low, rest @ ..] = more {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        more = rest.get(length..).ok_or(HeaderError::Addition)?;
+    }
+    match more {
+        [] => Ok(()),
+        _ => Err(HeaderError::Addition),
+    }
 }
 
 /// Source address, destination address, source port, destination port.
@@ -247,6 +292,22 @@ mod tests {
             "unix"
         );
         assert_eq!(parse(&v2(0x21, 0x11, &v4[..11])), Err(HeaderError::Length));
+        assert_eq!(parse(&v2(0x21, 0x21, &v6[..35])), Err(HeaderError::Length));
+        assert_eq!(parse(&v2(0x21, 0x12, &v4)), complete(28, None), "UDP");
+        assert_eq!(parse(&v2(0x21, 0x00, &v4)), complete(28, None), "unsaid");
+        for family in [0x13, 0x1f, 0x41, 0xf1] {
+            assert_eq!(parse(&v2(0x21, family, &v4)), Err(HeaderError::Family));
+        }
+        for addition in [
+            &[4][..],
+            &[4, 0],
+            &[4, 0, 2, 7],
+            &[4, 255, 255],
+            &[4, 0, 0, 4],
+        ] {
+            let wrong = [&v4[..], addition].concat();
+            assert_eq!(parse(&v2(0x21, 0x11, &wrong)), Err(HeaderError::Addition));
+        }
         assert_eq!(parse(&v2(0x22, 0x11, &v4)), Err(HeaderError::Version));
         assert_eq!(parse(&v2(0x11, 0x11, &v4)), Err(HeaderError::Version));
         assert_eq!(

@@ -12,9 +12,9 @@ use causeway_tests::harness::{
     node::{self, Node},
     scratch::Scratch,
     settings::Settings,
+    tls::{Authority, NAME},
     wait,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -24,40 +24,6 @@ use tokio::{
 
 /// For a client program to come to its end.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-const NAME: &str = "chat.example";
-
-/// Signs certificates, and is what the clients trust.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(folder: &Path) -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Named like what it signs, it would look as if that signed itself.
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "the test's authority");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        std::fs::write(folder.join("authority.ca"), issuer.pem())?;
-        Ok(Self(issuer))
-    }
-
-    /// A certificate for [`NAME`] and its key, as PEM.
-    fn issue(&self) -> Result<(String, String)> {
-        let key = KeyPair::generate()?;
-        let params = CertificateParams::new(vec![NAME.to_owned()])?;
-        Ok((params.signed_by(&key, &self.0)?.pem(), key.serialize_pem()))
-    }
-
-    /// Writes a new one where the edge looks for it, as a renewal does: two files, one after the other.
-    fn renew(&self, folder: &Path) -> Result<()> {
-        let (certificate, key) = self.issue()?;
-        std::fs::write(folder.join("site.crt"), certificate)?;
-        std::fs::write(folder.join("site.key"), key)?;
-        Ok(())
-    }
-}
 
 /// The settings of an edge that speaks TLS with the certificates in `folder`.
 fn with_tls(backends: &[(&str, SocketAddr)], folder: &Path) -> Settings {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::harness::memory;
+
 /// A clock tick of `/proc`: Linux shows 100 of them a second on every architecture, whatever it counts in.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -47,25 +49,13 @@ impl Family {
 
     /// The memory of all of them, in bytes: what is shared with other processes counts in proportion.
     pub(crate) fn pss(&self) -> Result<u64> {
-        self.pids.iter().map(|pid| pss(*pid)).sum()
+        self.pids.iter().map(|pid| memory::pss(*pid)).sum()
     }
 
     /// The CPU time of all of them so far, user and system, with that of threads that have ended.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         self.pids.iter().map(|pid| cpu(*pid)).sum()
     }
-}
-
-fn pss(pid: i32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    parse_pss(&text).with_context(|| format!("{path} has no Pss"))
-}
-
-fn parse_pss(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1_024)
 }
 
 fn cpu(pid: i32) -> Result<Duration> {
@@ -96,12 +86,6 @@ mod tests {
         assert_eq!(stat_field(stat, 4), Some(3));
         assert_eq!(stat_field(stat, 14), Some(250));
         assert_eq!(stat_field(stat, 15), Some(50));
-    }
-
-    #[test]
-    fn pss_is_read_in_kilobytes() {
-        let text = "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:  900 kB\nPss:  345 kB\nPss_Anon: 1 kB\n";
-        assert_eq!(parse_pss(text), Some(345 * 1_024));
     }
 
     #[test]

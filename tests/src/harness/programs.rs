@@ -34,15 +34,21 @@ pub fn ours(name: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// None of `names` is on the `PATH`; the error says how to install it.
+/// None of `names` is on the `PATH`, or where Debian has servers; the error says how to install it.
 pub fn installed(names: &[&str]) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = names.iter().find_map(|name| {
         env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin")])
             .map(|dir| dir.join(name))
             .find(|file| file.is_file())
     });
-    found.with_context(|| format!("{} is not installed: run `make deps`", names.join(" or ")))
+    found.with_context(|| {
+        format!(
+            "{} is not installed: run `make deps-test`",
+            names.join(" or ")
+        )
+    })
 }
 
 /// `target/debug` or `target/release`: a test runs in `deps` below it.
