@@ -4,6 +4,8 @@
 set -eu
 
 missing=""
+# Where Debian has servers, which not everybody has in the PATH.
+PATH=$PATH:/usr/sbin
 
 # need PACKAGES COMMAND...: unless one of the commands is there, the packages are missing.
 need() {
@@ -36,6 +38,10 @@ if [ "$1" = test ]; then
         missing="$missing python3-venv"
     fi
     need chromium chromium chromium-browser google-chrome
+    # What the edge is compared with.
+    need nginx-light nginx
+    need haproxy haproxy
+    need openssl openssl
 fi
 
 if [ -z "$missing" ]; then
@@ -53,4 +59,5 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "deps: installing:$missing"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive $install
+# At this runlevel Debian starts no service that it installs: the tests start what they need.
+RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive $install

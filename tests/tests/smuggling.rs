@@ -1,0 +1,186 @@
+//! Requests that are wrong on purpose, through the edge, nginx and HAProxy in one run, before a backend that records what
+//! reaches it: never more requests behind than in front, nothing that another parser could read otherwise, no header that is
+//! not for it, and the answer that its RFC names.
+//!
+//! Only the edge is held to it. The table (`--nocapture`) shows what the others make of the same bytes.
+
+#[path = "smuggling/corpus.rs"]
+mod corpus;
+#[path = "smuggling/downgrade.rs"]
+mod downgrade;
+#[path = "smuggling/framing.rs"]
+mod framing;
+#[path = "smuggling/h2.rs"]
+mod h2;
+#[path = "smuggling/heads.rs"]
+mod heads;
+#[path = "smuggling/hops.rs"]
+mod hops;
+#[path = "smuggling/play.rs"]
+mod play;
+#[path = "smuggling/proxies.rs"]
+mod proxies;
+#[path = "smuggling/recorder.rs"]
+mod recorder;
+#[path = "smuggling/targets.rs"]
+mod targets;
+#[path = "smuggling/upgrades.rs"]
+mod upgrades;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use causeway_tests::harness::{scratch::Scratch, tls::Authority};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    corpus::Case,
+    h2::Answer,
+    play::Played,
+    proxies::{Kind, Proxy},
+    recorder::Seen,
+};
+
+#[tokio::test]
+async fn one_request_in_front_is_at_most_one_behind_and_has_the_answer_of_its_rfc() -> Result<()> {
+    let cases = corpus::all();
+    assert!(80 <= cases.len(), "{} cases", cases.len());
+    let (edge, nginx, haproxy) = tokio::try_join!(
+        play_all(Kind::Edge, &cases),
+        play_all(Kind::Nginx, &cases),
+        play_all(Kind::Haproxy, &cases),
+    )?;
+    println!("{:58} {:>16} {:>16} {:>16}", "", "edge", "nginx", "haproxy");
+    let mut wrong = Vec::new();
+    for (at, case) in cases.iter().enumerate() {
+        let played = [&edge[at], &nginx[at], &haproxy[at]];
+        let [edge, nginx, haproxy] = played.map(|played| played.summary(case));
+        println!("{:58} {edge:>16} {nginx:>16} {haproxy:>16}", case.name);
+        wrong.extend(
+            played[0]
+                .faults(case)
+                .into_iter()
+                .map(|fault| format!("{}: {fault}", case.name)),
+        );
+    }
+    println!(
+        "the statuses that came back, =requests behind if there were any, . if the connection was closed, ! if more or other\n\
+         requests came out than went in, or a header that is not for the backend"
+    );
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// Plays every case against one proxy, one after the other.
+async fn play_all(kind: Kind, cases: &[Case]) -> Result<Vec<Played>> {
+    let scene = Scene::set()?;
+    let mut proxy = scene.start(kind).await?;
+    let mut played = Vec::new();
+    for case in cases {
+        played.push(play::play(&mut proxy, case).await?);
+    }
+    assert!(proxy.is_running(), "{kind:?} has ended");
+    Ok(played)
+}
+
+#[tokio::test]
+async fn what_http_2_can_say_and_http_1_cannot_stays_in_front() -> Result<()> {
+    let cases = downgrade::all();
+    let (edge, nginx, haproxy) = tokio::try_join!(
+        ask_all(Kind::Edge, &cases),
+        ask_all(Kind::Nginx, &cases),
+        ask_all(Kind::Haproxy, &cases),
+    )?;
+    println!("{:58} {:>16} {:>16} {:>16}", "", "edge", "nginx", "haproxy");
+    let mut wrong = Vec::new();
+    for (at, case) in cases.iter().enumerate() {
+        let [edge, nginx, haproxy] = [&edge[at], &nginx[at], &haproxy[at]];
+        let summary = |asked: &Asked| {
+            let bad = if play::leaks(&asked.behind, case.front, &[]).is_empty() {
+                ""
+            } else {
+                "!"
+            };
+            match asked.answer {
+                Answer::Status(status) => format!("{status}={}{bad}", asked.behind.len()),
+                Answer::Refused => format!("-={}{bad}", asked.behind.len()),
+            }
+        };
+        let columns = [edge, nginx, haproxy].map(summary);
+        println!(
+            "{:58} {:>16} {:>16} {:>16}",
+            case.name, columns[0], columns[1], columns[2]
+        );
+        let mut faults = play::leaks(&edge.behind, case.front, &[]);
+        if !case.answers.contains(&edge.answer) {
+            faults.push(format!(
+                "{:?} is not one of {:?}",
+                edge.answer, case.answers
+            ));
+        }
+        wrong.extend(faults.iter().map(|fault| format!("{}: {fault}", case.name)));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn http_2_says_how_many_streams_and_how_large_heads_it_takes() -> Result<()> {
+    let scene = Scene::set()?;
+    let proxy = scene.start(Kind::Edge).await?;
+    let clients = scene.authority.clients("h2")?;
+    let settings = h2::settings(&clients, TcpStream::connect(proxy.tls).await?).await?;
+    let (streams, head) = (settings.get(&h2::STREAMS_MAX), settings.get(&h2::HEAD_MAX));
+    assert_eq!((streams, head), (Some(&100), Some(&(16 * 1024))));
+    Ok(())
+}
+
+/// What became of one case of HTTP/2.
+struct Asked {
+    answer: Answer,
+    behind: Vec<Seen>,
+}
+
+async fn ask_all(kind: Kind, cases: &[downgrade::Case]) -> Result<Vec<Asked>> {
+    let scene = Scene::set()?;
+    let mut proxy = scene.start(kind).await?;
+    let clients = scene.authority.clients("h2")?;
+    let mut asked = Vec::new();
+    for case in cases {
+        let answer = h2::ask(&clients, TcpStream::connect(proxy.tls).await?, &case.frames);
+        let answer = timeout(play::PATIENCE, answer).await;
+        let answer = answer.with_context(|| format!("{kind:?}, {}: no end", case.name))??;
+        play::witness(&proxy).await?;
+        let mut behind = proxy.recorder.take();
+        behind.retain(|seen| seen.line != "GET /witness HTTP/1.1");
+        asked.push(Asked { answer, behind });
+    }
+    assert!(proxy.is_running(), "{kind:?} has ended");
+    Ok(asked)
+}
+
+/// The files of one proxy.
+struct Scene {
+    scratch: Scratch,
+    authority: Authority,
+    certificates: PathBuf,
+}
+
+impl Scene {
+    fn set() -> Result<Self> {
+        let scratch = Scratch::new("smuggling")?;
+        let certificates = scratch.path().join("certificates");
+        std::fs::create_dir(&certificates)?;
+        let authority = Authority::new(scratch.path())?;
+        authority.renew(&certificates)?;
+        Ok(Self {
+            scratch,
+            authority,
+            certificates,
+        })
+    }
+
+    async fn start(&self, kind: Kind) -> Result<Proxy> {
+        Proxy::start(kind, self.scratch.path(), &self.certificates).await
+    }
+}
