@@ -3,6 +3,9 @@
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
+# make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
+# make swaps       100 exchanges of certificates under 2,000 wss tunnels and constant handshakes (SWAPS=, TUNNELS=)
+# make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory and CPU beside other servers (ARGS=)
@@ -17,7 +20,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults clients conformance bench micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults siege swaps h2spec clients conformance bench micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -51,6 +54,18 @@ ROUNDS ?= 10
 HOLD ?= 10
 faults: deps programs
 	CAUSEWAY_ROUNDS=$(ROUNDS) CAUSEWAY_HOLD=$(HOLD) $(CARGO) test --locked --workspace --test faults -- --nocapture
+
+ATTACKERS ?= 9000
+siege: deps programs
+	CAUSEWAY_SIEGE=$(ATTACKERS) $(CARGO) test --locked --workspace --test siege -- --nocapture
+
+SWAPS ?= 100
+TUNNELS ?= 2000
+swaps: deps programs
+	CAUSEWAY_SWAPS=$(SWAPS) CAUSEWAY_TUNNELS=$(TUNNELS) $(CARGO) test --locked --workspace --test certificates -- --nocapture exchanges
+
+h2spec: deps programs
+	@$(TARGET)/debug/causeway-h2spec
 
 # The whole workspace each time: fewer packages would mean other features, and everything built once more.
 programs:

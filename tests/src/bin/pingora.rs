@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use async_trait::async_trait;
 use clap::Parser;
+use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::HttpPeer;
 use pingora::server::Server;
 use pingora::server::configuration::ServerConf;
@@ -76,7 +77,9 @@ fn main() -> Result<()> {
     let (Some(certificate), Some(key)) = (flags.certificate.to_str(), flags.key.to_str()) else {
         bail!("paths that are no UTF-8");
     };
-    proxy.add_tls(&flags.listen_tls.to_string(), certificate, key)?;
+    let mut tls = TlsSettings::intermediate(certificate, key)?;
+    tls.enable_h2();
+    proxy.add_tls_with_settings(&flags.listen_tls.to_string(), None, tls);
     server.add_service(proxy);
     server.run_forever()
 }
