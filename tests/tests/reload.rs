@@ -26,15 +26,6 @@ const SESSIONS: usize = 200;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Settings of a node on a busy machine: it gives up on no client that is only slow.
-fn patient(settings: Settings) -> Settings {
-    let echo = json!({
-        "path": "/echo", "protocol": "sockjs", "mode": "echo", "disconnect_delay": "2m",
-    });
-    let page = json!({ "path": "/ws", "protocol": "websocket" });
-    settings.with("endpoints", json!([echo, page]))
-}
-
 fn file_of(cluster: &Cluster) -> PathBuf {
     cluster.scratch.path().join("edge.yaml")
 }
@@ -113,7 +104,7 @@ async fn clients_without_cookies_notice_nothing_either(program: Program) -> Resu
 
 async fn a_node_joins_and_one_leaves(program: Program, cookies: Cookies) -> Result<()> {
     let config = ClusterConfig {
-        node_settings: patient,
+        node_settings: node::patient,
         ..ClusterConfig::three_nodes()
     };
     let mut cluster = Cluster::start("reload", config.with_edge_in(program)).await?;
@@ -130,7 +121,7 @@ async fn a_node_joins_and_one_leaves(program: Program, cookies: Cookies) -> Resu
 
     let fourth = node::settings_with_redis(&cluster.redis.url())
         .with("listen", json!(loopback::own_any_port()));
-    let fourth = Node::start("n4", patient(fourth), cluster.scratch.path()).await?;
+    let fourth = Node::start("n4", node::patient(fourth), cluster.scratch.path()).await?;
     fourth.ready().await?;
     let mut all: Vec<&Node> = cluster.nodes.iter().collect();
     all.push(&fourth);

@@ -42,6 +42,19 @@ pub fn settings_with_redis(url: &str) -> Settings {
     settings().with("broker", json!({ "kind": "redis", "url": url }))
 }
 
+/// Settings of a node on a busy machine: it gives up on no session whose client is only slow.
+///
+/// After the 5 s that are usual its session would be gone, and the client would be told of a new one: which looks as if the edge
+/// had sent it elsewhere.
+#[must_use]
+pub fn patient(settings: Settings) -> Settings {
+    let echo = json!({
+        "path": "/echo", "protocol": "sockjs", "mode": "echo", "disconnect_delay": "2m",
+    });
+    let page = json!({ "path": "/ws", "protocol": "websocket" });
+    settings.with("endpoints", json!([echo, page]))
+}
+
 impl Node {
     /// Starts a node and waits until it listens (it may not be ready yet).
     ///

@@ -61,7 +61,8 @@ impl Site {
         let (mut nodes, mut wires) = (Vec::new(), Vec::new());
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for number in 1..=config.nodes + config.away {
-            let settings = node::settings().with("listen", json!(loopback::own_any_port()));
+            let settings = node::patient(node::settings());
+            let settings = settings.with("listen", json!(loopback::own_any_port()));
             let mut node = Node::start(&format!("n{number}"), settings, scratch.path()).await?;
             // It has an address now, which nobody else takes.
             if config.nodes < number {

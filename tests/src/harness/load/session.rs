@@ -1,9 +1,12 @@
 //! A SockJS session over xhr-polling, as sockjs-client keeps it: a poll that waits, and messages sent beside it.
 
 use anyhow::{Result, bail, ensure};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::harness::load::{PAUSE, PAUSE_AFTER_FAILURE, client::Client};
+use crate::harness::{
+    http::Answer,
+    load::{PAUSE, PAUSE_AFTER_FAILURE, client::Client},
+};
 
 /// Keeps a session alive; when it is lost, begins another.
 pub(super) async fn keep(mut client: Client) {
@@ -25,11 +28,13 @@ async fn one(client: &mut Client) -> Result<()> {
         format!("/echo/000/{id}/xhr_send"),
     );
     let is_ok = |status| status == 200;
-    match client.ask("POST", &xhr, b"", is_ok).await {
-        Some(opened) if opened.text() == "o\n" => {}
+    let node = |answer: &Answer| answer.header("causeway-node").map(str::to_owned);
+    let home = match client.ask("POST", &xhr, b"", is_ok).await {
+        Some(opened) if opened.text() == "o\n" => node(&opened),
         Some(opened) => bail!("a new session begins with {:?}", opened.text()),
         None => bail!("it cannot be opened"),
-    }
+    };
+    let mut heard = Instant::now();
     let mut sender = client.twin();
     for number in 0_u64.. {
         let message = format!("[\"{number}\"]");
@@ -44,14 +49,16 @@ async fn one(client: &mut Client) -> Result<()> {
         };
         let polled = async {
             loop {
-                let Some(frame) = client.ask("POST", &xhr, b"", is_ok).await else {
+                let Some(answer) = client.ask("POST", &xhr, b"", is_ok).await else {
                     bail!("poll {number} fails");
                 };
-                let frame = frame.text();
+                let (frame, from) = (answer.text(), node(&answer));
+                let before = std::mem::replace(&mut heard, Instant::now());
                 if frame != "h\n" {
                     ensure!(
                         frame == format!("a{message}\n"),
-                        "poll {number} gets {frame:?}"
+                        "poll {number} gets {frame:?} from {from:?}, {:?} after the answer before; opened at {home:?}",
+                        before.elapsed()
                     );
                     return Ok(());
                 }
