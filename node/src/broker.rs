@@ -153,7 +153,7 @@ pub(crate) fn start(
                 metrics,
                 shutdown,
             };
-            redis::start((**config).clone(), surroundings)
+            redis::start(config, &surroundings)
         }
     }
 }

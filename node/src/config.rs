@@ -85,7 +85,10 @@ pub(crate) enum Broker {
 /// The Redis broker's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Redis {
+    /// The only server, or the first of those that share the channels.
     pub(crate) server: RedisServer,
+    /// The others, in their order: it is the same on all nodes, and decides which channel is where.
+    pub(crate) other_servers: Vec<RedisServer>,
     /// Lanes for publishing, one connection each.
     pub(crate) lanes: usize,
     /// What may wait in one lane, in bytes of messages.
@@ -105,13 +108,35 @@ pub(crate) struct Redis {
     pub(crate) message_bytes_max: usize,
 }
 
+impl Redis {
+    /// The settings of each server alone, in their order.
+    pub(crate) fn shards(&self) -> Vec<Self> {
+        let servers = [&self.server].into_iter().chain(&self.other_servers);
+        let alone = |server: &RedisServer| Self {
+            server: server.clone(),
+            other_servers: Vec::new(),
+            ..self.clone()
+        };
+        servers.map(alone).collect()
+    }
+}
+
 /// Which Redis, and how to log in. `Debug` masks the password.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RedisServer {
     pub(crate) address: RedisAddress,
+    /// `None`: in the clear. Never with a unix socket.
+    pub(crate) tls: Option<RedisTls>,
     pub(crate) database: i64,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret>,
+}
+
+/// Who may vouch for a Redis server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RedisTls {
+    /// Certificates in PEM, at least one; `None`: whom the system trusts.
+    pub(crate) ca: Option<Arc<[u8]>>,
 }
 
 /// Where Redis listens.

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
+use tokio::task;
 use tokio::time;
 use tokio::time::Instant;
 use tracing::debug;
@@ -169,7 +170,10 @@ impl Feeds {
                 let using = self.using(&joining);
                 match Feed::join(using, joining.member, joining.since, reply).await? {
                     Outcome::Seated(membership) => return Ok(membership),
-                    Outcome::Ended(unused) => reply = unused,
+                    Outcome::Ended(unused) => {
+                        reply = unused;
+                        task::yield_now().await; // Whoever has ended it is about to take it out of the map.
+                    }
                 }
             }
         });

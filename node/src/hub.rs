@@ -46,6 +46,7 @@ mod window;
 
 pub(crate) use member::Member;
 
+use channel::Appended;
 use channel::Channel;
 use channel::Seat;
 
@@ -68,6 +69,15 @@ pub(crate) struct Hub {
     /// batch has become too large to wait.
     listed: Mutex<Vec<Arc<Channel>>>,
     wake: Notify,
+}
+
+/// Whether all members of a channel get something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    /// Those there are.
+    Yes,
+    /// Nobody: the hub does not keep up.
+    No,
 }
 
 /// A client in a channel, until it is dropped.
@@ -130,14 +140,28 @@ impl Hub {
     }
 
     /// Gives `push` to the members of `name`, in the order of the calls. Never blocks.
-    pub(crate) fn deliver_push(&self, name: &ChannelName, push: &Push) {
-        let channel = self.channels.read().get(name).cloned();
-        if let Some(channel) = channel
-            && channel.append(self.fanout.batch_bytes_max, |batch, slots| {
-                batch.append_push(push, slots);
-            })
-        {
-            self.list(&channel);
+    pub(crate) fn deliver_push(&self, name: &ChannelName, push: &Push) -> Delivered {
+        self.gather(name, push, self.fanout.batch_bytes_max)
+    }
+
+    /// The same for the last push of a channel, however much waits before it.
+    pub(crate) fn deliver_last(&self, name: &ChannelName, push: &Push) {
+        self.gather(name, push, usize::MAX);
+    }
+
+    fn gather(&self, name: &ChannelName, push: &Push, batch_bytes_max: usize) -> Delivered {
+        let Some(channel) = self.channels.read().get(name).cloned() else {
+            return Delivered::Yes;
+        };
+        match channel.append(batch_bytes_max, |batch, slots| {
+            batch.append_push(push, slots)
+        }) {
+            Appended::Gathering => Delivered::Yes,
+            Appended::List => {
+                self.list(&channel);
+                Delivered::Yes
+            }
+            Appended::Dropped => Delivered::No,
         }
     }
 
@@ -215,7 +239,7 @@ impl Deliver for Hub {
             if let Some(channel) = channel
                 && channel.append(self.fanout.batch_bytes_max, |batch, slots| {
                     batch.append(&publication.data, slots);
-                })
+                }) == Appended::List
             {
                 self.list(&channel);
             }

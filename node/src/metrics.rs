@@ -5,6 +5,7 @@
 //! use of a label.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
@@ -76,6 +77,8 @@ pub(crate) struct Metrics {
     /// Publications that wait in the lanes.
     pub(crate) lane_publications: Gauge,
     probe_seconds: Histogram,
+    /// How old the oldest of the newest probes is.
+    pub(crate) probe_age_seconds: Gauge<f64, AtomicU64>,
     /// Probes that did not come back in time.
     pub(crate) probes_missed: Counter,
     lag_seconds: Histogram,
@@ -114,6 +117,7 @@ impl Metrics {
             registry_swept: Counter::default(),
             lane_bytes: Gauge::default(),
             lane_publications: Gauge::default(),
+            probe_age_seconds: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             probes_missed: Counter::default(),
             lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
@@ -155,6 +159,7 @@ impl Metrics {
         registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
+        registry.register_with_unit("probe_age", "Time since the last probe came back, of the way on which that is longest", Unit::Seconds, self.probe_age_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
         registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());

@@ -11,14 +11,17 @@ mod backoff;
 mod commands;
 mod connection;
 pub(crate) mod keys;
+mod login;
 mod reply;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tls;
 
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::{CommandError, Commands};
 pub(crate) use connection::{ConnectError, Connection, Opening, ReadError};
 pub(crate) use keys::{connection_name, probe_channel};
+pub(crate) use login::connection_info;
 #[cfg(any(fuzzing, test))]
 pub(crate) use reply::Parser;
 pub(crate) use reply::Reply;

@@ -58,18 +58,22 @@ mod outcome;
 mod publisher;
 mod reader;
 mod scripts;
+mod sharded;
 mod subscriber;
 mod subscriptions;
 
 use drops::Drops;
 use lane::Lane;
+use monitor::AllReady;
 use monitor::Monitor;
 use reader::Reader;
+use sharded::ShardedBroker;
 use subscriptions::Confirmation;
 use subscriptions::Counts;
 use subscriptions::Subscriptions;
 
 /// What the broker is started into.
+#[derive(Clone)]
 pub(super) struct Surroundings<'a> {
     pub(super) node_id: &'a str,
     pub(super) deliver: Arc<dyn Deliver>,
@@ -103,8 +107,34 @@ struct RedisBroker {
     metrics: Arc<Metrics>,
 }
 
-/// Starts all tasks; connections come in the background.
-pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> Started {
+/// Starts all tasks, for each server its own; connections come in the background.
+pub(super) fn start(config: &config::Redis, surroundings: &Surroundings<'_>) -> Started {
+    let configs = config.shards();
+    let readiness = Arc::new(AllReady::new(configs.len(), &surroundings.metrics));
+    let mut tasks = JoinSet::new();
+    let mut shards = Vec::with_capacity(configs.len());
+    for (index, config) in configs.into_iter().enumerate() {
+        let identity = (Shard(index), Arc::clone(&readiness));
+        shards.push(start_one(
+            config,
+            identity,
+            surroundings.clone(),
+            &mut tasks,
+        ));
+    }
+    let broker: Arc<dyn Streams> = match <[_; 1]>::try_from(shards) {
+        Ok([alone]) => alone,
+        Err(shards) => Arc::new(ShardedBroker::new(shards)),
+    };
+    Started { broker, tasks }
+}
+
+fn start_one(
+    config: config::Redis,
+    (shard, readiness): (Shard, Arc<AllReady>),
+    surroundings: Surroundings<'_>,
+    tasks: &mut JoinSet<()>,
+) -> Arc<RedisBroker> {
     let Surroundings {
         node_id,
         deliver,
@@ -125,9 +155,9 @@ pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> St
         subscriptions: Mutex::new(subscriptions),
         wishes: Notify::new(),
         probe_channel,
-        shard: Shard(0),
+        shard,
         reader: Reader::new(Commands::new(&config, connection_name)),
-        monitor: Monitor::new(&config, Arc::clone(&metrics)),
+        monitor: Monitor::new(&config, readiness, Arc::clone(&metrics)),
         lane_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
@@ -137,14 +167,13 @@ pub(super) fn start(config: config::Redis, surroundings: Surroundings<'_>) -> St
         config,
     });
     let pool = publisher::pool(&broker.config);
-    let mut tasks = JoinSet::new();
     for index in 0..broker.lanes.len() {
         let lane = publisher::run(Arc::clone(&broker), index, pool.clone(), shutdown.clone());
         tasks.spawn(lane);
     }
     tasks.spawn(subscriber::run(Arc::clone(&broker), shutdown.clone()));
     tasks.spawn(monitor::run(Arc::clone(&broker), shutdown));
-    Started { broker, tasks }
+    broker
 }
 
 impl RedisBroker {

@@ -1,5 +1,6 @@
 //! The same cases on both brokers, then what only Redis can do wrong.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -8,22 +9,37 @@ use tokio::time;
 
 use super::*;
 use crate::config::Config;
+use crate::history::Order;
+use crate::history::Query;
+use crate::history::Retention;
 use crate::redis::testing::PATIENCE;
 use crate::redis::testing::RedisServer;
 
 mod redis_away;
+mod rights;
+mod sharded;
+mod tls;
 
 /// A hub that only remembers.
 #[derive(Default)]
 struct Recorder {
     publications: Mutex<Vec<Publication>>,
     changed: Notify,
+    /// Each shard once, as it was interrupted first.
+    interrupted: Mutex<Vec<Shard>>,
 }
 
 impl Deliver for Recorder {
     fn deliver(&self, publications: Vec<Publication>) {
         self.publications.lock().extend(publications);
         self.changed.notify_waiters();
+    }
+
+    fn interrupted(&self, shard: Shard) {
+        let mut interrupted = self.interrupted.lock();
+        if !interrupted.contains(&shard) {
+            interrupted.push(shard);
+        }
     }
 }
 
@@ -60,7 +76,7 @@ impl Recorder {
 
 /// A broker at work and what it brought.
 struct Setup {
-    broker: Arc<dyn Broker>,
+    broker: Arc<dyn Streams>,
     recorder: Arc<Recorder>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
@@ -162,6 +178,34 @@ impl Setup {
         time::timeout(PATIENCE, ended)
             .await
             .expect("a task goes on");
+    }
+}
+
+/// A question for all that `channel` has kept.
+fn ask(channel: &str) -> Ask {
+    Ask {
+        channel: name(channel),
+        retention: retention(),
+        query: Query::default(),
+    }
+}
+
+/// A publication that `channel` keeps.
+fn store(channel: &str, until: Until) -> Store {
+    Store {
+        channel: name(channel),
+        body: Bytes::from_static(b"0:"),
+        retention: Some(retention()),
+        idempotency: None,
+        until,
+    }
+}
+
+fn retention() -> Retention {
+    Retention {
+        size: NonZeroUsize::new(100).unwrap(),
+        ttl: Duration::from_secs(60),
+        meta_ttl: Duration::from_secs(3600),
     }
 }
 
@@ -298,6 +342,38 @@ async fn all_nodes_hear_what_one_publishes_and_what_redis_cli_does() {
         assert_eq!(heard, ["from a node", "from elsewhere"]);
         node.until_ready().await; // Though all have the same node id.
     }
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_channels_are_heard() {
+    const CHANNELS: usize = 100_000;
+    let server = RedisServer::start().await;
+    let text = format!(
+        "broker: {{kind: redis, url: \"{}\", response_timeout: 20s}}",
+        server.url()
+    );
+    let setup = set_up(&Config::parse("test", &text).unwrap().broker);
+    setup.until_ready().await;
+    let wires: Vec<ChannelName> = (0..CHANNELS)
+        .map(|number| ChannelName::wire(&name(&number.to_string())))
+        .collect();
+    for wire in &wires {
+        setup.broker.subscribe(wire);
+    }
+    for wire in wires.iter().step_by(5000) {
+        setup.broker.subscribed(wire).await.unwrap();
+        assert_eq!(server.cli(&["PUBLISH", wire.as_str(), "x"]), "1\n");
+        setup.recorder.wait_for(wire.as_str(), 1).await;
+    }
+    setup.until_settled(CHANNELS).await;
+    assert_eq!(setup.metrics.subscriptions_wanted.get(), 100_000);
+    for wire in &wires {
+        setup.broker.unsubscribe(wire);
+    }
+    setup.until_settled(0).await;
+    let gone = setup.broker.subscribed(&wires[0]).await;
+    assert!(gone.is_err(), "nobody wants it");
+    setup.stop().await;
 }
 
 #[tokio::test]

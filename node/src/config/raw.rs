@@ -3,6 +3,7 @@
 //! Nothing is decided here; `None` means the key is missing or `null`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use causeway_conf::AddressRange;
 use causeway_conf::ByteSize;
@@ -77,6 +78,8 @@ pub(super) struct Values {
 pub(super) struct Broker {
     pub(super) kind: Option<BrokerKind>,
     pub(super) url: Option<Secret>,
+    pub(super) urls: Option<Vec<Secret>>,
+    pub(super) tls: Option<BrokerTls>,
     pub(super) lanes: Option<u64>,
     pub(super) lane_bytes: Option<ByteSize>,
     pub(super) lane_wait: Option<Span>,
@@ -86,6 +89,12 @@ pub(super) struct Broker {
     pub(super) probe_interval: Option<Span>,
     pub(super) probe_timeout: Option<Span>,
     pub(super) message_size: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BrokerTls {
+    pub(super) ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

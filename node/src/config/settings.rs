@@ -45,6 +45,8 @@ pub(super) const LISTEN: &str = "127.0.0.1:9000";
 pub(super) const THREADS_MAX: u64 = 1024;
 pub(super) const PAGE: bool = true;
 
+/// Servers that share the channels.
+pub(super) const SERVERS_MAX: usize = 64;
 pub(super) const LANES: Setting<u64> = setting(2, 1, 64);
 pub(super) const LANE_BYTES: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);
 pub(super) const LANE_WAIT: Setting<Duration> = setting(secs(5), ms(10), HOUR);

@@ -182,11 +182,11 @@ log: { level: inf }
         node.yaml:1:9: node.id: expected 1 to 64 of letters, digits, `-`, `_` and `.`, found "a b"
         node.yaml:2:1: listen: expected an address and a port, such as "127.0.0.1:9000" or "[::]:9000", found "localhost"
         node.yaml:3:1: threads: expected 1 to 1024, found 2000
-        node.yaml:4:1: broker.url: `kind: redis` needs a url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]
+        node.yaml:4:1: broker.url: `kind: redis` needs a url: expected redis[s]://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]
         node.yaml:6:3: broker.lanes: expected 1 to 64, found 0
         node.yaml:7:3: broker.lane_wait: expected 10ms to 1h, found 2h
-        node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`
         node.yaml:9:5: endpoints[0].path: expected a path, such as "/chat": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found "chat/"
+        node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`
         node.yaml:10:7: endpoints[1].path: the node answers /ready itself, expected another path
         node.yaml:10:42: endpoints[1].heartbeat: this setting is only for `protocol: sockjs`
         node.yaml:11:47: endpoints[2].channel: a channel is only for `mode: relay`
@@ -211,11 +211,11 @@ log: { level: inf }
 
 #[test]
 fn each_mistake_says_what_would_be_right() {
-    let cases: [(&str, Expect); 18] = [
+    let cases: [(&str, Expect); 23] = [
         (
             "broker: { kind: redis }",
             expect![
-                "node.yaml:1:1: broker.url: `kind: redis` needs a url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
+                "node.yaml:1:1: broker.url: `kind: redis` needs a url: expected redis[s]://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
             ],
         ),
         (
@@ -223,15 +223,37 @@ fn each_mistake_says_what_would_be_right() {
             expect!["node.yaml:1:11: broker.url: a URL is only for `kind: redis`"],
         ),
         (
-            "broker: { kind: redis, url: \"rediss://cache\" }",
+            "broker: { kind: redis, url: \"rediss://cache/#insecure\" }",
             expect![
-                "node.yaml:1:24: broker.url: TLS to Redis (rediss://) is not supported yet: expected redis:// or unix://"
+                "node.yaml:1:24: broker.url: without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in broker.tls.ca"
+            ],
+        ),
+        (
+            "broker: { kind: redis, urls: [] }",
+            expect!["node.yaml:1:24: broker.urls: expected 1 to 64 URLs, found 0"],
+        ),
+        (
+            "broker: { kind: redis, urls: [\"redis://a\", \"redis://b\", \"redis://a:6379/1\"] }",
+            expect!["node.yaml:1:57: broker.urls[2]: this server is there already"],
+        ),
+        (
+            "broker: { kind: redis, url: \"redis://a\", urls: [\"redis://b\"] }",
+            expect!["node.yaml:1:42: broker.urls: expected either url or urls"],
+        ),
+        (
+            "broker: { kind: redis, url: \"redis://a\", tls: {} }",
+            expect!["node.yaml:1:42: broker.tls: it is only for URLs that begin with rediss://"],
+        ),
+        (
+            "broker: { kind: redis, url: \"rediss://a\", tls: { ca: /nowhere.pem } }",
+            expect![
+                "node.yaml:1:50: broker.tls.ca: expected certificates in PEM in /nowhere.pem: No such file or directory (os error 2)"
             ],
         ),
         (
             "broker: { kind: redis, url: \"http://cache\" }",
             expect![
-                "node.yaml:1:24: broker.url: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
+                "node.yaml:1:24: broker.url: expected redis[s]://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]"
             ],
         ),
         (

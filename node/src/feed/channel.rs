@@ -36,6 +36,7 @@ use crate::config::SlowReader;
 use crate::history::Query;
 use crate::history::Retention;
 use crate::hub;
+use crate::hub::Delivered;
 use crate::hub::Member;
 use crate::metrics::DropReason;
 use crate::protocol::Event;
@@ -129,17 +130,26 @@ impl Feed {
             ChannelEvent::Publication(publication) => publication,
             ChannelEvent::Join(info) => {
                 let info = Some(info);
-                return self.push(feeds, Event::Join(Join { info }));
+                self.push(feeds, Event::Join(Join { info }));
+                return;
             }
             ChannelEvent::Leave(info) => {
                 let info = Some(info);
-                return self.push(feeds, Event::Leave(Leave { info }));
+                self.push(feeds, Event::Leave(Leave { info }));
+                return;
             }
         };
         let publication = Arc::new(self.to_keep(publication));
         let mut state = self.state.lock();
         match state.hear(envelope.position.as_ref(), &publication, now) {
-            Ok(Heard::Deliver) => self.deliver(feeds, &publication),
+            Ok(Heard::Deliver) => {
+                if self.deliver(feeds, &publication) == Delivered::No && state.position().is_some()
+                {
+                    self.announce(feeds, &mut state, Lost::Congested);
+                    drop(state);
+                    feeds.remove(self);
+                }
+            }
             Ok(Heard::Repeat) => feeds.metrics.dropped(DropReason::Repeated, 1),
             Ok(Heard::Gap) => {
                 drop(state);
@@ -363,9 +373,15 @@ impl Feed {
                     debug!(channel = %self.channel, count = found.len(), "publications were missing, and are delivered");
                     feeds.metrics.gaps_filled.inc();
                 }
-                found
+                let deliver = |publication: &Arc<_>| self.deliver(feeds, publication);
+                if !found
                     .iter()
-                    .for_each(|publication| self.deliver(feeds, publication));
+                    .map(deliver)
+                    .all(|delivered| delivered == Delivered::Yes)
+                {
+                    self.announce(feeds, state, Lost::Congested);
+                    return false;
+                }
                 self.changed.notify_waiters();
                 true
             }
@@ -385,7 +401,7 @@ impl Feed {
         warn!(channel = %self.channel, %lost, "members of the channel are told to start over");
         feeds.metrics.gaps_announced.inc();
         let push = Push::unsubscribe(self.channel.as_str(), UnsubscribeCode::InsufficientState);
-        feeds.hub.deliver_push(&self.seats, &push);
+        feeds.hub.deliver_last(&self.seats, &push);
         self.changed.notify_waiters();
     }
 
@@ -400,13 +416,13 @@ impl Feed {
         feeds.remove(self);
     }
 
-    fn deliver(&self, feeds: &Feeds, publication: &Publication) {
-        self.push(feeds, Event::Publication(publication.clone()));
+    fn deliver(&self, feeds: &Feeds, publication: &Publication) -> Delivered {
+        self.push(feeds, Event::Publication(publication.clone()))
     }
 
-    fn push(&self, feeds: &Feeds, event: Event) {
+    fn push(&self, feeds: &Feeds, event: Event) -> Delivered {
         let push = Push::new(self.channel.as_str(), event);
-        feeds.hub.deliver_push(&self.seats, &push);
+        feeds.hub.deliver_push(&self.seats, &push)
     }
 
     /// `publication` without the large read that it may be a slice of, if it stays here for long.

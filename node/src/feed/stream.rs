@@ -81,6 +81,9 @@ pub(super) enum Lost {
     /// The stream could not be read for too long.
     #[error("the stream could not be read")]
     Unreadable,
+    /// So much waits for the members already that one publication found no room.
+    #[error("the hub did not keep up")]
+    Congested,
 }
 
 /// What somebody who was at a position before has missed.

@@ -55,12 +55,16 @@ fn node_with(broker: &config::Broker, feeds: FeedsConfig) -> Node {
     }
 }
 
-/// Settings of a broker at `server` that notices everything fast.
-fn settings(server: &RedisServer) -> config::Broker {
+/// Settings of a broker at `servers` that notices everything fast.
+fn settings(servers: &[RedisServer]) -> config::Broker {
+    let urls: Vec<String> = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.url()))
+        .collect();
     let text = format!(
-        "broker: {{kind: redis, url: \"{}\", probe_interval: 200ms, probe_timeout: 400ms, \
+        "broker: {{kind: redis, urls: [{}], probe_interval: 200ms, probe_timeout: 400ms, \
          response_timeout: 800ms, backoff_max: 200ms}}",
-        server.url()
+        urls.join(", ")
     );
     Config::parse("test", &text).unwrap().broker
 }
@@ -141,10 +145,16 @@ impl Node {
             .feeds
             .publish(&name(channel), publication(data), how)
             .await;
-        stored
-            .unwrap()
-            .position
-            .map_or(0, |position| position.offset)
+        let Some(position) = stored.unwrap().position else {
+            return 0;
+        };
+        // Redis says so before this node has heard it.
+        let wire = ChannelName::wire(&name(channel));
+        let feed = self.feeds.feeds.read().get(&wire).cloned();
+        let heard = || feed.as_ref().and_then(|feed| feed.position());
+        self.until(|| heard().is_none_or(|heard| position.offset <= heard.offset))
+            .await;
+        position.offset
     }
 
     async fn until(&self, condition: impl Fn() -> bool) {
@@ -220,7 +230,7 @@ impl Client {
     }
 }
 
-/// One test for each broker, in modules `on_memory` and `on_redis`.
+/// One test for each broker, in modules `on_memory`, `on_redis` and `on_two_servers`.
 macro_rules! same_on_both {
     ($($case:ident),* $(,)?) => {
         mod on_memory {
@@ -231,7 +241,15 @@ macro_rules! same_on_both {
         mod on_redis {
             $(#[tokio::test] async fn $case() {
                 let server = super::RedisServer::start().await;
-                let node = super::node(&super::settings(&server));
+                let node = super::node(&super::settings(std::slice::from_ref(&server)));
+                node.until(|| node.feeds.broker().readiness().is_ok()).await;
+                super::$case(node).await;
+            })*
+        }
+        mod on_two_servers {
+            $(#[tokio::test] async fn $case() {
+                let servers = [super::RedisServer::start().await, super::RedisServer::start().await];
+                let node = super::node(&super::settings(&servers));
                 node.until(|| node.feeds.broker().readiness().is_ok()).await;
                 super::$case(node).await;
             })*
@@ -598,5 +616,41 @@ async fn a_feed_outlives_its_last_member_by_the_linger_and_no_more() {
     let back = node.join("a", keep, None).await.unwrap();
     assert_eq!(back.told.position.unwrap().offset, 1);
     drop(back.membership);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_not_given_a_publication_for_lack_of_cpu_is_told_to_start_over() {
+    let node = node(&config::Broker::Memory);
+    let keep = Some(retention(100_000));
+    let client = node.join("a", keep, None).await.unwrap();
+    let data = format!("\"{}\"", "x".repeat(64 << 10));
+    // One thread: the hub's task does not run while this one publishes.
+    while !client.membership.has_ended() {
+        let how = How {
+            ack: Ack::Stored,
+            retention: keep,
+            idempotency: None,
+        };
+        node.feeds
+            .publish(&name("a"), publication(&data), how)
+            .await
+            .unwrap();
+    }
+    let mut offsets = 0;
+    assert_eq!(client.next(1).await, [Heard::Reply]);
+    loop {
+        match client.next(1).await.as_slice() {
+            [Heard::Publication { offset, .. }] => {
+                offsets += 1;
+                assert_eq!(*offset, offsets);
+            }
+            told => {
+                assert_eq!(told, [Heard::Unsubscribed(2500)]);
+                break;
+            }
+        }
+    }
+    assert_eq!(node.metrics.gaps_announced.get(), 1);
     node.stop().await;
 }

@@ -86,6 +86,17 @@ pub(super) struct Joined {
     pub(super) list: bool,
 }
 
+/// What has become of something that was to go into the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Appended {
+    /// It waits for the round, or nobody listens.
+    Gathering,
+    /// It does, and the channel has to be listed now.
+    List,
+    /// Too much waits already.
+    Dropped,
+}
+
 /// All that waited for a round.
 pub(super) struct Taken {
     pub(super) batch: Batch,
@@ -130,13 +141,12 @@ impl Channel {
         !mem::replace(&mut open.listed, true)
     }
 
-    /// Lets `append` put something into the batch, if anybody listens. Whether the channel has to be
-    /// listed now.
+    /// Lets `append` put something into the batch, if anybody listens.
     pub(super) fn append(
         &self,
         batch_bytes_max: usize,
         append: impl FnOnce(&mut Batch, Slots),
-    ) -> bool {
+    ) -> Appended {
         let mut open = self.open.lock();
         let slots = Slots {
             plain: open.plain.any_taken(),
@@ -144,16 +154,20 @@ impl Channel {
             queued: open.queued.any_taken(),
         };
         if !slots.plain && !slots.framed && !slots.queued {
-            return false;
+            return Appended::Gathering;
         }
         if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
             open.dropped += 1;
-            return false;
+            return Appended::Dropped;
         }
         append(&mut open.batch, slots);
         let full = batch_bytes_max <= open.batch.bytes();
         let newly_full = full && !mem::replace(&mut open.full, full);
-        !mem::replace(&mut open.listed, true) || newly_full
+        if !mem::replace(&mut open.listed, true) || newly_full {
+            Appended::List
+        } else {
+            Appended::Gathering
+        }
     }
 
     /// Whether the task should come by before the window is over, if at all.

@@ -28,6 +28,7 @@ fn everything_that_is_counted_has_its_line() {
     metrics.broker_lost(Side::Subscribe);
     metrics.probe_seen(Duration::from_millis(1));
     metrics.hook(Hook::Rpc, HookOutcome::Failed);
+    metrics.recovered(true);
     expect![[r##"
         # TYPE causeway_node_connections gauge
         causeway_node_connections 1
@@ -59,8 +60,20 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_broker_losses_total{side="subscribe"} 1
         # TYPE causeway_node_broker_gaps counter
         causeway_node_broker_gaps_total 0
+        # TYPE causeway_node_subscriptions_wanted gauge
+        causeway_node_subscriptions_wanted 0
         # TYPE causeway_node_subscriptions gauge
         causeway_node_subscriptions 0
+        # TYPE causeway_node_feeds gauge
+        causeway_node_feeds 0
+        # TYPE causeway_node_gaps_noticed counter
+        causeway_node_gaps_noticed_total 0
+        # TYPE causeway_node_gaps_filled counter
+        causeway_node_gaps_filled_total 0
+        # TYPE causeway_node_gaps_announced counter
+        causeway_node_gaps_announced_total 0
+        # TYPE causeway_node_recoveries counter
+        causeway_node_recoveries_total{result="hit"} 1
         # TYPE causeway_node_registry_leases counter
         causeway_node_registry_leases_total 0
         # TYPE causeway_node_registry_lapses counter
@@ -75,6 +88,9 @@ fn everything_that_is_counted_has_its_line() {
         # UNIT causeway_node_probe_seconds seconds
         causeway_node_probe_seconds_sum 0.001
         causeway_node_probe_seconds_count 1
+        # TYPE causeway_node_probe_age_seconds gauge
+        # UNIT causeway_node_probe_age_seconds seconds
+        causeway_node_probe_age_seconds 0.0
         # TYPE causeway_node_probes_missed counter
         causeway_node_probes_missed_total 0
         # TYPE causeway_node_lag_seconds histogram

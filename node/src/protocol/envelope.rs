@@ -126,8 +126,8 @@ pub(crate) fn decode(mut bytes: Bytes) -> Result<Envelope, BadEnvelope> {
     };
     let (published_at, event) = match (&kind[..], &position) {
         (b"p", _) => {
-            let (published_at, mut publication) = split_body::<Publication>(bytes)?;
-            publication.offset = offset;
+            let (published_at, publication) = split_body(bytes)?;
+            let publication = placed(publication, offset, published_at);
             (published_at, ChannelEvent::Publication(publication))
         }
         (b"j", None) => {
@@ -153,9 +153,17 @@ pub(crate) fn decode(mut bytes: Bytes) -> Result<Envelope, BadEnvelope> {
 ///
 /// [`BadEnvelope`]: no node stores that.
 pub(crate) fn decode_body(offset: u64, body: Bytes) -> Result<Publication, BadEnvelope> {
-    let (_, mut publication) = split_body::<Publication>(body)?;
-    publication.offset = offset;
-    Ok(publication)
+    let (published_at, publication) = split_body(body)?;
+    Ok(placed(publication, offset, published_at))
+}
+
+/// `publication` with what its body alone does not say.
+fn placed(publication: Publication, offset: u64, published_at: u64) -> Publication {
+    Publication {
+        offset,
+        time: i64::try_from(published_at).unwrap_or(i64::MAX),
+        ..publication
+    }
 }
 
 fn split_body<M: Message + Default>(mut body: Bytes) -> Result<(u64, M), BadEnvelope> {

@@ -10,10 +10,7 @@ use std::time::Duration;
 
 use deadpool_redis::redis::AsyncConnectionConfig;
 use deadpool_redis::redis::Client;
-use deadpool_redis::redis::ConnectionAddr;
-use deadpool_redis::redis::IntoConnectionInfo;
 use deadpool_redis::redis::Pipeline;
-use deadpool_redis::redis::RedisConnectionInfo;
 use deadpool_redis::redis::RedisError;
 use deadpool_redis::redis::Value;
 use deadpool_redis::redis::aio::MultiplexedConnection;
@@ -89,22 +86,7 @@ pub(crate) enum CommandError {
 impl Commands {
     /// Connects with the first command. `name` is what `CLIENT LIST` shows.
     pub(crate) fn new(config: &config::Redis, name: String) -> Self {
-        let server = &config.server;
-        let address = match &server.address {
-            config::RedisAddress::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
-            config::RedisAddress::Unix(path) => ConnectionAddr::Unix(path.clone()),
-        };
-        let mut login = RedisConnectionInfo::default().set_db(server.database);
-        if let Some(username) = &server.username {
-            login = login.set_username(username);
-        }
-        if let Some(password) = &server.password {
-            login = login.set_password(password.expose());
-        }
-        let info = address
-            .into_connection_info()
-            .expect("an address needs no parsing")
-            .set_redis_settings(login);
+        let info = super::connection_info(&config.server);
         Self {
             client: Client::open(info).expect("an address needs no parsing"),
             timeouts: Timeouts {

@@ -21,6 +21,7 @@ use tokio::time;
 use super::reply::Garbled;
 use super::reply::Parser;
 use super::reply::Reply;
+use super::tls;
 use crate::config::RedisAddress;
 use crate::config::RedisServer;
 
@@ -101,12 +102,13 @@ impl Connection {
     pub(crate) async fn open(opening: Opening<'_>) -> Result<Self, ConnectError> {
         let address = &opening.server.address;
         let opened = time::timeout(opening.timeout, async {
-            let stream = connect(address)
-                .await
-                .map_err(|source| ConnectError::Unreachable {
-                    address: address.clone(),
-                    source,
-                })?;
+            let stream =
+                connect(opening.server)
+                    .await
+                    .map_err(|source| ConnectError::Unreachable {
+                        address: address.clone(),
+                        source,
+                    })?;
             let (reader, writer) = tokio::io::split(stream);
             let mut connection = Self {
                 reader,
@@ -234,12 +236,15 @@ impl Connection {
     }
 }
 
-async fn connect(address: &RedisAddress) -> io::Result<Box<dyn Stream>> {
-    match address {
+async fn connect(server: &RedisServer) -> io::Result<Box<dyn Stream>> {
+    match &server.address {
         RedisAddress::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
+            match &server.tls {
+                Some(tls) => Ok(Box::new(tls::connect(stream, host, tls).await?)),
+                None => Ok(Box::new(stream)),
+            }
         }
         RedisAddress::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
     }

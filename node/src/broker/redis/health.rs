@@ -30,6 +30,7 @@ pub(super) struct Health {
     /// Why publications cannot come back, if they cannot.
     subscriber: Result<(), String>,
     lanes: Vec<Lane>,
+    since: Instant,
 }
 
 /// One lane's way.
@@ -85,6 +86,7 @@ impl Health {
             pace,
             subscriber: Err("not connected to redis yet".to_owned()),
             lanes: (0..lanes).map(lane).collect(),
+            since: now,
         }
     }
 
@@ -184,6 +186,15 @@ impl Health {
             None => lane.due,
         })
         .min()
+    }
+
+    /// How long ago the lane that was proven longest ago was proven.
+    pub(super) fn probe_age(&self, now: Instant) -> Duration {
+        let ages = self.lanes.iter().map(|lane| {
+            let seen_at = lane.seen_at.unwrap_or(self.since);
+            now.saturating_duration_since(seen_at)
+        });
+        ages.max().unwrap_or_default()
     }
 
     /// Why a publication may not come back, if so: the first reason on its way.

@@ -1,6 +1,9 @@
 //! Keeps [`Health`] up to date, sends its probes and acts on what they find.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,6 +20,7 @@ use super::health::Ends;
 use super::health::Health;
 use super::health::Pace;
 use super::health::Task;
+use crate::broker::Shard;
 use crate::config;
 use crate::metrics::Metrics;
 
@@ -27,7 +31,51 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Monitor {
     state: Mutex<State>,
     changed: Notify,
+    all: Arc<AllReady>,
+    /// For people.
+    address: String,
     metrics: Arc<Metrics>,
+}
+
+/// Over all servers: the broker is ready if each of them is.
+pub(super) struct AllReady {
+    unready: AtomicUsize,
+    /// For each of them, in milliseconds.
+    probe_ages: Vec<AtomicU64>,
+    metrics: Arc<Metrics>,
+}
+
+impl AllReady {
+    /// None of `servers` is ready yet.
+    pub(super) fn new(servers: usize, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            unready: AtomicUsize::new(servers),
+            probe_ages: (0..servers).map(|_| AtomicU64::new(0)).collect(),
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    /// The last proof that `shard` brings what is published is that old.
+    fn note_probe_age(&self, shard: Shard, age: Duration) {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        self.probe_ages[shard.0].store(age, Ordering::Relaxed);
+        let ages = self
+            .probe_ages
+            .iter()
+            .map(|age| age.load(Ordering::Relaxed));
+        let oldest = ages.max().unwrap_or(0);
+        self.metrics.probe_age_seconds.set(oldest as f64 / 1000.0);
+    }
+
+    /// One of them is from now on, or no longer.
+    fn change(&self, is_ready: bool) {
+        let unready = if is_ready {
+            self.unready.fetch_sub(1, Ordering::AcqRel) - 1
+        } else {
+            self.unready.fetch_add(1, Ordering::AcqRel) + 1
+        };
+        self.metrics.broker_ready.set(i64::from(unready == 0));
+    }
 }
 
 struct State {
@@ -36,7 +84,7 @@ struct State {
 }
 
 impl Monitor {
-    pub(super) fn new(config: &config::Redis, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(config: &config::Redis, all: Arc<AllReady>, metrics: Arc<Metrics>) -> Self {
         let pace = Pace {
             interval: config.probe_interval,
             timeout: config.probe_timeout,
@@ -48,6 +96,8 @@ impl Monitor {
                 is_ready: false,
             }),
             changed: Notify::new(),
+            all,
+            address: config.server.address.to_string(),
             metrics,
         }
     }
@@ -84,10 +134,11 @@ impl Monitor {
         let readiness = state.health.readiness();
         if readiness.is_ok() != state.is_ready {
             state.is_ready = readiness.is_ok();
-            self.metrics.broker_ready.set(i64::from(state.is_ready));
+            self.all.change(state.is_ready);
+            let redis = &self.address;
             match readiness {
-                Ok(()) => info!("the broker is ready"),
-                Err(reason) => warn!(reason, "the broker is not ready"),
+                Ok(()) => info!(redis, "the broker is ready"),
+                Err(reason) => warn!(redis, reason, "the broker is not ready"),
             }
         }
         result
@@ -130,6 +181,12 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
             }
         }
         broker.drops.log();
+        let age = monitor
+            .state
+            .lock()
+            .health
+            .probe_age(Instant::now().into_std());
+        monitor.all.note_probe_age(broker.shard, age);
         let tick = Instant::now() + TICK;
         let next_at = monitor.state.lock().health.next_at();
         let wake_at = next_at.map_or(tick, |at| tick.min(at.into()));

@@ -16,10 +16,7 @@ use deadpool_redis::PoolConfig;
 use deadpool_redis::Runtime;
 use deadpool_redis::Timeouts;
 use deadpool_redis::redis::AsyncConnectionConfig;
-use deadpool_redis::redis::ConnectionAddr;
-use deadpool_redis::redis::IntoConnectionInfo;
 use deadpool_redis::redis::Pipeline;
-use deadpool_redis::redis::RedisConnectionInfo;
 use deadpool_redis::redis::RedisError;
 use deadpool_redis::redis::Value;
 use tokio::sync::watch;
@@ -45,22 +42,7 @@ use crate::redis::Backoff;
 
 /// A pool with room for one connection of each lane. Nothing is connected yet.
 pub(super) fn pool(config: &config::Redis) -> Pool {
-    let server = &config.server;
-    let address = match &server.address {
-        config::RedisAddress::Tcp { host, port } => ConnectionAddr::Tcp(host.clone(), *port),
-        config::RedisAddress::Unix(path) => ConnectionAddr::Unix(path.clone()),
-    };
-    let mut login = RedisConnectionInfo::default().set_db(server.database);
-    if let Some(username) = &server.username {
-        login = login.set_username(username);
-    }
-    if let Some(password) = &server.password {
-        login = login.set_password(password.expose());
-    }
-    let info = address
-        .into_connection_info()
-        .expect("an address needs no parsing")
-        .set_redis_settings(login);
+    let info = redis::connection_info(&config.server);
     // redis-rs gives up after 500 ms of silence by default, and deadpool never.
     let timeouts = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(config.connect_timeout))

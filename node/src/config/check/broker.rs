@@ -1,42 +1,30 @@
 //! The broker's settings, and what a Redis URL says.
 
+use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use causeway_conf::Secret;
 use deadpool_redis::redis::ConnectionAddr;
 use deadpool_redis::redis::IntoConnectionInfo;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::Checker;
 use crate::config::Broker;
 use crate::config::Redis;
 use crate::config::RedisAddress;
 use crate::config::RedisServer;
+use crate::config::RedisTls;
 use crate::config::raw;
 use crate::config::settings;
 
-const EXPECTED: &str = "expected redis://[[user]:password@]host[:port][/database] or \
+const EXPECTED: &str = "expected redis[s]://[[user]:password@]host[:port][/database] or \
     unix:///path/to/socket[?db=0&user=...&pass=...]";
 
 impl Checker<'_> {
     pub(super) fn broker(&mut self, raw: raw::Broker) -> Broker {
-        let kind = raw.kind.unwrap_or(raw::BrokerKind::Memory);
-        let server = match (kind, &raw.url) {
-            (raw::BrokerKind::Memory, None) => None,
-            (raw::BrokerKind::Memory, Some(_)) => {
-                self.error("broker.url", "a URL is only for `kind: redis`");
-                None
-            }
-            (raw::BrokerKind::Redis, None) => {
-                self.error(
-                    "broker.url",
-                    format!("`kind: redis` needs a url: {EXPECTED}"),
-                );
-                None
-            }
-            (raw::BrokerKind::Redis, Some(url)) => server(url)
-                .map_err(|message| self.error("broker.url", message))
-                .ok(),
-        };
+        let servers = self.servers(&raw);
         // All are checked even if no Redis is in use: the mistake would show only later.
         let lanes = self.count("broker.lanes", raw.lanes, &settings::LANES);
         let lane_bytes_max = self.size("broker.lane_bytes", raw.lane_bytes, &settings::LANE_BYTES);
@@ -71,11 +59,13 @@ impl Checker<'_> {
             raw.message_size,
             &settings::REDIS_MESSAGE_SIZE,
         );
-        let Some(server) = server else {
+        let mut servers = servers.into_iter();
+        let Some(server) = servers.next() else {
             return Broker::Memory;
         };
         Broker::Redis(Box::new(Redis {
             server,
+            other_servers: servers.collect(),
             lanes,
             lane_bytes_max,
             lane_wait,
@@ -87,31 +77,133 @@ impl Checker<'_> {
             message_bytes_max,
         }))
     }
+
+    /// The servers that are named, without those that are wrong; none for the memory broker.
+    fn servers(&mut self, raw: &raw::Broker) -> Vec<RedisServer> {
+        let kind = raw.kind.unwrap_or(raw::BrokerKind::Memory);
+        let urls: Vec<(String, &Secret)> = match (kind, &raw.url, &raw.urls) {
+            (raw::BrokerKind::Memory, url, urls) => {
+                for (key, is_set) in [
+                    ("broker.url", url.is_some()),
+                    ("broker.urls", urls.is_some()),
+                ] {
+                    if is_set {
+                        self.error(key, "a URL is only for `kind: redis`");
+                    }
+                }
+                Vec::new()
+            }
+            (raw::BrokerKind::Redis, Some(_), Some(_)) => {
+                self.error("broker.urls", "expected either url or urls");
+                Vec::new()
+            }
+            (raw::BrokerKind::Redis, Some(url), None) => vec![("broker.url".to_owned(), url)],
+            (raw::BrokerKind::Redis, None, Some(urls)) => {
+                if urls.is_empty() || settings::SERVERS_MAX < urls.len() {
+                    let max = settings::SERVERS_MAX;
+                    self.error(
+                        "broker.urls",
+                        format!("expected 1 to {max} URLs, found {}", urls.len()),
+                    );
+                }
+                let key = |index| format!("broker.urls[{index}]");
+                urls.iter()
+                    .enumerate()
+                    .map(|(index, url)| (key(index), url))
+                    .collect()
+            }
+            (raw::BrokerKind::Redis, None, None) => {
+                self.error(
+                    "broker.url",
+                    format!("`kind: redis` needs a url: {EXPECTED}"),
+                );
+                Vec::new()
+            }
+        };
+        let ca = self.broker_ca(raw.tls.as_ref());
+        let mut servers: Vec<RedisServer> = Vec::new();
+        for (key, url) in urls {
+            match server(url, ca.as_ref()) {
+                Err(message) => self.error(&key, message),
+                Ok(server) if servers.iter().any(|other| other.is_same_data(&server)) => {
+                    self.error(&key, "this server is there already");
+                }
+                Ok(server) => servers.push(server),
+            }
+        }
+        if raw.tls.is_some() && servers.iter().all(|server| server.tls.is_none()) {
+            self.error(
+                "broker.tls",
+                "it is only for URLs that begin with rediss://",
+            );
+        }
+        servers
+    }
+
+    /// The certificates in the file that `broker.tls.ca` names.
+    fn broker_ca(&mut self, tls: Option<&raw::BrokerTls>) -> Option<Arc<[u8]>> {
+        let path = tls?.ca.as_ref()?;
+        let read = fs::read(path).map_err(|error| error.to_string());
+        let checked = read.and_then(|pem| {
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            match certificates {
+                Ok(certificates) if !certificates.is_empty() => Ok(pem.into()),
+                Ok(_) => Err("there is no certificate in it".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        checked
+            .map_err(|message| {
+                let path = path.display();
+                self.error(
+                    "broker.tls.ca",
+                    format!("expected certificates in PEM in {path}: {message}"),
+                );
+            })
+            .ok()
+    }
+}
+
+impl RedisServer {
+    /// Whether what is written to one is seen in the other.
+    fn is_same_data(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
 }
 
 /// Reads a Redis URL; the error says what would be right and never repeats the URL.
-fn server(url: &Secret) -> Result<RedisServer, String> {
-    let url = url.expose();
-    if url.starts_with("rediss:") {
-        return Err(
-            "TLS to Redis (rediss://) is not supported yet: expected redis:// or unix://"
-                .to_owned(),
-        );
-    }
+fn server(url: &Secret, ca: Option<&Arc<[u8]>>) -> Result<RedisServer, String> {
     let info = url
+        .expose()
         .into_connection_info()
         .map_err(|_| EXPECTED.to_owned())?;
-    let address = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => RedisAddress::Tcp {
-            host: host.clone(),
-            port: *port,
-        },
-        ConnectionAddr::Unix(path) if path != &PathBuf::new() => RedisAddress::Unix(path.clone()),
+    let (address, tls) = match info.addr() {
+        ConnectionAddr::Tcp(host, port) => {
+            let address = RedisAddress::Tcp {
+                host: host.clone(),
+                port: *port,
+            };
+            (address, None)
+        }
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            return Err("without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in broker.tls.ca".to_owned());
+        }
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let address = RedisAddress::Tcp {
+                host: host.clone(),
+                port: *port,
+            };
+            (address, Some(RedisTls { ca: ca.cloned() }))
+        }
+        ConnectionAddr::Unix(path) if path != &PathBuf::new() => {
+            (RedisAddress::Unix(path.clone()), None)
+        }
         _ => return Err(EXPECTED.to_owned()),
     };
     let login = info.redis_settings();
     Ok(RedisServer {
         address,
+        tls,
         database: login.db(),
         username: login.username().map(str::to_owned),
         password: login

@@ -11,6 +11,7 @@ fn at(milliseconds: u64) -> SystemTime {
 fn publication(data: &[u8]) -> Publication {
     Publication {
         data: Bytes::copy_from_slice(data),
+        time: 1234,
         ..Publication::default()
     }
 }
@@ -128,7 +129,7 @@ proptest! {
         };
         let position = Position { epoch: epoch.as_str().into(), offset };
         let envelope = decode(stored(&position, &body(&publication, at(1)))).unwrap();
-        let expected = Publication { offset, ..publication };
+        let expected = Publication { offset, time: 1, ..publication };
         prop_assert_eq!(envelope.position, Some(position));
         prop_assert_eq!(envelope.event, ChannelEvent::Publication(expected));
     }

@@ -218,3 +218,16 @@ fn every_lane_has_to_be_proven() {
     assert_eq!(bench.health.readiness(), Ok(()));
     bench.health.seen(7, 0, now); // Somebody else's idea of a lane.
 }
+
+#[test]
+fn the_age_of_the_last_proof_is_that_of_the_way_proven_longest_ago() {
+    let mut bench = Bench::up(2);
+    let age = |bench: &Bench, ms| bench.health.probe_age(bench.at(ms)).as_millis();
+    assert_eq!(age(&bench, 50), 50, "never yet");
+    bench.due(0);
+    for (lane, ms) in [(0, 100), (1, 300)] {
+        let now = bench.at(ms);
+        bench.health.seen(lane, 0, now);
+    }
+    assert_eq!(age(&bench, 1000), 900);
+}
