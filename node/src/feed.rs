@@ -47,6 +47,7 @@ use crate::protocol::envelope;
 use crate::protocol::envelope::BadEnvelope;
 use crate::publication::Publication;
 
+mod census;
 mod channel;
 mod keeper;
 mod membership;

@@ -31,6 +31,7 @@ use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
 use crate::transport::Body;
 
+mod api;
 mod body;
 mod client_address;
 mod cookie;
@@ -44,6 +45,7 @@ mod route;
 mod sockjs;
 mod wire;
 
+pub(crate) use api::ApiMount;
 pub(crate) use mount::Mount;
 pub(crate) use route::Place;
 pub(crate) use route::Route;
@@ -76,6 +78,8 @@ pub(crate) struct HttpConfig {
 pub(crate) struct Http {
     config: HttpConfig,
     mounts: Vec<Mount>,
+    /// For the application's backend.
+    api: Option<ApiMount>,
     metrics: Arc<Metrics>,
 }
 
@@ -107,8 +111,15 @@ impl Http {
         Self {
             config,
             mounts,
+            api: None,
             metrics,
         }
+    }
+
+    /// Serves `api` too, apart from all mounts.
+    #[allow(dead_code, reason = "channel clients are on their way")]
+    pub(crate) fn with_api(self, api: Option<ApiMount>) -> Self {
+        Self { api, ..self }
     }
 
     /// Answers one request from `peer`.
@@ -125,6 +136,14 @@ impl Http {
         let (parts, body) = request.into_parts();
         if !has_host(&parts) {
             return text(StatusCode::BAD_REQUEST, "one Host header is expected\n").into();
+        }
+        if let Some(api) = &self.api
+            && let Some(method) = api.method(parts.uri.path())
+        {
+            return api
+                .answer(method, &parts, body, self.body_limits())
+                .await
+                .into();
         }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
         let Some(route) = route::find(parts.uri.path(), endpoints, self.config.page) else {
@@ -165,10 +184,7 @@ impl Http {
             Place::Info => return sockjs::info(&mount.sockjs().settings, parts).into(),
             Place::Iframe => return mount.iframe_page(&parts.headers).into(),
             Place::Session { id, wire } => {
-                let limits = BodyLimits {
-                    bytes_max: self.config.body_bytes_max,
-                    timeout: self.config.body_timeout,
-                };
+                let limits = self.body_limits();
                 let request = SessionRequest { id, wire, client };
                 let response = sockjs::session(mount, request, parts, body, limits);
                 return response.await;
@@ -194,6 +210,13 @@ impl Http {
                 *response.status_mut() = error.answer(response.headers_mut());
                 response.into()
             }
+        }
+    }
+
+    fn body_limits(&self) -> BodyLimits {
+        BodyLimits {
+            bytes_max: self.config.body_bytes_max,
+            timeout: self.config.body_timeout,
         }
     }
 

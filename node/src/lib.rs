@@ -61,6 +61,8 @@ mod hub;
 #[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod feed;
 // Layer 6.
+#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
+mod api;
 mod client;
 // Layer 7.
 mod session;

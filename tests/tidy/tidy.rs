@@ -80,6 +80,7 @@ const NODE: Layers = Layers {
         &["control"],
         &["hub"],
         &["feed"],
+        &["api"],
         &["client"],
         &["session"],
         &["transport"],

@@ -1,0 +1,100 @@
+//! Who may use the API: whoever knows one of its keys.
+
+use causeway_conf::Secret;
+use http::HeaderMap;
+use http::header;
+use sha2::Digest as _;
+use sha2::Sha256;
+
+/// Keys that are accepted, by what they hash to: all hashes are equally long, and comparing them says
+/// nothing about the keys.
+pub(super) struct Keys(Vec<[u8; 32]>);
+
+impl Keys {
+    pub(super) fn new(keys: &[Secret]) -> Self {
+        Self(
+            keys.iter()
+                .map(|key| hash(key.expose().as_bytes()))
+                .collect(),
+        )
+    }
+
+    /// Whether a request shows one of the keys, as `X-API-Key: KEY` or `Authorization: apikey KEY`.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> bool {
+        let Some(shown) = shown(headers) else {
+            return false;
+        };
+        let shown = hash(shown);
+        // Each is compared whole, whatever came of those before.
+        self.0
+            .iter()
+            .fold(false, |found, key| found | is_same(key, &shown))
+    }
+}
+
+fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(key) = headers.get("x-api-key") {
+        return Some(key.as_bytes());
+    }
+    let authorization = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = authorization.split_at_checked("apikey ".len())?;
+    scheme.eq_ignore_ascii_case(b"apikey ").then_some(key)
+}
+
+fn hash(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
+
+/// Takes the same time wherever they differ.
+fn is_same(left: &[u8; 32], right: &[u8; 32]) -> bool {
+    let difference = left
+        .iter()
+        .zip(right)
+        .fold(0, |all, (left, right)| all | (left ^ right));
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn admits(name: &'static str, value: &str) -> bool {
+        let keys = ["the first key of all", "the second one"];
+        let keys = Keys::new(&keys.map(|key| Secret::new(key.to_owned())));
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).unwrap());
+        keys.admit(&headers)
+    }
+
+    #[test]
+    fn each_of_the_keys_opens_in_either_header() {
+        for key in ["the first key of all", "the second one"] {
+            assert!(admits("x-api-key", key));
+            assert!(admits("authorization", &format!("apikey {key}")));
+            assert!(admits("authorization", &format!("ApiKey {key}")));
+        }
+    }
+
+    #[test]
+    fn nothing_else_does() {
+        for wrong in [
+            "",
+            "the first key of al",
+            "the first key of all ",
+            "The second one",
+        ] {
+            assert!(!admits("x-api-key", wrong), "{wrong}");
+        }
+        for wrong in [
+            "the second one",
+            "Bearer the second one",
+            "apikey",
+            "apikey  the second one",
+        ] {
+            assert!(!admits("authorization", wrong), "{wrong}");
+        }
+        assert!(!Keys::new(&[]).admit(&HeaderMap::new()));
+    }
+}
