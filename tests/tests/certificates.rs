@@ -78,10 +78,16 @@ async fn open(clients: &Arc<ClientConfig>, address: SocketAddr) -> Result<Tunnel
 
 async fn echo(tunnel: &mut Tunnel, text: &str) -> Result<()> {
     tunnel.send(Message::text(text)).await?;
-    let echo = timeout(PATIENCE, tunnel.next()).await;
-    let echo = echo
-        .context("no echo in time")?
-        .context("the tunnel has ended")??;
+    // The node asks idle tunnels whether they live.
+    let echo = loop {
+        let message = timeout(PATIENCE, tunnel.next()).await;
+        let message = message
+            .context("no echo in time")?
+            .context("the tunnel has ended")??;
+        if !message.is_ping() {
+            break message;
+        }
+    };
     if echo.to_text()? != text {
         bail!("{text} came back as {echo:?}");
     }

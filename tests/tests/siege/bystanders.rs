@@ -170,10 +170,16 @@ async fn echoes(
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     for number in 0_u64.. {
         socket.send(Message::text(number.to_string())).await?;
-        let echo = timeout(PATIENCE, socket.next())
-            .await
-            .context("no echo in time")?;
-        let echo = echo.context("the tunnel has ended")??;
+        // The node asks tunnels whether they live.
+        let echo = loop {
+            let message = timeout(PATIENCE, socket.next()).await;
+            let message = message
+                .context("no echo in time")?
+                .context("the tunnel has ended")??;
+            if !message.is_ping() {
+                break message;
+            }
+        };
         if echo.to_text()? != number.to_string() {
             bail!("{number} came back as {echo:?}");
         }
