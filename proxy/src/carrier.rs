@@ -17,22 +17,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::BytesMut;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
-use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{ALPN, Ssl, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 pub(crate) use crate::carrier::chunks::{ChunkError, Chunks};
 use crate::carrier::seams::Seams;
 use crate::carrier::seams::Step;
+use crate::layered::pingora_stream;
 use crate::scheme::Scheme;
 
 /// Writes up to this size are gathered; larger ones go straight through.
@@ -266,19 +262,6 @@ impl AsyncWrite for Carrier {
     }
 }
 
-#[async_trait]
-impl Shutdown for Carrier {
-    async fn shutdown(&mut self) {
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for Carrier {
-    fn id(&self) -> UniqueIDType {
-        self.io.id()
-    }
-}
-
 impl Ssl for Carrier {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.io.get_ssl_digest()
@@ -289,25 +272,7 @@ impl Ssl for Carrier {
     }
 }
 
-impl GetTimingDigest for Carrier {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.io.get_timing_digest()
-    }
-}
-
-impl GetProxyDigest for Carrier {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.io.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for Carrier {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.io.get_socket_digest()
-    }
-}
-
-impl Peek for Carrier {}
+pingora_stream!([] Carrier, over io);
 
 /// The address that the connection comes from.
 pub(crate) fn peer_of(downstream: &ServerSession) -> IpAddr {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
 use http::{Method, StatusCode};
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use crate::backend::{Address, BackendId};
@@ -161,6 +162,27 @@ pub(crate) struct PoolConfig {
     /// Where nodes say that they are there.
     pub(crate) discover: Option<DiscoverConfig>,
     pub(crate) health: HealthConfig,
+    /// How its backends are spoken to; `None` is in plain.
+    pub(crate) tls: Option<BackendTls>,
+}
+
+/// How TLS is spoken to the backends of a pool.
+///
+/// Invariant: with `verify`, each backend has a name to verify: `server_name`, or that of its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendTls {
+    /// Whether they have to prove who they are.
+    pub(crate) verify: bool,
+    /// Who signs their certificates; `None` takes whom this machine trusts.
+    pub(crate) ca: Option<PathBuf>,
+    /// Whom their certificates name; `None` is the host of each one's address.
+    pub(crate) server_name: Option<ServerName<'static>>,
+    /// What the edge shows them.
+    pub(crate) certificate: Option<CertificateFiles>,
+}
+
+impl BackendTls {
+    const VERIFY: bool = true;
 }
 
 /// The registry of nodes that a pool takes backends from. `Debug` masks the URL.

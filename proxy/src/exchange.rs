@@ -41,6 +41,7 @@ use crate::pool::RequestCount;
 use crate::pool::Seeks;
 use crate::pool::Tried;
 use crate::scheme::Scheme;
+use crate::tls::Connector;
 use crate::upstream::DialError;
 use crate::upstream::Repeatable;
 
@@ -248,6 +249,12 @@ impl Policy {
                 FailedDial::TimedOut,
                 Refusal::BackendTimeout,
             ),
+            // Not how a restart looks, and the client gets an answer that says whose fault it is.
+            DialError::Tls(_) => (
+                Some(Evidence::TlsFailed),
+                FailedDial::TimedOut,
+                Refusal::BackendFailed,
+            ),
             DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => (
                 Some(Evidence::ConnectRefused),
                 FailedDial::Refused,
@@ -408,6 +415,11 @@ impl Exchange {
             Repeatable::Yes => Again::Allowed,
             Repeatable::No => Again::Forbidden,
         }
+    }
+
+    /// How the backends of its pool are spoken to, unless it is in plain.
+    pub(crate) fn tls(&self) -> Option<&Connector> {
+        self.pool.tls.as_deref()
     }
 
     /// The backend of the last attempt.

@@ -61,7 +61,11 @@ async fn probe_all(pools: &Pools, names: &Arc<Names>, shutdown: &CancellationTok
     let mut tasks = JoinSet::new();
     let mut watched: HashMap<Id, Watch> = HashMap::new();
     for pool in pools.iter() {
-        let prober = Arc::new(Prober::new(&pool.health, Arc::clone(names)));
+        let prober = Arc::new(Prober::new(
+            &pool.health,
+            pool.tls.clone(),
+            Arc::clone(names),
+        ));
         for backend in pool.backends() {
             if backend.state() == State::Maintenance || backend.is_leaving() {
                 continue;

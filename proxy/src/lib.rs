@@ -26,6 +26,7 @@ mod forwarded;
 pub mod fuzz;
 mod health;
 mod hold;
+mod layered;
 mod limits;
 mod listeners;
 mod logging;
@@ -64,6 +65,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::access::AccessLogError;
 pub use crate::config::Config;
+use crate::config::ListenerConfig;
 use crate::entrance::Entrance;
 use crate::entrance::Entrances;
 use crate::files::FileBudget;
@@ -71,6 +73,7 @@ pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
 use crate::parts::Parts;
+pub use crate::parts::StartError;
 pub use crate::plugin::AfterDrain;
 pub use crate::plugin::Plugin;
 pub use crate::service::Edge;
@@ -78,30 +81,11 @@ pub use crate::service::RequestContext;
 use crate::shutdown::Ending;
 use crate::shutdown::Haste;
 use crate::shutdown::Signals;
-pub use crate::tls::{CertificateError, TicketKeyError, TlsError};
+use crate::tls::Connectors;
+pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 
 /// Longer than any drain: the end of the process is ours, not Pingora's.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Why the edge cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A listening socket cannot be had.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The access log cannot be written.
-    #[error(transparent)]
-    AccessLog(#[from] AccessLogError),
-    /// A listener cannot speak TLS.
-    #[error("{listener}: {source}")]
-    Tls {
-        /// Its address.
-        listener: SocketAddr,
-        /// Why.
-        #[source]
-        source: TlsError,
-    },
-}
 
 /// Runs the edge until a signal ends the process. `config` was read from `file`, which SIGHUP has read anew.
 ///
@@ -177,18 +161,32 @@ impl BackgroundService for Renewal {
     }
 }
 
+/// Says whether the edge could start with `config`, as far as the files go that it names: certificates, keys, authorities.
+///
+/// # Errors
+///
+/// [`StartError`] for the first that is wrong, as [`run`] would have it.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    for listener in &config.listeners {
+        entrance(config, listener)?;
+    }
+    Connectors::load(config)?;
+    Ok(())
+}
+
+fn entrance(config: &Config, listener: &ListenerConfig) -> Result<Entrance, StartError> {
+    let entrance = Entrance::new(listener, config.timeouts.head);
+    entrance.map_err(|source| StartError::Tls {
+        listener: listener.address,
+        source,
+    })
+}
+
 /// The way in of each listener, by the address that it really has.
 fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entrance)>, StartError> {
     let listeners = config.listeners.iter().zip(bound);
     listeners
-        .map(|(listener, bound)| {
-            let entrance = Entrance::new(listener, config.timeouts.head);
-            let entrance = entrance.map_err(|source| StartError::Tls {
-                listener: listener.address,
-                source,
-            })?;
-            Ok((bound.address, entrance))
-        })
+        .map(|(listener, bound)| Ok((bound.address, entrance(config, listener)?)))
         .collect()
 }
 

@@ -36,6 +36,10 @@ fn main() -> ExitCode {
     };
     if flags.check {
         use std::io::Write;
+        if let Err(error) = causeway_proxy::check(&config) {
+            eprintln!("{}: {error}", flags.config.display());
+            return ExitCode::from(CANNOT_START);
+        }
         // Whoever does not read it has the exit code.
         let _ = writeln!(std::io::stdout(), "{}: valid", flags.config.display());
         return ExitCode::SUCCESS;

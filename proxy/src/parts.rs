@@ -1,5 +1,6 @@
 //! What the edge is made of: the parts that its services share, made once from the settings.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -34,6 +35,7 @@ use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
 use crate::limits::ConnectionLimit;
 use crate::limits::Seldom;
+use crate::listeners::BindError;
 use crate::metrics::Metrics;
 use crate::names::ADDRESSES_MAX;
 use crate::names::Names;
@@ -44,6 +46,7 @@ use crate::service::Mounted;
 use crate::service::STALE_MAX;
 use crate::shutdown::Drain;
 use crate::takeover::Takeover;
+use crate::tls::{Connectors, PoolTlsError, TlsError};
 use crate::tunnel::Tunnels;
 use crate::upstream::Dialer;
 
@@ -53,6 +56,29 @@ pub(crate) fn attempts_max() -> usize {
     // waits, it dials at its own pace; each dial may take all addresses of a name.
     let dials = Limits::RETRIES_MAX + 2 + HoldConfig::LONGEST.dials_max();
     STALE_MAX + dials * ADDRESSES_MAX
+}
+
+/// Why the edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listening socket cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The access log cannot be written.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// A listener cannot speak TLS.
+    #[error("{listener}: {source}")]
+    Tls {
+        /// Its address.
+        listener: SocketAddr,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
+    /// The backends of a pool cannot be spoken to.
+    #[error(transparent)]
+    PoolTls(#[from] PoolTlsError),
 }
 
 /// What the services share.
@@ -76,15 +102,16 @@ impl Parts {
     ///
     /// # Errors
     ///
-    /// [`AccessLogError`] if it cannot be opened.
-    pub(crate) fn new(config: &Config) -> Result<Self, AccessLogError> {
+    /// [`StartError`] if that cannot be opened, or a file for the TLS of backends is wrong.
+    pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
+        let tls = Connectors::load(config)?;
         let files = share_out_files(config.limits.connections);
         let metrics = Arc::new(Metrics::new());
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         let connections = Connections::new(config.drain.late);
-        let pools = Pools::new(config, &metrics, Instant::now(), unix);
+        let pools = Pools::new(config, &tls, &metrics, Instant::now(), unix);
         let policy = Policy {
             rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools))),
             waiting_room: WaitingRoom::new(HoldConfig::of(config)),
@@ -97,7 +124,7 @@ impl Parts {
         let names = Arc::new(Names::new());
         let open = policy.metrics.connections_open.clone();
         let policy = Arc::new(policy);
-        let reloader = Reloader::new(Arc::clone(&policy), config.clone());
+        let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls);
         Ok(Self {
             policy,
             reloader: Arc::new(reloader),

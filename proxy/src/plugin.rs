@@ -14,7 +14,6 @@ use pingora::services::ServiceWithDependents;
 use pingora::services::background::{BackgroundService, background_service};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::access::AccessLogError;
 use crate::config::Config;
 use crate::listeners::BindError;
 use crate::listeners::Bound;
@@ -22,10 +21,12 @@ use crate::listeners::ListeningService;
 use crate::logging;
 use crate::parts;
 use crate::parts::Parts;
+use crate::parts::StartError;
 use crate::parts::Watch;
 use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::shutdown::Drain;
+use crate::tls::PoolTlsError;
 use crate::upstream;
 
 /// How much longer than `drain.timeout` Pingora has to leave the process alone: the last tunnels are closed in it.
@@ -117,8 +118,8 @@ impl Plugin {
     ///
     /// # Errors
     ///
-    /// [`AccessLogError`] if the access log cannot be opened.
-    pub fn new(config: Config) -> Result<Self, AccessLogError> {
+    /// [`StartError`] if the access log cannot be opened, or a file for the TLS of backends is wrong.
+    pub fn new(config: Config) -> Result<Self, StartError> {
         let parts = Parts::new(&config)?;
         Ok(Self { config, parts })
     }
@@ -198,8 +199,12 @@ impl Plugin {
 
     /// Goes by `config` from now on, as the program does after SIGHUP: backends in both keep their clients, those that are gone
     /// drain. Settings that take a restart are named in a log line.
-    pub fn reload(&self, config: &Config) {
-        self.parts.reloader.apply(config, Instant::now());
+    ///
+    /// # Errors
+    ///
+    /// [`PoolTlsError`] if a file for the TLS of backends is wrong; then nothing changes.
+    pub fn reload(&self, config: &Config) -> Result<(), PoolTlsError> {
+        self.parts.reloader.apply(config, Instant::now())
     }
 
     /// Sends the log lines of the process to standard error, as `log` says. A subscriber that is there already stays.

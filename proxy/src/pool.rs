@@ -45,6 +45,7 @@ use crate::pool::sessions::Sessions;
 use crate::pool::state::Change;
 use crate::pool::table::{Table, View};
 use crate::scheme::Scheme;
+use crate::tls::{Connector, Connectors};
 
 /// How long a backend that the configuration does not name any more is kept when nobody uses it: longer than a polling client
 /// stays away between two polls.
@@ -57,16 +58,23 @@ impl Pools {
     /// The pools of `config`; `unix` is the time of day at `now`.
     pub(crate) fn new(
         config: &Config,
+        tls: &Connectors,
         metrics: &Arc<Metrics>,
         now: Instant,
         unix: Duration,
     ) -> Self {
-        let pool = |pool| Pool::new(config, pool, None, metrics, (now, unix), now);
+        let pool = |pool| Pool::new(config, pool, tls, None, metrics, (now, unix), now);
         Self(config.pools.iter().map(pool).collect())
     }
 
     /// The pools of a new configuration, in which those of the same name go on: with the sessions and backends that they have.
-    pub(crate) fn renewed(&self, config: &Config, metrics: &Arc<Metrics>, now: Instant) -> Self {
+    pub(crate) fn renewed(
+        &self,
+        config: &Config,
+        tls: &Connectors,
+        metrics: &Arc<Metrics>,
+        now: Instant,
+    ) -> Self {
         let unix = |pool: &Pool| (pool.started, pool.started_unix);
         // There is never none.
         let started = self
@@ -75,7 +83,15 @@ impl Pools {
             .map_or((now, Duration::ZERO), |pool| unix(pool));
         let pool = |pool: &PoolConfig| {
             let old = self.0.iter().find(|old| old.name == pool.name);
-            Pool::new(config, pool, old.map(Arc::as_ref), metrics, started, now)
+            Pool::new(
+                config,
+                pool,
+                tls,
+                old.map(Arc::as_ref),
+                metrics,
+                started,
+                now,
+            )
         };
         Self(config.pools.iter().map(pool).collect())
     }
@@ -110,6 +126,8 @@ pub(crate) struct Pool {
     pub(crate) name: String,
     pub(crate) affinity: Affinity,
     pub(crate) health: HealthConfig,
+    /// What speaks TLS to its backends, if they speak it.
+    pub(crate) tls: Option<Arc<Connector>>,
     /// Its own: a pool whose backends fail takes nothing from the others.
     pub(crate) retry_budget: Arc<RetryBudget>,
     table: ArcSwap<Table>,
@@ -184,6 +202,7 @@ impl Pool {
     fn new(
         config: &Config,
         pool: &PoolConfig,
+        tls: &Connectors,
         old: Option<&Self>,
         metrics: &Arc<Metrics>,
         started: (Instant, Duration),
@@ -216,6 +235,7 @@ impl Pool {
             name: pool.name.clone(),
             affinity: Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies),
             health: pool.health.clone(),
+            tls: tls.of(&pool.name),
             retry_budget,
             table: ArcSwap::from_pointee(table),
             picker: Picker::new(pool.pick),

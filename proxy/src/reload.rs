@@ -24,6 +24,7 @@ use crate::exchange::Policy;
 use crate::exchange::Rules;
 use crate::hold::HoldConfig;
 use crate::pool::Pools;
+use crate::tls::{Connectors, PoolTlsError};
 
 /// How often it is looked whether a backend that has left can be forgotten.
 const TICK: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ struct State {
     started: Config,
     /// What the file says now.
     file: Config,
+    /// What speaks TLS to the backends of its pools.
+    tls: Connectors,
     /// Backends that were found besides, by pool.
     found: HashMap<String, Vec<BackendConfig>>,
 }
@@ -57,8 +60,8 @@ pub(crate) struct Discovery {
 }
 
 impl Reloader {
-    /// `config` is what `policy` goes by now.
-    pub(crate) fn new(policy: Arc<Policy>, config: Config) -> Self {
+    /// `config` is what `policy` goes by now, and `tls` belongs to it.
+    pub(crate) fn new(policy: Arc<Policy>, config: Config, tls: Connectors) -> Self {
         Self {
             pools: watch::Sender::new(policy.pools()),
             policy,
@@ -66,6 +69,7 @@ impl Reloader {
             state: Mutex::new(State {
                 started: config.clone(),
                 file: config,
+                tls,
                 found: HashMap::new(),
             }),
             wanted: Notify::new(),
@@ -83,10 +87,16 @@ impl Reloader {
     }
 
     /// Goes by `config` from now on.
-    pub(crate) fn apply(&self, config: &Config, now: Instant) {
+    ///
+    /// # Errors
+    ///
+    /// [`PoolTlsError`] if a file that it names is wrong; then nothing changes.
+    pub(crate) fn apply(&self, config: &Config, now: Instant) -> Result<(), PoolTlsError> {
+        let tls = Connectors::load(config)?;
         let mut state = self.state.lock();
         let fixed = fixed(&state.started, config);
         state.file = config.clone();
+        state.tls = tls;
         let wanted = discoveries(config);
         // What was found elsewhere is nothing to go by.
         state.found.retain(|pool, _| {
@@ -105,6 +115,7 @@ impl Reloader {
         if !fixed.is_empty() {
             tracing::warn!(settings = fixed.join(", "), "these settings take a restart");
         }
+        Ok(())
     }
 
     /// Goes by these backends of `pool` from now on, besides those of the file.
@@ -117,7 +128,7 @@ impl Reloader {
     fn put_in_place(&self, state: &State, now: Instant) {
         let config = &with_found(&state.file, &state.found);
         let old = self.policy.pools();
-        let pools = Arc::new(old.renewed(config, &self.policy.metrics, now));
+        let pools = Arc::new(old.renewed(config, &state.tls, &self.policy.metrics, now));
         let rules = Rules::new(config, Arc::clone(&pools));
         self.policy.rules.store(Arc::new(rules));
         self.policy.waiting_room.change(HoldConfig::of(config));
@@ -149,12 +160,15 @@ impl Reloader {
 
     /// Reads the file anew. One that is not valid changes nothing.
     pub(crate) fn reload(&self, file: &Path) {
-        match Config::load(file) {
-            Ok(config) => self.apply(&config, Instant::now()),
-            Err(errors) => {
-                self.policy.metrics.reloaded("refused");
-                tracing::error!(%errors, "configuration refused, the old one stays");
-            }
+        let applied = match Config::load(file) {
+            Ok(config) => self
+                .apply(&config, Instant::now())
+                .map_err(|error| error.to_string()),
+            Err(errors) => Err(errors.to_string()),
+        };
+        if let Err(errors) = applied {
+            self.policy.metrics.reloaded("refused");
+            tracing::error!(errors, "configuration refused, the old one stays");
         }
     }
 

@@ -150,9 +150,9 @@ impl Edge {
                     self.policy.choose(exchange).map_err(NoPeer::Refused)?
                 }
             };
-            let peer = self
-                .dialer
-                .peer(&backend.address, way, exchange.repeatable());
+            let peer =
+                self.dialer
+                    .peer(&backend.address, exchange.tls(), way, exchange.repeatable());
             match peer.await {
                 Ok(peer) => return Ok(peer),
                 Err(error) => {

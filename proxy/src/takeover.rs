@@ -214,7 +214,7 @@ impl Takeover {
         };
         self.policy.attempt_is_due(exchange).await?;
         let backend = self.policy.choose(exchange)?;
-        let socket = match self.dialer.dial(&backend.address).await {
+        let socket = match self.dialer.dial(&backend.address, exchange.tls()).await {
             Ok(socket) => socket,
             Err(error) => {
                 self.policy.dial_failed(exchange, &error)?;

@@ -1,5 +1,6 @@
 //! The edge as a whole, between real sockets: scripted clients on one side, scripted backends on the other.
 
+mod backend_tls;
 mod cost;
 mod listening;
 mod mounted;

@@ -1,16 +1,20 @@
-//! TLS towards clients, under our own control: what is spoken, which certificate serves whom, who resumes where.
+//! TLS under our own control: towards clients what is spoken, which certificate serves whom, who resumes where; towards backends
+//! whom to believe.
 //!
-//! A [`Terminator`] belongs to one listener. Its certificates and ticket keys are read again when their files change, by
+//! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. Its certificates and ticket keys are read again when their files change, by
 //! [`watch`]; connections go on meanwhile, and new handshakes see the new ones.
 
 mod certificates;
+mod connector;
+mod seen;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tickets;
 
+use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,17 +22,22 @@ use pingora::protocols::l4::stream::Stream as Transport;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::server::{ClientCertVerifierBuilder, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{
+    ClientCertVerifierBuilder, NoServerSessionStorage, UnbufferedServerConnection,
+    WebPkiClientVerifier,
+};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{TlsConfig, TlsVersion};
+use crate::config::{Config, TlsConfig, TlsVersion};
 use crate::metrics::Metrics;
 use crate::tls::certificates::Certificates;
+use crate::tls::seen::Seen;
 use crate::tls::tickets::Tickets;
 
 pub use crate::tls::certificates::CertificateError;
+pub(crate) use crate::tls::connector::{ConnectError, Connector};
 pub(crate) use crate::tls::stream::TlsStream;
 pub use crate::tls::tickets::TicketKeyError;
 
@@ -39,7 +48,10 @@ const LOOK: Duration = Duration::from_secs(2);
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
-/// Why a listener cannot speak TLS.
+/// A connection of a client.
+pub(crate) type ServerStream = TlsStream<UnbufferedServerConnection, Transport>;
+
+/// Why a listener or a pool cannot speak TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A certificate is wrong.
@@ -48,14 +60,19 @@ pub enum TlsError {
     /// The ticket keys are wrong.
     #[error(transparent)]
     TicketKey(#[from] TicketKeyError),
-    /// The authorities that sign clients' certificates are wrong.
+    /// The authorities that sign the certificates of the other side are wrong.
     #[error("{path}: {why}")]
-    ClientAuthority {
+    Authority {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
+    /// There are none to go by.
+    #[error(
+        "this machine has no certificates of authorities; expected \"ca\" with some, or \"verify: false\""
+    )]
+    NoAuthority,
     /// rustls refuses the settings.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),
@@ -109,7 +126,7 @@ impl Terminator {
                 let verifier = client_verifier(path, provider)?.build();
                 builder.with_client_cert_verifier(verifier.map_err(|error| {
                     let (path, why) = (path.clone(), error.to_string());
-                    TlsError::ClientAuthority { path, why }
+                    TlsError::Authority { path, why }
                 })?)
             }
         };
@@ -144,8 +161,13 @@ impl Terminator {
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn accept(&self, transport: Transport) -> Result<TlsStream, HandshakeError> {
-        let handshake = TlsStream::accept(Arc::clone(&self.config), transport);
+    pub(crate) async fn accept(
+        &self,
+        transport: Transport,
+    ) -> Result<ServerStream, HandshakeError> {
+        let tls = UnbufferedServerConnection::new(Arc::clone(&self.config));
+        let tls = tls.map_err(io::Error::other)?;
+        let handshake = TlsStream::shake_hands(Box::new(tls), transport);
         match timeout(self.deadline, handshake).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(HandshakeError::Timeout(self.deadline)),
@@ -154,31 +176,73 @@ impl Terminator {
 }
 
 fn client_verifier(
-    path: &PathBuf,
+    path: &Path,
     provider: Arc<CryptoProvider>,
 ) -> Result<ClientCertVerifierBuilder, TlsError> {
-    let wrong = |why: String| TlsError::ClientAuthority {
-        path: path.clone(),
-        why,
-    };
     let mut roots = RootCertStore::empty();
-    let authorities =
-        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-    for authority in authorities {
-        let authority = authority.map_err(|error| wrong(error.to_string()))?;
-        roots
-            .add(authority)
-            .map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong(
-            "no certificate; expected the authorities' as PEM".to_owned(),
-        ));
+    for authority in authorities_of(path)? {
+        roots.add(authority).map_err(|error| {
+            let (path, why) = (path.to_owned(), error.to_string());
+            TlsError::Authority { path, why }
+        })?;
     }
     Ok(WebPkiClientVerifier::builder_with_provider(
         Arc::new(roots),
         provider,
     ))
+}
+
+/// The certificates of authorities in a file.
+fn authorities_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |why: String| TlsError::Authority {
+        path: path.to_owned(),
+        why,
+    };
+    let authorities = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| wrong(error.to_string()))?;
+    match authorities.is_empty() {
+        true => Err(wrong(
+            "no certificate; expected the authorities' as PEM".to_owned(),
+        )),
+        false => Ok(authorities),
+    }
+}
+
+/// What speaks TLS to the backends of each pool that wants it, by the pool's name.
+#[derive(Debug, Default)]
+pub(crate) struct Connectors(HashMap<String, Arc<Connector>>);
+
+/// A pool whose backends cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+#[error("pool \"{pool}\": {source}")]
+pub struct PoolTlsError {
+    pool: String,
+    source: TlsError,
+}
+
+impl Connectors {
+    /// Reads the files that `config` names.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolTlsError`] for the first that is wrong.
+    pub(crate) fn load(config: &Config) -> Result<Self, PoolTlsError> {
+        let with_tls = config
+            .pools
+            .iter()
+            .filter_map(|pool| Some((pool.name.clone(), pool.tls.as_ref()?)));
+        let loaded = with_tls.map(|(pool, tls)| match Connector::load(tls) {
+            Ok(connector) => Ok((pool, Arc::new(connector))),
+            Err(source) => Err(PoolTlsError { pool, source }),
+        });
+        loaded.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The one of the pool called `name`, if its backends speak TLS.
+    pub(crate) fn of(&self, name: &str) -> Option<Arc<Connector>> {
+        self.0.get(name).cloned()
+    }
 }
 
 /// Follows the files of all listeners until `stop`.
@@ -216,11 +280,9 @@ struct Watched {
     warned: Option<SystemTime>,
 }
 
-type Seen = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
-
 impl Watched {
     fn new(terminator: Arc<Terminator>) -> Self {
-        let seen = terminator.fingerprint();
+        let seen = terminator.look();
         Self {
             terminator,
             seen,
@@ -230,7 +292,7 @@ impl Watched {
 
     /// Reads the files again if they look different, and says how long the certificates last.
     fn look(&mut self, metrics: &Metrics, now: SystemTime) {
-        let seen = self.terminator.fingerprint();
+        let seen = self.terminator.look();
         if seen != self.seen {
             self.seen = seen;
             self.terminator.reload(metrics, now);
@@ -258,14 +320,9 @@ impl Watched {
 }
 
 impl Terminator {
-    fn fingerprint(&self) -> Seen {
-        let mut seen = self.certificates.fingerprint();
-        if let Some(tickets) = &self.tickets {
-            let file = std::fs::metadata(tickets.path()).ok();
-            let file = file.and_then(|file| Some((file.len(), file.modified().ok()?)));
-            seen.push((tickets.path().to_owned(), file));
-        }
-        seen
+    fn look(&self) -> Seen {
+        let tickets = self.tickets.iter().map(|tickets| tickets.path().to_owned());
+        Seen::look(self.certificates.paths().into_iter().chain(tickets))
     }
 
     fn reload(&self, metrics: &Metrics, now: SystemTime) {

@@ -20,6 +20,7 @@ use crate::backend::Address;
 use crate::config::Timeouts;
 use crate::names::Names;
 use crate::shortage::Shortage;
+use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
 pub(crate) use crate::upstream::handshake::AskLimits;
 pub(crate) use crate::upstream::handshake::Asked;
@@ -40,6 +41,9 @@ pub(crate) enum DialError {
     /// Nobody answered.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    /// It is not who it should be, or does not speak TLS as it should.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The name has no address, or cannot be looked up now.
     #[error("the name of the backend cannot be resolved")]
     Name(#[source] io::Error),
@@ -79,7 +83,8 @@ impl DialError {
         }
         let cause = io::Error::other(error.to_string());
         match error.etype() {
-            ErrorType::ConnectTimedout => Self::Timeout(limit),
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::Timeout(limit),
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => Self::Tls(error.to_string()),
             ErrorType::ConnectRefused => Self::Refused(cause),
             _ => Self::Unreachable(cause),
         }
@@ -115,9 +120,27 @@ impl Dialer {
         Self { timeouts, names }
     }
 
-    /// Connects to `address`, the lookup of its name included, within `timeouts.connect`.
-    pub(crate) async fn dial(&self, address: &Address) -> Result<Socket, DialError> {
+    /// Connects to `address`, the lookup of its name and the handshake of `tls` included, within `timeouts.connect`.
+    pub(crate) async fn dial(
+        &self,
+        address: &Address,
+        tls: Option<&Connector>,
+    ) -> Result<Socket, DialError> {
         let deadline = Instant::now() + self.timeouts.connect;
+        let socket = self.connect(address, deadline).await?;
+        let Some(tls) = tls else {
+            return Ok(socket);
+        };
+        // Its own future: a dial is as large as its largest, and most have none of it.
+        let secured = Box::pin(tls.connect(address, socket));
+        match self.by(deadline, secured).await? {
+            Ok(stream) => Ok(Socket::Wrapped(Box::new(stream))),
+            Err(ConnectError::Broken(error)) => Err(DialError::from_io(error)),
+            Err(ConnectError::Wrong(why)) => Err(DialError::Tls(why)),
+        }
+    }
+
+    async fn connect(&self, address: &Address, deadline: Instant) -> Result<Socket, DialError> {
         match address {
             Address::Unix(path) => {
                 let connected = self.by(deadline, UnixStream::connect(path)).await?;
@@ -175,6 +198,7 @@ impl Dialer {
     pub(crate) async fn peer(
         &self,
         address: &Address,
+        tls: Option<&Connector>,
         way: &mut Way,
         repeatable: Repeatable,
     ) -> Result<HttpPeer, DialError> {
@@ -209,6 +233,9 @@ impl Dialer {
         }
         // Two kinds of kept connections, told apart by this.
         peer.group_key = u64::from(repeatable == Repeatable::No);
+        if let Some(tls) = tls {
+            tls.prepare(&mut peer, address);
+        }
         Ok(peer)
     }
 

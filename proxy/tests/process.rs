@@ -210,6 +210,66 @@ async fn a_valid_file_is_said_to_be_valid() {
 }
 
 #[tokio::test]
+async fn files_of_certificates_are_checked_as_at_the_start_and_named() {
+    let missing = std::env::temp_dir().join(format!("causeway-absent-{}.pem", std::process::id()));
+    let missing = missing.display();
+    let listener =
+        |tls: &str| format!("listeners: [{{ address: \"127.0.0.1:0\", tls: {{ {tls} }} }}]\n");
+    // The key that the tests of the crate have: it protects nothing.
+    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/localhost");
+    let right = format!("certificates: [{{ certificate: {files}.crt, key: {files}.key }}]");
+    for (head, pool, expected) in [
+        (
+            listener(&format!(
+                "certificates: [{{ certificate: {missing}, key: {files}.key }}]"
+            )),
+            "",
+            format!("127.0.0.1:0: {missing}: "),
+        ),
+        (
+            listener(&format!(
+                "certificates: [{{ certificate: {files}.crt, key: {files}.crt }}]"
+            )),
+            "",
+            format!("127.0.0.1:0: {files}.crt: no private key"),
+        ),
+        (
+            listener(&format!("{right}, ticket_keys: {files}.crt")),
+            "",
+            format!("{files}.crt: line 1: "),
+        ),
+        (
+            listener(&format!("{right}, client_ca: {files}.key")),
+            "",
+            format!("{files}.key: no certificate"),
+        ),
+        (
+            String::new(),
+            "tls: { ca: FILE }, ",
+            format!("pool \"p\": {missing}: "),
+        ),
+        (listener(&right), "", String::new()),
+    ] {
+        let pool = pool.replace("FILE", &missing.to_string());
+        let file = File::new(&format!(
+            "{head}admin: {{ address: none }}\npools: [{{ name: p, {pool}backends: [{{ id: b, address: \"127.0.0.1:1\" }}] }}]\n"
+        ));
+        let mut command = program(&file);
+        command.arg("--check");
+        let (status, out, errors) = run(command).await;
+        if expected.is_empty() {
+            assert!(status.success(), "{errors}");
+            continue;
+        }
+        assert_eq!((status.code(), out.as_str()), (Some(2), ""), "{errors}");
+        assert!(errors.contains(&expected), "{errors}");
+        let (status, _, errors) = run(program(&file)).await;
+        assert_eq!(status.code(), Some(2));
+        assert!(errors.contains(&expected), "{errors}");
+    }
+}
+
+#[tokio::test]
 async fn a_bad_file_is_refused_with_its_place_whether_checked_or_run() {
     let file = File::new("listeners: []\nroute: []\n");
     for check in [true, false] {

@@ -24,6 +24,7 @@ const PROXY: Layers = Layers {
             "scheme",
             "shortage",
             "files",
+            "layered",
             "proxy_protocol",
             "target",
         ],

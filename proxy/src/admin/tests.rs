@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{Config, PoolId};
 use crate::pool::ProbeResult;
+use crate::tls::Connectors;
 
 fn admin() -> Admin {
     let file = "pools:
@@ -15,7 +16,13 @@ affinity: {hold: 0s}
 health: {fall: 1}";
     let config = Config::parse("f", file).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let pools = Pools::new(&config, &metrics, Instant::now(), Duration::ZERO);
+    let pools = Pools::new(
+        &config,
+        &Connectors::default(),
+        &metrics,
+        Instant::now(),
+        Duration::ZERO,
+    );
     Admin {
         pools: watch::Sender::new(Arc::new(pools)).subscribe(),
         metrics,

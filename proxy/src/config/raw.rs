@@ -84,6 +84,17 @@ pub(super) struct Pool {
     pub(super) discover: Option<Discover>,
     #[serde(default)]
     pub(super) health: Health,
+    pub(super) tls: Option<BackendTls>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackendTls {
+    pub(super) verify: Option<bool>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) server_name: Option<String>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

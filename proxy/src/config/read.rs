@@ -1,6 +1,7 @@
 //! From what the file says to a [`Config`]: ranges, names, and what depends on more than one key.
 
 mod affinity;
+mod backend_tls;
 mod health;
 mod listeners;
 mod pools;

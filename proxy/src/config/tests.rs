@@ -136,6 +136,43 @@ threads: 2
 }
 
 #[test]
+fn the_tls_of_backends_is_checked_as_far_as_it_can_be_without_its_files() {
+    let pool = |backend: &str, tls: &str| {
+        let text = format!(
+            "pools: [{{name: p, tls: {{{tls}}}, backends: [{{id: a, address: '{backend}'}}]}}]\nroutes: [{{pool: p}}]\n"
+        );
+        Config::parse("f", &text)
+    };
+    let tls = |backend, tls| pool(backend, tls).unwrap().pools[0].tls.clone().unwrap();
+    assert!(tls("app.example:1", "").verify);
+    assert!(!tls("unix:/a", "verify: false").verify);
+    let named = tls("unix:/a", "server_name: app.example");
+    assert_eq!(named.server_name, ServerName::try_from("app.example").ok());
+    for (backend, settings, expected) in [
+        (
+            "unix:/a",
+            "",
+            "backends[0].address: expected \"tls.server_name\"",
+        ),
+        (
+            "a:1",
+            "server_name: 'a b'",
+            "tls.server_name: \"a b\": expected a host name",
+        ),
+        (
+            "a:1",
+            "certificate: /c",
+            "tls: expected \"certificate\" and \"key\" together",
+        ),
+        ("a:1", "verify: false, ca: /c", "tls.ca: expected none"),
+        ("a:1", "verified: false", "unknown field"),
+    ] {
+        let error = pool(backend, settings).unwrap_err().to_string();
+        assert!(error.contains(expected), "{settings}: {error}");
+    }
+}
+
+#[test]
 fn a_file_without_pools_says_so() {
     errors(
         "threads: 1",

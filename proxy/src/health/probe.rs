@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use self::http::PingoraCheck;
@@ -20,6 +21,8 @@ use crate::config::{HealthConfig, ProbeKind};
 use crate::names::Names;
 use crate::pool::{ProbeResult, State};
 use crate::shortage::Shortage;
+use crate::tls::{ConnectError, Connector};
+use crate::tunnel::Socket;
 
 /// The header with which a backend says that it drains, with value `1` and status 503.
 const DRAIN: &str = "causeway-drain";
@@ -30,6 +33,7 @@ const USER_AGENT: &str = concat!("causeway-proxy/", env!("CARGO_PKG_VERSION"));
 /// Sends the probes of one pool.
 pub(super) struct Prober {
     check: Check,
+    tls: Option<Arc<Connector>>,
     names: Arc<Names>,
     port: Option<u16>,
     /// Where `port` is another one: a connection where clients have theirs.
@@ -48,13 +52,19 @@ enum Check {
 pub(super) struct CannotProbe(#[source] io::Error);
 
 impl Prober {
-    pub(super) fn new(config: &HealthConfig, names: Arc<Names>) -> Self {
+    /// `tls` is how the backends are spoken to, if not in plain.
+    pub(super) fn new(
+        config: &HealthConfig,
+        tls: Option<Arc<Connector>>,
+        names: Arc<Names>,
+    ) -> Self {
         Self {
             check: match config.kind {
                 ProbeKind::Node | ProbeKind::Http => Check::Pingora(PingoraCheck::http(config)),
                 ProbeKind::Tcp => Check::Pingora(PingoraCheck::tcp(config)),
                 ProbeKind::Websocket => Check::WebSocket(WebSocketCheck::new(config)),
             },
+            tls,
             names,
             port: config.port,
             entrance: Check::Pingora(PingoraCheck::tcp(config)),
@@ -113,10 +123,10 @@ impl Prober {
             }
         };
         let (mut found, mut ours) = (None, None);
-        for address in addresses {
-            let checked = match check {
-                Check::Pingora(check) => check.check(address).await,
-                Check::WebSocket(check) => check.check(&address).await,
+        for at in addresses {
+            let checked = match (check, &self.tls) {
+                (Check::Pingora(check), None) => check.check(at).await,
+                (check, tls) => Self::check_over(check, tls.as_deref(), address, &at).await,
             };
             match checked {
                 Ok(result) if result.is_answer() => return Ok(result),
@@ -129,6 +139,34 @@ impl Prober {
             (None, Some(error)) => Err(error),
             (found, _) => Ok(found
                 .unwrap_or_else(|| ProbeResult::Unreachable("its name has no address".to_owned()))),
+        }
+    }
+
+    /// Does `check` on a connection of ours to `at`, which is one of the addresses of the backend at `address`.
+    async fn check_over(
+        check: &Check,
+        tls: Option<&Connector>,
+        address: &Address,
+        at: &PingoraAddr,
+    ) -> Result<ProbeResult, CannotProbe> {
+        let mut socket = match connect(at).await {
+            Ok(socket) => socket,
+            Err(error) => return not_connected(error),
+        };
+        if let Some(tls) = tls {
+            socket = match tls.connect(address, socket).await {
+                Ok(stream) => Socket::Wrapped(Box::new(stream)),
+                Err(error @ ConnectError::Wrong(_)) => {
+                    return Ok(ProbeResult::BadAnswer(error.to_string()));
+                }
+                Err(error @ ConnectError::Broken(_)) => {
+                    return Ok(ProbeResult::NoAnswer(error.to_string()));
+                }
+            };
+        }
+        match check {
+            Check::Pingora(check) => check.ask(Box::new(socket)).await,
+            Check::WebSocket(check) => Ok(check.open(socket).await),
         }
     }
 
@@ -146,6 +184,29 @@ impl Prober {
         }
         Ok(addresses)
     }
+}
+
+async fn connect(address: &PingoraAddr) -> io::Result<Socket> {
+    match address {
+        PingoraAddr::Inet(address) => TcpStream::connect(address).await.map(Socket::Tcp),
+        PingoraAddr::Unix(address) => {
+            let path = address.as_pathname().unwrap_or("".as_ref());
+            UnixStream::connect(path).await.map(Socket::Unix)
+        }
+    }
+}
+
+fn not_connected(error: io::Error) -> Result<ProbeResult, CannotProbe> {
+    if is_ours(&error) {
+        return Err(CannotProbe(error));
+    }
+    Ok(match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            ProbeResult::Unreachable("it refuses connections".to_owned())
+        }
+        io::ErrorKind::TimedOut => ProbeResult::NoAnswer("a dial took too long".to_owned()),
+        _ => ProbeResult::Unreachable("it cannot be reached".to_owned()),
+    })
 }
 
 /// Whether a dial failed for want of something of ours.

@@ -12,6 +12,7 @@ use crate::backend::Address;
 use crate::config::{Config, PoolId};
 use crate::metrics::Metrics;
 use crate::pool::{Evidence, ProbeResult};
+use crate::tls::Connectors;
 
 /// What the backend of a test does with a connection once it has read something.
 #[derive(Clone, Copy)]
@@ -83,7 +84,11 @@ async fn probe(health: &str, address: &str) -> ProbeResult {
     };
     let health = health.as_str();
     let config = config(health, &backend);
-    let prober = Prober::new(&config.pools[0].health, Arc::new(Names::new()));
+    let prober = Prober::new(
+        &config.pools[0].health,
+        Connectors::load(&config).unwrap().of("p"),
+        Arc::new(Names::new()),
+    );
     let address = address.parse::<Address>().unwrap();
     prober.probe(&address, State::Up).await.unwrap()
 }
@@ -388,7 +393,13 @@ impl Running {
     fn start(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new());
         let now = Instant::now();
-        let pools = Arc::new(Pools::new(config, &metrics, now, Duration::ZERO));
+        let pools = Arc::new(Pools::new(
+            config,
+            &Connectors::load(config).unwrap(),
+            &metrics,
+            now,
+            Duration::ZERO,
+        ));
         let pool = Arc::clone(pools.get(PoolId(0)));
         let shutdown = CancellationToken::new();
         let mut task = JoinSet::new();

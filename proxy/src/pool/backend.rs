@@ -312,6 +312,10 @@ impl Backend {
                 self.metrics.connect_failed("timeout");
                 return self.dial_failed(FailedDial::TimedOut, at);
             }
+            Evidence::TlsFailed => {
+                self.metrics.connect_failed("tls");
+                return self.dial_failed(FailedDial::Distrusted, at);
+            }
             Evidence::Answered(status) => {
                 self.metrics.answered(status);
                 matches!(status.as_u16(), 502..=504)

@@ -190,6 +190,7 @@ impl Machine {
         let (why, grace) = match dial {
             FailedDial::Refused => ("it cannot be reached", self.config.hold),
             FailedDial::TimedOut => ("a dial took too long", self.config.hold_timeout),
+            FailedDial::Distrusted => ("its TLS handshake failed", self.config.hold_timeout),
         };
         match self.state {
             State::Up | State::Unknown => {

@@ -83,6 +83,8 @@ pub(crate) enum Evidence {
     ConnectRefused,
     /// The dial took longer than `timeouts.connect`.
     ConnectTimeout,
+    /// The backend is there, but is not who it should be, or does not speak TLS as it should.
+    TlsFailed,
     /// The backend answered a request.
     Answered(http::StatusCode),
     /// The backend answered a request for an upgrade with something else.
@@ -98,6 +100,7 @@ pub(crate) enum Evidence {
 pub(super) enum FailedDial {
     Refused,
     TimedOut,
+    Distrusted,
 }
 
 /// A change of state, for the log.

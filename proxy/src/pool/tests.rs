@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::affinity::SessionKey;
+use crate::tls::Connectors;
 
 const UNIX: Duration = Duration::from_secs(1_000_000);
 
@@ -48,7 +49,7 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"
         let config = Config::parse("f", file).unwrap();
         let metrics = Arc::new(Metrics::new());
         let start = Instant::now();
-        let pools = Pools::new(&config, &metrics, start, UNIX);
+        let pools = Pools::new(&config, &Connectors::default(), &metrics, start, UNIX);
         Self {
             pool: Arc::clone(pools.get(PoolId(0))),
             metrics,
@@ -490,7 +491,13 @@ fn maintenance_is_never_chosen() {
     let file = "pools: [{name: a, backends: [{id: n1, address: 'a:1', maintenance: true}]}]";
     let config = Config::parse("f", file).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let pools = Pools::new(&config, &metrics, Instant::now(), UNIX);
+    let pools = Pools::new(
+        &config,
+        &Connectors::default(),
+        &metrics,
+        Instant::now(),
+        UNIX,
+    );
     let pool = pools.get(PoolId(0));
     for claim in [Claim::default(), bound_to("n1"), session("s")] {
         assert!(

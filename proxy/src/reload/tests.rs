@@ -53,7 +53,10 @@ impl Scene {
     }
 
     fn reload(&self, backends: &str) {
-        self.parts.reloader.apply(&config(backends), self.now);
+        self.parts
+            .reloader
+            .apply(&config(backends), self.now)
+            .unwrap();
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -260,7 +263,7 @@ fn pools_are_known_by_name_and_followed() {
     );
     let before = scene.backend("n1").unwrap();
     let two = Config::parse("test.yaml", &text).unwrap();
-    scene.parts.reloader.apply(&two, scene.now);
+    scene.parts.reloader.apply(&two, scene.now).unwrap();
     assert!(followed.has_changed().unwrap());
     let pools = Arc::clone(&followed.borrow_and_update());
     let found: Vec<String> = pools.iter().map(|pool| pool.name.clone()).collect();
@@ -331,7 +334,7 @@ fn found(backends: &str) -> Vec<BackendConfig> {
 fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
     let scene = Scene::new(N1);
     let reloader = &scene.parts.reloader;
-    reloader.apply(&discovering(""), scene.now);
+    reloader.apply(&discovering(""), scene.now).unwrap();
     reloader.found("p", found(&format!("{N2}, {N3}")), scene.now);
     scene.all_up();
     assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
@@ -339,10 +342,10 @@ fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
     reloader.found("p", found(N2), scene.now);
     assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
     // What is read anew keeps what was found, as long as it is looked for in the same place.
-    reloader.apply(&discovering(""), scene.now);
+    reloader.apply(&discovering(""), scene.now).unwrap();
     assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
     assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
-    reloader.apply(&discovering(", every: 5s"), scene.now);
+    reloader.apply(&discovering(", every: 5s"), scene.now).unwrap();
     assert_eq!(scene.newcomers(), names(&["n1"]));
 }
 
@@ -350,7 +353,7 @@ fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
 fn a_node_with_the_id_of_another_backend_is_left_out() {
     let scene = Scene::new(N1);
     let reloader = &scene.parts.reloader;
-    reloader.apply(&discovering(""), scene.now);
+    reloader.apply(&discovering(""), scene.now).unwrap();
     let impostor = "{ id: n1, address: '127.0.0.1:9' }";
     reloader.found("p", found(&format!("{impostor}, {N2}")), scene.now);
     scene.all_up();
@@ -365,9 +368,9 @@ fn whoever_looks_for_backends_is_told_when_it_has_to_look_elsewhere() {
     let reloader = &scene.parts.reloader;
     let mut discoveries = reloader.discoveries();
     assert!(discoveries.borrow_and_update().is_empty());
-    reloader.apply(&discovering(""), scene.now);
+    reloader.apply(&discovering(""), scene.now).unwrap();
     assert!(discoveries.has_changed().unwrap());
     assert_eq!(discoveries.borrow_and_update()[0].pool, "p");
-    reloader.apply(&discovering(""), scene.now);
+    reloader.apply(&discovering(""), scene.now).unwrap();
     assert!(!discoveries.has_changed().unwrap());
 }

@@ -168,7 +168,12 @@ impl<F: Front> SceneOf<F> {
 
     /// As [`Scene::configured`], before backends at any kind of address.
     pub(super) async fn configured_at(backends: &[String], settings: &str) -> Self {
-        let mut text = "pools:\n  - name: p\n    pick: round_robin\n    backends:\n".to_owned();
+        Self::with_pool(backends, "", settings).await
+    }
+
+    /// The same, with more settings of the pool.
+    pub(super) async fn with_pool(backends: &[String], pool: &str, settings: &str) -> Self {
+        let mut text = format!("pools:\n  - name: p\n    pick: round_robin\n{pool}    backends:\n");
         for (index, address) in backends.iter().enumerate() {
             writeln!(text, "      - {{ id: b{index}, address: \"{address}\" }}").unwrap();
         }

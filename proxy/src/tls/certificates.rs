@@ -64,8 +64,8 @@ struct Set {
 }
 
 /// One certificate with its key, checked.
-struct Checked {
-    key: Arc<CertifiedKey>,
+pub(super) struct Checked {
+    pub(super) key: Arc<CertifiedKey>,
     names: Vec<String>,
     ends: Duration,
 }
@@ -106,18 +106,12 @@ impl Certificates {
         self.now.load().ends
     }
 
-    /// What the files look like from outside: whether it is worth to read them again.
-    pub(crate) fn fingerprint(&self) -> Vec<(PathBuf, Option<(u64, SystemTime)>)> {
+    /// The files that there are now.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
         let files = files_of(&self.source).unwrap_or_default();
-        let paths = files
-            .into_iter()
-            .flat_map(|pair| [pair.certificate, pair.key]);
-        paths
-            .map(|path| {
-                let seen = std::fs::metadata(&path).ok();
-                let seen = seen.and_then(|file| Some((file.len(), file.modified().ok()?)));
-                (path, seen)
-            })
+        let pairs = files.into_iter();
+        pairs
+            .flat_map(|pair| [pair.certificate, pair.key])
             .collect()
     }
 }
@@ -140,7 +134,7 @@ impl Set {
         let mut default = None;
         let mut ends = Duration::MAX;
         for pair in &files {
-            let checked = check(pair, provider, now)?;
+            let checked = check(pair, provider, now, KeyUsage::server_auth())?;
             ends = ends.min(checked.ends);
             default.get_or_insert_with(|| Arc::clone(&checked.key));
             for name in checked.names {
@@ -195,16 +189,18 @@ fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, Certifi
     Ok(files)
 }
 
-fn check(
+/// Reads a certificate that is to be used for `usage`, with its chain and its key.
+pub(super) fn check(
     files: &CertificateFiles,
     provider: &CryptoProvider,
     now: SystemTime,
+    usage: KeyUsage,
 ) -> Result<Checked, CertificateError> {
     let CertificateFiles { certificate, key } = files;
     let chain = read_chain(certificate)?;
     let wrong = |why: String| CertificateError::file(certificate, why);
     let (names, ends) = check_dates(&chain, now).map_err(wrong)?;
-    check_links(&chain, now).map_err(wrong)?;
+    check_links(&chain, now, usage).map_err(wrong)?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
         pem::Error::NoItemsFound => CertificateError::file(
             key,
@@ -289,7 +285,11 @@ fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
 }
 
 /// Each certificate is signed by the next. The last is taken at its word: it is the client who trusts.
-fn check_links(chain: &[CertificateDer<'static>], now: SystemTime) -> Result<(), String> {
+fn check_links(
+    chain: &[CertificateDer<'static>],
+    now: SystemTime,
+    usage: KeyUsage,
+) -> Result<(), String> {
     let [first, between @ .., last] = chain else {
         return Ok(());
     };
@@ -307,7 +307,7 @@ fn check_links(chain: &[CertificateDer<'static>], now: SystemTime) -> Result<(),
                     &[anchor],
                     between,
                     UnixTime::since_unix_epoch(unix(now)),
-                    KeyUsage::server_auth(),
+                    usage,
                     None,
                     None,
                 )

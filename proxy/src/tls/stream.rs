@@ -1,4 +1,4 @@
-//! A TLS connection to a client that keeps no buffer while it is idle.
+//! A TLS connection that keeps no buffer while it is idle, of either side.
 //!
 //! rustls' buffered connection keeps 4 KiB from the first read on, for ever. This one uses the unbuffered interface: what
 //! comes is read into memory of the thread and decrypted there. A connection owns memory only for a record that has not come
@@ -6,25 +6,23 @@
 //! it is used up.
 
 use std::cell::RefCell;
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use async_trait::async_trait;
-use pingora::protocols::l4::stream::Stream as Transport;
-use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{ALPN, IO, Ssl};
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
-use rustls::{HandshakeKind, ServerConfig};
+use rustls::{CommonState, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::layered::pingora_stream;
 
 /// The most plaintext in one record (RFC 8446, 5.1).
 const PLAIN_MAX: usize = 16 * 1024;
@@ -32,7 +30,7 @@ const PLAIN_MAX: usize = 16 * 1024;
 /// The largest record, with what the oldest cipher may add (RFC 5246, 6.2.3).
 const RECORD_MAX: usize = PLAIN_MAX + 2048 + 5;
 
-/// The most bytes of a handshake; certificate chains of clients are the largest part of it.
+/// The most bytes of a handshake; certificate chains are the largest part of it.
 const HANDSHAKE_MAX: usize = 64 * 1024;
 
 thread_local! {
@@ -41,10 +39,53 @@ thread_local! {
     static OUTGOING: RefCell<Box<[u8]>> = RefCell::new(vec![0; RECORD_MAX].into());
 }
 
+/// One of the two sides of a connection, as rustls has it.
+pub(crate) trait Side: Unpin + Send + Sync + 'static {
+    type Data;
+
+    /// [`UnbufferedServerConnection::process_tls_records`], which both sides have.
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    fn state(&self) -> &CommonState;
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
+
 /// A connection whose handshake is over.
-pub(crate) struct TlsStream {
-    transport: Transport,
-    tls: Box<UnbufferedServerConnection>,
+pub(crate) struct TlsStream<S, T> {
+    transport: T,
+    tls: Box<S>,
     /// A record of which not all has come.
     partial: Vec<u8>,
     /// Decrypted, and not read yet.
@@ -58,7 +99,7 @@ pub(crate) struct TlsStream {
     said_goodbye: bool,
 }
 
-impl std::fmt::Debug for TlsStream {
+impl<S, T> std::fmt::Debug for TlsStream<S, T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("TlsStream").finish_non_exhaustive()
     }
@@ -75,8 +116,8 @@ struct Progress {
 ///
 /// What is not used must be shown again, in front of what comes next: rustls remembers places in it. That holds for
 /// writing too, or a message that has come in half makes it look where nothing is.
-fn advance(
-    tls: &mut UnbufferedServerConnection,
+fn advance<S: Side>(
+    tls: &mut S,
     incoming: &mut [u8],
     mut plain: impl FnMut(&[u8]),
     unsent: &mut Vec<u8>,
@@ -85,7 +126,7 @@ fn advance(
     loop {
         let UnbufferedStatus {
             mut discard, state, ..
-        } = tls.process_tls_records(&mut incoming[used..]);
+        } = tls.process(&mut incoming[used..]);
         let mut wants_more = false;
         let mut peer_closed = false;
         match state {
@@ -108,11 +149,9 @@ fn advance(
             // Early data is never accepted.
             Ok(_) => return Err(broken("an unexpected state")),
             Err(error) => {
-                // The alert that tells the client why is ready now; asked for more, rustls would fail a second time.
+                // The alert that tells the peer why is ready now; asked for more, rustls would fail a second time.
                 let rest = &mut incoming[used + discard..];
-                if let Ok(ConnectionState::EncodeTlsData(alert)) =
-                    tls.process_tls_records(rest).state
-                {
+                if let Ok(ConnectionState::EncodeTlsData(alert)) = tls.process(rest).state {
                     encode(alert, unsent)?;
                 }
                 return Err(broken(error));
@@ -125,10 +164,7 @@ fn advance(
     }
 }
 
-fn encode(
-    mut message: EncodeTlsData<'_, ServerConnectionData>,
-    unsent: &mut Vec<u8>,
-) -> io::Result<()> {
+fn encode<D>(mut message: EncodeTlsData<'_, D>, unsent: &mut Vec<u8>) -> io::Result<()> {
     let size = match message.encode(&mut []) {
         Err(EncodeError::InsufficientSize(needed)) => needed.required_size,
         Err(error) => return Err(broken(error)),
@@ -140,30 +176,26 @@ fn encode(
     Ok(())
 }
 
-fn broken(error: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+fn broken(error: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-impl TlsStream {
-    /// Does the server's part of the handshake.
+impl<S: Side, T: IO> TlsStream<S, T> {
+    /// Does its side's part of the handshake.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidData`] with rustls' reason if the client speaks wrong (it is told by an alert), or the error
-    /// of the connection.
+    /// [`io::ErrorKind::InvalidData`] around rustls' error if the peer speaks wrong or is not who it should be (it is told by
+    /// an alert), or the error of the connection.
     ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn accept(
-        config: Arc<ServerConfig>,
-        mut transport: Transport,
-    ) -> io::Result<Self> {
-        let mut tls = Box::new(UnbufferedServerConnection::new(config).map_err(broken)?);
+    pub(crate) async fn shake_hands(mut tls: Box<S>, mut transport: T) -> io::Result<Self> {
         let (mut incoming, mut plain, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let keep = |bytes: &[u8]| plain.extend_from_slice(bytes);
-            let progress = advance(&mut tls, &mut incoming, keep, &mut unsent);
+            let progress = advance(&mut *tls, &mut incoming, keep, &mut unsent);
             if !unsent.is_empty() {
                 transport.write_all(&unsent).await?;
                 transport.flush().await?;
@@ -174,7 +206,7 @@ impl TlsStream {
             if progress.peer_closed {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if !tls.is_handshaking() {
+            if !tls.state().is_handshaking() {
                 break;
             }
             if HANDSHAKE_MAX < incoming.len() {
@@ -208,7 +240,7 @@ impl TlsStream {
 
     /// Whether the session was resumed with a ticket.
     pub(crate) fn is_resumed(&self) -> bool {
-        self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+        self.tls.state().handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// Sends what is encrypted already.
@@ -256,7 +288,7 @@ impl TlsStream {
                 buffer.put_slice(&bytes[..fits]);
                 over.extend_from_slice(&bytes[fits..]);
             };
-            let progress = advance(&mut self.tls, incoming, hand_out, &mut self.unsent);
+            let progress = advance(&mut *self.tls, incoming, hand_out, &mut self.unsent);
             let progress = progress.and_then(|progress| {
                 let rest = &incoming[progress.used..];
                 // More than a record is a handshake message in pieces, and none that long comes behind the handshake.
@@ -283,7 +315,7 @@ impl TlsStream {
             if self.failed {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            let UnbufferedStatus { state, .. } = self.tls.process_tls_records(&mut self.partial);
+            let UnbufferedStatus { state, .. } = self.tls.process(&mut self.partial);
             match state.map_err(broken)? {
                 ConnectionState::WriteTraffic(mut traffic) => {
                     return traffic.encrypt(data, record).map_err(|error| match error {
@@ -303,7 +335,7 @@ impl TlsStream {
     }
 }
 
-impl AsyncRead for TlsStream {
+impl<S: Side, T: IO> AsyncRead for TlsStream<S, T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -340,7 +372,7 @@ impl AsyncRead for TlsStream {
     }
 }
 
-impl AsyncWrite for TlsStream {
+impl<S: Side, T: IO> AsyncWrite for TlsStream<S, T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -378,7 +410,7 @@ impl AsyncWrite for TlsStream {
         if !this.said_goodbye && !this.failed {
             this.said_goodbye = true;
             let mut goodbye = [0; 128];
-            let UnbufferedStatus { state, .. } = this.tls.process_tls_records(&mut this.partial);
+            let UnbufferedStatus { state, .. } = this.tls.process(&mut this.partial);
             if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state
                 && let Ok(length) = traffic.queue_close_notify(&mut goodbye)
             {
@@ -390,14 +422,12 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-impl Ssl for TlsStream {
+impl<S: Side, T: IO> Ssl for TlsStream<S, T> {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        let suite = self.tls.negotiated_cipher_suite();
+        let tls = self.tls.state();
+        let suite = tls.negotiated_cipher_suite();
         let cipher = suite.and_then(|suite| suite.suite().as_str());
-        let version = self
-            .tls
-            .protocol_version()
-            .and_then(|version| version.as_str());
+        let version = tls.protocol_version().and_then(|version| version.as_str());
         let (cipher, version) = (cipher.unwrap_or_default(), version.unwrap_or_default());
         Some(Arc::new(SslDigest::new(
             cipher,
@@ -409,47 +439,11 @@ impl Ssl for TlsStream {
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        match self.tls.alpn_protocol()? {
+        match self.tls.state().alpn_protocol()? {
             b"h2" => Some(ALPN::H2),
             _ => Some(ALPN::H1),
         }
     }
 }
 
-#[async_trait]
-impl Shutdown for TlsStream {
-    async fn shutdown(&mut self) {
-        // The connection is over either way.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for TlsStream {
-    fn id(&self) -> UniqueIDType {
-        self.transport.id()
-    }
-}
-
-impl GetTimingDigest for TlsStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.transport.get_timing_digest()
-    }
-}
-
-impl GetProxyDigest for TlsStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.transport.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for TlsStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.transport.get_socket_digest()
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.transport.set_socket_digest(digest);
-    }
-}
-
-impl Peek for TlsStream {}
+pingora_stream!([S: Side, T: IO] TlsStream<S, T>, over transport);

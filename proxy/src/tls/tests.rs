@@ -68,7 +68,7 @@ type Client = client::TlsStream<TcpStream>;
 async fn shake_hands(
     terminator: &Terminator,
     config: &Arc<ClientConfig>,
-) -> (io::Result<Client>, Result<TlsStream, HandshakeError>) {
+) -> (io::Result<Client>, Result<ServerStream, HandshakeError>) {
     let (client, server) = sockets().await;
     let name = ServerName::try_from("a.example").unwrap();
     let connector = TlsConnector::from(Arc::clone(config));
@@ -215,7 +215,7 @@ struct Forger {
 }
 
 impl Forger {
-    async fn new(terminator: &Terminator, scene: &Scene) -> (Self, TlsStream) {
+    async fn new(terminator: &Terminator, scene: &Scene) -> (Self, ServerStream) {
         let mut config = scene.client(&[&rustls::version::TLS13]);
         config.enable_secret_extraction = true;
         let (client, server) = shake_hands(terminator, &Arc::new(config)).await;

@@ -7,9 +7,11 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use pingora::protocols::{Stream, l4};
+use pingora::protocols::{Ssl, Stream, l4};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::layered::pingora_stream;
 
 /// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
 /// leaves the stream wrapped.
@@ -123,56 +125,11 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// What Pingora asks of a stream; a backend's socket is one while the handshake lasts.
-mod as_pingora_stream {
-    use std::os::fd::AsRawFd;
-    use std::sync::Arc;
+// A backend's socket is a stream of Pingora's while the handshake lasts.
+pingora_stream!([] Socket, called |socket| match socket {
+    Socket::Tcp(socket) => socket.as_raw_fd(),
+    Socket::Unix(socket) => socket.as_raw_fd(),
+    Socket::Wrapped(stream) => stream.id(),
+});
 
-    use async_trait::async_trait;
-    use pingora::protocols::raw_connect::ProxyDigest;
-    use pingora::protocols::{
-        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-        TimingDigest, UniqueID, UniqueIDType,
-    };
-    use tokio::io::AsyncWriteExt;
-
-    use super::Socket;
-
-    #[async_trait]
-    impl Shutdown for Socket {
-        async fn shutdown(&mut self) {
-            let _ = AsyncWriteExt::shutdown(self).await;
-        }
-    }
-
-    impl UniqueID for Socket {
-        fn id(&self) -> UniqueIDType {
-            match self {
-                Self::Tcp(socket) => socket.as_raw_fd(),
-                Self::Unix(socket) => socket.as_raw_fd(),
-                Self::Wrapped(stream) => stream.id(),
-            }
-        }
-    }
-
-    impl GetTimingDigest for Socket {
-        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-            Vec::new()
-        }
-    }
-
-    impl GetProxyDigest for Socket {
-        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-            None
-        }
-    }
-
-    impl GetSocketDigest for Socket {
-        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-            None
-        }
-    }
-
-    impl Ssl for Socket {}
-    impl Peek for Socket {}
-}
+impl Ssl for Socket {}

@@ -50,7 +50,7 @@ async fn ask_for(answer: &'static [u8]) -> Result<Asked, HandshakeError> {
         socket.write_all(answer).await.unwrap();
         socket
     };
-    let socket = dialer().dial(&Address::Ip(address)).await.unwrap();
+    let socket = dialer().dial(&Address::Ip(address), None).await.unwrap();
     let (asked, _socket) = tokio::join!(ask(socket, request(), "websocket", LIMITS), backend);
     asked
 }
@@ -69,9 +69,9 @@ async fn a_name_an_address_and_a_unix_socket_can_all_be_dialled() {
         Address::Unix(folder.clone()),
     ];
     for address in &addresses {
-        dialer().dial(address).await.unwrap();
+        dialer().dial(address, None).await.unwrap();
         dialer()
-            .peer(address, &mut Way::default(), Repeatable::Yes)
+            .peer(address, None, &mut Way::default(), Repeatable::Yes)
             .await
             .unwrap();
     }
@@ -93,9 +93,9 @@ async fn the_address_that_failed_is_the_last_to_be_dialled_next_time() {
     };
     let dialer = dialer();
     dialer.names.pin("two.test", 80, &[dead, address]);
-    dialer.dial(&name).await.unwrap();
+    dialer.dial(&name, None).await.unwrap();
     let peer = dialer
-        .peer(&name, &mut Way::default(), Repeatable::Yes)
+        .peer(&name, None, &mut Way::default(), Repeatable::Yes)
         .await
         .unwrap();
     assert_eq!(peer._address.as_inet(), Some(&address));
@@ -107,7 +107,7 @@ async fn a_backend_that_does_not_listen_refuses() {
     drop(listener);
     let missing = Address::Unix("/nonexistent/app.sock".into());
     for address in [Address::Ip(address), missing] {
-        let error = dialer().dial(&address).await.unwrap_err();
+        let error = dialer().dial(&address, None).await.unwrap_err();
         assert!(matches!(error, DialError::Refused(_)), "{error:?}");
     }
 }
@@ -118,7 +118,7 @@ async fn a_name_that_does_not_exist_is_told_apart() {
         host: "no-such-host.invalid".into(),
         port: 80,
     };
-    let error = dialer().dial(&address).await.unwrap_err();
+    let error = dialer().dial(&address, None).await.unwrap_err();
     assert!(
         matches!(error, DialError::Name(_) | DialError::Timeout(_)),
         "{error:?}"
@@ -197,7 +197,7 @@ async fn a_backend_that_hangs_up_or_speaks_no_http_is_broken() {
             let _ = socket.read(&mut [0; 1024]).await.unwrap();
             socket.write_all(answer).await.unwrap();
         };
-        let socket = dialer().dial(&Address::Ip(address)).await.unwrap();
+        let socket = dialer().dial(&Address::Ip(address), None).await.unwrap();
         let (asked, ()) = tokio::join!(ask(socket, request(), "websocket", LIMITS), backend);
         assert!(matches!(asked, Err(HandshakeError::Broken(_))));
     }
@@ -214,6 +214,7 @@ fn what_this_machine_runs_out_of_is_told_from_what_a_backend_does() {
         DialError::NoPort(_) => "no port",
         DialError::Refused(_) => "refused",
         DialError::Timeout(_) => "timeout",
+        DialError::Tls(_) => "tls",
         DialError::Unreachable(_) | DialError::Name(_) => "unreachable",
     };
     for (etype, code, expected) in [
@@ -222,6 +223,7 @@ fn what_this_machine_runs_out_of_is_told_from_what_a_backend_does() {
         (ErrorType::BindError, libc::EADDRNOTAVAIL, "no port"),
         (ErrorType::ConnectRefused, libc::ECONNREFUSED, "refused"),
         (ErrorType::ConnectTimedout, libc::ETIMEDOUT, "timeout"),
+        (ErrorType::TLSHandshakeFailure, libc::EPROTO, "tls"),
         (ErrorType::ConnectNoRoute, libc::EHOSTUNREACH, "unreachable"),
     ] {
         let error = connecting(etype.clone(), code);

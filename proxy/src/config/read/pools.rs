@@ -6,6 +6,7 @@ use std::time::Duration;
 use causeway_conf::Span;
 
 use super::affinity::cookie_name;
+use super::backend_tls::backend_tls;
 use super::health::health;
 use crate::backend::Address;
 use crate::config::check::Check;
@@ -52,11 +53,14 @@ pub(super) fn pools(
                 &format!("{key}.backends"),
                 "expected at least one backend, or `discover`",
             );
+            let backends = backends(check, &key, pool.backends, &mut seen, health.port);
+            let tls = pool.tls.map(|tls| backend_tls(check, &key, tls, &backends));
             PoolConfig {
                 pick: pool.pick.unwrap_or(Pick::DEFAULT),
                 cookie,
-                backends: backends(check, &key, pool.backends, &mut seen, health.port),
+                backends,
                 discover,
+                tls,
                 health,
                 name: pool.name,
             }

@@ -1,7 +1,9 @@
-//! Probes that pingora-load-balancing has ready: an HTTP request, or a bare connection.
+//! Probes that pingora-load-balancing has ready: an HTTP request, or a bare connection. Over TLS the connection is ours.
 
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Stream;
+use pingora::protocols::http::v1::client::HttpSession;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend as Target;
@@ -22,13 +24,16 @@ pub(super) struct PingoraCheck {
     check: Box<dyn HealthCheck + Send + Sync>,
     kind: ProbeKind,
     method: Method,
+    /// What is asked, and which answers are good; `None` asks nothing.
+    question: Option<Box<(RequestHeader, Statuses)>>,
 }
 
 impl PingoraCheck {
     /// A request as `config` has it.
     pub(super) fn http(config: &HealthConfig) -> Self {
         let mut check = HttpHealthCheck::new(&config.host, false);
-        check.req = request(&config.method, &config.path, &config.host);
+        let question = request(&config.method, &config.path, &config.host);
+        check.req = question.clone();
         let options = &mut check.peer_template.options;
         options.connection_timeout = Some(config.timeout);
         options.read_timeout = Some(config.timeout);
@@ -39,6 +44,7 @@ impl PingoraCheck {
             check: Box::new(check),
             kind: config.kind,
             method: config.method.clone(),
+            question: Some(Box::new((question, config.expect.clone()))),
         }
     }
 
@@ -50,6 +56,33 @@ impl PingoraCheck {
             check,
             kind: config.kind,
             method: config.method.clone(),
+            question: None,
+        }
+    }
+
+    /// Asks on a connection that is there already.
+    pub(super) async fn ask(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
+        let Some((request, expect)) = self.question.as_deref() else {
+            return Ok(ProbeResult::Good);
+        };
+        let mut session = HttpSession::new(stream);
+        let asked = async {
+            session
+                .write_request_header(Box::new(request.clone()))
+                .await?;
+            loop {
+                session.read_response().await?;
+                match session.resp_header() {
+                    Some(answer) if !answer.status.is_informational() => {
+                        return validate(answer, expect);
+                    }
+                    _ => {}
+                }
+            }
+        };
+        match asked.await {
+            Ok(()) => Ok(ProbeResult::Good),
+            Err(error) => self.failure(&error),
         }
     }
 

@@ -1,14 +1,11 @@
 //! A probe that opens a WebSocket and closes it: what clients of a WebSocket server need to work.
 
-use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use http::header::{HOST, HeaderValue, USER_AGENT as USER_AGENT_NAME};
 use http::{Request, Uri};
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -16,7 +13,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, handshake::client::Response};
 
-use super::{CannotProbe, DRAIN, USER_AGENT, is_ours, unexpected};
+use super::{DRAIN, USER_AGENT, unexpected};
 use crate::config::HealthConfig;
 use crate::pool::ProbeResult;
 
@@ -42,24 +39,8 @@ impl WebSocketCheck {
         }
     }
 
-    pub(super) async fn check(&self, address: &PingoraAddr) -> Result<ProbeResult, CannotProbe> {
-        let found = match address {
-            PingoraAddr::Inet(address) => match TcpStream::connect(address).await {
-                Ok(stream) => self.open(stream).await,
-                Err(error) => return not_connected(error),
-            },
-            PingoraAddr::Unix(address) => {
-                let path = address.as_pathname().unwrap_or("".as_ref());
-                match UnixStream::connect(path).await {
-                    Ok(stream) => self.open(stream).await,
-                    Err(error) => return not_connected(error),
-                }
-            }
-        };
-        Ok(found)
-    }
-
-    async fn open<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> ProbeResult {
+    /// Does it on a connection.
+    pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> ProbeResult {
         let limits = WebSocketConfig::default()
             .read_buffer_size(4 << 10)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
@@ -91,19 +72,6 @@ impl WebSocketCheck {
         headers.insert(USER_AGENT_NAME, HeaderValue::from_static(USER_AGENT));
         Ok(request)
     }
-}
-
-fn not_connected(error: io::Error) -> Result<ProbeResult, CannotProbe> {
-    if is_ours(&error) {
-        return Err(CannotProbe(error));
-    }
-    Ok(match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            ProbeResult::Unreachable("it refuses connections".to_owned())
-        }
-        io::ErrorKind::TimedOut => ProbeResult::NoAnswer("a dial took too long".to_owned()),
-        _ => ProbeResult::Unreachable("it cannot be reached".to_owned()),
-    })
 }
 
 fn failure(error: &Error) -> ProbeResult {

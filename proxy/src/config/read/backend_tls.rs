@@ -1,0 +1,65 @@
+//! How TLS is spoken to the backends of a pool.
+
+use rustls::pki_types::ServerName;
+
+use super::super::check::Check;
+use super::super::{BackendConfig, BackendTls, CertificateFiles, raw};
+use crate::backend::Address;
+
+/// `place` is the key of the pool, whose `backends` these are.
+pub(super) fn backend_tls(
+    check: &mut Check,
+    place: &str,
+    raw: raw::BackendTls,
+    backends: &[BackendConfig],
+) -> BackendTls {
+    let verify = raw.verify.unwrap_or(BackendTls::VERIFY);
+    let key = format!("{place}.tls.ca");
+    check.require(
+        verify || raw.ca.is_none(),
+        &key,
+        "expected none with \"verify: false\", which believes everybody",
+    );
+    let server_name = raw.server_name.and_then(|name| {
+        let parsed = ServerName::try_from(name.clone()).ok();
+        if parsed.is_none() {
+            let name = name.escape_debug();
+            check.error(
+                &format!("{place}.tls.server_name"),
+                format!("\"{name}\": expected a host name or an IP address"),
+            );
+        }
+        parsed
+    });
+    if verify && server_name.is_none() {
+        for (index, backend) in backends.iter().enumerate() {
+            let named = match &backend.address {
+                Address::Ip(_) => true,
+                Address::Name { host, .. } => ServerName::try_from(host.as_str()).is_ok(),
+                Address::Unix(_) => false,
+            };
+            check.require(
+                named,
+                &format!("{place}.backends[{index}].address"),
+                "expected \"tls.server_name\" for its pool: there is no name here that a certificate could have",
+            );
+        }
+    }
+    let certificate = match (raw.certificate, raw.key) {
+        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+        (None, None) => None,
+        _ => {
+            check.error(
+                &format!("{place}.tls"),
+                "expected \"certificate\" and \"key\" together",
+            );
+            None
+        }
+    };
+    BackendTls {
+        verify,
+        ca: raw.ca,
+        server_name,
+        certificate,
+    }
+}

@@ -1,0 +1,85 @@
+//! What Pingora asks of a stream besides reading and writing, for streams of ours.
+
+/// Implements it: by what a field of the stream answers, or for a socket that stands alone.
+macro_rules! pingora_stream {
+    ([$($generics:tt)*] $stream:ty, over $below:ident) => {
+        pingora_stream!([$($generics)*] $stream);
+
+        impl<$($generics)*> pingora::protocols::UniqueID for $stream {
+            fn id(&self) -> pingora::protocols::UniqueIDType {
+                self.$below.id()
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetTimingDigest for $stream {
+            fn get_timing_digest(&self) -> Vec<Option<pingora::protocols::TimingDigest>> {
+                self.$below.get_timing_digest()
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetProxyDigest for $stream {
+            fn get_proxy_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora::protocols::raw_connect::ProxyDigest>> {
+                self.$below.get_proxy_digest()
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetSocketDigest for $stream {
+            fn get_socket_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora::protocols::SocketDigest>> {
+                self.$below.get_socket_digest()
+            }
+
+            fn set_socket_digest(&mut self, digest: pingora::protocols::SocketDigest) {
+                self.$below.set_socket_digest(digest);
+            }
+        }
+    };
+    ([$($generics:tt)*] $stream:ty, called $id:expr) => {
+        pingora_stream!([$($generics)*] $stream);
+
+        impl<$($generics)*> pingora::protocols::UniqueID for $stream {
+            fn id(&self) -> pingora::protocols::UniqueIDType {
+                let id: fn(&Self) -> pingora::protocols::UniqueIDType = $id;
+                id(self)
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetTimingDigest for $stream {
+            fn get_timing_digest(&self) -> Vec<Option<pingora::protocols::TimingDigest>> {
+                Vec::new()
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetProxyDigest for $stream {
+            fn get_proxy_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora::protocols::raw_connect::ProxyDigest>> {
+                None
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::GetSocketDigest for $stream {
+            fn get_socket_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora::protocols::SocketDigest>> {
+                None
+            }
+        }
+    };
+    ([$($generics:tt)*] $stream:ty) => {
+        #[async_trait::async_trait]
+        impl<$($generics)*> pingora::protocols::Shutdown for $stream {
+            async fn shutdown(&mut self) {
+                // The connection is over either way.
+                let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
+            }
+        }
+
+        impl<$($generics)*> pingora::protocols::Peek for $stream {}
+    };
+}
+
+pub(crate) use pingora_stream;
