@@ -9,7 +9,7 @@ mod strict;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ServerApp};
@@ -31,10 +31,12 @@ use crate::carrier::Unread;
 use crate::carrier::peer_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
+use crate::entrance::Admission;
 use crate::entrance::Entrances;
+use crate::error::Limit;
 use crate::error::Refusal;
 use crate::exchange::Policy;
-use crate::limits::ConnectionLimit;
+use crate::limits::Pass;
 use crate::service::Edge;
 use crate::service::Parsed;
 use crate::service::WRONG_CHUNK;
@@ -49,8 +51,7 @@ pub(crate) struct EdgeApp {
     pub(crate) policy: Arc<Policy>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) entrances: Arc<Entrances>,
-    pub(crate) limit: ConnectionLimit,
-    /// Bounds the connections over `limit` that are told so: each holds a task and a descriptor meanwhile.
+    /// Bounds the connections over a limit that are told so: each holds a task and a descriptor meanwhile.
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) upgrades: Arc<Takeover>,
     pub(crate) timeouts: Timeouts,
@@ -87,6 +88,15 @@ impl EdgeApp {
             self.policy.log_refused(None, Some(peer), 400);
         }
         Carrier::from_pingora(reused?.consume().0)
+    }
+
+    /// Tells a connection that there is too much of its kind, if not too many are being told that.
+    async fn turn_away(&self, stream: Stream, limit: Limit) {
+        if let Ok(_turn) = self.over_limit.try_acquire() {
+            let peer = peer_of_stream(&stream);
+            self.refuse(Carrier::new(stream), peer, Refusal::Limited(limit))
+                .await;
+        }
     }
 
     /// Answers a connection whose request cannot be served, and closes it.
@@ -150,19 +160,27 @@ impl ServerApp for EdgeApp {
     ) -> Option<Stream> {
         let counted = self.connections.count();
         let entrance = self.entrances.of(&stream)?;
-        let Some(permit) = self.limit.try_acquire() else {
-            self.policy.metrics.connections_refused.inc();
-            // Whoever expects TLS would not understand an answer.
-            if entrance.is_open()
-                && let Ok(_turn) = self.over_limit.try_acquire()
-            {
-                let peer = peer_of_stream(&stream);
-                self.refuse(Carrier::new(stream), peer, Refusal::TooMany)
-                    .await;
+        let from = peer_of_stream(&stream);
+        let permit = match self.policy.gate.connection(from, Instant::now()) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                // Whoever expects TLS would not understand an answer.
+                if entrance.is_open() {
+                    self.turn_away(stream, limit).await;
+                }
+                return None;
             }
-            return None;
         };
-        let stream = self.entrances.admit(&entrance, stream).await?;
+        let (stream, place) = match self.entrances.admit(&entrance, stream).await {
+            Admission::Granted { stream, place } => (stream, place),
+            Admission::Refused { stream, limit } => {
+                drop(permit);
+                self.turn_away(stream, limit).await;
+                return None;
+            }
+            Admission::Closed => return None,
+        };
+        let pass = Pass::new(permit, place);
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             // HTTP/2 has no upgrades: all of it is plain.
             ServerApp::process_new(&self.proxy, stream, shutdown).await;
@@ -209,7 +227,7 @@ impl ServerApp for EdgeApp {
                 // Its own future, so that the connection's is not as large as both.
                 let taking = self
                     .upgrades
-                    .take_over(carrier, head, shape.body, protocol, permit);
+                    .take_over(carrier, head, shape.body, protocol, pass);
                 Box::pin(taking).await;
                 drop(counted);
                 return None;

@@ -462,6 +462,10 @@ impl Timeouts {
 pub(crate) struct Limits {
     /// Client connections; `None` takes what the open-file limit allows.
     pub(crate) connections: Option<usize>,
+    /// Client connections for each address.
+    pub(crate) connections_per_address: Option<u32>,
+    /// New client connections for each address.
+    pub(crate) connection_rate_per_address: Option<Rate>,
     /// The largest request head in bytes, 431 above it.
     pub(crate) head_size: usize,
     /// How many more backends one request may be sent to after the first.
@@ -472,6 +476,32 @@ pub(crate) struct Limits {
     pub(crate) waiting: usize,
     /// TLS handshakes at a time for each client address.
     pub(crate) handshakes_per_address: u32,
+    /// New TLS handshakes for each client address.
+    pub(crate) handshake_rate_per_address: Option<Rate>,
+    /// The largest request body in bytes, 413 above it.
+    pub(crate) body_size: Option<u64>,
+    /// Requests in flight; `None` takes what the open-file limit allows.
+    pub(crate) requests: Option<usize>,
+    /// Requests in flight for each client.
+    pub(crate) requests_per_address: Option<u32>,
+    pub(crate) tunnels: Option<usize>,
+    /// Tunnels for each client.
+    pub(crate) tunnels_per_address: Option<u32>,
+    /// Tunnels to each backend.
+    pub(crate) tunnels_per_backend: Option<u32>,
+}
+
+/// So many a second, and so many at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rate {
+    /// 1 to [`Rate::MOST`].
+    pub(crate) per_second: u32,
+    /// 1 to [`Rate::MOST`].
+    pub(crate) burst: u32,
+}
+
+impl Rate {
+    const MOST: u32 = 1_000_000;
 }
 
 impl Limits {
@@ -479,11 +509,20 @@ impl Limits {
     pub(crate) const RETRIES_MAX: usize = 10;
     const DEFAULT: Self = Self {
         connections: None,
+        connections_per_address: None,
+        connection_rate_per_address: None,
         head_size: 16 << 10,
         retries: 2,
         retry_budget: 20,
         waiting: 4096,
         handshakes_per_address: 256,
+        handshake_rate_per_address: None,
+        body_size: None,
+        requests: None,
+        requests_per_address: None,
+        tunnels: None,
+        tunnels_per_address: None,
+        tunnels_per_backend: None,
     };
 }
 

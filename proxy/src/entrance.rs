@@ -1,13 +1,13 @@
-//! What an accepted connection goes through before its first request: the PROXY header, the limit for its address, TLS.
+//! What an accepted connection goes through before its first request: the PROXY header, the limits for its address, TLS.
 //!
-//! A listener that declares none of it lets connections straight through.
+//! Who is refused before it has shown that it speaks HTTP is closed without a word; others are for the caller to answer.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use causeway_conf::AddressRange;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
@@ -18,12 +18,20 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ListenerConfig;
-use crate::limits::PerAddress;
+use crate::error::Limit;
+use crate::limits::Gate;
+use crate::limits::Place;
 use crate::metrics::Metrics;
 use crate::proxy_protocol;
 use crate::proxy_protocol::Header;
 use crate::tls;
 use crate::tls::{HandshakeError, Terminator, TlsError};
+
+/// What a listener on all interfaces has for an address, of either family where it takes both.
+const EVERYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
 
 /// How many bytes are asked for while a PROXY header is awaited.
 const READ: usize = 256;
@@ -37,8 +45,8 @@ enum Turned {
     HeaderTimeout(Duration),
     #[error("the connection ended: {0}")]
     Lost(#[from] io::Error),
-    #[error("too many handshakes at a time from this address")]
-    TooMany,
+    #[error("refused because of limits.{}", .0.name())]
+    Limited(Limit),
     #[error("TLS handshake: {0}")]
     Handshake(#[from] HandshakeError),
     #[error("not a TCP connection")]
@@ -51,7 +59,7 @@ impl Turned {
         match self {
             Self::Header(_) | Self::HeaderTimeout(_) => "proxy_header",
             Self::Lost(_) | Self::NotTcp => "lost",
-            Self::TooMany => "too_many",
+            Self::Limited(_) => "limited",
             Self::Handshake(HandshakeError::Timeout(_)) => "timeout",
             Self::Handshake(HandshakeError::Failed(_)) => "failed",
         }
@@ -101,15 +109,28 @@ pub(crate) struct Entrances {
     by_address: HashMap<SocketAddr, Arc<Entrance>>,
     /// For all, if there is only one.
     only: Option<Arc<Entrance>>,
-    handshakes: PerAddress,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
 }
 
+/// What becomes of a connection.
+pub(crate) enum Admission {
+    /// It carries requests from here on.
+    Granted {
+        stream: Stream,
+        place: Option<Place>,
+    },
+    /// It is to be told that there is too much of its kind, and closed.
+    Refused { stream: Stream, limit: Limit },
+    /// It is closed.
+    Closed,
+}
+
 impl Entrances {
-    /// `entrances` by the addresses that are listened on; at most `handshakes` TLS handshakes at a time for each address.
+    /// `entrances` by the addresses that are listened on.
     pub(crate) fn new(
         entrances: Vec<(SocketAddr, Entrance)>,
-        handshakes: u32,
+        gate: Arc<Gate>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let by_address: HashMap<_, _> = entrances
@@ -123,7 +144,7 @@ impl Entrances {
         Self {
             by_address,
             only,
-            handshakes: PerAddress::new(handshakes),
+            gate,
             metrics,
         }
     }
@@ -146,72 +167,91 @@ impl Entrances {
         }
         let digest = stream.get_socket_digest()?;
         let address = *digest.local_addr()?.as_inet()?;
-        // A listener on all interfaces has the unspecified address, of either family where it takes both.
-        let everywhere = ["0.0.0.0", "::"].map(|any| any.parse::<IpAddr>());
-        let candidates = everywhere
-            .into_iter()
-            .flatten()
-            .map(|any| SocketAddr::new(any, address.port()));
-        std::iter::once(address)
-            .chain(candidates)
-            .find_map(|address| self.by_address.get(&address).cloned())
+        std::iter::once(address.ip())
+            .chain(EVERYWHERE)
+            .find_map(|ip| {
+                let listening = SocketAddr::new(ip, address.port());
+                self.by_address.get(&listening).cloned()
+            })
     }
 
-    /// Lets a connection in: what comes back carries requests. `None` if it is turned away and closed.
+    /// Lets a connection in, or not.
     ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn admit(&self, entrance: &Entrance, stream: Stream) -> Option<Stream> {
+    pub(crate) async fn admit(&self, entrance: &Entrance, stream: Stream) -> Admission {
         if entrance.is_open() {
-            return Some(stream);
+            return self.count(stream);
         }
         // Its own future: a connection is as large as its largest, and this one is over soon.
-        match Box::pin(self.pass(entrance, stream)).await {
-            Ok(stream) => Some(stream),
-            Err(turned) => {
+        Box::pin(self.pass(entrance, stream))
+            .await
+            .unwrap_or_else(|turned| {
                 self.metrics.handshake(turned.result());
                 tracing::debug!(%turned, "a connection was turned away");
-                None
-            }
+                Admission::Closed
+            })
+    }
+
+    /// Counts a connection whose next bytes are HTTP for the address it comes from.
+    fn count(&self, stream: Stream) -> Admission {
+        let peer = stream
+            .get_socket_digest()
+            .and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        self.count_for(peer.map(|peer| peer.ip()), stream)
+    }
+
+    fn count_for(&self, source: Option<IpAddr>, stream: Stream) -> Admission {
+        match self.place_of(source) {
+            Ok(place) => Admission::Granted { stream, place },
+            Err(limit) => Admission::Refused { stream, limit },
         }
     }
 
-    async fn pass(&self, entrance: &Entrance, stream: Stream) -> Result<Stream, Turned> {
+    fn place_of(&self, source: Option<IpAddr>) -> Result<Option<Place>, Limit> {
+        let place = source.map(|source| self.gate.connection_from(source, Instant::now()));
+        place.unwrap_or(Ok(None))
+    }
+
+    async fn pass(&self, entrance: &Entrance, stream: Stream) -> Result<Admission, Turned> {
         let mut transport = stream
             .into_any()
             .downcast::<Transport>()
             .map_err(|_| Turned::NotTcp)?;
-        let mut peer = address_of(&transport);
+        let peer = address_of(&transport);
         let announces = |peer: SocketAddr| {
             let mut ranges = entrance.announcing.iter();
             ranges.any(|range| range.contains(peer.ip()))
         };
+        let mut source = peer.map(|peer| peer.ip());
         if peer.is_some_and(announces) {
             let reading = timeout(entrance.header_deadline, read_header(&mut transport));
             let client = reading
                 .await
                 .map_err(|_| Turned::HeaderTimeout(entrance.header_deadline))??;
+            // A balancer that speaks for itself is nobody to be limited.
+            source = client.map(|client| client.ip());
             if let Some(client) = client {
                 speaks_for(&mut transport, client);
-                peer = Some(client);
             }
         }
         let Some(tls) = &entrance.tls else {
-            return Ok(transport);
+            return Ok(self.count_for(source, transport));
         };
-        let _slot = match peer {
-            Some(peer) => Some(self.handshakes.enter(peer.ip()).ok_or(Turned::TooMany)?),
-            None => None,
-        };
+        let place = self.place_of(source).map_err(Turned::Limited)?;
+        let handshake = source.map(|source| self.gate.handshake(source, Instant::now()));
+        let slot = handshake.unwrap_or(Ok(None)).map_err(Turned::Limited)?;
         let stream = tls.accept(*transport).await?;
+        drop(slot);
         let result = if stream.is_resumed() {
             "resumed"
         } else {
             "full"
         };
         self.metrics.handshake(result);
-        Ok(Box::new(stream))
+        let stream = Box::new(stream);
+        Ok(Admission::Granted { stream, place })
     }
 }
 

@@ -40,9 +40,9 @@ pub(crate) enum Refusal {
     /// The listener only sends clients to https, at this URL.
     #[error("plain HTTP is not served here")]
     UseHttps(String),
-    /// The edge has as many connections or requests as it may have.
-    #[error("too many connections")]
-    TooMany,
+    /// There is as much as there may be of something, or more of it.
+    #[error("refused because of limits.{}", .0.name())]
+    Limited(Limit),
     /// No backend is left to try.
     #[error("no backend is available")]
     NoBackend,
@@ -52,6 +52,107 @@ pub(crate) enum Refusal {
     /// The backend, or the dial to it, took too long.
     #[error("the backend did not answer in time")]
     BackendTimeout,
+}
+
+/// What there may be only so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Connections,
+    ConnectionsPerAddress,
+    ConnectionRate,
+    HandshakesPerAddress,
+    HandshakeRate,
+    Requests,
+    RequestsPerAddress,
+    Tunnels,
+    TunnelsPerAddress,
+    TunnelsPerBackend,
+    BodySize,
+}
+
+impl Limit {
+    /// All of them, in the order of their declaration.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Connections,
+        Self::ConnectionsPerAddress,
+        Self::ConnectionRate,
+        Self::HandshakesPerAddress,
+        Self::HandshakeRate,
+        Self::Requests,
+        Self::RequestsPerAddress,
+        Self::Tunnels,
+        Self::TunnelsPerAddress,
+        Self::TunnelsPerBackend,
+        Self::BodySize,
+    ];
+
+    /// The setting under `limits` that it is, also in logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::ConnectionsPerAddress => "connections_per_address",
+            Self::ConnectionRate => "connection_rate_per_address",
+            Self::HandshakesPerAddress => "handshakes_per_address",
+            Self::HandshakeRate => "handshake_rate_per_address",
+            Self::Requests => "requests",
+            Self::RequestsPerAddress => "requests_per_address",
+            Self::Tunnels => "tunnels",
+            Self::TunnelsPerAddress => "tunnels_per_address",
+            Self::TunnelsPerBackend => "tunnels_per_backend",
+            Self::BodySize => "body_size",
+        }
+    }
+
+    /// 429 is for a client that does too much (RFC 6585, 4), 503 for an edge that has too much to do.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::ConnectionsPerAddress
+            | Self::ConnectionRate
+            | Self::HandshakesPerAddress
+            | Self::HandshakeRate
+            | Self::RequestsPerAddress
+            | Self::TunnelsPerAddress => StatusCode::TOO_MANY_REQUESTS,
+            Self::Connections | Self::Requests | Self::Tunnels | Self::TunnelsPerBackend => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::BodySize => StatusCode::PAYLOAD_TOO_LARGE,
+        }
+    }
+
+    fn body(self) -> &'static str {
+        match self {
+            Self::Connections | Self::ConnectionsPerAddress | Self::ConnectionRate => {
+                "too many connections\n"
+            }
+            Self::HandshakesPerAddress | Self::HandshakeRate => "too many handshakes\n",
+            Self::Requests | Self::RequestsPerAddress => "too many requests\n",
+            Self::Tunnels | Self::TunnelsPerAddress | Self::TunnelsPerBackend => {
+                "too many tunnels\n"
+            }
+            Self::BodySize => "request body too large\n",
+        }
+    }
+}
+
+impl Refusal {
+    /// The name in the metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::HeadTimeout => "head_timeout",
+            Self::HeadTooLarge => "head_size",
+            Self::TargetTooLong => "target_size",
+            Self::MethodNotAllowed => "method",
+            Self::CodingNotSupported => "coding",
+            Self::VersionNotSupported => "version",
+            Self::NoRoute { .. } => "no_route",
+            Self::UseHttps(_) => "use_https",
+            Self::Limited(limit) => limit.name(),
+            Self::NoBackend => "no_backend",
+            Self::BackendFailed => "backend_failed",
+            Self::BackendTimeout => "backend_timeout",
+        }
+    }
 }
 
 /// A complete answer with a text body.
@@ -70,7 +171,7 @@ pub(crate) struct Answer {
 /// What 405 names (RFC 9110, 15.5.6): the methods that HTTP itself has. Any other is passed on as well.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
 
-/// How soon a client may come back after a 503: about one round of health checks.
+/// How soon a client may come back after a 503 or a 429: about one round of health checks.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The answer to a request that `refusal` ended.
@@ -108,10 +209,7 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "request head too large\n".into(),
         ),
-        Refusal::TooMany => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too many connections\n".into(),
-        ),
+        Refusal::Limited(limit) => (limit.status(), limit.body().into()),
         Refusal::NoBackend => (
             StatusCode::SERVICE_UNAVAILABLE,
             "no backend available\n".into(),
@@ -119,7 +217,11 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
         Refusal::BackendFailed => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
         Refusal::BackendTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
     };
-    let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER);
+    let later = matches!(
+        status,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+    );
+    let retry_after = later.then_some(RETRY_AFTER);
     Answer {
         status,
         body,
@@ -146,7 +248,15 @@ mod tests {
             (Refusal::VersionNotSupported, 505, false),
             (Refusal::BackendFailed, 502, false),
             (Refusal::NoBackend, 503, true),
-            (Refusal::TooMany, 503, true),
+            (Refusal::Limited(Limit::Connections), 503, true),
+            (Refusal::Limited(Limit::ConnectionsPerAddress), 429, true),
+            (Refusal::Limited(Limit::ConnectionRate), 429, true),
+            (Refusal::Limited(Limit::Requests), 503, true),
+            (Refusal::Limited(Limit::RequestsPerAddress), 429, true),
+            (Refusal::Limited(Limit::Tunnels), 503, true),
+            (Refusal::Limited(Limit::TunnelsPerAddress), 429, true),
+            (Refusal::Limited(Limit::TunnelsPerBackend), 503, true),
+            (Refusal::Limited(Limit::BodySize), 413, false),
             (Refusal::BackendTimeout, 504, false),
         ];
         for (refusal, status, retries) in cases {
@@ -155,6 +265,17 @@ mod tests {
             assert_eq!(answer.retry_after.is_some(), retries, "{refusal}");
             assert!(answer.body.ends_with('\n') && answer.body.len() < 40);
         }
+    }
+
+    #[test]
+    fn each_limit_has_its_place_and_a_name_of_its_own() {
+        let mut names: Vec<_> = Limit::ALL.map(Limit::name).into();
+        for (at, limit) in Limit::ALL.into_iter().enumerate() {
+            assert_eq!(limit as usize, at);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Limit::ALL.len());
     }
 
     #[test]

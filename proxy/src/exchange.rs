@@ -23,12 +23,15 @@ use crate::access::AccessLog;
 use crate::access::Kind;
 use crate::access::excerpt;
 use crate::affinity::Claim;
+use crate::error::Limit;
 use crate::error::Refusal;
 pub(crate) use crate::exchange::rules::Rules;
 use crate::exchange::waiting::Waiting;
 use crate::forwarded::Forwarded;
 use crate::hold::FailedDial;
 use crate::hold::WaitingRoom;
+use crate::limits::Gate;
+use crate::limits::Pass;
 use crate::limits::Seldom;
 use crate::metrics::Metrics;
 use crate::pool::AffinityOutcome;
@@ -40,6 +43,7 @@ use crate::pool::Pools;
 use crate::pool::RequestCount;
 use crate::pool::Seeks;
 use crate::pool::Tried;
+use crate::pool::TunnelSlot;
 use crate::scheme::Scheme;
 use crate::tls::Connector;
 use crate::upstream::DialError;
@@ -49,6 +53,7 @@ use crate::upstream::Repeatable;
 pub(crate) struct Policy {
     pub(crate) rules: ArcSwap<Rules>,
     pub(crate) waiting_room: WaitingRoom,
+    pub(crate) gate: Arc<Gate>,
     /// Cancelled when the edge begins to end: nobody waits from then on.
     pub(crate) ending: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
@@ -81,6 +86,10 @@ pub(crate) struct Exchange {
     /// What the last attempt that failed amounts to for the client.
     failure: Option<Refusal>,
     in_flight: Option<RequestCount>,
+    /// The place at the chosen backend for the tunnel that it may become.
+    slot: Option<TunnelSlot>,
+    body_bytes_max: u64,
+    _pass: Pass,
 }
 
 /// How a request ended, as far as its carrier knows.
@@ -103,7 +112,7 @@ impl Policy {
     /// # Errors
     ///
     /// [`Refusal::NoRoute`], or [`Refusal::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 ask for, and for
-    /// what HTTP/2 allows its framing and forbids itself.
+    /// what HTTP/2 allows its framing and forbids itself, or [`Refusal::Limited`].
     pub(crate) fn admit(
         &self,
         request: &RequestHeader,
@@ -125,6 +134,16 @@ impl Policy {
             });
         };
         let pool = Arc::clone(rules.pools.get(route.pool));
+        let arrived = Instant::now();
+        let forwarded = rules.forwarder.read(&request.headers, peer, scheme);
+        let client = forwarded.client;
+        let body_bytes_max = self.gate.body_bytes();
+        if declared_body(request).is_some_and(|length| body_bytes_max < length) {
+            let limit = self.gate.refuse(Limit::BodySize, Some(client), arrived);
+            return Err(Refusal::Limited(limit));
+        }
+        let pass = self.gate.request(client, arrived);
+        let pass = pass.map_err(Refusal::Limited)?;
         pool.retry_budget.deposit();
         let preflight = is_preflight(request);
         let mut claim = pool.affinity.read(&request.headers, path);
@@ -133,7 +152,7 @@ impl Policy {
             claim.session = None;
         }
         Ok(Exchange {
-            arrived: Instant::now(),
+            arrived,
             arrived_at: SystemTime::now(),
             method: request.method.clone(),
             host: host.map(excerpt),
@@ -145,7 +164,7 @@ impl Policy {
                 true => Seeks::Tunnel,
                 false => Seeks::Answer,
             },
-            forwarded: rules.forwarder.read(&request.headers, peer, scheme),
+            forwarded,
             pool,
             tried: Tried::default(),
             attempts: 0,
@@ -154,7 +173,36 @@ impl Policy {
             waiting: Waiting::default(),
             failure: None,
             in_flight: None,
+            slot: None,
+            body_bytes_max,
+            _pass: pass,
         })
+    }
+
+    /// Takes note that `bytes` of the request's body have come.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Limited`] if that is more than may come.
+    pub(crate) fn body_came(&self, exchange: &Exchange, bytes: u64) -> Result<(), Refusal> {
+        if bytes <= exchange.body_bytes_max {
+            return Ok(());
+        }
+        let client = Some(exchange.forwarded.client);
+        let limit = self.gate.refuse(Limit::BodySize, client, Instant::now());
+        Err(Refusal::Limited(limit))
+    }
+
+    /// Lets an upgrade become a tunnel, for as long as that lasts.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Limited`] if there are too many.
+    pub(crate) fn admit_tunnel(&self, exchange: &Exchange) -> Result<Pass, Refusal> {
+        let pass = self
+            .gate
+            .tunnel(exchange.forwarded.client, exchange.arrived);
+        pass.map_err(Refusal::Limited)
     }
 
     /// The first of `protocols` that the route of this request lets through.
@@ -186,15 +234,7 @@ impl Policy {
         exchange.in_flight = None;
         let choice = match &exchange.choice {
             Some(choice) if exchange.waiting.goes_on() => choice.clone(),
-            _ => exchange
-                .pool
-                .choose(
-                    &exchange.claim,
-                    exchange.seeks,
-                    &exchange.tried,
-                    Instant::now(),
-                )
-                .map_err(|_| exchange.failure())?,
+            _ => self.pick(exchange)?,
         };
         let backend = Arc::clone(&choice.backend);
         let last = exchange.choice.replace(choice);
@@ -203,6 +243,35 @@ impl Policy {
         }
         exchange.in_flight = Some(backend.start_request(exchange.seeks));
         Ok(backend)
+    }
+
+    /// A backend that has room for what the request may become.
+    fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Refusal> {
+        exchange.slot = None;
+        loop {
+            let now = Instant::now();
+            let (claim, seeks) = (&exchange.claim, exchange.seeks);
+            let Ok(choice) = exchange.pool.choose(claim, seeks, &exchange.tried, now) else {
+                let refusal = exchange.failure();
+                if let Refusal::Limited(limit) = refusal {
+                    self.gate
+                        .refuse(limit, Some(exchange.forwarded.client), now);
+                }
+                return Err(refusal);
+            };
+            if seeks == Seeks::Answer {
+                return Ok(choice);
+            }
+            exchange.slot = choice
+                .backend
+                .reserve_tunnel(self.gate.tunnels_of_backend());
+            if exchange.slot.is_some() {
+                return Ok(choice);
+            }
+            exchange.tried.add(&choice.backend);
+            let full = Refusal::Limited(Limit::TunnelsPerBackend);
+            exchange.failure.get_or_insert(full);
+        }
     }
 
     /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
@@ -427,6 +496,11 @@ impl Exchange {
         self.choice.as_ref().map(|choice| &choice.backend)
     }
 
+    /// Its place at the chosen backend, for the tunnel that it becomes.
+    pub(crate) fn take_slot(&mut self) -> Option<TunnelSlot> {
+        self.slot.take()
+    }
+
     /// The choice of the last attempt, to come back to it.
     pub(crate) fn choice(&self) -> Option<Choice> {
         self.choice.clone()
@@ -499,6 +573,12 @@ fn is_preflight(request: &RequestHeader) -> bool {
         && request
             .headers
             .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// The length of the body, where the head says it.
+fn declared_body(request: &RequestHeader) -> Option<u64> {
+    let length = request.headers.get(http::header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.trim().parse().ok()
 }
 
 /// The host that a request is for: of an absolute target (RFC 9112, 3.2.2), else of its `Host` header.

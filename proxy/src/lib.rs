@@ -107,7 +107,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     let parts = Parts::new(&config)?;
     let entrances = Arc::new(Entrances::new(
         entrances,
-        config.limits.handshakes_per_address,
+        Arc::clone(&parts.policy.gate),
         Arc::clone(&parts.policy.metrics),
     ));
     let haste = Haste::default();

@@ -25,8 +25,6 @@ pub(crate) struct Metrics {
     backends: BackendFamilies,
     /// Client connections that are open.
     pub(crate) connections_open: Gauge,
-    /// Client connections that were refused because of `limits.connections`.
-    pub(crate) connections_refused: Counter,
     /// Access-log lines that were dropped because their writer could not keep up.
     pub(crate) access_lines_dropped: Counter,
     /// Attempts after the first of a request.
@@ -42,7 +40,8 @@ pub(crate) struct Metrics {
     reloads: Family<Label, Counter>,
     affinity: Family<Label, Counter>,
     affinity_forged: Counter,
-    refusals: Family<[(&'static str, String); 1], Counter>,
+    limited: Family<Label, Counter>,
+    refusals: Family<[(&'static str, String); 2], Counter>,
     handshakes: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
@@ -60,12 +59,12 @@ impl Metrics {
             affinity,
             backends: BackendFamilies::register(&mut registry),
             connections_open: Gauge::default(),
-            connections_refused: Counter::default(),
             access_lines_dropped: Counter::default(),
             retries: Counter::default(),
             configuration_ok: Gauge::default(),
             reloads: Family::default(),
             affinity_forged: Counter::default(),
+            limited: Family::default(),
             refusals: Family::default(),
             handshakes: Family::default(),
             certificates: Family::default(),
@@ -83,9 +82,9 @@ impl Metrics {
             self.connections_open.clone(),
         );
         registry.register(
-            "connections_refused",
-            "Client connections refused because of limits.connections",
-            self.connections_refused.clone(),
+            "limited",
+            "Connections, requests and tunnels refused because of a limit, by its setting",
+            self.limited.clone(),
         );
         registry.register(
             "access_lines_dropped",
@@ -120,7 +119,7 @@ impl Metrics {
         );
         registry.register(
             "refusals",
-            "Requests that the edge answered itself, by status",
+            "Requests that the edge answered itself, by reason and status",
             self.refusals.clone(),
         );
         registry.register(
@@ -157,9 +156,17 @@ impl Metrics {
         self.affinity_forged.inc();
     }
 
-    /// Counts a request that the edge answered itself.
-    pub(crate) fn refused(&self, status: http::StatusCode) {
-        let label = [("status", status.as_str().to_owned())];
+    /// What counts the refusals because of `limit`.
+    pub(crate) fn limited(&self, limit: &'static str) -> Counter {
+        self.limited.get_or_create_owned(&[("limit", limit)])
+    }
+
+    /// Counts a request that the edge answered itself. `reason` is one of few constants.
+    pub(crate) fn refused(&self, reason: &'static str, status: http::StatusCode) {
+        let label = [
+            ("reason", reason.to_owned()),
+            ("status", status.as_str().to_owned()),
+        ];
         self.refusals.get_or_create(&label).inc();
     }
 

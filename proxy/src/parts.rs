@@ -33,7 +33,7 @@ use crate::files::FileBudget;
 use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
-use crate::limits::ConnectionLimit;
+use crate::limits::Gate;
 use crate::limits::Seldom;
 use crate::listeners::BindError;
 use crate::metrics::Metrics;
@@ -89,7 +89,6 @@ pub(crate) struct Parts {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
-    pub(crate) limit: ConnectionLimit,
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) files: FileBudget,
     pub(crate) background: CancellationToken,
@@ -112,7 +111,9 @@ impl Parts {
             .unwrap_or_default();
         let connections = Connections::new(config.drain.late);
         let pools = Pools::new(config, &tls, &metrics, Instant::now(), unix);
+        let gate = Gate::new(config, files.connections, &metrics, Instant::now());
         let policy = Policy {
+            gate: Arc::new(gate),
             rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools))),
             waiting_room: WaitingRoom::new(HoldConfig::of(config)),
             ending: connections.draining(),
@@ -122,7 +123,6 @@ impl Parts {
             metrics,
         };
         let names = Arc::new(Names::new());
-        let open = policy.metrics.connections_open.clone();
         let policy = Arc::new(policy);
         let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls);
         Ok(Self {
@@ -132,10 +132,6 @@ impl Parts {
             names,
             connections,
             tunnels: Tunnels::new(config.timeouts.tunnel_idle),
-            limit: ConnectionLimit::new(
-                config.limits.connections.unwrap_or(files.connections),
-                open,
-            ),
             over_limit: Arc::new(Semaphore::new(files.over_limit)),
             files,
             background: CancellationToken::new(),
@@ -159,7 +155,6 @@ impl Parts {
             entrances,
             policy: Arc::clone(&self.policy),
             connections: Arc::clone(&self.connections),
-            limit: self.limit.clone(),
             over_limit: Arc::clone(&self.over_limit),
             upgrades: Arc::new(self.upgrades()),
             timeouts: self.timeouts,
@@ -171,7 +166,6 @@ impl Parts {
     pub(crate) fn mounted_edge(&self) -> Edge {
         self.edge(Some(Mounted {
             upgrades: self.upgrades(),
-            limit: self.limit.clone(),
         }))
     }
 

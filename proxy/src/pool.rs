@@ -30,7 +30,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tracing::info;
 
-pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, WaitCount};
+pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, TunnelSlot, WaitCount};
 pub(crate) use crate::pool::load::Seeks;
 pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 

@@ -19,7 +19,6 @@ use crate::backend::BackendId;
 use crate::config::BackendConfig;
 use crate::config::Config;
 use crate::config::DiscoverConfig;
-use crate::config::Limits;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
 use crate::hold::HoldConfig;
@@ -132,6 +131,9 @@ impl Reloader {
         let rules = Rules::new(config, Arc::clone(&pools));
         self.policy.rules.store(Arc::new(rules));
         self.policy.waiting_room.change(HoldConfig::of(config));
+        self.policy
+            .gate
+            .change(&config.limits, &config.trusted_proxies);
         self.pools.send_replace(pools);
     }
 
@@ -224,12 +226,6 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         log,
         threads,
     } = new;
-    let limits = Limits {
-        retries: started.limits.retries,
-        retry_budget: started.limits.retry_budget,
-        waiting: started.limits.waiting,
-        ..*limits
-    };
     let sessions = affinity.sockjs_sessions != started.affinity.sockjs_sessions;
     let differ = [
         (*listeners != started.listeners, "listeners"),
@@ -237,8 +233,12 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         (sessions, "affinity.sockjs_sessions"),
         (*timeouts != started.timeouts, "timeouts"),
         (
-            limits != started.limits,
-            "limits (connections, head_size, handshakes_per_address)",
+            limits.connections != started.limits.connections,
+            "limits.connections",
+        ),
+        (
+            limits.head_size != started.limits.head_size,
+            "limits.head_size",
         ),
         (*drain != started.drain, "drain"),
         (*log != started.log, "log"),

@@ -28,6 +28,7 @@ use crate::carrier::scheme_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
 use crate::drain::Counted;
+use crate::error::Limit;
 use crate::error::Refusal;
 use crate::exchange::Again;
 use crate::exchange::Exchange;
@@ -44,6 +45,10 @@ use crate::upstream::Way;
 
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
 const BODY_REST: Duration = Duration::from_secs(5);
+
+/// How long, and for how many bytes, a client may go on sending after it was told that its body is too large.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
 
 /// How many kept connections may turn out to be closed before that speaks against their backend.
 ///
@@ -118,12 +123,17 @@ enum NoPeer {
 
 impl Edge {
     async fn refuse(&self, downstream: &mut Session, refusal: Refusal) -> Result<()> {
-        if matches!(refusal, Refusal::Malformed(_)) {
+        let too_large = refusal == Refusal::Limited(Limit::BodySize);
+        if too_large || matches!(refusal, Refusal::Malformed(_)) {
             downstream.set_keepalive(None);
         }
         let (head, body) = self.policy.own_answer(refusal);
         downstream.write_response_header(head, false).await?;
-        downstream.write_response_body(Some(body), true).await
+        downstream.write_response_body(Some(body), true).await?;
+        if too_large {
+            linger(downstream).await;
+        }
+        Ok(())
     }
 
     /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
@@ -211,6 +221,21 @@ fn is_wrong_chunk(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
     let inner = cause.and_then(io::Error::get_ref);
     inner.is_some_and(|inner| inner.is::<ChunkError>())
+}
+
+/// Goes on reading a body for a while after its answer: who closes with bytes unread resets the connection, and the client might
+/// never see why.
+async fn linger(downstream: &mut Session) {
+    let mut left = LINGER_BYTES;
+    let reading = async {
+        while let Ok(Some(piece)) = downstream.read_request_body().await
+            && piece.len() < left
+        {
+            left -= piece.len();
+        }
+    };
+    // Whoever sends on after that does not listen.
+    let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
 /// Ready when the client has left, as far as that shows without reading its body.
@@ -340,6 +365,25 @@ impl ProxyHttp for Edge {
                 Err(error)
             }
         }
+    }
+
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        let Some(exchange) = &context.exchange else {
+            return Ok(());
+        };
+        // Not what passes here: a retry shows the beginning once more.
+        let came = downstream.body_bytes_read() as u64;
+        self.policy.body_came(exchange, came).map_err(|refusal| {
+            let error = stop(&refusal).into_down();
+            context.refusal = Some(refusal);
+            error
+        })
     }
 
     async fn upstream_request_filter(
@@ -496,6 +540,7 @@ impl ProxyHttp for Edge {
             };
         };
         tracing::debug!(%error, %refusal, "request failed");
+        let too_large = refusal == Refusal::Limited(Limit::BodySize);
         let (head, body) = self.policy.own_answer(refusal);
         let error_code = head.status.as_u16();
         downstream.set_keepalive(None);
@@ -503,11 +548,17 @@ impl ProxyHttp for Edge {
             Ok(()) => downstream.write_response_body(Some(body), true).await,
             failed => failed,
         };
-        if let Err(error) = written {
-            tracing::debug!(%error, "cannot tell the client");
-        } else if let ServerSession::H1(session) = downstream.as_downstream_mut() {
-            // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
-            session.shutdown().await;
+        match written {
+            Ok(()) => {
+                if too_large {
+                    linger(downstream).await;
+                }
+                if let ServerSession::H1(session) = downstream.as_downstream_mut() {
+                    // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
+                    session.shutdown().await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot tell the client"),
         }
         FailToProxy {
             error_code,

@@ -24,8 +24,9 @@ use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
-use crate::limits::Permit;
+use crate::limits::Pass;
 use crate::pool::TunnelCount;
+use crate::takeover::record::Places;
 use crate::takeover::record::Record;
 use crate::takeover::record::carry;
 use crate::tunnel::Protocol;
@@ -78,7 +79,7 @@ impl Takeover {
         head: usize,
         body: Unread,
         protocol: String,
-        permit: Permit,
+        pass: Pass,
     ) {
         let Ok(request) = carrier.begin_request(head, Unread::Bytes(0)) else {
             return;
@@ -92,7 +93,7 @@ impl Takeover {
                 .answer_unadmitted(downstream, Refusal::Malformed("not HTTP"))
                 .await;
         }
-        self.serve(downstream, body, protocol, permit).await;
+        self.serve(downstream, body, protocol, pass).await;
     }
 
     /// As [`Takeover::take_over`], for a request that somebody else has read: `request` without a body, and what came behind it
@@ -102,14 +103,14 @@ impl Takeover {
         carrier: Carrier,
         request: RequestHeader,
         protocol: String,
-        permit: Permit,
+        pass: Pass,
     ) {
         let mut downstream = ServerSession::new_http1(Box::new(carrier));
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
         if !set_request(&mut downstream, request).await {
             return;
         }
-        self.serve(downstream, Unread::Bytes(0), protocol, permit)
+        self.serve(downstream, Unread::Bytes(0), protocol, pass)
             .await;
     }
 
@@ -119,7 +120,7 @@ impl Takeover {
         mut downstream: ServerSession,
         body: Unread,
         protocol: String,
-        permit: Permit,
+        pass: Pass,
     ) {
         if let Err(refusal) = check(downstream.req_header(), body, &protocol) {
             return self.answer_unadmitted(downstream, refusal).await;
@@ -132,6 +133,10 @@ impl Takeover {
         let mut exchange = match admitted {
             Ok(exchange) => exchange,
             Err(refusal) => return self.answer_unadmitted(downstream, refusal).await,
+        };
+        let tunnel = match self.policy.admit_tunnel(&exchange) {
+            Ok(tunnel) => tunnel,
+            Err(refusal) => return self.answer_finally(downstream, &exchange, refusal).await,
         };
         let request = downstream.req_header().clone();
         let reply = tokio::select! {
@@ -156,24 +161,16 @@ impl Takeover {
                     early,
                     count,
                     protocol,
-                    permit,
+                    places: Places {
+                        _connection: pass,
+                        _tunnel: tunnel,
+                        _at_backend: exchange.take_slot(),
+                    },
                 };
                 self.open_tunnel(downstream, exchange, opened).await;
             }
             Ok(Reply::Refused(refused)) => self.pass_on(downstream, &exchange, refused).await,
-            Err(refusal) => {
-                let error = refusal.to_string();
-                let status = self.answer(&mut downstream, refusal).await;
-                self.policy.log(
-                    &exchange,
-                    Outcome {
-                        status,
-                        error: Some(&error),
-                        ..Outcome::default()
-                    },
-                );
-                close(downstream).await;
-            }
+            Err(refusal) => self.answer_finally(downstream, &exchange, refusal).await,
         }
     }
 
@@ -269,7 +266,7 @@ impl Takeover {
             early,
             count,
             protocol,
-            permit,
+            places,
         } = opened;
         response.remove_hop_by_hop();
         let upgraded = response.set_upgrade(&protocol);
@@ -313,7 +310,7 @@ impl Takeover {
             },
             entry: self.tunnels.register(),
         };
-        let record = Record::new(Arc::clone(&self.policy), &exchange, count, permit);
+        let record = Record::new(Arc::clone(&self.policy), &exchange, count, places);
         self.tunnels
             .tasks()
             .spawn(carry(Tunnel::new(parts), record));
@@ -360,6 +357,24 @@ impl Takeover {
         let status = self.answer(&mut downstream, refusal).await;
         self.policy
             .log_refused(None, Some(peer), status.unwrap_or(499));
+        close(downstream).await;
+    }
+
+    /// Answers a request that goes nowhere any more, and closes its connection.
+    async fn answer_finally(
+        &self,
+        mut downstream: ServerSession,
+        exchange: &Exchange,
+        refusal: Refusal,
+    ) {
+        let error = refusal.to_string();
+        let status = self.answer(&mut downstream, refusal).await;
+        let outcome = Outcome {
+            status,
+            error: Some(&error),
+            ..Outcome::default()
+        };
+        self.policy.log(exchange, outcome);
         close(downstream).await;
     }
 
@@ -414,7 +429,7 @@ struct Opened {
     early: Vec<u8>,
     count: TunnelCount,
     protocol: String,
-    permit: Permit,
+    places: Places,
 }
 
 /// Has a session that has read nothing yet stand for `request`. Whether it does.

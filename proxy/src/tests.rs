@@ -2,6 +2,7 @@
 
 mod backend_tls;
 mod cost;
+mod limits;
 mod listening;
 mod mounted;
 mod plain;

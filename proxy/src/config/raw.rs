@@ -224,11 +224,27 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) connections: Option<u64>,
+    pub(super) connections_per_address: Option<u64>,
+    pub(super) connection_rate_per_address: Option<Rate>,
     pub(super) head_size: Option<ByteSize>,
     pub(super) retries: Option<u64>,
     pub(super) retry_budget: Option<u64>,
     pub(super) waiting: Option<u64>,
     pub(super) handshakes_per_address: Option<u64>,
+    pub(super) handshake_rate_per_address: Option<Rate>,
+    pub(super) body_size: Option<ByteSize>,
+    pub(super) requests: Option<u64>,
+    pub(super) requests_per_address: Option<u64>,
+    pub(super) tunnels: Option<u64>,
+    pub(super) tunnels_per_address: Option<u64>,
+    pub(super) tunnels_per_backend: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rate {
+    pub(super) per_second: u64,
+    pub(super) burst: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 mod affinity;
 mod backend_tls;
 mod health;
+mod limits;
 mod listeners;
 mod pools;
 mod routes;
@@ -12,11 +13,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfErrors, Document, Span};
+use causeway_conf::{ConfErrors, Document, Span};
 
 use super::check::Check;
 use super::raw;
-use super::{ADMIN, AccessLog, Config, DrainConfig, Limits, Log, NoRoute, Timeouts};
+use super::{ADMIN, AccessLog, Config, DrainConfig, Log, NoRoute, Timeouts};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
         no_route: no_route(&mut check, file.no_route),
         affinity: affinity::affinity(&mut check, file.affinity),
         timeouts: timeouts(&mut check, &file.timeouts),
-        limits: limits(&mut check, &file.limits),
+        limits: limits::limits(&mut check, &file.limits),
         drain: drain(&mut check, &file.drain),
         trusted_proxies: file.trusted_proxies,
         log: log(file.log),
@@ -92,46 +93,6 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
         tunnel_idle: within!(tunnel_idle, SECOND, 30 * DAY),
         tcp_keepalive: within!(tcp_keepalive, SECOND, DAY),
         tcp_user_timeout: within!(tcp_user_timeout, SECOND, HOUR),
-    }
-}
-
-fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
-    let default = Limits::DEFAULT;
-    let connections = raw
-        .connections
-        .map(|count| check.number("limits.connections", Some(count), 1, 1..=100_000_000));
-    Limits {
-        connections,
-        head_size: check.size(
-            "limits.head_size",
-            raw.head_size,
-            default.head_size,
-            ByteSize(1 << 10)..=ByteSize(256 << 10),
-        ),
-        retries: check.number(
-            "limits.retries",
-            raw.retries,
-            default.retries,
-            0..=Limits::RETRIES_MAX,
-        ),
-        retry_budget: check.number(
-            "limits.retry_budget",
-            raw.retry_budget,
-            default.retry_budget,
-            0..=100,
-        ),
-        waiting: check.number(
-            "limits.waiting",
-            raw.waiting,
-            default.waiting,
-            0..=1_000_000,
-        ),
-        handshakes_per_address: check.number(
-            "limits.handshakes_per_address",
-            raw.handshakes_per_address,
-            default.handshakes_per_address,
-            1..=100_000,
-        ),
     }
 }
 

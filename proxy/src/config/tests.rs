@@ -87,7 +87,8 @@ affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure:
   max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
 health: {method: HEAD, path: /up, host: app.example, expect: [200, 204, '300-399'], port: 9000, interval: 5s, fast_interval: 1s, down_interval: 3s,
   timeout: 2s, rise: 4, fall: 5, ignore_below: 50, slow_start: 1m}
-limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0}
+limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0,
+  connections_per_address: 5, connection_rate_per_address: {per_second: 2, burst: 9}, body_size: 1MiB, tunnels_per_backend: 7}
 trusted_proxies: [10.0.0.0/8]
 log: {level: debug, format: text, access: /var/log/access}
 threads: 2
@@ -130,6 +131,16 @@ threads: 2
     assert_eq!(config.limits.connections, Some(10));
     assert_eq!(config.limits.head_size, 8192);
     assert_eq!(config.limits.waiting, 0);
+    assert_eq!(config.limits.connections_per_address, Some(5));
+    let rate = Rate {
+        per_second: 2,
+        burst: 9,
+    };
+    assert_eq!(config.limits.connection_rate_per_address, Some(rate));
+    assert_eq!(config.limits.handshake_rate_per_address, None);
+    assert_eq!(config.limits.body_size, Some(1 << 20));
+    assert_eq!(config.limits.tunnels_per_backend, Some(7));
+    assert_eq!(config.limits.requests, None);
     assert_eq!(config.threads, Some(2));
     assert_eq!(config.log.access, AccessLog::File("/var/log/access".into()));
     assert!(!format!("{config:?}").contains("0123456789abcdef"));
@@ -298,7 +309,8 @@ fn every_number_and_duration_has_a_range() {
     section(
         "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
 health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready, port: 0, slow_start: 2h}
-limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001}
+limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001,
+  body_size: 2048GiB, requests: 0, tunnels_per_address: 0, handshake_rate_per_address: {per_second: 0, burst: 1000001}}
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
 threads: 2000
@@ -323,15 +335,20 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:4:43: limits.retries: 11 is out of range, expected 0 to 10
             proxy.yaml:4:56: limits.retry_budget: 101 is out of range, expected 0 to 100
             proxy.yaml:4:75: limits.waiting: 1000001 is out of range, expected 0 to 1000000
-            proxy.yaml:5:9: drain.spread: 2h is out of range, expected 0s to 1h
-            proxy.yaml:5:21: drain.timeout: 0s is out of range, expected 1s to 1day
-            proxy.yaml:6:12: no_route.status: 200 is out of range, expected 400 to 599
-            proxy.yaml:7:1: threads: 2000 is out of range, expected 0 to 1024
-            proxy.yaml:8:12: affinity.max_age: 0s is out of range, expected 1s to 1year
-            proxy.yaml:8:25: affinity.sockjs_sessions: 1 is out of range, expected 1024 to 16777216
-            proxy.yaml:8:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;
-            proxy.yaml:8:58: affinity.hold: 2m is out of range, expected 0s to 1m
-            proxy.yaml:8:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
+            proxy.yaml:5:3: limits.body_size: 2048GiB is out of range, expected 0B to 1024GiB
+            proxy.yaml:5:23: limits.requests: 0 is out of range, expected 1 to 100000000
+            proxy.yaml:5:36: limits.tunnels_per_address: 0 is out of range, expected 1 to 100000000
+            proxy.yaml:5:89: limits.handshake_rate_per_address.per_second: 0 is out of range, expected 1 to 1000000
+            proxy.yaml:5:104: limits.handshake_rate_per_address.burst: 1000001 is out of range, expected 1 to 1000000
+            proxy.yaml:6:9: drain.spread: 2h is out of range, expected 0s to 1h
+            proxy.yaml:6:21: drain.timeout: 0s is out of range, expected 1s to 1day
+            proxy.yaml:7:12: no_route.status: 200 is out of range, expected 400 to 599
+            proxy.yaml:8:1: threads: 2000 is out of range, expected 0 to 1024
+            proxy.yaml:9:12: affinity.max_age: 0s is out of range, expected 1s to 1year
+            proxy.yaml:9:25: affinity.sockjs_sessions: 1 is out of range, expected 1024 to 16777216
+            proxy.yaml:9:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;
+            proxy.yaml:9:58: affinity.hold: 2m is out of range, expected 0s to 1m
+            proxy.yaml:9:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
     );
 }
 

@@ -68,8 +68,9 @@ impl Policy {
 
     /// The answer of the edge itself to a request that `refusal` ended.
     pub(crate) fn own_answer(&self, refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
+        let reason = refusal.reason();
         let (head, body) = own_answer(refusal);
-        self.metrics.refused(head.status);
+        self.metrics.refused(reason, head.status);
         (head, body)
     }
 }

@@ -12,7 +12,8 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
     let metrics = Metrics::new();
     metrics.connections_open.set(3);
     metrics.affinity_hit.inc();
-    metrics.refused(StatusCode::SERVICE_UNAVAILABLE);
+    metrics.limited("requests").inc();
+    metrics.refused("requests", StatusCode::SERVICE_UNAVAILABLE);
     let backend = metrics.backend("n1");
     backend.answered(StatusCode::OK);
     backend.answered(StatusCode::from_u16(999).unwrap());
@@ -37,8 +38,8 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_affinity_total{outcome="miss"} 0
         causeway_proxy_configuration_ok 1
         causeway_proxy_connections_open 3
-        causeway_proxy_connections_refused_total 0
-        causeway_proxy_refusals_total{status="503"} 1
+        causeway_proxy_limited_total{limit="requests"} 1
+        causeway_proxy_refusals_total{reason="requests",status="503"} 1
         causeway_proxy_requests_in_flight{backend="n1"} 1
         causeway_proxy_requests_total{backend="n1",class="1xx"} 0
         causeway_proxy_requests_total{backend="n1",class="2xx"} 1

@@ -41,6 +41,8 @@ pub(crate) struct Backend {
     back_at: AtomicU64,
     pub(super) load: Load,
     pub(super) pace: Pace,
+    /// How many [`TunnelSlot`]s there are.
+    slots: AtomicUsize,
     outlier: Outlier,
     machine: Mutex<Machine>,
     verdict: watch::Sender<Verdict>,
@@ -99,6 +101,7 @@ impl Backend {
             back_at: AtomicU64::new(0),
             load: Load::default(),
             pace: Pace::default(),
+            slots: AtomicUsize::new(0),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),
             verdict: watch::Sender::new(Verdict { state, answers: 0 }),
@@ -224,6 +227,16 @@ impl Backend {
             return full;
         }
         u64::from(self.weight()) * (100 + 900 * back_for / all)
+    }
+
+    /// Keeps a place for a tunnel, if there are less than `most`.
+    pub(crate) fn reserve_tunnel(self: &Arc<Self>, most: u32) -> Option<TunnelSlot> {
+        // Made before the look: dropped, it takes itself out again.
+        let slot = TunnelSlot(Arc::clone(self));
+        let before = self.slots.fetch_add(1, Ordering::Relaxed);
+        usize::try_from(most)
+            .is_ok_and(|most| before < most)
+            .then_some(slot)
     }
 
     /// Counts a tunnel for as long as the guard lives.
@@ -377,6 +390,16 @@ impl Backend {
             requests: count(&self.load.requests) + count(&self.load.upgrades),
             waiting: count(&self.load.waiting),
         }
+    }
+}
+
+/// A place at a backend for one tunnel, open or on its way.
+#[derive(Debug)]
+pub(crate) struct TunnelSlot(Arc<Backend>);
+
+impl Drop for TunnelSlot {
+    fn drop(&mut self) {
+        self.0.slots.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

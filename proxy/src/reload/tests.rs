@@ -297,7 +297,7 @@ fn a_file_that_is_not_valid_changes_nothing() {
 fn what_takes_a_restart_is_named() {
     let before = config(N1);
     assert_eq!(fixed(&before, &config(N2)), [""; 0]);
-    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
+    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7, requests: 3, handshakes_per_address: 9 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
     assert_eq!(fixed(&before, &configured(N1, reloadable)), [""; 0]);
     for (more, name) in [
         ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
@@ -309,10 +309,8 @@ fn what_takes_a_restart_is_named() {
             "affinity: { sockjs_sessions: 3000 }",
             "affinity.sockjs_sessions",
         ),
-        (
-            "limits: { connections: 3000 }",
-            "limits (connections, head_size, handshakes_per_address)",
-        ),
+        ("limits: { connections: 3000 }", "limits.connections"),
+        ("limits: { head_size: 3KiB }", "limits.head_size"),
     ] {
         assert_eq!(fixed(&before, &configured(N1, more)), [name], "{more}");
     }

@@ -3,6 +3,7 @@
 //! What is left behind is a session on no connection, which Pingora finishes and forgets.
 
 use std::io::Cursor;
+use std::time::Instant;
 
 use http::Version;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
@@ -14,8 +15,7 @@ use pingora_proxy::Session;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::error::Refusal;
-use crate::limits::ConnectionLimit;
-use crate::limits::Permit;
+use crate::limits::Pass;
 use crate::takeover::Takeover;
 use crate::takeover::can_begin;
 use crate::takeover::check;
@@ -24,8 +24,6 @@ use crate::takeover::set_request;
 /// What the edge needs besides where no listener of its own stands before it.
 pub(crate) struct Mounted {
     pub(crate) upgrades: Takeover,
-    /// Of tunnels: other connections are not ours to count.
-    pub(crate) limit: ConnectionLimit,
 }
 
 /// What became of a request.
@@ -51,15 +49,18 @@ impl Mounted {
         if let Err(refusal) = check(request, body_of(request), &protocol) {
             return Taken::Refused(refusal);
         }
-        let Some(permit) = self.limit.try_acquire() else {
-            self.upgrades.policy.metrics.connections_refused.inc();
-            return Taken::Refused(Refusal::TooMany);
+        // Of connections, tunnels alone are ours to count.
+        let gate = &self.upgrades.policy.gate;
+        let permit = match gate.connection(None, Instant::now()) {
+            Ok(permit) => permit,
+            Err(limit) => return Taken::Refused(Refusal::Limited(limit)),
         };
-        self.carry_off(downstream, protocol, permit).await;
+        let pass = Pass::new(permit, None);
+        self.carry_off(downstream, protocol, pass).await;
         Taken::Over
     }
 
-    async fn carry_off(&self, downstream: &mut Session, protocol: String, permit: Permit) {
+    async fn carry_off(&self, downstream: &mut Session, protocol: String, pass: Pass) {
         let request = downstream.req_header().clone();
         let mut left_behind = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
         // Whoever has wrapped the edge may still ask what the request was, and whose.
@@ -81,7 +82,7 @@ impl Mounted {
         {
             let serving = self
                 .upgrades
-                .take_over_read(carrier, request, protocol, permit);
+                .take_over_read(carrier, request, protocol, pass);
             serving.await;
         }
     }

@@ -7,11 +7,19 @@ use crate::access::Kind;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
-use crate::limits::Permit;
+use crate::limits::Pass;
 use crate::pool::TunnelCount;
+use crate::pool::TunnelSlot;
 use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelEnd;
+
+/// What a tunnel takes up of what there is only so much of.
+pub(super) struct Places {
+    pub(super) _connection: Pass,
+    pub(super) _tunnel: Pass,
+    pub(super) _at_backend: Option<TunnelSlot>,
+}
 
 /// What is kept of an upgrade for the end of its tunnel.
 pub(super) struct Record {
@@ -19,7 +27,7 @@ pub(super) struct Record {
     line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
-    _permit: Permit,
+    _places: Places,
 }
 
 impl Record {
@@ -27,7 +35,7 @@ impl Record {
         policy: Arc<Policy>,
         exchange: &Exchange,
         count: TunnelCount,
-        permit: Permit,
+        places: Places,
     ) -> Self {
         let line = exchange.line(
             Kind::Tunnel,
@@ -41,7 +49,7 @@ impl Record {
             line: Box::new(line),
             arrived: exchange.arrived(),
             count,
-            _permit: permit,
+            _places: places,
         }
     }
 

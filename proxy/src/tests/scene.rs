@@ -81,7 +81,7 @@ pub(super) fn open_entrances(parts: &Parts) -> Arc<Entrances> {
     let metrics = Arc::clone(&parts.policy.metrics);
     Arc::new(Entrances::new(
         vec![(listening.address, entrance)],
-        1,
+        Arc::clone(&parts.policy.gate),
         metrics,
     ))
 }

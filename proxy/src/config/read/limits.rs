@@ -1,0 +1,86 @@
+//! How much of everything there may be.
+
+use std::ops::RangeInclusive;
+
+use causeway_conf::ByteSize;
+
+use super::super::check::Check;
+use super::super::{Limits, Rate, raw};
+
+/// More than any machine holds.
+const COUNT_MOST: u32 = 100_000_000;
+
+pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
+    let default = Limits::DEFAULT;
+    macro_rules! number {
+        ($name:ident, $range:expr) => {{
+            let key = concat!("limits.", stringify!($name));
+            check.number(key, raw.$name, default.$name, $range)
+        }};
+    }
+    macro_rules! count {
+        ($name:ident) => {{
+            let key = concat!("limits.", stringify!($name));
+            raw.$name
+                .map(|count| check.number(key, Some(count), 1, 1..=COUNT_MOST))
+        }};
+    }
+    macro_rules! size {
+        ($name:ident, $value:expr, $default:expr, $range:expr) => {
+            check.size(
+                concat!("limits.", stringify!($name)),
+                $value,
+                $default,
+                $range,
+            )
+        };
+    }
+    let all = |count: Option<u32>| count.map(|count| count as usize);
+    Limits {
+        connections: all(count!(connections)),
+        connections_per_address: count!(connections_per_address),
+        connection_rate_per_address: rate(
+            check,
+            "limits.connection_rate_per_address",
+            raw.connection_rate_per_address,
+        ),
+        head_size: size!(
+            head_size,
+            raw.head_size,
+            default.head_size,
+            ByteSize(1 << 10)..=ByteSize(256 << 10)
+        ),
+        retries: number!(retries, 0..=Limits::RETRIES_MAX),
+        retry_budget: number!(retry_budget, 0..=100),
+        waiting: number!(waiting, 0..=1_000_000),
+        handshakes_per_address: number!(handshakes_per_address, 1..=100_000),
+        handshake_rate_per_address: rate(
+            check,
+            "limits.handshake_rate_per_address",
+            raw.handshake_rate_per_address,
+        ),
+        body_size: raw.body_size.map(|size| {
+            let any = ByteSize(0)..=ByteSize(1 << 40);
+            size!(body_size, Some(size), 0, any) as u64
+        }),
+        requests: all(count!(requests)),
+        requests_per_address: count!(requests_per_address),
+        tunnels: all(count!(tunnels)),
+        tunnels_per_address: count!(tunnels_per_address),
+        tunnels_per_backend: count!(tunnels_per_backend),
+    }
+}
+
+fn rate(check: &mut Check, key: &str, raw: Option<raw::Rate>) -> Option<Rate> {
+    let raw = raw?;
+    let range: RangeInclusive<u32> = 1..=Rate::MOST;
+    Some(Rate {
+        per_second: check.number(
+            &format!("{key}.per_second"),
+            Some(raw.per_second),
+            1,
+            range.clone(),
+        ),
+        burst: check.number(&format!("{key}.burst"), Some(raw.burst), 1, range),
+    })
+}

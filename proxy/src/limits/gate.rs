@@ -1,0 +1,340 @@
+//! All limits of one edge, and who is refused because of which.
+//!
+//! A refusal is counted and said here, in a log line once a second at most for each limit; whoever asked answers it.
+//!
+//! Connections are counted for the address that they come from, or that a PROXY header names. Requests and tunnels are counted
+//! for the client as trusted proxies tell it. The connections of those proxies are nobody's: many clients share them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use causeway_conf::AddressRange;
+use prometheus_client::metrics::counter::Counter;
+
+use crate::config::Config;
+use crate::config::Limits;
+use crate::error::Limit;
+use crate::limits::Permit;
+use crate::limits::Place;
+use crate::limits::Seldom;
+use crate::limits::address::PerAddress;
+use crate::limits::rate::RateLimit;
+use crate::limits::total::Total;
+use crate::metrics::Metrics;
+
+/// Lets in, or not.
+pub(crate) struct Gate {
+    connections: Total,
+    connections_of_address: PerAddress,
+    connection_rate: RateLimit,
+    handshakes_of_address: PerAddress,
+    handshake_rate: RateLimit,
+    requests: Total,
+    /// What `requests` is without a setting.
+    requests_most: usize,
+    requests_of_address: PerAddress,
+    tunnels: Total,
+    tunnels_of_address: PerAddress,
+    tunnels_of_backend: AtomicU32,
+    body_bytes: AtomicU64,
+    trusted: ArcSwap<Vec<AddressRange>>,
+    refusals: [Refusals; Limit::ALL.len()],
+}
+
+/// What is known of the refusals because of one limit.
+struct Refusals {
+    seldom: Seldom,
+    counter: Counter,
+}
+
+/// The right of one connection, request or tunnel to be there, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    _permit: Permit,
+    _place: Option<Place>,
+}
+
+impl Pass {
+    pub(crate) fn new(permit: Permit, place: Option<Place>) -> Self {
+        Self {
+            _permit: permit,
+            _place: place,
+        }
+    }
+}
+
+impl Gate {
+    /// The limits of `config`, with room for `fitting` connections and as many requests.
+    pub(crate) fn new(config: &Config, fitting: usize, metrics: &Metrics, now: Instant) -> Self {
+        let limits = &config.limits;
+        let connections = limits.connections.unwrap_or(fitting);
+        let open = metrics.connections_open.clone();
+        let refusals = Limit::ALL.map(|limit| Refusals {
+            seldom: Seldom::new(now),
+            counter: metrics.limited(limit.name()),
+        });
+        let gate = Self {
+            connections: Total::new(connections, Some(open)),
+            connections_of_address: PerAddress::new(None),
+            connection_rate: RateLimit::new(None, now),
+            handshakes_of_address: PerAddress::new(None),
+            handshake_rate: RateLimit::new(None, now),
+            requests: Total::new(fitting, None),
+            requests_most: fitting,
+            requests_of_address: PerAddress::new(None),
+            tunnels: Total::new(usize::MAX, None),
+            tunnels_of_address: PerAddress::new(None),
+            tunnels_of_backend: AtomicU32::new(u32::MAX),
+            body_bytes: AtomicU64::new(u64::MAX),
+            trusted: ArcSwap::default(),
+            refusals,
+        };
+        gate.change(limits, &config.trusted_proxies);
+        gate
+    }
+
+    /// Goes by new limits from now on, but for `limits.connections`. What is there already stays.
+    pub(crate) fn change(&self, limits: &Limits, trusted: &[AddressRange]) {
+        self.connections_of_address
+            .change(limits.connections_per_address);
+        self.connection_rate
+            .change(limits.connection_rate_per_address);
+        self.handshakes_of_address
+            .change(Some(limits.handshakes_per_address));
+        self.handshake_rate
+            .change(limits.handshake_rate_per_address);
+        self.requests
+            .change(limits.requests.unwrap_or(self.requests_most));
+        self.requests_of_address.change(limits.requests_per_address);
+        self.tunnels.change(limits.tunnels.unwrap_or(usize::MAX));
+        self.tunnels_of_address.change(limits.tunnels_per_address);
+        let of_backend = limits.tunnels_per_backend.unwrap_or(u32::MAX);
+        self.tunnels_of_backend.store(of_backend, Ordering::Relaxed);
+        let body_bytes = limits.body_size.unwrap_or(u64::MAX);
+        self.body_bytes.store(body_bytes, Ordering::Relaxed);
+        self.trusted.store(Arc::new(trusted.to_vec()));
+    }
+
+    /// Lets in a connection, as one of all. `from` is only for the log.
+    ///
+    /// # Errors
+    ///
+    /// [`Limit::Connections`].
+    pub(crate) fn connection(&self, from: Option<IpAddr>, now: Instant) -> Result<Permit, Limit> {
+        let permit = self.connections.try_acquire();
+        permit.ok_or_else(|| self.refuse(Limit::Connections, from, now))
+    }
+
+    /// Lets in a connection from `address`.
+    ///
+    /// # Errors
+    ///
+    /// [`Limit::ConnectionRate`] or [`Limit::ConnectionsPerAddress`].
+    pub(crate) fn connection_from(
+        &self,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<Option<Place>, Limit> {
+        if self.trusts(address) {
+            return Ok(None);
+        }
+        if !self.connection_rate.allows(address, now) {
+            return Err(self.refuse(Limit::ConnectionRate, Some(address), now));
+        }
+        let place = self.connections_of_address.enter(address);
+        place.map_err(|_| self.refuse(Limit::ConnectionsPerAddress, Some(address), now))
+    }
+
+    /// Lets `address` begin a TLS handshake.
+    ///
+    /// # Errors
+    ///
+    /// [`Limit::HandshakeRate`] or [`Limit::HandshakesPerAddress`].
+    pub(crate) fn handshake(&self, address: IpAddr, now: Instant) -> Result<Option<Place>, Limit> {
+        if self.trusts(address) {
+            return Ok(None);
+        }
+        if !self.handshake_rate.allows(address, now) {
+            return Err(self.refuse(Limit::HandshakeRate, Some(address), now));
+        }
+        let place = self.handshakes_of_address.enter(address);
+        place.map_err(|_| self.refuse(Limit::HandshakesPerAddress, Some(address), now))
+    }
+
+    /// Lets in a request of `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`Limit::Requests`] or [`Limit::RequestsPerAddress`].
+    pub(crate) fn request(&self, client: IpAddr, now: Instant) -> Result<Pass, Limit> {
+        let place = self.requests_of_address.enter(client);
+        let place = place.map_err(|_| self.refuse(Limit::RequestsPerAddress, Some(client), now))?;
+        let permit = self.requests.try_acquire();
+        let permit = permit.ok_or_else(|| self.refuse(Limit::Requests, Some(client), now))?;
+        Ok(Pass::new(permit, place))
+    }
+
+    /// Lets `client` have one more tunnel.
+    ///
+    /// # Errors
+    ///
+    /// [`Limit::Tunnels`] or [`Limit::TunnelsPerAddress`].
+    pub(crate) fn tunnel(&self, client: IpAddr, now: Instant) -> Result<Pass, Limit> {
+        let place = self.tunnels_of_address.enter(client);
+        let place = place.map_err(|_| self.refuse(Limit::TunnelsPerAddress, Some(client), now))?;
+        let permit = self.tunnels.try_acquire();
+        let permit = permit.ok_or_else(|| self.refuse(Limit::Tunnels, Some(client), now))?;
+        Ok(Pass::new(permit, place))
+    }
+
+    /// How many tunnels one backend may have.
+    pub(crate) fn tunnels_of_backend(&self) -> u32 {
+        self.tunnels_of_backend.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes the body of a request may have.
+    pub(crate) fn body_bytes(&self) -> u64 {
+        self.body_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a refusal and says it, if it was not just said. Returns `limit`.
+    pub(crate) fn refuse(&self, limit: Limit, client: Option<IpAddr>, now: Instant) -> Limit {
+        let refusals = &self.refusals[limit as usize];
+        refusals.counter.inc();
+        if let Some(times) = refusals.seldom.note(now) {
+            let client = client.map(tracing::field::display);
+            tracing::warn!(limit = limit.name(), client, times, "refused");
+        }
+        limit
+    }
+
+    /// Whether `address` is a proxy in front of the edge.
+    fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let trusted = self.trusted.load();
+        trusted.iter().any(|range| range.contains(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(limits: &str) -> Config {
+        let text = format!(
+            "pools: [{{name: p, backends: [{{id: a, address: 127.0.0.1:1}}]}}]\nroutes: [{{path: /, pool: p}}]\ntrusted_proxies: [10.0.0.0/8]\nlimits: {{ {limits} }}\n"
+        );
+        Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn gate(limits: &str, now: Instant) -> Gate {
+        Gate::new(&config(limits), 1000, &Metrics::new(), now)
+    }
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const PROXY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    /// How many of ten `attempts` succeed, all of them held, and why the last one did not.
+    fn passed<T>(attempt: impl Fn() -> Result<T, Limit>) -> (usize, Option<Limit>) {
+        let attempts: Vec<_> = (0..10).map(|_| attempt()).collect();
+        let refused = attempts.iter().find_map(|attempt| attempt.as_ref().err());
+        let count = attempts.iter().filter(|attempt| attempt.is_ok()).count();
+        (count, refused.copied())
+    }
+
+    #[test]
+    fn each_limit_lets_in_as_many_as_it_says_and_is_named_when_it_does_not() {
+        let now = Instant::now();
+        type Attempt = fn(&Gate, Instant) -> Result<(), Limit>;
+        let connection: Attempt = |gate, now| gate.connection(None, now).map(std::mem::forget);
+        let from: Attempt = |gate, now| gate.connection_from(CLIENT, now).map(std::mem::forget);
+        let handshake: Attempt = |gate, now| gate.handshake(CLIENT, now).map(std::mem::forget);
+        let request: Attempt = |gate, now| gate.request(CLIENT, now).map(std::mem::forget);
+        let tunnel: Attempt = |gate, now| gate.tunnel(CLIENT, now).map(std::mem::forget);
+        let rate = "{ per_second: 1, burst: 3 }";
+        for (limits, attempt, limit) in [
+            ("connections: 3".to_owned(), connection, Limit::Connections),
+            (
+                "connections_per_address: 3".to_owned(),
+                from,
+                Limit::ConnectionsPerAddress,
+            ),
+            (
+                format!("connection_rate_per_address: {rate}"),
+                from,
+                Limit::ConnectionRate,
+            ),
+            (
+                "handshakes_per_address: 3".to_owned(),
+                handshake,
+                Limit::HandshakesPerAddress,
+            ),
+            (
+                format!("handshake_rate_per_address: {rate}"),
+                handshake,
+                Limit::HandshakeRate,
+            ),
+            ("requests: 3".to_owned(), request, Limit::Requests),
+            (
+                "requests_per_address: 3".to_owned(),
+                request,
+                Limit::RequestsPerAddress,
+            ),
+            ("tunnels: 3".to_owned(), tunnel, Limit::Tunnels),
+            (
+                "tunnels_per_address: 3".to_owned(),
+                tunnel,
+                Limit::TunnelsPerAddress,
+            ),
+        ] {
+            let gate = gate(&limits, now);
+            assert_eq!(passed(|| attempt(&gate, now)), (3, Some(limit)), "{limits}");
+            assert!(limits.starts_with(limit.name()), "{limits}");
+            assert_eq!(gate.refusals[limit as usize].counter.get(), 7, "{limits}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_had_again() {
+        let now = Instant::now();
+        let gate = gate("requests: 1, requests_per_address: 1", now);
+        let first = gate.request(CLIENT, now).unwrap();
+        assert!(gate.request(CLIENT, now).is_err());
+        assert_eq!(gate.request(PROXY, now).unwrap_err(), Limit::Requests);
+        drop(first);
+        drop(gate.request(PROXY, now).unwrap());
+        assert!(gate.request(CLIENT, now).is_ok());
+    }
+
+    #[test]
+    fn connections_of_a_trusted_proxy_are_nobodys() {
+        let now = Instant::now();
+        let limits = "connections_per_address: 1, handshakes_per_address: 1";
+        let gate = gate(limits, now);
+        assert_eq!(passed(|| gate.connection_from(PROXY, now)), (10, None));
+        assert_eq!(passed(|| gate.handshake(PROXY, now)), (10, None));
+    }
+
+    #[test]
+    fn limits_change_and_what_is_left_out_is_unlimited_again() {
+        let now = Instant::now();
+        let gate = gate(
+            "requests: 1, tunnels: 1, tunnels_per_backend: 2, body_size: 1KiB",
+            now,
+        );
+        assert_eq!((gate.tunnels_of_backend(), gate.body_bytes()), (2, 1024));
+        gate.change(&config("requests: 2").limits, &[]);
+        assert_eq!(
+            passed(|| gate.request(CLIENT, now)),
+            (2, Some(Limit::Requests))
+        );
+        assert_eq!(passed(|| gate.tunnel(CLIENT, now)), (10, None));
+        assert_eq!(
+            (gate.tunnels_of_backend(), gate.body_bytes()),
+            (u32::MAX, u64::MAX)
+        );
+    }
+}

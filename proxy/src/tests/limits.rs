@@ -1,0 +1,305 @@
+//! Limits, from the first refusal to the next one that is let in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::scene::*;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const KEPT: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const UPGRADE: &str =
+    "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// What `limit` has refused, as the metrics have it.
+fn refused<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
+    let page = scene.parts.policy.metrics.encode();
+    let name = format!("causeway_proxy_limited_total{{limit=\"{limit}\"}} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&name));
+    line.unwrap_or_default().to_owned()
+}
+
+/// Waits until `attempt` is answered with `status`: what ended has to be noticed first.
+async fn until_answered<F: Front>(scene: &SceneOf<F>, attempt: &str, status: &str) -> TcpStream {
+    let trying = async {
+        loop {
+            let mut client = scene.send(attempt).await;
+            let head = read_head(&mut client).await;
+            if head.starts_with(&format!("HTTP/1.1 {status} ")) {
+                return client;
+            }
+            assert!(
+                head.starts_with("HTTP/1.1 429 ") || head.starts_with("HTTP/1.1 503 "),
+                "{head}"
+            );
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, trying).await.expect("in time")
+}
+
+/// A backend that switches protocols and keeps the connection.
+async fn switching() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
+    backend(|mut socket| async move {
+        read_head(&mut socket).await;
+        let answer =
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        let _ = socket.read(&mut [0]).await;
+    })
+    .await
+}
+
+/// A backend that answers nobody, and how many requests it has.
+async fn silent() -> (
+    std::net::SocketAddr,
+    tokio::task::JoinSet<()>,
+    Arc<AtomicUsize>,
+) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    let (address, tasks) = backend(move |mut socket| {
+        let counting = Arc::clone(&counting);
+        async move {
+            read_head(&mut socket).await;
+            counting.fetch_add(1, Ordering::SeqCst);
+            let _ = socket.read(&mut [0]).await;
+        }
+    })
+    .await;
+    (address, tasks, count)
+}
+
+async fn until_there(count: &AtomicUsize, wanted: usize) {
+    let waiting = async {
+        while count.load(Ordering::SeqCst) < wanted {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waiting).await.expect("in time");
+}
+
+#[tokio::test]
+async fn an_address_that_has_its_connections_is_told_429_until_one_of_them_ends() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::configured(&[address], "limits: { connections_per_address: 2 }\n").await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = scene.send(KEPT).await;
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 "));
+        held.push(client);
+    }
+    let answer = scene.ask(GET).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert_eq!(header(&answer, "retry-after"), Some("2"));
+    assert_eq!(refused(&scene, "connections_per_address"), "1");
+    held.pop();
+    until_answered(&scene, GET, "200").await;
+}
+
+#[tokio::test]
+async fn new_connections_of_an_address_have_a_pace() {
+    let (address, _backend) = mirror().await;
+    let settings = "limits: { connection_rate_per_address: { per_second: 1, burst: 3 } }\n";
+    let scene = Scene::configured(&[address], settings).await;
+    let mut refusals = 0;
+    for _ in 0..20 {
+        match scene.ask(GET).await {
+            answer if answer.starts_with("HTTP/1.1 429 ") => refusals += 1,
+            answer => assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}"),
+        }
+    }
+    // However slow the machine is: three at once, and one for each second that has passed.
+    assert!(refusals > 0);
+    assert_eq!(
+        refused(&scene, "connection_rate_per_address"),
+        refusals.to_string()
+    );
+    until_answered(&scene, GET, "200").await;
+}
+
+#[tokio::test]
+async fn connections_of_a_trusted_proxy_are_not_limited_and_its_clients_are() {
+    let (address, _backend, count) = silent().await;
+    let settings = "limits: { connections_per_address: 1, requests_per_address: 1 }\ntrusted_proxies: [127.0.0.0/8]\n";
+    let scene = Scene::configured(&[address], settings).await;
+    let of = |client| {
+        format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n"
+        )
+    };
+    let _first = scene.send(of("192.0.2.1")).await;
+    until_there(&count, 1).await;
+    let _second = scene.send(of("192.0.2.2")).await;
+    until_there(&count, 2).await;
+    let answer = scene.ask(of("192.0.2.1")).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert_eq!(refused(&scene, "requests_per_address"), "1");
+}
+
+async fn requests_above_the_limit_are_told_503<F: Front>() {
+    let (address, _backend, count) = silent().await;
+    let scene = SceneOf::<F>::configured(&[address], "limits: { requests: 1 }\n").await;
+    let first = scene.send(KEPT).await;
+    until_there(&count, 1).await;
+    let answer = scene.ask(GET).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many requests\n"),
+        "{answer}"
+    );
+    assert_eq!(header(&answer, "retry-after"), Some("2"));
+    assert!(refused(&scene, "requests") != "0");
+    drop(first);
+    let going = async {
+        while count.load(Ordering::SeqCst) < 2 {
+            let mut client = scene.send(KEPT).await;
+            // The answer of the edge, or none for the one that got through.
+            let head = read_head(&mut client);
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), head).await;
+        }
+    };
+    tokio::time::timeout(SOON, going).await.expect("room again");
+}
+
+#[tokio::test]
+async fn requests_above_the_limit_are_told_503_until_one_ends() {
+    requests_above_the_limit_are_told_503::<Own>().await;
+}
+
+#[tokio::test]
+async fn requests_are_limited_in_a_service_of_pingoras_too() {
+    requests_above_the_limit_are_told_503::<Mounted>().await;
+}
+
+#[tokio::test]
+async fn tunnels_are_limited_in_all_and_for_each_client() {
+    let (address, _backend) = switching().await;
+    for (limit, status) in [("tunnels", "503"), ("tunnels_per_address", "429")] {
+        let scene = Scene::configured(&[address], &format!("limits: {{ {limit}: 2 }}\n")).await;
+        let mut tunnels = Vec::new();
+        for _ in 0..2 {
+            let mut client = scene.send(UPGRADE).await;
+            assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
+            tunnels.push(client);
+        }
+        let answer = scene.ask(UPGRADE).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        assert_eq!(refused(&scene, limit), "1");
+        tunnels.pop();
+        until_answered(&scene, UPGRADE, "101").await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_with_all_its_tunnels_is_passed_over_and_with_all_full_there_is_no_room() {
+    let (first, _first) = switching().await;
+    let (second, _second) = switching().await;
+    let scene = Scene::configured(&[first, second], "limits: { tunnels_per_backend: 1 }\n").await;
+    let mut tunnels = Vec::new();
+    for _ in 0..2 {
+        // They belong to the first, who has room for one of them.
+        let bound = UPGRADE.replace("Host", "Cookie: causeway=b0.1\r\nHost");
+        let mut client = scene.send(bound).await;
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
+        tunnels.push(client);
+    }
+    let open = |id: &str| {
+        let pools = scene.parts.policy.pools();
+        let backends = pools.iter().flat_map(|pool| pool.backends());
+        let backend = backends
+            .into_iter()
+            .find(|backend| backend.id.as_str() == id);
+        backend.unwrap().status(std::time::Instant::now()).tunnels
+    };
+    assert_eq!((open("b0"), open("b1")), (1, 1));
+    let answer = scene.ask(UPGRADE).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many tunnels\n"),
+        "{answer}"
+    );
+    assert_eq!(refused(&scene, "tunnels_per_backend"), "1");
+    tunnels.pop();
+    until_answered(&scene, UPGRADE, "101").await;
+}
+
+/// A backend that reads bodies to their end and answers.
+async fn reading() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
+    backend(|mut socket| async move {
+        let head = read_head(&mut socket).await;
+        let length = header(&head, "content-length").map(|length| length.parse().unwrap());
+        match length {
+            Some(length) => drop(read_exact(&mut socket, length).await),
+            None => while !matches!(socket.read_u8().await, Ok(b'!') | Err(_)) {},
+        }
+        let _ = socket
+            .write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+            .await;
+    })
+    .await
+}
+
+async fn bodies_have_a_largest_size<F: Front>() {
+    let (address, _backend) = reading().await;
+    let scene = SceneOf::<F>::configured(&[address], "limits: { body_size: 1000B }\n").await;
+    for (length, status) in [
+        (999, "204"),
+        (1000, "204"),
+        (1001, "413"),
+        (1_000_000, "413"),
+    ] {
+        let body = "x".repeat(length);
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close";
+        let declared = format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+        let answer = scene.ask(declared).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{length}: {answer}"
+        );
+        // What the backend waits for is the last byte of it.
+        let body = format!("{}!", &body[1..]);
+        let (half, rest) = body.split_at(length / 2);
+        let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
+        let chunks = format!("{}{}0\r\n\r\n", chunk(half), chunk(rest));
+        let streamed = format!("{head}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
+        let answer = scene.ask(streamed).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{length}: {answer}"
+        );
+    }
+    assert_eq!(refused(&scene, "body_size"), "4");
+    let pools = scene.parts.policy.pools();
+    let states = pools.iter().flat_map(|pool| pool.backends());
+    for backend in states {
+        assert_ne!(
+            backend.state(),
+            crate::pool::State::Suspect,
+            "it did nothing wrong"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_413_declared_or_streamed() {
+    bodies_have_a_largest_size::<Own>().await;
+}
+
+#[tokio::test]
+async fn bodies_are_limited_in_a_service_of_pingoras_too() {
+    bodies_have_a_largest_size::<Mounted>().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_its_route_does_not_allow_has_a_body_like_any_request() {
+    let (address, _backend) = reading().await;
+    let scene = Scene::configured(&[address], "limits: { body_size: 1000B }\n").await;
+    let answer = scene
+        .ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\nContent-Length: 1001\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
