@@ -63,6 +63,11 @@ pub(crate) struct AccessLine {
     pub(crate) close_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) close_code: Option<u16>,
+    /// The codes that the client and the backend sent, which `close_code` is the first of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) client_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backend_code: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<Box<str>>,
 }
@@ -261,6 +266,8 @@ mod tests {
             waited_ms: None,
             close_reason: Some("client_closed"),
             close_code: Some(1000),
+            client_code: Some(1000),
+            backend_code: None,
             error: None,
         }
     }
@@ -288,7 +295,7 @@ mod tests {
         log.close(Duration::from_secs(10));
         let text = String::from_utf8(sink.0.lock().clone()).unwrap();
         expect_test::expect![[r#"
-            {"ts":1.5,"kind":"tunnel","client":"10.0.0.7","request_id":"abc","method":"GET","host":"example.com","path":"/ws","status":101,"duration_ms":2.5,"bytes_in":3,"bytes_out":4,"backend":"n1","affinity":"hit","close_reason":"client_closed","close_code":1000}
+            {"ts":1.5,"kind":"tunnel","client":"10.0.0.7","request_id":"abc","method":"GET","host":"example.com","path":"/ws","status":101,"duration_ms":2.5,"bytes_in":3,"bytes_out":4,"backend":"n1","affinity":"hit","close_reason":"client_closed","close_code":1000,"client_code":1000}
         "#]]
         .assert_eq(&text);
     }

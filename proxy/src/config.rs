@@ -434,6 +434,8 @@ pub(crate) struct Timeouts {
     pub(crate) upgrade: Duration,
     /// How long a tunnel may carry nothing, either way.
     pub(crate) tunnel_idle: Duration,
+    /// How long a tunnel may last; `None` is for ever.
+    pub(crate) tunnel_lifetime: Option<Duration>,
     /// How long a connection is silent before the kernel asks whether its peer still lives.
     pub(crate) tcp_keepalive: Duration,
     /// How long sent bytes may stay unacknowledged before the kernel gives a connection up.
@@ -452,6 +454,7 @@ impl Timeouts {
         upstream_keepalive: Duration::from_secs(30),
         upgrade: Duration::from_secs(30),
         tunnel_idle: Duration::from_secs(3600),
+        tunnel_lifetime: None,
         tcp_keepalive: Duration::from_secs(60),
         tcp_user_timeout: Duration::from_secs(30),
     };

@@ -61,7 +61,7 @@ impl Turned {
             Self::Lost(_) | Self::NotTcp => "lost",
             Self::Limited(_) => "limited",
             Self::Handshake(HandshakeError::Timeout(_)) => "timeout",
-            Self::Handshake(HandshakeError::Failed(_)) => "failed",
+            Self::Handshake(HandshakeError::Failed(error)) => tls::reason(error),
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::limits::Gate;
 use crate::limits::Pass;
 use crate::limits::Seldom;
 use crate::metrics::Metrics;
+use crate::metrics::RouteMetrics;
 use crate::pool::AffinityOutcome;
 use crate::pool::Backend;
 use crate::pool::Choice;
@@ -71,6 +72,7 @@ pub(crate) struct Exchange {
     method: http::Method,
     host: Option<Box<str>>,
     path: Box<str>,
+    route: RouteMetrics,
     pool: Arc<Pool>,
     claim: Claim,
     preflight: bool,
@@ -127,13 +129,13 @@ impl Policy {
             path => path,
         };
         let rules = self.rules.load();
-        let Some(route) = rules.routes.find(host, path) else {
+        let Some(route) = rules.routes.position(host, path) else {
             return Err(Refusal::NoRoute {
                 status: rules.no_route.status,
                 body: rules.no_route.body.clone(),
             });
         };
-        let pool = Arc::clone(rules.pools.get(route.pool));
+        let pool = Arc::clone(rules.pools.get(rules.routes.get(route).pool));
         let arrived = Instant::now();
         let forwarded = rules.forwarder.read(&request.headers, peer, scheme);
         let client = forwarded.client;
@@ -165,6 +167,7 @@ impl Policy {
                 false => Seeks::Answer,
             },
             forwarded,
+            route: rules.route_metrics[route].clone(),
             pool,
             tried: Tried::default(),
             attempts: 0,
@@ -422,8 +425,11 @@ impl Policy {
         repeats
     }
 
-    /// Writes the request's line.
+    /// Counts the request, and writes its line.
     pub(crate) fn log(&self, exchange: &Exchange, outcome: Outcome<'_>) {
+        let (took, status) = (exchange.arrived.elapsed(), outcome.status.unwrap_or(499));
+        let (up, down) = (outcome.bytes_in, outcome.bytes_out);
+        exchange.route.ended(status, took, up, down);
         if self.access.is_on() {
             self.access.write(exchange.line(Kind::Request, outcome));
         }
@@ -457,6 +463,8 @@ impl Policy {
             waited_ms: None,
             close_reason: None,
             close_code: None,
+            client_code: None,
+            backend_code: None,
             error: None,
         });
     }
@@ -556,8 +564,16 @@ impl Exchange {
             waited_ms: self.waiting.lasted(),
             close_reason: None,
             close_code: None,
+            client_code: None,
+            backend_code: None,
             error: outcome.error.map(Into::into),
         }
+    }
+
+    /// Counts an upgrade that has become a tunnel: its own line comes when that ends.
+    pub(crate) fn switched(&self) {
+        let status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        self.route.ended(status, self.arrived.elapsed(), 0, 0);
     }
 
     /// When the request came.

@@ -5,6 +5,8 @@
 //! to its own counters, so that counting takes no lookup and no lock.
 
 mod backend;
+mod durations;
+mod route;
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -13,16 +15,28 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub(crate) use crate::metrics::backend::BackendMetrics;
+pub(crate) use crate::metrics::route::RouteMetrics;
 
 use crate::metrics::backend::BackendFamilies;
+use crate::metrics::route::RouteFamilies;
 
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
+
+/// The statuses' classes, in the order of [`class_of`].
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The index of a status in [`CLASSES`], which odd ones do not have.
+fn class_of(status: u16) -> usize {
+    usize::from(status / 100).wrapping_sub(1)
+}
 
 /// All counters of the process.
 pub(crate) struct Metrics {
     registry: Registry,
     backends: BackendFamilies,
+    routes: RouteFamilies,
+    close_codes: Family<[(&'static str, &'static str); 2], Counter>,
     /// Client connections that are open.
     pub(crate) connections_open: Gauge,
     /// Access-log lines that were dropped because their writer could not keep up.
@@ -58,6 +72,8 @@ impl Metrics {
             affinity_bound_anew: outcome("bound_anew"),
             affinity,
             backends: BackendFamilies::register(&mut registry),
+            routes: RouteFamilies::register(&mut registry),
+            close_codes: Family::default(),
             connections_open: Gauge::default(),
             access_lines_dropped: Counter::default(),
             retries: Counter::default(),
@@ -123,6 +139,11 @@ impl Metrics {
             self.refusals.clone(),
         );
         registry.register(
+            "close_codes",
+            "Close frames in tunnels, by who sent them and their code",
+            self.close_codes.clone(),
+        );
+        registry.register(
             "handshakes",
             "What became of connections to listeners with TLS or the PROXY protocol",
             self.handshakes.clone(),
@@ -143,6 +164,19 @@ impl Metrics {
     /// The counters of the backend called `id`.
     pub(crate) fn backend(&self, id: &str) -> BackendMetrics {
         self.backends.of(id)
+    }
+
+    /// The counters of the route called `name`.
+    pub(crate) fn route(&self, name: &str) -> RouteMetrics {
+        self.routes.of(name)
+    }
+
+    /// Counts the Close frame that `from`, `client` or `backend`, has sent into a tunnel, if it has.
+    pub(crate) fn close_seen(&self, from: &'static str, code: Option<u16>) {
+        if let Some(code) = code {
+            let labels = [("from", from), ("code", name_of_code(code))];
+            self.close_codes.get_or_create(&labels).inc();
+        }
     }
 
     /// Counts a configuration that was read while running; `outcome` is `applied` or `refused`.
@@ -192,6 +226,20 @@ impl Metrics {
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
         page
+    }
+}
+
+/// A code of RFC 6455, 7.4 as a label: whoever sends them must not choose how many there are.
+fn name_of_code(code: u16) -> &'static str {
+    const DEFINED: [&str; 16] = [
+        "1000", "1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008", "1009", "1010",
+        "1011", "1012", "1013", "1014", "1015",
+    ];
+    match code {
+        1000..=1015 => DEFINED[usize::from(code - 1000)],
+        3000..=3999 => "3xxx",
+        4000..=4999 => "4xxx",
+        _ => "other",
     }
 }
 

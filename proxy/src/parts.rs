@@ -47,6 +47,7 @@ use crate::service::STALE_MAX;
 use crate::shutdown::Drain;
 use crate::takeover::Takeover;
 use crate::tls::{Connectors, PoolTlsError, TlsError};
+use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
 use crate::upstream::Dialer;
 
@@ -114,7 +115,7 @@ impl Parts {
         let gate = Gate::new(config, files.connections, &metrics, Instant::now());
         let policy = Policy {
             gate: Arc::new(gate),
-            rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools))),
+            rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools), &metrics)),
             waiting_room: WaitingRoom::new(HoldConfig::of(config)),
             ending: connections.draining(),
             exhausted: Seldom::new(Instant::now()),
@@ -131,7 +132,10 @@ impl Parts {
             dialer: Arc::new(Dialer::new(config.timeouts, Arc::clone(&names))),
             names,
             connections,
-            tunnels: Tunnels::new(config.timeouts.tunnel_idle),
+            tunnels: Tunnels::new(TunnelLimits {
+                idle: config.timeouts.tunnel_idle,
+                lifetime: config.timeouts.tunnel_lifetime,
+            }),
             over_limit: Arc::new(Semaphore::new(files.over_limit)),
             files,
             background: CancellationToken::new(),

@@ -128,7 +128,7 @@ impl Reloader {
         let config = &with_found(&state.file, &state.found);
         let old = self.policy.pools();
         let pools = Arc::new(old.renewed(config, &state.tls, &self.policy.metrics, now));
-        let rules = Rules::new(config, Arc::clone(&pools));
+        let rules = Rules::new(config, Arc::clone(&pools), &self.policy.metrics);
         self.policy.rules.store(Arc::new(rules));
         self.policy.waiting_room.change(HoldConfig::of(config));
         self.policy

@@ -310,6 +310,7 @@ impl Takeover {
             },
             entry: self.tunnels.register(),
         };
+        exchange.switched();
         let record = Record::new(Arc::clone(&self.policy), &exchange, count, places);
         self.tunnels
             .tasks()

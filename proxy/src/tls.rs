@@ -87,6 +87,22 @@ pub(crate) enum HandshakeError {
     Failed(#[from] io::Error),
 }
 
+/// What a handshake failed for, as a label of the metrics.
+pub(crate) fn reason(error: &io::Error) -> &'static str {
+    use rustls::Error;
+    let Some(error) = error.get_ref().and_then(|error| error.downcast_ref()) else {
+        return "lost";
+    };
+    match error {
+        Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => "not_tls",
+        Error::PeerIncompatible(_) => "incompatible",
+        Error::NoApplicationProtocol => "no_protocol",
+        Error::NoCertificatesPresented | Error::InvalidCertificate(_) => "client_certificate",
+        Error::AlertReceived(_) => "refused_by_client",
+        _ => "failed",
+    }
+}
+
 /// Speaks TLS for one listener.
 pub(crate) struct Terminator {
     config: Arc<ServerConfig>,

@@ -27,6 +27,7 @@ use crate::tunnel::flow::FlowEnd;
 pub(crate) use crate::tunnel::frames::Frames;
 pub(crate) use crate::tunnel::registry::Entry;
 pub(crate) use crate::tunnel::registry::Order;
+pub(crate) use crate::tunnel::registry::TunnelLimits;
 pub(crate) use crate::tunnel::registry::Tunnels;
 pub(crate) use crate::tunnel::socket::Socket;
 
@@ -69,6 +70,8 @@ pub(crate) enum EndReason {
     BackendLost,
     /// Nothing passed for `timeouts.tunnel_idle`.
     Idle,
+    /// It was open for `timeouts.tunnel_lifetime`.
+    Lifetime,
     /// The edge is being stopped.
     Drained,
 }
@@ -82,6 +85,7 @@ impl EndReason {
             Self::ClientLost => "client_lost",
             Self::BackendLost => "backend_lost",
             Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
             Self::Drained => "drained",
         }
     }
@@ -93,6 +97,9 @@ pub(crate) struct TunnelEnd {
     pub(crate) reason: EndReason,
     /// The code of the Close frame that named the end, whoever sent it first.
     pub(crate) close_code: Option<u16>,
+    /// The codes of the Close frames that the ends sent.
+    pub(crate) client_code: Option<u16>,
+    pub(crate) backend_code: Option<u16>,
     pub(crate) bytes_from_client: u64,
     pub(crate) bytes_from_backend: u64,
 }
@@ -191,6 +198,7 @@ where
         }
         let (code, reason) = match order {
             Order::Idle => (1001, EndReason::Idle),
+            Order::Lifetime => (1001, EndReason::Lifetime),
             Order::Drain => (1012, EndReason::Drained),
         };
         if self.end.is_none() {
@@ -225,6 +233,8 @@ where
         TunnelEnd {
             reason: self.end.unwrap_or(EndReason::ClientClosed),
             close_code: self.close_code,
+            client_code: self.up.close_code(),
+            backend_code: self.down.close_code(),
             bytes_from_client: self.up.bytes(),
             bytes_from_backend: self.down.bytes(),
         }

@@ -216,6 +216,7 @@ pub(super) struct Timeouts {
     pub(super) upstream_keepalive: Option<Span>,
     pub(super) upgrade: Option<Span>,
     pub(super) tunnel_idle: Option<Span>,
+    pub(super) tunnel_lifetime: Option<Span>,
     pub(super) tcp_keepalive: Option<Span>,
     pub(super) tcp_user_timeout: Option<Span>,
 }

@@ -91,6 +91,11 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
         upstream_keepalive: within!(upstream_keepalive, SECOND, HOUR),
         upgrade: within!(upgrade, 100 * MS, HOUR),
         tunnel_idle: within!(tunnel_idle, SECOND, 30 * DAY),
+        tunnel_lifetime: raw.tunnel_lifetime.map(|lifetime| {
+            let range = Span(SECOND)..=Span(30 * DAY);
+            let key = "timeouts.tunnel_lifetime";
+            check.span(key, Some(lifetime), DAY, range)
+        }),
         tcp_keepalive: within!(tcp_keepalive, SECOND, DAY),
         tcp_user_timeout: within!(tcp_user_timeout, SECOND, HOUR),
     }

@@ -35,6 +35,15 @@ impl Route {
         }
     }
 
+    /// What it is called in the metrics: its host, if it has one, and its path.
+    pub(crate) fn name(&self) -> String {
+        match &self.host {
+            Host::Is(host) => format!("{host}{}", self.path),
+            Host::Below(suffix) => format!("*{suffix}{}", self.path),
+            Host::Any => self.path.clone(),
+        }
+    }
+
     /// Whether a request may ask for `protocol` in its `Upgrade` header.
     pub(crate) fn allows_upgrade(&self, protocol: &str) -> bool {
         self.upgrades
@@ -80,12 +89,27 @@ impl Routes {
         Self(routes)
     }
 
+    /// The one at `position`.
+    pub(crate) fn get(&self, position: usize) -> &Route {
+        &self.0[position]
+    }
+
+    /// All of them, in the order that [`Routes::position`] counts.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.0.iter()
+    }
+
     /// The route of a request for `path` (a query is ignored) with this `Host`.
     pub(crate) fn find(&self, host: Option<&str>, path: &str) -> Option<&Route> {
+        self.position(host, path).map(|at| &self.0[at])
+    }
+
+    /// Which of the routes that is.
+    pub(crate) fn position(&self, host: Option<&str>, path: &str) -> Option<usize> {
         let path = without_query(path);
         let host = host.map(bare).unwrap_or_default();
         let private = is_private(path);
-        self.0.iter().find(|route| {
+        self.0.iter().position(|route| {
             let host_matches = match &route.host {
                 Host::Any => true,
                 Host::Is(name) => name.eq_ignore_ascii_case(host),

@@ -200,7 +200,7 @@ fn unknown_keys_and_wrong_types_have_their_place() {
     section(
         "timeouts:\n  haed: 10s\n",
         expect![[
-            r#"proxy.yaml:3:3: timeouts.haed: unknown field `haed`, expected one of `head`, `keepalive`, `downstream_read`, `downstream_write`, `connect`, `upstream_read`, `upstream_write`, `upstream_keepalive`, `upgrade`, `tunnel_idle`, `tcp_keepalive`, `tcp_user_timeout`"#
+            r#"proxy.yaml:3:3: timeouts.haed: unknown field `haed`, expected one of `head`, `keepalive`, `downstream_read`, `downstream_write`, `connect`, `upstream_read`, `upstream_write`, `upstream_keepalive`, `upgrade`, `tunnel_idle`, `tunnel_lifetime`, `tcp_keepalive`, `tcp_user_timeout`"#
         ]],
     );
     section(
@@ -307,7 +307,7 @@ fn routes_are_checked_against_pools_and_each_other() {
 #[test]
 fn every_number_and_duration_has_a_range() {
     section(
-        "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s}
+        "timeouts: {head: 0s, connect: 2m, tunnel_idle: 0s, tunnel_lifetime: 2y}
 health: {interval: 1ms, timeout: 0s, rise: 0, fall: 101, ignore_below: 101, expect: [99, 1000], path: ready, port: 0, slow_start: 2h}
 limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waiting: 1000001,
   body_size: 2048GiB, requests: 0, tunnels_per_address: 0, handshake_rate_per_address: {per_second: 0, burst: 1000001}}
@@ -320,6 +320,7 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:2:12: timeouts.head: 0s is out of range, expected 100ms to 1h
             proxy.yaml:2:22: timeouts.connect: 2m is out of range, expected 10ms to 1m
             proxy.yaml:2:35: timeouts.tunnel_idle: 0s is out of range, expected 1s to 30days
+            proxy.yaml:2:52: timeouts.tunnel_lifetime: 2years is out of range, expected 1s to 30days
             proxy.yaml:3:10: health.interval: 1ms is out of range, expected 100ms to 1h
             proxy.yaml:3:25: health.timeout: 0s is out of range, expected 10ms to 1m
             proxy.yaml:3:38: health.rise: 0 is out of range, expected 1 to 100

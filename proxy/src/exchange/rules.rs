@@ -6,6 +6,8 @@ use crate::config::Config;
 use crate::config::NoRoute;
 use crate::config::Routes;
 use crate::forwarded::Forwarder;
+use crate::metrics::Metrics;
+use crate::metrics::RouteMetrics;
 use crate::pool::Pools;
 
 /// What requests go by. Those in flight keep what they have read of it.
@@ -13,6 +15,8 @@ use crate::pool::Pools;
 /// Invariant: the pools of `routes` are in `pools`.
 pub(crate) struct Rules {
     pub(super) routes: Routes,
+    /// Of each route, in their order.
+    pub(super) route_metrics: Vec<RouteMetrics>,
     pub(super) no_route: NoRoute,
     pub(super) pools: Arc<Pools>,
     pub(super) forwarder: Forwarder,
@@ -21,8 +25,10 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// The rules of `config`, whose pools these are.
-    pub(crate) fn new(config: &Config, pools: Arc<Pools>) -> Self {
+    pub(crate) fn new(config: &Config, pools: Arc<Pools>, metrics: &Metrics) -> Self {
+        let routes = config.routes.iter();
         Self {
+            route_metrics: routes.map(|route| metrics.route(&route.name())).collect(),
             routes: config.routes.clone(),
             no_route: config.no_route.clone(),
             pools,

@@ -10,15 +10,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::metrics::{CLASSES, class_of};
+
 /// The backend's id, and one more label with one of few values.
 type Labels = [(&'static str, Arc<str>); 2];
 type BackendLabel = [(&'static str, Arc<str>); 1];
 
 /// Upper bounds in seconds: a page view, a game, a working day.
 const TUNNEL_SECONDS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0];
-
-/// The statuses' classes, in the order of [`BackendMetrics::requests`].
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// The families, from which each backend takes its members.
 pub(super) struct BackendFamilies {
@@ -140,8 +139,7 @@ pub(crate) struct BackendMetrics {
 impl BackendMetrics {
     /// Counts an answer that the backend gave.
     pub(crate) fn answered(&self, status: StatusCode) {
-        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(counter) = self.requests.get(class) {
+        if let Some(counter) = self.requests.get(class_of(status.as_u16())) {
             counter.inc();
         }
     }

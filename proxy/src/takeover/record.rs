@@ -66,6 +66,11 @@ impl Record {
         self.line.bytes_out = end.bytes_from_backend;
         self.line.close_reason = Some(end.reason.as_str());
         self.line.close_code = end.close_code;
+        self.line.client_code = end.client_code;
+        self.line.backend_code = end.backend_code;
+        let metrics = &self.policy.metrics;
+        metrics.close_seen("client", end.client_code);
+        metrics.close_seen("backend", end.backend_code);
         self.policy.access.write(*self.line);
     }
 }

@@ -1,6 +1,7 @@
 //! The open tunnels: how they are counted, found idle, and told to close.
 //!
-//! A tunnel has no timer of its own. One sweeper moves a coarse clock and looks at when each tunnel last moved a byte.
+//! A tunnel has no timer of its own. One sweeper moves a coarse clock and looks at when each tunnel last moved a byte, and when
+//! it was opened.
 //!
 //! Invariant: a tunnel is in the registry from before its task is spawned, so that an order given in between reaches it.
 
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 /// Locks of the registry; a power of two.
 const SHARDS: usize = 16;
 
-/// How many ticks of the sweeper's clock an idle timeout is cut into: idleness is found within a tenth more than the timeout.
+/// How many ticks of the sweeper's clock a timeout is cut into: that it is over is found within a tenth more than it.
 const TICKS: u32 = 10;
 
 /// The longest a tunnel with one ended direction may be silent.
@@ -30,15 +31,27 @@ const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 
 const ORDER_NONE: u8 = 0;
 const ORDER_IDLE: u8 = 1;
-const ORDER_DRAIN: u8 = 2;
+const ORDER_LIFETIME: u8 = 2;
+const ORDER_DRAIN: u8 = 3;
 
 /// Why a tunnel is told to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Nothing passed for too long.
     Idle,
+    /// It has been open for as long as it may.
+    Lifetime,
     /// The edge is being stopped.
     Drain,
+}
+
+/// How long tunnels may last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TunnelLimits {
+    /// Without a byte, either way.
+    pub(crate) idle: Duration,
+    /// In all; `None` is for ever.
+    pub(crate) lifetime: Option<Duration>,
 }
 
 /// All open tunnels.
@@ -47,7 +60,7 @@ pub(crate) struct Tunnels {
     next: AtomicU64,
     clock: AtomicU32,
     draining: AtomicBool,
-    idle: Duration,
+    limits: TunnelLimits,
     tasks: TaskTracker,
 }
 
@@ -57,6 +70,7 @@ struct Control {
     order: AtomicU8,
     half_closed: AtomicBool,
     last_active: AtomicU32,
+    opened: u32,
     waker: AtomicWaker,
 }
 
@@ -68,14 +82,14 @@ pub(crate) struct Entry {
 }
 
 impl Tunnels {
-    /// An empty registry whose tunnels may be silent for `idle`.
-    pub(crate) fn new(idle: Duration) -> Arc<Self> {
+    /// An empty registry.
+    pub(crate) fn new(limits: TunnelLimits) -> Arc<Self> {
         Arc::new(Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             next: AtomicU64::new(0),
             clock: AtomicU32::new(0),
             draining: AtomicBool::new(false),
-            idle,
+            limits,
             tasks: TaskTracker::new(),
         })
     }
@@ -83,10 +97,12 @@ impl Tunnels {
     /// Makes a place for a tunnel that is about to be opened.
     pub(crate) fn register(self: &Arc<Self>) -> Entry {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        let control = Arc::new(Control::default());
-        control
-            .last_active
-            .store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        let now = self.clock.load(Ordering::Relaxed);
+        let control = Arc::new(Control {
+            last_active: AtomicU32::new(now),
+            opened: now,
+            ..Control::default()
+        });
         self.shard(key).lock().insert(key, Arc::clone(&control));
         // Looked at behind the insertion: a drain that does not find the tunnel is found by it.
         if self.draining.load(Ordering::SeqCst) {
@@ -126,7 +142,7 @@ impl Tunnels {
         self.tasks.wait().await;
     }
 
-    /// Moves the clock and ends idle tunnels until `shutdown`.
+    /// Moves the clock and ends tunnels whose time is over until `shutdown`.
     pub(crate) async fn sweep(self: Arc<Self>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(self.tick());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -141,13 +157,16 @@ impl Tunnels {
     }
 
     fn tick(&self) -> Duration {
-        (self.idle.min(HALF_CLOSED_IDLE) / TICKS).max(Duration::from_millis(1))
+        let shortest = self.limits.idle.min(HALF_CLOSED_IDLE);
+        let shortest = self.limits.lifetime.unwrap_or(shortest).min(shortest);
+        (shortest / TICKS).max(Duration::from_millis(1))
     }
 
     fn sweep_once(&self) {
         let now = self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let idle = ticks_of(self.idle, self.tick());
-        let half_closed = ticks_of(self.idle.min(HALF_CLOSED_IDLE), self.tick());
+        let ticks = |time: Duration| ticks_of(time, self.tick());
+        let idle = ticks(self.limits.idle);
+        let half_closed = ticks(self.limits.idle.min(HALF_CLOSED_IDLE));
         self.order_where(ORDER_IDLE, |_, control| {
             let limit = if control.half_closed.load(Ordering::Relaxed) {
                 half_closed
@@ -156,6 +175,14 @@ impl Tunnels {
             };
             limit < now.wrapping_sub(control.last_active.load(Ordering::Relaxed))
         });
+        if let Some(lifetime) = self.limits.lifetime {
+            let lifetime = ticks(lifetime);
+            self.order_where(ORDER_LIFETIME, |key, control| {
+                // Up to a tenth earlier, or all that were opened at once would come back at once.
+                let early = lifetime / 10 * (key % 16) as u32 / 16;
+                lifetime - early < now.wrapping_sub(control.opened)
+            });
+        }
     }
 
     fn order_where(&self, order: u8, chosen: impl Fn(u64, &Control) -> bool) {
@@ -185,6 +212,7 @@ impl Entry {
         match self.control.order.load(Ordering::Acquire) {
             ORDER_NONE => None,
             ORDER_IDLE => Some(Order::Idle),
+            ORDER_LIFETIME => Some(Order::Lifetime),
             _ => Some(Order::Drain),
         }
     }

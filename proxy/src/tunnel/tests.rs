@@ -7,7 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
-const IDLE: Duration = Duration::from_secs(3600);
+const LIMITS: TunnelLimits = TunnelLimits {
+    idle: Duration::from_secs(3600),
+    lifetime: None,
+};
 
 /// A text frame of a server, and one of a client whose mask is zero.
 const FROM_BACKEND: &[u8] = b"\x81\x05hello";
@@ -22,7 +25,7 @@ struct Scene {
 
 impl Scene {
     fn open() -> Self {
-        Self::with(Tunnels::new(IDLE), Protocol::WebSocket, &[], &[])
+        Self::with(Tunnels::new(LIMITS), Protocol::WebSocket, &[], &[])
     }
 
     fn with(
@@ -70,7 +73,7 @@ async fn read_all(stream: &mut DuplexStream) -> Vec<u8> {
 #[tokio::test]
 async fn early_bytes_of_both_ends_come_first() {
     let mut scene = Scene::with(
-        Tunnels::new(IDLE),
+        Tunnels::new(LIMITS),
         Protocol::WebSocket,
         FROM_CLIENT,
         FROM_BACKEND,
@@ -100,14 +103,8 @@ async fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_receiver_that_does_not_read_holds_up_the_sender_and_loses_nothing() {
-    let Scene {
-        mut client,
-        mut backend,
-        task,
-        ..
-    } = Scene::open();
+/// What `sender` sends through the tunnel while `receiver` reads nothing, and then all of it.
+async fn hold_up(mut sender: DuplexStream, mut receiver: DuplexStream) {
     let data: Vec<u8> = (0..1_000_000_u32)
         .map(|index| index.to_le_bytes()[0])
         .collect();
@@ -115,22 +112,31 @@ async fn a_receiver_that_does_not_read_holds_up_the_sender_and_loses_nothing() {
     let mut sent = 0;
     // As long as nobody reads, only what fits in the two pipes and one scratch buffer is taken.
     while let Ok(Ok(count)) =
-        tokio::time::timeout(Duration::from_secs(1), backend.write(&data[sent..])).await
+        tokio::time::timeout(Duration::from_secs(1), sender.write(&data[sent..])).await
     {
         sent += count;
     }
     assert!(sent <= 64 * 1024 + 2 * 1024, "{sent} bytes were taken");
     let writer = async move {
-        backend.write_all(&data[sent..]).await.unwrap();
-        drop(backend);
+        sender.write_all(&data[sent..]).await.unwrap();
+        drop(sender);
     };
     let reader = async {
-        let received = read_all(&mut client).await;
+        let received = read_all(&mut receiver).await;
         assert!(received == expected);
-        drop(client);
+        drop(receiver);
     };
     tokio::join!(writer, reader);
-    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_does_not_read_holds_up_the_sender_and_loses_nothing() {
+    let scene = Scene::open();
+    hold_up(scene.backend, scene.client).await;
+    scene.task.await.unwrap();
+    let scene = Scene::open();
+    hold_up(scene.client, scene.backend).await;
+    scene.task.await.unwrap();
 }
 
 #[tokio::test]
@@ -204,7 +210,7 @@ async fn a_drain_adds_nothing_behind_a_close_frame_of_the_backend() {
 
 #[tokio::test]
 async fn a_drain_ends_a_tunnel_of_an_unknown_protocol_without_a_frame() {
-    let mut scene = Scene::with(Tunnels::new(IDLE), Protocol::Opaque, &[], &[]);
+    let mut scene = Scene::with(Tunnels::new(LIMITS), Protocol::Opaque, &[], &[]);
     scene.tunnels.drain();
     assert_eq!(read_all(&mut scene.client).await, b"");
     assert_eq!(scene.end().await.reason, EndReason::Drained);
@@ -212,7 +218,10 @@ async fn a_drain_ends_a_tunnel_of_an_unknown_protocol_without_a_frame() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_tunnel_ends_after_the_idle_timeout_and_a_busy_one_does_not() {
-    let tunnels = Tunnels::new(Duration::from_secs(20));
+    let tunnels = Tunnels::new(TunnelLimits {
+        idle: Duration::from_secs(20),
+        lifetime: None,
+    });
     let stop = CancellationToken::new();
     let sweeper = tunnels
         .tasks()
@@ -234,8 +243,54 @@ async fn a_silent_tunnel_ends_after_the_idle_timeout_and_a_busy_one_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_that_has_lived_for_as_long_as_it_may_is_closed_however_busy_it_is() {
+    let tunnels = Tunnels::new(TunnelLimits {
+        idle: Duration::from_secs(3600),
+        lifetime: Some(Duration::from_secs(100)),
+    });
+    let stop = CancellationToken::new();
+    let sweeper = tunnels
+        .tasks()
+        .spawn(Arc::clone(&tunnels).sweep(stop.clone()));
+    let mut scene = Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]);
+    for _ in 0..99 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        scene.client.write_all(FROM_CLIENT).await.unwrap();
+        read(&mut scene.backend, FROM_CLIENT.len()).await;
+    }
+    let close = read(&mut scene.client, 4);
+    let close = tokio::time::timeout(Duration::from_secs(12), close).await;
+    assert_eq!(close.unwrap(), [0x88, 2, 0x03, 0xe9]);
+    drop((scene.client, scene.backend));
+    assert_eq!(scene.task.await.unwrap().reason, EndReason::Lifetime);
+    stop.cancel();
+    sweeper.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_codes_of_both_ends_are_seen_and_the_first_one_names_the_end() {
+    let mut scene = Scene::open();
+    let (going, normal) = ([0x88, 2, 0x03, 0xe9], [0x88, 0x82, 0, 0, 0, 0, 0x0f, 0xa0]);
+    scene.backend.write_all(&going).await.unwrap();
+    assert_eq!(read(&mut scene.client, 4).await, going);
+    scene.client.write_all(&normal).await.unwrap();
+    assert_eq!(read(&mut scene.backend, 8).await, normal);
+    drop((scene.client, scene.backend));
+    let end = scene.task.await.unwrap();
+    assert_eq!(
+        (
+            end.reason,
+            end.close_code,
+            end.client_code,
+            end.backend_code
+        ),
+        (EndReason::BackendClosed, Some(1001), Some(4000), Some(1001))
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_half_closed_tunnel_is_not_kept_for_the_whole_idle_timeout() {
-    let tunnels = Tunnels::new(IDLE);
+    let tunnels = Tunnels::new(LIMITS);
     let stop = CancellationToken::new();
     let sweeper = tunnels
         .tasks()
@@ -252,7 +307,7 @@ async fn a_half_closed_tunnel_is_not_kept_for_the_whole_idle_timeout() {
 
 #[tokio::test]
 async fn a_tunnel_leaves_the_registry_when_it_ends() {
-    let tunnels = Tunnels::new(IDLE);
+    let tunnels = Tunnels::new(LIMITS);
     let scenes: Vec<Scene> = (0..40)
         .map(|_| Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]))
         .collect();
