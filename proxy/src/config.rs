@@ -30,6 +30,8 @@ pub struct Config {
     pub(crate) listeners: Vec<ListenerConfig>,
     /// Where `/live`, `/ready`, `/metrics` and `/backends` are answered; `None` switches that off.
     pub(crate) admin: Option<SocketAddr>,
+    /// Whether WebSockets may come over HTTP/2 (RFC 8441).
+    pub(crate) websockets_over_http2: bool,
     /// Where this edge is: backends there come before others.
     pub(crate) zone: Option<Box<str>>,
     /// Never empty. A [`PoolId`] is an index into it.
@@ -141,6 +143,9 @@ const LISTENER: &str = "127.0.0.1:8080";
 
 /// Where the admin answers are when the file says nothing.
 const ADMIN: &str = "127.0.0.1:8081";
+
+/// Off: a stream of HTTP/2 costs several times what a connection of its own does.
+const WEBSOCKETS_OVER_HTTP2: bool = false;
 
 /// Which pool: its index in [`Config::pools`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -95,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) background: CancellationToken,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
+    pub(crate) websockets_over_http2: bool,
 }
 
 impl Parts {
@@ -141,18 +142,26 @@ impl Parts {
             background: CancellationToken::new(),
             timeouts: config.timeouts,
             head_size: config.limits.head_size,
+            websockets_over_http2: config.websockets_over_http2,
         })
     }
 
     /// The edge with listeners of its own.
     pub(crate) fn app(&self, conf: &Arc<ServerConf>, entrances: Arc<Entrances>) -> EdgeApp {
-        let mut proxy = http_proxy(conf, self.edge(None));
-        // Pingora's own, with its limit of streams at a time.
-        let mut h2 = default_h2_options();
-        h2.max_header_list_size(u32::try_from(self.head_size).unwrap_or(u32::MAX));
-        proxy.h2_options = Some(h2);
+        let upgrades = Arc::new(self.upgrades());
+        let streams = self.websockets_over_http2.then(|| Arc::clone(&upgrades));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(self.timeouts.keepalive);
+        // Those that ask for no WebSocket are refused by the edge itself.
+        options.allow_connect_method_proxying = streams.is_some();
+        // Pingora's own, with its limit of streams at a time.
+        let mut h2 = default_h2_options();
+        if streams.is_some() {
+            h2.enable_connect_protocol();
+        }
+        let mut proxy = http_proxy(conf, self.edge(None, streams));
+        h2.max_header_list_size(u32::try_from(self.head_size).unwrap_or(u32::MAX));
+        proxy.h2_options = Some(h2);
         proxy.server_options = Some(options);
         EdgeApp {
             proxy: Arc::new(proxy),
@@ -160,7 +169,7 @@ impl Parts {
             policy: Arc::clone(&self.policy),
             connections: Arc::clone(&self.connections),
             over_limit: Arc::clone(&self.over_limit),
-            upgrades: Arc::new(self.upgrades()),
+            upgrades,
             timeouts: self.timeouts,
             head_size: self.head_size,
         }
@@ -168,18 +177,20 @@ impl Parts {
 
     /// The edge behind the listeners of another server.
     pub(crate) fn mounted_edge(&self) -> Edge {
-        self.edge(Some(Mounted {
+        let mounted = Mounted {
             upgrades: self.upgrades(),
-        }))
+        };
+        self.edge(Some(mounted), None)
     }
 
-    fn edge(&self, mounted: Option<Mounted>) -> Edge {
+    fn edge(&self, mounted: Option<Mounted>, streams: Option<Arc<Takeover>>) -> Edge {
         Edge {
             policy: Arc::clone(&self.policy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             timeouts: self.timeouts,
             mounted,
+            streams,
         }
     }
 

@@ -91,7 +91,7 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 ///   Tunnels cost the same as with the edge's own listeners; over TLS they keep Pingora's stream.
 /// - When the server ends, Pingora closes connections that wait for a request at once (`drain.late` has no effect), and
 ///   sleeps for all of `grace_period_seconds`, unless [`AfterDrain::Exit`] ends the process before.
-/// - HTTP/2, if a listener offers it, is served, but for WebSockets over it (RFC 8441).
+/// - HTTP/2, if a listener offers it, is served, but for WebSockets over it (RFC 8441): `websockets_over_http2` has no effect.
 ///
 /// # Wrapping
 ///

@@ -214,6 +214,7 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
     let Config {
         listeners,
         admin,
+        websockets_over_http2,
         pools: _,
         zone: _,
         routes: _,
@@ -230,6 +231,10 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
     let differ = [
         (*listeners != started.listeners, "listeners"),
         (*admin != started.admin, "admin"),
+        (
+            *websockets_over_http2 != started.websockets_over_http2,
+            "websockets_over_http2",
+        ),
         (sessions, "affinity.sockjs_sessions"),
         (*timeouts != started.timeouts, "timeouts"),
         (

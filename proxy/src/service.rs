@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
 use http::header::{CONNECTION, HeaderMap, TRANSFER_ENCODING};
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{HttpPeer, Result};
@@ -38,6 +38,8 @@ pub(crate) use crate::service::mounted::Mounted;
 use crate::service::mounted::Taken;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::service::mounted::{asks_for, body_of};
+use crate::takeover::Takeover;
+use crate::takeover::asks_for_websocket;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
 use crate::upstream::HopByHop;
@@ -67,6 +69,8 @@ pub struct Edge {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) timeouts: Timeouts,
+    /// Set where WebSockets come over HTTP/2 too.
+    pub(crate) streams: Option<Arc<Takeover>>,
     /// Set where the edge is alone in a server: there is nobody before it who takes upgrades over.
     pub(crate) mounted: Option<Mounted>,
 }
@@ -134,6 +138,34 @@ impl Edge {
             linger(downstream).await;
         }
         Ok(())
+    }
+
+    /// Serves a CONNECT that asks for a WebSocket which its route allows, and refuses all others.
+    async fn connect(
+        &self,
+        downstream: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<bool> {
+        let request = downstream.req_header();
+        let allowed = |target: &str| {
+            let host = request.uri.authority().map(http::uri::Authority::as_str);
+            let protocols = ["websocket".to_owned()];
+            let allowed = self.policy.allowed_upgrade(host, target, &protocols);
+            allowed.is_some()
+        };
+        let target = std::str::from_utf8(request.raw_path());
+        match &self.streams {
+            Some(streams) if asks_for_websocket(request) && target.is_ok_and(allowed) => {
+                context.taken_over = true;
+                // Its own future, so that those of plain requests are not as large as both.
+                Box::pin(streams.take_over_stream(downstream.as_downstream_mut())).await;
+            }
+            _ => {
+                downstream.set_keepalive(None);
+                self.refuse(downstream, Refusal::MethodNotAllowed).await?;
+            }
+        }
+        Ok(true)
     }
 
     /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
@@ -301,6 +333,10 @@ impl ProxyHttp for Edge {
         downstream.set_read_timeout(Some(self.timeouts.downstream_read));
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
         downstream.set_total_drain_timeout(Some(BODY_REST));
+        if downstream.req_header().method == Method::CONNECT {
+            // Pingora lets none through unless the edge, or its host, has announced them.
+            return self.connect(downstream, context).await;
+        }
         if let Some(mounted) = &self.mounted {
             context.counted = Some(self.connections.count());
             if downstream.get_keepalive().is_some() {

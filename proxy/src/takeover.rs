@@ -3,6 +3,7 @@
 //! Until the client has seen a 101, another backend may be asked. What either end sent early is in the tunnel before anything
 //! else. An answer that is no 101 is passed on whole.
 
+mod over_h2;
 mod record;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::exchange::Outcome;
 use crate::exchange::Policy;
 use crate::limits::Pass;
 use crate::pool::TunnelCount;
+pub(crate) use crate::takeover::over_h2::asks_for_websocket;
 use crate::takeover::record::Places;
 use crate::takeover::record::Record;
 use crate::takeover::record::carry;
@@ -162,7 +164,7 @@ impl Takeover {
                     count,
                     protocol,
                     places: Places {
-                        _connection: pass,
+                        _connection: Some(pass),
                         _tunnel: tunnel,
                         _at_backend: exchange.take_slot(),
                     },

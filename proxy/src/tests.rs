@@ -5,6 +5,7 @@ mod cost;
 mod limits;
 mod listening;
 mod mounted;
+mod over_h2;
 mod plain;
 mod scene;
 mod upgrade;

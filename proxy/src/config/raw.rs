@@ -15,6 +15,7 @@ pub(super) struct File {
     pub(super) listeners: Option<Vec<Listener>>,
     #[serde(default)]
     pub(super) admin: Admin,
+    pub(super) websockets_over_http2: Option<bool>,
     pub(super) zone: Option<String>,
     #[serde(default)]
     pub(super) pools: Vec<Pool>,

@@ -17,7 +17,7 @@ use causeway_conf::{ConfErrors, Document, Span};
 
 use super::check::Check;
 use super::raw;
-use super::{ADMIN, AccessLog, Config, DrainConfig, Log, NoRoute, Timeouts};
+use super::{ADMIN, AccessLog, Config, DrainConfig, Log, NoRoute, Timeouts, WEBSOCKETS_OVER_HTTP2};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
     let config = Config {
         listeners: listeners::listeners(&mut check, file.listeners),
         admin: admin(&mut check, file.admin),
+        websockets_over_http2: file.websockets_over_http2.unwrap_or(WEBSOCKETS_OVER_HTTP2),
         zone: pools::zone(&mut check, "zone", file.zone),
         routes: routes::routes(&mut check, file.routes, &pools),
         pools,

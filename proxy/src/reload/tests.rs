@@ -303,6 +303,7 @@ fn what_takes_a_restart_is_named() {
         ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
         ("admin: { address: '127.0.0.1:7' }", "admin"),
         ("threads: 3", "threads"),
+        ("websockets_over_http2: true", "websockets_over_http2"),
         ("timeouts: { head: 3s }", "timeouts"),
         ("drain: { late: 3s }", "drain"),
         (
@@ -343,7 +344,9 @@ fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
     reloader.apply(&discovering(""), scene.now).unwrap();
     assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
     assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
-    reloader.apply(&discovering(", every: 5s"), scene.now).unwrap();
+    reloader
+        .apply(&discovering(", every: 5s"), scene.now)
+        .unwrap();
     assert_eq!(scene.newcomers(), names(&["n1"]));
 }
 

@@ -16,7 +16,8 @@ use crate::tunnel::TunnelEnd;
 
 /// What a tunnel takes up of what there is only so much of.
 pub(super) struct Places {
-    pub(super) _connection: Pass,
+    /// `None` for a stream: its connection is not the tunnel's.
+    pub(super) _connection: Option<Pass>,
     pub(super) _tunnel: Pass,
     pub(super) _at_backend: Option<TunnelSlot>,
 }

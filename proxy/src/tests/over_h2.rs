@@ -1,0 +1,258 @@
+//! WebSockets over HTTP/2.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::ext::Protocol;
+use http::{Method, Request, Version};
+use pingora::protocols::{ALPN, Ssl};
+use pingora::server::configuration::ServerConf;
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use pingora::apps::ServerApp;
+
+use super::scene::*;
+use crate::layered::pingora_stream;
+
+const ON: &str = "websockets_over_http2: true\n";
+
+/// A connection whose TLS handshake has settled on HTTP/2.
+#[derive(Debug)]
+struct Negotiated(DuplexStream);
+
+mod as_stream {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::Negotiated;
+
+    impl AsyncRead for Negotiated {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    impl AsyncWrite for Negotiated {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, data)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+}
+
+pingora_stream!([] Negotiated, called |_| 0);
+
+impl Ssl for Negotiated {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H2)
+    }
+}
+
+/// A client of `scene` that speaks HTTP/2.
+async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
+    let conf = Arc::new(ServerConf::default());
+    let app = Arc::new(scene.parts.app(&conf, open_entrances(&scene.parts)));
+    let (near, far) = duplex(64 * 1024);
+    tasks.spawn(async move {
+        let (_shutdown, watching) = watch::channel(false);
+        app.process_new(Box::new(Negotiated(far)), &watching).await;
+    });
+    let (client, connection) = h2::client::handshake(near).await.unwrap();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    // Until the settings of the edge have come.
+    let mut client = client.ready().await.unwrap();
+    let get = Request::get("https://a/").version(Version::HTTP_2).body(());
+    let (answer, _) = client.send_request(get.unwrap(), true).unwrap();
+    assert_eq!(answer.await.unwrap().status(), 200);
+    client.ready().await.unwrap()
+}
+
+fn connect(path: &str, protocol: &'static str) -> Request<()> {
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .version(Version::HTTP_2)
+        .uri(format!("https://a{path}"))
+        .header("sec-websocket-version", "13")
+        .extension(Protocol::from_static(protocol));
+    request.body(()).unwrap()
+}
+
+/// A backend that answers requests, refuses `/no`, and echoes what comes through tunnels.
+async fn echo() -> (std::net::SocketAddr, JoinSet<()>) {
+    backend(|mut socket| async move {
+        let head = read_head(&mut socket).await;
+        if header(&head, "upgrade").is_none() {
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+            return;
+        }
+        assert!(head.starts_with("GET /"), "{head}");
+        assert_eq!(header(&head, "host"), Some("a"), "{head}");
+        assert_eq!(header(&head, "sec-websocket-version"), Some("13"), "{head}");
+        assert_eq!(header(&head, "sec-websocket-key").map(str::len), Some(24), "{head}");
+        assert!(!head.contains(":protocol"), "{head}");
+        if head.starts_with("GET /no ") {
+            let _ = socket.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope").await;
+            return;
+        }
+        let switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: chat\r\n\r\n\x81\x05hello";
+        socket.write_all(switch).await.unwrap();
+        let (mut reading, mut writing) = socket.split();
+        let _ = tokio::io::copy(&mut reading, &mut writing).await;
+        let _ = writing.shutdown().await;
+    })
+    .await
+}
+
+async fn read(body: &mut h2::RecvStream, length: usize) -> Vec<u8> {
+    let mut data = Vec::new();
+    while data.len() < length {
+        let next = tokio::time::timeout(SOON, body.data())
+            .await
+            .expect("in time");
+        let Some(Ok(piece)) = next else { break };
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        data.extend_from_slice(&piece);
+    }
+    data
+}
+
+#[tokio::test]
+async fn a_websocket_comes_over_a_stream_of_http2() {
+    let (address, _backend) = echo().await;
+    let scene = Scene::configured(&[address], ON).await;
+    let mut tasks = JoinSet::new();
+    let client = client(&scene, &mut tasks).await;
+    assert!(client.is_extended_connect_protocol_enabled());
+    let mut client = client.ready().await.unwrap();
+    let (answer, mut sending) = client
+        .send_request(connect("/ws", "websocket"), false)
+        .unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+    assert!(!answer.headers().contains_key("sec-websocket-accept"));
+    let cookie = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.starts_with("causeway="), "{cookie}");
+    let mut body = answer.into_body();
+    assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
+    assert_eq!(scene.parts.tunnels.open(), 1);
+    // Ten times what any window or buffer takes, while it comes back.
+    let sent: Vec<u8> = (0..1_000_000_u32)
+        .map(|index| index.to_le_bytes()[0])
+        .collect();
+    let expected = sent.clone();
+    let writing = async {
+        let mut rest = Bytes::from(sent);
+        while !rest.is_empty() {
+            sending.reserve_capacity(rest.len().min(16 * 1024));
+            let capacity = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await;
+            let piece = rest.split_to(capacity.unwrap().unwrap().min(rest.len()));
+            sending.send_data(piece, rest.is_empty()).unwrap();
+        }
+    };
+    let ((), came) = tokio::join!(writing, read(&mut body, expected.len()));
+    assert!(came == expected, "{} bytes", came.len());
+    // The end of one direction came back as the end of the other.
+    assert_eq!(read(&mut body, 1).await, b"");
+    let gone = async {
+        while scene.parts.tunnels.open() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, gone)
+        .await
+        .expect("an end in time");
+}
+
+#[tokio::test]
+async fn a_client_that_resets_its_stream_leaves_its_backend() {
+    let (address, _backend) = echo().await;
+    let scene = Scene::configured(&[address], ON).await;
+    let mut tasks = JoinSet::new();
+    let mut client = client(&scene, &mut tasks).await;
+    let (answer, mut sending) = client
+        .send_request(connect("/ws", "websocket"), false)
+        .unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
+    sending.send_reset(h2::Reason::CANCEL);
+    let gone = async {
+        while scene.parts.tunnels.open() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, gone)
+        .await
+        .expect("an end in time");
+}
+
+#[tokio::test]
+async fn a_drain_says_1012_into_a_stream_too() {
+    let (address, _backend) = echo().await;
+    let scene = Scene::configured(&[address], ON).await;
+    let mut tasks = JoinSet::new();
+    let mut client = client(&scene, &mut tasks).await;
+    let (answer, _sending) = client
+        .send_request(connect("/ws", "websocket"), false)
+        .unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
+    scene.parts.tunnels.drain();
+    assert_eq!(read(&mut body, 4).await, [0x88, 2, 0x03, 0xf4]);
+}
+
+#[tokio::test]
+async fn other_connects_are_405_and_refusals_of_the_backend_pass() {
+    let (address, _backend) = echo().await;
+    let scene = Scene::configured(&[address], ON).await;
+    let mut tasks = JoinSet::new();
+    let mut client = client(&scene, &mut tasks).await;
+    let plain = Request::builder().method(Method::CONNECT).uri("a:443");
+    let plain = plain.version(Version::HTTP_2).body(()).unwrap();
+    for (request, status) in [
+        (connect("/no", "websocket"), 403),
+        (connect("/ws", "foo"), 405),
+        (connect("/foo", "websocket"), 405),
+        (plain, 405),
+    ] {
+        let (answer, _sending) = client.send_request(request, false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), status);
+        client = client.ready().await.unwrap();
+    }
+    let answer = scene
+        .ask("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+}
+
+#[tokio::test]
+async fn it_is_not_announced_unless_the_settings_say_so() {
+    let (address, _backend) = echo().await;
+    let scene = Scene::before(&[address]).await;
+    let mut tasks = JoinSet::new();
+    let client = client(&scene, &mut tasks).await;
+    assert!(!client.is_extended_connect_protocol_enabled());
+}
