@@ -1,4 +1,4 @@
-//! Answers for the operator: is the node alive, is it ready, what does it count.
+//! Answers for the operator: is the node alive, is it ready, what does it count, and who is slow.
 //!
 //! They are on the port of the clients; the edge routes none of them unless it is told to.
 
@@ -13,6 +13,7 @@ use http::header;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
+use crate::channels::Slowness;
 use crate::metrics;
 use crate::metrics::Metrics;
 use crate::transport::Body;
@@ -20,22 +21,31 @@ use crate::transport::Body;
 /// Tells the edge that not ready means leaving, not broken.
 const DRAIN: HeaderName = HeaderName::from_static("causeway-drain");
 
-/// Answers `/live`, `/ready` and `/metrics`.
+/// How many clients `/slowest` names.
+const SLOWEST: usize = 20;
+
+/// Answers `/live`, `/ready`, `/metrics` and `/slowest`.
 pub(crate) struct Admin {
     broker: Arc<dyn Broker>,
+    slowest: Slowest,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
 }
+
+/// Names so many of the clients for which most waits.
+pub(crate) type Slowest = Box<dyn Fn(usize) -> Vec<Slowness> + Send + Sync>;
 
 impl Admin {
     /// Not ready from the moment at which `draining` is cancelled.
     pub(crate) fn new(
         broker: Arc<dyn Broker>,
+        slowest: Slowest,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
         Self {
             broker,
+            slowest,
             metrics,
             draining,
         }
@@ -47,6 +57,7 @@ impl Admin {
             "/live" => |_| text(StatusCode::OK, "alive\n"),
             "/ready" => Self::ready,
             "/metrics" => Self::metrics,
+            "/slowest" => Self::slowest,
             _ => return None,
         };
         let mut response = if matches!(*method, Method::GET | Method::HEAD) {
@@ -72,6 +83,18 @@ impl Admin {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         }
+    }
+
+    /// The channel clients for which most waits, as a list in JSON.
+    fn slowest(&self) -> Response<Body> {
+        let slowest = (self.slowest)(SLOWEST);
+        let list = serde_json::to_string(&slowest).expect("names and numbers are JSON");
+        let mut response = text(StatusCode::OK, format!("{list}\n"));
+        let content_type = HeaderValue::from_static("application/json");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        response
     }
 
     fn metrics(&self) -> Response<Body> {
@@ -137,7 +160,16 @@ mod tests {
     }
 
     fn admin(draining: &CancellationToken) -> Admin {
-        Admin::new(Arc::new(Away), Metrics::new(), draining.clone())
+        let slowest = Box::new(|_| {
+            let transport = "channels_json";
+            vec![Slowness {
+                client: "a-1".to_owned(),
+                user: "ann".to_owned(),
+                transport,
+                bytes_queued: 7,
+            }]
+        });
+        Admin::new(Arc::new(Away), slowest, Metrics::new(), draining.clone())
     }
 
     #[test]
@@ -151,6 +183,19 @@ mod tests {
             panic!("a reason is expected")
         };
         assert_eq!(body, "redis does not answer\n");
+    }
+
+    #[test]
+    fn the_slowest_are_named() {
+        let admin = admin(&CancellationToken::new());
+        let slowest = admin.answer(&Method::GET, "/slowest").unwrap();
+        assert_eq!(slowest.headers()[header::CONTENT_TYPE], "application/json");
+        let Body::Whole(body) = slowest.into_body() else {
+            panic!("a list is expected")
+        };
+        let expected =
+            r#"[{"client":"a-1","user":"ann","transport":"channels_json","bytes_queued":7}]"#;
+        assert_eq!(body, format!("{expected}\n"));
     }
 
     #[test]

@@ -31,7 +31,6 @@ use crate::metrics::Metrics;
 use crate::metrics::Transport;
 use crate::outbox::QueueOutbox;
 
-mod rate;
 mod ticker;
 
 pub(crate) use ticker::tick;
@@ -244,7 +243,9 @@ impl Client {
         }
         let since_start = now.saturating_duration_since(self.clients.started);
         match self.endpoint.publish_rate {
-            Some(rate) if !rate::admit(&self.rate, rate, since_start) => Err(Disconnect::RATE),
+            Some(rate) if !crate::rate::admit(&self.rate, rate, since_start) => {
+                Err(Disconnect::RATE)
+            }
             _ => Ok(()),
         }
     }

@@ -194,6 +194,8 @@ pub(crate) struct Values {
 pub(crate) struct Limits {
     /// TCP connections at a time; `None`: as many as the open-file limit allows.
     pub(crate) connections: Option<usize>,
+    /// What the process may have in memory, in bytes; `None`: as much as there is.
+    pub(crate) memory: Option<usize>,
     /// SockJS sessions over HTTP at a time.
     pub(crate) sessions: usize,
     /// Those of one client address on which no receiver waits.

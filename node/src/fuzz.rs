@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
 use bytes::BytesMut;
+use prost::Message as _;
 
 use crate::auth::Asking;
 use crate::auth::Verifier;
@@ -18,6 +19,7 @@ use crate::http::Route;
 use crate::http::find_route;
 use crate::jwt::Key;
 use crate::jwt::testing;
+use crate::protocol::Codec;
 use crate::redis::Parser;
 use crate::redis::Reply;
 
@@ -51,6 +53,28 @@ fn told(messages: &[String]) -> Vec<String> {
         .strip_prefix(b"a")
         .expect("it is an array of messages");
     sockjs::decode_array(array).expect("we wrote it")
+}
+
+/// Reads `data` as commands of a channel client; what is read can be written down and read again.
+pub fn commands(data: &[u8]) {
+    if let Ok(commands) = Codec::Protobuf.decode_commands(data) {
+        let mut again = Vec::new();
+        for command in &commands {
+            let written = command.encode_length_delimited(&mut again);
+            written.expect("a Vec has room for everything");
+        }
+        let read = Codec::Protobuf.decode_commands(&again);
+        assert_eq!(read.expect("we wrote it"), commands);
+    }
+    if let Ok(commands) = Codec::Json.decode_commands(data) {
+        let mut again = Vec::new();
+        for command in &commands {
+            serde_json::to_writer(&mut again, command).expect("its data was JSON");
+        }
+        let read = Codec::Json.decode_commands(&again).expect("we wrote it");
+        // A line end between two tokens of the data is a space now.
+        assert_eq!(read.len(), commands.len());
+    }
 }
 
 /// The session that `path` names, unless it is one over a WebSocket.
@@ -158,6 +182,9 @@ mod tests {
         }
         for seed in seeds("sockjs") {
             sockjs(&seed);
+        }
+        for seed in seeds("commands") {
+            commands(&seed);
         }
         for seed in seeds("tokens") {
             tokens(&seed);

@@ -29,6 +29,7 @@ use crate::config::Endpoint;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
+use crate::protocol::Codec;
 use crate::transport::Body;
 
 mod api;
@@ -103,6 +104,8 @@ pub(crate) struct Upgrade {
     pub(crate) endpoint: Arc<Endpoint>,
     /// What goes over it.
     pub(crate) transport: Transport,
+    /// The request's, for channel clients.
+    pub(crate) headers: HeaderMap,
 }
 
 impl Http {
@@ -189,20 +192,27 @@ impl Http {
                 let response = sockjs::session(mount, request, parts, body, limits);
                 return response.await;
             }
+            Place::ChannelsWebsocket => Transport::ChannelsJson,
             Place::Websocket => Transport::Websocket,
             Place::RawWebsocket => Transport::SockjsRaw,
             Place::SessionWebsocket => Transport::SockjsWebsocket,
         };
         match handshake::accept(parts, !body.is_end_stream()) {
-            Ok(headers) => {
+            Ok(mut headers) => {
+                let mut upgrade = Upgrade {
+                    endpoint: Arc::clone(&mount.endpoint),
+                    transport,
+                    headers: HeaderMap::new(),
+                };
+                if place == Place::ChannelsWebsocket {
+                    if handshake::choose_codec(&parts.headers, &mut headers) == Codec::Protobuf {
+                        upgrade.transport = Transport::ChannelsProtobuf;
+                    }
+                    upgrade.headers = parts.headers.clone();
+                }
                 let mut response = Response::new(Body::Empty);
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 *response.headers_mut() = headers;
-                let endpoint = Arc::clone(&mount.endpoint);
-                let upgrade = Upgrade {
-                    endpoint,
-                    transport,
-                };
                 Answer::Upgrade(response, upgrade)
             }
             Err(error) => {

@@ -82,6 +82,8 @@ pub(crate) struct Metrics {
     /// Probes that did not come back in time.
     pub(crate) probes_missed: Counter,
     lag_seconds: Histogram,
+    /// Bytes that wait for channel clients.
+    pub(crate) outbox_bytes: Gauge,
     hooks: Family<[(&'static str, &'static str); 2], Counter>,
 }
 
@@ -120,6 +122,7 @@ impl Metrics {
             probe_age_seconds: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             probes_missed: Counter::default(),
+            outbox_bytes: Gauge::default(),
             lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             hooks: Family::default(),
             registry: Registry::default(),
@@ -161,6 +164,7 @@ impl Metrics {
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
         registry.register_with_unit("probe_age", "Time since the last probe came back, of the way on which that is longest", Unit::Seconds, self.probe_age_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
+        registry.register("outbox_bytes", "Bytes that wait for channel clients", self.outbox_bytes.clone());
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
         registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());
         registry.register_collector(Box::new(process::Process));

@@ -16,24 +16,35 @@ use tracing::info;
 use tracing::warn;
 
 use crate::admin::Admin;
+use crate::auth;
+use crate::auth::Verifier;
 use crate::broker;
 use crate::broker::Broker;
 use crate::broker::Deliver;
+use crate::budget::Budget;
 use crate::channel::ChannelName;
+use crate::channels;
+use crate::channels::ChannelClients;
 use crate::client;
 use crate::client::Clients;
 use crate::config::Config;
 use crate::config::Mode;
+use crate::directory::Directory;
+use crate::directory::UserWatch;
 use crate::feed::Feeds;
 use crate::feed::FeedsConfig;
+use crate::hooks::Hooks;
 use crate::http::Http;
 use crate::http::HttpConfig;
 use crate::http::Mount;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
+use crate::instance::Instance;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::open_files;
+use crate::presence::Presence;
+use crate::registry;
 use crate::server;
 use crate::server::Server;
 use crate::server::ServerConfig;
@@ -115,6 +126,8 @@ impl Node {
         let node_id = config.node_id(address);
         let connections_max = connections_max(&config);
 
+        let instance = Instance::random();
+        let budget = Budget::new(config.limits.memory);
         let metrics = Metrics::new();
         let hub = Hub::new(
             HubConfig {
@@ -123,7 +136,11 @@ impl Node {
             },
             Arc::clone(&metrics),
         );
-        let feeds = Feeds::new(FeedsConfig::DEFAULT, Arc::clone(&hub), Arc::clone(&metrics));
+        let feeds = FeedsConfig {
+            linger: config.channels.linger,
+            ..FeedsConfig::DEFAULT
+        };
+        let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
         let broker = broker::start(
             &config.broker,
             &node_id,
@@ -133,8 +150,40 @@ impl Node {
         );
         feeds.start(Arc::clone(&broker.broker));
         let relay: Arc<dyn Broker> = broker.broker;
+        let (news, untold) = channels::news(Arc::clone(&metrics));
+        let registry = registry::start(
+            &config.broker,
+            &config.registry,
+            registry::Surroundings {
+                about: registry::Node {
+                    instance,
+                    id: node_id.clone(),
+                    address: None,
+                    zone: None,
+                },
+                news: Arc::new(news),
+                metrics: Arc::clone(&metrics),
+                shutdown: lifecycle.stopped.clone(),
+            },
+        );
+        let directory = Directory::new(Arc::clone(&registry.registry) as Arc<dyn UserWatch>);
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
-        let websockets = WebSockets::new(Arc::clone(&clients), config.drain.spread);
+        let verifier = Arc::new(Verifier::new(config.auth.clone()));
+        let channel_clients = ChannelClients::new(channels::Parts {
+            config: config.channels.clone(),
+            feeds: Arc::clone(&feeds),
+            instance,
+            presence: Presence::new(Arc::clone(&registry.registry)),
+            directory,
+            verifier: Arc::clone(&verifier),
+            hooks: Hooks::new(config.hooks.clone(), Arc::clone(&metrics)),
+            metrics: Arc::clone(&metrics),
+        });
+        let websockets = WebSockets::new(
+            Arc::clone(&clients),
+            Arc::clone(&channel_clients),
+            config.drain.spread,
+        );
         let quota = Quota::new(QuotaConfig {
             sessions_max: config.limits.sessions,
             half_open_max: config.limits.sessions_per_address,
@@ -147,6 +196,10 @@ impl Node {
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
         let mut tasks = broker.tasks;
+        let mut registry_tasks = registry.tasks;
+        tasks.spawn(async move { while registry_tasks.join_next().await.is_some() {} });
+        tasks.spawn(auth::watch(verifier, lifecycle.stopped.clone()));
+        tasks.spawn(untold.run(Arc::clone(&feeds), lifecycle.stopped.clone()));
         tasks.spawn(Arc::clone(&hub).run(Arc::clone(&relay), lifecycle.stopped.clone()));
         tasks.spawn(feeds.run(lifecycle.stopped.clone()));
         tasks.spawn(session::sweep(sessions.clone(), lifecycle.stopped.clone()));
@@ -163,6 +216,18 @@ impl Node {
             async move { websockets.run(&endpoints, closing).await }
         });
 
+        tasks.spawn({
+            let pings = config.endpoints.iter().map(|endpoint| endpoint.ping);
+            let closing = lifecycle.closing.clone();
+            Arc::clone(&channel_clients).run(pings.collect(), config.drain.spread, closing)
+        });
+
+        tasks.spawn({
+            let clients = Arc::clone(&channel_clients);
+            let relieve = move |bytes| clients.relieve(bytes);
+            budget.clone().run(relieve, lifecycle.stopped.clone())
+        });
+
         let http = HttpConfig {
             page: config.page,
             trusted_proxies: config.trusted_proxies,
@@ -171,7 +236,15 @@ impl Node {
         };
         let draining = lifecycle.draining.clone();
         let services = Services {
-            admin: Admin::new(relay, Arc::clone(&metrics), draining.clone()),
+            admin: Admin::new(
+                relay,
+                {
+                    let clients = Arc::clone(&channel_clients);
+                    Box::new(move |count| clients.slowest(count))
+                },
+                Arc::clone(&metrics),
+                draining.clone(),
+            ),
             http: Http::new(http, mounts, Arc::clone(&metrics)),
             websockets,
             sessions,
@@ -180,6 +253,7 @@ impl Node {
             node_id: HeaderValue::try_from(&node_id).expect("the configuration checks it"),
             limits: config.limits,
             connections_max,
+            budget: Arc::clone(&budget),
             drain: config.drain,
         };
         let server = Server::new(server, services, metrics, lifecycle.closing.clone());

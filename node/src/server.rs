@@ -30,6 +30,7 @@ use tracing::info;
 use tracing::warn;
 
 use crate::admin::Admin;
+use crate::budget::Budget;
 use crate::config::Drain;
 use crate::config::Limits;
 use crate::disconnect::Disconnect;
@@ -67,6 +68,8 @@ pub(crate) struct ServerConfig {
     pub(crate) limits: Limits,
     /// How many connections it takes on.
     pub(crate) connections_max: usize,
+    /// How much memory it takes.
+    pub(crate) budget: Arc<Budget>,
     /// How it stops.
     pub(crate) drain: Drain,
 }
@@ -186,6 +189,11 @@ impl Server {
             refuse(&stream);
             return;
         };
+        if !self.config.budget.admit() {
+            self.metrics.refused(RefuseReason::Memory);
+            refuse(&stream);
+            return;
+        }
         let admitted = Admitted {
             _permit: permit,
             _counted: self.metrics.connection(),

@@ -145,6 +145,9 @@ impl Checker<'_> {
                 raw.connections,
                 settings::CONNECTIONS_MAX,
             ),
+            memory: raw
+                .memory
+                .map(|memory| self.size("limits.memory", Some(memory), &settings::MEMORY)),
             sessions: self.count("limits.sessions", raw.sessions, &settings::SESSIONS),
             sessions_per_address: self.count(
                 "limits.sessions_per_address",
@@ -295,7 +298,7 @@ impl Checker<'_> {
     fn size(&mut self, key: &str, value: Option<ByteSize>, setting: &Setting<u64>) -> usize {
         let show = |bytes: &u64| ByteSize(*bytes).to_string();
         let bytes = self.in_range(key, value.map(|size| size.0), setting, show);
-        usize::try_from(bytes).expect("no size may be set past 1 GiB")
+        usize::try_from(bytes).expect("no size may be set past what can be addressed")
     }
 
     fn count(&mut self, key: &str, value: Option<u64>, setting: &Setting<u64>) -> usize {

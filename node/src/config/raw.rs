@@ -263,6 +263,7 @@ pub(super) enum AllowedOrigins {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) connections: Option<u64>,
+    pub(super) memory: Option<ByteSize>,
     pub(super) sessions: Option<u64>,
     pub(super) sessions_per_address: Option<u64>,
     pub(super) head_size: Option<ByteSize>,

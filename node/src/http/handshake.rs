@@ -1,6 +1,7 @@
 //! The opening handshake of a WebSocket, RFC 6455 section 4.2.
 //!
-//! Extensions and subprotocols are declined by not naming them in the answer.
+//! Extensions are declined by not naming them in the answer, and so are subprotocols, but for those of the
+//! channel protocol.
 
 use http::HeaderMap;
 use http::HeaderValue;
@@ -10,6 +11,8 @@ use http::Version;
 use http::header;
 use http::request::Parts;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::protocol::Codec;
 
 /// The one version of the protocol.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
@@ -76,6 +79,25 @@ pub(crate) fn accept(request: &Parts, has_body: bool) -> Result<HeaderMap, BadHa
     answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok(answer)
+}
+
+/// How a channel client wants to speak: the answer's headers name its subprotocol, if it offers one.
+pub(crate) fn choose_codec(request: &HeaderMap, answer: &mut HeaderMap) -> Codec {
+    let known = [
+        ("centrifuge-protobuf", Codec::Protobuf),
+        ("centrifuge-json", Codec::Json),
+    ];
+    let offered = |(name, _): &&(&'static str, Codec)| {
+        has_token(request, header::SEC_WEBSOCKET_PROTOCOL, name)
+    };
+    match known.iter().find(offered) {
+        None => Codec::Json,
+        Some(&(name, codec)) => {
+            let name = HeaderValue::from_static(name);
+            answer.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+            codec
+        }
+    }
 }
 
 /// Whether one of the comma-separated values of `name` is `token`, in any case.

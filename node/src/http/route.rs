@@ -5,6 +5,8 @@
 
 use http::Method;
 
+use crate::config::ChannelTransport;
+use crate::config::ChannelsEndpoint;
 use crate::config::Endpoint;
 use crate::config::Protocol;
 use crate::config::Sockjs;
@@ -39,6 +41,8 @@ pub(crate) enum Place<'a> {
     Websocket,
     /// A WebSocket of a SockJS endpoint without SockJS frames.
     RawWebsocket,
+    /// The WebSocket of an endpoint for channels.
+    ChannelsWebsocket,
     /// A SockJS session over a WebSocket; its id means nothing.
     SessionWebsocket,
     /// A request of a SockJS session over HTTP.
@@ -81,7 +85,7 @@ fn place<'a>(rest: &'a str, protocol: &Protocol) -> Option<Place<'a>> {
     let sockjs = match protocol {
         Protocol::Sockjs(sockjs) => sockjs,
         Protocol::Websocket => return matches!(rest, "" | "/").then_some(Place::Websocket),
-        Protocol::Channels(_) => return None,
+        Protocol::Channels(channels) => return channels_place(rest, channels),
     };
     let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
         return Some(Place::Greeting);
@@ -108,10 +112,20 @@ fn place<'a>(rest: &'a str, protocol: &Protocol) -> Option<Place<'a>> {
     is_served(place, sockjs).then_some(place)
 }
 
+fn channels_place<'a>(rest: &'a str, channels: &ChannelsEndpoint) -> Option<Place<'a>> {
+    let rest = rest.strip_prefix('/')?;
+    match rest.strip_suffix('/').unwrap_or(rest) {
+        "websocket" if channels.allows(ChannelTransport::Websocket) => {
+            Some(Place::ChannelsWebsocket)
+        }
+        _ => None,
+    }
+}
+
 /// Whether the endpoint's settings leave anything there.
 fn is_served(place: Place<'_>, sockjs: &Sockjs) -> bool {
     match place {
-        Place::Greeting | Place::Info | Place::Websocket => true,
+        Place::Greeting | Place::Info | Place::Websocket | Place::ChannelsWebsocket => true,
         Place::Iframe => sockjs.client_script.is_some(),
         Place::RawWebsocket | Place::SessionWebsocket => sockjs.allows(SockjsTransport::Websocket),
         Place::Session { wire, .. } => wire.is_served(sockjs),
@@ -159,6 +173,7 @@ impl Place<'_> {
             | Self::Iframe
             | Self::Websocket
             | Self::RawWebsocket
+            | Self::ChannelsWebsocket
             | Self::SessionWebsocket => "GET",
             Self::Info => "OPTIONS, GET",
             Self::Session { wire, .. } => wire.allow(),

@@ -78,6 +78,7 @@ impl Member {
     /// Sends what [`encode`](Self::encode) or [`ping`](Self::ping) has made.
     pub(crate) fn send(&self, message: &Bytes) {
         match self {
+            _ if message.is_empty() => {}
             Self::Socket(outbox) => outbox.send(message),
             Self::Queue(outbox) => outbox.push(message.clone()),
         }
@@ -116,6 +117,14 @@ impl Member {
         match self {
             Self::Socket(outbox) => outbox.release(first),
             Self::Queue(outbox) => outbox.release(first),
+        }
+    }
+
+    /// Whether what the client sends is not read for now.
+    pub(crate) fn is_reading_paused(&self) -> bool {
+        match self {
+            Self::Socket(outbox) => outbox.is_reading_paused(),
+            Self::Queue(_) => false,
         }
     }
 

@@ -28,6 +28,14 @@ impl Transport {
             Self::ChannelsProtobuf => "channels_protobuf",
         }
     }
+
+    /// What goes over which wire, as the application's backend is told it.
+    pub(crate) const fn wire(self) -> &'static str {
+        match self {
+            Self::ChannelsJson | Self::ChannelsProtobuf => "websocket",
+            other => other.as_str(),
+        }
+    }
 }
 
 /// Why a message will not arrive.
@@ -51,6 +59,10 @@ pub(crate) enum DropReason {
     NotUtf8,
     /// It is not JSON, and the client speaks JSON.
     NotJson,
+    /// A channel client said it to the application, and nobody takes it.
+    NoReceiver,
+    /// Too many who come and go wait to be told.
+    NewsFull,
     /// The hub's task does not keep up, and too much waits for it.
     HubFull,
     /// It came a second time.
@@ -75,6 +87,8 @@ impl DropReason {
             Self::Oversized => "oversized",
             Self::NotUtf8 => "not_utf8",
             Self::NotJson => "not_json",
+            Self::NoReceiver => "no_receiver",
+            Self::NewsFull => "news_full",
             Self::HubFull => "hub_full",
             Self::Repeated => "repeated",
             Self::Malformed => "malformed",
@@ -89,6 +103,8 @@ impl DropReason {
 pub(crate) enum RefuseReason {
     /// `limits.connections` is reached.
     Connections,
+    /// `limits.memory` is almost reached.
+    Memory,
     /// `limits.sessions` is reached.
     Sessions,
     /// `limits.sessions_per_address` is reached.
@@ -101,6 +117,7 @@ impl RefuseReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Memory => "memory",
             Self::Sessions => "sessions",
             Self::SessionsPerAddress => "sessions_per_address",
             Self::Origin => "origin",

@@ -93,6 +93,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_probe_age_seconds 0.0
         # TYPE causeway_node_probes_missed counter
         causeway_node_probes_missed_total 0
+        # TYPE causeway_node_outbox_bytes gauge
+        causeway_node_outbox_bytes 0
         # TYPE causeway_node_lag_seconds histogram
         # UNIT causeway_node_lag_seconds seconds
         causeway_node_lag_seconds_sum 0.0

@@ -251,10 +251,15 @@ impl SocketOutbox {
         self.reading_paused.store(false, Ordering::Relaxed);
     }
 
+    /// Whether the client is not read for now.
+    pub(crate) fn is_reading_paused(&self) -> bool {
+        self.reading_paused.load(Ordering::Relaxed)
+    }
+
     /// Whether the client has sent something since the last call, or could not be heard.
     pub(crate) fn take_heard(&self) -> bool {
         let heard = self.heard.swap(false, Ordering::Relaxed);
-        heard || self.reading_paused.load(Ordering::Relaxed)
+        heard || self.is_reading_paused()
     }
 
     /// Whether the task has to be woken: the queue was empty and is not, or the socket has died.

@@ -259,5 +259,6 @@ fn upgraded(socket: Socket, upgrade: Upgrade) -> Upgraded {
         read_ahead: socket.read_ahead,
         endpoint: upgrade.endpoint,
         transport: upgrade.transport,
+        headers: upgrade.headers,
     }
 }

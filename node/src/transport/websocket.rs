@@ -11,6 +11,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::HeaderMap;
 use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -18,7 +19,9 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::client::Client;
+use crate::channels::ChannelClients;
+use crate::channels::Direction;
+use crate::channels::Origin;
 use crate::client::Clients;
 use crate::config::Endpoint;
 use crate::config::Mode;
@@ -33,12 +36,15 @@ use crate::outbox::SocketOutbox;
 
 mod connection;
 mod ending;
+mod peer;
 mod pulse;
 mod reader;
 mod roster;
 mod scratch;
 
 use connection::Connection;
+use peer::Peer;
+use roster::Place;
 use roster::Roster;
 
 /// How long a client may take for the close handshake, once our close frame is on its way. Longer only
@@ -48,6 +54,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// All clients over WebSocket of this node.
 pub(crate) struct WebSockets {
     clients: Arc<Clients>,
+    /// They have pings of their own, and are sent away by themselves.
+    channel_clients: Arc<ChannelClients>,
     roster: Arc<Roster>,
     drain_spread: Duration,
 }
@@ -58,15 +66,22 @@ pub(crate) struct Upgraded {
     /// What the client sent behind its request.
     pub(crate) read_ahead: Bytes,
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Which of the three WebSocket transports was asked for.
+    /// Which of the WebSocket transports was asked for.
     pub(crate) transport: Transport,
+    /// The request's, for channel clients.
+    pub(crate) headers: HeaderMap,
 }
 
 impl WebSockets {
     /// Nobody yet. `drain_spread`: over what time [`run`](Self::run) sends clients away.
-    pub(crate) fn new(clients: Arc<Clients>, drain_spread: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        clients: Arc<Clients>,
+        channel_clients: Arc<ChannelClients>,
+        drain_spread: Duration,
+    ) -> Arc<Self> {
         Arc::new(Self {
             clients,
+            channel_clients,
             roster: Arc::default(),
             drain_spread,
         })
@@ -98,35 +113,35 @@ impl WebSockets {
     ///
     /// Dropping this future drops the client and its connection without a close frame.
     pub(crate) async fn serve(self: Arc<Self>, upgraded: Upgraded) {
-        let Upgraded {
-            stream,
-            read_ahead,
-            endpoint,
-            transport,
-        } = upgraded;
-        let format = match transport {
-            Transport::SockjsWebsocket => SocketFormat::Sockjs,
-            _ => SocketFormat::Raw,
-        };
-        let outbox = Arc::new(SocketOutbox::new(stream, format, endpoint.outbox_bytes_max));
+        let transport = upgraded.transport;
+        let format = format(transport);
+        let outbox_bytes_max = upgraded.endpoint.outbox_bytes_max;
+        let outbox = SocketOutbox::new(upgraded.stream, format, outbox_bytes_max);
+        let outbox = Arc::new(outbox);
         if format == SocketFormat::Sockjs {
             outbox.send(&open_frame());
         }
-        let place = self
-            .roster
-            .enter(Arc::clone(&outbox), Arc::clone(&endpoint));
-        if endpoint.mode == Mode::Close {
-            outbox.close(Disconnect::GO_AWAY);
-        }
-        let client = self.connect(endpoint, transport, &outbox);
-        let mut connection = Connection::new(outbox, client, read_ahead);
+        let (peer, place) = if upgraded.endpoint.mode == Mode::Channels {
+            let origin = Origin {
+                endpoint: upgraded.endpoint,
+                transport,
+                direction: Direction::TwoWay,
+                member: Member::Socket(Arc::clone(&outbox)),
+                headers: upgraded.headers,
+            };
+            (Peer::Channels(self.channel_clients.admit(origin)), None)
+        } else {
+            let (peer, place) = self.connect(upgraded.endpoint, transport, &outbox);
+            (peer, Some(place))
+        };
+        let mut connection = Connection::new(outbox, peer, upgraded.read_ahead);
         let end = poll_fn(|cx| connection.poll(cx)).await;
         // In a box, so that an idle client does not keep room for its end.
         let outbox = Box::pin(ending::finish(connection, end)).await;
         drop(place);
         if let Some(disconnect) = outbox.disconnect() {
-            self.clients.metrics.disconnected(disconnect);
             debug!(reason = disconnect.name, ?transport, "client sent away");
+            self.clients.metrics.disconnected(disconnect);
         }
     }
 
@@ -135,9 +150,24 @@ impl WebSockets {
         endpoint: Arc<Endpoint>,
         transport: Transport,
         outbox: &Arc<SocketOutbox>,
-    ) -> Arc<Client> {
+    ) -> (Peer, Place) {
+        let place = self.roster.enter(Arc::clone(outbox), Arc::clone(&endpoint));
+        if endpoint.mode == Mode::Close {
+            outbox.close(Disconnect::GO_AWAY);
+        }
         let member = Member::Socket(Arc::clone(outbox));
-        Arc::new(self.clients.connect(endpoint, transport, member))
+        let client = self.clients.connect(endpoint, transport, member);
+        (Peer::Plain(Arc::new(client)), place)
+    }
+}
+
+/// How messages stand in the WebSocket messages of a transport.
+fn format(transport: Transport) -> SocketFormat {
+    match transport {
+        Transport::SockjsWebsocket => SocketFormat::Sockjs,
+        Transport::ChannelsJson => SocketFormat::Json,
+        Transport::ChannelsProtobuf => SocketFormat::Protobuf,
+        _ => SocketFormat::Raw,
     }
 }
 

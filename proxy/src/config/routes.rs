@@ -1,12 +1,12 @@
 //! Which pool serves a request: by host, then by the longest path.
 //!
 //! A path is matched as it was sent, by whole segments: `/app` matches `/app` and `/app/x`, not `/apple`.
-//! What backends keep for their operators (`/live`, `/ready`, `/metrics`) has a route only if one names it.
+//! What backends keep for their operators (`/live`, `/ready`, `/metrics`, `/slowest`) has a route only if one names it.
 
 use crate::config::PoolId;
 
 /// Paths that are not for clients.
-const PRIVATE: [&str; 3] = ["/live", "/ready", "/metrics"];
+const PRIVATE: [&str; 4] = ["/live", "/ready", "/metrics", "/slowest"];
 
 /// One entry of `routes`.
 #[derive(Debug, Clone, PartialEq, Eq)]

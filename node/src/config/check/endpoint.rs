@@ -19,7 +19,7 @@ use crate::config::settings::Setting;
 use causeway_conf::ByteSize;
 
 /// Paths that the node answers itself.
-const OWN_PATHS: [&str; 4] = ["/live", "/ready", "/metrics", "/move"];
+const OWN_PATHS: [&str; 5] = ["/live", "/ready", "/metrics", "/slowest", "/move"];
 
 impl Checker<'_> {
     pub(super) fn endpoints(&mut self, raw: Option<Vec<raw::Endpoint>>) -> Vec<Endpoint> {

@@ -102,3 +102,36 @@ fn another_version_is_told_ours() {
     );
     assert_eq!(headers["sec-websocket-version"], "13");
 }
+
+#[test]
+fn a_channel_client_speaks_what_it_offers_and_json_if_it_says_nothing() {
+    for (offered, codec, named) in [
+        (None, Codec::Json, None),
+        (Some("chat"), Codec::Json, None),
+        (
+            Some("centrifuge-json"),
+            Codec::Json,
+            Some("centrifuge-json"),
+        ),
+        (
+            Some("centrifuge-protobuf"),
+            Codec::Protobuf,
+            Some("centrifuge-protobuf"),
+        ),
+        (
+            Some("chat, centrifuge-protobuf"),
+            Codec::Protobuf,
+            Some("centrifuge-protobuf"),
+        ),
+    ] {
+        let mut request = HeaderMap::new();
+        if let Some(offered) = offered {
+            let offered = HeaderValue::from_static(offered);
+            request.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
+        }
+        let mut answer = HeaderMap::new();
+        assert_eq!(choose_codec(&request, &mut answer), codec, "{offered:?}");
+        let answered = answer.get(header::SEC_WEBSOCKET_PROTOCOL);
+        assert_eq!(answered.map(|name| name.to_str().unwrap()), named);
+    }
+}

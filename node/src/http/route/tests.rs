@@ -266,3 +266,29 @@ fn methods_are_those_of_the_protocol() {
         }
     }
 }
+
+#[test]
+fn an_endpoint_for_channels_has_its_transports_below_it_and_nothing_else() {
+    let channels = |transports: &[ChannelTransport]| {
+        let transports = transports.to_vec();
+        endpoint(
+            "/connection",
+            Protocol::Channels(ChannelsEndpoint { transports }),
+        )
+    };
+    let place = |path| find_in(path, &[channels(&[ChannelTransport::Websocket])]);
+    let websocket = Some(Route::Endpoint(0, Place::ChannelsWebsocket));
+    assert_eq!(place("/connection/websocket"), websocket);
+    assert_eq!(place("/connection/websocket/"), websocket);
+    for path in [
+        "/connection",
+        "/connection/",
+        "/connection/websocket/x",
+        "/connection//websocket",
+        "/connection/nothing",
+    ] {
+        assert_eq!(place(path), None, "{path}");
+    }
+    let without = [channels(&[ChannelTransport::UniSse])];
+    assert_eq!(find_in("/connection/websocket", &without), None);
+}

@@ -1,27 +1,20 @@
 //! One client's connection while it is open: read what comes, write what waits.
 
-use std::future::Future;
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
-use std::vec;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
-use crate::client::Client;
 use crate::client::Patience;
-use crate::client::Taken;
-use crate::config::Mode;
-use crate::disconnect::Disconnect;
-use crate::frame::sockjs;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
 use crate::outbox::SocketOutbox;
 use crate::outbox::SocketState;
+use crate::transport::websocket::peer::Peer;
+use crate::transport::websocket::peer::Waiting;
 use crate::transport::websocket::reader::ReadEnd;
 use crate::transport::websocket::reader::Reader;
 use crate::transport::websocket::scratch;
@@ -33,18 +26,16 @@ const JSON_ESCAPE_MAX: usize = 6;
 pub(super) struct Connection {
     pub(super) outbox: Arc<SocketOutbox>,
     pub(super) reader: Reader,
-    client: Arc<Client>,
+    peer: Peer,
     /// What the client sent behind its request, until the first poll.
     read_ahead: Bytes,
-    /// The client's message waits for room, and nothing is read meanwhile.
+    /// Something has to be done about the client's message first, and nothing is read meanwhile.
     waiting: Option<Waiting>,
     /// Nothing is read until the echoes are out, not even what has come already.
     echoing: bool,
     /// What is left of it for the messages of the last read.
     patience: Patience,
 }
-
-type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>>;
 
 /// How the open connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +51,8 @@ pub(super) enum End {
 }
 
 impl Connection {
-    pub(super) fn new(outbox: Arc<SocketOutbox>, client: Arc<Client>, read_ahead: Bytes) -> Self {
-        let message_bytes_max = client.endpoint().message_bytes_max;
+    pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: Bytes) -> Self {
+        let message_bytes_max = peer.endpoint().message_bytes_max;
         let reader = Reader::new(match outbox.format() {
             SocketFormat::Raw | SocketFormat::Json | SocketFormat::Protobuf => message_bytes_max,
             SocketFormat::Sockjs => message_bytes_max * JSON_ESCAPE_MAX + "[\"\"]".len(),
@@ -69,7 +60,7 @@ impl Connection {
         Self {
             outbox,
             reader,
-            client,
+            peer,
             read_ahead,
             waiting: None,
             echoing: false,
@@ -86,7 +77,7 @@ impl Connection {
                 SocketState::Closing => return Poll::Ready(End::Closing),
                 SocketState::Dead => return Poll::Ready(End::Lost),
             }
-            if flushed.is_pending() && self.client.endpoint().mode == Mode::Echo {
+            if flushed.is_pending() && self.peer.is_echoed() {
                 return Poll::Pending; // Who does not take his echoes is not read, rather than cut off.
             }
             let read = if self.waiting.is_some() {
@@ -105,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Waits until the message that found no room is on its way, then takes what came behind it.
+    /// Waits until the message is done with, then takes what came behind it.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<End>> {
         let Some(waiting) = &mut self.waiting else {
             return Poll::Ready(ControlFlow::Continue(()));
@@ -146,16 +137,16 @@ impl Connection {
         let Self {
             outbox,
             reader,
-            client,
+            peer,
             waiting,
             echoing,
             patience,
             ..
         } = self;
-        let echoes = client.endpoint().mode == Mode::Echo;
+        let echoes = peer.is_echoed();
         let mut broken = None;
         let result = read(reader, outbox, &mut |kind, data| {
-            match hand_over(client, outbox.format(), kind, &data, *patience) {
+            match peer.hand_over(outbox.format(), kind, &data, *patience) {
                 Ok(None) if echoes && !outbox.is_idle() => *echoing = true,
                 Ok(None) => return ControlFlow::Continue(()),
                 Ok(Some(room)) => {
@@ -182,51 +173,3 @@ impl Connection {
 }
 
 type Take<'a> = dyn FnMut(MessageKind, Bytes) -> ControlFlow<()> + 'a;
-
-/// Gives what stands in one WebSocket message to the client, and returns what it has to wait for.
-fn hand_over(
-    client: &Arc<Client>,
-    format: SocketFormat,
-    kind: MessageKind,
-    data: &[u8],
-    patience: Patience,
-) -> Result<Option<Waiting>, Disconnect> {
-    let now = Instant::now();
-    if format == SocketFormat::Raw {
-        return Ok(match client.try_message(data, kind, now)? {
-            Taken::Done => None,
-            Taken::NoRoom(data) => {
-                let rest = Vec::new().into_iter();
-                Some(wait_for_room(client, data, rest, patience))
-            }
-        });
-    }
-    let decoded = sockjs::decode_messages(data).map_err(|_| Disconnect::BROKEN_FRAMING)?;
-    let mut messages = decoded.into_iter();
-    while let Some(message) = messages.next() {
-        let taken = client.try_message(message.as_bytes(), MessageKind::Text, now)?;
-        if let Taken::NoRoom(data) = taken {
-            return Ok(Some(wait_for_room(client, data, messages, patience)));
-        }
-    }
-    Ok(None)
-}
-
-fn wait_for_room(
-    client: &Arc<Client>,
-    first: Bytes,
-    rest: vec::IntoIter<String>,
-    mut patience: Patience,
-) -> Waiting {
-    let client = Arc::clone(client);
-    Box::pin(async move {
-        client.wait_for_room(first, &mut patience).await?;
-        for message in rest {
-            let text = MessageKind::Text;
-            client
-                .on_message(message.into(), text, &mut patience)
-                .await?;
-        }
-        Ok(patience)
-    })
-}

@@ -20,7 +20,7 @@ use crate::transport::websocket::scratch;
 /// Takes the client out of the hub and shuts its socket down, after the close handshake or when
 /// [`CLOSE_TIMEOUT`] is over. The server ends TCP first, as RFC 6455 section 7.1.1 asks.
 pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox> {
-    // The client is dropped here, and with it its membership.
+    // The client is dropped here, and with it its memberships.
     let Connection { outbox, reader, .. } = connection;
     let farewell = async {
         match end {

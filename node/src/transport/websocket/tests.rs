@@ -19,6 +19,7 @@ use crate::broker::NotReady;
 use crate::broker::PublishError;
 use crate::broker::TryPublishError;
 use crate::channel::ChannelName;
+use crate::channels;
 use crate::config::Config;
 use crate::config::Mode;
 use crate::config::Ping;
@@ -110,7 +111,8 @@ impl Node {
         });
         let broker: Arc<dyn Broker> = Arc::clone(&lane) as _;
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&broker), Arc::clone(&metrics));
-        let web_sockets = WebSockets::new(clients, Duration::ZERO);
+        let nobody = channels::testing::nobody(Arc::clone(&hub), Arc::clone(&metrics));
+        let web_sockets = WebSockets::new(clients, nobody, Duration::ZERO);
         let mut background = JoinSet::new();
         background.spawn(hub.run(broker, CancellationToken::new()));
         Self {
@@ -152,6 +154,7 @@ impl Node {
             read_ahead,
             endpoint,
             transport,
+            headers: HeaderMap::new(),
         };
         self.serving
             .spawn(Arc::clone(&self.web_sockets).serve(upgraded));

@@ -64,6 +64,7 @@ fn what_is_for_operators_has_no_route_however_it_is_written() {
     for path in [
         "/live",
         "/ready",
+        "/slowest",
         "/metrics",
         "/metrics/",
         "/metrics?x",

@@ -14,7 +14,7 @@ const SECOND: u64 = 1_000_000_000;
 /// Whether a message at `now`, counted from any fixed moment, is within `rate`. Only one that is counts.
 ///
 /// `full_at` is the client's state in nanoseconds, 0 at first.
-pub(super) fn admit(full_at: &AtomicU64, rate: PublishRate, now: Duration) -> bool {
+pub(crate) fn admit(full_at: &AtomicU64, rate: PublishRate, now: Duration) -> bool {
     let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let token = SECOND / u64::from(rate.per_second.max(1));
     let ahead_max = token.saturating_mul(u64::from(rate.burst));

@@ -1,0 +1,153 @@
+//! How much memory the node may take: a plain type, what is resident passed in.
+//!
+//! Newcomers are refused before the limit is reached, because those who are there already may need more
+//! later: some of it is kept for them. If even that does not do, those for whom most waits have to go.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// What a newcomer may take before the next look: its sockets' and its own, and what waits for it at once.
+const NEWCOMER_BYTES: u64 = 16 << 10;
+
+/// The part of the limit that is kept for those who are there, and the part that nobody may take of that
+/// without somebody having to go.
+const KEPT: u64 = 8;
+const TIGHT: u64 = 16;
+
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What the node may take, and what it took when somebody last looked.
+pub(crate) struct Budget {
+    /// `u64::MAX`: anything.
+    bytes_max: u64,
+    resident: AtomicU64,
+    newcomers: AtomicU64,
+}
+
+impl Budget {
+    /// At most `bytes_max`; `None`: whatever there is.
+    pub(crate) fn new(bytes_max: Option<usize>) -> Arc<Self> {
+        Arc::new(Self {
+            bytes_max: bytes_max.map_or(u64::MAX, |bytes| bytes as u64),
+            resident: AtomicU64::new(0),
+            newcomers: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts a newcomer, if there is room for one.
+    pub(crate) fn admit(&self) -> bool {
+        if self.bytes_max == u64::MAX {
+            return true;
+        }
+        let newcomers = self.newcomers.fetch_add(1, Ordering::Relaxed) + 1;
+        let expected = self.resident.load(Ordering::Relaxed) + newcomers * NEWCOMER_BYTES;
+        expected <= self.bytes_max - self.bytes_max / KEPT
+    }
+
+    /// Notes what is resident now, newcomers included. Returns how much has to be given up.
+    fn look(&self, resident: u64) -> u64 {
+        self.resident.store(resident, Ordering::Relaxed);
+        self.newcomers.store(0, Ordering::Relaxed);
+        resident.saturating_sub(self.bytes_max - self.bytes_max / TIGHT)
+    }
+
+    /// Looks again and again, and lets `relieve` give up so many bytes of what waits for clients when it is
+    /// tight, until `shutdown`.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        relieve: impl Fn(u64) -> usize,
+        shutdown: CancellationToken,
+    ) {
+        if self.bytes_max == u64::MAX {
+            return;
+        }
+        let mut looks = time::interval(LOOK);
+        looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                _ = looks.tick() => {}
+            }
+            let Some(resident) = resident_bytes() else {
+                warn!("what is resident cannot be read, limits.memory is not kept");
+                return;
+            };
+            let excess = self.look(resident);
+            if 0 < excess {
+                let sent_away = relieve(excess);
+                if 0 < sent_away {
+                    warn!(
+                        resident,
+                        sent_away, "limits.memory is almost reached, the slowest clients had to go"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What of this process is in memory.
+fn resident_bytes() -> Option<u64> {
+    const PAGE_BYTES: u64 = 4096;
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * PAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn budget(bytes_max: u64) -> Arc<Budget> {
+        Budget::new(Some(usize::try_from(bytes_max).unwrap()))
+    }
+
+    fn admitted(budget: &Budget) -> usize {
+        (0..10_000).take_while(|_| budget.admit()).count()
+    }
+
+    #[test]
+    fn newcomers_are_refused_before_the_limit_is_reached() {
+        let budget = budget(80 * MIB);
+        budget.look(60 * MIB);
+        // Of what is left, 10 MiB are kept for those who are there.
+        assert_eq!(admitted(&budget), 640);
+        budget.look(70 * MIB - NEWCOMER_BYTES);
+        assert_eq!(admitted(&budget), 1);
+        budget.look(70 * MIB);
+        assert_eq!(admitted(&budget), 0);
+        budget.look(20 * MIB);
+        assert_eq!(admitted(&budget), 3200);
+    }
+
+    #[test]
+    fn somebody_has_to_go_when_what_is_kept_is_half_gone() {
+        let budget = budget(80 * MIB);
+        assert_eq!(budget.look(75 * MIB), 0);
+        assert_eq!(budget.look(75 * MIB + 1), 1);
+        assert_eq!(budget.look(90 * MIB), 15 * MIB);
+    }
+
+    #[test]
+    fn without_a_limit_everybody_is_admitted() {
+        let budget = Budget::new(None);
+        assert_eq!(budget.look(u64::MAX), 0);
+        assert_eq!(admitted(&budget), 10_000);
+    }
+
+    #[test]
+    fn this_process_is_in_memory() {
+        assert!((MIB..1024 * MIB).contains(&resident_bytes().unwrap()));
+    }
+}

@@ -1,0 +1,166 @@
+//! Channel clients, whatever their transport: what they ask for, what they are told, and for how long.
+//!
+//! ```text
+//! transport ─ bytes ─▶ ChannelClient ─▶ state, access (decide) ─▶ feeds, presence, hooks (wait)
+//!           ◀─ member ◀─ replies ◀───────────┘              hub ◀─ feed
+//! ```
+//! A transport makes a client with the [`Member`] that takes what it is sent, hands in the bytes that it
+//! sends ([`ChannelClient::receive`]) and drops [`Admitted`] when the connection is gone. One task
+//! ([`ChannelClients::run`]) looks at all clients: it pings them, and ends what has expired.
+//!
+//! Owns no wire. What decides is plain ([`state`], [`access`], [`beat`]); what waits is around it.
+//!
+//! Invariant: the commands of one client are carried out one after the other, in their order.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Verifier;
+use crate::config;
+use crate::directory::Directory;
+use crate::feed::Feeds;
+use crate::hooks::Hooks;
+use crate::instance::Instance;
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+
+mod access;
+mod ask;
+mod beat;
+mod client;
+mod connect;
+mod failure;
+mod news;
+mod orders;
+mod publish;
+mod refresh;
+mod roster;
+mod state;
+mod subscribe;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub(crate) use beat::Direction;
+pub(crate) use client::Admitted;
+pub(crate) use client::ChannelClient;
+pub(crate) use client::Origin;
+pub(crate) use news::news;
+
+use roster::Roster;
+
+/// What every channel client of this node shares.
+pub(crate) struct ChannelClients {
+    config: config::Channels,
+    feeds: Arc<Feeds>,
+    instance: Instance,
+    presence: Arc<Presence>,
+    directory: Arc<Directory>,
+    verifier: Arc<Verifier>,
+    hooks: Arc<Hooks>,
+    metrics: Arc<Metrics>,
+    roster: Arc<Roster>,
+    /// Orders that are carried out, and what was asked for because something expired.
+    errands: TaskTracker,
+    /// What the clients' rates are counted from.
+    started: Instant,
+}
+
+/// What they share, in order of the flow.
+pub(crate) struct Parts {
+    pub(crate) config: config::Channels,
+    pub(crate) feeds: Arc<Feeds>,
+    pub(crate) instance: Instance,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) hooks: Arc<Hooks>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl ChannelClients {
+    /// Nobody yet.
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            config: parts.config,
+            feeds: parts.feeds,
+            instance: parts.instance,
+            presence: parts.presence,
+            directory: parts.directory,
+            verifier: parts.verifier,
+            hooks: parts.hooks,
+            metrics: parts.metrics,
+            roster: Arc::default(),
+            errands: TaskTracker::new(),
+            started: Instant::now(),
+        })
+    }
+
+    /// Pings clients and ends what has expired. After `shutdown`, sends everyone away over `spread`, waits
+    /// for what is being done for them, and returns.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends nothing: clients are no longer looked at.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        pings: Vec<config::Ping>,
+        spread: std::time::Duration,
+        shutdown: CancellationToken,
+    ) {
+        roster::sweep(&self, &pings, shutdown).await;
+        self.roster.drain(spread).await;
+        self.errands.close();
+        self.errands.wait().await;
+    }
+
+    /// Sends the slowest clients away, until what waited for them comes to `bytes`. How many that were.
+    pub(crate) fn relieve(&self, bytes: u64) -> usize {
+        self.roster.relieve(bytes)
+    }
+
+    /// The clients for which most waits, the slowest first.
+    pub(crate) fn slowest(&self, count: usize) -> Vec<Slowness> {
+        self.roster.slowest(count)
+    }
+}
+
+/// How far a client is behind.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Slowness {
+    pub(crate) client: String,
+    pub(crate) user: String,
+    pub(crate) transport: &'static str,
+    /// What waits for it.
+    pub(crate) bytes_queued: usize,
+}
+
+/// This machine's clock, in UNIX seconds.
+fn unix_seconds() -> u64 {
+    unix_time().as_secs()
+}
+
+/// This machine's clock, in UNIX milliseconds.
+fn unix_milliseconds() -> i64 {
+    i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX)
+}
+
+fn unix_time() -> std::time::Duration {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default()
+}
+
+/// How many seconds are left until `expire_at`, as replies have it: whether there is an end, and when.
+fn time_left(expire_at: Option<u64>, now: u64) -> (bool, u32) {
+    match expire_at {
+        None => (false, 0),
+        Some(at) => (
+            true,
+            u32::try_from(at.saturating_sub(now)).unwrap_or(u32::MAX),
+        ),
+    }
+}

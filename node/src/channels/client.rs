@@ -1,0 +1,378 @@
+//! One channel client: from bytes to commands, and from outcomes to replies.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use ::http::HeaderMap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::auth;
+use crate::channel::ChannelName;
+use crate::channels::ChannelClients;
+use crate::channels::access;
+use crate::channels::beat::Direction;
+use crate::channels::failure::Failure;
+use crate::channels::roster::Place;
+use crate::channels::state::Ending;
+use crate::channels::state::Identity;
+use crate::channels::state::State;
+use crate::config::ChannelOptions;
+use crate::config::Endpoint;
+use crate::directory::Order;
+use crate::disconnect::Disconnect;
+use crate::feed;
+use crate::hooks::Asker;
+use crate::hub::Member;
+use crate::instance::ClientId;
+use crate::metrics::Counted;
+use crate::metrics::DropReason;
+use crate::metrics::Transport;
+use crate::presence::Present;
+use crate::protocol::ClientInfo;
+use crate::protocol::Command;
+use crate::protocol::ErrorCode;
+use crate::protocol::Outcome;
+use crate::protocol::PingResult;
+use crate::protocol::Push;
+use crate::protocol::Reply;
+use crate::protocol::Request;
+
+/// What is known of a client before it says anything.
+pub(crate) struct Origin {
+    /// By which rules it lives.
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) transport: Transport,
+    pub(crate) direction: Direction,
+    /// Where it gets what it is sent.
+    pub(crate) member: Member,
+    /// The headers of its request.
+    pub(crate) headers: HeaderMap,
+}
+
+/// A channel client.
+pub(crate) struct ChannelClient {
+    pub(super) this: Weak<Self>,
+    pub(super) clients: Arc<ChannelClients>,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) transport: Transport,
+    pub(super) direction: Direction,
+    pub(super) member: Member,
+    pub(super) id: ClientId,
+    /// Headers that the hooks want to know; mostly there are none.
+    headers: Option<Box<HeaderMap>>,
+    pub(super) state: Mutex<State<Seat>>,
+    pub(super) orders: Mutex<VecDeque<Order>>,
+    rate: AtomicU64,
+    /// Whether something was heard since the last look.
+    heard: AtomicBool,
+    /// When something expires, in UNIX seconds; `u64::MAX`: never.
+    expires_next: AtomicU64,
+    /// Whether somebody sees to that.
+    expiring: AtomicBool,
+    pub(super) came_at: Instant,
+    _counted: Counted,
+}
+
+/// A client for as long as its connection lives. Dropping it ends all that the client has.
+pub(crate) struct Admitted {
+    client: Arc<ChannelClient>,
+    _place: Place,
+}
+
+/// What questions to the backend need to know of a client.
+pub(super) struct Standing<T> {
+    pub(super) user: Arc<str>,
+    pub(super) meta: Bytes,
+    pub(super) what: T,
+}
+
+/// What keeps a client in a channel.
+pub(super) struct Seat {
+    pub(super) membership: feed::Membership,
+    pub(super) present: Option<Present>,
+}
+
+impl Ending for Seat {
+    fn has_ended(&self) -> bool {
+        self.membership.has_ended()
+    }
+}
+
+impl ChannelClients {
+    /// Lets a client in that has said nothing yet. Who comes while the node drains is sent away at once.
+    pub(crate) fn admit(self: &Arc<Self>, origin: Origin) -> Admitted {
+        let headers = self.hooks.forwarded(&origin.headers);
+        let client = Arc::new_cyclic(|this| ChannelClient {
+            this: Weak::clone(this),
+            clients: Arc::clone(self),
+            endpoint: origin.endpoint,
+            transport: origin.transport,
+            direction: origin.direction,
+            member: origin.member,
+            id: ClientId::random(self.instance),
+            headers: (!headers.is_empty()).then(|| Box::new(headers)),
+            state: Mutex::new(State::new()),
+            orders: Mutex::default(),
+            rate: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            expires_next: AtomicU64::new(u64::MAX),
+            expiring: AtomicBool::new(false),
+            came_at: Instant::now(),
+            _counted: self.metrics.client(origin.transport),
+        });
+        Admitted {
+            _place: self.roster.enter(Arc::clone(&client)),
+            client,
+        }
+    }
+}
+
+impl Admitted {
+    /// The client.
+    pub(crate) fn client(&self) -> &Arc<ChannelClient> {
+        &self.client
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        // Memberships and entries go outside the lock.
+        let closed = self.client.state.lock().close();
+        drop(closed);
+        self.client.orders.lock().clear();
+    }
+}
+
+impl ChannelClient {
+    /// The rules that it lives by.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its name for everyone: the application, other nodes, and its own requests.
+    pub(crate) fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// Carries out the commands in `data`, one message of the client, and answers them. What the client
+    /// sends after it is to be handed in after this is done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves the rest of the commands undone.
+    pub(crate) async fn receive(self: Arc<Self>, data: Bytes) {
+        self.heard.store(true, Ordering::Relaxed);
+        let commands = match self.member.codec().decode_commands(&data) {
+            Ok(commands) => commands,
+            Err(error) => {
+                debug!(client = %self.id, %error, "a client's message holds no commands");
+                return self.member.close(Disconnect::BAD_REQUEST);
+            }
+        };
+        drop(data);
+        for command in commands.into_iter().filter(|command| !command.is_pong()) {
+            self.clients.metrics.messages_received.inc();
+            let id = command.id;
+            match self.carry_out(command).await {
+                Ok(()) => {}
+                Err(Failure::Disconnect(disconnect)) => return self.member.close(disconnect),
+                Err(Failure::Error(error)) if 0 < id => self.reply(id, Outcome::Error(error)),
+                Err(Failure::Error(_)) => {}
+            }
+        }
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    async fn carry_out(self: &Arc<Self>, command: Command) -> Result<(), Failure> {
+        let Command { id, request } = command;
+        let Some(request) = request else {
+            return Err(ErrorCode::MethodNotFound.into());
+        };
+        match request {
+            Request::Connect(request) => self.connect(id, request).await,
+            Request::Send(_) => self.send(),
+            _ if id == 0 => Err(Disconnect::BAD_REQUEST.into()),
+            Request::Subscribe(request) => self.subscribe(id, request).await,
+            Request::Unsubscribe(request) => self.unsubscribe(id, &request),
+            Request::Publish(request) => self.publish(id, request).await,
+            Request::Presence(request) => self.presence(id, &request).await,
+            Request::PresenceStats(request) => self.presence_stats(id, &request).await,
+            Request::History(request) => self.history(id, request).await,
+            Request::Ping(_) => {
+                self.state.lock().identity()?;
+                self.reply(id, Outcome::Ping(PingResult {}));
+                Ok(())
+            }
+            Request::Rpc(request) => self.rpc(id, &request).await,
+            Request::Refresh(request) => self.refresh(id, &request),
+            Request::SubRefresh(request) => self.sub_refresh(id, &request),
+        }
+    }
+
+    /// What a client sends without wanting an answer has nobody who takes it.
+    fn send(&self) -> Result<(), Failure> {
+        self.state.lock().identity()?;
+        self.clients.metrics.dropped(DropReason::NoReceiver, 1);
+        Ok(())
+    }
+
+    /// Answers the command `id`.
+    pub(super) fn reply(&self, id: u32, outcome: Outcome) {
+        let message = self.encoded_reply(id, outcome);
+        self.member.send(&message);
+    }
+
+    /// The same, to be sent by somebody else. What cannot be written down is an error of ours.
+    pub(super) fn encoded_reply(&self, id: u32, outcome: Outcome) -> Bytes {
+        let reply = Reply {
+            id,
+            outcome: Some(outcome),
+        };
+        self.encoded(reply).unwrap_or_else(|| {
+            let outcome = Some(Outcome::Error(ErrorCode::Internal.into()));
+            self.encoded(Reply { id, outcome }).unwrap_or_default()
+        })
+    }
+
+    /// Tells the client something unasked.
+    pub(super) fn push(&self, push: Push) {
+        if let Some(message) = self.encoded(Reply::push(push)) {
+            self.member.send(&message);
+        }
+    }
+
+    pub(super) fn encoded(&self, reply: Reply) -> Option<Bytes> {
+        let encoded = self.member.encode(&[reply]);
+        encoded
+            .inspect_err(
+                |error| debug!(client = %self.id, %error, "cannot write a client's message"),
+            )
+            .ok()
+    }
+
+    /// The options of `channel`.
+    pub(super) fn options(
+        &self,
+        channel: &str,
+    ) -> Result<(ChannelName, &Arc<ChannelOptions>), Failure> {
+        let name = ChannelName::new(channel).map_err(|_| ErrorCode::BadRequest)?;
+        let options = self.clients.config.namespaces.options(channel);
+        Ok((name, options.ok_or(ErrorCode::UnknownChannel)?))
+    }
+
+    /// What the client's standing in `channel` is, for a decision.
+    pub(super) fn decide<T>(
+        &self,
+        channel: &ChannelName,
+        decide: impl FnOnce(access::Asking<'_>) -> T,
+    ) -> Result<T, Failure> {
+        let mut state = self.state.lock();
+        let user = Arc::clone(&state.identity()?.user);
+        let asking = access::Asking {
+            channel: channel.as_str(),
+            user: &user,
+            is_subscribed: state.subscription(channel).is_some(),
+        };
+        Ok(decide(asking))
+    }
+
+    /// What others in a channel are told of the client.
+    pub(super) fn info_in(&self, channel: &ChannelName) -> Result<ClientInfo, Failure> {
+        let mut state = self.state.lock();
+        let chan_info = state.subscription(channel).map(|one| one.info.clone());
+        let identity = state.identity()?;
+        Ok(ClientInfo {
+            user: identity.user.to_string(),
+            client: self.id.to_string(),
+            conn_info: identity.info.clone(),
+            chan_info: chan_info.unwrap_or_default(),
+        })
+    }
+
+    /// Lets `ask` ask the backend about this client.
+    pub(super) fn asker<'a>(
+        &'a self,
+        client: &'a str,
+        user: &'a str,
+        meta: &'a Bytes,
+    ) -> Asker<'a> {
+        static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        Asker {
+            client,
+            transport: self.transport.wire(),
+            codec: self.member.codec(),
+            user,
+            meta,
+            headers: self.headers.as_deref().unwrap_or(&NONE),
+        }
+    }
+
+    /// Whether the client may publish at `now`, as far as its pace is concerned.
+    pub(super) fn is_within_rate(&self, now: Instant) -> bool {
+        let since_start = now.saturating_duration_since(self.clients.started);
+        match self.endpoint.publish_rate {
+            Some(rate) => crate::rate::admit(&self.rate, rate, since_start),
+            None => true,
+        }
+    }
+
+    /// Whether something was heard of the client since the last call.
+    pub(super) fn take_heard(&self) -> bool {
+        let heard = self.heard.swap(false, Ordering::Relaxed);
+        heard || self.member.is_reading_paused()
+    }
+
+    /// Whether something of the client has expired at `now`, in UNIX seconds, and nobody sees to it yet;
+    /// who asks does, until it calls [`end_expiry`](Self::end_expiry).
+    pub(super) fn take_expiry(&self, now: u64) -> bool {
+        self.expires_next.load(Ordering::Relaxed) <= now
+            && !self.expiring.swap(true, Ordering::Relaxed)
+    }
+
+    /// Gives the duty back.
+    pub(super) fn end_expiry(&self) {
+        self.expiring.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has not connected yet.
+    pub(super) fn is_outside(&self) -> bool {
+        self.state.lock().is_outside()
+    }
+
+    /// Its user; empty: nobody in particular, or not known yet.
+    pub(super) fn user(&self) -> String {
+        let mut state = self.state.lock();
+        let identity = state.identity();
+        identity.map_or_else(|_| String::new(), |identity| identity.user.to_string())
+    }
+
+    /// Who the client is, and `what` of it; `None` if it is not connected.
+    pub(super) fn standing<T>(&self, what: impl FnOnce(&Identity) -> T) -> Option<Standing<T>> {
+        let mut state = self.state.lock();
+        let identity = state.identity().ok()?;
+        Some(Standing {
+            user: Arc::clone(&identity.user),
+            meta: identity.meta.clone(),
+            what: what(identity),
+        })
+    }
+
+    /// Notes when the next thing expires; to be called after a change of what does.
+    pub(super) fn note_expiry(&self) {
+        let next = self.state.lock().next_expiry();
+        self.expires_next
+            .store(next.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn asking_token<'a>(&self, user: &'a str, client: &'a str) -> auth::Asking<'a> {
+        auth::Asking { user, client }
+    }
+}

@@ -1,0 +1,245 @@
+//! `connect`: who the client is, and what it hears from the start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tracing::debug;
+
+use crate::auth::Entry;
+use crate::channel::ChannelName;
+use crate::channels;
+use crate::channels::beat::Direction;
+use crate::channels::client::ChannelClient;
+use crate::channels::failure;
+use crate::channels::failure::Failure;
+use crate::channels::state::Identity;
+use crate::channels::state::Word;
+use crate::channels::subscribe::Wish;
+use crate::directory::Controls;
+use crate::disconnect::Disconnect;
+use crate::disconnect::Farewell;
+use crate::grant::ConnectGrant;
+use crate::grant::SubscribeGrant;
+use crate::hooks::Connecting;
+use crate::hub::Member;
+use crate::protocol;
+use crate::protocol::ConnectRequest;
+use crate::protocol::ConnectResult;
+use crate::protocol::ErrorCode;
+use crate::protocol::Event;
+use crate::protocol::Outcome;
+use crate::protocol::Push;
+use crate::protocol::Reply;
+use crate::protocol::SubscribeRequest;
+use crate::protocol::SubscribeResult;
+
+/// What clients are told this server is.
+const VERSION: &str = concat!("causeway ", env!("CARGO_PKG_VERSION"));
+
+impl ChannelClient {
+    /// Connects a client that cannot ask for it itself: it is told by a push.
+    ///
+    /// # Errors
+    ///
+    /// Never: what fails sends the client away.
+    pub(crate) async fn connect_one_way(self: Arc<Self>, request: ConnectRequest) {
+        match self.connect(0, request).await {
+            Ok(()) => {}
+            Err(Failure::Disconnect(disconnect)) => self.member.close(disconnect),
+            // Whoever cannot be told an error can be told why it goes.
+            Err(Failure::Error(error)) => self.member.close(Farewell::of_error(&error)),
+        }
+    }
+
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        id: u32,
+        request: ConnectRequest,
+    ) -> Result<(), Failure> {
+        self.state.lock().begin_connect()?;
+        let connected = self.connect_begun(id, request).await;
+        if connected.is_err() {
+            self.state.lock().refuse_connect();
+        }
+        connected
+    }
+
+    async fn connect_begun(
+        self: &Arc<Self>,
+        id: u32,
+        request: ConnectRequest,
+    ) -> Result<(), Failure> {
+        let (grant, word) = self.connect_grant(&request).await?;
+        let of_user = self.clients.directory.clients_of(&grant.user);
+        let users_max = self.clients.config.limits.connections_per_user;
+        if !grant.user.is_empty() && users_max.is_some_and(|max| max <= of_user) {
+            return Err(Disconnect::CONNECTION_LIMIT.into());
+        }
+        let identity = Identity {
+            user: grant.user.as_str().into(),
+            info: grant.info.clone(),
+            meta: grant.meta.clone(),
+            expire_at: grant.expire_at,
+            word,
+            listed: None,
+        };
+        // What comes in a channel must not overtake the reply that says that the client hears it.
+        self.member.hold();
+        let subs = self.subscribe_all(&identity, &request, &grant).await?;
+        let controls = Arc::clone(self) as Arc<dyn Controls>;
+        let listed = self.clients.directory.enter(self.id, &grant.user, controls);
+        let identity = Identity {
+            listed: Some(listed),
+            ..identity
+        };
+        if !self.state.lock().welcome(identity) {
+            return Ok(()); // It has gone meanwhile.
+        }
+        self.note_expiry();
+        let told = self.connected(id, self.connect_result(&grant, subs));
+        self.member.release(&told);
+        Ok(())
+    }
+
+    /// What the client's token or the backend says.
+    async fn connect_grant(
+        &self,
+        request: &ConnectRequest,
+    ) -> Result<(ConnectGrant, Word), Failure> {
+        let verifier = &self.clients.verifier;
+        let hooks = &self.clients.hooks;
+        match verifier.entry(&request.token, hooks.has_connect()) {
+            Entry::Token(token) => {
+                let grant = verifier.connect(token, SystemTime::now());
+                let grant = grant.map_err(|error| {
+                    debug!(client = %self.id, %error, "a token was refused");
+                    failure::of_connection_token(&error)
+                })?;
+                Ok((grant, Word::Token))
+            }
+            Entry::Hook => {
+                let id = self.id.to_string();
+                let channels: Vec<String> = request.subs.keys().cloned().collect();
+                let connecting = Connecting {
+                    name: &request.name,
+                    version: &request.version,
+                    data: &request.data,
+                    channels: &channels,
+                };
+                let nothing = Bytes::new();
+                let asker = self.asker(&id, "", &nothing);
+                Ok((hooks.connect(&asker, &connecting).await?, Word::Hook))
+            }
+            Entry::Anonymous => Ok((ConnectGrant::default(), Word::Token)),
+            Entry::Refused => Err(ErrorCode::Unauthorized.into()),
+        }
+    }
+
+    /// Subscribes the client to what the application wants it to hear.
+    async fn subscribe_all(
+        &self,
+        identity: &Identity,
+        request: &ConnectRequest,
+        grant: &ConnectGrant,
+    ) -> Result<BTreeMap<String, SubscribeResult>, Failure> {
+        let nothing = SubscribeRequest::default();
+        let mut results = BTreeMap::new();
+        for (channel, sub) in &grant.subs {
+            let before = request.subs.get(channel).unwrap_or(&nothing);
+            let result = self.subscribe_one(identity, channel, before, sub).await;
+            let result = result.inspect_err(|_| {
+                debug!(client = %self.id, channel, "a server-side subscription failed");
+            });
+            results.insert(channel.clone(), result.map_err(ends_connection)?);
+        }
+        Ok(results)
+    }
+
+    async fn subscribe_one(
+        &self,
+        identity: &Identity,
+        channel: &str,
+        before: &SubscribeRequest,
+        grant: &SubscribeGrant,
+    ) -> Result<SubscribeResult, Failure> {
+        let (channel, options): (ChannelName, _) = self.options(channel)?;
+        let wish = Wish {
+            channel: &channel,
+            options,
+            user: &identity.user,
+            conn_info: &identity.info,
+            since: before
+                .recover
+                .then_some((before.epoch.as_str(), before.offset)),
+            word: Word::Token,
+            grant,
+        };
+        let mut told = None;
+        self.sit(wish, |result| {
+            told = Some(result);
+            Bytes::new() // It goes with the reply to the connect.
+        })
+        .await?;
+        told.ok_or_else(|| ErrorCode::Internal.into())
+    }
+
+    fn connect_result(
+        &self,
+        grant: &ConnectGrant,
+        subs: BTreeMap<String, SubscribeResult>,
+    ) -> ConnectResult {
+        let now = channels::unix_milliseconds();
+        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        let ping = self.endpoint.ping.interval;
+        let mut result = ConnectResult {
+            client: self.id.to_string(),
+            version: VERSION.to_owned(),
+            expires,
+            ttl,
+            data: grant.data.clone(),
+            subs,
+            // Whole seconds, and not less than it takes, or the client gives up too early.
+            ping: u32::try_from(ping.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
+            pong: self.direction == Direction::TwoWay,
+            time: now,
+            ..ConnectResult::default()
+        };
+        if let Member::Queue(_) = self.member {
+            // What the client sends comes with requests of its own, perhaps to other nodes.
+            result.session = self.id.to_string();
+            result.node = self.id.instance().to_string();
+        }
+        result
+    }
+
+    fn connected(&self, id: u32, result: ConnectResult) -> Bytes {
+        if self.direction == Direction::TwoWay {
+            return self.encoded_reply(id, Outcome::Connect(result));
+        }
+        let connect = protocol::Connect {
+            client: result.client,
+            version: result.version,
+            data: result.data,
+            subs: result.subs,
+            expires: result.expires,
+            ttl: result.ttl,
+            ping: result.ping,
+            pong: result.pong,
+            session: result.session,
+            node: result.node,
+            time: result.time,
+        };
+        let push = Reply::push(Push::new("", Event::Connect(connect)));
+        self.encoded(push).unwrap_or_default()
+    }
+}
+
+/// A client that is in some of its channels and not in others comes again.
+fn ends_connection(failure: Failure) -> Failure {
+    match failure {
+        Failure::Error(error) => Failure::Disconnect(Farewell::of_error(&error)),
+        Failure::Disconnect(_) => failure,
+    }
+}

@@ -1,0 +1,86 @@
+//! What a client says, in a channel or to the application.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::channels;
+use crate::channels::access;
+use crate::channels::access::Way;
+use crate::channels::client::ChannelClient;
+use crate::channels::failure::Failure;
+use crate::feed::How;
+use crate::feed::PublishFailed;
+use crate::hooks::PublishGrant;
+use crate::protocol::ErrorCode;
+use crate::protocol::Outcome;
+use crate::protocol::Publication;
+use crate::protocol::PublishRequest;
+use crate::protocol::PublishResult;
+use crate::protocol::RpcRequest;
+use crate::protocol::RpcResult;
+
+impl ChannelClient {
+    pub(super) async fn publish(&self, id: u32, request: PublishRequest) -> Result<(), Failure> {
+        let (channel, options) = self.options(&request.channel)?;
+        let way = self.decide(&channel, |asking| access::publish(options, asking))??;
+        access::codec(options, self.member.codec())?;
+        access::is_publishable(options, &request)?;
+        if !self.is_within_rate(Instant::now()) {
+            return Err(ErrorCode::TooManyRequests.into());
+        }
+        let info = self.info_in(&channel)?;
+        let granted = match way {
+            Way::Hook => {
+                let meta = self.state.lock().identity()?.meta.clone();
+                let asker = self.asker(&info.client, &info.user, &meta);
+                let hooks = &self.clients.hooks;
+                hooks
+                    .publish(&asker, channel.as_str(), &request.data)
+                    .await?
+            }
+            Way::Open | Way::Token => PublishGrant::default(),
+        };
+        let publication = Publication {
+            data: granted.data.unwrap_or(request.data),
+            info: Some(info),
+            time: channels::unix_milliseconds(),
+            ..Publication::default()
+        };
+        let how = How::of(options, granted.skip_history);
+        let published = self.clients.feeds.publish(&channel, publication, how).await;
+        published.map_err(|error| {
+            debug!(client = %self.id, %channel, %error, "a client's publication failed");
+            of_publish(&error)
+        })?;
+        self.reply(id, Outcome::Publish(PublishResult {}));
+        Ok(())
+    }
+
+    /// Passes a question on to the application, if it takes any.
+    pub(super) async fn rpc(&self, id: u32, request: &RpcRequest) -> Result<(), Failure> {
+        let (user, meta) = {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            (Arc::clone(&identity.user), identity.meta.clone())
+        };
+        let hooks = &self.clients.hooks;
+        if !hooks.has_rpc() {
+            return Err(ErrorCode::NotAvailable.into());
+        }
+        let client = self.id.to_string();
+        let asker = self.asker(&client, &user, &meta);
+        let data = hooks.rpc(&asker, &request.method, &request.data).await?;
+        self.reply(id, Outcome::Rpc(RpcResult { data }));
+        Ok(())
+    }
+}
+
+fn of_publish(failed: &PublishFailed) -> ErrorCode {
+    if failed.is_too_large() {
+        ErrorCode::LimitExceeded
+    } else {
+        ErrorCode::Internal
+    }
+}

@@ -1,0 +1,213 @@
+//! How long a connection and its subscriptions live: newer tokens, the backend's word, and the end.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing::debug;
+
+use crate::channel::ChannelName;
+use crate::channels;
+use crate::channels::client::ChannelClient;
+use crate::channels::failure;
+use crate::channels::failure::Failure;
+use crate::channels::state::Word;
+use crate::directory::Lifetime;
+use crate::disconnect::Disconnect;
+use crate::disconnect::Farewell;
+use crate::grant::RefreshGrant;
+use crate::hooks::Refreshed;
+use crate::protocol::ErrorCode;
+use crate::protocol::Event;
+use crate::protocol::Outcome;
+use crate::protocol::Push;
+use crate::protocol::Refresh;
+use crate::protocol::RefreshRequest;
+use crate::protocol::RefreshResult;
+use crate::protocol::SubRefreshRequest;
+use crate::protocol::SubRefreshResult;
+use crate::protocol::UnsubscribeCode;
+
+/// How long the backend may go without an answer before what it should have prolonged ends.
+const PATIENCE_SECONDS: u64 = 25;
+
+impl ChannelClient {
+    pub(super) fn refresh(&self, id: u32, request: &RefreshRequest) -> Result<(), Failure> {
+        let user = Arc::clone(&self.state.lock().identity()?.user);
+        if request.token.is_empty() {
+            return Err(ErrorCode::BadRequest.into());
+        }
+        let granted = self
+            .clients
+            .verifier
+            .connect(&request.token, SystemTime::now());
+        let grant = granted.map_err(|error| {
+            debug!(client = %self.id, %error, "a newer token was refused");
+            failure::of_connection_token(&error)
+        })?;
+        if *grant.user != *user {
+            return Err(Disconnect::INVALID_TOKEN.into()); // It is somebody else's.
+        }
+        {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            identity.expire_at = grant.expire_at;
+            identity.info = grant.info;
+        }
+        self.note_expiry();
+        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        let result = RefreshResult {
+            client: self.id.to_string(),
+            version: String::new(),
+            expires,
+            ttl,
+        };
+        self.reply(id, Outcome::Refresh(result));
+        Ok(())
+    }
+
+    pub(super) fn sub_refresh(&self, id: u32, request: &SubRefreshRequest) -> Result<(), Failure> {
+        let (channel, _) = self.options(&request.channel)?;
+        let user = {
+            let mut state = self.state.lock();
+            let user = Arc::clone(&state.identity()?.user);
+            if state.subscription(&channel).is_none() {
+                return Err(ErrorCode::PermissionDenied.into());
+            }
+            user
+        };
+        if request.kind != 0 {
+            return Err(ErrorCode::NotAvailable.into());
+        }
+        if request.token.is_empty() {
+            return Err(ErrorCode::BadRequest.into());
+        }
+        let client = self.id.to_string();
+        let asking = self.asking_token(&user, &client);
+        let (token, now) = (&request.token, SystemTime::now());
+        let verifier = &self.clients.verifier;
+        let granted = verifier.subscribe(token, channel.as_str(), asking, now);
+        let grant = granted.map_err(|error| {
+            debug!(client = %self.id, %channel, %error, "a newer token was refused");
+            failure::of_subscription_token(&error)
+        })?;
+        self.prolong_subscription(&channel, grant.expire_at);
+        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        self.reply(id, Outcome::SubRefresh(SubRefreshResult { expires, ttl }));
+        Ok(())
+    }
+
+    /// Lets the connection end earlier or later, as the application wishes.
+    pub(super) fn refresh_by_order(&self, lifetime: Lifetime) {
+        match lifetime {
+            Lifetime::Expired => self.member.close(Disconnect::EXPIRED),
+            Lifetime::Endless => self.prolong(None),
+            Lifetime::Until(at) => self.prolong(Some(at)),
+        }
+    }
+
+    /// Ends what has expired, or lets the backend say whether it has.
+    pub(super) async fn expire(self: Arc<Self>) {
+        let now = channels::unix_seconds();
+        let is_over = self.state.lock().has_expired(now);
+        if is_over && !self.outlives(now).await {
+            return;
+        }
+        let expired = self.state.lock().expired(now);
+        for channel in expired {
+            self.expire_subscription(&channel, now).await;
+        }
+        self.note_expiry();
+    }
+
+    /// Whether the connection goes on, although its time is over.
+    async fn outlives(&self, now: u64) -> bool {
+        let Some(standing) = self.standing(|identity| (identity.expire_at, identity.word)) else {
+            return false;
+        };
+        let (expire_at, word) = standing.what;
+        let hooks = &self.clients.hooks;
+        let refused = if word == Word::Hook && hooks.has_refresh() {
+            let client = self.id.to_string();
+            let asker = self.asker(&client, &standing.user, &standing.meta);
+            match hooks.refresh(&asker).await {
+                Ok(Refreshed::For(grant)) => {
+                    self.prolong_by_hook(grant);
+                    return true;
+                }
+                Ok(Refreshed::Expired) => Disconnect::EXPIRED.into(),
+                Err(refusal) => match Failure::from(refusal) {
+                    Failure::Disconnect(farewell) => farewell,
+                    Failure::Error(_) if is_patient(expire_at, now) => return true, // It is asked again.
+                    Failure::Error(_) => Disconnect::EXPIRED.into(),
+                },
+            }
+        } else {
+            Farewell::from(Disconnect::EXPIRED)
+        };
+        self.member.close(refused);
+        false
+    }
+
+    async fn expire_subscription(&self, channel: &ChannelName, now: u64) {
+        let found = {
+            let mut state = self.state.lock();
+            let subscription = state.subscription(channel);
+            subscription.map(|one| (one.expire_at, one.word))
+        };
+        let Some((expire_at, word)) = found else {
+            return;
+        };
+        let hooks = &self.clients.hooks;
+        if word == Word::Hook
+            && hooks.has_sub_refresh()
+            && let Some(standing) = self.standing(|_| ())
+        {
+            let client = self.id.to_string();
+            let asker = self.asker(&client, &standing.user, &standing.meta);
+            match hooks.sub_refresh(&asker, channel.as_str()).await {
+                Ok(Refreshed::For(grant)) => {
+                    return self.prolong_subscription(channel, grant.expire_at);
+                }
+                Err(_) if is_patient(expire_at, now) => return,
+                Ok(Refreshed::Expired) | Err(_) => {}
+            }
+        }
+        let code = UnsubscribeCode::Expired;
+        self.end_subscription(channel, code as u32, code.reason());
+    }
+
+    fn prolong_by_hook(&self, grant: RefreshGrant) {
+        if let Some(info) = grant.info
+            && let Ok(identity) = self.state.lock().identity()
+        {
+            identity.info = info;
+        }
+        self.prolong(grant.expire_at);
+    }
+
+    /// Notes when the connection ends now, and tells the client.
+    fn prolong(&self, expire_at: Option<u64>) {
+        {
+            let mut state = self.state.lock();
+            let Ok(identity) = state.identity() else {
+                return;
+            };
+            identity.expire_at = expire_at;
+        }
+        self.note_expiry();
+        let (expires, ttl) = channels::time_left(expire_at, channels::unix_seconds());
+        self.push(Push::new("", Event::Refresh(Refresh { expires, ttl })));
+    }
+
+    fn prolong_subscription(&self, channel: &ChannelName, expire_at: Option<u64>) {
+        if let Some(subscription) = self.state.lock().subscription(channel) {
+            subscription.expire_at = expire_at;
+        }
+        self.note_expiry();
+    }
+}
+
+/// Whether a backend that does not answer is asked again about what ended at `expire_at`.
+fn is_patient(expire_at: Option<u64>, now: u64) -> bool {
+    expire_at.is_none_or(|at| now < at.saturating_add(PATIENCE_SECONDS))
+}

@@ -1,0 +1,306 @@
+//! How far one channel client has got: a plain type, without sockets, tasks or clocks.
+//!
+//! ```text
+//! Fresh ─ connect ─▶ Connecting ─ welcome ─▶ Connected ─┐
+//!   ▲                    │ refused                      ├─ close ─▶ Gone
+//!   └────────────────────┘                              │
+//! ```
+//! What takes time happens between two calls: a place in a channel is reserved, and taken when the
+//! channel can be heard. Whatever came in between wins, so that an unsubscribe or the end of the client
+//! is never undone by a subscribe that is late.
+//!
+//! Invariant: at most as many channels are reserved or heard as the limit allows.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::channel::ChannelName;
+use crate::directory::Listed;
+use crate::protocol::ErrorCode;
+
+/// How long after its end a connection or a subscription still lives if its client has to bring a newer
+/// token: clients ask for one when their time is over, and not before.
+const GRACE_SECONDS: u64 = 25;
+
+/// One client's state; `S` is what keeps it in a channel.
+pub(super) struct State<S> {
+    phase: Phase,
+    places: HashMap<ChannelName, Place<S>>,
+    tickets: u32,
+}
+
+enum Phase {
+    Fresh,
+    Connecting,
+    Connected(Box<Identity>),
+    Gone,
+}
+
+enum Place<S> {
+    Reserved(Ticket),
+    Heard(Box<Subscription<S>>),
+}
+
+/// Who a connected client is.
+pub(super) struct Identity {
+    /// Empty: nobody in particular.
+    pub(super) user: Arc<str>,
+    /// What others in a channel are told of the connection.
+    pub(super) info: Bytes,
+    /// What the hooks are told of it, and nobody else.
+    pub(super) meta: Bytes,
+    /// When it has to have shown that it is still welcome, in UNIX seconds.
+    pub(super) expire_at: Option<u64>,
+    /// Who said so.
+    pub(super) word: Word,
+    /// Its entry in the directory.
+    pub(super) listed: Option<Listed>,
+}
+
+/// Whose word a client is there on, and who is asked when its time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// A token's: the client brings a newer one.
+    Token,
+    /// The backend's: the node asks it again.
+    Hook,
+}
+
+/// A channel that the client hears.
+pub(super) struct Subscription<S> {
+    pub(super) seat: S,
+    /// What others in the channel are told of the client.
+    pub(super) info: Bytes,
+    /// When it has to have shown that it is still welcome, in UNIX seconds.
+    pub(super) expire_at: Option<u64>,
+    /// Who said so.
+    pub(super) word: Word,
+}
+
+/// What keeps a client in a channel may end by itself.
+pub(super) trait Ending {
+    /// Whether the client hears the channel no more, and was told so.
+    fn has_ended(&self) -> bool;
+}
+
+/// A reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket(u32);
+
+/// A command came where it has no place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutOfOrder;
+
+impl<S: Ending> State<S> {
+    /// A client that has said nothing yet.
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Fresh,
+            places: HashMap::new(),
+            tickets: 0,
+        }
+    }
+
+    /// Notes that the client asks to connect.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfOrder`] if it has done so before.
+    pub(super) fn begin_connect(&mut self) -> Result<(), OutOfOrder> {
+        match self.phase {
+            Phase::Fresh => {
+                self.phase = Phase::Connecting;
+                Ok(())
+            }
+            _ => Err(OutOfOrder),
+        }
+    }
+
+    /// Lets the client try again.
+    pub(super) fn refuse_connect(&mut self) {
+        if matches!(self.phase, Phase::Connecting) {
+            self.phase = Phase::Fresh;
+        }
+    }
+
+    /// Notes who the client is; false if it has gone meanwhile.
+    pub(super) fn welcome(&mut self, identity: Identity) -> bool {
+        let is_awaited = matches!(self.phase, Phase::Connecting);
+        if is_awaited {
+            self.phase = Phase::Connected(Box::new(identity));
+        }
+        is_awaited
+    }
+
+    /// Who the client is.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfOrder`] unless it is connected.
+    pub(super) fn identity(&mut self) -> Result<&mut Identity, OutOfOrder> {
+        match &mut self.phase {
+            Phase::Connected(identity) => Ok(identity),
+            _ => Err(OutOfOrder),
+        }
+    }
+
+    /// Whether it has not connected yet.
+    pub(super) fn is_outside(&self) -> bool {
+        matches!(self.phase, Phase::Fresh | Phase::Connecting)
+    }
+
+    /// Keeps a place in `channel`, one of `max`, for a subscription that is on its way.
+    ///
+    /// # Errors
+    ///
+    /// Why the client cannot subscribe.
+    pub(super) fn reserve(
+        &mut self,
+        channel: &ChannelName,
+        max: usize,
+    ) -> Result<Ticket, ErrorCode> {
+        if matches!(self.phase, Phase::Gone) {
+            return Err(ErrorCode::Internal);
+        }
+        let taken = self.places.len();
+        let ticket = Ticket(self.tickets.wrapping_add(1));
+        match self.places.entry(channel.clone()) {
+            Entry::Occupied(mut place) => match place.get() {
+                Place::Heard(subscription) if subscription.seat.has_ended() => {
+                    place.insert(Place::Reserved(ticket));
+                }
+                _ => return Err(ErrorCode::AlreadySubscribed),
+            },
+            Entry::Vacant(_) if max <= taken => return Err(ErrorCode::LimitExceeded),
+            Entry::Vacant(place) => {
+                place.insert(Place::Reserved(ticket));
+            }
+        }
+        self.tickets = ticket.0;
+        Ok(ticket)
+    }
+
+    /// Takes the reserved place.
+    ///
+    /// # Errors
+    ///
+    /// It was given up meanwhile: here is the subscription again.
+    pub(super) fn sit(
+        &mut self,
+        channel: &ChannelName,
+        ticket: Ticket,
+        subscription: Subscription<S>,
+    ) -> Result<(), Subscription<S>> {
+        if !self.holds(channel, ticket) {
+            return Err(subscription);
+        }
+        let heard = Place::Heard(Box::new(subscription));
+        self.places.insert(channel.clone(), heard);
+        Ok(())
+    }
+
+    /// Gives a reserved place up, unless it is taken.
+    pub(super) fn cancel(&mut self, channel: &ChannelName, ticket: Ticket) {
+        if self.holds(channel, ticket) {
+            self.places.remove(channel);
+            self.give_room_back();
+        }
+    }
+
+    fn holds(&self, channel: &ChannelName, ticket: Ticket) -> bool {
+        matches!(self.places.get(channel), Some(Place::Reserved(kept)) if *kept == ticket)
+    }
+
+    /// Ends a subscription, or keeps one that is on its way from beginning.
+    pub(super) fn leave(&mut self, channel: &ChannelName) -> Left<S> {
+        let place = self.places.remove(channel);
+        self.give_room_back();
+        match place {
+            None => Left::Nothing,
+            Some(Place::Reserved(_)) => Left::Reservation,
+            Some(Place::Heard(subscription)) => Left::Subscription(subscription),
+        }
+    }
+
+    /// The subscription to `channel`, if the client hears it.
+    pub(super) fn subscription(&mut self, channel: &ChannelName) -> Option<&mut Subscription<S>> {
+        match self.places.get_mut(channel)? {
+            Place::Heard(subscription) if !subscription.seat.has_ended() => Some(subscription),
+            _ => None,
+        }
+    }
+
+    /// Channels that the client hears and whose time is over at `now`.
+    pub(super) fn expired(&self, now: u64) -> Vec<ChannelName> {
+        let is_over = |place: &Place<S>| match place {
+            Place::Heard(one) => deadline(one.expire_at, one.word).is_some_and(|at| at <= now),
+            Place::Reserved(_) => false,
+        };
+        let places = self.places.iter().filter(|(_, place)| is_over(place));
+        places.map(|(channel, _)| channel.clone()).collect()
+    }
+
+    /// Whether the connection's time is over at `now`.
+    pub(super) fn has_expired(&self, now: u64) -> bool {
+        self.connection_deadline().is_some_and(|at| at <= now)
+    }
+
+    /// When something has to be done about the connection or a subscription, in UNIX seconds.
+    pub(super) fn next_expiry(&self) -> Option<u64> {
+        let subscriptions = self.places.values().filter_map(|place| match place {
+            Place::Heard(one) => deadline(one.expire_at, one.word),
+            Place::Reserved(_) => None,
+        });
+        subscriptions.chain(self.connection_deadline()).min()
+    }
+
+    fn connection_deadline(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Connected(identity) => deadline(identity.expire_at, identity.word),
+            _ => None,
+        }
+    }
+
+    /// Ends everything. What it held is to be dropped outside the lock.
+    pub(super) fn close(&mut self) -> Closed<S> {
+        Closed {
+            _phase: std::mem::replace(&mut self.phase, Phase::Gone),
+            _places: std::mem::take(&mut self.places),
+        }
+    }
+
+    /// A client without channels keeps no room for them.
+    fn give_room_back(&mut self) {
+        if self.places.is_empty() {
+            self.places = HashMap::new();
+        }
+    }
+}
+
+/// When something has to be done about what ends at `expire_at`.
+fn deadline(expire_at: Option<u64>, word: Word) -> Option<u64> {
+    let grace = match word {
+        Word::Token => GRACE_SECONDS,
+        Word::Hook => 0,
+    };
+    expire_at.map(|at| at.saturating_add(grace))
+}
+
+/// What a client held.
+pub(super) struct Closed<S> {
+    _phase: Phase,
+    _places: HashMap<ChannelName, Place<S>>,
+}
+
+/// What a client has left.
+pub(super) enum Left<S> {
+    Nothing,
+    Reservation,
+    Subscription(Box<Subscription<S>>),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! Into a channel and out of it again.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tracing::debug;
+
+use crate::channel::ChannelName;
+use crate::channels;
+use crate::channels::access;
+use crate::channels::access::Way;
+use crate::channels::client::ChannelClient;
+use crate::channels::client::Seat;
+use crate::channels::failure;
+use crate::channels::failure::Failure;
+use crate::channels::state::Left;
+use crate::channels::state::Subscription;
+use crate::channels::state::Ticket;
+use crate::channels::state::Word;
+use crate::config::ChannelOptions;
+use crate::directory::SubscribeOrder;
+use crate::feed;
+use crate::grant::SubscribeGrant;
+use crate::history::Retention;
+use crate::presence::Present;
+use crate::protocol::ClientInfo;
+use crate::protocol::ErrorCode;
+use crate::protocol::Event;
+use crate::protocol::Outcome;
+use crate::protocol::Position;
+use crate::protocol::Push;
+use crate::protocol::Reply;
+use crate::protocol::Subscribe;
+use crate::protocol::SubscribeRequest;
+use crate::protocol::SubscribeResult;
+use crate::protocol::Unsubscribe;
+use crate::protocol::UnsubscribeCode;
+use crate::protocol::UnsubscribeRequest;
+use crate::protocol::UnsubscribeResult;
+use crate::registry::Announce;
+
+/// How long a client that has come waits to be seen by others. It may then be seen a little later.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// A subscription that is decided on.
+pub(super) struct Wish<'a> {
+    pub(super) channel: &'a ChannelName,
+    pub(super) options: &'a Arc<ChannelOptions>,
+    pub(super) user: &'a str,
+    /// What others are told of the connection.
+    pub(super) conn_info: &'a Bytes,
+    /// Epoch and offset up to which the client has heard everything.
+    pub(super) since: Option<(&'a str, u64)>,
+    pub(super) word: Word,
+    pub(super) grant: &'a SubscribeGrant,
+}
+
+/// A place that is given up unless it is taken.
+struct Reserved<'a> {
+    client: &'a ChannelClient,
+    channel: &'a ChannelName,
+    ticket: Ticket,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.client.state.lock().cancel(self.channel, self.ticket);
+    }
+}
+
+impl ChannelClient {
+    pub(super) async fn subscribe(
+        &self,
+        id: u32,
+        request: SubscribeRequest,
+    ) -> Result<(), Failure> {
+        access::is_offered(&request)?;
+        let (channel, options) = self.options(&request.channel)?;
+        let has_token = !request.token.is_empty();
+        let way = self.decide(&channel, |asking| {
+            access::subscribe(options, asking, has_token)
+        })??;
+        let (user, conn_info, meta) = {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            let user = Arc::clone(&identity.user);
+            (user, identity.info.clone(), identity.meta.clone())
+        };
+        let (grant, word) = self
+            .subscribe_grant(way, &channel, &request, &user, &meta)
+            .await?;
+        let wish = Wish {
+            channel: &channel,
+            options,
+            user: &user,
+            conn_info: &conn_info,
+            since: request
+                .recover
+                .then_some((request.epoch.as_str(), request.offset)),
+            word,
+            grant: &grant,
+        };
+        self.sit(wish, |result| {
+            self.encoded_reply(id, Outcome::Subscribe(result))
+        })
+        .await
+    }
+
+    async fn subscribe_grant(
+        &self,
+        way: Way,
+        channel: &ChannelName,
+        request: &SubscribeRequest,
+        user: &str,
+        meta: &Bytes,
+    ) -> Result<(SubscribeGrant, Word), Failure> {
+        let id = self.id.to_string();
+        match way {
+            Way::Open => Ok((SubscribeGrant::default(), Word::Token)),
+            Way::Token => {
+                let asking = self.asking_token(user, &id);
+                let (token, now) = (&request.token, SystemTime::now());
+                let grant = self
+                    .clients
+                    .verifier
+                    .subscribe(token, channel.as_str(), asking, now);
+                let grant = grant.map_err(|error| {
+                    debug!(client = %self.id, %channel, %error, "a token was refused");
+                    failure::of_subscription_token(&error)
+                })?;
+                Ok((grant, Word::Token))
+            }
+            Way::Hook => {
+                let asker = self.asker(&id, user, meta);
+                let (token, data) = (request.token.as_str(), &request.data);
+                let hooks = &self.clients.hooks;
+                let grant = hooks
+                    .subscribe(&asker, channel.as_str(), token, data)
+                    .await?;
+                Ok((grant, Word::Hook))
+            }
+        }
+    }
+
+    /// Lets the client hear a channel; `tell` makes the message that says so, and stands before everything
+    /// that comes in the channel.
+    pub(super) async fn sit(
+        &self,
+        wish: Wish<'_>,
+        tell: impl FnOnce(SubscribeResult) -> Bytes + Send,
+    ) -> Result<(), Failure> {
+        let Wish {
+            channel, options, ..
+        } = wish;
+        access::codec(options, self.member.codec())?;
+        let channels_max = self.clients.config.limits.channels_per_client;
+        let ticket = self.state.lock().reserve(channel, channels_max)?;
+        let reserved = Reserved {
+            client: self,
+            channel,
+            ticket,
+        };
+        let recovers = wish
+            .grant
+            .overrides
+            .force_recovery
+            .unwrap_or(options.recovery);
+        let since = wish.since.filter(|_| recovers && options.history.is_some());
+        let since = since.map(|(epoch, offset)| Position {
+            epoch: epoch.into(),
+            offset,
+        });
+        let joining = feed::Joining {
+            channel,
+            retention: Retention::of(options),
+            slow: options.slow,
+            member: &self.member,
+            since: since.as_ref(),
+        };
+        let joined = self.clients.feeds.join(joining, |joined| {
+            tell(subscribe_result(&wish, recovers, since.as_ref(), &joined))
+        });
+        let membership = joined.await.map_err(|error| {
+            debug!(client = %self.id, %channel, %error, "a client cannot hear a channel now");
+            ErrorCode::Internal
+        })?;
+        let present = self.present(&wish);
+        let subscription = Subscription {
+            seat: Seat {
+                membership,
+                present: None,
+            },
+            info: wish.grant.info.clone(),
+            expire_at: wish.grant.expire_at,
+            word: wish.word,
+        };
+        let sat = self.state.lock().sit(channel, ticket, subscription);
+        drop(reserved);
+        if sat.is_err() {
+            // The application was faster with an unsubscribe, or the client has gone.
+            drop(sat);
+            self.push(Push::unsubscribe(channel.as_str(), UnsubscribeCode::Server));
+            return Ok(());
+        }
+        self.note_expiry();
+        if let Some(present) = present {
+            present.seen(SEEN_WITHIN).await;
+            let mut state = self.state.lock();
+            if let Some(subscription) = state.subscription(channel) {
+                subscription.seat.present = Some(present);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the client on the channel's list, if it has one.
+    fn present(&self, wish: &Wish<'_>) -> Option<Present> {
+        let overrides = &wish.grant.overrides;
+        if !overrides.presence.unwrap_or(wish.options.presence) {
+            return None;
+        }
+        let info = ClientInfo {
+            user: wish.user.to_owned(),
+            client: self.id.to_string(),
+            conn_info: wish.conn_info.clone(),
+            chan_info: wish.grant.info.clone(),
+        };
+        let announce = if overrides.join_leave.unwrap_or(wish.options.join_leave) {
+            Announce::Yes
+        } else {
+            Announce::No
+        };
+        let presence = &self.clients.presence;
+        Some(presence.enter(wish.channel, self.id, &info, announce))
+    }
+
+    pub(super) fn unsubscribe(&self, id: u32, request: &UnsubscribeRequest) -> Result<(), Failure> {
+        let (channel, _) = self.options(&request.channel)?;
+        self.state.lock().identity()?;
+        let left = self.state.lock().leave(&channel);
+        drop(left);
+        self.note_expiry();
+        self.reply(id, Outcome::Unsubscribe(UnsubscribeResult {}));
+        Ok(())
+    }
+
+    /// Ends a subscription without having been asked by the client, and tells it.
+    pub(super) fn end_subscription(&self, channel: &ChannelName, code: u32, reason: &str) {
+        let left = self.state.lock().leave(channel);
+        if !matches!(left, Left::Subscription(_)) {
+            return; // One on its way is told when it arrives.
+        }
+        drop(left); // Before the push, behind which nothing of the channel may come.
+        self.note_expiry();
+        let unsubscribe = Unsubscribe {
+            code,
+            reason: reason.to_owned(),
+        };
+        let event = Event::Unsubscribe(unsubscribe);
+        self.push(Push::new(channel.as_str(), event));
+    }
+
+    /// Subscribes the client as the application wishes.
+    pub(super) async fn subscribe_by_order(&self, order: SubscribeOrder) -> Result<(), Failure> {
+        let (channel, options) = self.options(order.channel.as_str())?;
+        let (user, conn_info) = {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            (Arc::clone(&identity.user), identity.info.clone())
+        };
+        let grant = SubscribeGrant {
+            expire_at: None,
+            info: order.info,
+            data: order.data,
+            overrides: crate::grant::Overrides {
+                presence: order.overrides.presence,
+                join_leave: order.overrides.join_leave,
+                force_push_join_leave: order.overrides.force_push_join_leave,
+                force_positioning: order.overrides.force_positioning,
+                force_recovery: order.overrides.force_recovery,
+            },
+        };
+        let since = order.recover_since.as_ref();
+        let wish = Wish {
+            channel: &channel,
+            options,
+            user: &user,
+            conn_info: &conn_info,
+            since: since.map(|since| (since.epoch.as_str(), since.offset)),
+            word: Word::Token,
+            grant: &grant,
+        };
+        self.sit(wish, |result| {
+            let subscribe = Subscribe {
+                recoverable: result.recoverable,
+                epoch: result.epoch,
+                offset: result.offset,
+                positioned: result.positioned,
+                data: result.data,
+            };
+            let push = Push::new(channel.as_str(), Event::Subscribe(subscribe));
+            self.encoded(Reply::push(push)).unwrap_or_default()
+        })
+        .await
+    }
+}
+
+/// What the client is told. After a recovery its position is where it was: each publication moves it on.
+fn subscribe_result(
+    wish: &Wish<'_>,
+    recovers: bool,
+    since: Option<&Position>,
+    joined: &feed::Joined<'_>,
+) -> SubscribeResult {
+    let now = channels::unix_seconds();
+    let (expires, ttl) = channels::time_left(wish.grant.expire_at, now);
+    let position = match since {
+        Some(since) if joined.is_recovered => Some(since),
+        _ => joined.position,
+    };
+    let recoverable = recovers && joined.position.is_some();
+    let publications = joined.publications.iter();
+    SubscribeResult {
+        expires,
+        ttl,
+        recoverable,
+        epoch: position.map_or_else(String::new, |position| position.epoch.to_string()),
+        offset: position.map_or(0, |position| position.offset),
+        publications: publications.map(|one| (**one).clone()).collect(),
+        recovered: joined.is_recovered,
+        positioned: recoverable,
+        data: wish.grant.data.clone(),
+        was_recovering: since.is_some(),
+    }
+}

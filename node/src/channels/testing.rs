@@ -1,0 +1,51 @@
+//! Channel clients for tests of what stands around them.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Verifier;
+use crate::channels;
+use crate::channels::ChannelClients;
+use crate::channels::Parts;
+use crate::config::Broker;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::directory::UserWatch;
+use crate::feed::Feeds;
+use crate::feed::FeedsConfig;
+use crate::hooks::Hooks;
+use crate::hub::Hub;
+use crate::instance::Instance;
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::registry;
+
+/// Clients without a namespace, and without a broker.
+pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients> {
+    let config = Config::default_without_file();
+    let instance = Instance::random();
+    let (news, _) = channels::news(Arc::clone(&metrics));
+    let surroundings = registry::Surroundings {
+        about: registry::Node {
+            instance,
+            id: "n".to_owned(),
+            address: None,
+            zone: None,
+        },
+        news: Arc::new(news),
+        metrics: Arc::clone(&metrics),
+        shutdown: CancellationToken::new(),
+    };
+    let registry = registry::start(&Broker::Memory, &config.registry, surroundings).registry;
+    ChannelClients::new(Parts {
+        config: config.channels,
+        feeds: Feeds::new(FeedsConfig::DEFAULT, hub, Arc::clone(&metrics)),
+        instance,
+        presence: Presence::new(Arc::clone(&registry)),
+        directory: Directory::new(registry as Arc<dyn UserWatch>),
+        verifier: Arc::new(Verifier::new(config.auth)),
+        hooks: Hooks::new(config.hooks, Arc::clone(&metrics)),
+        metrics,
+    })
+}
