@@ -120,7 +120,6 @@ impl Http {
     }
 
     /// Serves `api` too, apart from all mounts.
-    #[allow(dead_code, reason = "channel clients are on their way")]
     pub(crate) fn with_api(self, api: Option<ApiMount>) -> Self {
         Self { api, ..self }
     }

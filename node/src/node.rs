@@ -16,6 +16,8 @@ use tracing::info;
 use tracing::warn;
 
 use crate::admin::Admin;
+use crate::api;
+use crate::api::Api;
 use crate::auth;
 use crate::auth::Verifier;
 use crate::broker;
@@ -29,11 +31,15 @@ use crate::client;
 use crate::client::Clients;
 use crate::config::Config;
 use crate::config::Mode;
+use crate::control;
+use crate::control::Census;
+use crate::control::Control;
 use crate::directory::Directory;
 use crate::directory::UserWatch;
 use crate::feed::Feeds;
 use crate::feed::FeedsConfig;
 use crate::hooks::Hooks;
+use crate::http::ApiMount;
 use crate::http::Http;
 use crate::http::HttpConfig;
 use crate::http::Mount;
@@ -53,6 +59,7 @@ use crate::session;
 use crate::session::Quota;
 use crate::session::QuotaConfig;
 use crate::transport::websocket::WebSockets;
+use crate::values::Values;
 
 /// The status of a process that a second signal ended before its clients had left.
 const CUT_SHORT: i32 = 1;
@@ -141,10 +148,14 @@ impl Node {
             ..FeedsConfig::DEFAULT
         };
         let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
+        let (inbox, mail) = control::inbox(instance, Arc::clone(&metrics));
         let broker = broker::start(
             &config.broker,
             &node_id,
-            Arc::clone(&feeds) as Arc<dyn Deliver>,
+            Arc::new(control::Sorter {
+                inbox,
+                rest: Arc::clone(&feeds) as Arc<dyn Deliver>,
+            }),
             Arc::clone(&metrics),
             lifecycle.stopped.clone(),
         );
@@ -158,8 +169,8 @@ impl Node {
                 about: registry::Node {
                     instance,
                     id: node_id.clone(),
-                    address: None,
-                    zone: None,
+                    address: config.advertise.clone(),
+                    zone: config.zone.clone(),
                 },
                 news: Arc::new(news),
                 metrics: Arc::clone(&metrics),
@@ -167,13 +178,34 @@ impl Node {
             },
         );
         let directory = Directory::new(Arc::clone(&registry.registry) as Arc<dyn UserWatch>);
+        let control = Control::new(control::Parts {
+            registry: Arc::clone(&registry.registry),
+            directory: Arc::clone(&directory),
+            broker: Arc::clone(&relay),
+            census: Arc::clone(&feeds) as Arc<dyn Census>,
+            metrics: Arc::clone(&metrics),
+        });
+        let presence = Presence::new(Arc::clone(&registry.registry));
+        let api = config.api.as_ref().map(|api| ApiMount {
+            path: api.path.clone(),
+            api: Arc::new(Api::new(
+                api,
+                api::Parts {
+                    namespaces: config.channels.namespaces.clone(),
+                    feeds: Arc::clone(&feeds),
+                    presence: Arc::clone(&presence),
+                    control: Arc::clone(&control),
+                    values: Arc::new(Values::new(&config.broker, &config.values, &node_id)),
+                },
+            )),
+        });
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
         let channel_clients = ChannelClients::new(channels::Parts {
             config: config.channels.clone(),
             feeds: Arc::clone(&feeds),
             instance,
-            presence: Presence::new(Arc::clone(&registry.registry)),
+            presence,
             directory,
             verifier: Arc::clone(&verifier),
             hooks: Hooks::new(config.hooks.clone(), Arc::clone(&metrics)),
@@ -196,6 +228,7 @@ impl Node {
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
         let mut tasks = broker.tasks;
+        tasks.spawn(control.run(mail, lifecycle.stopped.clone()));
         let mut registry_tasks = registry.tasks;
         tasks.spawn(async move { while registry_tasks.join_next().await.is_some() {} });
         tasks.spawn(auth::watch(verifier, lifecycle.stopped.clone()));
@@ -245,7 +278,7 @@ impl Node {
                 Arc::clone(&metrics),
                 draining.clone(),
             ),
-            http: Http::new(http, mounts, Arc::clone(&metrics)),
+            http: Http::new(http, mounts, Arc::clone(&metrics)).with_api(api),
             websockets,
             sessions,
         };
