@@ -71,6 +71,8 @@ pub(crate) struct Directory {
 #[derive(Default)]
 struct State {
     clients: HashMap<ClientId, Local>,
+    /// Secret names under which clients take what they send themselves.
+    sessions: HashMap<ClientId, ClientId>,
     users: HashMap<Arc<str>, BTreeSet<ClientId>>,
 }
 
@@ -83,6 +85,7 @@ struct Local {
 pub(crate) struct Listed {
     directory: Arc<Directory>,
     client: ClientId,
+    session: Option<ClientId>,
 }
 
 impl Directory {
@@ -116,13 +119,18 @@ impl Directory {
         Listed {
             directory: Arc::clone(self),
             client,
+            session: None,
         }
     }
 
     /// Hands `order` to all clients of this node that it is for.
     pub(crate) fn give(&self, target: &Target, order: &Order) -> Given {
         // Collected first: a client must not be called under the lock.
-        let clients = self.find(target);
+        let clients = match (target, order) {
+            // Everybody in a channel may know a client's id, so its id alone must not speak for it.
+            (Target::Client(session), Order::Input(_)) => self.of_session(session),
+            _ => self.find(target),
+        };
         let mut given = Given::default();
         for controls in clients {
             match controls.order(order) {
@@ -167,8 +175,19 @@ impl Directory {
         }
     }
 
-    fn leave(&self, client: ClientId) {
+    fn of_session(&self, session: &ClientId) -> Vec<Arc<dyn Controls>> {
+        let state = self.state.lock();
+        let client = state.sessions.get(session);
+        let local = client.and_then(|client| state.clients.get(client));
+        let controls = local.map(|local| Arc::clone(&local.controls));
+        controls.into_iter().collect()
+    }
+
+    fn leave(&self, client: ClientId, session: Option<ClientId>) {
         let mut state = self.state.lock();
+        if let Some(session) = session {
+            state.sessions.remove(&session);
+        }
         let Some(Local { user, .. }) = state.clients.remove(&client) else {
             return;
         };
@@ -182,9 +201,19 @@ impl Directory {
     }
 }
 
+impl Listed {
+    /// Lets who knows `session` speak for the client ([`Order::Input`]): a new id, told to nobody else.
+    pub(crate) fn answer_to(&mut self, session: ClientId) {
+        debug_assert!(self.session.is_none(), "it has one already");
+        self.session = Some(session);
+        let mut state = self.directory.state.lock();
+        state.sessions.insert(session, self.client);
+    }
+}
+
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.directory.leave(self.client);
+        self.directory.leave(self.client, self.session);
     }
 }
 

@@ -34,6 +34,7 @@ use crate::transport::Body;
 
 mod api;
 mod body;
+mod channels;
 mod client_address;
 mod cookie;
 mod cors;
@@ -47,6 +48,7 @@ mod sockjs;
 mod wire;
 
 pub(crate) use api::ApiMount;
+pub(crate) use channels::ChannelsHttp;
 pub(crate) use mount::Mount;
 pub(crate) use route::Place;
 pub(crate) use route::Route;
@@ -81,6 +83,7 @@ pub(crate) struct Http {
     mounts: Vec<Mount>,
     /// For the application's backend.
     api: Option<ApiMount>,
+    channels: ChannelsHttp,
     metrics: Arc<Metrics>,
 }
 
@@ -110,11 +113,17 @@ pub(crate) struct Upgrade {
 
 impl Http {
     /// Serves `mounts`, whose paths differ.
-    pub(crate) fn new(config: HttpConfig, mounts: Vec<Mount>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        config: HttpConfig,
+        mounts: Vec<Mount>,
+        channels: ChannelsHttp,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             config,
             mounts,
             api: None,
+            channels,
             metrics,
         }
     }
@@ -190,6 +199,11 @@ impl Http {
                 let request = SessionRequest { id, wire, client };
                 let response = sockjs::session(mount, request, parts, body, limits);
                 return response.await;
+            }
+            Place::Channels(place) => {
+                let limits = self.body_limits();
+                let answer = self.channels.answer(mount, place, parts, body, limits);
+                return answer.await.into();
             }
             Place::ChannelsWebsocket => Transport::ChannelsJson,
             Place::Websocket => Transport::Websocket,

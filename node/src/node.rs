@@ -34,12 +34,14 @@ use crate::config::Mode;
 use crate::control;
 use crate::control::Census;
 use crate::control::Control;
+use crate::control::Sorter;
 use crate::directory::Directory;
 use crate::directory::UserWatch;
 use crate::feed::Feeds;
 use crate::feed::FeedsConfig;
 use crate::hooks::Hooks;
 use crate::http::ApiMount;
+use crate::http::ChannelsHttp;
 use crate::http::Http;
 use crate::http::HttpConfig;
 use crate::http::Mount;
@@ -149,13 +151,14 @@ impl Node {
         };
         let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
         let (inbox, mail) = control::inbox(instance, Arc::clone(&metrics));
+        let sorter = Sorter {
+            inbox,
+            rest: Arc::clone(&feeds) as Arc<dyn Deliver>,
+        };
         let broker = broker::start(
             &config.broker,
             &node_id,
-            Arc::new(control::Sorter {
-                inbox,
-                rest: Arc::clone(&feeds) as Arc<dyn Deliver>,
-            }),
+            Arc::new(sorter),
             Arc::clone(&metrics),
             lifecycle.stopped.clone(),
         );
@@ -206,7 +209,7 @@ impl Node {
             feeds: Arc::clone(&feeds),
             instance,
             presence,
-            directory,
+            directory: Arc::clone(&directory),
             verifier: Arc::clone(&verifier),
             hooks: Hooks::new(config.hooks.clone(), Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
@@ -228,7 +231,7 @@ impl Node {
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
         let mut tasks = broker.tasks;
-        tasks.spawn(control.run(mail, lifecycle.stopped.clone()));
+        tasks.spawn(Arc::clone(&control).run(mail, lifecycle.stopped.clone()));
         let mut registry_tasks = registry.tasks;
         tasks.spawn(async move { while registry_tasks.join_next().await.is_some() {} });
         tasks.spawn(auth::watch(verifier, lifecycle.stopped.clone()));
@@ -267,6 +270,10 @@ impl Node {
             body_bytes_max: config.limits.body_bytes_max,
             body_timeout: config.limits.body_timeout,
         };
+        let channels_http = ChannelsHttp {
+            clients: Arc::clone(&channel_clients),
+            control,
+        };
         let draining = lifecycle.draining.clone();
         let services = Services {
             admin: Admin::new(
@@ -278,7 +285,7 @@ impl Node {
                 Arc::clone(&metrics),
                 draining.clone(),
             ),
-            http: Http::new(http, mounts, Arc::clone(&metrics)).with_api(api),
+            http: Http::new(http, mounts, channels_http, Arc::clone(&metrics)).with_api(api),
             websockets,
             sessions,
         };

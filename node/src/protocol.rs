@@ -21,6 +21,7 @@ mod position;
 mod push;
 mod raw;
 mod reply;
+mod server_subs;
 
 pub(crate) mod envelope;
 pub(crate) mod json;
@@ -72,6 +73,7 @@ pub(crate) use reply::RpcResult;
 pub(crate) use reply::SubRefreshResult;
 pub(crate) use reply::SubscribeResult;
 pub(crate) use reply::UnsubscribeResult;
+pub(crate) use server_subs::ServerSub;
 
 /// How a client writes messages down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,8 +6,10 @@
 
 mod body;
 mod callback;
+pub(crate) mod channel_stream;
+pub(crate) mod emulation;
 mod eventsource;
-mod form;
+pub(crate) mod form;
 mod htmlfile;
 mod jsonp;
 mod jsonp_send;

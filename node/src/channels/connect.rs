@@ -24,6 +24,7 @@ use crate::grant::ConnectGrant;
 use crate::grant::SubscribeGrant;
 use crate::hooks::Connecting;
 use crate::hub::Member;
+use crate::instance::ClientId;
 use crate::protocol;
 use crate::protocol::ConnectRequest;
 use crate::protocol::ConnectResult;
@@ -32,6 +33,7 @@ use crate::protocol::Event;
 use crate::protocol::Outcome;
 use crate::protocol::Push;
 use crate::protocol::Reply;
+use crate::protocol::ServerSub;
 use crate::protocol::SubscribeRequest;
 use crate::protocol::SubscribeResult;
 
@@ -89,7 +91,16 @@ impl ChannelClient {
         self.member.hold();
         let subs = self.subscribe_all(&identity, &request, &grant).await?;
         let controls = Arc::clone(self) as Arc<dyn Controls>;
-        let listed = self.clients.directory.enter(self.id, &grant.user, controls);
+        let directory = &self.clients.directory;
+        let mut listed = directory.enter(self.id, &grant.user, controls);
+        // What the client sends comes with requests of its own, perhaps to other nodes. Its id is known to others, so
+        // it speaks by a name that is not.
+        let speaks_apart =
+            matches!(self.member, Member::Queue(_)) && self.direction == Direction::TwoWay;
+        let session = speaks_apart.then(|| ClientId::random(self.id.instance()));
+        if let Some(session) = session {
+            listed.answer_to(session);
+        }
         let identity = Identity {
             listed: Some(listed),
             ..identity
@@ -98,7 +109,7 @@ impl ChannelClient {
             return Ok(()); // It has gone meanwhile.
         }
         self.note_expiry();
-        let told = self.connected(id, self.connect_result(&grant, subs));
+        let told = self.connected(id, self.connect_result(&grant, subs, session));
         self.member.release(&told);
         Ok(())
     }
@@ -189,6 +200,7 @@ impl ChannelClient {
         &self,
         grant: &ConnectGrant,
         subs: BTreeMap<String, SubscribeResult>,
+        session: Option<ClientId>,
     ) -> ConnectResult {
         let now = channels::unix_milliseconds();
         let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
@@ -199,17 +211,16 @@ impl ChannelClient {
             expires,
             ttl,
             data: grant.data.clone(),
-            subs,
+            subs: ServerSub::list(subs),
             // Whole seconds, and not less than it takes, or the client gives up too early.
             ping: u32::try_from(ping.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
             pong: self.direction == Direction::TwoWay,
             time: now,
             ..ConnectResult::default()
         };
-        if let Member::Queue(_) = self.member {
-            // What the client sends comes with requests of its own, perhaps to other nodes.
-            result.session = self.id.to_string();
-            result.node = self.id.instance().to_string();
+        if let Some(session) = session {
+            result.session = session.to_string();
+            result.node = session.instance().to_string();
         }
         result
     }

@@ -11,6 +11,7 @@ use crate::config::Endpoint;
 use crate::config::Protocol;
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
+use crate::http::channels::ChannelsPlace;
 use crate::http::page::Asset;
 use crate::http::wire::Wire;
 
@@ -43,6 +44,8 @@ pub(crate) enum Place<'a> {
     RawWebsocket,
     /// The WebSocket of an endpoint for channels.
     ChannelsWebsocket,
+    /// What an endpoint for channels has besides.
+    Channels(ChannelsPlace),
     /// A SockJS session over a WebSocket; its id means nothing.
     SessionWebsocket,
     /// A request of a SockJS session over HTTP.
@@ -118,14 +121,20 @@ fn channels_place<'a>(rest: &'a str, channels: &ChannelsEndpoint) -> Option<Plac
         "websocket" if channels.allows(ChannelTransport::Websocket) => {
             Some(Place::ChannelsWebsocket)
         }
-        _ => None,
+        rest => ChannelsPlace::find(rest)
+            .filter(|place| place.is_served(|transport| channels.allows(transport)))
+            .map(Place::Channels),
     }
 }
 
 /// Whether the endpoint's settings leave anything there.
 fn is_served(place: Place<'_>, sockjs: &Sockjs) -> bool {
     match place {
-        Place::Greeting | Place::Info | Place::Websocket | Place::ChannelsWebsocket => true,
+        Place::Greeting
+        | Place::Info
+        | Place::Websocket
+        | Place::ChannelsWebsocket
+        | Place::Channels(_) => true,
         Place::Iframe => sockjs.client_script.is_some(),
         Place::RawWebsocket | Place::SessionWebsocket => sockjs.allows(SockjsTransport::Websocket),
         Place::Session { wire, .. } => wire.is_served(sockjs),
@@ -175,6 +184,7 @@ impl Place<'_> {
             | Self::RawWebsocket
             | Self::ChannelsWebsocket
             | Self::SessionWebsocket => "GET",
+            Self::Channels(place) => place.allow(),
             Self::Info => "OPTIONS, GET",
             Self::Session { wire, .. } => wire.allow(),
         }

@@ -90,18 +90,25 @@ impl Member {
         match self {
             Self::Socket(outbox) => outbox.close_saying(disconnect, &reason),
             Self::Queue(outbox) => {
-                let told = protocol::Disconnect {
-                    code: disconnect.code.into(),
-                    reason: reason.into_owned(),
-                    reconnect: disconnect.may_reconnect(),
-                };
-                let push = Reply::push(Push::new("", Event::Disconnect(told)));
-                if let Ok(message) = self.encode(&[push]) {
-                    outbox.push(message);
-                }
-                outbox.close();
+                let told = Self::farewell(Farewell { disconnect, reason });
+                outbox.close_with(told);
             }
         }
+    }
+
+    /// The line that tells a client over HTTP why it is sent away.
+    pub(crate) fn farewell(farewell: impl Into<Farewell>) -> Bytes {
+        let Farewell { disconnect, reason } = farewell.into();
+        let told = protocol::Disconnect {
+            code: disconnect.code.into(),
+            reason: reason.into_owned(),
+            reconnect: disconnect.may_reconnect(),
+        };
+        let push = Reply::push(Push::new("", Event::Disconnect(told)));
+        let mut line = BytesMut::new();
+        let written = protocol::json::append_reply(&mut line, &push);
+        debug_assert!(written.is_ok(), "it holds no data of others");
+        line.freeze()
     }
 
     /// Holds back all that is sent from now on, until [`release`](Self::release).

@@ -15,6 +15,12 @@ pub(crate) enum Transport {
     ChannelsJson,
     /// A channel client over WebSocket, in Protobuf.
     ChannelsProtobuf,
+    /// A channel client that is told over a stream of lines.
+    ChannelsHttpStream,
+    /// A channel client that is told by server-sent events.
+    ChannelsSse,
+    /// The same, of one that only listens.
+    ChannelsUniSse,
 }
 
 impl Transport {
@@ -26,6 +32,9 @@ impl Transport {
             Self::SockjsHttp => "sockjs_http",
             Self::ChannelsJson => "channels_json",
             Self::ChannelsProtobuf => "channels_protobuf",
+            Self::ChannelsHttpStream => "channels_http_stream",
+            Self::ChannelsSse => "channels_sse",
+            Self::ChannelsUniSse => "channels_uni_sse",
         }
     }
 
@@ -33,6 +42,9 @@ impl Transport {
     pub(crate) const fn wire(self) -> &'static str {
         match self {
             Self::ChannelsJson | Self::ChannelsProtobuf => "websocket",
+            Self::ChannelsHttpStream => "http_stream",
+            Self::ChannelsSse => "sse",
+            Self::ChannelsUniSse => "uni_sse",
             other => other.as_str(),
         }
     }

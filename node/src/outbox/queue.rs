@@ -207,6 +207,17 @@ impl QueueOutbox {
         self.queue.lock().state == State::Slow
     }
 
+    /// Appends `last`, before what was held back, and takes no more messages.
+    pub(crate) fn close_with(&self, last: Bytes) {
+        let is_held = self.queue.lock().held.is_some();
+        if is_held {
+            self.release(&last);
+        } else {
+            self.push(last);
+        }
+        self.close();
+    }
+
     /// Takes no more messages; says whether any were lost.
     pub(crate) fn close(&self) -> Closed {
         let mut queue = self.queue.lock();

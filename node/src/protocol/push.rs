@@ -1,14 +1,13 @@
 //! What a client is told unasked.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
 use crate::protocol::ClientInfo;
 use crate::protocol::Publication;
-use crate::protocol::SubscribeResult;
+use crate::protocol::ServerSub;
 use crate::protocol::UnsubscribeCode;
 use crate::protocol::raw;
+use crate::protocol::server_subs;
 
 /// Something that has happened, in a channel or to the connection.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -140,8 +139,9 @@ messages! {
         #[prost(bytes = "bytes", tag = "3")]
         #[serde(with = "raw")]
         pub(crate) data: Bytes,
-        #[prost(btree_map = "string, message", tag = "4")]
-        pub(crate) subs: BTreeMap<String, SubscribeResult>,
+        #[prost(message, repeated, tag = "4")]
+        #[serde(with = "server_subs")]
+        pub(crate) subs: Vec<ServerSub>,
         #[prost(bool, tag = "5")]
         pub(crate) expires: bool,
         #[prost(uint32, tag = "6")]

@@ -8,7 +8,9 @@ use crate::protocol::ClientInfo;
 use crate::protocol::ErrorCode;
 use crate::protocol::Publication;
 use crate::protocol::Push;
+use crate::protocol::ServerSub;
 use crate::protocol::raw;
+use crate::protocol::server_subs;
 
 /// The answer to the command with the same id, or a push. Empty it is a ping.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -127,8 +129,9 @@ messages! {
         #[serde(with = "raw")]
         pub(crate) data: Bytes,
         /// What the client hears without having asked.
-        #[prost(btree_map = "string, message", tag = "6")]
-        pub(crate) subs: BTreeMap<String, SubscribeResult>,
+        #[prost(message, repeated, tag = "6")]
+        #[serde(with = "server_subs")]
+        pub(crate) subs: Vec<ServerSub>,
         /// Every how many seconds the client is pinged.
         #[prost(uint32, tag = "7")]
         pub(crate) ping: u32,

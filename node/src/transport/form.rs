@@ -3,7 +3,7 @@
 use percent_encoding::percent_decode;
 
 /// The first value of `name` in `form`, decoded; a name without `=` has an empty one.
-pub(super) fn field(form: &[u8], name: &str) -> Option<Vec<u8>> {
+pub(crate) fn field(form: &[u8], name: &str) -> Option<Vec<u8>> {
     form.split(|&byte| byte == b'&').find_map(|pair| {
         let mut parts = pair.splitn(2, |&byte| byte == b'=');
         let found = parts.next().unwrap_or_default();

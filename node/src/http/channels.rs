@@ -1,0 +1,273 @@
+//! What endpoints for channels answer over plain HTTP: streams, and what their clients say beside them.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::HeaderValue;
+use http::Method;
+use http::Response;
+use http::StatusCode;
+use http::header;
+use http::request::Parts;
+
+use crate::channels::ChannelClients;
+use crate::config::ChannelTransport;
+use crate::control::Control;
+use crate::http::body;
+use crate::http::body::BodyLimits;
+use crate::http::cors;
+use crate::http::mount::Mount;
+use crate::http::text;
+use crate::protocol::ConnectRequest;
+use crate::transport::Body;
+use crate::transport::channel_stream;
+use crate::transport::channel_stream::First;
+use crate::transport::channel_stream::Lines;
+use crate::transport::channel_stream::Opening;
+use crate::transport::emulation::Emulated;
+use crate::transport::form;
+
+/// The parameter of a query that holds what a client says first.
+const FIRST: &str = "cf_connect";
+
+/// What a path below an endpoint for channels names, but for the WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChannelsPlace {
+    /// A stream of lines.
+    HttpStream,
+    /// Server-sent events for who also asks.
+    Sse,
+    /// Server-sent events for who only listens.
+    UniSse,
+    /// Where clients of the first two ask.
+    Emulation,
+}
+
+impl ChannelsPlace {
+    /// The place that a segment names.
+    pub(super) fn find(segment: &str) -> Option<Self> {
+        match segment {
+            "http_stream" => Some(Self::HttpStream),
+            "sse" => Some(Self::Sse),
+            "uni_sse" => Some(Self::UniSse),
+            "emulation" => Some(Self::Emulation),
+            _ => None,
+        }
+    }
+
+    /// Whether one of these transports needs it.
+    pub(super) fn is_served(self, allows: impl Fn(ChannelTransport) -> bool) -> bool {
+        match self {
+            Self::HttpStream => allows(ChannelTransport::HttpStream),
+            Self::Sse => allows(ChannelTransport::Sse),
+            Self::UniSse => allows(ChannelTransport::UniSse),
+            Self::Emulation => {
+                allows(ChannelTransport::HttpStream) || allows(ChannelTransport::Sse)
+            }
+        }
+    }
+
+    pub(super) fn allow(self) -> &'static str {
+        match self {
+            Self::HttpStream | Self::Emulation => "OPTIONS, POST",
+            Self::Sse | Self::UniSse => "OPTIONS, GET, POST",
+        }
+    }
+}
+
+/// What channel clients over HTTP need.
+pub(crate) struct ChannelsHttp {
+    /// Where they come from.
+    pub(crate) clients: Arc<ChannelClients>,
+    /// The way to those of other nodes.
+    pub(crate) control: Arc<Control>,
+}
+
+/// Why a request opens no stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum BadRequest {
+    #[error("expected JSON: this transport has no Protobuf")]
+    Protobuf,
+    #[error(
+        "expected the commands of the client, connect first, in the body or in the parameter cf_connect"
+    )]
+    NoCommands,
+    #[error("expected the connect request in JSON, such as {{\"token\": \"...\"}}")]
+    NoConnect,
+    #[error("the message is larger than the setting message_size of the endpoint")]
+    TooLarge,
+}
+
+impl BadRequest {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Protobuf => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NoCommands | Self::NoConnect => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        }
+    }
+}
+
+impl ChannelsHttp {
+    /// Answers a request at `place`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future means that the client went away: what it said is dropped, if nobody has taken it yet.
+    pub(super) async fn answer<B>(
+        &self,
+        mount: &Mount,
+        place: ChannelsPlace,
+        parts: &Parts,
+        body: B,
+        limits: BodyLimits,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut response = if parts.method == Method::OPTIONS {
+            preflight(place.allow())
+        } else {
+            let mut response = match body::read(body, limits).await {
+                Ok(body) => self.answer_whole(mount, place, parts, body).await,
+                Err(error) => text(error.status(), format!("{error}\n")),
+            };
+            cors::no_cache(response.headers_mut());
+            response
+        };
+        cors::share(&parts.headers, response.headers_mut());
+        response
+    }
+
+    async fn answer_whole(
+        &self,
+        mount: &Mount,
+        place: ChannelsPlace,
+        parts: &Parts,
+        body: Bytes,
+    ) -> Response<Body> {
+        if is_protobuf(&parts.headers) {
+            return refused(BadRequest::Protobuf);
+        }
+        let lines = match place {
+            ChannelsPlace::HttpStream => Lines::Bare,
+            ChannelsPlace::Sse => Lines::Events,
+            ChannelsPlace::UniSse => Lines::EventsOneWay,
+            ChannelsPlace::Emulation => {
+                let read = Emulated::read(&body, mount.endpoint.message_bytes_max);
+                return match read {
+                    Ok(said) => empty(said.say(&self.control).await),
+                    Err(error) => text(error.status(), format!("{error}\n")),
+                };
+            }
+        };
+        let said = if parts.method == Method::GET {
+            let query = parts.uri.query().unwrap_or_default();
+            form::field(query.as_bytes(), FIRST).map_or_else(Bytes::new, Bytes::from)
+        } else {
+            body
+        };
+        match first(lines, said, mount.endpoint.message_bytes_max) {
+            Ok(first) => {
+                let opening = Opening {
+                    endpoint: Arc::clone(&mount.endpoint),
+                    headers: parts.headers.clone(),
+                    lines,
+                    first,
+                };
+                channel_stream::open(&self.clients, opening)
+            }
+            Err(error) => refused(error),
+        }
+    }
+}
+
+/// What a client says first. Who only listens may say nothing at all.
+fn first(lines: Lines, said: Bytes, bytes_max: usize) -> Result<First, BadRequest> {
+    if bytes_max < said.len() {
+        return Err(BadRequest::TooLarge);
+    }
+    match lines {
+        Lines::Bare | Lines::Events if said.is_empty() => Err(BadRequest::NoCommands),
+        Lines::Bare | Lines::Events => Ok(First::Commands(said)),
+        Lines::EventsOneWay if said.is_empty() => Ok(First::Connect(Box::default())),
+        Lines::EventsOneWay => serde_json::from_slice::<ConnectRequest>(&said)
+            .map(|request| First::Connect(Box::new(request)))
+            .map_err(|_| BadRequest::NoConnect),
+    }
+}
+
+fn is_protobuf(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media| media == HeaderValue::from_static("application/octet-stream"))
+}
+
+fn refused(error: BadRequest) -> Response<Body> {
+    text(error.status(), format!("{error}\n"))
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    response
+}
+
+fn preflight(methods: &'static str) -> Response<Body> {
+    let mut response = empty(StatusCode::NO_CONTENT);
+    cors::preflight(methods, SystemTime::now(), response.headers_mut());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_begins_with_what_its_client_says() {
+        let first =
+            |lines, said: &'static str| first(lines, Bytes::from_static(said.as_bytes()), 40);
+        for lines in [Lines::Bare, Lines::Events] {
+            assert!(matches!(first(lines, "{\"id\":1}"), Ok(First::Commands(_))));
+            assert!(matches!(first(lines, ""), Err(BadRequest::NoCommands)));
+        }
+        let one_way = |said| match first(Lines::EventsOneWay, said) {
+            Ok(First::Connect(request)) => Ok(request.token),
+            Ok(First::Commands(_)) => panic!("it only listens"),
+            Err(error) => Err(error),
+        };
+        assert_eq!(one_way(""), Ok(String::new()));
+        assert_eq!(one_way("{}"), Ok(String::new()));
+        assert_eq!(one_way("{\"token\":\"t\"}"), Ok("t".to_owned()));
+        assert_eq!(one_way("{\"token\":"), Err(BadRequest::NoConnect));
+        assert_eq!(one_way("token"), Err(BadRequest::NoConnect));
+        let long = "{\"token\":\"0123456789012345678901234567890\"}";
+        assert_eq!(one_way(long), Err(BadRequest::TooLarge));
+    }
+
+    #[test]
+    fn a_place_is_served_with_the_transports_that_need_it() {
+        use ChannelTransport::{HttpStream, Sse, UniSse, Websocket};
+        for (allowed, served) in [
+            (&[Websocket][..], &[][..]),
+            (&[HttpStream], &["http_stream", "emulation"]),
+            (&[Sse], &["sse", "emulation"]),
+            (&[UniSse], &["uni_sse"]),
+        ] {
+            for segment in ["http_stream", "sse", "uni_sse", "emulation"] {
+                let place = ChannelsPlace::find(segment).unwrap();
+                let is_served = place.is_served(|transport| allowed.contains(&transport));
+                assert_eq!(
+                    is_served,
+                    served.contains(&segment),
+                    "{segment} {allowed:?}"
+                );
+            }
+        }
+        assert_eq!(ChannelsPlace::find("websocket"), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! Channel clients without a WebSocket: one answer that does not end, in which they are told everything.
+//!
+//! What they say after their first message comes in requests of their own ([`emulation`](super::emulation)), or not at
+//! all, if they only listen.
+//!
+//! Invariant: the client is gone when its answer is dropped, and its answer ends when the client is sent away, after
+//! the push that says why.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ::http::HeaderMap;
+use ::http::HeaderValue;
+use ::http::Response;
+use ::http::header;
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::Stream;
+use futures_util::stream;
+
+use crate::channels::Admitted;
+use crate::channels::ChannelClients;
+use crate::channels::Direction;
+use crate::channels::Origin;
+use crate::config::Endpoint;
+use crate::disconnect::Disconnect;
+use crate::hub::Member;
+use crate::metrics::Transport;
+use crate::outbox::QueueFormat;
+use crate::outbox::QueueOutbox;
+use crate::protocol::ConnectRequest;
+use crate::transport::Body;
+
+mod lines;
+
+pub(crate) use lines::Lines;
+
+/// A client that has asked for its stream.
+pub(crate) struct Opening {
+    /// By which rules it lives.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// The headers of its request.
+    pub(crate) headers: HeaderMap,
+    /// How what it is told stands in the answer.
+    pub(crate) lines: Lines,
+    /// What it says first.
+    pub(crate) first: First,
+}
+
+/// What a client says with the request for its stream.
+pub(crate) enum First {
+    /// Commands, the first of which connects it.
+    Commands(Bytes),
+    /// How it wants to be connected; it will not say anything else.
+    Connect(Box<ConnectRequest>),
+}
+
+/// Answers with all that the client is told.
+pub(crate) fn open(clients: &Arc<ChannelClients>, opening: Opening) -> Response<Body> {
+    let lines = opening.lines;
+    let bytes_max = opening.endpoint.outbox_bytes_max;
+    let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, bytes_max));
+    let (transport, direction) = match lines {
+        Lines::Bare => (Transport::ChannelsHttpStream, Direction::TwoWay),
+        Lines::Events => (Transport::ChannelsSse, Direction::TwoWay),
+        Lines::EventsOneWay => (Transport::ChannelsUniSse, Direction::OneWay),
+    };
+    let admitted = clients.admit(Origin {
+        endpoint: opening.endpoint,
+        transport,
+        direction,
+        member: Member::Queue(Arc::clone(&outbox)),
+        headers: opening.headers,
+    });
+    let client = Arc::clone(admitted.client());
+    let saying: Saying = match opening.first {
+        First::Commands(commands) => Box::pin(client.receive(commands)),
+        First::Connect(request) => Box::pin(client.connect_one_way(*request)),
+    };
+    let streaming = Streaming {
+        outbox,
+        lines,
+        saying: Some(saying),
+        _admitted: admitted,
+    };
+    let mut response = Response::new(Body::Stream(Box::pin(streaming.pieces())));
+    let headers = response.headers_mut();
+    let content_type = HeaderValue::from_static(lines.content_type());
+    headers.insert(header::CONTENT_TYPE, content_type);
+    // For proxies that gather an answer before they pass it on.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+type Saying = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Streaming {
+    outbox: Arc<QueueOutbox>,
+    lines: Lines,
+    /// What the client said first, until it is carried out.
+    saying: Option<Saying>,
+    _admitted: Admitted,
+}
+
+impl Streaming {
+    fn pieces(self) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(Some(self), async |streaming| {
+            let mut streaming = streaming?;
+            streaming.wait().await;
+            let messages = streaming.outbox.take(usize::MAX);
+            if !messages.is_empty() {
+                let piece = streaming.lines.dress(&messages);
+                return Some((piece, Some(streaming)));
+            }
+            // It is told no more. What waited for a slow one is lost, and so is the push that would have said why.
+            let farewell = streaming.outbox.is_slow().then(|| {
+                let farewell = Member::farewell(Disconnect::SLOW);
+                streaming.lines.dress(&[farewell])
+            });
+            farewell.map(|piece| (piece, None))
+        })
+    }
+
+    /// Waits for something to tell, or for the end, and has the client's first message carried out meanwhile.
+    async fn wait(&mut self) {
+        while let Some(saying) = &mut self.saying {
+            tokio::select! {
+                biased;
+                () = saying => self.saying = None,
+                () = self.outbox.wait() => return,
+            }
+        }
+        self.outbox.wait().await;
+    }
+}
+
+/// Several messages as they go on the wire.
+impl Lines {
+    fn dress(self, messages: &[Bytes]) -> Bytes {
+        let bytes: usize = messages.iter().map(|message| message.len() + 16).sum();
+        let mut piece = BytesMut::with_capacity(bytes);
+        for message in messages {
+            self.append(&mut piece, message);
+        }
+        piece.freeze()
+    }
+}

@@ -1,0 +1,99 @@
+//! How messages of JSON stand in an answer that does not end.
+
+use bytes::BufMut;
+use bytes::BytesMut;
+
+/// The three forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// A line for each reply and push: `http_stream`.
+    Bare,
+    /// A server-sent event for each message: `sse`.
+    Events,
+    /// A server-sent event for each push, without what only who also asks needs: `uni_sse`.
+    EventsOneWay,
+}
+
+/// What stands around a push, among replies.
+const PUSH: (&[u8], &[u8]) = (b"{\"push\":", b"}");
+
+impl Lines {
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::Bare => "application/octet-stream",
+            Self::Events | Self::EventsOneWay => "text/event-stream",
+        }
+    }
+
+    /// Appends `message`, which is JSON on one line or on several.
+    pub(super) fn append(self, out: &mut BytesMut, message: &[u8]) {
+        for line in message.split(|&byte| byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            match self {
+                Self::Bare => out.put_slice(line),
+                Self::Events => append_data(out, line),
+                Self::EventsOneWay => append_data(out, without_push(line)),
+            }
+            out.put_u8(b'\n');
+        }
+        if self != Self::Bare {
+            out.put_u8(b'\n');
+        }
+    }
+}
+
+fn append_data(out: &mut BytesMut, line: &[u8]) {
+    out.put_slice(b"data: ");
+    out.put_slice(line);
+}
+
+fn without_push(line: &[u8]) -> &[u8] {
+    let (before, behind) = PUSH;
+    line.strip_prefix(before)
+        .and_then(|line| line.strip_suffix(behind))
+        .unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(lines: Lines, message: &str) -> String {
+        let mut out = BytesMut::new();
+        lines.append(&mut out, message.as_bytes());
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_message_stands_as_its_wire_wants_it() {
+        for (lines, message, expected) in [
+            (Lines::Bare, "{}", "{}\n"),
+            (
+                Lines::Bare,
+                "{\"id\":1}\n{\"id\":2}",
+                "{\"id\":1}\n{\"id\":2}\n",
+            ),
+            (Lines::Events, "{}", "data: {}\n\n"),
+            (
+                Lines::Events,
+                "{\"id\":1}\n{\"id\":2}",
+                "data: {\"id\":1}\ndata: {\"id\":2}\n\n",
+            ),
+            (
+                Lines::Events,
+                "{\"push\":{\"channel\":\"a\"}}",
+                "data: {\"push\":{\"channel\":\"a\"}}\n\n",
+            ),
+            (
+                Lines::EventsOneWay,
+                "{\"push\":{\"channel\":\"a\"}}",
+                "data: {\"channel\":\"a\"}\n\n",
+            ),
+            (Lines::EventsOneWay, "{}", "data: {}\n\n"),
+        ] {
+            assert_eq!(written(lines, message), expected);
+        }
+    }
+}

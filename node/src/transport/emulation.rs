@@ -1,0 +1,146 @@
+//! What a channel client says that is told over a stream: in requests of their own, which may come to any node.
+//!
+//! A session's id names the node that holds it. It is a secret of its own, told to nobody but the client: the id by
+//! which others know the client opens nothing here.
+
+use std::fmt;
+
+use ::http::StatusCode;
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::control::Control;
+use crate::directory::Order;
+use crate::directory::Target;
+use crate::instance::ClientId;
+
+/// One request, as JSON has it. The node is in the session's id too, so what `node` says does not count.
+#[derive(Deserialize)]
+struct Raw {
+    session: String,
+    data: String,
+}
+
+/// What a client says, and where it is heard.
+pub(crate) struct Emulated {
+    session: ClientId,
+    commands: Bytes,
+}
+
+/// The session's id is a secret.
+impl fmt::Debug for Emulated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulated").finish_non_exhaustive()
+    }
+}
+
+/// Why a request says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadEmulation {
+    /// The client would not understand itself.
+    #[error("expected {{\"session\": \"...\", \"node\": \"...\", \"data\": \"...\"}}")]
+    NotARequest,
+    /// More than a message of the endpoint may have.
+    #[error("expected at most {max} bytes in `data` (setting message_size), found {found}")]
+    TooLarge {
+        /// The limit.
+        max: usize,
+        /// What came.
+        found: usize,
+    },
+    /// It was made up.
+    #[error("no node gives out such a `session`")]
+    NoSession,
+}
+
+impl BadEmulation {
+    /// The status that says so: none of those at which a client gives its stream up.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::NotARequest | Self::NoSession => StatusCode::BAD_REQUEST,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        }
+    }
+}
+
+impl Emulated {
+    /// Reads a request.
+    ///
+    /// # Errors
+    ///
+    /// [`BadEmulation`] says what would be right.
+    pub(crate) fn read(body: &[u8], message_bytes_max: usize) -> Result<Self, BadEmulation> {
+        let raw: Raw = serde_json::from_slice(body).map_err(|_| BadEmulation::NotARequest)?;
+        if message_bytes_max < raw.data.len() {
+            return Err(BadEmulation::TooLarge {
+                max: message_bytes_max,
+                found: raw.data.len(),
+            });
+        }
+        let session = ClientId::parse(&raw.session).map_err(|_| BadEmulation::NoSession)?;
+        Ok(Self {
+            session,
+            commands: raw.data.into(),
+        })
+    }
+
+    /// Hands it to the client, on whatever node it is; the status tells the client how that went.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future may leave the client's message said or not.
+    pub(crate) async fn say(self, control: &Control) -> StatusCode {
+        let target = Target::Client(self.session);
+        match control.order(target, Order::Input(self.commands)).await {
+            Ok(given) if 0 < given.taken => StatusCode::NO_CONTENT,
+            // The session has gone, perhaps with its node: the client gives its stream up, if it has not yet ended.
+            Ok(given) if given.busy == 0 => StatusCode::NOT_FOUND,
+            // A command is lost, and only a new connection makes up for that.
+            Ok(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Err(error) => {
+                tracing::debug!(%error, "what a client said did not reach its node");
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: &str = "0123456789abcdef-0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_request_names_its_session_and_says_something() {
+        let body = format!("{{\"session\":\"{SESSION}\",\"node\":\"n\",\"data\":\"{{}}\\n{{}}\"}}");
+        let read = Emulated::read(body.as_bytes(), 5).unwrap();
+        assert_eq!(read.session.to_string(), SESSION);
+        assert_eq!(read.commands, "{}\n{}");
+        assert!(!format!("{read:?}").contains("0123"));
+        for (body, expected) in [
+            ("", BadEmulation::NotARequest),
+            ("[]", BadEmulation::NotARequest),
+            ("{\"session\":\"a\"}", BadEmulation::NotARequest),
+            ("{\"session\":1,\"data\":\"\"}", BadEmulation::NotARequest),
+            ("{\"session\":\"\",\"data\":\"\"}", BadEmulation::NoSession),
+            (
+                "{\"session\":\"a-b\",\"data\":\"\"}",
+                BadEmulation::NoSession,
+            ),
+            (
+                "{\"session\":\"a-b\",\"data\":\"123456\"}",
+                BadEmulation::TooLarge { max: 5, found: 6 },
+            ),
+        ] {
+            let error = Emulated::read(body.as_bytes(), 5).unwrap_err();
+            assert_eq!(error, expected, "{body}");
+            assert!(error.status().is_client_error());
+            assert_ne!(
+                error.status(),
+                StatusCode::NOT_FOUND,
+                "the client would give up"
+            );
+        }
+    }
+}
