@@ -5,6 +5,7 @@
 //! test that fails prints the end of the log of each.
 
 pub mod backend;
+pub mod channels;
 pub mod clients;
 pub mod cluster;
 pub mod conformance;
