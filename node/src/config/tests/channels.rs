@@ -104,7 +104,7 @@ channels:
             node.yaml:8:32: channels.namespaces[3].history.size: expected 1 to 1000000, found 0
             node.yaml:8:55: channels.namespaces[3].history.meta_lifetime: expected at least lifetime (1h), found 1m
             node.yaml:8:76: channels.namespaces[3].ack: with `history` a publication is acknowledged once it is kept: expected `stored` or `replicated`
-            node.yaml:9:71: channels.namespaces[4].slow: with `recovery: true` a client gets every publication: expected `disconnect`"#]],
+            node.yaml:9:73: channels.namespaces[4].slow: with `recovery: true` a client gets every publication: expected `disconnect`"#]],
     );
 }
 
@@ -114,7 +114,7 @@ fn an_endpoint_for_channels_says_what_it_does_not_have() {
         (
             ENDPOINT.to_owned(),
             expect![
-                "node.yaml:1:22: endpoints[0].mode: `mode: channels` needs at least one of `channels.namespaces`, such as {name: chat, subscribe: authenticated}"
+                "node.yaml:1:24: endpoints[0].mode: `mode: channels` needs at least one of `channels.namespaces`, such as {name: chat, subscribe: authenticated}"
             ],
         ),
         (

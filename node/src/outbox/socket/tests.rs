@@ -131,6 +131,7 @@ async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
             let newest = batch(&[&numbered(10 * number + channel, 5000)]);
             outbox.send_latest(channel.into(), &newest, newest.clone());
         }
+        // The one that was cut, and one of each.
         assert_eq!(outbox.output.lock().queue.len(), 3);
     }
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
