@@ -56,7 +56,10 @@ impl Budget {
     fn look(&self, resident: u64) -> u64 {
         self.resident.store(resident, Ordering::Relaxed);
         self.newcomers.store(0, Ordering::Relaxed);
-        resident.saturating_sub(self.bytes_max - self.bytes_max / TIGHT)
+        match self.bytes_max {
+            u64::MAX => 0,
+            bytes_max => resident.saturating_sub(bytes_max - bytes_max / TIGHT),
+        }
     }
 
     /// Looks again and again, and lets `relieve` give up so many bytes of what waits for clients when it is
