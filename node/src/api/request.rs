@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::Error as _;
 use serde_json::value::RawValue;
 
 use super::ApiError;
@@ -49,6 +50,11 @@ impl Request {
         fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
             // What takes no parameters may come without a body.
             let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+            // An array would be taken for the fields in their order.
+            if body.trim_ascii_start().starts_with(b"[") {
+                let error = serde_json::Error::custom("expected an object, found an array");
+                return Err(ApiError::malformed(error));
+            }
             serde_json::from_slice(body).map_err(ApiError::malformed)
         }
         Ok(match method {

@@ -85,7 +85,8 @@ pub(super) enum HookError {
 /// The backend, and the connections to it.
 pub(super) struct Backend {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    places: Semaphore,
+    /// For the questions that are open at a time.
+    pub(super) places: Semaphore,
     places_max: usize,
     timeout: Duration,
     answer_bytes_max: usize,

@@ -3,10 +3,12 @@
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use proptest::prelude::*;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -26,6 +28,9 @@ const DELAYS: Delays = Delays {
 };
 
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// For the broker's task, which has nothing to do here.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
 /// A table of sessions on an echo endpoint, and the session in it that is watched.
 struct Bench {
@@ -48,6 +53,7 @@ impl Bench {
             pinned: Vec::new(),
         };
         let hub = Hub::new(hub, Arc::clone(&metrics));
+        let _in_runtime = RUNTIME.enter();
         let broker = broker::start(
             &crate::config::Broker::Memory,
             "test",

@@ -119,9 +119,9 @@ async fn a_redis_that_lost_its_data_begins_another_epoch_and_members_are_told() 
     let node = ready(&server).await;
     let client = member(&node, None).await;
     let before = store(&node).await;
+    assert_eq!(client.offsets(1).await, [1]);
     server.kill();
     server.launch(&[]).await;
-    assert_eq!(client.offsets(1).await, [1]);
     assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
     let again = member(&node, Some(&before)).await;
     assert!(!again.told.is_recovered);
