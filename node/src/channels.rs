@@ -4,7 +4,7 @@
 //! transport ─ bytes ─▶ ChannelClient ─▶ state, access (decide) ─▶ feeds, presence, hooks (wait)
 //!           ◀─ member ◀─ replies ◀───────────┘              hub ◀─ feed
 //! ```
-//! A transport makes a client with the [`Member`] that takes what it is sent, hands in the bytes that it
+//! A transport makes a client with the [`Member`](crate::hub::Member) that takes what it is sent, hands in the bytes that it
 //! sends ([`ChannelClient::receive`]) and drops [`Admitted`] when the connection is gone. One task
 //! ([`ChannelClients::run`]) looks at all clients: it pings them, and ends what has expired.
 //!

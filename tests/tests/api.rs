@@ -58,7 +58,7 @@ struct Cent {
 impl Cent {
     fn start(cluster: &Cluster, node: usize, key: &str) -> Result<Self> {
         let url = format!("http://{}/api", cluster.nodes[node].address);
-        let mut command = clients::command("cent.py", &json!({ "url": url, "key": key }))?;
+        let mut command = clients::command("server_api.py", &json!({ "url": url, "key": key }))?;
         command.stdin(Stdio::piped());
         let name = format!("cent-{node}-{}", key.len());
         let process = Process::spawn(&name, command, cluster.scratch.path())?;
@@ -317,7 +317,13 @@ async fn without_a_key_nothing_is_told_and_what_is_malformed_is_named() -> Resul
         ("/api/nonsense", KEY, "{}", 404, "nonsense"),
         ("/api", KEY, "{}", 404, "method not found"),
         ("/api/publish", KEY, "{", 400, "line 1 column 1"),
-        ("/api/publish", KEY, r#"{"channel":1}"#, 400, "channel"),
+        (
+            "/api/publish",
+            KEY,
+            r#"{"channel":1}"#,
+            400,
+            "expected a string",
+        ),
         (
             "/api/publish",
             KEY,

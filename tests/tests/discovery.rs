@@ -7,7 +7,6 @@ use causeway_tests::harness::{
     node::{self, Node},
     redis::Redis,
     scratch::Scratch,
-    wait,
 };
 use serde_json::json;
 
@@ -50,14 +49,7 @@ async fn nodes_are_backends_as_long_as_they_are_there() -> Result<()> {
     first.drain();
     second.kill().await?;
     for id in ["n1", "n2"] {
-        wait::until("the backend to leave", wait::SOON, async || {
-            let backends = http::get(edge.admin, "/backends").await.ok()?.text();
-            let backends: serde_json::Value = serde_json::from_str(&backends).ok()?;
-            let known = backends.to_string().contains(&format!("\"{id}\""));
-            let leaving = backends.to_string().contains("leaving");
-            (!known || leaving).then_some(())
-        })
-        .await?;
+        edge.backend_in_state(id, "draining").await?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(crate) trait Streams: Broker {
     /// [`Unavailable`] if the wish was taken back, or the broker has stopped.
     async fn subscribed(&self, channel: &ChannelName) -> Result<(), Unavailable>;
 
-    /// Which of several independent servers carries `channel`; see [`Deliver::interrupted`].
+    /// Which of several independent servers carries `channel`; see [`Deliver::interrupted`](crate::broker::Deliver::interrupted).
     fn shard(&self, channel: &ChannelName) -> Shard;
 
     /// Publishes an event of a channel and waits for what becomes of it.

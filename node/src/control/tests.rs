@@ -265,9 +265,14 @@ async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
         is_busy: true,
         ..Client::default()
     });
-    let _listed = other.directory.enter(id, "ann", busy);
+    let mut listed = other.directory.enter(id, "ann", busy);
+    let session = ClientId::random(other.registry.instance());
+    listed.answer_to(session);
     let input = Order::Input(Bytes::from_static(b"\xff"));
-    let given = node.control.order(Target::Client(id), input).await.unwrap();
+    let given = node.control.order(Target::Client(id), input.clone()).await;
+    assert_eq!(given.unwrap(), Given::default(), "its id is no secret");
+    let given = node.control.order(Target::Client(session), input).await;
+    let given = given.unwrap();
     assert_eq!(given, Given { taken: 0, busy: 1 });
 }
 

@@ -43,7 +43,7 @@ thread_local! {
 pub(crate) trait Side: Unpin + Send + Sync + 'static {
     type Data;
 
-    /// [`UnbufferedServerConnection::process_tls_records`], which both sides have.
+    /// `process_tls_records` of rustls, which both sides have.
     fn process<'c, 'i>(
         &'c mut self,
         incoming: &'i mut [u8],
