@@ -77,6 +77,8 @@ pub(super) struct Seat {
 struct Seats {
     free: Vec<u32>,
     made: u32,
+    /// Whether somebody has left who hears the open batch all the same, and must not hear it with a hole.
+    is_left: bool,
 }
 
 /// What a join comes to.
@@ -136,7 +138,9 @@ impl Channel {
     pub(super) fn leave(&self, seat: Seat) -> bool {
         let mut open = self.open.lock();
         // Who sits down next does so after this change, which stands before his.
-        open.seats(seat.slot).free.push(seat.index);
+        let seats = open.seats(seat.slot);
+        seats.free.push(seat.index);
+        seats.is_left = true;
         open.changes.push(Change::Leave { seat });
         !mem::replace(&mut open.listed, true)
     }
@@ -149,9 +153,9 @@ impl Channel {
     ) -> Appended {
         let mut open = self.open.lock();
         let slots = Slots {
-            plain: open.plain.any_taken(),
-            framed: open.framed.any_taken(),
-            queued: open.queued.any_taken(),
+            plain: open.plain.is_read(),
+            framed: open.framed.is_read(),
+            queued: open.queued.is_read(),
         };
         if !slots.plain && !slots.framed && !slots.queued {
             return Appended::Gathering;
@@ -186,6 +190,9 @@ impl Channel {
         let mut open = self.open.lock();
         open.listed = false;
         open.full = false;
+        for slot in [Slot::Plain, Slot::Framed, Slot::Queued] {
+            open.seats(slot).is_left = false;
+        }
         Taken {
             batch: mem::take(&mut open.batch),
             changes: mem::take(&mut open.changes),
@@ -234,5 +241,10 @@ impl Seats {
 
     fn any_taken(&self) -> bool {
         self.free.len() < self.made as usize
+    }
+
+    /// Whether anybody gets what is appended to the open batch.
+    fn is_read(&self) -> bool {
+        self.is_left || self.any_taken()
     }
 }

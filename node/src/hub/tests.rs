@@ -588,6 +588,7 @@ async fn nothing_gathers_for_a_channel_without_members() {
     let (hub, _) = stopped(fanout(), &["a"]);
     drop(hub.join(&name("a"), Member::Queue(queue())));
     hub.take_listed();
+    hub.channels.read()["a"].take(); // Until its round who has left hears the batch, without a hole.
     publish(&hub, "a", "x");
     assert!(hub.channels.read()["a"].take().batch.is_empty());
 }
