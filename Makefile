@@ -3,6 +3,7 @@
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
+# make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
 # make swaps       100 exchanges of certificates under 2,000 wss tunnels and constant handshakes (SWAPS=, TUNNELS=)
 # make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
@@ -20,7 +21,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults siege swaps h2spec clients conformance bench micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege swaps h2spec clients conformance bench micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -54,6 +55,10 @@ ROUNDS ?= 10
 HOLD ?= 10
 faults: deps programs
 	CAUSEWAY_ROUNDS=$(ROUNDS) CAUSEWAY_HOLD=$(HOLD) $(CARGO) test --locked --workspace --test faults -- --nocapture
+
+MINUTES ?= 30
+chaos: deps programs
+	CAUSEWAY_MINUTES=$(MINUTES) CAUSEWAY_SEED=$(SEED) $(CARGO) test --locked --workspace --test chaos -- --nocapture
 
 ATTACKERS ?= 9000
 siege: deps programs

@@ -75,10 +75,16 @@ impl Connection {
             .await
             .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
-        Ok(Self {
+        Ok(Self::of(stream))
+    }
+
+    /// Takes one that is open, and of which nothing has been read.
+    #[must_use]
+    pub fn of(stream: TcpStream) -> Self {
+        Self {
             stream,
             unread: BytesMut::new(),
-        })
+        }
     }
 
     /// Sends bytes as they are.

@@ -1,6 +1,7 @@
-//! A private `redis-server` that keeps nothing on disk.
+//! A private `redis-server` that keeps nothing on disk, or all it is given.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
@@ -20,10 +21,20 @@ use crate::harness::{
 /// How often another port is tried when somebody took the first between our look and Redis's bind.
 const PORTS_TRIED: u32 = 5;
 
+/// What a Redis that is killed has when it is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// Nothing.
+    Nothing,
+    /// Everything that it has acknowledged, in its directory, which no other one may have.
+    Everything,
+}
+
 /// A running Redis, which may be killed and started again on its port.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
+    keeps: Keeps,
     directory: PathBuf,
     address: SocketAddr,
 }
@@ -35,13 +46,23 @@ impl Redis {
     ///
     /// It is not installed, or does not start.
     pub async fn start(host: Ipv4Addr, directory: &Path) -> Result<Self> {
+        Self::start_that(Keeps::Nothing, host, directory).await
+    }
+
+    /// The same, and says what it keeps.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed, or does not start.
+    pub async fn start_that(keeps: Keeps, host: Ipv4Addr, directory: &Path) -> Result<Self> {
         let mut last = None;
         for _ in 0..PORTS_TRIED {
             let address = free_port(host)?;
-            match launch(directory, address).await {
+            match launch(directory, address, keeps).await {
                 Ok(process) => {
                     return Ok(Self {
                         process,
+                        keeps,
                         directory: directory.to_owned(),
                         address,
                     });
@@ -58,7 +79,24 @@ impl Redis {
     ///
     /// It does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.directory, self.address).await?;
+        self.process = launch(&self.directory, self.address, self.keeps).await?;
+        Ok(())
+    }
+
+    /// Drops what it keeps, between [`Redis::kill`] and [`Redis::restart`].
+    ///
+    /// # Errors
+    ///
+    /// It cannot be removed.
+    pub fn forget(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                fs::remove_dir_all(path)?;
+            } else if path.extension().is_some_and(|extension| extension == "rdb") {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(())
     }
 
@@ -121,7 +159,7 @@ impl Redis {
     }
 }
 
-async fn launch(directory: &Path, address: SocketAddr) -> Result<Process> {
+async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<Process> {
     let mut command = Command::new(programs::installed(&["redis-server"])?);
     command.args([
         "--bind",
@@ -131,7 +169,13 @@ async fn launch(directory: &Path, address: SocketAddr) -> Result<Process> {
         "--save",
         "",
         "--appendonly",
-        "no",
+        match keeps {
+            Keeps::Nothing => "no",
+            Keeps::Everything => "yes",
+        },
+        // A replica that comes is served at once.
+        "--repl-diskless-sync-delay",
+        "0",
     ]);
     command.arg("--dir").arg(directory);
     let mut process = Process::spawn("redis", command, directory)?;

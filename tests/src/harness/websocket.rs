@@ -88,6 +88,12 @@ impl WebSocket {
         Ok(Self { stream, handshake })
     }
 
+    /// The stream itself, for who reads and writes as he likes.
+    #[must_use]
+    pub fn into_stream(self) -> WebSocketStream<TcpStream> {
+        self.stream
+    }
+
     /// The node that took it, by its `Causeway-Node` header.
     #[must_use]
     pub fn node(&self) -> &str {

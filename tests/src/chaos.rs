@@ -1,0 +1,210 @@
+//! `make chaos`: nodes, Redis and the wires between them fail, under load, and a checker compares what was acknowledged with what
+//! each client saw.
+//!
+//! ```text
+//! publishers ─HTTP API─▶ three nodes ◀─wires that fail─▶ redis, and a replica that lags
+//!      └──── sent, acked ──▶ checker ◀── seen, told ──── clients that come back
+//! ```
+//! [`faults`] are chosen by a seed, [`scene`] is what they happen to, [`wire`] what lies between, [`clients`] and [`publishers`]
+//! say to the [`record`] what they see, and the [`checker`] finds what must not be. A [`report`] is for people.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+pub mod checker;
+pub mod clients;
+pub mod faults;
+pub mod publishers;
+pub mod record;
+pub mod report;
+pub mod scene;
+pub mod violation;
+pub mod wire;
+
+use checker::Position;
+use clients::{Client, Wish};
+use faults::{Havoc, Schedule};
+use publishers::Publisher;
+use record::Record;
+use report::Report;
+use scene::Scene;
+
+/// Channels that keep more than anybody misses.
+const DEEP_CHANNELS: usize = 8;
+
+/// Channels that keep so little that who is away for long cannot recover.
+const SHALLOW_CHANNELS: usize = 4;
+
+/// How many clients there are.
+const CLIENTS: usize = 48;
+
+/// How many channels each of them follows.
+const FOLLOWS: usize = 3;
+
+/// How often the checker looks for what is overdue.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// For what this program was late, clients and nodes get so many times as long.
+const SLACK: u32 = 4;
+
+/// For how long that counts.
+const SLACK_FOR: Duration = Duration::from_secs(10);
+
+/// For everybody to have everything once all is well again.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// For people who look for its files.
+    pub name: String,
+    /// How long there are faults.
+    pub lasts: Duration,
+    /// What the schedule, the victims and all other choices follow from.
+    pub seed: u64,
+    /// Messages a second, of all publishers together, while they are answered.
+    pub rate: u32,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// The harness failed. What the programs did wrong is in the report.
+pub async fn run(plan: &Plan) -> Result<Report> {
+    let mut scene = Scene::start(&plan.name).await?;
+    let channels = channels();
+    let mut dice = fastrand::Rng::with_seed(plan.seed);
+    let follows: Vec<Vec<usize>> = (0..CLIENTS)
+        .map(|_| dice.choose_multiple(0..channels.len(), FOLLOWS))
+        .collect();
+    let record = Arc::new(Record::new(channels, &follows));
+    let nodes: Vec<_> = scene.nodes.iter().map(|node| node.address).collect();
+
+    let mut clients = JoinSet::new();
+    let mut wishes = Vec::new();
+    for (number, follows) in follows.into_iter().enumerate() {
+        let (wish, watched) = watch::channel(Wish::Listen);
+        wishes.push(wish);
+        let client = Client {
+            number,
+            follows,
+            nodes: nodes.clone(),
+            record: Arc::clone(&record),
+            wish: watched,
+            dice: dice.fork(),
+        };
+        clients.spawn(client.live());
+    }
+    let (goes_on, watched) = watch::channel(true);
+    let ids = Arc::new(AtomicU64::new(1));
+    let mut publishers = JoinSet::new();
+    for channel in 0..record.channels() {
+        let publisher = Publisher {
+            channel,
+            nodes: nodes.clone(),
+            record: Arc::clone(&record),
+            ids: Arc::clone(&ids),
+            interval: Duration::from_secs(record.channels() as u64) / plan.rate.max(1),
+            goes_on: watched.clone(),
+            dice: dice.fork(),
+        };
+        publishers.spawn(async move { (channel, publisher.publish().await) });
+    }
+    let mut looking = JoinSet::new();
+    let (stall_max, stalled) = watch::channel(Duration::ZERO);
+    looking.spawn(look(Arc::clone(&record), stall_max));
+
+    let began = Instant::now();
+    let mut schedule = Schedule::new(plan.seed);
+    let mut counts = BTreeMap::new();
+    let mut havoc = Havoc {
+        scene: &mut scene,
+        record: &record,
+        wishes: &wishes,
+        dice: dice.fork(),
+        lost_writes: 0,
+    };
+    sleep(Duration::from_secs(1)).await;
+    while began.elapsed() < plan.lasts {
+        let slot = schedule.next_slot();
+        havoc.inflict(&slot.kinds).await?;
+        for kind in slot.kinds {
+            *counts.entry(kind).or_insert(0) += 1;
+        }
+        sleep(slot.calm).await;
+    }
+    let lost_writes = havoc.lost_writes;
+    let (lasted, quiet) = (began.elapsed(), Instant::now());
+
+    goes_on.send_replace(false);
+    let mut marks: BTreeMap<usize, Position> = BTreeMap::new();
+    while let Some(ended) = publishers.join_next().await {
+        let (channel, mark) = ended.context("a publisher panicked")?;
+        let name = || format!("in {}", record.channel(channel));
+        marks.insert(channel, mark.with_context(name)?);
+    }
+    let marks: Vec<Position> = marks.into_values().collect();
+    let deadline = Instant::now() + SETTLE;
+    while !record.checker().unsettled(&marks).is_empty() && Instant::now() < deadline {
+        sleep(LOOK).await;
+    }
+    let settled_after = quiet.elapsed();
+    record.checker().finish(&marks, record.now());
+    for wish in &wishes {
+        wish.send_replace(Wish::End);
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.context("a client panicked")?;
+    }
+    looking.shutdown().await;
+    let (tally, checker) = (record.tally().clone(), record.checker());
+    Ok(Report {
+        seed: plan.seed,
+        lasted,
+        faults: counts,
+        tally,
+        counts: checker.counts.clone(),
+        epochs: checker.epochs(),
+        lost_writes,
+        settled_after,
+        stall_max: *stalled.borrow(),
+        violations: checker.violations().to_vec(),
+        violations_count: checker.violations_count(),
+        errors: scene.errors(),
+    })
+}
+
+fn channels() -> Vec<String> {
+    let deep = (0..DEEP_CHANNELS).map(|number| format!("deep:{number}"));
+    let shallow = (0..SHALLOW_CHANNELS).map(|number| format!("shallow:{number}"));
+    deep.chain(shallow).collect()
+}
+
+/// Has the checker look, and notes how late that is: then everything else is late too.
+async fn look(record: Arc<Record>, stall_max: watch::Sender<Duration>) {
+    let mut stalls: Vec<(Instant, Duration)> = Vec::new();
+    let mut next = Instant::now() + LOOK;
+    loop {
+        sleep_until(next).await;
+        let now = Instant::now();
+        let stall = now - next;
+        next = now + LOOK;
+        stall_max.send_modify(|max| *max = stall.max(*max));
+        stalls.retain(|(at, _)| now < *at + SLACK_FOR);
+        stalls.push((now, stall));
+        let longest = stalls.iter().map(|(_, stall)| *stall).max();
+        let slack = longest.unwrap_or_default() * SLACK;
+        record.checker().look(record.now(), slack);
+    }
+}

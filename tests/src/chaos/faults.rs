@@ -1,0 +1,373 @@
+//! What is done to the programs, in which order, and for how long: all of it follows from a seed.
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    chaos::{
+        checker::Scope,
+        clients::{Manner, Wish},
+        record::Record,
+        scene::{NODES, Scene},
+        wire::{Condition, Direction, Half},
+    },
+    harness::process::Signal,
+};
+
+/// The kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// kill -9 of a node; then a new one in its place.
+    NodeKilled,
+    /// SIGSTOP, then SIGCONT, now and then so late that its lease is over.
+    NodeStopped,
+    /// Redis killed, and started again with all its data.
+    RedisKilled,
+    /// Redis killed, and started again with nothing.
+    RedisEmptied,
+    /// `CLIENT KILL TYPE pubsub`.
+    SubscribersKilled,
+    /// The primary killed, and a replica in its place that had fallen behind.
+    PrimaryReplaced,
+    /// The wires between nodes and Redis reset, and not there for a while.
+    WireCut,
+    /// A wire on which everything takes long.
+    WireSlow,
+    /// All connections of a wire closed or mute in one direction, until somebody notices.
+    WireHalfClosed,
+    /// Clients that stay connected and do not read.
+    SlowReaders,
+    /// Clients that go, and come back.
+    ComeAndGo,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::NodeKilled,
+        Self::NodeStopped,
+        Self::RedisKilled,
+        Self::RedisEmptied,
+        Self::SubscribersKilled,
+        Self::PrimaryReplaced,
+        Self::WireCut,
+        Self::WireSlow,
+        Self::WireHalfClosed,
+        Self::SlowReaders,
+        Self::ComeAndGo,
+    ];
+
+    /// Those beside which another one may begin before they end.
+    const BESIDE_OTHERS: [Self; 3] = [Self::WireSlow, Self::SlowReaders, Self::ComeAndGo];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::NodeKilled => "node killed",
+            Self::NodeStopped => "node stopped",
+            Self::RedisKilled => "redis killed, data kept",
+            Self::RedisEmptied => "redis killed, data gone",
+            Self::SubscribersKilled => "CLIENT KILL TYPE pubsub",
+            Self::PrimaryReplaced => "primary replaced by a replica that lagged",
+            Self::WireCut => "wire cut",
+            Self::WireSlow => "wire slow",
+            Self::WireHalfClosed => "wire half-closed",
+            Self::SlowReaders => "slow readers",
+            Self::ComeAndGo => "clients that come and go",
+        };
+        f.pad(text)
+    }
+}
+
+/// Which kind comes when: each as often as any other, in an order of its own each time.
+#[derive(Debug)]
+pub struct Schedule {
+    dice: fastrand::Rng,
+    bag: Vec<Kind>,
+}
+
+/// What comes next.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// One fault, or two of which the second begins and ends while the first lasts.
+    pub kinds: Vec<Kind>,
+    /// How long nothing happens after that. Mostly longer than clients may wait for what they have missed.
+    pub calm: Duration,
+}
+
+impl Schedule {
+    /// The schedule of this seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            dice: fastrand::Rng::with_seed(seed),
+            bag: Vec::new(),
+        }
+    }
+
+    /// What comes next.
+    pub fn next_slot(&mut self) -> Slot {
+        let first = self.draw();
+        let mut kinds = vec![first];
+        if Kind::BESIDE_OTHERS.contains(&first) && self.dice.bool() {
+            kinds.push(self.draw());
+        }
+        let calm = if self.dice.u8(..8) == 0 {
+            self.dice.u64(200..1_000)
+        } else {
+            self.dice.u64(5_300..6_000)
+        };
+        Slot {
+            kinds,
+            calm: Duration::from_millis(calm),
+        }
+    }
+
+    fn draw(&mut self) -> Kind {
+        if self.bag.is_empty() {
+            self.bag.extend(Kind::ALL);
+            self.dice.shuffle(&mut self.bag);
+        }
+        self.bag.pop().unwrap_or(Kind::NodeKilled)
+    }
+}
+
+/// Who does it.
+#[derive(Debug)]
+pub struct Havoc<'a> {
+    /// To whom.
+    pub scene: &'a mut Scene,
+    /// Where it is noted.
+    pub record: &'a Record,
+    /// What the clients are to do.
+    pub wishes: &'a [watch::Sender<Wish>],
+    /// Chooses victims and times.
+    pub dice: fastrand::Rng,
+    /// Acknowledged writes that were lost with a primary.
+    pub lost_writes: u64,
+}
+
+/// A fault that has begun.
+#[derive(Debug)]
+pub struct UnderWay {
+    kind: Kind,
+    number: u64,
+    lasts: Duration,
+    /// The nodes, or the clients.
+    victims: Vec<usize>,
+}
+
+impl Havoc<'_> {
+    /// Has these faults begin, one after the other, and end in the opposite order.
+    ///
+    /// # Errors
+    ///
+    /// The harness failed, not the programs.
+    pub async fn inflict(&mut self, kinds: &[Kind]) -> Result<()> {
+        let mut under_way = Vec::new();
+        for kind in kinds {
+            let begun = self.begin(*kind).await;
+            under_way.push(begun.with_context(|| format!("cannot begin: {kind}"))?);
+        }
+        while let Some(fault) = under_way.pop() {
+            sleep(fault.lasts).await;
+            let kind = fault.kind;
+            let ended = self.end(fault).await;
+            ended.with_context(|| format!("cannot end: {kind}"))?;
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, kind: Kind) -> Result<UnderWay> {
+        let node = self.dice.usize(..NODES);
+        let mut victims = vec![node];
+        let mut millis = 0;
+        let mut more = String::new();
+        match kind {
+            Kind::NodeKilled | Kind::WireHalfClosed => millis = self.dice.u64(200..2_000),
+            Kind::NodeStopped => {
+                millis = self.dice.u64(500..3_500);
+                if self.dice.u8(..5) == 0 {
+                    millis += 7_000;
+                }
+            }
+            Kind::RedisKilled | Kind::RedisEmptied => millis = self.dice.u64(200..2_000),
+            Kind::SubscribersKilled => {}
+            Kind::PrimaryReplaced => millis = self.dice.u64(200..1_000),
+            Kind::WireCut => {
+                millis = self.dice.u64(200..2_500);
+                if self.dice.u8(..4) == 0 {
+                    victims = (0..NODES).collect();
+                }
+            }
+            Kind::WireSlow => millis = self.dice.u64(1_000..3_500),
+            Kind::SlowReaders => {
+                millis = self.dice.u64(3_000..5_000);
+                victims = self.some_clients(6);
+            }
+            Kind::ComeAndGo => {
+                millis = self.dice.u64(200..3_000);
+                victims = self.some_clients(self.wishes.len() / 3);
+            }
+        }
+        let (mut delay, mut half) = (Duration::ZERO, (Direction::Back, Half::Closed));
+        match kind {
+            Kind::WireSlow => {
+                delay = Duration::from_millis(self.dice.u64(50..500));
+                more = format!(", {delay:?}");
+            }
+            Kind::WireHalfClosed => {
+                half = (
+                    self.dice
+                        .choice([Direction::There, Direction::Back])
+                        .unwrap_or(Direction::Back),
+                    self.dice
+                        .choice([Half::Closed, Half::Mute])
+                        .unwrap_or(Half::Closed),
+                );
+                more = format!(", {half:?}");
+                millis = 0;
+            }
+            _ => {}
+        }
+        let scopes = match kind {
+            Kind::RedisKilled
+            | Kind::RedisEmptied
+            | Kind::SubscribersKilled
+            | Kind::PrimaryReplaced => vec![Scope::Everyone],
+            Kind::SlowReaders => victims.iter().copied().map(Scope::Client).collect(),
+            Kind::ComeAndGo => Vec::new(),
+            _ => victims.iter().copied().map(Scope::Node).collect(),
+        };
+        let label = match kind {
+            Kind::SlowReaders | Kind::ComeAndGo => format!("{kind}: {victims:?}"),
+            _ if scopes == [Scope::Everyone] => format!("{kind}{more}"),
+            _ => {
+                let nodes: Vec<usize> = victims.iter().map(|node| node + 1).collect();
+                format!("{kind}: nodes {nodes:?}{more}")
+            }
+        };
+        let number = self.record.fault_began(label, scopes);
+        match kind {
+            Kind::NodeKilled => self.scene.nodes[node].kill().await?,
+            Kind::NodeStopped => self.scene.nodes[node].process.signal(Signal::Stop),
+            Kind::RedisKilled | Kind::RedisEmptied => self.scene.primary.kill().await?,
+            Kind::SubscribersKilled => {
+                let primary = &self.scene.primary;
+                primary.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await?;
+            }
+            Kind::PrimaryReplaced => {
+                self.scene.hold_replication();
+                sleep(Duration::from_millis(self.dice.u64(200..1_200))).await;
+                self.scene.lose_primary().await?;
+            }
+            Kind::WireCut => {
+                for node in &victims {
+                    self.scene.wires[*node].set(Condition::Cut);
+                }
+            }
+            Kind::WireSlow => self.scene.wires[node].set(Condition::Slow(delay)),
+            Kind::WireHalfClosed => self.scene.wires[node].half_close(half.0, half.1),
+            Kind::SlowReaders => self.wish(&victims, |_| Wish::Dawdle),
+            Kind::ComeAndGo => self.wish(&victims, |dice| {
+                Wish::Away(if dice.bool() {
+                    Manner::Closing
+                } else {
+                    Manner::Vanishing
+                })
+            }),
+        }
+        Ok(UnderWay {
+            kind,
+            number,
+            lasts: Duration::from_millis(millis),
+            victims,
+        })
+    }
+
+    async fn end(&mut self, fault: UnderWay) -> Result<()> {
+        let victims = fault.victims;
+        match fault.kind {
+            Kind::NodeKilled => self.scene.nodes[victims[0]].restart().await?,
+            Kind::NodeStopped => self.scene.nodes[victims[0]]
+                .process
+                .signal(Signal::Continue),
+            Kind::RedisKilled => self.scene.primary.restart().await?,
+            Kind::RedisEmptied => {
+                self.scene.primary.forget()?;
+                self.scene.primary.restart().await?;
+            }
+            Kind::PrimaryReplaced => {
+                self.lost_writes += self.count_lost_writes().await?;
+                self.scene.promote_replica().await?;
+            }
+            Kind::WireCut | Kind::WireSlow => {
+                for node in &victims {
+                    self.scene.wires[*node].set(Condition::Whole);
+                }
+            }
+            Kind::SlowReaders | Kind::ComeAndGo => self.wish(&victims, |_| Wish::Listen),
+            Kind::SubscribersKilled | Kind::WireHalfClosed => {}
+        }
+        self.record.fault_ended(fault.number);
+        match fault.kind {
+            Kind::PrimaryReplaced => self.scene.replace_replica().await,
+            Kind::RedisKilled | Kind::RedisEmptied => self.scene.replicating().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Acknowledged messages that the replica does not have.
+    async fn count_lost_writes(&self) -> Result<u64> {
+        let mut lost = 0;
+        for channel in 0..self.record.channels() {
+            let key = format!("causeway:me:{{{}}}", self.record.channel(channel));
+            let has = self.scene.replica.cli(&["HGET", &key, "offset"]).await?;
+            let has = has.parse().unwrap_or(0);
+            lost += self.record.checker().acked_last_behind(channel, has);
+        }
+        Ok(lost)
+    }
+
+    fn some_clients(&mut self, count: usize) -> Vec<usize> {
+        let mut clients: Vec<usize> = (0..self.wishes.len()).collect();
+        self.dice.shuffle(&mut clients);
+        clients.truncate(count);
+        clients.sort_unstable();
+        clients
+    }
+
+    fn wish(&mut self, clients: &[usize], mut wish: impl FnMut(&mut fastrand::Rng) -> Wish) {
+        for client in clients {
+            self.wishes[*client].send_replace(wish(&mut self.dice));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_seed_makes_one_schedule_in_which_all_kinds_are_alike() {
+        let slots = |seed| {
+            let mut schedule = Schedule::new(seed);
+            let slots: Vec<Slot> = (0..220).map(|_| schedule.next_slot()).collect();
+            slots
+        };
+        assert_eq!(slots(7), slots(7));
+        assert_ne!(slots(7), slots(8));
+        let mut counts = BTreeMap::new();
+        for kind in slots(7).into_iter().flat_map(|slot| slot.kinds) {
+            *counts.entry(kind).or_insert(0) += 1;
+        }
+        assert_eq!(counts.len(), Kind::ALL.len());
+        let (min, max) = (counts.values().min(), counts.values().max());
+        assert!(max.unwrap() - min.unwrap() <= 1, "{counts:?}");
+    }
+}
