@@ -35,6 +35,7 @@ mod beat;
 mod client;
 mod connect;
 mod failure;
+mod info;
 mod news;
 mod orders;
 mod publish;

@@ -112,6 +112,8 @@ pub(crate) struct Feeds {
     /// By their names on the wire.
     feeds: RwLock<HashMap<ChannelName, Arc<Feed>>>,
     feeds_made: AtomicU64,
+    /// Feeds that have ended with members in them.
+    announced: AtomicU64,
     due: Mutex<Due>,
     changed: Notify,
 }
@@ -135,6 +137,7 @@ impl Feeds {
             broker: OnceLock::new(),
             feeds: RwLock::default(),
             feeds_made: AtomicU64::new(0),
+            announced: AtomicU64::new(0),
             due: Mutex::default(),
             changed: Notify::new(),
         })
@@ -241,6 +244,12 @@ impl Feeds {
         let read = (Instant::now(), Arc::clone(feed));
         self.due.lock().reads.push_back(read);
         self.changed.notify_one();
+    }
+
+    /// How many feeds have ended although they had members, who were told so. If it is the same number as
+    /// before, no [`Membership`] has ended meanwhile that had not before.
+    pub(crate) fn announced(&self) -> u64 {
+        self.announced.load(Ordering::Acquire)
     }
 
     fn next_read(&self) -> Option<(Instant, Arc<Feed>)> {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -46,7 +47,7 @@ impl Presence {
         Arc::new(Self { registry })
     }
 
-    /// Puts a client on the list of `channel`, where it must not be yet.
+    /// Puts a client on the list of `channel`, where it is until as many have been dropped as were returned.
     pub(crate) fn enter(
         &self,
         channel: &ChannelName,
@@ -98,8 +99,8 @@ impl Present {
     }
 
     /// Waits until others can see it on the list, or for as long as `patience`; whether they can.
-    pub(crate) async fn seen(&self, patience: std::time::Duration) -> bool {
-        self.entered.seen(patience).await
+    pub(crate) fn seen(&self, patience: Duration) -> impl Future<Output = bool> + Send + use<> {
+        self.entered.seen(patience)
     }
 }
 

@@ -272,13 +272,14 @@ impl UserWatch for Registry {
 
 impl Entered {
     /// Waits until others can see it, or for as long as `patience`; whether they can.
-    pub(crate) async fn seen(&self, patience: Duration) -> bool {
-        self.shard.settled(self.place, patience).await
+    pub(crate) fn seen(&self, patience: Duration) -> impl Future<Output = bool> + Send + use<> {
+        let (shard, place) = (Arc::clone(&self.shard), self.place);
+        async move { shard.settled(place, patience).await }
     }
 
     /// Changes what stands there.
     pub(crate) fn change(&mut self, value: Value) {
-        self.place = self.shard.enter(self.slot.clone(), value);
+        self.place = self.shard.change(&self.slot, value);
     }
 }
 

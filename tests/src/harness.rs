@@ -23,6 +23,7 @@ pub mod process;
 pub mod programs;
 pub mod redis;
 pub mod scratch;
+pub mod server_api;
 pub mod settings;
 pub mod site;
 pub mod subscriber;

@@ -36,7 +36,6 @@ use crate::metrics::Counted;
 use crate::metrics::DropReason;
 use crate::metrics::Transport;
 use crate::presence::Present;
-use crate::protocol::ClientInfo;
 use crate::protocol::Command;
 use crate::protocol::ErrorCode;
 use crate::protocol::Outcome;
@@ -282,19 +281,6 @@ impl ChannelClient {
             is_subscribed: state.subscription(channel).is_some(),
         };
         Ok(decide(asking))
-    }
-
-    /// What others in a channel are told of the client.
-    pub(super) fn info_in(&self, channel: &ChannelName) -> Result<ClientInfo, Failure> {
-        let mut state = self.state.lock();
-        let chan_info = state.subscription(channel).map(|one| one.info.clone());
-        let identity = state.identity()?;
-        Ok(ClientInfo {
-            user: identity.user.to_string(),
-            client: self.id.to_string(),
-            conn_info: identity.info.clone(),
-            chan_info: chan_info.unwrap_or_default(),
-        })
     }
 
     /// Lets `ask` ask the backend about this client.

@@ -47,12 +47,8 @@ impl ChannelClient {
         if *grant.user != *user {
             return Err(Disconnect::INVALID_TOKEN.into()); // It is somebody else's.
         }
-        {
-            let mut state = self.state.lock();
-            let identity = state.identity()?;
-            identity.expire_at = grant.expire_at;
-            identity.info = grant.info;
-        }
+        self.state.lock().identity()?.expire_at = grant.expire_at;
+        self.change_info(grant.info);
         self.note_expiry();
         let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
         let result = RefreshResult {
@@ -90,6 +86,7 @@ impl ChannelClient {
             debug!(client = %self.id, %channel, %error, "a newer token was refused");
             failure::of_subscription_token(&error)
         })?;
+        self.change_info_in(&channel, grant.info);
         self.prolong_subscription(&channel, grant.expire_at);
         let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
         self.reply(id, Outcome::SubRefresh(SubRefreshResult { expires, ttl }));
@@ -166,6 +163,7 @@ impl ChannelClient {
             let asker = self.asker(&client, &standing.user, &standing.meta);
             match hooks.sub_refresh(&asker, channel.as_str()).await {
                 Ok(Refreshed::For(grant)) => {
+                    self.change_info_in(channel, grant.info.unwrap_or_default());
                     return self.prolong_subscription(channel, grant.expire_at);
                 }
                 Err(_) if is_patient(expire_at, now) => return,
@@ -177,11 +175,7 @@ impl ChannelClient {
     }
 
     fn prolong_by_hook(&self, grant: RefreshGrant) {
-        if let Some(info) = grant.info
-            && let Ok(identity) = self.state.lock().identity()
-        {
-            identity.info = info;
-        }
+        self.change_info(grant.info.unwrap_or_default());
         self.prolong(grant.expire_at);
     }
 

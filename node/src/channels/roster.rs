@@ -161,6 +161,15 @@ impl Roster {
             .sum()
     }
 
+    /// The clients of one stride; `None` behind the last.
+    fn stride(&self, begin: usize) -> Option<Vec<Arc<ChannelClient>>> {
+        let list = self.list.lock();
+        let end = list.entries.len().min(begin + STRIDE);
+        let stride = list.entries.get(begin..end);
+        let stride = stride.filter(|stride| !stride.is_empty())?.iter().flatten();
+        Some(stride.map(|entry| Arc::clone(&entry.client)).collect())
+    }
+
     /// What is to be done about the clients of one stride; `None` behind the last.
     fn look(&self, begin: usize, look: &Look) -> Option<Vec<(Arc<ChannelClient>, Due)>> {
         let mut list = self.list.lock();
@@ -213,12 +222,29 @@ pub(super) async fn sweep(
 ) {
     let mut looks = time::interval(interval(pings));
     looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    let mut announced = 0;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             now = looks.tick() => sweep_once(clients, now).await,
         }
+        let announced_now = clients.feeds.announced();
+        if announced != announced_now {
+            announced = announced_now;
+            leave_ended(clients).await;
+        }
+    }
+}
+
+/// Gives up the seats of feeds that have ended. That is rare, so all clients are asked and no seat is listed
+/// anywhere.
+async fn leave_ended(clients: &ChannelClients) {
+    let mut begin = 0;
+    while let Some(stride) = clients.roster.stride(begin) {
+        stride.iter().for_each(|client| client.leave_ended());
+        begin += STRIDE;
+        task::yield_now().await;
     }
 }
 

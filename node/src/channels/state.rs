@@ -225,12 +225,38 @@ impl<S: Ending> State<S> {
         }
     }
 
+    /// Ends the subscriptions that have ended by themselves.
+    pub(super) fn leave_ended(&mut self) -> Vec<Box<Subscription<S>>> {
+        let has_ended = |_: &ChannelName, place: &mut Place<S>| match place {
+            Place::Heard(subscription) => subscription.seat.has_ended(),
+            Place::Reserved(_) => false,
+        };
+        let ended = self.places.extract_if(has_ended);
+        let left = ended.filter_map(|(_, place)| match place {
+            Place::Heard(subscription) => Some(subscription),
+            Place::Reserved(_) => None,
+        });
+        let left = left.collect();
+        self.give_room_back();
+        left
+    }
+
     /// The subscription to `channel`, if the client hears it.
     pub(super) fn subscription(&mut self, channel: &ChannelName) -> Option<&mut Subscription<S>> {
         match self.places.get_mut(channel)? {
             Place::Heard(subscription) if !subscription.seat.has_ended() => Some(subscription),
             _ => None,
         }
+    }
+
+    /// All that the client hears.
+    pub(super) fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<S>> {
+        self.places.values_mut().filter_map(|place| match place {
+            Place::Heard(subscription) if !subscription.seat.has_ended() => {
+                Some(&mut **subscription)
+            }
+            _ => None,
+        })
     }
 
     /// Channels that the client hears and whose time is over at `now`.

@@ -187,10 +187,11 @@ impl ChannelClient {
             ErrorCode::Internal
         })?;
         let present = self.present(&wish);
+        let seen = present.as_ref().map(|present| present.seen(SEEN_WITHIN));
         let subscription = Subscription {
             seat: Seat {
                 membership,
-                present: None,
+                present,
             },
             info: wish.grant.info.clone(),
             expire_at: wish.grant.expire_at,
@@ -205,14 +206,22 @@ impl ChannelClient {
             return Ok(());
         }
         self.note_expiry();
-        if let Some(present) = present {
-            present.seen(SEEN_WITHIN).await;
-            let mut state = self.state.lock();
-            if let Some(subscription) = state.subscription(channel) {
-                subscription.seat.present = Some(present);
-            }
+        if self.state.lock().subscription(channel).is_none() {
+            self.leave_ended(); // The feed has ended before the seat was there to be found.
+        }
+        if let Some(seen) = seen {
+            seen.await;
         }
         Ok(())
+    }
+
+    /// Gives up the seats of feeds that have ended, of which the client was told.
+    pub(super) fn leave_ended(&self) {
+        let left = self.state.lock().leave_ended();
+        if !left.is_empty() {
+            drop(left);
+            self.note_expiry();
+        }
     }
 
     /// Puts the client on the channel's list, if it has one.

@@ -400,6 +400,7 @@ impl Feed {
         }
         warn!(channel = %self.channel, %lost, "members of the channel are told to start over");
         feeds.metrics.gaps_announced.inc();
+        feeds.announced.fetch_add(1, Ordering::Release);
         let push = Push::unsubscribe(self.channel.as_str(), UnsubscribeCode::InsufficientState);
         feeds.hub.deliver_last(&self.seats, &push);
         self.changed.notify_waiters();

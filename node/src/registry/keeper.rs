@@ -230,7 +230,7 @@ impl Keeper {
                 continue;
             }
             if self.shard.look(Ledger::is_idle) {
-                self.shard.change().await;
+                self.shard.wait_for_change().await;
             }
         }
     }

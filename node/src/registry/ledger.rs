@@ -89,7 +89,8 @@ pub(super) struct Ledger {
 struct Entry {
     /// What is wanted, or was last.
     value: Value,
-    is_wanted: bool,
+    /// How many want it there: who comes again may do so before its last going is noticed.
+    holders: u32,
     standing: Standing,
     place: Option<u64>,
     is_under_way: bool,
@@ -111,12 +112,19 @@ enum Standing {
     Unknown,
 }
 
+impl Entry {
+    fn is_wanted(&self) -> bool {
+        0 < self.holders
+    }
+}
+
 impl Ledger {
-    /// Wants `value` in `slot`. Returns the place after the wish, for [`is_settled`](Self::is_settled).
+    /// Wants `value` in `slot`, until as many have [left](Self::leave) as have entered. Returns the place after
+    /// the wish, for [`is_settled`](Self::is_settled).
     pub(super) fn enter(&mut self, slot: Slot, value: Value) -> u64 {
         let entry = self.entries.entry(slot.clone()).or_insert_with(|| Entry {
             value: Value::default(),
-            is_wanted: false,
+            holders: 0,
             standing: Standing::Nothing,
             place: None,
             is_under_way: false,
@@ -126,15 +134,24 @@ impl Ledger {
             may_be_put: false,
         });
         entry.value = value;
-        entry.is_wanted = true;
+        entry.holders += 1;
         self.settle(&slot);
         self.end()
     }
 
-    /// Wants nothing in `slot` any more.
+    /// Wants `value` where somebody has entered and not left. Returns the place after the wish.
+    pub(super) fn change(&mut self, slot: &Slot, value: Value) -> u64 {
+        if let Some(entry) = self.entries.get_mut(slot) {
+            entry.value = value;
+            self.settle(slot);
+        }
+        self.end()
+    }
+
+    /// One of those who have entered wants nothing in `slot` any more.
     pub(super) fn leave(&mut self, slot: &Slot) {
         if let Some(entry) = self.entries.get_mut(slot) {
-            entry.is_wanted = false;
+            entry.holders = entry.holders.saturating_sub(1);
             self.settle(slot);
         }
     }
@@ -172,7 +189,7 @@ impl Ledger {
             entry.place = None;
             entry.is_under_way = true;
             batch.push(Write {
-                put: entry.is_wanted.then(|| entry.value.clone()),
+                put: entry.is_wanted().then(|| entry.value.clone()),
                 slot,
                 place,
                 era: self.era,
@@ -231,7 +248,7 @@ impl Ledger {
         self.era += 1;
         // What stands under a lapsed lease for a user is the sweeper's; a member's slot is overwritten.
         self.entries.retain(|slot, entry| {
-            let keep = entry.is_wanted || entry.is_under_way || matches!(slot, Slot::Member(..));
+            let keep = entry.is_wanted() || entry.is_under_way || matches!(slot, Slot::Member(..));
             if !keep && let Some(place) = entry.place {
                 self.unsettled.remove(&place);
             }
@@ -254,7 +271,7 @@ impl Ledger {
         for (slot, entry) in self.entries.range(first..) {
             match slot {
                 Slot::Member(name, client) if name == channel => {
-                    if entry.is_wanted {
+                    if entry.is_wanted() {
                         members.push((*client, entry.value.info.clone()));
                     }
                 }
@@ -267,7 +284,7 @@ impl Ledger {
     /// Whether this node holds clients of `user`.
     pub(super) fn holds(&self, user: &str) -> bool {
         let entry = self.entries.get(&Slot::User(user.into()));
-        entry.is_some_and(|entry| entry.is_wanted)
+        entry.is_some_and(Entry::is_wanted)
     }
 
     fn finish(&mut self, write: &Write) -> Option<&mut Entry> {
@@ -283,8 +300,8 @@ impl Ledger {
             return;
         };
         let is_fulfilled = match &entry.standing {
-            Standing::Nothing => !entry.is_wanted,
-            Standing::Value(value) => entry.is_wanted && *value == entry.value,
+            Standing::Nothing => !entry.is_wanted(),
+            Standing::Value(value) => entry.is_wanted() && *value == entry.value,
             Standing::Unknown => false,
         };
         let is_unsettled = !is_fulfilled && !entry.is_under_way;
@@ -300,7 +317,7 @@ impl Ledger {
             }
             _ => {}
         }
-        if !entry.is_wanted && is_fulfilled && !entry.is_under_way {
+        if !entry.is_wanted() && is_fulfilled && !entry.is_under_way {
             self.entries.remove(slot);
         }
     }

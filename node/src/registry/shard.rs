@@ -52,14 +52,21 @@ impl Shard {
         }
     }
 
-    /// Wants `value` in `slot`; returns the place of the wish.
+    /// Wants `value` in `slot`, see [`Ledger::enter`]; returns the place of the wish.
     pub(super) fn enter(&self, slot: Slot, value: Value) -> u64 {
         let place = self.ledger.lock().enter(slot, value);
         self.on_change();
         place
     }
 
-    /// Wants nothing in `slot` any more.
+    /// Wants `value` where somebody has entered; returns the place of the wish.
+    pub(super) fn change(&self, slot: &Slot, value: Value) -> u64 {
+        let place = self.ledger.lock().change(slot, value);
+        self.on_change();
+        place
+    }
+
+    /// One of those who have entered wants nothing in `slot` any more.
     pub(super) fn leave(&self, slot: &Slot) {
         self.ledger.lock().leave(slot);
         self.on_change();
@@ -78,7 +85,7 @@ impl Shard {
     }
 
     /// Waits until something is to be written.
-    pub(super) async fn change(&self) {
+    pub(super) async fn wait_for_change(&self) {
         self.changed.notified().await;
     }
 

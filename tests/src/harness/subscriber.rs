@@ -29,11 +29,21 @@ pub struct Subscriber {
 /// A token for a client of `user`, signed with the secret of an HS256 key, for an hour.
 #[must_use]
 pub fn token(secret: &str, user: &str) -> String {
+    token_with(secret, user, json!({}))
+}
+
+/// The same with more claims, an object.
+#[must_use]
+pub fn token_with(secret: &str, user: &str, more: Value) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let expires = now.unwrap_or_default() + Duration::from_secs(3600);
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let head = part(json!({ "alg": "HS256", "typ": "JWT" }));
-    let claims = part(json!({ "sub": user, "exp": expires.as_secs() }));
+    let mut claims = json!({ "sub": user, "exp": expires.as_secs() });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        claims[name] = value.clone();
+    }
+    let claims = part(claims);
     let signed = format!("{head}.{claims}");
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
     let signature = ring::hmac::sign(&key, signed.as_bytes());

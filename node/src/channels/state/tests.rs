@@ -135,6 +135,23 @@ fn one_that_was_told_the_end_may_subscribe_again() {
 }
 
 #[test]
+fn only_what_has_ended_by_itself_is_given_up() {
+    let mut state = connected();
+    let ended = hears(&mut state, "a");
+    let goes_on = hears(&mut state, "b");
+    assert!(state.leave_ended().is_empty());
+    ended.set(true);
+    let left = state.leave_ended();
+    assert_eq!(left.len(), 1);
+    assert!(Rc::ptr_eq(&left[0].seat.ended, &ended));
+    assert!(state.leave_ended().is_empty());
+    assert!(state.subscription(&name("b")).is_some());
+    goes_on.set(true);
+    assert_eq!(state.leave_ended().len(), 1);
+    assert!(state.places.is_empty());
+}
+
+#[test]
 fn the_end_of_a_client_ends_its_subscriptions() {
     let mut state = connected();
     let ended = hears(&mut state, "a");

@@ -47,13 +47,29 @@ fn a_member_is_written_told_and_taken_out_once() {
     ledger.enter(slot.clone(), value("ann"));
     let came = Event::Came(slot.clone(), value("ann"));
     assert_eq!(carry_out(&mut ledger, true), [came]);
-    ledger.enter(slot.clone(), value("ann"));
+    ledger.change(&slot, value("ann"));
     assert!(ledger.is_idle(), "it stands there already");
     ledger.leave(&slot);
     let left = Event::Left(slot.clone(), value("ann"));
     assert_eq!(carry_out(&mut ledger, true), [left]);
     ledger.leave(&slot);
     assert!(ledger.is_idle() && ledger.entries.is_empty());
+}
+
+#[test]
+fn who_comes_again_before_its_going_is_noticed_stays() {
+    let mut ledger = Ledger::default();
+    let slot = member("a");
+    ledger.enter(slot.clone(), value("ann"));
+    carry_out(&mut ledger, true);
+    ledger.enter(slot.clone(), value("ann, again"));
+    ledger.leave(&slot);
+    assert_eq!(carry_out(&mut ledger, false), []);
+    let members = ledger.members(&channel("a"));
+    assert_eq!(members[0].1, value("ann, again").info);
+    ledger.leave(&slot);
+    let left = Event::Left(slot, value("ann, again"));
+    assert_eq!(carry_out(&mut ledger, true), [left]);
 }
 
 #[test]
@@ -85,7 +101,7 @@ fn new_information_is_written_without_news() {
     let slot = member("a");
     ledger.enter(slot.clone(), value("ann"));
     carry_out(&mut ledger, true);
-    ledger.enter(slot.clone(), value("ann, tired"));
+    ledger.change(&slot, value("ann, tired"));
     let batch = ledger.next_batch(10);
     assert_eq!(batch[0].put, Some(value("ann, tired")));
     assert_eq!(ledger.answered(batch[0].clone(), false), None);
@@ -256,7 +272,7 @@ proptest! {
         steps in proptest::collection::vec((0..7u8, 0..4usize), 0..60),
     ) {
         let slots: Vec<Slot> = (0..4).map(|_| member("a")).collect();
-        let mut wanted = BTreeSet::new();
+        let mut wanted = Vec::new();
         let mut ledger = Ledger::default();
         let mut world = World::default();
         let mut under_way = Vec::new();
@@ -264,11 +280,13 @@ proptest! {
             let slot = &slots[index];
             match step {
                 0 => {
-                    wanted.insert(slot.clone());
+                    wanted.push(slot.clone());
                     ledger.enter(slot.clone(), value("x"));
                 }
                 1 => {
-                    wanted.remove(slot);
+                    if let Some(at) = wanted.iter().position(|one| one == slot) {
+                        wanted.swap_remove(at);
+                    }
                     ledger.leave(slot);
                 }
                 2 => under_way.extend(ledger.next_batch(index)),
@@ -317,6 +335,7 @@ proptest! {
                 world.hear(event);
             }
         }
+        let wanted: BTreeSet<Slot> = wanted.into_iter().collect();
         prop_assert!(ledger.is_idle());
         prop_assert_eq!(&world.stands, &wanted);
         prop_assert_eq!(&world.believed, &wanted);
