@@ -9,7 +9,9 @@
 # make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
-# make bench       memory and CPU beside other servers (ARGS=)
+# make bench       memory, CPU and latency beside other servers (ARGS=; ARGS=--help tells)
+# make bench-rivals  what the bench compares with, from npm, PyPI, Debian and the Go module proxy, into tests/rivals
+# make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
 # make micro       what it costs to decide about one request, in nanoseconds
 # make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
@@ -21,7 +23,7 @@ CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/ins
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege swaps h2spec clients conformance bench micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -96,6 +98,15 @@ conformance: deps programs
 bench: deps
 	$(CARGO) build --release --locked --workspace --bins
 	@$(TARGET)/release/causeway-bench $(ARGS)
+
+# What one of them lacks is said and left out: the bench names who is missing.
+bench-rivals:
+	@sh tests/rivals.sh
+
+MINUTES ?= 30
+soak: deps
+	$(CARGO) build --release --locked --workspace --bins
+	@$(TARGET)/release/causeway-bench soak --minutes $(MINUTES)
 
 micro: deps
 	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 tests::cost

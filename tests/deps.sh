@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing to build and run Causeway: sh tests/deps.sh run|test
+# Installs what is missing to build and run Causeway: sh tests/deps.sh run|test|rivals
 # Says what it installs; without root it prints the command to run and ends.
 set -eu
 
@@ -26,22 +26,24 @@ fi
 
 need cmake cmake
 need "gcc libc6-dev" cc gcc clang
-if [ "$1" = test ] || [ -z "${REDIS_URL:-}${CONF:-}" ]; then
+if [ "$1" != run ] || [ -z "${REDIS_URL:-}${CONF:-}" ]; then
     need redis-server redis-server
 fi
 if [ "$1" = test ]; then
     need redis-tools redis-cli
+    need chromium chromium chromium-browser google-chrome
+    need openssl openssl
+fi
+if [ "$1" != run ]; then
     need nodejs node
     need npm npm
     # Debian has the means to make an environment in a package of its own.
     if ! python3 -c "import ensurepip, venv" >/dev/null 2>&1; then
         missing="$missing python3-venv"
     fi
-    need chromium chromium chromium-browser google-chrome
     # What the edge is compared with.
     need nginx-light nginx
     need haproxy haproxy
-    need openssl openssl
 fi
 
 if [ -z "$missing" ]; then

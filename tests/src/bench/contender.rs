@@ -1,11 +1,22 @@
 //! The servers under test: ours and their rivals, each started with the fairest settings known to us.
+//!
+//! One file for each. What has to be installed first is found by `installed`, and named where it is missing.
 
-mod causeway;
-mod haproxy;
-mod nginx;
-mod pingora;
-mod tungstenite;
-mod ws;
+pub(crate) mod causeway;
+pub(crate) mod centrifugo;
+pub(crate) mod envoy;
+pub(crate) mod haproxy;
+pub(crate) mod http_proxy;
+mod installed;
+pub(crate) mod nchan;
+pub(crate) mod nginx;
+pub(crate) mod pingora;
+pub(crate) mod socketio;
+pub(crate) mod sockjs;
+pub(crate) mod traefik;
+pub(crate) mod tungstenite;
+pub(crate) mod uwebsockets;
+pub(crate) mod ws;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -13,31 +24,42 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
 use tokio::net::TcpStream;
 
 use crate::bench::certificate::Certificate;
+use crate::bench::dialect::Dialect;
+use crate::bench::load::Plan;
 use crate::bench::proc::Family;
 use crate::harness::process::{Process, Signal};
 use crate::harness::wait;
 
 /// A server that takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Contender {
-    /// Our edge.
-    CausewayProxy,
-    /// nginx as a proxy.
-    Nginx,
-    /// HAProxy.
-    Haproxy,
-    /// Pingora without the edge.
-    Pingora,
-    /// Our node.
-    CausewayNode,
-    /// A plain tokio-tungstenite loop.
-    Tungstenite,
-    /// The npm package ws.
-    Ws,
+#[async_trait(?Send)]
+pub(crate) trait Contender: Sync {
+    /// What it is called in the report.
+    fn name(&self) -> &'static str;
+
+    /// The settings that matter for what is measured, and what only its paid edition has.
+    fn settings(&self) -> &'static str;
+
+    /// The version that is installed.
+    ///
+    /// # Errors
+    ///
+    /// None is; the error says what to do about it.
+    fn version(&self) -> Result<String>;
+
+    /// Starts it and waits until it takes connections.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or not soon.
+    async fn start(&self, place: &Place<'_>) -> Result<Running>;
 }
+
+/// Contenders in the order of their rows.
+pub(crate) type Contenders = &'static [&'static dyn Contender];
 
 /// Where and how a server is to run.
 pub(crate) struct Place<'a> {
@@ -47,77 +69,25 @@ pub(crate) struct Place<'a> {
     pub(crate) threads: usize,
     /// What an edge stands in front of.
     pub(crate) backend: Option<SocketAddr>,
-    /// What an edge serves TLS with.
+    /// What it serves TLS with: an edge besides, a relay alone.
     pub(crate) tls: Option<&'a Certificate>,
+    /// What it shares its messages over with other nodes.
+    pub(crate) redis: Option<SocketAddr>,
 }
 
-/// A server that has been started.
+/// A server that has been started, of one or more programs.
 pub(crate) struct Running {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
     /// Where they connect over TLS, if they can.
     pub(crate) tls_address: Option<SocketAddr>,
+    dialect: Dialect,
     process: Process,
     stop: Signal,
-}
-
-impl Contender {
-    /// What it is called in the report.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::CausewayProxy => "causeway-proxy",
-            Self::Nginx => "nginx",
-            Self::Haproxy => "haproxy",
-            Self::Pingora => "pingora",
-            Self::CausewayNode => "causeway-node",
-            Self::Tungstenite => "tungstenite",
-            Self::Ws => "ws",
-        }
-    }
-
-    /// The settings that matter for what is measured.
-    pub(crate) fn settings(self) -> &'static str {
-        match self {
-            Self::CausewayProxy => causeway::EDGE_SETTINGS,
-            Self::Nginx => nginx::SETTINGS,
-            Self::Haproxy => haproxy::SETTINGS,
-            Self::Pingora => pingora::SETTINGS,
-            Self::CausewayNode => causeway::NODE_SETTINGS,
-            Self::Tungstenite => tungstenite::SETTINGS,
-            Self::Ws => ws::SETTINGS,
-        }
-    }
-
-    /// The version that is installed.
-    ///
-    /// # Errors
-    ///
-    /// None is; the error says what to do about it.
-    pub(crate) fn version(self) -> Result<String> {
-        match self {
-            Self::CausewayProxy => causeway::version("causeway-proxy"),
-            Self::Nginx => nginx::version(),
-            Self::Haproxy => haproxy::version(),
-            Self::Pingora => pingora::version(),
-            Self::CausewayNode => causeway::version("causeway-node"),
-            Self::Tungstenite => Ok("tokio-tungstenite as in Cargo.lock".to_owned()),
-            Self::Ws => ws::version(),
-        }
-    }
-
-    /// Starts it and waits until it takes connections.
-    pub(crate) async fn start(self, place: &Place<'_>) -> Result<Running> {
-        let running = match self {
-            Self::CausewayProxy => causeway::start_edge(place).await,
-            Self::Nginx => nginx::start(place).await,
-            Self::Haproxy => haproxy::start(place).await,
-            Self::Pingora => pingora::start(place).await,
-            Self::CausewayNode => causeway::start_node(place).await,
-            Self::Tungstenite => tungstenite::start(place).await,
-            Self::Ws => ws::start(place).await,
-        };
-        running.with_context(|| format!("cannot start {}", self.name()))
-    }
+    /// Those that clients take turns with.
+    beside: Vec<Running>,
+    /// Those that it needs itself.
+    behind: Vec<Running>,
 }
 
 impl Place<'_> {
@@ -132,14 +102,24 @@ impl Place<'_> {
 }
 
 impl Running {
-    /// A server that ends at once when it is killed.
+    /// A server that ends at once when it is killed, and passes on what comes on its WebSockets.
     fn new(process: Process, address: SocketAddr) -> Self {
         Self {
             address,
             tls_address: None,
+            dialect: Dialect::websocket("/ws/{}"),
             process,
             stop: Signal::Kill,
+            beside: Vec::new(),
+            behind: Vec::new(),
         }
+    }
+
+    /// A server with workers, which outlive it unless it is asked to stop.
+    fn with_workers(process: Process, address: SocketAddr) -> Self {
+        let mut running = Self::new(process, address);
+        running.stop = Signal::Terminate;
+        running
     }
 
     /// The same server, which takes TLS there too.
@@ -148,19 +128,44 @@ impl Running {
         self
     }
 
-    /// A server with workers, which outlive it unless it is asked to stop.
-    fn with_workers(process: Process, address: SocketAddr) -> Self {
-        Self {
-            address,
-            tls_address: None,
-            process,
-            stop: Signal::Terminate,
-        }
+    /// The same server, whose clients speak `dialect`.
+    fn speaking(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
     }
 
-    /// Its processes, to be measured.
+    /// The same server, with another one that clients take turns with.
+    pub(crate) fn beside(mut self, other: Self) -> Self {
+        self.beside.push(other);
+        self
+    }
+
+    /// The same server, with another one that it needs.
+    fn before(mut self, other: Self) -> Self {
+        self.behind.push(other);
+        self
+    }
+
+    /// Clients of it, and of those beside it.
+    pub(crate) fn clients(&self) -> Plan {
+        let plan = Plan::new(self.address, self.dialect.clone());
+        let beside = self.beside.iter();
+        beside.fold(plan, |plan, other| plan.and(other.address))
+    }
+
+    /// The same clients, over TLS.
+    pub(crate) fn tls_clients(&self, tls: &Certificate) -> Result<Plan> {
+        let address = self.tls_address.context("it serves no TLS")?;
+        Ok(Plan::new(address, self.dialect.clone()).over_tls(&tls.clients))
+    }
+
+    /// Its processes, with those beside and behind it, to be measured.
     pub(crate) fn family(&self) -> Result<Family> {
-        Family::of(self.process.pid())
+        let mut family = Family::of(self.process.pid())?;
+        for other in self.beside.iter().chain(&self.behind) {
+            family.add(other.family()?);
+        }
+        Ok(family)
     }
 
     /// The end of its log, for an error.
@@ -189,12 +194,18 @@ fn free_address() -> Result<SocketAddr> {
 async fn accepting(process: &mut Process, address: SocketAddr) -> Result<()> {
     let what = format!("{} to listen at {address}", process.name());
     let accepted = wait::until(&what, wait::SOON, async || {
-        TcpStream::connect(address).await.ok()
+        match TcpStream::connect(address).await {
+            Ok(_) => Some(true),
+            Err(_) => (!process.is_running()).then_some(false),
+        }
     });
-    accepted.await.with_context(|| process.tail()).map(drop)
+    match accepted.await.with_context(|| process.tail())? {
+        true => Ok(()),
+        false => anyhow::bail!("{} ended at its start\n{}", process.name(), process.tail()),
+    }
 }
 
-/// What a program prints about its version: the last word of the first line that names one.
+/// What a program prints about its version: its first line that is not empty.
 fn version_line(program: &Path, flag: &str) -> Result<String> {
     let output = Command::new(program)
         .arg(flag)
@@ -202,5 +213,9 @@ fn version_line(program: &Path, flag: &str) -> Result<String> {
         .with_context(|| format!("cannot run {}", program.display()))?;
     let printed = [output.stdout, output.stderr].concat();
     let printed = String::from_utf8_lossy(&printed);
-    Ok(printed.lines().next().unwrap_or_default().trim().to_owned())
+    let mut lines = printed.lines().map(str::trim);
+    Ok(lines
+        .find(|line| !line.is_empty())
+        .unwrap_or_default()
+        .to_owned())
 }

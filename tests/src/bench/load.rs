@@ -4,10 +4,12 @@
 //! to send when something came; the loop does the rest. A connection that ends before the scenario
 //! ends is lost, and counted: the report shows it.
 
+mod churn;
 mod connection;
 mod exchange;
 mod latency;
 mod plan;
+mod poster;
 mod publish;
 mod volley;
 
@@ -24,8 +26,9 @@ pub(crate) use self::connection::Connection;
 pub(crate) use self::connection::Driver;
 pub(crate) use self::latency::Latency;
 pub(crate) use self::plan::Plan;
-pub(crate) use self::publish::Publishing;
+pub(crate) use self::publish::{Published, Publishing};
 
+use self::poster::Poster;
 use crate::bench::certificate;
 use crate::bench::pipe::{Pipe, SCRATCH_BYTES};
 
@@ -35,6 +38,8 @@ const OPENING_MAX: usize = 64;
 const CLIENTS_PER_ADDRESS: usize = 5_000;
 /// How long the loop may go without any progress where progress is due.
 const STALL: Duration = Duration::from_secs(20);
+/// How long one load may take in all: whatever a server does, the run goes on.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The clients of one scenario.
 pub(crate) struct Load {
@@ -45,6 +50,12 @@ pub(crate) struct Load {
     connections: Vec<Option<Connection>>,
     scratch: Box<[u8]>,
     lost: Lost,
+    /// How many clients read nothing any more.
+    stalled: usize,
+    /// Who publishes, where clients do not.
+    poster: Option<Poster>,
+    born: Instant,
+    deadline: Instant,
 }
 
 /// What has become of connections that should have stayed.
@@ -64,11 +75,27 @@ impl Load {
             connections: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             lost: Lost::default(),
+            stalled: 0,
+            poster: None,
+            born: Instant::now(),
+            deadline: Instant::now() + DEADLINE,
         })
+    }
+
+    /// The same generator, which may go on for `duration` more than usual.
+    pub(crate) fn lasting(self, duration: Duration) -> Self {
+        Self {
+            deadline: self.deadline + duration,
+            ..self
+        }
     }
 
     /// Opens `count` clients, a few at a time, and returns when the last is ready for messages.
     pub(crate) fn open(&mut self, count: usize) -> anyhow::Result<()> {
+        if self.plan.dialect.has_api() && self.poster.is_none() {
+            let poster = Poster::connect(&self.plan, self.poll.registry());
+            self.poster = Some(poster.context("cannot connect to publish")?);
+        }
         let mut opening = Opening { opened: 0 };
         let mut started = 0;
         let mut patience = Patience::new();
@@ -93,6 +120,19 @@ impl Load {
         self.all_here()
     }
 
+    /// Has the last `count` clients read nothing from now on.
+    pub(crate) fn stall(&mut self, count: usize) {
+        for connection in self.connections.iter_mut().rev().take(count).flatten() {
+            connection.is_stalled = true;
+        }
+        self.stalled = count;
+    }
+
+    /// The bytes by which a client sends `payload`.
+    fn message(&self, payload: &[u8]) -> Vec<u8> {
+        self.plan.dialect.message(self.plan.address(0), payload)
+    }
+
     /// How many clients there are, with those that are lost.
     fn clients(&self) -> usize {
         self.connections.len()
@@ -114,14 +154,19 @@ impl Load {
     }
 
     fn start(&mut self) -> io::Result<()> {
-        let index = self.connections.len();
-        let host = 2 + u8::try_from(index / CLIENTS_PER_ADDRESS).map_err(io::Error::other)?;
+        self.connections.push(None);
+        self.start_at(self.connections.len() - 1)
+    }
+
+    /// Begins to connect the client of this number, in the place of who was there.
+    fn start_at(&mut self, number: usize) -> io::Result<()> {
+        let host = 2 + u8::try_from(number / CLIENTS_PER_ADDRESS).map_err(io::Error::other)?;
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
         // A reset at the end leaves no port behind that waits for a minute.
         socket.set_linger(Some(Duration::ZERO))?;
         socket.set_tcp_nodelay(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, host), 0)).into())?;
-        match socket.connect(&self.plan.address.into()) {
+        match socket.connect(&self.plan.address(number).into()) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
@@ -129,23 +174,29 @@ impl Load {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll
             .registry()
-            .register(&mut stream, Token(index), both)?;
-        let pipe = match &self.plan.tls {
-            None => Pipe::new(stream),
-            Some(config) => Pipe::over_tls(stream, config, certificate::NAME)?,
-        };
-        self.connections.push(Some(Connection::new(pipe, index)));
+            .register(&mut stream, Token(number), both)?;
+        let mut connection = Connection::new(pipe(stream, &self.plan)?, number);
+        connection.sent_at = Some(Instant::now());
+        self.connections[number] = Some(connection);
         Ok(())
     }
 
     /// Waits at most `timeout` for events and hands them to `driver`.
     fn turn(&mut self, driver: &mut impl Driver, timeout: Duration) -> io::Result<()> {
+        if self.deadline < Instant::now() {
+            return Err(io::Error::other("not done in time"));
+        }
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result?,
         }
         for event in &self.events {
-            let slot = &mut self.connections[event.token().0];
+            let Some(slot) = self.connections.get_mut(event.token().0) else {
+                if let Some(poster) = &mut self.poster {
+                    poster.advance(event, &mut self.scratch);
+                }
+                continue;
+            };
             let Some(connection) = slot else {
                 continue;
             };
@@ -171,6 +222,14 @@ impl Load {
                 self.lost.last = Some(error);
             }
         }
+    }
+}
+
+/// What carries the bytes of one connection of `plan`.
+fn pipe(stream: TcpStream, plan: &Plan) -> io::Result<Pipe> {
+    match &plan.tls {
+        None => Ok(Pipe::new(stream)),
+        Some(config) => Pipe::over_tls(stream, config, certificate::NAME),
     }
 }
 

@@ -1,16 +1,27 @@
-//! Figures, their medians over rounds, and the table and JSON that show them.
+//! Figures, their medians over rounds, and what shows them: tables, JSON, Markdown and a picture.
 
-use std::collections::BTreeSet;
+mod markdown;
+mod picture;
+mod table;
+
+use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, Write};
+use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::table::{write_settings, write_table};
+
+/// What comes from the code in a run, and from a file when reports are put together.
+pub(crate) type Name = Cow<'static, str>;
 
 /// One measured value.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figure {
     /// What it is, as the head of its column.
-    pub(crate) name: &'static str,
+    pub(crate) name: Name,
     /// What its value counts.
     pub(crate) unit: Unit,
     /// How many of the unit.
@@ -18,7 +29,7 @@ pub(crate) struct Figure {
 }
 
 /// What a figure counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
     /// 1,024 bytes.
     #[serde(rename = "KB")]
@@ -32,6 +43,9 @@ pub(crate) enum Unit {
     /// Events in each second.
     #[serde(rename = "1/s")]
     PerSecond,
+    /// How many times as much.
+    #[serde(rename = "times")]
+    Times,
     /// Hundredths.
     #[serde(rename = "%")]
     Percent,
@@ -44,7 +58,7 @@ impl Figure {
     /// Memory, given in bytes.
     pub(crate) fn kilobytes(name: &'static str, bytes: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::Kilobytes,
             value: bytes / 1_024.0,
         }
@@ -53,7 +67,7 @@ impl Figure {
     /// CPU time.
     pub(crate) fn microseconds(name: &'static str, value: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::Microseconds,
             value,
         }
@@ -62,7 +76,7 @@ impl Figure {
     /// Latency.
     pub(crate) fn milliseconds(name: &'static str, value: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::Milliseconds,
             value,
         }
@@ -71,8 +85,17 @@ impl Figure {
     /// Throughput.
     pub(crate) fn per_second(name: &'static str, value: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::PerSecond,
+            value,
+        }
+    }
+
+    /// How many times as much one is as another.
+    pub(crate) fn times(name: &'static str, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            unit: Unit::Times,
             value,
         }
     }
@@ -80,7 +103,7 @@ impl Figure {
     /// A share.
     pub(crate) fn percent(name: &'static str, value: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::Percent,
             value,
         }
@@ -89,7 +112,7 @@ impl Figure {
     /// A number of things.
     pub(crate) fn count(name: &'static str, value: f64) -> Self {
         Self {
-            name,
+            name: name.into(),
             unit: Unit::Count,
             value,
         }
@@ -104,6 +127,7 @@ impl fmt::Display for Figure {
             Unit::Microseconds => write!(f, "{value:.2} µs"),
             Unit::Milliseconds => write!(f, "{value:.1} ms"),
             Unit::PerSecond => write!(f, "{value:.0}/s"),
+            Unit::Times => write!(f, "{value:.2} times"),
             Unit::Percent => write!(f, "{value:.2} %"),
             Unit::Count => write!(f, "{value:.0}"),
         }
@@ -111,23 +135,29 @@ impl fmt::Display for Figure {
 }
 
 /// What came of one scenario.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ScenarioReport {
     /// Its name.
-    pub(crate) scenario: String,
+    pub(crate) scenario: Name,
+    /// What it is about.
+    pub(crate) title: Name,
+    /// With which others it is shown.
+    pub(crate) group: Name,
     /// What the contenders had to do.
     pub(crate) work: String,
     /// Whose figures the ratios are to.
-    pub(crate) peer: &'static str,
+    pub(crate) peer: Name,
+    /// The figures that the picture shows.
+    pub(crate) shown: Vec<Name>,
     /// One for each contender, also for one that is missing.
     pub(crate) contenders: Vec<ContenderReport>,
 }
 
 /// What came of one contender in a scenario.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ContenderReport {
     /// Its name.
-    pub(crate) name: &'static str,
+    pub(crate) name: Name,
     /// What it says its version is.
     pub(crate) version: Option<String>,
     /// Why it could not take part.
@@ -135,7 +165,7 @@ pub(crate) struct ContenderReport {
     /// What ended its measurement, before all rounds were through.
     pub(crate) failed: Option<String>,
     /// How it was set.
-    pub(crate) settings: &'static str,
+    pub(crate) settings: Name,
     /// The figures of each round, in the order of the rounds.
     pub(crate) rounds: Vec<Vec<Figure>>,
     /// The median of each figure.
@@ -170,118 +200,119 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// What a run has measured, and where.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// Processors.
+    pub(crate) cpus: usize,
+    /// Threads of each server.
+    pub(crate) threads: usize,
+    /// In the order in which they ran.
+    pub(crate) scenarios: Vec<ScenarioReport>,
+}
+
+impl Report {
+    /// Reads what [`Report::write`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// It is no such file.
+    pub(crate) fn read(file: &Path) -> Result<Self> {
+        let text =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is no report of the bench", file.display()))
+    }
+
+    /// Takes in another run: what it measured too replaces what is here.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for scenario in other.scenarios {
+            let mine = self
+                .scenarios
+                .iter_mut()
+                .find(|mine| mine.scenario == scenario.scenario);
+            match mine {
+                None => self.scenarios.push(scenario),
+                Some(mine) => mine.merge(scenario),
+            }
+        }
+    }
+
+    /// Writes the JSON to `file`, and the same as Markdown and as a picture beside it.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+        if let Some(directory) = file.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let write = |file: &Path, text: String| {
+            fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+        };
+        write(file, format!("{}\n", serde_json::to_string_pretty(self)?))?;
+        write(&file.with_extension("md"), markdown::text(&self.scenarios))?;
+        write(&file.with_extension("svg"), picture::draw(&self.scenarios))
+    }
+}
+
 impl ScenarioReport {
-    /// Writes the table that people read.
-    pub(crate) fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "\n{}: {}", self.scenario, self.work)?;
-        let rows = self.rows();
-        let columns = rows.first().map_or(0, Vec::len);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                rows.iter()
-                    .map(|row| row[column].chars().count())
-                    .max()
-                    .unwrap_or(0)
-            })
-            .collect();
-        for row in &rows {
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                match column {
-                    0 => write!(out, "  {cell:<width$}")?,
-                    _ => write!(out, "  {cell:>width$}")?,
-                }
-            }
-            writeln!(out)?;
-        }
-        for contender in &self.contenders {
-            if let Some(missing) = &contender.missing {
-                writeln!(out, "  {} is missing: {missing}", contender.name)?;
-            }
-            if let Some(failed) = &contender.failed {
-                writeln!(out, "  {} failed: {failed}", contender.name)?;
+    fn merge(&mut self, other: Self) {
+        for contender in other.contenders {
+            let mine = self
+                .contenders
+                .iter_mut()
+                .find(|mine| mine.name == contender.name);
+            match mine {
+                None => self.contenders.push(contender),
+                Some(mine) => *mine = contender,
             }
         }
-        Ok(())
+        self.work = other.work;
     }
 
-    /// The head and a row for each contender that has figures.
-    fn rows(&self) -> Vec<Vec<String>> {
-        let measured = || {
-            self.contenders
-                .iter()
-                .filter(|contender| !contender.medians.is_empty())
-        };
-        let peer = measured()
-            .find(|contender| contender.name == self.peer)
-            .filter(|_| 1 < measured().count());
-        let Some(first) = measured().next() else {
-            return Vec::new();
-        };
-        let head = match peer {
-            Some(peer) => format!("(ratio to {})", peer.name),
-            None => String::new(),
-        };
-        let names = first.medians.iter().map(|figure| figure.name.to_owned());
-        let mut rows = vec![std::iter::once(head).chain(names).collect::<Vec<_>>()];
-        for contender in measured() {
-            let cells = contender
-                .medians
-                .iter()
-                .enumerate()
-                .map(|(column, figure)| {
-                    let ratio = peer.and_then(|peer| ratio(figure, &peer.medians[column]));
-                    ratio.map_or(format!("{figure}"), |ratio| {
-                        format!("{figure} ({ratio:.2})")
-                    })
-                });
-            rows.push(
-                std::iter::once(contender.name.to_owned())
-                    .chain(cells)
-                    .collect(),
-            );
-        }
-        rows
+    /// The figures that the picture shows: their names, with what they are of where there are several.
+    fn shown(&self) -> impl Iterator<Item = &Name> {
+        self.shown.iter()
     }
 }
 
-/// Writes how each contender that took part was set, once for all scenarios.
-pub(crate) fn write_settings(reports: &[ScenarioReport], out: &mut impl Write) -> io::Result<()> {
-    let mut named = BTreeSet::new();
-    for contender in reports.iter().flat_map(|report| &report.contenders) {
-        if let Some(version) = &contender.version
-            && named.insert(contender.name)
-        {
-            writeln!(
-                out,
-                "{} ({version}): {}",
-                contender.name, contender.settings
-            )?;
-        }
+impl ContenderReport {
+    /// The median of the figure of this name.
+    fn figure(&self, name: &str) -> Option<&Figure> {
+        self.medians.iter().find(|figure| figure.name == name)
     }
-    Ok(())
-}
 
-/// How a figure compares, where that says something.
-fn ratio(figure: &Figure, peer: &Figure) -> Option<f64> {
-    let compares = !matches!(figure.unit, Unit::Percent | Unit::Count);
-    (compares && 0.0 < peer.value).then(|| figure.value / peer.value)
+    /// What has to be said beside each of its figures: whether messages, or clients, were lost.
+    fn remark(&self) -> Option<String> {
+        if self.failed.is_some() && !self.medians.is_empty() {
+            return Some("failed later".to_owned());
+        }
+        let lost = self
+            .medians
+            .iter()
+            .find(|figure| figure.unit == Unit::Percent && 0.05 <= figure.value)?;
+        Some(format!("{:.1} % lost", lost.value))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn contender(name: &'static str, values: &[f64]) -> ContenderReport {
+    pub(super) fn contender(name: &'static str, values: &[f64]) -> ContenderReport {
         let rounds = values
             .iter()
             .map(|value| vec![Figure::microseconds("CPU", *value)])
             .collect();
         let mut report = ContenderReport {
-            name,
+            name: name.into(),
             version: Some("1.0".to_owned()),
             missing: None,
             failed: None,
-            settings: "as it comes",
+            settings: "as it comes".into(),
             rounds,
             medians: Vec::new(),
         };
@@ -289,38 +320,46 @@ mod tests {
         report
     }
 
-    fn table(contenders: Vec<ContenderReport>) -> String {
-        let report = ScenarioReport {
-            scenario: "echo".to_owned(),
+    pub(super) fn scenario(contenders: Vec<ContenderReport>) -> ScenarioReport {
+        ScenarioReport {
+            scenario: "echo".into(),
+            title: "echo".into(),
+            group: "edge".into(),
             work: "64 clients".to_owned(),
-            peer: "theirs",
+            peer: "theirs".into(),
+            shown: vec!["CPU".into()],
             contenders,
-        };
-        let mut out = Vec::new();
-        report.write_table(&mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        }
+    }
+
+    fn report(contenders: Vec<ContenderReport>) -> Report {
+        Report {
+            kernel: "6".to_owned(),
+            cpus: 2,
+            threads: 1,
+            scenarios: vec![scenario(contenders)],
+        }
     }
 
     #[test]
-    fn a_row_shows_the_median_of_the_rounds_and_its_ratio_to_the_peer() {
-        let text = table(vec![
-            contender("ours", &[9.0, 1.0, 2.0]),
-            contender("theirs", &[3.0, 5.0]),
-        ]);
-        let row = text
-            .lines()
-            .find(|line| line.trim_start().starts_with("ours"))
-            .unwrap();
-        assert!(row.ends_with("2.00 µs (0.50)"), "{row}");
+    fn a_later_run_replaces_what_it_measured_too_and_keeps_the_rest() {
+        let mut all = report(vec![contender("a", &[1.0]), contender("b", &[1.0])]);
+        all.merge(report(vec![contender("b", &[2.0]), contender("c", &[3.0])]));
+        let values: Vec<_> = all.scenarios[0]
+            .contenders
+            .iter()
+            .map(|contender| contender.medians[0].value.to_string())
+            .collect();
+        assert_eq!(values, ["1", "2", "3"]);
     }
 
     #[test]
-    fn one_that_is_missing_is_named_with_the_reason() {
-        let mut missing = contender("theirs", &[]);
-        missing.version = None;
-        missing.missing = Some("not installed".to_owned());
-        let text = table(vec![contender("ours", &[2.0]), missing]);
-        assert!(text.contains("theirs is missing: not installed"), "{text}");
-        assert!(!text.contains("(1.00)"), "{text}");
+    fn what_is_written_can_be_read_again() {
+        let scratch = crate::harness::scratch::Scratch::new("report").unwrap();
+        let file = scratch.path().join("bench.json");
+        report(vec![contender("a", &[1.0])]).write(&file).unwrap();
+        let read = Report::read(&file).unwrap();
+        assert_eq!(read.scenarios[0].contenders[0].medians[0].name, "CPU");
+        assert!(file.with_extension("svg").exists());
     }
 }

@@ -1,22 +1,37 @@
 //! `make bench`: memory and CPU of our programs beside their rivals.
 
+use std::io;
+use std::path::PathBuf;
+
 use anyhow::Result;
-use causeway_tests::bench::{self, Options};
+use causeway_tests::bench::{self, Options, soak};
 use clap::Parser;
+use tokio::runtime::Runtime;
 
 /// Measures the edge and the node beside nginx, HAProxy and other relays.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    server: Option<Server>,
+    command: Option<Command>,
     #[command(flatten)]
     options: Options,
 }
 
-/// A server that the bench starts as a process of its own.
+/// What else there is: servers that the bench starts as processes of its own, and putting reports together.
 #[derive(clap::Subcommand)]
-enum Server {
+enum Command {
+    /// Puts the JSON of several runs together: what is in several is taken from the last.
+    Report {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Writes the JSON here, and Markdown and a picture beside it.
+        #[arg(long, default_value = "target/bench/bench.json")]
+        output: PathBuf,
+    },
+    /// Lets clients come and go, and fails if memory grows by it.
+    Soak(soak::Options),
     /// Echoes WebSocket messages and answers requests, behind the edges.
     Backend,
     /// Relays messages with a plain tokio-tungstenite loop, beside the node.
@@ -25,14 +40,13 @@ enum Server {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    match cli.server {
+    match cli.command {
         // The generator fills this thread, and nothing else is to run meanwhile.
-        None => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(bench::run(&cli.options)),
-        Some(Server::Backend) => bench::backend::serve(),
-        Some(Server::Relay) => {
+        None => one_thread()?.block_on(bench::run(&cli.options)),
+        Some(Command::Soak(options)) => one_thread()?.block_on(soak::run(&options)),
+        Some(Command::Report { files, output }) => bench::put_together(&files, &output),
+        Some(Command::Backend) => bench::backend::serve(),
+        Some(Command::Relay) => {
             // Accepting in a task: the thread of `block_on` is none of the workers.
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
@@ -44,4 +58,10 @@ fn main() -> Result<()> {
             })
         }
     }
+}
+
+fn one_thread() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }

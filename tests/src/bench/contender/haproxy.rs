@@ -3,23 +3,36 @@
 use std::fs;
 
 use anyhow::Result;
+use async_trait::async_trait;
 use tokio::process::Command;
 
-use crate::bench::contender::{Place, Running, accepting, free_address, version_line};
+use crate::bench::contender::{Contender, Place, Running, accepting, free_address, version_line};
+use crate::bench::dialect::Dialect;
 use crate::harness::process::Process;
 use crate::harness::programs;
 
-pub(super) const SETTINGS: &str = "one process, nbthread as given, inserted affinity cookie, health check, \
-     X-Forwarded-For, no log";
+/// HAProxy.
+pub(crate) struct Haproxy;
 
-pub(super) fn version() -> Result<String> {
-    version_line(&programs::installed(&["haproxy"])?, "-v")
-}
+#[async_trait(?Send)]
+impl Contender for Haproxy {
+    fn name(&self) -> &'static str {
+        "haproxy"
+    }
 
-pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let (address, tls_address) = (free_address()?, free_address()?);
-    let config = format!(
-        "global
+    fn settings(&self) -> &'static str {
+        "one process, nbthread as given, inserted affinity cookie, health check, \
+     X-Forwarded-For, no log"
+    }
+
+    fn version(&self) -> Result<String> {
+        version_line(&programs::installed(&["haproxy"])?, "-v")
+    }
+
+    async fn start(&self, place: &Place<'_>) -> Result<Running> {
+        let (address, tls_address) = (free_address()?, free_address()?);
+        let config = format!(
+            "global
   nbthread {threads}
   ssl-default-bind-options ssl-min-ver TLSv1.2
   maxconn 9500
@@ -41,15 +54,18 @@ backend nodes
   option httpchk GET /ready
   server n1 {backend} cookie n1 check inter 2s
 ",
-        threads = place.threads,
-        backend = place.backend()?,
-        pem = place.tls()?.both.display(),
-    );
-    let file = place.directory.join("haproxy.cfg");
-    fs::write(&file, config)?;
-    let mut command = Command::new(programs::installed(&["haproxy"])?);
-    command.arg("-db").arg("-f").arg(&file);
-    let mut process = Process::spawn("haproxy", command, place.directory)?;
-    accepting(&mut process, address).await?;
-    Ok(Running::new(process, address).with_tls(tls_address))
+            threads = place.threads,
+            backend = place.backend()?,
+            pem = place.tls()?.both.display(),
+        );
+        let file = place.directory.join("haproxy.cfg");
+        fs::write(&file, config)?;
+        let mut command = Command::new(programs::installed(&["haproxy"])?);
+        command.arg("-db").arg("-f").arg(&file);
+        let mut process = Process::spawn("haproxy", command, place.directory)?;
+        accepting(&mut process, address).await?;
+        Ok(Running::new(process, address)
+            .with_tls(tls_address)
+            .speaking(Dialect::websocket("/")))
+    }
 }

@@ -3,39 +3,37 @@
 use std::fs;
 
 use anyhow::Result;
+use async_trait::async_trait;
 use tokio::process::Command;
 
-use crate::bench::contender::{Place, Running, accepting, free_address, version_line};
+use crate::bench::contender::{Contender, Place, Running, accepting, free_address, version_line};
+use crate::bench::dialect::Dialect;
 use crate::harness::process::Process;
 use crate::harness::programs;
 
-pub(super) const SETTINGS: &str = "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, \
-     X-Forwarded-For, no access log, no cookie affinity (paid-only)";
+/// nginx.
+pub(crate) struct Nginx;
 
-pub(super) fn version() -> Result<String> {
-    version_line(&programs::installed(&["nginx"])?, "-v")
-}
+#[async_trait(?Send)]
+impl Contender for Nginx {
+    fn name(&self) -> &'static str {
+        "nginx"
+    }
 
-pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let (address, tls_address) = (free_address()?, free_address()?);
-    let tls = place.tls()?;
-    let directory = place.directory.display();
-    let config = format!(
-        "daemon off;
-worker_processes {threads};
-worker_rlimit_nofile 20000;
-pid {directory}/nginx.pid;
-error_log {directory}/nginx-error.log;
-events {{ worker_connections 19000; multi_accept on; }}
-http {{
-  access_log off;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
-  keepalive_requests 100000000;
-  keepalive_timeout 1h;
+    fn settings(&self) -> &'static str {
+        "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, \
+     X-Forwarded-For, no access log, no cookie affinity (paid-only)"
+    }
+
+    fn version(&self) -> Result<String> {
+        version_line(&programs::installed(&["nginx"])?, "-v")
+    }
+
+    async fn start(&self, place: &Place<'_>) -> Result<Running> {
+        let (address, tls_address) = (free_address()?, free_address()?);
+        let tls = place.tls()?;
+        let config = format!(
+            "{head}
   map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
   upstream nodes {{ server {backend}; keepalive 128; keepalive_requests 100000000; }}
   server {{
@@ -61,16 +59,42 @@ http {{
   }}
 }}
 ",
+            head = head(place),
+            backend = place.backend()?,
+            certificate = tls.certificate.display(),
+            key = tls.key.display(),
+        );
+        let file = place.directory.join("nginx.conf");
+        fs::write(&file, config)?;
+        let mut command = Command::new(programs::installed(&["nginx"])?);
+        command.arg("-c").arg(&file).arg("-p").arg(place.directory);
+        let mut process = Process::spawn("nginx", command, place.directory)?;
+        accepting(&mut process, address).await?;
+        Ok(Running::with_workers(process, address)
+            .with_tls(tls_address)
+            .speaking(Dialect::websocket("/")))
+    }
+}
+
+/// How every nginx begins: its workers, its limits, and its block for HTTP.
+pub(super) fn head(place: &Place<'_>) -> String {
+    format!(
+        "daemon off;
+worker_processes {threads};
+worker_rlimit_nofile 20000;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx-error.log;
+events {{ worker_connections 19900; multi_accept on; }}
+http {{
+  access_log off;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  keepalive_requests 100000000;
+  keepalive_timeout 1h;",
         threads = place.threads,
-        backend = place.backend()?,
-        certificate = tls.certificate.display(),
-        key = tls.key.display(),
-    );
-    let file = place.directory.join("nginx.conf");
-    fs::write(&file, config)?;
-    let mut command = Command::new(programs::installed(&["nginx"])?);
-    command.arg("-c").arg(&file).arg("-p").arg(place.directory);
-    let mut process = Process::spawn("nginx", command, place.directory)?;
-    accepting(&mut process, address).await?;
-    Ok(Running::with_workers(process, address).with_tls(tls_address))
+        directory = place.directory.display(),
+    )
 }

@@ -4,34 +4,49 @@ use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
 use tokio::process::Command;
 
-use crate::bench::contender::{Place, Running, accepting, free_address};
+use crate::bench::contender::{Contender, Place, Running, accepting, free_address};
+use crate::bench::dialect::Dialect;
 use crate::harness::process::Process;
 
-pub(super) const SETTINGS: &str =
-    "an HttpProxy with round robin and no headers of its own, threads as given, jemalloc";
+/// Pingora without the edge.
+pub(crate) struct Pingora;
 
-pub(super) fn version() -> Result<String> {
-    program().map(|_| "pingora as in Cargo.lock".to_owned())
-}
+#[async_trait(?Send)]
+impl Contender for Pingora {
+    fn name(&self) -> &'static str {
+        "pingora"
+    }
 
-pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let (address, tls_address) = (free_address()?, free_address()?);
-    let tls = place.tls()?;
-    let mut command = Command::new(program()?);
-    command
-        .args(["--listen", &address.to_string()])
-        .args(["--listen-tls", &tls_address.to_string()])
-        .args(["--backend", &place.backend()?.to_string()])
-        .args(["--threads", &place.threads.to_string()])
-        .arg("--certificate")
-        .arg(&tls.certificate)
-        .arg("--key")
-        .arg(&tls.key);
-    let mut process = Process::spawn("pingora", command, place.directory)?;
-    accepting(&mut process, address).await?;
-    Ok(Running::new(process, address).with_tls(tls_address))
+    fn settings(&self) -> &'static str {
+        "an HttpProxy with round robin and no headers of its own, threads as given, jemalloc"
+    }
+
+    fn version(&self) -> Result<String> {
+        program().map(|_| "pingora as in Cargo.lock".to_owned())
+    }
+
+    async fn start(&self, place: &Place<'_>) -> Result<Running> {
+        let (address, tls_address) = (free_address()?, free_address()?);
+        let tls = place.tls()?;
+        let mut command = Command::new(program()?);
+        command
+            .args(["--listen", &address.to_string()])
+            .args(["--listen-tls", &tls_address.to_string()])
+            .args(["--backend", &place.backend()?.to_string()])
+            .args(["--threads", &place.threads.to_string()])
+            .arg("--certificate")
+            .arg(&tls.certificate)
+            .arg("--key")
+            .arg(&tls.key);
+        let mut process = Process::spawn("pingora", command, place.directory)?;
+        accepting(&mut process, address).await?;
+        Ok(Running::new(process, address)
+            .with_tls(tls_address)
+            .speaking(Dialect::websocket("/")))
+    }
 }
 
 /// The program beside this one.

@@ -1,36 +1,28 @@
-//! The npm package ws, as it was installed for the end-to-end tests.
+//! The npm package ws, with npm redis where there are several nodes.
 
-use std::fs;
-use std::path::PathBuf;
+use anyhow::Result;
+use async_trait::async_trait;
 
-use anyhow::{Context as _, Result};
-use serde_json::Value;
-use tokio::process::Command;
+use crate::bench::contender::{Contender, Place, Running, installed};
 
-use crate::bench::contender::{Place, Running};
-use crate::harness::process::Process;
-use crate::harness::programs;
+/// A relay of a few lines on ws.
+pub(crate) struct Ws;
 
-pub(super) const SETTINGS: &str = "node, one thread, no compression, no UTF-8 validation";
+#[async_trait(?Send)]
+impl Contender for Ws {
+    fn name(&self) -> &'static str {
+        "ws"
+    }
 
-pub(super) fn version() -> Result<String> {
-    programs::installed(&["node"])?;
-    let file = modules().join("ws/package.json");
-    let text = fs::read_to_string(file).context("not installed: run `npm ci` in tests/clients")?;
-    let package: Value = serde_json::from_str(&text)?;
-    Ok(format!("ws {}", package["version"].as_str().unwrap_or("?")))
-}
+    fn settings(&self) -> &'static str {
+        "node, one thread, no compression, no UTF-8 validation; several nodes: npm redis, one connection to publish and one to subscribe"
+    }
 
-pub(super) async fn start(place: &Place<'_>) -> Result<Running> {
-    let file = place.directory.join("ws.js");
-    fs::write(&file, include_str!("ws.js"))?;
-    let mut command = Command::new(programs::installed(&["node"])?);
-    command.arg(&file).env("NODE_PATH", modules());
-    let mut process = Process::spawn("ws", command, place.directory)?;
-    let address = process.listening("bench").await?;
-    Ok(Running::new(process, address))
-}
+    fn version(&self) -> Result<String> {
+        installed::npm_version("ws")
+    }
 
-fn modules() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients/node_modules")
+    async fn start(&self, place: &Place<'_>) -> Result<Running> {
+        installed::start_node("ws", include_str!("ws.js"), place).await
+    }
 }

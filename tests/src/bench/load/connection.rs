@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use mio::event::Event;
 
-use crate::bench::load::plan::{self, Plan, Protocol};
+use crate::bench::dialect::{Joining, Protocol};
+use crate::bench::load::plan::Plan;
 use crate::bench::pipe::{Filled, Pipe};
 use crate::bench::wire::{self, Parsed};
 
@@ -34,12 +35,15 @@ pub(crate) struct Connection {
     pub(crate) sent_at: Option<Instant>,
     /// How many messages have come.
     pub(crate) received: u64,
+    /// Whether it reads nothing any more, as a client that hangs.
+    pub(super) is_stalled: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Connecting,
     Upgrading,
+    Joining,
     Open,
 }
 
@@ -51,7 +55,21 @@ impl Connection {
             phase: Phase::Connecting,
             sent_at: None,
             received: 0,
+            is_stalled: false,
         }
+    }
+
+    /// One that stands already, for requests.
+    pub(super) fn ready(pipe: Pipe, number: usize) -> Self {
+        Self {
+            phase: Phase::Open,
+            ..Self::new(pipe, number)
+        }
+    }
+
+    /// Which of the clients it is.
+    pub(super) fn number(&self) -> usize {
+        self.number
     }
 
     /// Sends bytes that are already a WebSocket frame or a request.
@@ -66,6 +84,9 @@ impl Connection {
         scratch: &mut [u8],
         driver: &mut impl Driver,
     ) -> io::Result<()> {
+        if self.is_stalled {
+            return Ok(());
+        }
         if event.is_writable() || event.is_error() {
             if self.phase == Phase::Connecting && !self.connected(plan, driver)? {
                 return Ok(());
@@ -88,15 +109,14 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
             Err(error) => return Err(error),
         }
-        match plan.protocol {
-            Protocol::WebSocket | Protocol::Sockjs => {
-                self.phase = Phase::Upgrading;
-                self.pipe.send(&plan.upgrade(self.number))?;
-            }
-            Protocol::Http => {
-                self.phase = Phase::Open;
-                driver.opened(self)?;
-            }
+        if plan.dialect.protocol == Protocol::Http {
+            self.phase = Phase::Open;
+            driver.opened(self)?;
+        } else {
+            self.phase = Phase::Upgrading;
+            let (address, channel) = (plan.address(self.number), plan.channel(self.number));
+            let request = plan.dialect.upgrade(address, self.number, channel);
+            self.pipe.send(&request)?;
         }
         Ok(true)
     }
@@ -131,12 +151,12 @@ impl Connection {
         let mut used = 0;
         while used < bytes.len() {
             let rest = &bytes[used..];
-            let taken = match (self.phase, plan.protocol) {
-                (Phase::Open, Protocol::WebSocket | Protocol::Sockjs) => {
-                    self.take_frame(rest, plan, read_at, driver)?
+            let taken = match self.phase {
+                Phase::Connecting | Phase::Upgrading => self.take_switch(rest, plan, driver)?,
+                Phase::Open if plan.dialect.protocol == Protocol::Http => {
+                    self.take_answer(rest, read_at, driver)?
                 }
-                (Phase::Open, Protocol::Http) => self.take_answer(rest, read_at, driver)?,
-                _ => self.take_switch(rest, driver)?,
+                Phase::Joining | Phase::Open => self.take_frame(rest, plan, read_at, driver)?,
             };
             if taken == 0 {
                 break;
@@ -146,7 +166,12 @@ impl Connection {
         Ok(used)
     }
 
-    fn take_switch(&mut self, bytes: &[u8], driver: &mut impl Driver) -> io::Result<usize> {
+    fn take_switch(
+        &mut self,
+        bytes: &[u8],
+        plan: &Plan,
+        driver: &mut impl Driver,
+    ) -> io::Result<usize> {
         let Some(answer) = Answer::parse(bytes)? else {
             return Ok(0);
         };
@@ -156,9 +181,27 @@ impl Connection {
                 answer.status
             )));
         }
-        self.phase = Phase::Open;
-        driver.opened(self)?;
+        self.phase = Phase::Joining;
+        let joining = plan.dialect.upgraded(plan.channel(self.number));
+        self.join(joining, driver)?;
         Ok(answer.head_length)
+    }
+
+    fn join(&mut self, joining: Joining, driver: &mut impl Driver) -> io::Result<()> {
+        match joining {
+            Joining::Waits => Ok(()),
+            Joining::Sends(text) => self.send_message(text.as_bytes()),
+            Joining::Joined => {
+                self.phase = Phase::Open;
+                driver.opened(self)
+            }
+        }
+    }
+
+    fn send_message(&mut self, text: &[u8]) -> io::Result<()> {
+        let mut frame = Vec::new();
+        wire::append_masked(&mut frame, wire::TEXT, text);
+        self.pipe.send(&frame)
     }
 
     fn take_frame(
@@ -175,16 +218,19 @@ impl Connection {
         };
         let payload = &bytes[head.payload_start..head.end];
         match head.opcode {
-            wire::TEXT if plan.protocol == Protocol::Sockjs => {
-                for message in plan::sockjs_messages(payload) {
+            wire::TEXT | wire::BINARY if self.phase == Phase::Joining => {
+                let joining = plan.dialect.joining(payload);
+                let joining = joining
+                    .map_err(|said| io::Error::other(format!("the server refused: {said}")))?;
+                self.join(joining, driver)?;
+            }
+            wire::TEXT | wire::BINARY => match plan.dialect.heartbeat(payload) {
+                Some(answer) => self.send_message(answer)?,
+                None => plan.dialect.payloads(payload, |payload| {
                     self.received += 1;
-                    driver.message(self, message, read_at)?;
-                }
-            }
-            wire::TEXT | wire::BINARY => {
-                self.received += 1;
-                driver.message(self, payload, read_at)?;
-            }
+                    driver.message(self, payload, read_at)
+                })?,
+            },
             wire::PING => {
                 let mut pong = Vec::new();
                 wire::append_masked(&mut pong, wire::PONG, payload);
@@ -208,7 +254,7 @@ impl Connection {
         let Some(answer) = Answer::parse(bytes)? else {
             return Ok(0);
         };
-        if answer.status != 200 {
+        if !(200..300).contains(&answer.status) {
             return Err(io::Error::other(format!(
                 "a request was answered {}",
                 answer.status

@@ -11,17 +11,19 @@ const EXCHANGING_MAX: usize = 64;
 impl Load {
     /// Has each client in turn send `payload_bytes` and wait until as much has come back.
     pub(crate) fn exchange(&mut self, payload_bytes: usize) -> anyhow::Result<()> {
-        self.send_and_await(payload_bytes, self.clients())
+        self.await_each(payload_bytes, self.clients())
     }
 
     /// Has one client publish `payload_bytes` and waits until every client has it.
     pub(crate) fn spread(&mut self, payload_bytes: usize) -> anyhow::Result<()> {
-        self.send_and_await(payload_bytes, 1)
+        self.publish_one(0, 1, &vec![b'x'; payload_bytes])?;
+        self.await_each(payload_bytes, 0)
     }
 
     /// Sends one message from each of the first `senders`, and waits until each client has one.
-    fn send_and_await(&mut self, payload_bytes: usize, senders: usize) -> anyhow::Result<()> {
-        let message = self.plan.message(&vec![b'x'; payload_bytes]);
+    fn await_each(&mut self, payload_bytes: usize, senders: usize) -> anyhow::Result<()> {
+        let payload = vec![b'x'; payload_bytes];
+        let message = self.message(&payload);
         let mut exchange = Exchange {
             payload_bytes,
             answered: 0,

@@ -21,7 +21,7 @@ impl Load {
         payload_bytes: usize,
         duration: Duration,
     ) -> anyhow::Result<Volleyed> {
-        let question = self.plan.message(&vec![b'x'; payload_bytes]);
+        let question = self.message(&vec![b'x'; payload_bytes]);
         for index in 0..self.clients() {
             self.send(index, &question);
         }

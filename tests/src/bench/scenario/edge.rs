@@ -5,26 +5,279 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
 use tokio::process::Command;
 
 use crate::bench::Options;
-use crate::bench::certificate::Certificate;
-use crate::bench::contender::Running;
-use crate::bench::load::{Load, Plan};
+use crate::bench::contender::causeway;
+use crate::bench::contender::envoy::Envoy;
+use crate::bench::contender::haproxy::Haproxy;
+use crate::bench::contender::http_proxy::HttpProxy;
+use crate::bench::contender::nginx::Nginx;
+use crate::bench::contender::pingora::Pingora;
+use crate::bench::contender::traefik::Traefik;
+use crate::bench::contender::{Contender, Contenders, Place, Running};
+use crate::bench::dialect::Dialect;
+use crate::bench::load::{Latency, Load, Plan};
 use crate::bench::report::Figure;
-use crate::bench::scenario::{SMALL_BYTES, Scenario, Work};
+use crate::bench::scenario::measuring::Work;
+use crate::bench::scenario::{SMALL_BYTES, Scenario, Stage, explained, idle};
 use crate::harness::http::{self, Answer};
 use crate::harness::process::Process;
 use crate::harness::wait;
 
+static EDGES: Contenders = &[
+    &causeway::Edge,
+    &Haproxy,
+    &Nginx,
+    &Pingora,
+    &Envoy,
+    &Traefik,
+    &HttpProxy,
+];
+
+const IDLE_CLIENTS: usize = 4_000;
+const BUSY_CLIENTS: usize = 64;
+
+/// One kind of work for edges.
+pub(super) struct EdgeWork {
+    name: &'static str,
+    title: &'static str,
+    peer: &'static str,
+    kind: Kind,
+    wire: Wire,
+}
+
+/// What clients do.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// They hold on to a WebSocket.
+    Idle,
+    /// They come, have a message echoed, and go.
+    Connect,
+    /// They have messages echoed without a pause.
+    Echo,
+    /// They ask without a pause.
+    Http,
+}
+
+/// What clients connect over.
+#[derive(Clone, Copy)]
+enum Wire {
+    Plain,
+    Tls,
+}
+
+pub(super) static IDLE: EdgeWork = EdgeWork {
+    name: "edge-idle",
+    title: "edge: idle proxied WebSocket",
+    peer: "haproxy",
+    kind: Kind::Idle,
+    wire: Wire::Plain,
+};
+
+pub(super) static IDLE_TLS: EdgeWork = EdgeWork {
+    name: "edge-idle-tls",
+    title: "edge: idle proxied WebSocket over TLS",
+    peer: "haproxy",
+    kind: Kind::Idle,
+    wire: Wire::Tls,
+};
+
+pub(super) static CONNECT: EdgeWork = EdgeWork {
+    name: "edge-connect",
+    title: "edge: new tunnel",
+    peer: "haproxy",
+    kind: Kind::Connect,
+    wire: Wire::Plain,
+};
+
+pub(super) static ECHO: EdgeWork = EdgeWork {
+    name: "edge-echo",
+    title: "edge: echo round trip",
+    peer: "nginx",
+    kind: Kind::Echo,
+    wire: Wire::Plain,
+};
+
+pub(super) static ECHO_TLS: EdgeWork = EdgeWork {
+    name: "edge-echo-tls",
+    title: "edge: echo round trip over TLS",
+    peer: "nginx",
+    kind: Kind::Echo,
+    wire: Wire::Tls,
+};
+
+pub(super) static HTTP: EdgeWork = EdgeWork {
+    name: "edge-http",
+    title: "edge: plain keep-alive request",
+    peer: "pingora",
+    kind: Kind::Http,
+    wire: Wire::Plain,
+};
+
+#[async_trait(?Send)]
+impl Scenario for EdgeWork {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn title(&self) -> &'static str {
+        self.title
+    }
+
+    fn group(&self) -> &'static str {
+        "edge"
+    }
+
+    fn work(&self, options: &Options) -> String {
+        let seconds = options.duration().as_secs_f64();
+        let idle = options.clients(IDLE_CLIENTS);
+        let busy = options.clients(BUSY_CLIENTS);
+        let over_tls = match self.wire {
+            Wire::Plain => "",
+            Wire::Tls => " over TLS",
+        };
+        match self.kind {
+            Kind::Idle => format!("{idle} proxied WebSockets{over_tls}, idle"),
+            Kind::Connect => format!(
+                "proxied WebSockets{over_tls} come, have {SMALL_BYTES} B echoed and go, without a pause for {seconds} s"
+            ),
+            Kind::Echo => format!(
+                "{busy} proxied WebSockets{over_tls} echo {SMALL_BYTES} B without a pause for {seconds} s"
+            ),
+            Kind::Http => {
+                format!("{busy} keep-alive connections ask without a pause for {seconds} s")
+            }
+        }
+    }
+
+    fn contenders(&self) -> Contenders {
+        EDGES
+    }
+
+    fn peer(&self) -> &'static str {
+        self.peer
+    }
+
+    fn shown(&self) -> &'static [&'static str] {
+        match self.kind {
+            Kind::Idle => &["fresh"],
+            Kind::Connect => &["CPU of a tunnel"],
+            Kind::Echo => &["CPU of a round trip"],
+            Kind::Http => &["CPU of a request"],
+        }
+    }
+
+    fn rounds(&self) -> usize {
+        match self.kind {
+            Kind::Idle => 1,
+            _ => 3,
+        }
+    }
+
+    async fn measure(&self, contender: &dyn Contender, options: &Options) -> Result<Vec<Figure>> {
+        let stage = Stage::new(options)?;
+        let backend = start_backend(stage.scratch.path()).await?;
+        let tls = stage.certificate()?;
+        let place = Place {
+            backend: Some(backend.address),
+            tls: Some(&tls),
+            ..stage.place()
+        };
+        let server = contender.start(&place).await?;
+        let answer = explained(&server, first_answer(server.address).await)?;
+        let plan = match self.wire {
+            Wire::Plain => server.clients(),
+            Wire::Tls => server.tls_clients(&tls)?,
+        };
+        explained(&server, self.run(&server, plan, &answer, options))
+    }
+}
+
+impl EdgeWork {
+    fn run(
+        &self,
+        server: &Running,
+        plan: Plan,
+        answer: &Answer,
+        options: &Options,
+    ) -> Result<Vec<Figure>> {
+        match self.kind {
+            Kind::Idle => idle::echoed(plan, server, options.clients(IDLE_CLIENTS), options),
+            Kind::Connect => connect(plan, server, options),
+            Kind::Echo => volley(plan, server, options, "CPU of a round trip"),
+            Kind::Http => {
+                // As of a client that has its affinity cookie already.
+                let cookie = answer.header("set-cookie");
+                let cookie = cookie.and_then(|set| set.split(';').next());
+                let plan = Plan::new(server.address, Dialect::http("/", cookie));
+                volley(plan, server, options, "CPU of a request")
+            }
+        }
+    }
+}
+
+fn connect(plan: Plan, server: &Running, options: &Options) -> Result<Vec<Figure>> {
+    let mut load = Load::new(plan)?;
+    load.churn(SMALL_BYTES, options.warm_up())?;
+    let work = Work::start(server)?;
+    let churned = load.churn(SMALL_BYTES, options.duration())?;
+    let cpu = work.per_unit(churned.clients)?;
+    Ok(busy_figures(
+        "CPU of a tunnel",
+        cpu,
+        churned.clients,
+        &churned.latency,
+        options,
+    ))
+}
+
+fn volley(
+    plan: Plan,
+    server: &Running,
+    options: &Options,
+    what: &'static str,
+) -> Result<Vec<Figure>> {
+    let mut load = Load::new(plan)?;
+    load.open(options.clients(BUSY_CLIENTS))?;
+    load.volley(SMALL_BYTES, options.warm_up())?;
+    let work = Work::start(server)?;
+    let volleyed = load.volley(SMALL_BYTES, options.duration())?;
+    let cpu = work.per_unit(volleyed.answers)?;
+    Ok(busy_figures(
+        what,
+        cpu,
+        volleyed.answers,
+        &volleyed.latency,
+        options,
+    ))
+}
+
+fn busy_figures(
+    what: &'static str,
+    cpu: f64,
+    count: u64,
+    latency: &Latency,
+    options: &Options,
+) -> Vec<Figure> {
+    vec![
+        Figure::microseconds(what, cpu),
+        Figure::per_second("rate", count as f64 / options.duration().as_secs_f64()),
+        Figure::milliseconds("p50", latency.quantile_ms(0.5)),
+        Figure::milliseconds("p99", latency.quantile_ms(0.99)),
+        Figure::milliseconds("p99.9", latency.quantile_ms(0.999)),
+    ]
+}
+
 /// What stands behind the edges.
-pub(super) struct Backend {
-    pub(super) address: SocketAddr,
+pub(in crate::bench) struct Backend {
+    pub(in crate::bench) address: SocketAddr,
     _process: Process,
 }
 
 /// Starts the echo server as a process of its own.
-pub(super) async fn start_backend(directory: &Path) -> Result<Backend> {
+pub(in crate::bench) async fn start_backend(directory: &Path) -> Result<Backend> {
     let mut command =
         Command::new(env::current_exe().context("cannot tell where this program is")?);
     command.arg("backend");
@@ -34,75 +287,6 @@ pub(super) async fn start_backend(directory: &Path) -> Result<Backend> {
         address,
         _process: process,
     })
-}
-
-/// Clients that upgrade, over TLS if there is a certificate for it.
-fn websockets(server: &Running, tls: Option<&Certificate>) -> Result<Plan> {
-    let Some(tls) = tls else {
-        return Ok(Plan::websocket(server.address, "/"));
-    };
-    let address = server.tls_address.context("it serves no TLS")?;
-    Ok(Plan::websocket(address, "/").over_tls(&tls.clients))
-}
-
-/// Measures what idle WebSockets take.
-pub(super) async fn idle(
-    server: &Running,
-    tls: Option<&Certificate>,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<Vec<Figure>> {
-    first_answer(server.address).await?;
-    super::idle(websockets(server, tls)?, server, scenario, options)
-}
-
-/// Measures WebSocket round trips.
-pub(super) async fn echo(
-    server: &Running,
-    tls: Option<&Certificate>,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<Vec<Figure>> {
-    first_answer(server.address).await?;
-    let mut load = Load::new(websockets(server, tls)?)?;
-    load.open(scenario.clients(options))?;
-    volley(server, &mut load, options, "CPU of a round trip")
-}
-
-/// Measures HTTP requests, as of a client that has its affinity cookie already.
-pub(super) async fn http(
-    server: &Running,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<Vec<Figure>> {
-    let answer = first_answer(server.address).await?;
-    let cookie = answer
-        .header("set-cookie")
-        .and_then(|set| set.split(';').next());
-    let mut load = Load::new(Plan::http(server.address, "/", cookie))?;
-    load.open(scenario.clients(options))?;
-    volley(server, &mut load, options, "CPU of a request")
-}
-
-fn volley(
-    server: &Running,
-    load: &mut Load,
-    options: &Options,
-    what: &'static str,
-) -> Result<Vec<Figure>> {
-    load.volley(SMALL_BYTES, options.warm_up())?;
-    let work = Work::start(server)?;
-    let volleyed = load.volley(SMALL_BYTES, options.duration())?;
-    let cpu = work.per_unit(volleyed.answers)?;
-    Ok(vec![
-        Figure::microseconds(what, cpu),
-        Figure::per_second(
-            "rate",
-            volleyed.answers as f64 / options.duration().as_secs_f64(),
-        ),
-        Figure::milliseconds("p50", volleyed.latency.quantile_ms(0.5)),
-        Figure::milliseconds("p99", volleyed.latency.quantile_ms(0.99)),
-    ])
 }
 
 /// Waits until the edge answers from its backend: it may not know yet that it is up.

@@ -6,12 +6,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use async_trait::async_trait;
 use tokio::time;
 
 use crate::bench::Options;
-use crate::bench::contender::Running;
+use crate::bench::contender::causeway;
+use crate::bench::contender::{Contender, Contenders, Running};
 use crate::bench::report::Figure;
-use crate::bench::scenario::{Memory, Scenario};
+use crate::bench::scenario::measuring::Memory;
+use crate::bench::scenario::{Scenario, Stage, explained};
 
 /// Where sessions outlive the measurement.
 pub(crate) const LASTING: &str = "/polling";
@@ -29,13 +32,97 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the allocator may take to give back what it holds.
 const RETURN: Duration = Duration::from_secs(15);
 
+/// Sessions of clients that poll.
+pub(super) struct Polling;
+/// Sessions of clients that have gone.
+pub(super) struct Abandoned;
+
+pub(super) static POLLING: Polling = Polling;
+pub(super) static ABANDONED: Abandoned = Abandoned;
+
+const POLLING_CLIENTS: usize = 4_000;
+const ABANDONED_CLIENTS: usize = 20_000;
+
+#[async_trait(?Send)]
+impl Scenario for Polling {
+    fn name(&self) -> &'static str {
+        "node-polling"
+    }
+
+    fn title(&self) -> &'static str {
+        "relay: SockJS session that polls"
+    }
+
+    fn work(&self, options: &Options) -> String {
+        let clients = options.clients(POLLING_CLIENTS);
+        format!("{clients} SockJS clients that poll, idle")
+    }
+
+    fn contenders(&self) -> Contenders {
+        &[&causeway::Node]
+    }
+
+    fn peer(&self) -> &'static str {
+        "causeway-node"
+    }
+
+    fn shown(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn rounds(&self) -> usize {
+        1
+    }
+
+    async fn measure(&self, contender: &dyn Contender, options: &Options) -> Result<Vec<Figure>> {
+        let stage = Stage::new(options)?;
+        let server = contender.start(&stage.place()).await?;
+        let figures = polling(&server, options.clients(POLLING_CLIENTS), options).await;
+        explained(&server, figures)
+    }
+}
+
+#[async_trait(?Send)]
+impl Scenario for Abandoned {
+    fn name(&self) -> &'static str {
+        "node-abandoned"
+    }
+
+    fn title(&self) -> &'static str {
+        "relay: SockJS session whose client has gone"
+    }
+
+    fn work(&self, options: &Options) -> String {
+        let clients = options.sessions(ABANDONED_CLIENTS);
+        format!("{clients} SockJS sessions whose clients do not come back")
+    }
+
+    fn contenders(&self) -> Contenders {
+        &[&causeway::Node]
+    }
+
+    fn peer(&self) -> &'static str {
+        "causeway-node"
+    }
+
+    fn shown(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn rounds(&self) -> usize {
+        1
+    }
+
+    async fn measure(&self, contender: &dyn Contender, options: &Options) -> Result<Vec<Figure>> {
+        let stage = Stage::new(options)?;
+        let server = contender.start(&stage.place()).await?;
+        let figures = abandoned(&server, options.sessions(ABANDONED_CLIENTS), options).await;
+        explained(&server, figures)
+    }
+}
+
 /// Reads memory of sessions without a connection, with a kept one, and with a poll that waits.
-pub(super) async fn polling(
-    server: &Running,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<Vec<Figure>> {
-    let clients = scenario.clients(options);
+async fn polling(server: &Running, clients: usize, options: &Options) -> Result<Vec<Figure>> {
     let mut caller = Caller::connect(server.address)?;
     caller.open(&format!("{LASTING}/0/first"))?;
     let memory = Memory::new(server)?;
@@ -77,12 +164,7 @@ pub(super) async fn polling(
 }
 
 /// Reads memory of sessions whose clients never come back, and what is left when they are over.
-pub(super) async fn abandoned(
-    server: &Running,
-    scenario: Scenario,
-    options: &Options,
-) -> Result<Vec<Figure>> {
-    let clients = scenario.clients(options);
+async fn abandoned(server: &Running, clients: usize, options: &Options) -> Result<Vec<Figure>> {
     let mut caller = Caller::connect(server.address)?;
     caller.open(&format!("{LASTING}/0/first"))?;
     let memory = Memory::new(server)?;
@@ -109,14 +191,15 @@ pub(super) async fn abandoned(
 }
 
 /// A connection of a client that polls.
-struct Caller {
+pub(crate) struct Caller {
     stream: TcpStream,
     /// What was read and belongs to the next answer.
     read: Vec<u8>,
 }
 
 impl Caller {
-    fn connect(address: SocketAddr) -> Result<Self> {
+    /// Connects to a node, or to an edge before one.
+    pub(crate) fn connect(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -125,7 +208,7 @@ impl Caller {
     }
 
     /// Opens a session by its first poll.
-    fn open(&mut self, session: &str) -> Result<()> {
+    pub(crate) fn open(&mut self, session: &str) -> Result<()> {
         self.ask("POST", &format!("{session}/xhr"), "")?;
         let frame = self.answer()?;
         ensure!(
