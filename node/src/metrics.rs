@@ -46,7 +46,7 @@ pub(crate) struct Metrics {
     /// Messages handed to clients' sockets or outboxes.
     pub(crate) deliveries: Counter,
     dropped: Family<Label, Counter>,
-    disconnects: Family<Label, Counter>,
+    disconnects: Family<[(&'static str, String); 2], Counter>,
     /// 1 while the broker is ready, else 0.
     pub(crate) broker_ready: Gauge,
     broker_connects: Family<Label, Counter>,
@@ -144,7 +144,7 @@ impl Metrics {
         registry.register("publications_received", "Publications that the broker brought", self.publications_received.clone());
         registry.register("deliveries", "Messages handed to clients", self.deliveries.clone());
         registry.register("dropped", "Messages dropped, by reason", self.dropped.clone());
-        registry.register("disconnects", "Clients sent away, by reason", self.disconnects.clone());
+        registry.register("disconnects", "Clients sent away, by code and reason", self.disconnects.clone());
         registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
         registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());
@@ -203,9 +203,9 @@ impl Metrics {
 
     /// Counts a client that was sent away.
     pub(crate) fn disconnected(&self, disconnect: Disconnect) {
-        self.disconnects
-            .get_or_create(&[("reason", disconnect.name)])
-            .inc();
+        let code = ("code", disconnect.code.to_string());
+        let reason = ("reason", disconnect.name.to_owned());
+        self.disconnects.get_or_create(&[code, reason]).inc();
     }
 
     /// Counts a connection made to the broker.

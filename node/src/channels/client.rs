@@ -223,6 +223,12 @@ impl ChannelClient {
         Ok(())
     }
 
+    /// Counts that the client was sent away, and why.
+    pub(crate) fn was_sent_away(&self, disconnect: Disconnect) {
+        debug!(client = %self.id, reason = disconnect.name, transport = self.transport.as_str(), "client sent away");
+        self.clients.metrics.disconnected(disconnect);
+    }
+
     /// Answers the command `id`.
     pub(super) fn reply(&self, id: u32, outcome: Outcome) {
         let message = self.encoded_reply(id, outcome);

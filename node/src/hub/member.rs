@@ -91,7 +91,7 @@ impl Member {
             Self::Socket(outbox) => outbox.close_saying(disconnect, &reason),
             Self::Queue(outbox) => {
                 let told = Self::farewell(Farewell { disconnect, reason });
-                outbox.close_with(told);
+                outbox.close_with(disconnect, told);
             }
         }
     }

@@ -10,6 +10,7 @@ mod drain;
 mod headers;
 mod raw;
 mod sessions;
+mod streams;
 mod websockets;
 mod wires;
 

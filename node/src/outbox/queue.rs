@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::disconnect::Disconnect;
 use crate::outbox::Waiting;
 use crate::outbox::cost;
 
@@ -35,6 +36,8 @@ struct Queue {
     messages: VecDeque<Waiting>,
     bytes_queued: usize,
     state: State,
+    /// Why the client was sent away, if it was told.
+    disconnect: Option<Disconnect>,
     /// What came since [`QueueOutbox::hold`]; it counts as queued.
     held: Option<Vec<Bytes>>,
 }
@@ -70,6 +73,7 @@ impl QueueOutbox {
             messages: VecDeque::new(),
             bytes_queued: 0,
             state: State::Open,
+            disconnect: None,
             held: None,
         };
         Self {
@@ -207,9 +211,25 @@ impl QueueOutbox {
         self.queue.lock().state == State::Slow
     }
 
-    /// Appends `last`, before what was held back, and takes no more messages.
-    pub(crate) fn close_with(&self, last: Bytes) {
-        let is_held = self.queue.lock().held.is_some();
+    /// Why the client was sent away, if it was.
+    pub(crate) fn disconnect(&self) -> Option<Disconnect> {
+        let queue = self.queue.lock();
+        match queue.state {
+            State::Slow => Some(Disconnect::SLOW),
+            State::Open | State::Closed => queue.disconnect,
+        }
+    }
+
+    /// Appends `last`, which tells the client of `disconnect`, before what was held back, and takes no more
+    /// messages. The first reason stays.
+    pub(crate) fn close_with(&self, disconnect: Disconnect, last: Bytes) {
+        let is_held = {
+            let mut queue = self.queue.lock();
+            if queue.state == State::Open {
+                queue.disconnect = Some(disconnect);
+            }
+            queue.held.is_some()
+        };
         if is_held {
             self.release(&last);
         } else {
@@ -321,6 +341,7 @@ mod tests {
         outbox.push(Bytes::from_static(b"b"));
         outbox.push(Bytes::from_static(b"c"));
         assert_eq!(outbox.close(), Closed::Slow);
+        assert_eq!(outbox.disconnect(), Some(Disconnect::SLOW));
         assert!(outbox.is_slow());
         assert!(outbox.is_empty());
     }
@@ -347,6 +368,16 @@ mod tests {
             outbox.push(Bytes::from_static(b"held"));
         }
         assert!(outbox.is_slow());
+    }
+
+    #[test]
+    fn the_first_reason_to_send_a_client_away_stays() {
+        let outbox = outbox(1024);
+        assert_eq!(outbox.disconnect(), None);
+        outbox.close_with(Disconnect::STALE, Bytes::from_static(b"stale"));
+        outbox.close_with(Disconnect::SHUTDOWN, Bytes::from_static(b"shutdown"));
+        assert_eq!(outbox.take(usize::MAX), ["stale"]);
+        assert_eq!(outbox.disconnect(), Some(Disconnect::STALE));
     }
 
     #[test]

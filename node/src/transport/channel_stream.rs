@@ -81,7 +81,7 @@ pub(crate) fn open(clients: &Arc<ChannelClients>, opening: Opening) -> Response<
         outbox,
         lines,
         saying: Some(saying),
-        _admitted: admitted,
+        admitted,
     };
     let mut response = Response::new(Body::Stream(Box::pin(streaming.pieces())));
     let headers = response.headers_mut();
@@ -99,7 +99,15 @@ struct Streaming {
     lines: Lines,
     /// What the client said first, until it is carried out.
     saying: Option<Saying>,
-    _admitted: Admitted,
+    admitted: Admitted,
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        if let Some(disconnect) = self.outbox.disconnect() {
+            self.admitted.client().was_sent_away(disconnect);
+        }
+    }
 }
 
 impl Streaming {

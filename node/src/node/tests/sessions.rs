@@ -195,7 +195,7 @@ tcp: { send_buffer: 4KiB }
         assert_eq!(send(&node, "/relay/0/sender", &message).await, 204);
         assert!(poll(&node, "/relay/0/sender").await.starts_with("a[\"x"));
         let metrics = node.get("/metrics").await.body;
-        metrics.contains("causeway_node_disconnects_total{reason=\"slow\"} 1")
+        metrics.contains("causeway_node_disconnects_total{code=\"3008\",reason=\"slow\"} 1")
     })
     .await;
     let mut last = String::new();

@@ -41,7 +41,8 @@ async fn who_breaks_a_rule_is_told_which() {
         let expected = [before, vec![close(disconnect)]].concat();
         goes_along(peer, &expected).await;
         node.all_served().await;
-        let counted = format!("disconnects_total{{reason=\"{}\"}} 1", disconnect.name);
+        let (code, reason) = (disconnect.code, disconnect.name);
+        let counted = format!("disconnects_total{{code=\"{code}\",reason=\"{reason}\"}} 1");
         assert!(node.metrics.render().contains(&counted), "{counted}");
     }
 }
