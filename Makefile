@@ -5,6 +5,7 @@
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
+# make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
 # make swaps       100 exchanges of certificates under 2,000 wss tunnels and constant handshakes (SWAPS=, TUNNELS=)
 # make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
@@ -19,11 +20,11 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 E2E := $(basename $(notdir $(wildcard tests/tests/*.rs)))
-CLIENTS := tests/clients/node_modules/.package-lock.json tests/clients/.venv/installed
+PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/installed
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -38,7 +39,7 @@ run-proxy: deps
 	$(CARGO) build --release --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
 	@$(TARGET)/release/causeway-run
 
-test: deps-test check programs $(CLIENTS)
+test: deps-test check programs $(PACKAGES)
 	$(CARGO) test --locked --workspace
 
 check:
@@ -50,7 +51,7 @@ check:
 	$(CARGO) check --locked -p causeway-node
 	$(CARGO) check --locked -p causeway-proxy
 
-e2e: deps-test programs $(CLIENTS)
+e2e: deps-test programs $(PACKAGES)
 	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
 
 ROUNDS ?= 10
@@ -66,6 +67,12 @@ ATTACKERS ?= 9000
 siege: deps programs
 	CAUSEWAY_SIEGE=$(ATTACKERS) $(CARGO) test --locked --workspace --test siege -- --nocapture
 
+CLIENTS ?= 10000
+EDGE_CLIENTS ?= 6000
+storm: deps programs
+	CAUSEWAY_STORM_CLIENTS=$(CLIENTS) CAUSEWAY_STORM_EDGE_CLIENTS=$(EDGE_CLIENTS) \
+	  $(CARGO) test --locked --workspace --test storm -- --nocapture --test-threads 1
+
 SWAPS ?= 100
 TUNNELS ?= 2000
 swaps: deps programs
@@ -78,7 +85,7 @@ h2spec: deps programs
 programs:
 	$(CARGO) build --locked --workspace --bins --examples
 
-clients: deps-test $(CLIENTS)
+clients: deps-test $(PACKAGES)
 
 tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund

@@ -57,8 +57,21 @@ impl Subscriber {
     ///
     /// The node refuses.
     pub async fn connect(node: SocketAddr, token: &str) -> Result<Self> {
+        Self::connect_with(node, token, &[]).await
+    }
+
+    /// The same with more headers.
+    ///
+    /// # Errors
+    ///
+    /// The node refuses.
+    pub async fn connect_with(
+        node: SocketAddr,
+        token: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut client = Self {
-            socket: WebSocket::open(node, PATH).await?,
+            socket: WebSocket::open_with(node, PATH, headers).await?,
             id: String::new(),
             last: 0,
             pushes: VecDeque::new(),
