@@ -25,7 +25,6 @@ use crate::config::Namespaces;
 use crate::control::Control;
 use crate::directory::Lifetime;
 use crate::directory::Order;
-use crate::directory::Overrides;
 use crate::directory::Since;
 use crate::directory::SubscribeOrder;
 use crate::directory::Target;
@@ -179,8 +178,6 @@ impl Api {
 
     async fn subscribe(&self, subscribe: request::Subscribe) -> Result<Outcome, ApiError> {
         let (channel, _) = self.channel(&subscribe.channel)?;
-        let overrides = subscribe.overrides.unwrap_or_default();
-        let value = |choice: Option<request::Choice>| choice.map(|choice| choice.value);
         let info =
             request::json_or_base64("b64info", subscribe.info.as_deref(), &subscribe.b64info);
         let data =
@@ -193,13 +190,7 @@ impl Api {
                 offset: since.offset,
                 epoch: since.epoch,
             }),
-            overrides: Overrides {
-                presence: value(overrides.presence),
-                join_leave: value(overrides.join_leave),
-                force_push_join_leave: value(overrides.force_push_join_leave),
-                force_positioning: value(overrides.force_positioning),
-                force_recovery: value(overrides.force_recovery),
-            },
+            overrides: subscribe.overrides.unwrap_or_default().into(),
         };
         let whom = request::Whom {
             user: subscribe.user,

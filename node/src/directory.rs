@@ -18,7 +18,6 @@ mod order;
 
 pub(crate) use order::Lifetime;
 pub(crate) use order::Order;
-pub(crate) use order::Overrides;
 pub(crate) use order::Since;
 pub(crate) use order::SubscribeOrder;
 pub(crate) use order::Target;

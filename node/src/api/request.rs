@@ -15,6 +15,7 @@ use super::ApiError;
 use crate::channel::ChannelName;
 use crate::config::Ack;
 use crate::directory::Target;
+use crate::grant::RawOverrides;
 use crate::instance::ClientId;
 use crate::values::Owner;
 
@@ -185,7 +186,7 @@ pub(super) struct Subscribe {
     pub(super) b64data: String,
     pub(super) recover_since: Option<Position>,
     #[serde(rename = "override")]
-    pub(super) overrides: Option<Overrides>,
+    pub(super) overrides: Option<RawOverrides>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -193,23 +194,6 @@ pub(super) struct Subscribe {
 pub(super) struct Position {
     pub(super) offset: u64,
     pub(super) epoch: String,
-}
-
-/// Each is `{"value": true}` or `{"value": false}`.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Overrides {
-    pub(super) presence: Option<Choice>,
-    pub(super) join_leave: Option<Choice>,
-    pub(super) force_push_join_leave: Option<Choice>,
-    pub(super) force_positioning: Option<Choice>,
-    pub(super) force_recovery: Option<Choice>,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Choice {
-    pub(super) value: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

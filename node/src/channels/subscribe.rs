@@ -283,13 +283,7 @@ impl ChannelClient {
             expire_at: None,
             info: order.info,
             data: order.data,
-            overrides: crate::grant::Overrides {
-                presence: order.overrides.presence,
-                join_leave: order.overrides.join_leave,
-                force_push_join_leave: order.overrides.force_push_join_leave,
-                force_positioning: order.overrides.force_positioning,
-                force_recovery: order.overrides.force_recovery,
-            },
+            overrides: order.overrides,
         };
         let since = order.recover_since.as_ref();
         let wish = Wish {

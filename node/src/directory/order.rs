@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use crate::channel::ChannelName;
+use crate::grant::Overrides;
 use crate::instance::ClientId;
 
 /// Something that a client has to do.
@@ -63,16 +64,6 @@ pub(crate) struct SubscribeOrder {
 pub(crate) struct Since {
     pub(crate) offset: u64,
     pub(crate) epoch: String,
-}
-
-/// Options of a namespace that one subscription has its own way; `None`: the namespace's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Overrides {
-    pub(crate) presence: Option<bool>,
-    pub(crate) join_leave: Option<bool>,
-    pub(crate) force_push_join_leave: Option<bool>,
-    pub(crate) force_positioning: Option<bool>,
-    pub(crate) force_recovery: Option<bool>,
 }
 
 /// Whom an order is for.
