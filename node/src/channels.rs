@@ -28,6 +28,7 @@ use crate::hooks::Hooks;
 use crate::instance::Instance;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
+use crate::roster::Roster;
 
 mod access;
 mod ask;
@@ -52,8 +53,6 @@ pub(crate) use client::ChannelClient;
 pub(crate) use client::Origin;
 pub(crate) use news::news;
 
-use roster::Roster;
-
 /// What every channel client of this node shares.
 pub(crate) struct ChannelClients {
     config: config::Channels,
@@ -64,7 +63,7 @@ pub(crate) struct ChannelClients {
     verifier: Arc<Verifier>,
     hooks: Arc<Hooks>,
     metrics: Arc<Metrics>,
-    roster: Arc<Roster>,
+    roster: Arc<Roster<roster::Entry>>,
     /// Orders that are carried out, and what was asked for because something expired.
     errands: TaskTracker,
     /// What the clients' rates are counted from.
@@ -95,7 +94,7 @@ impl ChannelClients {
             verifier: parts.verifier,
             hooks: parts.hooks,
             metrics: parts.metrics,
-            roster: Arc::default(),
+            roster: Roster::new(),
             errands: TaskTracker::new(),
             started: Instant::now(),
         })
@@ -114,7 +113,7 @@ impl ChannelClients {
         shutdown: CancellationToken,
     ) {
         roster::sweep(&self, &pings, shutdown).await;
-        self.roster.drain(spread).await;
+        self.roster.send_all_away(spread).await;
         self.errands.close();
         self.errands.wait().await;
     }

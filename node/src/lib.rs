@@ -22,6 +22,7 @@ mod jwt;
 mod open_files;
 #[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod protocol;
+mod roster;
 // Layer 1.
 #[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod disconnect;

@@ -71,6 +71,7 @@ const NODE: Layers = Layers {
             "protocol",
             "grant",
             "jwt",
+            "roster",
         ],
         &["disconnect"],
         &["metrics", "publication"],

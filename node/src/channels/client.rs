@@ -20,7 +20,7 @@ use crate::channels::ChannelClients;
 use crate::channels::access;
 use crate::channels::beat::Direction;
 use crate::channels::failure::Failure;
-use crate::channels::roster::Place;
+use crate::channels::roster::Entry;
 use crate::channels::state::Ending;
 use crate::channels::state::Identity;
 use crate::channels::state::State;
@@ -43,6 +43,7 @@ use crate::protocol::PingResult;
 use crate::protocol::Push;
 use crate::protocol::Reply;
 use crate::protocol::Request;
+use crate::roster::Place;
 
 /// What is known of a client before it says anything.
 pub(crate) struct Origin {
@@ -83,7 +84,7 @@ pub(crate) struct ChannelClient {
 /// A client for as long as its connection lives. Dropping it ends all that the client has.
 pub(crate) struct Admitted {
     client: Arc<ChannelClient>,
-    _place: Place,
+    _place: Place<Entry>,
 }
 
 /// What questions to the backend need to know of a client.
@@ -128,7 +129,7 @@ impl ChannelClients {
             _counted: self.metrics.client(origin.transport),
         });
         Admitted {
-            _place: self.roster.enter(Arc::clone(&client)),
+            _place: self.roster.add(Arc::clone(&client)),
             client,
         }
     }

@@ -1,11 +1,9 @@
-//! Every channel client of the node in one list: for pings, for what expires, and for sending everyone
-//! away.
+//! Every channel client of the node in one list: for pings, for what expires or has ended, and for sending
+//! everyone away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::task;
 use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,36 +16,13 @@ use crate::channels::beat::Verdict;
 use crate::channels::client::ChannelClient;
 use crate::config::Ping;
 use crate::disconnect::Disconnect;
+use crate::roster::Place;
+use crate::roster::Roster;
 
-/// Clients looked at under one lock, and written to between two yields.
-const STRIDE: usize = 256;
-
-/// The pause between two groups of clients that are sent away.
-const DRAIN_STEP: Duration = Duration::from_millis(20);
-
-/// All channel clients.
-#[derive(Default)]
-pub(super) struct Roster {
-    list: Mutex<List>,
-}
-
-/// Invariant: `free` names the empty places of `entries`, each once.
-#[derive(Default)]
-struct List {
-    entries: Vec<Option<Entry>>,
-    free: Vec<usize>,
-    draining: bool,
-}
-
-struct Entry {
+/// A client on the list.
+pub(super) struct Entry {
     client: Arc<ChannelClient>,
     beat: Beat,
-}
-
-/// A place in the roster, until it is dropped.
-pub(super) struct Place {
-    roster: Arc<Roster>,
-    index: usize,
 }
 
 /// What is to be done about one client.
@@ -57,53 +32,25 @@ enum Due {
     Expired,
 }
 
-impl Roster {
+impl Roster<Entry> {
     /// Adds a client. Who comes while the node drains is sent away at once.
-    pub(super) fn enter(self: &Arc<Self>, client: Arc<ChannelClient>) -> Place {
-        let mut list = self.list.lock();
-        if list.draining {
-            client.member.close(Disconnect::SHUTDOWN);
-        }
-        let entry = Some(Entry {
+    pub(super) fn add(self: &Arc<Self>, client: Arc<ChannelClient>) -> Place<Entry> {
+        let entry = Entry {
             beat: Beat::new(client.came_at),
             client,
-        });
-        let index = match list.free.pop() {
-            Some(index) => {
-                list.entries[index] = entry;
-                index
-            }
-            None => {
-                list.entries.push(entry);
-                list.entries.len() - 1
-            }
         };
-        Place {
-            roster: Arc::clone(self),
-            index,
-        }
+        self.enter(entry, |entry| {
+            entry.client.member.close(Disconnect::SHUTDOWN);
+        })
     }
 
-    /// Sends everyone away, evenly over `spread`, so that they do not all come back at once.
-    pub(super) async fn drain(&self, spread: Duration) {
-        let clients: Vec<_> = {
-            let mut list = self.list.lock();
-            list.draining = true;
-            let entries = list.entries.iter().flatten();
-            entries.map(|entry| Arc::clone(&entry.client)).collect()
-        };
-        let steps = spread.div_duration_f64(DRAIN_STEP).max(1.0);
-        let group = (clients.len() as f64 / steps).ceil().max(1.0) as usize;
-        for group in clients.chunks(group) {
-            for part in group.chunks(STRIDE) {
-                part.iter()
-                    .for_each(|client| client.member.close(Disconnect::SHUTDOWN));
-                task::yield_now().await;
-            }
-            if !spread.is_zero() {
-                time::sleep(DRAIN_STEP).await;
-            }
-        }
+    /// Sends everyone away, evenly over `spread`.
+    pub(super) async fn send_all_away(&self, spread: Duration) {
+        let client = |entry: &Entry| Arc::clone(&entry.client);
+        self.drain(spread, client, |client| {
+            client.member.close(Disconnect::SHUTDOWN);
+        })
+        .await;
     }
 
     /// The clients for which most waits, the slowest first.
@@ -139,52 +86,12 @@ impl Roster {
 
     /// Clients for which something waits, the slowest first.
     fn waiting(&self) -> Vec<(usize, Arc<ChannelClient>)> {
-        let mut waiting: Vec<_> = {
-            let list = self.list.lock();
-            let entries = list.entries.iter().flatten();
-            let behind = entries.map(|entry| (entry.client.member.bytes_queued(), &entry.client));
-            let behind = behind.filter(|(bytes_queued, _)| 0 < *bytes_queued);
-            behind
-                .map(|(bytes, client)| (bytes, Arc::clone(client)))
-                .collect()
-        };
+        let mut waiting = self.collect(|entry| {
+            let bytes_queued = entry.client.member.bytes_queued();
+            (0 < bytes_queued).then(|| (bytes_queued, Arc::clone(&entry.client)))
+        });
         waiting.sort_by_key(|(bytes_queued, _)| std::cmp::Reverse(*bytes_queued));
         waiting
-    }
-
-    /// What waits for all clients together.
-    pub(super) fn bytes_queued(&self) -> usize {
-        let list = self.list.lock();
-        let entries = list.entries.iter().flatten();
-        entries
-            .map(|entry| entry.client.member.bytes_queued())
-            .sum()
-    }
-
-    /// The clients of one stride; `None` behind the last.
-    fn stride(&self, begin: usize) -> Option<Vec<Arc<ChannelClient>>> {
-        let list = self.list.lock();
-        let end = list.entries.len().min(begin + STRIDE);
-        let stride = list.entries.get(begin..end);
-        let stride = stride.filter(|stride| !stride.is_empty())?.iter().flatten();
-        Some(stride.map(|entry| Arc::clone(&entry.client)).collect())
-    }
-
-    /// What is to be done about the clients of one stride; `None` behind the last.
-    fn look(&self, begin: usize, look: &Look) -> Option<Vec<(Arc<ChannelClient>, Due)>> {
-        let mut list = self.list.lock();
-        let end = list.entries.len().min(begin + STRIDE);
-        let stride = list
-            .entries
-            .get_mut(begin..end)
-            .filter(|stride| !stride.is_empty())?;
-        let mut due = Vec::new();
-        for entry in stride.iter_mut().flatten() {
-            if let Some(what) = entry.look(look) {
-                due.push((Arc::clone(&entry.client), what));
-            }
-        }
-        Some(due)
     }
 }
 
@@ -240,12 +147,9 @@ pub(super) async fn sweep(
 /// Gives up the seats of feeds that have ended. That is rare, so all clients are asked and no seat is listed
 /// anywhere.
 async fn leave_ended(clients: &ChannelClients) {
-    let mut begin = 0;
-    while let Some(stride) = clients.roster.stride(begin) {
-        stride.iter().for_each(|client| client.leave_ended());
-        begin += STRIDE;
-        task::yield_now().await;
-    }
+    let client = |entry: &mut Entry| Some(Arc::clone(&entry.client));
+    let leave_ended = |client: Arc<ChannelClient>| client.leave_ended();
+    clients.roster.visit(client, leave_ended).await;
 }
 
 async fn sweep_once(clients: &Arc<ChannelClients>, now: Instant) {
@@ -254,29 +158,26 @@ async fn sweep_once(clients: &Arc<ChannelClients>, now: Instant) {
         unix_seconds: channels::unix_seconds(),
         connect_timeout: clients.config.limits.connect_timeout,
     };
-    let mut begin = 0;
-    while let Some(due) = clients.roster.look(begin, &look) {
-        for (client, what) in due {
-            match what {
-                Due::Stale => client.member.close(Disconnect::STALE),
-                Due::Beat(Verdict::Ping) => client.member.send(&client.member.ping()),
-                Due::Beat(Verdict::GiveUp) => client.member.close(Disconnect::NO_ANSWER),
-                Due::Beat(Verdict::Fine) => {}
-                Due::Expired => {
-                    clients.errands.spawn(async move {
-                        Arc::clone(&client).expire().await;
-                        client.end_expiry();
-                    });
-                }
-            }
+    let mut bytes_queued = 0;
+    let look = |entry: &mut Entry| {
+        bytes_queued += entry.client.member.bytes_queued();
+        let due = entry.look(&look)?;
+        Some((Arc::clone(&entry.client), due))
+    };
+    let act = |(client, due): (Arc<ChannelClient>, Due)| match due {
+        Due::Stale => client.member.close(Disconnect::STALE),
+        Due::Beat(Verdict::Ping) => client.member.send(&client.member.ping()),
+        Due::Beat(Verdict::GiveUp) => client.member.close(Disconnect::NO_ANSWER),
+        Due::Beat(Verdict::Fine) => {}
+        Due::Expired => {
+            clients.errands.spawn(async move {
+                Arc::clone(&client).expire().await;
+                client.end_expiry();
+            });
         }
-        begin += STRIDE;
-        task::yield_now().await;
-    }
-    clients
-        .metrics
-        .outbox_bytes
-        .set(clients.roster.bytes_queued() as i64);
+    };
+    clients.roster.visit(look, act).await;
+    clients.metrics.outbox_bytes.set(bytes_queued as i64);
 }
 
 /// How often to look, so that the shortest of all intervals is kept to about an eighth.
@@ -287,14 +188,4 @@ fn interval(pings: &[Ping]) -> Duration {
         .min();
     let eighth = shortest.unwrap_or(Duration::MAX) / 8;
     eighth.clamp(Duration::from_millis(10), Duration::from_secs(1))
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut list = self.roster.list.lock();
-        let entry = list.entries[self.index].take();
-        list.free.push(self.index);
-        drop(list);
-        drop(entry); // Perhaps the last handle of the client: dropped outside the lock.
-    }
 }

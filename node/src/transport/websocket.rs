@@ -33,6 +33,8 @@ use crate::frame::websocket::SocketFormat;
 use crate::hub::Member;
 use crate::metrics::Transport;
 use crate::outbox::SocketOutbox;
+use crate::roster::Place;
+use crate::roster::Roster;
 
 mod connection;
 mod ending;
@@ -44,8 +46,6 @@ mod scratch;
 
 use connection::Connection;
 use peer::Peer;
-use roster::Place;
-use roster::Roster;
 
 /// How long a client may take for the close handshake, once our close frame is on its way. Longer only
 /// keeps sockets of clients that have vanished; shorter cuts those on bad networks before they hear why.
@@ -56,7 +56,7 @@ pub(crate) struct WebSockets {
     clients: Arc<Clients>,
     /// They have pings of their own, and are sent away by themselves.
     channel_clients: Arc<ChannelClients>,
-    roster: Arc<Roster>,
+    roster: Arc<Roster<roster::Entry>>,
     drain_spread: Duration,
 }
 
@@ -82,7 +82,7 @@ impl WebSockets {
         Arc::new(Self {
             clients,
             channel_clients,
-            roster: Arc::default(),
+            roster: Roster::new(),
             drain_spread,
         })
     }
@@ -104,7 +104,7 @@ impl WebSockets {
                 now = sweeps.tick() => self.roster.sweep(now).await,
             }
         }
-        self.roster.drain(self.drain_spread).await;
+        self.roster.send_all_away(self.drain_spread).await;
     }
 
     /// Carries one client until its TCP connection is shut down.
@@ -150,8 +150,8 @@ impl WebSockets {
         endpoint: Arc<Endpoint>,
         transport: Transport,
         outbox: &Arc<SocketOutbox>,
-    ) -> (Peer, Place) {
-        let place = self.roster.enter(Arc::clone(outbox), Arc::clone(&endpoint));
+    ) -> (Peer, Place<roster::Entry>) {
+        let place = self.roster.add(Arc::clone(outbox), Arc::clone(&endpoint));
         if endpoint.mode == Mode::Close {
             outbox.close(Disconnect::GO_AWAY);
         }
