@@ -23,7 +23,8 @@ fn channels(settings: Settings) -> Settings {
     settings
         .with(
             "endpoints",
-            json!([{ "path": "/connection", "mode": "channels" }]),
+            // Who only waits answers no pings: on a busy machine it must not be given up for that.
+            json!([{ "path": "/connection", "mode": "channels", "ping": { "interval": "1h", "timeout": "1m" } }]),
         )
         .with(
             "channels.namespaces",
