@@ -6,6 +6,8 @@
 //! nobody for long.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use deadpool_redis::redis::AsyncConnectionConfig;
@@ -36,6 +38,8 @@ pub(crate) struct Commands {
     timeouts: Timeouts,
     name: String,
     room: Semaphore,
+    /// Whether the connection may be dead without having said so.
+    is_suspect: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -95,6 +99,7 @@ impl Commands {
             },
             name,
             room: Semaphore::new(CALLERS_MAX),
+            is_suspect: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -138,8 +143,17 @@ impl Commands {
             .unwrap_or(Err(CommandError::Timeout(patience)))
     }
 
+    /// Has the next command connect anew: something else has shown that the connection may be dead, and
+    /// to find that out by a command takes as long as Redis may take to answer.
+    pub(crate) fn suspect(&self) {
+        self.is_suspect.store(true, Ordering::Release);
+    }
+
     async fn connection(&self) -> Result<Open, CommandError> {
         let mut state = self.state.lock().await;
+        if self.is_suspect.swap(false, Ordering::AcqRel) {
+            state.open = None;
+        }
         if let Some(open) = &state.open {
             return Ok(open.clone());
         }
@@ -259,6 +273,16 @@ mod tests {
         };
         let answers = time::timeout(crate::redis::testing::PATIENCE, answered).await;
         assert_eq!(answers.unwrap().connection, 2);
+    }
+
+    #[tokio::test]
+    async fn a_suspect_connection_is_replaced_before_it_fails() {
+        let server = RedisServer::start().await;
+        let commands = commands(&server);
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 1);
+        commands.suspect();
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 2);
+        assert_eq!(commands.run(&ping()).await.unwrap().connection, 2);
     }
 
     #[tokio::test]

@@ -32,6 +32,11 @@ impl Reader {
         Self { commands, digest }
     }
 
+    /// See [`Commands::suspect`].
+    pub(super) fn suspect(&self) {
+        self.commands.suspect();
+    }
+
     pub(super) async fn history(&self, ask: &Ask) -> Result<Page, Unavailable> {
         let digest = self.digest.get_or_try_init(|| self.load()).await?;
         let by_text = scripts::read(Run::Text(scripts::READ), ask);

@@ -108,8 +108,10 @@ impl Subscriber<'_> {
         if is_resumed {
             self.heard_until = Some(Instant::now());
         }
-        // Whatever befell this connection may have befallen those of the lanes.
+        // Whatever befell this connection may have befallen those of the lanes, and that of the reader: as
+        // soon as this node hears again, streams are read to see what was missed.
         self.broker.suspect_all_lanes();
+        self.broker.reader.suspect();
         lost
     }
 

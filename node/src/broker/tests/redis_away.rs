@@ -200,6 +200,36 @@ async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
 }
 
 #[tokio::test]
+async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_connection() {
+    let server = RedisServer::start().await;
+    let network = Network::before(&server).await;
+    // Who waits for an answer over a dead connection waits for longer than this test.
+    let text = format!(
+        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", lanes: 1, response_timeout: 60s, \
+         probe_interval: 200ms, probe_timeout: 400ms, backoff_max: 200ms}}",
+        network.port
+    );
+    let setup = set_up(&Config::parse("test", &text).unwrap().broker);
+    setup.until_ready().await;
+    let ask = || Ask {
+        channel: name("a"),
+        retention: Retention {
+            size: NonZeroUsize::new(10).unwrap(),
+            ttl: Duration::from_secs(60),
+            meta_ttl: Duration::from_secs(60),
+        },
+        query: Query::default(),
+    };
+    setup.broker.history(ask()).await.unwrap();
+    network.hold();
+    setup.until(|| setup.connects("subscribe") == 2).await;
+    let read = time::timeout(PATIENCE, setup.broker.history(ask())).await;
+    read.expect("an answer").expect("a page");
+    network.release();
+    setup.stop().await;
+}
+
+#[tokio::test]
 async fn a_lane_is_bounded_in_bytes_and_in_time() {
     let server = RedisServer::absent();
     let config::Broker::Redis(mut redis) = settings(&server, ", lane_wait: 300ms") else {
