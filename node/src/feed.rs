@@ -12,6 +12,8 @@
 //!
 //! Channels of relay endpoints have no feed: their publications go straight to the hub.
 //!
+//! A debug build can be told to do its worst (`sabotage`), so that what checks all this is seen to work.
+//!
 //! Invariant: the broker is asked for a channel if and only if its feed is in the map.
 
 use std::collections::HashMap;
@@ -52,6 +54,8 @@ mod channel;
 mod keeper;
 mod membership;
 mod publish;
+#[cfg(debug_assertions)]
+mod sabotage;
 mod state;
 mod stream;
 
@@ -116,6 +120,8 @@ pub(crate) struct Feeds {
     announced: AtomicU64,
     due: Mutex<Due>,
     changed: Notify,
+    #[cfg(debug_assertions)]
+    sabotage: Option<sabotage::Sabotage>,
 }
 
 /// What the keeper has to look at.
@@ -140,6 +146,8 @@ impl Feeds {
             announced: AtomicU64::new(0),
             due: Mutex::default(),
             changed: Notify::new(),
+            #[cfg(debug_assertions)]
+            sabotage: sabotage::Sabotage::asked_for(),
         })
     }
 

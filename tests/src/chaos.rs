@@ -33,7 +33,7 @@ pub mod wire;
 
 use checker::Position;
 use clients::{Client, Wish};
-use faults::{Havoc, Schedule};
+use faults::{Havoc, Kind, Schedule};
 use publishers::Publisher;
 use record::Record;
 use report::Report;
@@ -45,11 +45,18 @@ const DEEP_CHANNELS: usize = 8;
 /// Channels that keep so little that who is away for long cannot recover.
 const SHALLOW_CHANNELS: usize = 4;
 
+/// Channels in which seldom anything is said, so that no later message shows that one was missed.
+const RARE_CHANNELS: usize = 10;
+
+/// From one message to the next in these: later than a client has to be told.
+const RARELY: Duration = Duration::from_secs(10);
+
 /// How many clients there are.
 const CLIENTS: usize = 48;
 
-/// How many channels each of them follows.
+/// How many channels each of them follows, and how many more of the rare ones.
 const FOLLOWS: usize = 3;
+const FOLLOWS_RARE: usize = 3;
 
 /// How often the checker looks for what is overdue.
 const LOOK: Duration = Duration::from_millis(200);
@@ -60,9 +67,6 @@ const SLACK: u32 = 4;
 /// For how long that counts.
 const SLACK_FOR: Duration = Duration::from_secs(10);
 
-/// For everybody to have everything once all is well again.
-const SETTLE: Duration = Duration::from_secs(30);
-
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -72,6 +76,12 @@ pub struct Plan {
     pub lasts: Duration,
     /// What the schedule, the victims and all other choices follow from.
     pub seed: u64,
+    /// The kinds of faults; none, and there is only load.
+    pub kinds: Vec<Kind>,
+    /// What the nodes do wrong on purpose, as their debug builds understand it: `drop:300`, `repeat:300`, `swap:300`.
+    pub sabotage: Option<String>,
+    /// For everybody to have everything once all is well again.
+    pub settle: Duration,
     /// Messages a second, of all publishers together, while they are answered.
     pub rate: u32,
 }
@@ -82,12 +92,16 @@ pub struct Plan {
 ///
 /// The harness failed. What the programs did wrong is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
-    let mut scene = Scene::start(&plan.name).await?;
+    let mut scene = Scene::start(&plan.name, plan.sabotage.as_deref()).await?;
     let channels = channels();
+    let busy = DEEP_CHANNELS + SHALLOW_CHANNELS;
     let mut dice = fastrand::Rng::with_seed(plan.seed);
-    let follows: Vec<Vec<usize>> = (0..CLIENTS)
-        .map(|_| dice.choose_multiple(0..channels.len(), FOLLOWS))
-        .collect();
+    let mut follows = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut channels_of = dice.choose_multiple(0..busy, FOLLOWS);
+        channels_of.extend(dice.choose_multiple(busy..channels.len(), FOLLOWS_RARE));
+        follows.push(channels_of);
+    }
     let record = Arc::new(Record::new(channels, &follows));
     let nodes: Vec<_> = scene.nodes.iter().map(|node| node.address).collect();
 
@@ -115,7 +129,11 @@ pub async fn run(plan: &Plan) -> Result<Report> {
             nodes: nodes.clone(),
             record: Arc::clone(&record),
             ids: Arc::clone(&ids),
-            interval: Duration::from_secs(record.channels() as u64) / plan.rate.max(1),
+            interval: if channel < busy {
+                Duration::from_secs(busy as u64) / plan.rate.max(1)
+            } else {
+                RARELY
+            },
             goes_on: watched.clone(),
             dice: dice.fork(),
         };
@@ -126,7 +144,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     looking.spawn(look(Arc::clone(&record), stall_max));
 
     let began = Instant::now();
-    let mut schedule = Schedule::new(plan.seed);
+    let mut schedule = Schedule::new(plan.seed, &plan.kinds);
     let mut counts = BTreeMap::new();
     let mut havoc = Havoc {
         scene: &mut scene,
@@ -155,7 +173,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         marks.insert(channel, mark.with_context(name)?);
     }
     let marks: Vec<Position> = marks.into_values().collect();
-    let deadline = Instant::now() + SETTLE;
+    let deadline = Instant::now() + plan.settle;
     while !record.checker().unsettled(&marks).is_empty() && Instant::now() < deadline {
         sleep(LOOK).await;
     }
@@ -188,7 +206,8 @@ pub async fn run(plan: &Plan) -> Result<Report> {
 fn channels() -> Vec<String> {
     let deep = (0..DEEP_CHANNELS).map(|number| format!("deep:{number}"));
     let shallow = (0..SHALLOW_CHANNELS).map(|number| format!("shallow:{number}"));
-    deep.chain(shallow).collect()
+    let rare = (0..RARE_CHANNELS).map(|number| format!("rare:{number}"));
+    deep.chain(shallow).chain(rare).collect()
 }
 
 /// Has the checker look, and notes how late that is: then everything else is late too.

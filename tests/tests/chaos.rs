@@ -1,13 +1,17 @@
 //! Nodes, Redis and what lies between them fail, all the time, under load: what was acknowledged reaches every client once and in
-//! order, or the client is told.
+//! order, or the client is told. And what checks that finds a node that does otherwise.
 //!
 //! `make chaos` runs it for 30 minutes (`MINUTES`). `SEED` repeats a run's choices; what the machine does at which moment is new
 //! each time.
 
-use std::{env, time::Duration};
+use std::{collections::BTreeSet, env, time::Duration};
 
 use anyhow::Result;
-use causeway_tests::chaos::{self, Plan, faults::Kind};
+use causeway_tests::{
+    chaos::{self, Plan, faults, violation::Kind},
+    harness::wait,
+};
+use tokio::sync::Mutex;
 
 /// Without `make chaos`.
 const SECONDS: u64 = 110;
@@ -15,26 +19,38 @@ const SECONDS: u64 = 110;
 /// The least that has to be acknowledged a second.
 const RATE: f64 = 200.0;
 
+/// One at a time: two at once would only measure each other.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 fn setting(name: &str) -> Option<u64> {
     env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+fn seed() -> u64 {
+    let seed = setting("CAUSEWAY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    eprintln!("seed {seed}");
+    seed
+}
+
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_repeated_or_reordered_in_silence() -> Result<()> {
-    let minutes = setting("CAUSEWAY_MINUTES");
-    let seconds = setting("CAUSEWAY_SECONDS").unwrap_or(SECONDS);
+    let _turn = TURN.lock().await;
+    let minutes = setting("CAUSEWAY_MINUTES").map(|minutes| minutes * 60);
+    let seconds = minutes.or(setting("CAUSEWAY_SECONDS")).unwrap_or(SECONDS);
     let plan = Plan {
         name: "chaos".to_owned(),
-        lasts: Duration::from_secs(minutes.map_or(seconds, |minutes| minutes * 60)),
-        seed: setting("CAUSEWAY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000)),
+        lasts: Duration::from_secs(seconds),
+        seed: seed(),
+        kinds: faults::Kind::ALL.to_vec(),
+        sabotage: None,
+        settle: wait::SOON,
         rate: 300,
     };
-    eprintln!("seed {}", plan.seed);
     let report = chaos::run(&plan).await?;
     eprintln!("{report}");
     assert_eq!(report.violations_count, 0, "{report}");
     assert!(report.errors.is_empty(), "{report}");
-    let missing = Kind::ALL
+    let missing = faults::Kind::ALL
         .iter()
         .filter(|kind| !report.faults.contains_key(kind));
     assert_eq!(missing.count(), 0, "every kind of fault has its turn");
@@ -43,5 +59,47 @@ async fn nothing_acknowledged_is_lost_repeated_or_reordered_in_silence() -> Resu
         "there was less load than there has to be"
     );
     assert!(0 < report.lost_writes, "a primary took nothing with it");
+    Ok(())
+}
+
+/// Runs nodes that do something wrong now and then; what the checker found.
+async fn found(deed: &str) -> Result<BTreeSet<Kind>> {
+    let _turn = TURN.lock().await;
+    let plan = Plan {
+        name: format!("chaos-{deed}"),
+        lasts: Duration::from_secs(3),
+        seed: seed(),
+        kinds: Vec::new(),
+        sabotage: Some(format!("{deed}:200")),
+        settle: Duration::from_secs(2),
+        rate: 300,
+    };
+    let report = chaos::run(&plan).await?;
+    let violations = report.violations.iter();
+    let mut kinds: BTreeSet<Kind> = violations.map(|violation| violation.kind).collect();
+    if let Some(first) = report.violations.first() {
+        eprintln!("{deed}: {} violations: {first}", report.violations_count);
+    }
+    // Where it met the last message of a channel.
+    kinds.remove(&Kind::Overdue);
+    kinds.remove(&Kind::Unsettled);
+    Ok(kinds)
+}
+
+#[tokio::test]
+async fn a_node_that_drops_a_publication_is_found() -> Result<()> {
+    assert_eq!(found("drop").await?, BTreeSet::from([Kind::Lost]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_repeats_a_publication_is_found() -> Result<()> {
+    assert_eq!(found("repeat").await?, BTreeSet::from([Kind::Repeated]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_swaps_two_publications_is_found() -> Result<()> {
+    assert_eq!(found("swap").await?, BTreeSet::from([Kind::Reordered]));
     Ok(())
 }

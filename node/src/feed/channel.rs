@@ -417,7 +417,15 @@ impl Feed {
         feeds.remove(self);
     }
 
-    fn deliver(&self, feeds: &Feeds, publication: &Publication) -> Delivered {
+    fn deliver(&self, feeds: &Feeds, publication: &Arc<Publication>) -> Delivered {
+        #[cfg(debug_assertions)]
+        if let Some(sabotage) = &feeds.sabotage {
+            return sabotage.deliver(feeds, self, publication);
+        }
+        self.push_publication(feeds, publication)
+    }
+
+    pub(super) fn push_publication(&self, feeds: &Feeds, publication: &Publication) -> Delivered {
         self.push(feeds, Event::Publication(publication.clone()))
     }
 

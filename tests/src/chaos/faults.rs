@@ -31,6 +31,8 @@ pub enum Kind {
     SubscribersKilled,
     /// The primary killed, and a replica in its place that had fallen behind.
     PrimaryReplaced,
+    /// A replica that had fallen behind made the primary, and the old one its replica, whose connections stay open.
+    PrimaryDemoted,
     /// The wires between nodes and Redis reset, and not there for a while.
     WireCut,
     /// A wire on which everything takes long.
@@ -45,13 +47,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NodeKilled,
         Self::NodeStopped,
         Self::RedisKilled,
         Self::RedisEmptied,
         Self::SubscribersKilled,
         Self::PrimaryReplaced,
+        Self::PrimaryDemoted,
         Self::WireCut,
         Self::WireSlow,
         Self::WireHalfClosed,
@@ -72,6 +75,7 @@ impl fmt::Display for Kind {
             Self::RedisEmptied => "redis killed, data gone",
             Self::SubscribersKilled => "CLIENT KILL TYPE pubsub",
             Self::PrimaryReplaced => "primary replaced by a replica that lagged",
+            Self::PrimaryDemoted => "primary demoted behind a replica that lagged",
             Self::WireCut => "wire cut",
             Self::WireSlow => "wire slow",
             Self::WireHalfClosed => "wire half-closed",
@@ -86,34 +90,38 @@ impl fmt::Display for Kind {
 #[derive(Debug)]
 pub struct Schedule {
     dice: fastrand::Rng,
+    kinds: Vec<Kind>,
     bag: Vec<Kind>,
 }
 
 /// What comes next.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// One fault, or two of which the second begins and ends while the first lasts.
+    /// One fault, or two of which the second begins and ends while the first lasts. None, if there are no kinds.
     pub kinds: Vec<Kind>,
     /// How long nothing happens after that. Mostly longer than clients may wait for what they have missed.
     pub calm: Duration,
 }
 
 impl Schedule {
-    /// The schedule of this seed.
+    /// The schedule of this seed with faults of these kinds.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, kinds: &[Kind]) -> Self {
         Self {
             dice: fastrand::Rng::with_seed(seed),
+            kinds: kinds.to_vec(),
             bag: Vec::new(),
         }
     }
 
     /// What comes next.
     pub fn next_slot(&mut self) -> Slot {
-        let first = self.draw();
-        let mut kinds = vec![first];
-        if Kind::BESIDE_OTHERS.contains(&first) && self.dice.bool() {
-            kinds.push(self.draw());
+        let mut kinds: Vec<Kind> = self.draw().into_iter().collect();
+        let is_company_welcome = kinds
+            .first()
+            .is_some_and(|kind| Kind::BESIDE_OTHERS.contains(kind));
+        if is_company_welcome && self.dice.bool() {
+            kinds.extend(self.draw());
         }
         let calm = if self.dice.u8(..8) == 0 {
             self.dice.u64(200..1_000)
@@ -126,12 +134,12 @@ impl Schedule {
         }
     }
 
-    fn draw(&mut self) -> Kind {
+    fn draw(&mut self) -> Option<Kind> {
         if self.bag.is_empty() {
-            self.bag.extend(Kind::ALL);
+            self.bag.clone_from(&self.kinds);
             self.dice.shuffle(&mut self.bag);
         }
-        self.bag.pop().unwrap_or(Kind::NodeKilled)
+        self.bag.pop()
     }
 }
 
@@ -196,7 +204,7 @@ impl Havoc<'_> {
             }
             Kind::RedisKilled | Kind::RedisEmptied => millis = self.dice.u64(200..2_000),
             Kind::SubscribersKilled => {}
-            Kind::PrimaryReplaced => millis = self.dice.u64(200..1_000),
+            Kind::PrimaryReplaced | Kind::PrimaryDemoted => millis = self.dice.u64(200..1_000),
             Kind::WireCut => {
                 millis = self.dice.u64(200..2_500);
                 if self.dice.u8(..4) == 0 {
@@ -237,7 +245,8 @@ impl Havoc<'_> {
             Kind::RedisKilled
             | Kind::RedisEmptied
             | Kind::SubscribersKilled
-            | Kind::PrimaryReplaced => vec![Scope::Everyone],
+            | Kind::PrimaryReplaced
+            | Kind::PrimaryDemoted => vec![Scope::Everyone],
             Kind::SlowReaders => victims.iter().copied().map(Scope::Client).collect(),
             Kind::ComeAndGo => Vec::new(),
             _ => victims.iter().copied().map(Scope::Node).collect(),
@@ -259,6 +268,7 @@ impl Havoc<'_> {
                 let primary = &self.scene.primary;
                 primary.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await?;
             }
+            Kind::PrimaryDemoted => self.scene.hold_replication(),
             Kind::PrimaryReplaced => {
                 self.scene.hold_replication();
                 sleep(Duration::from_millis(self.dice.u64(200..1_200))).await;
@@ -301,8 +311,14 @@ impl Havoc<'_> {
                 self.scene.primary.restart().await?;
             }
             Kind::PrimaryReplaced => {
-                self.lost_writes += self.count_lost_writes().await?;
+                let kept = self.offsets_at_replica().await?;
+                self.lost_writes += self.lost_writes(&kept);
                 self.scene.promote_replica().await?;
+            }
+            Kind::PrimaryDemoted => {
+                let kept = self.offsets_at_replica().await?;
+                self.scene.demote_primary().await?;
+                self.lost_writes += self.lost_writes(&kept);
             }
             Kind::WireCut | Kind::WireSlow => {
                 for node in &victims {
@@ -315,21 +331,30 @@ impl Havoc<'_> {
         self.record.fault_ended(fault.number);
         match fault.kind {
             Kind::PrimaryReplaced => self.scene.replace_replica().await,
-            Kind::RedisKilled | Kind::RedisEmptied => self.scene.replicating().await,
+            Kind::RedisKilled | Kind::RedisEmptied | Kind::PrimaryDemoted => {
+                self.scene.replicating().await
+            }
             _ => Ok(()),
         }
     }
 
-    /// Acknowledged messages that the replica does not have.
-    async fn count_lost_writes(&self) -> Result<u64> {
-        let mut lost = 0;
+    /// Where the streams are at the replica, channel by channel.
+    async fn offsets_at_replica(&self) -> Result<Vec<u64>> {
+        let mut offsets = Vec::new();
         for channel in 0..self.record.channels() {
             let key = format!("causeway:me:{{{}}}", self.record.channel(channel));
-            let has = self.scene.replica.cli(&["HGET", &key, "offset"]).await?;
-            let has = has.parse().unwrap_or(0);
-            lost += self.record.checker().acked_last_behind(channel, has);
+            let offset = self.scene.replica.cli(&["HGET", &key, "offset"]).await?;
+            offsets.push(offset.parse().unwrap_or(0));
         }
-        Ok(lost)
+        Ok(offsets)
+    }
+
+    /// Acknowledged messages behind these offsets.
+    fn lost_writes(&self, kept: &[u64]) -> u64 {
+        let checker = self.record.checker();
+        let lost = kept.iter().enumerate();
+        lost.map(|(channel, offset)| checker.acked_last_behind(channel, *offset))
+            .sum()
     }
 
     fn some_clients(&mut self, count: usize) -> Vec<usize> {
@@ -356,7 +381,7 @@ mod tests {
     #[test]
     fn a_seed_makes_one_schedule_in_which_all_kinds_are_alike() {
         let slots = |seed| {
-            let mut schedule = Schedule::new(seed);
+            let mut schedule = Schedule::new(seed, &Kind::ALL);
             let slots: Vec<Slot> = (0..220).map(|_| schedule.next_slot()).collect();
             slots
         };

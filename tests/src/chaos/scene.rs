@@ -23,7 +23,7 @@ pub const NODES: usize = 3;
 /// The key of the API.
 pub const KEY: &str = "the key of the publishers";
 
-/// Publications that a channel of the namespace `deep` keeps: more than anybody misses.
+/// Publications that a channel of the namespaces `deep` and `rare` keeps: more than anybody misses.
 pub const DEEP: usize = 20_000;
 
 /// Those of `shallow`: who is away for a while cannot recover.
@@ -48,12 +48,12 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts everything and waits until it is ready.
+    /// Starts everything and waits until it is ready. Nodes do wrong what `sabotage` says.
     ///
     /// # Errors
     ///
     /// Something does not start.
-    pub async fn start(name: &str) -> Result<Self> {
+    pub async fn start(name: &str, sabotage: Option<&str>) -> Result<Self> {
         let scratch = Scratch::new(name)?;
         let mut servers = 0;
         let primary = server(&scratch, &mut servers).await?;
@@ -64,7 +64,10 @@ impl Scene {
         for number in 1..=NODES {
             let wire = Wire::start(primary.address()).await?;
             let settings = settings(&wire.url());
-            nodes.push(Node::start(&format!("n{number}"), settings, scratch.path()).await?);
+            let variables = sabotage.map(|deed| ("CAUSEWAY_SABOTAGE", deed));
+            let variables: Vec<_> = variables.into_iter().collect();
+            let id = format!("n{number}");
+            nodes.push(Node::start_with(&id, settings, scratch.path(), &variables).await?);
             wires.push(wire);
         }
         for node in &nodes {
@@ -112,6 +115,27 @@ impl Scene {
             wire.lead_to(self.primary.address());
             wire.set(Condition::Whole);
         }
+        Ok(())
+    }
+
+    /// Makes the replica the primary, and has the old one follow it: connections that lead to that one stay.
+    ///
+    /// # Errors
+    ///
+    /// One of them does not obey.
+    pub async fn demote_primary(&mut self) -> Result<()> {
+        self.replica.cli(&["REPLICAOF", "NO", "ONE"]).await?;
+        std::mem::swap(&mut self.primary, &mut self.replica);
+        for wire in &self.wires {
+            wire.lead_to(self.primary.address());
+        }
+        self.replication = Wire::start(self.primary.address()).await?;
+        let (host, port) = (
+            self.replication.address.ip(),
+            self.replication.address.port(),
+        );
+        let arguments = ["REPLICAOF", &host.to_string(), &port.to_string()];
+        self.replica.cli(&arguments).await?;
         Ok(())
     }
 
@@ -192,7 +216,11 @@ fn settings(redis: &str) -> Settings {
         .with("endpoints", json!([endpoint]))
         .with(
             "channels.namespaces",
-            json!([namespace("deep", DEEP), namespace("shallow", SHALLOW)]),
+            json!([
+                namespace("deep", DEEP),
+                namespace("rare", DEEP),
+                namespace("shallow", SHALLOW),
+            ]),
         )
         .with("tcp.send_buffer", json!("4KiB"))
         .with("api.keys", json!([KEY]))

@@ -28,6 +28,7 @@ pub struct Node {
     pub process: Process,
     file: PathBuf,
     settings: Settings,
+    variables: Vec<(String, String)>,
 }
 
 /// Settings of a node on a port that the kernel chooses, without Redis.
@@ -62,15 +63,33 @@ impl Node {
     ///
     /// The program is not built, refuses the settings or does not listen soon.
     pub async fn start(id: &str, settings: Settings, directory: &Path) -> Result<Self> {
+        Self::start_with(id, settings, directory, &[]).await
+    }
+
+    /// The same with these environment variables.
+    ///
+    /// # Errors
+    ///
+    /// The program is not built, refuses the settings or does not listen soon.
+    pub async fn start_with(
+        id: &str,
+        settings: Settings,
+        directory: &Path,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let variables = variables.iter();
+        let variables = variables.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let variables: Vec<_> = variables.collect();
         let file = directory.join(format!("{id}.yaml"));
         let settings = settings.with("node.id", json!(id));
-        let (process, address) = launch(id, &settings, &file).await?;
+        let (process, address) = launch(id, &settings, &file, &variables).await?;
         Ok(Self {
             id: id.to_owned(),
             address,
             process,
             file,
             settings,
+            variables,
         })
     }
 
@@ -83,7 +102,7 @@ impl Node {
     /// [`loopback`]: crate::harness::loopback
     pub async fn restart(&mut self) -> Result<()> {
         let settings = self.settings.clone().with("listen", json!(self.address));
-        (self.process, _) = launch(&self.id, &settings, &self.file).await?;
+        (self.process, _) = launch(&self.id, &settings, &self.file, &self.variables).await?;
         Ok(())
     }
 
@@ -123,10 +142,16 @@ impl Node {
     }
 }
 
-async fn launch(id: &str, settings: &Settings, file: &Path) -> Result<(Process, SocketAddr)> {
+async fn launch(
+    id: &str,
+    settings: &Settings,
+    file: &Path,
+    variables: &[(String, String)],
+) -> Result<(Process, SocketAddr)> {
     std::fs::write(file, settings.text())?;
     let mut command = Command::new(programs::ours("causeway-node")?);
     command.arg("--config").arg(file);
+    command.envs(variables.iter().cloned());
     let directory = file.parent().unwrap_or(Path::new("."));
     let mut process = Process::spawn(id, command, directory)?;
     let address = process.listening("node").await?;
