@@ -60,7 +60,7 @@ pub struct Options {
     #[arg(long)]
     pub connections: Option<usize>,
     /// Measures CPU time for so many seconds each.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 2.0)]
     pub duration: f64,
     /// Gives each server so many threads or workers.
     #[arg(long, default_value_t = 1)]
@@ -156,12 +156,13 @@ pub async fn run(options: &Options) -> Result<()> {
 
 /// Puts the reports in `files` together, prints their tables and writes them to `output`.
 ///
-/// What is in several of them is taken from the last.
+/// What is in several of them is taken from the last. A README gets their tables and the picture too, between its
+/// marks.
 ///
 /// # Errors
 ///
 /// There is no file, one is no report, or the output cannot be written.
-pub fn put_together(files: &[PathBuf], output: &Path) -> Result<()> {
+pub fn put_together(files: &[PathBuf], output: &Path, readme: Option<&Path>) -> Result<()> {
     let (first, others) = files.split_first().context("there is no file")?;
     let mut report = Report::read(first)?;
     for file in others {
@@ -169,6 +170,9 @@ pub fn put_together(files: &[PathBuf], output: &Path) -> Result<()> {
     }
     for scenario in &report.scenarios {
         report::write_table(scenario, &mut io::stdout().lock())?;
+    }
+    if let Some(readme) = readme {
+        report.write_into(readme)?;
     }
     conclude(&report, output)
 }

@@ -258,6 +258,36 @@ impl Report {
     }
 }
 
+/// Where the tables are in a README.
+const MARKS: [&str; 2] = ["<!-- what make bench measured -->\n", "<!-- until here -->"];
+/// Where its picture is.
+const PICTURE: &str = "tests/bench.svg";
+
+impl Report {
+    /// Puts the tables into `readme` between its marks, and the picture where it is shown from.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read or written, or has no marks.
+    pub(crate) fn write_into(&self, readme: &Path) -> Result<()> {
+        let old = fs::read_to_string(readme)
+            .with_context(|| format!("cannot read {}", readme.display()))?;
+        let [start, end] = MARKS;
+        let parts = old
+            .split_once(start)
+            .and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
+        let (before, after) =
+            parts.with_context(|| format!("{} has no marks for the figures", readme.display()))?;
+        let tables = markdown::text(&self.scenarios);
+        let image = format!("![Causeway beside its rivals; shorter is better]({PICTURE})");
+        let new = format!("{before}{start}\n{image}\n\n{tables}\n{end}{after}");
+        let folder = readme.parent().unwrap_or(Path::new(""));
+        fs::write(folder.join(PICTURE), picture::draw(&self.scenarios))?;
+        fs::write(readme, new)?;
+        Ok(())
+    }
+}
+
 impl ScenarioReport {
     fn merge(&mut self, other: Self) {
         for contender in other.contenders {
@@ -351,6 +381,26 @@ mod tests {
             .map(|contender| contender.medians[0].value.to_string())
             .collect();
         assert_eq!(values, ["1", "2", "3"]);
+    }
+
+    #[test]
+    fn a_readme_gets_the_tables_between_its_marks_and_keeps_the_rest() {
+        let scratch = crate::harness::scratch::Scratch::new("readme").unwrap();
+        let readme = scratch.path().join("README.md");
+        fs::create_dir(scratch.path().join("tests")).unwrap();
+        let [start, end] = MARKS;
+        fs::write(&readme, format!("before\n{start}old\n{end}\nafter\n")).unwrap();
+        let report = report(vec![contender("ours", &[1.0])]);
+        report.write_into(&readme).unwrap();
+        let text = fs::read_to_string(&readme).unwrap();
+        assert!(text.starts_with("before\n"), "{text}");
+        assert!(text.ends_with("\nafter\n"), "{text}");
+        assert!(
+            text.contains("**1.00 µs**") && !text.contains("old"),
+            "{text}"
+        );
+        fs::write(&readme, "no marks").unwrap();
+        report.write_into(&readme).unwrap_err();
     }
 
     #[test]

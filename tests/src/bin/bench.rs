@@ -29,6 +29,9 @@ enum Command {
         /// Writes the JSON here, and Markdown and a picture beside it.
         #[arg(long, default_value = "target/bench/bench.json")]
         output: PathBuf,
+        /// Puts the tables into this README, between its marks, and the picture into `tests/bench.svg` beside it.
+        #[arg(long)]
+        readme: Option<PathBuf>,
     },
     /// Lets clients come and go, and fails if memory grows by it.
     Soak(soak::Options),
@@ -44,7 +47,11 @@ fn main() -> Result<()> {
         // The generator fills this thread, and nothing else is to run meanwhile.
         None => one_thread()?.block_on(bench::run(&cli.options)),
         Some(Command::Soak(options)) => one_thread()?.block_on(soak::run(&options)),
-        Some(Command::Report { files, output }) => bench::put_together(&files, &output),
+        Some(Command::Report {
+            files,
+            output,
+            readme,
+        }) => bench::put_together(&files, &output, readme.as_deref()),
         Some(Command::Backend) => bench::backend::serve(),
         Some(Command::Relay) => {
             // Accepting in a task: the thread of `block_on` is none of the workers.

@@ -21,8 +21,8 @@ impl Contender for Haproxy {
     }
 
     fn settings(&self) -> &'static str {
-        "one process, nbthread as given, inserted affinity cookie, health check, \
-     X-Forwarded-For, no log"
+        "one process, nbthread as given, inserted affinity cookie, health check, X-Forwarded-For, no log; nothing of HAProxy \
+         Enterprise would change what is measured"
     }
 
     fn version(&self) -> Result<String> {

@@ -21,8 +21,8 @@ impl Contender for Nginx {
     }
 
     fn settings(&self) -> &'static str {
-        "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, \
-     X-Forwarded-For, no access log, no cookie affinity (paid-only)"
+        "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, X-Forwarded-For, no access log. Paid only \
+         (NGINX Plus): cookie affinity and active health checks, so there are none"
     }
 
     fn version(&self) -> Result<String> {
@@ -84,7 +84,7 @@ worker_processes {threads};
 worker_rlimit_nofile 20000;
 pid {directory}/nginx.pid;
 error_log {directory}/nginx-error.log;
-events {{ worker_connections 19900; multi_accept on; }}
+events {{ worker_connections 40000; multi_accept on; }}
 http {{
   access_log off;
   client_body_temp_path {directory}/body;

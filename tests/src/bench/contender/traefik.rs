@@ -23,7 +23,7 @@ impl Contender for Traefik {
     }
 
     fn settings(&self) -> &'static str {
-        "GOMAXPROCS as the threads, affinity cookie, health check, X-Forwarded-*, fast proxy off as it comes, errors alone logged"
+        "GOMAXPROCS as the threads, affinity cookie, health check, X-Forwarded-*, errors alone logged"
     }
 
     fn version(&self) -> Result<String> {

@@ -10,7 +10,7 @@ const STAMP_DIGITS: usize = 16;
 /// How long after the last delivery what is missing counts as lost.
 const LATE: Duration = Duration::from_secs(2);
 /// How long after the last message whatever is missing counts as lost: a server that far behind has failed.
-const OVERDUE: Duration = Duration::from_secs(10);
+const OVERDUE: Duration = Duration::from_secs(5);
 
 /// What is published.
 pub(crate) struct Publishing {

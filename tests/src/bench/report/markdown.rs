@@ -1,10 +1,11 @@
-//! Tables for a README: a row for each figure that is shown, a column for each contender.
+//! Tables for a README: a row for each figure that is shown, a column for each contender, and how each was set.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::bench::report::{ContenderReport, Figure, Name, ScenarioReport, Unit};
 
-/// A table for each group of scenarios.
+/// A table for each group of scenarios, and how the contenders were set.
 pub(super) fn text(scenarios: &[ScenarioReport]) -> String {
     let mut groups: Vec<&Name> = Vec::new();
     for scenario in scenarios {
@@ -19,7 +20,19 @@ pub(super) fn text(scenarios: &[ScenarioReport]) -> String {
             .collect();
         table(&of_group)
     });
-    tables.collect::<Vec<_>>().join("\n")
+    let mut out = tables.collect::<Vec<_>>().join("\n");
+    out.push('\n');
+    let mut named = BTreeSet::new();
+    for contender in scenarios.iter().flat_map(|scenario| &scenario.contenders) {
+        if let Some(version) = &contender.version
+            && named.insert(&contender.name)
+        {
+            let (name, settings) = (&contender.name, &contender.settings);
+            let written = writeln!(out, "- {name} ({version}): {settings}");
+            debug_assert!(written.is_ok(), "a string takes everything");
+        }
+    }
+    out
 }
 
 fn table(scenarios: &[&ScenarioReport]) -> String {
@@ -116,10 +129,8 @@ mod tests {
         failed.failed = Some("died".to_owned());
         let report = scenario(vec![contender("ours", &[2.0]), lossy, failed]);
         let text = text(&[report]);
-        let row = text.lines().last().unwrap_or_default();
-        assert_eq!(
-            row,
-            "| echo: CPU | **2.00 µs** | 1.00 µs, 57.0 % lost | failed |"
-        );
+        let row = "| echo: CPU | **2.00 µs** | 1.00 µs, 57.0 % lost | failed |\n";
+        assert!(text.contains(row), "{text}");
+        assert!(text.contains("- lossy (1.0): as it comes\n"), "{text}");
     }
 }

@@ -97,7 +97,7 @@ pub(super) static WIDE: FanOut = FanOut {
 
 pub(super) static MANY: FanOut = FanOut {
     name: "many-channels",
-    title: "5,000 channels of 4",
+    title: "many channels of 4",
     clients: 20_000,
     members: Some(4),
     per_second: 2_000,
