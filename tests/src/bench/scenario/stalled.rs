@@ -18,7 +18,7 @@ use crate::bench::scenario::measuring::Memory;
 use crate::bench::scenario::{Scenario, Stage, explained};
 
 const CLIENTS: usize = 300;
-const PER_SECOND: u32 = 40;
+const PER_SECOND: u32 = 80;
 /// Large enough to fill what the kernel takes for a client, some megabytes, in a few seconds.
 const PAYLOAD_BYTES: usize = 16 * 1_024;
 
