@@ -2,7 +2,7 @@
 //! order, or the client is told. And what checks that finds a node that does otherwise.
 //!
 //! `make chaos` runs it for 30 minutes (`MINUTES`). `SEED` repeats a run's choices; what the machine does at which moment is new
-//! each time.
+//! each time. `CAUSEWAY_DEMOTE=1` adds a fault that nodes do not stand yet: see `PrimaryDemoted`.
 
 use std::{collections::BTreeSet, env, time::Duration};
 
@@ -37,11 +37,13 @@ async fn nothing_acknowledged_is_lost_repeated_or_reordered_in_silence() -> Resu
     let _turn = TURN.lock().await;
     let minutes = setting("CAUSEWAY_MINUTES").map(|minutes| minutes * 60);
     let seconds = minutes.or(setting("CAUSEWAY_SECONDS")).unwrap_or(SECONDS);
+    let mut kinds = faults::Kind::ALL.to_vec();
+    kinds.extend(setting("CAUSEWAY_DEMOTE").map(|_| faults::Kind::PrimaryDemoted));
     let plan = Plan {
         name: "chaos".to_owned(),
         lasts: Duration::from_secs(seconds),
         seed: seed(),
-        kinds: faults::Kind::ALL.to_vec(),
+        kinds,
         sabotage: None,
         settle: wait::SOON,
         rate: 300,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::{
     chaos::wire::{Condition, Wire},
@@ -118,12 +119,13 @@ impl Scene {
         Ok(())
     }
 
-    /// Makes the replica the primary, and has the old one follow it: connections that lead to that one stay.
+    /// Makes the replica the primary, and has the old one follow it, without hearing it for as long as `link_down`: connections
+    /// that lead to that one stay.
     ///
     /// # Errors
     ///
     /// One of them does not obey.
-    pub async fn demote_primary(&mut self) -> Result<()> {
+    pub async fn demote_primary(&mut self, link_down: Duration) -> Result<()> {
         self.replica.cli(&["REPLICAOF", "NO", "ONE"]).await?;
         std::mem::swap(&mut self.primary, &mut self.replica);
         for wire in &self.wires {
@@ -135,7 +137,11 @@ impl Scene {
             self.replication.address.port(),
         );
         let arguments = ["REPLICAOF", &host.to_string(), &port.to_string()];
+        // For a moment it takes no writes any more, and brings nothing of what its new primary takes.
+        self.replication.set(Condition::Held);
         self.replica.cli(&arguments).await?;
+        sleep(link_down).await;
+        self.replication.set(Condition::Whole);
         Ok(())
     }
 
