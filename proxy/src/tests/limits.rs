@@ -14,7 +14,7 @@ const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
 /// What `limit` has refused, as the metrics have it.
-fn refused<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
+pub(super) fn refused<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
     let page = scene.parts.policy.metrics.encode();
     let name = format!("causeway_proxy_limited_total{{limit=\"{limit}\"}} ");
     let line = page.lines().find_map(|line| line.strip_prefix(&name));
@@ -227,14 +227,16 @@ async fn a_backend_with_all_its_tunnels_is_passed_over_and_with_all_full_there_i
     until_answered(&scene, UPGRADE, "101").await;
 }
 
-/// A backend that reads bodies to their end and answers.
-async fn reading() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
+/// A backend that reads bodies to their end, which is a `!` where no length is declared, and answers 204.
+pub(super) async fn reading() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
     backend(|mut socket| async move {
         let head = read_head(&mut socket).await;
         let length = header(&head, "content-length").map(|length| length.parse().unwrap());
+        let is_chunked = header(&head, "transfer-encoding").is_some();
         match length {
             Some(length) => drop(read_exact(&mut socket, length).await),
-            None => while !matches!(socket.read_u8().await, Ok(b'!') | Err(_)) {},
+            None if is_chunked => while !matches!(socket.read_u8().await, Ok(b'!') | Err(_)) {},
+            None => {}
         }
         let _ = socket
             .write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")

@@ -1,4 +1,4 @@
-//! WebSockets over HTTP/2.
+//! WebSockets over HTTP/2, and what is limited there too.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use pingora::apps::ServerApp;
 
+use super::limits::{reading, refused};
 use super::scene::*;
 use crate::layered::pingora_stream;
 
@@ -86,7 +87,7 @@ async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
     let mut client = client.ready().await.unwrap();
     let get = Request::get("https://a/").version(Version::HTTP_2).body(());
     let (answer, _) = client.send_request(get.unwrap(), true).unwrap();
-    assert_eq!(answer.await.unwrap().status(), 200);
+    assert!(answer.await.unwrap().status().is_success());
     client.ready().await.unwrap()
 }
 
@@ -255,4 +256,32 @@ async fn it_is_not_announced_unless_the_settings_say_so() {
     let mut tasks = JoinSet::new();
     let client = client(&scene, &mut tasks).await;
     assert!(!client.is_extended_connect_protocol_enabled());
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_413_over_http2_too() {
+    let (address, _backend) = reading().await;
+    let scene = Scene::configured(&[address], "limits: { body_size: 1000B }\n").await;
+    let mut tasks = JoinSet::new();
+    let mut client = client(&scene, &mut tasks).await;
+    for (length, is_declared, status) in [
+        (1000, true, 204),
+        (1000, false, 204),
+        (1001, true, 413),
+        (1001, false, 413),
+    ] {
+        let mut post = Request::post("https://a/").version(Version::HTTP_2);
+        if is_declared {
+            post = post.header("content-length", length);
+        }
+        client = client.ready().await.unwrap();
+        let (answer, mut body) = client.send_request(post.body(()).unwrap(), false).unwrap();
+        let data = format!("{}!", "x".repeat(length - 1));
+        // Who is refused by the declared length may find the stream closed.
+        let sent = body.send_data(data.into(), true);
+        assert!(sent.is_ok() || status == 413, "{sent:?}");
+        let answer = tokio::time::timeout(SOON, answer).await.unwrap().unwrap();
+        assert_eq!(answer.status(), status, "{length}, declared: {is_declared}");
+    }
+    assert_eq!(refused(&scene, "body_size"), "2");
 }
