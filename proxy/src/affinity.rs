@@ -164,14 +164,15 @@ impl Affinity {
     pub(crate) fn strip(&self, headers: &mut RequestHeader) {
         let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
         let values = headers.headers.get_all(COOKIE);
-        let has_ours = |value: &HeaderValue| cookies::has(value.as_bytes(), ours);
-        if values.iter().nth(1).is_none() && !values.iter().any(has_ours) {
-            return;
-        }
         let room = values.iter().map(|value| value.len() + 2).sum();
         let mut left = Vec::with_capacity(room);
+        let (mut count, mut changes) = (0, false);
         for value in values {
-            cookies::append_without(&mut left, value.as_bytes(), ours);
+            count += 1;
+            changes |= cookies::append_without(&mut left, value.as_bytes(), ours);
+        }
+        if count <= 1 && !changes {
+            return;
         }
         if left.is_empty() {
             headers.remove_header(&COOKIE);

@@ -10,3 +10,7 @@ mod plain;
 mod scene;
 mod upgrade;
 mod waiting;
+
+/// The one of the program: what is measured here is what operators get.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

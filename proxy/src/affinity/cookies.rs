@@ -11,33 +11,29 @@ pub(super) fn values<'a>(header: &'a [u8], name: &'a [u8]) -> impl Iterator<Item
     })
 }
 
-/// Whether one of the header's cookies has a name that is `wanted`.
-pub(super) fn has(header: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
-    let mut pairs = header.split(|&byte| byte == b';');
-    pairs.any(|pair| split(pair).is_some_and(|(name, _)| wanted(name)))
-}
-
-/// Appends the header without the cookies whose name is `unwanted` to what others have left.
+/// Appends the header without the cookies whose name is `unwanted` to what others have left; whether there were any.
 ///
 /// What is left of one is byte for byte what it was, and starts with a cookie. Nothing is nothing, and so are bare
 /// separators around what went.
-pub(super) fn append_without(left: &mut Vec<u8>, header: &[u8], unwanted: impl Fn(&[u8]) -> bool) {
-    let is_unwanted = |pair: &&[u8]| split(pair).is_some_and(|(name, _)| unwanted(name));
-    let pairs = || header.split(|&byte| byte == b';');
-    let bare = |pair: &[u8]| pair.iter().all(|byte| b" \t".contains(byte));
-    let changes = pairs().any(|pair| is_unwanted(&pair));
-    if header.is_empty() || changes && pairs().all(|pair| is_unwanted(&pair) || bare(pair)) {
-        return;
+pub(super) fn append_without(
+    left: &mut Vec<u8>,
+    header: &[u8],
+    unwanted: impl Fn(&[u8]) -> bool,
+) -> bool {
+    if header.is_empty() {
+        return false;
     }
+    let before = left.len();
     if !left.is_empty() {
         left.extend_from_slice(b"; ");
     }
-    if !changes {
-        left.extend_from_slice(header);
-        return;
-    }
-    let mut is_first = true;
-    for pair in pairs().filter(|pair| !is_unwanted(pair)) {
+    let start = left.len();
+    let (mut changes, mut is_bare, mut is_first) = (false, true, true);
+    for pair in header.split(|&byte| byte == b';') {
+        if split(pair).is_some_and(|(name, _)| unwanted(name)) {
+            changes = true;
+            continue;
+        }
         if is_first {
             left.extend_from_slice(pair.trim_ascii_start());
         } else {
@@ -45,7 +41,15 @@ pub(super) fn append_without(left: &mut Vec<u8>, header: &[u8], unwanted: impl F
             left.extend_from_slice(pair);
         }
         is_first = false;
+        is_bare = is_bare && pair.iter().all(|byte| b" \t".contains(byte));
     }
+    if !changes {
+        left.truncate(start);
+        left.extend_from_slice(header);
+    } else if is_bare {
+        left.truncate(before);
+    }
+    changes
 }
 
 /// Name and value of `name=value`, without the blanks around them.
