@@ -139,7 +139,12 @@ async fn exchanges_drop_no_tunnel_fail_no_handshake_and_keep_no_memory() -> Resu
     std::fs::create_dir(&folder)?;
     let authority = Authority::new(scratch.path())?;
     authority.renew(&folder)?;
-    let node = Node::start("n1", node::settings(), scratch.path()).await?;
+    // It takes no client for gone that answers its pings once in an exchange.
+    let endpoints = json!([{
+        "path": "/echo", "protocol": "sockjs", "mode": "echo", "ping": { "interval": "25s", "timeout": "10m" },
+    }]);
+    let node = node::settings().with("endpoints", endpoints);
+    let node = Node::start("n1", node, scratch.path()).await?;
     let settings = with_tls(node.address, &folder).with("log.access", json!("off"));
     let mut edge = Edge::start(&settings, scratch.path()).await?;
     edge.backend_in_state("n1", "up").await?;
