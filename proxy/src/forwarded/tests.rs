@@ -264,3 +264,13 @@ fn a_chain_without_end_is_cut() {
     let (request, _) = apply(PROXY, &[("X-Forwarded-For", &long)]);
     assert!(values(&request, "x-forwarded-for")[0].len() < 400);
 }
+
+#[test]
+fn addresses_are_written_as_the_standard_library_does() {
+    for octet in 0..=u8::MAX {
+        let address = IpAddr::from([octet, 0, 255 - octet, octet]);
+        assert_eq!(text_of(address), address.to_string());
+    }
+    let v6 = "2001:db8::1".parse().unwrap();
+    assert_eq!(text_of(v6), "2001:db8::1");
+}
