@@ -10,6 +10,15 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// What jemalloc reads when it starts. Pingora reads each body into 64 KiB of its own, which threads keep for the next one.
+#[expect(
+    unsafe_code,
+    reason = "jemalloc finds its settings under this name, and nothing else has it"
+)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+#[used]
+static ALLOCATOR_SETTINGS: &[u8; 17] = b"lg_tcache_max:16\0";
+
 /// What is wrong is wrong with the file or its surroundings, and a restart does not help.
 const CANNOT_START: u8 = 2;
 
