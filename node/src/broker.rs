@@ -30,7 +30,6 @@ mod memory;
 mod redis;
 mod streams;
 
-pub(crate) use streams::ActiveChannel;
 pub(crate) use streams::Ask;
 pub(crate) use streams::Idempotency;
 pub(crate) use streams::Store;

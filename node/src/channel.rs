@@ -11,7 +11,7 @@ pub(crate) const CHANNEL_NAME_BYTES_MAX: usize = 255;
 pub(crate) const RESERVED_PREFIX: &str = "causeway:";
 
 /// Names of channels' events on the wire begin so; see [`ChannelName::wire`].
-pub(crate) const WIRE_PREFIX: &str = "causeway:ch:";
+const WIRE_PREFIX: &str = "causeway:ch:";
 
 /// The name of a channel: what Redis knows it by, byte for byte.
 ///
@@ -48,13 +48,6 @@ impl ChannelName {
     /// Whether it is meant for the feeds.
     pub(crate) fn is_wire(&self) -> bool {
         self.0.starts_with(WIRE_PREFIX)
-    }
-
-    /// The channel of a name that [`wire`](Self::wire) has made.
-    pub(crate) fn of_wire(wire: &str) -> Option<Self> {
-        let braced = wire.strip_prefix(WIRE_PREFIX)?;
-        let name = braced.strip_prefix('{')?.strip_suffix('}')?;
-        Self::new(name).ok()
     }
 
     /// A name of this node's own for the `number`-th life of this channel.
@@ -104,8 +97,6 @@ mod tests {
         let name = ChannelName::new("chat:1").unwrap();
         let short = ChannelName::wire(&name);
         assert_eq!(short.as_str(), "causeway:ch:{chat:1}");
-        assert_eq!(ChannelName::of_wire(short.as_str()), Some(name.clone()));
-        assert_eq!(ChannelName::of_wire(name.as_str()), None);
         assert_ne!(short.numbered(1), short.numbered(2));
     }
 

@@ -49,7 +49,6 @@ pub(crate) mod testing;
 
 pub(crate) use beat::Direction;
 pub(crate) use client::Admitted;
-pub(crate) use client::ChannelClient;
 pub(crate) use client::Origin;
 pub(crate) use news::news;
 

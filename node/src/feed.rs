@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -38,6 +37,7 @@ use crate::broker::Shard;
 use crate::broker::Streams;
 use crate::broker::Unavailable;
 use crate::channel::ChannelName;
+use crate::config;
 use crate::config::SlowReader;
 use crate::history::Retention;
 use crate::hub::Hub;
@@ -70,29 +70,6 @@ use channel::Feed;
 use channel::Outcome;
 use membership::Using;
 
-/// How feeds behave.
-#[derive(Debug, Clone)]
-pub(crate) struct FeedsConfig {
-    /// How long a feed stays without members, so that one who is back at once costs nothing.
-    pub(crate) linger: Duration,
-    /// How long somebody may wait to join.
-    pub(crate) join_timeout: Duration,
-    /// For a gap to be filled, after which members are told of it.
-    pub(crate) gap_timeout: Duration,
-    /// What may stay in this node of one channel, in bytes.
-    pub(crate) ring_bytes_max: usize,
-}
-
-impl FeedsConfig {
-    /// What holds unless the configuration says otherwise.
-    pub(crate) const DEFAULT: Self = Self {
-        linger: Duration::from_secs(10),
-        join_timeout: Duration::from_secs(5),
-        gap_timeout: Duration::from_secs(4),
-        ring_bytes_max: 1 << 20,
-    };
-}
-
 /// Who wants to hear what.
 #[derive(Clone, Copy)]
 pub(crate) struct Joining<'a> {
@@ -108,7 +85,7 @@ pub(crate) struct Joining<'a> {
 
 /// The feeds of all channels that this node hears.
 pub(crate) struct Feeds {
-    config: FeedsConfig,
+    config: config::Feeds,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     /// It is started with this value as its `deliver`, so it comes later.
@@ -135,7 +112,7 @@ struct Due {
 
 impl Feeds {
     /// Without a feed. [`start`](Self::start) has to follow before anything else is called.
-    pub(crate) fn new(config: FeedsConfig, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(config: config::Feeds, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             config,
             hub,

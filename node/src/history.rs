@@ -71,15 +71,3 @@ pub(crate) struct Entry {
     pub(crate) offset: u64,
     pub(crate) body: Bytes,
 }
-
-impl Page {
-    /// Whether the page goes on right after `since`, with nothing missing between.
-    pub(crate) fn continues(&self, since: &Position) -> bool {
-        let next = self
-            .entries
-            .first()
-            .map_or(self.position.offset + 1, |first| first.offset);
-        self.position.epoch == since.epoch
-            && (next..=self.position.offset + 1).contains(&(since.offset.saturating_add(1)))
-    }
-}

@@ -13,66 +13,44 @@
 mod budget;
 mod channel;
 mod frame;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod grant;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod instance;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod jwt;
 mod open_files;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod protocol;
 mod roster;
 // Layer 1.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod disconnect;
 // Layer 2.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod metrics;
 mod publication;
 // Layer 3.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod config;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod directory;
 // Layer 4.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod history;
 mod logging;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod outbox;
 mod rate;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod redis;
 mod tcp;
 // Layer 5.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod auth;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod hooks;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod registry;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod values;
 // Layer 6.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod presence;
 // Layer 7.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod broker;
 // Layer 8.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod control;
 // Layer 9.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod hub;
 // Layer 10.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod feed;
 // Layer 11.
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod api;
-#[allow(dead_code, unused_imports, reason = "channel clients are on their way")]
 mod channels;
 mod client;
 // Layer 12.

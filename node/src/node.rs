@@ -38,7 +38,6 @@ use crate::control::Sorter;
 use crate::directory::Directory;
 use crate::directory::UserWatch;
 use crate::feed::Feeds;
-use crate::feed::FeedsConfig;
 use crate::hooks::Hooks;
 use crate::http::ApiMount;
 use crate::http::ChannelsHttp;
@@ -145,11 +144,11 @@ impl Node {
             },
             Arc::clone(&metrics),
         );
-        let feeds = FeedsConfig {
-            linger: config.channels.linger,
-            ..FeedsConfig::DEFAULT
-        };
-        let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
+        let feeds = Feeds::new(
+            config.channels.feeds,
+            Arc::clone(&hub),
+            Arc::clone(&metrics),
+        );
         let (inbox, mail) = control::inbox(instance, Arc::clone(&metrics));
         let sorter = Sorter {
             inbox,

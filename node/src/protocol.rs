@@ -31,8 +31,10 @@ pub(crate) use codes::ErrorCode;
 pub(crate) use codes::UnsubscribeCode;
 pub(crate) use command::Command;
 pub(crate) use command::ConnectRequest;
+#[cfg(test)]
 pub(crate) use command::FilterNode;
 pub(crate) use command::HistoryRequest;
+#[cfg(test)]
 pub(crate) use command::PingRequest;
 pub(crate) use command::PresenceRequest;
 pub(crate) use command::PresenceStatsRequest;
@@ -40,7 +42,9 @@ pub(crate) use command::PublishRequest;
 pub(crate) use command::RefreshRequest;
 pub(crate) use command::Request;
 pub(crate) use command::RpcRequest;
+#[cfg(test)]
 pub(crate) use command::SendRequest;
+#[cfg(test)]
 pub(crate) use command::StreamPosition;
 pub(crate) use command::SubRefreshRequest;
 pub(crate) use command::SubscribeRequest;
@@ -54,7 +58,6 @@ pub(crate) use push::Disconnect;
 pub(crate) use push::Event;
 pub(crate) use push::Join;
 pub(crate) use push::Leave;
-pub(crate) use push::Message;
 pub(crate) use push::Push;
 pub(crate) use push::Refresh;
 pub(crate) use push::Subscribe;

@@ -154,11 +154,6 @@ impl Registry {
         self.about.instance
     }
 
-    /// This node, as others see it.
-    pub(crate) fn about(&self) -> &Node {
-        &self.about
-    }
-
     /// Lets `value` stand in `slot` for as long as the returned value lives.
     pub(crate) fn enter(&self, slot: Slot, value: Value) -> Entered {
         let shard = Arc::clone(&self.share(&slot).shard);

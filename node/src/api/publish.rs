@@ -14,7 +14,6 @@ use super::reply::Response;
 use super::request;
 use crate::broker::Idempotency;
 use crate::config::Ack;
-use crate::config::ChannelOptions;
 use crate::config::DataKind;
 use crate::feed;
 use crate::feed::How;

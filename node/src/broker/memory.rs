@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::ActiveChannel;
 use crate::broker::Ask;
 use crate::broker::Broker;
 use crate::broker::Deliver;
@@ -32,7 +31,6 @@ use crate::history::Page;
 use crate::metrics::Metrics;
 use crate::publication::Publication;
 
-mod glob;
 mod logs;
 
 use logs::Logs;
@@ -151,20 +149,6 @@ impl Streams for MemoryBroker {
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.logs.clear(channel);
         Ok(())
-    }
-
-    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable> {
-        let subscribed = self.subscribed.read();
-        let channels = subscribed
-            .iter()
-            .filter_map(|wire| ChannelName::of_wire(wire.as_str()));
-        let matching = channels.filter(|channel| {
-            pattern.is_none_or(|pattern| {
-                glob::matches(pattern.as_bytes(), channel.as_str().as_bytes())
-            })
-        });
-        let active = |channel| ActiveChannel { channel, nodes: 1 };
-        Ok(matching.map(active).collect())
     }
 }
 

@@ -27,7 +27,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::ActiveChannel;
 use crate::broker::Ask;
 use crate::broker::Broker;
 use crate::broker::Deliver;
@@ -274,10 +273,6 @@ impl Streams for RedisBroker {
 
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.reader.remove_history(channel).await
-    }
-
-    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable> {
-        self.reader.channels(pattern).await
     }
 }
 

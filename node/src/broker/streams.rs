@@ -59,14 +59,6 @@ pub(crate) trait Streams: Broker {
     ///
     /// [`Unavailable`]: it may have been dropped all the same.
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable>;
-
-    /// Channels that somebody is subscribed to on any node, and how many nodes are. With a glob `pattern`,
-    /// only those that match.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`]: try again.
-    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable>;
 }
 
 /// An event of a channel on its way.
@@ -113,13 +105,6 @@ pub(crate) struct Ask {
     pub(crate) channel: ChannelName,
     pub(crate) retention: Retention,
     pub(crate) query: Query,
-}
-
-/// A channel that somebody hears.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ActiveChannel {
-    pub(crate) channel: ChannelName,
-    pub(crate) nodes: u64,
 }
 
 /// The broker cannot do it now.

@@ -157,11 +157,6 @@ impl ChannelClient {
         &self.endpoint
     }
 
-    /// Its name for everyone: the application, other nodes, and its own requests.
-    pub(crate) fn id(&self) -> ClientId {
-        self.id
-    }
-
     /// Carries out the commands in `data`, one message of the client, and answers them. What the client
     /// sends after it is to be handed in after this is done.
     ///

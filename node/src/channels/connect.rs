@@ -85,7 +85,7 @@ impl ChannelClient {
             meta: grant.meta.clone(),
             expire_at: grant.expire_at,
             word,
-            listed: None,
+            _listed: None,
         };
         // What comes in a channel must not overtake the reply that says that the client hears it.
         self.member.hold();
@@ -102,7 +102,7 @@ impl ChannelClient {
             listed.answer_to(session);
         }
         let identity = Identity {
-            listed: Some(listed),
+            _listed: Some(listed),
             ..identity
         };
         if !self.state.lock().welcome(identity) {

@@ -56,8 +56,8 @@ pub(super) struct Identity {
     pub(super) expire_at: Option<u64>,
     /// Who said so.
     pub(super) word: Word,
-    /// Its entry in the directory.
-    pub(super) listed: Option<Listed>,
+    /// Its entry in the directory, until it is dropped.
+    pub(super) _listed: Option<Listed>,
 }
 
 /// Whose word a client is there on, and who is asked when its time is over.
@@ -325,7 +325,8 @@ pub(super) struct Closed<S> {
 pub(super) enum Left<S> {
     Nothing,
     Reservation,
-    Subscription(Box<Subscription<S>>),
+    /// To be dropped outside the lock.
+    Subscription(#[expect(dead_code, reason = "it is there to be dropped")] Box<Subscription<S>>),
 }
 
 #[cfg(test)]

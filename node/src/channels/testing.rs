@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::directory::UserWatch;
 use crate::feed::Feeds;
-use crate::feed::FeedsConfig;
 use crate::hooks::Hooks;
 use crate::hub::Hub;
 use crate::instance::Instance;
@@ -39,8 +38,8 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
     };
     let registry = registry::start(&Broker::Memory, &config.registry, surroundings).registry;
     ChannelClients::new(Parts {
+        feeds: Feeds::new(config.channels.feeds, hub, Arc::clone(&metrics)),
         config: config.channels,
-        feeds: Feeds::new(FeedsConfig::DEFAULT, hub, Arc::clone(&metrics)),
         instance,
         presence: Presence::new(Arc::clone(&registry)),
         directory: Directory::new(registry as Arc<dyn UserWatch>),

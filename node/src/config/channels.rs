@@ -11,9 +11,21 @@ pub(crate) const NAMESPACE_END: char = ':';
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Channels {
     pub(crate) namespaces: Namespaces,
+    pub(crate) feeds: Feeds,
+    pub(crate) limits: ClientLimits,
+}
+
+/// How this node follows channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Feeds {
     /// How long a channel stays subscribed in the broker after its last subscriber has left.
     pub(crate) linger: Duration,
-    pub(crate) limits: ClientLimits,
+    /// How long somebody may wait to join.
+    pub(crate) join_timeout: Duration,
+    /// For a gap to be filled, after which members are told of it.
+    pub(crate) gap_timeout: Duration,
+    /// What may stay in this node of one channel, in bytes.
+    pub(crate) ring_bytes_max: usize,
 }
 
 /// What one client, or one user, may take.
@@ -174,17 +186,5 @@ impl Namespaces {
     /// Whether there is none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// All of them, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<ChannelOptions>> {
-        self.0.values()
-    }
-}
-
-impl ChannelOptions {
-    /// Whether a client has a position in its stream.
-    pub(crate) fn is_positioned(&self) -> bool {
-        self.history.is_some()
     }
 }

@@ -104,6 +104,9 @@ pub(super) const CHANNEL_TRANSPORTS: [ChannelTransport; 4] = [
 ];
 
 pub(super) const LINGER: Setting<Duration> = setting(secs(10), Duration::ZERO, HOUR);
+pub(super) const FEED_JOIN_TIMEOUT: Duration = secs(5);
+pub(super) const FEED_GAP_TIMEOUT: Duration = secs(4);
+pub(super) const FEED_RING_BYTES_MAX: usize = 1 << 20;
 pub(super) const CHANNELS_CONNECT_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
 pub(super) const CHANNELS_PER_CLIENT: Setting<u64> = setting(128, 1, 1_000_000);
 pub(super) const HISTORY_PAGE: Setting<u64> = setting(1000, 1, 1_000_000);

@@ -1,9 +1,6 @@
 //! The way of a publication into a channel.
 
-use std::sync::Arc;
 use std::time::SystemTime;
-
-use bytes::Bytes;
 
 use super::Feeds;
 use crate::broker::Ask;

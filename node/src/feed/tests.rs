@@ -1,6 +1,7 @@
 //! Members of real feeds, on a real hub and both brokers: what they are told and what they hear.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ struct Node {
     tasks: JoinSet<()>,
 }
 
-fn node_with(broker: &config::Broker, feeds: FeedsConfig) -> Node {
+fn node_with(broker: &config::Broker, feeds: config::Feeds) -> Node {
     let metrics = Metrics::new();
     let fanout = Fanout {
         window: Duration::from_millis(2),
@@ -70,7 +71,7 @@ fn settings(servers: &[RedisServer]) -> config::Broker {
 }
 
 fn node(broker: &config::Broker) -> Node {
-    node_with(broker, FeedsConfig::DEFAULT)
+    node_with(broker, Config::default_without_file().channels.feeds)
 }
 
 fn retention(size: usize) -> Retention {

@@ -188,23 +188,6 @@ mod tests {
         };
         let page = log.page(&query, &keeping(3), now);
         assert_eq!(offsets(&page), [0; 0]);
-        assert!(!page.continues(&since));
-    }
-
-    #[test]
-    fn a_page_tells_whether_something_is_missing_before_it() {
-        let now = Instant::now();
-        let mut log = filled(5, 3, now);
-        for (offset, continues) in [(1, false), (2, true), (4, true), (5, true)] {
-            let epoch = log.position.epoch.clone();
-            let since = Position { epoch, offset };
-            let query = Query {
-                since: Some(since.clone()),
-                ..Query::default()
-            };
-            let page = log.page(&query, &keeping(3), now);
-            assert_eq!(page.continues(&since), continues, "since {offset}");
-        }
     }
 
     #[test]

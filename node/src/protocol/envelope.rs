@@ -24,7 +24,6 @@ use bytes::BytesMut;
 use prost::Message;
 
 use crate::protocol::ClientInfo;
-use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 

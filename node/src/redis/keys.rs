@@ -2,7 +2,6 @@
 
 use crate::channel::ChannelName;
 use crate::channel::RESERVED_PREFIX;
-use crate::channel::WIRE_PREFIX;
 use crate::instance::Instance;
 
 /// The channel on which the process `instance` of node `node_id` probes its own way through Redis.
@@ -11,11 +10,6 @@ use crate::instance::Instance;
 pub(crate) fn probe_channel(node_id: &str, instance: u64) -> ChannelName {
     let name = format!("{RESERVED_PREFIX}probe:{node_id}:{instance:016x}");
     ChannelName::new(&name).expect("a node id has at most 64 bytes")
-}
-
-/// The names on the wire of channels that match a glob `pattern`.
-pub(crate) fn wire_pattern(pattern: &str) -> String {
-    format!("{WIRE_PREFIX}{{{pattern}}}")
 }
 
 /// The publications that `channel` has kept. The braces keep all that belongs to one channel in one slot

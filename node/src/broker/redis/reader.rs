@@ -7,7 +7,6 @@ use tokio::sync::OnceCell;
 use super::chain;
 use super::scripts;
 use super::scripts::Run;
-use crate::broker::ActiveChannel;
 use crate::broker::Ask;
 use crate::broker::Unavailable;
 use crate::channel::ChannelName;
@@ -15,9 +14,6 @@ use crate::history::Page;
 use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::keys;
-
-/// The most channels whose nodes are asked for in one command.
-const COUNTS_MAX: usize = 1000;
 
 /// The way of questions to one server; all who ask share a connection.
 pub(super) struct Reader {
@@ -62,33 +58,6 @@ impl Reader {
         Ok(())
     }
 
-    pub(super) async fn channels(
-        &self,
-        pattern: Option<&str>,
-    ) -> Result<Vec<ActiveChannel>, Unavailable> {
-        let mut list = deadpool_redis::redis::cmd("PUBSUB");
-        list.arg("CHANNELS")
-            .arg(keys::wire_pattern(pattern.unwrap_or("*")));
-        let names = texts(self.run_one(list).await.map_err(unavailable)?);
-        let mut active = Vec::with_capacity(names.len());
-        for names in names.chunks(COUNTS_MAX) {
-            let mut count = deadpool_redis::redis::cmd("PUBSUB");
-            count.arg("NUMSUB").arg(names);
-            let Value::Array(counts) = self.run_one(count).await.map_err(unavailable)? else {
-                return Err(Unavailable("redis did not count subscribers".to_owned()));
-            };
-            for pair in counts.chunks_exact(2) {
-                if let [Value::BulkString(name), Value::Int(nodes @ 1..)] = pair
-                    && let Some(channel) = channel_of(name)
-                {
-                    let nodes = nodes.unsigned_abs();
-                    active.push(ActiveChannel { channel, nodes });
-                }
-            }
-        }
-        Ok(active)
-    }
-
     async fn load(&self) -> Result<Option<String>, Unavailable> {
         let mut load = deadpool_redis::redis::cmd("SCRIPT");
         load.arg("LOAD").arg(scripts::READ);
@@ -111,19 +80,4 @@ impl Reader {
 
 fn unavailable(error: CommandError) -> Unavailable {
     Unavailable(chain(&error))
-}
-
-fn channel_of(wire: &[u8]) -> Option<ChannelName> {
-    ChannelName::of_wire(std::str::from_utf8(wire).ok()?)
-}
-
-fn texts(answer: Value) -> Vec<String> {
-    let Value::Array(values) = answer else {
-        return Vec::new();
-    };
-    let text = |value| match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
-        _ => None,
-    };
-    values.into_iter().filter_map(text).collect()
 }

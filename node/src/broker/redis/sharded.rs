@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::RedisBroker;
-use crate::broker::ActiveChannel;
 use crate::broker::Ask;
 use crate::broker::Broker;
 use crate::broker::NotReady;
@@ -89,14 +88,6 @@ impl Streams for ShardedBroker {
 
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.keeper(channel).remove_history(channel).await
-    }
-
-    async fn channels(&self, pattern: Option<&str>) -> Result<Vec<ActiveChannel>, Unavailable> {
-        let mut channels = Vec::new();
-        for shard in &self.shards {
-            channels.extend(shard.channels(pattern).await?);
-        }
-        Ok(channels)
     }
 }
 

@@ -69,9 +69,6 @@ async fn a_channel_and_what_it_keeps_are_on_one_server() {
             ]
         );
     }
-    let mut active = setup.broker.channels(None).await.unwrap();
-    active.sort_by(|a, b| a.channel.cmp(&b.channel));
-    assert_eq!(active.len(), 2);
     setup.stop().await;
 }
 

@@ -38,7 +38,7 @@ fn identity(expire_at: Option<u64>, word: Word) -> Identity {
         meta: Bytes::new(),
         expire_at,
         word,
-        listed: None,
+        _listed: None,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::Ack;
 use crate::config::ChannelOptions;
 use crate::config::Channels;
 use crate::config::ClientLimits;
+use crate::config::Feeds;
 use crate::config::HistoryOptions;
 use crate::config::Namespaces;
 use crate::config::SlowReader;
@@ -24,7 +25,12 @@ impl Checker<'_> {
     pub(super) fn channels(&mut self, raw: raw::Channels) -> Channels {
         Channels {
             namespaces: self.namespaces(raw.namespaces.unwrap_or_default()),
-            linger: self.span("channels.linger", raw.linger, &settings::LINGER),
+            feeds: Feeds {
+                linger: self.span("channels.linger", raw.linger, &settings::LINGER),
+                join_timeout: settings::FEED_JOIN_TIMEOUT,
+                gap_timeout: settings::FEED_GAP_TIMEOUT,
+                ring_bytes_max: settings::FEED_RING_BYTES_MAX,
+            },
             limits: self.client_limits(raw.limits.unwrap_or_default()),
         }
     }
