@@ -39,6 +39,7 @@ mod failure;
 mod info;
 mod news;
 mod orders;
+mod places;
 mod publish;
 mod refresh;
 mod roster;

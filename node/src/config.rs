@@ -27,7 +27,7 @@ mod settings;
 
 pub(crate) use auth::{Auth, KeySetFile};
 pub(crate) use channels::{
-    Ack, ChannelOptions, Channels, ClientLimits, DataKind, HistoryOptions, Namespaces,
+    Ack, ChannelOptions, Channels, ClientLimits, DataKind, Feeds, HistoryOptions, Namespaces,
     PublishAccess, ReadAccess, SlowReader, SubscribeAccess,
 };
 pub(crate) use endpoint::{

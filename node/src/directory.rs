@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -72,7 +73,13 @@ struct State {
     clients: HashMap<ClientId, Local>,
     /// Secret names under which clients take what they send themselves.
     sessions: HashMap<ClientId, ClientId>,
-    users: HashMap<Arc<str>, BTreeSet<ClientId>>,
+    users: HashMap<Arc<str>, Clients>,
+}
+
+/// Those of one user, never none: mostly it is one, which needs no set.
+enum Clients {
+    One(ClientId),
+    Many(BTreeSet<ClientId>),
 }
 
 struct Local {
@@ -84,7 +91,8 @@ struct Local {
 pub(crate) struct Listed {
     directory: Arc<Directory>,
     client: ClientId,
-    session: Option<ClientId>,
+    /// In a box, because clients over WebSocket have none.
+    session: Option<Box<ClientId>>,
 }
 
 impl Directory {
@@ -107,11 +115,13 @@ impl Directory {
             None => user.into(),
         };
         if !user.is_empty() {
-            let clients = state.users.entry(Arc::clone(&user)).or_default();
-            if clients.is_empty() {
-                self.watch.came(&user);
+            match state.users.entry(Arc::clone(&user)) {
+                Entry::Vacant(place) => {
+                    self.watch.came(&user);
+                    place.insert(Clients::One(client));
+                }
+                Entry::Occupied(mut clients) => clients.get_mut().add(client),
             }
-            clients.insert(client);
         }
         let before = state.clients.insert(client, Local { user, controls });
         debug_assert!(before.is_none(), "two clients have one id");
@@ -153,7 +163,7 @@ impl Directory {
 
     /// Clients of `user` on this node.
     pub(crate) fn clients_of(&self, user: &str) -> usize {
-        self.state.lock().users.get(user).map_or(0, BTreeSet::len)
+        self.state.lock().users.get(user).map_or(0, Clients::len)
     }
 
     fn find(&self, target: &Target) -> Vec<Arc<dyn Controls>> {
@@ -167,7 +177,8 @@ impl Directory {
                 local.map(controls).into_iter().collect()
             }
             Target::User { user, except } => {
-                let clients = state.users.get(user.as_str()).into_iter().flatten();
+                let clients = state.users.get(user.as_str());
+                let clients = clients.into_iter().flat_map(Clients::iter);
                 let meant = clients.filter(|client| !except.contains(client));
                 meant.filter_map(of).map(controls).collect()
             }
@@ -190,11 +201,47 @@ impl Directory {
         let Some(Local { user, .. }) = state.clients.remove(&client) else {
             return;
         };
-        if let Some(clients) = state.users.get_mut(&user) {
-            clients.remove(&client);
-            if clients.is_empty() {
-                state.users.remove(&user);
-                self.watch.left(&user);
+        if let Some(clients) = state.users.get_mut(&user)
+            && clients.remove(&client)
+        {
+            state.users.remove(&user);
+            self.watch.left(&user);
+        }
+    }
+}
+
+impl Clients {
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(clients) => clients.len(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &ClientId> {
+        let (one, many) = match self {
+            Self::One(client) => (Some(client), None),
+            Self::Many(clients) => (None, Some(clients)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn add(&mut self, client: ClientId) {
+        match self {
+            Self::One(other) => *self = Self::Many(BTreeSet::from([*other, client])),
+            Self::Many(clients) => {
+                clients.insert(client);
+            }
+        }
+    }
+
+    /// Takes `client` out; whether it was the last one.
+    fn remove(&mut self, client: &ClientId) -> bool {
+        match self {
+            Self::One(last) => last == client,
+            Self::Many(clients) => {
+                clients.remove(client);
+                clients.is_empty()
             }
         }
     }
@@ -204,7 +251,7 @@ impl Listed {
     /// Lets who knows `session` speak for the client ([`Order::Input`]): a new id, told to nobody else.
     pub(crate) fn answer_to(&mut self, session: ClientId) {
         debug_assert!(self.session.is_none(), "it has one already");
-        self.session = Some(session);
+        self.session = Some(Box::new(session));
         let mut state = self.directory.state.lock();
         state.sessions.insert(session, self.client);
     }
@@ -212,7 +259,8 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.directory.leave(self.client, self.session);
+        self.directory
+            .leave(self.client, self.session.as_deref().copied());
     }
 }
 

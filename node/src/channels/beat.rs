@@ -3,6 +3,8 @@
 //! Unlike a WebSocket's ping, this one comes at every interval, whatever is said meanwhile: clients count
 //! on it, and reconnect when it does not come.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::config::Ping;
@@ -43,6 +45,11 @@ impl Beat {
         }
     }
 
+    /// How long ago a client came that was not pinged yet.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.pinged_at)
+    }
+
     /// Looks at a client of which something was `heard` since the last look, or nothing.
     pub(super) fn check(
         &mut self,
@@ -70,8 +77,6 @@ impl Beat {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const PING: Ping = Ping {

@@ -77,7 +77,6 @@ pub(crate) struct ChannelClient {
     expires_next: AtomicU64,
     /// Whether somebody sees to that.
     expiring: AtomicBool,
-    pub(super) came_at: Instant,
     _counted: Counted,
 }
 
@@ -97,7 +96,8 @@ pub(super) struct Standing<T> {
 /// What keeps a client in a channel.
 pub(super) struct Seat {
     pub(super) membership: feed::Membership,
-    pub(super) present: Option<Present>,
+    /// In a box, because most channels have no list.
+    pub(super) present: Option<Box<Present>>,
 }
 
 impl Ending for Seat {
@@ -125,7 +125,6 @@ impl ChannelClients {
             heard: AtomicBool::new(false),
             expires_next: AtomicU64::new(u64::MAX),
             expiring: AtomicBool::new(false),
-            came_at: Instant::now(),
             _counted: self.metrics.client(origin.transport),
         });
         Admitted {

@@ -36,7 +36,7 @@ impl Roster<Entry> {
     /// Adds a client. Who comes while the node drains is sent away at once.
     pub(super) fn add(self: &Arc<Self>, client: Arc<ChannelClient>) -> Place<Entry> {
         let entry = Entry {
-            beat: Beat::new(client.came_at),
+            beat: Beat::new(Instant::now()),
             client,
         };
         self.enter(entry, |entry| {
@@ -105,8 +105,8 @@ struct Look {
 impl Entry {
     fn look(&mut self, look: &Look) -> Option<Due> {
         let client = &self.client;
-        let age = look.now.saturating_duration_since(client.came_at);
         if client.is_outside() {
+            let age = self.beat.age(look.now);
             return (look.connect_timeout <= age).then_some(Due::Stale);
         }
         if client.take_expiry(look.unix_seconds) {

@@ -11,13 +11,12 @@
 //!
 //! Invariant: at most as many channels are reserved or heard as the limit allows.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::channel::ChannelName;
+use crate::channels::places::Places;
 use crate::directory::Listed;
 use crate::protocol::ErrorCode;
 
@@ -28,7 +27,7 @@ const GRACE_SECONDS: u64 = 25;
 /// One client's state; `S` is what keeps it in a channel.
 pub(super) struct State<S> {
     phase: Phase,
-    places: HashMap<ChannelName, Place<S>>,
+    places: Places<Place<S>>,
     tickets: u32,
 }
 
@@ -99,7 +98,7 @@ impl<S: Ending> State<S> {
     pub(super) fn new() -> Self {
         Self {
             phase: Phase::Fresh,
-            places: HashMap::new(),
+            places: Places::new(),
             tickets: 0,
         }
     }
@@ -165,25 +164,19 @@ impl<S: Ending> State<S> {
         if matches!(self.phase, Phase::Gone) {
             return Err(ErrorCode::Internal);
         }
-        let taken = self.places.len();
-        let ticket = Ticket(self.tickets.wrapping_add(1));
-        match self.places.entry(channel.clone()) {
-            Entry::Occupied(mut place) => match place.get() {
-                Place::Heard(subscription) if subscription.seat.has_ended() => {
-                    place.insert(Place::Reserved(ticket));
-                }
-                _ => return Err(ErrorCode::AlreadySubscribed),
-            },
-            Entry::Vacant(_) if max <= taken => return Err(ErrorCode::LimitExceeded),
-            Entry::Vacant(place) => {
-                place.insert(Place::Reserved(ticket));
-            }
+        match self.places.get(channel) {
+            Some(Place::Heard(subscription)) if subscription.seat.has_ended() => {}
+            Some(_) => return Err(ErrorCode::AlreadySubscribed),
+            None if max <= self.places.len() => return Err(ErrorCode::LimitExceeded),
+            None => {}
         }
-        self.tickets = ticket.0;
+        self.tickets = self.tickets.wrapping_add(1);
+        let ticket = Ticket(self.tickets);
+        self.places.insert(channel.clone(), Place::Reserved(ticket));
         Ok(ticket)
     }
 
-    /// Takes the reserved place.
+    /// Takes the reserved place. This handle of the channel's name is the one that stays.
     ///
     /// # Errors
     ///
@@ -206,7 +199,6 @@ impl<S: Ending> State<S> {
     pub(super) fn cancel(&mut self, channel: &ChannelName, ticket: Ticket) {
         if self.holds(channel, ticket) {
             self.places.remove(channel);
-            self.give_room_back();
         }
     }
 
@@ -216,9 +208,7 @@ impl<S: Ending> State<S> {
 
     /// Ends a subscription, or keeps one that is on its way from beginning.
     pub(super) fn leave(&mut self, channel: &ChannelName) -> Left<S> {
-        let place = self.places.remove(channel);
-        self.give_room_back();
-        match place {
+        match self.places.remove(channel) {
             None => Left::Nothing,
             Some(Place::Reserved(_)) => Left::Reservation,
             Some(Place::Heard(subscription)) => Left::Subscription(subscription),
@@ -227,18 +217,15 @@ impl<S: Ending> State<S> {
 
     /// Ends the subscriptions that have ended by themselves.
     pub(super) fn leave_ended(&mut self) -> Vec<Box<Subscription<S>>> {
-        let has_ended = |_: &ChannelName, place: &mut Place<S>| match place {
+        let ended = self.places.take(|place| match place {
             Place::Heard(subscription) => subscription.seat.has_ended(),
             Place::Reserved(_) => false,
-        };
-        let ended = self.places.extract_if(has_ended);
-        let left = ended.filter_map(|(_, place)| match place {
+        });
+        let subscriptions = ended.into_iter().filter_map(|place| match place {
             Place::Heard(subscription) => Some(subscription),
             Place::Reserved(_) => None,
         });
-        let left = left.collect();
-        self.give_room_back();
-        left
+        subscriptions.collect()
     }
 
     /// The subscription to `channel`, if the client hears it.
@@ -294,14 +281,7 @@ impl<S: Ending> State<S> {
     pub(super) fn close(&mut self) -> Closed<S> {
         Closed {
             _phase: std::mem::replace(&mut self.phase, Phase::Gone),
-            _places: std::mem::take(&mut self.places),
-        }
-    }
-
-    /// A client without channels keeps no room for them.
-    fn give_room_back(&mut self) {
-        if self.places.is_empty() {
-            self.places = HashMap::new();
+            _places: std::mem::replace(&mut self.places, Places::new()),
         }
     }
 }
@@ -318,7 +298,7 @@ fn deadline(expire_at: Option<u64>, word: Word) -> Option<u64> {
 /// What a client held.
 pub(super) struct Closed<S> {
     _phase: Phase,
-    _places: HashMap<ChannelName, Place<S>>,
+    _places: Places<Place<S>>,
 }
 
 /// What a client has left.

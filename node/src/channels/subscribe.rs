@@ -186,7 +186,8 @@ impl ChannelClient {
             debug!(client = %self.id, %channel, %error, "a client cannot hear a channel now");
             ErrorCode::Internal
         })?;
-        let present = self.present(&wish);
+        let name = membership.channel().clone();
+        let present = self.present(&wish, &name);
         let seen = present.as_ref().map(|present| present.seen(SEEN_WITHIN));
         let subscription = Subscription {
             seat: Seat {
@@ -197,7 +198,7 @@ impl ChannelClient {
             expire_at: wish.grant.expire_at,
             word: wish.word,
         };
-        let sat = self.state.lock().sit(channel, ticket, subscription);
+        let sat = self.state.lock().sit(&name, ticket, subscription);
         drop(reserved);
         if sat.is_err() {
             // The application was faster with an unsubscribe, or the client has gone.
@@ -225,7 +226,7 @@ impl ChannelClient {
     }
 
     /// Puts the client on the channel's list, if it has one.
-    fn present(&self, wish: &Wish<'_>) -> Option<Present> {
+    fn present(&self, wish: &Wish<'_>, channel: &ChannelName) -> Option<Box<Present>> {
         let overrides = &wish.grant.overrides;
         if !overrides.presence.unwrap_or(wish.options.presence) {
             return None;
@@ -242,7 +243,8 @@ impl ChannelClient {
             Announce::No
         };
         let presence = &self.clients.presence;
-        Some(presence.enter(wish.channel, self.id, &info, announce))
+        let present = presence.enter(channel, self.id, &info, announce);
+        Some(Box::new(present))
     }
 
     pub(super) fn unsubscribe(&self, id: u32, request: &UnsubscribeRequest) -> Result<(), Failure> {

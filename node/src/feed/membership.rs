@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Feeds;
 use super::channel::Feed;
+use crate::channel::ChannelName;
 use crate::hub;
 use crate::protocol::Position;
 use crate::protocol::Publication;
@@ -36,6 +37,11 @@ pub(super) struct Using {
 impl Membership {
     pub(super) fn new(seat: hub::Membership, using: Using) -> Self {
         Self { _seat: seat, using }
+    }
+
+    /// The channel, by the one copy of its name that all its members may share.
+    pub(crate) fn channel(&self) -> &ChannelName {
+        &self.using.feed.channel
     }
 
     /// Whether the feed has ended: then the member was told so, and hears the channel no more.

@@ -53,7 +53,8 @@ struct Output {
     head_sent: usize,
     bytes_queued: usize,
     state: SocketState,
-    disconnect: Option<Disconnect>,
+    /// In a box, because it is there for a moment only.
+    disconnect: Option<Box<Disconnect>>,
     /// What came since [`SocketOutbox::hold`]; it counts as queued.
     held: Option<Vec<Bytes>>,
 }
@@ -213,7 +214,7 @@ impl SocketOutbox {
 
     /// Why we have sent the client away, if we have.
     pub(crate) fn disconnect(&self) -> Option<Disconnect> {
-        self.output.lock().disconnect
+        self.output.lock().disconnect.as_deref().copied()
     }
 
     /// Whether nothing waits.
@@ -290,7 +291,7 @@ impl SocketOutbox {
         let mut close = BytesMut::new();
         websocket::append_close(&mut close, format, disconnect.code, reason);
         self.write_or_queue(output, &close.freeze());
-        output.disconnect = Some(disconnect);
+        output.disconnect = Some(Box::new(disconnect));
         if output.state == SocketState::Open {
             output.state = SocketState::Closing;
         }
