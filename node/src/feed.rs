@@ -79,6 +79,8 @@ pub(crate) struct Joining<'a> {
     /// What becomes of members that read too slowly.
     pub(crate) slow: SlowReader,
     pub(crate) member: &'a Member,
+    /// Whether the member is told who comes and goes, too.
+    pub(crate) hears_joins: bool,
     /// Up to where the member has heard everything, if it was here before.
     pub(crate) since: Option<&'a Position>,
 }
@@ -157,7 +159,7 @@ impl Feeds {
         let joined = time::timeout(self.config.join_timeout, async {
             loop {
                 let using = self.using(&joining);
-                match Feed::join(using, joining.member, joining.since, reply).await? {
+                match Feed::join(using, &joining, reply).await? {
                     Outcome::Seated(membership) => return Ok(membership),
                     Outcome::Ended(unused) => {
                         reply = unused;

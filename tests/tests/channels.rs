@@ -258,7 +258,8 @@ async fn it_is_known_who_is_there_and_told_who_comes_and_goes() -> Result<()> {
     everywhere("channels-presence", async |scene, codec| {
         let ann = scene.open("ann1", codec).await?;
         let bob = scene.open("bob2", codec).await?;
-        scene.subscribe("ann1", "chat:a").await?;
+        let asking = json!({ "channel": "chat:a", "options": { "joinLeave": true } });
+        scene.clients.granted("ann1", "subscribe", asking).await?;
         scene.subscribe("bob2", "chat:a").await?;
         let about = json!({ "channel": "chat:a" });
         let present = scene

@@ -29,6 +29,10 @@ fn channels(settings: Settings) -> Settings {
                     "history": { "size": 10, "lifetime": "1h" },
                 },
                 { "name": "list", "subscribe": "anyone", "presence": true, "join_leave": true },
+                {
+                    "name": "open", "subscribe": "anyone", "presence": true, "join_leave": true,
+                    "force_push_join_leave": true,
+                },
             ]),
         )
         .with("auth.keys", json!([{ "algorithm": "HS256", "key": SECRET }]))
@@ -126,4 +130,58 @@ async fn the_list_says_what_the_newest_token_says() -> Result<()> {
         .await?;
     let away = shown("conn_info", json!({ "is": "away" }));
     listed(&cluster, 1, CHANNEL, away).await
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_is_told_to_those_who_ask_or_to_all_where_the_namespace_says_so()
+-> Result<()> {
+    let cluster = two_nodes("presence-joins").await?;
+    let at = |node: usize| cluster.nodes[node].address;
+    let mut asks = Subscriber::connect(at(0), &token(SECRET, "asks")).await?;
+    let mut quiet = Subscriber::connect(at(0), &token(SECRET, "quiet")).await?;
+    for channel in ["list:all", "open:all"] {
+        asks.subscribe(channel).await?;
+        let without = json!({ "channel": channel });
+        quiet.ask("subscribe", without).await?;
+    }
+    let mut comes = Subscriber::connect(at(1), &token(SECRET, "comes")).await?;
+    comes.subscribe("list:all").await?;
+    comes.subscribe("open:all").await?;
+    let news = |push: &Value, kind: &str| {
+        let info = &push[kind]["info"];
+        info["client"] == *comes.id
+    };
+    // Its own coming may be told too, and that of the other.
+    for channel in ["list:all", "open:all"] {
+        loop {
+            let push = asks.push("join").await?;
+            if news(&push, "join") {
+                assert_eq!(push["channel"], channel);
+                break;
+            }
+        }
+    }
+    loop {
+        let push = quiet.push("join").await?;
+        assert_eq!(push["channel"], "open:all", "it did not ask: {push}");
+        if news(&push, "join") {
+            break;
+        }
+    }
+    let id = comes.id.clone();
+    drop(comes);
+    for (client, channels) in [
+        (&mut asks, &["list:all", "open:all"][..]),
+        (&mut quiet, &["open:all"]),
+    ] {
+        let mut heard = Vec::new();
+        while heard.len() < channels.len() {
+            let push = client.push("leave").await?;
+            assert_eq!(push["leave"]["info"]["client"], *id, "{push}");
+            heard.push(push["channel"].as_str().unwrap_or_default().to_owned());
+        }
+        heard.sort();
+        assert_eq!(heard, channels);
+    }
+    Ok(())
 }

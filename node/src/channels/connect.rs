@@ -181,6 +181,7 @@ impl ChannelClient {
             options,
             user: &identity.user,
             conn_info: &identity.info,
+            asks_for_joins: before.join_leave,
             since: before
                 .recover
                 .then_some((before.epoch.as_str(), before.offset)),

@@ -51,10 +51,26 @@ pub(super) struct Wish<'a> {
     pub(super) user: &'a str,
     /// What others are told of the connection.
     pub(super) conn_info: &'a Bytes,
+    /// Whether the client asks to be told who comes and goes.
+    pub(super) asks_for_joins: bool,
     /// Epoch and offset up to which the client has heard everything.
     pub(super) since: Option<(&'a str, u64)>,
     pub(super) word: Word,
     pub(super) grant: &'a SubscribeGrant,
+}
+
+impl Wish<'_> {
+    /// Whether it is told in the channel who comes and goes, this client included.
+    fn tells_joins(&self) -> bool {
+        let join_leave = self.grant.overrides.join_leave;
+        join_leave.unwrap_or(self.options.join_leave)
+    }
+
+    /// Whether this client is to hear it.
+    fn wants_joins(&self) -> bool {
+        let force = self.grant.overrides.force_push_join_leave;
+        self.asks_for_joins || force.unwrap_or(self.options.force_push_join_leave)
+    }
 }
 
 /// A place that is given up unless it is taken.
@@ -96,6 +112,7 @@ impl ChannelClient {
             options,
             user: &user,
             conn_info: &conn_info,
+            asks_for_joins: request.join_leave,
             since: request
                 .recover
                 .then_some((request.epoch.as_str(), request.offset)),
@@ -177,6 +194,7 @@ impl ChannelClient {
             retention: Retention::of(options),
             slow: options.slow,
             member: &self.member,
+            hears_joins: wish.tells_joins() && wish.wants_joins(),
             since: since.as_ref(),
         };
         let joined = self.clients.feeds.join(joining, |joined| {
@@ -227,8 +245,8 @@ impl ChannelClient {
 
     /// Puts the client on the channel's list, if it has one.
     fn present(&self, wish: &Wish<'_>, channel: &ChannelName) -> Option<Box<Present>> {
-        let overrides = &wish.grant.overrides;
-        if !overrides.presence.unwrap_or(wish.options.presence) {
+        let presence = wish.grant.overrides.presence;
+        if !presence.unwrap_or(wish.options.presence) {
             return None;
         }
         let info = ClientInfo {
@@ -237,7 +255,7 @@ impl ChannelClient {
             conn_info: wish.conn_info.clone(),
             chan_info: wish.grant.info.clone(),
         };
-        let announce = if overrides.join_leave.unwrap_or(wish.options.join_leave) {
+        let announce = if wish.tells_joins() {
             Announce::Yes
         } else {
             Announce::No
@@ -293,6 +311,7 @@ impl ChannelClient {
             options,
             user: &user,
             conn_info: &conn_info,
+            asks_for_joins: false,
             since: since.map(|since| (since.epoch.as_str(), since.offset)),
             word: Word::Token,
             grant: &grant,

@@ -69,6 +69,8 @@ pub(crate) struct ChannelOptions {
     pub(crate) presence: bool,
     /// Whether subscribers are told who comes and goes; never without `presence`.
     pub(crate) join_leave: bool,
+    /// Whether all are told, or only those who ask for it; never without `join_leave`.
+    pub(crate) force_push_join_leave: bool,
     pub(crate) data: DataKind,
     pub(crate) slow: SlowReader,
     /// How far a client's publication must have got before the client is answered; never

@@ -206,6 +206,7 @@ pub(super) struct Namespace {
     pub(super) recovery: Option<bool>,
     pub(super) presence: Option<bool>,
     pub(super) join_leave: Option<bool>,
+    pub(super) force_push_join_leave: Option<bool>,
     pub(super) data: Option<DataKind>,
     pub(super) slow: Option<SlowReader>,
     pub(super) ack: Option<Ack>,

@@ -121,6 +121,7 @@ pub(super) const HISTORY_META_LIFETIME: Setting<Duration> = setting(days(30), ms
 pub(super) const RECOVERY: bool = false;
 pub(super) const PRESENCE: bool = false;
 pub(super) const JOIN_LEAVE: bool = false;
+pub(super) const FORCE_PUSH_JOIN_LEAVE: bool = false;
 pub(super) const DATA: DataKind = DataKind::Json;
 pub(super) const SLOW: SlowReader = SlowReader::Disconnect;
 pub(super) const ACK_WITH_HISTORY: Ack = Ack::Stored;

@@ -16,6 +16,7 @@ use tracing::debug;
 use tracing::warn;
 
 use super::Feeds;
+use super::Joining as Wish;
 use super::membership::Joined;
 use super::membership::Membership;
 use super::membership::Using;
@@ -37,7 +38,6 @@ use crate::history::Query;
 use crate::history::Retention;
 use crate::hub;
 use crate::hub::Delivered;
-use crate::hub::Member;
 use crate::metrics::DropReason;
 use crate::protocol::Event;
 use crate::protocol::Join;
@@ -130,12 +130,12 @@ impl Feed {
             ChannelEvent::Publication(publication) => publication,
             ChannelEvent::Join(info) => {
                 let info = Some(info);
-                self.push(feeds, Event::Join(Join { info }));
+                self.tell(feeds, Event::Join(Join { info }));
                 return;
             }
             ChannelEvent::Leave(info) => {
                 let info = Some(info);
-                self.push(feeds, Event::Leave(Leave { info }));
+                self.tell(feeds, Event::Leave(Leave { info }));
                 return;
             }
         };
@@ -181,11 +181,10 @@ impl Feed {
         }
     }
 
-    /// Lets `member` in once the feed knows where it is.
+    /// Lets a member in once the feed knows where it is.
     pub(super) async fn join<F>(
         using: Using,
-        member: &Member,
-        since: Option<&Position>,
+        wish: &Wish<'_>,
         reply: F,
     ) -> Result<Outcome<F>, Unavailable>
     where
@@ -206,13 +205,15 @@ impl Feed {
                         .map(Vec::as_slice),
                     proof,
                 };
-                let joining = state.join(since, &known, Instant::now().into_std());
+                let joining = state.join(wish.since, &known, Instant::now().into_std());
                 match &joining {
                     Joining::Now(Missed::Older) | Joining::Later | Joining::Never => {}
                     Joining::Ahead => proof = Some(state.prove()),
                     Joining::Now(missed) => {
-                        let seat = feed.seat(&feeds, &state, since, missed, member, reply);
-                        return Ok(Outcome::Seated(Membership::new(seat, using)));
+                        let seat = feed.seat(&feeds, &state, wish, missed, reply);
+                        let joins = wish.hears_joins.then(|| feed.seat_for_joins(&feeds, wish));
+                        let joins = joins.map(Box::new);
+                        return Ok(Outcome::Seated(Membership::new(seat, joins, using)));
                     }
                 }
                 joining
@@ -231,9 +232,8 @@ impl Feed {
         &self,
         feeds: &Feeds,
         state: &State,
-        since: Option<&Position>,
+        wish: &Wish<'_>,
         missed: &Missed,
-        member: &Member,
         reply: impl FnOnce(Joined<'_>) -> Bytes,
     ) -> hub::Membership {
         let publications = match missed {
@@ -242,14 +242,29 @@ impl Feed {
         };
         let joined = Joined {
             position: state.position(),
-            is_recovered: since.is_some() && matches!(missed, Missed::These(_)),
+            is_recovered: wish.since.is_some() && matches!(missed, Missed::These(_)),
             publications,
         };
-        if since.is_some() {
+        if wish.since.is_some() {
             feeds.metrics.recovered(joined.is_recovered);
         }
-        member.send(&reply(joined));
-        feeds.hub.join_fed(&self.seats, member.clone(), self.slow)
+        wish.member.send(&reply(joined));
+        feeds
+            .hub
+            .join_fed(&self.seats, wish.member.clone(), self.slow)
+    }
+
+    /// Who hears of joins and leaves sits in a channel of its own, so that what they hear is written down once,
+    /// and nobody else is asked.
+    fn seat_for_joins(&self, feeds: &Feeds, wish: &Wish<'_>) -> hub::Membership {
+        let member = wish.member.clone();
+        feeds
+            .hub
+            .join_fed(&self.seats_for_joins(), member, SlowReader::Disconnect)
+    }
+
+    fn seats_for_joins(&self) -> ChannelName {
+        self.seats.numbered(0)
     }
 
     /// Waits until the channel is heard, and reads its stream.
@@ -432,6 +447,12 @@ impl Feed {
     fn push(&self, feeds: &Feeds, event: Event) -> Delivered {
         let push = Push::new(self.channel.as_str(), event);
         feeds.hub.deliver_push(&self.seats, &push)
+    }
+
+    /// Tells those who want to hear it who comes or goes.
+    fn tell(&self, feeds: &Feeds, event: Event) {
+        let push = Push::new(self.channel.as_str(), event);
+        feeds.hub.deliver_push(&self.seats_for_joins(), &push);
     }
 
     /// `publication` without the large read that it may be a slice of, if it stays here for long.

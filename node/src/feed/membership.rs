@@ -25,6 +25,8 @@ pub(crate) struct Joined<'a> {
 pub(crate) struct Membership {
     /// Dropped first: who has no seat needs no feed.
     _seat: hub::Membership,
+    /// For joins and leaves; in a box, because most members have none.
+    _joins: Option<Box<hub::Membership>>,
     using: Using,
 }
 
@@ -35,8 +37,16 @@ pub(super) struct Using {
 }
 
 impl Membership {
-    pub(super) fn new(seat: hub::Membership, using: Using) -> Self {
-        Self { _seat: seat, using }
+    pub(super) fn new(
+        seat: hub::Membership,
+        joins: Option<Box<hub::Membership>>,
+        using: Using,
+    ) -> Self {
+        Self {
+            _seat: seat,
+            _joins: joins,
+            using,
+        }
     }
 
     /// The channel, by the one copy of its name that all its members may share.

@@ -116,6 +116,7 @@ impl Node {
             retention,
             slow: SlowReader::Disconnect,
             member: &member,
+            hears_joins: false,
             since,
         };
         let mut told = None;

@@ -107,13 +107,17 @@ impl Subscriber {
         }
     }
 
-    /// Hears a channel from now on.
+    /// Hears a channel from now on, and who comes and goes there if that is told.
     ///
     /// # Errors
     ///
     /// The node refuses.
     pub async fn subscribe(&mut self, channel: &str) -> Result<Value> {
-        self.ask("subscribe", json!({ "channel": channel })).await
+        self.ask(
+            "subscribe",
+            json!({ "channel": channel, "join_leave": true }),
+        )
+        .await
     }
 
     /// The next push of this kind (`pub`, `join`, `leave`, `subscribe`, ...) with its channel; others before it are passed

@@ -20,6 +20,7 @@ fn options() -> ChannelOptions {
         recovery: false,
         presence: false,
         join_leave: false,
+        force_push_join_leave: false,
         data: DataKind::Json,
         slow: SlowReader::Disconnect,
         ack: Ack::Fast,

@@ -99,6 +99,9 @@ impl Checker<'_> {
             recovery: raw.recovery.unwrap_or(settings::RECOVERY),
             presence: raw.presence.unwrap_or(settings::PRESENCE),
             join_leave: raw.join_leave.unwrap_or(settings::JOIN_LEAVE),
+            force_push_join_leave: raw
+                .force_push_join_leave
+                .unwrap_or(settings::FORCE_PUSH_JOIN_LEAVE),
             data: raw.data.unwrap_or(settings::DATA),
             slow: raw.slow.unwrap_or(settings::SLOW),
             ack,
@@ -113,6 +116,11 @@ impl Checker<'_> {
                 "join_leave",
                 options.join_leave && !options.presence,
                 "who left with a node that died is known from presence: this needs `presence: true`",
+            ),
+            (
+                "force_push_join_leave",
+                options.force_push_join_leave && !options.join_leave,
+                "nobody is told who comes and goes: this needs `join_leave: true`",
             ),
             (
                 "slow",

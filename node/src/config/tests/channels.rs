@@ -41,6 +41,7 @@ fn what_a_namespace_does_not_say_opens_nothing() {
         recovery: false,
         presence: false,
         join_leave: false,
+        force_push_join_leave: false,
         data: DataKind::Json,
         slow: SlowReader::Disconnect,
         ack: Ack::Fast,
