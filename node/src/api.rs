@@ -82,6 +82,7 @@ pub(crate) struct Api {
     keys: Keys,
     /// What applies to publications that do not say it themselves.
     ack: config::Ack,
+    history_page: usize,
 }
 
 /// An answer: its status, and JSON.
@@ -93,6 +94,7 @@ impl Api {
             parts,
             keys: Keys::new(&config.keys),
             ack: config.ack,
+            history_page: config.history_page,
         }
     }
 
@@ -268,13 +270,14 @@ impl Api {
 
     async fn history(&self, history: request::History) -> Result<Outcome, ApiError> {
         let (channel, retention) = self.channel_with_history(&history.channel)?;
+        let limit = history.page(self.history_page);
         let since = history.since.map(|since| Position {
             epoch: since.epoch.as_str().into(),
             offset: since.offset,
         });
         let query = history::Query {
             since: since.clone(),
-            limit: usize::try_from(history.limit).ok(),
+            limit: Some(limit),
             order: match history.reverse {
                 true => history::Order::NewestFirst,
                 false => history::Order::OldestFirst,

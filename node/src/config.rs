@@ -178,6 +178,8 @@ pub(crate) struct Api {
     pub(crate) keys: Vec<Secret>,
     /// How far a publication gets before it is acknowledged, if it does not say so itself.
     pub(crate) ack: Ack,
+    /// Publications in the answer to one `history`.
+    pub(crate) history_page: usize,
 }
 
 /// What is kept for users and clients.

@@ -257,7 +257,11 @@ impl Control {
     async fn holders(&self, target: &Target) -> Result<Vec<Instance>, Undelivered> {
         let registry = &self.parts.registry;
         Ok(match target {
-            Target::Client(client) | Target::ClientOf { client, .. } => {
+            Target::Client(client)
+            | Target::ClientOf { client, .. }
+            | Target::Session {
+                session: client, ..
+            } => {
                 let instance = client.instance();
                 let is_alive = registry.is_alive(instance).await?;
                 is_alive.then_some(instance).into_iter().collect()

@@ -137,7 +137,10 @@ impl Directory {
         // Collected first: a client must not be called under the lock.
         let clients = match (target, order) {
             // Everybody in a channel may know a client's id, so its id alone must not speak for it.
-            (Target::Client(session), Order::Input(_)) => self.of_session(session),
+            (
+                Target::Client(_) | Target::ClientOf { .. } | Target::User { .. },
+                Order::Input(_),
+            ) => Vec::new(),
             _ => self.find(target),
         };
         let mut given = Given::default();
@@ -176,6 +179,11 @@ impl Directory {
                 let local = of(client).filter(|local| *local.user == **user);
                 local.map(controls).into_iter().collect()
             }
+            Target::Session { user, session } => {
+                let local = state.sessions.get(session).and_then(of);
+                let local = local.filter(|local| user.is_empty() || *local.user == **user);
+                local.map(controls).into_iter().collect()
+            }
             Target::User { user, except } => {
                 let clients = state.users.get(user.as_str());
                 let clients = clients.into_iter().flat_map(Clients::iter);
@@ -183,14 +191,6 @@ impl Directory {
                 meant.filter_map(of).map(controls).collect()
             }
         }
-    }
-
-    fn of_session(&self, session: &ClientId) -> Vec<Arc<dyn Controls>> {
-        let state = self.state.lock();
-        let client = state.sessions.get(session);
-        let local = client.and_then(|client| state.clients.get(client));
-        let controls = local.map(|local| Arc::clone(&local.controls));
-        controls.into_iter().collect()
     }
 
     fn leave(&self, client: ClientId, session: Option<ClientId>) {

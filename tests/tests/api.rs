@@ -277,7 +277,7 @@ async fn clients_are_found_and_led_wherever_they_are() -> Result<()> {
     for (arguments, code) in [
         (json!({ "user": "" }), 107),
         (json!({ "user": "ann", "client": "x" }), 107),
-        (json!({ "user": "ann", "session": "x" }), 108),
+        (json!({ "user": "ann", "session": "x" }), 107),
         (
             json!({ "user": "ann", "disconnect": { "code": 1000, "reason": "" } }),
             107,

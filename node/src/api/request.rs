@@ -146,7 +146,7 @@ impl Publish {
 pub(super) struct Whom {
     pub(super) user: String,
     pub(super) client: String,
-    /// Another name for a client, which this server does not give.
+    /// The name that a client over a stream was told with its connection.
     pub(super) session: String,
 }
 
@@ -154,18 +154,23 @@ impl Whom {
     /// All clients of the user, or the one that is named.
     pub(super) fn target(self, except: Vec<ClientId>) -> Result<Target, ApiError> {
         if !self.session.is_empty() {
-            return Err(ApiError::not_available(
-                "clients have no `session` here, name them by `client`",
-            ));
+            if !self.client.is_empty() {
+                return Err(ApiError::bad_request(
+                    "expected either `client` or `session`, found both",
+                ));
+            }
+            let session = client_id(&self.session)?;
+            let user = self.user;
+            return Ok(Target::Session { user, session });
         }
         let client = match self.client.as_str() {
             "" => None,
             client => Some(client_id(client)?),
         };
         match (self.user, client) {
-            (user, None) if user.is_empty() => {
-                Err(ApiError::bad_request("expected `user`, `client` or both"))
-            }
+            (user, None) if user.is_empty() => Err(ApiError::bad_request(
+                "expected `user`, `client` or `session`",
+            )),
             (user, Some(client)) if user.is_empty() => Ok(Target::Client(client)),
             (user, Some(client)) => Ok(Target::ClientOf { user, client }),
             (user, None) => Ok(Target::User { user, except }),
@@ -239,10 +244,17 @@ pub(super) struct OfChannel {
 #[serde(default)]
 pub(super) struct History {
     pub(super) channel: String,
-    /// How many; 0: none, only the position. Below: all.
+    /// How many; 0: none, only the position. Below: as many as a page may have.
     pub(super) limit: i64,
     pub(super) since: Option<Position>,
     pub(super) reverse: bool,
+}
+
+impl History {
+    /// How many publications the answer may have, of at most `page_max`.
+    pub(super) fn page(&self, page_max: usize) -> usize {
+        usize::try_from(self.limit).map_or(page_max, |limit| limit.min(page_max))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -63,7 +63,7 @@ fn data_is_json_or_base64() {
 }
 
 #[test]
-fn whom_a_request_is_for_is_a_user_a_client_or_both() {
+fn whom_a_request_is_for_is_a_user_a_client_or_both_or_a_session() {
     use crate::instance::ClientId;
     use crate::instance::Instance;
 
@@ -86,7 +86,27 @@ fn whom_a_request_is_for_is_a_user_a_client_or_both() {
     assert_eq!(target("ann", "", ""), Ok(Target::User { user, except }));
     assert_eq!(target("", "", ""), Err(107));
     assert_eq!(target("ann", "x", ""), Err(107));
-    assert_eq!(target("ann", "", "x"), Err(108));
+    let session = client;
+    for user in ["", "ann"] {
+        let expected = Target::Session {
+            user: user.to_owned(),
+            session,
+        };
+        assert_eq!(target(user, "", &id), Ok(expected));
+    }
+    assert_eq!(target("ann", "", "x"), Err(107));
+    assert_eq!(target("ann", &id, &id), Err(107));
+}
+
+#[test]
+fn a_page_of_history_is_never_larger_than_the_limit() {
+    for (limit, page) in [(0, 0), (1, 1), (10, 10), (11, 10), (-1, 10), (i64::MIN, 10)] {
+        let history = request::History {
+            limit,
+            ..request::History::default()
+        };
+        assert_eq!(history.page(10), page, "{limit}");
+    }
 }
 
 #[test]

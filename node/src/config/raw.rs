@@ -64,6 +64,7 @@ pub(super) struct Api {
     pub(super) path: Option<String>,
     pub(super) keys: Option<Vec<Secret>>,
     pub(super) ack: Option<Ack>,
+    pub(super) history_page: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -164,6 +164,18 @@ mod wire {
         pub(super) except: Vec<String>,
         #[prost(oneof = "Order", tags = "4, 5, 6, 7, 8")]
         pub(super) order: Option<Order>,
+        /// Instead of user and client.
+        #[prost(message, optional, tag = "9")]
+        pub(super) session: Option<Session>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Session {
+        /// Empty: whoever the client's user is.
+        #[prost(string, tag = "1")]
+        pub(super) user: String,
+        #[prost(string, tag = "2")]
+        pub(super) session: String,
     }
 
     #[derive(Clone, PartialEq, prost::Oneof)]
@@ -282,20 +294,26 @@ impl Message {
 }
 
 fn print_give(target: Target, order: Order) -> wire::Give {
-    let (user, client, except) = match target {
-        Target::Client(client) => (None, client.to_string(), Vec::new()),
-        Target::ClientOf { user, client } => (Some(user), client.to_string(), Vec::new()),
-        Target::User { user, except } => {
-            let except = except.iter().map(ToString::to_string).collect();
-            (Some(user), String::new(), except)
-        }
-    };
-    wire::Give {
-        user,
-        client,
-        except,
+    let mut give = wire::Give {
         order: Some(print_order(order)),
+        ..wire::Give::default()
+    };
+    match target {
+        Target::Client(client) => give.client = client.to_string(),
+        Target::ClientOf { user, client } => {
+            give.user = Some(user);
+            give.client = client.to_string();
+        }
+        Target::Session { user, session } => {
+            let session = session.to_string();
+            give.session = Some(wire::Session { user, session });
+        }
+        Target::User { user, except } => {
+            give.user = Some(user);
+            give.except = except.iter().map(ToString::to_string).collect();
+        }
     }
+    give
 }
 
 fn print_order(order: Order) -> wire::Order {
@@ -351,15 +369,19 @@ fn parse_give(give: wire::Give) -> Result<(Target, Order), Malformed> {
         "" => None,
         client => Some(ClientId::parse(client)?),
     };
-    let target = match (give.user, client) {
-        (None, Some(client)) => Target::Client(client),
-        (Some(user), Some(client)) => Target::ClientOf { user, client },
-        (Some(user), None) => {
+    let target = match (give.session, give.user, client) {
+        (Some(of), _, _) => Target::Session {
+            session: ClientId::parse(&of.session)?,
+            user: of.user,
+        },
+        (None, None, Some(client)) => Target::Client(client),
+        (None, Some(user), Some(client)) => Target::ClientOf { user, client },
+        (None, Some(user), None) => {
             let except = give.except.iter().map(|client| ClientId::parse(client));
             let except = except.collect::<Result<_, _>>()?;
             Target::User { user, except }
         }
-        (None, None) => return Err(Malformed::Unknown),
+        (None, None, None) => return Err(Malformed::Unknown),
     };
     let order = match give.order.ok_or(Malformed::Unknown)? {
         wire::Order::Disconnect(ending) => Order::Disconnect {
@@ -414,6 +436,10 @@ mod tests {
             Target::ClientOf {
                 user: user(),
                 client,
+            },
+            Target::Session {
+                user: String::new(),
+                session: client,
             },
             Target::User {
                 user: user(),

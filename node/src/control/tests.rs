@@ -271,7 +271,15 @@ async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
     let input = Order::Input(Bytes::from_static(b"\xff"));
     let given = node.control.order(Target::Client(id), input.clone()).await;
     assert_eq!(given.unwrap(), Given::default(), "its id is no secret");
-    let given = node.control.order(Target::Client(session), input).await;
+    let by_session = |user: &str| Target::Session {
+        user: user.to_owned(),
+        session,
+    };
+    let given = node.control.order(by_session("bob"), input.clone()).await;
+    assert_eq!(given.unwrap(), Given::default(), "it is not his");
+    let given = node.control.order(by_session("ann"), goodbye()).await;
+    assert_eq!(given.unwrap(), Given { taken: 0, busy: 1 });
+    let given = node.control.order(by_session(""), input).await;
     let given = given.unwrap();
     assert_eq!(given, Given { taken: 0, busy: 1 });
 }

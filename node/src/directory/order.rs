@@ -78,6 +78,13 @@ pub(crate) enum Target {
         /// The client.
         client: ClientId,
     },
+    /// One client, by the secret name that it alone was told, if it is this user's.
+    Session {
+        /// The user; empty: whoever it is.
+        user: String,
+        /// The name.
+        session: ClientId,
+    },
     /// All clients of a user, but for some.
     User {
         /// The user.

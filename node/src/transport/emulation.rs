@@ -90,7 +90,10 @@ impl Emulated {
     ///
     /// Dropping this future may leave the client's message said or not.
     pub(crate) async fn say(self, control: &Control) -> StatusCode {
-        let target = Target::Client(self.session);
+        let target = Target::Session {
+            user: String::new(),
+            session: self.session,
+        };
         match control.order(target, Order::Input(self.commands)).await {
             Ok(given) if 0 < given.taken => StatusCode::NO_CONTENT,
             // The session has gone, perhaps with its node: the client gives its stream up, if it has not yet ended.

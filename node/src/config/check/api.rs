@@ -23,6 +23,11 @@ impl Checker<'_> {
                 );
             }
         }
+        let history_page = self.count(
+            "api.history_page",
+            raw.history_page,
+            &settings::HISTORY_PAGE,
+        );
         if keys.is_empty() {
             return None;
         }
@@ -39,6 +44,7 @@ impl Checker<'_> {
             path,
             keys,
             ack: raw.ack.unwrap_or(settings::API_ACK),
+            history_page,
         })
     }
 
