@@ -29,6 +29,7 @@ use crate::instance::Instance;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::roster::Roster;
+use crate::values::Values;
 
 mod access;
 mod ask;
@@ -47,6 +48,7 @@ mod state;
 mod subscribe;
 #[cfg(test)]
 pub(crate) mod testing;
+mod values;
 
 pub(crate) use beat::Direction;
 pub(crate) use client::Admitted;
@@ -62,6 +64,7 @@ pub(crate) struct ChannelClients {
     directory: Arc<Directory>,
     verifier: Arc<Verifier>,
     hooks: Arc<Hooks>,
+    values: Arc<Values>,
     metrics: Arc<Metrics>,
     roster: Arc<Roster<roster::Entry>>,
     /// Orders that are carried out, and what was asked for because something expired.
@@ -79,6 +82,7 @@ pub(crate) struct Parts {
     pub(crate) directory: Arc<Directory>,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) hooks: Arc<Hooks>,
+    pub(crate) values: Arc<Values>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -93,6 +97,7 @@ impl ChannelClients {
             directory: parts.directory,
             verifier: parts.verifier,
             hooks: parts.hooks,
+            values: parts.values,
             metrics: parts.metrics,
             roster: Roster::new(),
             errands: TaskTracker::new(),

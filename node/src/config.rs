@@ -182,6 +182,9 @@ pub(crate) struct Api {
     pub(crate) history_page: usize,
 }
 
+/// The longest name of a session value, in bytes: as for a channel.
+pub(crate) const VALUE_NAME_BYTES_MAX: usize = 255;
+
 /// What is kept for users and clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Values {

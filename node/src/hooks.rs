@@ -83,6 +83,11 @@ impl Hooks {
     }
 
     /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when their
+    /// Names of the session values that go along with a question.
+    pub(crate) fn values(&self) -> &[String] {
+        &self.config.values
+    }
+
     /// time is over.
     pub(crate) fn has_sub_refresh(&self) -> bool {
         self.config.sub_refresh.is_some()

@@ -188,6 +188,7 @@ impl Node {
             metrics: Arc::clone(&metrics),
         });
         let presence = Presence::new(Arc::clone(&registry.registry));
+        let values = Arc::new(Values::new(&config.broker, &config.values, &node_id));
         let api = config.api.as_ref().map(|api| ApiMount {
             path: api.path.clone(),
             api: Arc::new(Api::new(
@@ -197,7 +198,7 @@ impl Node {
                     feeds: Arc::clone(&feeds),
                     presence: Arc::clone(&presence),
                     control: Arc::clone(&control),
-                    values: Arc::new(Values::new(&config.broker, &config.values, &node_id)),
+                    values: Arc::clone(&values),
                 },
             )),
         });
@@ -211,6 +212,7 @@ impl Node {
             directory: Arc::clone(&directory),
             verifier: Arc::clone(&verifier),
             hooks: Hooks::new(config.hooks.clone(), Arc::clone(&metrics)),
+            values,
             metrics: Arc::clone(&metrics),
         });
         let websockets = WebSockets::new(

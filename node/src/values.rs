@@ -9,14 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config;
+use crate::config::VALUE_NAME_BYTES_MAX;
 use crate::instance::ClientId;
 use crate::redis::CommandError;
 
 mod memory;
 mod redis;
-
-/// The longest name, in bytes.
-pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// Values of one owner.
 pub(crate) const VALUES_MAX: usize = 64;
@@ -47,7 +45,7 @@ enum Backing {
 /// A value, as it is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Put {
-    /// 1 to [`NAME_BYTES_MAX`] bytes.
+    /// 1 to [`VALUE_NAME_BYTES_MAX`] bytes.
     pub(crate) name: String,
     /// As large as the configuration allows.
     pub(crate) value: Bytes,
@@ -59,7 +57,7 @@ pub(crate) struct Put {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ValueError {
     /// It never can be.
-    #[error("expected a name of 1 to {NAME_BYTES_MAX} bytes, found one of {0}")]
+    #[error("expected a name of 1 to {VALUE_NAME_BYTES_MAX} bytes, found one of {0}")]
     Name(usize),
     /// It never can be.
     #[error("expected a value of at most {max} bytes, found one of {found}")]
@@ -163,7 +161,7 @@ impl Values {
 
 fn check_name(name: &str) -> Result<(), ValueError> {
     match name.len() {
-        1..=NAME_BYTES_MAX => Ok(()),
+        1..=VALUE_NAME_BYTES_MAX => Ok(()),
         length => Err(ValueError::Name(length)),
     }
 }

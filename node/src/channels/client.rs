@@ -290,6 +290,7 @@ impl ChannelClient {
         client: &'a str,
         user: &'a str,
         meta: &'a Bytes,
+        values: &'a [(String, Bytes)],
     ) -> Asker<'a> {
         static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
         Asker {
@@ -298,6 +299,7 @@ impl ChannelClient {
             codec: self.member.codec(),
             user,
             meta,
+            values,
             headers: self.headers.as_deref().unwrap_or(&NONE),
         }
     }

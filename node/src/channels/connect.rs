@@ -140,7 +140,8 @@ impl ChannelClient {
                     channels: &channels,
                 };
                 let nothing = Bytes::new();
-                let asker = self.asker(&id, "", &nothing);
+                // Nobody is known yet who could have values.
+                let asker = self.asker(&id, "", &nothing, &[]);
                 Ok((hooks.connect(&asker, &connecting).await?, Word::Hook))
             }
             Entry::Anonymous => Ok((ConnectGrant::default(), Word::Token)),

@@ -34,7 +34,8 @@ impl ChannelClient {
         let granted = match way {
             Way::Hook => {
                 let meta = self.state.lock().identity()?.meta.clone();
-                let asker = self.asker(&info.client, &info.user, &meta);
+                let values = self.values(&info.user).await?;
+                let asker = self.asker(&info.client, &info.user, &meta, &values);
                 let hooks = &self.clients.hooks;
                 hooks
                     .publish(&asker, channel.as_str(), &request.data)
@@ -70,7 +71,8 @@ impl ChannelClient {
             return Err(ErrorCode::NotAvailable.into());
         }
         let client = self.id.to_string();
-        let asker = self.asker(&client, &user, &meta);
+        let values = self.values(&user).await?;
+        let asker = self.asker(&client, &user, &meta, &values);
         let data = hooks.rpc(&asker, &request.method, &request.data).await?;
         self.reply(id, Outcome::Rpc(RpcResult { data }));
         Ok(())

@@ -8,6 +8,7 @@ use tracing::debug;
 use crate::channel::ChannelName;
 use crate::channels;
 use crate::channels::client::ChannelClient;
+use crate::channels::client::Standing;
 use crate::channels::failure;
 use crate::channels::failure::Failure;
 use crate::channels::state::Word;
@@ -124,25 +125,42 @@ impl ChannelClient {
         let (expire_at, word) = standing.what;
         let hooks = &self.clients.hooks;
         let refused = if word == Word::Hook && hooks.has_refresh() {
-            let client = self.id.to_string();
-            let asker = self.asker(&client, &standing.user, &standing.meta);
-            match hooks.refresh(&asker).await {
+            match self.ask_for_more(&standing).await {
                 Ok(Refreshed::For(grant)) => {
                     self.prolong_by_hook(grant);
                     return true;
                 }
                 Ok(Refreshed::Expired) => Disconnect::EXPIRED.into(),
-                Err(refusal) => match Failure::from(refusal) {
-                    Failure::Disconnect(farewell) => farewell,
-                    Failure::Error(_) if is_patient(expire_at, now) => return true, // It is asked again.
-                    Failure::Error(_) => Disconnect::EXPIRED.into(),
-                },
+                Err(Failure::Disconnect(farewell)) => farewell,
+                Err(Failure::Error(_)) if is_patient(expire_at, now) => return true, // It is asked again.
+                Err(Failure::Error(_)) => Disconnect::EXPIRED.into(),
             }
         } else {
             Farewell::from(Disconnect::EXPIRED)
         };
         self.member.close(refused);
         false
+    }
+
+    /// Asks the backend whether the connection goes on.
+    async fn ask_for_more<T>(&self, standing: &Standing<T>) -> Result<Refreshed, Failure> {
+        let client = self.id.to_string();
+        let values = self.values(&standing.user).await?;
+        let asker = self.asker(&client, &standing.user, &standing.meta, &values);
+        Ok(self.clients.hooks.refresh(&asker).await?)
+    }
+
+    /// The same for a subscription.
+    async fn ask_for_more_in<T>(
+        &self,
+        standing: &Standing<T>,
+        channel: &ChannelName,
+    ) -> Result<Refreshed, Failure> {
+        let client = self.id.to_string();
+        let values = self.values(&standing.user).await?;
+        let asker = self.asker(&client, &standing.user, &standing.meta, &values);
+        let hooks = &self.clients.hooks;
+        Ok(hooks.sub_refresh(&asker, channel.as_str()).await?)
     }
 
     async fn expire_subscription(&self, channel: &ChannelName, now: u64) {
@@ -159,9 +177,7 @@ impl ChannelClient {
             && hooks.has_sub_refresh()
             && let Some(standing) = self.standing(|_| ())
         {
-            let client = self.id.to_string();
-            let asker = self.asker(&client, &standing.user, &standing.meta);
-            match hooks.sub_refresh(&asker, channel.as_str()).await {
+            match self.ask_for_more_in(&standing, channel).await {
                 Ok(Refreshed::For(grant)) => {
                     self.change_info_in(channel, grant.info.unwrap_or_default());
                     return self.prolong_subscription(channel, grant.expire_at);

@@ -150,7 +150,8 @@ impl ChannelClient {
                 Ok((grant, Word::Token))
             }
             Way::Hook => {
-                let asker = self.asker(&id, user, meta);
+                let values = self.values(user).await?;
+                let asker = self.asker(&id, user, meta, &values);
                 let (token, data) = (request.token.as_str(), &request.data);
                 let hooks = &self.clients.hooks;
                 let grant = hooks

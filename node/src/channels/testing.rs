@@ -19,6 +19,7 @@ use crate::instance::Instance;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::registry;
+use crate::values::Values;
 
 /// Clients without a namespace, and without a broker.
 pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients> {
@@ -45,6 +46,7 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
         directory: Directory::new(registry as Arc<dyn UserWatch>),
         verifier: Arc::new(Verifier::new(config.auth)),
         hooks: Hooks::new(config.hooks, Arc::clone(&metrics)),
+        values: Arc::new(Values::new(&Broker::Memory, &config.values, "n")),
         metrics,
     })
 }

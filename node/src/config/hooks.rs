@@ -30,6 +30,8 @@ pub(crate) struct Hooks {
     pub(crate) answer_bytes_max: usize,
     /// Headers of the client's request that go along.
     pub(crate) forward_headers: Vec<HeaderName>,
+    /// Names of session values that go along, of the user and of the client.
+    pub(crate) values: Vec<String>,
     /// Headers by which the backend knows the node.
     pub(crate) headers: Vec<(HeaderName, Secret)>,
     /// Who vouches for the backend over https; empty: whom the system trusts.

@@ -137,6 +137,7 @@ pub(super) struct Hooks {
     pub(super) open: Option<u64>,
     pub(super) answer_size: Option<ByteSize>,
     pub(super) forward_headers: Option<Vec<String>>,
+    pub(super) values: Option<Vec<String>>,
     pub(super) headers: Option<BTreeMap<String, Secret>>,
     pub(super) ca: Option<String>,
 }

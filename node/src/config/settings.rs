@@ -64,6 +64,8 @@ pub(super) const HOOK_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs
 pub(super) const HOOKS_OPEN: Setting<u64> = setting(64, 1, 10_000);
 pub(super) const HOOK_ANSWER_SIZE: Setting<u64> = setting(64 * KIB, KIB, 16 * MIB);
 
+pub(super) const HOOK_VALUES_MAX: usize = 8;
+
 pub(super) const LEASE_RENEW: Setting<Duration> = setting(secs(2), ms(50), secs(60));
 pub(super) const LEASE: Setting<Duration> = setting(secs(8), ms(200), HOUR);
 

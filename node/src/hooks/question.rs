@@ -1,5 +1,7 @@
 //! What the backend is asked, as JSON has it.
 
+use std::collections::BTreeMap;
+
 use ::http::HeaderMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +24,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) user: &'a str,
     /// What the application said of the connection for the hooks; empty: nothing.
     pub(crate) meta: &'a Bytes,
+    /// Session values that go along, in JSON, by their names.
+    pub(crate) values: &'a [(String, Bytes)],
     /// Of its request, see [`forwarded`](super::Hooks::forwarded).
     pub(crate) headers: &'a HeaderMap,
 }
@@ -50,6 +54,8 @@ struct About<'a> {
     user: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     meta: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    values: BTreeMap<&'a str, &'a RawValue>,
 }
 
 /// Bytes of a client: `data` if they are JSON, else `b64data`.
@@ -147,6 +153,8 @@ fn about<'a>(asker: &Asker<'a>) -> About<'a> {
         Codec::Json => ("json", "json"),
         Codec::Protobuf => ("protobuf", "binary"),
     };
+    let values = asker.values.iter();
+    let values = values.filter_map(|(name, value)| Some((name.as_str(), json(value)?)));
     About {
         client: asker.client,
         transport: asker.transport,
@@ -154,6 +162,7 @@ fn about<'a>(asker: &Asker<'a>) -> About<'a> {
         encoding,
         user: asker.user,
         meta: json(asker.meta),
+        values: values.collect(),
     }
 }
 

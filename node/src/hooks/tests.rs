@@ -159,6 +159,7 @@ fn asker<'a>(headers: &'a HeaderMap, meta: &'a Bytes) -> Asker<'a> {
         codec: Codec::Json,
         user: "42",
         meta,
+        values: &[],
         headers,
     }
 }
@@ -183,11 +184,16 @@ async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
     let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
     let hooks = hooks(&server);
     let (headers, meta) = (HeaderMap::new(), Bytes::from_static(b"{\"plan\":\"pro\"}"));
-    let json_asker = asker(&headers, &meta);
+    let values = [("cart".to_owned(), Bytes::from_static(b"{\"items\":2}"))];
+    let json_asker = Asker {
+        values: &values,
+        ..asker(&headers, &meta)
+    };
     let binary_asker = Asker {
         codec: Codec::Protobuf,
         user: "",
         meta: &NOTHING,
+        values: &[],
         ..json_asker
     };
     let connecting = Connecting {
@@ -230,7 +236,7 @@ async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
     );
     assert_eq!(asked[0].header("content-type"), ["application/json"]);
     let about = json!({"client": "c-1", "transport": "websocket", "protocol": "json", "encoding": "json",
-        "user": "42", "meta": {"plan": "pro"}});
+        "user": "42", "meta": {"plan": "pro"}, "values": {"cart": {"items": 2}}});
     let binary = json!({"client": "c-1", "transport": "websocket", "protocol": "protobuf", "encoding": "binary"});
     let with = |about: &Value, more: Value| {
         let mut about = about.as_object().unwrap().clone();

@@ -117,7 +117,7 @@ async fn an_owner_has_a_limited_number_of_values(values: Values) {
 
 async fn what_is_too_long_is_refused_and_changes_nothing(values: Values) {
     let ann = user("ann");
-    let longest = "n".repeat(NAME_BYTES_MAX);
+    let longest = "n".repeat(VALUE_NAME_BYTES_MAX);
     values
         .put(&ann, put(&longest, &"x".repeat(100), TTL_MAX))
         .await

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::Checker;
 use crate::config::Hooks;
+use crate::config::VALUE_NAME_BYTES_MAX;
 use crate::config::raw;
 use crate::config::settings;
 
@@ -52,9 +53,32 @@ impl Checker<'_> {
                     self.header_name(&format!("hooks.forward_headers[{index}]"), name)
                 })
                 .collect(),
+            values: self.value_names(raw.values.unwrap_or_default()),
             headers: self.headers(raw.headers.unwrap_or_default()),
             ca: raw.ca.map(|path| self.ca(&path)).unwrap_or_default(),
         }
+    }
+
+    /// Few enough that no question grows without bounds.
+    fn value_names(&mut self, names: Vec<String>) -> Vec<String> {
+        let max = settings::HOOK_VALUES_MAX;
+        if max < names.len() {
+            let found = names.len();
+            self.error(
+                "hooks.values",
+                format!("expected at most {max} names, found {found}"),
+            );
+        }
+        for (index, name) in names.iter().enumerate() {
+            if name.is_empty() || VALUE_NAME_BYTES_MAX < name.len() {
+                let max = VALUE_NAME_BYTES_MAX;
+                self.error(
+                    &format!("hooks.values[{index}]"),
+                    format!("expected a name of 1 to {max} bytes, found {}", name.len()),
+                );
+            }
+        }
+        names
     }
 
     fn address(&mut self, key: &str, text: Option<String>) -> Option<Uri> {
