@@ -42,7 +42,7 @@ impl ChannelName {
     ///
     /// Such a name may be longer than others.
     pub(crate) fn wire(channel: &Self) -> Self {
-        Self(format!("{WIRE_PREFIX}{{{channel}}}").into())
+        Self(format!("{WIRE_PREFIX}{}", tag(channel.as_str())).into())
     }
 
     /// Whether it is meant for the feeds.
@@ -63,6 +63,20 @@ impl ChannelName {
     pub(crate) fn is_reserved(&self) -> bool {
         self.0.starts_with(RESERVED_PREFIX)
     }
+}
+
+/// `name` in braces: what stands in them decides on which server of a cluster a key is, so that all keys of one
+/// name are together.
+///
+/// Braces with nothing in them decide nothing, so a name that begins with `}` is put behind a `%`; and so is one
+/// that begins with `%`, so that no two names become one.
+pub(crate) fn tag(name: &str) -> String {
+    let escape = if name.starts_with(['}', '%']) {
+        "%"
+    } else {
+        ""
+    };
+    format!("{{{escape}{name}}}")
 }
 
 impl Borrow<str> for ChannelName {

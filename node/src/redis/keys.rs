@@ -2,6 +2,7 @@
 
 use crate::channel::ChannelName;
 use crate::channel::RESERVED_PREFIX;
+use crate::channel::tag;
 use crate::instance::Instance;
 
 /// The channel on which the process `instance` of node `node_id` probes its own way through Redis.
@@ -15,17 +16,17 @@ pub(crate) fn probe_channel(node_id: &str, instance: u64) -> ChannelName {
 /// The publications that `channel` has kept. The braces keep all that belongs to one channel in one slot
 /// of a cluster, so that one script may use it together.
 pub(crate) fn stream(channel: &ChannelName) -> String {
-    format!("{RESERVED_PREFIX}st:{{{channel}}}")
+    format!("{RESERVED_PREFIX}st:{}", tag(channel.as_str()))
 }
 
 /// Where the stream of `channel` is, and on which server.
 pub(crate) fn stream_meta(channel: &ChannelName) -> String {
-    format!("{RESERVED_PREFIX}me:{{{channel}}}")
+    format!("{RESERVED_PREFIX}me:{}", tag(channel.as_str()))
 }
 
 /// What the publication with this idempotency key came to.
 pub(crate) fn past_result(channel: &ChannelName, key: &str) -> String {
-    format!("{RESERVED_PREFIX}id:{{{channel}}}:{key}")
+    format!("{RESERVED_PREFIX}id:{}:{key}", tag(channel.as_str()))
 }
 
 /// The leases of living nodes: a sorted set by when they end. The braces keep all that is about leases in one
@@ -50,22 +51,22 @@ pub(crate) fn lease_entries(lease: &str) -> String {
 
 /// The leases of nodes that hold clients of this user.
 pub(crate) fn user_leases(user: &str) -> String {
-    format!("causeway:us:{{{user}}}")
+    format!("causeway:us:{}", tag(user))
 }
 
 /// Who is in this channel.
 pub(crate) fn channel_members(channel: &ChannelName) -> String {
-    format!("causeway:pr:{{{channel}}}")
+    format!("causeway:pr:{}", tag(channel.as_str()))
 }
 
 /// The values of this owner, by their names.
 pub(crate) fn owner_values(owner: &str) -> String {
-    format!("causeway:va:{{{owner}}}")
+    format!("causeway:va:{}", tag(owner))
 }
 
 /// When each of them ends.
 pub(crate) fn owner_value_ends(owner: &str) -> String {
-    format!("causeway:vx:{{{owner}}}")
+    format!("causeway:vx:{}", tag(owner))
 }
 
 /// The channel on which `instance` hears what is for it alone.
@@ -82,6 +83,45 @@ pub(crate) fn connection_name(node_id: &str, role: &str, instance: u64) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What Redis Cluster hashes of a key: what stands in its first braces, if that is something.
+    fn hashed(key: &str) -> &str {
+        let tag = key
+            .split_once('{')
+            .and_then(|(_, rest)| rest.split_once('}'));
+        tag.map_or(key, |(tag, _)| if tag.is_empty() { key } else { tag })
+    }
+
+    #[test]
+    fn all_keys_of_one_name_are_together_whatever_braces_are_in_it() {
+        for name in ["chat:1", "}", "}x", "{}", "a}b", "{a}", "%", "%}", "}}{{"] {
+            let channel = ChannelName::new(name).unwrap();
+            let keys = [
+                stream(&channel),
+                stream_meta(&channel),
+                past_result(&channel, "}{"),
+                channel_members(&channel),
+                ChannelName::wire(&channel).to_string(),
+                user_leases(name),
+                owner_values(name),
+                owner_value_ends(name),
+            ];
+            for key in &keys {
+                assert_eq!(hashed(key), hashed(&keys[0]), "{key}");
+                assert_ne!(hashed(key), key, "{key} is hashed as a whole");
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_names_become_one() {
+        let names = ["}", "%}", "%%}", "%", "%%", "a", "%a"];
+        let keys: std::collections::BTreeSet<String> = names
+            .iter()
+            .map(|name| stream(&ChannelName::new(name).unwrap()))
+            .collect();
+        assert_eq!(keys.len(), names.len());
+    }
 
     #[test]
     fn names_are_reserved_and_fit_even_for_the_longest_node_id() {
