@@ -13,6 +13,7 @@ mod connection;
 pub(crate) mod keys;
 mod login;
 mod reply;
+mod shard;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
@@ -25,3 +26,4 @@ pub(crate) use login::connection_info;
 #[cfg(any(fuzzing, test))]
 pub(crate) use reply::Parser;
 pub(crate) use reply::Reply;
+pub(crate) use shard::shard_of;

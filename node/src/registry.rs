@@ -82,7 +82,7 @@ pub(crate) struct Started {
 /// The handle for everyone.
 pub(crate) struct Registry {
     about: Node,
-    /// By what the slot's hash is; never empty.
+    /// One for each server, in the order of the configuration; never empty.
     shards: Vec<Share>,
     /// Living nodes, and when that was known.
     nodes: Mutex<Option<(Instant, Arc<[Node]>)>>,
@@ -125,19 +125,22 @@ pub(crate) fn start(
             keeper: None,
         }],
         config::Broker::Redis(broker) => {
-            let name = redis::connection_name(&about.id, "registry", fastrand::u64(..));
-            let shard = Arc::new(Shard::new(Backing::Redis, news));
-            let keeper = Arc::new(Keeper::new(Parts {
-                shard: Arc::clone(&shard),
-                store: Store::new(Commands::new(broker, name)),
-                config: config.clone(),
-                backoff_max: broker.backoff_max,
-                about: about.clone(),
-                metrics,
-            }));
-            tasks.spawn(Arc::clone(&keeper).run(shutdown));
-            let keeper = Some(keeper);
-            vec![Share { shard, keeper }]
+            let share = |broker: config::Redis| {
+                let name = redis::connection_name(&about.id, "registry", fastrand::u64(..));
+                let shard = Arc::new(Shard::new(Backing::Redis, Arc::clone(&news)));
+                let keeper = Arc::new(Keeper::new(Parts {
+                    shard: Arc::clone(&shard),
+                    store: Store::new(Commands::new(&broker, name)),
+                    config: config.clone(),
+                    backoff_max: broker.backoff_max,
+                    about: about.clone(),
+                    metrics: Arc::clone(&metrics),
+                }));
+                tasks.spawn(Arc::clone(&keeper).run(shutdown.clone()));
+                let keeper = Some(keeper);
+                Share { shard, keeper }
+            };
+            broker.shards().into_iter().map(share).collect()
         }
     };
     let registry = Arc::new(Registry {
@@ -248,8 +251,8 @@ impl Registry {
     }
 
     /// The one for what is kept under `name`.
-    fn share_of(&self, _name: &str) -> &Share {
-        &self.shards[0]
+    fn share_of(&self, name: &str) -> &Share {
+        &self.shards[redis::shard_of(name, self.shards.len())]
     }
 }
 

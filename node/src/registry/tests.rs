@@ -478,3 +478,51 @@ fn commands(server: &RedisServer) -> BTreeMap<String, u64> {
     });
     lines.collect()
 }
+
+#[tokio::test]
+async fn several_servers_share_what_there_is_and_one_that_is_away_takes_only_its_own_with_it() {
+    let mut servers = [RedisServer::start().await, RedisServer::start().await];
+    let urls: Vec<String> = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.url()))
+        .collect();
+    let config = config(&format!(
+        "broker: {{kind: redis, urls: [{}], response_timeout: 500ms, connect_timeout: 500ms, backoff_max: 200ms}}\n{FAST}",
+        urls.join(", ")
+    ));
+    let (node, other) = (set_up(&config), set_up(&config));
+    let mut members = Vec::new();
+    for number in 0..20 {
+        let channel = format!("room:{number}");
+        members.push(node.seen_member(&channel, "ann").await);
+        other.until_members(&channel, &["ann"]).await;
+    }
+    let keys = |server: &RedisServer| {
+        let keys = server.cli(&["KEYS", "causeway:pr:*"]);
+        keys.lines().filter(|line| !line.is_empty()).count()
+    };
+    let counts = servers.each_ref().map(keys);
+    assert_eq!(counts.iter().sum::<usize>(), 20);
+    assert!(counts.iter().all(|count| 0 < *count), "{counts:?}");
+
+    servers[1].kill();
+    let mut readable = 0;
+    for number in 0..20 {
+        let members = other
+            .registry
+            .members(&name(&format!("room:{number}")))
+            .await;
+        readable += usize::from(members.is_ok_and(|members| members.len() == 1));
+    }
+    assert_eq!(readable, counts[0]);
+    assert_eq!(other.registry.nodes().await.unwrap().len(), 2);
+    servers[1].launch(&[]).await;
+    for number in 0..20 {
+        other
+            .until_members(&format!("room:{number}"), &["ann"])
+            .await;
+    }
+    drop(members);
+    node.shutdown.cancel();
+    other.shutdown.cancel();
+}

@@ -13,6 +13,7 @@ use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::connection_name;
 use crate::redis::keys;
+use crate::redis::shard_of;
 
 /// Keeps a value, unless there are too many. Those that have ended go first, and all of it goes with the
 /// last to end.
@@ -58,16 +59,19 @@ const DELETE: &str = "local t = redis.call('TIME')
     redis.call('HDEL', KEYS[1], ARGV[1])
     return (ends and now < tonumber(ends)) and 1 or 0";
 
-/// Values in Redis.
+/// Values in Redis, those of one owner all on one server.
 pub(super) struct Store {
-    commands: Commands,
+    servers: Vec<Commands>,
 }
 
 impl Store {
     pub(super) fn new(config: &config::Redis, node_id: &str) -> Self {
-        let name = connection_name(node_id, "values", fastrand::u64(..));
-        let commands = Commands::new(config, name);
-        Self { commands }
+        let commands = |config: &config::Redis| {
+            let name = connection_name(node_id, "values", fastrand::u64(..));
+            Commands::new(config, name)
+        };
+        let servers = config.shards().iter().map(commands).collect();
+        Self { servers }
     }
 
     pub(super) async fn put(&self, owner: &Owner, put: Put) -> Result<(), ValueError> {
@@ -75,7 +79,7 @@ impl Store {
         call.arg(put.name).arg(put.value.as_ref());
         call.arg(u64::try_from(put.ttl.as_millis()).unwrap_or(u64::MAX));
         call.arg(VALUES_MAX);
-        match self.run(&call).await? {
+        match self.run(owner, &call).await? {
             true => Ok(()),
             false => Err(ValueError::TooMany),
         }
@@ -84,14 +88,14 @@ impl Store {
     pub(super) async fn get(&self, owner: &Owner, name: &str) -> Result<Option<Bytes>, ValueError> {
         let mut call = script(GET, owner);
         call.arg(name);
-        let found: Vec<(String, Vec<u8>)> = self.run(&call).await?;
+        let found: Vec<(String, Vec<u8>)> = self.run(owner, &call).await?;
         Ok(found.into_iter().next().map(|(_, value)| value.into()))
     }
 
     pub(super) async fn all(&self, owner: &Owner) -> Result<Vec<(String, Bytes)>, ValueError> {
         let mut call = script(GET, owner);
         call.arg("");
-        let found: Vec<(String, Vec<u8>)> = self.run(&call).await?;
+        let found: Vec<(String, Vec<u8>)> = self.run(owner, &call).await?;
         let all = found.into_iter().map(|(name, value)| (name, value.into()));
         Ok(all.collect())
     }
@@ -99,11 +103,16 @@ impl Store {
     pub(super) async fn delete(&self, owner: &Owner, name: &str) -> Result<bool, ValueError> {
         let mut call = script(DELETE, owner);
         call.arg(name);
-        self.run(&call).await
+        self.run(owner, &call).await
     }
 
-    async fn run<T: FromRedisValue>(&self, call: &Pipeline) -> Result<T, ValueError> {
-        let mut values = self.commands.run(call).await?.values;
+    async fn run<T: FromRedisValue>(
+        &self,
+        owner: &Owner,
+        call: &Pipeline,
+    ) -> Result<T, ValueError> {
+        let server = shard_of(&owner.to_string(), self.servers.len());
+        let mut values = self.servers[server].run(call).await?.values;
         let answer = values.pop().unwrap_or(deadpool_redis::redis::Value::Nil);
         T::from_redis_value(answer)
             .map_err(|error| CommandError::Refused(format!("unexpected answer: {error}")).into())

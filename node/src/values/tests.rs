@@ -146,3 +146,27 @@ async fn what_is_too_long_is_refused_and_changes_nothing(values: Values) {
     assert_eq!(kept.len(), 100);
     assert_eq!(values.all(&ann).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn several_servers_share_the_owners() {
+    let servers = [RedisServer::start().await, RedisServer::start().await];
+    let urls: Vec<String> = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.url()))
+        .collect();
+    let values = values(&format!(
+        "broker: {{kind: redis, urls: [{}]}}",
+        urls.join(", ")
+    ));
+    for number in 0..20 {
+        let owner = user(&number.to_string());
+        values.put(&owner, put("cart", "[1]", HOUR)).await.unwrap();
+        assert_eq!(values.all(&owner).await.unwrap().len(), 1);
+    }
+    let counts = servers.each_ref().map(|server| {
+        let keys = server.cli(&["KEYS", "causeway:va:*"]);
+        keys.lines().filter(|line| !line.is_empty()).count()
+    });
+    assert_eq!(counts.iter().sum::<usize>(), 20);
+    assert!(counts.iter().all(|count| 0 < *count), "{counts:?}");
+}
