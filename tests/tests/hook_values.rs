@@ -42,6 +42,7 @@ async fn the_backend_is_told_the_values_that_it_wants_to_know_and_no_others() ->
             "auth.keys",
             json!([{ "algorithm": "HS256", "key": SECRET }]),
         )
+        .with("channels.namespaces", json!([{ "name": "chat" }]))
         .with("api.keys", json!([KEY]))
         .with("hooks.timeout", json!("30s"))
         .with(
