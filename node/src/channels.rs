@@ -5,7 +5,7 @@
 //!           ◀─ member ◀─ replies ◀───────────┘              hub ◀─ feed
 //! ```
 //! A transport makes a client with the [`Member`](crate::hub::Member) that takes what it is sent, hands in the bytes that it
-//! sends ([`ChannelClient::receive`]) and drops [`Admitted`] when the connection is gone. One task
+//! sends ([`client::ChannelClient::receive`]) and drops [`Admitted`] when the connection is gone. One task
 //! ([`ChannelClients::run`]) looks at all clients: it pings them, and ends what has expired.
 //!
 //! Owns no wire. What decides is plain ([`state`], [`access`], [`beat`]); what waits is around it.
