@@ -110,7 +110,6 @@ bench: deps
 bench-rivals:
 	@sh tests/rivals.sh
 
-MINUTES ?= 30
 soak: deps
 	$(CARGO) build --release --locked --workspace --bins
 	@$(TARGET)/release/causeway-bench soak --minutes $(MINUTES)
