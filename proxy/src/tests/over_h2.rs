@@ -140,6 +140,17 @@ async fn read(body: &mut h2::RecvStream, length: usize) -> Vec<u8> {
     data
 }
 
+async fn until_no_tunnel(scene: &Scene) {
+    let gone = async {
+        while scene.parts.tunnels.open() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, gone)
+        .await
+        .expect("an end in time");
+}
+
 #[tokio::test]
 async fn a_websocket_comes_over_a_stream_of_http2() {
     let (address, _backend) = echo().await;
@@ -178,14 +189,7 @@ async fn a_websocket_comes_over_a_stream_of_http2() {
     assert!(came == expected, "{} bytes", came.len());
     // The end of one direction came back as the end of the other.
     assert_eq!(read(&mut body, 1).await, b"");
-    let gone = async {
-        while scene.parts.tunnels.open() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(SOON, gone)
-        .await
-        .expect("an end in time");
+    until_no_tunnel(&scene).await;
 }
 
 #[tokio::test]
@@ -200,14 +204,7 @@ async fn a_client_that_resets_its_stream_leaves_its_backend() {
     let mut body = answer.await.unwrap().into_body();
     assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
     sending.send_reset(h2::Reason::CANCEL);
-    let gone = async {
-        while scene.parts.tunnels.open() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(SOON, gone)
-        .await
-        .expect("an end in time");
+    until_no_tunnel(&scene).await;
 }
 
 #[tokio::test]

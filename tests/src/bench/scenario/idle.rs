@@ -130,22 +130,15 @@ impl Scenario for Channel {
 
 /// Reads memory of clients on one channel, before and after a large message reached all of them.
 fn spread(server: &Running, clients: usize, options: &Options) -> Result<Vec<Figure>> {
-    let memory = Memory::new(server)?;
-    let work = Work::start(server)?;
-    let mut load = Load::new(server.clients())?;
-    load.open(clients)?;
-    let connect = work.per_unit(clients as u64)?;
-    load.spread(FRESH_BYTES)?;
-    load.idle(options.settle())?;
-    let fresh = memory.per_client(clients)?;
-    load.spread(LARGE_BYTES)?;
-    load.idle(options.settle())?;
-    let used = memory.per_client(clients)?;
-    Ok(vec![
-        Figure::kilobytes("fresh", fresh),
-        Figure::kilobytes("after 60 KB to each", used),
-        Figure::microseconds("CPU to connect", connect),
-    ])
+    let large = "after 60 KB to each";
+    idle(
+        server.clients(),
+        server,
+        clients,
+        options,
+        Load::spread,
+        large,
+    )
 }
 
 /// Opens clients that are echoed, and reads memory when they are fresh and after a large
@@ -156,20 +149,34 @@ pub(super) fn echoed(
     clients: usize,
     options: &Options,
 ) -> Result<Vec<Figure>> {
+    let large = "after 60 KB each way";
+    idle(plan, server, clients, options, Load::exchange, large)
+}
+
+/// Opens clients, and reads their memory after a small message and after a large one, which `message` has them get; `large` is
+/// what the second reading is called.
+fn idle(
+    plan: Plan,
+    server: &Running,
+    clients: usize,
+    options: &Options,
+    message: fn(&mut Load, usize) -> Result<()>,
+    large: &'static str,
+) -> Result<Vec<Figure>> {
     let memory = Memory::new(server)?;
     let work = Work::start(server)?;
     let mut load = Load::new(plan)?;
     load.open(clients)?;
     let connect = work.per_unit(clients as u64)?;
-    load.exchange(FRESH_BYTES)?;
+    message(&mut load, FRESH_BYTES)?;
     load.idle(options.settle())?;
     let fresh = memory.per_client(clients)?;
-    load.exchange(LARGE_BYTES)?;
+    message(&mut load, LARGE_BYTES)?;
     load.idle(options.settle())?;
     let used = memory.per_client(clients)?;
     Ok(vec![
         Figure::kilobytes("fresh", fresh),
-        Figure::kilobytes("after 60 KB each way", used),
+        Figure::kilobytes(large, used),
         Figure::microseconds("CPU to connect", connect),
     ])
 }
