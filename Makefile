@@ -61,7 +61,7 @@ faults: deps programs
 
 MINUTES ?= 30
 chaos: deps programs
-	CAUSEWAY_MINUTES=$(MINUTES) CAUSEWAY_SEED=$(SEED) $(CARGO) test --locked --workspace --test chaos -- --nocapture
+	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) $(CARGO) test --locked --workspace --test chaos -- --nocapture
 
 ATTACKERS ?= 9000
 siege: deps programs

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod descriptors;
 pub mod edge;
+pub mod environment;
 pub mod faulty;
 pub mod herd;
 pub mod http;

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashSet,
-    env,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::Stdio,
@@ -17,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use causeway_tests::harness::{
     descriptors,
     edge::{self, Edge},
-    http, memory,
+    environment, http, memory,
     node::{self, Node},
     programs,
     scratch::Scratch,
@@ -50,13 +49,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GROWTH_MAX: u64 = 8 * 1024 * 1024;
 
 type Tunnel = WebSocketStream<TlsStream<TcpStream>>;
-
-fn number_of(variable: &str, otherwise: usize) -> usize {
-    let number = env::var(variable).ok();
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(otherwise)
-}
 
 async fn open(clients: &Arc<ClientConfig>, address: SocketAddr) -> Result<Tunnel> {
     let stream = tls::connect_from(Ipv4Addr::LOCALHOST, address).await?;
@@ -129,8 +121,8 @@ fn with_tls(backend: SocketAddr, folder: &Path) -> Settings {
 async fn exchanges_drop_no_tunnel_fail_no_handshake_and_keep_no_memory() -> Result<()> {
     descriptors::raise_limit()?;
     let (rounds, number) = (
-        number_of("CAUSEWAY_SWAPS", 6),
-        number_of("CAUSEWAY_TUNNELS", 100),
+        environment::number("CAUSEWAY_SWAPS").unwrap_or(6_usize),
+        environment::number("CAUSEWAY_TUNNELS").unwrap_or(100_usize),
     );
     // A tenth of many, and each kind once in few.
     let every = if rounds < 30 { 2 } else { 10 };

@@ -4,12 +4,12 @@
 //! `make chaos` runs it for 30 minutes (`MINUTES`). `SEED` repeats a run's choices; what the machine does at which moment is new
 //! each time. `CAUSEWAY_DEMOTE=1` adds a fault that nodes do not stand yet: see `PrimaryDemoted`.
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use causeway_tests::{
     chaos::{self, Plan, faults, violation::Kind},
-    harness::wait,
+    harness::{environment, wait},
 };
 use tokio::sync::Mutex;
 
@@ -22,12 +22,8 @@ const RATE: f64 = 200.0;
 /// One at a time: two at once would only measure each other.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-fn setting(name: &str) -> Option<u64> {
-    env::var(name).ok().and_then(|text| text.parse().ok())
-}
-
 fn seed() -> u64 {
-    let seed = setting("CAUSEWAY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let seed = environment::number("CAUSEWAY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     eprintln!("seed {seed}");
     seed
 }
@@ -35,10 +31,14 @@ fn seed() -> u64 {
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_repeated_or_reordered_in_silence() -> Result<()> {
     let _turn = TURN.lock().await;
-    let minutes = setting("CAUSEWAY_MINUTES").map(|minutes| minutes * 60);
-    let seconds = minutes.or(setting("CAUSEWAY_SECONDS")).unwrap_or(SECONDS);
+    let minutes = environment::number("CAUSEWAY_MINUTES").map(|minutes: u64| minutes * 60);
+    let seconds = minutes
+        .or(environment::number("CAUSEWAY_SECONDS"))
+        .unwrap_or(SECONDS);
     let mut kinds = faults::Kind::ALL.to_vec();
-    kinds.extend(setting("CAUSEWAY_DEMOTE").map(|_| faults::Kind::PrimaryDemoted));
+    kinds.extend(
+        environment::number::<u64>("CAUSEWAY_DEMOTE").map(|_| faults::Kind::PrimaryDemoted),
+    );
     let plan = Plan {
         name: "chaos".to_owned(),
         lasts: Duration::from_secs(seconds),

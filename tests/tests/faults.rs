@@ -4,10 +4,11 @@
 //! backend (3, for short tests). `make faults` runs each ten times with the edge's own default, 10. A time is checked only
 //! where it is what is promised, and then with slack for how slow the machine was for clients that were not concerned.
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
+    environment,
     faulty::Fault,
     http,
     load::{Kind, Load, Place, Plan, Record, Story, clients_of},
@@ -92,17 +93,8 @@ fn is_at(place: &Place, id: &str) -> bool {
     place.node.as_deref() == Some(id)
 }
 
-fn from_environment(name: &str, default: u64) -> u64 {
-    match env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-        Err(_) => default,
-    }
-}
-
 fn hold() -> Duration {
-    Duration::from_secs(from_environment("CAUSEWAY_HOLD", 3))
+    Duration::from_secs(environment::number("CAUSEWAY_HOLD").unwrap_or(3))
 }
 
 fn seconds(span: Duration) -> Value {
@@ -111,7 +103,7 @@ fn seconds(span: Duration) -> Value {
 
 /// Runs `one` as often as asked for; what it returns is for people.
 async fn rounds(name: &str, mut one: impl AsyncFnMut() -> Result<String>) -> Result<()> {
-    for round in 1..=from_environment("CAUSEWAY_ROUNDS", 1) {
+    for round in 1..=environment::number("CAUSEWAY_ROUNDS").unwrap_or(1_u64) {
         let figures = one().await.with_context(|| format!("in round {round}"))?;
         eprintln!("{name}, round {round}: {figures}");
     }

@@ -9,7 +9,6 @@ mod attack;
 mod bystanders;
 
 use std::{
-    env,
     net::{SocketAddr, TcpListener},
     time::Duration,
 };
@@ -18,7 +17,7 @@ use anyhow::{Context as _, Result};
 use causeway_tests::harness::{
     descriptors,
     edge::{self, Edge},
-    loopback, memory,
+    environment, loopback, memory,
     node::{self, Node},
     scratch::Scratch,
     tls::Authority,
@@ -43,10 +42,7 @@ const COST_MAX: u64 = 24 * 1024;
 
 /// How many attackers there are.
 fn attackers() -> usize {
-    let number = env::var("CAUSEWAY_SIEGE").ok();
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(1_000)
+    environment::number("CAUSEWAY_SIEGE").unwrap_or(1_000)
 }
 
 fn free_address() -> Result<SocketAddr> {

@@ -7,12 +7,12 @@
 #[path = "storm/crowd.rs"]
 mod crowd;
 
-use std::{env, net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     cluster::{Cluster, ClusterConfig},
-    descriptors,
+    descriptors, environment,
     redis::Redis,
     server_api,
     settings::Settings,
@@ -37,13 +37,6 @@ const COOKIE: &str = "causeway";
 
 fn channel(number: usize) -> String {
     format!("room:{}", number % CHANNELS)
-}
-
-fn count(variable: &str, usual: usize) -> usize {
-    let number = env::var(variable).ok();
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(usual)
 }
 
 fn rooms(settings: Settings) -> Settings {
@@ -140,7 +133,7 @@ async fn storm(cluster: &mut Cluster, mut crowd: Crowd, door: Door) -> Result<()
 #[tokio::test]
 async fn clients_of_a_killed_node_come_back_to_the_others_at_once_and_miss_nothing() -> Result<()> {
     let mut cluster = start("storm-direct").await?;
-    let clients = count("CAUSEWAY_STORM_CLIENTS", 1_000);
+    let clients = environment::number("CAUSEWAY_STORM_CLIENTS").unwrap_or(1_000);
     let (survivors, killed) = cluster.nodes.split_at(2);
     let door = Door::Nodes(survivors.iter().map(|node| node.address).collect());
     let crowd = Crowd::gather(clients, &Door::Nodes(vec![killed[0].address])).await?;
@@ -151,7 +144,7 @@ async fn clients_of_a_killed_node_come_back_to_the_others_at_once_and_miss_nothi
 async fn clients_of_a_killed_node_come_back_through_the_edge_at_once_and_miss_nothing() -> Result<()>
 {
     let mut cluster = start("storm-edge").await?;
-    let clients = count("CAUSEWAY_STORM_EDGE_CLIENTS", 500);
+    let clients = environment::number("CAUSEWAY_STORM_EDGE_CLIENTS").unwrap_or(500);
     let edge = cluster.edge.address;
     // One client's cookie binds all of them to that node.
     let cookie = loop {
