@@ -7,7 +7,7 @@
 //! ```
 //! [`lane`] holds what waits, [`publisher`] sends it in batches over one pooled connection that it keeps,
 //! [`subscriber`] reads what comes back over a connection of its own, [`monitor`] sends probes the whole
-//! way round and so decides readiness.
+//! way round and so decides readiness; their answers show a server that was demoted ([`whereabouts`]).
 //!
 //! When Redis is away, publications wait in their lanes, bounded in bytes and time. What was written when
 //! a connection broke and not answered is given up: it may have arrived, and a second copy is worse than
@@ -60,6 +60,7 @@ mod scripts;
 mod sharded;
 mod subscriber;
 mod subscriptions;
+mod whereabouts;
 
 use drops::Drops;
 use lane::Lane;
@@ -99,8 +100,10 @@ struct RedisBroker {
     lane_suspects: Vec<watch::Sender<()>>,
     /// Whether everything that is wanted is subscribed: what is published now comes back.
     hearing: watch::Sender<bool>,
-    /// Sent when the subscriber's connection is open and yet brings nothing.
+    /// Sent when the subscriber's connection is open and yet brings nothing, or is to the wrong server.
     subscribing_stalled: watch::Sender<()>,
+    /// Sent when the server behind the subscriber's connection may not have brought everything.
+    server_changed: watch::Sender<()>,
     drops: Arc<Drops>,
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
@@ -160,6 +163,7 @@ fn start_one(
         lane_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
+        server_changed: watch::Sender::new(()),
         drops,
         deliver,
         metrics,

@@ -1,6 +1,8 @@
 //! The same cases on both brokers, then what only Redis can do wrong.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,6 +17,7 @@ use crate::history::Retention;
 use crate::redis::testing::PATIENCE;
 use crate::redis::testing::RedisServer;
 
+mod demoted;
 mod redis_away;
 mod rights;
 mod sharded;
@@ -27,6 +30,7 @@ struct Recorder {
     changed: Notify,
     /// Each shard once, as it was interrupted first.
     interrupted: Mutex<Vec<Shard>>,
+    resumed: AtomicUsize,
 }
 
 impl Deliver for Recorder {
@@ -40,6 +44,10 @@ impl Deliver for Recorder {
         if !interrupted.contains(&shard) {
             interrupted.push(shard);
         }
+    }
+
+    fn resumed(&self, _: Shard) {
+        self.resumed.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -6,10 +6,15 @@
 //! Redis that delivers nothing.
 //!
 //! All ways share the subscriber, so a probe of any lane proves it: a lane whose probes stay away while
-//! another's come back is blocked alone, and only its own connection is given up.
+//! another's come back is blocked alone, and only its own connection is given up. What Redis answers to
+//! probes says whether the subscriber is at the right server: see [`whereabouts`](super::whereabouts).
 
 use std::time::Duration;
 use std::time::Instant;
+
+use super::whereabouts::Answer;
+use super::whereabouts::Finding;
+use super::whereabouts::Whereabouts;
 
 /// How many probes in a row may be missed before the way counts as blocked.
 const MISSES_MAX: u32 = 2;
@@ -30,6 +35,7 @@ pub(super) struct Health {
     /// Why publications cannot come back, if they cannot.
     subscriber: Result<(), String>,
     lanes: Vec<Lane>,
+    whereabouts: Whereabouts,
     since: Instant,
 }
 
@@ -41,6 +47,8 @@ struct Lane {
     is_proven: bool,
     /// The number of the next probe.
     number: u64,
+    /// Probes below this were sent before both ends were connected as they are now.
+    valid_from: u64,
     under_way: Option<(u64, Instant)>,
     due: Instant,
     misses: u32,
@@ -76,6 +84,7 @@ impl Health {
             connection: Err("not connected to redis yet".to_owned()),
             is_proven: false,
             number: 0,
+            valid_from: 0,
             under_way: None,
             due: now,
             misses: 0,
@@ -86,6 +95,7 @@ impl Health {
             pace,
             subscriber: Err("not connected to redis yet".to_owned()),
             lanes: (0..lanes).map(lane).collect(),
+            whereabouts: Whereabouts::default(),
             since: now,
         }
     }
@@ -94,6 +104,9 @@ impl Health {
     pub(super) fn subscriber(&mut self, state: Result<(), String>, now: Instant) {
         let was_up = self.subscriber.is_ok();
         self.subscriber = state;
+        if was_up != self.subscriber.is_ok() {
+            self.whereabouts.reset();
+        }
         for lane in &mut self.lanes {
             lane.turn(
                 was_up && lane.connection.is_ok(),
@@ -128,6 +141,21 @@ impl Health {
             .under_way
             .take_if(|(under_way, _)| *under_way == number)?;
         Some(now.saturating_duration_since(sent_at))
+    }
+
+    /// Redis has answered to a probe; what follows from it.
+    pub(super) fn answered(
+        &mut self,
+        index: usize,
+        number: u64,
+        answer: Answer,
+        now: Instant,
+    ) -> Option<Finding> {
+        let lane = self.lanes.get(index)?;
+        if self.subscriber.is_err() || lane.connection.is_err() || number < lane.valid_from {
+            return None; // Who was to hear it was another one.
+        }
+        self.whereabouts.answered(answer, now)
     }
 
     /// Everything that is due. Tasks are given out once.
@@ -216,6 +244,7 @@ impl Lane {
         let is_up = is_subscribed && self.connection.is_ok();
         if was_up != is_up {
             self.is_proven = false;
+            self.valid_from = self.number;
             self.under_way = None;
             self.misses = 0;
             self.due = now;

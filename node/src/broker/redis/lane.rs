@@ -80,7 +80,7 @@ pub(super) enum Outcome {
 }
 
 impl Entry {
-    fn is_probe(&self) -> bool {
+    pub(super) fn is_probe(&self) -> bool {
         self.cost == 0
     }
 

@@ -20,6 +20,8 @@ use super::health::Ends;
 use super::health::Health;
 use super::health::Pace;
 use super::health::Task;
+use super::whereabouts::Answer;
+use super::whereabouts::Finding;
 use crate::broker::Shard;
 use crate::config;
 use crate::metrics::Metrics;
@@ -122,6 +124,24 @@ impl Monitor {
         if let Some(round_trip) = self.change(|health, now| health.seen(lane, number, now)) {
             self.metrics.probe_seen(round_trip);
         }
+    }
+
+    /// Notes what Redis answered to the probe `data`; what follows from it.
+    pub(super) fn answered(&self, data: &[u8], answer: Answer) -> Option<Finding> {
+        let (lane, number) = parse_probe(data)?;
+        let finding = self.change(|health, now| health.answered(lane, number, answer, now))?;
+        let redis = &self.address;
+        match finding {
+            Finding::Elsewhere => warn!(
+                redis,
+                lane, "the subscriber is at another server than this lane, connecting it anew"
+            ),
+            Finding::Changed => warn!(
+                redis,
+                "the server was demoted and is primary again, reading all streams"
+            ),
+        }
+        Some(finding)
     }
 
     pub(super) fn readiness(&self) -> Result<(), String> {

@@ -21,6 +21,11 @@ const RETRY_CODES: [&str; 8] = [
     "NOSCRIPT",
 ];
 
+/// Whether Redis may take later what it has refused with this code.
+pub(super) fn is_for_now(code: &str) -> bool {
+    RETRY_CODES.contains(&code)
+}
+
 /// A batch after its answers.
 pub(super) struct Sorted {
     pub(super) ended: Vec<(Entry, Outcome)>,
@@ -40,7 +45,7 @@ pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
     for (entry, answer) in batch.into_iter().zip(answers).rev() {
         let outcome = match answer {
             Some(Value::ServerError(error)) => {
-                let may_retry = RETRY_CODES.contains(&error.code());
+                let may_retry = is_for_now(error.code());
                 if may_retry && !overtaken.contains(&entry.channel) {
                     retried.push(entry);
                     continue;

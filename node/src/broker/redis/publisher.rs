@@ -35,6 +35,7 @@ use super::lane::Outcome;
 use super::outcome;
 use super::scripts;
 use super::scripts::Run;
+use super::whereabouts::Finding;
 use crate::config;
 use crate::metrics::Side;
 use crate::redis;
@@ -74,6 +75,7 @@ pub(super) async fn run(
         backoff: Backoff::new(broker.config.backoff_max),
         last: None,
         store_script: Err("not loaded yet".to_owned()),
+        probe_script: None,
         kind: if index < broker.config.lanes {
             LaneKind::Usual
         } else {
@@ -109,6 +111,8 @@ struct Publisher<'a> {
     last: Option<Identity>,
     /// The digest of [`scripts::STORE`], or why Redis does not take it.
     store_script: Result<String, String>,
+    /// The digest of [`scripts::PROBE`]. Without it probes are published like anything else.
+    probe_script: Option<String>,
 }
 
 /// Why a connection is no longer used.
@@ -160,7 +164,7 @@ impl Publisher<'_> {
     }
 
     /// Sends the next batch and waits for its answers.
-    async fn send(&self, connection: &mut Connection) -> Result<(), String> {
+    async fn send(&mut self, connection: &mut Connection) -> Result<(), String> {
         let batch = self.lane.take_batch();
         if batch.is_empty() {
             return Ok(());
@@ -193,9 +197,13 @@ impl Publisher<'_> {
     fn commands(&self, batch: &[Entry]) -> Pipeline {
         let mut commands = Pipeline::with_capacity(batch.len());
         for entry in batch {
-            match (&entry.storing, &self.store_script) {
-                (Some(storing), Ok(digest)) => {
+            match (&entry.storing, &self.store_script, &self.probe_script) {
+                (Some(storing), Ok(digest), _) => {
                     commands.add_command(scripts::store(Run::Digest(digest), &storing.store));
+                }
+                (None, _, Some(digest)) if entry.is_probe() => {
+                    let (run, data) = (Run::Digest(digest), entry.data.as_ref());
+                    commands.add_command(scripts::probe(run, &entry.channel, data));
                 }
                 _ => {
                     let command = commands.cmd("PUBLISH").arg(entry.channel.as_str());
@@ -214,9 +222,14 @@ impl Publisher<'_> {
     }
 
     /// Ends a batch as Redis has answered.
-    fn settle(&self, batch: Vec<Entry>, mut answers: Vec<Value>) -> Result<(), String> {
+    fn settle(&mut self, batch: Vec<Entry>, mut answers: Vec<Value>) -> Result<(), String> {
         let confirmed = answers.get(batch.len()).cloned();
         answers.truncate(batch.len());
+        for (probe, answer) in batch.iter().zip(&answers) {
+            if probe.is_probe() {
+                self.probed(&probe.data, answer);
+            }
+        }
         let mut sorted = outcome::sort(batch, answers);
         if self.kind == LaneKind::Replicated {
             outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
@@ -236,6 +249,28 @@ impl Publisher<'_> {
         Err("redis takes no publications at the moment".to_owned())
     }
 
+    /// Takes what Redis has answered to a probe.
+    fn probed(&mut self, probe: &[u8], answer: &Value) {
+        if let Value::ServerError(error) = answer
+            && !outcome::is_for_now(error.code())
+        {
+            debug!(lane = self.index, %error, "probes are published without a script");
+            self.probe_script = None;
+        }
+        let Ok(answer) = scripts::probed(answer) else {
+            return;
+        };
+        match self.broker.monitor.answered(probe, answer) {
+            Some(Finding::Elsewhere) => {
+                self.broker.subscribing_stalled.send_replace(());
+            }
+            Some(Finding::Changed) => {
+                self.broker.server_changed.send_replace(());
+            }
+            None => {}
+        }
+    }
+
     /// Takes a connection from the pool and sees the last one out.
     async fn open(&mut self) -> Result<Connection, String> {
         let mut connection = self.pool.get().await.map_err(|error| chain(&error))?;
@@ -246,13 +281,15 @@ impl Publisher<'_> {
             if let Some(last) = &self.last {
                 fence::see_out(&mut connection, last).await?;
             }
-            let script = load(&mut connection, scripts::STORE).await?;
-            Ok::<_, RedisError>((identity, script))
+            let store = load(&mut connection, scripts::STORE).await?;
+            let probe = load(&mut connection, scripts::PROBE).await?;
+            Ok::<_, RedisError>((identity, store, probe))
         };
         match fenced.await {
-            Ok((identity, script)) => {
+            Ok((identity, store, probe)) => {
                 self.last = identity;
-                self.store_script = script;
+                self.store_script = store;
+                self.probe_script = probe.ok();
                 Ok(connection)
             }
             Err(error) => {

@@ -3,6 +3,7 @@
 use deadpool_redis::redis::Cmd;
 use deadpool_redis::redis::Value;
 
+use super::whereabouts::Answer;
 use crate::broker::Ask;
 use crate::broker::Store;
 use crate::broker::Stored;
@@ -25,6 +26,9 @@ pub(super) const READ: &str = concat!(
     include_str!("scripts/position.lua"),
     include_str!("scripts/read.lua")
 );
+
+/// Publishes a probe.
+pub(super) const PROBE: &str = include_str!("scripts/probe.lua");
 
 /// Which command runs a script, and what it takes to name the script.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +84,28 @@ pub(super) fn stored(answer: &Value) -> Result<Stored, Strange> {
         offset,
     });
     Ok(Stored { position })
+}
+
+/// The command that publishes a probe on `channel`.
+pub(super) fn probe(run: Run<'_>, channel: &ChannelName, data: &[u8]) -> Cmd {
+    let mut command = start(run, &[]);
+    command.arg(channel.as_str()).arg(data);
+    command
+}
+
+/// What the answer to [`probe`] says, or the one to a PUBLISH.
+pub(super) fn probed(answer: &Value) -> Result<Answer, Strange> {
+    let (heard_by, server) = match answer {
+        Value::Array(parts) => match parts.as_slice() {
+            [heard_by, server] => (heard_by, text(server)?),
+            _ => return Err(Strange),
+        },
+        heard_by => (heard_by, ""),
+    };
+    Ok(Answer {
+        heard_by: number(heard_by)?,
+        server: Some(server.to_owned()).filter(|server| !server.is_empty()),
+    })
 }
 
 /// The command that reads what `ask` wants.

@@ -79,7 +79,7 @@ enum Lost {
     Refused(String),
     #[error("redis did not confirm a subscription in time")]
     Unconfirmed,
-    #[error("no probe came back")]
+    #[error("no probe comes to this connection")]
     Stalled,
 }
 
@@ -121,6 +121,7 @@ impl Subscriber<'_> {
         is_resumed: &mut bool,
     ) -> Result<std::convert::Infallible, Lost> {
         let mut stalled = self.broker.subscribing_stalled.subscribe();
+        let mut changed = self.broker.server_changed.subscribe();
         let mut confirmed_by = None;
         loop {
             let step = self.next_step(&mut connection);
@@ -145,6 +146,7 @@ impl Subscriber<'_> {
                 progress = connection.progress() => progress?,
                 () = self.broker.wishes.notified() => {}
                 Ok(()) = stalled.changed() => return Err(Lost::Stalled),
+                Ok(()) = changed.changed() => self.doubt(),
                 () = unconfirmed => return Err(Lost::Unconfirmed),
             }
             self.take_replies(&mut connection)?;
@@ -195,6 +197,13 @@ impl Subscriber<'_> {
         self.broker.deliver.resumed(self.broker.shard);
         self.broker.hearing.send_replace(true);
         self.broker.monitor.subscriber(Ok(()));
+    }
+
+    /// Something may be missing, though this is the same connection.
+    fn doubt(&self) {
+        self.broker.metrics.broker_gaps.inc();
+        self.broker.deliver.interrupted(self.broker.shard);
+        self.broker.deliver.resumed(self.broker.shard);
     }
 
     /// Handles all replies that are whole. What came before a bad one is delivered.

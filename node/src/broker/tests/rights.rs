@@ -72,7 +72,8 @@ async fn who_may_only_relay_can_relay_and_is_told_why_nothing_is_stored() {
     server.cli(&rights);
     let url = format!("{}?user=relay&pass=pw", server.url());
     let text = format!("broker: {{kind: redis, url: \"{url}\"}}");
-    let setup = set_up(&Config::parse("test", &text).unwrap().broker);
+    let config = Config::parse("test", &text).unwrap().broker;
+    let setup = set_up(&config);
     setup.subscribe(&["a"]).await;
     setup.until_ready().await;
     setup.publish("a", "relayed").await.unwrap();
@@ -82,5 +83,11 @@ async fn who_may_only_relay_can_relay_and_is_told_why_nothing_is_stored() {
         matches!(&stored, Err(StoreError::Refused(why)) if why.contains("NOPERM") || why.contains("permission")),
         "{stored:?}"
     );
+    setup.stop().await;
+
+    // Who may give Redis a script and not run it has probes all the same.
+    server.cli(&["ACL", "SETUSER", "relay", "+script|load"]);
+    let setup = set_up(&config);
+    setup.until_ready().await;
     setup.stop().await;
 }

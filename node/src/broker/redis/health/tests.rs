@@ -231,3 +231,27 @@ fn the_age_of_the_last_proof_is_that_of_the_way_proven_longest_ago() {
     }
     assert_eq!(age(&bench, 1000), 900);
 }
+
+#[test]
+fn what_redis_answers_to_a_probe_counts_only_for_the_connections_it_was_sent_over() {
+    let mut bench = Bench::up(1);
+    let unheard = |bench: &mut Bench, number| {
+        let answer = Answer {
+            heard_by: 0,
+            server: None,
+        };
+        let now = bench.start;
+        bench.health.answered(0, number, answer, now)
+    };
+    assert_eq!(bench.due(0), [probe(0)]);
+    let now = bench.at(10);
+    bench.health.subscriber(Err("it broke".to_owned()), now);
+    assert_eq!(unheard(&mut bench, 0), None);
+    bench.health.subscriber(Ok(()), now);
+    assert_eq!(unheard(&mut bench, 0), None, "it was sent before");
+    bench.health.lane(0, Err("lost".to_owned()), now);
+    bench.health.lane(0, Ok(()), now);
+    assert_eq!(bench.due(10), [probe(1)]);
+    assert_eq!(unheard(&mut bench, 0), None);
+    assert_eq!(unheard(&mut bench, 1), Some(Finding::Elsewhere));
+}
