@@ -2,7 +2,7 @@
 //! order, or the client is told. And what checks that finds a node that does otherwise.
 //!
 //! `make chaos` runs it for 30 minutes (`MINUTES`). `SEED` repeats a run's choices; what the machine does at which moment is new
-//! each time. `CAUSEWAY_DEMOTE=1` adds a fault that nodes do not stand yet: see `PrimaryDemoted`.
+//! each time.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -35,15 +35,11 @@ async fn nothing_acknowledged_is_lost_repeated_or_reordered_in_silence() -> Resu
     let seconds = minutes
         .or(environment::number("CAUSEWAY_SECONDS"))
         .unwrap_or(SECONDS);
-    let mut kinds = faults::Kind::ALL.to_vec();
-    kinds.extend(
-        environment::number::<u64>("CAUSEWAY_DEMOTE").map(|_| faults::Kind::PrimaryDemoted),
-    );
     let plan = Plan {
         name: "chaos".to_owned(),
         lasts: Duration::from_secs(seconds),
         seed: seed(),
-        kinds,
+        kinds: faults::Kind::ALL.to_vec(),
         sabotage: None,
         settle: wait::SOON,
         rate: 300,

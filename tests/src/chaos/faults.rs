@@ -32,9 +32,6 @@ pub enum Kind {
     /// The primary killed, and a replica in its place that had fallen behind.
     PrimaryReplaced,
     /// A replica that had fallen behind made the primary, and the old one its replica, whose connections stay open.
-    ///
-    /// Not among [`Kind::ALL`] yet: the subscriber of a node stays with the demoted server then, and what is published while that
-    /// one is without its primary shows only when the next message of the channel comes.
     PrimaryDemoted,
     /// The wires between nodes and Redis reset, and not there for a while.
     WireCut,
@@ -50,13 +47,14 @@ pub enum Kind {
 
 impl Kind {
     /// All that nodes have to stand.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NodeKilled,
         Self::NodeStopped,
         Self::RedisKilled,
         Self::RedisEmptied,
         Self::SubscribersKilled,
         Self::PrimaryReplaced,
+        Self::PrimaryDemoted,
         Self::WireCut,
         Self::WireSlow,
         Self::WireHalfClosed,
