@@ -36,7 +36,7 @@ use clients::{Client, Wish};
 use faults::{Havoc, Kind, Schedule};
 use publishers::Publisher;
 use record::Record;
-use report::Report;
+use report::{Outcome, Report};
 use scene::Scene;
 
 /// Channels that keep more than anybody misses.
@@ -86,13 +86,25 @@ pub struct Plan {
     pub rate: u32,
 }
 
-/// Does it.
+/// Does it. Configurations and logs are in a directory that goes with the report, unless a test fails meanwhile.
 ///
 /// # Errors
 ///
 /// The harness failed. What the programs did wrong is in the report.
 pub async fn run(plan: &Plan) -> Result<Report> {
     let mut scene = Scene::start(&plan.name, plan.sabotage.as_deref()).await?;
+    let outcome = run_on(plan, &mut scene).await;
+    let files = scene.end();
+    match outcome {
+        Ok(outcome) => Ok(Report { outcome, files }),
+        Err(error) => {
+            let kept = files.keep();
+            Err(error.context(format!("files of this run: {}", kept.display())))
+        }
+    }
+}
+
+async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
     let channels = channels();
     let busy = DEEP_CHANNELS + SHALLOW_CHANNELS;
     let mut dice = fastrand::Rng::with_seed(plan.seed);
@@ -147,7 +159,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     let mut schedule = Schedule::new(plan.seed, &plan.kinds);
     let mut counts = BTreeMap::new();
     let mut havoc = Havoc {
-        scene: &mut scene,
+        scene: &mut *scene,
         record: &record,
         wishes: &wishes,
         dice: dice.fork(),
@@ -187,7 +199,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     }
     looking.shutdown().await;
     let (tally, checker) = (record.tally().clone(), record.checker());
-    Ok(Report {
+    Ok(Outcome {
         seed: plan.seed,
         lasted,
         faults: counts,

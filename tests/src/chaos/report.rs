@@ -1,12 +1,32 @@
 //! What a run comes to, for people.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, ops::Deref, time::Duration};
 
-use crate::chaos::{checker::Counts, faults::Kind, record::Tally, violation::Violation};
+use crate::{
+    chaos::{checker::Counts, faults::Kind, record::Tally, violation::Violation},
+    harness::scratch::Scratch,
+};
 
-/// All of it.
-#[derive(Clone, Debug)]
+/// What came of it, and the files that go with it.
+#[derive(Debug)]
 pub struct Report {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Configurations, and what the programs logged.
+    pub files: Scratch,
+}
+
+impl Deref for Report {
+    type Target = Outcome;
+
+    fn deref(&self) -> &Outcome {
+        &self.outcome
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
     /// What the schedule follows from.
     pub seed: u64,
     /// How long there were faults.
@@ -33,7 +53,7 @@ pub struct Report {
     pub errors: Vec<String>,
 }
 
-impl Report {
+impl Outcome {
     /// How many faults there were.
     #[must_use]
     pub fn faults_count(&self) -> usize {
@@ -47,7 +67,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tally, counts, .. } = self;
         let (faults, lasted) = (self.faults_count(), self.lasted);

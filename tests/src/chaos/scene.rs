@@ -165,6 +165,13 @@ impl Scene {
         linked(&self.replica).await
     }
 
+    /// Ends all processes; their files go with the value.
+    #[must_use]
+    pub fn end(self) -> Scratch {
+        let Self { scratch, .. } = self;
+        scratch
+    }
+
     /// What the nodes logged as errors, or panicked with.
     #[must_use]
     pub fn errors(&self) -> Vec<String> {

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
+    is_kept: bool,
 }
 
 impl Scratch {
@@ -29,13 +30,21 @@ impl Scratch {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("causeway-{name}-{}-{number}", process::id()));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { path })
+        let is_kept = false;
+        Ok(Self { path, is_kept })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves it where it is, for whoever reads of it in an error.
+    #[must_use]
+    pub fn keep(mut self) -> PathBuf {
+        self.is_kept = true;
+        self.path.clone()
     }
 
     /// Writes a file and returns its path.
@@ -52,6 +61,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         if thread::panicking() {
             eprintln!("files of this run: {}", self.path.display());
         } else if let Err(error) = fs::remove_dir_all(&self.path) {
