@@ -72,6 +72,34 @@ pub(crate) struct AccessLine {
     pub(crate) error: Option<Box<str>>,
 }
 
+impl AccessLine {
+    /// The line of what got no further than the edge.
+    pub(crate) fn refused(peer: Option<IpAddr>, status: u16) -> Self {
+        Self {
+            ts: SystemTime::now(),
+            kind: Kind::Request,
+            client: peer,
+            request_id: None,
+            method: None,
+            host: None,
+            path: None,
+            status: Some(status),
+            duration_ms: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            backend: None,
+            affinity: None,
+            attempts: None,
+            waited_ms: None,
+            close_reason: None,
+            close_code: None,
+            client_code: None,
+            backend_code: None,
+            error: None,
+        }
+    }
+}
+
 /// As much of `text` as a line may hold.
 pub(crate) fn excerpt(text: &str) -> Box<str> {
     text[..text.floor_char_boundary(TEXT_BYTES_MAX)].into()

@@ -14,14 +14,16 @@ mod signature;
 
 use std::hash::{BuildHasher, RandomState};
 
-use http::header::{COOKIE, HeaderMap, HeaderValue};
-use pingora::http::RequestHeader;
+use http::header::HeaderValue;
 
 use crate::backend::BackendId;
 use crate::config::{AffinityConfig, SameSite, Secure, without_query};
+use crate::fields::Fields;
 use crate::scheme::Scheme;
 
 use crate::affinity::signature::{Keys, Verified, split_at_last_dot};
+
+const COOKIE: &str = "cookie";
 
 /// The longest cookie value that is looked at: id, time, key id and MAC, with room to spare.
 const VALUE_BYTES_MAX: usize = 160;
@@ -108,7 +110,7 @@ impl Affinity {
     }
 
     /// What a request with these headers and this path (a query is ignored) says about where it belongs.
-    pub(crate) fn read(&self, headers: &HeaderMap, path: &str) -> Claim {
+    pub(crate) fn read(&self, headers: &impl Fields, path: &str) -> Claim {
         let mut claim = Claim {
             session: self.session(path),
             ..Claim::default()
@@ -117,9 +119,8 @@ impl Affinity {
             return claim;
         };
         let values = headers
-            .get_all(COOKIE)
-            .iter()
-            .flat_map(|header| cookies::values(header.as_bytes(), cookie.as_bytes()));
+            .values(COOKIE)
+            .flat_map(|header| cookies::values(header, cookie.as_bytes()));
         for value in values.take(COOKIES_MAX) {
             match self.verify(value) {
                 Some(binding) => claim.bindings.push(binding),
@@ -161,27 +162,25 @@ impl Affinity {
     /// Takes our cookies out of all Cookie headers and leaves the others as they were, in one header.
     ///
     /// HTTP/2 clients send a header for each cookie, and backends speak HTTP/1.1 and look for one (RFC 9113, 8.2.3).
-    pub(crate) fn strip(&self, headers: &mut RequestHeader) {
+    pub(crate) fn strip(&self, headers: &mut impl Fields) {
         let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
-        let values = headers.headers.get_all(COOKIE);
-        let room = values.iter().map(|value| value.len() + 2).sum();
+        let room = headers.values(COOKIE).map(|value| value.len() + 2).sum();
         let mut left = Vec::with_capacity(room);
         let (mut count, mut changes) = (0, false);
-        for value in values {
+        for value in headers.values(COOKIE) {
             count += 1;
-            changes |= cookies::append_without(&mut left, value.as_bytes(), ours);
+            changes |= cookies::append_without(&mut left, value, ours);
         }
         if count <= 1 && !changes {
             return;
         }
         if left.is_empty() {
-            headers.remove_header(&COOKIE);
+            headers.remove_if(|name| name.eq_ignore_ascii_case(COOKIE));
             return;
         }
-        // Parts of valid values are a valid value, and there was room for it before.
+        // Parts of valid values are a valid value.
         if let Ok(value) = HeaderValue::try_from(left) {
-            let inserted = headers.insert_header("Cookie", value);
-            debug_assert!(inserted.is_ok(), "there was room for it before");
+            headers.set("Cookie", value);
         }
     }
 

@@ -1,7 +1,7 @@
 //! A client connection, from the listener to its end.
 //!
-//! Reads each request head itself, under one deadline and one size. Plain requests go to Pingora's proxy with the same bytes;
-//! upgrades that a route allows are taken over and leave as tunnels.
+//! Reads each request head itself, under one deadline and one size. Upgrades that a route allows are taken over and leave as
+//! tunnels; plain requests are sent on, or, where more of a body is to come, go to Pingora's proxy with the same bytes.
 
 mod head;
 mod redirect;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
+use http::Method;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
@@ -23,8 +25,10 @@ use tokio::time::timeout;
 
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
+use crate::app::head::Shape;
+pub(crate) use crate::app::head::find_end;
 #[cfg(any(fuzzing, test))]
-pub(crate) use crate::app::head::{find_end, shape};
+pub(crate) use crate::app::head::shape;
 use crate::app::redirect::Fate;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
@@ -36,6 +40,8 @@ use crate::entrance::Entrances;
 use crate::error::Limit;
 use crate::error::Refusal;
 use crate::exchange::Policy;
+use crate::forward::{After, Forward};
+use crate::http1::write_own;
 use crate::limits::Pass;
 use crate::service::Edge;
 use crate::service::Parsed;
@@ -54,12 +60,31 @@ pub(crate) struct EdgeApp {
     /// Bounds the connections over a limit that are told so: each holds a task and a descriptor meanwhile.
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) upgrades: Arc<Takeover>,
+    pub(crate) forward: Forward,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
 }
 
 impl EdgeApp {
-    /// Serves one plain request. Gives the connection back if it can carry another.
+    /// Serves one plain request that has come with all of its body. Gives the connection back if it can carry another.
+    async fn forward(&self, mut carrier: Carrier, head: usize, shape: Shape) -> Option<Carrier> {
+        let mut bytes = carrier.begin_request(head, shape.body).ok()?;
+        let body = match head < bytes.len() {
+            true => bytes.split_off(head),
+            false => BytesMut::new(),
+        };
+        let head = shape.head.with(bytes);
+        match self.forward.serve(&mut carrier, head, body).await {
+            After::Kept => Some(carrier),
+            After::Closes => {
+                carrier.linger().await;
+                None
+            }
+            After::Lost => None,
+        }
+    }
+
+    /// Serves any other plain request. Gives the connection back if it can carry another.
     async fn plain(
         &self,
         mut carrier: Carrier,
@@ -85,7 +110,7 @@ impl EdgeApp {
         let reused = self.proxy.process_new_http(downstream, shutdown).await;
         if !parsed.take() {
             // What Pingora answers to a head that it does not like.
-            self.policy.log_refused(None, Some(peer), 400);
+            self.policy.log_unread(Some(peer), 400);
         }
         Carrier::from_pingora(reused?.consume().0)
     }
@@ -102,33 +127,18 @@ impl EdgeApp {
     /// Answers a connection whose request cannot be served, and closes it.
     async fn refuse(&self, mut carrier: Carrier, peer: Option<IpAddr>, refusal: Refusal) {
         let (head, body) = self.policy.own_answer(refusal);
-        self.policy.log_refused(None, peer, head.status.as_u16());
-        let reason = head.status.canonical_reason().unwrap_or_default();
-        let mut answer = format!(
-            "HTTP/1.1 {} {reason}\r\nConnection: close\r\n",
-            head.status.as_u16()
-        )
-        .into_bytes();
-        for (name, value) in &head.headers {
-            answer.extend_from_slice(name.as_str().as_bytes());
-            answer.extend_from_slice(b": ");
-            answer.extend_from_slice(value.as_bytes());
-            answer.extend_from_slice(b"\r\n");
-        }
-        answer.extend_from_slice(b"\r\n");
-        answer.extend_from_slice(&body);
+        self.policy.log_unread(peer, head.status.as_u16());
+        let mut answer = Vec::new();
+        write_own(&head, &body, &Method::GET, true, &mut answer);
+        carrier.gather(answer);
         // Whoever does not take the answer has lost it.
-        let _ = timeout(ANSWER_WRITE, async {
-            carrier.write_all(&answer).await?;
-            carrier.flush().await
-        })
-        .await;
+        let _ = timeout(ANSWER_WRITE, carrier.flush()).await;
         carrier.linger().await;
     }
 
     /// The upgrade that the route of this request lets through, if it wishes for one.
-    fn upgrade_to(&self, wish: Option<head::UpgradeWish>) -> Option<String> {
-        let wish = wish?;
+    fn upgrade_to(&self, shape: &head::Shape) -> Option<String> {
+        let wish = shape.upgrade.as_ref()?;
         self.policy
             .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
     }
@@ -223,7 +233,7 @@ impl ServerApp for EdgeApp {
                 self.refuse(carrier, peer, refusal).await;
                 return None;
             }
-            if let Some(protocol) = self.upgrade_to(shape.upgrade) {
+            if let Some(protocol) = self.upgrade_to(&shape) {
                 // Its own future, so that the connection's is not as large as both.
                 let taking = self
                     .upgrades
@@ -232,9 +242,12 @@ impl ServerApp for EdgeApp {
                 drop(counted);
                 return None;
             }
-            carrier = self
-                .plain(carrier, head, shape.body, peer, shutdown)
-                .await?;
+            // Futures of their own: most connections of a busy edge wait for a request.
+            carrier = if shape.is_complete(carrier.ahead.len() - head) {
+                Box::pin(self.forward(carrier, head, shape)).await?
+            } else {
+                Box::pin(self.plain(carrier, head, shape.body, peer, shutdown)).await?
+            };
         }
     }
 

@@ -11,7 +11,7 @@ mod seams;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -120,7 +120,51 @@ impl Carrier {
             }
         };
         self.seams.reset();
-        Ok(self.ahead.split_to(head + part))
+        let all = head + part;
+        if all == self.ahead.len() {
+            return Ok(std::mem::take(&mut self.ahead));
+        }
+        Ok(self.ahead.split_to(all))
+    }
+
+    /// Has `data` go out with the next flush, before anything that [`Carrier::pass`] is given.
+    pub(crate) fn gather(&mut self, mut data: Vec<u8>) {
+        if self.outgoing.is_empty() {
+            self.outgoing = data;
+        } else {
+            self.outgoing.append(&mut data);
+        }
+    }
+
+    /// Sends as much of `data` as goes out at once, and keeps the rest for the next flush. Nothing is to be given while there is
+    /// a rest: that is what bounds it.
+    pub(crate) fn pass(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
+        while self.outgoing.is_empty() && !data.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, data)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(sent) => data = &data[sent..],
+                Poll::Pending => break,
+            }
+        }
+        self.outgoing.extend_from_slice(data);
+        Ok(())
+    }
+
+    /// Ready when the client has left, as far as that shows behind its request.
+    pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_ended(cx).map(drop)
+    }
+
+    /// The address of the client, and the scheme of the connection.
+    pub(crate) fn origin(&self) -> (IpAddr, Scheme) {
+        let digest = self.io.get_socket_digest();
+        let address = digest.and_then(|digest| digest.peer_addr()?.as_inet().map(SocketAddr::ip));
+        let scheme = match self.io.get_ssl_digest() {
+            Some(_) => Scheme::Https,
+            None => Scheme::Http,
+        };
+        // A connection without an address is one of this machine.
+        (address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), scheme)
     }
 
     /// Notes that a piece of an answer in chunks comes next, so that it leaves as a chunk of its own.

@@ -15,7 +15,6 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
-use pingora::http::RequestHeader;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessLine;
@@ -27,6 +26,7 @@ use crate::error::Limit;
 use crate::error::Refusal;
 pub(crate) use crate::exchange::rules::Rules;
 use crate::exchange::waiting::Waiting;
+use crate::fields::Request;
 use crate::forwarded::Forwarded;
 use crate::hold::FailedDial;
 use crate::hold::WaitingRoom;
@@ -117,14 +117,14 @@ impl Policy {
     /// what HTTP/2 allows its framing and forbids itself, or [`Refusal::Limited`].
     pub(crate) fn admit(
         &self,
-        request: &RequestHeader,
+        request: &impl Request,
         peer: IpAddr,
         scheme: Scheme,
     ) -> Result<Exchange, Refusal> {
         asked::check(request)?;
-        let host = host_of(request);
+        let host = request.host();
         // What is asked of the server as a whole goes where its root goes.
-        let path = match request.uri.path() {
+        let path = match request.path() {
             "*" => "/",
             path => path,
         };
@@ -137,7 +137,7 @@ impl Policy {
         };
         let pool = Arc::clone(rules.pools.get(rules.routes.get(route).pool));
         let arrived = Instant::now();
-        let forwarded = rules.forwarder.read(&request.headers, peer, scheme);
+        let forwarded = rules.forwarder.read(request, peer, scheme);
         let client = forwarded.client;
         let body_bytes_max = self.gate.body_bytes();
         if declared_body(request).is_some_and(|length| body_bytes_max < length) {
@@ -148,7 +148,7 @@ impl Policy {
         let pass = pass.map_err(Refusal::Limited)?;
         pool.retry_budget.deposit();
         let preflight = is_preflight(request);
-        let mut claim = pool.affinity.read(&request.headers, path);
+        let mut claim = pool.affinity.read(request, path);
         if preflight {
             // The session is bound by the request that follows, which can take a cookie.
             claim.session = None;
@@ -156,13 +156,13 @@ impl Policy {
         Ok(Exchange {
             arrived,
             arrived_at: SystemTime::now(),
-            method: request.method.clone(),
+            method: request.method().clone(),
             host: host.map(excerpt),
             path: excerpt(path),
             claim,
             preflight,
             // What is no upgrade here has lost the header before it came.
-            seeks: match request.headers.contains_key(http::header::UPGRADE) {
+            seeks: match request.has("upgrade") {
                 true => Seeks::Tunnel,
                 false => Seeks::Answer,
             },
@@ -278,7 +278,7 @@ impl Policy {
     }
 
     /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
-    pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut RequestHeader) {
+    pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut impl Request) {
         exchange.waiting.returned();
         asked::for_server(request);
         exchange.pool.affinity.strip(request);
@@ -436,37 +436,22 @@ impl Policy {
     }
 
     /// Writes the line of a request that got no further than the edge.
-    pub(crate) fn log_refused(
-        &self,
-        request: Option<&RequestHeader>,
-        peer: Option<IpAddr>,
-        status: u16,
-    ) {
-        if !self.access.is_on() {
-            return;
+    pub(crate) fn log_refused(&self, request: &impl Request, peer: Option<IpAddr>, status: u16) {
+        if self.access.is_on() {
+            self.access.write(AccessLine {
+                method: Some(request.method().as_str().into()),
+                host: request.host().map(excerpt),
+                path: Some(excerpt(request.path())),
+                ..AccessLine::refused(peer, status)
+            });
         }
-        self.access.write(AccessLine {
-            ts: SystemTime::now(),
-            kind: Kind::Request,
-            client: peer,
-            request_id: None,
-            method: request.map(|request| request.method.as_str().into()),
-            host: request.and_then(host_of).map(excerpt),
-            path: request.map(|request| excerpt(request.uri.path())),
-            status: Some(status),
-            duration_ms: std::time::Duration::ZERO,
-            bytes_in: 0,
-            bytes_out: 0,
-            backend: None,
-            affinity: None,
-            attempts: None,
-            waited_ms: None,
-            close_reason: None,
-            close_code: None,
-            client_code: None,
-            backend_code: None,
-            error: None,
-        });
+    }
+
+    /// The same, of what could not be read as a request.
+    pub(crate) fn log_unread(&self, peer: Option<IpAddr>, status: u16) {
+        if self.access.is_on() {
+            self.access.write(AccessLine::refused(peer, status));
+        }
     }
 }
 
@@ -583,22 +568,13 @@ impl Exchange {
 }
 
 /// Whether a browser asks if it may send a request of another site (Fetch, "CORS-preflight request").
-fn is_preflight(request: &RequestHeader) -> bool {
-    request.method == http::Method::OPTIONS
-        && request.headers.contains_key(http::header::ORIGIN)
-        && request
-            .headers
-            .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
+fn is_preflight(request: &impl Request) -> bool {
+    *request.method() == http::Method::OPTIONS
+        && request.has("origin")
+        && request.has("access-control-request-method")
 }
 
 /// The length of the body, where the head says it.
-fn declared_body(request: &RequestHeader) -> Option<u64> {
-    let length = request.headers.get(http::header::CONTENT_LENGTH)?;
-    length.to_str().ok()?.trim().parse().ok()
-}
-
-/// The host that a request is for: of an absolute target (RFC 9112, 3.2.2), else of its `Host` header.
-fn host_of(request: &RequestHeader) -> Option<&str> {
-    let target = request.uri.authority().map(http::uri::Authority::as_str);
-    target.or_else(|| request.headers.get(http::header::HOST)?.to_str().ok())
+fn declared_body(request: &impl Request) -> Option<u64> {
+    request.text("content-length")?.trim().parse().ok()
 }

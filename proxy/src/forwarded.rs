@@ -7,24 +7,22 @@
 
 mod chain;
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use causeway_conf::AddressRange;
-use http::HeaderMap;
 use http::HeaderValue;
-use http::header::{FORWARDED, HOST, HeaderName};
-use pingora::http::RequestHeader;
 
+use crate::fields::Fields;
 use crate::scheme::Scheme;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const X_FORWARDED_HOST: &str = "x-forwarded-host";
+const X_FORWARDED_PORT: &str = "x-forwarded-port";
+const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+const X_REAL_IP: &str = "x-real-ip";
+const X_REQUEST_ID: &str = "x-request-id";
+const FORWARDED: &str = "forwarded";
 
 /// The longest text of an address.
 const ADDRESS_BYTES: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
@@ -68,18 +66,18 @@ impl Forwarder {
     }
 
     /// What `headers` say of the client, if `peer` may be believed. `scheme` is the one of our listener.
-    pub(crate) fn read(&self, headers: &HeaderMap, peer: IpAddr, scheme: Scheme) -> Forwarded {
+    pub(crate) fn read(&self, headers: &impl Fields, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
-        // A value of the request's own, which is shared and not copied.
-        let own_host = headers.get(HOST).filter(|host| host.to_str().is_ok());
+        let own_host = || HeaderValue::from_str(headers.text("host")?).ok();
         if !trusted {
+            let host = own_host();
             return Forwarded {
                 client: peer,
                 via: Vec::new(),
                 scheme,
-                port: port_of(own_host).unwrap_or(scheme.default_port()),
-                host: own_host.cloned(),
+                port: port_of(host.as_ref()).unwrap_or(scheme.default_port()),
+                host,
                 request_id: new_request_id(),
                 trusted,
             };
@@ -88,12 +86,13 @@ impl Forwarder {
         let (client, via) = self.split(peer, &hops);
         let scheme = chain::proto(headers).unwrap_or(scheme);
         let host = chain::host(headers).and_then(|host| HeaderValue::try_from(host).ok());
-        let host = host.or_else(|| own_host.cloned());
-        let port = text(headers, &X_FORWARDED_PORT)
+        let host = host.or_else(own_host);
+        let text = |name| headers.text(name).map(str::trim);
+        let port = text(X_FORWARDED_PORT)
             .and_then(|port| port.parse().ok().filter(|port| *port != 0))
             .or(port_of(host.as_ref()))
             .unwrap_or(scheme.default_port());
-        let request_id = text(headers, &X_REQUEST_ID)
+        let request_id = text(X_REQUEST_ID)
             .filter(|id| is_request_id(id))
             .and_then(|id| HeaderValue::from_str(id).ok())
             .unwrap_or_else(new_request_id);
@@ -109,16 +108,8 @@ impl Forwarder {
     }
 
     /// Replaces the forwarding headers of `request` by what `forwarded` says.
-    pub(crate) fn write(&self, forwarded: &Forwarded, request: &mut RequestHeader) {
-        let stale: Vec<HeaderName> = request
-            .headers
-            .keys()
-            .filter(|name| is_dropped(name.as_str(), forwarded.trusted))
-            .cloned()
-            .collect();
-        for name in stale {
-            request.remove_header(&name);
-        }
+    pub(crate) fn write(&self, forwarded: &Forwarded, request: &mut impl Fields) {
+        request.remove_if(|name| is_dropped(name, forwarded.trusted));
         let address = text_of(forwarded.client);
         let elements = rfc7239(forwarded, &address);
         let mut chain = address.clone();
@@ -131,15 +122,16 @@ impl Forwarder {
             true => scheme.default_port_header(),
             false => HeaderValue::from(forwarded.port),
         };
-        insert(request, "X-Forwarded-For", chain);
-        insert(request, "X-Forwarded-Proto", scheme.header());
+        let value = |text: String| HeaderValue::try_from(text).expect("made of checked parts");
+        request.append("X-Forwarded-For", value(chain));
+        request.append("X-Forwarded-Proto", scheme.header());
         if let Some(host) = &forwarded.host {
-            insert(request, "X-Forwarded-Host", host.clone());
+            request.append("X-Forwarded-Host", host.clone());
         }
-        insert(request, "X-Forwarded-Port", port);
-        insert(request, "X-Real-IP", address);
-        insert(request, "Forwarded", elements);
-        insert(request, "X-Request-Id", forwarded.request_id.clone());
+        request.append("X-Forwarded-Port", port);
+        request.append("X-Real-IP", value(address));
+        request.append("Forwarded", value(elements));
+        request.append("X-Request-Id", forwarded.request_id.clone());
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -164,6 +156,17 @@ impl Forwarder {
     }
 }
 
+/// What we set ourselves.
+const OURS: [&str; 7] = [
+    X_FORWARDED_FOR,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PORT,
+    X_FORWARDED_PROTO,
+    X_REAL_IP,
+    X_REQUEST_ID,
+    FORWARDED,
+];
+
 /// What CGI and its heirs would take for the header with dashes, on which the framing or the identity of a request stands.
 const LOOKALIKES: [&str; 10] = [
     "connection",
@@ -185,26 +188,15 @@ const LOOKALIKES: [&str; 10] = [
 fn is_dropped(name: &str, trusted: bool) -> bool {
     let spelled = name.as_bytes().contains(&b'_');
     // Spares the others, which are nearly all, what follows.
-    if !spelled && !name.starts_with(['x', 'f', 'p', 'h']) {
+    if !spelled && !name.starts_with(['x', 'f', 'p', 'h', 'X', 'F', 'P', 'H']) {
         return false;
     }
-    let dashed = match spelled {
-        true => Cow::Owned(name.replace('_', "-")),
-        false => Cow::Borrowed(name),
-    };
-    let ours = [
-        &X_FORWARDED_FOR,
-        &X_FORWARDED_HOST,
-        &X_FORWARDED_PORT,
-        &X_FORWARDED_PROTO,
-        &X_REAL_IP,
-        &X_REQUEST_ID,
-        &FORWARDED,
-    ];
-    ours.iter().any(|our| our.as_str() == dashed)
+    let name = name.to_ascii_lowercase();
+    let dashed = name.replace('_', "-");
+    OURS.contains(&&*dashed)
         || (dashed.starts_with("x-forwarded-") && (!trusted || spelled))
         || (spelled && LOOKALIKES.contains(&&*dashed))
-        || ["proxy", "http2-settings"].contains(&name)
+        || ["proxy", "http2-settings"].contains(&&*name)
 }
 
 /// The elements of a `Forwarded` header, in which the client is `address`.
@@ -236,10 +228,6 @@ fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
     header
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok().map(str::trim)
-}
-
 fn port_of(host: Option<&HeaderValue>) -> Option<u16> {
     let host = host?.to_str().ok()?;
     let colon = host.bytes().rposition(|byte| byte == b':')?;
@@ -269,13 +257,6 @@ fn text_of(address: IpAddr) -> String {
         );
     }
     text
-}
-
-/// By a name that is there for good: from another one Pingora makes a copy.
-fn insert(request: &mut RequestHeader, name: &'static str, value: impl TryInto<HeaderValue>) {
-    let value = value.try_into();
-    let inserted = value.is_ok_and(|value| request.insert_header(name, value).is_ok());
-    debug_assert!(inserted, "made of checked parts");
 }
 
 fn is_request_id(id: &str) -> bool {

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
-use http::header::{COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{COOKIE, FORWARDED, HOST, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
@@ -49,14 +49,14 @@ pub fn cookies(data: &[u8]) {
         }
     }
     let count = |claim: &crate::affinity::Claim| claim.bindings.len();
-    assert!(count(&UNSIGNED.read(&request.headers, "/")) <= 8);
+    assert!(count(&UNSIGNED.read(&request, "/")) <= 8);
     assert_eq!(
-        count(&SIGNED.read(&request.headers, "/")),
+        count(&SIGNED.read(&request, "/")),
         0,
         "nobody else can sign"
     );
     UNSIGNED.strip(&mut request);
-    let left = UNSIGNED.read(&request.headers, "/");
+    let left = UNSIGNED.read(&request, "/");
     assert!(left.bindings.is_empty() && !left.forged, "ours are gone");
     let once: Vec<HeaderValue> = cookies_of(&request);
     UNSIGNED.strip(&mut request);
@@ -70,7 +70,7 @@ fn cookies_of(request: &RequestHeader) -> Vec<HeaderValue> {
 /// The SockJS session that `path` names, as the edge sees it.
 #[must_use]
 pub fn sockjs_session(path: &str) -> Option<String> {
-    let claim = UNSIGNED.read(&HeaderMap::new(), path);
+    let claim = UNSIGNED.read(&request(), path);
     let session = claim.session?.as_str().to_owned();
     assert!(!session.is_empty() && !session.contains(['/', '.', '?']));
     Some(session)
@@ -105,14 +105,14 @@ pub fn forwarded(data: &[u8]) {
         let believes = !trusted.is_empty();
         let forwarder = Forwarder::new(trusted);
         let mut request = request.clone();
-        let before = forwarder.read(&request.headers, loopback, Scheme::Http);
+        let before = forwarder.read(&request, loopback, Scheme::Http);
         assert!(believes || before.client == loopback);
         forwarder.write(&before, &mut request);
         assert!(!request.headers.contains_key("x_forwarded_for"));
         assert_eq!(request.headers.get_all("x-forwarded-for").iter().count(), 1);
         // The next hop, which believes us, sees the same client.
         let next = Forwarder::new(everyone.to_vec());
-        let after = next.read(&request.headers, loopback, Scheme::Https);
+        let after = next.read(&request, loopback, Scheme::Https);
         assert_eq!(
             (before.client, before.scheme, before.request_id()),
             (after.client, after.scheme, after.request_id())

@@ -19,13 +19,16 @@ mod drain;
 mod entrance;
 mod error;
 mod exchange;
+mod fields;
 mod files;
+mod forward;
 mod forwarded;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzz;
 mod health;
 mod hold;
+mod http1;
 mod layered;
 mod limits;
 mod listeners;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -30,6 +30,7 @@ use crate::entrance::Entrances;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
 use crate::files::FileBudget;
+use crate::forward::Forward;
 use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
@@ -49,6 +50,7 @@ use crate::takeover::Takeover;
 use crate::tls::{Connectors, PoolTlsError, TlsError};
 use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
+use crate::upstream;
 use crate::upstream::Dialer;
 
 /// How many attempts Pingora has to allow for one request, whatever a later configuration says.
@@ -130,7 +132,11 @@ impl Parts {
         Ok(Self {
             policy,
             reloader: Arc::new(reloader),
-            dialer: Arc::new(Dialer::new(config.timeouts, Arc::clone(&names))),
+            dialer: Arc::new(Dialer::new(
+                config.timeouts,
+                Arc::clone(&names),
+                files.kept(),
+            )),
             names,
             connections,
             tunnels: Tunnels::new(TunnelLimits {
@@ -170,6 +176,12 @@ impl Parts {
             connections: Arc::clone(&self.connections),
             over_limit: Arc::clone(&self.over_limit),
             upgrades,
+            forward: Forward {
+                policy: Arc::clone(&self.policy),
+                dialer: Arc::clone(&self.dialer),
+                connections: Arc::clone(&self.connections),
+                timeouts: self.timeouts,
+            },
             timeouts: self.timeouts,
             head_size: self.head_size,
         }
@@ -219,6 +231,7 @@ impl Parts {
             reloader: Arc::clone(&self.reloader),
             names: Arc::clone(&self.names),
             tunnels: Arc::clone(&self.tunnels),
+            kept_for: self.timeouts.upstream_keepalive,
             background: self.background.clone(),
         }
     }
@@ -265,6 +278,8 @@ pub(crate) struct Watch {
     reloader: Arc<Reloader>,
     names: Arc<Names>,
     tunnels: Arc<Tunnels>,
+    /// How long a connection to a backend is kept for another request.
+    kept_for: Duration,
     background: CancellationToken,
 }
 
@@ -278,6 +293,11 @@ impl BackgroundService for Watch {
             self.background.child_token(),
         ));
         tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
+        tasks.spawn(upstream::sweep(
+            self.reloader.pools(),
+            self.kept_for,
+            self.background.child_token(),
+        ));
         let reloads = Arc::clone(&self.reloader);
         tasks.spawn(discovery::run(
             Arc::clone(&reloads),

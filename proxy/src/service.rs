@@ -626,11 +626,9 @@ impl ProxyHttp for Edge {
             Some(exchange) => self.policy.log(exchange, outcome),
             None => {
                 let peer = peer_of(downstream.as_downstream());
-                self.policy.log_refused(
-                    Some(downstream.req_header()),
-                    Some(peer),
-                    status.unwrap_or(499),
-                );
+                let status = status.unwrap_or(499);
+                self.policy
+                    .log_refused(downstream.req_header(), Some(peer), status);
             }
         }
     }

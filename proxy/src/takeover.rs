@@ -9,6 +9,7 @@ mod record;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr};
@@ -271,12 +272,9 @@ impl Takeover {
             places,
         } = opened;
         response.remove_hop_by_hop();
-        let upgraded = response.set_upgrade(&protocol);
-        debug_assert!(
-            upgraded.is_ok(),
-            "a protocol that came in a header fits in one"
-        );
-        self.policy.answered(&exchange, &mut response);
+        let upgraded = HeaderValue::from_str(&protocol);
+        response.set_upgrade(upgraded.expect("it came in a header"));
+        self.policy.answered(&exchange, &mut *response);
         let sent = self
             .written(downstream.write_response_header(response))
             .await;
@@ -328,7 +326,7 @@ impl Takeover {
     ) {
         let mut response = refused.response.clone();
         response.remove_hop_by_hop();
-        self.policy.answered_refusing(exchange, &mut response);
+        self.policy.answered_refusing(exchange, &mut *response);
         let status = response.status.as_u16();
         let passed = async {
             downstream.set_keepalive(None);
@@ -358,8 +356,7 @@ impl Takeover {
     async fn answer_unadmitted(&self, mut downstream: ServerSession, refusal: Refusal) {
         let peer = peer_of(&downstream);
         let status = self.answer(&mut downstream, refusal).await;
-        self.policy
-            .log_refused(None, Some(peer), status.unwrap_or(499));
+        self.policy.log_unread(Some(peer), status.unwrap_or(499));
         close(downstream).await;
     }
 
@@ -473,6 +470,6 @@ pub(crate) fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Re
 fn upgrade_request(mut request: RequestHeader, protocol: &str) -> Result<RequestHeader, Refusal> {
     request.remove_hop_by_hop();
     let malformed = |_| Refusal::Malformed("the request cannot be passed on");
-    request.set_upgrade(protocol).map_err(malformed)?;
+    request.set_upgrade(HeaderValue::from_str(protocol).map_err(malformed)?);
     Ok(request)
 }

@@ -4,6 +4,7 @@
 
 mod handshake;
 mod hop;
+mod kept;
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use pingora::ErrorType;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Address;
@@ -28,6 +30,8 @@ pub(crate) use crate::upstream::handshake::HandshakeError;
 pub(crate) use crate::upstream::handshake::RefusedUpgrade;
 pub(crate) use crate::upstream::handshake::ask;
 pub(crate) use crate::upstream::hop::HopByHop;
+pub(crate) use crate::upstream::kept::Kept;
+pub(crate) use crate::upstream::kept::sweep;
 
 /// Unanswered keep-alive probes before the kernel gives a connection up.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -113,11 +117,41 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(crate) struct Dialer {
     timeouts: Timeouts,
     names: Arc<Names>,
+    /// For kept connections.
+    places: Arc<Semaphore>,
 }
 
 impl Dialer {
-    pub(crate) fn new(timeouts: Timeouts, names: Arc<Names>) -> Self {
-        Self { timeouts, names }
+    /// One that keeps at most `kept_max` connections in all.
+    pub(crate) fn new(timeouts: Timeouts, names: Arc<Names>, kept_max: usize) -> Self {
+        Self {
+            timeouts,
+            names,
+            places: Arc::new(Semaphore::new(kept_max)),
+        }
+    }
+
+    /// A connection that was kept, for a request that may be sent twice or not.
+    pub(crate) fn take_kept(
+        &self,
+        kept: &Kept,
+        tls: Option<&Connector>,
+        repeatable: Repeatable,
+    ) -> Option<Socket> {
+        kept.take(self.age_max(repeatable), tls.map_or(0, Connector::number))
+    }
+
+    /// Keeps a connection on which nothing is under way.
+    pub(crate) fn keep(&self, kept: &Kept, tls: Option<&Connector>, socket: Socket) {
+        kept.put(socket, tls.map_or(0, Connector::number), &self.places);
+    }
+
+    /// How old a kept connection may be.
+    fn age_max(&self, repeatable: Repeatable) -> Duration {
+        match repeatable {
+            Repeatable::Yes => self.timeouts.upstream_keepalive,
+            Repeatable::No => self.timeouts.upstream_keepalive.min(FRESH),
+        }
     }
 
     /// Connects to `address`, the lookup of its name and the handshake of `tls` included, within `timeouts.connect`.
@@ -224,10 +258,7 @@ impl Dialer {
         options.total_connection_timeout = Some(self.timeouts.connect);
         options.read_timeout = Some(self.timeouts.upstream_read);
         options.write_timeout = Some(self.timeouts.upstream_write);
-        options.idle_timeout = Some(match repeatable {
-            Repeatable::Yes => self.timeouts.upstream_keepalive,
-            Repeatable::No => self.timeouts.upstream_keepalive.min(FRESH),
-        });
+        options.idle_timeout = Some(self.age_max(repeatable));
         if !matches!(address, Address::Unix(_)) {
             options.tcp_keepalive = Some(keepalive(&self.timeouts));
         }

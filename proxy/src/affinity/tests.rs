@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use pingora::http::RequestHeader;
+
 use super::*;
 use crate::config::Config;
 
@@ -42,7 +44,7 @@ fn request(cookies: &[&[u8]]) -> RequestHeader {
 
 fn read(affinity: &Affinity, cookies: &[&str]) -> Claim {
     let cookies: Vec<&[u8]> = cookies.iter().map(|cookie| cookie.as_bytes()).collect();
-    affinity.read(&request(&cookies).headers, "/")
+    affinity.read(&request(&cookies), "/")
 }
 
 fn ids(claim: &Claim) -> Vec<&str> {
@@ -257,7 +259,7 @@ fn a_session_is_found_in_paths_of_sockjs_and_no_others() {
         "sockjs/000/abc",
     ];
     let affinity = affinity("");
-    let session = |path: &str| affinity.read(&HeaderMap::new(), path).session;
+    let session = |path: &str| affinity.read(&request(&[]), path).session;
     for path in found {
         assert_eq!(session(path), Some(SessionKey::new("abc")), "{path}");
     }
@@ -271,7 +273,7 @@ fn a_session_is_found_in_paths_of_sockjs_and_no_others() {
 #[test]
 fn paths_say_nothing_when_that_is_switched_off() {
     let affinity = affinity("sockjs_path: false");
-    let claim = affinity.read(&HeaderMap::new(), "/sockjs/000/abc/xhr");
+    let claim = affinity.read(&request(&[]), "/sockjs/000/abc/xhr");
     assert_eq!(claim, Claim::default());
 }
 
@@ -287,7 +289,7 @@ proptest! {
     ) {
         let affinity = affinity("");
         let mut request = request(&[&header]);
-        affinity.read(&request.headers, &path);
+        affinity.read(&request, &path);
         affinity.strip(&mut request);
     }
 

@@ -5,19 +5,19 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::Version;
 use tokio::time::timeout;
 
 use crate::app::strict;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::error::Refusal;
+use crate::http1::{HEADERS_MAX, Parsed, RequestLine};
 use crate::takeover::can_begin;
-
-/// The most headers that Pingora accepts.
-const HEADERS_MAX: usize = 256;
 
 /// What a head may cost.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +135,20 @@ pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
 /// What a head says about the bytes behind it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
+    pub(crate) head: Parsed<RequestLine>,
     pub(crate) body: Unread,
     pub(crate) upgrade: Option<UpgradeWish>,
+    /// Whether the client wants to hear something before it sends its body (RFC 9110, 10.1.1).
+    pub(crate) expects: bool,
+}
+
+impl Shape {
+    /// Whether nothing but an answer is awaited by its client, when `come` bytes of the body have come.
+    pub(crate) fn is_complete(&self, come: usize) -> bool {
+        let whole = matches!(self.body, Unread::Bytes(length) if length <= come as u64);
+        // A client of HTTP/1.0 gets its answer in other ways.
+        whole && !self.expects && self.head.version() == Version::HTTP_11
+    }
 }
 
 /// A request to switch protocols, as far as it decides who handles it.
@@ -155,9 +167,10 @@ pub(crate) struct UpgradeWish {
 /// The answer that it gets if it is not a request that can be read in one way only.
 pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
     strict::settle_version(head);
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(head) {
+    let head = &*head;
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Refusal::Malformed("a head within a head")),
         Err(error) => return Err(strict::refusal(head, error)),
@@ -195,7 +208,13 @@ pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
         target: request.path.unwrap_or("/").to_owned(),
         protocols,
     });
-    Ok(Shape { body, upgrade })
+    let parsed = Parsed::request(&request, head).ok_or(Refusal::Malformed("no request line"))?;
+    Ok(Shape {
+        head: parsed,
+        body,
+        upgrade,
+        expects: named("expect").next().is_some(),
+    })
 }
 
 /// The target and the `Host` of a complete head; `None` if it is not HTTP, or has several hosts (RFC 9112, 3.2).

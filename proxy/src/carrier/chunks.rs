@@ -40,6 +40,7 @@ pub(crate) struct Chunks {
     size: u64,
     digits: u8,
     extra: usize,
+    content: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,11 @@ impl Chunks {
         self.place == Place::Over
     }
 
+    /// How many bytes of content have come.
+    pub(crate) fn content(&self) -> u64 {
+        self.content
+    }
+
     /// Follows `bytes`, which come next: how many of them belong to the body. Fewer than all only if it is over.
     ///
     /// # Errors
@@ -81,6 +87,7 @@ impl Chunks {
                 let part = left.min(bytes.len() - at);
                 at += part;
                 self.size -= part as u64;
+                self.content += part as u64;
                 if self.size == 0 {
                     self.place = Place::DataReturn;
                 }

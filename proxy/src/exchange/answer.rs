@@ -4,22 +4,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderName;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SET_COOKIE,
-};
+use http::HeaderValue;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use pingora::http::ResponseHeader;
 
 use crate::error;
 use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::exchange::Policy;
+use crate::fields::{Answer, Fields};
 use crate::pool::Choice;
 use crate::pool::CookieChange;
 use crate::pool::Evidence;
 
 /// With this a backend asks for its client to be bound to another one.
-const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
+const RELEASE: &str = "causeway-release";
 
 /// Headers of this family are between a backend and the edge, but for one.
 const PRIVATE_PREFIX: &str = "causeway-";
@@ -27,28 +26,28 @@ const NODE: &str = "causeway-node";
 
 impl Policy {
     /// Takes note of the backend's answer, and makes of its head what the client gets.
-    pub(crate) fn answered(&self, exchange: &Exchange, response: &mut ResponseHeader) {
+    pub(crate) fn answered(&self, exchange: &Exchange, response: &mut impl Answer) {
         let Some(choice) = &exchange.choice else {
             return;
         };
-        self.report(exchange, Evidence::Answered(response.status));
+        self.report(exchange, Evidence::Answered(response.status()));
         self.dress(exchange, choice, response);
     }
 
     /// As [`Policy::answered`], for an ordinary answer to an upgrade.
-    pub(crate) fn answered_refusing(&self, exchange: &Exchange, response: &mut ResponseHeader) {
+    pub(crate) fn answered_refusing(&self, exchange: &Exchange, response: &mut impl Answer) {
         let Some(choice) = &exchange.choice else {
             return;
         };
         // An answer that was held back while others were asked has counted already.
         if !exchange.tried.contains(&choice.backend.id) {
-            self.report(exchange, Evidence::UpgradeRefused(response.status));
+            self.report(exchange, Evidence::UpgradeRefused(response.status()));
         }
         self.dress(exchange, choice, response);
     }
 
-    fn dress(&self, exchange: &Exchange, choice: &Choice, response: &mut ResponseHeader) {
-        let released = response.headers.contains_key(&RELEASE);
+    fn dress(&self, exchange: &Exchange, choice: &Choice, response: &mut impl Answer) {
+        let released = response.has(RELEASE);
         remove_private(response);
         let bind_to = if released {
             exchange.pool.release(&choice.backend, Instant::now())
@@ -61,7 +60,7 @@ impl Policy {
         };
         let scheme = exchange.forwarded.scheme;
         if let Some(cookie) = exchange.pool.set_cookie(&backend, Instant::now(), scheme) {
-            append(response, SET_COOKIE, cookie);
+            response.append("Set-Cookie", cookie);
             keep_out_of_shared_caches(response);
         }
     }
@@ -75,45 +74,22 @@ impl Policy {
     }
 }
 
-fn remove_private(response: &mut ResponseHeader) {
-    let private =
-        |name: &HeaderName| name.as_str().starts_with(PRIVATE_PREFIX) && name.as_str() != NODE;
-    let names: Vec<HeaderName> = response
-        .headers
-        .keys()
-        .filter(|name| private(name))
-        .cloned()
-        .collect();
-    for name in names {
-        response.remove_header(&name);
-    }
+fn remove_private(response: &mut impl Fields) {
+    response.remove_if(|name| {
+        let prefix = name.get(..PRIVATE_PREFIX.len());
+        prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(PRIVATE_PREFIX))
+            && !name.eq_ignore_ascii_case(NODE)
+    });
 }
 
 /// A binding is for one client: an answer that carries one must not be stored for others.
-fn keep_out_of_shared_caches(response: &mut ResponseHeader) {
-    let values = response
-        .headers
-        .get_all(CACHE_CONTROL)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut directives = values
-        .flat_map(|value| value.split(','))
-        .map(|directive| directive.trim().to_ascii_lowercase());
-    if !directives.any(|directive| directive == "private" || directive == "no-store") {
-        append(
-            response,
-            CACHE_CONTROL,
-            http::HeaderValue::from_static("private"),
-        );
+fn keep_out_of_shared_caches(response: &mut impl Fields) {
+    let private = |directive: &str| {
+        directive.eq_ignore_ascii_case("private") || directive.eq_ignore_ascii_case("no-store")
+    };
+    if !response.elements("cache-control").any(private) {
+        response.append("Cache-Control", HeaderValue::from_static("private"));
     }
-}
-
-fn append(response: &mut ResponseHeader, name: HeaderName, value: http::HeaderValue) {
-    let appended = response.append_header(name, value);
-    debug_assert!(
-        appended.is_ok(),
-        "a header map has room for more headers than an answer may have"
-    );
 }
 
 /// An answer of the edge itself: head and body.

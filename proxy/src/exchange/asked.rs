@@ -3,12 +3,10 @@
 //! The bytes of HTTP/1 have been judged before, where the edge has read them. HTTP/2 has other ways to say the same, and what
 //! only it can say must not get into a request of HTTP/1.
 
-use http::header::HOST;
 use http::{HeaderValue, Version};
-use pingora::http::RequestHeader;
 
 use crate::error::Refusal;
-use crate::exchange::host_of;
+use crate::fields::Request;
 use crate::target::Target;
 use crate::target::host_alone;
 
@@ -17,22 +15,21 @@ use crate::target::host_alone;
 /// # Errors
 ///
 /// [`Refusal::Malformed`].
-pub(super) fn check(request: &RequestHeader) -> Result<(), Refusal> {
+pub(super) fn check(request: &impl Request) -> Result<(), Refusal> {
     let malformed = |why| Err(Refusal::Malformed(why));
-    let target = std::str::from_utf8(request.raw_path()).unwrap_or_default();
-    if Target::of(request.method.as_str(), target).is_none() {
+    let target = std::str::from_utf8(request.target()).unwrap_or_default();
+    if Target::of(request.method().as_str(), target).is_none() {
         return malformed("the target is neither a path nor a URL");
     }
-    match host_of(request) {
-        None if request.headers.contains_key(HOST) => return malformed("the host is not one"),
-        None if request.version == Version::HTTP_10 => {}
+    match request.host() {
+        None if request.has("host") => return malformed("the host is not one"),
+        None if request.version() == Version::HTTP_10 => {}
         None => return malformed("no host"),
         Some(host) if host_alone(host).is_none() => return malformed("the host is not one"),
         Some(_) => {}
     }
     // RFC 9113, 8.2.1.
-    let padded = |value: &HeaderValue| value.as_bytes().trim_ascii().len() != value.len();
-    if request.version == Version::HTTP_2 && request.headers.values().any(padded) {
+    if request.version() == Version::HTTP_2 && request.has_padding() {
         return malformed("a header begins or ends with a space");
     }
     Ok(())
@@ -40,33 +37,31 @@ pub(super) fn check(request: &RequestHeader) -> Result<(), Refusal> {
 
 /// Makes a whole URL the path that a server gets which is no proxy, with the host that it names (RFC 9112, 3.2). A client of
 /// HTTP/1.0 may have named none; of HTTP/1.1 it has to be said then too.
-pub(super) fn for_server(request: &mut RequestHeader) {
-    if request.version != Version::HTTP_2
-        && request.uri.authority().is_none()
-        && !request.headers.contains_key(HOST)
+pub(super) fn for_server(request: &mut impl Request) {
+    if request.version() != Version::HTTP_2 && request.authority().is_none() && !request.has("host")
     {
-        let added = request.insert_header(HOST, "");
-        debug_assert!(added.is_ok(), "there is room for one more");
+        request.append("Host", HeaderValue::from_static(""));
     }
-    let Ok(target) = std::str::from_utf8(request.raw_path()) else {
+    let Ok(target) = std::str::from_utf8(request.target()) else {
         return;
     };
-    let method = request.method.as_str();
+    let method = request.method().as_str();
     let form = Target::of(method, target);
     let Some(form @ Target::Absolute { authority, .. }) = form else {
         return;
     };
-    let (path, host) = (form.for_server(method), authority.to_owned());
-    let replaced = request.insert_header(HOST, host);
-    debug_assert!(replaced.is_ok(), "a host that has been checked");
+    let (path, host) = (form.for_server(method), HeaderValue::from_str(authority));
+    request.set("Host", host.expect("a host that has been checked"));
     if let Some(path) = path {
-        let replaced = request.set_raw_path(path.as_bytes());
-        debug_assert!(replaced.is_ok(), "a part of a target that has been checked");
+        request.set_target(path);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::HOST;
+    use pingora::http::RequestHeader;
+
     use super::*;
 
     /// A header and its value.

@@ -5,21 +5,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
-use http::header::FORWARDED;
-
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use super::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::fields::{Fields, text};
 use crate::scheme::Scheme;
 
 /// How many hops are looked at, from our side.
 const HOPS_MAX: usize = 32;
 
 /// The addresses in the chain, the farthest first; `None` for a hop that is no address.
-pub(super) fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let mut hops: Vec<Option<IpAddr>> = if headers.contains_key(X_FORWARDED_FOR) {
-        list(headers, X_FORWARDED_FOR.as_str())
-            .map(address)
-            .collect()
+pub(super) fn hops(headers: &impl Fields) -> Vec<Option<IpAddr>> {
+    let mut hops: Vec<Option<IpAddr>> = if headers.has(X_FORWARDED_FOR) {
+        list(headers, X_FORWARDED_FOR).map(address).collect()
     } else {
         elements(headers)
             .iter()
@@ -31,8 +27,8 @@ pub(super) fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
 }
 
 /// The scheme that the nearest proxy was reached with.
-pub(super) fn proto(headers: &HeaderMap) -> Option<Scheme> {
-    let proto = match list(headers, X_FORWARDED_PROTO.as_str()).last() {
+pub(super) fn proto(headers: &impl Fields) -> Option<Scheme> {
+    let proto = match list(headers, X_FORWARDED_PROTO).last() {
         Some(proto) => proto.to_owned(),
         None => parameter(elements(headers).last()?, "proto")?,
     };
@@ -44,8 +40,8 @@ pub(super) fn proto(headers: &HeaderMap) -> Option<Scheme> {
 }
 
 /// The host that the nearest proxy was asked for.
-pub(super) fn host(headers: &HeaderMap) -> Option<String> {
-    let host = match list(headers, X_FORWARDED_HOST.as_str()).last() {
+pub(super) fn host(headers: &impl Fields) -> Option<String> {
+    let host = match list(headers, X_FORWARDED_HOST).last() {
         Some(host) => host.to_owned(),
         None => parameter(elements(headers).last()?, "host")?,
     };
@@ -54,11 +50,10 @@ pub(super) fn host(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The elements of all headers called `name`, split at commas.
-fn list<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+fn list<'a>(headers: &'a impl Fields, name: &'static str) -> impl Iterator<Item = &'a str> {
     headers
-        .get_all(name)
-        .iter()
-        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
+        .values(name)
+        .flat_map(|value| text(value).unwrap_or("?").split(','))
         .map(str::trim)
         .filter(|element| !element.is_empty())
 }
@@ -72,10 +67,10 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// The elements of all `Forwarded` headers, split at commas that stand outside of quotes.
-fn elements(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(FORWARDED).iter();
+fn elements(headers: &impl Fields) -> Vec<String> {
+    let values = headers.values(FORWARDED);
     values
-        .flat_map(|value| split_unquoted(value.to_str().unwrap_or("?"), ','))
+        .flat_map(|value| split_unquoted(text(value).unwrap_or("?"), ','))
         .filter(|element| !element.is_empty())
         .collect()
 }

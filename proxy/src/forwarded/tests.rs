@@ -1,5 +1,8 @@
 //! Whom to believe, and what the backend is told.
 
+use http::HeaderName;
+use pingora::http::RequestHeader;
+
 use super::*;
 
 const PROXY: &str = "10.0.0.1";
@@ -26,7 +29,7 @@ fn apply(peer: &str, headers: &[(&str, &str)]) -> (RequestHeader, Forwarded) {
     let mut request = request(headers);
     let peer = peer.parse().unwrap();
     let forwarder = forwarder();
-    let forwarded = forwarder.read(&request.headers, peer, Scheme::Http);
+    let forwarded = forwarder.read(&request, peer, Scheme::Http);
     forwarder.write(&forwarded, &mut request);
     (request, forwarded)
 }

@@ -19,6 +19,7 @@ use crate::pool::outlier::{Answer, Outlier};
 use crate::pool::pace::Pace;
 use crate::pool::rank::{Place, Rank, Turn};
 use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
+use crate::upstream::Kept;
 
 /// A server, with all that is known about it.
 ///
@@ -32,6 +33,8 @@ pub(crate) struct Backend {
     zone: Mutex<Option<Box<str>>>,
     place: AtomicU8,
     pub(crate) metrics: BackendMetrics,
+    /// Connections to it that wait for a request.
+    pub(crate) kept: Kept,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
     released_at: AtomicU64,
@@ -95,6 +98,7 @@ impl Backend {
             zone: Mutex::new(config.zone.clone()),
             place: AtomicU8::new(place as u8),
             metrics,
+            kept: Kept::default(),
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
             slow_start: AtomicU64::new(millis(slow_start)),

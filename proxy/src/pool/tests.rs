@@ -5,7 +5,8 @@ mod spread;
 use std::collections::HashMap;
 
 use futures_util::FutureExt;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
+use pingora::http::RequestHeader;
 use proptest::prelude::*;
 
 use super::*;
@@ -604,9 +605,9 @@ fn the_cookie_carries_the_time_of_day() {
         .unwrap();
     let expected = format!("causeway=u1.n1.{}; ", UNIX.as_secs() + 5);
     assert!(cookie.to_str().unwrap().starts_with(&expected));
-    let mut headers = HeaderMap::new();
-    headers.insert("cookie", cookie);
-    let claim = bench.pool.affinity.read(&headers, "/");
+    let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+    request.insert_header("cookie", cookie).unwrap();
+    let claim = bench.pool.affinity.read(&request, "/");
     assert!(is(&bench.choose(&claim, &[]), "n1", Hit));
 }
 

@@ -173,7 +173,7 @@ impl Takeover {
     ) {
         let mut response = refused.response.clone();
         response.remove_hop_by_hop();
-        self.policy.answered_refusing(exchange, &mut response);
+        self.policy.answered_refusing(exchange, &mut *response);
         let status = response.status.as_u16();
         let passed = async {
             downstream.write_response_header(response).await?;
@@ -219,7 +219,7 @@ impl Takeover {
             }
             None => {
                 let peer = Some(peer_of(downstream));
-                self.policy.log_refused(None, peer, status.unwrap_or(499));
+                self.policy.log_unread(peer, status.unwrap_or(499));
             }
         }
     }

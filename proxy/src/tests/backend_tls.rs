@@ -213,7 +213,7 @@ async fn dialled(tls: &str, address: SocketAddr) -> String {
     );
     let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
     let connector = Connectors::load(&config).unwrap().of("p").unwrap();
-    let dialer = Dialer::new(config.timeouts, Arc::new(Names::new()));
+    let dialer = Dialer::new(config.timeouts, Arc::new(Names::new()), 0);
     let backend = &config.pools[0].backends[0].address;
     match dialer.dial(backend, Some(&connector)).await {
         Ok(_) => "connected".to_owned(),

@@ -115,6 +115,11 @@ impl Connector {
         })
     }
 
+    /// Tells what was made by these settings from what was made by others; never 0.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Does the handshake with the backend at `address`, to which `transport` leads.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! Headers that belong to one connection and are not passed on (RFC 9110, 7.6.1).
 
-use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::HeaderValue;
+
+use crate::fields::Fields;
 
 /// Connection headers besides those that `Connection` names.
 const ALWAYS: [&str; 6] = [
@@ -13,59 +14,52 @@ const ALWAYS: [&str; 6] = [
     "upgrade",
 ];
 
-/// What a header map of either direction can do here.
-pub(crate) trait HopByHop {
+/// What headers of either direction can do here.
+pub(crate) trait HopByHop: Fields {
     /// Removes what belongs to the connection it came over, and what `Connection` names, but never what the request stands on.
-    fn remove_hop_by_hop(&mut self);
+    fn remove_hop_by_hop(&mut self) {
+        let nominated: Vec<String> = self
+            .elements("connection")
+            .filter(|token| !is_common(token))
+            .map(str::to_ascii_lowercase)
+            .collect();
+        self.remove_if(|name| {
+            let is = |other: &str| other.eq_ignore_ascii_case(name);
+            ALWAYS.into_iter().any(is)
+                || (nominated.iter().any(|nominated| is(nominated)) && may_be_nominated(name))
+        });
+    }
 
     /// Makes it an upgrade to `protocol`, spelled one way only.
-    fn set_upgrade(&mut self, protocol: &str) -> pingora::Result<()>;
+    fn set_upgrade(&mut self, protocol: HeaderValue) {
+        self.set("Connection", HeaderValue::from_static("Upgrade"));
+        self.set("Upgrade", protocol);
+    }
+}
+
+impl<F: Fields> HopByHop for F {}
+
+/// What nearly every `Connection` names, for the connection and not for a header that is not removed anyway.
+fn is_common(token: &str) -> bool {
+    ["keep-alive", "close", "upgrade"]
+        .into_iter()
+        .any(|common| common.eq_ignore_ascii_case(token))
 }
 
 /// Whether `Connection` may take `name` away. What the handshake and the framing stand on stays.
 fn may_be_nominated(name: &str) -> bool {
-    name != HOST.as_str()
-        && name != TRANSFER_ENCODING.as_str()
-        && name != "content-length"
-        && !name.starts_with("sec-websocket-")
+    const FIRM: [&str; 3] = ["host", "transfer-encoding", "content-length"];
+    const HANDSHAKE: &str = "sec-websocket-";
+    let start = name.get(..HANDSHAKE.len());
+    !FIRM.into_iter().any(|firm| firm.eq_ignore_ascii_case(name))
+        && !start.is_some_and(|start| start.eq_ignore_ascii_case(HANDSHAKE))
 }
-
-fn nominated(headers: &http::HeaderMap) -> Vec<String> {
-    let values = headers
-        .get_all(CONNECTION)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
-    let tokens = values
-        .flat_map(|value| value.split(','))
-        .map(|token| token.trim().to_ascii_lowercase());
-    tokens.filter(|token| may_be_nominated(token)).collect()
-}
-
-macro_rules! hop_by_hop {
-    ($header:ty) => {
-        impl HopByHop for $header {
-            fn remove_hop_by_hop(&mut self) {
-                for name in nominated(&self.headers) {
-                    self.remove_header(name.as_str());
-                }
-                for name in ALWAYS {
-                    self.remove_header(name);
-                }
-            }
-
-            fn set_upgrade(&mut self, protocol: &str) -> pingora::Result<()> {
-                self.insert_header(CONNECTION, "Upgrade")?;
-                self.insert_header(UPGRADE, protocol)
-            }
-        }
-    };
-}
-
-hop_by_hop!(RequestHeader);
-hop_by_hop!(ResponseHeader);
 
 #[cfg(test)]
 mod tests {
+    use http::header::{CONNECTION, UPGRADE};
+    use pingora::http::RequestHeader;
+
     use super::*;
 
     fn request(headers: &[(&'static str, &'static str)]) -> RequestHeader {
@@ -89,7 +83,7 @@ mod tests {
             ("TE", "trailers"),
         ]);
         request.remove_hop_by_hop();
-        request.set_upgrade("websocket").unwrap();
+        request.set_upgrade(HeaderValue::from_static("websocket"));
         let mut names: Vec<&str> = request
             .headers
             .keys()

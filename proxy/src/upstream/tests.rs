@@ -21,7 +21,7 @@ fn timeouts() -> Timeouts {
 }
 
 fn dialer() -> Dialer {
-    Dialer::new(timeouts(), Arc::new(Names::new()))
+    Dialer::new(timeouts(), Arc::new(Names::new()), 0)
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {

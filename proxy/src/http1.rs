@@ -1,0 +1,140 @@
+//! Heads of HTTP/1 as the edge keeps them itself: the bytes that came, and what it has changed in them.
+//!
+//! A header that stays goes out as it came, in its place and spelled as it was. Nothing is looked up in a map: a head has a
+//! dozen headers, and to look at each costs less than to hash one.
+
+mod answer;
+mod request;
+
+use bytes::BytesMut;
+use http::HeaderValue;
+
+use crate::fields::Fields;
+pub(crate) use crate::http1::answer::AnswerHead;
+pub(crate) use crate::http1::answer::BadAnswer;
+pub(crate) use crate::http1::answer::Framing;
+pub(crate) use crate::http1::answer::write_own;
+pub(crate) use crate::http1::request::RequestHead;
+pub(crate) use crate::http1::request::RequestLine;
+
+/// The most headers of one head: as many as Pingora takes.
+pub(crate) const HEADERS_MAX: usize = 256;
+
+/// A head with its first line taken apart.
+#[derive(Debug)]
+pub(crate) struct Head<L> {
+    bytes: BytesMut,
+    line: L,
+    came: Vec<Line>,
+    added: Vec<(&'static str, HeaderValue)>,
+}
+
+/// A head that was parsed where it lies: [`Parsed::with`] the same bytes it is one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Parsed<L> {
+    line: L,
+    came: Vec<Line>,
+}
+
+/// Where something lies in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    from: u32,
+    to: u32,
+}
+
+/// Where a header lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line {
+    name: Span,
+    value: Span,
+}
+
+impl Span {
+    /// Where `part`, which is a part of `head`, lies in it.
+    fn of(part: &[u8], head: &[u8]) -> Self {
+        let from = part.as_ptr().addr() - head.as_ptr().addr();
+        debug_assert!(from + part.len() <= head.len(), "a part of the head");
+        // Heads are limited to far less than that.
+        let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self {
+            from: short(from),
+            to: short(from + part.len()),
+        }
+    }
+
+    fn in_head(self, head: &[u8]) -> &[u8] {
+        &head[self.from as usize..self.to as usize]
+    }
+}
+
+impl<L> Parsed<L> {
+    /// What httparse has found in `head`.
+    fn new(line: L, headers: &[httparse::Header<'_>], head: &[u8]) -> Self {
+        let lines = headers.iter().map(|header| Line {
+            name: Span::of(header.name.as_bytes(), head),
+            value: Span::of(header.value, head),
+        });
+        Self {
+            line,
+            came: lines.collect(),
+        }
+    }
+
+    /// The head, whose `bytes` these are.
+    pub(crate) fn with(self, bytes: BytesMut) -> Head<L> {
+        Head {
+            bytes,
+            line: self.line,
+            came: self.came,
+            added: Vec::new(),
+        }
+    }
+}
+
+impl<L> Head<L> {
+    /// Writes the headers, and the empty line behind them.
+    fn write_fields(&self, out: &mut Vec<u8>) {
+        let came = self.came.iter().map(|line| {
+            let part = |span: Span| span.in_head(&self.bytes);
+            (part(line.name), part(line.value))
+        });
+        let added = self.added.iter();
+        let added = added.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        for (name, value) in came.chain(added) {
+            out.extend_from_slice(name);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+impl<L> Fields for Head<L> {
+    fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> {
+        let is = move |other: &[u8]| other.eq_ignore_ascii_case(name.as_bytes());
+        let came = self.came.iter();
+        let came = came.filter(move |line| is(line.name.in_head(&self.bytes)));
+        let added = self.added.iter();
+        let added = added.filter(move |(other, _)| is(other.as_bytes()));
+        came.map(|line| line.value.in_head(&self.bytes))
+            .chain(added.map(|(_, value)| value.as_bytes()))
+    }
+
+    fn remove_if(&mut self, mut unwanted: impl FnMut(&str) -> bool) {
+        let Self {
+            bytes, came, added, ..
+        } = self;
+        came.retain(|line| {
+            // Tokens are ASCII (RFC 9110, 5.6.2).
+            let name = std::str::from_utf8(line.name.in_head(bytes));
+            !name.is_ok_and(&mut unwanted)
+        });
+        added.retain(|(name, _)| !unwanted(name));
+    }
+
+    fn append(&mut self, name: &'static str, value: HeaderValue) {
+        self.added.push((name, value));
+    }
+}

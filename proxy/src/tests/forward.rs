@@ -1,0 +1,249 @@
+//! Plain requests that the edge sends on itself: what the answers of backends may be, and what becomes of connections.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::scene::*;
+
+/// A request after which its client asks for more.
+const MORE: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const LAST: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+/// What a client gets behind the status line from a backend that gives `answer` and closes: without the cookie.
+async fn through_the_edge(request: &str, answer: &'static str) -> String {
+    let (address, _backend) = answering(answer).await;
+    let scene = Scene::configured(&[address], "affinity: { cookie: none }\n").await;
+    scene.ask(request).await
+}
+
+#[tokio::test]
+async fn an_answer_comes_through_as_it_is() {
+    let cases = [
+        (
+            "HTTP/1.1 200 Fine\r\neTag: \"x\"\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 Fine\r\neTag: \"x\"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+        ),
+        // What belongs to the backend's connection stays there.
+        (
+            "HTTP/1.1 404 Not Found\r\nConnection: keep-alive, X-Mine\r\nKeep-Alive: timeout=5\r\nX-Mine: 1\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        ),
+        // More than was announced is nobody's.
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+        ),
+        // Chunks stay what they were, with extensions and trailers.
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n1;a=b\r\no\r\n01\r\nk\r\n0\r\nX: y\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1;a=b\r\no\r\n01\r\nk\r\n0\r\nX: y\r\n\r\n",
+        ),
+        // An end of the backend's connection is not one of the client's.
+        (
+            "HTTP/1.0 200 OK\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        ),
+        // What is said beforehand comes first, but for what nobody asked for.
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+        ),
+    ];
+    for (answer, expected) in cases {
+        assert_eq!(through_the_edge(LAST, answer).await, expected, "{answer}");
+    }
+    let head = through_the_edge(
+        "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+    );
+    assert_eq!(
+        head.await,
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_a_502() {
+    for answer in [
+        "",
+        "HTTP/1.1 200 OK\r\n",
+        "SSH-2.0-x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: \0\r\n\r\n",
+    ] {
+        let post = LAST.replace("GET", "POST");
+        let got = through_the_edge(&post, answer).await;
+        assert!(got.starts_with("HTTP/1.1 502 "), "{answer:?} {got}");
+    }
+    let endless = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n").await;
+        while socket.write_all(b"X: y\r\n").await.is_ok() {}
+    });
+    let (address, _backend) = endless.await;
+    let scene = Scene::before(&[address]).await;
+    assert!(scene.ask(LAST).await.starts_with("HTTP/1.1 502 "));
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_ends_the_connection_of_its_client() {
+    for (answer, expected) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "half"),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            "4\r\nhalf\r\n",
+        ),
+    ] {
+        let got = through_the_edge(MORE, answer).await;
+        assert!(got.ends_with(&format!("\r\n\r\n{expected}")), "{got}");
+    }
+    // A chunk that is none is not passed on.
+    let wrong = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nwrong\r\n";
+    assert!(!through_the_edge(MORE, wrong).await.contains("wrong"));
+}
+
+/// A backend that numbers its connections, and answers each request with the number of its own and `more` headers.
+async fn numbering(more: &'static str) -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    backend(move |mut socket| {
+        let number = connections.fetch_add(1, Ordering::Relaxed);
+        async move {
+            while !read_head(&mut socket).await.is_empty() {
+                let answer = format!("HTTP/1.1 200 OK\r\n{more}Content-Length: 1\r\n\r\n{number}");
+                socket.write_all(answer.as_bytes()).await.unwrap();
+                if more.contains("close") {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// The body, one byte, of the answer that comes next.
+async fn next_body(client: &mut TcpStream) -> String {
+    let head = read_head(client).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    String::from_utf8(read_exact(client, 1).await).unwrap()
+}
+
+#[tokio::test]
+async fn requests_one_after_the_other_share_a_connection_to_their_backend() {
+    let (address, _backend) = numbering("").await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(MORE).await;
+    for _ in 0..3 {
+        assert_eq!(next_body(&mut client).await, "0");
+        client.write_all(MORE.as_bytes()).await.unwrap();
+    }
+    assert_eq!(next_body(&mut client).await, "0");
+    // Another client's, and one with a body that is there.
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
+    assert!(scene.ask(post).await.ends_with("\r\n\r\n0"));
+    let pools = scene.parts.policy.pools();
+    let kept = pools.iter().flat_map(|pool| pool.backends());
+    assert_eq!(kept.map(|backend| backend.kept.count()).sum::<usize>(), 1);
+}
+
+#[tokio::test]
+async fn two_requests_at_once_have_a_connection_each_and_answers_come_in_order() {
+    let (asked, mut asks) = mpsc::channel(8);
+    let (address, _backend) = backend(move |mut socket| {
+        let asked = asked.clone();
+        async move {
+            let mut body = [0; 3];
+            while !read_head(&mut socket).await.is_empty() {
+                socket.read_exact(&mut body).await.unwrap();
+                asked.send(body.to_vec()).await.unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+                socket.write_all(answer).await.unwrap();
+                socket.write_all(&body).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let post =
+        |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n{body}");
+    // Both requests and the start of a third in one write.
+    let all = [&post("one"), &post("two"), &post("thr")[..20]].concat();
+    let mut client = scene.send(all).await;
+    for body in ["one", "two"] {
+        read_head(&mut client).await;
+        assert_eq!(read_exact(&mut client, 3).await, body.as_bytes());
+        assert_eq!(asks.recv().await.unwrap(), body.as_bytes());
+    }
+    client
+        .write_all(&post("thr").as_bytes()[20..])
+        .await
+        .unwrap();
+    read_head(&mut client).await;
+    assert_eq!(read_exact(&mut client, 3).await, b"thr");
+}
+
+#[tokio::test]
+async fn a_connection_that_its_backend_closes_is_not_kept() {
+    let (address, _backend) = numbering("Connection: close\r\n").await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(MORE).await;
+    for number in ["0", "1", "2"] {
+        assert_eq!(next_body(&mut client).await, number);
+        client.write_all(MORE.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_was_closed_meanwhile_costs_its_request_nothing() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let (address, _backend) = backend(move |mut socket| {
+        let is_first = connections.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            read_head(&mut socket).await;
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
+            socket.write_all(answer).await.unwrap();
+            if is_first {
+                // Closes as the second request comes, before an answer: as a backend does that finds it idle for too long.
+                read_head(&mut socket).await;
+                return;
+            }
+            read_all(&mut socket).await;
+        }
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(MORE).await;
+    assert_eq!(next_body(&mut client).await, "1");
+    client.write_all(MORE.as_bytes()).await.unwrap();
+    assert_eq!(next_body(&mut client).await, "1");
+    assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_of_the_edge_itself_leaves_the_connection_open() {
+    let (address, _backend) = mirror().await;
+    let scene = Scene::before(&[address]).await;
+    let elsewhere = MORE.replace("GET /", "GET /metrics");
+    let mut client = scene.send(&elsewhere).await;
+    for _ in 0..2 {
+        let head = read_head(&mut client).await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+        assert_eq!(header(&head, "connection"), None);
+        let length = header(&head, "content-length").unwrap().parse().unwrap();
+        read_exact(&mut client, length).await;
+        client.write_all(elsewhere.as_bytes()).await.unwrap();
+    }
+    // One that cannot be understood is the last.
+    read_head(&mut client).await;
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(read_all(&mut client).await.contains("HTTP/1.1 400 "));
+}
