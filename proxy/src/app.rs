@@ -234,10 +234,12 @@ impl ServerApp for EdgeApp {
                 return None;
             }
             if let Some(protocol) = self.upgrade_to(&shape) {
+                let Ok(bytes) = carrier.begin_request(head, Unread::Bytes(0)) else {
+                    return None;
+                };
+                let (head, body) = (shape.head.with(bytes), shape.body);
                 // Its own future, so that the connection's is not as large as both.
-                let taking = self
-                    .upgrades
-                    .take_over(carrier, head, shape.body, protocol, pass);
+                let taking = self.upgrades.take_over(carrier, head, body, protocol, pass);
                 Box::pin(taking).await;
                 drop(counted);
                 return None;

@@ -7,20 +7,17 @@
 
 mod body;
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 
 use bytes::BytesMut;
-use http::{HeaderValue, Method, StatusCode};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use http::{Method, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use crate::app::find_end;
 use crate::carrier::Carrier;
 use crate::config::Timeouts;
 use crate::drain::Connections;
@@ -31,23 +28,12 @@ use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
 use crate::fields::{Answer, Fields, Request};
-use crate::forward::body::Body;
-use crate::http1::{AnswerHead, BadAnswer, RequestHead, write_own};
+pub(crate) use crate::forward::body::{Body, flush, pass_body};
+use crate::http1::{AnswerHead, AnswerReader, NoHead, RequestHead, write_own};
 use crate::pool::Backend;
 use crate::service::STALE_MAX;
 use crate::tunnel::Socket;
 use crate::upstream::{DialError, Dialer, HopByHop, Repeatable};
-
-/// The most that is read of an answer at once.
-const SCRATCH: usize = 64 * 1024;
-
-/// The most that the head of an answer may come to, which is kept until it is whole. Other proxies allow 8 to 64 KiB.
-const HEAD_MAX: usize = 64 * 1024;
-
-thread_local! {
-    /// Where all answers of this thread are read to.
-    static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
-}
 
 /// Sends requests on.
 pub(crate) struct Forward {
@@ -95,12 +81,10 @@ impl From<Refusal> for NoReply {
 enum Failed {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("the connection broke or ended before the answer")]
-    Broken(#[source] io::Error),
-    #[error("the head of the answer is larger than {HEAD_MAX} bytes")]
-    HeadTooLarge,
+    #[error("the request could not be sent")]
+    Unsent(#[source] io::Error),
     #[error(transparent)]
-    Bad(#[from] BadAnswer),
+    NoHead(#[from] NoHead),
     #[error("a 101 that nobody asked for")]
     Switched,
     #[error("no answer in time")]
@@ -179,13 +163,8 @@ impl Forward {
         let mut out = Vec::with_capacity(256 + body.len());
         write_own(&head, &body, method, last, &mut out);
         carrier.gather(out);
-        self.flush(carrier).await.is_ok().then_some(head.status)
-    }
-
-    /// Sends what was gathered, within `timeouts.downstream_write`.
-    async fn flush(&self, carrier: &mut Carrier) -> io::Result<()> {
-        let flushed = timeout(self.timeouts.downstream_write, carrier.flush()).await;
-        flushed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let flushed = flush(carrier, &self.timeouts).await;
+        flushed.is_ok().then_some(head.status)
     }
 }
 
@@ -264,7 +243,7 @@ impl Errand<'_> {
                     });
                 }
                 // That the backend has closed it meanwhile says nothing about the backend: once more, with another one.
-                Err(Failed::Broken(_))
+                Err(Failed::Unsent(_) | Failed::NoHead(NoHead::Broken(_)))
                     if is_kept && repeatable == Repeatable::Yes && self.stale < STALE_MAX =>
                 {
                     self.stale += 1;
@@ -286,67 +265,42 @@ impl Errand<'_> {
             socket.flush().await
         };
         match timeout(timeouts.upstream_write, sending).await {
-            Ok(sent) => sent.map_err(Failed::Broken)?,
+            Ok(sent) => sent.map_err(Failed::Unsent)?,
             Err(_) => return Err(Failed::Timeout),
         }
-        let mut come = Vec::new();
+        let mut reader = AnswerReader::default();
         loop {
-            let head = self.read_head(&mut socket, &mut come).await?;
+            let head = self.read_head(&mut socket, &mut reader).await?;
             let status = head.status();
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Failed::Switched);
             }
             if !status.is_informational() {
-                return Ok((head, come, socket));
+                return Ok((head, reader.into_rest(), socket));
             }
             // Nobody has asked for a 100: who waits for one is served elsewhere.
             if status != StatusCode::CONTINUE {
                 let mut out = Vec::new();
                 head.write(&mut out);
                 self.carrier.gather(out);
-                let flushed = self.forward.flush(self.carrier).await;
+                let flushed = flush(self.carrier, timeouts).await;
                 flushed.map_err(|_| Failed::ClientLeft)?;
             }
         }
     }
 
-    /// Reads one head; what comes behind it is left in `come`.
+    /// Reads one head, unless the client leaves.
     async fn read_head(
         &mut self,
         socket: &mut Socket,
-        come: &mut Vec<u8>,
+        reader: &mut AnswerReader,
     ) -> Result<AnswerHead, Failed> {
         let carrier = &mut *self.carrier;
-        let mut searched = 0;
-        let mut read = |cx: &mut Context<'_>| loop {
-            if let Some(end) = find_end(come, searched) {
-                let head = BytesMut::from(&come[..end]);
-                *come = come.split_off(end);
-                return Poll::Ready(Ok(AnswerHead::parse(head)?));
-            }
-            if HEAD_MAX <= come.len() {
-                return Poll::Ready(Err(Failed::HeadTooLarge));
-            }
-            searched = come.len().saturating_sub(2);
-            if carrier.poll_left(cx).is_ready() {
-                return Poll::Ready(Err(Failed::ClientLeft));
-            }
-            let count = SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-                let mut buffer = ReadBuf::new(scratch);
-                let read = Pin::new(&mut *socket).poll_read(cx, &mut buffer)?;
-                come.extend_from_slice(buffer.filled());
-                read.map(|()| Ok(buffer.filled().len()))
-            });
-            match ready!(count) {
-                Ok(0) => {
-                    let end = io::ErrorKind::UnexpectedEof;
-                    return Poll::Ready(Err(Failed::Broken(end.into())));
-                }
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(Failed::Broken(error))),
-            }
-        };
-        let head = timeout(self.forward.timeouts.upstream_read, poll_fn(&mut read)).await;
+        let read = poll_fn(|cx| match carrier.poll_left(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(Failed::ClientLeft)),
+            Poll::Pending => reader.poll(cx, socket).map_err(Failed::from),
+        });
+        let head = timeout(self.forward.timeouts.upstream_read, read).await;
         head.unwrap_or(Err(Failed::Timeout))
     }
 
@@ -360,7 +314,7 @@ impl Errand<'_> {
             }
             Failed::Dial(error) => return Ok(policy.dial_failed(&mut self.exchange, &error)?),
             Failed::Timeout => true,
-            Failed::Broken(_) | Failed::HeadTooLarge | Failed::Bad(_) | Failed::Switched => false,
+            Failed::Unsent(_) | Failed::NoHead(_) | Failed::Switched => false,
         };
         // A backend that is well may be slow with this request, and another would be as slow.
         let again = match timed_out && !backend.is_silent() {
@@ -404,18 +358,14 @@ impl Errand<'_> {
         let status = answer.status().as_u16();
         answer.remove_hop_by_hop();
         self.forward.policy.answered(&self.exchange, &mut answer);
-        let mut body = Body::new(framing);
-        if body.is_wrapped() {
-            answer.append("Transfer-Encoding", HeaderValue::from_static("chunked"));
-        }
         let last = self.closes || self.forward.connections.is_draining();
-        if last {
-            answer.append("Connection", HeaderValue::from_static("close"));
-        }
+        let mut body = Body::new(framing);
+        body.announce(&mut answer, last);
         let mut out = Vec::with_capacity(512 + early.len());
         answer.write(&mut out);
         self.carrier.gather(out);
-        let passed = self.pass_body(&mut body, &early, socket).await;
+        let timeouts = &self.forward.timeouts;
+        let passed = pass_body(self.carrier, timeouts, &mut body, &early, socket).await;
         let error = match passed {
             Ok(Some(socket)) if persists => {
                 let tls = self.exchange.tls();
@@ -429,55 +379,6 @@ impl Errand<'_> {
         match error {
             None => After::answer(true, last),
             Some(_) => After::Lost,
-        }
-    }
-
-    /// Passes the body on as it comes. Gives the connection back if nothing but the body has come on it.
-    async fn pass_body(
-        &mut self,
-        body: &mut Body,
-        early: &[u8],
-        mut socket: Socket,
-    ) -> Result<Option<Socket>, &'static str> {
-        const WRONG_CHUNK: &str = "the backend sent a wrong chunk";
-        const CLIENT_LEFT: &str = "the client left before the end of the answer";
-        let timeouts = &self.forward.timeouts;
-        let mut surplus = false;
-        if !early.is_empty() {
-            let piece = body.take(early).map_err(|_| WRONG_CHUNK)?;
-            surplus = piece.is_part_of(early);
-            self.carrier.gather(piece.as_ref().to_vec());
-        }
-        loop {
-            if self.forward.flush(self.carrier).await.is_err() {
-                return Err(CLIENT_LEFT);
-            }
-            if body.is_over() {
-                return Ok((!surplus && !body.is_wrapped()).then_some(socket));
-            }
-            let carrier = &mut *self.carrier;
-            let mut pass = |cx: &mut Context<'_>| {
-                if carrier.poll_left(cx).is_ready() {
-                    return Poll::Ready(Err(CLIENT_LEFT));
-                }
-                SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-                    let mut buffer = ReadBuf::new(scratch);
-                    let read = ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
-                    let come = buffer.filled();
-                    if read.is_err() || (come.is_empty() && !body.is_wrapped()) {
-                        return Poll::Ready(Err("the backend failed before the end of its answer"));
-                    }
-                    let Ok(piece) = body.take(come) else {
-                        return Poll::Ready(Err(WRONG_CHUNK));
-                    };
-                    surplus = piece.is_part_of(come);
-                    Poll::Ready(carrier.pass(cx, piece.as_ref()).map_err(|_| CLIENT_LEFT))
-                })
-            };
-            match timeout(timeouts.upstream_read, poll_fn(&mut pass)).await {
-                Ok(passed) => passed?,
-                Err(_) => return Err("the backend did not go on with its answer in time"),
-            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! dozen headers, and to look at each costs less than to hash one.
 
 mod answer;
+mod reading;
 mod request;
 
 use bytes::BytesMut;
@@ -14,6 +15,7 @@ pub(crate) use crate::http1::answer::AnswerHead;
 pub(crate) use crate::http1::answer::BadAnswer;
 pub(crate) use crate::http1::answer::Framing;
 pub(crate) use crate::http1::answer::write_own;
+pub(crate) use crate::http1::reading::{AnswerReader, NoHead, poll_come};
 pub(crate) use crate::http1::request::RequestHead;
 pub(crate) use crate::http1::request::RequestLine;
 
@@ -93,15 +95,19 @@ impl<L> Parsed<L> {
 }
 
 impl<L> Head<L> {
-    /// Writes the headers, and the empty line behind them.
-    fn write_fields(&self, out: &mut Vec<u8>) {
+    /// All headers, by name and value.
+    fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let came = self.came.iter().map(|line| {
             let part = |span: Span| span.in_head(&self.bytes);
             (part(line.name), part(line.value))
         });
         let added = self.added.iter();
-        let added = added.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        for (name, value) in came.chain(added) {
+        came.chain(added.map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+    }
+
+    /// Writes the headers, and the empty line behind them.
+    fn write_fields(&self, out: &mut Vec<u8>) {
+        for (name, value) in self.fields() {
             out.extend_from_slice(name);
             out.extend_from_slice(b": ");
             out.extend_from_slice(value);

@@ -6,26 +6,25 @@
 mod over_h2;
 mod record;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use http::HeaderValue;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
-use pingora::{Error, ErrorType, OrErr};
-use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
 
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
-use crate::carrier::peer_of;
-use crate::carrier::scheme_of;
 use crate::config::Timeouts;
 use crate::error::Refusal;
 use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
+use crate::fields::{Answer, Request};
+use crate::forward::{Body, flush, pass_body};
+use crate::http1::{RequestHead, write_own};
 use crate::limits::Pass;
 use crate::pool::TunnelCount;
 pub(crate) use crate::takeover::over_h2::asks_for_websocket;
@@ -37,12 +36,10 @@ use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelParts;
 use crate::tunnel::Tunnels;
-use crate::upstream::AskLimits;
 use crate::upstream::Asked;
 use crate::upstream::Dialer;
 use crate::upstream::HandshakeError;
 use crate::upstream::HopByHop;
-use crate::upstream::RefusedUpgrade;
 use crate::upstream::ask;
 
 /// Takes upgrades over.
@@ -55,13 +52,8 @@ pub(crate) struct Takeover {
 
 /// The answer to an upgrade.
 enum Reply {
-    Switched {
-        response: Box<ResponseHeader>,
-        socket: Socket,
-        early: Vec<u8>,
-        count: TunnelCount,
-    },
-    Refused(RefusedUpgrade),
+    Switched(Asked, TunnelCount),
+    Refused(Asked),
 }
 
 /// What became of asking one backend.
@@ -69,99 +61,57 @@ enum Attempt {
     /// It answered, and its answer counts.
     Over(Reply),
     /// It would not, and another may be asked before its answer is passed on.
-    Refused(RefusedUpgrade),
+    Refused(Asked),
     /// It gave no answer, and another may be asked.
     Failed,
 }
 
+/// What is said of a client that did not wait for its answer.
+const CLIENT_LEFT: &str = "the client left before the answer";
+
 impl Takeover {
-    /// Serves the upgrade at the start of `carrier.ahead`, whatever comes of it.
+    /// Serves the upgrade whose head is `head`, whatever comes of it. What came behind it is in `carrier.ahead`.
     pub(crate) async fn take_over(
         &self,
         mut carrier: Carrier,
-        head: usize,
+        head: RequestHead,
         body: Unread,
         protocol: String,
         pass: Pass,
     ) {
-        let Ok(request) = carrier.begin_request(head, Unread::Bytes(0)) else {
-            return;
-        };
-        let mut downstream = ServerSession::new_http1(Box::new(carrier));
-        downstream.set_read_timeout(Some(self.timeouts.head));
-        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
-        downstream.set_pipelined_prefix(request);
-        if !matches!(downstream.read_request().await, Ok(true)) {
-            return self
-                .answer_unadmitted(downstream, Refusal::Malformed("not HTTP"))
-                .await;
-        }
-        self.serve(downstream, body, protocol, pass).await;
-    }
-
-    /// As [`Takeover::take_over`], for a request that somebody else has read: `request` without a body, and what came behind it
-    /// in `carrier.ahead`.
-    pub(crate) async fn take_over_read(
-        &self,
-        carrier: Carrier,
-        request: RequestHeader,
-        protocol: String,
-        pass: Pass,
-    ) {
-        let mut downstream = ServerSession::new_http1(Box::new(carrier));
-        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
-        if !set_request(&mut downstream, request).await {
-            return;
-        }
-        self.serve(downstream, Unread::Bytes(0), protocol, pass)
-            .await;
-    }
-
-    /// Serves an upgrade whose head has been read. `downstream` stands on a [`Carrier`].
-    async fn serve(
-        &self,
-        mut downstream: ServerSession,
-        body: Unread,
-        protocol: String,
-        pass: Pass,
-    ) {
-        if let Err(refusal) = check(downstream.req_header(), body, &protocol) {
-            return self.answer_unadmitted(downstream, refusal).await;
-        }
-        let admitted = self.policy.admit(
-            downstream.req_header(),
-            peer_of(&downstream),
-            scheme_of(&downstream),
-        );
+        let (peer, scheme) = carrier.origin();
+        let admitted = check(&head, body, &protocol);
+        let admitted = admitted.and_then(|()| self.policy.admit(&head, peer, scheme));
         let mut exchange = match admitted {
             Ok(exchange) => exchange,
-            Err(refusal) => return self.answer_unadmitted(downstream, refusal).await,
+            Err(refusal) => {
+                let status = self.answer(&mut carrier, &head, refusal).await;
+                self.policy.log_unread(Some(peer), status.unwrap_or(499));
+                return carrier.linger().await;
+            }
         };
         let tunnel = match self.policy.admit_tunnel(&exchange) {
             Ok(tunnel) => tunnel,
-            Err(refusal) => return self.answer_finally(downstream, &exchange, refusal).await,
+            Err(refusal) => {
+                return self
+                    .answer_finally(carrier, &head, &exchange, refusal)
+                    .await;
+            }
         };
-        let request = downstream.req_header().clone();
+        let mut request = head;
         let reply = tokio::select! {
             biased;
-            reply = self.ask_backends(&mut exchange, request, &protocol) => reply,
-            // Ready only if the client leaves: its early bytes are kept by the carrier.
-            _ = downstream.read_body_or_idle(true) => {
-                let gone = Outcome { status: Some(499), error: Some("the client left before the answer"), ..Outcome::default() };
+            reply = self.ask_backends(&mut exchange, &mut request, &protocol) => reply,
+            // Its early bytes are kept by the carrier.
+            () = poll_fn(|cx| carrier.poll_left(cx)) => {
+                let gone = Outcome { status: Some(499), error: Some(CLIENT_LEFT), ..Outcome::default() };
                 return self.policy.log(&exchange, gone);
             }
         };
         match reply {
-            Ok(Reply::Switched {
-                response,
-                socket,
-                early,
-                count,
-            }) => {
+            Ok(Reply::Switched(asked, count)) => {
                 let opened = Opened {
-                    response,
-                    socket,
-                    early,
+                    asked,
                     count,
                     protocol,
                     places: Places {
@@ -170,10 +120,15 @@ impl Takeover {
                         _at_backend: exchange.take_slot(),
                     },
                 };
-                self.open_tunnel(downstream, exchange, opened).await;
+                self.open_tunnel(carrier, exchange, opened).await;
             }
-            Ok(Reply::Refused(refused)) => self.pass_on(downstream, &exchange, refused).await,
-            Err(refusal) => self.answer_finally(downstream, &exchange, refusal).await,
+            Ok(Reply::Refused(refused)) => {
+                self.pass_on(carrier, &request, &exchange, refused).await;
+            }
+            Err(refusal) => {
+                self.answer_finally(carrier, &request, &exchange, refusal)
+                    .await;
+            }
         }
     }
 
@@ -181,13 +136,15 @@ impl Takeover {
     async fn ask_backends(
         &self,
         exchange: &mut Exchange,
-        request: RequestHeader,
+        request: &mut RequestHead,
         protocol: &str,
     ) -> Result<Reply, Refusal> {
-        let request = upgrade_request(request, protocol)?;
+        let malformed = |_| Refusal::Malformed("the request cannot be passed on");
+        request.remove_hop_by_hop();
+        request.set_upgrade(HeaderValue::from_str(protocol).map_err(malformed)?);
         let mut kept = None;
         loop {
-            match self.ask_one(exchange, request.clone(), protocol).await {
+            match self.ask_one(exchange, request, protocol).await {
                 Ok(Attempt::Over(reply)) => return Ok(reply),
                 Ok(Attempt::Failed) => {}
                 Ok(Attempt::Refused(refused)) => kept = Some((refused, exchange.choice())),
@@ -205,13 +162,9 @@ impl Takeover {
     async fn ask_one(
         &self,
         exchange: &mut Exchange,
-        mut request: RequestHeader,
+        request: &mut RequestHead,
         protocol: &str,
     ) -> Result<Attempt, Refusal> {
-        let limits = AskLimits {
-            answer: self.timeouts.upgrade,
-            read: self.timeouts.upstream_read,
-        };
         self.policy.attempt_is_due(exchange).await?;
         let backend = self.policy.choose(exchange)?;
         let socket = match self.dialer.dial(&backend.address, exchange.tls()).await {
@@ -221,25 +174,20 @@ impl Takeover {
                 return Ok(Attempt::Failed);
             }
         };
-        self.policy.prepare(exchange, &mut request);
+        self.policy.prepare(exchange, request);
+        let mut written = Vec::with_capacity(1024);
+        request.write(&mut written);
         let asked = tokio::select! {
             biased;
-            asked = ask(socket, request, protocol, limits) => asked,
+            asked = ask(socket, &written, protocol, self.timeouts.upgrade) => asked,
             () = backend.falls_silent() => Err(HandshakeError::GivenUp),
         };
         match asked {
-            Ok(Asked::Switched {
-                response,
-                socket,
-                early,
-            }) => Ok(Attempt::Over(Reply::Switched {
-                response,
-                socket,
-                early,
-                count: backend.open_tunnel(),
-            })),
-            Ok(Asked::Refused(refused)) => {
-                let status = refused.response.status;
+            Ok(asked) if asked.has_switched() => {
+                Ok(Attempt::Over(Reply::Switched(asked, backend.open_tunnel())))
+            }
+            Ok(refused) => {
+                let status = refused.answer.status();
                 if self.policy.upgrade_refused(exchange, status) {
                     Ok(Attempt::Refused(refused))
                 } else {
@@ -251,7 +199,9 @@ impl Takeover {
                 let (again, refusal) = match error {
                     HandshakeError::Timeout(_) => (Again::Forbidden, Refusal::BackendTimeout),
                     HandshakeError::GivenUp => (exchange.again(), Refusal::BackendTimeout),
-                    HandshakeError::Broken(_) | HandshakeError::OtherProtocol(_) => {
+                    HandshakeError::Unsent(_)
+                    | HandshakeError::NoHead(_)
+                    | HandshakeError::OtherProtocol(_) => {
                         (exchange.again(), Refusal::BackendFailed)
                     }
                 };
@@ -262,30 +212,22 @@ impl Takeover {
     }
 
     /// Sends the 101 and leaves the two sockets to a task of their own.
-    async fn open_tunnel(&self, mut downstream: ServerSession, exchange: Exchange, opened: Opened) {
+    async fn open_tunnel(&self, mut carrier: Carrier, exchange: Exchange, opened: Opened) {
         let Opened {
-            mut response,
-            socket,
-            early,
+            asked,
             count,
             protocol,
             places,
         } = opened;
-        response.remove_hop_by_hop();
+        let mut answer = asked.answer;
+        answer.remove_hop_by_hop();
         let upgraded = HeaderValue::from_str(&protocol);
-        response.set_upgrade(upgraded.expect("it came in a header"));
-        self.policy.answered(&exchange, &mut *response);
-        let sent = self
-            .written(downstream.write_response_header(response))
-            .await;
-        let Some(mut carrier) = carrier_of(downstream) else {
-            return;
-        };
-        let sent = match sent {
-            Ok(()) => self.written(flush(&mut carrier)).await,
-            failed => failed,
-        };
-        if let Err(error) = sent {
+        answer.set_upgrade(upgraded.expect("it came in a header"));
+        self.policy.answered(&exchange, &mut answer);
+        let mut out = Vec::with_capacity(512);
+        answer.write(&mut out);
+        carrier.gather(out);
+        if let Err(error) = flush(&mut carrier, &self.timeouts).await {
             let error = error.to_string();
             return self.policy.log(
                 &exchange,
@@ -300,9 +242,9 @@ impl Takeover {
         let mut client_early = ahead.to_vec();
         let parts = TunnelParts {
             client: Socket::from_pingora(stream, &mut client_early),
-            backend: socket,
+            backend: asked.socket,
             client_early,
-            backend_early: early,
+            backend_early: asked.early,
             protocol: if protocol == "websocket" {
                 Protocol::WebSocket
             } else {
@@ -320,113 +262,77 @@ impl Takeover {
     /// Passes on an answer that is no 101, as it comes.
     async fn pass_on(
         &self,
-        mut downstream: ServerSession,
+        mut carrier: Carrier,
+        request: &RequestHead,
         exchange: &Exchange,
-        mut refused: RefusedUpgrade,
+        refused: Asked,
     ) {
-        let mut response = refused.response.clone();
-        response.remove_hop_by_hop();
-        self.policy.answered_refusing(exchange, &mut *response);
-        let status = response.status.as_u16();
-        let passed = async {
-            downstream.set_keepalive(None);
-            self.written(downstream.write_response_header(response))
-                .await?;
-            while let Some(piece) = refused.read_body().await? {
-                self.written(downstream.write_response_body(piece, false))
-                    .await?;
-            }
-            self.written(downstream.finish_body()).await
-        }
-        .await;
-        let error = passed.err().map(|error| error.to_string());
-        let bytes_out = downstream.body_bytes_sent() as u64;
+        let mut answer = refused.answer;
+        let Ok(framing) = answer.framing(request.method()) else {
+            let refusal = Refusal::BackendFailed;
+            return self
+                .answer_finally(carrier, request, exchange, refusal)
+                .await;
+        };
+        answer.remove_hop_by_hop();
+        self.policy.answered_refusing(exchange, &mut answer);
+        let mut body = Body::new(framing);
+        body.announce(&mut answer, true);
+        let mut out = Vec::with_capacity(512);
+        answer.write(&mut out);
+        carrier.gather(out);
+        let (early, socket) = (&refused.early, refused.socket);
+        let passed = pass_body(&mut carrier, &self.timeouts, &mut body, early, socket).await;
         self.policy.log(
             exchange,
             Outcome {
-                status: Some(status),
+                status: Some(answer.status().as_u16()),
                 bytes_in: 0,
-                bytes_out,
-                error: error.as_deref(),
+                bytes_out: body.content(),
+                error: passed.err(),
             },
         );
-        close(downstream).await;
-    }
-
-    async fn answer_unadmitted(&self, mut downstream: ServerSession, refusal: Refusal) {
-        let peer = peer_of(&downstream);
-        let status = self.answer(&mut downstream, refusal).await;
-        self.policy.log_unread(Some(peer), status.unwrap_or(499));
-        close(downstream).await;
+        carrier.linger().await;
     }
 
     /// Answers a request that goes nowhere any more, and closes its connection.
     async fn answer_finally(
         &self,
-        mut downstream: ServerSession,
+        mut carrier: Carrier,
+        request: &RequestHead,
         exchange: &Exchange,
         refusal: Refusal,
     ) {
         let error = refusal.to_string();
-        let status = self.answer(&mut downstream, refusal).await;
+        let status = self.answer(&mut carrier, request, refusal).await;
         let outcome = Outcome {
             status,
             error: Some(&error),
             ..Outcome::default()
         };
         self.policy.log(exchange, outcome);
-        close(downstream).await;
+        carrier.linger().await;
     }
 
     /// Answers for the last time. The status, if the client was there to get it.
-    async fn answer(&self, downstream: &mut ServerSession, refusal: Refusal) -> Option<u16> {
-        let (head, body) = self.policy.own_answer(refusal);
-        let status = head.status.as_u16();
-        downstream.set_keepalive(None);
-        let answered = self.written(async {
-            downstream.write_response_header(head).await?;
-            downstream.write_response_body(body, true).await
-        });
-        answered.await.is_ok().then_some(status)
-    }
-
-    /// What comes of one write to the client, which may be stuck for `timeouts.downstream_write`: Pingora sees to that for
-    /// bodies alone.
-    async fn written<T>(
+    async fn answer(
         &self,
-        write: impl Future<Output = pingora::Result<T>>,
-    ) -> pingora::Result<T> {
-        let done = timeout(self.timeouts.downstream_write, write).await;
-        done.unwrap_or_else(|_| {
-            Error::e_explain(ErrorType::WriteTimedout, "the client takes nothing")
-        })
-    }
-}
-
-async fn flush(carrier: &mut Carrier) -> pingora::Result<()> {
-    let flushed = carrier.flush().await;
-    flushed.or_err(ErrorType::WriteError, "flushing the 101")
-}
-
-fn carrier_of(downstream: ServerSession) -> Option<Carrier> {
-    match downstream {
-        ServerSession::H1(session) => Carrier::from_pingora(session.into_inner()),
-        _ => None,
-    }
-}
-
-/// Closes the connection once its last answer is written.
-async fn close(downstream: ServerSession) {
-    if let Some(carrier) = carrier_of(downstream) {
-        carrier.linger().await;
+        carrier: &mut Carrier,
+        request: &RequestHead,
+        refusal: Refusal,
+    ) -> Option<u16> {
+        let (head, body) = self.policy.own_answer(refusal);
+        let mut out = Vec::with_capacity(256);
+        write_own(&head, &body, request.method(), true, &mut out);
+        carrier.gather(out);
+        let flushed = flush(carrier, &self.timeouts).await;
+        flushed.is_ok().then_some(head.status.as_u16())
     }
 }
 
 /// An upgrade that a backend has agreed to.
 struct Opened {
-    response: Box<ResponseHeader>,
-    socket: Socket,
-    early: Vec<u8>,
+    asked: Asked,
     count: TunnelCount,
     protocol: String,
     places: Places,
@@ -456,20 +362,12 @@ pub(crate) fn can_begin(method: &str, protocol: &str) -> bool {
 /// # Errors
 ///
 /// [`Refusal::Malformed`].
-pub(crate) fn check(request: &RequestHeader, body: Unread, protocol: &str) -> Result<(), Refusal> {
+pub(crate) fn check(request: &impl Request, body: Unread, protocol: &str) -> Result<(), Refusal> {
     if body != Unread::Bytes(0) {
         return Err(Refusal::Malformed("an upgrade with a body"));
     }
-    if !can_begin(request.method.as_str(), protocol) {
+    if !can_begin(request.method().as_str(), protocol) {
         return Err(Refusal::Malformed("a websocket upgrade that is no GET"));
     }
     Ok(())
-}
-
-/// The request as every backend gets it, but for who the client is.
-fn upgrade_request(mut request: RequestHeader, protocol: &str) -> Result<RequestHeader, Refusal> {
-    request.remove_hop_by_hop();
-    let malformed = |_| Refusal::Malformed("the request cannot be passed on");
-    request.set_upgrade(HeaderValue::from_str(protocol).map_err(malformed)?);
-    Ok(request)
 }

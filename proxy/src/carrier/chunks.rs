@@ -80,11 +80,21 @@ impl Chunks {
     ///
     /// [`ChunkError`] as soon as it cannot be a body in chunks; it may not be followed any further.
     pub(crate) fn follow(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
+        self.follow_to(bytes, |_| {})
+    }
+
+    /// As [`Chunks::follow`], and gives the content in them to `take`.
+    pub(crate) fn follow_to(
+        &mut self,
+        bytes: &[u8],
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<usize, ChunkError> {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
             if self.place == Place::Data {
                 let left = usize::try_from(self.size).unwrap_or(usize::MAX);
                 let part = left.min(bytes.len() - at);
+                take(&bytes[at..at + part]);
                 at += part;
                 self.size -= part as u64;
                 self.content += part as u64;

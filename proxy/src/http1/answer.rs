@@ -3,7 +3,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use pingora::ErrorType::InvalidHTTPHeader;
+use pingora::OrErr;
 use pingora::http::ResponseHeader;
 
 use crate::carrier::Chunks;
@@ -116,6 +118,17 @@ impl AnswerHead {
             return Err(BadAnswer::Length);
         }
         length.map(Framing::Bytes).ok_or(BadAnswer::Length)
+    }
+
+    /// The same head as Pingora has it, with another status if HTTP/2 has one.
+    pub(crate) fn to_pingora(&self, status: StatusCode) -> pingora::Result<ResponseHeader> {
+        let mut head = ResponseHeader::build_no_case(status, None)?;
+        for (name, value) in self.fields() {
+            let name = HeaderName::from_bytes(name).or_err(InvalidHTTPHeader, "a name")?;
+            let value = HeaderValue::from_bytes(value).or_err(InvalidHTTPHeader, "a value")?;
+            head.append_header(name, value)?;
+        }
+        Ok(head)
     }
 
     /// Writes it as the client gets it.

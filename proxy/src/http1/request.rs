@@ -1,10 +1,14 @@
 //! The head of a request.
 
+use std::mem::MaybeUninit;
+
+use bytes::BytesMut;
 use http::{Method, Version};
 use httparse::Request as Found;
+use pingora::http::RequestHeader;
 
 use crate::fields::Request;
-use crate::http1::{Head, Parsed, Span};
+use crate::http1::{HEADERS_MAX, Head, Parsed, Span};
 use crate::target::Target;
 
 /// What stands in the first line of a request.
@@ -41,6 +45,25 @@ impl Parsed<RequestLine> {
 }
 
 impl RequestHead {
+    /// The same head as Pingora has it; `None` if it is not one of HTTP/1.1.
+    pub(crate) fn of(request: &RequestHeader) -> Option<Self> {
+        let mut bytes = BytesMut::new();
+        for part in [request.method.as_str().as_bytes(), b" ", request.raw_path()] {
+            bytes.extend_from_slice(part);
+        }
+        bytes.extend_from_slice(b" HTTP/1.1\r\n");
+        request.header_to_h1_wire(&mut bytes);
+        bytes.extend_from_slice(b"\r\n");
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut found = Found::new(&mut []);
+        let parsed = found.parse_with_uninit_headers(&bytes, &mut headers);
+        match parsed {
+            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+            _ => return None,
+        }
+        Some(Parsed::request(&found, &bytes)?.with(bytes))
+    }
+
     /// Writes it as a backend gets it.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.line.method.as_str().as_bytes());
@@ -104,7 +127,6 @@ impl Request for RequestHead {
 
 #[cfg(test)]
 mod tests {
-    use bytes::BytesMut;
     use http::HeaderValue;
 
     use super::*;

@@ -15,6 +15,7 @@ use pingora_proxy::Session;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::error::Refusal;
+use crate::http1::RequestHead;
 use crate::limits::Pass;
 use crate::takeover::Takeover;
 use crate::takeover::can_begin;
@@ -79,10 +80,12 @@ impl Mounted {
         let taken = std::mem::replace(downstream.as_downstream_mut(), left_behind);
         if let ServerSession::H1(session) = taken
             && let Some(carrier) = carrier_of(session).await
+            && let Some(head) = RequestHead::of(&request)
         {
+            let nothing = Unread::Bytes(0);
             let serving = self
                 .upgrades
-                .take_over_read(carrier, request, protocol, pass);
+                .take_over(carrier, head, nothing, protocol, pass);
             serving.await;
         }
     }

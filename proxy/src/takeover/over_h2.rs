@@ -13,19 +13,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use h2::ext::Protocol as Wanted;
-use http::header::{HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{Method, StatusCode, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderValue, Method, StatusCode, Version};
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
+use pingora::{Error, ErrorType, OrErr};
 use tokio::io::{AsyncRead, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, duplex};
+use tokio::time::timeout;
 
 use crate::carrier::{peer_of, scheme_of};
 use crate::error::Refusal;
 use crate::exchange::{Exchange, Outcome};
+use crate::fields::{Answer, Fields, Request};
+use crate::forward::Body;
+use crate::http1::{AnswerHead, RequestHead, poll_come};
 use crate::takeover::record::{Places, Record, carry};
-use crate::takeover::{Reply, Takeover};
+use crate::takeover::{CLIENT_LEFT, Reply, Takeover};
 use crate::tunnel::{Protocol, Socket, Tunnel, TunnelParts};
-use crate::upstream::{HopByHop, RefusedUpgrade};
+use crate::upstream::{Asked, HopByHop};
 
 const WEBSOCKET: &str = "websocket";
 
@@ -44,23 +48,22 @@ pub(crate) fn asks_for_websocket(request: &RequestHeader) -> bool {
 }
 
 /// The same request as a client of HTTP/1.1 would have sent it (RFC 8441, 5.1).
-fn as_upgrade(mut request: RequestHeader) -> Result<RequestHeader, Refusal> {
-    let malformed = |_| Refusal::Malformed("the request cannot be passed on");
+fn as_upgrade(mut request: RequestHeader) -> Result<RequestHead, Refusal> {
     request.set_method(Method::GET);
     request.set_version(Version::HTTP_11);
-    if let Some(authority) = request.uri.authority() {
-        let host = authority.to_string();
-        request.insert_header(HOST, host).map_err(malformed)?;
-    }
     let key = STANDARD.encode(fastrand::u128(..).to_ne_bytes());
-    request
-        .insert_header(SEC_WEBSOCKET_KEY, key)
-        .map_err(malformed)?;
+    let host = request.uri.authority().map(ToString::to_string);
+    let host = host.map(HeaderValue::try_from).transpose();
+    let (Ok(host), Ok(key)) = (host, HeaderValue::try_from(key)) else {
+        return Err(Refusal::Malformed("the host is not one"));
+    };
+    if let Some(host) = host {
+        request.set("Host", host);
+    }
+    request.set("Sec-WebSocket-Key", key);
     // Whoever asks for a tunnel is known by it.
-    request
-        .insert_header(UPGRADE, WEBSOCKET)
-        .map_err(malformed)?;
-    Ok(request)
+    request.set("Upgrade", HeaderValue::from_static(WEBSOCKET));
+    RequestHead::of(&request).ok_or(Refusal::Malformed("the request cannot be passed on"))
 }
 
 impl Takeover {
@@ -70,7 +73,7 @@ impl Takeover {
     ///
     /// Dropping it ends the stream; the tunnel takes that for a client that has left.
     pub(crate) async fn take_over_stream(&self, downstream: &mut ServerSession) {
-        let request = match as_upgrade(downstream.req_header().clone()) {
+        let mut request = match as_upgrade(downstream.req_header().clone()) {
             Ok(request) => request,
             Err(refusal) => return self.answer_stream(downstream, None, refusal).await,
         };
@@ -89,21 +92,16 @@ impl Takeover {
         };
         let reply = tokio::select! {
             biased;
-            reply = self.ask_backends(&mut exchange, request, WEBSOCKET) => reply,
+            reply = self.ask_backends(&mut exchange, &mut request, WEBSOCKET) => reply,
             // Ready only if the client gives the stream up: it sends nothing before it has an answer.
             _ = downstream.read_body_or_idle(true) => {
-                let gone = Outcome { status: Some(499), error: Some("the client left before the answer"), ..Outcome::default() };
+                let gone = Outcome { status: Some(499), error: Some(CLIENT_LEFT), ..Outcome::default() };
                 return self.policy.log(&exchange, gone);
             }
         };
         match reply {
-            Ok(Reply::Switched {
-                response,
-                socket,
-                early,
-                count,
-            }) => {
-                if !self.say_open(downstream, &exchange, *response).await {
+            Ok(Reply::Switched(asked, count)) => {
+                if !self.say_open(downstream, &exchange, asked.answer).await {
                     return;
                 }
                 let places = Places {
@@ -114,9 +112,9 @@ impl Takeover {
                 let (near, far) = duplex(PIPE);
                 let parts = TunnelParts {
                     client: Socket::Wrapped(Box::new(far)),
-                    backend: socket,
+                    backend: asked.socket,
                     client_early: Vec::new(),
-                    backend_early: early,
+                    backend_early: asked.early,
                     protocol: Protocol::WebSocket,
                     entry: self.tunnels.register(),
                 };
@@ -130,7 +128,8 @@ impl Takeover {
                 pump(downstream, near).await;
             }
             Ok(Reply::Refused(refused)) => {
-                self.pass_on_stream(downstream, &exchange, refused).await;
+                self.pass_on_stream(downstream, &request, &exchange, refused)
+                    .await;
             }
             Err(refusal) => {
                 self.answer_stream(downstream, Some(&exchange), refusal)
@@ -144,15 +143,17 @@ impl Takeover {
         &self,
         downstream: &mut ServerSession,
         exchange: &Exchange,
-        mut response: ResponseHeader,
+        mut answer: AnswerHead,
     ) -> bool {
-        response.remove_hop_by_hop();
-        response.remove_header(&SEC_WEBSOCKET_ACCEPT);
-        self.policy.answered(exchange, &mut response);
-        // A status of its own head is always valid.
-        let _ = response.set_status(StatusCode::OK);
-        let written = downstream.write_response_header(Box::new(response)).await;
-        if let Err(error) = &written {
+        answer.remove_hop_by_hop();
+        answer.remove_if(|name| name.eq_ignore_ascii_case("sec-websocket-accept"));
+        self.policy.answered(exchange, &mut answer);
+        let told = async {
+            let head = answer.to_pingora(StatusCode::OK)?;
+            downstream.write_response_header(Box::new(head)).await
+        }
+        .await;
+        if let Err(error) = &told {
             let error = error.to_string();
             let outcome = Outcome {
                 status: Some(499),
@@ -161,36 +162,75 @@ impl Takeover {
             };
             self.policy.log(exchange, outcome);
         }
-        written.is_ok()
+        told.is_ok()
     }
 
     /// Passes on an answer that is no 101, as it comes.
     async fn pass_on_stream(
         &self,
         downstream: &mut ServerSession,
+        request: &RequestHead,
         exchange: &Exchange,
-        mut refused: RefusedUpgrade,
+        refused: Asked,
     ) {
-        let mut response = refused.response.clone();
-        response.remove_hop_by_hop();
-        self.policy.answered_refusing(exchange, &mut *response);
-        let status = response.status.as_u16();
-        let passed = async {
-            downstream.write_response_header(response).await?;
-            while let Some(piece) = refused.read_body().await? {
-                downstream.write_response_body(piece, false).await?;
-            }
-            downstream.write_response_body(Bytes::new(), true).await
-        }
-        .await;
-        let error = passed.err().map(|error| error.to_string());
+        let mut answer = refused.answer;
+        let Ok(framing) = answer.framing(request.method()) else {
+            let refusal = Refusal::BackendFailed;
+            return self
+                .answer_stream(downstream, Some(exchange), refusal)
+                .await;
+        };
+        answer.remove_hop_by_hop();
+        // What frames a body over HTTP/1 has no place in HTTP/2 (RFC 9113, 8.2.2).
+        answer.remove_if(|name| name.eq_ignore_ascii_case("transfer-encoding"));
+        self.policy.answered_refusing(exchange, &mut answer);
+        let passed = self.pass_stream(
+            downstream,
+            &answer,
+            Body::new(framing),
+            refused.early,
+            refused.socket,
+        );
+        let error = passed.await.err().map(|error| error.to_string());
         let outcome = Outcome {
-            status: Some(status),
+            status: Some(answer.status().as_u16()),
             bytes_out: downstream.body_bytes_sent() as u64,
             error: error.as_deref(),
             ..Outcome::default()
         };
         self.policy.log(exchange, outcome);
+    }
+
+    /// Passes on `answer` and its body, of which `come` has come.
+    async fn pass_stream(
+        &self,
+        downstream: &mut ServerSession,
+        answer: &AnswerHead,
+        mut body: Body,
+        mut come: Vec<u8>,
+        mut socket: Socket,
+    ) -> pingora::Result<()> {
+        let broken = |why| Error::explain(ErrorType::ConnectionClosed, why);
+        let head = answer.to_pingora(answer.status())?;
+        downstream.write_response_header(Box::new(head)).await?;
+        loop {
+            let content = body.take_content(&come);
+            let content = content.or_err(ErrorType::InvalidHTTPHeader, "a wrong chunk")?;
+            if !content.is_empty() {
+                let content = Bytes::from(content);
+                downstream.write_response_body(content, false).await?;
+            }
+            if body.is_over() {
+                return downstream.write_response_body(Bytes::new(), true).await;
+            }
+            let reading = poll_fn(|cx| poll_come(&mut socket, cx, |data, _| data.to_vec()));
+            let read = timeout(self.timeouts.upstream_read, reading).await;
+            let read = read.map_err(|_| broken("the backend did not go on in time"))?;
+            come = read.or_err(ErrorType::ReadError, "the backend failed")?;
+            if come.is_empty() && !body.is_wrapped() {
+                return Err(broken("the backend failed before the end of its answer"));
+            }
+        }
     }
 
     async fn answer_stream(

@@ -4,11 +4,13 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
-use pingora::http::{RequestHeader, ResponseHeader};
+use bytes::BytesMut;
 
+use crate::app::shape;
 use crate::config::Config;
 use crate::exchange::Policy;
+use crate::fields::Fields;
+use crate::http1::{AnswerHead, RequestHead};
 use crate::parts::Parts;
 use crate::pool::ProbeResult;
 use crate::scheme::Scheme;
@@ -47,11 +49,9 @@ fn parts() -> Parts {
 }
 
 /// What a browser sends, with `cookie` beside one of the application's own.
-fn request(path: &str, cookie: &str) -> RequestHeader {
-    let mut request = RequestHeader::build("GET", path.as_bytes(), None).unwrap();
-    request.set_version(http::Version::HTTP_11);
+fn request(path: &str, cookie: &str) -> String {
     let cookies = format!("theme=dark; {cookie}");
-    for (name, value) in [
+    let headers = [
         ("Host", "www.example.com"),
         ("Connection", "keep-alive"),
         ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)"),
@@ -64,28 +64,41 @@ fn request(path: &str, cookie: &str) -> RequestHeader {
         ("Sec-Fetch-Mode", "navigate"),
         ("Sec-Fetch-Site", "same-origin"),
         ("Cache-Control", "max-age=0"),
-    ] {
-        request.append_header(name, value).unwrap();
-    }
-    request
+    ];
+    let headers = headers.map(|(name, value)| format!("{name}: {value}\r\n"));
+    format!("GET {path} HTTP/1.1\r\n{}\r\n", headers.concat())
+}
+
+/// The same, as the edge has it when it decides.
+fn read(request: &str) -> RequestHead {
+    let mut bytes = BytesMut::from(request);
+    let shape = shape(&mut bytes).unwrap();
+    shape.head.with(bytes)
+}
+
+fn answer() -> AnswerHead {
+    AnswerHead::parse(BytesMut::from(
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ))
+    .unwrap()
 }
 
 /// All that is decided for `request`; whether its answer binds it.
-fn decide(policy: &Policy, request: &mut RequestHeader, response: &mut ResponseHeader) -> bool {
+fn decide(policy: &Policy, request: &mut RequestHead, response: &mut AnswerHead) -> bool {
     let mut exchange = policy.admit(request, PEER, Scheme::Http).unwrap();
     black_box(policy.choose(&mut exchange).unwrap());
     policy.prepare(&mut exchange, request);
     policy.answered(&exchange, response);
-    response.headers.contains_key("set-cookie")
+    response.has("set-cookie")
 }
 
 /// What one such request costs in the fastest tenth of all rounds, and in half of them. The others tell more about what else
 /// the machine does.
-fn cost(policy: &Policy, request: &RequestHeader, binds: bool) -> (Duration, Duration) {
+fn cost(policy: &Policy, request: &str, binds: bool) -> (Duration, Duration) {
     let mut rounds = [Duration::ZERO; ROUNDS];
     for round in &mut rounds {
-        let mut requests = vec![request.clone(); COUNT];
-        let mut responses = vec![ResponseHeader::build(StatusCode::OK, None).unwrap(); COUNT];
+        let mut requests: Vec<RequestHead> = (0..COUNT).map(|_| read(request)).collect();
+        let mut responses: Vec<AnswerHead> = (0..COUNT).map(|_| answer()).collect();
         let started = Instant::now();
         let bound = requests
             .iter_mut()
@@ -103,9 +116,9 @@ fn cost(policy: &Policy, request: &RequestHeader, binds: bool) -> (Duration, Dur
 fn deciding_about_a_request_costs_little() {
     let parts = parts();
     let policy = &*parts.policy;
-    let mut answer = ResponseHeader::build(StatusCode::OK, None).unwrap();
-    assert!(decide(policy, &mut request("/", ""), &mut answer));
-    let cookie = answer.headers["set-cookie"].to_str().unwrap();
+    let mut binding = answer();
+    assert!(decide(policy, &mut read(&request("/", "")), &mut binding));
+    let cookie = binding.text("set-cookie").unwrap();
     let cookie = cookie.split(';').next().unwrap();
     for (name, request, binds) in [
         ("signed cookie", request("/", cookie), false),
@@ -122,8 +135,7 @@ fn deciding_about_a_request_costs_little() {
         ),
     ] {
         // The first request of a session binds it, and warms up the others.
-        let mut first = ResponseHeader::build(StatusCode::OK, None).unwrap();
-        decide(policy, &mut request.clone(), &mut first);
+        decide(policy, &mut read(&request), &mut answer());
         let (cost, median) = cost(policy, &request, binds);
         eprintln!(
             "{name}: {} ns, median {} ns",
