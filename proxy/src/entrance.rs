@@ -21,6 +21,7 @@ use crate::config::ListenerConfig;
 use crate::error::Limit;
 use crate::limits::Gate;
 use crate::limits::Place;
+use crate::listeners::Accepted;
 use crate::metrics::Metrics;
 use crate::proxy_protocol;
 use crate::proxy_protocol::Header;
@@ -215,10 +216,8 @@ impl Entrances {
     }
 
     async fn pass(&self, entrance: &Entrance, stream: Stream) -> Result<Admission, Turned> {
-        let mut transport = stream
-            .into_any()
-            .downcast::<Transport>()
-            .map_err(|_| Turned::NotTcp)?;
+        let accepted = stream.into_any().downcast::<Accepted>();
+        let mut transport = accepted.map_err(|_| Turned::NotTcp)?.into_transport();
         let peer = address_of(&transport);
         let announces = |peer: SocketAddr| {
             let mut ranges = entrance.announcing.iter();
@@ -237,12 +236,12 @@ impl Entrances {
             }
         }
         let Some(tls) = &entrance.tls else {
-            return Ok(self.count_for(source, transport));
+            return Ok(self.count_for(source, Box::new(transport)));
         };
         let place = self.place_of(source).map_err(Turned::Limited)?;
         let handshake = source.map(|source| self.gate.handshake(source, Instant::now()));
         let slot = handshake.unwrap_or(Ok(None)).map_err(Turned::Limited)?;
-        let stream = tls.accept(*transport).await?;
+        let stream = tls.accept(transport).await?;
         drop(slot);
         let result = if stream.is_resumed() {
             "resumed"

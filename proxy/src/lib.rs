@@ -1,8 +1,8 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
-//! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Plain ones go through
-//! Pingora's proxy (`service`), upgrades become tunnels (`takeover`); both ask `exchange` what to do: which route, who the client is, where it
-//! belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts
+//! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Upgrades become tunnels
+//! (`takeover`), plain requests are sent on (`forward`), or go through Pingora's proxy (`service`) where more of a body is to come,
+//! and over HTTP/2; all ask `exchange` what to do: which route, who the client is, where it belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts
 //! new settings in the place of old ones, `discovery` finds backends that nodes' registry names, `shutdown` ends it all.
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.

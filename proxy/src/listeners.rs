@@ -1,23 +1,30 @@
-//! Listening sockets: bound by us before anything else starts, and given to Pingora as descriptors.
+//! Listening sockets: bound by us before anything else starts, and accepted on by us.
 //!
 //! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
-//! the port is the kernel's choice, and sockets can be handed to a successor.
+//! the port is the kernel's choice, and a connection comes as the bare socket that it is.
+
+mod accepted;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use pingora::apps::ServerApp;
-use pingora::listeners::{L4BufferSettings, ListenerConfig};
-use pingora::server::{Fds, ListenFds, ShutdownWatch};
-use pingora::services::{Service, listening};
+use pingora::protocols::Stream;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
 use tokio::sync::watch;
 
 use crate::config::Timeouts;
+pub(crate) use crate::listeners::accepted::Accepted;
+use crate::shortage::Shortage;
 use crate::upstream;
+
+/// How long nothing is accepted while there are no descriptors: some of what is open ends meanwhile.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections that wait to be accepted, before the kernel cuts it down to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -63,10 +70,11 @@ impl Bound {
     }
 }
 
-/// A Pingora service that accepts on sockets of ours.
+/// A service of Pingora's server that accepts on sockets of ours.
 pub(crate) struct ListeningService<A> {
-    inner: listening::Service<A>,
-    descriptors: ListenFds,
+    name: &'static str,
+    app: Arc<A>,
+    bound: Vec<Bound>,
     /// A shutdown that never comes, for listeners that outlive Pingora's.
     never: Option<watch::Sender<bool>>,
 }
@@ -74,19 +82,13 @@ pub(crate) struct ListeningService<A> {
 impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
     /// Serves `app` on all of `bound`. `name` is also what the log calls these listeners.
     pub(crate) fn new(name: &'static str, app: A, bound: Vec<Bound>) -> Self {
-        let mut inner = listening::Service::new(name.to_owned(), app);
-        let mut descriptors = Fds::new();
-        for Bound { socket, address } in bound {
+        for Bound { address, .. } in &bound {
             tracing::info!(listener = name, %address, "listening");
-            // Pingora finds a descriptor by the text of its address, and owns it from then on.
-            descriptors.add(address.to_string(), socket.into_raw_fd());
-            inner.add_listener(
-                ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered()),
-            );
         }
         Self {
-            inner,
-            descriptors: Arc::new(Mutex::new(descriptors)),
+            name,
+            app: Arc::new(app),
+            bound,
             never: None,
         }
     }
@@ -106,27 +108,70 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
         &mut self,
         _none: Option<ListenFds>,
         shutdown: ShutdownWatch,
-        listeners_per_fd: usize,
+        _listeners_per_fd: usize,
     ) {
         let shutdown = self
             .never
             .as_ref()
             .map_or(shutdown, watch::Sender::subscribe);
-        Service::start_service(
-            &mut self.inner,
-            Some(Arc::clone(&self.descriptors)),
-            shutdown,
-            listeners_per_fd,
-        )
-        .await;
+        let listening = self.bound.drain(..).map(|bound| {
+            let (app, shutdown) = (Arc::clone(&self.app), shutdown.clone());
+            tokio::spawn(accept(bound, app, shutdown))
+        });
+        let listening: Vec<_> = listening.collect();
+        for listener in listening {
+            // One that panicked has said so.
+            let _ = listener.await;
+        }
+        self.app.cleanup().await;
     }
 
     fn name(&self) -> &str {
-        Service::name(&self.inner)
+        self.name
     }
+}
 
-    fn threads(&self) -> Option<usize> {
-        self.inner.threads
+/// Serves what comes on one listening socket, until `shutdown`.
+async fn accept<A: ServerApp + Send + Sync + 'static>(
+    bound: Bound,
+    app: Arc<A>,
+    mut shutdown: ShutdownWatch,
+) {
+    let address = bound.address;
+    let listener = match tokio::net::TcpListener::from_std(bound.socket) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%address, %error, "cannot listen"),
+    };
+    let ending = shutdown.clone();
+    let mut ended = pin!(async move {
+        // Nobody is left to say it: that is an end as well.
+        let _ = shutdown.wait_for(|ends| *ends).await;
+    });
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut ended => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                // Without it, a connection that is gone already is the worst that can be.
+                let _ = socket.set_nodelay(true);
+                let (app, ending) = (Arc::clone(&app), ending.clone());
+                tokio::spawn(async move {
+                    let mut stream: Option<Stream> = Some(Box::new(Accepted::new(socket, peer)));
+                    while let Some(next) = stream.take() {
+                        stream = app.process_new(next, &ending).await;
+                    }
+                });
+            }
+            Err(error) if Shortage::of(&error).is_some() => {
+                tracing::error!(%address, %error, "cannot accept");
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
+            }
+            // It was gone before it was accepted.
+            Err(error) => tracing::debug!(%address, %error, "a connection was lost"),
+        }
     }
 }
 

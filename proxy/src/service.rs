@@ -1,4 +1,5 @@
-//! Plain HTTP: the phases of Pingora's proxy, each answered by [`Policy`].
+//! Plain HTTP that is not sent on by the edge itself ([`forward`](crate::forward)): bodies that come after their head, HTTP/1.0,
+//! HTTP/2, and all of it where the edge is mounted. The phases of Pingora's proxy, each answered by [`Policy`].
 //!
 //! Bodies are streamed by Pingora and never looked at here. Where Pingora reads the requests too, upgrades leave it from here.
 

@@ -5,14 +5,12 @@
 use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
-use pingora::protocols::l4;
-use pingora::protocols::{GetSocketDigest, SocketDigest};
 use pingora::server::Fds;
 use pingora::server::configuration::ServerConf;
 use pingora::services::{Service, listening};
@@ -25,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::config::ListenerConfig;
 use crate::entrance::{Entrance, Entrances};
+use crate::listeners::Accepted;
 use crate::parts;
 use crate::parts::Parts;
 use crate::pool::ProbeResult;
@@ -61,13 +60,11 @@ impl Front for Own {
         let app = Arc::new(parts.app(conf, entrances));
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((socket, _)) = listener.accept().await {
+            while let Ok((socket, peer)) = listener.accept().await {
                 let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
-                let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-                let mut stream = l4::stream::Stream::from(socket);
-                stream.set_socket_digest(digest);
+                let stream = Box::new(Accepted::new(socket, peer));
                 connections.spawn(async move {
-                    app.process_new(Box::new(stream), &shutdown).await;
+                    app.process_new(stream, &shutdown).await;
                 });
             }
         });

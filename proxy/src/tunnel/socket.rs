@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::layered::pingora_stream;
+use crate::listeners::Accepted;
 
 /// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
 /// leaves the stream wrapped.
@@ -32,6 +33,10 @@ impl Socket {
     /// Takes the socket out of Pingora's stream where that is possible; what the stream had read already goes to the end of
     /// `early`. What was written to it must have been flushed.
     pub(crate) fn from_pingora(mut stream: Stream, early: &mut Vec<u8>) -> Self {
+        if (*stream).as_any().is::<Accepted>() {
+            let accepted = stream.into_any().downcast::<Accepted>();
+            return Self::Tcp(accepted.expect("it is one").into_socket());
+        }
         let is_plain = (*stream).as_any().is::<l4::stream::Stream>();
         if !is_plain || !take_held(&mut stream, early) {
             return Self::Wrapped(stream);
