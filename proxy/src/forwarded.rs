@@ -185,13 +185,16 @@ const LOOKALIKES: [&str; 10] = [
 ///
 /// Others of the `X-Forwarded-` family (`-Prefix`, `-Server`) are kept from a trusted proxy. `Proxy` is nobody's header, and
 /// programs that get headers as variables would send their own requests through it.
-fn is_dropped(name: &str, trusted: bool) -> bool {
-    let spelled = name.as_bytes().contains(&b'_');
+fn is_dropped(name: &[u8], trusted: bool) -> bool {
+    let spelled = name.contains(&b'_');
     // Spares the others, which are nearly all, what follows.
-    if !spelled && !name.starts_with(['x', 'f', 'p', 'h', 'X', 'F', 'P', 'H']) {
+    let may_be = name
+        .first()
+        .is_some_and(|first| b"xfphXFPH".contains(first));
+    if !spelled && (!may_be || name.eq_ignore_ascii_case(b"host")) {
         return false;
     }
-    let name = name.to_ascii_lowercase();
+    let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let dashed = name.replace('_', "-");
     OURS.contains(&&*dashed)
         || (dashed.starts_with("x-forwarded-") && (!trusted || spelled))

@@ -128,16 +128,12 @@ impl<L> Fields for Head<L> {
             .chain(added.map(|(_, value)| value.as_bytes()))
     }
 
-    fn remove_if(&mut self, mut unwanted: impl FnMut(&str) -> bool) {
+    fn remove_if(&mut self, mut unwanted: impl FnMut(&[u8]) -> bool) {
         let Self {
             bytes, came, added, ..
         } = self;
-        came.retain(|line| {
-            // Tokens are ASCII (RFC 9110, 5.6.2).
-            let name = std::str::from_utf8(line.name.in_head(bytes));
-            !name.is_ok_and(&mut unwanted)
-        });
-        added.retain(|(name, _)| !unwanted(name));
+        came.retain(|line| !unwanted(line.name.in_head(bytes)));
+        added.retain(|(name, _)| !unwanted(name.as_bytes()));
     }
 
     fn append(&mut self, name: &'static str, value: HeaderValue) {

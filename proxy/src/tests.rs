@@ -7,6 +7,7 @@ mod limits;
 mod listening;
 mod mounted;
 mod over_h2;
+mod pieces;
 mod plain;
 mod scene;
 mod upgrade;

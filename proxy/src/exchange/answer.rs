@@ -77,8 +77,8 @@ impl Policy {
 fn remove_private(response: &mut impl Fields) {
     response.remove_if(|name| {
         let prefix = name.get(..PRIVATE_PREFIX.len());
-        prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(PRIVATE_PREFIX))
-            && !name.eq_ignore_ascii_case(NODE)
+        prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(PRIVATE_PREFIX.as_bytes()))
+            && !name.eq_ignore_ascii_case(NODE.as_bytes())
     });
 }
 

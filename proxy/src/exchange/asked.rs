@@ -42,6 +42,10 @@ pub(super) fn for_server(request: &mut impl Request) {
     {
         request.append("Host", HeaderValue::from_static(""));
     }
+    // As nearly all are.
+    if request.target().starts_with(b"/") {
+        return;
+    }
     let Ok(target) = std::str::from_utf8(request.target()) else {
         return;
     };

@@ -107,7 +107,7 @@ impl AnswerHead {
                 return Err(BadAnswer::Coding);
             }
             drop(codings);
-            self.remove_if(|name| name.eq_ignore_ascii_case("content-length"));
+            self.remove("content-length");
             return Ok(Framing::Chunks(Chunks::default()));
         }
         let mut lengths = self.values("content-length").map(decimal);

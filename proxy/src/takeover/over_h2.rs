@@ -146,7 +146,7 @@ impl Takeover {
         mut answer: AnswerHead,
     ) -> bool {
         answer.remove_hop_by_hop();
-        answer.remove_if(|name| name.eq_ignore_ascii_case("sec-websocket-accept"));
+        answer.remove("sec-websocket-accept");
         self.policy.answered(exchange, &mut answer);
         let told = async {
             let head = answer.to_pingora(StatusCode::OK)?;
@@ -182,7 +182,7 @@ impl Takeover {
         };
         answer.remove_hop_by_hop();
         // What frames a body over HTTP/1 has no place in HTTP/2 (RFC 9113, 8.2.2).
-        answer.remove_if(|name| name.eq_ignore_ascii_case("transfer-encoding"));
+        answer.remove("transfer-encoding");
         self.policy.answered_refusing(exchange, &mut answer);
         let passed = self.pass_stream(
             downstream,

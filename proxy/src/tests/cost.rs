@@ -30,7 +30,7 @@ const ROUNDS: usize = match cfg!(debug_assertions) {
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 
 /// An edge with signed cookies before eight backends that are up.
-fn parts() -> Parts {
+pub(super) fn parts() -> Parts {
     let backends: Vec<String> = (1..=8)
         .map(|n| format!("{{ id: n{n}, address: '127.0.0.1:{n}' }}"))
         .collect();
@@ -49,7 +49,7 @@ fn parts() -> Parts {
 }
 
 /// What a browser sends, with `cookie` beside one of the application's own.
-fn request(path: &str, cookie: &str) -> String {
+pub(super) fn request(path: &str, cookie: &str) -> String {
     let cookies = format!("theme=dark; {cookie}");
     let headers = [
         ("Host", "www.example.com"),
@@ -70,7 +70,7 @@ fn request(path: &str, cookie: &str) -> String {
 }
 
 /// The same, as the edge has it when it decides.
-fn read(request: &str) -> RequestHead {
+pub(super) fn read(request: &str) -> RequestHead {
     let mut bytes = BytesMut::from(request);
     let shape = shape(&mut bytes).unwrap();
     shape.head.with(bytes)

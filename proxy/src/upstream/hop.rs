@@ -24,7 +24,7 @@ pub(crate) trait HopByHop: Fields {
             .map(str::to_ascii_lowercase)
             .collect();
         self.remove_if(|name| {
-            let is = |other: &str| other.eq_ignore_ascii_case(name);
+            let is = |other: &str| other.as_bytes().eq_ignore_ascii_case(name);
             ALWAYS.into_iter().any(is)
                 || (nominated.iter().any(|nominated| is(nominated)) && may_be_nominated(name))
         });
@@ -47,9 +47,9 @@ fn is_common(token: &str) -> bool {
 }
 
 /// Whether `Connection` may take `name` away. What the handshake and the framing stand on stays.
-fn may_be_nominated(name: &str) -> bool {
-    const FIRM: [&str; 3] = ["host", "transfer-encoding", "content-length"];
-    const HANDSHAKE: &str = "sec-websocket-";
+fn may_be_nominated(name: &[u8]) -> bool {
+    const FIRM: [&[u8]; 3] = [b"host", b"transfer-encoding", b"content-length"];
+    const HANDSHAKE: &[u8] = b"sec-websocket-";
     let start = name.get(..HANDSHAKE.len());
     !FIRM.into_iter().any(|firm| firm.eq_ignore_ascii_case(name))
         && !start.is_some_and(|start| start.eq_ignore_ascii_case(HANDSHAKE))

@@ -1,0 +1,85 @@
+//! What the pieces of a request and of a tunnel cost one by one: `make micro` measures them, in a release build.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use bytes::BytesMut;
+use divan::{Bencher, Divan};
+
+use super::cost::{parts, read, request};
+use crate::app::shape;
+use crate::pool::{Seeks, Tried};
+use crate::scheme::Scheme;
+use crate::tunnel::Frames;
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+
+#[divan::bench]
+fn head_parse(bencher: Bencher<'_, '_>) {
+    let request = request("/", "causeway=x");
+    bencher
+        .with_inputs(|| BytesMut::from(&*request))
+        .bench_refs(|bytes| shape(bytes).is_ok());
+}
+
+/// With a signature that is right.
+#[divan::bench]
+fn cookie_verify(bencher: Bencher<'_, '_>) {
+    let parts = parts();
+    let pool = parts.policy.pools().iter().next().cloned().unwrap();
+    let backend = pool.backends().into_iter().next().unwrap();
+    let cookie = pool.set_cookie(&backend, Instant::now(), Scheme::Http);
+    let cookie = cookie.unwrap();
+    let cookie = cookie.to_str().unwrap().split(';').next().unwrap();
+    let head = read(&request("/", cookie));
+    assert_eq!(pool.affinity.read(&head, "/").bindings.len(), 1);
+    bencher.bench_local(|| pool.affinity.read(&head, "/"));
+}
+
+/// Among eight backends.
+#[divan::bench]
+fn pick(bencher: Bencher<'_, '_>) {
+    let parts = parts();
+    let pool = parts.policy.pools().iter().next().cloned().unwrap();
+    let head = read(&request("/", ""));
+    let claim = pool.affinity.read(&head, "/");
+    let now = Instant::now();
+    bencher.bench_local(|| {
+        let choice = pool.choose(&claim, Seeks::Answer, &Tried::default(), now);
+        choice.is_ok()
+    });
+}
+
+/// All that is decided and written about who the client is.
+#[divan::bench]
+fn forwarded_headers(bencher: Bencher<'_, '_>) {
+    let parts = parts();
+    let policy = &parts.policy;
+    let request = request("/", "");
+    bencher
+        .with_inputs(|| {
+            let head = read(&request);
+            (policy.admit(&head, PEER, Scheme::Http).unwrap(), head)
+        })
+        .bench_local_refs(|(exchange, head)| policy.prepare(exchange, head));
+}
+
+/// Frames that a tunnel follows, of 64 bytes each, in one read.
+#[divan::bench(args = [1, 100])]
+fn tunnel_frames(bencher: Bencher<'_, '_>, frames: usize) {
+    let frame = [&[0x81, 0x80 | 60, 0, 0, 0, 0][..], &[0; 60]].concat();
+    let read = frame.repeat(frames);
+    let mut followed = Frames::default();
+    bencher.bench_local(|| followed.pass(&read));
+}
+
+#[test]
+fn each_piece_runs() {
+    Divan::default().test_benches();
+}
+
+#[test]
+#[ignore = "a measurement: make micro"]
+fn pieces() {
+    Divan::default().run_benches();
+}
