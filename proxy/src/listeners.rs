@@ -17,6 +17,8 @@ use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Timeouts;
 pub(crate) use crate::listeners::accepted::Accepted;
@@ -114,15 +116,11 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
             .never
             .as_ref()
             .map_or(shutdown, watch::Sender::subscribe);
-        let listening = self.bound.drain(..).map(|bound| {
-            let (app, shutdown) = (Arc::clone(&self.app), shutdown.clone());
-            tokio::spawn(accept(bound, app, shutdown))
-        });
-        let listening: Vec<_> = listening.collect();
-        for listener in listening {
-            // One that panicked has said so.
-            let _ = listener.await;
+        let mut listening = JoinSet::new();
+        for bound in self.bound.drain(..) {
+            listening.spawn(accept(bound, Arc::clone(&self.app), shutdown.clone()));
         }
+        listening.join_all().await;
         self.app.cleanup().await;
     }
 
@@ -142,6 +140,8 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%address, %error, "cannot listen"),
     };
+    // Connections outlive it: the drain sees to their end.
+    let connections = TaskTracker::new();
     let ending = shutdown.clone();
     let mut ended = pin!(async move {
         // Nobody is left to say it: that is an end as well.
@@ -158,7 +158,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                 // Without it, a connection that is gone already is the worst that can be.
                 let _ = socket.set_nodelay(true);
                 let (app, ending) = (Arc::clone(&app), ending.clone());
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let mut stream: Option<Stream> = Some(Box::new(Accepted::new(socket, peer)));
                     while let Some(next) = stream.take() {
                         stream = app.process_new(next, &ending).await;
