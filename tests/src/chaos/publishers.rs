@@ -60,7 +60,9 @@ impl Publisher {
     /// The last message is not acknowledged.
     pub async fn publish(mut self) -> Result<Position> {
         let mut connection = None;
-        let mut next = Instant::now();
+        // Not all at once: where seldom anything is said, a fault would then meet none of it, or everything.
+        let mut next = Instant::now() + self.interval.mul_f64(self.dice.f64());
+        sleep_until(next).await;
         while *self.goes_on.borrow() {
             self.next_message(&mut connection).await;
             next = (next + self.interval).max(Instant::now() - BACKLOG_MAX);
