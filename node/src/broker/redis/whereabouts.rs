@@ -7,14 +7,14 @@
 //! server calls its data. If nobody has, the subscriber is elsewhere. If the name is another one behind the same
 //! connection, the server has followed another one meanwhile, and may have brought only a part.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 use std::time::Instant;
 
-/// How many findings lead to something in a while. What stands between the node and Redis may count otherwise,
-/// or lead each connection elsewhere: then the subscriber would do nothing but connect.
-const FINDINGS_MAX: usize = 4;
-const FINDINGS_IN: Duration = Duration::from_secs(60);
+/// From one finding to the next; doubled each time, until all is well for twice as long. What stands between the
+/// node and Redis may count otherwise, or lead each connection elsewhere: then the subscriber would do nothing
+/// but connect.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// What Redis answers to a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,8 @@ pub(super) struct Whereabouts {
     server: Option<String>,
     /// No more is to be found before the subscriber has another connection.
     is_elsewhere: bool,
-    findings: VecDeque<Instant>,
+    /// When something was found last, and how long after that nothing more is.
+    found: Option<(Instant, Duration)>,
 }
 
 impl Whereabouts {
@@ -67,14 +68,16 @@ impl Whereabouts {
             Finding::Changed
         } else {
             self.server = self.server.take().or(answer.server);
+            self.found
+                .take_if(|(at, pause)| 2 * *pause <= now.saturating_duration_since(*at));
             return None;
         };
-        self.findings
-            .retain(|at| now.saturating_duration_since(*at) < FINDINGS_IN);
-        if FINDINGS_MAX <= self.findings.len() {
-            return None;
-        }
-        self.findings.push_back(now);
+        let pause = match self.found {
+            None => PAUSE,
+            Some((at, pause)) if now.saturating_duration_since(at) < pause => return None,
+            Some((_, pause)) => PAUSE_MAX.min(2 * pause),
+        };
+        self.found = Some((now, pause));
         match finding {
             Finding::Elsewhere => self.is_elsewhere = true,
             Finding::Changed => self.server = answer.server,
@@ -104,7 +107,8 @@ mod tests {
         assert_eq!(whereabouts.answered(answer(0, "b"), now), None);
         whereabouts.reset();
         assert_eq!(whereabouts.answered(answer(1, "b"), now), None);
-        assert_eq!(whereabouts.answered(answer(0, "c"), now), elsewhere);
+        let later = now + PAUSE;
+        assert_eq!(whereabouts.answered(answer(0, "c"), later), elsewhere);
     }
 
     #[test]
@@ -124,16 +128,31 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_found_all_the_time_is_found_four_times_a_minute() {
+    fn what_would_be_found_all_the_time_is_found_less_and_less_often() {
         let (mut whereabouts, start) = (Whereabouts::default(), Instant::now());
         let mut found = Vec::new();
-        for second in 0..=60 {
-            whereabouts.reset();
+        for second in 0..=183 {
             let now = start + Duration::from_secs(second);
-            if whereabouts.answered(answer(0, "a"), now).is_some() {
+            // One lane leads to where the subscriber is, the other one does not.
+            assert_eq!(whereabouts.answered(answer(1, "a"), now), None);
+            if whereabouts.answered(answer(0, "b"), now).is_some() {
                 found.push(second);
             }
+            whereabouts.reset();
         }
-        assert_eq!(found, [0, 1, 2, 3, 60]);
+        assert_eq!(found, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
+    }
+
+    #[test]
+    fn what_is_well_for_a_while_was_no_mistake_and_is_left_at_once_the_next_time() {
+        let (mut whereabouts, start) = (Whereabouts::default(), Instant::now());
+        for round in 0..20 {
+            let now = start + Duration::from_secs(2 * round);
+            let found = whereabouts.answered(answer(0, "a"), now);
+            assert_eq!(found, Some(Finding::Elsewhere), "{round}");
+            whereabouts.reset();
+            let well_at = now + 2 * PAUSE;
+            assert_eq!(whereabouts.answered(answer(1, "b"), well_at), None);
+        }
     }
 }
