@@ -26,7 +26,6 @@ use tokio::time::timeout;
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
 use crate::app::head::Shape;
-pub(crate) use crate::app::head::find_end;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::app::head::shape;
 use crate::app::redirect::Fate;

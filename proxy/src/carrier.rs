@@ -6,7 +6,6 @@
 //!
 //! Invariant: an idle connection owns no buffer.
 
-mod chunks;
 mod seams;
 
 use std::cell::RefCell;
@@ -25,9 +24,9 @@ use pingora::protocols::{ALPN, Ssl, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
-pub(crate) use crate::carrier::chunks::{ChunkError, Chunks};
 use crate::carrier::seams::Seams;
 use crate::carrier::seams::Step;
+use crate::http1::{ChunkError, Chunks};
 use crate::layered::pingora_stream;
 use crate::scheme::Scheme;
 

@@ -17,11 +17,11 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::accepted::Accepted;
 use crate::config::ListenerConfig;
 use crate::error::Limit;
 use crate::limits::Gate;
 use crate::limits::Place;
-use crate::listeners::Accepted;
 use crate::metrics::Metrics;
 use crate::proxy_protocol;
 use crate::proxy_protocol::Header;

@@ -31,9 +31,13 @@ use crate::fields::{Answer, Fields, Request};
 pub(crate) use crate::forward::body::{Body, flush, pass_body};
 use crate::http1::{AnswerHead, AnswerReader, NoHead, RequestHead, write_own};
 use crate::pool::Backend;
-use crate::service::STALE_MAX;
 use crate::tunnel::Socket;
 use crate::upstream::{DialError, Dialer, HopByHop, Repeatable};
+
+/// How many kept connections may turn out to be closed before that speaks against their backend.
+///
+/// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
+pub(crate) const STALE_MAX: usize = 2;
 
 /// Sends requests on.
 pub(crate) struct Forward {

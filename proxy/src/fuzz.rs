@@ -13,11 +13,11 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
 use crate::affinity::Affinity;
-use crate::app::find_end;
 use crate::app::shape;
-use crate::carrier::{Chunks, Unread};
+use crate::carrier::Unread;
 use crate::config::Config;
 use crate::forwarded::Forwarder;
+use crate::http1::{Chunks, find_end};
 use crate::proxy_protocol;
 use crate::proxy_protocol::Header;
 use crate::scheme::Scheme;

@@ -4,6 +4,7 @@
 //! dozen headers, and to look at each costs less than to hash one.
 
 mod answer;
+mod chunks;
 mod reading;
 mod request;
 
@@ -15,6 +16,7 @@ pub(crate) use crate::http1::answer::AnswerHead;
 pub(crate) use crate::http1::answer::BadAnswer;
 pub(crate) use crate::http1::answer::Framing;
 pub(crate) use crate::http1::answer::write_own;
+pub(crate) use crate::http1::chunks::{ChunkError, Chunks};
 pub(crate) use crate::http1::reading::{AnswerReader, NoHead, poll_come};
 pub(crate) use crate::http1::request::RequestHead;
 pub(crate) use crate::http1::request::RequestLine;
@@ -68,6 +70,20 @@ impl Span {
     fn in_head(self, head: &[u8]) -> &[u8] {
         &head[self.from as usize..self.to as usize]
     }
+}
+
+/// Where the empty line behind the headers ends. A bare line feed ends a line too, or the head that has one would have no end.
+pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
+        at += found + 1;
+        match &bytes[at..] {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+    None
 }
 
 impl<L> Parsed<L> {

@@ -7,6 +7,7 @@
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
+mod accepted;
 mod access;
 mod admin;
 mod affinity;
@@ -29,6 +30,7 @@ pub mod fuzz;
 mod health;
 mod hold;
 mod http1;
+mod kept;
 mod layered;
 mod limits;
 mod listeners;

@@ -3,8 +3,6 @@
 //! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
 //! the port is the kernel's choice, and a connection comes as the bare socket that it is.
 
-mod accepted;
-
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
@@ -20,8 +18,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use crate::accepted::Accepted;
 use crate::config::Timeouts;
-pub(crate) use crate::listeners::accepted::Accepted;
 use crate::shortage::Shortage;
 use crate::upstream;
 

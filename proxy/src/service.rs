@@ -23,7 +23,6 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::carrier::Carrier;
-use crate::carrier::ChunkError;
 use crate::carrier::peer_of;
 use crate::carrier::scheme_of;
 use crate::config::Timeouts;
@@ -35,6 +34,8 @@ use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
+use crate::forward::STALE_MAX;
+use crate::http1::ChunkError;
 pub(crate) use crate::service::mounted::Mounted;
 use crate::service::mounted::Taken;
 #[cfg(any(fuzzing, test))]
@@ -52,11 +53,6 @@ const BODY_REST: Duration = Duration::from_secs(5);
 /// How long, and for how many bytes, a client may go on sending after it was told that its body is too large.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
-
-/// How many kept connections may turn out to be closed before that speaks against their backend.
-///
-/// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
-pub(crate) const STALE_MAX: usize = 2;
 
 /// The answer to a body that is not in chunks as RFC 9112, 7.1 has them.
 pub(crate) const WRONG_CHUNK: Refusal = Refusal::Malformed("a wrong chunk");

@@ -4,7 +4,7 @@
 
 mod handshake;
 mod hop;
-mod kept;
+mod sweep;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Address;
 use crate::config::Timeouts;
+use crate::kept::Kept;
 use crate::names::Names;
 use crate::shortage::Shortage;
 use crate::tls::{ConnectError, Connector};
@@ -28,8 +29,7 @@ pub(crate) use crate::upstream::handshake::Asked;
 pub(crate) use crate::upstream::handshake::HandshakeError;
 pub(crate) use crate::upstream::handshake::ask;
 pub(crate) use crate::upstream::hop::HopByHop;
-pub(crate) use crate::upstream::kept::Kept;
-pub(crate) use crate::upstream::kept::sweep;
+pub(crate) use crate::upstream::sweep::sweep;
 
 /// Unanswered keep-alive probes before the kernel gives a connection up.
 const KEEPALIVE_PROBES: u32 = 3;

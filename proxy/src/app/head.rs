@@ -16,7 +16,8 @@ use crate::app::strict;
 use crate::carrier::Carrier;
 use crate::carrier::Unread;
 use crate::error::Refusal;
-use crate::http1::{HEADERS_MAX, Parsed, RequestLine};
+use crate::fields;
+use crate::http1::{HEADERS_MAX, Parsed, RequestLine, find_end};
 use crate::takeover::can_begin;
 
 /// What a head may cost.
@@ -118,20 +119,6 @@ fn skip_empty_lines(bytes: &mut BytesMut) {
     }
 }
 
-/// Where the empty line behind the headers ends. A bare line feed ends a line too, or the head that has one would have no end.
-pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
-    let mut at = from;
-    while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
-        at += found + 1;
-        match &bytes[at..] {
-            [b'\n', ..] => return Some(at + 1),
-            [b'\r', b'\n', ..] => return Some(at + 2),
-            _ => {}
-        }
-    }
-    None
-}
-
 /// What a head says about the bytes behind it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -192,7 +179,8 @@ pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
         }
         (Some(_), _) => Unread::Unknown,
     };
-    let text = |name| named(name).filter_map(|header| std::str::from_utf8(header.value).ok());
+    // As everywhere behind this: what is not ASCII is no list of tokens.
+    let text = |name| named(name).filter_map(|header| fields::text(header.value));
     let tokens = |name| {
         text(name)
             .flat_map(|value| value.split(','))

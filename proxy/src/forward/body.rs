@@ -12,10 +12,10 @@ use http::HeaderValue;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use crate::carrier::{Carrier, ChunkError};
+use crate::carrier::Carrier;
 use crate::config::Timeouts;
 use crate::fields::Fields;
-use crate::http1::{AnswerHead, Framing, poll_come};
+use crate::http1::{AnswerHead, ChunkError, Framing, poll_come};
 use crate::tunnel::Socket;
 
 /// How far a body has come.
@@ -209,7 +209,7 @@ fn wrapped(content: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::carrier::Chunks;
+    use crate::http1::Chunks;
 
     #[test]
     fn a_body_of_a_length_ends_with_it() {

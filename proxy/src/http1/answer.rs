@@ -8,9 +8,8 @@ use pingora::ErrorType::InvalidHTTPHeader;
 use pingora::OrErr;
 use pingora::http::ResponseHeader;
 
-use crate::carrier::Chunks;
 use crate::fields::{Answer, Fields};
-use crate::http1::{HEADERS_MAX, Head, Parsed, Span};
+use crate::http1::{Chunks, HEADERS_MAX, Head, Parsed, Span};
 
 /// What stands in the first line of an answer, and what its connection can do behind it.
 #[derive(Debug, PartialEq, Eq)]

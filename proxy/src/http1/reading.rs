@@ -8,8 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::app::find_end;
-use crate::http1::{AnswerHead, BadAnswer};
+use crate::http1::{AnswerHead, BadAnswer, find_end};
 
 /// The most that is read of an answer at once.
 const SCRATCH: usize = 64 * 1024;

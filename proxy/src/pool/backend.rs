@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::backend::{Address, BackendId};
 use crate::config::BackendConfig;
+use crate::kept::Kept;
 use crate::metrics::BackendMetrics;
 use crate::pool::load::{Load, Seeks};
 use crate::pool::machine::{Machine, MachineConfig};
@@ -19,7 +20,6 @@ use crate::pool::outlier::{Answer, Outlier};
 use crate::pool::pace::Pace;
 use crate::pool::rank::{Place, Rank, Turn};
 use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
-use crate::upstream::Kept;
 
 /// A server, with all that is known about it.
 ///

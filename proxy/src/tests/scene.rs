@@ -20,10 +20,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::accepted::Accepted;
 use crate::config::Config;
 use crate::config::ListenerConfig;
 use crate::entrance::{Entrance, Entrances};
-use crate::listeners::Accepted;
 use crate::parts;
 use crate::parts::Parts;
 use crate::pool::ProbeResult;

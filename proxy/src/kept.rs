@@ -10,15 +10,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::pool::Pools;
 use crate::tunnel::Socket;
-
-/// How often those that nobody wants are looked for.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The kept connections of one backend, the last used at the end.
 ///
@@ -37,7 +31,7 @@ struct Idle {
 
 impl Kept {
     /// The last used one that is not older than `age`, made by `tls`, and has not been closed as far as is known.
-    pub(super) fn take(&self, age: Duration, tls: u64) -> Option<Socket> {
+    pub(crate) fn take(&self, age: Duration, tls: u64) -> Option<Socket> {
         loop {
             let mut kept = self.0.lock();
             let last = kept.last()?;
@@ -54,7 +48,7 @@ impl Kept {
     }
 
     /// Keeps `socket`, unless as many are kept as there are `places`.
-    pub(super) fn put(&self, socket: Socket, tls: u64, places: &Arc<Semaphore>) {
+    pub(crate) fn put(&self, socket: Socket, tls: u64, places: &Arc<Semaphore>) {
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return;
         };
@@ -67,7 +61,7 @@ impl Kept {
     }
 
     /// Closes those that are older than `age`, or were closed.
-    fn tidy(&self, age: Duration) {
+    pub(crate) fn tidy(&self, age: Duration) {
         let quiet = |idle: &mut Idle| idle.since.elapsed() < age && is_quiet(&mut idle.socket);
         self.0.lock().retain_mut(quiet);
     }
@@ -96,29 +90,6 @@ fn is_quiet(socket: &mut Socket) -> bool {
             Pin::new(stream)
                 .poll_read(&mut cx, &mut buffer)
                 .is_pending()
-        }
-    }
-}
-
-/// Closes the connections to all backends that were kept for `age`, or that the backends have closed, until `shutdown`.
-pub(crate) async fn sweep(
-    pools: watch::Receiver<Arc<Pools>>,
-    age: Duration,
-    shutdown: CancellationToken,
-) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            _ = looks.tick() => {}
-        }
-        let pools = Arc::clone(&pools.borrow());
-        for pool in pools.iter() {
-            for backend in pool.backends() {
-                backend.kept.tidy(age);
-            }
         }
     }
 }
