@@ -122,12 +122,14 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         "edge",
         parts.app(&server.configuration, Arc::clone(&entrances)),
         bound,
+        // Whoever finds nobody listening knows that the answers to others end their connections.
+        parts.connections.draining(),
     ));
     if let Some(bound) = admin {
         let answers = HttpServer::new_app(parts.admin());
-        server.add_service(
-            ListeningService::new("admin", answers, vec![bound]).until_the_process_ends(),
-        );
+        // It answers for as long as there is a process.
+        let never = CancellationToken::new();
+        server.add_service(ListeningService::new("admin", answers, vec![bound], never));
     }
     server.add_service(background_service("watch", parts.watch(Some(file))));
     server.add_service(background_service(

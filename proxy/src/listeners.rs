@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accepted::Accepted;
@@ -75,13 +74,17 @@ pub(crate) struct ListeningService<A> {
     name: &'static str,
     app: Arc<A>,
     bound: Vec<Bound>,
-    /// A shutdown that never comes, for listeners that outlive Pingora's.
-    never: Option<watch::Sender<bool>>,
+    closing: CancellationToken,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
-    /// Serves `app` on all of `bound`. `name` is also what the log calls these listeners.
-    pub(crate) fn new(name: &'static str, app: A, bound: Vec<Bound>) -> Self {
+    /// Serves `app` on all of `bound` until `closing`. `name` is also what the log calls these listeners.
+    pub(crate) fn new(
+        name: &'static str,
+        app: A,
+        bound: Vec<Bound>,
+        closing: CancellationToken,
+    ) -> Self {
         for Bound { address, .. } in &bound {
             tracing::info!(listener = name, %address, "listening");
         }
@@ -89,16 +92,8 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
             name,
             app: Arc::new(app),
             bound,
-            never: None,
+            closing,
         }
-    }
-}
-
-impl<A> ListeningService<A> {
-    /// Goes on listening while the edge drains.
-    pub(crate) fn until_the_process_ends(mut self) -> Self {
-        self.never = Some(watch::Sender::new(false));
-        self
     }
 }
 
@@ -110,13 +105,10 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
         shutdown: ShutdownWatch,
         _listeners_per_fd: usize,
     ) {
-        let shutdown = self
-            .never
-            .as_ref()
-            .map_or(shutdown, watch::Sender::subscribe);
         let mut listening = JoinSet::new();
         for bound in self.bound.drain(..) {
-            listening.spawn(accept(bound, Arc::clone(&self.app), shutdown.clone()));
+            let (app, closing) = (Arc::clone(&self.app), self.closing.clone());
+            listening.spawn(accept(bound, app, closing, shutdown.clone()));
         }
         listening.join_all().await;
         self.app.cleanup().await;
@@ -127,11 +119,12 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
     }
 }
 
-/// Serves what comes on one listening socket, until `shutdown`.
+/// Serves what comes on one listening socket, until `closing`.
 async fn accept<A: ServerApp + Send + Sync + 'static>(
     bound: Bound,
     app: Arc<A>,
-    mut shutdown: ShutdownWatch,
+    closing: CancellationToken,
+    shutdown: ShutdownWatch,
 ) {
     let address = bound.address;
     let listener = match tokio::net::TcpListener::from_std(bound.socket) {
@@ -140,26 +133,21 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     };
     // Connections outlive it: the drain sees to their end.
     let connections = TaskTracker::new();
-    let ending = shutdown.clone();
-    let mut ended = pin!(async move {
-        // Nobody is left to say it: that is an end as well.
-        let _ = shutdown.wait_for(|ends| *ends).await;
-    });
     loop {
         let accepted = tokio::select! {
             biased;
-            () = &mut ended => return,
+            () = closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((socket, peer)) => {
                 // Without it, a connection that is gone already is the worst that can be.
                 let _ = socket.set_nodelay(true);
-                let (app, ending) = (Arc::clone(&app), ending.clone());
+                let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
                 connections.spawn(async move {
                     let mut stream: Option<Stream> = Some(Box::new(Accepted::new(socket, peer)));
                     while let Some(next) = stream.take() {
-                        stream = app.process_new(next, &ending).await;
+                        stream = app.process_new(next, &shutdown).await;
                     }
                 });
             }

@@ -13,6 +13,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::ServiceWithDependents;
 use pingora::services::background::{BackgroundService, background_service};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::listeners::BindError;
@@ -179,8 +180,14 @@ impl Plugin {
         };
         let bound = Bound::new(address, &self.config.timeouts)?;
         let answers = HttpServer::new_app(self.parts.admin());
-        let service = ListeningService::new("admin", answers, vec![bound]);
-        Ok(Some(service.until_the_process_ends()))
+        let service = ListeningService::new(
+            "admin",
+            answers,
+            vec![bound],
+            // It answers for as long as there is a process.
+            CancellationToken::new(),
+        );
+        Ok(Some(service))
     }
 
     /// The metrics of the edge in the OpenMetrics format, for a server that has an endpoint of its own.
