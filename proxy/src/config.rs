@@ -190,11 +190,11 @@ impl BackendTls {
     const VERIFY: bool = true;
 }
 
-/// The registry of nodes that a pool takes backends from. `Debug` masks the URL.
+/// The registry of nodes that a pool takes backends from. `Debug` masks the URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiscoverConfig {
-    /// Which Redis, as a URL that was checked.
-    pub(crate) redis: Secret,
+    /// Which Redis, as URLs that were checked; never none. Each of them has the whole registry.
+    pub(crate) servers: Vec<Secret>,
     pub(crate) every: Duration,
 }
 

@@ -2,11 +2,14 @@
 //!
 //! One task for each pool looks again and again. [`Roster`] decides what that means for the pool: a node that
 //! is new is added at once, one that is missing is dropped when it has been missing for a while. Until then
-//! its health checks say what it is good for. While Redis is away nothing changes.
+//! its health checks say what it is good for. Where nodes share several servers, each has the whole registry, and
+//! a node is there if one of them says so. While all are away nothing changes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use causeway_conf::Secret;
+use futures_util::future;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult};
 use tokio::task::JoinSet;
@@ -50,29 +53,59 @@ pub(crate) async fn run(reloader: Arc<Reloader>, shutdown: CancellationToken) {
 async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
     let Discovery { pool, config } = discovery;
     let mut roster = Roster::new(config.every);
-    let mut connection = None;
-    let mut is_away = false;
+    let servers = config.servers.iter().enumerate();
+    let mut servers: Vec<Server> = servers
+        .map(|(number, url)| Server {
+            number,
+            url: url.clone(),
+            connection: None,
+            is_away: false,
+        })
+        .collect();
     loop {
-        match look(config.redis.expose(), &mut connection).await {
-            Ok(nodes) => {
-                if std::mem::take(&mut is_away) {
-                    tracing::info!(pool, "the registry of nodes is back");
-                }
-                let found = nodes.iter().filter_map(|node| backend(&pool, node));
-                let now = Instant::now();
-                if let Some(backends) = roster.seen(found.collect(), now) {
-                    tracing::info!(pool, backends = backends.len(), "the nodes have changed");
-                    reloader.found(&pool, backends, now);
-                }
-            }
-            Err(error) => {
-                connection = None;
-                if !std::mem::replace(&mut is_away, true) {
-                    tracing::warn!(pool, %error, "the registry of nodes is away, the backends stay as they are");
-                }
+        let looks = servers.iter_mut().map(|server| server.look(&pool));
+        let answers = future::join_all(looks).await;
+        if answers.iter().any(Option::is_some) {
+            // The first one has the last word about a node.
+            let nodes = answers.into_iter().rev().flatten().flatten();
+            let found = nodes.filter_map(|node| backend(&pool, &node));
+            let now = Instant::now();
+            if let Some(backends) = roster.seen(found.collect(), now) {
+                tracing::info!(pool, backends = backends.len(), "the nodes have changed");
+                reloader.found(&pool, backends, now);
             }
         }
         time::sleep(config.every).await;
+    }
+}
+
+/// One that has the registry.
+struct Server {
+    number: usize,
+    url: Secret,
+    connection: Option<MultiplexedConnection>,
+    is_away: bool,
+}
+
+impl Server {
+    /// What each living node says of itself here; `None` if the server is away.
+    async fn look(&mut self, pool: &str) -> Option<Vec<String>> {
+        let server = self.number;
+        match look(self.url.expose(), &mut self.connection).await {
+            Ok(nodes) => {
+                if std::mem::take(&mut self.is_away) {
+                    tracing::info!(pool, server, "the registry of nodes is back");
+                }
+                Some(nodes)
+            }
+            Err(error) => {
+                self.connection = None;
+                if !std::mem::replace(&mut self.is_away, true) {
+                    tracing::warn!(pool, server, %error, "the registry of nodes is away, without any the backends stay as they are");
+                }
+                None
+            }
+        }
     }
 }
 

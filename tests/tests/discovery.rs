@@ -53,3 +53,35 @@ async fn nodes_are_backends_as_long_as_they_are_there() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn one_of_several_servers_is_enough_to_find_nodes() -> Result<()> {
+    let scratch = Scratch::new("discovery-servers")?;
+    let mut servers = Vec::new();
+    for name in ["first", "second"] {
+        let directory = scratch.path().join(name);
+        std::fs::create_dir_all(&directory)?;
+        servers.push(Redis::start(loopback::own(), &directory).await?);
+    }
+    let urls = json!(servers.iter().map(Redis::url).collect::<Vec<_>>());
+    let start = async |id: &str| -> Result<Node> {
+        let listen = std::net::TcpListener::bind(loopback::own_any_port())?.local_addr()?;
+        let settings = node::settings()
+            .with("broker", json!({ "kind": "redis", "urls": urls }))
+            .with("listen", json!(listen))
+            .with("node.advertise", json!(listen));
+        Node::start(id, settings, scratch.path()).await
+    };
+    let discover = json!({ "redis_urls": urls, "every": "200ms" });
+    // A node that misses a server is not ready; here it is enough that it listens.
+    let pool = json!([{ "name": "nodes", "discover": discover, "health": { "kind": "tcp" } }]);
+    let edge = Edge::start(&edge::settings(&[]).with("pools", pool), scratch.path()).await?;
+    servers[0].kill().await?;
+    let _first = start("n1").await?;
+    edge.backend_in_state("n1", "up").await?;
+    servers[0].restart().await?;
+    servers[1].kill().await?;
+    let _second = start("n2").await?;
+    edge.backend_in_state("n2", "up").await?;
+    edge.backend_in_state("n1", "up").await
+}

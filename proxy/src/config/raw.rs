@@ -101,7 +101,8 @@ pub(super) struct BackendTls {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Discover {
-    pub(super) redis: Secret,
+    pub(super) redis: Option<Secret>,
+    pub(super) redis_urls: Option<Vec<Secret>>,
     pub(super) every: Option<Span>,
 }
 

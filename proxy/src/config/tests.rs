@@ -478,4 +478,41 @@ fn a_pool_may_look_for_its_backends() {
             proxy.yaml:1:36: pools[0].discover.redis: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket
             proxy.yaml:1:67: pools[0].discover.every: 10ms is out of range, expected 100ms to 1m"#]],
     );
+    let config =
+        parse("pools: [{ name: a, discover: { redis_urls: ['redis://a', 'redis://b'] } }]");
+    let discover = config.pools[0].discover.clone().unwrap();
+    let servers = discover.servers.iter().map(|url| url.expose());
+    assert!(servers.eq(["redis://a", "redis://b"]));
+    let urls = "redis://a, ".repeat(65);
+    for (settings, expected) in [
+        (
+            "redis: redis://a, redis_urls: [redis://b]",
+            expect!["proxy.yaml:1:20: pools[0].discover: expected either `redis` or `redis_urls`"],
+        ),
+        (
+            "every: 1s",
+            expect!["proxy.yaml:1:20: pools[0].discover: expected either `redis` or `redis_urls`"],
+        ),
+        (
+            "redis_urls: []",
+            expect![
+                "proxy.yaml:1:32: pools[0].discover.redis_urls: expected 1 to 64 URLs, found 0"
+            ],
+        ),
+        (
+            &format!("redis_urls: [{urls}]"),
+            expect![
+                "proxy.yaml:1:32: pools[0].discover.redis_urls: expected 1 to 64 URLs, found 65"
+            ],
+        ),
+        (
+            "redis_urls: [redis://a, 'rediss://b']",
+            expect![
+                "proxy.yaml:1:56: pools[0].discover.redis_urls[1]: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket"
+            ],
+        ),
+    ] {
+        let text = format!("pools: [{{ name: a, discover: {{ {settings} }} }}]");
+        errors(&text, expected);
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use causeway_conf::Span;
+use causeway_conf::{Secret, Span};
 
 use super::affinity::cookie_name;
 use super::backend_tls::backend_tls;
@@ -14,6 +14,9 @@ use crate::config::raw;
 use crate::config::{
     AffinityConfig, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig, Pick, PoolConfig,
 };
+
+/// As many as nodes may share.
+const SERVERS_MAX: usize = 64;
 
 pub(super) fn pools(
     check: &mut Check,
@@ -70,15 +73,34 @@ pub(super) fn pools(
 
 /// Where to look for backends. Errors never repeat the URL.
 fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig {
-    let url = raw.redis.expose();
-    let is_known = ["redis://", "unix://"]
-        .iter()
-        .any(|scheme| url.starts_with(scheme));
-    check.require(
-        is_known && redis::IntoConnectionInfo::into_connection_info(url).is_ok(),
-        &format!("{key}.redis"),
-        "expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket",
-    );
+    let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls) {
+        (Some(url), None) => vec![(format!("{key}.redis"), url)],
+        (None, Some(urls)) => {
+            check.require(
+                (1..=SERVERS_MAX).contains(&urls.len()),
+                &format!("{key}.redis_urls"),
+                &format!("expected 1 to {SERVERS_MAX} URLs, found {}", urls.len()),
+            );
+            let urls = urls.into_iter().enumerate();
+            let key = |index| format!("{key}.redis_urls[{index}]");
+            urls.map(|(index, url)| (key(index), url)).collect()
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            check.error(key, "expected either `redis` or `redis_urls`");
+            Vec::new()
+        }
+    };
+    for (key, url) in &servers {
+        let url = url.expose();
+        let is_known = ["redis://", "unix://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme));
+        check.require(
+            is_known && redis::IntoConnectionInfo::into_connection_info(url).is_ok(),
+            key,
+            "expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket",
+        );
+    }
     DiscoverConfig {
         every: check.span(
             &format!("{key}.every"),
@@ -86,7 +108,7 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             DiscoverConfig::EVERY,
             Span(Duration::from_millis(100))..=Span(Duration::from_secs(60)),
         ),
-        redis: raw.redis,
+        servers: servers.into_iter().map(|(_, url)| url).collect(),
     }
 }
 
