@@ -82,12 +82,12 @@ impl Hooks {
         self.config.refresh.is_some()
     }
 
-    /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when their
     /// Names of the session values that go along with a question.
     pub(crate) fn values(&self) -> &[String] {
         &self.config.values
     }
 
+    /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when their
     /// time is over.
     pub(crate) fn has_sub_refresh(&self) -> bool {
         self.config.sub_refresh.is_some()
