@@ -68,10 +68,9 @@ pub(crate) struct Policy {
 /// One request from its head to its line in the access log.
 pub(crate) struct Exchange {
     arrived: Instant,
-    arrived_at: SystemTime,
     method: http::Method,
-    host: Option<Box<str>>,
-    path: Box<str>,
+    /// What the access log says that it is for, if there is one.
+    asked_for: Option<Box<AskedFor>>,
     route: RouteMetrics,
     pool: Arc<Pool>,
     claim: Claim,
@@ -92,6 +91,12 @@ pub(crate) struct Exchange {
     slot: Option<TunnelSlot>,
     body_bytes_max: u64,
     _pass: Pass,
+}
+
+/// The parts of a target that are logged.
+struct AskedFor {
+    host: Option<Box<str>>,
+    path: Box<str>,
 }
 
 /// How a request ended, as far as its carrier knows.
@@ -155,10 +160,13 @@ impl Policy {
         }
         Ok(Exchange {
             arrived,
-            arrived_at: SystemTime::now(),
             method: request.method().clone(),
-            host: host.map(excerpt),
-            path: excerpt(path),
+            asked_for: self.access.is_on().then(|| {
+                Box::new(AskedFor {
+                    host: host.map(excerpt),
+                    path: excerpt(path),
+                })
+            }),
             claim,
             preflight,
             // What is no upgrade here has lost the header before it came.
@@ -252,7 +260,11 @@ impl Policy {
     fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Refusal> {
         exchange.slot = None;
         loop {
-            let now = Instant::now();
+            // Nothing has happened yet in the first attempt.
+            let now = match exchange.attempts {
+                0 => exchange.arrived,
+                _ => Instant::now(),
+            };
             let (claim, seeks) = (&exchange.claim, exchange.seeks);
             let Ok(choice) = exchange.pool.choose(claim, seeks, &exchange.tried, now) else {
                 let refusal = exchange.failure();
@@ -531,14 +543,15 @@ impl Exchange {
 
     /// What the access log says of it.
     pub(crate) fn line(&self, kind: Kind, outcome: Outcome<'_>) -> AccessLine {
+        let asked_for = self.asked_for.as_deref();
         AccessLine {
-            ts: self.arrived_at,
+            ts: SystemTime::now() - self.arrived.elapsed(),
             kind,
             client: Some(self.forwarded.client),
             request_id: Some(self.forwarded.request_id().into()),
             method: Some(self.method.as_str().into()),
-            host: self.host.clone(),
-            path: Some(self.path.clone()),
+            host: asked_for.and_then(|asked_for| asked_for.host.clone()),
+            path: asked_for.map(|asked_for| asked_for.path.clone()),
             status: outcome.status,
             duration_ms: self.arrived.elapsed(),
             bytes_in: outcome.bytes_in,

@@ -17,6 +17,12 @@ pub(crate) trait Fields {
     /// Puts one more behind the others. `name` is spelled as it is to go out.
     fn append(&mut self, name: &'static str, value: HeaderValue);
 
+    /// The same of a value that is text without a control character. Some keep it at less cost.
+    fn append_text(&mut self, name: &'static str, value: &str) {
+        let value = HeaderValue::from_str(value);
+        self.append(name, value.expect("text without a control character"));
+    }
+
     /// Has the header called `name` be there once, with this value.
     fn set(&mut self, name: &'static str, value: HeaderValue) {
         self.remove(name);

@@ -7,14 +7,13 @@
 
 mod chain;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use causeway_conf::AddressRange;
-use http::HeaderValue;
-
 use crate::fields::Fields;
 use crate::scheme::Scheme;
+use causeway_conf::AddressRange;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 const X_FORWARDED_HOST: &str = "x-forwarded-host";
@@ -46,9 +45,9 @@ pub(crate) struct Forwarded {
     /// What the client used, which a proxy that ends TLS knows better than we.
     pub(crate) scheme: Scheme,
     /// The host that the client asked for, with its port if it named one.
-    host: Option<HeaderValue>,
+    host: Option<Box<str>>,
     port: u16,
-    request_id: HeaderValue,
+    request_id: Box<str>,
     /// Whether `peer` is a trusted proxy.
     trusted: bool,
 }
@@ -56,7 +55,7 @@ pub(crate) struct Forwarded {
 impl Forwarded {
     /// The id of the request.
     pub(crate) fn request_id(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
+        &self.request_id
     }
 }
 
@@ -69,14 +68,14 @@ impl Forwarder {
     pub(crate) fn read(&self, headers: &impl Fields, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
-        let own_host = || HeaderValue::from_str(headers.text("host")?).ok();
+        let own_host = || headers.text("host").map(Box::from);
         if !trusted {
             let host = own_host();
             return Forwarded {
                 client: peer,
                 via: Vec::new(),
                 scheme,
-                port: port_of(host.as_ref()).unwrap_or(scheme.default_port()),
+                port: port_of(host.as_deref()).unwrap_or(scheme.default_port()),
                 host,
                 request_id: new_request_id(),
                 trusted,
@@ -85,17 +84,16 @@ impl Forwarder {
         let hops = chain::hops(headers);
         let (client, via) = self.split(peer, &hops);
         let scheme = chain::proto(headers).unwrap_or(scheme);
-        let host = chain::host(headers).and_then(|host| HeaderValue::try_from(host).ok());
+        let host = chain::host(headers).map(String::into_boxed_str);
         let host = host.or_else(own_host);
         let text = |name| headers.text(name).map(str::trim);
         let port = text(X_FORWARDED_PORT)
             .and_then(|port| port.parse().ok().filter(|port| *port != 0))
-            .or(port_of(host.as_ref()))
+            .or(port_of(host.as_deref()))
             .unwrap_or(scheme.default_port());
         let request_id = text(X_REQUEST_ID)
             .filter(|id| is_request_id(id))
-            .and_then(|id| HeaderValue::from_str(id).ok())
-            .unwrap_or_else(new_request_id);
+            .map_or_else(new_request_id, Box::from);
         Forwarded {
             client,
             via,
@@ -111,27 +109,24 @@ impl Forwarder {
     pub(crate) fn write(&self, forwarded: &Forwarded, request: &mut impl Fields) {
         request.remove_if(|name| is_dropped(name, forwarded.trusted));
         let address = text_of(forwarded.client);
-        let elements = rfc7239(forwarded, &address);
-        let mut chain = address.clone();
+        let mut chain = Cow::Borrowed(&*address);
         for hop in &forwarded.via {
             // Writing to a string does not fail.
-            let _ = write!(chain, ", {hop}");
+            let _ = write!(chain.to_mut(), ", {hop}");
         }
         let scheme = forwarded.scheme;
-        let port = match forwarded.port == scheme.default_port() {
-            true => scheme.default_port_header(),
-            false => HeaderValue::from(forwarded.port),
-        };
-        let value = |text: String| HeaderValue::try_from(text).expect("made of checked parts");
-        request.append("X-Forwarded-For", value(chain));
-        request.append("X-Forwarded-Proto", scheme.header());
+        request.append_text("X-Forwarded-For", &chain);
+        request.append_text("X-Forwarded-Proto", scheme.as_str());
         if let Some(host) = &forwarded.host {
-            request.append("X-Forwarded-Host", host.clone());
+            request.append_text("X-Forwarded-Host", host);
         }
-        request.append("X-Forwarded-Port", port);
-        request.append("X-Real-IP", value(address));
-        request.append("Forwarded", value(elements));
-        request.append("X-Request-Id", forwarded.request_id.clone());
+        match forwarded.port == scheme.default_port() {
+            true => request.append_text("X-Forwarded-Port", scheme.default_port_text()),
+            false => request.append_text("X-Forwarded-Port", &forwarded.port.to_string()),
+        }
+        request.append_text("X-Real-IP", &address);
+        request.append_text("Forwarded", &rfc7239(forwarded, &address));
+        request.append_text("X-Request-Id", &forwarded.request_id);
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -208,8 +203,7 @@ fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
         let (open, close) = if is_v6 { ("\"[", "]\"") } else { ("", "") };
         header.extend(["for=", open, address, close]);
     };
-    let host = forwarded.host.as_ref();
-    let host = host.and_then(|host| host.to_str().ok());
+    let host = forwarded.host.as_deref();
     let hops = forwarded.via.len() * (ADDRESS_BYTES + ", for=".len());
     let room = ";host=\"\";proto=https".len() + host.map_or(0, str::len) + 2 * ADDRESS_BYTES + hops;
     let mut header = String::with_capacity(room);
@@ -231,8 +225,8 @@ fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
     header
 }
 
-fn port_of(host: Option<&HeaderValue>) -> Option<u16> {
-    let host = host?.to_str().ok()?;
+fn port_of(host: Option<&str>) -> Option<u16> {
+    let host = host?;
     let colon = host.bytes().rposition(|byte| byte == b':')?;
     let (name, port) = (&host[..colon], &host[colon + 1..]);
     let whole = !name.contains(':') || name.ends_with(']');
@@ -268,7 +262,7 @@ fn is_request_id(id: &str) -> bool {
 }
 
 /// 128 random bits: enough to find a request in the logs, and nothing that anybody relies on.
-fn new_request_id() -> HeaderValue {
+fn new_request_id() -> Box<str> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 32];
     for (pair, byte) in text
@@ -280,7 +274,7 @@ fn new_request_id() -> HeaderValue {
             DIGITS[usize::from(byte & 15)],
         ]);
     }
-    HeaderValue::from_bytes(&text).expect("digits are visible ASCII")
+    std::str::from_utf8(&text).expect("digits are ASCII").into()
 }
 
 #[cfg(test)]

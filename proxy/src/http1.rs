@@ -11,7 +11,7 @@ mod request;
 use bytes::BytesMut;
 use http::HeaderValue;
 
-use crate::fields::Fields;
+use crate::fields::{Fields, text};
 pub(crate) use crate::http1::answer::AnswerHead;
 pub(crate) use crate::http1::answer::BadAnswer;
 pub(crate) use crate::http1::answer::Framing;
@@ -24,13 +24,27 @@ pub(crate) use crate::http1::request::RequestLine;
 /// The most headers of one head: as many as Pingora takes.
 pub(crate) const HEADERS_MAX: usize = 256;
 
+/// How many headers the edge adds to a request, and about how many bytes.
+const ADDED: usize = 8;
+const ADDED_BYTES: usize = 256;
+
 /// A head with its first line taken apart.
 #[derive(Debug)]
 pub(crate) struct Head<L> {
     bytes: BytesMut,
     line: L,
     came: Vec<Line>,
-    added: Vec<(&'static str, HeaderValue)>,
+    added: Vec<(&'static str, Value)>,
+    /// Where added texts are written.
+    texts: Vec<u8>,
+}
+
+/// The value of a header that was added.
+#[derive(Debug)]
+enum Value {
+    /// Text, and where it was written.
+    Text(Span),
+    Whole(HeaderValue),
 }
 
 /// A head that was parsed where it lies: [`Parsed::with`] the same bytes it is one.
@@ -59,11 +73,15 @@ impl Span {
     fn of(part: &[u8], head: &[u8]) -> Self {
         let from = part.as_ptr().addr() - head.as_ptr().addr();
         debug_assert!(from + part.len() <= head.len(), "a part of the head");
+        Self::between(from, from + part.len())
+    }
+
+    fn between(from: usize, to: usize) -> Self {
         // Heads are limited to far less than that.
         let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         Self {
             from: short(from),
-            to: short(from + part.len()),
+            to: short(to),
         }
     }
 
@@ -106,6 +124,7 @@ impl<L> Parsed<L> {
             line: self.line,
             came: self.came,
             added: Vec::new(),
+            texts: Vec::new(),
         }
     }
 }
@@ -118,7 +137,14 @@ impl<L> Head<L> {
             (part(line.name), part(line.value))
         });
         let added = self.added.iter();
-        came.chain(added.map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+        came.chain(added.map(|(name, value)| (name.as_bytes(), self.bytes_of(value))))
+    }
+
+    fn bytes_of<'a>(&'a self, value: &'a Value) -> &'a [u8] {
+        match value {
+            Value::Text(span) => span.in_head(&self.texts),
+            Value::Whole(value) => value.as_bytes(),
+        }
     }
 
     /// Writes the headers, and the empty line behind them.
@@ -141,7 +167,7 @@ impl<L> Fields for Head<L> {
         let added = self.added.iter();
         let added = added.filter(move |(other, _)| is(other.as_bytes()));
         came.map(|line| line.value.in_head(&self.bytes))
-            .chain(added.map(|(_, value)| value.as_bytes()))
+            .chain(added.map(|(_, value)| self.bytes_of(value)))
     }
 
     fn remove_if(&mut self, mut unwanted: impl FnMut(&[u8]) -> bool) {
@@ -153,6 +179,18 @@ impl<L> Fields for Head<L> {
     }
 
     fn append(&mut self, name: &'static str, value: HeaderValue) {
-        self.added.push((name, value));
+        self.added.push((name, Value::Whole(value)));
+    }
+
+    fn append_text(&mut self, name: &'static str, value: &str) {
+        debug_assert!(text(value.as_bytes()).is_some());
+        if self.added.is_empty() {
+            self.added.reserve(ADDED);
+            self.texts.reserve(ADDED_BYTES);
+        }
+        let from = self.texts.len();
+        self.texts.extend_from_slice(value.as_bytes());
+        let span = Span::between(from, self.texts.len());
+        self.added.push((name, Value::Text(span)));
     }
 }

@@ -1,7 +1,5 @@
 //! The scheme that a client used: `http` or `https`.
 
-use http::HeaderValue;
-
 /// How the client reached us, or the trusted proxy before us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
@@ -17,17 +15,12 @@ impl Scheme {
         }
     }
 
-    /// Its name, and its default port, as values of headers: nothing is allocated for them.
-    pub(crate) fn header(self) -> HeaderValue {
-        HeaderValue::from_static(self.as_str())
-    }
-
-    /// See [`Scheme::header`].
-    pub(crate) fn default_port_header(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
+    /// [`Scheme::default_port`] as text.
+    pub(crate) fn default_port_text(self) -> &'static str {
+        match self {
             Self::Http => "80",
             Self::Https => "443",
-        })
+        }
     }
 
     /// The port that a URL of this scheme means when it names none.
