@@ -49,6 +49,12 @@ pub(crate) trait Fields {
         let values = self.values(name).filter_map(text);
         values.flat_map(|value| value.split(',')).map(str::trim)
     }
+
+    /// Whether one of the lists called `name` has `token` in it, spelled however.
+    fn lists(&self, name: &'static str, token: &str) -> bool {
+        self.elements(name)
+            .any(|element| element.eq_ignore_ascii_case(token))
+    }
 }
 
 /// A request.

@@ -110,8 +110,7 @@ impl Forward {
         body: BytesMut,
     ) -> After {
         let (peer, scheme) = carrier.origin();
-        let is_close = |token: &str| token.eq_ignore_ascii_case("close");
-        let closes = head.elements("connection").any(is_close);
+        let closes = head.lists("connection", "close");
         // What `Connection` names goes with it, and an upgrade that gets here is none.
         head.remove_hop_by_hop();
         let exchange = match self.policy.admit(&head, peer, scheme) {
@@ -149,27 +148,29 @@ impl Forward {
         let too_large = refusal == Refusal::Limited(Limit::BodySize);
         let malformed = matches!(refusal, Refusal::Malformed(_));
         let last = closes || too_large || malformed || self.connections.is_draining();
-        let status = self.answer(carrier, head.method(), refusal, last).await;
+        let by = (&*self.policy, &self.timeouts);
+        let status = answer(by, carrier, head.method(), refusal, last).await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.policy.log_refused(head, Some(peer), logged);
         After::answer(status.is_some(), last)
     }
+}
 
-    /// Gives an answer of the edge itself. Its status, if the client took it.
-    async fn answer(
-        &self,
-        carrier: &mut Carrier,
-        method: &Method,
-        refusal: Refusal,
-        last: bool,
-    ) -> Option<StatusCode> {
-        let (head, body) = self.policy.own_answer(refusal);
-        let mut out = Vec::with_capacity(256 + body.len());
-        write_own(&head, &body, method, last, &mut out);
-        carrier.gather(out);
-        let flushed = flush(carrier, &self.timeouts).await;
-        flushed.is_ok().then_some(head.status)
-    }
+/// Gives an answer of the edge itself to a request with `method`, whose connection ends with it if it is the `last`. Its status, if
+/// the client took it.
+pub(crate) async fn answer(
+    (policy, timeouts): (&Policy, &Timeouts),
+    carrier: &mut Carrier,
+    method: &Method,
+    refusal: Refusal,
+    last: bool,
+) -> Option<StatusCode> {
+    let (head, body) = policy.own_answer(refusal);
+    let mut out = Vec::with_capacity(256 + body.len());
+    write_own(&head, &body, method, last, &mut out);
+    carrier.gather(out);
+    let flushed = flush(carrier, timeouts).await;
+    flushed.is_ok().then_some(head.status)
 }
 
 impl After {
@@ -336,8 +337,8 @@ impl Errand<'_> {
     async fn refuse(&mut self, refusal: Refusal) -> After {
         let error = refusal.to_string();
         let method = self.head.method();
-        let answered = self.forward.answer(self.carrier, method, refusal, true);
-        let status = answered.await;
+        let by = (&*self.forward.policy, &self.forward.timeouts);
+        let status = answer(by, self.carrier, method, refusal, true).await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.log(Some(logged), 0, Some(&error));
         After::answer(status.is_some(), true)

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderMap, TRANSFER_ENCODING};
+use http::header::TRANSFER_ENCODING;
 use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -34,6 +34,7 @@ use crate::exchange::Again;
 use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
+use crate::fields::Fields;
 use crate::forward::STALE_MAX;
 use crate::http1::ChunkError;
 pub(crate) use crate::service::mounted::Mounted;
@@ -236,15 +237,6 @@ impl Edge {
     }
 }
 
-/// Whether the connection is to end behind the request. Pingora looks at the first `Connection` header alone.
-fn says_close(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(CONNECTION).into_iter();
-    let mut tokens = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    tokens.any(|token| token.trim().eq_ignore_ascii_case("close"))
-}
-
 /// Whether the carrier has refused to show more of a body.
 fn is_wrong_chunk(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
@@ -353,7 +345,8 @@ impl ProxyHttp for Edge {
                 }
             }
         }
-        if says_close(&downstream.req_header().headers) {
+        // Pingora looks at the first `Connection` header alone.
+        if downstream.req_header().lists("connection", "close") {
             downstream.set_keepalive(None);
         }
         // Upgrades that a route allows do not get here; to all others the answer is an ordinary one. What `Connection` names goes

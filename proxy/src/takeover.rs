@@ -23,8 +23,8 @@ use crate::exchange::Exchange;
 use crate::exchange::Outcome;
 use crate::exchange::Policy;
 use crate::fields::{Answer, Request};
-use crate::forward::{Body, flush, pass_body};
-use crate::http1::{RequestHead, write_own};
+use crate::forward::{Body, answer, flush, pass_body};
+use crate::http1::RequestHead;
 use crate::limits::Pass;
 use crate::pool::TunnelCount;
 pub(crate) use crate::takeover::over_h2::asks_for_websocket;
@@ -321,12 +321,9 @@ impl Takeover {
         request: &RequestHead,
         refusal: Refusal,
     ) -> Option<u16> {
-        let (head, body) = self.policy.own_answer(refusal);
-        let mut out = Vec::with_capacity(256);
-        write_own(&head, &body, request.method(), true, &mut out);
-        carrier.gather(out);
-        let flushed = flush(carrier, &self.timeouts).await;
-        flushed.is_ok().then_some(head.status.as_u16())
+        let by = (&*self.policy, &self.timeouts);
+        let status = answer(by, carrier, request.method(), refusal, true).await;
+        status.map(|status| status.as_u16())
     }
 }
 

@@ -84,10 +84,8 @@ fn remove_private(response: &mut impl Fields) {
 
 /// A binding is for one client: an answer that carries one must not be stored for others.
 fn keep_out_of_shared_caches(response: &mut impl Fields) {
-    let private = |directive: &str| {
-        directive.eq_ignore_ascii_case("private") || directive.eq_ignore_ascii_case("no-store")
-    };
-    if !response.elements("cache-control").any(private) {
+    let says = |directive| response.lists("cache-control", directive);
+    if !says("private") && !says("no-store") {
         response.append("Cache-Control", HeaderValue::from_static("private"));
     }
 }

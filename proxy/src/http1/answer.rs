@@ -70,13 +70,9 @@ impl AnswerHead {
             persists: version == 1,
         };
         let mut head = Parsed::new(line, found.headers, &bytes).with(bytes);
-        let named = |head: &Self, token: &str| {
-            head.elements("connection")
-                .any(|other| other.eq_ignore_ascii_case(token))
-        };
         head.line.persists = match head.line.persists {
-            true => !named(&head, "close"),
-            false => named(&head, "keep-alive"),
+            true => !head.lists("connection", "close"),
+            false => head.lists("connection", "keep-alive"),
         };
         Ok(head)
     }
