@@ -164,22 +164,16 @@ impl Registry {
         Entered { shard, slot, place }
     }
 
-    /// All living nodes, this one included: as the first server knows them that answers, since each has all leases.
+    /// All living nodes, this one included.
     ///
     /// # Errors
     ///
     /// [`Away`]: nobody knows now.
     pub(crate) async fn nodes(&self) -> Result<Arc<[Node]>, Away> {
-        let mut answer = Ok(None);
-        for keeper in self.shards.iter().filter_map(|share| share.keeper.as_ref()) {
-            answer = keeper.store.live(keeper.now()).await.map(Some);
-            if answer.is_ok() {
-                break;
-            }
-        }
-        let nodes: Arc<[Node]> = match answer? {
+        let nodes: Arc<[Node]> = match self.shards.first().and_then(|share| share.keeper.as_ref()) {
             None => [self.about.clone()].into(),
-            Some(live) => {
+            Some(keeper) => {
+                let live = keeper.store.live(keeper.now()).await?;
                 // Under two leases for a moment, when one takes over from the other.
                 let mut nodes: Vec<Node> = Vec::with_capacity(live.len());
                 for (lease, about) in live {
