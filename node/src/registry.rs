@@ -164,16 +164,25 @@ impl Registry {
         Entered { shard, slot, place }
     }
 
-    /// All living nodes, this one included.
+    /// All living nodes, this one included: as the first server knows them that answers, since each has all leases.
     ///
     /// # Errors
     ///
     /// [`Away`]: nobody knows now.
     pub(crate) async fn nodes(&self) -> Result<Arc<[Node]>, Away> {
-        let nodes: Arc<[Node]> = match self.shards.first().and_then(|share| share.keeper.as_ref()) {
+        let mut answer = Ok(None);
+        for share in &*self.shards {
+            let Some(keeper) = &share.keeper else {
+                continue;
+            };
+            answer = keeper.store.live(keeper.now()).await.map(Some);
+            if answer.is_ok() {
+                break;
+            }
+        }
+        let nodes: Arc<[Node]> = match answer? {
             None => [self.about.clone()].into(),
-            Some(keeper) => {
-                let live = keeper.store.live(keeper.now()).await?;
+            Some(live) => {
                 // Under two leases for a moment, when one takes over from the other.
                 let mut nodes: Vec<Node> = Vec::with_capacity(live.len());
                 for (lease, about) in live {

@@ -522,6 +522,8 @@ async fn several_servers_share_what_there_is_and_one_that_is_away_takes_only_its
             .until_members(&format!("room:{number}"), &["ann"])
             .await;
     }
+    servers[0].kill();
+    assert_eq!(other.registry.nodes().await.unwrap().len(), 2);
     drop(members);
     node.shutdown.cancel();
     other.shutdown.cancel();
