@@ -87,6 +87,7 @@ fn runs() -> Vec<Value> {
             ("json", "http_stream"),
             ("json", "sse"),
             ("protobuf", "websocket"),
+            ("protobuf", "http_stream"),
         ] {
             let name = format!("{runtime}-{codec}-{transport}");
             runs.push(

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::HeaderValue;
 use http::Method;
 use http::Response;
 use http::StatusCode;
@@ -21,6 +20,7 @@ use crate::http::body::BodyLimits;
 use crate::http::cors;
 use crate::http::mount::Mount;
 use crate::http::text;
+use crate::protocol::Codec;
 use crate::protocol::ConnectRequest;
 use crate::transport::Body;
 use crate::transport::channel_stream;
@@ -36,7 +36,7 @@ const FIRST: &str = "cf_connect";
 /// What a path below an endpoint for channels names, but for the WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChannelsPlace {
-    /// A stream of lines.
+    /// A stream of replies and pushes, one after the other.
     HttpStream,
     /// Server-sent events for who also asks.
     Sse,
@@ -89,7 +89,7 @@ pub(crate) struct ChannelsHttp {
 /// Why a request opens no stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum BadRequest {
-    #[error("expected JSON: this transport has no Protobuf")]
+    #[error("expected JSON: server-sent events have no Protobuf")]
     Protobuf,
     #[error(
         "expected the commands of the client, connect first, in the body or in the parameter cf_connect"
@@ -150,15 +150,17 @@ impl ChannelsHttp {
         parts: &Parts,
         body: Bytes,
     ) -> Response<Body> {
-        if is_protobuf(&parts.headers) {
-            return refused(BadRequest::Protobuf);
-        }
-        let lines = match place {
-            ChannelsPlace::HttpStream => Lines::Bare,
-            ChannelsPlace::Sse => Lines::Events,
-            ChannelsPlace::UniSse => Lines::EventsOneWay,
-            ChannelsPlace::Emulation => {
-                let read = Emulated::read(&body, mount.endpoint.message_bytes_max);
+        let codec = codec(&parts.headers);
+        let lines = match (place, codec) {
+            (ChannelsPlace::HttpStream, Codec::Json) => Lines::Bare,
+            (ChannelsPlace::HttpStream, Codec::Protobuf) => Lines::Delimited,
+            (ChannelsPlace::Sse, Codec::Json) => Lines::Events,
+            (ChannelsPlace::UniSse, Codec::Json) => Lines::EventsOneWay,
+            (ChannelsPlace::Sse | ChannelsPlace::UniSse, Codec::Protobuf) => {
+                return refused(BadRequest::Protobuf);
+            }
+            (ChannelsPlace::Emulation, codec) => {
+                let read = Emulated::read(&body, codec, mount.endpoint.message_bytes_max);
                 return match read {
                     Ok(said) => empty(said.say(&self.control).await),
                     Err(error) => text(error.status(), format!("{error}\n")),
@@ -192,8 +194,10 @@ fn first(lines: Lines, said: Bytes, bytes_max: usize) -> Result<First, BadReques
         return Err(BadRequest::TooLarge);
     }
     match lines {
-        Lines::Bare | Lines::Events if said.is_empty() => Err(BadRequest::NoCommands),
-        Lines::Bare | Lines::Events => Ok(First::Commands(said)),
+        Lines::Bare | Lines::Delimited | Lines::Events if said.is_empty() => {
+            Err(BadRequest::NoCommands)
+        }
+        Lines::Bare | Lines::Delimited | Lines::Events => Ok(First::Commands(said)),
         Lines::EventsOneWay if said.is_empty() => Ok(First::Connect(Box::default())),
         Lines::EventsOneWay => serde_json::from_slice::<ConnectRequest>(&said)
             .map(|request| First::Connect(Box::new(request)))
@@ -201,10 +205,12 @@ fn first(lines: Lines, said: Bytes, bytes_max: usize) -> Result<First, BadReques
     }
 }
 
-fn is_protobuf(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|media| media == HeaderValue::from_static("application/octet-stream"))
+/// In what a client writes, and wants to be answered.
+fn codec(headers: &HeaderMap) -> Codec {
+    match headers.get(header::CONTENT_TYPE) {
+        Some(media) if media == "application/octet-stream" => Codec::Protobuf,
+        _ => Codec::Json,
+    }
 }
 
 fn refused(error: BadRequest) -> Response<Body> {
@@ -231,7 +237,7 @@ mod tests {
     fn a_stream_begins_with_what_its_client_says() {
         let first =
             |lines, said: &'static str| first(lines, Bytes::from_static(said.as_bytes()), 40);
-        for lines in [Lines::Bare, Lines::Events] {
+        for lines in [Lines::Bare, Lines::Delimited, Lines::Events] {
             assert!(matches!(first(lines, "{\"id\":1}"), Ok(First::Commands(_))));
             assert!(matches!(first(lines, ""), Err(BadRequest::NoCommands)));
         }

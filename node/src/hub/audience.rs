@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::config::SlowReader;
 use crate::hub::Member;
 use crate::hub::batch::Closed;
@@ -27,6 +29,7 @@ pub(super) struct Audience {
     plain: Rows<SocketOutbox>,
     framed: Rows<SocketOutbox>,
     queued: Rows<QueueOutbox>,
+    delimited: Rows<QueueOutbox>,
 }
 
 struct Rows<T> {
@@ -43,11 +46,12 @@ impl Audience {
             plain: Rows::new(),
             framed: Rows::new(),
             queued: Rows::new(),
+            delimited: Rows::new(),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.plain.taken == 0 && self.framed.taken == 0 && self.queued.taken == 0
+        self.plain.taken + self.framed.taken + self.queued.taken + self.delimited.taken == 0
     }
 
     /// How many deliveries a batch comes to.
@@ -55,27 +59,40 @@ impl Audience {
         let plain = batch.messages - batch.not_json;
         let framed = batch.messages - batch.not_utf8;
         let queued = batch.messages - batch.not_json - batch.not_utf8;
-        self.plain.taken * plain + self.framed.taken * framed + self.queued.taken * queued
+        self.plain.taken * plain
+            + (self.framed.taken + self.delimited.taken) * framed
+            + self.queued.taken * queued
     }
 
     /// How many steps a round has at most, see [`deliver`](Self::deliver).
     pub(super) fn len(&self) -> usize {
-        self.plain.seats.len() + self.framed.seats.len() + self.queued.seats.len()
+        self.plain.seats.len()
+            + self.framed.seats.len()
+            + self.queued.seats.len()
+            + self.delimited.seats.len()
     }
 
     /// Gives the batch to the member of one step.
     pub(super) fn deliver(&self, step: usize, batch: &Closed) {
         let framed_step = step.wrapping_sub(self.plain.seats.len());
         let queued_step = framed_step.wrapping_sub(self.framed.seats.len());
+        let delimited_step = queued_step.wrapping_sub(self.queued.seats.len());
         if let Some(seat) = self.plain.seats.get(step) {
             self.send(seat.as_deref(), &batch.plain);
         } else if let Some(seat) = self.framed.seats.get(framed_step) {
             self.send(seat.as_deref(), &batch.framed);
-        } else if let Some(Some(outbox)) = self.queued.seats.get(queued_step) {
-            match self.latest {
-                Some(channel) => outbox.push_latest(channel, &batch.queued),
-                None => outbox.push_all(&batch.queued),
-            }
+        } else if let Some(seat) = self.queued.seats.get(queued_step) {
+            self.push(seat.as_deref(), &batch.queued);
+        } else if let Some(seat) = self.delimited.seats.get(delimited_step) {
+            self.push(seat.as_deref(), &batch.delimited);
+        }
+    }
+
+    fn push(&self, outbox: Option<&QueueOutbox>, messages: &[Bytes]) {
+        match (outbox, self.latest) {
+            (None, _) => {}
+            (Some(outbox), Some(channel)) => outbox.push_latest(channel, messages),
+            (Some(outbox), None) => outbox.push_all(messages),
         }
     }
 
@@ -108,6 +125,7 @@ impl Audience {
 
     fn sit(&mut self, seat: Seat, member: Member) {
         match (member, seat.slot) {
+            (Member::Queue(outbox), Slot::Delimited) => self.delimited.sit(seat.index, outbox),
             (Member::Queue(outbox), _) => self.queued.sit(seat.index, outbox),
             (Member::Socket(outbox), Slot::Framed) => self.framed.sit(seat.index, outbox),
             (Member::Socket(outbox), _) => self.plain.sit(seat.index, outbox),
@@ -119,6 +137,7 @@ impl Audience {
             Slot::Plain => self.plain.leave(seat.index),
             Slot::Framed => self.framed.leave(seat.index),
             Slot::Queued => self.queued.leave(seat.index),
+            Slot::Delimited => self.delimited.leave(seat.index),
         }
     }
 }
@@ -153,6 +172,9 @@ impl<T> Rows<T> {
 
 fn catch_up(member: &Member, slot: Slot, position: usize, batch: &Closed) {
     let frames = match (member, slot) {
+        (Member::Queue(outbox), Slot::Delimited) => {
+            return outbox.push_all(&batch.delimited[position..]);
+        }
         (Member::Queue(outbox), _) => return outbox.push_all(&batch.queued[position..]),
         (Member::Socket(_), Slot::Framed) => &batch.framed,
         (Member::Socket(_), _) => &batch.plain,

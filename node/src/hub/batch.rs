@@ -9,6 +9,7 @@ use crate::frame::sockjs;
 use crate::frame::websocket;
 use crate::frame::websocket::MessageKind;
 use crate::hub::format::Slot;
+use crate::protocol;
 use crate::protocol::Codec;
 use crate::protocol::Event;
 use crate::protocol::Push;
@@ -24,6 +25,9 @@ pub(super) struct Batch {
     framed: Frames,
     /// A buffer each, so that a session that keeps a small message does not keep its batch.
     queued: Vec<Bytes>,
+    /// The same in Protobuf.
+    delimited: Vec<Bytes>,
+    /// Of both.
     queued_bytes: usize,
     messages: usize,
     /// Those that no SockJS client can be given.
@@ -48,6 +52,13 @@ pub(super) struct Slots {
     pub(super) plain: bool,
     pub(super) framed: bool,
     pub(super) queued: bool,
+    pub(super) delimited: bool,
+}
+
+impl Slots {
+    pub(super) fn any(self) -> bool {
+        self.plain || self.framed || self.queued || self.delimited
+    }
 }
 
 /// A batch that is complete.
@@ -56,6 +67,7 @@ pub(super) struct Closed {
     pub(super) plain: ClosedFrames,
     pub(super) framed: ClosedFrames,
     pub(super) queued: Vec<Bytes>,
+    pub(super) delimited: Vec<Bytes>,
     pub(super) messages: usize,
     pub(super) not_utf8: usize,
     pub(super) not_json: usize,
@@ -108,10 +120,15 @@ impl Batch {
             self.published.push(publication.time);
         }
         let reply = Reply::push(push.clone());
-        if slots.framed {
+        if slots.framed || slots.delimited {
             let mut body = BytesMut::new();
-            if Codec::Protobuf.append_reply(&mut body, &reply).is_ok() {
+            protocol::protobuf::append_reply(&mut body, &reply);
+            if slots.framed {
                 self.framed.append(MessageKind::Binary, &body);
+            }
+            if slots.delimited {
+                self.queued_bytes += body.len();
+                self.delimited.push(body.freeze());
             }
         }
         if !slots.plain && !slots.queued {
@@ -136,6 +153,7 @@ impl Batch {
             Slot::Plain => self.plain.bytes.len(),
             Slot::Framed => self.framed.bytes.len(),
             Slot::Queued => self.queued.len(),
+            Slot::Delimited => self.delimited.len(),
         }
     }
 
@@ -153,6 +171,7 @@ impl Batch {
             plain: self.plain.close(),
             framed: self.framed.close(),
             queued: self.queued,
+            delimited: self.delimited,
             messages: self.messages,
             not_utf8: self.not_utf8,
             not_json: self.not_json,

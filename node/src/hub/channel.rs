@@ -50,6 +50,7 @@ struct Open {
     plain: Seats,
     framed: Seats,
     queued: Seats,
+    delimited: Seats,
 }
 
 /// What the task does with its members after a round.
@@ -156,8 +157,9 @@ impl Channel {
             plain: open.plain.is_read(),
             framed: open.framed.is_read(),
             queued: open.queued.is_read(),
+            delimited: open.delimited.is_read(),
         };
-        if !slots.plain && !slots.framed && !slots.queued {
+        if !slots.any() {
             return Appended::Gathering;
         }
         if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
@@ -190,7 +192,7 @@ impl Channel {
         let mut open = self.open.lock();
         open.listed = false;
         open.full = false;
-        for slot in [Slot::Plain, Slot::Framed, Slot::Queued] {
+        for slot in Slot::ALL {
             open.seats(slot).is_left = false;
         }
         Taken {
@@ -204,7 +206,7 @@ impl Channel {
         let open = self.open.lock();
         self.stay != Stay::Pinned
             && !open.listed
-            && ![&open.plain, &open.framed, &open.queued]
+            && ![&open.plain, &open.framed, &open.queued, &open.delimited]
                 .into_iter()
                 .any(Seats::any_taken)
     }
@@ -227,6 +229,7 @@ impl Open {
             Slot::Plain => &mut self.plain,
             Slot::Framed => &mut self.framed,
             Slot::Queued => &mut self.queued,
+            Slot::Delimited => &mut self.delimited,
         }
     }
 }

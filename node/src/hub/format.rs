@@ -15,11 +15,13 @@ pub(super) enum Format {
     Protobuf,
     /// Pushes in JSON for a transport over HTTP.
     JsonLine,
+    /// Pushes in Protobuf for a transport over HTTP, each after its length.
+    Delimited,
 }
 
-/// One of the three places that a channel keeps for formats.
+/// One of the four places that a channel keeps for formats.
 ///
-/// A channel carries messages of a relay or pushes, never both: so a place means one of two formats, and
+/// A channel carries messages of a relay or pushes, never both: so a place means one of at most two formats, and
 /// the same one for as long as the channel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
@@ -29,6 +31,12 @@ pub(super) enum Slot {
     Framed,
     /// Over HTTP: quoted, or JSON lines.
     Queued,
+    /// Over HTTP: Protobuf.
+    Delimited,
+}
+
+impl Slot {
+    pub(super) const ALL: [Self; 4] = [Self::Plain, Self::Framed, Self::Queued, Self::Delimited];
 }
 
 impl Format {
@@ -37,6 +45,7 @@ impl Format {
             Self::Raw | Self::Json => Slot::Plain,
             Self::Sockjs | Self::Protobuf => Slot::Framed,
             Self::Quoted | Self::JsonLine => Slot::Queued,
+            Self::Delimited => Slot::Delimited,
         }
     }
 }

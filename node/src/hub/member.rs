@@ -35,6 +35,7 @@ impl Member {
             Self::Queue(outbox) => match outbox.format() {
                 QueueFormat::Quoted => Format::Quoted,
                 QueueFormat::JsonLine => Format::JsonLine,
+                QueueFormat::Delimited => Format::Delimited,
             },
             Self::Socket(outbox) => match outbox.format() {
                 SocketFormat::Raw => Format::Raw,
@@ -48,7 +49,7 @@ impl Member {
     /// How a channel client writes its commands and reads its replies.
     pub(crate) fn codec(&self) -> Codec {
         match self.format() {
-            Format::Protobuf => Codec::Protobuf,
+            Format::Protobuf | Format::Delimited => Codec::Protobuf,
             _ => Codec::Json,
         }
     }
@@ -90,14 +91,14 @@ impl Member {
         match self {
             Self::Socket(outbox) => outbox.close_saying(disconnect, &reason),
             Self::Queue(outbox) => {
-                let told = Self::farewell(Farewell { disconnect, reason });
+                let told = Self::farewell(self.codec(), Farewell { disconnect, reason });
                 outbox.close_with(disconnect, told);
             }
         }
     }
 
-    /// The line that tells a client over HTTP why it is sent away.
-    pub(crate) fn farewell(farewell: impl Into<Farewell>) -> Bytes {
+    /// What tells a client over HTTP why it is sent away.
+    pub(crate) fn farewell(codec: Codec, farewell: impl Into<Farewell>) -> Bytes {
         let Farewell { disconnect, reason } = farewell.into();
         let told = protocol::Disconnect {
             code: disconnect.code.into(),
@@ -105,10 +106,10 @@ impl Member {
             reconnect: disconnect.may_reconnect(),
         };
         let push = Reply::push(Push::new("", Event::Disconnect(told)));
-        let mut line = BytesMut::new();
-        let written = protocol::json::append_reply(&mut line, &push);
+        let mut message = BytesMut::new();
+        let written = codec.append_reply(&mut message, &push);
         debug_assert!(written.is_ok(), "it holds no data of others");
-        line.freeze()
+        message.freeze()
     }
 
     /// Holds back all that is sent from now on, until [`release`](Self::release).
@@ -145,7 +146,7 @@ impl Member {
 
     fn framed(&self, body: BytesMut) -> Bytes {
         let kind = match self.format() {
-            Format::JsonLine | Format::Quoted => return body.freeze(),
+            Format::JsonLine | Format::Quoted | Format::Delimited => return body.freeze(),
             Format::Protobuf => MessageKind::Binary,
             Format::Raw | Format::Sockjs | Format::Json => MessageKind::Text,
         };

@@ -18,6 +18,8 @@ pub(crate) enum QueueFormat {
     Quoted,
     /// Each as a line of JSON, for the channel protocol.
     JsonLine,
+    /// Each in Protobuf after its length, for the channel protocol.
+    Delimited,
 }
 
 /// A client's messages, in order.

@@ -28,6 +28,7 @@ use crate::hub::Member;
 use crate::metrics::Transport;
 use crate::outbox::QueueFormat;
 use crate::outbox::QueueOutbox;
+use crate::protocol::Codec;
 use crate::protocol::ConnectRequest;
 use crate::transport::Body;
 
@@ -59,9 +60,13 @@ pub(crate) enum First {
 pub(crate) fn open(clients: &Arc<ChannelClients>, opening: Opening) -> Response<Body> {
     let lines = opening.lines;
     let bytes_max = opening.endpoint.outbox_bytes_max;
-    let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, bytes_max));
+    let format = match lines {
+        Lines::Delimited => QueueFormat::Delimited,
+        Lines::Bare | Lines::Events | Lines::EventsOneWay => QueueFormat::JsonLine,
+    };
+    let outbox = Arc::new(QueueOutbox::with_format(format, bytes_max));
     let (transport, direction) = match lines {
-        Lines::Bare => (Transport::ChannelsHttpStream, Direction::TwoWay),
+        Lines::Bare | Lines::Delimited => (Transport::ChannelsHttpStream, Direction::TwoWay),
         Lines::Events => (Transport::ChannelsSse, Direction::TwoWay),
         Lines::EventsOneWay => (Transport::ChannelsUniSse, Direction::OneWay),
     };
@@ -122,7 +127,7 @@ impl Streaming {
             }
             // It is told no more. What waited for a slow one is lost, and so is the push that would have said why.
             let farewell = streaming.outbox.is_slow().then(|| {
-                let farewell = Member::farewell(Disconnect::SLOW);
+                let farewell = Member::farewell(streaming.lines.codec(), Disconnect::SLOW);
                 streaming.lines.dress(&[farewell])
             });
             farewell.map(|piece| (piece, None))
@@ -144,6 +149,13 @@ impl Streaming {
 
 /// Several messages as they go on the wire.
 impl Lines {
+    fn codec(self) -> Codec {
+        match self {
+            Self::Delimited => Codec::Protobuf,
+            Self::Bare | Self::Events | Self::EventsOneWay => Codec::Json,
+        }
+    }
+
     fn dress(self, messages: &[Bytes]) -> Bytes {
         let bytes: usize = messages.iter().map(|message| message.len() + 16).sum();
         let mut piece = BytesMut::with_capacity(bytes);

@@ -7,18 +7,29 @@ use std::fmt;
 
 use ::http::StatusCode;
 use bytes::Bytes;
+use prost::Message as _;
 use serde::Deserialize;
 
 use crate::control::Control;
 use crate::directory::Order;
 use crate::directory::Target;
 use crate::instance::ClientId;
+use crate::protocol::Codec;
 
 /// One request, as JSON has it. The node is in the session's id too, so what `node` says does not count.
 #[derive(Deserialize)]
-struct Raw {
+struct Json {
     session: String,
     data: String,
+}
+
+/// The same as Protobuf has it: `EmulationRequest` of the protocol, without its field 1, `node`.
+#[derive(prost::Message)]
+struct Protobuf {
+    #[prost(string, tag = "2")]
+    session: String,
+    #[prost(bytes = "bytes", tag = "3")]
+    data: Bytes,
 }
 
 /// What a client says, and where it is heard.
@@ -39,7 +50,10 @@ impl fmt::Debug for Emulated {
 pub(crate) enum BadEmulation {
     /// The client would not understand itself.
     #[error("expected {{\"session\": \"...\", \"node\": \"...\", \"data\": \"...\"}}")]
-    NotARequest,
+    NotJson,
+    /// The same in Protobuf.
+    #[error("expected an EmulationRequest in Protobuf")]
+    NotProtobuf,
     /// More than a message of the endpoint may have.
     #[error("expected at most {max} bytes in `data` (setting message_size), found {found}")]
     TooLarge {
@@ -57,31 +71,43 @@ impl BadEmulation {
     /// The status that says so: none of those at which a client gives its stream up.
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::NotARequest | Self::NoSession => StatusCode::BAD_REQUEST,
+            Self::NotJson | Self::NotProtobuf | Self::NoSession => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         }
     }
 }
 
 impl Emulated {
-    /// Reads a request.
+    /// Reads a request that is written as `codec` says, with at most `message_bytes_max` of what the client says.
     ///
     /// # Errors
     ///
     /// [`BadEmulation`] says what would be right.
-    pub(crate) fn read(body: &[u8], message_bytes_max: usize) -> Result<Self, BadEmulation> {
-        let raw: Raw = serde_json::from_slice(body).map_err(|_| BadEmulation::NotARequest)?;
-        if message_bytes_max < raw.data.len() {
+    pub(crate) fn read(
+        body: &Bytes,
+        codec: Codec,
+        message_bytes_max: usize,
+    ) -> Result<Self, BadEmulation> {
+        let (session, commands) = match codec {
+            Codec::Json => {
+                let read = serde_json::from_slice(body);
+                let Json { session, data } = read.map_err(|_| BadEmulation::NotJson)?;
+                (session, data.into())
+            }
+            Codec::Protobuf => {
+                let read = Protobuf::decode(body.clone());
+                let Protobuf { session, data } = read.map_err(|_| BadEmulation::NotProtobuf)?;
+                (session, data)
+            }
+        };
+        if message_bytes_max < commands.len() {
             return Err(BadEmulation::TooLarge {
                 max: message_bytes_max,
-                found: raw.data.len(),
+                found: commands.len(),
             });
         }
-        let session = ClientId::parse(&raw.session).map_err(|_| BadEmulation::NoSession)?;
-        Ok(Self {
-            session,
-            commands: raw.data.into(),
-        })
+        let session = ClientId::parse(&session).map_err(|_| BadEmulation::NoSession)?;
+        Ok(Self { session, commands })
     }
 
     /// Hands it to the client, on whatever node it is; the status tells the client how that went.
@@ -117,27 +143,58 @@ mod tests {
     #[test]
     fn a_request_names_its_session_and_says_something() {
         let body = format!("{{\"session\":\"{SESSION}\",\"node\":\"n\",\"data\":\"{{}}\\n{{}}\"}}");
-        let read = Emulated::read(body.as_bytes(), 5).unwrap();
+        let protobuf = Protobuf {
+            session: SESSION.to_owned(),
+            data: Bytes::from_static(b"\x04\xff\x01\x00"),
+        };
+        let read = Emulated::read(&protobuf.encode_to_vec().into(), Codec::Protobuf, 4).unwrap();
+        assert_eq!(read.session.to_string(), SESSION);
+        assert_eq!(read.commands, &b"\x04\xff\x01\x00"[..]);
+        let read = Emulated::read(&body.into(), Codec::Json, 5).unwrap();
         assert_eq!(read.session.to_string(), SESSION);
         assert_eq!(read.commands, "{}\n{}");
         assert!(!format!("{read:?}").contains("0123"));
-        for (body, expected) in [
-            ("", BadEmulation::NotARequest),
-            ("[]", BadEmulation::NotARequest),
-            ("{\"session\":\"a\"}", BadEmulation::NotARequest),
-            ("{\"session\":1,\"data\":\"\"}", BadEmulation::NotARequest),
-            ("{\"session\":\"\",\"data\":\"\"}", BadEmulation::NoSession),
+        let long = Protobuf {
+            session: SESSION.to_owned(),
+            data: Bytes::from_static(b"123456"),
+        };
+        let long = long.encode_to_vec();
+        let too_large = BadEmulation::TooLarge { max: 5, found: 6 };
+        for (codec, body, expected) in [
+            (Codec::Json, &b""[..], BadEmulation::NotJson),
+            (Codec::Json, b"[]", BadEmulation::NotJson),
+            (Codec::Json, b"{\"session\":\"a\"}", BadEmulation::NotJson),
             (
-                "{\"session\":\"a-b\",\"data\":\"\"}",
+                Codec::Json,
+                b"{\"session\":1,\"data\":\"\"}",
+                BadEmulation::NotJson,
+            ),
+            (
+                Codec::Json,
+                b"{\"session\":\"\",\"data\":\"\"}",
                 BadEmulation::NoSession,
             ),
             (
-                "{\"session\":\"a-b\",\"data\":\"123456\"}",
-                BadEmulation::TooLarge { max: 5, found: 6 },
+                Codec::Json,
+                b"{\"session\":\"a-b\",\"data\":\"\"}",
+                BadEmulation::NoSession,
+            ),
+            (
+                Codec::Json,
+                b"{\"session\":\"a-b\",\"data\":\"123456\"}",
+                too_large,
+            ),
+            (Codec::Protobuf, b"{}", BadEmulation::NotProtobuf),
+            (Codec::Protobuf, b"", BadEmulation::NoSession),
+            (Codec::Protobuf, &long, too_large),
+            (
+                Codec::Protobuf,
+                &long[..long.len() - 1],
+                BadEmulation::NotProtobuf,
             ),
         ] {
-            let error = Emulated::read(body.as_bytes(), 5).unwrap_err();
-            assert_eq!(error, expected, "{body}");
+            let error = Emulated::read(&Bytes::copy_from_slice(body), codec, 5).unwrap_err();
+            assert_eq!(error, expected, "{codec:?} {body:?}");
             assert!(error.status().is_client_error());
             assert_ne!(
                 error.status(),

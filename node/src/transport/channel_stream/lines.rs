@@ -1,13 +1,15 @@
-//! How messages of JSON stand in an answer that does not end.
+//! How messages stand in an answer that does not end.
 
 use bytes::BufMut;
 use bytes::BytesMut;
 
-/// The three forms.
+/// The four forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lines {
-    /// A line for each reply and push: `http_stream`.
+    /// A line of JSON for each reply and push: `http_stream`.
     Bare,
+    /// Each reply and push in Protobuf, after its length: `http_stream` for who asks in Protobuf.
+    Delimited,
     /// A server-sent event for each message: `sse`.
     Events,
     /// A server-sent event for each push, without what only who also asks needs: `uni_sse`.
@@ -20,19 +22,22 @@ const PUSH: (&[u8], &[u8]) = (b"{\"push\":", b"}");
 impl Lines {
     pub(super) fn content_type(self) -> &'static str {
         match self {
-            Self::Bare => "application/octet-stream",
+            Self::Bare | Self::Delimited => "application/octet-stream",
             Self::Events | Self::EventsOneWay => "text/event-stream",
         }
     }
 
-    /// Appends `message`, which is JSON on one line or on several.
+    /// Appends `message`: JSON on one line or on several, or Protobuf as it goes out.
     pub(super) fn append(self, out: &mut BytesMut, message: &[u8]) {
+        if self == Self::Delimited {
+            return out.put_slice(message);
+        }
         for line in message.split(|&byte| byte == b'\n') {
             if line.is_empty() {
                 continue;
             }
             match self {
-                Self::Bare => out.put_slice(line),
+                Self::Bare | Self::Delimited => out.put_slice(line),
                 Self::Events => append_data(out, line),
                 Self::EventsOneWay => append_data(out, without_push(line)),
             }
@@ -92,6 +97,7 @@ mod tests {
                 "data: {\"channel\":\"a\"}\n\n",
             ),
             (Lines::EventsOneWay, "{}", "data: {}\n\n"),
+            (Lines::Delimited, "\u{2}a\n", "\u{2}a\n"),
         ] {
             assert_eq!(written(lines, message), expected);
         }
