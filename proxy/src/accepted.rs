@@ -29,11 +29,14 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// The connection of `peer`.
-    pub(crate) fn new(socket: TcpStream, peer: SocketAddr) -> Self {
+    /// The connection of `peer`, accepted where `listening` says. Neither address is asked for again.
+    pub(crate) fn new(socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> Self {
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
         // It is new, so that nothing is set yet.
         let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(peer)));
+        if !listening.ip().is_unspecified() {
+            let _ = digest.local_addr.set(Some(PingoraAddress::Inet(listening)));
+        }
         Self {
             socket,
             digest: Arc::new(digest),

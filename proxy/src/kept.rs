@@ -1,6 +1,7 @@
 //! Connections to a backend that have carried a request and can carry another.
 //!
-//! Nobody waits on them: that one was closed is seen when it is wanted, and by a look at all of them each second.
+//! Nobody waits on them: that one was closed is seen when it is wanted, and by a look at all of them each second. Each belongs to
+//! a runtime, whose threads its events wake, so that one of the runtime that wants it is taken before another.
 
 use std::io;
 use std::pin::Pin;
@@ -10,9 +11,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::tunnel::Socket;
+
+/// How many are looked at to find one of this runtime.
+const LOOKED_AT: usize = 16;
 
 /// The kept connections of one backend, the last used at the end.
 ///
@@ -26,12 +32,20 @@ struct Idle {
     since: Instant,
     /// By which TLS it was made.
     tls: u64,
+    /// Whose events it is among.
+    runtime: runtime::Id,
     _place: OwnedSemaphorePermit,
 }
 
 impl Kept {
-    /// The last used one that is not older than `age`, made by `tls`, and has not been closed as far as is known.
+    /// The last used one that is not older than `age`, made by `tls`, and has not been closed as far as is known; of this
+    /// runtime, if one of the last is.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime.
     pub(crate) fn take(&self, age: Duration, tls: u64) -> Option<Socket> {
+        let here = Handle::current().id();
         loop {
             let mut kept = self.0.lock();
             let last = kept.last()?;
@@ -39,15 +53,21 @@ impl Kept {
             if age <= last.since.elapsed() {
                 return None;
             }
-            let mut last = kept.pop()?;
+            let late = kept.len().saturating_sub(LOOKED_AT);
+            let ours = kept[late..].iter().rposition(|idle| idle.runtime == here);
+            let chosen = ours.map_or(kept.len() - 1, |index| late + index);
+            let mut idle = kept.remove(chosen);
             drop(kept);
-            if last.tls == tls && is_quiet(&mut last.socket) {
-                return Some(last.socket);
+            if idle.tls == tls && idle.since.elapsed() < age && is_quiet(&mut idle.socket) {
+                return match idle.runtime == here {
+                    true => Some(idle.socket),
+                    false => moved(idle.socket).ok(),
+                };
             }
         }
     }
 
-    /// Keeps `socket`, unless as many are kept as there are `places`.
+    /// Keeps `socket`, which belongs to this runtime, unless as many are kept as there are `places`.
     pub(crate) fn put(&self, socket: Socket, tls: u64, places: &Arc<Semaphore>) {
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return;
@@ -56,6 +76,7 @@ impl Kept {
             socket,
             since: Instant::now(),
             tls,
+            runtime: Handle::current().id(),
             _place: place,
         });
     }
@@ -69,6 +90,15 @@ impl Kept {
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
         self.0.lock().len()
+    }
+}
+
+/// The socket as one of this runtime. One with layers around it stays where it is, and works from here all the same.
+fn moved(socket: Socket) -> io::Result<Socket> {
+    match socket {
+        Socket::Tcp(socket) => TcpStream::from_std(socket.into_std()?).map(Socket::Tcp),
+        Socket::Unix(socket) => UnixStream::from_std(socket.into_std()?).map(Socket::Unix),
+        Socket::Wrapped(stream) => Ok(Socket::Wrapped(stream)),
     }
 }
 
@@ -141,6 +171,36 @@ mod tests {
         };
         assert_eq!(taken.local_addr().unwrap(), first.1.peer_addr().unwrap());
         assert_eq!(kept.count(), 0, "the others are of no use");
+    }
+
+    /// The other runtime is gone by the time that something comes.
+    #[test]
+    fn one_of_this_runtime_goes_before_one_of_another_which_moves_over() {
+        let runtime = || {
+            let mut builder = runtime::Builder::new_current_thread();
+            builder.enable_all().build().unwrap()
+        };
+        let (here, there) = (runtime(), runtime());
+        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let (ours, theirs) = (here.block_on(pair()), there.block_on(pair()));
+        let addresses = [&ours, &theirs].map(|(_, other)| other.peer_addr().unwrap());
+        here.block_on(async { kept.put(ours.0, 0, &places) });
+        there.block_on(async { kept.put(theirs.0, 0, &places) });
+        let take = || match kept.take(AGE, 0) {
+            Some(Socket::Tcp(taken)) => taken,
+            _ => panic!("there is one"),
+        };
+        let first = here.block_on(async { take() });
+        assert_eq!(first.local_addr().unwrap(), addresses[0]);
+        let second = here.block_on(async {
+            let second = take();
+            assert_eq!(second.local_addr().unwrap(), addresses[1]);
+            second
+        });
+        drop(there);
+        theirs.1.try_write(b"!").unwrap();
+        let heard = async { tokio::time::timeout(AGE, second.readable()).await };
+        here.block_on(heard).unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
-//! A client connection comes in through `listeners` and is served by `app`, which reads its requests. Upgrades become tunnels
-//! (`takeover`), plain requests are sent on (`forward`), or go through Pingora's proxy (`service`) where more of a body is to come,
-//! and over HTTP/2; all ask `exchange` what to do: which route, who the client is, where it belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts
-//! new settings in the place of old ones, `discovery` finds backends that nodes' registry names, `shutdown` ends it all.
+//! A client connection comes in through `listeners`, lives on one thread (`workers`) and is served by `app`, which reads its
+//! requests. Upgrades become tunnels (`takeover`), plain requests are sent on (`forward`), or go through Pingora's proxy
+//! (`service`) where more of a body is to come, and over HTTP/2; all ask `exchange` what to do: which route, who the client is,
+//! where it belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts new settings
+//! in the place of old ones, `discovery` finds backends that nodes' registry names, `shutdown` ends it all.
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
@@ -51,6 +52,7 @@ mod target;
 mod tls;
 mod tunnel;
 mod upstream;
+mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -122,6 +124,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         "edge",
         parts.app(&server.configuration, Arc::clone(&entrances)),
         bound,
+        server.configuration.threads,
         // Whoever finds nobody listening knows that the answers to others end their connections.
         parts.connections.draining(),
     ));
@@ -129,7 +132,13 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         let answers = HttpServer::new_app(parts.admin());
         // It answers for as long as there is a process.
         let never = CancellationToken::new();
-        server.add_service(ListeningService::new("admin", answers, vec![bound], never));
+        server.add_service(ListeningService::new(
+            "admin",
+            answers,
+            vec![bound],
+            1,
+            never,
+        ));
     }
     server.add_service(background_service("watch", parts.watch(Some(file))));
     server.add_service(background_service(

@@ -1,10 +1,10 @@
 //! Listening sockets: bound by us before anything else starts, and accepted on by us.
 //!
 //! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
-//! the port is the kernel's choice, and a connection comes as the bare socket that it is.
+//! the port is the kernel's choice, and a connection comes as the bare socket that it is, on the thread with the fewest.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +23,7 @@ use crate::accepted::Accepted;
 use crate::config::Timeouts;
 use crate::shortage::Shortage;
 use crate::upstream;
+use crate::workers::Workers;
 
 /// How long nothing is accepted while there are no descriptors: some of what is open ends meanwhile.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
@@ -40,13 +43,14 @@ pub struct BindError {
 /// A socket that listens already.
 #[derive(Debug)]
 pub(crate) struct Bound {
-    socket: TcpListener,
+    socket: std::net::TcpListener,
     /// The real one, also where port 0 was asked for.
     pub(crate) address: SocketAddr,
 }
 
 impl Bound {
-    /// Listens on `address`. What it accepts inherits how the kernel watches over it, which spares five calls each.
+    /// Listens on `address`. What it accepts inherits how the kernel watches over it, and that nothing is held back to be sent
+    /// with more: this spares six calls each.
     pub(crate) fn new(address: SocketAddr, timeouts: &Timeouts) -> Result<Self, BindError> {
         let listen = || -> io::Result<Self> {
             let socket = socket2::Socket::new(
@@ -56,10 +60,11 @@ impl Bound {
             )?;
             socket.set_reuse_address(true)?;
             socket.set_nonblocking(true)?;
+            socket.set_tcp_nodelay(true)?;
             upstream::watch_over(socket2::SockRef::from(&socket), timeouts)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
-            let socket = TcpListener::from(socket);
+            let socket = std::net::TcpListener::from(socket);
             Ok(Self {
                 address: socket.local_addr()?,
                 socket,
@@ -74,15 +79,18 @@ pub(crate) struct ListeningService<A> {
     name: &'static str,
     app: Arc<A>,
     bound: Vec<Bound>,
+    threads: usize,
     closing: CancellationToken,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
-    /// Serves `app` on all of `bound` until `closing`. `name` is also what the log calls these listeners.
+    /// Serves `app` on all of `bound` until `closing`, by `threads` of its own. `name` is also what the log calls these
+    /// listeners.
     pub(crate) fn new(
         name: &'static str,
         app: A,
         bound: Vec<Bound>,
+        threads: usize,
         closing: CancellationToken,
     ) -> Self {
         for Bound { address, .. } in &bound {
@@ -92,6 +100,7 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
             name,
             app: Arc::new(app),
             bound,
+            threads,
             closing,
         }
     }
@@ -106,9 +115,16 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
         _listeners_per_fd: usize,
     ) {
         let mut listening = JoinSet::new();
-        for bound in self.bound.drain(..) {
-            let (app, closing) = (Arc::clone(&self.app), self.closing.clone());
-            listening.spawn(accept(bound, app, closing, shutdown.clone()));
+        let workers = Workers::start(self.name, self.threads);
+        for (number, bound) in self.bound.drain(..).enumerate() {
+            let reception = Reception {
+                app: Arc::clone(&self.app),
+                workers: workers.clone(),
+                shutdown: shutdown.clone(),
+                connections: TaskTracker::new(),
+            };
+            let accepting = reception.accept_on(bound, self.closing.clone());
+            listening.spawn_on(accepting, workers.acceptor(number));
         }
         listening.join_all().await;
         self.app.cleanup().await;
@@ -117,47 +133,78 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
     fn name(&self) -> &str {
         self.name
     }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1) // Pingora's, beside those of its own: it only waits for them.
+    }
 }
 
-/// Serves what comes on one listening socket, until `closing`.
-async fn accept<A: ServerApp + Send + Sync + 'static>(
-    bound: Bound,
+/// What every connection of one listening socket is given.
+struct Reception<A> {
     app: Arc<A>,
-    closing: CancellationToken,
+    workers: Workers,
     shutdown: ShutdownWatch,
-) {
-    let address = bound.address;
-    let listener = match tokio::net::TcpListener::from_std(bound.socket) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%address, %error, "cannot listen"),
-    };
-    // Connections outlive it: the drain sees to their end.
-    let connections = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = closing.cancelled() => return,
-            accepted = listener.accept() => accepted,
+    /// They outlive it: the drain sees to their end.
+    connections: TaskTracker,
+}
+
+impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
+    /// Serves what comes on one listening socket, until `closing`.
+    async fn accept_on(self, bound: Bound, closing: CancellationToken) {
+        let address = bound.address;
+        let listener = match TcpListener::from_std(bound.socket) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%address, %error, "cannot listen"),
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                // Without it, a connection that is gone already is the worst that can be.
-                let _ = socket.set_nodelay(true);
-                let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
-                connections.spawn(async move {
-                    let mut stream: Option<Stream> = Some(Box::new(Accepted::new(socket, peer)));
-                    while let Some(next) = stream.take() {
-                        stream = app.process_new(next, &shutdown).await;
-                    }
-                });
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted.and_then(|(socket, peer)| self.give(socket, peer, address)) {
+                Ok(()) => {}
+                Err(error) if Shortage::of(&error).is_some() => {
+                    tracing::error!(%address, %error, "cannot accept");
+                    tokio::time::sleep(SHORTAGE_PAUSE).await;
+                }
+                // It was gone before it was accepted.
+                Err(error) => tracing::debug!(%address, %error, "a connection was lost"),
             }
-            Err(error) if Shortage::of(&error).is_some() => {
-                tracing::error!(%address, %error, "cannot accept");
-                tokio::time::sleep(SHORTAGE_PAUSE).await;
-            }
-            // It was gone before it was accepted.
-            Err(error) => tracing::debug!(%address, %error, "a connection was lost"),
         }
+    }
+
+    /// Gives a connection to the thread with the fewest.
+    fn give(&self, socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> io::Result<()> {
+        let (app, shutdown) = (Arc::clone(&self.app), self.shutdown.clone());
+        let worker = self.workers.least_busy();
+        if worker.id() == Handle::current().id() {
+            let accepted = Accepted::new(socket, peer, listening);
+            self.connections
+                .spawn_on(serve(app, shutdown, accepted), worker);
+            return Ok(());
+        }
+        let socket = socket.into_std()?;
+        let serving = async move {
+            match TcpStream::from_std(socket) {
+                Ok(socket) => serve(app, shutdown, Accepted::new(socket, peer, listening)).await,
+                Err(error) => tracing::error!(%peer, %error, "cannot serve a connection"),
+            }
+        };
+        self.connections.spawn_on(serving, worker);
+        Ok(())
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<A: ServerApp + Send + Sync + 'static>(
+    app: Arc<A>,
+    shutdown: ShutdownWatch,
+    accepted: Accepted,
+) {
+    let mut stream: Option<Stream> = Some(Box::new(accepted));
+    while let Some(next) = stream.take() {
+        stream = app.process_new(next, &shutdown).await;
     }
 }
 
@@ -191,6 +238,7 @@ mod tests {
         let (accepted, _) = bound.socket.accept().unwrap();
         let options = socket2::SockRef::from(&accepted);
         assert!(options.keepalive().unwrap());
+        assert!(options.tcp_nodelay().unwrap());
         assert_eq!(
             options.tcp_keepalive_time().unwrap(),
             timeouts.tcp_keepalive

@@ -184,6 +184,7 @@ impl Plugin {
             "admin",
             answers,
             vec![bound],
+            1,
             // It answers for as long as there is a process.
             CancellationToken::new(),
         );

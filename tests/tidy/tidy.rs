@@ -23,6 +23,7 @@ const PROXY: Layers = Layers {
             "backend",
             "scheme",
             "shortage",
+            "workers",
             "files",
             "layered",
             "proxy_protocol",

@@ -58,11 +58,12 @@ impl Front for Own {
     ) {
         let entrances = open_entrances(parts);
         let app = Arc::new(parts.app(conf, entrances));
+        let address = listener.local_addr().unwrap();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, peer)) = listener.accept().await {
                 let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
-                let stream = Box::new(Accepted::new(socket, peer));
+                let stream = Box::new(Accepted::new(socket, peer, address));
                 connections.spawn(async move {
                     app.process_new(stream, &shutdown).await;
                 });
