@@ -12,6 +12,7 @@ mod routes;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
@@ -195,6 +196,8 @@ impl BackendTls {
 pub(crate) struct DiscoverConfig {
     /// Which Redis, as URLs that were checked; never none. Each of them has the whole registry.
     pub(crate) servers: Vec<Secret>,
+    /// Who may sign the certificates of those that speak TLS, in PEM; `None`: whom the system trusts.
+    pub(crate) ca: Option<Arc<[u8]>>,
     pub(crate) every: Duration,
 }
 

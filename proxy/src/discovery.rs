@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use causeway_conf::Secret;
 use futures_util::future;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, TlsCertificates};
 use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +58,7 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
         .map(|(number, url)| Server {
             number,
             url: url.clone(),
+            ca: config.ca.clone(),
             connection: None,
             is_away: false,
         })
@@ -83,6 +84,7 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
 struct Server {
     number: usize,
     url: Secret,
+    ca: Option<Arc<[u8]>>,
     connection: Option<MultiplexedConnection>,
     is_away: bool,
 }
@@ -91,7 +93,7 @@ impl Server {
     /// What each living node says of itself here; `None` if the server is away.
     async fn look(&mut self, pool: &str) -> Option<Vec<String>> {
         let server = self.number;
-        match look(self.url.expose(), &mut self.connection).await {
+        match self.ask().await {
             Ok(nodes) => {
                 if std::mem::take(&mut self.is_away) {
                     tracing::info!(pool, server, "the registry of nodes is back");
@@ -107,24 +109,38 @@ impl Server {
             }
         }
     }
+
+    async fn ask(&mut self) -> RedisResult<Vec<String>> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(connect(self.url.expose(), self.ca.as_deref()).await?),
+        };
+        living(connection).await
+    }
+}
+
+/// Connects and logs in. The server has to prove that it is the one in `url`, if that says TLS.
+async fn connect(url: &str, ca: Option<&[u8]>) -> RedisResult<MultiplexedConnection> {
+    let client = match ca {
+        Some(ca) if url.starts_with("rediss://") => {
+            let trusted = TlsCertificates {
+                client_tls: None,
+                root_cert: Some(ca.to_vec()),
+            };
+            Client::build_with_tls(url, trusted)?
+        }
+        _ => Client::open(url)?,
+    };
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT));
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
 }
 
 /// What each living node says of itself; of two with one id, the one that was heard of last stands last.
-async fn look(
-    url: &str,
-    connection: &mut Option<MultiplexedConnection>,
-) -> RedisResult<Vec<String>> {
-    if connection.is_none() {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(TIMEOUT))
-            .set_response_timeout(Some(TIMEOUT));
-        let client = Client::open(url)?;
-        let opening = client.get_multiplexed_async_connection_with_config(&config);
-        *connection = Some(opening.await?);
-    }
-    let Some(connection) = connection else {
-        return Ok(Vec::new());
-    };
+async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<String>> {
     let (seconds, microseconds): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
     let now = seconds * 1000 + microseconds / 1000;
     let mut pipeline = redis::pipe();

@@ -7,6 +7,8 @@ use causeway_tests::harness::{
     node::{self, Node},
     redis::Redis,
     scratch::Scratch,
+    tls::Authority,
+    wait,
 };
 use serde_json::json;
 
@@ -84,4 +86,40 @@ async fn one_of_several_servers_is_enough_to_find_nodes() -> Result<()> {
     let _second = start("n2").await?;
     edge.backend_in_state("n2", "up").await?;
     edge.backend_in_state("n1", "up").await
+}
+
+#[tokio::test]
+async fn a_registry_behind_tls_is_read_if_it_proves_itself() -> Result<()> {
+    let scratch = Scratch::new("discovery-tls")?;
+    let redis = Redis::start(loopback::own(), scratch.path()).await?;
+    let authority = Authority::new(scratch.path())?;
+    let over_tls = redis.speak_tls(&authority).await?;
+    let listen = std::net::TcpListener::bind(loopback::own_any_port())?.local_addr()?;
+    let settings = node::settings_with_redis(&redis.url())
+        .with("listen", json!(listen))
+        .with("node.advertise", json!(listen));
+    let node = Node::start("n1", settings, scratch.path()).await?;
+    node.ready().await?;
+    let edge = async |name: &str, ca: &std::path::Path| -> Result<Edge> {
+        let directory = scratch.path().join(name);
+        std::fs::create_dir_all(&directory)?;
+        let discover = json!({ "redis": over_tls, "every": "100ms", "tls": { "ca": ca } });
+        let pool = json!([{ "name": "nodes", "discover": discover }]);
+        Edge::start(&edge::settings(&[]).with("pools", pool), &directory).await
+    };
+    let trusting = edge("trusting", &scratch.path().join("authority.ca")).await?;
+    trusting.backend_in_state("n1", "up").await?;
+
+    let elsewhere = scratch.path().join("elsewhere");
+    std::fs::create_dir_all(&elsewhere)?;
+    Authority::new(&elsewhere)?;
+    let doubting = edge("doubting", &elsewhere.join("authority.ca")).await?;
+    wait::until("the edge to doubt", wait::SOON, async || {
+        let log = doubting.process.log();
+        log.contains("invalid peer certificate").then_some(())
+    })
+    .await?;
+    let found = doubting.backends().await?.to_string();
+    assert!(!found.contains("n1"), "{found}");
+    Ok(())
 }

@@ -103,7 +103,14 @@ pub(super) struct BackendTls {
 pub(super) struct Discover {
     pub(super) redis: Option<Secret>,
     pub(super) redis_urls: Option<Vec<Secret>>,
+    pub(super) tls: Option<DiscoverTls>,
     pub(super) every: Option<Span>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiscoverTls {
+    pub(super) ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -475,7 +475,7 @@ fn a_pool_may_look_for_its_backends() {
     errors(
         "pools: [{ name: nodes, discover: { redis: 'http://:secret@redis', every: 10ms } }]",
         expect![[r#"
-            proxy.yaml:1:36: pools[0].discover.redis: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket
+            proxy.yaml:1:36: pools[0].discover.redis: expected redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path/to/socket
             proxy.yaml:1:67: pools[0].discover.every: 10ms is out of range, expected 100ms to 1m"#]],
     );
     let config =
@@ -506,9 +506,33 @@ fn a_pool_may_look_for_its_backends() {
             ],
         ),
         (
-            "redis_urls: [redis://a, 'rediss://b']",
+            "redis_urls: [redis://a, 'https://b']",
             expect![
-                "proxy.yaml:1:56: pools[0].discover.redis_urls[1]: expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket"
+                "proxy.yaml:1:56: pools[0].discover.redis_urls[1]: expected redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path/to/socket"
+            ],
+        ),
+        (
+            "redis: 'rediss://a/#insecure'",
+            expect![
+                "proxy.yaml:1:32: pools[0].discover.redis: without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in `tls.ca`"
+            ],
+        ),
+        (
+            "redis: redis://a, tls: {}",
+            expect![
+                "proxy.yaml:1:50: pools[0].discover.tls: it is only for URLs that begin with rediss://"
+            ],
+        ),
+        (
+            "redis: rediss://a, tls: { ca: /nowhere.pem }",
+            expect![
+                "proxy.yaml:1:58: pools[0].discover.tls.ca: expected certificates in PEM in /nowhere.pem: No such file or directory (os error 2)"
+            ],
+        ),
+        (
+            "redis: rediss://a, tls: { ca: Cargo.toml }",
+            expect![
+                "proxy.yaml:1:58: pools[0].discover.tls.ca: expected certificates in PEM in Cargo.toml: there are none"
             ],
         ),
     ] {

@@ -2,11 +2,11 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -15,7 +15,9 @@ use tokio::{
 
 use crate::harness::{
     process::{Process, Signal},
-    programs, wait,
+    programs,
+    tls::Authority,
+    wait,
 };
 
 /// How often another port is tried when somebody took the first between our look and Redis's bind.
@@ -119,6 +121,37 @@ impl Redis {
         self.process.signal(Signal::Continue);
     }
 
+    /// Has it speak TLS too, on a port of its own, with a certificate that `authority` signs. Returns the URL, which a
+    /// [`Redis::restart`] ends.
+    ///
+    /// # Errors
+    ///
+    /// It is built without TLS.
+    pub async fn speak_tls(&self, authority: &Authority) -> Result<String> {
+        let host = self.address.ip().to_string();
+        let (certificate, key) = authority.certify(&host)?;
+        let files = [("redis.crt", certificate), ("redis.key", key)];
+        let [certificate, key] = files.map(|(name, text)| (self.directory.join(name), text));
+        for (path, text) in [&certificate, &key] {
+            fs::write(path, text)?;
+        }
+        let address = free_port(self.address.ip())?;
+        let (certificate, key) = (certificate.0.display(), key.0.display());
+        let settings = [
+            ("tls-auth-clients", "no".to_owned()),
+            ("tls-cert-file", certificate.to_string()),
+            ("tls-key-file", key.to_string()),
+            ("tls-port", address.port().to_string()),
+        ];
+        let settings = settings
+            .iter()
+            .flat_map(|(name, value)| [*name, value.as_str()]);
+        let command: Vec<&str> = ["CONFIG", "SET"].into_iter().chain(settings).collect();
+        let said = self.cli(&command).await?;
+        ensure!(said == "OK", "redis-server does not speak TLS: {said}");
+        Ok(format!("rediss://{address}"))
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -205,7 +238,7 @@ async fn ping(address: SocketAddr) -> bool {
 }
 
 /// A port that was free a moment ago: Redis cannot be told to let the kernel choose.
-fn free_port(host: Ipv4Addr) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((host, 0)).context("cannot find a free port")?;
+fn free_port(host: impl Into<IpAddr>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((host.into(), 0)).context("cannot find a free port")?;
     Ok(listener.local_addr()?)
 }

@@ -76,6 +76,17 @@ impl Authority {
         self.write(folder, Some(fault))
     }
 
+    /// A certificate for `name`, which may be an address, and its key, in PEM.
+    ///
+    /// # Errors
+    ///
+    /// There is no randomness, or nobody can be called that.
+    pub fn certify(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let params = CertificateParams::new(vec![name.to_owned()])?;
+        Ok((params.signed_by(&key, &self.0)?.pem(), key.serialize_pem()))
+    }
+
     fn write(&self, folder: &Path, fault: Option<Fault>) -> Result<()> {
         let mut key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![NAME.to_owned()])?;

@@ -1,9 +1,12 @@
 //! Pools and their backends, and the names that have to differ within the file.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_conf::{Secret, Span};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::affinity::cookie_name;
 use super::backend_tls::backend_tls;
@@ -92,16 +95,29 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
     };
     for (key, url) in &servers {
         let url = url.expose();
-        let is_known = ["redis://", "unix://"]
+        let is_known = ["redis://", "rediss://", "unix://"]
             .iter()
             .any(|scheme| url.starts_with(scheme));
         check.require(
             is_known && redis::IntoConnectionInfo::into_connection_info(url).is_ok(),
             key,
-            "expected redis://[[user]:password@]host[:port][/database] or unix:///path/to/socket",
+            "expected redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path/to/socket",
+        );
+        check.require(
+            !url.ends_with("#insecure"),
+            key,
+            "without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed \
+             the server's in `tls.ca`",
         );
     }
+    let over_tls = |(_, url): &(String, Secret)| url.expose().starts_with("rediss://");
+    check.require(
+        raw.tls.is_none() || servers.iter().any(over_tls),
+        &format!("{key}.tls"),
+        "it is only for URLs that begin with rediss://",
+    );
     DiscoverConfig {
+        ca: ca(check, &format!("{key}.tls.ca"), raw.tls),
         every: check.span(
             &format!("{key}.every"),
             raw.every,
@@ -110,6 +126,25 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         ),
         servers: servers.into_iter().map(|(_, url)| url).collect(),
     }
+}
+
+/// The certificates in the file that `tls.ca` names, as they stand there.
+fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc<[u8]>> {
+    let path = tls?.ca?;
+    let wrong = match std::fs::read(&path) {
+        Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
+            Ok(certificates) if !certificates.is_empty() => return Some(pem.into()),
+            Ok(_) => "there are none".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    let path = path.display();
+    check.error(
+        key,
+        format!("expected certificates in PEM in {path}: {wrong}"),
+    );
+    None
 }
 
 /// The name of a place, if there is one.
