@@ -178,7 +178,11 @@ async fn read_frames_until(peer: &mut TcpStream, last: &[u8]) -> Vec<(u8, Bytes)
 }
 
 fn lines() -> Arc<QueueOutbox> {
-    Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20))
+    queue_of(QueueFormat::JsonLine)
+}
+
+fn queue_of(format: QueueFormat) -> Arc<QueueOutbox> {
+    Arc::new(QueueOutbox::with_format(format, 64 << 20))
 }
 
 fn pushed(channel: &str, data: &str) -> Push {
@@ -195,12 +199,13 @@ async fn each_member_gets_a_push_once_in_its_own_codec() {
     let mut tasks = JoinSet::new();
     let (json, mut json_peer) = socket(SocketFormat::Json, &mut tasks).await;
     let (protobuf, mut protobuf_peer) = socket(SocketFormat::Protobuf, &mut tasks).await;
-    let queue = lines();
+    let (queue, delimited) = (lines(), queue_of(QueueFormat::Delimited));
     let channel = name("a");
     let members = [
         Member::Socket(json),
         Member::Socket(protobuf),
         Member::Queue(Arc::clone(&queue)),
+        Member::Queue(Arc::clone(&delimited)),
     ];
     let join = |member| {
         running
@@ -227,6 +232,12 @@ async fn each_member_gets_a_push_once_in_its_own_codec() {
     });
     let last = [&expected[1].1[..]].concat();
     assert_eq!(read_frames_until(&mut protobuf_peer, &last).await, expected);
+    let mut taken = Vec::new();
+    while taken.len() < expected.len() {
+        timeout(DEADLINE, delimited.wait()).await.unwrap();
+        taken.append(&mut delimited.take(usize::MAX));
+    }
+    assert_eq!(taken, expected.map(|(_, body)| body));
     assert!(
         running.wishes.0.lock().is_empty(),
         "the broker is the feed's concern"
