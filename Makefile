@@ -1,4 +1,5 @@
 # make run-proxy   everything from one command: Redis, three nodes, the edge (PORT=, NODES=, REDIS_URL=, CONF=)
+# make dist        the programs as they go into production, in target/dist
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
@@ -24,7 +25,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -102,17 +103,22 @@ conformance: deps programs
 	trap 'kill $$node 2>/dev/null; wait $$node' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	$(TARGET)/debug/causeway-proxy --config conf/conformance-edge.yaml
 
+DIST := $(CARGO) build --profile dist --locked --workspace --bin causeway-proxy --bin causeway-node
+
+dist:
+	$(DIST)
+
 bench: deps
-	$(CARGO) build --release --locked --workspace --bins
-	@$(TARGET)/release/causeway-bench $(ARGS)
+	$(DIST) --bin causeway-bench --bin causeway-bench-pingora
+	@$(TARGET)/dist/causeway-bench $(ARGS)
 
 # What one of them lacks is said and left out: the bench names who is missing.
 bench-rivals:
 	@sh tests/rivals.sh
 
 soak: deps
-	$(CARGO) build --release --locked --workspace --bins
-	@$(TARGET)/release/causeway-bench soak --minutes $(MINUTES)
+	$(DIST) --bin causeway-bench
+	@$(TARGET)/dist/causeway-bench soak --minutes $(MINUTES)
 
 micro: deps
 	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 --include-ignored tests::cost tests::pieces::pieces
