@@ -7,6 +7,7 @@
 //!
 //! Invariant: an idle tunnel owns no buffer and no timer.
 
+mod ear;
 mod flow;
 mod frames;
 mod registry;
@@ -21,6 +22,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
+use crate::tunnel::ear::Ear;
+use crate::tunnel::ear::Readiness;
+use crate::tunnel::ear::task_of;
 use crate::tunnel::flow::Flow;
 use crate::tunnel::flow::FlowEnd;
 #[cfg(any(fuzzing, test))]
@@ -110,13 +114,15 @@ pub(crate) struct TunnelEnd {
 ///
 /// Dropping it closes both sockets at once, without a Close frame.
 pub(crate) struct Tunnel<C, B> {
-    client: C,
-    backend: B,
+    client: Ear<C>,
+    backend: Ear<B>,
     /// From the client to the backend.
     up: Flow,
     /// From the backend to the client.
     down: Flow,
     entry: Entry,
+    /// The task that `entry` wakes.
+    listens: usize,
     end: Option<EndReason>,
     close_code: Option<u16>,
     closing: Option<Closing>,
@@ -130,16 +136,17 @@ struct Closing {
 
 impl<C, B> Tunnel<C, B>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Readiness + Unpin,
+    B: AsyncRead + AsyncWrite + Readiness + Unpin,
 {
     pub(crate) fn new(parts: TunnelParts<C, B>) -> Self {
         Self {
-            client: parts.client,
-            backend: parts.backend,
+            client: Ear::new(parts.client),
+            backend: Ear::new(parts.backend),
             up: Flow::new(parts.client_early, parts.protocol),
             down: Flow::new(parts.backend_early, parts.protocol),
             entry: parts.entry,
+            listens: 0,
             end: None,
             close_code: None,
             closing: None,
@@ -189,7 +196,12 @@ where
     }
 
     /// Begins to close when the registry has said so.
-    fn heed_order(&mut self) {
+    fn heed_order(&mut self, cx: &Context<'_>) {
+        // An order takes the waker that it wakes; without one it is there still.
+        if self.listens != task_of(cx) || self.entry.order().is_some() {
+            self.entry.wake_by(cx.waker());
+            self.listens = task_of(cx);
+        }
         let Some(order) = self.entry.order() else {
             return;
         };
@@ -243,15 +255,14 @@ where
 
 impl<C, B> Future for Tunnel<C, B>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Readiness + Unpin,
+    B: AsyncRead + AsyncWrite + Readiness + Unpin,
 {
     type Output = TunnelEnd;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
         let this = self.get_mut();
-        this.entry.wake_by(cx.waker());
-        this.heed_order();
+        this.heed_order(cx);
         let close = this.closing.as_ref().map(|closing| closing.code);
         let bytes_before = this.up.bytes() + this.down.bytes();
         if let Poll::Ready(end) = this.up.pump(cx, &mut this.client, &mut this.backend, None) {

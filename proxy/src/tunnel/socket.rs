@@ -8,11 +8,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use pingora::protocols::{Ssl, Stream, l4};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::accepted::Accepted;
 use crate::layered::pingora_stream;
+use crate::tunnel::ear::Readiness;
 
 /// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
 /// leaves the stream wrapped.
@@ -84,6 +85,16 @@ fn duplicate(descriptor: std::os::fd::RawFd) -> io::Result<TcpStream> {
     // SAFETY: the caller holds the stream that owns `descriptor` across this call, and the borrow ends with it.
     let owned = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned()?;
     TcpStream::from_std(std::net::TcpStream::from(owned))
+}
+
+impl Readiness for Socket {
+    fn may_have_come(&self) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Unix(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Wrapped(_) => true,
+        }
+    }
 }
 
 impl AsyncRead for Socket {

@@ -2,7 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::task::JoinHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -15,6 +16,12 @@ const LIMITS: TunnelLimits = TunnelLimits {
 /// A text frame of a server, and one of a client whose mask is zero.
 const FROM_BACKEND: &[u8] = b"\x81\x05hello";
 const FROM_CLIENT: &[u8] = b"\x81\x85\0\0\0\0hello";
+
+impl Readiness for DuplexStream {
+    fn may_have_come(&self) -> bool {
+        true
+    }
+}
 
 struct Scene {
     client: DuplexStream,
@@ -317,6 +324,52 @@ async fn a_tunnel_leaves_the_registry_when_it_ends() {
         scene.task.await.unwrap();
     }
     assert_eq!(tunnels.open(), 0);
+}
+
+/// More than the runtime lets a task do at a time, so that it is interrupted between any two steps.
+#[tokio::test]
+async fn floods_of_both_ends_come_through_whole() {
+    const BYTES: usize = 64 << 20;
+    const DEADLINE: Duration = Duration::from_secs(60);
+    let pair = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await;
+        (far.unwrap(), listener.accept().await.unwrap().0)
+    };
+    let ((client, client_inner), (backend, backend_inner)) = (pair().await, pair().await);
+    let tunnels = Tunnels::new(LIMITS);
+    let tunnel = Tunnel::new(TunnelParts {
+        client: Socket::Tcp(client_inner),
+        backend: Socket::Tcp(backend_inner),
+        client_early: Vec::new(),
+        backend_early: Vec::new(),
+        protocol: Protocol::Opaque,
+        entry: tunnels.register(),
+    });
+    let task = tunnels.tasks().spawn(tunnel);
+    let mut floods = JoinSet::new();
+    for end in [client, backend] {
+        let (mut reader, mut writer) = end.into_split();
+        floods.spawn(async move {
+            for _ in 0..BYTES / 4096 {
+                writer.write_all(&[7; 4096]).await.unwrap();
+            }
+            writer.shutdown().await.unwrap();
+            BYTES
+        });
+        floods.spawn(async move {
+            let (mut piece, mut bytes) = (vec![0; 512], 0);
+            while let count @ 1.. = reader.read(&mut piece).await.unwrap() {
+                bytes += count;
+            }
+            bytes
+        });
+    }
+    let bytes = tokio::time::timeout(DEADLINE, floods.join_all()).await;
+    assert_eq!(bytes.unwrap(), [BYTES; 4]);
+    let end = tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
+    assert_eq!(end.bytes_from_client, BYTES as u64);
+    assert_eq!(end.bytes_from_backend, BYTES as u64);
 }
 
 #[test]
