@@ -127,19 +127,10 @@ fn is_quiet(socket: &mut Socket) -> bool {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
-    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
     const AGE: Duration = Duration::from_secs(60);
-
-    /// Both ends of a connection.
-    async fn pair() -> (Socket, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let (theirs, _) = listener.accept().await.unwrap();
-        (Socket::Tcp(ours.unwrap()), theirs)
-    }
 
     /// Waits until something has come on our end of the connection that was kept last.
     async fn something_comes(kept: &Kept) {
@@ -154,8 +145,12 @@ mod tests {
     #[tokio::test]
     async fn the_last_used_that_is_open_and_of_this_tls_is_taken() {
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
-        let (first, other_tls, mut unasked, mut closed) =
-            (pair().await, pair().await, pair().await, pair().await);
+        let (first, other_tls, mut unasked, mut closed) = (
+            Socket::pair().await,
+            Socket::pair().await,
+            Socket::pair().await,
+            Socket::pair().await,
+        );
         unasked.1.write_all(b"?").await.unwrap();
         closed.1.shutdown().await.unwrap();
         kept.put(first.0, 0, &places);
@@ -182,7 +177,10 @@ mod tests {
         };
         let (here, there) = (runtime(), runtime());
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
-        let (ours, theirs) = (here.block_on(pair()), there.block_on(pair()));
+        let (ours, theirs) = (
+            here.block_on(Socket::pair()),
+            there.block_on(Socket::pair()),
+        );
         let addresses = [&ours, &theirs].map(|(_, other)| other.peer_addr().unwrap());
         here.block_on(async { kept.put(ours.0, 0, &places) });
         there.block_on(async { kept.put(theirs.0, 0, &places) });
@@ -206,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_are_kept_than_there_are_places() {
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(1)));
-        let (first, second) = (pair().await, pair().await);
+        let (first, second) = (Socket::pair().await, Socket::pair().await);
         kept.put(first.0, 0, &places);
         kept.put(second.0, 0, &places);
         assert_eq!((kept.count(), places.available_permits()), (1, 0));
@@ -217,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_closed_or_old_is_not_kept() {
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
-        let (open, closed) = (pair().await, pair().await);
+        let (open, closed) = (Socket::pair().await, Socket::pair().await);
         kept.put(open.0, 0, &places);
         kept.put(closed.0, 0, &places);
         drop(closed.1);

@@ -84,7 +84,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::AsyncWriteExt;
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpStream;
     use tokio::task::JoinSet;
     use tokio::time::timeout;
 
@@ -104,10 +104,8 @@ mod tests {
     }
 
     async fn pair() -> (Ear<Socket>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let (far, _) = listener.accept().await.unwrap();
-        (Ear::new(Socket::Tcp(near.unwrap())), far)
+        let (near, far) = Socket::pair().await;
+        (Ear::new(near), far)
     }
 
     #[tokio::test]

@@ -87,6 +87,17 @@ fn duplicate(descriptor: std::os::fd::RawFd) -> io::Result<TcpStream> {
     TcpStream::from_std(std::net::TcpStream::from(owned))
 }
 
+#[cfg(test)]
+impl Socket {
+    /// A TCP connection, and its other end.
+    pub(crate) async fn pair() -> (Self, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (theirs, _) = listener.accept().await.unwrap();
+        (Self::Tcp(ours.unwrap()), theirs)
+    }
+}
+
 impl Readiness for Socket {
     fn may_have_come(&self) -> bool {
         match self {

@@ -2,7 +2,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -331,16 +330,12 @@ async fn a_tunnel_leaves_the_registry_when_it_ends() {
 async fn floods_of_both_ends_come_through_whole() {
     const BYTES: usize = 64 << 20;
     const DEADLINE: Duration = Duration::from_secs(60);
-    let pair = async || {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap()).await;
-        (far.unwrap(), listener.accept().await.unwrap().0)
-    };
-    let ((client, client_inner), (backend, backend_inner)) = (pair().await, pair().await);
+    let (client_inner, client) = Socket::pair().await;
+    let (backend_inner, backend) = Socket::pair().await;
     let tunnels = Tunnels::new(LIMITS);
     let tunnel = Tunnel::new(TunnelParts {
-        client: Socket::Tcp(client_inner),
-        backend: Socket::Tcp(backend_inner),
+        client: client_inner,
+        backend: backend_inner,
         client_early: Vec::new(),
         backend_early: Vec::new(),
         protocol: Protocol::Opaque,

@@ -130,24 +130,28 @@ impl Redis {
     pub async fn speak_tls(&self, authority: &Authority) -> Result<String> {
         let host = self.address.ip().to_string();
         let (certificate, key) = authority.certify(&host)?;
-        let files = [("redis.crt", certificate), ("redis.key", key)];
-        let [certificate, key] = files.map(|(name, text)| (self.directory.join(name), text));
-        for (path, text) in [&certificate, &key] {
-            fs::write(path, text)?;
-        }
+        let write = |name: &str, text: String| -> Result<String> {
+            let path = self.directory.join(name);
+            fs::write(&path, text)?;
+            Ok(path.display().to_string())
+        };
+        let certificate = write("redis.crt", certificate)?;
+        let key = write("redis.key", key)?;
         let address = free_port(self.address.ip())?;
-        let (certificate, key) = (certificate.0.display(), key.0.display());
+        let port = address.port().to_string();
         let settings = [
-            ("tls-auth-clients", "no".to_owned()),
-            ("tls-cert-file", certificate.to_string()),
-            ("tls-key-file", key.to_string()),
-            ("tls-port", address.port().to_string()),
+            "tls-auth-clients",
+            "no",
+            "tls-cert-file",
+            &certificate,
+            "tls-key-file",
+            &key,
+            "tls-port",
+            &port,
         ];
-        let settings = settings
-            .iter()
-            .flat_map(|(name, value)| [*name, value.as_str()]);
-        let command: Vec<&str> = ["CONFIG", "SET"].into_iter().chain(settings).collect();
-        let said = self.cli(&command).await?;
+        let said = self
+            .cli(&[&["CONFIG", "SET"], &settings[..]].concat())
+            .await?;
         ensure!(said == "OK", "redis-server does not speak TLS: {said}");
         Ok(format!("rediss://{address}"))
     }
