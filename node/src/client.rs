@@ -114,6 +114,11 @@ impl Clients {
 }
 
 impl Client {
+    /// What counts it.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.clients.metrics
+    }
+
     /// Takes a message of the client, if that is possible without waiting.
     ///
     /// # Errors

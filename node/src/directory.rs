@@ -6,6 +6,7 @@
 //! Invariant: a user is in the map if and only if one of its clients is, and whoever watches the users
 //! has been told so in that order. The empty user is nobody: its clients are found by their ids alone.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -70,7 +71,8 @@ pub(crate) struct Directory {
 
 #[derive(Default)]
 struct State {
-    clients: HashMap<ClientId, Local>,
+    /// A tree: a hash table doubles, and while it does all others wait for the lock.
+    clients: BTreeMap<ClientId, Local>,
     /// Secret names under which clients take what they send themselves.
     sessions: HashMap<ClientId, ClientId>,
     users: HashMap<Arc<str>, Clients>,
@@ -106,14 +108,12 @@ impl Directory {
     pub(crate) fn enter(
         self: &Arc<Self>,
         client: ClientId,
-        user: &str,
+        user: &Arc<str>,
         controls: Arc<dyn Controls>,
     ) -> Listed {
         let mut state = self.state.lock();
-        let user: Arc<str> = match state.users.get_key_value(user) {
-            Some((known, _)) => Arc::clone(known),
-            None => user.into(),
-        };
+        let known = state.users.get_key_value(user);
+        let user = Arc::clone(known.map_or(user, |(known, _)| known));
         if !user.is_empty() {
             match state.users.entry(Arc::clone(&user)) {
                 Entry::Vacant(place) => {

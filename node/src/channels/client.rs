@@ -1,6 +1,5 @@
 //! One channel client: from bytes to commands, and from outcomes to replies.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::Weak;
@@ -20,13 +19,13 @@ use crate::channels::ChannelClients;
 use crate::channels::access;
 use crate::channels::beat::Direction;
 use crate::channels::failure::Failure;
+use crate::channels::orders::Orders;
 use crate::channels::roster::Entry;
 use crate::channels::state::Ending;
 use crate::channels::state::Identity;
 use crate::channels::state::State;
 use crate::config::ChannelOptions;
 use crate::config::Endpoint;
-use crate::directory::Order;
 use crate::disconnect::Disconnect;
 use crate::feed;
 use crate::hooks::Asker;
@@ -34,6 +33,7 @@ use crate::hub::Member;
 use crate::instance::ClientId;
 use crate::metrics::Counted;
 use crate::metrics::DropReason;
+use crate::metrics::Metrics;
 use crate::metrics::Transport;
 use crate::presence::Present;
 use crate::protocol::Command;
@@ -69,7 +69,8 @@ pub(crate) struct ChannelClient {
     /// Headers that the hooks want to know; mostly there are none.
     headers: Option<Box<HeaderMap>>,
     pub(super) state: Mutex<State<Seat>>,
-    pub(super) orders: Mutex<VecDeque<Order>>,
+    /// In a box, because mostly there are none.
+    pub(super) orders: Mutex<Option<Box<Orders>>>,
     rate: AtomicU64,
     /// Whether something was heard since the last look.
     heard: AtomicBool,
@@ -146,7 +147,7 @@ impl Drop for Admitted {
         // Memberships and entries go outside the lock.
         let closed = self.client.state.lock().close();
         drop(closed);
-        self.client.orders.lock().clear();
+        *self.client.orders.lock() = None;
     }
 }
 
@@ -154,6 +155,11 @@ impl ChannelClient {
     /// The rules that it lives by.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// What counts it.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.clients.metrics
     }
 
     /// Carries out the commands in `data`, one message of the client, and answers them. What the client
@@ -349,7 +355,7 @@ impl ChannelClient {
         let identity = state.identity().ok()?;
         Some(Standing {
             user: Arc::clone(&identity.user),
-            meta: identity.meta.clone(),
+            meta: identity.meta.bytes(),
             what: what(identity),
         })
     }

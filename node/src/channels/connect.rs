@@ -80,9 +80,13 @@ impl ChannelClient {
             return Err(Disconnect::CONNECTION_LIMIT.into());
         }
         let identity = Identity {
-            user: grant.user.as_str().into(),
-            info: grant.info.clone(),
-            meta: grant.meta.clone(),
+            // Nobody in particular needs no memory of his own.
+            user: match grant.user.as_str() {
+                "" => Arc::default(),
+                user => user.into(),
+            },
+            info: grant.info.clone().into(),
+            meta: grant.meta.clone().into(),
             expire_at: grant.expire_at,
             word,
             _listed: None,
@@ -92,7 +96,7 @@ impl ChannelClient {
         let subs = self.subscribe_all(&identity, &request, &grant).await?;
         let controls = Arc::clone(self) as Arc<dyn Controls>;
         let directory = &self.clients.directory;
-        let mut listed = directory.enter(self.id, &grant.user, controls);
+        let mut listed = directory.enter(self.id, &identity.user, controls);
         // What the client sends comes with requests of its own, perhaps to other nodes. Its id is known to others, so
         // it speaks by a name that is not.
         let speaks_apart =
@@ -181,7 +185,7 @@ impl ChannelClient {
             channel: &channel,
             options,
             user: &identity.user,
-            conn_info: &identity.info,
+            conn_info: &identity.info.bytes(),
             asks_for_joins: before.join_leave,
             since: before
                 .recover

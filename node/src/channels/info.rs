@@ -13,12 +13,12 @@ impl ChannelClient {
     /// What others in `channel` are told with what the client says there.
     pub(super) fn info_in(&self, channel: &ChannelName) -> Result<ClientInfo, Failure> {
         let mut state = self.state.lock();
-        let chan_info = state.subscription(channel).map(|one| one.info.clone());
+        let chan_info = state.subscription(channel).map(|one| one.info.bytes());
         let identity = state.identity()?;
         Ok(ClientInfo {
             user: identity.user.to_string(),
             client: self.id.to_string(),
-            conn_info: identity.info.clone(),
+            conn_info: identity.info.bytes(),
             chan_info: chan_info.unwrap_or_default(),
         })
     }
@@ -30,10 +30,10 @@ impl ChannelClient {
         let Ok(identity) = state.identity() else {
             return;
         };
-        if info.is_empty() || identity.info == info {
+        if info.is_empty() || identity.info.bytes() == info {
             return;
         }
-        identity.info = info.clone();
+        identity.info = info.clone().into();
         let mut told = ClientInfo {
             user: identity.user.to_string(),
             client: self.id.to_string(),
@@ -54,13 +54,14 @@ impl ChannelClient {
         let mut told = ClientInfo {
             user: identity.user.to_string(),
             client: self.id.to_string(),
-            conn_info: identity.info.clone(),
+            conn_info: identity.info.bytes(),
             chan_info: Bytes::new(),
         };
         let subscription = state.subscription(channel);
-        if let Some(subscription) = subscription.filter(|one| !info.is_empty() && one.info != info)
+        if let Some(subscription) =
+            subscription.filter(|one| !info.is_empty() && one.info.bytes() != info)
         {
-            subscription.info = info;
+            subscription.info = info.into();
             list(subscription, &mut told);
         }
     }
@@ -69,7 +70,7 @@ impl ChannelClient {
 /// Changes what stands on the list of a channel.
 fn list(subscription: &mut Subscription<Seat>, told: &mut ClientInfo) {
     if let Some(present) = &mut subscription.seat.present {
-        told.chan_info = subscription.info.clone();
+        told.chan_info = subscription.info.bytes();
         present.change(told);
     }
 }

@@ -1,5 +1,6 @@
 //! What a client is told to do from outside, carried out one after the other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tracing::debug;
@@ -15,6 +16,10 @@ use crate::disconnect::Farewell;
 /// gives them.
 const ORDERS_MAX: usize = 128;
 
+/// Orders that wait for one client. There is such a queue only while one does.
+#[derive(Default)]
+pub(super) struct Orders(VecDeque<Order>);
+
 /// A client's orders come through the handle that lists it, which does not keep it alive.
 impl Controls for ChannelClient {
     fn order(&self, order: &Order) -> Result<(), OrderRefused> {
@@ -23,11 +28,12 @@ impl Controls for ChannelClient {
         };
         let is_first = {
             let mut orders = self.orders.lock();
-            if ORDERS_MAX <= orders.len() {
+            let Orders(queue) = &mut **orders.get_or_insert_default();
+            if ORDERS_MAX <= queue.len() {
                 return Err(OrderRefused::Busy);
             }
-            orders.push_back(order.clone());
-            orders.len() == 1
+            queue.push_back(order.clone());
+            queue.len() == 1
         };
         if is_first {
             self.clients.errands.spawn(this.carry_orders_out());
@@ -40,17 +46,22 @@ impl ChannelClient {
     /// Carries orders out until none waits. One stays in the queue until it is done, so that a single task
     /// is at it.
     async fn carry_orders_out(self: Arc<Self>) {
-        loop {
-            let Some(order) = self.orders.lock().front().cloned() else {
-                return;
-            };
+        while let Some(order) = self.next_order() {
             self.carry_order_out(order).await;
-            let mut orders = self.orders.lock();
-            orders.pop_front();
-            if orders.is_empty() {
-                return;
+            if let Some(Orders(queue)) = self.orders.lock().as_deref_mut() {
+                queue.pop_front();
             }
         }
+    }
+
+    /// The order that is to be carried out, or the end of the queue.
+    fn next_order(&self) -> Option<Order> {
+        let mut orders = self.orders.lock();
+        let next = orders.as_ref()?.0.front().cloned();
+        if next.is_none() {
+            *orders = None;
+        }
+        next
     }
 
     async fn carry_order_out(self: &Arc<Self>, order: Order) {

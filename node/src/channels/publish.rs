@@ -33,7 +33,7 @@ impl ChannelClient {
         let info = self.info_in(&channel)?;
         let granted = match way {
             Way::Hook => {
-                let meta = self.state.lock().identity()?.meta.clone();
+                let meta = self.state.lock().identity()?.meta.bytes();
                 let values = self.values(&info.user).await?;
                 let asker = self.asker(&info.client, &info.user, &meta, &values);
                 let hooks = &self.clients.hooks;
@@ -64,7 +64,7 @@ impl ChannelClient {
         let (user, meta) = {
             let mut state = self.state.lock();
             let identity = state.identity()?;
-            (Arc::clone(&identity.user), identity.meta.clone())
+            (Arc::clone(&identity.user), identity.meta.bytes())
         };
         let hooks = &self.clients.hooks;
         if !hooks.has_rpc() {

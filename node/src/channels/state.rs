@@ -48,9 +48,9 @@ pub(super) struct Identity {
     /// Empty: nobody in particular.
     pub(super) user: Arc<str>,
     /// What others in a channel are told of the connection.
-    pub(super) info: Bytes,
+    pub(super) info: Seldom,
     /// What the hooks are told of it, and nobody else.
-    pub(super) meta: Bytes,
+    pub(super) meta: Seldom,
     /// When it has to have shown that it is still welcome, in UNIX seconds.
     pub(super) expire_at: Option<u64>,
     /// Who said so.
@@ -72,12 +72,16 @@ pub(super) enum Word {
 pub(super) struct Subscription<S> {
     pub(super) seat: S,
     /// What others in the channel are told of the client.
-    pub(super) info: Bytes,
+    pub(super) info: Seldom,
     /// When it has to have shown that it is still welcome, in UNIX seconds.
     pub(super) expire_at: Option<u64>,
     /// Who said so.
     pub(super) word: Word,
 }
+
+/// Bytes that mostly are none, and then take a quarter of the room.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct Seldom(Option<Box<Bytes>>);
 
 /// What keeps a client in a channel may end by itself.
 pub(super) trait Ending {
@@ -92,6 +96,18 @@ pub(super) struct Ticket(u32);
 /// A command came where it has no place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OutOfOrder;
+
+impl Seldom {
+    pub(super) fn bytes(&self) -> Bytes {
+        self.0.as_deref().cloned().unwrap_or_default()
+    }
+}
+
+impl From<Bytes> for Seldom {
+    fn from(bytes: Bytes) -> Self {
+        Self((!bytes.is_empty()).then(|| Box::new(bytes)))
+    }
+}
 
 impl<S: Ending> State<S> {
     /// A client that has said nothing yet.

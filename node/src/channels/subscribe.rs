@@ -102,7 +102,7 @@ impl ChannelClient {
             let mut state = self.state.lock();
             let identity = state.identity()?;
             let user = Arc::clone(&identity.user);
-            (user, identity.info.clone(), identity.meta.clone())
+            (user, identity.info.bytes(), identity.meta.bytes())
         };
         let (grant, word) = self
             .subscribe_grant(way, &channel, &request, &user, &meta)
@@ -213,7 +213,7 @@ impl ChannelClient {
                 membership,
                 present,
             },
-            info: wish.grant.info.clone(),
+            info: wish.grant.info.clone().into(),
             expire_at: wish.grant.expire_at,
             word: wish.word,
         };
@@ -298,7 +298,7 @@ impl ChannelClient {
         let (user, conn_info) = {
             let mut state = self.state.lock();
             let identity = state.identity()?;
-            (Arc::clone(&identity.user), identity.info.clone())
+            (Arc::clone(&identity.user), identity.info.bytes())
         };
         let grant = SubscribeGrant {
             expire_at: None,

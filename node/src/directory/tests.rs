@@ -54,7 +54,7 @@ impl Setup {
         let client = ClientId::random(self.instance);
         let recorder = Arc::new(Recorder::default());
         let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
-        let listed = self.directory.enter(client, user, controls);
+        let listed = self.directory.enter(client, &user.into(), controls);
         (client, recorder, listed)
     }
 

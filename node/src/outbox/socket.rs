@@ -46,16 +46,25 @@ pub(crate) struct SocketOutbox {
     reading_paused: AtomicBool,
 }
 
-/// Invariant: `queue` holds whole frames, and of its first buffer `head_sent` bytes are sent already;
-/// `bytes_queued` is the summed cost of the buffers. In `Dead` there are none.
+/// Invariant: the backlog is there while something waits or is held back. In `Dead` there is none.
 struct Output {
+    state: SocketState,
+    /// In a box, because mostly nothing waits.
+    backlog: Option<Box<Backlog>>,
+    /// In a box, because it is there for a moment only.
+    disconnect: Option<Box<Disconnect>>,
+}
+
+/// What a socket has not taken yet.
+///
+/// Invariant: `queue` holds whole frames, and of its first buffer `head_sent` bytes are sent already;
+/// `bytes_queued` is the summed cost of the buffers, with those that are held back.
+#[derive(Default)]
+struct Backlog {
     queue: VecDeque<Waiting>,
     head_sent: usize,
     bytes_queued: usize,
-    state: SocketState,
-    /// In a box, because it is there for a moment only.
-    disconnect: Option<Box<Disconnect>>,
-    /// What came since [`SocketOutbox::hold`]; it counts as queued.
+    /// What came since [`SocketOutbox::hold`].
     held: Option<Vec<Bytes>>,
 }
 
@@ -74,12 +83,9 @@ impl SocketOutbox {
     /// The outbox of a socket on which the handshake is over.
     pub(crate) fn new(stream: TcpStream, format: SocketFormat, bytes_max: usize) -> Self {
         let output = Output {
-            queue: VecDeque::new(),
-            head_sent: 0,
-            bytes_queued: 0,
             state: SocketState::Open,
+            backlog: None,
             disconnect: None,
-            held: None,
         };
         Self {
             stream,
@@ -101,7 +107,7 @@ impl SocketOutbox {
         if output.state != SocketState::Open {
             return;
         }
-        if self.bytes_max < output.bytes_queued {
+        if self.bytes_max < output.bytes_queued() {
             self.close_with(&mut output, Disconnect::SLOW, Disconnect::SLOW.reason);
         } else if output.hold_back(frames) || !self.write_or_queue(&mut output, frames) {
             return;
@@ -114,8 +120,11 @@ impl SocketOutbox {
     /// of the same `channel`: one message for each channel at most, which makes nobody slow.
     pub(crate) fn send_latest(&self, channel: u64, frames: &Bytes, newest: Bytes) {
         let mut output = self.output.lock();
-        if output.state == SocketState::Open && output.held.is_none() && !output.queue.is_empty() {
-            return output.queue_latest(channel, newest);
+        if output.state == SocketState::Open
+            && let Some(backlog) = &mut output.backlog
+            && backlog.held.is_none()
+        {
+            return backlog.queue_latest(channel, newest);
         }
         drop(output);
         self.send(frames);
@@ -123,17 +132,16 @@ impl SocketOutbox {
 
     /// Holds back what is sent from now on, but for a close frame.
     pub(crate) fn hold(&self) {
-        self.output.lock().held.get_or_insert_default();
+        self.output.lock().backlog().held.get_or_insert_default();
     }
 
     /// Sends `first`, then what was held back.
     pub(crate) fn release(&self, first: &Bytes) {
         let mut output = self.output.lock();
-        let held = output.held.take().unwrap_or_default();
+        let held = output.release();
         if output.state != SocketState::Open {
             return;
         }
-        output.bytes_queued -= held.iter().map(cost).sum::<usize>();
         let mut wake = self.write_or_queue(&mut output, first);
         for frames in held.iter() {
             wake |= self.write_or_queue(&mut output, frames);
@@ -146,7 +154,7 @@ impl SocketOutbox {
 
     /// What waits, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
-        self.output.lock().bytes_queued
+        self.output.lock().bytes_queued()
     }
 
     /// Sends `frames` as the last ones: the answer to the client's close frame.
@@ -181,9 +189,9 @@ impl SocketOutbox {
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker()); // Before the look at the state, or a wake between them is lost.
         let mut output = self.output.lock();
-        while !output.queue.is_empty() {
+        while let Some(backlog) = output.waiting() {
             let written = match ready!(self.stream.poll_write_ready(cx)) {
-                Ok(()) => self.write_queued(&output),
+                Ok(()) => self.write_queued(backlog),
                 Err(error) => Err(error),
             };
             match written {
@@ -219,7 +227,7 @@ impl SocketOutbox {
 
     /// Whether nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
-        self.output.lock().queue.is_empty()
+        self.output.lock().waiting().is_none()
     }
 
     /// How messages stand on this wire.
@@ -261,7 +269,7 @@ impl SocketOutbox {
 
     /// Whether the task has to be woken: the queue was empty and is not, or the socket has died.
     fn write_or_queue(&self, output: &mut Output, frames: &Bytes) -> bool {
-        let was_empty = output.queue.is_empty();
+        let was_empty = output.waiting().is_none();
         let sent = if was_empty {
             self.stream.try_write(frames)
         } else {
@@ -269,9 +277,9 @@ impl SocketOutbox {
         };
         match sent {
             Ok(sent) if sent == frames.len() => return false, // Nearly always.
-            Ok(sent) => output.queue(frames.clone(), sent),
+            Ok(sent) => output.backlog().queue(frames.clone(), sent),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                output.queue(frames.clone(), 0)
+                output.backlog().queue(frames.clone(), 0)
             }
             Err(_) => output.die(),
         }
@@ -297,11 +305,11 @@ impl SocketOutbox {
         }
     }
 
-    fn write_queued(&self, output: &Output) -> io::Result<usize> {
+    fn write_queued(&self, backlog: &Backlog) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        let mut skip = output.head_sent;
-        for (slice, frames) in slices.iter_mut().zip(&output.queue) {
+        let mut skip = backlog.head_sent;
+        for (slice, frames) in slices.iter_mut().zip(&backlog.queue) {
             *slice = IoSlice::new(&frames.bytes[skip..]);
             skip = 0;
             count += 1;
@@ -311,6 +319,70 @@ impl SocketOutbox {
 }
 
 impl Output {
+    fn bytes_queued(&self) -> usize {
+        let backlog = self.backlog.as_ref();
+        backlog.map_or(0, |backlog| backlog.bytes_queued)
+    }
+
+    /// The backlog if the socket has to take something of it.
+    fn waiting(&self) -> Option<&Backlog> {
+        self.backlog
+            .as_deref()
+            .filter(|backlog| !backlog.queue.is_empty())
+    }
+
+    /// The backlog, for something to be put there.
+    fn backlog(&mut self) -> &mut Backlog {
+        self.backlog.get_or_insert_default()
+    }
+
+    /// Whether `frames` are held back.
+    fn hold_back(&mut self, frames: &Bytes) -> bool {
+        let backlog = self.backlog.as_mut();
+        backlog.is_some_and(|backlog| backlog.hold_back(frames))
+    }
+
+    /// What was held back, which counts no more.
+    fn release(&mut self) -> Vec<Bytes> {
+        let Some(backlog) = &mut self.backlog else {
+            return Vec::new();
+        };
+        let held = backlog.held.take().unwrap_or_default();
+        backlog.bytes_queued -= held.iter().map(cost).sum::<usize>();
+        self.drop_empty_backlog();
+        held
+    }
+
+    /// Takes `written` bytes off the queue.
+    fn advance(&mut self, written: usize) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.advance(written);
+            self.drop_empty_backlog();
+        }
+    }
+
+    /// An idle client owns no buffer.
+    fn drop_empty_backlog(&mut self) {
+        self.backlog
+            .take_if(|backlog| backlog.queue.is_empty() && backlog.held.is_none());
+    }
+
+    /// Keeps of the queue only the rest of a frame that the socket has cut.
+    fn drop_unsent_frames(&mut self) {
+        if let Some(mut backlog) = self.backlog.take()
+            && let Some(rest) = backlog.take_rest_of_frame()
+        {
+            self.backlog().queue(rest, 0);
+        }
+    }
+
+    fn die(&mut self) {
+        self.backlog = None;
+        self.state = SocketState::Dead;
+    }
+}
+
+impl Backlog {
     /// Queues `frames`, of which `sent` bytes are out; only the first in the queue may have any.
     fn queue(&mut self, frames: Bytes, sent: usize) {
         debug_assert!(sent == 0 || self.queue.is_empty());
@@ -335,7 +407,6 @@ impl Output {
         }
     }
 
-    /// Whether `frames` are held back.
     fn hold_back(&mut self, frames: &Bytes) -> bool {
         let Some(held) = &mut self.held else {
             return false;
@@ -345,7 +416,6 @@ impl Output {
         true
     }
 
-    /// Takes `written` bytes off the queue.
     fn advance(&mut self, written: usize) {
         self.head_sent += written;
         while let Some(head) = self.queue.front()
@@ -355,34 +425,14 @@ impl Output {
             self.bytes_queued -= head.cost();
             self.queue.pop_front();
         }
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new(); // An idle client owns no buffer.
-        }
     }
 
-    /// Keeps of the queue only the rest of a frame that the socket has cut.
-    fn drop_unsent_frames(&mut self) {
-        let head = self.queue.pop_front();
-        self.queue = VecDeque::new();
-        self.held = None;
-        self.bytes_queued = 0;
-        let Some(head) = head.map(|head| head.bytes) else {
-            return;
-        };
+    /// What the socket still has to get of a frame that it has cut.
+    fn take_rest_of_frame(&mut self) -> Option<Bytes> {
+        let head = self.queue.pop_front()?.bytes;
         let end = websocket::boundary(&head, self.head_sent);
-        let sent = std::mem::take(&mut self.head_sent);
-        if sent < end {
-            // A copy: the rest of the batch is not kept alive for it.
-            self.queue(Bytes::copy_from_slice(&head[sent..end]), 0);
-        }
-    }
-
-    fn die(&mut self) {
-        self.queue = VecDeque::new();
-        self.held = None;
-        self.head_sent = 0;
-        self.bytes_queued = 0;
-        self.state = SocketState::Dead;
+        // A copy: the rest of the batch is not kept alive for it.
+        (self.head_sent < end).then(|| Bytes::copy_from_slice(&head[self.head_sent..end]))
     }
 }
 

@@ -117,11 +117,10 @@ pub(super) async fn run(
                 socket
             }
             Outcome::Upgraded(socket, upgrade) => {
-                let websockets = Arc::clone(&server.services.websockets);
-                server.tasks.spawn(async move {
-                    websockets.serve(upgraded(socket, upgrade)).await;
-                    drop(admitted);
-                });
+                let websockets = &server.services.websockets;
+                server
+                    .tasks
+                    .spawn(websockets.serve(upgraded(socket, upgrade), admitted));
                 return;
             }
             Outcome::Ended(mut stream) => {

@@ -2,12 +2,11 @@
 //!
 //! Owns the sockets of these clients and one task for all of them ([`WebSockets::run`]) that pings the
 //! silent ones and sends everyone away when the node stops. Each client has a task of its own
-//! ([`WebSockets::serve`]), which reads, and writes only what its outbox could not.
+//! ([`Serving`]), which reads, and writes only what its outbox could not.
 //!
 //! Invariant: every end of ours is a close frame at a frame boundary, unless the socket is dead or the
 //! client does not take it within [`CLOSE_TIMEOUT`].
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use crate::channels::ChannelClients;
 use crate::channels::Direction;
@@ -33,7 +31,6 @@ use crate::frame::websocket::SocketFormat;
 use crate::hub::Member;
 use crate::metrics::Transport;
 use crate::outbox::SocketOutbox;
-use crate::roster::Place;
 use crate::roster::Roster;
 
 mod connection;
@@ -43,9 +40,11 @@ mod pulse;
 mod reader;
 mod roster;
 mod scratch;
+mod serving;
 
 use connection::Connection;
 use peer::Peer;
+use serving::Serving;
 
 /// How long a client may take for the close handshake, once our close frame is on its way. Longer only
 /// keeps sockets of clients that have vanished; shorter cuts those on bad networks before they hear why.
@@ -107,12 +106,8 @@ impl WebSockets {
         self.roster.send_all_away(self.drain_spread).await;
     }
 
-    /// Carries one client until its TCP connection is shut down.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping this future drops the client and its connection without a close frame.
-    pub(crate) async fn serve(self: Arc<Self>, upgraded: Upgraded) {
+    /// A client from its 101 on: the task that polls what is returned reads it. `held` is dropped with it.
+    pub(crate) fn serve<H>(&self, upgraded: Upgraded, held: H) -> Serving<H> {
         let transport = upgraded.transport;
         let format = format(transport);
         let outbox_bytes_max = upgraded.endpoint.outbox_bytes_max;
@@ -121,7 +116,7 @@ impl WebSockets {
         if format == SocketFormat::Sockjs {
             outbox.send(&open_frame());
         }
-        let (peer, place) = if upgraded.endpoint.mode == Mode::Channels {
+        let peer = if upgraded.endpoint.mode == Mode::Channels {
             let origin = Origin {
                 endpoint: upgraded.endpoint,
                 transport,
@@ -129,20 +124,11 @@ impl WebSockets {
                 member: Member::Socket(Arc::clone(&outbox)),
                 headers: upgraded.headers,
             };
-            (Peer::Channels(self.channel_clients.admit(origin)), None)
+            Peer::Channels(self.channel_clients.admit(origin))
         } else {
-            let (peer, place) = self.connect(upgraded.endpoint, transport, &outbox);
-            (peer, Some(place))
+            self.connect(upgraded.endpoint, transport, &outbox)
         };
-        let mut connection = Connection::new(outbox, peer, upgraded.read_ahead);
-        let end = poll_fn(|cx| connection.poll(cx)).await;
-        // In a box, so that an idle client does not keep room for its end.
-        let outbox = Box::pin(ending::finish(connection, end)).await;
-        drop(place);
-        if let Some(disconnect) = outbox.disconnect() {
-            debug!(reason = disconnect.name, ?transport, "client sent away");
-            self.clients.metrics.disconnected(disconnect);
-        }
+        Serving::new(Connection::new(outbox, peer, &upgraded.read_ahead), held)
     }
 
     fn connect(
@@ -150,14 +136,14 @@ impl WebSockets {
         endpoint: Arc<Endpoint>,
         transport: Transport,
         outbox: &Arc<SocketOutbox>,
-    ) -> (Peer, Place<roster::Entry>) {
-        let place = self.roster.add(Arc::clone(outbox), Arc::clone(&endpoint));
+    ) -> Peer {
+        let _place = self.roster.add(Arc::clone(outbox), Arc::clone(&endpoint));
         if endpoint.mode == Mode::Close {
             outbox.close(Disconnect::GO_AWAY);
         }
         let member = Member::Socket(Arc::clone(outbox));
-        let client = self.clients.connect(endpoint, transport, member);
-        (Peer::Plain(Arc::new(client)), place)
+        let client = Arc::new(self.clients.connect(endpoint, transport, member));
+        Peer::Plain { client, _place }
     }
 }
 

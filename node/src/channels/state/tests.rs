@@ -25,7 +25,7 @@ fn subscription(expire_at: Option<u64>, word: Word) -> Subscription<Seat> {
         seat: Seat {
             ended: Rc::default(),
         },
-        info: Bytes::new(),
+        info: Seldom::default(),
         expire_at,
         word,
     }
@@ -34,8 +34,8 @@ fn subscription(expire_at: Option<u64>, word: Word) -> Subscription<Seat> {
 fn identity(expire_at: Option<u64>, word: Word) -> Identity {
     Identity {
         user: "ann".into(),
-        info: Bytes::new(),
-        meta: Bytes::new(),
+        info: Seldom::default(),
+        meta: Seldom::default(),
         expire_at,
         word,
         _listed: None,

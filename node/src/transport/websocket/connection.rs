@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::client::Patience;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
+use crate::metrics::Metrics;
 use crate::outbox::SocketOutbox;
 use crate::outbox::SocketState;
 use crate::transport::websocket::peer::Peer;
@@ -27,12 +28,11 @@ pub(super) struct Connection {
     pub(super) outbox: Arc<SocketOutbox>,
     pub(super) reader: Reader,
     peer: Peer,
-    /// What the client sent behind its request, until the first poll.
-    read_ahead: Bytes,
     /// Something has to be done about the client's message first, and nothing is read meanwhile.
     waiting: Option<Waiting>,
-    /// Nothing is read until the echoes are out, not even what has come already.
-    echoing: bool,
+    /// The reader has kept something, which comes first: what the client sent behind its request, or what it
+    /// sent before it took its echoes.
+    resumes: bool,
     /// What is left of it for the messages of the last read.
     patience: Patience,
 }
@@ -51,21 +51,29 @@ pub(super) enum End {
 }
 
 impl Connection {
-    pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: Bytes) -> Self {
+    /// `read_ahead`: what the client sent behind its request.
+    pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: &[u8]) -> Self {
         let message_bytes_max = peer.endpoint().message_bytes_max;
-        let reader = Reader::new(match outbox.format() {
+        let mut reader = Reader::new(match outbox.format() {
             SocketFormat::Raw | SocketFormat::Json | SocketFormat::Protobuf => message_bytes_max,
             SocketFormat::Sockjs => message_bytes_max * JSON_ESCAPE_MAX + "[\"\"]".len(),
         });
+        if !read_ahead.is_empty() {
+            reader.keep(read_ahead);
+        }
         Self {
             outbox,
             reader,
             peer,
-            read_ahead,
             waiting: None,
-            echoing: false,
+            resumes: !read_ahead.is_empty(),
             patience: Patience::Left,
         }
+    }
+
+    /// What counts its client.
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(self.peer.metrics())
     }
 
     /// Does what can be done now. Ready once the connection is no longer open.
@@ -82,13 +90,10 @@ impl Connection {
             }
             let read = if self.waiting.is_some() {
                 ready!(self.poll_room(cx))
-            } else if std::mem::take(&mut self.echoing) {
+            } else if std::mem::take(&mut self.resumes) {
                 self.take(|reader, outbox, take| reader.resume(outbox, take))
-            } else if self.read_ahead.is_empty() {
-                ready!(self.poll_read(cx))
             } else {
-                let read_ahead = std::mem::take(&mut self.read_ahead);
-                self.take(|reader, outbox, take| reader.read(outbox, &read_ahead, take))
+                ready!(self.poll_read(cx))
             };
             if let ControlFlow::Break(end) = read {
                 return Poll::Ready(end);
@@ -139,7 +144,7 @@ impl Connection {
             reader,
             peer,
             waiting,
-            echoing,
+            resumes,
             patience,
             ..
         } = self;
@@ -147,7 +152,7 @@ impl Connection {
         let mut broken = None;
         let result = read(reader, outbox, &mut |kind, data| {
             match peer.hand_over(outbox.format(), kind, &data, *patience) {
-                Ok(None) if echoes && !outbox.is_idle() => *echoing = true,
+                Ok(None) if echoes && !outbox.is_idle() => *resumes = true,
                 Ok(None) => return ControlFlow::Continue(()),
                 Ok(Some(room)) => {
                     outbox.pause_reading();

@@ -21,11 +21,18 @@ use crate::disconnect::Disconnect;
 use crate::frame::sockjs;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
+use crate::metrics::Metrics;
+use crate::roster::Place;
+use crate::transport::websocket::roster::Entry;
 
 /// A client behind a WebSocket.
 pub(super) enum Peer {
     /// Of an endpoint whose messages are passed on as they are.
-    Plain(Arc<Client>),
+    Plain {
+        client: Arc<Client>,
+        /// Among those that are pinged, and sent away when the node stops.
+        _place: Place<Entry>,
+    },
     /// Of an endpoint with `mode: channels`.
     Channels(Admitted),
 }
@@ -37,8 +44,15 @@ impl Peer {
     /// The rules that it lives by.
     pub(super) fn endpoint(&self) -> &Endpoint {
         match self {
-            Self::Plain(client) => client.endpoint(),
+            Self::Plain { client, .. } => client.endpoint(),
             Self::Channels(admitted) => admitted.client().endpoint(),
+        }
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        match self {
+            Self::Plain { client, .. } => client.metrics(),
+            Self::Channels(admitted) => admitted.client().metrics(),
         }
     }
 
@@ -60,7 +74,7 @@ impl Peer {
         patience: Patience,
     ) -> Result<Option<Waiting>, Disconnect> {
         match self {
-            Self::Plain(client) => hand_over(client, format, kind, data, patience),
+            Self::Plain { client, .. } => hand_over(client, format, kind, data, patience),
             Self::Channels(admitted) => {
                 let client = Arc::clone(admitted.client());
                 let data = data.clone();

@@ -31,11 +31,17 @@ const READ_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 64..=4096;
 
 /// One client's stream of frames.
 ///
-/// Invariant: `context` is there while `scan` is within a message, and while `unread` holds bytes.
+/// Invariant: `unfinished` is there while `scan` is within a message, and while bytes are unread.
 pub(super) struct Reader {
     message_bytes_max: usize,
     scan: Scan,
-    context: Option<Box<WebSocketContext>>,
+    unfinished: Option<Box<Unfinished>>,
+}
+
+/// What is kept from one read to the next.
+struct Unfinished {
+    context: WebSocketContext,
+    /// What stands behind the message that was taken last.
     unread: Box<[u8]>,
 }
 
@@ -54,9 +60,17 @@ impl Reader {
         Self {
             message_bytes_max,
             scan: Scan::default(),
-            context: None,
-            unread: Box::default(),
+            unfinished: None,
         }
+    }
+
+    /// Keeps `input`, the first that came, for [`resume`](Self::resume).
+    pub(super) fn keep(&mut self, input: &[u8]) {
+        self.scan.advance(input);
+        self.unfinished = Some(Box::new(Unfinished {
+            context: self.new_context(input.len()),
+            unread: input.into(),
+        }));
     }
 
     /// Hands the messages that `input` completes to `take`, until that breaks: then nothing is lost, and
@@ -67,12 +81,19 @@ impl Reader {
         input: &[u8],
         take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), ReadEnd> {
+        let unfinished = match self.unfinished.take() {
+            Some(unfinished) => unfinished,
+            None => Box::new(Unfinished {
+                context: self.new_context(input.len()),
+                unread: Box::default(),
+            }),
+        };
         debug_assert!(
-            self.unread.is_empty(),
+            unfinished.unread.is_empty(),
             "a reader that was stopped is resumed first"
         );
         self.scan.advance(input);
-        self.pump(outbox, input, take)
+        self.pump(outbox, unfinished, input, take)
     }
 
     /// Goes on where `take` broke.
@@ -81,24 +102,24 @@ impl Reader {
         outbox: &SocketOutbox,
         take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), ReadEnd> {
-        let unread = mem::take(&mut self.unread);
-        self.pump(outbox, &unread, take)
+        let Some(mut unfinished) = self.unfinished.take() else {
+            return Ok(());
+        };
+        let unread = mem::take(&mut unfinished.unread);
+        self.pump(outbox, unfinished, &unread, take)
     }
 
     fn pump(
         &mut self,
         outbox: &SocketOutbox,
+        mut unfinished: Box<Unfinished>,
         input: &[u8],
         mut take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), ReadEnd> {
-        let mut context = match self.context.take() {
-            Some(context) => context,
-            None => Box::new(self.new_context(input.len())),
-        };
         let mut wire = Wire { outbox, input };
         loop {
             // Each read first writes the answer to the ping or close frame that the one before met.
-            let flow = match context.read(&mut wire) {
+            let flow = match unfinished.context.read(&mut wire) {
                 Ok(Message::Text(text)) => take(MessageKind::Text, text.into()),
                 Ok(Message::Binary(data)) => take(MessageKind::Binary, data),
                 Ok(_) => ControlFlow::Continue(()),
@@ -106,13 +127,13 @@ impl Reader {
                 Err(error) => return Err(ReadEnd::from(&error)),
             };
             if flow.is_break() {
-                self.unread = wire.input.into();
-                self.context = Some(context);
+                unfinished.unread = wire.input.into();
+                self.unfinished = Some(unfinished);
                 return Ok(());
             }
         }
         if !self.scan.is_between_messages() {
-            self.context = Some(context);
+            self.unfinished = Some(unfinished);
         }
         Ok(())
     }

@@ -156,8 +156,7 @@ impl Node {
             transport,
             headers: HeaderMap::new(),
         };
-        self.serving
-            .spawn(Arc::clone(&self.web_sockets).serve(upgraded));
+        self.serving.spawn(self.web_sockets.serve(upgraded, ()));
         Peer(peer)
     }
 

@@ -1,0 +1,69 @@
+//! What one client's task holds: its connection, and later the end of it.
+//!
+//! A future by hand. An async function keeps its arguments twice, where they came in and where it uses
+//! them: as one, tokio's task took 896 bytes for each idle client, and now it takes 256.
+
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use tracing::debug;
+
+use crate::transport::websocket::connection::Connection;
+use crate::transport::websocket::connection::End;
+use crate::transport::websocket::ending;
+
+/// Carries one client until its TCP connection is shut down, and holds `H` as long.
+///
+/// # Cancel safety
+///
+/// Dropping it drops the client and its connection without a close frame.
+pub(crate) struct Serving<H> {
+    stage: Stage,
+    _held: H,
+}
+
+enum Stage {
+    Open(Connection),
+    /// In a box, so that an idle client does not keep room for its end.
+    Ending(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Over,
+}
+
+impl<H> Serving<H> {
+    pub(super) fn new(connection: Connection, held: H) -> Self {
+        Self {
+            stage: Stage::Open(connection),
+            _held: held,
+        }
+    }
+}
+
+impl<H: Unpin> Future for Serving<H> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let stage = &mut self.stage;
+        if let Stage::Open(connection) = stage {
+            let end = ready!(connection.poll(cx));
+            if let Stage::Open(connection) = std::mem::replace(stage, Stage::Over) {
+                *stage = Stage::Ending(Box::pin(finish(connection, end)));
+            }
+        }
+        if let Stage::Ending(ending) = stage {
+            ready!(ending.as_mut().poll(cx));
+            *stage = Stage::Over;
+        }
+        Poll::Ready(())
+    }
+}
+
+async fn finish(connection: Connection, end: End) {
+    let metrics = connection.metrics();
+    let outbox = ending::finish(connection, end).await;
+    if let Some(disconnect) = outbox.disconnect() {
+        debug!(reason = disconnect.name, format = ?outbox.format(), "client sent away");
+        metrics.disconnected(disconnect);
+    }
+}
