@@ -36,7 +36,9 @@ impl Controls for ChannelClient {
             queue.len() == 1
         };
         if is_first {
-            self.clients.errands.spawn(this.carry_orders_out());
+            self.clients
+                .errands
+                .spawn(this.carry_orders_out(order.clone()));
         }
         Ok(())
     }
@@ -45,19 +47,21 @@ impl Controls for ChannelClient {
 impl ChannelClient {
     /// Carries orders out until none waits. One stays in the queue until it is done, so that a single task
     /// is at it.
-    async fn carry_orders_out(self: Arc<Self>) {
-        while let Some(order) = self.next_order() {
+    async fn carry_orders_out(self: Arc<Self>, first: Order) {
+        let mut next = Some(first);
+        while let Some(order) = next {
             self.carry_order_out(order).await;
-            if let Some(Orders(queue)) = self.orders.lock().as_deref_mut() {
-                queue.pop_front();
-            }
+            next = self.next_order();
         }
     }
 
-    /// The order that is to be carried out, or the end of the queue.
+    /// Takes the order that is done off the queue and returns the one behind it. Under one lock: whoever
+    /// finds the queue empty begins anew.
     fn next_order(&self) -> Option<Order> {
         let mut orders = self.orders.lock();
-        let next = orders.as_ref()?.0.front().cloned();
+        let Orders(queue) = orders.as_deref_mut()?;
+        queue.pop_front();
+        let next = queue.front().cloned();
         if next.is_none() {
             *orders = None;
         }
@@ -89,3 +93,6 @@ impl ChannelClient {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Orders that come while others are carried out.
+
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::task;
+
+use super::*;
+use crate::channels::Direction;
+use crate::channels::Origin;
+use crate::channels::testing;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::hub::HubConfig;
+use crate::hub::Member;
+use crate::metrics::Metrics;
+use crate::metrics::Transport;
+use crate::outbox::QueueOutbox;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const ORDERS: u64 = 5_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_is_carried_out_once_and_then_there_is_no_queue() {
+    let metrics = Metrics::new();
+    let config = Config::default_without_file();
+    let hub = HubConfig {
+        fanout: config.fanout,
+        pinned: Vec::new(),
+    };
+    let clients = testing::nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
+    let admitted = clients.admit(Origin {
+        endpoint: Arc::clone(&config.endpoints[0]),
+        transport: Transport::ChannelsJson,
+        direction: Direction::TwoWay,
+        member: Member::Queue(Arc::new(QueueOutbox::new(1 << 20))),
+        headers: HeaderMap::new(),
+    });
+    let client = Arc::clone(admitted.client());
+    let order = Order::Input(Bytes::from_static(br#"{"id":1,"ping":{}}"#));
+    // Each comes at the moment in which the one before it is off the queue. On a thread of its own: it waits by looking.
+    let giving = task::spawn_blocking(move || {
+        let is_busy = || {
+            let orders = client.orders.lock();
+            orders.as_ref().is_some_and(|orders| !orders.0.is_empty())
+        };
+        let deadline = Instant::now() + DEADLINE;
+        for _ in 0..ORDERS {
+            client.order(&order).unwrap();
+            while is_busy() {
+                assert!(Instant::now() < deadline, "an order is not carried out");
+                thread::yield_now();
+            }
+        }
+        assert!(client.orders.lock().is_none(), "the queue stays");
+    });
+    giving.await.unwrap();
+    assert_eq!(metrics.messages_received.get(), ORDERS);
+}
