@@ -44,7 +44,7 @@ measure() {
     for _ in $(seq "$3"); do
         for allocator in glibc jemalloc mimalloc; do
             CAUSEWAY_BIN=$place/$allocator "$bench" --scenario "$1" --contender "$2" --rounds 1 \
-                --output "$place/out.json" 2>/dev/null | sed -n "s/^ *$2  *\([0-9]\)/$1 $allocator: \1/p"
+                --output "$place/out.json" 2>/dev/null | sed -n "s/^ *$2  *\([^ (]\)/$1 $allocator: \1/p"
         done
     done
 }
