@@ -33,6 +33,8 @@ pub struct Config {
     pub(crate) admin: Option<SocketAddr>,
     /// Whether WebSockets may come over HTTP/2 (RFC 8441).
     pub(crate) websockets_over_http2: bool,
+    /// Whether a client that shuts down its sending side after the request counts as gone.
+    pub(crate) abort_on_client_close: bool,
     /// Where this edge is: backends there come before others.
     pub(crate) zone: Option<Box<str>>,
     /// Never empty. A [`PoolId`] is an index into it.
@@ -147,6 +149,9 @@ const ADMIN: &str = "127.0.0.1:8081";
 
 /// Off: a stream of HTTP/2 costs several times what a connection of its own does.
 const WEBSOCKETS_OVER_HTTP2: bool = false;
+
+/// Off: a half-closed connection still has a reader, as with `printf ... | nc`.
+const ABORT_ON_CLIENT_CLOSE: bool = false;
 
 /// Which pool: its index in [`Config::pools`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -424,10 +429,15 @@ impl Statuses {
 pub(crate) struct Timeouts {
     /// From the first byte of a request head to its end, 408 after it.
     pub(crate) head: Duration,
+    /// From the end of the TLS handshake, or the first byte in plain, to the end of the HTTP/2 connection preface and the
+    /// first SETTINGS frame. Default: as `head`.
+    pub(crate) http2_preface: Duration,
     /// How long an idle client connection stays open.
     pub(crate) keepalive: Duration,
     /// Between two reads of a request body.
     pub(crate) downstream_read: Duration,
+    /// How slowly a request body may arrive at the least; `None` is as slowly as `downstream_read` allows.
+    pub(crate) request_body_rate: Option<BodyRate>,
     /// How long one write to a client may be stuck.
     pub(crate) downstream_write: Duration,
     /// One dial of a backend, its name lookup included.
@@ -453,8 +463,10 @@ pub(crate) struct Timeouts {
 impl Timeouts {
     const DEFAULT: Self = Self {
         head: Duration::from_secs(10),
+        http2_preface: Duration::from_secs(10),
         keepalive: Duration::from_secs(75),
         downstream_read: Duration::from_secs(60),
+        request_body_rate: Some(BodyRate::DEFAULT),
         downstream_write: Duration::from_secs(60),
         connect: Duration::from_secs(2),
         upstream_read: Duration::from_secs(60),
@@ -465,6 +477,23 @@ impl Timeouts {
         tunnel_lifetime: None,
         tcp_keepalive: Duration::from_secs(60),
         tcp_user_timeout: Duration::from_secs(30),
+    };
+}
+
+/// The least rate of a request body, averaged over a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BodyRate {
+    /// Bytes a second, 1 to [`BodyRate::MOST`].
+    pub(crate) per_second: u64,
+    /// The time over which they are averaged, never zero: no body is too slow before it has lasted so long.
+    pub(crate) window: Duration,
+}
+
+impl BodyRate {
+    const MOST: u64 = 1 << 20;
+    const DEFAULT: Self = Self {
+        per_second: 500,
+        window: Duration::from_secs(30),
     };
 }
 
@@ -479,6 +508,14 @@ pub(crate) struct Limits {
     pub(crate) connection_rate_per_address: Option<Rate>,
     /// The largest request head in bytes, 431 above it.
     pub(crate) head_size: usize,
+    /// The largest response head in bytes, 502 above it.
+    pub(crate) response_head_size: usize,
+    /// The most header lines in the head of a request (431 above it) or of a response (502), at most [`Limits::HEADERS_MOST`].
+    pub(crate) headers: usize,
+    /// The most streams that one HTTP/2 connection of a client may have open.
+    pub(crate) http2_streams: u32,
+    /// How many bytes one HTTP/2 stream holds for a client that does not read.
+    pub(crate) http2_send_buffer: usize,
     /// How many more backends one request may be sent to after the first.
     pub(crate) retries: usize,
     /// Requests that are sent a second time, for each 100 requests of a pool.
@@ -518,11 +555,17 @@ impl Rate {
 impl Limits {
     /// The most that `limits.retries` may be.
     pub(crate) const RETRIES_MAX: usize = 10;
+    /// The most that `limits.headers` may be.
+    pub(crate) const HEADERS_MOST: usize = 1024;
     const DEFAULT: Self = Self {
         connections: None,
         connections_per_address: None,
         connection_rate_per_address: None,
         head_size: 16 << 10,
+        response_head_size: 64 << 10,
+        headers: 256,
+        http2_streams: 100,
+        http2_send_buffer: 64 << 10,
         retries: 2,
         retry_budget: 20,
         waiting: 4096,

@@ -215,6 +215,7 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         listeners,
         admin,
         websockets_over_http2,
+        abort_on_client_close,
         pools: _,
         zone: _,
         routes: _,
@@ -235,6 +236,10 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
             *websockets_over_http2 != started.websockets_over_http2,
             "websockets_over_http2",
         ),
+        (
+            *abort_on_client_close != started.abort_on_client_close,
+            "abort_on_client_close",
+        ),
         (sessions, "affinity.sockjs_sessions"),
         (*timeouts != started.timeouts, "timeouts"),
         (
@@ -244,6 +249,19 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         (
             limits.head_size != started.limits.head_size,
             "limits.head_size",
+        ),
+        (
+            limits.response_head_size != started.limits.response_head_size,
+            "limits.response_head_size",
+        ),
+        (limits.headers != started.limits.headers, "limits.headers"),
+        (
+            limits.http2_streams != started.limits.http2_streams,
+            "limits.http2_streams",
+        ),
+        (
+            limits.http2_send_buffer != started.limits.http2_send_buffer,
+            "limits.http2_send_buffer",
         ),
         (*drain != started.drain, "drain"),
         (*log != started.log, "log"),

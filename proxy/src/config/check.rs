@@ -88,7 +88,7 @@ impl Check {
         }
     }
 
-    fn within<T: Copy + Display + PartialOrd>(
+    pub(super) fn within<T: Copy + Display + PartialOrd>(
         &mut self,
         key: &str,
         value: Option<T>,

@@ -6,7 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use causeway_conf::{AddressRange, ByteSize, Secret, Span};
-use serde::de::Visitor;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Deserialize)]
@@ -16,6 +17,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) admin: Admin,
     pub(super) websockets_over_http2: Option<bool>,
+    pub(super) abort_on_client_close: Option<bool>,
     pub(super) zone: Option<String>,
     #[serde(default)]
     pub(super) pools: Vec<Pool>,
@@ -216,8 +218,10 @@ impl<'de> Deserialize<'de> for Statuses {
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
     pub(super) head: Option<Span>,
+    pub(super) http2_preface: Option<Span>,
     pub(super) keepalive: Option<Span>,
     pub(super) downstream_read: Option<Span>,
+    pub(super) request_body_rate: Option<BodyRate>,
     pub(super) downstream_write: Option<Span>,
     pub(super) connect: Option<Span>,
     pub(super) upstream_read: Option<Span>,
@@ -230,6 +234,45 @@ pub(super) struct Timeouts {
     pub(super) tcp_user_timeout: Option<Span>,
 }
 
+/// The least rate of a request body, or `off`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum BodyRate {
+    Off,
+    Least(LeastRate),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LeastRate {
+    pub(super) per_second: Option<ByteSize>,
+    pub(super) window: Option<Span>,
+}
+
+impl<'de> Deserialize<'de> for BodyRate {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OffOrMapping;
+        impl<'de> Visitor<'de> for OffOrMapping {
+            type Value = BodyRate;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a rate such as {per_second: 500B, window: 30s}, or \"off\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<BodyRate, E> {
+                match text {
+                    "off" => Ok(BodyRate::Off),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BodyRate, A::Error> {
+                LeastRate::deserialize(MapAccessDeserializer::new(map)).map(BodyRate::Least)
+            }
+        }
+        from.deserialize_any(OffOrMapping)
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
@@ -237,6 +280,10 @@ pub(super) struct Limits {
     pub(super) connections_per_address: Option<u64>,
     pub(super) connection_rate_per_address: Option<Rate>,
     pub(super) head_size: Option<ByteSize>,
+    pub(super) response_head_size: Option<ByteSize>,
+    pub(super) headers: Option<u64>,
+    pub(super) http2_streams: Option<u64>,
+    pub(super) http2_send_buffer: Option<ByteSize>,
     pub(super) retries: Option<u64>,
     pub(super) retry_budget: Option<u64>,
     pub(super) waiting: Option<u64>,

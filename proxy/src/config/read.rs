@@ -13,11 +13,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_conf::{ConfErrors, Document, Span};
+use causeway_conf::{ByteSize, ConfErrors, Document, Span};
 
 use super::check::Check;
 use super::raw;
-use super::{ADMIN, AccessLog, Config, DrainConfig, Log, NoRoute, Timeouts, WEBSOCKETS_OVER_HTTP2};
+use super::{
+    ABORT_ON_CLIENT_CLOSE, ADMIN, AccessLog, BodyRate, Config, DrainConfig, Log, NoRoute, Timeouts,
+    WEBSOCKETS_OVER_HTTP2,
+};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,6 +35,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
         listeners: listeners::listeners(&mut check, file.listeners),
         admin: admin(&mut check, file.admin),
         websockets_over_http2: file.websockets_over_http2.unwrap_or(WEBSOCKETS_OVER_HTTP2),
+        abort_on_client_close: file.abort_on_client_close.unwrap_or(ABORT_ON_CLIENT_CLOSE),
         zone: pools::zone(&mut check, "zone", file.zone),
         routes: routes::routes(&mut check, file.routes, &pools),
         pools,
@@ -81,10 +85,22 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
             check.span(key, raw.$name, default.$name, Span($least)..=Span($most))
         }};
     }
+    let head = within!(head, 100 * MS, HOUR);
     Timeouts {
-        head: within!(head, 100 * MS, HOUR),
+        head,
+        http2_preface: check.span(
+            "timeouts.http2_preface",
+            raw.http2_preface,
+            head,
+            Span(100 * MS)..=Span(HOUR),
+        ),
         keepalive: within!(keepalive, SECOND, DAY),
         downstream_read: within!(downstream_read, SECOND, DAY),
+        request_body_rate: match raw.request_body_rate {
+            None => default.request_body_rate,
+            Some(raw::BodyRate::Off) => None,
+            Some(raw::BodyRate::Least(rate)) => Some(body_rate(check, rate)),
+        },
         downstream_write: within!(downstream_write, SECOND, DAY),
         connect: within!(connect, 10 * MS, 60 * SECOND),
         upstream_read: within!(upstream_read, SECOND, DAY),
@@ -99,6 +115,25 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
         }),
         tcp_keepalive: within!(tcp_keepalive, SECOND, DAY),
         tcp_user_timeout: within!(tcp_user_timeout, SECOND, HOUR),
+    }
+}
+
+fn body_rate(check: &mut Check, raw: raw::LeastRate) -> BodyRate {
+    let default = BodyRate::DEFAULT;
+    let per_second = check.within(
+        "timeouts.request_body_rate.per_second",
+        raw.per_second,
+        ByteSize(default.per_second),
+        ByteSize(1)..=ByteSize(BodyRate::MOST),
+    );
+    BodyRate {
+        per_second: per_second.0,
+        window: check.span(
+            "timeouts.request_body_rate.window",
+            raw.window,
+            default.window,
+            Span(SECOND)..=Span(HOUR),
+        ),
     }
 }
 

@@ -51,6 +51,7 @@ fn the_commented_file_names_every_setting() {
         "affinity: {zz: 1}",
         "health: {zz: 1}",
         "timeouts: {zz: 1}",
+        "timeouts: {request_body_rate: {zz: 1}}",
         "limits: {zz: 1}",
         "drain: {zz: 1}",
         "log: {zz: 1}",
@@ -87,7 +88,9 @@ affinity: {cookie: node, path: /p, domain: example.com, same_site: none, secure:
   max_age: 1h, keys: [0123456789abcdef], sockjs_path: false, sockjs_sessions: 2048, hold: 0s, hold_timeout: 1m}
 health: {method: HEAD, path: /up, host: app.example, expect: [200, 204, '300-399'], port: 9000, interval: 5s, fast_interval: 1s, down_interval: 3s,
   timeout: 2s, rise: 4, fall: 5, ignore_below: 50, slow_start: 1m}
-limits: {connections: 10, head_size: 8KiB, retries: 0, retry_budget: 100, waiting: 0,
+abort_on_client_close: true
+timeouts: {head: 3s, request_body_rate: {window: 5s}}
+limits: {connections: 10, head_size: 8KiB, response_head_size: 32KiB, headers: 100, http2_streams: 5, http2_send_buffer: 8KiB, retries: 0, retry_budget: 100, waiting: 0,
   connections_per_address: 5, connection_rate_per_address: {per_second: 2, burst: 9}, body_size: 1MiB, tunnels_per_backend: 7}
 trusted_proxies: [10.0.0.0/8]
 log: {level: debug, format: text, access: /var/log/access}
@@ -130,6 +133,17 @@ threads: 2
     assert_eq!(held, (Duration::ZERO, Duration::from_secs(60)));
     assert_eq!(config.limits.connections, Some(10));
     assert_eq!(config.limits.head_size, 8192);
+    assert_eq!(config.limits.response_head_size, 32768);
+    assert_eq!(config.limits.headers, 100);
+    let http2 = (
+        config.limits.http2_streams,
+        config.limits.http2_send_buffer,
+        config.timeouts.http2_preface,
+    );
+    assert_eq!(http2, (5, 8192, Duration::from_secs(3)));
+    assert!(config.abort_on_client_close);
+    let rate = config.timeouts.request_body_rate.unwrap();
+    assert_eq!((rate.per_second, rate.window.as_secs()), (500, 5));
     assert_eq!(config.limits.waiting, 0);
     assert_eq!(config.limits.connections_per_address, Some(5));
     let rate = Rate {
@@ -200,7 +214,7 @@ fn unknown_keys_and_wrong_types_have_their_place() {
     section(
         "timeouts:\n  haed: 10s\n",
         expect![[
-            r#"proxy.yaml:3:3: timeouts.haed: unknown field `haed`, expected one of `head`, `keepalive`, `downstream_read`, `downstream_write`, `connect`, `upstream_read`, `upstream_write`, `upstream_keepalive`, `upgrade`, `tunnel_idle`, `tunnel_lifetime`, `tcp_keepalive`, `tcp_user_timeout`"#
+            r#"proxy.yaml:3:3: timeouts.haed: unknown field `haed`, expected one of `head`, `http2_preface`, `keepalive`, `downstream_read`, `request_body_rate`, `downstream_write`, `connect`, `upstream_read`, `upstream_write`, `upstream_keepalive`, `upgrade`, `tunnel_idle`, `tunnel_lifetime`, `tcp_keepalive`, `tcp_user_timeout`"#
         ]],
     );
     section(
@@ -350,6 +364,48 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:9:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;
             proxy.yaml:9:58: affinity.hold: 2m is out of range, expected 0s to 1m
             proxy.yaml:9:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
+    );
+}
+
+#[test]
+fn the_least_rate_of_a_request_body_can_be_switched_off() {
+    let rate = |text: &str| {
+        let text = format!("{LEAST}timeouts: {{{text}}}");
+        parse(&text).timeouts.request_body_rate
+    };
+    let default = BodyRate {
+        per_second: 500,
+        window: Duration::from_secs(30),
+    };
+    assert_eq!(rate(""), Some(default));
+    assert_eq!(rate("request_body_rate: null"), Some(default));
+    assert_eq!(rate("request_body_rate: off"), None);
+    let fast = BodyRate {
+        per_second: 1 << 20,
+        window: Duration::from_secs(3600),
+    };
+    assert_eq!(
+        rate("request_body_rate: {per_second: 1MiB, window: 1h}"),
+        Some(fast)
+    );
+    section(
+        "timeouts: {request_body_rate: never}",
+        expect![[
+            r#"proxy.yaml:2:12: timeouts.request_body_rate: invalid value: string "never", expected a rate such as {per_second: 500B, window: 30s}, or "off""#
+        ]],
+    );
+    section(
+        "timeouts: {request_body_rate: {per_second: 0B, window: 0s}, http2_preface: 0s}
+limits: {response_head_size: 2MiB, headers: 1025, http2_streams: 0, http2_send_buffer: 1KiB}
+",
+        expect![[r#"
+            proxy.yaml:2:32: timeouts.request_body_rate.per_second: 0B is out of range, expected 1B to 1MiB
+            proxy.yaml:2:48: timeouts.request_body_rate.window: 0s is out of range, expected 1s to 1h
+            proxy.yaml:2:61: timeouts.http2_preface: 0s is out of range, expected 100ms to 1h
+            proxy.yaml:3:10: limits.response_head_size: 2MiB is out of range, expected 1KiB to 1MiB
+            proxy.yaml:3:36: limits.headers: 1025 is out of range, expected 16 to 1024
+            proxy.yaml:3:51: limits.http2_streams: 0 is out of range, expected 1 to 10000
+            proxy.yaml:3:69: limits.http2_send_buffer: 1KiB is out of range, expected 4KiB to 16MiB"#]],
     );
 }
 

@@ -50,6 +50,20 @@ pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
             default.head_size,
             ByteSize(1 << 10)..=ByteSize(256 << 10)
         ),
+        response_head_size: size!(
+            response_head_size,
+            raw.response_head_size,
+            default.response_head_size,
+            ByteSize(1 << 10)..=ByteSize(1 << 20)
+        ),
+        headers: number!(headers, 16..=Limits::HEADERS_MOST),
+        http2_streams: number!(http2_streams, 1..=10_000),
+        http2_send_buffer: size!(
+            http2_send_buffer,
+            raw.http2_send_buffer,
+            default.http2_send_buffer,
+            ByteSize(4 << 10)..=ByteSize(16 << 20)
+        ),
         retries: number!(retries, 0..=Limits::RETRIES_MAX),
         retry_budget: number!(retry_budget, 0..=100),
         waiting: number!(waiting, 0..=1_000_000),
