@@ -48,6 +48,12 @@ impl Accepted {
         self.socket
     }
 
+    /// Has the connection be reset when it is closed: its peer sees that it was not all.
+    pub(crate) fn reset_on_close(&self) {
+        // What fails here has gone already.
+        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+    }
+
     /// As Pingora has connections, with room for bytes that are put back.
     pub(crate) fn into_transport(self) -> Transport {
         let mut transport = Transport::from(self.socket);

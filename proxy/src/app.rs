@@ -1,138 +1,97 @@
 //! A client connection, from the listener to its end.
 //!
-//! Reads each request head itself, under one deadline and one size. Upgrades that a route allows are taken over and leave as
-//! tunnels; plain requests are sent on, or, where more of a body is to come, go to Pingora's proxy with the same bytes.
+//! Reads each request head of HTTP/1 itself, under one deadline and one size, and takes each stream of HTTP/2 for a request as
+//! good. All of them are served by the same engine ([`forward`](crate::forward)); upgrades that a route allows leave as tunnels.
 
 mod head;
 mod redirect;
 mod strict;
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use http::Method;
-use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::http::ServerSession;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
+use http::{HeaderValue, Method};
+use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::app::head::HeadError;
 use crate::app::head::HeadLimits;
-use crate::app::head::Shape;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::app::head::shape;
 use crate::app::redirect::Fate;
-use crate::carrier::Carrier;
-use crate::carrier::Unread;
-use crate::carrier::peer_of;
 use crate::config::Timeouts;
+use crate::downstream::{Accepted, BodyLength, Connection, Downstream, Http2, Http2Stream};
 use crate::drain::Connections;
 use crate::entrance::Admission;
 use crate::entrance::Entrances;
 use crate::error::Limit;
 use crate::error::Refusal;
 use crate::exchange::Policy;
-use crate::forward::{After, Forward};
-use crate::http1::write_own;
+use crate::fields::Fields;
+use crate::forward::{Engine, Incoming, Upgrade};
+use crate::http1::{NotHttp1, RequestHead};
 use crate::limits::Pass;
-use crate::service::Edge;
-use crate::service::Parsed;
-use crate::service::WRONG_CHUNK;
-use crate::takeover::Takeover;
 
-/// How long the answer to a connection that is closed may take to be written.
+/// How long the response to a connection that is closed may take to be written.
 const ANSWER_WRITE: Duration = Duration::from_secs(1);
+
+const WEBSOCKET: &str = "websocket";
 
 /// What every client connection needs.
 pub(crate) struct EdgeApp {
-    pub(crate) proxy: Arc<HttpProxy<Edge>>,
+    pub(crate) engine: Engine,
+    pub(crate) http2: Http2,
     pub(crate) policy: Arc<Policy>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) entrances: Arc<Entrances>,
     /// Bounds the connections over a limit that are told so: each holds a task and a descriptor meanwhile.
     pub(crate) over_limit: Arc<Semaphore>,
-    pub(crate) upgrades: Arc<Takeover>,
-    pub(crate) forward: Forward,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
+    /// `limits.headers`.
+    pub(crate) headers: usize,
+    pub(crate) websockets_over_http2: bool,
 }
 
 impl EdgeApp {
-    /// Serves one plain request that has come with all of its body. Gives the connection back if it can carry another.
-    async fn forward(&self, mut carrier: Carrier, head: usize, shape: Shape) -> Option<Carrier> {
-        let mut bytes = carrier.begin_request(head, shape.body).ok()?;
-        let body = match head < bytes.len() {
-            true => bytes.split_off(head),
-            false => BytesMut::new(),
-        };
-        let head = shape.head.with(bytes);
-        match self.forward.serve(&mut carrier, head, body).await {
-            After::Kept => Some(carrier),
-            After::Closes => {
-                carrier.linger().await;
-                None
-            }
-            After::Lost => None,
-        }
-    }
-
-    /// Serves any other plain request. Gives the connection back if it can carry another.
-    async fn plain(
-        &self,
-        mut carrier: Carrier,
-        head: usize,
-        body: Unread,
-        peer: Option<IpAddr>,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Carrier> {
-        let request = match carrier.begin_request(head, body) {
-            Ok(request) => request,
-            Err(_) => {
-                self.refuse(carrier, peer, WRONG_CHUNK).await;
-                return None;
-            }
-        };
-        let mut downstream = ServerSession::new_http1(Box::new(carrier));
-        let keepalive = self.timeouts.keepalive.as_secs().max(1);
-        downstream.set_keepalive((!self.connections.is_draining()).then_some(keepalive));
-        downstream.set_pipelined_prefix(request);
-        let parsed = Parsed::default();
-        downstream.set_connection_user_context(Some(Box::new(parsed.clone())));
-        let peer = peer_of(&downstream);
-        let reused = self.proxy.process_new_http(downstream, shutdown).await;
-        if !parsed.take() {
-            // What Pingora answers to a head that it does not like.
-            self.policy.log_unread(Some(peer), 400);
-        }
-        Carrier::from_pingora(reused?.consume().0)
-    }
-
     /// Tells a connection that there is too much of its kind, if not too many are being told that.
     async fn turn_away(&self, stream: Stream, limit: Limit) {
         if let Ok(_turn) = self.over_limit.try_acquire() {
             let peer = peer_of_stream(&stream);
-            self.refuse(Carrier::new(stream), peer, Refusal::Limited(limit))
+            self.refuse(Connection::new(stream), peer, Refusal::Limited(limit))
                 .await;
         }
     }
 
     /// Answers a connection whose request cannot be served, and closes it.
-    async fn refuse(&self, mut carrier: Carrier, peer: Option<IpAddr>, refusal: Refusal) {
-        let (head, body) = self.policy.own_answer(refusal);
-        self.policy.log_unread(peer, head.status.as_u16());
-        let mut answer = Vec::new();
-        write_own(&head, &body, &Method::GET, true, &mut answer);
-        carrier.gather(answer);
-        // Whoever does not take the answer has lost it.
-        let _ = timeout(ANSWER_WRITE, carrier.flush()).await;
-        carrier.linger().await;
+    async fn refuse(&self, mut client: Connection, peer: Option<IpAddr>, refusal: Refusal) {
+        self.answer_unread(&mut client, peer, &Method::GET, refusal);
+        // Whoever does not take the response has lost it.
+        let _ = timeout(ANSWER_WRITE, poll_fn(|cx| client.poll_flush(cx))).await;
+        client.close().await;
+    }
+
+    /// Has the response to what could not be read as a request go out with the next flush.
+    fn answer_unread(
+        &self,
+        client: &mut impl Downstream,
+        peer: Option<IpAddr>,
+        method: &Method,
+        refusal: Refusal,
+    ) {
+        let error = refusal.to_string();
+        let (head, body) = self.policy.own_response(refusal);
+        self.policy.log_unread(peer, head.status.as_u16(), &error);
+        client.own_response(&head, body, method, true);
     }
 
     /// The upgrade that the route of this request lets through, if it wishes for one.
@@ -140,6 +99,86 @@ impl EdgeApp {
         let wish = shape.upgrade.as_ref()?;
         self.policy
             .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
+    }
+
+    /// Serves one stream of HTTP/2.
+    async fn serve_stream(&self, accepted: Accepted) {
+        let Accepted {
+            request,
+            mut stream,
+        } = accepted;
+        match self.incoming(&request, &stream) {
+            Ok((head, body, upgrade)) => {
+                let incoming = Incoming {
+                    client: stream,
+                    head,
+                    body,
+                    upgrade,
+                };
+                // Its connection carries others as it is.
+                let _ = self.engine.serve(incoming).await;
+            }
+            Err(refusal) => {
+                let peer = Some(stream.origin().0);
+                self.answer_unread(&mut stream, peer, &request.method, refusal);
+                let _ = timeout(ANSWER_WRITE, poll_fn(|cx| stream.poll_flush(cx))).await;
+            }
+        }
+    }
+
+    /// What a stream of HTTP/2 asks for, as a request of HTTP/1 says it.
+    fn incoming(
+        &self,
+        request: &http::request::Parts,
+        stream: &Http2Stream,
+    ) -> Result<(RequestHead, BodyLength, Option<Upgrade>), Refusal> {
+        let wanted = request.extensions.get::<Protocol>();
+        let is_websocket =
+            wanted.is_some_and(|wanted| wanted.as_str().eq_ignore_ascii_case(WEBSOCKET));
+        if request.method == Method::CONNECT && !(is_websocket && self.websockets_over_http2) {
+            return Err(Refusal::MethodNotAllowed);
+        }
+        let mut head =
+            RequestHead::of_http2(request, self.headers).map_err(|error| match error {
+                NotHttp1::TooManyHeaders => Refusal::HeadTooLarge,
+                NotHttp1::Padding => Refusal::Malformed("a header begins or ends with a space"),
+                NotHttp1::Hosts => Refusal::Malformed("the host is not the one in :authority"),
+                NotHttp1::Length => Refusal::Malformed("the length is not a number, or said twice"),
+                NotHttp1::Header => Refusal::Malformed("a header that cannot be passed on"),
+            })?;
+        if request.method != Method::CONNECT {
+            // The stream carries neither more nor less than it says (RFC 9113, 8.1.1).
+            let length = head
+                .text("content-length")
+                .and_then(|length| length.parse().ok());
+            let body = match stream.body_is_over() {
+                true => BodyLength::Bytes(0),
+                false => length.map_or(BodyLength::Chunked, BodyLength::Bytes),
+            };
+            return Ok((head, body, None));
+        }
+        let target = request
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
+        let protocols = [WEBSOCKET.to_owned()];
+        let allowed = self
+            .policy
+            .allowed_upgrade(head.text("host"), target, &protocols);
+        let protocol = allowed.ok_or(Refusal::MethodNotAllowed)?;
+        // Its tunnel has a descriptor of its own, as that of a connection has.
+        let permit = self
+            .policy
+            .gate
+            .connection(Some(stream.origin().0), Instant::now());
+        let connection = Pass::new(permit.map_err(Refusal::Limited)?, None);
+        let key = STANDARD.encode(fastrand::u128(..).to_ne_bytes());
+        head.make_websocket_upgrade(HeaderValue::from_str(&key).expect("base64 is text"));
+        let upgrade = Upgrade {
+            protocol,
+            connection,
+        };
+        Ok((head, BodyLength::Bytes(0), Some(upgrade)))
     }
 }
 
@@ -165,9 +204,9 @@ impl ServerApp for EdgeApp {
     async fn process_new(
         self: &Arc<Self>,
         stream: Stream,
-        shutdown: &ShutdownWatch,
+        _shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let counted = self.connections.count();
+        let _counted = self.connections.count();
         let entrance = self.entrances.of(&stream)?;
         let from = peer_of_stream(&stream);
         let permit = match self.policy.gate.connection(from, Instant::now()) {
@@ -189,66 +228,69 @@ impl ServerApp for EdgeApp {
             }
             Admission::Closed => return None,
         };
-        let pass = Pass::new(permit, place);
+        let mut pass = Some(Pass::new(permit, place));
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            // HTTP/2 has no upgrades: all of it is plain.
-            ServerApp::process_new(&self.proxy, stream, shutdown).await;
+            let app = Arc::clone(self);
+            let serve = |accepted| {
+                let app = Arc::clone(&app);
+                async move { app.serve_stream(accepted).await }
+            };
+            self.http2.serve(stream, serve).await;
             return None;
         }
         let peer = peer_of_stream(&stream);
-        let mut carrier = Carrier::new(stream);
+        let mut client = Connection::new(stream);
         let limits = HeadLimits {
             deadline: self.timeouts.head,
             idle: self.timeouts.keepalive,
             size_max: self.head_size,
         };
         loop {
-            let head = match head::read(&mut carrier, limits, self.connections.too_late()).await {
+            let head = match head::read(&mut client, limits, self.connections.too_late()).await {
                 Ok(head) => head,
                 Err(HeadError::Silent | HeadError::Broken) => return None,
                 Err(HeadError::Timeout) => {
-                    self.refuse(carrier, peer, Refusal::HeadTimeout).await;
+                    self.refuse(client, peer, Refusal::HeadTimeout).await;
                     return None;
                 }
                 Err(HeadError::TooLarge) => {
-                    self.refuse(carrier, peer, Refusal::HeadTooLarge).await;
+                    self.refuse(client, peer, Refusal::HeadTooLarge).await;
                     return None;
                 }
                 Err(HeadError::LineTooLong) => {
-                    self.refuse(carrier, peer, Refusal::TargetTooLong).await;
+                    self.refuse(client, peer, Refusal::TargetTooLong).await;
                     return None;
                 }
             };
-            let shape = match head::shape(&mut carrier.ahead[..head]) {
+            let shape = match head::shape(&mut client.ahead[..head], self.headers) {
                 Ok(shape) => shape,
                 Err(refusal) => {
-                    self.refuse(carrier, peer, refusal).await;
+                    self.refuse(client, peer, refusal).await;
                     return None;
                 }
             };
             if let Some(port) = entrance.redirect_to_https
-                && let Some(refusal) = elsewhere(&carrier.ahead[..head], port)
+                && let Some(refusal) = elsewhere(&client.ahead[..head], port)
             {
-                self.refuse(carrier, peer, refusal).await;
+                self.refuse(client, peer, refusal).await;
                 return None;
             }
-            if let Some(protocol) = self.upgrade_to(&shape) {
-                let Ok(bytes) = carrier.begin_request(head, Unread::Bytes(0)) else {
-                    return None;
-                };
-                let (head, body) = (shape.head.with(bytes), shape.body);
-                // Its own future, so that the connection's is not as large as both.
-                let taking = self.upgrades.take_over(carrier, head, body, protocol, pass);
-                Box::pin(taking).await;
-                drop(counted);
-                return None;
-            }
-            // Futures of their own: most connections of a busy edge wait for a request.
-            carrier = if shape.is_complete(carrier.ahead.len() - head) {
-                Box::pin(self.forward(carrier, head, shape)).await?
-            } else {
-                Box::pin(self.plain(carrier, head, shape.body, peer, shutdown)).await?
+            let upgrade = match self.upgrade_to(&shape) {
+                Some(protocol) => pass.take().map(|connection| Upgrade {
+                    protocol,
+                    connection,
+                }),
+                None => None,
             };
+            let bytes = client.begin_request(head, shape.body, shape.head.version());
+            let incoming = Incoming {
+                client,
+                head: shape.head.with(bytes),
+                body: shape.body,
+                upgrade,
+            };
+            // A future of its own: most connections of a busy edge wait for a request.
+            client = Box::pin(self.engine.serve(incoming)).await?;
         }
     }
 

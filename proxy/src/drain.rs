@@ -68,6 +68,11 @@ impl Connections {
         self.drain();
     }
 
+    /// Ready when idle connections are to end at once.
+    pub(crate) async fn refused(&self) {
+        self.refusing.cancelled().await;
+    }
+
     /// Ready when an idle connection has no more time for a request.
     pub(crate) async fn too_late(&self) {
         tokio::select! {

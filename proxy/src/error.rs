@@ -16,6 +16,9 @@ pub(crate) enum Refusal {
     /// The head was not complete within its deadline.
     #[error("the request head did not arrive in time")]
     HeadTimeout,
+    /// The body did not go on within `timeouts.downstream_read`, or came more slowly than `timeouts.request_body_rate`.
+    #[error("the request body did not arrive in time: {0}")]
+    BodyTimeout(&'static str),
     /// The head is larger than `limits.head_size`.
     #[error("the request head is too large")]
     HeadTooLarge,
@@ -46,12 +49,12 @@ pub(crate) enum Refusal {
     /// No backend is left to try.
     #[error("no backend is available")]
     NoBackend,
-    /// The backend went away, or its answer is not HTTP, after it had been sent the request.
-    #[error("the backend failed")]
-    BackendFailed,
+    /// The backend went away, or its response cannot be passed on, after it had been sent the request.
+    #[error("the backend failed: {0}")]
+    BackendFailed(&'static str),
     /// The backend, or the dial to it, took too long.
-    #[error("the backend did not answer in time")]
-    BackendTimeout,
+    #[error("the backend did not respond in time: {0}")]
+    BackendTimeout(&'static str),
 }
 
 /// What there may be only so much of.
@@ -140,6 +143,7 @@ impl Refusal {
         match self {
             Self::Malformed(_) => "malformed",
             Self::HeadTimeout => "head_timeout",
+            Self::BodyTimeout(_) => "body_timeout",
             Self::HeadTooLarge => "head_size",
             Self::TargetTooLong => "target_size",
             Self::MethodNotAllowed => "method",
@@ -149,8 +153,8 @@ impl Refusal {
             Self::UseHttps(_) => "use_https",
             Self::Limited(limit) => limit.name(),
             Self::NoBackend => "no_backend",
-            Self::BackendFailed => "backend_failed",
-            Self::BackendTimeout => "backend_timeout",
+            Self::BackendFailed(_) => "backend_failed",
+            Self::BackendTimeout(_) => "backend_timeout",
         }
     }
 }
@@ -204,7 +208,9 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
             location = Some(url);
             (StatusCode::PERMANENT_REDIRECT, "use https\n".into())
         }
-        Refusal::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "request timeout\n".into()),
+        Refusal::HeadTimeout | Refusal::BodyTimeout(_) => {
+            (StatusCode::REQUEST_TIMEOUT, "request timeout\n".into())
+        }
         Refusal::HeadTooLarge => (
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "request head too large\n".into(),
@@ -214,8 +220,8 @@ pub(crate) fn answer(refusal: Refusal) -> Answer {
             StatusCode::SERVICE_UNAVAILABLE,
             "no backend available\n".into(),
         ),
-        Refusal::BackendFailed => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
-        Refusal::BackendTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
+        Refusal::BackendFailed(_) => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
+        Refusal::BackendTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
     };
     let later = matches!(
         status,
@@ -246,7 +252,8 @@ mod tests {
             (Refusal::MethodNotAllowed, 405, false),
             (Refusal::CodingNotSupported, 501, false),
             (Refusal::VersionNotSupported, 505, false),
-            (Refusal::BackendFailed, 502, false),
+            (Refusal::BackendFailed("it broke"), 502, false),
+            (Refusal::BodyTimeout("it is slow"), 408, false),
             (Refusal::NoBackend, 503, true),
             (Refusal::Limited(Limit::Connections), 503, true),
             (Refusal::Limited(Limit::ConnectionsPerAddress), 429, true),
@@ -257,7 +264,7 @@ mod tests {
             (Refusal::Limited(Limit::TunnelsPerAddress), 429, true),
             (Refusal::Limited(Limit::TunnelsPerBackend), 503, true),
             (Refusal::Limited(Limit::BodySize), 413, false),
-            (Refusal::BackendTimeout, 504, false),
+            (Refusal::BackendTimeout("it is slow"), 504, false),
         ];
         for (refusal, status, retries) in cases {
             let answer = answer(refusal.clone());

@@ -1,11 +1,12 @@
 //! One request, and what the edge decides for it: the same for plain HTTP and for upgrades.
 //!
-//! Does no I/O. Whoever carries a request asks here in this order: [`Policy::admit`], [`Policy::attempt_is_due`] and
-//! [`Policy::choose`] for each attempt, [`Policy::prepare`] for what is sent, one of the `failed` functions or
-//! [`Policy::answered`], and [`Policy::log`] at the end.
+//! Does no I/O. An engine that serves a request asks here in this order: [`Policy::admit`], [`Policy::attempt_is_due`] and
+//! [`Policy::choose`] for each attempt, [`Policy::prepare`] for what is sent, [`Policy::attempt_failed`] or
+//! [`Policy::finalize`], and [`Policy::log`] at the end.
 
-mod answer;
 mod asked;
+mod failure;
+mod response;
 mod rules;
 mod waiting;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessLine;
@@ -24,11 +25,11 @@ use crate::access::excerpt;
 use crate::affinity::Claim;
 use crate::error::Limit;
 use crate::error::Refusal;
+pub(crate) use crate::exchange::failure::{AttemptError, Replay};
 pub(crate) use crate::exchange::rules::Rules;
 use crate::exchange::waiting::Waiting;
 use crate::fields::Request;
 use crate::forwarded::Forwarded;
-use crate::hold::FailedDial;
 use crate::hold::WaitingRoom;
 use crate::limits::Gate;
 use crate::limits::Pass;
@@ -47,7 +48,7 @@ use crate::pool::Tried;
 use crate::pool::TunnelSlot;
 use crate::scheme::Scheme;
 use crate::tls::Connector;
-use crate::upstream::DialError;
+use crate::upstream::HopByHop;
 use crate::upstream::Repeatable;
 
 /// What the edge goes by. One for the whole process.
@@ -114,7 +115,8 @@ impl Policy {
         Arc::clone(&self.rules.load().pools)
     }
 
-    /// Finds out who asks for what, and which pool serves it.
+    /// Finds out who asks for what, and which pool serves it. Removes what belongs to the client's connection alone, and spells
+    /// an upgrade that the route allows in one way.
     ///
     /// # Errors
     ///
@@ -122,10 +124,18 @@ impl Policy {
     /// what HTTP/2 allows its framing and forbids itself, or [`Refusal::Limited`].
     pub(crate) fn admit(
         &self,
-        request: &impl Request,
+        request: &mut impl Request,
+        upgrade: Option<&str>,
         peer: IpAddr,
         scheme: Scheme,
     ) -> Result<Exchange, Refusal> {
+        let removed = request.remove_hop_by_hop();
+        removed.map_err(|_| Refusal::Malformed("the Connection header names too many headers"))?;
+        if let Some(protocol) = upgrade {
+            let protocol = HeaderValue::from_str(protocol);
+            request.set_upgrade(protocol.expect("it came in a header"));
+        }
+        let request = &*request;
         asked::check(request)?;
         let host = request.host();
         // What is asked of the server as a whole goes where its root goes.
@@ -169,10 +179,9 @@ impl Policy {
             }),
             claim,
             preflight,
-            // What is no upgrade here has lost the header before it came.
-            seeks: match request.has("upgrade") {
-                true => Seeks::Tunnel,
-                false => Seeks::Answer,
+            seeks: match upgrade {
+                Some(_) => Seeks::Tunnel,
+                None => Seeks::Answer,
             },
             forwarded,
             route: rules.route_metrics[route].clone(),
@@ -300,91 +309,6 @@ impl Policy {
             .write(&exchange.forwarded, request);
     }
 
-    /// The chosen backend could not be reached, which speaks against it unless the fault is ours. The request waits for it if its
-    /// client belongs there, or another may be tried.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::NoBackend`] or [`Refusal::BackendTimeout`], if neither.
-    pub(crate) fn dial_failed(
-        &self,
-        exchange: &mut Exchange,
-        error: &DialError,
-    ) -> Result<(), Refusal> {
-        let (evidence, dial, refusal) = match error {
-            DialError::Exhausted(_) => {
-                if let Some(times) = self.exhausted.note(Instant::now()) {
-                    tracing::warn!(%error, times, "cannot dial any backend");
-                }
-                exchange.waiting.moved();
-                return Err(Refusal::NoBackend);
-            }
-            // Ports come free again, as a backend that restarts comes back.
-            DialError::NoPort(_) => {
-                if let (Some(choice), Some(times)) =
-                    (&exchange.choice, self.no_port.note(Instant::now()))
-                {
-                    tracing::warn!(backend = %choice.backend.id, %error, times, "cannot dial a backend");
-                }
-                (None, FailedDial::Refused, Refusal::NoBackend)
-            }
-            DialError::Timeout(_) => (
-                Some(Evidence::ConnectTimeout),
-                FailedDial::TimedOut,
-                Refusal::BackendTimeout,
-            ),
-            // Not how a restart looks, and the client gets an answer that says whose fault it is.
-            DialError::Tls(_) => (
-                Some(Evidence::TlsFailed),
-                FailedDial::TimedOut,
-                Refusal::BackendFailed,
-            ),
-            DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_) => (
-                Some(Evidence::ConnectRefused),
-                FailedDial::Refused,
-                Refusal::NoBackend,
-            ),
-        };
-        if let Some(choice) = &exchange.choice {
-            tracing::debug!(backend = %choice.backend.id, %error, "cannot dial");
-        }
-        if let Some(evidence) = evidence {
-            self.report(exchange, evidence);
-        }
-        exchange.in_flight = None;
-        exchange.failure = Some(refusal.clone());
-        if self.hold(exchange, dial) {
-            return Ok(());
-        }
-        exchange.try_no_more();
-        self.go_elsewhere(exchange)
-    }
-
-    /// The chosen backend was sent the request and gave no answer. `again` is whether it may be sent twice.
-    ///
-    /// # Errors
-    ///
-    /// `refusal`, if nothing else may be tried.
-    pub(crate) fn backend_failed(
-        &self,
-        exchange: &mut Exchange,
-        again: Again,
-        refusal: Refusal,
-    ) -> Result<(), Refusal> {
-        let evidence = match refusal {
-            Refusal::BackendTimeout => Evidence::TimedOut,
-            _ => Evidence::Died,
-        };
-        self.report(exchange, evidence);
-        exchange.in_flight = None;
-        exchange.failure = Some(refusal.clone());
-        let retries = again == Again::Allowed && self.may_repeat(exchange);
-        if !retries || !exchange.goes_back() {
-            exchange.try_no_more();
-        }
-        retries.then_some(()).ok_or(refusal)
-    }
-
     /// The chosen backend refused an upgrade with `status`. Whether another may be asked.
     ///
     /// Not for a client that belongs there: it would be bound elsewhere by one answer of the application, which it may have
@@ -400,7 +324,7 @@ impl Policy {
         }
         self.report(exchange, Evidence::UpgradeRefused(status));
         exchange.in_flight = None;
-        exchange.try_no_more();
+        exchange.exclude_backend();
         true
     }
 
@@ -447,31 +371,34 @@ impl Policy {
         }
     }
 
-    /// Writes the line of a request that got no further than the edge.
-    pub(crate) fn log_refused(&self, request: &impl Request, peer: Option<IpAddr>, status: u16) {
+    /// Writes the line of a request that got no further than the edge, with why.
+    pub(crate) fn log_refused(
+        &self,
+        request: &impl Request,
+        peer: Option<IpAddr>,
+        status: u16,
+        error: &str,
+    ) {
         if self.access.is_on() {
             self.access.write(AccessLine {
                 method: Some(request.method().as_str().into()),
                 host: request.host().map(excerpt),
                 path: Some(excerpt(request.path())),
+                error: Some(error.into()),
                 ..AccessLine::refused(peer, status)
             });
         }
     }
 
     /// The same, of what could not be read as a request.
-    pub(crate) fn log_unread(&self, peer: Option<IpAddr>, status: u16) {
+    pub(crate) fn log_unread(&self, peer: Option<IpAddr>, status: u16, error: &str) {
         if self.access.is_on() {
-            self.access.write(AccessLine::refused(peer, status));
+            self.access.write(AccessLine {
+                error: Some(error.into()),
+                ..AccessLine::refused(peer, status)
+            });
         }
     }
-}
-
-/// Whether a request may be sent to a second backend after the first has seen it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Again {
-    Allowed,
-    Forbidden,
 }
 
 impl Exchange {
@@ -480,14 +407,6 @@ impl Exchange {
         match self.method.is_idempotent() {
             true => Repeatable::Yes,
             false => Repeatable::No,
-        }
-    }
-
-    /// [`Exchange::repeatable`], for an upgrade that a backend has seen: it has no body that would have to be kept.
-    pub(crate) fn again(&self) -> Again {
-        match self.repeatable() {
-            Repeatable::Yes => Again::Allowed,
-            Repeatable::No => Again::Forbidden,
         }
     }
 
@@ -517,7 +436,7 @@ impl Exchange {
     }
 
     /// Takes the chosen backend out of the game for this request.
-    fn try_no_more(&mut self) {
+    fn exclude_backend(&mut self) {
         if let Some(choice) = &self.choice {
             self.tried.add(&choice.backend);
         }

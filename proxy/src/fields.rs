@@ -6,7 +6,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-/// The headers of a request or an answer.
+/// The headers of a request or a response.
 pub(crate) trait Fields {
     /// The values of all headers called `name`, which is in lower case, in their order.
     fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]>;
@@ -84,8 +84,8 @@ pub(crate) trait Request: Fields {
     }
 }
 
-/// An answer.
-pub(crate) trait Answer: Fields {
+/// A response.
+pub(crate) trait Response: Fields {
     fn status(&self) -> StatusCode;
 }
 
@@ -167,7 +167,7 @@ impl Request for RequestHeader {
     }
 }
 
-impl Answer for ResponseHeader {
+impl Response for ResponseHeader {
     fn status(&self) -> StatusCode {
         self.status
     }

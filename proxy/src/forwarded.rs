@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::fields::Fields;
+use crate::fields::{Fields, Request};
 use crate::scheme::Scheme;
 use causeway_conf::AddressRange;
 
@@ -65,10 +65,11 @@ impl Forwarder {
     }
 
     /// What `headers` say of the client, if `peer` may be believed. `scheme` is the one of our listener.
-    pub(crate) fn read(&self, headers: &impl Fields, peer: IpAddr, scheme: Scheme) -> Forwarded {
+    pub(crate) fn read(&self, headers: &impl Request, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
-        let own_host = || headers.text("host").map(Box::from);
+        // HTTP/2 has it in `:authority`.
+        let own_host = || headers.host().map(Box::from);
         if !trusted {
             let host = own_host();
             return Forwarded {

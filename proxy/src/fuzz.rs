@@ -14,8 +14,8 @@ use pingora::protocols::http::ServerSession;
 
 use crate::affinity::Affinity;
 use crate::app::shape;
-use crate::carrier::Unread;
 use crate::config::Config;
+use crate::downstream::BodyLength;
 use crate::forwarded::Forwarder;
 use crate::http1::{Chunks, find_end};
 use crate::proxy_protocol;
@@ -179,7 +179,9 @@ pub fn chunks(data: &[u8]) {
 pub fn head(data: &[u8]) {
     let Some(end) = find_end(data, 0) else { return };
     let mut head = BytesMut::from(&data[..end]);
-    let Ok(shape) = shape(&mut head) else { return };
+    let Ok(shape) = shape(&mut head, 256) else {
+        return;
+    };
     let mut session = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
     session.set_pipelined_prefix(head);
     let read = session.read_request().now_or_never();
@@ -191,7 +193,7 @@ pub fn head(data: &[u8]) {
     let request = session.req_header();
     let hosts = request.headers.get_all(HOST).iter().count();
     assert!(hosts == 1 || (hosts == 0 && request.version == http::Version::HTTP_10));
-    let nothing = Unread::Bytes(0);
+    let nothing = BodyLength::Bytes(0);
     assert_eq!(shape.body == nothing, body_of(request) == nothing);
     let wish = shape.upgrade.map(|upgrade| upgrade.protocols);
     assert_eq!(wish, asks_for(request));

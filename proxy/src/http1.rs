@@ -3,26 +3,30 @@
 //! A header that stays goes out as it came, in its place and spelled as it was. Nothing is looked up in a map: a head has a
 //! dozen headers, and to look at each costs less than to hash one.
 
-mod answer;
+mod body;
 mod chunks;
 mod reading;
 mod request;
+mod response;
+mod trailers;
 
 use bytes::BytesMut;
 use http::HeaderValue;
 
 use crate::fields::{Fields, text};
-pub(crate) use crate::http1::answer::AnswerHead;
-pub(crate) use crate::http1::answer::BadAnswer;
-pub(crate) use crate::http1::answer::Framing;
-pub(crate) use crate::http1::answer::write_own;
-pub(crate) use crate::http1::chunks::{ChunkError, Chunks};
-pub(crate) use crate::http1::reading::{AnswerReader, NoHead, poll_come};
-pub(crate) use crate::http1::request::RequestHead;
-pub(crate) use crate::http1::request::RequestLine;
+pub(crate) use crate::http1::body::{ResponseBody, write_chunk};
+pub(crate) use crate::http1::chunks::{ChunkError, Chunks, Part};
+pub(crate) use crate::http1::reading::{
+    NoHead, ResponseLimits, ResponseReader, SCRATCH, poll_read_scratch,
+};
+pub(crate) use crate::http1::request::{NotHttp1, RequestHead, RequestLine};
+pub(crate) use crate::http1::response::{
+    BadResponse, Framing, ResponseHead, settle_framing, write_own,
+};
+pub(crate) use crate::http1::trailers::{keep_allowed, parse_trailers, write_last_chunk};
 
-/// The most headers of one head: as many as Pingora takes.
-pub(crate) const HEADERS_MAX: usize = 256;
+/// The most headers that `limits.headers` may allow.
+pub(crate) const HEADERS_MOST: usize = 1024;
 
 /// How many headers the edge adds to a request, and about how many bytes.
 const ADDED: usize = 8;

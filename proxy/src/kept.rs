@@ -4,6 +4,7 @@
 //! a runtime, whose threads its events wake, so that one of the runtime that wants it is taken before another.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -20,6 +21,14 @@ use crate::tunnel::Socket;
 /// How many are looked at to find one of this runtime.
 const LOOKED_AT: usize = 16;
 
+/// A connection to a backend.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    pub(crate) socket: Socket,
+    /// The address that it leads to, of those of a host name.
+    pub(crate) address: Option<SocketAddr>,
+}
+
 /// The kept connections of one backend, the last used at the end.
 ///
 /// The lock is held for as long as it takes to move one.
@@ -28,7 +37,7 @@ pub(crate) struct Kept(Mutex<Vec<Idle>>);
 
 #[derive(Debug)]
 struct Idle {
-    socket: Socket,
+    connection: Dialed,
     since: Instant,
     /// By which TLS it was made.
     tls: u64,
@@ -38,13 +47,18 @@ struct Idle {
 }
 
 impl Kept {
-    /// The last used one that is not older than `age`, made by `tls`, and has not been closed as far as is known; of this
-    /// runtime, if one of the last is.
+    /// The last used one that is not older than `age`, made by `tls`, leads to an address that `is_current`, and has not been closed
+    /// as far as is known; of this runtime, if one of the last is.
     ///
     /// # Panics
     ///
     /// Outside a runtime.
-    pub(crate) fn take(&self, age: Duration, tls: u64) -> Option<Socket> {
+    pub(crate) fn take(
+        &self,
+        age: Duration,
+        tls: u64,
+        is_current: impl Fn(Option<SocketAddr>) -> bool,
+    ) -> Option<Dialed> {
         let here = Handle::current().id();
         loop {
             let mut kept = self.0.lock();
@@ -58,22 +72,26 @@ impl Kept {
             let chosen = ours.map_or(kept.len() - 1, |index| late + index);
             let mut idle = kept.remove(chosen);
             drop(kept);
-            if idle.tls == tls && idle.since.elapsed() < age && is_quiet(&mut idle.socket) {
+            if idle.tls == tls
+                && idle.since.elapsed() < age
+                && is_current(idle.connection.address)
+                && is_quiet(&mut idle.connection.socket)
+            {
                 return match idle.runtime == here {
-                    true => Some(idle.socket),
-                    false => moved(idle.socket).ok(),
+                    true => Some(idle.connection),
+                    false => moved(idle.connection).ok(),
                 };
             }
         }
     }
 
-    /// Keeps `socket`, which belongs to this runtime, unless as many are kept as there are `places`.
-    pub(crate) fn put(&self, socket: Socket, tls: u64, places: &Arc<Semaphore>) {
+    /// Keeps `connection`, which belongs to this runtime, unless as many are kept as there are `places`.
+    pub(crate) fn put(&self, connection: Dialed, tls: u64, places: &Arc<Semaphore>) {
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return;
         };
         self.0.lock().push(Idle {
-            socket,
+            connection,
             since: Instant::now(),
             tls,
             runtime: Handle::current().id(),
@@ -81,10 +99,13 @@ impl Kept {
         });
     }
 
-    /// Closes those that are older than `age`, or were closed.
-    pub(crate) fn tidy(&self, age: Duration) {
-        let quiet = |idle: &mut Idle| idle.since.elapsed() < age && is_quiet(&mut idle.socket);
-        self.0.lock().retain_mut(quiet);
+    /// Closes those that are older than `age`, were closed, or lead to an address that is not `is_current`.
+    pub(crate) fn tidy(&self, age: Duration, is_current: impl Fn(Option<SocketAddr>) -> bool) {
+        self.0.lock().retain_mut(|idle| {
+            idle.since.elapsed() < age
+                && is_current(idle.connection.address)
+                && is_quiet(&mut idle.connection.socket)
+        });
     }
 
     #[cfg(test)]
@@ -93,13 +114,15 @@ impl Kept {
     }
 }
 
-/// The socket as one of this runtime. One with layers around it stays where it is, and works from here all the same.
-fn moved(socket: Socket) -> io::Result<Socket> {
-    match socket {
-        Socket::Tcp(socket) => TcpStream::from_std(socket.into_std()?).map(Socket::Tcp),
-        Socket::Unix(socket) => UnixStream::from_std(socket.into_std()?).map(Socket::Unix),
-        Socket::Wrapped(stream) => Ok(Socket::Wrapped(stream)),
-    }
+/// The connection as one of this runtime. One with layers around it stays where it is, and works from here all the same.
+fn moved(connection: Dialed) -> io::Result<Dialed> {
+    let Dialed { socket, address } = connection;
+    let socket = match socket {
+        Socket::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket.into_std()?)?),
+        Socket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket.into_std()?)?),
+        Socket::Wrapped(stream) => Socket::Wrapped(stream),
+    };
+    Ok(Dialed { socket, address })
 }
 
 /// Whether nothing has come, not even the end. What comes unasked is no answer to anything.
@@ -132,12 +155,21 @@ mod tests {
 
     const AGE: Duration = Duration::from_secs(60);
 
+    fn dialed(socket: Socket) -> Dialed {
+        Dialed {
+            socket,
+            address: None,
+        }
+    }
+
     /// Waits until something has come on our end of the connection that was kept last.
     async fn something_comes(kept: &Kept) {
-        std::future::poll_fn(|cx| match &kept.0.lock().last().unwrap().socket {
-            Socket::Tcp(socket) => socket.poll_read_ready(cx),
-            _ => unreachable!("it is TCP"),
-        })
+        std::future::poll_fn(
+            |cx| match &kept.0.lock().last().unwrap().connection.socket {
+                Socket::Tcp(socket) => socket.poll_read_ready(cx),
+                _ => unreachable!("it is TCP"),
+            },
+        )
         .await
         .unwrap();
     }
@@ -153,15 +185,19 @@ mod tests {
         );
         unasked.1.write_all(b"?").await.unwrap();
         closed.1.shutdown().await.unwrap();
-        kept.put(first.0, 0, &places);
-        kept.put(other_tls.0, 1, &places);
+        kept.put(dialed(first.0), 0, &places);
+        kept.put(dialed(other_tls.0), 1, &places);
         for (ours, _other) in [unasked, closed] {
-            kept.put(ours, 0, &places);
+            kept.put(dialed(ours), 0, &places);
             something_comes(&kept).await;
         }
-        assert!(kept.take(Duration::ZERO, 0).is_none(), "all are too old");
+        assert!(
+            kept.take(Duration::ZERO, 0, |_| true).is_none(),
+            "all are too old"
+        );
         assert_eq!(kept.count(), 4);
-        let Some(Socket::Tcp(taken)) = kept.take(AGE, 0) else {
+        let taken = kept.take(AGE, 0, |_| true).map(|taken| taken.socket);
+        let Some(Socket::Tcp(taken)) = taken else {
             panic!("one is left");
         };
         assert_eq!(taken.local_addr().unwrap(), first.1.peer_addr().unwrap());
@@ -182,9 +218,9 @@ mod tests {
             there.block_on(Socket::pair()),
         );
         let addresses = [&ours, &theirs].map(|(_, other)| other.peer_addr().unwrap());
-        here.block_on(async { kept.put(ours.0, 0, &places) });
-        there.block_on(async { kept.put(theirs.0, 0, &places) });
-        let take = || match kept.take(AGE, 0) {
+        here.block_on(async { kept.put(dialed(ours.0), 0, &places) });
+        there.block_on(async { kept.put(dialed(theirs.0), 0, &places) });
+        let take = || match kept.take(AGE, 0, |_| true).map(|taken| taken.socket) {
             Some(Socket::Tcp(taken)) => taken,
             _ => panic!("there is one"),
         };
@@ -202,13 +238,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_to_an_address_that_its_name_no_longer_has_is_closed() {
+        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let addresses = ["127.0.0.2:1", "127.0.0.3:1"].map(|address| address.parse().ok());
+        let pairs = [Socket::pair().await, Socket::pair().await];
+        let mut others = Vec::new();
+        for (address, (socket, other)) in addresses.into_iter().zip(pairs) {
+            kept.put(Dialed { socket, address }, 0, &places);
+            others.push(other);
+        }
+        let taken = kept.take(AGE, 0, |address| address == addresses[0]);
+        assert_eq!(taken.unwrap().address, addresses[0]);
+        assert_eq!(kept.count(), 0);
+        let (socket, _other) = Socket::pair().await;
+        let address = addresses[1];
+        kept.put(Dialed { socket, address }, 0, &places);
+        kept.tidy(AGE, |address| address != addresses[1]);
+        assert_eq!(kept.count(), 0);
+    }
+
+    #[tokio::test]
     async fn no_more_are_kept_than_there_are_places() {
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(1)));
         let (first, second) = (Socket::pair().await, Socket::pair().await);
-        kept.put(first.0, 0, &places);
-        kept.put(second.0, 0, &places);
+        kept.put(dialed(first.0), 0, &places);
+        kept.put(dialed(second.0), 0, &places);
         assert_eq!((kept.count(), places.available_permits()), (1, 0));
-        assert!(kept.take(AGE, 0).is_some());
+        assert!(kept.take(AGE, 0, |_| true).is_some());
         assert_eq!((kept.count(), places.available_permits()), (0, 1));
     }
 
@@ -216,13 +272,13 @@ mod tests {
     async fn what_is_closed_or_old_is_not_kept() {
         let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
         let (open, closed) = (Socket::pair().await, Socket::pair().await);
-        kept.put(open.0, 0, &places);
-        kept.put(closed.0, 0, &places);
+        kept.put(dialed(open.0), 0, &places);
+        kept.put(dialed(closed.0), 0, &places);
         drop(closed.1);
         something_comes(&kept).await;
-        kept.tidy(AGE);
+        kept.tidy(AGE, |_| true);
         assert_eq!(kept.count(), 1);
-        kept.tidy(Duration::ZERO);
+        kept.tidy(Duration::ZERO, |_| true);
         assert_eq!((kept.count(), places.available_permits()), (0, 9));
     }
 }

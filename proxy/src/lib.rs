@@ -1,10 +1,11 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
 //! A client connection comes in through `listeners`, lives on one thread (`workers`) and is served by `app`, which reads its
-//! requests. Upgrades become tunnels (`takeover`), plain requests are sent on (`forward`), or go through Pingora's proxy
-//! (`service`) where more of a body is to come, and over HTTP/2; all ask `exchange` what to do: which route, who the client is,
-//! where it belongs, which backend, what next. `upstream` reaches backends, `health` watches over them, `reload` puts new settings
-//! in the place of old ones, `discovery` finds backends that nodes' registry names, `shutdown` ends it all.
+//! requests, of HTTP/1 and HTTP/2 (`downstream`). One engine (`forward`) serves them all, plain ones and upgrades, which become
+//! tunnels. It asks `exchange` what to do: which route, who the client is, where it belongs, which backend, what next. `upstream`
+//! reaches backends, `health` watches over them, `reload` puts new settings in the place of old ones, `discovery` finds backends
+//! that nodes' registry names, `shutdown` ends it all. In a Pingora server of somebody else's (`plugin`) the requests come through
+//! the phases of Pingora's proxy (`service`), which ask `exchange` the same.
 //!
 //! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
@@ -14,9 +15,9 @@ mod admin;
 mod affinity;
 mod app;
 mod backend;
-mod carrier;
 mod config;
 mod discovery;
+mod downstream;
 mod drain;
 mod entrance;
 mod error;
@@ -47,7 +48,6 @@ mod scheme;
 mod service;
 mod shortage;
 mod shutdown;
-mod takeover;
 mod target;
 mod tls;
 mod tunnel;
@@ -122,7 +122,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     server.bootstrap();
     server.add_service(ListeningService::new(
         "edge",
-        parts.app(&server.configuration, Arc::clone(&entrances)),
+        parts.app(Arc::clone(&entrances)),
         bound,
         server.configuration.threads,
         // Whoever finds nobody listening knows that the answers to others end their connections.

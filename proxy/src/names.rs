@@ -91,6 +91,14 @@ impl Names {
         )
     }
 
+    /// The addresses of `host` as far as they are known, without a wait. Has them looked up again if that is due.
+    pub(crate) fn current(&self, host: &str, port: u16) -> Option<Arc<[SocketAddr]>> {
+        let name = self.name(host, port);
+        self.refresh(&name);
+        let known = name.known.borrow();
+        known.addresses().ok().filter(|_| known.is_settled())
+    }
+
     /// Takes note that `address` could not be connected to: the others of `host` are dialled before it from now on, and the
     /// name is looked up again soon, since its backend may have moved.
     pub(crate) fn failed(&self, host: &str, port: u16, address: SocketAddr) {

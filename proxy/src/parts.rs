@@ -7,12 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::ShutdownWatch;
-use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
-use pingora_proxy::http_proxy;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,15 +21,17 @@ use crate::config::Config;
 use crate::config::Limits;
 use crate::config::Timeouts;
 use crate::discovery;
+use crate::downstream::{Http2, Http2Limits};
 use crate::drain::Connections;
 use crate::entrance::Entrances;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
 use crate::files::FileBudget;
-use crate::forward::{Forward, STALE_MAX};
+use crate::forward::{Engine, STALE_MAX};
 use crate::health;
 use crate::hold::HoldConfig;
 use crate::hold::WaitingRoom;
+use crate::http1::ResponseLimits;
 use crate::limits::Gate;
 use crate::limits::Seldom;
 use crate::listeners::BindError;
@@ -43,9 +41,7 @@ use crate::names::Names;
 use crate::pool::Pools;
 use crate::reload::Reloader;
 use crate::service::Edge;
-use crate::service::Mounted;
 use crate::shutdown::Drain;
-use crate::takeover::Takeover;
 use crate::tls::{Connectors, PoolTlsError, TlsError};
 use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
@@ -96,7 +92,9 @@ pub(crate) struct Parts {
     pub(crate) background: CancellationToken,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
-    pub(crate) websockets_over_http2: bool,
+    http2: Http2Limits,
+    response_limits: ResponseLimits,
+    abort_on_client_close: bool,
 }
 
 impl Parts {
@@ -147,70 +145,63 @@ impl Parts {
             background: CancellationToken::new(),
             timeouts: config.timeouts,
             head_size: config.limits.head_size,
-            websockets_over_http2: config.websockets_over_http2,
+            http2: Http2Limits {
+                preface: config.timeouts.http2_preface,
+                idle: config.timeouts.keepalive,
+                streams: config.limits.http2_streams,
+                send_buffer: config.limits.http2_send_buffer,
+                head_size: config.limits.head_size,
+                websockets: config.websockets_over_http2,
+            },
+            response_limits: ResponseLimits {
+                head_size: config.limits.response_head_size,
+                headers: config.limits.headers,
+            },
+            abort_on_client_close: config.abort_on_client_close,
         })
     }
 
     /// The edge with listeners of its own.
-    pub(crate) fn app(&self, conf: &Arc<ServerConf>, entrances: Arc<Entrances>) -> EdgeApp {
-        let upgrades = Arc::new(self.upgrades());
-        let streams = self.websockets_over_http2.then(|| Arc::clone(&upgrades));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(self.timeouts.keepalive);
-        // Those that ask for no WebSocket are refused by the edge itself.
-        options.allow_connect_method_proxying = streams.is_some();
-        // Pingora's own, with its limit of streams at a time.
-        let mut h2 = default_h2_options();
-        if streams.is_some() {
-            h2.enable_connect_protocol();
-        }
-        let mut proxy = http_proxy(conf, self.edge(None, streams));
-        h2.max_header_list_size(u32::try_from(self.head_size).unwrap_or(u32::MAX));
-        proxy.h2_options = Some(h2);
-        proxy.server_options = Some(options);
+    pub(crate) fn app(&self, entrances: Arc<Entrances>) -> EdgeApp {
+        let limits = self.http2;
         EdgeApp {
-            proxy: Arc::new(proxy),
+            engine: self.engine(),
+            http2: Http2 {
+                limits,
+                connections: Arc::clone(&self.connections),
+            },
             entrances,
             policy: Arc::clone(&self.policy),
             connections: Arc::clone(&self.connections),
             over_limit: Arc::clone(&self.over_limit),
-            upgrades,
-            forward: Forward {
-                policy: Arc::clone(&self.policy),
-                dialer: Arc::clone(&self.dialer),
-                connections: Arc::clone(&self.connections),
-                timeouts: self.timeouts,
-            },
             timeouts: self.timeouts,
             head_size: self.head_size,
+            headers: self.response_limits.headers,
+            websockets_over_http2: limits.websockets,
         }
     }
 
     /// The edge behind the listeners of another server.
     pub(crate) fn mounted_edge(&self) -> Edge {
-        let mounted = Mounted {
-            upgrades: self.upgrades(),
-        };
-        self.edge(Some(mounted), None)
-    }
-
-    fn edge(&self, mounted: Option<Mounted>, streams: Option<Arc<Takeover>>) -> Edge {
         Edge {
             policy: Arc::clone(&self.policy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             timeouts: self.timeouts,
-            mounted,
-            streams,
+            response_limits: self.response_limits,
+            engine: self.engine(),
         }
     }
 
-    fn upgrades(&self) -> Takeover {
-        Takeover {
+    fn engine(&self) -> Engine {
+        Engine {
             policy: Arc::clone(&self.policy),
             dialer: Arc::clone(&self.dialer),
+            connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),
             timeouts: self.timeouts,
+            response_limits: self.response_limits,
+            abort_on_client_close: self.abort_on_client_close,
         }
     }
 
@@ -229,6 +220,7 @@ impl Parts {
             file,
             reloader: Arc::clone(&self.reloader),
             names: Arc::clone(&self.names),
+            dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
             kept_for: self.timeouts.upstream_keepalive,
             background: self.background.clone(),
@@ -276,6 +268,7 @@ pub(crate) struct Watch {
     file: Option<PathBuf>,
     reloader: Arc<Reloader>,
     names: Arc<Names>,
+    dialer: Arc<Dialer>,
     tunnels: Arc<Tunnels>,
     /// How long a connection to a backend is kept for another request.
     kept_for: Duration,
@@ -293,6 +286,7 @@ impl BackgroundService for Watch {
         ));
         tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
         tasks.spawn(upstream::sweep(
+            Arc::clone(&self.dialer),
             self.reloader.pools(),
             self.kept_for,
             self.background.child_token(),

@@ -1,14 +1,12 @@
-//! Plain HTTP that is not sent on by the edge itself ([`forward`](crate::forward)): bodies that come after their head, HTTP/1.0,
-//! HTTP/2, and all of it where the edge is mounted. The phases of Pingora's proxy, each answered by [`Policy`].
+//! The edge as a part of another Pingora server: the phases of its proxy, each answered by [`Policy`].
 //!
-//! Bodies are streamed by Pingora and never looked at here. Where Pingora reads the requests too, upgrades leave it from here.
+//! Pingora reads the requests, HTTP/1 and HTTP/2, and carries their bodies; what is decided about them is decided by the same
+//! functions as for the requests of the edge's own listeners. Upgrades leave Pingora from here, for the same engine.
 
 mod mounted;
 
-use std::any::Any;
-use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,30 +20,21 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::carrier::Carrier;
-use crate::carrier::peer_of;
-use crate::carrier::scheme_of;
 use crate::config::Timeouts;
 use crate::drain::Connections;
 use crate::drain::Counted;
 use crate::error::Limit;
 use crate::error::Refusal;
-use crate::exchange::Again;
-use crate::exchange::Exchange;
-use crate::exchange::Outcome;
-use crate::exchange::Policy;
+use crate::exchange::{AttemptError, Exchange, Outcome, Policy, Replay};
 use crate::fields::Fields;
-use crate::forward::STALE_MAX;
-use crate::http1::ChunkError;
-pub(crate) use crate::service::mounted::Mounted;
-use crate::service::mounted::Taken;
+use crate::forward::{Engine, STALE_MAX};
+use crate::http1::{NoHead, ResponseLimits, settle_framing};
+use crate::scheme::Scheme;
+use crate::service::mounted::{Taken, take_over};
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::service::mounted::{asks_for, body_of};
-use crate::takeover::Takeover;
-use crate::takeover::asks_for_websocket;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
-use crate::upstream::HopByHop;
 use crate::upstream::Way;
 
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
@@ -54,9 +43,6 @@ const BODY_REST: Duration = Duration::from_secs(5);
 /// How long, and for how many bytes, a client may go on sending after it was told that its body is too large.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
-
-/// The answer to a body that is not in chunks as RFC 9112, 7.1 has them.
-pub(crate) const WRONG_CHUNK: Refusal = Refusal::Malformed("a wrong chunk");
 
 /// How often a request that waits, with its body unread, looks whether its client is still there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,21 +53,9 @@ pub struct Edge {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) timeouts: Timeouts,
-    /// Set where WebSockets come over HTTP/2 too.
-    pub(crate) streams: Option<Arc<Takeover>>,
-    /// Set where the edge is alone in a server: there is nobody before it who takes upgrades over.
-    pub(crate) mounted: Option<Mounted>,
-}
-
-/// Tells whoever hands a connection to Pingora whether its request was one: what Pingora refuses itself, it does not log.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Parsed(Arc<AtomicBool>);
-
-impl Parsed {
-    /// Whether it was, since the last time somebody asked.
-    pub(crate) fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
-    }
+    pub(crate) response_limits: ResponseLimits,
+    /// Serves upgrades.
+    pub(crate) engine: Engine,
 }
 
 /// What is known of the request under way.
@@ -95,14 +69,12 @@ pub struct RequestContext {
     way: Way,
     /// Whether that attempt goes on with the next address.
     goes_on: bool,
-    /// How many kept connections turned out to be closed.
+    /// How many idle connections turned out to be closed.
     stale: usize,
     /// Whether the connection is no longer Pingora's.
     taken_over: bool,
     /// Holds up the end of the edge, as long as the request lasts.
     counted: Option<Counted>,
-    /// Whether the answer's body leaves in chunks.
-    chunked: bool,
 }
 
 impl RequestContext {
@@ -129,41 +101,13 @@ impl Edge {
         if too_large || matches!(refusal, Refusal::Malformed(_)) {
             downstream.set_keepalive(None);
         }
-        let (head, body) = self.policy.own_answer(refusal);
+        let (head, body) = self.policy.own_response(refusal);
         downstream.write_response_header(head, false).await?;
         downstream.write_response_body(Some(body), true).await?;
         if too_large {
             linger(downstream).await;
         }
         Ok(())
-    }
-
-    /// Serves a CONNECT that asks for a WebSocket which its route allows, and refuses all others.
-    async fn connect(
-        &self,
-        downstream: &mut Session,
-        context: &mut RequestContext,
-    ) -> Result<bool> {
-        let request = downstream.req_header();
-        let allowed = |target: &str| {
-            let host = request.uri.authority().map(http::uri::Authority::as_str);
-            let protocols = ["websocket".to_owned()];
-            let allowed = self.policy.allowed_upgrade(host, target, &protocols);
-            allowed.is_some()
-        };
-        let target = std::str::from_utf8(request.raw_path());
-        match &self.streams {
-            Some(streams) if asks_for_websocket(request) && target.is_ok_and(allowed) => {
-                context.taken_over = true;
-                // Its own future, so that those of plain requests are not as large as both.
-                Box::pin(streams.take_over_stream(downstream.as_downstream_mut())).await;
-            }
-            _ => {
-                downstream.set_keepalive(None);
-                self.refuse(downstream, Refusal::MethodNotAllowed).await?;
-            }
-        }
-        Ok(true)
     }
 
     /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
@@ -196,11 +140,35 @@ impl Edge {
             match peer.await {
                 Ok(peer) => return Ok(peer),
                 Err(error) => {
-                    let failed = self.policy.dial_failed(exchange, &error);
+                    let failed =
+                        self.policy
+                            .attempt_failed(exchange, &error.into(), Replay::Possible);
                     failed.map_err(NoPeer::Refused)?;
                 }
             }
         }
+    }
+
+    /// Judges the response of a backend, and makes of its head what the client gets.
+    fn finalize(
+        &self,
+        downstream: &Session,
+        exchange: &Exchange,
+        response: &mut ResponseHeader,
+    ) -> std::result::Result<(), AttemptError> {
+        let limits = self.response_limits;
+        let size = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            name.as_str().len() + value.len() + ": \r\n".len()
+        };
+        if limits.head_size < response.headers.iter().map(size).sum() {
+            return Err(NoHead::TooLarge.into());
+        }
+        if limits.headers < response.headers.len() {
+            return Err(crate::http1::BadResponse::TooManyHeaders.into());
+        }
+        settle_framing(response, &downstream.req_header().method)?;
+        self.policy.finalize(exchange, response)?;
+        Ok(())
     }
 
     /// What to answer after `error`; `None` if there is nobody left to answer.
@@ -209,39 +177,53 @@ impl Edge {
             return Some(refusal);
         }
         match (error.esource(), error.etype()) {
-            (ErrorSource::Downstream, ErrorType::ReadError) if is_wrong_chunk(error) => {
-                Some(WRONG_CHUNK)
-            }
             (
                 ErrorSource::Downstream,
                 ErrorType::WriteError
                 | ErrorType::ReadError
                 | ErrorType::ConnectionClosed
-                | ErrorType::WriteTimedout,
+                | ErrorType::WriteTimedout
+                | ErrorType::H2Error,
             ) => None,
-            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::HeadTimeout),
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::BodyTimeout(
+                "nothing within timeouts.downstream_read",
+            )),
             (ErrorSource::Downstream, _) => {
                 Some(Refusal::Malformed("the request cannot be passed on"))
             }
             (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-                Some(Refusal::BackendTimeout)
+                Some(Refusal::BackendTimeout("no response in time"))
             }
             // No more attempts: Pingora has its own limit of them.
             _ if matches!(error.retry, RetryType::Decided(true)) => {
                 context.exchange.as_ref().map(Exchange::failure)
             }
-            (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => {
-                Some(Refusal::BackendFailed)
-            }
+            (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => Some(
+                Refusal::BackendFailed("the connection to the backend failed"),
+            ),
         }
     }
 }
 
-/// Whether the carrier has refused to show more of a body.
-fn is_wrong_chunk(error: &Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<io::Error>();
-    let inner = cause.and_then(io::Error::get_ref);
-    inner.is_some_and(|inner| inner.is::<ChunkError>())
+/// The address that the connection comes from.
+fn peer_of(downstream: &ServerSession) -> IpAddr {
+    let address = downstream
+        .client_addr()
+        .and_then(|address| address.as_inet());
+    // A connection without an address is one of this machine.
+    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// The scheme that the connection is made with.
+fn scheme_of(downstream: &ServerSession) -> Scheme {
+    let encrypted = downstream
+        .digest()
+        .is_some_and(|digest| digest.ssl_digest.is_some());
+    if encrypted {
+        Scheme::Https
+    } else {
+        Scheme::Http
+    }
 }
 
 /// Goes on reading a body for a while after its answer: who closes with bytes unread resets the connection, and the client might
@@ -303,17 +285,6 @@ impl ProxyHttp for Edge {
     /// None: the default ones cost memory for each request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    fn on_connection_reuse(
-        &self,
-        _downstream: &mut Session,
-        _context: &mut RequestContext,
-        parsed: Box<dyn Any + Send + Sync>,
-    ) {
-        if let Ok(parsed) = parsed.downcast::<Parsed>() {
-            parsed.0.store(true, Ordering::Relaxed);
-        }
-    }
-
     async fn request_filter(
         &self,
         downstream: &mut Session,
@@ -323,40 +294,46 @@ impl ProxyHttp for Edge {
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
         downstream.set_total_drain_timeout(Some(BODY_REST));
         if downstream.req_header().method == Method::CONNECT {
-            // Pingora lets none through unless the edge, or its host, has announced them.
-            return self.connect(downstream, context).await;
+            // Pingora lets none through unless its host has announced them.
+            downstream.set_keepalive(None);
+            self.refuse(downstream, Refusal::MethodNotAllowed).await?;
+            return Ok(true);
         }
-        if let Some(mounted) = &self.mounted {
-            context.counted = Some(self.connections.count());
-            if downstream.get_keepalive().is_some() {
-                downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
+        context.counted = Some(self.connections.count());
+        if downstream.get_keepalive().is_some() {
+            downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
+        }
+        // Its own future, so that those of plain requests are not as large as both.
+        match Box::pin(take_over(&self.engine, downstream)).await {
+            Taken::No => {}
+            Taken::Over => {
+                context.taken_over = true;
+                return Ok(true);
             }
-            // Its own future, so that those of plain requests are not as large as both.
-            match Box::pin(mounted.take_over(downstream)).await {
-                Taken::No => {}
-                Taken::Over => {
-                    context.taken_over = true;
-                    return Ok(true);
-                }
-                Taken::Refused(refusal) => {
-                    downstream.set_keepalive(None);
-                    self.refuse(downstream, refusal).await?;
-                    return Ok(true);
-                }
+            Taken::Refused(refusal) => {
+                downstream.set_keepalive(None);
+                self.refuse(downstream, refusal).await?;
+                return Ok(true);
             }
         }
         // Pingora looks at the first `Connection` header alone.
         if downstream.req_header().lists("connection", "close") {
             downstream.set_keepalive(None);
         }
-        // Upgrades that a route allows do not get here; to all others the answer is an ordinary one. What `Connection` names goes
-        // with them: Pingora would refuse some of it as if the backend had failed.
-        downstream.req_header_mut().remove_hop_by_hop();
+        if downstream.req_header().version == Version::HTTP_10
+            && let ServerSession::H1(session) = downstream.as_downstream_mut()
+        {
+            session.set_ignore_info_resp(true);
+        }
         let (peer, scheme) = (
             peer_of(downstream.as_downstream()),
             scheme_of(downstream.as_downstream()),
         );
-        match self.policy.admit(downstream.req_header(), peer, scheme) {
+        // Upgrades that a route allows do not get here; to all others the response is an ordinary one.
+        match self
+            .policy
+            .admit(downstream.req_header_mut(), None, peer, scheme)
+        {
             Ok(exchange) => {
                 context.exchange = Some(exchange);
                 Ok(false)
@@ -396,10 +373,15 @@ impl ProxyHttp for Edge {
     async fn request_body_filter(
         &self,
         downstream: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
+        // Pingora would write an empty piece as the last chunk, and the end of the body as another: the second would be read as
+        // the start of the next request.
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
         let Some(exchange) = &context.exchange else {
             return Ok(());
         };
@@ -438,28 +420,23 @@ impl ProxyHttp for Edge {
         if !knows_chunks && response.remove_header(&TRANSFER_ENCODING).is_some() {
             downstream.set_keepalive(None);
         }
-        context.chunked = response.headers.contains_key(TRANSFER_ENCODING);
-        if let Some(exchange) = &context.exchange
-            && !response.status.is_informational()
-        {
-            self.policy.answered(exchange, response);
+        let Some(exchange) = &mut context.exchange else {
+            return Ok(());
+        };
+        if response.status.is_informational() {
+            self.policy.finalize_interim(response);
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn response_body_filter(
-        &self,
-        downstream: &mut Session,
-        body: &mut Option<Bytes>,
-        _end_of_stream: bool,
-        context: &mut RequestContext,
-    ) -> Result<Option<Duration>> {
-        if context.chunked
-            && let Some(body) = body
-        {
-            Carrier::note_piece(downstream.as_downstream(), body.len());
-        }
-        Ok(None)
+        let Err(error) = self.finalize(downstream, exchange, response) else {
+            return Ok(());
+        };
+        let failed = self
+            .policy
+            .attempt_failed(exchange, &error, Replay::Impossible);
+        let refusal = failed.err().unwrap_or(Refusal::NoBackend);
+        let stopped = stop(&refusal);
+        context.refusal = Some(refusal);
+        Err(stopped)
     }
 
     fn fail_to_connect(
@@ -481,7 +458,10 @@ impl ProxyHttp for Edge {
             error.set_retry(true);
             return error;
         }
-        match self.policy.dial_failed(exchange, &failed) {
+        match self
+            .policy
+            .attempt_failed(exchange, &failed.into(), Replay::Possible)
+        {
             Ok(()) => error.set_retry(true),
             Err(refusal) => {
                 error.set_retry(false);
@@ -523,23 +503,15 @@ impl ProxyHttp for Edge {
         let Some(exchange) = &mut context.exchange else {
             return error;
         };
-        // A backend that is well may be slow with this request, and another would be as slow.
-        let is_lost = || {
-            exchange
-                .backend()
-                .is_some_and(|backend| backend.is_silent())
+        let replay = match repeatable {
+            true => Replay::Possible,
+            false => Replay::Impossible,
         };
-        let again = if repeatable && (!timed_out || is_lost()) {
-            Again::Allowed
-        } else {
-            Again::Forbidden
+        let failed = match timed_out {
+            true => AttemptError::Timeout,
+            false => AttemptError::Failed,
         };
-        let refusal = if timed_out {
-            Refusal::BackendTimeout
-        } else {
-            Refusal::BackendFailed
-        };
-        match self.policy.backend_failed(exchange, again, refusal) {
+        match self.policy.attempt_failed(exchange, &failed, replay) {
             Ok(()) => error.set_retry(true),
             Err(refusal) => {
                 error.set_retry(false);
@@ -567,9 +539,13 @@ impl ProxyHttp for Edge {
         };
         tracing::debug!(%error, %refusal, "request failed");
         let too_large = refusal == Refusal::Limited(Limit::BodySize);
-        let (head, body) = self.policy.own_answer(refusal);
+        let (head, body) = self.policy.own_response(refusal);
         let error_code = head.status.as_u16();
-        downstream.set_keepalive(None);
+        // One whose request was read whole can carry another.
+        let stays = downstream.is_body_done() && !self.connections.is_draining();
+        if !stays {
+            downstream.set_keepalive(None);
+        }
         let written = match downstream.write_response_header(head, false).await {
             Ok(()) => downstream.write_response_body(Some(body), true).await,
             failed => failed,
@@ -579,7 +555,7 @@ impl ProxyHttp for Edge {
                 if too_large {
                     linger(downstream).await;
                 }
-                if let ServerSession::H1(session) = downstream.as_downstream_mut() {
+                if !stays && let ServerSession::H1(session) = downstream.as_downstream_mut() {
                     // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
                     session.shutdown().await;
                 }
@@ -588,7 +564,7 @@ impl ProxyHttp for Edge {
         }
         FailToProxy {
             error_code,
-            can_reuse_downstream: false,
+            can_reuse_downstream: stays,
         }
     }
 
@@ -617,8 +593,9 @@ impl ProxyHttp for Edge {
             None => {
                 let peer = peer_of(downstream.as_downstream());
                 let status = status.unwrap_or(499);
+                let error = error.as_deref().unwrap_or("refused");
                 self.policy
-                    .log_refused(downstream.req_header(), Some(peer), status);
+                    .log_refused(downstream.req_header(), Some(peer), status, error);
             }
         }
     }

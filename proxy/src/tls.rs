@@ -37,7 +37,7 @@ use crate::tls::seen::Seen;
 use crate::tls::tickets::Tickets;
 
 pub use crate::tls::certificates::CertificateError;
-pub(crate) use crate::tls::connector::{ConnectError, Connector};
+pub(crate) use crate::tls::connector::{ClientStream, ConnectError, Connector};
 pub(crate) use crate::tls::stream::TlsStream;
 pub use crate::tls::tickets::TicketKeyError;
 

@@ -1,8 +1,7 @@
-//! Reaching a backend: a bare socket for an upgrade, a Pingora peer for plain HTTP.
+//! Reaching a backend: by a socket, or, for the plugin, by a Pingora peer.
 //!
 //! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be.
 
-mod handshake;
 mod hop;
 mod sweep;
 
@@ -20,14 +19,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Address;
 use crate::config::Timeouts;
-use crate::kept::Kept;
+pub(crate) use crate::kept::Dialed;
 use crate::names::Names;
+use crate::pool::Backend;
 use crate::shortage::Shortage;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
-pub(crate) use crate::upstream::handshake::Asked;
-pub(crate) use crate::upstream::handshake::HandshakeError;
-pub(crate) use crate::upstream::handshake::ask;
 pub(crate) use crate::upstream::hop::HopByHop;
 pub(crate) use crate::upstream::sweep::sweep;
 
@@ -111,6 +108,15 @@ pub(crate) enum Repeatable {
 /// connections for seconds (Node.js for five), so one that was in use a second ago is safe.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// Whether a connection to `address` leads to one of the `current` addresses of its backend's name.
+fn is_current(address: Option<SocketAddr>, current: Option<&[SocketAddr]>) -> bool {
+    match (address, current) {
+        (Some(address), Some(current)) => current.contains(&address),
+        // It is no name, or nothing is known of it.
+        _ => true,
+    }
+}
+
 /// Makes connections to backends.
 pub(crate) struct Dialer {
     timeouts: Timeouts,
@@ -129,19 +135,41 @@ impl Dialer {
         }
     }
 
-    /// A connection that was kept, for a request that may be sent twice or not.
+    /// An idle connection to `backend`, for a request that may be sent twice or not.
     pub(crate) fn take_kept(
         &self,
-        kept: &Kept,
+        backend: &Backend,
         tls: Option<&Connector>,
         repeatable: Repeatable,
-    ) -> Option<Socket> {
-        kept.take(self.age_max(repeatable), tls.map_or(0, Connector::number))
+    ) -> Option<Dialed> {
+        let number = tls.map_or(0, Connector::number);
+        let current = self.current(&backend.address);
+        let is_current = |address: Option<SocketAddr>| is_current(address, current.as_deref());
+        backend
+            .kept
+            .take(self.age_max(repeatable), number, is_current)
     }
 
-    /// Keeps a connection on which nothing is under way.
-    pub(crate) fn keep(&self, kept: &Kept, tls: Option<&Connector>, socket: Socket) {
-        kept.put(socket, tls.map_or(0, Connector::number), &self.places);
+    /// Keeps a connection to `backend` on which nothing is under way.
+    pub(crate) fn keep(&self, backend: &Backend, tls: Option<&Connector>, connection: Dialed) {
+        let number = tls.map_or(0, Connector::number);
+        backend.kept.put(connection, number, &self.places);
+    }
+
+    /// Closes the idle connections to `backend` that are older than `age`, were closed, or lead to an address that its name no
+    /// longer has.
+    pub(crate) fn tidy(&self, backend: &Backend, age: Duration) {
+        let current = self.current(&backend.address);
+        let is_current = |address: Option<SocketAddr>| is_current(address, current.as_deref());
+        backend.kept.tidy(age, is_current);
+    }
+
+    /// The addresses that a host name has now, as far as is known.
+    fn current(&self, address: &Address) -> Option<Arc<[SocketAddr]>> {
+        match address {
+            Address::Name { host, port } => self.names.current(host, *port),
+            Address::Ip(_) | Address::Unix(_) => None,
+        }
     }
 
     /// How old a kept connection may be.
@@ -157,30 +185,38 @@ impl Dialer {
         &self,
         address: &Address,
         tls: Option<&Connector>,
-    ) -> Result<Socket, DialError> {
+    ) -> Result<Dialed, DialError> {
         let deadline = Instant::now() + self.timeouts.connect;
-        let socket = self.connect(address, deadline).await?;
+        let dialed = self.connect(address, deadline).await?;
         let Some(tls) = tls else {
-            return Ok(socket);
+            return Ok(dialed);
         };
         // Its own future: a dial is as large as its largest, and most have none of it.
-        let secured = Box::pin(tls.connect(address, socket));
+        let secured = Box::pin(tls.connect(address, dialed.socket));
         match self.by(deadline, secured).await? {
-            Ok(stream) => Ok(Socket::Wrapped(Box::new(stream))),
+            Ok(stream) => Ok(Dialed {
+                socket: Socket::Wrapped(Box::new(stream)),
+                address: dialed.address,
+            }),
             Err(ConnectError::Broken(error)) => Err(DialError::from_io(error)),
             Err(ConnectError::Wrong(why)) => Err(DialError::Tls(why)),
         }
     }
 
-    async fn connect(&self, address: &Address, deadline: Instant) -> Result<Socket, DialError> {
+    async fn connect(&self, address: &Address, deadline: Instant) -> Result<Dialed, DialError> {
+        let fixed = |socket| Dialed {
+            socket,
+            address: None,
+        };
         match address {
             Address::Unix(path) => {
                 let connected = self.by(deadline, UnixStream::connect(path)).await?;
-                connected.map(Socket::Unix).map_err(DialError::from_io)
+                let connected = connected.map(|socket| fixed(Socket::Unix(socket)));
+                connected.map_err(DialError::from_io)
             }
             Address::Ip(address) => {
                 let connected = self.by(deadline, self.connect_tcp(*address)).await?;
-                connected.map_err(DialError::from_io)
+                connected.map(fixed).map_err(DialError::from_io)
             }
             Address::Name { host, port } => {
                 let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
@@ -188,7 +224,12 @@ impl Dialer {
                 for address in &*looked_up.map_err(DialError::Name)? {
                     let connected = self.by(deadline, self.connect_tcp(*address)).await;
                     match connected {
-                        Ok(Ok(socket)) => return Ok(socket),
+                        Ok(Ok(socket)) => {
+                            return Ok(Dialed {
+                                socket,
+                                address: Some(*address),
+                            });
+                        }
                         // Another address may be of a family that this machine has.
                         Ok(Err(error)) if Shortage::of(&error).is_some() => ours = Some(error),
                         Ok(Err(error)) => {

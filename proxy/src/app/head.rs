@@ -1,7 +1,6 @@
 //! Reading one request head from a client: complete within one deadline and one size, or refused.
 //!
-//! What is not a request that can be read in one way only goes no further. Pingora parses the same bytes once more, with
-//! defences of its own.
+//! What is not a request that can be read in one way only goes no further.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,16 +8,14 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::Version;
 use tokio::time::timeout;
 
 use crate::app::strict;
-use crate::carrier::Carrier;
-use crate::carrier::Unread;
+use crate::downstream::{BodyLength, Connection};
 use crate::error::Refusal;
 use crate::fields;
-use crate::http1::{HEADERS_MAX, Parsed, RequestLine, find_end};
-use crate::takeover::can_begin;
+use crate::forward::can_begin;
+use crate::http1::{HEADERS_MOST, Parsed, RequestLine, find_end};
 
 /// What a head may cost.
 #[derive(Clone, Copy, Debug)]
@@ -47,23 +44,23 @@ pub(crate) enum HeadError {
     LineTooLong,
 }
 
-/// Waits for a head and returns its length, counted from the start of `carrier.ahead`.
+/// Waits for a head and returns its length, counted from the start of `client.ahead`.
 ///
 /// `too_late` ends the wait for a first byte, and nothing after it.
 ///
 /// # Cancel safety
 ///
-/// Nothing is lost: what was read is in `carrier.ahead`.
+/// Nothing is lost: what was read is in `client.ahead`.
 pub(crate) async fn read(
-    carrier: &mut Carrier,
+    client: &mut Connection,
     limits: HeadLimits,
     too_late: impl Future<Output = ()>,
 ) -> Result<usize, HeadError> {
-    skip_empty_lines(&mut carrier.ahead);
-    if carrier.ahead.is_empty() {
+    skip_empty_lines(&mut client.ahead);
+    if client.ahead.is_empty() {
         let first = tokio::select! {
             biased;
-            first = timeout(limits.idle, poll_fn(|cx| carrier.poll_read_ahead(cx))) => first,
+            first = timeout(limits.idle, poll_fn(|cx| client.poll_read_ahead(cx))) => first,
             () = too_late => return Err(HeadError::Silent),
         };
         match first {
@@ -71,27 +68,27 @@ pub(crate) async fn read(
             _ => return Err(HeadError::Silent),
         }
     }
-    match timeout(limits.deadline, read_rest(carrier, limits.size_max)).await {
+    match timeout(limits.deadline, read_rest(client, limits.size_max)).await {
         Ok(head) => head,
         Err(_) => Err(HeadError::Timeout),
     }
 }
 
-async fn read_rest(carrier: &mut Carrier, size_max: usize) -> Result<usize, HeadError> {
+async fn read_rest(client: &mut Connection, size_max: usize) -> Result<usize, HeadError> {
     let mut searched = 0;
     loop {
         if searched == 0 {
-            skip_empty_lines(&mut carrier.ahead);
+            skip_empty_lines(&mut client.ahead);
         }
-        match find_end(&carrier.ahead, searched) {
+        match find_end(&client.ahead, searched) {
             Some(end) if end <= size_max => return Ok(end),
-            Some(_) => return Err(too_large(&carrier.ahead, size_max)),
-            None if size_max <= carrier.ahead.len() => {
-                return Err(too_large(&carrier.ahead, size_max));
+            Some(_) => return Err(too_large(&client.ahead, size_max)),
+            None if size_max <= client.ahead.len() => {
+                return Err(too_large(&client.ahead, size_max));
             }
-            None => searched = carrier.ahead.len().saturating_sub(2),
+            None => searched = client.ahead.len().saturating_sub(2),
         }
-        match poll_fn(|cx| carrier.poll_read_ahead(cx)).await {
+        match poll_fn(|cx| client.poll_read_ahead(cx)).await {
             Ok(0) => return Err(HeadError::Broken),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -123,19 +120,8 @@ fn skip_empty_lines(bytes: &mut BytesMut) {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) head: Parsed<RequestLine>,
-    pub(crate) body: Unread,
+    pub(crate) body: BodyLength,
     pub(crate) upgrade: Option<UpgradeWish>,
-    /// Whether the client wants to hear something before it sends its body (RFC 9110, 10.1.1).
-    pub(crate) expects: bool,
-}
-
-impl Shape {
-    /// Whether nothing but an answer is awaited by its client, when `come` bytes of the body have come.
-    pub(crate) fn is_complete(&self, come: usize) -> bool {
-        let whole = matches!(self.body, Unread::Bytes(length) if length <= come as u64);
-        // A client of HTTP/1.0 gets its answer in other ways.
-        whole && !self.expects && self.head.version() == Version::HTTP_11
-    }
 }
 
 /// A request to switch protocols, as far as it decides who handles it.
@@ -152,12 +138,13 @@ pub(crate) struct UpgradeWish {
 /// # Errors
 ///
 /// The answer that it gets if it is not a request that can be read in one way only.
-pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
+pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusal> {
     strict::settle_version(head);
     let head = &*head;
-    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MOST];
+    let headers = &mut headers[..headers_max.min(HEADERS_MOST)];
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, &mut headers) {
+    match request.parse_with_uninit_headers(head, headers) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Refusal::Malformed("a head within a head")),
         Err(error) => return Err(strict::refusal(head, error)),
@@ -173,11 +160,12 @@ pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
         named("transfer-encoding").next(),
         named("content-length").next(),
     ) {
-        (None, None) => Unread::Bytes(0),
+        (None, None) => BodyLength::Bytes(0),
         (None, Some(length)) => {
-            strict::decimal(length.value).map_or(Unread::Unknown, Unread::Bytes)
+            let length = strict::decimal(length.value);
+            BodyLength::Bytes(length.ok_or(Refusal::Malformed("the length is not a number"))?)
         }
-        (Some(_), _) => Unread::Unknown,
+        (Some(_), _) => BodyLength::Chunked,
     };
     // As everywhere behind this: what is not ASCII is no list of tokens.
     let text = |name| named(name).filter_map(|header| fields::text(header.value));
@@ -201,13 +189,12 @@ pub(crate) fn shape(head: &mut [u8]) -> Result<Shape, Refusal> {
         head: parsed,
         body,
         upgrade,
-        expects: named("expect").next().is_some(),
     })
 }
 
 /// The target and the `Host` of a complete head; `None` if it is not HTTP, or has several hosts (RFC 9112, 3.2).
 pub(crate) fn target(head: &[u8]) -> Option<(String, Option<String>)> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MOST];
     let mut request = httparse::Request::new(&mut headers);
     request.parse(head).ok()?.is_complete().then_some(())?;
     let mut hosts = request

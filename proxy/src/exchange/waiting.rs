@@ -169,7 +169,7 @@ impl Policy {
             }
         }
         exchange.waiting.moved();
-        exchange.try_no_more();
+        exchange.exclude_backend();
         self.go_elsewhere(exchange)
     }
 }

@@ -1,7 +1,8 @@
-//! Follows a request body in chunks (RFC 9112, 7.1): where it ends, and that no other reader could see another end.
+//! Follows a body in chunks (RFC 9112, 7.1): where it ends, and that no other parser could see another end.
 //!
-//! Changes nothing and keeps nothing: Pingora decodes the same bytes. It would take a line feed within an extension, a size
-//! without a digit and a trailer that is none, any of which somebody in front may have read otherwise.
+//! Keeps nothing. A request is read strictly: whatever another server might read otherwise (a line feed within an extension, a
+//! size without a digit, a trailer that is none) is an error. A response may have blanks behind a chunk size, as some servers
+//! write them and other proxies accept.
 
 use std::io;
 
@@ -32,10 +33,22 @@ impl From<ChunkError> for io::Error {
     }
 }
 
+/// A part of a body in chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part<'a> {
+    Content(&'a [u8]),
+    /// A byte of the trailer section, line ends included.
+    Trailer(u8),
+    /// A blank behind a chunk size, at this index of the bytes that are followed.
+    Padding(usize),
+}
+
 /// How far a body has been followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chunks {
     place: Place,
+    /// Whether blanks may stand behind a chunk size.
+    lenient: bool,
     /// Of the chunk whose size is being read, or how much of it is still to come.
     size: u64,
     digits: u8,
@@ -64,6 +77,14 @@ enum Place {
 }
 
 impl Chunks {
+    /// For a response: with blanks behind a chunk size.
+    pub(crate) fn lenient() -> Self {
+        Self {
+            lenient: true,
+            ..Self::default()
+        }
+    }
+
     /// Whether the body is over.
     pub(crate) fn is_over(&self) -> bool {
         self.place == Place::Over
@@ -74,27 +95,29 @@ impl Chunks {
         self.content
     }
 
-    /// Follows `bytes`, which come next: how many of them belong to the body. Fewer than all only if it is over.
-    ///
-    /// # Errors
-    ///
-    /// [`ChunkError`] as soon as it cannot be a body in chunks; it may not be followed any further.
+    /// Follows `bytes`, which come next, and says how many of them belong to the body.
+    #[cfg(any(fuzzing, test))]
     pub(crate) fn follow(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         self.follow_to(bytes, |_| {})
     }
 
-    /// As [`Chunks::follow`], and gives the content in them to `take`.
+    /// Follows `bytes`, which come next, and gives what is in them to `take`: how many of them belong to the body. Fewer than all
+    /// only if it is over.
+    ///
+    /// # Errors
+    ///
+    /// [`ChunkError`] as soon as it cannot be a body in chunks; it may not be followed any further.
     pub(crate) fn follow_to(
         &mut self,
         bytes: &[u8],
-        mut take: impl FnMut(&[u8]),
+        mut take: impl FnMut(Part<'_>),
     ) -> Result<usize, ChunkError> {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
             if self.place == Place::Data {
                 let left = usize::try_from(self.size).unwrap_or(usize::MAX);
                 let part = left.min(bytes.len() - at);
-                take(&bytes[at..at + part]);
+                take(Part::Content(&bytes[at..at + part]));
                 at += part;
                 self.size -= part as u64;
                 self.content += part as u64;
@@ -103,7 +126,16 @@ impl Chunks {
                 }
                 continue;
             }
+            let was_in_trailers = self.place == Place::TrailerEnd;
             self.place = self.step(bytes[at])?;
+            match self.place {
+                Place::TrailerName | Place::TrailerValue | Place::TrailerEnd => {
+                    take(Part::Trailer(bytes[at]));
+                }
+                Place::Trailer if was_in_trailers => take(Part::Trailer(bytes[at])),
+                Place::BeforeExtension => take(Part::Padding(at)),
+                _ => {}
+            }
             at += 1;
         }
         Ok(at)
@@ -119,6 +151,7 @@ impl Chunks {
             (Place::Size, _) => return Err(ChunkError::Size),
             (Place::BeforeExtension, b' ' | b'\t') => self.extra(Place::BeforeExtension)?,
             (Place::BeforeExtension, b';') => self.extra(Place::Extension)?,
+            (Place::BeforeExtension, b'\r') if self.lenient => Place::SizeEnd,
             (Place::BeforeExtension, _) => return Err(ChunkError::Size),
             (Place::Extension, b'\r') => Place::SizeEnd,
             (Place::Extension, byte) if is_text(byte) => self.extra(Place::Extension)?,
@@ -263,6 +296,24 @@ mod tests {
         for (text, error) in cases {
             assert_eq!(follow(text.as_bytes(), text.len()), Err(error), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_response_may_have_blanks_behind_a_chunk_size() {
+        let text = b"2 \t\r\nab\r\n0  \r\nX: y\r\n\r\n";
+        assert_eq!(Chunks::default().follow(text), Err(ChunkError::Size));
+        let (mut content, mut trailers, mut padding) = (Vec::new(), Vec::new(), Vec::new());
+        let followed = Chunks::lenient().follow_to(text, |part| match part {
+            Part::Content(part) => content.extend_from_slice(part),
+            Part::Trailer(byte) => trailers.push(byte),
+            Part::Padding(at) => padding.push(at),
+        });
+        assert_eq!(followed, Ok(text.len()));
+        assert_eq!(
+            (&content[..], &trailers[..]),
+            (&b"ab"[..], &b"X: y\r\n"[..])
+        );
+        assert_eq!(padding, [1, 2, 10, 11]);
     }
 
     #[test]

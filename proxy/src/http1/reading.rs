@@ -1,4 +1,4 @@
-//! Reading the head of an answer off a connection.
+//! Reading a response head from a connection.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,55 +8,71 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::http1::{AnswerHead, BadAnswer, find_end};
+use crate::http1::{BadResponse, ResponseHead, find_end};
 
-/// The most that is read of an answer at once.
-const SCRATCH: usize = 64 * 1024;
-
-/// The most that the head of an answer may come to, which is kept until it is whole. Other proxies allow 8 to 64 KiB.
-const HEAD_MAX: usize = 64 * 1024;
+/// The most that is read of a response at once.
+pub(crate) const SCRATCH: usize = 64 * 1024;
 
 thread_local! {
-    /// Where all answers of this thread are read to.
+    /// Where all responses of this thread are read to.
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// Reads once, into memory of the thread, and gives what came to `take`. Nothing is the end.
+/// Reads at most `max` bytes into memory of the thread, and gives them to `take`. None at all is the end of the stream.
 ///
 /// # Errors
 ///
 /// What reading fails with.
-pub(crate) fn poll_come<T>(
+pub(crate) fn poll_read_scratch<T>(
     reader: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
+    max: usize,
     take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<T>> {
     SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-        let mut buffer = ReadBuf::new(scratch);
+        let mut buffer = ReadBuf::new(&mut scratch[..max.min(SCRATCH)]);
         ready!(Pin::new(reader).poll_read(cx, &mut buffer))?;
         Poll::Ready(Ok(take(buffer.filled(), cx)))
     })
 }
 
-/// Why there is no head.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NoHead {
-    #[error("the connection broke or ended before the answer")]
-    Broken(#[source] io::Error),
-    #[error("the head of the answer is larger than {HEAD_MAX} bytes")]
-    TooLarge,
-    #[error(transparent)]
-    Bad(#[from] BadAnswer),
+/// How large the head of a response may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResponseLimits {
+    /// `limits.response_head_size`, in bytes.
+    pub(crate) head_size: usize,
+    /// `limits.headers`.
+    pub(crate) headers: usize,
 }
 
-/// What has come of an answer: heads that are read one after the other, and what is behind them.
-#[derive(Debug, Default)]
-pub(crate) struct AnswerReader {
-    come: Vec<u8>,
+/// Why there is no response head.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoHead {
+    #[error("the connection broke or ended before the response")]
+    Broken(#[source] io::Error),
+    #[error("the response head is larger than limits.response_head_size")]
+    TooLarge,
+    #[error(transparent)]
+    Bad(#[from] BadResponse),
+}
+
+/// What has been read of a response: heads, one after the other, and what is behind them.
+#[derive(Debug)]
+pub(crate) struct ResponseReader {
+    limits: ResponseLimits,
+    read: Vec<u8>,
     searched: usize,
 }
 
-impl AnswerReader {
+impl ResponseReader {
+    pub(crate) fn new(limits: ResponseLimits) -> Self {
+        Self {
+            limits,
+            read: Vec::new(),
+            searched: 0,
+        }
+    }
+
     /// The next head, once it is whole.
     ///
     /// # Errors
@@ -66,21 +82,22 @@ impl AnswerReader {
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut (impl AsyncRead + Unpin),
-    ) -> Poll<Result<AnswerHead, NoHead>> {
+    ) -> Poll<Result<ResponseHead, NoHead>> {
         loop {
-            if let Some(end) = find_end(&self.come, self.searched) {
-                let head = BytesMut::from(&self.come[..end]);
-                self.come.drain(..end);
-                self.searched = 0;
-                return Poll::Ready(Ok(AnswerHead::parse(head)?));
+            match find_end(&self.read, self.searched) {
+                Some(end) if end <= self.limits.head_size => {
+                    let head = BytesMut::from(&self.read[..end]);
+                    self.read.drain(..end);
+                    self.searched = 0;
+                    return Poll::Ready(Ok(ResponseHead::parse(head, self.limits.headers)?));
+                }
+                None if self.read.len() < self.limits.head_size => {}
+                _ => return Poll::Ready(Err(NoHead::TooLarge)),
             }
-            if HEAD_MAX <= self.come.len() {
-                return Poll::Ready(Err(NoHead::TooLarge));
-            }
-            self.searched = self.come.len().saturating_sub(2);
-            let come = &mut self.come;
-            let count = poll_come(reader, cx, |data, _| {
-                come.extend_from_slice(data);
+            self.searched = self.read.len().saturating_sub(2);
+            let read = &mut self.read;
+            let count = poll_read_scratch(reader, cx, SCRATCH, |data, _| {
+                read.extend_from_slice(data);
                 data.len()
             });
             match ready!(count) {
@@ -94,8 +111,8 @@ impl AnswerReader {
         }
     }
 
-    /// What came behind the last head.
+    /// What was read behind the last head.
     pub(crate) fn into_rest(self) -> Vec<u8> {
-        self.come
+        self.read
     }
 }

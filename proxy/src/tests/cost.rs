@@ -10,7 +10,7 @@ use crate::app::shape;
 use crate::config::Config;
 use crate::exchange::Policy;
 use crate::fields::Fields;
-use crate::http1::{AnswerHead, RequestHead};
+use crate::http1::{RequestHead, ResponseHead};
 use crate::parts::Parts;
 use crate::pool::ProbeResult;
 use crate::scheme::Scheme;
@@ -72,23 +72,24 @@ pub(super) fn request(path: &str, cookie: &str) -> String {
 /// The same, as the edge has it when it decides.
 pub(super) fn read(request: &str) -> RequestHead {
     let mut bytes = BytesMut::from(request);
-    let shape = shape(&mut bytes).unwrap();
+    let shape = shape(&mut bytes, 256).unwrap();
     shape.head.with(bytes)
 }
 
-fn answer() -> AnswerHead {
-    AnswerHead::parse(BytesMut::from(
-        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-    ))
+fn answer() -> ResponseHead {
+    ResponseHead::parse(
+        BytesMut::from("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        256,
+    )
     .unwrap()
 }
 
 /// All that is decided for `request`; whether its answer binds it.
-fn decide(policy: &Policy, request: &mut RequestHead, response: &mut AnswerHead) -> bool {
-    let mut exchange = policy.admit(request, PEER, Scheme::Http).unwrap();
+fn decide(policy: &Policy, request: &mut RequestHead, response: &mut ResponseHead) -> bool {
+    let mut exchange = policy.admit(request, None, PEER, Scheme::Http).unwrap();
     black_box(policy.choose(&mut exchange).unwrap());
     policy.prepare(&mut exchange, request);
-    policy.answered(&exchange, response);
+    policy.finalize(&exchange, response).unwrap();
     response.has("set-cookie")
 }
 
@@ -98,7 +99,7 @@ fn cost(policy: &Policy, request: &str, binds: bool) -> (Duration, Duration) {
     let mut rounds = [Duration::ZERO; ROUNDS];
     for round in &mut rounds {
         let mut requests: Vec<RequestHead> = (0..COUNT).map(|_| read(request)).collect();
-        let mut responses: Vec<AnswerHead> = (0..COUNT).map(|_| answer()).collect();
+        let mut responses: Vec<ResponseHead> = (0..COUNT).map(|_| answer()).collect();
         let started = Instant::now();
         let bound = requests
             .iter_mut()

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use pingora::apps::ServerApp;
-use pingora::server::configuration::ServerConf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
@@ -127,10 +126,7 @@ async fn connections_over_the_limit_are_answered_as_long_as_few_of_them_linger()
 
 /// Serves a connection that is no socket.
 async fn serve(scene: &Scene, connection: DuplexStream) {
-    let app = Arc::new(scene.parts.app(
-        &Arc::new(ServerConf::default()),
-        open_entrances(&scene.parts),
-    ));
+    let app = Arc::new(scene.parts.app(open_entrances(&scene.parts)));
     let (_shutdown, watching) = watch::channel(false);
     app.process_new(Box::new(connection), &watching).await;
 }

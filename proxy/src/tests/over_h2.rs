@@ -7,7 +7,6 @@ use h2::client::SendRequest;
 use h2::ext::Protocol;
 use http::{Method, Request, Version};
 use pingora::protocols::{ALPN, Ssl};
-use pingora::server::configuration::ServerConf;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -72,8 +71,7 @@ impl Ssl for Negotiated {
 
 /// A client of `scene` that speaks HTTP/2.
 async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
-    let conf = Arc::new(ServerConf::default());
-    let app = Arc::new(scene.parts.app(&conf, open_entrances(&scene.parts)));
+    let app = Arc::new(scene.parts.app(open_entrances(&scene.parts)));
     let (near, far) = duplex(64 * 1024);
     tasks.spawn(async move {
         let (_shutdown, watching) = watch::channel(false);

@@ -19,7 +19,7 @@ fn head_parse(bencher: Bencher<'_, '_>) {
     let request = request("/", "causeway=x");
     bencher
         .with_inputs(|| BytesMut::from(&*request))
-        .bench_refs(|bytes| shape(bytes).is_ok());
+        .bench_refs(|bytes| shape(bytes, 256).is_ok());
 }
 
 /// With a signature that is right.
@@ -58,8 +58,9 @@ fn forwarded_headers(bencher: Bencher<'_, '_>) {
     let request = request("/", "");
     bencher
         .with_inputs(|| {
-            let head = read(&request);
-            (policy.admit(&head, PEER, Scheme::Http).unwrap(), head)
+            let mut head = read(&request);
+            let admitted = policy.admit(&mut head, None, PEER, Scheme::Http);
+            (admitted.unwrap(), head)
         })
         .bench_local_refs(|(exchange, head)| policy.prepare(exchange, head));
 }

@@ -51,13 +51,13 @@ pub(super) struct Own;
 impl Front for Own {
     fn serve(
         parts: &Parts,
-        conf: &Arc<ServerConf>,
+        _conf: &Arc<ServerConf>,
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
         let entrances = open_entrances(parts);
-        let app = Arc::new(parts.app(conf, entrances));
+        let app = Arc::new(parts.app(entrances));
         let address = listener.local_addr().unwrap();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use pingora::http::RequestHeader;
 
 use crate::error::Refusal;
+use crate::exchange::Replay;
 use crate::pool::ProbeResult;
 use crate::pool::State;
 use crate::scheme::Scheme;
@@ -324,15 +325,21 @@ async fn a_dial_that_took_too_long_is_a_504_when_nobody_is_left_to_try() {
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
     let mut exchange = policy
-        .admit(&request, scene.address.ip(), Scheme::Http)
+        .admit(&mut request, None, scene.address.ip(), Scheme::Http)
         .unwrap();
     policy.choose(&mut exchange).unwrap();
-    let error = DialError::Timeout(SOON);
-    assert_eq!(policy.dial_failed(&mut exchange, &error), Ok(()));
+    let error = DialError::Timeout(SOON).into();
+    assert_eq!(
+        policy.attempt_failed(&mut exchange, &error, Replay::Possible),
+        Ok(())
+    );
     let refused = policy
         .choose(&mut exchange)
         .map(|backend| backend.id.clone());
-    assert_eq!(refused, Err(Refusal::BackendTimeout));
+    assert!(
+        matches!(refused, Err(Refusal::BackendTimeout(_))),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -418,10 +425,12 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
         }
     }
     for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
-        let mut exchange = policy.admit(&request, peer, Scheme::Http).unwrap();
+        let mut exchange = policy
+            .admit(&mut request, None, peer, Scheme::Http)
+            .unwrap();
         let backend = policy.choose(&mut exchange).unwrap();
         let error = DialError::from_io(std::io::Error::from_raw_os_error(code));
-        let refused = policy.dial_failed(&mut exchange, &error);
+        let refused = policy.attempt_failed(&mut exchange, &error.into(), Replay::Possible);
         assert_eq!(refused, Err(Refusal::NoBackend));
         assert_eq!(backend.state(), State::Up);
     }
@@ -441,16 +450,77 @@ async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wai
     let error = || DialError::from_io(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
-    let mut newcomer = policy.admit(&request, peer, Scheme::Http).unwrap();
+    let mut newcomer = policy
+        .admit(&mut request, None, peer, Scheme::Http)
+        .unwrap();
     let first = policy.choose(&mut newcomer).unwrap();
-    assert_eq!(policy.dial_failed(&mut newcomer, &error()), Ok(()));
+    assert_eq!(
+        policy.attempt_failed(&mut newcomer, &error().into(), Replay::Possible),
+        Ok(())
+    );
     let second = policy.choose(&mut newcomer).unwrap();
     assert_ne!(first.id, second.id);
 
     request.insert_header("Cookie", "causeway=u1.b0.1").unwrap();
-    let mut known = policy.admit(&request, peer, Scheme::Http).unwrap();
+    let mut known = policy
+        .admit(&mut request, None, peer, Scheme::Http)
+        .unwrap();
     policy.choose(&mut known).unwrap();
-    assert_eq!(policy.dial_failed(&mut known, &error()), Ok(()));
+    assert_eq!(
+        policy.attempt_failed(&mut known, &error().into(), Replay::Possible),
+        Ok(())
+    );
     assert!(known.waits());
     assert_eq!(first.state(), State::Up);
+}
+
+/// A client that has sent an upgrade through an edge before a backend that answers it with `answer`, and what it gets.
+async fn answered(answer: &'static str) -> (Scene, JoinSet<()>, TcpStream, String) {
+    let (address, backend) = backend(move |mut socket| async move {
+        read_head(&mut socket).await;
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        read_all(&mut socket).await;
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(UPGRADE).await;
+    let head = read_head(&mut client).await;
+    (scene, backend, client, head)
+}
+
+#[tokio::test]
+async fn bytes_behind_the_101_come_behind_it() {
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n\u{1}\u{2}hi";
+    let (_scene, _backend, mut client, head) = answered(answer).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!(header(&head, "upgrade"), Some("websocket"));
+    assert_eq!(read_exact(&mut client, 4).await, b"\x01\x02hi");
+}
+
+#[tokio::test]
+async fn an_interim_response_before_the_101_is_skipped() {
+    let answer = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx";
+    let (_scene, _backend, mut client, head) = answered(answer).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!(read_exact(&mut client, 1).await, b"x");
+}
+
+#[tokio::test]
+async fn what_is_no_answer_to_the_upgrade_is_a_502() {
+    for answer in [
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        "garbage\r\n\r\n",
+    ] {
+        let (_scene, _backend, _client, head) = answered(answer).await;
+        assert!(head.starts_with("HTTP/1.1 502 "), "{answer}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_answer_comes_with_what_has_come_of_its_body() {
+    let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno";
+    let (_scene, _backend, mut client, head) = answered(answer).await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    assert_eq!(read_exact(&mut client, 2).await, b"no");
 }

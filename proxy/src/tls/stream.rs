@@ -94,6 +94,8 @@ pub(crate) struct TlsStream<S, T> {
     /// Encrypted, and not sent yet: it must go out before anything else.
     unsent: Vec<u8>,
     ended: bool,
+    /// The connection ended before its peer had said that nothing more comes.
+    truncated: bool,
     /// rustls has refused something: it is not asked again.
     failed: bool,
     said_goodbye: bool,
@@ -227,6 +229,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             plain_read: 0,
             unsent,
             ended: false,
+            truncated: false,
             failed: false,
             said_goodbye: false,
         })
@@ -236,6 +239,11 @@ impl<S: Side, T: IO> TlsStream<S, T> {
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.partial.capacity() + self.plain.capacity() + self.unsent.capacity()
+    }
+
+    /// Whether it has ended without a close_notify.
+    pub(crate) fn was_truncated(&self) -> bool {
+        self.truncated
     }
 
     /// Whether the session was resumed with a ticket.
@@ -274,6 +282,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             let count = behind.filled().len();
             if count == 0 {
                 self.ended = true;
+                self.truncated = true;
                 return Poll::Ready(Ok(()));
             }
             scratch[..before].copy_from_slice(&self.partial);

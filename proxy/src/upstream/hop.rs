@@ -5,29 +5,47 @@ use http::HeaderValue;
 use crate::fields::Fields;
 
 /// Connection headers besides those that `Connection` names.
-const ALWAYS: [&str; 6] = [
+const ALWAYS: [&str; 5] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "te",
-    "trailer",
     "upgrade",
 ];
 
+/// The most headers that one message's `Connection` may name, besides those that are connection headers anyway. Each is looked
+/// for among all headers.
+const NOMINATIONS_MAX: usize = 16;
+
+/// `Connection` names more headers than [`NOMINATIONS_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the Connection header names too many headers")]
+pub(crate) struct TooManyNominations;
+
 /// What headers of either direction can do here.
 pub(crate) trait HopByHop: Fields {
-    /// Removes what belongs to the connection it came over, and what `Connection` names, but never what the request stands on.
-    fn remove_hop_by_hop(&mut self) {
-        let nominated: Vec<String> = self
-            .elements("connection")
-            .filter(|token| !is_common(token))
-            .map(str::to_ascii_lowercase)
-            .collect();
+    /// Removes what belongs to the connection it came over, and what `Connection` names, but never what a message stands on:
+    /// its host, its framing, its cookies, who the client is.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyNominations`]; nothing is removed then.
+    fn remove_hop_by_hop(&mut self) -> Result<(), TooManyNominations> {
+        let mut nominated: Vec<String> = Vec::new();
+        for token in self.elements("connection") {
+            if token.is_empty() || is_common(token) || !may_be_nominated(token.as_bytes()) {
+                continue;
+            }
+            if nominated.len() == NOMINATIONS_MAX {
+                return Err(TooManyNominations);
+            }
+            nominated.push(token.to_ascii_lowercase());
+        }
         self.remove_if(|name| {
             let is = |other: &str| other.as_bytes().eq_ignore_ascii_case(name);
-            ALWAYS.into_iter().any(is)
-                || (nominated.iter().any(|nominated| is(nominated)) && may_be_nominated(name))
+            ALWAYS.into_iter().any(is) || nominated.iter().any(|nominated| is(nominated))
         });
+        Ok(())
     }
 
     /// Makes it an upgrade to `protocol`, spelled one way only.
@@ -46,13 +64,25 @@ fn is_common(token: &str) -> bool {
         .any(|common| common.eq_ignore_ascii_case(token))
 }
 
-/// Whether `Connection` may take `name` away. What the handshake and the framing stand on stays.
+/// Whether `Connection` may take `name` away. What a message stands on stays.
 fn may_be_nominated(name: &[u8]) -> bool {
-    const FIRM: [&[u8]; 3] = [b"host", b"transfer-encoding", b"content-length"];
-    const HANDSHAKE: &[u8] = b"sec-websocket-";
-    let start = name.get(..HANDSHAKE.len());
-    !FIRM.into_iter().any(|firm| firm.eq_ignore_ascii_case(name))
-        && !start.is_some_and(|start| start.eq_ignore_ascii_case(HANDSHAKE))
+    const KEPT: [&[u8]; 8] = [
+        b"content-length",
+        b"cookie",
+        b"forwarded",
+        b"host",
+        b"set-cookie",
+        b"transfer-encoding",
+        b"x-real-ip",
+        b"x-request-id",
+    ];
+    const KEPT_FAMILIES: [&[u8]; 2] = [b"sec-websocket-", b"x-forwarded-"];
+    let starts_with = |family: &[u8]| {
+        let start = name.get(..family.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(family))
+    };
+    !KEPT.into_iter().any(|kept| kept.eq_ignore_ascii_case(name))
+        && !KEPT_FAMILIES.into_iter().any(starts_with)
 }
 
 #[cfg(test)]
@@ -82,7 +112,7 @@ mod tests {
             ("Keep-Alive", "timeout=5"),
             ("TE", "trailers"),
         ]);
-        request.remove_hop_by_hop();
+        request.remove_hop_by_hop().unwrap();
         request.set_upgrade(HeaderValue::from_static("websocket"));
         let mut names: Vec<&str> = request
             .headers
@@ -96,16 +126,47 @@ mod tests {
     }
 
     #[test]
-    fn what_the_handshake_stands_on_cannot_be_nominated_away() {
-        let mut request = request(&[
+    fn what_a_request_stands_on_cannot_be_nominated_away() {
+        let firm = [
             ("Host", "a"),
             ("Sec-WebSocket-Key", "k"),
-            ("Connection", "Upgrade, Host, Sec-WebSocket-Key"),
-        ]);
-        request.remove_hop_by_hop();
-        assert!(
-            request.headers.contains_key("host")
-                && request.headers.contains_key("sec-websocket-key")
+            ("Cookie", "a=b"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("Forwarded", "for=10.0.0.1"),
+            ("Content-Length", "0"),
+        ];
+        let mut request = request(&firm);
+        for (name, _) in firm {
+            request.append_header("Connection", name).unwrap();
+        }
+        request.remove_hop_by_hop().unwrap();
+        for (name, _) in firm {
+            assert!(request.headers.contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_nominations_is_bounded() {
+        let nominating = |count: usize| {
+            let names: Vec<String> = (0..count).map(|at| format!("x-{at}")).collect();
+            let mut request = request(&[("x-0", "1")]);
+            request
+                .append_header("Connection", names.join(","))
+                .unwrap();
+            (
+                request.remove_hop_by_hop(),
+                request.headers.contains_key("x-0"),
+            )
+        };
+        assert_eq!(nominating(NOMINATIONS_MAX), (Ok(()), false));
+        assert_eq!(
+            nominating(NOMINATIONS_MAX + 1),
+            (Err(TooManyNominations), true)
         );
+        let mut common = request(&[]);
+        common
+            .append_header("Connection", "close,".repeat(9000))
+            .unwrap();
+        assert_eq!(common.remove_hop_by_hop(), Ok(()));
     }
 }

@@ -8,12 +8,15 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::pool::Pools;
+use crate::upstream::Dialer;
 
 /// How often they are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Closes the connections to all backends that were kept for `age`, or that the backends have closed, until `shutdown`.
+/// Closes the idle connections to all backends that are older than `age`, that the backends have closed, or that lead to an
+/// address which the backend's name no longer has, until `shutdown`.
 pub(crate) async fn sweep(
+    dialer: Arc<Dialer>,
     pools: watch::Receiver<Arc<Pools>>,
     age: Duration,
     shutdown: CancellationToken,
@@ -29,7 +32,7 @@ pub(crate) async fn sweep(
         let pools = Arc::clone(&pools.borrow());
         for pool in pools.iter() {
             for backend in pool.backends() {
-                backend.kept.tidy(age);
+                dialer.tidy(&backend, age);
             }
         }
     }

@@ -1,16 +1,11 @@
-//! Dials and handshakes over real sockets.
+//! Dials over real sockets.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::*;
 use crate::config::Config;
-use crate::fields::Answer;
 
 const SOON: Duration = Duration::from_secs(10);
-
-const REQUEST: &[u8] =
-    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
 fn timeouts() -> Timeouts {
     let text = "pools: [{name: p, backends: [{id: a, address: 127.0.0.1:1}]}]\nroutes: [{path: /, pool: p}]\n";
@@ -25,23 +20,6 @@ async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
-}
-
-/// Asks a backend that answers with `answer` and then waits for the end.
-async fn ask_for(answer: &'static [u8]) -> Result<Asked, HandshakeError> {
-    let (listener, address) = listener().await;
-    let backend = async move {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(socket.read_u8().await.unwrap());
-        }
-        socket.write_all(answer).await.unwrap();
-        socket
-    };
-    let socket = dialer().dial(&Address::Ip(address), None).await.unwrap();
-    let (asked, _socket) = tokio::join!(ask(socket, REQUEST, "websocket", SOON), backend);
-    asked
 }
 
 #[tokio::test]
@@ -112,73 +90,6 @@ async fn a_name_that_does_not_exist_is_told_apart() {
         matches!(error, DialError::Name(_) | DialError::Timeout(_)),
         "{error:?}"
     );
-}
-
-#[tokio::test]
-async fn bytes_behind_the_101_are_given_back_with_the_socket() {
-    let asked = ask_for(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n\x81\x02hi").await;
-    let asked = asked.unwrap();
-    assert!(asked.has_switched());
-    assert_eq!(asked.early, b"\x81\x02hi");
-    assert!(matches!(asked.socket, Socket::Tcp(_)));
-}
-
-#[tokio::test]
-async fn a_101_without_anything_behind_it_does_not_wait() {
-    let asked = ask_for(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    )
-    .await;
-    let asked = asked.unwrap();
-    assert!(asked.has_switched() && asked.early.is_empty());
-}
-
-#[tokio::test]
-async fn an_interim_answer_before_the_101_is_skipped() {
-    let asked = ask_for(
-        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx",
-    )
-    .await;
-    let asked = asked.unwrap();
-    assert!(asked.has_switched());
-    assert_eq!(asked.early, b"x");
-}
-
-#[tokio::test]
-async fn a_switch_to_something_else_is_an_error() {
-    for answer in [
-        &b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"[..],
-        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-    ] {
-        assert!(matches!(
-            ask_for(answer).await,
-            Err(HandshakeError::OtherProtocol(_))
-        ));
-    }
-}
-
-#[tokio::test]
-async fn an_ordinary_answer_keeps_its_connection_and_what_has_come_of_its_body() {
-    let refused = ask_for(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nno").await;
-    let refused = refused.unwrap();
-    assert!(!refused.has_switched());
-    assert_eq!(refused.answer.status(), 403);
-    assert_eq!(refused.early, b"no");
-}
-
-#[tokio::test]
-async fn a_backend_that_hangs_up_or_speaks_no_http_is_broken() {
-    for answer in [&b"garbage\r\n\r\n"[..], b"HTTP/1.1 101"] {
-        let (listener, address) = listener().await;
-        let backend = async move {
-            let (mut socket, _) = listener.accept().await.unwrap();
-            let _ = socket.read(&mut [0; 1024]).await.unwrap();
-            socket.write_all(answer).await.unwrap();
-        };
-        let socket = dialer().dial(&Address::Ip(address), None).await.unwrap();
-        let (asked, ()) = tokio::join!(ask(socket, REQUEST, "websocket", SOON), backend);
-        assert!(matches!(asked, Err(HandshakeError::NoHead(_))));
-    }
 }
 
 #[test]

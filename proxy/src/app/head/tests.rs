@@ -13,9 +13,9 @@ const LIMITS: HeadLimits = HeadLimits {
 };
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-fn connection() -> (DuplexStream, Carrier) {
+fn connection() -> (DuplexStream, Connection) {
     let (client, inner) = duplex(64 * 1024);
-    (client, Carrier::new(Box::new(inner)))
+    (client, Connection::new(Box::new(inner)))
 }
 
 /// A head of exactly `length` bytes.
@@ -31,7 +31,7 @@ fn head_of(length: usize) -> Vec<u8> {
 #[tokio::test]
 async fn a_head_split_at_any_byte_is_found() {
     for cut in 1..HEAD.len() {
-        let (mut client, mut carrier) = connection();
+        let (mut client, mut client_side) = connection();
         let writer = async {
             client.write_all(&HEAD[..cut]).await.unwrap();
             tokio::task::yield_now().await;
@@ -40,21 +40,24 @@ async fn a_head_split_at_any_byte_is_found() {
                 .await
                 .unwrap();
         };
-        let (head, ()) = tokio::join!(read(&mut carrier, LIMITS, pending()), writer);
+        let (head, ()) = tokio::join!(read(&mut client_side, LIMITS, pending()), writer);
         assert_eq!(head, Ok(HEAD.len()), "cut at {cut}");
-        assert_eq!(&carrier.ahead[..], &[HEAD, b"body"].concat()[..]);
+        assert_eq!(&client_side.ahead[..], &[HEAD, b"body"].concat()[..]);
     }
 }
 
 #[tokio::test]
 async fn line_ends_before_a_request_line_are_dropped() {
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     client
         .write_all(&[b"\r\n\r\n", HEAD].concat())
         .await
         .unwrap();
-    assert_eq!(read(&mut carrier, LIMITS, pending()).await, Ok(HEAD.len()));
-    assert_eq!(&carrier.ahead[..], HEAD);
+    assert_eq!(
+        read(&mut client_side, LIMITS, pending()).await,
+        Ok(HEAD.len())
+    );
+    assert_eq!(&client_side.ahead[..], HEAD);
 }
 
 #[tokio::test]
@@ -65,10 +68,10 @@ async fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
         (65, Err(HeadError::TooLarge)),
         (6000, Err(HeadError::TooLarge)),
     ] {
-        let (mut client, mut carrier) = connection();
+        let (mut client, mut client_side) = connection();
         client.write_all(&head_of(length)).await.unwrap();
         assert_eq!(
-            read(&mut carrier, LIMITS, pending()).await,
+            read(&mut client_side, LIMITS, pending()).await,
             expected,
             "{length} bytes"
         );
@@ -77,24 +80,24 @@ async fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
 
 #[tokio::test]
 async fn a_head_without_an_end_is_refused_at_the_limit_and_not_read_further() {
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     client.write_all(&[b'x'; 64]).await.unwrap();
     assert_eq!(
-        read(&mut carrier, LIMITS, pending()).await,
+        read(&mut client_side, LIMITS, pending()).await,
         Err(HeadError::LineTooLong)
     );
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     client.write_all(b"GET / HTTP/1.1\r\nA: ").await.unwrap();
     client.write_all(&[b'x'; 64]).await.unwrap();
     assert_eq!(
-        read(&mut carrier, LIMITS, pending()).await,
+        read(&mut client_side, LIMITS, pending()).await,
         Err(HeadError::TooLarge)
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_head_that_drips_is_refused_at_its_deadline_and_not_before() {
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     let started = Instant::now();
     let drip = async {
         loop {
@@ -102,17 +105,17 @@ async fn a_head_that_drips_is_refused_at_its_deadline_and_not_before() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    let result = tokio::select! { result = read(&mut carrier, LIMITS, pending()) => result, () = drip => unreachable!() };
+    let result = tokio::select! { result = read(&mut client_side, LIMITS, pending()) => result, () = drip => unreachable!() };
     assert_eq!(result, Err(HeadError::Timeout));
     assert_eq!(started.elapsed(), LIMITS.deadline);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_silently_after_its_time() {
-    let (_client, mut carrier) = connection();
+    let (_client, mut client_side) = connection();
     let started = Instant::now();
     assert_eq!(
-        read(&mut carrier, LIMITS, pending()).await,
+        read(&mut client_side, LIMITS, pending()).await,
         Err(HeadError::Silent)
     );
     assert_eq!(started.elapsed(), LIMITS.idle);
@@ -120,44 +123,47 @@ async fn an_idle_connection_ends_silently_after_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_when_it_is_too_late_but_a_head_under_way_is_read() {
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     assert_eq!(
-        read(&mut carrier, LIMITS, async {}).await,
+        read(&mut client_side, LIMITS, async {}).await,
         Err(HeadError::Silent)
     );
     client.write_all(HEAD).await.unwrap();
-    assert_eq!(read(&mut carrier, LIMITS, async {}).await, Ok(HEAD.len()));
+    assert_eq!(
+        read(&mut client_side, LIMITS, async {}).await,
+        Ok(HEAD.len())
+    );
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
-    let (client, mut carrier) = connection();
+    let (client, mut client_side) = connection();
     drop(client);
     assert_eq!(
-        read(&mut carrier, LIMITS, pending()).await,
+        read(&mut client_side, LIMITS, pending()).await,
         Err(HeadError::Silent)
     );
-    let (mut client, mut carrier) = connection();
+    let (mut client, mut client_side) = connection();
     client.write_all(b"GET /").await.unwrap();
     drop(client);
     assert_eq!(
-        read(&mut carrier, LIMITS, pending()).await,
+        read(&mut client_side, LIMITS, pending()).await,
         Err(HeadError::Broken)
     );
 }
 
 /// The shape of a head without a request that switches.
-fn judged(head: &str) -> Result<Unread, Refusal> {
-    shape(&mut head.as_bytes().to_vec()).map(|shape| shape.body)
+fn judged(head: &str) -> Result<BodyLength, Refusal> {
+    shape(&mut head.as_bytes().to_vec(), 256).map(|shape| shape.body)
 }
 
 #[test]
 fn the_body_is_measured_where_a_length_says_it() {
     for (headers, body) in [
-        ("", Unread::Bytes(0)),
-        ("Content-Length: 12\r\n", Unread::Bytes(12)),
-        ("content-length: 0\r\n", Unread::Bytes(0)),
-        ("Transfer-Encoding: Chunked\r\n", Unread::Unknown),
+        ("", BodyLength::Bytes(0)),
+        ("Content-Length: 12\r\n", BodyLength::Bytes(12)),
+        ("content-length: 0\r\n", BodyLength::Bytes(0)),
+        ("Transfer-Encoding: Chunked\r\n", BodyLength::Chunked),
     ] {
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         assert_eq!(judged(&head), Ok(body), "{headers:?}");
@@ -256,7 +262,7 @@ fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
     }
     let many = format!(
         "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
-        "A: b\r\n".repeat(HEADERS_MAX)
+        "A: b\r\n".repeat(256)
     );
     assert_eq!(judged(&many), Err(Refusal::HeadTooLarge));
 }
@@ -264,7 +270,7 @@ fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
 #[test]
 fn a_later_version_of_http_1_is_read_as_the_highest_known_one() {
     let mut head = b"GET / HTTP/1.7\r\nHost: a\r\n\r\n".to_vec();
-    shape(&mut head).unwrap();
+    shape(&mut head, 256).unwrap();
     assert!(head.starts_with(b"GET / HTTP/1.1\r\n"));
 }
 
@@ -272,7 +278,7 @@ fn a_later_version_of_http_1_is_read_as_the_highest_known_one() {
 fn an_upgrade_is_wished_only_with_both_headers_on_http_1_1() {
     let wish = |version: &str, headers: &str| {
         let head = format!("GET /ws?a=b HTTP/{version}\r\nHost: a:80\r\n{headers}\r\n");
-        shape(&mut head.into_bytes()).unwrap().upgrade
+        shape(&mut head.into_bytes(), 256).unwrap().upgrade
     };
     let expected = UpgradeWish {
         host: Some("a:80".into()),

@@ -14,10 +14,10 @@ use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelEnd;
 
-/// What a tunnel takes up of what there is only so much of.
-pub(super) struct Places {
-    /// `None` for a stream: its connection is not the tunnel's.
-    pub(super) _connection: Option<Pass>,
+/// What a tunnel takes up of what there is only so much of: none can exist without them.
+pub(crate) struct Permits {
+    /// Of the client's connection, or, for a stream of HTTP/2, of one as good: each tunnel has a descriptor to its backend.
+    pub(super) _connection: Pass,
     pub(super) _tunnel: Pass,
     pub(super) _at_backend: Option<TunnelSlot>,
 }
@@ -28,7 +28,7 @@ pub(super) struct Record {
     line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
-    _places: Places,
+    _permits: Permits,
 }
 
 impl Record {
@@ -36,7 +36,7 @@ impl Record {
         policy: Arc<Policy>,
         exchange: &Exchange,
         count: TunnelCount,
-        places: Places,
+        permits: Permits,
     ) -> Self {
         let line = exchange.line(
             Kind::Tunnel,
@@ -50,7 +50,7 @@ impl Record {
             line: Box::new(line),
             arrived: exchange.arrived(),
             count,
-            _places: places,
+            _permits: permits,
         }
     }
 

@@ -1,17 +1,18 @@
-//! The head of an answer, and how its body ends.
+//! The head of a response, and how its body ends.
+//!
+//! What a backend may send is decided here, for every path: lenient where other proxies are and nobody can be misled (line
+//! folding, blanks before a colon, a length that is said twice), else an error before anything has been sent to the client.
 
 use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use pingora::ErrorType::InvalidHTTPHeader;
-use pingora::OrErr;
 use pingora::http::ResponseHeader;
 
-use crate::fields::{Answer, Fields};
-use crate::http1::{Chunks, HEADERS_MAX, Head, Parsed, Span};
+use crate::fields::{Fields, Response};
+use crate::http1::{Chunks, HEADERS_MOST, Head, Parsed, Span};
 
-/// What stands in the first line of an answer, and what its connection can do behind it.
+/// What stands in the first line of a response, and what its connection can do behind it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StatusLine {
     status: StatusCode,
@@ -20,18 +21,24 @@ pub(crate) struct StatusLine {
     persists: bool,
 }
 
-/// The head of an answer.
-pub(crate) type AnswerHead = Head<StatusLine>;
+/// The head of a response.
+pub(crate) type ResponseHead = Head<StatusLine>;
 
-/// What a backend sent that cannot be read as an answer in one way only.
+/// Why what a backend sent cannot be passed on as a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadAnswer {
-    #[error("the head of the answer is not HTTP/1")]
+pub(crate) enum BadResponse {
+    #[error("the response head is not HTTP/1")]
     NotHttp,
-    #[error("the answer has several lengths, or one that is not a number")]
+    #[error("the response head has more headers than limits.headers")]
+    TooManyHeaders,
+    #[error("the response has several lengths, or one that is not a number")]
     Length,
-    #[error("the answer has a transfer coding besides chunked")]
+    #[error("the response has a transfer coding other than chunked")]
     Coding,
+    #[error("the Connection header of the response names too many headers")]
+    Nominations,
+    #[error("the response switches protocols, which the request did not ask for")]
+    UnaskedSwitch,
 }
 
 /// How much of a body is still to come.
@@ -43,26 +50,30 @@ pub(crate) enum Framing {
     UntilClose,
 }
 
-impl AnswerHead {
-    /// Reads a complete head.
+impl ResponseHead {
+    /// Reads a complete head of at most `headers_max` headers.
     ///
     /// # Errors
     ///
-    /// [`BadAnswer::NotHttp`].
-    pub(crate) fn parse(mut bytes: BytesMut) -> Result<Self, BadAnswer> {
+    /// [`BadResponse::NotHttp`] or [`BadResponse::TooManyHeaders`].
+    pub(crate) fn parse(mut bytes: BytesMut, headers_max: usize) -> Result<Self, BadResponse> {
         unfold(&mut bytes);
-        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MOST];
+        let headers = &mut headers[..headers_max.min(HEADERS_MOST)];
         let mut found = httparse::Response::new(&mut []);
         let mut rules = httparse::ParserConfig::default();
         rules.allow_spaces_after_header_name_in_responses(true);
-        let parsed = rules.parse_response_with_uninit_headers(&mut found, &bytes, &mut headers);
+        let parsed = rules.parse_response_with_uninit_headers(&mut found, &bytes, headers);
+        if parsed == Err(httparse::Error::TooManyHeaders) {
+            return Err(BadResponse::TooManyHeaders);
+        }
         let whole =
             matches!(parsed, Ok(httparse::Status::Complete(length)) if length == bytes.len());
         let (Some(code), Some(version), true) = (found.code, found.version, whole) else {
-            return Err(BadAnswer::NotHttp);
+            return Err(BadResponse::NotHttp);
         };
         let line = StatusLine {
-            status: StatusCode::from_u16(code).map_err(|_| BadAnswer::NotHttp)?,
+            status: StatusCode::from_u16(code).map_err(|_| BadResponse::NotHttp)?,
             reason: match found.reason {
                 Some(reason) if !reason.is_empty() => Span::of(reason.as_bytes(), &bytes),
                 _ => Span { from: 0, to: 0 },
@@ -82,48 +93,16 @@ impl AnswerHead {
         self.line.persists
     }
 
-    /// How the body of this answer to `method` ends (RFC 9112, 6.3). Takes out a length that does not count beside chunks.
-    ///
-    /// # Errors
-    ///
-    /// [`BadAnswer`] if that cannot be told.
-    pub(crate) fn framing(&mut self, method: &Method) -> Result<Framing, BadAnswer> {
-        let status = self.line.status;
-        let bodiless = status.is_informational()
-            || status == StatusCode::NO_CONTENT
-            || status == StatusCode::NOT_MODIFIED;
-        if bodiless || *method == Method::HEAD {
-            return Ok(Framing::Bytes(0));
-        }
-        if self.has("transfer-encoding") {
-            let mut codings = self.values("transfer-encoding");
-            let only = codings.next().unwrap_or_default().trim_ascii();
-            if !only.eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
-                return Err(BadAnswer::Coding);
-            }
-            drop(codings);
-            self.remove("content-length");
-            return Ok(Framing::Chunks(Chunks::default()));
-        }
-        let mut lengths = self.values("content-length").map(decimal);
-        let Some(length) = lengths.next() else {
-            return Ok(Framing::UntilClose);
-        };
-        if lengths.any(|other| other != length) {
-            return Err(BadAnswer::Length);
-        }
-        length.map(Framing::Bytes).ok_or(BadAnswer::Length)
-    }
-
-    /// The same head as Pingora has it, with another status if HTTP/2 has one.
-    pub(crate) fn to_pingora(&self, status: StatusCode) -> pingora::Result<ResponseHeader> {
-        let mut head = ResponseHeader::build_no_case(status, None)?;
+    /// The same head for HTTP/2, which has another status where it differs. `None` if a header cannot be one there.
+    pub(crate) fn to_http2(&self, status: StatusCode) -> Option<http::Response<()>> {
+        let mut response = http::Response::new(());
+        *response.status_mut() = status;
         for (name, value) in self.fields() {
-            let name = HeaderName::from_bytes(name).or_err(InvalidHTTPHeader, "a name")?;
-            let value = HeaderValue::from_bytes(value).or_err(InvalidHTTPHeader, "a value")?;
-            head.append_header(name, value)?;
+            let name = HeaderName::from_bytes(name).ok()?;
+            let value = HeaderValue::from_bytes(value).ok()?;
+            response.headers_mut().try_append(name, value).ok()?;
         }
-        Ok(head)
+        Some(response)
     }
 
     /// Writes it as the client gets it.
@@ -137,18 +116,75 @@ impl AnswerHead {
     }
 }
 
-impl Answer for AnswerHead {
+impl Response for ResponseHead {
     fn status(&self) -> StatusCode {
         self.line.status
     }
 }
 
-/// Writes an answer of the edge itself to a request with `method`. `last` is whether its connection ends with it.
+/// How the body of `response` to a request with `method` ends (RFC 9112, 6.3). Leaves one way to say it in the head: no length beside
+/// chunks, none twice, and no framing at all where there can be no body.
+///
+/// # Errors
+///
+/// [`BadResponse::Length`] or [`BadResponse::Coding`] if that cannot be told.
+pub(crate) fn settle_framing(
+    response: &mut impl Response,
+    method: &Method,
+) -> Result<Framing, BadResponse> {
+    let status = response.status();
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        response.remove("content-length");
+        response.remove("transfer-encoding");
+        return Ok(Framing::Bytes(0));
+    }
+    if status == StatusCode::NOT_MODIFIED || *method == Method::HEAD {
+        // The length is the one that the body would have (RFC 9110, 8.6).
+        settle_length(response)?;
+        response.remove("transfer-encoding");
+        return Ok(Framing::Bytes(0));
+    }
+    if response.has("transfer-encoding") {
+        let mut codings = response.values("transfer-encoding");
+        let only = codings.next().unwrap_or_default().trim_ascii();
+        if !only.eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
+            return Err(BadResponse::Coding);
+        }
+        drop(codings);
+        response.remove("content-length");
+        return Ok(Framing::Chunks(Chunks::lenient()));
+    }
+    let length = settle_length(response)?;
+    Ok(length.map_or(Framing::UntilClose, Framing::Bytes))
+}
+
+/// The length that the head says, and says once from here on.
+fn settle_length(response: &mut impl Response) -> Result<Option<u64>, BadResponse> {
+    let mut lengths = response.values("content-length").map(decimal);
+    let Some(first) = lengths.next() else {
+        return Ok(None);
+    };
+    let length = first.ok_or(BadResponse::Length)?;
+    let (mut others, mut differs) = (0, false);
+    for other in lengths {
+        others += 1;
+        differs |= other != Some(length);
+    }
+    if differs {
+        return Err(BadResponse::Length);
+    }
+    if others > 0 {
+        response.set("Content-Length", length.into());
+    }
+    Ok(Some(length))
+}
+
+/// Writes a response of the edge itself to a request with `method`, with a `Connection` header that says `connection`.
 pub(crate) fn write_own(
     head: &ResponseHeader,
     body: &[u8],
     method: &Method,
-    last: bool,
+    connection: Option<&str>,
     out: &mut Vec<u8>,
 ) {
     let reason = head.status.canonical_reason().unwrap_or_default();
@@ -156,8 +192,10 @@ pub(crate) fn write_own(
     for part in parts {
         out.extend_from_slice(part.as_bytes());
     }
-    if last {
-        out.extend_from_slice(b"Connection: close\r\n");
+    if let Some(connection) = connection {
+        for part in ["Connection: ", connection, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
     for (name, value) in &head.headers {
         out.extend_from_slice(name.as_str().as_bytes());
@@ -193,18 +231,18 @@ fn unfold(head: &mut [u8]) {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<AnswerHead, BadAnswer> {
-        AnswerHead::parse(BytesMut::from(text))
+    fn parse(text: &str) -> Result<ResponseHead, BadResponse> {
+        ResponseHead::parse(BytesMut::from(text), 4)
     }
 
-    fn written(head: &AnswerHead) -> String {
+    fn written(head: &ResponseHead) -> String {
         let mut out = Vec::new();
         head.write(&mut out);
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn an_answer_goes_out_as_it_came() {
+    fn a_response_goes_out_as_it_came() {
         for text in [
             "HTTP/1.1 200 OK\r\nServer: a\r\netag: \"b\"\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 999 \r\n\r\n",
@@ -219,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_refused() {
+    fn what_is_no_response_is_an_error() {
         for text in [
             "",
             "HTTP/1.1\r\n\r\n",
@@ -229,13 +267,13 @@ mod tests {
             "HTTP/1.1 200 OK\r\nX: \0\r\n\r\n",
             "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
         ] {
-            assert_eq!(parse(text).err(), Some(BadAnswer::NotHttp), "{text:?}");
+            assert_eq!(parse(text).err(), Some(BadResponse::NotHttp), "{text:?}");
         }
     }
 
     #[test]
     fn a_body_ends_in_one_way() {
-        let chunks = || Ok(Framing::Chunks(Chunks::default()));
+        let chunks = || Ok(Framing::Chunks(Chunks::lenient()));
         let cases = [
             ("GET", "200 OK", "", Ok(Framing::UntilClose)),
             (
@@ -273,19 +311,19 @@ mod tests {
                 "GET",
                 "200 OK",
                 "Content-Length: 7\r\nContent-Length: 8\r\n",
-                Err(BadAnswer::Length),
+                Err(BadResponse::Length),
             ),
             (
                 "GET",
                 "200 OK",
                 "Content-Length: +7\r\n",
-                Err(BadAnswer::Length),
+                Err(BadResponse::Length),
             ),
             (
                 "GET",
                 "200 OK",
                 "Content-Length:\r\n",
-                Err(BadAnswer::Length),
+                Err(BadResponse::Length),
             ),
             (
                 "GET",
@@ -297,20 +335,20 @@ mod tests {
                 "GET",
                 "200 OK",
                 "Transfer-Encoding: gzip, chunked\r\n",
-                Err(BadAnswer::Coding),
+                Err(BadResponse::Coding),
             ),
             (
                 "GET",
                 "200 OK",
                 "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                Err(BadAnswer::Coding),
+                Err(BadResponse::Coding),
             ),
         ];
         for (method, status, headers, framing) in cases {
             let mut head = parse(&format!("HTTP/1.1 {status}\r\n{headers}\r\n")).unwrap();
             let method: Method = method.parse().unwrap();
             assert_eq!(
-                head.framing(&method),
+                settle_framing(&mut head, &method),
                 framing,
                 "{method} {status} {headers}"
             );

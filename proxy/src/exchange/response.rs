@@ -1,21 +1,26 @@
-//! What the edge changes in an answer, and the answers it gives itself.
+//! What the edge changes in a response, and the responses of its own.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderValue;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER,
+};
+use http::{HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::error;
 use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::exchange::Policy;
-use crate::fields::{Answer, Fields};
-use crate::pool::Choice;
+use crate::fields::{Fields, Response};
+use crate::http1::BadResponse;
 use crate::pool::CookieChange;
 use crate::pool::Evidence;
+use crate::pool::Seeks;
+use crate::upstream::HopByHop;
 
 /// With this a backend asks for its client to be bound to another one.
 const RELEASE: &str = "causeway-release";
@@ -25,50 +30,64 @@ const PRIVATE_PREFIX: &str = "causeway-";
 const NODE: &str = "causeway-node";
 
 impl Policy {
-    /// Takes note of the backend's answer, and makes of its head what the client gets.
-    pub(crate) fn answered(&self, exchange: &Exchange, response: &mut impl Answer) {
-        let Some(choice) = &exchange.choice else {
-            return;
-        };
-        self.report(exchange, Evidence::Answered(response.status()));
-        self.dress(exchange, choice, response);
-    }
-
-    /// As [`Policy::answered`], for an ordinary answer to an upgrade.
-    pub(crate) fn answered_refusing(&self, exchange: &Exchange, response: &mut impl Answer) {
-        let Some(choice) = &exchange.choice else {
-            return;
-        };
-        // An answer that was held back while others were asked has counted already.
-        if !exchange.tried.contains(&choice.backend.id) {
-            self.report(exchange, Evidence::UpgradeRefused(response.status()));
+    /// Takes in the backend's response, and makes of its head what the client gets. Its framing is settled, and stays.
+    ///
+    /// # Errors
+    ///
+    /// [`BadResponse::Nominations`]: it must not be passed on.
+    pub(crate) fn finalize(
+        &self,
+        exchange: &Exchange,
+        response: &mut impl Response,
+    ) -> Result<(), BadResponse> {
+        let removed = response.remove_hop_by_hop();
+        removed.map_err(|_| BadResponse::Nominations)?;
+        if !response.has("date") {
+            // RFC 9110, 6.6.1.
+            response.append("Date", get_cached_date());
         }
-        self.dress(exchange, choice, response);
-    }
-
-    fn dress(&self, exchange: &Exchange, choice: &Choice, response: &mut impl Answer) {
         let released = response.has(RELEASE);
         remove_private(response);
+        let Some(choice) = &exchange.choice else {
+            return Ok(());
+        };
+        let status = response.status();
+        let refuses = exchange.seeks == Seeks::Tunnel && status != StatusCode::SWITCHING_PROTOCOLS;
+        match refuses {
+            false => self.report(exchange, Evidence::Answered(status)),
+            // A response that was held back while others were asked has counted already.
+            true if exchange.tried.contains(&choice.backend.id) => {}
+            true => self.report(exchange, Evidence::UpgradeRefused(status)),
+        }
         let bind_to = if released {
             exchange.pool.release(&choice.backend, Instant::now())
         } else {
             (choice.cookie == CookieChange::Set).then(|| Arc::clone(&choice.backend))
         };
-        // Browsers take no cookie from the answer to a preflight.
+        // Browsers take no cookie from the response to a preflight.
         let Some(backend) = bind_to.filter(|_| !exchange.preflight) else {
-            return;
+            return Ok(());
         };
         let scheme = exchange.forwarded.scheme;
         if let Some(cookie) = exchange.pool.set_cookie(&backend, Instant::now(), scheme) {
             response.append("Set-Cookie", cookie);
             keep_out_of_shared_caches(response);
         }
+        Ok(())
     }
 
-    /// The answer of the edge itself to a request that `refusal` ended.
-    pub(crate) fn own_answer(&self, refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
+    /// Makes of the head of an interim response (1xx) what the client gets. Whether it gets it.
+    pub(crate) fn finalize_interim(&self, response: &mut impl Response) -> bool {
+        response.remove("content-length");
+        response.remove("transfer-encoding");
+        remove_private(response);
+        response.remove_hop_by_hop().is_ok()
+    }
+
+    /// The response of the edge itself to a request that `refusal` ended.
+    pub(crate) fn own_response(&self, refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
         let reason = refusal.reason();
-        let (head, body) = own_answer(refusal);
+        let (head, body) = own_response(refusal);
         self.metrics.refused(reason, head.status);
         (head, body)
     }
@@ -82,7 +101,7 @@ fn remove_private(response: &mut impl Fields) {
     });
 }
 
-/// A binding is for one client: an answer that carries one must not be stored for others.
+/// A binding is for one client: a response that carries one must not be stored for others.
 fn keep_out_of_shared_caches(response: &mut impl Fields) {
     let says = |directive| response.lists("cache-control", directive);
     if !says("private") && !says("no-store") {
@@ -90,14 +109,15 @@ fn keep_out_of_shared_caches(response: &mut impl Fields) {
     }
 }
 
-/// An answer of the edge itself: head and body.
-fn own_answer(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
+/// A response of the edge itself: head and body.
+fn own_response(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
     let answer = error::answer(refusal);
     let body = Bytes::from(answer.body.into_owned());
     let fill = |head: &mut ResponseHeader| -> pingora::Result<()> {
         head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
         head.insert_header(CONTENT_LENGTH, body.len())?;
         head.insert_header(CACHE_CONTROL, "no-store")?;
+        head.insert_header(DATE, get_cached_date())?;
         if let Some(location) = answer.location {
             head.insert_header(LOCATION, location)?;
         }
