@@ -24,6 +24,7 @@ pub mod process;
 pub mod programs;
 pub mod redis;
 pub mod scratch;
+pub mod segments;
 pub mod server_api;
 pub mod settings;
 pub mod site;

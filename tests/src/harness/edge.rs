@@ -1,6 +1,7 @@
 //! An edge: a `causeway-proxy` process, or one with the edge mounted in a Pingora server.
 
 use std::{
+    ffi::OsStr,
     net::{SocketAddr, TcpListener},
     path::Path,
 };
@@ -87,33 +88,55 @@ impl Edge {
     pub async fn start_in(program: Program, settings: &Settings, directory: &Path) -> Result<Self> {
         match program {
             Program::Edge => {
-                let mut process = launch("causeway-proxy", settings, directory)?;
+                let mut process = launch("causeway-proxy", settings, directory, &[])?;
                 Ok(Self {
                     address: process.listening("edge").await?,
                     admin: process.listening("admin").await?,
                     process,
                 })
             }
-            Program::Plugin => {
-                // Pingora does not tell which port the kernel chose. Nobody else takes one of an address that is ours alone.
-                let free = TcpListener::bind(loopback::own_any_port())?;
-                let address = free.local_addr()?;
-                drop(free);
-                let listeners = json!([{ "address": address.to_string() }]);
-                let settings = settings.clone().with("listeners", listeners);
-                let mut process = launch("examples/plugin", &settings, directory)?;
-                let admin = process.listening("admin").await?;
-                wait::until("the plugin to listen", wait::SOON, async || {
-                    TcpStream::connect(address).await.ok()
-                })
-                .await?;
-                Ok(Self {
-                    address,
-                    admin,
-                    process,
-                })
-            }
+            Program::Plugin => Self::start_plugin(settings, directory, &[]).await,
         }
+    }
+
+    /// As [`Edge::start_in`] with [`Program::Plugin`], whose listener speaks TLS.
+    ///
+    /// # Errors
+    ///
+    /// As [`Edge::start`].
+    pub async fn start_plugin_tls(
+        settings: &Settings,
+        directory: &Path,
+        certificate: &Path,
+        key: &Path,
+    ) -> Result<Self> {
+        let flags = [
+            OsStr::new("--certificate"),
+            certificate.as_os_str(),
+            OsStr::new("--key"),
+            key.as_os_str(),
+        ];
+        Self::start_plugin(settings, directory, &flags).await
+    }
+
+    async fn start_plugin(settings: &Settings, directory: &Path, flags: &[&OsStr]) -> Result<Self> {
+        // Pingora does not tell which port the kernel chose. Nobody else takes one of an address that is ours alone.
+        let free = TcpListener::bind(loopback::own_any_port())?;
+        let address = free.local_addr()?;
+        drop(free);
+        let listeners = json!([{ "address": address.to_string() }]);
+        let settings = settings.clone().with("listeners", listeners);
+        let mut process = launch("examples/plugin", &settings, directory, flags)?;
+        let admin = process.listening("admin").await?;
+        wait::until("the plugin to listen", wait::SOON, async || {
+            TcpStream::connect(address).await.ok()
+        })
+        .await?;
+        Ok(Self {
+            address,
+            admin,
+            process,
+        })
     }
 
     /// What the edge thinks of its backends: the JSON of `/backends`.
@@ -141,11 +164,16 @@ impl Edge {
     }
 }
 
-fn launch(program: &str, settings: &Settings, directory: &Path) -> Result<Process> {
+fn launch(
+    program: &str,
+    settings: &Settings,
+    directory: &Path,
+    flags: &[&OsStr],
+) -> Result<Process> {
     let file = directory.join("edge.yaml");
     std::fs::write(&file, settings.text())?;
     let mut command = Command::new(programs::ours(program)?);
-    command.arg("--config").arg(&file);
+    command.arg("--config").arg(&file).args(flags);
     Process::spawn("edge", command, directory)
 }
 

@@ -1,0 +1,150 @@
+//! Deciding what a program reads at once: what is sent here is read by the other side before more is sent.
+//!
+//! The kernel is asked how many bytes the socket at the other end of a connection of this machine holds unread (`sock_diag(7)`),
+//! so that a test splits a message by a condition and not by a pause.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::{Instant, sleep};
+
+/// How long a program may leave bytes unread before it counts as one that does not want them.
+const UNWANTED: Duration = Duration::from_millis(400);
+
+/// How often the kernel is asked while bytes are unread.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Both ends of a connection between two programs of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The end that sends.
+    pub near: SocketAddr,
+    /// The end that reads.
+    pub far: SocketAddr,
+}
+
+impl Ends {
+    /// The ends of `stream`, which is the near one.
+    ///
+    /// # Errors
+    ///
+    /// It is not connected.
+    pub fn of(stream: &tokio::net::TcpStream) -> Result<Self> {
+        Ok(Self {
+            near: stream.local_addr()?,
+            far: stream.peer_addr()?,
+        })
+    }
+
+    /// Waits until the program at the far end has read all that was sent. False if it does not read on, or is gone.
+    pub async fn drained(self) -> bool {
+        let end = Instant::now() + UNWANTED;
+        loop {
+            let unsent = queues(self.near, self.far).map_or(0, |queues| queues.unsent);
+            match queues(self.far, self.near) {
+                Ok(Queues { unread: 0, .. }) if unsent == 0 => return true,
+                Err(_) => return false,
+                Ok(_) if end < Instant::now() => return false,
+                Ok(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+/// What a socket holds, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Queues {
+    unread: u32,
+    unsent: u32,
+}
+
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const ANY_STATE: u32 = u32::MAX;
+const NO_COOKIE: u32 = u32::MAX;
+
+/// `struct nlmsghdr`, and where the queues are in the `struct inet_diag_msg` behind it.
+const HEADER_BYTES: usize = 16;
+const REQUEST_BYTES: usize = 56;
+const UNREAD_AT: usize = HEADER_BYTES + 4 + 48 + 4;
+
+/// The queues of the socket at `local` that is connected to `remote`.
+fn queues(local: SocketAddr, remote: SocketAddr) -> Result<Queues> {
+    let kernel = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW,
+        Some(Protocol::from(NETLINK_SOCK_DIAG)),
+    )?;
+    kernel.set_read_timeout(Some(Duration::from_secs(1)))?;
+    (&kernel).write_all(&question(local, remote)?)?;
+    let mut answer = [0; 512];
+    let length = (&kernel).read(&mut answer)?;
+    let number = |at: usize| {
+        let bytes = answer[..length].get(at..at + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    let kind = answer[..length].get(4..6);
+    if kind != Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes()) {
+        bail!("there is no connection of {local} to {remote}");
+    }
+    Ok(Queues {
+        unread: number(UNREAD_AT).context("a short answer of the kernel")?,
+        unsent: number(UNREAD_AT + 4).context("a short answer of the kernel")?,
+    })
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2` for one TCP socket.
+fn question(local: SocketAddr, remote: SocketAddr) -> Result<Vec<u8>> {
+    let (IpAddr::V4(near), IpAddr::V4(far)) = (local.ip(), remote.ip()) else {
+        bail!("only IPv4 is known here");
+    };
+    let mut question = Vec::with_capacity(HEADER_BYTES + REQUEST_BYTES);
+    question.extend(((HEADER_BYTES + REQUEST_BYTES) as u32).to_ne_bytes());
+    question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    question.extend(NLM_F_REQUEST.to_ne_bytes());
+    question.extend([0; 8]);
+    question.extend([libc::AF_INET as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    question.extend(ANY_STATE.to_ne_bytes());
+    question.extend(local.port().to_be_bytes());
+    question.extend(remote.port().to_be_bytes());
+    for address in [near, far] {
+        question.extend(address.octets());
+        question.extend([0; 12]);
+    }
+    question.extend([0; 4]);
+    question.extend(NO_COOKIE.to_ne_bytes());
+    question.extend(NO_COOKIE.to_ne_bytes());
+    Ok(question)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_other_side_has_not_read_is_seen() -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let mut near = TcpStream::connect(listener.local_addr()?).await?;
+        let (mut far, _) = listener.accept().await?;
+        let ends = Ends::of(&near)?;
+        assert!(ends.drained().await);
+        near.write_all(b"hello").await?;
+        assert!(!ends.drained().await);
+        far.read_exact(&mut [0; 5]).await?;
+        assert!(ends.drained().await);
+        drop((far, near));
+        assert!(!ends.drained().await);
+        Ok(())
+    }
+}
