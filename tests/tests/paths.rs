@@ -35,14 +35,109 @@ mod run;
 #[path = "paths/site.rs"]
 mod site;
 
-use anyhow::Result;
+use std::collections::BTreeMap;
 
-use crate::site::Site;
+use anyhow::{Context as _, Result};
+use causeway_tests::harness::{http, wait};
+use serde_json::Value;
+
+use crate::{
+    case::{Behind, BodyEnd, Case, HELLO, Step, case, does, get, post, send, sends},
+    path::ALL,
+    site::Site,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_path_says_the_same() -> Result<()> {
     let report = run::all(Site::start().await?, rows::all()).await?;
     println!("{}", report.table);
     assert!(report.failures.is_empty(), "\n{}", report.failures);
+    Ok(())
+}
+
+/// A kept connection on which something comes while no request is under way is out of step.
+#[tokio::test]
+async fn a_connection_on_which_a_backend_speaks_unasked_is_not_used_again() -> Result<()> {
+    let site = Site::start().await?;
+    let unasked = case(
+        "a response to no request",
+        get("/plain").then(Behind::Nothing),
+    )
+    .attempted(vec![
+        sends(&[HELLO])
+            .then(send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"))
+            .spent("a response came to no request"),
+    ])
+    .connection(case::Connection::Either);
+    let rows = [
+        unasked.clone(),
+        case("a GET behind it", get("/plain")),
+        unasked,
+        case("a POST behind it", post("/plain", &[b"hello"])),
+    ];
+    let mut faults = Vec::new();
+    for path in ALL {
+        faults.extend(run::in_turn(&site, path, &rows).await);
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    Ok(())
+}
+
+/// An alert on what attackers do must not fire because of people who close a page.
+#[tokio::test]
+async fn a_client_that_leaves_is_one_line_and_no_refusal_on_every_path() -> Result<()> {
+    let site = Site::start().await?;
+    let waits = does(vec![Step::ReadAll, Step::Silent]);
+    let rows: [Case; 3] = [
+        case("leaves while it waits", get("/left").then(Behind::Leave)),
+        case(
+            "leaves behind its body",
+            post("/left", &[b"hello"]).then(Behind::Leave),
+        ),
+        case(
+            "leaves within its body",
+            post("/left", &[b"hello"])
+                .declares(1000)
+                .then(Behind::Leave),
+        )
+        .sees_body(BodyEnd::Cut),
+    ]
+    .map(|case| case.attempted(vec![waits.clone()]));
+    let (mut faults, mut left) = (Vec::new(), BTreeMap::new());
+    for path in ALL {
+        faults.extend(run::in_turn(&site, path, &rows).await);
+        *left.entry(path.program().name()).or_default() +=
+            rows.iter().filter(|row| row.on(path).is_some()).count();
+    }
+    for (name, edge) in site.programs() {
+        let wanted: usize = left
+            .get(name)
+            .copied()
+            .context("a program without a path")?;
+        let lines = || {
+            let lines = edge.process.output_lines();
+            let left = lines.into_iter().filter(|line| line["path"] == "/left");
+            left.map(|line| line["status"].clone())
+                .collect::<Vec<Value>>()
+        };
+        let logged = wait::until("a line for each", wait::SOON, async || {
+            (wanted <= lines().len()).then_some(())
+        });
+        logged
+            .await
+            .with_context(|| format!("{name}: {:?}", lines()))?;
+        let statuses = lines();
+        if statuses != vec![Value::from(499); wanted] {
+            faults.push(format!(
+                "{name}: the access log has {statuses:?} for {wanted}"
+            ));
+        }
+        let page = http::get(edge.admin, "/metrics").await?.text();
+        let refused = page
+            .lines()
+            .filter(|line| line.starts_with("causeway_proxy_refusals"));
+        faults.extend(refused.map(|line| format!("{name}: {line}")));
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
     Ok(())
 }

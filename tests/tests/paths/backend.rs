@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -11,12 +12,17 @@ use std::{
 use anyhow::Result;
 use bytes::BytesMut;
 use causeway_tests::harness::{loopback, segments::Ends};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     case::{Attempt, Step},
@@ -57,6 +63,46 @@ impl Exchanges {
     }
 }
 
+/// A connection, in plain or over TLS.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    async fn read(&mut self, unread: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read_buf(unread).await,
+            Self::Tls(stream) => stream.read_buf(unread).await,
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+        }
+    }
+
+    /// Ends it, in TLS with a close_notify.
+    async fn end(&mut self) {
+        match self {
+            Self::Plain(stream) => stream.shutdown().await.ok(),
+            Self::Tls(stream) => stream.shutdown().await.ok(),
+        };
+    }
+}
+
 /// A listening backend.
 #[derive(Debug)]
 pub(crate) struct Backend {
@@ -67,6 +113,26 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) async fn start(exchanges: &Arc<Exchanges>) -> Result<Self> {
+        Self::listen(exchanges, None).await
+    }
+
+    /// One that speaks TLS.
+    pub(crate) async fn start_tls(
+        exchanges: &Arc<Exchanges>,
+        certificate: (String, String),
+    ) -> Result<Self> {
+        let (chain, key) = certificate;
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        Self::listen(exchanges, Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn listen(exchanges: &Arc<Exchanges>, tls: Option<TlsAcceptor>) -> Result<Self> {
         let listener = TcpListener::bind(loopback::own_any_port()).await?;
         let address = listener.local_addr()?;
         let (mut tasks, exchanges) = (JoinSet::new(), Arc::clone(exchanges));
@@ -77,9 +143,13 @@ impl Backend {
                     Some(_) = serving.join_next() => {}
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { return };
-                        if let Ok(connection) = Connection::new(stream, Arc::clone(&exchanges)) {
-                            serving.spawn(connection.serve());
-                        }
+                        let (exchanges, tls) = (Arc::clone(&exchanges), tls.clone());
+                        serving.spawn(async move {
+                            let connection = Connection::new(stream, tls, exchanges);
+                            if let Ok(connection) = connection.await {
+                                connection.serve().await;
+                            }
+                        });
                     }
                 }
             }
@@ -92,7 +162,7 @@ impl Backend {
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     ends: Ends,
     unread: BytesMut,
     exchanges: Arc<Exchanges>,
@@ -122,11 +192,18 @@ enum Framing {
 struct Ended;
 
 impl Connection {
-    fn new(stream: TcpStream, exchanges: Arc<Exchanges>) -> Result<Self> {
+    async fn new(
+        stream: TcpStream,
+        tls: Option<TlsAcceptor>,
+        exchanges: Arc<Exchanges>,
+    ) -> Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self {
             ends: Ends::of(&stream)?,
-            stream,
+            stream: match tls {
+                Some(tls) => Stream::Tls(Box::new(tls.accept(stream).await?)),
+                None => Stream::Plain(stream),
+            },
             unread: BytesMut::new(),
             exchanges,
             last: None,
@@ -156,6 +233,7 @@ impl Connection {
                     exchange.complain(fault);
                     exchange.begin(Seen {
                         end: End::Cut,
+                        done: true,
                         ..seen
                     });
                     return;
@@ -170,11 +248,18 @@ impl Connection {
                 framing,
             };
             if expects && attempt.continues {
-                let sent = self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+                let sent = self.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n");
                 sent.await.ok();
             }
-            if self.answer(&mut current, &attempt).await.is_err() {
-                return current.ended();
+            let answered = self.answer(&mut current, &attempt).await;
+            if answered.is_err() {
+                current.ended();
+            }
+            current
+                .exchange
+                .note(current.number, |seen| seen.done = true);
+            if answered.is_err() {
+                return;
             }
             self.spent = attempt.spent;
         }
@@ -185,7 +270,7 @@ impl Connection {
             match step {
                 Step::ReadAll => self.body(current).await?,
                 Step::Send(bytes) => {
-                    self.stream.write_all(bytes).await.map_err(|_| Ended)?;
+                    self.stream.write(bytes).await.map_err(|_| Ended)?;
                     self.ends.drained().await;
                 }
                 Step::ClientHas(bytes) => {
@@ -201,7 +286,7 @@ impl Connection {
                 Step::Pause(length) => sleep(*length).await,
                 Step::Echo => {
                     self.echo(current, usize::MAX).await;
-                    self.stream.shutdown().await.ok();
+                    self.stream.end().await;
                     return Err(Ended);
                 }
                 Step::EchoOnly(bytes) => self.echo(current, *bytes).await,
@@ -210,13 +295,14 @@ impl Connection {
                     return Err(Ended);
                 }
                 Step::Close => {
-                    self.stream.shutdown().await.ok();
+                    self.stream.end().await;
                     return Err(Ended);
                 }
                 Step::Reset => {
-                    self.stream.set_zero_linger().ok();
+                    self.stream.tcp().set_zero_linger().ok();
                     return Err(Ended);
                 }
+                Step::Drop => return Err(Ended),
             }
         }
         // An answer may be earlier than the end of its request.
@@ -231,7 +317,7 @@ impl Connection {
             left -= come.len();
             let noted = |seen: &mut Seen| seen.tunnel.extend_from_slice(&come);
             current.exchange.note(current.number, noted);
-            if self.stream.write_all(&come).await.is_err() {
+            if self.stream.write(&come).await.is_err() {
                 return;
             }
         }
@@ -353,7 +439,7 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> bool {
-        matches!(self.stream.read_buf(&mut self.unread).await, Ok(1..))
+        matches!(self.stream.read(&mut self.unread).await, Ok(1..))
     }
 }
 

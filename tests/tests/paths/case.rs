@@ -3,7 +3,7 @@
 //! A row says nothing of what is the same in all of them ([`check`](crate::check)), or follows from the version of HTTP
 //! ([`Case::on`]).
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use crate::path::{ALL, EXPECT, HTTP2, HTTP10, Path, UPGRADES};
 
@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) body: Body,
     pub(crate) pace: Pace,
     pub(crate) behind: Behind,
+    /// The address that it comes from.
+    pub(crate) from: Ipv4Addr,
     /// Set on a request for an upgrade.
     pub(crate) upgrade: Option<Upgrade>,
 }
@@ -130,6 +132,8 @@ pub(crate) enum Step {
     Close,
     /// Resets it.
     Reset,
+    /// Drops it, in TLS without a close_notify.
+    Drop,
 }
 
 /// What the backend must see.
@@ -203,6 +207,7 @@ fn request(method: &'static str, target: &'static str, body: Body) -> Request {
         body,
         pace: Pace::AtOnce,
         behind: Behind::Next,
+        from: Ipv4Addr::LOCALHOST,
         upgrade: None,
     }
 }
@@ -272,6 +277,12 @@ impl Request {
 
     pub(crate) fn host(mut self, host: &'static str) -> Self {
         self.host = host;
+        self
+    }
+
+    /// Comes from another address of this machine.
+    pub(crate) fn from(mut self, from: Ipv4Addr) -> Self {
+        self.from = from;
         self
     }
 

@@ -43,6 +43,18 @@ pub(crate) fn faults(
     for seen in &seen {
         behind(path, case, seen, &mut faults);
     }
+    if let (Some(upgrade), Some(last)) = (&case.request.upgrade, seen.last())
+        && case.client.statuses == [101]
+    {
+        let sent = [&upgrade.early[..], &upgrade.then].concat();
+        if last.tunnel != sent {
+            faults.push(format!(
+                "the backend: {} through the tunnel and not {}",
+                excerpt(&last.tunnel),
+                excerpt(&sent)
+            ));
+        }
+    }
     in_front(path, case, got, &mut faults);
     for fault in next.faults() {
         faults.push(format!("the next request: {fault}"));
@@ -147,18 +159,6 @@ fn behind(path: Path, case: &Case, seen: &Seen, faults: &mut Vec<String>) {
         fault(format!(
             "`connection: {connection}` and `upgrade: {upgrade}`"
         ));
-    }
-    if let Some(upgrade) = &request.upgrade
-        && case.client.statuses == [101]
-    {
-        let sent = [&upgrade.early[..], &upgrade.then].concat();
-        if seen.tunnel != sent {
-            fault(format!(
-                "{} through the tunnel and not {}",
-                excerpt(&seen.tunnel),
-                excerpt(&sent)
-            ));
-        }
     }
 }
 

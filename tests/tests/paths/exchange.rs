@@ -22,6 +22,8 @@ pub(crate) struct Seen {
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Vec<(String, String)>,
     pub(crate) end: End,
+    /// Whether the backend has done all that it does.
+    pub(crate) done: bool,
     /// What went through the tunnel that it became.
     pub(crate) tunnel: Vec<u8>,
 }
@@ -57,8 +59,8 @@ pub(crate) struct Exchange {
     attempts: Vec<Attempt>,
     seen: Mutex<Vec<Seen>>,
     faults: Mutex<Vec<String>>,
-    /// How many bytes of the body the backend has.
-    backend_has: watch::Sender<usize>,
+    /// How many bytes of the body the backend has; `None` while it has no request.
+    backend_has: watch::Sender<Option<usize>>,
     /// How many bytes of the response's body the client has.
     client_has: watch::Sender<usize>,
 }
@@ -71,7 +73,7 @@ impl Exchange {
             attempts,
             seen: Mutex::default(),
             faults: Mutex::default(),
-            backend_has: watch::Sender::new(0),
+            backend_has: watch::Sender::new(None),
             client_has: watch::Sender::new(0),
         })
     }
@@ -97,6 +99,7 @@ impl Exchange {
         let mut all = lock(&self.seen);
         all.push(seen);
         let number = all.len() - 1;
+        self.backend_got(0);
         let attempt = self.attempts.get(number).or(self.attempts.last());
         (number, attempt.cloned().unwrap_or_default())
     }
@@ -114,12 +117,7 @@ impl Exchange {
     pub(crate) fn note(&self, number: usize, change: impl FnOnce(&mut Seen)) {
         if let Some(seen) = lock(&self.seen).get_mut(number) {
             change(seen);
-            let has = seen.body.len();
-            self.backend_has.send_if_modified(|most| {
-                let more = *most < has;
-                *most = has.max(*most);
-                more
-            });
+            self.backend_got(seen.body.len());
         }
     }
 
@@ -137,10 +135,20 @@ impl Exchange {
 
     /// Whether nothing of it is still under way at the backend.
     pub(crate) fn is_over(&self) -> bool {
-        lock(&self.seen).iter().all(|seen| seen.end != End::Open)
+        lock(&self.seen)
+            .iter()
+            .all(|seen| seen.end != End::Open && seen.done)
     }
 
-    pub(crate) fn backend_has(&self) -> watch::Receiver<usize> {
+    fn backend_got(&self, bytes: usize) {
+        self.backend_has.send_if_modified(|most| {
+            let more = *most < Some(bytes);
+            *most = (*most).max(Some(bytes));
+            more
+        });
+    }
+
+    pub(crate) fn backend_has(&self) -> watch::Receiver<Option<usize>> {
         self.backend_has.subscribe()
     }
 

@@ -8,7 +8,6 @@ use causeway_tests::harness::{segments::Ends, tls};
 use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf},
-    net::TcpStream,
     sync::watch,
     time::timeout,
 };
@@ -43,7 +42,7 @@ pub(crate) async fn play(
     exchange: &Exchange,
     next: &Exchange,
 ) -> Result<Got> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = tls::connect_from(case.request.from, address).await?;
     stream.set_nodelay(true)?;
     let ends = Ends::of(&stream)?;
     let stream: Box<dyn Duplex> = if path.is_tls() {
@@ -361,14 +360,17 @@ impl Sender {
 /// Waits until the backend has this much of the body.
 pub(crate) async fn backend_has(exchange: &Exchange, bytes: usize) {
     let mut has = exchange.backend_has();
-    if timeout(PATIENCE, has.wait_for(|has| bytes <= *has))
+    if timeout(PATIENCE, has.wait_for(|has| Some(bytes) <= *has))
         .await
         .is_err()
     {
-        let has = *exchange.backend_has().borrow();
-        exchange.complain(format!(
-            "the backend has {has} bytes of the body, and {bytes} were sent: what has come is held back"
-        ));
+        let fault = match *exchange.backend_has().borrow() {
+            Some(has) => format!(
+                "the backend has {has} bytes of the body, and {bytes} were sent: what has come is held back"
+            ),
+            None => "the backend has no request".to_owned(),
+        };
+        exchange.complain(fault);
     }
 }
 

@@ -13,7 +13,6 @@ use h2::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request as Message, Uri, Version};
 use rustls::ClientConfig;
 use tokio::{
-    net::TcpStream,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -37,7 +36,7 @@ pub(crate) async fn play(
     exchange: &Exchange,
     next: &Exchange,
 ) -> Result<Got> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = tls::connect_from(case.request.from, address).await?;
     let stream = tls::handshake(clients, stream).await?;
     let (client, connection) = h2::client::handshake(stream).await?;
     // Ends the connection when it is dropped.
@@ -100,6 +99,9 @@ pub(crate) async fn play(
     };
     if let Some(body) = open {
         tunnel(body, &mut sending, case, &mut got).await;
+    }
+    if request.behind == Behind::Nothing {
+        return Ok(got);
     }
     got.after = match pipelined {
         Some(response) => answered(response, next, &mut got).await,

@@ -40,6 +40,16 @@ pub(crate) enum Program {
     PluginTls,
 }
 
+impl Program {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Plugin => "plugin",
+            Self::PluginTls => "plugin with TLS",
+        }
+    }
+}
+
 /// How the bytes of a request of HTTP/1 are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {

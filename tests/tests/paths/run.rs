@@ -33,6 +33,20 @@ struct Played {
     got: Result<Got>,
 }
 
+impl Played {
+    /// What is not as it should be. Complete only when nothing else is played: what comes behind a request may come late.
+    fn faults(&self) -> Vec<String> {
+        match &self.got {
+            Ok(got) => check::faults(self.path, &self.case, &self.exchange, &self.next, got),
+            Err(error) => {
+                let mut found = vec![format!("{error:#}")];
+                found.extend(self.exchange.faults());
+                found
+            }
+        }
+    }
+}
+
 /// What became of all rows.
 pub(crate) struct Report {
     /// The table, with a mark for each row and path, and the counts.
@@ -70,6 +84,9 @@ pub(crate) async fn all(mut site: Site, cases: Vec<Case>) -> Result<Report> {
     for stray in site.exchanges.strays() {
         let _ = writeln!(report.failures, "a stray at a backend: {stray}");
     }
+    for left in site.left_over().await {
+        let _ = writeln!(report.failures, "{left}");
+    }
     for program in site.ended() {
         let _ = writeln!(report.failures, "the {program} has ended");
     }
@@ -96,6 +113,18 @@ async fn on_path(site: &Site, path: Path, cases: &[Case]) -> Vec<Played> {
     let (mut all, others) = tokio::join!(join_all(waiting), others);
     all.extend(others);
     all
+}
+
+/// Plays rows over one path, one after the other, and says what is not as it should be.
+pub(crate) async fn in_turn(site: &Site, path: Path, cases: &[Case]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (row, case) in cases.iter().enumerate() {
+        let Some(case) = case.on(path) else { continue };
+        let played = one(site, path, row, case).await;
+        let found = played.faults().into_iter();
+        faults.extend(found.map(|fault| format!("{path}, {}: {fault}", played.case.name)));
+    }
+    faults
 }
 
 async fn one(site: &Site, path: Path, row: usize, case: Case) -> Played {
@@ -151,21 +180,7 @@ fn with_cookie(mut case: Case, cookie: &str) -> Case {
 fn report(cases: &[Case], played: &[Played]) -> Report {
     let mut faults: BTreeMap<(usize, Path), Vec<String>> = BTreeMap::new();
     for played in played {
-        let found = match &played.got {
-            Ok(got) => check::faults(
-                played.path,
-                &played.case,
-                &played.exchange,
-                &played.next,
-                got,
-            ),
-            Err(error) => {
-                let mut found = vec![format!("{error:#}")];
-                found.extend(played.exchange.faults());
-                found
-            }
-        };
-        faults.insert((played.row, played.path), found);
+        faults.insert((played.row, played.path), played.faults());
     }
     let mut table = format!("{:76}", "");
     for path in ALL {

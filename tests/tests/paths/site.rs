@@ -4,6 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -25,8 +26,14 @@ use crate::{
     path::{Path, Program},
 };
 
+/// For what the clients leave behind to be gone.
+const GONE: Duration = Duration::from_secs(15);
+
 /// Of each deadline of the edge that a row waits for.
 const DEADLINE: &str = "5s";
+
+/// Who the backend is that speaks TLS.
+const BACKEND_NAME: &str = "backend.example";
 
 /// The largest request body that is let through.
 pub(crate) const BODY_MAX: usize = 2 * 1024 * 1024;
@@ -48,7 +55,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Starts all of it: `/` goes to one backend, `/two` to two, `/down` to one that is not there.
+    /// Starts all of it: `/` goes to one backend, `/two` to two, `/tls` to one that speaks TLS, `/down` to one that is not there.
     pub(crate) async fn start() -> Result<Self> {
         let scratch = Scratch::new("paths")?;
         let exchanges = Arc::new(Exchanges::default());
@@ -57,9 +64,11 @@ impl Site {
             backends.push(Backend::start(&exchanges).await?);
         }
         let authority = Authority::new(scratch.path())?;
+        let certificate = authority.certify(BACKEND_NAME)?;
+        backends.push(Backend::start_tls(&exchanges, certificate).await?);
         let certificates = folder(&scratch, "certificates")?;
         authority.renew(&certificates)?;
-        let settings = settings(&backends)?;
+        let settings = settings(&backends, &scratch.path().join("authority.ca"))?;
 
         let (plain, tls) = (free_address()?, free_address()?);
         let listeners = json!([
@@ -78,7 +87,7 @@ impl Site {
         )
         .await?;
         for program in [&edge, &plugin, &plugin_tls] {
-            for id in ["b1", "b2", "b3"] {
+            for id in ["b1", "b2", "b3", "t1"] {
                 program.backend_in_state(id, "up").await?;
             }
         }
@@ -126,12 +135,37 @@ impl Site {
         }
     }
 
+    /// What the programs still have open, once nobody is there any more: connections of clients, requests, tunnels.
+    pub(crate) async fn left_over(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for (name, edge) in self.programs() {
+            let gone = wait::until("nothing to be left", GONE, async || {
+                let page = http::get(edge.admin, "/metrics").await.ok()?.text();
+                open(&page).is_empty().then_some(())
+            });
+            if gone.await.is_err() {
+                let page = http::get(edge.admin, "/metrics").await;
+                let page = page.map(|page| page.text()).unwrap_or_default();
+                left.push(format!("the {name} still has {:?}", open(&page)));
+            }
+        }
+        left
+    }
+
+    pub(crate) fn programs(&self) -> [(&'static str, &Edge); 3] {
+        [
+            (Program::Edge.name(), &self.edge),
+            (Program::Plugin.name(), &self.plugin),
+            (Program::PluginTls.name(), &self.plugin_tls),
+        ]
+    }
+
     /// Names of the programs that have ended, which none should.
     pub(crate) fn ended(&mut self) -> Vec<&'static str> {
         let programs = [
-            ("edge", &mut self.edge),
-            ("plugin", &mut self.plugin),
-            ("plugin with TLS", &mut self.plugin_tls),
+            (Program::Edge.name(), &mut self.edge),
+            (Program::Plugin.name(), &mut self.plugin),
+            (Program::PluginTls.name(), &mut self.plugin_tls),
         ];
         let ended = programs
             .into_iter()
@@ -140,11 +174,24 @@ impl Site {
     }
 }
 
-fn settings(backends: &[Backend]) -> Result<Settings> {
+/// The lines of a page of metrics that count what is open now, and count any.
+fn open(page: &str) -> Vec<&str> {
+    const OPEN: [&str; 4] = [
+        "causeway_proxy_connections_open",
+        "causeway_proxy_requests_in_flight",
+        "causeway_proxy_requests_waiting",
+        "causeway_proxy_tunnels_open",
+    ];
+    let of = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
+    let lines = page.lines().filter(|line| OPEN.contains(&&*of(line)));
+    lines.filter(|line| !line.ends_with(" 0")).collect()
+}
+
+fn settings(backends: &[Backend], authority: &std::path::Path) -> Result<Settings> {
     let backend =
         |id: &str, address: SocketAddr| json!({ "id": id, "address": address.to_string() });
-    let [one, two, three] = backends else {
-        anyhow::bail!("three backends are needed");
+    let [one, two, three, tls] = backends else {
+        anyhow::bail!("four backends are needed");
     };
     let pool = |name: &str, backends: Value| json!({ "name": name, "backends": backends });
     let pools = json!([
@@ -153,6 +200,11 @@ fn settings(backends: &[Backend]) -> Result<Settings> {
             "two",
             json!([backend("b2", two.address), backend("b3", three.address)])
         ),
+        json!({
+            "name": "tls",
+            "tls": { "ca": authority, "server_name": BACKEND_NAME },
+            "backends": [backend("t1", tls.address)],
+        }),
         // Nobody else takes the port: the address is ours alone.
         pool("down", json!([backend("d1", free_address()?)])),
     ]);
@@ -163,6 +215,7 @@ fn settings(backends: &[Backend]) -> Result<Settings> {
             json!([
                 { "path": "/", "pool": "one" },
                 { "path": "/two", "pool": "two" },
+                { "path": "/tls", "pool": "tls" },
                 { "path": "/down", "pool": "down" },
             ]),
         )
@@ -178,8 +231,7 @@ fn settings(backends: &[Backend]) -> Result<Settings> {
             "limits.body_size",
             json!(format!("{}MiB", BODY_MAX / 1024 / 1024)),
         )
-        .with("trusted_proxies", json!(["127.0.77.0/24"]))
-        .with("log.access", json!("off")))
+        .with("trusted_proxies", json!(["127.0.77.0/24"])))
 }
 
 fn folder(scratch: &Scratch, name: &str) -> Result<PathBuf> {

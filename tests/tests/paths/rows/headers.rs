@@ -1,11 +1,16 @@
 //! Headers of requests and responses: which are passed on, which are not, and which are set by the edge.
 
+use std::net::Ipv4Addr;
+
 use crate::{
-    case::{Case, Connection, case, get, ok, post, stream},
+    case::{Case, Connection, Request, case, get, ok, post, stream},
     path::HTTP2,
 };
 
 const NO_CONNECTION: &str = "HTTP/2 has no Connection header";
+
+/// One of `trusted_proxies`.
+const TRUSTED: Ipv4Addr = Ipv4Addr::new(127, 0, 77, 1);
 
 /// Everything that says who the client is.
 const FORWARDING: &str = "keep-alive, X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Forwarded-Port, Forwarded, \
@@ -32,7 +37,7 @@ fn forwarded(case: Case, host: &'static str, port: &'static str) -> Case {
 }
 
 fn forwarding() -> Vec<Case> {
-    let forged = |request: crate::case::Request| {
+    let forged = |request: Request| {
         request
             .header("X-Forwarded-For", "6.6.6.6")
             .header("X-Forwarded-Proto", "gopher")
@@ -71,6 +76,27 @@ fn forwarding() -> Vec<Case> {
         .sees("x-forwarded-prefix", &[])
         .sees("x_forwarded_for", &[])
         .sees("proxy", &[]),
+        case(
+            "forwarding headers of a trusted proxy",
+            get("/plain")
+                .from(TRUSTED)
+                .header("X-Forwarded-For", "6.6.6.6, 1.2.3.4")
+                .header("X-Forwarded-Proto", "https")
+                .header("X-Forwarded-Host", "front.example:8443")
+                .header("X-Forwarded-Prefix", "/app")
+                .header("X-Request-Id", "request-1"),
+        )
+        .sees("x-forwarded-for", &["1.2.3.4, 127.0.77.1"])
+        .sees("x-real-ip", &["1.2.3.4"])
+        .sees("x-forwarded-proto", &["https"])
+        .sees("x-forwarded-host", &["front.example:8443"])
+        .sees("x-forwarded-port", &["8443"])
+        .sees("x-forwarded-prefix", &["/app"])
+        .sees("x-request-id", &["request-1"])
+        .sees(
+            "forwarded",
+            &["for=1.2.3.4;host=\"front.example:8443\";proto=https, for=127.0.77.1"],
+        ),
     ]
 }
 
@@ -189,6 +215,11 @@ fn kept() -> Vec<Case> {
             .refused(431)
             .connection(Connection::Either)
             .sees_times(0),
+        case("200 headers of a request", many(get("/plain"), 200)).sees("x-199", &["y"]),
+        case("300 headers of a request", many(get("/plain"), 300))
+            .gets_one_of(&[400, 431])
+            .connection(Connection::Either)
+            .sees_times(0),
         case("headers that are for the edge", get("/plain"))
             .answered(ok(
                 "Causeway-Secret: 1\r\nCauseway-Node: n1\r\nContent-Length: 5\r\n",
@@ -199,6 +230,13 @@ fn kept() -> Vec<Case> {
             .answered(ok("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 5\r\n", "hello"))
             .gets_header("date", &["Sun, 06 Nov 1994 08:49:37 GMT"]),
     ]
+}
+
+fn many(mut request: Request, headers: usize) -> Request {
+    for number in 0..headers {
+        request = request.header(&format!("X-{number}"), "y");
+    }
+    request
 }
 
 fn cookies() -> Vec<Case> {

@@ -15,6 +15,7 @@ const NO_CONNECTION: &str = "HTTP/2 has no Connection header";
 
 pub(crate) fn rows() -> Vec<Case> {
     let mut rows = plain();
+    rows.extend(targets());
     rows.extend(bodies());
     rows.extend(connections());
     rows.extend(trailers());
@@ -38,6 +39,27 @@ fn plain() -> Vec<Case> {
             get("/a%20b;p=1/%C3%A9/c%2Fd/x.y?x=1&y=%2F?&z"),
         ),
     ]
+}
+
+/// What is for the operators of a backend has no route, however it is spelled.
+fn targets() -> Vec<Case> {
+    const SPELLINGS: [&str; 9] = [
+        "/metrics",
+        "/ready?x=1",
+        "/%6Detrics",
+        "//metrics",
+        "/./metrics",
+        "/x/../metrics",
+        "/metrics;a=b",
+        "/x;y/../metrics",
+        "/%256Detrics",
+    ];
+    let row = |target| {
+        case(format!("{target} has no route"), get(target))
+            .refused(404)
+            .sees_times(0)
+    };
+    SPELLINGS.map(row).to_vec()
 }
 
 fn bodies() -> Vec<Case> {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    case::{Case, HELLO, Step, bodiless, case, does, get, ok, post, response, send, sends},
+    case::{
+        Case, Connection, HELLO, Step, bodiless, case, does, get, ok, post, response, send, sends,
+        stream,
+    },
     path::HTTP10,
 };
 
@@ -12,6 +15,7 @@ pub(crate) fn rows() -> Vec<Case> {
     rows.extend(bodiless_ones());
     rows.extend(lenient());
     rows.extend(wrong());
+    rows.extend(either());
     rows.extend(wrong_chunks());
     rows.extend(interim());
     rows.extend(connections());
@@ -135,6 +139,21 @@ fn bodiless_ones() -> Vec<Case> {
         )
         .answered(ok(CHUNKED, ""))
         .gets(200, ""),
+        case("HEAD, with a body", bodiless("HEAD", "/plain"))
+            .attempted(vec![
+                sends(&[HELLO]).spent("a response to HEAD has no body"),
+            ])
+            .gets(200, ""),
+        case("304 with a body", get("/plain"))
+            .attempted(vec![
+                sends(&[response(
+                    "304 Not Modified",
+                    "Content-Length: 5\r\n",
+                    "hello",
+                )])
+                .spent("a 304 has no body"),
+            ])
+            .gets(304, ""),
         case("HEAD, without a length", bodiless("HEAD", "/plain"))
             .answered(ok("", ""))
             .gets(200, ""),
@@ -196,6 +215,10 @@ fn wrong() -> Vec<Case> {
             .sees_any_times()
     };
     let with = |name, headers: &str| wrong(name, &ok(headers, "hello"));
+    let many: String = (0..300)
+        .map(|number| format!("X-{number}: y\r\n"))
+        .collect();
+    let many = many + "Content-Length: 5\r\n";
     let head = |size: usize| format!("X-Long: {}\r\nContent-Length: 5\r\n", "y".repeat(size));
     vec![
         with(
@@ -224,6 +247,7 @@ fn wrong() -> Vec<Case> {
         with("a length that is no number", "Content-Length: five\r\n"),
         with("a head of 100 KB", &head(100_000)),
         with("a head of 300 KB", &head(300_000)),
+        with("300 headers of a response", &many),
         with("a NUL in a header", "X-A: b\0c\r\nContent-Length: 5\r\n"),
         with("a line without a colon", "X-A\r\nContent-Length: 5\r\n"),
         wrong("a response that is no HTTP", "hello\r\n\r\n"),
@@ -238,6 +262,55 @@ fn wrong() -> Vec<Case> {
         wrong(
             "a status below 100",
             "HTTP/1.1 099 OK\r\nContent-Length: 5\r\n\r\nhello",
+        ),
+    ]
+}
+
+/// What may be set right or refused, but not passed on as it is.
+fn either() -> Vec<Case> {
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    let either = |name: &'static str, headers: &str, body: &str| {
+        case(name, get("/plain"))
+            .answered(ok(headers, body))
+            .gets_one_of(&[200, 502])
+            .connection(Connection::Either)
+            .sees_any_times()
+    };
+    vec![
+        either(
+            "a space before the colon",
+            "X-A : b\r\nContent-Length: 5\r\n",
+            "hello",
+        ),
+        either(
+            "a folded header",
+            "X-A: b\r\n c\r\nContent-Length: 5\r\n",
+            "hello",
+        ),
+        either(
+            "a line feed in a header",
+            "X-A: b\nX-B: c\r\nContent-Length: 5\r\n",
+            "hello",
+        ),
+        either(
+            "a carriage return in a header",
+            "X-A: b\rX-B: c\r\nContent-Length: 5\r\n",
+            "hello",
+        ),
+        either(
+            "a list of equal lengths",
+            "Content-Length: 5, 5\r\n",
+            "hello",
+        ),
+        either(
+            "chunks and a length",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            chunks,
+        ),
+        either(
+            "two Transfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            chunks,
         ),
     ]
 }
@@ -322,27 +395,53 @@ fn interim() -> Vec<Case> {
 
 /// What a response says of its backend's connection is not what becomes of the client's.
 fn connections() -> Vec<Case> {
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    let more = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let close = ok("Connection: close\r\nContent-Length: 5\r\n", "hello");
+    let behind = |name: &'static str, response: &str| {
+        case(name, get("/plain")).attempted(vec![
+            sends(&[[response, more].concat()]).spent("more came behind the response"),
+        ])
+    };
     vec![
-        case("a response with Connection: close", get("/plain")).attempted(vec![
-            sends(&[ok("Connection: close\r\nContent-Length: 5\r\n", "hello")]).then(Step::Close),
-        ]),
+        case("a response with Connection: close", get("/plain"))
+            .attempted(vec![sends(&[&close]).then(Step::Close)]),
         case(
             "a response with Connection: close, and the backend stays",
             get("/plain"),
         )
+        .attempted(vec![sends(&[&close]).spent("it said that it would close")]),
+        case(
+            "the backend closes behind its response without a word",
+            get("/plain"),
+        )
+        .attempted(vec![sends(&[HELLO]).then(Step::Close)]),
+        behind("a response with more behind it", HELLO),
+        behind("a response in chunks with more behind it", &chunked(chunks)),
+        behind(
+            "a 204 with more behind it",
+            "HTTP/1.1 204 No Content\r\n\r\n",
+        )
+        .gets(204, ""),
+        case(
+            "a response over TLS that ends with its connection",
+            get("/tls"),
+        )
+        .attempted(vec![sends(&[ok("", "hello")]).then(Step::Close)]),
+        case(
+            "a response over TLS that ends without close_notify",
+            get("/tls"),
+        )
         .attempted(vec![
-            sends(&[ok("Connection: close\r\nContent-Length: 5\r\n", "hello")])
-                .spent("it said that it would close"),
-        ]),
-        case("a response with more behind it", get("/plain")).attempted(vec![
-            sends(&[[HELLO, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"].concat()])
-                .spent("more came behind the response"),
-        ]),
-        case("a response in chunks with more behind it", get("/plain")).attempted(vec![
-            sends(&[chunked(
-                "5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-            )])
-            .spent("more came behind the response"),
-        ]),
+            sends(&[ok("", "hello")])
+                .then(Step::ClientHas(5))
+                .then(Step::Drop),
+        ])
+        .gets_cut("hello"),
+        case("a response with a length over TLS", get("/tls")),
+        case(
+            "a body of no known length over TLS",
+            stream("/tls", &[b"hello", b"world"]),
+        ),
     ]
 }

@@ -80,6 +80,16 @@ fn opened() -> Vec<Case> {
         ))])
         .tunnels(CLIENT)
         .gets_header("x-hop", &[]),
+        case(
+            "an upgrade that another backend takes",
+            websocket("/two", b"", CLIENT),
+        )
+        .attempted(vec![
+            does(vec![Step::ReadAll, Step::Close]),
+            switches(SWITCH),
+        ])
+        .tunnels(CLIENT)
+        .sees_times(2),
         case("103 before a 101", websocket("/ws", b"", CLIENT))
             .attempted(vec![switches(
                 ["HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", SWITCH].concat(),
