@@ -520,8 +520,19 @@ impl<D: Downstream> Request<'_, D> {
                 timer.restart();
                 continue;
             }
+            if is_upgrade && !D::CARRIES_ANOTHER && status.is_success() {
+                // Over HTTP/2 it would tell the client that its tunnel is open (RFC 8441, 5).
+                return Err(BadResponse::NotSwitched.into());
+            }
             let framing = settle_framing(&mut head, self.head.method())?;
-            return Ok((head, framing, reader.into_rest()));
+            let early = reader.into_rest();
+            // Nothing has been sent to the client yet: it can still be told.
+            if let Framing::Chunks(mut chunks) = framing
+                && chunks.follow(&early).is_err()
+            {
+                return Err(BadResponse::Chunk.into());
+            }
+            return Ok((head, framing, early));
         }
     }
 
@@ -826,22 +837,26 @@ impl<D: Downstream> Request<'_, D> {
             passing.surplus.note(surplus);
             return Poll::Ready(Ok(()));
         }
+        // `None` at the end of the connection.
         let read = poll_read_scratch(&mut upstream.socket, cx, room, |bytes, cx| {
-            if bytes.is_empty() && !body.ends_with_connection() {
-                return Err(Cut::Backend(BACKEND_FAILED));
-            }
-            client.pass(cx, body, bytes).map_err(Cut::from)
+            (!bytes.is_empty()).then(|| client.pass(cx, body, bytes))
         });
         let Poll::Ready(read) = read else {
             return Poll::Pending;
         };
-        let surplus = read.unwrap_or(Err(Cut::Backend(BACKEND_FAILED)))?;
-        passing.surplus.note(surplus);
-        if body.ends_with_connection() && body.is_over() && upstream.socket.was_truncated() {
-            return Poll::Ready(Err(Cut::Backend(
-                "the TLS connection ended without close_notify, and the response with it",
-            )));
-        }
+        let passed = match read.map_err(|_| Cut::Backend(BACKEND_FAILED))? {
+            Some(passed) => passed,
+            None if !body.ends_with_connection() => {
+                return Poll::Ready(Err(Cut::Backend(BACKEND_FAILED)));
+            }
+            None if upstream.socket.was_truncated() => {
+                return Poll::Ready(Err(Cut::Backend(
+                    "the TLS connection ended without close_notify, and the response with it",
+                )));
+            }
+            None => client.pass(cx, body, &[]),
+        };
+        passing.surplus.note(passed?);
         Poll::Ready(Ok(()))
     }
 

@@ -188,6 +188,7 @@ impl Parts {
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             timeouts: self.timeouts,
+            head_size: self.head_size,
             response_limits: self.response_limits,
             engine: self.engine(),
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::TRANSFER_ENCODING;
-use http::{Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{HttpPeer, Result};
@@ -28,7 +28,7 @@ use crate::error::Refusal;
 use crate::exchange::{AttemptError, Exchange, Outcome, Policy, Replay};
 use crate::fields::Fields;
 use crate::forward::{Engine, STALE_MAX};
-use crate::http1::{NoHead, ResponseLimits, settle_framing};
+use crate::http1::{BadResponse, NoHead, ResponseLimits, settle_framing};
 use crate::scheme::Scheme;
 use crate::service::mounted::{Taken, take_over};
 #[cfg(any(fuzzing, test))]
@@ -53,6 +53,7 @@ pub struct Edge {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) timeouts: Timeouts,
+    pub(crate) head_size: usize,
     pub(crate) response_limits: ResponseLimits,
     /// Serves upgrades.
     pub(crate) engine: Engine,
@@ -157,14 +158,11 @@ impl Edge {
         response: &mut ResponseHeader,
     ) -> std::result::Result<(), AttemptError> {
         let limits = self.response_limits;
-        let size = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
-            name.as_str().len() + value.len() + ": \r\n".len()
-        };
-        if limits.head_size < response.headers.iter().map(size).sum() {
+        if is_larger(&response.headers, limits.head_size, usize::MAX) {
             return Err(NoHead::TooLarge.into());
         }
-        if limits.headers < response.headers.len() {
-            return Err(crate::http1::BadResponse::TooManyHeaders.into());
+        if is_larger(&response.headers, usize::MAX, limits.headers) {
+            return Err(BadResponse::TooManyHeaders.into());
         }
         settle_framing(response, &downstream.req_header().method)?;
         self.policy.finalize(exchange, response)?;
@@ -203,6 +201,14 @@ impl Edge {
             ),
         }
     }
+}
+
+/// Whether there are more than `lines` headers, or of more than `bytes` as HTTP/1 writes them.
+fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + ": \r\n".len()
+    };
+    lines < headers.len() || bytes < headers.iter().map(size).sum()
 }
 
 /// The address that the connection comes from.
@@ -325,6 +331,15 @@ impl ProxyHttp for Edge {
         {
             session.set_ignore_info_resp(true);
         }
+        if is_larger(
+            &downstream.req_header().headers,
+            self.head_size,
+            self.response_limits.headers,
+        ) {
+            downstream.set_keepalive(None);
+            self.refuse(downstream, Refusal::HeadTooLarge).await?;
+            return Ok(true);
+        }
         let (peer, scheme) = (
             peer_of(downstream.as_downstream()),
             scheme_of(downstream.as_downstream()),
@@ -423,11 +438,16 @@ impl ProxyHttp for Edge {
         let Some(exchange) = &mut context.exchange else {
             return Ok(());
         };
-        if response.status.is_informational() {
-            self.policy.finalize_interim(response);
-            return Ok(());
-        }
-        let Err(error) = self.finalize(downstream, exchange, response) else {
+        let finalized = match response.status {
+            // Upgrades do not get here.
+            StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnaskedSwitch.into()),
+            status if status.is_informational() => {
+                self.policy.finalize_interim(response);
+                Ok(())
+            }
+            _ => self.finalize(downstream, exchange, response),
+        };
+        let Err(error) = finalized else {
             return Ok(());
         };
         let failed = self
@@ -500,6 +520,13 @@ impl ProxyHttp for Edge {
             error.etype(),
             ErrorType::ReadTimedout | ErrorType::WriteTimedout
         );
+        if timed_out && !downstream.is_body_done() {
+            // It is the client that says nothing.
+            error.set_retry(false);
+            let slow = Refusal::BodyTimeout("nothing within timeouts.upstream_read");
+            context.refusal = Some(slow);
+            return error;
+        }
         let Some(exchange) = &mut context.exchange else {
             return error;
         };

@@ -165,6 +165,8 @@ fn why_bad(bad: BadResponse) -> &'static str {
         BadResponse::Coding => "the response has a transfer coding other than chunked",
         BadResponse::Nominations => "the Connection header of the response names too many headers",
         BadResponse::UnaskedSwitch => "the response is a 101 that was not asked for",
+        BadResponse::NotSwitched => "the response accepts an upgrade without switching protocols",
+        BadResponse::Chunk => "the response has a wrong chunk",
     }
 }
 

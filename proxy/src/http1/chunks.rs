@@ -96,7 +96,10 @@ impl Chunks {
     }
 
     /// Follows `bytes`, which come next, and says how many of them belong to the body.
-    #[cfg(any(fuzzing, test))]
+    ///
+    /// # Errors
+    ///
+    /// As [`Chunks::follow_to`].
     pub(crate) fn follow(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         self.follow_to(bytes, |_| {})
     }

@@ -39,6 +39,10 @@ pub(crate) enum BadResponse {
     Nominations,
     #[error("the response switches protocols, which the request did not ask for")]
     UnaskedSwitch,
+    #[error("the response accepts an upgrade without switching protocols")]
+    NotSwitched,
+    #[error("the response has a wrong chunk")]
+    Chunk,
 }
 
 /// How much of a body is still to come.

@@ -195,7 +195,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
     /// Dropping it closes the connection.
     pub(crate) async fn shake_hands(mut tls: Box<S>, mut transport: T) -> io::Result<Self> {
         let (mut incoming, mut plain, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
-        loop {
+        let ended = loop {
             let keep = |bytes: &[u8]| plain.extend_from_slice(bytes);
             let progress = advance(&mut *tls, &mut incoming, keep, &mut unsent);
             if !unsent.is_empty() {
@@ -205,11 +205,12 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             }
             let progress = progress?;
             incoming.drain(..progress.used);
+            if !tls.state().is_handshaking() {
+                // A client may send all that it has to say with the end of its handshake.
+                break progress.peer_closed;
+            }
             if progress.peer_closed {
                 return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if !tls.state().is_handshaking() {
-                break;
             }
             if HANDSHAKE_MAX < incoming.len() {
                 return Err(broken("a handshake that is too large"));
@@ -218,7 +219,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             if transport.read_buf(&mut incoming).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-        }
+        };
         incoming.shrink_to_fit();
         plain.shrink_to_fit();
         Ok(Self {
@@ -228,7 +229,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             plain,
             plain_read: 0,
             unsent,
-            ended: false,
+            ended,
             truncated: false,
             failed: false,
             said_goodbye: false,
