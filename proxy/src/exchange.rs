@@ -31,6 +31,7 @@ use crate::exchange::waiting::Waiting;
 use crate::fields::Request;
 use crate::forwarded::Forwarded;
 use crate::hold::WaitingRoom;
+use crate::hop::HopByHop;
 use crate::limits::Gate;
 use crate::limits::Pass;
 use crate::limits::Seldom;
@@ -48,7 +49,6 @@ use crate::pool::Tried;
 use crate::pool::TunnelSlot;
 use crate::scheme::Scheme;
 use crate::tls::Connector;
-use crate::upstream::HopByHop;
 use crate::upstream::Repeatable;
 
 /// What the edge goes by. One for the whole process.

@@ -654,11 +654,15 @@ impl<D: Downstream> Request<'_, D> {
         Poll::Pending
     }
 
+    /// Whether the client still waits for a 100: it may send its body now, or not, and nobody could tell it from another request.
+    fn may_skip_body(&self) -> bool {
+        self.expects && !self.client.body_is_over()
+    }
+
     /// Gives the client a response of the edge itself, for want of a backend's.
     async fn refuse(mut self, refusal: Refusal) -> Option<D> {
         let error = refusal.to_string();
-        // One that waits for a 100 has not sent its body, and may never.
-        let closes = self.closes || self.expects || self.upgrade.is_some();
+        let closes = self.closes || self.may_skip_body() || self.upgrade.is_some();
         let engine = self.engine;
         let last = engine.is_last(&mut self.client, &refusal, closes).await;
         let method = self.head.method();
@@ -688,9 +692,8 @@ impl<D: Downstream> Request<'_, D> {
         }
         let persists = head.persists();
         let status = head.status().as_u16();
-        // One that still waits for a 100 may send its body, or not: nobody could tell it from another request.
         let last = self.closes
-            || self.expects
+            || self.may_skip_body()
             || self.upgrade.is_some()
             || self.half_closed != HalfClosed::No
             || self.engine.connections.is_draining();
@@ -849,7 +852,7 @@ impl<D: Downstream> Request<'_, D> {
             None if !body.ends_with_connection() => {
                 return Poll::Ready(Err(Cut::Backend(BACKEND_FAILED)));
             }
-            None if upstream.socket.was_truncated() => {
+            None if upstream.was_truncated() => {
                 return Poll::Ready(Err(Cut::Backend(
                     "the TLS connection ended without close_notify, and the response with it",
                 )));

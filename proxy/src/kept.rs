@@ -16,6 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::tls::ClientStream;
 use crate::tunnel::Socket;
 
 /// How many are looked at to find one of this runtime.
@@ -27,6 +28,19 @@ pub(crate) struct Dialed {
     pub(crate) socket: Socket,
     /// The address that it leads to, of those of a host name.
     pub(crate) address: Option<SocketAddr>,
+}
+
+impl Dialed {
+    /// Whether it is a TLS connection that has ended without saying so (RFC 8446, 6.1): more may have been sent.
+    pub(crate) fn was_truncated(&self) -> bool {
+        match &self.socket {
+            Socket::Tcp(_) | Socket::Unix(_) => false,
+            Socket::Wrapped(stream) => {
+                let tls = (**stream).as_any().downcast_ref::<ClientStream<Socket>>();
+                tls.is_some_and(ClientStream::was_truncated)
+            }
+        }
+    }
 }
 
 /// The kept connections of one backend, the last used at the end.

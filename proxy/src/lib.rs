@@ -31,6 +31,7 @@ mod forwarded;
 pub mod fuzz;
 mod health;
 mod hold;
+mod hop;
 mod http1;
 mod kept;
 mod layered;

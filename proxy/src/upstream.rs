@@ -2,7 +2,6 @@
 //!
 //! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be.
 
-mod hop;
 mod sweep;
 
 use std::io;
@@ -25,7 +24,6 @@ use crate::pool::Backend;
 use crate::shortage::Shortage;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
-pub(crate) use crate::upstream::hop::HopByHop;
 pub(crate) use crate::upstream::sweep::sweep;
 
 /// Unanswered keep-alive probes before the kernel gives a connection up.

@@ -23,13 +23,13 @@ use tokio::time::timeout;
 use crate::accepted::Accepted;
 use crate::downstream::{BodyError, BodyEvent, ClientEnd, Downstream, PassError};
 use crate::fields::Fields;
+use crate::hop::HopByHop;
 use crate::http1::{
     ChunkError, Chunks, Part, ResponseBody, ResponseHead, SCRATCH as RESPONSE_SCRATCH,
     parse_trailers, write_own,
 };
 use crate::scheme::Scheme;
 use crate::tunnel::Socket;
-use crate::upstream::HopByHop;
 
 /// From this size on what was gathered goes out before more is added.
 const GATHER: usize = 4096;

@@ -16,11 +16,11 @@ use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::exchange::Policy;
 use crate::fields::{Fields, Response};
+use crate::hop::HopByHop;
 use crate::http1::BadResponse;
 use crate::pool::CookieChange;
 use crate::pool::Evidence;
 use crate::pool::Seeks;
-use crate::upstream::HopByHop;
 
 /// With this a backend asks for its client to be bound to another one.
 const RELEASE: &str = "causeway-release";

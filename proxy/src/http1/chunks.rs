@@ -9,8 +9,11 @@ use std::io;
 /// The most that extensions and trailers of one body may come to, which nobody here reads.
 const EXTRA_MAX: usize = 16 * 1024;
 
-/// A `u64` has at most 16 digits.
+/// The digits that a size may have, zeros before it included: as many as a `u64` has.
 const DIGITS_MAX: u8 = 16;
+
+/// The largest size of a chunk: as much as every parser can count.
+const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// What is not a body in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -197,7 +200,10 @@ impl Chunks {
         // Fewer than 16 digits stand before it, or it would not have come to this.
         self.size = self.size << 4 | u64::from(value);
         self.digits += 1;
-        Ok(Place::Size)
+        match self.size <= SIZE_MAX {
+            true => Ok(Place::Size),
+            false => Err(ChunkError::Size),
+        }
     }
 
     /// Counts a byte that nobody reads.
@@ -330,8 +336,10 @@ mod tests {
     #[test]
     fn the_largest_size_there_is_does_not_overflow() {
         let mut chunks = Chunks::default();
-        assert_eq!(chunks.follow(b"FFFFFFFFFFFFFFFF\r\nhello"), Ok(23));
-        assert_eq!(chunks.size, u64::MAX - 5);
+        assert_eq!(chunks.follow(b"7FFFFFFFFFFFFFFF\r\nhello"), Ok(23));
+        assert_eq!(chunks.size, SIZE_MAX - 5);
+        let larger = Chunks::default().follow(b"8000000000000000");
+        assert_eq!(larger, Err(ChunkError::Size));
     }
 
     proptest! {

@@ -13,7 +13,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::accepted::Accepted;
 use crate::layered::pingora_stream;
-use crate::tls::ClientStream;
 use crate::tunnel::ear::Readiness;
 
 /// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
@@ -51,19 +50,6 @@ impl Socket {
             Err(error) => {
                 tracing::debug!(%error, "keeps the listener's stream");
                 Self::Wrapped(stream)
-            }
-        }
-    }
-}
-
-impl Socket {
-    /// Whether it is a TLS connection to a backend that has ended without saying so (RFC 8446, 6.1): more may have been sent.
-    pub(crate) fn was_truncated(&self) -> bool {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => false,
-            Self::Wrapped(stream) => {
-                let tls = (**stream).as_any().downcast_ref::<ClientStream<Self>>();
-                tls.is_some_and(ClientStream::was_truncated)
             }
         }
     }
