@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use causeway_tests::harness::http;
+use anyhow::{Result, bail};
+use causeway_tests::harness::{http, segments::Ends, tls};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
@@ -41,6 +41,9 @@ const FORBIDDEN: [&str; 12] = [
 /// What came of it.
 #[derive(Debug)]
 pub(crate) struct Played {
+    way: Way,
+    /// Whether the connection came to an end.
+    ends: bool,
     /// The statuses that came back, interim ones left out.
     statuses: Vec<u16>,
     /// The requests behind, but for the sentinel and the witness.
@@ -51,15 +54,29 @@ pub(crate) struct Played {
     mixed_up: Option<String>,
 }
 
-pub(crate) async fn play(proxy: &mut Proxy, case: &Case) -> Result<Played> {
-    let said = timeout(PATIENCE, converse(proxy, case)).await;
-    let said = said.with_context(|| format!("{}: no end", case.name))??;
+/// How the bytes of a case come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// In one segment.
+    One,
+    /// The rest comes when the head has been read; of a head alone its second half.
+    Two,
+    /// In two records of TLS.
+    Tls,
+}
+
+pub(crate) async fn play(proxy: &mut Proxy, case: &Case, way: Way) -> Result<Played> {
+    let said = timeout(PATIENCE, converse(proxy, case, way)).await;
+    let ends = said.is_ok();
+    let said = said.unwrap_or_else(|_| Ok(Vec::new()))?;
     let mixed_up = witness(proxy).await.err().map(|error| format!("{error:#}"));
     let mut behind = proxy.recorder.take();
     behind.retain(|seen| seen.line != "GET /witness HTTP/1.1");
     let before = behind.len();
     behind.retain(|seen| seen.line != "GET /sentinel HTTP/1.1" || !seen.body.is_empty());
     Ok(Played {
+        way,
+        ends,
         statuses: statuses(&said),
         goes_on: behind.len() + 1 == before,
         behind,
@@ -77,12 +94,42 @@ pub(crate) async fn witness(proxy: &Proxy) -> Result<()> {
 }
 
 /// Everything that came back.
-async fn converse(proxy: &Proxy, case: &Case) -> Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(proxy.address).await?;
+async fn converse(proxy: &Proxy, case: &Case, way: Way) -> Result<Vec<u8>> {
+    let address = match way {
+        Way::One | Way::Two => proxy.address,
+        Way::Tls => proxy.tls,
+    };
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    let ends = Ends::of(&stream)?;
+    match way {
+        Way::One => talk(stream, case, None).await,
+        Way::Two => talk(stream, case, Some(ends)).await,
+        Way::Tls => {
+            let stream = tls::handshake(&proxy.clients, stream).await?;
+            talk(stream, case, Some(ends)).await
+        }
+    }
+}
+
+/// In two segments if the ends of the connection are given.
+async fn talk(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    case: &Case,
+    split: Option<Ends>,
+) -> Result<Vec<u8>> {
     let mut said = Vec::new();
+    let mut rest = &case.bytes[..];
+    if let Some(ends) = split {
+        let (first, second) = case.bytes.split_at(head_bytes(&case.bytes));
+        stream.write_all(first).await.ok();
+        stream.flush().await.ok();
+        ends.drained().await;
+        rest = second;
+    }
     // A proxy may answer and close before it has read all of it.
-    stream.write_all(&case.bytes).await.ok();
+    stream.write_all(rest).await.ok();
+    stream.flush().await.ok();
     while statuses(&said).is_empty() {
         if !matches!(stream.read_buf(&mut said).await, Ok(1..)) {
             return Ok(said);
@@ -92,9 +139,17 @@ async fn converse(proxy: &Proxy, case: &Case) -> Result<Vec<u8>> {
         stream.shutdown().await.ok();
     } else {
         stream.write_all(SENTINEL.as_bytes()).await.ok();
+        stream.flush().await.ok();
     }
     while matches!(stream.read_buf(&mut said).await, Ok(1..)) {}
     Ok(said)
+}
+
+/// Where the first head ends; of a head that is alone, or has no end, where its half does.
+fn head_bytes(bytes: &[u8]) -> usize {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.map(|end| end + 4).filter(|end| *end < bytes.len());
+    end.unwrap_or(bytes.len() / 2)
 }
 
 /// The status lines in `said`: no body here has a line that begins like one.
@@ -135,9 +190,23 @@ impl Played {
         leaks
     }
 
+    /// What another parser could read otherwise, or became the response of somebody else: all that the edge can see to where
+    /// another program has read the request.
+    pub(crate) fn dangers(&self) -> Vec<String> {
+        let smuggled = |seen: &&Seen| seen.target().contains("smuggled");
+        let requests = || self.behind.iter().filter(|seen| seen.line != "TUNNEL");
+        let mut dangers: Vec<String> = requests().filter_map(|seen| seen.fault.clone()).collect();
+        dangers.extend(requests().filter(smuggled).map(|seen| seen.line.clone()));
+        dangers.extend(self.mixed_up.clone());
+        dangers
+    }
+
     /// What is not as it should be.
     pub(crate) fn faults(&self, case: &Case) -> Vec<String> {
         let mut faults = self.leaks(case);
+        if !self.ends {
+            faults.push("no end".to_owned());
+        }
         match self.statuses.first() {
             Some(status) if case.statuses.contains(status) => {}
             None if case.statuses.contains(&0) => {}
@@ -149,7 +218,12 @@ impl Played {
             _ => {}
         }
         for (name, value) in case.present {
-            if !self.behind.iter().any(|seen| seen.values(name) == [*value]) {
+            let value = self.over(value);
+            if !self
+                .behind
+                .iter()
+                .any(|seen| seen.values(name) == [&*value])
+            {
                 faults.push(format!("no `{name}: {value}` behind: {:?}", self.behind));
             }
         }
@@ -159,6 +233,16 @@ impl Played {
             faults.push(format!("behind is {:?} and not {line:?}", self.lines()));
         }
         faults
+    }
+
+    /// A value that says how the client came, as it is on this way.
+    fn over(&self, value: &str) -> String {
+        match (self.way, value) {
+            (Way::Tls, "http") => "https".to_owned(),
+            (Way::Tls, "80") => "443".to_owned(),
+            (Way::Tls, _) => value.replace("proto=http", "proto=https"),
+            (Way::One | Way::Two, _) => value.to_owned(),
+        }
     }
 
     fn lines(&self) -> Vec<&str> {

@@ -3,10 +3,20 @@
 use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
-use causeway_tests::harness::{edge, edge::Edge, loopback, process::Process, programs, wait};
+use causeway_tests::harness::{
+    edge,
+    edge::{Edge, Program},
+    loopback,
+    process::Process,
+    programs,
+    settings::Settings,
+    wait,
+};
+use rustls::ClientConfig;
 use serde_json::json;
 use tokio::{net::TcpStream, process::Command};
 
@@ -16,6 +26,7 @@ use crate::recorder::Recorder;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Edge,
+    Plugin,
     Nginx,
     Haproxy,
 }
@@ -26,6 +37,8 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     /// Where those with TLS come, which may be of HTTP/2.
     pub(crate) tls: SocketAddr,
+    /// Clients of HTTP/1 that trust it.
+    pub(crate) clients: Arc<ClientConfig>,
     pub(crate) recorder: Recorder,
     process: Process,
 }
@@ -42,10 +55,15 @@ struct Places<'a> {
 impl Proxy {
     /// Starts it with the certificate in `certificates`, and waits until it serves. Deadlines are short: many a request here is
     /// never complete.
-    pub(crate) async fn start(kind: Kind, directory: &Path, certificates: &Path) -> Result<Self> {
+    pub(crate) async fn start(
+        kind: Kind,
+        directory: &Path,
+        certificates: &Path,
+        clients: Arc<ClientConfig>,
+    ) -> Result<Self> {
         let recorder = Recorder::start().await?;
         let (address, tls) = (free_address()?, free_address()?);
-        let places = Places {
+        let mut places = Places {
             address,
             tls,
             backend: recorder.address,
@@ -54,6 +72,7 @@ impl Proxy {
         };
         let process = match kind {
             Kind::Edge => edge(&places).await?,
+            Kind::Plugin => plugin(&mut places).await?,
             Kind::Nginx => rival(
                 "nginx",
                 &["-p", "DIRECTORY", "-c"],
@@ -62,6 +81,7 @@ impl Proxy {
             )?,
             Kind::Haproxy => rival("haproxy", &["-db", "-f"], &haproxy(&places)?, directory)?,
         };
+        let (address, tls) = (places.address, places.tls);
         for address in [address, tls] {
             wait::until("the proxy to listen", wait::SOON, async || {
                 TcpStream::connect(address).await.ok()
@@ -71,6 +91,7 @@ impl Proxy {
         Ok(Self {
             address,
             tls,
+            clients,
             recorder,
             process,
         })
@@ -86,14 +107,25 @@ async fn edge(places: &Places<'_>) -> Result<Process> {
         { "address": places.address.to_string() },
         { "address": places.tls.to_string(), "tls": { "folder": places.certificates } },
     ]);
-    let settings = edge::settings(&[("b1", places.backend)])
-        .with("listeners", listeners)
-        .with("timeouts.head", json!("1s"))
-        .with("timeouts.downstream_read", json!("1s"))
-        .with("health.kind", json!("tcp"));
+    let settings = settings(places).with("listeners", listeners);
     let edge = Edge::start(&settings, places.directory).await?;
     edge.backend_in_state("b1", "up").await?;
     Ok(edge.process)
+}
+
+/// It has one listener, in plain.
+async fn plugin(places: &mut Places<'_>) -> Result<Process> {
+    let edge = Edge::start_in(Program::Plugin, &settings(places), places.directory).await?;
+    edge.backend_in_state("b1", "up").await?;
+    (places.address, places.tls) = (edge.address, edge.address);
+    Ok(edge.process)
+}
+
+fn settings(places: &Places<'_>) -> Settings {
+    edge::settings(&[("b1", places.backend)])
+        .with("timeouts.head", json!("1s"))
+        .with("timeouts.downstream_read", json!("1s"))
+        .with("health.kind", json!("tcp"))
 }
 
 /// Starts a program of the system; the file with its settings is the last argument.

@@ -14,6 +14,19 @@ use tokio::{
     task::JoinSet,
 };
 
+/// What decides about a request is never said behind it.
+const NO_TRAILERS: [&str; 9] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "cookie",
+    "forwarded",
+    "host",
+    "trailer",
+    "transfer-encoding",
+    "x-real-ip",
+];
+
 /// One request, or what came instead of one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
@@ -191,24 +204,34 @@ impl Connection {
                 .filter(|size| size.bytes().all(|byte| byte.is_ascii_hexdigit()));
             let size = size.and_then(|size| usize::from_str_radix(size, 16).ok());
             let size = size.ok_or_else(|| format!("a chunk of size `{}`", line.escape_ascii()))?;
-            while self.unread.len() < size + 2 {
+            while 0 < size && self.unread.len() < size + 2 {
                 if !self.fill().await {
                     return Ok(());
                 }
             }
             seen.body.extend_from_slice(&self.unread.split_to(size));
             if size == 0 {
-                return match self.line().await {
-                    Some(line) if !line.is_empty() => {
-                        Err(format!("a trailer: {}", line.escape_ascii()))
-                    }
-                    _ => Ok(()),
-                };
+                // Behind the last chunk there is no line end of its own, but trailers.
+                return self.trailers().await;
             }
             if &self.unread.split_to(2)[..] != b"\r\n" {
                 return Err("no CR LF behind a chunk".to_owned());
             }
         }
+    }
+
+    /// Reads trailers, which may be anything but what a request stands on (RFC 9110, 6.5.1).
+    async fn trailers(&mut self) -> Result<(), String> {
+        while let Some(line) = self.line().await.filter(|line| !line.is_empty()) {
+            let text = String::from_utf8_lossy(&line).to_ascii_lowercase();
+            let name = text.split(':').next().unwrap_or_default();
+            let right = text.contains(':') && !name.is_empty() && name.bytes().all(is_token);
+            let firm = NO_TRAILERS.contains(&name) || name.starts_with("x-forwarded-");
+            if !right || firm || text.contains(['\r', '\n', '\0']) {
+                return Err(format!("a trailer: {}", line.escape_ascii()));
+            }
+        }
+        Ok(())
     }
 
     async fn line(&mut self) -> Option<Vec<u8>> {
