@@ -6,6 +6,7 @@
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
+# make mixed-load  uploads, aborts and slow readers of Node, httpx, curl and h2 at once, before backends that check each byte (MINUTES=)
 # make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
 # make swaps       100 exchanges of certificates under 2,000 wss tunnels and constant handshakes (SWAPS=, TUNNELS=)
 # make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
@@ -26,7 +27,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -68,6 +69,9 @@ chaos: deps programs
 ATTACKERS ?= 9000
 siege: deps programs
 	CAUSEWAY_SIEGE=$(ATTACKERS) $(CARGO) test --locked --workspace --test siege -- --nocapture
+
+mixed-load: deps programs $(PACKAGES)
+	CAUSEWAY_MIXED_MINUTES=$(MINUTES) $(CARGO) test --locked --workspace --test paths -- --nocapture uploads
 
 CLIENTS ?= 10000
 EDGE_CLIENTS ?= 6000

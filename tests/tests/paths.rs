@@ -9,6 +9,9 @@
 //! that rightly differs says so in the row (`differs`, `skips`), with the reason. Behind every response the same connection is
 //! asked for another one, which must get its own response; behind every request nothing may reach the backend.
 //!
+//! Behind the table, [`load`] is the same promise under load: four client libraries at once, for 20 seconds or as long as
+//! `make mixed-load` says.
+//!
 //! The table is printed with `--nocapture`; `CAUSEWAY_CASE=text` plays the rows with this in their names alone, and
 //! `CAUSEWAY_PATH=h2` one path.
 
@@ -26,6 +29,8 @@ mod got;
 mod http1;
 #[path = "paths/http2.rs"]
 mod http2;
+#[path = "paths/load.rs"]
+mod load;
 #[path = "paths/path.rs"]
 mod path;
 #[path = "paths/rows.rs"]
@@ -40,6 +45,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use causeway_tests::harness::{http, wait};
 use serde_json::Value;
+use tokio::sync::Mutex;
 
 use crate::{
     case::{Behind, BodyEnd, Case, HELLO, Step, case, does, get, post, send, sends},
@@ -47,8 +53,12 @@ use crate::{
     site::Site,
 };
 
+/// One at a time: each of them has the machine to itself.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_path_says_the_same() -> Result<()> {
+    let _turn = TURN.lock().await;
     let report = run::all(Site::start().await?, rows::all()).await?;
     println!("{}", report.table);
     assert!(report.failures.is_empty(), "\n{}", report.failures);
@@ -58,6 +68,7 @@ async fn every_path_says_the_same() -> Result<()> {
 /// A kept connection on which something comes while no request is under way is out of step.
 #[tokio::test]
 async fn a_connection_on_which_a_backend_speaks_unasked_is_not_used_again() -> Result<()> {
+    let _turn = TURN.lock().await;
     let site = Site::start().await?;
     let unasked = case(
         "a response to no request",
@@ -86,6 +97,7 @@ async fn a_connection_on_which_a_backend_speaks_unasked_is_not_used_again() -> R
 /// An alert on what attackers do must not fire because of people who close a page.
 #[tokio::test]
 async fn a_client_that_leaves_is_one_line_and_no_refusal_on_every_path() -> Result<()> {
+    let _turn = TURN.lock().await;
     let site = Site::start().await?;
     let waits = does(vec![Step::ReadAll, Step::Silent]);
     let rows: [Case; 3] = [
@@ -139,5 +151,13 @@ async fn a_client_that_leaves_is_one_line_and_no_refusal_on_every_path() -> Resu
         faults.extend(refused.map(|line| format!("{name}: {line}")));
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    Ok(())
+}
+
+/// `make mixed-load` runs it for minutes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_aborts_and_slow_readers_at_once_mix_nothing_up_and_leave_nothing() -> Result<()> {
+    let _turn = TURN.lock().await;
+    println!("{}", load::run().await?);
     Ok(())
 }

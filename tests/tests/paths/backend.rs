@@ -181,7 +181,7 @@ struct Current {
 
 /// Where the body of a request ends.
 #[derive(Clone, Copy, Debug)]
-enum Framing {
+pub(crate) enum Framing {
     Length(usize),
     Chunks,
     /// It has been read.
@@ -467,7 +467,7 @@ impl Current {
 }
 
 /// Reads a head as strictly as RFC 9112 lets a server be.
-fn parse_head(head: &[u8]) -> Result<Seen, String> {
+pub(crate) fn parse_head(head: &[u8]) -> Result<Seen, String> {
     let text = String::from_utf8_lossy(head).into_owned();
     let mut lines = text.trim_end_matches("\r\n").split("\r\n");
     let line = lines.next().unwrap_or_default();
@@ -505,7 +505,7 @@ pub(crate) fn parse_field(line: &str) -> Option<(String, String)> {
     })
 }
 
-fn framing(seen: &Seen) -> Result<Framing, String> {
+pub(crate) fn framing(seen: &Seen) -> Result<Framing, String> {
     let lengths = seen.values("content-length");
     let codings = seen.values("transfer-encoding");
     match (&lengths[..], &codings[..]) {

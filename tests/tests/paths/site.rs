@@ -175,7 +175,7 @@ impl Site {
 }
 
 /// The lines of a page of metrics that count what is open now, and count any.
-fn open(page: &str) -> Vec<&str> {
+pub(crate) fn open(page: &str) -> Vec<&str> {
     const OPEN: [&str; 4] = [
         "causeway_proxy_connections_open",
         "causeway_proxy_requests_in_flight",
@@ -240,6 +240,6 @@ fn folder(scratch: &Scratch, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind(loopback::own_any_port())?.local_addr()?)
 }
