@@ -1,5 +1,5 @@
-//! What operators and their tools ask the edge, on a listener of its own: `/live`, `/ready`, `/metrics`
-//! and `/backends`.
+//! What operators and their tools ask the edge, on a listener of its own: `/live`, `/ready`, `/metrics`,
+//! `/backends` and `/certificates`.
 //!
 //! Reads, and changes nothing. It is not meant for clients: nothing here is authenticated.
 
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::pool::Pools;
+use crate::tls::Terminator;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -26,6 +27,8 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 pub(crate) struct Admin {
     pub(crate) pools: watch::Receiver<Arc<Pools>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// What speaks TLS for the listeners that do.
+    pub(crate) terminators: Vec<Arc<Terminator>>,
     /// Cancelled when the edge begins to drain.
     pub(crate) draining: CancellationToken,
 }
@@ -51,6 +54,22 @@ struct BackendView {
     waiting: usize,
 }
 
+/// One entry of `/certificates`.
+#[derive(Serialize)]
+struct CertificateView {
+    listener: String,
+    /// The file with the certificate.
+    file: String,
+    /// `good`, `previous`, `out_of_date` or `unusable`.
+    state: &'static str,
+    /// What is wrong; empty if nothing is.
+    why: String,
+    /// The names of what is served.
+    names: Vec<String>,
+    /// When that ends, in UNIX seconds.
+    ends: Option<u64>,
+}
+
 /// Status, content type and body.
 type Page = (StatusCode, &'static str, String);
 
@@ -65,6 +84,7 @@ impl Admin {
             },
             "/metrics" => (StatusCode::OK, OPENMETRICS, self.metrics.encode()),
             "/backends" => (StatusCode::OK, JSON, self.backends(now)),
+            "/certificates" => (StatusCode::OK, JSON, self.certificates(SystemTime::now())),
             _ => (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
         }
     }
@@ -107,10 +127,31 @@ impl Admin {
             })
         });
         let views: Vec<BackendView> = views.collect();
-        let mut json = serde_json::to_string(&views).expect("text and numbers become JSON");
-        json.push('\n');
-        json
+        json(&views)
     }
+
+    fn certificates(&self, now: SystemTime) -> String {
+        let of_listener = |terminator: &Arc<Terminator>| {
+            let listener = terminator.name().to_owned();
+            let all = terminator.certificates(now).into_iter();
+            all.map(move |certificate| CertificateView {
+                listener: listener.clone(),
+                file: certificate.path.display().to_string(),
+                state: certificate.state.name(),
+                why: certificate.why,
+                names: certificate.names,
+                ends: certificate.ends.map(|ends| ends.as_secs()),
+            })
+        };
+        let views: Vec<CertificateView> = self.terminators.iter().flat_map(of_listener).collect();
+        json(&views)
+    }
+}
+
+fn json<T: Serialize>(views: &[T]) -> String {
+    let mut json = serde_json::to_string(views).expect("text and numbers become JSON");
+    json.push('\n');
+    json
 }
 
 #[async_trait]

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use causeway_conf::AddressRange;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
@@ -99,6 +99,13 @@ impl Entrance {
         })
     }
 
+    /// Its certificates that are not served as their files are, with the reason.
+    pub(crate) fn wrong_certificates(&self, now: SystemTime) -> Vec<String> {
+        let all = self.tls.iter().flat_map(|tls| tls.certificates(now));
+        let wrong = all.filter(|certificate| !certificate.why.is_empty());
+        wrong.map(|certificate| certificate.why).collect()
+    }
+
     /// Whether connections carry requests from their first byte on.
     pub(crate) fn is_open(&self) -> bool {
         self.tls.is_none() && self.announcing.is_empty()
@@ -150,12 +157,19 @@ impl Entrances {
         }
     }
 
-    /// Takes in certificates and ticket keys whose files have changed, until `stop`.
-    pub(crate) async fn renew(&self, stop: CancellationToken) {
+    /// What speaks TLS for the listeners that do, in the order of their names.
+    pub(crate) fn terminators(&self) -> Vec<Arc<Terminator>> {
         let entrances = self.by_address.values();
-        let terminators: Vec<_> = entrances
+        let mut terminators: Vec<_> = entrances
             .filter_map(|entrance| entrance.tls.clone())
             .collect();
+        terminators.sort_by(|a, b| a.name().cmp(b.name()));
+        terminators
+    }
+
+    /// Takes in certificates and ticket keys whose files have changed, until `stop`.
+    pub(crate) async fn renew(&self, stop: CancellationToken) {
+        let terminators = self.terminators();
         if !terminators.is_empty() {
             tls::watch(terminators, Arc::clone(&self.metrics), stop).await;
         }

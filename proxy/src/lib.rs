@@ -62,7 +62,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use pingora::apps::http_app::HttpServer;
@@ -130,7 +130,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         parts.connections.draining(),
     ));
     if let Some(bound) = admin {
-        let answers = HttpServer::new_app(parts.admin());
+        let answers = HttpServer::new_app(parts.admin(entrances.terminators()));
         // It answers for as long as there is a process.
         let never = CancellationToken::new();
         server.add_service(ListeningService::new(
@@ -179,16 +179,20 @@ impl BackgroundService for Renewal {
 }
 
 /// Says whether the edge could start with `config`, as far as the files go that it names: certificates, keys, authorities.
+/// Returns warnings: what keeps it from nothing, and is likely not meant so.
 ///
 /// # Errors
 ///
 /// [`StartError`] for the first that is wrong, as [`run`] would have it.
-pub fn check(config: &Config) -> Result<(), StartError> {
+pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+    let mut warnings = Vec::new();
     for listener in &config.listeners {
-        entrance(config, listener)?;
+        let wrong = entrance(config, listener)?.wrong_certificates(SystemTime::now());
+        let address = listener.address;
+        warnings.extend(wrong.into_iter().map(|why| format!("{address}: {why}")));
     }
     Connectors::load(config)?;
-    Ok(())
+    Ok(warnings)
 }
 
 fn entrance(config: &Config, listener: &ListenerConfig) -> Result<Entrance, StartError> {

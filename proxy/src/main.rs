@@ -49,12 +49,18 @@ fn main() -> ExitCode {
     };
     if flags.check {
         use std::io::Write;
-        if let Err(error) = causeway_proxy::check(&config) {
-            eprintln!("{}: {error}", flags.config.display());
-            return ExitCode::from(CANNOT_START);
+        let file = flags.config.display();
+        match causeway_proxy::check(&config) {
+            Ok(warnings) => warnings
+                .iter()
+                .for_each(|warning| eprintln!("{file}: warning: {warning}")),
+            Err(error) => {
+                eprintln!("{file}: {error}");
+                return ExitCode::from(CANNOT_START);
+            }
         }
         // Whoever does not read it has the exit code.
-        let _ = writeln!(std::io::stdout(), "{}: valid", flags.config.display());
+        let _ = writeln!(std::io::stdout(), "{file}: valid");
         return ExitCode::SUCCESS;
     }
     match causeway_proxy::run(config, flags.config) {

@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     refusals: Family<[(&'static str, String); 2], Counter>,
     handshakes: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
+    certificate_states: Family<[(&'static str, String); 2], Gauge>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
 }
 
@@ -84,6 +85,7 @@ impl Metrics {
             refusals: Family::default(),
             handshakes: Family::default(),
             certificates: Family::default(),
+            certificate_states: Family::default(),
             certificate_ends: Family::default(),
             registry,
         };
@@ -154,8 +156,13 @@ impl Metrics {
             self.certificates.clone(),
         );
         registry.register(
+            "certificates",
+            "Certificates of a listener by state: good, previous, out_of_date, unusable",
+            self.certificate_states.clone(),
+        );
+        registry.register(
             "certificate_ends_timestamp_seconds",
-            "When the first certificate of a listener ends, as UNIX time",
+            "When the first certificate that a listener serves ends, as UNIX time",
             self.certificate_ends.clone(),
         );
         self
@@ -209,9 +216,20 @@ impl Metrics {
         self.handshakes.get_or_create(&[("result", result)]).inc();
     }
 
-    /// Counts an exchange of certificates, `taken` or `refused`.
-    pub(crate) fn certificates_exchanged(&self, result: &'static str) {
-        self.certificates.get_or_create(&[("result", result)]).inc();
+    /// Counts certificates whose files had changed and that were `taken` or `refused`.
+    pub(crate) fn certificates_exchanged(&self, result: &'static str, number: usize) {
+        let counter = self.certificates.get_or_create(&[("result", result)]);
+        counter.inc_by(number as u64);
+    }
+
+    /// Shows how many certificates of `listener` are in `state`.
+    pub(crate) fn certificates(&self, listener: &str, state: &'static str, number: usize) {
+        let labels = [
+            ("listener", listener.to_owned()),
+            ("state", state.to_owned()),
+        ];
+        let gauge = self.certificate_states.get_or_create(&labels);
+        gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// Shows when the first certificate of `listener` ends, in UNIX seconds.

@@ -42,7 +42,7 @@ use crate::pool::Pools;
 use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::shutdown::Drain;
-use crate::tls::{Connectors, PoolTlsError, TlsError};
+use crate::tls::{Connectors, PoolTlsError, Terminator, TlsError};
 use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
 use crate::upstream;
@@ -206,11 +206,12 @@ impl Parts {
         }
     }
 
-    /// What answers the admin listener.
-    pub(crate) fn admin(&self) -> Admin {
+    /// What answers the admin listener, beside `terminators` of listeners with TLS.
+    pub(crate) fn admin(&self, terminators: Vec<Arc<Terminator>>) -> Admin {
         Admin {
             pools: self.reloader.pools(),
             metrics: Arc::clone(&self.policy.metrics),
+            terminators,
             draining: self.connections.draining(),
         }
     }

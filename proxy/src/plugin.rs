@@ -179,7 +179,7 @@ impl Plugin {
             return Ok(None);
         };
         let bound = Bound::new(address, &self.config.timeouts)?;
-        let answers = HttpServer::new_app(self.parts.admin());
+        let answers = HttpServer::new_app(self.parts.admin(Vec::new()));
         let service = ListeningService::new(
             "admin",
             answers,

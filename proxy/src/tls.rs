@@ -1,8 +1,8 @@
 //! TLS under our own control: towards clients what is spoken, which certificate serves whom, who resumes where; towards backends
 //! whom to believe.
 //!
-//! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. Its certificates and ticket keys are read again when their files change, by
-//! [`watch`]; connections go on meanwhile, and new handshakes see the new ones.
+//! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. Its certificates and ticket keys are read again when
+//! their files change, by [`watch`]; connections go on meanwhile, and new handshakes see the new ones.
 
 mod certificates;
 mod connector;
@@ -12,7 +12,7 @@ mod stream;
 pub(crate) mod testing;
 mod tickets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TlsConfig, TlsVersion};
 use crate::metrics::Metrics;
-use crate::tls::certificates::Certificates;
+use crate::tls::certificates::{CertificateState, CertificateStatus, Certificates, Change, unix};
 use crate::tls::seen::Seen;
 use crate::tls::tickets::Tickets;
 
@@ -47,6 +47,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How long before its end a certificate is warned about: renewal is usually due at 30 days, so half of the time has been lost.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
+
+/// How many certificates of a listener are named in the log at a time; `/certificates` has them all.
+const WARN_ABOUT: usize = 20;
 
 /// A connection of a client.
 pub(crate) type ServerStream = TlsStream<UnbufferedServerConnection, Transport>;
@@ -118,7 +121,7 @@ impl Terminator {
     ///
     /// # Errors
     ///
-    /// [`TlsError`] for the first file that is wrong.
+    /// [`TlsError`] for the first file that is wrong; for certificates, if none of them can be served.
     pub(crate) fn new(name: String, config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let certificates = Arc::new(Certificates::load(
@@ -293,7 +296,8 @@ pub(crate) async fn watch(
 struct Watched {
     terminator: Arc<Terminator>,
     seen: Seen,
-    warned: Option<SystemTime>,
+    /// What has been said of certificates, and when; only of those of which there still is something to say.
+    said: HashMap<PathBuf, (String, SystemTime)>,
 }
 
 impl Watched {
@@ -302,40 +306,91 @@ impl Watched {
         Self {
             terminator,
             seen,
-            warned: None,
+            said: HashMap::new(),
         }
     }
 
-    /// Reads the files again if they look different, and says how long the certificates last.
+    /// Reads the files again if they look different, and says which certificates are wrong or end soon.
     fn look(&mut self, metrics: &Metrics, now: SystemTime) {
         let seen = self.terminator.look();
         if seen != self.seen {
             self.seen = seen;
             self.terminator.reload(metrics, now);
         }
-        let ends = self.terminator.certificates.ends();
-        metrics.certificate_ends(&self.terminator.name, ends.as_secs());
-        let left = ends.saturating_sub(
-            now.duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default(),
-        );
-        let said = self.warned.is_some_and(|then| {
-            now.duration_since(then)
-                .is_ok_and(|since| since < WARN_AGAIN)
-        });
-        if left < WARN_BEFORE && !said {
-            self.warned = Some(now);
-            let days = left.as_secs() / (24 * 3600);
-            tracing::warn!(
-                listener = self.terminator.name,
-                days,
-                "a certificate ends soon"
-            );
+        let (listener, certificates) = (&self.terminator.name, &self.terminator.certificates);
+        certificates.follow_dates(now);
+        metrics.certificate_ends(listener, certificates.ends().as_secs());
+        let all = certificates.status(now);
+        for state in CertificateState::ALL {
+            let number = all.iter().filter(|it| it.state == state).count();
+            metrics.certificates(listener, state.name(), number);
         }
+        self.warn(&all, now);
+    }
+
+    /// Names the certificates that want an operator: as soon as they do, and once a day.
+    fn warn(&mut self, all: &[CertificateStatus], now: SystemTime) {
+        let listener = &self.terminator.name;
+        let mut unsaid = 0;
+        let mut wanting = HashSet::new();
+        for certificate in all {
+            let left = certificate.ends.map(|ends| ends.saturating_sub(unix(now)));
+            let ends_soon = left.is_some_and(|left| left < WARN_BEFORE);
+            let is_good = certificate.state == CertificateState::Good;
+            if is_good && !ends_soon {
+                continue;
+            }
+            wanting.insert(&certificate.path);
+            let said = self.said.get(&certificate.path);
+            let is_said = said.is_some_and(|(why, then)| {
+                let since = now.duration_since(*then).unwrap_or_default();
+                *why == certificate.why && since < WARN_AGAIN
+            });
+            if is_said {
+                continue;
+            }
+            self.said
+                .insert(certificate.path.clone(), (certificate.why.clone(), now));
+            unsaid += 1;
+            if WARN_ABOUT < unsaid {
+                continue;
+            }
+            let path = certificate.path.display();
+            let CertificateStatus { state, why, .. } = certificate;
+            let days = left.unwrap_or_default().as_secs() / (24 * 3600);
+            match state {
+                CertificateState::Good => {
+                    tracing::warn!(listener, certificate = %path, days, "a certificate ends soon");
+                }
+                CertificateState::Previous => {
+                    tracing::error!(listener, certificate = %path, why, days, "a certificate cannot be renewed, its previous version is served");
+                }
+                CertificateState::OutOfDate => {
+                    tracing::error!(listener, certificate = %path, why, "a certificate is out of date, clients refuse it");
+                }
+                CertificateState::Unusable => {
+                    tracing::error!(listener, certificate = %path, why, "a certificate cannot be served");
+                }
+            }
+        }
+        if let Some(more) = unsaid.checked_sub(WARN_ABOUT).filter(|more| 0 < *more) {
+            tracing::error!(listener, more, "more certificates are wrong or end soon");
+        }
+        self.said.retain(|path, _| wanting.contains(path));
     }
 }
 
 impl Terminator {
+    /// What the log and the metrics call the listener.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its certificates, and how each is served.
+    pub(crate) fn certificates(&self, now: SystemTime) -> Vec<CertificateStatus> {
+        self.certificates.status(now)
+    }
+
     fn look(&self) -> Seen {
         let tickets = self.tickets.iter().map(|tickets| tickets.path().to_owned());
         Seen::look(self.certificates.paths().into_iter().chain(tickets))
@@ -343,20 +398,18 @@ impl Terminator {
 
     fn reload(&self, metrics: &Metrics, now: SystemTime) {
         let listener = &self.name;
-        let certificates = self.certificates.reload(now).map_err(TlsError::from);
-        let tickets = self
-            .tickets
-            .as_ref()
-            .map_or(Ok(()), |tickets| tickets.reload());
-        match certificates.and(tickets.map_err(TlsError::from)) {
-            Ok(()) => {
-                metrics.certificates_exchanged("taken");
-                tracing::info!(listener, "certificates and ticket keys read again");
-            }
-            Err(error) => {
-                metrics.certificates_exchanged("refused");
-                tracing::error!(listener, %error, "what is wrong is not taken, and what was there serves on");
-            }
+        let changes = self.certificates.reload(now);
+        let taken = changes.iter().filter(|it| **it == Change::Taken).count();
+        let refused = changes.len() - taken;
+        metrics.certificates_exchanged("taken", taken);
+        metrics.certificates_exchanged("refused", refused);
+        if 0 < taken {
+            tracing::info!(listener, taken, "certificates read again");
+        }
+        let tickets = self.tickets.as_ref().map(|tickets| tickets.reload());
+        if let Some(Err(error)) = tickets {
+            metrics.certificates_exchanged("refused", 1);
+            tracing::error!(listener, %error, "ticket keys cannot be read, the previous ones stay");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::symlink,
     path::Path,
     process::Stdio,
     sync::Arc,
@@ -192,6 +193,126 @@ async fn exchanges_drop_no_tunnel_fail_no_handshake_and_keep_no_memory() -> Resu
     assert!(edge.process.is_running());
     assert!(1 < certificates, "new certificates are served");
     assert!(after < before + GROWTH_MAX, "{before} grew to {after}");
+    Ok(())
+}
+
+/// Puts `files` where a volume of Kubernetes has them, all at once: links to links that are exchanged.
+fn mount(folder: &Path, version: &str, files: &[(&str, &str)]) -> Result<()> {
+    let real = folder.join(format!("..{version}"));
+    std::fs::create_dir(&real)?;
+    for (name, content) in files {
+        std::fs::write(real.join(name), content)?;
+        let link = folder.join(name);
+        if link.symlink_metadata().is_err() {
+            symlink(Path::new("..data").join(name), link)?;
+        }
+    }
+    symlink(format!("..{version}"), folder.join("..data_tmp"))?;
+    Ok(std::fs::rename(
+        folder.join("..data_tmp"),
+        folder.join("..data"),
+    )?)
+}
+
+#[tokio::test]
+async fn one_wrong_certificate_keeps_neither_the_edge_from_starting_nor_others_from_being_renewed()
+-> Result<()> {
+    let scratch = Scratch::new("wrong-certificates")?;
+    let folder = scratch.path().join("certificates");
+    std::fs::create_dir(&folder)?;
+    let authority = Authority::new(scratch.path())?;
+    let ca = std::fs::read_to_string(scratch.path().join("authority.ca"))?;
+    // For the same name as the good one, and before it in the order of the names.
+    authority.renew_wrongly(&folder, Fault::Expired)?;
+    std::fs::write(folder.join("broken.crt"), "no certificate")?;
+    let (certificate, key) = authority.certify(NAME)?;
+    let secret = [
+        ("tls.crt", certificate.as_str()),
+        ("tls.key", &key),
+        ("ca.crt", &ca),
+    ];
+    mount(&folder, "2026_01", &secret)?;
+    let settings = with_tls("127.0.0.1:1".parse()?, &folder);
+
+    let file = scratch.write("checked.yaml", &settings.text())?;
+    let mut check = Command::new(programs::ours("causeway-proxy")?);
+    check.arg("--check").arg("--config").arg(&file);
+    let checked = check.kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.success(), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    for (path, why) in [
+        ("broken.crt", "no certificate"),
+        ("site.crt", "has ended on"),
+    ] {
+        let line = said.lines().find(|line| line.contains(path));
+        let line = line.context(path)?;
+        assert!(line.contains("warning") && line.contains(why), "{line}");
+    }
+
+    let mut edge = Edge::start(&settings, scratch.path()).await?;
+    let clients = authority.clients("http/1.1")?;
+    let shown = async || -> Result<Vec<u8>> {
+        let stream = tls::connect_from(Ipv4Addr::LOCALHOST, edge.address).await?;
+        let stream = tls::handshake(&clients, stream).await?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        Ok(certificates
+            .and_then(<[_]>::first)
+            .context("there is one")?
+            .to_vec())
+    };
+    let first = shown().await?;
+    let states = async || -> Result<Vec<(String, String)>> {
+        let page = http::get(edge.admin, "/certificates").await?;
+        let list: Vec<serde_json::Value> = serde_json::from_slice(&page.body)?;
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let entry = |it: &serde_json::Value| {
+            let file = text(&it["file"]);
+            let name = file.rsplit('/').next().unwrap_or_default().to_owned();
+            assert_eq!(it["why"] == "", it["state"] == "good", "{it}");
+            (name, text(&it["state"]))
+        };
+        Ok(list.iter().map(entry).collect())
+    };
+    let expected = [
+        ("broken.crt", "unusable"),
+        ("site.crt", "out_of_date"),
+        ("tls.crt", "good"),
+    ]
+    .map(|(name, state)| (name.to_owned(), state.to_owned()));
+    assert_eq!(states().await?, expected);
+
+    let (certificate, key) = authority.certify(NAME)?;
+    let secret = [
+        ("tls.crt", certificate.as_str()),
+        ("tls.key", &key),
+        ("ca.crt", &ca),
+    ];
+    mount(&folder, "2026_02", &secret)?;
+    wait::until("the renewed certificate", wait::SOON, async || {
+        (shown().await.ok()? != first).then_some(())
+    })
+    .await?;
+    assert_eq!(states().await?, expected);
+    let page = http::get(edge.admin, "/metrics").await?.text();
+    for (state, number) in [
+        ("good", 1),
+        ("previous", 0),
+        ("out_of_date", 1),
+        ("unusable", 1),
+    ] {
+        let line = format!("state=\"{state}\"}} {number}");
+        let is_line = |line_of: &str| {
+            line_of.starts_with("causeway_proxy_certificates{") && line_of.ends_with(&line)
+        };
+        assert!(page.lines().any(is_line), "{line}\n{page}");
+    }
+    let log = edge.process.log();
+    for path in ["broken.crt", "site.crt"] {
+        let times = log.lines().filter(|line| line.contains(path)).count();
+        assert_eq!(times, 1, "{path} is named once: {log}");
+    }
+    assert!(edge.process.is_running());
     Ok(())
 }
 

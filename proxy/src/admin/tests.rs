@@ -26,6 +26,7 @@ health: {fall: 1}";
     Admin {
         pools: watch::Sender::new(Arc::new(pools)).subscribe(),
         metrics,
+        terminators: Vec::new(),
         draining: CancellationToken::new(),
     }
 }

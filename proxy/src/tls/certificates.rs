@@ -1,7 +1,13 @@
-//! The certificates of a listener: read from files, checked, chosen by name, exchanged while connections go on.
+//! The certificates of a listener: read from files, checked, chosen by name, replaced while connections go on.
 //!
-//! A set is taken whole or not at all: as long as one file of it is wrong, the set before it serves on. A certificate
-//! serves the names that it holds itself (its subject alternative names), so that file and names cannot disagree.
+//! Each certificate stands for itself: one that is wrong is not served and keeps no other from being served or renewed. Where
+//! its files were right before, what they held then goes on being served. One whose dates are over (or have not come) serves a
+//! name only if no other certificate has it: clients that check dates refuse it, and an edge that did not start would serve
+//! nobody, not even the challenge that renews it.
+//!
+//! A certificate serves the names that it holds itself (its subject alternative names), so that file and names cannot disagree.
+
+mod pair;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,21 +15,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use webpki::KeyUsage;
 
 use crate::config::{CertificateFiles, CertificateSource};
+use crate::tls::certificates::pair::Pair;
+
+pub(super) use crate::tls::certificates::pair::{check, unix};
 
 /// The endings of a certificate in a folder; its key is called the same, with `.key`.
 const ENDINGS: [&str; 2] = ["crt", "pem"];
 
-/// Why a set of certificates is not taken.
-#[derive(Debug, thiserror::Error)]
+/// Why a certificate cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read, or holds something else.
     #[error("{path}: {why}")]
@@ -36,6 +43,9 @@ pub enum CertificateError {
     /// There is none.
     #[error("{0}: no certificate; expected NAME.crt or NAME.pem, with its key in NAME.key")]
     Empty(PathBuf),
+    /// There are several, and none of them can be served.
+    #[error("none of {} certificates can be served: {}", .0.len(), in_one_line(.0))]
+    All(Vec<CertificateError>),
 }
 
 impl CertificateError {
@@ -45,29 +55,104 @@ impl CertificateError {
     }
 }
 
-/// The certificates that serve now. Clones of its `Arc` see every exchange.
+/// As many of `errors` as fit in a line that somebody reads.
+fn in_one_line(errors: &[CertificateError]) -> String {
+    const SHOWN: usize = 5;
+    let shown = errors.iter().take(SHOWN).map(CertificateError::to_string);
+    let mut line = shown.collect::<Vec<_>>().join("; ");
+    if SHOWN < errors.len() {
+        line.push_str("; ...");
+    }
+    line
+}
+
+/// The certificates that serve now. Clones of its `Arc` see every change.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     source: CertificateSource,
     provider: Arc<CryptoProvider>,
+    read: Mutex<Read>,
     now: ArcSwap<Set>,
 }
 
-/// Certificates by the names that they serve.
+/// What the files held when they were last read.
+#[derive(Debug, Default)]
+struct Read {
+    entries: Vec<Entry>,
+    /// Why the folder could not be listed, or has nothing to serve; then `entries` are what was there before.
+    folder: Option<CertificateError>,
+}
+
+/// The files of one certificate, and what is served from them.
+#[derive(Debug)]
+struct Entry {
+    files: CertificateFiles,
+    /// The newest version that is worth serving, which may be older than the files.
+    served: Option<Pair>,
+    /// What is wrong with the files as they are now.
+    wrong: Option<CertificateError>,
+}
+
+/// Certificates by the names that they serve, as of one moment.
 #[derive(Debug)]
 struct Set {
     by_name: HashMap<String, Arc<CertifiedKey>>,
+    /// The names that none of `by_name` serves.
+    by_name_out_of_date: HashMap<String, Arc<CertifiedKey>>,
     /// For clients that name nobody, or somebody unknown: the first.
     default: Arc<CertifiedKey>,
     /// When the first of them ends, as UNIX time.
     ends: Duration,
+    /// When another set has to be built because a certificate ends or begins, as UNIX time.
+    changes: Duration,
 }
 
-/// One certificate with its key, checked.
-pub(super) struct Checked {
-    pub(super) key: Arc<CertifiedKey>,
-    names: Vec<String>,
-    ends: Duration,
+/// How a certificate is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CertificateState {
+    /// As its files are.
+    Good,
+    /// As its files were before something went wrong with them.
+    Previous,
+    /// Only where no other one has the name: its dates are over, or have not come.
+    OutOfDate,
+    /// Not at all.
+    Unusable,
+}
+
+impl CertificateState {
+    pub(crate) const ALL: [Self; 4] = [Self::Good, Self::Previous, Self::OutOfDate, Self::Unusable];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Previous => "previous",
+            Self::OutOfDate => "out_of_date",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
+/// What operators get to know of one certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateStatus {
+    pub(crate) path: PathBuf,
+    pub(crate) state: CertificateState,
+    /// What is wrong; empty if nothing is.
+    pub(crate) why: String,
+    /// The names of what is served.
+    pub(crate) names: Vec<String>,
+    /// When it ends, as UNIX time, if it is served.
+    pub(crate) ends: Option<Duration>,
+}
+
+/// What reading the files again has changed for one certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Its new version is served.
+    Taken,
+    /// Its new version is wrong.
+    Refused,
 }
 
 impl Certificates {
@@ -75,35 +160,105 @@ impl Certificates {
     ///
     /// # Errors
     ///
-    /// [`CertificateError`] for the first file that is wrong: unreadable, no certificate or key in it, a key of another
-    /// certificate, a date that is over or not come, a chain whose links do not fit.
+    /// [`CertificateError`] if no certificate can be served: unreadable, no certificate or key in the file, a key of another
+    /// certificate, a chain whose links do not fit. If one can, the others are named by [`Certificates::status`].
     pub(crate) fn load(
         source: CertificateSource,
         provider: Arc<CryptoProvider>,
         now: SystemTime,
     ) -> Result<Self, CertificateError> {
-        let set = Set::load(&source, &provider, now)?;
+        let files = files_of(&source)?;
+        let entries = files.into_iter().map(|files| Entry::read(files, &provider));
+        let entries: Vec<Entry> = entries.collect();
+        let Some(set) = Set::build(&entries, unix(now)) else {
+            let mut errors: Vec<_> = entries.into_iter().filter_map(|it| it.wrong).collect();
+            return Err(match errors.len() {
+                0 => empty(&source),
+                1 => errors.remove(0),
+                _ => CertificateError::All(errors),
+            });
+        };
         Ok(Self {
             source,
             provider,
+            read: Mutex::new(Read {
+                entries,
+                folder: None,
+            }),
             now: ArcSwap::from_pointee(set),
         })
     }
 
-    /// Reads the files again, and serves what they hold from now on.
+    /// Reads the files again, and serves what they hold from now on, each certificate for itself.
     ///
-    /// # Errors
-    ///
-    /// As [`Certificates::load`]; then everything stays as it is.
-    pub(crate) fn reload(&self, now: SystemTime) -> Result<(), CertificateError> {
-        let set = Set::load(&self.source, &self.provider, now)?;
-        self.now.store(Arc::new(set));
-        Ok(())
+    /// If that leaves nothing to serve, everything stays as it is.
+    pub(super) fn reload(&self, now: SystemTime) -> Vec<Change> {
+        let mut read = self.read.lock();
+        let files = match files_of(&self.source) {
+            Ok(files) if files.is_empty() => Err(empty(&self.source)),
+            files => files,
+        };
+        let files = match files {
+            Ok(files) => files,
+            Err(error) => return read.refuse_folder(error),
+        };
+        let mut changes = Vec::new();
+        let mut before: HashMap<PathBuf, Entry> = std::mem::take(&mut read.entries)
+            .into_iter()
+            .map(|entry| (entry.files.certificate.clone(), entry))
+            .collect();
+        for files in files {
+            let before = before.remove(&files.certificate);
+            let entry = Entry::read(files, &self.provider);
+            let (entry, change) = entry.or_rather(before, unix(now));
+            changes.extend(change);
+            read.entries.push(entry);
+        }
+        match Set::build(&read.entries, unix(now)) {
+            Some(set) => {
+                read.folder = None;
+                self.now.store(Arc::new(set));
+            }
+            // All those that were served are gone, and what is there instead cannot be.
+            None => {
+                read.folder = Some(empty(&self.source));
+            }
+        }
+        changes
     }
 
-    /// When the first certificate ends, as UNIX time.
-    pub(crate) fn ends(&self) -> Duration {
+    /// Serves by the dates of certificates as they are now: one that has ended makes way for another of the same name.
+    pub(super) fn follow_dates(&self, now: SystemTime) {
+        let now = unix(now);
+        if now < self.now.load().changes {
+            return;
+        }
+        let read = self.read.lock();
+        if let Some(set) = Set::build(&read.entries, now) {
+            self.now.store(Arc::new(set));
+        }
+    }
+
+    /// When the first certificate that is served ends, as UNIX time.
+    pub(super) fn ends(&self) -> Duration {
         self.now.load().ends
+    }
+
+    /// Each certificate, in the order in which they are tried.
+    pub(crate) fn status(&self, now: SystemTime) -> Vec<CertificateStatus> {
+        let now = unix(now);
+        let read = self.read.lock();
+        let mut all: Vec<_> = read.entries.iter().map(|entry| entry.status(now)).collect();
+        if let (Some(error), CertificateSource::Folder(folder)) = (&read.folder, &self.source) {
+            all.push(CertificateStatus {
+                path: folder.clone(),
+                state: CertificateState::Unusable,
+                why: error.to_string(),
+                names: Vec::new(),
+                ends: None,
+            });
+        }
+        all
     }
 
     /// The files that there are now.
@@ -123,53 +278,148 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
+impl Read {
+    /// Keeps what was there. It is one change, unless nothing has changed.
+    fn refuse_folder(&mut self, error: CertificateError) -> Vec<Change> {
+        if self.folder.as_ref() == Some(&error) {
+            return Vec::new();
+        }
+        self.folder = Some(error);
+        vec![Change::Refused]
+    }
+}
+
+impl Entry {
+    fn read(files: CertificateFiles, provider: &CryptoProvider) -> Self {
+        let (served, wrong) = match Pair::read(&files, provider, KeyUsage::server_auth()) {
+            Ok(pair) => (Some(pair), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self {
+            files,
+            served,
+            wrong,
+        }
+    }
+
+    /// It, or what was served `before` if that is better; and what has changed.
+    fn or_rather(mut self, before: Option<Self>, now: Duration) -> (Self, Option<Change>) {
+        if let Some(pair) = &self.served {
+            self.wrong = pair.wrong_dates(now, &self.files.certificate);
+        }
+        let (old, was_wrong) = before.map_or((None, None), |entry| (entry.served, entry.wrong));
+        let is_same = self.served.is_some() && self.served == old;
+        let is_worse = |old: &Pair| match &self.served {
+            None => true,
+            Some(new) => !new.is_valid(now) && old.is_valid(now),
+        };
+        let keeps_old = !is_same && old.as_ref().is_some_and(is_worse);
+        let change = match &self.wrong {
+            Some(wrong) if was_wrong.as_ref() != Some(wrong) && !is_same => Some(Change::Refused),
+            None if !is_same || was_wrong.is_some() => Some(Change::Taken),
+            _ => None,
+        };
+        if keeps_old {
+            self.served = old;
+        } else if self.served.is_some() {
+            // What its dates say is looked up whenever it is asked for.
+            self.wrong = None;
+        }
+        (self, change)
+    }
+
+    fn status(&self, now: Duration) -> CertificateStatus {
+        let path = &self.files.certificate;
+        let dates = self
+            .served
+            .as_ref()
+            .and_then(|pair| pair.wrong_dates(now, path));
+        let state = match (&self.served, &self.wrong, &dates) {
+            (None, ..) => CertificateState::Unusable,
+            (_, _, Some(_)) => CertificateState::OutOfDate,
+            (_, Some(_), None) => CertificateState::Previous,
+            (_, None, None) => CertificateState::Good,
+        };
+        let why = self.wrong.as_ref().or(dates.as_ref());
+        CertificateStatus {
+            path: path.clone(),
+            state,
+            why: why.map_or_else(String::new, CertificateError::to_string),
+            names: self
+                .served
+                .as_ref()
+                .map_or_else(Vec::new, |pair| pair.names.clone()),
+            ends: self.served.as_ref().map(Pair::ends),
+        }
+    }
+}
+
 impl Set {
-    fn load(
-        source: &CertificateSource,
-        provider: &CryptoProvider,
-        now: SystemTime,
-    ) -> Result<Self, CertificateError> {
-        let files = files_of(source)?;
-        let mut by_name = HashMap::new();
-        let mut default = None;
-        let mut ends = Duration::MAX;
-        for pair in &files {
-            let checked = check(pair, provider, now, KeyUsage::server_auth())?;
-            ends = ends.min(checked.ends);
-            default.get_or_insert_with(|| Arc::clone(&checked.key));
-            for name in checked.names {
+    /// `None` if there is nothing to serve.
+    fn build(entries: &[Entry], now: Duration) -> Option<Self> {
+        let served = || entries.iter().filter_map(|entry| entry.served.as_ref());
+        let (mut by_name, mut by_name_out_of_date) = (HashMap::new(), HashMap::new());
+        for pair in served() {
+            let names = match pair.is_valid(now) {
+                true => &mut by_name,
+                false => &mut by_name_out_of_date,
+            };
+            for name in &pair.names {
                 // Where two hold a name, the first keeps it.
-                by_name
-                    .entry(name)
-                    .or_insert_with(|| Arc::clone(&checked.key));
+                names
+                    .entry(name.clone())
+                    .or_insert_with(|| Arc::clone(&pair.key));
             }
         }
-        let default = default.ok_or_else(|| match source {
-            CertificateSource::Folder(folder) => CertificateError::Empty(folder.clone()),
-            CertificateSource::Files(_) => CertificateError::Empty(PathBuf::new()),
-        })?;
-        Ok(Self {
+        let default = served()
+            .find(|pair| pair.is_valid(now))
+            .or_else(|| served().next())?;
+        let changes = served().filter_map(|pair| pair.next_change(now)).min();
+        Some(Self {
             by_name,
-            default,
-            ends,
+            by_name_out_of_date,
+            default: Arc::clone(&default.key),
+            ends: served().map(Pair::ends).min().unwrap_or(Duration::MAX),
+            changes: changes.unwrap_or(Duration::MAX),
         })
     }
 
-    /// The exact name, then the wildcard over its first label (RFC 6125, 6.4.3), then the default.
+    /// The exact name, then the wildcard over its first label (RFC 6125, 6.4.3), then the same out of date, then the default.
     fn find(&self, name: Option<&str>) -> &Arc<CertifiedKey> {
         let Some(name) = name else {
             return &self.default;
         };
-        if let Some(key) = self.by_name.get(name) {
-            return key;
+        Self::find_in(&self.by_name, name)
+            .or_else(|| Self::find_in(&self.by_name_out_of_date, name))
+            .unwrap_or(&self.default)
+    }
+
+    fn find_in<'set>(
+        names: &'set HashMap<String, Arc<CertifiedKey>>,
+        name: &str,
+    ) -> Option<&'set Arc<CertifiedKey>> {
+        if names.is_empty() {
+            return None;
         }
-        let wildcard = name.split_once('.').map(|(_, rest)| format!("*.{rest}"));
-        let by_wildcard = wildcard.and_then(|wildcard| self.by_name.get(&wildcard));
-        by_wildcard.unwrap_or(&self.default)
+        let by_wildcard = || {
+            let (_, rest) = name.split_once('.')?;
+            names.get(&format!("*.{rest}"))
+        };
+        names.get(name).or_else(by_wildcard)
     }
 }
 
+fn empty(source: &CertificateSource) -> CertificateError {
+    CertificateError::Empty(match source {
+        CertificateSource::Folder(folder) => folder.clone(),
+        CertificateSource::Files(_) => PathBuf::new(),
+    })
+}
+
 /// The pairs of files, those of a folder in the order of their names.
+///
+/// Of a folder, files with a dot in front are left out (writers and Kubernetes keep their own there), and so are certificates of
+/// authorities that lie beside (`ca.crt` as cert-manager writes it): they have no key.
 fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, CertificateError> {
     let folder = match source {
         CertificateSource::Files(files) => return Ok(files.clone()),
@@ -179,241 +429,18 @@ fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, Certifi
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let certificate = entry.map_err(unreadable)?.path();
+        let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+        if certificate.file_name().is_none_or(is_hidden) {
+            continue;
+        }
         let ending = certificate.extension().and_then(|ending| ending.to_str());
         if ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
-            let key = certificate.with_extension("key");
-            files.push(CertificateFiles { certificate, key });
+            files.extend(pair::find_key(certificate));
         }
     }
     files.sort_by(|a, b| a.certificate.cmp(&b.certificate));
     Ok(files)
 }
 
-/// Reads a certificate that is to be used for `usage`, with its chain and its key.
-pub(super) fn check(
-    files: &CertificateFiles,
-    provider: &CryptoProvider,
-    now: SystemTime,
-    usage: KeyUsage,
-) -> Result<Checked, CertificateError> {
-    let CertificateFiles { certificate, key } = files;
-    let chain = read_chain(certificate)?;
-    let wrong = |why: String| CertificateError::file(certificate, why);
-    let (names, ends) = check_dates(&chain, now).map_err(wrong)?;
-    check_links(&chain, now, usage).map_err(wrong)?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-        pem::Error::NoItemsFound => CertificateError::file(
-            key,
-            "no private key; expected PEM (PKCS #8, PKCS #1 or SEC 1)",
-        ),
-        error => CertificateError::file(key, error.to_string()),
-    })?;
-    let private = provider
-        .key_provider
-        .load_private_key(private)
-        .map_err(|error| CertificateError::file(key, error.to_string()))?;
-    let pair = CertifiedKey::new(chain, private);
-    pair.keys_match().map_err(|error| {
-        let certificate = certificate.display();
-        CertificateError::file(key, format!("not the key of {certificate}: {error}"))
-    })?;
-    Ok(Checked {
-        key: Arc::new(pair),
-        names,
-        ends,
-    })
-}
-
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let chain = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| CertificateError::file(path, error.to_string()))?;
-    match chain.is_empty() {
-        true => Err(CertificateError::file(path, "no certificate; expected PEM")),
-        false => Ok(chain),
-    }
-}
-
-/// The names of the first certificate, and when the first of the chain ends.
-fn check_dates(
-    chain: &[CertificateDer<'static>],
-    now: SystemTime,
-) -> Result<(Vec<String>, Duration), String> {
-    let now = unix(now);
-    let mut names = Vec::new();
-    let mut ends = Duration::MAX;
-    for (index, der) in chain.iter().enumerate() {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| format!("certificate {} of the chain: {error}", index + 1))?;
-        let validity = certificate.validity();
-        let seconds = |timestamp: i64| Duration::from_secs(timestamp.try_into().unwrap_or(0));
-        let end = seconds(validity.not_after.timestamp());
-        if now < seconds(validity.not_before.timestamp()) {
-            return Err(format!(
-                "certificate {} of the chain is not valid before {}",
-                index + 1,
-                validity.not_before
-            ));
-        }
-        if end < now {
-            return Err(format!(
-                "certificate {} of the chain has ended on {}",
-                index + 1,
-                validity.not_after
-            ));
-        }
-        ends = ends.min(end);
-        if index == 0 {
-            names = names_of(&certificate);
-        }
-    }
-    Ok((names, ends))
-}
-
-/// The DNS names that a certificate is for, in lower case.
-fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let Ok(Some(alternatives)) = certificate.subject_alternative_name() else {
-        return Vec::new();
-    };
-    let names = alternatives.value.general_names.iter();
-    names
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Each certificate is signed by the next. The last is taken at its word: it is the client who trusts.
-fn check_links(
-    chain: &[CertificateDer<'static>],
-    now: SystemTime,
-    usage: KeyUsage,
-) -> Result<(), String> {
-    let [first, between @ .., last] = chain else {
-        return Ok(());
-    };
-    let broken = |error: webpki::Error| {
-        format!(
-            "the chain does not hold ({error}); expected the server's certificate first, then each one's issuer"
-        )
-    };
-    let anchor = anchor_from_trusted_cert(last).map_err(broken)?;
-    EndEntityCert::try_from(first)
-        .and_then(|first| {
-            first
-                .verify_for_usage(
-                    webpki::ALL_VERIFICATION_ALGS,
-                    &[anchor],
-                    between,
-                    UnixTime::since_unix_epoch(unix(now)),
-                    usage,
-                    None,
-                    None,
-                )
-                .map(|_| ())
-        })
-        .map_err(broken)
-}
-
-fn unix(time: SystemTime) -> Duration {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tls::testing::{Authority, folder};
-
-    fn provider() -> Arc<CryptoProvider> {
-        Arc::new(rustls::crypto::ring::default_provider())
-    }
-
-    fn load(folder: &Path) -> Result<Certificates, CertificateError> {
-        let source = CertificateSource::Folder(folder.to_owned());
-        Certificates::load(source, provider(), SystemTime::now())
-    }
-
-    /// Which file of `names` serves the name.
-    fn serves(certificates: &Certificates, name: Option<&str>) -> Vec<u8> {
-        certificates.now.load().find(name).cert[0].to_vec()
-    }
-
-    #[test]
-    fn a_name_gets_its_own_certificate_then_a_wildcard_then_the_first() {
-        let folder = folder("names");
-        let authority = Authority::new();
-        let exact = authority.issue(&["chat.example"]).write(folder.path(), "b");
-        let wild = authority.issue(&["*.example"]).write(folder.path(), "c");
-        let first = authority.issue(&["first.test"]).write(folder.path(), "a");
-        let certificates = load(folder.path()).unwrap();
-        for (name, expected) in [
-            (Some("chat.example"), &exact),
-            (Some("other.example"), &wild),
-            (Some("deep.other.example"), &first),
-            (Some("example"), &first),
-            (None, &first),
-        ] {
-            assert_eq!(&serves(&certificates, name), expected, "{name:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_file_and_the_old_set_stays() {
-        let folder = folder("wrong");
-        let authority = Authority::new();
-        let good = authority
-            .issue(&["good.example"])
-            .write(folder.path(), "good");
-        let certificates = load(folder.path()).unwrap();
-        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let future = SystemTime::now() + Duration::from_secs(2500 * 365 * 24 * 3600);
-        for (time, expected) in [(past, "is not valid before"), (future, "has ended on")] {
-            let error = certificates.reload(time).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-        let key = folder.path().join("good.key");
-        let right = std::fs::read(&key).unwrap();
-        let other = authority.issue(&["other.example"]);
-        for (content, expected) in [
-            (other.key_pem().into_bytes(), "not the key of"),
-            (b"nothing".to_vec(), "no private key"),
-        ] {
-            std::fs::write(&key, content).unwrap();
-            let error = certificates
-                .reload(SystemTime::now())
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with(&*key.to_string_lossy()) && error.contains(expected),
-                "{error}"
-            );
-            assert_eq!(serves(&certificates, Some("good.example")), good);
-        }
-        std::fs::write(&key, right).unwrap();
-        certificates.reload(SystemTime::now()).unwrap();
-        std::fs::write(folder.path().join("good.crt"), "-----BEGIN").unwrap();
-        assert!(certificates.reload(SystemTime::now()).is_err());
-    }
-
-    #[test]
-    fn a_chain_whose_links_do_not_fit_is_not_taken() {
-        let folder = folder("chain");
-        let (authority, stranger) = (Authority::new(), Authority::new());
-        let leaf = authority.issue(&["a.example"]);
-        leaf.write_chain(folder.path(), "a", &[&authority]);
-        load(folder.path()).unwrap();
-        leaf.write_chain(folder.path(), "a", &[&stranger]);
-        let error = load(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("the chain does not hold"), "{error}");
-    }
-
-    #[test]
-    fn an_empty_folder_and_a_missing_one_are_errors() {
-        let folder = folder("empty");
-        let error = load(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("no certificate"), "{error}");
-        assert!(load(&folder.path().join("absent")).is_err());
-    }
-}
+mod tests;

@@ -184,7 +184,7 @@ fn identity_of(
     provider: &CryptoProvider,
 ) -> Result<(Arc<dyn ResolvesClientCert>, Arc<CertKey>), TlsError> {
     let now = SystemTime::now();
-    let pair = certificates::check(files, provider, now, KeyUsage::client_auth())?.key;
+    let pair = certificates::check(files, provider, now, KeyUsage::client_auth())?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Authority {
         path: files.key.clone(),
         why: error.to_string(),

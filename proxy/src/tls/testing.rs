@@ -54,6 +54,10 @@ impl Authority {
         })
     }
 
+    pub(crate) fn issue_until(&self, names: &[&str], end: std::time::SystemTime) -> Issued {
+        self.issue_with(names, |params| params.not_after = end.into())
+    }
+
     fn issue_with(&self, names: &[&str], change: impl Fn(&mut CertificateParams)) -> Issued {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
@@ -71,6 +75,10 @@ impl Authority {
 impl Issued {
     pub(crate) fn key_pem(&self) -> String {
         self.key.serialize_pem()
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.certificate.pem()
     }
 
     pub(crate) fn der(&self) -> Vec<u8> {

@@ -416,6 +416,8 @@ async fn files_that_change_are_taken_and_wrong_ones_leave_the_old() {
         "causeway_proxy_certificate_exchanges_total{result=\"refused\"} 1",
         "causeway_proxy_certificate_exchanges_total{result=\"taken\"} 1",
         "causeway_proxy_certificate_ends_timestamp_seconds{listener=\"test\"} ",
+        "causeway_proxy_certificates{listener=\"test\",state=\"good\"} 1",
+        "causeway_proxy_certificates{listener=\"test\",state=\"unusable\"} 0",
     ] {
         assert!(page.contains(line), "{line}\n{page}");
     }
