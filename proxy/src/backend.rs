@@ -33,14 +33,18 @@ impl FromStr for BackendId {
     type Err = BadBackendId;
 
     fn from_str(text: &str) -> Result<Self, BadBackendId> {
-        let fits = (1..=Self::BYTES_MAX).contains(&text.len());
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if fits && text.bytes().all(plain) {
+        if is_plain_name(text) {
             Ok(Self(Arc::from(text)))
         } else {
             Err(BadBackendId)
         }
     }
+}
+
+/// Whether `name` is what ids and zones are: 1 to 64 ASCII letters, digits, `.`, `_` and `-`.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=BackendId::BYTES_MAX).contains(&name.len()) && name.bytes().all(plain)
 }
 
 impl fmt::Display for BackendId {

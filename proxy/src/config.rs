@@ -10,7 +10,7 @@ mod read;
 mod routes;
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -204,10 +204,57 @@ pub(crate) struct DiscoverConfig {
     /// Who may sign the certificates of those that speak TLS, in PEM; `None`: whom the system trusts.
     pub(crate) ca: Option<Arc<[u8]>>,
     pub(crate) every: Duration,
+    /// Where nodes of the registry may be.
+    pub(crate) allow: Arc<AllowedAddresses>,
 }
 
 impl DiscoverConfig {
     const EVERY: Duration = Duration::from_secs(2);
+
+    /// Whether it is the registry that `other` means, whatever else differs: the login, say.
+    pub(crate) fn is_registry_of(&self, other: &Self) -> bool {
+        let servers = |config: &Self| -> Option<Vec<_>> {
+            let urls = config.servers.iter();
+            let server = |url: &Secret| {
+                let info = redis::IntoConnectionInfo::into_connection_info(url.expose()).ok()?;
+                Some((info.addr().to_string(), info.redis_settings().db()))
+            };
+            urls.map(server).collect()
+        };
+        servers(self) == servers(other)
+    }
+}
+
+/// The addresses that are believed of nodes that a registry names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AllowedAddresses {
+    /// Those in one of these ranges.
+    Ranges(Vec<AddressRange>),
+    /// Those that another machine can have, and with `loopback` those of this machine.
+    Usual { loopback: bool },
+}
+
+impl AllowedAddresses {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        match self {
+            Self::Ranges(ranges) => ranges.iter().any(|range| range.contains(address)),
+            Self::Usual { loopback } => match address {
+                address if address.is_loopback() => *loopback,
+                IpAddr::V4(address) => {
+                    // A network's own addresses mean this machine, link-local ones what a cloud tells a machine of itself.
+                    let is_of_no_host = address.octets()[0] == 0
+                        || address.is_broadcast()
+                        || address.is_multicast();
+                    !is_of_no_host && !address.is_link_local()
+                }
+                IpAddr::V6(address) => {
+                    let is_of_no_host = address.is_unspecified() || address.is_multicast();
+                    !is_of_no_host && !address.is_unicast_link_local()
+                }
+            },
+        }
+    }
 }
 
 /// How a new client gets its backend.
@@ -235,6 +282,8 @@ pub(crate) struct BackendConfig {
     pub(crate) weight: u32,
     /// Where it is; what has no zone is near to every edge.
     pub(crate) zone: Option<Box<str>>,
+    /// Which addresses its name may have; `None` is any: the file is believed.
+    pub(crate) allowed: Option<Arc<AllowedAddresses>>,
     /// Whether it gets new clients only when no other backend is up.
     pub(crate) backup: bool,
     /// Configured, but out of service: never chosen and never probed.

@@ -2,9 +2,12 @@
 //!
 //! One task for each pool looks again and again. [`Roster`] decides what that means for the pool: a node that
 //! is new is added at once, one that is missing is dropped when it has been missing for a while. Until then
-//! its health checks say what it is good for. Where nodes share several servers, each has the whole registry, and
+//! its health checks say what it is good for. What nodes say is believed within bounds: ids and zones that are names, addresses
+//! that `discover.allow` has, and no unix sockets. Where nodes share several servers, each has the whole registry, and
 //! a node is there if one of them says so. While all are away nothing changes.
 
+use std::collections::BTreeSet;
+use std::panic;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,17 +15,18 @@ use causeway_conf::Secret;
 use futures_util::future;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, TlsCertificates};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::BackendConfig;
+use crate::config::{BACKENDS_MAX, BackendConfig};
+use crate::limits::Seldom;
 use crate::reload::{Discovery, Reloader};
 
 mod node;
 mod roster;
 
-use node::backend;
+use node::{PassedOver, backend};
 use roster::Roster;
 
 /// For a connection, and for each answer.
@@ -32,27 +36,50 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const LIVE_LEASES: &str = "causeway:{no}:live";
 const LEASE_INFO: &str = "causeway:{no}:info";
 
+/// How many of the nodes that are passed over are named in the log at a time.
+const NAMED_MAX: usize = 5;
+
 /// Looks for backends wherever the configuration says, until `shutdown`.
 pub(crate) async fn run(reloader: Arc<Reloader>, shutdown: CancellationToken) {
     let mut discoveries = reloader.discoveries();
+    let mut tasks = JoinSet::new();
+    let mut running: Vec<(Discovery, AbortHandle)> = Vec::new();
     loop {
         let wanted = discoveries.borrow_and_update().clone();
-        let mut tasks = JoinSet::new();
+        // A pool that is looked for as before goes on as it is.
+        running.retain(|(discovery, task)| {
+            let goes_on = wanted.contains(discovery);
+            if !goes_on {
+                task.abort();
+            }
+            goes_on
+        });
         for discovery in wanted {
-            tasks.spawn(look_out(discovery, Arc::clone(&reloader)));
+            if !running.iter().any(|(running, _)| *running == discovery) {
+                let task = tasks.spawn(look_out(discovery.clone(), Arc::clone(&reloader)));
+                running.push((discovery, task));
+            }
         }
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            Ok(()) = discoveries.changed() => {}
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                Ok(()) = discoveries.changed() => break,
+                Some(ended) = tasks.join_next() => match ended {
+                    // The owner of this task says what becomes of it all.
+                    Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
+                    Ok(()) | Err(_) => {}
+                },
+            }
         }
     }
 }
 
 /// Looks for the backends of one pool, for ever.
 async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
-    let Discovery { pool, config } = discovery;
-    let mut roster = Roster::new(config.every);
+    let Discovery { pool, config, .. } = &discovery;
+    let mut roster = Roster::new(config.every, reloader.known(pool), Instant::now());
+    let mut complaints = Complaints::new(Instant::now());
     let servers = config.servers.iter().enumerate();
     let mut servers: Vec<Server> = servers
         .map(|(number, url)| Server {
@@ -64,19 +91,61 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
         })
         .collect();
     loop {
-        let looks = servers.iter_mut().map(|server| server.look(&pool));
+        let looks = servers.iter_mut().map(|server| server.look(pool));
         let answers = future::join_all(looks).await;
         if answers.iter().any(Option::is_some) {
             // The first one has the last word about a node.
             let nodes = answers.into_iter().rev().flatten().flatten();
-            let found = nodes.filter_map(|node| backend(&pool, &node));
+            let (mut found, mut passed_over) = (Found::new(), BTreeSet::new());
+            for node in nodes {
+                match backend(&node, &config.allow) {
+                    Ok(backend) => found.extend(backend),
+                    Err(why) => _ = passed_over.insert(why),
+                }
+            }
             let now = Instant::now();
-            if let Some(backends) = roster.seen(found.collect(), now) {
+            reloader.passed_over(pool, passed_over.len());
+            complaints.say(pool, passed_over, now);
+            if let Some(backends) = roster.seen(found, now) {
                 tracing::info!(pool, backends = backends.len(), "the nodes have changed");
-                reloader.found(&pool, backends, now);
+                reloader.found(&discovery, backends, now);
             }
         }
         time::sleep(config.every).await;
+    }
+}
+
+/// What was said of nodes that are passed over.
+struct Complaints {
+    last: BTreeSet<PassedOver>,
+    seldom: Seldom,
+}
+
+impl Complaints {
+    fn new(now: Instant) -> Self {
+        Self {
+            last: BTreeSet::new(),
+            seldom: Seldom::new(now),
+        }
+    }
+
+    /// Says which nodes are passed over, and why, when there are others than before. A registry must not fill the log.
+    fn say(&mut self, pool: &str, passed_over: BTreeSet<PassedOver>, now: Instant) {
+        if passed_over == self.last {
+            return;
+        }
+        let new: Vec<_> = passed_over.difference(&self.last).collect();
+        if !new.is_empty() && self.seldom.note(now).is_some() {
+            let named = new.iter().take(NAMED_MAX).map(ToString::to_string);
+            let why = named.collect::<Vec<_>>().join("; ");
+            tracing::warn!(
+                pool,
+                why,
+                nodes = passed_over.len(),
+                "nodes in the registry are passed over"
+            );
+        }
+        self.last = passed_over;
     }
 }
 
@@ -150,7 +219,8 @@ async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<Strin
     let answers: Result<(Vec<String>, std::collections::HashMap<String, String>), RedisError> =
         pipeline.query_async(connection).await;
     let (live, mut about) = answers?;
-    Ok(live
+    // Of more than a pool can have, those whose leases end last.
+    Ok(live[live.len().saturating_sub(BACKENDS_MAX)..]
         .iter()
         .filter_map(|lease| about.remove(lease))
         .collect())

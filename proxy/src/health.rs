@@ -12,8 +12,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -27,10 +28,25 @@ use crate::pool::{Backend, Pool, Pools, State};
 /// What one task probes.
 #[derive(Clone)]
 struct Watch {
-    pool: Arc<Pool>,
+    target: Arc<ArcSwap<Target>>,
     backend: Arc<Backend>,
-    prober: Arc<Prober>,
     turns: Arc<Semaphore>,
+}
+
+/// A pool as it is now, and how its backends are probed.
+struct Target {
+    pool: Arc<Pool>,
+    prober: Prober,
+}
+
+/// The probes that are running.
+struct Probes {
+    names: Arc<Names>,
+    turns: Arc<Semaphore>,
+    /// By the name of the pool.
+    targets: HashMap<String, Arc<ArcSwap<Target>>>,
+    tasks: JoinSet<()>,
+    running: HashMap<Id, (Watch, AbortHandle)>,
 }
 
 /// Probes all backends of `pools` until `shutdown`, and when there are new pools, theirs. No probe outlives this call.
@@ -43,54 +59,96 @@ pub(crate) async fn run(
     names: Arc<Names>,
     shutdown: CancellationToken,
 ) {
+    let mut probes = Probes {
+        names,
+        turns: Arc::new(Semaphore::new(PROBES_MAX)),
+        targets: HashMap::new(),
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+    };
     loop {
         let current = Arc::clone(&pools.borrow_and_update());
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            // Each backend is probed at once under its new settings, and its state is where it was: in the backend.
-            Ok(()) = pools.changed() => {}
-            () = probe_all(&current, &names, &shutdown) => return,
+        probes.follow(&current, &shutdown);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                Ok(()) = pools.changed() => break,
+                Some(ended) = probes.tasks.join_next_with_id() => probes.ended(ended, &shutdown),
+            }
         }
     }
 }
 
-/// Probes all backends of `pools` until `shutdown`.
-async fn probe_all(pools: &Pools, names: &Arc<Names>, shutdown: &CancellationToken) {
-    let turns = Arc::new(Semaphore::new(PROBES_MAX));
-    let mut tasks = JoinSet::new();
-    let mut watched: HashMap<Id, Watch> = HashMap::new();
-    for pool in pools.iter() {
-        let prober = Arc::new(Prober::new(
-            &pool.health,
-            pool.tls.clone(),
-            Arc::clone(names),
-        ));
-        for backend in pool.backends() {
-            if backend.state() == State::Maintenance || backend.is_leaving() {
-                continue;
-            }
-            let watch = Watch {
+impl Probes {
+    /// Probes the backends of `pools` from now on. Those that are probed as before go on at their pace; those of a pool with other
+    /// settings are probed at once. Their states are where they were: in the backends.
+    fn follow(&mut self, pools: &Pools, shutdown: &CancellationToken) {
+        let mut targets = HashMap::new();
+        for pool in pools.iter() {
+            let target = Target {
                 pool: Arc::clone(pool),
-                backend,
-                prober: Arc::clone(&prober),
-                turns: Arc::clone(&turns),
+                prober: Prober::new(&pool.health, pool.tls.clone(), Arc::clone(&self.names)),
             };
-            let task = tasks.spawn(watch.clone().run(shutdown.clone()));
-            watched.insert(task.id(), watch);
+            let old = self.targets.remove(&pool.name);
+            let old = old.filter(|old| old.load().pool.health == pool.health);
+            let target = match old {
+                Some(old) => {
+                    old.store(Arc::new(target));
+                    old
+                }
+                None => Arc::new(ArcSwap::from_pointee(target)),
+            };
+            targets.insert(pool.name.clone(), target);
+        }
+        self.targets = targets;
+        let mut wanted = Vec::new();
+        for pool in pools.iter() {
+            let target = &self.targets[&pool.name];
+            for backend in pool.backends() {
+                if backend.state() != State::Maintenance && !backend.is_leaving() {
+                    wanted.push((Arc::clone(target), backend));
+                }
+            }
+        }
+        // Both live as long as what they are compared by: the address of neither can have gone to another.
+        let key = |target: &Arc<ArcSwap<Target>>, backend: &Arc<Backend>| {
+            (Arc::as_ptr(target) as usize, Arc::as_ptr(backend) as usize)
+        };
+        let mut missing: HashMap<_, _> = wanted
+            .into_iter()
+            .map(|(target, backend)| (key(&target, &backend), (target, backend)))
+            .collect();
+        self.running.retain(|_, (watch, task)| {
+            let goes_on = missing
+                .remove(&key(&watch.target, &watch.backend))
+                .is_some();
+            if !goes_on {
+                task.abort();
+            }
+            goes_on
+        });
+        for (target, backend) in missing.into_values() {
+            let watch = Watch {
+                target,
+                backend,
+                turns: Arc::clone(&self.turns),
+            };
+            let task = self.tasks.spawn(watch.clone().run(shutdown.clone()));
+            self.running.insert(task.id(), (watch, task));
         }
     }
-    while let Some(ended) = tasks.join_next_with_id().await {
-        let Err(ended) = ended else { continue };
-        // A backend whose probes have stopped would keep its last state for ever.
-        if let Some(watch) = watched.remove(&ended.id()) {
-            error!(backend = %watch.backend.id, error = %ended, "health check panicked");
-            let task = tasks.spawn(watch.clone().run_later(shutdown.clone()));
-            watched.insert(task.id(), watch);
+
+    /// Begins anew with a backend whose probes have panicked: it would keep its last state for ever.
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>, shutdown: &CancellationToken) {
+        let Err(error) = ended else { return };
+        // One that was aborted is not among them any more.
+        if let Some((watch, _)) = self.running.remove(&error.id()) {
+            error!(backend = %watch.backend.id, %error, "health check panicked");
+            let task = self.tasks.spawn(watch.clone().run_later(shutdown.clone()));
+            self.running.insert(task.id(), (watch, task));
         }
     }
-    // There may be nobody to probe.
-    shutdown.cancelled().await;
 }
 
 impl Watch {
@@ -111,15 +169,21 @@ impl Watch {
 
     /// As [`run`](Self::run), but not at once: what made it panic may do so again.
     async fn run_later(self, shutdown: CancellationToken) {
-        time::sleep(self.pool.health.interval).await;
+        let interval = self.pool().health.interval;
+        time::sleep(interval).await;
         self.run(shutdown).await;
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.target.load().pool)
     }
 
     async fn probe(&self) {
         let _turn = self.turns.acquire().await;
         let state = self.backend.state();
-        match self.prober.probe(&self.backend.address, state).await {
-            Ok(result) => self.pool.probed(&self.backend, result, Instant::now()),
+        let target = self.target.load_full();
+        match target.prober.probe(&self.backend.address, state).await {
+            Ok(result) => self.pool().probed(&self.backend, result, Instant::now()),
             // The backend stays what it is: the fault is not its own.
             Err(error) => warn!(backend = %self.backend.id, %error, "health check skipped"),
         }
@@ -127,9 +191,10 @@ impl Watch {
 
     /// Waits until the next probe is due, or wanted.
     async fn pause(&self) {
-        let config = &self.pool.health;
-        let pause = jittered(pause(config, self.backend.state()));
-        let least = pause.min(config.fast_interval);
+        let pool = self.pool();
+        let pause = jittered(pause(&pool.health, self.backend.state()));
+        let least = pause.min(pool.health.fast_interval);
+        drop(pool);
         time::sleep(least).await;
         tokio::select! {
             () = self.backend.probe_wanted() => {}
@@ -151,7 +216,7 @@ impl Watch {
             };
             tokio::select! {
                 () = &mut step => return,
-                () = over => self.pool.tick(&self.backend, Instant::now()),
+                () = over => self.pool().tick(&self.backend, Instant::now()),
                 // A grace may have begun or ended.
                 _ = verdict.changed() => {}
             }

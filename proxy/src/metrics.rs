@@ -1,7 +1,7 @@
 //! What the edge counts, in the text format of OpenMetrics.
 //!
 //! Labels are backends, states and outcomes, whose number is bounded by the configuration and the code;
-//! never a client's address, a path or a host. Families are registered once; each backend keeps handles
+//! never a client's address, a path or a host. A backend that is forgotten takes its series along. Families are registered once; each backend keeps handles
 //! to its own counters, so that counting takes no lookup and no lock.
 
 mod backend;
@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     refusals: Family<[(&'static str, String); 2], Counter>,
     handshakes: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
+    nodes_passed_over: Family<[(&'static str, String); 1], Gauge>,
     certificate_states: Family<[(&'static str, String); 2], Gauge>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
 }
@@ -85,6 +86,7 @@ impl Metrics {
             refusals: Family::default(),
             handshakes: Family::default(),
             certificates: Family::default(),
+            nodes_passed_over: Family::default(),
             certificate_states: Family::default(),
             certificate_ends: Family::default(),
             registry,
@@ -156,6 +158,11 @@ impl Metrics {
             self.certificates.clone(),
         );
         registry.register(
+            "nodes_passed_over",
+            "Nodes in the registry of a pool that are no backends, because of what they say of themselves",
+            self.nodes_passed_over.clone(),
+        );
+        registry.register(
             "certificates",
             "Certificates of a listener by state: good, previous, out_of_date, unusable",
             self.certificate_states.clone(),
@@ -171,6 +178,22 @@ impl Metrics {
     /// The counters of the backend called `id`.
     pub(crate) fn backend(&self, id: &str) -> BackendMetrics {
         self.backends.of(id)
+    }
+
+    /// Takes all series of the backend called `id` out of the page: it is no backend any more.
+    pub(crate) fn forget_backend(&self, id: &str) {
+        self.backends.forget(id);
+    }
+
+    /// Shows how many nodes in the registry of `pool` are passed over; `None` if it has no registry any more.
+    pub(crate) fn nodes_passed_over(&self, pool: &str, number: Option<usize>) {
+        let label = [("pool", pool.to_owned())];
+        let Some(number) = number else {
+            self.nodes_passed_over.remove(&label);
+            return;
+        };
+        let gauge = self.nodes_passed_over.get_or_create(&label);
+        gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// The counters of the route called `name`.

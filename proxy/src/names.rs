@@ -18,17 +18,25 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::config::AllowedAddresses;
 use crate::names::known::Known;
 
 /// The most addresses of one name that are used.
 pub(crate) const ADDRESSES_MAX: usize = 8;
 
-/// Host names and their addresses. Bounded, since only configured names get here.
+/// Host names and their addresses.
+///
+/// Only names of backends get here. Those of backends that are gone are forgotten by [`Names::keep`].
 pub(crate) struct Names {
     resolver: Arc<dyn Resolve>,
-    names: Mutex<HashMap<(String, u16), Arc<Name>>>,
+    names: Mutex<HashMap<HostAndPort, Arc<Name>>>,
     lookups: Mutex<JoinSet<()>>,
 }
+
+type HostAndPort = (String, u16);
+
+/// The addresses that a name may have; `None` is any.
+pub(crate) type Allowed = Option<Arc<AllowedAddresses>>;
 
 /// Where addresses come from.
 #[async_trait]
@@ -53,6 +61,7 @@ struct Name {
     host: String,
     port: u16,
     known: watch::Sender<Known>,
+    allowed: Mutex<Allowed>,
 }
 
 impl Names {
@@ -74,7 +83,7 @@ impl Names {
     /// # Errors
     ///
     /// Why the lookup failed, if none has ever found any. Only then it may take as long as a lookup does: the caller has a
-    /// deadline.
+    /// deadline. Or that the name has no address that it may have.
     ///
     /// # Cancel safety
     ///
@@ -85,10 +94,21 @@ impl Names {
         self.refresh(&name);
         let settled = known.wait_for(Known::is_settled).await;
         // Its sender is in `name`, which outlives this wait.
-        settled.map_or_else(
+        let addresses = settled.map_or_else(
             |_| Err(io::ErrorKind::NotFound.into()),
             |known| known.addresses(),
-        )
+        )?;
+        name.allowed_of(addresses)
+    }
+
+    /// Keeps these names, each with the addresses that it may have, and forgets all others.
+    pub(crate) fn keep(&self, wanted: &HashMap<HostAndPort, Allowed>) {
+        for ((host, port), allowed) in wanted {
+            self.name(host, *port).allowed.lock().clone_from(allowed);
+        }
+        self.names
+            .lock()
+            .retain(|name, _| wanted.contains_key(name));
     }
 
     /// The addresses of `host` as far as they are known, without a wait. Has them looked up again if that is due.
@@ -113,6 +133,7 @@ impl Names {
                 host: host.to_owned(),
                 port,
                 known: watch::Sender::new(Known::default()),
+                allowed: Mutex::new(None),
             })
         });
         Arc::clone(name)
@@ -134,11 +155,34 @@ impl Names {
         });
     }
 
+    #[cfg(test)]
+    pub(crate) fn knows(&self, name: &HostAndPort) -> bool {
+        self.names.lock().contains_key(name)
+    }
+
     /// Has `host` resolve to `addresses` without a lookup.
     #[cfg(test)]
     pub(crate) fn pin(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
         let name = self.name(host, port);
         name.known.send_replace(Known::for_ever(addresses));
+    }
+}
+
+impl Name {
+    /// Those of `addresses` that it may have.
+    fn allowed_of(&self, addresses: Arc<[SocketAddr]>) -> io::Result<Arc<[SocketAddr]>> {
+        let allowed = self.allowed.lock();
+        let Some(allowed) = &*allowed else {
+            return Ok(addresses);
+        };
+        let is_allowed = |address: &&SocketAddr| allowed.contains(address.ip());
+        let few: Arc<[SocketAddr]> = addresses.iter().filter(is_allowed).copied().collect();
+        if few.is_empty() {
+            let host = &self.host;
+            let why = format!("{host} has no address that \"discover.allow\" has");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        Ok(few)
     }
 }
 

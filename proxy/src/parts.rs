@@ -125,7 +125,7 @@ impl Parts {
         };
         let names = Arc::new(Names::new());
         let policy = Arc::new(policy);
-        let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls);
+        let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls, Arc::clone(&names));
         Ok(Self {
             policy,
             reloader: Arc::new(reloader),

@@ -96,19 +96,21 @@ impl Pools {
         Self(config.pools.iter().map(pool).collect())
     }
 
-    /// Forgets backends that the configuration does not name any more, once they have been unused for a while.
-    pub(crate) fn forget_unused(&self, now: Instant) {
+    /// Forgets backends that the configuration does not name any more, once they have been unused for a while. Whether there
+    /// were any.
+    pub(crate) fn forget_unused(&self, metrics: &Metrics, now: Instant) -> bool {
         let forgotten: Vec<Arc<Backend>> = self
             .0
             .iter()
             .flat_map(|pool| pool.forget_unused(now))
             .collect();
-        for backend in forgotten {
+        for backend in &forgotten {
             // It may have come to another pool.
             if !self.0.iter().any(|pool| pool.has(&backend.id)) {
-                backend.metrics.forget(&State::NAMES);
+                metrics.forget_backend(backend.id.as_str());
             }
         }
+        !forgotten.is_empty()
     }
 
     /// The pool of a route.
@@ -259,6 +261,8 @@ impl Pool {
         let (forgotten, kept): (Vec<_>, Vec<_>) = table.backends.iter().cloned().partition(unused);
         if !forgotten.is_empty() {
             self.table.store(Arc::new(Table::of(kept)));
+            let ids: Vec<BackendId> = forgotten.iter().map(|it| it.id.clone()).collect();
+            self.sessions.forget(&ids);
         }
         for backend in &forgotten {
             info!(pool = self.name, backend = %backend.id, "backend forgotten");
@@ -266,7 +270,12 @@ impl Pool {
         forgotten
     }
 
-    fn has(&self, id: &BackendId) -> bool {
+    /// How many backends it has, those that leave included.
+    pub(crate) fn len(&self) -> usize {
+        self.table.load().backends.len()
+    }
+
+    pub(crate) fn has(&self, id: &BackendId) -> bool {
         self.table.load().get(id).is_some()
     }
 

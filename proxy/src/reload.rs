@@ -15,13 +15,16 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::BackendId;
+use crate::backend::{Address, BackendId};
+use crate::config::BACKENDS_MAX;
 use crate::config::BackendConfig;
 use crate::config::Config;
 use crate::config::DiscoverConfig;
 use crate::exchange::Policy;
 use crate::exchange::Rules;
 use crate::hold::HoldConfig;
+use crate::limits::Seldom;
+use crate::names::{Allowed, Names};
 use crate::pool::Pools;
 use crate::tls::{Connectors, PoolTlsError};
 
@@ -37,7 +40,10 @@ pub(crate) struct Reloader {
     state: Mutex<State>,
     /// Where backends are looked for.
     discoveries: watch::Sender<Vec<Discovery>>,
+    /// The host names of backends.
+    names: Arc<Names>,
     wanted: Notify,
+    left_out: Seldom,
 }
 
 struct State {
@@ -49,6 +55,10 @@ struct State {
     tls: Connectors,
     /// Backends that were found besides, by pool.
     found: HashMap<String, Vec<BackendConfig>>,
+    /// Whether there is no room for some of them.
+    is_full: bool,
+    /// How many discoveries there were.
+    discoveries: u64,
 }
 
 /// Where the backends of a pool are looked for.
@@ -56,22 +66,34 @@ struct State {
 pub(crate) struct Discovery {
     pub(crate) pool: String,
     pub(crate) config: DiscoverConfig,
+    /// Another one for each change of `config`: what was found by a former one is stale.
+    number: u64,
 }
 
 impl Reloader {
-    /// `config` is what `policy` goes by now, and `tls` belongs to it.
-    pub(crate) fn new(policy: Arc<Policy>, config: Config, tls: Connectors) -> Self {
+    /// `config` is what `policy` goes by now, and `tls` belongs to it. `names` are those of its backends.
+    pub(crate) fn new(
+        policy: Arc<Policy>,
+        config: Config,
+        tls: Connectors,
+        names: Arc<Names>,
+    ) -> Self {
+        let discoveries = discoveries(&config);
         Self {
             pools: watch::Sender::new(policy.pools()),
             policy,
-            discoveries: watch::Sender::new(discoveries(&config)),
             state: Mutex::new(State {
                 started: config.clone(),
                 file: config,
                 tls,
                 found: HashMap::new(),
+                is_full: false,
+                discoveries: discoveries.len() as u64,
             }),
+            discoveries: watch::Sender::new(discoveries),
+            names,
             wanted: Notify::new(),
+            left_out: Seldom::new(Instant::now()),
         }
     }
 
@@ -96,14 +118,8 @@ impl Reloader {
         let fixed = fixed(&state.started, config);
         state.file = config.clone();
         state.tls = tls;
-        let wanted = discoveries(config);
-        // What was found elsewhere is nothing to go by.
-        state.found.retain(|pool, _| {
-            let is_same = |discovery: &&Discovery| discovery.pool == *pool;
-            let before = self.discoveries.borrow();
-            wanted.iter().find(is_same) == before.iter().find(is_same)
-        });
-        self.put_in_place(&state, now);
+        let wanted = self.number(&mut state, discoveries(config));
+        self.put_in_place(&mut state, now);
         self.discoveries.send_if_modified(|discoveries| {
             let is_changed = *discoveries != wanted;
             *discoveries = wanted;
@@ -117,17 +133,79 @@ impl Reloader {
         Ok(())
     }
 
-    /// Goes by these backends of `pool` from now on, besides those of the file.
-    pub(crate) fn found(&self, pool: &str, backends: Vec<BackendConfig>, now: Instant) {
-        let mut state = self.state.lock();
-        state.found.insert(pool.to_owned(), backends);
-        self.put_in_place(&state, now);
+    /// Numbers what is looked for from now on, and drops what was found elsewhere.
+    fn number(&self, state: &mut State, mut wanted: Vec<Discovery>) -> Vec<Discovery> {
+        let before = self.discoveries.borrow();
+        for Discovery { pool, .. } in before.iter() {
+            if !wanted.iter().any(|discovery| discovery.pool == *pool) {
+                state.found.remove(pool);
+                self.policy.metrics.nodes_passed_over(pool, None);
+            }
+        }
+        for discovery in &mut wanted {
+            let old = before.iter().find(|old| old.pool == discovery.pool);
+            let Discovery { pool, config, .. } = &*discovery;
+            if let Some(old) = old.filter(|old| old.config == *config) {
+                discovery.number = old.number;
+                continue;
+            }
+            if !old.is_some_and(|old| old.config.is_registry_of(config)) {
+                state.found.remove(pool);
+            }
+            for backend in state.found.get_mut(pool).into_iter().flatten() {
+                backend.allowed = Some(Arc::clone(&config.allow));
+            }
+            if let Some(found) = state.found.get_mut(pool) {
+                found.retain(|backend| match &backend.address {
+                    Address::Ip(address) => config.allow.contains(address.ip()),
+                    Address::Name { .. } | Address::Unix(_) => true,
+                });
+            }
+            state.discoveries += 1;
+            discovery.number = state.discoveries;
+        }
+        wanted
     }
 
-    fn put_in_place(&self, state: &State, now: Instant) {
-        let config = &with_found(&state.file, &state.found);
+    /// Goes by the backends that `discovery` has found from now on, besides those of the file: unless it is not looked for like
+    /// that any more.
+    pub(crate) fn found(&self, discovery: &Discovery, backends: Vec<BackendConfig>, now: Instant) {
+        let mut state = self.state.lock();
+        if !self.discoveries.borrow().contains(discovery) {
+            tracing::debug!(pool = discovery.pool, "what was found is stale");
+            return;
+        }
+        state.found.insert(discovery.pool.clone(), backends);
+        self.put_in_place(&mut state, now);
+    }
+
+    /// The backends of `pool` that were found.
+    pub(crate) fn known(&self, pool: &str) -> Vec<BackendConfig> {
+        let state = self.state.lock();
+        state.found.get(pool).cloned().unwrap_or_default()
+    }
+
+    /// Takes note of how many nodes in the registry of `pool` are passed over.
+    pub(crate) fn passed_over(&self, pool: &str, nodes: usize) {
+        self.policy.metrics.nodes_passed_over(pool, Some(nodes));
+    }
+
+    fn put_in_place(&self, state: &mut State, now: Instant) {
         let old = self.policy.pools();
+        let (config, left_out) = with_found(&state.file, &state.found, &old);
+        let config = &config;
+        state.is_full = left_out.full.is_some();
+        if let Some(times) = left_out.any().and_then(|_| self.left_out.note(now)) {
+            let LeftOut { taken, full } = left_out;
+            tracing::warn!(
+                taken,
+                full,
+                times,
+                "nodes are left out, having the id of another backend (taken) or no room (full)"
+            );
+        }
         let pools = Arc::new(old.renewed(config, &state.tls, &self.policy.metrics, now));
+        self.names.keep(&host_names(&pools));
         let rules = Rules::new(config, Arc::clone(&pools), &self.policy.metrics);
         self.policy.rules.store(Arc::new(rules));
         self.policy.waiting_room.change(HoldConfig::of(config));
@@ -175,9 +253,37 @@ impl Reloader {
     }
 
     fn forget(&self, now: Instant) {
-        let _turn = self.state.lock();
-        self.policy.pools().forget_unused(now);
+        let mut state = self.state.lock();
+        let pools = self.policy.pools();
+        if !pools.forget_unused(&self.policy.metrics, now) {
+            return;
+        }
+        self.names.keep(&host_names(&pools));
+        if state.is_full {
+            self.put_in_place(&mut state, now);
+        }
     }
+}
+
+/// The host names of all backends, with the addresses that each may have.
+fn host_names(pools: &Pools) -> HashMap<(String, u16), Allowed> {
+    let mut names = HashMap::new();
+    for backend in pools.iter().flat_map(|pool| pool.backends()) {
+        let Address::Name { host, port } = &backend.address else {
+            continue;
+        };
+        let allowed = backend.allowed();
+        names
+            .entry((host.clone(), *port))
+            // A name that the file has too is believed.
+            .and_modify(|before: &mut Allowed| {
+                if allowed.is_none() {
+                    *before = None;
+                }
+            })
+            .or_insert_with(|| backend.allowed());
+    }
+    names
 }
 
 fn discoveries(config: &Config) -> Vec<Discovery> {
@@ -186,26 +292,52 @@ fn discoveries(config: &Config) -> Vec<Discovery> {
         Some(Discovery {
             pool: pool.name.clone(),
             config: pool.discover.clone()?,
+            number: 0,
         })
     });
     discoveries.collect()
 }
 
-/// `file` with the backends that were found. An id that is in it already, in whichever pool, is taken.
-fn with_found(file: &Config, found: &HashMap<String, Vec<BackendConfig>>) -> Config {
+/// Nodes that cannot be backends: one of those whose id is taken, and one of those for which there is no room.
+#[derive(Default)]
+struct LeftOut {
+    taken: Option<String>,
+    full: Option<String>,
+}
+
+impl LeftOut {
+    fn any(&self) -> Option<&String> {
+        self.taken.as_ref().or(self.full.as_ref())
+    }
+}
+
+/// `file` with the backends that were found. An id that is in it already, in whichever pool, is taken; and one that is new in its
+/// pool of `old` needs room there, where those that leave count too: a registry that has new ids all the time fills nothing.
+fn with_found(
+    file: &Config,
+    found: &HashMap<String, Vec<BackendConfig>>,
+    old: &Pools,
+) -> (Config, LeftOut) {
     let mut config = file.clone();
+    let mut left_out = LeftOut::default();
     let named = config.pools.iter().flat_map(|pool| &pool.backends);
     let mut taken: HashSet<BackendId> = named.map(|backend| backend.id.clone()).collect();
     for pool in &mut config.pools {
+        let old = old.iter().find(|old| old.name == pool.name);
+        let mut room = BACKENDS_MAX.saturating_sub(old.map_or(0, |old| old.len()));
         for backend in found.get(&pool.name).into_iter().flatten() {
-            if taken.insert(backend.id.clone()) {
+            let is_new = !old.is_some_and(|old| old.has(&backend.id));
+            if is_new && room == 0 {
+                left_out.full = Some(backend.id.to_string());
+            } else if taken.insert(backend.id.clone()) {
+                room -= usize::from(is_new);
                 pool.backends.push(backend.clone());
             } else {
-                tracing::warn!(pool = pool.name, backend = %backend.id, "a node has the id of another backend and is left out");
+                left_out.taken = Some(backend.id.to_string());
             }
         }
     }
-    config
+    (config, left_out)
 }
 
 /// The settings that differ and that nothing but a restart can change.

@@ -123,3 +123,75 @@ async fn a_registry_behind_tls_is_read_if_it_proves_itself() -> Result<()> {
     assert!(!found.contains("n1"), "{found}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_registry_names_no_backends_that_are_not_allowed() -> Result<()> {
+    let scratch = Scratch::new("discovery-allowed")?;
+    let redis = Redis::start(loopback::own(), scratch.path()).await?;
+    let listener = std::net::TcpListener::bind(loopback::own_any_port())?;
+    let here = listener.local_addr()?;
+    let socket = scratch.path().join("node.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let nodes = [
+        ("here", here.to_string()),
+        ("named", format!("localhost:{}", here.port())),
+        ("socket", format!("unix:{}", socket.display())),
+        ("metadata", "169.254.169.254:80".to_owned()),
+        ("odd name", "10.0.0.1:9000".to_owned()),
+    ];
+    for (id, address) in &nodes {
+        let about = json!({ "id": id, "address": address }).to_string();
+        redis
+            .cli(&["ZADD", "causeway:{no}:live", "99999999999999", id])
+            .await?;
+        redis
+            .cli(&["HSET", "causeway:{no}:info", id, &about])
+            .await?;
+    }
+    let edge = async |name: &str, allow: serde_json::Value| -> Result<Edge> {
+        let directory = scratch.path().join(name);
+        std::fs::create_dir_all(&directory)?;
+        let discover = json!({ "redis": redis.url(), "every": "100ms", "allow": allow });
+        let health = json!({ "kind": "tcp", "interval": "100ms", "fast_interval": "100ms" });
+        let pool = json!([{ "name": "nodes", "discover": discover, "health": health }]);
+        let settings = edge::settings(&[])
+            .with("pools", pool)
+            .with("affinity.hold", json!("500ms"));
+        Edge::start(&settings, &directory).await
+    };
+    let ids = async |edge: &Edge| -> Result<Vec<String>> {
+        let backends = edge.backends().await?;
+        let all = backends.as_array().into_iter().flatten();
+        Ok(all
+            .filter_map(|backend| Some(backend["id"].as_str()?.to_owned()))
+            .collect())
+    };
+    let passed_over = async |edge: &Edge, number: u32| {
+        let line = format!("causeway_proxy_nodes_passed_over{{pool=\"nodes\"}} {number}");
+        wait::until("nodes to be passed over", wait::SOON, async || {
+            let page = http::get(edge.admin, "/metrics").await.ok()?.text();
+            page.lines().any(|found| found == line).then_some(())
+        })
+        .await
+    };
+
+    // Redis is on loopback, and so may nodes be.
+    let near = edge("near", json!(null)).await?;
+    near.backend_in_state("here", "up").await?;
+    passed_over(&near, 3).await?;
+    assert_eq!(ids(&near).await?, ["here", "named"]);
+
+    // A name is held to the ranges when it is looked up.
+    let far = edge("far", json!(["10.0.0.0/8"])).await?;
+    passed_over(&far, 4).await?;
+    far.backend_in_state("named", "down").await?;
+    let backends = far.backends().await?;
+    assert_eq!(backends[0]["id"], "named");
+    let why = backends[0]["why"].as_str().unwrap_or_default();
+    assert!(why.contains("discover.allow"), "{why}");
+    assert_eq!(ids(&far).await?, ["named"]);
+    let log = far.process.log();
+    let lines = log.lines().filter(|line| line.contains("passed over"));
+    assert_eq!(lines.count(), 1, "{log}");
+    Ok(())
+}

@@ -107,6 +107,7 @@ pub(super) struct Discover {
     pub(super) redis_urls: Option<Vec<Secret>>,
     pub(super) tls: Option<DiscoverTls>,
     pub(super) every: Option<Span>,
+    pub(super) allow: Option<Vec<AddressRange>>,
 }
 
 #[derive(Debug, Deserialize)]

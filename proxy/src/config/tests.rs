@@ -527,6 +527,8 @@ fn a_pool_may_look_for_its_backends() {
     assert!(config.pools[0].backends.is_empty());
     let discover = config.pools[0].discover.clone().unwrap();
     assert_eq!(discover.every, Duration::from_secs(2));
+    let far = AllowedAddresses::Usual { loopback: false };
+    assert_eq!(*discover.allow, far);
     assert!(!format!("{discover:?}").contains("secret"));
     errors(
         "pools: [{ name: nodes, discover: { redis: 'http://:secret@redis', every: 10ms } }]",
@@ -534,6 +536,22 @@ fn a_pool_may_look_for_its_backends() {
             proxy.yaml:1:36: pools[0].discover.redis: expected redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path/to/socket
             proxy.yaml:1:67: pools[0].discover.every: 10ms is out of range, expected 100ms to 1m"#]],
     );
+    for (redis, loopback) in [
+        ("redis: 'redis://127.0.0.1:6379'", true),
+        ("redis: 'rediss://localhost'", true),
+        ("redis: 'redis://[::1]:6379'", true),
+        ("redis: 'unix:///run/redis.sock'", true),
+        ("redis: 'redis://10.0.0.1'", false),
+        (
+            "redis_urls: ['redis://127.0.0.1', 'redis://10.0.0.1']",
+            false,
+        ),
+    ] {
+        let config = parse(&format!("pools: [{{ name: a, discover: {{ {redis} }} }}]"));
+        let discover = config.pools[0].discover.clone().unwrap();
+        let usual = AllowedAddresses::Usual { loopback };
+        assert_eq!(*discover.allow, usual, "{redis}");
+    }
     let config =
         parse("pools: [{ name: a, discover: { redis_urls: ['redis://a', 'redis://b'] } }]");
     let discover = config.pools[0].discover.clone().unwrap();
@@ -584,6 +602,12 @@ fn a_pool_may_look_for_its_backends() {
             expect![
                 "proxy.yaml:1:58: pools[0].discover.tls.ca: expected certificates in PEM in /nowhere.pem: No such file or directory (os error 2)"
             ],
+        ),
+        (
+            "redis: redis://a, allow: []",
+            expect![[
+                r#"proxy.yaml:1:50: pools[0].discover.allow: expected at least one range, such as "10.0.0.0/8""#
+            ]],
         ),
         (
             "redis: rediss://a, tls: { ca: Cargo.toml }",

@@ -17,11 +17,12 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Looks come `every` so often.
-    pub(super) fn new(every: Duration) -> Self {
+    /// Looks come `every` so often. The backends that are `known` from before were there `now`.
+    pub(super) fn new(every: Duration, mut known: Found, now: Instant) -> Self {
+        known.sort_by(|one, other| one.id.cmp(&other.id));
         Self {
             missing_max: MISSING_MAX.max(3 * every),
-            backends: Vec::new(),
+            backends: known.into_iter().map(|backend| (backend, now)).collect(),
         }
     }
 
@@ -59,9 +60,15 @@ mod tests {
     fn found(nodes: &[(&str, u16)]) -> Found {
         let nodes = nodes.iter().map(|(id, port)| {
             let text = format!(r#"{{"id":"{id}","address":"127.0.0.1:{port}"}}"#);
-            super::super::backend("p", &text).unwrap()
+            let allowed = crate::config::AllowedAddresses::Usual { loopback: true };
+            let backend = super::super::backend(&text, &std::sync::Arc::new(allowed));
+            backend.unwrap().unwrap()
         });
         nodes.collect()
+    }
+
+    fn empty(every: Duration, now: Instant) -> Roster {
+        Roster::new(every, Vec::new(), now)
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -69,7 +76,7 @@ mod tests {
     #[test]
     fn a_new_node_is_there_at_once_and_the_same_ones_are_no_news() {
         let start = Instant::now();
-        let mut roster = Roster::new(SECOND);
+        let mut roster = empty(SECOND, start);
         assert_eq!(roster.seen(found(&[]), start), None);
         let two = found(&[("n1", 1), ("n2", 2)]);
         assert_eq!(
@@ -80,9 +87,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_from_before_is_no_news_and_missing_from_then_on() {
+        let start = Instant::now();
+        let both = found(&[("n2", 2), ("n1", 1)]);
+        let mut roster = Roster::new(SECOND, both.clone(), start);
+        assert_eq!(roster.seen(both, start), None);
+        let mut roster = Roster::new(SECOND, found(&[("n1", 1)]), start);
+        assert_eq!(roster.seen(found(&[]), start + SECOND), None);
+        assert_eq!(
+            roster.seen(found(&[]), start + MISSING_MAX),
+            Some(found(&[]))
+        );
+    }
+
+    #[test]
     fn one_that_is_missing_is_dropped_after_a_while() {
         let start = Instant::now();
-        let mut roster = Roster::new(SECOND);
+        let mut roster = empty(SECOND, start);
         roster.seen(found(&[("n1", 1), ("n2", 2)]), start);
         let almost = start + MISSING_MAX - Duration::from_millis(1);
         assert_eq!(roster.seen(found(&[("n1", 1)]), almost), None);
@@ -93,7 +114,7 @@ mod tests {
     #[test]
     fn one_that_comes_back_in_time_was_never_gone() {
         let start = Instant::now();
-        let mut roster = Roster::new(5 * SECOND);
+        let mut roster = empty(5 * SECOND, start);
         roster.seen(found(&[("n1", 1)]), start);
         assert_eq!(roster.seen(found(&[]), start + 10 * SECOND), None);
         assert_eq!(roster.seen(found(&[("n1", 1)]), start + 14 * SECOND), None);
@@ -107,7 +128,7 @@ mod tests {
     #[test]
     fn one_that_is_started_elsewhere_is_reached_there() {
         let start = Instant::now();
-        let mut roster = Roster::new(SECOND);
+        let mut roster = empty(SECOND, start);
         roster.seen(found(&[("n1", 1)]), start);
         let both = found(&[("n1", 1), ("n1", 7)]);
         assert_eq!(roster.seen(both, start), Some(found(&[("n1", 7)])));

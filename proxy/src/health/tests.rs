@@ -493,3 +493,75 @@ fn the_pace_follows_the_state() {
         assert!((8.0..=12.0).contains(&pause), "{pause}");
     }
 }
+
+/// A backend that counts its connections, and says when there is one more.
+async fn counting() -> (SocketAddr, watch::Receiver<usize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (counted, count) = watch::channel(0);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.send_modify(|count| *count += 1);
+            serve(stream, READY).await;
+        }
+    });
+    (address, count, tasks)
+}
+
+#[tokio::test]
+async fn a_change_of_one_backend_restarts_the_probes_of_no_other() {
+    let (first, first_probed, _first) = counting().await;
+    let (second, mut second_probed, _second) = counting().await;
+    let (third, mut third_probed, _third) = counting().await;
+    let backend = |id: &str, address: SocketAddr| format!("{{id: {id}, address: '{address}'}}");
+    let pace = "timeout: 20s, interval: 1h, fast_interval: 1h";
+    let metrics = Arc::new(Metrics::new());
+    let mut old = None::<Arc<Pools>>;
+    let mut next = |health: &str, backends: &[String]| {
+        let config = config(health, &backends.join(", "));
+        let (tls, now) = (Connectors::load(&config).unwrap(), Instant::now());
+        let pools = Arc::new(match &old {
+            None => Pools::new(&config, &tls, &metrics, now, Duration::ZERO),
+            Some(old) => old.renewed(&config, &tls, &metrics, now),
+        });
+        old = Some(Arc::clone(&pools));
+        pools
+    };
+    let (n1, n2, n3) = (
+        backend("n1", first),
+        backend("n2", second),
+        backend("n3", third),
+    );
+    let pools = watch::Sender::new(next(pace, &[n1.clone(), n2.clone()]));
+    let shutdown = CancellationToken::new();
+    let mut task = JoinSet::new();
+    task.spawn(run(
+        pools.subscribe(),
+        Arc::new(Names::new()),
+        shutdown.clone(),
+    ));
+    let up = |index: usize| {
+        let backend = pools.borrow().get(PoolId(0)).backends().remove(index);
+        async move { until(&backend, State::Up).await }
+    };
+    up(0).await;
+    up(1).await;
+    // One comes, one goes, one changes.
+    pools.send_replace(next(pace, &[n1.clone(), n2.clone(), n3.clone()]));
+    third_probed.wait_for(|count| *count == 1).await.unwrap();
+    up(2).await;
+    pools.send_replace(next(pace, &[n1.clone(), n3.clone()]));
+    let moved = backend("n3", second);
+    pools.send_replace(next(pace, &[n1.clone(), moved]));
+    second_probed.wait_for(|count| *count == 2).await.unwrap();
+    up(1).await;
+    assert_eq!(*first_probed.borrow(), 1);
+    // Other settings are gone by at once.
+    let other = format!("{pace}, rise: 7");
+    pools.send_replace(next(&other, &[n1, n3]));
+    let mut again = first_probed.clone();
+    again.wait_for(|count| *count == 2).await.unwrap();
+    shutdown.cancel();
+    task.join_next().await.unwrap().unwrap();
+}

@@ -1,9 +1,11 @@
 //! What is counted for each backend.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -35,7 +37,11 @@ pub(super) struct BackendFamilies {
     tunnels_closed: Family<Labels, Counter>,
     tunnel_bytes: Family<Labels, Counter>,
     tunnel_seconds: Family<BackendLabel, Histogram, fn() -> Histogram>,
+    /// The series of each backend that came up as things happened, by the second label and its value.
+    made: Mutex<HashMap<Arc<str>, Made>>,
 }
+
+type Made = Arc<Mutex<HashSet<(&'static str, &'static str)>>>;
 
 impl BackendFamilies {
     pub(super) fn register(registry: &mut Registry) -> Self {
@@ -54,6 +60,7 @@ impl BackendFamilies {
             tunnels_closed: Family::default(),
             tunnel_bytes: Family::default(),
             tunnel_seconds: Family::new_with_constructor(|| Histogram::new(TUNNEL_SECONDS)),
+            made: Mutex::default(),
         };
         macro_rules! register {
             ($field:ident, $help:literal) => {
@@ -110,7 +117,45 @@ impl BackendFamilies {
             state_since_seconds: self.state_since_seconds.get_or_create_owned(&only),
             transitions: self.transitions.clone(),
             tunnels_closed: self.tunnels_closed.clone(),
+            made: Arc::clone(self.made.lock().entry(Arc::clone(&id)).or_default()),
             id,
+        }
+    }
+
+    /// Takes all series of the backend called `id` out of the page.
+    pub(super) fn forget(&self, id: &str) {
+        let id: Arc<str> = Arc::from(id);
+        let only = [("backend", Arc::clone(&id))];
+        let with = |name, value: &str| [("backend", Arc::clone(&id)), (name, Arc::from(value))];
+        for class in CLASSES {
+            self.requests.remove(&with("class", class));
+        }
+        for direction in ["up", "down"] {
+            self.tunnel_bytes.remove(&with("direction", direction));
+        }
+        for gauge in [
+            &self.requests_in_flight,
+            &self.requests_waiting,
+            &self.state_since_seconds,
+            &self.tunnels_open,
+        ] {
+            gauge.remove(&only);
+        }
+        self.tunnels_opened.remove(&only);
+        self.tunnel_seconds.remove(&only);
+        let made = self.made.lock().remove(&id);
+        for (name, value) in made.iter().flat_map(|made| made.lock().clone()) {
+            let labels = with(name, value);
+            self.state.remove(&labels);
+            for counter in [
+                &self.waits,
+                &self.connect_errors,
+                &self.probes,
+                &self.transitions,
+                &self.tunnels_closed,
+            ] {
+                counter.remove(&labels);
+            }
         }
     }
 }
@@ -134,6 +179,7 @@ pub(crate) struct BackendMetrics {
     state_since_seconds: Gauge,
     transitions: Family<Labels, Counter>,
     tunnels_closed: Family<Labels, Counter>,
+    made: Made,
 }
 
 impl BackendMetrics {
@@ -154,13 +200,6 @@ impl BackendMetrics {
     /// How many answers were counted.
     pub(crate) fn answered_in_all(&self) -> u64 {
         self.requests.iter().map(Counter::get).sum()
-    }
-
-    /// Takes what shows the present out of the page: the backend has none any more. What was counted stays.
-    pub(crate) fn forget(&self, states: &[&'static str]) {
-        for state in states {
-            self.state.remove(&self.with("state", state));
-        }
     }
 
     /// Counts a dial that failed.
@@ -230,7 +269,11 @@ impl BackendMetrics {
         self.bytes_down.inc_by(down);
     }
 
-    fn with(&self, name: &'static str, value: &str) -> Labels {
+    fn with(&self, name: &'static str, value: &'static str) -> Labels {
+        let mut made = self.made.lock();
+        if !made.contains(&(name, value)) {
+            made.insert((name, value));
+        }
         [("backend", Arc::clone(&self.id)), (name, Arc::from(value))]
     }
 }

@@ -228,3 +228,27 @@ async fn lookups_end_with_their_owner() {
     scene.under_way().await;
     assert!(lookup.is_closed());
 }
+
+#[tokio::test]
+async fn a_name_may_have_no_other_addresses_than_those_that_are_allowed() {
+    let names = Names::new();
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let (inside, outside) = (address("10.0.0.1:80"), address("127.0.0.1:80"));
+    names.pin("both", 80, &[outside, inside]);
+    names.pin("outside", 80, &[outside]);
+    let usual: Allowed = Some(Arc::new(AllowedAddresses::Usual { loopback: false }));
+    let both = |allowed: Allowed| {
+        HashMap::from([
+            (("both".to_owned(), 80), allowed.clone()),
+            (("outside".to_owned(), 80), allowed),
+        ])
+    };
+    names.keep(&both(usual));
+    assert_eq!(*names.resolve("both", 80).await.unwrap(), [inside]);
+    let error = names.resolve("outside", 80).await.unwrap_err();
+    assert!(error.to_string().contains("discover.allow"), "{error}");
+    names.keep(&both(None));
+    assert_eq!(*names.resolve("both", 80).await.unwrap(), [outside, inside]);
+    names.keep(&HashMap::new());
+    assert!(!names.knows(&("both".to_owned(), 80)));
+}

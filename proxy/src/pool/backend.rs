@@ -14,6 +14,7 @@ use crate::backend::{Address, BackendId};
 use crate::config::BackendConfig;
 use crate::kept::Kept;
 use crate::metrics::BackendMetrics;
+use crate::names::Allowed;
 use crate::pool::load::{Load, Seeks};
 use crate::pool::machine::{Machine, MachineConfig};
 use crate::pool::outlier::{Answer, Outlier};
@@ -31,6 +32,8 @@ pub(crate) struct Backend {
     weight: AtomicU32,
     /// Only for people: what choosing goes by is `place`.
     zone: Mutex<Option<Box<str>>>,
+    /// Which addresses its name may have.
+    allowed: Mutex<Allowed>,
     place: AtomicU8,
     pub(crate) metrics: BackendMetrics,
     /// Connections to it that wait for a request.
@@ -96,6 +99,7 @@ impl Backend {
             address: config.address.clone(),
             weight: AtomicU32::new(config.weight),
             zone: Mutex::new(config.zone.clone()),
+            allowed: Mutex::new(config.allowed.clone()),
             place: AtomicU8::new(place as u8),
             metrics,
             kept: Kept::default(),
@@ -126,6 +130,11 @@ impl Backend {
     /// The zone that it is in.
     pub(crate) fn zone(&self) -> Option<Box<str>> {
         self.zone.lock().clone()
+    }
+
+    /// Which addresses its name may have, if its address is a name.
+    pub(crate) fn allowed(&self) -> Allowed {
+        self.allowed.lock().clone()
     }
 
     /// Where it stands for this edge.
@@ -167,6 +176,7 @@ impl Backend {
         self.weight.store(config.weight, Ordering::Relaxed);
         self.place.store(place as u8, Ordering::Relaxed);
         self.zone.lock().clone_from(&config.zone);
+        self.allowed.lock().clone_from(&config.allowed);
         self.slow_start.store(millis(slow_start), Ordering::Relaxed);
         self.update(at, 0, |state| {
             state.configure(machine, config.maintenance, at.now)

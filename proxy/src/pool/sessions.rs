@@ -26,8 +26,8 @@ pub(super) struct Sessions {
     most: usize,
     /// Made when it is needed: many pools have no such sessions.
     words: OnceLock<Box<[AtomicU64]>>,
-    /// Each backend by its number. Grows only, for as long as the process lives: there are as many as operators think up.
-    names: ArcSwap<Vec<BackendId>>,
+    /// Each backend by its number; `None` are numbers that are free again.
+    names: ArcSwap<Vec<Option<BackendId>>>,
     uses: AtomicUsize,
 }
 
@@ -81,7 +81,7 @@ impl Sessions {
                 .ok();
         }
         let names = self.names.load();
-        names.get(usize::from(entry.backend) - 1).cloned()
+        names.get(usize::from(entry.backend) - 1)?.clone()
     }
 
     /// Remembers that `id` holds `session`.
@@ -120,6 +120,34 @@ impl Sessions {
         }
     }
 
+    /// Forgets the sessions of these backends, which are none any more: others get their numbers.
+    ///
+    /// Looks at the whole table.
+    pub(super) fn forget(&self, ids: &[BackendId]) {
+        let names = self.names.load();
+        let is_gone = |name: &Option<BackendId>| name.as_ref().is_some_and(|id| ids.contains(id));
+        let gone: Vec<bool> = names.iter().map(is_gone).collect();
+        if !gone.contains(&true) {
+            return;
+        }
+        for word in self.words.get().into_iter().flatten() {
+            let entry = Entry::of(word.load(Ordering::Relaxed));
+            let number = usize::from(entry.backend).checked_sub(1);
+            if number.is_some_and(|number| gone.get(number) == Some(&true)) {
+                // What is written meanwhile is of a backend that there is.
+                word.compare_exchange(entry.word(), 0, Ordering::Relaxed, Ordering::Relaxed)
+                    .ok();
+            }
+        }
+        self.names.rcu(|names| {
+            let mut names = names.to_vec();
+            names.iter_mut().for_each(|name| {
+                name.take_if(|id| ids.contains(id));
+            });
+            names
+        });
+    }
+
     /// Counts in quarters of a table of sessions that were used: what was not used for long is older by some.
     fn age(&self) -> u16 {
         (self.uses.load(Ordering::Relaxed) / self.most.div_ceil(4)) as u16
@@ -133,13 +161,21 @@ impl Sessions {
 
     /// The number of `id`, which it gets when it is asked for first.
     fn number(&self, id: &BackendId) -> Option<u16> {
-        let position = |names: &[BackendId]| names.iter().position(|name| name == id);
+        let position = |names: &[Option<BackendId>]| {
+            let is_it = |name: &Option<BackendId>| name.as_ref() == Some(id);
+            names.iter().position(is_it)
+        };
         let mut found = position(&self.names.load());
         if found.is_none() {
             self.names.rcu(|names| {
                 let mut names = names.to_vec();
-                if position(&names).is_none() && names.len() < usize::from(u16::MAX) {
-                    names.push(id.clone());
+                if position(&names).is_some() {
+                    return names;
+                }
+                match names.iter().position(Option::is_none) {
+                    Some(free) => names[free] = Some(id.clone()),
+                    None if names.len() < usize::from(u16::MAX) => names.push(Some(id.clone())),
+                    None => {}
                 }
                 names
             });
@@ -216,6 +252,22 @@ mod tests {
             .enumerate()
             .filter(|(number, key)| sessions.get(key) == Some(id(&format!("n{}", number % 7))));
         assert!(9_980 < kept.count());
+    }
+
+    #[test]
+    fn a_backend_that_is_forgotten_leaves_its_number_and_no_sessions() {
+        let sessions = Sessions::new(1024);
+        let key = |number: usize| SessionKey::new(&format!("s{number}"));
+        sessions.insert(&key(0), &id("stays"));
+        for number in 1..100_000 {
+            let name = id(&format!("n{number}"));
+            sessions.insert(&key(number), &name);
+            assert_eq!(sessions.get(&key(number)).as_ref(), Some(&name));
+            sessions.forget(std::slice::from_ref(&name));
+            assert_eq!(sessions.get(&key(number)), None);
+            assert_eq!(sessions.get(&key(0)), Some(id("stays")));
+        }
+        assert_eq!(sessions.names.load().len(), 2);
     }
 
     #[test]

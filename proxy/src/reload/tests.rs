@@ -192,7 +192,7 @@ fn a_backend_that_is_gone_is_forgotten_once_nobody_uses_it() {
     assert!(!forget(1061) && !forget(1120));
     assert!(forget(1121));
     let page = scene.parts.policy.metrics.encode();
-    assert!(!page.contains("state{backend=\"n1\""), "{page}");
+    assert!(!page.contains("backend=\"n1\""), "{page}");
     assert!(page.contains("state{backend=\"n2\""), "{page}");
 }
 
@@ -318,11 +318,26 @@ fn what_takes_a_restart_is_named() {
 }
 
 fn discovering(more: &str) -> Config {
+    discovering_at("redis://127.0.0.1:1", more)
+}
+
+fn discovering_at(url: &str, more: &str) -> Config {
     let text = format!(
-        "pools: [{{ name: p, backends: [{N1}], discover: {{ redis: 'redis://127.0.0.1:1'{more} }} }}]\n\
+        "pools: [{{ name: p, backends: [{N1}], discover: {{ redis: '{url}'{more} }} }}]\n\
          routes: [{{ path: /, pool: p }}]\nlog: {{ access: off }}"
     );
     Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// `reloader` hears of these backends from what looks for those of its only pool now.
+fn find(scene: &Scene, backends: &str) {
+    let discovery = looking(scene);
+    let reloader = &scene.parts.reloader;
+    reloader.found(&discovery, found(backends), scene.now);
+}
+
+fn looking(scene: &Scene) -> Discovery {
+    scene.parts.reloader.discoveries().borrow()[0].clone()
 }
 
 fn found(backends: &str) -> Vec<BackendConfig> {
@@ -334,20 +349,102 @@ fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
     let scene = Scene::new(N1);
     let reloader = &scene.parts.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
-    reloader.found("p", found(&format!("{N2}, {N3}")), scene.now);
+    find(&scene, &format!("{N2}, {N3}"));
     scene.all_up();
     assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
     let n2 = scene.backend("n2").unwrap();
-    reloader.found("p", found(N2), scene.now);
+    find(&scene, N2);
     assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
     // What is read anew keeps what was found, as long as it is looked for in the same place.
-    reloader.apply(&discovering(""), scene.now).unwrap();
-    assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
-    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
-    reloader
-        .apply(&discovering(", every: 5s"), scene.now)
-        .unwrap();
+    for same in ["", ", every: 5s", ", allow: [127.0.0.0/8]"] {
+        reloader.apply(&discovering(same), scene.now).unwrap();
+        assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
+        assert_eq!(scene.newcomers(), names(&["n1", "n2"]), "{same}");
+        assert_eq!(reloader.known("p").len(), 1);
+    }
+    let elsewhere = discovering_at("redis://127.0.0.1:2", "");
+    reloader.apply(&elsewhere, scene.now).unwrap();
     assert_eq!(scene.newcomers(), names(&["n1"]));
+}
+
+#[test]
+fn a_login_that_changes_is_no_other_registry() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    let apply = |url: &str| {
+        reloader.apply(&discovering_at(url, ""), scene.now).unwrap();
+        scene.all_up();
+        scene.newcomers()
+    };
+    apply("redis://:old@127.0.0.1:1");
+    find(&scene, N2);
+    assert_eq!(apply("redis://u:new@127.0.0.1:1"), names(&["n1", "n2"]));
+    assert_eq!(apply("redis://u:new@127.0.0.1:1/3"), names(&["n1"]));
+}
+
+#[test]
+fn what_was_found_before_a_reload_does_not_undo_it() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    find(&scene, N2);
+    let stale = looking(&scene);
+    // It looks elsewhere, within other bounds, or not at all.
+    let elsewhere = discovering_at("redis://127.0.0.1:2", "");
+    for after in [elsewhere, discovering(", allow: [10.0.0.0/8]"), config(N1)] {
+        reloader.apply(&after, scene.now).unwrap();
+        reloader.found(&stale, found(&format!("{N2}, {N3}")), scene.now);
+        scene.all_up();
+        assert_eq!(scene.newcomers(), names(&["n1"]));
+    }
+    // Nor does what an earlier search of the same kind has found.
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    reloader.found(&stale, found(N2), scene.now);
+    assert_eq!(scene.newcomers(), names(&["n1"]));
+}
+
+#[test]
+fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    let start = scene.parts.policy.metrics.encode().lines().count();
+    let nodes = |round: usize, number: usize| {
+        let node = |index| {
+            let index = round * 10_000 + index;
+            format!("{{ id: m{index}, address: 'm{index}.example:9000' }}")
+        };
+        let all: Vec<String> = (0..number).map(node).collect();
+        all.join(", ")
+    };
+    let pool_len = || scene.pool().len();
+    find(&scene, &nodes(0, 6_000));
+    assert_eq!(pool_len(), 6_001);
+    // The first ones leave, and count until they are forgotten.
+    find(&scene, &nodes(1, 6_000));
+    assert_eq!(pool_len(), 10_000);
+    let later = |seconds| scene.now + Duration::from_secs(seconds);
+    reloader.forget(later(1));
+    assert_eq!(pool_len(), 10_000);
+    reloader.forget(later(61));
+    assert_eq!(pool_len(), 6_001, "and now there is room for all");
+    let backend = scene.backend("m15999").unwrap();
+    backend.metrics.waited("returned");
+    backend.metrics.connect_failed("refused");
+    backend
+        .metrics
+        .tunnel_closed("client", Duration::from_secs(1), 1, 1);
+    let host = |index: usize| (format!("m{index}.example"), 9000);
+    assert!(scene.parts.names.knows(&host(15_999)));
+    reloader.found(&looking(&scene), Vec::new(), scene.now);
+    drop(backend);
+    reloader.forget(later(62));
+    reloader.forget(later(130));
+    assert_eq!(pool_len(), 1);
+    assert!(!scene.parts.names.knows(&host(0)) && !scene.parts.names.knows(&host(15_999)));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(!page.contains("backend=\"m"), "{page}");
+    assert_eq!(page.lines().count(), start);
 }
 
 #[test]
@@ -356,7 +453,7 @@ fn a_node_with_the_id_of_another_backend_is_left_out() {
     let reloader = &scene.parts.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
     let impostor = "{ id: n1, address: '127.0.0.1:9' }";
-    reloader.found("p", found(&format!("{impostor}, {N2}")), scene.now);
+    find(&scene, &format!("{impostor}, {N2}"));
     scene.all_up();
     assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
     let address = scene.backend("n1").unwrap().address.to_string();

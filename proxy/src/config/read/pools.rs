@@ -1,21 +1,24 @@
 //! Pools and their backends, and the names that have to differ within the file.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_conf::{Secret, Span};
+use redis::ConnectionAddr;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::affinity::cookie_name;
 use super::backend_tls::backend_tls;
 use super::health::health;
-use crate::backend::Address;
+use crate::backend::{Address, is_plain_name};
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::{
-    AffinityConfig, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig, Pick, PoolConfig,
+    AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig,
+    Pick, PoolConfig,
 };
 
 /// As many as nodes may share.
@@ -116,7 +119,21 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         &format!("{key}.tls"),
         "it is only for URLs that begin with rediss://",
     );
+    let allow = match raw.allow {
+        Some(ranges) => {
+            check.require(
+                !ranges.is_empty(),
+                &format!("{key}.allow"),
+                "expected at least one range, such as \"10.0.0.0/8\"",
+            );
+            AllowedAddresses::Ranges(ranges)
+        }
+        None => AllowedAddresses::Usual {
+            loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)),
+        },
+    };
     DiscoverConfig {
+        allow: Arc::new(allow),
         ca: ca(check, &format!("{key}.tls.ca"), raw.tls),
         every: check.span(
             &format!("{key}.every"),
@@ -126,6 +143,21 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         ),
         servers: servers.into_iter().map(|(_, url)| url).collect(),
     }
+}
+
+/// Whether the Redis at `url` is reached over loopback or a unix socket.
+fn is_on_this_machine(url: &Secret) -> bool {
+    let Ok(info) = redis::IntoConnectionInfo::into_connection_info(url.expose()) else {
+        return false;
+    };
+    let host = match info.addr() {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+        ConnectionAddr::Unix(_) => return true,
+        _ => return false,
+    };
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|it| it.to_canonical().is_loopback())
 }
 
 /// The certificates in the file that `tls.ca` names, as they stand there.
@@ -155,9 +187,8 @@ pub(super) fn zone(check: &mut Check, key: &str, zone: Option<String>) -> Option
 }
 
 fn plain_name(check: &mut Check, key: &str, name: &str) {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     check.require(
-        (1..=64).contains(&name.len()) && name.bytes().all(plain),
+        is_plain_name(name),
         key,
         "expected 1 to 64 ASCII letters, digits, \".\", \"_\" or \"-\"",
     );
@@ -243,6 +274,7 @@ fn backends(
                 address,
                 weight,
                 zone,
+                allowed: None,
                 backup: backend.backup.unwrap_or(false),
                 maintenance: backend.maintenance.unwrap_or(false),
             });

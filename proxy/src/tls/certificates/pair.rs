@@ -21,8 +21,11 @@ pub(super) struct Pair {
     /// The DNS names that it is for, in lower case.
     pub(super) names: Vec<String>,
     /// From when and until when each certificate of the chain is valid, as UNIX time. Never empty.
-    dates: Vec<(Duration, Duration)>,
+    dates: Dates,
 }
+
+/// Starts and ends.
+type Dates = Vec<(Duration, Duration)>;
 
 impl PartialEq for Pair {
     fn eq(&self, other: &Self) -> bool {
@@ -165,9 +168,7 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateEr
 }
 
 /// The names of the first certificate, and the dates of each.
-fn names_and_dates(
-    chain: &[CertificateDer<'static>],
-) -> Result<(Vec<String>, Vec<(Duration, Duration)>), String> {
+fn names_and_dates(chain: &[CertificateDer<'static>]) -> Result<(Vec<String>, Dates), String> {
     let (mut names, mut dates) = (Vec::new(), Vec::with_capacity(chain.len()));
     for (index, der) in chain.iter().enumerate() {
         let (_, certificate) = X509Certificate::from_der(der)
