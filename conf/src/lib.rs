@@ -23,4 +23,4 @@ pub use crate::error::{ConfError, ConfErrors};
 pub use crate::open_files::raise_open_files;
 pub use crate::positions::Positions;
 pub use crate::secret::Secret;
-pub use crate::units::{ByteSize, Span};
+pub use crate::units::{ByteSize, Span, Timestamp};

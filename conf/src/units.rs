@@ -1,7 +1,7 @@
-//! Durations and sizes, always written with their unit.
+//! Durations and sizes, always written with their unit, and moments.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
@@ -95,6 +95,42 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A moment as the file has it: `2026-12-31` (its beginning, in UTC) or `2026-12-31T18:00:00Z` (RFC 3339, in UTC).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub SystemTime);
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TimestampVisitor;
+        impl Visitor<'_> for TimestampVisitor {
+            type Value = Timestamp;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "a date, such as \"2026-12-31\", or a time in UTC, such as \"2026-12-31T18:00:00Z\"",
+                )
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                let whole = match text.len() {
+                    10 => format!("{text}T00:00:00Z"),
+                    _ => text.to_owned(),
+                };
+                humantime::parse_rfc3339(&whole)
+                    .map(Timestamp)
+                    .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_str(TimestampVisitor)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_seconds(self.0).fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +173,31 @@ mod tests {
             "+1B",
         ] {
             assert_eq!(size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_a_date_or_a_time_in_utc() {
+        let moment = |text: &str| {
+            let moment = serde_yaml::from_str::<Timestamp>(text).ok();
+            moment.map(|moment| moment.to_string())
+        };
+        for (text, expected) in [
+            ("2026-12-31", "2026-12-31T00:00:00Z"),
+            ("'2026-12-31'", "2026-12-31T00:00:00Z"),
+            ("2026-12-31T18:00:00Z", "2026-12-31T18:00:00Z"),
+        ] {
+            assert_eq!(moment(text).as_deref(), Some(expected), "{text}");
+        }
+        for wrong in [
+            "2026-13-01",
+            "31.12.2026",
+            "2026-12-31T18:00:00+01:00",
+            "tomorrow",
+            "1",
+            "1800000000",
+        ] {
+            assert_eq!(moment(wrong), None, "{wrong}");
         }
     }
 

@@ -7,17 +7,19 @@
 //! A pool may do without a cookie; then its clients are kept by their sessions alone.
 //!
 //! A cookie names a backend by its stable id, never by address or index, and the second it was bound:
-//! `u1.<id>.<bound at>` without keys, `s1.<id>.<bound at>.<key id>.<mac>` with keys.
+//! `u1.<id>.<bound at>` without keys, `s1.<id>.<bound at>.<key id>.<mac>` with keys. Without keys nothing is verified, so that the
+//! cookies of an edge with keys are read too; with keys, unsigned ones are for as long as `accept_unsigned_until` says.
 
 mod cookies;
 mod signature;
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::SystemTime;
 
 use http::header::HeaderValue;
 
 use crate::backend::BackendId;
-use crate::config::{AffinityConfig, SameSite, Secure, without_query};
+use crate::config::{AffinityConfig, PoolCookie, SameSite, Secure, without_query};
 use crate::fields::Fields;
 use crate::scheme::Scheme;
 
@@ -38,8 +40,8 @@ const SESSION_BYTES_MAX: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Affinity {
     config: AffinityConfig,
-    /// The name of this pool's cookie, if it has one.
-    cookie: Option<String>,
+    /// This pool's cookie, if it has one.
+    cookie: Option<PoolCookie>,
     /// The names of all pools' cookies: no backend gets to see any of them.
     ours: Vec<String>,
     keys: Keys,
@@ -72,7 +74,7 @@ pub(crate) struct Binding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freshness {
     Current,
-    /// Signed with a key that is not the first any more: it is to be set again.
+    /// Signed with a key that is not the first any more, or not at all: it is to be set again.
     OldKey,
 }
 
@@ -97,14 +99,21 @@ impl SessionKey {
 }
 
 impl Affinity {
-    /// The affinity of a pool whose cookie is called `cookie`; `ours` are the cookies of all pools.
-    pub(crate) fn new(config: &AffinityConfig, cookie: Option<&str>, ours: Vec<String>) -> Self {
+    /// The affinity of a pool whose cookie is `cookie`; `ours` are the names of the cookies of all pools.
+    pub(crate) fn new(
+        config: &AffinityConfig,
+        cookie: Option<PoolCookie>,
+        ours: Vec<String>,
+    ) -> Self {
+        let (name, path) = cookie
+            .as_ref()
+            .map_or(("", ""), |cookie| (&cookie.name, &cookie.path));
         Self {
-            keys: Keys::new(&config.keys, cookie.unwrap_or_default()),
-            attributes: attributes(config, ""),
-            secure_attributes: attributes(config, "; Secure"),
+            keys: Keys::new(&config.keys, name),
+            attributes: attributes(config, path, false),
+            secure_attributes: attributes(config, path, true),
             config: config.clone(),
-            cookie: cookie.map(str::to_owned),
+            cookie,
             ours,
         }
     }
@@ -120,7 +129,7 @@ impl Affinity {
         };
         let values = headers
             .values(COOKIE)
-            .flat_map(|header| cookies::values(header, cookie.as_bytes()));
+            .flat_map(|header| cookies::values(header, cookie.name.as_bytes()));
         for value in values.take(COOKIES_MAX) {
             match self.verify(value) {
                 Some(binding) => claim.bindings.push(binding),
@@ -145,6 +154,10 @@ impl Affinity {
         let (payload, freshness) = match self.keys.verify(value)? {
             Verified::ByFirst(payload) => (payload, Freshness::Current),
             Verified::ByOther(payload) => (payload, Freshness::OldKey),
+            Verified::Unsigned(payload) => {
+                let until = self.config.accept_unsigned_until?;
+                (SystemTime::now() < until).then_some((payload, Freshness::OldKey))?
+            }
         };
         let (id, bound_at) = split_at_last_dot(payload)?;
         let plain =
@@ -201,9 +214,9 @@ impl Affinity {
             true => &self.secure_attributes,
             false => &self.attributes,
         };
-        let room = cookie.len() + VALUE_BYTES_MAX + attributes.len();
+        let room = cookie.name.len() + VALUE_BYTES_MAX + attributes.len();
         let mut value = String::with_capacity(room);
-        value.extend([cookie, "="]);
+        value.extend([&cookie.name, "="]);
         self.keys.sign(&mut value, id.as_str(), now_unix);
         value.push_str(attributes);
         let value = HeaderValue::try_from(value);
@@ -212,8 +225,8 @@ impl Affinity {
 }
 
 /// What stands behind the value of every cookie.
-fn attributes(config: &AffinityConfig, secure: &str) -> String {
-    let mut text = format!("; Path={}", config.path);
+fn attributes(config: &AffinityConfig, path: &str, is_secure: bool) -> String {
+    let mut text = format!("; Path={path}");
     if let Some(domain) = &config.domain {
         text.push_str("; Domain=");
         text.push_str(domain);
@@ -221,7 +234,9 @@ fn attributes(config: &AffinityConfig, secure: &str) -> String {
     if let Some(max_age) = config.max_age {
         text.push_str(&format!("; Max-Age={}", max_age.as_secs()));
     }
-    text.push_str(secure);
+    if is_secure {
+        text.push_str("; Secure");
+    }
     if config.http_only {
         text.push_str("; HttpOnly");
     }
@@ -230,6 +245,10 @@ fn attributes(config: &AffinityConfig, secure: &str) -> String {
         SameSite::Strict => "; SameSite=Strict",
         SameSite::None => "; SameSite=None",
     });
+    // Browsers drop a cookie that is partitioned and not secure.
+    if config.partitioned && is_secure {
+        text.push_str("; Partitioned");
+    }
     text
 }
 

@@ -8,17 +8,19 @@ mod check;
 mod raw;
 mod read;
 mod routes;
+mod warnings;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
 use http::{Method, StatusCode};
 use rustls::pki_types::ServerName;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Address, BackendId};
 
@@ -165,9 +167,8 @@ pub(crate) const BACKENDS_MAX: usize = 10_000;
 pub(crate) struct PoolConfig {
     pub(crate) name: String,
     pub(crate) pick: Pick,
-    /// The name of the affinity cookie of this pool: no two pools share one, or a page that uses both
-    /// would be bound anew at every other request. `None`: no cookie is set, and none is looked at.
-    pub(crate) cookie: Option<String>,
+    /// The affinity cookie of this pool. `None`: no cookie is set, and none is looked at.
+    pub(crate) cookie: Option<PoolCookie>,
     /// Never empty, unless others are looked for.
     pub(crate) backends: Vec<BackendConfig>,
     /// Where nodes say that they are there.
@@ -175,6 +176,15 @@ pub(crate) struct PoolConfig {
     pub(crate) health: HealthConfig,
     /// How its backends are spoken to; `None` is in plain.
     pub(crate) tls: Option<BackendTls>,
+}
+
+/// What the affinity cookie of one pool has of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PoolCookie {
+    /// No two pools share one, or a page that uses both would be bound anew at every other request.
+    pub(crate) name: String,
+    /// Where browsers send it.
+    pub(crate) path: Cow<'static, str>,
 }
 
 /// How TLS is spoken to the backends of a pool.
@@ -313,15 +323,18 @@ impl NoRoute {
 /// How clients are kept on their backend.
 #[derive(Debug, Clone)]
 pub(crate) struct AffinityConfig {
-    pub(crate) path: Cow<'static, str>,
     pub(crate) domain: Option<String>,
     pub(crate) same_site: SameSite,
+    /// Whether browsers keep it apart for each site that embeds this one.
+    pub(crate) partitioned: bool,
     pub(crate) secure: Secure,
     pub(crate) http_only: bool,
     /// `None` is a cookie that ends with the browser's session.
     pub(crate) max_age: Option<Duration>,
     /// The first signs, all verify; none at all leaves cookies unsigned.
     pub(crate) keys: Vec<Secret>,
+    /// Until when unsigned cookies are taken beside signed ones.
+    pub(crate) accept_unsigned_until: Option<SystemTime>,
     /// Whether the session id in a SockJS path stands in for a cookie.
     pub(crate) sockjs_path: bool,
     /// How many SockJS sessions are remembered in each pool.
@@ -338,14 +351,16 @@ impl AffinityConfig {
     const COOKIE: &str = "causeway";
     /// In place of a name: no cookie.
     const NO_COOKIE: &str = "none";
+    const PATH: &str = "/";
     const DEFAULT: Self = Self {
-        path: Cow::Borrowed("/"),
         domain: None,
         same_site: SameSite::Lax,
+        partitioned: false,
         secure: Secure::Auto,
         http_only: true,
         max_age: None,
         keys: Vec::new(),
+        accept_unsigned_until: None,
         sockjs_path: true,
         sockjs_sessions: 65_536,
         hold: Duration::from_secs(10),
@@ -354,12 +369,24 @@ impl AffinityConfig {
 }
 
 /// The `SameSite` attribute of the cookie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SameSite {
     Lax,
     Strict,
     None,
+}
+
+impl<'de> Deserialize<'de> for SameSite {
+    /// Spelled as in the cookie or in lower case.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        match text.to_ascii_lowercase().as_str() {
+            "lax" => Ok(Self::Lax),
+            "strict" => Ok(Self::Strict),
+            "none" => Ok(Self::None),
+            _ => Err(D::Error::unknown_variant(&text, &["lax", "strict", "none"])),
+        }
+    }
 }
 
 /// When the cookie has the `Secure` attribute.

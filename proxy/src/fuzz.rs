@@ -35,7 +35,7 @@ fn affinity(settings: &str) -> Affinity {
     let config = Config::parse("fuzz", &format!("{POOL}{settings}")).expect("it is right");
     Affinity::new(
         &config.affinity,
-        Some("causeway"),
+        config.pools[0].cookie.clone(),
         vec!["causeway".into(), "causeway-b".into()],
     )
 }

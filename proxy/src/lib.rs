@@ -102,6 +102,9 @@ const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// [`StartError`] before anything is served. It does not return otherwise: the drain exits the process.
 pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     logging::start(&config.log);
+    for warning in config.warnings(SystemTime::now()) {
+        tracing::warn!(warning, "the configuration is likely not meant so");
+    }
     let bound = config
         .listeners
         .iter()
@@ -185,7 +188,7 @@ impl BackgroundService for Renewal {
 ///
 /// [`StartError`] for the first that is wrong, as [`run`] would have it.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
-    let mut warnings = Vec::new();
+    let mut warnings = config.warnings(SystemTime::now());
     for listener in &config.listeners {
         let wrong = entrance(config, listener)?.wrong_certificates(SystemTime::now());
         let address = listener.address;

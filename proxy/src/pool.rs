@@ -213,7 +213,7 @@ impl Pool {
         let cookies = config
             .pools
             .iter()
-            .filter_map(|pool| pool.cookie.clone())
+            .filter_map(|pool| Some(pool.cookie.as_ref()?.name.clone()))
             .collect();
         let table = old.map(|old| old.table.load());
         let age = now.saturating_duration_since(started.0);
@@ -235,7 +235,7 @@ impl Pool {
         let new_sessions = || Arc::new(Sessions::new(config.affinity.sockjs_sessions));
         let pool = Self {
             name: pool.name.clone(),
-            affinity: Affinity::new(&config.affinity, pool.cookie.as_deref(), cookies),
+            affinity: Affinity::new(&config.affinity, pool.cookie.clone(), cookies),
             health: pool.health.clone(),
             tls: tls.of(&pool.name),
             retry_budget,

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -127,6 +127,9 @@ impl Reloader {
         });
         self.policy.metrics.reloaded("applied");
         tracing::info!("configuration applied");
+        for warning in config.warnings(SystemTime::now()) {
+            tracing::warn!(warning, "the configuration is likely not meant so");
+        }
         if !fixed.is_empty() {
             tracing::warn!(settings = fixed.join(", "), "these settings take a restart");
         }

@@ -166,6 +166,25 @@ async fn a_good_file_passes_with_one_line() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_likely_not_meant_so_is_warned_of_and_passes() -> Result<()> {
+    let scratch = Scratch::new("check-warnings")?;
+    let text = format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\n{POOL}\nroutes: [{{ path: /, pool: a }}]\n\
+         affinity: {{ same_site: None }}\n"
+    );
+    let file = scratch.write("warned.yaml", &text)?;
+    let file = file.to_str().context("a temporary path is UTF-8")?;
+    let output = run("causeway-proxy", &["--check", "--config", file]).await?;
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for part in ["warned.yaml: warning: affinity.same_site", "127.0.0.1:0"] {
+        assert!(said.contains(part), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_files_that_explain_every_setting_are_valid() -> Result<()> {
     let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
     for (program, name) in [

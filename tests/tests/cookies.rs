@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -318,6 +319,46 @@ async fn nobody_chooses_a_backend_without_the_key() -> Result<()> {
         .context("forgeries are counted")?;
     // The first cookie of all, an empty one, counts too.
     assert_eq!(forged, (1 + WAYS.len() * forgeries.len()).to_string());
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_are_turned_on_over_two_edges_without_moving_anybody() -> Result<()> {
+    let backends = Backends::start(&["a", "b", "c"]).await?;
+    let addresses = backends.addresses();
+    let edge = async |affinity| Scene::before(&addresses, affinity).await;
+    // One edge after the other is turned: half of the requests of a client go to either.
+    let before = edge(json!({})).await?;
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let later = rcgen::date_time_ymd(1970, 1, 1) + unix + Duration::from_secs(48 * 3600);
+    let month = u8::from(later.month());
+    let day = format!("{}-{month:02}-{:02}", later.year(), later.day());
+    let affinity = json!({ "keys": [NEW_KEY], "accept_unsigned_until": day });
+    let turned = edge(affinity).await?;
+    let after = edge(json!({ "keys": [NEW_KEY] })).await?;
+    for way in WAYS {
+        for _ in 0..3 {
+            let first = before.ask_as(way, &[]).await?;
+            let unsigned = first.bound().context("a newcomer is bound")?;
+            assert!(unsigned.starts_with("u1."), "{unsigned}");
+            let stays = |told: &Told| assert_eq!(told.backend(), first.backend(), "{told:?}");
+
+            let told = turned.ask_with(way, &unsigned).await?;
+            stays(&told);
+            let signed = told.bound().context("it is signed from now on")?;
+            assert!(signed.starts_with("s1."), "{signed}");
+
+            for edge in [&before, &turned, &after] {
+                let told = edge.ask_with(way, &signed).await?;
+                stays(&told);
+                assert_eq!(told.bound(), None);
+            }
+            let told = after.ask_with(way, &unsigned).await?;
+            assert!(told.bound().is_some(), "no longer");
+        }
+    }
+    let metrics = http::get(turned.edge.admin, "/metrics").await?.text();
+    assert!(metrics.contains("causeway_proxy_affinity_forged_total 0"));
     Ok(())
 }
 

@@ -36,6 +36,8 @@ pub(super) enum Verified<'a> {
     ByFirst(&'a str),
     /// With another key.
     ByOther(&'a str),
+    /// With none, although there are keys: anybody may have written it.
+    Unsigned(&'a str),
 }
 
 impl Keys {
@@ -69,13 +71,19 @@ impl Keys {
         URL_SAFE_NO_PAD.encode_string(&mac.into_bytes()[..MAC_BYTES], to);
     }
 
-    /// The payload in `value`, if one of the keys signed it. Comparing takes the same time for all MACs.
+    /// The payload in `value`, if one of the keys signed it, or none did. Comparing takes the same time for all MACs.
     pub(super) fn verify<'a>(&self, value: &'a str) -> Option<Verified<'a>> {
-        if self.0.is_empty() {
-            return value.strip_prefix("u1.").map(Verified::ByFirst);
+        if let Some(payload) = value.strip_prefix("u1.") {
+            return Some(match self.0.is_empty() {
+                true => Verified::ByFirst(payload),
+                false => Verified::Unsigned(payload),
+            });
         }
         let (signed, mac) = split_at_last_dot(value)?;
         let (payload, key_id) = split_at_last_dot(signed.strip_prefix("s1.")?)?;
+        if self.0.is_empty() {
+            return Some(Verified::ByFirst(payload));
+        }
         // Room for what a decoder may write beyond the end.
         let mut decoded = [0; MAC_BYTES + 2];
         let length = URL_SAFE_NO_PAD.decode_slice(mac, &mut decoded).ok()?;

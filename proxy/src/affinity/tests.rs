@@ -17,7 +17,7 @@ fn affinity(settings: &str) -> Affinity {
     );
     let config = Config::parse("f", &file).unwrap();
     let ours = vec!["causeway".to_owned(), "causeway-b".to_owned()];
-    Affinity::new(&config.affinity, config.pools[0].cookie.as_deref(), ours)
+    Affinity::new(&config.affinity, config.pools[0].cookie.clone(), ours)
 }
 
 fn id(name: &str) -> BackendId {
@@ -135,7 +135,9 @@ fn what_does_not_verify_counts_as_none() {
         "u1..1",
         "u1.a b.1",
         "u1.n1.9999999999999",
-        value,
+        "s1.n1.1",
+        "s1.n1.1.k",
+        "s1.n1.x.k.m",
     ] {
         let claim = read(&unsigned, &[&format!("causeway={malformed}")]);
         assert!(claim.bindings.is_empty() && claim.forged, "{malformed}");
@@ -193,10 +195,49 @@ fn attributes_are_as_set() {
         ),
         "c=u1.n1.7; Path=/a; Domain=example.com; Max-Age=3600; Secure; SameSite=None"
     );
+    let partitioned = "same_site: None, partitioned: true";
+    assert_eq!(
+        set(partitioned, Scheme::Https),
+        "causeway=u1.n1.7; Path=/; Secure; HttpOnly; SameSite=None; Partitioned"
+    );
+    assert_eq!(
+        set(partitioned, Scheme::Http),
+        "causeway=u1.n1.7; Path=/; HttpOnly; SameSite=None"
+    );
     assert_eq!(
         set("secure: never, same_site: strict", Scheme::Https),
         "causeway=u1.n1.7; Path=/; HttpOnly; SameSite=Strict"
     );
+}
+
+#[test]
+fn keys_can_be_turned_on_without_moving_anybody_and_off_again() {
+    let before = cookie(&affinity(""), "n1");
+    let on = |more: &str| affinity(&format!("keys: [{KEY}]{more}"));
+    let year = SystemTime::now() + std::time::Duration::from_secs(360 * 24 * 3600);
+    let year = causeway_conf::Timestamp(year);
+    let turning = on(&format!(", accept_unsigned_until: '{year}'"));
+    let claim = read(&turning, &[&before]);
+    assert_eq!(ids(&claim), ["n1"]);
+    assert_eq!(
+        claim.bindings[0].freshness,
+        Freshness::OldKey,
+        "is signed now"
+    );
+    assert!(!claim.forged);
+    let after = cookie(&turning, "n1");
+    assert!(after.starts_with("causeway=s1."), "{after}");
+    assert_eq!(ids(&read(&on(""), &[&after])), ["n1"]);
+    for over in ["", ", accept_unsigned_until: 2026-01-01"] {
+        let claim = read(&on(over), &[&before]);
+        assert!(claim.bindings.is_empty() && claim.forged, "{over}");
+    }
+    // A forged signature is none, whatever is taken unsigned.
+    let forged = format!("{}A", &after[..after.len() - 1]);
+    assert!(read(&turning, &[&forged]).bindings.is_empty() || forged == after);
+    // An edge without keys, which believes everybody, believes this too.
+    let claim = read(&affinity(""), &[&after]);
+    assert_eq!((ids(&claim), claim.forged), (vec!["n1"], false));
 }
 
 fn strip(cookies: &[&[u8]]) -> Vec<Vec<u8>> {

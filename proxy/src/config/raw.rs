@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use causeway_conf::{AddressRange, ByteSize, Secret, Span};
+use causeway_conf::{AddressRange, ByteSize, Secret, Span, Timestamp};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -82,6 +82,7 @@ pub(super) struct Pool {
     pub(super) name: String,
     pub(super) pick: Option<super::Pick>,
     pub(super) cookie: Option<String>,
+    pub(super) cookie_path: Option<String>,
     #[serde(default)]
     pub(super) backends: Vec<Backend>,
     pub(super) discover: Option<Discover>,
@@ -150,11 +151,13 @@ pub(super) struct Affinity {
     pub(super) path: Option<String>,
     pub(super) domain: Option<String>,
     pub(super) same_site: Option<super::SameSite>,
+    pub(super) partitioned: Option<bool>,
     pub(super) secure: Option<super::Secure>,
     pub(super) http_only: Option<bool>,
     pub(super) max_age: Option<Span>,
     #[serde(default)]
     pub(super) keys: Vec<Secret>,
+    pub(super) accept_unsigned_until: Option<Timestamp>,
     pub(super) sockjs_path: Option<bool>,
     pub(super) sockjs_sessions: Option<u64>,
     pub(super) hold: Option<Span>,

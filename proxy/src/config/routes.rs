@@ -35,6 +35,10 @@ impl Route {
         }
     }
 
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// What it is called in the metrics: its host, if it has one, and its path.
     pub(crate) fn name(&self) -> String {
         match &self.host {
@@ -127,7 +131,7 @@ pub(crate) fn without_query(path: &str) -> &str {
 }
 
 /// Whether `path` lies at or below `prefix`.
-fn covers(prefix: &str, path: &str) -> bool {
+pub(super) fn covers(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
 }

@@ -102,7 +102,7 @@ threads: 2
     let cookies: Vec<&str> = config
         .pools
         .iter()
-        .flat_map(|pool| pool.cookie.as_deref())
+        .flat_map(|pool| Some(pool.cookie.as_ref()?.name.as_str()))
         .collect();
     assert_eq!(cookies, ["stick", "node-b", "node-c"]);
     let (a, b) = (&config.pools[0], &config.pools[1]);
@@ -488,13 +488,81 @@ routes: [{path: /a, pool: a}, {path: /b, pool: b}]
 ";
     let cookies = |settings: &str| -> Vec<Option<String>> {
         let config = parse(&format!("{pools}{settings}"));
-        config.pools.into_iter().map(|pool| pool.cookie).collect()
+        let pools = config.pools.into_iter();
+        pools
+            .map(|pool| pool.cookie.map(|cookie| cookie.name))
+            .collect()
     };
     assert_eq!(cookies("affinity: {cookie: none}"), [None, None]);
     let one = pools.replace("name: a,", "name: a, cookie: none,");
     let config = parse(&one);
     assert_eq!(config.pools[0].cookie, None);
-    assert_eq!(config.pools[1].cookie.as_deref(), Some("causeway-b"));
+    let cookie = config.pools[1].cookie.clone().unwrap();
+    assert_eq!((&*cookie.name, &*cookie.path), ("causeway-b", "/"));
+    let own = pools.replace("name: b,", "name: b, cookie_path: /b,");
+    let config = parse(&format!("{own}affinity: {{path: /a}}"));
+    let paths = config
+        .pools
+        .iter()
+        .map(|pool| &pool.cookie.as_ref().unwrap().path);
+    assert!(paths.eq(["/a", "/b"]));
+    let none = own.replace("name: b,", "name: b, cookie: none,");
+    errors(
+        &none,
+        expect!["proxy.yaml:3:29: pools[1].cookie_path: expected none without a cookie"],
+    );
+}
+
+#[test]
+fn same_site_is_spelled_as_in_the_cookie_or_in_lower_case() {
+    for (text, expected) in [
+        ("None", SameSite::None),
+        ("none", SameSite::None),
+        ("NONE", SameSite::None),
+        ("Strict", SameSite::Strict),
+        ("Lax", SameSite::Lax),
+    ] {
+        let config = parse(&format!("{LEAST}affinity: {{same_site: {text}}}"));
+        assert_eq!(config.affinity.same_site, expected, "{text}");
+    }
+    section(
+        "affinity: {same_site: off}",
+        expect![
+            "proxy.yaml:2:12: affinity.same_site: unknown variant `off`, expected one of `lax`, `strict`, `none`"
+        ],
+    );
+}
+
+#[test]
+fn what_is_likely_not_meant_so_is_a_warning() {
+    let warnings = |text: &str| parse(text).warnings(SystemTime::now()).join("\n");
+    let none = format!("{LEAST}affinity: {{same_site: None}}\n");
+    assert!(warnings(&none).contains("plain listener 127.0.0.1:8080"));
+    for well in [
+        LEAST,
+        &format!("{none}trusted_proxies: [10.0.0.1]"),
+        &format!("{none}listeners: [{{address: '127.0.0.1:1', redirect_to_https: 443}}]"),
+        &none.replace("None", "None, secure: always"),
+        &none.replace("None", "None, cookie: none"),
+        &none.replace("None", "Lax"),
+    ] {
+        assert_eq!(warnings(well), "", "{well}");
+    }
+    let over = "affinity: {keys: [0123456789abcdef], accept_unsigned_until: 2026-01-02}";
+    assert!(warnings(&format!("{LEAST}{over}")).starts_with("affinity.accept_unsigned_until: "));
+    let pools = |path: &str| {
+        format!(
+            "pools: [{{name: a, cookie_path: {path}, backends: [{{id: a, address: 'a:1'}}]}}]
+routes: [{{path: /app/x, pool: a}}]"
+        )
+    };
+    for seen in ["/", "/app", "/app/", "/app/x", "/app/x/y"] {
+        assert_eq!(warnings(&pools(seen)), "", "{seen}");
+    }
+    for unseen in ["/other", "/app/xy", "/ap"] {
+        let warning = warnings(&pools(unseen));
+        assert!(warning.starts_with("pools[0].cookie_path: "), "{unseen}");
+    }
 }
 
 #[test]
@@ -503,6 +571,19 @@ fn cookies_that_browsers_would_drop_are_refused() {
         "affinity: {same_site: none, secure: never}",
         expect![[
             r#"proxy.yaml:2:29: affinity.secure: browsers drop a cookie with "same_site: none" that is not secure: expected auto or always"#
+        ]],
+    );
+    section(
+        "affinity: {partitioned: true, accept_unsigned_until: 2999-01-01}",
+        expect![[r#"
+            proxy.yaml:2:12: affinity.partitioned: expected "same_site: none" beside it: other cookies are not sent to a page that another site embeds
+            proxy.yaml:2:31: affinity.accept_unsigned_until: expected at most a year from now: it is for cookies from before there were keys
+            proxy.yaml:2:31: affinity.accept_unsigned_until: expected "keys" beside it: without, no cookie is signed"#]],
+    );
+    errors(
+        "pools: [{name: a, cookie: __Host-n, cookie_path: /a, backends: [{id: a, address: 'a:1'}]}]",
+        expect![[
+            r#"proxy.yaml:1:19: pools[0].cookie: browsers drop a __Host- cookie with a domain, or with a path other than "/""#
         ]],
     );
     section(

@@ -1,7 +1,7 @@
 //! The affinity cookie: what browsers would take.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use causeway_conf::Span;
 
@@ -14,13 +14,15 @@ use crate::config::{AffinityConfig, SameSite, Secure};
 /// 365.25 days. Browsers cut longer lifetimes to about this.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
+/// For how long unsigned cookies can be taken beside signed ones.
+const UNSIGNED_MOST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// A key shorter than this can be guessed.
 const KEY_BYTES_MIN: usize = 16;
 
 pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig {
     let default = AffinityConfig::DEFAULT;
-    let path = raw.path.map_or(default.path, Cow::Owned);
-    check.path("affinity.path", &path);
+    let path = path(check, &raw);
     if let Some(domain) = &raw.domain {
         let right = is_host_name(domain.strip_prefix('.').unwrap_or(domain));
         check.require(
@@ -43,10 +45,18 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
         "affinity.secure",
         "browsers drop a cookie with this name that is not secure: expected always",
     );
-    check.require(
-        !cookie.starts_with("__Host-") || (raw.domain.is_none() && path == "/"),
+    host_cookie(
+        check,
         "affinity.cookie",
-        "browsers drop a __Host- cookie with a domain, or with a path other than \"/\"",
+        cookie,
+        raw.domain.as_deref(),
+        &path,
+    );
+    let partitioned = raw.partitioned.unwrap_or(default.partitioned);
+    check.require(
+        !partitioned || same_site == SameSite::None,
+        "affinity.partitioned",
+        "expected \"same_site: none\" beside it: other cookies are not sent to a page that another site embeds",
     );
     for (index, secret) in raw.keys.iter().enumerate() {
         check.require(
@@ -55,11 +65,25 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             "expected a key of at least 16 bytes, such as one line from: openssl rand -base64 32",
         );
     }
+    let accept_unsigned_until = raw.accept_unsigned_until.map(|until| {
+        let latest = SystemTime::now() + UNSIGNED_MOST;
+        check.require(
+            until.0 <= latest,
+            "affinity.accept_unsigned_until",
+            "expected at most a year from now: it is for cookies from before there were keys",
+        );
+        check.require(
+            !raw.keys.is_empty(),
+            "affinity.accept_unsigned_until",
+            "expected \"keys\" beside it: without, no cookie is signed",
+        );
+        until.0
+    });
     let hold = Span(Duration::ZERO)..=Span(AffinityConfig::HOLD_MAX);
     AffinityConfig {
-        path,
         domain: raw.domain,
         same_site,
+        partitioned,
         secure,
         http_only: raw.http_only.unwrap_or(default.http_only),
         max_age: raw.max_age.map(|age| {
@@ -67,6 +91,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             check.span("affinity.max_age", Some(age), DAY, range)
         }),
         keys: raw.keys,
+        accept_unsigned_until,
         sockjs_path: raw.sockjs_path.unwrap_or(default.sockjs_path),
         sockjs_sessions: check.number(
             "affinity.sockjs_sessions",
@@ -82,6 +107,29 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
             hold,
         ),
     }
+}
+
+/// Where browsers send the cookies of pools that do not say otherwise.
+pub(super) fn path(check: &mut Check, raw: &raw::Affinity) -> Cow<'static, str> {
+    let Some(path) = &raw.path else {
+        return Cow::Borrowed(AffinityConfig::PATH);
+    };
+    check.path("affinity.path", path);
+    Cow::Owned(path.clone())
+}
+
+pub(super) fn host_cookie(
+    check: &mut Check,
+    key: &str,
+    name: &str,
+    domain: Option<&str>,
+    path: &str,
+) {
+    check.require(
+        !name.starts_with("__Host-") || (domain.is_none() && path == "/"),
+        key,
+        "browsers drop a __Host- cookie with a domain, or with a path other than \"/\"",
+    );
 }
 
 pub(super) fn cookie_name(check: &mut Check, key: &str, name: &str) {

@@ -1,5 +1,6 @@
 //! Pools and their backends, and the names that have to differ within the file.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use redis::ConnectionAddr;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::affinity::cookie_name;
+use super::affinity::{cookie_name, host_cookie};
 use super::backend_tls::backend_tls;
 use super::health::health;
 use crate::backend::{Address, is_plain_name};
@@ -18,7 +19,7 @@ use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::{
     AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig,
-    Pick, PoolConfig,
+    Pick, PoolConfig, PoolCookie,
 };
 
 /// As many as nodes may share.
@@ -33,6 +34,9 @@ pub(super) fn pools(
     check.require(!pools.is_empty(), "pools", "expected at least one pool");
     let cookie = affinity.cookie.as_deref().unwrap_or(AffinityConfig::COOKIE);
     cookie_name(check, "affinity.cookie", cookie);
+    // What is wrong with it is said with the rest of the section.
+    let cookie_path = affinity.path.clone();
+    let cookie_path = cookie_path.map_or(Cow::Borrowed(AffinityConfig::PATH), Cow::Owned);
     let common = health(check, "health", common, &HealthConfig::DEFAULT);
     let mut seen = Seen::default();
     pools
@@ -41,6 +45,7 @@ pub(super) fn pools(
         .map(|(index, pool)| {
             let key = format!("pools[{index}]");
             seen.name(check, &format!("{key}.name"), &pool.name);
+            let cookie_is_own = pool.cookie.is_some();
             let cookie = match pool.cookie {
                 Some(name) => {
                     cookie_name(check, &format!("{key}.cookie"), &name);
@@ -49,10 +54,29 @@ pub(super) fn pools(
                 None if index == 0 || cookie == AffinityConfig::NO_COOKIE => cookie.to_owned(),
                 None => format!("{cookie}-{}", pool.name),
             };
-            let cookie = (cookie != AffinityConfig::NO_COOKIE).then_some(cookie);
-            if let Some(cookie) = &cookie {
-                seen.cookie(check, &format!("{key}.cookie"), cookie);
+            let has_cookie = cookie != AffinityConfig::NO_COOKIE;
+            let cookie_key = format!("{key}.cookie");
+            let own_path = pool.cookie_path.map(|path| {
+                let key = format!("{key}.cookie_path");
+                check.path(&key, &path);
+                check.require(has_cookie, &key, "expected none without a cookie");
+                Cow::Owned(path)
+            });
+            let is_own = own_path.is_some() || cookie_is_own;
+            let path = own_path.unwrap_or_else(|| cookie_path.clone());
+            if has_cookie {
+                seen.cookie(check, &cookie_key, &cookie);
             }
+            if has_cookie && is_own {
+                host_cookie(
+                    check,
+                    &cookie_key,
+                    &cookie,
+                    affinity.domain.as_deref(),
+                    &path,
+                );
+            }
+            let cookie = has_cookie.then_some(PoolCookie { name: cookie, path });
             let health = health(check, &format!("{key}.health"), &pool.health, &common);
             let discover = pool
                 .discover
