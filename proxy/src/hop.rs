@@ -5,11 +5,12 @@ use http::HeaderValue;
 use crate::fields::Fields;
 
 /// Connection headers besides those that `Connection` names.
-const ALWAYS: [&str; 5] = [
+const ALWAYS: [&str; 6] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "te",
+    "trailer",
     "upgrade",
 ];
 

@@ -78,14 +78,21 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 ///
 /// - `listeners`, `threads`, `log.level` and `log.format` have no effect. Log lines go to the `tracing` subscriber of the
 ///   process; [`Plugin::start_logging`] makes the one that the settings describe.
-/// - `timeouts.head` and `limits.head_size` have no effect: Pingora waits 60 s for each piece of a head, and takes up to 1 MiB.
-///   There is no 408 and no 431. Where clients are not trusted, that has to be limited before this server.
+/// - `timeouts.head` has no effect, and `limits.head_size` is judged when a head is complete: Pingora waits 60 s for each piece of a
+///   head, and takes up to 1 MiB. There is no 408. Where clients are not trusted, that has to be limited before this server.
 /// - `limits.connections` bounds tunnels alone. One more gets its 503 after its request was read.
 /// - Heads are read as leniently as Pingora reads them: bare line feeds, a length beside chunks and spaces in a target pass, as
 ///   RFC 9112 allows. What makes a request two is refused there as well.
 /// - What Pingora refuses by itself (400 for a malformed head, 405 for CONNECT) is not in the access log.
 /// - A second request that comes before the first is answered may end the connection, as everywhere in Pingora.
-/// - Chunks of an answer that come at about the same time reach the client as one: Pingora joins them.
+/// - A client that ends its sending side has left (`abort_on_client_close` has no effect), and `timeouts.request_body_rate`,
+///   `timeouts.http2_preface` and `limits.http2_*` have none: a body over HTTP/2 may stop for as long as it likes, until
+///   `timeouts.upstream_read`.
+/// - Trailers are not passed on, in either direction, and no interim response (1xx) over HTTP/2.
+/// - Pingora writes a `Date` of its own, joins chunks of a response that come at about the same time, holds a body with a length
+///   back until it has some of it, takes a chunk without a size for the last, and closes the client's connection behind a 502,
+///   503 or 504 that follows on an attempt.
+/// - Idle connections to backends are Pingora's, by the number in `upstream_keepalive_pool_size`.
 /// - The sockets are yours: [`Plugin::socket_options`] has the kernel watch over clients as `timeouts.tcp_keepalive` and
 ///   `timeouts.tcp_user_timeout` say.
 /// - Connections that wait for a request cost what Pingora's cost, 64 KiB unless the listener is told not to buffer reads.

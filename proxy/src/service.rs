@@ -211,6 +211,18 @@ fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
     lines < headers.len() || bytes < headers.iter().map(size).sum()
 }
 
+/// Refuses a length that is said twice, or not as a number: Pingora passes on what is equal.
+fn check_lengths(request: &RequestHeader) -> Result<(), Refusal> {
+    let mut lengths = request.values("content-length");
+    let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(length), None) if is_number(length) => Ok(()),
+        (Some(_), None) => Err(Refusal::Malformed("the length is not a number")),
+        (Some(_), Some(_)) => Err(Refusal::Malformed("several lengths")),
+    }
+}
+
 /// The address that the connection comes from.
 fn peer_of(downstream: &ServerSession) -> IpAddr {
     let address = downstream
@@ -338,6 +350,11 @@ impl ProxyHttp for Edge {
         ) {
             downstream.set_keepalive(None);
             self.refuse(downstream, Refusal::HeadTooLarge).await?;
+            return Ok(true);
+        }
+        if let Err(refusal) = check_lengths(downstream.req_header()) {
+            downstream.set_keepalive(None);
+            self.refuse(downstream, refusal).await?;
             return Ok(true);
         }
         let (peer, scheme) = (

@@ -225,3 +225,6 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "a request panicked");
     }
 }
+
+#[cfg(test)]
+mod tests;
