@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) body: Body,
     pub(crate) pace: Pace,
     pub(crate) behind: Behind,
+    /// What the next request over the same connection asks for.
+    pub(crate) next: &'static str,
     /// The address that it comes from.
     pub(crate) from: Ipv4Addr,
     /// Set on a request for an upgrade.
@@ -207,6 +209,7 @@ fn request(method: &'static str, target: &'static str, body: Body) -> Request {
         body,
         pace: Pace::AtOnce,
         behind: Behind::Next,
+        next: "/next",
         from: Ipv4Addr::LOCALHOST,
         upgrade: None,
     }
@@ -280,6 +283,12 @@ impl Request {
         self
     }
 
+    /// Has the next request ask for this.
+    pub(crate) fn next(mut self, next: &'static str) -> Self {
+        self.next = next;
+        self
+    }
+
     /// Comes from another address of this machine.
     pub(crate) fn from(mut self, from: Ipv4Addr) -> Self {
         self.from = from;
@@ -294,6 +303,13 @@ impl Request {
     pub(crate) fn then(mut self, behind: Behind) -> Self {
         self.behind = behind;
         self
+    }
+
+    /// Whether it asks for its connection to be kept, which is for HTTP/1.0 to ask.
+    fn asks_to_stay(&self) -> bool {
+        let named = |(name, _): &&(String, String)| name == "Connection";
+        let mut values = self.headers.iter().filter(named);
+        values.any(|(_, value)| value.contains("keep-alive"))
     }
 
     /// Declares this length, which is more than is sent.
@@ -535,7 +551,8 @@ impl Case {
 
     /// The row as it is on `path`; `None` if it does not exist there. What the version of HTTP changes is said here, once:
     ///
-    /// - HTTP/1.0 has no chunks for a request, no interim responses and no trailers, and its connection ends with the response.
+    /// - HTTP/1.0 has no chunks for a request, no interim responses and no trailers, and its connection ends with the response
+    ///   unless the client asks for it to stay.
     /// - HTTP/2 has no `Connection`: its connection is open for other requests, whatever becomes of this one. Interim responses
     ///   are passed on or dropped.
     /// - Only a request with a body expects a 100. It gets one where it is served; a refusal may come behind one or without.
@@ -547,15 +564,14 @@ impl Case {
         if HTTP10.contains(&path) && (unknown || self.request.behind == Behind::Pipelined) {
             return None;
         }
-        if EXPECT.contains(&path) && matches!(self.request.body, Body::None) {
+        if EXPECT.contains(&path) && self.request.body.pieces().is_empty() && !unknown {
             return None;
         }
         let mut case = self.clone();
         if HTTP10.contains(&path) {
-            case.client.connection = match case.client.connection {
-                Connection::Either => Connection::Either,
-                Connection::Kept | Connection::Closed => Connection::Closed,
-            };
+            if case.client.connection == Connection::Kept && !self.request.asks_to_stay() {
+                case.client.connection = Connection::Closed;
+            }
             case.client.interim = Some(Vec::new());
             case.client.trailers = Some(Vec::new());
         }

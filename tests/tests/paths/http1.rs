@@ -266,8 +266,8 @@ fn head(path: Path, request: &Request, exchange: &Exchange) -> Vec<u8> {
 fn next_request(path: Path, request: &Request, next: &Exchange) -> Vec<u8> {
     let version = if path.is_http10() { "1.0" } else { "1.1" };
     format!(
-        "GET /next HTTP/{version}\r\nHost: {}\r\n{ID}: {}\r\n\r\n",
-        request.host, next.id
+        "GET {} HTTP/{version}\r\nHost: {}\r\n{ID}: {}\r\n\r\n",
+        request.next, request.host, next.id
     )
     .into_bytes()
 }

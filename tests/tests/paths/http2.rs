@@ -143,7 +143,7 @@ fn message(request: &Request, exchange: &Exchange) -> Result<Message<()>> {
 fn next_request(request: &Request, next: &Exchange) -> Result<Message<()>> {
     let mut message = Message::new(());
     *message.version_mut() = Version::HTTP_2;
-    *message.uri_mut() = uri(request, "/next")?;
+    *message.uri_mut() = uri(request, request.next)?;
     message.headers_mut().append(ID, HeaderValue::from(next.id));
     Ok(message)
 }

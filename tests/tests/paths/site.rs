@@ -55,12 +55,13 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Starts all of it: `/` goes to one backend, `/two` to two, `/tls` to one that speaks TLS, `/down` to one that is not there.
+    /// Starts all of it: `/` goes to one backend, `/two` to two, `/closing` to one of its own, `/tls` to one that speaks
+    /// TLS, `/down` to one that is not there.
     pub(crate) async fn start() -> Result<Self> {
         let scratch = Scratch::new("paths")?;
         let exchanges = Arc::new(Exchanges::default());
         let mut backends = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..4 {
             backends.push(Backend::start(&exchanges).await?);
         }
         let authority = Authority::new(scratch.path())?;
@@ -87,7 +88,7 @@ impl Site {
         )
         .await?;
         for program in [&edge, &plugin, &plugin_tls] {
-            for id in ["b1", "b2", "b3", "t1"] {
+            for id in ["b1", "b2", "b3", "c1", "t1"] {
                 program.backend_in_state(id, "up").await?;
             }
         }
@@ -190,8 +191,8 @@ pub(crate) fn open(page: &str) -> Vec<&str> {
 fn settings(backends: &[Backend], authority: &std::path::Path) -> Result<Settings> {
     let backend =
         |id: &str, address: SocketAddr| json!({ "id": id, "address": address.to_string() });
-    let [one, two, three, tls] = backends else {
-        anyhow::bail!("four backends are needed");
+    let [one, two, three, closing, tls] = backends else {
+        anyhow::bail!("five backends are needed");
     };
     let pool = |name: &str, backends: Value| json!({ "name": name, "backends": backends });
     let pools = json!([
@@ -200,6 +201,7 @@ fn settings(backends: &[Backend], authority: &std::path::Path) -> Result<Setting
             "two",
             json!([backend("b2", two.address), backend("b3", three.address)])
         ),
+        pool("closing", json!([backend("c1", closing.address)])),
         json!({
             "name": "tls",
             "tls": { "ca": authority, "server_name": BACKEND_NAME },
@@ -215,6 +217,7 @@ fn settings(backends: &[Backend], authority: &std::path::Path) -> Result<Setting
             json!([
                 { "path": "/", "pool": "one" },
                 { "path": "/two", "pool": "two" },
+                { "path": "/closing", "pool": "closing" },
                 { "path": "/tls", "pool": "tls" },
                 { "path": "/down", "pool": "down" },
             ]),

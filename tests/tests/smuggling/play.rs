@@ -23,12 +23,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
 /// What never reaches a backend: it belongs to the client's connection, or is the edge's to say.
-const FORBIDDEN: [&str; 12] = [
+const FORBIDDEN: [&str; 11] = [
     "keep-alive",
     "proxy-connection",
     "proxy",
     "te",
-    "trailer",
     "http2-settings",
     "x_forwarded_for",
     "x_real_ip",

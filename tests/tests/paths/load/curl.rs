@@ -97,8 +97,8 @@ async fn one(mut command: Command, plan: &Plan, cut: bool) -> Result<()> {
     let (head, body) = loop {
         let (head, behind) = rest
             .split_once("\r\n\r\n")
-            .with_context(|| format!("no response: {}", String::from_utf8_lossy(&output.stderr)))?;
-        if !head.contains(" 100") {
+            .with_context(|| format!("no response: {output:?}"))?;
+        if head.split(' ').nth(1) != Some("100") {
             break (head, behind);
         }
         rest = behind;

@@ -163,10 +163,7 @@ fn connections() -> Vec<Case> {
             "Connection: keep-alive in HTTP/1.0",
             get("/plain").header("Connection", "keep-alive"),
         )
-        .only(HTTP10)
-        .differs(HTTP10, "the client asked for it", |case| {
-            case.connection(Connection::Kept)
-        }),
+        .only(HTTP10),
         case(
             "a second request at once",
             get("/plain").then(Behind::Pipelined),
@@ -245,6 +242,26 @@ fn expectations() -> Vec<Case> {
     let refusal = response("403 Forbidden", "Content-Length: 2\r\n", "no");
     vec![
         case("Expect: the backend says 100", post("/body", &[b"hello"])).only(EXPECT),
+        case(
+            "Expect: the client does not wait, and the backend says 100",
+            post("/body", &[b"hello"]).header("Expect", "100-continue"),
+        )
+        .any_interim()
+        .skips(EXPECT, "there it waits"),
+        case(
+            "Expect: the client does not wait, and the backend never says 100",
+            post("/body", &[b"hello"]).header("Expect", "100-continue"),
+        )
+        .attempted(vec![does(vec![Step::ReadAll, send(HELLO)])])
+        .any_interim()
+        .skips(EXPECT, "there it waits"),
+        case(
+            "Expect: a body of no known length that does not wait",
+            stream("/body", &[b"hello"]).header("Expect", "100-continue"),
+        )
+        .attempted(vec![does(vec![Step::ReadAll, send(HELLO)])])
+        .any_interim()
+        .skips(EXPECT, "there it waits"),
         case(
             "Expect: the backend never says 100",
             post("/body", &[b"hello"]),
