@@ -1,10 +1,11 @@
 //! Reading a file and turning it into the program's serde structs.
 
-use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+use crate::blocking::read_file;
 use crate::error::{ConfError, ConfErrors};
 use crate::positions::Positions;
 
@@ -38,15 +39,12 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors>
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path)
-        .map_err(|error| format!("cannot read the file: {error}"))?
-        .len();
-    if FILE_BYTES_MAX < size {
-        return Err(format!(
-            "the file has {size} bytes, at most {FILE_BYTES_MAX} are read"
-        ));
-    }
-    let bytes = fs::read(path).map_err(|error| format!("cannot read the file: {error}"))?;
+    let bytes = read_file(path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => {
+            format!("the file has more than {FILE_BYTES_MAX} bytes, which is the most that is read")
+        }
+        _ => format!("cannot read the file: {error}"),
+    })?;
     String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         format!("byte {offset} is not UTF-8, and YAML has to be")

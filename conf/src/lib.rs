@@ -5,22 +5,32 @@
 //! in serde structs with `deny_unknown_fields`, [`load`]s it, and reports what serde cannot see (two
 //! equal ids, a route to an unknown pool) through [`Positions::error`].
 //!
-//! What else both do before they read a setting is here too: they raise the limit of open files.
+//! What else both do alike with the machine that they run on is here too, and nothing of what they serve: they raise the limit of
+//! open files ([`raise_open_files`]), read files that may hang ([`read_file`]) and write logs that hold nobody up
+//! ([`LogWriter`]).
 //!
 //! This crate knows no setting of either program, and no default.
 
 mod address;
+mod blocking;
 mod document;
 mod error;
+mod log_writer;
 mod open_files;
 mod positions;
+mod print;
 mod secret;
+mod signals;
 mod units;
 
 pub use crate::address::AddressRange;
+pub use crate::blocking::{file_metadata, folder_entries, read_file};
 pub use crate::document::{Document, FILE_BYTES_MAX, load, parse};
 pub use crate::error::{ConfError, ConfErrors};
+pub use crate::log_writer::{LogConfig, LogEvents, LogLine, LogTarget, LogWriter, capture};
 pub use crate::open_files::raise_open_files;
 pub use crate::positions::Positions;
+pub use crate::print::{print_error, print_output};
 pub use crate::secret::Secret;
+pub use crate::signals::ignore_signals;
 pub use crate::units::{ByteSize, Span, Timestamp};

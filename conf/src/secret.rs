@@ -1,12 +1,14 @@
 //! Secrets: from the environment, from a file, or (for trying out) from the configuration itself.
 
-use std::{env, fmt, fs};
+use std::{env, fmt, path::Path};
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
+use crate::blocking::read_file;
+
 /// The largest secret that is read from a file, in bytes.
-const SECRET_BYTES_MAX: usize = 64 << 10;
+const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// A secret text, in the file as `{env: NAME}`, `{file: PATH}` or the text itself.
 ///
@@ -40,14 +42,9 @@ impl Secret {
     }
 
     fn from_file(path: &str) -> Result<Self, String> {
-        let bytes = fs::read(path)
-            .map_err(|error| format!("cannot read the secret from `{path}`: {error}"))?;
-        if SECRET_BYTES_MAX < bytes.len() {
-            return Err(format!(
-                "the secret in `{path}` has {} bytes, at most {SECRET_BYTES_MAX} are read",
-                bytes.len()
-            ));
-        }
+        let read = read_file(Path::new(path), SECRET_BYTES_MAX);
+        let bytes =
+            read.map_err(|error| format!("cannot read the secret from `{path}`: {error}"))?;
         let mut text =
             String::from_utf8(bytes).map_err(|_| format!("the secret in `{path}` is not UTF-8"))?;
         if text.ends_with('\n') {
@@ -113,6 +110,8 @@ impl<'de> Deserialize<'de> for Secret {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
