@@ -1,12 +1,15 @@
 //! The node's program: flags, and exit codes.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use causeway_conf::ignore_signals;
+use causeway_conf::print_error;
+use causeway_conf::print_output;
 use causeway_node::Config;
 use causeway_node::RunError;
 use clap::Parser;
+use libc::SIGUSR1;
 
 /// Idle clients keep no memory that carried bytes before: jemalloc gives it back. When it was chosen, by
 /// `make bench-allocators`, an idle client was 6 % larger with glibc's allocator and 8 to 10 % with mimalloc, and heavy
@@ -42,13 +45,15 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
+    // Whoever rotates logs sends it before anybody listens, too.
+    ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
     let config = match &flags.config {
         None => Config::default_without_file(),
         Some(path) => match Config::load(path) {
             Ok(config) => config,
             Err(errors) => {
-                eprintln!("{errors}");
+                print_error(&errors.to_string());
                 return ExitCode::from(CANNOT_START);
             }
         },
@@ -60,14 +65,13 @@ fn main() -> ExitCode {
             .map_or("built-in settings".into(), |path| {
                 path.display().to_string()
             });
-        // Whoever does not read it has the exit code.
-        let _ = writeln!(std::io::stdout(), "{name}: valid");
+        print_output(&format!("{name}: valid"));
         return ExitCode::SUCCESS;
     }
     match causeway_node::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-node: {error}");
+            print_error(&format!("causeway-node: {error}"));
             match error {
                 RunError::Failed => ExitCode::FAILURE,
                 RunError::System(_) | RunError::Listen { .. } => ExitCode::from(CANNOT_START),

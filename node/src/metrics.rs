@@ -5,6 +5,7 @@
 //! use of a label.
 
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -27,6 +28,9 @@ pub(crate) use label::{DropReason, Hook, HookOutcome, RefuseReason, Side, Transp
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Label = [(&'static str, &'static str); 1];
+
+/// Log lines that were lost. There is one log in a process, and it is there before any [`Metrics`].
+pub(crate) static LOG_LINES_DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Every counter of this process.
 pub(crate) struct Metrics {
@@ -145,6 +149,7 @@ impl Metrics {
         registry.register("deliveries", "Messages handed to clients", self.deliveries.clone());
         registry.register("dropped", "Messages dropped, by reason", self.dropped.clone());
         registry.register("disconnects", "Clients sent away, by code and reason", self.disconnects.clone());
+        registry.register("log_lines_dropped", "Log lines lost because they could not be written, or not fast enough", LOG_LINES_DROPPED.clone());
         registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
         registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());

@@ -101,7 +101,8 @@ struct Lifecycle {
 ///
 /// [`RunError`]: mostly before anything is served.
 pub fn run(config: Config) -> Result<(), RunError> {
-    logging::start(&config.log);
+    logging::start(&config.log)?;
+    let _flush = logging::FlushAtEnd;
     let mut builder = runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         builder.worker_threads(threads);
@@ -111,6 +112,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         let lifecycle = Lifecycle::default();
         let mut signals = JoinSet::new();
         signals.spawn(drain_on_signal(lifecycle.draining.clone())?);
+        signals.spawn(say_that_nothing_is_reopened()?);
         Node::start(config, lifecycle)?.live().await
     })
 }
@@ -401,7 +403,18 @@ fn drain_on_signal(
             }
         }
         warn!("second signal: ending at once");
+        logging::flush();
         std::process::exit(CUT_SHORT);
+    })
+}
+
+/// Answers SIGUSR1, by which logs are rotated, with a line.
+fn say_that_nothing_is_reopened() -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut signals = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        while signals.recv().await.is_some() {
+            info!("SIGUSR1 ignored: log lines go to standard error, there is no file to reopen");
+        }
     })
 }
 

@@ -1,30 +1,28 @@
 //! The access log: one JSON line for each request, and one for each tunnel when it ends.
 //!
-//! Whoever writes a line never waits: lines go through a bounded queue to a thread of their own, which alone touches the file.
-//! A line that finds the queue full is dropped and counted. What could identify more than the client (query strings, cookies,
-//! bodies) is never logged.
+//! A request never waits for its line: it goes through a bounded queue to a thread of its own ([`LogWriter`]). One that finds the
+//! queue full, or that cannot be written, is dropped and counted. What could identify more than the client (query strings,
+//! cookies, bodies) is never logged.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
+use causeway_conf::{LogConfig, LogEvents, LogLine, LogTarget, LogWriter};
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use crate::config;
 
-/// Lines that may wait for the disk: about a second of a busy edge, and at most some thirty megabytes.
-const QUEUE: usize = 16 * 1024;
+/// What may wait for the disk: about a second of a busy edge, and at most some thirty megabytes.
+const QUEUE: LogConfig = LogConfig {
+    name: "access-log",
+    lines_max: 16 * 1024,
+    bytes_max: 32 << 20,
+};
 
 /// The most of a path or a host that is kept for a line: a tunnel keeps it for all its life.
 const TEXT_BYTES_MAX: usize = 1024;
-
-/// How much is gathered for one write, unless there is nothing more to gather.
-const WRITE_BYTES: usize = 64 * 1024;
 
 /// What one line says. Fields that do not apply are left out.
 #[derive(Debug, Serialize)]
@@ -131,18 +129,32 @@ fn some_milliseconds<S: serde::Serializer>(
     milliseconds(&time.unwrap_or_default(), to)
 }
 
+impl LogLine for AccessLine {
+    fn bytes(&self) -> usize {
+        let texts = [
+            &self.request_id,
+            &self.method,
+            &self.host,
+            &self.path,
+            &self.backend,
+            &self.error,
+        ];
+        let texts = texts.into_iter().flatten();
+        size_of::<Self>() + texts.map(|text| text.len()).sum::<usize>()
+    }
+
+    fn append_to(self, text: &mut Vec<u8>) {
+        let written = serde_json::to_writer(&mut *text, &self);
+        debug_assert!(written.is_ok(), "a line is plain data, and a Vec takes it");
+        text.push(b'\n');
+    }
+}
+
 /// Where lines are handed in. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AccessLog {
-    shared: Option<Arc<Shared>>,
-}
-
-struct Shared {
-    /// `None` once the log is closed.
-    queue: Mutex<Option<SyncSender<AccessLine>>>,
-    /// Disconnected when the thread has written everything and ended.
-    ended: Mutex<Receiver<()>>,
-    dropped: Counter,
+    /// `None`: it is off.
+    log: Option<LogWriter<AccessLine>>,
 }
 
 /// The access log cannot be written.
@@ -164,111 +176,83 @@ impl AccessLog {
         target: &config::AccessLog,
         dropped: Counter,
     ) -> Result<Self, AccessLogError> {
-        let failed = |path: &str, source| AccessLogError {
-            path: path.to_owned(),
-            source,
+        let (name, target) = match target {
+            config::AccessLog::Off => return Ok(Self { log: None }),
+            config::AccessLog::Stdout => ("stdout".to_owned(), LogTarget::Stdout),
+            config::AccessLog::Stderr => ("stderr".to_owned(), LogTarget::Stderr),
+            config::AccessLog::File(path) => {
+                (path.display().to_string(), LogTarget::File(path.clone()))
+            }
         };
-        match target {
-            config::AccessLog::Off => Ok(Self { shared: None }),
-            config::AccessLog::Stdout => {
-                Self::start(io::stdout(), dropped).map_err(|error| failed("stdout", error))
-            }
-            config::AccessLog::Stderr => {
-                Self::start(io::stderr(), dropped).map_err(|error| failed("stderr", error))
-            }
-            config::AccessLog::File(path) => OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(path)
-                .and_then(|file| Self::start(file, dropped))
-                .map_err(|error| failed(&path.display().to_string(), error)),
-        }
-    }
-
-    fn start(target: impl Write + Send + 'static, dropped: Counter) -> io::Result<Self> {
-        let (queue, lines) = sync_channel(QUEUE);
-        let (ending, ended) = sync_channel(0);
-        let lost = dropped.clone();
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || {
-                write_lines(&lines, target, &lost);
-                drop(ending);
-            })?;
-        let shared = Shared {
-            queue: Mutex::new(Some(queue)),
-            ended: Mutex::new(ended),
+        let events = Events {
+            name: name.clone(),
             dropped,
         };
-        Ok(Self {
-            shared: Some(Arc::new(shared)),
-        })
+        match LogWriter::start(&target, QUEUE, events) {
+            Ok(log) => Ok(Self { log: Some(log) }),
+            Err(source) => Err(AccessLogError { path: name, source }),
+        }
     }
 
     /// Whether lines go anywhere, so that nobody makes them in vain.
     pub(crate) fn is_on(&self) -> bool {
-        self.shared.is_some()
+        self.log.is_some()
     }
 
     /// Hands in a line, or drops it if the queue is full.
     pub(crate) fn write(&self, line: AccessLine) {
-        let Some(shared) = &self.shared else {
-            return;
-        };
-        let sent = match &*shared.queue.lock() {
-            Some(queue) => queue.try_send(line),
-            None => return,
-        };
-        if sent.is_err() {
-            shared.dropped.inc();
+        if let Some(log) = &self.log {
+            log.push(line);
+        }
+    }
+
+    /// Opens the file again, under the same name. Other targets stay as they are.
+    pub(crate) fn reopen(&self) {
+        if let Some(log) = &self.log {
+            log.reopen();
         }
     }
 
     /// Writes out what is queued and ends the thread, in at most `wait`. Lines handed in later are lost.
     pub(crate) fn close(&self, wait: Duration) {
-        let Some(shared) = &self.shared else {
-            return;
-        };
-        drop(shared.queue.lock().take());
-        if shared.ended.lock().recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+        let is_written = self.log.as_ref().is_none_or(|log| log.close(wait));
+        if !is_written {
             tracing::warn!("the access log is stuck: its last lines are lost");
         }
     }
 }
 
-/// Writes lines until the queue is closed, as many at once as there are. Lines that cannot be written count as `lost`.
-fn write_lines(lines: &Receiver<AccessLine>, mut target: impl Write, lost: &Counter) {
-    let mut text = Vec::new();
-    let mut failing = false;
-    while let Ok(first) = lines.recv() {
-        let mut count = append(&mut text, &first);
-        while text.len() < WRITE_BYTES
-            && let Ok(line) = lines.try_recv()
-        {
-            count += append(&mut text, &line);
-        }
-        let written = target.write_all(&text).and_then(|()| target.flush());
-        text.clear();
-        match written {
-            Ok(()) => failing = false,
+/// What the program log says of the access log.
+struct Events {
+    name: String,
+    dropped: Counter,
+}
+
+impl LogEvents<AccessLine> for Events {
+    fn lost(&self, lines: u64) {
+        self.dropped.inc_by(lines);
+    }
+
+    fn failing(&self, error: &io::Error) {
+        tracing::error!(path = self.name, %error, "cannot write the access log");
+    }
+
+    fn recovered(&self, lost: u64) {
+        tracing::warn!(
+            path = self.name,
+            lost,
+            "access log lines were lost, it is written again"
+        );
+    }
+
+    fn reopened(&self, result: io::Result<()>) {
+        match result {
+            Ok(()) => tracing::info!(path = self.name, "access log reopened"),
             Err(error) => {
-                lost.inc_by(count);
-                text.push(b'\n'); // What was cut off in the middle ends before the next line.
-                if !failing {
-                    failing = true;
-                    tracing::error!(%error, "cannot write the access log");
-                }
+                tracing::error!(path = self.name, %error, "cannot reopen the access log, still writing to the old file");
             }
         }
     }
-}
-
-/// Appends `line` to `text`; returns how many lines that makes.
-fn append(text: &mut Vec<u8>, line: &AccessLine) -> u64 {
-    let written = serde_json::to_writer(&mut *text, line);
-    debug_assert!(written.is_ok(), "a line is plain data, and a Vec takes it");
-    text.push(b'\n');
-    1
 }
 
 #[cfg(test)]
@@ -300,99 +284,21 @@ mod tests {
         }
     }
 
-    /// A target that a test can read while the log holds it.
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(data);
-            Ok(data.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_line_is_one_json_object_without_what_does_not_apply() {
-        let sink = Sink::default();
-        let log = AccessLog::start(sink.clone(), Counter::default()).unwrap();
-        log.write(line());
-        log.close(Duration::from_secs(10));
-        let text = String::from_utf8(sink.0.lock().clone()).unwrap();
+        let mut text = Vec::new();
+        line().append_to(&mut text);
         expect_test::expect![[r#"
             {"ts":1.5,"kind":"tunnel","client":"10.0.0.7","request_id":"abc","method":"GET","host":"example.com","path":"/ws","status":101,"duration_ms":2.5,"bytes_in":3,"bytes_out":4,"backend":"n1","affinity":"hit","close_reason":"client_closed","close_code":1000,"client_code":1000}
         "#]]
-        .assert_eq(&text);
+        .assert_eq(&String::from_utf8(text).unwrap());
     }
 
     #[test]
-    fn everything_handed_in_before_the_end_is_written() {
-        let sink = Sink::default();
-        let log = AccessLog::start(sink.clone(), Counter::default()).unwrap();
-        (0..1000).for_each(|_| log.write(line()));
-        log.close(Duration::from_secs(10));
-        assert_eq!(
-            sink.0.lock().iter().filter(|byte| **byte == b'\n').count(),
-            1000
-        );
-    }
-
-    #[test]
-    fn a_target_that_is_stuck_costs_lines_and_holds_up_nobody() {
-        struct Stuck(Receiver<()>);
-        impl Write for Stuck {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                let _ = self.0.recv();
-                Ok(data.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let (release, stuck) = sync_channel(0);
-        let dropped = Counter::default();
-        let log = AccessLog::start(Stuck(stuck), dropped.clone()).unwrap();
-        (0..3 * QUEUE).for_each(|_| log.write(line()));
-        assert!(dropped.get() > 0);
-        drop(release);
-        log.close(Duration::from_secs(10));
-    }
-
-    #[test]
-    fn lines_that_cannot_be_written_are_counted_and_do_not_spoil_the_next() {
-        /// Takes half of the first write and fails.
-        struct Torn(Sink, bool);
-        impl Write for Torn {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                if std::mem::replace(&mut self.1, true) {
-                    return self.0.write(data);
-                }
-                self.0.write(&data[..data.len() / 2])?;
-                Err(io::ErrorKind::StorageFull.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let sink = Sink::default();
-        let lost = Counter::default();
-        let log = AccessLog::start(Torn(sink.clone(), false), lost.clone()).unwrap();
-        log.write(line());
-        while lost.get() == 0 {
-            std::thread::yield_now();
-        }
-        log.write(line());
-        log.close(Duration::from_secs(10));
-        assert_eq!(lost.get(), 1);
-        let text = String::from_utf8(sink.0.lock().clone()).unwrap();
-        let last = text.lines().last().unwrap();
-        assert!(
-            serde_json::from_str::<serde_json::Value>(last).is_ok(),
-            "{text}"
-        );
+    fn a_line_counts_with_the_texts_that_it_keeps() {
+        let mut long = line();
+        long.path = Some("x".repeat(TEXT_BYTES_MAX).into());
+        assert_eq!(long.bytes() - line().bytes(), TEXT_BYTES_MAX - "/ws".len());
     }
 
     #[test]

@@ -101,7 +101,8 @@ const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 ///
 /// [`StartError`] before anything is served. It does not return otherwise: the drain exits the process.
 pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
-    logging::start(&config.log);
+    logging::start(&config.log).map_err(StartError::Log)?;
+    let _flush = logging::FlushAtEnd;
     for warning in config.warnings(SystemTime::now()) {
         tracing::warn!(warning, "the configuration is likely not meant so");
     }
@@ -163,6 +164,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         shutdown_signal: Box::new(Signals {
             haste,
             reloader: Arc::clone(&parts.reloader),
+            access: parts.policy.access.clone(),
         }),
     });
     Ok(())

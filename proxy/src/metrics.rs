@@ -8,6 +8,8 @@ mod backend;
 mod durations;
 mod route;
 
+use std::sync::LazyLock;
+
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -31,6 +33,9 @@ fn class_of(status: u16) -> usize {
     usize::from(status / 100).wrapping_sub(1)
 }
 
+/// Lines of the program log that were lost. There is one such log in a process, and it is there before any [`Metrics`].
+pub(crate) static LOG_LINES_DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
 /// All counters of the process.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -39,7 +44,7 @@ pub(crate) struct Metrics {
     close_codes: Family<[(&'static str, &'static str); 2], Counter>,
     /// Client connections that are open.
     pub(crate) connections_open: Gauge,
-    /// Access-log lines that were dropped because their writer could not keep up.
+    /// Access-log lines that were lost.
     pub(crate) access_lines_dropped: Counter,
     /// Attempts after the first of a request.
     pub(crate) retries: Counter,
@@ -108,8 +113,13 @@ impl Metrics {
         );
         registry.register(
             "access_lines_dropped",
-            "Access-log lines dropped because their writer could not keep up",
+            "Access-log lines lost because they could not be written, or not fast enough",
             self.access_lines_dropped.clone(),
+        );
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the program log lost because they could not be written, or not fast enough",
+            LOG_LINES_DROPPED.clone(),
         );
         registry.register(
             "retries",

@@ -62,6 +62,9 @@ pub enum StartError {
     /// A listening socket cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The program log cannot be written.
+    #[error("cannot log to standard error: {0}")]
+    Log(#[source] std::io::Error),
     /// The access log cannot be written.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),

@@ -15,6 +15,7 @@ use pingora::services::background::{BackgroundService, background_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::AccessLog;
 use crate::config::Config;
 use crate::listeners::BindError;
 use crate::listeners::Bound;
@@ -163,7 +164,8 @@ impl Plugin {
         options
     }
 
-    /// What has to run beside the edge: health checks, the search for idle tunnels, and the drain when the server ends.
+    /// What has to run beside the edge: health checks, the search for idle tunnels, and the drain when the server ends. SIGUSR1,
+    /// which would end the process, has the file of the access log opened again.
     ///
     /// Without it backends are judged by dials alone, and tunnels are cut when the process ends. Add it once.
     #[must_use]
@@ -171,6 +173,7 @@ impl Plugin {
         let task = Background {
             watch: self.parts.watch(None),
             drain: self.parts.drain(&self.config),
+            access: self.parts.policy.access.clone(),
             then,
         };
         background_service("causeway", task)
@@ -222,9 +225,13 @@ impl Plugin {
         self.parts.reloader.apply(config, Instant::now())
     }
 
-    /// Sends the log lines of the process to standard error, as `log` says. A subscriber that is there already stays.
+    /// Sends the log lines of the process to standard error, as `log` says, through a thread of their own: one that cannot be
+    /// written is dropped and counted, and holds nobody up. Panics become lines too. A subscriber that is there already stays,
+    /// and so does the panic hook then.
     pub fn start_logging(config: &Config) {
-        logging::start(&config.log);
+        if let Err(error) = logging::start(&config.log) {
+            causeway_conf::print_error(&format!("cannot log to standard error: {error}"));
+        }
     }
 }
 
@@ -253,10 +260,20 @@ impl BackgroundService for Hangups {
 struct Background {
     watch: Watch,
     drain: Drain,
+    access: AccessLog,
     then: AfterDrain,
 }
 
 impl Background {
+    /// Opens the access log again at each SIGUSR1.
+    async fn reopen_on_signal(&self) {
+        let mut signals = signal(SignalKind::user_defined1())
+            .expect("the runtime has its signal driver on, and the kind is one that can be caught");
+        while signals.recv().await.is_some() {
+            self.access.reopen();
+        }
+    }
+
     /// Drains once `shutdown` says so.
     async fn drain(&self, mut shutdown: ShutdownWatch) {
         if shutdown.wait_for(|ending| *ending).await.is_err() {
@@ -275,6 +292,11 @@ impl Background {
 #[async_trait]
 impl BackgroundService for Background {
     async fn start(&self, shutdown: ShutdownWatch) {
-        tokio::join!(self.watch.start(shutdown.clone()), self.drain(shutdown));
+        let reopening = self.reopen_on_signal();
+        let rest = async { tokio::join!(self.watch.start(shutdown.clone()), self.drain(shutdown)) };
+        tokio::select! {
+            _ = rest => {}
+            () = reopening => {}
+        }
     }
 }

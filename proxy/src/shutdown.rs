@@ -18,6 +18,7 @@ use crate::access::AccessLog;
 use crate::config::DrainConfig;
 use crate::drain::Connections;
 use crate::drain::Pace;
+use crate::logging;
 use crate::reload::Reloader;
 use crate::tunnel::Tunnels;
 
@@ -31,10 +32,12 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Haste(Arc<AtomicBool>);
 
-/// Turns signals into Pingora's shutdown: SIGTERM drains, SIGINT ends quickly but cleanly. SIGHUP asks for a reload.
+/// Turns signals into Pingora's shutdown: SIGTERM drains, SIGINT ends quickly but cleanly. SIGHUP asks for a reload, SIGUSR1 has
+/// the access log opened again.
 pub(crate) struct Signals {
     pub(crate) haste: Haste,
     pub(crate) reloader: Arc<Reloader>,
+    pub(crate) access: AccessLog,
 }
 
 /// Listens to a signal from here on, even if nobody waits for it yet.
@@ -51,6 +54,7 @@ impl ShutdownSignalWatch for Signals {
             listen(SignalKind::interrupt()),
         );
         let (mut quit, mut hangup) = (listen(SignalKind::quit()), listen(SignalKind::hangup()));
+        let mut user = listen(SignalKind::user_defined1());
         loop {
             tokio::select! {
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
@@ -59,6 +63,7 @@ impl ShutdownSignalWatch for Signals {
                     return ShutdownSignal::GracefulTerminate;
                 }
                 _ = hangup.recv() => self.reloader.ask(),
+                _ = user.recv() => self.access.reopen(),
                 // It would end the process by default, and an operator who sends it does not want that.
                 _ = quit.recv() => tracing::warn!("SIGQUIT ignored"),
             }
@@ -99,11 +104,12 @@ impl Drain {
         }
     }
 
-    /// Ends what runs in the background, and writes out the access log.
+    /// Ends what runs in the background, and writes out the logs.
     pub(crate) fn conclude(&self, started: Instant) {
         self.background.cancel();
         tracing::info!(after = ?started.elapsed(), "drained");
         self.access.close(LAST_LINES);
+        logging::flush();
     }
 
     /// Closes everything at its own pace, and returns when nothing is left.

@@ -52,6 +52,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_dropped_total{reason="lane_expired"} 3
         # TYPE causeway_node_disconnects counter
         causeway_node_disconnects_total{code="3008",reason="slow"} 1
+        # TYPE causeway_node_log_lines_dropped counter
+        causeway_node_log_lines_dropped_total 0
         # TYPE causeway_node_broker_ready gauge
         causeway_node_broker_ready 0
         # TYPE causeway_node_broker_connects counter

@@ -49,6 +49,7 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
         causeway_proxy_configuration_ok 1
         causeway_proxy_connections_open 3
         causeway_proxy_limited_total{limit="requests"} 1
+        causeway_proxy_log_lines_dropped_total 0
         causeway_proxy_refusals_total{reason="requests",status="503"} 1
         causeway_proxy_request_seconds_bucket{le="+Inf",route="*.example.com/app"} 2
         causeway_proxy_request_seconds_bucket{le="0.001",route="*.example.com/app"} 0
