@@ -37,6 +37,17 @@ pub enum Signal {
     Continue,
     /// SIGHUP: read the configuration again.
     Hangup,
+    /// SIGUSR1: log files were renamed.
+    User1,
+}
+
+/// Where the output of a process goes, if not to files.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Its standard output.
+    pub stdout: Option<Stdio>,
+    /// Its standard error.
+    pub stderr: Option<Stdio>,
 }
 
 /// A running program that is ours to end. Its output goes to two files.
@@ -60,12 +71,28 @@ impl Process {
     /// # Errors
     ///
     /// It cannot be started.
-    pub fn spawn(name: &str, mut command: Command, directory: &Path) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, directory: &Path) -> Result<Self> {
+        Self::spawn_on(name, command, directory, Streams::default())
+    }
+
+    /// As [`Process::spawn`], with output that goes elsewhere, where [`Process::log`] and [`Process::output`] do not see it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn spawn_on(
+        name: &str,
+        mut command: Command,
+        directory: &Path,
+        streams: Streams,
+    ) -> Result<Self> {
         let stdout = Output::after_what_is_there(directory.join(format!("{name}.out")));
         let stderr = Output::after_what_is_there(directory.join(format!("{name}.log")));
+        let to =
+            |elsewhere: Option<Stdio>, file: &Output| elsewhere.map_or_else(|| file.append(), Ok);
         command
-            .stdout(stdout.append()?)
-            .stderr(stderr.append()?)
+            .stdout(to(streams.stdout, &stdout)?)
+            .stderr(to(streams.stderr, &stderr)?)
             .process_group(0)
             .kill_on_drop(true);
         die_with_parent(&mut command);
@@ -277,6 +304,7 @@ fn send(pid: i32, signal: Signal) {
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
         Signal::Hangup => libc::SIGHUP,
+        Signal::User1 => libc::SIGUSR1,
     };
     // SAFETY: kill(2) takes two numbers and touches no memory of ours. The child has not been waited for, so the id is its.
     unsafe { libc::kill(pid, number) };

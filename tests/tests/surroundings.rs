@@ -1,0 +1,11 @@
+//! What surrounds the programs fails: logs that cannot be written, descriptors, ports and memory that run out, signals that are not
+//! meant for them. Traffic, health checks, signals and drains go on, and what was lost is counted and said.
+
+#[path = "surroundings/logs.rs"]
+mod logs;
+#[path = "surroundings/output.rs"]
+mod output;
+#[path = "surroundings/start.rs"]
+mod start;
+#[path = "surroundings/subject.rs"]
+mod subject;
