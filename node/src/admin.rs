@@ -2,15 +2,24 @@
 //!
 //! They are on the port of the clients; the edge routes none of them unless it is told to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
 use http::Response;
 use http::StatusCode;
 use http::header;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
 
 use crate::broker::Broker;
 use crate::channels::Slowness;
@@ -18,8 +27,17 @@ use crate::metrics;
 use crate::metrics::Metrics;
 use crate::transport::Body;
 
+mod probers;
+
+use probers::ProberId;
+use probers::Probers;
+use probers::Told;
+
 /// Tells the edge that not ready means leaving, not broken.
 const DRAIN: HeaderName = HeaderName::from_static("causeway-drain");
+
+/// How long the edges have to act on what they have been told: a moment, even on a busy machine.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// How many clients `/slowest` names.
 const SLOWEST: usize = 20;
@@ -30,6 +48,17 @@ pub(crate) struct Admin {
     slowest: Slowest,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
+    probers: Mutex<Probers>,
+    /// A prober has asked.
+    asked: Notify,
+}
+
+/// A request for the operator's answers.
+pub(crate) struct Asked<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) path: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) peer: IpAddr,
 }
 
 /// Names so many of the clients for which most waits.
@@ -48,20 +77,63 @@ impl Admin {
             slowest,
             metrics,
             draining,
+            probers: Mutex::default(),
+            asked: Notify::new(),
         }
     }
 
-    /// The answer if `path` is one of ours.
-    pub(crate) fn answer(&self, method: &Method, path: &str) -> Option<Response<Body>> {
-        let answer: fn(&Self) -> Response<Body> = match path {
-            "/live" => |_| text(StatusCode::OK, "alive\n"),
+    /// Waits until every prober that asks `/ready` regularly has been told that the node is stopping, at most for `max`.
+    /// Without such probers it returns at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: what probers were told is kept.
+    pub(crate) async fn wait_until_probers_know(&self, max: Duration) {
+        let end = Instant::now() + max;
+        loop {
+            let now = Instant::now().into_std();
+            let until = self.probers.lock().wait_until(now, end.into_std());
+            let Some(until) = until else { break };
+            tokio::select! {
+                () = self.asked.notified() => {}
+                () = time::sleep_until(until.into()) => {}
+            }
+        }
+        let (told, untold) = {
+            let probers = self.probers.lock();
+            (probers.told(), probers.untold(Instant::now().into_std()))
+        };
+        info!(probers = told, "draining: probers of /ready know of it");
+        if !untold.is_empty() {
+            warn!(
+                probers = untold.join(", "),
+                "draining: these ask /ready too rarely to know of it, so their clients may wait for this node; \
+                 raise drain.lead_max, or shorten the interval of the health checks"
+            );
+        }
+        if 0 < told {
+            time::sleep(SETTLE).await;
+        }
+    }
+
+    /// Says in `headers` that the node is stopping, while it is.
+    pub(crate) fn announce_drain(&self, headers: &mut HeaderMap) {
+        if self.draining.is_cancelled() {
+            headers.insert(DRAIN, HeaderValue::from_static("1"));
+        }
+    }
+
+    /// The answer if the path is one of ours.
+    pub(crate) fn answer(&self, asked: &Asked<'_>) -> Option<Response<Body>> {
+        let answer: fn(&Self, &Asked<'_>) -> Response<Body> = match asked.path {
+            "/live" => |_, _| text(StatusCode::OK, "alive\n"),
             "/ready" => Self::ready,
-            "/metrics" => Self::metrics,
-            "/slowest" => Self::slowest,
+            "/metrics" => |admin, _| admin.metrics(),
+            "/slowest" => |admin, _| admin.slowest(),
             _ => return None,
         };
-        let mut response = if matches!(*method, Method::GET | Method::HEAD) {
-            answer(self)
+        let mut response = if matches!(*asked.method, Method::GET | Method::HEAD) {
+            answer(self, asked)
         } else {
             not_allowed()
         };
@@ -71,12 +143,20 @@ impl Admin {
         Some(response)
     }
 
-    fn ready(&self) -> Response<Body> {
-        if self.draining.is_cancelled() {
+    fn ready(&self, asked: &Asked<'_>) -> Response<Body> {
+        let is_draining = self.draining.is_cancelled();
+        let told = if is_draining {
+            Told::Draining
+        } else {
+            Told::Other
+        };
+        let prober = ProberId::of(asked.headers, asked.peer);
+        let now = Instant::now().into_std();
+        self.probers.lock().asked(prober, told, now);
+        self.asked.notify_one();
+        if is_draining {
             let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
-            response
-                .headers_mut()
-                .insert(DRAIN, HeaderValue::from_static("1"));
+            self.announce_drain(response.headers_mut());
             return response;
         }
         match self.broker.readiness() {
@@ -172,11 +252,21 @@ mod tests {
         Admin::new(Arc::new(Away), slowest, Metrics::new(), draining.clone())
     }
 
+    fn ask(admin: &Admin, method: &Method, path: &str) -> Option<Response<Body>> {
+        let headers = HeaderMap::from_iter([(header::USER_AGENT, HeaderValue::from_static("lb"))]);
+        admin.answer(&Asked {
+            method,
+            path,
+            headers: &headers,
+            peer: IpAddr::from([127, 0, 0, 1]),
+        })
+    }
+
     #[test]
     fn a_node_without_its_broker_lives_and_is_not_ready() {
         let admin = admin(&CancellationToken::new());
-        assert_eq!(admin.answer(&Method::GET, "/live").unwrap().status(), 200);
-        let ready = admin.answer(&Method::GET, "/ready").unwrap();
+        assert_eq!(ask(&admin, &Method::GET, "/live").unwrap().status(), 200);
+        let ready = ask(&admin, &Method::GET, "/ready").unwrap();
         assert_eq!(ready.status(), 503);
         assert_eq!(ready.headers().get(DRAIN), None);
         let Body::Whole(body) = ready.into_body() else {
@@ -188,7 +278,7 @@ mod tests {
     #[test]
     fn the_slowest_are_named() {
         let admin = admin(&CancellationToken::new());
-        let slowest = admin.answer(&Method::GET, "/slowest").unwrap();
+        let slowest = ask(&admin, &Method::GET, "/slowest").unwrap();
         assert_eq!(slowest.headers()[header::CONTENT_TYPE], "application/json");
         let Body::Whole(body) = slowest.into_body() else {
             panic!("a list is expected")
@@ -202,7 +292,7 @@ mod tests {
     fn a_draining_node_says_so() {
         let draining = CancellationToken::new();
         draining.cancel();
-        let ready = admin(&draining).answer(&Method::HEAD, "/ready").unwrap();
+        let ready = ask(&admin(&draining), &Method::HEAD, "/ready").unwrap();
         assert_eq!(ready.status(), 503);
         assert_eq!(ready.headers()[DRAIN], "1");
     }
@@ -210,10 +300,44 @@ mod tests {
     #[test]
     fn other_paths_are_not_ours_and_other_methods_are_refused() {
         let admin = admin(&CancellationToken::new());
-        assert!(admin.answer(&Method::GET, "/").is_none());
-        assert!(admin.answer(&Method::GET, "/live/").is_none());
-        let refused = admin.answer(&Method::POST, "/metrics").unwrap();
+        assert!(ask(&admin, &Method::GET, "/").is_none());
+        assert!(ask(&admin, &Method::GET, "/live/").is_none());
+        let refused = ask(&admin, &Method::POST, "/metrics").unwrap();
         assert_eq!(refused.status(), 405);
         assert_eq!(refused.headers()[header::ALLOW], "GET, HEAD");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_waits_for_those_who_ask_regularly_and_for_nobody_else() {
+        let draining = CancellationToken::new();
+        let admin = admin(&draining);
+        let began = Instant::now();
+        ask(&admin, &Method::GET, "/ready");
+        admin.wait_until_probers_know(Duration::from_secs(5)).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "it may have been a person");
+
+        time::sleep(Duration::from_secs(2)).await;
+        ask(&admin, &Method::GET, "/ready");
+        draining.cancel();
+        let began = Instant::now();
+        let asks = async {
+            time::sleep(Duration::from_secs(2)).await;
+            ask(&admin, &Method::GET, "/ready");
+        };
+        tokio::join!(admin.wait_until_probers_know(Duration::from_secs(5)), asks);
+        assert_eq!(began.elapsed(), Duration::from_secs(2) + SETTLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prober_that_never_comes_back_holds_a_drain_up_until_it_counts_as_gone() {
+        let admin = admin(&CancellationToken::new());
+        for _ in 0..2 {
+            ask(&admin, &Method::GET, "/ready");
+            time::sleep(Duration::from_secs(1)).await;
+        }
+        let began = Instant::now();
+        admin.wait_until_probers_know(Duration::from_secs(60)).await;
+        // One and a half of its pause and a second, of which one has gone by.
+        assert_eq!(began.elapsed(), Duration::from_millis(1500));
     }
 }

@@ -244,12 +244,23 @@ pub(crate) struct Fanout {
 /// How the node stops.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Drain {
-    /// How long `/ready` says 503 before the listener closes.
-    pub(crate) lead: Duration,
+    /// How long `/ready` says 503 before anybody is sent away.
+    pub(crate) lead: Lead,
     /// Over what time clients are sent away.
     pub(crate) spread: Duration,
     /// After which what is still open is cut.
     pub(crate) timeout: Duration,
+}
+
+/// How long a stopping node serves as before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lead {
+    /// Until every prober of `/ready` knows that it is stopping.
+    UntilProbersKnow {
+        /// And no longer than this.
+        max: Duration,
+    },
+    Fixed(Duration),
 }
 
 /// What is logged, and how.

@@ -56,6 +56,7 @@ use crate::server;
 use crate::server::Server;
 use crate::server::ServerConfig;
 use crate::server::Services;
+use crate::server::Shutdown;
 use crate::session;
 use crate::session::Quota;
 use crate::session::QuotaConfig;
@@ -87,6 +88,8 @@ pub enum RunError {
 /// How far a node is on its way down. Each step is cancelled after the one before it.
 #[derive(Default)]
 struct Lifecycle {
+    /// A person waits for the end.
+    interrupted: CancellationToken,
     /// Not ready any more.
     draining: CancellationToken,
     /// The listener is closed and clients are sent away.
@@ -111,7 +114,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     runtime.block_on(async {
         let lifecycle = Lifecycle::default();
         let mut signals = JoinSet::new();
-        signals.spawn(drain_on_signal(lifecycle.draining.clone())?);
+        signals.spawn(drain_on_signal(&lifecycle)?);
         signals.spawn(say_that_nothing_is_reopened()?);
         Node::start(config, lifecycle)?.live().await
     })
@@ -175,9 +178,11 @@ impl Node {
                     id: node_id.clone(),
                     address: config.advertise.clone(),
                     zone: config.zone.clone(),
+                    leaving: false,
                 },
                 news: Arc::new(news),
                 metrics: Arc::clone(&metrics),
+                draining: lifecycle.draining.clone(),
                 shutdown: lifecycle.stopped.clone(),
             },
         );
@@ -319,7 +324,11 @@ impl Node {
             ..
         } = self;
         let mut serving = JoinSet::new();
-        serving.spawn(server.serve(listener, lifecycle.draining));
+        let shutdown = Shutdown {
+            draining: lifecycle.draining,
+            interrupted: lifecycle.interrupted,
+        };
+        serving.spawn(server.serve(listener, shutdown));
         loop {
             tokio::select! {
                 biased;
@@ -386,19 +395,21 @@ fn connections_max(config: &Config) -> usize {
     }
 }
 
-/// Cancels `draining` at the first SIGTERM or SIGINT and ends the process at the second.
-fn drain_on_signal(
-    draining: CancellationToken,
-) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+/// Begins the drain at the first SIGTERM or SIGINT and ends the process at the second.
+fn drain_on_signal(lifecycle: &Lifecycle) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let (draining, interrupted) = (lifecycle.draining.clone(), lifecycle.interrupted.clone());
     Ok(async move {
         for is_first in [true, false] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let is_interrupt = tokio::select! {
+                _ = terminate.recv() => false,
+                _ = interrupt.recv() => true,
+            };
             if is_first {
+                if is_interrupt {
+                    interrupted.cancel();
+                }
                 draining.cancel();
             }
         }

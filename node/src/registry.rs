@@ -68,6 +68,9 @@ pub(crate) struct Surroundings {
     /// Who hears of members.
     pub(crate) news: Arc<dyn News>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Cancelled when the node begins to stop.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when its clients have left.
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -116,6 +119,7 @@ pub(crate) fn start(
         about,
         news,
         metrics,
+        draining,
         shutdown,
     } = surroundings;
     let mut tasks = JoinSet::new();
@@ -134,6 +138,7 @@ pub(crate) fn start(
                     config: config.clone(),
                     backoff_max: broker.backoff_max,
                     about: about.clone(),
+                    draining: draining.clone(),
                     metrics: Arc::clone(&metrics),
                 }));
                 tasks.spawn(Arc::clone(&keeper).run(shutdown.clone()));

@@ -7,7 +7,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -32,6 +31,7 @@ use tracing::warn;
 use crate::admin::Admin;
 use crate::budget::Budget;
 use crate::config::Drain;
+use crate::config::Lead;
 use crate::config::Limits;
 use crate::disconnect::Disconnect;
 use crate::http::Http;
@@ -101,6 +101,14 @@ pub(crate) struct Server {
     closing: CancellationToken,
 }
 
+/// What tells a server to stop.
+pub(crate) struct Shutdown {
+    /// Cancelled when it has to begin.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled before that if a person waits for the end (Ctrl-C): no prober is waited for.
+    pub(crate) interrupted: CancellationToken,
+}
+
 /// What a connection holds while it is open.
 struct Admitted {
     _permit: OwnedSemaphorePermit,
@@ -127,14 +135,14 @@ impl Server {
         })
     }
 
-    /// Accepts connections until `shutdown`, then for as long as the edge needs to notice and sessions
+    /// Accepts connections until `shutdown`, then for as long as the edges need to know of it and sessions
     /// over HTTP to be sent away: a client between two polls has to come once more to hear it. Then sends
     /// all others away and waits for their connections to end.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future closes the listener; connections go on until the runtime ends.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
         let end = tokio::select! {
             biased;
             end = self.send_sessions_away(&shutdown) => end,
@@ -146,14 +154,20 @@ impl Server {
 
     /// Waits for `shutdown` and the lead, closes all sessions over HTTP and gives their clients time to hear
     /// it. Returns when the drain has to end.
-    async fn send_sessions_away(&self, shutdown: &CancellationToken) -> Instant {
-        shutdown.cancelled().await;
+    async fn send_sessions_away(&self, shutdown: &Shutdown) -> Instant {
+        shutdown.draining.cancelled().await;
         let drain = &self.config.drain;
         info!(
             lead = ?drain.lead,
             "draining: not ready from now on, clients are sent away after the lead"
         );
-        time::sleep(drain.lead).await;
+        match drain.lead {
+            Lead::Fixed(lead) => time::sleep(lead).await,
+            Lead::UntilProbersKnow { .. } if shutdown.interrupted.is_cancelled() => {}
+            Lead::UntilProbersKnow { max } => {
+                self.services.admin.wait_until_probers_know(max).await;
+            }
+        }
         let start = Instant::now();
         self.is_leaving.store(true, Ordering::Relaxed);
         let tables = &self.services.sessions;
@@ -219,9 +233,11 @@ impl Server {
         }
     }
 
-    /// Names the node on an answer; says whether others may follow on its connection.
+    /// Names the node on an answer, and says that it is stopping if it is; tells whether others may follow on
+    /// its connection.
     fn sign(&self, headers: &mut HeaderMap) -> bool {
         headers.insert(NODE, self.config.node_id.clone());
+        self.services.admin.announce_drain(headers);
         !self.is_leaving.load(Ordering::Relaxed)
     }
 
@@ -246,7 +262,7 @@ fn refuse(stream: &TcpStream) {
     // Past tokio: what it believes of a socket that it has not polled yet is its own business.
     let socket = SockRef::from(stream);
     let _ = socket.send(FULL);
-    let _ = socket.shutdown(Shutdown::Write);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
 }
 
 /// Whether `accept` failed for a peer that left the queue, and not for want of resources.

@@ -6,7 +6,7 @@
 //! that `discover.allow` has, and no unix sockets. Where nodes share several servers, each has the whole registry, and
 //! a node is there if one of them says so. While all are away nothing changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::panic;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::BackendId;
 use crate::config::{BACKENDS_MAX, BackendConfig};
 use crate::limits::Seldom;
 use crate::reload::{Discovery, Reloader};
@@ -26,7 +27,7 @@ use crate::reload::{Discovery, Reloader};
 mod node;
 mod roster;
 
-use node::{PassedOver, backend};
+use node::{Node, PassedOver, read};
 use roster::Roster;
 
 /// For a connection, and for each answer.
@@ -96,19 +97,24 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
         if answers.iter().any(Option::is_some) {
             // The first one has the last word about a node.
             let nodes = answers.into_iter().rev().flatten().flatten();
-            let (mut found, mut passed_over) = (Found::new(), BTreeSet::new());
+            let (mut known, mut passed_over) = (Vec::new(), BTreeSet::new());
             for node in nodes {
-                match backend(&node, &config.allow) {
-                    Ok(backend) => found.extend(backend),
+                match read(&node, &config.allow) {
+                    Ok(node) => known.extend(node),
                     Err(why) => _ = passed_over.insert(why),
                 }
             }
+            let leaving = leaving(&known);
+            let found: Found = known.into_iter().map(|node| node.backend).collect();
             let now = Instant::now();
             reloader.passed_over(pool, passed_over.len());
             complaints.say(pool, passed_over, now);
             if let Some(backends) = roster.seen(found, now) {
                 tracing::info!(pool, backends = backends.len(), "the nodes have changed");
                 reloader.found(&discovery, backends, now);
+            }
+            for id in leaving {
+                reloader.announced_stop(pool, &id, now);
             }
         }
         time::sleep(config.every).await;
@@ -147,6 +153,16 @@ impl Complaints {
         }
         self.last = passed_over;
     }
+}
+
+/// The nodes that are stopping: of two with one id, the last one counts.
+fn leaving(nodes: &[Node]) -> Vec<BackendId> {
+    let latest: HashMap<&BackendId, bool> = nodes
+        .iter()
+        .map(|node| (&node.backend.id, node.is_leaving))
+        .collect();
+    let leaving = latest.into_iter().filter(|(_, is_leaving)| *is_leaving);
+    leaving.map(|(id, _)| id.clone()).collect()
 }
 
 /// One that has the registry.
@@ -216,7 +232,7 @@ async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<Strin
     let command = pipeline.cmd("ZRANGE").arg(LIVE_LEASES);
     command.arg(format!("({now}")).arg("+inf").arg("BYSCORE");
     pipeline.cmd("HGETALL").arg(LEASE_INFO);
-    let answers: Result<(Vec<String>, std::collections::HashMap<String, String>), RedisError> =
+    let answers: Result<(Vec<String>, HashMap<String, String>), RedisError> =
         pipeline.query_async(connection).await;
     let (live, mut about) = answers?;
     // Of more than a pool can have, those whose leases end last.

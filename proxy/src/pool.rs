@@ -41,6 +41,7 @@ use crate::limits::RetryBudget;
 use crate::metrics::Metrics;
 use crate::pool::backend::Moment;
 use crate::pool::pick::{Newcomer, Picker};
+use crate::pool::rank::Rank;
 use crate::pool::sessions::Sessions;
 use crate::pool::state::Change;
 use crate::pool::table::{Table, View};
@@ -111,6 +112,15 @@ impl Pools {
             }
         }
         !forgotten.is_empty()
+    }
+
+    /// Takes in that `backend` has said that it is stopping, in whichever pool it is.
+    pub(crate) fn backend_stops(&self, backend: &Arc<Backend>) {
+        let is_it = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
+        let mut pools = self.0.iter();
+        if let Some(pool) = pools.find(|pool| pool.table.load().backends.iter().any(is_it)) {
+            pool.report(backend, Evidence::Stopping, Instant::now());
+        }
     }
 
     /// The pool of a route.
@@ -413,10 +423,31 @@ impl Pool {
         self.log(backend, change);
     }
 
+    /// Whether a client that belongs to `backend` is to wait for it while it cannot be reached: as long as it keeps its
+    /// clients, and while it drains only if no other is well, since then there is nowhere else to go.
+    pub(crate) fn is_worth_waiting_for(&self, backend: &Backend) -> bool {
+        let is_well = |other: &Arc<Backend>| {
+            let turn = other.turn().filter(|_| other.id != backend.id);
+            turn.is_some_and(|turn| turn.rank().keeps_clients())
+        };
+        match backend.rank() {
+            Rank::Draining => !self.table.load().backends.iter().any(is_well),
+            rank => rank.keeps_clients(),
+        }
+    }
+
     /// Ends the grace of a backend that did not come back in time.
     pub(crate) fn tick(&self, backend: &Backend, now: Instant) {
         let change = backend.tick(self.moment(now));
         self.log(backend, change);
+    }
+
+    /// Takes in that the backend called `id` has said elsewhere that it is stopping.
+    pub(crate) fn announced_stop(&self, id: &BackendId, now: Instant) {
+        let table = self.table.load();
+        if let Some(backend) = table.get(id).filter(|backend| !backend.is_leaving()) {
+            self.report(backend, Evidence::Stopping, now);
+        }
     }
 
     /// All backends, in the order of the file.

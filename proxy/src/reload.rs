@@ -193,6 +193,14 @@ impl Reloader {
         self.policy.metrics.nodes_passed_over(pool, Some(nodes));
     }
 
+    /// Takes in that the backend called `id` of `pool` has said where it was found that it is stopping.
+    pub(crate) fn announced_stop(&self, pool: &str, id: &BackendId, now: Instant) {
+        let pools = self.policy.pools();
+        if let Some(pool) = pools.iter().find(|other| other.name == pool) {
+            pool.announced_stop(id, now);
+        }
+    }
+
     fn put_in_place(&self, state: &mut State, now: Instant) {
         let old = self.policy.pools();
         let (config, left_out) = with_found(&state.file, &state.found, &old);

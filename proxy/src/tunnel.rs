@@ -153,6 +153,11 @@ where
         }
     }
 
+    /// The code of a Close frame that the backend has sent.
+    pub(crate) fn backend_code(&self) -> Option<u16> {
+        self.down.close_code()
+    }
+
     /// Takes note that one direction is over, and of what that means for the other.
     fn settle_up(&mut self, end: FlowEnd) {
         match end {

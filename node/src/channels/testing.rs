@@ -32,8 +32,10 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
             id: "n".to_owned(),
             address: None,
             zone: None,
+            leaving: false,
         },
         news: Arc::new(news),
+        draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
         shutdown: CancellationToken::new(),
     };

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::config::Drain;
 use crate::config::Endpoint;
 use crate::config::Fanout;
+use crate::config::Lead;
 use crate::config::Limits;
 use crate::config::Log;
 use crate::config::Mode;
@@ -205,8 +206,21 @@ impl Checker<'_> {
     }
 
     fn drain(&mut self, raw: raw::Drain) -> Drain {
+        let max = self.span("drain.lead_max", raw.lead_max, &settings::DRAIN_LEAD_MAX);
+        let lead = match raw.lead {
+            None => Lead::UntilProbersKnow { max },
+            Some(lead) => {
+                if raw.lead_max.is_some() {
+                    self.error(
+                        "drain.lead_max",
+                        "expected none with drain.lead, which is the lead whoever asks /ready",
+                    );
+                }
+                Lead::Fixed(self.span("drain.lead", Some(lead), &settings::DRAIN_LEAD))
+            }
+        };
         let drain = Drain {
-            lead: self.span("drain.lead", raw.lead, &settings::DRAIN_LEAD),
+            lead,
             spread: self.span("drain.spread", raw.spread, &settings::DRAIN_SPREAD),
             timeout: self.span("drain.timeout", raw.timeout, &settings::DRAIN_TIMEOUT),
         };

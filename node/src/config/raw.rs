@@ -297,6 +297,7 @@ pub(super) struct Fanout {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Drain {
     pub(super) lead: Option<Span>,
+    pub(super) lead_max: Option<Span>,
     pub(super) spread: Option<Span>,
     pub(super) timeout: Option<Span>,
 }

@@ -151,6 +151,7 @@ pub(super) const FACTOR: Setting<f64> = setting(2.7, 1.0, 100.0);
 pub(super) const BATCH: Setting<u64> = setting(256 * KIB, 4 * KIB, 64 * MIB);
 
 pub(super) const DRAIN_LEAD: Setting<Duration> = setting(Duration::ZERO, Duration::ZERO, HOUR);
+pub(super) const DRAIN_LEAD_MAX: Setting<Duration> = setting(secs(5), Duration::ZERO, HOUR);
 pub(super) const DRAIN_SPREAD: Setting<Duration> = setting(secs(1), Duration::ZERO, HOUR);
 pub(super) const DRAIN_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), DAY);
 

@@ -173,7 +173,7 @@ endpoints:
   - { path: /e, protocol: sockjs, allowed_origins: [\"*\", \"https://a.b\"] }
 limits: { connections: 0, head_size: 1KiB }
 fanout: { factor: 0.5 }
-drain: { spread: 11s }
+drain: { lead: 1s, lead_max: 2s, spread: 11s }
 log: { level: inf }
 ";
     refused(
@@ -204,7 +204,8 @@ log: { level: inf }
         node.yaml:17:11: limits.connections: expected 1 to 100000000, found 0
         node.yaml:17:27: limits.head_size: expected 8KiB to 1MiB, found 1KiB
         node.yaml:18:11: fanout.factor: expected 1 to 100, found 0.5
-        node.yaml:19:10: drain.spread: expected at most drain.timeout (10s), found 11s
+        node.yaml:19:20: drain.lead_max: expected none with drain.lead, which is the lead whoever asks /ready
+        node.yaml:19:34: drain.spread: expected at most drain.timeout (10s), found 11s
         node.yaml:20:8: log.level: expected error, warn, info, debug, trace or off, or directives such as "info,causeway_node::broker=debug", found "inf""#]],
     );
 }

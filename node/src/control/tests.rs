@@ -94,6 +94,7 @@ async fn set_up(config: &Config) -> Setup {
         id: "test-node".to_owned(),
         address: None,
         zone: None,
+        leaving: false,
     };
     let (broker_tasks, broker): (_, Arc<dyn Broker>) = (broker.tasks, broker.broker);
     let registry = registry::start(
@@ -102,6 +103,7 @@ async fn set_up(config: &Config) -> Setup {
         registry::Surroundings {
             about,
             news: Arc::new(NoNews),
+            draining: CancellationToken::new(),
             metrics: Arc::clone(&metrics),
             shutdown: shutdown.clone(),
         },

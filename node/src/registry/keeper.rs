@@ -6,6 +6,8 @@
 //! knows what is long gone. What stood under the lease before is swept like a dead node's, so nobody stays
 //! listed who is not written again.
 
+use std::convert::Infallible;
+use std::future;
 use std::mem;
 use std::sync::Arc;
 
@@ -47,8 +49,10 @@ pub(super) struct Keeper {
     pub(super) store: Store,
     pub(super) config: config::Registry,
     pub(super) backoff_max: Duration,
-    /// What the node says of itself, as JSON.
-    pub(super) about: String,
+    /// What the node says of itself.
+    pub(super) about: Node,
+    /// Cancelled when the node begins to stop, which others are then told.
+    pub(super) draining: CancellationToken,
     pub(super) metrics: Arc<Metrics>,
     clock: Mutex<Clock>,
     /// What is written is written under this one.
@@ -75,6 +79,7 @@ pub(super) struct Parts {
     pub(super) config: config::Registry,
     pub(super) backoff_max: Duration,
     pub(super) about: Node,
+    pub(super) draining: CancellationToken,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -85,11 +90,12 @@ impl Keeper {
             store: parts.store,
             config: parts.config,
             backoff_max: parts.backoff_max,
-            about: parts.about.print(),
+            instance: parts.about.instance,
+            about: parts.about,
+            draining: parts.draining,
             metrics: parts.metrics,
             clock: Mutex::default(),
             lease: watch::Sender::new(None),
-            instance: parts.about.instance,
             lapsed: Notify::new(),
         }
     }
@@ -107,10 +113,38 @@ impl Keeper {
             () = self.keep() => {}
             () = self.write() => {}
             () = self.sweep() => {}
+            never = self.announce_leaving() => match never {},
         }
         let patience = self.config.lease.min(Duration::from_secs(2));
         if time::timeout(patience, self.finish()).await.is_err() {
             warn!("the registry was not told that this node stops, others find out by its lease");
+        }
+    }
+
+    /// What the node says of itself now, as JSON.
+    fn about(&self) -> String {
+        let about = Node {
+            leaving: self.draining.is_cancelled(),
+            ..self.about.clone()
+        };
+        about.print()
+    }
+
+    /// Once the node has begun to stop, says so under its lease: edges that read the registry send nobody to it from
+    /// then on. A lease that is taken after that says so from its beginning.
+    async fn announce_leaving(&self) -> Infallible {
+        self.draining.cancelled().await;
+        let mut backoff = Backoff::new(self.backoff_max);
+        let mut lease = self.lease.subscribe();
+        loop {
+            let Ok(Some(held)) = lease.wait_for(Option::is_some).await.map(|lease| *lease) else {
+                return future::pending().await; // The sender is our own, so it is there.
+            };
+            match self.store.describe(held, &self.about()).await {
+                Ok(()) => return future::pending().await,
+                Err(error) => debug!(%error, "cannot tell the registry that this node is stopping"),
+            }
+            time::sleep(backoff.next(fastrand::f64())).await;
         }
     }
 
@@ -149,7 +183,8 @@ impl Keeper {
         let before = before.map(|held| held.lease);
         let lease = before.map_or_else(|| Lease::first(self.instance), Lease::next);
         let milliseconds = milliseconds(self.config.lease);
-        let taking = self.store.take(lease, before, milliseconds, &self.about);
+        let info = self.about();
+        let taking = self.store.take(lease, before, milliseconds, &info);
         let taken = taking.await?;
         self.clock.lock().set(taken.now, Instant::now().into_std());
         self.metrics.registry_leases.inc();

@@ -17,6 +17,8 @@ pub(crate) struct Node {
     pub(crate) address: Option<String>,
     /// Where it runs, if it says so.
     pub(crate) zone: Option<String>,
+    /// It is stopping: edges send nobody there any more.
+    pub(crate) leaving: bool,
 }
 
 /// The form in Redis. Edges read it too.
@@ -27,6 +29,8 @@ struct About<'a> {
     address: Option<std::borrow::Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<std::borrow::Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leaving: bool,
 }
 
 impl Node {
@@ -36,6 +40,7 @@ impl Node {
             id: self.id.as_str().into(),
             address: self.address.as_deref().map(Into::into),
             zone: self.zone.as_deref().map(Into::into),
+            leaving: self.leaving,
         };
         serde_json::to_string(&about).expect("strings are JSON")
     }
@@ -50,12 +55,14 @@ impl Node {
                 id: about.id.into_owned(),
                 address: about.address.map(Into::into),
                 zone: about.zone.map(Into::into),
+                leaving: about.leaving,
             },
             None => Self {
                 instance,
                 id: String::new(),
                 address: None,
                 zone: None,
+                leaving: false,
             },
         }
     }
@@ -67,15 +74,20 @@ mod tests {
 
     #[test]
     fn a_node_reads_back() {
-        let node = Node {
+        let mut node = Node {
             instance: Instance::random(),
             id: "n\"1".to_owned(),
             address: Some("10.0.0.1:9000".to_owned()),
             zone: None,
+            leaving: false,
         };
         let lease = Lease::first(node.instance);
         assert_eq!(node.print(), r#"{"id":"n\"1","address":"10.0.0.1:9000"}"#);
         assert_eq!(Node::parse(lease, &node.print()), node);
+        node.leaving = true;
+        let printed = r#"{"id":"n\"1","address":"10.0.0.1:9000","leaving":true}"#;
+        assert_eq!(node.print(), printed);
+        assert_eq!(Node::parse(lease, printed), node);
     }
 
     #[test]

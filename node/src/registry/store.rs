@@ -179,6 +179,14 @@ impl Store {
         Ok(renewed)
     }
 
+    /// Replaces what the holder of `lease` says of itself.
+    pub(super) async fn describe(&self, lease: Lease, info: &str) -> Result<(), CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("HSET").arg(keys::LEASE_INFO);
+        command.arg(lease.to_string()).arg(info);
+        self.commands.run(&pipeline).await.map(|_| ())
+    }
+
     /// Gives `lease` up: what stands under it is dead.
     pub(super) async fn retire(&self, lease: Lease) -> Result<(), CommandError> {
         let mut pipeline = Pipeline::new();

@@ -70,10 +70,12 @@ fn set_up(config: &Config) -> Setup {
         id: "test-node".to_owned(),
         address: None,
         zone: None,
+        leaving: false,
     };
     let surroundings = Surroundings {
         about,
         news: Arc::clone(&news) as Arc<dyn News>,
+        draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };

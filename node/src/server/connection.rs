@@ -34,11 +34,11 @@ use tokio::time;
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::admin::Asked;
 use crate::http::Answer;
 use crate::http::Upgrade;
 use crate::http::WaitingPoll;
 use crate::server::Admitted;
-use crate::server::NODE;
 use crate::server::Server;
 use crate::transport::Body;
 use crate::transport::websocket::Upgraded;
@@ -205,8 +205,13 @@ async fn answer(
     let is_http_11 = request.version() == Version::HTTP_11;
     let is_kept = keeps_alive(is_http_11, request.headers());
     progress.begin(request.body().is_end_stream());
-    let (method, path) = (request.method(), request.uri().path());
-    let answer = match server.services.admin.answer(method, path) {
+    let asked = Asked {
+        method: request.method(),
+        path: request.uri().path(),
+        headers: request.headers(),
+        peer: peer.ip(),
+    };
+    let answer = match server.services.admin.answer(&asked) {
         Some(response) => Answer::Now(response),
         None => {
             let request = request.map(|body| ReadBody::new(body, Arc::clone(&progress)));
@@ -218,9 +223,7 @@ async fn answer(
         Answer::Now(response) => response,
         Answer::Upgrade(mut response, upgrade) => {
             progress.begin_upgrade(upgrade);
-            response
-                .headers_mut()
-                .insert(NODE, server.config.node_id.clone());
+            server.sign(response.headers_mut());
             return Ok(response.map(|body| WrittenBody::new(body, progress)));
         }
         Answer::Later(mut poll) => match (&mut poll).now_or_never() {

@@ -15,6 +15,9 @@ struct About {
     /// Missing: it is for nobody to reach.
     address: Option<String>,
     zone: Option<String>,
+    /// It is stopping.
+    #[serde(default)]
+    leaving: bool,
 }
 
 /// What a node says of itself is longer than that only if it is not a node that says it.
@@ -40,17 +43,25 @@ pub(super) enum PassedOver {
     NotAllowed(BackendId, IpAddr),
 }
 
-/// The backend that a node is; `None` if it does not say where it is.
+/// A node, as far as an edge cares.
+#[derive(Debug, PartialEq)]
+pub(super) struct Node {
+    pub(super) backend: BackendConfig,
+    /// It is stopping.
+    pub(super) is_leaving: bool,
+}
+
+/// The node that `node` describes; `None` if it does not say where it is.
 ///
 /// An address has to be one of `allowed`. A host name is looked up later: the backend carries `allowed` along.
 ///
 /// # Errors
 ///
 /// [`PassedOver`] if it says nonsense, or what is not believed.
-pub(super) fn backend(
+pub(super) fn read(
     node: &str,
     allowed: &Arc<AllowedAddresses>,
-) -> Result<Option<BackendConfig>, PassedOver> {
+) -> Result<Option<Node>, PassedOver> {
     let about = match node.len() {
         0..=ABOUT_BYTES_MAX => serde_json::from_str::<About>(node).ok(),
         _ => None,
@@ -77,7 +88,7 @@ pub(super) fn backend(
     {
         return Err(PassedOver::Zone(id));
     }
-    Ok(Some(BackendConfig {
+    let backend = BackendConfig {
         id,
         address,
         weight: 1,
@@ -85,6 +96,10 @@ pub(super) fn backend(
         allowed: Some(Arc::clone(allowed)),
         backup: false,
         maintenance: false,
+    };
+    Ok(Some(Node {
+        backend,
+        is_leaving: about.leaving,
     }))
 }
 
@@ -99,15 +114,25 @@ mod tests {
     #[test]
     fn a_node_that_says_where_it_is_is_a_backend() {
         let text = r#"{"id":"n1","address":"10.0.0.1:9000","zone":"east","later":1}"#;
-        let backend = backend(text, &usual(false)).unwrap().unwrap();
+        let Node {
+            backend,
+            is_leaving,
+        } = read(text, &usual(false)).unwrap().unwrap();
+        assert!(!is_leaving);
         assert_eq!(backend.id.as_str(), "n1");
         assert_eq!(backend.address.to_string(), "10.0.0.1:9000");
         assert_eq!(backend.zone.as_deref(), Some("east"));
     }
 
     #[test]
+    fn one_that_is_stopping_says_so() {
+        let text = r#"{"id":"n1","address":"10.0.0.1:9000","leaving":true}"#;
+        assert!(read(text, &usual(false)).unwrap().unwrap().is_leaving);
+    }
+
+    #[test]
     fn one_that_says_nothing_or_nonsense_is_none() {
-        assert_eq!(backend(r#"{"id":"n1"}"#, &usual(true)), Ok(None));
+        assert_eq!(read(r#"{"id":"n1"}"#, &usual(true)), Ok(None));
         let long = format!(
             r#"{{"id":"n1","address":"10.0.0.1:9000","more":"{}"}}"#,
             "x".repeat(ABOUT_BYTES_MAX)
@@ -122,7 +147,7 @@ mod tests {
             r#"{"id":"n1","address":"10.0.0.1:9000","zone":"a\nb"}"#,
             &long,
         ] {
-            assert!(backend(text, &usual(true)).is_err(), "{text}");
+            assert!(read(text, &usual(true)).is_err(), "{text}");
         }
     }
 
@@ -130,7 +155,7 @@ mod tests {
     fn an_address_that_is_not_allowed_is_passed_over() {
         let is_taken = |address: &str, allowed: &Arc<AllowedAddresses>| {
             let text = format!(r#"{{"id":"n1","address":"{address}"}}"#);
-            backend(&text, allowed).is_ok()
+            read(&text, allowed).is_ok()
         };
         for (address, far, here) in [
             ("10.0.0.1:9000", true, true),

@@ -61,8 +61,8 @@ mod tests {
         let nodes = nodes.iter().map(|(id, port)| {
             let text = format!(r#"{{"id":"{id}","address":"127.0.0.1:{port}"}}"#);
             let allowed = crate::config::AllowedAddresses::Usual { loopback: true };
-            let backend = super::super::backend(&text, &std::sync::Arc::new(allowed));
-            backend.unwrap().unwrap()
+            let node = super::super::read(&text, &std::sync::Arc::new(allowed));
+            node.unwrap().unwrap().backend
         });
         nodes.collect()
     }

@@ -25,6 +25,9 @@ use crate::pool::Seeks;
 /// With this a backend asks for its client to be bound to another one.
 const RELEASE: &str = "causeway-release";
 
+/// With this a backend says that it is stopping.
+const DRAIN: &str = "causeway-drain";
+
 /// Headers of this family are between a backend and the edge, but for one.
 const PRIVATE_PREFIX: &str = "causeway-";
 const NODE: &str = "causeway-node";
@@ -47,6 +50,9 @@ impl Policy {
             response.append("Date", get_cached_date());
         }
         let released = response.has(RELEASE);
+        if response.has(DRAIN) {
+            self.report(exchange, Evidence::Stopping);
+        }
         remove_private(response);
         let Some(choice) = &exchange.choice else {
             return Ok(());

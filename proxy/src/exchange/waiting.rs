@@ -148,10 +148,8 @@ impl Policy {
         };
         loop {
             let verdict = *wait.verdict.borrow_and_update();
-            let until = match wait
-                .hold
-                .step(verdict.state.keeps_clients(), Instant::now())
-            {
+            let is_worth_it = exchange.pool.is_worth_waiting_for(wait.count.backend());
+            let until = match wait.hold.step(is_worth_it, Instant::now()) {
                 Step::Dial => return Ok(()),
                 Step::Leave => break,
                 Step::Wait(until) => until,
@@ -180,7 +178,7 @@ impl Exchange {
         let choice = self.choice.as_ref()?;
         let waits = matches!(self.waiting, Waiting::NotYet)
             && choice.affinity == AffinityOutcome::Hit
-            && choice.backend.state().keeps_clients();
+            && self.pool.is_worth_waiting_for(&choice.backend);
         waits.then_some(&choice.backend)
     }
 

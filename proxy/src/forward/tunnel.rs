@@ -1,5 +1,7 @@
 //! What outlives an upgrade beside its two sockets: enough for one line in the access log.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::access::AccessLine;
@@ -13,6 +15,9 @@ use crate::pool::TunnelSlot;
 use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelEnd;
+
+/// The close code with which a server that is stopping sends its clients away (IANA, WebSocket close codes).
+const SERVICE_RESTART: u16 = 1012;
 
 /// What a tunnel takes up of what there is only so much of: none can exist without them.
 pub(crate) struct Permits {
@@ -77,7 +82,18 @@ impl Record {
 }
 
 /// The task of a tunnel: all that an upgraded connection keeps.
-pub(super) async fn carry(tunnel: Tunnel<Socket, Socket>, record: Record) {
-    let end = tunnel.await;
+pub(super) async fn carry(mut tunnel: Tunnel<Socket, Socket>, record: Record) {
+    let mut is_noted = false;
+    // Noted when it passes and not at the end: the client may come back as soon as it has read it.
+    let end = poll_fn(|cx| {
+        let end = Pin::new(&mut tunnel).poll(cx);
+        if !is_noted && tunnel.backend_code() == Some(SERVICE_RESTART) {
+            is_noted = true;
+            let backend = record.count.backend();
+            record.policy.pools().backend_stops(backend);
+        }
+        end
+    })
+    .await;
     record.finish(&end);
 }

@@ -308,14 +308,11 @@ impl Backend {
         });
         let answers = u64::from(result.is_answer());
         let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
-        match (change.from, change.to) {
-            (_, State::Draining) => self.released_at.store(at.unix, Ordering::Relaxed),
+        self.release_if_draining(&change, at);
+        if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
             // Its clients have gone, and it may be cold.
-            (State::Down | State::Draining, State::Up) => {
-                let back_at = millis(at.age).saturating_add(1);
-                self.back_at.store(back_at, Ordering::Relaxed);
-            }
-            _ => {}
+            let back_at = millis(at.age).saturating_add(1);
+            self.back_at.store(back_at, Ordering::Relaxed);
         }
         Some(change)
     }
@@ -352,6 +349,7 @@ impl Backend {
                 status.is_server_error()
             }
             Evidence::Died | Evidence::TimedOut => true,
+            Evidence::Stopping => return self.is_stopping(at),
         };
         let answer = match bad {
             true => Answer::Bad,
@@ -365,8 +363,27 @@ impl Backend {
 
     fn dial_failed(&self, dial: FailedDial, at: Moment) -> Option<Change> {
         let change = self.update(at, 0, |machine| machine.dial_failed(dial, at.now))?;
+        self.release_if_draining(&change, at);
         self.probe_wanted.notify_one();
         Some(change)
+    }
+
+    /// Takes in that it says to be stopping: a probe finds out whether it is. If it has gone already, it has.
+    fn is_stopping(&self, at: Moment) -> Option<Change> {
+        let change = self.update(at, 0, |machine| machine.announced_stop(at.now));
+        match &change {
+            Some(change) => self.release_if_draining(change, at),
+            None if self.state() == State::Draining => {}
+            None => self.probe_wanted.notify_one(),
+        }
+        change
+    }
+
+    /// Has its clients bound elsewhere once it drains.
+    fn release_if_draining(&self, change: &Change, at: Moment) {
+        if change.to == State::Draining {
+            self.released_at.store(at.unix, Ordering::Relaxed);
+        }
     }
 
     fn update(

@@ -16,7 +16,8 @@
 //! restart looks like, silence is not. While it runs, nothing but a good probe ends it, since a program that starts may answer
 //! badly at first. Without a grace (a setting of 0) failed probes count by `fall`.
 //!
-//! What answers do to requests moves nothing: a client chooses what it asks for.
+//! What answers do to requests moves nothing: a client chooses what it asks for. A backend that has said lately that it is
+//! stopping, and then cannot be reached, is not restarting in place: it drains, and no grace is given.
 //!
 //! A new configuration moves a backend from and to maintenance, and one that it does not name any more to draining for good.
 
@@ -32,6 +33,9 @@ const STEADY: Duration = Duration::from_secs(60);
 const BY_CONFIGURATION: &str = "by configuration";
 const NOT_PROBED: &str = "not probed yet";
 const REMOVED: &str = "the configuration does not name it any more";
+
+/// How long after a backend has said that it is stopping its end is a planned one.
+const STOPS_WITHIN: Duration = Duration::from_secs(15);
 
 /// How often `rise` is doubled at most for a flapping backend.
 const DOUBLED_MAX: u32 = 3;
@@ -61,6 +65,8 @@ pub(super) struct Machine {
     /// Probes in a row that speak for leaving the state.
     streak: u32,
     grace: Option<Grace>,
+    /// When it last said that it is stopping.
+    stop_announced: Option<Instant>,
     /// Whether the last probe was at least answered.
     answers: bool,
     /// Whether a probe has ever passed.
@@ -94,6 +100,7 @@ impl Machine {
             why: Cow::Borrowed(why),
             streak: 0,
             grace: None,
+            stop_announced: None,
             answers: false,
             has_passed: false,
             rose: None,
@@ -180,6 +187,9 @@ impl Machine {
                 Some(self.enter(State::Draining, "its probe says so".into(), now))
             }
             ProbeResult::BadAnswer(why) => self.failed(why, Duration::ZERO, now),
+            ProbeResult::Unreachable(why) | ProbeResult::NoAnswer(why) if self.is_stopping(now) => {
+                Some(self.stopped(&why, now))
+            }
             ProbeResult::Unreachable(why) => self.failed(why, self.config.hold, now),
             ProbeResult::NoAnswer(why) => self.failed(why, self.config.hold_timeout, now),
         }
@@ -192,6 +202,9 @@ impl Machine {
             FailedDial::TimedOut => ("a dial took too long", self.config.hold_timeout),
             FailedDial::Distrusted => ("its TLS handshake failed", self.config.hold_timeout),
         };
+        if dial != FailedDial::Distrusted && self.is_stopping(now) {
+            return Some(self.stopped(why, now));
+        }
         match self.state {
             State::Up | State::Unknown => {
                 let change = self.enter(State::Suspect, why.into(), now);
@@ -204,6 +217,28 @@ impl Machine {
             }
             State::Down | State::Draining | State::Maintenance => None,
         }
+    }
+
+    /// Takes in that the backend says to be stopping. Whether it does is for probes to find out; but one that cannot be
+    /// reached already is waited for no longer.
+    pub(super) fn announced_stop(&mut self, now: Instant) -> Option<Change> {
+        self.stop_announced = Some(now);
+        let is_gone = self.grace.is_some();
+        (is_gone && self.is_stopping(now)).then(|| {
+            let why = self.why.clone();
+            self.stopped(&why, now)
+        })
+    }
+
+    /// Whether it has said so lately, and is not taken for stopped yet.
+    fn is_stopping(&self, now: Instant) -> bool {
+        let is_recent = |at| now.saturating_duration_since(at) < STOPS_WITHIN;
+        self.state.keeps_clients() && !self.leaving && self.stop_announced.is_some_and(is_recent)
+    }
+
+    fn stopped(&mut self, why: &str, now: Instant) -> Change {
+        let why = format!("it said that it is stopping, and {why}");
+        self.enter(State::Draining, why.into(), now)
     }
 
     /// Takes in what time it is: a grace may be over.
@@ -307,6 +342,9 @@ impl Machine {
         self.why = why;
         self.streak = 0;
         self.grace = None;
+        if state == State::Draining {
+            self.stop_announced = None;
+        }
         change
     }
 }

@@ -93,6 +93,8 @@ pub(crate) enum Evidence {
     Died,
     /// The backend took the request and did not answer in time.
     TimedOut,
+    /// The backend said that it is stopping: in a header, by close code 1012, or in the registry.
+    Stopping,
 }
 
 /// A dial that failed: what alone among the findings of requests moves a backend, since a client does not choose it.

@@ -365,6 +365,43 @@ fn known_clients_stay_on_a_draining_backend_if_nobody_else_is_well() {
 }
 
 #[test]
+fn clients_of_a_backend_that_said_that_it_is_stopping_move_as_soon_as_it_refuses_connections() {
+    let bench = Bench::new("least", &[1, 1]);
+    let backend = bench.backend("n1");
+    bench.pool.report(&backend, Evidence::Stopping, bench.start);
+    assert_eq!(backend.state(), State::Up, "what it says moves nothing");
+    assert!(backend.probe_wanted().now_or_never().is_some());
+    assert!(bench.pool.is_worth_waiting_for(&backend));
+    bench.refuse("n1");
+    assert_eq!(backend.state(), State::Draining);
+    assert!(!bench.pool.is_worth_waiting_for(&backend));
+    let choice = bench.choose(&bound_to("n1"), &[]).unwrap();
+    assert_eq!(choice.backend.id.as_str(), "n2");
+    assert_eq!(choice.affinity, AffinityOutcome::BoundAnew);
+    // The cookie from before does not hold when it is back, as after any other drain.
+    bench.probe("n1", ProbeResult::Good);
+    let before = bound_at("n1", UNIX.as_secs());
+    let choice = bench.choose(&before, &[]).unwrap();
+    assert_eq!(choice.affinity, AffinityOutcome::BoundAnew);
+}
+
+#[test]
+fn a_draining_backend_is_worth_waiting_for_only_if_no_other_is_well() {
+    let bench = Bench::new("least", &[1, 1]);
+    bench.drain("n1");
+    let backend = bench.backend("n1");
+    assert!(!bench.pool.is_worth_waiting_for(&backend));
+    bench.refuse("n2");
+    assert!(
+        !bench.pool.is_worth_waiting_for(&backend),
+        "it is suspect and no worse"
+    );
+    bench.down("n2");
+    assert!(bench.pool.is_worth_waiting_for(&backend));
+    assert!(!bench.pool.is_worth_waiting_for(&bench.backend("n2")));
+}
+
+#[test]
 fn cookies_from_before_a_drain_do_not_hold_after_it() {
     let bench = Bench::new("least", &[1, 1]);
     let drained = UNIX.as_secs() + 100;

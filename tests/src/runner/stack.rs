@@ -111,7 +111,10 @@ impl Stack {
         } = self;
         let nodes: Vec<String> = nodes
             .iter()
-            .map(|node| format!("{} http://{}", node.id, node.address))
+            .map(|node| {
+                let (id, address, pid) = (&node.id, node.address, node.process.pid());
+                format!("{id} http://{address} (pid {pid})")
+            })
             .collect();
         let redis = match redis {
             Some(redis) => format!(
@@ -129,6 +132,7 @@ impl Stack {
              nodes     {nodes}\n  \
              Redis     {redis}\n  \
              logs      {logs}\n\n\
+             Stop a node as a deploy does, with kill and its pid: its clients are on another one at once.\n\
              Ctrl-C stops all of it.\n",
             at = edge.address,
             admin = edge.admin,

@@ -1,5 +1,7 @@
 //! Probes that pingora-load-balancing has ready: an HTTP request, or a bare connection. Over TLS the connection is ours.
 
+use std::sync::OnceLock;
+
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
@@ -12,6 +14,9 @@ use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHeal
 use super::{CannotProbe, DRAIN, USER_AGENT, is_ours, unexpected};
 use crate::config::{HealthConfig, ProbeKind, Statuses};
 use crate::pool::ProbeResult;
+
+/// Names this edge to its backends: a node that stops waits until every edge that probes it knows of that.
+const EDGE: &str = "Causeway-Edge";
 
 /// What a validator answers, with the status, when it expected another.
 const UNEXPECTED: &str = "unexpected status";
@@ -147,9 +152,16 @@ fn request(method: &Method, path: &str, host: &str) -> RequestHeader {
         request.insert_header("Host", host)?;
         request.insert_header("User-Agent", USER_AGENT)?;
         request.insert_header("Connection", "close")?;
+        request.insert_header(EDGE, edge_name())?;
         Ok(request)
     };
     build().expect("the path and the host of the configuration are checked")
+}
+
+/// Random, and the same for as long as the process runs.
+fn edge_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
 }
 
 fn validate(answer: &ResponseHeader, expect: &Statuses) -> pingora::Result<()> {

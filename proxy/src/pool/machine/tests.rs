@@ -30,6 +30,8 @@ enum Event {
     Silent,
     DialRefused,
     DialTimedOut,
+    /// It says that it is stopping.
+    Stops,
     /// So many seconds go by.
     Wait(u64),
 }
@@ -79,6 +81,7 @@ impl Bench {
             Silent => machine.probe(ProbeResult::NoAnswer(why()), now),
             DialRefused => machine.dial_failed(FailedDial::Refused, now),
             DialTimedOut => machine.dial_failed(FailedDial::TimedOut, now),
+            Stops => machine.announced_stop(now),
             Wait(seconds) => {
                 self.now += Duration::from_secs(seconds);
                 machine.tick(self.now)
@@ -281,6 +284,49 @@ fn a_backend_that_keeps_falling_takes_longer_to_rise_until_it_is_steady() {
 }
 
 #[test]
+fn a_backend_that_said_that_it_is_stopping_drains_as_soon_as_it_cannot_be_reached() {
+    for sign in [Unreachable, Silent, DialRefused, DialTimedOut] {
+        for from in [Unknown, Up] {
+            let mut bench = Bench::reaching(from, CONFIG);
+            assert_eq!(
+                bench.all(&[Stops, Wait(14)]),
+                from,
+                "what it says moves nothing"
+            );
+            let change = bench.on(sign).unwrap();
+            assert_eq!((change.from, change.to), (from, Draining), "{sign:?}");
+            assert!(change.why.starts_with("it said that it is stopping, and "));
+            assert_eq!(bench.machine.grace_end(), None);
+            assert_eq!(bench.all(&[Good]), Up, "it was a restart");
+            assert_eq!(
+                bench.all(&[sign]),
+                Suspect,
+                "and the next one is another matter"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_cannot_be_reached_drains_as_soon_as_it_is_known_to_be_stopping() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[DialRefused]), Suspect);
+    assert_eq!(bench.all(&[Stops]), Draining);
+}
+
+#[test]
+fn what_a_backend_said_long_ago_or_before_a_bad_answer_is_no_stop() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[Stops, Wait(15), Unreachable]), Suspect);
+    let mut bench = Bench::reaching(Up, CONFIG);
+    assert_eq!(bench.all(&[Stops, Bad]), Suspect);
+    for from in [Down, Draining, Maintenance] {
+        let mut bench = Bench::reaching(from, CONFIG);
+        assert_eq!(bench.all(&[Stops, DialRefused]), from);
+    }
+}
+
+#[test]
 fn a_change_says_from_where_to_where_why_and_how_long_it_was() {
     let mut bench = Bench::reaching(Up, CONFIG);
     bench.on(Wait(3));
@@ -315,6 +361,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Silent),
         2 => Just(DialRefused),
         2 => Just(DialTimedOut),
+        1 => Just(Stops),
         3 => (0..20_u64).prop_map(Wait),
     ]
 }
@@ -371,7 +418,8 @@ proptest! {
         prop_assert_eq!(up.all(&vec![Good; (rise << DOUBLED_MAX) as usize]), Up);
         for sign in [Bad, Unreachable, Silent] {
             let mut down = build();
-            down.all(&vec![sign; fall as usize]);
+            // One more, which is what ends a stop that was announced.
+            down.all(&vec![sign; fall as usize + 1]);
             prop_assert_eq!(down.all(&[Wait(12)]), Down);
         }
     }

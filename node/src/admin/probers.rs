@@ -1,0 +1,263 @@
+//! Which probers ask `/ready`, how often, and which of them have been told that the node is stopping.
+//!
+//! Plain, with the time passed in. A stopping node waits until every prober that asks regularly has been told once, so that
+//! no edge takes its closed listener for a restart in place. A prober that is gone, or that asks too rarely to be told
+//! in time, is not waited for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use http::HeaderMap;
+use http::HeaderName;
+use http::header;
+
+/// Names an edge in its probes, so that several edges behind one address are told apart.
+const EDGE: HeaderName = HeaderName::from_static("causeway-edge");
+
+/// Probers that are remembered; beyond it the one that has been silent for longest is forgotten.
+const PROBERS_MAX: usize = 256;
+
+/// The longest name of a prober that is kept, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// How long an edge that has asked once is expected to pause: its default interval with its jitter.
+const EDGE_PAUSE: Duration = Duration::from_millis(2400);
+
+/// How late a prober may be before it counts as gone, besides half of its pause.
+const LATE_MAX: Duration = Duration::from_secs(1);
+
+/// A prober, as far as its requests tell.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum ProberId {
+    /// An edge, which sends its name.
+    Edge(Box<str>),
+    /// Anything else: its address and its User-Agent.
+    Other(IpAddr, Box<str>),
+}
+
+impl ProberId {
+    /// The sender of a request with these headers.
+    pub(crate) fn of(headers: &HeaderMap, peer: IpAddr) -> Self {
+        let text = |name| {
+            let value = headers.get(name).and_then(|value| value.to_str().ok());
+            let value = value.filter(|value| !value.is_empty());
+            value.map(|value| value[..value.len().min(NAME_BYTES_MAX)].into())
+        };
+        match text(EDGE) {
+            Some(name) => Self::Edge(name),
+            None => Self::Other(peer, text(header::USER_AGENT).unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for ProberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Edge(name) => write!(f, "edge {name}"),
+            Self::Other(address, agent) if agent.is_empty() => write!(f, "{address}"),
+            Self::Other(address, agent) => write!(f, "{address} ({agent})"),
+        }
+    }
+}
+
+/// What a prober was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Anything but a drain.
+    Other,
+    /// That the node is stopping.
+    Draining,
+}
+
+/// All probers that have asked lately.
+#[derive(Debug, Default)]
+pub(crate) struct Probers(HashMap<ProberId, Prober>);
+
+#[derive(Debug, Clone, Copy)]
+struct Prober {
+    asked_at: Instant,
+    /// The longest of its recent pauses between two questions; `None` while it has asked once.
+    pause: Option<Duration>,
+    is_told: bool,
+}
+
+impl Probers {
+    /// Notes that `id` has asked and what it was answered.
+    pub(crate) fn asked(&mut self, id: ProberId, told: Told, now: Instant) {
+        if let Some(prober) = self.0.get_mut(&id) {
+            let pause = now.saturating_duration_since(prober.asked_at);
+            // A longer pause counts at once, an old one fades.
+            let before = prober.pause.unwrap_or_default();
+            prober.pause = Some(pause.max(before * 3 / 4));
+            prober.asked_at = now;
+            prober.is_told |= told == Told::Draining;
+            return;
+        }
+        if PROBERS_MAX <= self.0.len() {
+            let oldest = self.0.iter().min_by_key(|(_, prober)| prober.asked_at);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                self.0.remove(&oldest);
+            }
+        }
+        let prober = Prober {
+            asked_at: now,
+            pause: None,
+            is_told: told == Told::Draining,
+        };
+        self.0.insert(id, prober);
+    }
+
+    /// Until when it is worth waiting for a prober that has not been told, `end` at the latest. `None`: there is none.
+    pub(crate) fn wait_until(&self, now: Instant, end: Instant) -> Option<Instant> {
+        let untold = self.0.iter().filter(|(_, prober)| !prober.is_told);
+        let awaited = untold.filter_map(|(id, prober)| {
+            let pause = prober.usual_pause(id)?;
+            let gone_at = prober.gone_at(pause);
+            let is_awaited = now < gone_at && prober.asked_at + pause <= end;
+            is_awaited.then_some(gone_at.min(end))
+        });
+        awaited.max().filter(|until| now < *until)
+    }
+
+    /// How many have been told.
+    pub(crate) fn told(&self) -> usize {
+        self.0.values().filter(|prober| prober.is_told).count()
+    }
+
+    /// Those that ask regularly, are not gone, and have not been told.
+    pub(crate) fn untold(&self, now: Instant) -> Vec<String> {
+        let untold = self.0.iter().filter(|(id, prober)| {
+            let pause = prober.usual_pause(id);
+            !prober.is_told && pause.is_some_and(|pause| now < prober.gone_at(pause))
+        });
+        let mut untold: Vec<String> = untold.map(|(id, _)| id.to_string()).collect();
+        untold.sort_unstable();
+        untold
+    }
+}
+
+impl Prober {
+    /// What it is expected to pause; `None` for one that has asked once and is no edge: it may be a person.
+    fn usual_pause(&self, id: &ProberId) -> Option<Duration> {
+        match id {
+            ProberId::Edge(_) => Some(self.pause.unwrap_or(EDGE_PAUSE)),
+            ProberId::Other(..) => self.pause,
+        }
+    }
+
+    /// When it counts as gone unless it asks before.
+    fn gone_at(&self, pause: Duration) -> Instant {
+        self.asked_at + pause + pause / 2 + LATE_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const END: Duration = Duration::from_secs(105);
+
+    fn edge(name: &str) -> ProberId {
+        ProberId::Edge(name.into())
+    }
+
+    fn other(agent: &str) -> ProberId {
+        ProberId::Other(IpAddr::from([127, 0, 0, 1]), agent.into())
+    }
+
+    /// Probers that have asked at these times, in tenths of a second, and the start.
+    fn probers(asked: &[(ProberId, &[u64])]) -> (Probers, Instant) {
+        let (mut probers, start) = (Probers::default(), Instant::now());
+        for (id, tenths) in asked {
+            for tenth in *tenths {
+                let at = start + Duration::from_millis(100 * tenth);
+                probers.asked(id.clone(), Told::Other, at);
+            }
+        }
+        (probers, start)
+    }
+
+    #[test]
+    fn without_a_prober_nobody_is_waited_for() {
+        let (probers, start) = probers(&[]);
+        assert_eq!(probers.wait_until(start, start + END), None);
+    }
+
+    #[test]
+    fn every_edge_is_waited_for_until_it_has_been_told() {
+        let asked: &[u64] = &[960, 980, 1000];
+        let (mut probers, start) = probers(&[(edge("a"), asked), (edge("b"), asked)]);
+        let now = start + 101 * SECOND;
+        let (end, gone_at) = (start + END, start + 104 * SECOND);
+        assert_eq!(probers.wait_until(now, end), Some(gone_at));
+        probers.asked(edge("a"), Told::Draining, now);
+        assert_eq!(probers.wait_until(now, end), Some(gone_at));
+        assert_eq!(probers.untold(now), ["edge b"]);
+        probers.asked(edge("b"), Told::Draining, now);
+        assert_eq!(probers.wait_until(now, end), None);
+        assert_eq!((probers.told(), probers.untold(now).len()), (2, 0));
+    }
+
+    #[test]
+    fn an_edge_is_waited_for_after_its_first_question_and_a_person_is_not() {
+        let (probers, start) = probers(&[(edge("a"), &[1000]), (other("curl"), &[1000])]);
+        let now = start + 101 * SECOND;
+        assert_eq!(probers.untold(now), ["edge a"]);
+        assert!(probers.wait_until(now, start + END).is_some());
+    }
+
+    #[test]
+    fn a_balancer_that_names_itself_by_address_and_agent_is_waited_for_from_its_second_question_on()
+    {
+        let (probers, start) = probers(&[(other("lb"), &[980, 1000])]);
+        let now = start + 101 * SECOND;
+        assert_eq!(probers.untold(now), ["127.0.0.1 (lb)"]);
+    }
+
+    #[test]
+    fn one_that_is_gone_is_not_waited_for() {
+        let (probers, start) = probers(&[(edge("a"), &[960, 980, 1000])]);
+        let gone_at = start + 104 * SECOND;
+        let just_before = gone_at - Duration::from_millis(1);
+        assert!(probers.wait_until(just_before, start + END).is_some());
+        assert_eq!(probers.wait_until(gone_at, start + END), None);
+        assert_eq!(probers.untold(gone_at).len(), 0);
+    }
+
+    #[test]
+    fn one_that_asks_too_rarely_is_not_waited_for_and_named() {
+        let (probers, start) = probers(&[(edge("a"), &[400, 700, 1000])]);
+        let now = start + 101 * SECOND;
+        assert_eq!(probers.wait_until(now, start + END), None);
+        assert_eq!(probers.untold(now), ["edge a"]);
+    }
+
+    #[test]
+    fn a_flood_of_names_is_bounded_and_forgets_the_oldest() {
+        let (mut probers, start) = (Probers::default(), Instant::now());
+        for number in 0..1000_u32 {
+            let at = start + Duration::from_millis(number.into());
+            probers.asked(edge(&number.to_string()), Told::Other, at);
+        }
+        assert_eq!(probers.0.len(), PROBERS_MAX);
+        assert!(probers.0.contains_key(&edge("999")) && !probers.0.contains_key(&edge("0")));
+    }
+
+    #[test]
+    fn a_prober_is_known_by_what_it_sends() {
+        let peer = IpAddr::from([127, 0, 0, 1]);
+        let mut headers = HeaderMap::new();
+        assert_eq!(ProberId::of(&headers, peer), other(""));
+        headers.insert(header::USER_AGENT, "lb".parse().unwrap());
+        assert_eq!(ProberId::of(&headers, peer), other("lb"));
+        headers.insert(EDGE, "a".repeat(1000).parse().unwrap());
+        assert_eq!(
+            ProberId::of(&headers, peer),
+            edge(&"a".repeat(NAME_BYTES_MAX))
+        );
+    }
+}
