@@ -95,8 +95,6 @@ pub(crate) struct Feeds {
     /// By their names on the wire.
     feeds: RwLock<HashMap<ChannelName, Arc<Feed>>>,
     feeds_made: AtomicU64,
-    /// Feeds that have ended with members in them.
-    announced: AtomicU64,
     due: Mutex<Due>,
     changed: Notify,
     #[cfg(debug_assertions)]
@@ -122,7 +120,6 @@ impl Feeds {
             broker: OnceLock::new(),
             feeds: RwLock::default(),
             feeds_made: AtomicU64::new(0),
-            announced: AtomicU64::new(0),
             due: Mutex::default(),
             changed: Notify::new(),
             #[cfg(debug_assertions)]
@@ -233,10 +230,10 @@ impl Feeds {
         self.changed.notify_one();
     }
 
-    /// How many feeds have ended although they had members, who were told so. If it is the same number as
-    /// before, no [`Membership`] has ended meanwhile that had not before.
-    pub(crate) fn announced(&self) -> u64 {
-        self.announced.load(Ordering::Acquire)
+    /// How many feeds have ended although they had members, and have told them so. If it is the same number
+    /// as before, no [`Membership`] is over that was not before.
+    pub(crate) fn feeds_over(&self) -> u64 {
+        self.hub.channels_over()
     }
 
     fn next_read(&self) -> Option<(Instant, Arc<Feed>)> {

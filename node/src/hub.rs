@@ -18,10 +18,12 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
+use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -40,14 +42,17 @@ mod batch;
 mod channel;
 mod cpu;
 mod format;
+mod indexes;
 mod member;
 mod rounds;
+mod table;
 mod window;
 
 pub(crate) use member::Member;
 
 use channel::Appended;
 use channel::Channel;
+use channel::End;
 use channel::Seat;
 
 /// What the hub is to be.
@@ -69,6 +74,8 @@ pub(crate) struct Hub {
     /// batch has become too large to wait.
     listed: Mutex<Vec<Arc<Channel>>>,
     wake: Notify,
+    /// Channels whose members have got the last that there was for them.
+    channels_over: AtomicU64,
 }
 
 /// Whether all members of a channel get something.
@@ -80,7 +87,8 @@ pub(crate) enum Delivered {
     No,
 }
 
-/// A client in a channel, until it is dropped.
+/// A client in a channel, until it is dropped. Whatever the client is sent after that stands behind all that
+/// it gets of the channel.
 pub(crate) struct Membership {
     hub: Arc<Hub>,
     channel: Arc<Channel>,
@@ -97,6 +105,7 @@ impl Hub {
             channels_made: AtomicU64::new(1), // The id 0 is nobody's.
             listed: Mutex::default(),
             wake: Notify::new(),
+            channels_over: AtomicU64::new(0),
         };
         for name in config.pinned {
             let channel = hub.make_channel(&name, channel::Stay::Pinned);
@@ -144,9 +153,35 @@ impl Hub {
         self.gather(name, push, self.fanout.batch_bytes_max)
     }
 
-    /// The same for the last push of a channel, however much waits before it.
+    /// The same for the last push of a channel, however much waits before it. Its members are none from then
+    /// on, see [`Membership::is_over`].
     pub(crate) fn deliver_last(&self, name: &ChannelName, push: &Push) {
         self.gather(name, push, usize::MAX);
+        self.end(name, End::AfterBatch);
+    }
+
+    /// Keeps from the members of `name` all that is not written yet.
+    pub(crate) fn end_at_once(&self, name: &ChannelName) {
+        self.end(name, End::AtOnce);
+    }
+
+    /// In how many channels members have got the last that there was for them.
+    pub(crate) fn channels_over(&self) -> u64 {
+        self.channels_over.load(Ordering::Acquire)
+    }
+
+    fn end(&self, name: &ChannelName, end: End) {
+        let channel = self.channels.read().get(name).cloned();
+        if let Some(channel) = channel
+            && channel.end(end)
+        {
+            self.list(&channel);
+        }
+    }
+
+    fn note_over(&self, channel: &Channel) {
+        channel.set_over();
+        self.channels_over.fetch_add(1, Ordering::Release);
     }
 
     fn gather(&self, name: &ChannelName, push: &Push, batch_bytes_max: usize) -> Delivered {
@@ -182,6 +217,10 @@ impl Hub {
         stay: channel::Stay,
     ) -> (Arc<Channel>, channel::Joined) {
         if let Some(channel) = self.channels.read().get(name) {
+            if stay == channel::Stay::Fed(SlowReader::Latest) {
+                // What waits there was for an earlier membership. What is for this one goes behind.
+                member.keep_latest(channel.id);
+            }
             return (Arc::clone(channel), channel.join(member));
         }
         let mut channels = self.channels.write();
@@ -243,6 +282,26 @@ impl Deliver for Hub {
             {
                 self.list(&channel);
             }
+        }
+    }
+}
+
+impl Membership {
+    /// Whether the channel has ended, and its last push is written.
+    pub(crate) fn is_over(&self) -> bool {
+        self.channel.is_over()
+    }
+
+    /// Waits until all that was delivered before this call is written to its members, or for as long as
+    /// `patience`.
+    pub(crate) fn flushed(&self, patience: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let (flushed, list) = self.channel.flush();
+        if list {
+            self.hub.list(&self.channel);
+        }
+        async move {
+            // Neither a hub that stops nor one that takes too long is a reason not to go on.
+            let _ = time::timeout(patience, flushed).await;
         }
     }
 }

@@ -8,6 +8,9 @@
 //! its place. Either outbox can hold back what comes until a reply that has to stand before it is ready.
 //!
 //! Nothing here ever waits. Whoever fills an outbox past its limit ends that client and no other.
+//!
+//! What the hub sends is meant for the members of a channel. Whether the client is one still is asked under the
+//! outbox's lock: what others send it after it has left stands behind all that it got.
 
 use std::mem;
 

@@ -105,6 +105,10 @@ impl Ending for Seat {
     fn has_ended(&self) -> bool {
         self.membership.has_ended()
     }
+
+    fn is_over(&self) -> bool {
+        self.membership.is_over()
+    }
 }
 
 impl ChannelClients {

@@ -77,7 +77,7 @@ impl ChannelClient {
                 channel,
                 code,
                 reason,
-            } => self.end_subscription(&channel, code, &reason),
+            } => self.unsubscribe_by_order(&channel, code, &reason).await,
             Order::Refresh(lifetime) => self.refresh_by_order(lifetime),
             Order::Input(data) => Arc::clone(self).receive(data).await,
             Order::Subscribe(order) => {

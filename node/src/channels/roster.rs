@@ -129,16 +129,16 @@ pub(super) async fn sweep(
 ) {
     let mut looks = time::interval(interval(pings));
     looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    let mut announced = 0;
+    let mut feeds_over = 0;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             now = looks.tick() => sweep_once(clients, now).await,
         }
-        let announced_now = clients.feeds.announced();
-        if announced != announced_now {
-            announced = announced_now;
+        let feeds_over_now = clients.feeds.feeds_over();
+        if feeds_over != feeds_over_now {
+            feeds_over = feeds_over_now;
             leave_ended(clients).await;
         }
     }

@@ -40,6 +40,8 @@ enum Phase {
 
 enum Place<S> {
     Reserved(Ticket),
+    /// It was left before it was taken. It is free once what has reserved it has noticed.
+    Revoked(Ticket),
     Heard(Box<Subscription<S>>),
 }
 
@@ -85,8 +87,11 @@ pub(super) struct Seldom(Option<Box<Bytes>>);
 
 /// What keeps a client in a channel may end by itself.
 pub(super) trait Ending {
-    /// Whether the client hears the channel no more, and was told so.
+    /// Whether the client hears the channel no more.
     fn has_ended(&self) -> bool;
+
+    /// Whether it was told so.
+    fn is_over(&self) -> bool;
 }
 
 /// A reservation.
@@ -213,7 +218,9 @@ impl<S: Ending> State<S> {
 
     /// Gives a reserved place up, unless it is taken.
     pub(super) fn cancel(&mut self, channel: &ChannelName, ticket: Ticket) {
-        if self.holds(channel, ticket) {
+        if let Some(Place::Reserved(kept) | Place::Revoked(kept)) = self.places.get(channel)
+            && *kept == ticket
+        {
             self.places.remove(channel);
         }
     }
@@ -224,22 +231,30 @@ impl<S: Ending> State<S> {
 
     /// Ends a subscription, or keeps one that is on its way from beginning.
     pub(super) fn leave(&mut self, channel: &ChannelName) -> Left<S> {
-        match self.places.remove(channel) {
+        if let Some(place) = self.places.get_mut(channel)
+            && let Place::Reserved(ticket) = *place
+        {
+            *place = Place::Revoked(ticket);
+        }
+        match self.places.get(channel) {
             None => Left::Nothing,
-            Some(Place::Reserved(_)) => Left::Reservation,
-            Some(Place::Heard(subscription)) => Left::Subscription(subscription),
+            Some(Place::Reserved(_) | Place::Revoked(_)) => Left::Reservation,
+            Some(Place::Heard(_)) => match self.places.remove(channel) {
+                Some(Place::Heard(subscription)) => Left::Subscription(subscription),
+                _ => Left::Nothing,
+            },
         }
     }
 
-    /// Ends the subscriptions that have ended by themselves.
+    /// Ends the subscriptions that have ended by themselves, once the client was told.
     pub(super) fn leave_ended(&mut self) -> Vec<Box<Subscription<S>>> {
         let ended = self.places.take(|place| match place {
-            Place::Heard(subscription) => subscription.seat.has_ended(),
-            Place::Reserved(_) => false,
+            Place::Heard(subscription) => subscription.seat.is_over(),
+            Place::Reserved(_) | Place::Revoked(_) => false,
         });
         let subscriptions = ended.into_iter().filter_map(|place| match place {
             Place::Heard(subscription) => Some(subscription),
-            Place::Reserved(_) => None,
+            Place::Reserved(_) | Place::Revoked(_) => None,
         });
         subscriptions.collect()
     }
@@ -266,7 +281,7 @@ impl<S: Ending> State<S> {
     pub(super) fn expired(&self, now: u64) -> Vec<ChannelName> {
         let is_over = |place: &Place<S>| match place {
             Place::Heard(one) => deadline(one.expire_at, one.word).is_some_and(|at| at <= now),
-            Place::Reserved(_) => false,
+            Place::Reserved(_) | Place::Revoked(_) => false,
         };
         let places = self.places.iter().filter(|(_, place)| is_over(place));
         places.map(|(channel, _)| channel.clone()).collect()
@@ -281,7 +296,7 @@ impl<S: Ending> State<S> {
     pub(super) fn next_expiry(&self) -> Option<u64> {
         let subscriptions = self.places.values().filter_map(|place| match place {
             Place::Heard(one) => deadline(one.expire_at, one.word),
-            Place::Reserved(_) => None,
+            Place::Reserved(_) | Place::Revoked(_) => None,
         });
         subscriptions.chain(self.connection_deadline()).min()
     }

@@ -44,6 +44,10 @@ use crate::registry::Announce;
 /// How long a client that has come waits to be seen by others. It may then be seen a little later.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long the end of a subscription by order waits for what was published before. Only a node without CPU
+/// takes as long.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
+
 /// A subscription that is decided on.
 pub(super) struct Wish<'a> {
     pub(super) channel: &'a ChannelName,
@@ -217,12 +221,19 @@ impl ChannelClient {
             expire_at: wish.grant.expire_at,
             word: wish.word,
         };
-        let sat = self.state.lock().sit(&name, ticket, subscription);
+        let is_taken = {
+            let mut state = self.state.lock();
+            let taken = state.sit(&name, ticket, subscription);
+            let is_taken = taken.is_ok();
+            if !is_taken {
+                // The application was faster with an unsubscribe, or the client has gone.
+                drop(taken);
+                self.push(Push::unsubscribe(channel.as_str(), UnsubscribeCode::Server));
+            }
+            is_taken
+        };
         drop(reserved);
-        if sat.is_err() {
-            // The application was faster with an unsubscribe, or the client has gone.
-            drop(sat);
-            self.push(Push::unsubscribe(channel.as_str(), UnsubscribeCode::Server));
+        if !is_taken {
             return Ok(());
         }
         self.note_expiry();
@@ -268,28 +279,52 @@ impl ChannelClient {
 
     pub(super) fn unsubscribe(&self, id: u32, request: &UnsubscribeRequest) -> Result<(), Failure> {
         let (channel, _) = self.options(&request.channel)?;
-        self.state.lock().identity()?;
-        let left = self.state.lock().leave(&channel);
-        drop(left);
+        {
+            let mut state = self.state.lock();
+            state.identity()?;
+            // The reply stands behind all of the old subscription and before a new one.
+            drop(state.leave(&channel));
+            self.reply(id, Outcome::Unsubscribe(UnsubscribeResult {}));
+        }
         self.note_expiry();
-        self.reply(id, Outcome::Unsubscribe(UnsubscribeResult {}));
         Ok(())
     }
 
     /// Ends a subscription without having been asked by the client, and tells it.
     pub(super) fn end_subscription(&self, channel: &ChannelName, code: u32, reason: &str) {
-        let left = self.state.lock().leave(channel);
-        if !matches!(left, Left::Subscription(_)) {
-            return; // One on its way is told when it arrives.
-        }
-        drop(left); // Before the push, behind which nothing of the channel may come.
-        self.note_expiry();
         let unsubscribe = Unsubscribe {
             code,
             reason: reason.to_owned(),
         };
-        let event = Event::Unsubscribe(unsubscribe);
-        self.push(Push::new(channel.as_str(), event));
+        {
+            let mut state = self.state.lock();
+            let left = state.leave(channel);
+            if !matches!(left, Left::Subscription(_)) {
+                return; // One on its way is told when it arrives.
+            }
+            drop(left); // Before the push, behind which nothing of the channel may come.
+            let event = Event::Unsubscribe(unsubscribe);
+            self.push(Push::new(channel.as_str(), event)); // Before a new subscription can begin.
+        }
+        self.note_expiry();
+    }
+
+    /// Ends a subscription as the application wishes, behind what was published before.
+    pub(super) async fn unsubscribe_by_order(
+        &self,
+        channel: &ChannelName,
+        code: u32,
+        reason: &str,
+    ) {
+        let flushed = {
+            let mut state = self.state.lock();
+            let subscription = state.subscription(channel);
+            subscription.map(|one| one.seat.membership.flushed(FLUSHED_WITHIN))
+        };
+        if let Some(flushed) = flushed {
+            flushed.await;
+        }
+        self.end_subscription(channel, code, reason);
     }
 
     /// Subscribes the client as the application wishes.

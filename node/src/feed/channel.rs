@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -415,7 +414,8 @@ impl Feed {
         }
         warn!(channel = %self.channel, %lost, "members of the channel are told to start over");
         feeds.metrics.gaps_announced.inc();
-        feeds.announced.fetch_add(1, Ordering::Release);
+        // Before the last push, behind which nothing of the channel may come.
+        feeds.hub.end_at_once(&self.seats_for_joins());
         let push = Push::unsubscribe(self.channel.as_str(), UnsubscribeCode::InsufficientState);
         feeds.hub.deliver_last(&self.seats, &push);
         self.changed.notify_waiters();

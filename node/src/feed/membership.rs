@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Feeds;
 use super::channel::Feed;
@@ -24,7 +25,7 @@ pub(crate) struct Joined<'a> {
 /// A member of a channel, until it is dropped.
 pub(crate) struct Membership {
     /// Dropped first: who has no seat needs no feed.
-    _seat: hub::Membership,
+    seat: hub::Membership,
     /// For joins and leaves; in a box, because most members have none.
     _joins: Option<Box<hub::Membership>>,
     using: Using,
@@ -43,7 +44,7 @@ impl Membership {
         using: Using,
     ) -> Self {
         Self {
-            _seat: seat,
+            seat,
             _joins: joins,
             using,
         }
@@ -54,9 +55,20 @@ impl Membership {
         &self.using.feed.channel
     }
 
-    /// Whether the feed has ended: then the member was told so, and hears the channel no more.
+    /// Whether the feed has ended: then the member is told so, and hears the channel no more.
     pub(crate) fn has_ended(&self) -> bool {
         self.using.feed.has_ended()
+    }
+
+    /// Whether the member has been told so. If it leaves before, it is not told.
+    pub(crate) fn is_over(&self) -> bool {
+        self.seat.is_over()
+    }
+
+    /// Waits until the member has been sent all that was published before this call, or for as long as
+    /// `patience`.
+    pub(crate) fn flushed(&self, patience: Duration) -> impl Future<Output = ()> + Send + use<> {
+        self.seat.flushed(patience)
     }
 }
 

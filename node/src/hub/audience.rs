@@ -1,8 +1,10 @@
 //! The members of one channel, owned by the hub's task.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::config::SlowReader;
 use crate::hub::Member;
@@ -10,31 +12,43 @@ use crate::hub::batch::Closed;
 use crate::hub::batch::ClosedFrames;
 use crate::hub::channel::Change;
 use crate::hub::channel::Channel;
+use crate::hub::channel::Departures;
 use crate::hub::channel::Seat;
 use crate::hub::channel::Stay;
 use crate::hub::format::Slot;
+use crate::hub::table::Table;
 use crate::hub::window::Window;
 use crate::outbox::QueueOutbox;
 use crate::outbox::SocketOutbox;
 
-/// Who hears a channel, by format, each in the seat that the channel gave it.
+/// Who hears a channel, by format, each under the index that the channel gave it.
 ///
-/// Rounds go by index in steps, and nobody else can move a member meanwhile.
+/// Rounds go chunk by chunk, and nobody else can move a member meanwhile.
 pub(super) struct Audience {
     pub(super) window: Window,
     /// Whether the channel is among those whose window the task waits for.
     pub(super) is_waiting: bool,
     /// What replaces what of this channel waits for a slow member; `None`: nothing does.
     latest: Option<u64>,
-    plain: Rows<SocketOutbox>,
-    framed: Rows<SocketOutbox>,
-    queued: Rows<QueueOutbox>,
-    delimited: Rows<QueueOutbox>,
+    plain: Table<SocketOutbox>,
+    framed: Table<SocketOutbox>,
+    queued: Table<QueueOutbox>,
+    delimited: Table<QueueOutbox>,
 }
 
-struct Rows<T> {
-    seats: Vec<Option<Arc<T>>>,
-    taken: usize,
+/// What is to be done about members once a batch is written.
+#[derive(Default)]
+pub(super) struct Pending {
+    arrivals: Vec<Arrival>,
+    flushed: Vec<oneshot::Sender<()>>,
+}
+
+/// A member that comes with a round.
+struct Arrival {
+    seat: Seat,
+    member: Member,
+    /// Where in the batch it comes in.
+    position: usize,
 }
 
 impl Audience {
@@ -43,15 +57,15 @@ impl Audience {
             window,
             is_waiting: false,
             latest: (channel.stay == Stay::Fed(SlowReader::Latest)).then_some(channel.id),
-            plain: Rows::new(),
-            framed: Rows::new(),
-            queued: Rows::new(),
-            delimited: Rows::new(),
+            plain: Table::new(),
+            framed: Table::new(),
+            queued: Table::new(),
+            delimited: Table::new(),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.plain.taken + self.framed.taken + self.queued.taken + self.delimited.taken == 0
+        self.plain.len() + self.framed.len() + self.queued.len() + self.delimited.len() == 0
     }
 
     /// How many deliveries a batch comes to.
@@ -59,129 +73,170 @@ impl Audience {
         let plain = batch.messages - batch.not_json;
         let framed = batch.messages - batch.not_utf8;
         let queued = batch.messages - batch.not_json - batch.not_utf8;
-        self.plain.taken * plain
-            + (self.framed.taken + self.delimited.taken) * framed
-            + self.queued.taken * queued
+        self.plain.len() * plain
+            + (self.framed.len() + self.delimited.len()) * framed
+            + self.queued.len() * queued
     }
 
-    /// How many steps a round has at most, see [`deliver`](Self::deliver).
-    pub(super) fn len(&self) -> usize {
-        self.plain.seats.len()
-            + self.framed.seats.len()
-            + self.queued.seats.len()
-            + self.delimited.seats.len()
+    /// How many chunks of members there are, see [`deliver`](Self::deliver).
+    pub(super) fn chunks(&self) -> usize {
+        self.plain.chunks() + self.framed.chunks() + self.queued.chunks() + self.delimited.chunks()
     }
 
-    /// Gives the batch to the member of one step.
-    pub(super) fn deliver(&self, step: usize, batch: &Closed) {
-        let framed_step = step.wrapping_sub(self.plain.seats.len());
-        let queued_step = framed_step.wrapping_sub(self.framed.seats.len());
-        let delimited_step = queued_step.wrapping_sub(self.queued.seats.len());
-        if let Some(seat) = self.plain.seats.get(step) {
-            self.send(seat.as_deref(), &batch.plain);
-        } else if let Some(seat) = self.framed.seats.get(framed_step) {
-            self.send(seat.as_deref(), &batch.framed);
-        } else if let Some(seat) = self.queued.seats.get(queued_step) {
-            self.push(seat.as_deref(), &batch.queued);
-        } else if let Some(seat) = self.delimited.seats.get(delimited_step) {
-            self.push(seat.as_deref(), &batch.delimited);
+    /// Gives the batch to the members of one chunk that have not left; how many are in the chunk.
+    pub(super) fn deliver(
+        &self,
+        chunk: usize,
+        batch: &Closed,
+        departures: &mut Departures<'_>,
+    ) -> usize {
+        let framed_chunk = chunk.wrapping_sub(self.plain.chunks());
+        let queued_chunk = framed_chunk.wrapping_sub(self.framed.chunks());
+        let delimited_chunk = queued_chunk.wrapping_sub(self.queued.chunks());
+        if chunk < self.plain.chunks() {
+            let members = seated(&self.plain, Slot::Plain, chunk);
+            self.send_all(members, &batch.plain, departures)
+        } else if framed_chunk < self.framed.chunks() {
+            let members = seated(&self.framed, Slot::Framed, framed_chunk);
+            self.send_all(members, &batch.framed, departures)
+        } else if queued_chunk < self.queued.chunks() {
+            let members = seated(&self.queued, Slot::Queued, queued_chunk);
+            self.push_all(members, &batch.queued, departures)
+        } else {
+            let members = seated(&self.delimited, Slot::Delimited, delimited_chunk);
+            self.push_all(members, &batch.delimited, departures)
         }
     }
 
-    fn push(&self, outbox: Option<&QueueOutbox>, messages: &[Bytes]) {
-        match (outbox, self.latest) {
-            (None, _) => {}
-            (Some(outbox), Some(channel)) => outbox.push_latest(channel, messages),
-            (Some(outbox), None) => outbox.push_all(messages),
+    fn send_all<'a>(
+        &self,
+        members: impl Iterator<Item = (Seat, &'a Arc<SocketOutbox>)>,
+        frames: &ClosedFrames,
+        departures: &mut Departures<'_>,
+    ) -> usize {
+        if frames.bytes.is_empty() {
+            return 0;
         }
+        let mut count = 0;
+        for (seat, outbox) in members {
+            let is_member = || departures.is_member(seat);
+            match self.latest {
+                Some(channel) => {
+                    outbox.send_latest(channel, &frames.bytes, frames.newest(), is_member);
+                }
+                None => outbox.send_if(&frames.bytes, is_member),
+            }
+            count += 1;
+        }
+        count
     }
 
-    fn send(&self, outbox: Option<&SocketOutbox>, frames: &ClosedFrames) {
-        let Some(outbox) = outbox.filter(|_| !frames.bytes.is_empty()) else {
-            return;
-        };
-        match self.latest {
-            Some(channel) => outbox.send_latest(channel, &frames.bytes, frames.newest()),
-            None => outbox.send(&frames.bytes),
+    fn push_all<'a>(
+        &self,
+        members: impl Iterator<Item = (Seat, &'a Arc<QueueOutbox>)>,
+        messages: &[Bytes],
+        departures: &mut Departures<'_>,
+    ) -> usize {
+        let mut count = 0;
+        for (seat, outbox) in members {
+            let is_member = || departures.is_member(seat);
+            match self.latest {
+                Some(channel) => outbox.push_latest(channel, messages, is_member),
+                None => outbox.push_all_if(messages, is_member),
+            }
+            count += 1;
         }
+        count
     }
 
-    /// Lets members come and go; who comes gets what was published after he joined.
-    pub(super) fn apply(&mut self, changes: Vec<Change>, batch: &Closed) {
-        for change in changes {
+    /// Takes out who has left, before the batch is written. The rest is for [`join`](Self::join).
+    pub(super) fn leave(&mut self, changes: Vec<Change>) -> Pending {
+        // From the end: a leave is that of the last join before it of the same seat, or of a member.
+        let mut left = HashSet::new();
+        let mut pending = Pending::default();
+        for change in changes.into_iter().rev() {
             match change {
+                Change::Leave { seat } => {
+                    left.insert(seat);
+                }
+                Change::Join { seat, .. } if left.remove(&seat) => {}
                 Change::Join {
                     seat,
                     member,
                     position,
-                } => {
-                    catch_up(&member, seat.slot, position, batch);
-                    self.sit(seat, member);
-                }
-                Change::Leave { seat } => self.leave(seat),
+                } => pending.arrivals.push(Arrival {
+                    seat,
+                    member,
+                    position,
+                }),
+                Change::Flush(done) => pending.flushed.push(done),
             }
         }
+        for Seat { slot, index } in left {
+            match slot {
+                Slot::Plain => self.plain.remove(index),
+                Slot::Framed => self.framed.remove(index),
+                Slot::Queued => self.queued.remove(index),
+                Slot::Delimited => self.delimited.remove(index),
+            }
+        }
+        pending.arrivals.reverse();
+        pending
     }
 
-    fn sit(&mut self, seat: Seat, member: Member) {
-        match (member, seat.slot) {
-            (Member::Queue(outbox), Slot::Delimited) => self.delimited.sit(seat.index, outbox),
-            (Member::Queue(outbox), _) => self.queued.sit(seat.index, outbox),
-            (Member::Socket(outbox), Slot::Framed) => self.framed.sit(seat.index, outbox),
-            (Member::Socket(outbox), _) => self.plain.sit(seat.index, outbox),
+    /// Lets members in, after the batch is written: they get what was published after they joined. Who waits for
+    /// the batch is told.
+    pub(super) fn join(
+        &mut self,
+        pending: Pending,
+        batch: &Closed,
+        departures: &mut Departures<'_>,
+    ) {
+        for arrival in pending.arrivals {
+            catch_up(&arrival, batch, departures);
+            let Seat { slot, index } = arrival.seat;
+            match (arrival.member, slot) {
+                (Member::Queue(outbox), Slot::Delimited) => self.delimited.insert(index, outbox),
+                (Member::Queue(outbox), _) => self.queued.insert(index, outbox),
+                (Member::Socket(outbox), Slot::Framed) => self.framed.insert(index, outbox),
+                (Member::Socket(outbox), _) => self.plain.insert(index, outbox),
+            }
+        }
+        for done in pending.flushed {
+            let _ = done.send(()); // Who no longer waits does not want to know.
         }
     }
 
-    fn leave(&mut self, seat: Seat) {
-        match seat.slot {
-            Slot::Plain => self.plain.leave(seat.index),
-            Slot::Framed => self.framed.leave(seat.index),
-            Slot::Queued => self.queued.leave(seat.index),
-            Slot::Delimited => self.delimited.leave(seat.index),
-        }
-    }
-}
-
-impl<T> Rows<T> {
-    fn new() -> Self {
-        Self {
-            seats: Vec::new(),
-            taken: 0,
-        }
-    }
-
-    fn sit(&mut self, index: u32, outbox: Arc<T>) {
-        let index = index as usize;
-        if self.seats.len() <= index {
-            self.seats.resize_with(index + 1, || None);
-        }
-        debug_assert!(
-            self.seats[index].is_none(),
-            "a seat is free before somebody sits down"
-        );
-        self.seats[index] = Some(outbox);
-        self.taken += 1;
-    }
-
-    fn leave(&mut self, index: u32) {
-        if self.seats[index as usize].take().is_some() {
-            self.taken -= 1;
-        }
+    /// Takes everyone out.
+    pub(super) fn clear(&mut self) {
+        self.plain.clear();
+        self.framed.clear();
+        self.queued.clear();
+        self.delimited.clear();
     }
 }
 
-fn catch_up(member: &Member, slot: Slot, position: usize, batch: &Closed) {
-    let frames = match (member, slot) {
-        (Member::Queue(outbox), Slot::Delimited) => {
-            return outbox.push_all(&batch.delimited[position..]);
+fn seated<T>(table: &Table<T>, slot: Slot, chunk: usize) -> impl Iterator<Item = (Seat, &Arc<T>)> {
+    let members = table.chunk(chunk);
+    members.map(move |(index, outbox)| (Seat { slot, index }, outbox))
+}
+
+fn catch_up(arrival: &Arrival, batch: &Closed, departures: &mut Departures<'_>) {
+    let (slot, position) = (arrival.seat.slot, arrival.position);
+    let is_member = || departures.is_member(arrival.seat);
+    match &arrival.member {
+        Member::Queue(outbox) if slot == Slot::Delimited => {
+            outbox.push_all_if(&batch.delimited[position..], is_member);
         }
-        (Member::Queue(outbox), _) => return outbox.push_all(&batch.queued[position..]),
-        (Member::Socket(_), Slot::Framed) => &batch.framed,
-        (Member::Socket(_), _) => &batch.plain,
-    };
-    if let Member::Socket(outbox) = member
-        && position < frames.bytes.len()
-    {
-        outbox.send(&frames.bytes.slice(position..));
+        Member::Queue(outbox) => outbox.push_all_if(&batch.queued[position..], is_member),
+        Member::Socket(outbox) => {
+            let frames = match slot {
+                Slot::Framed => &batch.framed.bytes,
+                _ => &batch.plain.bytes,
+            };
+            if position < frames.len() {
+                outbox.send_if(&frames.slice(position..), is_member);
+            }
+        }
     }
 }

@@ -2,10 +2,19 @@
 //!
 //! The members themselves are the hub task's own (`audience`). Changes wait here, in order and with
 //! their place in the batch, until the task takes both together: so a round never sees its members move.
+//!
+//! Only one thing does not wait: who has left gets nothing more, not even of a round that is under way. The
+//! round asks for it ([`Departures`]) while it has the lock of a member's outbox, so whatever the member is
+//! told after it has left stands behind all that it was sent of the channel.
 
+use std::collections::HashSet;
 use std::mem;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::channel::ChannelName;
 use crate::config::SlowReader;
@@ -13,6 +22,7 @@ use crate::hub::Member;
 use crate::hub::batch::Batch;
 use crate::hub::batch::Slots;
 use crate::hub::format::Slot;
+use crate::hub::indexes::Indexes;
 
 /// How many full batches a channel may gather while the hub's task is busy elsewhere. It comes to that
 /// only if the node has no CPU left; more would not arrive sooner, only take memory.
@@ -25,6 +35,10 @@ pub(super) struct Channel {
     pub(super) name: ChannelName,
     pub(super) stay: Stay,
     open: Mutex<Open>,
+    /// How often somebody has left. Changed under the lock of `open`.
+    departures: AtomicU64,
+    /// Whether the last that its members get is written.
+    is_over: AtomicBool,
 }
 
 /// How long a channel stays.
@@ -47,10 +61,23 @@ struct Open {
     listed: bool,
     full: bool,
     dropped: u64,
-    plain: Seats,
-    framed: Seats,
-    queued: Seats,
-    delimited: Seats,
+    ending: Ending,
+    plain: Indexes,
+    framed: Indexes,
+    queued: Indexes,
+    delimited: Indexes,
+}
+
+/// Whether more can come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Ending {
+    /// It can.
+    #[default]
+    Open,
+    /// What is in the batch is the last.
+    AfterBatch,
+    /// Not even that goes out.
+    AtOnce,
 }
 
 /// What the task does with its members after a round.
@@ -64,22 +91,24 @@ pub(super) enum Change {
     Leave {
         seat: Seat,
     },
+    /// Somebody waits until the batch is written.
+    Flush(oneshot::Sender<()>),
 }
 
 /// A member's place in the audience.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Seat {
     pub(super) slot: Slot,
     pub(super) index: u32,
 }
 
-/// Seats of one slot: numbers below `made`, of which those in `free` are not taken.
-#[derive(Default)]
-struct Seats {
-    free: Vec<u32>,
-    made: u32,
-    /// Whether somebody has left who hears the open batch all the same, and must not hear it with a hole.
-    is_left: bool,
+/// How a channel ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// What has gathered is the last that goes out.
+    AfterBatch,
+    /// Nothing goes out any more.
+    AtOnce,
 }
 
 /// What a join comes to.
@@ -106,6 +135,19 @@ pub(super) struct Taken {
     pub(super) changes: Vec<Change>,
     /// Publications that found too much waiting.
     pub(super) dropped: u64,
+    /// Whether nothing comes after it.
+    pub(super) is_last: bool,
+}
+
+/// Who has left since the hub's task took a batch.
+pub(super) struct Departures<'a> {
+    channel: &'a Channel,
+    /// How many departures are known.
+    known: u64,
+    /// How many changes have been looked at since the batch was taken.
+    changes_seen: usize,
+    left: HashSet<Seat>,
+    have_all_left: bool,
 }
 
 impl Channel {
@@ -115,13 +157,25 @@ impl Channel {
             name,
             stay,
             open: Mutex::default(),
+            departures: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
         }
+    }
+
+    /// Whether its members get nothing more, and have got all that was for them.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Notes that they have.
+    pub(super) fn set_over(&self) {
+        self.is_over.store(true, Ordering::Release);
     }
 
     pub(super) fn join(&self, member: Member) -> Joined {
         let mut open = self.open.lock();
         let slot = member.format().slot();
-        let index = open.seats(slot).take();
+        let index = open.indexes(slot).take();
         let seat = Seat { slot, index };
         let position = open.batch.position(slot);
         open.changes.push(Change::Join {
@@ -135,14 +189,38 @@ impl Channel {
         }
     }
 
-    /// Whether the channel has to be listed now.
+    /// Nothing of the channel is written for the member behind this call. Whether the channel has to be listed
+    /// now.
     pub(super) fn leave(&self, seat: Seat) -> bool {
         let mut open = self.open.lock();
-        // Who sits down next does so after this change, which stands before his.
-        let seats = open.seats(seat.slot);
-        seats.free.push(seat.index);
-        seats.is_left = true;
+        // Whoever takes the index next does so after this change, which stands before that one.
+        open.indexes(seat.slot).give_back(seat.index);
         open.changes.push(Change::Leave { seat });
+        self.departures.fetch_add(1, Ordering::Release);
+        !mem::replace(&mut open.listed, true)
+    }
+
+    /// What is answered once all that was appended before this call is written, and whether the channel has to
+    /// be listed now.
+    pub(super) fn flush(&self) -> (oneshot::Receiver<()>, bool) {
+        let (done, flushed) = oneshot::channel();
+        let mut open = self.open.lock();
+        open.changes.push(Change::Flush(done));
+        (flushed, !mem::replace(&mut open.listed, true))
+    }
+
+    /// Lets nothing be appended any more. What is in the batch goes out, or does not; whether the channel has
+    /// to be listed now.
+    pub(super) fn end(&self, end: End) -> bool {
+        let mut open = self.open.lock();
+        match end {
+            End::AfterBatch if open.ending == Ending::Open => open.ending = Ending::AfterBatch,
+            End::AfterBatch => {}
+            End::AtOnce => {
+                open.ending = Ending::AtOnce;
+                self.departures.fetch_add(1, Ordering::Release);
+            }
+        }
         !mem::replace(&mut open.listed, true)
     }
 
@@ -154,12 +232,12 @@ impl Channel {
     ) -> Appended {
         let mut open = self.open.lock();
         let slots = Slots {
-            plain: open.plain.is_read(),
-            framed: open.framed.is_read(),
-            queued: open.queued.is_read(),
-            delimited: open.delimited.is_read(),
+            plain: open.plain.any_taken(),
+            framed: open.framed.any_taken(),
+            queued: open.queued.any_taken(),
+            delimited: open.delimited.any_taken(),
         };
-        if !slots.any() {
+        if !slots.any() || open.ending != Ending::Open {
             return Appended::Gathering;
         }
         if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
@@ -188,18 +266,25 @@ impl Channel {
         }
     }
 
-    pub(super) fn take(&self) -> Taken {
+    /// Takes what waits, and what tells who leaves from now on.
+    pub(super) fn take(&self) -> (Taken, Departures<'_>) {
         let mut open = self.open.lock();
         open.listed = false;
         open.full = false;
-        for slot in Slot::ALL {
-            open.seats(slot).is_left = false;
-        }
-        Taken {
+        let taken = Taken {
             batch: mem::take(&mut open.batch),
             changes: mem::take(&mut open.changes),
             dropped: mem::take(&mut open.dropped),
-        }
+            is_last: open.ending != Ending::Open,
+        };
+        let departures = Departures {
+            channel: self,
+            known: self.departures.load(Ordering::Relaxed),
+            changes_seen: 0,
+            left: HashSet::new(),
+            have_all_left: open.ending == Ending::AtOnce,
+        };
+        (taken, departures)
     }
 
     pub(super) fn is_unused(&self) -> bool {
@@ -208,7 +293,29 @@ impl Channel {
             && !open.listed
             && ![&open.plain, &open.framed, &open.queued, &open.delimited]
                 .into_iter()
-                .any(Seats::any_taken)
+                .any(Indexes::any_taken)
+    }
+}
+
+impl Departures<'_> {
+    /// Whether the member may still be sent something. To be asked under the lock of its outbox.
+    pub(super) fn is_member(&mut self, seat: Seat) -> bool {
+        if self.channel.departures.load(Ordering::Acquire) != self.known {
+            self.look();
+        }
+        !self.have_all_left && (self.left.is_empty() || !self.left.contains(&seat))
+    }
+
+    fn look(&mut self) {
+        let open = self.channel.open.lock();
+        self.known = self.channel.departures.load(Ordering::Relaxed);
+        self.have_all_left = open.ending == Ending::AtOnce;
+        let changes = open.changes.iter().skip(self.changes_seen);
+        self.left.extend(changes.filter_map(|change| match change {
+            Change::Leave { seat } => Some(*seat),
+            Change::Join { .. } | Change::Flush(_) => None,
+        }));
+        self.changes_seen = open.changes.len();
     }
 }
 
@@ -224,30 +331,12 @@ pub(super) enum Urgency {
 }
 
 impl Open {
-    fn seats(&mut self, slot: Slot) -> &mut Seats {
+    fn indexes(&mut self, slot: Slot) -> &mut Indexes {
         match slot {
             Slot::Plain => &mut self.plain,
             Slot::Framed => &mut self.framed,
             Slot::Queued => &mut self.queued,
             Slot::Delimited => &mut self.delimited,
         }
-    }
-}
-
-impl Seats {
-    fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.made += 1;
-            self.made - 1
-        })
-    }
-
-    fn any_taken(&self) -> bool {
-        self.free.len() < self.made as usize
-    }
-
-    /// Whether anybody gets what is appended to the open batch.
-    fn is_read(&self) -> bool {
-        self.is_left || self.any_taken()
     }
 }

@@ -23,7 +23,7 @@ pub(super) enum Format {
 ///
 /// A channel carries messages of a relay or pushes, never both: so a place means one of at most two formats, and
 /// the same one for as long as the channel lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Slot {
     /// WebSocket: raw, or JSON.
     Plain,
@@ -33,10 +33,6 @@ pub(super) enum Slot {
     Queued,
     /// Over HTTP: Protobuf.
     Delimited,
-}
-
-impl Slot {
-    pub(super) const ALL: [Self; 4] = [Self::Plain, Self::Framed, Self::Queued, Self::Delimited];
 }
 
 impl Format {

@@ -112,6 +112,14 @@ impl Member {
         message.freeze()
     }
 
+    /// Keeps what waits of `channel` as it is: what is newer stands behind it.
+    pub(super) fn keep_latest(&self, channel: u64) {
+        match self {
+            Self::Socket(outbox) => outbox.keep_latest(channel),
+            Self::Queue(outbox) => outbox.keep_latest(channel),
+        }
+    }
+
     /// Holds back all that is sent from now on, until [`release`](Self::release).
     pub(crate) fn hold(&self) {
         match self {

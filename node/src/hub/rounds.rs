@@ -18,6 +18,7 @@ use crate::hub::Hub;
 use crate::hub::audience::Audience;
 use crate::hub::batch::Closed;
 use crate::hub::channel::Channel;
+use crate::hub::channel::Departures;
 use crate::hub::channel::Stay;
 use crate::hub::channel::Urgency;
 use crate::hub::cpu;
@@ -103,12 +104,13 @@ impl<'a> Rounds<'a> {
         let Some(audience) = self.audiences.get_mut(&channel.id) else {
             return;
         };
-        let taken = channel.take();
+        let (taken, mut departures) = channel.take();
         let batch = taken.batch.close();
         self.hub.count_dropped(channel, &batch, taken.dropped);
+        let pending = audience.leave(taken.changes);
         if 0 < batch.messages {
             let began = Instant::now();
-            let busy = write(audience, &batch, &mut self.written).await;
+            let busy = write(audience, &batch, &mut departures, &mut self.written).await;
             audience.window.end_round(began, busy);
             self.hub
                 .metrics
@@ -116,7 +118,11 @@ impl<'a> Rounds<'a> {
                 .inc_by(audience.deliveries(&batch) as u64);
             self.hub.metrics.delivered(&batch.published);
         }
-        audience.apply(taken.changes, &batch);
+        audience.join(pending, &batch, &mut departures);
+        if taken.is_last {
+            audience.clear();
+            self.hub.note_over(channel);
+        }
         if audience.is_empty() && self.hub.remove_if_unused(channel) {
             self.audiences.remove(&channel.id);
             if channel.stay == Stay::WhileHeard {
@@ -137,13 +143,17 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// Gives the batch to every member, and tells how much CPU that took.
-async fn write(audience: &Audience, batch: &Closed, written: &mut usize) -> Duration {
+/// Gives the batch to every member that has not left, and tells how much CPU that took.
+async fn write(
+    audience: &Audience,
+    batch: &Closed,
+    departures: &mut Departures<'_>,
+    written: &mut usize,
+) -> Duration {
     let mut busy = Duration::ZERO;
     let mut since = cpu::thread_time();
-    for step in 0..audience.len() {
-        audience.deliver(step, batch);
-        *written += 1;
+    for chunk in 0..audience.chunks() {
+        *written += audience.deliver(chunk, batch, departures);
         if STRIDE <= *written {
             *written = 0;
             busy += cpu::thread_time().saturating_sub(since);

@@ -380,8 +380,9 @@ async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_ear
             }
             1 if !members.is_empty() => {
                 let (membership, mut witness) = members.swap_remove(random.usize(..members.len()));
-                drop(membership);
                 witness.expected.end = next;
+                membership.flushed(DEADLINE).await;
+                drop(membership);
                 left.push(witness);
             }
             _ => {
@@ -432,8 +433,8 @@ async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_ear
             heard[..count].iter().copied().eq(start..end),
             "{start}..{end}"
         );
-        // Who has left may still hear what the open batch brings, and the last one may be on its way.
-        let most = if end <= next { usize::MAX } else { count + 1 };
+        // The last one may be on its way to those who have stayed.
+        let most = if end <= next { count } else { count + 1 };
         assert!(heard.len() <= most, "{start}..{end}: heard {}", heard.len());
         seen += 1;
     }
@@ -598,8 +599,221 @@ async fn what_gathers_while_the_hub_stands_still_is_bounded_and_counted() {
 async fn nothing_gathers_for_a_channel_without_members() {
     let (hub, _) = stopped(fanout(), &["a"]);
     drop(hub.join(&name("a"), Member::Queue(queue())));
-    hub.take_listed();
-    hub.channels.read()["a"].take(); // Until its round who has left hears the batch, without a hole.
     publish(&hub, "a", "x");
-    assert!(hub.channels.read()["a"].take().batch.is_empty());
+    assert!(hub.channels.read()["a"].take().0.batch.is_empty());
+}
+
+/// What the client of the test below was sent, one after the other.
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    Joined,
+    Publication(u32),
+    Left,
+}
+
+impl Sent {
+    fn parse(message: &[u8]) -> Self {
+        match std::str::from_utf8(message).unwrap().trim_matches('"') {
+            "joined" => Self::Joined,
+            "left" => Self::Left,
+            number => Self::Publication(number.parse().unwrap()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_comes_behind_the_end_of_a_membership() {
+    const ROUNDS: usize = 300;
+    let running = running(&[]);
+    let channel = name("a");
+    // Others, so that a round takes a while and members leave in the middle of it. They take nothing.
+    let closed = || {
+        let outbox = Arc::new(QueueOutbox::new(1));
+        outbox.close();
+        Member::Queue(outbox)
+    };
+    let crowd = || running.hub.join(&channel, closed());
+    let _crowd: Vec<Membership> = (0..10_000).map(|_| crowd()).collect();
+    let stop = CancellationToken::new();
+    let mut publisher = JoinSet::new();
+    publisher.spawn({
+        let (hub, stop) = (Arc::clone(&running.hub), stop.clone());
+        async move {
+            for number in 0_u32.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                publish(&hub, "a", number.to_string());
+                if number % 10 == 0 {
+                    time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+    });
+    let mut clients = JoinSet::new();
+    let mut tasks = JoinSet::new();
+    for number in 0..4 {
+        let hub = Arc::clone(&running.hub);
+        let channel = channel.clone();
+        let (queue, (socket, peer)) = (queue(), socket(SocketFormat::Sockjs, &mut tasks).await);
+        let member = if number % 2 == 0 {
+            Member::Queue(Arc::clone(&queue))
+        } else {
+            Member::Socket(socket)
+        };
+        let reader = read_all_of(queue, peer, member.clone());
+        clients.spawn(async move {
+            let say = |text: &str| match &member {
+                Member::Queue(outbox) => outbox.push(Bytes::from(format!("\"{text}\""))),
+                Member::Socket(outbox) => outbox.send(&sockjs_frame(text)),
+            };
+            let write = async {
+                for _ in 0..ROUNDS {
+                    say("joined");
+                    let membership = hub.join(&channel, member.clone());
+                    if fastrand::bool() {
+                        membership.flushed(DEADLINE).await; // It hears something at least.
+                    }
+                    time::sleep(Duration::from_micros(fastrand::u64(..3000))).await;
+                    drop(membership);
+                    say("left");
+                    task::yield_now().await;
+                }
+                say("end");
+            };
+            tokio::join!(write, reader).1
+        });
+    }
+    let mut publications = 0;
+    while let Some(sent) = clients.join_next().await {
+        let mut is_member = false;
+        let mut last = None;
+        for sent in sent.unwrap() {
+            match sent {
+                Sent::Joined => is_member = true,
+                Sent::Left => is_member = false,
+                Sent::Publication(number) => {
+                    assert!(is_member, "{number} came behind the end");
+                    assert!(last < Some(number), "{number} came again, behind {last:?}");
+                    last = Some(number);
+                    publications += 1;
+                }
+            }
+        }
+    }
+    stop.cancel();
+    assert!(100 < publications, "only {publications} came");
+}
+
+/// A SockJS frame with one message.
+fn sockjs_frame(text: &str) -> Bytes {
+    let mut frame = BytesMut::new();
+    crate::frame::websocket::append_sockjs_message(&mut frame, format!("\"{text}\"").as_bytes());
+    frame.freeze()
+}
+
+/// What the client of `member` is sent until "end".
+async fn read_all_of(queue: Arc<QueueOutbox>, mut peer: TcpStream, member: Member) -> Vec<Sent> {
+    let messages: Vec<Bytes> = match member {
+        Member::Queue(_) => take_until(&queue, "\"end\"").await,
+        Member::Socket(_) => {
+            let frames = read_frames_until(&mut peer, b"a[\"end\"]").await;
+            let text = |(_, frame): (u8, Bytes)| frame.slice(2..frame.len() - 1);
+            frames.into_iter().map(text).collect()
+        }
+    };
+    let sent = messages.iter().take(messages.len() - 1);
+    sent.map(|message| Sent::parse(message)).collect()
+}
+
+#[tokio::test]
+async fn who_leaves_a_channel_of_the_latest_and_joins_again_hears_the_newest_behind_that() {
+    let running = running(&[]);
+    let channel = name("a");
+    let outbox = lines();
+    let join = || {
+        let member = Member::Queue(Arc::clone(&outbox));
+        running.hub.join_fed(&channel, member, SlowReader::Latest)
+    };
+    let deliver = async |membership: &Membership, data: &str| {
+        running.hub.deliver_push(&channel, &pushed("a", data));
+        membership.flushed(DEADLINE).await;
+    };
+    let first = join();
+    let _other = running
+        .hub
+        .join_fed(&channel, Member::Queue(lines()), SlowReader::Latest);
+    outbox.push(Bytes::from_static(b"waits"));
+    first.flushed(DEADLINE).await; // What comes with the join takes nothing's place.
+    deliver(&first, "1").await;
+    deliver(&first, "2").await;
+    drop(first);
+    outbox.push(Bytes::from_static(b"joined again"));
+    let second = join();
+    second.flushed(DEADLINE).await;
+    deliver(&second, "3").await;
+    deliver(&second, "4").await;
+    let line = |data: u8| format!(r#"{{"push":{{"channel":"a","pub":{{"data":{data}}}}}}}"#);
+    let taken = outbox.take(usize::MAX);
+    assert_eq!(
+        taken,
+        [
+            "waits".to_owned(),
+            line(2),
+            "joined again".to_owned(),
+            line(4)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_last_push_of_a_channel_is_the_last_and_who_leaves_before_does_not_get_it() {
+    let (hub, metrics) = stopped(fanout(), &[]);
+    let channel = name("a");
+    let (stays, leaves) = (lines(), lines());
+    let join = |outbox: &Arc<QueueOutbox>| {
+        hub.join_fed(
+            &channel,
+            Member::Queue(Arc::clone(outbox)),
+            SlowReader::Disconnect,
+        )
+    };
+    let memberships = [join(&stays), join(&leaves)];
+    hub.deliver_push(&channel, &pushed("a", "1"));
+    hub.deliver_last(&channel, &pushed("a", "2"));
+    hub.deliver_push(&channel, &pushed("a", "3"));
+    let [stayed, left] = memberships;
+    drop(left);
+    assert!(!stayed.is_over() && hub.channels_over() == 0);
+    let mut task = JoinSet::new();
+    task.spawn(Arc::clone(&hub).run(Arc::new(Wishes::default()), CancellationToken::new()));
+    until(|| hub.channels_over() == 1).await;
+    assert!(stayed.is_over());
+    hub.deliver_push(&channel, &pushed("a", "4"));
+    stayed.flushed(DEADLINE).await;
+    let line = |data: u8| format!(r#"{{"push":{{"channel":"a","pub":{{"data":{data}}}}}}}"#);
+    assert_eq!(stays.take(usize::MAX), [line(1), line(2)]);
+    assert!(leaves.is_empty());
+    drop(stayed);
+    until(|| hub.channels.read().is_empty()).await;
+    drop(metrics);
+}
+
+#[tokio::test]
+async fn what_is_not_written_when_a_channel_ends_at_once_is_never_written() {
+    let running = running(&[]);
+    let channel = name("a");
+    let outbox = lines();
+    let member = Member::Queue(Arc::clone(&outbox));
+    let membership = running
+        .hub
+        .join_fed(&channel, member, SlowReader::Disconnect);
+    membership.flushed(DEADLINE).await;
+    running.hub.deliver_push(&channel, &pushed("a", "1"));
+    running.hub.end_at_once(&channel);
+    running.hub.deliver_push(&channel, &pushed("a", "2"));
+    membership.flushed(DEADLINE).await;
+    assert!(outbox.is_empty());
+    drop(membership);
+    until(|| running.hub.channels.read().is_empty()).await;
 }

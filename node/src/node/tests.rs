@@ -8,6 +8,7 @@ mod bad_input;
 mod close;
 mod drain;
 mod headers;
+mod interleavings;
 mod raw;
 mod sessions;
 mod streams;

@@ -92,10 +92,24 @@ impl QueueOutbox {
     /// what comes at once, however much, must not end a good reader. Messages for a closed or slow
     /// outbox are dropped.
     pub(crate) fn push_all(&self, messages: &[Bytes]) {
+        self.push_all_if(messages, || true);
+    }
+
+    /// The same if `is_meant` says so, which is asked under the lock.
+    pub(crate) fn push_all_if(&self, messages: &[Bytes], is_meant: impl FnOnce() -> bool) {
         let mut queue = self.queue.lock();
-        if queue.state != State::Open || messages.is_empty() {
+        if queue.state != State::Open || messages.is_empty() || !is_meant() {
             return;
         }
+        let wake = self.append(&mut queue, messages);
+        drop(queue);
+        if wake {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether the receiver has to be woken.
+    fn append(&self, queue: &mut Queue, messages: &[Bytes]) -> bool {
         let was_empty = queue.messages.is_empty();
         if self.bytes_max < queue.bytes_queued {
             queue.messages = VecDeque::new();
@@ -111,11 +125,7 @@ impl QueueOutbox {
                     .extend(messages.iter().cloned().map(Waiting::new)),
             }
         }
-        let wake = was_empty || queue.state == State::Slow;
-        drop(queue);
-        if wake {
-            self.changed.notify_one();
-        }
+        was_empty || queue.state == State::Slow
     }
 
     /// Appends one quoted message, see [`push_all`](Self::push_all).
@@ -123,16 +133,24 @@ impl QueueOutbox {
         self.push_all(slice::from_ref(&message));
     }
 
-    /// Appends the last of `messages` in the place of the one of `channel` that waits already, or all of
-    /// them if nobody is behind.
-    pub(crate) fn push_latest(&self, channel: u64, messages: &[Bytes]) {
+    /// If `is_meant` says so, appends the last of `messages` in the place of the one of `channel` that waits
+    /// already, or all of them if nothing waits.
+    pub(crate) fn push_latest(
+        &self,
+        channel: u64,
+        messages: &[Bytes],
+        is_meant: impl FnOnce() -> bool,
+    ) {
         let Some(newest) = messages.last() else {
             return;
         };
         let mut queue = self.queue.lock();
-        if queue.state != State::Open || queue.messages.is_empty() {
+        if queue.messages.is_empty() || queue.held.is_some() {
             drop(queue);
-            return self.push_all(messages);
+            return self.push_all_if(messages, is_meant);
+        }
+        if queue.state != State::Open || !is_meant() {
+            return;
         }
         let cost_new = cost(newest);
         let mut waiting = queue.messages.iter_mut();
@@ -151,6 +169,15 @@ impl QueueOutbox {
             }
         };
         queue.bytes_queued = queue.bytes_queued + cost_new - cost_old;
+    }
+
+    /// Keeps what waits of `channel` as it is, whatever newer comes.
+    pub(crate) fn keep_latest(&self, channel: u64) {
+        let mut queue = self.queue.lock();
+        let waiting = queue.messages.iter_mut();
+        for kept in waiting.filter(|waiting| waiting.latest_of == channel) {
+            kept.latest_of = 0;
+        }
     }
 
     /// Holds back what comes from now on.
@@ -386,15 +413,42 @@ mod tests {
     fn the_newest_of_a_channel_takes_the_place_of_the_one_that_waits() {
         let outbox = outbox(1 << 10);
         let one = |text: &'static str| Bytes::from_static(text.as_bytes());
-        outbox.push_latest(7, &[one("a1"), one("a2")]);
+        outbox.push_latest(7, &[one("a1"), one("a2")], || true);
         outbox.push(one("other"));
         for text in ["a3", "a4"] {
-            outbox.push_latest(7, &[one("skipped"), one(text)]);
-            outbox.push_latest(8, &[one("b")]);
+            outbox.push_latest(7, &[one("skipped"), one(text)], || true);
+            outbox.push_latest(8, &[one("b")], || true);
         }
         // Nobody waited at first, so that all of that went its way.
         let taken = outbox.take(usize::MAX);
         assert_eq!(taken, ["a1", "a2", "other", "a4", "b"]);
+        assert_eq!(outbox.bytes_queued(), 0);
+    }
+
+    #[test]
+    fn what_is_not_meant_for_it_any_more_leaves_it_as_it_was() {
+        let outbox = outbox(1 << 10);
+        let one = |text: &'static str| [Bytes::from_static(text.as_bytes())];
+        outbox.push_all_if(&one("a"), || false);
+        outbox.push_latest(7, &one("a"), || false);
+        assert!(outbox.is_empty());
+        outbox.push_latest(7, &one("a1"), || true);
+        outbox.push_latest(7, &one("a2"), || true);
+        outbox.push_latest(7, &one("a3"), || false);
+        assert_eq!(outbox.take(usize::MAX), ["a1", "a2"]);
+    }
+
+    #[test]
+    fn the_newest_stands_behind_what_was_kept() {
+        let outbox = outbox(1 << 10);
+        let one = |text: &'static str| [Bytes::from_static(text.as_bytes())];
+        outbox.push(one("other")[0].clone());
+        outbox.push_latest(7, &one("old"), || true);
+        outbox.keep_latest(7);
+        outbox.push(one("reply")[0].clone());
+        outbox.push_latest(7, &one("skipped"), || true);
+        outbox.push_latest(7, &one("new"), || true);
+        assert_eq!(outbox.take(usize::MAX), ["other", "old", "reply", "new"]);
         assert_eq!(outbox.bytes_queued(), 0);
     }
 

@@ -103,8 +103,13 @@ impl SocketOutbox {
     /// If more than the limit waits already, the client is slow and closes. These frames do not count:
     /// a single large message must not end a good reader.
     pub(crate) fn send(&self, frames: &Bytes) {
+        self.send_if(frames, || true);
+    }
+
+    /// The same if `is_meant` says so, which is asked under the lock.
+    pub(crate) fn send_if(&self, frames: &Bytes, is_meant: impl FnOnce() -> bool) {
         let mut output = self.output.lock();
-        if output.state != SocketState::Open {
+        if output.state != SocketState::Open || !is_meant() {
             return;
         }
         if self.bytes_max < output.bytes_queued() {
@@ -116,18 +121,40 @@ impl SocketOutbox {
         self.waker.wake();
     }
 
-    /// Sends `frames` if nothing waits; else only `newest`, the last of them, in the place of what waits
-    /// of the same `channel`: one message for each channel at most, which makes nobody slow.
-    pub(crate) fn send_latest(&self, channel: u64, frames: &Bytes, newest: Bytes) {
+    /// If `is_meant` says so, sends `frames` if nothing waits; else only `newest`, the last of them, in the
+    /// place of what waits of the same `channel`: one message for each channel at most, which makes no client
+    /// slow.
+    pub(crate) fn send_latest(
+        &self,
+        channel: u64,
+        frames: &Bytes,
+        newest: Bytes,
+        is_meant: impl FnOnce() -> bool,
+    ) {
         let mut output = self.output.lock();
         if output.state == SocketState::Open
             && let Some(backlog) = &mut output.backlog
             && backlog.held.is_none()
         {
-            return backlog.queue_latest(channel, newest);
+            if is_meant() {
+                backlog.queue_latest(channel, newest);
+            }
+            return;
         }
         drop(output);
-        self.send(frames);
+        self.send_if(frames, is_meant);
+    }
+
+    /// Keeps what waits of `channel` as it is, whatever newer comes.
+    pub(crate) fn keep_latest(&self, channel: u64) {
+        let mut output = self.output.lock();
+        let waiting = output
+            .backlog
+            .iter_mut()
+            .flat_map(|backlog| &mut backlog.queue);
+        for kept in waiting.filter(|waiting| waiting.latest_of == channel) {
+            kept.latest_of = 0;
+        }
     }
 
     /// Holds back what is sent from now on, but for a close frame.

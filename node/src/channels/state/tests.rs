@@ -6,11 +6,16 @@ use super::*;
 /// Keeps a client in a channel until it is told to end; counts those that are there.
 struct Seat {
     ended: Rc<Cell<bool>>,
+    over: Rc<Cell<bool>>,
 }
 
 impl Ending for Seat {
     fn has_ended(&self) -> bool {
         self.ended.get()
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.get()
     }
 }
 
@@ -24,6 +29,7 @@ fn subscription(expire_at: Option<u64>, word: Word) -> Subscription<Seat> {
     Subscription {
         seat: Seat {
             ended: Rc::default(),
+            over: Rc::default(),
         },
         info: Seldom::default(),
         expire_at,
@@ -51,12 +57,18 @@ fn connected() -> State<Seat> {
 
 /// A client that hears `channel`, and what ends that.
 fn hears(state: &mut State<Seat>, channel: &str) -> Rc<Cell<bool>> {
+    hears_and_is_told(state, channel).0
+}
+
+/// The same, with what says whether the client was told of the end.
+fn hears_and_is_told(state: &mut State<Seat>, channel: &str) -> (Rc<Cell<bool>>, Rc<Cell<bool>>) {
     let channel = name(channel);
     let ticket = state.reserve(&channel, MAX).unwrap();
     let subscription = subscription(None, Word::Token);
     let ended = Rc::clone(&subscription.seat.ended);
+    let over = Rc::clone(&subscription.seat.over);
     assert!(state.sit(&channel, ticket, subscription).is_ok());
-    ended
+    (ended, over)
 }
 
 #[test]
@@ -112,9 +124,14 @@ fn an_unsubscribe_is_not_undone_by_a_subscribe_that_is_late() {
     let channel = name("a");
     let late = state.reserve(&channel, MAX).unwrap();
     assert!(matches!(state.leave(&channel), Left::Reservation));
-    let newer = state.reserve(&channel, MAX).unwrap();
+    assert!(matches!(state.leave(&channel), Left::Reservation));
+    // The client is yet to be told of the end of the first.
+    let too_early = state.reserve(&channel, MAX);
+    assert_eq!(too_early, Err(ErrorCode::AlreadySubscribed));
     let one = subscription(None, Word::Token);
     assert!(state.sit(&channel, late, one).is_err());
+    state.cancel(&channel, late);
+    let newer = state.reserve(&channel, MAX).unwrap();
     state.cancel(&channel, late);
     let one = subscription(None, Word::Token);
     assert!(state.sit(&channel, newer, one).is_ok());
@@ -135,18 +152,21 @@ fn one_that_was_told_the_end_may_subscribe_again() {
 }
 
 #[test]
-fn only_what_has_ended_by_itself_is_given_up() {
+fn only_what_has_ended_by_itself_is_given_up_and_only_once_the_client_was_told() {
     let mut state = connected();
-    let ended = hears(&mut state, "a");
-    let goes_on = hears(&mut state, "b");
+    let (ended, told) = hears_and_is_told(&mut state, "a");
+    let (goes_on, told_too) = hears_and_is_told(&mut state, "b");
     assert!(state.leave_ended().is_empty());
     ended.set(true);
+    assert!(state.leave_ended().is_empty());
+    told.set(true);
     let left = state.leave_ended();
     assert_eq!(left.len(), 1);
     assert!(Rc::ptr_eq(&left[0].seat.ended, &ended));
     assert!(state.leave_ended().is_empty());
     assert!(state.subscription(&name("b")).is_some());
     goes_on.set(true);
+    told_too.set(true);
     assert_eq!(state.leave_ended().len(), 1);
     assert_eq!(state.places.len(), 0);
 }

@@ -107,7 +107,7 @@ async fn what_is_held_back_comes_behind_what_was_waited_for() {
     outbox.send(&batch(&[b"before"]));
     outbox.hold();
     outbox.send(&batch(&[b"held"]));
-    outbox.send_latest(1, &batch(&[b"too"]), batch(&[b"too"]));
+    outbox.send_latest(1, &batch(&[b"too"]), batch(&[b"too"]), || true);
     outbox.release(&batch(&[b"first"]));
     outbox.send(&batch(&[b"after"]));
     assert_eq!(outbox.bytes_queued(), 0);
@@ -132,12 +132,12 @@ async fn what_is_held_back_counts_and_a_close_is_not_held_back() {
 async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
     let (outbox, peer) = outbox().await;
     let large = batch(&[&numbered(0, 1 << 20)]);
-    outbox.send_latest(1, &large, large.clone());
+    outbox.send_latest(1, &large, large.clone(), || true);
     assert_ne!(head_sent(&outbox), 0, "the test needs a cut buffer");
     for number in 1..1000 {
         for channel in [1, 2] {
             let newest = batch(&[&numbered(10 * number + channel, 5000)]);
-            outbox.send_latest(channel.into(), &newest, newest.clone());
+            outbox.send_latest(channel.into(), &newest, newest.clone(), || true);
         }
         // The one that was cut, and one of each.
         assert_eq!(queued(&outbox), 3);
@@ -148,6 +148,28 @@ async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
         frames.iter().map(number).collect::<Vec<_>>(),
         [0, 9991, 9992]
     );
+}
+
+#[tokio::test]
+async fn what_is_not_meant_for_it_any_more_is_not_sent_and_the_newest_stands_behind_what_was_kept()
+{
+    let (outbox, peer) = outbox_with(usize::MAX).await;
+    outbox.send_if(&batch(&[b"left"]), || false);
+    let large = batch(&[&numbered(0, 1 << 20)]);
+    outbox.send(&large);
+    assert_ne!(head_sent(&outbox), 0, "the test needs a cut buffer");
+    let latest = |text: &[u8], is_meant: bool| {
+        outbox.send_latest(7, &large, batch(&[text]), || is_meant);
+    };
+    latest(b"old", true);
+    latest(b"left", false);
+    outbox.keep_latest(7);
+    outbox.send(&batch(&[b"reply"]));
+    latest(b"skipped", true);
+    latest(b"new", true);
+    let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
+    let texts: Vec<_> = frames[1..].iter().map(|(_, text)| &text[..]).collect();
+    assert_eq!(texts, [&b"old"[..], b"reply", b"new"]);
 }
 
 #[tokio::test]
