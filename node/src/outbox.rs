@@ -5,7 +5,7 @@
 //! receivers come and go.
 //!
 //! Of a channel whose slow readers get only the newest publication, at most one waits: a newer one takes
-//! its place. Either outbox can hold back what comes until a reply that has to stand before it is ready.
+//! its place. Either outbox can keep a place for a reply that is not ready yet, and holds back what comes behind it.
 //!
 //! Nothing here ever waits. Whoever fills an outbox past its limit ends that client and no other.
 //!
@@ -16,9 +16,11 @@ use std::mem;
 
 use bytes::Bytes;
 
+mod held;
 mod queue;
 mod socket;
 
+pub(crate) use held::Hold;
 pub(crate) use queue::Closed;
 pub(crate) use queue::QueueFormat;
 pub(crate) use queue::QueueOutbox;

@@ -92,7 +92,7 @@ impl ChannelClient {
             _listed: None,
         };
         // What comes in a channel must not overtake the reply that says that the client hears it.
-        self.member.hold();
+        let hold = self.member.hold();
         let subs = self.subscribe_all(&identity, &request, &grant).await?;
         let controls = Arc::clone(self) as Arc<dyn Controls>;
         let directory = &self.clients.directory;
@@ -114,7 +114,7 @@ impl ChannelClient {
         }
         self.note_expiry();
         let told = self.connected(id, self.connect_result(&grant, subs, session));
-        self.member.release(&told);
+        self.member.release(hold, &told);
         Ok(())
     }
 

@@ -38,6 +38,7 @@ use crate::history::Retention;
 use crate::hub;
 use crate::hub::Delivered;
 use crate::metrics::DropReason;
+use crate::outbox::Hold;
 use crate::protocol::Event;
 use crate::protocol::Join;
 use crate::protocol::Leave;
@@ -85,6 +86,51 @@ pub(super) enum Outcome<F> {
     Seated(Membership),
     /// The feed has ended; here is the reply again.
     Ended(F),
+}
+
+/// What an attempt to join does next.
+enum Next {
+    End,
+    Wait,
+    Read,
+    ReadOlder,
+    Tell(Seated),
+}
+
+/// A member that is in and is yet to be told.
+struct Seated {
+    /// The place of what it is told.
+    hold: Hold,
+    seat: hub::Membership,
+    joins: Option<Box<hub::Membership>>,
+    /// Where it joined.
+    position: Option<Position>,
+    missed: Missed,
+}
+
+impl Seated {
+    /// Tells the member, outside of all locks: a reply may be large.
+    fn tell(
+        self,
+        wish: &Wish<'_>,
+        using: Using,
+        reply: impl FnOnce(Joined<'_>) -> Bytes,
+    ) -> Membership {
+        let publications = match &self.missed {
+            Missed::These(publications) => publications.as_slice(),
+            Missed::Older | Missed::Unknown => &[],
+        };
+        let joined = Joined {
+            position: self.position.as_ref(),
+            is_recovered: wish.since.is_some() && matches!(self.missed, Missed::These(_)),
+            publications,
+        };
+        if wish.since.is_some() {
+            using.feeds().metrics.recovered(joined.is_recovered);
+        }
+        wish.member.release(self.hold, &reply(joined));
+        Membership::new(self.seat, self.joins, using)
+    }
 }
 
 impl Feed {
@@ -180,7 +226,8 @@ impl Feed {
         }
     }
 
-    /// Lets a member in once the feed knows where it is.
+    /// Lets a member in once the feed knows where it is. Its place is kept under the lock, which what the broker
+    /// brings needs too; the reply is written outside of it.
     pub(super) async fn join<F>(
         using: Using,
         wish: &Wish<'_>,
@@ -195,7 +242,7 @@ impl Feed {
         loop {
             let mut changed = pin!(feed.changed.notified());
             changed.as_mut().enable(); // Before the look at the state, or a change between them is lost.
-            let joining = {
+            let next = {
                 let mut state = feed.state.lock();
                 let known = Known {
                     older: older
@@ -204,53 +251,42 @@ impl Feed {
                         .map(Vec::as_slice),
                     proof,
                 };
-                let joining = state.join(wish.since, &known, Instant::now().into_std());
-                match &joining {
-                    Joining::Now(Missed::Older) | Joining::Later | Joining::Never => {}
-                    Joining::Ahead => proof = Some(state.prove()),
-                    Joining::Now(missed) => {
-                        let seat = feed.seat(&feeds, &state, wish, missed, reply);
-                        let joins = wish.hears_joins.then(|| feed.seat_for_joins(&feeds, wish));
-                        let joins = joins.map(Box::new);
-                        return Ok(Outcome::Seated(Membership::new(seat, joins, using)));
+                match state.join(wish.since, &known, Instant::now().into_std()) {
+                    Joining::Never => Next::End,
+                    Joining::Later => Next::Wait,
+                    Joining::Ahead => {
+                        proof = Some(state.prove());
+                        Next::Read
                     }
+                    Joining::Now(Missed::Older) => Next::ReadOlder,
+                    Joining::Now(missed) => Next::Tell(feed.seat(&feeds, &state, wish, missed)),
                 }
-                joining
             };
-            match joining {
-                Joining::Never => return Ok(Outcome::Ended(reply)),
-                Joining::Later => changed.await,
-                Joining::Ahead => feeds.want_read(&feed),
-                Joining::Now(_) => older = Some(feed.older(&feeds, older).await?),
+            match next {
+                Next::End => return Ok(Outcome::Ended(reply)),
+                Next::Wait => changed.await,
+                Next::Read => feeds.want_read(&feed),
+                Next::ReadOlder => older = Some(feed.older(&feeds, older).await?),
+                Next::Tell(seated) => {
+                    return Ok(Outcome::Seated(seated.tell(wish, using, reply)));
+                }
             }
         }
     }
 
-    /// Sends `member` the reply, and seats it. Under the lock: what is delivered next finds it there.
-    fn seat(
-        &self,
-        feeds: &Feeds,
-        state: &State,
-        wish: &Wish<'_>,
-        missed: &Missed,
-        reply: impl FnOnce(Joined<'_>) -> Bytes,
-    ) -> hub::Membership {
-        let publications = match missed {
-            Missed::These(publications) => publications.as_slice(),
-            Missed::Older | Missed::Unknown => &[],
-        };
-        let joined = Joined {
-            position: state.position(),
-            is_recovered: wish.since.is_some() && matches!(missed, Missed::These(_)),
-            publications,
-        };
-        if wish.since.is_some() {
-            feeds.metrics.recovered(joined.is_recovered);
+    /// Lets a member in, behind the place of its reply. Under the lock: what is delivered next finds it there.
+    fn seat(&self, feeds: &Feeds, state: &State, wish: &Wish<'_>, missed: Missed) -> Seated {
+        let hold = wish.member.hold();
+        let (name, member) = (&self.seats, wish.member.clone());
+        let seat = feeds.hub.join_fed(name, member, self.slow);
+        let joins = wish.hears_joins.then(|| self.seat_for_joins(feeds, wish));
+        Seated {
+            hold,
+            seat,
+            joins: joins.map(Box::new),
+            position: state.position().cloned(),
+            missed,
         }
-        wish.member.send(&reply(joined));
-        feeds
-            .hub
-            .join_fed(&self.seats, wish.member.clone(), self.slow)
     }
 
     /// Who hears of joins and leaves sits in a channel of its own, so that what they hear is written down once,

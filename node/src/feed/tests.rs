@@ -222,6 +222,12 @@ impl Client {
         messages
     }
 
+    /// The offsets of the `count` publications that follow the reply, which is next.
+    async fn offsets_behind_the_reply(&self, count: usize) -> Vec<u64> {
+        assert_eq!(self.next(1).await, [Heard::Reply]);
+        self.offsets(count).await
+    }
+
     /// The offsets of the next `count` messages, which are publications.
     async fn offsets(&self, count: usize) -> Vec<u64> {
         let offset = |heard: Heard| match heard {
@@ -595,6 +601,50 @@ async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_not
     time::timeout(2 * PATIENCE, done).await.unwrap();
     assert_eq!(node.metrics.gaps_noticed.get(), 0);
     Arc::into_inner(node).unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn what_is_published_while_a_reply_is_written_waits_for_nobody() {
+    let node = node(&config::Broker::Memory);
+    let keep = Some(retention(10));
+    let other = node.join("a", keep, None).await.unwrap();
+    let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
+    let channel = name("a");
+    let joining = Joining {
+        channel: &channel,
+        retention: keep,
+        slow: SlowReader::Disconnect,
+        member: &Member::Queue(Arc::clone(&outbox)),
+        hears_joins: false,
+        since: None,
+    };
+    let reply = |joined: Joined<'_>| {
+        assert_eq!(joined.position.unwrap().offset, 0);
+        let how = How {
+            ack: Ack::Stored,
+            retention: keep,
+            idempotency: None,
+        };
+        let (feeds, channel) = (Arc::clone(&node.feeds), channel.clone());
+        let (done, published) = std::sync::mpsc::channel();
+        // It is delivered by the publisher's own thread.
+        std::thread::spawn(move || {
+            let publish = feeds.publish(&channel, publication("1"), how);
+            let stored = futures_util::FutureExt::now_or_never(publish);
+            done.send(stored.is_some()).unwrap();
+        });
+        assert_eq!(published.recv_timeout(PATIENCE), Ok(true));
+        Bytes::from_static(b"reply")
+    };
+    let membership = node.feeds.join(joining, reply).await.unwrap();
+    let client = Client {
+        outbox,
+        told: other.told.clone(),
+        membership,
+    };
+    assert_eq!(other.offsets_behind_the_reply(1).await, [1]);
+    assert_eq!(client.offsets_behind_the_reply(1).await, [1]);
+    node.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

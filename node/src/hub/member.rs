@@ -10,6 +10,7 @@ use crate::frame::websocket;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
 use crate::hub::format::Format;
+use crate::outbox::Hold;
 use crate::outbox::QueueFormat;
 use crate::outbox::QueueOutbox;
 use crate::outbox::SocketOutbox;
@@ -120,19 +121,19 @@ impl Member {
         }
     }
 
-    /// Holds back all that is sent from now on, until [`release`](Self::release).
-    pub(crate) fn hold(&self) {
+    /// Keeps a place for a reply and holds back what is sent behind it, until it is [released](Self::release).
+    pub(crate) fn hold(&self) -> Hold {
         match self {
             Self::Socket(outbox) => outbox.hold(),
             Self::Queue(outbox) => outbox.hold(),
         }
     }
 
-    /// Sends `first`, then what was held back.
-    pub(crate) fn release(&self, first: &Bytes) {
+    /// Sends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
         match self {
-            Self::Socket(outbox) => outbox.release(first),
-            Self::Queue(outbox) => outbox.release(first),
+            Self::Socket(outbox) => outbox.release(hold, reply),
+            Self::Queue(outbox) => outbox.release(hold, reply),
         }
     }
 

@@ -8,8 +8,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::disconnect::Disconnect;
+use crate::outbox::Hold;
 use crate::outbox::Waiting;
 use crate::outbox::cost;
+use crate::outbox::held::Held;
 
 /// How messages stand in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +26,8 @@ pub(crate) enum QueueFormat {
 
 /// A client's messages, in order.
 ///
-/// Invariant: `bytes_queued` is the summed cost of `messages` and at most `bytes_max` and one push more;
-/// outside `State::Open` nothing is added.
+/// Invariant: `bytes_queued` is the summed cost of `messages` and, with what is held back, at most `bytes_max` and
+/// one push more; outside `State::Open` nothing is added.
 pub(crate) struct QueueOutbox {
     format: QueueFormat,
     bytes_max: usize,
@@ -40,8 +42,9 @@ struct Queue {
     state: State,
     /// Why the client was sent away, if it was told.
     disconnect: Option<Disconnect>,
-    /// What came since [`QueueOutbox::hold`]; it counts as queued.
-    held: Option<Vec<Bytes>>,
+    /// What came since [`QueueOutbox::hold`], never empty; it counts as queued. In a box, because mostly there
+    /// is none.
+    held: Option<Box<Held>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,20 @@ pub(crate) enum Closed {
     Whole,
     /// Nothing: too much waited.
     Slow,
+}
+
+impl Queue {
+    /// What waits and what is held back, in bytes.
+    fn bytes(&self) -> usize {
+        let held = self.held.as_ref();
+        self.bytes_queued + held.map_or(0, |held| held.bytes())
+    }
+
+    fn append(&mut self, messages: &[Bytes]) {
+        self.bytes_queued += messages.iter().map(cost).sum::<usize>();
+        let waiting = messages.iter().cloned().map(Waiting::new);
+        self.messages.extend(waiting);
+    }
 }
 
 impl QueueOutbox {
@@ -110,22 +127,20 @@ impl QueueOutbox {
 
     /// Whether the receiver has to be woken.
     fn append(&self, queue: &mut Queue, messages: &[Bytes]) -> bool {
-        let was_empty = queue.messages.is_empty();
-        if self.bytes_max < queue.bytes_queued {
+        if self.bytes_max < queue.bytes() {
             queue.messages = VecDeque::new();
             queue.held = None;
             queue.bytes_queued = 0;
             queue.state = State::Slow;
-        } else {
-            queue.bytes_queued += messages.iter().map(cost).sum::<usize>();
-            match &mut queue.held {
-                Some(held) => held.extend(messages.iter().cloned()),
-                None => queue
-                    .messages
-                    .extend(messages.iter().cloned().map(Waiting::new)),
-            }
+            return true;
         }
-        was_empty || queue.state == State::Slow
+        let was_empty = queue.messages.is_empty();
+        if let Some(held) = &mut queue.held {
+            messages.iter().for_each(|message| held.push(message));
+            return false;
+        }
+        queue.append(messages);
+        was_empty
     }
 
     /// Appends one quoted message, see [`push_all`](Self::push_all).
@@ -180,22 +195,27 @@ impl QueueOutbox {
         }
     }
 
-    /// Holds back what comes from now on.
-    pub(crate) fn hold(&self) {
-        self.queue.lock().held.get_or_insert_default();
+    /// Keeps a place for a reply and holds back what comes behind it, until it is [released](Self::release).
+    pub(crate) fn hold(&self) -> Hold {
+        self.queue.lock().held.get_or_insert_default().hold()
     }
 
-    /// Appends `first`, then what was held back.
-    pub(crate) fn release(&self, first: &Bytes) {
-        let held = {
-            let mut queue = self.queue.lock();
-            let held = queue.held.take().unwrap_or_default();
-            queue.bytes_queued -= held.iter().map(cost).sum::<usize>();
-            held
+    /// Appends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
+        let mut queue = self.queue.lock();
+        let Some(held) = &mut queue.held else {
+            return;
         };
-        let mut messages = vec![first.clone()];
-        messages.extend(held);
-        self.push_all(&messages);
+        let ready = held.release(&hold, reply);
+        queue.held.take_if(|held| held.is_empty());
+        if queue.state == State::Open {
+            let was_empty = queue.messages.is_empty();
+            queue.append(&ready);
+            drop(queue);
+            if was_empty {
+                self.changed.notify_one();
+            }
+        }
     }
 
     /// How messages stand in it.
@@ -205,7 +225,7 @@ impl QueueOutbox {
 
     /// What waits, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
-        self.queue.lock().bytes_queued
+        self.queue.lock().bytes()
     }
 
     /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.
@@ -252,17 +272,19 @@ impl QueueOutbox {
     /// Appends `last`, which tells the client of `disconnect`, before what was held back, and takes no more
     /// messages. The first reason stays.
     pub(crate) fn close_with(&self, disconnect: Disconnect, last: Bytes) {
-        let is_held = {
+        {
             let mut queue = self.queue.lock();
             if queue.state == State::Open {
                 queue.disconnect = Some(disconnect);
             }
-            queue.held.is_some()
-        };
-        if is_held {
-            self.release(&last);
-        } else {
-            self.push(last);
+            if let Some(mut held) = queue.held.take() {
+                let mut messages = vec![last];
+                messages.append(&mut held.take_all());
+                queue.append(&messages);
+            } else {
+                drop(queue);
+                self.push(last);
+            }
         }
         self.close();
     }
@@ -379,11 +401,11 @@ mod tests {
     fn what_is_held_back_comes_behind_what_was_waited_for() {
         let outbox = outbox(1024);
         outbox.push(Bytes::from_static(b"before"));
-        outbox.hold();
+        let hold = outbox.hold();
         outbox.push(Bytes::from_static(b"held"));
         assert_eq!(outbox.take(usize::MAX), ["before"]);
         assert!(outbox.is_empty());
-        outbox.release(&Bytes::from_static(b"first"));
+        outbox.release(hold, &Bytes::from_static(b"first"));
         outbox.push(Bytes::from_static(b"after"));
         assert_eq!(outbox.take(usize::MAX), ["first", "held", "after"]);
         assert_eq!(outbox.bytes_queued(), 0);
@@ -392,7 +414,7 @@ mod tests {
     #[test]
     fn what_is_held_back_counts() {
         let outbox = outbox(HANDLE);
-        outbox.hold();
+        let _hold = outbox.hold();
         for _ in 0..3 {
             outbox.push(Bytes::from_static(b"held"));
         }

@@ -24,8 +24,10 @@ use tokio::net::TcpStream;
 use crate::disconnect::Disconnect;
 use crate::frame::websocket;
 use crate::frame::websocket::SocketFormat;
+use crate::outbox::Hold;
 use crate::outbox::Waiting;
 use crate::outbox::cost;
+use crate::outbox::held::Held;
 
 /// How many queued buffers one write takes along.
 const SLICES_MAX: usize = 64;
@@ -58,14 +60,14 @@ struct Output {
 /// What a socket has not taken yet.
 ///
 /// Invariant: `queue` holds whole frames, and of its first buffer `head_sent` bytes are sent already;
-/// `bytes_queued` is the summed cost of the buffers, with those that are held back.
+/// `bytes_queued` is the summed cost of the buffers.
 #[derive(Default)]
 struct Backlog {
     queue: VecDeque<Waiting>,
     head_sent: usize,
     bytes_queued: usize,
     /// What came since [`SocketOutbox::hold`].
-    held: Option<Vec<Bytes>>,
+    held: Held,
 }
 
 /// How far a WebSocket is from its end, seen from our side.
@@ -134,7 +136,7 @@ impl SocketOutbox {
         let mut output = self.output.lock();
         if output.state == SocketState::Open
             && let Some(backlog) = &mut output.backlog
-            && backlog.held.is_none()
+            && backlog.held.is_empty()
         {
             if is_meant() {
                 backlog.queue_latest(channel, newest);
@@ -157,20 +159,21 @@ impl SocketOutbox {
         }
     }
 
-    /// Holds back what is sent from now on, but for a close frame.
-    pub(crate) fn hold(&self) {
-        self.output.lock().backlog().held.get_or_insert_default();
+    /// Keeps a place for a reply and holds back what is sent behind it, but for a close frame, until it is
+    /// [released](Self::release).
+    pub(crate) fn hold(&self) -> Hold {
+        self.output.lock().backlog().held.hold()
     }
 
-    /// Sends `first`, then what was held back.
-    pub(crate) fn release(&self, first: &Bytes) {
+    /// Sends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
         let mut output = self.output.lock();
-        let held = output.release();
+        let ready = output.release(&hold, reply);
         if output.state != SocketState::Open {
             return;
         }
-        let mut wake = self.write_or_queue(&mut output, first);
-        for frames in held.iter() {
+        let mut wake = false;
+        for frames in &ready {
             wake |= self.write_or_queue(&mut output, frames);
         }
         drop(output);
@@ -348,7 +351,7 @@ impl SocketOutbox {
 impl Output {
     fn bytes_queued(&self) -> usize {
         let backlog = self.backlog.as_ref();
-        backlog.map_or(0, |backlog| backlog.bytes_queued)
+        backlog.map_or(0, |backlog| backlog.bytes_queued + backlog.held.bytes())
     }
 
     /// The backlog if the socket has to take something of it.
@@ -369,15 +372,14 @@ impl Output {
         backlog.is_some_and(|backlog| backlog.hold_back(frames))
     }
 
-    /// What was held back, which counts no more.
-    fn release(&mut self) -> Vec<Bytes> {
+    /// What can be sent once `reply` is in its place.
+    fn release(&mut self, hold: &Hold, reply: &Bytes) -> Vec<Bytes> {
         let Some(backlog) = &mut self.backlog else {
             return Vec::new();
         };
-        let held = backlog.held.take().unwrap_or_default();
-        backlog.bytes_queued -= held.iter().map(cost).sum::<usize>();
+        let ready = backlog.held.release(hold, reply);
         self.drop_empty_backlog();
-        held
+        ready
     }
 
     /// Takes `written` bytes off the queue.
@@ -391,7 +393,7 @@ impl Output {
     /// An idle client owns no buffer.
     fn drop_empty_backlog(&mut self) {
         self.backlog
-            .take_if(|backlog| backlog.queue.is_empty() && backlog.held.is_none());
+            .take_if(|backlog| backlog.queue.is_empty() && backlog.held.is_empty());
     }
 
     /// Keeps of the queue only the rest of a frame that the socket has cut.
@@ -435,11 +437,10 @@ impl Backlog {
     }
 
     fn hold_back(&mut self, frames: &Bytes) -> bool {
-        let Some(held) = &mut self.held else {
+        if self.held.is_empty() {
             return false;
-        };
-        self.bytes_queued += cost(frames);
-        held.push(frames.clone());
+        }
+        self.held.push(frames);
         true
     }
 

@@ -1,6 +1,7 @@
 //! One share of the registry: its ledger, and whoever carries the ledger's writes out.
 //!
-//! Without Redis there is nobody else, so every write is carried out as soon as it is wanted.
+//! Without Redis there is nobody else, so every write is carried out as soon as it is wanted, in the same step.
+//! What comes of a write is told under the lock too: in the order in which it came about.
 
 use std::sync::Arc;
 
@@ -54,22 +55,17 @@ impl Shard {
 
     /// Wants `value` in `slot`, see [`Ledger::enter`]; returns the place of the wish.
     pub(super) fn enter(&self, slot: Slot, value: Value) -> u64 {
-        let place = self.ledger.lock().enter(slot, value);
-        self.on_change();
-        place
+        self.change_ledger(|ledger| ledger.enter(slot, value))
     }
 
     /// Wants `value` where somebody has entered; returns the place of the wish.
     pub(super) fn change(&self, slot: &Slot, value: Value) -> u64 {
-        let place = self.ledger.lock().change(slot, value);
-        self.on_change();
-        place
+        self.change_ledger(|ledger| ledger.change(slot, value))
     }
 
     /// One of those who have entered wants nothing in `slot` any more.
     pub(super) fn leave(&self, slot: &Slot) {
-        self.ledger.lock().leave(slot);
-        self.on_change();
+        self.change_ledger(|ledger| ledger.leave(slot));
     }
 
     /// Waits until all wishes before `place` are fulfilled, or for as long as `patience`.
@@ -96,22 +92,20 @@ impl Shard {
 
     /// Takes the answers to a batch; without them nobody knows what became of it.
     pub(super) fn finish(&self, batch: Vec<Write>, answers: Option<Vec<bool>>) {
-        let mut events = Vec::new();
         {
             let mut ledger = self.ledger.lock();
             match answers {
                 Some(answers) if answers.len() == batch.len() => {
                     for (write, is_change) in batch.into_iter().zip(answers) {
-                        events.extend(ledger.answered(write, is_change));
+                        if let Some(event) = ledger.answered(write, is_change) {
+                            self.tell(event);
+                        }
                     }
                 }
                 _ => batch.into_iter().for_each(|write| ledger.unanswered(write)),
             }
         }
         self.answered.send_replace(());
-        for event in events {
-            self.tell(event);
-        }
     }
 
     /// Writes everything anew, under a new lease.
@@ -134,14 +128,105 @@ impl Shard {
         }
     }
 
-    fn on_change(&self) {
+    fn change_ledger<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let changed = {
+            let mut ledger = self.ledger.lock();
+            let changed = change(&mut ledger);
+            if self.backing == Backing::Memory {
+                self.carry_out(&mut ledger);
+            }
+            changed
+        };
         match self.backing {
             Backing::Redis => self.changed.notify_one(),
             Backing::Memory => {
-                let batch = self.next_batch();
-                let answers = vec![true; batch.len()];
-                self.finish(batch, Some(answers));
+                self.answered.send_replace(());
             }
+        }
+        changed
+    }
+
+    /// Carries out all that is wanted. Under the same lock as the wish, so that none waits for another's.
+    fn carry_out(&self, ledger: &mut Ledger) {
+        loop {
+            let batch = ledger.next_batch(BATCH_WRITES);
+            if batch.is_empty() {
+                return;
+            }
+            for write in batch {
+                if let Some(event) = ledger.answered(write, true) {
+                    self.tell(event);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::thread;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::channel::ChannelName;
+    use crate::instance::ClientId;
+    use crate::instance::Instance;
+    use crate::registry::Announce;
+
+    /// What was told of each client, in order: whether it came.
+    #[derive(Default)]
+    struct Told(Mutex<HashMap<Bytes, Vec<bool>>>);
+
+    impl News for Told {
+        fn came(&self, _: &ChannelName, info: Bytes) {
+            thread::yield_now(); // So that what is told elsewhere could overtake it.
+            self.0.lock().entry(info).or_default().push(true);
+        }
+
+        fn left(&self, _: &ChannelName, info: Bytes) {
+            self.0.lock().entry(info).or_default().push(false);
+        }
+    }
+
+    fn slot_and_value(client: ClientId) -> (Slot, Value) {
+        let slot = Slot::Member(ChannelName::new("a").unwrap(), client);
+        let value = Value {
+            info: Bytes::from(client.to_string()),
+            announce: Announce::Yes,
+        };
+        (slot, value)
+    }
+
+    #[test]
+    fn without_redis_each_coming_and_going_is_told_in_order() {
+        const CLIENTS: usize = 4;
+        const TIMES: usize = 3000;
+        let told = Arc::new(Told::default());
+        let shard = Shard::new(Backing::Memory, Arc::clone(&told) as Arc<dyn News>);
+        let instance = Instance::random();
+        let clients: [ClientId; CLIENTS] = std::array::from_fn(|_| ClientId::random(instance));
+        // Two threads for each client, which come and go as they like.
+        thread::scope(|scope| {
+            for thread in 0..2 * CLIENTS {
+                let (slot, value) = slot_and_value(clients[thread % CLIENTS]);
+                let shard = &shard;
+                scope.spawn(move || {
+                    for _ in 0..TIMES {
+                        shard.enter(slot.clone(), value.clone());
+                        shard.leave(&slot);
+                    }
+                });
+            }
+        });
+        assert!(shard.look(Ledger::is_idle), "something is held back");
+        let told = told.0.lock();
+        for client in clients {
+            let told = &told[&Bytes::from(client.to_string())];
+            assert!(told.len() % 2 == 0 && !told.is_empty());
+            let alternating = [true, false].into_iter().cycle();
+            assert!(told.iter().copied().eq(alternating.take(told.len())));
         }
     }
 }

@@ -105,10 +105,10 @@ async fn a_socket_that_takes_everything_has_no_queue() {
 async fn what_is_held_back_comes_behind_what_was_waited_for() {
     let (outbox, peer) = outbox().await;
     outbox.send(&batch(&[b"before"]));
-    outbox.hold();
+    let hold = outbox.hold();
     outbox.send(&batch(&[b"held"]));
     outbox.send_latest(1, &batch(&[b"too"]), batch(&[b"too"]), || true);
-    outbox.release(&batch(&[b"first"]));
+    outbox.release(hold, &batch(&[b"first"]));
     outbox.send(&batch(&[b"after"]));
     assert_eq!(outbox.bytes_queued(), 0);
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
@@ -119,7 +119,7 @@ async fn what_is_held_back_comes_behind_what_was_waited_for() {
 #[tokio::test]
 async fn what_is_held_back_counts_and_a_close_is_not_held_back() {
     let (outbox, peer) = outbox().await;
-    outbox.hold();
+    let _hold = outbox.hold();
     for number in 0..10 {
         outbox.send(&batch(&[&numbered(number, LIMIT / 4)]));
     }
