@@ -55,6 +55,8 @@ pub(crate) use client::Admitted;
 pub(crate) use client::Origin;
 pub(crate) use news::news;
 
+use state::Word;
+
 /// What every channel client of this node shares.
 pub(crate) struct ChannelClients {
     config: config::Channels,
@@ -159,13 +161,38 @@ fn unix_time() -> std::time::Duration {
     since.unwrap_or_default()
 }
 
-/// How many seconds are left until `expire_at`, as replies have it: whether there is an end, and when.
-fn time_left(expire_at: Option<u64>, now: u64) -> (bool, u32) {
-    match expire_at {
-        None => (false, 0),
-        Some(at) => (
-            true,
-            u32::try_from(at.saturating_sub(now)).unwrap_or(u32::MAX),
-        ),
+/// What a reply says of `expire_at`: whether the client has to bring a newer token, and within how many seconds.
+///
+/// What a hook granted is prolonged by the node: its client is told of no end. An SDK that was told of one and has no
+/// way to get a token would end for good.
+fn time_left(expire_at: Option<u64>, word: Word) -> (bool, u32) {
+    match (expire_at, word) {
+        (None, _) | (_, Word::Hook) => (false, 0),
+        (Some(at), Word::Token) => {
+            let left = at.saturating_sub(unix_seconds());
+            (true, u32::try_from(left).unwrap_or(u32::MAX))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_of_the_end_of_what_it_has_a_token_for_alone() {
+        for (expire_at, word, expected) in [
+            (None, Word::Token, (false, 0)),
+            (None, Word::Hook, (false, 0)),
+            (Some(u64::MAX), Word::Token, (true, u32::MAX)),
+            (Some(u64::MAX), Word::Hook, (false, 0)),
+            (Some(1), Word::Token, (true, 0)),
+        ] {
+            assert_eq!(
+                time_left(expire_at, word),
+                expected,
+                "{expire_at:?} {word:?}"
+            );
+        }
     }
 }

@@ -53,6 +53,8 @@ impl Disconnect {
     pub(crate) const INTERNAL: Self = Self::new(3004, "internal server error", "internal");
     /// Channels: the connection's time is over.
     pub(crate) const EXPIRED: Self = Self::new(3005, "connection expired", "expired");
+    /// Channels: a subscription's time is over, and the newer token for it is out of date too.
+    pub(crate) const SUB_EXPIRED: Self = Self::new(3006, "subscription expired", "sub_expired");
     /// Channels: no pong came in time.
     pub(crate) const NO_ANSWER: Self = Self::new(3012, "no pong", "no_answer");
     /// Channels: the token is none of ours, or somebody else's.

@@ -1,6 +1,7 @@
 // npm centrifuge, told what to do by JSON lines on standard input, telling what happened in JSON lines.
 //
 // In:  {"id": 1, "client": "ann", "do": "open", "url": "ws://127.0.0.1:9000/connection/websocket", "codec": "json", "options": {}}
+//      ("url" may also be a list of transports, as the package takes it)
 //      {"id": 2, "client": "ann", "do": "subscribe", "channel": "chat:a", "options": {"joinLeave": true}}
 //      ... publish, history, presence, presenceStats, unsubscribe, rpc, send, disconnect, break; the end of the input ends the process.
 // Out: {"id": 1, "result": {...}} or {"id": 1, "error": {"code": 103, "message": "permission denied"}} for each of them, and
@@ -12,6 +13,7 @@
 import { createInterface } from "node:readline";
 import { Centrifuge as JsonCentrifuge } from "centrifuge";
 import { Centrifuge as ProtobufCentrifuge } from "centrifuge/build/protobuf";
+import { EventSource } from "eventsource";
 import WebSocket from "ws";
 
 const CLIENT_EVENTS = [
@@ -56,7 +58,9 @@ class Client {
       }
     }
     const Centrifuge = codec === "protobuf" ? ProtobufCentrifuge : JsonCentrifuge;
-    const set = { websocket: Socket, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 20_000, ...options };
+    const set = {
+      websocket: Socket, eventsource: EventSource, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 20_000, ...options,
+    };
     if (set.data !== undefined) set.data = this.out(set.data);
     // {"tokens": [...]}: the next one for each time that it asks.
     if (set.tokens) {

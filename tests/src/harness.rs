@@ -4,6 +4,7 @@
 //! a condition and has a deadline. Dropping a [`Process`](process::Process) ends it, so no test leaves one behind, and a
 //! test that fails prints the end of the log of each.
 
+pub mod application;
 pub mod backend;
 pub mod channels;
 pub mod clients;

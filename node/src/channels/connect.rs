@@ -113,7 +113,7 @@ impl ChannelClient {
             return Ok(()); // It has gone meanwhile.
         }
         self.note_expiry();
-        let told = self.connected(id, self.connect_result(&grant, subs, session));
+        let told = self.connected(id, self.connect_result(&grant, word, subs, session));
         self.member.release(hold, &told);
         Ok(())
     }
@@ -205,11 +205,12 @@ impl ChannelClient {
     fn connect_result(
         &self,
         grant: &ConnectGrant,
+        word: Word,
         subs: BTreeMap<String, SubscribeResult>,
         session: Option<ClientId>,
     ) -> ConnectResult {
         let now = channels::unix_milliseconds();
-        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        let (expires, ttl) = channels::time_left(grant.expire_at, word);
         let ping = self.endpoint.ping.interval;
         let mut result = ConnectResult {
             client: self.id.to_string(),

@@ -61,6 +61,23 @@ pub(super) fn of_connection_token(error: &AuthError) -> Failure {
     }
 }
 
+/// What a newer token for a connection comes to that does not prolong it. A stale one closes the connection: SDKs take
+/// an error for the end, and a close for the moment to get themselves another token.
+pub(super) fn of_refresh_token(error: &AuthError) -> Failure {
+    match error {
+        AuthError::Expired => Disconnect::EXPIRED.into(),
+        AuthError::Invalid(_) => of_connection_token(error),
+    }
+}
+
+/// The same for a newer token for a subscription.
+pub(super) fn of_sub_refresh_token(error: &AuthError) -> Failure {
+    match error {
+        AuthError::Expired => Disconnect::SUB_EXPIRED.into(),
+        AuthError::Invalid(_) => of_subscription_token(error),
+    }
+}
+
 /// What a token for a subscription comes to that grants none.
 pub(super) fn of_subscription_token(error: &AuthError) -> Failure {
     match error {

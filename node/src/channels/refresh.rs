@@ -43,15 +43,20 @@ impl ChannelClient {
             .connect(&request.token, SystemTime::now());
         let grant = granted.map_err(|error| {
             debug!(client = %self.id, %error, "a newer token was refused");
-            failure::of_connection_token(&error)
+            failure::of_refresh_token(&error)
         })?;
         if *grant.user != *user {
             return Err(Disconnect::INVALID_TOKEN.into()); // It is somebody else's.
         }
-        self.state.lock().identity()?.expire_at = grant.expire_at;
+        {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            identity.expire_at = grant.expire_at;
+            identity.word = Word::Token;
+        }
         self.change_info(grant.info);
         self.note_expiry();
-        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        let (expires, ttl) = channels::time_left(grant.expire_at, Word::Token);
         let result = RefreshResult {
             client: self.id.to_string(),
             version: String::new(),
@@ -85,11 +90,11 @@ impl ChannelClient {
         let granted = verifier.subscribe(token, channel.as_str(), asking, now);
         let grant = granted.map_err(|error| {
             debug!(client = %self.id, %channel, %error, "a newer token was refused");
-            failure::of_subscription_token(&error)
+            failure::of_sub_refresh_token(&error)
         })?;
         self.change_info_in(&channel, grant.info);
-        self.prolong_subscription(&channel, grant.expire_at);
-        let (expires, ttl) = channels::time_left(grant.expire_at, channels::unix_seconds());
+        self.prolong_subscription(&channel, grant.expire_at, Word::Token);
+        let (expires, ttl) = channels::time_left(grant.expire_at, Word::Token);
         self.reply(id, Outcome::SubRefresh(SubRefreshResult { expires, ttl }));
         Ok(())
     }
@@ -180,10 +185,11 @@ impl ChannelClient {
             match self.ask_for_more_in(&standing, channel).await {
                 Ok(Refreshed::For(grant)) => {
                     self.change_info_in(channel, grant.info.unwrap_or_default());
-                    return self.prolong_subscription(channel, grant.expire_at);
+                    return self.prolong_subscription(channel, grant.expire_at, Word::Hook);
                 }
-                Err(_) if is_patient(expire_at, now) => return,
-                Ok(Refreshed::Expired) | Err(_) => {}
+                Err(Failure::Disconnect(farewell)) => return self.member.close(farewell),
+                Err(Failure::Error(_)) if is_patient(expire_at, now) => return,
+                Ok(Refreshed::Expired) | Err(Failure::Error(_)) => {}
             }
         }
         let code = UnsubscribeCode::Expired;
@@ -195,23 +201,27 @@ impl ChannelClient {
         self.prolong(grant.expire_at);
     }
 
-    /// Notes when the connection ends now, and tells the client.
+    /// Notes when the connection ends now, and tells the client if that is its business.
     fn prolong(&self, expire_at: Option<u64>) {
-        {
+        let word = {
             let mut state = self.state.lock();
             let Ok(identity) = state.identity() else {
                 return;
             };
             identity.expire_at = expire_at;
-        }
+            identity.word
+        };
         self.note_expiry();
-        let (expires, ttl) = channels::time_left(expire_at, channels::unix_seconds());
-        self.push(Push::new("", Event::Refresh(Refresh { expires, ttl })));
+        if word == Word::Token {
+            let (expires, ttl) = channels::time_left(expire_at, word);
+            self.push(Push::new("", Event::Refresh(Refresh { expires, ttl })));
+        }
     }
 
-    fn prolong_subscription(&self, channel: &ChannelName, expire_at: Option<u64>) {
+    fn prolong_subscription(&self, channel: &ChannelName, expire_at: Option<u64>, word: Word) {
         if let Some(subscription) = self.state.lock().subscription(channel) {
             subscription.expire_at = expire_at;
+            subscription.word = word;
         }
         self.note_expiry();
     }

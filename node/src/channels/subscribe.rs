@@ -374,8 +374,7 @@ fn subscribe_result(
     since: Option<&Position>,
     joined: &feed::Joined<'_>,
 ) -> SubscribeResult {
-    let now = channels::unix_seconds();
-    let (expires, ttl) = channels::time_left(wish.grant.expire_at, now);
+    let (expires, ttl) = channels::time_left(wish.grant.expire_at, wish.word);
     let position = match since {
         Some(since) if joined.is_recovered => Some(since),
         _ => joined.position,

@@ -1,6 +1,6 @@
 //! npm centrifuge, unmodified, told what to do: `tests/clients/channels.mjs`.
 
-use std::{collections::HashMap, path::Path, process::Stdio};
+use std::{collections::HashMap, net::SocketAddr, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
@@ -26,6 +26,32 @@ impl Codec {
             Self::Json => "json",
             Self::Protobuf => "protobuf",
         }
+    }
+}
+
+/// How a client is connected, as the package calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// `websocket`.
+    WebSocket,
+    /// `http_stream`.
+    HttpStream,
+    /// `sse`.
+    Sse,
+}
+
+impl Transport {
+    /// Each, in the codec that all of them have.
+    pub const ALL: [Self; 3] = [Self::WebSocket, Self::HttpStream, Self::Sse];
+
+    fn endpoint(self, node: SocketAddr) -> Value {
+        let (scheme, transport) = match self {
+            Self::WebSocket => ("ws", "websocket"),
+            Self::HttpStream => ("http", "http_stream"),
+            Self::Sse => ("http", "sse"),
+        };
+        let endpoint = format!("{scheme}://{node}/connection/{transport}");
+        json!([{ "transport": transport, "endpoint": endpoint }])
     }
 }
 
@@ -82,6 +108,24 @@ impl Channels {
             json!({ "url": url, "codec": codec.name(), "options": options }),
         )
         .await
+    }
+
+    /// Connects a client to the endpoint `/connection` of `node` by this transport and no other, in JSON.
+    ///
+    /// # Errors
+    ///
+    /// It has not been connected soon.
+    pub async fn open_over(
+        &mut self,
+        client: &str,
+        transport: Transport,
+        node: SocketAddr,
+        mut options: Value,
+    ) -> Result<Value> {
+        options["emulationEndpoint"] = json!(format!("http://{node}/connection/emulation"));
+        let url = transport.endpoint(node);
+        let order = json!({ "url": url, "codec": "json", "options": options });
+        self.granted(client, "open", order).await
     }
 
     /// Lets `client` do something, and returns what came of it.

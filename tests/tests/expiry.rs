@@ -1,0 +1,136 @@
+//! The end of connections and subscriptions as npm centrifuge sees it: what a hook prolongs, stale tokens, and newer tokens
+//! that say something else.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use causeway_tests::harness::{
+    application::{Application, Question},
+    channels::{Channels, Transport},
+    node::{self, Node},
+    scratch::Scratch,
+    settings::Settings,
+    subscriber::token_with,
+    wait,
+};
+use serde_json::{Value, json};
+
+const SECRET: &str = "a secret of at least thirty-two bytes";
+
+/// How long the first grant of each kind holds, in seconds.
+const BRIEF: i64 = 2;
+
+/// In UNIX seconds, from now on.
+fn after(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    i64::try_from(now).unwrap_or_default() + seconds
+}
+
+/// A token of the user `ann` that ends after so many seconds.
+fn token(seconds: i64, mut more: Value) -> String {
+    more["exp"] = json!(after(seconds));
+    token_with(SECRET, "ann", more)
+}
+
+fn settings() -> Settings {
+    node::settings()
+        .with(
+            "endpoints",
+            json!([{ "path": "/connection", "mode": "channels" }]),
+        )
+        .with(
+            "auth",
+            json!({ "keys": [{ "algorithm": "HS256", "key": SECRET }], "leeway": "0s" }),
+        )
+        .with(
+            "channels.namespaces",
+            json!([
+                { "name": "hooked", "subscribe": "hook", "publish": "subscribers" },
+                { "name": "secret", "subscribe": "token" },
+                { "name": "news", "subscribe": "nobody", "publish": "authenticated" },
+            ]),
+        )
+}
+
+/// Grants everything for a moment, again and again.
+async fn grant_briefly(question: Question) -> Value {
+    match question.hook.as_str() {
+        "connect" => json!({ "result": { "user": "ann", "expire_at": after(BRIEF) } }),
+        _ => json!({ "result": { "expire_at": after(BRIEF) } }),
+    }
+}
+
+#[tokio::test]
+async fn what_a_hook_prolongs_lives_on_in_an_sdk_that_has_no_tokens() -> Result<()> {
+    let application = Application::start(grant_briefly).await?;
+    let scratch = Scratch::new("expiry-hooks")?;
+    let hooks = ["connect", "refresh", "subscribe", "sub_refresh"];
+    let settings = hooks.into_iter().fold(settings(), |settings, hook| {
+        settings.with(&format!("hooks.{hook}"), application.hook(hook))
+    });
+    let settings = settings.with("hooks.timeout", json!("30s"));
+    let node = Node::start("n1", settings, scratch.path()).await?;
+    let mut clients = Channels::start(scratch.path())?;
+    let room = json!({ "channel": "hooked:room" });
+    let names = Transport::ALL.map(|transport| format!("{transport:?}"));
+    for (name, transport) in names.iter().zip(Transport::ALL) {
+        clients
+            .open_over(name, transport, node.address, json!({}))
+            .await?;
+        clients.granted(name, "subscribe", room.clone()).await?;
+    }
+    for hook in ["refresh", "sub_refresh"] {
+        let what = format!("each client to be prolonged twice by {hook}");
+        wait::until(&what, wait::SOON, async || {
+            (3 * names.len() <= application.asked(hook).len()).then_some(())
+        })
+        .await?;
+    }
+    for name in &names {
+        for event in ["disconnected", "unsubscribed", "error"] {
+            let seen = clients.events(name, event);
+            ensure!(seen.is_empty(), "{name}: {seen:?}");
+        }
+        ensure!(clients.events(name, "connecting").len() == 1, "{name}");
+        let publish = json!({ "channel": "hooked:room", "data": 1 });
+        clients.granted(name, "publish", publish).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_stale_token_in_a_refresh_an_sdk_comes_back_with_a_newer_one() -> Result<()> {
+    let scratch = Scratch::new("expiry-stale")?;
+    let node = Node::start("n1", settings(), scratch.path()).await?;
+    let mut clients = Channels::start(scratch.path())?;
+    for transport in Transport::ALL {
+        let name = format!("{transport:?}");
+        let options = json!({
+            "token": token(BRIEF, json!({})),
+            "tokens": [token(-60, json!({})), token(3600, json!({}))],
+        });
+        clients
+            .open_over(&name, transport, node.address, options)
+            .await?;
+        clients.event(&name, "connected").await?;
+        clients.event(&name, "connecting").await?;
+        let again = clients.event(&name, "connecting").await?;
+        ensure!(again["code"] == 3005, "{name}: {again}");
+        clients.event(&name, "connected").await?;
+
+        let room = |seconds| token(seconds, json!({ "channel": "secret:room" }));
+        let options = json!({ "token": room(BRIEF), "tokens": [room(-60), room(3600)] });
+        let order = json!({ "channel": "secret:room", "options": options });
+        clients.granted(&name, "subscribe", order).await?;
+        clients.event(&name, "subscribed").await?;
+        let again = clients.event(&name, "connecting").await?;
+        ensure!(again["code"] == 3006, "{name}: {again}");
+        clients.event(&name, "subscribed").await?;
+        for event in ["disconnected", "unsubscribed"] {
+            let seen = clients.events(&name, event);
+            ensure!(seen.is_empty(), "{name}: {seen:?}");
+        }
+    }
+    Ok(())
+}
