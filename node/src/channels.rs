@@ -37,6 +37,7 @@ mod beat;
 mod client;
 mod connect;
 mod failure;
+mod hook_context;
 mod info;
 mod news;
 mod orders;

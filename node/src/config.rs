@@ -34,7 +34,7 @@ pub(crate) use endpoint::{
     AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,
     PublishRate, Sockjs, SockjsTransport,
 };
-pub(crate) use hooks::Hooks;
+pub(crate) use hooks::{Hook, Hooks};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,9 +3,10 @@
 //! Each is a POST with JSON, and so is its answer; both have the form of Centrifugo's proxy, so that backends that
 //! were written for it work here. [`question`] and [`answer`] are plain, [`ask`] does the talking.
 //!
-//! Invariant: at most `open` questions are with the backend, and each is given up after `timeout`, however the backend
-//! behaves. What a client sent or a backend answered is never in a log line.
+//! Invariant: of each hook at most `open` questions are with the backend, and each is given up after `timeout`, however
+//! the backend behaves. What a client sent or a backend answered is never in a log line.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,15 +26,19 @@ use crate::protocol::ProtocolError;
 
 mod answer;
 mod ask;
+mod headers;
 mod question;
 
 pub(crate) use answer::PublishGrant;
 pub(crate) use answer::Refreshed;
+pub(crate) use headers::BadHeaders;
+pub(crate) use headers::ClientHeaders;
 pub(crate) use question::Asker;
 pub(crate) use question::Connecting;
 
 use answer::Answer;
 use ask::Backend;
+use ask::HookCalls;
 use ask::HookError;
 
 /// Why a hook grants nothing.
@@ -43,7 +48,7 @@ pub(crate) enum Refusal {
     Error(ProtocolError),
     /// The application wants the client to go.
     Disconnect {
-        /// 4000 to 4999; from 4500 on, the client does not come back.
+        /// 3000 to 4999; from 3500 to 3999 and from 4500 on, the client does not come back.
         code: u32,
         /// For people.
         reason: String,
@@ -55,18 +60,55 @@ pub(crate) enum Refusal {
 /// Asks the backend.
 pub(crate) struct Hooks {
     config: config::Hooks,
+    calls: Calls,
     backend: Backend,
     failures: Pace,
     metrics: Arc<Metrics>,
 }
 
+/// One of each hook; `None`: it is not asked.
+struct Calls {
+    connect: Option<HookCalls>,
+    refresh: Option<HookCalls>,
+    subscribe: Option<HookCalls>,
+    sub_refresh: Option<HookCalls>,
+    publish: Option<HookCalls>,
+    rpc: Option<HookCalls>,
+}
+
+impl Calls {
+    fn new(config: &config::Hooks) -> Self {
+        let calls = |hook: &Option<config::Hook>| hook.clone().map(HookCalls::new);
+        Self {
+            connect: calls(&config.connect),
+            refresh: calls(&config.refresh),
+            subscribe: calls(&config.subscribe),
+            sub_refresh: calls(&config.sub_refresh),
+            publish: calls(&config.publish),
+            rpc: calls(&config.rpc),
+        }
+    }
+
+    fn of(&self, hook: Hook) -> Option<&HookCalls> {
+        let calls = match hook {
+            Hook::Connect => &self.connect,
+            Hook::Refresh => &self.refresh,
+            Hook::Subscribe => &self.subscribe,
+            Hook::SubRefresh => &self.sub_refresh,
+            Hook::Publish => &self.publish,
+            Hook::Rpc => &self.rpc,
+        };
+        calls.as_ref()
+    }
+}
+
 impl Hooks {
     /// Asks where `config` says. Nothing is sent before somebody asks.
     pub(crate) fn new(config: config::Hooks, metrics: Arc<Metrics>) -> Arc<Self> {
-        let backend = Backend::new(&config);
         Arc::new(Self {
+            calls: Calls::new(&config),
+            backend: Backend::new(&config),
             config,
-            backend,
             failures: Pace::default(),
             metrics,
         })
@@ -99,14 +141,21 @@ impl Hooks {
     }
 
     /// The headers of a client's request that its questions take along, and no others. To be kept with the client.
-    pub(crate) fn forwarded(&self, request: &HeaderMap) -> HeaderMap {
-        let mut forwarded = HeaderMap::new();
-        for name in &self.config.forward_headers {
-            for value in request.get_all(name) {
-                forwarded.append(name, value.clone());
-            }
-        }
-        forwarded
+    pub(crate) fn forwarded(&self, request: &HeaderMap) -> ClientHeaders {
+        ClientHeaders::of_request(&self.config.forward_headers, request)
+    }
+
+    /// The same of the headers in its `connect`; those of its request, `forwarded`, are not replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`BadHeaders`]: the client cannot connect with them.
+    pub(crate) fn emulated(
+        &self,
+        forwarded: &ClientHeaders,
+        connect: &BTreeMap<String, String>,
+    ) -> Result<ClientHeaders, BadHeaders> {
+        forwarded.emulated(&self.config.emulated_headers, connect)
     }
 
     /// Asks whether a client may connect, and as whom.
@@ -209,17 +258,9 @@ impl Hooks {
         question: &impl Serialize,
         read: impl Fn(&[u8]) -> Result<Answer<T>, HookError>,
     ) -> Result<T, Refusal> {
-        let address = match hook {
-            Hook::Connect => &self.config.connect,
-            Hook::Refresh => &self.config.refresh,
-            Hook::Subscribe => &self.config.subscribe,
-            Hook::SubRefresh => &self.config.sub_refresh,
-            Hook::Publish => &self.config.publish,
-            Hook::Rpc => &self.config.rpc,
-        };
-        let answered = match address {
+        let answered = match self.calls.of(hook) {
             None => Err(HookError::NoAddress),
-            Some(address) => self.backend.ask(address, asker.headers, question).await,
+            Some(calls) => self.backend.ask(calls, asker.headers, question).await,
         };
         let (outcome, answer) = match answered.and_then(|answer| read(&answer)) {
             Ok(Answer::Granted(granted)) => (HookOutcome::Granted, Ok(granted)),

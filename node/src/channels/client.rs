@@ -1,7 +1,6 @@
 //! One channel client: from bytes to commands, and from outcomes to replies.
 
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -19,6 +18,7 @@ use crate::channels::ChannelClients;
 use crate::channels::access;
 use crate::channels::beat::Direction;
 use crate::channels::failure::Failure;
+use crate::channels::hook_context::ForHooks;
 use crate::channels::orders::Orders;
 use crate::channels::roster::Entry;
 use crate::channels::state::Ending;
@@ -28,7 +28,7 @@ use crate::config::ChannelOptions;
 use crate::config::Endpoint;
 use crate::disconnect::Disconnect;
 use crate::feed;
-use crate::hooks::Asker;
+use crate::hooks::ClientHeaders;
 use crate::hub::Member;
 use crate::instance::ClientId;
 use crate::metrics::Counted;
@@ -67,7 +67,7 @@ pub(crate) struct ChannelClient {
     pub(super) member: Member,
     pub(super) id: ClientId,
     /// Headers that the hooks want to know; mostly there are none.
-    headers: Option<Box<HeaderMap>>,
+    pub(super) headers: Option<Box<ClientHeaders>>,
     pub(super) state: Mutex<State<Seat>>,
     /// In a box, because mostly there are none.
     pub(super) orders: Mutex<Option<Box<Orders>>>,
@@ -90,7 +90,7 @@ pub(crate) struct Admitted {
 /// What questions to the backend need to know of a client.
 pub(super) struct Standing<T> {
     pub(super) user: Arc<str>,
-    pub(super) meta: Bytes,
+    pub(super) for_hooks: ForHooks,
     pub(super) what: T,
 }
 
@@ -294,26 +294,6 @@ impl ChannelClient {
         Ok(decide(asking))
     }
 
-    /// Lets `ask` ask the backend about this client.
-    pub(super) fn asker<'a>(
-        &'a self,
-        client: &'a str,
-        user: &'a str,
-        meta: &'a Bytes,
-        values: &'a [(String, Bytes)],
-    ) -> Asker<'a> {
-        static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
-        Asker {
-            client,
-            transport: self.transport.wire(),
-            codec: self.member.codec(),
-            user,
-            meta,
-            values,
-            headers: self.headers.as_deref().unwrap_or(&NONE),
-        }
-    }
-
     /// Whether the client may publish at `now`, as far as its pace is concerned.
     pub(super) fn is_within_rate(&self, now: Instant) -> bool {
         let since_start = now.saturating_duration_since(self.clients.started);
@@ -359,7 +339,7 @@ impl ChannelClient {
         let identity = state.identity().ok()?;
         Some(Standing {
             user: Arc::clone(&identity.user),
-            meta: identity.meta.bytes(),
+            for_hooks: identity.for_hooks.clone(),
             what: what(identity),
         })
     }

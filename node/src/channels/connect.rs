@@ -14,6 +14,7 @@ use crate::channels::beat::Direction;
 use crate::channels::client::ChannelClient;
 use crate::channels::failure;
 use crate::channels::failure::Failure;
+use crate::channels::hook_context::ForHooks;
 use crate::channels::state::Identity;
 use crate::channels::state::Word;
 use crate::channels::subscribe::Wish;
@@ -22,6 +23,7 @@ use crate::disconnect::Disconnect;
 use crate::disconnect::Farewell;
 use crate::grant::ConnectGrant;
 use crate::grant::SubscribeGrant;
+use crate::hooks::ClientHeaders;
 use crate::hooks::Connecting;
 use crate::hub::Member;
 use crate::instance::ClientId;
@@ -31,6 +33,7 @@ use crate::protocol::ConnectResult;
 use crate::protocol::ErrorCode;
 use crate::protocol::Event;
 use crate::protocol::Outcome;
+use crate::protocol::ProtocolError;
 use crate::protocol::Push;
 use crate::protocol::Reply;
 use crate::protocol::ServerSub;
@@ -73,7 +76,8 @@ impl ChannelClient {
         id: u32,
         request: ConnectRequest,
     ) -> Result<(), Failure> {
-        let (grant, word) = self.connect_grant(&request).await?;
+        let newcomer = self.emulated_headers(&request)?;
+        let (grant, word) = self.connect_grant(&request, newcomer.clone()).await?;
         let of_user = self.clients.directory.clients_of(&grant.user);
         let users_max = self.clients.config.limits.connections_per_user;
         if !grant.user.is_empty() && users_max.is_some_and(|max| max <= of_user) {
@@ -86,7 +90,7 @@ impl ChannelClient {
                 user => user.into(),
             },
             info: grant.info.clone().into(),
-            meta: grant.meta.clone().into(),
+            for_hooks: newcomer.with_meta(grant.meta.clone()),
             expire_at: grant.expire_at,
             word,
             _listed: None,
@@ -118,10 +122,23 @@ impl ChannelClient {
         Ok(())
     }
 
+    /// The headers in the client's request that the hooks want to know.
+    fn emulated_headers(&self, request: &ConnectRequest) -> Result<ForHooks, Failure> {
+        let none = ClientHeaders::default();
+        let of_request = self.headers.as_deref().unwrap_or(&none);
+        let emulated = self.clients.hooks.emulated(of_request, &request.headers);
+        let emulated = emulated.map_err(|error| ProtocolError {
+            message: error.to_string(),
+            ..ErrorCode::BadRequest.into()
+        })?;
+        Ok(ForHooks::new(Bytes::new(), emulated))
+    }
+
     /// What the client's token or the backend says.
     async fn connect_grant(
         &self,
         request: &ConnectRequest,
+        newcomer: ForHooks,
     ) -> Result<(ConnectGrant, Word), Failure> {
         let verifier = &self.clients.verifier;
         let hooks = &self.clients.hooks;
@@ -135,7 +152,6 @@ impl ChannelClient {
                 Ok((grant, Word::Token))
             }
             Entry::Hook => {
-                let id = self.id.to_string();
                 let channels: Vec<String> = request.subs.keys().cloned().collect();
                 let connecting = Connecting {
                     name: &request.name,
@@ -143,9 +159,8 @@ impl ChannelClient {
                     data: &request.data,
                     channels: &channels,
                 };
-                let nothing = Bytes::new();
-                // Nobody is known yet who could have values.
-                let asker = self.asker(&id, "", &nothing, &[]);
+                let context = self.newcomer(newcomer);
+                let asker = self.asker(&context);
                 Ok((hooks.connect(&asker, &connecting).await?, Word::Hook))
             }
             Entry::Anonymous => Ok((ConnectGrant::default(), Word::Token)),

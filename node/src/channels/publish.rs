@@ -33,9 +33,13 @@ impl ChannelClient {
         let info = self.info_in(&channel)?;
         let granted = match way {
             Way::Hook => {
-                let meta = self.state.lock().identity()?.meta.bytes();
-                let values = self.values(&info.user).await?;
-                let asker = self.asker(&info.client, &info.user, &meta, &values);
+                let (user, for_hooks) = {
+                    let mut state = self.state.lock();
+                    let identity = state.identity()?;
+                    (Arc::clone(&identity.user), identity.for_hooks.clone())
+                };
+                let context = self.hook_context(user, for_hooks).await?;
+                let asker = self.asker(&context);
                 let hooks = &self.clients.hooks;
                 hooks
                     .publish(&asker, channel.as_str(), &request.data)
@@ -61,18 +65,17 @@ impl ChannelClient {
 
     /// Passes a question on to the application, if it takes any.
     pub(super) async fn rpc(&self, id: u32, request: &RpcRequest) -> Result<(), Failure> {
-        let (user, meta) = {
+        let (user, for_hooks) = {
             let mut state = self.state.lock();
             let identity = state.identity()?;
-            (Arc::clone(&identity.user), identity.meta.bytes())
+            (Arc::clone(&identity.user), identity.for_hooks.clone())
         };
         let hooks = &self.clients.hooks;
         if !hooks.has_rpc() {
             return Err(ErrorCode::NotAvailable.into());
         }
-        let client = self.id.to_string();
-        let values = self.values(&user).await?;
-        let asker = self.asker(&client, &user, &meta, &values);
+        let context = self.hook_context(user, for_hooks).await?;
+        let asker = self.asker(&context);
         let data = hooks.rpc(&asker, &request.method, &request.data).await?;
         self.reply(id, Outcome::Rpc(RpcResult { data }));
         Ok(())

@@ -130,7 +130,7 @@ impl ChannelClient {
         let (expire_at, word) = standing.what;
         let hooks = &self.clients.hooks;
         let refused = if word == Word::Hook && hooks.has_refresh() {
-            match self.ask_for_more(&standing).await {
+            match self.ask_for_more(standing).await {
                 Ok(Refreshed::For(grant)) => {
                     self.prolong_by_hook(grant);
                     return true;
@@ -148,23 +148,19 @@ impl ChannelClient {
     }
 
     /// Asks the backend whether the connection goes on.
-    async fn ask_for_more<T>(&self, standing: &Standing<T>) -> Result<Refreshed, Failure> {
-        let client = self.id.to_string();
-        let values = self.values(&standing.user).await?;
-        let asker = self.asker(&client, &standing.user, &standing.meta, &values);
-        Ok(self.clients.hooks.refresh(&asker).await?)
+    async fn ask_for_more<T>(&self, standing: Standing<T>) -> Result<Refreshed, Failure> {
+        let context = self.hook_context(standing.user, standing.for_hooks).await?;
+        Ok(self.clients.hooks.refresh(&self.asker(&context)).await?)
     }
 
     /// The same for a subscription.
     async fn ask_for_more_in<T>(
         &self,
-        standing: &Standing<T>,
+        standing: Standing<T>,
         channel: &ChannelName,
     ) -> Result<Refreshed, Failure> {
-        let client = self.id.to_string();
-        let values = self.values(&standing.user).await?;
-        let asker = self.asker(&client, &standing.user, &standing.meta, &values);
-        let hooks = &self.clients.hooks;
+        let context = self.hook_context(standing.user, standing.for_hooks).await?;
+        let (hooks, asker) = (&self.clients.hooks, self.asker(&context));
         Ok(hooks.sub_refresh(&asker, channel.as_str()).await?)
     }
 
@@ -182,7 +178,7 @@ impl ChannelClient {
             && hooks.has_sub_refresh()
             && let Some(standing) = self.standing(|_| ())
         {
-            match self.ask_for_more_in(&standing, channel).await {
+            match self.ask_for_more_in(standing, channel).await {
                 Ok(Refreshed::For(grant)) => {
                     self.change_info_in(channel, grant.info.unwrap_or_default());
                     return self.prolong_subscription(channel, grant.expire_at, Word::Hook);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::channel::ChannelName;
+use crate::channels::hook_context::ForHooks;
 use crate::channels::places::Places;
 use crate::directory::Listed;
 use crate::protocol::ErrorCode;
@@ -52,7 +53,7 @@ pub(super) struct Identity {
     /// What others in a channel are told of the connection.
     pub(super) info: Seldom,
     /// What the hooks are told of it, and nobody else.
-    pub(super) meta: Seldom,
+    pub(super) for_hooks: ForHooks,
     /// When it has to have shown that it is still welcome, in UNIX seconds.
     pub(super) expire_at: Option<u64>,
     /// Who said so.

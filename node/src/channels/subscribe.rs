@@ -15,6 +15,7 @@ use crate::channels::client::ChannelClient;
 use crate::channels::client::Seat;
 use crate::channels::failure;
 use crate::channels::failure::Failure;
+use crate::channels::hook_context::ForHooks;
 use crate::channels::state::Left;
 use crate::channels::state::Subscription;
 use crate::channels::state::Ticket;
@@ -102,14 +103,14 @@ impl ChannelClient {
         let way = self.decide(&channel, |asking| {
             access::subscribe(options, asking, has_token)
         })??;
-        let (user, conn_info, meta) = {
+        let (user, conn_info, for_hooks) = {
             let mut state = self.state.lock();
             let identity = state.identity()?;
             let user = Arc::clone(&identity.user);
-            (user, identity.info.bytes(), identity.meta.bytes())
+            (user, identity.info.bytes(), identity.for_hooks.clone())
         };
         let (grant, word) = self
-            .subscribe_grant(way, &channel, &request, &user, &meta)
+            .subscribe_grant(way, &channel, &request, &user, for_hooks)
             .await?;
         let wish = Wish {
             channel: &channel,
@@ -134,13 +135,13 @@ impl ChannelClient {
         way: Way,
         channel: &ChannelName,
         request: &SubscribeRequest,
-        user: &str,
-        meta: &Bytes,
+        user: &Arc<str>,
+        for_hooks: ForHooks,
     ) -> Result<(SubscribeGrant, Word), Failure> {
-        let id = self.id.to_string();
         match way {
             Way::Open => Ok((SubscribeGrant::default(), Word::Token)),
             Way::Token => {
+                let id = self.id.to_string();
                 let asking = self.asking_token(user, &id);
                 let (token, now) = (&request.token, SystemTime::now());
                 let grant = self
@@ -154,8 +155,8 @@ impl ChannelClient {
                 Ok((grant, Word::Token))
             }
             Way::Hook => {
-                let values = self.values(user).await?;
-                let asker = self.asker(&id, user, meta, &values);
+                let context = self.hook_context(Arc::clone(user), for_hooks).await?;
+                let asker = self.asker(&context);
                 let (token, data) = (request.token.as_str(), &request.data);
                 let hooks = &self.clients.hooks;
                 let grant = hooks

@@ -7,29 +7,27 @@ use http::HeaderName;
 use http::Uri;
 use rustls::pki_types::CertificateDer;
 
-/// Addresses that are asked about clients; `None`: not asked.
+/// What is asked about clients; `None`: not asked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hooks {
     /// Whether a client without a token may connect, and as whom.
-    pub(crate) connect: Option<Uri>,
+    pub(crate) connect: Option<Hook>,
     /// Whether such a client may stay.
-    pub(crate) refresh: Option<Uri>,
+    pub(crate) refresh: Option<Hook>,
     /// Whether a client may hear a channel.
-    pub(crate) subscribe: Option<Uri>,
+    pub(crate) subscribe: Option<Hook>,
     /// Whether it may go on hearing it.
-    pub(crate) sub_refresh: Option<Uri>,
+    pub(crate) sub_refresh: Option<Hook>,
     /// Whether a client may publish in a channel.
-    pub(crate) publish: Option<Uri>,
+    pub(crate) publish: Option<Hook>,
     /// What a client wants to know.
-    pub(crate) rpc: Option<Uri>,
-    /// For a question and its answer, from the moment that it is to be asked.
-    pub(crate) timeout: Duration,
-    /// Questions at a time; further ones wait.
-    pub(crate) open_max: usize,
+    pub(crate) rpc: Option<Hook>,
     /// The largest answer.
     pub(crate) answer_bytes_max: usize,
     /// Headers of the client's request that go along.
     pub(crate) forward_headers: Vec<HeaderName>,
+    /// Headers that the client names in its `connect` and that go along.
+    pub(crate) emulated_headers: Vec<HeaderName>,
     /// Names of session values that go along, of the user and of the client.
     pub(crate) values: Vec<String>,
     /// Headers by which the backend knows the node.
@@ -38,9 +36,20 @@ pub(crate) struct Hooks {
     pub(crate) ca: Vec<CertificateDer<'static>>,
 }
 
+/// One hook. Its limits are its own, so that a slow one holds up no other.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Hook {
+    /// Where it is asked.
+    pub(crate) address: Uri,
+    /// For a question and its answer, from the moment that it is to be asked.
+    pub(crate) timeout: Duration,
+    /// Questions at a time; further ones wait.
+    pub(crate) open_max: usize,
+}
+
 impl Hooks {
-    /// Every address that is asked.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Uri> {
+    /// Every hook that is asked.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Hook> {
         [
             &self.connect,
             &self.refresh,

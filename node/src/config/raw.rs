@@ -127,19 +127,39 @@ pub(super) struct AuthKey {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Hooks {
-    pub(super) connect: Option<String>,
-    pub(super) refresh: Option<String>,
-    pub(super) subscribe: Option<String>,
-    pub(super) sub_refresh: Option<String>,
-    pub(super) publish: Option<String>,
-    pub(super) rpc: Option<String>,
+    pub(super) connect: Option<Hook>,
+    pub(super) refresh: Option<Hook>,
+    pub(super) subscribe: Option<Hook>,
+    pub(super) sub_refresh: Option<Hook>,
+    pub(super) publish: Option<Hook>,
+    pub(super) rpc: Option<Hook>,
     pub(super) timeout: Option<Span>,
     pub(super) open: Option<u64>,
     pub(super) answer_size: Option<ByteSize>,
     pub(super) forward_headers: Option<Vec<String>>,
+    pub(super) emulated_headers: Option<Vec<String>>,
     pub(super) values: Option<Vec<String>>,
     pub(super) headers: Option<BTreeMap<String, Secret>>,
     pub(super) ca: Option<String>,
+}
+
+/// An address, or an address with limits of its own.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected an address, or { address: ..., timeout: ..., open: ... }"
+)]
+pub(super) enum Hook {
+    Address(String),
+    Limited(LimitedHook),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitedHook {
+    pub(super) address: String,
+    pub(super) timeout: Option<Span>,
+    pub(super) open: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

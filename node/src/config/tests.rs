@@ -458,6 +458,46 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_hook_has_limits_of_its_own_or_those_of_all() {
+    let text = "hooks:
+  timeout: 2s
+  open: 9
+  connect: http://app.example/connect
+  rpc: { address: http://app.example/rpc, timeout: 10s, open: 3 }
+  publish: { address: http://app.example/publish, open: 4 }
+";
+    let hooks = Config::parse("node.yaml", text).unwrap().hooks;
+    let limits = |hook: &Option<Hook>| {
+        let hook = hook.as_ref().unwrap();
+        (
+            hook.address.path().to_owned(),
+            hook.timeout.as_secs(),
+            hook.open_max,
+        )
+    };
+    assert_eq!(limits(&hooks.connect), ("/connect".to_owned(), 2, 9));
+    assert_eq!(limits(&hooks.rpc), ("/rpc".to_owned(), 10, 3));
+    assert_eq!(limits(&hooks.publish), ("/publish".to_owned(), 2, 4));
+    refused(
+        "hooks: { publish: { open: 4 } }",
+        &expect![
+            "node.yaml:1:10: hooks.publish: expected an address, or { address: ..., timeout: ..., open: ... }"
+        ],
+    );
+    refused(
+        "hooks:
+  rpc: { address: nowhere, timeout: 2m, open: 0 }
+  emulated_headers: [Host]
+",
+        &expect![[r#"
+            node.yaml:2:10: hooks.rpc.address: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:2:28: hooks.rpc.timeout: expected 10ms to 1m, found 2m
+            node.yaml:2:41: hooks.rpc.open: expected 1 to 10000, found 0
+            node.yaml:3:22: hooks.emulated_headers[0]: the node says host itself, expected another"#]],
+    );
+}
+
+#[test]
 fn a_lease_outlives_some_renewals_that_fail() {
     refused(
         "registry: {renew: 2s, lease: 5s}\nnode: {advertise: 10.0.0.1, zone: \"a b\"}",

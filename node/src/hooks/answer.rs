@@ -16,9 +16,10 @@ use crate::grant::SubscribeGrant;
 use crate::hooks::HookError;
 use crate::protocol::ProtocolError;
 
-/// The codes that are the application's own; others are the protocol's, and a client would take them for the node's.
-const ERROR_CODES: std::ops::RangeInclusive<u32> = 400..=1999;
-const DISCONNECT_CODES: std::ops::RangeInclusive<u32> = 4000..=4999;
+/// What backends that were written for Centrifugo answer, which may be the protocol's own codes: 109 has an SDK get
+/// another token, 3503 keeps it from coming back. Below, errors are the SDKs' own.
+const ERROR_CODES: std::ops::RangeFrom<u32> = 100..;
+const DISCONNECT_CODES: std::ops::RangeInclusive<u32> = 3000..=4999;
 
 /// The longest reason: a close frame has room for 123 bytes.
 const REASON_BYTES_MAX: usize = 123;

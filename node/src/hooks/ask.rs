@@ -8,7 +8,6 @@ use ::http::HeaderMap;
 use ::http::HeaderValue;
 use ::http::Request;
 use ::http::StatusCode;
-use ::http::Uri;
 use ::http::header;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -32,6 +31,7 @@ use tracing::warn;
 
 use crate::config;
 use crate::grant::NotBase64;
+use crate::hooks::headers::ClientHeaders;
 
 /// How long a connection is kept for the next question: less than servers keep theirs, mostly 60 s or more.
 const IDLE: Duration = Duration::from_secs(30);
@@ -43,10 +43,10 @@ pub(super) enum HookError {
     #[error("no address is configured for it")]
     NoAddress,
     /// It would have been one too many for the whole time.
-    #[error("no place among the {0} open ones (setting hooks.open) came free within {1:?}")]
+    #[error("no place among the {0} open ones (setting `open` of the hook) came free within {1:?}")]
     Crowded(usize, Duration),
     /// Nothing came back, or not all of it.
-    #[error("no answer within {0:?} (setting hooks.timeout)")]
+    #[error("no answer within {0:?} (setting `timeout` of the hook)")]
     Late(Duration),
     /// The backend is not there, or hung up on us.
     #[error("cannot ask")]
@@ -71,11 +71,11 @@ pub(super) enum HookError {
     /// Bytes that are none.
     #[error(transparent)]
     Base64(#[from] NotBase64),
-    /// One of the protocol's codes, or none at all.
-    #[error("expected an error code from 400 to 1999, found {0}")]
+    /// An SDK would take it for one of its own.
+    #[error("expected an error code from 100 on, found {0}")]
     ErrorCode(u32),
-    /// One of the protocol's codes, or none at all.
-    #[error("expected a disconnect code from 4000 to 4999, found {0}")]
+    /// WebSocket has no such code, or keeps it to itself.
+    #[error("expected a disconnect code from 3000 to 4999, found {0}")]
     DisconnectCode(u32),
     /// It does not fit a close frame.
     #[error("expected a reason of at most 123 bytes, found {0}")]
@@ -85,12 +85,21 @@ pub(super) enum HookError {
 /// The backend, and the connections to it.
 pub(super) struct Backend {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    /// For the questions that are open at a time.
-    pub(super) places: Semaphore,
-    places_max: usize,
-    timeout: Duration,
     answer_bytes_max: usize,
     headers: HeaderMap,
+}
+
+/// Where one hook asks, and its questions that are open at a time.
+pub(super) struct HookCalls {
+    hook: config::Hook,
+    pub(super) permits: Semaphore,
+}
+
+impl HookCalls {
+    pub(super) fn new(hook: config::Hook) -> Self {
+        let permits = Semaphore::new(hook.open_max);
+        Self { hook, permits }
+    }
 }
 
 /// Owns the tasks that carry the connections. They end with the client that they are for.
@@ -111,7 +120,8 @@ impl Backend {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(config.timeout));
+        let timeouts = config.all().map(|hook| hook.timeout);
+        tcp.set_connect_timeout(timeouts.max()); // Each question has a deadline besides.
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls(config))
             .https_or_http()
@@ -120,7 +130,7 @@ impl Backend {
         let client = Client::builder(Tasks::default())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(config.open_max)
+            .pool_max_idle_per_host(config.all().map(|hook| hook.open_max).sum())
             .build(connector);
         let mut headers = HeaderMap::new();
         for (name, value) in &config.headers {
@@ -131,45 +141,47 @@ impl Backend {
         }
         Self {
             client,
-            places: Semaphore::new(config.open_max),
-            places_max: config.open_max,
-            timeout: config.timeout,
             answer_bytes_max: config.answer_bytes_max,
             headers,
         }
     }
 
-    /// Asks `question` at `address` and returns the body of the answer.
+    /// Asks `question` where `calls` says and returns the body of the answer.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future closes the connection that the question went over.
     pub(super) async fn ask(
         &self,
-        address: &Uri,
-        headers: &HeaderMap,
+        calls: &HookCalls,
+        headers: [&ClientHeaders; 2],
         question: &impl Serialize,
     ) -> Result<Bytes, HookError> {
+        let HookCalls { hook, permits } = calls;
         let body = serde_json::to_vec(question).expect("it is made of texts and JSON");
-        let request = self.request(address, headers, body);
-        let due = time::Instant::now() + self.timeout;
-        let crowded = || HookError::Crowded(self.places_max, self.timeout);
-        let place = time::timeout_at(due, self.places.acquire()).await;
-        let _place = place
-            .map_err(|_| crowded())?
+        let request = self.request(hook, headers, body);
+        let due = time::Instant::now() + hook.timeout;
+        let permit = time::timeout_at(due, permits.acquire()).await;
+        let _permit = permit
+            .map_err(|_| HookError::Crowded(hook.open_max, hook.timeout))?
             .expect("the semaphore is never closed");
         time::timeout_at(due, self.talk(request))
             .await
-            .map_err(|_| HookError::Late(self.timeout))?
+            .map_err(|_| HookError::Late(hook.timeout))?
     }
 
-    fn request(&self, address: &Uri, headers: &HeaderMap, body: Vec<u8>) -> Request<Full<Bytes>> {
+    fn request(
+        &self,
+        hook: &config::Hook,
+        headers: [&ClientHeaders; 2],
+        body: Vec<u8>,
+    ) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = ::http::Method::POST;
-        *request.uri_mut() = address.clone();
+        *request.uri_mut() = hook.address.clone();
         let all = request.headers_mut();
         // What the operator set goes last: no client can say it in the node's name.
-        for (name, value) in headers {
+        for (name, value) in headers.into_iter().flat_map(ClientHeaders::iter) {
             all.append(name, value.clone());
         }
         for (name, value) in &self.headers {
@@ -213,8 +225,8 @@ fn innermost(error: hyper_util::client::legacy::Error) -> Box<dyn Error + Send +
 fn tls(config: &config::Hooks) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     if config.ca.is_empty() {
-        let is_needed = |address: &Uri| address.scheme_str() == Some("https");
-        if config.addresses().any(is_needed) {
+        let is_needed = |hook: &config::Hook| hook.address.scheme_str() == Some("https");
+        if config.all().any(is_needed) {
             match rustls_native_certs::load_native_certs() {
                 Ok(certificates) => {
                     roots.add_parsable_certificates(certificates);

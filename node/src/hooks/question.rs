@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use ::http::HeaderMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::hooks::headers::ClientHeaders;
 use crate::protocol::Codec;
 
 /// About whom the backend is asked.
@@ -26,8 +26,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) meta: &'a Bytes,
     /// Session values that go along, in JSON, by their names.
     pub(crate) values: &'a [(String, Bytes)],
-    /// Of its request, see [`forwarded`](super::Hooks::forwarded).
-    pub(crate) headers: &'a HeaderMap,
+    /// Of its request, and of its `connect`.
+    pub(crate) headers: [&'a ClientHeaders; 2],
 }
 
 /// What a client says of itself when it connects.

@@ -1,6 +1,7 @@
 //! Questions to a real server, in order and out of order.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -134,16 +135,26 @@ fn ok(body: &Value) -> Vec<u8> {
 
 fn hooks_with(server: SocketAddr, change: impl FnOnce(&mut config::Hooks)) -> Arc<Hooks> {
     let mut config = Config::default_without_file().hooks;
-    let address = |path: &str| Some(format!("http://{server}{path}").parse().unwrap());
-    config.connect = address("/connect");
-    config.refresh = address("/refresh");
-    config.subscribe = address("/subscribe");
-    config.sub_refresh = address("/sub_refresh");
-    config.publish = address("/publish");
-    config.rpc = address("/rpc?a=1");
-    config.timeout = Duration::from_secs(30);
+    let hook = |path: &str| {
+        Some(config::Hook {
+            address: format!("http://{server}{path}").parse().unwrap(),
+            timeout: Duration::from_secs(30),
+            open_max: 64,
+        })
+    };
+    config.connect = hook("/connect");
+    config.refresh = hook("/refresh");
+    config.subscribe = hook("/subscribe");
+    config.sub_refresh = hook("/sub_refresh");
+    config.publish = hook("/publish");
+    config.rpc = hook("/rpc?a=1");
     change(&mut config);
     Hooks::new(config, Metrics::new())
+}
+
+/// The same, with other limits of the hook for rpc.
+fn hooks_with_rpc(server: SocketAddr, change: impl FnOnce(&mut config::Hook)) -> Arc<Hooks> {
+    hooks_with(server, |config| change(config.rpc.as_mut().unwrap()))
 }
 
 fn hooks(server: &Server) -> Arc<Hooks> {
@@ -152,7 +163,9 @@ fn hooks(server: &Server) -> Arc<Hooks> {
 
 static NOTHING: Bytes = Bytes::new();
 
-fn asker<'a>(headers: &'a HeaderMap, meta: &'a Bytes) -> Asker<'a> {
+static NO_HEADERS: LazyLock<ClientHeaders> = LazyLock::new(ClientHeaders::default);
+
+fn asker<'a>(headers: &'a ClientHeaders, meta: &'a Bytes) -> Asker<'a> {
     Asker {
         client: "c-1",
         transport: "websocket",
@@ -160,21 +173,21 @@ fn asker<'a>(headers: &'a HeaderMap, meta: &'a Bytes) -> Asker<'a> {
         user: "42",
         meta,
         values: &[],
-        headers,
+        headers: [headers, &NO_HEADERS],
     }
 }
 
 async fn ask(hooks: &Hooks) -> Result<Bytes, Refusal> {
-    let headers = HeaderMap::new();
+    let headers = ClientHeaders::default();
     let data = Bytes::from_static(b"{\"a\": 1}");
     hooks.rpc(&asker(&headers, &NOTHING), "get", &data).await
 }
 
 /// The one line that the last failure would be in the log.
 async fn failure(hooks: &Hooks) -> String {
-    let (headers, question) = (HeaderMap::new(), json!({}));
-    let address = hooks.config.rpc.as_ref().unwrap();
-    let asked = hooks.backend.ask(address, &headers, &question).await;
+    let (headers, question) = (ClientHeaders::default(), json!({}));
+    let calls = hooks.calls.of(Hook::Rpc).unwrap();
+    let asked = hooks.backend.ask(calls, [&headers; 2], &question).await;
     let read = asked.and_then(|answer| answer::rpc(&answer));
     read.unwrap_err().to_string()
 }
@@ -183,7 +196,10 @@ async fn failure(hooks: &Hooks) -> String {
 async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
     let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
     let hooks = hooks(&server);
-    let (headers, meta) = (HeaderMap::new(), Bytes::from_static(b"{\"plan\":\"pro\"}"));
+    let (headers, meta) = (
+        ClientHeaders::default(),
+        Bytes::from_static(b"{\"plan\":\"pro\"}"),
+    );
     let values = [("cart".to_owned(), Bytes::from_static(b"{\"items\":2}"))];
     let json_asker = Asker {
         values: &values,
@@ -274,7 +290,7 @@ async fn what_is_granted_is_what_the_answer_says() {
     }});
     let server = server(Behaviour::Says(ok(&result))).await;
     let hooks = hooks(&server);
-    let (headers, data) = (HeaderMap::new(), Bytes::new());
+    let (headers, data) = (ClientHeaders::default(), Bytes::new());
     let asker = asker(&headers, &NOTHING);
     let connecting = Connecting {
         name: "",
@@ -332,14 +348,17 @@ async fn an_application_refuses_in_its_own_words() {
             json!({"error": {"code": 1999, "temporary": true}}),
             error(1999, "", true),
         ),
-        (json!({"error": {"code": 399}}), Refusal::Failed),
-        (json!({"error": {"code": 2000}}), Refusal::Failed),
+        (json!({"error": {"code": 100}}), error(100, "", false)),
+        (json!({"error": {"code": 4000}}), error(4000, "", false)),
+        (json!({"error": {"code": 99}}), Refusal::Failed),
+        (json!({"error": {"code": -1}}), Refusal::Failed),
         (
             json!({"disconnect": {"code": 4000, "reason": "go"}}),
             disconnect(4000, "go"),
         ),
         (json!({"disconnect": {"code": 4999}}), disconnect(4999, "")),
-        (json!({"disconnect": {"code": 3999}}), Refusal::Failed),
+        (json!({"disconnect": {"code": 3000}}), disconnect(3000, "")),
+        (json!({"disconnect": {"code": 2999}}), Refusal::Failed),
         (json!({"disconnect": {"code": 5000}}), Refusal::Failed),
         (
             json!({"disconnect": {"code": 4000, "reason": "x".repeat(124)}}),
@@ -367,7 +386,7 @@ async fn an_application_refuses_in_its_own_words() {
 #[tokio::test]
 async fn a_client_whose_time_is_over_goes() {
     let server = server(Behaviour::Says(ok(&json!({"result": {"expired": true}})))).await;
-    let headers = HeaderMap::new();
+    let headers = ClientHeaders::default();
     let refreshed = hooks(&server).refresh(&asker(&headers, &NOTHING)).await;
     assert_eq!(refreshed, Ok(Refreshed::Expired));
 }
@@ -447,12 +466,12 @@ async fn a_question_is_given_up_in_time() {
     let half = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"result\"".to_vec();
     for behaviour in [Behaviour::Hangs, Behaviour::Says(half)] {
         let server = server(behaviour).await;
-        let hooks = hooks_with(server.address, |config| {
-            config.timeout = Duration::from_millis(200);
+        let hooks = hooks_with_rpc(server.address, |rpc| {
+            rpc.timeout = Duration::from_millis(200);
         });
         assert_eq!(
             failure(&hooks).await,
-            "no answer within 200ms (setting hooks.timeout)"
+            "no answer within 200ms (setting `timeout` of the hook)"
         );
     }
 }
@@ -476,7 +495,7 @@ async fn no_more_questions_are_open_than_the_limit_says() {
     let told = Arc::new(Notify::new());
     let answer = ok(&json!({"result": {"data": 1}}));
     let server = server(Behaviour::Waits(Arc::clone(&told), answer)).await;
-    let hooks = hooks_with(server.address, |config| config.open_max = OPEN_MAX);
+    let hooks = hooks_with_rpc(server.address, |rpc| rpc.open_max = OPEN_MAX);
     let mut asking = JoinSet::new();
     for _ in 0..5 {
         let hooks = Arc::clone(&hooks);
@@ -502,19 +521,37 @@ async fn no_more_questions_are_open_than_the_limit_says() {
 #[tokio::test]
 async fn who_finds_no_place_in_time_is_told_so() {
     let server = server(Behaviour::Hangs).await;
-    let hooks = hooks_with(server.address, |config| {
-        config.open_max = 1;
-        config.timeout = Duration::from_millis(200);
+    let hooks = hooks_with_rpc(server.address, |rpc| {
+        rpc.open_max = 1;
+        rpc.timeout = Duration::from_millis(200);
     });
     assert_eq!(
         failure(&hooks).await,
-        "no answer within 200ms (setting hooks.timeout)"
+        "no answer within 200ms (setting `timeout` of the hook)"
     );
-    let _place = hooks.backend.places.acquire().await.unwrap();
+    let calls = hooks.calls.of(Hook::Rpc).unwrap();
+    let _permit = calls.permits.acquire().await.unwrap();
     assert_eq!(
         failure(&hooks).await,
-        "no place among the 1 open ones (setting hooks.open) came free within 200ms"
+        "no place among the 1 open ones (setting `open` of the hook) came free within 200ms"
     );
+}
+
+#[tokio::test]
+async fn a_hook_that_takes_all_of_its_places_holds_up_no_other() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
+    let hooks = hooks_with_rpc(server.address, |rpc| rpc.open_max = 1);
+    let calls = hooks.calls.of(Hook::Rpc).unwrap();
+    let _permit = calls.permits.acquire().await.unwrap();
+    let headers = ClientHeaders::default();
+    let connecting = Connecting {
+        name: "",
+        version: "",
+        data: &NOTHING,
+        channels: &[],
+    };
+    let asker = asker(&headers, &NOTHING);
+    assert!(hooks.connect(&asker, &connecting).await.is_ok());
 }
 
 #[tokio::test]

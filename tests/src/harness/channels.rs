@@ -64,6 +64,13 @@ pub struct Refused {
     pub message: String,
 }
 
+/// Something that a client has begun.
+#[derive(Debug)]
+pub struct Begun {
+    id: u64,
+    what: String,
+}
+
 /// A process with clients in it.
 #[derive(Debug)]
 pub struct Channels {
@@ -159,8 +166,18 @@ impl Channels {
         &mut self,
         client: &str,
         what: &str,
-        mut order: Value,
+        order: Value,
     ) -> Result<Result<Value, Refused>> {
+        let begun = self.begin(client, what, order).await?;
+        self.outcome(begun).await
+    }
+
+    /// Lets `client` begin something; what comes of it is for [`outcome`](Self::outcome).
+    ///
+    /// # Errors
+    ///
+    /// The clients have ended.
+    pub async fn begin(&mut self, client: &str, what: &str, mut order: Value) -> Result<Begun> {
         self.orders += 1;
         let id = self.orders;
         order["id"] = json!(id);
@@ -171,10 +188,20 @@ impl Channels {
             .write_all(format!("{order}\n").as_bytes())
             .await
             .context("the clients have ended")?;
-        let answer = self
-            .line(&format!("{client} to {what}"), 0, |line| line["id"] == id)
-            .await?;
-        let (_, answer) = answer;
+        Ok(Begun {
+            id,
+            what: format!("{client} to {what}"),
+        })
+    }
+
+    /// What came of something that was begun.
+    ///
+    /// # Errors
+    ///
+    /// There was no answer soon.
+    pub async fn outcome(&mut self, begun: Begun) -> Result<Result<Value, Refused>> {
+        let Begun { id, what } = begun;
+        let (_, answer) = self.line(&what, 0, |line| line["id"] == id).await?;
         let error = &answer["error"];
         if error.is_null() {
             return Ok(Ok(answer["result"].clone()));

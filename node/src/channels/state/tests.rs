@@ -41,7 +41,7 @@ fn identity(expire_at: Option<u64>, word: Word) -> Identity {
     Identity {
         user: "ann".into(),
         info: Seldom::default(),
-        meta: Seldom::default(),
+        for_hooks: ForHooks::default(),
         expire_at,
         word,
         _listed: None,

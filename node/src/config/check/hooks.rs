@@ -1,6 +1,7 @@
 //! Hooks: addresses, headers, and who vouches for the backend.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use causeway_conf::Secret;
 use http::HeaderName;
@@ -11,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::Checker;
+use crate::config::Hook;
 use crate::config::Hooks;
 use crate::config::VALUE_NAME_BYTES_MAX;
 use crate::config::raw;
@@ -29,30 +31,32 @@ const OWN_HEADERS: [HeaderName; 9] = [
     header::EXPECT,
 ];
 
+/// What holds for a hook that does not say it itself.
+struct HookLimits {
+    timeout: Duration,
+    open_max: usize,
+}
+
 impl Checker<'_> {
     pub(super) fn hooks(&mut self, raw: raw::Hooks) -> Hooks {
-        let forward_headers = raw.forward_headers.unwrap_or_default();
-        Hooks {
-            connect: self.address("hooks.connect", raw.connect),
-            refresh: self.address("hooks.refresh", raw.refresh),
-            subscribe: self.address("hooks.subscribe", raw.subscribe),
-            sub_refresh: self.address("hooks.sub_refresh", raw.sub_refresh),
-            publish: self.address("hooks.publish", raw.publish),
-            rpc: self.address("hooks.rpc", raw.rpc),
+        let limits = HookLimits {
             timeout: self.span("hooks.timeout", raw.timeout, &settings::HOOK_TIMEOUT),
             open_max: self.count("hooks.open", raw.open, &settings::HOOKS_OPEN),
+        };
+        Hooks {
+            connect: self.hook("hooks.connect", raw.connect, &limits),
+            refresh: self.hook("hooks.refresh", raw.refresh, &limits),
+            subscribe: self.hook("hooks.subscribe", raw.subscribe, &limits),
+            sub_refresh: self.hook("hooks.sub_refresh", raw.sub_refresh, &limits),
+            publish: self.hook("hooks.publish", raw.publish, &limits),
+            rpc: self.hook("hooks.rpc", raw.rpc, &limits),
             answer_bytes_max: self.size(
                 "hooks.answer_size",
                 raw.answer_size,
                 &settings::HOOK_ANSWER_SIZE,
             ),
-            forward_headers: forward_headers
-                .iter()
-                .enumerate()
-                .filter_map(|(index, name)| {
-                    self.header_name(&format!("hooks.forward_headers[{index}]"), name)
-                })
-                .collect(),
+            forward_headers: self.header_names("hooks.forward_headers", raw.forward_headers),
+            emulated_headers: self.header_names("hooks.emulated_headers", raw.emulated_headers),
             values: self.value_names(raw.values.unwrap_or_default()),
             headers: self.headers(raw.headers.unwrap_or_default()),
             ca: raw.ca.map(|path| self.ca(&path)).unwrap_or_default(),
@@ -81,8 +85,35 @@ impl Checker<'_> {
         names
     }
 
-    fn address(&mut self, key: &str, text: Option<String>) -> Option<Uri> {
-        let text = text?;
+    fn hook(&mut self, key: &str, raw: Option<raw::Hook>, limits: &HookLimits) -> Option<Hook> {
+        let (address_key, raw) = match raw? {
+            raw::Hook::Limited(raw) => (format!("{key}.address"), raw),
+            raw::Hook::Address(address) => {
+                let raw = raw::LimitedHook {
+                    address,
+                    timeout: None,
+                    open: None,
+                };
+                (key.to_owned(), raw)
+            }
+        };
+        let timeout = match raw.timeout {
+            None => limits.timeout,
+            own => self.span(&format!("{key}.timeout"), own, &settings::HOOK_TIMEOUT),
+        };
+        let open_max = match raw.open {
+            None => limits.open_max,
+            own => self.count(&format!("{key}.open"), own, &settings::HOOKS_OPEN),
+        };
+        let address = self.address(&address_key, &raw.address)?;
+        Some(Hook {
+            address,
+            timeout,
+            open_max,
+        })
+    }
+
+    fn address(&mut self, key: &str, text: &str) -> Option<Uri> {
         let uri = text.parse::<Uri>().ok().filter(|uri| {
             let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
             let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -96,6 +127,13 @@ impl Checker<'_> {
             );
         }
         uri
+    }
+
+    fn header_names(&mut self, key: &str, names: Option<Vec<String>>) -> Vec<HeaderName> {
+        let names = names.unwrap_or_default().into_iter().enumerate();
+        names
+            .filter_map(|(index, name)| self.header_name(&format!("{key}[{index}]"), &name))
+            .collect()
     }
 
     fn header_name(&mut self, key: &str, name: &str) -> Option<HeaderName> {
