@@ -5,7 +5,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use crate::path::{ALL, EXPECT, HTTP2, HTTP10, Path, UPGRADES};
+use crate::path::{ALL, EXPECT, HTTP2, HTTP10, PINGORA_HTTP1, Path, UPGRADES};
 
 /// A row.
 #[derive(Clone, Debug)]
@@ -543,6 +543,13 @@ impl Case {
         self
     }
 
+    /// No trailers, in either direction.
+    pub(crate) fn without_trailers(mut self) -> Self {
+        self.backend.trailers.clear();
+        self.client.trailers = None;
+        self
+    }
+
     /// The row is about these paths alone.
     pub(crate) fn only(mut self, paths: &'static [Path]) -> Self {
         self.paths = paths;
@@ -555,6 +562,7 @@ impl Case {
     ///   unless the client asks for it to stay.
     /// - HTTP/2 has no `Connection`: its connection is open for other requests, whatever becomes of this one. Interim responses
     ///   are passed on or dropped.
+    /// - Where Pingora carries the request, the connection may end behind a 502, 503 or 504.
     /// - Only a request with a body expects a 100. It gets one where it is served; a refusal may come behind one or without.
     pub(crate) fn on(&self, path: Path) -> Option<Self> {
         if !self.paths.contains(&path) {
@@ -580,6 +588,11 @@ impl Case {
                 case.client.connection = Connection::Either;
             }
             case.client.interim = None;
+        }
+        if PINGORA_HTTP1.contains(&path) && self.client.statuses.iter().all(|status| 500 <= *status)
+        {
+            // Pingora closes a connection behind an attempt that failed.
+            case.client.connection = Connection::Either;
         }
         if EXPECT.contains(&path) {
             let served = self.client.statuses == [200];

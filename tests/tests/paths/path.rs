@@ -90,6 +90,10 @@ pub(crate) const HTTP2: &[Path] = &[Path::H2, Path::PluginH2];
 pub(crate) const HTTP10: &[Path] = &[Path::Old, Path::OldTwo];
 pub(crate) const EXPECT: &[Path] = &[Path::Expect];
 
+/// Where Pingora reads requests and carries bodies: what it does otherwise is in the documentation of `Plugin`.
+pub(crate) const PINGORA: &[Path] = &[Path::Plugin, Path::PluginTwo, Path::PluginH2];
+pub(crate) const PINGORA_HTTP1: &[Path] = &[Path::Plugin, Path::PluginTwo];
+
 impl Path {
     pub(crate) fn program(self) -> Program {
         match self {

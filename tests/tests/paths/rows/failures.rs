@@ -5,7 +5,7 @@ use crate::{
     case::{
         BodyEnd, Case, Connection, HELLO, Step, case, does, get, ok, post, send, sends, stream,
     },
-    path::Path,
+    path::{PINGORA_HTTP1, Path},
 };
 
 /// Where the edge may know of the failure before the body has come.
@@ -118,7 +118,8 @@ fn cut_off() -> Vec<Case> {
     vec![
         case("a response cut off before its length", get("/plain"))
             .attempted(vec![cut(&length)])
-            .gets_cut("hello"),
+            .gets_cut("hello")
+            .skips(PINGORA_HTTP1, "Pingora holds a body with a length back"),
         case("a response cut off within a chunk", get("/plain"))
             .attempted(vec![cut(&chunk)])
             .gets_cut("hello"),
@@ -127,7 +128,8 @@ fn cut_off() -> Vec<Case> {
             .gets_cut("hello"),
         case("a response reset before its length", get("/plain"))
             .attempted(vec![reset(&length)])
-            .gets_cut("hello"),
+            .gets_cut("hello")
+            .skips(PINGORA_HTTP1, "Pingora holds a body with a length back"),
         case("a response reset before its last chunk", get("/plain"))
             .attempted(vec![reset(&no_last_chunk)])
             .gets_cut("hello"),

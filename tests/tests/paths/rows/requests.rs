@@ -7,7 +7,7 @@ use crate::{
         Behind, BodyEnd, Case, Connection, HELLO, Pace, Step, bodiless, case, does, get, ok, post,
         response, send, sends, stream,
     },
-    path::{EXPECT, HTTP2, HTTP10},
+    path::{EXPECT, HTTP2, HTTP10, PINGORA, PINGORA_HTTP1},
     site::BODY_MAX,
 };
 
@@ -167,33 +167,57 @@ fn connections() -> Vec<Case> {
         case(
             "a second request at once",
             get("/plain").then(Behind::Pipelined),
+        )
+        .skips(
+            PINGORA_HTTP1,
+            "Pingora serves no request that comes before the response to the one before",
         ),
         case(
             "a second request right behind a body with a length",
             post("/body", &[b"hello"]).then(Behind::Pipelined),
+        )
+        .skips(
+            PINGORA_HTTP1,
+            "Pingora serves no request that comes before the response to the one before",
         ),
         case(
             "a second request right behind a body of no known length",
             stream("/body", &[b"hello"]).then(Behind::Pipelined),
+        )
+        .skips(
+            PINGORA_HTTP1,
+            "Pingora serves no request that comes before the response to the one before",
         ),
         case(
             "the client ends its side behind a GET",
             get("/plain").then(Behind::HalfClose),
         )
         .attempted(vec![slowly()])
-        .connection(Connection::Either),
+        .connection(Connection::Either)
+        .skips(
+            PINGORA_HTTP1,
+            "to Pingora a client that ends its side has left",
+        ),
         case(
             "the client ends its side behind a body",
             post("/body", &[b"hello"]).then(Behind::HalfClose),
         )
         .attempted(vec![slowly()])
-        .connection(Connection::Either),
+        .connection(Connection::Either)
+        .skips(
+            PINGORA_HTTP1,
+            "to Pingora a client that ends its side has left",
+        ),
         case(
             "the client ends its side behind a body of no known length",
             stream("/body", &[b"hello"]).then(Behind::HalfClose),
         )
         .attempted(vec![slowly()])
-        .connection(Connection::Either),
+        .connection(Connection::Either)
+        .skips(
+            PINGORA_HTTP1,
+            "to Pingora a client that ends its side has left",
+        ),
     ]
 }
 
@@ -214,12 +238,22 @@ fn trailers() -> Vec<Case> {
                 .trailer("X-Rest", "2"),
         )
         .sees_trailer("x-sum", "1")
-        .sees_trailer("x-rest", "2"),
+        .sees_trailer("x-rest", "2")
+        .differs(
+            PINGORA,
+            "Pingora passes no trailers on",
+            Case::without_trailers,
+        ),
         case(
             "trailers of a request without a body",
             stream("/body", &[]).trailer("X-Sum", "1"),
         )
-        .sees_trailer("x-sum", "1"),
+        .sees_trailer("x-sum", "1")
+        .differs(
+            PINGORA,
+            "Pingora passes no trailers on",
+            Case::without_trailers,
+        ),
         case(
             "trailers that are none: framing, host, cookie, who the client is",
             stream("/body", &[b"hello"])
@@ -234,7 +268,12 @@ fn trailers() -> Vec<Case> {
         .any_interim()
         .sees_body(BodyEnd::Either)
         .sees_any_times()
-        .sees_trailer("x-sum", "1"),
+        .sees_trailer("x-sum", "1")
+        .differs(
+            PINGORA,
+            "Pingora passes no trailers on",
+            Case::without_trailers,
+        ),
     ]
 }
 
