@@ -16,9 +16,6 @@ const OVER_LIMIT_MAX: usize = 256;
 /// Idle connections to backends where there are descriptors in plenty: enough for a busy edge, and few beside its clients'.
 const IDLE_UPSTREAM_MAX: usize = 1024;
 
-/// One in so many of them is for the requests that Pingora sends on.
-const PINGORAS_SHARE: usize = 4;
-
 /// What there is for each purpose.
 ///
 /// Invariant: it adds up to at most `files`, unless `files` is so few that there is nothing to share.
@@ -48,14 +45,9 @@ impl FileBudget {
         }
     }
 
-    /// Idle connections to backends that the edge keeps itself: those of nearly all requests.
-    pub(crate) fn kept(&self) -> usize {
-        self.idle_upstream - self.idle_upstream / PINGORAS_SHARE
-    }
-
-    /// Idle connections to backends that Pingora keeps for each of `threads`, which do not share them.
+    /// Idle connections to backends for each of `threads` of a Pingora server, which do not share them.
     pub(crate) fn idle_upstream_each(&self, threads: usize) -> usize {
-        (self.idle_upstream / PINGORAS_SHARE / threads.max(1)).max(1)
+        (self.idle_upstream / threads.max(1)).max(1)
     }
 }
 
@@ -88,7 +80,6 @@ mod tests {
     #[test]
     fn threads_share_the_idle_connections() {
         let budget = FileBudget::new(1_000_000);
-        let pingoras = budget.idle_upstream_each(4) * 4;
-        assert_eq!(pingoras + budget.kept(), budget.idle_upstream);
+        assert_eq!(budget.idle_upstream_each(4) * 4, budget.idle_upstream);
     }
 }

@@ -76,7 +76,6 @@ pub use crate::config::Config;
 use crate::config::ListenerConfig;
 use crate::entrance::Entrance;
 use crate::entrance::Entrances;
-use crate::files::FileBudget;
 pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
@@ -123,7 +122,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         Arc::clone(&parts.policy.metrics),
     ));
     let haste = Haste::default();
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config, &parts.files));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     server.add_service(ListeningService::new(
         "edge",
@@ -216,15 +215,13 @@ fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entran
         .collect()
 }
 
-fn server_conf(config: &Config, files: &FileBudget) -> ServerConf {
+fn server_conf(config: &Config) -> ServerConf {
     let processors = available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = config.threads.unwrap_or(processors);
     ServerConf {
         threads,
         grace_period_seconds: Some(GRACE.as_secs()),
         graceful_shutdown_timeout_seconds: Some(0),
-        upstream_keepalive_pool_size: files.idle_upstream_each(threads),
-        max_retries: parts::attempts_max(),
         ..ServerConf::default()
     }
 }

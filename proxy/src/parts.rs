@@ -135,7 +135,7 @@ impl Parts {
             dialer: Arc::new(Dialer::new(
                 config.timeouts,
                 Arc::clone(&names),
-                files.kept(),
+                files.idle_upstream,
             )),
             names,
             connections,
