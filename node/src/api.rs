@@ -277,7 +277,8 @@ impl Api {
         });
         let query = history::Query {
             since: since.clone(),
-            limit: Some(limit),
+            limit,
+            bytes_max: self.parts.feeds.reply_bytes_max(),
             order: match history.reverse {
                 true => history::Order::NewestFirst,
                 false => history::Order::OldestFirst,

@@ -190,7 +190,7 @@ impl Feeds {
                 self.broker().shard(&wire),
                 joining.retention,
                 joining.slow,
-                self.config.ring_bytes_max,
+                self.config,
             )
         });
         Using::new(self, feed)
@@ -234,6 +234,11 @@ impl Feeds {
     /// as before, no [`Membership`] is over that was not before.
     pub(crate) fn feeds_over(&self) -> u64 {
         self.hub.channels_over()
+    }
+
+    /// How many bytes of a channel's history one reply may carry.
+    pub(crate) fn reply_bytes_max(&self) -> usize {
+        self.config.reply_bytes_max
     }
 
     fn next_read(&self) -> Option<(Instant, Arc<Feed>)> {

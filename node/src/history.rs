@@ -14,6 +14,8 @@ use crate::protocol::Position;
 mod log;
 
 pub(crate) use log::Log;
+#[cfg(test)]
+pub(crate) use log::testing;
 
 /// How much of a channel is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +41,15 @@ impl Retention {
     }
 }
 
-/// What of the past somebody wants.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What of the past somebody wants. It is bounded: reading a stream takes time from all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Query {
     /// Only what comes after this position in the order that is asked for.
     pub(crate) since: Option<Position>,
-    /// At most so many; `None`: all. With 0, the position alone.
-    pub(crate) limit: Option<usize>,
+    /// At most so many. With 0, the position alone.
+    pub(crate) limit: usize,
+    /// At most so many bytes, but one publication if there is any.
+    pub(crate) bytes_max: usize,
     pub(crate) order: Order,
 }
 
@@ -63,6 +67,8 @@ pub(crate) struct Page {
     pub(crate) position: Position,
     /// In the order that was asked for. Empty if `since` was of another epoch.
     pub(crate) entries: Vec<Entry>,
+    /// Whether a limit may have left some out.
+    pub(crate) is_cut: bool,
 }
 
 /// A publication as a stream keeps it.

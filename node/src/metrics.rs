@@ -22,7 +22,7 @@ use crate::disconnect::Disconnect;
 mod label;
 mod process;
 
-pub(crate) use label::{DropReason, Hook, HookOutcome, RefuseReason, Side, Transport};
+pub(crate) use label::{DropReason, Hook, HookOutcome, Recovered, RefuseReason, Side, Transport};
 
 /// The media type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -228,8 +228,12 @@ impl Metrics {
     }
 
     /// Counts a client that came back with a position, and got everything since or was told that it cannot.
-    pub(crate) fn recovered(&self, is_recovered: bool) {
-        let result = if is_recovered { "hit" } else { "miss" };
+    pub(crate) fn recovered(&self, recovered: Recovered) {
+        let result = match recovered {
+            Recovered::Hit => "hit",
+            Recovered::OverLimit => "over_limit",
+            Recovered::Miss => "miss",
+        };
         self.recoveries.get_or_create(&[("result", result)]).inc();
     }
 

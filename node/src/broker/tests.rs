@@ -14,6 +14,8 @@ use crate::config::Config;
 use crate::history::Order;
 use crate::history::Query;
 use crate::history::Retention;
+use crate::history::testing::everything;
+use crate::protocol::Position;
 use crate::redis::testing::PATIENCE;
 use crate::redis::testing::RedisServer;
 
@@ -194,7 +196,7 @@ fn ask(channel: &str) -> Ask {
     Ask {
         channel: name(channel),
         retention: retention(),
-        query: Query::default(),
+        query: everything(),
     }
 }
 
@@ -246,6 +248,85 @@ same_on_both! {
     only_wanted_channels_come,
     the_last_wish_holds,
     stopping_publishes_what_was_accepted,
+    a_read_of_a_stream_is_bounded_from_either_end,
+}
+
+async fn a_read_of_a_stream_is_bounded_from_either_end(setup: Setup) {
+    const COUNT: u64 = 1000;
+    // Small ones and large ones by turns: what fits is not to be told from the first.
+    let body =
+        |offset: u64| Bytes::from(vec![b'x'; if offset.is_multiple_of(7) { 300 } else { 10 }]);
+    let retention = Retention {
+        size: NonZeroUsize::new(10_000).unwrap(),
+        ..retention()
+    };
+    for offset in 1..=COUNT {
+        let store = Store {
+            body: body(offset),
+            retention: Some(retention),
+            ..store("a", Until::Stored)
+        };
+        setup.broker.store(store).await.unwrap();
+    }
+    let read = async |query: Query| {
+        let ask = Ask {
+            query,
+            retention,
+            ..ask("a")
+        };
+        setup.broker.history(ask).await.unwrap()
+    };
+    let epoch = read(everything()).await.position.epoch;
+    let at = |offset| {
+        let epoch = epoch.clone();
+        Some(Position { epoch, offset })
+    };
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        for since in [None, at(0), at(1), at(500), at(COUNT), at(COUNT + 1)] {
+            for (limit, bytes_max) in [
+                (0, 1 << 20),
+                (1, 1 << 20),
+                (300, 1 << 20),
+                (100_000, 1 << 20),
+                (100_000, 0),
+                (100_000, 309),
+                (100_000, 20_000),
+            ] {
+                let all: Vec<u64> = match (order, &since) {
+                    (Order::OldestFirst, None) => (1..=COUNT).collect(),
+                    (Order::OldestFirst, Some(since)) => (since.offset + 1..=COUNT).collect(),
+                    (Order::NewestFirst, None) => (1..=COUNT).rev().collect(),
+                    (Order::NewestFirst, Some(since)) => {
+                        (1..since.offset.min(COUNT + 1)).rev().collect()
+                    }
+                };
+                let mut bytes = 0;
+                let fitting = all.iter().take_while(|offset| {
+                    bytes += body(**offset).len();
+                    bytes <= bytes_max
+                });
+                let count = fitting.count().max(1).min(limit).min(all.len());
+                let query = Query {
+                    since: since.clone(),
+                    limit,
+                    bytes_max,
+                    order,
+                };
+                let page = read(query.clone()).await;
+                let offsets: Vec<u64> = page.entries.iter().map(|entry| entry.offset).collect();
+                assert_eq!(offsets, all[..count], "{query:?}");
+                assert_eq!(page.position.offset, COUNT);
+                if 0 < limit {
+                    assert!(page.is_cut || count == all.len(), "{query:?}");
+                    assert!(
+                        !page.is_cut || count < all.len() || count == limit,
+                        "{query:?}"
+                    );
+                }
+            }
+        }
+    }
+    setup.stop().await;
 }
 
 async fn what_is_published_comes_back_unchanged_and_in_order(setup: Setup) {

@@ -63,7 +63,8 @@ impl ChannelClient {
         access::codec(options, self.member.codec())?;
         let retention = Retention::of(options).ok_or(ErrorCode::NotAvailable)?;
         let page_max = self.clients.config.limits.history_page;
-        let query = query(&request, page_max);
+        let bytes_max = self.clients.feeds.reply_bytes_max();
+        let query = query(&request, page_max, bytes_max);
         let since = query.since.clone();
         let history = self.read_history(&channel, retention, query).await?;
         if since.is_some_and(|since| since.epoch != history.position.epoch) {
@@ -92,15 +93,16 @@ impl ChannelClient {
     }
 }
 
-/// What a client asks for, within `page_max`.
-fn query(request: &HistoryRequest, page_max: usize) -> Query {
+/// What a client asks for, within `page_max` publications and `bytes_max`.
+fn query(request: &HistoryRequest, page_max: usize, bytes_max: usize) -> Query {
     let since = request.since.as_ref().map(|since| Position {
         epoch: since.epoch.as_str().into(),
         offset: since.offset,
     });
     Query {
         since,
-        limit: Some(usize::try_from(request.limit).map_or(page_max, |limit| limit.min(page_max))),
+        limit: usize::try_from(request.limit).map_or(page_max, |limit| limit.min(page_max)),
+        bytes_max,
         order: if request.reverse {
             history::Order::NewestFirst
         } else {
@@ -121,7 +123,7 @@ mod tests {
                 limit: asked,
                 ..HistoryRequest::default()
             };
-            assert_eq!(query(&request, 10).limit, Some(limit), "{asked}");
+            assert_eq!(query(&request, 10, 1).limit, limit, "{asked}");
         }
     }
 
@@ -135,7 +137,7 @@ mod tests {
             reverse: true,
             ..HistoryRequest::default()
         };
-        let query = query(&request, 10);
+        let query = query(&request, 10, 1);
         let since = query.since.unwrap();
         assert_eq!((since.offset, since.epoch.as_str()), (7, "e"));
         assert_eq!(query.order, history::Order::NewestFirst);

@@ -26,6 +26,10 @@ pub(crate) struct Feeds {
     pub(crate) gap_timeout: Duration,
     /// What may stay in this node of one channel, in bytes.
     pub(crate) ring_bytes_max: usize,
+    /// Publications that one recovery brings.
+    pub(crate) recovery_max: usize,
+    /// What one reply carries of a channel's history, in bytes.
+    pub(crate) reply_bytes_max: usize,
 }
 
 /// What one client, or one user, may take.

@@ -213,6 +213,8 @@ pub(super) struct ChannelLimits {
     pub(super) channels_per_client: Option<u64>,
     pub(super) connections_per_user: Option<u64>,
     pub(super) history_page: Option<u64>,
+    pub(super) history_bytes: Option<ByteSize>,
+    pub(super) recovery: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -28,16 +28,20 @@ use super::stream::Keeping;
 use super::stream::Lost;
 use super::stream::Missed;
 use super::stream::Read;
+use super::stream::Recovery;
 use crate::broker::Ask;
 use crate::broker::Shard;
 use crate::broker::Unavailable;
 use crate::channel::ChannelName;
+use crate::config;
 use crate::config::SlowReader;
+use crate::history::Order;
 use crate::history::Query;
 use crate::history::Retention;
 use crate::hub;
 use crate::hub::Delivered;
 use crate::metrics::DropReason;
+use crate::metrics::Recovered;
 use crate::outbox::Hold;
 use crate::protocol::Event;
 use crate::protocol::Join;
@@ -60,7 +64,7 @@ pub(super) struct Feed {
     pub(super) shard: Shard,
     retention: Option<Retention>,
     slow: SlowReader,
-    ring_bytes_max: usize,
+    config: config::Feeds,
     state: Mutex<State>,
     /// Somebody may join now who could not before.
     changed: Notify,
@@ -79,7 +83,10 @@ pub(super) struct Usage {
 }
 
 /// What the broker had of the stream when somebody asked; shared by all who ask meanwhile.
-type Older = OnceCell<Vec<Arc<Publication>>>;
+type Older = OnceCell<Read>;
+
+/// Publications that fill a gap in one step.
+const GAP_PAGE: usize = 1000;
 
 /// How an attempt to join ends.
 pub(super) enum Outcome<F> {
@@ -93,7 +100,8 @@ enum Next {
     End,
     Wait,
     Read,
-    ReadOlder,
+    /// Back from this offset on.
+    ReadOlder(u64),
     Tell(Seated),
 }
 
@@ -109,6 +117,14 @@ struct Seated {
 }
 
 impl Seated {
+    fn recovery(&self) -> Recovered {
+        match self.missed {
+            Missed::These(_) => Recovered::Hit,
+            Missed::TooMuch => Recovered::OverLimit,
+            Missed::Older { .. } | Missed::Unknown => Recovered::Miss,
+        }
+    }
+
     /// Tells the member, outside of all locks: a reply may be large.
     fn tell(
         self,
@@ -118,7 +134,7 @@ impl Seated {
     ) -> Membership {
         let publications = match &self.missed {
             Missed::These(publications) => publications.as_slice(),
-            Missed::Older | Missed::Unknown => &[],
+            Missed::Older { .. } | Missed::TooMuch | Missed::Unknown => &[],
         };
         let joined = Joined {
             position: self.position.as_ref(),
@@ -126,7 +142,16 @@ impl Seated {
             publications,
         };
         if wish.since.is_some() {
-            using.feeds().metrics.recovered(joined.is_recovered);
+            let (recovery, limits) = (self.recovery(), using.feed().config);
+            using.feeds().metrics.recovered(recovery);
+            if recovery == Recovered::OverLimit {
+                debug!(
+                    channel = %wish.channel,
+                    recovery = limits.recovery_max,
+                    history_bytes = limits.reply_bytes_max,
+                    "a client has missed more than `channels.limits` allow to recover"
+                );
+            }
         }
         wish.member.release(self.hold, &reply(joined));
         Membership::new(self.seat, self.joins, using)
@@ -140,7 +165,7 @@ impl Feed {
         shard: Shard,
         retention: Option<Retention>,
         slow: SlowReader,
-        ring_bytes_max: usize,
+        config: config::Feeds,
     ) -> Arc<Self> {
         let wire = ChannelName::wire(&channel);
         Arc::new(Self {
@@ -150,7 +175,7 @@ impl Feed {
             shard,
             retention,
             slow,
-            ring_bytes_max,
+            config,
             state: Mutex::new(State::new()),
             changed: Notify::new(),
             opened: OnceCell::new(),
@@ -245,10 +270,7 @@ impl Feed {
             let next = {
                 let mut state = feed.state.lock();
                 let known = Known {
-                    older: older
-                        .as_ref()
-                        .and_then(|older| older.get())
-                        .map(Vec::as_slice),
+                    older: older.as_ref().and_then(|older| older.get()),
                     proof,
                 };
                 match state.join(wish.since, &known, Instant::now().into_std()) {
@@ -258,7 +280,7 @@ impl Feed {
                         proof = Some(state.prove());
                         Next::Read
                     }
-                    Joining::Now(Missed::Older) => Next::ReadOlder,
+                    Joining::Now(Missed::Older { before }) => Next::ReadOlder(before),
                     Joining::Now(missed) => Next::Tell(feed.seat(&feeds, &state, wish, missed)),
                 }
             };
@@ -266,7 +288,7 @@ impl Feed {
                 Next::End => return Ok(Outcome::Ended(reply)),
                 Next::Wait => changed.await,
                 Next::Read => feeds.want_read(&feed),
-                Next::ReadOlder => older = Some(feed.older(&feeds, older).await?),
+                Next::ReadOlder(before) => older = Some(feed.older(&feeds, older, before).await?),
                 Next::Tell(seated) => {
                     return Ok(Outcome::Seated(seated.tell(wish, using, reply)));
                 }
@@ -309,12 +331,23 @@ impl Feed {
             feeds.broker().subscribed(&self.wire).await?;
             let stream = match &self.retention {
                 Some(retention) => {
+                    let config = &self.config;
                     let keeping = Keeping {
                         size: retention.size.get(),
-                        bytes_max: self.ring_bytes_max,
+                        bytes_max: config.ring_bytes_max,
                         ttl: retention.ttl,
+                        recovery: Recovery {
+                            publications_max: config.recovery_max,
+                            bytes_max: config.reply_bytes_max,
+                        },
                     };
-                    Some((keeping, self.read(feeds, None).await?))
+                    let newest = Query {
+                        since: None,
+                        limit: keeping.publications_max(),
+                        bytes_max: keeping.bytes_max,
+                        order: Order::NewestFirst,
+                    };
+                    Some((keeping, self.read(feeds, newest).await?))
                 }
                 None => None,
             };
@@ -339,19 +372,20 @@ impl Feed {
         }
     }
 
-    /// Reads what the stream has after `since`, or all of it.
-    async fn read(&self, feeds: &Feeds, since: Option<Position>) -> Result<Read, Unavailable> {
+    /// Reads a part of the stream; whatever the order of the query, in order.
+    async fn read(&self, feeds: &Feeds, query: Query) -> Result<Read, Unavailable> {
         let Some(retention) = self.retention else {
             return Err(Unavailable("the channel keeps no history".to_owned()));
         };
-        let from = since.as_ref().map_or(0, |since| since.offset);
+        let order = query.order;
+        let since = match (order, &query.since) {
+            (Order::OldestFirst, Some(since)) => since.offset,
+            _ => 0,
+        };
         let ask = Ask {
             channel: self.channel.clone(),
             retention,
-            query: Query {
-                since,
-                ..Query::default()
-            },
+            query,
         };
         let page = feeds.broker().history(ask).await?;
         let publications = page.entries.into_iter().filter_map(|entry| {
@@ -361,20 +395,27 @@ impl Feed {
                 .inspect_err(|error| feeds.malformed(&self.wire, error))
                 .ok()
         });
+        let mut publications: Vec<_> = publications
+            .map(|one| Arc::new(self.to_keep(one)))
+            .collect();
+        if order == Order::NewestFirst {
+            publications.reverse();
+        }
         Ok(Read {
-            since: from,
+            since,
             position: page.position,
-            publications: publications
-                .map(|one| Arc::new(self.to_keep(one)))
-                .collect(),
+            publications,
+            is_cut: page.is_cut,
         })
     }
 
-    /// What the broker has of the stream beyond what is here, read once for all who ask at a time.
+    /// What the broker has of the stream before an offset, as much of it as somebody may recover; read once for
+    /// all who ask at a time.
     async fn older(
         &self,
         feeds: &Feeds,
         outdated: Option<Arc<Older>>,
+        before: u64,
     ) -> Result<Arc<Older>, Unavailable> {
         let older = {
             let mut shared = self.older.lock();
@@ -389,8 +430,17 @@ impl Feed {
                 new
             })
         };
-        let read = || async { Ok(self.read(feeds, None).await?.publications) };
-        older.get_or_try_init(read).await?;
+        let position = self.state.lock().position().cloned();
+        let query = Query {
+            since: position.map(|position| Position {
+                offset: before,
+                ..position
+            }),
+            limit: self.config.recovery_max,
+            bytes_max: self.config.reply_bytes_max,
+            order: Order::NewestFirst,
+        };
+        older.get_or_try_init(|| self.read(feeds, query)).await?;
         Ok(older)
     }
 
@@ -404,7 +454,13 @@ impl Feed {
             let Some(reading) = self.state.lock().begin_read() else {
                 return Ok(());
             };
-            let read = self.read(feeds, Some(reading.since.clone())).await;
+            let query = Query {
+                since: Some(reading.since.clone()),
+                limit: GAP_PAGE,
+                bytes_max: self.config.ring_bytes_max,
+                order: Order::OldestFirst,
+            };
+            let read = self.read(feeds, query).await;
             let mut state = self.state.lock();
             let read = read.inspect_err(|_| state.read_failed())?;
             if !self.absorb(feeds, &mut state, &reading, read) {

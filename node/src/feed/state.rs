@@ -96,7 +96,7 @@ pub(super) struct Reading {
 #[derive(Debug, Default)]
 pub(super) struct Known<'a> {
     /// What the broker has of the stream, if it was asked because the feed said so.
-    pub(super) older: Option<&'a [Arc<Publication>]>,
+    pub(super) older: Option<&'a Read>,
     /// The number of the read that tells whether a position is ahead of the stream.
     pub(super) proof: Option<u64>,
 }

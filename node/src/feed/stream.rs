@@ -25,6 +25,23 @@ pub(super) struct Keeping {
     pub(super) bytes_max: usize,
     /// After the newest publication.
     pub(super) ttl: Duration,
+    pub(super) recovery: Recovery,
+}
+
+impl Keeping {
+    /// The most that can stay here, in number.
+    pub(super) fn publications_max(&self) -> usize {
+        self.size.min(self.bytes_max / ENTRY_BYTES)
+    }
+}
+
+/// What somebody who comes back gets at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Recovery {
+    /// In number.
+    pub(super) publications_max: usize,
+    /// In bytes, but one publication whatever its size.
+    pub(super) bytes_max: usize,
 }
 
 /// What was heard of a stream, all of it and in order up to `position`.
@@ -52,7 +69,10 @@ pub(super) struct Stream {
 pub(super) struct Read {
     pub(super) since: u64,
     pub(super) position: Position,
+    /// In order.
     pub(super) publications: Vec<Arc<Publication>>,
+    /// Whether there may be more than was read at once.
+    pub(super) is_cut: bool,
 }
 
 /// What a publication that came is.
@@ -91,8 +111,11 @@ pub(super) enum Lost {
 pub(super) enum Missed {
     /// These, in order.
     These(Vec<Arc<Publication>>),
-    /// Some of it is too old for this node; the broker may still have it.
-    Older,
+    /// Some of it is too old for this node; the broker may still have it. It is to be read back from this
+    /// offset on.
+    Older { before: u64 },
+    /// More than somebody who comes back gets.
+    TooMuch,
     /// It can no longer be told.
     Unknown,
 }
@@ -160,8 +183,8 @@ impl Stream {
 
     /// Takes what the broker has; what is to be delivered, in order.
     ///
-    /// A gap may be left if more has come meanwhile than could be held: then the broker is to be read
-    /// again.
+    /// A gap may be left if more is missing than is read at once, or more has come meanwhile than could be held:
+    /// then the broker is to be read again.
     ///
     /// # Errors
     ///
@@ -177,35 +200,37 @@ impl Stream {
         if read.position.offset < read.since {
             return Err(Lost::Rewound);
         }
+        self.heard = self.heard.max(read.position.offset);
+        let is_whole = !read.is_cut || read.publications.is_empty();
         let mut found = Vec::new();
-        self.held_bytes = 0;
-        let held = mem::take(&mut self.held);
-        for publication in read.publications.into_iter().chain(held) {
+        for publication in read.publications {
             let next = self.position.offset + 1;
             if publication.offset == next {
                 self.push(Arc::clone(&publication), now);
                 found.push(publication);
             } else if next < publication.offset {
-                if self.position.offset < read.position.offset {
-                    return Err(Lost::Trimmed);
-                }
-                self.hold(publication);
+                return Err(Lost::Trimmed);
             }
         }
-        if self.position.offset < read.position.offset {
+        if is_whole && self.position.offset < read.position.offset {
             return Err(Lost::Trimmed);
+        }
+        self.held_bytes = 0;
+        for publication in mem::take(&mut self.held) {
+            let next = self.position.offset + 1;
+            if publication.offset == next {
+                self.push(Arc::clone(&publication), now);
+                found.push(publication);
+            } else if next < publication.offset {
+                self.hold(publication);
+            }
         }
         Ok(found)
     }
 
     /// What somebody has missed who has heard everything up to `since`. `older` is what the broker had of
-    /// the stream a moment ago, if it was asked.
-    pub(super) fn missed(
-        &self,
-        since: &Position,
-        older: Option<&[Arc<Publication>]>,
-        now: Instant,
-    ) -> Missed {
+    /// the stream a moment ago, if it was asked: the newest part, in order.
+    pub(super) fn missed(&self, since: &Position, older: Option<&Read>, now: Instant) -> Missed {
         let top = self.position.offset;
         if since.epoch != self.position.epoch || top < since.offset {
             return Missed::Unknown;
@@ -217,30 +242,50 @@ impl Stream {
         if self.keeping.size < missing || self.expires_at <= now {
             return Missed::Unknown;
         }
+        if self.keeping.recovery.publications_max < missing {
+            return Missed::TooMuch;
+        }
         if let Some(first) = self.ring.len().checked_sub(missing) {
-            return Missed::These(self.ring.range(first..).cloned().collect());
+            return self.within_bounds(self.ring.range(first..));
+        }
+        if self.keeping.recovery.bytes_max < self.ring_bytes {
+            return Missed::TooMuch;
         }
         let ring_from = top + 1 - self.ring.len() as u64;
-        match older {
-            None => Missed::Older,
-            Some(older) if older.last().is_some_and(|last| last.offset + 1 < ring_from) => {
-                Missed::Older // It no longer reaches to what is here.
-            }
-            Some(older) => {
-                let between = since.offset + 1..ring_from;
-                let older = older.iter().filter(|one| between.contains(&one.offset));
-                let these: Vec<_> = older.chain(&self.ring).cloned().collect();
-                let is_whole = these
-                    .iter()
-                    .map(|one| one.offset)
-                    .eq(since.offset + 1..=top);
-                if is_whole {
-                    Missed::These(these)
-                } else {
-                    Missed::Unknown
-                }
-            }
+        // Half of what is here is read too: the stream goes on meanwhile.
+        let before = top + 1 - self.ring.len() as u64 / 2;
+        let reaches_here = |older: &&Read| {
+            let last = older.publications.last();
+            last.is_none_or(|last| ring_from <= last.offset + 1)
+        };
+        let Some(older) = older.filter(reaches_here) else {
+            return Missed::Older { before };
+        };
+        let offset_of = |at: u64| {
+            let is_before = |one: &Arc<Publication>| one.offset < at;
+            older.publications.partition_point(is_before)
+        };
+        let between = offset_of(since.offset + 1)..offset_of(ring_from);
+        let older_ones = &older.publications[between];
+        let are_all = (since.offset + 1..ring_from).eq(older_ones.iter().map(|one| one.offset));
+        match (are_all, older.is_cut) {
+            (true, _) => self.within_bounds(older_ones.iter().chain(&self.ring)),
+            (false, true) => Missed::TooMuch,
+            (false, false) => Missed::Unknown,
         }
+    }
+
+    /// What was missed, if it is not more than somebody who comes back gets.
+    fn within_bounds<'a>(
+        &self,
+        publications: impl Iterator<Item = &'a Arc<Publication>> + Clone,
+    ) -> Missed {
+        let bytes: usize = publications.clone().map(|one| cost(one)).sum();
+        let these: Vec<_> = publications.cloned().collect();
+        if 1 < these.len() && self.keeping.recovery.bytes_max < bytes {
+            return Missed::TooMuch;
+        }
+        Missed::These(these)
     }
 
     fn push(&mut self, publication: Arc<Publication>, now: Instant) {

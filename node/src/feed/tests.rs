@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::config::Fanout;
 use crate::config::SlowReader;
 use crate::history::Query;
+use crate::history::testing::everything;
 use crate::hub::HubConfig;
 use crate::outbox::QueueFormat;
 use crate::outbox::QueueOutbox;
@@ -376,6 +377,71 @@ async fn who_was_away_for_too_long_is_told_so(node: Node) {
     node.stop().await;
 }
 
+/// Feeds that keep little and tell little.
+fn little() -> config::Feeds {
+    config::Feeds {
+        ring_bytes_max: 2500,
+        recovery_max: 100,
+        reply_bytes_max: 64 << 10,
+        ..Config::default_without_file().channels.feeds
+    }
+}
+
+#[tokio::test]
+async fn what_this_node_has_no_room_for_is_recovered_up_to_the_limits() {
+    recover_up_to_the_limits(node_with(&config::Broker::Memory, little())).await;
+}
+
+#[tokio::test]
+async fn what_this_node_has_no_room_for_is_recovered_from_redis_up_to_the_limits() {
+    let server = RedisServer::start().await;
+    let node = node_with(&settings(std::slice::from_ref(&server)), little());
+    node.until(|| node.feeds.broker().readiness().is_ok()).await;
+    recover_up_to_the_limits(node).await;
+}
+
+async fn recover_up_to_the_limits(node: Node) {
+    let keep = Some(retention(100_000));
+    let how = How {
+        ack: Ack::Stored,
+        retention: keep,
+        idempotency: None,
+    };
+    let publish = async |data: String| {
+        let channel = name("a");
+        let published = node
+            .feeds
+            .publish(&channel, publication(&data), how.clone());
+        published.await.unwrap().position.unwrap()
+    };
+    for number in 1..300 {
+        publish(number.to_string()).await;
+    }
+    let last = publish("300".to_owned()).await;
+    let recover = async |offset| {
+        let since = Position {
+            offset,
+            ..last.clone()
+        };
+        let told = node.join("a", keep, Some(&since)).await.unwrap().told;
+        (told.is_recovered, told.missed)
+    };
+    assert_eq!(recover(298).await, (true, vec![299, 300]));
+    assert_eq!(recover(200).await, (true, (201..=300).collect()));
+    assert_eq!(recover(199).await, (false, vec![]));
+    assert_eq!(recover(0).await, (false, vec![]));
+    let large = format!("\"{}\"", "x".repeat(10 << 10));
+    for _ in 0..8 {
+        node.publish("a", &large, keep).await;
+    }
+    assert_eq!(recover(303).await, (true, (304..=308).collect()));
+    assert_eq!(recover(300).await, (false, vec![]));
+    let text = node.metrics.render();
+    let counted = "recoveries_total{result=\"over_limit\"} 3\n";
+    assert!(text.contains(counted), "{text}");
+    node.stop().await;
+}
+
 async fn a_repetition_is_published_once(node: Node) {
     for keep in [Some(retention(10)), None] {
         let channel = if keep.is_some() { "kept" } else { "unkept" };
@@ -452,15 +518,15 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
         let offsets: Vec<u64> = history.publications.iter().map(|one| one.offset).collect();
         (history.position, offsets)
     };
-    let (empty, offsets) = read(Query::default()).await;
+    let (empty, offsets) = read(everything()).await;
     assert_eq!((empty.offset, offsets.len()), (0, 0));
     for number in 1..=6 {
         node.publish("a", &number.to_string(), Some(keep)).await;
     }
     let newest = Query {
-        limit: Some(2),
+        limit: 2,
         order: crate::history::Order::NewestFirst,
-        since: None,
+        ..everything()
     };
     let (position, offsets) = read(newest.clone()).await;
     assert_eq!((&position.epoch, position.offset), (&empty.epoch, 6));
@@ -481,7 +547,7 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     assert_eq!(
         read(Query {
             since: at(3),
-            ..Query::default()
+            ..everything()
         })
         .await
         .1,
@@ -489,8 +555,8 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     );
     assert_eq!(
         read(Query {
-            limit: Some(1),
-            ..Query::default()
+            limit: 1,
+            ..everything()
         })
         .await
         .1,
@@ -498,8 +564,8 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     );
     assert_eq!(
         read(Query {
-            limit: Some(0),
-            ..Query::default()
+            limit: 0,
+            ..everything()
         })
         .await
         .1,
@@ -512,7 +578,7 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     assert_eq!(
         read(Query {
             since: other,
-            ..Query::default()
+            ..everything()
         })
         .await
         .1,
@@ -520,9 +586,9 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     );
 
     node.feeds.remove_history(&name("a")).await.unwrap();
-    assert_eq!(read(Query::default()).await, (position.clone(), vec![]));
+    assert_eq!(read(everything()).await, (position.clone(), vec![]));
     assert_eq!(node.publish("a", "7", Some(keep)).await, 7);
-    assert_eq!(read(Query::default()).await.1, [7]);
+    assert_eq!(read(everything()).await.1, [7]);
     node.stop().await;
 }
 

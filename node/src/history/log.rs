@@ -56,31 +56,38 @@ impl Log {
     /// What `query` asks for.
     pub(crate) fn page(&mut self, query: &Query, retention: &Retention, now: Instant) -> Page {
         self.forget(retention, now);
-        let limit = query.limit.unwrap_or(usize::MAX);
         let position = self.position.clone();
-        let since = match &query.since {
-            Some(since) if since.epoch != position.epoch => {
-                let entries = Vec::new();
-                return Page { position, entries };
+        let is_elsewhere = |since: &Position| since.epoch != position.epoch;
+        if query.since.as_ref().is_some_and(is_elsewhere) {
+            return Page {
+                position,
+                entries: Vec::new(),
+                is_cut: false,
+            };
+        }
+        let since = query.since.as_ref().map(|since| since.offset);
+        let (entries, is_cut) = match (query.order, since) {
+            (Order::OldestFirst, since) => {
+                let start = since.map_or(0, |since| self.index_of(since.saturating_add(1)));
+                bounded(self.entries.range(start..), query)
             }
-            Some(since) => Some(since.offset),
-            None => None,
+            (Order::NewestFirst, since) => {
+                let end = since.map_or(self.entries.len(), |since| self.index_of(since));
+                bounded(self.entries.range(..end).rev(), query)
+            }
         };
-        let entries = self.entries.iter();
-        let entries = match query.order {
-            Order::OldestFirst => entries
-                .filter(|entry| since.is_none_or(|since| since < entry.offset))
-                .take(limit)
-                .cloned()
-                .collect(),
-            Order::NewestFirst => entries
-                .rev()
-                .filter(|entry| since.is_none_or(|since| entry.offset < since))
-                .take(limit)
-                .cloned()
-                .collect(),
-        };
-        Page { position, entries }
+        Page {
+            position,
+            entries,
+            is_cut,
+        }
+    }
+
+    /// Where the entry with `offset` is, or the next one after it.
+    fn index_of(&self, offset: u64) -> usize {
+        let first = self.entries.front().map_or(0, |first| first.offset);
+        let index = usize::try_from(offset.saturating_sub(first)).unwrap_or(usize::MAX);
+        index.min(self.entries.len())
     }
 
     /// Drops all publications. The position stays, so that nobody takes what follows for what was.
@@ -110,11 +117,42 @@ impl Log {
     }
 }
 
+/// As many of `entries` as `query` allows, and whether that may have left some out.
+fn bounded<'a>(entries: impl Iterator<Item = &'a Entry>, query: &Query) -> (Vec<Entry>, bool) {
+    let mut taken: Vec<Entry> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += entry.body.len();
+        let is_too_large = !taken.is_empty() && query.bytes_max < bytes;
+        if query.limit <= taken.len() || is_too_large {
+            return (taken, 0 < query.limit);
+        }
+        taken.push(entry.clone());
+    }
+    (taken, false)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A query for all that there is.
+    pub(crate) fn everything() -> Query {
+        Query {
+            since: None,
+            limit: usize::try_from(i32::MAX).unwrap(),
+            bytes_max: usize::try_from(i32::MAX).unwrap(),
+            order: Order::OldestFirst,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
     use std::time::Duration;
 
+    use super::testing::everything;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -151,26 +189,50 @@ mod tests {
             Some(Position { epoch, offset })
         };
         let cases = [
-            (None, None, Order::OldestFirst, vec![3, 4, 5]),
-            (None, None, Order::NewestFirst, vec![5, 4, 3]),
-            (None, Some(2), Order::OldestFirst, vec![3, 4]),
-            (None, Some(2), Order::NewestFirst, vec![5, 4]),
-            (None, Some(0), Order::OldestFirst, vec![]),
-            (since(3), None, Order::OldestFirst, vec![4, 5]),
-            (since(5), None, Order::OldestFirst, vec![]),
-            (since(1), None, Order::OldestFirst, vec![3, 4, 5]),
-            (since(5), Some(1), Order::NewestFirst, vec![4]),
-            (since(3), None, Order::NewestFirst, vec![]),
+            (None, 9, Order::OldestFirst, vec![3, 4, 5], false),
+            (None, 9, Order::NewestFirst, vec![5, 4, 3], false),
+            (None, 3, Order::OldestFirst, vec![3, 4, 5], false),
+            (None, 2, Order::OldestFirst, vec![3, 4], true),
+            (None, 2, Order::NewestFirst, vec![5, 4], true),
+            (None, 0, Order::OldestFirst, vec![], false),
+            (since(3), 9, Order::OldestFirst, vec![4, 5], false),
+            (since(5), 9, Order::OldestFirst, vec![], false),
+            (since(9), 9, Order::OldestFirst, vec![], false),
+            (since(u64::MAX), 9, Order::OldestFirst, vec![], false),
+            (since(1), 9, Order::OldestFirst, vec![3, 4, 5], false),
+            (since(5), 1, Order::NewestFirst, vec![4], true),
+            (since(3), 9, Order::NewestFirst, vec![], false),
+            (since(1), 9, Order::NewestFirst, vec![], false),
+            (since(u64::MAX), 9, Order::NewestFirst, vec![5, 4, 3], false),
         ];
-        for (since, limit, order, expected) in cases {
+        for (since, limit, order, expected, is_cut) in cases {
             let query = Query {
                 since,
                 limit,
                 order,
+                ..everything()
             };
             let page = log.page(&query, &keeping(3), now);
             assert_eq!(offsets(&page), expected, "{query:?}");
             assert_eq!(page.position.offset, 5);
+            assert_eq!(page.is_cut, is_cut, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_bounded_in_bytes_and_holds_one_publication_at_least() {
+        let now = Instant::now();
+        let mut log = filled(5, 5, now);
+        for (bytes_max, count) in [(0, 1), (1, 1), (2, 2), (4, 4), (5, 5), (6, 5)] {
+            for order in [Order::OldestFirst, Order::NewestFirst] {
+                let query = Query {
+                    bytes_max,
+                    order,
+                    ..everything()
+                };
+                let page = log.page(&query, &keeping(5), now);
+                assert_eq!((page.entries.len(), page.is_cut), (count, count < 5));
+            }
         }
     }
 
@@ -184,7 +246,7 @@ mod tests {
         };
         let query = Query {
             since: Some(since.clone()),
-            ..Query::default()
+            ..everything()
         };
         let page = log.page(&query, &keeping(3), now);
         assert_eq!(offsets(&page), [0; 0]);
@@ -194,7 +256,7 @@ mod tests {
     fn publications_have_their_time_from_the_newest_on_and_the_position_outlives_them() {
         let now = Instant::now();
         let mut log = filled(2, 3, now);
-        let all = Query::default();
+        let all = everything();
         let page = log.page(
             &all,
             &keeping(3),
@@ -232,10 +294,7 @@ mod tests {
         let now = Instant::now();
         let mut log = filled(2, 3, now);
         log.clear();
-        assert_eq!(
-            offsets(&log.page(&Query::default(), &keeping(3), now)),
-            [0; 0]
-        );
+        assert_eq!(offsets(&log.page(&everything(), &keeping(3), now)), [0; 0]);
         assert_eq!(log.append("x".into(), &keeping(3), now).offset, 3);
     }
 }

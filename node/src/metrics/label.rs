@@ -50,6 +50,17 @@ impl Transport {
     }
 }
 
+/// What came of a recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovered {
+    /// The client got everything that it had missed.
+    Hit,
+    /// It had missed more than `channels.limits` allow, and was told so.
+    OverLimit,
+    /// What it had missed is no longer known, and it was told so.
+    Miss,
+}
+
 /// Why a message will not arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum DropReason {

@@ -28,7 +28,7 @@ fn everything_that_is_counted_has_its_line() {
     metrics.broker_lost(Side::Subscribe);
     metrics.probe_seen(Duration::from_millis(1));
     metrics.hook(Hook::Rpc, HookOutcome::Failed);
-    metrics.recovered(true);
+    metrics.recovered(Recovered::Hit);
     expect![[r##"
         # TYPE causeway_node_connections gauge
         causeway_node_connections 1

@@ -116,7 +116,8 @@ pub(super) fn read(run: Run<'_>, ask: &Ask) -> Cmd {
     command
         .arg(ask.retention.meta_ttl.as_millis().to_string())
         .arg(Epoch::random().as_str())
-        .arg(query.limit.map_or(String::new(), |limit| limit.to_string()))
+        .arg(query.limit)
+        .arg(query.bytes_max)
         .arg(match query.order {
             Order::OldestFirst => "asc",
             Order::NewestFirst => "desc",
@@ -132,7 +133,7 @@ pub(super) fn page(answer: Value) -> Result<Page, Strange> {
     let Value::Array(parts) = answer else {
         return Err(Strange);
     };
-    let [epoch, offset, Value::Array(entries)] = parts.as_slice() else {
+    let [epoch, offset, Value::Array(entries), is_cut] = parts.as_slice() else {
         return Err(Strange);
     };
     let position = Position {
@@ -143,6 +144,7 @@ pub(super) fn page(answer: Value) -> Result<Page, Strange> {
     Ok(Page {
         position,
         entries: entries?,
+        is_cut: number(is_cut)? != 0,
     })
 }
 

@@ -218,7 +218,7 @@ async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_con
             ttl: Duration::from_secs(60),
             meta_ttl: Duration::from_secs(60),
         },
-        query: Query::default(),
+        query: everything(),
     };
     setup.broker.history(ask()).await.unwrap();
     network.hold();

@@ -23,6 +23,7 @@ const NAMESPACE_BYTES_MAX: usize = 64;
 
 impl Checker<'_> {
     pub(super) fn channels(&mut self, raw: raw::Channels) -> Channels {
+        let limits = raw.limits.unwrap_or_default();
         Channels {
             namespaces: self.namespaces(raw.namespaces.unwrap_or_default()),
             feeds: Feeds {
@@ -30,8 +31,18 @@ impl Checker<'_> {
                 join_timeout: settings::FEED_JOIN_TIMEOUT,
                 gap_timeout: settings::FEED_GAP_TIMEOUT,
                 ring_bytes_max: settings::FEED_RING_BYTES_MAX,
+                recovery_max: self.count(
+                    "channels.limits.recovery",
+                    limits.recovery,
+                    &settings::RECOVERY_PUBLICATIONS,
+                ),
+                reply_bytes_max: self.size(
+                    "channels.limits.history_bytes",
+                    limits.history_bytes,
+                    &settings::HISTORY_BYTES,
+                ),
             },
-            limits: self.client_limits(raw.limits.unwrap_or_default()),
+            limits: self.client_limits(limits),
         }
     }
 

@@ -4,6 +4,10 @@ const KEEPING: Keeping = Keeping {
     size: 10,
     bytes_max: 1 << 20,
     ttl: std::time::Duration::from_secs(60),
+    recovery: crate::feed::stream::Recovery {
+        publications_max: 10,
+        bytes_max: 1 << 20,
+    },
 };
 
 fn at(offset: u64) -> Position {
@@ -23,6 +27,7 @@ fn read(since: u64, top: u64) -> Read {
         since,
         position: at(top),
         publications: (since + 1..=top).map(publication).collect(),
+        is_cut: false,
     }
 }
 

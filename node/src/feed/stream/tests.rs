@@ -8,6 +8,10 @@ const KEEPING: Keeping = Keeping {
     size: 10,
     bytes_max: 1 << 20,
     ttl: Duration::from_secs(60),
+    recovery: Recovery {
+        publications_max: 10,
+        bytes_max: 1 << 20,
+    },
 };
 
 fn publication(offset: u64) -> Arc<Publication> {
@@ -44,6 +48,7 @@ fn read(since: u64, oldest: u64, top: u64) -> Read {
         since,
         position: at(top),
         publications: publications(oldest.max(since + 1)..=top),
+        is_cut: false,
     }
 }
 
@@ -132,6 +137,7 @@ fn what_cannot_be_had_is_told_with_the_reason() {
         since: 3,
         position: at(6),
         publications: publications([4, 6]),
+        is_cut: false,
     };
     assert_eq!(lost(hole), Lost::Trimmed, "a hole in the middle");
 }
@@ -191,23 +197,92 @@ fn what_the_ring_has_no_room_for_is_for_the_broker_to_tell() {
     assert_eq!(offsets(&Vec::from(stream.ring.clone())), [6, 7, 8]);
     let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
     assert_eq!(stream.missed(&at(5), None, now), these(6..=8));
-    assert_eq!(stream.missed(&at(4), None, now), Missed::Older);
-    for (older, expected) in [
-        (1..=8, these(3..=8)),
-        (3..=5, these(3..=8)),
-        (1..=7, these(3..=8)),
-        (4..=8, Missed::Unknown),
-        (1..=4, Missed::Older),
+    let read_back = Missed::Older { before: 8 };
+    assert_eq!(stream.missed(&at(4), None, now), read_back);
+    for (older, is_cut, expected) in [
+        (1..=8, false, these(3..=8)),
+        (3..=5, true, these(3..=8)),
+        (1..=7, false, these(3..=8)),
+        (4..=8, false, Missed::Unknown),
+        (4..=8, true, Missed::TooMuch),
+        (1..=4, false, read_back),
     ] {
-        let older = publications(older);
-        assert_eq!(
-            stream.missed(&at(2), Some(&older), now),
-            expected,
-            "{older:?}"
-        );
+        let older = Read {
+            publications: publications(older),
+            is_cut,
+            ..read(0, 1, 8)
+        };
+        let missed = stream.missed(&at(2), Some(&older), now);
+        assert_eq!(missed, expected, "{older:?}");
     }
-    let trimmed = stream.missed(&at(2), Some(&[]), now);
+    let trimmed = stream.missed(&at(2), Some(&read(8, 9, 8)), now);
     assert_eq!(trimmed, Missed::Unknown, "the broker has nothing either");
+}
+
+#[test]
+fn nobody_gets_more_than_a_recovery_brings() {
+    let now = Instant::now();
+    let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
+    let stream = |ring: usize, publications_max: usize, bytes: usize| {
+        let keeping = Keeping {
+            bytes_max: ring * (ENTRY_BYTES + 5),
+            recovery: Recovery {
+                publications_max,
+                bytes_max: bytes * (ENTRY_BYTES + 1),
+            },
+            ..KEEPING
+        };
+        Stream::new(keeping, read(0, 1, 8), now)
+    };
+    let older = read(0, 1, 8);
+    for ring in [3, 8] {
+        let missed = |publications_max, bytes, since| {
+            let stream = stream(ring, publications_max, bytes);
+            stream.missed(&at(since), Some(&older), now)
+        };
+        assert_eq!(missed(5, 10, 3), these(4..=8), "ring {ring}");
+        assert_eq!(missed(5, 10, 2), Missed::TooMuch, "ring {ring}");
+        assert_eq!(missed(10, 5, 3), these(4..=8), "ring {ring}");
+        assert_eq!(missed(10, 5, 2), Missed::TooMuch, "ring {ring}");
+        assert_eq!(missed(10, 0, 7), these(8..=8), "one whatever its size");
+        assert_eq!(missed(10, 0, 6), Missed::TooMuch);
+    }
+    let too_much = stream(3, 10, 2).missed(&at(2), None, now);
+    assert_eq!(too_much, Missed::TooMuch, "nobody is asked in vain");
+}
+
+#[test]
+fn what_is_missing_may_be_read_in_parts() {
+    let mut stream = heard_up_to(3);
+    arrive(&mut stream, 9).unwrap();
+    let part = |since: u64, last: u64| Read {
+        publications: publications(since + 1..=last),
+        is_cut: true,
+        ..read(since, 1, 9)
+    };
+    let found = stream.absorb(part(3, 5), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4, 5]);
+    assert!(stream.has_gap());
+    let overtaken = stream.absorb(part(3, 5), Instant::now()).unwrap();
+    assert!(overtaken.is_empty() && stream.has_gap());
+    let nothing = stream.absorb(part(5, 5), Instant::now());
+    assert_eq!(nothing, Err(Lost::Trimmed), "it would go on for ever");
+    let found = stream.absorb(part(5, 8), Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [6, 7, 8, 9], "with what was held");
+    assert!(!stream.has_gap());
+}
+
+#[test]
+fn a_part_of_what_is_missing_shows_that_there_is_more() {
+    let mut stream = heard_up_to(3);
+    let part = Read {
+        publications: publications([4]),
+        is_cut: true,
+        ..read(3, 1, 6)
+    };
+    let found = stream.absorb(part, Instant::now()).unwrap();
+    assert_eq!(offsets(&found), [4]);
+    assert!(stream.has_gap());
 }
 
 #[test]
@@ -217,6 +292,7 @@ fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
         since: 0,
         position: at(6),
         publications: publications([1, 2, 3, 5, 6]),
+        is_cut: false,
     };
     let stream = Stream::new(KEEPING, holed, now);
     assert_eq!(stream.position(), &at(6));
@@ -225,6 +301,7 @@ fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
         since: 0,
         position: at(6),
         publications: publications([1, 2, 3, 4, 5]),
+        is_cut: false,
     };
     let stream = Stream::new(KEEPING, torn, now);
     assert_eq!((stream.position(), stream.ring.len()), (&at(6), 0));
@@ -257,6 +334,7 @@ proptest! {
     fn members_hear_everything_once_and_in_order_or_are_told(
         steps in prop::collection::vec(any_step(), 0..200),
         held_max in 1_usize..6,
+        page in 1_usize..12,
     ) {
         let now = Instant::now();
         let keeping = Keeping { bytes_max: held_max * (ENTRY_BYTES + 4), ..KEEPING };
@@ -264,7 +342,12 @@ proptest! {
         let mut top = 0;
         let mut delivered = Vec::new();
         let mut answer = None;
-        let read_now = |since: u64, top: u64| read(since, top.saturating_sub(9), top);
+        let read_now = |since: u64, top: u64| {
+            let mut read = read(since, top.saturating_sub(9), top);
+            read.is_cut = page < read.publications.len();
+            read.publications.truncate(page);
+            read
+        };
         for step in steps {
             match step {
                 Step::Publish { heard } => {
@@ -298,10 +381,13 @@ proptest! {
             prop_assert!(stream.ring_bytes <= keeping.bytes_max);
             prop_assert!(stream.held_bytes <= keeping.bytes_max);
         }
-        if let Ok(found) = stream.absorb(read_now(stream.position().offset, top), now) {
+        while let Ok(found) = stream.absorb(read_now(stream.position().offset, top), now) {
             delivered.extend(offsets(&found));
-            prop_assert_eq!(delivered.len() as u64, top);
-            prop_assert!(!stream.has_gap());
+            if !stream.has_gap() {
+                prop_assert_eq!(delivered.len() as u64, top);
+                break;
+            }
+            prop_assert!(!found.is_empty(), "it makes no progress");
         }
     }
 }

@@ -2,25 +2,42 @@
 --
 -- KEYS: the stream, its meta.
 -- ARGV: how long the position is kept (in milliseconds), the epoch that begins if one has to, how many are
--- wanted ('': all), from which end (asc, desc), and epoch and offset of the position to start behind, if any.
--- Returns epoch, offset and entries. A position of another epoch leads to none.
+-- wanted at most, and how many bytes, from which end (asc, desc), and epoch and offset of the position to start
+-- behind, if any.
+-- Returns epoch, offset, entries, and 1 if a limit may have left some out. A position of another epoch leads to
+-- none. The first entry comes whatever its size.
 local stream, meta = KEYS[1], KEYS[2]
-local meta_ttl, new_epoch, limit, order, since_epoch, since_offset = unpack(ARGV)
+local meta_ttl, new_epoch, limit, bytes_max, order, since_epoch, since_offset = unpack(ARGV)
 local epoch, offset = position(meta, stream, new_epoch, meta_ttl)
-if limit == '0' or (since_epoch and since_epoch ~= epoch) then
-  return { epoch, offset, {} }
+limit, bytes_max = tonumber(limit), tonumber(bytes_max)
+local entries = {}
+if limit == 0 or (since_epoch and since_epoch ~= epoch) or (order == 'desc' and since_offset == '0') then
+  return { epoch, offset, entries, 0 }
 end
-local behind = since_epoch and '(' .. since_offset .. '-0'
-local range
-if order == 'asc' then
-  range = { 'XRANGE', stream, behind or '-', '+' }
-elseif since_offset == '0' then
-  return { epoch, offset, {} }
-else
-  range = { 'XREVRANGE', stream, behind or '+', '-' }
+local command, from, to = 'XRANGE', '-', '+'
+if order == 'desc' then
+  command, from, to = 'XREVRANGE', '+', '-'
 end
-if limit ~= '' then
-  table.insert(range, 'COUNT')
-  table.insert(range, limit)
+if since_offset then
+  from = '(' .. since_offset .. '-0'
 end
-return { epoch, offset, redis.call(unpack(range)) }
+-- In pieces, so that little more is read than is returned: as many as fit if none is larger than the largest yet.
+local bytes, wanted, largest = 0, 8, 1
+while #entries < limit do
+  wanted = math.min(wanted, limit - #entries)
+  local found = redis.call(command, stream, from, to, 'COUNT', wanted)
+  for _, entry in ipairs(found) do
+    local size = #entry[2][2]
+    if 0 < #entries and bytes_max < bytes + size then
+      return { epoch, offset, entries, 1 }
+    end
+    bytes, largest = bytes + size, math.max(largest, size)
+    entries[#entries + 1] = entry
+  end
+  if #found < wanted then
+    return { epoch, offset, entries, 0 }
+  end
+  from = '(' .. found[#found][1]
+  wanted = math.max(1, math.min(256, math.floor((bytes_max - bytes) / largest)))
+end
+return { epoch, offset, entries, 1 }
