@@ -1,16 +1,17 @@
 //! Channel clients, whatever their transport: what they ask for, what they are told, and for how long.
 //!
 //! ```text
-//! transport ─ bytes ─▶ ChannelClient ─▶ state, access (decide) ─▶ feeds, presence, hooks (wait)
-//!           ◀─ member ◀─ replies ◀───────────┘              hub ◀─ feed
+//! transport ─ bytes ─▶ Commands ─▶ ChannelClient ─▶ state, access (decide) ─▶ feeds, presence, hooks (wait)
+//!           ◀─ member ◀─ replies ◀──────┘                            hub ◀─ feed
 //! ```
 //! A transport makes a client with the [`Member`](crate::hub::Member) that takes what it is sent, hands in the bytes that it
-//! sends ([`client::ChannelClient::receive`]) and drops [`Admitted`] when the connection is gone. One task
+//! sends ([`Commands::push`]) and drops [`Admitted`] when the connection is gone. One task
 //! ([`ChannelClients::run`]) looks at all clients: it pings them, and ends what has expired.
 //!
 //! Owns no wire. What decides is plain ([`state`], [`access`], [`beat`]); what waits is around it.
 //!
-//! Invariant: the commands of one client are carried out one after the other, in their order.
+//! Invariant: the commands of one client about one channel are carried out one after the other, in their order; others run
+//! at the same time, within a limit ([`commands`]).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -35,10 +36,12 @@ mod access;
 mod ask;
 mod beat;
 mod client;
+mod commands;
 mod connect;
 mod failure;
 mod hook_context;
 mod info;
+mod input;
 mod news;
 mod orders;
 mod places;
@@ -54,6 +57,7 @@ mod values;
 pub(crate) use beat::Direction;
 pub(crate) use client::Admitted;
 pub(crate) use client::Origin;
+pub(crate) use commands::Commands;
 pub(crate) use news::news;
 
 use state::Word;

@@ -27,6 +27,8 @@ pub(crate) mod envelope;
 pub(crate) mod json;
 pub(crate) mod protobuf;
 
+use bytes::Bytes;
+
 pub(crate) use codes::ErrorCode;
 pub(crate) use codes::UnsubscribeCode;
 pub(crate) use command::Command;
@@ -104,16 +106,33 @@ pub(crate) enum MalformedCommand {
 pub(crate) struct NotJson(#[source] pub(crate) serde_json::Error);
 
 impl Codec {
-    /// Reads all commands of one message of a client, in order.
+    /// Takes the next command off `data`, what is left of one message of a client; nothing if none is left.
+    ///
+    /// One by one, so that a message of many small commands is never held in their decoded form, which is a hundred times
+    /// as large.
     ///
     /// # Errors
     ///
-    /// [`MalformedCommand`] if any of it is not a command: none counts then.
-    pub(crate) fn decode_commands(self, data: &[u8]) -> Result<Vec<Command>, MalformedCommand> {
+    /// [`MalformedCommand`] if what stands there is not a command: nothing behind it can be read.
+    pub(crate) fn take_command(
+        self,
+        data: &mut Bytes,
+    ) -> Result<Option<Command>, MalformedCommand> {
         match self {
-            Self::Json => json::decode_commands(data).map_err(MalformedCommand::Json),
-            Self::Protobuf => protobuf::decode_commands(data).map_err(MalformedCommand::Protobuf),
+            Self::Json => json::take_command(data).map_err(MalformedCommand::Json),
+            Self::Protobuf => protobuf::take_command(data).map_err(MalformedCommand::Protobuf),
         }
+    }
+
+    /// All commands of one message.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn decode_commands(self, data: &[u8]) -> Result<Vec<Command>, MalformedCommand> {
+        let mut data = Bytes::copy_from_slice(data);
+        let mut commands = Vec::new();
+        while let Some(command) = self.take_command(&mut data)? {
+            commands.push(command);
+        }
+        Ok(commands)
     }
 
     /// Appends `reply`, so that several may stand one after the other.

@@ -3,6 +3,7 @@
 // In:  {"id": 1, "client": "ann", "do": "open", "url": "ws://127.0.0.1:9000/connection/websocket", "codec": "json", "options": {}}
 //      ("url" may also be a list of transports, as the package takes it)
 //      {"id": 2, "client": "ann", "do": "subscribe", "channel": "chat:a", "options": {"joinLeave": true}}
+//      {"id": 3, "client": "ann", "do": "subscribeAll", "channels": {"chat:b": {"token": "..."}, "chat:c": {}}}, done when all are subscribed
 //      ... publish, history, presence, presenceStats, unsubscribe, rpc, send, disconnect, break; the end of the input ends the process.
 // Out: {"id": 1, "result": {...}} or {"id": 1, "error": {"code": 103, "message": "permission denied"}} for each of them, and
 //      {"event": "publication", "client": "ann", "side": "client", "channel": "chat:a", "data": ...} for everything that is heard;
@@ -45,6 +46,13 @@ function shown(value) {
   return typeof value === "bigint" ? Number(value) : value;
 }
 
+// {"tokens": [...]}: the next one for each time that it asks.
+function withTokens({ tokens, ...options }) {
+  if (!tokens) return options;
+  const left = [...tokens];
+  return { ...options, getToken: async () => left.shift() ?? "" };
+}
+
 class Client {
   constructor(name, { url, codec, options }) {
     this.name = name;
@@ -59,15 +67,10 @@ class Client {
     }
     const Centrifuge = codec === "protobuf" ? ProtobufCentrifuge : JsonCentrifuge;
     const set = {
-      websocket: Socket, eventsource: EventSource, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 20_000, ...options,
+      websocket: Socket, eventsource: EventSource, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 20_000,
+      ...withTokens(options),
     };
     if (set.data !== undefined) set.data = this.out(set.data);
-    // {"tokens": [...]}: the next one for each time that it asks.
-    if (set.tokens) {
-      const tokens = [...set.tokens];
-      set.getToken = async () => tokens.shift() ?? "";
-      delete set.tokens;
-    }
     this.centrifuge = new Centrifuge(url, set);
     for (const event of CLIENT_EVENTS) {
       this.centrifuge.on(event, (context) => say({ ...shown(context), event, client: this.name, side: "server" }));
@@ -79,9 +82,16 @@ class Client {
     return this.codec === "protobuf" ? new TextEncoder().encode(JSON.stringify(data)) : data;
   }
 
-  subscription(channel) {
-    const subscription = this.centrifuge.getSubscription(channel);
-    if (!subscription) throw new Error(`${this.name} has no subscription ${channel}`);
+  // The one that is there, or a new one with these options.
+  subscription(channel, options) {
+    let subscription = this.centrifuge.getSubscription(channel);
+    if (!subscription && !options) throw new Error(`${this.name} has no subscription ${channel}`);
+    if (!subscription) {
+      subscription = this.centrifuge.newSubscription(channel, withTokens(options));
+      for (const event of SUBSCRIPTION_EVENTS) {
+        subscription.on(event, (context) => say({ ...shown(context), event, client: this.name, side: "client" }));
+      }
+    }
     return subscription;
   }
 
@@ -95,19 +105,7 @@ class Client {
   }
 
   subscribe({ channel, options }) {
-    const set = { ...options };
-    if (set.tokens) {
-      const tokens = [...set.tokens];
-      set.getToken = async () => tokens.shift() ?? "";
-      delete set.tokens;
-    }
-    let subscription = this.centrifuge.getSubscription(channel);
-    if (!subscription) {
-      subscription = this.centrifuge.newSubscription(channel, set);
-      for (const event of SUBSCRIPTION_EVENTS) {
-        subscription.on(event, (context) => say({ ...shown(context), event, client: this.name, side: "client" }));
-      }
-    }
+    const subscription = this.subscription(channel, options ?? {});
     return new Promise((resolve, reject) => {
       subscription.once("subscribed", resolve);
       subscription.once("unsubscribed", ({ code, reason }) => reject({ code, message: reason }));
@@ -116,11 +114,23 @@ class Client {
     });
   }
 
+  // Begins all of them at once. One that is refused for a moment goes on trying.
+  subscribeAll({ channels }) {
+    const all = Object.entries(channels).map(([channel, options]) => this.subscription(channel, options));
+    const subscribed = all.map((subscription) => new Promise((resolve, reject) => {
+      subscription.once("subscribed", resolve);
+      subscription.once("unsubscribed", ({ code, reason }) => reject({ code, message: reason }));
+    }));
+    for (const subscription of all) subscription.subscribe();
+    return Promise.all(subscribed).then(({ length }) => ({ length }));
+  }
+
   async act(order) {
     const { centrifuge } = this;
     switch (order.do) {
       case "open": return this.open();
       case "subscribe": return this.subscribe(order);
+      case "subscribeAll": return this.subscribeAll(order);
       case "unsubscribe": return this.subscription(order.channel).unsubscribe();
       case "publish": return centrifuge.publish(order.channel, this.out(order.data));
       case "history": return centrifuge.history(order.channel, order.options ?? {});

@@ -10,6 +10,7 @@ pub mod channels;
 pub mod clients;
 pub mod cluster;
 pub mod conformance;
+pub mod delayed;
 pub mod descriptors;
 pub mod edge;
 pub mod environment;

@@ -17,6 +17,7 @@ use crate::channel::ChannelName;
 use crate::channels::ChannelClients;
 use crate::channels::access;
 use crate::channels::beat::Direction;
+use crate::channels::commands::Started;
 use crate::channels::failure::Failure;
 use crate::channels::hook_context::ForHooks;
 use crate::channels::orders::Orders;
@@ -151,7 +152,7 @@ impl Drop for Admitted {
         // Memberships and entries go outside the lock.
         let closed = self.client.state.lock().close();
         drop(closed);
-        *self.client.orders.lock() = None;
+        self.client.drop_orders();
     }
 }
 
@@ -166,59 +167,60 @@ impl ChannelClient {
         &self.clients.metrics
     }
 
-    /// Carries out the commands in `data`, one message of the client, and answers them. What the client
-    /// sends after it is to be handed in after this is done.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping this future leaves the rest of the commands undone.
-    pub(crate) async fn receive(self: Arc<Self>, data: Bytes) {
-        self.heard.store(true, Ordering::Relaxed);
-        let commands = match self.member.codec().decode_commands(&data) {
-            Ok(commands) => commands,
-            Err(error) => {
-                debug!(client = %self.id, %error, "a client's message holds no commands");
-                return self.member.close(Disconnect::BAD_REQUEST);
-            }
-        };
-        drop(data);
-        for command in commands.into_iter().filter(|command| !command.is_pong()) {
-            self.clients.metrics.messages_received.inc();
-            let id = command.id;
-            match self.carry_out(command).await {
-                Ok(()) => {}
-                Err(Failure::Disconnect(disconnect)) => return self.member.close(disconnect),
-                Err(Failure::Error(error)) if 0 < id => self.reply(id, Outcome::Error(error)),
-                Err(Failure::Error(_)) => {}
-            }
-        }
+    /// Notes that something was heard of the client.
+    pub(super) fn note_heard(&self) {
         self.heard.store(true, Ordering::Relaxed);
     }
 
-    async fn carry_out(self: &Arc<Self>, command: Command) -> Result<(), Failure> {
+    /// How many of its commands may be under way.
+    pub(super) fn commands_max(&self) -> usize {
+        self.clients.config.limits.commands_per_client
+    }
+
+    /// Carries out a command that waits for nothing, or returns what carries it out.
+    pub(super) fn start(self: &Arc<Self>, command: Command) -> Started {
         let Command { id, request } = command;
         let Some(request) = request else {
-            return Err(ErrorCode::MethodNotFound.into());
+            return Started::Done(Err(ErrorCode::MethodNotFound.into()));
         };
+        let this = Arc::clone(self);
         match request {
-            Request::Connect(request) => self.connect(id, request).await,
-            Request::Send(_) => self.send(),
-            _ if id == 0 => Err(Disconnect::BAD_REQUEST.into()),
-            Request::Subscribe(request) => self.subscribe(id, request).await,
-            Request::Unsubscribe(request) => self.unsubscribe(id, &request),
-            Request::Publish(request) => self.publish(id, request).await,
-            Request::Presence(request) => self.presence(id, &request).await,
-            Request::PresenceStats(request) => self.presence_stats(id, &request).await,
-            Request::History(request) => self.history(id, request).await,
-            Request::Ping(_) => {
-                self.state.lock().identity()?;
-                self.reply(id, Outcome::Ping(PingResult {}));
-                Ok(())
+            Request::Connect(request) => {
+                Started::Waits(Box::pin(async move { this.connect(id, request).await }))
             }
-            Request::Rpc(request) => self.rpc(id, &request).await,
-            Request::Refresh(request) => self.refresh(id, &request),
-            Request::SubRefresh(request) => self.sub_refresh(id, &request),
+            Request::Send(_) => Started::Done(self.send()),
+            _ if id == 0 => Started::Done(Err(Disconnect::BAD_REQUEST.into())),
+            Request::Subscribe(request) => {
+                Started::Waits(Box::pin(async move { this.subscribe(id, request).await }))
+            }
+            Request::Unsubscribe(request) => Started::Done(self.unsubscribe(id, &request)),
+            Request::Publish(request) => {
+                Started::Waits(Box::pin(async move { this.publish(id, request).await }))
+            }
+            Request::Presence(request) => {
+                Started::Waits(Box::pin(async move { this.presence(id, &request).await }))
+            }
+            Request::PresenceStats(request) => {
+                Started::Waits(Box::pin(
+                    async move { this.presence_stats(id, &request).await },
+                ))
+            }
+            Request::History(request) => {
+                Started::Waits(Box::pin(async move { this.history(id, request).await }))
+            }
+            Request::Ping(_) => Started::Done(self.ping(id)),
+            Request::Rpc(request) => {
+                Started::Waits(Box::pin(async move { this.rpc(id, &request).await }))
+            }
+            Request::Refresh(request) => Started::Done(self.refresh(id, &request)),
+            Request::SubRefresh(request) => Started::Done(self.sub_refresh(id, &request)),
         }
+    }
+
+    fn ping(&self, id: u32) -> Result<(), Failure> {
+        self.state.lock().identity()?;
+        self.reply(id, Outcome::Ping(PingResult {}));
+        Ok(())
     }
 
     /// What a client sends without wanting an answer has nobody who takes it.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tracing::debug;
 
 use crate::auth::Entry;
@@ -64,6 +66,11 @@ impl ChannelClient {
         request: ConnectRequest,
     ) -> Result<(), Failure> {
         self.state.lock().begin_connect()?;
+        let channels_max = self.clients.config.limits.channels_per_client;
+        if channels_max < request.subs.len() {
+            self.state.lock().refuse_connect();
+            return Err(ErrorCode::LimitExceeded.into()); // No client had so many.
+        }
         let connected = self.connect_begun(id, request).await;
         if connected.is_err() {
             self.state.lock().refuse_connect();
@@ -168,24 +175,44 @@ impl ChannelClient {
         }
     }
 
-    /// Subscribes the client to what the application wants it to hear.
+    /// Subscribes the client to what the application wants it to hear, to several channels at a time.
     async fn subscribe_all(
         &self,
         identity: &Identity,
         request: &ConnectRequest,
         grant: &ConnectGrant,
     ) -> Result<BTreeMap<String, SubscribeResult>, Failure> {
-        let nothing = SubscribeRequest::default();
         let mut results = BTreeMap::new();
-        for (channel, sub) in &grant.subs {
-            let before = request.subs.get(channel).unwrap_or(&nothing);
-            let result = self.subscribe_one(identity, channel, before, sub).await;
-            let result = result.inspect_err(|_| {
-                debug!(client = %self.id, channel, "a server-side subscription failed");
-            });
-            results.insert(channel.clone(), result.map_err(ends_connection)?);
+        let mut subs = grant.subs.iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < self.commands_max()
+                && let Some((channel, sub)) = subs.next()
+            {
+                running.push(self.subscribe_named(identity, channel, request, sub));
+            }
+            let Some(subscribed) = running.next().await else {
+                return Ok(results);
+            };
+            let (channel, result) = subscribed?;
+            results.insert(channel, result);
         }
-        Ok(results)
+    }
+
+    async fn subscribe_named(
+        &self,
+        identity: &Identity,
+        channel: &str,
+        request: &ConnectRequest,
+        grant: &SubscribeGrant,
+    ) -> Result<(String, SubscribeResult), Failure> {
+        let nothing = SubscribeRequest::default();
+        let before = request.subs.get(channel).unwrap_or(&nothing);
+        let result = self.subscribe_one(identity, channel, before, grant).await;
+        let result = result.inspect_err(|_| {
+            debug!(client = %self.id, channel, "a server-side subscription failed");
+        });
+        Ok((channel.to_owned(), result.map_err(ends_connection)?))
     }
 
     async fn subscribe_one(

@@ -1,4 +1,5 @@
-//! What a client is told to do from outside, carried out one after the other.
+//! What a client is told to do from outside, carried out one after the other. What it sends itself by requests of their
+//! own is no such order, and waits for none ([`input`](super::input)).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use tracing::debug;
 
 use crate::channels::client::ChannelClient;
 use crate::channels::failure::Failure;
+use crate::channels::input::Input;
 use crate::directory::Controls;
 use crate::directory::Order;
 use crate::directory::OrderRefused;
@@ -16,9 +18,19 @@ use crate::disconnect::Farewell;
 /// gives them.
 const ORDERS_MAX: usize = 128;
 
-/// Orders that wait for one client. There is such a queue only while one does.
+/// What has come for one client from outside its connection and is not done. It is there only while something is.
 #[derive(Default)]
-pub(super) struct Orders(VecDeque<Order>);
+pub(super) struct Orders {
+    waiting: VecDeque<Order>,
+    pub(super) input: Option<Input>,
+}
+
+impl Orders {
+    /// Whether nothing is left to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.input.is_none()
+    }
+}
 
 /// A client's orders come through the handle that lists it, which does not keep it alive.
 impl Controls for ChannelClient {
@@ -26,9 +38,12 @@ impl Controls for ChannelClient {
         let Some(this) = self.this.upgrade() else {
             return Err(OrderRefused::Gone);
         };
+        if let Order::Input(message) = order {
+            return this.take_input(message.clone());
+        }
         let is_first = {
             let mut orders = self.orders.lock();
-            let Orders(queue) = &mut **orders.get_or_insert_default();
+            let queue = &mut orders.get_or_insert_default().waiting;
             if ORDERS_MAX <= queue.len() {
                 return Err(OrderRefused::Busy);
             }
@@ -59,10 +74,10 @@ impl ChannelClient {
     /// finds the queue empty begins anew.
     fn next_order(&self) -> Option<Order> {
         let mut orders = self.orders.lock();
-        let Orders(queue) = orders.as_deref_mut()?;
+        let queue = &mut orders.as_deref_mut()?.waiting;
         queue.pop_front();
         let next = queue.front().cloned();
-        if next.is_none() {
+        if orders.as_deref().is_some_and(Orders::is_idle) {
             *orders = None;
         }
         next
@@ -79,7 +94,7 @@ impl ChannelClient {
                 reason,
             } => self.unsubscribe_by_order(&channel, code, &reason).await,
             Order::Refresh(lifetime) => self.refresh_by_order(lifetime),
-            Order::Input(data) => Arc::clone(self).receive(data).await,
+            Order::Input(_) => debug_assert!(false, "it is taken before it gets here"),
             Order::Subscribe(order) => {
                 let channel = order.channel.clone();
                 match self.subscribe_by_order(*order).await {

@@ -39,6 +39,8 @@ pub(crate) struct ClientLimits {
     pub(crate) connect_timeout: Duration,
     /// Channels that one client hears, server-side ones included.
     pub(crate) channels_per_client: usize,
+    /// Commands of one client that are carried out at a time; further ones wait.
+    pub(crate) commands_per_client: usize,
     /// Connections of one user to this node; `None`: any number.
     pub(crate) connections_per_user: Option<usize>,
     /// Publications in the answer to one `history`.

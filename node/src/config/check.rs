@@ -83,9 +83,9 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn config(&mut self, raw: raw::Config) -> Config {
-        let endpoints = self.endpoints(raw.endpoints);
         let broker = self.broker(raw.broker.unwrap_or_default());
         let channels = self.channels(raw.channels.unwrap_or_default());
+        let endpoints = self.endpoints(raw.endpoints, &channels.limits, &broker);
         let limits = self.limits(raw.limits.unwrap_or_default());
         self.relations(&endpoints, &broker, &limits);
         self.namespaces_are_there(&endpoints, &channels);
@@ -265,8 +265,8 @@ impl Checker<'_> {
                     format!("duplicate path \"{path}\", endpoints[{first}] has it already"),
                 );
             }
-            // Where messages come in the bodies of requests.
-            let has_bodies = !matches!(endpoint.protocol, Protocol::Websocket);
+            // Where messages come in the bodies of requests. Those of channel clients have a limit of their own.
+            let has_bodies = matches!(endpoint.protocol, Protocol::Sockjs(_));
             let publishes = matches!(endpoint.mode, Mode::Relay { .. } | Mode::Channels);
             let mut bounds = Vec::new();
             if has_bodies {

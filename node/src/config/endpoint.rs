@@ -13,7 +13,7 @@ pub(crate) struct Endpoint {
     pub(crate) mode: Mode,
     /// Clients only listen; one that sends is disconnected.
     pub(crate) read_only: bool,
-    /// The largest message that a client may send.
+    /// The largest message that a client may send; of a channel client, the largest command.
     pub(crate) message_bytes_max: usize,
     /// How fast one client may send; `None`: as fast as it can.
     pub(crate) publish_rate: Option<PublishRate>,
@@ -23,6 +23,16 @@ pub(crate) struct Endpoint {
     pub(crate) allowed_origins: AllowedOrigins,
     /// For every WebSocket of this endpoint, raw or SockJS.
     pub(crate) ping: Ping,
+}
+
+impl Endpoint {
+    /// The largest WebSocket message, or what a request may say: one message, or several commands of a channel client.
+    pub(crate) fn received_bytes_max(&self) -> usize {
+        match &self.protocol {
+            Protocol::Channels(channels) => channels.commands_bytes_max,
+            Protocol::Sockjs(_) | Protocol::Websocket => self.message_bytes_max,
+        }
+    }
 }
 
 /// What clients speak.
@@ -57,6 +67,8 @@ pub(crate) enum Mode {
 pub(crate) struct ChannelsEndpoint {
     /// Never empty, without duplicates.
     pub(crate) transports: Vec<ChannelTransport>,
+    /// The most that a client may send at once: several commands, each of at most `message_bytes_max`.
+    pub(crate) commands_bytes_max: usize,
 }
 
 impl ChannelsEndpoint {

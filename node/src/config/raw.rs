@@ -171,6 +171,7 @@ pub(super) struct Endpoint {
     pub(super) channel: Option<String>,
     pub(super) read_only: Option<bool>,
     pub(super) message_size: Option<ByteSize>,
+    pub(super) commands_size: Option<ByteSize>,
     pub(super) publish_rate: Option<PublishRate>,
     pub(super) outbox: Option<ByteSize>,
     pub(super) allowed_origins: Option<AllowedOrigins>,
@@ -211,6 +212,7 @@ pub(super) struct Channels {
 pub(super) struct ChannelLimits {
     pub(super) connect_timeout: Option<Span>,
     pub(super) channels_per_client: Option<u64>,
+    pub(super) commands_per_client: Option<u64>,
     pub(super) connections_per_user: Option<u64>,
     pub(super) history_page: Option<u64>,
     pub(super) history_bytes: Option<ByteSize>,

@@ -79,6 +79,12 @@ pub(super) const VALUES_MEMORY: Setting<u64> = setting(64 * MIB, MIB, 1024 * MIB
 pub(super) const CHANNEL: &str = "global";
 pub(super) const READ_ONLY: bool = false;
 pub(super) const MESSAGE_SIZE: Setting<u64> = setting(64 * KIB, 1, 16 * MIB);
+/// The default is what [`COMMAND_SIZE`] says, and at most this.
+pub(super) const COMMANDS_SIZE: Setting<u64> = setting(16 * MIB, 1, 64 * MIB);
+/// What a client that comes back says of each of its channels: a token, and a name and a position.
+pub(super) const COMMAND_SIZE: u64 = 4 * KIB;
+/// What goes around commands on their way to another node.
+pub(super) const COMMANDS_ENVELOPE: u64 = KIB;
 pub(super) const OUTBOX: Setting<u64> = setting(256 * KIB, KIB, 256 * MIB);
 pub(super) const RATE_MAX: u64 = 1_000_000;
 pub(super) const PING_INTERVAL: Setting<Duration> = setting(secs(25), ms(100), HOUR);
@@ -113,6 +119,7 @@ pub(super) const CHANNELS_CONNECT_TIMEOUT: Setting<Duration> = setting(secs(10),
 pub(super) const CHANNELS_PER_CLIENT: Setting<u64> = setting(128, 1, 1_000_000);
 pub(super) const RECOVERY_PUBLICATIONS: Setting<u64> = setting(10_000, 1, 1_000_000);
 pub(super) const HISTORY_BYTES: Setting<u64> = setting(4 * MIB, 64 * KIB, 256 * MIB);
+pub(super) const COMMANDS_PER_CLIENT: Setting<u64> = setting(16, 1, 1024);
 pub(super) const HISTORY_PAGE: Setting<u64> = setting(1000, 1, 1_000_000);
 pub(super) const SUBSCRIBE: SubscribeAccess = SubscribeAccess::Token;
 pub(super) const USER_LIMITED: bool = false;

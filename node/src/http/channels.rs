@@ -14,6 +14,7 @@ use http::request::Parts;
 
 use crate::channels::ChannelClients;
 use crate::config::ChannelTransport;
+use crate::config::Endpoint;
 use crate::control::Control;
 use crate::http::body;
 use crate::http::body::BodyLimits;
@@ -70,6 +71,17 @@ impl ChannelsPlace {
         }
     }
 
+    /// The largest body of a request: what a client says, and at the last place in a JSON string, which makes two
+    /// characters of some.
+    fn body_bytes_max(self, endpoint: &Endpoint) -> usize {
+        const ENVELOPE: usize = 1 << 10;
+        let bytes_max = endpoint.received_bytes_max();
+        match self {
+            Self::HttpStream | Self::Sse | Self::UniSse => bytes_max,
+            Self::Emulation => 2 * bytes_max + ENVELOPE,
+        }
+    }
+
     pub(super) fn allow(self) -> &'static str {
         match self {
             Self::HttpStream | Self::Emulation => "OPTIONS, POST",
@@ -97,8 +109,10 @@ enum BadRequest {
     NoCommands,
     #[error("expected the connect request in JSON, such as {{\"token\": \"...\"}}")]
     NoConnect,
-    #[error("the message is larger than the setting message_size of the endpoint")]
+    #[error("the commands are larger than the setting commands_size of the endpoint")]
     TooLarge,
+    #[error("the connect request is larger than the setting message_size of the endpoint")]
+    ConnectTooLarge,
 }
 
 impl BadRequest {
@@ -106,7 +120,7 @@ impl BadRequest {
         match self {
             Self::Protobuf => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NoCommands | Self::NoConnect => StatusCode::BAD_REQUEST,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge | Self::ConnectTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         }
     }
 }
@@ -132,6 +146,10 @@ impl ChannelsHttp {
         let mut response = if parts.method == Method::OPTIONS {
             preflight(place.allow())
         } else {
+            let limits = BodyLimits {
+                bytes_max: place.body_bytes_max(&mount.endpoint),
+                ..limits
+            };
             let mut response = match body::read(body, limits).await {
                 Ok(body) => self.answer_whole(mount, place, parts, body).await,
                 Err(error) => text(error.status(), format!("{error}\n")),
@@ -160,7 +178,7 @@ impl ChannelsHttp {
                 return refused(BadRequest::Protobuf);
             }
             (ChannelsPlace::Emulation, codec) => {
-                let read = Emulated::read(&body, codec, mount.endpoint.message_bytes_max);
+                let read = Emulated::read(&body, codec, mount.endpoint.received_bytes_max());
                 return match read {
                     Ok(said) => empty(said.say(&self.control).await),
                     Err(error) => text(error.status(), format!("{error}\n")),
@@ -173,7 +191,7 @@ impl ChannelsHttp {
         } else {
             body
         };
-        match first(lines, said, mount.endpoint.message_bytes_max) {
+        match first(lines, said, &mount.endpoint) {
             Ok(first) => {
                 let opening = Opening {
                     endpoint: Arc::clone(&mount.endpoint),
@@ -189,11 +207,12 @@ impl ChannelsHttp {
 }
 
 /// What a client says first. Who only listens may say nothing at all.
-fn first(lines: Lines, said: Bytes, bytes_max: usize) -> Result<First, BadRequest> {
-    if bytes_max < said.len() {
-        return Err(BadRequest::TooLarge);
-    }
+fn first(lines: Lines, said: Bytes, endpoint: &Endpoint) -> Result<First, BadRequest> {
     match lines {
+        Lines::EventsOneWay if endpoint.message_bytes_max < said.len() => {
+            Err(BadRequest::ConnectTooLarge)
+        }
+        _ if endpoint.received_bytes_max() < said.len() => Err(BadRequest::TooLarge),
         Lines::Bare | Lines::Delimited | Lines::Events if said.is_empty() => {
             Err(BadRequest::NoCommands)
         }
@@ -232,14 +251,24 @@ fn preflight(methods: &'static str) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn a_stream_begins_with_what_its_client_says() {
+        let text = "endpoints: [{path: /a, mode: channels, message_size: 40B, commands_size: 60B}]\n\
+                    channels: {namespaces: [{name: a}]}";
+        let config = Config::parse("node.yaml", text).unwrap();
+        let endpoint = &config.endpoints[0];
         let first =
-            |lines, said: &'static str| first(lines, Bytes::from_static(said.as_bytes()), 40);
+            |lines, said: &'static str| first(lines, Bytes::from_static(said.as_bytes()), endpoint);
         for lines in [Lines::Bare, Lines::Delimited, Lines::Events] {
             assert!(matches!(first(lines, "{\"id\":1}"), Ok(First::Commands(_))));
             assert!(matches!(first(lines, ""), Err(BadRequest::NoCommands)));
+            let several = "{\"id\":1}{\"id\":2}{\"id\":3}{\"id\":4}{\"id\":5}{\"id\":6}";
+            assert!(matches!(first(lines, several), Ok(First::Commands(_))));
+            let too_many =
+                "{\"id\":1}{\"id\":2}{\"id\":3}{\"id\":4}{\"id\":5}{\"id\":6}{\"id\":7}{}{}{}";
+            assert!(matches!(first(lines, too_many), Err(BadRequest::TooLarge)));
         }
         let one_way = |said| match first(Lines::EventsOneWay, said) {
             Ok(First::Connect(request)) => Ok(request.token),
@@ -252,7 +281,7 @@ mod tests {
         assert_eq!(one_way("{\"token\":"), Err(BadRequest::NoConnect));
         assert_eq!(one_way("token"), Err(BadRequest::NoConnect));
         let long = "{\"token\":\"0123456789012345678901234567890\"}";
-        assert_eq!(one_way(long), Err(BadRequest::TooLarge));
+        assert_eq!(one_way(long), Err(BadRequest::ConnectTooLarge));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The JSON codec: messages one after the other, each on a line of its own.
 
+use bytes::Buf;
 use bytes::BufMut;
+use bytes::Bytes;
 use bytes::BytesMut;
 
 use crate::protocol::Command;
@@ -10,15 +12,20 @@ use crate::protocol::Reply;
 /// A ping: an empty reply.
 pub(crate) const PING: &[u8] = b"{}";
 
-/// Reads commands, told apart by line ends, spaces or nothing.
+/// Takes the next command off `data`. Line ends, spaces or nothing stand between two of them.
 ///
 /// # Errors
 ///
-/// What serde_json found instead of a command.
-pub(crate) fn decode_commands(data: &[u8]) -> Result<Vec<Command>, serde_json::Error> {
-    serde_json::Deserializer::from_slice(data)
-        .into_iter()
-        .collect()
+/// What serde_json found instead of a command; `data` is as it was.
+pub(crate) fn take_command(data: &mut Bytes) -> Result<Option<Command>, serde_json::Error> {
+    let mut commands = serde_json::Deserializer::from_slice(data).into_iter();
+    let next = commands.next().transpose()?;
+    let end = commands.byte_offset();
+    data.advance(end);
+    if next.is_none() {
+        data.clear(); // Line ends, at most.
+    }
+    Ok(next)
 }
 
 /// Appends `reply` as a line of its own; the last line has no end.

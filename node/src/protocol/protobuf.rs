@@ -11,18 +11,16 @@ use crate::protocol::Reply;
 /// A ping: an empty reply.
 pub(crate) const PING: &[u8] = &[0];
 
-/// Reads commands.
+/// Takes the next command off `data`; what it carries is a slice of that.
 ///
 /// # Errors
 ///
 /// What prost found instead of a command.
-pub(crate) fn decode_commands(data: &[u8]) -> Result<Vec<Command>, DecodeError> {
-    let mut data = Bytes::copy_from_slice(data);
-    let mut commands = Vec::new();
-    while !data.is_empty() {
-        commands.push(Command::decode_length_delimited(&mut data)?);
+pub(crate) fn take_command(data: &mut Bytes) -> Result<Option<Command>, DecodeError> {
+    if data.is_empty() {
+        return Ok(None);
     }
-    Ok(commands)
+    Command::decode_length_delimited(data).map(Some)
 }
 
 /// Appends `reply`.

@@ -78,14 +78,18 @@ pub(crate) fn open(clients: &Arc<ChannelClients>, opening: Opening) -> Response<
         headers: opening.headers,
     });
     let client = Arc::clone(admitted.client());
-    let saying: Saying = match opening.first {
-        First::Commands(commands) => Box::pin(client.receive(commands)),
-        First::Connect(request) => Box::pin(client.connect_one_way(*request)),
+    let connecting: Option<Connecting> = match opening.first {
+        First::Commands(commands) => {
+            let taken = client.take_input(commands);
+            debug_assert!(taken.is_ok(), "the first one finds room");
+            None
+        }
+        First::Connect(request) => Some(Box::pin(client.connect_one_way(*request))),
     };
     let streaming = Streaming {
         outbox,
         lines,
-        saying: Some(saying),
+        connecting,
         admitted,
     };
     let mut response = Response::new(Body::Stream(Box::pin(streaming.pieces())));
@@ -97,13 +101,13 @@ pub(crate) fn open(clients: &Arc<ChannelClients>, opening: Opening) -> Response<
     response
 }
 
-type Saying = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Streaming {
     outbox: Arc<QueueOutbox>,
     lines: Lines,
-    /// What the client said first, until it is carried out.
-    saying: Option<Saying>,
+    /// A client that only listens, until it is connected.
+    connecting: Option<Connecting>,
     admitted: Admitted,
 }
 
@@ -134,12 +138,12 @@ impl Streaming {
         })
     }
 
-    /// Waits for something to tell, or for the end, and has the client's first message carried out meanwhile.
+    /// Waits for something to tell, or for the end, and connects the client meanwhile.
     async fn wait(&mut self) {
-        while let Some(saying) = &mut self.saying {
+        while let Some(connecting) = &mut self.connecting {
             tokio::select! {
                 biased;
-                () = saying => self.saying = None,
+                () = connecting => self.connecting = None,
                 () = self.outbox.wait() => return,
             }
         }

@@ -54,8 +54,8 @@ pub(crate) enum BadEmulation {
     /// The same in Protobuf.
     #[error("expected an EmulationRequest in Protobuf")]
     NotProtobuf,
-    /// More than a message of the endpoint may have.
-    #[error("expected at most {max} bytes in `data` (setting message_size), found {found}")]
+    /// More than a client of the endpoint may send at once.
+    #[error("expected at most {max} bytes in `data` (setting commands_size), found {found}")]
     TooLarge {
         /// The limit.
         max: usize,
@@ -78,7 +78,7 @@ impl BadEmulation {
 }
 
 impl Emulated {
-    /// Reads a request that is written as `codec` says, with at most `message_bytes_max` of what the client says.
+    /// Reads a request that is written as `codec` says, with at most `commands_bytes_max` of what the client says.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl Emulated {
     pub(crate) fn read(
         body: &Bytes,
         codec: Codec,
-        message_bytes_max: usize,
+        commands_bytes_max: usize,
     ) -> Result<Self, BadEmulation> {
         let (session, commands) = match codec {
             Codec::Json => {
@@ -100,9 +100,9 @@ impl Emulated {
                 (session, data)
             }
         };
-        if message_bytes_max < commands.len() {
+        if commands_bytes_max < commands.len() {
             return Err(BadEmulation::TooLarge {
-                max: message_bytes_max,
+                max: commands_bytes_max,
                 found: commands.len(),
             });
         }

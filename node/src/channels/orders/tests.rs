@@ -13,6 +13,7 @@ use crate::channels::Direction;
 use crate::channels::Origin;
 use crate::channels::testing;
 use crate::config::Config;
+use crate::directory::Lifetime;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
 use crate::hub::Member;
@@ -26,6 +27,13 @@ const ORDERS: u64 = 5_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_is_carried_out_once_and_then_there_is_no_queue() {
+    let input = Order::Input(Bytes::from_static(br#"{"id":1}"#));
+    assert_eq!(give(input).await.messages_received.get(), ORDERS);
+    give(Order::Refresh(Lifetime::Endless)).await;
+}
+
+/// Gives a client `order` again and again, each time at the moment in which the one before it is off the queue.
+async fn give(order: Order) -> Arc<Metrics> {
     let metrics = Metrics::new();
     let config = Config::default_without_file();
     let hub = HubConfig {
@@ -41,12 +49,11 @@ async fn each_is_carried_out_once_and_then_there_is_no_queue() {
         headers: HeaderMap::new(),
     });
     let client = Arc::clone(admitted.client());
-    let order = Order::Input(Bytes::from_static(br#"{"id":1,"ping":{}}"#));
-    // Each comes at the moment in which the one before it is off the queue. On a thread of its own: it waits by looking.
+    // On a thread of its own: it waits by looking.
     let giving = task::spawn_blocking(move || {
         let is_busy = || {
             let orders = client.orders.lock();
-            orders.as_ref().is_some_and(|orders| !orders.0.is_empty())
+            orders.as_deref().is_some_and(|orders| !orders.is_idle())
         };
         let deadline = Instant::now() + DEADLINE;
         for _ in 0..ORDERS {
@@ -59,5 +66,5 @@ async fn each_is_carried_out_once_and_then_there_is_no_queue() {
         assert!(client.orders.lock().is_none(), "the queue stays");
     });
     giving.await.unwrap();
-    assert_eq!(metrics.messages_received.get(), ORDERS);
+    metrics
 }

@@ -58,6 +58,11 @@ impl Checker<'_> {
                 raw.channels_per_client,
                 &settings::CHANNELS_PER_CLIENT,
             ),
+            commands_per_client: self.count(
+                "channels.limits.commands_per_client",
+                raw.commands_per_client,
+                &settings::COMMANDS_PER_CLIENT,
+            ),
             connections_per_user: self.count_or_auto(
                 "channels.limits.connections_per_user",
                 raw.connections_per_user,

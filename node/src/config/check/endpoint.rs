@@ -4,8 +4,10 @@ use super::Checker;
 use crate::channel::ChannelName;
 use crate::channel::RESERVED_PREFIX;
 use crate::config::AllowedOrigins;
+use crate::config::Broker;
 use crate::config::ChannelTransport;
 use crate::config::ChannelsEndpoint;
+use crate::config::ClientLimits;
 use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::config::Ping;
@@ -22,7 +24,12 @@ use causeway_conf::ByteSize;
 const OWN_PATHS: [&str; 5] = ["/live", "/ready", "/metrics", "/slowest", "/move"];
 
 impl Checker<'_> {
-    pub(super) fn endpoints(&mut self, raw: Option<Vec<raw::Endpoint>>) -> Vec<Endpoint> {
+    pub(super) fn endpoints(
+        &mut self,
+        raw: Option<Vec<raw::Endpoint>>,
+        limits: &ClientLimits,
+        broker: &Broker,
+    ) -> Vec<Endpoint> {
         let raw = raw.unwrap_or_else(endpoints_without_file);
         if raw.is_empty() {
             self.error(
@@ -32,21 +39,28 @@ impl Checker<'_> {
         }
         let indexed = raw.into_iter().enumerate();
         indexed
-            .map(|(index, raw)| self.endpoint(&format!("endpoints[{index}]"), raw))
+            .map(|(index, raw)| self.endpoint(&format!("endpoints[{index}]"), raw, limits, broker))
             .collect()
     }
 
-    fn endpoint(&mut self, at: &str, raw: raw::Endpoint) -> Endpoint {
+    fn endpoint(
+        &mut self,
+        at: &str,
+        raw: raw::Endpoint,
+        limits: &ClientLimits,
+        broker: &Broker,
+    ) -> Endpoint {
         let mode = raw.mode.unwrap_or(raw::Mode::Relay);
+        let message_bytes_max = self.size(
+            &format!("{at}.message_size"),
+            raw.message_size,
+            &settings::MESSAGE_SIZE,
+        );
         Endpoint {
             path: self.path(&format!("{at}.path"), raw.path.as_deref()),
             mode: self.mode(at, mode, raw.channel.as_deref()),
             read_only: raw.read_only.unwrap_or(settings::READ_ONLY),
-            message_bytes_max: self.size(
-                &format!("{at}.message_size"),
-                raw.message_size,
-                &settings::MESSAGE_SIZE,
-            ),
+            message_bytes_max,
             publish_rate: self
                 .publish_rate(&format!("{at}.publish_rate"), raw.publish_rate.as_ref()),
             outbox_bytes_max: self.size(&format!("{at}.outbox"), raw.outbox, &settings::OUTBOX),
@@ -56,7 +70,12 @@ impl Checker<'_> {
             ),
             ping: self.ping(&format!("{at}.ping"), raw.ping.as_ref()),
             protocol: match mode {
-                raw::Mode::Channels => Protocol::Channels(self.channels_endpoint(at, &raw)),
+                raw::Mode::Channels => {
+                    let mut endpoint = self.channels_endpoint(at, &raw);
+                    endpoint.commands_bytes_max =
+                        self.commands_size(at, &raw, message_bytes_max, &endpoint, limits, broker);
+                    Protocol::Channels(endpoint)
+                }
                 _ => self.protocol(at, raw),
             },
         }
@@ -85,7 +104,58 @@ impl Checker<'_> {
                 channel_transport,
             ),
         };
-        ChannelsEndpoint { transports }
+        ChannelsEndpoint {
+            transports,
+            commands_bytes_max: 0,
+        }
+    }
+
+    /// What a client may send at once. The default has room for what one with all of its channels says when it comes back,
+    /// which SDKs send in one piece.
+    fn commands_size(
+        &mut self,
+        at: &str,
+        raw: &raw::Endpoint,
+        message_bytes_max: usize,
+        endpoint: &ChannelsEndpoint,
+        limits: &ClientLimits,
+        broker: &Broker,
+    ) -> usize {
+        let message_bytes_max = message_bytes_max as u64;
+        let is_emulated = [ChannelTransport::HttpStream, ChannelTransport::Sse]
+            .into_iter()
+            .any(|transport| endpoint.allows(transport));
+        // What comes by a request of its own may come to another node, and goes on as one message of the broker.
+        let broker_max = match broker {
+            Broker::Redis(redis) if is_emulated => {
+                let bytes_max = redis.message_bytes_max.min(redis.lane_bytes_max) as u64;
+                bytes_max.saturating_sub(settings::COMMANDS_ENVELOPE)
+            }
+            Broker::Redis(_) | Broker::Memory => u64::MAX,
+        };
+        let Some(size) = raw.commands_size else {
+            let channels = settings::COMMAND_SIZE * limits.channels_per_client as u64;
+            let default = channels.saturating_add(message_bytes_max);
+            let default = default.min(settings::COMMANDS_SIZE.default).min(broker_max);
+            return default.max(message_bytes_max) as usize;
+        };
+        let key = format!("{at}.commands_size");
+        let bytes = self.size(&key, Some(size), &settings::COMMANDS_SIZE) as u64;
+        let (found, expected) = (ByteSize(bytes), ByteSize(message_bytes_max));
+        if bytes < message_bytes_max {
+            self.error(
+                &key,
+                format!("expected at least message_size ({expected}), found {found}"),
+            );
+        }
+        if broker_max < bytes {
+            let expected = ByteSize(broker_max);
+            self.error(
+                &key,
+                format!("expected at most {expected}, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found {found}"),
+            );
+        }
+        bytes as usize
     }
 
     /// Refuses settings that are given where only `of` has them.
@@ -207,6 +277,8 @@ impl Checker<'_> {
             );
             raw::Protocol::Websocket
         });
+        let commands_size = ("commands_size", raw.commands_size.is_some());
+        self.refuse(at, &[commands_size], "`mode: channels`");
         if protocol == raw::Protocol::Websocket {
             let transports = ("transports", raw.transports.is_some());
             self.refuse(at, &[transports], "`protocol: sockjs` and `mode: channels`");

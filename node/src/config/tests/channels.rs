@@ -79,6 +79,53 @@ fn a_channel_belongs_to_what_stands_before_its_first_colon() {
 }
 
 #[test]
+fn what_a_client_may_send_at_once_fits_its_channels() {
+    let sizes = |text: &str| {
+        let text = format!(
+            "channels: {{namespaces: [{{name: a}}], limits: {{channels_per_client: 200}}}}\n{text}"
+        );
+        let config = Config::parse("node.yaml", &text).unwrap_or_else(|error| panic!("{error}"));
+        let endpoint = &config.endpoints[0];
+        (
+            endpoint.message_bytes_max >> 10,
+            endpoint.received_bytes_max() >> 10,
+        )
+    };
+    let endpoint = |more: &str| format!("endpoints: [{{path: /a, mode: channels{more}}}]\n");
+    let redis = |more: &str| format!("broker: {{kind: redis, url: \"redis://a\"{more}}}\n");
+    for (text, expected) in [
+        (endpoint(""), (64, 864)),
+        (endpoint(", message_size: 16KiB"), (16, 816)),
+        (endpoint(", message_size: 16MiB"), (16 << 10, 16 << 10)),
+        (endpoint(", commands_size: 70KiB"), (64, 70)),
+        (endpoint("") + &redis(""), (64, 864)),
+        (endpoint("") + &redis(", message_size: 512KiB"), (64, 511)),
+        (endpoint("") + &redis(", lane_bytes: 64KiB"), (64, 64)),
+        (
+            endpoint(", transports: [websocket, uni_sse]") + &redis(", lane_bytes: 64KiB"),
+            (64, 864),
+        ),
+    ] {
+        assert_eq!(sizes(&text), expected, "{text}");
+    }
+    refused(
+        "channels: {namespaces: [{name: a}]}
+broker: {kind: redis, url: \"redis://a\"}
+endpoints:
+  - { path: /a, mode: channels, commands_size: 10KiB }
+  - { path: /b, mode: channels, commands_size: 1MiB }
+  - { path: /c, mode: channels, commands_size: 65MiB, transports: [websocket] }
+  - { path: /d, protocol: websocket, commands_size: 1MiB }
+",
+        &expect![[r#"
+            node.yaml:4:33: endpoints[0].commands_size: expected at least message_size (64KiB), found 10KiB
+            node.yaml:5:33: endpoints[1].commands_size: expected at most 1023KiB, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found 1MiB
+            node.yaml:6:33: endpoints[2].commands_size: expected 1B to 64MiB, found 65MiB
+            node.yaml:7:38: endpoints[3].commands_size: this setting is only for `mode: channels`"#]],
+    );
+}
+
+#[test]
 fn a_contradiction_is_refused_where_it_stands() {
     let text = "\
 channels:

@@ -273,7 +273,10 @@ fn an_endpoint_for_channels_has_its_transports_below_it_and_nothing_else() {
         let transports = transports.to_vec();
         endpoint(
             "/connection",
-            Protocol::Channels(ChannelsEndpoint { transports }),
+            Protocol::Channels(ChannelsEndpoint {
+                transports,
+                commands_bytes_max: 1024,
+            }),
         )
     };
     let place = |path| find_in(path, &[channels(&[ChannelTransport::Websocket])]);

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::outbox::SocketOutbox;
 use crate::outbox::SocketState;
 use crate::transport::websocket::peer::Peer;
-use crate::transport::websocket::peer::Waiting;
+use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::ReadEnd;
 use crate::transport::websocket::reader::Reader;
 use crate::transport::websocket::scratch;
@@ -27,11 +27,11 @@ const JSON_ESCAPE_MAX: usize = 6;
 pub(super) struct Connection {
     pub(super) outbox: Arc<SocketOutbox>,
     pub(super) reader: Reader,
-    peer: Peer,
-    /// Something has to be done about the client's message first, and nothing is read meanwhile.
-    waiting: Option<Waiting>,
-    /// The reader has kept something, which comes first: what the client sent behind its request, or what it
-    /// sent before it took its echoes.
+    pub(super) peer: Peer,
+    /// What messages of the client have led to and is not done; in a box, because mostly that is nothing.
+    pub(super) work: Option<Box<Work>>,
+    /// The reader has kept something, which comes first: what the client sent behind its request, or behind a message
+    /// after which it was not read further.
     resumes: bool,
     /// What is left of it for the messages of the last read.
     patience: Patience,
@@ -50,10 +50,18 @@ pub(super) enum End {
     Lost,
 }
 
+/// Whether a client is read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    On,
+    /// Not before some of what it sent is done.
+    NotNow,
+}
+
 impl Connection {
     /// `read_ahead`: what the client sent behind its request.
     pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: &[u8]) -> Self {
-        let message_bytes_max = peer.endpoint().message_bytes_max;
+        let message_bytes_max = peer.endpoint().received_bytes_max();
         let mut reader = Reader::new(match outbox.format() {
             SocketFormat::Raw | SocketFormat::Json | SocketFormat::Protobuf => message_bytes_max,
             SocketFormat::Sockjs => message_bytes_max * JSON_ESCAPE_MAX + "[\"\"]".len(),
@@ -65,7 +73,7 @@ impl Connection {
             outbox,
             reader,
             peer,
-            waiting: None,
+            work: None,
             resumes: !read_ahead.is_empty(),
             patience: Patience::Left,
         }
@@ -88,9 +96,12 @@ impl Connection {
             if flushed.is_pending() && self.peer.is_echoed() {
                 return Poll::Pending; // Who does not take his echoes is not read, rather than cut off.
             }
-            let read = if self.waiting.is_some() {
-                ready!(self.poll_room(cx))
-            } else if std::mem::take(&mut self.resumes) {
+            match self.poll_work(cx) {
+                ControlFlow::Continue(Reads::On) => {}
+                ControlFlow::Continue(Reads::NotNow) => return Poll::Pending,
+                ControlFlow::Break(end) => return Poll::Ready(end),
+            }
+            let read = if std::mem::take(&mut self.resumes) {
                 self.take(|reader, outbox, take| reader.resume(outbox, take))
             } else {
                 ready!(self.poll_read(cx))
@@ -101,24 +112,45 @@ impl Connection {
         }
     }
 
-    /// Waits until the message is done with, then takes what came behind it.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<End>> {
-        let Some(waiting) = &mut self.waiting else {
-            return Poll::Ready(ControlFlow::Continue(()));
+    /// Carries on with what is not done, and says whether the client is read on meanwhile.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> ControlFlow<End, Reads> {
+        let Some(work) = &mut self.work else {
+            return ControlFlow::Continue(Reads::On);
         };
-        let published = ready!(waiting.as_mut().poll(cx));
-        self.waiting = None;
-        self.outbox.resume_reading();
-        Poll::Ready(match published {
-            Ok(patience) => {
-                self.patience = patience;
-                self.take(|reader, outbox, take| reader.resume(outbox, take))
+        let (is_done, reads) = match &mut **work {
+            Work::Room(waiting) => match waiting.as_mut().poll(cx) {
+                Poll::Pending => (false, Reads::NotNow),
+                Poll::Ready(Ok(patience)) => {
+                    self.patience = patience;
+                    (true, Reads::On)
+                }
+                Poll::Ready(Err(disconnect)) => {
+                    self.outbox.close(disconnect);
+                    return ControlFlow::Break(End::Closing);
+                }
+            },
+            Work::Commands(commands) => {
+                let is_done = commands.poll(cx).is_ready();
+                if commands.is_closed() {
+                    return ControlFlow::Break(End::Closing);
+                }
+                let reads = if commands.takes_more() {
+                    Reads::On
+                } else {
+                    Reads::NotNow
+                };
+                (is_done, reads)
             }
-            Err(disconnect) => {
-                self.outbox.close(disconnect);
-                ControlFlow::Break(End::Closing)
-            }
-        })
+        };
+        if is_done {
+            self.work = None;
+        }
+        match reads {
+            Reads::On if self.outbox.is_reading_paused() => self.outbox.resume_reading(),
+            Reads::NotNow if !self.outbox.is_reading_paused() => self.outbox.pause_reading(),
+            Reads::On | Reads::NotNow => {}
+        }
+        ControlFlow::Continue(reads)
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<End>> {
@@ -143,21 +175,18 @@ impl Connection {
             outbox,
             reader,
             peer,
-            waiting,
+            work,
             resumes,
             patience,
-            ..
         } = self;
         let echoes = peer.is_echoed();
         let mut broken = None;
         let result = read(reader, outbox, &mut |kind, data| {
-            match peer.hand_over(outbox.format(), kind, &data, *patience) {
-                Ok(None) if echoes && !outbox.is_idle() => *resumes = true,
-                Ok(None) => return ControlFlow::Continue(()),
-                Ok(Some(room)) => {
-                    outbox.pause_reading();
-                    *waiting = Some(room);
+            match peer.hand_over(work, outbox.format(), kind, data, *patience) {
+                Ok(ControlFlow::Continue(())) if !echoes || outbox.is_idle() => {
+                    return ControlFlow::Continue(());
                 }
+                Ok(_) => *resumes = true,
                 Err(disconnect) => broken = Some(disconnect),
             }
             ControlFlow::Break(())

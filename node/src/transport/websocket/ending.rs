@@ -14,14 +14,38 @@ use crate::outbox::SocketState;
 use crate::transport::websocket::CLOSE_TIMEOUT;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
+use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::Reader;
 use crate::transport::websocket::scratch;
 
 /// Takes the client out of the hub and shuts its socket down, after the close handshake or when
 /// [`CLOSE_TIMEOUT`] is over. The server ends TCP first, as RFC 6455 section 7.1.1 asks.
+///
+/// Commands of a channel client that has ended by itself are carried out to the last one, and it is in its channels until
+/// then: what it published before it closed counts. Of one that is sent away nothing more is begun.
 pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox> {
-    // The client is dropped here, and with it its memberships.
-    let Connection { outbox, reader, .. } = connection;
+    let Connection {
+        outbox,
+        reader,
+        peer,
+        work,
+        ..
+    } = connection;
+    let rest = async {
+        let Some(Work::Commands(mut commands)) = work.map(|work| *work) else {
+            return drop(peer); // The client, and with it its memberships.
+        };
+        let peer = match end {
+            End::Closed | End::Lost => Some(peer),
+            End::Closing | End::Failed => {
+                drop(peer);
+                commands.close();
+                None
+            }
+        };
+        poll_fn(|cx| commands.poll(cx)).await;
+        drop(peer);
+    };
     let farewell = async {
         match end {
             End::Lost => {}
@@ -34,9 +58,12 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
             }
         }
     };
-    // One that takes longer is cut: it was given its time.
-    let _ = time::timeout(CLOSE_TIMEOUT, farewell).await;
-    outbox.shut_down();
+    let ended = async {
+        // One that takes longer is cut: it was given its time.
+        let _ = time::timeout(CLOSE_TIMEOUT, farewell).await;
+        outbox.shut_down();
+    };
+    tokio::join!(rest, ended);
     outbox
 }
 

@@ -3,15 +3,13 @@
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
 use std::vec;
 
 use bytes::Bytes;
-use futures_util::task::noop_waker_ref;
 use tokio::time::Instant;
 
 use crate::channels::Admitted;
+use crate::channels::Commands;
 use crate::client::Client;
 use crate::client::Patience;
 use crate::client::Taken;
@@ -37,8 +35,16 @@ pub(super) enum Peer {
     Channels(Admitted),
 }
 
-/// A message whose client is not read further before it is done with.
-pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>>;
+/// What messages of a client have led to and is not done.
+pub(super) enum Work {
+    /// A message waits for room, and its client is not read further before it has it.
+    Room(Waiting),
+    /// Commands of a channel client, who is read on while there is room for more of them.
+    Commands(Commands),
+}
+
+/// Ready when what waited for room has it, or has been given up.
+type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>>;
 
 impl Peer {
     /// The rules that it lives by.
@@ -61,41 +67,54 @@ impl Peer {
         self.endpoint().mode == Mode::Echo
     }
 
-    /// Gives what stands in one WebSocket message to the client, and returns what it has to wait for.
+    /// Gives what stands in one WebSocket message to the client, and keeps in `work` what is not done at once. Breaks if
+    /// the client is not to be read further before it is.
     ///
     /// # Errors
     ///
     /// The client broke a rule and is to be sent away.
     pub(super) fn hand_over(
         &self,
+        work: &mut Option<Box<Work>>,
         format: SocketFormat,
         kind: MessageKind,
-        data: &Bytes,
+        data: Bytes,
         patience: Patience,
-    ) -> Result<Option<Waiting>, Disconnect> {
+    ) -> Result<ControlFlow<()>, Disconnect> {
         match self {
-            Self::Plain { client, .. } => hand_over(client, format, kind, data, patience),
-            Self::Channels(admitted) => {
-                let client = Arc::clone(admitted.client());
-                let data = data.clone();
-                let waiting: Waiting = Box::pin(async move {
-                    client.receive(data).await;
-                    Ok(Patience::Left)
-                });
-                Ok(begin(waiting).break_value())
+            Self::Plain { client, .. } => {
+                let waiting = hand_over(client, format, kind, &data, patience)?;
+                *work = waiting.map(|waiting| Box::new(Work::Room(waiting)));
+                Ok(match work {
+                    None => ControlFlow::Continue(()),
+                    Some(_) => ControlFlow::Break(()),
+                })
             }
+            Self::Channels(admitted) => Ok(carry_out(admitted, work, data)),
         }
     }
 }
 
-/// Lets a message come as far as it does without waiting. Mostly that is the end, and what the client sent
-/// behind it need not be kept.
-fn begin(mut waiting: Waiting) -> ControlFlow<Waiting> {
-    let mut nobody = Context::from_waker(noop_waker_ref());
-    match waiting.as_mut().poll(&mut nobody) {
-        Poll::Ready(_) => ControlFlow::Continue(()),
-        Poll::Pending => ControlFlow::Break(waiting), // The next poll has the task's waker.
+/// Carries the commands in `data` out as far as they go without waiting. Mostly that is the end, and then nothing is kept.
+fn carry_out(admitted: &Admitted, work: &mut Option<Box<Work>>, data: Bytes) -> ControlFlow<()> {
+    let reads_on = |commands: &Commands| {
+        if commands.takes_more() && !commands.is_closed() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    };
+    if let Some(Work::Commands(commands)) = work.as_deref_mut() {
+        commands.push(data);
+        return reads_on(commands);
     }
+    let mut commands = Commands::new(admitted.client());
+    commands.push(data);
+    let flow = reads_on(&commands);
+    if !commands.is_done() {
+        *work = Some(Box::new(Work::Commands(commands)));
+    }
+    flow
 }
 
 fn hand_over(
