@@ -24,7 +24,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Address, BackendId};
 
-pub(crate) use crate::config::routes::{Route, Routes, without_query};
+pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, without_query};
 
 /// All settings of the edge.
 #[derive(Debug, Clone)]
@@ -176,6 +176,15 @@ pub(crate) struct PoolConfig {
     pub(crate) health: HealthConfig,
     /// How its backends are spoken to; `None` is in plain.
     pub(crate) tls: Option<BackendTls>,
+    /// What of them is not for clients: paths, and with `/*` behind them all below.
+    closed_paths: Vec<String>,
+}
+
+impl PoolConfig {
+    /// What common servers and Causeway's nodes keep for operators.
+    const CLOSED_PATHS: [&str; 4] = ["/live", "/metrics", "/ready", "/slowest"];
+    /// What Causeway's nodes alone keep for operators: with other apps this is where clients go.
+    const CLOSED_PATH_OF_NODES: &str = "/api/*";
 }
 
 /// What the affinity cookie of one pool has of its own.

@@ -23,6 +23,7 @@ use crate::access::AccessLog;
 use crate::access::Kind;
 use crate::access::excerpt;
 use crate::affinity::Claim;
+use crate::config::{RouteRules, Stripped};
 use crate::error::Limit;
 use crate::error::Refusal;
 pub(crate) use crate::exchange::failure::{AttemptError, Replay};
@@ -78,6 +79,9 @@ pub(crate) struct Exchange {
     preflight: bool,
     seeks: Seeks,
     forwarded: Forwarded,
+    /// What the route changes, and what it takes off the path.
+    changes: Arc<RouteRules>,
+    stripped: Option<Box<Stripped>>,
     tried: Tried,
     /// How many backends it was sent to, or was to be.
     attempts: usize,
@@ -162,6 +166,8 @@ impl Policy {
         let pass = self.gate.request(client, arrived);
         let pass = pass.map_err(Refusal::Limited)?;
         pool.retry_budget.deposit();
+        let changes = Arc::clone(&rules.routes.get(route).rules);
+        let stripped = changes.strip(request, forwarded.is_trusted());
         let preflight = is_preflight(request);
         let mut claim = pool.affinity.read(request, path);
         if preflight {
@@ -184,6 +190,8 @@ impl Policy {
                 None => Seeks::Answer,
             },
             forwarded,
+            changes,
+            stripped: stripped.map(Box::new),
             route: rules.route_metrics[route].clone(),
             pool,
             tried: Tried::default(),
@@ -307,6 +315,8 @@ impl Policy {
             .load()
             .forwarder
             .write(&exchange.forwarded, request);
+        let stripped = exchange.stripped.as_deref();
+        exchange.changes.apply_request(stripped, request);
     }
 
     /// The chosen backend refused an upgrade with `status`. Whether another may be asked.

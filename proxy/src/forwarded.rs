@@ -57,6 +57,11 @@ impl Forwarded {
     pub(crate) fn request_id(&self) -> &str {
         &self.request_id
     }
+
+    /// Whether it came from a trusted proxy.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.trusted
+    }
 }
 
 impl Forwarder {

@@ -5,13 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     backend::{Backend, Request},
-    edge::{self, Edge},
-    http,
+    edge::{self, Edge, Program},
+    http::{self, Connection},
     node::{self, Node},
     scratch::Scratch,
     wait,
     websocket::WebSocket,
 };
+use causeway_tests::on_edge_and_plugin;
 use serde_json::json;
 use tokio::{io::AsyncReadExt as _, sync::mpsc, task::JoinSet, time::timeout};
 
@@ -113,6 +114,196 @@ async fn paths_for_operators_are_not_for_clients() -> Result<()> {
             "{path} through the edge"
         );
     }
+    Ok(())
+}
+
+on_edge_and_plugin!(
+    no_spelling_of_a_path_for_operators_reaches_a_backend,
+    the_server_api_of_a_node_is_closed_unless_a_route_names_it,
+    a_route_changes_what_backends_and_clients_see,
+);
+
+async fn no_spelling_of_a_path_for_operators_reaches_a_backend(program: Program) -> Result<()> {
+    let scratch = Scratch::new("spellings")?;
+    let backend = Backend::start(async |mut request: Request| {
+        let line = request.head.lines().next().unwrap_or_default().to_owned();
+        request
+            .answer("200 OK", "", &line)
+            .await
+            .unwrap_or_default();
+    })
+    .await?;
+    let settings = edge::settings(&[("b1", backend.address)]);
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+    let ask = async |line: &str, more: &str| -> Result<u16> {
+        let mut connection = Connection::open(edge.address).await?;
+        let request = format!("{line}\r\nHost: a\r\n{more}\r\n");
+        connection.send(request).await?;
+        Ok(connection.answer().await?.status)
+    };
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for path in [
+        "/metrics",
+        "/METRICS",
+        "/metrics/",
+        "//metrics",
+        "//host/metrics",
+        "http://host//metrics",
+        "/./metrics",
+        "/x/../metrics",
+        "/x;y/../metrics",
+        "/x/..;y/metrics",
+        "/metrics;x",
+        "/%2e%2e/metrics",
+        "/x/%2e%2e/metrics",
+        "/%252e%252e/metrics",
+        "/x%2f..%2fmetrics",
+        "/x%252fy/../metrics",
+        "/%6detrics",
+        "/%256detrics",
+        "/metrics%3fx",
+        "/metrics%00",
+        "/%c0%aemetrics/../metrics",
+        "/\\metrics",
+        "/x%5c..%5cmetrics",
+        "/api/publish",
+        "/x/../api/publish",
+        "/api%2fpublish",
+        "/slowest",
+        "/live",
+        "/ready",
+    ] {
+        for more in ["", upgrade] {
+            let status = ask(&format!("GET {path} HTTP/1.1"), more).await?;
+            assert!([400, 404].contains(&status), "{path}: {status}");
+        }
+    }
+    // Others go through as they are.
+    for path in ["/x/metrics", "/caf%C3%A9", "/x;y/z", "/a%20b/../c"] {
+        let answer = http::get(edge.address, path).await?;
+        assert_eq!(answer.text(), format!("GET {path} HTTP/1.1"));
+    }
+    Ok(())
+}
+
+async fn the_server_api_of_a_node_is_closed_unless_a_route_names_it(
+    program: Program,
+) -> Result<()> {
+    const KEY: &str = "a key of the application";
+    let scratch = Scratch::new("closed-api")?;
+    let settings = node::settings().with("api.keys", json!([KEY]));
+    let node = Node::start("n1", settings, scratch.path()).await?;
+    let statuses = async |name: &str, routes: serde_json::Value| -> Result<[u16; 2]> {
+        let directory = scratch.path().join(name);
+        std::fs::create_dir_all(&directory)?;
+        let settings = edge::settings(&[("n1", node.address)]).with("routes", routes);
+        let edge = Edge::start_in(program, &settings, &directory).await?;
+        edge.backend_in_state("n1", "up").await?;
+        let ask = async |path: &str| -> Result<u16> {
+            let mut connection = Connection::open(edge.address).await?;
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"
+            );
+            connection.send(request).await?;
+            Ok(connection.answer().await?.status)
+        };
+        Ok([ask("/api/info").await?, ask("/api/channels").await?])
+    };
+    let all = json!({ "path": "/", "pool": "nodes" });
+    assert_eq!(statuses("none", json!(null)).await?, [404, 404]);
+    assert_eq!(statuses("all", json!([all])).await?, [404, 404]);
+    let info = json!({ "path": "/api/info", "pool": "nodes" });
+    assert_eq!(statuses("info", json!([all, info])).await?, [200, 404]);
+    Ok(())
+}
+
+async fn a_route_changes_what_backends_and_clients_see(program: Program) -> Result<()> {
+    let scratch = Scratch::new("route-changes")?;
+    let backend = Backend::start(async |mut request: Request| {
+        let head = request.head.clone();
+        let headers = "Server: secret/1.0\r\nX-Tag: own\r\nSet-Cookie: app=1\r\n";
+        let status = match request.header("upgrade") {
+            Some(_) => "403 Forbidden",
+            None => "200 OK",
+        };
+        request
+            .answer(status, headers, &head)
+            .await
+            .unwrap_or_default();
+    })
+    .await?;
+    let routes = json!([{
+        "path": "/app",
+        "pool": "nodes",
+        "strip_prefix": "/app",
+        "request_headers": {
+            "remove": ["X-Debug"],
+            "set": { "X-Env": "prod", "Host": "app.internal" },
+            "add": { "X-Tag": "edge" },
+        },
+        "response_headers": {
+            "remove": ["server"],
+            "set": { "Strict-Transport-Security": "max-age=60" },
+            "add": { "X-Tag": "edge" },
+        },
+    }]);
+    let settings = edge::settings(&[("b1", backend.address)]).with("routes", routes);
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (line, more, body) in [
+        ("GET /app/x?y=/app HTTP/1.1", "", ""),
+        ("POST /app/x?y=/app HTTP/1.1", "Content-Length: 2\r\n", "ok"),
+        ("GET /app/x?y=/app HTTP/1.1", upgrade, ""),
+    ] {
+        let mut connection = Connection::open(edge.address).await?;
+        let head = format!(
+            "{line}\r\nHost: a\r\nX-Debug: 1\r\nx-env: test\r\nX-Tag: client\r\nX-Forwarded-Prefix: /forged\r\n{more}\r\n"
+        );
+        connection.send(head).await?;
+        if !body.is_empty() {
+            // In a segment of its own.
+            tokio::task::yield_now().await;
+            connection.send(body).await?;
+        }
+        let answer = connection.answer().await?;
+        let seen = answer.text().to_ascii_lowercase();
+        assert!(seen.contains(" /x?y=/app http/1.1\r\n"), "{line}: {seen}");
+        for (name, values) in [
+            ("x-debug", vec![]),
+            ("x-env", vec!["prod"]),
+            ("host", vec!["app.internal"]),
+            ("x-tag", vec!["client", "edge"]),
+            ("x-forwarded-prefix", vec!["/app"]),
+            ("x-forwarded-host", vec!["a"]),
+        ] {
+            let prefix = format!("{name}: ");
+            let found: Vec<&str> = seen
+                .lines()
+                .filter_map(|line| line.strip_prefix(&prefix))
+                .collect();
+            assert_eq!(found, values, "{name} of {line}: {seen}");
+        }
+        assert_eq!(answer.header("server"), None, "{line}");
+        let hsts = answer.header("strict-transport-security");
+        assert_eq!(hsts, Some("max-age=60"), "{line}");
+        let all = |name: &str| -> Vec<&str> {
+            let headers = answer.headers.iter();
+            headers
+                .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.as_str())
+                .collect()
+        };
+        assert_eq!(all("x-tag"), ["own", "edge"], "{line}");
+        // Ours comes besides.
+        assert_eq!(all("set-cookie").len(), 2, "{line}");
+    }
+    // What a prefix hides is closed all the same.
+    assert_eq!(http::get(edge.address, "/app/metrics").await?.status, 404);
+    assert_eq!(http::get(edge.address, "/x").await?.status, 404);
     Ok(())
 }
 

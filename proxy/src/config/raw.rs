@@ -2,6 +2,7 @@
 //!
 //! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -86,6 +87,7 @@ pub(super) struct Pool {
     #[serde(default)]
     pub(super) backends: Vec<Backend>,
     pub(super) discover: Option<Discover>,
+    pub(super) closed_paths: Option<Vec<String>>,
     #[serde(default)]
     pub(super) health: Health,
     pub(super) tls: Option<BackendTls>,
@@ -135,6 +137,22 @@ pub(super) struct Route {
     pub(super) path: Option<String>,
     pub(super) pool: String,
     pub(super) upgrades: Option<Vec<String>>,
+    pub(super) strip_prefix: Option<String>,
+    #[serde(default)]
+    pub(super) request_headers: HeaderRules,
+    #[serde(default)]
+    pub(super) response_headers: HeaderRules,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HeaderRules {
+    #[serde(default)]
+    pub(super) remove: Vec<String>,
+    #[serde(default)]
+    pub(super) set: BTreeMap<String, Secret>,
+    #[serde(default)]
+    pub(super) add: BTreeMap<String, Secret>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -13,7 +13,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfErrors, Document, Span};
+use causeway_conf::{ByteSize, ConfErrors, Document, Secret, Span};
+use http::HeaderValue;
 
 use super::check::Check;
 use super::raw;
@@ -177,6 +178,18 @@ fn log(raw: raw::Log) -> Log {
         format: raw.format.unwrap_or(default.format),
         access,
     }
+}
+
+/// The value of a header, if it can be one. It is not shown in debug output.
+fn header_value(text: &Secret) -> Option<HeaderValue> {
+    let text = text.expose();
+    let plain = |byte: u8| byte.is_ascii_graphic() || b" \t".contains(&byte);
+    if !text.bytes().all(plain) || text.trim().len() != text.len() {
+        return None;
+    }
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Whether `text` is a token by RFC 9110, section 5.6.2.

@@ -1,12 +1,19 @@
 //! Which pool serves a request: by host, then by the longest path.
 //!
-//! A path is matched as it was sent, by whole segments: `/app` matches `/app` and `/app/x`, not `/apple`.
-//! What backends keep for their operators (`/live`, `/ready`, `/metrics`, `/slowest`) has a route only if one names it.
+//! A path is matched as it was sent, by whole segments: `/app` matches `/app` and `/app/x`, not `/apple`. What backends keep for
+//! their operators (`closed_paths` of their pool) has a route only if one names it, however it is spelled.
+
+mod closed;
+mod rules;
+
+use std::sync::Arc;
 
 use crate::config::PoolId;
+use crate::config::routes::closed::{ClosedPath, ClosedPaths};
 
-/// Paths that are not for clients.
-const PRIVATE: [&str; 4] = ["/live", "/ready", "/metrics", "/slowest"];
+pub(super) use crate::config::routes::closed::SEGMENTS_MAX;
+pub(super) use crate::config::routes::rules::{HeaderNameText, HeaderRules};
+pub(crate) use crate::config::routes::rules::{RouteRules, Stripped};
 
 /// One entry of `routes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +23,12 @@ pub(crate) struct Route {
     pub(crate) pool: PoolId,
     /// What `Upgrade` may ask for, in lower case.
     pub(crate) upgrades: Vec<String>,
+    /// What it changes.
+    pub(crate) rules: Arc<RouteRules>,
+    /// What of its pool is closed to it.
+    closed: ClosedPaths,
+    /// What would be closed to it if it were not named by it.
+    named: ClosedPaths,
 }
 
 impl Route {
@@ -32,6 +45,27 @@ impl Route {
             path: path.to_owned(),
             pool,
             upgrades,
+            rules: Arc::default(),
+            closed: ClosedPaths::default(),
+            named: ClosedPaths::default(),
+        }
+    }
+
+    /// The same, with what it changes.
+    pub(super) fn changing(self, rules: RouteRules) -> Self {
+        let rules = Arc::new(rules);
+        Self { rules, ..self }
+    }
+
+    /// The same, where these paths of its pool are closed: but for those that it leads to by its own path.
+    pub(super) fn closing(self, paths: &[String]) -> Self {
+        let all = paths.iter().map(|path| ClosedPath::new(path)).collect();
+        let own = self.rules.path(&self.path).to_owned();
+        let (closed, named) = ClosedPaths::new(all).split(|path| covers(path, &own));
+        Self {
+            closed,
+            named,
+            ..self
         }
     }
 
@@ -60,8 +94,13 @@ impl Route {
         self.host == other.host && self.path == other.path
     }
 
-    fn names_private(&self) -> bool {
-        PRIVATE.iter().any(|path| covers(path, &self.path))
+    /// Whether a server behind it might take `path` for one that is closed.
+    ///
+    /// What this route names is open as it is named, and not by way of `..`, which may lead from there to all that lies beside it.
+    fn is_closed(&self, path: &str) -> bool {
+        let path = self.rules.path(path);
+        self.closed.have(path)
+            || (!self.named.is_empty() && closed::goes_up(path) && self.named.have(path))
     }
 }
 
@@ -112,14 +151,13 @@ impl Routes {
     pub(crate) fn position(&self, host: Option<&str>, path: &str) -> Option<usize> {
         let path = without_query(path);
         let host = host.map(bare).unwrap_or_default();
-        let private = is_private(path);
         self.0.iter().position(|route| {
             let host_matches = match &route.host {
                 Host::Any => true,
                 Host::Is(name) => name.eq_ignore_ascii_case(host),
                 Host::Below(suffix) => ends_with(host, suffix),
             };
-            host_matches && covers(&route.path, path) && (!private || route.names_private())
+            host_matches && covers(&route.path, path) && !route.is_closed(path)
         })
     }
 }
@@ -148,54 +186,6 @@ fn bare(host: &str) -> &str {
 fn ends_with(host: &str, suffix: &str) -> bool {
     let (host, suffix) = (host.as_bytes(), suffix.as_bytes());
     suffix.len() < host.len() && host[host.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
-}
-
-/// Whether a backend may take `path` for one of [`PRIVATE`], also by decoding or tidying it first.
-fn is_private(path: &str) -> bool {
-    // Byte by byte: this is done for each request, and searching for strings has much to prepare.
-    let odd = |byte| matches!(byte, b'%' | b'.' | b';' | b'\\');
-    let bytes = path.as_bytes();
-    if !bytes.iter().copied().any(odd) && !bytes.windows(2).any(|pair| pair == b"//") {
-        let path = path.strip_suffix('/').unwrap_or(path);
-        return PRIVATE.contains(&path);
-    }
-    let decoded = percent_decode(path).replace('\\', "/");
-    let decoded = decoded.split(['?', '#', ';']).next().unwrap_or_default();
-    let mut segments: Vec<&str> = Vec::new();
-    for segment in decoded.split('/') {
-        match segment {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
-            other => segments.push(other),
-        }
-    }
-    matches!(segments[..], [only] if PRIVATE.iter().any(|path| path[1..] == *only))
-}
-
-fn percent_decode(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = |byte: u8| char::from(byte).to_digit(16);
-        let escape = match (first, tail) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
-            _ => None,
-        };
-        match escape {
-            Some((high, low)) => {
-                decoded.push((high * 16 + low) as u8);
-                rest = &tail[2..];
-            }
-            None => {
-                decoded.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 #[cfg(test)]

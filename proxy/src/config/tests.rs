@@ -47,6 +47,7 @@ fn the_commented_file_names_every_setting() {
         "pools: [{name: a, backends: [{zz: 1}]}]",
         "pools: [{name: a, discover: {redis: a, zz: 1}}]",
         "routes: [{zz: 1}]",
+        "routes: [{pool: a, request_headers: {zz: 1}}]",
         "no_route: {zz: 1}",
         "affinity: {zz: 1}",
         "health: {zz: 1}",
@@ -315,6 +316,61 @@ fn routes_are_checked_against_pools_and_each_other() {
         expect![
             "proxy.yaml: routes: expected routes: with several pools, each request needs one that says which pool it goes to"
         ],
+    );
+}
+
+#[test]
+fn what_a_route_changes_is_checked() {
+    section(
+        "routes:
+  - {path: /app/x, pool: nodes, strip_prefix: /ap, request_headers: {remove: [Host, 'a b'], set: {Host: a, TE: x}}}
+  - {path: /b, pool: nodes, strip_prefix: /, response_headers: {add: {A: ' b', B: \"c\\n\"}, set: {X-A: ok}}}
+",
+        expect![[r#"
+            proxy.yaml:3:33: routes[0].strip_prefix: expected a prefix of the route's path, such as "/app" for "/app" or "/app/x"
+            proxy.yaml:3:70: routes[0].request_headers.remove: "Host": expected it under "set": each request has one
+            proxy.yaml:3:70: routes[0].request_headers.remove: "a b": expected the name of a header
+            proxy.yaml:3:93: routes[0].request_headers.set: "TE": expected another header: this one is for the edge to write
+            proxy.yaml:4:29: routes[1].strip_prefix: expected a prefix of the route's path, such as "/app" for "/app" or "/app/x"
+            proxy.yaml:4:65: routes[1].response_headers.add: "A": expected a value of visible ASCII and spaces within it
+            proxy.yaml:4:65: routes[1].response_headers.add: "B": expected a value of visible ASCII and spaces within it"#]],
+    );
+    let config = parse(&format!(
+        "{LEAST}routes: [{{path: /app/x, strip_prefix: /app/, pool: nodes, request_headers: {{set: {{X-Key: hunter2}}}}}}]"
+    ));
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn what_is_for_operators_is_closed_by_default() {
+    let pool = |more: &str| {
+        let text = format!("pools: [{{name: p, backends: [{{id: a, address: 'a:1'}}]{more}}}]");
+        let config = parse(&text);
+        move |path: &str| config.routes.find(None, path).is_none()
+    };
+    for operators in ["/live", "/metrics", "/ready", "/slowest"] {
+        for more in ["", ", health: {kind: http}", ", health: {kind: tcp}"] {
+            assert!(pool(more)(operators), "{operators} {more}");
+        }
+        assert!(!pool(", closed_paths: []")(operators), "{operators}");
+    }
+    // Other apps have their clients there.
+    for api in ["/api", "/api/publish"] {
+        assert!(pool("")(api), "{api}");
+        assert!(!pool(", health: {kind: http}")(api), "{api}");
+    }
+    let nodes = ", health: {kind: tcp}, discover: {redis: 'redis://a'}";
+    assert!(pool(nodes)("/api/publish"));
+    let own = pool(", closed_paths: [/admin/stats, /server/*]");
+    assert!(own("/admin/stats") && own("/server/x") && !own("/admin") && !own("/metrics"));
+    errors(
+        "pools: [{name: p, backends: [{id: a, address: 'a:1'}], closed_paths: [metrics, /a/../b, /, '/a*', /a%20b]}]",
+        expect![[r#"
+            proxy.yaml:1:71: pools[0].closed_paths[0]: expected a path such as "/metrics", or "/api/*" for all below it too, without escapes and empty or dotted segments
+            proxy.yaml:1:80: pools[0].closed_paths[1]: expected a path such as "/metrics", or "/api/*" for all below it too, without escapes and empty or dotted segments
+            proxy.yaml:1:89: pools[0].closed_paths[2]: expected a path such as "/metrics", or "/api/*" for all below it too, without escapes and empty or dotted segments
+            proxy.yaml:1:92: pools[0].closed_paths[3]: expected a path such as "/metrics", or "/api/*" for all below it too, without escapes and empty or dotted segments
+            proxy.yaml:1:99: pools[0].closed_paths[4]: expected a path such as "/metrics", or "/api/*" for all below it too, without escapes and empty or dotted segments"#]],
     );
 }
 

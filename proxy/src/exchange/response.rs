@@ -65,6 +65,7 @@ impl Policy {
             true if exchange.tried.contains(&choice.backend.id) => {}
             true => self.report(exchange, Evidence::UpgradeRefused(status)),
         }
+        exchange.changes.apply_response(response);
         let bind_to = if released {
             exchange.pool.release(&choice.backend, Instant::now())
         } else {

@@ -17,13 +17,17 @@ use super::health::health;
 use crate::backend::{Address, is_plain_name};
 use crate::config::check::Check;
 use crate::config::raw;
+use crate::config::routes::SEGMENTS_MAX;
 use crate::config::{
     AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig,
-    Pick, PoolConfig, PoolCookie,
+    Pick, PoolConfig, PoolCookie, ProbeKind,
 };
 
 /// As many as nodes may share.
 const SERVERS_MAX: usize = 64;
+
+/// Each is looked for in every path.
+const CLOSED_PATHS_MAX: usize = 64;
 
 pub(super) fn pools(
     check: &mut Check,
@@ -78,6 +82,15 @@ pub(super) fn pools(
             }
             let cookie = has_cookie.then_some(PoolCookie { name: cookie, path });
             let health = health(check, &format!("{key}.health"), &pool.health, &common);
+            let closed_paths = match pool.closed_paths {
+                Some(paths) => closed_paths(check, &format!("{key}.closed_paths"), paths),
+                None => {
+                    let is_of_nodes = health.kind == ProbeKind::Node || pool.discover.is_some();
+                    let api = is_of_nodes.then_some(PoolConfig::CLOSED_PATH_OF_NODES);
+                    let all = PoolConfig::CLOSED_PATHS.into_iter().chain(api);
+                    all.map(str::to_owned).collect()
+                }
+            };
             let discover = pool
                 .discover
                 .map(|raw| discover(check, &format!("{key}.discover"), raw));
@@ -95,10 +108,37 @@ pub(super) fn pools(
                 discover,
                 tls,
                 health,
+                closed_paths,
                 name: pool.name,
             }
         })
         .collect()
+}
+
+fn closed_paths(check: &mut Check, key: &str, paths: Vec<String>) -> Vec<String> {
+    check.require(
+        paths.len() <= CLOSED_PATHS_MAX,
+        key,
+        "expected at most 64 paths",
+    );
+    for (index, path) in paths.iter().enumerate() {
+        let key = format!("{key}[{index}]");
+        let bare = path.strip_suffix("/*").unwrap_or(path);
+        let segments = bare.split('/').skip(1);
+        let is_name = |segment: &str| {
+            let plain = |byte: u8| byte.is_ascii_graphic() && !b"%;\\?#*".contains(&byte);
+            !segment.is_empty() && !segment.ends_with('.') && segment.bytes().all(plain)
+        };
+        let right = bare.starts_with('/')
+            && segments.clone().all(is_name)
+            && (1..=SEGMENTS_MAX).contains(&segments.count());
+        check.require(
+            right,
+            &key,
+            "expected a path such as \"/metrics\", or \"/api/*\" for all below it too, without escapes and empty or dotted segments",
+        );
+    }
+    paths
 }
 
 /// Where to look for backends. Errors never repeat the URL.

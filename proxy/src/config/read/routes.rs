@@ -1,12 +1,16 @@
 //! Routes, against the pools that there are and against each other.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::is_token;
+use causeway_conf::Secret;
+
+use super::{header_value, is_token};
 use crate::backend::is_host_name;
 use crate::config::check::Check;
 use crate::config::raw;
-use crate::config::{PoolConfig, PoolId, Route, Routes};
+use crate::config::routes::{HeaderNameText, HeaderRules, covers};
+use crate::config::{PoolConfig, PoolId, Route, RouteRules, Routes};
 
 pub(super) fn routes(
     check: &mut Check,
@@ -20,7 +24,9 @@ pub(super) fn routes(
             "routes",
             "expected routes: with several pools, each request needs one that says which pool it goes to",
         );
-        return Routes::new(vec![Route::new(None, "/", PoolId(0), websocket())]);
+        let route = Route::new(None, "/", PoolId(0), websocket());
+        let closed = pools.first().map(|pool| &*pool.closed_paths);
+        return Routes::new(vec![route.closing(closed.unwrap_or_default())]);
     };
     let mut list: Vec<Route> = Vec::with_capacity(routes.len());
     for (index, route) in routes.into_iter().enumerate() {
@@ -40,6 +46,11 @@ pub(super) fn routes(
         if let Some(host) = &route.host {
             route_host(check, &format!("{key}.host"), host);
         }
+        let (raw_prefix, request_headers, response_headers) = (
+            route.strip_prefix,
+            route.request_headers,
+            route.response_headers,
+        );
         let path = route.path.as_deref().unwrap_or("/");
         check.path(&format!("{key}.path"), path);
         let upgrades = route.upgrades.unwrap_or_else(websocket);
@@ -57,6 +68,14 @@ pub(super) fn routes(
             PoolId(pool.unwrap_or(0)),
             upgrades,
         );
+        let rules = RouteRules {
+            strip_prefix: route_prefix(check, &key, path, raw_prefix),
+            request: header_rules(check, &key, Side::Request, request_headers),
+            response: header_rules(check, &key, Side::Response, response_headers),
+        };
+        let closed = pool.and_then(|pool| pools.get(pool));
+        let closed = closed.map(|pool| &*pool.closed_paths);
+        let route = route.changing(rules).closing(closed.unwrap_or_default());
         if let Some(other) = list.iter().position(|other| other.equals(&route)) {
             check.error(
                 &key,
@@ -66,6 +85,100 @@ pub(super) fn routes(
         list.push(route);
     }
     Routes::new(list)
+}
+
+/// The prefix that is taken off the paths of a route, which is for `path`.
+fn route_prefix(
+    check: &mut Check,
+    route: &str,
+    path: &str,
+    prefix: Option<String>,
+) -> Option<String> {
+    let key = format!("{route}.strip_prefix");
+    let prefix = prefix?;
+    let bare = prefix.strip_suffix('/').unwrap_or(&prefix);
+    check.path(&key, &prefix);
+    check.require(
+        !bare.is_empty() && covers(bare, path),
+        &key,
+        "expected a prefix of the route's path, such as \"/app\" for \"/app\" or \"/app/x\"",
+    );
+    Some(bare.to_owned())
+}
+
+/// Which headers are changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Request,
+    Response,
+}
+
+/// What the edge says itself of a connection, a body and an upgrade: no route can know better.
+const NOT_CHANGED: [&str; 16] = [
+    "connection",
+    "content-length",
+    "expect",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "sec-websocket-accept",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "causeway-drain",
+];
+
+fn header_rules(check: &mut Check, route: &str, side: Side, raw: raw::HeaderRules) -> HeaderRules {
+    let key = match side {
+        Side::Request => format!("{route}.request_headers"),
+        Side::Response => format!("{route}.response_headers"),
+    };
+    let named = |check: &mut Check, action: &str, name: &str| {
+        let key = format!("{key}.{action}");
+        let shown = name.escape_debug();
+        let lower = name.to_ascii_lowercase();
+        if !is_token(name) || 128 < name.len() {
+            check.error(&key, format!("\"{shown}\": expected the name of a header"));
+        } else if NOT_CHANGED.contains(&&*lower) {
+            check.error(
+                &key,
+                format!("\"{shown}\": expected another header: this one is for the edge to write"),
+            );
+        } else if side == Side::Request && lower == "host" && action != "set" {
+            check.error(
+                &key,
+                "\"Host\": expected it under \"set\": each request has one",
+            );
+        }
+        HeaderNameText::new(name)
+    };
+    let remove = raw.remove.iter();
+    let remove = remove.map(|name| named(check, "remove", name)).collect();
+    let with_values = |check: &mut Check, action: &str, all: &BTreeMap<String, Secret>| {
+        let mut headers = Vec::with_capacity(all.len());
+        for (name, text) in all {
+            let value = header_value(text);
+            if value.is_none() {
+                let (key, name) = (format!("{key}.{action}"), name.escape_debug());
+                check.error(
+                    &key,
+                    format!("\"{name}\": expected a value of visible ASCII and spaces within it"),
+                );
+            }
+            headers.extend(value.map(|value| (named(check, action, name), value)));
+        }
+        headers
+    };
+    HeaderRules {
+        set: with_values(check, "set", &raw.set),
+        add: with_values(check, "add", &raw.add),
+        remove,
+    }
 }
 
 fn route_host(check: &mut Check, key: &str, host: &str) {

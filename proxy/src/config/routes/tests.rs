@@ -4,7 +4,9 @@ use super::*;
 
 fn routes(entries: &[(Option<&str>, &str)]) -> Routes {
     let route = |(index, (host, path)): (usize, &(Option<&str>, &str))| {
+        let closed = ["/live", "/ready", "/metrics", "/slowest", "/api/*"];
         Route::new(*host, path, PoolId(index), vec!["websocket".to_owned()])
+            .closing(&closed.map(str::to_owned))
     };
     Routes::new(entries.iter().enumerate().map(route).collect())
 }
@@ -77,6 +79,13 @@ fn what_is_for_operators_has_no_route_however_it_is_written() {
         "/metrics;x=1",
         "\\metrics",
         "/metrics/.",
+        "/x;y/../metrics",
+        "/%252e%252e/metrics",
+        "//host/metrics",
+        "/Metrics",
+        "/api",
+        "/api/publish",
+        "/x/../api/publish",
     ] {
         assert_eq!(pool(&routes, None, path), None, "{path}");
     }
@@ -87,6 +96,7 @@ fn what_is_for_operators_has_no_route_however_it_is_written() {
         "/lives",
         "/live/x",
         "/ready.html",
+        "/apis",
         "/%zz",
     ] {
         assert_eq!(pool(&routes, None, path), Some(0), "{path}");
@@ -98,6 +108,62 @@ fn a_path_that_names_what_is_for_operators_opens_it() {
     let routes = routes(&[(None, "/"), (None, "/ready")]);
     assert_eq!(pool(&routes, None, "/ready"), Some(1));
     assert_eq!(pool(&routes, None, "/live"), None);
+}
+
+#[test]
+fn what_one_route_opens_leads_to_nothing_else() {
+    let routes = routes(&[(None, "/"), (None, "/ready"), (None, "/api/info")]);
+    for (path, expected) in [
+        ("/ready", Some(1)),
+        ("/ready/", Some(1)),
+        ("/ready/x", Some(1)),
+        ("/ready/%78", Some(1)),
+        ("/api/info", Some(2)),
+        ("/api/info/a%20b", Some(2)),
+        ("/api/publish", None),
+        ("/ready/../metrics", None),
+        ("/ready/../api/publish", None),
+        ("/ready/..%2fmetrics", None),
+        ("/api/info/../publish", None),
+        ("/api/info/..%252fpublish", None),
+        ("/x/../ready", None),
+        ("/READY", None),
+    ] {
+        assert_eq!(pool(&routes, None, path), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_prefix_that_is_taken_off_does_not_open_what_is_closed() {
+    let closed = ["/metrics", "/api/*"].map(str::to_owned);
+    let route = |path: &str, prefix: &str, pool| {
+        let rules = RouteRules {
+            strip_prefix: Some(prefix.to_owned()),
+            ..RouteRules::default()
+        };
+        Route::new(None, path, PoolId(pool), Vec::new())
+            .changing(rules)
+            .closing(&closed)
+    };
+    let routes = Routes::new(vec![
+        route("/app", "/app", 0),
+        route("/ops/metrics", "/ops", 1),
+    ]);
+    for (path, expected) in [
+        ("/app", Some(0)),
+        ("/app/x", Some(0)),
+        ("/app/x/metrics", Some(0)),
+        ("/app/metrics", None),
+        ("/app//metrics", None),
+        ("/app/%6detrics", None),
+        ("/app/x/../metrics", None),
+        ("/app/../metrics", None),
+        ("/app/api/publish", None),
+        ("/ops/metrics", Some(1)),
+        ("/ops/metrics/../api/publish", None),
+    ] {
+        assert_eq!(pool(&routes, None, path), expected, "{path}");
+    }
 }
 
 #[test]
