@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use rustls::pki_types::ServerName;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::backend::{Address, BackendId};
+use crate::config::routes::HeaderNameText;
 
 pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, without_query};
 
@@ -418,6 +419,8 @@ pub(crate) struct HealthConfig {
     pub(crate) path: Cow<'static, str>,
     /// The `Host` header of such a probe.
     pub(crate) host: Cow<'static, str>,
+    /// Other headers of such a probe.
+    pub(crate) headers: Vec<(HeaderNameText, HeaderValue)>,
     /// The statuses that are good answers to an HTTP probe.
     pub(crate) expect: Statuses,
     /// The port to probe, if not the one of the backend's address.
@@ -446,6 +449,7 @@ impl HealthConfig {
         method: ProbeKind::Node.method(),
         path: Cow::Borrowed(ProbeKind::Node.path()),
         host: Cow::Borrowed("localhost"),
+        headers: Vec::new(),
         expect: ProbeKind::Node.expect(),
         port: None,
         interval: Duration::from_secs(2),

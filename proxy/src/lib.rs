@@ -222,6 +222,7 @@ fn server_conf(config: &Config) -> ServerConf {
         threads,
         grace_period_seconds: Some(GRACE.as_secs()),
         graceful_shutdown_timeout_seconds: Some(0),
+        ca_file: tls::no_authorities_file(),
         ..ServerConf::default()
     }
 }

@@ -28,7 +28,7 @@ use crate::parts::Watch;
 use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::shutdown::Drain;
-use crate::tls::PoolTlsError;
+use crate::tls::{PoolTlsError, no_authorities_file};
 use crate::upstream;
 
 /// How much longer than `drain.timeout` Pingora has to leave the process alone: the last tunnels are closed in it.
@@ -146,6 +146,9 @@ impl Plugin {
         conf.upstream_keepalive_pool_size = conf.upstream_keepalive_pool_size.min(idle);
         conf.max_retries = conf.max_retries.max(parts::attempts_max());
         let drain = (self.config.drain.timeout + LAST_SECONDS).as_secs();
+        if conf.ca_file.is_none() {
+            conf.ca_file = no_authorities_file();
+        }
         conf.grace_period_seconds = Some(conf.grace_period_seconds.unwrap_or_default().max(drain));
     }
 

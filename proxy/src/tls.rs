@@ -37,7 +37,9 @@ use crate::tls::seen::Seen;
 use crate::tls::tickets::Tickets;
 
 pub use crate::tls::certificates::CertificateError;
-pub(crate) use crate::tls::connector::{ClientStream, ConnectError, Connector};
+pub(crate) use crate::tls::connector::{
+    ClientStream, ConnectError, Connector, no_authorities_file,
+};
 pub(crate) use crate::tls::stream::TlsStream;
 pub use crate::tls::tickets::TicketKeyError;
 
@@ -73,9 +75,9 @@ pub enum TlsError {
     },
     /// There are none to go by.
     #[error(
-        "this machine has no certificates of authorities; expected \"ca\" with some, or \"verify: false\""
+        "this machine has no certificates of authorities{0}; expected \"ca\" with some, or \"verify: false\""
     )]
-    NoAuthority,
+    NoAuthority(String),
     /// rustls refuses the settings.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),

@@ -7,18 +7,20 @@ use anyhow::{Context as _, Result};
 use causeway_tests::harness::{
     backend::{Backend, Request},
     clients,
-    edge::{self, Edge},
-    http::Connection,
+    edge::{self, Edge, Program},
+    http::{self, Connection},
     node::{self, Node},
+    programs,
     scratch::Scratch,
     settings::Settings,
     tls::{Authority, NAME},
     wait,
 };
+use causeway_tests::on_edge_and_plugin;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, ChildStdout},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
@@ -294,5 +296,51 @@ async fn what_is_wrong_with_the_files_is_said_at_the_start() -> Result<()> {
     let error = Edge::start(&settings, scratch.path()).await.unwrap_err();
     let said = format!("{error:#}");
     assert!(said.contains("no certificate"), "{said}");
+    Ok(())
+}
+
+on_edge_and_plugin!(a_missing_file_of_authorities_stops_nobody_who_does_not_need_it);
+
+async fn a_missing_file_of_authorities_stops_nobody_who_does_not_need_it(
+    program: Program,
+) -> Result<()> {
+    const MISSING: &str = "/nowhere/authorities.pem";
+    let scratch = Scratch::new("no-authorities")?;
+    let backend = mirror().await?;
+    let settings = edge::settings(&[("b1", backend.address)]);
+    // A directory may be named in the environment of this test, and be there.
+    let environment = [("SSL_CERT_FILE", MISSING), ("SSL_CERT_DIR", "/nowhere")];
+    for kind in ["node", "tcp"] {
+        let settings = settings.clone().with("health.kind", json!(kind));
+        let edge = Edge::start_with(program, &environment, &settings, scratch.path()).await?;
+        edge.backend_in_state("b1", "up").await?;
+        assert_eq!(http::get(edge.address, "/").await?.status, 200, "{kind}");
+    }
+    // Who needs them is told which file it is; with others there is no need.
+    let authority = Authority::new(scratch.path())?;
+    drop(authority);
+    let ca = scratch.path().join("authority.ca");
+    for (tls, is_right) in [
+        (json!({}), false),
+        (json!({ "ca": ca }), true),
+        (json!({ "verify": false }), true),
+    ] {
+        let pools = json!([{
+            "name": "nodes",
+            "tls": tls,
+            "backends": [{ "id": "b1", "address": backend.address }],
+        }]);
+        let file = scratch.write(
+            "checked.yaml",
+            &settings.clone().with("pools", pools).text(),
+        )?;
+        let mut check = Command::new(programs::ours("causeway-proxy")?);
+        check.arg("--check").arg("--config").arg(file);
+        check.envs(environment).kill_on_drop(true);
+        let checked = check.output().await?;
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.success(), is_right, "{tls}: {said}");
+        assert_eq!(said.contains(MISSING), !is_right, "{tls}: {said}");
+    }
     Ok(())
 }

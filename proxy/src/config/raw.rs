@@ -71,10 +71,48 @@ pub(super) struct Certificate {
     pub(super) key: PathBuf,
 }
 
+/// Settings, or `none`.
+#[derive(Debug)]
+pub(super) enum Admin {
+    None,
+    At(AdminSettings),
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Admin {
+pub(super) struct AdminSettings {
     pub(super) address: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self::At(AdminSettings::default())
+    }
+}
+
+impl<'de> Deserialize<'de> for Admin {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct NoneOrMapping;
+        impl<'de> Visitor<'de> for NoneOrMapping {
+            type Value = Admin;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("settings such as {address: \"127.0.0.1:8081\"}, or \"none\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Admin, E> {
+                match text {
+                    "none" => Ok(Admin::None),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Admin, A::Error> {
+                AdminSettings::deserialize(MapAccessDeserializer::new(map)).map(Admin::At)
+            }
+        }
+        from.deserialize_any(NoneOrMapping)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -189,6 +227,7 @@ pub(super) struct Health {
     pub(super) method: Option<ProbeMethod>,
     pub(super) path: Option<String>,
     pub(super) host: Option<String>,
+    pub(super) headers: Option<BTreeMap<String, Secret>>,
     pub(super) expect: Option<Vec<Statuses>>,
     pub(super) port: Option<u64>,
     pub(super) interval: Option<Span>,

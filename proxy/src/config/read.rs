@@ -53,6 +53,9 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
 }
 
 fn admin(check: &mut Check, admin: raw::Admin) -> Option<SocketAddr> {
+    let raw::Admin::At(admin) = admin else {
+        return None;
+    };
     let address = admin.address.unwrap_or_else(|| ADMIN.to_owned());
     if address == "none" {
         return None;

@@ -502,6 +502,55 @@ health: {kind: tcp, method: GET}
 }
 
 #[test]
+fn probes_may_have_headers_and_host_is_one() {
+    let health = |text: &str| {
+        parse(&format!("{LEAST}health: {{{text}}}"))
+            .pools
+            .remove(0)
+            .health
+    };
+    let with = health("headers: {host: 'app.example:81', X-Probe: 1a, Authorization: hunter2}");
+    assert_eq!(with.host, "app.example:81");
+    let names: Vec<&str> = with
+        .headers
+        .iter()
+        .map(|(name, _)| name.spelled())
+        .collect();
+    assert_eq!(names, ["Authorization", "X-Probe"]);
+    assert!(!format!("{with:?}").contains("hunter2"));
+    section(
+        "health: {host: a, headers: {Host: b, Upgrade: x, 'a b': c, D: 'e '}}",
+        expect![[r#"
+            proxy.yaml:2:10: health.host: expected it here or in "headers"
+            proxy.yaml:2:19: health.headers: "D": expected a value of visible ASCII and spaces within it
+            proxy.yaml:2:19: health.headers: "Upgrade": expected a header that is not for the probe itself to write
+            proxy.yaml:2:19: health.headers: "a b": expected a header that is not for the probe itself to write"#]],
+    );
+    section(
+        "health: {kind: tcp, headers: {A: b}}",
+        expect![
+            "proxy.yaml:2:21: health.headers: expected no headers here: a probe of kind tcp asks for nothing"
+        ],
+    );
+}
+
+#[test]
+fn the_admin_listener_is_switched_off_in_either_way() {
+    for none in ["admin: none", "admin: {address: none}"] {
+        assert_eq!(parse(&format!("{LEAST}{none}")).admin, None, "{none}");
+    }
+    let default = "127.0.0.1:8081".parse().ok();
+    assert_eq!(parse(LEAST).admin, default);
+    assert_eq!(parse(&format!("{LEAST}admin: {{}}")).admin, default);
+    section(
+        "admin: off",
+        expect![[
+            r#"proxy.yaml:2:1: admin: invalid value: string "off", expected settings such as {address: "127.0.0.1:8081"}, or "none""#
+        ]],
+    );
+}
+
+#[test]
 fn a_pool_with_a_kind_of_its_own_asks_for_what_that_kind_does() {
     let config = parse(
         "pools:

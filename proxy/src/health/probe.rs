@@ -42,6 +42,8 @@ pub(super) struct Prober {
 }
 
 enum Check {
+    /// That there is one, and no more.
+    Connection,
     Pingora(PingoraCheck),
     WebSocket(WebSocketCheck),
 }
@@ -60,14 +62,14 @@ impl Prober {
     ) -> Self {
         Self {
             check: match config.kind {
-                ProbeKind::Node | ProbeKind::Http => Check::Pingora(PingoraCheck::http(config)),
-                ProbeKind::Tcp => Check::Pingora(PingoraCheck::tcp(config)),
+                ProbeKind::Node | ProbeKind::Http => Check::Pingora(PingoraCheck::new(config)),
+                ProbeKind::Tcp => Check::Connection,
                 ProbeKind::Websocket => Check::WebSocket(WebSocketCheck::new(config)),
             },
             tls,
             names,
             port: config.port,
-            entrance: Check::Pingora(PingoraCheck::tcp(config)),
+            entrance: Check::Connection,
             timeout: config.timeout,
         }
     }
@@ -165,6 +167,7 @@ impl Prober {
             };
         }
         match check {
+            Check::Connection => Ok(ProbeResult::Good),
             Check::Pingora(check) => check.ask(Box::new(socket)).await,
             Check::WebSocket(check) => Ok(check.open(socket).await),
         }

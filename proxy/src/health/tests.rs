@@ -203,6 +203,38 @@ async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
 }
 
 #[tokio::test]
+async fn a_probe_carries_the_headers_that_are_set() {
+    let answers = [
+        ("", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "good"),
+        (
+            "kind: websocket, ",
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            "its probe was answered with status 403 instead of 101",
+        ),
+    ];
+    for (kind, answer, expected) in answers {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(head).unwrap().to_ascii_lowercase()
+        };
+        let health = format!("{kind}headers: {{Host: app.example, X-Token: abc, User-Agent: me}}");
+        let (head, found) = tokio::join!(serving, found(&health, &address));
+        assert_eq!(found, expected);
+        for line in ["host: app.example", "x-token: abc", "user-agent: me"] {
+            let times = head.lines().filter(|found| *found == line).count();
+            assert_eq!(times, 1, "{line}: {head}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn another_port_can_be_probed() {
     let (address, _tasks) = backend(READY).await;
     let health = format!("port: {}", address.port());

@@ -4,8 +4,8 @@
 //! anybody: what is said stays secret from those who only listen.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use pingora::protocols::IO;
@@ -30,6 +30,9 @@ use crate::tls::TlsError;
 use crate::tls::TlsStream;
 use crate::tls::authorities_of;
 use crate::tls::certificates;
+
+/// A file without certificates.
+const NO_AUTHORITIES: &str = "/dev/null";
 
 /// A connection to a backend.
 pub(crate) type ClientStream<T> = TlsStream<UnbufferedClientConnection, T>;
@@ -88,7 +91,7 @@ impl Connector {
                         })?;
                     }
                 }
-                None => add_those_of_the_machine(&mut roots)?,
+                None => authorities = add_those_of_the_machine(&mut roots)?,
             }
             builder.with_root_certificates(roots)
         } else {
@@ -195,13 +198,39 @@ fn identity_of(
     Ok((Arc::new(resolver), Arc::new(identity)))
 }
 
-fn add_those_of_the_machine(roots: &mut RootCertStore) -> Result<(), TlsError> {
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.unwrap_or_default());
-    match added {
-        0 => Err(TlsError::NoAuthority),
-        _ => Ok(()),
+/// Adds the authorities that this machine trusts to `roots`. Returns them for Pingora, if it has not got them itself.
+fn add_those_of_the_machine(roots: &mut RootCertStore) -> Result<Option<Arc<CaType>>, TlsError> {
+    let (found, why) = match rustls_native_certs::load_native_certs() {
+        Ok(found) => (found, String::new()),
+        Err(error) => (Vec::new(), format!(" ({error})")),
+    };
+    let mut taken = Vec::new();
+    for authority in found {
+        // Among many some are of a kind that rustls does not know.
+        if roots.add(authority.clone()).is_ok() {
+            taken.push(authority);
+        }
     }
+    if taken.is_empty() {
+        return Err(TlsError::NoAuthority(why));
+    }
+    Ok((!pingora_has_authorities()).then(|| taken.iter().map(wrapped).collect()))
+}
+
+/// Whether Pingora can read the authorities that this machine trusts. It panics where it cannot: if `SSL_CERT_FILE` names a file that
+/// is not there, or one of them is of a kind that rustls does not know. Looked at once, as Pingora does.
+fn pingora_has_authorities() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        found.is_ok_and(|found| found.into_iter().all(|it| roots.add(it).is_ok()))
+    })
+}
+
+/// What Pingora is to read in place of the authorities that this machine trusts, where it cannot read those; nothing is in it.
+pub(crate) fn no_authorities_file() -> Option<String> {
+    (!pingora_has_authorities()).then(|| NO_AUTHORITIES.to_owned())
 }
 
 /// What is wrong with a backend that should be `name`.

@@ -86,16 +86,30 @@ impl Edge {
     ///
     /// As [`Edge::start`].
     pub async fn start_in(program: Program, settings: &Settings, directory: &Path) -> Result<Self> {
+        Self::start_with(program, &[], settings, directory).await
+    }
+
+    /// As [`Edge::start_in`], with variables in its environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Edge::start`].
+    pub async fn start_with(
+        program: Program,
+        environment: &[(&str, &str)],
+        settings: &Settings,
+        directory: &Path,
+    ) -> Result<Self> {
         match program {
             Program::Edge => {
-                let mut process = launch("causeway-proxy", settings, directory, &[])?;
+                let mut process = launch("causeway-proxy", environment, settings, directory, &[])?;
                 Ok(Self {
                     address: process.listening("edge").await?,
                     admin: process.listening("admin").await?,
                     process,
                 })
             }
-            Program::Plugin => Self::start_plugin(settings, directory, &[]).await,
+            Program::Plugin => Self::start_plugin(environment, settings, directory, &[]).await,
         }
     }
 
@@ -116,17 +130,22 @@ impl Edge {
             OsStr::new("--key"),
             key.as_os_str(),
         ];
-        Self::start_plugin(settings, directory, &flags).await
+        Self::start_plugin(&[], settings, directory, &flags).await
     }
 
-    async fn start_plugin(settings: &Settings, directory: &Path, flags: &[&OsStr]) -> Result<Self> {
+    async fn start_plugin(
+        environment: &[(&str, &str)],
+        settings: &Settings,
+        directory: &Path,
+        flags: &[&OsStr],
+    ) -> Result<Self> {
         // Pingora does not tell which port the kernel chose. Nobody else takes one of an address that is ours alone.
         let free = TcpListener::bind(loopback::own_any_port())?;
         let address = free.local_addr()?;
         drop(free);
         let listeners = json!([{ "address": address.to_string() }]);
         let settings = settings.clone().with("listeners", listeners);
-        let mut process = launch("examples/plugin", &settings, directory, flags)?;
+        let mut process = launch("examples/plugin", environment, &settings, directory, flags)?;
         let admin = process.listening("admin").await?;
         wait::until("the plugin to listen", wait::SOON, async || {
             TcpStream::connect(address).await.ok()
@@ -166,6 +185,7 @@ impl Edge {
 
 fn launch(
     program: &str,
+    environment: &[(&str, &str)],
     settings: &Settings,
     directory: &Path,
     flags: &[&OsStr],
@@ -174,6 +194,7 @@ fn launch(
     std::fs::write(&file, settings.text())?;
     let mut command = Command::new(programs::ours(program)?);
     command.arg("--config").arg(&file).args(flags);
+    command.envs(environment.iter().copied());
     Process::spawn("edge", command, directory)
 }
 

@@ -1,17 +1,19 @@
 //! How backends are probed: for all pools, and what a pool has of its own.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use causeway_conf::Span;
-use http::Method;
+use causeway_conf::{Secret, Span};
 use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
 
-use super::{HOUR, MS, SECOND};
+use super::{HOUR, MS, SECOND, header_value, is_token};
 use crate::backend::is_host_name;
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::raw::ProbeMethod;
+use crate::config::routes::HeaderNameText;
 use crate::config::{HealthConfig, ProbeKind, Statuses};
 
 /// The settings under `key`; what is left out is as in `common`.
@@ -34,7 +36,17 @@ pub(super) fn health(
             "expected a path that starts with \"/\", without spaces or a fragment",
         );
     }
-    if let Some(host) = &raw.host {
+    let (headers, host_header) = match &raw.headers {
+        Some(headers) => headers_of(check, &at("headers"), headers),
+        None => (common.headers.clone(), None),
+    };
+    check.require(
+        raw.host.is_none() || host_header.is_none(),
+        &at("host"),
+        "expected it here or in \"headers\"",
+    );
+    let host = raw.host.clone().or(host_header);
+    if let Some(host) = &host {
         let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
         check.require(
             is_host_name(name) && port.parse::<u16>().is_ok(),
@@ -65,7 +77,8 @@ pub(super) fn health(
             None if own_kind => Cow::Borrowed(kind.path()),
             None => common.path.clone(),
         },
-        host: raw.host.clone().map_or(common.host.clone(), Cow::Owned),
+        host: host.map_or(common.host.clone(), Cow::Owned),
+        headers,
         expect: expect.unwrap_or_else(|| match own_kind {
             true => kind.expect(),
             false => common.expect.clone(),
@@ -113,11 +126,15 @@ fn check_use(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
         ("method", raw.method.is_some()),
         ("expect", raw.expect.is_some()),
     ];
-    let head_only = [("path", raw.path.is_some()), ("host", raw.host.is_some())];
+    let head_only = [
+        ("path", raw.path.is_some()),
+        ("host", raw.host.is_some()),
+        ("headers", raw.headers.is_some()),
+    ];
     let useless: Vec<(&str, bool)> = match kind {
         ProbeKind::Node | ProbeKind::Http => return,
         ProbeKind::Websocket => http_only.to_vec(),
-        ProbeKind::Tcp => [http_only, head_only].concat(),
+        ProbeKind::Tcp => [&http_only[..], &head_only].concat(),
     };
     let (kind, does) = match kind {
         ProbeKind::Tcp => ("tcp", "asks for nothing"),
@@ -129,6 +146,49 @@ fn check_use(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
             format!("expected no {name} here: a probe of kind {kind} {does}"),
         );
     }
+}
+
+/// What a probe says itself of its connection and its body.
+const NOT_SET: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+    "sec-websocket-version",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The headers of a probe, and `Host` for itself.
+fn headers_of(
+    check: &mut Check,
+    key: &str,
+    raw: &BTreeMap<String, Secret>,
+) -> (Vec<(HeaderNameText, HeaderValue)>, Option<String>) {
+    let (mut headers, mut host) = (Vec::with_capacity(raw.len()), None);
+    for (name, text) in raw {
+        let (shown, lower) = (name.escape_debug(), name.to_ascii_lowercase());
+        let Some(value) = header_value(text) else {
+            check.error(
+                key,
+                format!("\"{shown}\": expected a value of visible ASCII and spaces within it"),
+            );
+            continue;
+        };
+        if !is_token(name) || 128 < name.len() || NOT_SET.contains(&&*lower) {
+            check.error(
+                key,
+                format!("\"{shown}\": expected a header that is not for the probe itself to write"),
+            );
+        } else if lower == "host" {
+            host = Some(text.expose().to_owned());
+        } else {
+            headers.push((HeaderNameText::new(name), value));
+        }
+    }
+    (headers, host)
 }
 
 fn statuses(check: &mut Check, key: &str, raw: Option<&[raw::Statuses]>) -> Option<Statuses> {

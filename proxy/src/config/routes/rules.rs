@@ -130,6 +130,14 @@ impl HeaderNameText {
             lower: for_good(&name.to_ascii_lowercase()),
         }
     }
+
+    pub(crate) fn spelled(self) -> &'static str {
+        self.spelled
+    }
+
+    pub(crate) fn lower(self) -> &'static str {
+        self.lower
+    }
 }
 
 #[cfg(test)]

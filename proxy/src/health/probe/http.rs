@@ -1,15 +1,17 @@
-//! Probes that pingora-load-balancing has ready: an HTTP request, or a bare connection. Over TLS the connection is ours.
+//! A probe that pingora-load-balancing has ready: an HTTP request. Over TLS the connection is ours.
 
 use std::sync::OnceLock;
 
 use http::{Method, StatusCode};
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend as Target;
-use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck};
 
 use super::{CannotProbe, DRAIN, USER_AGENT, is_ours, unexpected};
 use crate::config::{HealthConfig, ProbeKind, Statuses};
@@ -29,16 +31,21 @@ pub(super) struct PingoraCheck {
     check: Box<dyn HealthCheck + Send + Sync>,
     kind: ProbeKind,
     method: Method,
-    /// What is asked, and which answers are good; `None` asks nothing.
-    question: Option<Box<(RequestHeader, Statuses)>>,
+    request: RequestHeader,
+    /// The answers that are good.
+    expect: Statuses,
 }
 
 impl PingoraCheck {
     /// A request as `config` has it.
-    pub(super) fn http(config: &HealthConfig) -> Self {
-        let mut check = HttpHealthCheck::new(&config.host, false);
-        let question = request(&config.method, &config.path, &config.host);
-        check.req = question.clone();
+    pub(super) fn new(config: &HealthConfig) -> Self {
+        // It speaks no TLS: what this machine trusts would be read for nothing, and by a function that panics if it cannot.
+        let mut options = ConnectorOptions::new(1);
+        options.ca_file = Some("/dev/null".to_owned());
+        let connector = Connector::new(Some(options));
+        let mut check = HttpHealthCheck::new_custom(&config.host, false, connector);
+        let request = request(config);
+        check.req = request.clone();
         let options = &mut check.peer_template.options;
         options.connection_timeout = Some(config.timeout);
         options.read_timeout = Some(config.timeout);
@@ -49,37 +56,23 @@ impl PingoraCheck {
             check: Box::new(check),
             kind: config.kind,
             method: config.method.clone(),
-            question: Some(Box::new((question, config.expect.clone()))),
-        }
-    }
-
-    /// A connection, and no more.
-    pub(super) fn tcp(config: &HealthConfig) -> Self {
-        let mut check = TcpHealthCheck::new();
-        check.peer_template.options.connection_timeout = Some(config.timeout);
-        Self {
-            check,
-            kind: config.kind,
-            method: config.method.clone(),
-            question: None,
+            request,
+            expect: config.expect.clone(),
         }
     }
 
     /// Asks on a connection that is there already.
     pub(super) async fn ask(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
-        let Some((request, expect)) = self.question.as_deref() else {
-            return Ok(ProbeResult::Good);
-        };
         let mut session = HttpSession::new(stream);
         let asked = async {
             session
-                .write_request_header(Box::new(request.clone()))
+                .write_request_header(Box::new(self.request.clone()))
                 .await?;
             loop {
                 session.read_response().await?;
                 match session.resp_header() {
                     Some(answer) if !answer.status.is_informational() => {
-                        return validate(answer, expect);
+                        return validate(answer, &self.expect);
                     }
                     _ => {}
                 }
@@ -146,16 +139,20 @@ impl PingoraCheck {
     }
 }
 
-fn request(method: &Method, path: &str, host: &str) -> RequestHeader {
+fn request(config: &HealthConfig) -> RequestHeader {
     let build = || -> pingora::Result<RequestHeader> {
-        let mut request = RequestHeader::build(method.clone(), path.as_bytes(), Some(3))?;
-        request.insert_header("Host", host)?;
+        let path = config.path.as_bytes();
+        let mut request = RequestHeader::build(config.method.clone(), path, Some(3))?;
+        request.insert_header("Host", &*config.host)?;
         request.insert_header("User-Agent", USER_AGENT)?;
         request.insert_header("Connection", "close")?;
         request.insert_header(EDGE, edge_name())?;
+        for (name, value) in &config.headers {
+            request.insert_header(name.spelled(), value.clone())?;
+        }
         Ok(request)
     };
-    build().expect("the path and the host of the configuration are checked")
+    build().expect("the path, the host and the headers of the configuration are checked")
 }
 
 /// Random, and the same for as long as the process runs.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use http::header::{HOST, HeaderValue, USER_AGENT as USER_AGENT_NAME};
+use http::header::{HOST, HeaderName, HeaderValue, USER_AGENT as USER_AGENT_NAME};
 use http::{Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
@@ -27,15 +27,21 @@ const MESSAGE_BYTES_MAX: usize = 64 << 10;
 pub(super) struct WebSocketCheck {
     uri: Uri,
     host: HeaderValue,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl WebSocketCheck {
     pub(super) fn new(config: &HealthConfig) -> Self {
         let uri = format!("ws://{}{}", config.host, config.path);
-        let checked = "the path and the host of the configuration are checked";
+        let checked = "the path, the host and the headers of the configuration are checked";
+        let headers = config.headers.iter().map(|(name, value)| {
+            let name = HeaderName::from_static(name.lower());
+            (name, value.clone())
+        });
         Self {
             uri: uri.parse().expect(checked),
             host: config.host.parse().expect(checked),
+            headers: headers.collect(),
         }
     }
 
@@ -70,6 +76,7 @@ impl WebSocketCheck {
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT_NAME, HeaderValue::from_static(USER_AGENT));
+        headers.extend(self.headers.clone());
         Ok(request)
     }
 }
