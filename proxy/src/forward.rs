@@ -28,7 +28,7 @@ use crate::downstream::{BodyError, BodyEvent, BodyLength, ClientEnd, Downstream,
 use crate::drain::Connections;
 use crate::error::Limit;
 use crate::error::Refusal;
-use crate::exchange::{AttemptError, Exchange, Outcome, Policy};
+use crate::exchange::{AttemptError, Exchange, Outcome, Policy, Replay};
 use crate::fields::{Fields, Request as _, Response as _};
 use crate::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::forward::tunnel::Permits;
@@ -390,8 +390,8 @@ impl<D: Downstream> Request<'_, D> {
                 Ok(reply) => return Ok(reply),
                 Err(Stopped::Request(no_reply)) => Err(no_reply),
                 Err(Stopped::Attempt(error)) => {
-                    if self.half_closed != HalfClosed::No {
-                        // It has taken the end of the client's side for that of the request.
+                    if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
+                        // The backend has taken the end of the client's side for that of the request.
                         return Err(NoReply::ClientLeft(CLIENT_LEFT));
                     }
                     let replay = self.upload.replay();
@@ -479,13 +479,16 @@ impl<D: Downstream> Request<'_, D> {
                 // That the backend has closed it meanwhile says nothing about the backend: once more, over another one.
                 Err(Stopped::Attempt(error))
                     if was_idle
-                        && error.is_stale_connection()
+                        && error.is_broken_connection()
                         && repeatable == Repeatable::Yes
-                        && self.upload.replay() == crate::exchange::Replay::Possible
-                        && self.half_closed == HalfClosed::No
+                        && self.upload.replay() == Replay::Possible
                         && self.stale < STALE_MAX =>
                 {
                     self.stale += 1;
+                    if self.half_closed == HalfClosed::Both {
+                        // The next one is to be told.
+                        self.half_closed = HalfClosed::Client;
+                    }
                 }
                 Err(stopped) => return Err(stopped),
             }
@@ -685,7 +688,7 @@ impl<D: Downstream> Request<'_, D> {
             let failed = self.engine.policy.attempt_failed(
                 &mut self.exchange,
                 &bad.into(),
-                crate::exchange::Replay::Impossible,
+                Replay::Impossible,
             );
             let refusal = failed.err().unwrap_or(Refusal::NoBackend);
             return self.refuse(refusal).await;

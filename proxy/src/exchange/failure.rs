@@ -150,8 +150,9 @@ impl AttemptError {
         }
     }
 
-    /// Whether a connection that had been idle was closed by its backend meanwhile, which says nothing about the backend.
-    pub(crate) fn is_stale_connection(&self) -> bool {
+    /// Whether the connection ended before a response. If it had been idle, its backend has closed it meanwhile, which says nothing
+    /// about the backend.
+    pub(crate) fn is_broken_connection(&self) -> bool {
         matches!(self, Self::Unsent(_) | Self::NoHead(NoHead::Broken(_)))
     }
 }

@@ -251,3 +251,57 @@ async fn an_answer_of_the_edge_itself_leaves_the_connection_open() {
         .unwrap();
     assert!(read_all(&mut client).await.contains("HTTP/1.1 400 "));
 }
+
+/// A client that has sent `request` and the end of its side, and all that it gets.
+async fn half_closed(scene: &Scene, request: &str) -> String {
+    let mut client = scene.send(request).await;
+    client.shutdown().await.unwrap();
+    read_all(&mut client).await
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_is_answered_and_its_backend_sees_the_end() {
+    let (address, _backend) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+        // The end of the request's side comes before the response.
+        assert_eq!(read_all(&mut socket).await, "");
+        let _ = socket
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await;
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    let got = half_closed(&scene, MORE).await;
+    assert!(
+        got.starts_with("HTTP/1.1 200 ") && got.ends_with("ok"),
+        "{got}"
+    );
+    let scene = Scene::configured(&[address], "abort_on_client_close: true\n").await;
+    assert_eq!(half_closed(&scene, MORE).await, "");
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_is_answered_over_a_connection_that_was_not_stale() {
+    let (address, _backend) = numbering("").await;
+    let scene = Scene::before(&[address]).await;
+    let mut client = scene.send(MORE).await;
+    assert_eq!(next_body(&mut client).await, "0");
+    let got = half_closed(&scene, MORE).await;
+    assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
+}
+
+#[tokio::test]
+async fn a_backend_that_closes_on_the_end_of_the_clients_side_is_not_held_to_it() {
+    let (address, _backend) = backend(|mut socket| async move {
+        read_head(&mut socket).await;
+        read_all(&mut socket).await;
+    })
+    .await;
+    let scene = Scene::before(&[address]).await;
+    assert_eq!(half_closed(&scene, MORE).await, "");
+    for pool in scene.parts.policy.pools().iter() {
+        for backend in pool.backends() {
+            assert_ne!(backend.state(), crate::pool::State::Suspect);
+        }
+    }
+}
