@@ -123,6 +123,11 @@ impl Admin {
         }
     }
 
+    /// Whether `path` is one of ours.
+    pub(crate) fn has(path: &str) -> bool {
+        matches!(path, "/live" | "/ready" | "/metrics" | "/slowest")
+    }
+
     /// The answer if the path is one of ours.
     pub(crate) fn answer(&self, asked: &Asked<'_>) -> Option<Response<Body>> {
         let answer: fn(&Self, &Asked<'_>) -> Response<Body> = match asked.path {
@@ -130,7 +135,10 @@ impl Admin {
             "/ready" => Self::ready,
             "/metrics" => |admin, _| admin.metrics(),
             "/slowest" => |admin, _| admin.slowest(),
-            _ => return None,
+            path => {
+                debug_assert!(!Self::has(path), "{path} is ours");
+                return None;
+            }
         };
         let mut response = if matches!(*asked.method, Method::GET | Method::HEAD) {
             answer(self, asked)

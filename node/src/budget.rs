@@ -3,11 +3,14 @@
 //! Newcomers are refused before the limit is reached, because those who are there already may need more
 //! later: some of it is kept for them. If even that does not do, those for whom most waits have to go.
 
-use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,9 @@ const TIGHT: u64 = 16;
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// From one line about clients that had to go to the next.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the node may take, and what it took when somebody last looked.
 pub(crate) struct Budget {
@@ -72,6 +78,16 @@ impl Budget {
         if self.bytes_max == u64::MAX {
             return;
         }
+        // Open all the time: it is needed most when there is nothing left, descriptors included.
+        let statm = match File::open("/proc/self/statm") {
+            Ok(statm) => statm,
+            Err(error) => {
+                warn!(%error, "what is resident cannot be read, limits.memory is not kept");
+                return;
+            }
+        };
+        let mut is_failing = false;
+        let (mut sent_away, mut logged) = (0, None::<Instant>);
         let mut looks = time::interval(LOOK);
         looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -80,30 +96,41 @@ impl Budget {
                 () = shutdown.cancelled() => return,
                 _ = looks.tick() => {}
             }
-            let Some(resident) = resident_bytes() else {
-                warn!("what is resident cannot be read, limits.memory is not kept");
-                return;
+            let resident = match resident_bytes(&statm) {
+                Ok(resident) => resident,
+                Err(error) => {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        warn!(%error, "what is resident cannot be read, limits.memory is not kept until it can");
+                    }
+                    continue;
+                }
             };
+            is_failing = false;
             let excess = self.look(resident);
             if 0 < excess {
-                let sent_away = relieve(excess);
-                if 0 < sent_away {
-                    warn!(
-                        resident,
-                        sent_away, "limits.memory is almost reached, the slowest clients had to go"
-                    );
-                }
+                sent_away += relieve(excess);
+            }
+            let is_due = logged.is_none_or(|logged| LOG_INTERVAL <= logged.elapsed());
+            if 0 < sent_away && is_due {
+                warn!(
+                    resident,
+                    sent_away, "limits.memory is almost reached, the slowest clients had to go"
+                );
+                (sent_away, logged) = (0, Some(Instant::now()));
             }
         }
     }
 }
 
-/// What of this process is in memory.
-fn resident_bytes() -> Option<u64> {
+/// What of this process is in memory, by its open `statm`.
+fn resident_bytes(statm: &File) -> io::Result<u64> {
     const PAGE_BYTES: u64 = 4096;
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * PAGE_BYTES)
+    let mut text = [0; 256];
+    let length = statm.read_at(&mut text, 0)?;
+    let text = String::from_utf8_lossy(&text[..length]);
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    let pages: u64 = pages.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pages * PAGE_BYTES)
 }
 
 #[cfg(test)]
@@ -151,6 +178,9 @@ mod tests {
 
     #[test]
     fn this_process_is_in_memory() {
-        assert!((MIB..1024 * MIB).contains(&resident_bytes().unwrap()));
+        let statm = File::open("/proc/self/statm").unwrap();
+        for _ in 0..2 {
+            assert!((MIB..1024 * MIB).contains(&resident_bytes(&statm).unwrap()));
+        }
     }
 }

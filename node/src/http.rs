@@ -56,6 +56,7 @@ pub(crate) use route::Route;
 pub(crate) use route::find as find_route;
 
 use body::BodyLimits;
+use channels::ChannelsPlace;
 use client_address::client_address;
 use origin::Host;
 use origin::SEC_FETCH_SITE;
@@ -85,6 +86,19 @@ pub(crate) struct Http {
     api: Option<ApiMount>,
     channels: ChannelsHttp,
     metrics: Arc<Metrics>,
+}
+
+/// What a request is for: a full node serves all but those of new clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To observe the node.
+    Operator,
+    /// To use the server API, with one of its keys.
+    Api,
+    /// To go on with a session that is here.
+    Session,
+    /// Anything else.
+    New,
 }
 
 /// An answer, or what leads to one.
@@ -131,6 +145,33 @@ impl Http {
     /// Serves `api` too, apart from all mounts.
     pub(crate) fn with_api(self, api: Option<ApiMount>) -> Self {
         Self { api, ..self }
+    }
+
+    /// What a request for `path` with these headers is for.
+    pub(crate) fn purpose(&self, path: &str, headers: &HeaderMap) -> Purpose {
+        if let Some(api) = &self.api
+            && api.method(path).is_some()
+        {
+            return if api.api.admit(headers) {
+                Purpose::Api
+            } else {
+                Purpose::New
+            };
+        }
+        let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
+        match route::find(path, endpoints, self.config.page) {
+            Some(Route::Endpoint(index, Place::Session { id, .. })) => {
+                let sessions = self.mounts[index].sessions();
+                if sessions.is_some_and(|sessions| sessions.contains(id, Instant::now())) {
+                    Purpose::Session
+                } else {
+                    Purpose::New
+                }
+            }
+            // What clients say whose answers come over a stream that is here, or on another node.
+            Some(Route::Endpoint(_, Place::Channels(ChannelsPlace::Emulation))) => Purpose::Session,
+            _ => Purpose::New,
+        }
     }
 
     /// Answers one request from `peer`.

@@ -49,7 +49,7 @@ use crate::hub::HubConfig;
 use crate::instance::Instance;
 use crate::logging;
 use crate::metrics::Metrics;
-use crate::open_files;
+use crate::open_files::ConnectionLimits;
 use crate::presence::Presence;
 use crate::registry;
 use crate::server;
@@ -137,7 +137,7 @@ impl Node {
             .map_err(|error| RunError::Listen { address, error })?;
         let address = listener.local_addr()?;
         let node_id = config.node_id(address);
-        let connections_max = connections_max(&config);
+        let connections = connection_limits(&config);
 
         let instance = Instance::random();
         let budget = Budget::new(config.limits.memory);
@@ -300,12 +300,12 @@ impl Node {
         let server = ServerConfig {
             node_id: HeaderValue::try_from(&node_id).expect("the configuration checks it"),
             limits: config.limits,
-            connections_max,
+            connections,
             budget: Arc::clone(&budget),
             drain: config.drain,
         };
         let server = Server::new(server, services, metrics, lifecycle.closing.clone());
-        info!(%address, listener = "node", node = node_id, connections_max, "listening");
+        info!(%address, listener = "node", node = node_id, connections_max = connections.clients, "listening");
         Ok(Self {
             listener,
             server,
@@ -375,24 +375,25 @@ fn relayed_channels(config: &Config) -> Vec<ChannelName> {
     channels
 }
 
-/// What the configuration allows, else what the system does.
-fn connections_max(config: &Config) -> usize {
-    let fitting = causeway_conf::raise_open_files().map(open_files::clients_in);
-    match (config.limits.connections, fitting) {
-        (Some(wanted), Ok(fitting)) if fitting < wanted => {
-            warn!(
-                wanted,
-                fitting, "limits.connections is more than the limit of open files allows"
-            );
-            wanted
-        }
-        (Some(wanted), _) => wanted,
-        (None, Ok(fitting)) => fitting,
-        (None, Err(error)) => {
-            warn!(%error, "cannot raise the limit of open files, taking on any number of connections");
-            usize::MAX
-        }
+/// What the configuration allows, within what the system does.
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    // What POSIX guarantees at least is little, and better than not to start.
+    let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
+        warn!(%error, "cannot raise the limit of open files");
+        1024
+    });
+    let fitting = ConnectionLimits::fitting(files);
+    let Some(wanted) = config.limits.connections else {
+        return fitting;
+    };
+    if fitting.clients < wanted {
+        warn!(
+            wanted,
+            fitting = fitting.clients,
+            "limits.connections is more than the limit of open files allows, which holds"
+        );
     }
+    fitting.with_clients(wanted)
 }
 
 /// Begins the drain at the first SIGTERM or SIGINT and ends the process at the second.

@@ -2,8 +2,8 @@
 //!
 //! Owns every connection's task, WebSockets included. What a request means is decided in `http`.
 //!
-//! Invariant: a connection holds its permit from the accept until its last task has ended, so there
-//! are never more than the limit.
+//! Invariant: a connection holds what [`admission`] gave it from the accept until its last task has ended, so there are never
+//! more than the limits.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,8 +19,6 @@ use http::HeaderValue;
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,17 +33,22 @@ use crate::config::Lead;
 use crate::config::Limits;
 use crate::disconnect::Disconnect;
 use crate::http::Http;
-use crate::metrics::Counted;
+use crate::http::Purpose;
+use crate::logging::Pace;
 use crate::metrics::Metrics;
-use crate::metrics::RefuseReason;
+use crate::open_files::ConnectionLimits;
 use crate::session::SHARDS;
 use crate::session::Sessions;
 use crate::transport::websocket::WebSockets;
 
+mod admission;
 mod connection;
 mod listener;
 
 pub(crate) use listener::bind;
+
+use admission::Admission;
+use admission::Admitted;
 
 /// Names this node on every answer.
 pub(crate) const NODE: HeaderName = HeaderName::from_static("causeway-node");
@@ -67,7 +70,7 @@ pub(crate) struct ServerConfig {
     /// What it takes on.
     pub(crate) limits: Limits,
     /// How many connections it takes on.
-    pub(crate) connections_max: usize,
+    pub(crate) connections: ConnectionLimits,
     /// How much memory it takes.
     pub(crate) budget: Arc<Budget>,
     /// How it stops.
@@ -90,8 +93,9 @@ pub(crate) struct Services {
 pub(crate) struct Server {
     config: ServerConfig,
     services: Services,
-    metrics: Arc<Metrics>,
-    permits: Arc<Semaphore>,
+    admission: Admission,
+    /// For the log lines about connections that cannot be accepted.
+    accept_failures: Pace,
     /// Every connection and every WebSocket.
     tasks: TaskTracker,
     /// Sessions are being sent away: each answer is the last of its connection.
@@ -109,12 +113,6 @@ pub(crate) struct Shutdown {
     pub(crate) interrupted: CancellationToken,
 }
 
-/// What a connection holds while it is open.
-struct Admitted {
-    _permit: OwnedSemaphorePermit,
-    _counted: Counted,
-}
-
 impl Server {
     /// A server that serves nothing yet.
     pub(crate) fn new(
@@ -123,12 +121,11 @@ impl Server {
         metrics: Arc<Metrics>,
         closing: CancellationToken,
     ) -> Arc<Self> {
-        let permits = config.connections_max.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
+            admission: Admission::new(config.connections, Arc::clone(&config.budget), metrics),
+            accept_failures: Pace::default(),
             config,
             services,
-            metrics,
-            permits: Arc::new(Semaphore::new(permits)),
             tasks: TaskTracker::new(),
             is_leaving: AtomicBool::new(false),
             closing,
@@ -190,7 +187,9 @@ impl Server {
                 Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(%error, "cannot accept connections, trying again");
+                    if let Some(held_back) = self.accept_failures.admit(std::time::Instant::now()) {
+                        warn!(%error, held_back, "cannot accept connections, trying again");
+                    }
                     time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -198,22 +197,23 @@ impl Server {
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            self.metrics.refused(RefuseReason::Connections);
-            refuse(&stream);
-            return;
-        };
-        if !self.config.budget.admit() {
-            self.metrics.refused(RefuseReason::Memory);
-            refuse(&stream);
-            return;
-        }
-        let admitted = Admitted {
-            _permit: permit,
-            _counted: self.metrics.connection(),
-        };
+        let admitted = self.admission.admit();
         let connection = connection::run(Arc::clone(self), stream, peer, admitted);
         self.tasks.spawn(connection);
+    }
+
+    /// Refuses a connection before its first request.
+    fn evict(&self, stream: &TcpStream, admitted: &Admitted) {
+        self.admission.evicted(admitted);
+        refuse(stream);
+    }
+
+    /// What a request is for.
+    fn purpose(&self, path: &str, headers: &HeaderMap) -> Purpose {
+        if Admin::has(path) {
+            return Purpose::Operator;
+        }
+        self.services.http.purpose(path, headers)
     }
 
     async fn drain(&self, end: Instant) {

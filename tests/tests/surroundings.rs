@@ -1,6 +1,8 @@
 //! What surrounds the programs fails: logs that cannot be written, descriptors, ports and memory that run out, signals that are not
 //! meant for them. Traffic, health checks, signals and drains go on, and what was lost is counted and said.
 
+#[path = "surroundings/full.rs"]
+mod full;
 #[path = "surroundings/logs.rs"]
 mod logs;
 #[path = "surroundings/output.rs"]

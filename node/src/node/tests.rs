@@ -7,6 +7,7 @@ use super::*;
 mod bad_input;
 mod close;
 mod drain;
+mod full;
 mod headers;
 mod interleavings;
 mod raw;

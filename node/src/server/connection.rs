@@ -22,24 +22,26 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
+use http::StatusCode;
 use http::Version;
 use http::header;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::admin::Asked;
+use crate::admin::{Admin, Asked};
 use crate::http::Answer;
 use crate::http::Upgrade;
 use crate::http::WaitingPoll;
-use crate::server::Admitted;
 use crate::server::Server;
+use crate::server::admission::Admitted;
 use crate::transport::Body;
 use crate::transport::websocket::Upgraded;
 
@@ -74,6 +76,8 @@ enum Outcome {
     Resting(Socket, WaitingPoll),
     /// The 101 is sent.
     Upgraded(Socket, Upgrade),
+    /// It has to make room for another one before its first request.
+    Evicted(TcpStream),
     /// It is of no more use.
     Ended(TcpStream),
 }
@@ -90,8 +94,19 @@ pub(super) async fn run(
         stream,
         read_ahead: Bytes::new(),
     };
+    let mut admitted = Mutex::new(admitted);
     let mut due = Instant::now() + limits.head_timeout;
     loop {
+        let eviction = admitted.get_mut().eviction();
+        if let Some(eviction) = eviction {
+            // In a box: seldom needed, and an idle connection keeps no room for it.
+            let readable = time::timeout_at(due, socket.stream.readable());
+            let open = server.closing.run_until_cancelled(readable);
+            if Box::pin(eviction.run_until_cancelled(open)).await.is_none() {
+                server.evict(&socket.stream, admitted.get_mut());
+                return;
+            }
+        }
         if socket.read_ahead.is_empty() {
             tokio::select! {
                 biased;
@@ -103,7 +118,7 @@ pub(super) async fn run(
             }
         }
         // In boxes, so that an idle connection keeps no room for them.
-        socket = match Box::pin(serve(&server, socket, peer)).await {
+        socket = match Box::pin(serve(&server, socket, peer, &admitted)).await {
             Outcome::Silent(socket) => socket,
             Outcome::Idle(socket) => {
                 due = Instant::now() + limits.keepalive;
@@ -120,7 +135,11 @@ pub(super) async fn run(
                 let websockets = &server.services.websockets;
                 server
                     .tasks
-                    .spawn(websockets.serve(upgraded(socket, upgrade), admitted));
+                    .spawn(websockets.serve(upgraded(socket, upgrade), admitted.into_inner()));
+                return;
+            }
+            Outcome::Evicted(stream) => {
+                server.evict(&stream, admitted.get_mut());
                 return;
             }
             Outcome::Ended(mut stream) => {
@@ -132,7 +151,12 @@ pub(super) async fn run(
 }
 
 /// Has hyper read requests and write answers until the connection can do without it.
-async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcome {
+async fn serve(
+    server: &Arc<Server>,
+    socket: Socket,
+    peer: SocketAddr,
+    admitted: &Mutex<Admitted>,
+) -> Outcome {
     let limits = &server.config.limits;
     let progress = Arc::new(Progress::new(limits.answer_timeout));
     let service = service_fn(|request| {
@@ -140,6 +164,7 @@ async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcom
             Arc::clone(server),
             request,
             peer,
+            admitted,
             Arc::clone(&progress),
         ))
     });
@@ -149,6 +174,13 @@ async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcom
         .serve_connection(Io::new(socket, Arc::clone(&progress)), service);
     let mut closing = pin!(server.closing.cancelled());
     let mut is_closing = false;
+    let eviction = admitted.lock().eviction();
+    let mut evicted = pin!(async {
+        match &eviction {
+            Some(eviction) => eviction.cancelled().await,
+            None => future::pending().await,
+        }
+    });
     let head_due = Instant::now() + limits.head_timeout;
     let mut alarm = pin!(time::sleep_until(head_due));
     let step = poll_fn(|cx| {
@@ -163,6 +195,9 @@ async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcom
                 debug!(%peer, %error, "connection ended");
             }
             return Poll::Ready(progress.upgrade().map_or(Step::Done, Step::Upgrade));
+        }
+        if progress.awaits_request() && evicted.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Step::Evicted);
         }
         let due = match progress.step() {
             Step::ReadingHead => head_due,
@@ -192,6 +227,7 @@ async fn serve(server: &Arc<Server>, socket: Socket, peer: SocketAddr) -> Outcom
             debug!(%peer, "the client does not take its answer");
             Outcome::Ended(socket.stream)
         }
+        Step::Evicted => Outcome::Evicted(socket.stream),
         Step::Done => Outcome::Ended(socket.stream),
     }
 }
@@ -200,14 +236,24 @@ async fn answer(
     server: Arc<Server>,
     request: Request<Incoming>,
     peer: SocketAddr,
+    admitted: &Mutex<Admitted>,
     progress: Arc<Progress>,
 ) -> Result<Response<WrittenBody>, Infallible> {
     let is_http_11 = request.version() == Version::HTTP_11;
     let is_kept = keeps_alive(is_http_11, request.headers());
     progress.begin(request.body().is_end_stream());
+    let (method, path) = (request.method(), request.uri().path());
+    let purpose = || server.purpose(path, request.headers());
+    if !server.admission.decide(&mut admitted.lock(), purpose) {
+        let mut response = refusal();
+        server.sign(response.headers_mut());
+        return Ok(response.map(|body| WrittenBody::new(body, progress)));
+    }
+    // Where an observer of a full node does not come back, another one has its permit.
+    let is_kept = is_kept && (!Admin::has(path) || admitted.lock().is_client());
     let asked = Asked {
-        method: request.method(),
-        path: request.uri().path(),
+        method,
+        path,
         headers: request.headers(),
         peer: peer.ip(),
     };
@@ -242,6 +288,19 @@ async fn answer(
         response.headers_mut().insert(header::CONNECTION, close);
     }
     Ok(response.map(|body| WrittenBody::new(body, progress)))
+}
+
+/// The response to a request for which a full node has no permit. The connection ends with it.
+fn refusal() -> Response<Body> {
+    let mut response = Response::new(Body::from("the node is full\n"));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, text);
+    response
 }
 
 /// Whether the client sends further requests on this connection, RFC 9112 section 9.3.

@@ -153,6 +153,14 @@ impl Sessions {
         }
     }
 
+    /// Whether the session `id` is here, closed or not.
+    pub(crate) fn contains(&self, id: &str, now: Instant) -> bool {
+        let shard = self.shard(id).lock();
+        shard
+            .get(id)
+            .is_some_and(|entry| !entry.session.is_over(now))
+    }
+
     /// Whether messages can be sent to the session `id`.
     pub(crate) fn knows(&self, id: &str) -> bool {
         let shard = self.shard(id).lock();

@@ -196,6 +196,7 @@ async fn connections_are_limited_in_number() {
         open.push(client);
     }
     let mut refused = node.connect().await;
+    refused.send("GET / HTTP/1.1\r\nHost: node\r\n\r\n").await;
     let head = refused.head().await;
     assert_eq!(
         (head.status, head.header("connection")),
@@ -205,7 +206,7 @@ async fn connections_are_limited_in_number() {
     until(async || {
         let mut client = node.connect().await;
         client
-            .send("GET /live HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            .send("GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
             .await;
         client.head().await.status == 200
     })
@@ -220,6 +221,7 @@ async fn who_comes_over_the_limit_of_connections_hears_503_and_others_go_on() {
         first.send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n").await;
         assert_eq!(first.answer().await.status, 200);
         let mut second = node.connect().await;
+        second.send("GET / HTTP/1.1\r\nHost: node\r\n\r\n").await;
         let refusal = String::from_utf8(second.rest().await).unwrap();
         assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal:?}");
     }

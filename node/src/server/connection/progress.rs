@@ -67,6 +67,8 @@ pub(super) enum Step {
         /// Set while the client does not take what is written.
         due: Option<Instant>,
     },
+    /// It has to make room for another one.
+    Evicted,
     /// It has served its last request.
     Done,
 }
@@ -158,6 +160,11 @@ impl Progress {
         state.stalled = None;
     }
 
+    /// Whether there is no whole request head yet.
+    pub(super) fn awaits_request(&self) -> bool {
+        self.state.lock().exchange == Exchange::Awaited
+    }
+
     /// What becomes of the connection, if it is to be a WebSocket; given out once.
     pub(super) fn upgrade(&self) -> Option<Upgrade> {
         self.state.lock().upgrade.take()
@@ -201,6 +208,7 @@ mod tests {
             Step::ReadingHead => "head",
             Step::Busy { due: None } => "busy",
             Step::Busy { due: Some(_) } => "stalled",
+            Step::Evicted => "evicted",
             Step::Done => "done",
         }
     }
