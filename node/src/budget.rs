@@ -2,6 +2,10 @@
 //!
 //! Newcomers are refused before the limit is reached, because those who are there already may need more
 //! later: some of it is kept for them. If even that does not do, those for whom most waits have to go.
+//!
+//! What was given up is not gone from the process at once: the allocator gives it back a while later, and uses
+//! it for what comes until then. So it counts as free from the moment at which it was given up, and nobody
+//! else has to go for it.
 
 use std::fs::File;
 use std::io;
@@ -10,9 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::time;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -30,12 +35,34 @@ const LOOK: Duration = Duration::from_millis(100);
 /// From one line about clients that had to go to the next.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the allocator may take to give memory back; jemalloc's own time is 10 s.
+const SETTLED_AFTER: Duration = Duration::from_secs(20);
+
+/// Memory that was given up and may be resident still.
+#[derive(Debug, Clone, Copy)]
+struct GivenUp {
+    bytes: u64,
+    /// What was resident then.
+    resident: u64,
+    at: Instant,
+}
+
+/// What came of giving memory up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Relieved {
+    /// Clients that were sent away.
+    pub(crate) clients: usize,
+    /// What only they held, in bytes.
+    pub(crate) bytes: u64,
+}
+
 /// What the node may take, and what it took when somebody last looked.
 pub(crate) struct Budget {
     /// `u64::MAX`: anything.
     bytes_max: u64,
     resident: AtomicU64,
     newcomers: AtomicU64,
+    given_up: Mutex<Option<GivenUp>>,
 }
 
 impl Budget {
@@ -45,6 +72,7 @@ impl Budget {
             bytes_max: bytes_max.map_or(u64::MAX, |bytes| bytes as u64),
             resident: AtomicU64::new(0),
             newcomers: AtomicU64::new(0),
+            given_up: Mutex::default(),
         })
     }
 
@@ -58,21 +86,35 @@ impl Budget {
         expected <= self.bytes_max - self.bytes_max / KEPT
     }
 
-    /// Notes what is resident now, newcomers included. Returns how much has to be given up.
-    fn look(&self, resident: u64) -> u64 {
+    /// Notes what is resident at `now`, newcomers included. Returns how much has to be given up.
+    fn look(&self, resident: u64, now: Instant) -> u64 {
         self.resident.store(resident, Ordering::Relaxed);
         self.newcomers.store(0, Ordering::Relaxed);
-        match self.bytes_max {
+        let excess = match self.bytes_max {
             u64::MAX => 0,
             bytes_max => resident.saturating_sub(bytes_max - bytes_max / TIGHT),
-        }
+        };
+        let mut given_up = self.given_up.lock();
+        given_up.take_if(|given_up| excess == 0 || SETTLED_AFTER <= now - given_up.at);
+        excess.saturating_sub(given_up.map_or(0, |given_up| given_up.still_resident(resident)))
+    }
+
+    /// Notes that `bytes` were given up at `now`, as much as was `resident`.
+    fn give_up(&self, bytes: u64, resident: u64, now: Instant) {
+        let mut given_up = self.given_up.lock();
+        let before = given_up.map_or(0, |before| before.still_resident(resident));
+        *given_up = Some(GivenUp {
+            bytes: before + bytes,
+            resident,
+            at: now,
+        });
     }
 
     /// Looks again and again, and lets `relieve` give up so many bytes of what waits for clients when it is
     /// tight, until `shutdown`.
     pub(crate) async fn run(
         self: Arc<Self>,
-        relieve: impl Fn(u64) -> usize,
+        relieve: impl Fn(u64) -> Relieved,
         shutdown: CancellationToken,
     ) {
         if self.bytes_max == u64::MAX {
@@ -87,7 +129,7 @@ impl Budget {
             }
         };
         let mut is_failing = false;
-        let (mut sent_away, mut logged) = (0, None::<Instant>);
+        let (mut shed, mut logged) = (Relieved::default(), None::<Instant>);
         let mut looks = time::interval(LOOK);
         looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -106,19 +148,36 @@ impl Budget {
                 }
             };
             is_failing = false;
-            let excess = self.look(resident);
+            let now = Instant::now();
+            let excess = self.look(resident, now);
             if 0 < excess {
-                sent_away += relieve(excess);
+                let Relieved { clients, bytes } = relieve(excess);
+                if 0 < clients {
+                    self.give_up(bytes, resident, now);
+                    shed.clients += clients;
+                    shed.bytes += bytes;
+                }
             }
             let is_due = logged.is_none_or(|logged| LOG_INTERVAL <= logged.elapsed());
-            if 0 < sent_away && is_due {
+            if 0 < shed.clients && is_due {
+                let Relieved { clients, bytes } = std::mem::take(&mut shed);
                 warn!(
                     resident,
-                    sent_away, "limits.memory is almost reached, the slowest clients had to go"
+                    clients,
+                    bytes,
+                    "limits.memory is almost reached, the slowest clients were disconnected"
                 );
-                (sent_away, logged) = (0, Some(Instant::now()));
+                logged = Some(now);
             }
         }
+    }
+}
+
+impl GivenUp {
+    /// How much of it the allocator has not given back yet.
+    fn still_resident(&self, resident: u64) -> u64 {
+        let gone = self.resident.saturating_sub(resident);
+        self.bytes.saturating_sub(gone)
     }
 }
 
@@ -143,6 +202,11 @@ mod tests {
         Budget::new(Some(usize::try_from(bytes_max).unwrap()))
     }
 
+    /// A look at the beginning.
+    fn look(budget: &Budget, resident: u64) -> u64 {
+        budget.look(resident, Instant::now())
+    }
+
     fn admitted(budget: &Budget) -> usize {
         (0..10_000).take_while(|_| budget.admit()).count()
     }
@@ -150,29 +214,67 @@ mod tests {
     #[test]
     fn newcomers_are_refused_before_the_limit_is_reached() {
         let budget = budget(80 * MIB);
-        budget.look(60 * MIB);
+        look(&budget, 60 * MIB);
         // Of what is left, 10 MiB are kept for those who are there.
         assert_eq!(admitted(&budget), 640);
-        budget.look(70 * MIB - NEWCOMER_BYTES);
+        look(&budget, 70 * MIB - NEWCOMER_BYTES);
         assert_eq!(admitted(&budget), 1);
-        budget.look(70 * MIB);
+        look(&budget, 70 * MIB);
         assert_eq!(admitted(&budget), 0);
-        budget.look(20 * MIB);
+        look(&budget, 20 * MIB);
         assert_eq!(admitted(&budget), 3200);
     }
 
     #[test]
     fn somebody_has_to_go_when_what_is_kept_is_half_gone() {
         let budget = budget(80 * MIB);
-        assert_eq!(budget.look(75 * MIB), 0);
-        assert_eq!(budget.look(75 * MIB + 1), 1);
-        assert_eq!(budget.look(90 * MIB), 15 * MIB);
+        assert_eq!(look(&budget, 75 * MIB), 0);
+        assert_eq!(look(&budget, 75 * MIB + 1), 1);
+        assert_eq!(look(&budget, 90 * MIB), 15 * MIB);
+    }
+
+    #[test]
+    fn what_was_given_up_is_not_given_up_again_while_the_allocator_has_it() {
+        let budget = budget(80 * MIB);
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(budget.look(79 * MIB, start), 4 * MIB);
+        budget.give_up(5 * MIB, 79 * MIB, start);
+        assert_eq!(
+            budget.look(79 * MIB, start + second),
+            0,
+            "it may be gone soon"
+        );
+        assert_eq!(budget.look(80 * MIB, start + second), 0, "there was more");
+        assert_eq!(budget.look(81 * MIB, start + second), MIB, "it grows on");
+        budget.give_up(MIB, 81 * MIB, start + second);
+        assert_eq!(budget.look(81 * MIB, start + 2 * second), 0);
+        // Half of it is back, and what was there all the time is too much.
+        assert_eq!(budget.look(78 * MIB, start + 3 * second), 0);
+        assert_eq!(budget.look(76 * MIB, start + 3 * second), 0);
+        let late = start + second + SETTLED_AFTER;
+        let almost = late - Duration::from_millis(1);
+        assert_eq!(budget.look(81 * MIB, almost), 0);
+        assert_eq!(
+            budget.look(81 * MIB, late),
+            6 * MIB,
+            "it does not come back"
+        );
+    }
+
+    #[test]
+    fn what_came_back_is_forgotten() {
+        let budget = budget(80 * MIB);
+        let start = Instant::now();
+        budget.give_up(5 * MIB, 79 * MIB, start);
+        assert_eq!(budget.look(74 * MIB, start), 0);
+        assert_eq!(budget.look(79 * MIB, start), 4 * MIB);
     }
 
     #[test]
     fn without_a_limit_everybody_is_admitted() {
         let budget = Budget::new(None);
-        assert_eq!(budget.look(u64::MAX), 0);
+        assert_eq!(look(&budget, u64::MAX), 0);
         assert_eq!(admitted(&budget), 10_000);
     }
 

@@ -28,6 +28,7 @@ use crate::feed::Feeds;
 use crate::hooks::Hooks;
 use crate::instance::Instance;
 use crate::metrics::Metrics;
+use crate::outbox::Queued;
 use crate::presence::Presence;
 use crate::roster::Roster;
 use crate::values::Values;
@@ -130,9 +131,9 @@ impl ChannelClients {
         self.errands.wait().await;
     }
 
-    /// Sends the slowest clients away, until what waited for them comes to `bytes`. How many that were.
-    pub(crate) fn relieve(&self, bytes: u64) -> usize {
-        self.roster.relieve(bytes)
+    /// Clients for which something waits.
+    pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        self.roster.queued()
     }
 
     /// The clients for which most waits, the slowest first.

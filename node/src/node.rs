@@ -24,6 +24,7 @@ use crate::broker;
 use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::budget::Budget;
+use crate::budget::Relieved;
 use crate::channel::ChannelName;
 use crate::channels;
 use crate::channels::ChannelClients;
@@ -50,6 +51,7 @@ use crate::instance::Instance;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::open_files::ConnectionLimits;
+use crate::outbox;
 use crate::presence::Presence;
 use crate::registry;
 use crate::server;
@@ -267,8 +269,19 @@ impl Node {
         });
 
         tasks.spawn({
-            let clients = Arc::clone(&channel_clients);
-            let relieve = move |bytes| clients.relieve(bytes);
+            let channel_clients = Arc::clone(&channel_clients);
+            let websockets = Arc::clone(&websockets);
+            let sessions = sessions.clone();
+            let relieve = move |bytes| {
+                let mut clients = channel_clients.queued();
+                clients.extend(websockets.queued());
+                clients.extend(sessions.iter().flat_map(|table| table.queued()));
+                let shed = outbox::shed(&clients, bytes);
+                Relieved {
+                    clients: shed.clients,
+                    bytes: shed.bytes,
+                }
+            };
             budget.clone().run(relieve, lifecycle.stopped.clone())
         });
 

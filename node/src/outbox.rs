@@ -18,12 +18,15 @@ use bytes::Bytes;
 
 mod held;
 mod queue;
+mod shedding;
 mod socket;
 
 pub(crate) use held::Hold;
 pub(crate) use queue::Closed;
 pub(crate) use queue::QueueFormat;
 pub(crate) use queue::QueueOutbox;
+pub(crate) use shedding::Queued;
+pub(crate) use shedding::shed;
 pub(crate) use socket::SocketOutbox;
 pub(crate) use socket::SocketState;
 

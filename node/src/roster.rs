@@ -9,11 +9,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task;
 use tokio::time;
+use tokio::time::Instant;
 
 /// Clients looked at under one lock, and written to between two yields.
 const STRIDE: usize = 256;
 
-/// The pause between two groups of clients that are sent away.
+/// The least pause between two groups of clients that are sent away.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 
 /// A list of clients.
@@ -100,17 +101,7 @@ impl<E> Roster<E> {
             list.is_draining = true;
             list.entries.iter().flatten().map(of).collect()
         };
-        let steps = spread.div_duration_f64(DRAIN_STEP).max(1.0);
-        let group = (all.len() as f64 / steps).ceil().max(1.0) as usize;
-        for group in all.chunks(group) {
-            for part in group.chunks(STRIDE) {
-                part.iter().for_each(&send_away);
-                task::yield_now().await;
-            }
-            if !spread.is_zero() {
-                time::sleep(DRAIN_STEP).await;
-            }
-        }
+        evenly(all, spread, send_away).await;
     }
 
     /// What is to be done about the clients of one stride; `None` behind the last.
@@ -120,6 +111,27 @@ impl<E> Roster<E> {
         let stride = list.entries.get_mut(begin..end);
         let stride = stride.filter(|stride| !stride.is_empty())?;
         Some(stride.iter_mut().flatten().filter_map(look).collect())
+    }
+}
+
+/// Does something about all of `all` in their order, evenly over `spread`: the first at once, and none later than
+/// its part of the time.
+pub(crate) async fn evenly<T>(all: Vec<T>, spread: Duration, act: impl Fn(&T)) {
+    let began = Instant::now();
+    let count = all.len();
+    let mut done = 0;
+    while done < count {
+        let part = began.elapsed().div_duration_f64(spread).min(1.0); // A spread of zero: all of it.
+        let due = ((count as f64 * part) as usize + 1).min(count);
+        for stride in all[done..due].chunks(STRIDE) {
+            stride.iter().for_each(&act);
+            task::yield_now().await;
+        }
+        done = due;
+        if done < count {
+            let next = began + spread.mul_f64(done as f64 / count as f64);
+            time::sleep_until(next.max(Instant::now() + DRAIN_STEP)).await;
+        }
     }
 }
 
@@ -177,8 +189,37 @@ mod tests {
             )
             .await;
         assert_eq!(*away.borrow(), (0..1000).collect::<Vec<_>>());
-        assert_eq!(began.elapsed(), spread);
+        assert!(began.elapsed() <= spread && spread - began.elapsed() < 2 * DRAIN_STEP);
         let _late = roster.enter(1000, |number| away.borrow_mut().push(*number));
         assert_eq!(away.borrow().last(), Some(&1000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_number_leaves_evenly_over_the_spread() {
+        for spread in [Duration::from_secs(1), Duration::from_secs(60)] {
+            for count in [1, 2, 3, 49, 51, 99, 101, 149, 1000, 100_003] {
+                let began = Instant::now();
+                let times = RefCell::new(Vec::new());
+                let act = |_: &usize| times.borrow_mut().push(began.elapsed());
+                evenly((0..count).collect(), spread, act).await;
+                assert_eq!(times.borrow().len(), count);
+                for (number, at) in times.borrow().iter().enumerate() {
+                    let due = spread.mul_f64(number as f64 / count as f64);
+                    let late = at.saturating_sub(due);
+                    let early = due.saturating_sub(*at);
+                    let step = 2 * DRAIN_STEP; // The clock has milliseconds.
+                    assert!(late < step && early < step, "{number} of {count} at {at:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_spread_all_leave_at_once() {
+        let began = Instant::now();
+        let left = RefCell::new(0);
+        let act = |_: &usize| *left.borrow_mut() += 1;
+        evenly((0..1000).collect(), Duration::ZERO, act).await;
+        assert_eq!((left.into_inner(), began.elapsed()), (1000, Duration::ZERO));
     }
 }

@@ -37,7 +37,8 @@ use crate::http::Purpose;
 use crate::logging::Pace;
 use crate::metrics::Metrics;
 use crate::open_files::ConnectionLimits;
-use crate::session::SHARDS;
+use crate::roster;
+use crate::session::Session;
 use crate::session::Sessions;
 use crate::transport::websocket::WebSockets;
 
@@ -244,15 +245,10 @@ impl Server {
     /// Closes the sessions of all tables, spread over a while so that the clients do not all arrive
     /// elsewhere at once.
     async fn close_sessions(&self, spread: Duration) {
-        for shard in 0..SHARDS {
-            let tables = self.services.sessions.iter();
-            let closed: usize = tables
-                .map(|table| table.close_shard(shard, Disconnect::RESTART))
-                .sum();
-            if 0 < closed {
-                time::sleep(spread / SHARDS as u32).await;
-            }
-        }
+        let tables = self.services.sessions.iter();
+        let sessions: Vec<_> = tables.flat_map(|table| table.all()).collect();
+        let close = |session: &Arc<Session>| session.close(Disconnect::RESTART);
+        roster::evenly(sessions, spread, close).await;
     }
 }
 

@@ -24,6 +24,7 @@ use crate::disconnect::Disconnect;
 use crate::metrics::Metrics;
 use crate::outbox::Closed;
 use crate::outbox::QueueOutbox;
+use crate::outbox::Queued;
 
 mod quota;
 mod state;
@@ -33,7 +34,6 @@ pub(crate) use quota::Quota;
 pub(crate) use quota::QuotaConfig;
 pub(crate) use state::Delays;
 pub(crate) use table::ReceiveError;
-pub(crate) use table::SHARDS;
 pub(crate) use table::Sessions;
 pub(crate) use table::SessionsConfig;
 pub(crate) use table::sweep;
@@ -196,6 +196,17 @@ impl Session {
     /// Takes the client, which leaves the hub when it is dropped.
     fn take_client(&self) -> Option<Arc<Client>> {
         self.client.lock().take()
+    }
+}
+
+impl Queued for Session {
+    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        self.outbox.each_queued(look);
+    }
+
+    fn shed(&self) {
+        self.outbox.give_up();
+        self.close(Disconnect::SLOW);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::channels::beat::Verdict;
 use crate::channels::client::ChannelClient;
 use crate::config::Ping;
 use crate::disconnect::Disconnect;
+use crate::outbox::Queued;
 use crate::roster::Place;
 use crate::roster::Roster;
 
@@ -68,20 +70,12 @@ impl Roster<Entry> {
         named.collect()
     }
 
-    /// Sends away those for whom most waits, until what waited for them comes to `bytes`. How many that
-    /// were.
-    pub(super) fn relieve(&self, bytes: u64) -> usize {
-        let mut freed = 0;
-        let mut sent_away = 0;
-        for (bytes_queued, client) in self.waiting() {
-            if bytes <= freed {
-                break;
-            }
-            client.member.close(Disconnect::SLOW);
-            freed += bytes_queued as u64;
-            sent_away += 1;
-        }
-        sent_away
+    /// Clients for which something waits.
+    pub(super) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        let queued = self.waiting().into_iter();
+        queued
+            .map(|(_, client)| client as Arc<dyn Queued>)
+            .collect()
     }
 
     /// Clients for which something waits, the slowest first.
@@ -92,6 +86,16 @@ impl Roster<Entry> {
         });
         waiting.sort_by_key(|(bytes_queued, _)| std::cmp::Reverse(*bytes_queued));
         waiting
+    }
+}
+
+impl Queued for ChannelClient {
+    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        self.member.each_queued(look);
+    }
+
+    fn shed(&self) {
+        self.member.shed();
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use bytes::BytesMut;
 
+use crate::disconnect::Disconnect;
 use crate::disconnect::Farewell;
 use crate::frame::websocket;
 use crate::frame::websocket::MessageKind;
@@ -142,6 +143,22 @@ impl Member {
         match self {
             Self::Socket(outbox) => outbox.is_reading_paused(),
             Self::Queue(_) => false,
+        }
+    }
+
+    /// Looks at all that waits for the client.
+    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        match self {
+            Self::Socket(outbox) => outbox.each_queued(look),
+            Self::Queue(outbox) => outbox.each_queued(look),
+        }
+    }
+
+    /// Sends the client away as slow, and drops what waits for it.
+    pub(crate) fn shed(&self) {
+        match self {
+            Self::Socket(outbox) => outbox.close(Disconnect::SLOW),
+            Self::Queue(outbox) => outbox.give_up(),
         }
     }
 

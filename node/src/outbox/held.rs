@@ -72,6 +72,14 @@ impl Held {
         ready
     }
 
+    /// All messages, in order.
+    pub(super) fn messages(&self) -> impl Iterator<Item = &Bytes> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Place(_) => None,
+            Entry::Message(message) => Some(message),
+        })
+    }
+
     /// Takes all messages, whatever is awaited before them.
     pub(super) fn take_all(&mut self) -> Vec<Bytes> {
         self.bytes = 0;

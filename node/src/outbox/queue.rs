@@ -73,6 +73,13 @@ impl Queue {
         self.bytes_queued + held.map_or(0, |held| held.bytes())
     }
 
+    fn become_slow(&mut self) {
+        self.messages = VecDeque::new();
+        self.held = None;
+        self.bytes_queued = 0;
+        self.state = State::Slow;
+    }
+
     fn append(&mut self, messages: &[Bytes]) {
         self.bytes_queued += messages.iter().map(cost).sum::<usize>();
         let waiting = messages.iter().cloned().map(Waiting::new);
@@ -128,10 +135,7 @@ impl QueueOutbox {
     /// Whether the receiver has to be woken.
     fn append(&self, queue: &mut Queue, messages: &[Bytes]) -> bool {
         if self.bytes_max < queue.bytes() {
-            queue.messages = VecDeque::new();
-            queue.held = None;
-            queue.bytes_queued = 0;
-            queue.state = State::Slow;
+            queue.become_slow();
             return true;
         }
         let was_empty = queue.messages.is_empty();
@@ -226,6 +230,24 @@ impl QueueOutbox {
     /// What waits, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
         self.queue.lock().bytes()
+    }
+
+    /// Looks at all that waits and at what is held back.
+    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        let queue = self.queue.lock();
+        queue.messages.iter().for_each(|one| look(&one.bytes));
+        let held = queue.held.iter().flat_map(|held| held.messages());
+        held.for_each(look);
+    }
+
+    /// Drops all that waits, as if it had been too much: the outbox is slow for good.
+    pub(crate) fn give_up(&self) {
+        let mut queue = self.queue.lock();
+        if queue.state == State::Open {
+            queue.become_slow();
+            drop(queue);
+            self.changed.notify_one();
+        }
     }
 
     /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.

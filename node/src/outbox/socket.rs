@@ -25,6 +25,7 @@ use crate::disconnect::Disconnect;
 use crate::frame::websocket;
 use crate::frame::websocket::SocketFormat;
 use crate::outbox::Hold;
+use crate::outbox::Queued;
 use crate::outbox::Waiting;
 use crate::outbox::cost;
 use crate::outbox::held::Held;
@@ -187,6 +188,15 @@ impl SocketOutbox {
         self.output.lock().bytes_queued()
     }
 
+    /// Looks at all that waits and at what is held back.
+    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        let output = self.output.lock();
+        if let Some(backlog) = &output.backlog {
+            backlog.queue.iter().for_each(|one| look(&one.bytes));
+            backlog.held.messages().for_each(look);
+        }
+    }
+
     /// Sends `frames` as the last ones: the answer to the client's close frame.
     pub(crate) fn send_last(&self, frames: &Bytes) {
         let mut output = self.output.lock();
@@ -345,6 +355,16 @@ impl SocketOutbox {
             count += 1;
         }
         self.stream.try_write_vectored(&slices[..count])
+    }
+}
+
+impl Queued for SocketOutbox {
+    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+        Self::each_queued(self, look);
+    }
+
+    fn shed(&self) {
+        self.close(Disconnect::SLOW);
     }
 }
 

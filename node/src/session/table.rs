@@ -22,6 +22,7 @@ use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::outbox::QueueOutbox;
+use crate::outbox::Queued;
 use crate::session::Attach;
 use crate::session::Delays;
 use crate::session::Full;
@@ -30,9 +31,8 @@ use crate::session::Receiver;
 use crate::session::Sent;
 use crate::session::Session;
 
-/// Into how many parts a table is cut: two cores seldom meet at one lock, and a draining node
-/// closes one part after the other.
-pub(crate) const SHARDS: usize = 16;
+/// Into how many parts a table is cut: two cores seldom meet at one lock.
+const SHARDS: usize = 16;
 
 /// How often the sweeper looks, at most and at least.
 const SWEEP_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -185,13 +185,26 @@ impl Sessions {
         })
     }
 
-    /// Closes the sessions of one of the [`SHARDS`] and says how many there were.
-    pub(crate) fn close_shard(&self, shard: usize, disconnect: Disconnect) -> usize {
-        let shard = self.shards[shard].lock();
-        for entry in shard.values() {
-            entry.session.close(disconnect);
+    /// All sessions that there are now.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            all.extend(shard.values().map(|entry| Arc::clone(&entry.session)));
         }
-        shard.len()
+        all
+    }
+
+    /// Sessions for which something waits.
+    pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        let mut queued: Vec<Arc<dyn Queued>> = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let sessions = shard.values().map(|entry| &entry.session);
+            let waiting = sessions.filter(|session| !session.outbox.is_empty());
+            queued.extend(waiting.map(|session| Arc::clone(session) as Arc<dyn Queued>));
+        }
+        queued
     }
 
     /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.

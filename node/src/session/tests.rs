@@ -269,9 +269,9 @@ proptest! {
                     }
                 }
                 Event::Close => {
-                    (0..SHARDS).for_each(|shard| {
-                        bench.sessions.close_shard(shard, Disconnect::RESTART);
-                    });
+                    for session in bench.sessions.all() {
+                        session.close(Disconnect::RESTART);
+                    }
                 }
                 Event::Pass(seconds) => {
                     bench.now += Duration::from_secs(seconds);

@@ -30,6 +30,7 @@ use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
 use crate::hub::Member;
 use crate::metrics::Transport;
+use crate::outbox::Queued;
 use crate::outbox::SocketOutbox;
 use crate::roster::Roster;
 
@@ -104,6 +105,11 @@ impl WebSockets {
             }
         }
         self.roster.send_all_away(self.drain_spread).await;
+    }
+
+    /// Clients for which something waits, but for channel clients.
+    pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        self.roster.queued()
     }
 
     /// A client from its 101 on: the task that polls what is returned reads it. `held` is dropped with it.

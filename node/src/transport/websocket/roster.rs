@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::config::Endpoint;
 use crate::disconnect::Disconnect;
 use crate::frame::websocket;
+use crate::outbox::Queued;
 use crate::outbox::SocketOutbox;
 use crate::roster::Place;
 use crate::roster::Roster;
@@ -49,6 +50,14 @@ impl Roster<Entry> {
             Verdict::GiveUp => outbox.close(Disconnect::NO_PONG),
         })
         .await;
+    }
+
+    /// Clients for which something waits.
+    pub(super) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        self.collect(|entry| {
+            let queued = !entry.outbox.is_idle();
+            queued.then(|| Arc::clone(&entry.outbox) as Arc<dyn Queued>)
+        })
     }
 
     /// Sends everyone away, evenly over `spread`.
