@@ -28,7 +28,7 @@ mod settings;
 pub(crate) use auth::{Auth, KeySetFile};
 pub(crate) use channels::{
     Ack, ChannelOptions, Channels, ClientLimits, DataKind, Feeds, HistoryOptions, Namespaces,
-    PublishAccess, ReadAccess, SlowReader, SubscribeAccess,
+    PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
 };
 pub(crate) use endpoint::{
     AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,

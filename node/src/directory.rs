@@ -7,7 +7,6 @@
 //! has been told so in that order. The empty user is nobody: its clients are found by their ids alone.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -76,17 +75,40 @@ struct State {
     /// Secret names under which clients take what they send themselves.
     sessions: HashMap<ClientId, ClientId>,
     users: HashMap<Arc<str>, Clients>,
+    /// Places that are kept for clients of a user that are about to enter, never 0. Empty without a limit.
+    reserved: HashMap<Arc<str>, usize>,
 }
 
-/// Those of one user, never none: mostly it is one, which needs no set.
+/// Those of one user, never none: mostly it is one, which needs no map.
 enum Clients {
     One(ClientId),
-    Many(BTreeSet<ClientId>),
+    /// With numbers in the order in which they entered.
+    Many(BTreeMap<ClientId, u64>),
 }
 
 struct Local {
     user: Arc<str>,
     controls: Arc<dyn Controls>,
+}
+
+/// How many clients of one user there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UserLimit {
+    pub(crate) clients_max: usize,
+    /// Whether a newcomer displaces the oldest one, or is refused.
+    pub(crate) displaces_oldest: bool,
+}
+
+/// A user has as many clients as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the user has too many clients")]
+pub(crate) struct UserFull;
+
+/// The place of a client of a user that is about to enter; given up when it is dropped.
+pub(crate) struct Reserved {
+    directory: Arc<Directory>,
+    user: Arc<str>,
+    limit: Option<UserLimit>,
 }
 
 /// A client in the directory, until it is dropped.
@@ -104,32 +126,74 @@ impl Directory {
         Arc::new(Self { state, watch })
     }
 
-    /// Lists a client for as long as the returned value lives. Its id must be new.
-    pub(crate) fn enter(
+    /// Keeps a place for a client of `user`, which is to [enter](Reserved::enter). The empty user has no limit.
+    ///
+    /// # Errors
+    ///
+    /// [`UserFull`] if the limit is reached, places that are kept included, and newcomers are refused.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        user: &Arc<str>,
+        limit: Option<UserLimit>,
+    ) -> Result<Reserved, UserFull> {
+        let limit = limit.filter(|_| !user.is_empty());
+        if let Some(limit) = limit {
+            let mut state = self.state.lock();
+            let listed = state.users.get(user).map_or(0, Clients::len);
+            let reserved = state.reserved.get(user).copied().unwrap_or(0);
+            let is_full = limit.clients_max <= listed + reserved;
+            if is_full && !limit.displaces_oldest {
+                return Err(UserFull);
+            }
+            state.reserved.insert(Arc::clone(user), reserved + 1);
+        }
+        Ok(Reserved {
+            directory: Arc::clone(self),
+            user: Arc::clone(user),
+            limit,
+        })
+    }
+
+    /// Lists a client, see [`Reserved::enter`], and takes out the oldest ones of its user that are too many.
+    fn enter(
         self: &Arc<Self>,
         client: ClientId,
         user: &Arc<str>,
+        limit: Option<UserLimit>,
         controls: Arc<dyn Controls>,
-    ) -> Listed {
+    ) -> (Listed, Vec<Arc<dyn Controls>>) {
         let mut state = self.state.lock();
         let known = state.users.get_key_value(user);
         let user = Arc::clone(known.map_or(user, |(known, _)| known));
+        let mut displaced = Vec::new();
         if !user.is_empty() {
             match state.users.entry(Arc::clone(&user)) {
                 Entry::Vacant(place) => {
                     self.watch.came(&user);
                     place.insert(Clients::One(client));
                 }
-                Entry::Occupied(mut clients) => clients.get_mut().add(client),
+                Entry::Occupied(mut clients) => {
+                    let clients = clients.get_mut();
+                    clients.add(client);
+                    if let Some(limit) = limit {
+                        displaced = clients.take_oldest(limit.clients_max);
+                    }
+                }
             }
         }
         let before = state.clients.insert(client, Local { user, controls });
         debug_assert!(before.is_none(), "two clients have one id");
-        Listed {
+        let displaced = displaced
+            .iter()
+            .filter_map(|client| state.clients.get(client));
+        let displaced = displaced.map(|local| Arc::clone(&local.controls)).collect();
+        drop(state);
+        let listed = Listed {
             directory: Arc::clone(self),
             client,
             session: None,
-        }
+        };
+        (listed, displaced)
     }
 
     /// Hands `order` to all clients of this node that it is for.
@@ -165,7 +229,8 @@ impl Directory {
     }
 
     /// Clients of `user` on this node.
-    pub(crate) fn clients_of(&self, user: &str) -> usize {
+    #[cfg(test)]
+    fn clients_of(&self, user: &str) -> usize {
         self.state.lock().users.get(user).map_or(0, Clients::len)
     }
 
@@ -221,27 +286,73 @@ impl Clients {
     fn iter(&self) -> impl Iterator<Item = &ClientId> {
         let (one, many) = match self {
             Self::One(client) => (Some(client), None),
-            Self::Many(clients) => (None, Some(clients)),
+            Self::Many(clients) => (None, Some(clients.keys())),
         };
         one.into_iter().chain(many.into_iter().flatten())
     }
 
     fn add(&mut self, client: ClientId) {
         match self {
-            Self::One(other) => *self = Self::Many(BTreeSet::from([*other, client])),
+            Self::One(first) => *self = Self::Many(BTreeMap::from([(*first, 0), (client, 1)])),
             Self::Many(clients) => {
-                clients.insert(client);
+                let newest = clients.values().max().copied().unwrap_or(0);
+                clients.insert(client, newest + 1);
             }
         }
     }
 
-    /// Takes `client` out; whether it was the last one.
+    /// Takes out those that entered first until there are `clients_max`, and one at least.
+    fn take_oldest(&mut self, clients_max: usize) -> Vec<ClientId> {
+        let mut taken = Vec::new();
+        while let Self::Many(clients) = self
+            && clients_max.max(1) < clients.len()
+        {
+            let oldest = clients.iter().min_by_key(|(_, number)| **number);
+            let Some((client, _)) = oldest.map(|(client, number)| (*client, *number)) else {
+                break;
+            };
+            clients.remove(&client);
+            taken.push(client);
+        }
+        taken
+    }
+
+    /// Takes `client` out, if it is there; whether nobody is left.
     fn remove(&mut self, client: &ClientId) -> bool {
         match self {
             Self::One(last) => last == client,
             Self::Many(clients) => {
                 clients.remove(client);
                 clients.is_empty()
+            }
+        }
+    }
+}
+
+impl Reserved {
+    /// Lists the client for as long as the returned value lives. Its id must be new. Older clients of the user
+    /// that are too many now are no longer found by the user; they are returned, to be disconnected.
+    pub(crate) fn enter(
+        self,
+        client: ClientId,
+        controls: Arc<dyn Controls>,
+    ) -> (Listed, Vec<Arc<dyn Controls>>) {
+        // The place is given up behind that, so that nobody else finds it free.
+        self.directory
+            .enter(client, &self.user, self.limit, controls)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.limit.is_none() {
+            return;
+        }
+        let mut state = self.directory.state.lock();
+        if let Some(reserved) = state.reserved.get_mut(&self.user) {
+            *reserved -= 1;
+            if *reserved == 0 {
+                state.reserved.remove(&self.user);
             }
         }
     }

@@ -20,7 +20,11 @@ use crate::channels::hook_context::ForHooks;
 use crate::channels::state::Identity;
 use crate::channels::state::Word;
 use crate::channels::subscribe::Wish;
+use crate::config::UserLimitPolicy;
 use crate::directory::Controls;
+use crate::directory::Order;
+use crate::directory::UserFull;
+use crate::directory::UserLimit;
 use crate::disconnect::Disconnect;
 use crate::disconnect::Farewell;
 use crate::grant::ConnectGrant;
@@ -85,11 +89,6 @@ impl ChannelClient {
     ) -> Result<(), Failure> {
         let newcomer = self.emulated_headers(&request)?;
         let (grant, word) = self.connect_grant(&request, newcomer.clone()).await?;
-        let of_user = self.clients.directory.clients_of(&grant.user);
-        let users_max = self.clients.config.limits.connections_per_user;
-        if !grant.user.is_empty() && users_max.is_some_and(|max| max <= of_user) {
-            return Err(Disconnect::CONNECTION_LIMIT.into());
-        }
         let identity = Identity {
             // Nobody in particular needs no memory of his own.
             user: match grant.user.as_str() {
@@ -102,12 +101,18 @@ impl ChannelClient {
             word,
             _listed: None,
         };
+        let directory = &self.clients.directory;
+        let place = directory.reserve(&identity.user, self.user_limit());
+        let place = place.map_err(|UserFull| Disconnect::CONNECTION_LIMIT)?;
         // What comes in a channel must not overtake the reply that says that the client hears it.
         let hold = self.member.hold();
         let subs = self.subscribe_all(&identity, &request, &grant).await?;
         let controls = Arc::clone(self) as Arc<dyn Controls>;
-        let directory = &self.clients.directory;
-        let mut listed = directory.enter(self.id, &identity.user, controls);
+        let (mut listed, displaced) = place.enter(self.id, controls);
+        for oldest in displaced {
+            // One that is gone already needs no order.
+            let _ = oldest.order(&too_many());
+        }
         // What the client sends comes with requests of its own, perhaps to other nodes. Its id is known to others, so
         // it speaks by a name that is not.
         let speaks_apart =
@@ -139,6 +144,14 @@ impl ChannelClient {
             ..ErrorCode::BadRequest.into()
         })?;
         Ok(ForHooks::new(Bytes::new(), emulated))
+    }
+
+    fn user_limit(&self) -> Option<UserLimit> {
+        let limits = &self.clients.config.limits;
+        Some(UserLimit {
+            clients_max: limits.connections_per_user?,
+            displaces_oldest: limits.connections_per_user_policy == UserLimitPolicy::DropOldest,
+        })
     }
 
     /// What the client's token or the backend says.
@@ -293,6 +306,14 @@ impl ChannelClient {
         };
         let push = Reply::push(Push::new("", Event::Connect(connect)));
         self.encoded(push).unwrap_or_default()
+    }
+}
+
+/// What a client is told whose user has too many.
+fn too_many() -> Order {
+    Order::Disconnect {
+        code: Disconnect::CONNECTION_LIMIT.code.into(),
+        reason: Disconnect::CONNECTION_LIMIT.reason.to_owned(),
     }
 }
 

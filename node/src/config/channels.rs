@@ -43,8 +43,19 @@ pub(crate) struct ClientLimits {
     pub(crate) commands_per_client: usize,
     /// Connections of one user to this node; `None`: any number.
     pub(crate) connections_per_user: Option<usize>,
+    pub(crate) connections_per_user_policy: UserLimitPolicy,
     /// Publications in the answer to one `history`.
     pub(crate) history_page: usize,
+}
+
+/// What happens to the connections of a user that has as many as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UserLimitPolicy {
+    /// One more is refused.
+    RefuseNewest,
+    /// One more takes the place of the oldest.
+    DropOldest,
 }
 
 /// Options by namespace.

@@ -18,6 +18,7 @@ use crate::config::PublishAccess;
 use crate::config::ReadAccess;
 use crate::config::SlowReader;
 use crate::config::SubscribeAccess;
+use crate::config::UserLimitPolicy;
 use crate::jwt::Algorithm;
 
 #[derive(Debug, Default, Deserialize)]
@@ -214,6 +215,7 @@ pub(super) struct ChannelLimits {
     pub(super) channels_per_client: Option<u64>,
     pub(super) commands_per_client: Option<u64>,
     pub(super) connections_per_user: Option<u64>,
+    pub(super) connections_per_user_policy: Option<UserLimitPolicy>,
     pub(super) history_page: Option<u64>,
     pub(super) history_bytes: Option<ByteSize>,
     pub(super) recovery: Option<u64>,

@@ -11,6 +11,7 @@ use crate::config::ReadAccess;
 use crate::config::SlowReader;
 use crate::config::SockjsTransport;
 use crate::config::SubscribeAccess;
+use crate::config::UserLimitPolicy;
 
 /// A default and what is allowed, ends included.
 pub(super) struct Setting<T> {
@@ -117,6 +118,7 @@ pub(super) const FEED_GAP_TIMEOUT: Duration = secs(4);
 pub(super) const FEED_RING_BYTES_MAX: usize = 1 << 20;
 pub(super) const CHANNELS_CONNECT_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
 pub(super) const CHANNELS_PER_CLIENT: Setting<u64> = setting(128, 1, 1_000_000);
+pub(super) const CONNECTIONS_PER_USER_POLICY: UserLimitPolicy = UserLimitPolicy::RefuseNewest;
 pub(super) const RECOVERY_PUBLICATIONS: Setting<u64> = setting(10_000, 1, 1_000_000);
 pub(super) const HISTORY_BYTES: Setting<u64> = setting(4 * MIB, 64 * KIB, 256 * MIB);
 pub(super) const COMMANDS_PER_CLIENT: Setting<u64> = setting(16, 1, 1024);

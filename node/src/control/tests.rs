@@ -139,9 +139,8 @@ impl Setup {
     fn client(&self, user: &str) -> (ClientId, Arc<Client>, crate::directory::Listed) {
         let id = ClientId::random(self.registry.instance());
         let client = Arc::new(Client::default());
-        let listed =
-            self.directory
-                .enter(id, &user.into(), Arc::clone(&client) as Arc<dyn Controls>);
+        let place = self.directory.reserve(&user.into(), None).unwrap();
+        let (listed, _) = place.enter(id, Arc::clone(&client) as Arc<dyn Controls>);
         (id, client, listed)
     }
 
@@ -267,7 +266,8 @@ async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
         is_busy: true,
         ..Client::default()
     });
-    let mut listed = other.directory.enter(id, &"ann".into(), busy);
+    let place = other.directory.reserve(&"ann".into(), None).unwrap();
+    let (mut listed, _) = place.enter(id, busy);
     let session = ClientId::random(other.registry.instance());
     listed.answer_to(session);
     let input = Order::Input(Bytes::from_static(b"\xff"));

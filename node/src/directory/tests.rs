@@ -54,7 +54,8 @@ impl Setup {
         let client = ClientId::random(self.instance);
         let recorder = Arc::new(Recorder::default());
         let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
-        let listed = self.directory.enter(client, &user.into(), controls);
+        let reserved = self.directory.reserve(&user.into(), None).unwrap();
+        let (listed, _) = reserved.enter(client, controls);
         (client, recorder, listed)
     }
 
@@ -163,4 +164,78 @@ fn who_is_busy_is_told_apart_from_who_is_gone() {
     *gone.refuses.lock() = Some(OrderRefused::Gone);
     let given = setup.directory.give(&user("ann"), &goodbye());
     assert_eq!(given, Given { taken: 0, busy: 1 });
+}
+
+fn limit(clients_max: usize, displaces_oldest: bool) -> Option<UserLimit> {
+    Some(UserLimit {
+        clients_max,
+        displaces_oldest,
+    })
+}
+
+impl Setup {
+    /// A client in a place that was kept, and how many it has displaced.
+    fn enter_reserved(&self, reserved: Reserved) -> (Arc<Recorder>, Listed, usize) {
+        let recorder = Arc::new(Recorder::default());
+        let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
+        let client = ClientId::random(self.instance);
+        let (listed, displaced) = reserved.enter(client, controls);
+        for controls in &displaced {
+            controls.order(&goodbye()).unwrap();
+        }
+        (recorder, listed, displaced.len())
+    }
+}
+
+#[test]
+fn a_user_has_as_many_clients_as_the_limit_those_on_their_way_included() {
+    let setup = set_up();
+    let reserve = |user: &str| setup.directory.reserve(&user.into(), limit(2, false));
+    let first = reserve("ann").unwrap();
+    let second = reserve("ann").unwrap();
+    assert!(reserve("ann").is_err());
+    assert!(reserve("bob").is_ok() && reserve("").is_ok());
+    drop(second);
+    let (_, first, _) = setup.enter_reserved(first);
+    let (_, second, _) = setup.enter_reserved(reserve("ann").unwrap());
+    assert!(reserve("ann").is_err());
+    drop(first);
+    let third = reserve("ann").unwrap();
+    drop((second, third));
+    assert!(setup.directory.state.lock().reserved.is_empty());
+    assert_eq!(setup.watched(), ["+ann", "-ann"]);
+    let nobody: Vec<_> = (0..3).map(|_| reserve("").unwrap()).collect();
+    assert_eq!(nobody.len(), 3);
+}
+
+#[test]
+fn who_comes_may_displace_those_of_its_user_that_came_first() {
+    for clients_max in [1, 3] {
+        let setup = set_up();
+        let reserve = || {
+            setup
+                .directory
+                .reserve(&"ann".into(), limit(clients_max, true))
+        };
+        // All at once: none is refused, and in the end there are no more than there may be.
+        let reserved: Vec<Reserved> = (0..5).map(|_| reserve().unwrap()).collect();
+        let entered: Vec<_> = reserved
+            .into_iter()
+            .map(|reserved| setup.enter_reserved(reserved))
+            .collect();
+        let displaced: Vec<bool> = entered
+            .iter()
+            .map(|(recorder, ..)| !recorder.orders.lock().is_empty())
+            .collect();
+        let expected: Vec<bool> = (0..5).map(|number| number < 5 - clients_max).collect();
+        assert_eq!(displaced, expected);
+        assert_eq!(
+            setup.directory.give(&user("ann"), &goodbye()).taken,
+            clients_max as u32
+        );
+        assert_eq!(setup.directory.clients(), 5, "until they have gone");
+        drop(entered);
+        assert_eq!(setup.watched(), ["+ann", "-ann"]);
+        assert_eq!((setup.directory.clients(), setup.directory.users()), (0, 0));
+    }
 }

@@ -68,6 +68,9 @@ impl Checker<'_> {
                 raw.connections_per_user,
                 settings::CONNECTIONS_MAX,
             ),
+            connections_per_user_policy: raw
+                .connections_per_user_policy
+                .unwrap_or(settings::CONNECTIONS_PER_USER_POLICY),
             history_page: self.count(
                 "channels.limits.history_page",
                 raw.history_page,
