@@ -55,6 +55,9 @@ impl Disconnect {
     pub(crate) const EXPIRED: Self = Self::new(3005, "connection expired", "expired");
     /// Channels: a subscription's time is over, and the newer token for it is out of date too.
     pub(crate) const SUB_EXPIRED: Self = Self::new(3006, "subscription expired", "sub_expired");
+    /// Channels: what the client hears is no longer what it should hear; it comes back and recovers.
+    pub(crate) const INSUFFICIENT_STATE: Self =
+        Self::new(3010, "insufficient state", "insufficient_state");
     /// Channels: no pong came in time.
     pub(crate) const NO_ANSWER: Self = Self::new(3012, "no pong", "no_answer");
     /// Channels: the token is none of ours, or somebody else's.

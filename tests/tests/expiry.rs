@@ -9,6 +9,7 @@ use causeway_tests::harness::{
     channels::{Channels, Transport},
     node::{self, Node},
     scratch::Scratch,
+    server_api,
     settings::Settings,
     subscriber::token_with,
     wait,
@@ -16,6 +17,7 @@ use causeway_tests::harness::{
 use serde_json::{Value, json};
 
 const SECRET: &str = "a secret of at least thirty-two bytes";
+const KEY: &str = "the key of the application";
 
 /// How long the first grant of each kind holds, in seconds.
 const BRIEF: i64 = 2;
@@ -43,12 +45,13 @@ fn settings() -> Settings {
             "auth",
             json!({ "keys": [{ "algorithm": "HS256", "key": SECRET }], "leeway": "0s" }),
         )
+        .with("api.keys", json!([KEY]))
         .with(
             "channels.namespaces",
             json!([
                 { "name": "hooked", "subscribe": "hook", "publish": "subscribers" },
                 { "name": "secret", "subscribe": "token" },
-                { "name": "news", "subscribe": "nobody", "publish": "authenticated" },
+                { "name": "news", "subscribe": "nobody", "publish": "authenticated", "presence": true },
             ]),
         )
 }
@@ -132,5 +135,74 @@ async fn after_a_stale_token_in_a_refresh_an_sdk_comes_back_with_a_newer_one() -
             ensure!(seen.is_empty(), "{name}: {seen:?}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_newer_token_changes_the_channels_that_came_with_the_connection() -> Result<()> {
+    let scratch = Scratch::new("expiry-channels")?;
+    let node = Node::start("n1", settings(), scratch.path()).await?;
+    let mut clients = Channels::start(scratch.path())?;
+    for transport in Transport::ALL {
+        let name = format!("{transport:?}");
+        let seat = |number| json!({ "info": { "seat": number } });
+        let before = json!({ "subs": { "news:gone": {}, "news:kept": seat(1) } });
+        let after = json!({ "subs": { "news:kept": seat(2), "news:new": {} } });
+        let options = json!({ "token": token(BRIEF, before), "tokens": [token(3600, after)] });
+        let ann = clients
+            .open_over(&name, transport, node.address, options)
+            .await?;
+        for channel in ["news:gone", "news:kept"] {
+            let subscribed = clients.event(&name, "subscribed").await?;
+            ensure!(subscribed["channel"] == channel, "{name}: {subscribed}");
+        }
+        let subscribed = clients.event(&name, "subscribed").await?;
+        ensure!(subscribed["channel"] == "news:new", "{name}: {subscribed}");
+        let unsubscribed = clients.event(&name, "unsubscribed").await?;
+        ensure!(
+            unsubscribed["channel"] == "news:gone",
+            "{name}: {unsubscribed}"
+        );
+        for channel in ["news:gone", "news:new", "news:kept"] {
+            let publish = json!({ "channel": channel, "data": channel });
+            server_api::call(node.address, KEY, "publish", &publish).await?;
+        }
+        // Whatever is said in what is gone would be heard before what is said behind it.
+        for channel in ["news:new", "news:kept"] {
+            let heard = clients.event(&name, "publication").await?;
+            ensure!(heard["data"] == channel, "{name}: {heard}");
+        }
+        let about = json!({ "channel": "news:kept" });
+        let presence = server_api::call(node.address, KEY, "presence", &about).await?;
+        let id = ann["client"].as_str().unwrap_or_default();
+        let info = &presence["presence"][id]["chan_info"];
+        ensure!(*info == json!({ "seat": 2 }), "{name}: {presence}");
+        ensure!(clients.events(&name, "connecting").len() == 1, "{name}");
+        clients.granted(&name, "disconnect", json!({})).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_newer_token_that_has_a_channel_otherwise_brings_the_sdk_back() -> Result<()> {
+    let scratch = Scratch::new("expiry-overrides")?;
+    let node = Node::start("n1", settings(), scratch.path()).await?;
+    let mut clients = Channels::start(scratch.path())?;
+    let absent = json!({ "override": { "presence": { "value": false } } });
+    let options = json!({
+        "token": token(BRIEF, json!({ "channels": ["news:a"] })),
+        "tokens": [token(3600, json!({ "subs": { "news:a": absent } }))],
+    });
+    clients
+        .open_over("ann", Transport::WebSocket, node.address, options)
+        .await?;
+    clients.event("ann", "connected").await?;
+    clients.event("ann", "connecting").await?;
+    let again = clients.event("ann", "connecting").await?;
+    ensure!(again["code"] == 3010, "{again}");
+    clients.event("ann", "connected").await?;
+    let about = json!({ "channel": "news:a" });
+    let presence = server_api::call(node.address, KEY, "presence", &about).await?;
+    ensure!(presence["presence"] == json!({}), "{presence}");
     Ok(())
 }

@@ -212,7 +212,9 @@ impl ChannelClient {
             Request::Rpc(request) => {
                 Started::Waits(Box::pin(async move { this.rpc(id, &request).await }))
             }
-            Request::Refresh(request) => Started::Done(self.refresh(id, &request)),
+            Request::Refresh(request) => {
+                Started::Waits(Box::pin(async move { this.refresh(id, &request).await }))
+            }
             Request::SubRefresh(request) => Started::Done(self.sub_refresh(id, &request)),
         }
     }

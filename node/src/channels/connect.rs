@@ -18,6 +18,7 @@ use crate::channels::failure;
 use crate::channels::failure::Failure;
 use crate::channels::hook_context::ForHooks;
 use crate::channels::state::Identity;
+use crate::channels::state::Source;
 use crate::channels::state::Word;
 use crate::channels::subscribe::Wish;
 use crate::config::UserLimitPolicy;
@@ -45,6 +46,7 @@ use crate::protocol::Reply;
 use crate::protocol::ServerSub;
 use crate::protocol::SubscribeRequest;
 use crate::protocol::SubscribeResult;
+use crate::protocol::UnsubscribeCode;
 
 /// What clients are told this server is.
 const VERSION: &str = concat!("causeway ", env!("CARGO_PKG_VERSION"));
@@ -212,6 +214,73 @@ impl ChannelClient {
         }
     }
 
+    /// Makes the channels that came with the connection those of a newer token: the client is told which it hears no more
+    /// and which it hears from now on.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be subscribed, or is to be another one than before: the client comes back and recovers.
+    pub(super) async fn change_subscriptions(
+        &self,
+        subs: &BTreeMap<String, SubscribeGrant>,
+    ) -> Result<(), Failure> {
+        for channel in self.no_longer_in(subs)? {
+            let code = UnsubscribeCode::Server;
+            self.end_subscription(&channel, code as u32, code.reason());
+        }
+        let mut subs = subs.iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < self.commands_max()
+                && let Some((channel, grant)) = subs.next()
+            {
+                running.push(self.keep_or_subscribe(channel, grant));
+            }
+            match running.next().await {
+                Some(subscribed) => subscribed.map_err(ends_connection)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Channels that came with the connection and are not in `subs`.
+    fn no_longer_in(
+        &self,
+        subs: &BTreeMap<String, SubscribeGrant>,
+    ) -> Result<Vec<ChannelName>, Disconnect> {
+        let mut gone = Vec::new();
+        for (channel, overrides) in self.state.lock().of_connection() {
+            match subs.get(channel.as_str()) {
+                None => gone.push(channel.clone()),
+                Some(grant) if grant.overrides != *overrides => {
+                    return Err(Disconnect::INSUFFICIENT_STATE);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(gone)
+    }
+
+    async fn keep_or_subscribe(
+        &self,
+        channel: &str,
+        grant: &SubscribeGrant,
+    ) -> Result<(), Failure> {
+        let (name, _) = self.options(channel)?;
+        if self.state.lock().subscription(&name).is_some() {
+            self.change_info_in(&name, grant.info.clone());
+            return Ok(());
+        }
+        let subscribed = self.subscribe_unasked(channel, grant, None, Source::Connection);
+        match subscribed.await {
+            // The client is at it itself.
+            Err(Failure::Error(error)) if error.code == ErrorCode::AlreadySubscribed as u32 => {
+                Ok(())
+            }
+            subscribed => subscribed,
+        }
+    }
+
     async fn subscribe_named(
         &self,
         identity: &Identity,
@@ -246,6 +315,7 @@ impl ChannelClient {
                 .recover
                 .then_some((before.epoch.as_str(), before.offset)),
             word: Word::Token,
+            source: Source::Connection,
             grant,
         };
         let mut told = None;

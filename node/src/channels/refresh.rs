@@ -32,7 +32,7 @@ use crate::protocol::UnsubscribeCode;
 const PATIENCE_SECONDS: u64 = 25;
 
 impl ChannelClient {
-    pub(super) fn refresh(&self, id: u32, request: &RefreshRequest) -> Result<(), Failure> {
+    pub(super) async fn refresh(&self, id: u32, request: &RefreshRequest) -> Result<(), Failure> {
         let user = Arc::clone(&self.state.lock().identity()?.user);
         if request.token.is_empty() {
             return Err(ErrorCode::BadRequest.into());
@@ -53,9 +53,11 @@ impl ChannelClient {
             let identity = state.identity()?;
             identity.expire_at = grant.expire_at;
             identity.word = Word::Token;
+            identity.for_hooks = identity.for_hooks.with_meta(grant.meta);
         }
         self.change_info(grant.info);
         self.note_expiry();
+        self.change_subscriptions(&grant.subs).await?;
         let (expires, ttl) = channels::time_left(grant.expire_at, Word::Token);
         let result = RefreshResult {
             client: self.id.to_string(),

@@ -19,6 +19,7 @@ use crate::channel::ChannelName;
 use crate::channels::hook_context::ForHooks;
 use crate::channels::places::Places;
 use crate::directory::Listed;
+use crate::grant::Overrides;
 use crate::protocol::ErrorCode;
 
 /// How long after its end a connection or a subscription still lives if its client has to bring a newer
@@ -71,9 +72,23 @@ pub(super) enum Word {
     Hook,
 }
 
+/// Who wants a client to be subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The client asked for it.
+    Client,
+    /// It came with the connection, and a newer token may say otherwise.
+    Connection,
+    /// The application asked for it over its API.
+    Application,
+}
+
 /// A channel that the client hears.
 pub(super) struct Subscription<S> {
     pub(super) seat: S,
+    pub(super) source: Source,
+    /// What it does differently from its namespace.
+    pub(super) overrides: Overrides,
     /// What others in the channel are told of the client.
     pub(super) info: Seldom,
     /// When it has to have shown that it is still welcome, in UNIX seconds.
@@ -266,6 +281,18 @@ impl<S: Ending> State<S> {
             Place::Heard(subscription) if !subscription.seat.has_ended() => Some(subscription),
             _ => None,
         }
+    }
+
+    /// The channels that came with the connection.
+    pub(super) fn of_connection(&mut self) -> impl Iterator<Item = (&ChannelName, &Overrides)> {
+        self.places
+            .iter()
+            .filter_map(|(channel, place)| match place {
+                Place::Heard(one) if one.source == Source::Connection && !one.seat.has_ended() => {
+                    Some((channel, &one.overrides))
+                }
+                _ => None,
+            })
     }
 
     /// All that the client hears.

@@ -17,6 +17,7 @@ use crate::channels::failure;
 use crate::channels::failure::Failure;
 use crate::channels::hook_context::ForHooks;
 use crate::channels::state::Left;
+use crate::channels::state::Source;
 use crate::channels::state::Subscription;
 use crate::channels::state::Ticket;
 use crate::channels::state::Word;
@@ -61,6 +62,7 @@ pub(super) struct Wish<'a> {
     /// Epoch and offset up to which the client has heard everything.
     pub(super) since: Option<(&'a str, u64)>,
     pub(super) word: Word,
+    pub(super) source: Source,
     pub(super) grant: &'a SubscribeGrant,
 }
 
@@ -122,6 +124,7 @@ impl ChannelClient {
                 .recover
                 .then_some((request.epoch.as_str(), request.offset)),
             word,
+            source: Source::Client,
             grant: &grant,
         };
         self.sit(wish, |result| {
@@ -218,6 +221,8 @@ impl ChannelClient {
                 membership,
                 present,
             },
+            source: wish.source,
+            overrides: wish.grant.overrides,
             info: wish.grant.info.clone().into(),
             expire_at: wish.grant.expire_at,
             word: wish.word,
@@ -330,12 +335,6 @@ impl ChannelClient {
 
     /// Subscribes the client as the application wishes.
     pub(super) async fn subscribe_by_order(&self, order: SubscribeOrder) -> Result<(), Failure> {
-        let (channel, options) = self.options(order.channel.as_str())?;
-        let (user, conn_info) = {
-            let mut state = self.state.lock();
-            let identity = state.identity()?;
-            (Arc::clone(&identity.user), identity.info.bytes())
-        };
         let grant = SubscribeGrant {
             expire_at: None,
             info: order.info,
@@ -343,15 +342,36 @@ impl ChannelClient {
             overrides: order.overrides,
         };
         let since = order.recover_since.as_ref();
+        let since = since.map(|since| (since.epoch.as_str(), since.offset));
+        let channel = order.channel.as_str();
+        self.subscribe_unasked(channel, &grant, since, Source::Application)
+            .await
+    }
+
+    /// Subscribes the client without having been asked by it, and tells it by a push.
+    pub(super) async fn subscribe_unasked(
+        &self,
+        channel: &str,
+        grant: &SubscribeGrant,
+        since: Option<(&str, u64)>,
+        source: Source,
+    ) -> Result<(), Failure> {
+        let (channel, options) = self.options(channel)?;
+        let (user, conn_info) = {
+            let mut state = self.state.lock();
+            let identity = state.identity()?;
+            (Arc::clone(&identity.user), identity.info.bytes())
+        };
         let wish = Wish {
             channel: &channel,
             options,
             user: &user,
             conn_info: &conn_info,
             asks_for_joins: false,
-            since: since.map(|since| (since.epoch.as_str(), since.offset)),
+            since,
             word: Word::Token,
-            grant: &grant,
+            source,
+            grant,
         };
         self.sit(wish, |result| {
             let subscribe = Subscribe {

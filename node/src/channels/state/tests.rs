@@ -31,6 +31,8 @@ fn subscription(expire_at: Option<u64>, word: Word) -> Subscription<Seat> {
             ended: Rc::default(),
             over: Rc::default(),
         },
+        source: Source::Client,
+        overrides: Overrides::default(),
         info: Seldom::default(),
         expire_at,
         word,
