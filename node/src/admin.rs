@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
-use crate::broker::Broker;
 use crate::channels::Slowness;
 use crate::metrics;
 use crate::metrics::Metrics;
@@ -44,7 +43,7 @@ const SLOWEST: usize = 20;
 
 /// Answers `/live`, `/ready`, `/metrics` and `/slowest`.
 pub(crate) struct Admin {
-    broker: Arc<dyn Broker>,
+    readiness: Readiness,
     slowest: Slowest,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
@@ -61,19 +60,22 @@ pub(crate) struct Asked<'a> {
     pub(crate) peer: IpAddr,
 }
 
+/// Whether the node is ready, maybe with something that the operator should know all the same; or why it is not.
+pub(crate) type Readiness = Box<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
+
 /// Names so many of the clients for which most waits.
 pub(crate) type Slowest = Box<dyn Fn(usize) -> Vec<Slowness> + Send + Sync>;
 
 impl Admin {
     /// Not ready from the moment at which `draining` is cancelled.
     pub(crate) fn new(
-        broker: Arc<dyn Broker>,
+        readiness: Readiness,
         slowest: Slowest,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
         Self {
-            broker,
+            readiness,
             slowest,
             metrics,
             draining,
@@ -167,8 +169,9 @@ impl Admin {
             self.announce_drain(response.headers_mut());
             return response;
         }
-        match self.broker.readiness() {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
+        match (self.readiness)() {
+            Ok(None) => text(StatusCode::OK, "ready\n"),
+            Ok(Some(note)) => text(StatusCode::OK, format!("ready, but {note}\n")),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         }
     }
@@ -216,36 +219,7 @@ fn not_allowed() -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-    use bytes::Bytes;
-
     use super::*;
-    use crate::broker::NotReady;
-    use crate::broker::PublishError;
-    use crate::broker::TryPublishError;
-    use crate::channel::ChannelName;
-
-    /// A broker that is not ready, and says why.
-    struct Away;
-
-    #[async_trait]
-    impl Broker for Away {
-        fn try_publish(&self, _: &ChannelName, _: Bytes) -> Result<(), TryPublishError> {
-            Ok(())
-        }
-
-        async fn publish(&self, _: &ChannelName, _: Bytes) -> Result<(), PublishError> {
-            Ok(())
-        }
-
-        fn subscribe(&self, _: &ChannelName) {}
-
-        fn unsubscribe(&self, _: &ChannelName) {}
-
-        fn readiness(&self) -> Result<(), NotReady> {
-            Err(NotReady("redis does not answer".to_owned()))
-        }
-    }
 
     fn admin(draining: &CancellationToken) -> Admin {
         let slowest = Box::new(|_| {
@@ -257,7 +231,8 @@ mod tests {
                 bytes_queued: 7,
             }]
         });
-        Admin::new(Arc::new(Away), slowest, Metrics::new(), draining.clone())
+        let readiness = Box::new(|| Err("redis does not answer".to_owned()));
+        Admin::new(readiness, slowest, Metrics::new(), draining.clone())
     }
 
     fn ask(admin: &Admin, method: &Method, path: &str) -> Option<Response<Body>> {
@@ -281,6 +256,19 @@ mod tests {
             panic!("a reason is expected")
         };
         assert_eq!(body, "redis does not answer\n");
+    }
+
+    #[test]
+    fn a_node_may_be_ready_and_have_something_to_say() {
+        let readiness = Box::new(|| Ok(Some("redis is full".to_owned())));
+        let none = Box::new(|_| Vec::new());
+        let admin = Admin::new(readiness, none, Metrics::new(), CancellationToken::new());
+        let ready = ask(&admin, &Method::GET, "/ready").unwrap();
+        assert_eq!(ready.status(), 200);
+        let Body::Whole(body) = ready.into_body() else {
+            panic!("a text is expected")
+        };
+        assert_eq!(body, "ready, but redis is full\n");
     }
 
     #[test]

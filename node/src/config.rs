@@ -106,6 +106,8 @@ pub(crate) struct Redis {
     pub(crate) probe_timeout: Duration,
     /// The largest publication that is taken from Redis.
     pub(crate) message_bytes_max: usize,
+    /// Whether a node that needs the registry is not ready while Redis is full.
+    pub(crate) is_unready_when_full: bool,
 }
 
 impl Redis {
@@ -167,6 +169,8 @@ pub(crate) struct Registry {
     pub(crate) renew: Duration,
     /// After which one that has not said so is gone.
     pub(crate) lease: Duration,
+    /// Within which everything that a node holds is compared with Redis once.
+    pub(crate) verify: Duration,
 }
 
 /// The API for an application's backend.

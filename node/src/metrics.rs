@@ -76,6 +76,14 @@ pub(crate) struct Metrics {
     pub(crate) registry_lapses: Counter,
     /// Members that this node took off the lists because theirs was gone.
     pub(crate) registry_swept: Counter,
+    /// 1 while the registry can be relied on, else 0.
+    pub(crate) registry_ready: Gauge,
+    /// Other nodes that have this node's id.
+    pub(crate) registry_same_id: Gauge,
+    /// Entries of this node that were missing and written again.
+    pub(crate) registry_repaired: Counter,
+    /// 1 while a Redis takes no writes because it is full, else 0.
+    pub(crate) redis_full: Gauge,
     /// Bytes that wait in the lanes.
     pub(crate) lane_bytes: Gauge,
     /// Publications that wait in the lanes.
@@ -121,6 +129,10 @@ impl Metrics {
             registry_leases: Counter::default(),
             registry_lapses: Counter::default(),
             registry_swept: Counter::default(),
+            registry_ready: Gauge::default(),
+            registry_same_id: Gauge::default(),
+            registry_repaired: Counter::default(),
+            redis_full: Gauge::default(),
             lane_bytes: Gauge::default(),
             lane_publications: Gauge::default(),
             probe_age_seconds: Gauge::default(),
@@ -164,6 +176,10 @@ impl Metrics {
         registry.register("registry_leases", "Leases that this node took", self.registry_leases.clone());
         registry.register("registry_lapses", "Leases that lapsed before this node renewed them", self.registry_lapses.clone());
         registry.register("registry_swept", "Members taken off the lists because their node was gone", self.registry_swept.clone());
+        registry.register("registry_ready", "1 while the registry takes this node's lease and entries, else 0", self.registry_ready.clone());
+        registry.register("registry_same_id", "Other nodes that have this node's id", self.registry_same_id.clone());
+        registry.register("registry_repaired", "Entries that were missing in the registry and written again", self.registry_repaired.clone());
+        registry.register("redis_full", "1 while a Redis takes no writes because it is full (maxmemory), else 0", self.redis_full.clone());
         registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());

@@ -15,6 +15,7 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::admin;
 use crate::admin::Admin;
 use crate::api;
 use crate::api::Api;
@@ -30,6 +31,7 @@ use crate::channels;
 use crate::channels::ChannelClients;
 use crate::client;
 use crate::client::Clients;
+use crate::config;
 use crate::config::Config;
 use crate::config::Mode;
 use crate::control;
@@ -54,6 +56,8 @@ use crate::open_files::ConnectionLimits;
 use crate::outbox;
 use crate::presence::Presence;
 use crate::registry;
+use crate::registry::NotReady;
+use crate::registry::Registry;
 use crate::server;
 use crate::server::Server;
 use crate::server::ServerConfig;
@@ -182,6 +186,7 @@ impl Node {
                     zone: config.zone.clone(),
                     leaving: false,
                 },
+                needs: needs(&config),
                 news: Arc::new(news),
                 metrics: Arc::clone(&metrics),
                 draining: lifecycle.draining.clone(),
@@ -298,7 +303,7 @@ impl Node {
         let draining = lifecycle.draining.clone();
         let services = Services {
             admin: Admin::new(
-                relay,
+                readiness(relay, registry.registry, &config.broker),
                 {
                     let clients = Arc::clone(&channel_clients);
                     Box::new(move |count| clients.slowest(count))
@@ -365,6 +370,38 @@ impl Node {
         info!("stopped");
         Ok(())
     }
+}
+
+/// What the node needs of Redis besides Pub/Sub.
+fn needs(config: &Config) -> registry::Needs {
+    let endpoints = config.endpoints.iter();
+    let has_channels = { endpoints }.any(|endpoint| endpoint.mode == Mode::Channels);
+    let has_api = config.api.is_some();
+    registry::Needs {
+        registry: has_channels || has_api || config.advertise.is_some(),
+        streams: has_channels || has_api,
+        values: has_api || !config.hooks.values.is_empty(),
+    }
+}
+
+/// Whether the node is ready, by the broker and by the registry.
+fn readiness(
+    broker: Arc<dyn Broker>,
+    registry: Arc<Registry>,
+    config: &config::Broker,
+) -> admin::Readiness {
+    let is_unready_when_full = match config {
+        config::Broker::Memory => false,
+        config::Broker::Redis(redis) => redis.is_unready_when_full,
+    };
+    Box::new(move || {
+        broker.readiness().map_err(|reason| reason.to_string())?;
+        match registry.readiness() {
+            Ok(()) => Ok(None),
+            Err(NotReady::Full(reason)) if !is_unready_when_full => Ok(Some(reason)),
+            Err(NotReady::Full(reason) | NotReady::Other(reason)) => Err(reason),
+        }
+    })
 }
 
 fn failed(error: &tokio::task::JoinError) -> RunError {

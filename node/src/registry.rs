@@ -31,18 +31,25 @@ use crate::redis::CommandError;
 use crate::redis::Commands;
 
 mod clock;
+mod condition;
+mod inspection;
 mod keeper;
 mod lease;
 mod ledger;
+mod memory;
+mod namesakes;
 mod node;
 mod shard;
 mod store;
+mod trial;
 
 pub(crate) use ledger::Announce;
 pub(crate) use ledger::Slot;
 pub(crate) use ledger::Value;
 pub(crate) use node::Node;
 
+use condition::Conditions;
+use condition::Trouble;
 use keeper::Keeper;
 use keeper::Parts;
 use lease::Lease;
@@ -61,10 +68,31 @@ pub(crate) trait News: Send + Sync + 'static {
     fn left(&self, channel: &ChannelName, info: Bytes);
 }
 
+/// What a node needs of Redis besides Pub/Sub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// The registry: the node is not ready without it.
+    pub(crate) registry: bool,
+    /// Streams of channels.
+    pub(crate) streams: bool,
+    /// Session values.
+    pub(crate) values: bool,
+}
+
+/// Why a registry that is needed cannot be relied on now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NotReady {
+    /// Redis is full: all nodes that share it fare alike.
+    Full(String),
+    /// Anything else.
+    Other(String),
+}
+
 /// What a registry is started into.
 pub(crate) struct Surroundings {
     /// This node, as others are to see it.
     pub(crate) about: Node,
+    pub(crate) needs: Needs,
     /// Who hears of members.
     pub(crate) news: Arc<dyn News>,
     pub(crate) metrics: Arc<Metrics>,
@@ -85,6 +113,10 @@ pub(crate) struct Started {
 /// The handle for everyone.
 pub(crate) struct Registry {
     about: Node,
+    needs: Needs,
+    /// How long a lease lasts.
+    lease: Duration,
+    conditions: Arc<Conditions>,
     /// One for each server, in the order of the configuration; never empty.
     shards: Vec<Share>,
     /// Living nodes, and when that was known.
@@ -97,10 +129,16 @@ struct Share {
     keeper: Option<Arc<Keeper>>,
 }
 
-/// The registry cannot be read now; what is written stays wanted.
+/// Nobody knows now what stands in the registry; what is written stays wanted.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the registry is away")]
-pub(crate) struct Away(#[from] CommandError);
+pub(crate) enum Away {
+    /// It cannot be read.
+    #[error("the registry is away: {0}")]
+    Unreadable(#[from] CommandError),
+    /// It can, but who is missing there may be there all the same.
+    #[error("the registry cannot be relied on: {0}")]
+    Unreliable(String),
+}
 
 /// Something that this node has entered, until it is dropped.
 pub(crate) struct Entered {
@@ -117,19 +155,26 @@ pub(crate) fn start(
 ) -> Started {
     let Surroundings {
         about,
+        needs,
         news,
         metrics,
         draining,
         shutdown,
     } = surroundings;
     let mut tasks = JoinSet::new();
+    let servers = match broker {
+        config::Broker::Memory => Vec::new(),
+        config::Broker::Redis(broker) => broker.shards(),
+    };
+    let address = |server: &config::Redis| server.server.address.to_string();
+    let conditions = Conditions::new(servers.iter().map(address).collect(), Arc::clone(&metrics));
     let shards = match broker {
         config::Broker::Memory => vec![Share {
             shard: Arc::new(Shard::new(Backing::Memory, news)),
             keeper: None,
         }],
-        config::Broker::Redis(broker) => {
-            let share = |broker: config::Redis| {
+        config::Broker::Redis(_) => {
+            let share = |(server, broker): (usize, config::Redis)| {
                 let name = redis::connection_name(&about.id, "registry", fastrand::u64(..));
                 let shard = Arc::new(Shard::new(Backing::Redis, Arc::clone(&news)));
                 let keeper = Arc::new(Keeper::new(Parts {
@@ -138,18 +183,25 @@ pub(crate) fn start(
                     config: config.clone(),
                     backoff_max: broker.backoff_max,
                     about: about.clone(),
+                    needs,
                     draining: draining.clone(),
+                    conditions: Arc::clone(&conditions),
+                    server,
+                    address: address(&broker),
                     metrics: Arc::clone(&metrics),
                 }));
                 tasks.spawn(Arc::clone(&keeper).run(shutdown.clone()));
                 let keeper = Some(keeper);
                 Share { shard, keeper }
             };
-            broker.shards().into_iter().map(share).collect()
+            servers.into_iter().enumerate().map(share).collect()
         }
     };
     let registry = Arc::new(Registry {
         about,
+        needs,
+        lease: config.lease,
+        conditions,
         shards,
         nodes: Mutex::default(),
     });
@@ -169,6 +221,20 @@ impl Registry {
         Entered { shard, slot, place }
     }
 
+    /// Whether what this node needs of the registry can be had.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for people.
+    pub(crate) fn readiness(&self) -> Result<(), NotReady> {
+        let trouble = self.conditions.trouble(self.lease);
+        match trouble.filter(|_| self.needs.registry) {
+            None => Ok(()),
+            Some(trouble @ Trouble::Full(_)) => Err(NotReady::Full(trouble.to_string())),
+            Some(trouble) => Err(NotReady::Other(trouble.to_string())),
+        }
+    }
+
     /// All living nodes, this one included: as the first server knows them that answers, since each has all leases.
     ///
     /// # Errors
@@ -180,7 +246,15 @@ impl Registry {
             let Some(keeper) = &share.keeper else {
                 continue;
             };
-            answer = keeper.store.live(keeper.now()).await.map(Some);
+            answer = match keeper.reliable() {
+                Ok(()) => keeper
+                    .store
+                    .live(keeper.now())
+                    .await
+                    .map(Some)
+                    .map_err(Away::from),
+                Err(unreliable) => Err(unreliable),
+            };
             if answer.is_ok() {
                 break;
             }
@@ -211,6 +285,10 @@ impl Registry {
         if instance == self.about.instance {
             return Ok(true);
         }
+        let keepers = || self.shards.iter().filter_map(|share| share.keeper.as_ref());
+        if keepers().any(|keeper| keeper.may_miss_some()) {
+            return Ok(true); // Its lease may be evicted: whether it answers shows whether it is there.
+        }
         let lives = |nodes: &[Node]| nodes.iter().any(|node| node.instance == instance);
         let recent = self.nodes.lock().clone();
         match recent {
@@ -219,7 +297,7 @@ impl Registry {
         }
     }
 
-    /// The living nodes that hold clients of `user`.
+    /// The living nodes that hold clients of `user`, or may hold some where Redis evicts what it likes.
     ///
     /// # Errors
     ///
@@ -230,6 +308,11 @@ impl Registry {
             let is_here = share.shard.look(|ledger| ledger.holds(user));
             return Ok(is_here.then_some(self.about.instance).into_iter().collect());
         };
+        keeper.reliable()?;
+        if keeper.may_miss_some() {
+            let nodes = self.nodes().await?;
+            return Ok(nodes.iter().map(|node| node.instance).collect());
+        }
         let leases = keeper.store.leases_of(user, keeper.now()).await?;
         let mut instances: Vec<Instance> = leases.iter().map(|lease| lease.instance).collect();
         // What Redis has not heard yet, this node knows.
@@ -253,7 +336,10 @@ impl Registry {
         let share = self.share_of(channel.as_str());
         match &share.keeper {
             None => Ok(share.shard.look(|ledger| ledger.members(channel))),
-            Some(keeper) => Ok(keeper.store.members(channel, keeper.now()).await?),
+            Some(keeper) => {
+                keeper.reliable()?;
+                Ok(keeper.store.members(channel, keeper.now()).await?)
+            }
         }
     }
 
@@ -267,6 +353,21 @@ impl Registry {
     /// The one for what is kept under `name`.
     fn share_of(&self, name: &str) -> &Share {
         &self.shards[redis::shard_of(name, self.shards.len())]
+    }
+}
+
+impl Keeper {
+    /// Whether what stands in the registry is what there is.
+    fn reliable(&self) -> Result<(), Away> {
+        match self.conditions.distrust(self.server) {
+            None => Ok(()),
+            Some(why) => Err(Away::Unreliable(why)),
+        }
+    }
+
+    /// Whether entries may be missing that their nodes want there.
+    fn may_miss_some(&self) -> bool {
+        self.evicts_any.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

@@ -35,6 +35,11 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
             leaving: false,
         },
         news: Arc::new(news),
+        needs: registry::Needs {
+            registry: false,
+            streams: false,
+            values: false,
+        },
         draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
         shutdown: CancellationToken::new(),

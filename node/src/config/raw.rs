@@ -57,6 +57,7 @@ pub(super) struct Node {
 pub(super) struct Registry {
     pub(super) renew: Option<Span>,
     pub(super) lease: Option<Span>,
+    pub(super) verify: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -91,6 +92,7 @@ pub(super) struct Broker {
     pub(super) probe_interval: Option<Span>,
     pub(super) probe_timeout: Option<Span>,
     pub(super) message_size: Option<ByteSize>,
+    pub(super) unready_when_full: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

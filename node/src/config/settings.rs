@@ -56,6 +56,7 @@ pub(super) const RESPONSE_TIMEOUT: Setting<Duration> = setting(secs(2), ms(10), 
 pub(super) const BACKOFF_MAX: Setting<Duration> = setting(secs(1), ms(10), secs(60));
 pub(super) const PROBE_INTERVAL: Setting<Duration> = setting(secs(2), ms(50), secs(60));
 pub(super) const PROBE_TIMEOUT: Setting<Duration> = setting(secs(1), ms(50), secs(60));
+pub(super) const UNREADY_WHEN_FULL: bool = false;
 pub(super) const REDIS_MESSAGE_SIZE: Setting<u64> = setting(MIB, KIB, 64 * MIB);
 
 pub(super) const LEEWAY: Setting<Duration> = setting(secs(5), Duration::ZERO, secs(600));
@@ -69,6 +70,7 @@ pub(super) const HOOK_VALUES_MAX: usize = 8;
 
 pub(super) const LEASE_RENEW: Setting<Duration> = setting(secs(2), ms(50), secs(60));
 pub(super) const LEASE: Setting<Duration> = setting(secs(8), ms(200), HOUR);
+pub(super) const VERIFY: Setting<Duration> = setting(secs(300), ms(100), DAY);
 
 pub(super) const API_PATH: &str = "/api";
 /// A key that can be guessed is none.

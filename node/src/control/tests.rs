@@ -103,6 +103,11 @@ async fn set_up(config: &Config) -> Setup {
         registry::Surroundings {
             about,
             news: Arc::new(NoNews),
+            needs: registry::Needs {
+                registry: false,
+                streams: false,
+                values: false,
+            },
             draining: CancellationToken::new(),
             metrics: Arc::clone(&metrics),
             shutdown: shutdown.clone(),

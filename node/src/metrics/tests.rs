@@ -82,6 +82,14 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_registry_lapses_total 0
         # TYPE causeway_node_registry_swept counter
         causeway_node_registry_swept_total 0
+        # TYPE causeway_node_registry_ready gauge
+        causeway_node_registry_ready 0
+        # TYPE causeway_node_registry_same_id gauge
+        causeway_node_registry_same_id 0
+        # TYPE causeway_node_registry_repaired counter
+        causeway_node_registry_repaired_total 0
+        # TYPE causeway_node_redis_full gauge
+        causeway_node_redis_full 0
         # TYPE causeway_node_lane_bytes gauge
         causeway_node_lane_bytes 0
         # TYPE causeway_node_lane_publications gauge

@@ -14,6 +14,7 @@ use deadpool_redis::redis::AsyncConnectionConfig;
 use deadpool_redis::redis::Client;
 use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::RedisError;
+use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value;
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
@@ -31,6 +32,11 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What Redis answers when this connection leads to one that takes no writes, or not yet.
 const UNUSABLE_CODES: [&str; 3] = ["READONLY", "LOADING", "MASTERDOWN"];
+
+/// What a Redis says that has reached `maxmemory` and may evict nothing. Within a script the code is another one in older
+/// versions, but not the words.
+const FULL_CODE: &str = "OOM";
+const FULL_WORDS: &str = "OOM command not allowed";
 
 /// A connection for commands.
 pub(crate) struct Commands {
@@ -67,7 +73,7 @@ struct Open {
 /// What Redis answered to each command of a pipeline.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    /// One for each command. None of them is an error.
+    /// One for each command. None of them is an error, but for [`Commands::try_each`].
     pub(crate) values: Vec<Value>,
     /// Which connection they came over: another number is another connection, and maybe another server.
     pub(crate) connection: u64,
@@ -85,6 +91,30 @@ pub(crate) enum CommandError {
     /// Redis refused at least one of the commands.
     #[error("redis refused a command: {0}")]
     Refused(String),
+    /// Redis has no memory left for at least one of the commands.
+    #[error("redis is full: {0}")]
+    Full(String),
+}
+
+impl CommandError {
+    /// What `error`, an answer of Redis, says.
+    pub(crate) fn of(error: &ServerError) -> Self {
+        let text = error.to_string();
+        if error.code() == FULL_CODE {
+            Self::Full(text)
+        } else {
+            Self::refused(text)
+        }
+    }
+
+    /// What Redis says in `text`.
+    pub(crate) fn refused(text: String) -> Self {
+        if text.contains(FULL_WORDS) {
+            Self::Full(text)
+        } else {
+            Self::Refused(text)
+        }
+    }
 }
 
 impl Commands {
@@ -114,6 +144,23 @@ impl Commands {
     ///
     /// Dropping this future leaves it open whether the commands are carried out.
     pub(crate) async fn run(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
+        let answers = self.try_each(commands).await?;
+        match answers.values.iter().find_map(error_in) {
+            Some(error) => Err(CommandError::of(error)),
+            None => Ok(answers),
+        }
+    }
+
+    /// As [`run`](Self::run), but answers that are errors are answers like others.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`], but for [`CommandError::Refused`] and [`CommandError::Full`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves it open whether the commands are carried out.
+    pub(crate) async fn try_each(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
         let patience = self.timeouts.connect + self.timeouts.response;
         let outcome = time::timeout(patience, async {
             let _room = self.room.acquire().await.expect("it is never closed");
@@ -127,11 +174,9 @@ impl Commands {
                     return Err(CommandError::Unreachable(Arc::new(error)));
                 }
             };
-            if let Some(Value::ServerError(error)) = values.iter().find(|value| is_error(value)) {
-                if UNUSABLE_CODES.contains(&error.code()) {
-                    self.give_up(open.number).await;
-                }
-                return Err(CommandError::Refused(error.to_string()));
+            let mut errors = values.iter().filter_map(error_in);
+            if errors.any(|error| UNUSABLE_CODES.contains(&error.code())) {
+                self.give_up(open.number).await;
             }
             Ok(Answers {
                 values,
@@ -227,8 +272,11 @@ impl Commands {
     }
 }
 
-fn is_error(value: &Value) -> bool {
-    matches!(value, Value::ServerError(_))
+fn error_in(value: &Value) -> Option<&ServerError> {
+    match value {
+        Value::ServerError(error) => Some(error),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -316,6 +364,25 @@ mod tests {
         let thaw = async { server.thaw() };
         tokio::join!(next, thaw);
         assert_eq!(server.cli(&["GET", "key"]), "next\n");
+    }
+
+    #[tokio::test]
+    async fn a_full_redis_is_told_from_one_that_refuses_also_within_a_script() {
+        let server = RedisServer::start().await;
+        server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        let commands = commands(&server);
+        let mut set = Pipeline::new();
+        set.cmd("SET").arg("a").arg("b");
+        let mut script = Pipeline::new();
+        let text = "return redis.call('SET', KEYS[1], '1')";
+        script.cmd("EVAL").arg(text).arg(1).arg("a");
+        for full in [set, script] {
+            let error = commands.run(&full).await.unwrap_err();
+            assert!(matches!(error, CommandError::Full(_)), "{error}");
+            let answers = commands.try_each(&full).await.unwrap();
+            assert!(matches!(answers.values[..], [Value::ServerError(_)]));
+        }
+        commands.run(&ping()).await.unwrap();
     }
 
     #[tokio::test]

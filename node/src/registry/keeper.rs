@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::future;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -23,8 +24,12 @@ use tracing::info;
 use tracing::warn;
 
 use super::Lease;
+use super::Needs;
 use super::Node;
 use super::clock::Clock;
+use super::condition::Conditions;
+use super::condition::Part;
+use super::condition::Trouble;
 use super::ledger::Event;
 use super::ledger::Ledger;
 use super::ledger::Write;
@@ -54,10 +59,20 @@ pub(super) struct Keeper {
     /// Cancelled when the node begins to stop, which others are then told.
     pub(super) draining: CancellationToken,
     pub(super) metrics: Arc<Metrics>,
+    /// Whether all of it can be relied on: this server's place in there, and what it is called by people.
+    pub(super) conditions: Arc<Conditions>,
+    pub(super) server: usize,
+    pub(super) address: String,
+    /// What the node needs of Redis.
+    pub(super) needs: Needs,
+    /// Keys were evicted: entries of this node may be lost.
+    pub(super) doubted: Notify,
+    /// Whether Redis may evict entries of any node at any time.
+    pub(super) evicts_any: AtomicBool,
     clock: Mutex<Clock>,
     /// What is written is written under this one.
-    lease: watch::Sender<Option<Lease>>,
-    instance: Instance,
+    pub(super) lease: watch::Sender<Option<Lease>>,
+    pub(super) instance: Instance,
     /// A lease has lapsed: somebody has to sweep.
     lapsed: Notify,
 }
@@ -79,7 +94,11 @@ pub(super) struct Parts {
     pub(super) config: config::Registry,
     pub(super) backoff_max: Duration,
     pub(super) about: Node,
+    pub(super) needs: Needs,
     pub(super) draining: CancellationToken,
+    pub(super) conditions: Arc<Conditions>,
+    pub(super) server: usize,
+    pub(super) address: String,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -93,6 +112,12 @@ impl Keeper {
             instance: parts.about.instance,
             about: parts.about,
             draining: parts.draining,
+            conditions: parts.conditions,
+            server: parts.server,
+            address: parts.address,
+            needs: parts.needs,
+            doubted: Notify::new(),
+            evicts_any: AtomicBool::new(false),
             metrics: parts.metrics,
             clock: Mutex::default(),
             lease: watch::Sender::new(None),
@@ -114,6 +139,8 @@ impl Keeper {
             () = self.write() => {}
             () = self.sweep() => {}
             never = self.announce_leaving() => match never {},
+            never = self.inspect() => match never {},
+            never = self.verify() => match never {},
         }
         let patience = self.config.lease.min(Duration::from_secs(2));
         if time::timeout(patience, self.finish()).await.is_err() {
@@ -122,7 +149,7 @@ impl Keeper {
     }
 
     /// What the node says of itself now, as JSON.
-    fn about(&self) -> String {
+    pub(super) fn about(&self) -> String {
         let about = Node {
             leaving: self.draining.is_cancelled(),
             ..self.about.clone()
@@ -152,7 +179,6 @@ impl Keeper {
     async fn keep(&self) {
         let mut held: Option<Held> = None;
         let mut backoff = Backoff::new(self.backoff_max.min(self.config.renew));
-        let mut is_away = false;
         loop {
             let round = match held {
                 None => self.take(None).await,
@@ -161,16 +187,12 @@ impl Keeper {
             let pause = match round {
                 Ok(now_held) => {
                     backoff.reset();
-                    if mem::take(&mut is_away) {
-                        info!("the registry is back");
-                    }
+                    self.note(Part::Lease, None);
                     held = Some(now_held);
                     self.pause(&now_held)
                 }
                 Err(error) => {
-                    if !mem::replace(&mut is_away, true) {
-                        warn!(error = %super::chain(&error), "the registry is away");
-                    }
+                    self.note(Part::Lease, Some(Trouble::of(&error)));
                     backoff.next(fastrand::f64())
                 }
             };
@@ -281,10 +303,11 @@ impl Keeper {
         match self.store.write(lease, &batch.writes).await {
             Ok(answers) => {
                 batch.answered(answers);
+                self.note(Part::Writes, None);
                 true
             }
             Err(error) => {
-                debug!(%error, "cannot write to the registry");
+                self.note(Part::Writes, Some(Trouble::of(&error)));
                 false
             }
         }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::mem;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -59,6 +60,14 @@ pub(super) struct Write {
     /// What is to stand there; `None`: nothing.
     pub(super) put: Option<Value>,
     place: u64,
+    era: u64,
+}
+
+/// What is believed to stand in the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) slot: Slot,
+    pub(super) value: Value,
     era: u64,
 }
 
@@ -241,6 +250,45 @@ impl Ledger {
         entry.place = Some(write.place);
         self.unsettled.insert(write.place, write.slot.clone());
         self.settle(&write.slot);
+    }
+
+    /// How many slots are filled, or are to be.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Up to `max` slots behind `cursor`, in their order, in which something is believed to stand that is wanted there.
+    pub(super) fn standing_behind(&self, cursor: Option<&Slot>, max: usize) -> Vec<Claim> {
+        let behind = match cursor {
+            Some(cursor) => (Bound::Excluded(cursor), Bound::Unbounded),
+            None => (Bound::Unbounded, Bound::Unbounded),
+        };
+        let standing = self.entries.range::<Slot, _>(behind);
+        let claims = standing.filter_map(|(slot, entry)| match &entry.standing {
+            Standing::Value(value) if entry.is_wanted() && !entry.is_under_way => Some(Claim {
+                slot: slot.clone(),
+                value: value.clone(),
+                era: self.era,
+            }),
+            _ => None,
+        });
+        claims.take(max).collect()
+    }
+
+    /// Takes note that what is claimed does not stand there: it is written again. Whether that is news: by now it may
+    /// have been changed or taken out on purpose.
+    pub(super) fn lost(&mut self, claim: &Claim) -> bool {
+        let era = self.era;
+        let Some(entry) = self.entries.get_mut(&claim.slot) else {
+            return false;
+        };
+        let is_same = matches!(&entry.standing, Standing::Value(value) if *value == claim.value);
+        if era != claim.era || entry.is_under_way || !is_same {
+            return false;
+        }
+        entry.standing = Standing::Unknown;
+        self.settle(&claim.slot);
+        true
     }
 
     /// A new lease: everything that is wanted is written anew, under its name.

@@ -12,6 +12,7 @@ use tokio::time;
 use tokio::time::Duration;
 
 use super::News;
+use super::ledger::Claim;
 use super::ledger::Event;
 use super::ledger::Ledger;
 use super::ledger::Slot;
@@ -106,6 +107,17 @@ impl Shard {
             }
         }
         self.answered.send_replace(());
+    }
+
+    /// Has what was claimed in vain written again; how much of it that is.
+    pub(super) fn lost<'a>(&self, claims: impl Iterator<Item = &'a Claim>) -> usize {
+        let mut ledger = self.ledger.lock();
+        let lost = claims.filter(|claim| ledger.lost(claim)).count();
+        drop(ledger);
+        if 0 < lost {
+            self.changed.notify_one();
+        }
+        lost
     }
 
     /// Writes everything anew, under a new lease.

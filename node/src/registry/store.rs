@@ -10,16 +10,20 @@ use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::Value as Answer;
 
 use super::ledger::Announce;
+use super::ledger::Claim;
 use super::ledger::Slot;
 use super::ledger::Swept;
 use super::ledger::Value;
 use super::ledger::Write;
+use super::memory::MemoryInfo;
+use super::namesakes::Seen;
 use crate::channel::ChannelName;
 use crate::instance::ClientId;
 use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::keys;
 use crate::registry::Lease;
+use crate::registry::Node;
 
 /// Leases that one call declares dead, and the entries that one call takes out.
 const SWEEP_BATCH: usize = 256;
@@ -71,7 +75,7 @@ const TAKE_OUT: &str = "local value = redis.call('HGET', KEYS[1], ARGV[1])
 
 /// The registry in one Redis.
 pub(super) struct Store {
-    commands: Commands,
+    pub(super) commands: Commands,
 }
 
 /// A lease that was taken.
@@ -306,6 +310,83 @@ impl Store {
         Ok(changes.collect())
     }
 
+    /// Whether each of `claims` stands under `lease`. What the sweeper of the lease would need to find them is written again
+    /// on the way.
+    pub(super) async fn compare(
+        &self,
+        lease: Lease,
+        claims: &[Claim],
+    ) -> Result<Vec<bool>, CommandError> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lease = lease.to_string();
+        let mut pipeline = Pipeline::new();
+        let entries: Vec<String> = claims.iter().map(|claim| print_slot(&claim.slot)).collect();
+        pipeline
+            .cmd("SADD")
+            .arg(keys::lease_entries(&lease))
+            .arg(entries);
+        // Those of one channel stand beside each other.
+        for group in claims.chunk_by(|one, other| hash_of(&one.slot) == hash_of(&other.slot)) {
+            let fields: Vec<String> = group
+                .iter()
+                .map(|claim| match &claim.slot {
+                    Slot::User(_) => lease.clone(),
+                    Slot::Member(_, client) => client.to_string(),
+                })
+                .collect();
+            let command = pipeline.cmd("HMGET").arg(hash_of(&group[0].slot));
+            command.arg(fields);
+        }
+        let answers = self.commands.run(&pipeline).await?.values;
+        let mut found = Vec::with_capacity(claims.len());
+        for answer in answers.into_iter().skip(1) {
+            found.extend(from::<Vec<Option<Vec<u8>>>>(Some(answer))?);
+        }
+        let pairs = claims.iter().zip(found);
+        let stands = pairs.map(|(claim, found)| {
+            found.is_some_and(|found| found == print_value(&lease, &claim.value))
+        });
+        Ok(stands.collect())
+    }
+
+    /// Whether it is known what the holder of `lease` says of itself.
+    pub(super) async fn is_described(&self, lease: Lease) -> Result<bool, CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("HGET").arg(keys::LEASE_INFO);
+        command.arg(lease.to_string());
+        let info: Option<String> = first(self.commands.run(&pipeline).await?.values)?;
+        Ok(info.is_some())
+    }
+
+    /// What Redis says of its memory; `None` if it does not.
+    pub(super) async fn memory(&self) -> Result<Option<MemoryInfo>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("INFO").arg("memory");
+        pipeline.cmd("INFO").arg("stats");
+        let answers = self.commands.try_each(&pipeline).await?.values;
+        let text: Result<String, _> = answers.into_iter().map(String::from_redis_value).collect();
+        Ok(text.ok().and_then(|text| MemoryInfo::parse(&text)))
+    }
+
+    /// All leases that nobody has declared dead, when they end, and what their holders say of themselves.
+    pub(super) async fn all_leases(&self) -> Result<Vec<Seen>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+        command.arg(0).arg(-1).arg("WITHSCORES");
+        pipeline.cmd("HGETALL").arg(keys::LEASE_INFO);
+        let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let ends: Vec<(String, f64)> = from(values.next())?;
+        let infos: std::collections::HashMap<String, String> = from(values.next())?;
+        let leases = ends.into_iter().filter_map(|(text, end)| {
+            let lease = Lease::parse(&text)?;
+            let about = infos.get(&text).map_or("", String::as_str);
+            Some((lease, milliseconds(end), Node::parse(lease, about)))
+        });
+        Ok(leases.collect())
+    }
+
     /// The living leases at `now`, Redis's time, with what their holders say of themselves.
     pub(super) async fn live(
         &self,
@@ -384,6 +465,14 @@ fn live(pipeline: &mut Pipeline, now: Option<u64>) {
 /// cannot be missing after Redis lost its data.
 fn script<'a>(pipeline: &'a mut Pipeline, script: &str, keys: &[&str]) -> &'a mut Pipeline {
     pipeline.cmd("EVAL").arg(script).arg(keys.len()).arg(keys)
+}
+
+/// The hash that a slot is a field of.
+fn hash_of(slot: &Slot) -> String {
+    match slot {
+        Slot::User(user) => keys::user_leases(user),
+        Slot::Member(channel, _) => keys::channel_members(channel),
+    }
 }
 
 fn print_slot(slot: &Slot) -> String {

@@ -38,6 +38,10 @@ impl News for Recorder {
     }
 }
 
+mod evicted;
+mod full;
+mod rights;
+
 struct Setup {
     registry: Arc<Registry>,
     news: Arc<Recorder>,
@@ -61,13 +65,23 @@ fn with_redis(server: &RedisServer, registry: &str) -> Config {
     ))
 }
 
+/// A node that needs nothing but the registry.
 fn set_up(config: &Config) -> Setup {
+    let needs = Needs {
+        registry: true,
+        streams: false,
+        values: false,
+    };
+    set_up_with(config, &Instance::random().to_string(), needs)
+}
+
+fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
     let news = Arc::new(Recorder::default());
     let metrics = Metrics::new();
     let shutdown = CancellationToken::new();
     let about = Node {
         instance: Instance::random(),
-        id: "test-node".to_owned(),
+        id: id.to_owned(),
         address: None,
         zone: None,
         leaving: false,
@@ -75,6 +89,7 @@ fn set_up(config: &Config) -> Setup {
     let surroundings = Surroundings {
         about,
         news: Arc::clone(&news) as Arc<dyn News>,
+        needs,
         draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
@@ -439,7 +454,14 @@ async fn a_redis_that_was_set_back_lists_nobody_who_has_left() {
 async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
     const MEMBERS: usize = 10_000;
     let server = RedisServer::start().await;
-    let nodes = [(); 3].map(|()| set_up(&with_redis(&server, "")));
+    // What a node tries now and then costs the same whatever it holds.
+    let nothing = Needs {
+        registry: false,
+        streams: false,
+        values: false,
+    };
+    let config = with_redis(&server, "");
+    let nodes = ["n1", "n2", "n3"].map(|id| set_up_with(&config, id, nothing));
     let mut members = Vec::new();
     for number in 0..MEMBERS {
         members.push(nodes[number % 3].member(&format!("room {}", number % 100), "x"));

@@ -75,6 +75,7 @@ impl Checker<'_> {
             probe_interval,
             probe_timeout,
             message_bytes_max,
+            is_unready_when_full: raw.unready_when_full.unwrap_or(settings::UNREADY_WHEN_FULL),
         }))
     }
 

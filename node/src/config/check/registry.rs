@@ -17,6 +17,7 @@ impl Checker<'_> {
         let registry = Registry {
             renew: self.span("registry.renew", raw.renew, &settings::LEASE_RENEW),
             lease: self.span("registry.lease", raw.lease, &settings::LEASE),
+            verify: self.span("registry.verify", raw.verify, &settings::VERIFY),
         };
         let lease_min = registry.renew * RENEWALS_MIN;
         if registry.lease < lease_min {

@@ -218,6 +218,47 @@ fn who_leaves_while_the_lease_changes_is_taken_out_all_the_same() {
 }
 
 #[test]
+fn what_stands_is_claimed_in_order_and_written_again_without_news_when_it_is_lost() {
+    let mut ledger = Ledger::default();
+    let slots = [member("a"), member("b"), member("c")];
+    for slot in &slots {
+        ledger.enter(slot.clone(), value("x"));
+    }
+    assert_eq!(
+        ledger.standing_behind(None, 9),
+        [],
+        "nothing stands there yet"
+    );
+    carry_out(&mut ledger, true);
+    let claims = ledger.standing_behind(None, 2);
+    let claimed = |claims: &[Claim]| claims.iter().map(|claim| claim.slot.clone()).collect();
+    let first: Vec<Slot> = claimed(&claims);
+    assert_eq!(first, slots[..2]);
+    let rest: Vec<Slot> = claimed(&ledger.standing_behind(first.last(), 2));
+    assert_eq!(rest, slots[2..]);
+
+    assert!(ledger.lost(&claims[0]));
+    let mut batch = ledger.next_batch(9);
+    assert_eq!(batch[0].put, Some(value("x")));
+    assert!(!ledger.lost(&claims[0]), "it is being written");
+    assert_eq!(ledger.answered(batch.remove(0), true), None);
+    ledger.leave(&slots[1]);
+    carry_out(&mut ledger, true);
+    assert!(!ledger.lost(&claims[1]), "it has left meanwhile");
+}
+
+#[test]
+fn a_claim_from_before_a_new_lease_is_none() {
+    let mut ledger = Ledger::default();
+    ledger.enter(member("a"), value("x"));
+    carry_out(&mut ledger, true);
+    let claims = ledger.standing_behind(None, 1);
+    ledger.renew_all(Swept::No);
+    carry_out(&mut ledger, true);
+    assert!(!ledger.lost(&claims[0]));
+}
+
+#[test]
 fn members_are_those_of_one_channel() {
     let mut ledger = Ledger::default();
     let here = [member("b"), member("b")];
@@ -269,7 +310,7 @@ impl World {
 proptest! {
     #[test]
     fn whatever_happens_redis_and_listeners_agree_with_the_wishes_in_the_end(
-        steps in proptest::collection::vec((0..7u8, 0..4usize), 0..60),
+        steps in proptest::collection::vec((0..8u8, 0..4usize), 0..60),
     ) {
         let slots: Vec<Slot> = (0..4).map(|_| member("a")).collect();
         let mut wanted = Vec::new();
@@ -303,6 +344,14 @@ proptest! {
                     ledger.unanswered(write);
                 },
                 5 => {
+                    // One entry is evicted, and that is found.
+                    let claims = ledger.standing_behind(None, slots.len());
+                    if let Some(claim) = claims.iter().find(|claim| claim.slot == *slot) {
+                        prop_assert!(world.stands.remove(slot));
+                        prop_assert!(ledger.lost(claim) && !ledger.lost(claim));
+                    }
+                }
+                6 => {
                     // All of Redis's data is gone.
                     world.stands.clear();
                     ledger.renew_all(Swept::No);

@@ -1,0 +1,72 @@
+//! What Redis says of its memory: whether it is limited, what happens at the limit, and how much was evicted.
+
+use std::collections::HashMap;
+
+/// What `INFO` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MemoryInfo {
+    /// Whether there is a limit at which keys are evicted.
+    pub(super) policy: Policy,
+    /// Keys evicted since the server was started.
+    pub(super) evicted: u64,
+}
+
+/// What happens at the limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// There is none, or Redis refuses writes: nothing is lost without a word.
+    Keeps,
+    /// Keys that have a lifetime are evicted: histories and session values, but nothing of the registry.
+    EvictsWithLifetime(String),
+    /// Any key is, the registry's too.
+    EvictsAny(String),
+}
+
+impl MemoryInfo {
+    /// Reads the answers to `INFO memory` and `INFO stats`; `None` if they are something else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let fields: HashMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.trim_end().split_once(':'))
+            .collect();
+        let limit: u64 = fields.get("maxmemory")?.parse().ok()?;
+        let policy = (*fields.get("maxmemory_policy")?).to_owned();
+        Some(Self {
+            policy: match policy.split('-').next() {
+                Some("allkeys") if limit != 0 => Policy::EvictsAny(policy),
+                Some("volatile") if limit != 0 => Policy::EvictsWithLifetime(policy),
+                _ => Policy::Keeps,
+            },
+            evicted: fields.get("evicted_keys")?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(limit: &str, policy: &str) -> Option<Policy> {
+        let text = format!(
+            "# Memory\r\nmaxmemory:{limit}\r\nmaxmemory_policy:{policy}\r\n# Stats\r\nevicted_keys:7\r\n"
+        );
+        let info = MemoryInfo::parse(&text)?;
+        assert_eq!(info.evicted, 7);
+        Some(info.policy)
+    }
+
+    #[test]
+    fn a_policy_matters_only_if_there_is_a_limit() {
+        assert_eq!(parse("0", "allkeys-lru"), Some(Policy::Keeps));
+        assert_eq!(parse("1", "noeviction"), Some(Policy::Keeps));
+        let (any, some) = ("allkeys-random".to_owned(), "volatile-ttl".to_owned());
+        assert_eq!(parse("1", &any), Some(Policy::EvictsAny(any)));
+        assert_eq!(parse("1", &some), Some(Policy::EvictsWithLifetime(some)));
+    }
+
+    #[test]
+    fn other_words_are_none() {
+        assert_eq!(MemoryInfo::parse(""), None);
+        assert_eq!(parse("much", "noeviction"), None);
+    }
+}
