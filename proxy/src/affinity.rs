@@ -1,7 +1,7 @@
 //! Affinity: which backend a request says it belongs to, and the cookie that makes it say so.
 //!
-//! Reads two things: the affinity cookie of the pool, and the session id in a SockJS path (for clients
-//! whose cookies are blocked). Decides nothing: the pool knows which backends live. A cookie that does
+//! Reads three things: the affinity cookie of the pool, the session id in a SockJS path and the one in a parameter of the query (for
+//! clients whose cookies are blocked). Decides nothing: the pool knows which backends live. A cookie that does
 //! not verify counts as none.
 //!
 //! A pool may do without a cookie; then its clients are kept by their sessions alone.
@@ -11,6 +11,7 @@
 //! cookies of an edge with keys are read too; with keys, unsigned ones are for as long as `accept_unsigned_until` says.
 
 mod cookies;
+mod query;
 mod signature;
 
 use std::hash::{BuildHasher, RandomState};
@@ -20,9 +21,10 @@ use http::header::HeaderValue;
 
 use crate::backend::BackendId;
 use crate::config::{AffinityConfig, PoolCookie, SameSite, Secure, without_query};
-use crate::fields::Fields;
+use crate::fields::{Fields, Request};
 use crate::scheme::Scheme;
 
+pub(crate) use crate::affinity::query::SessionSearch;
 use crate::affinity::signature::{Keys, Verified, split_at_last_dot};
 
 const COOKIE: &str = "cookie";
@@ -55,7 +57,7 @@ pub(crate) struct Affinity {
 pub(crate) struct Claim {
     /// The bindings of all its cookies that verify, in their order. At most [`COOKIES_MAX`].
     pub(crate) bindings: Vec<Binding>,
-    /// The session of a SockJS path.
+    /// The session of a SockJS path, or of the query.
     pub(crate) session: Option<SessionKey>,
     /// Whether a cookie of our name did not verify.
     pub(crate) forged: bool,
@@ -78,7 +80,7 @@ pub(crate) enum Freshness {
     OldKey,
 }
 
-/// The id of a SockJS session.
+/// The id of a session, as its client says it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey(Box<str>);
 
@@ -118,16 +120,20 @@ impl Affinity {
         }
     }
 
-    /// What a request with these headers and this path (a query is ignored) says about where it belongs.
-    pub(crate) fn read(&self, headers: &impl Fields, path: &str) -> Claim {
+    /// What this request says about where it belongs. `path` is its own (a query is ignored).
+    pub(crate) fn read(&self, request: &impl Request, path: &str) -> Claim {
+        let by_query = || {
+            let name = self.config.query_parameter.as_deref()?;
+            query::session(request.target(), name)
+        };
         let mut claim = Claim {
-            session: self.session(path),
+            session: self.session(path).or_else(by_query),
             ..Claim::default()
         };
         let Some(cookie) = &self.cookie else {
             return claim;
         };
-        let values = headers
+        let values = request
             .values(COOKIE)
             .flat_map(|header| cookies::values(header, cookie.name.as_bytes()));
         for value in values.take(COOKIES_MAX) {
@@ -137,6 +143,12 @@ impl Affinity {
             }
         }
         claim
+    }
+
+    /// What finds a new session in a response; `None` if sessions are not named by a parameter here.
+    pub(crate) fn search(&self) -> Option<SessionSearch> {
+        let name = self.config.query_parameter.as_deref()?;
+        Some(SessionSearch::new(name))
     }
 
     fn session(&self, path: &str) -> Option<SessionKey> {

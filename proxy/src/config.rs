@@ -347,7 +347,9 @@ pub(crate) struct AffinityConfig {
     pub(crate) accept_unsigned_until: Option<SystemTime>,
     /// Whether the session id in a SockJS path stands in for a cookie.
     pub(crate) sockjs_path: bool,
-    /// How many SockJS sessions are remembered in each pool.
+    /// The parameter of the query that names a session, if one does.
+    pub(crate) query_parameter: Option<String>,
+    /// How many sessions are remembered in each pool.
     pub(crate) sockjs_sessions: usize,
     /// How long clients of a backend that refuses connections wait for it. Zero is not at all.
     pub(crate) hold: Duration,
@@ -372,6 +374,7 @@ impl AffinityConfig {
         keys: Vec::new(),
         accept_unsigned_until: None,
         sockjs_path: true,
+        query_parameter: None,
         sockjs_sessions: 65_536,
         hold: Duration::from_secs(10),
         hold_timeout: Duration::from_secs(2),

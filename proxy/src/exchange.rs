@@ -8,6 +8,7 @@ mod asked;
 mod failure;
 mod response;
 mod rules;
+mod session;
 mod waiting;
 
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ use crate::error::Limit;
 use crate::error::Refusal;
 pub(crate) use crate::exchange::failure::{AttemptError, Replay};
 pub(crate) use crate::exchange::rules::Rules;
+pub(crate) use crate::exchange::session::NewSession;
 use crate::exchange::waiting::Waiting;
 use crate::fields::Request;
 use crate::forwarded::Forwarded;

@@ -28,7 +28,7 @@ use crate::downstream::{BodyError, BodyEvent, BodyLength, ClientEnd, Downstream,
 use crate::drain::Connections;
 use crate::error::Limit;
 use crate::error::Refusal;
-use crate::exchange::{AttemptError, Exchange, Outcome, Policy, Replay};
+use crate::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
 use crate::fields::{Fields, Request as _, Response as _};
 use crate::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::forward::tunnel::Permits;
@@ -693,6 +693,7 @@ impl<D: Downstream> Request<'_, D> {
             let refusal = failed.err().unwrap_or(Refusal::NoBackend);
             return self.refuse(refusal).await;
         }
+        let new_session = self.engine.policy.new_session(&self.exchange, &head);
         let persists = head.persists();
         let status = head.status().as_u16();
         let last = self.closes
@@ -702,7 +703,9 @@ impl<D: Downstream> Request<'_, D> {
             || self.engine.connections.is_draining();
         let mut body = ResponseBody::new(framing);
         let last = self.client.begin_response(&mut head, &body, last);
-        let passed = self.pass_body(&mut body, early, &mut upstream).await;
+        let passed = self
+            .pass_body(&mut body, early, new_session, &mut upstream)
+            .await;
         let reusable = persists
             && self.upgrade.is_none()
             && self.upload.is_sent()
@@ -739,12 +742,14 @@ impl<D: Downstream> Request<'_, D> {
         &mut self,
         body: &mut ResponseBody,
         early: Vec<u8>,
+        new_session: Option<NewSession>,
         upstream: &mut Dialed,
     ) -> Result<Surplus, Cut> {
         let mut sleep = pin!(sleep(Duration::ZERO));
         let mut passing = Passing {
             timer: StallTimer::new(sleep.as_mut()),
             early,
+            new_session,
             passed: 0,
             progress: 0,
             surplus: Surplus::None,
@@ -838,13 +843,20 @@ impl<D: Downstream> Request<'_, D> {
             let rest = &passing.early[passing.passed..];
             let piece = &rest[..rest.len().min(room)];
             passing.passed += piece.len();
+            if let Some(new_session) = &mut passing.new_session {
+                new_session.see(piece);
+            }
             let passed = client.pass(cx, body, piece);
             let surplus = passed.map_err(Cut::from)?;
             passing.surplus.note(surplus);
             return Poll::Ready(Ok(()));
         }
+        let new_session = &mut passing.new_session;
         // `None` at the end of the connection.
         let read = poll_read_scratch(&mut upstream.socket, cx, room, |bytes, cx| {
+            if let Some(new_session) = new_session {
+                new_session.see(bytes);
+            }
             (!bytes.is_empty()).then(|| client.pass(cx, body, bytes))
         });
         let Poll::Ready(read) = read else {
@@ -938,6 +950,8 @@ struct Passing<'a> {
     /// What was read with the head, and how much of it has been passed on.
     early: Vec<u8>,
     passed: usize,
+    /// Sees the body before the client does.
+    new_session: Option<NewSession>,
     progress: u64,
     surplus: Surplus,
     /// Whether the client was told that it is over.

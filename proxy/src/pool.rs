@@ -34,7 +34,7 @@ pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, Tunnel
 pub(crate) use crate::pool::load::Seeks;
 pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 
-use crate::affinity::{Affinity, Binding, Claim, Freshness};
+use crate::affinity::{Affinity, Binding, Claim, Freshness, SessionKey};
 use crate::backend::BackendId;
 use crate::config::{Config, HealthConfig, PoolConfig, PoolId};
 use crate::limits::RetryBudget;
@@ -380,6 +380,13 @@ impl Pool {
             },
             cookie: CookieChange::Set,
         })
+    }
+
+    /// Takes note that `backend` has begun `session`. One that is known is where it is: no response can move it.
+    pub(crate) fn learn(&self, session: &SessionKey, backend: &Backend) {
+        if self.sessions.get(session).is_none() {
+            self.sessions.insert(session, &backend.id);
+        }
     }
 
     /// Another backend for a client that `from` asked to send elsewhere; `None` if no other is well.

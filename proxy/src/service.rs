@@ -25,7 +25,7 @@ use crate::drain::Connections;
 use crate::drain::Counted;
 use crate::error::Limit;
 use crate::error::Refusal;
-use crate::exchange::{AttemptError, Exchange, Outcome, Policy, Replay};
+use crate::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
 use crate::fields::Fields;
 use crate::forward::{Engine, STALE_MAX};
 use crate::http1::{BadResponse, NoHead, ResponseLimits, settle_framing};
@@ -76,6 +76,8 @@ pub struct RequestContext {
     taken_over: bool,
     /// Holds up the end of the edge, as long as the request lasts.
     counted: Option<Counted>,
+    /// Sees the response's body before the client does.
+    new_session: Option<NewSession>,
 }
 
 impl RequestContext {
@@ -465,6 +467,7 @@ impl ProxyHttp for Edge {
             _ => self.finalize(downstream, exchange, response),
         };
         let Err(error) = finalized else {
+            context.new_session = self.policy.new_session(exchange, response);
             return Ok(());
         };
         let failed = self
@@ -474,6 +477,19 @@ impl ProxyHttp for Edge {
         let stopped = stop(&refusal);
         context.refusal = Some(refusal);
         Err(stopped)
+    }
+
+    fn response_body_filter(
+        &self,
+        _downstream: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if let (Some(new_session), Some(body)) = (&mut context.new_session, &body) {
+            new_session.see(body);
+        }
+        Ok(None)
     }
 
     fn fail_to_connect(

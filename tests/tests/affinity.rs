@@ -1,13 +1,21 @@
 //! A client stays on its node, by its cookie or by the session in its path, until it asks for another.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anyhow::{Context as _, Result};
 use causeway_tests::{
     harness::{
+        backend::{Backend, Request},
         cluster::{Cluster, ClusterConfig},
-        edge::Program,
+        edge::{self, Edge, Program},
         http::{self, Answer},
+        scratch::Scratch,
         websocket::WebSocket,
     },
     on_edge_and_plugin,
@@ -38,6 +46,7 @@ on_edge_and_plugin!(
     a_visitor_who_wants_to_move_is_bound_to_another_node,
     a_sockjs_session_without_cookies_stays_on_its_node,
     a_signed_cookie_holds_and_a_forged_one_counts_as_none,
+    a_session_in_the_query_stays_on_the_backend_that_named_it,
 );
 
 async fn a_cookie_keeps_its_client_and_newcomers_are_spread(program: Program) -> Result<()> {
@@ -168,5 +177,56 @@ async fn a_signed_cookie_holds_and_a_forged_one_counts_as_none(program: Program)
             "{bad:?} is as good as none"
         );
     }
+    Ok(())
+}
+
+/// Answers a request without a session with the JSON that names one.
+async fn name_session(backend: &'static str, number: Arc<AtomicUsize>, mut request: Request) {
+    let line = request.head.lines().next().unwrap_or_default();
+    let body = match line.contains("sid=") {
+        true => "ok".to_owned(),
+        false => {
+            let number = number.fetch_add(1, Ordering::SeqCst);
+            format!("0{{\"sid\":\"s{number}-_\",\"upgrades\":[]}}")
+        }
+    };
+    let headers = format!("X-Backend: {backend}\r\n");
+    let answered = request.answer("200 OK", &headers, &body).await;
+    answered.unwrap_or_default();
+}
+
+async fn a_session_in_the_query_stays_on_the_backend_that_named_it(program: Program) -> Result<()> {
+    let scratch = Scratch::new("query-session")?;
+    let number = Arc::new(AtomicUsize::new(0));
+    let mut backends = Vec::new();
+    for name in ["a", "b", "c"] {
+        let number = Arc::clone(&number);
+        let handle = move |request| name_session(name, Arc::clone(&number), request);
+        backends.push((name, Backend::start(handle).await?));
+    }
+    let addresses: Vec<_> = backends.iter().map(|(id, it)| (*id, it.address)).collect();
+    let affinity = json!({ "cookie": "none", "query_parameter": "sid" });
+    let settings = edge::settings(&addresses).with("affinity", affinity);
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
+    for (id, _) in &addresses {
+        edge.backend_in_state(id, "up").await?;
+    }
+    let mut seen = HashSet::new();
+    for _ in 0..20 {
+        let first = http::get(edge.address, "/io/?EIO=4").await?;
+        assert_eq!(first.header("set-cookie"), None);
+        let home = first.header("x-backend").context("a backend")?.to_owned();
+        let text = first.text();
+        let sid = text.split('"').nth(3).context("a session")?;
+        for path in [
+            format!("/io/?EIO=4&transport=polling&sid={sid}"),
+            format!("/io/?sid={sid}"),
+        ] {
+            let again = http::get(edge.address, &path).await?;
+            assert_eq!(again.header("x-backend"), Some(&*home), "{path}");
+        }
+        seen.insert(home);
+    }
+    assert!(1 < seen.len(), "newcomers are spread: {seen:?}");
     Ok(())
 }

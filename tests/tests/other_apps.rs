@@ -35,6 +35,7 @@ struct App {
     /// Whether its clients show the cookie again when they return, and so come back to where they were.
     comes_back: bool,
     health: Value,
+    affinity: Value,
 }
 
 impl App {
@@ -48,6 +49,7 @@ impl App {
             each,
             comes_back: true,
             health: json!({ "kind": "http", "path": "/", "expect": [200], "timeout": "30s" }),
+            affinity: json!({}),
         }
     }
 
@@ -172,7 +174,8 @@ async fn survives(app: App) -> Result<()> {
     // The process that is killed never comes back: its clients are not to wait for it for long.
     let settings = edge::settings(&backends)
         .with("health", app.health.clone())
-        .with("affinity", json!({ "hold": "1s" }));
+        .with("affinity", app.affinity.clone())
+        .with("affinity.hold", json!("1s"));
     let edge = Edge::start(&settings, scratch.path()).await?;
     for (id, _) in &backends {
         edge.backend_in_state(id, "up").await?;
@@ -253,6 +256,17 @@ async fn socket_io_keeps_its_sessions_while_it_polls_and_when_it_upgrades() -> R
 }
 
 #[tokio::test]
+async fn socket_io_keeps_its_sessions_without_cookies() -> Result<()> {
+    let kinds = &["socket.io/polling", "socket.io/websocket"];
+    survives(App {
+        comes_back: false,
+        affinity: json!({ "cookie": "none", "query_parameter": "sid" }),
+        ..App::of_npm("socket.io", kinds, 4)
+    })
+    .await
+}
+
+#[tokio::test]
 async fn ws_comes_back_to_its_process() -> Result<()> {
     survives(App::of_npm("ws", &["ws/websocket"], 8)).await
 }
@@ -268,6 +282,7 @@ async fn websockets_of_python_come_back_to_their_process() -> Result<()> {
         comes_back: true,
         // It knows nothing but upgrades.
         health: json!({ "kind": "tcp", "timeout": "30s" }),
+        affinity: json!({}),
     })
     .await
 }

@@ -215,6 +215,7 @@ pub(super) struct Affinity {
     pub(super) keys: Vec<Secret>,
     pub(super) accept_unsigned_until: Option<Timestamp>,
     pub(super) sockjs_path: Option<bool>,
+    pub(super) query_parameter: Option<String>,
     pub(super) sockjs_sessions: Option<u64>,
     pub(super) hold: Option<Span>,
     pub(super) hold_timeout: Option<Span>,

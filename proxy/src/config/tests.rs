@@ -384,7 +384,7 @@ limits: {head_size: 1MiB, connections: 0, retries: 11, retry_budget: 101, waitin
 drain: {spread: 2h, timeout: 0s}
 no_route: {status: 200}
 threads: 2000
-affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout: 61s}
+affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', query_parameter: 'a=b', hold: 2m, hold_timeout: 61s}
 ",
         expect![[r#"
             proxy.yaml:2:12: timeouts.head: 0s is out of range, expected 100ms to 1h
@@ -418,8 +418,9 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', hold: 2m, hold_timeout:
             proxy.yaml:9:12: affinity.max_age: 0s is out of range, expected 1s to 1year
             proxy.yaml:9:25: affinity.sockjs_sessions: 1 is out of range, expected 1024 to 16777216
             proxy.yaml:9:45: affinity.path: expected a path that starts with "/", without spaces or any of ?#;
-            proxy.yaml:9:58: affinity.hold: 2m is out of range, expected 0s to 1m
-            proxy.yaml:9:68: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
+            proxy.yaml:9:58: affinity.query_parameter: expected 1 to 64 ASCII letters, digits, "-", ".", "_" or "~", such as "sid"
+            proxy.yaml:9:82: affinity.hold: 2m is out of range, expected 0s to 1m
+            proxy.yaml:9:92: affinity.hold_timeout: 1m 1s is out of range, expected 0s to 1m"#]],
     );
 }
 

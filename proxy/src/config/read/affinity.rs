@@ -79,6 +79,14 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
         );
         until.0
     });
+    if let Some(name) = &raw.query_parameter {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        check.require(
+            (1..=64).contains(&name.len()) && name.bytes().all(plain),
+            "affinity.query_parameter",
+            "expected 1 to 64 ASCII letters, digits, \"-\", \".\", \"_\" or \"~\", such as \"sid\"",
+        );
+    }
     let hold = Span(Duration::ZERO)..=Span(AffinityConfig::HOLD_MAX);
     AffinityConfig {
         domain: raw.domain,
@@ -93,6 +101,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
         keys: raw.keys,
         accept_unsigned_until,
         sockjs_path: raw.sockjs_path.unwrap_or(default.sockjs_path),
+        query_parameter: raw.query_parameter,
         sockjs_sessions: check.number(
             "affinity.sockjs_sessions",
             raw.sockjs_sessions,
