@@ -302,6 +302,24 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_explains_every_field() {
+        const README: &str = include_str!("../../README.md");
+        let whole = AccessLine {
+            attempts: Some(2),
+            waited_ms: Some(Duration::ZERO),
+            backend_code: Some(1000),
+            error: Some("e".into()),
+            ..line()
+        };
+        let whole = serde_json::to_value(whole).unwrap();
+        let fields = whole.as_object().unwrap();
+        assert_eq!(fields.len(), 20, "the line of this test has them all");
+        for field in fields.keys() {
+            assert!(README.contains(&format!("\n| `{field}` | ")), "{field}");
+        }
+    }
+
+    #[test]
     fn a_text_of_any_length_takes_bounded_memory() {
         assert_eq!(&*excerpt("/ws"), "/ws");
         let long = format!("/{}", "é".repeat(TEXT_BYTES_MAX));
