@@ -20,6 +20,7 @@ mod pick;
 mod rank;
 mod ring;
 mod sessions;
+mod slots;
 mod state;
 mod table;
 
