@@ -44,7 +44,7 @@ pub(super) struct Prober {
 enum Check {
     /// That there is one, and no more.
     Connection,
-    Pingora(PingoraCheck),
+    Pingora(Box<PingoraCheck>),
     WebSocket(WebSocketCheck),
 }
 
@@ -62,7 +62,9 @@ impl Prober {
     ) -> Self {
         Self {
             check: match config.kind {
-                ProbeKind::Node | ProbeKind::Http => Check::Pingora(PingoraCheck::new(config)),
+                ProbeKind::Node | ProbeKind::Http => {
+                    Check::Pingora(Box::new(PingoraCheck::new(config)))
+                }
                 ProbeKind::Tcp => Check::Connection,
                 ProbeKind::Websocket => Check::WebSocket(WebSocketCheck::new(config)),
             },
