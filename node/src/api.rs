@@ -345,7 +345,7 @@ impl Api {
             .ok_or_else(|| ApiError::bad_request("expected a `value`"))?;
         let put = Put {
             name: put.name,
-            value: Bytes::copy_from_slice(value.get().as_bytes()),
+            value: request::json_or_base64("value", Some(&value), "")?,
             ttl: Duration::from_secs(put.ttl),
         };
         self.parts.values.put(&owner, put).await?;

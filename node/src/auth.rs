@@ -11,8 +11,8 @@ use std::time::UNIX_EPOCH;
 
 use crate::config::Auth;
 use crate::grant;
+use crate::grant::BadField;
 use crate::grant::ConnectGrant;
-use crate::grant::NotBase64;
 use crate::grant::SubscribeGrant;
 use crate::jwt;
 use crate::jwt::BadToken;
@@ -26,6 +26,7 @@ pub(crate) use users::is_let_in;
 pub(crate) use users::names_users;
 
 use claims::Audience;
+use claims::BadClaims;
 use claims::Claims;
 use keys::Keys;
 
@@ -47,11 +48,11 @@ pub(crate) enum Invalid {
     #[error("{0}")]
     Token(#[from] BadToken),
     /// Somebody we know has signed it, and it is of no use.
-    #[error("its claims are not JSON of the expected kinds")]
-    Claims,
+    #[error("{0}")]
+    Claims(#[from] BadClaims),
     /// A claim that holds bytes.
     #[error("its claims are wrong: {0}")]
-    Base64(#[from] NotBase64),
+    Field(#[from] BadField),
     /// `nbf` lies ahead, by more than the leeway.
     #[error("it is not valid yet: is a clock wrong?")]
     TooEarly,
@@ -127,11 +128,15 @@ impl Verifier {
     /// [`AuthError`]; there is no third case.
     pub(crate) fn connect(&self, token: &str, now: SystemTime) -> Result<ConnectGrant, AuthError> {
         let claims = self.claims(token, now)?;
-        if claims.channel.is_some() {
+        if claims
+            .channel
+            .as_ref()
+            .is_some_and(|channel| !channel.is_empty())
+        {
             return Err(Invalid::ForSubscription.into());
         }
         let expire_at = claims.connection_ends();
-        let info = grant::either(claims.info, claims.b64info.as_deref(), "b64info");
+        let info = grant::either(claims.info, claims.b64info.as_deref(), "info");
         let subs = grant::subscriptions(claims.channels, claims.subs);
         Ok(ConnectGrant {
             user: claims.sub.unwrap_or_default(),
@@ -167,7 +172,7 @@ impl Verifier {
             return Err(Invalid::OtherClient.into());
         }
         let expire_at = claims.connection_ends();
-        let info = grant::either(claims.info, claims.b64info.as_deref(), "b64info");
+        let info = grant::either(claims.info, claims.b64info.as_deref(), "info");
         Ok(SubscribeGrant {
             expire_at,
             info: info.map_err(Invalid::from)?,
@@ -179,7 +184,7 @@ impl Verifier {
     /// The claims of a token that is genuine, ours and not out of date.
     fn claims(&self, token: &str, now: SystemTime) -> Result<Claims, AuthError> {
         let claims = jwt::verify(token, &self.keys.current()).map_err(Invalid::from)?;
-        let claims: Claims = serde_json::from_slice(&claims).map_err(|_| Invalid::Claims)?;
+        let claims = Claims::read(&claims).map_err(Invalid::from)?;
         // What it is for goes first: a token of another application says nothing to us, not even that it has expired.
         if !self.is_for_us(&claims) {
             return Err(Invalid::Audience.into());

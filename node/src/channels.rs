@@ -27,6 +27,7 @@ use crate::directory::Directory;
 use crate::feed::Feeds;
 use crate::hooks::Hooks;
 use crate::instance::Instance;
+use crate::logging::Pace;
 use crate::metrics::Metrics;
 use crate::outbox::Queued;
 use crate::presence::Presence;
@@ -75,6 +76,8 @@ pub(crate) struct ChannelClients {
     values: Arc<Values>,
     metrics: Arc<Metrics>,
     roster: Arc<Roster<roster::Entry>>,
+    /// For the log lines about tokens that are refused.
+    refused_tokens: Pace,
     /// Orders that are carried out, and what was asked for because something expired.
     errands: TaskTracker,
     /// What the clients' rates are counted from.
@@ -108,6 +111,7 @@ impl ChannelClients {
             values: parts.values,
             metrics: parts.metrics,
             roster: Roster::new(),
+            refused_tokens: Pace::default(),
             errands: TaskTracker::new(),
             started: Instant::now(),
         })

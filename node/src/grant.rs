@@ -3,12 +3,24 @@
 //! Plain data, checked when it was read. Times are UNIX seconds, as the application writes them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::Deserializer;
+use serde::de::Error as _;
+use serde::de::IgnoredAny;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Unexpected;
+use serde::de::Visitor;
+use serde::de::value::MapAccessDeserializer;
 use serde_json::value::RawValue;
+
+use crate::protocol;
+use crate::protocol::JSON_DEPTH_MAX;
 
 /// A connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,10 +71,16 @@ pub(crate) struct Overrides {
     pub(crate) force_recovery: Option<bool>,
 }
 
-/// Bytes that were to be in base64 are not.
+/// A field that holds data does not hold what it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected `{0}` in base64")]
-pub(crate) struct NotBase64(pub(crate) &'static str);
+pub(crate) enum BadField {
+    /// Nobody could say which bytes are meant.
+    #[error("expected `{0}` in base64")]
+    NotBase64(&'static str),
+    /// Some clients could not read it.
+    #[error("expected `{0}` of at most {JSON_DEPTH_MAX} levels of arrays and objects")]
+    TooDeep(&'static str),
+}
 
 /// The options of one channel in `subs`.
 #[derive(Debug, Default, Deserialize)]
@@ -89,8 +107,7 @@ pub(crate) struct RawOverrides {
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct Value {
-    #[serde(default)]
-    value: bool,
+    value: Option<bool>,
 }
 
 impl RawSubscription {
@@ -98,12 +115,12 @@ impl RawSubscription {
     ///
     /// # Errors
     ///
-    /// [`NotBase64`] names the option that is wrong.
-    pub(crate) fn grant(self) -> Result<SubscribeGrant, NotBase64> {
+    /// [`BadField`] names the option that is wrong.
+    pub(crate) fn grant(self) -> Result<SubscribeGrant, BadField> {
         Ok(SubscribeGrant {
             expire_at: None,
-            info: either(self.info, self.b64info.as_deref(), "b64info")?,
-            data: either(self.data, self.b64data.as_deref(), "b64data")?,
+            info: either(self.info, self.b64info.as_deref(), "info")?,
+            data: either(self.data, self.b64data.as_deref(), "data")?,
             overrides: self.overrides.unwrap_or_default().into(),
         })
     }
@@ -111,7 +128,7 @@ impl RawSubscription {
 
 impl From<RawOverrides> for Overrides {
     fn from(raw: RawOverrides) -> Self {
-        let value = |option: Option<Value>| option.map(|option| option.value);
+        let value = |option: Option<Value>| option.map(|option| option.value.unwrap_or_default());
         Self {
             presence: value(raw.presence),
             join_leave: value(raw.join_leave),
@@ -122,40 +139,80 @@ impl From<RawOverrides> for Overrides {
     }
 }
 
-/// What two forms of one field say: bytes in base64, which win, or the text of a JSON value. Empty: neither is there.
+/// What the two forms of the field `name` say: bytes in base64 (`b64...`), which win, or the text of a JSON value. Empty:
+/// neither is there.
 ///
 /// # Errors
 ///
-/// [`NotBase64`] with `name`.
+/// [`BadField`]: it cannot be told to everyone.
 pub(crate) fn either(
     json: Option<Box<RawValue>>,
     base64: Option<&str>,
     name: &'static str,
-) -> Result<Bytes, NotBase64> {
+) -> Result<Bytes, BadField> {
     if let Some(text) = base64.filter(|text| !text.is_empty()) {
-        let bytes = STANDARD.decode(text).map_err(|_| NotBase64(name))?;
-        return Ok(bytes.into());
+        let bytes = STANDARD.decode(text);
+        return Ok(bytes.map_err(|_| BadField::NotBase64(name))?.into());
+    }
+    let is_too_deep = |json: &RawValue| JSON_DEPTH_MAX < protocol::depth(json.get().as_bytes());
+    if json.as_deref().is_some_and(is_too_deep) {
+        return Err(BadField::TooDeep(name));
     }
     let json = json.map(|json| Box::<str>::from(json).into_boxed_bytes());
     Ok(json.map_or_else(Bytes::new, Bytes::from))
+}
+
+/// The channels of a connection, as libraries write them: a name may be `null` or empty, which is none.
+pub(crate) type RawChannels = Option<Vec<Option<String>>>;
+
+/// The same with options, which may be `null`. PHP writes an empty map as `[]`.
+#[derive(Debug, Default)]
+pub(crate) struct RawSubscriptions(BTreeMap<String, Option<RawSubscription>>);
+
+impl<'de> Deserialize<'de> for RawSubscriptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Subscriptions;
+
+        impl<'de> Visitor<'de> for Subscriptions {
+            type Value = RawSubscriptions;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a key for each channel")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Self::Value, M::Error> {
+                BTreeMap::deserialize(MapAccessDeserializer::new(map)).map(RawSubscriptions)
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Self::Value, S::Error> {
+                match seq.next_element::<IgnoredAny>()? {
+                    None => Ok(RawSubscriptions::default()),
+                    Some(_) => Err(S::Error::invalid_type(Unexpected::Seq, &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Subscriptions)
+    }
 }
 
 /// All server-side subscriptions: those of `channels` with nothing special, and those of `subs` with options.
 ///
 /// # Errors
 ///
-/// [`NotBase64`] names the option that is wrong.
+/// [`BadField`] names the option that is wrong.
 pub(crate) fn subscriptions(
-    channels: Option<Vec<String>>,
-    subs: Option<BTreeMap<String, RawSubscription>>,
-) -> Result<BTreeMap<String, SubscribeGrant>, NotBase64> {
-    let plain = channels.unwrap_or_default().into_iter();
+    channels: RawChannels,
+    subs: Option<RawSubscriptions>,
+) -> Result<BTreeMap<String, SubscribeGrant>, BadField> {
+    let plain = channels.unwrap_or_default().into_iter().flatten();
     let mut all: BTreeMap<_, _> = plain
         .map(|channel| (channel, SubscribeGrant::default()))
         .collect();
-    for (channel, options) in subs.unwrap_or_default() {
-        all.insert(channel, options.grant()?);
+    for (channel, options) in subs.unwrap_or_default().0 {
+        all.insert(channel, options.unwrap_or_default().grant()?);
     }
+    all.remove("");
     Ok(all)
 }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use crate::config;
+use crate::config::DataKind;
 use crate::grant::ConnectGrant;
 use crate::grant::SubscribeGrant;
 use crate::logging::Pace;
@@ -220,7 +221,7 @@ impl Hooks {
             .await
     }
 
-    /// Asks whether a client may publish `data` in `channel`.
+    /// Asks whether a client may publish `data` in `channel`, which carries data of this `kind`.
     ///
     /// # Errors
     ///
@@ -230,10 +231,11 @@ impl Hooks {
         asker: &Asker<'_>,
         channel: &str,
         data: &Bytes,
+        kind: DataKind,
     ) -> Result<PublishGrant, Refusal> {
         let question = question::publish(asker, channel, data);
-        self.ask(Hook::Publish, asker, &question, answer::publish)
-            .await
+        let read = |answer: &[u8]| answer::publish(answer, kind);
+        self.ask(Hook::Publish, asker, &question, read).await
     }
 
     /// Asks the application what a client asks; returns the data of the answer.

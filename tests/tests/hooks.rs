@@ -7,10 +7,12 @@ use anyhow::{Result, ensure};
 use causeway_tests::harness::{
     application::{Application, Question},
     channels::{Channels, Codec, Transport},
+    memory,
     node::{self, Node},
     scratch::Scratch,
     settings::Settings,
     wait,
+    websocket::WebSocket,
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -157,5 +159,34 @@ async fn a_slow_rpc_keeps_nobody_from_connecting() -> Result<()> {
     told.notify_one();
     let answered = clients.outcome(called).await?;
     ensure!(answered.is_ok_and(|answer| answer["data"] == "at last"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_header_that_is_forwarded_costs_an_idle_client_its_own_length() -> Result<()> {
+    const CLIENTS: usize = 1_000;
+    let application = Application::start(obey).await?;
+    let scratch = Scratch::new("hooks-idle")?;
+    let settings = settings(&application)
+        .with("hooks.forward_headers", json!(["Cookie"]))
+        .with("auth.anonymous", json!(true))
+        .with("hooks.connect", Value::Null);
+    let node = Node::start("n1", settings, scratch.path()).await?;
+    let mut clients = Vec::new();
+    let mut connect = async |count: usize| -> Result<u64> {
+        for _ in 0..count {
+            let cookie = ("Cookie", "session=0123456789abcdef");
+            let path = "/connection/websocket";
+            let mut client = WebSocket::open_with(node.address, path, &[cookie]).await?;
+            client.send(r#"{"id":1,"connect":{}}"#).await?;
+            client.text().await?;
+            clients.push(client);
+        }
+        memory::pss(node.process.pid())
+    };
+    let before = connect(CLIENTS / 10).await?;
+    let after = connect(CLIENTS).await?;
+    let each = after.saturating_sub(before) / CLIENTS as u64;
+    ensure!(each < 3 << 10, "{each} bytes");
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::config::DataKind;
 use crate::feed;
 use crate::feed::How;
 use crate::history::Retention;
+use crate::protocol;
 use crate::protocol::Publication;
 
 /// The longest idempotency key, in bytes.
@@ -55,11 +56,9 @@ impl Api {
             return Err(ApiError::not_available("`delta`"));
         }
         let data = publish.data()?;
-        if options.data == DataKind::Json
-            && serde_json::from_slice::<serde::de::IgnoredAny>(&data).is_err()
-        {
-            let why = "data of this namespace must be JSON, and `b64data` is not";
-            return Err(ApiError::bad_request(why));
+        if options.data == DataKind::Json {
+            let checked = protocol::check_json(&data);
+            checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
         }
         if KEY_BYTES_MAX < publish.idempotency_key.len() {
             let why = format!("expected an `idempotency_key` of at most {KEY_BYTES_MAX} bytes");

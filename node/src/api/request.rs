@@ -17,6 +17,9 @@ use crate::config::Ack;
 use crate::directory::Target;
 use crate::grant::RawOverrides;
 use crate::instance::ClientId;
+use crate::protocol;
+use crate::protocol::BadData;
+use crate::protocol::JSON_DEPTH_MAX;
 use crate::values::Owner;
 
 /// Any of them. The names of the variants are those of the methods.
@@ -120,8 +123,9 @@ pub(super) struct Publish {
     pub(super) channel: String,
     /// Of `broadcast`.
     pub(super) channels: Vec<String>,
+    #[serde(deserialize_with = "protocol::present")]
     pub(super) data: Option<Box<RawValue>>,
-    pub(super) b64data: String,
+    pub(super) b64data: Option<String>,
     pub(super) skip_history: bool,
     pub(super) tags: BTreeMap<String, String>,
     pub(super) idempotency_key: String,
@@ -132,12 +136,13 @@ pub(super) struct Publish {
 }
 
 impl Publish {
-    /// The data, from whichever field has it.
+    /// The data, from whichever field has it. `null` is data, and bytes may be none.
     pub(super) fn data(&self) -> Result<Bytes, ApiError> {
-        if self.data.is_none() && self.b64data.is_empty() {
+        if self.data.is_none() && self.b64data.is_none() {
             return Err(ApiError::bad_request("expected `data` or `b64data`"));
         }
-        json_or_base64("b64data", self.data.as_deref(), &self.b64data)
+        let base64 = self.b64data.as_deref().unwrap_or_default();
+        json_or_base64("b64data", self.data.as_deref(), base64)
     }
 }
 
@@ -323,6 +328,9 @@ pub(super) fn json_or_base64(
     base64: &str,
 ) -> Result<Bytes, ApiError> {
     match (json, base64) {
+        (Some(json), "") if JSON_DEPTH_MAX < protocol::depth(json.get().as_bytes()) => {
+            Err(ApiError::bad_request(BadData::TooDeep.to_string()))
+        }
         (Some(json), "") => Ok(Bytes::copy_from_slice(json.get().as_bytes())),
         (_, base64) => decode(field, base64),
     }

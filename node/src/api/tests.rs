@@ -55,7 +55,12 @@ fn data_is_json_or_base64() {
         Ok(Request::Publish(publish)) => publish.data(),
         other => panic!("a publish is expected: {other:?}"),
     };
-    assert_eq!(data(r#"{"data":null}"#).unwrap_err().code, 107);
+    assert_eq!(data(r#"{"data":null}"#).unwrap(), "null");
+    assert_eq!(data(r#"{"data":null,"b64data":null}"#).unwrap(), "null");
+    assert_eq!(data(r#"{"b64data":""}"#).unwrap(), "");
+    assert_eq!(data(r#"{"b64data":null}"#).unwrap_err().code, 107);
+    let deep = format!("{{\"data\":{}{}}}", "[".repeat(61), "]".repeat(61));
+    assert_eq!(data(&deep).unwrap_err().code, 107);
     assert_eq!(data(r#"{"data":0}"#).unwrap(), "0");
     assert_eq!(data(r#"{"data":1,"b64data":"/w=="}"#).unwrap(), b"\xff"[..]);
     assert_eq!(data(r#"{"b64data":"?"}"#).unwrap_err().code, 107);

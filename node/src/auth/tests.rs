@@ -97,8 +97,13 @@ fn bytes_in_base64_go_before_json() {
         json!({"subs": {"a": {"b64info": "_w=="}}}),
     ] {
         let error = connect(&claims).unwrap_err().to_string();
-        assert_eq!(error, "its claims are wrong: expected `b64info` in base64");
+        assert_eq!(error, "its claims are wrong: expected `info` in base64");
     }
+    let deep = (0..61).fold(json!(1), |inner, _| json!([inner]));
+    let error = connect(&json!({ "info": deep })).unwrap_err().to_string();
+    let expected =
+        "its claims are wrong: expected `info` of at most 60 levels of arrays and objects";
+    assert_eq!(error, expected);
 }
 
 #[test]
@@ -189,34 +194,106 @@ fn a_token_is_for_us_and_from_whom_we_know() {
 }
 
 #[test]
-fn claims_of_another_kind_are_refused() {
-    let wrong = Err(AuthError::Invalid(Invalid::Claims));
-    for claims in [
-        json!([]),
-        json!("x"),
-        json!({"sub": 42}),
-        json!({"exp": "tomorrow"}),
-        json!({"iat": {}}),
-        json!({"aud": 1}),
-        json!({"channels": "news"}),
-        json!({"channels": [1]}),
-        json!({"subs": ["news"]}),
-        json!({"subs": {"news": 1}}),
-        json!({"expire_at": 1.5}),
+fn claims_of_another_kind_are_refused_by_their_name() {
+    for (claims, wrong) in [
+        (json!([]), "its claims are not a JSON object"),
+        (json!("x"), "its claims are not a JSON object"),
+        (json!({"sub": 42}), "its claim `sub` is not a text"),
+        (
+            json!({"exp": "tomorrow"}),
+            "its claim `exp` is not a number of seconds",
+        ),
+        (
+            json!({"exp": ""}),
+            "its claim `exp` is not a number of seconds",
+        ),
+        (
+            json!({"exp": "inf"}),
+            "its claim `exp` is not a number of seconds",
+        ),
+        (
+            json!({"iat": {}}),
+            "its claim `iat` is not a number of seconds",
+        ),
+        (
+            json!({"nbf": true}),
+            "its claim `nbf` is not a number of seconds",
+        ),
+        (
+            json!({"aud": 1}),
+            "its claim `aud` is not a text or a list of texts",
+        ),
+        (
+            json!({"channels": "news"}),
+            "its claim `channels` is not a list of channels",
+        ),
+        (
+            json!({"channels": [1]}),
+            "its claim `channels` is not a list of channels",
+        ),
+        (
+            json!({"subs": ["news"]}),
+            "its claim `subs` is not an object with the options of each channel",
+        ),
+        (
+            json!({"subs": {"news": 1}}),
+            "its claim `subs` is not an object with the options of each channel",
+        ),
     ] {
-        assert_eq!(connect(&claims), wrong, "{claims}");
+        let error = connect(&claims).unwrap_err();
+        assert_eq!(error.to_string(), wrong, "{claims}");
+        assert!(matches!(error, AuthError::Invalid(Invalid::Claims(_))));
     }
-    for claims in [
-        &b""[..],
-        b"\xff",
-        b"{",
-        b"{} x",
-        br#"{"sub":"a","sub":"b"}"#,
+    for (claims, wrong) in [
+        (&b""[..], BadClaims::NotAnObject),
+        (b"\xff", BadClaims::NotAnObject),
+        (b"{", BadClaims::NotAnObject),
+        (b"{} x", BadClaims::NotAnObject),
+        (
+            br#"["a",1,1,1,"a","a",1,"a",1,[],{},1,"a","a",{}]"#,
+            BadClaims::NotAnObject,
+        ),
+        (br#"{"sub":"a","sub":"b"}"#, BadClaims::Repeated),
     ] {
         let token = testing::token(r#"{"alg":"HS256"}"#, claims, |message| {
             testing::hmac_of(&testing::secret(1), message)
         });
-        assert_eq!(Verifier::new(rules()).connect(&token, at(NOW)), wrong);
+        let connected = Verifier::new(rules()).connect(&token, at(NOW));
+        assert_eq!(connected, Err(Invalid::from(wrong).into()));
+    }
+}
+
+#[test]
+fn what_libraries_write_for_nothing_is_nothing() {
+    let nothing = Ok(ConnectGrant::default());
+    for claims in [
+        json!({"sub": null, "exp": null, "nbf": null, "iat": null, "iss": null, "aud": null}),
+        json!({"iss": "", "aud": "", "info": null, "b64info": "", "meta": null}),
+        json!({"aud": [], "expire_at": null, "channels": null, "subs": null}),
+        json!({"channels": [], "subs": {}, "channel": "", "client": "", "override": null}),
+        // As PHP writes an empty map.
+        json!({"subs": [], "override": []}),
+        json!({"channels": [null, ""], "subs": {"": {}}}),
+        json!({"nbf": 0, "iat": 0, "expire_at": 0}),
+        json!({"iat": NOW as f64 + 0.25, "nbf": NOW as f64 - 0.75}),
+        json!({"iat": NOW.to_string(), "nbf": format!("{}.5", NOW - 1)}),
+    ] {
+        assert_eq!(connect(&claims), nothing, "{claims}");
+    }
+    for (claims, expected) in [
+        (json!({"expire_at": NOW as f64 + 7.9}), Some(NOW + 7)),
+        (json!({"exp": (NOW + 7).to_string()}), Some(NOW + 7)),
+        (json!({"exp": NOW + 7, "expire_at": "0"}), None),
+    ] {
+        assert_eq!(connect(&claims).unwrap().expire_at, expected, "{claims}");
+    }
+    let subs =
+        json!({"subs": {"a": null, "b": [], "c": {"override": {"presence": {"value": null}}}}});
+    let subs = connect(&subs).unwrap().subs;
+    assert_eq!(subs.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    // Nothing is not more than what was there: a token without an end is one that says so.
+    for claims in [json!({"exp": 0}), json!({"exp": "0"}), json!({"exp": -0.5})] {
+        assert_eq!(connect(&claims), Err(AuthError::Expired), "{claims}");
     }
 }
 

@@ -6,6 +6,8 @@ use crate::config::DataKind;
 use crate::config::PublishAccess;
 use crate::config::ReadAccess;
 use crate::config::SubscribeAccess;
+use crate::protocol;
+use crate::protocol::BadData;
 use crate::protocol::Codec;
 use crate::protocol::ErrorCode;
 use crate::protocol::ProtocolError;
@@ -122,7 +124,7 @@ pub(super) fn is_offered(request: &SubscribeRequest) -> Result<(), ErrorCode> {
     Ok(())
 }
 
-/// Whether a publication is one that a channel can carry.
+/// Whether a publication is one that a channel can carry: JSON, or any bytes, of which there may be none.
 ///
 /// # Errors
 ///
@@ -130,15 +132,33 @@ pub(super) fn is_offered(request: &SubscribeRequest) -> Result<(), ErrorCode> {
 pub(super) fn is_publishable(
     options: &ChannelOptions,
     request: &PublishRequest,
-) -> Result<(), ErrorCode> {
+) -> Result<(), ProtocolError> {
     if request.kind != 0 {
-        return Err(ErrorCode::NotAvailable);
+        return Err(ErrorCode::NotAvailable.into());
     }
-    let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(&request.data).is_ok();
-    if request.data.is_empty() || options.data == DataKind::Json && !is_json() {
-        return Err(ErrorCode::BadRequest);
+    match options.data {
+        DataKind::Binary => Ok(()),
+        DataKind::Json => protocol::check_json(&request.data).map_err(bad_data),
+    }
+}
+
+/// Whether the application's backend can read what a client says to it.
+///
+/// # Errors
+///
+/// Its JSON is of a depth at which parsers give up.
+pub(super) fn is_readable(codec: Codec, data: &[u8]) -> Result<(), ProtocolError> {
+    if codec == Codec::Json && protocol::JSON_DEPTH_MAX < protocol::depth(data) {
+        return Err(bad_data(BadData::TooDeep));
     }
     Ok(())
+}
+
+fn bad_data(bad: BadData) -> ProtocolError {
+    ProtocolError {
+        message: format!("bad request: {bad}"),
+        ..ErrorCode::BadRequest.into()
+    }
 }
 
 fn read(access: ReadAccess, asking: Asking<'_>) -> Result<(), ErrorCode> {

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::debug;
+use tracing::info;
 
 use crate::auth;
+use crate::auth::AuthError;
 use crate::channel::ChannelName;
 use crate::channels::ChannelClients;
 use crate::channels::access;
@@ -353,6 +355,22 @@ impl ChannelClient {
         let next = self.state.lock().next_expiry();
         self.expires_next
             .store(next.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Logs why a token of the client was refused, once a second at most: mostly it is a mistake in how the application
+    /// makes tokens, and its users cannot tell. That one has expired is no mistake.
+    pub(super) fn token_refused(&self, error: &AuthError, channel: Option<&ChannelName>) {
+        let (client, channel) = (self.id, channel.map(ChannelName::as_str));
+        let user = self.user();
+        match error {
+            AuthError::Expired => debug!(%client, user, channel, "a token has expired"),
+            AuthError::Invalid(reason) => {
+                let now = std::time::Instant::now();
+                if let Some(held_back) = self.clients.refused_tokens.admit(now) {
+                    info!(%client, user, channel, %reason, held_back, "a token was refused");
+                }
+            }
+        }
     }
 
     pub(super) fn asking_token<'a>(&self, user: &'a str, client: &'a str) -> auth::Asking<'a> {

@@ -12,6 +12,7 @@ use tracing::debug;
 use crate::auth::Entry;
 use crate::channel::ChannelName;
 use crate::channels;
+use crate::channels::access;
 use crate::channels::beat::Direction;
 use crate::channels::client::ChannelClient;
 use crate::channels::failure;
@@ -89,6 +90,7 @@ impl ChannelClient {
         id: u32,
         request: ConnectRequest,
     ) -> Result<(), Failure> {
+        access::is_readable(self.member.codec(), &request.data)?;
         let newcomer = self.emulated_headers(&request)?;
         let (grant, word) = self.connect_grant(&request, newcomer.clone()).await?;
         let identity = Identity {
@@ -168,7 +170,7 @@ impl ChannelClient {
             Entry::Token(token) => {
                 let grant = verifier.connect(token, SystemTime::now());
                 let grant = grant.map_err(|error| {
-                    debug!(client = %self.id, %error, "a token was refused");
+                    self.token_refused(&error, None);
                     failure::of_connection_token(&error)
                 })?;
                 Ok((grant, Word::Token))

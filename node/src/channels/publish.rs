@@ -42,7 +42,7 @@ impl ChannelClient {
                 let asker = self.asker(&context);
                 let hooks = &self.clients.hooks;
                 hooks
-                    .publish(&asker, channel.as_str(), &request.data)
+                    .publish(&asker, channel.as_str(), &request.data, options.data)
                     .await?
             }
             Way::Open | Way::Token => PublishGrant::default(),
@@ -74,6 +74,7 @@ impl ChannelClient {
         if !hooks.has_rpc() {
             return Err(ErrorCode::NotAvailable.into());
         }
+        access::is_readable(self.member.codec(), &request.data)?;
         let context = self.hook_context(user, for_hooks).await?;
         let asker = self.asker(&context);
         let data = hooks.rpc(&asker, &request.method, &request.data).await?;

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tracing::debug;
-
+use crate::auth::Invalid;
 use crate::channel::ChannelName;
 use crate::channels;
 use crate::channels::client::ChannelClient;
@@ -42,11 +41,12 @@ impl ChannelClient {
             .verifier
             .connect(&request.token, SystemTime::now());
         let grant = granted.map_err(|error| {
-            debug!(client = %self.id, %error, "a newer token was refused");
+            self.token_refused(&error, None);
             failure::of_refresh_token(&error)
         })?;
         if *grant.user != *user {
-            return Err(Disconnect::INVALID_TOKEN.into()); // It is somebody else's.
+            self.token_refused(&Invalid::OtherUser.into(), None);
+            return Err(Disconnect::INVALID_TOKEN.into());
         }
         {
             let mut state = self.state.lock();
@@ -91,7 +91,7 @@ impl ChannelClient {
         let verifier = &self.clients.verifier;
         let granted = verifier.subscribe(token, channel.as_str(), asking, now);
         let grant = granted.map_err(|error| {
-            debug!(client = %self.id, %channel, %error, "a newer token was refused");
+            self.token_refused(&error, Some(&channel));
             failure::of_sub_refresh_token(&error)
         })?;
         self.change_info_in(&channel, grant.info);

@@ -100,6 +100,7 @@ impl ChannelClient {
         request: SubscribeRequest,
     ) -> Result<(), Failure> {
         access::is_offered(&request)?;
+        access::is_readable(self.member.codec(), &request.data)?;
         let (channel, options) = self.options(&request.channel)?;
         let has_token = !request.token.is_empty();
         let way = self.decide(&channel, |asking| {
@@ -152,7 +153,7 @@ impl ChannelClient {
                     .verifier
                     .subscribe(token, channel.as_str(), asking, now);
                 let grant = grant.map_err(|error| {
-                    debug!(client = %self.id, %channel, %error, "a token was refused");
+                    self.token_refused(&error, Some(channel));
                     failure::of_subscription_token(&error)
                 })?;
                 Ok((grant, Word::Token))

@@ -1,19 +1,20 @@
 //! What the backend answers, checked.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::config::DataKind;
 use crate::grant;
 use crate::grant::ConnectGrant;
+use crate::grant::RawChannels;
 use crate::grant::RawOverrides;
-use crate::grant::RawSubscription;
+use crate::grant::RawSubscriptions;
 use crate::grant::RefreshGrant;
 use crate::grant::SubscribeGrant;
 use crate::hooks::HookError;
+use crate::protocol;
 use crate::protocol::ProtocolError;
 
 /// What backends that were written for Centrifugo answer, which may be the protocol's own codes: 109 has an SDK get
@@ -82,8 +83,8 @@ struct Connect {
     b64info: Option<String>,
     data: Option<Box<RawValue>>,
     b64data: Option<String>,
-    channels: Option<Vec<String>>,
-    subs: Option<BTreeMap<String, RawSubscription>>,
+    channels: RawChannels,
+    subs: Option<RawSubscriptions>,
     meta: Option<Box<RawValue>>,
 }
 
@@ -119,6 +120,8 @@ struct Publish {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Rpc {
+    /// What a client asked for may be `null`.
+    #[serde(deserialize_with = "protocol::present")]
     data: Option<Box<RawValue>>,
     b64data: Option<String>,
 }
@@ -128,8 +131,8 @@ pub(super) fn connect(answer: &[u8]) -> Result<Answer<ConnectGrant>, HookError> 
         Ok(ConnectGrant {
             user: result.user,
             expire_at: grant::moment(result.expire_at),
-            info: grant::either(result.info, result.b64info.as_deref(), "b64info")?,
-            data: grant::either(result.data, result.b64data.as_deref(), "b64data")?,
+            info: grant::either(result.info, result.b64info.as_deref(), "info")?,
+            data: grant::either(result.data, result.b64data.as_deref(), "data")?,
             subs: grant::subscriptions(result.channels, result.subs)?,
             meta: grant::either(result.meta, None, "meta")?,
         })
@@ -141,7 +144,7 @@ pub(super) fn refresh(answer: &[u8]) -> Result<Answer<Refreshed>, HookError> {
         if result.expired {
             return Ok(Refreshed::Expired);
         }
-        let info = grant::either(result.info, result.b64info.as_deref(), "b64info")?;
+        let info = grant::either(result.info, result.b64info.as_deref(), "info")?;
         Ok(Refreshed::For(RefreshGrant {
             expire_at: grant::moment(result.expire_at),
             info: Some(info).filter(|info| !info.is_empty()),
@@ -153,18 +156,22 @@ pub(super) fn subscribe(answer: &[u8]) -> Result<Answer<SubscribeGrant>, HookErr
     read(answer, |result: Subscribe| {
         Ok(SubscribeGrant {
             expire_at: grant::moment(result.expire_at),
-            info: grant::either(result.info, result.b64info.as_deref(), "b64info")?,
-            data: grant::either(result.data, result.b64data.as_deref(), "b64data")?,
+            info: grant::either(result.info, result.b64info.as_deref(), "info")?,
+            data: grant::either(result.data, result.b64data.as_deref(), "data")?,
             overrides: result.overrides.unwrap_or_default().into(),
         })
     })
 }
 
-pub(super) fn publish(answer: &[u8]) -> Result<Answer<PublishGrant>, HookError> {
+pub(super) fn publish(answer: &[u8], kind: DataKind) -> Result<Answer<PublishGrant>, HookError> {
     read(answer, |result: Publish| {
-        let data = grant::either(result.data, result.b64data.as_deref(), "b64data")?;
+        let data = grant::either(result.data, result.b64data.as_deref(), "data")?;
+        let data = Some(data).filter(|data| !data.is_empty());
+        if let (Some(data), DataKind::Json) = (&data, kind) {
+            protocol::check_json(data)?;
+        }
         Ok(PublishGrant {
-            data: Some(data).filter(|data| !data.is_empty()),
+            data,
             skip_history: result.skip_history,
         })
     })
@@ -175,7 +182,7 @@ pub(super) fn rpc(answer: &[u8]) -> Result<Answer<Bytes>, HookError> {
         Ok(grant::either(
             result.data,
             result.b64data.as_deref(),
-            "b64data",
+            "data",
         )?)
     })
 }

@@ -30,8 +30,9 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::config;
-use crate::grant::NotBase64;
+use crate::grant::BadField;
 use crate::hooks::headers::ClientHeaders;
+use crate::protocol::BadData;
 
 /// How long a connection is kept for the next question: less than servers keep theirs, mostly 60 s or more.
 const IDLE: Duration = Duration::from_secs(30);
@@ -70,7 +71,10 @@ pub(super) enum HookError {
     Nothing,
     /// Bytes that are none.
     #[error(transparent)]
-    Base64(#[from] NotBase64),
+    Field(#[from] BadField),
+    /// Its namespace carries JSON.
+    #[error("cannot publish `data`")]
+    Data(#[from] BadData),
     /// An SDK would take it for one of its own.
     #[error("expected an error code from 100 on, found {0}")]
     ErrorCode(u32),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::hooks::headers::ClientHeaders;
+use crate::protocol;
 use crate::protocol::Codec;
 
 /// About whom the backend is asked.
@@ -172,7 +173,9 @@ fn data(bytes: &Bytes) -> Data<'_> {
     Data { data, b64data }
 }
 
+/// `bytes` as JSON, if they are JSON that any parser reads.
 fn json(bytes: &Bytes) -> Option<&RawValue> {
+    protocol::check_json(bytes).ok()?;
     serde_json::from_slice(bytes).ok()
 }
 

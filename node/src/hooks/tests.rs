@@ -228,7 +228,7 @@ async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
     hooks.sub_refresh(&json_asker, "chat:1").await.unwrap();
     let bytes = Bytes::from_static(b"\xff\x00");
     hooks
-        .publish(&binary_asker, "chat:1", &bytes)
+        .publish(&binary_asker, "chat:1", &bytes, DataKind::Binary)
         .await
         .unwrap();
     hooks.rpc(&json_asker, "get", &NOTHING).await.unwrap();
@@ -321,7 +321,10 @@ async fn what_is_granted_is_what_the_answer_says() {
         data: Some(bytes.clone()),
         skip_history: true,
     };
-    assert_eq!(hooks.publish(&asker, "a", &data).await, Ok(published));
+    assert_eq!(
+        hooks.publish(&asker, "a", &data, DataKind::Binary).await,
+        Ok(published)
+    );
     assert_eq!(hooks.rpc(&asker, "", &data).await, Ok(bytes));
 }
 
@@ -335,6 +338,7 @@ async fn an_application_refuses_in_its_own_words() {
             temporary,
         })
     };
+    let deep = (0..61).fold(json!(1), |inner, _| json!([inner]));
     let disconnect = |code, reason: &str| Refusal::Disconnect {
         code,
         reason: reason.to_owned(),
@@ -377,10 +381,34 @@ async fn an_application_refuses_in_its_own_words() {
         (json!([]), Refusal::Failed),
         (json!({"result": {"b64data": "?"}}), Refusal::Failed),
         (json!({"result": 7}), Refusal::Failed),
+        (json!({"result": {"data": deep}}), Refusal::Failed),
     ] {
         let server = server(Behaviour::Says(ok(&answer))).await;
         assert_eq!(ask(&hooks(&server)).await, Err(expected), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn null_is_an_answer_to_a_call_and_changes_no_publication() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {"data": null}})))).await;
+    let hooks = hooks(&server);
+    assert_eq!(ask(&hooks).await, Ok(Bytes::from_static(b"null")));
+    let headers = ClientHeaders::default();
+    let asker = asker(&headers, &NOTHING);
+    let published = hooks.publish(&asker, "a", &NOTHING, DataKind::Json).await;
+    assert_eq!(published, Ok(PublishGrant::default()));
+}
+
+#[tokio::test]
+async fn what_is_published_in_a_channel_of_json_is_json() {
+    let server = server(Behaviour::Says(ok(&json!({"result": {"b64data": "/w=="}})))).await;
+    let hooks = hooks(&server);
+    let headers = ClientHeaders::default();
+    let asker = asker(&headers, &NOTHING);
+    let json = hooks.publish(&asker, "a", &NOTHING, DataKind::Json).await;
+    assert_eq!(json, Err(Refusal::Failed));
+    let bytes = hooks.publish(&asker, "a", &NOTHING, DataKind::Binary).await;
+    assert_eq!(bytes.unwrap().data, Some(Bytes::from_static(b"\xff")));
 }
 
 #[tokio::test]

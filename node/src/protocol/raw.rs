@@ -11,6 +11,13 @@ use serde::Serializer;
 use serde::ser::Error;
 use serde_json::value::RawValue;
 
+/// Reads a JSON value that may be missing: then `null` is a value like any other.
+pub(crate) fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
 /// Writes `data` in place, on one line.
 ///
 /// Messages are told apart by line ends, which valid JSON has only between its tokens: a space does the

@@ -187,7 +187,7 @@ fn a_publication_is_what_its_channel_carries() {
         (DataKind::Json, b"1 2", 0, Err(ErrorCode::BadRequest)),
         (DataKind::Json, b"\xff", 0, Err(ErrorCode::BadRequest)),
         (DataKind::Binary, b"\xff", 0, Ok(())),
-        (DataKind::Binary, b"", 0, Err(ErrorCode::BadRequest)),
+        (DataKind::Binary, b"", 0, Ok(())),
         (DataKind::Json, b"1", 1, Err(ErrorCode::NotAvailable)),
     ] {
         let options = ChannelOptions { data, ..options() };
@@ -196,6 +196,25 @@ fn a_publication_is_what_its_channel_carries() {
             kind,
             ..PublishRequest::default()
         };
-        assert_eq!(is_publishable(&options, &request), expected, "{bytes:?}");
+        let publishable = is_publishable(&options, &request).map_err(|error| error.code);
+        assert_eq!(
+            publishable,
+            expected.map_err(|code| code as u32),
+            "{bytes:?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_backend_is_told_is_json_that_parsers_read() {
+    let deep = "[".repeat(61) + &"]".repeat(61);
+    for (codec, data, readable) in [
+        (Codec::Json, &deep[1..121], true),
+        (Codec::Json, &deep, false),
+        // Bytes are not JSON, whatever they look like.
+        (Codec::Protobuf, &deep, true),
+    ] {
+        let read = is_readable(codec, data.as_bytes());
+        assert_eq!(read.is_ok(), readable, "{codec:?} {data}");
     }
 }
