@@ -629,6 +629,12 @@ pub(crate) struct Limits {
     pub(crate) tunnels_per_address: Option<u32>,
     /// Tunnels to each backend.
     pub(crate) tunnels_per_backend: Option<u32>,
+    /// Requests in flight at each backend.
+    pub(crate) requests_per_backend: Option<u32>,
+    /// Requests that wait for a backend which has as many as that.
+    pub(crate) queue_per_backend: u32,
+    /// How long each waits at most.
+    pub(crate) queue_time: Duration,
 }
 
 /// So many a second, and so many at once after a pause.
@@ -669,6 +675,9 @@ impl Limits {
         tunnels: None,
         tunnels_per_address: None,
         tunnels_per_backend: None,
+        requests_per_backend: None,
+        queue_per_backend: 100,
+        queue_time: Duration::from_secs(5),
     };
 }
 

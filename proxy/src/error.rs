@@ -70,12 +70,13 @@ pub(crate) enum Limit {
     Tunnels,
     TunnelsPerAddress,
     TunnelsPerBackend,
+    RequestsPerBackend,
     BodySize,
 }
 
 impl Limit {
     /// All of them, in the order of their declaration.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::ConnectionRate,
@@ -86,6 +87,7 @@ impl Limit {
         Self::Tunnels,
         Self::TunnelsPerAddress,
         Self::TunnelsPerBackend,
+        Self::RequestsPerBackend,
         Self::BodySize,
     ];
 
@@ -102,6 +104,7 @@ impl Limit {
             Self::Tunnels => "tunnels",
             Self::TunnelsPerAddress => "tunnels_per_address",
             Self::TunnelsPerBackend => "tunnels_per_backend",
+            Self::RequestsPerBackend => "requests_per_backend",
             Self::BodySize => "body_size",
         }
     }
@@ -115,9 +118,11 @@ impl Limit {
             | Self::HandshakeRate
             | Self::RequestsPerAddress
             | Self::TunnelsPerAddress => StatusCode::TOO_MANY_REQUESTS,
-            Self::Connections | Self::Requests | Self::Tunnels | Self::TunnelsPerBackend => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Connections
+            | Self::Requests
+            | Self::RequestsPerBackend
+            | Self::Tunnels
+            | Self::TunnelsPerBackend => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodySize => StatusCode::PAYLOAD_TOO_LARGE,
         }
     }
@@ -128,7 +133,9 @@ impl Limit {
                 "too many connections\n"
             }
             Self::HandshakesPerAddress | Self::HandshakeRate => "too many handshakes\n",
-            Self::Requests | Self::RequestsPerAddress => "too many requests\n",
+            Self::Requests | Self::RequestsPerAddress | Self::RequestsPerBackend => {
+                "too many requests\n"
+            }
             Self::Tunnels | Self::TunnelsPerAddress | Self::TunnelsPerBackend => {
                 "too many tunnels\n"
             }
@@ -263,6 +270,7 @@ mod tests {
             (Refusal::Limited(Limit::Tunnels), 503, true),
             (Refusal::Limited(Limit::TunnelsPerAddress), 429, true),
             (Refusal::Limited(Limit::TunnelsPerBackend), 503, true),
+            (Refusal::Limited(Limit::RequestsPerBackend), 503, true),
             (Refusal::Limited(Limit::BodySize), 413, false),
             (Refusal::BackendTimeout("it is slow"), 504, false),
         ];

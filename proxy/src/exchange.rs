@@ -6,6 +6,7 @@
 
 mod asked;
 mod failure;
+mod queue;
 mod response;
 mod rules;
 mod session;
@@ -28,6 +29,7 @@ use crate::config::{RouteRules, Stripped};
 use crate::error::Limit;
 use crate::error::Refusal;
 pub(crate) use crate::exchange::failure::{AttemptError, Replay};
+use crate::exchange::queue::Turn;
 pub(crate) use crate::exchange::rules::Rules;
 pub(crate) use crate::exchange::session::NewSession;
 use crate::exchange::waiting::Waiting;
@@ -94,6 +96,8 @@ pub(crate) struct Exchange {
     /// What the last attempt that failed amounts to for the client.
     failure: Option<Refusal>,
     in_flight: Option<RequestCount>,
+    /// Its turn at the chosen backend.
+    turn: Turn,
     /// The place at the chosen backend for the tunnel that it may become.
     slot: Option<TunnelSlot>,
     body_bytes_max: u64,
@@ -203,6 +207,7 @@ impl Policy {
             waiting: Waiting::default(),
             failure: None,
             in_flight: None,
+            turn: Turn::default(),
             slot: None,
             body_bytes_max,
             _pass: pass,
@@ -277,6 +282,9 @@ impl Policy {
 
     /// A backend that has room for what the request may become.
     fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Refusal> {
+        if exchange.seeks == Seeks::Answer {
+            return self.pick_for_request(exchange);
+        }
         exchange.slot = None;
         loop {
             // Nothing has happened yet in the first attempt.
@@ -293,9 +301,6 @@ impl Policy {
                 }
                 return Err(refusal);
             };
-            if seeks == Seeks::Answer {
-                return Ok(choice);
-            }
             exchange.slot = choice
                 .backend
                 .reserve_tunnel(self.gate.tunnels_of_backend());

@@ -437,9 +437,25 @@ impl<D: Downstream> Request<'_, D> {
             };
             due.map_err(Stopped::Request)?;
         }
-        let chosen = policy.choose(&mut self.exchange);
-        let backend = chosen.map_err(|refusal| Stopped::Request(refusal.into()))?;
-        self.attempt(backend).await
+        loop {
+            let chosen = policy.choose(&mut self.exchange);
+            let backend = chosen.map_err(|refusal| Stopped::Request(refusal.into()))?;
+            if !self.exchange.is_queued() {
+                return self.attempt(backend).await;
+            }
+            let client = &mut self.client;
+            let comes = tokio::select! {
+                biased;
+                comes = policy.turn_comes(&mut self.exchange) => comes,
+                () = poll_fn(|cx| client.poll_end_unread(cx)) => {
+                    let left = NoReply::ClientLeft("the client left while it waited for its turn");
+                    return Err(Stopped::Request(left));
+                }
+            };
+            if comes {
+                return self.attempt(backend).await;
+            }
+        }
     }
 
     /// Asks `backend`, over an idle connection if there is one.

@@ -10,6 +10,7 @@ mod seldom;
 mod total;
 
 pub(crate) use crate::limits::address::Place;
+pub(crate) use crate::limits::gate::BackendLimit;
 pub(crate) use crate::limits::gate::Gate;
 pub(crate) use crate::limits::gate::Pass;
 pub(crate) use crate::limits::retries::RetryBudget;

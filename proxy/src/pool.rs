@@ -33,6 +33,7 @@ use tracing::info;
 
 pub(crate) use crate::pool::backend::{Backend, RequestCount, TunnelCount, TunnelSlot, WaitCount};
 pub(crate) use crate::pool::load::Seeks;
+pub(crate) use crate::pool::slots::{Entry, RequestSlot, Ticket};
 pub(crate) use crate::pool::state::{Evidence, ProbeResult, State, Verdict};
 
 use crate::affinity::{Affinity, Binding, Claim, Freshness, SessionKey};
@@ -473,6 +474,9 @@ impl Pool {
 
     fn log(&self, backend: &Backend, change: Option<Change>) {
         let Some(change) = change else { return };
+        if change.to == State::Down {
+            backend.request_slots.dissolve();
+        }
         info!(
             pool = self.name,
             backend = %backend.id,

@@ -134,7 +134,18 @@ impl Edge {
                             () = left(downstream) => return Err(NoPeer::ClientLeft),
                         }
                     }
-                    self.policy.choose(exchange).map_err(NoPeer::Refused)?
+                    let backend = self.policy.choose(exchange).map_err(NoPeer::Refused)?;
+                    if exchange.is_queued() {
+                        let comes = tokio::select! {
+                            biased;
+                            comes = self.policy.turn_comes(exchange) => comes,
+                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                        };
+                        if !comes {
+                            continue;
+                        }
+                    }
+                    backend
                 }
             };
             let peer =

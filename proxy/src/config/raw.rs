@@ -357,6 +357,9 @@ pub(super) struct Limits {
     pub(super) tunnels: Option<u64>,
     pub(super) tunnels_per_address: Option<u64>,
     pub(super) tunnels_per_backend: Option<u64>,
+    pub(super) requests_per_backend: Option<u64>,
+    pub(super) queue_per_backend: Option<u64>,
+    pub(super) queue_time: Option<Span>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use causeway_conf::AddressRange;
@@ -39,6 +39,11 @@ pub(crate) struct Gate {
     tunnels: Total,
     tunnels_of_address: PerAddress,
     tunnels_of_backend: AtomicU32,
+    /// `u32::MAX` is any number: then the others do not matter.
+    requests_of_backend: AtomicU32,
+    queue_of_backend: AtomicU32,
+    /// In milliseconds.
+    queue_time: AtomicU64,
     body_bytes: AtomicU64,
     trusted: ArcSwap<Vec<AddressRange>>,
     refusals: [Refusals; Limit::ALL.len()],
@@ -55,6 +60,16 @@ struct Refusals {
 pub(crate) struct Pass {
     _permit: Permit,
     _place: Option<Place>,
+}
+
+/// How many requests one backend has at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BackendLimit {
+    pub(crate) requests_max: u32,
+    /// Further ones that wait.
+    pub(crate) queue_max: u32,
+    /// How long each of them waits.
+    pub(crate) wait_max: Duration,
 }
 
 impl Pass {
@@ -88,6 +103,9 @@ impl Gate {
             tunnels: Total::new(usize::MAX, None),
             tunnels_of_address: PerAddress::new(None),
             tunnels_of_backend: AtomicU32::new(u32::MAX),
+            requests_of_backend: AtomicU32::new(u32::MAX),
+            queue_of_backend: AtomicU32::new(0),
+            queue_time: AtomicU64::new(0),
             body_bytes: AtomicU64::new(u64::MAX),
             trusted: ArcSwap::default(),
             refusals,
@@ -113,6 +131,14 @@ impl Gate {
         self.tunnels_of_address.change(limits.tunnels_per_address);
         let of_backend = limits.tunnels_per_backend.unwrap_or(u32::MAX);
         self.tunnels_of_backend.store(of_backend, Ordering::Relaxed);
+        let of_backend = limits.requests_per_backend.unwrap_or(u32::MAX);
+        self.requests_of_backend
+            .store(of_backend, Ordering::Relaxed);
+        let queue = limits.queue_per_backend;
+        self.queue_of_backend.store(queue, Ordering::Relaxed);
+        let queue_time = limits.queue_time.as_millis();
+        let queue_time = u64::try_from(queue_time).unwrap_or(u64::MAX);
+        self.queue_time.store(queue_time, Ordering::Relaxed);
         let body_bytes = limits.body_size.unwrap_or(u64::MAX);
         self.body_bytes.store(body_bytes, Ordering::Relaxed);
         self.trusted.store(Arc::new(trusted.to_vec()));
@@ -193,6 +219,16 @@ impl Gate {
     /// How many tunnels one backend may have.
     pub(crate) fn tunnels_of_backend(&self) -> u32 {
         self.tunnels_of_backend.load(Ordering::Relaxed)
+    }
+
+    /// How many requests one backend may have, and how many wait for it; `None` if it may have any number.
+    pub(crate) fn requests_of_backend(&self) -> Option<BackendLimit> {
+        let requests_max = self.requests_of_backend.load(Ordering::Relaxed);
+        (requests_max < u32::MAX).then(|| BackendLimit {
+            requests_max,
+            queue_max: self.queue_of_backend.load(Ordering::Relaxed),
+            wait_max: Duration::from_millis(self.queue_time.load(Ordering::Relaxed)),
+        })
     }
 
     /// How many bytes the body of a request may have.

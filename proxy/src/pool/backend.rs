@@ -20,6 +20,7 @@ use crate::pool::machine::{Machine, MachineConfig};
 use crate::pool::outlier::{Answer, Outlier};
 use crate::pool::pace::Pace;
 use crate::pool::rank::{Place, Rank, Turn};
+use crate::pool::slots::RequestSlots;
 use crate::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
 
 /// A server, with all that is known about it.
@@ -47,6 +48,8 @@ pub(crate) struct Backend {
     back_at: AtomicU64,
     pub(super) load: Load,
     pub(super) pace: Pace,
+    /// Where `limits.requests_per_backend` is set.
+    pub(crate) request_slots: RequestSlots,
     /// How many [`TunnelSlot`]s there are.
     slots: AtomicUsize,
     outlier: Outlier,
@@ -109,6 +112,7 @@ impl Backend {
             back_at: AtomicU64::new(0),
             load: Load::default(),
             pace: Pace::default(),
+            request_slots: RequestSlots::default(),
             slots: AtomicUsize::new(0),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),

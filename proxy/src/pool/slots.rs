@@ -10,14 +10,6 @@
 //! Invariants: there are never more [`RequestSlot`]s than `slots_max`, but for those that a smaller `slots_max` has met. While there
 //! are fewer, nobody waits. Requests get slots in the order in which they came.
 
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "the request engine that takes its slots from here comes with a change of its own"
-    )
-)]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,16 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-/// How much there may be of everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SlotsConfig {
-    /// Requests at a time; `None` is any number.
-    pub(crate) slots_max: Option<usize>,
-    /// Requests that wait at a time; 0 has none wait.
-    pub(crate) queue_max: usize,
-    /// How long each waits at most.
-    pub(crate) wait_max: Duration,
-}
+use crate::limits::BackendLimit;
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -83,7 +66,7 @@ pub(crate) struct Ticket {
 /// Who has a slot and who waits for one, each represented by a `W`.
 #[derive(Debug)]
 struct Queue<W> {
-    config: SlotsConfig,
+    config: BackendLimit,
     held: usize,
     /// In the order in which they came.
     waiting: BTreeMap<u64, W>,
@@ -99,7 +82,7 @@ enum Place {
 }
 
 impl<W> Queue<W> {
-    fn new(config: SlotsConfig) -> Self {
+    fn new(config: BackendLimit) -> Self {
         Self {
             config,
             held: 0,
@@ -109,7 +92,7 @@ impl<W> Queue<W> {
     }
 
     fn has_room(&self) -> bool {
-        self.config.slots_max.is_none_or(|most| self.held < most)
+        self.held < self.config.requests_max as usize
     }
 
     /// A slot for one that comes, or a place in the queue, where `waiter` stands for it.
@@ -119,7 +102,7 @@ impl<W> Queue<W> {
             self.held += 1;
             return Place::Slot;
         }
-        if self.config.queue_max <= self.waiting.len() {
+        if self.config.queue_max as usize <= self.waiting.len() {
             return Place::Full;
         }
         let number = self.next_number;
@@ -156,14 +139,27 @@ impl<W> Queue<W> {
     }
 }
 
+impl Default for RequestSlots {
+    /// Any number of slots.
+    fn default() -> Self {
+        Self::new(BackendLimit {
+            requests_max: u32::MAX,
+            queue_max: 0,
+            wait_max: Duration::ZERO,
+        })
+    }
+}
+
 impl RequestSlots {
-    pub(crate) fn new(config: SlotsConfig) -> Self {
+    fn new(config: BackendLimit) -> Self {
         Self(Arc::new(Mutex::new(Queue::new(config))))
     }
 
     /// Goes by `config` from now on. Slots that there are too many of are not given on, and who waits beyond a new bound stays.
-    pub(crate) fn change(&self, config: SlotsConfig) {
-        self.0.lock().config = config;
+    fn change(&self, config: BackendLimit) {
+        if std::mem::replace(&mut self.0.lock().config, config) == config {
+            return;
+        }
         loop {
             // The lock is not held while a slot is handed over: nobody may want it, and then it comes back.
             let waiter = self.0.lock().grant();
@@ -174,8 +170,9 @@ impl RequestSlots {
         }
     }
 
-    /// A slot for a request that comes at `now`, or a place in the queue.
-    pub(crate) fn enter(&self, now: Instant) -> Entry {
+    /// A slot for a request that comes at `now`, or a place in the queue, where `config` says how many there are.
+    pub(crate) fn enter(&self, config: BackendLimit, now: Instant) -> Entry {
+        self.change(config);
         let (waiter, granted) = oneshot::channel();
         let mut queue = self.0.lock();
         let wait = queue.config.wait_max;
@@ -199,11 +196,13 @@ impl RequestSlots {
     }
 
     /// How many requests the backend has.
+    #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.0.lock().held
     }
 
     /// How many wait.
+    #[cfg(test)]
     pub(crate) fn queued(&self) -> usize {
         self.0.lock().waiting.len()
     }
@@ -244,7 +243,8 @@ impl Drop for RequestSlot {
 
 impl Ticket {
     /// When the request gives up.
-    pub(crate) fn until(&self) -> Instant {
+    #[cfg(test)]
+    fn until(&self) -> Instant {
         self.until
     }
 
@@ -284,15 +284,23 @@ mod tests {
 
     const WAIT: Duration = Duration::from_secs(5);
 
-    fn slots(slots_max: usize, queue_max: usize) -> RequestSlots {
+    fn slots(slots_max: u32, queue_max: u32) -> RequestSlots {
         RequestSlots::new(config(Some(slots_max), queue_max))
     }
 
-    fn config(slots_max: Option<usize>, queue_max: usize) -> SlotsConfig {
-        SlotsConfig {
-            slots_max,
+    fn config(requests_max: Option<u32>, queue_max: u32) -> BackendLimit {
+        BackendLimit {
+            requests_max: requests_max.unwrap_or(u32::MAX),
             queue_max,
             wait_max: WAIT,
+        }
+    }
+
+    impl RequestSlots {
+        /// As it goes now.
+        fn come(&self) -> Entry {
+            let config = self.0.lock().config;
+            self.enter(config, now())
         }
     }
 
@@ -301,14 +309,14 @@ mod tests {
     }
 
     fn slot(slots: &RequestSlots) -> RequestSlot {
-        match slots.enter(now()) {
+        match slots.come() {
             Entry::Slot(slot) => slot,
             other => panic!("{other:?}"),
         }
     }
 
     fn ticket(slots: &RequestSlots) -> Ticket {
-        match slots.enter(now()) {
+        match slots.come() {
             Entry::Queued(ticket) => ticket,
             other => panic!("{other:?}"),
         }
@@ -323,7 +331,7 @@ mod tests {
         let slots = slots(1, 2);
         let held = slot(&slots);
         let (mut first, mut second) = (ticket(&slots), ticket(&slots));
-        assert!(matches!(slots.enter(now()), Entry::Full));
+        assert!(matches!(slots.come(), Entry::Full));
         assert_eq!(counts(&slots), (1, 2));
         assert!(poll!(std::pin::pin!(second.slot())).is_pending());
         drop(held);
@@ -356,10 +364,7 @@ mod tests {
         let almost = time::timeout(WAIT - Duration::from_millis(1), waiting.slot());
         assert!(almost.await.is_err(), "it waits on");
         assert_eq!(waiting.slot().await.unwrap_err(), NoSlot::Timeout(WAIT));
-        assert!(
-            matches!(slots.enter(now()), Entry::Full),
-            "until it is dropped"
-        );
+        assert!(matches!(slots.come(), Entry::Full), "until it is dropped");
         drop(waiting);
         assert_eq!(counts(&slots), (1, 0));
     }
@@ -414,7 +419,7 @@ mod tests {
         );
         drop(two);
         let held = first.slot().await.unwrap();
-        assert!(matches!(slots.enter(now()), Entry::Full));
+        assert!(matches!(slots.come(), Entry::Full));
         slots.change(config(Some(2), 9));
         let other = second.slot().await.unwrap();
         assert_eq!(counts(&slots), (2, 1));
@@ -434,7 +439,7 @@ mod tests {
         for number in 0..500 {
             let (slots, at_a_time) = (slots.clone(), Arc::clone(&at_a_time));
             tasks.spawn(async move {
-                let slot = match slots.enter(now()) {
+                let slot = match slots.come() {
                     Entry::Slot(slot) => slot,
                     // Some do not wait until the end.
                     Entry::Queued(_) if number % 7 == 0 => return false,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -304,4 +305,99 @@ async fn an_upgrade_that_its_route_does_not_allow_has_a_body_like_any_request() 
         .ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\nContent-Length: 1001\r\n\r\n")
         .await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+/// A backend that answers with `name` when `release` says so, and tells `seen` of each request.
+async fn one_at_a_time(
+    name: &'static str,
+    seen: tokio::sync::mpsc::UnboundedSender<&'static str>,
+    release: Arc<tokio::sync::Semaphore>,
+) -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
+    backend(move |mut socket| {
+        let (seen, release) = (seen.clone(), Arc::clone(&release));
+        async move {
+            while !read_head(&mut socket).await.is_empty() {
+                let _ = seen.send(name);
+                release.acquire().await.unwrap().forget();
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+                    name.len()
+                );
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() {
+    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let release = Arc::new(tokio::sync::Semaphore::new(0));
+    let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
+    let settings = "limits: { requests_per_backend: 1, queue_per_backend: 1, queue_time: 1m }\n";
+    let scene = Scene::configured(&[only], settings).await;
+    let mut first = scene.send(GET).await;
+    assert_eq!(
+        tokio::time::timeout(SOON, sees.recv()).await.unwrap(),
+        Some("b0")
+    );
+    let mut second = scene.send(GET).await;
+    // The queue has room for one: who finds it full gets 503 at once.
+    let full = loop {
+        let mut third = scene.send(GET).await;
+        let reading = tokio::time::timeout(Duration::from_millis(200), read_head(&mut third));
+        // Unless it was there before the second.
+        if let Ok(head) = reading.await {
+            break head;
+        }
+    };
+    assert!(full.starts_with("HTTP/1.1 503 "), "{full}");
+    assert!(header(&full, "retry-after").is_some());
+    release.add_permits(9);
+    for client in [&mut first, &mut second] {
+        let answer = read_all(client).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_backend_is_passed_over_but_not_by_a_client_that_belongs_to_it() {
+    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let release = Arc::new(tokio::sync::Semaphore::new(0));
+    let (first, _first) = one_at_a_time("b0", seen.clone(), Arc::clone(&release)).await;
+    let (other, _other) = one_at_a_time("b1", seen, Arc::clone(&release)).await;
+    let settings = "limits: { requests_per_backend: 1, queue_time: 1m }\n";
+    let scene = Scene::configured(&[first, other], settings).await;
+    let bound = GET.replace("Host: a", "Host: a\r\nCookie: causeway=u1.b0.1");
+    let mut next = async || tokio::time::timeout(SOON, sees.recv()).await.unwrap();
+    let mut clients = vec![scene.send(&bound).await];
+    assert_eq!(next().await, Some("b0"));
+    clients.push(scene.send(GET).await);
+    assert_eq!(next().await, Some("b1"), "the busy one is passed over");
+    clients.push(scene.send(&bound).await);
+    release.add_permits(1);
+    assert_eq!(next().await, Some("b0"), "its own client has waited");
+    release.add_permits(9);
+    for mut client in clients {
+        let answer = read_all(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_turn_does_not_come_gets_503() {
+    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let release = Arc::new(tokio::sync::Semaphore::new(0));
+    let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
+    let settings = "limits: { requests_per_backend: 1, queue_time: 100ms }\n";
+    let scene = Scene::configured(&[only], settings).await;
+    let first = scene.send(GET).await;
+    assert_eq!(
+        tokio::time::timeout(SOON, sees.recv()).await.unwrap(),
+        Some("b0")
+    );
+    let answer = scene.ask(GET).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    drop(first);
 }

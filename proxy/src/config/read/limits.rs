@@ -1,8 +1,9 @@
 //! How much of everything there may be.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
-use causeway_conf::ByteSize;
+use causeway_conf::{ByteSize, Span};
 
 use super::super::check::Check;
 use super::super::{Limits, Rate, raw};
@@ -82,6 +83,14 @@ pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
         tunnels: all(count!(tunnels)),
         tunnels_per_address: count!(tunnels_per_address),
         tunnels_per_backend: count!(tunnels_per_backend),
+        requests_per_backend: count!(requests_per_backend),
+        queue_per_backend: number!(queue_per_backend, 0..=1_000_000),
+        queue_time: check.span(
+            "limits.queue_time",
+            raw.queue_time,
+            default.queue_time,
+            Span(Duration::from_millis(1))..=Span(Duration::from_secs(600)),
+        ),
     }
 }
 
