@@ -177,16 +177,16 @@ async fn exchanges_drop_no_tunnel_fail_no_handshake_and_keep_no_memory() -> Resu
             told.with_context(|| format!("tunnel {at} of {number}, round {round}"))?;
         }
         if round == 1 {
-            before = memory::pss(pid)?;
+            before = memory::anonymous(pid)?;
         }
     }
-    let after = memory::pss(pid)?;
+    let after = memory::anonymous(pid)?;
     stop.cancel();
     let newcomers = newcomers.join_next().await.context("they go on")?;
     let (handshakes, certificates) = newcomers?.context("a handshake")?;
     println!(
         "{rounds} exchanges, {refused} of them refused, under {number} tunnels: none dropped; {handshakes} handshakes with \
-         {certificates} certificates: none failed; Pss {} KiB after the first exchange, {} KiB after the last",
+         {certificates} certificates: none failed; {} KiB allocated after the first exchange, {} KiB after the last",
         before / 1_024,
         after / 1_024,
     );
