@@ -16,6 +16,9 @@ use std::time::Duration;
 /// How long a file operation may take: slow disks take seconds.
 const WAIT: Duration = Duration::from_secs(5);
 
+/// The largest file of certificates or keys that is worth reading, 16 MiB: a hundred times what a system trusts.
+pub const PEM_BYTES_MAX: u64 = 16 << 20;
+
 /// The paths that something hangs on.
 static HANGING: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
 

@@ -24,11 +24,11 @@ mod signals;
 mod units;
 
 pub use crate::address::AddressRange;
-pub use crate::blocking::{file_metadata, folder_entries, read_file};
+pub use crate::blocking::{PEM_BYTES_MAX, file_metadata, folder_entries, read_file};
 pub use crate::document::{Document, FILE_BYTES_MAX, load, parse};
 pub use crate::error::{ConfError, ConfErrors};
 pub use crate::log_writer::{LogConfig, LogEvents, LogLine, LogTarget, LogWriter, capture};
-pub use crate::open_files::raise_open_files;
+pub use crate::open_files::{TooFewOpenFiles, raise_open_files};
 pub use crate::positions::Positions;
 pub use crate::print::{print_error, print_output};
 pub use crate::secret::Secret;

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -176,7 +177,12 @@ impl<L: LogLine> LogWriter<L> {
         let writing = Arc::clone(&shared);
         std::thread::Builder::new()
             .name(config.name.to_owned())
-            .spawn(move || Writing::new(writing, output).run())?;
+            .spawn(move || {
+                let _ended = Ended(Arc::clone(&writing));
+                let mut writing = Writing::new(writing, output);
+                // A panic (a bug, of a line or of what is told) costs lines, and not the log.
+                while catch_unwind(AssertUnwindSafe(|| writing.run())).is_err() {}
+            })?;
         Ok(Self(shared))
     }
 
@@ -329,8 +335,7 @@ impl<L: LogLine> Writing<L> {
         }
     }
 
-    fn run(mut self) {
-        let _ended = Ended(Arc::clone(&self.shared));
+    fn run(&mut self) {
         let mut batch = Vec::new();
         loop {
             match self.shared.next(&mut batch) {

@@ -2,6 +2,32 @@
 
 use std::io;
 
+/// The limit of open files leaves a program no room to work in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the limit of open files is {limit}, and at least {needed} are needed: raise it (ulimit -n, or LimitNOFILE of systemd)"
+)]
+pub struct TooFewOpenFiles {
+    /// How many there may be.
+    pub limit: u64,
+    /// How many the program needs for itself and a few clients.
+    pub needed: u64,
+}
+
+impl TooFewOpenFiles {
+    /// `limit`, if it is enough.
+    ///
+    /// # Errors
+    ///
+    /// It is less than `needed`.
+    pub fn check(limit: u64, needed: u64) -> Result<u64, Self> {
+        if limit < needed {
+            return Err(Self { limit, needed });
+        }
+        Ok(limit)
+    }
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 ///
 /// # Errors
@@ -28,6 +54,16 @@ pub fn raise_open_files() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_few_are_an_error_that_names_both_numbers() {
+        assert_eq!(TooFewOpenFiles::check(64, 64), Ok(64));
+        let error = TooFewOpenFiles::check(24, 64).unwrap_err().to_string();
+        assert!(
+            error.contains("is 24, and at least 64 are needed"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn the_limit_becomes_the_hard_one_and_stays_there() {

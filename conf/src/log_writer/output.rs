@@ -1,8 +1,10 @@
 //! The file, pipe or terminal behind a log.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +27,23 @@ pub enum LogTarget {
 
 /// Held while something is written to standard output or error: several logs may go there, and each line has to stay whole.
 static STANDARD: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
+
+impl LogTarget {
+    /// Says whether it can be written to, without writing anything or leaving a new file behind.
+    ///
+    /// # Errors
+    ///
+    /// As when it is opened.
+    pub fn check(&self) -> io::Result<()> {
+        let Self::File(path) = self else {
+            return Ok(());
+        };
+        match open_existing(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => check_folder(path),
+            opened => opened.map(drop),
+        }
+    }
+}
 
 /// An open target.
 pub(super) struct Output {
@@ -108,11 +127,18 @@ impl Output {
 
 /// Opens a log file. A pipe that nobody reads and a file system that hangs are errors.
 fn open(path: &Path) -> io::Result<File> {
-    let owned = path.to_owned();
+    open_by(path, OpenOptions::new().create(true))
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    open_by(path, &mut OpenOptions::new())
+}
+
+fn open_by(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let (owned, mut options) = (path.to_owned(), options.clone());
     blocking::open(path, move || {
-        let opened = OpenOptions::new()
+        let opened = options
             .append(true)
-            .create(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(&owned);
         opened.map_err(|error| match error.raw_os_error() {
@@ -122,6 +148,26 @@ fn open(path: &Path) -> io::Result<File> {
             _ => error,
         })
     })
+}
+
+/// Whether a file could be made in the folder of `path`.
+#[expect(
+    unsafe_code,
+    reason = "the standard library does not tell what a process may do"
+)]
+fn check_folder(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let name = CString::new(folder.as_os_str().as_bytes())?;
+    let wanted = libc::W_OK | libc::X_OK;
+    // SAFETY: `name` is a string of C and outlives the call.
+    let may = unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), wanted, libc::AT_EACCESS) };
+    if may != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn is_pipe(path: &Path) -> bool {

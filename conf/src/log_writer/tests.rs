@@ -282,3 +282,22 @@ fn what_is_captured_is_not_queued() {
     assert!(log.close(WAIT));
     assert_eq!(scratch.text(), "b\n");
 }
+
+#[test]
+fn a_check_finds_what_opening_would_and_leaves_nothing_behind() {
+    let scratch = Scratch::new("checked");
+    scratch.target().check().unwrap();
+    assert!(!scratch.0.exists());
+    fs::write(&scratch.0, "kept").unwrap();
+    scratch.target().check().unwrap();
+    assert_eq!(scratch.text(), "kept");
+    let wrong = [
+        ("/nonexistent/access.log", io::ErrorKind::NotFound),
+        ("/tmp", io::ErrorKind::IsADirectory),
+    ];
+    for (path, kind) in wrong {
+        let error = LogTarget::File(path.into()).check().unwrap_err();
+        assert_eq!(error.kind(), kind, "{path}: {error}");
+    }
+    assert!(LogTarget::Stdout.check().is_ok());
+}
