@@ -42,6 +42,7 @@ use crate::config::SlowReader;
 use crate::history::Retention;
 use crate::hub::Hub;
 use crate::hub::Member;
+use crate::logging::Pace;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::Position;
@@ -95,6 +96,8 @@ pub(crate) struct Feeds {
     /// By their names on the wire.
     feeds: RwLock<HashMap<ChannelName, Arc<Feed>>>,
     feeds_made: AtomicU64,
+    /// For the log lines about them.
+    announcements: Pace,
     due: Mutex<Due>,
     changed: Notify,
     #[cfg(debug_assertions)]
@@ -120,6 +123,7 @@ impl Feeds {
             broker: OnceLock::new(),
             feeds: RwLock::default(),
             feeds_made: AtomicU64::new(0),
+            announcements: Pace::default(),
             due: Mutex::default(),
             changed: Notify::new(),
             #[cfg(debug_assertions)]

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
@@ -32,6 +33,7 @@ use crate::broker::Deliver;
 use crate::channel::ChannelName;
 use crate::config::Fanout;
 use crate::config::SlowReader;
+use crate::logging::Pace;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::Push;
@@ -76,6 +78,9 @@ pub(crate) struct Hub {
     wake: Notify,
     /// Channels whose members have got the last that there was for them.
     channels_over: AtomicU64,
+    /// For the log lines about publications that are not JSON, and about those that the hub did not keep up with.
+    not_json: Pace,
+    overruns: Pace,
 }
 
 /// Whether all members of a channel get something.
@@ -106,6 +111,8 @@ impl Hub {
             listed: Mutex::default(),
             wake: Notify::new(),
             channels_over: AtomicU64::new(0),
+            not_json: Pace::default(),
+            overruns: Pace::default(),
         };
         for name in config.pinned {
             let channel = hub.make_channel(&name, channel::Stay::Pinned);
@@ -258,11 +265,15 @@ impl Hub {
         if 0 < batch.not_json {
             self.metrics
                 .dropped(DropReason::NotJson, batch.not_json as u64);
-            warn!(channel = %channel.name, dropped = batch.not_json, "publications are not JSON, clients that speak JSON did not get them");
+            if let Some(held_back) = self.not_json.admit(Instant::now()) {
+                warn!(channel = %channel.name, dropped = batch.not_json, held_back, "publications are not JSON, clients that speak JSON did not get them");
+            }
         }
         if 0 < dropped {
             self.metrics.dropped(DropReason::HubFull, dropped);
-            warn!(channel = %channel.name, dropped, "the hub did not keep up, publications dropped");
+            if let Some(held_back) = self.overruns.admit(Instant::now()) {
+                warn!(channel = %channel.name, dropped, held_back, "the hub did not keep up, publications dropped");
+            }
         }
     }
 

@@ -73,4 +73,5 @@ mod pieces;
 
 pub use crate::config::Config;
 pub use crate::node::RunError;
+pub use crate::node::check;
 pub use crate::node::run;

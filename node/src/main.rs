@@ -65,6 +65,10 @@ fn main() -> ExitCode {
             .map_or("built-in settings".into(), |path| {
                 path.display().to_string()
             });
+        if let Err(error) = causeway_node::check(&config) {
+            print_error(&format!("{name}: {error}"));
+            return ExitCode::from(CANNOT_START);
+        }
         print_output(&format!("{name}: valid"));
         return ExitCode::SUCCESS;
     }
@@ -74,7 +78,9 @@ fn main() -> ExitCode {
             print_error(&format!("causeway-node: {error}"));
             match error {
                 RunError::Failed => ExitCode::FAILURE,
-                RunError::System(_) | RunError::Listen { .. } => ExitCode::from(CANNOT_START),
+                RunError::System(_) | RunError::OpenFiles(_) | RunError::Listen { .. } => {
+                    ExitCode::from(CANNOT_START)
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ::http::HeaderValue;
+use causeway_conf::TooFewOpenFiles;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::signal::unix::SignalKind;
@@ -78,6 +79,9 @@ pub enum RunError {
     /// The system gives no threads or no signals.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
+    /// There may be too few open files.
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewOpenFiles),
     /// The address cannot be listened on: in use, of another machine, or not allowed.
     #[error("cannot listen on {address} (setting `listen`): {error}")]
     Listen {
@@ -102,6 +106,23 @@ struct Lifecycle {
     closing: CancellationToken,
     /// The clients are gone.
     stopped: CancellationToken,
+}
+
+/// Says whether a node could start with `config`: whether there are enough open files, and whether it may listen where it should.
+/// That somebody listens there already is no error: it may be the node that runs.
+///
+/// # Errors
+///
+/// [`RunError`], as [`run`] would have it.
+pub fn check(config: &Config) -> Result<(), RunError> {
+    open_files()?;
+    match server::check(config.listen, &config.tcp) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => Err(RunError::Listen {
+            address: config.listen,
+            error,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Runs a node until a signal has ended it and its clients have left.
@@ -143,7 +164,7 @@ impl Node {
             .map_err(|error| RunError::Listen { address, error })?;
         let address = listener.local_addr()?;
         let node_id = config.node_id(address);
-        let connections = connection_limits(&config);
+        let connections = connection_limits(&config, open_files()?);
 
         let instance = Instance::random();
         let budget = Budget::new(config.limits.memory);
@@ -425,13 +446,18 @@ fn relayed_channels(config: &Config) -> Vec<ChannelName> {
     channels
 }
 
-/// What the configuration allows, within what the system does.
-fn connection_limits(config: &Config) -> ConnectionLimits {
+/// Raises the limit of open files, and returns it.
+fn open_files() -> Result<u64, TooFewOpenFiles> {
     // What POSIX guarantees at least is little, and better than not to start.
     let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
         warn!(%error, "cannot raise the limit of open files");
         1024
     });
+    TooFewOpenFiles::check(files, ConnectionLimits::FILES_NEEDED)
+}
+
+/// What the configuration allows, within what so many open files do.
+fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
     let fitting = ConnectionLimits::fitting(files);
     let Some(wanted) = config.limits.connections else {
         return fitting;

@@ -32,6 +32,9 @@ pub(crate) struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
+    /// Without so many open files a node does not work.
+    pub(crate) const FILES_NEEDED: u64 = 64;
+
     /// What there is room for in `files` descriptors: each connection takes one.
     pub(crate) fn fitting(files: u64) -> Self {
         let all = OPERATORS + API + UNDECIDED;

@@ -47,6 +47,7 @@ mod connection;
 mod listener;
 
 pub(crate) use listener::bind;
+pub(crate) use listener::check;
 
 use admission::Admission;
 use admission::Admitted;

@@ -504,7 +504,10 @@ impl Feed {
         if !state.end() {
             return;
         }
-        warn!(channel = %self.channel, %lost, "members of the channel are told to start over");
+        // All channels may be lost at once, with their broker.
+        if let Some(held_back) = feeds.announcements.admit(Instant::now().into_std()) {
+            warn!(channel = %self.channel, %lost, held_back, "members of the channel are told to start over");
+        }
         feeds.metrics.gaps_announced.inc();
         // Before the last push, behind which nothing of the channel may come.
         feeds.hub.end_at_once(&self.seats_for_joins());

@@ -1,12 +1,12 @@
 //! JSON Web Key Sets (RFC 7517): the keys of a file that an identity provider writes.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::Read as _;
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use causeway_conf::read_file;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -82,14 +82,11 @@ impl Key {
     ///
     /// [`BadKeySet`], see [`set`](Self::set).
     pub(crate) fn set_in_file(path: &Path) -> Result<Vec<Self>, BadKeySet> {
-        let mut text = Vec::new();
-        // One byte more tells a file that is too large from one that just fits.
-        File::open(path)
-            .and_then(|file| {
-                file.take(KEY_SET_BYTES_MAX as u64 + 1)
-                    .read_to_end(&mut text)
-            })
-            .map_err(|error| BadKeySet::Unreadable(error.to_string()))?;
+        let text = read_file(path, KEY_SET_BYTES_MAX as u64);
+        let text = text.map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => BadKeySet::TooLarge,
+            _ => BadKeySet::Unreadable(error.to_string()),
+        })?;
         Self::set(&text)
     }
 

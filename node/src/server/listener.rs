@@ -21,6 +21,19 @@ const BACKLOG: i32 = 4096;
 ///
 /// The address is in use, not of this machine, or not allowed.
 pub(crate) fn bind(address: SocketAddr, config: &Tcp) -> io::Result<TcpListener> {
+    TcpListener::from_std(listen(address, config)?.into())
+}
+
+/// Says whether [`bind`] would work, outside of a runtime.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub(crate) fn check(address: SocketAddr, config: &Tcp) -> io::Result<()> {
+    listen(address, config).map(drop)
+}
+
+fn listen(address: SocketAddr, config: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -31,5 +44,5 @@ pub(crate) fn bind(address: SocketAddr, config: &Tcp) -> io::Result<TcpListener>
     tcp::tune(&socket, config)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }

@@ -1,10 +1,11 @@
 //! The broker's settings, and what a Redis URL says.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use causeway_conf::PEM_BYTES_MAX;
 use causeway_conf::Secret;
+use causeway_conf::read_file;
 use deadpool_redis::redis::ConnectionAddr;
 use deadpool_redis::redis::IntoConnectionInfo;
 use rustls::pki_types::CertificateDer;
@@ -144,7 +145,7 @@ impl Checker<'_> {
     /// The certificates in the file that `broker.tls.ca` names.
     fn broker_ca(&mut self, tls: Option<&raw::BrokerTls>) -> Option<Arc<[u8]>> {
         let path = tls?.ca.as_ref()?;
-        let read = fs::read(path).map_err(|error| error.to_string());
+        let read = read_file(path, PEM_BYTES_MAX).map_err(|error| error.to_string());
         let checked = read.and_then(|pem| {
             let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
             match certificates {

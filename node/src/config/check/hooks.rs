@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use causeway_conf::PEM_BYTES_MAX;
 use causeway_conf::Secret;
+use causeway_conf::read_file;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Uri;
@@ -169,9 +171,14 @@ impl Checker<'_> {
     }
 
     fn ca(&mut self, path: &str) -> Vec<CertificateDer<'static>> {
-        let certificates =
-            CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        match certificates {
+        let pem = match read_file(path.as_ref(), PEM_BYTES_MAX) {
+            Ok(pem) => pem,
+            Err(error) => {
+                self.error("hooks.ca", format!("{path}: {error}"));
+                return Vec::new();
+            }
+        };
+        match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if !certificates.is_empty() => return certificates,
             Ok(_) => self.error(
                 "hooks.ca",
