@@ -176,13 +176,8 @@ impl AccessLog {
         target: &config::AccessLog,
         dropped: Counter,
     ) -> Result<Self, AccessLogError> {
-        let (name, target) = match target {
-            config::AccessLog::Off => return Ok(Self { log: None }),
-            config::AccessLog::Stdout => ("stdout".to_owned(), LogTarget::Stdout),
-            config::AccessLog::Stderr => ("stderr".to_owned(), LogTarget::Stderr),
-            config::AccessLog::File(path) => {
-                (path.display().to_string(), LogTarget::File(path.clone()))
-            }
+        let Some((name, target)) = named(target) else {
+            return Ok(Self { log: None });
         };
         let events = Events {
             name: name.clone(),
@@ -192,6 +187,20 @@ impl AccessLog {
             Ok(log) => Ok(Self { log: Some(log) }),
             Err(source) => Err(AccessLogError { path: name, source }),
         }
+    }
+
+    /// Says whether what `target` says can be opened, without making it.
+    ///
+    /// # Errors
+    ///
+    /// As [`AccessLog::open`].
+    pub(crate) fn check(target: &config::AccessLog) -> Result<(), AccessLogError> {
+        let Some((path, target)) = named(target) else {
+            return Ok(());
+        };
+        target
+            .check()
+            .map_err(|source| AccessLogError { path, source })
     }
 
     /// Whether lines go anywhere, so that nobody makes them in vain.
@@ -220,6 +229,18 @@ impl AccessLog {
             tracing::warn!("the access log is stuck: its last lines are lost");
         }
     }
+}
+
+/// Where lines go and what that is called, if they go anywhere.
+fn named(target: &config::AccessLog) -> Option<(String, LogTarget)> {
+    Some(match target {
+        config::AccessLog::Off => return None,
+        config::AccessLog::Stdout => ("stdout".to_owned(), LogTarget::Stdout),
+        config::AccessLog::Stderr => ("stderr".to_owned(), LogTarget::Stderr),
+        config::AccessLog::File(path) => {
+            (path.display().to_string(), LogTarget::File(path.clone()))
+        }
+    })
 }
 
 /// What the program log says of the access log.

@@ -4,7 +4,7 @@
 //! Reads, and changes nothing. It is not meant for clients: nothing here is authenticated.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -15,9 +15,17 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::files::ADMIN_MAX;
+use crate::listeners::BoundedConfig;
 use crate::metrics::Metrics;
 use crate::pool::Pools;
 use crate::tls::Terminator;
+
+/// What the admin listener has for silent and slow connections.
+pub(crate) const LIMITS: BoundedConfig = BoundedConfig {
+    connections: ADMIN_MAX,
+    lifetime: Duration::from_secs(30),
+};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -157,6 +165,8 @@ fn json<T: Serialize>(views: &[T]) -> String {
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, downstream: &mut ServerSession) -> Response<Vec<u8>> {
+        // Few may be open at a time, and none is for a request that may come.
+        downstream.set_keepalive(None);
         let request = downstream.req_header();
         let readable = matches!(request.method, Method::GET | Method::HEAD);
         let head_only = request.method == Method::HEAD;

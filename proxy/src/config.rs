@@ -12,8 +12,10 @@ mod warnings;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
 use causeway_conf::{AddressRange, ConfErrors, Secret};
@@ -706,6 +708,14 @@ pub(crate) struct Log {
     pub(crate) level: LogLevel,
     pub(crate) format: LogFormat,
     pub(crate) access: AccessLog,
+}
+
+impl Config {
+    /// The threads that serve connections.
+    pub(crate) fn worker_threads(&self) -> usize {
+        let processors = || available_parallelism().map_or(1, NonZero::get);
+        self.threads.unwrap_or_else(processors)
+    }
 }
 
 impl Log {

@@ -170,7 +170,9 @@ impl Entrances {
     /// Takes in certificates and ticket keys whose files have changed, until `stop`.
     pub(crate) async fn renew(&self, stop: CancellationToken) {
         let terminators = self.terminators();
-        if !terminators.is_empty() {
+        if terminators.is_empty() {
+            stop.cancelled().await;
+        } else {
             tls::watch(terminators, Arc::clone(&self.metrics), stop).await;
         }
     }

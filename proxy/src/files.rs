@@ -3,8 +3,15 @@
 /// Listeners, logs, and what each runtime opens for itself.
 const FIXED: usize = 64;
 
+/// What is open in any edge, and a few for clients; and what each thread opens for itself.
+const ALWAYS_OPEN: usize = 64;
+const EACH_THREAD: usize = 4;
+
 /// How many probes are under way at a time.
 pub(crate) const PROBES_MAX: usize = 64;
+
+/// Connections to the admin listener.
+pub(crate) const ADMIN_MAX: usize = 32;
 
 /// Lookups of host names.
 const LOOKUPS: usize = 16;
@@ -35,7 +42,7 @@ impl FileBudget {
     pub(crate) fn new(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let over_limit = (files / 64).min(OVER_LIMIT_MAX);
-        let rest = files.saturating_sub(FIXED + PROBES_MAX + LOOKUPS + over_limit);
+        let rest = files.saturating_sub(FIXED + PROBES_MAX + ADMIN_MAX + LOOKUPS + over_limit);
         let idle_upstream = (rest / 8).min(IDLE_UPSTREAM_MAX);
         Self {
             files,
@@ -43,6 +50,11 @@ impl FileBudget {
             idle_upstream,
             connections: ((rest - idle_upstream) / 2).max(1),
         }
+    }
+
+    /// Without so many the edge does not work: runtimes open some of their own, and there have to be a few for clients.
+    pub(crate) fn needed(threads: usize, listeners: usize) -> usize {
+        ALWAYS_OPEN + listeners + threads.saturating_mul(EACH_THREAD)
     }
 
     /// Idle connections to backends for each of `threads` of a Pingora server, which do not share them.
@@ -59,7 +71,7 @@ mod tests {
     fn what_is_shared_out_is_no_more_than_there_is() {
         for files in [256, 512, 1000, 1024, 4096, 65_536, 1_000_000, 1 << 40] {
             let budget = FileBudget::new(files);
-            let fixed = FIXED + PROBES_MAX + LOOKUPS;
+            let fixed = FIXED + PROBES_MAX + ADMIN_MAX + LOOKUPS;
             let all = fixed + budget.over_limit + budget.idle_upstream + 2 * budget.connections;
             assert!(all <= budget.files, "{budget:?}");
             assert!(budget.files - all < 2, "nothing is left over: {budget:?}");

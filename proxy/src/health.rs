@@ -22,6 +22,7 @@ use tracing::{error, warn};
 use crate::config::HealthConfig;
 use crate::files::PROBES_MAX;
 use crate::health::probe::Prober;
+use crate::limits::Seldom;
 use crate::names::Names;
 use crate::pool::{Backend, Pool, Pools, State};
 
@@ -31,6 +32,8 @@ struct Watch {
     target: Arc<ArcSwap<Target>>,
     backend: Arc<Backend>,
     turns: Arc<Semaphore>,
+    /// For the log lines about probes that could not be sent.
+    skipped: Arc<Seldom>,
 }
 
 /// A pool as it is now, and how its backends are probed.
@@ -43,6 +46,7 @@ struct Target {
 struct Probes {
     names: Arc<Names>,
     turns: Arc<Semaphore>,
+    skipped: Arc<Seldom>,
     /// By the name of the pool.
     targets: HashMap<String, Arc<ArcSwap<Target>>>,
     tasks: JoinSet<()>,
@@ -62,6 +66,7 @@ pub(crate) async fn run(
     let mut probes = Probes {
         names,
         turns: Arc::new(Semaphore::new(PROBES_MAX)),
+        skipped: Arc::new(Seldom::new(Instant::now())),
         targets: HashMap::new(),
         tasks: JoinSet::new(),
         running: HashMap::new(),
@@ -133,6 +138,7 @@ impl Probes {
                 target,
                 backend,
                 turns: Arc::clone(&self.turns),
+                skipped: Arc::clone(&self.skipped),
             };
             let task = self.tasks.spawn(watch.clone().run(shutdown.clone()));
             self.running.insert(task.id(), (watch, task));
@@ -185,7 +191,12 @@ impl Watch {
         match target.prober.probe(&self.backend.address, state).await {
             Ok(result) => self.pool().probed(&self.backend, result, Instant::now()),
             // The backend stays what it is: the fault is not its own.
-            Err(error) => warn!(backend = %self.backend.id, %error, "health check skipped"),
+            Err(error) => {
+                self.backend.metrics.probed("skipped");
+                if let Some(times) = self.skipped.note(Instant::now()) {
+                    warn!(backend = %self.backend.id, %error, times, "health check skipped");
+                }
+            }
         }
     }
 

@@ -49,6 +49,7 @@ mod scheme;
 mod service;
 mod shortage;
 mod shutdown;
+mod supervisor;
 mod target;
 mod tls;
 mod tunnel;
@@ -61,7 +62,6 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -71,6 +71,7 @@ use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::AccessLog;
 pub use crate::access::AccessLogError;
 pub use crate::config::Config;
 use crate::config::ListenerConfig;
@@ -79,6 +80,7 @@ use crate::entrance::Entrances;
 pub use crate::listeners::BindError;
 use crate::listeners::Bound;
 use crate::listeners::ListeningService;
+use crate::metrics::Metrics;
 use crate::parts::Parts;
 pub use crate::parts::StartError;
 pub use crate::plugin::AfterDrain;
@@ -88,6 +90,7 @@ pub use crate::service::RequestContext;
 use crate::shutdown::Ending;
 use crate::shutdown::Haste;
 use crate::shutdown::Signals;
+use crate::supervisor::keep_running;
 use crate::tls::Connectors;
 pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 
@@ -105,6 +108,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     for warning in config.warnings(SystemTime::now()) {
         tracing::warn!(warning, "the configuration is likely not meant so");
     }
+    parts::open_files(&config)?;
     let bound = config
         .listeners
         .iter()
@@ -136,19 +140,15 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         let answers = HttpServer::new_app(parts.admin(entrances.terminators()));
         // It answers for as long as there is a process.
         let never = CancellationToken::new();
-        server.add_service(ListeningService::new(
-            "admin",
-            answers,
-            vec![bound],
-            1,
-            never,
-        ));
+        let service = ListeningService::new("admin", answers, vec![bound], 1, never);
+        server.add_service(service.bounded(admin::LIMITS));
     }
     server.add_service(background_service("watch", parts.watch(Some(file))));
     server.add_service(background_service(
         "certificates",
         Renewal {
             entrances,
+            metrics: Arc::clone(&parts.policy.metrics),
             background: parts.background.clone(),
         },
     ));
@@ -172,17 +172,21 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
 /// Follows the files of the certificates.
 struct Renewal {
     entrances: Arc<Entrances>,
+    metrics: Arc<Metrics>,
     background: CancellationToken,
 }
 
 #[async_trait]
 impl BackgroundService for Renewal {
     async fn start(&self, _shutdown: ShutdownWatch) {
-        self.entrances.renew(self.background.child_token()).await;
+        let (entrances, stop) = (&self.entrances, &self.background);
+        let run = || entrances.renew(stop.child_token());
+        keep_running("certificates", Arc::clone(&self.metrics), stop.clone(), run).await;
     }
 }
 
-/// Says whether the edge could start with `config`, as far as the files go that it names: certificates, keys, authorities.
+/// Says whether the edge could start with `config`: whether there are enough open files, whether it may listen where it should, and
+/// whether the files that it names are right: certificates, keys, authorities, the access log.
 /// Returns warnings: what keeps it from nothing, and is likely not meant so.
 ///
 /// # Errors
@@ -190,12 +194,18 @@ impl BackgroundService for Renewal {
 /// [`StartError`] for the first that is wrong, as [`run`] would have it.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut warnings = config.warnings(SystemTime::now());
+    parts::open_files(config)?;
     for listener in &config.listeners {
         let wrong = entrance(config, listener)?.wrong_certificates(SystemTime::now());
         let address = listener.address;
         warnings.extend(wrong.into_iter().map(|why| format!("{address}: {why}")));
+        Bound::check(address, &config.timeouts)?;
+    }
+    if let Some(address) = config.admin {
+        Bound::check(address, &config.timeouts)?;
     }
     Connectors::load(config)?;
+    AccessLog::check(&config.log.access)?;
     Ok(warnings)
 }
 
@@ -216,8 +226,7 @@ fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entran
 }
 
 fn server_conf(config: &Config) -> ServerConf {
-    let processors = available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = config.threads.unwrap_or(processors);
+    let threads = config.worker_threads();
     ServerConf {
         threads,
         grace_period_seconds: Some(GRACE.as_secs()),

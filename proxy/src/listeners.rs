@@ -3,12 +3,17 @@
 //! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
 //! the port is the kernel's choice, and a connection comes as the bare socket that it is, on the thread with the fewest.
 
+mod bounded;
+
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -19,8 +24,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::bounded::Bounded;
 use crate::accepted::Accepted;
 use crate::config::Timeouts;
+use crate::limits::Seldom;
+pub(crate) use crate::listeners::bounded::BoundedConfig;
 use crate::shortage::Shortage;
 use crate::upstream;
 use crate::workers::Workers;
@@ -72,6 +80,14 @@ impl Bound {
         };
         listen().map_err(|source| BindError { address, source })
     }
+
+    /// Says whether it could listen on `address`, if nobody did already: that may be the edge that runs.
+    pub(crate) fn check(address: SocketAddr, timeouts: &Timeouts) -> Result<(), BindError> {
+        match Self::new(address, timeouts) {
+            Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => Ok(()),
+            bound => bound.map(drop),
+        }
+    }
 }
 
 /// A service of Pingora's server that accepts on sockets of ours.
@@ -80,6 +96,7 @@ pub(crate) struct ListeningService<A> {
     app: Arc<A>,
     bound: Vec<Bound>,
     threads: usize,
+    bounded: Option<Arc<Bounded>>,
     closing: CancellationToken,
 }
 
@@ -101,7 +118,16 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
             app: Arc::new(app),
             bound,
             threads,
+            bounded: None,
             closing,
+        }
+    }
+
+    /// The same for few connections at a time, each for a while.
+    pub(crate) fn bounded(self, config: BoundedConfig) -> Self {
+        Self {
+            bounded: Some(Bounded::new(config)),
+            ..self
         }
     }
 }
@@ -120,13 +146,15 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
             let reception = Reception {
                 app: Arc::clone(&self.app),
                 workers: workers.clone(),
+                bounded: self.bounded.clone(),
+                failures: Seldom::new(Instant::now()),
                 shutdown: shutdown.clone(),
                 connections: TaskTracker::new(),
             };
             let accepting = reception.accept_on(bound, self.closing.clone());
             listening.spawn_on(accepting, workers.acceptor(number));
         }
-        listening.join_all().await;
+        while listening.join_next().await.is_some() {}
         self.app.cleanup().await;
     }
 
@@ -143,6 +171,9 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
 struct Reception<A> {
     app: Arc<A>,
     workers: Workers,
+    bounded: Option<Arc<Bounded>>,
+    /// For the log lines about connections that cannot be accepted.
+    failures: Seldom,
     shutdown: ShutdownWatch,
     /// They outlive it: the drain sees to their end.
     connections: TaskTracker,
@@ -157,15 +188,25 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
             Err(error) => return tracing::error!(%address, %error, "cannot listen"),
         };
         loop {
-            let accepted = tokio::select! {
-                biased;
-                () = closing.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
+            let accepting = AssertUnwindSafe(self.accept_all(&listener, address));
+            match closing.run_until_cancelled(accepting.catch_unwind()).await {
+                None => return,
+                Some(Ok(never)) => match never {},
+                // Nobody else would accept here.
+                Some(Err(_)) => tracing::error!(%address, "accepting panicked, going on"),
+            }
+        }
+    }
+
+    async fn accept_all(&self, listener: &TcpListener, address: SocketAddr) -> Infallible {
+        loop {
+            let accepted = listener.accept().await;
             match accepted.and_then(|(socket, peer)| self.give(socket, peer, address)) {
                 Ok(()) => {}
                 Err(error) if Shortage::of(&error).is_some() => {
-                    tracing::error!(%address, %error, "cannot accept");
+                    if let Some(times) = self.failures.note(Instant::now()) {
+                        tracing::error!(%address, %error, times, "cannot accept");
+                    }
                     tokio::time::sleep(SHORTAGE_PAUSE).await;
                 }
                 // It was gone before it was accepted.
@@ -178,6 +219,14 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
     fn give(&self, socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> io::Result<()> {
         let (app, shutdown) = (Arc::clone(&self.app), self.shutdown.clone());
         let worker = self.workers.least_busy();
+        if let Some(bounded) = &self.bounded {
+            let bounded = Arc::clone(bounded);
+            // Not to another thread: it has one.
+            let accepted = Accepted::new(socket, peer, listening);
+            let serving = bounded.run(serve(app, shutdown, accepted));
+            self.connections.spawn(serving);
+            return Ok(());
+        }
         if worker.id() == Handle::current().id() {
             let accepted = Accepted::new(socket, peer, listening);
             self.connections
@@ -188,7 +237,8 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
         let serving = async move {
             match TcpStream::from_std(socket) {
                 Ok(socket) => serve(app, shutdown, Accepted::new(socket, peer, listening)).await,
-                Err(error) => tracing::error!(%peer, %error, "cannot serve a connection"),
+                // The runtime of its thread has no room for one more: the client sees it closed.
+                Err(error) => tracing::debug!(%peer, %error, "cannot serve a connection"),
             }
         };
         self.connections.spawn_on(serving, worker);

@@ -62,6 +62,7 @@ pub(crate) struct Metrics {
     limited: Family<Label, Counter>,
     refusals: Family<[(&'static str, String); 2], Counter>,
     handshakes: Family<Label, Counter>,
+    task_restarts: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
     nodes_passed_over: Family<[(&'static str, String); 1], Gauge>,
     certificate_states: Family<[(&'static str, String); 2], Gauge>,
@@ -90,6 +91,7 @@ impl Metrics {
             limited: Family::default(),
             refusals: Family::default(),
             handshakes: Family::default(),
+            task_restarts: Family::default(),
             certificates: Family::default(),
             nodes_passed_over: Family::default(),
             certificate_states: Family::default(),
@@ -161,6 +163,11 @@ impl Metrics {
             "handshakes",
             "What became of connections to listeners with TLS or the PROXY protocol",
             self.handshakes.clone(),
+        );
+        registry.register(
+            "task_restarts",
+            "Background tasks that panicked or ended and were run again",
+            self.task_restarts.clone(),
         );
         registry.register(
             "certificate_exchanges",
@@ -247,6 +254,11 @@ impl Metrics {
     /// Counts a connection that got in (`full`, `resumed`) or did not.
     pub(crate) fn handshake(&self, result: &'static str) {
         self.handshakes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Counts a background task that failed and runs again. `task` is one of few constants.
+    pub(crate) fn task_restarted(&self, task: &'static str) {
+        self.task_restarts.get_or_create(&[("task", task)]).inc();
     }
 
     /// Counts certificates whose files had changed and that were `taken` or `refused`.

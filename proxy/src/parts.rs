@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use causeway_conf::TooFewOpenFiles;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Semaphore;
@@ -42,6 +43,7 @@ use crate::pool::Pools;
 use crate::reload::Reloader;
 use crate::service::Edge;
 use crate::shutdown::Drain;
+use crate::supervisor::keep_running;
 use crate::tls::{Connectors, PoolTlsError, Terminator, TlsError};
 use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
@@ -65,6 +67,9 @@ pub enum StartError {
     /// The program log cannot be written.
     #[error("cannot log to standard error: {0}")]
     Log(#[source] std::io::Error),
+    /// There may be too few open files.
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewOpenFiles),
     /// The access log cannot be written.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
@@ -108,7 +113,7 @@ impl Parts {
     /// [`StartError`] if that cannot be opened, or a file for the TLS of backends is wrong.
     pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
         let tls = Connectors::load(config)?;
-        let files = share_out_files(config.limits.connections);
+        let files = share_out_files(open_files(config)?, config.limits.connections);
         let metrics = Arc::new(Metrics::new());
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -228,6 +233,7 @@ impl Parts {
             dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
             kept_for: self.timeouts.upstream_keepalive,
+            metrics: Arc::clone(&self.policy.metrics),
             background: self.background.clone(),
         }
     }
@@ -244,13 +250,23 @@ impl Parts {
     }
 }
 
-/// Raises the limit of open files, and says what that allows.
-fn share_out_files(wanted: Option<usize>) -> FileBudget {
+/// Raises the limit of open files, and returns it.
+///
+/// # Errors
+///
+/// There are too few for anything.
+pub(crate) fn open_files(config: &Config) -> Result<u64, TooFewOpenFiles> {
     // What POSIX guarantees at least is little, and better than not to start.
     let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of open files");
         1024
     });
+    let needed = FileBudget::needed(config.worker_threads(), config.listeners.len());
+    TooFewOpenFiles::check(files, needed as u64)
+}
+
+/// Says what `files` open files allow.
+fn share_out_files(files: u64, wanted: Option<usize>) -> FileBudget {
     let budget = FileBudget::new(files);
     tracing::info!(
         files,
@@ -277,6 +293,7 @@ pub(crate) struct Watch {
     tunnels: Arc<Tunnels>,
     /// How long a connection to a backend is kept for another request.
     kept_for: Duration,
+    metrics: Arc<Metrics>,
     background: CancellationToken,
 }
 
@@ -284,28 +301,42 @@ pub(crate) struct Watch {
 impl BackgroundService for Watch {
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut tasks = JoinSet::new();
-        tasks.spawn(health::run(
-            self.reloader.pools(),
-            Arc::clone(&self.names),
-            self.background.child_token(),
-        ));
-        tasks.spawn(Arc::clone(&self.tunnels).sweep(self.background.child_token()));
-        tasks.spawn(upstream::sweep(
-            Arc::clone(&self.dialer),
-            self.reloader.pools(),
-            self.kept_for,
-            self.background.child_token(),
-        ));
-        let reloads = Arc::clone(&self.reloader);
-        tasks.spawn(discovery::run(
-            Arc::clone(&reloads),
-            self.background.child_token(),
-        ));
-        tasks.spawn(reloads.run(self.file.clone(), self.background.child_token()));
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a background task panicked");
-            }
-        }
+        let (reloader, names) = (Arc::clone(&self.reloader), Arc::clone(&self.names));
+        self.keep_running(&mut tasks, "health", move |stop| {
+            health::run(reloader.pools(), Arc::clone(&names), stop)
+        });
+        let tunnels = Arc::clone(&self.tunnels);
+        self.keep_running(&mut tasks, "tunnels", move |stop| {
+            Arc::clone(&tunnels).sweep(stop)
+        });
+        let (reloader, kept_for) = (Arc::clone(&self.reloader), self.kept_for);
+        let dialer = Arc::clone(&self.dialer);
+        self.keep_running(&mut tasks, "idle_connections", move |stop| {
+            upstream::sweep(Arc::clone(&dialer), reloader.pools(), kept_for, stop)
+        });
+        let reloader = Arc::clone(&self.reloader);
+        self.keep_running(&mut tasks, "discovery", move |stop| {
+            discovery::run(Arc::clone(&reloader), stop)
+        });
+        let (reloader, file) = (Arc::clone(&self.reloader), self.file.clone());
+        self.keep_running(&mut tasks, "reload", move |stop| {
+            Arc::clone(&reloader).run(file.clone(), stop)
+        });
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Watch {
+    /// Has `tasks` run `task` until the edge ends, and again when it panics.
+    fn keep_running<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        name: &'static str,
+        task: impl Fn(CancellationToken) -> F + Send + 'static,
+    ) {
+        let (metrics, background) = (Arc::clone(&self.metrics), self.background.clone());
+        let stop = background.clone();
+        let run = move || task(stop.child_token());
+        tasks.spawn(keep_running(name, metrics, background, run));
     }
 }

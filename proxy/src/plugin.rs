@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessLog;
+use crate::admin;
 use crate::config::Config;
 use crate::listeners::BindError;
 use crate::listeners::Bound;
@@ -201,7 +202,7 @@ impl Plugin {
             // It answers for as long as there is a process.
             CancellationToken::new(),
         );
-        Ok(Some(service))
+        Ok(Some(service.bounded(admin::LIMITS)))
     }
 
     /// The metrics of the edge in the OpenMetrics format, for a server that has an endpoint of its own.
@@ -250,10 +251,14 @@ impl BackgroundService for Hangups {
         let mut hangups = signal(SignalKind::hangup())
             .expect("the runtime has its signal driver on, and the kind is one that can be caught");
         loop {
-            tokio::select! {
+            let hangup = tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|ending| *ending) => return,
-                _ = hangups.recv() => self.reloader.reload(&self.file),
+                _ = shutdown.wait_for(|ending| *ending) => None,
+                hangup = hangups.recv() => hangup,
+            };
+            match hangup {
+                Some(()) => self.reloader.reload(&self.file).await,
+                None => return,
             }
         }
     }

@@ -241,7 +241,7 @@ impl Reloader {
                 () = shutdown.cancelled() => return,
                 () = self.wanted.notified() => {
                     if let Some(file) = &file {
-                        self.reload(file);
+                        self.reload(file).await;
                     }
                 }
                 _ = ticks.tick() => self.forget(Instant::now()),
@@ -250,17 +250,26 @@ impl Reloader {
     }
 
     /// Reads the file anew. One that is not valid changes nothing.
-    pub(crate) fn reload(&self, file: &Path) {
-        let applied = match Config::load(file) {
-            Ok(config) => self
-                .apply(&config, Instant::now())
-                .map_err(|error| error.to_string()),
-            Err(errors) => Err(errors.to_string()),
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future leaves it open whether the file is applied.
+    pub(crate) async fn reload(self: &Arc<Self>, file: &Path) {
+        let (reloader, file) = (Arc::clone(self), file.to_owned());
+        // Not on a thread that others need: the file system may hang.
+        let reloading = tokio::task::spawn_blocking(move || {
+            let config = Config::load(&file).map_err(|errors| errors.to_string())?;
+            let applied = reloader.apply(&config, Instant::now());
+            applied.map_err(|error| error.to_string())
+        });
+        let refused = match reloading.await {
+            Ok(Ok(())) => return,
+            Ok(Err(errors)) => errors,
+            // The log has its panic.
+            Err(ended) => ended.to_string(),
         };
-        if let Err(errors) = applied {
-            self.policy.metrics.reloaded("refused");
-            tracing::error!(errors, "configuration refused, the old one stays");
-        }
+        self.policy.metrics.reloaded("refused");
+        tracing::error!(errors = refused, "configuration refused, the old one stays");
     }
 
     fn forget(&self, now: Instant) {

@@ -3,11 +3,13 @@
 //! Pingora closes the listeners and then would sleep out its grace period. So the grace period is endless, and the drain here
 //! ends the process as soon as nothing is left.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,6 +29,9 @@ const QUICK: Duration = Duration::from_secs(2);
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// The status of a process whose drain panicked.
+const FAILED: i32 = 1;
 
 /// Whether the end is to be quick.
 #[derive(Clone, Debug, Default)]
@@ -162,6 +167,19 @@ impl BackgroundService for Ending {
             listen(SignalKind::terminate()),
             listen(SignalKind::interrupt()),
         );
+        // Whatever goes wrong here: a process that was told to end does.
+        let ended = AssertUnwindSafe(self.end(&mut terminate, &mut interrupt)).catch_unwind();
+        let code = match ended.await {
+            Ok(()) => 0,
+            Err(_) => FAILED,
+        };
+        logging::flush();
+        std::process::exit(code);
+    }
+}
+
+impl Ending {
+    async fn end(&self, terminate: &mut Signal, interrupt: &mut Signal) {
         let started = Instant::now();
         let quick = self.haste.0.load(Ordering::SeqCst);
         self.drain.announce(quick);
@@ -175,6 +193,5 @@ impl BackgroundService for Ending {
             }
         }
         self.drain.conclude(started);
-        std::process::exit(0);
     }
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use causeway_conf::{PEM_BYTES_MAX, read_file};
 use pingora::protocols::l4::stream::Stream as Transport;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
@@ -213,14 +214,20 @@ fn client_verifier(
     ))
 }
 
+/// What is in a file of certificates or keys; what is wrong in words.
+fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
+    read_file(path, PEM_BYTES_MAX).map_err(|error| error.to_string())
+}
+
 /// The certificates of authorities in a file.
 fn authorities_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |why: String| TlsError::Authority {
         path: path.to_owned(),
         why,
     };
-    let authorities = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let pem = read_pem(path).map_err(wrong)?;
+    let authorities = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| wrong(error.to_string()))?;
     match authorities.is_empty() {
         true => Err(wrong(
@@ -284,13 +291,14 @@ pub(crate) async fn watch(
                 .for_each(|listener| listener.look(&metrics, now));
             watched
         });
-        match look.await {
-            Ok(looked) => watched = looked,
-            Err(error) => {
-                tracing::error!(%error, "no longer follows the certificates");
-                return;
-            }
-        }
+        watched = match look.await {
+            Ok(looked) => looked,
+            // Whoever runs this runs it again.
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        };
     }
 }
 

@@ -23,6 +23,7 @@ pub mod load;
 pub mod log_pipe;
 pub mod loopback;
 pub mod memory;
+pub mod namespace;
 pub mod node;
 pub mod process;
 pub mod programs;

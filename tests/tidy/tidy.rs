@@ -42,6 +42,7 @@ const PROXY: Layers = Layers {
             "logging",
             "names",
             "tls",
+            "supervisor",
         ],
         &["kept", "entrance", "downstream"],
         &["pool"],

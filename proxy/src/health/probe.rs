@@ -1,6 +1,7 @@
 //! One probe of one backend: which addresses, for how long, and what its failure means.
 //!
-//! What is sent is in [`http`] (by pingora-load-balancing's checks) and [`websocket`].
+//! What is sent is in [`http`] and [`websocket`]. The connection is made here, as for clients: what the system says when it cannot be
+//! made tells what is the backend's fault and what is ours.
 
 mod http;
 mod websocket;
@@ -14,7 +15,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use self::http::PingoraCheck;
+use self::http::HttpCheck;
 use self::websocket::WebSocketCheck;
 use crate::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
@@ -42,9 +43,7 @@ pub(super) struct Prober {
 }
 
 enum Check {
-    /// That there is one, and no more.
-    Connection,
-    Pingora(Box<PingoraCheck>),
+    Http(HttpCheck),
     WebSocket(WebSocketCheck),
 }
 
@@ -62,16 +61,14 @@ impl Prober {
     ) -> Self {
         Self {
             check: match config.kind {
-                ProbeKind::Node | ProbeKind::Http => {
-                    Check::Pingora(Box::new(PingoraCheck::new(config)))
-                }
-                ProbeKind::Tcp => Check::Connection,
+                ProbeKind::Node | ProbeKind::Http => Check::Http(HttpCheck::http(config)),
+                ProbeKind::Tcp => Check::Http(HttpCheck::tcp(config)),
                 ProbeKind::Websocket => Check::WebSocket(WebSocketCheck::new(config)),
             },
             tls,
             names,
             port: config.port,
-            entrance: Check::Connection,
+            entrance: Check::Http(HttpCheck::tcp(config)),
             timeout: config.timeout,
         }
     }
@@ -128,10 +125,7 @@ impl Prober {
         };
         let (mut found, mut ours) = (None, None);
         for at in addresses {
-            let checked = match (check, &self.tls) {
-                (Check::Pingora(check), None) => check.check(at).await,
-                (check, tls) => Self::check_over(check, tls.as_deref(), address, &at).await,
-            };
+            let checked = Self::check_over(check, self.tls.as_deref(), address, &at).await;
             match checked {
                 Ok(result) if result.is_answer() => return Ok(result),
                 Ok(result) => found = Some(result),
@@ -146,7 +140,7 @@ impl Prober {
         }
     }
 
-    /// Does `check` on a connection of ours to `at`, which is one of the addresses of the backend at `address`.
+    /// Does `check` on a connection to `at`, which is one of the addresses of the backend at `address`.
     async fn check_over(
         check: &Check,
         tls: Option<&Connector>,
@@ -169,8 +163,7 @@ impl Prober {
             };
         }
         match check {
-            Check::Connection => Ok(ProbeResult::Good),
-            Check::Pingora(check) => check.ask(Box::new(socket)).await,
+            Check::Http(check) => check.ask(Box::new(socket)).await,
             Check::WebSocket(check) => Ok(check.open(socket).await),
         }
     }

@@ -272,15 +272,15 @@ fn pools_are_known_by_name_and_followed() {
     assert!(Arc::ptr_eq(&before, &after));
 }
 
-#[test]
-fn a_file_that_is_not_valid_changes_nothing() {
+#[tokio::test]
+async fn a_file_that_is_not_valid_changes_nothing() {
     let scene = Scene::new(N1);
     let before = scene.parts.policy.pools();
     let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
     std::fs::write(&file, "pools: []\n").unwrap();
-    scene.parts.reloader.reload(&file);
+    scene.parts.reloader.reload(&file).await;
     std::fs::remove_file(&file).unwrap();
-    scene.parts.reloader.reload(&file);
+    scene.parts.reloader.reload(&file).await;
     assert!(Arc::ptr_eq(&before, &scene.parts.policy.pools()));
     let page = scene.parts.policy.metrics.encode();
     assert!(

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use causeway_conf::folder_entries;
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -427,8 +428,7 @@ fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, Certifi
     };
     let unreadable = |error: std::io::Error| CertificateError::file(folder, error.to_string());
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-        let certificate = entry.map_err(unreadable)?.path();
+    for certificate in folder_entries(folder).map_err(unreadable)? {
         let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
         if certificate.file_name().is_none_or(is_hidden) {
             continue;

@@ -30,6 +30,7 @@ use crate::tls::TlsError;
 use crate::tls::TlsStream;
 use crate::tls::authorities_of;
 use crate::tls::certificates;
+use crate::tls::read_pem;
 
 /// A file without certificates.
 const NO_AUTHORITIES: &str = "/dev/null";
@@ -188,10 +189,12 @@ fn identity_of(
 ) -> Result<(Arc<dyn ResolvesClientCert>, Arc<CertKey>), TlsError> {
     let now = SystemTime::now();
     let pair = certificates::check(files, provider, now, KeyUsage::client_auth())?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Authority {
+    let wrong = |why: String| TlsError::Authority {
         path: files.key.clone(),
-        why: error.to_string(),
-    })?;
+        why,
+    };
+    let pem = read_pem(&files.key).map_err(wrong)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| wrong(error.to_string()))?;
     let chain = pair.cert.iter().map(|certificate| certificate.to_vec());
     let identity = CertKey::new(chain.collect(), key.secret_der().to_vec());
     let resolver = SingleCertAndKey::from(pair);

@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use causeway_conf::file_metadata;
+
 /// What some files were at one moment: where they lie on the disk (a file that is put in another's place may have its time),
 /// their lengths and times.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,7 +23,7 @@ impl Seen {
     /// Looks at `paths`. A file that is not there is a look too.
     pub(super) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let look = |path: PathBuf| {
-            let file = std::fs::metadata(&path).ok();
+            let file = file_metadata(&path).ok();
             let seen = file.and_then(|file| {
                 Some(Look {
                     device: file.dev(),

@@ -32,6 +32,12 @@ impl Settings {
         self
     }
 
+    /// The value at a key, or null.
+    #[must_use]
+    pub fn get(&self, key: &str) -> &Value {
+        &self.root[key]
+    }
+
     /// The text of the file.
     #[must_use]
     pub fn text(&self) -> String {

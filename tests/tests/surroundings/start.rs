@@ -180,7 +180,7 @@ mod access_log {
             pipe.path().display()
         );
         let file = scratch.write("edge.yaml", &text)?;
-        for arguments in [&[][..]] as [&[&str]; 1] {
+        for arguments in [&["--check"][..], &[]] {
             let mut command = Command::new(programs::ours("causeway-proxy")?);
             command.arg("--config").arg(&file).args(arguments);
             let ended = tokio::time::timeout(Duration::from_secs(30), command.output());

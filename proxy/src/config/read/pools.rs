@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use causeway_conf::{Secret, Span};
+use causeway_conf::{PEM_BYTES_MAX, Secret, Span, read_file};
 use redis::ConnectionAddr;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -227,7 +227,7 @@ fn is_on_this_machine(url: &Secret) -> bool {
 /// The certificates in the file that `tls.ca` names, as they stand there.
 fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc<[u8]>> {
     let path = tls?.ca?;
-    let wrong = match std::fs::read(&path) {
+    let wrong = match read_file(&path, PEM_BYTES_MAX) {
         Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if !certificates.is_empty() => return Some(pem.into()),
             Ok(_) => "there are none".to_owned(),

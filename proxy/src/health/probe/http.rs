@@ -1,17 +1,13 @@
-//! A probe that pingora-load-balancing has ready: an HTTP request. Over TLS the connection is ours.
+//! Probes by an HTTP request, or by a bare connection.
 
+use std::io;
 use std::sync::OnceLock;
 
 use http::{Method, StatusCode};
-use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::{Error, ErrorType};
-use pingora_load_balancing::Backend as Target;
-use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck};
 
 use super::{CannotProbe, DRAIN, USER_AGENT, is_ours, unexpected};
 use crate::config::{HealthConfig, ProbeKind, Statuses};
@@ -20,63 +16,60 @@ use crate::pool::ProbeResult;
 /// Names this edge to its backends: a node that stops waits until every edge that probes it knows of that.
 const EDGE: &str = "Causeway-Edge";
 
-/// What a validator answers, with the status, when it expected another.
+/// What [`validate`] answers, with the status, when it expected another.
 const UNEXPECTED: &str = "unexpected status";
 
 /// The same, when the answer has the header of a drain.
 const DRAINING: &str = "draining";
 
-/// A check of pingora-load-balancing, and what its errors mean.
-pub(super) struct PingoraCheck {
-    check: Box<dyn HealthCheck + Send + Sync>,
+/// What is asked on a connection, and what the answer means.
+pub(super) struct HttpCheck {
     kind: ProbeKind,
-    method: Method,
-    request: RequestHeader,
-    /// The answers that are good.
-    expect: Statuses,
+    /// The request, and which answers are good; `None`: a connection is enough.
+    question: Option<Box<(RequestHeader, Statuses)>>,
 }
 
-impl PingoraCheck {
+impl HttpCheck {
     /// A request as `config` has it.
-    pub(super) fn new(config: &HealthConfig) -> Self {
-        // It speaks no TLS: what this machine trusts would be read for nothing, and by a function that panics if it cannot.
-        let mut options = ConnectorOptions::new(1);
-        options.ca_file = Some("/dev/null".to_owned());
-        let connector = Connector::new(Some(options));
-        let mut check = HttpHealthCheck::new_custom(&config.host, false, connector);
-        let request = request(config);
-        check.req = request.clone();
-        let options = &mut check.peer_template.options;
-        options.connection_timeout = Some(config.timeout);
-        options.read_timeout = Some(config.timeout);
-        options.write_timeout = Some(config.timeout);
-        let expect = config.expect.clone();
-        check.validator = Some(Box::new(move |answer| validate(answer, &expect)));
+    pub(super) fn http(config: &HealthConfig) -> Self {
+        let question = request(config);
         Self {
-            check: Box::new(check),
             kind: config.kind,
-            method: config.method.clone(),
-            request,
-            expect: config.expect.clone(),
+            question: Some(Box::new((question, config.expect.clone()))),
+        }
+    }
+
+    /// A connection, and no more.
+    pub(super) fn tcp(config: &HealthConfig) -> Self {
+        Self {
+            kind: config.kind,
+            question: None,
         }
     }
 
     /// Asks on a connection that is there already.
     pub(super) async fn ask(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
+        let Some((request, expect)) = self.question.as_deref() else {
+            return Ok(ProbeResult::Good);
+        };
         let mut session = HttpSession::new(stream);
         let asked = async {
             session
-                .write_request_header(Box::new(self.request.clone()))
+                .write_request_header(Box::new(request.clone()))
                 .await?;
             loop {
                 session.read_response().await?;
                 match session.resp_header() {
                     Some(answer) if !answer.status.is_informational() => {
-                        return validate(answer, &self.expect);
+                        validate(answer, expect)?;
+                        break;
                     }
                     _ => {}
                 }
             }
+            // An answer that never ends is none.
+            while session.read_body_bytes().await?.is_some() {}
+            Ok::<(), Box<Error>>(())
         };
         match asked.await {
             Ok(()) => Ok(ProbeResult::Good),
@@ -84,27 +77,11 @@ impl PingoraCheck {
         }
     }
 
-    pub(super) async fn check(&self, addr: PingoraAddr) -> Result<ProbeResult, CannotProbe> {
-        let target = Target {
-            addr,
-            weight: 1,
-            ext: http::Extensions::new(),
-        };
-        match self.check.check(&target).await {
-            Ok(()) => Ok(ProbeResult::Good),
-            Err(error) => self.failure(&error),
-        }
-    }
-
     fn failure(&self, error: &Error) -> Result<ProbeResult, CannotProbe> {
-        let cause = error.root_cause().downcast_ref::<std::io::Error>();
+        let cause = error.root_cause().downcast_ref::<io::Error>();
         if let Some(cause) = cause.filter(|cause| is_ours(cause)) {
-            return Err(CannotProbe(std::io::Error::new(
-                cause.kind(),
-                cause.to_string(),
-            )));
+            return Err(CannotProbe(io::Error::new(cause.kind(), cause.to_string())));
         }
-        let unreachable = |why: &str| ProbeResult::Unreachable(why.to_owned());
         let no_answer = |why: &str| ProbeResult::NoAnswer(why.to_owned());
         Ok(match error.etype() {
             ErrorType::CustomCode(DRAINING, status) => unexpected(*status, true, ""),
@@ -114,15 +91,15 @@ impl PingoraCheck {
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => {
                 ProbeResult::BadAnswer("its answer to a probe is not HTTP".to_owned())
             }
-            ErrorType::ConnectRefused => unreachable("it refuses connections"),
-            ErrorType::ConnectNoRoute | ErrorType::ConnectError => {
-                unreachable("it cannot be reached")
-            }
-            ErrorType::ConnectTimedout => no_answer("a dial took too long"),
             ErrorType::ReadTimedout => no_answer("its probe was not answered"),
             ErrorType::ConnectionClosed => no_answer("it closed the connection of its probe"),
             kind => ProbeResult::NoAnswer(format!("its probe failed: {}", kind.as_str())),
         })
+    }
+
+    fn asks_by_head(&self) -> bool {
+        let question = self.question.as_deref();
+        question.is_some_and(|(request, _)| request.method == Method::HEAD)
     }
 
     /// What to do about an answer that shows that it was the wrong question.
@@ -131,7 +108,7 @@ impl PingoraCheck {
             (ProbeKind::Node, 300..=499) => {
                 " (health.kind: http suits apps that are no Causeway nodes)"
             }
-            (ProbeKind::Http, 405 | 501) if self.method == Method::HEAD => {
+            (ProbeKind::Http, 405 | 501) if self.asks_by_head() => {
                 " (health.method: GET may suit it)"
             }
             _ => "",

@@ -13,6 +13,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
 use super::CertificateError;
 use crate::config::CertificateFiles;
+use crate::tls::read_pem;
 
 /// A certificate whose key and chain fit. Whether its dates hold is another question.
 #[derive(Debug, Clone)]
@@ -50,7 +51,8 @@ impl Pair {
         let wrong = |why: String| CertificateError::file(certificate, why);
         let (names, dates) = names_and_dates(&chain).map_err(wrong)?;
         check_links(&chain, &dates, usage).map_err(wrong)?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+        let pem = read_pem(key).map_err(|why| CertificateError::file(key, why))?;
+        let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
             pem::Error::NoItemsFound => CertificateError::file(
                 key,
                 "no private key; expected PEM (PKCS #8, PKCS #1 or SEC 1)",
@@ -140,7 +142,8 @@ pub(super) fn find_key(certificate: PathBuf) -> Option<CertificateFiles> {
     if key.symlink_metadata().is_ok() {
         return Some(CertificateFiles { certificate, key });
     }
-    if PrivateKeyDer::from_pem_file(&certificate).is_ok() {
+    let pem = read_pem(&certificate).unwrap_or_default();
+    if PrivateKeyDer::from_pem_slice(&pem).is_ok() {
         let key = certificate.clone();
         return Some(CertificateFiles { certificate, key });
     }
@@ -158,8 +161,9 @@ fn are_authorities(chain: &[CertificateDer<'static>]) -> bool {
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let chain = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let pem = read_pem(path).map_err(|why| CertificateError::file(path, why))?;
+    let chain = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| CertificateError::file(path, error.to_string()))?;
     match chain.is_empty() {
         true => Err(CertificateError::file(path, "no certificate; expected PEM")),
