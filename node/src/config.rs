@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_conf::AddressRange;
+use causeway_conf::ConfError;
 use causeway_conf::ConfErrors;
 use causeway_conf::Positions;
 use causeway_conf::Secret;
@@ -71,6 +72,8 @@ pub struct Config {
     pub(crate) fanout: Fanout,
     pub(crate) drain: Drain,
     pub(crate) log: Log,
+    /// What is no mistake and cannot work, one line each.
+    pub(crate) warnings: Vec<ConfError>,
 }
 
 /// Which broker, and its settings.
@@ -309,6 +312,12 @@ impl Config {
     pub fn default_without_file() -> Self {
         check::check(raw::Config::default(), &Positions::default())
             .expect("a test proves that the defaults pass their own checks")
+    }
+
+    /// What of it cannot work although nothing of it is wrong, with its place and what would work.
+    #[must_use]
+    pub fn warnings(&self) -> &[ConfError] {
+        &self.warnings
     }
 
     /// The node's name: what `node.id` says, else host name and port.

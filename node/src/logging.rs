@@ -21,8 +21,10 @@ use crate::config::LogFormat;
 use crate::metrics;
 
 mod pace;
+mod too_large;
 
 pub(crate) use pace::Pace;
+pub(crate) use too_large::too_large;
 
 /// What may wait for standard error: minutes of a busy log, and at most a few megabytes.
 const QUEUE: LogConfig = LogConfig {

@@ -59,6 +59,9 @@ fn main() -> ExitCode {
         },
     };
     if flags.check {
+        for warning in config.warnings() {
+            eprintln!("warning: {warning}");
+        }
         let name = flags
             .config
             .as_deref()

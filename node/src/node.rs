@@ -133,6 +133,9 @@ pub fn check(config: &Config) -> Result<(), RunError> {
 pub fn run(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
     let _flush = logging::FlushAtEnd;
+    for warning in config.warnings() {
+        warn!(%warning, "the configuration has something that cannot work");
+    }
     let mut builder = runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         builder.worker_threads(threads);

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::disconnect::Disconnect;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::outbox::Closed;
 use crate::outbox::QueueOutbox;
@@ -137,6 +138,11 @@ impl Session {
             return Sent::Taken; // It closes at this moment.
         };
         if let Err(disconnect) = client.on_messages(messages).await {
+            if disconnect == Disconnect::TOO_LARGE {
+                let endpoint = client.endpoint();
+                let bytes_max = endpoint.message_bytes_max;
+                logging::too_large(&endpoint.path, "message_size", bytes_max);
+            }
             self.close(disconnect);
         }
         Sent::Taken

@@ -3,7 +3,7 @@
 use std::{path::Path, process::Output};
 
 use anyhow::{Context as _, Result};
-use causeway_tests::harness::{programs, scratch::Scratch};
+use causeway_tests::harness::{process::Process, programs, scratch::Scratch};
 use tokio::process::Command;
 
 async fn run(program: &str, arguments: &[&str]) -> Result<Output> {
@@ -181,6 +181,46 @@ async fn what_is_likely_not_meant_so_is_warned_of_and_passes() -> Result<()> {
     for part in ["warned.yaml: warning: affinity.same_site", "127.0.0.1:0"] {
         assert!(said.contains(part), "{said}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_warned_about_and_the_node_starts_all_the_same() -> Result<()> {
+    let scratch = Scratch::new("check-warnings")?;
+    let text = "listen: 127.0.0.1:0\nendpoints: [{ path: /c, mode: channels }]\nchannels:\n  namespaces:\n    - { name: a, subscribe: hook }\n";
+    let file = scratch.write("doubtful.yaml", text)?;
+    let file = file.to_str().context("a temporary path is UTF-8")?;
+    let output = run("causeway-node", &["--check", "--config", file]).await?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    for (line, parts) in lines.iter().zip([
+        [
+            "warning: ",
+            "doubtful.yaml:2:",
+            "endpoints[0].mode",
+            "auth.anonymous",
+        ],
+        [
+            "warning: ",
+            "doubtful.yaml:5:",
+            "channels.namespaces[0].subscribe",
+            "hooks.subscribe",
+        ],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    let mut command = Command::new(programs::ours("causeway-node")?);
+    command.args(["--config", file]);
+    let mut node = Process::spawn("node", command, scratch.path())?;
+    node.listening("node").await?;
+    assert_eq!(
+        node.log().matches("cannot work").count(),
+        2,
+        "{}",
+        node.log()
+    );
     Ok(())
 }
 

@@ -155,3 +155,28 @@ async fn a_client_that_goes_away_ends_its_session_on_every_wire_through_the_edge
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_message_of_100_kb_comes_back_over_each_wire() -> Result<()> {
+    let scratch = Scratch::new("large-messages")?;
+    let running = Conformance::start(scratch.path()).await?;
+    let message = "x".repeat(100_000);
+    for address in [running.node, running.edge.address] {
+        let mut client = WebSocket::open(address, "/echo/0/large/websocket").await?;
+        ensure!(client.text().await? == "o");
+        client.send(&format!("[\"{message}\"]")).await?;
+        ensure!(client.text().await? == format!("a[\"{message}\"]"));
+        let session = format!("/echo/0/large-{}", address.port());
+        post(address, &format!("{session}/xhr"), "").await?;
+        let sent = post(
+            address,
+            &format!("{session}/xhr_send"),
+            &format!("[\"{message}\"]"),
+        )
+        .await?;
+        ensure!(sent.status == 204, "{sent:?}");
+        let echo = post(address, &format!("{session}/xhr"), "").await?;
+        ensure!(echo.text() == format!("a[\"{message}\"]\n"));
+    }
+    Ok(())
+}

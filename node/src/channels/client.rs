@@ -160,7 +160,7 @@ impl Drop for Admitted {
 
 impl ChannelClient {
     /// The rules that it lives by.
-    pub(crate) fn endpoint(&self) -> &Endpoint {
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 

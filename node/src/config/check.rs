@@ -39,6 +39,10 @@ mod channels;
 mod endpoint;
 mod hooks;
 mod registry;
+mod warnings;
+
+use warnings::NeededHook;
+use warnings::has_what_the_page_needs;
 
 /// The longest node id, in bytes.
 pub(super) const NODE_ID_BYTES_MAX: usize = 64;
@@ -53,9 +57,13 @@ pub(super) fn check(raw: raw::Config, positions: &Positions) -> Result<Config, C
     let mut checker = Checker {
         positions,
         errors: Vec::new(),
+        warnings: Vec::new(),
+        hooks_needed: Vec::new(),
     };
-    let config = checker.config(raw);
+    let mut config = checker.config(raw);
     if checker.errors.is_empty() {
+        checker.warnings.sort_by_key(|warning| warning.position);
+        config.warnings = checker.warnings;
         Ok(config)
     } else {
         // In reading order; what stands at one place keeps the order of the checks.
@@ -79,10 +87,14 @@ fn is_filter(text: &str) -> bool {
 struct Checker<'a> {
     positions: &'a Positions,
     errors: Vec<ConfError>,
+    warnings: Vec<ConfError>,
+    /// The settings that need a hook.
+    hooks_needed: Vec<(String, NeededHook)>,
 }
 
 impl Checker<'_> {
     fn config(&mut self, raw: raw::Config) -> Config {
+        let is_page_given = raw.page.is_some();
         let broker = self.broker(raw.broker.unwrap_or_default());
         let channels = self.channels(raw.channels.unwrap_or_default());
         let endpoints = self.endpoints(raw.endpoints, &channels.limits, &broker);
@@ -90,7 +102,7 @@ impl Checker<'_> {
         self.relations(&endpoints, &broker, &limits);
         self.namespaces_are_there(&endpoints, &channels);
         let node = raw.node.unwrap_or_default();
-        Config {
+        let config = Config {
             id: self.node_id(node.id),
             advertise: self.advertise(node.advertise),
             zone: self.zone(node.zone),
@@ -109,12 +121,18 @@ impl Checker<'_> {
             endpoints: endpoints.into_iter().map(Arc::new).collect(),
             channels,
             page: raw.page.unwrap_or(settings::PAGE),
+            warnings: Vec::new(),
             trusted_proxies: raw.trusted_proxies.unwrap_or_default(),
             limits,
             tcp: self.tcp(raw.tcp.unwrap_or_default()),
             fanout: self.fanout(raw.fanout.unwrap_or_default()),
             drain: self.drain(raw.drain.unwrap_or_default()),
             log: self.log(raw.log.unwrap_or_default()),
+        };
+        self.can_work(&config, is_page_given);
+        Config {
+            page: config.page && has_what_the_page_needs(&config),
+            ..config
         }
     }
 
@@ -353,5 +371,9 @@ impl Checker<'_> {
 
     fn error(&mut self, key: &str, message: impl Into<String>) {
         self.errors.push(self.positions.error(key, message));
+    }
+
+    fn warn(&mut self, key: &str, message: impl Into<String>) {
+        self.warnings.push(self.positions.error(key, message));
     }
 }

@@ -548,3 +548,52 @@ fn the_api_is_there_once_it_has_keys_that_nobody_guesses() {
             node.yaml:1:47: api.keys[1]: expected at least 16 characters of ASCII, found 15 bytes"#]],
     );
 }
+
+#[test]
+fn what_cannot_work_is_told_with_its_place_and_is_no_mistake() {
+    let config = Config::parse(
+        "node.yaml",
+        r#"
+page: true
+endpoints:
+  - { path: /connection, mode: channels, allowed_origins: ["https://*.chat.example", "https://chat.example"] }
+  - { path: /ws, protocol: sockjs }
+channels:
+  namespaces:
+    - { name: open, subscribe: anyone }
+    - { name: asked, subscribe: hook, publish: hook }
+"#,
+    )
+    .unwrap();
+    let warnings: Vec<String> = config.warnings().iter().map(ToString::to_string).collect();
+    expect![[r#"
+        node.yaml:2:1: page: the page is not served: it connects to an endpoint /ws with `protocol: websocket`, and there is none
+        node.yaml:4:26: endpoints[0].mode: no client can connect: this needs `auth.keys` or `auth.key_set` for tokens, `hooks.connect`, or `auth.anonymous: true`
+        node.yaml:4:60: endpoints[0].allowed_origins[0]: no browser has this origin: "*" stands for every origin if it stands alone, and for nothing within one, found "https://*.chat.example"
+        node.yaml:9:22: channels.namespaces[1].subscribe: no client can subscribe without a token: `hook` needs the address `hooks.subscribe`
+        node.yaml:9:39: channels.namespaces[1].publish: no client can publish: `hook` needs the address `hooks.publish`"#]]
+    .assert_eq(&warnings.join("\n"));
+    assert!(!config.page);
+}
+
+#[test]
+fn what_can_work_is_not_warned_about() {
+    for text in [
+        "",
+        "endpoints: [{ path: /chat, protocol: websocket }]",
+        "page: false\nendpoints: [{ path: /chat, protocol: websocket, allowed_origins: ['*'] }]",
+        "page: true\nendpoints: [{ path: /ws, protocol: websocket }]",
+        "auth: { anonymous: true }\nendpoints: [{ path: /c, mode: channels }]\nchannels: { namespaces: [{ name: a }] }",
+        "hooks: { connect: 'http://b/c', subscribe: 'http://b/s', publish: 'http://b/p' }\nendpoints: [{ path: /c, mode: channels }]\n\
+         channels: { namespaces: [{ name: a, subscribe: hook, publish: hook }] }",
+    ] {
+        let config = Config::parse("node.yaml", text).unwrap();
+        assert!(
+            config.warnings().is_empty(),
+            "{text}: {:?}",
+            config.warnings()
+        );
+    }
+    let without = Config::parse("n", "endpoints: [{ path: /a, protocol: sockjs }]").unwrap();
+    assert!(!without.page && Config::default_without_file().page);
+}

@@ -63,7 +63,10 @@ impl ApiMount {
         }
         let body = match body::read(body, limits).await {
             Ok(body) => body,
-            Err(error) => return text(error.status(), format!("{error}\n")),
+            Err(error) => {
+                error.log(parts.uri.path(), limits);
+                return text(error.status(), format!("{error}\n"));
+            }
         };
         let (status, json) = self.api.answer(method, &body).await;
         let mut response = Response::new(Body::Whole(json));

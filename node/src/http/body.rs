@@ -10,6 +10,8 @@ use http_body_util::LengthLimitError;
 use http_body_util::Limited;
 use tokio::time;
 
+use crate::logging;
+
 /// How large a body may be and how long it may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimits {
@@ -40,6 +42,15 @@ impl BadBody {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Late => StatusCode::REQUEST_TIMEOUT,
             Self::Malformed => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl BadBody {
+    /// Logs that a request to `path` had a body that `limits` do not allow, if that is what was wrong.
+    pub(crate) fn log(&self, path: &str, limits: BodyLimits) {
+        if matches!(self, Self::TooLarge) {
+            logging::too_large(path, "limits.body_size", limits.bytes_max);
         }
     }
 }

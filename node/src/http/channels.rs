@@ -21,6 +21,7 @@ use crate::http::body::BodyLimits;
 use crate::http::cors;
 use crate::http::mount::Mount;
 use crate::http::text;
+use crate::logging;
 use crate::protocol::Codec;
 use crate::protocol::ConnectRequest;
 use crate::transport::Body;
@@ -152,7 +153,10 @@ impl ChannelsHttp {
             };
             let mut response = match body::read(body, limits).await {
                 Ok(body) => self.answer_whole(mount, place, parts, body).await,
-                Err(error) => text(error.status(), format!("{error}\n")),
+                Err(error) => {
+                    error.log(&mount.endpoint.path, limits);
+                    text(error.status(), format!("{error}\n"))
+                }
             };
             cors::no_cache(response.headers_mut());
             response
@@ -181,7 +185,10 @@ impl ChannelsHttp {
                 let read = Emulated::read(&body, codec, mount.endpoint.received_bytes_max());
                 return match read {
                     Ok(said) => empty(said.say(&self.control).await),
-                    Err(error) => text(error.status(), format!("{error}\n")),
+                    Err(error) => {
+                        log_if_too_large(error.status(), &mount.endpoint);
+                        text(error.status(), format!("{error}\n"))
+                    }
                 };
             }
         };
@@ -199,10 +206,20 @@ impl ChannelsHttp {
                     lines,
                     first,
                 };
-                channel_stream::open(&self.clients, opening)
+                channel_stream::open(&self.clients, opening).await
             }
-            Err(error) => refused(error),
+            Err(error) => {
+                log_if_too_large(error.status(), &mount.endpoint);
+                refused(error)
+            }
         }
+    }
+}
+
+fn log_if_too_large(status: StatusCode, endpoint: &Endpoint) {
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        let bytes_max = endpoint.message_bytes_max;
+        logging::too_large(&endpoint.path, "message_size", bytes_max);
     }
 }
 

@@ -107,7 +107,10 @@ where
     // Receivers send none, but whether a client goes away shows only behind the end of the body.
     match body::read(body, limits).await {
         Ok(body) => answer(mount, request, parts, &body, headers).await,
-        Err(error) => now(text(error.status(), format!("{error}\n")), headers),
+        Err(error) => {
+            error.log(&mount.endpoint.path, limits);
+            now(text(error.status(), format!("{error}\n")), headers)
+        }
     }
 }
 

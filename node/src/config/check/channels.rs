@@ -6,6 +6,7 @@ use std::time::Duration;
 use causeway_conf::Span;
 
 use super::Checker;
+use super::NeededHook;
 use super::fits_node_id;
 use crate::config::Ack;
 use crate::config::ChannelOptions;
@@ -14,7 +15,9 @@ use crate::config::ClientLimits;
 use crate::config::Feeds;
 use crate::config::HistoryOptions;
 use crate::config::Namespaces;
+use crate::config::PublishAccess;
 use crate::config::SlowReader;
+use crate::config::SubscribeAccess;
 use crate::config::raw;
 use crate::config::settings;
 
@@ -125,6 +128,14 @@ impl Checker<'_> {
             slow: raw.slow.unwrap_or(settings::SLOW),
             ack,
         };
+        if options.subscribe == SubscribeAccess::Hook {
+            let needed = (format!("{at}.subscribe"), NeededHook::Subscribe);
+            self.hooks_needed.push(needed);
+        }
+        if options.publish == PublishAccess::Hook {
+            let needed = (format!("{at}.publish"), NeededHook::Publish);
+            self.hooks_needed.push(needed);
+        }
         let contradictions = [
             (
                 "recovery",

@@ -27,8 +27,8 @@ impl Lines {
         }
     }
 
-    /// Appends `message`: JSON on one line or on several, or Protobuf as it goes out.
-    pub(super) fn append(self, out: &mut BytesMut, message: &[u8]) {
+    /// Appends `message`: JSON on one line or on several, or Protobuf as it goes out. The `id` is for an event.
+    pub(super) fn append(self, out: &mut BytesMut, message: &[u8], id: Option<&str>) {
         if self == Self::Delimited {
             return out.put_slice(message);
         }
@@ -43,10 +43,21 @@ impl Lines {
             }
             out.put_u8(b'\n');
         }
+        if let Some(id) = id {
+            append_field(out, "id", id);
+        }
         if self != Self::Bare {
             out.put_u8(b'\n');
         }
     }
+}
+
+/// Appends a field of an event.
+pub(super) fn append_field(out: &mut BytesMut, name: &str, value: &str) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_u8(b'\n');
 }
 
 fn append_data(out: &mut BytesMut, line: &[u8]) {
@@ -66,8 +77,12 @@ mod tests {
     use super::*;
 
     fn written(lines: Lines, message: &str) -> String {
+        written_with(lines, message, None)
+    }
+
+    fn written_with(lines: Lines, message: &str, id: Option<&str>) -> String {
         let mut out = BytesMut::new();
-        lines.append(&mut out, message.as_bytes());
+        lines.append(&mut out, message.as_bytes(), id);
         String::from_utf8(out.to_vec()).unwrap()
     }
 
@@ -101,5 +116,11 @@ mod tests {
         ] {
             assert_eq!(written(lines, message), expected);
         }
+    }
+
+    #[test]
+    fn an_event_may_have_an_id() {
+        let event = written_with(Lines::EventsOneWay, "{\"push\":{}}", Some("a=e:1"));
+        assert_eq!(event, "data: {}\nid: a=e:1\n\n");
     }
 }

@@ -9,6 +9,7 @@ use std::task::ready;
 use bytes::Bytes;
 
 use crate::client::Patience;
+use crate::config::Endpoint;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
 use crate::metrics::Metrics;
@@ -82,6 +83,11 @@ impl Connection {
     /// What counts its client.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(self.peer.metrics())
+    }
+
+    /// The rules that its client lives by.
+    pub(super) fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(self.peer.endpoint())
     }
 
     /// Does what can be done now. Ready once the connection is no longer open.

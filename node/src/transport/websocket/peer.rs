@@ -48,7 +48,7 @@ type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>
 
 impl Peer {
     /// The rules that it lives by.
-    pub(super) fn endpoint(&self) -> &Endpoint {
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
         match self {
             Self::Plain { client, .. } => client.endpoint(),
             Self::Channels(admitted) => admitted.client().endpoint(),

@@ -10,6 +10,8 @@ use std::task::ready;
 
 use tracing::debug;
 
+use crate::disconnect::Disconnect;
+use crate::logging;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
 use crate::transport::websocket::ending;
@@ -61,9 +63,14 @@ impl<H: Unpin> Future for Serving<H> {
 
 async fn finish(connection: Connection, end: End) {
     let metrics = connection.metrics();
+    let endpoint = connection.endpoint();
     let outbox = ending::finish(connection, end).await;
     if let Some(disconnect) = outbox.disconnect() {
         debug!(reason = disconnect.name, format = ?outbox.format(), "client sent away");
         metrics.disconnected(disconnect);
+        if disconnect == Disconnect::TOO_LARGE {
+            let bytes_max = endpoint.message_bytes_max;
+            logging::too_large(&endpoint.path, "message_size", bytes_max);
+        }
     }
 }
