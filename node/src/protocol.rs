@@ -4,7 +4,7 @@
 //! SDKs work unchanged. A client sends [`Command`]s, several in one WebSocket message or request body if
 //! it likes, and gets a [`Reply`] to each that has an id, and [`Push`]es in between.
 //!
-//! Application data (`data`, `info`) is [`Bytes`](bytes::Bytes) in both codecs: any bytes in
+//! Application data (`data`, `info`) is [`Bytes`] in both codecs: any bytes in
 //! [`protobuf`], the text of one JSON value in [`json`]. It is never parsed into a tree, and what a
 //! message of a read holds is not copied where the codec allows it.
 //!

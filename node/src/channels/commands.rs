@@ -320,3 +320,6 @@ fn too_large(command: &Command, bytes: usize, bytes_max: usize) -> Outcome {
         ..ErrorCode::LimitExceeded.into()
     }))
 }
+
+#[cfg(test)]
+mod tests;
