@@ -258,9 +258,37 @@ async fn what_a_client_published_before_it_left_is_published() -> Result<()> {
     Ok(())
 }
 
+/// Lets a client subscribe to all the channels that it may have, with tokens, then has it disconnected, and waits until it
+/// is back in all of them.
+async fn comes_back(clients: &mut Channels, node: &Node, name: &str) -> Result<()> {
+    const CHANNELS: usize = 128;
+    let channels = (0..CHANNELS).map(|number| {
+        let channel = format!("secret:{number}");
+        let claims = json!({ "channel": channel, "info": { "padding": "x".repeat(270) } });
+        let token = token_with(SECRET, name, claims);
+        assert!(539 <= token.len(), "{}", token.len());
+        (channel, json!({ "token": token }))
+    });
+    let channels: BTreeMap<_, _> = channels.collect();
+    let order = json!({ "channels": channels });
+    clients.granted(name, "subscribeAll", order).await?;
+    let disconnect = json!({ "code": 3000, "reason": "come back" });
+    let order = json!({ "user": name, "disconnect": disconnect });
+    server_api::call(node.address, KEY, "disconnect", &order).await?;
+    let all = format!("{name} to be subscribed again");
+    wait::until(&all, wait::SOON, async || {
+        (2 * CHANNELS <= clients.events(name, "subscribed").len()).then_some(())
+    })
+    .await?;
+    for event in ["disconnected", "unsubscribed", "error"] {
+        let seen = clients.events(name, event);
+        ensure!(seen.is_empty(), "{name}: {seen:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_sdk_with_all_the_channels_that_it_may_have_comes_back() -> Result<()> {
-    const CHANNELS: usize = 128;
     let scratch = Scratch::new("commands-large")?;
     let node = Node::start("n1", settings(node::settings()), scratch.path()).await?;
     let mut clients = Channels::start(scratch.path())?;
@@ -270,28 +298,32 @@ async fn an_sdk_with_all_the_channels_that_it_may_have_comes_back() -> Result<()
         clients
             .open_over(&name, transport, node.address, options)
             .await?;
-        let channels = (0..CHANNELS).map(|number| {
-            let channel = format!("secret:{number}");
-            let claims = json!({ "channel": channel, "info": { "padding": "x".repeat(270) } });
-            let token = token_with(SECRET, &name, claims);
-            assert!(539 <= token.len(), "{}", token.len());
-            (channel, json!({ "token": token }))
+        comes_back(&mut clients, &node, &name).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_comes_back_also_when_what_it_says_comes_to_another_node() -> Result<()> {
+    let scratch = Scratch::new("commands-elsewhere")?;
+    let redis = Redis::start(Ipv4Addr::LOCALHOST, scratch.path()).await?;
+    let settings = settings(node::settings_with_redis(&redis.url()));
+    let node = Node::start("n1", settings.clone(), scratch.path()).await?;
+    let other = Node::start("n2", settings, scratch.path()).await?;
+    for node in [&node, &other] {
+        node.ready().await?;
+    }
+    let mut clients = Channels::start(scratch.path())?;
+    for transport in [Transport::HttpStream, Transport::Sse] {
+        let name = format!("{transport:?}");
+        let emulation = format!("http://{}/connection/emulation", other.address);
+        let options = json!({
+            "token": token(SECRET, &name), "timeout": 5_000, "emulationEndpoint": emulation,
         });
-        let channels: BTreeMap<_, _> = channels.collect();
-        let order = json!({ "channels": channels });
-        clients.granted(&name, "subscribeAll", order).await?;
-        let disconnect = json!({ "code": 3000, "reason": "come back" });
-        let order = json!({ "user": name, "disconnect": disconnect });
-        server_api::call(node.address, KEY, "disconnect", &order).await?;
-        let all = format!("{name} to be subscribed again");
-        wait::until(&all, wait::SOON, async || {
-            (2 * CHANNELS <= clients.events(&name, "subscribed").len()).then_some(())
-        })
-        .await?;
-        for event in ["disconnected", "unsubscribed", "error"] {
-            let seen = clients.events(&name, event);
-            ensure!(seen.is_empty(), "{name}: {seen:?}");
-        }
+        clients
+            .open_over(&name, transport, node.address, options)
+            .await?;
+        comes_back(&mut clients, &node, &name).await?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use causeway_tests::harness::{
     settings::Settings,
     subscriber::token_with,
     wait,
+    websocket::WebSocket,
 };
 use serde_json::{Value, json};
 
@@ -99,6 +100,31 @@ async fn what_a_hook_prolongs_lives_on_in_an_sdk_that_has_no_tokens() -> Result<
         let publish = json!({ "channel": "hooked:room", "data": 1 });
         clients.granted(name, "publish", publish).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_sdk_whose_connection_no_hook_prolongs_connects_anew() -> Result<()> {
+    let application = Application::start(grant_briefly).await?;
+    let scratch = Scratch::new("expiry-anew")?;
+    let settings = settings().with("hooks.connect", application.hook("connect"));
+    let node = Node::start("n1", settings, scratch.path()).await?;
+    let mut clients = Channels::start(scratch.path())?;
+    clients
+        .open_over("ann", Transport::WebSocket, node.address, json!({}))
+        .await?;
+    clients.event("ann", "connected").await?;
+    clients.event("ann", "connecting").await?;
+    let again = clients.event("ann", "connecting").await?;
+    ensure!(again["code"] == 3005, "{again}");
+    clients.event("ann", "connected").await?;
+    let seen = clients.events("ann", "error");
+    ensure!(seen.is_empty(), "{seen:?}");
+    // Whether an SDK asks for a token before the node closes is chance: so none is told of an end.
+    let mut client = WebSocket::open(node.address, "/connection/websocket").await?;
+    client.send(r#"{"id":1,"connect":{}}"#).await?;
+    let reply = client.text().await?;
+    ensure!(!reply.contains("expires"), "{reply}");
     Ok(())
 }
 

@@ -117,7 +117,8 @@ impl Channels {
         .await
     }
 
-    /// Connects a client to the endpoint `/connection` of `node` by this transport and no other, in JSON.
+    /// Connects a client to the endpoint `/connection` of `node` by this transport and no other, in JSON. What it says beside a
+    /// stream goes there too, unless the options have an `emulationEndpoint`.
     ///
     /// # Errors
     ///
@@ -129,7 +130,9 @@ impl Channels {
         node: SocketAddr,
         mut options: Value,
     ) -> Result<Value> {
-        options["emulationEndpoint"] = json!(format!("http://{node}/connection/emulation"));
+        if options["emulationEndpoint"].is_null() {
+            options["emulationEndpoint"] = json!(format!("http://{node}/connection/emulation"));
+        }
         let url = transport.endpoint(node);
         let order = json!({ "url": url, "codec": "json", "options": options });
         self.granted(client, "open", order).await
