@@ -10,7 +10,8 @@
 //! asked for another one, which must get its own response; behind every request nothing may reach the backend.
 //!
 //! Behind the table, [`load`] is the same promise under load: four client libraries at once, for 20 seconds or as long as
-//! `make mixed-load` says.
+//! `make mixed-load` says. [`stuck`] has clients that read nothing, or whose backends do not, and [`permits`] the limits of
+//! WebSockets over HTTP/2.
 //!
 //! The table is printed with `--nocapture`; `CAUSEWAY_CASE=text` plays the rows with this in their names alone, and
 //! `CAUSEWAY_PATH=h2` one path.
@@ -33,12 +34,16 @@ mod http2;
 mod load;
 #[path = "paths/path.rs"]
 mod path;
+#[path = "paths/permits.rs"]
+mod permits;
 #[path = "paths/rows.rs"]
 mod rows;
 #[path = "paths/run.rs"]
 mod run;
 #[path = "paths/site.rs"]
 mod site;
+#[path = "paths/stuck.rs"]
+mod stuck;
 
 use std::collections::BTreeMap;
 
@@ -51,6 +56,7 @@ use crate::{
     case::{Behind, BodyEnd, Case, HELLO, Step, case, does, get, post, send, sends},
     path::ALL,
     site::Site,
+    stuck::{Kind, Wire},
 };
 
 /// One at a time: each of them has the machine to itself.
@@ -159,5 +165,42 @@ async fn a_client_that_leaves_is_one_line_and_no_refusal_on_every_path() -> Resu
 async fn uploads_aborts_and_slow_readers_at_once_mix_nothing_up_and_leave_nothing() -> Result<()> {
     let _turn = TURN.lock().await;
     println!("{}", load::run().await?);
+    Ok(())
+}
+
+/// Runs clients that are stuck with `kind` over each of `wires`, one after the other; what each came to.
+async fn stuck_over(kind: Kind, wires: &[Wire]) -> Result<String> {
+    let _turn = TURN.lock().await;
+    let mut lines = Vec::new();
+    for wire in wires {
+        lines.push(stuck::run(kind, *wire).await?);
+    }
+    Ok(lines.join("\n"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responses_that_nobody_reads_take_little_memory() -> Result<()> {
+    let wires = [Wire::Http2, Wire::Http2WideOpen, Wire::Plain, Wire::Tls];
+    println!("{}", stuck_over(Kind::Response, &wires).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_no_backend_reads_take_little_memory() -> Result<()> {
+    let wires = [Wire::Http2, Wire::Plain, Wire::Tls];
+    println!("{}", stuck_over(Kind::Upload, &wires).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_websocket_over_http2_cannot_exist_without_its_permits() -> Result<()> {
+    let _turn = TURN.lock().await;
+    permits::run().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_that_nobody_reads_take_little_memory() -> Result<()> {
+    let wires = [Wire::Http2, Wire::Http2WideOpen, Wire::Plain, Wire::Tls];
+    println!("{}", stuck_over(Kind::Tunnel, &wires).await?);
     Ok(())
 }
