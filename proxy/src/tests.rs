@@ -2,6 +2,7 @@
 
 mod backend_tls;
 mod cost;
+mod deadlines;
 mod forward;
 mod limits;
 mod listening;

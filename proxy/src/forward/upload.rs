@@ -6,10 +6,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 
 use crate::config::BodyRate;
 use crate::downstream::{BodyError, BodyEvent, Downstream};

@@ -70,7 +70,7 @@ impl Ssl for Negotiated {
 }
 
 /// A client of `scene` that speaks HTTP/2.
-async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
+pub(super) async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
     let app = Arc::new(scene.parts.app(open_entrances(&scene.parts)));
     let (near, far) = duplex(64 * 1024);
     tasks.spawn(async move {

@@ -15,7 +15,7 @@ use pingora::server::Fds;
 use pingora::server::configuration::ServerConf;
 use pingora::services::{Service, listening};
 use pingora_proxy::HttpProxy;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -289,7 +289,7 @@ pub(super) async fn nobody() -> SocketAddr {
 }
 
 /// A head, byte by byte, so that nothing behind it is lost. Empty if the connection ends first.
-pub(super) async fn read_head(socket: &mut TcpStream) -> String {
+pub(super) async fn read_head(socket: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     let reading = async {
         while !head.ends_with(b"\r\n\r\n") {
@@ -305,7 +305,7 @@ pub(super) async fn read_head(socket: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-pub(super) async fn read_all(socket: &mut TcpStream) -> String {
+pub(super) async fn read_all(socket: &mut (impl AsyncRead + Unpin)) -> String {
     let mut data = Vec::new();
     // A reset behind the last byte is an end too.
     let _ = tokio::time::timeout(SOON, socket.read_to_end(&mut data))
@@ -314,7 +314,7 @@ pub(super) async fn read_all(socket: &mut TcpStream) -> String {
     String::from_utf8_lossy(&data).into_owned()
 }
 
-pub(super) async fn read_exact(socket: &mut TcpStream, length: usize) -> Vec<u8> {
+pub(super) async fn read_exact(socket: &mut (impl AsyncRead + Unpin), length: usize) -> Vec<u8> {
     let mut data = vec![0; length];
     tokio::time::timeout(SOON, socket.read_exact(&mut data))
         .await
