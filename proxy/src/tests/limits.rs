@@ -310,14 +310,14 @@ async fn an_upgrade_that_its_route_does_not_allow_has_a_body_like_any_request() 
 /// A backend that answers with `name` when `release` says so, and tells `seen` of each request.
 async fn one_at_a_time(
     name: &'static str,
-    seen: tokio::sync::mpsc::UnboundedSender<&'static str>,
+    seen: tokio::sync::mpsc::Sender<&'static str>,
     release: Arc<tokio::sync::Semaphore>,
 ) -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
     backend(move |mut socket| {
         let (seen, release) = (seen.clone(), Arc::clone(&release));
         async move {
             while !read_head(&mut socket).await.is_empty() {
-                let _ = seen.send(name);
+                let _ = seen.send(name).await;
                 release.acquire().await.unwrap().forget();
                 let answer = format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
@@ -332,7 +332,7 @@ async fn one_at_a_time(
 
 #[tokio::test]
 async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() {
-    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
     let settings = "limits: { requests_per_backend: 1, queue_per_backend: 1, queue_time: 1m }\n";
@@ -363,7 +363,7 @@ async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() 
 
 #[tokio::test]
 async fn a_busy_backend_is_passed_over_but_not_by_a_client_that_belongs_to_it() {
-    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (first, _first) = one_at_a_time("b0", seen.clone(), Arc::clone(&release)).await;
     let (other, _other) = one_at_a_time("b1", seen, Arc::clone(&release)).await;
@@ -387,7 +387,7 @@ async fn a_busy_backend_is_passed_over_but_not_by_a_client_that_belongs_to_it() 
 
 #[tokio::test]
 async fn a_request_whose_turn_does_not_come_gets_503() {
-    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
     let settings = "limits: { requests_per_backend: 1, queue_time: 100ms }\n";
