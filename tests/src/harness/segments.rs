@@ -69,9 +69,13 @@ const NLM_F_REQUEST: u16 = 1;
 const ANY_STATE: u32 = u32::MAX;
 const NO_COOKIE: u32 = u32::MAX;
 
-/// `struct nlmsghdr`, and where the queues are in the `struct inet_diag_msg` behind it.
+/// The state of a socket that no program has any more.
+const TIME_WAIT: u8 = 6;
+
+/// `struct nlmsghdr`, and where the state and the queues are in the `struct inet_diag_msg` behind it.
 const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = 56;
+const STATE_AT: usize = HEADER_BYTES + 1;
 const UNREAD_AT: usize = HEADER_BYTES + 4 + 48 + 4;
 
 /// The queues of the socket at `local` that is connected to `remote`.
@@ -89,8 +93,10 @@ fn queues(local: SocketAddr, remote: SocketAddr) -> Result<Queues> {
         let bytes = answer[..length].get(at..at + 4)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
     };
-    let kind = answer[..length].get(4..6);
-    if kind != Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes()) {
+    let answer_kind = answer[..length].get(4..6);
+    let is_open = answer_kind == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
+        && answer[..length].get(STATE_AT) != Some(&TIME_WAIT);
+    if !is_open {
         bail!("there is no connection of {local} to {remote}");
     }
     Ok(Queues {
