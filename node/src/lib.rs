@@ -9,6 +9,9 @@
 //! Modules stand here in layers: each imports only what stands above it. [`run`] puts
 //! them together.
 
+// The future of a connection nests deeper than the default allows the compiler to look into.
+#![recursion_limit = "256"]
+
 // Layer 0.
 mod budget;
 mod channel;

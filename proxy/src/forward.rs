@@ -492,19 +492,18 @@ impl<D: Downstream> Request<'_, D> {
                         backend,
                     });
                 }
-                // That the backend has closed it meanwhile says nothing about the backend: once more, over another one.
+                // That the backend has closed it meanwhile says nothing about the backend: once more, over another one. But not
+                // once it was told of the end of the client's side, which it may have closed for: each client that leaves
+                // would cost a second request.
                 Err(Stopped::Attempt(error))
                     if was_idle
                         && error.is_broken_connection()
                         && repeatable == Repeatable::Yes
                         && self.upload.replay() == Replay::Possible
+                        && self.half_closed != HalfClosed::Both
                         && self.stale < STALE_MAX =>
                 {
                     self.stale += 1;
-                    if self.half_closed == HalfClosed::Both {
-                        // The next one is to be told.
-                        self.half_closed = HalfClosed::Client;
-                    }
                 }
                 Err(stopped) => return Err(stopped),
             }

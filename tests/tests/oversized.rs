@@ -21,7 +21,7 @@ async fn start(scratch: &Scratch, id: &str) -> Result<Node> {
             json!([
                 { "path": "/ws", "protocol": "websocket", "message_size": "1KiB" },
                 { "path": "/sockjs", "protocol": "sockjs", "message_size": "1KiB" },
-                { "path": "/connection", "mode": "channels", "message_size": "1KiB" },
+                { "path": "/connection", "mode": "channels", "message_size": "1KiB", "commands_size": "2KiB" },
             ]),
         );
     Node::start(id, settings, scratch.path()).await
@@ -49,24 +49,28 @@ async fn is_logged(node: &Node, endpoint: &str, setting: &str, bytes_max: u64) -
 async fn a_message_over_a_websocket_is_closed_with_1009() -> Result<()> {
     let scratch = Scratch::new("oversized-websocket")?;
     let large = "x".repeat(1100);
-    for (path, endpoint, message) in [
-        ("/ws", "/ws", large.clone()),
+    for (path, endpoint, message, setting, bytes_max) in [
+        ("/ws", "/ws", large.clone(), "message_size", 1024),
         (
             "/sockjs/0/a/websocket",
             "/sockjs",
             json!([large]).to_string(),
+            "message_size",
+            1024,
         ),
         (
             "/connection/websocket",
             "/connection",
-            json!({ "id": 1, "connect": { "name": large } }).to_string(),
+            json!({ "id": 1, "connect": { "name": large.repeat(2) } }).to_string(),
+            "commands_size",
+            2048,
         ),
     ] {
         let node = start(&scratch, &format!("node-{}", &endpoint[1..])).await?;
         let mut client = WebSocket::open(node.address, path).await?;
         client.send(&message).await?;
         ensure!(client.close_code().await? == Some(1009), "{path}");
-        is_logged(&node, endpoint, "message_size", 1024).await?;
+        is_logged(&node, endpoint, setting, bytes_max).await?;
     }
     Ok(())
 }
@@ -106,8 +110,8 @@ async fn a_body_is_answered_with_413_and_a_session_is_closed() -> Result<()> {
             "/connection/emulation",
             &body,
             413,
-            "limits.body_size",
-            128 << 10,
+            "commands_size",
+            2048,
         ),
     ] {
         let node = start(&scratch, id).await?;

@@ -33,6 +33,14 @@ impl Endpoint {
             Protocol::Sockjs(_) | Protocol::Websocket => self.message_bytes_max,
         }
     }
+
+    /// The setting of the endpoint that says [`Self::received_bytes_max`].
+    pub(crate) fn received_setting(&self) -> &'static str {
+        match &self.protocol {
+            Protocol::Channels(_) => "commands_size",
+            Protocol::Sockjs(_) | Protocol::Websocket => "message_size",
+        }
+    }
 }
 
 /// What clients speak.

@@ -453,7 +453,7 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
             node.yaml:11:14: hooks.headers.x:y: expected the name of a header, found "x:y"
             node.yaml:11:24: hooks.headers.X-Key: expected a text that fits a header, of one line
             node.yaml:11:39: hooks.headers.Connection: the node says connection itself, expected another
-            node.yaml:12:3: hooks.ca: /nonexistent/ca.pem: I/O error: No such file or directory (os error 2)"#]],
+            node.yaml:12:3: hooks.ca: /nonexistent/ca.pem: No such file or directory (os error 2)"#]],
     );
 }
 

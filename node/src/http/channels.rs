@@ -154,7 +154,7 @@ impl ChannelsHttp {
             let mut response = match body::read(body, limits).await {
                 Ok(body) => self.answer_whole(mount, place, parts, body).await,
                 Err(error) => {
-                    error.log(&mount.endpoint.path, limits);
+                    log_if_too_large(error.status(), place, &mount.endpoint);
                     text(error.status(), format!("{error}\n"))
                 }
             };
@@ -186,7 +186,7 @@ impl ChannelsHttp {
                 return match read {
                     Ok(said) => empty(said.say(&self.control).await),
                     Err(error) => {
-                        log_if_too_large(error.status(), &mount.endpoint);
+                        log_if_too_large(error.status(), place, &mount.endpoint);
                         text(error.status(), format!("{error}\n"))
                     }
                 };
@@ -209,17 +209,22 @@ impl ChannelsHttp {
                 channel_stream::open(&self.clients, opening).await
             }
             Err(error) => {
-                log_if_too_large(error.status(), &mount.endpoint);
+                log_if_too_large(error.status(), place, &mount.endpoint);
                 refused(error)
             }
         }
     }
 }
 
-fn log_if_too_large(status: StatusCode, endpoint: &Endpoint) {
+fn log_if_too_large(status: StatusCode, place: ChannelsPlace, endpoint: &Endpoint) {
     if status == StatusCode::PAYLOAD_TOO_LARGE {
-        let bytes_max = endpoint.message_bytes_max;
-        logging::too_large(&endpoint.path, "message_size", bytes_max);
+        let (setting, bytes_max) = match place {
+            ChannelsPlace::UniSse => ("message_size", endpoint.message_bytes_max),
+            ChannelsPlace::HttpStream | ChannelsPlace::Sse | ChannelsPlace::Emulation => {
+                (endpoint.received_setting(), endpoint.received_bytes_max())
+            }
+        };
+        logging::too_large(&endpoint.path, setting, bytes_max);
     }
 }
 

@@ -41,7 +41,7 @@ async fn a_probe_that_cannot_be_sent_says_nothing(program: Program) -> Result<()
     }
     let scratch = Scratch::new("ports")?;
     let listen = |port: u16| json!(SocketAddr::from(([127, 0, 0, 1], port)).to_string());
-    let settings = node::settings().with("listen", listen(20_001));
+    let settings = node::patient(node::settings()).with("listen", listen(20_001));
     let node = Node::start("n1", settings, scratch.path()).await?;
     let settings = edge::settings(&[("n1", node.address)])
         .with("listeners", json!([{ "address": listen(20_002) }]))

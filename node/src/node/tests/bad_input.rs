@@ -207,7 +207,7 @@ async fn connections_are_limited_in_number() {
     until(async || {
         let mut client = node.connect().await;
         client
-            .send("GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            .send("GET /echo/info HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
             .await;
         client.head().await.status == 200
     })

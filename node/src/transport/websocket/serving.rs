@@ -69,8 +69,8 @@ async fn finish(connection: Connection, end: End) {
         debug!(reason = disconnect.name, format = ?outbox.format(), "client sent away");
         metrics.disconnected(disconnect);
         if disconnect == Disconnect::TOO_LARGE {
-            let bytes_max = endpoint.message_bytes_max;
-            logging::too_large(&endpoint.path, "message_size", bytes_max);
+            let bytes_max = endpoint.received_bytes_max();
+            logging::too_large(&endpoint.path, endpoint.received_setting(), bytes_max);
         }
     }
 }
