@@ -76,9 +76,15 @@ async fn a_probe_that_cannot_be_sent_says_nothing(program: Program) -> Result<()
         (SKIPPED <= skipped().await?).then_some(())
     })
     .await?;
-    let state = edge.backends().await?[0]["state"].clone();
+    // Those who have just asked this address have used up its ports too, for a second.
+    let (backends, page) = wait::until("the admin address to be reached", wait::SOON, async || {
+        let backends = edge.backends().await.ok()?;
+        let page = http::get(edge.admin, "/metrics").await.ok()?.text();
+        Some((backends, page))
+    })
+    .await?;
+    let state = &backends[0]["state"];
     ensure!(state == "up", "{state}");
-    let page = http::get(edge.admin, "/metrics").await?.text();
     ensure!(
         page.contains("causeway_proxy_transitions_total{backend=\"n1\",to=\"up\"} 1")
             && !page.contains("to=\"suspect\"")
