@@ -4,7 +4,7 @@
 //      ("url" may also be a list of transports, as the package takes it)
 //      {"id": 2, "client": "ann", "do": "subscribe", "channel": "chat:a", "options": {"joinLeave": true}}
 //      {"id": 3, "client": "ann", "do": "subscribeAll", "channels": {"chat:b": {"token": "..."}, "chat:c": {}}}, done when all are subscribed
-//      ... publish, history, presence, presenceStats, unsubscribe, rpc, send, disconnect, break; the end of the input ends the process.
+//      ... publish, history, presence, presenceStats, unsubscribe, rpc, startBatching, stopBatching, send, disconnect, break; the end of the input ends the process.
 // Out: {"id": 1, "result": {...}} or {"id": 1, "error": {"code": 103, "message": "permission denied"}} for each of them, and
 //      {"event": "publication", "client": "ann", "side": "client", "channel": "chat:a", "data": ...} for everything that is heard;
 //      "side" is whose subscription it came by.
@@ -137,6 +137,9 @@ class Client {
       case "presence": return centrifuge.presence(order.channel);
       case "presenceStats": return centrifuge.presenceStats(order.channel);
       case "rpc": return centrifuge.rpc(order.method, this.out(order.data));
+      // What is ordered between these two goes out as one message, in one request over streams.
+      case "startBatching": return centrifuge.startBatching();
+      case "stopBatching": return new Promise(setImmediate).then(() => centrifuge.stopBatching());
       case "send": return centrifuge.send(this.out(order.data));
       case "disconnect": return centrifuge.disconnect();
       // The wire is cut, as when a network goes away; the client comes back by itself.
