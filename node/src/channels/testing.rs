@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Verifier;
 use crate::channels;
+use crate::channels::Admitted;
 use crate::channels::ChannelClients;
+use crate::channels::Direction;
+use crate::channels::Origin;
 use crate::channels::Parts;
 use crate::config::Broker;
 use crate::config::Config;
@@ -15,8 +19,12 @@ use crate::directory::UserWatch;
 use crate::feed::Feeds;
 use crate::hooks::Hooks;
 use crate::hub::Hub;
+use crate::hub::HubConfig;
+use crate::hub::Member;
 use crate::instance::Instance;
 use crate::metrics::Metrics;
+use crate::metrics::Transport;
+use crate::outbox::QueueOutbox;
 use crate::presence::Presence;
 use crate::registry;
 use crate::values::Values;
@@ -56,4 +64,23 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
         values: Arc::new(Values::new(&Broker::Memory, &config.values, "n")),
         metrics,
     })
+}
+
+/// A client that has not connected, and what counts its messages.
+pub(crate) fn client() -> (Admitted, Arc<Metrics>) {
+    let metrics = Metrics::new();
+    let config = Config::default_without_file();
+    let hub = HubConfig {
+        fanout: config.fanout,
+        pinned: Vec::new(),
+    };
+    let clients = nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
+    let admitted = clients.admit(Origin {
+        endpoint: Arc::clone(&config.endpoints[0]),
+        transport: Transport::ChannelsJson,
+        direction: Direction::TwoWay,
+        member: Member::Queue(Arc::new(QueueOutbox::new(1 << 20))),
+        headers: HeaderMap::new(),
+    });
+    (admitted, metrics)
 }

@@ -1,47 +1,16 @@
 //! Commands that wait for nothing: how many are begun at a time, and what ends them. What waits is tested end to end, with
 //! hooks and a Redis that take their time.
 
-use http::HeaderMap;
-
 use super::*;
-use crate::channels::Admitted;
-use crate::channels::Direction;
-use crate::channels::Origin;
 use crate::channels::testing;
-use crate::config::Config;
 use crate::directory::OrderRefused;
-use crate::hub::Hub;
-use crate::hub::HubConfig;
-use crate::hub::Member;
-use crate::metrics::Metrics;
-use crate::metrics::Transport;
-use crate::outbox::QueueOutbox;
-
-/// A client that has not connected, and what counts its messages.
-fn client() -> (Admitted, Arc<Metrics>) {
-    let metrics = Metrics::new();
-    let config = Config::default_without_file();
-    let hub = HubConfig {
-        fanout: config.fanout,
-        pinned: Vec::new(),
-    };
-    let clients = testing::nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
-    let admitted = clients.admit(Origin {
-        endpoint: Arc::clone(&config.endpoints[0]),
-        transport: Transport::ChannelsJson,
-        direction: Direction::TwoWay,
-        member: Member::Queue(Arc::new(QueueOutbox::new(1 << 20))),
-        headers: HeaderMap::new(),
-    });
-    (admitted, metrics)
-}
 
 /// A command that is answered with an error, whoever sends it.
 const UNKNOWN: &str = r#"{"id":1}"#;
 
 #[test]
 fn many_small_commands_let_other_tasks_have_their_turn() {
-    let (admitted, metrics) = client();
+    let (admitted, metrics) = testing::client();
     let mut commands = Commands::new(admitted.client());
     commands.push(Bytes::from(UNKNOWN.repeat(3 * STARTS_MAX)));
     let mut cx = Context::from_waker(noop_waker_ref());
@@ -57,7 +26,7 @@ fn many_small_commands_let_other_tasks_have_their_turn() {
 #[test]
 fn nothing_that_a_client_sent_behind_its_mistake_is_carried_out() {
     for mistake in ["[]", r#"{"id":2,"ping":{}}"#] {
-        let (admitted, metrics) = client();
+        let (admitted, metrics) = testing::client();
         let mut commands = Commands::new(admitted.client());
         commands.push(Bytes::from(format!("{UNKNOWN}{mistake}{UNKNOWN}")));
         assert!(commands.is_closed() && commands.is_done(), "{mistake}");
@@ -68,7 +37,7 @@ fn nothing_that_a_client_sent_behind_its_mistake_is_carried_out() {
 
 #[tokio::test]
 async fn more_than_two_of_the_largest_messages_wait_for_nobody() {
-    let (admitted, metrics) = client();
+    let (admitted, metrics) = testing::client();
     let client = admitted.client();
     let bytes_max = client.endpoint().received_bytes_max();
     let large = Bytes::from(" ".repeat(bytes_max - UNKNOWN.len()) + UNKNOWN);

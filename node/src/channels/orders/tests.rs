@@ -5,21 +5,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use tokio::task;
 
 use super::*;
-use crate::channels::Direction;
-use crate::channels::Origin;
 use crate::channels::testing;
-use crate::config::Config;
 use crate::directory::Lifetime;
-use crate::hub::Hub;
-use crate::hub::HubConfig;
-use crate::hub::Member;
 use crate::metrics::Metrics;
-use crate::metrics::Transport;
-use crate::outbox::QueueOutbox;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -34,20 +25,7 @@ async fn each_is_carried_out_once_and_then_there_is_no_queue() {
 
 /// Gives a client `order` again and again, each time at the moment in which the one before it is off the queue.
 async fn give(order: Order) -> Arc<Metrics> {
-    let metrics = Metrics::new();
-    let config = Config::default_without_file();
-    let hub = HubConfig {
-        fanout: config.fanout,
-        pinned: Vec::new(),
-    };
-    let clients = testing::nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
-    let admitted = clients.admit(Origin {
-        endpoint: Arc::clone(&config.endpoints[0]),
-        transport: Transport::ChannelsJson,
-        direction: Direction::TwoWay,
-        member: Member::Queue(Arc::new(QueueOutbox::new(1 << 20))),
-        headers: HeaderMap::new(),
-    });
+    let (admitted, metrics) = testing::client();
     let client = Arc::clone(admitted.client());
     // On a thread of its own: it waits by looking.
     let giving = task::spawn_blocking(move || {
