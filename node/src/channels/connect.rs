@@ -319,6 +319,7 @@ impl ChannelClient {
             word: Word::Token,
             source: Source::Connection,
             grant,
+            command: None,
         };
         let mut told = None;
         self.sit(wish, |result| {

@@ -64,6 +64,8 @@ pub(super) struct Wish<'a> {
     pub(super) word: Word,
     pub(super) source: Source,
     pub(super) grant: &'a SubscribeGrant,
+    /// The id of the client's command, if one asks for it and waits for a reply.
+    pub(super) command: Option<u32>,
 }
 
 impl Wish<'_> {
@@ -127,6 +129,7 @@ impl ChannelClient {
             word,
             source: Source::Client,
             grant: &grant,
+            command: Some(id).filter(|id| 0 < *id),
         };
         self.sit(wish, |result| {
             self.encoded_reply(id, Outcome::Subscribe(result))
@@ -183,7 +186,18 @@ impl ChannelClient {
         } = wish;
         access::codec(options, self.member.codec())?;
         let channels_max = self.clients.config.limits.channels_per_client;
-        let ticket = self.state.lock().reserve(channel, channels_max)?;
+        let ticket = {
+            let mut state = self.state.lock();
+            match (state.reserve(channel, channels_max), wish.command) {
+                (Ok(ticket), _) => ticket,
+                (Err(error), Some(id)) => {
+                    // Under the lock: "already subscribed" comes before the push that ends that subscription.
+                    self.reply(id, Outcome::Error(error.into()));
+                    return Ok(());
+                }
+                (Err(error), None) => return Err(error.into()),
+            }
+        };
         let reserved = Reserved {
             client: self,
             channel,
@@ -373,6 +387,7 @@ impl ChannelClient {
             word: Word::Token,
             source,
             grant,
+            command: None,
         };
         self.sit(wish, |result| {
             let subscribe = Subscribe {
