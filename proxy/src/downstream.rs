@@ -1,11 +1,17 @@
-//! The client's side of a request, whatever protocol carries it.
+//! A client's connection, from accept to the requests on it.
 //!
-//! [`Connection`] is a connection of HTTP/1, which carries one request after the other; [`Http2Stream`] is one stream of a
-//! connection of HTTP/2, which [`Http2`] serves. Both show the same [`Downstream`] to the engine that forwards requests: a request
-//! is decided about in the same way however it comes. What is decided is not here.
+//! [`acceptor`] takes a connection through the PROXY header ([`proxy_protocol`]), the limits for its address and the TLS handshake.
+//! [`Connection`] is then a connection of HTTP/1, which carries one request after the other; [`Http2Stream`] is one stream of a
+//! connection of HTTP/2, which [`Http2`] serves. Both show the same [`Downstream`] to the engine that forwards requests.
+//! [`open_connections`] counts what is open, for the shutdown.
+//!
+//! Decides nothing about a request, and knows no backend.
 
+pub(crate) mod acceptor;
 mod connection;
 mod http2;
+pub(crate) mod open_connections;
+pub(crate) mod proxy_protocol;
 
 use std::io;
 use std::net::IpAddr;
@@ -17,8 +23,8 @@ use pingora::http::ResponseHeader;
 
 pub(crate) use crate::downstream::connection::{BodyLength, Connection};
 pub(crate) use crate::downstream::http2::{Accepted, Http2, Http2Limits, Http2Stream};
-use crate::http1::{ChunkError, ResponseBody, ResponseHead};
-use crate::scheme::Scheme;
+use crate::http::http1::{ChunkError, ResponseBody, ResponseHead};
+use crate::http::scheme::Scheme;
 use crate::tunnel::Socket;
 
 /// What became of reading a piece of a request's body.

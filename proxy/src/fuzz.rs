@@ -12,17 +12,17 @@ use http::header::{COOKIE, FORWARDED, HOST, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
-use crate::affinity::Affinity;
-use crate::app::shape;
+use crate::balancer::affinity::Affinity;
 use crate::config::Config;
 use crate::downstream::BodyLength;
-use crate::forwarded::Forwarder;
-use crate::http1::{Chunks, find_end};
-use crate::proxy_protocol;
-use crate::proxy_protocol::Header;
-use crate::scheme::Scheme;
-use crate::service::asks_for;
-use crate::service::body_of;
+use crate::downstream::proxy_protocol;
+use crate::downstream::proxy_protocol::Header;
+use crate::http::forwarded::Forwarder;
+use crate::http::http1::{Chunks, find_end};
+use crate::http::scheme::Scheme;
+use crate::request::proxy_http::asks_for;
+use crate::request::proxy_http::body_of;
+use crate::server::app::shape;
 use crate::tunnel::Frames;
 
 const POOL: &str = "pools: [{name: a, backends: [{id: n1, address: 'a:1'}]}]\n";
@@ -48,7 +48,7 @@ pub fn cookies(data: &[u8]) {
             request.append_header(COOKIE, value).expect("there is room");
         }
     }
-    let count = |claim: &crate::affinity::Claim| claim.bindings.len();
+    let count = |claim: &crate::balancer::affinity::Claim| claim.bindings.len();
     assert!(count(&UNSIGNED.read(&request, "/")) <= 8);
     assert_eq!(
         count(&SIGNED.read(&request, "/")),

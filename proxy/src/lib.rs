@@ -1,60 +1,39 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
-//! A client connection comes in through `listeners`, lives on one thread (`workers`) and is served by `app`, which reads its
-//! requests, of HTTP/1 and HTTP/2 (`downstream`). One engine (`forward`) serves them all, plain ones and upgrades, which become
-//! tunnels. It asks `exchange` what to do: which route, who the client is, where it belongs, which backend, what next. `upstream`
-//! reaches backends, `health` watches over them, `reload` puts new settings in the place of old ones, `discovery` finds backends
-//! that nodes' registry names, `shutdown` ends it all. In a Pingora server of somebody else's (`plugin`) the requests come through
-//! the phases of Pingora's proxy (`service`), which ask `exchange` the same.
+//! The way of a request:
 //!
-//! [`run`] is the program; [`Plugin`] is the same edge for a Pingora server of your own.
+//! ```text
+//! client ─▶ server::listeners ─▶ downstream::acceptor ─▶ server::app ─▶ request::forward ─┬─ upstream ─▶ backend
+//!           (a worker thread)    PROXY header, limits,   heads, HTTP/1    │ attempts      └─ tunnel (an upgrade)
+//!                                TLS handshake           and HTTP/2       ▼
+//!                                                                    request::exchange ─▶ balancer
+//!                                                                    every decision       affinity, pick, health
+//! ```
+//!
+//! Mounted in another Pingora server ([`Plugin`]), requests come through the phases of Pingora's proxy
+//! (`request::proxy_http`), which ask `request::exchange` for the same decisions; upgrades go to the same engine.
+//!
+//! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `limits`, `tls`, `tunnel` ·
+//! `net` · `config` · `metrics`, `http`. `make structure` prints them as they are.
+//!
+//! `run` is the program; [`Plugin`] is the same edge for a Pingora server of your own.
 
-mod accepted;
-mod access;
-mod admin;
-mod affinity;
-mod app;
-mod backend;
+mod balancer;
 mod config;
-mod discovery;
 mod downstream;
-mod drain;
-mod entrance;
-mod error;
-mod exchange;
-mod fields;
-mod files;
-mod forward;
-mod forwarded;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzz;
-mod health;
-mod hold;
-mod hop;
-mod http1;
-mod kept;
-mod layered;
+mod http;
 mod limits;
-mod listeners;
-mod logging;
 mod metrics;
-mod names;
-mod parts;
+mod net;
 mod plugin;
-mod pool;
-mod proxy_protocol;
-mod reload;
-mod scheme;
-mod service;
-mod shortage;
-mod shutdown;
-mod supervisor;
-mod target;
+mod request;
+mod server;
 mod tls;
 mod tunnel;
 mod upstream;
-mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -71,26 +50,29 @@ use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::AccessLog;
-pub use crate::access::AccessLogError;
 pub use crate::config::Config;
 use crate::config::ListenerConfig;
-use crate::entrance::Entrance;
-use crate::entrance::Entrances;
-pub use crate::listeners::BindError;
-use crate::listeners::Bound;
-use crate::listeners::ListeningService;
+use crate::downstream::acceptor::Entrance;
+use crate::downstream::acceptor::Entrances;
 use crate::metrics::Metrics;
-use crate::parts::Parts;
-pub use crate::parts::StartError;
 pub use crate::plugin::AfterDrain;
 pub use crate::plugin::Plugin;
-pub use crate::service::Edge;
-pub use crate::service::RequestContext;
-use crate::shutdown::Ending;
-use crate::shutdown::Haste;
-use crate::shutdown::Signals;
-use crate::supervisor::keep_running;
+use crate::request::access_log::AccessLog;
+pub use crate::request::access_log::AccessLogError;
+pub use crate::request::proxy_http::Edge;
+pub use crate::request::proxy_http::RequestContext;
+use crate::server::admin;
+use crate::server::components;
+use crate::server::components::Parts;
+pub use crate::server::components::StartError;
+pub use crate::server::listeners::BindError;
+use crate::server::listeners::Bound;
+use crate::server::listeners::ListeningService;
+use crate::server::logging;
+use crate::server::shutdown::Ending;
+use crate::server::shutdown::Haste;
+use crate::server::shutdown::Signals;
+use crate::server::supervisor::keep_running;
 use crate::tls::Connectors;
 pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 
@@ -108,7 +90,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     for warning in config.warnings(SystemTime::now()) {
         tracing::warn!(warning, "the configuration is likely not meant so");
     }
-    parts::open_files(&config)?;
+    components::open_files(&config)?;
     let bound = config
         .listeners
         .iter()
@@ -194,7 +176,7 @@ impl BackgroundService for Renewal {
 /// [`StartError`] for the first that is wrong, as [`run`] would have it.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut warnings = config.warnings(SystemTime::now());
-    parts::open_files(config)?;
+    components::open_files(config)?;
     for listener in &config.listeners {
         let wrong = entrance(config, listener)?.wrong_certificates(SystemTime::now());
         let address = listener.address;

@@ -4,6 +4,7 @@
 
 mod address;
 mod gate;
+mod limit;
 mod rate;
 mod retries;
 mod seldom;
@@ -13,6 +14,7 @@ pub(crate) use crate::limits::address::Place;
 pub(crate) use crate::limits::gate::BackendLimit;
 pub(crate) use crate::limits::gate::Gate;
 pub(crate) use crate::limits::gate::Pass;
+pub(crate) use crate::limits::limit::Limit;
 pub(crate) use crate::limits::retries::RetryBudget;
 pub(crate) use crate::limits::seldom::Seldom;
 pub(crate) use crate::limits::total::Permit;

@@ -15,20 +15,20 @@ use pingora::services::background::{BackgroundService, background_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::AccessLog;
-use crate::admin;
 use crate::config::Config;
-use crate::listeners::BindError;
-use crate::listeners::Bound;
-use crate::listeners::ListeningService;
-use crate::logging;
-use crate::parts;
-use crate::parts::Parts;
-use crate::parts::StartError;
-use crate::parts::Watch;
-use crate::reload::Reloader;
-use crate::service::Edge;
-use crate::shutdown::Drain;
+use crate::request::access_log::AccessLog;
+use crate::request::proxy_http::Edge;
+use crate::server::admin;
+use crate::server::components;
+use crate::server::components::Parts;
+use crate::server::components::StartError;
+use crate::server::components::Watch;
+use crate::server::listeners::BindError;
+use crate::server::listeners::Bound;
+use crate::server::listeners::ListeningService;
+use crate::server::logging;
+use crate::server::reload::Reloader;
+use crate::server::shutdown::Drain;
 use crate::tls::{PoolTlsError, no_authorities_file};
 use crate::upstream;
 
@@ -145,7 +145,7 @@ impl Plugin {
     pub fn configure(&self, conf: &mut ServerConf) {
         let idle = self.parts.files.idle_upstream_each(conf.threads);
         conf.upstream_keepalive_pool_size = conf.upstream_keepalive_pool_size.min(idle);
-        conf.max_retries = conf.max_retries.max(parts::attempts_max());
+        conf.max_retries = conf.max_retries.max(components::attempts_max());
         let drain = (self.config.drain.timeout + LAST_SECONDS).as_secs();
         if conf.ca_file.is_none() {
             conf.ca_file = no_authorities_file();

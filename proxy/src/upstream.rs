@@ -16,12 +16,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::Address;
+pub(crate) use crate::balancer::idle::Dialed;
+use crate::balancer::pool::Backend;
 use crate::config::Timeouts;
-pub(crate) use crate::kept::Dialed;
-use crate::names::Names;
-use crate::pool::Backend;
-use crate::shortage::Shortage;
+use crate::config::backend::Address;
+use crate::net::exhaustion::Shortage;
+use crate::net::resolver::Names;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
 pub(crate) use crate::upstream::sweep::sweep;

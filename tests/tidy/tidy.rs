@@ -2,11 +2,15 @@
 //!
 //! Reads sources as text: comments and tests are left out, and every `crate::NAME` that remains is an import of `NAME`.
 
+mod structure;
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
+
+use crate::structure::Structure;
 
 /// A program's modules: each row may import from the rows above it, and modules of one row not from each other.
 struct Layers {
@@ -17,45 +21,14 @@ struct Layers {
 const PROXY: Layers = Layers {
     source: "proxy/src",
     rows: &[
-        &[
-            "metrics",
-            "error",
-            "backend",
-            "scheme",
-            "shortage",
-            "workers",
-            "files",
-            "layered",
-            "proxy_protocol",
-            "target",
-            "fields",
-        ],
-        &["config", "hop", "http1", "accepted"],
-        &[
-            "drain",
-            "affinity",
-            "forwarded",
-            "hold",
-            "limits",
-            "tunnel",
-            "access",
-            "logging",
-            "names",
-            "tls",
-            "supervisor",
-        ],
-        &["kept", "entrance", "downstream"],
-        &["pool"],
-        &["health", "upstream"],
-        &["exchange"],
-        &["forward"],
-        &["reload"],
-        &["discovery"],
-        &["service"],
-        &["app"],
-        &["listeners", "shutdown"],
-        &["admin"],
-        &["parts"],
+        &["metrics", "http"],
+        &["config"],
+        &["net"],
+        &["limits", "tls", "tunnel"],
+        &["balancer", "downstream"],
+        &["upstream"],
+        &["request"],
+        &["server"],
         &["plugin"],
         &["fuzz"],
         &["lib"],
@@ -151,6 +124,24 @@ fn imports_of_the_edge_point_down() {
 #[test]
 fn imports_of_the_node_point_down() {
     assert_none(&NODE.violations());
+}
+
+#[test]
+fn no_modules_import_each_other() {
+    for program in [PROXY] {
+        let circles = Structure::of(&root().join(program.source)).circles();
+        assert_none(&circles);
+    }
+}
+
+/// What `make structure` prints.
+#[test]
+fn the_structure_is_printed() {
+    for program in [PROXY, NODE] {
+        let report = Structure::of(&root().join(program.source)).report();
+        println!("{}\n{report}", program.source);
+        assert!(report.contains(" rooms, "));
+    }
 }
 
 #[test]

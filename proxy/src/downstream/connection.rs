@@ -20,15 +20,15 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
-use crate::accepted::Accepted;
 use crate::downstream::{BodyError, BodyEvent, ClientEnd, Downstream, PassError};
-use crate::fields::Fields;
-use crate::hop::HopByHop;
-use crate::http1::{
+use crate::http::fields::Fields;
+use crate::http::hop_by_hop::HopByHop;
+use crate::http::http1::{
     ChunkError, Chunks, Part, ResponseBody, ResponseHead, SCRATCH as RESPONSE_SCRATCH,
     parse_trailers, write_own,
 };
-use crate::scheme::Scheme;
+use crate::http::scheme::Scheme;
+use crate::net::accepted::Accepted;
 use crate::tunnel::Socket;
 
 /// From this size on what was gathered goes out before more is added.
@@ -397,7 +397,7 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
-    use crate::http1::Framing;
+    use crate::http::http1::Framing;
 
     fn connection() -> (Connection, DuplexStream) {
         let (inner, outer) = duplex(256 * 1024);

@@ -24,8 +24,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::downstream::Downstream;
 pub(crate) use crate::downstream::http2::stream::Http2Stream;
-use crate::drain::Connections;
-use crate::scheme::Scheme;
+use crate::downstream::open_connections::Connections;
+use crate::http::scheme::Scheme;
 
 /// What one connection may send before it is read: enough for a few streams whose backends are slow.
 const CONNECTION_WINDOW: u32 = 256 * 1024;

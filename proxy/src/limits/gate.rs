@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::config::Config;
 use crate::config::Limits;
-use crate::error::Limit;
+use crate::limits::Limit;
 use crate::limits::Permit;
 use crate::limits::Place;
 use crate::limits::Seldom;

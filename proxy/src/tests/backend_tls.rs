@@ -18,9 +18,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::scene::*;
+use crate::balancer::pool::State;
 use crate::config::Config;
-use crate::names::Names;
-use crate::pool::State;
+use crate::net::resolver::Names;
 use crate::tls::Connectors;
 use crate::tls::testing::{Authority, Folder, folder};
 use crate::upstream::Dialer;
@@ -283,7 +283,7 @@ async fn judged(kind: &str, tls: &str, address: SocketAddr) -> (State, String) {
     let pools = scene.parts.reloader.pools();
     let names = Arc::new(Names::new());
     let mut checking = JoinSet::new();
-    checking.spawn(crate::health::run(pools, names, stop.clone()));
+    checking.spawn(crate::balancer::health::run(pools, names, stop.clone()));
     let pools = scene.parts.policy.pools();
     let backend = pools
         .iter()

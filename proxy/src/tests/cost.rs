@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use crate::app::shape;
+use crate::balancer::pool::ProbeResult;
 use crate::config::Config;
-use crate::exchange::Policy;
-use crate::fields::Fields;
-use crate::http1::{RequestHead, ResponseHead};
-use crate::parts::Parts;
-use crate::pool::ProbeResult;
-use crate::scheme::Scheme;
+use crate::http::fields::Fields;
+use crate::http::http1::{RequestHead, ResponseHead};
+use crate::http::scheme::Scheme;
+use crate::request::exchange::Policy;
+use crate::server::app::shape;
+use crate::server::components::Parts;
 
 /// The most that affinity, pick and headers may take together.
 const MOST: Duration = Duration::from_micros(3);

@@ -23,10 +23,10 @@ use tokio::time::{Instant, sleep};
 
 use super::over_h2;
 use super::scene::*;
-use crate::accepted::Accepted;
+use crate::balancer::pool::State;
 use crate::config::Config;
-use crate::entrance::Entrances;
-use crate::pool::State;
+use crate::downstream::acceptor::Entrances;
+use crate::net::accepted::Accepted;
 
 /// What each test sets.
 const LIMIT: Duration = Duration::from_secs(7);

@@ -301,7 +301,7 @@ async fn a_backend_that_closes_on_the_end_of_the_clients_side_is_not_held_to_it(
     assert_eq!(half_closed(&scene, MORE).await, "");
     for pool in scene.parts.policy.pools().iter() {
         for backend in pool.backends() {
-            assert_ne!(backend.state(), crate::pool::State::Suspect);
+            assert_ne!(backend.state(), crate::balancer::pool::State::Suspect);
         }
     }
 }

@@ -281,7 +281,7 @@ async fn bodies_have_a_largest_size<F: Front>() {
     for backend in states {
         assert_ne!(
             backend.state(),
-            crate::pool::State::Suspect,
+            crate::balancer::pool::State::Suspect,
             "it did nothing wrong"
         );
     }

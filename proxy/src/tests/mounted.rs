@@ -24,10 +24,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::scene::*;
-use crate::app::shape;
 use crate::downstream::BodyLength;
-use crate::service::asks_for;
-use crate::service::body_of;
+use crate::request::proxy_http::asks_for;
+use crate::request::proxy_http::body_of;
+use crate::server::app::shape;
 
 const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";

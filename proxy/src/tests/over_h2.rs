@@ -15,7 +15,7 @@ use pingora::apps::ServerApp;
 
 use super::limits::{reading, refused};
 use super::scene::*;
-use crate::layered::pingora_stream;
+use crate::net::pingora_stream::pingora_stream;
 
 const ON: &str = "websockets_over_http2: true\n";
 

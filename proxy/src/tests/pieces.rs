@@ -7,9 +7,9 @@ use bytes::BytesMut;
 use divan::{Bencher, Divan};
 
 use super::cost::{parts, read, request};
-use crate::app::shape;
-use crate::pool::{Seeks, Tried};
-use crate::scheme::Scheme;
+use crate::balancer::pool::{Seeks, Tried};
+use crate::http::scheme::Scheme;
+use crate::server::app::shape;
 use crate::tunnel::Frames;
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));

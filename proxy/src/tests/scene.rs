@@ -20,15 +20,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::accepted::Accepted;
+use crate::balancer::pool::ProbeResult;
+use crate::balancer::pool::State;
 use crate::config::Config;
 use crate::config::ListenerConfig;
-use crate::entrance::{Entrance, Entrances};
-use crate::parts;
-use crate::parts::Parts;
-use crate::pool::ProbeResult;
-use crate::pool::State;
-use crate::service::Edge;
+use crate::downstream::acceptor::{Entrance, Entrances};
+use crate::net::accepted::Accepted;
+use crate::request::proxy_http::Edge;
+use crate::server::components;
+use crate::server::components::Parts;
 
 /// Nothing here takes longer unless it hangs, on however slow a machine.
 pub(super) const SOON: Duration = Duration::from_secs(30);
@@ -180,7 +180,7 @@ impl<F: Front> SceneOf<F> {
         let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
         let parts = Parts::new(&config).unwrap();
         let conf = ServerConf {
-            max_retries: parts::attempts_max(),
+            max_retries: components::attempts_max(),
             ..ServerConf::default()
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 
 use pingora::http::RequestHeader;
 
-use crate::error::Refusal;
-use crate::exchange::Replay;
-use crate::pool::ProbeResult;
-use crate::pool::State;
-use crate::scheme::Scheme;
+use crate::balancer::pool::ProbeResult;
+use crate::balancer::pool::State;
+use crate::http::scheme::Scheme;
+use crate::request::error::Refusal;
+use crate::request::exchange::Replay;
 use crate::upstream::DialError;
 
 use super::scene::*;

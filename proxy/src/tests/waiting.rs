@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::pool::ProbeResult;
+use crate::balancer::pool::ProbeResult;
 
 use super::scene::*;
 

@@ -24,7 +24,7 @@ use rustls::{
 };
 use webpki::KeyUsage;
 
-use crate::backend::Address;
+use crate::config::backend::Address;
 use crate::config::{BackendTls, CertificateFiles};
 use crate::tls::TlsError;
 use crate::tls::TlsStream;

@@ -22,7 +22,7 @@ use rustls::unbuffered::{
 use rustls::{CommonState, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use crate::layered::pingora_stream;
+use crate::net::pingora_stream::pingora_stream;
 
 /// The most plaintext in one record (RFC 8446, 5.1).
 const PLAIN_MAX: usize = 16 * 1024;

@@ -11,8 +11,8 @@ use pingora::protocols::{Ssl, Stream, l4};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::accepted::Accepted;
-use crate::layered::pingora_stream;
+use crate::net::accepted::Accepted;
+use crate::net::pingora_stream::pingora_stream;
 use crate::tunnel::ear::Readiness;
 
 /// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read

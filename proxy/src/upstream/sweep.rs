@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::pool::Pools;
+use crate::balancer::pool::Pools;
 use crate::upstream::Dialer;
 
 /// How often they are looked for.

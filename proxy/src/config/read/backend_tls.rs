@@ -4,7 +4,7 @@ use rustls::pki_types::ServerName;
 
 use super::super::check::Check;
 use super::super::{BackendConfig, BackendTls, CertificateFiles, raw};
-use crate::backend::Address;
+use crate::config::backend::Address;
 
 /// `place` is the key of the pool, whose `backends` these are.
 pub(super) fn backend_tls(

@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
 use super::{HOUR, MS, SECOND, header_value, is_token};
-use crate::backend::is_host_name;
+use crate::config::backend::is_host_name;
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::raw::ProbeMethod;

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use super::affinity::{cookie_name, host_cookie};
 use super::backend_tls::backend_tls;
 use super::health::health;
-use crate::backend::{Address, is_plain_name};
+use crate::config::backend::{Address, is_plain_name};
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::routes::SEGMENTS_MAX;

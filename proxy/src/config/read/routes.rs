@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use causeway_conf::Secret;
 
 use super::{header_value, is_token};
-use crate::backend::is_host_name;
+use crate::config::backend::is_host_name;
 use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::routes::{HeaderNameText, HeaderRules, covers};

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
-use crate::fields::{Fields, Request};
-use crate::target::Target;
+use crate::http::fields::{Fields, Request};
+use crate::http::target::Target;
 
 const X_FORWARDED_PREFIX: &str = "x-forwarded-prefix";
 

@@ -13,9 +13,9 @@ use pingora::http::ResponseHeader;
 use crate::downstream::http2::tunnel::Http2Tunnel;
 use crate::downstream::http2::{OpenStream, poll_capacity};
 use crate::downstream::{BodyError, BodyEvent, ClientEnd, Downstream, PassError};
-use crate::fields::{Fields, Response as _};
-use crate::http1::{ResponseBody, ResponseHead, keep_allowed};
-use crate::scheme::Scheme;
+use crate::http::fields::{Fields, Response as _};
+use crate::http::http1::{ResponseBody, ResponseHead, keep_allowed};
+use crate::http::scheme::Scheme;
 use crate::tunnel::Socket;
 
 /// The most of a response that is read from a backend before the client has room for it.

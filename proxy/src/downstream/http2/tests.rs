@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::Instant;
 
 use super::*;
-use crate::http1::{Framing, ResponseBody};
+use crate::http::http1::{Framing, ResponseBody};
 
 const PREFACE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(75);
@@ -148,7 +148,7 @@ async fn a_stream_that_is_not_read_holds_little() {
     let (io, _tasks) = served(&connections(), move |mut accepted: Accepted| {
         let counted = Arc::clone(&counted);
         async move {
-            let mut head = crate::http1::ResponseHead::parse(
+            let mut head = crate::http::http1::ResponseHead::parse(
                 bytes::BytesMut::from(&b"HTTP/1.1 200 OK\r\n\r\n"[..]),
                 9,
             )

@@ -10,7 +10,7 @@ use pingora::protocols::Ssl;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::downstream::http2::{OpenStream, poll_capacity};
-use crate::layered::pingora_stream;
+use crate::net::pingora_stream::pingora_stream;
 
 /// The most that one write gives to the connection.
 const PIECE: usize = 16 * 1024;

@@ -1,0 +1,489 @@
+//! One backend of a pool at run time: its state and what it carries.
+//!
+//! What choosing reads (rank, load) is in atomics; the state machine behind them has a lock that only
+//! probes, failed dials and operators take.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::balancer::idle::Kept;
+use crate::balancer::pool::load::{Load, Seeks};
+use crate::balancer::pool::machine::{Machine, MachineConfig};
+use crate::balancer::pool::outlier::{Answer, Outlier};
+use crate::balancer::pool::pace::Pace;
+use crate::balancer::pool::rank::{Place, Rank, Turn};
+use crate::balancer::pool::slots::RequestSlots;
+use crate::balancer::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
+use crate::config::BackendConfig;
+use crate::config::backend::{Address, BackendId};
+use crate::metrics::BackendMetrics;
+use crate::net::resolver::Allowed;
+
+/// A server, with all that is known about it.
+///
+/// Invariant: `rank` is [`Rank::of`] `machine`, and `verdict` has its state, outside of [`Backend::update`].
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) id: BackendId,
+    pub(crate) address: Address,
+    weight: AtomicU32,
+    /// Only for people: what choosing goes by is `place`.
+    zone: Mutex<Option<Box<str>>>,
+    /// Which addresses its name may have.
+    allowed: Mutex<Allowed>,
+    place: AtomicU8,
+    pub(crate) metrics: BackendMetrics,
+    /// Connections to it that wait for a request.
+    pub(crate) kept: Kept,
+    rank: AtomicU8,
+    /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
+    released_at: AtomicU64,
+    /// In milliseconds.
+    slow_start: AtomicU64,
+    /// When it came back, in milliseconds since the pool was made and one more; 0 if it was never away.
+    back_at: AtomicU64,
+    pub(super) load: Load,
+    pub(super) pace: Pace,
+    /// Where `limits.requests_per_backend` is set.
+    pub(crate) request_slots: RequestSlots,
+    /// How many [`TunnelSlot`]s there are.
+    slots: AtomicUsize,
+    outlier: Outlier,
+    machine: Mutex<Machine>,
+    verdict: watch::Sender<Verdict>,
+    probe_wanted: Notify,
+    /// Since when it has carried nothing, and how much it had answered then.
+    unused: Mutex<Option<(Instant, u64)>>,
+}
+
+/// A moment, by each of the clocks that there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    /// Since the pool was made.
+    pub(super) age: Duration,
+    /// UNIX seconds, by a clock that never steps back.
+    pub(super) unix: u64,
+}
+
+/// A backend as `/backends` shows it.
+#[derive(Debug)]
+pub(crate) struct Status {
+    pub(crate) state: State,
+    /// For how long it has been in that state.
+    pub(crate) lasts: Duration,
+    pub(crate) why: String,
+    pub(crate) tunnels: usize,
+    pub(crate) requests: usize,
+    pub(crate) waiting: usize,
+}
+
+impl Backend {
+    pub(super) fn new(
+        config: &BackendConfig,
+        place: Place,
+        machine: MachineConfig,
+        slow_start: Duration,
+        metrics: BackendMetrics,
+        at: Moment,
+    ) -> Self {
+        let state = match config.maintenance {
+            true => State::Maintenance,
+            false => State::Unknown,
+        };
+        metrics.state(state.name(), &State::NAMES, at.unix);
+        let machine = Machine::new(state, machine, at.now);
+        Self {
+            id: config.id.clone(),
+            address: config.address.clone(),
+            weight: AtomicU32::new(config.weight),
+            zone: Mutex::new(config.zone.clone()),
+            allowed: Mutex::new(config.allowed.clone()),
+            place: AtomicU8::new(place as u8),
+            metrics,
+            kept: Kept::default(),
+            rank: AtomicU8::new(Rank::of(&machine) as u8),
+            released_at: AtomicU64::new(0),
+            slow_start: AtomicU64::new(millis(slow_start)),
+            back_at: AtomicU64::new(0),
+            load: Load::default(),
+            pace: Pace::default(),
+            request_slots: RequestSlots::default(),
+            slots: AtomicUsize::new(0),
+            outlier: Outlier::default(),
+            machine: Mutex::new(machine),
+            verdict: watch::Sender::new(Verdict { state, answers: 0 }),
+            probe_wanted: Notify::new(),
+            unused: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        Rank::ALL[usize::from(self.rank.load(Ordering::Relaxed))]
+    }
+
+    /// Its share of new clients.
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// The zone that it is in.
+    pub(crate) fn zone(&self) -> Option<Box<str>> {
+        self.zone.lock().clone()
+    }
+
+    /// Which addresses its name may have, if its address is a name.
+    pub(crate) fn allowed(&self) -> Allowed {
+        self.allowed.lock().clone()
+    }
+
+    /// Where it stands for this edge.
+    pub(crate) fn place(&self) -> Place {
+        Place::ALL[usize::from(self.place.load(Ordering::Relaxed))]
+    }
+
+    /// Whether the configuration does not name it any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.rank() == Rank::Leaving
+    }
+
+    /// Whether it has carried and answered nothing for `time`, as far as the calls of this have seen.
+    pub(super) fn is_unused_for(&self, time: Duration, now: Instant) -> bool {
+        let carried = self.load.carried();
+        let answered = self.metrics.answered_in_all();
+        let mut unused = self.unused.lock();
+        match &*unused {
+            Some((since, before)) if carried == 0 && *before == answered => {
+                time <= now.saturating_duration_since(*since)
+            }
+            _ => {
+                *unused = (carried == 0).then_some((now, answered));
+                false
+            }
+        }
+    }
+
+    /// Goes by new settings from now on. Its address stays: one that has moved is another backend.
+    pub(super) fn configure(
+        &self,
+        config: &BackendConfig,
+        place: Place,
+        machine: MachineConfig,
+        slow_start: Duration,
+        at: Moment,
+    ) -> Option<Change> {
+        debug_assert!(config.id == self.id && config.address == self.address);
+        self.weight.store(config.weight, Ordering::Relaxed);
+        self.place.store(place as u8, Ordering::Relaxed);
+        self.zone.lock().clone_from(&config.zone);
+        self.allowed.lock().clone_from(&config.allowed);
+        self.slow_start.store(millis(slow_start), Ordering::Relaxed);
+        self.update(at, 0, |state| {
+            state.configure(machine, config.maintenance, at.now)
+        })
+    }
+
+    /// Gets no new clients any more, nor those that a cookie binds to it, and ends what it has.
+    pub(super) fn leave(&self, at: Moment) -> Option<Change> {
+        self.update(at, 0, |machine| machine.leave(at.now))
+    }
+
+    /// Takes no lock.
+    pub(crate) fn state(&self) -> State {
+        self.rank().state()
+    }
+
+    /// Follows what is known about it: woken at each change of state and at each probe that is answered, if not more often.
+    pub(crate) fn verdict(&self) -> watch::Receiver<Verdict> {
+        self.verdict.subscribe()
+    }
+
+    /// Whether it is down, and has not even answered its last probe.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.rank() == Rank::Down
+    }
+
+    /// Returns when the backend, which was not down and silent, comes to be. What it has not answered by then it hardly will.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: it looks at the state.
+    pub(crate) async fn falls_silent(&self) {
+        let mut verdict = self.verdict();
+        if self.is_silent() {
+            // It was asked for want of a better one.
+            return std::future::pending().await;
+        }
+        // The sender is here as long as `self` is.
+        while !self.is_silent() && verdict.changed().await.is_ok() {}
+    }
+
+    pub(super) fn released_at(&self) -> u64 {
+        self.released_at.load(Ordering::Relaxed)
+    }
+
+    /// Its turn among all backends; `None` if it takes no clients.
+    pub(super) fn turn(&self) -> Option<Turn> {
+        Turn::of(self.rank(), self.place())
+    }
+
+    /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.
+    pub(super) fn weight_at(&self, age: Duration) -> u64 {
+        let full = u64::from(self.weight()) * 1000;
+        let Some(back_at) = self.back_at.load(Ordering::Relaxed).checked_sub(1) else {
+            return full;
+        };
+        let (back_for, all) = (
+            millis(age).saturating_sub(back_at),
+            self.slow_start.load(Ordering::Relaxed),
+        );
+        if all <= back_for {
+            return full;
+        }
+        u64::from(self.weight()) * (100 + 900 * back_for / all)
+    }
+
+    /// Keeps a place for a tunnel, if there are less than `most`.
+    pub(crate) fn reserve_tunnel(self: &Arc<Self>, most: u32) -> Option<TunnelSlot> {
+        // Made before the look: dropped, it takes itself out again.
+        let slot = TunnelSlot(Arc::clone(self));
+        let before = self.slots.fetch_add(1, Ordering::Relaxed);
+        usize::try_from(most)
+            .is_ok_and(|most| before < most)
+            .then_some(slot)
+    }
+
+    /// Counts a tunnel for as long as the guard lives.
+    pub(crate) fn open_tunnel(self: &Arc<Self>) -> TunnelCount {
+        self.load.tunnels.fetch_add(1, Ordering::Relaxed);
+        self.metrics.tunnel_opened();
+        TunnelCount(Arc::clone(self))
+    }
+
+    /// Counts a request in flight for as long as the guard lives.
+    pub(crate) fn start_request(self: &Arc<Self>, seeks: Seeks) -> RequestCount {
+        self.load.in_flight(seeks).fetch_add(1, Ordering::Relaxed);
+        self.metrics.request_started();
+        RequestCount(Arc::clone(self), seeks)
+    }
+
+    /// Counts a request that waits for the backend to come back, for as long as the guard lives.
+    pub(crate) fn start_waiting(self: &Arc<Self>) -> WaitCount {
+        self.load.waiting.fetch_add(1, Ordering::Relaxed);
+        self.metrics.wait_started();
+        WaitCount(Arc::clone(self))
+    }
+
+    /// Returns when requests have found something that a probe is to look into now.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing: the next call returns at once if it happened in between.
+    pub(crate) async fn probe_wanted(&self) {
+        self.probe_wanted.notified().await;
+    }
+
+    /// When [`Pool::tick`](crate::balancer::pool::Pool::tick) is due for it; `None` if no grace runs.
+    pub(crate) fn grace_end(&self) -> Option<Instant> {
+        self.machine.lock().grace_end()
+    }
+
+    /// Whether it is known to serve, well or not, and not known to be gone.
+    pub(super) fn is_there(&self) -> bool {
+        match self.rank() {
+            Rank::Up | Rank::Answering => true,
+            Rank::Suspect => self.machine.lock().has_passed(),
+            _ => false,
+        }
+    }
+
+    /// Takes in what a probe found.
+    pub(super) fn probed(&self, result: ProbeResult, at: Moment) -> Option<Change> {
+        self.metrics.probed(match result {
+            ProbeResult::Good => "good",
+            ProbeResult::Draining => "draining",
+            ProbeResult::BadAnswer(_) => "bad_answer",
+            ProbeResult::Unreachable(_) => "unreachable",
+            ProbeResult::NoAnswer(_) => "no_answer",
+        });
+        let answers = u64::from(result.is_answer());
+        let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
+        self.release_if_draining(&change, at);
+        if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
+            // Its clients have gone, and it may be cold.
+            let back_at = millis(at.age).saturating_add(1);
+            self.back_at.store(back_at, Ordering::Relaxed);
+        }
+        Some(change)
+    }
+
+    /// Ends its grace, if that is over.
+    pub(super) fn tick(&self, at: Moment) -> Option<Change> {
+        self.update(at, 0, |machine| machine.tick(at.now))
+    }
+
+    /// Takes in what a request found out.
+    ///
+    /// Only a failed dial moves the state. Bad answers, if there are too many, ask for a probe: a client could choose what it
+    /// asks for so that they are bad.
+    pub(super) fn evidence(&self, evidence: Evidence, at: Moment) -> Option<Change> {
+        let bad = match evidence {
+            Evidence::ConnectRefused => {
+                self.metrics.connect_failed("refused");
+                return self.dial_failed(FailedDial::Refused, at);
+            }
+            Evidence::ConnectTimeout => {
+                self.metrics.connect_failed("timeout");
+                return self.dial_failed(FailedDial::TimedOut, at);
+            }
+            Evidence::TlsFailed => {
+                self.metrics.connect_failed("tls");
+                return self.dial_failed(FailedDial::Distrusted, at);
+            }
+            Evidence::Answered(status) => {
+                self.metrics.answered(status);
+                matches!(status.as_u16(), 502..=504)
+            }
+            Evidence::UpgradeRefused(status) => {
+                self.metrics.answered(status);
+                status.is_server_error()
+            }
+            Evidence::Died | Evidence::TimedOut => true,
+            Evidence::Stopping => return self.is_stopping(at),
+        };
+        let answer = match bad {
+            true => Answer::Bad,
+            false => Answer::Good,
+        };
+        if self.outlier.count(answer, at.age) {
+            self.probe_wanted.notify_one();
+        }
+        None
+    }
+
+    fn dial_failed(&self, dial: FailedDial, at: Moment) -> Option<Change> {
+        let change = self.update(at, 0, |machine| machine.dial_failed(dial, at.now))?;
+        self.release_if_draining(&change, at);
+        self.probe_wanted.notify_one();
+        Some(change)
+    }
+
+    /// Takes in that it says to be stopping: a probe finds out whether it is. If it has gone already, it has.
+    fn is_stopping(&self, at: Moment) -> Option<Change> {
+        let change = self.update(at, 0, |machine| machine.announced_stop(at.now));
+        match &change {
+            Some(change) => self.release_if_draining(change, at),
+            None if self.state() == State::Draining => {}
+            None => self.probe_wanted.notify_one(),
+        }
+        change
+    }
+
+    /// Has its clients bound elsewhere once it drains.
+    fn release_if_draining(&self, change: &Change, at: Moment) {
+        if change.to == State::Draining {
+            self.released_at.store(at.unix, Ordering::Relaxed);
+        }
+    }
+
+    fn update(
+        &self,
+        at: Moment,
+        answers: u64,
+        step: impl FnOnce(&mut Machine) -> Option<Change>,
+    ) -> Option<Change> {
+        let mut machine = self.machine.lock();
+        let grace_end = machine.grace_end();
+        let change = step(&mut machine);
+        let rank = Rank::of(&machine) as u8;
+        let moved = self.rank.swap(rank, Ordering::Relaxed) != rank;
+        if let Some(change) = &change {
+            self.metrics.state(change.to.name(), &State::NAMES, at.unix);
+            self.metrics.state_changed(change.to.name());
+        }
+        if change.is_some() || moved || 0 < answers || machine.grace_end() != grace_end {
+            self.verdict.send_modify(|verdict| {
+                verdict.state = machine.state();
+                verdict.answers += answers;
+            });
+        }
+        change
+    }
+
+    pub(crate) fn status(&self, now: Instant) -> Status {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        let machine = self.machine.lock();
+        Status {
+            state: machine.state(),
+            lasts: now.saturating_duration_since(machine.since()),
+            why: machine.why().to_owned(),
+            tunnels: count(&self.load.tunnels),
+            requests: count(&self.load.requests) + count(&self.load.upgrades),
+            waiting: count(&self.load.waiting),
+        }
+    }
+}
+
+/// A place at a backend for one tunnel, open or on its way.
+#[derive(Debug)]
+pub(crate) struct TunnelSlot(Arc<Backend>);
+
+impl Drop for TunnelSlot {
+    fn drop(&mut self) {
+        self.0.slots.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One open tunnel to a backend.
+#[derive(Debug)]
+pub(crate) struct TunnelCount(Arc<Backend>);
+
+impl TunnelCount {
+    pub(crate) fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
+impl Drop for TunnelCount {
+    fn drop(&mut self) {
+        self.0.load.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.tunnel_gone();
+    }
+}
+
+/// One request that a backend has not answered to the end.
+#[derive(Debug)]
+pub(crate) struct RequestCount(Arc<Backend>, Seeks);
+
+impl Drop for RequestCount {
+    fn drop(&mut self) {
+        let count = self.0.load.in_flight(self.1);
+        count.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.request_ended();
+    }
+}
+
+/// One request that waits for a backend to come back.
+#[derive(Debug)]
+pub(crate) struct WaitCount(Arc<Backend>);
+
+impl WaitCount {
+    pub(crate) fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
+impl Drop for WaitCount {
+    fn drop(&mut self) {
+        self.0.load.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.wait_ended();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,153 @@
+//! Picks a backend for a client that belongs nowhere: by load, at random or in turn, always by weight.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::balancer::pool::backend::Backend;
+use crate::balancer::pool::load::Seeks;
+use crate::balancer::pool::pace::Newcomers;
+use crate::balancer::pool::table::{Table, View};
+use crate::config::Pick;
+
+/// Up to so many candidates the least loaded is found exactly; of more, the better of two at random. That
+/// is nearly as even, looks at two, and spares a backend that seems idle to many edges at once.
+const EXACT_MAX: usize = 8;
+
+/// The picking of one pool.
+pub(super) struct Picker {
+    pick: Pick,
+    /// Whose turn it is; also who goes first among equals.
+    turn: AtomicUsize,
+    newcomers: Newcomers,
+}
+
+/// Who is picked for, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Newcomer {
+    pub(super) seeks: Seeks,
+    /// Since the pool was made.
+    pub(super) age: Duration,
+}
+
+impl Picker {
+    pub(super) fn new(pick: Pick) -> Self {
+        Self {
+            pick,
+            turn: AtomicUsize::new(0),
+            newcomers: Newcomers::default(),
+        }
+    }
+
+    /// One of the backends that `view` takes, or `None` if it takes none.
+    ///
+    /// States may change meanwhile: a backend that `view` counted and that left is replaced by any other.
+    pub(super) fn pick<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        newcomer: Newcomer,
+    ) -> Option<&'t Arc<Backend>> {
+        let candidates = || table.backends.iter().filter(|backend| view.takes(backend));
+        let picked = match self.pick {
+            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, newcomer),
+            Pick::Least => {
+                let (one, other) = (fastrand::usize(..view.count), fastrand::usize(..view.count));
+                let (one, other) = (candidates().nth(one), candidates().nth(other));
+                one.zip(other)
+                    .map(|(one, other)| self.better(one, other, view, newcomer))
+            }
+            Pick::Random => {
+                let point = fastrand::u64(..view.weight.max(1));
+                by_weight(candidates(), point, newcomer.age)
+            }
+            Pick::RoundRobin => self.in_turn(table, view, newcomer.age),
+        };
+        picked.or_else(|| candidates().next())
+    }
+
+    /// Notes that `backend` gets the newcomer, picked here or not.
+    pub(super) fn bind(&self, backend: &Backend, view: &View<'_>, newcomer: Newcomer) {
+        let (before, weight) = (self.newcomers.count(), backend.weight_at(newcomer.age));
+        self.newcomers.add();
+        backend.pace.add(before, weight, view.weight);
+        backend.load.bind(newcomer.seeks, newcomer.age);
+    }
+
+    /// The least loaded; among equals, the one after the last that was picked so.
+    fn least<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        newcomer: Newcomer,
+    ) -> Option<&'t Arc<Backend>> {
+        let backends = &table.backends;
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
+        let (before, from) = backends.split_at(first);
+        let in_order = from.iter().chain(before);
+        in_order
+            .filter(|backend| view.takes(backend))
+            .reduce(|one, other| self.better(one, other, view, newcomer))
+    }
+
+    /// The one whose pace allows it, else the one with less load for its weight; the first of two equals.
+    fn better<'t>(
+        &self,
+        one: &'t Arc<Backend>,
+        other: &'t Arc<Backend>,
+        view: &View<'_>,
+        newcomer: Newcomer,
+    ) -> &'t Arc<Backend> {
+        let newcomers = self.newcomers.count();
+        let (one_weight, other_weight) =
+            (one.weight_at(newcomer.age), other.weight_at(newcomer.age));
+        let too_fast =
+            |backend: &Backend, weight| !backend.pace.allows(newcomers, weight, view.weight);
+        // The load that it would have with this client, divided by weight, without dividing.
+        let weighed = |backend: &Backend, weight| {
+            (backend.load.weighs(newcomer.seeks, newcomer.age) + 1) * weight
+        };
+        let of_one = (too_fast(one, one_weight), weighed(one, other_weight));
+        let of_other = (too_fast(other, other_weight), weighed(other, one_weight));
+        if of_other < of_one { other } else { one }
+    }
+
+    /// The next in a schedule in which each occurs as often as its weight says.
+    ///
+    /// Who is not taken is passed over together with its turn, so that its share goes to all others and
+    /// not to its neighbour.
+    /// One that has just come back takes some of its turns.
+    fn in_turn<'t>(
+        &self,
+        table: &'t Table,
+        view: &View<'_>,
+        age: Duration,
+    ) -> Option<&'t Arc<Backend>> {
+        let schedule = &table.schedule;
+        for _ in 0..schedule.len() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
+            let backend = &table.backends[usize::from(schedule[turn])];
+            let (weight, full) = (backend.weight_at(age), u64::from(backend.weight()) * 1000);
+            if view.takes(backend) && (weight == full || fastrand::u64(..full) < weight) {
+                return Some(backend);
+            }
+        }
+        None
+    }
+}
+
+/// The backend in whose share of the summed weights `point` lies.
+fn by_weight<'t>(
+    candidates: impl Iterator<Item = &'t Arc<Backend>>,
+    mut point: u64,
+    age: Duration,
+) -> Option<&'t Arc<Backend>> {
+    for backend in candidates {
+        let weight = backend.weight_at(age);
+        if point < weight {
+            return Some(backend);
+        }
+        point -= weight;
+    }
+    None
+}

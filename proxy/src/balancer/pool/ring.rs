@@ -1,0 +1,135 @@
+//! A consistent hash from SockJS sessions to backends: all edges find the same one without a cookie.
+//!
+//! pingora-load-balancing's Ketama ring hashes socket addresses, so each backend gets a made-up one that
+//! follows from its id alone: a backend that moves keeps its sessions.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use pingora_load_balancing::Backend as RingMember;
+use pingora_load_balancing::selection::consistent::KetamaHashing;
+use pingora_load_balancing::selection::{BackendIter, BackendSelection};
+use sha2::{Digest, Sha256};
+
+use crate::config::backend::BackendId;
+
+/// What the ring makes of the largest weight, where weights differ: each unit takes 160 points of 8 bytes.
+const WEIGHT_MAX: usize = 16;
+
+/// How many points are passed in search of a backend that will do. With 100 of 101 backends down the
+/// search still succeeds nearly always; when it does not, the pool picks as if there were no session.
+const STEPS_MAX: usize = 2048;
+
+/// Points of all backends of a pool, as indices into its table.
+pub(super) struct Ring(Arc<KetamaHashing>);
+
+/// The index of the backend in the pool's table.
+#[derive(Clone, Copy)]
+struct Index(usize);
+
+impl Ring {
+    /// A ring of backends with their weights, which are at least 1 (Ketama panics at 0).
+    pub(super) fn new<'a>(backends: impl Iterator<Item = (&'a BackendId, u32)> + Clone) -> Self {
+        let heaviest = backends.clone().map(|(_, weight)| weight).max();
+        let heaviest = heaviest.unwrap_or(1).max(1) as usize;
+        let lightest = backends.clone().map(|(_, weight)| weight).min();
+        let lightest = lightest.unwrap_or(1).max(1) as usize;
+        let units = if lightest == heaviest { 1 } else { WEIGHT_MAX };
+        let member = |(index, (id, weight)): (usize, (&BackendId, u32))| {
+            let weight = (weight as usize * units).div_ceil(heaviest).max(1);
+            let address = stand_in(id).to_string();
+            let mut member = RingMember::new_with_weight(&address, weight)
+                .expect("the address of a SocketAddr parses");
+            member.ext.insert(Index(index));
+            member
+        };
+        let members: BTreeSet<RingMember> = backends.enumerate().map(member).collect();
+        Self(Arc::new(KetamaHashing::build(&members)))
+    }
+
+    /// The first backend for `key` that is `eligible`.
+    pub(super) fn find(&self, key: &str, eligible: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut points = self.0.iter(key.as_bytes());
+        for _ in 0..STEPS_MAX {
+            let Index(index) = *points.next()?.ext.get()?;
+            if eligible(index) {
+                return Some(index);
+            }
+        }
+        None
+    }
+}
+
+/// The made-up address of a backend.
+fn stand_in(id: &BackendId) -> SocketAddr {
+    let digest = Sha256::digest(id.as_str().as_bytes());
+    let mut address = [0; 16];
+    address.copy_from_slice(&digest[..16]);
+    let port = u16::from_be_bytes([digest[16], digest[17]]);
+    SocketAddr::from((Ipv6Addr::from(address), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(names: &[&str]) -> Vec<BackendId> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    fn ring(ids: &[BackendId], weight: impl Fn(usize) -> u32 + Clone) -> Ring {
+        let weighted = ids.iter().enumerate();
+        Ring::new(weighted.map(move |(index, id)| (id, weight(index))))
+    }
+
+    #[test]
+    fn a_session_finds_the_same_backend_whatever_the_order_in_the_file() {
+        let (one, other) = (ids(&["a", "b", "c"]), ids(&["c", "a", "b"]));
+        let (first, second) = (ring(&one, |_| 1), ring(&other, |_| 1));
+        for session in 0..500 {
+            let key = format!("s{session}");
+            let found = first.find(&key, |_| true).map(|index| &one[index]);
+            assert_eq!(
+                found,
+                second.find(&key, |_| true).map(|index| &other[index])
+            );
+        }
+    }
+
+    #[test]
+    fn a_backend_that_leaves_moves_only_its_own_sessions() {
+        let all = ids(&["a", "b", "c", "d"]);
+        let ring = ring(&all, |_| 1);
+        for session in 0..500 {
+            let key = format!("s{session}");
+            let before = ring.find(&key, |_| true).unwrap();
+            let after = ring.find(&key, |index| index != 3).unwrap();
+            assert!(before == 3 && after != 3 || before == after);
+        }
+    }
+
+    #[test]
+    fn sessions_spread_by_weight() {
+        let all = ids(&["a", "b"]);
+        let ring = ring(&all, |index| [1, 3][index]);
+        let heavy = (0..4000)
+            .filter(|session| ring.find(&format!("s{session}"), |_| true) == Some(1))
+            .count();
+        assert!((2600..3400).contains(&heavy), "{heavy}");
+    }
+
+    #[test]
+    fn extreme_weights_leave_everybody_a_place() {
+        let all = ids(&["a", "b"]);
+        let ring = ring(&all, |index| [1, 1000][index]);
+        assert_eq!(ring.find("s", |index| index == 0), Some(0));
+    }
+
+    #[test]
+    fn nobody_eligible_is_nothing_found() {
+        let all = ids(&["a", "b"]);
+        assert_eq!(ring(&all, |_| 1).find("s", |_| false), None);
+        assert_eq!(Ring::new([].into_iter()).find("s", |_| true), None);
+    }
+}

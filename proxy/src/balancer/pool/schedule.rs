@@ -1,0 +1,40 @@
+//! The order in which round robin takes backends, by weight.
+
+/// How long a schedule may be, unless there are more backends.
+const SCHEDULE_MAX: usize = 4096;
+
+/// The order of turns: smooth weighted round robin over at most [`SCHEDULE_MAX`] turns, as nginx has it.
+///
+/// Each occurs at least once and about as often as its weight says, evenly spread.
+pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
+    let divisor = weights.iter().copied().reduce(gcd).unwrap_or(1).max(1);
+    let reduced = weights.iter().map(|weight| u64::from(weight / divisor));
+    let sum: u64 = reduced.clone().sum();
+    let most = (SCHEDULE_MAX as u64).max(weights.len() as u64);
+    let weights: Vec<i64> = reduced
+        .map(|weight| match sum <= most {
+            true => weight as i64,
+            false => (weight * most / sum).max(1) as i64,
+        })
+        .collect();
+    let sum: i64 = weights.iter().sum();
+    // All equal: in order, which spares a large pool the quadratic time of the general case.
+    if weights.iter().all(|weight| *weight == 1) {
+        return (0..weights.len()).map(|index| index as u16).collect();
+    }
+    let mut credit = vec![0_i64; weights.len()];
+    let mut turns = Vec::with_capacity(sum as usize);
+    for _ in 0..sum {
+        credit.iter_mut().zip(&weights).for_each(|(c, w)| *c += w);
+        let richest =
+            (0..credit.len()).max_by_key(|&index| (credit[index], std::cmp::Reverse(index)));
+        let Some(richest) = richest else { break };
+        credit[richest] -= sum;
+        turns.push(richest as u16);
+    }
+    turns
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

@@ -1,0 +1,294 @@
+//! Which backend holds which SockJS session, for sessions that were seen lately.
+//!
+//! Bounded, and without a lock: a table of words, in sets of [`WAYS`] among which a hash chooses. A word holds the rest of the
+//! hash, the backend, and the age of the last use. In a full set the word that is unused for longest gives way; its session
+//! then goes where its cookie or the ring says. There are four words for each session that the table is for, so that sets are
+//! rarely full before the table is.
+//!
+//! Two sessions whose hashes agree are taken for one. Nobody outside can bring that about; by chance it befalls one new session
+//! in some hundred million, which then begins where the other one is.
+
+use std::hash::RandomState;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::balancer::affinity::SessionKey;
+use crate::config::backend::BackendId;
+
+/// Words in a set: those that share a line of the cache.
+const WAYS: usize = 8;
+
+/// The table of one pool.
+pub(super) struct Sessions {
+    hasher: RandomState,
+    most: usize,
+    /// Made when it is needed: many pools have no such sessions.
+    words: OnceLock<Box<[AtomicU64]>>,
+    /// Each backend by its number; `None` are numbers that are free again.
+    names: ArcSwap<Vec<Option<BackendId>>>,
+    uses: AtomicUsize,
+}
+
+/// What a word of the table says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    /// The upper half of the session's hash.
+    tag: u32,
+    /// The age of the table when it was used last.
+    age: u16,
+    /// The number of the backend, counted from 1; 0 is an empty word.
+    backend: u16,
+}
+
+impl Entry {
+    fn of(word: u64) -> Self {
+        Self {
+            tag: (word >> 32) as u32,
+            age: (word >> 16) as u16,
+            backend: word as u16,
+        }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.tag) << 32 | u64::from(self.age) << 16 | u64::from(self.backend)
+    }
+}
+
+impl Sessions {
+    /// An empty table for about `most` sessions.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            most: most.max(WAYS),
+            words: OnceLock::new(),
+            names: ArcSwap::default(),
+            uses: AtomicUsize::new(0),
+        }
+    }
+
+    /// The backend that holds `session`, as far as is remembered.
+    pub(super) fn get(&self, session: &SessionKey) -> Option<BackendId> {
+        let hash = session.hash(&self.hasher);
+        let (word, entry) = find(self.set(hash)?, hash)?;
+        let age = self.age();
+        if entry.age != age {
+            self.uses.fetch_add(1, Ordering::Relaxed);
+            // If another request was faster, it has said the same or something newer.
+            let used = Entry { age, ..entry }.word();
+            word.compare_exchange(entry.word(), used, Ordering::Relaxed, Ordering::Relaxed)
+                .ok();
+        }
+        let names = self.names.load();
+        names.get(usize::from(entry.backend) - 1)?.clone()
+    }
+
+    /// Remembers that `id` holds `session`.
+    pub(super) fn insert(&self, session: &SessionKey, id: &BackendId) {
+        let hash = session.hash(&self.hasher);
+        // With more names than there are numbers the ring has to do.
+        let Some(backend) = self.number(id) else {
+            return;
+        };
+        self.words.get_or_init(|| {
+            let sets = (self.most * 4).div_ceil(WAYS).next_power_of_two();
+            std::iter::repeat_with(AtomicU64::default)
+                .take(sets * WAYS)
+                .collect()
+        });
+        let Some(set) = self.set(hash) else { return };
+        let tag = (hash >> 32) as u32;
+        loop {
+            let age = self.age();
+            let entry = Entry { tag, age, backend };
+            let (word, old) = find(set, hash).unwrap_or_else(|| least_used(set, age));
+            if old == entry {
+                return;
+            }
+            let is_new = old.tag != tag || old.age != age || old.backend == 0;
+            let taken = word.compare_exchange(
+                old.word(),
+                entry.word(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            if taken.is_ok() {
+                self.uses.fetch_add(usize::from(is_new), Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// Forgets the sessions of these backends, which are none any more: others get their numbers.
+    ///
+    /// Looks at the whole table.
+    pub(super) fn forget(&self, ids: &[BackendId]) {
+        let names = self.names.load();
+        let is_gone = |name: &Option<BackendId>| name.as_ref().is_some_and(|id| ids.contains(id));
+        let gone: Vec<bool> = names.iter().map(is_gone).collect();
+        if !gone.contains(&true) {
+            return;
+        }
+        for word in self.words.get().into_iter().flatten() {
+            let entry = Entry::of(word.load(Ordering::Relaxed));
+            let number = usize::from(entry.backend).checked_sub(1);
+            if number.is_some_and(|number| gone.get(number) == Some(&true)) {
+                // What is written meanwhile is of a backend that there is.
+                word.compare_exchange(entry.word(), 0, Ordering::Relaxed, Ordering::Relaxed)
+                    .ok();
+            }
+        }
+        self.names.rcu(|names| {
+            let mut names = names.to_vec();
+            names.iter_mut().for_each(|name| {
+                name.take_if(|id| ids.contains(id));
+            });
+            names
+        });
+    }
+
+    /// Counts in quarters of a table of sessions that were used: what was not used for long is older by some.
+    fn age(&self) -> u16 {
+        (self.uses.load(Ordering::Relaxed) / self.most.div_ceil(4)) as u16
+    }
+
+    fn set(&self, hash: u64) -> Option<&[AtomicU64]> {
+        let words = self.words.get()?;
+        let first = (hash as usize & (words.len() / WAYS - 1)) * WAYS;
+        Some(&words[first..first + WAYS])
+    }
+
+    /// The number of `id`, which it gets when it is asked for first.
+    fn number(&self, id: &BackendId) -> Option<u16> {
+        let position = |names: &[Option<BackendId>]| {
+            let is_it = |name: &Option<BackendId>| name.as_ref() == Some(id);
+            names.iter().position(is_it)
+        };
+        let mut found = position(&self.names.load());
+        if found.is_none() {
+            self.names.rcu(|names| {
+                let mut names = names.to_vec();
+                if position(&names).is_some() {
+                    return names;
+                }
+                match names.iter().position(Option::is_none) {
+                    Some(free) => names[free] = Some(id.clone()),
+                    None if names.len() < usize::from(u16::MAX) => names.push(Some(id.clone())),
+                    None => {}
+                }
+                names
+            });
+            found = position(&self.names.load());
+        }
+        u16::try_from(found? + 1).ok()
+    }
+}
+
+/// The word of the session with this hash.
+fn find(set: &[AtomicU64], hash: u64) -> Option<(&AtomicU64, Entry)> {
+    let tag = (hash >> 32) as u32;
+    set.iter()
+        .map(|word| (word, Entry::of(word.load(Ordering::Relaxed))))
+        .find(|(_, entry)| entry.tag == tag && entry.backend != 0)
+}
+
+/// The word that a new session gets: an empty one, or the one that is unused for longest.
+fn least_used(set: &[AtomicU64], age: u16) -> (&AtomicU64, Entry) {
+    let unused_for = |entry: &Entry| match entry.backend {
+        0 => u32::MAX,
+        _ => u32::from(age.wrapping_sub(entry.age)),
+    };
+    let entries = set
+        .iter()
+        .map(|word| (word, Entry::of(word.load(Ordering::Relaxed))));
+    entries
+        .max_by_key(|(_, entry)| unused_for(entry))
+        .expect("a set has words")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> BackendId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn the_last_word_on_a_session_counts() {
+        let sessions = Sessions::new(1024);
+        let session = SessionKey::new("abc");
+        assert_eq!(sessions.get(&session), None);
+        sessions.insert(&session, &id("n1"));
+        sessions.insert(&session, &id("n2"));
+        assert_eq!(sessions.get(&session), Some(id("n2")));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_keeps_what_is_used() {
+        let sessions = Sessions::new(1024);
+        let used = SessionKey::new("used");
+        sessions.insert(&used, &id("n1"));
+        for other in 0..100_000 {
+            sessions.insert(&SessionKey::new(&format!("s{other}")), &id("n2"));
+            assert_eq!(sessions.get(&used), Some(id("n1")));
+        }
+        assert_eq!(sessions.words.get().unwrap().len(), 4096);
+        assert_eq!(sessions.get(&SessionKey::new("s0")), None);
+    }
+
+    #[test]
+    fn as_many_sessions_as_it_is_for_have_room_but_for_a_few() {
+        let sessions = Sessions::new(10_000);
+        let keys: Vec<SessionKey> = (0..10_000)
+            .map(|number| SessionKey::new(&format!("s{number}")))
+            .collect();
+        for (number, key) in keys.iter().enumerate() {
+            sessions.insert(key, &id(&format!("n{}", number % 7)));
+        }
+        let kept = keys
+            .iter()
+            .enumerate()
+            .filter(|(number, key)| sessions.get(key) == Some(id(&format!("n{}", number % 7))));
+        assert!(9_980 < kept.count());
+    }
+
+    #[test]
+    fn a_backend_that_is_forgotten_leaves_its_number_and_no_sessions() {
+        let sessions = Sessions::new(1024);
+        let key = |number: usize| SessionKey::new(&format!("s{number}"));
+        sessions.insert(&key(0), &id("stays"));
+        for number in 1..100_000 {
+            let name = id(&format!("n{number}"));
+            sessions.insert(&key(number), &name);
+            assert_eq!(sessions.get(&key(number)).as_ref(), Some(&name));
+            sessions.forget(std::slice::from_ref(&name));
+            assert_eq!(sessions.get(&key(number)), None);
+            assert_eq!(sessions.get(&key(0)), Some(id("stays")));
+        }
+        assert_eq!(sessions.names.load().len(), 2);
+    }
+
+    #[test]
+    fn sessions_that_come_side_by_side_are_all_kept() {
+        let sessions = Sessions::new(10_000);
+        let key = |thread: usize, number: usize| SessionKey::new(&format!("{thread}-{number}"));
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let sessions = &sessions;
+                scope.spawn(move || {
+                    for number in 0..500 {
+                        sessions.insert(&key(thread, number), &id(&format!("n{thread}")));
+                    }
+                });
+            }
+        });
+        for thread in 0..4 {
+            let home = id(&format!("n{thread}"));
+            assert!(
+                (0..500).all(|number| sessions.get(&key(thread, number)).as_ref() == Some(&home))
+            );
+        }
+    }
+}

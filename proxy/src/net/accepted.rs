@@ -1,0 +1,137 @@
+//! A client's connection as the kernel hands it over.
+//!
+//! Pingora's own stream does not give its socket back: a tunnel would have to have it duplicated, which is five system calls.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
+use pingora::protocols::l4::stream::Stream as Transport;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::net::pingora_stream::pingora_stream;
+
+/// A connection that was accepted, without anything around it.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    socket: TcpStream,
+    digest: Arc<SocketDigest>,
+}
+
+impl Accepted {
+    /// The connection of `peer`, accepted where `listening` says. Neither address is asked for again.
+    pub(crate) fn new(socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+        // It is new, so that nothing is set yet.
+        let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(peer)));
+        if !listening.ip().is_unspecified() {
+            let _ = digest.local_addr.set(Some(PingoraAddress::Inet(listening)));
+        }
+        Self {
+            socket,
+            digest: Arc::new(digest),
+        }
+    }
+
+    /// The socket alone.
+    pub(crate) fn into_socket(self) -> TcpStream {
+        self.socket
+    }
+
+    /// Has the connection be reset when it is closed: its peer sees that it was not all.
+    pub(crate) fn reset_on_close(&self) {
+        // What fails here has gone already.
+        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+    }
+
+    /// As Pingora has connections, with room for bytes that are put back.
+    pub(crate) fn into_transport(self) -> Transport {
+        let mut transport = Transport::from(self.socket);
+        if let Some(digest) = Arc::into_inner(self.digest) {
+            transport.set_socket_digest(digest);
+        }
+        transport
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+}
+
+impl Ssl for Accepted {}
+
+impl UniqueID for Accepted {
+    fn id(&self) -> UniqueIDType {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl GetTimingDigest for Accepted {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Accepted {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Accepted {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.digest = Arc::new(digest);
+    }
+}
+
+pingora_stream!([] Accepted);

@@ -1,0 +1,242 @@
+//! Why an attempt at a backend failed, and all that follows from it: what it says about the backend, whether another attempt is
+//! made, and what the client gets in the end. One table for requests and upgrades, on every path.
+
+use std::io;
+use std::time::Instant;
+
+use crate::balancer::pool::Evidence;
+use crate::http::http1::{BadResponse, NoHead};
+use crate::request::error::Refusal;
+use crate::request::exchange::{Exchange, Policy};
+use crate::request::parked::FailedDial;
+use crate::upstream::{DialError, Repeatable};
+
+/// Why an attempt brought no response that can be passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttemptError {
+    /// Nothing has been sent.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the connection broke while the request was sent")]
+    Unsent(#[source] io::Error),
+    #[error(transparent)]
+    NoHead(#[from] NoHead),
+    /// It cannot be read in one way only, or must not be passed on.
+    #[error(transparent)]
+    BadResponse(#[from] BadResponse),
+    /// A 101 to something else than what was asked for.
+    #[error("the backend switched to a protocol that was not asked for")]
+    OtherProtocol,
+    #[error("the backend did not respond in time")]
+    Timeout,
+    /// The backend has gone down, and what it has not answered by now it hardly will.
+    #[error("the backend went down before it responded")]
+    WentDown,
+    /// Of Pingora's, which tells no more than that.
+    #[error("the connection to the backend failed")]
+    Failed,
+}
+
+/// Whether the request can be sent to a backend once more after one has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    /// All that was sent of its body is still there.
+    Possible,
+    Impossible,
+}
+
+/// What a failed attempt amounts to.
+struct Consequence {
+    /// What it says about the backend.
+    evidence: Option<Evidence>,
+    /// What the client gets if it was the last.
+    response: Refusal,
+    next: Next,
+}
+
+/// What may follow on a failed attempt.
+enum Next {
+    /// The backend has not seen the request: it is waited for, or another is tried.
+    HoldOr(FailedDial),
+    /// The backend may have seen the request: only one that may be repeated goes on.
+    Repeat,
+    /// As that, if the backend is down and silent: one that is well may be slow with this request, and another would be as slow.
+    RepeatIfDown,
+    /// It would end in the same way.
+    Nothing,
+}
+
+impl AttemptError {
+    fn consequence(&self) -> Consequence {
+        let failed = |evidence, why, next| Consequence {
+            evidence,
+            response: Refusal::BackendFailed(why),
+            next,
+        };
+        let dial = |evidence, response, dial| Consequence {
+            evidence,
+            response,
+            next: Next::HoldOr(dial),
+        };
+        match self {
+            Self::Dial(DialError::Exhausted(_)) => Consequence {
+                evidence: None,
+                response: Refusal::NoBackend,
+                next: Next::Nothing,
+            },
+            // Ports come free again, as a backend that restarts comes back.
+            Self::Dial(DialError::NoPort(_)) => dial(None, Refusal::NoBackend, FailedDial::Refused),
+            Self::Dial(DialError::Timeout(_)) => dial(
+                Some(Evidence::ConnectTimeout),
+                Refusal::BackendTimeout("no connection to the backend in time"),
+                FailedDial::TimedOut,
+            ),
+            // Not how a restart looks, and the client gets a response that says whose fault it is.
+            Self::Dial(DialError::Tls(_)) => dial(
+                Some(Evidence::TlsFailed),
+                Refusal::BackendFailed("the TLS handshake with the backend failed"),
+                FailedDial::TimedOut,
+            ),
+            Self::Dial(DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_)) => {
+                dial(
+                    Some(Evidence::ConnectRefused),
+                    Refusal::NoBackend,
+                    FailedDial::Refused,
+                )
+            }
+            Self::Unsent(_) => failed(
+                Some(Evidence::Died),
+                "the connection broke while the request was sent",
+                Next::Repeat,
+            ),
+            Self::NoHead(NoHead::Broken(_)) => failed(
+                Some(Evidence::Died),
+                "the connection broke or ended before the response",
+                Next::Repeat,
+            ),
+            Self::NoHead(NoHead::TooLarge) => failed(
+                None,
+                "the response head is larger than limits.response_head_size",
+                Next::Nothing,
+            ),
+            Self::NoHead(NoHead::Bad(BadResponse::NotHttp)) => failed(
+                Some(Evidence::Died),
+                "the response is not HTTP/1",
+                Next::Repeat,
+            ),
+            Self::NoHead(NoHead::Bad(bad)) | Self::BadResponse(bad) => {
+                failed(None, why_bad(*bad), Next::Nothing)
+            }
+            Self::OtherProtocol => failed(
+                Some(Evidence::Died),
+                "the backend switched to a protocol that was not asked for",
+                Next::Repeat,
+            ),
+            Self::Failed => failed(
+                Some(Evidence::Died),
+                "the connection to the backend failed",
+                Next::Repeat,
+            ),
+            Self::Timeout => Consequence {
+                evidence: Some(Evidence::TimedOut),
+                response: Refusal::BackendTimeout("no response in time"),
+                next: Next::RepeatIfDown,
+            },
+            Self::WentDown => Consequence {
+                evidence: Some(Evidence::TimedOut),
+                response: Refusal::BackendTimeout("the backend went down before it responded"),
+                next: Next::Repeat,
+            },
+        }
+    }
+
+    /// Whether the connection ended before a response. If it had been idle, its backend has closed it meanwhile, which says nothing
+    /// about the backend.
+    pub(crate) fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Unsent(_) | Self::NoHead(NoHead::Broken(_)))
+    }
+}
+
+/// What the access log says of a response that cannot be passed on.
+fn why_bad(bad: BadResponse) -> &'static str {
+    match bad {
+        BadResponse::NotHttp => "the response is not HTTP/1",
+        BadResponse::TooManyHeaders => "the response has more headers than limits.headers",
+        BadResponse::Length => "the response has several lengths, or one that is not a number",
+        BadResponse::Coding => "the response has a transfer coding other than chunked",
+        BadResponse::Nominations => "the Connection header of the response names too many headers",
+        BadResponse::UnaskedSwitch => "the response is a 101 that was not asked for",
+        BadResponse::NotSwitched => "the response accepts an upgrade without switching protocols",
+        BadResponse::Chunk => "the response has a wrong chunk",
+    }
+}
+
+impl Policy {
+    /// Takes in that an attempt at the chosen backend has failed, and prepares the next one.
+    ///
+    /// # Errors
+    ///
+    /// What the client gets, if there is no next attempt.
+    pub(crate) fn attempt_failed(
+        &self,
+        exchange: &mut Exchange,
+        error: &AttemptError,
+        replay: Replay,
+    ) -> Result<(), Refusal> {
+        let Consequence {
+            evidence,
+            response,
+            next,
+        } = error.consequence();
+        if let Some(choice) = &exchange.choice {
+            tracing::debug!(backend = %choice.backend.id, %error, "attempt failed");
+        }
+        self.say_shortage(exchange, error);
+        if let Some(evidence) = evidence {
+            self.report(exchange, evidence);
+        }
+        exchange.in_flight = None;
+        exchange.failure = Some(response.clone());
+        let repeats = match next {
+            Next::HoldOr(dial) => {
+                if self.hold(exchange, dial) {
+                    return Ok(());
+                }
+                exchange.exclude_backend();
+                return self.go_elsewhere(exchange);
+            }
+            Next::Repeat => true,
+            Next::RepeatIfDown => exchange
+                .backend()
+                .is_some_and(|backend| backend.is_silent()),
+            Next::Nothing => false,
+        };
+        exchange.waiting.moved();
+        let repeats = repeats
+            && replay == Replay::Possible
+            && exchange.repeatable() == Repeatable::Yes
+            && self.may_repeat(exchange);
+        if !repeats || !exchange.goes_back() {
+            exchange.exclude_backend();
+        }
+        if repeats { Ok(()) } else { Err(response) }
+    }
+
+    /// Logs, now and then, that this machine has run out of something to dial with.
+    fn say_shortage(&self, exchange: &Exchange, error: &AttemptError) {
+        let now = Instant::now();
+        match error {
+            AttemptError::Dial(error @ DialError::Exhausted(_)) => {
+                if let Some(times) = self.exhausted.note(now) {
+                    tracing::warn!(%error, times, "cannot dial any backend");
+                }
+            }
+            AttemptError::Dial(error @ DialError::NoPort(_)) => {
+                if let (Some(choice), Some(times)) = (&exchange.choice, self.no_port.note(now)) {
+                    tracing::warn!(backend = %choice.backend.id, %error, times, "cannot dial a backend");
+                }
+            }
+            _ => {}
+        }
+    }
+}

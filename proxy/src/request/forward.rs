@@ -1,0 +1,1011 @@
+//! The engine: serves one request of a client, plain or an upgrade, over connections of the edge's own.
+//!
+//! [`Engine::serve`] takes a request from any [`Downstream`] (HTTP/1.0, HTTP/1.1, HTTP/2) and asks [`Policy`] what to do. There is
+//! one loop of attempts, one place where a request is sent ([`upload`]) and one where a response is passed on. Heads stay the bytes
+//! that they are, bodies pass through memory of the thread, both directions at the same time, and a request that waits for its
+//! response holds little but its own head.
+//!
+//! A connection to a backend is used again only if all of the request was sent and all of the response was read.
+
+mod stall;
+mod tunnel;
+mod upload;
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderValue, Method, StatusCode};
+use tokio::io::AsyncWrite;
+use tokio::time::{sleep, timeout};
+
+use crate::balancer::pool::Backend;
+use crate::balancer::pool::Choice;
+use crate::config::Timeouts;
+use crate::downstream::open_connections::Connections;
+use crate::downstream::{BodyError, BodyEvent, BodyLength, ClientEnd, Downstream, PassError};
+use crate::http::fields::{Fields, Request as _, Response as _};
+use crate::http::http1::{
+    BadResponse, Framing, NoHead, RequestHead, ResponseBody, ResponseHead, ResponseLimits,
+    ResponseReader, poll_read_scratch, settle_framing,
+};
+use crate::limits::Limit;
+use crate::limits::Pass;
+use crate::request::error::Refusal;
+use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
+use crate::request::forward::stall::{StallTimer, WaitsFor};
+pub(crate) use crate::request::forward::tunnel::Permits;
+use crate::request::forward::tunnel::{Record, carry};
+use crate::request::forward::upload::{Framing as UploadFraming, Upload, UploadError};
+use crate::tunnel::{Protocol, Tunnel, TunnelParts, Tunnels};
+use crate::upstream::{Dialed, Dialer, Repeatable};
+
+/// How many idle connections may turn out to be closed before that speaks against their backend.
+///
+/// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
+pub(crate) const STALE_MAX: usize = 2;
+
+/// How much of a body that nobody wants is read, and for how long, so that its connection can carry another request.
+const DISCARD_BYTES: u64 = 64 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// What is said of a client that did not wait for its response.
+const CLIENT_LEFT: &str = "the client left before the response";
+const CLIENT_LEFT_BODY: &str = "the client left in the middle of its request";
+const BACKEND_FAILED: &str = "the backend failed before the end of its response";
+
+/// Serves requests.
+pub(crate) struct Engine {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) response_limits: ResponseLimits,
+    /// Whether a client that ends its side of the connection has left.
+    pub(crate) abort_on_client_close: bool,
+}
+
+/// A request to be served.
+pub(crate) struct Incoming<D> {
+    pub(crate) client: D,
+    pub(crate) head: RequestHead,
+    pub(crate) body: BodyLength,
+    /// Set for an upgrade that the route allows.
+    pub(crate) upgrade: Option<Upgrade>,
+}
+
+/// What is asked for in an upgrade, and what its tunnel takes up besides.
+pub(crate) struct Upgrade {
+    /// In lower case.
+    pub(crate) protocol: String,
+    /// The right of the client's connection to be there: none without it.
+    pub(crate) connection: Pass,
+}
+
+/// What a backend has answered.
+struct Reply {
+    head: ResponseHead,
+    framing: Framing,
+    /// What was read behind the head.
+    early: Vec<u8>,
+    upstream: Dialed,
+    backend: Arc<Backend>,
+}
+
+/// Why there is no response of a backend.
+enum NoReply {
+    /// The client gets this one.
+    Refused(Refusal),
+    /// Nor anybody to give it to.
+    ClientLeft(&'static str),
+}
+
+impl From<Refusal> for NoReply {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Why one attempt was given up.
+enum Stopped {
+    /// The backend is at fault, or may be.
+    Attempt(AttemptError),
+    /// Nothing that another backend could do better.
+    Request(NoReply),
+}
+
+impl From<AttemptError> for Stopped {
+    fn from(error: AttemptError) -> Self {
+        Self::Attempt(error)
+    }
+}
+
+impl From<BadResponse> for Stopped {
+    fn from(bad: BadResponse) -> Self {
+        Self::Attempt(bad.into())
+    }
+}
+
+impl From<NoHead> for Stopped {
+    fn from(none: NoHead) -> Self {
+        Self::Attempt(none.into())
+    }
+}
+
+/// Why a response was not passed on to its end.
+enum Cut {
+    /// The client sees that it is not all.
+    Backend(&'static str),
+    /// There is nobody who would.
+    Client(&'static str),
+}
+
+impl Engine {
+    /// Serves one request, whatever comes of it. Gives the connection back if it can carry another.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes both connections: the backend sees that the client has left.
+    pub(crate) async fn serve<D: Downstream>(&self, incoming: Incoming<D>) -> Option<D> {
+        let Incoming {
+            client,
+            mut head,
+            body,
+            upgrade,
+        } = incoming;
+        let (peer, scheme) = client.origin();
+        let closes = head.ends_connection();
+        let expects = head.expects_continue() && !client.body_is_over();
+        if !expects {
+            head.remove("expect");
+        }
+        let protocol = upgrade.as_ref().map(|upgrade| &*upgrade.protocol);
+        let admitted = match check_upgrade(&head, body, protocol) {
+            Ok(()) => self.policy.admit(&mut head, protocol, peer, scheme),
+            Err(refusal) => Err(refusal),
+        };
+        let exchange = match admitted {
+            Ok(exchange) => exchange,
+            Err(refusal) => {
+                return self.reject(client, &head, peer, refusal, closes).await;
+            }
+        };
+        let upload = match &upgrade {
+            Some(_) => Upload::without_body(),
+            None => Upload::new(
+                settle_request_framing(&mut head, body),
+                self.timeouts.request_body_rate,
+                exchange.repeatable() == Repeatable::Yes,
+            ),
+        };
+        let mut request = Request {
+            engine: self,
+            client,
+            head,
+            exchange,
+            upgrade,
+            upload,
+            closes,
+            expects,
+            half_closed: HalfClosed::No,
+            stale: 0,
+        };
+        let tunnel = match &request.upgrade {
+            Some(_) => match self.policy.admit_tunnel(&request.exchange) {
+                Ok(pass) => Some(pass),
+                Err(refusal) => return request.refuse(refusal).await,
+            },
+            None => None,
+        };
+        match request.reply().await {
+            Ok(reply) if reply.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                request.open_tunnel(reply, tunnel).await;
+                None
+            }
+            Ok(reply) => request.pass_on(reply).await,
+            Err(NoReply::Refused(refusal)) => request.refuse(refusal).await,
+            Err(NoReply::ClientLeft(why)) => {
+                request.log(Some(499), 0, Some(why));
+                None
+            }
+        }
+    }
+
+    /// Answers a request that is not admitted.
+    async fn reject<D: Downstream>(
+        &self,
+        mut client: D,
+        head: &RequestHead,
+        peer: IpAddr,
+        refusal: Refusal,
+        closes: bool,
+    ) -> Option<D> {
+        let error = refusal.to_string();
+        let last = self.is_last(&mut client, &refusal, closes).await;
+        let status = self.answer(&mut client, head.method(), refusal, last).await;
+        let logged = status.map_or(499, |status| status.as_u16());
+        self.policy.log_refused(head, Some(peer), logged, &error);
+        finish(client, status.is_some(), last).await
+    }
+
+    /// Whether the connection of `client` ends with the response that `refusal` is: not if its request has been read whole.
+    async fn is_last<D: Downstream>(
+        &self,
+        client: &mut D,
+        refusal: &Refusal,
+        closes: bool,
+    ) -> bool {
+        let cannot_go_on = matches!(
+            refusal,
+            Refusal::Malformed(_) | Refusal::BodyTimeout(_) | Refusal::Limited(Limit::BodySize)
+        );
+        if closes || cannot_go_on || self.connections.is_draining() || !D::CARRIES_ANOTHER {
+            return true;
+        }
+        !discard_body(client).await
+    }
+
+    /// Gives a response of the edge itself. Its status, if the client took it.
+    async fn answer(
+        &self,
+        client: &mut impl Downstream,
+        method: &Method,
+        refusal: Refusal,
+        last: bool,
+    ) -> Option<StatusCode> {
+        let (head, body) = self.policy.own_response(refusal);
+        client.own_response(&head, body, method, last);
+        let flushed = flush(client, &self.timeouts).await;
+        flushed.is_ok().then_some(head.status)
+    }
+}
+
+/// What becomes of a connection behind a response that the client took or not.
+async fn finish<D: Downstream>(client: D, taken: bool, last: bool) -> Option<D> {
+    match (taken, last) {
+        (true, false) if D::CARRIES_ANOTHER => Some(client),
+        (true, _) => {
+            client.close().await;
+            None
+        }
+        (false, _) => None,
+    }
+}
+
+/// Reads the rest of a short body that nobody wants. Whether all of it was read.
+async fn discard_body(client: &mut impl Downstream) -> bool {
+    if client.body_is_over() {
+        return true;
+    }
+    let mut length = 0;
+    let reading = poll_fn(|cx| {
+        loop {
+            match client.poll_body(cx, |content| length += content.len() as u64) {
+                Poll::Ready(Ok(BodyEvent::End(_))) => return Poll::Ready(true),
+                Poll::Ready(Ok(BodyEvent::Content)) if length <= DISCARD_BYTES => {}
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    timeout(DISCARD_TIME, reading).await.unwrap_or(false)
+}
+
+/// Sends what is to go out to the client, within `timeouts.downstream_write`.
+async fn flush(client: &mut impl Downstream, timeouts: &Timeouts) -> io::Result<()> {
+    let flushing = poll_fn(|cx| client.poll_flush(cx));
+    let flushed = timeout(timeouts.downstream_write, flushing).await;
+    flushed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Refuses an upgrade that two parsers could take for two different things: one with a body.
+fn check_upgrade(
+    head: &RequestHead,
+    body: BodyLength,
+    protocol: Option<&str>,
+) -> Result<(), Refusal> {
+    let Some(protocol) = protocol else {
+        return Ok(());
+    };
+    if body != BodyLength::Bytes(0) && head.version() != http::Version::HTTP_2 {
+        return Err(Refusal::Malformed("an upgrade with a body"));
+    }
+    if !can_begin(head.method().as_str(), protocol) {
+        return Err(Refusal::Malformed("a websocket upgrade that is no GET"));
+    }
+    Ok(())
+}
+
+/// Whether a request with this method may ask for `protocol`.
+///
+/// A WebSocket begins with a GET (RFC 6455, 4.1). Any other request that asks for one is an ordinary one, whose Upgrade is
+/// ignored (RFC 9110, 7.8): the backend answers it.
+pub(crate) fn can_begin(method: &str, protocol: &str) -> bool {
+    protocol != "websocket" || method == "GET"
+}
+
+/// Has the head that goes to a backend say once how the body ends.
+fn settle_request_framing(head: &mut RequestHead, body: BodyLength) -> UploadFraming {
+    match body {
+        BodyLength::Chunked => {
+            head.remove("content-length");
+            head.set("Transfer-Encoding", HeaderValue::from_static("chunked"));
+            UploadFraming::Chunked
+        }
+        BodyLength::Bytes(_) => {
+            let takes_body = [Method::POST, Method::PUT, Method::PATCH].contains(head.method());
+            if takes_body && head.version() == http::Version::HTTP_2 && !head.has("content-length")
+            {
+                // RFC 9110, 8.6: over HTTP/2 the end of the stream says it.
+                head.append("Content-Length", HeaderValue::from_static("0"));
+            }
+            UploadFraming::Length
+        }
+    }
+}
+
+/// Whether the client has ended its side of the connection, and its backend knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HalfClosed {
+    No,
+    /// The backend is to be told.
+    Client,
+    Both,
+}
+
+/// One request that was admitted.
+struct Request<'a, D> {
+    engine: &'a Engine,
+    client: D,
+    head: RequestHead,
+    exchange: Exchange,
+    upgrade: Option<Upgrade>,
+    upload: Upload,
+    /// Whether the client wants its connection closed behind the response.
+    closes: bool,
+    /// Whether the client waits for a 100.
+    expects: bool,
+    half_closed: HalfClosed,
+    /// How many idle connections turned out to be closed.
+    stale: usize,
+}
+
+impl<D: Downstream> Request<'_, D> {
+    /// Asks one backend after the other until one has given a response that counts.
+    async fn reply(&mut self) -> Result<Reply, NoReply> {
+        let policy = &*self.engine.policy;
+        // A backend that would not take an upgrade, and what it said.
+        let mut refused: Option<(Reply, Option<Choice>)> = None;
+        loop {
+            let failed = match self.attempt_next().await {
+                Ok(reply) if self.asks_another(&reply) => {
+                    refused = Some((reply, self.exchange.choice()));
+                    continue;
+                }
+                Ok(reply) => return Ok(reply),
+                Err(Stopped::Request(no_reply)) => Err(no_reply),
+                Err(Stopped::Attempt(error)) => {
+                    if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
+                        // The backend has taken the end of the client's side for that of the request.
+                        return Err(NoReply::ClientLeft(CLIENT_LEFT));
+                    }
+                    let replay = self.upload.replay();
+                    let goes_on = policy.attempt_failed(&mut self.exchange, &error, replay);
+                    goes_on.map_err(NoReply::from)
+                }
+            };
+            match (failed, refused.take()) {
+                (Ok(()), kept) => refused = kept,
+                // What a backend has said, if one has, says more than that there is no other.
+                (Err(NoReply::Refused(_)), Some((reply, choice))) => {
+                    self.exchange.come_back_to(choice);
+                    return Ok(reply);
+                }
+                (Err(no_reply), _) => return Err(no_reply),
+            }
+        }
+    }
+
+    /// Whether another backend is asked after one that has refused an upgrade.
+    fn asks_another(&mut self, reply: &Reply) -> bool {
+        let status = reply.head.status();
+        self.upgrade.is_some()
+            && status != StatusCode::SWITCHING_PROTOCOLS
+            && self
+                .engine
+                .policy
+                .upgrade_refused(&mut self.exchange, status)
+    }
+
+    /// Asks the next backend, once it is due.
+    async fn attempt_next(&mut self) -> Result<Reply, Stopped> {
+        let policy = &*self.engine.policy;
+        if self.exchange.waits() {
+            let client = &mut self.client;
+            let due = tokio::select! {
+                biased;
+                due = policy.attempt_is_due(&mut self.exchange) => due.map_err(NoReply::from),
+                // No backend is there to be told: a client that may be gone takes up no place.
+                () = poll_fn(|cx| client.poll_end_unread(cx)) => {
+                    Err(NoReply::ClientLeft("the client left while it waited for its backend"))
+                }
+            };
+            due.map_err(Stopped::Request)?;
+        }
+        loop {
+            let chosen = policy.choose(&mut self.exchange);
+            let backend = chosen.map_err(|refusal| Stopped::Request(refusal.into()))?;
+            if !self.exchange.is_queued() {
+                return self.attempt(backend).await;
+            }
+            let client = &mut self.client;
+            let comes = tokio::select! {
+                biased;
+                comes = policy.turn_comes(&mut self.exchange) => comes,
+                () = poll_fn(|cx| client.poll_end_unread(cx)) => {
+                    let left = NoReply::ClientLeft("the client left while it waited for its turn");
+                    return Err(Stopped::Request(left));
+                }
+            };
+            if comes {
+                return self.attempt(backend).await;
+            }
+        }
+    }
+
+    /// Asks `backend`, over an idle connection if there is one.
+    async fn attempt(&mut self, backend: Arc<Backend>) -> Result<Reply, Stopped> {
+        let Engine { dialer, policy, .. } = self.engine;
+        let repeatable = self.exchange.repeatable();
+        let mut prepared = false;
+        loop {
+            let tls = self.exchange.tls();
+            // A tunnel is no use of a connection that was kept for requests.
+            let idle = match self.upgrade {
+                None => dialer.take_kept(&backend, tls, repeatable),
+                Some(_) => None,
+            };
+            let was_idle = idle.is_some();
+            let mut upstream = match idle {
+                Some(idle) => idle,
+                None => Box::pin(dialer.dial(&backend.address, tls))
+                    .await
+                    .map_err(AttemptError::from)?,
+            };
+            if !std::mem::replace(&mut prepared, true) {
+                policy.prepare(&mut self.exchange, &mut self.head);
+            }
+            let head = &self.head;
+            self.upload.begin(|out| head.write(out));
+            match self.ask(&mut upstream, &backend).await {
+                Ok((head, framing, early)) => {
+                    return Ok(Reply {
+                        head,
+                        framing,
+                        early,
+                        upstream,
+                        backend,
+                    });
+                }
+                // That the backend has closed it meanwhile says nothing about the backend: once more, over another one. But not
+                // once it was told of the end of the client's side, which it may have closed for: each client that leaves
+                // would cost a second request.
+                Err(Stopped::Attempt(error))
+                    if was_idle
+                        && error.is_broken_connection()
+                        && repeatable == Repeatable::Yes
+                        && self.upload.replay() == Replay::Possible
+                        && self.half_closed != HalfClosed::Both
+                        && self.stale < STALE_MAX =>
+                {
+                    self.stale += 1;
+                }
+                Err(stopped) => return Err(stopped),
+            }
+        }
+    }
+
+    /// Sends the request and waits for the head of the response; what was read behind it.
+    async fn ask(
+        &mut self,
+        upstream: &mut Dialed,
+        backend: &Backend,
+    ) -> Result<(ResponseHead, Framing, Vec<u8>), Stopped> {
+        let mut reader = ResponseReader::new(self.engine.response_limits);
+        let mut sleep = pin!(sleep(Duration::ZERO));
+        let mut timer = StallTimer::new(sleep.as_mut());
+        loop {
+            let is_upgrade = self.upgrade.is_some();
+            let asking = poll_fn(|cx| self.poll_head(cx, upstream, &mut reader, &mut timer));
+            let mut head = match is_upgrade {
+                false => asking.await?,
+                true => tokio::select! {
+                    biased;
+                    head = asking => head?,
+                    () = backend.falls_silent() => return Err(AttemptError::WentDown.into()),
+                },
+            };
+            let status = head.status();
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                self.check_switch(&head)?;
+            } else if status.is_informational() {
+                self.interim(&mut head, status);
+                timer.restart();
+                continue;
+            }
+            if is_upgrade && !D::CARRIES_ANOTHER && status.is_success() {
+                // Over HTTP/2 it would tell the client that its tunnel is open (RFC 8441, 5).
+                return Err(BadResponse::NotSwitched.into());
+            }
+            let framing = settle_framing(&mut head, self.head.method())?;
+            let early = reader.into_rest();
+            // Nothing has been sent to the client yet: it can still be told.
+            if let Framing::Chunks(mut chunks) = framing
+                && chunks.follow(&early).is_err()
+            {
+                return Err(BadResponse::Chunk.into());
+            }
+            return Ok((head, framing, early));
+        }
+    }
+
+    /// Passes on an interim response.
+    fn interim(&mut self, head: &mut ResponseHead, status: StatusCode) {
+        if status == StatusCode::CONTINUE {
+            // A second one, or one that nobody has asked for, stays here.
+            if std::mem::take(&mut self.expects) {
+                self.client.interim_continue();
+            }
+        } else if self.upgrade.is_none() && self.engine.policy.finalize_interim(head) {
+            self.client.interim(head);
+        }
+    }
+
+    /// Judges a 101.
+    fn check_switch(&self, head: &ResponseHead) -> Result<(), AttemptError> {
+        let Some(upgrade) = &self.upgrade else {
+            return Err(BadResponse::UnaskedSwitch.into());
+        };
+        let to = head.text("upgrade").unwrap_or_default().trim();
+        match to.eq_ignore_ascii_case(&upgrade.protocol) {
+            true => Ok(()),
+            false => Err(AttemptError::OtherProtocol),
+        }
+    }
+
+    /// Sends what can be sent, and reads the head of the response.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut Dialed,
+        reader: &mut ResponseReader,
+        timer: &mut StallTimer<'_>,
+    ) -> Poll<Result<ResponseHead, Stopped>> {
+        let mut unsent = None;
+        match self.poll_upload(cx, upstream) {
+            Poll::Pending | Poll::Ready(Ok(())) => {}
+            // It may have said why before it closed.
+            Poll::Ready(Err(UploadError::Backend(error))) => unsent = Some(error),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Request(no_reply(error)))),
+        }
+        if self.poll_client_end(cx, upstream).is_ready() {
+            let left = NoReply::ClientLeft(CLIENT_LEFT);
+            return Poll::Ready(Err(Stopped::Request(left)));
+        }
+        if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
+            let left = NoReply::ClientLeft(CLIENT_LEFT);
+            return Poll::Ready(Err(Stopped::Request(left)));
+        }
+        match (reader.poll(cx, &mut upstream.socket), unsent) {
+            (Poll::Ready(Err(NoHead::Broken(_))) | Poll::Pending, Some(error)) => {
+                return Poll::Ready(Err(AttemptError::Unsent(error).into()));
+            }
+            (Poll::Ready(read), _) => return Poll::Ready(read.map_err(Stopped::from)),
+            (Poll::Pending, None) => {}
+        }
+        let waits = self.waits_for_head();
+        let (progress, timeouts) = (self.upload.progress(), &self.engine.timeouts);
+        if timer.poll(cx, waits, progress, timeouts).is_pending() {
+            return Poll::Pending;
+        }
+        if waits == WaitsFor::Continue {
+            // The backend leaves it to us.
+            self.expects = false;
+            self.client.interim_continue();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(match waits {
+            WaitsFor::ClientBody => {
+                let slow = Refusal::BodyTimeout("nothing within timeouts.downstream_read");
+                Stopped::Request(slow.into())
+            }
+            _ => AttemptError::Timeout.into(),
+        }))
+    }
+
+    fn waits_for_head(&self) -> WaitsFor {
+        match &self.upload {
+            _ if self.upgrade.is_some() => WaitsFor::Upgrade,
+            upload if upload.is_sent() => WaitsFor::Response,
+            upload if !upload.waits_for_client() => WaitsFor::BackendRead,
+            upload if self.expects && upload.received() == 0 => WaitsFor::Continue,
+            _ => WaitsFor::ClientBody,
+        }
+    }
+
+    /// Sends more of the request.
+    fn poll_upload(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut Dialed,
+    ) -> Poll<Result<(), UploadError>> {
+        let (policy, exchange) = (&*self.engine.policy, &self.exchange);
+        let check = |bytes| policy.body_came(exchange, bytes);
+        self.upload
+            .poll(cx, &mut self.client, &mut upstream.socket, check)
+    }
+
+    /// Ready when the client has left. One that only sends no more is passed on as what it is: the backend is sent the end of its
+    /// side too, and decides.
+    fn poll_client_end(&mut self, cx: &mut Context<'_>, upstream: &mut Dialed) -> Poll<()> {
+        match self.client.poll_end(cx) {
+            Poll::Pending => {}
+            Poll::Ready(ClientEnd::HalfClosed)
+                if !self.engine.abort_on_client_close && self.upgrade.is_none() =>
+            {
+                self.half_closed = HalfClosed::Client;
+            }
+            Poll::Ready(_) => return Poll::Ready(()),
+        }
+        if self.half_closed == HalfClosed::Client
+            && self.upload.is_sent()
+            && Pin::new(&mut upstream.socket).poll_shutdown(cx).is_ready()
+        {
+            self.half_closed = HalfClosed::Both;
+        }
+        Poll::Pending
+    }
+
+    /// Whether the client still waits for a 100: it may send its body now, or not, and nobody could tell it from another request.
+    fn may_skip_body(&self) -> bool {
+        self.expects && !self.client.body_is_over()
+    }
+
+    /// Gives the client a response of the edge itself, for want of a backend's.
+    async fn refuse(mut self, refusal: Refusal) -> Option<D> {
+        let error = refusal.to_string();
+        let closes = self.closes || self.may_skip_body() || self.upgrade.is_some();
+        let engine = self.engine;
+        let last = engine.is_last(&mut self.client, &refusal, closes).await;
+        let method = self.head.method();
+        let status = engine.answer(&mut self.client, method, refusal, last).await;
+        let logged = status.map_or(499, |status| status.as_u16());
+        self.log(Some(logged), 0, Some(&error));
+        finish(self.client, status.is_some(), last).await
+    }
+
+    /// Gives the client what a backend has answered.
+    async fn pass_on(mut self, reply: Reply) -> Option<D> {
+        let Reply {
+            mut head,
+            framing,
+            early,
+            mut upstream,
+            backend,
+        } = reply;
+        if let Err(bad) = self.engine.policy.finalize(&self.exchange, &mut head) {
+            let failed = self.engine.policy.attempt_failed(
+                &mut self.exchange,
+                &bad.into(),
+                Replay::Impossible,
+            );
+            let refusal = failed.err().unwrap_or(Refusal::NoBackend);
+            return self.refuse(refusal).await;
+        }
+        let new_session = self.engine.policy.new_session(&self.exchange, &head);
+        let persists = head.persists();
+        let status = head.status().as_u16();
+        let last = self.closes
+            || self.may_skip_body()
+            || self.upgrade.is_some()
+            || self.half_closed != HalfClosed::No
+            || self.engine.connections.is_draining();
+        let mut body = ResponseBody::new(framing);
+        let last = self.client.begin_response(&mut head, &body, last);
+        let passed = self
+            .pass_body(&mut body, early, new_session, &mut upstream)
+            .await;
+        let reusable = persists
+            && self.upgrade.is_none()
+            && self.upload.is_sent()
+            && !body.ends_with_connection()
+            && self.half_closed == HalfClosed::No;
+        if reusable && matches!(passed, Ok(Surplus::None)) {
+            let tls = self.exchange.tls();
+            self.engine.dialer.keep(&backend, tls, upstream);
+        } else {
+            drop(upstream);
+        }
+        let error = match &passed {
+            Ok(_) => None,
+            Err(Cut::Backend(why) | Cut::Client(why)) => Some(*why),
+        };
+        self.log(Some(status), body.content(), error);
+        match passed {
+            Ok(_) => {
+                let last = last || (D::CARRIES_ANOTHER && !self.client.body_is_over());
+                finish(self.client, true, last).await
+            }
+            Err(Cut::Backend(_)) => {
+                // What has come is the client's, and shows that there was more to come.
+                let _ = flush(&mut self.client, &self.engine.timeouts).await;
+                self.client.cut_off();
+                None
+            }
+            Err(Cut::Client(_)) => None,
+        }
+    }
+
+    /// Passes on the body of a response, of which `early` was read with its head, and goes on with the request's.
+    async fn pass_body(
+        &mut self,
+        body: &mut ResponseBody,
+        early: Vec<u8>,
+        new_session: Option<NewSession>,
+        upstream: &mut Dialed,
+    ) -> Result<Surplus, Cut> {
+        let mut sleep = pin!(sleep(Duration::ZERO));
+        let mut passing = Passing {
+            timer: StallTimer::new(sleep.as_mut()),
+            early,
+            new_session,
+            passed: 0,
+            progress: 0,
+            surplus: Surplus::None,
+            has_ended: false,
+            uploads: !self.upload.is_sent(),
+        };
+        poll_fn(|cx| self.poll_pass(cx, body, upstream, &mut passing)).await
+    }
+
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut ResponseBody,
+        upstream: &mut Dialed,
+        passing: &mut Passing<'_>,
+    ) -> Poll<Result<Surplus, Cut>> {
+        const CLIENT_LEFT: &str = "the client left before the end of the response";
+        let client_left = || Poll::Ready(Err(Cut::Client(CLIENT_LEFT)));
+        if passing.uploads {
+            match self.poll_upload(cx, upstream) {
+                Poll::Pending => {}
+                // The backend may want no more of the request, and go on with the response.
+                Poll::Ready(Ok(()) | Err(UploadError::Backend(_))) => passing.uploads = false,
+                Poll::Ready(Err(UploadError::Client(BodyError::ClientLeft))) => {
+                    return client_left();
+                }
+                Poll::Ready(Err(_)) => {
+                    let why = "the request body cannot be passed on behind its response";
+                    return Poll::Ready(Err(Cut::Backend(why)));
+                }
+            }
+        }
+        if self.poll_client_end(cx, upstream).is_ready() {
+            return client_left();
+        }
+        let waits = loop {
+            if body.is_over() {
+                passing.surplus.note(passing.passed < passing.early.len());
+                if !std::mem::replace(&mut passing.has_ended, true)
+                    && self.client.end_response(body).is_err()
+                {
+                    return client_left();
+                }
+                match self.client.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(passing.surplus)),
+                    Poll::Ready(Err(_)) => return client_left(),
+                    Poll::Pending => break WaitsFor::ClientRead,
+                }
+            }
+            let room = match self.client.poll_room(cx) {
+                Poll::Ready(Ok(room)) => room,
+                Poll::Ready(Err(_)) => return client_left(),
+                Poll::Pending => break WaitsFor::ClientRead,
+            };
+            match self.poll_piece(cx, body, upstream, passing, room) {
+                Poll::Ready(Ok(())) => passing.progress += 1,
+                Poll::Ready(Err(cut)) => return Poll::Ready(Err(cut)),
+                Poll::Pending => match self.client.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => break WaitsFor::Response,
+                    Poll::Ready(Err(_)) => return client_left(),
+                    Poll::Pending => break WaitsFor::ClientRead,
+                },
+            }
+        };
+        let timeouts = &self.engine.timeouts;
+        let progress = passing.progress + self.upload.progress();
+        if passing
+            .timer
+            .poll(cx, waits, progress, timeouts)
+            .is_pending()
+        {
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(match waits {
+            WaitsFor::ClientRead => Cut::Client("the client did not read on in time"),
+            _ => Cut::Backend("the backend did not go on with its response in time"),
+        }))
+    }
+
+    /// Passes on one piece of the response's body.
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut ResponseBody,
+        upstream: &mut Dialed,
+        passing: &mut Passing<'_>,
+        room: usize,
+    ) -> Poll<Result<(), Cut>> {
+        let client = &mut self.client;
+        if passing.passed < passing.early.len() {
+            let rest = &passing.early[passing.passed..];
+            let piece = &rest[..rest.len().min(room)];
+            passing.passed += piece.len();
+            if let Some(new_session) = &mut passing.new_session {
+                new_session.see(piece);
+            }
+            let passed = client.pass(cx, body, piece);
+            let surplus = passed.map_err(Cut::from)?;
+            passing.surplus.note(surplus);
+            return Poll::Ready(Ok(()));
+        }
+        let new_session = &mut passing.new_session;
+        // `None` at the end of the connection.
+        let read = poll_read_scratch(&mut upstream.socket, cx, room, |bytes, cx| {
+            if let Some(new_session) = new_session {
+                new_session.see(bytes);
+            }
+            (!bytes.is_empty()).then(|| client.pass(cx, body, bytes))
+        });
+        let Poll::Ready(read) = read else {
+            return Poll::Pending;
+        };
+        let passed = match read.map_err(|_| Cut::Backend(BACKEND_FAILED))? {
+            Some(passed) => passed,
+            None if !body.ends_with_connection() => {
+                return Poll::Ready(Err(Cut::Backend(BACKEND_FAILED)));
+            }
+            None if upstream.was_truncated() => {
+                return Poll::Ready(Err(Cut::Backend(
+                    "the TLS connection ended without close_notify, and the response with it",
+                )));
+            }
+            None => client.pass(cx, body, &[]),
+        };
+        passing.surplus.note(passed?);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends the 101 and leaves the two sockets to a task of their own.
+    async fn open_tunnel(self, reply: Reply, tunnel: Option<Pass>) {
+        let Self {
+            engine,
+            mut client,
+            mut exchange,
+            upgrade,
+            ..
+        } = self;
+        let (Some(upgrade), Some(tunnel)) = (upgrade, tunnel) else {
+            debug_assert!(false, "a 101 is checked against what was asked for");
+            return;
+        };
+        let policy = &engine.policy;
+        let mut head = reply.head;
+        let told = async {
+            let finalized = policy.finalize(&exchange, &mut head);
+            finalized.map_err(io::Error::other)?;
+            client.accept_upgrade(&mut head, &upgrade.protocol)?;
+            flush(&mut client, &engine.timeouts).await
+        };
+        if let Err(error) = told.await {
+            let error = error.to_string();
+            let gone = Outcome {
+                status: Some(499),
+                error: Some(&error),
+                ..Outcome::default()
+            };
+            return policy.log(&exchange, gone);
+        }
+        let permits = Permits {
+            _connection: upgrade.connection,
+            _tunnel: tunnel,
+            _at_backend: exchange.take_slot(),
+        };
+        let count = reply.backend.open_tunnel();
+        let (client, client_early) = client.into_tunnel();
+        let parts = TunnelParts {
+            client,
+            backend: reply.upstream.socket,
+            client_early,
+            backend_early: reply.early,
+            protocol: match upgrade.protocol == "websocket" {
+                true => Protocol::WebSocket,
+                false => Protocol::Opaque,
+            },
+            entry: engine.tunnels.register(),
+        };
+        exchange.switched();
+        let record = Record::new(Arc::clone(policy), &exchange, count, permits);
+        drop(exchange);
+        let carried = carry(Tunnel::new(parts), record);
+        engine.tunnels.tasks().spawn(carried);
+    }
+
+    fn log(&self, status: Option<u16>, bytes_out: u64, error: Option<&str>) {
+        let outcome = Outcome {
+            status,
+            bytes_in: self.upload.received(),
+            bytes_out,
+            error,
+        };
+        self.engine.policy.log(&self.exchange, outcome);
+    }
+}
+
+/// How far a response's body has been passed on.
+struct Passing<'a> {
+    timer: StallTimer<'a>,
+    /// What was read with the head, and how much of it has been passed on.
+    early: Vec<u8>,
+    passed: usize,
+    /// Sees the body before the client does.
+    new_session: Option<NewSession>,
+    progress: u64,
+    surplus: Surplus,
+    /// Whether the client was told that it is over.
+    has_ended: bool,
+    /// Whether the request is still being sent.
+    uploads: bool,
+}
+
+/// Whether more than a response has come on a connection: it is out of step then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Surplus {
+    None,
+    Some,
+}
+
+impl Surplus {
+    fn note(&mut self, has_come: bool) {
+        if has_come {
+            *self = Self::Some;
+        }
+    }
+}
+
+impl From<PassError> for Cut {
+    fn from(error: PassError) -> Self {
+        match error {
+            PassError::Client(_) => Self::Client("the client left before the end of the response"),
+            PassError::Chunk(_) => Self::Backend("the backend sent a wrong chunk"),
+        }
+    }
+}
+
+/// What a request comes to that cannot be sent on, whichever backend there is.
+fn no_reply(error: UploadError) -> NoReply {
+    match error {
+        UploadError::Client(BodyError::ClientLeft) => NoReply::ClientLeft(CLIENT_LEFT_BODY),
+        UploadError::Client(BodyError::Chunk(_)) => Refusal::Malformed("a wrong chunk").into(),
+        UploadError::Refused(refusal) => refusal.into(),
+        // Not asked for that.
+        UploadError::Backend(_) => Refusal::NoBackend.into(),
+    }
+}

@@ -1,0 +1,693 @@
+//! The edge as a part of another Pingora server: the phases of its proxy, each answered by [`Policy`].
+//!
+//! Pingora reads the requests, HTTP/1 and HTTP/2, and carries their bodies; what is decided about them is decided by the same
+//! functions as for the requests of the edge's own listeners. Upgrades leave Pingora from here, for the same engine.
+
+mod mounted;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::{HttpPeer, Result};
+use pingora::protocols::http::ServerSession;
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::config::Timeouts;
+use crate::downstream::open_connections::Connections;
+use crate::downstream::open_connections::Counted;
+use crate::http::fields::Fields;
+use crate::http::http1::{BadResponse, NoHead, ResponseLimits, settle_framing};
+use crate::http::scheme::Scheme;
+use crate::limits::Limit;
+use crate::request::error::Refusal;
+use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
+use crate::request::forward::{Engine, STALE_MAX};
+use crate::request::proxy_http::mounted::{Taken, take_over};
+#[cfg(any(fuzzing, test))]
+pub(crate) use crate::request::proxy_http::mounted::{asks_for, body_of};
+use crate::upstream::DialError;
+use crate::upstream::Dialer;
+use crate::upstream::Way;
+
+/// How long the rest of a request body that nobody wanted may take before its connection is given up.
+const BODY_REST: Duration = Duration::from_secs(5);
+
+/// How long, and for how many bytes, a client may go on sending after it was told that its body is too large.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// How often a request that waits, with its body unread, looks whether its client is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The edge as a Pingora proxy: [`Plugin`](crate::Plugin) makes it, and says how to use it.
+pub struct Edge {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) head_size: usize,
+    pub(crate) response_limits: ResponseLimits,
+    /// Serves upgrades.
+    pub(crate) engine: Engine,
+}
+
+/// What is known of the request under way.
+#[derive(Default)]
+pub struct RequestContext {
+    /// `None` until it is admitted.
+    exchange: Option<Exchange>,
+    /// What to answer, once that is decided.
+    refusal: Option<Refusal>,
+    /// Where the attempt under way looks for its backend.
+    way: Way,
+    /// Whether that attempt goes on with the next address.
+    goes_on: bool,
+    /// How many idle connections turned out to be closed.
+    stale: usize,
+    /// Whether the connection is no longer Pingora's.
+    taken_over: bool,
+    /// Holds up the end of the edge, as long as the request lasts.
+    counted: Option<Counted>,
+    /// Sees the response's body before the client does.
+    new_session: Option<NewSession>,
+}
+
+impl RequestContext {
+    /// Whether the request was an upgrade, and its connection has left Pingora.
+    ///
+    /// The session that is left has the request's head and the client's address, and no answer. The tunnel, if there is one,
+    /// lives on; the edge itself writes its line into the access log.
+    #[must_use]
+    pub fn taken_over(&self) -> bool {
+        self.taken_over
+    }
+}
+
+/// Why there is no backend to go to.
+enum NoPeer {
+    Refused(Refusal),
+    /// Nor anybody who would go there.
+    ClientLeft,
+}
+
+impl Edge {
+    async fn refuse(&self, downstream: &mut Session, refusal: Refusal) -> Result<()> {
+        let too_large = refusal == Refusal::Limited(Limit::BodySize);
+        if too_large || matches!(refusal, Refusal::Malformed(_)) {
+            downstream.set_keepalive(None);
+        }
+        let (head, body) = self.policy.own_response(refusal);
+        downstream.write_response_header(head, false).await?;
+        downstream.write_response_body(Some(body), true).await?;
+        if too_large {
+            linger(downstream).await;
+        }
+        Ok(())
+    }
+
+    /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
+    async fn next_peer(
+        &self,
+        downstream: &mut Session,
+        exchange: &mut Exchange,
+        way: &mut Way,
+        goes_on: bool,
+    ) -> Result<HttpPeer, NoPeer> {
+        let mut backend = exchange.backend().filter(|_| goes_on).map(Arc::clone);
+        loop {
+            let backend = match backend.take() {
+                Some(backend) => backend,
+                None => {
+                    *way = Way::default();
+                    if exchange.waits() {
+                        tokio::select! {
+                            biased;
+                            due = self.policy.attempt_is_due(exchange) => due.map_err(NoPeer::Refused)?,
+                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                        }
+                    }
+                    let backend = self.policy.choose(exchange).map_err(NoPeer::Refused)?;
+                    if exchange.is_queued() {
+                        let comes = tokio::select! {
+                            biased;
+                            comes = self.policy.turn_comes(exchange) => comes,
+                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                        };
+                        if !comes {
+                            continue;
+                        }
+                    }
+                    backend
+                }
+            };
+            let peer =
+                self.dialer
+                    .peer(&backend.address, exchange.tls(), way, exchange.repeatable());
+            match peer.await {
+                Ok(peer) => return Ok(peer),
+                Err(error) => {
+                    let failed =
+                        self.policy
+                            .attempt_failed(exchange, &error.into(), Replay::Possible);
+                    failed.map_err(NoPeer::Refused)?;
+                }
+            }
+        }
+    }
+
+    /// Judges the response of a backend, and makes of its head what the client gets.
+    fn finalize(
+        &self,
+        downstream: &Session,
+        exchange: &Exchange,
+        response: &mut ResponseHeader,
+    ) -> std::result::Result<(), AttemptError> {
+        let limits = self.response_limits;
+        if is_larger(&response.headers, limits.head_size, usize::MAX) {
+            return Err(NoHead::TooLarge.into());
+        }
+        if is_larger(&response.headers, usize::MAX, limits.headers) {
+            return Err(BadResponse::TooManyHeaders.into());
+        }
+        settle_framing(response, &downstream.req_header().method)?;
+        self.policy.finalize(exchange, response)?;
+        Ok(())
+    }
+
+    /// What to answer after `error`; `None` if there is nobody left to answer.
+    fn refusal_of(error: &Error, context: &mut RequestContext) -> Option<Refusal> {
+        if let Some(refusal) = context.refusal.take() {
+            return Some(refusal);
+        }
+        match (error.esource(), error.etype()) {
+            (
+                ErrorSource::Downstream,
+                ErrorType::WriteError
+                | ErrorType::ReadError
+                | ErrorType::ConnectionClosed
+                | ErrorType::WriteTimedout
+                | ErrorType::H2Error,
+            ) => None,
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::BodyTimeout(
+                "nothing within timeouts.downstream_read",
+            )),
+            (ErrorSource::Downstream, _) => {
+                Some(Refusal::Malformed("the request cannot be passed on"))
+            }
+            (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+                Some(Refusal::BackendTimeout("no response in time"))
+            }
+            // No more attempts: Pingora has its own limit of them.
+            _ if matches!(error.retry, RetryType::Decided(true)) => {
+                context.exchange.as_ref().map(Exchange::failure)
+            }
+            (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => Some(
+                Refusal::BackendFailed("the connection to the backend failed"),
+            ),
+        }
+    }
+}
+
+/// Whether there are more than `lines` headers, or of more than `bytes` as HTTP/1 writes them.
+fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + ": \r\n".len()
+    };
+    lines < headers.len() || bytes < headers.iter().map(size).sum()
+}
+
+/// Refuses a length that is said twice, or not as a number: Pingora passes on what is equal.
+fn check_lengths(request: &RequestHeader) -> Result<(), Refusal> {
+    let mut lengths = request.values("content-length");
+    let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(length), None) if is_number(length) => Ok(()),
+        (Some(_), None) => Err(Refusal::Malformed("the length is not a number")),
+        (Some(_), Some(_)) => Err(Refusal::Malformed("several lengths")),
+    }
+}
+
+/// The address that the connection comes from.
+fn peer_of(downstream: &ServerSession) -> IpAddr {
+    let address = downstream
+        .client_addr()
+        .and_then(|address| address.as_inet());
+    // A connection without an address is one of this machine.
+    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// The scheme that the connection is made with.
+fn scheme_of(downstream: &ServerSession) -> Scheme {
+    let encrypted = downstream
+        .digest()
+        .is_some_and(|digest| digest.ssl_digest.is_some());
+    if encrypted {
+        Scheme::Https
+    } else {
+        Scheme::Http
+    }
+}
+
+/// Goes on reading a body for a while after its answer: who closes with bytes unread resets the connection, and the client might
+/// never see why.
+async fn linger(downstream: &mut Session) {
+    let mut left = LINGER_BYTES;
+    let reading = async {
+        while let Ok(Some(piece)) = downstream.read_request_body().await
+            && piece.len() < left
+        {
+            left -= piece.len();
+        }
+    };
+    // Whoever sends on after that does not listen.
+    let _ = tokio::time::timeout(LINGER, reading).await;
+}
+
+/// Ready when the client has left, as far as that shows without reading its body.
+async fn left(downstream: &mut Session) {
+    if !downstream.is_body_done() {
+        while !is_closed(downstream) {
+            tokio::time::sleep(LOOK).await;
+        }
+        return;
+    }
+    let Err(error) = downstream.read_body_or_idle(true).await else {
+        return;
+    };
+    if *error.etype() == ErrorType::ConnectError {
+        // It has begun its next request, of which a byte is lost: it has to send that on another connection.
+        downstream.set_keepalive(None);
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Whether the kernel knows that the peer has closed its side of the connection, or all of it.
+fn is_closed(downstream: &Session) -> bool {
+    /// TCP_CLOSE and TCP_CLOSE_WAIT of the kernel's `tcp_states.h`.
+    const CLOSED: [u8; 2] = [7, 8];
+    let digest = downstream.digest();
+    let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
+    let state = socket.and_then(|socket| socket.tcp_info());
+    state.is_some_and(|info| CLOSED.contains(&info.tcpi_state))
+}
+
+/// A status that ends Pingora's attempts; what the client gets is in the context.
+fn stop(refusal: &Refusal) -> Box<Error> {
+    Error::explain(ErrorType::HTTPStatus(503), refusal.to_string())
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::default()
+    }
+
+    /// None: the default ones cost memory for each request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(
+        &self,
+        downstream: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<bool> {
+        downstream.set_read_timeout(Some(self.timeouts.downstream_read));
+        downstream.set_write_timeout(Some(self.timeouts.downstream_write));
+        downstream.set_total_drain_timeout(Some(BODY_REST));
+        if downstream.req_header().method == Method::CONNECT {
+            // Pingora lets none through unless its host has announced them.
+            downstream.set_keepalive(None);
+            self.refuse(downstream, Refusal::MethodNotAllowed).await?;
+            return Ok(true);
+        }
+        context.counted = Some(self.connections.count());
+        if downstream.get_keepalive().is_some() {
+            downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
+        }
+        // Its own future, so that those of plain requests are not as large as both.
+        match Box::pin(take_over(&self.engine, downstream)).await {
+            Taken::No => {}
+            Taken::Over => {
+                context.taken_over = true;
+                return Ok(true);
+            }
+            Taken::Refused(refusal) => {
+                downstream.set_keepalive(None);
+                self.refuse(downstream, refusal).await?;
+                return Ok(true);
+            }
+        }
+        // Pingora looks at the first `Connection` header alone.
+        if downstream.req_header().lists("connection", "close") {
+            downstream.set_keepalive(None);
+        }
+        if downstream.req_header().version == Version::HTTP_10
+            && let ServerSession::H1(session) = downstream.as_downstream_mut()
+        {
+            session.set_ignore_info_resp(true);
+        }
+        if is_larger(
+            &downstream.req_header().headers,
+            self.head_size,
+            self.response_limits.headers,
+        ) {
+            downstream.set_keepalive(None);
+            self.refuse(downstream, Refusal::HeadTooLarge).await?;
+            return Ok(true);
+        }
+        if let Err(refusal) = check_lengths(downstream.req_header()) {
+            downstream.set_keepalive(None);
+            self.refuse(downstream, refusal).await?;
+            return Ok(true);
+        }
+        let (peer, scheme) = (
+            peer_of(downstream.as_downstream()),
+            scheme_of(downstream.as_downstream()),
+        );
+        // Upgrades that a route allows do not get here; to all others the response is an ordinary one.
+        match self
+            .policy
+            .admit(downstream.req_header_mut(), None, peer, scheme)
+        {
+            Ok(exchange) => {
+                context.exchange = Some(exchange);
+                Ok(false)
+            }
+            Err(refusal) => {
+                self.refuse(downstream, refusal).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        downstream: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<Box<HttpPeer>> {
+        let Some(exchange) = &mut context.exchange else {
+            return Err(stop(&Refusal::NoBackend));
+        };
+        let goes_on = std::mem::take(&mut context.goes_on);
+        let way = &mut context.way;
+        match self.next_peer(downstream, exchange, way, goes_on).await {
+            Ok(peer) => Ok(Box::new(peer)),
+            Err(NoPeer::ClientLeft) => Err(Error::explain(
+                ErrorType::ConnectionClosed,
+                "the client left while it waited for its backend",
+            )
+            .into_down()),
+            Err(NoPeer::Refused(refusal)) => {
+                let error = stop(&refusal);
+                context.refusal = Some(refusal);
+                Err(error)
+            }
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        // Pingora would write an empty piece as the last chunk, and the end of the body as another: the second would be read as
+        // the start of the next request.
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
+        let Some(exchange) = &context.exchange else {
+            return Ok(());
+        };
+        // Not what passes here: a retry shows the beginning once more.
+        let came = downstream.body_bytes_read() as u64;
+        self.policy.body_came(exchange, came).map_err(|refusal| {
+            let error = stop(&refusal).into_down();
+            context.refusal = Some(refusal);
+            error
+        })
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _downstream: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(exchange) = &mut context.exchange {
+            self.policy.prepare(exchange, request);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        downstream: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        if self.connections.is_draining() {
+            downstream.set_keepalive(None);
+        }
+        // To such a client the end of the connection is the end of the body (RFC 9112, 6.1).
+        let knows_chunks = downstream.req_header().version != Version::HTTP_10;
+        if !knows_chunks && response.remove_header(&TRANSFER_ENCODING).is_some() {
+            downstream.set_keepalive(None);
+        }
+        let Some(exchange) = &mut context.exchange else {
+            return Ok(());
+        };
+        let finalized = match response.status {
+            // Upgrades do not get here.
+            StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnaskedSwitch.into()),
+            status if status.is_informational() => {
+                self.policy.finalize_interim(response);
+                Ok(())
+            }
+            _ => self.finalize(downstream, exchange, response),
+        };
+        let Err(error) = finalized else {
+            context.new_session = self.policy.new_session(exchange, response);
+            return Ok(());
+        };
+        let failed = self
+            .policy
+            .attempt_failed(exchange, &error, Replay::Impossible);
+        let refusal = failed.err().unwrap_or(Refusal::NoBackend);
+        let stopped = stop(&refusal);
+        context.refusal = Some(refusal);
+        Err(stopped)
+    }
+
+    fn response_body_filter(
+        &self,
+        _downstream: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if let (Some(new_session), Some(body)) = (&mut context.new_session, &body) {
+            new_session.see(body);
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _downstream: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        let failed = DialError::from_pingora(&error, self.timeouts.connect);
+        context.goes_on = exchange.backend().is_some_and(|backend| {
+            self.dialer
+                .move_on(&backend.address, &mut context.way, &failed)
+        });
+        if context.goes_on {
+            error.set_retry(true);
+            return error;
+        }
+        match self
+            .policy
+            .attempt_failed(exchange, &failed.into(), Replay::Possible)
+        {
+            Ok(()) => error.set_retry(true),
+            Err(refusal) => {
+                error.set_retry(false);
+                context.refusal = Some(refusal);
+            }
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        downstream: &mut Session,
+        error: Box<Error>,
+        context: &mut RequestContext,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        let of_backend = *error.esource() == ErrorSource::Upstream;
+        let repeatable = downstream.req_header().method.is_idempotent()
+            && !downstream.as_ref().retry_buffer_truncated();
+        let answered = downstream
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        if !of_backend || answered {
+            error.set_retry(false);
+            return error;
+        }
+        // A kept connection that the backend has closed meanwhile says nothing about the backend: once more, with a new one.
+        error.retry.decide_reuse(client_reused);
+        if repeatable && error.retry() && context.stale < STALE_MAX {
+            context.stale += 1;
+            return error;
+        }
+        let timed_out = matches!(
+            error.etype(),
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout
+        );
+        if timed_out && !downstream.is_body_done() {
+            // It is the client that says nothing.
+            error.set_retry(false);
+            let slow = Refusal::BodyTimeout("nothing within timeouts.upstream_read");
+            context.refusal = Some(slow);
+            return error;
+        }
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        let replay = match repeatable {
+            true => Replay::Possible,
+            false => Replay::Impossible,
+        };
+        let failed = match timed_out {
+            true => AttemptError::Timeout,
+            false => AttemptError::Failed,
+        };
+        match self.policy.attempt_failed(exchange, &failed, replay) {
+            Ok(()) => error.set_retry(true),
+            Err(refusal) => {
+                error.set_retry(false);
+                context.refusal = Some(refusal);
+            }
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        downstream: &mut Session,
+        error: &Error,
+        context: &mut RequestContext,
+    ) -> FailToProxy {
+        let unanswered = downstream
+            .response_written()
+            .is_none_or(|head| head.status.is_informational());
+        let refusal = Self::refusal_of(error, context).filter(|_| unanswered);
+        let Some(refusal) = refusal else {
+            return FailToProxy {
+                error_code: 0,
+                can_reuse_downstream: false,
+            };
+        };
+        tracing::debug!(%error, %refusal, "request failed");
+        let too_large = refusal == Refusal::Limited(Limit::BodySize);
+        let (head, body) = self.policy.own_response(refusal);
+        let error_code = head.status.as_u16();
+        // One whose request was read whole can carry another.
+        let stays = downstream.is_body_done() && !self.connections.is_draining();
+        if !stays {
+            downstream.set_keepalive(None);
+        }
+        let written = match downstream.write_response_header(head, false).await {
+            Ok(()) => downstream.write_response_body(Some(body), true).await,
+            failed => failed,
+        };
+        match written {
+            Ok(()) => {
+                if too_large {
+                    linger(downstream).await;
+                }
+                if !stays && let ServerSession::H1(session) = downstream.as_downstream_mut() {
+                    // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
+                    session.shutdown().await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot tell the client"),
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: stays,
+        }
+    }
+
+    async fn logging(
+        &self,
+        downstream: &mut Session,
+        error: Option<&Error>,
+        context: &mut RequestContext,
+    ) {
+        if context.taken_over {
+            return;
+        }
+        let status = downstream
+            .response_written()
+            .map(|head| head.status.as_u16());
+        let error = error.map(ToString::to_string);
+        let outcome = Outcome {
+            // 499 as nginx writes it: the client left before there was an answer.
+            status: status.or(Some(499)),
+            bytes_in: downstream.body_bytes_read() as u64,
+            bytes_out: downstream.body_bytes_sent() as u64,
+            error: error.as_deref(),
+        };
+        match &context.exchange {
+            Some(exchange) => self.policy.log(exchange, outcome),
+            None => {
+                let peer = peer_of(downstream.as_downstream());
+                let status = status.unwrap_or(499);
+                let error = error.as_deref().unwrap_or("refused");
+                self.policy
+                    .log_refused(downstream.req_header(), Some(peer), status, error);
+            }
+        }
+    }
+
+    /// Failures are in the access log, and a backend that fails is logged by its pool.
+    fn suppress_error_log(
+        &self,
+        _downstream: &Session,
+        _context: &RequestContext,
+        _error: &Error,
+    ) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _downstream: &Session,
+        _context: &RequestContext,
+        _error: &Error,
+        _place: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

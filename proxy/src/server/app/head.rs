@@ -1,0 +1,213 @@
+//! Reading one request head from a client: complete within one deadline and one size, or refused.
+//!
+//! What is not a request that can be read in one way only goes no further.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::timeout;
+
+use crate::downstream::{BodyLength, Connection};
+use crate::http::fields;
+use crate::http::http1::{HEADERS_MOST, Parsed, RequestLine, find_end};
+use crate::request::error::Refusal;
+use crate::request::forward::can_begin;
+use crate::server::app::strict;
+
+/// What a head may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLimits {
+    /// From its first byte to its last.
+    pub(crate) deadline: Duration,
+    /// Before its first byte.
+    pub(crate) idle: Duration,
+    pub(crate) size_max: usize,
+}
+
+/// Why there is no head.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeadError {
+    /// The client left, was idle for too long, or came too late: nothing to say to it.
+    #[error("the client sent nothing")]
+    Silent,
+    /// The connection ended inside a head.
+    #[error("the client left in the middle of a head")]
+    Broken,
+    #[error("the head was not complete within its deadline")]
+    Timeout,
+    #[error("the head is larger than the limit")]
+    TooLarge,
+    #[error("the request line alone is larger than the limit")]
+    LineTooLong,
+}
+
+/// Waits for a head and returns its length, counted from the start of `client.ahead`.
+///
+/// `too_late` ends the wait for a first byte, and nothing after it.
+///
+/// # Cancel safety
+///
+/// Nothing is lost: what was read is in `client.ahead`.
+pub(crate) async fn read(
+    client: &mut Connection,
+    limits: HeadLimits,
+    too_late: impl Future<Output = ()>,
+) -> Result<usize, HeadError> {
+    skip_empty_lines(&mut client.ahead);
+    if client.ahead.is_empty() {
+        let first = tokio::select! {
+            biased;
+            first = timeout(limits.idle, poll_fn(|cx| client.poll_read_ahead(cx))) => first,
+            () = too_late => return Err(HeadError::Silent),
+        };
+        match first {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => return Err(HeadError::Silent),
+        }
+    }
+    match timeout(limits.deadline, read_rest(client, limits.size_max)).await {
+        Ok(head) => head,
+        Err(_) => Err(HeadError::Timeout),
+    }
+}
+
+async fn read_rest(client: &mut Connection, size_max: usize) -> Result<usize, HeadError> {
+    let mut searched = 0;
+    loop {
+        if searched == 0 {
+            skip_empty_lines(&mut client.ahead);
+        }
+        match find_end(&client.ahead, searched) {
+            Some(end) if end <= size_max => return Ok(end),
+            Some(_) => return Err(too_large(&client.ahead, size_max)),
+            None if size_max <= client.ahead.len() => {
+                return Err(too_large(&client.ahead, size_max));
+            }
+            None => searched = client.ahead.len().saturating_sub(2),
+        }
+        match poll_fn(|cx| client.poll_read_ahead(cx)).await {
+            Ok(0) => return Err(HeadError::Broken),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(HeadError::Broken),
+        }
+    }
+}
+
+/// Which part of a head it is that is larger than `size_max`.
+fn too_large(head: &[u8], size_max: usize) -> HeadError {
+    match head[..size_max.min(head.len())].contains(&b'\n') {
+        true => HeadError::TooLarge,
+        false => HeadError::LineTooLong,
+    }
+}
+
+/// Drops line ends before a request line: some clients send one behind a body (RFC 9112, 2.2).
+fn skip_empty_lines(bytes: &mut BytesMut) {
+    let count = bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+        .count();
+    if count > 0 {
+        let _ = bytes.split_to(count);
+    }
+}
+
+/// What a head says about the bytes behind it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) head: Parsed<RequestLine>,
+    pub(crate) body: BodyLength,
+    pub(crate) upgrade: Option<UpgradeWish>,
+}
+
+/// A request to switch protocols, as far as it decides who handles it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UpgradeWish {
+    pub(crate) host: Option<String>,
+    pub(crate) target: String,
+    /// What the client would switch to, best first.
+    pub(crate) protocols: Vec<String>,
+}
+
+/// Measures a complete head.
+///
+/// # Errors
+///
+/// The answer that it gets if it is not a request that can be read in one way only.
+pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusal> {
+    strict::settle_version(head);
+    let head = &*head;
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MOST];
+    let headers = &mut headers[..headers_max.min(HEADERS_MOST)];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, headers) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(Refusal::Malformed("a head within a head")),
+        Err(error) => return Err(strict::refusal(head, error)),
+    }
+    strict::check(head, &request)?;
+    let named = |name: &'static str| {
+        request
+            .headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+    };
+    let body = match (
+        named("transfer-encoding").next(),
+        named("content-length").next(),
+    ) {
+        (None, None) => BodyLength::Bytes(0),
+        (None, Some(length)) => {
+            let length = strict::decimal(length.value);
+            BodyLength::Bytes(length.ok_or(Refusal::Malformed("the length is not a number"))?)
+        }
+        (Some(_), _) => BodyLength::Chunked,
+    };
+    // As everywhere behind this: what is not ASCII is no list of tokens.
+    let text = |name| named(name).filter_map(|header| fields::text(header.value));
+    let tokens = |name| {
+        text(name)
+            .flat_map(|value| value.split(','))
+            .map(|token| token.trim().to_ascii_lowercase())
+    };
+    let asks = request.version == Some(1) && tokens("connection").any(|token| token == "upgrade");
+    let method = request.method.unwrap_or_default();
+    let protocols: Vec<String> = tokens("upgrade")
+        .filter(|token| !token.is_empty() && can_begin(method, token))
+        .collect();
+    let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeWish {
+        host: text("host").next().map(str::to_owned),
+        target: request.path.unwrap_or("/").to_owned(),
+        protocols,
+    });
+    let parsed = Parsed::request(&request, head).ok_or(Refusal::Malformed("no request line"))?;
+    Ok(Shape {
+        head: parsed,
+        body,
+        upgrade,
+    })
+}
+
+/// The target and the `Host` of a complete head; `None` if it is not HTTP, or has several hosts (RFC 9112, 3.2).
+pub(crate) fn target(head: &[u8]) -> Option<(String, Option<String>)> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MOST];
+    let mut request = httparse::Request::new(&mut headers);
+    request.parse(head).ok()?.is_complete().then_some(())?;
+    let mut hosts = request
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("host"));
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(std::str::from_utf8(host.value).ok()?.trim().to_owned()),
+        (Some(_), Some(_)) => return None,
+    };
+    Some((request.path?.to_owned(), host))
+}
+
+#[cfg(test)]
+mod tests;

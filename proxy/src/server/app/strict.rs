@@ -1,0 +1,158 @@
+//! What a request head has to be, to be served: HTTP/1 as RFC 9112 has it, and said in one way only.
+//!
+//! The RFC lets a server forgive a good deal: a bare line feed, a length beside chunks, a length said twice. Who stands behind
+//! us may forgive something else, and smuggling lives on one request that is read in two ways. So nothing is forgiven, with the
+//! status that the RFC names.
+
+use httparse::{Header, Request};
+
+use crate::http::target::Target;
+use crate::http::target::host_alone;
+use crate::request::error::Refusal;
+
+/// Has a request of a later HTTP/1 be one of HTTP/1.1, the highest that is known here (RFC 9110, 6.2).
+pub(super) fn settle_version(head: &mut [u8]) {
+    let end = head
+        .iter()
+        .position(|byte| *byte == b'\r')
+        .unwrap_or_default();
+    if let Some(
+        [
+            ..,
+            b' ',
+            b'H',
+            b'T',
+            b'T',
+            b'P',
+            b'/',
+            b'1',
+            b'.',
+            minor @ b'2'..=b'9',
+        ],
+    ) = head.get_mut(..end)
+    {
+        *minor = b'1';
+    }
+}
+
+/// Why a head that httparse has not taken for one is refused.
+pub(super) fn refusal(head: &[u8], error: httparse::Error) -> Refusal {
+    match error {
+        httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
+        httparse::Error::Version if has_version(head) => Refusal::VersionNotSupported,
+        httparse::Error::Version => Refusal::Malformed("no version of HTTP in the request line"),
+        httparse::Error::HeaderName => Refusal::Malformed("the name of a header is not a token"),
+        httparse::Error::HeaderValue => Refusal::Malformed("a control character in a header"),
+        httparse::Error::NewLine => Refusal::Malformed("a line does not end with CR LF"),
+        _ => Refusal::Malformed("no request line"),
+    }
+}
+
+/// Whether the third word of the first line is the last, and a version as RFC 9112, 2.3 writes it.
+fn has_version(head: &[u8]) -> bool {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    let (version, more) = (words.next().unwrap_or_default(), words.next());
+    more.is_none()
+        && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// Checks a head that httparse has taken for one.
+///
+/// # Errors
+///
+/// The answer that it gets instead of being served.
+pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Refusal> {
+    let bare = |pair: &[u8]| pair[1] == b'\n' && pair[0] != b'\r';
+    if head.windows(2).any(bare) {
+        return Err(Refusal::Malformed("a line feed without a carriage return"));
+    }
+    let method = request.method.unwrap_or_default();
+    if method == "CONNECT" {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    let target = Target::of(method, request.path.unwrap_or_default());
+    let target = target.ok_or(Refusal::Malformed("the target is neither a path nor a URL"))?;
+    check_host(request, target)?;
+    check_framing(request)
+}
+
+fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Refusal> {
+    let mut hosts = named(request, "host");
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version == Some(0) => Ok(()),
+        (None, _) => Err(Refusal::Malformed("no host")),
+        (Some(_), Some(_)) => Err(Refusal::Malformed("several hosts")),
+        (Some(host), None) => {
+            let host = std::str::from_utf8(host.value).unwrap_or_default();
+            let differs = matches!(target, Target::Absolute { authority, .. } if authority != host);
+            match host_alone(host) {
+                Some(_) if !differs => Ok(()),
+                Some(_) => Err(Refusal::Malformed("the host is not the one in the target")),
+                None => Err(Refusal::Malformed("the host is not one")),
+            }
+        }
+    }
+}
+
+/// RFC 9112, 6: there is one way to tell where the body ends, or none and no body.
+fn check_framing(request: &Request<'_, '_>) -> Result<(), Refusal> {
+    let mut lengths = named(request, "content-length");
+    let length = lengths.next();
+    if lengths.next().is_some() {
+        return Err(Refusal::Malformed("several lengths"));
+    }
+    if length.is_some_and(|length| decimal(length.value).is_none()) {
+        return Err(Refusal::Malformed("the length is not a number"));
+    }
+    let mut codings = named(request, "transfer-encoding").peekable();
+    if codings.peek().is_none() {
+        return Ok(());
+    }
+    if request.version == Some(0) {
+        return Err(Refusal::Malformed("a transfer coding in HTTP/1.0"));
+    }
+    if length.is_some() {
+        return Err(Refusal::Malformed("a length beside a transfer coding"));
+    }
+    let codings: Vec<&[u8]> = codings
+        .flat_map(|header| header.value.split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    match codings.as_slice() {
+        [only] if is_chunked(only) => Ok(()),
+        [before @ .., last] if is_chunked(last) => {
+            if before
+                .iter()
+                .any(|coding| is_chunked(coding) || coding.is_empty())
+            {
+                return Err(Refusal::Malformed("chunked twice, or nothing before it"));
+            }
+            Err(Refusal::CodingNotSupported)
+        }
+        _ => Err(Refusal::Malformed(
+            "the last transfer coding is not chunked",
+        )),
+    }
+}
+
+fn named<'a>(
+    request: &'a Request<'_, '_>,
+    name: &'static str,
+) -> impl Iterator<Item = &'a Header<'a>> {
+    request
+        .headers
+        .iter()
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+}
+
+/// A plain decimal number, without a sign, spaces or a list, and not larger than everybody can count.
+pub(super) fn decimal(value: &[u8]) -> Option<u64> {
+    if !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: i64 = std::str::from_utf8(value).ok()?.parse().ok()?;
+    u64::try_from(number).ok()
+}

@@ -1,0 +1,342 @@
+//! What the edge is made of: the parts that its services share, made once from the settings.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use causeway_conf::TooFewOpenFiles;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::balancer::health;
+use crate::balancer::pool::Pools;
+use crate::config::Config;
+use crate::config::Limits;
+use crate::config::Timeouts;
+use crate::downstream::acceptor::Entrances;
+use crate::downstream::open_connections::Connections;
+use crate::downstream::{Http2, Http2Limits};
+use crate::http::http1::ResponseLimits;
+use crate::limits::Gate;
+use crate::limits::Seldom;
+use crate::metrics::Metrics;
+use crate::net::descriptors::FileBudget;
+use crate::net::resolver::ADDRESSES_MAX;
+use crate::net::resolver::Names;
+use crate::request::access_log::AccessLog;
+use crate::request::access_log::AccessLogError;
+use crate::request::exchange::Policy;
+use crate::request::exchange::Rules;
+use crate::request::forward::{Engine, STALE_MAX};
+use crate::request::parked::HoldConfig;
+use crate::request::parked::WaitingRoom;
+use crate::request::proxy_http::Edge;
+use crate::server::admin::Admin;
+use crate::server::app::EdgeApp;
+use crate::server::discovery;
+use crate::server::listeners::BindError;
+use crate::server::reload::Reloader;
+use crate::server::shutdown::Drain;
+use crate::server::supervisor::keep_running;
+use crate::tls::{Connectors, PoolTlsError, Terminator, TlsError};
+use crate::tunnel::TunnelLimits;
+use crate::tunnel::Tunnels;
+use crate::upstream;
+use crate::upstream::Dialer;
+
+/// How many attempts Pingora has to allow for one request, whatever a later configuration says.
+pub(crate) fn attempts_max() -> usize {
+    // The real limits are ours. A request goes to its backend, back there once, and elsewhere as often as it may; while it
+    // waits, it dials at its own pace; each dial may take all addresses of a name.
+    let dials = Limits::RETRIES_MAX + 2 + HoldConfig::LONGEST.dials_max();
+    STALE_MAX + dials * ADDRESSES_MAX
+}
+
+/// Why the edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listening socket cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The program log cannot be written.
+    #[error("cannot log to standard error: {0}")]
+    Log(#[source] std::io::Error),
+    /// There may be too few open files.
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewOpenFiles),
+    /// The access log cannot be written.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// A listener cannot speak TLS.
+    #[error("{listener}: {source}")]
+    Tls {
+        /// Its address.
+        listener: SocketAddr,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
+    /// The backends of a pool cannot be spoken to.
+    #[error(transparent)]
+    PoolTls(#[from] PoolTlsError),
+}
+
+/// What the services share.
+pub(crate) struct Parts {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) names: Arc<Names>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) over_limit: Arc<Semaphore>,
+    pub(crate) files: FileBudget,
+    pub(crate) background: CancellationToken,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) head_size: usize,
+    http2: Http2Limits,
+    response_limits: ResponseLimits,
+    abort_on_client_close: bool,
+}
+
+impl Parts {
+    /// All of it, as `config` says; the access log is open from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if that cannot be opened, or a file for the TLS of backends is wrong.
+    pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
+        let tls = Connectors::load(config)?;
+        let files = share_out_files(open_files(config)?, config.limits.connections);
+        let metrics = Arc::new(Metrics::new());
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let connections = Connections::new(config.drain.late);
+        let pools = Pools::new(config, &tls, &metrics, Instant::now(), unix);
+        let gate = Gate::new(config, files.connections, &metrics, Instant::now());
+        let policy = Policy {
+            gate: Arc::new(gate),
+            rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools), &metrics)),
+            waiting_room: WaitingRoom::new(HoldConfig::of(config)),
+            ending: connections.draining(),
+            exhausted: Seldom::new(Instant::now()),
+            no_port: Seldom::new(Instant::now()),
+            access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
+            metrics,
+        };
+        let names = Arc::new(Names::new());
+        let policy = Arc::new(policy);
+        let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls, Arc::clone(&names));
+        Ok(Self {
+            policy,
+            reloader: Arc::new(reloader),
+            dialer: Arc::new(Dialer::new(
+                config.timeouts,
+                Arc::clone(&names),
+                files.idle_upstream,
+            )),
+            names,
+            connections,
+            tunnels: Tunnels::new(TunnelLimits {
+                idle: config.timeouts.tunnel_idle,
+                lifetime: config.timeouts.tunnel_lifetime,
+            }),
+            over_limit: Arc::new(Semaphore::new(files.over_limit)),
+            files,
+            background: CancellationToken::new(),
+            timeouts: config.timeouts,
+            head_size: config.limits.head_size,
+            http2: Http2Limits {
+                preface: config.timeouts.http2_preface,
+                idle: config.timeouts.keepalive,
+                streams: config.limits.http2_streams,
+                send_buffer: config.limits.http2_send_buffer,
+                head_size: config.limits.head_size,
+                websockets: config.websockets_over_http2,
+            },
+            response_limits: ResponseLimits {
+                head_size: config.limits.response_head_size,
+                headers: config.limits.headers,
+            },
+            abort_on_client_close: config.abort_on_client_close,
+        })
+    }
+
+    /// The edge with listeners of its own.
+    pub(crate) fn app(&self, entrances: Arc<Entrances>) -> EdgeApp {
+        let limits = self.http2;
+        EdgeApp {
+            engine: self.engine(),
+            http2: Http2 {
+                limits,
+                connections: Arc::clone(&self.connections),
+            },
+            entrances,
+            policy: Arc::clone(&self.policy),
+            connections: Arc::clone(&self.connections),
+            over_limit: Arc::clone(&self.over_limit),
+            timeouts: self.timeouts,
+            head_size: self.head_size,
+            headers: self.response_limits.headers,
+            websockets_over_http2: limits.websockets,
+        }
+    }
+
+    /// The edge behind the listeners of another server.
+    pub(crate) fn mounted_edge(&self) -> Edge {
+        Edge {
+            policy: Arc::clone(&self.policy),
+            dialer: Arc::clone(&self.dialer),
+            connections: Arc::clone(&self.connections),
+            timeouts: self.timeouts,
+            head_size: self.head_size,
+            response_limits: self.response_limits,
+            engine: self.engine(),
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        Engine {
+            policy: Arc::clone(&self.policy),
+            dialer: Arc::clone(&self.dialer),
+            connections: Arc::clone(&self.connections),
+            tunnels: Arc::clone(&self.tunnels),
+            timeouts: self.timeouts,
+            response_limits: self.response_limits,
+            abort_on_client_close: self.abort_on_client_close,
+        }
+    }
+
+    /// What answers the admin listener, beside `terminators` of listeners with TLS.
+    pub(crate) fn admin(&self, terminators: Vec<Arc<Terminator>>) -> Admin {
+        Admin {
+            pools: self.reloader.pools(),
+            metrics: Arc::clone(&self.policy.metrics),
+            terminators,
+            draining: self.connections.draining(),
+        }
+    }
+
+    /// What runs beside the listeners; `file` is read anew when that is asked for.
+    pub(crate) fn watch(&self, file: Option<PathBuf>) -> Watch {
+        Watch {
+            file,
+            reloader: Arc::clone(&self.reloader),
+            names: Arc::clone(&self.names),
+            dialer: Arc::clone(&self.dialer),
+            tunnels: Arc::clone(&self.tunnels),
+            kept_for: self.timeouts.upstream_keepalive,
+            metrics: Arc::clone(&self.policy.metrics),
+            background: self.background.clone(),
+        }
+    }
+
+    /// What closes it all in the end.
+    pub(crate) fn drain(&self, config: &Config) -> Drain {
+        Drain {
+            config: config.drain,
+            connections: Arc::clone(&self.connections),
+            tunnels: Arc::clone(&self.tunnels),
+            access: self.policy.access.clone(),
+            background: self.background.clone(),
+        }
+    }
+}
+
+/// Raises the limit of open files, and returns it.
+///
+/// # Errors
+///
+/// There are too few for anything.
+pub(crate) fn open_files(config: &Config) -> Result<u64, TooFewOpenFiles> {
+    // What POSIX guarantees at least is little, and better than not to start.
+    let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+        1024
+    });
+    let needed = FileBudget::needed(config.worker_threads(), config.listeners.len());
+    TooFewOpenFiles::check(files, needed as u64)
+}
+
+/// Says what `files` open files allow.
+fn share_out_files(files: u64, wanted: Option<usize>) -> FileBudget {
+    let budget = FileBudget::new(files);
+    tracing::info!(
+        files,
+        connections = budget.connections,
+        idle_upstream = budget.idle_upstream,
+        "open files"
+    );
+    if let Some(wanted) = wanted.filter(|wanted| budget.connections < *wanted) {
+        tracing::warn!(
+            wanted,
+            fitting = budget.connections,
+            "limits.connections is more than the limit of open files allows"
+        );
+    }
+    budget
+}
+
+/// What runs beside the listeners: health checks, the search for idle tunnels, reloads.
+pub(crate) struct Watch {
+    file: Option<PathBuf>,
+    reloader: Arc<Reloader>,
+    names: Arc<Names>,
+    dialer: Arc<Dialer>,
+    tunnels: Arc<Tunnels>,
+    /// How long a connection to a backend is kept for another request.
+    kept_for: Duration,
+    metrics: Arc<Metrics>,
+    background: CancellationToken,
+}
+
+#[async_trait]
+impl BackgroundService for Watch {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let mut tasks = JoinSet::new();
+        let (reloader, names) = (Arc::clone(&self.reloader), Arc::clone(&self.names));
+        self.keep_running(&mut tasks, "health", move |stop| {
+            health::run(reloader.pools(), Arc::clone(&names), stop)
+        });
+        let tunnels = Arc::clone(&self.tunnels);
+        self.keep_running(&mut tasks, "tunnels", move |stop| {
+            Arc::clone(&tunnels).sweep(stop)
+        });
+        let (reloader, kept_for) = (Arc::clone(&self.reloader), self.kept_for);
+        let dialer = Arc::clone(&self.dialer);
+        self.keep_running(&mut tasks, "idle_connections", move |stop| {
+            upstream::sweep(Arc::clone(&dialer), reloader.pools(), kept_for, stop)
+        });
+        let reloader = Arc::clone(&self.reloader);
+        self.keep_running(&mut tasks, "discovery", move |stop| {
+            discovery::run(Arc::clone(&reloader), stop)
+        });
+        let (reloader, file) = (Arc::clone(&self.reloader), self.file.clone());
+        self.keep_running(&mut tasks, "reload", move |stop| {
+            Arc::clone(&reloader).run(file.clone(), stop)
+        });
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Watch {
+    /// Has `tasks` run `task` until the edge ends, and again when it panics.
+    fn keep_running<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        name: &'static str,
+        task: impl Fn(CancellationToken) -> F + Send + 'static,
+    ) {
+        let (metrics, background) = (Arc::clone(&self.metrics), self.background.clone());
+        let stop = background.clone();
+        let run = move || task(stop.child_token());
+        tasks.spawn(keep_running(name, metrics, background, run));
+    }
+}

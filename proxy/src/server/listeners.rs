@@ -1,0 +1,301 @@
+//! Listening sockets: bound by us before anything else starts, and accepted on by us.
+//!
+//! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
+//! the port is the kernel's choice, and a connection comes as the bare socket that it is, on the thread with the fewest.
+
+mod bounded;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use pingora::apps::ServerApp;
+use pingora::protocols::Stream;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::bounded::Bounded;
+use crate::config::Timeouts;
+use crate::limits::Seldom;
+use crate::net::accepted::Accepted;
+use crate::net::exhaustion::Shortage;
+pub(crate) use crate::server::listeners::bounded::BoundedConfig;
+use crate::server::workers::Workers;
+use crate::upstream;
+
+/// How long nothing is accepted while there are no descriptors: some of what is open ends meanwhile.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted, before the kernel cuts it down to `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
+
+/// A listening socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct BindError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+/// A socket that listens already.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    socket: std::net::TcpListener,
+    /// The real one, also where port 0 was asked for.
+    pub(crate) address: SocketAddr,
+}
+
+impl Bound {
+    /// Listens on `address`. What it accepts inherits how the kernel watches over it, and that nothing is held back to be sent
+    /// with more: this spares six calls each.
+    pub(crate) fn new(address: SocketAddr, timeouts: &Timeouts) -> Result<Self, BindError> {
+        let listen = || -> io::Result<Self> {
+            let socket = socket2::Socket::new(
+                socket2::Domain::for_address(address),
+                socket2::Type::STREAM,
+                None,
+            )?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.set_tcp_nodelay(true)?;
+            upstream::watch_over(socket2::SockRef::from(&socket), timeouts)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            let socket = std::net::TcpListener::from(socket);
+            Ok(Self {
+                address: socket.local_addr()?,
+                socket,
+            })
+        };
+        listen().map_err(|source| BindError { address, source })
+    }
+
+    /// Says whether it could listen on `address`, if nobody did already: that may be the edge that runs.
+    pub(crate) fn check(address: SocketAddr, timeouts: &Timeouts) -> Result<(), BindError> {
+        match Self::new(address, timeouts) {
+            Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => Ok(()),
+            bound => bound.map(drop),
+        }
+    }
+}
+
+/// A service of Pingora's server that accepts on sockets of ours.
+pub(crate) struct ListeningService<A> {
+    name: &'static str,
+    app: Arc<A>,
+    bound: Vec<Bound>,
+    threads: usize,
+    bounded: Option<Arc<Bounded>>,
+    closing: CancellationToken,
+}
+
+impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
+    /// Serves `app` on all of `bound` until `closing`, by `threads` of its own. `name` is also what the log calls these
+    /// listeners.
+    pub(crate) fn new(
+        name: &'static str,
+        app: A,
+        bound: Vec<Bound>,
+        threads: usize,
+        closing: CancellationToken,
+    ) -> Self {
+        for Bound { address, .. } in &bound {
+            tracing::info!(listener = name, %address, "listening");
+        }
+        Self {
+            name,
+            app: Arc::new(app),
+            bound,
+            threads,
+            bounded: None,
+            closing,
+        }
+    }
+
+    /// The same for few connections at a time, each for a while.
+    pub(crate) fn bounded(self, config: BoundedConfig) -> Self {
+        Self {
+            bounded: Some(Bounded::new(config)),
+            ..self
+        }
+    }
+}
+
+#[async_trait]
+impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
+    async fn start_service(
+        &mut self,
+        _none: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+    ) {
+        let mut listening = JoinSet::new();
+        let workers = Workers::start(self.name, self.threads);
+        for (number, bound) in self.bound.drain(..).enumerate() {
+            let reception = Reception {
+                app: Arc::clone(&self.app),
+                workers: workers.clone(),
+                bounded: self.bounded.clone(),
+                failures: Seldom::new(Instant::now()),
+                shutdown: shutdown.clone(),
+                connections: TaskTracker::new(),
+            };
+            let accepting = reception.accept_on(bound, self.closing.clone());
+            listening.spawn_on(accepting, workers.acceptor(number));
+        }
+        while listening.join_next().await.is_some() {}
+        self.app.cleanup().await;
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1) // Pingora's, beside those of its own: it only waits for them.
+    }
+}
+
+/// What every connection of one listening socket is given.
+struct Reception<A> {
+    app: Arc<A>,
+    workers: Workers,
+    bounded: Option<Arc<Bounded>>,
+    /// For the log lines about connections that cannot be accepted.
+    failures: Seldom,
+    shutdown: ShutdownWatch,
+    /// They outlive it: the drain sees to their end.
+    connections: TaskTracker,
+}
+
+impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
+    /// Serves what comes on one listening socket, until `closing`.
+    async fn accept_on(self, bound: Bound, closing: CancellationToken) {
+        let address = bound.address;
+        let listener = match TcpListener::from_std(bound.socket) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%address, %error, "cannot listen"),
+        };
+        loop {
+            let accepting = AssertUnwindSafe(self.accept_all(&listener, address));
+            match closing.run_until_cancelled(accepting.catch_unwind()).await {
+                None => return,
+                Some(Ok(never)) => match never {},
+                // Nobody else would accept here.
+                Some(Err(_)) => tracing::error!(%address, "accepting panicked, going on"),
+            }
+        }
+    }
+
+    async fn accept_all(&self, listener: &TcpListener, address: SocketAddr) -> Infallible {
+        loop {
+            let accepted = listener.accept().await;
+            match accepted.and_then(|(socket, peer)| self.give(socket, peer, address)) {
+                Ok(()) => {}
+                Err(error) if Shortage::of(&error).is_some() => {
+                    if let Some(times) = self.failures.note(Instant::now()) {
+                        tracing::error!(%address, %error, times, "cannot accept");
+                    }
+                    tokio::time::sleep(SHORTAGE_PAUSE).await;
+                }
+                // It was gone before it was accepted.
+                Err(error) => tracing::debug!(%address, %error, "a connection was lost"),
+            }
+        }
+    }
+
+    /// Gives a connection to the thread with the fewest.
+    fn give(&self, socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> io::Result<()> {
+        let (app, shutdown) = (Arc::clone(&self.app), self.shutdown.clone());
+        let worker = self.workers.least_busy();
+        if let Some(bounded) = &self.bounded {
+            let bounded = Arc::clone(bounded);
+            // Not to another thread: it has one.
+            let accepted = Accepted::new(socket, peer, listening);
+            let serving = bounded.run(serve(app, shutdown, accepted));
+            self.connections.spawn(serving);
+            return Ok(());
+        }
+        if worker.id() == Handle::current().id() {
+            let accepted = Accepted::new(socket, peer, listening);
+            self.connections
+                .spawn_on(serve(app, shutdown, accepted), worker);
+            return Ok(());
+        }
+        let socket = socket.into_std()?;
+        let serving = async move {
+            match TcpStream::from_std(socket) {
+                Ok(socket) => serve(app, shutdown, Accepted::new(socket, peer, listening)).await,
+                // The runtime of its thread has no room for one more: the client sees it closed.
+                Err(error) => tracing::debug!(%peer, %error, "cannot serve a connection"),
+            }
+        };
+        self.connections.spawn_on(serving, worker);
+        Ok(())
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<A: ServerApp + Send + Sync + 'static>(
+    app: Arc<A>,
+    shutdown: ShutdownWatch,
+    accepted: Accepted,
+) {
+    let mut stream: Option<Stream> = Some(Box::new(accepted));
+    while let Some(next) = stream.take() {
+        stream = app.process_new(next, &shutdown).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn timeouts() -> Timeouts {
+        let text = "pools: [{name: p, backends: [{id: a, address: 127.0.0.1:1}]}]\nroutes: [{path: /, pool: p}]\n";
+        Config::parse("test.yaml", text).unwrap().timeouts
+    }
+
+    #[test]
+    fn a_port_in_use_is_an_error_at_once_that_names_it() {
+        let first = Bound::new("127.0.0.1:0".parse().unwrap(), &timeouts()).unwrap();
+        assert_ne!(first.address.port(), 0);
+        let error = Bound::new(first.address, &timeouts())
+            .unwrap_err()
+            .to_string();
+        let start = format!("cannot listen on {}: ", first.address);
+        assert!(error.starts_with(&start), "{error}");
+    }
+
+    #[test]
+    fn what_is_accepted_is_watched_over_by_the_kernel() {
+        let timeouts = timeouts();
+        let bound = Bound::new("127.0.0.1:0".parse().unwrap(), &timeouts).unwrap();
+        let _client = std::net::TcpStream::connect(bound.address).unwrap();
+        bound.socket.set_nonblocking(false).unwrap();
+        let (accepted, _) = bound.socket.accept().unwrap();
+        let options = socket2::SockRef::from(&accepted);
+        assert!(options.keepalive().unwrap());
+        assert!(options.tcp_nodelay().unwrap());
+        assert_eq!(
+            options.tcp_keepalive_time().unwrap(),
+            timeouts.tcp_keepalive
+        );
+        assert_eq!(
+            options.tcp_user_timeout().unwrap(),
+            Some(timeouts.tcp_user_timeout)
+        );
+    }
+}

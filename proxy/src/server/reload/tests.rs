@@ -1,0 +1,474 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::balancer::affinity::Binding;
+use crate::balancer::affinity::Claim;
+use crate::balancer::affinity::Freshness;
+use crate::balancer::affinity::SessionKey;
+use crate::balancer::pool::AffinityOutcome;
+use crate::balancer::pool::Backend;
+use crate::balancer::pool::Pool;
+use crate::balancer::pool::ProbeResult;
+use crate::balancer::pool::Seeks;
+use crate::balancer::pool::State;
+use crate::balancer::pool::Tried;
+use crate::server::components::Parts;
+
+/// The settings of one pool with these backends.
+fn config(backends: &str) -> Config {
+    configured(backends, "")
+}
+
+fn configured(backends: &str, more: &str) -> Config {
+    let text = format!(
+        "pools: [{{ name: p, backends: [{backends}] }}]\nroutes: [{{ path: /, pool: p }}]\nlog: {{ access: off }}\n{more}"
+    );
+    Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+const N1: &str = "{ id: n1, address: '127.0.0.1:1' }";
+const N2: &str = "{ id: n2, address: '127.0.0.1:2' }";
+const N3: &str = "{ id: n3, address: '127.0.0.1:3' }";
+
+/// An edge in which every backend is up.
+struct Scene {
+    parts: Parts,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(backends: &str) -> Self {
+        let scene = Self {
+            parts: Parts::new(&config(backends)).unwrap(),
+            now: Instant::now(),
+        };
+        scene.all_up();
+        scene
+    }
+
+    fn all_up(&self) {
+        for backend in self.pool().backends() {
+            self.pool().probed(&backend, ProbeResult::Good, self.now);
+        }
+    }
+
+    fn reload(&self, backends: &str) {
+        self.parts
+            .reloader
+            .apply(&config(backends), self.now)
+            .unwrap();
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        let pools = self.parts.policy.pools();
+        let pool = pools.iter().next().unwrap();
+        Arc::clone(pool)
+    }
+
+    fn backend(&self, id: &str) -> Option<Arc<Backend>> {
+        let all = self.pool().backends();
+        all.into_iter().find(|backend| backend.id.as_str() == id)
+    }
+
+    fn state(&self, id: &str) -> Option<State> {
+        Some(self.backend(id)?.state())
+    }
+
+    /// Where a client with this claim goes.
+    fn choose(&self, claim: &Claim) -> (String, AffinityOutcome) {
+        let choice = self
+            .pool()
+            .choose(claim, Seeks::Answer, &Tried::default(), self.now);
+        let choice = choice.unwrap();
+        (choice.backend.id.to_string(), choice.affinity)
+    }
+
+    /// Where newcomers go, when many come.
+    fn newcomers(&self) -> HashSet<String> {
+        let mut seen = HashSet::new();
+        for _ in 0..50 {
+            seen.insert(self.choose(&Claim::default()).0);
+        }
+        seen
+    }
+}
+
+fn bound_to(id: &str) -> Claim {
+    Claim {
+        bindings: vec![Binding {
+            id: id.parse().unwrap(),
+            bound_at: 999_999_999_999,
+            freshness: Freshness::Current,
+        }],
+        ..Claim::default()
+    }
+}
+
+fn session(id: &str) -> Claim {
+    Claim {
+        session: Some(SessionKey::new(id)),
+        ..Claim::default()
+    }
+}
+
+fn names(ids: &[&str]) -> HashSet<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn backends_that_stay_are_the_same_and_new_ones_join_them() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    let _tunnel = before.open_tunnel();
+    scene.reload(&format!("{N3}, {N1}, {N2}"));
+    let after = scene.backend("n1").unwrap();
+    assert!(Arc::ptr_eq(&before, &after));
+    assert_eq!(after.status(scene.now).tunnels, 1);
+    assert_eq!(scene.state("n1"), Some(State::Up));
+    assert_eq!(scene.state("n3"), Some(State::Unknown));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    assert_eq!(scene.choose(&bound_to("n1")).1, AffinityOutcome::Hit);
+}
+
+#[test]
+fn sessions_stay_where_they_are_when_backends_come() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let sessions: Vec<Claim> = (0..500)
+        .map(|number| session(&format!("s{number}")))
+        .collect();
+    let before: Vec<String> = sessions.iter().map(|claim| scene.choose(claim).0).collect();
+    scene.reload(&format!("{N1}, {N2}, {N3}"));
+    scene.all_up();
+    for (claim, before) in sessions.iter().zip(before) {
+        assert_eq!(scene.choose(claim), (before, AffinityOutcome::Hit));
+    }
+    let new = (0..500).map(|number| scene.choose(&session(&format!("t{number}"))).0);
+    assert!(new.into_iter().any(|id| id == "n3"), "the ring has it too");
+}
+
+#[test]
+fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let held = (0..).map(|number| session(&format!("s{number}")));
+    let held = held
+        .into_iter()
+        .find(|claim| scene.choose(claim).0 == "n1")
+        .unwrap();
+    scene.reload(N2);
+    assert_eq!(scene.state("n1"), Some(State::Draining));
+    assert_eq!(scene.choose(&held), ("n1".to_owned(), AffinityOutcome::Hit));
+    assert_eq!(
+        scene.choose(&bound_to("n1")),
+        ("n2".to_owned(), AffinityOutcome::BoundAnew)
+    );
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    // Not even if nobody else is left.
+    let n2 = scene.backend("n2").unwrap();
+    for _ in 0..10 {
+        let gone = ProbeResult::BadAnswer("bad".to_owned());
+        scene.pool().probed(&n2, gone, scene.now);
+    }
+    assert_eq!(scene.state("n2"), Some(State::Down));
+    assert_eq!(scene.choose(&bound_to("n1")).0, "n2");
+}
+
+#[test]
+fn a_backend_that_is_gone_is_forgotten_once_nobody_uses_it() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    let tunnel = n1.open_tunnel();
+    scene.reload(N2);
+    let after = |seconds| scene.now + Duration::from_secs(seconds);
+    let forget = |seconds| {
+        scene.parts.reloader.forget(after(seconds));
+        scene.backend("n1").is_none()
+    };
+    assert!(!forget(0) && !forget(1000), "it has a tunnel");
+    drop(tunnel);
+    assert!(!forget(1001) && !forget(1060));
+    // A short request of a session in between.
+    n1.metrics.answered(http::StatusCode::OK);
+    assert!(!forget(1061) && !forget(1120));
+    assert!(forget(1121));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(!page.contains("backend=\"n1\""), "{page}");
+    assert!(page.contains("state{backend=\"n2\""), "{page}");
+}
+
+#[test]
+fn a_backend_that_is_gone_can_come_back() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    scene.reload(N2);
+    // A probe that was under way does not bring it back.
+    scene.pool().probed(&before, ProbeResult::Good, scene.now);
+    assert_eq!(scene.state("n1"), Some(State::Draining));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert!(Arc::ptr_eq(&before, &scene.backend("n1").unwrap()));
+    assert_eq!(scene.state("n1"), Some(State::Unknown));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+}
+
+#[test]
+fn weight_and_maintenance_change_in_place() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    scene.reload(&format!(
+        "{{ id: n1, address: '127.0.0.1:1', weight: 7, maintenance: true }}, {N2}"
+    ));
+    assert_eq!((n1.weight(), n1.state()), (7, State::Maintenance));
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert_eq!((n1.weight(), n1.state()), (1, State::Unknown));
+}
+
+#[test]
+fn a_zone_and_a_tier_change_in_place_with_all_that_a_backend_carries() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let n1 = scene.backend("n1").unwrap();
+    let _tunnel = n1.open_tunnel();
+    scene.reload(&format!(
+        "{{ id: n1, address: '127.0.0.1:1', zone: east, backup: true }}, {N2}"
+    ));
+    assert!(Arc::ptr_eq(&n1, &scene.backend("n1").unwrap()));
+    assert_eq!(n1.zone().as_deref(), Some("east"));
+    assert_eq!(n1.status(scene.now).tunnels, 1);
+    assert_eq!(scene.state("n1"), Some(State::Up));
+    assert_eq!(scene.newcomers(), names(&["n2"]));
+    scene.reload(&format!("{N1}, {N2}"));
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+}
+
+#[test]
+fn a_backend_at_another_address_is_another_with_the_same_clients() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let before = scene.backend("n1").unwrap();
+    let _tunnel = before.open_tunnel();
+    scene.reload(&format!("{{ id: n1, address: '127.0.0.1:9' }}, {N2}"));
+    let after = scene.backend("n1").unwrap();
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert_eq!(after.state(), State::Unknown);
+    assert_eq!(after.status(scene.now).tunnels, 0);
+    assert_eq!(scene.choose(&bound_to("n1")).0, "n1");
+}
+
+#[test]
+fn pools_are_known_by_name_and_followed() {
+    let scene = Scene::new(N1);
+    let mut followed = scene.parts.reloader.pools();
+    let text = format!(
+        "pools: [{{ name: q, backends: [{N2}] }}, {{ name: p, backends: [{N1}] }}]\nroutes: [{{ path: /, pool: q }}]\nlog: {{ access: off }}\n"
+    );
+    let before = scene.backend("n1").unwrap();
+    let two = Config::parse("test.yaml", &text).unwrap();
+    scene.parts.reloader.apply(&two, scene.now).unwrap();
+    assert!(followed.has_changed().unwrap());
+    let pools = Arc::clone(&followed.borrow_and_update());
+    let found: Vec<String> = pools.iter().map(|pool| pool.name.clone()).collect();
+    assert_eq!(found, ["q", "p"]);
+    let after = pools.iter().nth(1).unwrap().backends().remove(0);
+    assert!(Arc::ptr_eq(&before, &after));
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_valid_changes_nothing() {
+    let scene = Scene::new(N1);
+    let before = scene.parts.policy.pools();
+    let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
+    std::fs::write(&file, "pools: []\n").unwrap();
+    scene.parts.reloader.reload(&file).await;
+    std::fs::remove_file(&file).unwrap();
+    scene.parts.reloader.reload(&file).await;
+    assert!(Arc::ptr_eq(&before, &scene.parts.policy.pools()));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(
+        page.contains("reloads_total{outcome=\"refused\"} 2"),
+        "{page}"
+    );
+    assert!(page.contains("configuration_ok 0"), "{page}");
+    scene.reload(N1);
+    let page = scene.parts.policy.metrics.encode();
+    assert!(page.contains("configuration_ok 1"), "{page}");
+}
+
+#[test]
+fn what_takes_a_restart_is_named() {
+    let before = config(N1);
+    assert_eq!(fixed(&before, &config(N2)), [""; 0]);
+    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7, requests: 3, handshakes_per_address: 9 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
+    assert_eq!(fixed(&before, &configured(N1, reloadable)), [""; 0]);
+    for (more, name) in [
+        ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
+        ("admin: { address: '127.0.0.1:7' }", "admin"),
+        ("threads: 3", "threads"),
+        ("websockets_over_http2: true", "websockets_over_http2"),
+        ("timeouts: { head: 3s }", "timeouts"),
+        ("drain: { late: 3s }", "drain"),
+        (
+            "affinity: { sockjs_sessions: 3000 }",
+            "affinity.sockjs_sessions",
+        ),
+        ("limits: { connections: 3000 }", "limits.connections"),
+        ("limits: { head_size: 3KiB }", "limits.head_size"),
+    ] {
+        assert_eq!(fixed(&before, &configured(N1, more)), [name], "{more}");
+    }
+}
+
+fn discovering(more: &str) -> Config {
+    discovering_at("redis://127.0.0.1:1", more)
+}
+
+fn discovering_at(url: &str, more: &str) -> Config {
+    let text = format!(
+        "pools: [{{ name: p, backends: [{N1}], discover: {{ redis: '{url}'{more} }} }}]\n\
+         routes: [{{ path: /, pool: p }}]\nlog: {{ access: off }}"
+    );
+    Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// `reloader` hears of these backends from what looks for those of its only pool now.
+fn find(scene: &Scene, backends: &str) {
+    let discovery = looking(scene);
+    let reloader = &scene.parts.reloader;
+    reloader.found(&discovery, found(backends), scene.now);
+}
+
+fn looking(scene: &Scene) -> Discovery {
+    scene.parts.reloader.discoveries().borrow()[0].clone()
+}
+
+fn found(backends: &str) -> Vec<BackendConfig> {
+    config(backends).pools.remove(0).backends
+}
+
+#[test]
+fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    find(&scene, &format!("{N2}, {N3}"));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    let n2 = scene.backend("n2").unwrap();
+    find(&scene, N2);
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    // What is read anew keeps what was found, as long as it is looked for in the same place.
+    for same in ["", ", every: 5s", ", allow: [127.0.0.0/8]"] {
+        reloader.apply(&discovering(same), scene.now).unwrap();
+        assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
+        assert_eq!(scene.newcomers(), names(&["n1", "n2"]), "{same}");
+        assert_eq!(reloader.known("p").len(), 1);
+    }
+    let elsewhere = discovering_at("redis://127.0.0.1:2", "");
+    reloader.apply(&elsewhere, scene.now).unwrap();
+    assert_eq!(scene.newcomers(), names(&["n1"]));
+}
+
+#[test]
+fn a_login_that_changes_is_no_other_registry() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    let apply = |url: &str| {
+        reloader.apply(&discovering_at(url, ""), scene.now).unwrap();
+        scene.all_up();
+        scene.newcomers()
+    };
+    apply("redis://:old@127.0.0.1:1");
+    find(&scene, N2);
+    assert_eq!(apply("redis://u:new@127.0.0.1:1"), names(&["n1", "n2"]));
+    assert_eq!(apply("redis://u:new@127.0.0.1:1/3"), names(&["n1"]));
+}
+
+#[test]
+fn what_was_found_before_a_reload_does_not_undo_it() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    find(&scene, N2);
+    let stale = looking(&scene);
+    // It looks elsewhere, within other bounds, or not at all.
+    let elsewhere = discovering_at("redis://127.0.0.1:2", "");
+    for after in [elsewhere, discovering(", allow: [10.0.0.0/8]"), config(N1)] {
+        reloader.apply(&after, scene.now).unwrap();
+        reloader.found(&stale, found(&format!("{N2}, {N3}")), scene.now);
+        scene.all_up();
+        assert_eq!(scene.newcomers(), names(&["n1"]));
+    }
+    // Nor does what an earlier search of the same kind has found.
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    reloader.found(&stale, found(N2), scene.now);
+    assert_eq!(scene.newcomers(), names(&["n1"]));
+}
+
+#[test]
+fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    let start = scene.parts.policy.metrics.encode().lines().count();
+    let nodes = |round: usize, number: usize| {
+        let node = |index| {
+            let index = round * 10_000 + index;
+            format!("{{ id: m{index}, address: 'm{index}.example:9000' }}")
+        };
+        let all: Vec<String> = (0..number).map(node).collect();
+        all.join(", ")
+    };
+    let pool_len = || scene.pool().len();
+    find(&scene, &nodes(0, 6_000));
+    assert_eq!(pool_len(), 6_001);
+    // The first ones leave, and count until they are forgotten.
+    find(&scene, &nodes(1, 6_000));
+    assert_eq!(pool_len(), 10_000);
+    let later = |seconds| scene.now + Duration::from_secs(seconds);
+    reloader.forget(later(1));
+    assert_eq!(pool_len(), 10_000);
+    reloader.forget(later(61));
+    assert_eq!(pool_len(), 6_001, "and now there is room for all");
+    let backend = scene.backend("m15999").unwrap();
+    backend.metrics.waited("returned");
+    backend.metrics.connect_failed("refused");
+    backend
+        .metrics
+        .tunnel_closed("client", Duration::from_secs(1), 1, 1);
+    let host = |index: usize| (format!("m{index}.example"), 9000);
+    assert!(scene.parts.names.knows(&host(15_999)));
+    reloader.found(&looking(&scene), Vec::new(), scene.now);
+    drop(backend);
+    reloader.forget(later(62));
+    reloader.forget(later(130));
+    assert_eq!(pool_len(), 1);
+    assert!(!scene.parts.names.knows(&host(0)) && !scene.parts.names.knows(&host(15_999)));
+    let page = scene.parts.policy.metrics.encode();
+    assert!(!page.contains("backend=\"m"), "{page}");
+    assert_eq!(page.lines().count(), start);
+}
+
+#[test]
+fn a_node_with_the_id_of_another_backend_is_left_out() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    let impostor = "{ id: n1, address: '127.0.0.1:9' }";
+    find(&scene, &format!("{impostor}, {N2}"));
+    scene.all_up();
+    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    let address = scene.backend("n1").unwrap().address.to_string();
+    assert_eq!(address, "127.0.0.1:1");
+}
+
+#[test]
+fn whoever_looks_for_backends_is_told_when_it_has_to_look_elsewhere() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.parts.reloader;
+    let mut discoveries = reloader.discoveries();
+    assert!(discoveries.borrow_and_update().is_empty());
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    assert!(discoveries.has_changed().unwrap());
+    assert_eq!(discoveries.borrow_and_update()[0].pool, "p");
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    assert!(!discoveries.has_changed().unwrap());
+}
