@@ -66,33 +66,42 @@ pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>,
         .map(str::trim_start)
         .all(|line| line.is_empty() || line.starts_with('#') || line == "---");
     let text = if blank { "{}" } else { text };
-    let value = serde_path_to_error::deserialize(serde_yaml::Deserializer::from_str(text))
-        .map_err(|error| describe(name, &positions, &error))?;
+    let mut path = String::new();
+    let value =
+        serde_yaml::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+            serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                path = error.path().to_string();
+                error.into_inner()
+            })
+        })
+        .map_err(|error| describe(name, &positions, path, &error))?;
     Ok(Document { value, positions })
 }
 
-/// serde_yaml's message without the path and place that it may carry, which [`ConfError`] has anyway.
+/// Room for whatever fits in a file of [`FILE_BYTES_MAX`], and booleans as YAML 1.2 has them: `yes` is a string.
+fn options() -> serde_yaml::Options {
+    let nodes_max = FILE_BYTES_MAX as usize;
+    serde_yaml::options! {
+        budget: serde_yaml::budget! {
+            max_nodes: nodes_max,
+            max_events: 2 * nodes_max,
+        },
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+/// What was wrong at `key`, or, if the text is no YAML, at the place that the parser names.
 fn describe(
     name: &str,
     positions: &Positions,
-    error: &serde_path_to_error::Error<serde_yaml::Error>,
+    key: String,
+    error: &serde_yaml::Error,
 ) -> ConfError {
-    let key = match error.path().to_string() {
-        root if root == "." => String::new(),
-        key => key,
-    };
-    let location = error.inner().location();
-    let mut message = error.inner().to_string();
-    if let Some(location) = &location {
-        let suffix = format!(" at line {} column {}", location.line(), location.column());
-        message = message.replace(&suffix, "");
-    }
-    if let Some((path, rest)) = message.split_once(": ")
-        && key.starts_with(path)
-    {
-        message = rest.to_owned();
-    }
-    let place = location.map(|location| (location.line(), location.column()));
+    let key = if key == "." { String::new() } else { key };
+    let location = error.location();
+    let place = location.map(|location| (location.line() as usize, location.column() as usize));
+    let message = message(error);
     let (key, position) = if positions.is_whole() {
         let position = positions.find(&key).or(place);
         (key, position)
@@ -104,6 +113,58 @@ fn describe(
         position,
         key,
         message,
+    }
+}
+
+/// What is wrong and what would be right, without the place, which [`ConfError`] has anyway.
+fn message(error: &serde_yaml::Error) -> String {
+    use serde_yaml::Error;
+
+    match error {
+        Error::InvalidScalar { ty, .. } => format!("invalid value, expected {}", in_words(ty)),
+        Error::Unexpected { expected, .. } => format!("expected {}", in_words(expected)),
+        Error::SerdeUnknownField {
+            field, expected, ..
+        } => format!("unknown field `{field}`, expected {}", one_of(expected)),
+        Error::SerdeUnknownVariant {
+            variant, expected, ..
+        } => format!("unknown variant `{variant}`, expected {}", one_of(expected)),
+        _ => {
+            let message = error.to_string();
+            let Some(place) = error.location() else {
+                return message;
+            };
+            let suffix = format!(" at line {}, column {}", place.line(), place.column());
+            message.replace(&suffix, "")
+        }
+    }
+}
+
+/// All names that would be right.
+fn one_of(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        [one] => format!("`{one}`"),
+        [one, other] => format!("`{one}` or `{other}`"),
+        _ => format!("one of `{}`", names.join("`, `")),
+    }
+}
+
+/// What the parser calls `ty`, for people who do not know Rust.
+fn in_words(ty: &str) -> String {
+    match (
+        ty.get(..1),
+        ty.get(1..).and_then(|bits| bits.parse::<u32>().ok()),
+    ) {
+        (Some("u"), Some(bits)) if bits < 64 => {
+            format!("a whole number from 0 to {}", (1_u64 << bits) - 1)
+        }
+        (Some("u"), _) => "a whole number, 0 or more".to_owned(),
+        (Some("i"), _) => "a whole number".to_owned(),
+        _ if ty == "boolean" => "true or false".to_owned(),
+        _ if ty == "sequence start" => "a list".to_owned(),
+        _ if ty == "mapping start" => "a mapping of keys to values".to_owned(),
+        _ => ty.to_owned(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! Where each key of a YAML document stands.
 //!
-//! serde_yaml forgets positions once it has parsed, but checks across keys (duplicate ids, a route to
-//! an unknown pool) come after that. So the text is walked once more, as events, and the place of every
-//! key and list item is written down under its path.
+//! Positions are gone once a text has been deserialized, but checks across keys (duplicate ids, a route to
+//! an unknown pool) come after that. So the text is walked once more, as events of the same parser, and the
+//! place of every key and list item is written down under its path.
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser};
+use granit_parser::{Event, Parser};
 
 use crate::error::ConfError;
 

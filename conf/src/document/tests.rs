@@ -48,12 +48,11 @@ fn an_unknown_key_is_named_where_it_stands() {
 fn a_wrong_type_is_named_where_it_stands() {
     check(
         "pools:\n  - name: a\n    weight: much\n",
-        expect![[r#"f.yaml:3:5: pools[0].weight: invalid type: string "much", expected u32"#]],
+        expect![
+            "f.yaml:3:5: pools[0].weight: invalid value, expected a whole number from 0 to 4294967295"
+        ],
     );
-    check(
-        "pools: 3\n",
-        expect!["f.yaml:1:1: pools: invalid type: integer `3`, expected a sequence"],
-    );
+    check("pools: 3\n", expect!["f.yaml:1:1: pools: expected a list"]);
 }
 
 #[test]
@@ -100,10 +99,7 @@ fn a_bad_address_range_is_named_by_its_index() {
 
 #[test]
 fn a_text_that_is_not_yaml_names_the_place() {
-    check(
-        "pools: [\n",
-        expect!["f.yaml:2:1: did not find expected node content, while parsing a flow node"],
-    );
+    check("pools: [\n", expect!["f.yaml:1:8: unclosed bracket '['"]);
 }
 
 #[test]
