@@ -155,7 +155,7 @@ fuzz:
 audit:
 	@for tool in deny machete; do \
 	  if $(CARGO) $$tool --version >/dev/null 2>&1; then echo "audit: cargo $$tool"; \
-	    case $$tool in deny) $(CARGO) deny check bans licenses sources;; *) $(CARGO) $$tool;; esac || exit 1; \
+	    case $$tool in deny) $(CARGO) deny check advisories bans licenses sources;; *) $(CARGO) $$tool;; esac || exit 1; \
 	  else echo "audit: cargo-$$tool is not installed, skipped"; fi; \
 	done
 	@if command -v typos >/dev/null 2>&1; then typos; else echo "audit: typos is not installed, skipped"; fi

@@ -10,10 +10,8 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use causeway_conf::Secret;
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
-
-type HmacSha256 = Hmac<Sha256>;
+use ring::hmac;
+use subtle::ConstantTimeEq as _;
 
 /// Bytes of the MAC that travel.
 const MAC_BYTES: usize = 16;
@@ -27,7 +25,7 @@ pub(super) struct Keys(Vec<Key>);
 struct Key {
     id: String,
     /// Keyed, and fed with the cookie's name.
-    mac: HmacSha256,
+    mac: hmac::Context,
 }
 
 /// A payload that is as we wrote it.
@@ -43,14 +41,13 @@ pub(super) enum Verified<'a> {
 impl Keys {
     pub(super) fn new(secrets: &[Secret], cookie: &str) -> Self {
         let key = |secret: &Secret| {
-            let keyed = HmacSha256::new_from_slice(secret.expose().as_bytes())
-                .expect("HMAC takes a key of any length");
-            let id = keyed.clone().chain_update(b"causeway key id").finalize();
-            let id = URL_SAFE_NO_PAD.encode(&id.into_bytes()[..KEY_ID_BYTES]);
-            let mac = keyed
-                .chain_update(b"causeway affinity\0")
-                .chain_update(cookie.as_bytes())
-                .chain_update(b"\0");
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+            let id = hmac::sign(&key, b"causeway key id");
+            let id = URL_SAFE_NO_PAD.encode(&id.as_ref()[..KEY_ID_BYTES]);
+            let mut mac = hmac::Context::with_key(&key);
+            mac.update(b"causeway affinity\0");
+            mac.update(cookie.as_bytes());
+            mac.update(b"\0");
             Key { id, mac }
         };
         Self(secrets.iter().map(key).collect())
@@ -66,9 +63,9 @@ impl Keys {
         };
         let _ = write!(to, "s1.{id}.{number}.{}", key.id);
         let signed = &to.as_bytes()[start..];
-        let mac = key.mac.clone().chain_update(signed).finalize();
+        let mac = key.mac_of(signed);
         to.push('.');
-        URL_SAFE_NO_PAD.encode_string(&mac.into_bytes()[..MAC_BYTES], to);
+        URL_SAFE_NO_PAD.encode_string(mac, to);
     }
 
     /// The payload in `value`, if one of the keys signed it, or none did. Comparing takes the same time for all MACs.
@@ -91,14 +88,22 @@ impl Keys {
         if mac.len() != MAC_BYTES {
             return None;
         }
-        let verifies = |key: &Key| {
-            let expected = || key.mac.clone().chain_update(signed.as_bytes());
-            key.id == key_id && expected().verify_truncated_left(mac).is_ok()
-        };
+        let verifies =
+            |key: &Key| key.id == key_id && key.mac_of(signed.as_bytes()).ct_eq(mac).into();
         match self.0.iter().position(verifies)? {
             0 => Some(Verified::ByFirst(payload)),
             _ => Some(Verified::ByOther(payload)),
         }
+    }
+}
+
+impl Key {
+    fn mac_of(&self, signed: &[u8]) -> [u8; MAC_BYTES] {
+        let mut mac = self.mac.clone();
+        mac.update(signed);
+        let mut truncated = [0; MAC_BYTES];
+        truncated.copy_from_slice(&mac.sign().as_ref()[..MAC_BYTES]);
+        truncated
     }
 }
 

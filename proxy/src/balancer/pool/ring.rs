@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pingora_load_balancing::Backend as RingMember;
 use pingora_load_balancing::selection::consistent::KetamaHashing;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
-use sha2::{Digest, Sha256};
+use ring::digest;
 
 use crate::config::backend::BackendId;
 
@@ -63,7 +63,8 @@ impl Ring {
 
 /// The made-up address of a backend.
 fn stand_in(id: &BackendId) -> SocketAddr {
-    let digest = Sha256::digest(id.as_str().as_bytes());
+    let digest = digest::digest(&digest::SHA256, id.as_str().as_bytes());
+    let digest = digest.as_ref();
     let mut address = [0; 16];
     address.copy_from_slice(&digest[..16]);
     let port = u16::from_be_bytes([digest[16], digest[17]]);
