@@ -27,6 +27,7 @@ use crate::directory::Directory;
 use crate::feed::Feeds;
 use crate::hooks::Hooks;
 use crate::instance::Instance;
+use crate::lifecycle::Lifecycle;
 use crate::logging::Pace;
 use crate::metrics::Metrics;
 use crate::outbox::Queued;
@@ -74,6 +75,7 @@ pub(crate) struct ChannelClients {
     verifier: Arc<Verifier>,
     hooks: Arc<Hooks>,
     values: Arc<Values>,
+    lifecycle: Option<Arc<Lifecycle>>,
     metrics: Arc<Metrics>,
     roster: Arc<Roster<roster::Entry>>,
     /// For the log lines about tokens that are refused.
@@ -94,6 +96,8 @@ pub(crate) struct Parts {
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) hooks: Arc<Hooks>,
     pub(crate) values: Arc<Values>,
+    /// `None`: there are no lifecycle events.
+    pub(crate) lifecycle: Option<Arc<Lifecycle>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -109,6 +113,7 @@ impl ChannelClients {
             verifier: parts.verifier,
             hooks: parts.hooks,
             values: parts.values,
+            lifecycle: parts.lifecycle,
             metrics: parts.metrics,
             roster: Roster::new(),
             refused_tokens: Pace::default(),

@@ -23,6 +23,7 @@ mod channels;
 mod check;
 mod endpoint;
 mod hooks;
+mod lifecycle;
 mod raw;
 mod settings;
 
@@ -36,6 +37,7 @@ pub(crate) use endpoint::{
     PublishRate, Sockjs, SockjsTransport,
 };
 pub(crate) use hooks::{Hook, Hooks};
+pub(crate) use lifecycle::Lifecycle;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +58,8 @@ pub struct Config {
     /// What the application's backend is asked about them.
     pub(crate) hooks: Hooks,
     pub(crate) registry: Registry,
+    /// What the application is told of clients and channels.
+    pub(crate) lifecycle: Lifecycle,
     /// What an application's backend can do, if it can do anything.
     pub(crate) api: Option<Api>,
     pub(crate) values: Values,

@@ -74,10 +74,17 @@ struct State {
     clients: BTreeMap<ClientId, Local>,
     /// Secret names under which clients take what they send themselves.
     sessions: HashMap<ClientId, ClientId>,
+    /// What is dropped when a client leaves; empty unless there are lifecycle events.
+    kept: BTreeMap<ClientId, Box<dyn Kept>>,
     users: HashMap<Arc<str>, Clients>,
     /// Places that are kept for clients of a user that are about to enter, never 0. Empty without a limit.
     reserved: HashMap<Arc<str>, usize>,
 }
+
+/// Anything that is dropped with a client.
+trait Kept: Send {}
+
+impl<T: Send> Kept for T {}
 
 /// Those of one user, never none: mostly it is one, which needs no map.
 enum Clients {
@@ -259,7 +266,9 @@ impl Directory {
     }
 
     fn leave(&self, client: ClientId, session: Option<ClientId>) {
+        let _kept; // Dropped last, outside the lock.
         let mut state = self.state.lock();
+        _kept = state.kept.remove(&client);
         if let Some(session) = session {
             state.sessions.remove(&session);
         }
@@ -365,6 +374,12 @@ impl Listed {
         self.session = Some(Box::new(session));
         let mut state = self.directory.state.lock();
         state.sessions.insert(session, self.client);
+    }
+
+    /// Keeps something until the client leaves.
+    pub(crate) fn keep(&self, kept: impl Send + 'static) {
+        let mut state = self.directory.state.lock();
+        state.kept.insert(self.client, Box::new(kept));
     }
 }
 

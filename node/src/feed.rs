@@ -42,6 +42,7 @@ use crate::config::SlowReader;
 use crate::history::Retention;
 use crate::hub::Hub;
 use crate::hub::Member;
+use crate::lifecycle::Lifecycle;
 use crate::logging::Pace;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
@@ -84,6 +85,8 @@ pub(crate) struct Joining<'a> {
     pub(crate) hears_joins: bool,
     /// Up to where the member has heard everything, if it was here before.
     pub(crate) since: Option<&'a Position>,
+    /// Whether the channel has lifecycle events.
+    pub(crate) has_lifecycle: bool,
 }
 
 /// The feeds of all channels that this node hears.
@@ -93,6 +96,8 @@ pub(crate) struct Feeds {
     metrics: Arc<Metrics>,
     /// It is started with this value as its `deliver`, so it comes later.
     broker: OnceLock<Arc<dyn Streams>>,
+    /// Where it is noted which channels have subscribers here; unset without lifecycle events.
+    lifecycle: OnceLock<Arc<Lifecycle>>,
     /// By their names on the wire.
     feeds: RwLock<HashMap<ChannelName, Arc<Feed>>>,
     feeds_made: AtomicU64,
@@ -121,6 +126,7 @@ impl Feeds {
             hub,
             metrics,
             broker: OnceLock::new(),
+            lifecycle: OnceLock::new(),
             feeds: RwLock::default(),
             feeds_made: AtomicU64::new(0),
             announcements: Pace::default(),
@@ -134,6 +140,11 @@ impl Feeds {
     /// Lets feeds use `broker`, which delivers to this value.
     pub(crate) fn start(&self, broker: Arc<dyn Streams>) {
         assert!(self.broker.set(broker).is_ok(), "it is started once");
+    }
+
+    /// Notes in `lifecycle` from now on which channels have subscribers.
+    pub(crate) fn set_lifecycle(&self, lifecycle: Arc<Lifecycle>) {
+        assert!(self.lifecycle.set(lifecycle).is_ok(), "it is set once");
     }
 
     /// Lets a member hear a channel, right behind what it is told by `reply`.
@@ -195,9 +206,15 @@ impl Feeds {
                 joining.retention,
                 joining.slow,
                 self.config,
+                self.lifecycle_of(joining),
             )
         });
         Using::new(self, feed)
+    }
+
+    fn lifecycle_of(&self, joining: &Joining<'_>) -> Option<Arc<Lifecycle>> {
+        let lifecycle = self.lifecycle.get().filter(|_| joining.has_lifecycle);
+        lifecycle.map(Arc::clone)
     }
 
     /// The last one who used `feed` no longer does.

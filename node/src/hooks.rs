@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use ::http::HeaderMap;
@@ -58,6 +59,10 @@ pub(crate) enum Refusal {
     Failed,
 }
 
+/// The application has not said that it took lifecycle events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotTaken;
+
 /// Asks the backend.
 pub(crate) struct Hooks {
     config: config::Hooks,
@@ -75,6 +80,7 @@ struct Calls {
     sub_refresh: Option<HookCalls>,
     publish: Option<HookCalls>,
     rpc: Option<HookCalls>,
+    lifecycle: Option<HookCalls>,
 }
 
 impl Calls {
@@ -87,6 +93,7 @@ impl Calls {
             sub_refresh: calls(&config.sub_refresh),
             publish: calls(&config.publish),
             rpc: calls(&config.rpc),
+            lifecycle: calls(&config.lifecycle),
         }
     }
 
@@ -98,6 +105,7 @@ impl Calls {
             Hook::SubRefresh => &self.sub_refresh,
             Hook::Publish => &self.publish,
             Hook::Rpc => &self.rpc,
+            Hook::Lifecycle => &self.lifecycle,
         };
         calls.as_ref()
     }
@@ -253,6 +261,34 @@ impl Hooks {
         self.ask(Hook::Rpc, asker, &question, answer::rpc).await
     }
 
+    /// How long a request with lifecycle events may take; `None`: they are sent nowhere.
+    pub(crate) fn lifecycle_timeout(&self) -> Option<Duration> {
+        self.config.lifecycle.as_ref().map(|hook| hook.timeout)
+    }
+
+    /// Sends lifecycle events, which the application has taken if it responds with a status of 200 to 299.
+    ///
+    /// # Errors
+    ///
+    /// [`NotTaken`]: the log says why. The application may have taken them all the same.
+    pub(crate) async fn lifecycle(&self, events: &impl Serialize) -> Result<(), NotTaken> {
+        let none = ClientHeaders::default();
+        let answered = match &self.calls.lifecycle {
+            None => Err(HookError::NoAddress),
+            Some(calls) => self.backend.ask(calls, [&none, &none], events).await,
+        };
+        let (outcome, taken) = match answered {
+            Err(HookError::Status(status)) if status.is_success() => (HookOutcome::Granted, Ok(())),
+            Ok(_) => (HookOutcome::Granted, Ok(())),
+            Err(error) => {
+                self.warn_of(Hook::Lifecycle, &error);
+                (HookOutcome::Failed, Err(NotTaken))
+            }
+        };
+        self.metrics.hook(Hook::Lifecycle, outcome);
+        taken
+    }
+
     async fn ask<T>(
         &self,
         hook: Hook,
@@ -272,16 +308,20 @@ impl Hooks {
                 (HookOutcome::Refused, Err(refusal))
             }
             Err(error) => {
-                if let Some(held_back) = self.failures.admit(Instant::now()) {
-                    let hook = hook.as_str();
-                    let source = std::error::Error::source(&error).map(tracing::field::display);
-                    warn!(hook, %error, source, held_back, "hook failed");
-                }
+                self.warn_of(hook, &error);
                 (HookOutcome::Failed, Err(Refusal::Failed))
             }
         };
         self.metrics.hook(hook, outcome);
         answer
+    }
+
+    fn warn_of(&self, hook: Hook, error: &HookError) {
+        if let Some(held_back) = self.failures.admit(Instant::now()) {
+            let hook = hook.as_str();
+            let source = std::error::Error::source(error).map(tracing::field::display);
+            warn!(hook, %error, source, held_back, "hook failed");
+        }
     }
 }
 

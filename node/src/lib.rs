@@ -3,6 +3,7 @@
 //! ```text
 //! server ─▶ http (path parsed once) ─▶ transport ─▶ session ─▶ client ─▶ hub ─▶ broker ─▶ memory | redis
 //!                                               └─▶ channels ─▶ feed ─▶ hub
+//!                                                          └──────┴─▶ lifecycle ─▶ stream of events, hook
 //! socket ◀─ transport ◀─ outbox ◀────────────────────────────── hub ◀─ feed ◀─ broker events
 //! ```
 //!
@@ -43,6 +44,7 @@ mod hooks;
 mod registry;
 mod values;
 // Layer 6.
+mod lifecycle;
 mod presence;
 // Layer 7.
 mod broker;

@@ -84,6 +84,14 @@ pub(crate) struct Metrics {
     pub(crate) registry_repaired: Counter,
     /// 1 while a Redis takes no writes because it is full, else 0.
     pub(crate) redis_full: Gauge,
+    /// Lifecycle events that the application has taken from this node.
+    pub(crate) lifecycle_delivered: Counter,
+    /// Those that were dropped before the application took them.
+    pub(crate) lifecycle_lost: Counter,
+    /// Clients and channels without events, because too much waited for Redis.
+    pub(crate) lifecycle_dropped: Counter,
+    /// What begins and ends on this node and waits for Redis.
+    pub(crate) lifecycle_waiting: Gauge,
     /// Bytes that wait in the lanes.
     pub(crate) lane_bytes: Gauge,
     /// Publications that wait in the lanes.
@@ -133,6 +141,10 @@ impl Metrics {
             registry_same_id: Gauge::default(),
             registry_repaired: Counter::default(),
             redis_full: Gauge::default(),
+            lifecycle_delivered: Counter::default(),
+            lifecycle_lost: Counter::default(),
+            lifecycle_dropped: Counter::default(),
+            lifecycle_waiting: Gauge::default(),
             lane_bytes: Gauge::default(),
             lane_publications: Gauge::default(),
             probe_age_seconds: Gauge::default(),
@@ -180,6 +192,10 @@ impl Metrics {
         registry.register("registry_same_id", "Other nodes that have this node's id", self.registry_same_id.clone());
         registry.register("registry_repaired", "Entries that were missing in the registry and written again", self.registry_repaired.clone());
         registry.register("redis_full", "1 while a Redis takes no writes because it is full (maxmemory), else 0", self.redis_full.clone());
+        registry.register("lifecycle_delivered", "Lifecycle events that the application has taken from this node", self.lifecycle_delivered.clone());
+        registry.register("lifecycle_lost", "Lifecycle events that were dropped before the application took them", self.lifecycle_lost.clone());
+        registry.register("lifecycle_dropped", "Clients and channels without lifecycle events, because too much waited for Redis", self.lifecycle_dropped.clone());
+        registry.register("lifecycle_waiting", "Clients and channels that began or ended and wait for Redis to take the event", self.lifecycle_waiting.clone());
         registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
         registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());

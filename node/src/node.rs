@@ -51,6 +51,7 @@ use crate::http::Mount;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
 use crate::instance::Instance;
+use crate::lifecycle;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::open_files::ConnectionLimits;
@@ -242,6 +243,26 @@ impl Node {
         });
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
+        let hooks = Hooks::new(config.hooks.clone(), Arc::clone(&metrics));
+        let lifecycle_events = lifecycle::start(
+            &config.broker,
+            &config.lifecycle,
+            &lifecycle::Surroundings {
+                instance,
+                node_id: node_id.clone(),
+                registry: Arc::clone(&registry.registry),
+                hooks: Arc::clone(&hooks),
+                metrics: Arc::clone(&metrics),
+                shutdown: lifecycle.stopped.clone(),
+            },
+        );
+        let (lifecycle_events, lifecycle_tasks) = match lifecycle_events {
+            Some(started) => (Some(started.lifecycle), started.tasks),
+            None => (None, JoinSet::new()),
+        };
+        if let Some(events) = &lifecycle_events {
+            feeds.set_lifecycle(Arc::clone(events));
+        }
         let channel_clients = ChannelClients::new(channels::Parts {
             config: config.channels.clone(),
             feeds: Arc::clone(&feeds),
@@ -249,8 +270,9 @@ impl Node {
             presence,
             directory: Arc::clone(&directory),
             verifier: Arc::clone(&verifier),
-            hooks: Hooks::new(config.hooks.clone(), Arc::clone(&metrics)),
+            hooks,
             values,
+            lifecycle: lifecycle_events,
             metrics: Arc::clone(&metrics),
         });
         let websockets = WebSockets::new(
@@ -273,6 +295,7 @@ impl Node {
         tasks.spawn(Arc::clone(&control).run(mail, lifecycle.stopped.clone()));
         let mut registry_tasks = registry.tasks;
         tasks.spawn(async move { while registry_tasks.join_next().await.is_some() {} });
+        tasks.spawn(until_all_end(lifecycle_tasks));
         tasks.spawn(auth::watch(verifier, lifecycle.stopped.clone()));
         tasks.spawn(untold.run(Arc::clone(&feeds), lifecycle.stopped.clone()));
         tasks.spawn(Arc::clone(&hub).run(Arc::clone(&relay), lifecycle.stopped.clone()));
@@ -405,6 +428,7 @@ fn needs(config: &Config) -> registry::Needs {
         registry: has_channels || has_api || config.advertise.is_some(),
         streams: has_channels || has_api,
         values: has_api || !config.hooks.values.is_empty(),
+        lifecycle: config.lifecycle.is_wanted(),
     }
 }
 
@@ -426,6 +450,15 @@ fn readiness(
             Err(NotReady::Full(reason) | NotReady::Other(reason)) => Err(reason),
         }
     })
+}
+
+/// Waits for tasks that only end with the node. A panic of one of them is passed on, so that the node ends.
+async fn until_all_end(mut tasks: JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
 }
 
 fn failed(error: &tokio::task::JoinError) -> RunError {

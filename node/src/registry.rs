@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,7 @@ mod shard;
 mod store;
 mod trial;
 
+pub(crate) use lease::Lease;
 pub(crate) use ledger::Announce;
 pub(crate) use ledger::Slot;
 pub(crate) use ledger::Value;
@@ -52,7 +54,6 @@ use condition::Conditions;
 use condition::Trouble;
 use keeper::Keeper;
 use keeper::Parts;
-use lease::Lease;
 use shard::Backing;
 use shard::Shard;
 use store::Store;
@@ -77,6 +78,8 @@ pub(crate) struct Needs {
     pub(crate) streams: bool,
     /// Session values.
     pub(crate) values: bool,
+    /// Lifecycle events.
+    pub(crate) lifecycle: bool,
 }
 
 /// Why a registry that is needed cannot be relied on now.
@@ -212,6 +215,12 @@ impl Registry {
     /// This process.
     pub(crate) fn instance(&self) -> Instance {
         self.about.instance
+    }
+
+    /// This node's lease with each server, in the order of the configuration.
+    pub(crate) fn leases(&self) -> Vec<watch::Receiver<Option<Lease>>> {
+        let keepers = self.shards.iter().filter_map(|share| share.keeper.as_ref());
+        keepers.map(|keeper| keeper.lease()).collect()
     }
 
     /// Lets `value` stand in `slot` for as long as the returned value lives.

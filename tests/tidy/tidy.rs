@@ -54,7 +54,7 @@ const NODE: Layers = Layers {
         &["config", "directory"],
         &["outbox", "rate", "redis", "tcp", "logging", "history"],
         &["auth", "hooks", "registry", "values"],
-        &["presence"],
+        &["lifecycle", "presence"],
         &["broker"],
         &["control"],
         &["hub"],

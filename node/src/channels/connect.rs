@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -51,6 +52,10 @@ use crate::protocol::UnsubscribeCode;
 
 /// What clients are told this server is.
 const VERSION: &str = concat!("causeway ", env!("CARGO_PKG_VERSION"));
+
+/// How long a client that connects waits until its lifecycle event is written, so that it has one even if the node is killed
+/// right after. While Redis is away or full, nothing waits, and the event is written later.
+const EVENT_MAX_WAIT: Duration = Duration::from_secs(3);
 
 impl ChannelClient {
     /// Connects a client that cannot ask for it itself: it is told by a push.
@@ -124,6 +129,15 @@ impl ChannelClient {
         let session = speaks_apart.then(|| ClientId::random(self.id.instance()));
         if let Some(session) = session {
             listed.answer_to(session);
+        }
+        let lifecycle = self.clients.lifecycle.as_ref();
+        let transport = self.transport.wire();
+        let begun =
+            lifecycle.and_then(|lifecycle| lifecycle.connected(self.id, &identity.user, transport));
+        if let Some(begun) = begun {
+            let entered = begun.entered(EVENT_MAX_WAIT);
+            listed.keep(begun);
+            entered.await;
         }
         let identity = Identity {
             _listed: Some(listed),

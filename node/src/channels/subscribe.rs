@@ -220,6 +220,7 @@ impl ChannelClient {
             member: &self.member,
             hears_joins: wish.tells_joins() && wish.wants_joins(),
             since: since.as_ref(),
+            has_lifecycle: options.lifecycle,
         };
         let joined = self.clients.feeds.join(joining, |joined| {
             tell(subscribe_result(&wish, recovers, since.as_ref(), &joined))

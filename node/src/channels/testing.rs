@@ -47,6 +47,7 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
             registry: false,
             streams: false,
             values: false,
+            lifecycle: false,
         },
         draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
@@ -62,6 +63,7 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
         verifier: Arc::new(Verifier::new(config.auth)),
         hooks: Hooks::new(config.hooks, Arc::clone(&metrics)),
         values: Arc::new(Values::new(&Broker::Memory, &config.values, "n")),
+        lifecycle: None,
         metrics,
     })
 }

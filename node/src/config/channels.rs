@@ -88,6 +88,8 @@ pub(crate) struct ChannelOptions {
     pub(crate) join_leave: bool,
     /// Whether all are told, or only those who ask for it; never without `join_leave`.
     pub(crate) force_push_join_leave: bool,
+    /// Whether channels have lifecycle events.
+    pub(crate) lifecycle: bool,
     pub(crate) data: DataKind,
     pub(crate) slow: SlowReader,
     /// How far a client's publication must have got before the client is answered; never
@@ -200,6 +202,11 @@ impl Namespaces {
             Some((namespace, _)) => self.0.get(namespace),
             None => self.0.get(""),
         }
+    }
+
+    /// Whether `is_meant` holds for one of them.
+    pub(crate) fn any(&self, is_meant: impl Fn(&ChannelOptions) -> bool) -> bool {
+        self.0.values().any(|options| is_meant(options))
     }
 
     /// Whether there is none.

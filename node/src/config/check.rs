@@ -38,6 +38,7 @@ mod broker;
 mod channels;
 mod endpoint;
 mod hooks;
+mod lifecycle;
 mod registry;
 mod warnings;
 
@@ -107,6 +108,7 @@ impl Checker<'_> {
             advertise: self.advertise(node.advertise),
             zone: self.zone(node.zone),
             registry: self.registry(raw.registry.unwrap_or_default()),
+            lifecycle: self.lifecycle(raw.lifecycle.unwrap_or_default(), &channels),
             api: self.api(raw.api.unwrap_or_default(), &endpoints),
             values: self.values(raw.values.unwrap_or_default()),
             listen: self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN)),

@@ -22,6 +22,8 @@ pub(crate) struct Hooks {
     pub(crate) publish: Option<Hook>,
     /// What a client wants to know.
     pub(crate) rpc: Option<Hook>,
+    /// Where lifecycle events are sent.
+    pub(crate) lifecycle: Option<Hook>,
     /// The largest answer.
     pub(crate) answer_bytes_max: usize,
     /// Headers of the client's request that go along.
@@ -57,6 +59,7 @@ impl Hooks {
             &self.sub_refresh,
             &self.publish,
             &self.rpc,
+            &self.lifecycle,
         ]
         .into_iter()
         .flatten()

@@ -31,6 +31,7 @@ pub(super) struct Config {
     pub(super) auth: Option<Auth>,
     pub(super) hooks: Option<Hooks>,
     pub(super) registry: Option<Registry>,
+    pub(super) lifecycle: Option<Lifecycle>,
     pub(super) api: Option<Api>,
     pub(super) values: Option<Values>,
     pub(super) endpoints: Option<Vec<Endpoint>>,
@@ -58,6 +59,14 @@ pub(super) struct Registry {
     pub(super) renew: Option<Span>,
     pub(super) lease: Option<Span>,
     pub(super) verify: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Lifecycle {
+    pub(super) connections: Option<bool>,
+    pub(super) coalesce: Option<Span>,
+    pub(super) keep: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,6 +145,7 @@ pub(super) struct Hooks {
     pub(super) sub_refresh: Option<Hook>,
     pub(super) publish: Option<Hook>,
     pub(super) rpc: Option<Hook>,
+    pub(super) lifecycle: Option<Hook>,
     pub(super) timeout: Option<Span>,
     pub(super) open: Option<u64>,
     pub(super) answer_size: Option<ByteSize>,
@@ -237,6 +247,7 @@ pub(super) struct Namespace {
     pub(super) presence: Option<bool>,
     pub(super) join_leave: Option<bool>,
     pub(super) force_push_join_leave: Option<bool>,
+    pub(super) lifecycle: Option<bool>,
     pub(super) data: Option<DataKind>,
     pub(super) slow: Option<SlowReader>,
     pub(super) ack: Option<Ack>,

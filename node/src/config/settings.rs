@@ -72,6 +72,10 @@ pub(super) const LEASE_RENEW: Setting<Duration> = setting(secs(2), ms(50), secs(
 pub(super) const LEASE: Setting<Duration> = setting(secs(8), ms(200), HOUR);
 pub(super) const VERIFY: Setting<Duration> = setting(secs(300), ms(100), DAY);
 
+pub(super) const LIFECYCLE_CONNECTIONS: bool = false;
+pub(super) const LIFECYCLE_COALESCE: Setting<Duration> = setting(secs(5), Duration::ZERO, HOUR);
+pub(super) const LIFECYCLE_KEEP: Setting<u64> = setting(100_000, 100, 10_000_000);
+
 pub(super) const API_PATH: &str = "/api";
 /// A key that can be guessed is none.
 pub(super) const API_KEY_BYTES_MIN: usize = 16;
@@ -135,6 +139,7 @@ pub(super) const HISTORY_LIFETIME: Setting<Duration> = setting(HOUR, ms(100), YE
 pub(super) const HISTORY_META_LIFETIME: Setting<Duration> = setting(days(30), ms(100), YEAR);
 pub(super) const RECOVERY: bool = false;
 pub(super) const PRESENCE: bool = false;
+pub(super) const LIFECYCLE: bool = false;
 pub(super) const JOIN_LEAVE: bool = false;
 pub(super) const FORCE_PUSH_JOIN_LEAVE: bool = false;
 pub(super) const DATA: DataKind = DataKind::Json;

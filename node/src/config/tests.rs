@@ -336,7 +336,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "listn: 1",
             expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `registry`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `registry`, `lifecycle`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
             ],
         ),
     ];
@@ -561,7 +561,7 @@ endpoints:
 channels:
   namespaces:
     - { name: open, subscribe: anyone }
-    - { name: asked, subscribe: hook, publish: hook }
+    - { name: asked, subscribe: hook, publish: hook, lifecycle: true }
 "#,
     )
     .unwrap();
@@ -570,6 +570,7 @@ channels:
         node.yaml:2:1: page: the page is not served: it connects to an endpoint /ws with `protocol: websocket`, and there is none
         node.yaml:4:26: endpoints[0].mode: no client can connect: this needs `auth.keys` or `auth.key_set` for tokens, `hooks.connect`, or `auth.anonymous: true`
         node.yaml:4:60: endpoints[0].allowed_origins[0]: no browser has this origin: "*" stands for every origin if it stands alone, and for nothing within one, found "https://*.chat.example"
+        node.yaml:7:3: channels.namespaces: nobody gets lifecycle events: without Redis they need the address `hooks.lifecycle`
         node.yaml:9:22: channels.namespaces[1].subscribe: no client can subscribe without a token: `hook` needs the address `hooks.subscribe`
         node.yaml:9:39: channels.namespaces[1].publish: no client can publish: `hook` needs the address `hooks.publish`"#]]
     .assert_eq(&warnings.join("\n"));
@@ -586,6 +587,9 @@ fn what_can_work_is_not_warned_about() {
         "auth: { anonymous: true }\nendpoints: [{ path: /c, mode: channels }]\nchannels: { namespaces: [{ name: a }] }",
         "hooks: { connect: 'http://b/c', subscribe: 'http://b/s', publish: 'http://b/p' }\nendpoints: [{ path: /c, mode: channels }]\n\
          channels: { namespaces: [{ name: a, subscribe: hook, publish: hook }] }",
+        "hooks: { lifecycle: 'http://b/l' }\nlifecycle: { connections: true }",
+        "hooks: { lifecycle: 'http://b/l' }\nchannels: { namespaces: [{ name: a, lifecycle: true }] }",
+        "broker: { kind: redis, url: 'redis://127.0.0.1' }\nlifecycle: { connections: true }",
     ] {
         let config = Config::parse("node.yaml", text).unwrap();
         assert!(
@@ -594,6 +598,48 @@ fn what_can_work_is_not_warned_about() {
             config.warnings()
         );
     }
+    let hook_alone = "hooks: { lifecycle: 'http://b/l' }";
+    let warnings = Config::parse("n", hook_alone).unwrap().warnings().to_vec();
+    expect!["n:1:10: hooks.lifecycle: no events are sent there: this needs `lifecycle.connections: true`, or `lifecycle: true` in one of `channels.namespaces`"]
+        .assert_eq(&warnings[0].to_string());
     let without = Config::parse("n", "endpoints: [{ path: /a, protocol: sockjs }]").unwrap();
     assert!(!without.page && Config::default_without_file().page);
+}
+
+#[test]
+fn lifecycle_events_are_off_unless_they_are_asked_for_and_have_bounds() {
+    let lifecycle = |text: &str| Config::parse("node.yaml", text).unwrap().lifecycle;
+    assert!(!lifecycle("").is_wanted());
+    let all = lifecycle(
+        "lifecycle: { connections: true, coalesce: 0s, keep: 100 }
+channels: { namespaces: [{ name: a }, { name: b, lifecycle: true }] }",
+    );
+    let expected = Lifecycle {
+        connections: true,
+        channels: true,
+        coalesce: Duration::ZERO,
+        keep: 100,
+    };
+    assert_eq!(all, expected);
+    refused(
+        "lifecycle: { connections: 1, coalesce: 2h, keep: 99 }",
+        &expect![
+            "node.yaml:1:14: lifecycle.connections: invalid type: integer `1`, expected a boolean"
+        ],
+    );
+    refused(
+        "lifecycle: { coalesce: 2h, keep: 99, hook: 'http://b' }",
+        &expect![
+            "node.yaml:1:38: lifecycle.hook: unknown field `hook`, expected one of `connections`, `coalesce`, `keep`"
+        ],
+    );
+    refused(
+        "lifecycle: { coalesce: 2h, keep: 99 }
+hooks: { lifecycle: { address: ftp://b/, timeout: 2m } }",
+        &expect![[r#"
+            node.yaml:1:14: lifecycle.coalesce: expected 0s to 1h, found 2h
+            node.yaml:1:28: lifecycle.keep: expected 100 to 10000000, found 99
+            node.yaml:2:23: hooks.lifecycle.address: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
+            node.yaml:2:42: hooks.lifecycle.timeout: expected 10ms to 1m, found 2m"#]],
+    );
 }

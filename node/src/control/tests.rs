@@ -107,6 +107,7 @@ async fn set_up(config: &Config) -> Setup {
                 registry: false,
                 streams: false,
                 values: false,
+                lifecycle: false,
             },
             draining: CancellationToken::new(),
             metrics: Arc::clone(&metrics),

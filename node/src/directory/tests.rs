@@ -239,3 +239,17 @@ fn who_comes_may_displace_those_of_its_user_that_came_first() {
         assert_eq!((setup.directory.clients(), setup.directory.users()), (0, 0));
     }
 }
+
+#[test]
+fn what_is_kept_with_a_client_is_dropped_when_it_leaves() {
+    let setup = set_up();
+    let (_, _, first) = setup.enter("ann");
+    let (_, _, second) = setup.enter("ann");
+    let kept = [Arc::new(()), Arc::new(())];
+    first.keep(Arc::clone(&kept[0]));
+    second.keep(Arc::clone(&kept[1]));
+    drop(first);
+    assert_eq!(kept.each_ref().map(Arc::strong_count), [1, 2]);
+    drop(second);
+    assert_eq!(kept.each_ref().map(Arc::strong_count), [1, 1]);
+}

@@ -40,6 +40,7 @@ use crate::history::Query;
 use crate::history::Retention;
 use crate::hub;
 use crate::hub::Delivered;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::DropReason;
 use crate::metrics::Recovered;
 use crate::outbox::Hold;
@@ -71,6 +72,8 @@ pub(super) struct Feed {
     opened: OnceCell<()>,
     older: Mutex<Weak<Older>>,
     pub(super) usage: Usage,
+    /// Where its members are counted, if its namespace has lifecycle events.
+    lifecycle: Option<Arc<Lifecycle>>,
 }
 
 /// Who needs the feed.
@@ -166,6 +169,7 @@ impl Feed {
         retention: Option<Retention>,
         slow: SlowReader,
         config: config::Feeds,
+        lifecycle: Option<Arc<Lifecycle>>,
     ) -> Arc<Self> {
         let wire = ChannelName::wire(&channel);
         Arc::new(Self {
@@ -181,7 +185,22 @@ impl Feed {
             opened: OnceCell::new(),
             older: Mutex::default(),
             usage: Usage::default(),
+            lifecycle,
         })
+    }
+
+    /// Notes that a member has joined.
+    pub(super) fn member_joined(&self) {
+        if let Some(lifecycle) = &self.lifecycle {
+            lifecycle.subscribed(&self.channel);
+        }
+    }
+
+    /// Notes that a member has left.
+    pub(super) fn member_left(&self) {
+        if let Some(lifecycle) = &self.lifecycle {
+            lifecycle.unsubscribed(&self.channel);
+        }
     }
 
     pub(super) fn has_ended(&self) -> bool {

@@ -43,6 +43,7 @@ impl Membership {
         joins: Option<Box<hub::Membership>>,
         using: Using,
     ) -> Self {
+        using.feed.member_joined();
         Self {
             seat,
             _joins: joins,
@@ -69,6 +70,12 @@ impl Membership {
     /// `patience`.
     pub(crate) fn flushed(&self, patience: Duration) -> impl Future<Output = ()> + Send + use<> {
         self.seat.flushed(patience)
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.using.feed.member_left();
     }
 }
 

@@ -119,6 +119,7 @@ impl Node {
             member: &member,
             hears_joins: false,
             since,
+            has_lifecycle: false,
         };
         let mut told = None;
         let reply = |joined: Joined<'_>| {
@@ -683,6 +684,7 @@ async fn what_is_published_while_a_reply_is_written_waits_for_nobody() {
         member: &Member::Queue(Arc::clone(&outbox)),
         hears_joins: false,
         since: None,
+        has_lifecycle: false,
     };
     let reply = |joined: Joined<'_>| {
         assert_eq!(joined.position.unwrap().offset, 0);

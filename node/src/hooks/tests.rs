@@ -148,6 +148,7 @@ fn hooks_with(server: SocketAddr, change: impl FnOnce(&mut config::Hooks)) -> Ar
     config.sub_refresh = hook("/sub_refresh");
     config.publish = hook("/publish");
     config.rpc = hook("/rpc?a=1");
+    config.lifecycle = hook("/lifecycle");
     change(&mut config);
     Hooks::new(config, Metrics::new())
 }
@@ -617,4 +618,33 @@ async fn who_is_asked_without_an_address_says_so() {
     assert!(!hooks.has_rpc());
     assert_eq!(ask(&hooks).await, Err(Refusal::Failed));
     assert_eq!(server.connections.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn lifecycle_events_are_taken_by_any_status_that_says_so_and_by_no_other() {
+    let events = json!({ "events": [{ "id": "0-1-0" }] });
+    let outcome = |line| async move {
+        let response = format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n");
+        let server = server(Behaviour::Says(response.into_bytes())).await;
+        let hooks = hooks(&server);
+        (
+            hooks
+                .lifecycle(&json!({ "events": [{ "id": "0-1-0" }] }))
+                .await,
+            server,
+            hooks,
+        )
+    };
+    for line in ["200 OK", "202 Accepted"] {
+        let (taken, server, hooks) = outcome(line).await;
+        assert_eq!(taken, Ok(()), "{line}");
+        let asked = server.asked.lock().clone();
+        assert!(asked[0].head.starts_with("POST /lifecycle HTTP/1.1\r\n"));
+        assert_eq!(asked[0].body, events);
+        let counted = r#"hooks_total{hook="lifecycle",outcome="granted"} 1"#;
+        assert!(hooks.metrics.render().contains(counted));
+    }
+    for line in ["302 Found", "400 Bad Request", "503 Service Unavailable"] {
+        assert_eq!(outcome(line).await.0, Err(NotTaken), "{line}");
+    }
 }

@@ -175,6 +175,7 @@ pub(crate) enum Hook {
     SubRefresh,
     Publish,
     Rpc,
+    Lifecycle,
 }
 
 impl Hook {
@@ -186,6 +187,7 @@ impl Hook {
             Self::SubRefresh => "sub_refresh",
             Self::Publish => "publish",
             Self::Rpc => "rpc",
+            Self::Lifecycle => "lifecycle",
         }
     }
 }

@@ -90,6 +90,14 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_registry_repaired_total 0
         # TYPE causeway_node_redis_full gauge
         causeway_node_redis_full 0
+        # TYPE causeway_node_lifecycle_delivered counter
+        causeway_node_lifecycle_delivered_total 0
+        # TYPE causeway_node_lifecycle_lost counter
+        causeway_node_lifecycle_lost_total 0
+        # TYPE causeway_node_lifecycle_dropped counter
+        causeway_node_lifecycle_dropped_total 0
+        # TYPE causeway_node_lifecycle_waiting gauge
+        causeway_node_lifecycle_waiting 0
         # TYPE causeway_node_lane_bytes gauge
         causeway_node_lane_bytes 0
         # TYPE causeway_node_lane_publications gauge

@@ -54,6 +54,17 @@ pub(crate) fn user_leases(user: &str) -> String {
     format!("causeway:us:{}", tag(user))
 }
 
+/// The stream of lifecycle events. Its scripts know the other keys with this tag.
+pub(crate) const LIFECYCLE_EVENTS: &str = "causeway:{lc}:events";
+
+/// The lease of each holder of entries there.
+pub(crate) const LIFECYCLE_HOLDERS: &str = "causeway:{lc}:holders";
+
+/// What a node tries out whether it may write lifecycle events with.
+pub(crate) fn lifecycle_trial(instance: Instance) -> String {
+    format!("causeway:{{lc}}:try:{instance}")
+}
+
 /// Who is in this channel.
 pub(crate) fn channel_members(channel: &ChannelName) -> String {
     format!("causeway:pr:{}", tag(channel.as_str()))

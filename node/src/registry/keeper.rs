@@ -125,6 +125,11 @@ impl Keeper {
         }
     }
 
+    /// The lease of this node, and each that follows it.
+    pub(super) fn lease(&self) -> watch::Receiver<Option<Lease>> {
+        self.lease.subscribe()
+    }
+
     /// Redis's time, as far as is known.
     pub(super) fn now(&self) -> Option<u64> {
         self.clock.lock().read(Instant::now().into_std())

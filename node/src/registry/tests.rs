@@ -71,6 +71,7 @@ fn set_up(config: &Config) -> Setup {
         registry: true,
         streams: false,
         values: false,
+        lifecycle: false,
     };
     set_up_with(config, &Instance::random().to_string(), needs)
 }
@@ -459,6 +460,7 @@ async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
         registry: false,
         streams: false,
         values: false,
+        lifecycle: false,
     };
     let config = with_redis(&server, "");
     let nodes = ["n1", "n2", "n3"].map(|id| set_up_with(&config, id, nothing));

@@ -26,8 +26,10 @@ const NAMED_MAX: usize = 3;
 /// Does everything once and returns what was refused.
 ///
 /// KEYS: the stream, the meta and the past result of a channel, its members, a user's leases, a lease's entries, an owner's
-/// values and their ends. ARGV: whether streams are needed and whether values are, and the channel on the wire.
-const TRY: &str = "local stream, meta, result, members, user, entries, values, ends = unpack(KEYS)
+/// values and their ends, and one among those of lifecycle events. ARGV: whether streams are needed and whether values are,
+/// the channel on the wire, and whether lifecycle events are needed.
+const TRY: &str =
+    "local stream, meta, result, members, user, entries, values, ends, lifecycle = unpack(KEYS)
     local refused = {}
     local function try(...)
         local answer = redis.pcall(...)
@@ -70,6 +72,16 @@ const TRY: &str = "local stream, meta, result, members, user, entries, values, e
         try('PEXPIREAT', values, '1')
         try('ZCARD', ends)
     end
+    if ARGV[4] == '1' then
+        try('INCR', lifecycle)
+        try('DEL', lifecycle)
+        try('RPUSH', lifecycle, '1')
+        try('LPOP', lifecycle)
+        try('HSET', lifecycle, '1', '1')
+        try('PEXPIRE', lifecycle, 10000)
+        try('HEXISTS', lifecycle, '1')
+        try('HRANDFIELD', lifecycle, 1)
+    end
     try('ZREM', ends, '1')
     try('HDEL', members, '1')
     try('SREM', entries, '1')
@@ -102,12 +114,14 @@ impl Store {
             keys::lease_entries(&name),
             keys::owner_values(&name),
             keys::owner_value_ends(&name),
+            keys::lifecycle_trial(instance),
         ];
         let mut pipeline = Pipeline::new();
         let call = pipeline.cmd("EVAL").arg(TRY).arg(all.len()).arg(&all);
         call.arg(u8::from(needs.streams));
         call.arg(u8::from(needs.values));
         call.arg(ChannelName::wire(&channel).as_str());
+        call.arg(u8::from(needs.lifecycle));
         if needs.streams {
             pipeline.cmd("SCRIPT").arg("LOAD").arg("return 1");
             pipeline.cmd("EVALSHA").arg(NO_SCRIPT).arg(0);

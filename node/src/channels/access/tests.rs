@@ -21,6 +21,7 @@ fn options() -> ChannelOptions {
         presence: false,
         join_leave: false,
         force_push_join_leave: false,
+        lifecycle: false,
         data: DataKind::Json,
         slow: SlowReader::Disconnect,
         ack: Ack::Fast,

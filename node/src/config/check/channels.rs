@@ -124,6 +124,7 @@ impl Checker<'_> {
             force_push_join_leave: raw
                 .force_push_join_leave
                 .unwrap_or(settings::FORCE_PUSH_JOIN_LEAVE),
+            lifecycle: raw.lifecycle.unwrap_or(settings::LIFECYCLE),
             data: raw.data.unwrap_or(settings::DATA),
             slow: raw.slow.unwrap_or(settings::SLOW),
             ack,

@@ -52,6 +52,7 @@ impl Checker<'_> {
             sub_refresh: self.hook("hooks.sub_refresh", raw.sub_refresh, &limits),
             publish: self.hook("hooks.publish", raw.publish, &limits),
             rpc: self.hook("hooks.rpc", raw.rpc, &limits),
+            lifecycle: self.hook("hooks.lifecycle", raw.lifecycle, &limits),
             answer_bytes_max: self.size(
                 "hooks.answer_size",
                 raw.answer_size,

@@ -27,6 +27,7 @@ impl Checker<'_> {
     pub(super) fn can_work(&mut self, config: &Config, is_page_given: bool) {
         self.channels_have_clients(config);
         self.hooks_are_there(config);
+        self.lifecycle_has_a_reader(config);
         for (index, endpoint) in config.endpoints.iter().enumerate() {
             if let AllowedOrigins::Listed(origins) = &endpoint.allowed_origins {
                 self.origins_are_whole(&format!("endpoints[{index}].allowed_origins"), origins);

@@ -42,6 +42,7 @@ fn what_a_namespace_does_not_say_opens_nothing() {
         presence: false,
         join_leave: false,
         force_push_join_leave: false,
+        lifecycle: false,
         data: DataKind::Json,
         slow: SlowReader::Disconnect,
         ack: Ack::Fast,

@@ -6,6 +6,7 @@ const ALL: Needs = Needs {
     registry: true,
     streams: true,
     values: true,
+    lifecycle: true,
 };
 
 /// The commands that `conf/node.yaml` lists for the user of a node with channels.
@@ -94,6 +95,7 @@ async fn a_node_that_needs_no_registry_is_ready_without_one() {
         registry: false,
         streams: false,
         values: false,
+        lifecycle: false,
     };
     let node = set_up_with(&config, "n1", nothing);
     until(async || node.registry.nodes().await.is_err()).await;

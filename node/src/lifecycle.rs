@@ -1,0 +1,249 @@
+//! Lifecycle events for the application: which clients have connected and disconnected, which channels are occupied and
+//! vacated.
+//!
+//! ```text
+//! clients, channel streams ─▶ journal (in order) ─▶ writer ─▶ log: entry and event in one step ─▶ delivery ─▶ hook
+//!                              other nodes: end the entries of a killed node ──┘
+//! ```
+//! The log is in Redis. What a node enters there and the event about it are written by one script, so there is a
+//! `connected` if and only if there is an entry. The entries of a node that is killed stay, and any other node that finds
+//! its lease gone ends them, each with its event. So each `connected` is followed by one `disconnected`, whatever happens
+//! to nodes. [`delivery`] sends the events to the hook, one batch after the other, each until it is taken.
+//!
+//! Without Redis the log is in this process's memory, and ends with it.
+//!
+//! Invariant: events of one client, and of one channel, are in the log in the order in which they happened.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use crate::channel::ChannelName;
+use crate::config;
+use crate::hooks::Hooks;
+use crate::instance::ClientId;
+use crate::instance::Instance;
+use crate::metrics::Metrics;
+use crate::redis;
+use crate::redis::Commands;
+use crate::registry::Registry;
+
+mod delivery;
+mod event;
+mod journal;
+mod memory;
+mod store;
+mod writer;
+
+use delivery::Delivery;
+use delivery::Log;
+use delivery::Turn;
+use journal::Key;
+use journal::Subject;
+use memory::MemoryLog;
+use store::RedisLog;
+use store::Scope;
+use writer::Writer;
+
+/// What lifecycle events need of the node.
+pub(crate) struct Surroundings {
+    pub(crate) instance: Instance,
+    pub(crate) node_id: String,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) hooks: Arc<Hooks>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Notes what begins and ends.
+pub(crate) struct Lifecycle {
+    connections: bool,
+    /// One for each Redis, never empty.
+    writers: Vec<Arc<Writer>>,
+    /// Channels with subscribers on this node. They are counted by name, since a channel's stream may end and another one
+    /// begin before the last subscriber of the first has left.
+    occupied: Mutex<HashMap<ChannelName, Occupied>>,
+}
+
+/// A channel with subscribers.
+struct Occupied {
+    subscribers: usize,
+    /// Dropped with the last of them.
+    _begun: Begun,
+}
+
+/// Lifecycle events that were started.
+pub(crate) struct Started {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    /// They end after the shutdown, once what was left is in the log.
+    pub(crate) tasks: JoinSet<()>,
+}
+
+/// Something that has begun; it ends when this is dropped.
+pub(crate) struct Begun {
+    writer: Arc<Writer>,
+    key: Key,
+    /// Behind its step.
+    position: u64,
+}
+
+/// Starts what `config` asks for; `None`: no events are wanted, or nobody could get them.
+pub(crate) fn start(
+    broker: &config::Broker,
+    config: &config::Lifecycle,
+    surroundings: &Surroundings,
+) -> Option<Started> {
+    let timeout = surroundings.hooks.lifecycle_timeout();
+    let has_reader = timeout.is_some() || matches!(broker, config::Broker::Redis(_));
+    if !(config.is_wanted() && has_reader) {
+        return None;
+    }
+    let scope = Scope {
+        node_id: surroundings.node_id.as_str().into(),
+        coalesce: config.coalesce,
+        keep: config.keep,
+    };
+    let mut tasks = JoinSet::new();
+    let mut writers = Vec::new();
+    let mut logs: Vec<Arc<dyn Log>> = Vec::new();
+    match broker {
+        config::Broker::Memory => {
+            let log = Arc::new(MemoryLog::new(scope));
+            tasks.spawn(Arc::clone(&log).run(surroundings.shutdown.clone()));
+            logs.push(Arc::clone(&log) as Arc<dyn Log>);
+            writers.push(Arc::new(Writer::Memory(log)));
+        }
+        config::Broker::Redis(broker) => {
+            let leases = surroundings.registry.leases();
+            for (index, (broker, lease)) in broker.shards().into_iter().zip(leases).enumerate() {
+                let role = format!("lifecycle-{index}");
+                let name = redis::connection_name(&surroundings.node_id, &role, fastrand::u64(..));
+                let commands = Commands::new(&broker, name);
+                let log = Arc::new(RedisLog::new(commands, scope.clone(), index));
+                logs.push(Arc::clone(&log) as Arc<dyn Log>);
+                let (writer, work) = Writer::in_redis(writer::Parts {
+                    log,
+                    lease,
+                    instance: surroundings.instance,
+                    metrics: Arc::clone(&surroundings.metrics),
+                });
+                tasks.spawn(work.run(surroundings.shutdown.clone()));
+                writers.push(Arc::new(writer));
+            }
+        }
+    }
+    if let Some(timeout) = timeout {
+        let turn = Turn {
+            owner: surroundings.instance,
+            lasts: timeout + 2 * delivery::BACKOFF_MAX,
+        };
+        for log in logs {
+            let delivery = Delivery {
+                log,
+                turn,
+                hooks: Arc::clone(&surroundings.hooks),
+                metrics: Arc::clone(&surroundings.metrics),
+            };
+            tasks.spawn(delivery.run(surroundings.shutdown.clone()));
+        }
+    }
+    let lifecycle = Arc::new(Lifecycle::new(config.connections, writers));
+    Some(Started { lifecycle, tasks })
+}
+
+impl Lifecycle {
+    fn new(connections: bool, writers: Vec<Arc<Writer>>) -> Self {
+        let occupied = Mutex::default();
+        Self {
+            connections,
+            writers,
+            occupied,
+        }
+    }
+
+    /// Notes that a client of `user` has connected. `None`: connections are not wanted.
+    pub(crate) fn connected(
+        &self,
+        client: ClientId,
+        user: &str,
+        transport: &'static str,
+    ) -> Option<Begun> {
+        if !self.connections {
+            return None;
+        }
+        let key = Key::Client(client);
+        let subject = Subject {
+            user: user.into(),
+            transport,
+        };
+        // The clients of a user share a log, where a reconnect finds the session that it continues.
+        let name = if user.is_empty() {
+            client.to_string()
+        } else {
+            user.to_owned()
+        };
+        Some(self.begin(&name, key, subject))
+    }
+
+    /// Notes that a client has subscribed to `channel`.
+    pub(crate) fn subscribed(&self, channel: &ChannelName) {
+        let mut occupied = self.occupied.lock();
+        if let Some(occupied) = occupied.get_mut(channel) {
+            occupied.subscribers += 1;
+            return;
+        }
+        let key = Key::Channel(channel.clone());
+        let first = Occupied {
+            subscribers: 1,
+            _begun: self.begin(channel.as_str(), key, Subject::default()),
+        };
+        occupied.insert(channel.clone(), first);
+    }
+
+    /// Notes that one of those clients is no longer subscribed.
+    pub(crate) fn unsubscribed(&self, channel: &ChannelName) {
+        let mut occupied = self.occupied.lock();
+        let Some(left) = occupied.get_mut(channel) else {
+            debug_assert!(false, "it has subscribed before");
+            return;
+        };
+        left.subscribers -= 1;
+        if left.subscribers == 0 {
+            occupied.remove(channel); // Under the lock: the next beginning comes after this end.
+        }
+    }
+
+    fn begin(&self, name: &str, key: Key, subject: Subject) -> Begun {
+        let writer = &self.writers[redis::shard_of(name, self.writers.len())];
+        let position = writer.begin(key.clone(), subject);
+        Begun {
+            writer: Arc::clone(writer),
+            key,
+            position,
+        }
+    }
+}
+
+impl Begun {
+    /// Waits until it is in the log, `max_wait` at most, and not while Redis is away or full: then it is entered later.
+    pub(crate) fn entered(&self, max_wait: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let (writer, position) = (Arc::clone(&self.writer), self.position);
+        async move {
+            let _ = time::timeout(max_wait, writer.entered(position)).await;
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.writer.end(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! One event, as the application gets it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// An event of one log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Event {
+    /// The same each time the event is delivered; no other event has it.
+    pub(super) id: String,
+    /// Its position in its log: where one is missing, an event was dropped before it was delivered.
+    pub(super) number: u64,
+    /// In UNIX milliseconds.
+    pub(super) time: u64,
+    /// `type`, then `client`, `user`, `session`, `transport` and `node`, or `channel`.
+    #[serde(flatten)]
+    pub(super) fields: BTreeMap<String, String>,
+}
+
+/// The body of one request to the application.
+#[derive(Debug, Serialize)]
+pub(super) struct Batch<'a> {
+    pub(super) events: &'a [Event],
+}

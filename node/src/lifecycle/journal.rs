@@ -1,0 +1,190 @@
+//! What begins and ends on this node and is not in the log yet, in its order. Plain data.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::channel::ChannelName;
+use crate::instance::ClientId;
+
+/// Steps that may wait while Redis is away or full: some 20 MB. What begins beyond that has no events at all.
+const QUEUE_MAX: usize = 100_000;
+
+/// What begins and ends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// A client is connected.
+    Client(ClientId),
+    /// This node has subscribers of a channel.
+    Channel(ChannelName),
+}
+
+/// What the events say of a client; of a channel nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// Empty for an anonymous client.
+    pub(super) user: Arc<str>,
+    pub(super) transport: &'static str,
+}
+
+/// One beginning or end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) key: Key,
+    /// `None`: it ends.
+    pub(super) begins: Option<Subject>,
+}
+
+/// Steps in their order, each at a position that counts from the start of the node.
+///
+/// Invariant: `live` is what has begun and not ended; `entered` is the position of the first step in `queue`.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    live: HashMap<Key, Subject>,
+    queue: VecDeque<Step>,
+    entered: u64,
+}
+
+/// Too many steps wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Journal {
+    /// Notes that something begins. Returns the position behind this step.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: neither this nor its end will be in the log.
+    pub(super) fn begin(&mut self, key: Key, subject: Subject) -> Result<u64, Full> {
+        if QUEUE_MAX <= self.queue.len() {
+            return Err(Full);
+        }
+        self.live.insert(key.clone(), subject.clone());
+        let begins = Some(subject);
+        self.queue.push_back(Step { key, begins });
+        Ok(self.entered + self.queue.len() as u64)
+    }
+
+    /// Notes that something has ended.
+    pub(super) fn end(&mut self, key: &Key) {
+        if self.live.remove(key).is_some() {
+            let key = key.clone();
+            self.queue.push_back(Step { key, begins: None });
+        }
+    }
+
+    /// The next steps, and the position of the first. They stay until they are [entered](Self::advance).
+    pub(super) fn next_batch(&self, steps_max: usize) -> (u64, Vec<Step>) {
+        let steps = self.queue.iter().take(steps_max).cloned();
+        (self.entered, steps.collect())
+    }
+
+    /// Notes that all steps before `position` are in the log.
+    pub(super) fn advance(&mut self, position: u64) {
+        let steps = position.saturating_sub(self.entered) as usize;
+        let steps = steps.min(self.queue.len());
+        self.queue.drain(..steps);
+        self.entered += steps as u64;
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+    }
+
+    /// How many steps are in the log.
+    pub(super) fn entered(&self) -> u64 {
+        self.entered
+    }
+
+    /// How many steps wait.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Has everything that lives on begin once more: the log has ended all that this node had entered.
+    pub(super) fn begin_anew(&mut self) {
+        let waiting = self.queue.iter().filter(|step| step.begins.is_some());
+        let waiting: HashSet<&Key> = waiting.map(|step| &step.key).collect();
+        let ended = self.live.iter().filter(|(key, _)| !waiting.contains(key));
+        let anew: Vec<Step> = ended
+            .map(|(key, subject)| Step {
+                key: key.clone(),
+                begins: Some(subject.clone()),
+            })
+            .collect();
+        self.queue.extend(anew);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(name: &str) -> Key {
+        Key::Channel(ChannelName::new(name).unwrap())
+    }
+
+    fn steps(journal: &Journal) -> Vec<String> {
+        let show = |step: Step| {
+            let Key::Channel(name) = step.key else {
+                panic!("a channel is expected")
+            };
+            let sign = if step.begins.is_some() { '+' } else { '-' };
+            format!("{sign}{name}")
+        };
+        journal
+            .next_batch(usize::MAX)
+            .1
+            .into_iter()
+            .map(show)
+            .collect()
+    }
+
+    #[test]
+    fn steps_stay_in_order_until_they_are_entered() {
+        let mut journal = Journal::default();
+        let first = journal.begin(channel("a"), Subject::default()).unwrap();
+        journal.end(&channel("a"));
+        journal.end(&channel("a"));
+        let last = journal.begin(channel("b"), Subject::default()).unwrap();
+        assert_eq!(steps(&journal), ["+a", "-a", "+b"]);
+        let (place, batch) = journal.next_batch(2);
+        assert_eq!((place, batch.len()), (0, 2));
+        assert_eq!((first, last), (1, 3));
+        journal.advance(2);
+        journal.advance(1);
+        assert_eq!(journal.entered(), 2);
+        assert_eq!(steps(&journal), ["+b"]);
+        journal.advance(last);
+        assert_eq!((journal.entered(), journal.len()), (3, 0));
+    }
+
+    #[test]
+    fn what_lives_on_begins_anew_once() {
+        let mut journal = Journal::default();
+        for name in ["a", "b", "c"] {
+            journal.begin(channel(name), Subject::default()).unwrap();
+        }
+        journal.end(&channel("b"));
+        journal.advance(4);
+        journal.begin(channel("d"), Subject::default()).unwrap();
+        journal.end(&channel("c"));
+        journal.begin_anew();
+        journal.begin_anew();
+        assert_eq!(steps(&journal), ["+d", "-c", "+a"]);
+    }
+
+    #[test]
+    fn what_finds_no_room_has_no_end_either() {
+        let mut journal = Journal::default();
+        for number in 0..QUEUE_MAX {
+            journal
+                .begin(channel(&number.to_string()), Subject::default())
+                .unwrap();
+        }
+        assert_eq!(journal.begin(channel("a"), Subject::default()), Err(Full));
+        journal.end(&channel("a"));
+        journal.end(&channel("0"));
+        assert_eq!(journal.next_batch(usize::MAX).1.len(), QUEUE_MAX + 1);
+    }
+}

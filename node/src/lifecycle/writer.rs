@@ -1,0 +1,372 @@
+//! Enters this node's steps into the log, and ends what killed nodes have left there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::time;
+use tokio::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use super::journal::Full;
+use super::journal::Journal;
+use super::journal::Key;
+use super::journal::Step;
+use super::journal::Subject;
+use super::memory::MemoryLog;
+use super::store::Entered;
+use super::store::Holding;
+use super::store::RedisLog;
+use crate::instance::Instance;
+use crate::logging::Pace;
+use crate::metrics::Metrics;
+use crate::redis::Backoff;
+use crate::redis::CommandError;
+use crate::registry::Lease;
+
+/// Steps that are entered by one script: about a millisecond of Redis's time.
+const BATCH_STEPS: usize = 100;
+
+/// How often a node renews its holder and looks for holders without a lease.
+const INSPECTION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often ends are looked for that are due.
+const TEND_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a lease has to be gone before its holder is fenced: a node that takes another lease says so within this time.
+const GONE_FOR: Duration = Duration::from_secs(2);
+
+/// The longest pause before a step is tried again.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a node that stops may take to enter its last steps.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where steps go in.
+pub(super) enum Writer {
+    Memory(Arc<MemoryLog>),
+    Redis(Arc<Shared>),
+}
+
+/// What steps wait in, and the task takes them from.
+pub(super) struct Shared {
+    journal: Mutex<Journal>,
+    /// There are new steps.
+    changed: Notify,
+    /// How many steps are in the log.
+    entered: watch::Sender<u64>,
+    /// Redis did not take the last steps.
+    is_failing: AtomicBool,
+    metrics: Arc<Metrics>,
+    drops: Pace,
+}
+
+/// What a writer for Redis is made of.
+pub(super) struct Parts {
+    pub(super) log: Arc<RedisLog>,
+    /// This node's.
+    pub(super) lease: watch::Receiver<Option<Lease>>,
+    pub(super) instance: Instance,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// The task of a writer for Redis.
+pub(super) struct Work {
+    shared: Arc<Shared>,
+    parts: Parts,
+    holding: Option<Holding>,
+    /// The last holder, which was fenced.
+    previous: Option<String>,
+    /// Counts this node's holders.
+    number: u32,
+    /// Holders without a lease, since when.
+    suspects: HashMap<Holding, Instant>,
+    failures: Pace,
+}
+
+impl Writer {
+    pub(super) fn in_redis(parts: Parts) -> (Self, Work) {
+        let shared = Arc::new(Shared {
+            journal: Mutex::default(),
+            changed: Notify::new(),
+            entered: watch::Sender::new(0),
+            is_failing: AtomicBool::new(false),
+            metrics: Arc::clone(&parts.metrics),
+            drops: Pace::default(),
+        });
+        let work = Work {
+            shared: Arc::clone(&shared),
+            parts,
+            holding: None,
+            previous: None,
+            number: 1,
+            suspects: HashMap::new(),
+            failures: Pace::default(),
+        };
+        (Self::Redis(shared), work)
+    }
+
+    /// Notes that something begins. Returns the position behind this step, for [`entered`](Self::entered).
+    pub(super) fn begin(&self, key: Key, subject: Subject) -> u64 {
+        match self {
+            Self::Memory(log) => {
+                let begins = Some(subject);
+                log.enter(Step { key, begins });
+                0
+            }
+            Self::Redis(shared) => {
+                let begun = shared.journal.lock().begin(key, subject);
+                shared.changed.notify_one();
+                begun.unwrap_or_else(|Full| shared.dropped())
+            }
+        }
+    }
+
+    pub(super) fn end(&self, key: &Key) {
+        match self {
+            Self::Memory(log) => {
+                let key = key.clone();
+                log.enter(Step { key, begins: None });
+            }
+            Self::Redis(shared) => {
+                shared.journal.lock().end(key);
+                shared.changed.notify_one();
+            }
+        }
+    }
+
+    /// Waits until all steps before `position` are in the log, unless Redis takes none at the moment.
+    pub(super) async fn entered(&self, position: u64) {
+        if let Self::Redis(shared) = self
+            && !shared.is_failing.load(Ordering::Relaxed)
+        {
+            let mut entered = shared.entered.subscribe();
+            // The sender is our own.
+            let _ = entered.wait_for(|entered| position <= *entered).await;
+        }
+    }
+}
+
+impl Shared {
+    fn dropped(&self) -> u64 {
+        self.metrics.lifecycle_dropped.inc();
+        if let Some(held_back) = self.drops.admit(std::time::Instant::now()) {
+            warn!(
+                held_back,
+                "too many lifecycle events wait for redis, a client or channel gets none"
+            );
+        }
+        0
+    }
+}
+
+impl Work {
+    /// Works until `shutdown`, then enters what is left.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        let log = Arc::clone(&self.parts.log);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = self.write() => {}
+            () = tend(&log) => {}
+        }
+        if time::timeout(FINISH_WITHIN, self.finish()).await.is_err() {
+            warn!("cannot write the last lifecycle events, another node ends what this one held");
+        }
+    }
+
+    /// Enters the last steps, and leaves nothing for others to find out by the lease.
+    async fn finish(&self) {
+        let Some(holding) = &self.holding else { return };
+        loop {
+            match self.enter_batch(holding).await {
+                Ok(Entered::Fenced) => return,
+                Ok(Entered::Yes) if self.shared.journal.lock().len() == 0 => break,
+                Ok(Entered::Yes) => {}
+                Err(_) => time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        while self.parts.log.fence(holding).await.is_err() {
+            time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Enters steps and keeps this node's holder registered, for ever.
+    async fn write(&mut self) {
+        let mut backoff = Backoff::new(BACKOFF_MAX);
+        let mut inspections = time::interval(INSPECTION_INTERVAL);
+        inspections.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            match self.write_some().await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    self.warn_of(&error);
+                    time::sleep(backoff.next(fastrand::f64())).await;
+                    continue;
+                }
+            }
+            if self.holding.is_some() && 0 < self.shared.journal.lock().len() {
+                continue;
+            }
+            tokio::select! {
+                () = self.shared.changed.notified() => {}
+                _ = self.parts.lease.changed() => {}
+                _ = inspections.tick() => {
+                    if let Err(error) = self.inspect().await {
+                        self.warn_of(&error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_some(&mut self) -> Result<(), CommandError> {
+        let lease = *self.parts.lease.borrow_and_update();
+        let Some(lease) = lease else {
+            self.shared.is_failing.store(true, Ordering::Relaxed); // Redis is not there yet.
+            return Ok(());
+        };
+        self.hold(lease.to_string()).await?;
+        if let Some(holding) = &self.holding
+            && self.enter_batch(holding).await? == Entered::Fenced
+        {
+            self.begin_anew();
+        }
+        Ok(())
+    }
+
+    /// Has this node's holder kept alive by `lease`.
+    async fn hold(&mut self, lease: String) -> Result<(), CommandError> {
+        match &self.holding {
+            None => self.register(lease).await,
+            Some(holding) if holding.lease == lease => Ok(()),
+            Some(holding) => {
+                let holder = holding.holder.clone();
+                self.renew(Holding { holder, lease }).await
+            }
+        }
+    }
+
+    /// Registers a holder, once the one before it is ended.
+    async fn register(&mut self, lease: String) -> Result<(), CommandError> {
+        let holder = format!("{}.{}", self.parts.instance, self.number);
+        let holding = Holding { holder, lease };
+        let log = &self.parts.log;
+        let known = self.shared.journal.lock().entered();
+        let entered = loop {
+            match log
+                .register(&holding, self.previous.as_deref(), known)
+                .await?
+            {
+                Some(entered) => break entered,
+                None => drop(log.tend().await?),
+            }
+        };
+        self.advance(entered);
+        if self.previous.take().is_some() {
+            self.shared.journal.lock().begin_anew();
+        }
+        self.holding = Some(holding);
+        Ok(())
+    }
+
+    async fn renew(&mut self, holding: Holding) -> Result<(), CommandError> {
+        let entered = self.shared.journal.lock().entered();
+        match self.parts.log.renew(&holding, entered).await? {
+            Entered::Yes => self.holding = Some(holding),
+            Entered::Fenced => self.begin_anew(),
+        }
+        Ok(())
+    }
+
+    async fn enter_batch(&self, holding: &Holding) -> Result<Entered, CommandError> {
+        let (position, batch) = self.shared.journal.lock().next_batch(BATCH_STEPS);
+        if batch.is_empty() {
+            return Ok(Entered::Yes);
+        }
+        let entered = self.parts.log.enter(&holding.holder, position, &batch);
+        let entered = entered.await?;
+        if entered == Entered::Yes {
+            self.advance(position + batch.len() as u64);
+        }
+        Ok(entered)
+    }
+
+    fn advance(&self, position: u64) {
+        let waiting = {
+            let mut journal = self.shared.journal.lock();
+            journal.advance(position);
+            journal.len()
+        };
+        self.shared.metrics.lifecycle_waiting.set(waiting as i64);
+        self.shared.is_failing.store(false, Ordering::Relaxed);
+        self.shared.entered.send_replace(position);
+    }
+
+    /// This node's holder is fenced: what lives on has to begin once more, with the next holder.
+    fn begin_anew(&mut self) {
+        if let Some(holding) = self.holding.take() {
+            warn!(
+                holder = holding.holder,
+                "this node was taken for dead, or redis lost lifecycle events: what it holds is ended and begins anew"
+            );
+            self.previous = Some(holding.holder);
+            self.number += 1;
+        }
+    }
+
+    /// Sees that this node's holder is still registered, and fences holders whose nodes are gone.
+    async fn inspect(&mut self) -> Result<(), CommandError> {
+        let Some(holding) = self.holding.clone() else {
+            return Ok(());
+        };
+        let lease = holding.lease.clone();
+        self.renew(holding).await?;
+        let now = Instant::now();
+        let gone = self.parts.log.without_lease(&lease).await?;
+        self.suspects.retain(|holding, _| gone.contains(holding));
+        for holding in gone {
+            let since = *self.suspects.entry(holding.clone()).or_insert(now);
+            if GONE_FOR <= now - since {
+                self.parts.log.fence(&holding).await?;
+                info!(
+                    holder = holding.holder,
+                    "a node is gone, its clients and channels are ended"
+                );
+                self.suspects.remove(&holding);
+            }
+        }
+        Ok(())
+    }
+
+    fn warn_of(&self, error: &CommandError) {
+        self.shared.is_failing.store(true, Ordering::Relaxed);
+        let waiting = self.shared.journal.lock().len();
+        self.shared.metrics.lifecycle_waiting.set(waiting as i64);
+        if let Some(held_back) = self.failures.admit(std::time::Instant::now()) {
+            warn!(%error, waiting, held_back, "cannot write lifecycle events, they wait");
+        }
+    }
+}
+
+/// Emits ends that are due and those of fenced holders, for ever. All nodes do: each end is taken by one of them.
+async fn tend(log: &RedisLog) {
+    loop {
+        match log.tend().await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            // The other loop says so in the log.
+            Err(error) => debug!(%error, "cannot look for ends that are due"),
+        }
+        let jitter = 0.5 + fastrand::f64();
+        time::sleep(TEND_INTERVAL.mul_f64(jitter)).await;
+    }
+}
