@@ -8,6 +8,7 @@
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
 # make mixed-load  uploads, aborts and slow readers of Node, httpx, curl and h2 at once, before backends that check each byte (MINUTES=)
 # make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
+# make lifecycle   1,000 clients come and go for MINUTES=5 while nodes are killed, and each has one end in the lifecycle events
 # make swaps       100 exchanges of certificates under 2,000 wss tunnels and constant handshakes (SWAPS=, TUNNELS=)
 # make h2spec      HTTP/2 of the edge and of plain Pingora, by h2spec (go install github.com/summerwind/h2spec/cmd/h2spec@latest)
 # make clients     what npm and PyPI have for the end-to-end tests, into tests/clients
@@ -28,7 +29,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -79,6 +80,10 @@ EDGE_CLIENTS ?= 6000
 storm: deps programs
 	CAUSEWAY_STORM_CLIENTS=$(CLIENTS) CAUSEWAY_STORM_EDGE_CLIENTS=$(EDGE_CLIENTS) \
 	  $(CARGO) test --locked --workspace --test storm -- --nocapture --test-threads 1
+
+lifecycle: MINUTES := 5
+lifecycle: deps programs
+	CAUSEWAY_LIFECYCLE_MINUTES=$(MINUTES) $(CARGO) test --locked --workspace --test lifecycle -- --nocapture every_connection
 
 SWAPS ?= 100
 TUNNELS ?= 2000
