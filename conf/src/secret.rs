@@ -1,6 +1,9 @@
 //! Secrets: from the environment, from a file, or (for trying out) from the configuration itself.
 
-use std::{env, fmt, path::Path};
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -15,25 +18,44 @@ const SECRET_BYTES_MAX: u64 = 64 << 10;
 /// `Debug` and `Display` show `***`; only [`Secret::expose`] gives the text, so that a search for it
 /// finds each place that may leak it. One line ending at the end of a secret's file is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret {
+    text: String,
+    /// The file it was read from, if any.
+    file: Option<PathBuf>,
+}
 
 impl Secret {
     /// A secret that does not come from a file, such as one a test made up.
     #[must_use]
     pub fn new(text: String) -> Self {
-        Self(text)
+        Self { text, file: None }
+    }
+
+    /// The file that it was read from with `{file: PATH}`; its content may have changed since.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Reads the secret in the file `path`, as `{file: PATH}` does.
+    ///
+    /// # Errors
+    ///
+    /// Why the file cannot be used, in words that do not repeat its content.
+    pub fn from_path(path: &Path) -> Result<Self, String> {
+        Self::from_file(&path.to_string_lossy())
     }
 
     /// The secret itself.
     #[must_use]
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     fn from_env(name: &str) -> Result<Self, String> {
         match env::var(name) {
             Ok(text) if text.is_empty() => Err(format!("the variable `{name}` is empty")),
-            Ok(text) => Ok(Self(text)),
+            Ok(text) => Ok(Self::new(text)),
             Err(env::VarError::NotPresent) => {
                 Err(format!("the environment has no variable `{name}`"))
             }
@@ -56,7 +78,10 @@ impl Secret {
         if text.is_empty() {
             return Err(format!("the secret in `{path}` is empty"));
         }
-        Ok(Self(text))
+        Ok(Self {
+            text,
+            file: Some(PathBuf::from(path)),
+        })
     }
 }
 
@@ -83,7 +108,7 @@ impl<'de> Deserialize<'de> for Secret {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-                Ok(Secret(text.to_owned()))
+                Ok(Secret::new(text.to_owned()))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Secret, A::Error> {
@@ -127,8 +152,12 @@ mod tests {
         fs::write(&path, "from a file\r\n").unwrap();
         let secret: Secret =
             serde_yaml::from_str(&format!("{{file: {}}}", path.display())).unwrap();
-        fs::remove_file(&path).unwrap();
         assert_eq!(secret.expose(), "from a file");
+        assert_eq!(secret.file(), Some(path.as_path()));
+        fs::write(&path, "another one").unwrap();
+        assert_eq!(Secret::from_path(&path).unwrap().expose(), "another one");
+        fs::remove_file(&path).unwrap();
+        assert!(Secret::from_path(&path).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use causeway_conf::Secret;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::HeaderMap;
@@ -21,6 +22,7 @@ use serde_json::value::RawValue;
 use crate::channel::ChannelName;
 use crate::config;
 use crate::config::ChannelOptions;
+use crate::config::Live;
 use crate::config::Namespaces;
 use crate::control::Control;
 use crate::directory::Lifetime;
@@ -69,7 +71,6 @@ const REASON_BYTES_MAX: usize = 123;
 
 /// What an [`Api`] works on.
 pub(crate) struct Parts {
-    pub(crate) namespaces: Namespaces,
     pub(crate) feeds: Arc<Feeds>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) control: Arc<Control>,
@@ -79,7 +80,8 @@ pub(crate) struct Parts {
 /// Answers an application's requests.
 pub(crate) struct Api {
     parts: Parts,
-    keys: Keys,
+    namespaces: Live<Namespaces>,
+    keys: Live<Keys>,
     /// What applies to publications that do not say it themselves.
     ack: config::Ack,
     history_page: usize,
@@ -89,10 +91,11 @@ pub(crate) struct Api {
 pub(crate) type Answer = (StatusCode, Bytes);
 
 impl Api {
-    pub(crate) fn new(config: &config::Api, parts: Parts) -> Self {
+    pub(crate) fn new(config: &config::Api, namespaces: Namespaces, parts: Parts) -> Self {
         Self {
             parts,
-            keys: Keys::new(&config.keys),
+            namespaces: Live::new(namespaces),
+            keys: Live::new(Keys::new(&config.keys)),
             ack: config.ack,
             history_page: config.history_page,
         }
@@ -100,7 +103,13 @@ impl Api {
 
     /// Whether whoever sent these headers may use it.
     pub(crate) fn admit(&self, headers: &HeaderMap) -> bool {
-        self.keys.admit(headers)
+        self.keys.get().admit(headers)
+    }
+
+    /// Replaces the keys and the namespaces.
+    pub(crate) fn reload(&self, keys: &[Secret], namespaces: Namespaces) {
+        self.keys.set(Keys::new(keys));
+        self.namespaces.set(namespaces);
     }
 
     /// Answers a request that was admitted.
@@ -378,7 +387,8 @@ impl Api {
     /// The channel and what its namespace says.
     fn channel(&self, name: &str) -> Result<(ChannelName, Arc<ChannelOptions>), ApiError> {
         let channel = request::channel(name)?;
-        let options = self.parts.namespaces.options(name);
+        let namespaces = self.namespaces.get();
+        let options = namespaces.options(name);
         let options = options.ok_or_else(ApiError::unknown_channel)?;
         Ok((channel, Arc::clone(options)))
     }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use crate::config::Auth;
+use crate::config::Live;
 use crate::grant;
 use crate::grant::BadField;
 use crate::grant::ConnectGrant;
@@ -100,22 +101,30 @@ pub(crate) enum Entry<'a> {
 
 /// Checks tokens.
 pub(crate) struct Verifier {
-    rules: Auth,
+    rules: Live<Auth>,
     keys: Keys,
 }
 
 impl Verifier {
     /// Checks tokens by `rules`.
     pub(crate) fn new(rules: Auth) -> Self {
-        let keys = Keys::new(rules.keys.clone(), rules.key_set.clone());
-        Self { rules, keys }
+        Self {
+            keys: Keys::new(&rules),
+            rules: Live::new(rules),
+        }
+    }
+
+    /// Replaces the rules.
+    pub(crate) fn reload(&self, rules: Auth) {
+        self.keys.reload(&rules);
+        self.rules.set(rules);
     }
 
     /// How a client with this token, or with an empty one, is judged. `has_hook`: the application wants to be asked.
     pub(crate) fn entry<'a>(&self, token: &'a str, has_hook: bool) -> Entry<'a> {
         match token {
             "" if has_hook => Entry::Hook,
-            "" if self.rules.anonymous => Entry::Anonymous,
+            "" if self.rules.get().anonymous => Entry::Anonymous,
             "" => Entry::Refused,
             token => Entry::Token(token),
         }
@@ -186,14 +195,15 @@ impl Verifier {
         let claims = jwt::verify(token, &self.keys.current()).map_err(Invalid::from)?;
         let claims = Claims::read(&claims).map_err(Invalid::from)?;
         // What it is for goes first: a token of another application says nothing to us, not even that it has expired.
-        if !self.is_for_us(&claims) {
+        let rules = self.rules.get();
+        if !is_for_us(&rules, &claims) {
             return Err(Invalid::Audience.into());
         }
-        if self.rules.issuer.is_some() && claims.iss != self.rules.issuer {
+        if rules.issuer.is_some() && claims.iss != rules.issuer {
             return Err(Invalid::Issuer.into());
         }
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (leeway, now) = (self.rules.leeway.as_secs_f64(), now.as_secs_f64());
+        let (leeway, now) = (rules.leeway.as_secs_f64(), now.as_secs_f64());
         if claims.nbf.is_some_and(|nbf| now + leeway < nbf.0) {
             return Err(Invalid::TooEarly.into());
         }
@@ -202,16 +212,16 @@ impl Verifier {
         }
         Ok(claims)
     }
+}
 
-    fn is_for_us(&self, claims: &Claims) -> bool {
-        let ours = |audience: &String| self.rules.audience.contains(audience);
-        self.rules.audience.is_empty()
-            || match &claims.aud {
-                None => false,
-                Some(Audience::One(audience)) => ours(audience),
-                Some(Audience::Many(audiences)) => audiences.iter().any(ours),
-            }
-    }
+fn is_for_us(rules: &Auth, claims: &Claims) -> bool {
+    let ours = |audience: &String| rules.audience.contains(audience);
+    rules.audience.is_empty()
+        || match &claims.aud {
+            None => false,
+            Some(Audience::One(audience)) => ours(audience),
+            Some(Audience::Many(audiences)) => audiences.iter().any(ours),
+        }
 }
 
 #[cfg(test)]

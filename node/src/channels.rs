@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Verifier;
 use crate::config;
+use crate::config::Live;
 use crate::directory::Directory;
 use crate::feed::Feeds;
 use crate::hooks::Hooks;
@@ -67,7 +68,7 @@ use state::Word;
 
 /// What every channel client of this node shares.
 pub(crate) struct ChannelClients {
-    config: config::Channels,
+    config: Live<config::Channels>,
     feeds: Arc<Feeds>,
     instance: Instance,
     presence: Arc<Presence>,
@@ -105,7 +106,7 @@ impl ChannelClients {
     /// Nobody yet.
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
-            config: parts.config,
+            config: Live::new(parts.config),
             feeds: parts.feeds,
             instance: parts.instance,
             presence: parts.presence,
@@ -120,6 +121,11 @@ impl ChannelClients {
             errands: TaskTracker::new(),
             started: Instant::now(),
         })
+    }
+
+    /// Replaces the settings; existing subscriptions keep those they began with.
+    pub(crate) fn reload(&self, config: config::Channels) {
+        self.config.set(config);
     }
 
     /// Pings clients and ends what has expired. After `shutdown`, sends everyone away over `spread`, waits

@@ -24,10 +24,12 @@ mod check;
 mod endpoint;
 mod hooks;
 mod lifecycle;
+mod live;
 mod raw;
+mod restart;
 mod settings;
 
-pub(crate) use auth::{Auth, KeySetFile};
+pub(crate) use auth::{Auth, KeyFile, KeySetFile};
 pub(crate) use channels::{
     Ack, ChannelOptions, Channels, ClientLimits, DataKind, Feeds, HistoryOptions, Namespaces,
     PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
@@ -38,10 +40,13 @@ pub(crate) use endpoint::{
 };
 pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use lifecycle::Lifecycle;
+pub(crate) use live::Live;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The file it was read from; `None` for the defaults.
+    pub(crate) file: Option<PathBuf>,
     id: Option<String>,
     /// Where clients and the edge connect; port 0 lets the kernel choose.
     pub(crate) listen: SocketAddr,
@@ -300,7 +305,11 @@ impl Config {
     /// Every mistake that was found, with file, line, column, key and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfErrors> {
         let document = causeway_conf::load::<raw::Config>(path)?;
-        check::check(document.value, &document.positions)
+        let config = check::check(document.value, &document.positions)?;
+        Ok(Self {
+            file: Some(path.to_owned()),
+            ..config
+        })
     }
 
     /// Reads `text` as if it came from a file `name`.

@@ -26,6 +26,7 @@ use http::request::Parts;
 use tracing::warn;
 
 use crate::config::Endpoint;
+use crate::config::Live;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
@@ -80,7 +81,7 @@ pub(crate) struct HttpConfig {
 
 /// Answers requests.
 pub(crate) struct Http {
-    config: HttpConfig,
+    config: Live<HttpConfig>,
     mounts: Vec<Mount>,
     /// For the application's backend.
     api: Option<ApiMount>,
@@ -134,7 +135,7 @@ impl Http {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            config,
+            config: Live::new(config),
             mounts,
             api: None,
             channels,
@@ -145,6 +146,17 @@ impl Http {
     /// Serves `api` too, apart from all mounts.
     pub(crate) fn with_api(self, api: Option<ApiMount>) -> Self {
         Self { api, ..self }
+    }
+
+    /// Replaces the settings.
+    pub(crate) fn reload(&self, config: HttpConfig) {
+        self.config.set(config);
+    }
+
+    /// The endpoint at `path`.
+    pub(crate) fn mount(&self, path: &str) -> Option<&Mount> {
+        let mut mounts = self.mounts.iter();
+        mounts.find(|mount| mount.endpoint.path == path)
     }
 
     /// What a request for `path` with these headers is for.
@@ -159,7 +171,7 @@ impl Http {
             };
         }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
-        match route::find(path, endpoints, self.config.page) {
+        match route::find(path, endpoints, self.config.get().page) {
             Some(Route::Endpoint(index, Place::Session { id, .. })) => {
                 let sessions = self.mounts[index].sessions();
                 if sessions.is_some_and(|sessions| sessions.contains(id, Instant::now())) {
@@ -198,7 +210,7 @@ impl Http {
                 .into();
         }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
-        let Some(route) = route::find(parts.uri.path(), endpoints, self.config.page) else {
+        let Some(route) = route::find(parts.uri.path(), endpoints, self.config.get().page) else {
             return text(StatusCode::NOT_FOUND, "not found\n").into();
         };
         if !route.allows(&parts.method) {
@@ -212,7 +224,7 @@ impl Http {
                 if !self.is_origin_allowed(&parts.headers, mount, place, peer) {
                     return origin_refused(mount, place).into();
                 }
-                let trusted = &self.config.trusted_proxies;
+                let trusted = &self.config.get().trusted_proxies;
                 let client = client_address(&parts.headers, peer, trusted);
                 self.endpoint(mount, place, &parts, body, client).await
             }
@@ -279,8 +291,8 @@ impl Http {
 
     fn body_limits(&self) -> BodyLimits {
         BodyLimits {
-            bytes_max: self.config.body_bytes_max,
-            timeout: self.config.body_timeout,
+            bytes_max: self.config.get().body_bytes_max,
+            timeout: self.config.get().body_timeout,
         }
     }
 
@@ -291,7 +303,7 @@ impl Http {
         place: Place<'_>,
         peer: IpAddr,
     ) -> bool {
-        let trusted = client_address::is_trusted(&self.config.trusted_proxies, peer);
+        let trusted = client_address::is_trusted(&self.config.get().trusted_proxies, peer);
         let is_allowed = match place {
             // Its headers hold for every request that its copies in caches will never send.
             Place::Iframe => return true,
@@ -300,8 +312,8 @@ impl Http {
             } => origin::is_script_allowed,
             _ => origin::is_allowed,
         };
-        let allowed_origins = &mount.endpoint.allowed_origins;
-        let allowed = is_allowed(allowed_origins, headers, &Host::of(headers, trusted));
+        let allowed_origins = mount.allowed_origins.get();
+        let allowed = is_allowed(&allowed_origins, headers, &Host::of(headers, trusted));
         if !allowed {
             self.metrics.refused(RefuseReason::Origin);
             if let Some(held_back) = mount.refusals.admit(Instant::now()) {

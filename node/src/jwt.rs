@@ -15,7 +15,6 @@ use serde::de::IgnoredAny;
 mod jwks;
 mod key;
 
-pub(crate) use jwks::BadKeySet;
 pub(crate) use key::Algorithm;
 pub(crate) use key::Key;
 

@@ -15,6 +15,7 @@ use causeway_conf::LogTarget;
 use causeway_conf::LogWriter;
 use causeway_conf::capture;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Handle;
 
 use crate::config::Log;
 use crate::config::LogFormat;
@@ -39,6 +40,9 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// The log of this process, once it has one.
 static LOG: OnceLock<LogWriter<Box<[u8]>>> = OnceLock::new();
 
+/// Changes the level, once there is a log.
+static SET_LEVEL: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
+
 /// Sets up logging for the whole process. A second call changes nothing.
 ///
 /// # Errors
@@ -54,8 +58,16 @@ pub(crate) fn start(log: &Log) -> io::Result<()> {
         .log_internal_errors(false)
         .with_writer(move || written.clone());
     let started = match log.format {
-        LogFormat::Json => lines.json().try_init(),
-        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().with_filter_reloading();
+            keep(lines.reload_handle());
+            lines.try_init()
+        }
+        LogFormat::Text => {
+            let lines = lines.with_filter_reloading();
+            keep(lines.reload_handle());
+            lines.try_init()
+        }
     };
     match started {
         Ok(()) => {
@@ -119,4 +131,18 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         backtrace = backtrace.as_ref().map(tracing::field::display),
         "panicked"
     );
+}
+
+/// Keeps the handle of the first log: a second one is never used.
+fn keep<S: 'static>(handle: Handle<EnvFilter, S>) {
+    // It fails only when the log is gone.
+    let set = move |filter| drop(handle.reload(filter));
+    let _ = SET_LEVEL.set(Box::new(set));
+}
+
+/// Changes what is logged to `level`: a level, or `tracing` filter directives.
+pub(crate) fn set_level(level: &str) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(EnvFilter::new(level));
+    }
 }

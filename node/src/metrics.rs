@@ -22,7 +22,9 @@ use crate::disconnect::Disconnect;
 mod label;
 mod process;
 
-pub(crate) use label::{DropReason, Hook, HookOutcome, Recovered, RefuseReason, Side, Transport};
+pub(crate) use label::{
+    DropReason, Hook, HookOutcome, Recovered, RefuseReason, Reload, Side, Transport,
+};
 
 /// The media type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -105,6 +107,7 @@ pub(crate) struct Metrics {
     /// Bytes that wait for channel clients.
     pub(crate) outbox_bytes: Gauge,
     hooks: Family<[(&'static str, &'static str); 2], Counter>,
+    reloads: Family<Label, Counter>,
 }
 
 impl Metrics {
@@ -153,6 +156,7 @@ impl Metrics {
             outbox_bytes: Gauge::default(),
             lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             hooks: Family::default(),
+            reloads: Family::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -204,6 +208,7 @@ impl Metrics {
         registry.register("outbox_bytes", "Bytes that wait for channel clients", self.outbox_bytes.clone());
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
         registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());
+        registry.register("reloads", "Reloads of the configuration, by result", self.reloads.clone());
         registry.register_collector(Box::new(process::Process));
     }
 
@@ -291,6 +296,13 @@ impl Metrics {
     pub(crate) fn hook(&self, hook: Hook, outcome: HookOutcome) {
         self.hooks
             .get_or_create(&[("hook", hook.as_str()), ("outcome", outcome.as_str())])
+            .inc();
+    }
+
+    /// Counts a reload of the configuration.
+    pub(crate) fn reloaded(&self, result: Reload) {
+        self.reloads
+            .get_or_create(&[("result", result.as_str())])
             .inc();
     }
 

@@ -34,6 +34,7 @@ use crate::client;
 use crate::client::Clients;
 use crate::config;
 use crate::config::Config;
+use crate::config::Live;
 use crate::config::Mode;
 use crate::control;
 use crate::control::Census;
@@ -46,7 +47,6 @@ use crate::hooks::Hooks;
 use crate::http::ApiMount;
 use crate::http::ChannelsHttp;
 use crate::http::Http;
-use crate::http::HttpConfig;
 use crate::http::Mount;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
@@ -67,9 +67,15 @@ use crate::server::Services;
 use crate::server::Shutdown;
 use crate::session;
 use crate::session::Quota;
-use crate::session::QuotaConfig;
 use crate::transport::websocket::WebSockets;
 use crate::values::Values;
+
+mod reload;
+mod tasks;
+
+use reload::Reloader;
+use tasks::TaskFailed;
+use tasks::Tasks;
 
 /// The status of a process that a second signal ended before its clients had left.
 const CUT_SHORT: i32 = 1;
@@ -156,7 +162,7 @@ struct Node {
     listener: TcpListener,
     server: Arc<Server>,
     /// What clients need: hub, broker, and those who look after clients.
-    tasks: JoinSet<()>,
+    tasks: Tasks,
     lifecycle: Lifecycle,
 }
 
@@ -228,18 +234,19 @@ impl Node {
         });
         let presence = Presence::new(Arc::clone(&registry.registry));
         let values = Arc::new(Values::new(&config.broker, &config.values, &node_id));
-        let api = config.api.as_ref().map(|api| ApiMount {
-            path: api.path.clone(),
-            api: Arc::new(Api::new(
-                api,
-                api::Parts {
-                    namespaces: config.channels.namespaces.clone(),
-                    feeds: Arc::clone(&feeds),
-                    presence: Arc::clone(&presence),
-                    control: Arc::clone(&control),
-                    values: Arc::clone(&values),
-                },
-            )),
+        let api = config.api.as_ref().map(|api| {
+            let parts = api::Parts {
+                feeds: Arc::clone(&feeds),
+                presence: Arc::clone(&presence),
+                control: Arc::clone(&control),
+                values: Arc::clone(&values),
+            };
+            Arc::new(Api::new(api, config.channels.namespaces.clone(), parts))
+        });
+        let mounted_api = config.api.as_ref().zip(api.clone());
+        let mounted_api = mounted_api.map(|(config, api)| ApiMount {
+            path: config.path.clone(),
+            api,
         });
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
@@ -280,10 +287,7 @@ impl Node {
             Arc::clone(&channel_clients),
             config.drain.spread,
         );
-        let quota = Quota::new(QuotaConfig {
-            sessions_max: config.limits.sessions,
-            half_open_max: config.limits.sessions_per_address,
-        });
+        let quota = Quota::new(reload::quota(&config));
         let mounts: Vec<_> = config
             .endpoints
             .iter()
@@ -291,36 +295,42 @@ impl Node {
             .collect();
         let sessions: Vec<_> = mounts.iter().filter_map(Mount::sessions).cloned().collect();
 
-        let mut tasks = broker.tasks;
-        tasks.spawn(Arc::clone(&control).run(mail, lifecycle.stopped.clone()));
-        let mut registry_tasks = registry.tasks;
-        tasks.spawn(async move { while registry_tasks.join_next().await.is_some() {} });
-        tasks.spawn(until_all_end(lifecycle_tasks));
-        tasks.spawn(auth::watch(verifier, lifecycle.stopped.clone()));
-        tasks.spawn(untold.run(Arc::clone(&feeds), lifecycle.stopped.clone()));
-        tasks.spawn(Arc::clone(&hub).run(Arc::clone(&relay), lifecycle.stopped.clone()));
-        tasks.spawn(feeds.run(lifecycle.stopped.clone()));
-        tasks.spawn(session::sweep(sessions.clone(), lifecycle.stopped.clone()));
+        let mut tasks = Tasks::default();
+        let (stopped, closing) = (&lifecycle.stopped, &lifecycle.closing);
+        tasks.adopt("broker", stopped, broker.tasks);
+        tasks.adopt("registry", stopped, registry.tasks);
+        tasks.adopt("lifecycle events", stopped, lifecycle_tasks);
+        let running = Arc::clone(&control).run(mail, stopped.clone());
+        tasks.spawn("control", stopped, running);
+        let watching = auth::watch(Arc::clone(&verifier), stopped.clone());
+        tasks.spawn("keys for tokens", stopped, watching);
+        let telling = untold.run(Arc::clone(&feeds), stopped.clone());
+        tasks.spawn("joins and leaves", stopped, telling);
+        let running = Arc::clone(&hub).run(Arc::clone(&relay), stopped.clone());
+        tasks.spawn("hub", stopped, running);
+        tasks.spawn("channel streams", stopped, feeds.run(stopped.clone()));
+        let sweeping = session::sweep(sessions.clone(), stopped.clone());
+        tasks.spawn("sessions", stopped, sweeping);
         if config
             .endpoints
             .iter()
             .any(|endpoint| endpoint.mode == Mode::Ticker)
         {
-            tasks.spawn(client::tick(Arc::clone(&hub), lifecycle.stopped.clone()));
+            let ticking = client::tick(Arc::clone(&hub), stopped.clone());
+            tasks.spawn("ticker", stopped, ticking);
         }
-        tasks.spawn({
+        tasks.spawn("websockets", closing, {
             let (websockets, endpoints) = (Arc::clone(&websockets), config.endpoints.clone());
-            let closing = lifecycle.closing.clone();
+            let closing = closing.clone();
             async move { websockets.run(&endpoints, closing).await }
         });
-
-        tasks.spawn({
+        tasks.spawn("channel clients", closing, {
             let pings = config.endpoints.iter().map(|endpoint| endpoint.ping);
-            let closing = lifecycle.closing.clone();
-            Arc::clone(&channel_clients).run(pings.collect(), config.drain.spread, closing)
+            let clients = Arc::clone(&channel_clients);
+            clients.run(pings.collect(), config.drain.spread, closing.clone())
         });
 
-        tasks.spawn({
+        tasks.spawn("memory", stopped, {
             let channel_clients = Arc::clone(&channel_clients);
             let websockets = Arc::clone(&websockets);
             let sessions = sessions.clone();
@@ -334,15 +344,15 @@ impl Node {
                     bytes: shed.bytes,
                 }
             };
-            budget.clone().run(relieve, lifecycle.stopped.clone())
+            let keeping = budget.clone().run(relieve, stopped.clone());
+            let stopped = stopped.clone();
+            async move {
+                keeping.await;
+                stopped.cancelled().await; // There may be no limit.
+            }
         });
 
-        let http = HttpConfig {
-            page: config.page,
-            trusted_proxies: config.trusted_proxies,
-            body_bytes_max: config.limits.body_bytes_max,
-            body_timeout: config.limits.body_timeout,
-        };
+        let http = reload::http(&config);
         let channels_http = ChannelsHttp {
             clients: Arc::clone(&channel_clients),
             control,
@@ -358,18 +368,39 @@ impl Node {
                 Arc::clone(&metrics),
                 draining.clone(),
             ),
-            http: Http::new(http, mounts, channels_http, Arc::clone(&metrics)).with_api(api),
+            http: Http::new(http, mounts, channels_http, Arc::clone(&metrics))
+                .with_api(mounted_api),
             websockets,
             sessions,
         };
         let server = ServerConfig {
             node_id: HeaderValue::try_from(&node_id).expect("the configuration checks it"),
-            limits: config.limits,
+            limits: Live::new(config.limits.clone()),
             connections,
             budget: Arc::clone(&budget),
-            drain: config.drain,
+            drain: config.drain.clone(),
         };
-        let server = Server::new(server, services, metrics, lifecycle.closing.clone());
+        let server = Server::new(
+            server,
+            services,
+            Arc::clone(&metrics),
+            lifecycle.closing.clone(),
+        );
+        let file = config.file.clone();
+        let reloader = Reloader {
+            started: config,
+            parts: reload::Parts {
+                verifier,
+                api,
+                channel_clients,
+                quota,
+                server: Arc::clone(&server),
+                metrics,
+            },
+        };
+        let hangups = signal(SignalKind::hangup())?;
+        let reloading = reloader.run(file, hangups, lifecycle.stopped.clone());
+        tasks.spawn("reload", &lifecycle.stopped, reloading);
         info!(%address, listener = "node", node = node_id, connections_max = connections.clients, "listening");
         Ok(Self {
             listener,
@@ -401,19 +432,12 @@ impl Node {
                     Some(Err(error)) => return Err(failed(&error)),
                     _ => break,
                 },
-                Some(ended) = tasks.join_next() => {
-                    if let Err(error) = ended {
-                        return Err(failed(&error));
-                    }
-                }
+                TaskFailed = tasks.failed() => return Err(RunError::Failed),
             }
         }
         lifecycle.stopped.cancel();
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                return Err(failed(&error));
-            }
-        }
+        let ended = tasks.wait().await;
+        ended.map_err(|TaskFailed| RunError::Failed)?;
         info!("stopped");
         Ok(())
     }
@@ -450,15 +474,6 @@ fn readiness(
             Err(NotReady::Full(reason) | NotReady::Other(reason)) => Err(reason),
         }
     })
-}
-
-/// Waits for tasks that only end with the node. A panic of one of them is passed on, so that the node ends.
-async fn until_all_end(mut tasks: JoinSet<()>) {
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            std::panic::resume_unwind(error.into_panic());
-        }
-    }
 }
 
 fn failed(error: &tokio::task::JoinError) -> RunError {

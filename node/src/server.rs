@@ -31,6 +31,7 @@ use crate::budget::Budget;
 use crate::config::Drain;
 use crate::config::Lead;
 use crate::config::Limits;
+use crate::config::Live;
 use crate::disconnect::Disconnect;
 use crate::http::Http;
 use crate::http::Purpose;
@@ -70,7 +71,7 @@ pub(crate) struct ServerConfig {
     /// The node's id, as a header value.
     pub(crate) node_id: HeaderValue,
     /// What it takes on.
-    pub(crate) limits: Limits,
+    pub(crate) limits: Live<Limits>,
     /// How many connections it takes on.
     pub(crate) connections: ConnectionLimits,
     /// How much memory it takes.
@@ -132,6 +133,16 @@ impl Server {
             is_leaving: AtomicBool::new(false),
             closing,
         })
+    }
+
+    /// Replaces the limits, except for the number of connections.
+    pub(crate) fn reload(&self, limits: Limits) {
+        self.config.limits.set(limits);
+    }
+
+    /// Serves the clients' requests.
+    pub(crate) fn http(&self) -> &Http {
+        &self.services.http
     }
 
     /// Accepts connections until `shutdown`, then for as long as the edges need to know of it and sessions

@@ -1,8 +1,9 @@
-//! The keys in use: those of the configuration, and those of a file that changes while the node runs.
+//! The keys in use: those of the configuration, and those of files that change while the node runs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::task;
 use tokio::time;
@@ -12,38 +13,85 @@ use tracing::error;
 use tracing::info;
 
 use crate::auth::Verifier;
+use crate::config::Auth;
+use crate::config::KeyFile;
 use crate::config::KeySetFile;
-use crate::jwt::BadKeySet;
 use crate::jwt::Key;
 
-/// How often the file is looked at: soon enough for a provider that publishes a key before it signs with it.
+/// How often the files are read: soon enough for a provider that publishes a key before it signs with it.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Keys, some of which may be exchanged.
 pub(super) struct Keys {
-    fixed: Vec<Key>,
-    file: Option<KeySetFile>,
+    sources: Mutex<Sources>,
     current: RwLock<Arc<[Key]>>,
 }
 
-/// What a look at the file has found.
-#[derive(Debug, PartialEq, Eq)]
-enum Found {
-    /// The keys that are in use.
-    Same,
-    /// Others, which are in use from now on; so many.
-    New(usize),
+/// Where keys come from, each with the keys of its last successful read.
+#[derive(Debug)]
+struct Sources {
+    fixed: Vec<Key>,
+    files: Vec<KeyFile>,
+    set: Option<KeySetFile>,
+}
+
+/// The result of reading the files again.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// How many keys there are now, if they have changed.
+    changed: Option<usize>,
+    /// Files that cannot be used, with their errors: their previous keys stay in use.
+    errors: Vec<(String, String)>,
+}
+
+impl Sources {
+    fn of(rules: &Auth) -> Self {
+        Self {
+            fixed: rules.keys.clone(),
+            files: rules.key_files.clone(),
+            set: rules.key_set.clone(),
+        }
+    }
+
+    fn all(&self) -> Arc<[Key]> {
+        let of_set = self.set.iter().flat_map(|set| &set.keys);
+        self.fixed.iter().chain(of_set).cloned().collect()
+    }
+
+    /// Reads all files; returns those that cannot be used, with their errors.
+    fn read(&mut self) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        for file in &self.files {
+            match file.read() {
+                Ok(key) => self.fixed[file.index] = key,
+                Err(error) => errors.push((file.path.display().to_string(), error)),
+            }
+        }
+        if let Some(set) = &mut self.set {
+            match Key::set_in_file(&set.path) {
+                Ok(keys) => set.keys = keys,
+                Err(error) => errors.push((set.path.display().to_string(), error.to_string())),
+            }
+        }
+        errors
+    }
 }
 
 impl Keys {
-    pub(super) fn new(fixed: Vec<Key>, file: Option<KeySetFile>) -> Self {
-        let of_file = file.iter().flat_map(|file| &file.keys);
-        let current = fixed.iter().chain(of_file).cloned().collect();
+    /// Those that `rules` name.
+    pub(super) fn new(rules: &Auth) -> Self {
+        let sources = Sources::of(rules);
         Self {
-            fixed,
-            file,
-            current: RwLock::new(current),
+            current: RwLock::new(sources.all()),
+            sources: Mutex::new(sources),
         }
+    }
+
+    /// Replaces them with those that `rules` name.
+    pub(super) fn reload(&self, rules: &Auth) {
+        let mut sources = self.sources.lock();
+        *sources = Sources::of(rules);
+        *self.current.write() = sources.all();
     }
 
     /// Those that tokens are checked with now.
@@ -51,27 +99,31 @@ impl Keys {
         Arc::clone(&self.current.read())
     }
 
-    /// Takes what the file says now.
-    fn look(&self, file: &KeySetFile) -> Result<Found, BadKeySet> {
-        let keys = Key::set_in_file(&file.path)?;
-        let count = keys.len();
-        let all: Arc<[Key]> = self.fixed.iter().cloned().chain(keys).collect();
-        if *self.current() == *all {
-            return Ok(Found::Same);
-        }
-        *self.current.write() = all;
-        Ok(Found::New(count))
+    /// Whether any of them may change by itself.
+    fn has_files(&self) -> bool {
+        let sources = self.sources.lock();
+        sources.set.is_some() || !sources.files.is_empty()
+    }
+
+    /// Reads the files again.
+    fn look(&self) -> Found {
+        let mut sources = self.sources.lock();
+        let errors = sources.read();
+        let all = sources.all();
+        let is_same = *self.current() == *all;
+        let changed = (!is_same).then(|| {
+            let count = all.len();
+            *self.current.write() = all;
+            count
+        });
+        Found { changed, errors }
     }
 }
 
-/// Reads the file with the key set anew when it changes, until `shutdown`. A file that cannot be used changes nothing,
-/// and the log says once what is wrong with it.
+/// Reads the files with keys again when they change, until `shutdown`. A file that cannot be used changes nothing, and is one
+/// line of the log.
 pub(crate) async fn watch(verifier: Arc<Verifier>, shutdown: CancellationToken) {
-    let Some(file) = verifier.keys.file.clone() else {
-        return;
-    };
-    let path = file.path.display().to_string();
-    let mut last_error = None;
+    let mut last_errors = Vec::new();
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -80,22 +132,25 @@ pub(crate) async fn watch(verifier: Arc<Verifier>, shutdown: CancellationToken) 
             () = shutdown.cancelled() => return,
             _ = looks.tick() => {}
         }
-        let (verifier, file) = (Arc::clone(&verifier), file.clone());
-        let Ok(looked) = task::spawn_blocking(move || verifier.keys.look(&file)).await else {
+        if !verifier.keys.has_files() {
+            continue;
+        }
+        let looking = Arc::clone(&verifier);
+        let Ok(found) = task::spawn_blocking(move || looking.keys.look()).await else {
             continue; // The runtime ends.
         };
-        match looked {
-            Ok(Found::Same) => last_error = None,
-            Ok(Found::New(keys)) => {
-                last_error = None;
-                info!(path, keys, "the key set has changed and is in use");
-            }
-            Err(error) if last_error.as_ref() == Some(&error) => {}
-            Err(error) => {
-                error!(path, %error, "cannot use the key set, the keys from before stay in use");
-                last_error = Some(error);
+        if let Some(keys) = found.changed {
+            info!(keys, "keys for tokens have changed and are in use");
+        }
+        for failure @ (path, error) in &found.errors {
+            if !last_errors.contains(failure) {
+                error!(
+                    path,
+                    error, "cannot use a file with keys, its previous keys stay in use"
+                );
             }
         }
+        last_errors = found.errors;
     }
 }
 
@@ -104,6 +159,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::config::Config;
     use crate::jwt::testing;
 
     /// A file of its own, gone at the end.
@@ -122,33 +178,45 @@ mod tests {
 
     #[test]
     fn a_file_that_changes_changes_the_keys_and_a_wrong_one_does_not() {
-        let scratch = scratch("changes");
-        let fixed = testing::secret_key(Some("fixed"), 1);
-        fs::write(&scratch.0, testing::key_set(&[("a", 2)])).unwrap();
-        let file = KeySetFile {
-            path: scratch.0.clone(),
-            keys: Key::set_in_file(&scratch.0).unwrap(),
-        };
-        let keys = Keys::new(vec![fixed], Some(file.clone()));
+        let (set, secret) = (scratch("set"), scratch("secret"));
+        fs::write(&set.0, testing::key_set(&[("a", 2)])).unwrap();
+        fs::write(&secret.0, "s".repeat(32)).unwrap();
+        let (set_path, secret_path) = (set.0.display(), secret.0.display());
+        let text = format!(
+            "auth: {{keys: [{{id: fixed, algorithm: HS256, key: {}}}, {{id: filed, algorithm: HS256, key: {{file: {secret_path}}}}}], key_set: {set_path}}}",
+            "f".repeat(32)
+        );
+        let keys = Keys::new(&Config::parse("test", &text).unwrap().auth);
         let ids = || {
             let keys = keys.current();
             let ids = keys.iter().map(|key| key.id().unwrap().to_owned());
             ids.collect::<Vec<_>>()
         };
-        assert_eq!(ids(), ["fixed", "a"]);
-        assert_eq!(keys.look(&file), Ok(Found::Same));
+        assert_eq!(ids(), ["fixed", "filed", "a"]);
+        assert_eq!(keys.look(), Found::default());
 
-        fs::write(&scratch.0, testing::key_set(&[("b", 3), ("c", 4)])).unwrap();
-        assert_eq!(keys.look(&file), Ok(Found::New(2)));
-        assert_eq!(ids(), ["fixed", "b", "c"]);
+        fs::write(&set.0, testing::key_set(&[("b", 3), ("c", 4)])).unwrap();
+        assert_eq!(keys.look().changed, Some(4));
+        assert_eq!(ids(), ["fixed", "filed", "b", "c"]);
+        let before = keys.current();
+        fs::write(&secret.0, "t".repeat(32)).unwrap();
+        assert_eq!(keys.look().changed, Some(4));
+        assert_ne!(*keys.current(), *before, "the secret is another one");
 
+        let before = keys.current();
         for wrong in ["", "{}", "{\"keys\": []}"] {
-            fs::write(&scratch.0, wrong).unwrap();
-            assert!(keys.look(&file).is_err(), "{wrong}");
-            assert_eq!(ids(), ["fixed", "b", "c"]);
+            fs::write(&set.0, wrong).unwrap();
+            fs::write(&secret.0, wrong).unwrap();
+            let found = keys.look();
+            assert_eq!((found.changed, found.errors.len()), (None, 2), "{wrong}");
+            assert_eq!(*keys.current(), *before);
         }
-        fs::remove_file(&scratch.0).unwrap();
-        assert!(matches!(keys.look(&file), Err(BadKeySet::Unreadable(_))));
-        assert_eq!(ids(), ["fixed", "b", "c"]);
+        fs::remove_file(&set.0).unwrap();
+        fs::remove_file(&secret.0).unwrap();
+        assert_eq!(keys.look().errors.len(), 2);
+        assert_eq!(*keys.current(), *before);
+        fs::write(&secret.0, "u".repeat(32)).unwrap();
+        let found = keys.look();
+        assert_eq!((found.changed, found.errors.len()), (Some(4), 1));
     }
 }

@@ -15,6 +15,7 @@ const NOW: u64 = 1_800_000_000;
 
 fn rules() -> Auth {
     Auth {
+        key_files: Vec::new(),
         keys: vec![testing::secret_key(None, 1)],
         key_set: None,
         audience: Vec::new(),

@@ -48,7 +48,7 @@ impl ChannelClient {
 
     fn may_see_presence(&self, channel: &str) -> Result<ChannelName, Failure> {
         let (channel, options) = self.options(channel)?;
-        self.decide(&channel, |asking| access::presence(options, asking))??;
+        self.decide(&channel, |asking| access::presence(&options, asking))??;
         Ok(channel)
     }
 
@@ -59,10 +59,10 @@ impl ChannelClient {
 
     pub(super) async fn history(&self, id: u32, request: HistoryRequest) -> Result<(), Failure> {
         let (channel, options) = self.options(&request.channel)?;
-        self.decide(&channel, |asking| access::history(options, asking))??;
-        access::codec(options, self.member.codec())?;
-        let retention = Retention::of(options).ok_or(ErrorCode::NotAvailable)?;
-        let page_max = self.clients.config.limits.history_page;
+        self.decide(&channel, |asking| access::history(&options, asking))??;
+        access::codec(&options, self.member.codec())?;
+        let retention = Retention::of(&options).ok_or(ErrorCode::NotAvailable)?;
+        let page_max = self.clients.config.get().limits.history_page;
         let bytes_max = self.clients.feeds.reply_bytes_max();
         let query = query(&request, page_max, bytes_max);
         let since = query.since.clone();

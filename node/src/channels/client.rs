@@ -176,7 +176,7 @@ impl ChannelClient {
 
     /// How many of its commands may be under way.
     pub(super) fn commands_max(&self) -> usize {
-        self.clients.config.limits.commands_per_client
+        self.clients.config.get().limits.commands_per_client
     }
 
     /// Carries out a command that waits for nothing, or returns what carries it out.
@@ -278,10 +278,11 @@ impl ChannelClient {
     pub(super) fn options(
         &self,
         channel: &str,
-    ) -> Result<(ChannelName, &Arc<ChannelOptions>), Failure> {
+    ) -> Result<(ChannelName, Arc<ChannelOptions>), Failure> {
         let name = ChannelName::new(channel).map_err(|_| ErrorCode::BadRequest)?;
-        let options = self.clients.config.namespaces.options(channel);
-        Ok((name, options.ok_or(ErrorCode::UnknownChannel)?))
+        let config = self.clients.config.get();
+        let options = config.namespaces.options(channel);
+        Ok((name, Arc::clone(options.ok_or(ErrorCode::UnknownChannel)?)))
     }
 
     /// What the client's standing in `channel` is, for a decision.

@@ -78,7 +78,7 @@ impl ChannelClient {
         request: ConnectRequest,
     ) -> Result<(), Failure> {
         self.state.lock().begin_connect()?;
-        let channels_max = self.clients.config.limits.channels_per_client;
+        let channels_max = self.clients.config.get().limits.channels_per_client;
         if channels_max < request.subs.len() {
             self.state.lock().refuse_connect();
             return Err(ErrorCode::LimitExceeded.into()); // No client had so many.
@@ -165,7 +165,7 @@ impl ChannelClient {
     }
 
     fn user_limit(&self) -> Option<UserLimit> {
-        let limits = &self.clients.config.limits;
+        let limits = self.clients.config.get().limits.clone();
         Some(UserLimit {
             clients_max: limits.connections_per_user?,
             displaces_oldest: limits.connections_per_user_policy == UserLimitPolicy::DropOldest,

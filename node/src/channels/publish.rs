@@ -24,9 +24,9 @@ use crate::protocol::RpcResult;
 impl ChannelClient {
     pub(super) async fn publish(&self, id: u32, request: PublishRequest) -> Result<(), Failure> {
         let (channel, options) = self.options(&request.channel)?;
-        let way = self.decide(&channel, |asking| access::publish(options, asking))??;
-        access::codec(options, self.member.codec())?;
-        access::is_publishable(options, &request)?;
+        let way = self.decide(&channel, |asking| access::publish(&options, asking))??;
+        access::codec(&options, self.member.codec())?;
+        access::is_publishable(&options, &request)?;
         if !self.is_within_rate(Instant::now()) {
             return Err(ErrorCode::TooManyRequests.into());
         }
@@ -53,7 +53,7 @@ impl ChannelClient {
             time: channels::unix_milliseconds(),
             ..Publication::default()
         };
-        let how = How::of(options, granted.skip_history);
+        let how = How::of(&options, granted.skip_history);
         let published = self.clients.feeds.publish(&channel, publication, how).await;
         published.map_err(|error| {
             debug!(client = %self.id, %channel, %error, "a client's publication failed");

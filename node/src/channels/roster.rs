@@ -160,7 +160,7 @@ async fn sweep_once(clients: &Arc<ChannelClients>, now: Instant) {
     let look = Look {
         now,
         unix_seconds: channels::unix_seconds(),
-        connect_timeout: clients.config.limits.connect_timeout,
+        connect_timeout: clients.config.get().limits.connect_timeout,
     };
     let mut bytes_queued = 0;
     let look = |entry: &mut Entry| {

@@ -53,7 +53,7 @@ const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
 /// A subscription that is decided on.
 pub(super) struct Wish<'a> {
     pub(super) channel: &'a ChannelName,
-    pub(super) options: &'a Arc<ChannelOptions>,
+    pub(super) options: Arc<ChannelOptions>,
     pub(super) user: &'a str,
     /// What others are told of the connection.
     pub(super) conn_info: &'a Bytes,
@@ -106,7 +106,7 @@ impl ChannelClient {
         let (channel, options) = self.options(&request.channel)?;
         let has_token = !request.token.is_empty();
         let way = self.decide(&channel, |asking| {
-            access::subscribe(options, asking, has_token)
+            access::subscribe(&options, asking, has_token)
         })??;
         let (user, conn_info, for_hooks) = {
             let mut state = self.state.lock();
@@ -181,11 +181,9 @@ impl ChannelClient {
         wish: Wish<'_>,
         tell: impl FnOnce(SubscribeResult) -> Bytes + Send,
     ) -> Result<(), Failure> {
-        let Wish {
-            channel, options, ..
-        } = wish;
+        let (channel, options) = (wish.channel, &wish.options);
         access::codec(options, self.member.codec())?;
-        let channels_max = self.clients.config.limits.channels_per_client;
+        let channels_max = self.clients.config.get().limits.channels_per_client;
         let ticket = {
             let mut state = self.state.lock();
             match (state.reserve(channel, channels_max), wish.command) {

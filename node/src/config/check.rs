@@ -104,6 +104,7 @@ impl Checker<'_> {
         self.namespaces_are_there(&endpoints, &channels);
         let node = raw.node.unwrap_or_default();
         let config = Config {
+            file: None,
             id: self.node_id(node.id),
             advertise: self.advertise(node.advertise),
             zone: self.zone(node.zone),

@@ -8,7 +8,9 @@ use http::Response;
 
 use crate::client::Client;
 use crate::client::Clients;
+use crate::config::AllowedOrigins;
 use crate::config::Endpoint;
+use crate::config::Live;
 use crate::config::Mode;
 use crate::config::Protocol;
 use crate::config::Sockjs;
@@ -28,6 +30,8 @@ use crate::transport::Body;
 pub(crate) struct Mount {
     /// Its settings.
     pub(crate) endpoint: Arc<Endpoint>,
+    /// Origins from which browsers may connect. A reload replaces them here, not in `endpoint`.
+    pub(crate) allowed_origins: Live<AllowedOrigins>,
     /// Where its clients come from.
     pub(crate) clients: Arc<Clients>,
     /// For the log lines about origins that it refuses.
@@ -43,7 +47,7 @@ pub(crate) struct SockjsMount {
     /// The clients that have no WebSocket.
     pub(crate) sessions: Arc<Sessions>,
     /// Set if it is served.
-    iframe: Option<IframePage>,
+    iframe: Live<Option<IframePage>>,
 }
 
 impl Mount {
@@ -62,22 +66,30 @@ impl Mount {
                     metrics: Arc::clone(&clients.metrics),
                 };
                 let sessions = Arc::new(Sessions::new(config));
-                let script = settings.client_script.as_deref();
-                let iframe =
-                    script.map(|script| IframePage::new(script, &endpoint.allowed_origins));
                 Some(SockjsMount {
                     settings: settings.clone(),
                     sessions,
-                    iframe,
+                    iframe: Live::new(iframe(settings, &endpoint.allowed_origins)),
                 })
             }
         };
         Self {
+            allowed_origins: Live::new(endpoint.allowed_origins.clone()),
             endpoint,
             clients,
             refusals: Pace::default(),
             sockjs,
         }
+    }
+
+    /// Replaces the allowed origins.
+    pub(crate) fn reload(&self, allowed_origins: AllowedOrigins) {
+        if let Some(sockjs) = &self.sockjs {
+            sockjs
+                .iframe
+                .set(iframe(&sockjs.settings, &allowed_origins));
+        }
+        self.allowed_origins.set(allowed_origins);
     }
 
     /// What only SockJS needs; for places that only SockJS has.
@@ -94,7 +106,8 @@ impl Mount {
 
     /// The page for frames; for a path that [`route`](super::route) has found.
     pub(crate) fn iframe_page(&self, request: &HeaderMap) -> Response<Body> {
-        let page = self.sockjs().iframe.as_ref();
+        let page = self.sockjs().iframe.get();
+        let page = { &*page }.as_ref();
         let page = page.expect("without `client_script` no path names it");
         page.answer(request, SystemTime::now())
     }
@@ -109,4 +122,10 @@ impl Mount {
         );
         (outbox, Arc::new(client))
     }
+}
+
+/// The page for frames, if there is one.
+fn iframe(settings: &Sockjs, allowed_origins: &AllowedOrigins) -> Option<IframePage> {
+    let script = settings.client_script.as_deref()?;
+    Some(IframePage::new(script, allowed_origins))
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::testing;
 use super::*;
+use crate::jwt::jwks::BadKeySet;
 
 /// RFC 7515 appendix A: claims that all three examples share.
 const CLAIMS: &str = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";

@@ -29,6 +29,7 @@ fn everything_that_is_counted_has_its_line() {
     metrics.probe_seen(Duration::from_millis(1));
     metrics.hook(Hook::Rpc, HookOutcome::Failed);
     metrics.recovered(Recovered::Hit);
+    metrics.reloaded(Reload::Applied);
     expect![[r##"
         # TYPE causeway_node_connections gauge
         causeway_node_connections 1
@@ -119,6 +120,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_lag_seconds_count 0
         # TYPE causeway_node_hooks counter
         causeway_node_hooks_total{hook="rpc",outcome="failed"} 1
+        # TYPE causeway_node_reloads counter
+        causeway_node_reloads_total{result="applied"} 1
         # EOF
     "##]]
     .assert_eq(&stable(&metrics));

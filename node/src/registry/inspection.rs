@@ -44,9 +44,17 @@ struct Found {
     memory: Option<MemoryInfo>,
 }
 
+/// Whether a test wants this task to panic: `CAUSEWAY_SABOTAGE=panic:registry`, in debug builds only.
+#[cfg(debug_assertions)]
+fn is_sabotaged() -> bool {
+    std::env::var("CAUSEWAY_SABOTAGE").is_ok_and(|deed| deed == "panic:registry")
+}
+
 impl Keeper {
     /// Inspects Redis again and again, for ever.
     pub(super) async fn inspect(&self) -> Infallible {
+        #[cfg(debug_assertions)]
+        assert!(!is_sabotaged(), "a test wants it");
         let mut found = Found::default();
         let mut round = 0_u32;
         loop {

@@ -140,9 +140,9 @@ impl Keeper {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {}
-            () = self.keep() => {}
-            () = self.write() => {}
-            () = self.sweep() => {}
+            never = self.keep() => match never {},
+            never = self.write() => match never {},
+            never = self.sweep() => match never {},
             never = self.announce_leaving() => match never {},
             never = self.inspect() => match never {},
             never = self.verify() => match never {},
@@ -181,7 +181,7 @@ impl Keeper {
     }
 
     /// Takes the lease and renews it, for ever.
-    async fn keep(&self) {
+    async fn keep(&self) -> Infallible {
         let mut held: Option<Held> = None;
         let mut backoff = Backoff::new(self.backoff_max.min(self.config.renew));
         loop {
@@ -278,12 +278,12 @@ impl Keeper {
     }
 
     /// Carries out what the ledger wants, for ever.
-    async fn write(&self) {
+    async fn write(&self) -> Infallible {
         let mut lease = self.lease.subscribe();
         let mut backoff = Backoff::new(self.backoff_max);
         loop {
             let Ok(Some(lease)) = lease.wait_for(Option::is_some).await.map(|lease| *lease) else {
-                return; // The sender is our own, so it is there.
+                return future::pending().await; // The sender is our own, so it is there.
             };
             if self.write_batch(lease).await {
                 backoff.reset();
@@ -319,7 +319,7 @@ impl Keeper {
     }
 
     /// Sweeps up after others, for ever.
-    async fn sweep(&self) {
+    async fn sweep(&self) -> Infallible {
         loop {
             // Nobody answers for it if Redis is away: the look for lapsed leases comes again.
             if let Err(error) = self.sweep_all().await {

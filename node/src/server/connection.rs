@@ -89,7 +89,7 @@ pub(super) async fn run(
     peer: SocketAddr,
     admitted: Admitted,
 ) {
-    let limits = &server.config.limits;
+    let limits = server.config.limits.get();
     let mut socket = Socket {
         stream,
         read_ahead: Bytes::new(),
@@ -157,7 +157,7 @@ async fn serve(
     peer: SocketAddr,
     admitted: &Mutex<Admitted>,
 ) -> Outcome {
-    let limits = &server.config.limits;
+    let limits = server.config.limits.get();
     let progress = Arc::new(Progress::new(limits.answer_timeout));
     let service = service_fn(|request| {
         Box::pin(answer(

@@ -19,6 +19,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tracing::warn;
 
+use crate::config::Live;
 use crate::logging::Pace;
 
 /// Bits of an IPv6 address that name its holder: providers give out no less than a /64.
@@ -35,7 +36,7 @@ pub(crate) struct QuotaConfig {
 
 /// The sessions of a node, counted.
 pub(crate) struct Quota {
-    config: QuotaConfig,
+    config: Live<QuotaConfig>,
     counts: Mutex<Counts>,
     refusals: Pace,
 }
@@ -74,10 +75,15 @@ impl Quota {
     /// Nobody is there yet.
     pub(crate) fn new(config: QuotaConfig) -> Arc<Self> {
         Arc::new(Self {
-            config,
+            config: Live::new(config),
             counts: Mutex::default(),
             refusals: Pace::default(),
         })
+    }
+
+    /// Replaces the limits, for sessions that begin after this.
+    pub(crate) fn reload(&self, config: QuotaConfig) {
+        self.config.set(config);
     }
 
     /// Takes room for one session of `address`.
@@ -88,12 +94,12 @@ impl Quota {
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
         let address = holder(address);
         let counts = &mut *self.counts.lock();
-        if self.config.sessions_max <= counts.sessions {
+        if self.config.get().sessions_max <= counts.sessions {
             return Err(Full::Node);
         }
         // New in the map only if it has none yet, and then its first one fits.
         let known = counts.addresses.entry(address).or_default();
-        if self.config.half_open_max <= known.half_open.load(Ordering::Relaxed) {
+        if self.config.get().half_open_max <= known.half_open.load(Ordering::Relaxed) {
             return Err(Full::Address);
         }
         known.half_open.fetch_add(1, Ordering::Relaxed);
@@ -121,14 +127,14 @@ impl Quota {
         };
         match full {
             Full::Node => warn!(
-                limit = self.config.sessions_max,
+                limit = self.config.get().sessions_max,
                 setting = "limits.sessions",
                 held_back,
                 "session refused: the node has too many",
             ),
             Full::Address => warn!(
                 %address,
-                limit = self.config.half_open_max,
+                limit = self.config.get().half_open_max,
                 setting = "limits.sessions_per_address",
                 held_back,
                 "session refused: the address has too many without a receiver; \

@@ -251,7 +251,7 @@ pub(crate) async fn sweep(tables: Vec<Arc<Sessions>>, shutdown: CancellationToke
         .map(|delays| delays.heartbeat.min(delays.disconnect))
         .min();
     let Some(delay) = delay else {
-        return; // No endpoint speaks SockJS.
+        return shutdown.cancelled().await; // No endpoint has protocol SockJS.
     };
     // A tenth of the delay: nothing is later than that, and seldom-needed looks stay seldom.
     let mut interval = time::interval((delay / 10).clamp(shortest, longest));

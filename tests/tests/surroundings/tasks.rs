@@ -1,9 +1,11 @@
-//! What the edge does all the time panics: the log says so, it is counted, and it is done again.
+//! Background tasks that panic: the edge logs and counts it and runs them again; the node, whose clients' state is in them, ends.
 
 use anyhow::{Result, ensure};
 use causeway_tests::harness::{
-    http,
+    http, loopback,
+    node::{self, Node},
     process::{Streams, json_lines},
+    redis::Redis,
     scratch::Scratch,
     wait,
 };
@@ -33,6 +35,27 @@ async fn that_panic_run_again_in_the_plugin() -> Result<()> {
     for task in TASKS {
         panics(Kind::Plugin, task).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_the_registry_that_panics_ends_the_node() -> Result<()> {
+    let scratch = Scratch::new("tasks-node")?;
+    let redis = Redis::start(loopback::own(), scratch.path()).await?;
+    let settings =
+        node::settings_with_redis(&redis.url()).with("node.advertise", json!("127.0.0.1:9000")); // The registry is needed.
+    let variables = [("CAUSEWAY_SABOTAGE", "panic:registry")];
+    let mut node = Node::start_with("n1", settings, scratch.path(), &variables).await?;
+    let status = node.process.exit(wait::SOON).await?;
+    ensure!(status.code() == Some(1), "{status}");
+    let lines = json_lines(&node.process.log());
+    let mut fields = lines.iter().map(|line| &line["fields"]);
+    let line =
+        fields.find(|fields| fields["message"] == "a background task panicked, the node ends");
+    ensure!(
+        line.is_some_and(|fields| fields["task"] == "registry"),
+        "{lines:?}"
+    );
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Checker;
 use crate::config::Auth;
+use crate::config::KeyFile;
 use crate::config::KeySetFile;
 use crate::config::raw;
 use crate::config::settings;
@@ -29,8 +30,10 @@ impl Checker<'_> {
                 "expected a text; leave the key out for tokens of anyone who has a key",
             );
         }
+        let (keys, key_files) = self.auth_keys(raw.keys.unwrap_or_default());
         Auth {
-            keys: self.auth_keys(raw.keys.unwrap_or_default()),
+            keys,
+            key_files,
             key_set: raw.key_set.and_then(|path| self.key_set(path)),
             audience,
             issuer: raw.issuer,
@@ -39,7 +42,8 @@ impl Checker<'_> {
         }
     }
 
-    fn auth_keys(&mut self, raw: Vec<raw::AuthKey>) -> Vec<Key> {
+    /// The keys, and those of them that come from files.
+    fn auth_keys(&mut self, raw: Vec<raw::AuthKey>) -> (Vec<Key>, Vec<KeyFile>) {
         if KEYS_MAX < raw.len() {
             self.error(
                 "auth.keys",
@@ -47,6 +51,7 @@ impl Checker<'_> {
             );
         }
         let mut keys: Vec<Key> = Vec::new();
+        let mut files = Vec::new();
         for (index, raw) in raw.into_iter().take(KEYS_MAX).enumerate() {
             let at = format!("auth.keys[{index}]");
             if let Some(id) = &raw.id {
@@ -60,12 +65,20 @@ impl Checker<'_> {
                     self.error(&format!("{at}.id"), format!("duplicate id {id:?}"));
                 }
             }
-            match Key::new(raw.id, raw.algorithm, raw.key.expose()) {
-                Ok(key) => keys.push(key),
+            match Key::new(raw.id.clone(), raw.algorithm, raw.key.expose()) {
+                Ok(key) => {
+                    files.extend(raw.key.file().map(|path| KeyFile {
+                        index: keys.len(),
+                        path: path.to_owned(),
+                        id: raw.id,
+                        algorithm: raw.algorithm,
+                    }));
+                    keys.push(key);
+                }
                 Err(error) => self.error(&format!("{at}.key"), error.to_string()),
             }
         }
-        keys
+        (keys, files)
     }
 
     fn key_set(&mut self, path: String) -> Option<KeySetFile> {
