@@ -8,12 +8,14 @@ use std::panic;
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::Duration;
+use std::time::Instant;
 
 use causeway_conf::LogConfig;
 use causeway_conf::LogEvents;
 use causeway_conf::LogTarget;
 use causeway_conf::LogWriter;
 use causeway_conf::capture;
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 
@@ -39,6 +41,43 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// The log of this process, once it has one.
 static LOG: OnceLock<LogWriter<Box<[u8]>>> = OnceLock::new();
+
+/// A client that is disconnected because it reads too slowly.
+#[derive(Debug)]
+pub(crate) struct SlowClient<'a> {
+    /// Its id, or its address where it has none.
+    pub(crate) client: &'a str,
+    /// Empty if it is not known.
+    pub(crate) user: &'a str,
+    /// The path of its endpoint.
+    pub(crate) endpoint: &'a str,
+    pub(crate) transport: &'static str,
+    /// What was queued for it, in bytes.
+    pub(crate) bytes_queued: usize,
+}
+
+/// Logs a client that was disconnected as too slow, at most one line a second.
+pub(crate) fn slow_client(slow: &SlowClient<'_>) {
+    static PACE: Pace = Pace::new();
+    let SlowClient {
+        client,
+        user,
+        endpoint,
+        transport,
+        bytes_queued,
+    } = slow;
+    if let Some(held_back) = PACE.admit(Instant::now()) {
+        warn!(
+            client,
+            user,
+            endpoint,
+            transport,
+            bytes_queued,
+            held_back,
+            "client disconnected: it reads too slowly"
+        );
+    }
+}
 
 /// Changes the level, once there is a log.
 static SET_LEVEL: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();

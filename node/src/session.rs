@@ -22,7 +22,9 @@ use tokio::sync::Notify;
 use crate::client::Client;
 use crate::disconnect::Disconnect;
 use crate::logging;
+use crate::logging::SlowClient;
 use crate::metrics::Metrics;
+use crate::metrics::Transport;
 use crate::outbox::Closed;
 use crate::outbox::QueueOutbox;
 use crate::outbox::Queued;
@@ -115,7 +117,16 @@ impl Session {
             state.close(disconnect);
             disconnect
         };
-        if self.take_client().is_some() {
+        if let Some(client) = self.take_client() {
+            if let Some(bytes_queued) = self.outbox.slow_bytes() {
+                logging::slow_client(&SlowClient {
+                    client: &self.place.address().to_string(),
+                    user: "",
+                    endpoint: &client.endpoint().path,
+                    transport: Transport::SockjsHttp.as_str(),
+                    bytes_queued,
+                });
+            }
             self.metrics.disconnected(disconnect);
         }
         self.changed.notify_one();

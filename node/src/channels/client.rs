@@ -34,6 +34,8 @@ use crate::feed;
 use crate::hooks::ClientHeaders;
 use crate::hub::Member;
 use crate::instance::ClientId;
+use crate::logging;
+use crate::logging::SlowClient;
 use crate::metrics::Counted;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
@@ -232,6 +234,17 @@ impl ChannelClient {
         self.state.lock().identity()?;
         self.clients.metrics.dropped(DropReason::NoReceiver, 1);
         Ok(())
+    }
+
+    /// Logs that it was disconnected because it reads too slowly.
+    pub(crate) fn log_slow(&self, bytes_queued: usize) {
+        logging::slow_client(&SlowClient {
+            client: &self.id.to_string(),
+            user: &self.user(),
+            endpoint: &self.endpoint.path,
+            transport: self.transport.as_str(),
+            bytes_queued,
+        });
     }
 
     /// Counts that the client was sent away, and why.

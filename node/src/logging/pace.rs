@@ -9,16 +9,24 @@ use parking_lot::Mutex;
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lets a line through now and then, and counts those that it holds back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace(Mutex<Held>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     logged_at: Option<Instant>,
     count: u64,
 }
 
 impl Pace {
+    /// Nothing was logged yet.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Held {
+            logged_at: None,
+            count: 0,
+        }))
+    }
+
     /// Whether something is to be logged now: then how often it was not since the last line.
     pub(crate) fn admit(&self, now: Instant) -> Option<u64> {
         let mut held = self.0.lock();
@@ -31,6 +39,12 @@ impl Pace {
         }
         held.logged_at = Some(now);
         Some(std::mem::take(&mut held.count))
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

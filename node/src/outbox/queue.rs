@@ -27,7 +27,7 @@ pub(crate) enum QueueFormat {
 /// A client's messages, in order.
 ///
 /// Invariant: `bytes_queued` is the summed cost of `messages` and, with what is held back, at most `bytes_max` and
-/// one push more; outside `State::Open` nothing is added.
+/// one push more; outside `State::Open` nothing is added. In `State::Slow` it is what was dropped.
 pub(crate) struct QueueOutbox {
     format: QueueFormat,
     bytes_max: usize,
@@ -69,14 +69,17 @@ pub(crate) enum Closed {
 impl Queue {
     /// What waits and what is held back, in bytes.
     fn bytes(&self) -> usize {
+        if self.state == State::Slow {
+            return 0;
+        }
         let held = self.held.as_ref();
         self.bytes_queued + held.map_or(0, |held| held.bytes())
     }
 
     fn become_slow(&mut self) {
+        self.bytes_queued = self.bytes(); // What is dropped now, for the log.
         self.messages = VecDeque::new();
         self.held = None;
-        self.bytes_queued = 0;
         self.state = State::Slow;
     }
 
@@ -248,6 +251,13 @@ impl QueueOutbox {
             drop(queue);
             self.changed.notify_one();
         }
+    }
+
+    /// What was queued, in bytes, when the client was disconnected because it reads too slowly; `None` if it was not.
+    pub(crate) fn slow_bytes(&self) -> Option<usize> {
+        let queue = self.queue.lock();
+        let is_slow = queue.state == State::Slow || queue.disconnect == Some(Disconnect::SLOW);
+        is_slow.then_some(queue.bytes_queued)
     }
 
     /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.

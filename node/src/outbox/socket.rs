@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::io::IoSlice;
 use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::task::Context;
@@ -55,7 +56,15 @@ struct Output {
     /// In a box, because mostly nothing waits.
     backlog: Option<Box<Backlog>>,
     /// In a box, because it is there for a moment only.
-    disconnect: Option<Box<Disconnect>>,
+    sent_away: Option<Box<SentAway>>,
+}
+
+/// Why a client was disconnected.
+#[derive(Debug, Clone, Copy)]
+struct SentAway {
+    disconnect: Disconnect,
+    /// What was queued for it then, in bytes.
+    bytes_queued: usize,
 }
 
 /// What a socket has not taken yet.
@@ -88,7 +97,7 @@ impl SocketOutbox {
         let output = Output {
             state: SocketState::Open,
             backlog: None,
-            disconnect: None,
+            sent_away: None,
         };
         Self {
             stream,
@@ -183,6 +192,11 @@ impl SocketOutbox {
         }
     }
 
+    /// The other end of the connection, if the socket still knows it.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.stream.peer_addr().ok()
+    }
+
     /// What waits, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
         self.output.lock().bytes_queued()
@@ -262,7 +276,15 @@ impl SocketOutbox {
 
     /// Why we have sent the client away, if we have.
     pub(crate) fn disconnect(&self) -> Option<Disconnect> {
-        self.output.lock().disconnect.as_deref().copied()
+        let output = self.output.lock();
+        output.sent_away.as_ref().map(|away| away.disconnect)
+    }
+
+    /// What was queued, in bytes, when the client was disconnected because it reads too slowly; `None` if it was not.
+    pub(crate) fn slow_bytes(&self) -> Option<usize> {
+        let output = self.output.lock();
+        let away = output.sent_away.as_ref()?;
+        (away.disconnect == Disconnect::SLOW).then_some(away.bytes_queued)
     }
 
     /// Whether nothing waits.
@@ -328,6 +350,7 @@ impl SocketOutbox {
 
     /// The client of a slow outbox gets the rest of the frame in hand and the close frame, nothing else.
     fn close_with(&self, output: &mut Output, disconnect: Disconnect, reason: &str) {
+        let bytes_queued = output.bytes_queued();
         if disconnect == Disconnect::SLOW {
             output.drop_unsent_frames();
         }
@@ -339,7 +362,10 @@ impl SocketOutbox {
         let mut close = BytesMut::new();
         websocket::append_close(&mut close, format, disconnect.code, reason);
         self.write_or_queue(output, &close.freeze());
-        output.disconnect = Some(Box::new(disconnect));
+        output.sent_away = Some(Box::new(SentAway {
+            disconnect,
+            bytes_queued,
+        }));
         if output.state == SocketState::Open {
             output.state = SocketState::Closing;
         }

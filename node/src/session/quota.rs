@@ -145,6 +145,11 @@ impl Quota {
 }
 
 impl Place {
+    /// The address of the client.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// Notes that a receiver waits on the session.
     pub(crate) fn receiver_waits(&self) {
         if self.is_half_open.swap(false, Ordering::Relaxed) {

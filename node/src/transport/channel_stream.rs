@@ -168,8 +168,12 @@ struct Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
+        let client = self.admitted.client();
+        if let Some(bytes_queued) = self.outbox.slow_bytes() {
+            client.log_slow(bytes_queued);
+        }
         if let Some(disconnect) = self.outbox.disconnect() {
-            self.admitted.client().was_sent_away(disconnect);
+            client.was_sent_away(disconnect);
         }
     }
 }

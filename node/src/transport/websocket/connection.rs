@@ -60,6 +60,11 @@ enum Reads {
 }
 
 impl Connection {
+    /// Logs that it was disconnected because it reads too slowly.
+    pub(super) fn log_slow(&self, bytes_queued: usize) {
+        self.peer.log_slow(&self.outbox, bytes_queued);
+    }
+
     /// `read_ahead`: what the client sent behind its request.
     pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: &[u8]) -> Self {
         let message_bytes_max = peer.endpoint().received_bytes_max();

@@ -19,7 +19,11 @@ use crate::disconnect::Disconnect;
 use crate::frame::sockjs;
 use crate::frame::websocket::MessageKind;
 use crate::frame::websocket::SocketFormat;
+use crate::logging;
+use crate::logging::SlowClient;
 use crate::metrics::Metrics;
+use crate::metrics::Transport;
+use crate::outbox::SocketOutbox;
 use crate::roster::Place;
 use crate::transport::websocket::roster::Entry;
 
@@ -59,6 +63,26 @@ impl Peer {
         match self {
             Self::Plain { client, .. } => client.metrics(),
             Self::Channels(admitted) => admitted.client().metrics(),
+        }
+    }
+
+    /// Logs that it was disconnected because it reads too slowly.
+    pub(super) fn log_slow(&self, outbox: &SocketOutbox, bytes_queued: usize) {
+        match self {
+            Self::Channels(admitted) => admitted.client().log_slow(bytes_queued),
+            Self::Plain { client, .. } => {
+                let peer = outbox.peer().map(|peer| peer.to_string());
+                logging::slow_client(&SlowClient {
+                    client: &peer.unwrap_or_default(),
+                    user: "",
+                    endpoint: &client.endpoint().path,
+                    transport: match outbox.format() {
+                        SocketFormat::Sockjs => Transport::SockjsWebsocket.as_str(),
+                        _ => Transport::Websocket.as_str(),
+                    },
+                    bytes_queued,
+                });
+            }
         }
     }
 

@@ -64,6 +64,9 @@ impl<H: Unpin> Future for Serving<H> {
 async fn finish(connection: Connection, end: End) {
     let metrics = connection.metrics();
     let endpoint = connection.endpoint();
+    if let Some(bytes_queued) = connection.outbox.slow_bytes() {
+        connection.log_slow(bytes_queued);
+    }
     let outbox = ending::finish(connection, end).await;
     if let Some(disconnect) = outbox.disconnect() {
         debug!(reason = disconnect.name, format = ?outbox.format(), "client sent away");
