@@ -1,6 +1,7 @@
-//! Answers for the operator: is the node alive, is it ready, what does it count, and who is slow.
+//! Responses for operators: liveness, readiness, metrics, and the slowest clients.
 //!
-//! They are on the port of the clients; the edge routes none of them unless it is told to.
+//! The admin listener serves all of them. The clients' listener serves `/live` and `/ready` alone, which say nothing about
+//! clients: load balancers probe where they send clients.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 /// How many clients `/slowest` names.
 const SLOWEST: usize = 20;
 
-/// Answers `/live`, `/ready`, `/metrics` and `/slowest`.
+/// Serves `/live`, `/ready`, `/metrics` and `/slowest`.
 pub(crate) struct Admin {
     readiness: Readiness,
     slowest: Slowest,
@@ -125,32 +126,34 @@ impl Admin {
         }
     }
 
-    /// Whether `path` is one of ours.
-    pub(crate) fn has(path: &str) -> bool {
-        matches!(path, "/live" | "/ready" | "/metrics" | "/slowest")
+    /// Whether `path` is served to load balancers, on the clients' listener too.
+    pub(crate) fn is_probe(path: &str) -> bool {
+        matches!(path, "/live" | "/ready")
     }
 
-    /// The answer if the path is one of ours.
-    pub(crate) fn answer(&self, asked: &Asked<'_>) -> Option<Response<Body>> {
-        let answer: fn(&Self, &Asked<'_>) -> Response<Body> = match asked.path {
+    /// The response to a probe; `None` for any other path.
+    pub(crate) fn probe(&self, asked: &Asked<'_>) -> Option<Response<Body>> {
+        Self::is_probe(asked.path).then(|| self.respond(asked))
+    }
+
+    /// The response of the admin listener.
+    pub(crate) fn respond(&self, asked: &Asked<'_>) -> Response<Body> {
+        let respond: fn(&Self, &Asked<'_>) -> Response<Body> = match asked.path {
             "/live" => |_, _| text(StatusCode::OK, "alive\n"),
             "/ready" => Self::ready,
             "/metrics" => |admin, _| admin.metrics(),
             "/slowest" => |admin, _| admin.slowest(),
-            path => {
-                debug_assert!(!Self::has(path), "{path} is ours");
-                return None;
-            }
+            _ => |_, _| text(StatusCode::NOT_FOUND, "not found\n"),
         };
         let mut response = if matches!(*asked.method, Method::GET | Method::HEAD) {
-            answer(self, asked)
+            respond(self, asked)
         } else {
             not_allowed()
         };
         response
             .headers_mut()
             .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        Some(response)
+        response
     }
 
     fn ready(&self, asked: &Asked<'_>) -> Response<Body> {
@@ -235,9 +238,9 @@ mod tests {
         Admin::new(readiness, slowest, Metrics::new(), draining.clone())
     }
 
-    fn ask(admin: &Admin, method: &Method, path: &str) -> Option<Response<Body>> {
+    fn ask(admin: &Admin, method: &Method, path: &str) -> Response<Body> {
         let headers = HeaderMap::from_iter([(header::USER_AGENT, HeaderValue::from_static("lb"))]);
-        admin.answer(&Asked {
+        admin.respond(&Asked {
             method,
             path,
             headers: &headers,
@@ -248,8 +251,8 @@ mod tests {
     #[test]
     fn a_node_without_its_broker_lives_and_is_not_ready() {
         let admin = admin(&CancellationToken::new());
-        assert_eq!(ask(&admin, &Method::GET, "/live").unwrap().status(), 200);
-        let ready = ask(&admin, &Method::GET, "/ready").unwrap();
+        assert_eq!(ask(&admin, &Method::GET, "/live").status(), 200);
+        let ready = ask(&admin, &Method::GET, "/ready");
         assert_eq!(ready.status(), 503);
         assert_eq!(ready.headers().get(DRAIN), None);
         let Body::Whole(body) = ready.into_body() else {
@@ -263,7 +266,7 @@ mod tests {
         let readiness = Box::new(|| Ok(Some("redis is full".to_owned())));
         let none = Box::new(|_| Vec::new());
         let admin = Admin::new(readiness, none, Metrics::new(), CancellationToken::new());
-        let ready = ask(&admin, &Method::GET, "/ready").unwrap();
+        let ready = ask(&admin, &Method::GET, "/ready");
         assert_eq!(ready.status(), 200);
         let Body::Whole(body) = ready.into_body() else {
             panic!("a text is expected")
@@ -274,7 +277,7 @@ mod tests {
     #[test]
     fn the_slowest_are_named() {
         let admin = admin(&CancellationToken::new());
-        let slowest = ask(&admin, &Method::GET, "/slowest").unwrap();
+        let slowest = ask(&admin, &Method::GET, "/slowest");
         assert_eq!(slowest.headers()[header::CONTENT_TYPE], "application/json");
         let Body::Whole(body) = slowest.into_body() else {
             panic!("a list is expected")
@@ -288,19 +291,35 @@ mod tests {
     fn a_draining_node_says_so() {
         let draining = CancellationToken::new();
         draining.cancel();
-        let ready = ask(&admin(&draining), &Method::HEAD, "/ready").unwrap();
+        let ready = ask(&admin(&draining), &Method::HEAD, "/ready");
         assert_eq!(ready.status(), 503);
         assert_eq!(ready.headers()[DRAIN], "1");
     }
 
     #[test]
-    fn other_paths_are_not_ours_and_other_methods_are_refused() {
+    fn other_paths_are_not_found_and_other_methods_are_refused() {
         let admin = admin(&CancellationToken::new());
-        assert!(ask(&admin, &Method::GET, "/").is_none());
-        assert!(ask(&admin, &Method::GET, "/live/").is_none());
-        let refused = ask(&admin, &Method::POST, "/metrics").unwrap();
+        assert_eq!(ask(&admin, &Method::GET, "/").status(), 404);
+        assert_eq!(ask(&admin, &Method::GET, "/live/").status(), 404);
+        let refused = ask(&admin, &Method::POST, "/metrics");
         assert_eq!(refused.status(), 405);
         assert_eq!(refused.headers()[header::ALLOW], "GET, HEAD");
+    }
+
+    #[test]
+    fn the_listener_of_clients_has_nothing_but_probes() {
+        let admin = admin(&CancellationToken::new());
+        let headers = HeaderMap::new();
+        let probe = |path| {
+            admin.probe(&Asked {
+                method: &Method::GET,
+                path,
+                headers: &headers,
+                peer: IpAddr::from([127, 0, 0, 1]),
+            })
+        };
+        assert!(probe("/live").is_some() && probe("/ready").is_some());
+        assert!(probe("/metrics").is_none() && probe("/slowest").is_none());
     }
 
     #[tokio::test(start_paused = true)]

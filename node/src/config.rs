@@ -50,6 +50,8 @@ pub struct Config {
     id: Option<String>,
     /// Where clients and the edge connect; port 0 lets the kernel choose.
     pub(crate) listen: SocketAddr,
+    /// Where operators connect, port 0 as above; `None`: nowhere.
+    pub(crate) admin: Option<SocketAddr>,
     /// Worker threads; `None`: one for each core.
     pub(crate) threads: Option<usize>,
     /// Where the edge reaches this node; `None`: it is not told.

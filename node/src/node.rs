@@ -1,6 +1,7 @@
 //! A node put together, in the order of the flow, and its life from the start to the last client.
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -61,6 +62,7 @@ use crate::registry;
 use crate::registry::NotReady;
 use crate::registry::Registry;
 use crate::server;
+use crate::server::AdminListener;
 use crate::server::Server;
 use crate::server::ServerConfig;
 use crate::server::Services;
@@ -90,8 +92,10 @@ pub enum RunError {
     #[error(transparent)]
     OpenFiles(#[from] TooFewOpenFiles),
     /// The address cannot be listened on: in use, of another machine, or not allowed.
-    #[error("cannot listen on {address} (setting `listen`): {error}")]
+    #[error("cannot listen on {address} (setting `{setting}`): {error}")]
     Listen {
+        /// The setting that names it.
+        setting: &'static str,
         /// What was asked for.
         address: SocketAddr,
         /// What the system says.
@@ -123,13 +127,37 @@ struct Lifecycle {
 /// [`RunError`], as [`run`] would have it.
 pub fn check(config: &Config) -> Result<(), RunError> {
     open_files()?;
-    match server::check(config.listen, &config.tcp) {
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse => Err(RunError::Listen {
-            address: config.listen,
-            error,
-        }),
-        _ => Ok(()),
+    for (setting, address) in addresses(config) {
+        match server::check(address, &config.tcp) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                return Err(RunError::Listen {
+                    setting,
+                    address,
+                    error,
+                });
+            }
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// What is listened on, by the names of the settings.
+fn addresses(config: &Config) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+    let admin = config.admin.map(|address| ("admin.address", address));
+    iter::once(("listen", config.listen)).chain(admin)
+}
+
+fn bind(
+    setting: &'static str,
+    address: SocketAddr,
+    config: &config::Tcp,
+) -> Result<TcpListener, RunError> {
+    server::bind(address, config).map_err(|error| RunError::Listen {
+        setting,
+        address,
+        error,
+    })
 }
 
 /// Runs a node until a signal has ended it and its clients have left.
@@ -160,6 +188,9 @@ pub fn run(config: Config) -> Result<(), RunError> {
 /// A node at work that accepts no connections yet.
 struct Node {
     listener: TcpListener,
+    /// Where operators connect.
+    #[cfg(test)]
+    admin: Option<SocketAddr>,
     server: Arc<Server>,
     /// What clients need: hub, broker, and those who look after clients.
     tasks: Tasks,
@@ -169,10 +200,12 @@ struct Node {
 impl Node {
     /// Starts everything but the accepting.
     fn start(config: Config, lifecycle: Lifecycle) -> Result<Self, RunError> {
-        let address = config.listen;
-        let listener = server::bind(address, &config.tcp)
-            .map_err(|error| RunError::Listen { address, error })?;
+        let listener = bind("listen", config.listen, &config.tcp)?;
         let address = listener.local_addr()?;
+        let admin_listener = config
+            .admin
+            .map(|address| bind("admin.address", address, &config.tcp))
+            .transpose()?;
         let node_id = config.node_id(address);
         let connections = connection_limits(&config, open_files()?);
 
@@ -357,24 +390,36 @@ impl Node {
             clients: Arc::clone(&channel_clients),
             control,
         };
-        let draining = lifecycle.draining.clone();
+        let node_id_header = HeaderValue::try_from(&node_id).expect("the configuration checks it");
+        let admin = Arc::new(Admin::new(
+            readiness(relay, registry.registry, &config.broker),
+            {
+                let clients = Arc::clone(&channel_clients);
+                Box::new(move |count| clients.slowest(count))
+            },
+            Arc::clone(&metrics),
+            lifecycle.draining.clone(),
+        ));
+        let admin_address = admin_listener.as_ref().map(TcpListener::local_addr);
+        let admin_address = admin_address.transpose()?;
+        if let Some((listener, address)) = admin_listener.zip(admin_address) {
+            info!(%address, listener = "admin", node = node_id, "listening");
+            let listener = AdminListener {
+                listener,
+                admin: Arc::clone(&admin),
+                node_id: node_id_header.clone(),
+            };
+            tasks.spawn("admin listener", closing, listener.run(closing.clone()));
+        }
         let services = Services {
-            admin: Admin::new(
-                readiness(relay, registry.registry, &config.broker),
-                {
-                    let clients = Arc::clone(&channel_clients);
-                    Box::new(move |count| clients.slowest(count))
-                },
-                Arc::clone(&metrics),
-                draining.clone(),
-            ),
+            admin,
             http: Http::new(http, mounts, channels_http, Arc::clone(&metrics))
                 .with_api(mounted_api),
             websockets,
             sessions,
         };
         let server = ServerConfig {
-            node_id: HeaderValue::try_from(&node_id).expect("the configuration checks it"),
+            node_id: node_id_header,
             limits: Live::new(config.limits.clone()),
             connections,
             budget: Arc::clone(&budget),
@@ -404,6 +449,8 @@ impl Node {
         info!(%address, listener = "node", node = node_id, connections_max = connections.clients, "listening");
         Ok(Self {
             listener,
+            #[cfg(test)]
+            admin: admin_address,
             server,
             tasks,
             lifecycle,

@@ -46,9 +46,11 @@ use crate::transport::websocket::WebSockets;
 mod admission;
 mod connection;
 mod listener;
+mod operators;
 
 pub(crate) use listener::bind;
 pub(crate) use listener::check;
+pub(crate) use operators::AdminListener;
 
 use admission::Admission;
 use admission::Admitted;
@@ -82,8 +84,8 @@ pub(crate) struct ServerConfig {
 
 /// What answers requests and carries clients.
 pub(crate) struct Services {
-    /// For the operator.
-    pub(crate) admin: Admin,
+    /// For load balancers.
+    pub(crate) admin: Arc<Admin>,
     /// For clients.
     pub(crate) http: Http,
     /// For clients with a WebSocket.
@@ -223,7 +225,7 @@ impl Server {
 
     /// What a request is for.
     fn purpose(&self, path: &str, headers: &HeaderMap) -> Purpose {
-        if Admin::has(path) {
+        if Admin::is_probe(path) {
             return Purpose::Operator;
         }
         self.services.http.purpose(path, headers)

@@ -94,9 +94,25 @@ async fn paths_for_operators_are_not_for_clients() -> Result<()> {
     let node = Node::start("n1", node::settings(), scratch.path()).await?;
     let edge = Edge::start(&edge::settings(&[("n1", node.address)]), scratch.path()).await?;
     edge.backend_in_state("n1", "up").await?;
+    for path in ["/live", "/ready"] {
+        let probed = http::get(node.address, path).await?;
+        assert_eq!(
+            probed.status, 200,
+            "{path} where clients of the node connect"
+        );
+    }
+    for path in ["/metrics", "/slowest"] {
+        let refused = http::get(node.address, path).await?;
+        assert_eq!(
+            refused.status, 404,
+            "{path} where clients of the node connect"
+        );
+        let shown = http::get(node.admin, path).await?;
+        assert_eq!(shown.status, 200, "{path} of the node");
+    }
     for path in ["/live", "/ready", "/metrics"] {
         assert_eq!(
-            http::get(node.address, path).await?.status,
+            http::get(node.admin, path).await?.status,
             200,
             "{path} of the node"
         );

@@ -32,7 +32,7 @@ async fn a_flood_of_refused_origins_makes_few_lines_that_name_the_setting() -> R
     assert_eq!(fields[0]["endpoint"], "/sockjs");
     let origin = fields[0]["origin"].as_str().unwrap_or_default();
     assert!(origin.contains("https://other.example"), "{origin}");
-    let metrics = http::get(node.address, "/metrics").await?.text();
+    let metrics = http::get(node.admin, "/metrics").await?.text();
     let counted = format!("reason=\"origin\"}} {REQUESTS}\n");
     assert!(metrics.contains(&counted), "{metrics}");
     Ok(())

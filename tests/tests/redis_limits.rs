@@ -98,7 +98,7 @@ async fn a_ban_that_a_full_redis_keeps_from_happening_is_an_error() -> Result<()
         let is_said = why.contains("redis is full") || why.contains("OOM");
         assert!(is_said, "{method}: {why}");
     }
-    let metrics = http::get(second.address, "/metrics").await?.text();
+    let metrics = http::get(second.admin, "/metrics").await?.text();
     assert!(metrics.contains("causeway_node_redis_full 1"), "{metrics}");
     assert!(
         metrics.contains("causeway_node_registry_ready 0"),

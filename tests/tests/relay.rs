@@ -37,7 +37,7 @@ fn patient(settings: Settings) -> Settings {
 
 /// How many clients a node holds, by its own account.
 async fn clients_of(node: &Node) -> Result<usize> {
-    let metrics = http::get(node.address, "/metrics").await?.text();
+    let metrics = http::get(node.admin, "/metrics").await?.text();
     let counts = metrics
         .lines()
         .filter(|line| line.starts_with("causeway_node_clients{"));

@@ -4,6 +4,7 @@
 //! mistakes.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,20 @@ fn is_filter(text: &str) -> bool {
     }) && EnvFilter::try_new(text).is_ok()
 }
 
+/// The default of `admin.address`: loopback, on a port by which several nodes of one machine do not collide. Port 0, any free
+/// one, if `listen` has it or one so high that there is none.
+fn admin_of(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if ip.is_loopback() => ip,
+        _ => IpAddr::from([127, 0, 0, 1]),
+    };
+    let port = match listen.port() {
+        0 => 0,
+        port => port.checked_add(settings::ADMIN_PORT_OFFSET).unwrap_or(0),
+    };
+    SocketAddr::new(ip, port)
+}
+
 struct Checker<'a> {
     positions: &'a Positions,
     errors: Vec<ConfError>,
@@ -103,6 +118,7 @@ impl Checker<'_> {
         self.relations(&endpoints, &broker, &limits);
         self.namespaces_are_there(&endpoints, &channels);
         let node = raw.node.unwrap_or_default();
+        let listen = self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN));
         let config = Config {
             file: None,
             id: self.node_id(node.id),
@@ -112,7 +128,8 @@ impl Checker<'_> {
             lifecycle: self.lifecycle(raw.lifecycle.unwrap_or_default(), &channels),
             api: self.api(raw.api.unwrap_or_default(), &endpoints),
             values: self.values(raw.values.unwrap_or_default()),
-            listen: self.listen(raw.listen.as_deref().unwrap_or(settings::LISTEN)),
+            listen,
+            admin: self.admin(raw.admin, listen),
             threads: self.count_or_auto(
                 "threads",
                 raw.threads.filter(|&n| n != 0),
@@ -151,13 +168,43 @@ impl Checker<'_> {
     }
 
     fn listen(&mut self, text: &str) -> SocketAddr {
-        text.parse().unwrap_or_else(|_| {
+        self.socket_address("listen", text)
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9000)))
+    }
+
+    fn socket_address(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        let address = text.parse().ok();
+        if address.is_none() {
             self.error(
-                "listen",
+                key,
                 format!("expected an address and a port, such as \"127.0.0.1:9000\" or \"[::]:9000\", found {text:?}"),
             );
-            SocketAddr::from(([127, 0, 0, 1], 9000))
-        })
+        }
+        address
+    }
+
+    fn admin(&mut self, raw: Option<raw::Admin>, listen: SocketAddr) -> Option<SocketAddr> {
+        let settings = match raw {
+            Some(raw::Admin::None) => return None,
+            Some(raw::Admin::At(settings)) => settings,
+            None => raw::AdminSettings::default(),
+        };
+        let address = match settings.address.as_deref() {
+            Some("none") => return None,
+            Some(text) => self.socket_address("admin.address", text)?,
+            None => return Some(admin_of(listen)),
+        };
+        let is_any = |address: SocketAddr| address.ip().is_unspecified();
+        let is_same_ip = address.ip() == listen.ip() || is_any(address) || is_any(listen);
+        if address.port() != 0 && address.port() == listen.port() && is_same_ip {
+            self.error(
+                "admin.address",
+                format!(
+                    "expected another port than that of listen ({listen}), found \"{address}\""
+                ),
+            );
+        }
+        Some(address)
     }
 
     fn limits(&mut self, raw: raw::Limits) -> Limits {

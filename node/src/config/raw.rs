@@ -3,6 +3,7 @@
 //! Nothing is decided here; `None` means the key is missing or `null`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use causeway_conf::AddressRange;
@@ -10,6 +11,12 @@ use causeway_conf::ByteSize;
 use causeway_conf::Secret;
 use causeway_conf::Span;
 use serde::Deserialize;
+use serde::Deserializer;
+use serde::de;
+use serde::de::MapAccess;
+use serde::de::Unexpected;
+use serde::de::Visitor;
+use serde::de::value::MapAccessDeserializer;
 
 use crate::config::Ack;
 use crate::config::DataKind;
@@ -26,6 +33,7 @@ use crate::jwt::Algorithm;
 pub(super) struct Config {
     pub(super) node: Option<Node>,
     pub(super) listen: Option<String>,
+    pub(super) admin: Option<Admin>,
     pub(super) threads: Option<u64>,
     pub(super) broker: Option<Broker>,
     pub(super) auth: Option<Auth>,
@@ -43,6 +51,44 @@ pub(super) struct Config {
     pub(super) fanout: Option<Fanout>,
     pub(super) drain: Option<Drain>,
     pub(super) log: Option<Log>,
+}
+
+/// Settings, or `none`.
+#[derive(Debug)]
+pub(super) enum Admin {
+    None,
+    At(AdminSettings),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AdminSettings {
+    pub(super) address: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Admin {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct NoneOrMapping;
+        impl<'de> Visitor<'de> for NoneOrMapping {
+            type Value = Admin;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("settings such as {address: \"127.0.0.1:10000\"}, or \"none\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Admin, E> {
+                match text {
+                    "none" => Ok(Admin::None),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Admin, A::Error> {
+                AdminSettings::deserialize(MapAccessDeserializer::new(map)).map(Admin::At)
+            }
+        }
+        from.deserialize_any(NoneOrMapping)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

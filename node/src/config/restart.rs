@@ -19,6 +19,7 @@ impl Config {
             file: _,
             id,
             listen,
+            admin,
             threads,
             advertise,
             zone,
@@ -44,6 +45,7 @@ impl Config {
             (*advertise != self.advertise, "node.advertise"),
             (*zone != self.zone, "node.zone"),
             (*listen != self.listen, "listen"),
+            (*admin != self.admin, "admin"),
             (*threads != self.threads, "threads"),
             (*broker != self.broker, "broker"),
             (*hooks != self.hooks, "hooks"),
@@ -185,6 +187,7 @@ endpoints:
         let changed = "
 node: { id: a, advertise: \"a:1\", zone: z }
 listen: 127.0.0.1:1
+admin: none
 threads: 1
 broker: { kind: redis, url: \"redis://a\" }
 hooks: { answer_size: 1KiB }
@@ -204,6 +207,7 @@ endpoints: [{ path: /ws, protocol: websocket }]
             "node.advertise",
             "node.zone",
             "listen",
+            "admin",
             "threads",
             "broker",
             "hooks",

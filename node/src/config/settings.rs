@@ -43,6 +43,7 @@ const HOUR: Duration = secs(60 * 60);
 const YEAR: Duration = days(365);
 
 pub(super) const LISTEN: &str = "127.0.0.1:9000";
+pub(super) const ADMIN_PORT_OFFSET: u16 = 1000;
 pub(super) const THREADS_MAX: u64 = 1024;
 pub(super) const PAGE: bool = true;
 

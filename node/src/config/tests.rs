@@ -42,6 +42,7 @@ fn the_commented_file_names_every_setting() {
     // What serde lists as known, mapping by mapping, must stand in the file.
     for mapping in [
         "",
+        "admin",
         "node",
         "broker",
         "auth",
@@ -153,6 +154,57 @@ fn zero_threads_and_null_mean_the_default() {
 }
 
 #[test]
+fn the_admin_listener_is_on_loopback_beside_the_port_of_the_clients_unless_told() {
+    let admin = |text: &str| {
+        let admin = Config::parse("node.yaml", text).unwrap().admin;
+        admin.map(|address| address.to_string())
+    };
+    for (text, expected) in [
+        ("", "127.0.0.1:10000"),
+        ("admin: {}", "127.0.0.1:10000"),
+        ("admin: null", "127.0.0.1:10000"),
+        ("listen: 0.0.0.0:9001", "127.0.0.1:10001"),
+        ("listen: \"[::]:9001\"", "127.0.0.1:10001"),
+        ("listen: \"[::1]:9001\"", "[::1]:10001"),
+        ("listen: 127.0.0.2:9001", "127.0.0.2:10001"),
+        ("listen: 10.0.0.1:64535", "127.0.0.1:65535"),
+        ("listen: 10.0.0.1:64536", "127.0.0.1:0"),
+        ("listen: 127.0.0.1:0", "127.0.0.1:0"),
+        ("admin: { address: 0.0.0.0:9100 }", "0.0.0.0:9100"),
+    ] {
+        assert_eq!(admin(text).as_deref(), Some(expected), "{text}");
+    }
+    for text in ["admin: none", "admin: { address: none }"] {
+        assert_eq!(admin(text), None, "{text}");
+    }
+}
+
+#[test]
+fn an_admin_listener_that_cannot_be_is_refused_with_its_place() {
+    for (text, expected) in [
+        (
+            "\nadmin: off",
+            "node.yaml:2:1: admin: invalid value: string \"off\", expected settings such as {address: \"127.0.0.1:10000\"}, or \"none\"",
+        ),
+        (
+            "admin:\n  address: localhost",
+            "node.yaml:2:3: admin.address: expected an address and a port, such as \"127.0.0.1:9000\" or \"[::]:9000\", found \"localhost\"",
+        ),
+        (
+            "admin: { address: 127.0.0.1:9000 }",
+            "node.yaml:1:10: admin.address: expected another port than that of listen (127.0.0.1:9000), found \"127.0.0.1:9000\"",
+        ),
+        (
+            "admin: { address: 0.0.0.0:9000 }",
+            "node.yaml:1:10: admin.address: expected another port than that of listen (127.0.0.1:9000), found \"0.0.0.0:9000\"",
+        ),
+    ] {
+        let errors = Config::parse("node.yaml", text).unwrap_err();
+        assert_eq!(errors.to_string().trim_end(), expected);
+    }
+}
+
+#[test]
 fn every_mistake_of_a_file_is_reported_at_once_with_its_place() {
     let text = "\
 node: { id: \"a b\" }
@@ -187,7 +239,7 @@ log: { level: inf }
         node.yaml:7:3: broker.lane_wait: expected 10ms to 1h, found 2h
         node.yaml:9:5: endpoints[0].path: expected a path, such as "/chat": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found "chat/"
         node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`
-        node.yaml:10:7: endpoints[1].path: the node answers /ready itself, expected another path
+        node.yaml:10:7: endpoints[1].path: /ready is reserved, expected another path
         node.yaml:10:42: endpoints[1].heartbeat: this setting is only for `protocol: sockjs`
         node.yaml:11:47: endpoints[2].channel: a channel is only for `mode: relay`
         node.yaml:11:64: endpoints[2].transports: expected at least one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp
@@ -336,7 +388,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "listn: 1",
             expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `threads`, `broker`, `auth`, `hooks`, `registry`, `lifecycle`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
+                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `admin`, `threads`, `broker`, `auth`, `hooks`, `registry`, `lifecycle`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
             ],
         ),
     ];

@@ -22,6 +22,8 @@ use raw::DEADLINE;
 /// A node on a port that the kernel chose. It ends with the test.
 struct TestNode {
     address: SocketAddr,
+    /// Where operators connect.
+    admin: SocketAddr,
     draining: CancellationToken,
     living: JoinSet<Result<(), RunError>>,
 }
@@ -34,10 +36,12 @@ impl TestNode {
         let draining = lifecycle.draining.clone();
         let node = Node::start(config, lifecycle).unwrap();
         let address = node.listener.local_addr().unwrap();
+        let admin = node.admin.unwrap();
         let mut living = JoinSet::new();
         living.spawn(node.live());
         Self {
             address,
+            admin,
             draining,
             living,
         }
@@ -57,6 +61,15 @@ impl TestNode {
     async fn get(&self, path: &str) -> raw::Answer {
         self.request(&format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"))
             .await
+    }
+
+    /// What operators see at `path`.
+    async fn get_from_admin(&self, path: &str) -> raw::Answer {
+        let mut client = Client::connect(self.admin).await;
+        client
+            .send(&format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"))
+            .await;
+        client.answer().await
     }
 
     async fn post(&self, path: &str, body: &str) -> raw::Answer {

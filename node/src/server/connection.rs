@@ -250,14 +250,14 @@ async fn answer(
         return Ok(response.map(|body| WrittenBody::new(body, progress)));
     }
     // Where an observer of a full node does not come back, another one has its permit.
-    let is_kept = is_kept && (!Admin::has(path) || admitted.lock().is_client());
+    let is_kept = is_kept && (!Admin::is_probe(path) || admitted.lock().is_client());
     let asked = Asked {
         method,
         path,
         headers: request.headers(),
         peer: peer.ip(),
     };
-    let answer = match server.services.admin.answer(&asked) {
+    let answer = match server.services.admin.probe(&asked) {
         Some(response) => Answer::Now(response),
         None => {
             let request = request.map(|body| ReadBody::new(body, Arc::clone(&progress)));

@@ -79,6 +79,8 @@ pub(crate) struct Place<'a> {
 pub(crate) struct Running {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
+    /// Where operators connect, for a node.
+    pub(crate) admin: Option<SocketAddr>,
     /// Where they connect over TLS, if they can.
     pub(crate) tls_address: Option<SocketAddr>,
     dialect: Dialect,
@@ -106,6 +108,7 @@ impl Running {
     fn new(process: Process, address: SocketAddr) -> Self {
         Self {
             address,
+            admin: None,
             tls_address: None,
             dialect: Dialect::websocket("/ws/{}"),
             process,
@@ -120,6 +123,12 @@ impl Running {
         let mut running = Self::new(process, address);
         running.stop = Signal::Terminate;
         running
+    }
+
+    /// The same server, with an admin listener.
+    fn with_admin(mut self, address: SocketAddr) -> Self {
+        self.admin = Some(address);
+        self
     }
 
     /// The same server, which takes TLS there too.

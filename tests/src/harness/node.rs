@@ -24,6 +24,8 @@ pub struct Node {
     pub id: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where its admin listener is.
+    pub admin: SocketAddr,
     /// The process behind it.
     pub process: Process,
     file: PathBuf,
@@ -31,10 +33,10 @@ pub struct Node {
     variables: Vec<(String, String)>,
 }
 
-/// Settings of a node on a port that the kernel chooses, without Redis.
+/// Settings of a node on ports that the kernel chooses, without Redis.
 #[must_use]
 pub fn settings() -> Settings {
-    Settings::new(json!({ "listen": "127.0.0.1:0" }))
+    Settings::new(json!({ "listen": "127.0.0.1:0", "admin": { "address": "127.0.0.1:0" } }))
 }
 
 /// Settings of a node that shares its messages over the Redis at `url`.
@@ -82,10 +84,11 @@ impl Node {
         let variables: Vec<_> = variables.collect();
         let file = directory.join(format!("{id}.yaml"));
         let settings = settings.with("node.id", json!(id));
-        let (process, address) = launch(id, &settings, &file, &variables).await?;
+        let (process, address, admin) = launch(id, &settings, &file, &variables).await?;
         Ok(Self {
             id: id.to_owned(),
             address,
+            admin,
             process,
             file,
             settings,
@@ -102,7 +105,8 @@ impl Node {
     /// [`loopback`]: crate::harness::loopback
     pub async fn restart(&mut self) -> Result<()> {
         let settings = self.settings.clone().with("listen", json!(self.address));
-        (self.process, _) = launch(&self.id, &settings, &self.file, &self.variables).await?;
+        (self.process, _, self.admin) =
+            launch(&self.id, &settings, &self.file, &self.variables).await?;
         Ok(())
     }
 
@@ -147,7 +151,7 @@ async fn launch(
     settings: &Settings,
     file: &Path,
     variables: &[(String, String)],
-) -> Result<(Process, SocketAddr)> {
+) -> Result<(Process, SocketAddr, SocketAddr)> {
     std::fs::write(file, settings.text())?;
     let mut command = Command::new(programs::ours("causeway-node")?);
     command.arg("--config").arg(file);
@@ -155,5 +159,6 @@ async fn launch(
     let directory = file.parent().unwrap_or(Path::new("."));
     let mut process = Process::spawn(id, command, directory)?;
     let address = process.listening("node").await?;
-    Ok((process, address))
+    let admin = process.listening("admin").await?;
+    Ok((process, address, admin))
 }

@@ -113,7 +113,10 @@ impl Stack {
             .iter()
             .map(|node| {
                 let (id, address, pid) = (&node.id, node.address, node.process.pid());
-                format!("{id} http://{address} (pid {pid})")
+                format!(
+                    "{id} http://{address} (pid {pid}), http://{}/metrics",
+                    node.admin
+                )
             })
             .collect();
         let redis = match redis {

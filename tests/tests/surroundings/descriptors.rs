@@ -27,6 +27,11 @@ mod admin {
     }
 
     #[tokio::test]
+    async fn of_the_node_is_kept_from_nobody_by_silent_connections() -> Result<()> {
+        silence(Kind::Node).await
+    }
+
+    #[tokio::test]
     async fn of_the_plugin_is_kept_from_nobody_by_silent_connections() -> Result<()> {
         silence(Kind::Plugin).await
     }

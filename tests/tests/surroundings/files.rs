@@ -155,16 +155,28 @@ async fn a_check_tries_what_the_start_will_open_and_leaves_nothing_behind() -> R
         );
     }
 
-    for (listen, expected, said) in [
-        (taken.to_string(), 0, "valid"),
-        (elsewhere.to_owned(), 2, "cannot listen on 192.0.2.1:1"),
+    for (listen, admin, expected, said) in [
+        (taken.to_string(), "127.0.0.1:0", 0, "valid"),
+        (
+            elsewhere.to_owned(),
+            "none",
+            2,
+            "cannot listen on 192.0.2.1:1 (setting `listen`)",
+        ),
+        (
+            "127.0.0.1:0".to_owned(),
+            elsewhere,
+            2,
+            "cannot listen on 192.0.2.1:1 (setting `admin.address`)",
+        ),
     ] {
-        let file = scratch.write("node.yaml", &format!("listen: '{listen}'\n"))?;
+        let text = format!("listen: '{listen}'\nadmin: {{ address: '{admin}' }}\n");
+        let file = scratch.write("node.yaml", &text)?;
         let file = file.display().to_string();
         let (code, printed) = run("causeway-node", &["--config", &file, "--check"]).await?;
         ensure!(
             code == Some(expected) && printed.contains(said),
-            "{listen}: {code:?} {printed}"
+            "{text}: {code:?} {printed}"
         );
     }
     Ok(())

@@ -154,6 +154,10 @@ async fn an_edge_before_full_nodes_keeps_both_and_their_clients_and_refuses_new_
         ensure!(new_client(edge.address).await?.is_err(), "there is no room");
         for node in &nodes {
             for path in ["/live", "/ready", "/metrics", "/slowest"] {
+                let answer = http::get(node.admin, path).await?;
+                ensure!(answer.status == 200, "{path}: {answer:?}");
+            }
+            for path in ["/live", "/ready"] {
                 let answer = http::get(node.address, path).await?;
                 ensure!(answer.status == 200, "{path}: {answer:?}");
             }

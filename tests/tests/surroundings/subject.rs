@@ -81,13 +81,14 @@ impl Subject {
         streams: Streams,
         change_command: impl FnOnce(&mut Command),
     ) -> Result<Self> {
-        let (address, mut admin) = (own_address()?, own_address()?);
+        let (address, admin) = (own_address()?, own_address()?);
         let listen = json!(address.to_string());
         let mut backend = None;
         let (program, settings) = match kind {
             Kind::Node => {
-                admin = address;
-                let settings = node::settings().with("listen", listen);
+                let settings = node::settings()
+                    .with("listen", listen)
+                    .with("admin.address", json!(admin.to_string()));
                 ("causeway-node", settings.with("drain.lead", json!("100ms")))
             }
             Kind::Edge | Kind::Plugin => {

@@ -206,10 +206,7 @@ impl Checker<'_> {
         if !segments.is_some_and(|mut segments| segments.all(is_plain)) {
             self.error(key, format!("expected a path, such as \"/chat\": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found {path:?}"));
         } else if OWN_PATHS.contains(&path) {
-            self.error(
-                key,
-                format!("the node answers {path} itself, expected another path"),
-            );
+            self.error(key, format!("{path} is reserved, expected another path"));
         }
         path.to_owned()
     }

@@ -39,6 +39,11 @@ async fn api(node: &TestNode, key: &str) -> raw::Answer {
 async fn operators_and_the_api_are_served_and_new_clients_refused_until_there_is_room() {
     let (node, client) = full(YAML).await;
     for path in ["/live", "/ready", "/metrics", "/slowest"] {
+        let answer = node.get_from_admin(path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("connection"), Some("close"), "{path}");
+    }
+    for path in ["/live", "/ready"] {
         let answer = node.get(path).await;
         assert_eq!(answer.status, 200, "{path}");
         assert_eq!(answer.header("connection"), Some("close"), "{path}");
@@ -49,7 +54,7 @@ async fn operators_and_the_api_are_served_and_new_clients_refused_until_there_is
     assert_refused(&node.get("/").await);
     assert_refused(&node.get("/echo/info").await);
     assert_refused(&node.post("/echo/000/new/xhr", "").await);
-    let metrics = node.get("/metrics").await.body;
+    let metrics = node.get_from_admin("/metrics").await.body;
     let refused = "connections_refused_total{reason=\"connections\"} 5\n";
     assert!(metrics.contains(refused), "{metrics}");
 
@@ -98,7 +103,7 @@ async fn connections_that_say_nothing_keep_no_operator_out() {
             assert_eq!(node.get("/live").await.status, 200);
         }
     }
-    assert_eq!(node.get("/metrics").await.status, 200);
+    assert_eq!(node.get_from_admin("/metrics").await.status, 200);
     // The oldest were told, those that had begun a request too.
     for connection in &mut silent[..2] {
         let told = String::from_utf8(connection.rest().await).unwrap();
@@ -118,7 +123,7 @@ async fn a_node_without_memory_for_new_clients_serves_those_it_has() {
     until(async || node.get("/echo/info").await.status == 503).await;
     assert_refused(&node.get("/echo/info").await);
     assert_eq!(node.get("/ready").await.status, 200);
-    let metrics = node.get("/metrics").await.body;
+    let metrics = node.get_from_admin("/metrics").await.body;
     assert!(
         metrics.contains("connections_refused_total{reason=\"memory\"} "),
         "{metrics}"

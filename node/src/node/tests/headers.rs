@@ -39,6 +39,10 @@ async fn every_answer_names_its_node() {
             "{path}"
         );
     }
+    for path in ["/live", "/metrics", "/nothing"] {
+        let answer = node.get_from_admin(path).await;
+        assert_eq!(answer.header("causeway-node"), Some("n1"), "{path}");
+    }
 }
 
 #[tokio::test]

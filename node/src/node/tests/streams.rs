@@ -31,7 +31,7 @@ async fn to_the_end(mut client: Client) -> String {
 async fn is_counted(node: &TestNode, code: u16, reason: &str, times: usize) {
     let line =
         format!("causeway_node_disconnects_total{{code=\"{code}\",reason=\"{reason}\"}} {times}\n");
-    until(async || node.get("/metrics").await.body.contains(&line)).await;
+    until(async || node.get_from_admin("/metrics").await.body.contains(&line)).await;
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn who_leaves_is_not_counted_as_sent_away() {
     assert!(connected.contains("\"connect\""), "{connected}");
     drop(client);
     let gone = "causeway_node_clients{transport=\"channels_http_stream\"} 0\n";
-    until(async || node.get("/metrics").await.body.contains(gone)).await;
-    let metrics = node.get("/metrics").await.body;
+    until(async || node.get_from_admin("/metrics").await.body.contains(gone)).await;
+    let metrics = node.get_from_admin("/metrics").await.body;
     assert!(!metrics.contains("disconnects_total{"), "{metrics}");
 }

@@ -169,7 +169,8 @@ async fn start_node(place: &Place<'_>) -> Result<Running> {
         );
     let mut process = spawn("causeway-node", &settings, place)?;
     let address = process.listening("node").await?;
-    Ok(Running::new(process, address))
+    let admin = process.listening("admin").await?;
+    Ok(Running::new(process, address).with_admin(admin))
 }
 
 fn spawn(program: &str, settings: &Settings, place: &Place<'_>) -> Result<Process> {

@@ -173,7 +173,8 @@ async fn abandoned(server: &Running, clients: usize, options: &Options) -> Resul
     }
     let alive = memory.per_client(clients)?;
     let start = Instant::now();
-    while caller.sessions()? != 1 {
+    let admin = server.admin.context("a node has an admin listener")?;
+    while sessions(admin)? != 1 {
         ensure!(start.elapsed() < PATIENCE, "sessions do not end");
         time::sleep(Duration::from_millis(100)).await;
     }
@@ -188,6 +189,17 @@ async fn abandoned(server: &Running, clients: usize, options: &Options) -> Resul
         Figure::kilobytes("abandoned", alive),
         Figure::kilobytes("left of each when gone", left),
     ])
+}
+
+/// How many sessions a node counts.
+fn sessions(admin: SocketAddr) -> Result<usize> {
+    let mut caller = Caller::connect(admin)?; // A connection carries one request.
+    caller.ask("GET", "/metrics", "")?;
+    let text = caller.answer()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("causeway_node_sessions "));
+    Ok(line.context("sessions are not counted")?.parse()?)
 }
 
 /// A connection of a client that polls.
@@ -216,16 +228,6 @@ impl Caller {
             "the first poll of {session} was answered {frame:?}"
         );
         Ok(())
-    }
-
-    /// How many sessions the server counts.
-    fn sessions(&mut self) -> Result<usize> {
-        self.ask("GET", "/metrics", "")?;
-        let text = self.answer()?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("causeway_node_sessions "));
-        Ok(line.context("sessions are not counted")?.parse()?)
     }
 
     fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
