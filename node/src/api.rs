@@ -295,7 +295,7 @@ impl Api {
         };
         let read = self.parts.feeds.history(&channel, retention, query).await;
         let page = read.map_err(|error| ApiError::internal(&error))?;
-        if since.is_some_and(|since| since.epoch != page.position.epoch) {
+        if since.is_some_and(|since| !page.continues(&since)) {
             let code = ErrorCode::UnrecoverablePosition;
             return Err(ApiError::new(code, code.message()));
         }

@@ -40,6 +40,7 @@ mod access;
 mod ask;
 mod beat;
 mod client;
+mod command_rate;
 mod commands;
 mod connect;
 mod failure;

@@ -248,7 +248,7 @@ impl Client {
         }
         let since_start = now.saturating_duration_since(self.clients.started);
         match self.endpoint.publish_rate {
-            Some(rate) if !crate::rate::admit(&self.rate, rate, since_start) => {
+            Some(rate) if !crate::rate::admit(&self.rate, rate, 1, since_start) => {
                 Err(Disconnect::RATE)
             }
             _ => Ok(()),

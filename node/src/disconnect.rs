@@ -73,6 +73,9 @@ impl Disconnect {
     pub(crate) const PERMISSION_DENIED: Self =
         Self::new(3507, "permission denied", "permission_denied");
 
+    /// Channels: the client goes on to send commands far faster than `command_rate` allows.
+    pub(crate) const TOO_MANY_ERRORS: Self = Self::new(3509, "too many errors", "too_many_errors");
+
     const fn new(code: u16, reason: &'static str, name: &'static str) -> Self {
         Self { code, reason, name }
     }

@@ -12,10 +12,13 @@ use crate::config::ChannelOptions;
 use crate::protocol::Position;
 
 mod log;
+mod unborn;
 
 pub(crate) use log::Log;
 #[cfg(test)]
 pub(crate) use log::testing;
+pub(crate) use unborn::Unborn;
+pub(crate) use unborn::is_same_stream;
 
 /// How much of a channel is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
     /// Whether a limit may have left some out.
     pub(crate) is_cut: bool,
+    /// When the stream began, or that it has not, if that is known.
+    pub(crate) origin: Option<Unborn>,
 }
 
 /// A publication as a stream keeps it.

@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     sessions: Gauge,
     /// Messages that clients sent, of all endpoints.
     pub(crate) messages_received: Counter,
+    pub(crate) commands_refused: Counter,
     /// Publications that the broker took.
     pub(crate) publications_published: Counter,
     /// Publications that the broker brought.
@@ -121,6 +122,7 @@ impl Metrics {
             clients: Family::default(),
             sessions: Gauge::default(),
             messages_received: Counter::default(),
+            commands_refused: Counter::default(),
             publications_published: Counter::default(),
             publications_received: Counter::default(),
             deliveries: Counter::default(),
@@ -172,6 +174,7 @@ impl Metrics {
         registry.register("clients", "Connected clients, by transport", self.clients.clone());
         registry.register("sessions", "SockJS sessions over HTTP, with or without a receiver", self.sessions.clone());
         registry.register("messages_received", "Messages that clients sent", self.messages_received.clone());
+        registry.register("commands_refused", "Commands over the command_rate of their client", self.commands_refused.clone());
         registry.register("publications_published", "Publications that the broker took", self.publications_published.clone());
         registry.register("publications_received", "Publications that the broker brought", self.publications_received.clone());
         registry.register("deliveries", "Messages handed to clients", self.deliveries.clone());

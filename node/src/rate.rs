@@ -11,16 +11,18 @@ use crate::config::PublishRate;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Whether a message at `now`, counted from any fixed moment, is within `rate`. Only one that is counts.
+/// Whether a message at `now`, counted from any fixed moment, that takes `cost` tokens is within `rate`. Only one that is
+/// counts. One that takes more than a burst takes a whole one.
 ///
 /// `full_at` is the client's state in nanoseconds, 0 at first.
-pub(crate) fn admit(full_at: &AtomicU64, rate: PublishRate, now: Duration) -> bool {
+pub(crate) fn admit(full_at: &AtomicU64, rate: PublishRate, cost: u32, now: Duration) -> bool {
     let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let token = SECOND / u64::from(rate.per_second.max(1));
     let ahead_max = token.saturating_mul(u64::from(rate.burst));
+    let cost = token.saturating_mul(u64::from(cost)).min(ahead_max);
     full_at
         .try_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-            let next = full_at.max(now).saturating_add(token);
+            let next = full_at.max(now).saturating_add(cost);
             (next.saturating_sub(now) <= ahead_max).then_some(next)
         })
         .is_ok()
@@ -36,7 +38,7 @@ mod tests {
     };
 
     fn admitted(state: &AtomicU64, count: usize, now: Duration) -> usize {
-        (0..count).filter(|_| admit(state, RATE, now)).count()
+        (0..count).filter(|_| admit(state, RATE, 1, now)).count()
     }
 
     #[test]

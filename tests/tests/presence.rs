@@ -82,8 +82,9 @@ async fn who_is_told_that_its_subscription_ended_is_off_the_list() -> Result<()>
     listed(&cluster, 1, CHANNEL, |list| has(list, &ann_is)).await?;
 
     // The stream begins anew: whoever follows it is told to start over, and she does not come again.
-    cluster.redis.cli(&["DEL", "causeway:me:{chat:a}"]).await?;
     let publish = json!({ "channel": CHANNEL, "data": 1 });
+    server_api::call(cluster.nodes[1].address, KEY, "publish", &publish).await?;
+    cluster.redis.cli(&["DEL", "causeway:me:{chat:a}"]).await?;
     server_api::call(cluster.nodes[1].address, KEY, "publish", &publish).await?;
     let push = ann.push("unsubscribe").await?;
     assert_eq!(push["unsubscribe"]["code"], 2500, "{push}");

@@ -91,6 +91,7 @@ async fn a_ban_that_a_full_redis_keeps_from_happening_is_an_error() -> Result<()
         ("presence", json!({ "channel": CHANNEL })),
         ("presence_stats", json!({ "channel": CHANNEL })),
         ("info", json!({})),
+        ("publish", json!({ "channel": CHANNEL, "data": 1 })),
     ];
     for (method, body) in &methods {
         let refused = error(second, method, body).await;

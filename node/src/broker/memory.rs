@@ -57,7 +57,7 @@ pub(super) fn start(
         deliver,
         metrics,
         subscribed: RwLock::default(),
-        logs: Logs::default(),
+        logs: Logs::new(now()),
     });
     let mut tasks = JoinSet::new();
     tasks.spawn({

@@ -67,7 +67,7 @@ impl ChannelClient {
         let query = query(&request, page_max, bytes_max);
         let since = query.since.clone();
         let history = self.read_history(&channel, retention, query).await?;
-        if since.is_some_and(|since| since.epoch != history.position.epoch) {
+        if since.is_some_and(|since| !history.continues(&since)) {
             return Err(ErrorCode::UnrecoverablePosition.into());
         }
         let result = HistoryResult {

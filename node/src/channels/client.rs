@@ -19,6 +19,9 @@ use crate::channel::ChannelName;
 use crate::channels::ChannelClients;
 use crate::channels::access;
 use crate::channels::beat::Direction;
+use crate::channels::command_rate;
+use crate::channels::command_rate::Admission;
+use crate::channels::command_rate::CommandRate;
 use crate::channels::commands::Started;
 use crate::channels::failure::Failure;
 use crate::channels::hook_context::ForHooks;
@@ -29,12 +32,14 @@ use crate::channels::state::Identity;
 use crate::channels::state::State;
 use crate::config::ChannelOptions;
 use crate::config::Endpoint;
+use crate::config::Protocol;
 use crate::disconnect::Disconnect;
 use crate::feed;
 use crate::hooks::ClientHeaders;
 use crate::hub::Member;
 use crate::instance::ClientId;
 use crate::logging;
+use crate::logging::Pace;
 use crate::logging::SlowClient;
 use crate::metrics::Counted;
 use crate::metrics::DropReason;
@@ -77,6 +82,7 @@ pub(crate) struct ChannelClient {
     /// In a box, because mostly there are none.
     pub(super) orders: Mutex<Option<Box<Orders>>>,
     rate: AtomicU64,
+    command_rate: CommandRate,
     /// Whether something was heard since the last look.
     heard: AtomicBool,
     /// When something expires, in UNIX seconds; `u64::MAX`: never.
@@ -132,6 +138,7 @@ impl ChannelClients {
             state: Mutex::new(State::new()),
             orders: Mutex::default(),
             rate: AtomicU64::new(0),
+            command_rate: CommandRate::default(),
             heard: AtomicBool::new(false),
             expires_next: AtomicU64::new(u64::MAX),
             expiring: AtomicBool::new(false),
@@ -314,11 +321,42 @@ impl ChannelClient {
         Ok(decide(asking))
     }
 
+    /// Whether the client may send `command` at `now`, as fast as it has sent others.
+    pub(super) fn admit_command(&self, command: &Command, now: Instant) -> Admission {
+        let Protocol::Channels(endpoint) = &self.endpoint.protocol else {
+            return Admission::Within;
+        };
+        let rate = endpoint.command_rate(self.clients.config.get().limits.channels_per_client);
+        let since_start = now.saturating_duration_since(self.clients.started);
+        let cost = command_rate::cost(command);
+        let admission = self.command_rate.admit(rate, cost, since_start);
+        if admission != Admission::Within {
+            self.clients.metrics.commands_refused.inc();
+            self.log_too_fast(rate.per_second);
+        }
+        admission
+    }
+
+    fn log_too_fast(&self, per_second: u32) {
+        static PACE: Pace = Pace::new();
+        if let Some(held_back) = PACE.admit(Instant::now().into_std()) {
+            info!(
+                client = %self.id,
+                user = %self.user(),
+                endpoint = self.endpoint.path,
+                per_second,
+                held_back,
+                setting = "command_rate",
+                "commands refused: the client sends too many"
+            );
+        }
+    }
+
     /// Whether the client may publish at `now`, as far as its pace is concerned.
     pub(super) fn is_within_rate(&self, now: Instant) -> bool {
         let since_start = now.saturating_duration_since(self.clients.started);
         match self.endpoint.publish_rate {
-            Some(rate) => crate::rate::admit(&self.rate, rate, since_start),
+            Some(rate) => crate::rate::admit(&self.rate, rate, 1, since_start),
             None => true,
         }
     }

@@ -25,9 +25,11 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use futures_util::task::noop_waker_ref;
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::channels::client::ChannelClient;
+use crate::channels::command_rate::Admission;
 use crate::channels::failure::Failure;
 use crate::disconnect::Disconnect;
 use crate::protocol;
@@ -210,6 +212,15 @@ impl Commands {
         let bytes_max = self.client.endpoint().message_bytes_max;
         if bytes_max < bytes {
             return self.finish(command.id, too_large(&command, bytes, bytes_max));
+        }
+        match self.client.admit_command(&command, Instant::now()) {
+            Admission::Within => {}
+            Admission::TooFast => {
+                return self.finish(command.id, Err(ErrorCode::TooManyRequests.into()));
+            }
+            Admission::Flood => {
+                return self.finish(command.id, Err(Disconnect::TOO_MANY_ERRORS.into()));
+            }
         }
         let order = Order::of(&command);
         if let Some(turns) = self.turns.iter_mut().find(|turns| turns.order == order) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::channel::ChannelName;
+use crate::config::settings;
 
 /// One path of the node and the rules for its clients.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,9 +78,24 @@ pub(crate) struct ChannelsEndpoint {
     pub(crate) transports: Vec<ChannelTransport>,
     /// The most that a client may send at once: several commands, each of at most `message_bytes_max`.
     pub(crate) commands_bytes_max: usize,
+    /// How fast a client may send commands other than publications; `None`: the default, see
+    /// [`command_rate`](Self::command_rate).
+    pub(crate) command_rate: Option<PublishRate>,
 }
 
 impl ChannelsEndpoint {
+    /// How fast a client may send commands that may have so many channels. By default the burst has room for a client that
+    /// comes back to all of them and asks for the history and the presence of each.
+    pub(crate) fn command_rate(&self, channels_per_client: usize) -> PublishRate {
+        let channels = u32::try_from(channels_per_client).unwrap_or(u32::MAX);
+        self.command_rate.unwrap_or(PublishRate {
+            per_second: settings::COMMANDS_PER_SECOND,
+            burst: channels
+                .saturating_mul(settings::COMMANDS_PER_CHANNEL)
+                .max(settings::COMMANDS_AT_ONCE),
+        })
+    }
+
     /// Whether clients may use `transport`.
     pub(crate) fn allows(&self, transport: ChannelTransport) -> bool {
         self.transports.contains(&transport)

@@ -232,6 +232,7 @@ pub(super) struct Endpoint {
     pub(super) message_size: Option<ByteSize>,
     pub(super) commands_size: Option<ByteSize>,
     pub(super) publish_rate: Option<PublishRate>,
+    pub(super) command_rate: Option<PublishRate>,
     pub(super) outbox: Option<ByteSize>,
     pub(super) allowed_origins: Option<AllowedOrigins>,
     pub(super) ping: Option<Ping>,

@@ -95,6 +95,10 @@ pub(super) const COMMAND_SIZE: u64 = 4 * KIB;
 pub(super) const COMMANDS_ENVELOPE: u64 = KIB;
 pub(super) const OUTBOX: Setting<u64> = setting(256 * KIB, KIB, 256 * MIB);
 pub(super) const RATE_MAX: u64 = 1_000_000;
+pub(super) const COMMANDS_PER_SECOND: u32 = 100;
+/// The least that a client may send at once, and how many for each channel that it may have.
+pub(super) const COMMANDS_AT_ONCE: u32 = 1000;
+pub(super) const COMMANDS_PER_CHANNEL: u32 = 8;
 pub(super) const PING_INTERVAL: Setting<Duration> = setting(secs(25), ms(100), HOUR);
 pub(super) const PING_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
 pub(super) const HEARTBEAT: Setting<Duration> = setting(secs(25), ms(100), HOUR);

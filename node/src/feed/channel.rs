@@ -425,6 +425,7 @@ impl Feed {
             position: page.position,
             publications,
             is_cut: page.is_cut,
+            origin: page.origin,
         })
     }
 

@@ -14,8 +14,10 @@ use crate::broker::Until;
 use crate::channel::ChannelName;
 use crate::config;
 use crate::config::ChannelOptions;
+use crate::history;
 use crate::history::Query;
 use crate::history::Retention;
+use crate::history::Unborn;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 use crate::protocol::envelope;
@@ -88,6 +90,14 @@ pub(crate) enum PublishFailed {
 pub(crate) struct History {
     pub(crate) position: Position,
     pub(crate) publications: Vec<Publication>,
+    origin: Option<Unborn>,
+}
+
+impl History {
+    /// Whether `since` is a position in this stream.
+    pub(crate) fn continues(&self, since: &Position) -> bool {
+        history::is_same_stream(since, &self.position, self.origin.as_ref())
+    }
 }
 
 impl Feeds {
@@ -175,6 +185,7 @@ impl Feeds {
         });
         Ok(History {
             position: page.position,
+            origin: page.origin,
             publications: publications.collect(),
         })
     }

@@ -10,6 +10,7 @@ use super::stream::Lost;
 use super::stream::Missed;
 use super::stream::Read;
 use super::stream::Stream;
+use crate::history::Unborn;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 
@@ -309,8 +310,13 @@ impl State {
         let Some(since) = since else {
             return Joining::Now(Missed::These(Vec::new()));
         };
-        let is_ahead =
-            since.epoch == stream.position().epoch && stream.position().offset < since.offset;
+        let is_behind = stream.position().offset < since.offset;
+        let is_ahead = if stream.is_unborn() {
+            // The stream may have begun already: others have its epoch before its first publication is here.
+            is_behind || Unborn::of(&since.epoch).is_none()
+        } else {
+            is_behind && stream.continues(since)
+        };
         match known.proof {
             None if is_ahead => Joining::Ahead,
             Some(proof) if is_ahead && self.reads_done < proof => Joining::Later,

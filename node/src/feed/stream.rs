@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::history;
+use crate::history::Unborn;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::protocol::Publication;
@@ -53,6 +55,10 @@ pub(super) struct Recovery {
 pub(super) struct Stream {
     keeping: Keeping,
     position: Position,
+    /// When it began, or when it was not there, if that is known.
+    origin: Option<Unborn>,
+    /// As long as it has not begun for this node: the epoch of what came behind its beginning.
+    begun: Option<Epoch>,
     ring: VecDeque<Arc<Publication>>,
     ring_bytes: usize,
     /// After which nothing in the ring counts.
@@ -73,6 +79,8 @@ pub(super) struct Read {
     pub(super) publications: Vec<Arc<Publication>>,
     /// Whether there may be more than was read at once.
     pub(super) is_cut: bool,
+    /// When the stream began, or that it has not, if that is known.
+    pub(super) origin: Option<Unborn>,
 }
 
 /// What a publication that came is.
@@ -134,6 +142,8 @@ impl Stream {
             keeping,
             heard: top,
             position: read.position,
+            origin: read.origin,
+            begun: None,
             ring: VecDeque::new(),
             ring_bytes: 0,
             expires_at: now + keeping.ttl,
@@ -147,6 +157,16 @@ impl Stream {
 
     pub(super) fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// Whether it has not begun, as far as this node has heard.
+    pub(super) fn is_unborn(&self) -> bool {
+        Unborn::of(&self.position.epoch).is_some()
+    }
+
+    /// Whether `since` is a position in this stream.
+    pub(super) fn continues(&self, since: &Position) -> bool {
+        history::is_same_stream(since, &self.position, self.origin.as_ref())
     }
 
     /// Whether something is missing that others have heard.
@@ -166,7 +186,16 @@ impl Stream {
         now: Instant,
     ) -> Result<Arrival, Lost> {
         if *epoch != self.position.epoch {
-            return Err(Lost::Restarted);
+            let is_other = self.begun.as_ref().is_some_and(|begun| begun != epoch);
+            if !self.is_unborn() || is_other {
+                return Err(Lost::Restarted);
+            }
+            if publication.offset == 1 {
+                // The first one of a stream that was not there: nothing can be missing before it.
+                self.position.epoch = epoch.clone();
+            } else {
+                self.begun = Some(epoch.clone());
+            }
         }
         self.heard = self.heard.max(publication.offset);
         let next = self.position.offset + 1;
@@ -195,7 +224,14 @@ impl Stream {
         now: Instant,
     ) -> Result<Vec<Arc<Publication>>, Lost> {
         if read.position.epoch != self.position.epoch {
-            return Err(Lost::Restarted);
+            let epoch = &read.position.epoch;
+            let is_other = self.begun.take().is_some_and(|begun| begun != *epoch);
+            let origin = read.origin.as_ref();
+            if is_other || !history::is_same_stream(&self.position, &read.position, origin) {
+                return Err(Lost::Restarted);
+            }
+            self.position.epoch = read.position.epoch;
+            self.origin = read.origin;
         }
         if read.position.offset < read.since {
             return Err(Lost::Rewound);
@@ -232,7 +268,7 @@ impl Stream {
     /// the stream a moment ago, if it was asked: the newest part, in order.
     pub(super) fn missed(&self, since: &Position, older: Option<&Read>, now: Instant) -> Missed {
         let top = self.position.offset;
-        if since.epoch != self.position.epoch || top < since.offset {
+        if !self.continues(since) || top < since.offset {
             return Missed::Unknown;
         }
         let missing = usize::try_from(top - since.offset).unwrap_or(usize::MAX);

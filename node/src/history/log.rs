@@ -10,6 +10,7 @@ use super::Order;
 use super::Page;
 use super::Query;
 use super::Retention;
+use super::Unborn;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 
@@ -19,6 +20,8 @@ use crate::protocol::Position;
 #[derive(Debug)]
 pub(crate) struct Log {
     position: Position,
+    /// When it began, if that is known.
+    origin: Option<Unborn>,
     entries: VecDeque<Entry>,
     /// When the entries are gone.
     expires_at: Instant,
@@ -27,9 +30,10 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A stream that begins now.
-    pub(crate) fn new(retention: &Retention, now: Instant) -> Self {
+    /// A stream that begins now, which is `origin`.
+    pub(crate) fn new(origin: Option<Unborn>, retention: &Retention, now: Instant) -> Self {
         Self {
+            origin,
             position: Position {
                 epoch: Epoch::random(),
                 offset: 0,
@@ -57,12 +61,15 @@ impl Log {
     pub(crate) fn page(&mut self, query: &Query, retention: &Retention, now: Instant) -> Page {
         self.forget(retention, now);
         let position = self.position.clone();
-        let is_elsewhere = |since: &Position| since.epoch != position.epoch;
+        let origin = self.origin.clone();
+        let is_elsewhere =
+            |since: &Position| since.epoch != position.epoch && Unborn::of(&since.epoch).is_none();
         if query.since.as_ref().is_some_and(is_elsewhere) {
             return Page {
                 position,
                 entries: Vec::new(),
                 is_cut: false,
+                origin,
             };
         }
         let since = query.since.as_ref().map(|since| since.offset);
@@ -80,6 +87,7 @@ impl Log {
             position,
             entries,
             is_cut,
+            origin,
         }
     }
 
@@ -110,7 +118,7 @@ impl Log {
     /// Lets go of what has had its time, and counts the position's anew.
     fn forget(&mut self, retention: &Retention, now: Instant) {
         if self.is_forgotten(now) {
-            *self = Self::new(retention, now);
+            *self = Self::new(None, retention, now);
         }
         self.expire(now);
         self.forgotten_at = now + retention.meta_ttl;
@@ -167,7 +175,7 @@ mod tests {
 
     /// A stream of `count` publications of which as many as `size` are kept.
     fn filled(count: u64, size: usize, now: Instant) -> Log {
-        let mut log = Log::new(&keeping(size), now);
+        let mut log = Log::new(None, &keeping(size), now);
         for number in 1..=count {
             let position = log.append(number.to_string().into(), &keeping(size), now);
             assert_eq!(position.offset, number);

@@ -43,6 +43,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_sessions 1
         # TYPE causeway_node_messages_received counter
         causeway_node_messages_received_total 0
+        # TYPE causeway_node_commands_refused counter
+        causeway_node_commands_refused_total 0
         # TYPE causeway_node_publications_published counter
         causeway_node_publications_published_total 0
         # TYPE causeway_node_publications_received counter

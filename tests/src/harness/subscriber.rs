@@ -90,19 +90,34 @@ impl Subscriber {
     ///
     /// The node answers with an error, or not at all.
     pub async fn ask(&mut self, command: &str, body: Value) -> Result<Value> {
+        let mut reply = self.ask_for_reply(command, body).await?;
+        if reply["error"].is_null() {
+            return Ok(reply[command].take());
+        }
+        bail!("{command} was refused: {}", reply["error"]);
+    }
+
+    /// Gives a command and returns its reply, which may be an error.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn ask_for_reply(&mut self, command: &str, body: Value) -> Result<Value> {
         self.last += 1;
         let number = self.last;
         let order = json!({ "id": number, command: body });
         self.socket.send(&order.to_string()).await?;
         loop {
-            for mut reply in self.read().await? {
-                if reply["id"] != number {
-                    self.pushes.push_back(reply);
-                } else if reply["error"].is_null() {
-                    return Ok(reply[command].take());
+            let mut found = None;
+            for reply in self.read().await? {
+                if reply["id"] == number {
+                    found = Some(reply);
                 } else {
-                    bail!("{command} was refused: {}", reply["error"]);
+                    self.pushes.push_back(reply);
                 }
+            }
+            if let Some(reply) = found {
+                return Ok(reply);
             }
         }
     }

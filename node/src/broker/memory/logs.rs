@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,12 +16,16 @@ use crate::channel::ChannelName;
 use crate::history::Log;
 use crate::history::Page;
 use crate::history::Retention;
+use crate::history::Unborn;
+use crate::protocol::Epoch;
 use crate::protocol::envelope;
 
 /// What is kept of channels.
-#[derive(Default)]
 pub(super) struct Logs {
     channels: RwLock<HashMap<ChannelName, Arc<Mutex<Kept>>>>,
+    /// Names this process, which keeps nothing beyond its end.
+    process: Epoch,
+    started: Instant,
 }
 
 /// What is kept of one channel.
@@ -37,6 +42,27 @@ struct PastResult {
 }
 
 impl Logs {
+    /// Nothing is kept yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            channels: RwLock::default(),
+            process: Epoch::random(),
+            started: now,
+        }
+    }
+
+    /// This moment, for a stream that is not there or that begins.
+    fn moment(&self, retention: &Retention, now: Instant) -> Unborn {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
+        let at = milliseconds(now.saturating_duration_since(self.started));
+        Unborn {
+            server: self.process.to_string(),
+            evicted: 0,
+            at,
+            until: at + milliseconds(retention.meta_ttl),
+        }
+    }
+
     /// Stores a publication and hands its envelope to `deliver`, in the order of the stream: unless it is
     /// a repetition, which gets the result of the first.
     pub(super) fn store(&self, store: Store, now: Instant, deliver: impl FnOnce(Bytes)) -> Stored {
@@ -54,7 +80,7 @@ impl Logs {
         }
         let (position, envelope) = match &store.retention {
             Some(retention) => {
-                let log = kept.log(retention, now);
+                let log = kept.log_to_write(|| self.moment(retention, now), retention, now);
                 let position = log.append(store.body.clone(), retention, now);
                 let envelope = envelope::stored(&position, &store.body);
                 (Some(position), envelope)
@@ -74,10 +100,20 @@ impl Logs {
     }
 
     pub(super) fn page(&self, ask: &Ask, now: Instant) -> Page {
-        let kept = self.kept(&ask.channel);
-        let mut kept = kept.lock();
-        let log = kept.log(&ask.retention, now);
-        log.page(&ask.query, &ask.retention, now)
+        // A channel that has no stream does not get one by being asked for.
+        let kept = self.channels.read().get(&ask.channel).cloned();
+        if let Some(kept) = kept
+            && let Some(log) = kept.lock().log(now)
+        {
+            return log.page(&ask.query, &ask.retention, now);
+        }
+        let moment = self.moment(&ask.retention, now);
+        Page {
+            position: moment.position(),
+            entries: Vec::new(),
+            is_cut: false,
+            origin: Some(moment),
+        }
     }
 
     pub(super) fn clear(&self, channel: &ChannelName) {
@@ -107,8 +143,20 @@ impl Logs {
 }
 
 impl Kept {
-    fn log(&mut self, retention: &Retention, now: Instant) -> &mut Log {
-        self.log.get_or_insert_with(|| Log::new(retention, now))
+    fn log(&mut self, now: Instant) -> Option<&mut Log> {
+        self.log.take_if(|log| log.is_forgotten(now));
+        self.log.as_mut()
+    }
+
+    fn log_to_write(
+        &mut self,
+        moment: impl FnOnce() -> Unborn,
+        retention: &Retention,
+        now: Instant,
+    ) -> &mut Log {
+        self.log.take_if(|log| log.is_forgotten(now));
+        self.log
+            .get_or_insert_with(|| Log::new(Some(moment()), retention, now))
     }
 
     /// Drops what is over; whether nothing is left.

@@ -11,6 +11,7 @@ use crate::channel::ChannelName;
 use crate::history::Entry;
 use crate::history::Order;
 use crate::history::Page;
+use crate::history::Unborn;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::redis::keys;
@@ -133,7 +134,7 @@ pub(super) fn page(answer: Value) -> Result<Page, Strange> {
     let Value::Array(parts) = answer else {
         return Err(Strange);
     };
-    let [epoch, offset, Value::Array(entries), is_cut] = parts.as_slice() else {
+    let [epoch, offset, Value::Array(entries), is_cut, origin] = parts.as_slice() else {
         return Err(Strange);
     };
     let position = Position {
@@ -145,6 +146,7 @@ pub(super) fn page(answer: Value) -> Result<Page, Strange> {
         position,
         entries: entries?,
         is_cut: number(is_cut)? != 0,
+        origin: Unborn::parse(text(origin)?),
     })
 }
 

@@ -107,6 +107,8 @@ impl Checker<'_> {
         ChannelsEndpoint {
             transports,
             commands_bytes_max: 0,
+            command_rate: self
+                .publish_rate(&format!("{at}.command_rate"), raw.command_rate.as_ref()),
         }
     }
 
@@ -274,8 +276,11 @@ impl Checker<'_> {
             );
             raw::Protocol::Websocket
         });
-        let commands_size = ("commands_size", raw.commands_size.is_some());
-        self.refuse(at, &[commands_size], "`mode: channels`");
+        let commands = [
+            ("commands_size", raw.commands_size.is_some()),
+            ("command_rate", raw.command_rate.is_some()),
+        ];
+        self.refuse(at, &commands, "`mode: channels`");
         if protocol == raw::Protocol::Websocket {
             let transports = ("transports", raw.transports.is_some());
             self.refuse(at, &[transports], "`protocol: sockjs` and `mode: channels`");

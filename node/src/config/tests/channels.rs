@@ -117,12 +117,16 @@ endpoints:
   - { path: /b, mode: channels, commands_size: 1MiB }
   - { path: /c, mode: channels, commands_size: 65MiB, transports: [websocket] }
   - { path: /d, protocol: websocket, commands_size: 1MiB }
+  - { path: /e, protocol: sockjs, command_rate: { per_second: 10 } }
+  - { path: /f, mode: channels, command_rate: { per_second: 0 } }
 ",
         &expect![[r#"
             node.yaml:4:33: endpoints[0].commands_size: expected at least message_size (64KiB), found 10KiB
             node.yaml:5:33: endpoints[1].commands_size: expected at most 1023KiB, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found 1MiB
             node.yaml:6:33: endpoints[2].commands_size: expected 1B to 64MiB, found 65MiB
-            node.yaml:7:38: endpoints[3].commands_size: this setting is only for `mode: channels`"#]],
+            node.yaml:7:38: endpoints[3].commands_size: this setting is only for `mode: channels`
+            node.yaml:8:35: endpoints[4].command_rate: this setting is only for `mode: channels`
+            node.yaml:9:49: endpoints[5].command_rate.per_second: expected 1 to 1000000, found 0"#]],
     );
 }
 

@@ -24,6 +24,7 @@ fn publication(offset: u64) -> Arc<Publication> {
 
 fn read(since: u64, top: u64) -> Read {
     Read {
+        origin: None,
         since,
         position: at(top),
         publications: (since + 1..=top).map(publication).collect(),
@@ -238,4 +239,48 @@ fn a_position_ahead_of_the_stream_is_nobodys() {
     let reading = state.begin_read().unwrap();
     state.absorb(&reading, read(5, 5), Instant::now()).unwrap();
     assert_eq!(join(&state), Joining::Now(Missed::Unknown));
+}
+
+#[test]
+fn a_position_in_a_stream_that_this_node_has_not_seen_begin_is_believed_once_it_was_read() {
+    let moment = |at: u64| Unborn {
+        server: "a".to_owned(),
+        evicted: 0,
+        at,
+        until: at + 100,
+    };
+    let unborn = || Read {
+        origin: Some(moment(1000)),
+        position: moment(1000).position(),
+        ..read(0, 0)
+    };
+    let born = Read {
+        origin: Some(moment(1050)),
+        ..read(0, 2)
+    };
+    for (found, expected) in [
+        (
+            born,
+            Joining::Now(Missed::These((1..=2).map(publication).collect())),
+        ),
+        (unborn(), Joining::Now(Missed::Unknown)),
+    ] {
+        let mut state = State::new();
+        let losses = state.open();
+        let stream = Some((KEEPING, unborn()));
+        assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
+        // Where nothing was published yet for this node, although the client knows the epoch.
+        assert_eq!(join(&state, 0), Joining::Ahead);
+        let known = Known {
+            proof: Some(state.prove()),
+            ..Known::default()
+        };
+        let since = at(0);
+        let joining = state.join(Some(&since), &known, Instant::now());
+        assert_eq!(joining, Joining::Later);
+        let reading = state.begin_read().unwrap();
+        state.absorb(&reading, found, Instant::now()).unwrap();
+        let joining = state.join(Some(&since), &known, Instant::now());
+        assert_eq!(joining, expected);
+    }
 }

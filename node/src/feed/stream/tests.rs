@@ -45,6 +45,7 @@ fn arrive(stream: &mut Stream, offset: u64) -> Result<Arrival, Lost> {
 /// The broker's answer to a read since `since`, which has everything from `oldest` to `top`.
 fn read(since: u64, oldest: u64, top: u64) -> Read {
     Read {
+        origin: None,
         since,
         position: at(top),
         publications: publications(oldest.max(since + 1)..=top),
@@ -134,6 +135,7 @@ fn what_cannot_be_had_is_told_with_the_reason() {
     let arrived = stream.arrive(&other.epoch, &publication(4), Instant::now());
     assert_eq!(arrived, Err(Lost::Restarted));
     let hole = Read {
+        origin: None,
         since: 3,
         position: at(6),
         publications: publications([4, 6]),
@@ -219,6 +221,115 @@ fn what_the_ring_has_no_room_for_is_for_the_broker_to_tell() {
     assert_eq!(trimmed, Missed::Unknown, "the broker has nothing either");
 }
 
+fn moment(at: u64) -> Unborn {
+    Unborn {
+        server: "a".to_owned(),
+        evicted: 0,
+        at,
+        until: at + 100,
+    }
+}
+
+/// A stream that was not there at `at`.
+fn unborn_at(at: u64) -> Stream {
+    let read = Read {
+        origin: Some(moment(at)),
+        since: 0,
+        position: moment(at).position(),
+        publications: Vec::new(),
+        is_cut: false,
+    };
+    Stream::new(KEEPING, read, Instant::now())
+}
+
+#[test]
+fn a_stream_that_was_not_there_begins_with_its_first_publication_and_no_other() {
+    let mut stream = unborn_at(1000);
+    assert!(stream.is_unborn());
+    assert_eq!(arrive(&mut stream, 1), Ok(Arrival::Next));
+    assert_eq!(stream.position(), &at(1));
+    assert_eq!(arrive(&mut stream, 2), Ok(Arrival::Next));
+}
+
+#[test]
+fn what_comes_behind_the_beginning_waits_for_it() {
+    let born = |began: u64, top| Read {
+        origin: Some(moment(began)),
+        ..read(0, 1, top)
+    };
+    let now = Instant::now();
+    let mut stream = unborn_at(1000);
+    assert_eq!(arrive(&mut stream, 3), Ok(Arrival::BehindGap));
+    assert!(stream.has_gap());
+    let found = stream.absorb(born(1050, 2), now).unwrap();
+    assert_eq!(offsets(&found), [1, 2, 3]);
+    assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
+
+    let mut stream = unborn_at(1000);
+    assert_eq!(arrive(&mut stream, 2), Ok(Arrival::BehindGap));
+    let other = stream.arrive(&"other".into(), &publication(1), now);
+    assert_eq!(other, Err(Lost::Restarted));
+    let other = Read {
+        position: Position {
+            epoch: "other".into(),
+            offset: 2,
+        },
+        ..born(1050, 2)
+    };
+    assert_eq!(stream.absorb(other, now), Err(Lost::Restarted));
+}
+
+#[test]
+fn who_subscribed_before_the_first_publication_counts_on_from_there() {
+    let mut stream = unborn_at(1000);
+    for offset in 1..=3 {
+        arrive(&mut stream, offset).unwrap();
+    }
+    let before = |at: u64, offset| Position {
+        offset,
+        ..moment(at).position()
+    };
+    let now = Instant::now();
+    let missed = |since: &Position| stream.missed(since, None, now);
+    for at in [950, 1000, 1050] {
+        for heard in 0..=3 {
+            let Missed::These(these) = missed(&before(at, heard)) else {
+                panic!("{at} {heard}")
+            };
+            assert!(
+                offsets(&these).into_iter().eq(heard + 1..=3),
+                "{at} {heard}"
+            );
+        }
+        assert_eq!(missed(&before(at, 4)), Missed::Unknown);
+    }
+    // Another stream may have come and gone between them.
+    assert_eq!(missed(&before(900, 0)), Missed::Unknown);
+}
+
+#[test]
+fn what_was_missed_of_the_beginning_is_read_if_it_is_the_first() {
+    let born = |began: u64, top| Read {
+        origin: Some(moment(began)),
+        ..read(0, 1, top)
+    };
+    let now = Instant::now();
+    let found = unborn_at(1000).absorb(born(1050, 3), now);
+    assert_eq!(offsets(&found.unwrap()), [1, 2, 3]);
+    let lost = unborn_at(1000).absorb(born(1100, 3), now);
+    assert_eq!(lost, Err(Lost::Restarted));
+    let mut still = unborn_at(1000);
+    let unborn = Read {
+        origin: Some(moment(1050)),
+        since: 0,
+        position: moment(1050).position(),
+        publications: Vec::new(),
+        is_cut: false,
+    };
+    assert_eq!(still.absorb(unborn, now), Ok(Vec::new()));
+    assert_eq!(arrive(&mut still, 1), Ok(Arrival::Next));
+}
+
 #[test]
 fn nobody_gets_more_than_a_recovery_brings() {
     let now = Instant::now();
@@ -289,6 +400,7 @@ fn a_part_of_what_is_missing_shows_that_there_is_more() {
 fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
     let now = Instant::now();
     let holed = Read {
+        origin: None,
         since: 0,
         position: at(6),
         publications: publications([1, 2, 3, 5, 6]),
@@ -298,6 +410,7 @@ fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
     assert_eq!(stream.position(), &at(6));
     assert_eq!(offsets(&Vec::from(stream.ring.clone())), [5, 6]);
     let torn = Read {
+        origin: None,
         since: 0,
         position: at(6),
         publications: publications([1, 2, 3, 4, 5]),

@@ -76,8 +76,9 @@ async fn more_than_is_read_at_once_is_delivered_in_order() {
     let keep = Some(retention(10 * MISSED));
     let client = node.join("a", keep, None).await.unwrap();
     assert_eq!(client.next(1).await, [Heard::Reply]);
+    node.publish("a", "1", keep).await;
     let fill = format!(
-        "for offset = 1, {MISSED} do redis.call('XADD', KEYS[1], offset .. '-0', 'p', ARGV[1]) end
+        "for offset = 2, {MISSED} do redis.call('XADD', KEYS[1], offset .. '-0', 'p', ARGV[1]) end
          redis.call('HSET', KEYS[2], 'offset', {MISSED})"
     );
     server.cli(&[

@@ -276,6 +276,7 @@ fn an_endpoint_for_channels_has_its_transports_below_it_and_nothing_else() {
             Protocol::Channels(ChannelsEndpoint {
                 transports,
                 commands_bytes_max: 1024,
+                command_rate: None,
             }),
         )
     };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -81,7 +82,10 @@ impl Follower {
         self.elsewhere = None;
         let Position { epoch, offset } = &told.position;
         if told.since.is_some() && told.recovered {
-            if told.since.as_ref() != Some(&told.position) {
+            let is_same = |since: &Position| {
+                since == &told.position || (since.is_unborn() && since.offset == *offset)
+            };
+            if !told.since.as_ref().is_some_and(is_same) {
                 let what = format!(
                     "recovered from {came_back_with:?} and told {}",
                     told.position
@@ -156,9 +160,13 @@ impl Follower {
         sent_at: Duration,
         at: Duration,
     ) -> Option<Finding> {
-        let position = self.position.as_ref()?;
+        let position = self.position.as_mut()?;
         if !self.is_subscribed || sent_at <= self.since {
             return None;
+        }
+        if position.is_unborn() {
+            // The stream that it was there before.
+            position.epoch = Arc::clone(&acked.epoch);
         }
         if position.epoch != acked.epoch {
             self.elsewhere.get_or_insert(at);

@@ -15,6 +15,13 @@ pub struct Position {
     pub offset: u64,
 }
 
+impl Position {
+    /// Whether it is one before the first publication of a channel: the stream that begins then has an epoch of its own.
+    pub(super) fn is_unborn(&self) -> bool {
+        self.epoch.starts_with('u')
+    }
+}
+
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.offset, self.epoch)

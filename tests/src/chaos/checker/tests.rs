@@ -259,6 +259,27 @@ fn a_position_that_goes_back_in_its_epoch_is_rewound_and_in_another_it_is_not() 
 }
 
 #[test]
+fn who_was_there_before_the_stream_follows_it_and_no_other() {
+    let mut story = Story::of(1);
+    let before = position("u.0.1.2", 0);
+    story.disconnected(0);
+    story.subscribed(0, None, false, before.clone(), &[]);
+    story.acked(1, position("a", 1));
+    story.heard(0, &[1]);
+    story.disconnected(0);
+    let since = Position {
+        offset: 1,
+        ..before
+    };
+    story.subscribed(0, Some(since), true, position("a", 1), &[]);
+    story.wait(60);
+    assert_eq!(story.found(), []);
+    story.acked(2, position("b", 1));
+    story.wait(60);
+    assert_eq!(story.found(), [Kind::Overdue]);
+}
+
+#[test]
 fn the_time_begins_when_nothing_stands_in_the_way_any_more() {
     for (scope, concerns) in [
         (Scope::Everyone, true),

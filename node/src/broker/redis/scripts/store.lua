@@ -5,6 +5,8 @@
 -- long, how long the position is kept, the epoch that begins if one has to, how long the result is kept; all
 -- times in milliseconds.
 -- Returns offset and epoch, or the offset 0 and no epoch.
+--
+-- The first write is always one that a full Redis refuses: once a script has written, it may write on.
 local stream, meta, result = KEYS[1], KEYS[2], KEYS[3]
 local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl = unpack(ARGV)
 if result then
@@ -15,8 +17,19 @@ if result then
 end
 local offset, epoch = '0', ''
 if size ~= '0' then
-  epoch = position(meta, stream, new_epoch, meta_ttl)
+  local server, exists, known_epoch, _, is_same_server = stream_of(meta)
+  epoch = known_epoch
+  if not exists then
+    epoch = new_epoch
+    local origin = unborn(server, meta_ttl)
+    redis.call('HSET', meta, 'epoch', epoch, 'offset', '0', 'server', server, 'origin', origin)
+    redis.call('DEL', stream)
+  elseif not is_same_server then
+    epoch = new_epoch
+    redis.call('HSET', meta, 'epoch', epoch, 'server', server, 'origin', '')
+  end
   offset = string.format('%.0f', redis.call('HINCRBY', meta, 'offset', 1))
+  redis.call('PEXPIRE', meta, meta_ttl)
   redis.call('XADD', stream, 'MAXLEN', size, offset .. '-0', 'p', body)
   redis.call('PEXPIRE', stream, ttl)
 end
