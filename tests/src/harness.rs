@@ -25,6 +25,7 @@ pub mod loopback;
 pub mod memory;
 pub mod namespace;
 pub mod node;
+pub mod output;
 pub mod process;
 pub mod programs;
 pub mod redis;

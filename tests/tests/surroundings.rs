@@ -9,8 +9,6 @@ mod files;
 mod full;
 #[path = "surroundings/logs.rs"]
 mod logs;
-#[path = "surroundings/output.rs"]
-mod output;
 #[path = "surroundings/ports.rs"]
 mod ports;
 #[path = "surroundings/start.rs"]

@@ -25,7 +25,10 @@ const CAPACITY_MANY: i32 = 1 << 20;
 pub struct LogPipe {
     path: PathBuf,
     reader: Option<File>,
-    bytes: Vec<u8>,
+    /// Whole lines, without what filled it.
+    lines: Vec<u8>,
+    /// What was read behind the last of them.
+    rest: Vec<u8>,
 }
 
 impl LogPipe {
@@ -39,7 +42,8 @@ impl LogPipe {
         let mut pipe = Self {
             path,
             reader: None,
-            bytes: Vec::new(),
+            lines: Vec::new(),
+            rest: Vec::new(),
         };
         make(&pipe.path)?;
         pipe.open()?;
@@ -64,13 +68,29 @@ impl LogPipe {
         Ok(writer.context("cannot write to the pipe")?.into())
     }
 
-    /// Reads what is there; all that was read so far, without what filled it.
+    /// Reads what is there; all whole lines that were read so far, without what filled it.
     pub fn read(&mut self) -> String {
-        if let Some(reader) = &mut self.reader {
-            // Empty, or without a writer: there is nothing more.
-            let _ = reader.read_to_end(&mut self.bytes);
+        self.drain();
+        String::from_utf8_lossy(&self.lines).into_owned()
+    }
+
+    /// Reads what is there.
+    pub fn drain(&mut self) {
+        let Some(reader) = &mut self.reader else {
+            return;
+        };
+        // Empty, or without a writer: there is nothing more.
+        let _ = reader.read_to_end(&mut self.rest);
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else {
+            return;
+        };
+        let rest = self.rest.split_off(end + 1);
+        for line in self.rest.split_inclusive(|byte| *byte == b'\n') {
+            if line != FILLER.as_bytes() {
+                self.lines.extend_from_slice(line);
+            }
         }
-        String::from_utf8_lossy(&self.bytes).replace(FILLER, "")
+        self.rest = rest;
     }
 
     /// Fills it: whoever writes more has to wait for a reader.
@@ -82,13 +102,18 @@ impl LogPipe {
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(libc::O_NONBLOCK);
         let mut writer = options.open(&self.path)?;
-        loop {
-            match writer.write_all(FILLER.as_bytes()) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).context("cannot fill the pipe"),
+        // Up to a page goes in as a whole, or not at all.
+        for lines in [500, 1] {
+            let text = FILLER.repeat(lines);
+            loop {
+                match writer.write_all(text.as_bytes()) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error).context("cannot fill the pipe"),
+                }
             }
         }
+        Ok(())
     }
 
     /// From now on it holds much, for a reader that reads now and then.

@@ -3,16 +3,14 @@
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     http::{self, Connection},
+    output::{Fault, Output},
     process::{Streams, json_lines},
     scratch::Scratch,
     wait,
 };
 use serde_json::Value;
 
-use crate::{
-    output::{Fault, Output},
-    subject::{Kind, Subject, on_each_program},
-};
+use crate::subject::{Kind, Subject, on_each_program};
 
 /// What the programs say once standard error works again.
 const LINES_LOST: &str =
@@ -128,9 +126,9 @@ mod stdout {
     }
 
     on_edge_and_plugin!(
-        that_is_closed_costs_access_lines_alone: crate::output::Fault::Closed,
-        that_nobody_reads_costs_access_lines_alone: crate::output::Fault::Unread,
-        that_is_full_costs_access_lines_alone: crate::output::Fault::Full,
+        that_is_closed_costs_access_lines_alone: causeway_tests::harness::output::Fault::Closed,
+        that_nobody_reads_costs_access_lines_alone: causeway_tests::harness::output::Fault::Unread,
+        that_is_full_costs_access_lines_alone: causeway_tests::harness::output::Fault::Full,
     );
 
     async fn fails(kind: Kind, fault: Fault) -> Result<()> {

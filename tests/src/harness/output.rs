@@ -1,16 +1,21 @@
 //! A standard output or standard error that fails, and works again.
 
-use std::{fs, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::Result;
-use causeway_tests::harness::{
+
+use crate::harness::{
     limits::{self, Resource},
     log_pipe::LogPipe,
 };
 
 /// How it fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
     /// It is a pipe whose reader is gone.
     Closed,
     /// It is a pipe whose reader does not read.
@@ -21,7 +26,7 @@ pub(crate) enum Fault {
 
 /// One of the two, of one process.
 #[derive(Debug)]
-pub(crate) struct Output {
+pub struct Output {
     fault: Fault,
     target: Target,
 }
@@ -33,8 +38,12 @@ enum Target {
 }
 
 impl Output {
-    /// One that works, in `directory`.
-    pub(crate) fn new(fault: Fault, directory: &std::path::Path, name: &str) -> Result<Self> {
+    /// One that works, in `directory`, and that can fail in this way.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made.
+    pub fn new(fault: Fault, directory: &Path, name: &str) -> Result<Self> {
         let target = match fault {
             Fault::Closed | Fault::Unread => Target::Pipe(LogPipe::new(directory, name)?),
             Fault::Full => Target::File(directory.join(name)),
@@ -43,7 +52,11 @@ impl Output {
     }
 
     /// What the process gets.
-    pub(crate) fn stdio(&self) -> Result<Stdio> {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened.
+    pub fn stdio(&self) -> Result<Stdio> {
         match &self.target {
             Target::Pipe(pipe) => pipe.writer(),
             Target::File(path) => {
@@ -53,8 +66,22 @@ impl Output {
         }
     }
 
+    /// How it fails the next time: a pipe can in two ways.
+    pub fn set_fault(&mut self, fault: Fault) {
+        let is_pipe = matches!(self.target, Target::Pipe(_));
+        debug_assert_eq!(is_pipe, fault != Fault::Full, "a file can only be full");
+        self.fault = fault;
+    }
+
+    /// Reads what was written to it, so that a pipe does not fill.
+    pub fn drain(&mut self) {
+        if let Target::Pipe(pipe) = &mut self.target {
+            pipe.drain();
+        }
+    }
+
     /// All that was written to it.
-    pub(crate) fn text(&mut self) -> String {
+    pub fn text(&mut self) -> String {
         match &mut self.target {
             Target::Pipe(pipe) => pipe.read(),
             Target::File(path) => fs::read_to_string(path).unwrap_or_default(),
@@ -62,7 +89,11 @@ impl Output {
     }
 
     /// It fails from now on, for the process `pid`.
-    pub(crate) fn fail(&mut self, pid: i32) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn fail(&mut self, pid: i32) -> Result<()> {
         match (self.fault, &mut self.target) {
             (Fault::Closed, Target::Pipe(pipe)) => pipe.close(),
             (_, Target::Pipe(pipe)) => pipe.fill()?,
@@ -75,7 +106,11 @@ impl Output {
     }
 
     /// It works again.
-    pub(crate) fn recover(&mut self, pid: i32) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn recover(&mut self, pid: i32) -> Result<()> {
         match (self.fault, &mut self.target) {
             (Fault::Closed, Target::Pipe(pipe)) => pipe.open(),
             (_, Target::Pipe(pipe)) => pipe.grow(),
