@@ -3,12 +3,16 @@
 
 #[path = "surroundings/descriptors.rs"]
 mod descriptors;
+#[path = "surroundings/disk.rs"]
+mod disk;
 #[path = "surroundings/files.rs"]
 mod files;
 #[path = "surroundings/full.rs"]
 mod full;
 #[path = "surroundings/logs.rs"]
 mod logs;
+#[path = "surroundings/names.rs"]
+mod names;
 #[path = "surroundings/ports.rs"]
 mod ports;
 #[path = "surroundings/start.rs"]
