@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -105,63 +106,17 @@ pub async fn run(plan: &Plan) -> Result<Report> {
 }
 
 async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
-    let channels = channels();
-    let busy = DEEP_CHANNELS + SHALLOW_CHANNELS;
     let mut dice = fastrand::Rng::with_seed(plan.seed);
-    let mut follows = Vec::new();
-    for _ in 0..CLIENTS {
-        let mut channels_of = dice.choose_multiple(0..busy, FOLLOWS);
-        channels_of.extend(dice.choose_multiple(busy..channels.len(), FOLLOWS_RARE));
-        follows.push(channels_of);
-    }
-    let record = Arc::new(Record::new(channels, &follows));
     let nodes: Vec<_> = scene.nodes.iter().map(|node| node.address).collect();
-
-    let mut clients = JoinSet::new();
-    let mut wishes = Vec::new();
-    for (number, follows) in follows.into_iter().enumerate() {
-        let (wish, watched) = watch::channel(Wish::Listen);
-        wishes.push(wish);
-        let client = Client {
-            number,
-            follows,
-            nodes: nodes.clone(),
-            record: Arc::clone(&record),
-            wish: watched,
-            dice: dice.fork(),
-        };
-        clients.spawn(client.live());
-    }
-    let (goes_on, watched) = watch::channel(true);
-    let ids = Arc::new(AtomicU64::new(1));
-    let mut publishers = JoinSet::new();
-    for channel in 0..record.channels() {
-        let publisher = Publisher {
-            channel,
-            nodes: nodes.clone(),
-            record: Arc::clone(&record),
-            ids: Arc::clone(&ids),
-            interval: if channel < busy {
-                Duration::from_secs(busy as u64) / plan.rate.max(1)
-            } else {
-                RARELY
-            },
-            goes_on: watched.clone(),
-            dice: dice.fork(),
-        };
-        publishers.spawn(async move { (channel, publisher.publish().await) });
-    }
-    let mut looking = JoinSet::new();
-    let (stall_max, stalled) = watch::channel(Duration::ZERO);
-    looking.spawn(look(Arc::clone(&record), stall_max));
+    let load = Load::start(&nodes, &nodes, plan.rate, &mut dice);
 
     let began = Instant::now();
     let mut schedule = Schedule::new(plan.seed, &plan.kinds);
     let mut counts = BTreeMap::new();
     let mut havoc = Havoc {
         scene: &mut *scene,
-        record: &record,
-        wishes: &wishes,
+        record: &load.record,
+        wishes: &load.wishes,
         dice: dice.fork(),
         lost_writes: 0,
     };
@@ -175,29 +130,12 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
         sleep(slot.calm).await;
     }
     let lost_writes = havoc.lost_writes;
-    let (lasted, quiet) = (began.elapsed(), Instant::now());
-
-    goes_on.send_replace(false);
-    let mut marks: BTreeMap<usize, Position> = BTreeMap::new();
-    while let Some(ended) = publishers.join_next().await {
-        let (channel, mark) = ended.context("a publisher panicked")?;
-        let name = || format!("in {}", record.channel(channel));
-        marks.insert(channel, mark.with_context(name)?);
-    }
-    let marks: Vec<Position> = marks.into_values().collect();
-    let deadline = Instant::now() + plan.settle;
-    while !record.checker().unsettled(&marks).is_empty() && Instant::now() < deadline {
-        sleep(LOOK).await;
-    }
-    let settled_after = quiet.elapsed();
-    record.checker().finish(&marks, record.now());
-    for wish in &wishes {
-        wish.send_replace(Wish::End);
-    }
-    while let Some(ended) = clients.join_next().await {
-        ended.context("a client panicked")?;
-    }
-    looking.shutdown().await;
+    let lasted = began.elapsed();
+    let Finished {
+        record,
+        settled_after,
+        stall_max,
+    } = load.finish(plan.settle).await?;
     let (tally, checker) = (record.tally().clone(), record.checker());
     Ok(Outcome {
         seed: plan.seed,
@@ -208,11 +146,140 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
         epochs: checker.epochs(),
         lost_writes,
         settled_after,
-        stall_max: *stalled.borrow(),
+        stall_max,
         violations: checker.violations().to_vec(),
         violations_count: checker.violations_count(),
         errors: scene.errors(),
     })
+}
+
+/// Clients, publishers and the checker, at work.
+#[derive(Debug)]
+pub struct Load {
+    /// What they saw.
+    pub record: Arc<Record>,
+    /// What each client is to do.
+    pub wishes: Vec<watch::Sender<Wish>>,
+    clients: JoinSet<()>,
+    publishers: JoinSet<(usize, Result<Position>)>,
+    looking: JoinSet<()>,
+    stalled: watch::Receiver<Duration>,
+    goes_on: watch::Sender<bool>,
+}
+
+/// What is left of a load.
+#[derive(Debug)]
+pub struct Finished {
+    /// What all saw.
+    pub record: Arc<Record>,
+    /// How long it took until everybody had everything.
+    pub settled_after: Duration,
+    /// The longest that this program itself was late.
+    pub stall_max: Duration,
+}
+
+impl Load {
+    /// Starts it: clients connect to one of `for_clients`, publishers to one of `for_publishers`, and publish `rate` messages a
+    /// second, all together.
+    #[must_use]
+    pub fn start(
+        for_clients: &[SocketAddr],
+        for_publishers: &[SocketAddr],
+        rate: u32,
+        dice: &mut fastrand::Rng,
+    ) -> Self {
+        let channels = channels();
+        let busy = DEEP_CHANNELS + SHALLOW_CHANNELS;
+        let mut follows = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut channels_of = dice.choose_multiple(0..busy, FOLLOWS);
+            channels_of.extend(dice.choose_multiple(busy..channels.len(), FOLLOWS_RARE));
+            follows.push(channels_of);
+        }
+        let record = Arc::new(Record::new(channels, &follows));
+        let mut clients = JoinSet::new();
+        let mut wishes = Vec::new();
+        for (number, follows) in follows.into_iter().enumerate() {
+            let (wish, watched) = watch::channel(Wish::Listen);
+            wishes.push(wish);
+            let client = Client {
+                number,
+                follows,
+                nodes: for_clients.to_vec(),
+                record: Arc::clone(&record),
+                wish: watched,
+                dice: dice.fork(),
+            };
+            clients.spawn(client.live());
+        }
+        let (goes_on, watched) = watch::channel(true);
+        let ids = Arc::new(AtomicU64::new(1));
+        let mut publishers = JoinSet::new();
+        for channel in 0..record.channels() {
+            let publisher = Publisher {
+                channel,
+                nodes: for_publishers.to_vec(),
+                record: Arc::clone(&record),
+                ids: Arc::clone(&ids),
+                interval: if channel < busy {
+                    Duration::from_secs(busy as u64) / rate.max(1)
+                } else {
+                    RARELY
+                },
+                goes_on: watched.clone(),
+                dice: dice.fork(),
+            };
+            publishers.spawn(async move { (channel, publisher.publish().await) });
+        }
+        let mut looking = JoinSet::new();
+        let (stall_max, stalled) = watch::channel(Duration::ZERO);
+        looking.spawn(look(Arc::clone(&record), stall_max));
+        Self {
+            record,
+            wishes,
+            clients,
+            publishers,
+            looking,
+            stalled,
+            goes_on,
+        }
+    }
+
+    /// Publishes no more, gives all clients `settle` to have everything, and ends them.
+    ///
+    /// # Errors
+    ///
+    /// The harness failed, or a channel's last message was not acknowledged.
+    pub async fn finish(mut self, settle: Duration) -> Result<Finished> {
+        let (record, quiet) = (self.record, Instant::now());
+        self.goes_on.send_replace(false);
+        let mut marks: BTreeMap<usize, Position> = BTreeMap::new();
+        while let Some(ended) = self.publishers.join_next().await {
+            let (channel, mark) = ended.context("a publisher panicked")?;
+            let name = || format!("in {}", record.channel(channel));
+            marks.insert(channel, mark.with_context(name)?);
+        }
+        let marks: Vec<Position> = marks.into_values().collect();
+        let deadline = Instant::now() + settle;
+        while !record.checker().unsettled(&marks).is_empty() && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
+        let settled_after = quiet.elapsed();
+        record.checker().finish(&marks, record.now());
+        for wish in &self.wishes {
+            wish.send_replace(Wish::End);
+        }
+        while let Some(ended) = self.clients.join_next().await {
+            ended.context("a client panicked")?;
+        }
+        self.looking.shutdown().await;
+        let stall_max = *self.stalled.borrow();
+        Ok(Finished {
+            record,
+            settled_after,
+            stall_max,
+        })
+    }
 }
 
 fn channels() -> Vec<String> {

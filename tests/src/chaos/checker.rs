@@ -274,6 +274,13 @@ impl Checker {
         unsettled
     }
 
+    /// Whether every client is subscribed to all channels that it follows.
+    #[must_use]
+    pub fn is_everybody_subscribed(&self) -> bool {
+        let mut followers = self.clients.iter().flat_map(|client| &client.followers);
+        followers.all(|(_, follower)| follower.is_subscribed)
+    }
+
     /// Ends the run: whoever is not at the marks by now never will be.
     pub fn finish(&mut self, marks: &[Position], at: Duration) {
         for (client, channel) in self.unsettled(marks) {

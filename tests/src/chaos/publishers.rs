@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -62,11 +62,9 @@ impl Publisher {
         let mut connection = None;
         // Not all at once: where seldom anything is said, a fault would then meet none of it, or everything.
         let mut next = Instant::now() + self.interval.mul_f64(self.dice.f64());
-        sleep_until(next).await;
-        while *self.goes_on.borrow() {
+        while self.goes_on_at(next).await {
             self.next_message(&mut connection).await;
             next = (next + self.interval).max(Instant::now() - BACKLOG_MAX);
-            sleep_until(next).await;
         }
         for _ in 0..ATTEMPTS {
             if let Some(position) = self.next_message(&mut connection).await {
@@ -74,6 +72,12 @@ impl Publisher {
             }
         }
         bail!("the last message of a channel was not acknowledged")
+    }
+
+    /// Waits until `next`, unless it is told to stop before. Says whether it is to go on.
+    async fn goes_on_at(&mut self, next: Instant) -> bool {
+        let told = timeout_at(next, self.goes_on.wait_for(|goes_on| !goes_on)).await;
+        told.is_err()
     }
 
     /// Sends a message until it is acknowledged.

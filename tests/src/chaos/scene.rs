@@ -212,7 +212,8 @@ async fn linked(replica: &Redis) -> Result<()> {
 }
 
 /// Channels that anyone may hear, outboxes that are soon full, and pings by which a silent node shows.
-fn settings(redis: &str) -> Settings {
+#[must_use]
+pub fn settings(redis: &str) -> Settings {
     let namespace = |name: &str, size: usize| -> Value {
         json!({
             "name": name, "subscribe": "anyone", "recovery": true,
