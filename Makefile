@@ -5,6 +5,7 @@
 # make e2e         the end-to-end tests alone
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
+# make surroundings  logs, disk, descriptors, ports, memory, DNS, clock and Redis fail: each alone, then all at random for MINUTES=20 (SEED=)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
 # make mixed-load  uploads, aborts and slow readers of Node, httpx, curl and h2 at once, before backends that check each byte (MINUTES=)
 # make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
@@ -29,7 +30,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -67,6 +68,12 @@ faults: deps programs
 MINUTES ?= 30
 chaos: deps programs
 	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) $(CARGO) test --locked --workspace --test chaos -- --nocapture
+
+surroundings: MINUTES := 20
+surroundings: deps programs
+	$(CARGO) test --locked --workspace --test surroundings -- --skip random::
+	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) \
+	  $(CARGO) test --locked --workspace --test surroundings -- --nocapture random::
 
 ATTACKERS ?= 9000
 siege: deps programs

@@ -3,9 +3,11 @@
 //! - [`harness`] starts the real programs as processes of their own and talks to them over real sockets.
 //! - [`runner`] is `make run-proxy`: the same processes, for a person.
 //! - [`chaos`] is `make chaos`: faults under load, and a checker of what each client saw.
+//! - [`surroundings`] is `make surroundings`: the same load through the edge, while what the programs stand on fails.
 //! - [`mod@bench`] is `make bench`: what the programs cost beside their rivals.
 
 pub mod bench;
 pub mod chaos;
 pub mod harness;
 pub mod runner;
+pub mod surroundings;

@@ -15,6 +15,8 @@ mod logs;
 mod names;
 #[path = "surroundings/ports.rs"]
 mod ports;
+#[path = "surroundings/random.rs"]
+mod random;
 #[path = "surroundings/start.rs"]
 mod start;
 #[path = "surroundings/subject.rs"]
