@@ -356,14 +356,22 @@ impl Injector<'_> {
             .await?;
         let edge = &self.scene.edge;
         let until = Instant::now() + lasts;
-        let before = edge.probes_skipped().await?;
+        // The harness too has few ports to the admin listener: its attempts fail now and then.
+        let before = wait::until("metrics", BACK_WITHIN, async || {
+            edge.probes_skipped().await.ok()
+        })
+        .await?;
         wait::until("probes to be skipped", BACK_WITHIN, async || {
             taken.take().await;
+            sleep(LOOK).await;
             let skipped = edge.probes_skipped().await.ok()? - before;
             (until < Instant::now() && SKIPPED <= skipped).then_some(())
         })
         .await?;
-        let up = edge.backends_up().await?;
+        let up = wait::until("states of backends", BACK_WITHIN, async || {
+            edge.backends_up().await.ok()
+        })
+        .await?;
         ensure!(up == self.scene.nodes.len(), "{up} backends are up");
         drop(taken);
         Ok(())

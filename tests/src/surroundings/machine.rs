@@ -23,7 +23,7 @@ const DOMAIN: &str = "causeway.test";
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// From which they leave while there are few.
-const FEW_PORTS: &str = "61000 61019";
+const FEW_PORTS: &str = "61000 61039";
 
 /// Room on the disk for logs.
 const DISK_BYTES: i64 = 64 << 20;
