@@ -254,7 +254,7 @@ pub(crate) enum AllowedAddresses {
     /// Those in one of these ranges.
     Ranges(Vec<AddressRange>),
     /// Those that another machine can have, and with `loopback` those of this machine.
-    Usual { loopback: bool },
+    Routable { loopback: bool },
 }
 
 impl AllowedAddresses {
@@ -262,7 +262,7 @@ impl AllowedAddresses {
         let address = address.to_canonical();
         match self {
             Self::Ranges(ranges) => ranges.iter().any(|range| range.contains(address)),
-            Self::Usual { loopback } => match address {
+            Self::Routable { loopback } => match address {
                 address if address.is_loopback() => *loopback,
                 IpAddr::V4(address) => {
                     // A network's own addresses mean this machine, link-local ones what a cloud tells a machine of itself.
@@ -578,14 +578,14 @@ impl Timeouts {
 /// The least rate of a request body, averaged over a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BodyRate {
-    /// Bytes a second, 1 to [`BodyRate::MOST`].
+    /// Bytes a second, 1 to [`BodyRate::MAX`].
     pub(crate) per_second: u64,
     /// The time over which they are averaged, never zero: no body is too slow before it has lasted so long.
     pub(crate) window: Duration,
 }
 
 impl BodyRate {
-    const MOST: u64 = 1 << 20;
+    const MAX: u64 = 1 << 20;
     const DEFAULT: Self = Self {
         per_second: 500,
         window: Duration::from_secs(30),
@@ -605,7 +605,7 @@ pub(crate) struct Limits {
     pub(crate) head_size: usize,
     /// The largest response head in bytes, 502 above it.
     pub(crate) response_head_size: usize,
-    /// The most header lines in the head of a request (431 above it) or of a response (502), at most [`Limits::HEADERS_MOST`].
+    /// The most header lines in the head of a request (431 above it) or of a response (502), at most [`Limits::HEADERS_MAX`].
     pub(crate) headers: usize,
     /// The most streams that one HTTP/2 connection of a client may have open.
     pub(crate) http2_streams: u32,
@@ -643,21 +643,21 @@ pub(crate) struct Limits {
 /// So many a second, and so many at once after a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
-    /// 1 to [`Rate::MOST`].
+    /// 1 to [`Rate::MAX`].
     pub(crate) per_second: u32,
-    /// 1 to [`Rate::MOST`].
+    /// 1 to [`Rate::MAX`].
     pub(crate) burst: u32,
 }
 
 impl Rate {
-    const MOST: u32 = 1_000_000;
+    const MAX: u32 = 1_000_000;
 }
 
 impl Limits {
     /// The most that `limits.retries` may be.
     pub(crate) const RETRIES_MAX: usize = 10;
     /// The most that `limits.headers` may be.
-    pub(crate) const HEADERS_MOST: usize = 1024;
+    pub(crate) const HEADERS_MAX: usize = 1024;
     const DEFAULT: Self = Self {
         connections: None,
         connections_per_address: None,

@@ -20,8 +20,8 @@ use crate::downstream::proxy_protocol::Header;
 use crate::http::forwarded::Forwarder;
 use crate::http::http1::{Chunks, find_end};
 use crate::http::scheme::Scheme;
-use crate::request::proxy_http::asks_for;
-use crate::request::proxy_http::body_of;
+use crate::request::proxy_http::body_length;
+use crate::request::proxy_http::requested_upgrades;
 use crate::server::app::shape;
 use crate::tunnel::Frames;
 
@@ -194,9 +194,9 @@ pub fn head(data: &[u8]) {
     let hosts = request.headers.get_all(HOST).iter().count();
     assert!(hosts == 1 || (hosts == 0 && request.version == http::Version::HTTP_10));
     let nothing = BodyLength::Bytes(0);
-    assert_eq!(shape.body == nothing, body_of(request) == nothing);
+    assert_eq!(shape.body == nothing, body_length(request) == nothing);
     let wish = shape.upgrade.map(|upgrade| upgrade.protocols);
-    assert_eq!(wish, asks_for(request));
+    assert_eq!(wish, requested_upgrades(request));
 }
 
 fn request() -> RequestHeader {

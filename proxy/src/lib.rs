@@ -104,8 +104,8 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     let parts = Parts::new(&config)?;
     let entrances = Arc::new(Entrances::new(
         entrances,
-        Arc::clone(&parts.policy.gate),
-        Arc::clone(&parts.policy.metrics),
+        Arc::clone(&parts.proxy.gate),
+        Arc::clone(&parts.proxy.metrics),
     ));
     let haste = Haste::default();
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
@@ -130,7 +130,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         "certificates",
         Renewal {
             entrances,
-            metrics: Arc::clone(&parts.policy.metrics),
+            metrics: Arc::clone(&parts.proxy.metrics),
             background: parts.background.clone(),
         },
     ));
@@ -145,7 +145,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         shutdown_signal: Box::new(Signals {
             haste,
             reloader: Arc::clone(&parts.reloader),
-            access: parts.policy.access.clone(),
+            access: parts.proxy.access.clone(),
         }),
     });
     Ok(())

@@ -177,7 +177,7 @@ impl Plugin {
         let task = Background {
             watch: self.parts.watch(None),
             drain: self.parts.drain(&self.config),
-            access: self.parts.policy.access.clone(),
+            access: self.parts.proxy.access.clone(),
             then,
         };
         background_service("causeway", task)
@@ -208,7 +208,7 @@ impl Plugin {
     /// The metrics of the edge in the OpenMetrics format, for a server that has an endpoint of its own.
     #[must_use]
     pub fn metrics(&self) -> String {
-        self.parts.policy.metrics.encode()
+        self.parts.proxy.metrics.encode()
     }
 
     /// A service that has SIGHUP read `file` anew, as the program does. Where the server has other plans for that signal, call

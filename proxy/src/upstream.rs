@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-pub(crate) use crate::balancer::idle::Dialed;
+pub(crate) use crate::balancer::idle::UpstreamConnection;
 use crate::balancer::pool::Backend;
 use crate::config::Timeouts;
 use crate::config::backend::Address;
@@ -134,12 +134,12 @@ impl Dialer {
     }
 
     /// An idle connection to `backend`, for a request that may be sent twice or not.
-    pub(crate) fn take_kept(
+    pub(crate) fn take_idle(
         &self,
         backend: &Backend,
         tls: Option<&Connector>,
         repeatable: Repeatable,
-    ) -> Option<Dialed> {
+    ) -> Option<UpstreamConnection> {
         let number = tls.map_or(0, Connector::number);
         let current = self.current(&backend.address);
         let is_current = |address: Option<SocketAddr>| is_current(address, current.as_deref());
@@ -149,7 +149,12 @@ impl Dialer {
     }
 
     /// Keeps a connection to `backend` on which nothing is under way.
-    pub(crate) fn keep(&self, backend: &Backend, tls: Option<&Connector>, connection: Dialed) {
+    pub(crate) fn keep(
+        &self,
+        backend: &Backend,
+        tls: Option<&Connector>,
+        connection: UpstreamConnection,
+    ) {
         let number = tls.map_or(0, Connector::number);
         backend.kept.put(connection, number, &self.places);
     }
@@ -183,7 +188,7 @@ impl Dialer {
         &self,
         address: &Address,
         tls: Option<&Connector>,
-    ) -> Result<Dialed, DialError> {
+    ) -> Result<UpstreamConnection, DialError> {
         let deadline = Instant::now() + self.timeouts.connect;
         let dialed = self.connect(address, deadline).await?;
         let Some(tls) = tls else {
@@ -192,7 +197,7 @@ impl Dialer {
         // Its own future: a dial is as large as its largest, and most have none of it.
         let secured = Box::pin(tls.connect(address, dialed.socket));
         match self.by(deadline, secured).await? {
-            Ok(stream) => Ok(Dialed {
+            Ok(stream) => Ok(UpstreamConnection {
                 socket: Socket::Wrapped(Box::new(stream)),
                 address: dialed.address,
             }),
@@ -201,8 +206,12 @@ impl Dialer {
         }
     }
 
-    async fn connect(&self, address: &Address, deadline: Instant) -> Result<Dialed, DialError> {
-        let fixed = |socket| Dialed {
+    async fn connect(
+        &self,
+        address: &Address,
+        deadline: Instant,
+    ) -> Result<UpstreamConnection, DialError> {
+        let fixed = |socket| UpstreamConnection {
             socket,
             address: None,
         };
@@ -223,7 +232,7 @@ impl Dialer {
                     let connected = self.by(deadline, self.connect_tcp(*address)).await;
                     match connected {
                         Ok(Ok(socket)) => {
-                            return Ok(Dialed {
+                            return Ok(UpstreamConnection {
                                 socket,
                                 address: Some(*address),
                             });
@@ -261,28 +270,28 @@ impl Dialer {
     async fn connect_tcp(&self, address: SocketAddr) -> io::Result<Socket> {
         let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
-        watch_over(socket2::SockRef::from(&socket), &self.timeouts)?;
+        set_keepalive(socket2::SockRef::from(&socket), &self.timeouts)?;
         Ok(Socket::Tcp(socket))
     }
 
-    /// How Pingora reaches `address`: `way` says how far this attempt has come, and begins as its default.
+    /// How Pingora reaches `address`: `cursor` says how far this attempt has come, and begins as its default.
     pub(crate) async fn peer(
         &self,
         address: &Address,
         tls: Option<&Connector>,
-        way: &mut Way,
+        cursor: &mut AddressCursor,
         repeatable: Repeatable,
     ) -> Result<HttpPeer, DialError> {
         let mut peer = match address {
             Address::Ip(address) => HttpPeer::new(address, false, String::new()),
             Address::Name { host, port } => {
-                if way.current().is_none() {
+                if cursor.current().is_none() {
                     let deadline = Instant::now() + self.timeouts.connect;
                     let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
-                    way.addresses = looked_up.map_err(DialError::Name)?;
-                    way.at = 0;
+                    cursor.addresses = looked_up.map_err(DialError::Name)?;
+                    cursor.at = 0;
                 }
-                let current = way
+                let current = cursor
                     .current()
                     .ok_or_else(|| DialError::Name(io::ErrorKind::NotFound.into()))?;
                 HttpPeer::new(current, false, String::new())
@@ -307,36 +316,41 @@ impl Dialer {
         Ok(peer)
     }
 
-    /// Takes note that Pingora could not connect to where `way` is, and moves on to the next address of the same name.
+    /// Takes note that Pingora could not connect to where `cursor` is, and moves on to the next address of the same name.
     ///
     /// `false` if there is none, or no time for it: the attempt has failed.
-    pub(crate) fn move_on(&self, address: &Address, way: &mut Way, error: &DialError) -> bool {
-        let (Address::Name { host, port }, Some(current)) = (address, way.current()) else {
+    pub(crate) fn advance(
+        &self,
+        address: &Address,
+        cursor: &mut AddressCursor,
+        error: &DialError,
+    ) -> bool {
+        let (Address::Name { host, port }, Some(current)) = (address, cursor.current()) else {
             return false;
         };
         if error.is_of_backend() {
             self.names.failed(host, *port, current);
         }
-        way.at += 1;
-        way.current().is_some() && !matches!(error, DialError::Timeout(_))
+        cursor.at += 1;
+        cursor.current().is_some() && !matches!(error, DialError::Timeout(_))
     }
 }
 
 /// How far one attempt has come with the addresses of a host name.
 #[derive(Debug, Default)]
-pub(crate) struct Way {
+pub(crate) struct AddressCursor {
     addresses: Arc<[SocketAddr]>,
     at: usize,
 }
 
-impl Way {
+impl AddressCursor {
     fn current(&self) -> Option<SocketAddr> {
         self.addresses.get(self.at).copied()
     }
 }
 
 /// Has the kernel find out when the peer of a socket is gone; a listening one hands it down to what it accepts.
-pub(crate) fn watch_over(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
+pub(crate) fn set_keepalive(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
     let keepalive = keepalive(timeouts);
     socket.set_tcp_keepalive(
         &socket2::TcpKeepalive::new()

@@ -111,7 +111,7 @@ impl Probes {
         for pool in pools.iter() {
             let target = &self.targets[&pool.name];
             for backend in pool.backends() {
-                if backend.state() != State::Maintenance && !backend.is_leaving() {
+                if backend.state() != State::Maintenance && !backend.is_removed() {
                     wanted.push((Arc::clone(target), backend));
                 }
             }
@@ -216,7 +216,7 @@ impl Watch {
     /// Runs `step`, and meanwhile ends the grace of the backend when it is over.
     async fn keeping_time(&self, step: impl Future<Output = ()>) {
         let mut step = pin!(step);
-        let mut verdict = self.backend.verdict();
+        let mut health_status = self.backend.health_status();
         loop {
             let end = self.backend.grace_end();
             let over = async {
@@ -229,7 +229,7 @@ impl Watch {
                 () = &mut step => return,
                 () = over => self.pool().tick(&self.backend, Instant::now()),
                 // A grace may have begun or ended.
-                _ = verdict.changed() => {}
+                _ = health_status.changed() => {}
             }
         }
     }

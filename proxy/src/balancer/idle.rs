@@ -24,13 +24,13 @@ const LOOKED_AT: usize = 16;
 
 /// A connection to a backend.
 #[derive(Debug)]
-pub(crate) struct Dialed {
+pub(crate) struct UpstreamConnection {
     pub(crate) socket: Socket,
     /// The address that it leads to, of those of a host name.
     pub(crate) address: Option<SocketAddr>,
 }
 
-impl Dialed {
+impl UpstreamConnection {
     /// Whether it is a TLS connection that has ended without saying so (RFC 8446, 6.1): more may have been sent.
     pub(crate) fn was_truncated(&self) -> bool {
         match &self.socket {
@@ -47,11 +47,11 @@ impl Dialed {
 ///
 /// The lock is held for as long as it takes to move one.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Vec<Idle>>);
+pub(crate) struct IdleConnections(Mutex<Vec<IdleConnection>>);
 
 #[derive(Debug)]
-struct Idle {
-    connection: Dialed,
+struct IdleConnection {
+    connection: UpstreamConnection,
     since: Instant,
     /// By which TLS it was made.
     tls: u64,
@@ -60,7 +60,7 @@ struct Idle {
     _place: OwnedSemaphorePermit,
 }
 
-impl Kept {
+impl IdleConnections {
     /// The last used one that is not older than `age`, made by `tls`, leads to an address that `is_current`, and has not been closed
     /// as far as is known; of this runtime, if one of the last is.
     ///
@@ -72,7 +72,7 @@ impl Kept {
         age: Duration,
         tls: u64,
         is_current: impl Fn(Option<SocketAddr>) -> bool,
-    ) -> Option<Dialed> {
+    ) -> Option<UpstreamConnection> {
         let here = Handle::current().id();
         loop {
             let mut kept = self.0.lock();
@@ -100,11 +100,11 @@ impl Kept {
     }
 
     /// Keeps `connection`, which belongs to this runtime, unless as many are kept as there are `places`.
-    pub(crate) fn put(&self, connection: Dialed, tls: u64, places: &Arc<Semaphore>) {
+    pub(crate) fn put(&self, connection: UpstreamConnection, tls: u64, places: &Arc<Semaphore>) {
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return;
         };
-        self.0.lock().push(Idle {
+        self.0.lock().push(IdleConnection {
             connection,
             since: Instant::now(),
             tls,
@@ -129,14 +129,14 @@ impl Kept {
 }
 
 /// The connection as one of this runtime. One with layers around it stays where it is, and works from here all the same.
-fn moved(connection: Dialed) -> io::Result<Dialed> {
-    let Dialed { socket, address } = connection;
+fn moved(connection: UpstreamConnection) -> io::Result<UpstreamConnection> {
+    let UpstreamConnection { socket, address } = connection;
     let socket = match socket {
         Socket::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket.into_std()?)?),
         Socket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket.into_std()?)?),
         Socket::Wrapped(stream) => Socket::Wrapped(stream),
     };
-    Ok(Dialed { socket, address })
+    Ok(UpstreamConnection { socket, address })
 }
 
 /// Whether nothing has come, not even the end. What comes unasked is no answer to anything.
@@ -169,15 +169,15 @@ mod tests {
 
     const AGE: Duration = Duration::from_secs(60);
 
-    fn dialed(socket: Socket) -> Dialed {
-        Dialed {
+    fn dialed(socket: Socket) -> UpstreamConnection {
+        UpstreamConnection {
             socket,
             address: None,
         }
     }
 
     /// Waits until something has come on our end of the connection that was kept last.
-    async fn something_comes(kept: &Kept) {
+    async fn something_comes(kept: &IdleConnections) {
         std::future::poll_fn(
             |cx| match &kept.0.lock().last().unwrap().connection.socket {
                 Socket::Tcp(socket) => socket.poll_read_ready(cx),
@@ -190,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_used_that_is_open_and_of_this_tls_is_taken() {
-        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let (first, other_tls, mut unasked, mut closed) = (
             Socket::pair().await,
             Socket::pair().await,
@@ -226,7 +226,7 @@ mod tests {
             builder.enable_all().build().unwrap()
         };
         let (here, there) = (runtime(), runtime());
-        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let (ours, theirs) = (
             here.block_on(Socket::pair()),
             there.block_on(Socket::pair()),
@@ -253,12 +253,12 @@ mod tests {
 
     #[tokio::test]
     async fn one_to_an_address_that_its_name_no_longer_has_is_closed() {
-        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let addresses = ["127.0.0.2:1", "127.0.0.3:1"].map(|address| address.parse().ok());
         let pairs = [Socket::pair().await, Socket::pair().await];
         let mut others = Vec::new();
         for (address, (socket, other)) in addresses.into_iter().zip(pairs) {
-            kept.put(Dialed { socket, address }, 0, &places);
+            kept.put(UpstreamConnection { socket, address }, 0, &places);
             others.push(other);
         }
         let taken = kept.take(AGE, 0, |address| address == addresses[0]);
@@ -266,14 +266,14 @@ mod tests {
         assert_eq!(kept.count(), 0);
         let (socket, _other) = Socket::pair().await;
         let address = addresses[1];
-        kept.put(Dialed { socket, address }, 0, &places);
+        kept.put(UpstreamConnection { socket, address }, 0, &places);
         kept.tidy(AGE, |address| address != addresses[1]);
         assert_eq!(kept.count(), 0);
     }
 
     #[tokio::test]
     async fn no_more_are_kept_than_there_are_places() {
-        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(1)));
+        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(1)));
         let (first, second) = (Socket::pair().await, Socket::pair().await);
         kept.put(dialed(first.0), 0, &places);
         kept.put(dialed(second.0), 0, &places);
@@ -284,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_closed_or_old_is_not_kept() {
-        let (kept, places) = (Kept::default(), Arc::new(Semaphore::new(9)));
+        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let (open, closed) = (Socket::pair().await, Socket::pair().await);
         kept.put(dialed(open.0), 0, &places);
         kept.put(dialed(closed.0), 0, &places);

@@ -8,7 +8,7 @@
 //! 3. for a SockJS session without a cookie, the one that the consistent hash names,
 //! 4. the pick of the pool.
 //!
-//! The last two look only at the first [`Turn`](rank::Turn) that any backend has which was not tried yet; so when none
+//! The last two look only at the first [`Priority`](rank::Priority) that any backend has which was not tried yet; so when none
 //! is up, health is ignored. Draining backends and those in maintenance get no new clients at all.
 
 mod backend;
@@ -35,13 +35,13 @@ use tracing::info;
 pub(crate) use crate::balancer::pool::backend::{
     Backend, RequestCount, TunnelCount, TunnelSlot, WaitCount,
 };
-pub(crate) use crate::balancer::pool::load::Seeks;
-pub(crate) use crate::balancer::pool::slots::{Entry, RequestSlot, Ticket};
-pub(crate) use crate::balancer::pool::state::{Evidence, ProbeResult, State, Verdict};
+pub(crate) use crate::balancer::pool::load::RequestKind;
+pub(crate) use crate::balancer::pool::slots::{AcquireOutcome, QueuedRequest, RequestSlot};
+pub(crate) use crate::balancer::pool::state::{Evidence, HealthStatus, ProbeResult, State};
 
 use crate::balancer::affinity::{Affinity, Binding, Claim, Freshness, SessionKey};
 use crate::balancer::pool::backend::Moment;
-use crate::balancer::pool::pick::{Newcomer, Picker};
+use crate::balancer::pool::pick::{NewClient, Picker};
 use crate::balancer::pool::rank::Rank;
 use crate::balancer::pool::sessions::Sessions;
 use crate::balancer::pool::state::Change;
@@ -189,7 +189,7 @@ pub(crate) enum AffinityOutcome {
     /// It belonged nowhere.
     Miss,
     /// It cannot go where it belonged.
-    BoundAnew,
+    Rebound,
 }
 
 impl AffinityOutcome {
@@ -197,7 +197,7 @@ impl AffinityOutcome {
         match self {
             Self::Hit => "hit",
             Self::Miss => "miss",
-            Self::BoundAnew => "bound_anew",
+            Self::Rebound => "bound_anew",
         }
     }
 }
@@ -271,7 +271,7 @@ impl Pool {
     fn forget_unused(&self, now: Instant) -> Vec<Arc<Backend>> {
         let table = self.table.load();
         let unused = |backend: &Arc<Backend>| {
-            backend.is_leaving() && backend.is_unused_for(FORGET_AFTER, now)
+            backend.is_removed() && backend.is_unused_for(FORGET_AFTER, now)
         };
         let (forgotten, kept): (Vec<_>, Vec<_>) = table.backends.iter().cloned().partition(unused);
         if !forgotten.is_empty() {
@@ -302,7 +302,7 @@ impl Pool {
     pub(crate) fn choose(
         &self,
         claim: &Claim,
-        seeks: Seeks,
+        kind: RequestKind,
         tried: &Tried,
         now: Instant,
     ) -> Result<Choice, NoBackend> {
@@ -311,7 +311,7 @@ impl Pool {
         let view = View::new(&table, tried, self.health.ignore_below, age);
         let choice = match self.bound(&table, &view, claim) {
             Some(choice) => choice,
-            None => self.bind(&table, &view, claim, Newcomer { seeks, age })?,
+            None => self.bind(&table, &view, claim, NewClient { kind, age })?,
         };
         if let Some(session) = &claim.session {
             self.sessions.insert(session, &choice.backend.id);
@@ -319,7 +319,7 @@ impl Pool {
         match choice.affinity {
             AffinityOutcome::Hit => self.metrics.affinity_hit.inc(),
             AffinityOutcome::Miss => self.metrics.affinity_miss.inc(),
-            AffinityOutcome::BoundAnew => self.metrics.affinity_bound_anew.inc(),
+            AffinityOutcome::Rebound => self.metrics.affinity_bound_anew.inc(),
         };
         if claim.forged && tried.is_empty() {
             self.metrics.affinity_forged();
@@ -364,23 +364,23 @@ impl Pool {
         table: &Table,
         view: &View<'_>,
         claim: &Claim,
-        newcomer: Newcomer,
+        new_client: NewClient,
     ) -> Result<Choice, NoBackend> {
         let by_ring = claim.session.as_ref().and_then(|session| {
-            let eligible = |index: usize| view.takes(&table.backends[index]);
+            let eligible = |index: usize| view.is_eligible(&table.backends[index]);
             table.ring.find(session.as_str(), eligible)
         });
         let backend = match by_ring {
             Some(index) => &table.backends[index],
-            None => self.picker.pick(table, view, newcomer).ok_or(NoBackend)?,
+            None => self.picker.pick(table, view, new_client).ok_or(NoBackend)?,
         };
-        self.picker.bind(backend, view, newcomer);
+        self.picker.bind(backend, view, new_client);
         let held = |session| self.sessions.get(session).is_some();
         let belonged = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(held);
         Ok(Choice {
             backend: Arc::clone(backend),
             affinity: match belonged {
-                true => AffinityOutcome::BoundAnew,
+                true => AffinityOutcome::Rebound,
                 false => AffinityOutcome::Miss,
             },
             cookie: CookieChange::Set,
@@ -399,16 +399,16 @@ impl Pool {
         let table = self.table.load();
         let mut tried = Tried::default();
         tried.add(from);
-        let newcomer = Newcomer {
-            seeks: Seeks::Answer,
+        let new_client = NewClient {
+            kind: RequestKind::Plain,
             age: self.age(now),
         };
-        let view = View::new(&table, &tried, 0, newcomer.age);
-        let backend = self.picker.pick(&table, &view, newcomer)?;
+        let view = View::new(&table, &tried, 0, new_client.age);
+        let backend = self.picker.pick(&table, &view, new_client)?;
         if !backend.rank().keeps_clients() {
             return None;
         }
-        self.picker.bind(backend, &view, newcomer);
+        self.picker.bind(backend, &view, new_client);
         Some(Arc::clone(backend))
     }
 
@@ -457,7 +457,7 @@ impl Pool {
     /// Takes in that the backend called `id` has said elsewhere that it is stopping.
     pub(crate) fn announced_stop(&self, id: &BackendId, now: Instant) {
         let table = self.table.load();
-        if let Some(backend) = table.get(id).filter(|backend| !backend.is_leaving()) {
+        if let Some(backend) = table.get(id).filter(|backend| !backend.is_removed()) {
             self.report(backend, Evidence::Stopping, now);
         }
     }
@@ -478,7 +478,7 @@ impl Pool {
     fn log(&self, backend: &Backend, change: Option<Change>) {
         let Some(change) = change else { return };
         if change.to == State::Down {
-            backend.request_slots.dissolve();
+            backend.request_slots.clear_queue();
         }
         info!(
             pool = self.name,

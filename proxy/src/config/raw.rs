@@ -300,12 +300,12 @@ pub(super) struct Timeouts {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum BodyRate {
     Off,
-    Least(LeastRate),
+    Min(MinRate),
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct LeastRate {
+pub(super) struct MinRate {
     pub(super) per_second: Option<ByteSize>,
     pub(super) window: Option<Span>,
 }
@@ -328,7 +328,7 @@ impl<'de> Deserialize<'de> for BodyRate {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BodyRate, A::Error> {
-                LeastRate::deserialize(MapAccessDeserializer::new(map)).map(BodyRate::Least)
+                MinRate::deserialize(MapAccessDeserializer::new(map)).map(BodyRate::Min)
             }
         }
         from.deserialize_any(OffOrMapping)

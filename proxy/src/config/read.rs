@@ -103,7 +103,7 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
         request_body_rate: match raw.request_body_rate {
             None => default.request_body_rate,
             Some(raw::BodyRate::Off) => None,
-            Some(raw::BodyRate::Least(rate)) => Some(body_rate(check, rate)),
+            Some(raw::BodyRate::Min(rate)) => Some(body_rate(check, rate)),
         },
         downstream_write: within!(downstream_write, SECOND, DAY),
         connect: within!(connect, 10 * MS, 60 * SECOND),
@@ -122,13 +122,13 @@ fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
     }
 }
 
-fn body_rate(check: &mut Check, raw: raw::LeastRate) -> BodyRate {
+fn body_rate(check: &mut Check, raw: raw::MinRate) -> BodyRate {
     let default = BodyRate::DEFAULT;
     let per_second = check.within(
         "timeouts.request_body_rate.per_second",
         raw.per_second,
         ByteSize(default.per_second),
-        ByteSize(1)..=ByteSize(BodyRate::MOST),
+        ByteSize(1)..=ByteSize(BodyRate::MAX),
     );
     BodyRate {
         per_second: per_second.0,

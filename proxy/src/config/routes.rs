@@ -36,8 +36,8 @@ impl Route {
         let host = match host.map(str::to_ascii_lowercase) {
             None => Host::Any,
             Some(host) => match host.strip_prefix('*') {
-                Some(suffix) => Host::Below(suffix.to_owned()),
-                None => Host::Is(host),
+                Some(suffix) => Host::Subdomains(suffix.to_owned()),
+                None => Host::Exact(host),
             },
         };
         Self {
@@ -52,13 +52,13 @@ impl Route {
     }
 
     /// The same, with what it changes.
-    pub(super) fn changing(self, rules: RouteRules) -> Self {
+    pub(super) fn with_rules(self, rules: RouteRules) -> Self {
         let rules = Arc::new(rules);
         Self { rules, ..self }
     }
 
     /// The same, where these paths of its pool are closed: but for those that it leads to by its own path.
-    pub(super) fn closing(self, paths: &[String]) -> Self {
+    pub(super) fn with_closed_paths(self, paths: &[String]) -> Self {
         let all = paths.iter().map(|path| ClosedPath::new(path)).collect();
         let own = self.rules.path(&self.path).to_owned();
         let (closed, named) = ClosedPaths::new(all).split(|path| covers(path, &own));
@@ -76,8 +76,8 @@ impl Route {
     /// What it is called in the metrics: its host, if it has one, and its path.
     pub(crate) fn name(&self) -> String {
         match &self.host {
-            Host::Is(host) => format!("{host}{}", self.path),
-            Host::Below(suffix) => format!("*{suffix}{}", self.path),
+            Host::Exact(host) => format!("{host}{}", self.path),
+            Host::Subdomains(suffix) => format!("*{suffix}{}", self.path),
             Host::Any => self.path.clone(),
         }
     }
@@ -99,17 +99,19 @@ impl Route {
     /// What this route names is open as it is named, and not by way of `..`, which may lead from there to all that lies beside it.
     fn is_closed(&self, path: &str) -> bool {
         let path = self.rules.path(path);
-        self.closed.have(path)
-            || (!self.named.is_empty() && closed::goes_up(path) && self.named.have(path))
+        self.closed.contains(path)
+            || (!self.named.is_empty()
+                && closed::has_parent_segments(path)
+                && self.named.contains(path))
     }
 }
 
 /// Declared in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Host {
-    Is(String),
+    Exact(String),
     /// Any host that ends with this, which starts with a dot.
-    Below(String),
+    Subdomains(String),
     Any,
 }
 
@@ -121,8 +123,8 @@ impl Routes {
     pub(super) fn new(mut routes: Vec<Route>) -> Self {
         routes.sort_by(|a, b| {
             let rank = |host: &Host| match host {
-                Host::Is(_) => (0, 0),
-                Host::Below(suffix) => (1, usize::MAX - suffix.len()),
+                Host::Exact(_) => (0, 0),
+                Host::Subdomains(suffix) => (1, usize::MAX - suffix.len()),
                 Host::Any => (2, 0),
             };
             rank(&a.host)
@@ -154,8 +156,8 @@ impl Routes {
         self.0.iter().position(|route| {
             let host_matches = match &route.host {
                 Host::Any => true,
-                Host::Is(name) => name.eq_ignore_ascii_case(host),
-                Host::Below(suffix) => ends_with(host, suffix),
+                Host::Exact(name) => name.eq_ignore_ascii_case(host),
+                Host::Subdomains(suffix) => ends_with(host, suffix),
             };
             host_matches && covers(&route.path, path) && !route.is_closed(path)
         })

@@ -714,7 +714,7 @@ fn a_pool_may_look_for_its_backends() {
     assert!(config.pools[0].backends.is_empty());
     let discover = config.pools[0].discover.clone().unwrap();
     assert_eq!(discover.every, Duration::from_secs(2));
-    let far = AllowedAddresses::Usual { loopback: false };
+    let far = AllowedAddresses::Routable { loopback: false };
     assert_eq!(*discover.allow, far);
     assert!(!format!("{discover:?}").contains("secret"));
     errors(
@@ -736,7 +736,7 @@ fn a_pool_may_look_for_its_backends() {
     ] {
         let config = parse(&format!("pools: [{{ name: a, discover: {{ {redis} }} }}]"));
         let discover = config.pools[0].discover.clone().unwrap();
-        let usual = AllowedAddresses::Usual { loopback };
+        let usual = AllowedAddresses::Routable { loopback };
         assert_eq!(*discover.allow, usual, "{redis}");
     }
     let config =

@@ -18,7 +18,7 @@ impl Config {
             );
         }
         for (index, pool) in self.pools.iter().enumerate() {
-            warnings.extend(self.unseen_cookie(PoolId(index), pool));
+            warnings.extend(self.unsent_cookie(PoolId(index), pool));
         }
         warnings
     }
@@ -27,12 +27,12 @@ impl Config {
     fn insecure_cookies(&self, warnings: &mut Vec<String>) {
         let affinity = &self.affinity;
         let has_cookies = self.pools.iter().any(|pool| pool.cookie.is_some());
-        let is_at_risk = has_cookies
+        let may_be_dropped = has_cookies
             && affinity.same_site == SameSite::None
             && affinity.secure == Secure::Auto
             // One of them may say that the client came over https.
             && self.trusted_proxies.is_empty();
-        if !is_at_risk {
+        if !may_be_dropped {
             return;
         }
         let is_plain = |listener: &&ListenerConfig| {
@@ -48,7 +48,7 @@ impl Config {
     }
 
     /// A pool whose cookie is sent back to none of its routes.
-    fn unseen_cookie(&self, id: PoolId, pool: &PoolConfig) -> Option<String> {
+    fn unsent_cookie(&self, id: PoolId, pool: &PoolConfig) -> Option<String> {
         let cookie = pool.cookie.as_ref()?;
         let path = cookie.path.strip_suffix('/').unwrap_or(&cookie.path);
         let mut routes = self.routes.iter().filter(|route| route.pool == id);

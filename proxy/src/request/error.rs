@@ -11,7 +11,7 @@ use crate::limits::Limit;
 
 /// Why a request does not get an answer from a backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum Rejection {
     /// The head is not HTTP, or what it asks for is ambiguous.
     #[error("malformed request: {0}")]
     Malformed(&'static str),
@@ -59,7 +59,7 @@ pub(crate) enum Refusal {
     BackendTimeout(&'static str),
 }
 
-impl Refusal {
+impl Rejection {
     /// The name in the metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -83,7 +83,7 @@ impl Refusal {
 
 /// A complete answer with a text body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ErrorResponse {
     pub(crate) status: StatusCode,
     pub(crate) body: Cow<'static, str>,
     /// For the `Retry-After` header, in whole seconds.
@@ -100,57 +100,57 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
 /// How soon a client may come back after a 503 or a 429: about one round of health checks.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The answer to a request that `refusal` ended.
-pub(crate) fn answer(refusal: Refusal) -> Answer {
+/// The answer to a request that `rejection` ended.
+pub(crate) fn error_response(rejection: Rejection) -> ErrorResponse {
     let (mut location, mut allow) = (None, None);
-    let (status, body) = match refusal {
-        Refusal::NoRoute { status, body } => (status, body),
-        Refusal::Malformed(why) => (
+    let (status, body) = match rejection {
+        Rejection::NoRoute { status, body } => (status, body),
+        Rejection::Malformed(why) => (
             StatusCode::BAD_REQUEST,
             format!("bad request: {why}\n").into(),
         ),
-        Refusal::TargetTooLong => (StatusCode::URI_TOO_LONG, "target too long\n".into()),
-        Refusal::MethodNotAllowed => {
+        Rejection::TargetTooLong => (StatusCode::URI_TOO_LONG, "target too long\n".into()),
+        Rejection::MethodNotAllowed => {
             allow = Some(METHODS);
             (
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method not allowed\n".into(),
             )
         }
-        Refusal::CodingNotSupported => (
+        Rejection::CodingNotSupported => (
             StatusCode::NOT_IMPLEMENTED,
             "transfer coding not implemented\n".into(),
         ),
-        Refusal::VersionNotSupported => (
+        Rejection::VersionNotSupported => (
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "version of HTTP not supported\n".into(),
         ),
         // The method and the body stay what they are (RFC 9110, 15.4.9).
-        Refusal::UseHttps(url) => {
+        Rejection::UseHttps(url) => {
             location = Some(url);
             (StatusCode::PERMANENT_REDIRECT, "use https\n".into())
         }
-        Refusal::HeadTimeout | Refusal::BodyTimeout(_) => {
+        Rejection::HeadTimeout | Rejection::BodyTimeout(_) => {
             (StatusCode::REQUEST_TIMEOUT, "request timeout\n".into())
         }
-        Refusal::HeadTooLarge => (
+        Rejection::HeadTooLarge => (
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "request head too large\n".into(),
         ),
-        Refusal::Limited(limit) => (limit.status(), limit.body().into()),
-        Refusal::NoBackend => (
+        Rejection::Limited(limit) => (limit.status(), limit.body().into()),
+        Rejection::NoBackend => (
             StatusCode::SERVICE_UNAVAILABLE,
             "no backend available\n".into(),
         ),
-        Refusal::BackendFailed(_) => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
-        Refusal::BackendTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
+        Rejection::BackendFailed(_) => (StatusCode::BAD_GATEWAY, "bad gateway\n".into()),
+        Rejection::BackendTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "gateway timeout\n".into()),
     };
     let later = matches!(
         status,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
     );
     let retry_after = later.then_some(RETRY_AFTER);
-    Answer {
+    ErrorResponse {
         status,
         body,
         retry_after,
@@ -164,49 +164,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refusal_has_the_status_that_its_rfc_names() {
+    fn each_rejection_has_the_status_that_its_rfc_names() {
         let cases = [
-            (Refusal::Malformed("two hosts"), 400, false),
-            (Refusal::UseHttps("https://a/".to_owned()), 308, false),
-            (Refusal::HeadTimeout, 408, false),
-            (Refusal::HeadTooLarge, 431, false),
-            (Refusal::TargetTooLong, 414, false),
-            (Refusal::MethodNotAllowed, 405, false),
-            (Refusal::CodingNotSupported, 501, false),
-            (Refusal::VersionNotSupported, 505, false),
-            (Refusal::BackendFailed("it broke"), 502, false),
-            (Refusal::BodyTimeout("it is slow"), 408, false),
-            (Refusal::NoBackend, 503, true),
-            (Refusal::Limited(Limit::Connections), 503, true),
-            (Refusal::Limited(Limit::ConnectionsPerAddress), 429, true),
-            (Refusal::Limited(Limit::ConnectionRate), 429, true),
-            (Refusal::Limited(Limit::Requests), 503, true),
-            (Refusal::Limited(Limit::RequestsPerAddress), 429, true),
-            (Refusal::Limited(Limit::Tunnels), 503, true),
-            (Refusal::Limited(Limit::TunnelsPerAddress), 429, true),
-            (Refusal::Limited(Limit::TunnelsPerBackend), 503, true),
-            (Refusal::Limited(Limit::RequestsPerBackend), 503, true),
-            (Refusal::Limited(Limit::BodySize), 413, false),
-            (Refusal::BackendTimeout("it is slow"), 504, false),
+            (Rejection::Malformed("two hosts"), 400, false),
+            (Rejection::UseHttps("https://a/".to_owned()), 308, false),
+            (Rejection::HeadTimeout, 408, false),
+            (Rejection::HeadTooLarge, 431, false),
+            (Rejection::TargetTooLong, 414, false),
+            (Rejection::MethodNotAllowed, 405, false),
+            (Rejection::CodingNotSupported, 501, false),
+            (Rejection::VersionNotSupported, 505, false),
+            (Rejection::BackendFailed("it broke"), 502, false),
+            (Rejection::BodyTimeout("it is slow"), 408, false),
+            (Rejection::NoBackend, 503, true),
+            (Rejection::Limited(Limit::Connections), 503, true),
+            (Rejection::Limited(Limit::ConnectionsPerAddress), 429, true),
+            (Rejection::Limited(Limit::ConnectionRate), 429, true),
+            (Rejection::Limited(Limit::Requests), 503, true),
+            (Rejection::Limited(Limit::RequestsPerAddress), 429, true),
+            (Rejection::Limited(Limit::Tunnels), 503, true),
+            (Rejection::Limited(Limit::TunnelsPerAddress), 429, true),
+            (Rejection::Limited(Limit::TunnelsPerBackend), 503, true),
+            (Rejection::Limited(Limit::RequestsPerBackend), 503, true),
+            (Rejection::Limited(Limit::BodySize), 413, false),
+            (Rejection::BackendTimeout("it is slow"), 504, false),
         ];
-        for (refusal, status, retries) in cases {
-            let answer = answer(refusal.clone());
-            assert_eq!(answer.status.as_u16(), status, "{refusal}");
-            assert_eq!(answer.retry_after.is_some(), retries, "{refusal}");
-            assert!(answer.body.ends_with('\n') && answer.body.len() < 40);
+        for (rejection, status, retries) in cases {
+            let error_response = error_response(rejection.clone());
+            assert_eq!(error_response.status.as_u16(), status, "{rejection}");
+            assert_eq!(error_response.retry_after.is_some(), retries, "{rejection}");
+            assert!(error_response.body.ends_with('\n') && error_response.body.len() < 40);
         }
     }
 
     #[test]
     fn a_request_without_a_route_gets_the_configured_answer() {
-        let answer = answer(Refusal::NoRoute {
+        let error_response = error_response(Rejection::NoRoute {
             status: StatusCode::GONE,
             body: "moved\n".into(),
         });
         assert_eq!(
-            (answer.status, &*answer.body),
+            (error_response.status, &*error_response.body),
             (StatusCode::GONE, "moved\n")
         );
-        assert_eq!(answer.retry_after, None);
+        assert_eq!(error_response.retry_after, None);
     }
 }

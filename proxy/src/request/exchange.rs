@@ -1,16 +1,16 @@
 //! One request, and what the edge decides for it: the same for plain HTTP and for upgrades.
 //!
-//! Does no I/O. An engine that serves a request asks here in this order: [`Policy::admit`], [`Policy::attempt_is_due`] and
-//! [`Policy::choose`] for each attempt, [`Policy::prepare`] for what is sent, [`Policy::attempt_failed`] or
-//! [`Policy::finalize`], and [`Policy::log`] at the end.
+//! Does no I/O. An engine that serves a request asks here in this order: [`ProxyState::admit`], [`ProxyState::attempt_due`] and
+//! [`ProxyState::choose`] for each attempt, [`ProxyState::prepare`] for what is sent, [`ProxyState::attempt_failed`] or
+//! [`ProxyState::finalize`], and [`ProxyState::log`] at the end.
 
-mod asked;
 mod failure;
+mod parking;
 mod queue;
 mod response;
 mod rules;
 mod session;
-mod waiting;
+mod target;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::balancer::pool::Evidence;
 use crate::balancer::pool::Pool;
 use crate::balancer::pool::Pools;
 use crate::balancer::pool::RequestCount;
-use crate::balancer::pool::Seeks;
+use crate::balancer::pool::RequestKind;
 use crate::balancer::pool::Tried;
 use crate::balancer::pool::TunnelSlot;
 use crate::config::{RouteRules, Stripped};
@@ -46,20 +46,20 @@ use crate::request::access_log::AccessLine;
 use crate::request::access_log::AccessLog;
 use crate::request::access_log::Kind;
 use crate::request::access_log::excerpt;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 pub(crate) use crate::request::exchange::failure::{AttemptError, Replay};
-use crate::request::exchange::queue::Turn;
+use crate::request::exchange::parking::Parking;
+use crate::request::exchange::queue::SlotState;
 pub(crate) use crate::request::exchange::rules::Rules;
 pub(crate) use crate::request::exchange::session::NewSession;
-use crate::request::exchange::waiting::Waiting;
-use crate::request::parked::WaitingRoom;
+use crate::request::parked::ParkedRequests;
 use crate::tls::Connector;
 use crate::upstream::Repeatable;
 
 /// What the edge goes by. One for the whole process.
-pub(crate) struct Policy {
+pub(crate) struct ProxyState {
     pub(crate) rules: ArcSwap<Rules>,
-    pub(crate) waiting_room: WaitingRoom,
+    pub(crate) parked: ParkedRequests,
     pub(crate) gate: Arc<Gate>,
     /// Cancelled when the edge begins to end: nobody waits from then on.
     pub(crate) ending: CancellationToken,
@@ -76,12 +76,12 @@ pub(crate) struct Exchange {
     arrived: Instant,
     method: http::Method,
     /// What the access log says that it is for, if there is one.
-    asked_for: Option<Box<AskedFor>>,
+    logged_target: Option<Box<LoggedTarget>>,
     route: RouteMetrics,
     pool: Arc<Pool>,
     claim: Claim,
     preflight: bool,
-    seeks: Seeks,
+    kind: RequestKind,
     forwarded: Forwarded,
     /// What the route changes, and what it takes off the path.
     changes: Arc<RouteRules>,
@@ -91,21 +91,21 @@ pub(crate) struct Exchange {
     attempts: usize,
     choice: Option<Choice>,
     /// Whether it was sent a second time to the backend that its client belongs to.
-    went_back: bool,
-    waiting: Waiting,
+    retried_same_backend: bool,
+    parking: Parking,
     /// What the last attempt that failed amounts to for the client.
-    failure: Option<Refusal>,
+    failure: Option<Rejection>,
     in_flight: Option<RequestCount>,
     /// Its turn at the chosen backend.
-    turn: Turn,
+    slot_state: SlotState,
     /// The place at the chosen backend for the tunnel that it may become.
-    slot: Option<TunnelSlot>,
+    tunnel_slot: Option<TunnelSlot>,
     body_bytes_max: u64,
     _pass: Pass,
 }
 
 /// The parts of a target that are logged.
-struct AskedFor {
+struct LoggedTarget {
     host: Option<Box<str>>,
     path: Box<str>,
 }
@@ -119,7 +119,7 @@ pub(crate) struct Outcome<'a> {
     pub(crate) error: Option<&'a str>,
 }
 
-impl Policy {
+impl ProxyState {
     /// The pools that requests are sent to now.
     pub(crate) fn pools(&self) -> Arc<Pools> {
         Arc::clone(&self.rules.load().pools)
@@ -130,23 +130,24 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoRoute`], or [`Refusal::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 ask for, and for
-    /// what HTTP/2 allows its framing and forbids itself, or [`Refusal::Limited`].
+    /// [`Rejection::NoRoute`], or [`Rejection::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 ask for, and for
+    /// what HTTP/2 allows its framing and forbids itself, or [`Rejection::Limited`].
     pub(crate) fn admit(
         &self,
         request: &mut impl Request,
         upgrade: Option<&str>,
         peer: IpAddr,
         scheme: Scheme,
-    ) -> Result<Exchange, Refusal> {
+    ) -> Result<Exchange, Rejection> {
         let removed = request.remove_hop_by_hop();
-        removed.map_err(|_| Refusal::Malformed("the Connection header names too many headers"))?;
+        removed
+            .map_err(|_| Rejection::Malformed("the Connection header names too many headers"))?;
         if let Some(protocol) = upgrade {
             let protocol = HeaderValue::from_str(protocol);
             request.set_upgrade(protocol.expect("it came in a header"));
         }
         let request = &*request;
-        asked::check(request)?;
+        target::check(request)?;
         let host = request.host();
         // What is asked of the server as a whole goes where its root goes.
         let path = match request.path() {
@@ -155,7 +156,7 @@ impl Policy {
         };
         let rules = self.rules.load();
         let Some(route) = rules.routes.position(host, path) else {
-            return Err(Refusal::NoRoute {
+            return Err(Rejection::NoRoute {
                 status: rules.no_route.status,
                 body: rules.no_route.body.clone(),
             });
@@ -167,10 +168,10 @@ impl Policy {
         let body_bytes_max = self.gate.body_bytes();
         if declared_body(request).is_some_and(|length| body_bytes_max < length) {
             let limit = self.gate.refuse(Limit::BodySize, Some(client), arrived);
-            return Err(Refusal::Limited(limit));
+            return Err(Rejection::Limited(limit));
         }
         let pass = self.gate.request(client, arrived);
-        let pass = pass.map_err(Refusal::Limited)?;
+        let pass = pass.map_err(Rejection::Limited)?;
         pool.retry_budget.deposit();
         let changes = Arc::clone(&rules.routes.get(route).rules);
         let stripped = changes.strip(request, forwarded.is_trusted());
@@ -183,17 +184,17 @@ impl Policy {
         Ok(Exchange {
             arrived,
             method: request.method().clone(),
-            asked_for: self.access.is_on().then(|| {
-                Box::new(AskedFor {
+            logged_target: self.access.is_on().then(|| {
+                Box::new(LoggedTarget {
                     host: host.map(excerpt),
                     path: excerpt(path),
                 })
             }),
             claim,
             preflight,
-            seeks: match upgrade {
-                Some(_) => Seeks::Tunnel,
-                None => Seeks::Answer,
+            kind: match upgrade {
+                Some(_) => RequestKind::Upgrade,
+                None => RequestKind::Plain,
             },
             forwarded,
             changes,
@@ -203,12 +204,12 @@ impl Policy {
             tried: Tried::default(),
             attempts: 0,
             choice: None,
-            went_back: false,
-            waiting: Waiting::default(),
+            retried_same_backend: false,
+            parking: Parking::default(),
             failure: None,
             in_flight: None,
-            turn: Turn::default(),
-            slot: None,
+            slot_state: SlotState::default(),
+            tunnel_slot: None,
             body_bytes_max,
             _pass: pass,
         })
@@ -218,26 +219,26 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Limited`] if that is more than may come.
-    pub(crate) fn body_came(&self, exchange: &Exchange, bytes: u64) -> Result<(), Refusal> {
+    /// [`Rejection::Limited`] if that is more than may come.
+    pub(crate) fn check_body_size(&self, exchange: &Exchange, bytes: u64) -> Result<(), Rejection> {
         if bytes <= exchange.body_bytes_max {
             return Ok(());
         }
         let client = Some(exchange.forwarded.client);
         let limit = self.gate.refuse(Limit::BodySize, client, Instant::now());
-        Err(Refusal::Limited(limit))
+        Err(Rejection::Limited(limit))
     }
 
     /// Lets an upgrade become a tunnel, for as long as that lasts.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Limited`] if there are too many.
-    pub(crate) fn admit_tunnel(&self, exchange: &Exchange) -> Result<Pass, Refusal> {
+    /// [`Rejection::Limited`] if there are too many.
+    pub(crate) fn admit_tunnel(&self, exchange: &Exchange) -> Result<Pass, Rejection> {
         let pass = self
             .gate
             .tunnel(exchange.forwarded.client, exchange.arrived);
-        pass.map_err(Refusal::Limited)
+        pass.map_err(Rejection::Limited)
     }
 
     /// The first of `protocols` that the route of this request lets through.
@@ -264,11 +265,11 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// If none is left: what the attempt before amounts to, or [`Refusal::NoBackend`] if there was none.
-    pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Refusal> {
+    /// If none is left: what the attempt before amounts to, or [`Rejection::NoBackend`] if there was none.
+    pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Rejection> {
         exchange.in_flight = None;
         let choice = match &exchange.choice {
-            Some(choice) if exchange.waiting.goes_on() => choice.clone(),
+            Some(choice) if exchange.parking.is_parked() => choice.clone(),
             _ => self.pick(exchange)?,
         };
         let backend = Arc::clone(&choice.backend);
@@ -276,47 +277,47 @@ impl Policy {
         if last.is_none_or(|last| last.backend.id != backend.id) {
             exchange.attempts += 1;
         }
-        exchange.in_flight = Some(backend.start_request(exchange.seeks));
+        exchange.in_flight = Some(backend.start_request(exchange.kind));
         Ok(backend)
     }
 
     /// A backend that has room for what the request may become.
-    fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Refusal> {
-        if exchange.seeks == Seeks::Answer {
+    fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Rejection> {
+        if exchange.kind == RequestKind::Plain {
             return self.pick_for_request(exchange);
         }
-        exchange.slot = None;
+        exchange.tunnel_slot = None;
         loop {
             // Nothing has happened yet in the first attempt.
             let now = match exchange.attempts {
                 0 => exchange.arrived,
                 _ => Instant::now(),
             };
-            let (claim, seeks) = (&exchange.claim, exchange.seeks);
-            let Ok(choice) = exchange.pool.choose(claim, seeks, &exchange.tried, now) else {
-                let refusal = exchange.failure();
-                if let Refusal::Limited(limit) = refusal {
+            let (claim, kind) = (&exchange.claim, exchange.kind);
+            let Ok(choice) = exchange.pool.choose(claim, kind, &exchange.tried, now) else {
+                let rejection = exchange.failure();
+                if let Rejection::Limited(limit) = rejection {
                     self.gate
                         .refuse(limit, Some(exchange.forwarded.client), now);
                 }
-                return Err(refusal);
+                return Err(rejection);
             };
-            exchange.slot = choice
+            exchange.tunnel_slot = choice
                 .backend
                 .reserve_tunnel(self.gate.tunnels_of_backend());
-            if exchange.slot.is_some() {
+            if exchange.tunnel_slot.is_some() {
                 return Ok(choice);
             }
             exchange.tried.add(&choice.backend);
-            let full = Refusal::Limited(Limit::TunnelsPerBackend);
+            let full = Rejection::Limited(Limit::TunnelsPerBackend);
             exchange.failure.get_or_insert(full);
         }
     }
 
     /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
     pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut impl Request) {
-        exchange.waiting.returned();
-        asked::for_server(request);
+        exchange.parking.returned();
+        target::for_server(request);
         exchange.pool.affinity.strip(request);
         self.rules
             .load()
@@ -330,16 +331,16 @@ impl Policy {
     ///
     /// Not for a client that belongs there: it would be bound elsewhere by one answer of the application, which it may have
     /// brought about itself. If the backend is at fault, its probes find out.
-    pub(crate) fn upgrade_refused(&self, exchange: &mut Exchange, status: StatusCode) -> bool {
+    pub(crate) fn upgrade_rejected(&self, exchange: &mut Exchange, status: StatusCode) -> bool {
         let failing = matches!(
             status,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
         );
-        let repeatable = exchange.repeatable() == Repeatable::Yes && !exchange.belongs();
-        if !failing || !repeatable || !self.may_repeat(exchange) {
+        let repeatable = exchange.repeatable() == Repeatable::Yes && !exchange.is_bound();
+        if !failing || !repeatable || !self.may_retry(exchange) {
             return false;
         }
-        self.report(exchange, Evidence::UpgradeRefused(status));
+        self.report(exchange, Evidence::UpgradeRejected(status));
         exchange.in_flight = None;
         exchange.exclude_backend();
         true
@@ -360,7 +361,7 @@ impl Policy {
     /// # Errors
     ///
     /// What its failure amounts to, if it has been to as many as it may.
-    fn go_elsewhere(&self, exchange: &Exchange) -> Result<(), Refusal> {
+    fn try_another(&self, exchange: &Exchange) -> Result<(), Rejection> {
         if self.rules.load().retries_max < exchange.attempts {
             return Err(exchange.failure());
         }
@@ -369,7 +370,7 @@ impl Policy {
     }
 
     /// Whether a request that a backend has seen may be sent again; if so, it is paid for.
-    fn may_repeat(&self, exchange: &Exchange) -> bool {
+    fn may_retry(&self, exchange: &Exchange) -> bool {
         let may = exchange.attempts <= self.rules.load().retries_max;
         let repeats = may && exchange.pool.retry_budget.try_withdraw();
         if repeats {
@@ -389,7 +390,7 @@ impl Policy {
     }
 
     /// Writes the line of a request that got no further than the edge, with why.
-    pub(crate) fn log_refused(
+    pub(crate) fn log_rejected(
         &self,
         request: &impl Request,
         peer: Option<IpAddr>,
@@ -438,8 +439,8 @@ impl Exchange {
     }
 
     /// Its place at the chosen backend, for the tunnel that it becomes.
-    pub(crate) fn take_slot(&mut self) -> Option<TunnelSlot> {
-        self.slot.take()
+    pub(crate) fn take_tunnel_slot(&mut self) -> Option<TunnelSlot> {
+        self.tunnel_slot.take()
     }
 
     /// The choice of the last attempt, to come back to it.
@@ -448,7 +449,7 @@ impl Exchange {
     }
 
     /// Goes back to an earlier choice: what that backend answered is what the client gets.
-    pub(crate) fn come_back_to(&mut self, choice: Option<Choice>) {
+    pub(crate) fn restore_choice(&mut self, choice: Option<Choice>) {
         self.choice = choice;
     }
 
@@ -462,32 +463,32 @@ impl Exchange {
     /// Whether a request that its backend left without an answer is sent there once more.
     ///
     /// Its client belongs there, and a backend that is being restarted cuts what it has: going elsewhere would move the client.
-    fn goes_back(&mut self) -> bool {
-        !std::mem::replace(&mut self.went_back, true) && self.belongs()
+    fn retries_same_backend(&mut self) -> bool {
+        !std::mem::replace(&mut self.retried_same_backend, true) && self.is_bound()
     }
 
     /// Whether its client belongs to the chosen backend.
-    fn belongs(&self) -> bool {
-        let belongs = |choice: &Choice| choice.affinity == AffinityOutcome::Hit;
-        self.choice.as_ref().is_some_and(belongs)
+    fn is_bound(&self) -> bool {
+        let is_bound = |choice: &Choice| choice.affinity == AffinityOutcome::Hit;
+        self.choice.as_ref().is_some_and(is_bound)
     }
 
     /// What to answer when nothing is left to try.
-    pub(crate) fn failure(&self) -> Refusal {
-        self.failure.clone().unwrap_or(Refusal::NoBackend)
+    pub(crate) fn failure(&self) -> Rejection {
+        self.failure.clone().unwrap_or(Rejection::NoBackend)
     }
 
     /// What the access log says of it.
     pub(crate) fn line(&self, kind: Kind, outcome: Outcome<'_>) -> AccessLine {
-        let asked_for = self.asked_for.as_deref();
+        let logged_target = self.logged_target.as_deref();
         AccessLine {
             ts: SystemTime::now() - self.arrived.elapsed(),
             kind,
             client: Some(self.forwarded.client),
             request_id: Some(self.forwarded.request_id().into()),
             method: Some(self.method.as_str().into()),
-            host: asked_for.and_then(|asked_for| asked_for.host.clone()),
-            path: asked_for.map(|asked_for| asked_for.path.clone()),
+            host: logged_target.and_then(|logged_target| logged_target.host.clone()),
+            path: logged_target.map(|logged_target| logged_target.path.clone()),
             status: outcome.status,
             duration_ms: self.arrived.elapsed(),
             bytes_in: outcome.bytes_in,
@@ -495,7 +496,7 @@ impl Exchange {
             backend: self.backend().map(|backend| backend.id.as_str().into()),
             affinity: self.choice.as_ref().map(|choice| choice.affinity.as_str()),
             attempts: (self.attempts > 1).then_some(self.attempts),
-            waited_ms: self.waiting.lasted(),
+            waited_ms: self.parking.duration(),
             close_reason: None,
             close_code: None,
             client_code: None,

@@ -1,6 +1,6 @@
 //! The engine: serves one request of a client, plain or an upgrade, over connections of the edge's own.
 //!
-//! [`Engine::serve`] takes a request from any [`Downstream`] (HTTP/1.0, HTTP/1.1, HTTP/2) and asks [`Policy`] what to do. There is
+//! [`Engine::serve`] takes a request from any [`Downstream`] (HTTP/1.0, HTTP/1.1, HTTP/2) and asks [`ProxyState`] what to do. There is
 //! one loop of attempts, one place where a request is sent ([`upload`]) and one where a response is passed on. Heads stay the bytes
 //! that they are, bodies pass through memory of the thread, both directions at the same time, and a request that waits for its
 //! response holds little but its own head.
@@ -35,14 +35,14 @@ use crate::http::http1::{
 };
 use crate::limits::Limit;
 use crate::limits::Pass;
-use crate::request::error::Refusal;
-use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
+use crate::request::error::Rejection;
+use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
 use crate::request::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::request::forward::tunnel::Permits;
-use crate::request::forward::tunnel::{Record, carry};
+use crate::request::forward::tunnel::{TunnelRecord, run_tunnel};
 use crate::request::forward::upload::{Framing as UploadFraming, Upload, UploadError};
 use crate::tunnel::{Protocol, Tunnel, TunnelParts, Tunnels};
-use crate::upstream::{Dialed, Dialer, Repeatable};
+use crate::upstream::{Dialer, Repeatable, UpstreamConnection};
 
 /// How many idle connections may turn out to be closed before that speaks against their backend.
 ///
@@ -60,7 +60,7 @@ const BACKEND_FAILED: &str = "the backend failed before the end of its response"
 
 /// Serves requests.
 pub(crate) struct Engine {
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) proxy: Arc<ProxyState>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
@@ -88,26 +88,26 @@ pub(crate) struct Upgrade {
 }
 
 /// What a backend has answered.
-struct Reply {
+struct BackendResponse {
     head: ResponseHead,
     framing: Framing,
     /// What was read behind the head.
     early: Vec<u8>,
-    upstream: Dialed,
+    upstream: UpstreamConnection,
     backend: Arc<Backend>,
 }
 
 /// Why there is no response of a backend.
-enum NoReply {
+enum NoResponse {
     /// The client gets this one.
-    Refused(Refusal),
+    Rejected(Rejection),
     /// Nor anybody to give it to.
     ClientLeft(&'static str),
 }
 
-impl From<Refusal> for NoReply {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+impl From<Rejection> for NoResponse {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
     }
 }
 
@@ -116,7 +116,7 @@ enum Stopped {
     /// The backend is at fault, or may be.
     Attempt(AttemptError),
     /// Nothing that another backend could do better.
-    Request(NoReply),
+    Request(NoResponse),
 }
 
 impl From<AttemptError> for Stopped {
@@ -138,7 +138,7 @@ impl From<NoHead> for Stopped {
 }
 
 /// Why a response was not passed on to its end.
-enum Cut {
+enum Truncated {
     /// The client sees that it is not all.
     Backend(&'static str),
     /// There is nobody who would.
@@ -166,13 +166,13 @@ impl Engine {
         }
         let protocol = upgrade.as_ref().map(|upgrade| &*upgrade.protocol);
         let admitted = match check_upgrade(&head, body, protocol) {
-            Ok(()) => self.policy.admit(&mut head, protocol, peer, scheme),
-            Err(refusal) => Err(refusal),
+            Ok(()) => self.proxy.admit(&mut head, protocol, peer, scheme),
+            Err(rejection) => Err(rejection),
         };
         let exchange = match admitted {
             Ok(exchange) => exchange,
-            Err(refusal) => {
-                return self.reject(client, &head, peer, refusal, closes).await;
+            Err(rejection) => {
+                return self.reject(client, &head, peer, rejection, closes).await;
             }
         };
         let upload = match &upgrade {
@@ -196,20 +196,20 @@ impl Engine {
             stale: 0,
         };
         let tunnel = match &request.upgrade {
-            Some(_) => match self.policy.admit_tunnel(&request.exchange) {
+            Some(_) => match self.proxy.admit_tunnel(&request.exchange) {
                 Ok(pass) => Some(pass),
-                Err(refusal) => return request.refuse(refusal).await,
+                Err(rejection) => return request.reject(rejection).await,
             },
             None => None,
         };
-        match request.reply().await {
-            Ok(reply) if reply.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                request.open_tunnel(reply, tunnel).await;
+        match request.response().await {
+            Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                request.open_tunnel(response, tunnel).await;
                 None
             }
-            Ok(reply) => request.pass_on(reply).await,
-            Err(NoReply::Refused(refusal)) => request.refuse(refusal).await,
-            Err(NoReply::ClientLeft(why)) => {
+            Ok(response) => request.forward_response(response).await,
+            Err(NoResponse::Rejected(rejection)) => request.reject(rejection).await,
+            Err(NoResponse::ClientLeft(why)) => {
                 request.log(Some(499), 0, Some(why));
                 None
             }
@@ -222,27 +222,31 @@ impl Engine {
         mut client: D,
         head: &RequestHead,
         peer: IpAddr,
-        refusal: Refusal,
+        rejection: Rejection,
         closes: bool,
     ) -> Option<D> {
-        let error = refusal.to_string();
-        let last = self.is_last(&mut client, &refusal, closes).await;
-        let status = self.answer(&mut client, head.method(), refusal, last).await;
+        let error = rejection.to_string();
+        let last = self.is_last(&mut client, &rejection, closes).await;
+        let status = self
+            .answer(&mut client, head.method(), rejection, last)
+            .await;
         let logged = status.map_or(499, |status| status.as_u16());
-        self.policy.log_refused(head, Some(peer), logged, &error);
+        self.proxy.log_rejected(head, Some(peer), logged, &error);
         finish(client, status.is_some(), last).await
     }
 
-    /// Whether the connection of `client` ends with the response that `refusal` is: not if its request has been read whole.
+    /// Whether the connection of `client` ends with the response that `rejection` is: not if its request has been read whole.
     async fn is_last<D: Downstream>(
         &self,
         client: &mut D,
-        refusal: &Refusal,
+        rejection: &Rejection,
         closes: bool,
     ) -> bool {
         let cannot_go_on = matches!(
-            refusal,
-            Refusal::Malformed(_) | Refusal::BodyTimeout(_) | Refusal::Limited(Limit::BodySize)
+            rejection,
+            Rejection::Malformed(_)
+                | Rejection::BodyTimeout(_)
+                | Rejection::Limited(Limit::BodySize)
         );
         if closes || cannot_go_on || self.connections.is_draining() || !D::CARRIES_ANOTHER {
             return true;
@@ -255,10 +259,10 @@ impl Engine {
         &self,
         client: &mut impl Downstream,
         method: &Method,
-        refusal: Refusal,
+        rejection: Rejection,
         last: bool,
     ) -> Option<StatusCode> {
-        let (head, body) = self.policy.own_response(refusal);
+        let (head, body) = self.proxy.own_response(rejection);
         client.own_response(&head, body, method, last);
         let flushed = flush(client, &self.timeouts).await;
         flushed.is_ok().then_some(head.status)
@@ -308,15 +312,15 @@ fn check_upgrade(
     head: &RequestHead,
     body: BodyLength,
     protocol: Option<&str>,
-) -> Result<(), Refusal> {
+) -> Result<(), Rejection> {
     let Some(protocol) = protocol else {
         return Ok(());
     };
     if body != BodyLength::Bytes(0) && head.version() != http::Version::HTTP_2 {
-        return Err(Refusal::Malformed("an upgrade with a body"));
+        return Err(Rejection::Malformed("an upgrade with a body"));
     }
-    if !can_begin(head.method().as_str(), protocol) {
-        return Err(Refusal::Malformed("a websocket upgrade that is no GET"));
+    if !may_upgrade(head.method().as_str(), protocol) {
+        return Err(Rejection::Malformed("a websocket upgrade that is no GET"));
     }
     Ok(())
 }
@@ -325,7 +329,7 @@ fn check_upgrade(
 ///
 /// A WebSocket begins with a GET (RFC 6455, 4.1). Any other request that asks for one is an ordinary one, whose Upgrade is
 /// ignored (RFC 9110, 7.8): the backend answers it.
-pub(crate) fn can_begin(method: &str, protocol: &str) -> bool {
+pub(crate) fn may_upgrade(method: &str, protocol: &str) -> bool {
     protocol != "websocket" || method == "GET"
 }
 
@@ -377,78 +381,78 @@ struct Request<'a, D> {
 
 impl<D: Downstream> Request<'_, D> {
     /// Asks one backend after the other until one has given a response that counts.
-    async fn reply(&mut self) -> Result<Reply, NoReply> {
-        let policy = &*self.engine.policy;
+    async fn response(&mut self) -> Result<BackendResponse, NoResponse> {
+        let proxy = &*self.engine.proxy;
         // A backend that would not take an upgrade, and what it said.
-        let mut refused: Option<(Reply, Option<Choice>)> = None;
+        let mut refused: Option<(BackendResponse, Option<Choice>)> = None;
         loop {
             let failed = match self.attempt_next().await {
-                Ok(reply) if self.asks_another(&reply) => {
-                    refused = Some((reply, self.exchange.choice()));
+                Ok(response) if self.tries_another(&response) => {
+                    refused = Some((response, self.exchange.choice()));
                     continue;
                 }
-                Ok(reply) => return Ok(reply),
-                Err(Stopped::Request(no_reply)) => Err(no_reply),
+                Ok(response) => return Ok(response),
+                Err(Stopped::Request(no_response)) => Err(no_response),
                 Err(Stopped::Attempt(error)) => {
                     if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
                         // The backend has taken the end of the client's side for that of the request.
-                        return Err(NoReply::ClientLeft(CLIENT_LEFT));
+                        return Err(NoResponse::ClientLeft(CLIENT_LEFT));
                     }
                     let replay = self.upload.replay();
-                    let goes_on = policy.attempt_failed(&mut self.exchange, &error, replay);
-                    goes_on.map_err(NoReply::from)
+                    let goes_on = proxy.attempt_failed(&mut self.exchange, &error, replay);
+                    goes_on.map_err(NoResponse::from)
                 }
             };
             match (failed, refused.take()) {
                 (Ok(()), kept) => refused = kept,
                 // What a backend has said, if one has, says more than that there is no other.
-                (Err(NoReply::Refused(_)), Some((reply, choice))) => {
-                    self.exchange.come_back_to(choice);
-                    return Ok(reply);
+                (Err(NoResponse::Rejected(_)), Some((response, choice))) => {
+                    self.exchange.restore_choice(choice);
+                    return Ok(response);
                 }
-                (Err(no_reply), _) => return Err(no_reply),
+                (Err(no_response), _) => return Err(no_response),
             }
         }
     }
 
     /// Whether another backend is asked after one that has refused an upgrade.
-    fn asks_another(&mut self, reply: &Reply) -> bool {
-        let status = reply.head.status();
+    fn tries_another(&mut self, response: &BackendResponse) -> bool {
+        let status = response.head.status();
         self.upgrade.is_some()
             && status != StatusCode::SWITCHING_PROTOCOLS
             && self
                 .engine
-                .policy
-                .upgrade_refused(&mut self.exchange, status)
+                .proxy
+                .upgrade_rejected(&mut self.exchange, status)
     }
 
     /// Asks the next backend, once it is due.
-    async fn attempt_next(&mut self) -> Result<Reply, Stopped> {
-        let policy = &*self.engine.policy;
-        if self.exchange.waits() {
+    async fn attempt_next(&mut self) -> Result<BackendResponse, Stopped> {
+        let proxy = &*self.engine.proxy;
+        if self.exchange.is_parked() {
             let client = &mut self.client;
             let due = tokio::select! {
                 biased;
-                due = policy.attempt_is_due(&mut self.exchange) => due.map_err(NoReply::from),
+                due = proxy.attempt_due(&mut self.exchange) => due.map_err(NoResponse::from),
                 // No backend is there to be told: a client that may be gone takes up no place.
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    Err(NoReply::ClientLeft("the client left while it waited for its backend"))
+                    Err(NoResponse::ClientLeft("the client left while it waited for its backend"))
                 }
             };
             due.map_err(Stopped::Request)?;
         }
         loop {
-            let chosen = policy.choose(&mut self.exchange);
-            let backend = chosen.map_err(|refusal| Stopped::Request(refusal.into()))?;
+            let chosen = proxy.choose(&mut self.exchange);
+            let backend = chosen.map_err(|rejection| Stopped::Request(rejection.into()))?;
             if !self.exchange.is_queued() {
                 return self.attempt(backend).await;
             }
             let client = &mut self.client;
             let comes = tokio::select! {
                 biased;
-                comes = policy.turn_comes(&mut self.exchange) => comes,
+                comes = proxy.slot_granted(&mut self.exchange) => comes,
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    let left = NoReply::ClientLeft("the client left while it waited for its turn");
+                    let left = NoResponse::ClientLeft("the client left while it waited for its turn");
                     return Err(Stopped::Request(left));
                 }
             };
@@ -459,15 +463,15 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Asks `backend`, over an idle connection if there is one.
-    async fn attempt(&mut self, backend: Arc<Backend>) -> Result<Reply, Stopped> {
-        let Engine { dialer, policy, .. } = self.engine;
+    async fn attempt(&mut self, backend: Arc<Backend>) -> Result<BackendResponse, Stopped> {
+        let Engine { dialer, proxy, .. } = self.engine;
         let repeatable = self.exchange.repeatable();
         let mut prepared = false;
         loop {
             let tls = self.exchange.tls();
             // A tunnel is no use of a connection that was kept for requests.
             let idle = match self.upgrade {
-                None => dialer.take_kept(&backend, tls, repeatable),
+                None => dialer.take_idle(&backend, tls, repeatable),
                 Some(_) => None,
             };
             let was_idle = idle.is_some();
@@ -478,13 +482,13 @@ impl<D: Downstream> Request<'_, D> {
                     .map_err(AttemptError::from)?,
             };
             if !std::mem::replace(&mut prepared, true) {
-                policy.prepare(&mut self.exchange, &mut self.head);
+                proxy.prepare(&mut self.exchange, &mut self.head);
             }
             let head = &self.head;
             self.upload.begin(|out| head.write(out));
-            match self.ask(&mut upstream, &backend).await {
+            match self.exchange_heads(&mut upstream, &backend).await {
                 Ok((head, framing, early)) => {
-                    return Ok(Reply {
+                    return Ok(BackendResponse {
                         head,
                         framing,
                         early,
@@ -511,9 +515,9 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Sends the request and waits for the head of the response; what was read behind it.
-    async fn ask(
+    async fn exchange_heads(
         &mut self,
-        upstream: &mut Dialed,
+        upstream: &mut UpstreamConnection,
         backend: &Backend,
     ) -> Result<(ResponseHead, Framing, Vec<u8>), Stopped> {
         let mut reader = ResponseReader::new(self.engine.response_limits);
@@ -527,7 +531,7 @@ impl<D: Downstream> Request<'_, D> {
                 true => tokio::select! {
                     biased;
                     head = asking => head?,
-                    () = backend.falls_silent() => return Err(AttemptError::WentDown.into()),
+                    () = backend.unresponsive() => return Err(AttemptError::WentDown.into()),
                 },
             };
             let status = head.status();
@@ -561,7 +565,7 @@ impl<D: Downstream> Request<'_, D> {
             if std::mem::take(&mut self.expects) {
                 self.client.interim_continue();
             }
-        } else if self.upgrade.is_none() && self.engine.policy.finalize_interim(head) {
+        } else if self.upgrade.is_none() && self.engine.proxy.finalize_interim(head) {
             self.client.interim(head);
         }
     }
@@ -582,7 +586,7 @@ impl<D: Downstream> Request<'_, D> {
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-        upstream: &mut Dialed,
+        upstream: &mut UpstreamConnection,
         reader: &mut ResponseReader,
         timer: &mut StallTimer<'_>,
     ) -> Poll<Result<ResponseHead, Stopped>> {
@@ -591,14 +595,16 @@ impl<D: Downstream> Request<'_, D> {
             Poll::Pending | Poll::Ready(Ok(())) => {}
             // It may have said why before it closed.
             Poll::Ready(Err(UploadError::Backend(error))) => unsent = Some(error),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Request(no_reply(error)))),
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(Stopped::Request(no_response(error))));
+            }
         }
         if self.poll_client_end(cx, upstream).is_ready() {
-            let left = NoReply::ClientLeft(CLIENT_LEFT);
+            let left = NoResponse::ClientLeft(CLIENT_LEFT);
             return Poll::Ready(Err(Stopped::Request(left)));
         }
         if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
-            let left = NoReply::ClientLeft(CLIENT_LEFT);
+            let left = NoResponse::ClientLeft(CLIENT_LEFT);
             return Poll::Ready(Err(Stopped::Request(left)));
         }
         match (reader.poll(cx, &mut upstream.socket), unsent) {
@@ -622,7 +628,7 @@ impl<D: Downstream> Request<'_, D> {
         }
         Poll::Ready(Err(match waits {
             WaitsFor::ClientBody => {
-                let slow = Refusal::BodyTimeout("nothing within timeouts.downstream_read");
+                let slow = Rejection::BodyTimeout("nothing within timeouts.downstream_read");
                 Stopped::Request(slow.into())
             }
             _ => AttemptError::Timeout.into(),
@@ -643,17 +649,21 @@ impl<D: Downstream> Request<'_, D> {
     fn poll_upload(
         &mut self,
         cx: &mut Context<'_>,
-        upstream: &mut Dialed,
+        upstream: &mut UpstreamConnection,
     ) -> Poll<Result<(), UploadError>> {
-        let (policy, exchange) = (&*self.engine.policy, &self.exchange);
-        let check = |bytes| policy.body_came(exchange, bytes);
+        let (proxy, exchange) = (&*self.engine.proxy, &self.exchange);
+        let check = |bytes| proxy.check_body_size(exchange, bytes);
         self.upload
             .poll(cx, &mut self.client, &mut upstream.socket, check)
     }
 
     /// Ready when the client has left. One that only sends no more is passed on as what it is: the backend is sent the end of its
     /// side too, and decides.
-    fn poll_client_end(&mut self, cx: &mut Context<'_>, upstream: &mut Dialed) -> Poll<()> {
+    fn poll_client_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut UpstreamConnection,
+    ) -> Poll<()> {
         match self.client.poll_end(cx) {
             Poll::Pending => {}
             Poll::Ready(ClientEnd::HalfClosed)
@@ -678,37 +688,39 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Gives the client a response of the edge itself, for want of a backend's.
-    async fn refuse(mut self, refusal: Refusal) -> Option<D> {
-        let error = refusal.to_string();
+    async fn reject(mut self, rejection: Rejection) -> Option<D> {
+        let error = rejection.to_string();
         let closes = self.closes || self.may_skip_body() || self.upgrade.is_some();
         let engine = self.engine;
-        let last = engine.is_last(&mut self.client, &refusal, closes).await;
+        let last = engine.is_last(&mut self.client, &rejection, closes).await;
         let method = self.head.method();
-        let status = engine.answer(&mut self.client, method, refusal, last).await;
+        let status = engine
+            .answer(&mut self.client, method, rejection, last)
+            .await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.log(Some(logged), 0, Some(&error));
         finish(self.client, status.is_some(), last).await
     }
 
     /// Gives the client what a backend has answered.
-    async fn pass_on(mut self, reply: Reply) -> Option<D> {
-        let Reply {
+    async fn forward_response(mut self, response: BackendResponse) -> Option<D> {
+        let BackendResponse {
             mut head,
             framing,
             early,
             mut upstream,
             backend,
-        } = reply;
-        if let Err(bad) = self.engine.policy.finalize(&self.exchange, &mut head) {
-            let failed = self.engine.policy.attempt_failed(
+        } = response;
+        if let Err(bad) = self.engine.proxy.finalize(&self.exchange, &mut head) {
+            let failed = self.engine.proxy.attempt_failed(
                 &mut self.exchange,
                 &bad.into(),
                 Replay::Impossible,
             );
-            let refusal = failed.err().unwrap_or(Refusal::NoBackend);
-            return self.refuse(refusal).await;
+            let rejection = failed.err().unwrap_or(Rejection::NoBackend);
+            return self.reject(rejection).await;
         }
-        let new_session = self.engine.policy.new_session(&self.exchange, &head);
+        let new_session = self.engine.proxy.new_session(&self.exchange, &head);
         let persists = head.persists();
         let status = head.status().as_u16();
         let last = self.closes
@@ -719,7 +731,7 @@ impl<D: Downstream> Request<'_, D> {
         let mut body = ResponseBody::new(framing);
         let last = self.client.begin_response(&mut head, &body, last);
         let passed = self
-            .pass_body(&mut body, early, new_session, &mut upstream)
+            .forward_body(&mut body, early, new_session, &mut upstream)
             .await;
         let reusable = persists
             && self.upgrade.is_none()
@@ -734,7 +746,7 @@ impl<D: Downstream> Request<'_, D> {
         }
         let error = match &passed {
             Ok(_) => None,
-            Err(Cut::Backend(why) | Cut::Client(why)) => Some(*why),
+            Err(Truncated::Backend(why) | Truncated::Client(why)) => Some(*why),
         };
         self.log(Some(status), body.content(), error);
         match passed {
@@ -742,24 +754,24 @@ impl<D: Downstream> Request<'_, D> {
                 let last = last || (D::CARRIES_ANOTHER && !self.client.body_is_over());
                 finish(self.client, true, last).await
             }
-            Err(Cut::Backend(_)) => {
+            Err(Truncated::Backend(_)) => {
                 // What has come is the client's, and shows that there was more to come.
                 let _ = flush(&mut self.client, &self.engine.timeouts).await;
                 self.client.cut_off();
                 None
             }
-            Err(Cut::Client(_)) => None,
+            Err(Truncated::Client(_)) => None,
         }
     }
 
     /// Passes on the body of a response, of which `early` was read with its head, and goes on with the request's.
-    async fn pass_body(
+    async fn forward_body(
         &mut self,
         body: &mut ResponseBody,
         early: Vec<u8>,
         new_session: Option<NewSession>,
-        upstream: &mut Dialed,
-    ) -> Result<Surplus, Cut> {
+        upstream: &mut UpstreamConnection,
+    ) -> Result<Surplus, Truncated> {
         let mut sleep = pin!(sleep(Duration::ZERO));
         let mut passing = Passing {
             timer: StallTimer::new(sleep.as_mut()),
@@ -771,18 +783,18 @@ impl<D: Downstream> Request<'_, D> {
             has_ended: false,
             uploads: !self.upload.is_sent(),
         };
-        poll_fn(|cx| self.poll_pass(cx, body, upstream, &mut passing)).await
+        poll_fn(|cx| self.poll_forward(cx, body, upstream, &mut passing)).await
     }
 
-    fn poll_pass(
+    fn poll_forward(
         &mut self,
         cx: &mut Context<'_>,
         body: &mut ResponseBody,
-        upstream: &mut Dialed,
+        upstream: &mut UpstreamConnection,
         passing: &mut Passing<'_>,
-    ) -> Poll<Result<Surplus, Cut>> {
+    ) -> Poll<Result<Surplus, Truncated>> {
         const CLIENT_LEFT: &str = "the client left before the end of the response";
-        let client_left = || Poll::Ready(Err(Cut::Client(CLIENT_LEFT)));
+        let client_left = || Poll::Ready(Err(Truncated::Client(CLIENT_LEFT)));
         if passing.uploads {
             match self.poll_upload(cx, upstream) {
                 Poll::Pending => {}
@@ -793,7 +805,7 @@ impl<D: Downstream> Request<'_, D> {
                 }
                 Poll::Ready(Err(_)) => {
                     let why = "the request body cannot be passed on behind its response";
-                    return Poll::Ready(Err(Cut::Backend(why)));
+                    return Poll::Ready(Err(Truncated::Backend(why)));
                 }
             }
         }
@@ -839,8 +851,8 @@ impl<D: Downstream> Request<'_, D> {
             return Poll::Pending;
         }
         Poll::Ready(Err(match waits {
-            WaitsFor::ClientRead => Cut::Client("the client did not read on in time"),
-            _ => Cut::Backend("the backend did not go on with its response in time"),
+            WaitsFor::ClientRead => Truncated::Client("the client did not read on in time"),
+            _ => Truncated::Backend("the backend did not go on with its response in time"),
         }))
     }
 
@@ -849,10 +861,10 @@ impl<D: Downstream> Request<'_, D> {
         &mut self,
         cx: &mut Context<'_>,
         body: &mut ResponseBody,
-        upstream: &mut Dialed,
+        upstream: &mut UpstreamConnection,
         passing: &mut Passing<'_>,
         room: usize,
-    ) -> Poll<Result<(), Cut>> {
+    ) -> Poll<Result<(), Truncated>> {
         let client = &mut self.client;
         if passing.passed < passing.early.len() {
             let rest = &passing.early[passing.passed..];
@@ -862,7 +874,7 @@ impl<D: Downstream> Request<'_, D> {
                 new_session.see(piece);
             }
             let passed = client.pass(cx, body, piece);
-            let surplus = passed.map_err(Cut::from)?;
+            let surplus = passed.map_err(Truncated::from)?;
             passing.surplus.note(surplus);
             return Poll::Ready(Ok(()));
         }
@@ -877,13 +889,13 @@ impl<D: Downstream> Request<'_, D> {
         let Poll::Ready(read) = read else {
             return Poll::Pending;
         };
-        let passed = match read.map_err(|_| Cut::Backend(BACKEND_FAILED))? {
+        let passed = match read.map_err(|_| Truncated::Backend(BACKEND_FAILED))? {
             Some(passed) => passed,
             None if !body.ends_with_connection() => {
-                return Poll::Ready(Err(Cut::Backend(BACKEND_FAILED)));
+                return Poll::Ready(Err(Truncated::Backend(BACKEND_FAILED)));
             }
             None if upstream.was_truncated() => {
-                return Poll::Ready(Err(Cut::Backend(
+                return Poll::Ready(Err(Truncated::Backend(
                     "the TLS connection ended without close_notify, and the response with it",
                 )));
             }
@@ -894,7 +906,7 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Sends the 101 and leaves the two sockets to a task of their own.
-    async fn open_tunnel(self, reply: Reply, tunnel: Option<Pass>) {
+    async fn open_tunnel(self, response: BackendResponse, tunnel: Option<Pass>) {
         let Self {
             engine,
             mut client,
@@ -906,10 +918,10 @@ impl<D: Downstream> Request<'_, D> {
             debug_assert!(false, "a 101 is checked against what was asked for");
             return;
         };
-        let policy = &engine.policy;
-        let mut head = reply.head;
+        let proxy = &engine.proxy;
+        let mut head = response.head;
         let told = async {
-            let finalized = policy.finalize(&exchange, &mut head);
+            let finalized = proxy.finalize(&exchange, &mut head);
             finalized.map_err(io::Error::other)?;
             client.accept_upgrade(&mut head, &upgrade.protocol)?;
             flush(&mut client, &engine.timeouts).await
@@ -921,20 +933,20 @@ impl<D: Downstream> Request<'_, D> {
                 error: Some(&error),
                 ..Outcome::default()
             };
-            return policy.log(&exchange, gone);
+            return proxy.log(&exchange, gone);
         }
         let permits = Permits {
             _connection: upgrade.connection,
             _tunnel: tunnel,
-            _at_backend: exchange.take_slot(),
+            _at_backend: exchange.take_tunnel_slot(),
         };
-        let count = reply.backend.open_tunnel();
+        let count = response.backend.open_tunnel();
         let (client, client_early) = client.into_tunnel();
         let parts = TunnelParts {
             client,
-            backend: reply.upstream.socket,
+            backend: response.upstream.socket,
             client_early,
-            backend_early: reply.early,
+            backend_early: response.early,
             protocol: match upgrade.protocol == "websocket" {
                 true => Protocol::WebSocket,
                 false => Protocol::Opaque,
@@ -942,9 +954,9 @@ impl<D: Downstream> Request<'_, D> {
             entry: engine.tunnels.register(),
         };
         exchange.switched();
-        let record = Record::new(Arc::clone(policy), &exchange, count, permits);
+        let record = TunnelRecord::new(Arc::clone(proxy), &exchange, count, permits);
         drop(exchange);
-        let carried = carry(Tunnel::new(parts), record);
+        let carried = run_tunnel(Tunnel::new(parts), record);
         engine.tunnels.tasks().spawn(carried);
     }
 
@@ -955,7 +967,7 @@ impl<D: Downstream> Request<'_, D> {
             bytes_out,
             error,
         };
-        self.engine.policy.log(&self.exchange, outcome);
+        self.engine.proxy.log(&self.exchange, outcome);
     }
 }
 
@@ -990,7 +1002,7 @@ impl Surplus {
     }
 }
 
-impl From<PassError> for Cut {
+impl From<PassError> for Truncated {
     fn from(error: PassError) -> Self {
         match error {
             PassError::Client(_) => Self::Client("the client left before the end of the response"),
@@ -1000,12 +1012,12 @@ impl From<PassError> for Cut {
 }
 
 /// What a request comes to that cannot be sent on, whichever backend there is.
-fn no_reply(error: UploadError) -> NoReply {
+fn no_response(error: UploadError) -> NoResponse {
     match error {
-        UploadError::Client(BodyError::ClientLeft) => NoReply::ClientLeft(CLIENT_LEFT_BODY),
-        UploadError::Client(BodyError::Chunk(_)) => Refusal::Malformed("a wrong chunk").into(),
-        UploadError::Refused(refusal) => refusal.into(),
+        UploadError::Client(BodyError::ClientLeft) => NoResponse::ClientLeft(CLIENT_LEFT_BODY),
+        UploadError::Client(BodyError::Chunk(_)) => Rejection::Malformed("a wrong chunk").into(),
+        UploadError::Rejected(rejection) => rejection.into(),
         // Not asked for that.
-        UploadError::Backend(_) => Refusal::NoBackend.into(),
+        UploadError::Backend(_) => Rejection::NoBackend.into(),
     }
 }

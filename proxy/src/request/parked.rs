@@ -3,7 +3,7 @@
 //! A client whose session lives on one backend is not bound elsewhere when a dial of that backend fails: a restart in place
 //! takes seconds. It waits and dials again. Nothing waits here: plain types are given the time, and answer what is due.
 //!
-//! Invariant: there are never more than `limits.waiting` [`Hold`]s, and none says [`Step::Wait`] or [`Step::Dial`] after its
+//! Invariant: there are never more than `limits.waiting` [`ParkedRequest`]s, and none says [`Step::Wait`] or [`Step::Dial`] after its
 //! deadline, or while its backend does not keep its clients.
 
 use std::sync::Arc;
@@ -26,18 +26,18 @@ const SPREAD: Duration = Duration::from_millis(250);
 
 /// How much waiting there may be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct HoldConfig {
+pub(crate) struct ParkConfig {
     /// How long one request waits for a backend that refuses connections. Zero is not at all.
     pub(crate) refused: Duration,
     /// The same, for one that does not answer a dial.
     pub(crate) timed_out: Duration,
     /// How many wait at a time.
-    pub(crate) most: usize,
+    pub(crate) requests_max: usize,
 }
 
 /// How a dial failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FailedDial {
+pub(crate) enum ParkReason {
     /// Nobody is there: so it looks during a restart.
     Refused,
     /// Nobody says anything.
@@ -46,31 +46,31 @@ pub(crate) enum FailedDial {
 
 /// The places for requests that wait.
 #[derive(Debug)]
-pub(crate) struct WaitingRoom {
+pub(crate) struct ParkedRequests {
     /// Locked for a moment when a dial has failed, or when it changes.
-    config: Mutex<HoldConfig>,
-    taken: Arc<AtomicUsize>,
+    config: Mutex<ParkConfig>,
+    count: Arc<AtomicUsize>,
 }
 
 /// Why a request does not get to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoPlace {
+pub(crate) enum NotParked {
     /// Waiting is switched off for failures of this kind.
-    Off,
+    Disabled,
     /// Too many wait already.
     Full,
 }
 
-impl WaitingRoom {
-    pub(crate) fn new(config: HoldConfig) -> Self {
+impl ParkedRequests {
+    pub(crate) fn new(config: ParkConfig) -> Self {
         Self {
             config: Mutex::new(config),
-            taken: Arc::default(),
+            count: Arc::default(),
         }
     }
 
     /// Goes by `config` for requests that come to wait from now on.
-    pub(crate) fn change(&self, config: HoldConfig) {
+    pub(crate) fn change(&self, config: ParkConfig) {
         *self.config.lock() = config;
     }
 
@@ -78,20 +78,20 @@ impl WaitingRoom {
     ///
     /// # Errors
     ///
-    /// [`NoPlace`]: it is to go elsewhere.
-    pub(crate) fn enter(&self, dial: FailedDial, now: Instant) -> Result<Hold, NoPlace> {
+    /// [`NotParked`]: it is to go elsewhere.
+    pub(crate) fn park(&self, dial: ParkReason, now: Instant) -> Result<ParkedRequest, NotParked> {
         let config = *self.config.lock();
-        let until = now + config.patience(dial);
+        let until = now + config.max_wait(dial);
         if until == now {
-            return Err(NoPlace::Off);
+            return Err(NotParked::Disabled);
         }
-        let more = |taken: usize| (taken < config.most).then_some(taken + 1);
-        self.taken
+        let more = |count: usize| (count < config.requests_max).then_some(count + 1);
+        self.count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map_err(|_| NoPlace::Full)?;
-        Ok(Hold {
+            .map_err(|_| NotParked::Full)?;
+        Ok(ParkedRequest {
             config,
-            taken: Arc::clone(&self.taken),
+            count: Arc::clone(&self.count),
             since: now,
             until,
             failed_at: now,
@@ -101,12 +101,12 @@ impl WaitingRoom {
     }
 }
 
-impl HoldConfig {
+impl ParkConfig {
     /// The most that can be asked for.
     pub(crate) const LONGEST: Self = Self {
         refused: AffinityConfig::HOLD_MAX,
         timed_out: AffinityConfig::HOLD_MAX,
-        most: 0,
+        requests_max: 0,
     };
 
     /// What `config` says about it.
@@ -114,7 +114,7 @@ impl HoldConfig {
         Self {
             refused: config.affinity.hold,
             timed_out: config.affinity.hold_timeout,
-            most: config.limits.waiting,
+            requests_max: config.limits.waiting,
         }
     }
 
@@ -125,19 +125,19 @@ impl HoldConfig {
         4 + usize::try_from(rest).unwrap_or(usize::MAX - 4)
     }
 
-    fn patience(&self, dial: FailedDial) -> Duration {
+    fn max_wait(&self, dial: ParkReason) -> Duration {
         match dial {
-            FailedDial::Refused => self.refused,
-            FailedDial::TimedOut => self.timed_out,
+            ParkReason::Refused => self.refused,
+            ParkReason::TimedOut => self.timed_out,
         }
     }
 }
 
 /// One request that waits: its place in the room, given back on drop, and its times.
 #[derive(Debug)]
-pub(crate) struct Hold {
-    config: HoldConfig,
-    taken: Arc<AtomicUsize>,
+pub(crate) struct ParkedRequest {
+    config: ParkConfig,
+    count: Arc<AtomicUsize>,
     /// When its first dial failed.
     since: Instant,
     until: Instant,
@@ -156,14 +156,14 @@ pub(crate) enum Step {
     /// To dial.
     Dial,
     /// To go elsewhere: the time is up, or the backend is given up.
-    Leave,
+    GiveUp,
 }
 
-impl Hold {
+impl ParkedRequest {
     /// What is due at `now`, given whether the backend keeps its clients still.
     pub(crate) fn step(&self, keeps_clients: bool, now: Instant) -> Step {
         if !keeps_clients || self.until <= now {
-            Step::Leave
+            Step::GiveUp
         } else if self.dial_at <= now {
             Step::Dial
         } else {
@@ -181,10 +181,10 @@ impl Hold {
     ///
     /// A refusal means hope for as long as one means it from the start; a timeout for no longer than there was, nor than one
     /// means it by itself.
-    pub(crate) fn failed(&mut self, dial: FailedDial, now: Instant) {
+    pub(crate) fn failed(&mut self, dial: ParkReason, now: Instant) {
         self.until = match dial {
-            FailedDial::Refused => self.since + self.config.refused,
-            FailedDial::TimedOut => self.until.min(now + self.config.timed_out),
+            ParkReason::Refused => self.since + self.config.refused,
+            ParkReason::TimedOut => self.until.min(now + self.config.timed_out),
         };
         self.failed_at = now;
         self.pause = (self.pause * 2).min(REDIAL);
@@ -192,9 +192,9 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for ParkedRequest {
     fn drop(&mut self) {
-        let before = self.taken.fetch_sub(1, Ordering::Relaxed);
+        let before = self.count.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(0 < before, "a place is given back once");
     }
 }

@@ -1,9 +1,9 @@
-//! The edge as a part of another Pingora server: the phases of its proxy, each answered by [`Policy`].
+//! The edge as a part of another Pingora server: the phases of its proxy, each answered by [`ProxyState`].
 //!
 //! Pingora reads the requests, HTTP/1 and HTTP/2, and carries their bodies; what is decided about them is decided by the same
 //! functions as for the requests of the edge's own listeners. Upgrades leave Pingora from here, for the same engine.
 
-mod mounted;
+mod detach;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -27,15 +27,15 @@ use crate::http::fields::Fields;
 use crate::http::http1::{BadResponse, NoHead, ResponseLimits, settle_framing};
 use crate::http::scheme::Scheme;
 use crate::limits::Limit;
-use crate::request::error::Refusal;
-use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, Policy, Replay};
+use crate::request::error::Rejection;
+use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
 use crate::request::forward::{Engine, STALE_MAX};
-use crate::request::proxy_http::mounted::{Taken, take_over};
+use crate::request::proxy_http::detach::{UpgradeOutcome, detach_upgrade};
 #[cfg(any(fuzzing, test))]
-pub(crate) use crate::request::proxy_http::mounted::{asks_for, body_of};
+pub(crate) use crate::request::proxy_http::detach::{body_length, requested_upgrades};
+use crate::upstream::AddressCursor;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
-use crate::upstream::Way;
 
 /// How long the rest of a request body that nobody wanted may take before its connection is given up.
 const BODY_REST: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// The edge as a Pingora proxy: [`Plugin`](crate::Plugin) makes it, and says how to use it.
 pub struct Edge {
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) proxy: Arc<ProxyState>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) timeouts: Timeouts,
@@ -65,15 +65,15 @@ pub struct RequestContext {
     /// `None` until it is admitted.
     exchange: Option<Exchange>,
     /// What to answer, once that is decided.
-    refusal: Option<Refusal>,
+    rejection: Option<Rejection>,
     /// Where the attempt under way looks for its backend.
-    way: Way,
+    cursor: AddressCursor,
     /// Whether that attempt goes on with the next address.
     goes_on: bool,
     /// How many idle connections turned out to be closed.
     stale: usize,
     /// Whether the connection is no longer Pingora's.
-    taken_over: bool,
+    detached: bool,
     /// Holds up the end of the edge, as long as the request lasts.
     counted: Option<Counted>,
     /// Sees the response's body before the client does.
@@ -86,25 +86,25 @@ impl RequestContext {
     /// The session that is left has the request's head and the client's address, and no answer. The tunnel, if there is one,
     /// lives on; the edge itself writes its line into the access log.
     #[must_use]
-    pub fn taken_over(&self) -> bool {
-        self.taken_over
+    pub fn detached(&self) -> bool {
+        self.detached
     }
 }
 
 /// Why there is no backend to go to.
 enum NoPeer {
-    Refused(Refusal),
+    Rejected(Rejection),
     /// Nor anybody who would go there.
     ClientLeft,
 }
 
 impl Edge {
-    async fn refuse(&self, downstream: &mut Session, refusal: Refusal) -> Result<()> {
-        let too_large = refusal == Refusal::Limited(Limit::BodySize);
-        if too_large || matches!(refusal, Refusal::Malformed(_)) {
+    async fn reject(&self, downstream: &mut Session, rejection: Rejection) -> Result<()> {
+        let too_large = rejection == Rejection::Limited(Limit::BodySize);
+        if too_large || matches!(rejection, Rejection::Malformed(_)) {
             downstream.set_keepalive(None);
         }
-        let (head, body) = self.policy.own_response(refusal);
+        let (head, body) = self.proxy.own_response(rejection);
         downstream.write_response_header(head, false).await?;
         downstream.write_response_body(Some(body), true).await?;
         if too_large {
@@ -118,7 +118,7 @@ impl Edge {
         &self,
         downstream: &mut Session,
         exchange: &mut Exchange,
-        way: &mut Way,
+        cursor: &mut AddressCursor,
         goes_on: bool,
     ) -> Result<HttpPeer, NoPeer> {
         let mut backend = exchange.backend().filter(|_| goes_on).map(Arc::clone);
@@ -126,19 +126,19 @@ impl Edge {
             let backend = match backend.take() {
                 Some(backend) => backend,
                 None => {
-                    *way = Way::default();
-                    if exchange.waits() {
+                    *cursor = AddressCursor::default();
+                    if exchange.is_parked() {
                         tokio::select! {
                             biased;
-                            due = self.policy.attempt_is_due(exchange) => due.map_err(NoPeer::Refused)?,
+                            due = self.proxy.attempt_due(exchange) => due.map_err(NoPeer::Rejected)?,
                             () = left(downstream) => return Err(NoPeer::ClientLeft),
                         }
                     }
-                    let backend = self.policy.choose(exchange).map_err(NoPeer::Refused)?;
+                    let backend = self.proxy.choose(exchange).map_err(NoPeer::Rejected)?;
                     if exchange.is_queued() {
                         let comes = tokio::select! {
                             biased;
-                            comes = self.policy.turn_comes(exchange) => comes,
+                            comes = self.proxy.slot_granted(exchange) => comes,
                             () = left(downstream) => return Err(NoPeer::ClientLeft),
                         };
                         if !comes {
@@ -148,16 +148,19 @@ impl Edge {
                     backend
                 }
             };
-            let peer =
-                self.dialer
-                    .peer(&backend.address, exchange.tls(), way, exchange.repeatable());
+            let peer = self.dialer.peer(
+                &backend.address,
+                exchange.tls(),
+                cursor,
+                exchange.repeatable(),
+            );
             match peer.await {
                 Ok(peer) => return Ok(peer),
                 Err(error) => {
                     let failed =
-                        self.policy
+                        self.proxy
                             .attempt_failed(exchange, &error.into(), Replay::Possible);
-                    failed.map_err(NoPeer::Refused)?;
+                    failed.map_err(NoPeer::Rejected)?;
                 }
             }
         }
@@ -178,14 +181,14 @@ impl Edge {
             return Err(BadResponse::TooManyHeaders.into());
         }
         settle_framing(response, &downstream.req_header().method)?;
-        self.policy.finalize(exchange, response)?;
+        self.proxy.finalize(exchange, response)?;
         Ok(())
     }
 
     /// What to answer after `error`; `None` if there is nobody left to answer.
-    fn refusal_of(error: &Error, context: &mut RequestContext) -> Option<Refusal> {
-        if let Some(refusal) = context.refusal.take() {
-            return Some(refusal);
+    fn rejection_of(error: &Error, context: &mut RequestContext) -> Option<Rejection> {
+        if let Some(rejection) = context.rejection.take() {
+            return Some(rejection);
         }
         match (error.esource(), error.etype()) {
             (
@@ -196,21 +199,21 @@ impl Edge {
                 | ErrorType::WriteTimedout
                 | ErrorType::H2Error,
             ) => None,
-            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Refusal::BodyTimeout(
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Rejection::BodyTimeout(
                 "nothing within timeouts.downstream_read",
             )),
             (ErrorSource::Downstream, _) => {
-                Some(Refusal::Malformed("the request cannot be passed on"))
+                Some(Rejection::Malformed("the request cannot be passed on"))
             }
             (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-                Some(Refusal::BackendTimeout("no response in time"))
+                Some(Rejection::BackendTimeout("no response in time"))
             }
             // No more attempts: Pingora has its own limit of them.
             _ if matches!(error.retry, RetryType::Decided(true)) => {
                 context.exchange.as_ref().map(Exchange::failure)
             }
             (ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset, _) => Some(
-                Refusal::BackendFailed("the connection to the backend failed"),
+                Rejection::BackendFailed("the connection to the backend failed"),
             ),
         }
     }
@@ -225,14 +228,14 @@ fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
 }
 
 /// Refuses a length that is said twice, or not as a number: Pingora passes on what is equal.
-fn check_lengths(request: &RequestHeader) -> Result<(), Refusal> {
+fn check_lengths(request: &RequestHeader) -> Result<(), Rejection> {
     let mut lengths = request.values("content-length");
     let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     match (lengths.next(), lengths.next()) {
         (None, _) => Ok(()),
         (Some(length), None) if is_number(length) => Ok(()),
-        (Some(_), None) => Err(Refusal::Malformed("the length is not a number")),
-        (Some(_), Some(_)) => Err(Refusal::Malformed("several lengths")),
+        (Some(_), None) => Err(Rejection::Malformed("the length is not a number")),
+        (Some(_), Some(_)) => Err(Rejection::Malformed("several lengths")),
     }
 }
 
@@ -301,8 +304,8 @@ fn is_closed(downstream: &Session) -> bool {
 }
 
 /// A status that ends Pingora's attempts; what the client gets is in the context.
-fn stop(refusal: &Refusal) -> Box<Error> {
-    Error::explain(ErrorType::HTTPStatus(503), refusal.to_string())
+fn stop(rejection: &Rejection) -> Box<Error> {
+    Error::explain(ErrorType::HTTPStatus(503), rejection.to_string())
 }
 
 #[async_trait]
@@ -327,7 +330,7 @@ impl ProxyHttp for Edge {
         if downstream.req_header().method == Method::CONNECT {
             // Pingora lets none through unless its host has announced them.
             downstream.set_keepalive(None);
-            self.refuse(downstream, Refusal::MethodNotAllowed).await?;
+            self.reject(downstream, Rejection::MethodNotAllowed).await?;
             return Ok(true);
         }
         context.counted = Some(self.connections.count());
@@ -335,15 +338,15 @@ impl ProxyHttp for Edge {
             downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
         }
         // Its own future, so that those of plain requests are not as large as both.
-        match Box::pin(take_over(&self.engine, downstream)).await {
-            Taken::No => {}
-            Taken::Over => {
-                context.taken_over = true;
+        match Box::pin(detach_upgrade(&self.engine, downstream)).await {
+            UpgradeOutcome::NotUpgrade => {}
+            UpgradeOutcome::Detached => {
+                context.detached = true;
                 return Ok(true);
             }
-            Taken::Refused(refusal) => {
+            UpgradeOutcome::Rejected(rejection) => {
                 downstream.set_keepalive(None);
-                self.refuse(downstream, refusal).await?;
+                self.reject(downstream, rejection).await?;
                 return Ok(true);
             }
         }
@@ -362,12 +365,12 @@ impl ProxyHttp for Edge {
             self.response_limits.headers,
         ) {
             downstream.set_keepalive(None);
-            self.refuse(downstream, Refusal::HeadTooLarge).await?;
+            self.reject(downstream, Rejection::HeadTooLarge).await?;
             return Ok(true);
         }
-        if let Err(refusal) = check_lengths(downstream.req_header()) {
+        if let Err(rejection) = check_lengths(downstream.req_header()) {
             downstream.set_keepalive(None);
-            self.refuse(downstream, refusal).await?;
+            self.reject(downstream, rejection).await?;
             return Ok(true);
         }
         let (peer, scheme) = (
@@ -376,15 +379,15 @@ impl ProxyHttp for Edge {
         );
         // Upgrades that a route allows do not get here; to all others the response is an ordinary one.
         match self
-            .policy
+            .proxy
             .admit(downstream.req_header_mut(), None, peer, scheme)
         {
             Ok(exchange) => {
                 context.exchange = Some(exchange);
                 Ok(false)
             }
-            Err(refusal) => {
-                self.refuse(downstream, refusal).await?;
+            Err(rejection) => {
+                self.reject(downstream, rejection).await?;
                 Ok(true)
             }
         }
@@ -396,20 +399,20 @@ impl ProxyHttp for Edge {
         context: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
         let Some(exchange) = &mut context.exchange else {
-            return Err(stop(&Refusal::NoBackend));
+            return Err(stop(&Rejection::NoBackend));
         };
         let goes_on = std::mem::take(&mut context.goes_on);
-        let way = &mut context.way;
-        match self.next_peer(downstream, exchange, way, goes_on).await {
+        let cursor = &mut context.cursor;
+        match self.next_peer(downstream, exchange, cursor, goes_on).await {
             Ok(peer) => Ok(Box::new(peer)),
             Err(NoPeer::ClientLeft) => Err(Error::explain(
                 ErrorType::ConnectionClosed,
                 "the client left while it waited for its backend",
             )
             .into_down()),
-            Err(NoPeer::Refused(refusal)) => {
-                let error = stop(&refusal);
-                context.refusal = Some(refusal);
+            Err(NoPeer::Rejected(rejection)) => {
+                let error = stop(&rejection);
+                context.rejection = Some(rejection);
                 Err(error)
             }
         }
@@ -432,11 +435,13 @@ impl ProxyHttp for Edge {
         };
         // Not what passes here: a retry shows the beginning once more.
         let came = downstream.body_bytes_read() as u64;
-        self.policy.body_came(exchange, came).map_err(|refusal| {
-            let error = stop(&refusal).into_down();
-            context.refusal = Some(refusal);
-            error
-        })
+        self.proxy
+            .check_body_size(exchange, came)
+            .map_err(|rejection| {
+                let error = stop(&rejection).into_down();
+                context.rejection = Some(rejection);
+                error
+            })
     }
 
     async fn upstream_request_filter(
@@ -446,7 +451,7 @@ impl ProxyHttp for Edge {
         context: &mut RequestContext,
     ) -> Result<()> {
         if let Some(exchange) = &mut context.exchange {
-            self.policy.prepare(exchange, request);
+            self.proxy.prepare(exchange, request);
         }
         Ok(())
     }
@@ -472,21 +477,21 @@ impl ProxyHttp for Edge {
             // Upgrades do not get here.
             StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnaskedSwitch.into()),
             status if status.is_informational() => {
-                self.policy.finalize_interim(response);
+                self.proxy.finalize_interim(response);
                 Ok(())
             }
             _ => self.finalize(downstream, exchange, response),
         };
         let Err(error) = finalized else {
-            context.new_session = self.policy.new_session(exchange, response);
+            context.new_session = self.proxy.new_session(exchange, response);
             return Ok(());
         };
         let failed = self
-            .policy
+            .proxy
             .attempt_failed(exchange, &error, Replay::Impossible);
-        let refusal = failed.err().unwrap_or(Refusal::NoBackend);
-        let stopped = stop(&refusal);
-        context.refusal = Some(refusal);
+        let rejection = failed.err().unwrap_or(Rejection::NoBackend);
+        let stopped = stop(&rejection);
+        context.rejection = Some(rejection);
         Err(stopped)
     }
 
@@ -516,20 +521,20 @@ impl ProxyHttp for Edge {
         let failed = DialError::from_pingora(&error, self.timeouts.connect);
         context.goes_on = exchange.backend().is_some_and(|backend| {
             self.dialer
-                .move_on(&backend.address, &mut context.way, &failed)
+                .advance(&backend.address, &mut context.cursor, &failed)
         });
         if context.goes_on {
             error.set_retry(true);
             return error;
         }
         match self
-            .policy
+            .proxy
             .attempt_failed(exchange, &failed.into(), Replay::Possible)
         {
             Ok(()) => error.set_retry(true),
-            Err(refusal) => {
+            Err(rejection) => {
                 error.set_retry(false);
-                context.refusal = Some(refusal);
+                context.rejection = Some(rejection);
             }
         }
         error
@@ -567,8 +572,8 @@ impl ProxyHttp for Edge {
         if timed_out && !downstream.is_body_done() {
             // It is the client that says nothing.
             error.set_retry(false);
-            let slow = Refusal::BodyTimeout("nothing within timeouts.upstream_read");
-            context.refusal = Some(slow);
+            let slow = Rejection::BodyTimeout("nothing within timeouts.upstream_read");
+            context.rejection = Some(slow);
             return error;
         }
         let Some(exchange) = &mut context.exchange else {
@@ -582,11 +587,11 @@ impl ProxyHttp for Edge {
             true => AttemptError::Timeout,
             false => AttemptError::Failed,
         };
-        match self.policy.attempt_failed(exchange, &failed, replay) {
+        match self.proxy.attempt_failed(exchange, &failed, replay) {
             Ok(()) => error.set_retry(true),
-            Err(refusal) => {
+            Err(rejection) => {
                 error.set_retry(false);
-                context.refusal = Some(refusal);
+                context.rejection = Some(rejection);
             }
         }
         error
@@ -601,16 +606,16 @@ impl ProxyHttp for Edge {
         let unanswered = downstream
             .response_written()
             .is_none_or(|head| head.status.is_informational());
-        let refusal = Self::refusal_of(error, context).filter(|_| unanswered);
-        let Some(refusal) = refusal else {
+        let rejection = Self::rejection_of(error, context).filter(|_| unanswered);
+        let Some(rejection) = rejection else {
             return FailToProxy {
                 error_code: 0,
                 can_reuse_downstream: false,
             };
         };
-        tracing::debug!(%error, %refusal, "request failed");
-        let too_large = refusal == Refusal::Limited(Limit::BodySize);
-        let (head, body) = self.policy.own_response(refusal);
+        tracing::debug!(%error, %rejection, "request failed");
+        let too_large = rejection == Rejection::Limited(Limit::BodySize);
+        let (head, body) = self.proxy.own_response(rejection);
         let error_code = head.status.as_u16();
         // One whose request was read whole can carry another.
         let stays = downstream.is_body_done() && !self.connections.is_draining();
@@ -645,7 +650,7 @@ impl ProxyHttp for Edge {
         error: Option<&Error>,
         context: &mut RequestContext,
     ) {
-        if context.taken_over {
+        if context.detached {
             return;
         }
         let status = downstream
@@ -660,13 +665,13 @@ impl ProxyHttp for Edge {
             error: error.as_deref(),
         };
         match &context.exchange {
-            Some(exchange) => self.policy.log(exchange, outcome),
+            Some(exchange) => self.proxy.log(exchange, outcome),
             None => {
                 let peer = peer_of(downstream.as_downstream());
                 let status = status.unwrap_or(499);
                 let error = error.as_deref().unwrap_or("refused");
-                self.policy
-                    .log_refused(downstream.req_header(), Some(peer), status, error);
+                self.proxy
+                    .log_rejected(downstream.req_header(), Some(peer), status, error);
             }
         }
     }

@@ -32,8 +32,8 @@ use crate::http::fields::Fields;
 use crate::http::http1::{NotHttp1, RequestHead};
 use crate::limits::Limit;
 use crate::limits::Pass;
-use crate::request::error::Refusal;
-use crate::request::exchange::Policy;
+use crate::request::error::Rejection;
+use crate::request::exchange::ProxyState;
 use crate::request::forward::{Engine, Incoming, Upgrade};
 use crate::server::app::head::HeadError;
 use crate::server::app::head::HeadLimits;
@@ -50,7 +50,7 @@ const WEBSOCKET: &str = "websocket";
 pub(crate) struct EdgeApp {
     pub(crate) engine: Engine,
     pub(crate) http2: Http2,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) proxy: Arc<ProxyState>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) entrances: Arc<Entrances>,
     /// Bounds the connections over a limit that are told so: each holds a task and a descriptor meanwhile.
@@ -67,14 +67,14 @@ impl EdgeApp {
     async fn turn_away(&self, stream: Stream, limit: Limit) {
         if let Ok(_turn) = self.over_limit.try_acquire() {
             let peer = peer_of_stream(&stream);
-            self.refuse(Connection::new(stream), peer, Refusal::Limited(limit))
+            self.reject(Connection::new(stream), peer, Rejection::Limited(limit))
                 .await;
         }
     }
 
     /// Answers a connection whose request cannot be served, and closes it.
-    async fn refuse(&self, mut client: Connection, peer: Option<IpAddr>, refusal: Refusal) {
-        self.answer_unread(&mut client, peer, &Method::GET, refusal);
+    async fn reject(&self, mut client: Connection, peer: Option<IpAddr>, rejection: Rejection) {
+        self.answer_unread(&mut client, peer, &Method::GET, rejection);
         // Whoever does not take the response has lost it.
         let _ = timeout(ANSWER_WRITE, poll_fn(|cx| client.poll_flush(cx))).await;
         client.close().await;
@@ -86,18 +86,18 @@ impl EdgeApp {
         client: &mut impl Downstream,
         peer: Option<IpAddr>,
         method: &Method,
-        refusal: Refusal,
+        rejection: Rejection,
     ) {
-        let error = refusal.to_string();
-        let (head, body) = self.policy.own_response(refusal);
-        self.policy.log_unread(peer, head.status.as_u16(), &error);
+        let error = rejection.to_string();
+        let (head, body) = self.proxy.own_response(rejection);
+        self.proxy.log_unread(peer, head.status.as_u16(), &error);
         client.own_response(&head, body, method, true);
     }
 
     /// The upgrade that the route of this request lets through, if it wishes for one.
     fn upgrade_to(&self, shape: &head::Shape) -> Option<String> {
         let wish = shape.upgrade.as_ref()?;
-        self.policy
+        self.proxy
             .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
     }
 
@@ -118,9 +118,9 @@ impl EdgeApp {
                 // Its connection carries others as it is.
                 let _ = self.engine.serve(incoming).await;
             }
-            Err(refusal) => {
+            Err(rejection) => {
                 let peer = Some(stream.origin().0);
-                self.answer_unread(&mut stream, peer, &request.method, refusal);
+                self.answer_unread(&mut stream, peer, &request.method, rejection);
                 let _ = timeout(ANSWER_WRITE, poll_fn(|cx| stream.poll_flush(cx))).await;
             }
         }
@@ -131,20 +131,22 @@ impl EdgeApp {
         &self,
         request: &http::request::Parts,
         stream: &Http2Stream,
-    ) -> Result<(RequestHead, BodyLength, Option<Upgrade>), Refusal> {
+    ) -> Result<(RequestHead, BodyLength, Option<Upgrade>), Rejection> {
         let wanted = request.extensions.get::<Protocol>();
         let is_websocket =
             wanted.is_some_and(|wanted| wanted.as_str().eq_ignore_ascii_case(WEBSOCKET));
         if request.method == Method::CONNECT && !(is_websocket && self.websockets_over_http2) {
-            return Err(Refusal::MethodNotAllowed);
+            return Err(Rejection::MethodNotAllowed);
         }
         let mut head =
             RequestHead::of_http2(request, self.headers).map_err(|error| match error {
-                NotHttp1::TooManyHeaders => Refusal::HeadTooLarge,
-                NotHttp1::Padding => Refusal::Malformed("a header begins or ends with a space"),
-                NotHttp1::Hosts => Refusal::Malformed("the host is not the one in :authority"),
-                NotHttp1::Length => Refusal::Malformed("the length is not a number, or said twice"),
-                NotHttp1::Header => Refusal::Malformed("a header that cannot be passed on"),
+                NotHttp1::TooManyHeaders => Rejection::HeadTooLarge,
+                NotHttp1::Padding => Rejection::Malformed("a header begins or ends with a space"),
+                NotHttp1::Hosts => Rejection::Malformed("the host is not the one in :authority"),
+                NotHttp1::Length => {
+                    Rejection::Malformed("the length is not a number, or said twice")
+                }
+                NotHttp1::Header => Rejection::Malformed("a header that cannot be passed on"),
             })?;
         if request.method != Method::CONNECT {
             // The stream carries neither more nor less than it says (RFC 9113, 8.1.1).
@@ -163,15 +165,15 @@ impl EdgeApp {
             .map_or("/", |target| target.as_str());
         let protocols = [WEBSOCKET.to_owned()];
         let allowed = self
-            .policy
+            .proxy
             .allowed_upgrade(head.text("host"), target, &protocols);
-        let protocol = allowed.ok_or(Refusal::MethodNotAllowed)?;
+        let protocol = allowed.ok_or(Rejection::MethodNotAllowed)?;
         // Its tunnel has a descriptor of its own, as that of a connection has.
         let permit = self
-            .policy
+            .proxy
             .gate
             .connection(Some(stream.origin().0), Instant::now());
-        let connection = Pass::new(permit.map_err(Refusal::Limited)?, None);
+        let connection = Pass::new(permit.map_err(Rejection::Limited)?, None);
         let key = STANDARD.encode(fastrand::u128(..).to_ne_bytes());
         head.make_websocket_upgrade(HeaderValue::from_str(&key).expect("base64 is text"));
         let upgrade = Upgrade {
@@ -183,14 +185,14 @@ impl EdgeApp {
 }
 
 /// Where a plain request is sent, unless it is to be served here.
-fn elsewhere(head: &[u8], port: u16) -> Option<Refusal> {
+fn elsewhere(head: &[u8], port: u16) -> Option<Rejection> {
     let Some((target, host)) = head::target(head) else {
-        return Some(Refusal::Malformed("not HTTP"));
+        return Some(Rejection::Malformed("not HTTP"));
     };
     match redirect::fate(&target, host.as_deref(), port) {
         Fate::Serve => None,
-        Fate::Redirect(location) => Some(Refusal::UseHttps(location)),
-        Fate::Malformed => Some(Refusal::Malformed("no host to redirect to")),
+        Fate::Redirect(location) => Some(Rejection::UseHttps(location)),
+        Fate::Malformed => Some(Rejection::Malformed("no host to redirect to")),
     }
 }
 
@@ -209,7 +211,7 @@ impl ServerApp for EdgeApp {
         let _counted = self.connections.count();
         let entrance = self.entrances.of(&stream)?;
         let from = peer_of_stream(&stream);
-        let permit = match self.policy.gate.connection(from, Instant::now()) {
+        let permit = match self.proxy.gate.connection(from, Instant::now()) {
             Ok(permit) => permit,
             Err(limit) => {
                 // Whoever expects TLS would not understand an answer.
@@ -250,29 +252,29 @@ impl ServerApp for EdgeApp {
                 Ok(head) => head,
                 Err(HeadError::Silent | HeadError::Broken) => return None,
                 Err(HeadError::Timeout) => {
-                    self.refuse(client, peer, Refusal::HeadTimeout).await;
+                    self.reject(client, peer, Rejection::HeadTimeout).await;
                     return None;
                 }
                 Err(HeadError::TooLarge) => {
-                    self.refuse(client, peer, Refusal::HeadTooLarge).await;
+                    self.reject(client, peer, Rejection::HeadTooLarge).await;
                     return None;
                 }
                 Err(HeadError::LineTooLong) => {
-                    self.refuse(client, peer, Refusal::TargetTooLong).await;
+                    self.reject(client, peer, Rejection::TargetTooLong).await;
                     return None;
                 }
             };
             let shape = match head::shape(&mut client.ahead[..head], self.headers) {
                 Ok(shape) => shape,
-                Err(refusal) => {
-                    self.refuse(client, peer, refusal).await;
+                Err(rejection) => {
+                    self.reject(client, peer, rejection).await;
                     return None;
                 }
             };
             if let Some(port) = entrance.redirect_to_https
-                && let Some(refusal) = elsewhere(&client.ahead[..head], port)
+                && let Some(rejection) = elsewhere(&client.ahead[..head], port)
             {
-                self.refuse(client, peer, refusal).await;
+                self.reject(client, peer, rejection).await;
                 return None;
             }
             let upgrade = match self.upgrade_to(&shape) {

@@ -31,11 +31,11 @@ use crate::net::resolver::ADDRESSES_MAX;
 use crate::net::resolver::Names;
 use crate::request::access_log::AccessLog;
 use crate::request::access_log::AccessLogError;
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
 use crate::request::forward::{Engine, STALE_MAX};
-use crate::request::parked::HoldConfig;
-use crate::request::parked::WaitingRoom;
+use crate::request::parked::ParkConfig;
+use crate::request::parked::ParkedRequests;
 use crate::request::proxy_http::Edge;
 use crate::server::admin::Admin;
 use crate::server::app::EdgeApp;
@@ -54,7 +54,7 @@ use crate::upstream::Dialer;
 pub(crate) fn attempts_max() -> usize {
     // The real limits are ours. A request goes to its backend, back there once, and elsewhere as often as it may; while it
     // waits, it dials at its own pace; each dial may take all addresses of a name.
-    let dials = Limits::RETRIES_MAX + 2 + HoldConfig::LONGEST.dials_max();
+    let dials = Limits::RETRIES_MAX + 2 + ParkConfig::LONGEST.dials_max();
     STALE_MAX + dials * ADDRESSES_MAX
 }
 
@@ -89,7 +89,7 @@ pub enum StartError {
 
 /// What the services share.
 pub(crate) struct Parts {
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) proxy: Arc<ProxyState>,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) names: Arc<Names>,
     pub(crate) dialer: Arc<Dialer>,
@@ -121,10 +121,10 @@ impl Parts {
         let connections = Connections::new(config.drain.late);
         let pools = Pools::new(config, &tls, &metrics, Instant::now(), unix);
         let gate = Gate::new(config, files.connections, &metrics, Instant::now());
-        let policy = Policy {
+        let proxy = ProxyState {
             gate: Arc::new(gate),
             rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools), &metrics)),
-            waiting_room: WaitingRoom::new(HoldConfig::of(config)),
+            parked: ParkedRequests::new(ParkConfig::of(config)),
             ending: connections.draining(),
             exhausted: Seldom::new(Instant::now()),
             no_port: Seldom::new(Instant::now()),
@@ -132,10 +132,10 @@ impl Parts {
             metrics,
         };
         let names = Arc::new(Names::new());
-        let policy = Arc::new(policy);
-        let reloader = Reloader::new(Arc::clone(&policy), config.clone(), tls, Arc::clone(&names));
+        let proxy = Arc::new(proxy);
+        let reloader = Reloader::new(Arc::clone(&proxy), config.clone(), tls, Arc::clone(&names));
         Ok(Self {
-            policy,
+            proxy,
             reloader: Arc::new(reloader),
             dialer: Arc::new(Dialer::new(
                 config.timeouts,
@@ -179,7 +179,7 @@ impl Parts {
                 connections: Arc::clone(&self.connections),
             },
             entrances,
-            policy: Arc::clone(&self.policy),
+            proxy: Arc::clone(&self.proxy),
             connections: Arc::clone(&self.connections),
             over_limit: Arc::clone(&self.over_limit),
             timeouts: self.timeouts,
@@ -192,7 +192,7 @@ impl Parts {
     /// The edge behind the listeners of another server.
     pub(crate) fn mounted_edge(&self) -> Edge {
         Edge {
-            policy: Arc::clone(&self.policy),
+            proxy: Arc::clone(&self.proxy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             timeouts: self.timeouts,
@@ -204,7 +204,7 @@ impl Parts {
 
     fn engine(&self) -> Engine {
         Engine {
-            policy: Arc::clone(&self.policy),
+            proxy: Arc::clone(&self.proxy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),
@@ -218,7 +218,7 @@ impl Parts {
     pub(crate) fn admin(&self, terminators: Vec<Arc<Terminator>>) -> Admin {
         Admin {
             pools: self.reloader.pools(),
-            metrics: Arc::clone(&self.policy.metrics),
+            metrics: Arc::clone(&self.proxy.metrics),
             terminators,
             draining: self.connections.draining(),
         }
@@ -233,7 +233,7 @@ impl Parts {
             dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
             kept_for: self.timeouts.upstream_keepalive,
-            metrics: Arc::clone(&self.policy.metrics),
+            metrics: Arc::clone(&self.proxy.metrics),
             background: self.background.clone(),
         }
     }
@@ -244,7 +244,7 @@ impl Parts {
             config: config.drain,
             connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),
-            access: self.policy.access.clone(),
+            access: self.proxy.access.clone(),
             background: self.background.clone(),
         }
     }

@@ -159,9 +159,9 @@ impl Complaints {
 fn leaving(nodes: &[Node]) -> Vec<BackendId> {
     let latest: HashMap<&BackendId, bool> = nodes
         .iter()
-        .map(|node| (&node.backend.id, node.is_leaving))
+        .map(|node| (&node.backend.id, node.is_removed))
         .collect();
-    let leaving = latest.into_iter().filter(|(_, is_leaving)| *is_leaving);
+    let leaving = latest.into_iter().filter(|(_, is_removed)| *is_removed);
     leaving.map(|(id, _)| id.clone()).collect()
 }
 

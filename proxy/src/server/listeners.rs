@@ -69,7 +69,7 @@ impl Bound {
             socket.set_reuse_address(true)?;
             socket.set_nonblocking(true)?;
             socket.set_tcp_nodelay(true)?;
-            upstream::watch_over(socket2::SockRef::from(&socket), timeouts)?;
+            upstream::set_keepalive(socket2::SockRef::from(&socket), timeouts)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             let socket = std::net::TcpListener::from(socket);

@@ -23,9 +23,9 @@ use crate::config::DiscoverConfig;
 use crate::config::backend::{Address, BackendId};
 use crate::limits::Seldom;
 use crate::net::resolver::{Allowed, Names};
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
-use crate::request::parked::HoldConfig;
+use crate::request::parked::ParkConfig;
 use crate::tls::{Connectors, PoolTlsError};
 
 /// How often it is looked whether a backend that has left can be forgotten.
@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// Puts new configurations in the place of old ones.
 pub(crate) struct Reloader {
-    policy: Arc<Policy>,
+    proxy: Arc<ProxyState>,
     /// Whoever works on all pools follows them here.
     pools: watch::Sender<Arc<Pools>>,
     /// Locked while the pools change: one change at a time.
@@ -71,17 +71,17 @@ pub(crate) struct Discovery {
 }
 
 impl Reloader {
-    /// `config` is what `policy` goes by now, and `tls` belongs to it. `names` are those of its backends.
+    /// `config` is what `proxy` goes by now, and `tls` belongs to it. `names` are those of its backends.
     pub(crate) fn new(
-        policy: Arc<Policy>,
+        proxy: Arc<ProxyState>,
         config: Config,
         tls: Connectors,
         names: Arc<Names>,
     ) -> Self {
         let discoveries = discoveries(&config);
         Self {
-            pools: watch::Sender::new(policy.pools()),
-            policy,
+            pools: watch::Sender::new(proxy.pools()),
+            proxy,
             state: Mutex::new(State {
                 started: config.clone(),
                 file: config,
@@ -125,7 +125,7 @@ impl Reloader {
             *discoveries = wanted;
             is_changed
         });
-        self.policy.metrics.reloaded("applied");
+        self.proxy.metrics.reloaded("applied");
         tracing::info!("configuration applied");
         for warning in config.warnings(SystemTime::now()) {
             tracing::warn!(warning, "the configuration is likely not meant so");
@@ -142,7 +142,7 @@ impl Reloader {
         for Discovery { pool, .. } in before.iter() {
             if !wanted.iter().any(|discovery| discovery.pool == *pool) {
                 state.found.remove(pool);
-                self.policy.metrics.nodes_passed_over(pool, None);
+                self.proxy.metrics.nodes_passed_over(pool, None);
             }
         }
         for discovery in &mut wanted {
@@ -190,19 +190,19 @@ impl Reloader {
 
     /// Takes note of how many nodes in the registry of `pool` are passed over.
     pub(crate) fn passed_over(&self, pool: &str, nodes: usize) {
-        self.policy.metrics.nodes_passed_over(pool, Some(nodes));
+        self.proxy.metrics.nodes_passed_over(pool, Some(nodes));
     }
 
     /// Takes in that the backend called `id` of `pool` has said where it was found that it is stopping.
     pub(crate) fn announced_stop(&self, pool: &str, id: &BackendId, now: Instant) {
-        let pools = self.policy.pools();
+        let pools = self.proxy.pools();
         if let Some(pool) = pools.iter().find(|other| other.name == pool) {
             pool.announced_stop(id, now);
         }
     }
 
     fn put_in_place(&self, state: &mut State, now: Instant) {
-        let old = self.policy.pools();
+        let old = self.proxy.pools();
         let (config, left_out) = with_found(&state.file, &state.found, &old);
         let config = &config;
         state.is_full = left_out.full.is_some();
@@ -215,12 +215,12 @@ impl Reloader {
                 "nodes are left out, having the id of another backend (taken) or no room (full)"
             );
         }
-        let pools = Arc::new(old.renewed(config, &state.tls, &self.policy.metrics, now));
+        let pools = Arc::new(old.renewed(config, &state.tls, &self.proxy.metrics, now));
         self.names.keep(&host_names(&pools));
-        let rules = Rules::new(config, Arc::clone(&pools), &self.policy.metrics);
-        self.policy.rules.store(Arc::new(rules));
-        self.policy.waiting_room.change(HoldConfig::of(config));
-        self.policy
+        let rules = Rules::new(config, Arc::clone(&pools), &self.proxy.metrics);
+        self.proxy.rules.store(Arc::new(rules));
+        self.proxy.parked.change(ParkConfig::of(config));
+        self.proxy
             .gate
             .change(&config.limits, &config.trusted_proxies);
         self.pools.send_replace(pools);
@@ -268,14 +268,14 @@ impl Reloader {
             // The log has its panic.
             Err(ended) => ended.to_string(),
         };
-        self.policy.metrics.reloaded("refused");
+        self.proxy.metrics.reloaded("refused");
         tracing::error!(errors = refused, "configuration refused, the old one stays");
     }
 
     fn forget(&self, now: Instant) {
         let mut state = self.state.lock();
-        let pools = self.policy.pools();
-        if !pools.forget_unused(&self.policy.metrics, now) {
+        let pools = self.proxy.pools();
+        if !pools.forget_unused(&self.proxy.metrics, now) {
             return;
         }
         self.names.keep(&host_names(&pools));

@@ -195,7 +195,7 @@ async fn a_backend_that_is_not_who_it_should_be_gets_no_request_and_its_client_5
             assert!(answer.starts_with("HTTP/1.1 502 "), "{whose:?}: {answer}");
         }
         assert_eq!(dialled(&ca, address).await, format!("TLS: {why}"));
-        let probed = scene.parts.policy.metrics.encode();
+        let probed = scene.parts.proxy.metrics.encode();
         let failed = "causeway_proxy_connect_errors_total{backend=\"b0\",kind=\"tls\"} 2";
         assert!(probed.contains(failed), "{probed}");
         // Who is not verified may be anybody.
@@ -284,16 +284,16 @@ async fn judged(kind: &str, tls: &str, address: SocketAddr) -> (State, String) {
     let names = Arc::new(Names::new());
     let mut checking = JoinSet::new();
     checking.spawn(crate::balancer::health::run(pools, names, stop.clone()));
-    let pools = scene.parts.policy.pools();
+    let pools = scene.parts.proxy.pools();
     let backend = pools
         .iter()
         .flat_map(|pool| pool.backends())
         .next()
         .unwrap();
     let judging = async {
-        let mut verdict = backend.verdict();
+        let mut health_status = backend.health_status();
         while !matches!(backend.state(), State::Up | State::Down) {
-            verdict.changed().await.unwrap();
+            health_status.changed().await.unwrap();
         }
         let status = backend.status(Instant::now());
         (status.state, status.why)

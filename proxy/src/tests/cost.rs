@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::http::fields::Fields;
 use crate::http::http1::{RequestHead, ResponseHead};
 use crate::http::scheme::Scheme;
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 use crate::server::app::shape;
 use crate::server::components::Parts;
 
@@ -40,7 +40,7 @@ pub(super) fn parts() -> Parts {
     );
     let config = Config::parse("cost.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
     let parts = Parts::new(&config).unwrap();
-    for pool in parts.policy.pools().iter() {
+    for pool in parts.proxy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, Instant::now());
         }
@@ -85,17 +85,17 @@ fn answer() -> ResponseHead {
 }
 
 /// All that is decided for `request`; whether its answer binds it.
-fn decide(policy: &Policy, request: &mut RequestHead, response: &mut ResponseHead) -> bool {
-    let mut exchange = policy.admit(request, None, PEER, Scheme::Http).unwrap();
-    black_box(policy.choose(&mut exchange).unwrap());
-    policy.prepare(&mut exchange, request);
-    policy.finalize(&exchange, response).unwrap();
+fn decide(proxy: &ProxyState, request: &mut RequestHead, response: &mut ResponseHead) -> bool {
+    let mut exchange = proxy.admit(request, None, PEER, Scheme::Http).unwrap();
+    black_box(proxy.choose(&mut exchange).unwrap());
+    proxy.prepare(&mut exchange, request);
+    proxy.finalize(&exchange, response).unwrap();
     response.has("set-cookie")
 }
 
 /// What one such request costs in the fastest tenth of all rounds, and in half of them. The others tell more about what else
 /// the machine does.
-fn cost(policy: &Policy, request: &str, binds: bool) -> (Duration, Duration) {
+fn cost(proxy: &ProxyState, request: &str, binds: bool) -> (Duration, Duration) {
     let mut rounds = [Duration::ZERO; ROUNDS];
     for round in &mut rounds {
         let mut requests: Vec<RequestHead> = (0..COUNT).map(|_| read(request)).collect();
@@ -104,7 +104,7 @@ fn cost(policy: &Policy, request: &str, binds: bool) -> (Duration, Duration) {
         let bound = requests
             .iter_mut()
             .zip(&mut responses)
-            .filter_map(|(request, response)| decide(policy, request, response).then_some(()))
+            .filter_map(|(request, response)| decide(proxy, request, response).then_some(()))
             .count();
         *round = started.elapsed().div_f64(COUNT as f64);
         assert_eq!(bound, if binds { COUNT } else { 0 });
@@ -116,9 +116,9 @@ fn cost(policy: &Policy, request: &str, binds: bool) -> (Duration, Duration) {
 #[test]
 fn deciding_about_a_request_costs_little() {
     let parts = parts();
-    let policy = &*parts.policy;
+    let proxy = &*parts.proxy;
     let mut binding = answer();
-    assert!(decide(policy, &mut read(&request("/", "")), &mut binding));
+    assert!(decide(proxy, &mut read(&request("/", "")), &mut binding));
     let cookie = binding.text("set-cookie").unwrap();
     let cookie = cookie.split(';').next().unwrap();
     for (name, request, binds) in [
@@ -136,8 +136,8 @@ fn deciding_about_a_request_costs_little() {
         ),
     ] {
         // The first request of a session binds it, and warms up the others.
-        decide(policy, &mut read(&request), &mut answer());
-        let (cost, median) = cost(policy, &request, binds);
+        decide(proxy, &mut read(&request), &mut answer());
+        let (cost, median) = cost(proxy, &request, binds);
         eprintln!(
             "{name}: {} ns, median {} ns",
             cost.as_nanos(),

@@ -113,7 +113,7 @@ impl Waits {
 
     /// Nothing that a client did may speak against its backend.
     fn backend_is_trusted(&self) {
-        let pools = self.scene.parts.policy.pools();
+        let pools = self.scene.parts.proxy.pools();
         let backends = pools.iter().flat_map(|pool| pool.backends());
         for backend in backends {
             assert_eq!(backend.state(), State::Unknown);
@@ -251,11 +251,11 @@ async fn a_connection_waits_for_its_proxy_header() {
         client.write_all(sent.as_bytes()).await.unwrap();
         let (socket, peer) = listener.accept().await.unwrap();
         let entrance = crate::entrance(&config, &config.listeners[0]).unwrap();
-        let policy = &waits.scene.parts.policy;
+        let proxy = &waits.scene.parts.proxy;
         let entrances = Entrances::new(
             vec![(address, entrance)],
-            Arc::clone(&policy.gate),
-            Arc::clone(&policy.metrics),
+            Arc::clone(&proxy.gate),
+            Arc::clone(&proxy.metrics),
         );
         let started = Instant::now();
         let stream = Box::new(Accepted::new(socket, peer, address));

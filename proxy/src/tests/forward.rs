@@ -151,7 +151,7 @@ async fn requests_one_after_the_other_share_a_connection_to_their_backend() {
     // Another client's, and one with a body that is there.
     let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
     assert!(scene.ask(post).await.ends_with("\r\n\r\n0"));
-    let pools = scene.parts.policy.pools();
+    let pools = scene.parts.proxy.pools();
     let kept = pools.iter().flat_map(|pool| pool.backends());
     assert_eq!(kept.map(|backend| backend.kept.count()).sum::<usize>(), 1);
 }
@@ -226,7 +226,7 @@ async fn a_kept_connection_that_was_closed_meanwhile_costs_its_request_nothing()
     assert_eq!(next_body(&mut client).await, "1");
     client.write_all(MORE.as_bytes()).await.unwrap();
     assert_eq!(next_body(&mut client).await, "1");
-    assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+    assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn a_backend_that_closes_on_the_end_of_the_clients_side_is_not_held_to_it(
     .await;
     let scene = Scene::before(&[address]).await;
     assert_eq!(half_closed(&scene, MORE).await, "");
-    for pool in scene.parts.policy.pools().iter() {
+    for pool in scene.parts.proxy.pools().iter() {
         for backend in pool.backends() {
             assert_ne!(backend.state(), crate::balancer::pool::State::Suspect);
         }

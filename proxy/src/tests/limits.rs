@@ -16,7 +16,7 @@ const UPGRADE: &str =
 
 /// What `limit` has refused, as the metrics have it.
 pub(super) fn refused<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
-    let page = scene.parts.policy.metrics.encode();
+    let page = scene.parts.proxy.metrics.encode();
     let name = format!("causeway_proxy_limited_total{{limit=\"{limit}\"}} ");
     let line = page.lines().find_map(|line| line.strip_prefix(&name));
     line.unwrap_or_default().to_owned()
@@ -210,7 +210,7 @@ async fn a_backend_with_all_its_tunnels_is_passed_over_and_with_all_full_there_i
         tunnels.push(client);
     }
     let open = |id: &str| {
-        let pools = scene.parts.policy.pools();
+        let pools = scene.parts.proxy.pools();
         let backends = pools.iter().flat_map(|pool| pool.backends());
         let backend = backends
             .into_iter()
@@ -276,7 +276,7 @@ async fn bodies_have_a_largest_size<F: Front>() {
         );
     }
     assert_eq!(refused(&scene, "body_size"), "4");
-    let pools = scene.parts.policy.pools();
+    let pools = scene.parts.proxy.pools();
     let states = pools.iter().flat_map(|pool| pool.backends());
     for backend in states {
         assert_ne!(

@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 
 use super::scene::*;
 use crate::downstream::BodyLength;
-use crate::request::proxy_http::asks_for;
-use crate::request::proxy_http::body_of;
+use crate::request::proxy_http::body_length;
+use crate::request::proxy_http::requested_upgrades;
 use crate::server::app::shape;
 
 const UPGRADE: &str =
@@ -171,14 +171,14 @@ fn a_head_means_the_same_however_it_was_read() {
         }
         let head = format!("{method} /ws HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let Ok(shape) = shape(&mut head.into_bytes(), 256) else {
-            assert_eq!(body_of(&request), BodyLength::Chunked, "{headers:?}");
+            assert_eq!(body_length(&request), BodyLength::Chunked, "{headers:?}");
             continue;
         };
         let wishes = shape.upgrade.map(|wish| wish.protocols);
-        assert_eq!(asks_for(&request), wishes, "{method} {headers:?}");
+        assert_eq!(requested_upgrades(&request), wishes, "{method} {headers:?}");
         let empty = shape.body == BodyLength::Bytes(0);
         assert_eq!(
-            body_of(&request) == BodyLength::Bytes(0),
+            body_length(&request) == BodyLength::Bytes(0),
             empty,
             "{headers:?}"
         );

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use divan::{Bencher, Divan};
 
 use super::cost::{parts, read, request};
-use crate::balancer::pool::{Seeks, Tried};
+use crate::balancer::pool::{RequestKind, Tried};
 use crate::http::scheme::Scheme;
 use crate::server::app::shape;
 use crate::tunnel::Frames;
@@ -26,7 +26,7 @@ fn head_parse(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn cookie_verify(bencher: Bencher<'_, '_>) {
     let parts = parts();
-    let pool = parts.policy.pools().iter().next().cloned().unwrap();
+    let pool = parts.proxy.pools().iter().next().cloned().unwrap();
     let backend = pool.backends().into_iter().next().unwrap();
     let cookie = pool.set_cookie(&backend, Instant::now(), Scheme::Http);
     let cookie = cookie.unwrap();
@@ -40,12 +40,12 @@ fn cookie_verify(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn pick(bencher: Bencher<'_, '_>) {
     let parts = parts();
-    let pool = parts.policy.pools().iter().next().cloned().unwrap();
+    let pool = parts.proxy.pools().iter().next().cloned().unwrap();
     let head = read(&request("/", ""));
     let claim = pool.affinity.read(&head, "/");
     let now = Instant::now();
     bencher.bench_local(|| {
-        let choice = pool.choose(&claim, Seeks::Answer, &Tried::default(), now);
+        let choice = pool.choose(&claim, RequestKind::Plain, &Tried::default(), now);
         choice.is_ok()
     });
 }
@@ -54,15 +54,15 @@ fn pick(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn forwarded_headers(bencher: Bencher<'_, '_>) {
     let parts = parts();
-    let policy = &parts.policy;
+    let proxy = &parts.proxy;
     let request = request("/", "");
     bencher
         .with_inputs(|| {
             let mut head = read(&request);
-            let admitted = policy.admit(&mut head, None, PEER, Scheme::Http);
+            let admitted = proxy.admit(&mut head, None, PEER, Scheme::Http);
             (admitted.unwrap(), head)
         })
-        .bench_local_refs(|(exchange, head)| policy.prepare(exchange, head));
+        .bench_local_refs(|(exchange, head)| proxy.prepare(exchange, head));
 }
 
 /// Frames that a tunnel follows, of 64 bytes each, in one read.

@@ -163,7 +163,7 @@ async fn what_failed_is_the_answer_when_nobody_is_left_to_try() {
     let answer = scene.ask(GET).await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
     // There were retries left.
-    assert_eq!(scene.parts.policy.metrics.retries.get(), 1);
+    assert_eq!(scene.parts.proxy.metrics.retries.get(), 1);
 }
 
 #[tokio::test]

@@ -76,10 +76,10 @@ impl Front for Own {
 pub(super) fn open_entrances(parts: &Parts) -> Arc<Entrances> {
     let listening = ListenerConfig::plain("127.0.0.1:0".parse().unwrap());
     let entrance = Entrance::new(&listening, SOON).unwrap();
-    let metrics = Arc::clone(&parts.policy.metrics);
+    let metrics = Arc::clone(&parts.proxy.metrics);
     Arc::new(Entrances::new(
         vec![(listening.address, entrance)],
-        Arc::clone(&parts.policy.gate),
+        Arc::clone(&parts.proxy.gate),
         metrics,
     ))
 }
@@ -213,14 +213,14 @@ impl<F: Front> SceneOf<F> {
 /// Has the probes of the backend `id` find nobody until it is down, and those of the others find them well.
 pub(super) fn gives_up<F: Front>(scene: &SceneOf<F>, id: &str) {
     let mut now = Instant::now();
-    for pool in scene.parts.policy.pools().iter() {
+    for pool in scene.parts.proxy.pools().iter() {
         for backend in pool.backends() {
             if backend.id.as_str() != id {
                 pool.probed(&backend, ProbeResult::Good, now);
                 continue;
             }
             while backend.state() != State::Down {
-                let silence = ProbeResult::NoAnswer("its probe was not answered".to_owned());
+                let silence = ProbeResult::NoResponse("its probe was not answered".to_owned());
                 pool.probed(&backend, silence, now);
                 now += Duration::from_secs(1);
             }

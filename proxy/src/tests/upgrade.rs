@@ -12,7 +12,7 @@ use pingora::http::RequestHeader;
 use crate::balancer::pool::ProbeResult;
 use crate::balancer::pool::State;
 use crate::http::scheme::Scheme;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 use crate::request::exchange::Replay;
 use crate::upstream::DialError;
 
@@ -199,7 +199,7 @@ async fn a_known_client_gets_the_refusal_of_its_own_backend_and_is_bound_nowhere
     assert!(received.starts_with("HTTP/1.1 503 "), "{received}");
     assert_eq!(header(&received, "x-why"), Some("app"));
     assert_eq!(header(&received, "set-cookie"), None);
-    assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+    assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
 }
 
 #[tokio::test]
@@ -314,30 +314,30 @@ async fn what_failed_is_the_answer_to_an_upgrade_when_nobody_is_left_to_try() {
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{answer}"
         );
-        assert_eq!(scene.parts.policy.metrics.retries.get(), 1);
+        assert_eq!(scene.parts.proxy.metrics.retries.get(), 1);
     }
 }
 
 #[tokio::test]
 async fn a_dial_that_took_too_long_is_a_504_when_nobody_is_left_to_try() {
     let scene = Scene::before(&[nobody().await]).await;
-    let policy = &scene.parts.policy;
+    let proxy = &scene.parts.proxy;
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
-    let mut exchange = policy
+    let mut exchange = proxy
         .admit(&mut request, None, scene.address.ip(), Scheme::Http)
         .unwrap();
-    policy.choose(&mut exchange).unwrap();
+    proxy.choose(&mut exchange).unwrap();
     let error = DialError::Timeout(SOON).into();
     assert_eq!(
-        policy.attempt_failed(&mut exchange, &error, Replay::Possible),
+        proxy.attempt_failed(&mut exchange, &error, Replay::Possible),
         Ok(())
     );
-    let refused = policy
+    let refused = proxy
         .choose(&mut exchange)
         .map(|backend| backend.id.clone());
     assert!(
-        matches!(refused, Err(Refusal::BackendTimeout(_))),
+        matches!(refused, Err(Rejection::BackendTimeout(_))),
         "{refused:?}"
     );
 }
@@ -407,31 +407,29 @@ async fn an_upgrade_that_is_not_idempotent_is_sent_once() {
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{answer}"
         );
-        assert_eq!(scene.parts.policy.metrics.retries.get(), 0);
+        assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
     }
 }
 
 #[tokio::test]
 async fn having_no_descriptor_left_says_nothing_about_the_backend() {
     let scene = Scene::before(&[nobody().await, nobody().await]).await;
-    let policy = &scene.parts.policy;
+    let proxy = &scene.parts.proxy;
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
     let peer = scene.address.ip();
     let now = std::time::Instant::now();
-    for pool in policy.pools().iter() {
+    for pool in proxy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, now);
         }
     }
     for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
-        let mut exchange = policy
-            .admit(&mut request, None, peer, Scheme::Http)
-            .unwrap();
-        let backend = policy.choose(&mut exchange).unwrap();
+        let mut exchange = proxy.admit(&mut request, None, peer, Scheme::Http).unwrap();
+        let backend = proxy.choose(&mut exchange).unwrap();
         let error = DialError::from_io(std::io::Error::from_raw_os_error(code));
-        let refused = policy.attempt_failed(&mut exchange, &error.into(), Replay::Possible);
-        assert_eq!(refused, Err(Refusal::NoBackend));
+        let refused = proxy.attempt_failed(&mut exchange, &error.into(), Replay::Possible);
+        assert_eq!(refused, Err(Rejection::NoBackend));
         assert_eq!(backend.state(), State::Up);
     }
 }
@@ -440,9 +438,9 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
 #[tokio::test]
 async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wait() {
     let scene = Scene::before(&[nobody().await, nobody().await]).await;
-    let policy = &scene.parts.policy;
+    let proxy = &scene.parts.proxy;
     let peer = scene.address.ip();
-    for pool in policy.pools().iter() {
+    for pool in proxy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, std::time::Instant::now());
         }
@@ -450,27 +448,23 @@ async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wai
     let error = || DialError::from_io(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
-    let mut newcomer = policy
-        .admit(&mut request, None, peer, Scheme::Http)
-        .unwrap();
-    let first = policy.choose(&mut newcomer).unwrap();
+    let mut newcomer = proxy.admit(&mut request, None, peer, Scheme::Http).unwrap();
+    let first = proxy.choose(&mut newcomer).unwrap();
     assert_eq!(
-        policy.attempt_failed(&mut newcomer, &error().into(), Replay::Possible),
+        proxy.attempt_failed(&mut newcomer, &error().into(), Replay::Possible),
         Ok(())
     );
-    let second = policy.choose(&mut newcomer).unwrap();
+    let second = proxy.choose(&mut newcomer).unwrap();
     assert_ne!(first.id, second.id);
 
     request.insert_header("Cookie", "causeway=u1.b0.1").unwrap();
-    let mut known = policy
-        .admit(&mut request, None, peer, Scheme::Http)
-        .unwrap();
-    policy.choose(&mut known).unwrap();
+    let mut known = proxy.admit(&mut request, None, peer, Scheme::Http).unwrap();
+    proxy.choose(&mut known).unwrap();
     assert_eq!(
-        policy.attempt_failed(&mut known, &error().into(), Replay::Possible),
+        proxy.attempt_failed(&mut known, &error().into(), Replay::Possible),
         Ok(())
     );
-    assert!(known.waits());
+    assert!(known.is_parked());
     assert_eq!(first.state(), State::Up);
 }
 

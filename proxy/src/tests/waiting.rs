@@ -58,7 +58,7 @@ async fn answer(mut socket: TcpStream) {
 
 /// A sample of the metrics page.
 fn metric(scene: &Scene, name: &str) -> u64 {
-    let page = scene.parts.policy.metrics.encode();
+    let page = scene.parts.proxy.metrics.encode();
     let line = page.lines().find_map(|line| line.strip_prefix(name));
     line.map_or(0, |value| value.trim().parse().unwrap())
 }
@@ -141,7 +141,7 @@ async fn nobody_waits_any_longer_for_a_backend_that_is_given_up() {
         clients.push(scene.send(request).await);
     }
     waiting(&scene, 3).await;
-    for pool in scene.parts.policy.pools().iter() {
+    for pool in scene.parts.proxy.pools().iter() {
         let backend = &pool.backends()[0];
         pool.probed(backend, ProbeResult::Draining, std::time::Instant::now());
     }
@@ -247,6 +247,6 @@ async fn a_request_that_kills_its_backends_connections_is_sent_back_once_and_the
         let received = scene.ask(request).await;
         let cookie = header(&received, "set-cookie").expect("it is bound anew");
         assert!(cookie.starts_with("causeway=u1.b1."), "{received}");
-        assert_eq!(scene.parts.policy.metrics.retries.get(), 2);
+        assert_eq!(scene.parts.proxy.metrics.retries.get(), 2);
     }
 }

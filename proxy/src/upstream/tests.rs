@@ -38,7 +38,12 @@ async fn a_name_an_address_and_a_unix_socket_can_all_be_dialled() {
     for address in &addresses {
         dialer().dial(address, None).await.unwrap();
         dialer()
-            .peer(address, None, &mut Way::default(), Repeatable::Yes)
+            .peer(
+                address,
+                None,
+                &mut AddressCursor::default(),
+                Repeatable::Yes,
+            )
             .await
             .unwrap();
     }
@@ -62,7 +67,7 @@ async fn the_address_that_failed_is_the_last_to_be_dialled_next_time() {
     dialer.names.pin("two.test", 80, &[dead, address]);
     dialer.dial(&name, None).await.unwrap();
     let peer = dialer
-        .peer(&name, None, &mut Way::default(), Repeatable::Yes)
+        .peer(&name, None, &mut AddressCursor::default(), Repeatable::Yes)
         .await
         .unwrap();
     assert_eq!(peer._address.as_inet(), Some(&address));

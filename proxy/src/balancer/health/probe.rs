@@ -101,7 +101,7 @@ impl Prober {
         };
         match timeout(self.timeout, probing).await {
             Ok(result) => result,
-            Err(_) => Ok(ProbeResult::NoAnswer(format!(
+            Err(_) => Ok(ProbeResult::NoResponse(format!(
                 "its probe was not answered within {:?}",
                 self.timeout
             ))),
@@ -127,7 +127,7 @@ impl Prober {
         for at in addresses {
             let checked = Self::check_over(check, self.tls.as_deref(), address, &at).await;
             match checked {
-                Ok(result) if result.is_answer() => return Ok(result),
+                Ok(result) if result.is_response() => return Ok(result),
                 Ok(result) => found = Some(result),
                 // Another address may be of a family that this machine has.
                 Err(error) => ours = Some(error),
@@ -155,10 +155,10 @@ impl Prober {
             socket = match tls.connect(address, socket).await {
                 Ok(stream) => Socket::Wrapped(Box::new(stream)),
                 Err(error @ ConnectError::Wrong(_)) => {
-                    return Ok(ProbeResult::BadAnswer(error.to_string()));
+                    return Ok(ProbeResult::UnexpectedResponse(error.to_string()));
                 }
                 Err(error @ ConnectError::Broken(_)) => {
-                    return Ok(ProbeResult::NoAnswer(error.to_string()));
+                    return Ok(ProbeResult::NoResponse(error.to_string()));
                 }
             };
         }
@@ -202,7 +202,7 @@ fn not_connected(error: io::Error) -> Result<ProbeResult, CannotProbe> {
         io::ErrorKind::ConnectionRefused => {
             ProbeResult::Unreachable("it refuses connections".to_owned())
         }
-        io::ErrorKind::TimedOut => ProbeResult::NoAnswer("a dial took too long".to_owned()),
+        io::ErrorKind::TimedOut => ProbeResult::NoResponse("a dial took too long".to_owned()),
         _ => ProbeResult::Unreachable("it cannot be reached".to_owned()),
     })
 }
@@ -217,5 +217,5 @@ fn unexpected(status: u16, drains: bool, hint: &str) -> ProbeResult {
     if drains && status == 503 {
         return ProbeResult::Draining;
     }
-    ProbeResult::BadAnswer(format!("its probe was answered with status {status}{hint}"))
+    ProbeResult::UnexpectedResponse(format!("its probe was answered with status {status}{hint}"))
 }

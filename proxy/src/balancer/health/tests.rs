@@ -98,9 +98,9 @@ async fn found(health: &str, address: &str) -> String {
     match probe(health, address).await {
         ProbeResult::Good => "good".to_owned(),
         ProbeResult::Draining => "draining".to_owned(),
-        ProbeResult::BadAnswer(why) => why,
+        ProbeResult::UnexpectedResponse(why) => why,
         ProbeResult::Unreachable(why) => format!("unreachable: {why}"),
-        ProbeResult::NoAnswer(why) => format!("no answer: {why}"),
+        ProbeResult::NoResponse(why) => format!("no answer: {why}"),
     }
 }
 
@@ -351,7 +351,7 @@ async fn silence_and_endless_answers_end_at_the_timeout() {
         let started = Instant::now();
         let health = format!("{kind} timeout: 200ms");
         let found = probe(&health, &address.to_string()).await;
-        assert!(matches!(found, ProbeResult::NoAnswer(_)), "{found:?}");
+        assert!(matches!(found, ProbeResult::NoResponse(_)), "{found:?}");
         assert!(started.elapsed() < Duration::from_secs(20));
     }
 }
@@ -498,8 +498,8 @@ async fn maintenance_is_not_probed() {
     );
     let pace = "interval: 100ms, fast_interval: 100ms";
     let running = Running::start(&config(pace, &backends));
-    let mut verdict = running.pool.backends().remove(1).verdict();
-    let thrice = verdict.wait_for(|verdict| 3 <= verdict.answers);
+    let mut health_status = running.pool.backends().remove(1).health_status();
+    let thrice = health_status.wait_for(|health_status| 3 <= health_status.responses);
     let probed = time::timeout(Duration::from_secs(20), thrice).await;
     assert!(probed.is_ok_and(|answers| answers.is_ok()));
     running.stop().await;

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::balancer::idle::Kept;
-use crate::balancer::pool::load::{Load, Seeks};
+use crate::balancer::idle::IdleConnections;
+use crate::balancer::pool::load::{Load, RequestKind};
 use crate::balancer::pool::machine::{Machine, MachineConfig};
-use crate::balancer::pool::outlier::{Answer, Outlier};
+use crate::balancer::pool::outlier::{Outlier, ResponseOutcome};
 use crate::balancer::pool::pace::Pace;
-use crate::balancer::pool::rank::{Place, Rank, Turn};
+use crate::balancer::pool::rank::{Priority, Rank, Tier};
 use crate::balancer::pool::slots::RequestSlots;
-use crate::balancer::pool::state::{Change, Evidence, FailedDial, ProbeResult, State, Verdict};
+use crate::balancer::pool::state::{
+    Change, DialFailure, Evidence, HealthStatus, ProbeResult, State,
+};
 use crate::config::BackendConfig;
 use crate::config::backend::{Address, BackendId};
 use crate::metrics::BackendMetrics;
@@ -25,7 +27,7 @@ use crate::net::resolver::Allowed;
 
 /// A server, with all that is known about it.
 ///
-/// Invariant: `rank` is [`Rank::of`] `machine`, and `verdict` has its state, outside of [`Backend::update`].
+/// Invariant: `rank` is [`Rank::of`] `machine`, and `health_status` has its state, outside of [`Backend::update`].
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) id: BackendId,
@@ -38,7 +40,7 @@ pub(crate) struct Backend {
     place: AtomicU8,
     pub(crate) metrics: BackendMetrics,
     /// Connections to it that wait for a request.
-    pub(crate) kept: Kept,
+    pub(crate) kept: IdleConnections,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
     released_at: AtomicU64,
@@ -54,7 +56,7 @@ pub(crate) struct Backend {
     slots: AtomicUsize,
     outlier: Outlier,
     machine: Mutex<Machine>,
-    verdict: watch::Sender<Verdict>,
+    health_status: watch::Sender<HealthStatus>,
     probe_wanted: Notify,
     /// Since when it has carried nothing, and how much it had answered then.
     unused: Mutex<Option<(Instant, u64)>>,
@@ -85,7 +87,7 @@ pub(crate) struct Status {
 impl Backend {
     pub(super) fn new(
         config: &BackendConfig,
-        place: Place,
+        place: Tier,
         machine: MachineConfig,
         slow_start: Duration,
         metrics: BackendMetrics,
@@ -105,7 +107,7 @@ impl Backend {
             allowed: Mutex::new(config.allowed.clone()),
             place: AtomicU8::new(place as u8),
             metrics,
-            kept: Kept::default(),
+            kept: IdleConnections::default(),
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
             slow_start: AtomicU64::new(millis(slow_start)),
@@ -116,7 +118,10 @@ impl Backend {
             slots: AtomicUsize::new(0),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),
-            verdict: watch::Sender::new(Verdict { state, answers: 0 }),
+            health_status: watch::Sender::new(HealthStatus {
+                state,
+                responses: 0,
+            }),
             probe_wanted: Notify::new(),
             unused: Mutex::new(None),
         }
@@ -142,13 +147,13 @@ impl Backend {
     }
 
     /// Where it stands for this edge.
-    pub(crate) fn place(&self) -> Place {
-        Place::ALL[usize::from(self.place.load(Ordering::Relaxed))]
+    pub(crate) fn place(&self) -> Tier {
+        Tier::ALL[usize::from(self.place.load(Ordering::Relaxed))]
     }
 
     /// Whether the configuration does not name it any more.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.rank() == Rank::Leaving
+    pub(crate) fn is_removed(&self) -> bool {
+        self.rank() == Rank::Removed
     }
 
     /// Whether it has carried and answered nothing for `time`, as far as the calls of this have seen.
@@ -171,7 +176,7 @@ impl Backend {
     pub(super) fn configure(
         &self,
         config: &BackendConfig,
-        place: Place,
+        place: Tier,
         machine: MachineConfig,
         slow_start: Duration,
         at: Moment,
@@ -188,8 +193,8 @@ impl Backend {
     }
 
     /// Gets no new clients any more, nor those that a cookie binds to it, and ends what it has.
-    pub(super) fn leave(&self, at: Moment) -> Option<Change> {
-        self.update(at, 0, |machine| machine.leave(at.now))
+    pub(super) fn remove(&self, at: Moment) -> Option<Change> {
+        self.update(at, 0, |machine| machine.remove(at.now))
     }
 
     /// Takes no lock.
@@ -198,12 +203,12 @@ impl Backend {
     }
 
     /// Follows what is known about it: woken at each change of state and at each probe that is answered, if not more often.
-    pub(crate) fn verdict(&self) -> watch::Receiver<Verdict> {
-        self.verdict.subscribe()
+    pub(crate) fn health_status(&self) -> watch::Receiver<HealthStatus> {
+        self.health_status.subscribe()
     }
 
     /// Whether it is down, and has not even answered its last probe.
-    pub(crate) fn is_silent(&self) -> bool {
+    pub(crate) fn is_unresponsive(&self) -> bool {
         self.rank() == Rank::Down
     }
 
@@ -212,14 +217,14 @@ impl Backend {
     /// # Cancel safety
     ///
     /// Nothing is lost: it looks at the state.
-    pub(crate) async fn falls_silent(&self) {
-        let mut verdict = self.verdict();
-        if self.is_silent() {
+    pub(crate) async fn unresponsive(&self) {
+        let mut health_status = self.health_status();
+        if self.is_unresponsive() {
             // It was asked for want of a better one.
             return std::future::pending().await;
         }
         // The sender is here as long as `self` is.
-        while !self.is_silent() && verdict.changed().await.is_ok() {}
+        while !self.is_unresponsive() && health_status.changed().await.is_ok() {}
     }
 
     pub(super) fn released_at(&self) -> u64 {
@@ -227,8 +232,8 @@ impl Backend {
     }
 
     /// Its turn among all backends; `None` if it takes no clients.
-    pub(super) fn turn(&self) -> Option<Turn> {
-        Turn::of(self.rank(), self.place())
+    pub(super) fn turn(&self) -> Option<Priority> {
+        Priority::of(self.rank(), self.place())
     }
 
     /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.
@@ -265,10 +270,10 @@ impl Backend {
     }
 
     /// Counts a request in flight for as long as the guard lives.
-    pub(crate) fn start_request(self: &Arc<Self>, seeks: Seeks) -> RequestCount {
-        self.load.in_flight(seeks).fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn start_request(self: &Arc<Self>, kind: RequestKind) -> RequestCount {
+        self.load.in_flight(kind).fetch_add(1, Ordering::Relaxed);
         self.metrics.request_started();
-        RequestCount(Arc::clone(self), seeks)
+        RequestCount(Arc::clone(self), kind)
     }
 
     /// Counts a request that waits for the backend to come back, for as long as the guard lives.
@@ -295,7 +300,7 @@ impl Backend {
     /// Whether it is known to serve, well or not, and not known to be gone.
     pub(super) fn is_there(&self) -> bool {
         match self.rank() {
-            Rank::Up | Rank::Answering => true,
+            Rank::Up | Rank::Responding => true,
             Rank::Suspect => self.machine.lock().has_passed(),
             _ => false,
         }
@@ -306,11 +311,11 @@ impl Backend {
         self.metrics.probed(match result {
             ProbeResult::Good => "good",
             ProbeResult::Draining => "draining",
-            ProbeResult::BadAnswer(_) => "bad_answer",
+            ProbeResult::UnexpectedResponse(_) => "bad_answer",
             ProbeResult::Unreachable(_) => "unreachable",
-            ProbeResult::NoAnswer(_) => "no_answer",
+            ProbeResult::NoResponse(_) => "no_answer",
         });
-        let answers = u64::from(result.is_answer());
+        let answers = u64::from(result.is_response());
         let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
         self.release_if_draining(&change, at);
         if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
@@ -334,30 +339,30 @@ impl Backend {
         let bad = match evidence {
             Evidence::ConnectRefused => {
                 self.metrics.connect_failed("refused");
-                return self.dial_failed(FailedDial::Refused, at);
+                return self.dial_failed(DialFailure::Refused, at);
             }
             Evidence::ConnectTimeout => {
                 self.metrics.connect_failed("timeout");
-                return self.dial_failed(FailedDial::TimedOut, at);
+                return self.dial_failed(DialFailure::TimedOut, at);
             }
             Evidence::TlsFailed => {
                 self.metrics.connect_failed("tls");
-                return self.dial_failed(FailedDial::Distrusted, at);
+                return self.dial_failed(DialFailure::TlsFailed, at);
             }
-            Evidence::Answered(status) => {
+            Evidence::Responded(status) => {
                 self.metrics.answered(status);
                 matches!(status.as_u16(), 502..=504)
             }
-            Evidence::UpgradeRefused(status) => {
+            Evidence::UpgradeRejected(status) => {
                 self.metrics.answered(status);
                 status.is_server_error()
             }
-            Evidence::Died | Evidence::TimedOut => true,
+            Evidence::ConnectionLost | Evidence::TimedOut => true,
             Evidence::Stopping => return self.is_stopping(at),
         };
         let answer = match bad {
-            true => Answer::Bad,
-            false => Answer::Good,
+            true => ResponseOutcome::Bad,
+            false => ResponseOutcome::Good,
         };
         if self.outlier.count(answer, at.age) {
             self.probe_wanted.notify_one();
@@ -365,7 +370,7 @@ impl Backend {
         None
     }
 
-    fn dial_failed(&self, dial: FailedDial, at: Moment) -> Option<Change> {
+    fn dial_failed(&self, dial: DialFailure, at: Moment) -> Option<Change> {
         let change = self.update(at, 0, |machine| machine.dial_failed(dial, at.now))?;
         self.release_if_draining(&change, at);
         self.probe_wanted.notify_one();
@@ -393,7 +398,7 @@ impl Backend {
     fn update(
         &self,
         at: Moment,
-        answers: u64,
+        responses: u64,
         step: impl FnOnce(&mut Machine) -> Option<Change>,
     ) -> Option<Change> {
         let mut machine = self.machine.lock();
@@ -405,10 +410,10 @@ impl Backend {
             self.metrics.state(change.to.name(), &State::NAMES, at.unix);
             self.metrics.state_changed(change.to.name());
         }
-        if change.is_some() || moved || 0 < answers || machine.grace_end() != grace_end {
-            self.verdict.send_modify(|verdict| {
-                verdict.state = machine.state();
-                verdict.answers += answers;
+        if change.is_some() || moved || 0 < responses || machine.grace_end() != grace_end {
+            self.health_status.send_modify(|health_status| {
+                health_status.state = machine.state();
+                health_status.responses += responses;
             });
         }
         change
@@ -457,7 +462,7 @@ impl Drop for TunnelCount {
 
 /// One request that a backend has not answered to the end.
 #[derive(Debug)]
-pub(crate) struct RequestCount(Arc<Backend>, Seeks);
+pub(crate) struct RequestCount(Arc<Backend>, RequestKind);
 
 impl Drop for RequestCount {
     fn drop(&mut self) {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Seeks {
+pub(crate) enum RequestKind {
     /// An answer, now or, of a parked poll, later.
-    Answer,
+    Plain,
     /// A tunnel.
-    Tunnel,
+    Upgrade,
 }
 
 /// Counts of one backend.
@@ -31,12 +31,12 @@ impl Load {
     /// Tunnels, those on their way included: they stay for hours. Who seeks an answer may come back for a tunnel, so for it the
     /// newcomers of late count too. Requests in flight do not: they come and go, and a slow backend, or one with many parked
     /// polls, would be short of tunnels long after.
-    pub(super) fn weighs(&self, seeks: Seeks, age: Duration) -> u64 {
+    pub(super) fn weighs(&self, kind: RequestKind, age: Duration) -> u64 {
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let tunnels = count(&self.tunnels) + count(&self.upgrades);
-        match seeks {
-            Seeks::Tunnel => tunnels,
-            Seeks::Answer => tunnels + self.bindings.count(age),
+        match kind {
+            RequestKind::Upgrade => tunnels,
+            RequestKind::Plain => tunnels + self.bindings.count(age),
         }
     }
 
@@ -50,18 +50,18 @@ impl Load {
     }
 
     /// Notes a newcomer.
-    pub(super) fn bind(&self, seeks: Seeks, age: Duration) {
+    pub(super) fn bind(&self, kind: RequestKind, age: Duration) {
         // A tunnel is counted from the request for it on.
-        if seeks == Seeks::Answer {
+        if kind == RequestKind::Plain {
             self.bindings.add(age);
         }
     }
 
     /// The counter of requests in flight of this kind.
-    pub(super) fn in_flight(&self, seeks: Seeks) -> &AtomicUsize {
-        match seeks {
-            Seeks::Answer => &self.requests,
-            Seeks::Tunnel => &self.upgrades,
+    pub(super) fn in_flight(&self, kind: RequestKind) -> &AtomicUsize {
+        match kind {
+            RequestKind::Plain => &self.requests,
+            RequestKind::Upgrade => &self.upgrades,
         }
     }
 }
@@ -112,21 +112,21 @@ mod tests {
     #[test]
     fn bindings_are_forgotten_when_they_are_not_recent_any_more() {
         let load = Load::default();
-        (0..5).for_each(|_| load.bind(Seeks::Answer, Duration::from_secs(1)));
-        load.bind(Seeks::Tunnel, Duration::from_secs(1));
-        let weighs = |seconds| load.weighs(Seeks::Answer, Duration::from_secs(seconds));
+        (0..5).for_each(|_| load.bind(RequestKind::Plain, Duration::from_secs(1)));
+        load.bind(RequestKind::Upgrade, Duration::from_secs(1));
+        let weighs = |seconds| load.weighs(RequestKind::Plain, Duration::from_secs(seconds));
         assert_eq!([weighs(4), weighs(9), weighs(10)], [5, 5, 0]);
     }
 
     #[test]
     fn tunnels_weigh_for_everybody_newcomers_for_some_and_requests_for_nobody() {
         let load = Load::default();
-        for (seeks, number) in [(Seeks::Answer, 7), (Seeks::Tunnel, 2)] {
-            load.in_flight(seeks).fetch_add(number, Ordering::Relaxed);
-            load.bind(seeks, Duration::ZERO);
+        for (kind, number) in [(RequestKind::Plain, 7), (RequestKind::Upgrade, 2)] {
+            load.in_flight(kind).fetch_add(number, Ordering::Relaxed);
+            load.bind(kind, Duration::ZERO);
         }
         load.tunnels.fetch_add(3, Ordering::Relaxed);
-        assert_eq!(load.weighs(Seeks::Tunnel, Duration::ZERO), 5);
-        assert_eq!(load.weighs(Seeks::Answer, Duration::ZERO), 5 + 1);
+        assert_eq!(load.weighs(RequestKind::Upgrade, Duration::ZERO), 5);
+        assert_eq!(load.weighs(RequestKind::Plain, Duration::ZERO), 5 + 1);
     }
 }

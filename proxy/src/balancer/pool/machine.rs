@@ -24,7 +24,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use crate::balancer::pool::state::{Change, FailedDial, ProbeResult, State};
+use crate::balancer::pool::state::{Change, DialFailure, ProbeResult, State};
 
 /// A backend that goes down again so soon after it rose is flapping.
 const STEADY: Duration = Duration::from_secs(60);
@@ -68,7 +68,7 @@ pub(super) struct Machine {
     /// When it last said that it is stopping.
     stop_announced: Option<Instant>,
     /// Whether the last probe was at least answered.
-    answers: bool,
+    responds: bool,
     /// Whether a probe has ever passed.
     has_passed: bool,
     /// When it last came up after it had been down.
@@ -76,7 +76,7 @@ pub(super) struct Machine {
     /// How many times in a row it went down less than [`STEADY`] after it rose.
     flaps: u32,
     /// Whether the configuration does not name it any more: it drains until it is forgotten.
-    leaving: bool,
+    removed: bool,
 }
 
 /// For how long a backend is given the chance to come back.
@@ -101,11 +101,11 @@ impl Machine {
             streak: 0,
             grace: None,
             stop_announced: None,
-            answers: false,
+            responds: false,
             has_passed: false,
             rose: None,
             flaps: 0,
-            leaving: false,
+            removed: false,
         }
     }
 
@@ -117,19 +117,19 @@ impl Machine {
         now: Instant,
     ) -> Option<Change> {
         self.config = config;
-        let leaving = std::mem::take(&mut self.leaving);
+        let removed = std::mem::take(&mut self.removed);
         match (maintenance, self.state) {
             (true, State::Maintenance) => None,
             (true, _) => Some(self.enter(State::Maintenance, BY_CONFIGURATION.into(), now)),
             (false, State::Maintenance) => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
-            (false, _) if leaving => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
+            (false, _) if removed => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
             (false, _) => None,
         }
     }
 
     /// Drains from now on, whatever probes say.
-    pub(super) fn leave(&mut self, now: Instant) -> Option<Change> {
-        if std::mem::replace(&mut self.leaving, true) {
+    pub(super) fn remove(&mut self, now: Instant) -> Option<Change> {
+        if std::mem::replace(&mut self.removed, true) {
             return None;
         }
         if self.state == State::Draining {
@@ -140,8 +140,8 @@ impl Machine {
     }
 
     /// Whether the configuration does not name it any more.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed
     }
 
     pub(super) fn state(&self) -> State {
@@ -157,8 +157,8 @@ impl Machine {
     }
 
     /// Whether the backend is down only by what it answers: better than one that does not answer at all.
-    pub(super) fn answers(&self) -> bool {
-        self.answers
+    pub(super) fn responds(&self) -> bool {
+        self.responds
     }
 
     /// Whether it was found good at least once.
@@ -173,10 +173,10 @@ impl Machine {
 
     /// Takes in what a probe found.
     pub(super) fn probe(&mut self, result: ProbeResult, now: Instant) -> Option<Change> {
-        if self.state == State::Maintenance || self.leaving {
+        if self.state == State::Maintenance || self.removed {
             return None;
         }
-        self.answers = result.is_answer();
+        self.responds = result.is_response();
         match result {
             ProbeResult::Good => self.passed(now),
             ProbeResult::Draining if self.state == State::Draining => {
@@ -186,23 +186,25 @@ impl Machine {
             ProbeResult::Draining => {
                 Some(self.enter(State::Draining, "its probe says so".into(), now))
             }
-            ProbeResult::BadAnswer(why) => self.failed(why, Duration::ZERO, now),
-            ProbeResult::Unreachable(why) | ProbeResult::NoAnswer(why) if self.is_stopping(now) => {
+            ProbeResult::UnexpectedResponse(why) => self.failed(why, Duration::ZERO, now),
+            ProbeResult::Unreachable(why) | ProbeResult::NoResponse(why)
+                if self.is_stopping(now) =>
+            {
                 Some(self.stopped(&why, now))
             }
             ProbeResult::Unreachable(why) => self.failed(why, self.config.hold, now),
-            ProbeResult::NoAnswer(why) => self.failed(why, self.config.hold_timeout, now),
+            ProbeResult::NoResponse(why) => self.failed(why, self.config.hold_timeout, now),
         }
     }
 
     /// Takes in that a request could not reach the backend.
-    pub(super) fn dial_failed(&mut self, dial: FailedDial, now: Instant) -> Option<Change> {
+    pub(super) fn dial_failed(&mut self, dial: DialFailure, now: Instant) -> Option<Change> {
         let (why, grace) = match dial {
-            FailedDial::Refused => ("it cannot be reached", self.config.hold),
-            FailedDial::TimedOut => ("a dial took too long", self.config.hold_timeout),
-            FailedDial::Distrusted => ("its TLS handshake failed", self.config.hold_timeout),
+            DialFailure::Refused => ("it cannot be reached", self.config.hold),
+            DialFailure::TimedOut => ("a dial took too long", self.config.hold_timeout),
+            DialFailure::TlsFailed => ("its TLS handshake failed", self.config.hold_timeout),
         };
-        if dial != FailedDial::Distrusted && self.is_stopping(now) {
+        if dial != DialFailure::TlsFailed && self.is_stopping(now) {
             return Some(self.stopped(why, now));
         }
         match self.state {
@@ -233,7 +235,7 @@ impl Machine {
     /// Whether it has said so lately, and is not taken for stopped yet.
     fn is_stopping(&self, now: Instant) -> bool {
         let is_recent = |at| now.saturating_duration_since(at) < STOPS_WITHIN;
-        self.state.keeps_clients() && !self.leaving && self.stop_announced.is_some_and(is_recent)
+        self.state.keeps_clients() && !self.removed && self.stop_announced.is_some_and(is_recent)
     }
 
     fn stopped(&mut self, why: &str, now: Instant) -> Change {

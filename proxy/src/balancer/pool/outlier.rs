@@ -16,7 +16,7 @@ const BAD_MIN: u16 = 10;
 
 /// Whether an answer speaks against its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum ResponseOutcome {
     Good,
     Bad,
 }
@@ -30,15 +30,16 @@ impl Outlier {
     ///
     /// It is when at least half of a window's answers, and at least [`BAD_MIN`], are bad. The count then
     /// starts again.
-    pub(super) fn count(&self, answer: Answer, age: Duration) -> bool {
+    pub(super) fn count(&self, answer: ResponseOutcome, age: Duration) -> bool {
         let number = (age.as_secs() / WINDOW.as_secs()) & u64::from(u32::MAX);
         let mut outlier = false;
         let count = |word: u64| {
             let same = word >> 32 == number;
             let all = if same { (word >> 16) as u16 } else { 0 }.saturating_add(1);
             let bad = if same { word as u16 } else { 0 };
-            let bad = bad.saturating_add(u16::from(answer == Answer::Bad));
-            outlier = answer == Answer::Bad && BAD_MIN <= bad && all <= bad.saturating_mul(2);
+            let bad = bad.saturating_add(u16::from(answer == ResponseOutcome::Bad));
+            outlier =
+                answer == ResponseOutcome::Bad && BAD_MIN <= bad && all <= bad.saturating_mul(2);
             let (all, bad) = match () {
                 () if outlier => (0, 0),
                 () if all == u16::MAX => (all / 2, bad / 2), // Keeps the rate.
@@ -56,7 +57,7 @@ impl Outlier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Answer::{Bad, Good};
+    use ResponseOutcome::{Bad, Good};
 
     const NOW: Duration = Duration::from_secs(25);
 

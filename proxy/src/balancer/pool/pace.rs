@@ -9,19 +9,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one newcomer counts.
-const NEWCOMER: u64 = 1 << 16;
+const NEW_CLIENT: u64 = 1 << 16;
 
 /// How many newcomers a pool has had.
 #[derive(Debug, Default)]
-pub(super) struct Newcomers(AtomicU64);
+pub(super) struct NewClients(AtomicU64);
 
-impl Newcomers {
+impl NewClients {
     pub(super) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
     pub(super) fn add(&self) {
-        self.0.fetch_add(NEWCOMER, Ordering::Relaxed);
+        self.0.fetch_add(NEW_CLIENT, Ordering::Relaxed);
     }
 }
 
@@ -30,16 +30,16 @@ impl Newcomers {
 pub(super) struct Pace(AtomicU64);
 
 impl Pace {
-    /// Whether it may get the next newcomer when its pool has had `newcomers`, having `weight` of `total` among its neighbours.
-    pub(super) fn allows(&self, newcomers: u64, weight: u64, total: u64) -> bool {
+    /// Whether it may get the next newcomer when its pool has had `new_clients`, having `weight` of `total` among its neighbours.
+    pub(super) fn allows(&self, new_clients: u64, weight: u64, total: u64) -> bool {
         // One ahead: turns need not come at even distances.
-        self.0.load(Ordering::Relaxed) <= newcomers + step(weight, total)
+        self.0.load(Ordering::Relaxed) <= new_clients + step(weight, total)
     }
 
     /// Notes that it got one.
-    pub(super) fn add(&self, newcomers: u64, weight: u64, total: u64) {
+    pub(super) fn add(&self, new_clients: u64, weight: u64, total: u64) {
         let step = step(weight, total);
-        let later = |at: u64| Some(at.max(newcomers) + step);
+        let later = |at: u64| Some(at.max(new_clients) + step);
         self.0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
             .ok();
@@ -50,7 +50,7 @@ impl Pace {
 /// theirs when s / w = 2 (1 - s) / (W - w), so that s = 2w / (W + w).
 fn step(weight: u64, total: u64) -> u64 {
     let weight = weight.max(1);
-    NEWCOMER * (total.max(weight) + weight) / (2 * weight)
+    NEW_CLIENT * (total.max(weight) + weight) / (2 * weight)
 }
 
 #[cfg(test)]
@@ -59,11 +59,11 @@ mod tests {
 
     /// How many of `count` newcomers a backend gets that takes each that it may, with `weight` of `total`.
     fn taken(count: u64, weight: u64, total: u64) -> u64 {
-        let (pace, newcomers) = (Pace::default(), Newcomers::default());
+        let (pace, new_clients) = (Pace::default(), NewClients::default());
         let mut taken = 0;
         for _ in 0..count {
-            let before = newcomers.count();
-            newcomers.add();
+            let before = new_clients.count();
+            new_clients.add();
             if pace.allows(before, weight, total) {
                 pace.add(before, weight, total);
                 taken += 1;
@@ -89,9 +89,9 @@ mod tests {
 
     #[test]
     fn quiet_times_are_not_saved_up() {
-        let (pace, newcomers) = (Pace::default(), Newcomers::default());
-        (0..1000).for_each(|_| newcomers.add());
-        let now = newcomers.count();
+        let (pace, new_clients) = (Pace::default(), NewClients::default());
+        (0..1000).for_each(|_| new_clients.add());
+        let now = new_clients.count();
         let mut burst = 0;
         while pace.allows(now, 1, 3) {
             pace.add(now, 1, 3);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::balancer::pool::backend::Backend;
-use crate::balancer::pool::load::Seeks;
-use crate::balancer::pool::pace::Newcomers;
+use crate::balancer::pool::load::RequestKind;
+use crate::balancer::pool::pace::NewClients;
 use crate::balancer::pool::table::{Table, View};
 use crate::config::Pick;
 
@@ -19,13 +19,13 @@ pub(super) struct Picker {
     pick: Pick,
     /// Whose turn it is; also who goes first among equals.
     turn: AtomicUsize,
-    newcomers: Newcomers,
+    new_clients: NewClients,
 }
 
 /// Who is picked for, and when.
 #[derive(Clone, Copy)]
-pub(super) struct Newcomer {
-    pub(super) seeks: Seeks,
+pub(super) struct NewClient {
+    pub(super) kind: RequestKind,
     /// Since the pool was made.
     pub(super) age: Duration,
 }
@@ -35,7 +35,7 @@ impl Picker {
         Self {
             pick,
             turn: AtomicUsize::new(0),
-            newcomers: Newcomers::default(),
+            new_clients: NewClients::default(),
         }
     }
 
@@ -46,32 +46,37 @@ impl Picker {
         &self,
         table: &'t Table,
         view: &View<'_>,
-        newcomer: Newcomer,
+        new_client: NewClient,
     ) -> Option<&'t Arc<Backend>> {
-        let candidates = || table.backends.iter().filter(|backend| view.takes(backend));
+        let candidates = || {
+            table
+                .backends
+                .iter()
+                .filter(|backend| view.is_eligible(backend))
+        };
         let picked = match self.pick {
-            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, newcomer),
+            Pick::Least if view.count <= EXACT_MAX => self.least(table, view, new_client),
             Pick::Least => {
                 let (one, other) = (fastrand::usize(..view.count), fastrand::usize(..view.count));
                 let (one, other) = (candidates().nth(one), candidates().nth(other));
                 one.zip(other)
-                    .map(|(one, other)| self.better(one, other, view, newcomer))
+                    .map(|(one, other)| self.better(one, other, view, new_client))
             }
             Pick::Random => {
                 let point = fastrand::u64(..view.weight.max(1));
-                by_weight(candidates(), point, newcomer.age)
+                by_weight(candidates(), point, new_client.age)
             }
-            Pick::RoundRobin => self.in_turn(table, view, newcomer.age),
+            Pick::RoundRobin => self.in_turn(table, view, new_client.age),
         };
         picked.or_else(|| candidates().next())
     }
 
     /// Notes that `backend` gets the newcomer, picked here or not.
-    pub(super) fn bind(&self, backend: &Backend, view: &View<'_>, newcomer: Newcomer) {
-        let (before, weight) = (self.newcomers.count(), backend.weight_at(newcomer.age));
-        self.newcomers.add();
+    pub(super) fn bind(&self, backend: &Backend, view: &View<'_>, new_client: NewClient) {
+        let (before, weight) = (self.new_clients.count(), backend.weight_at(new_client.age));
+        self.new_clients.add();
         backend.pace.add(before, weight, view.weight);
-        backend.load.bind(newcomer.seeks, newcomer.age);
+        backend.load.bind(new_client.kind, new_client.age);
     }
 
     /// The least loaded; among equals, the one after the last that was picked so.
@@ -79,15 +84,15 @@ impl Picker {
         &self,
         table: &'t Table,
         view: &View<'_>,
-        newcomer: Newcomer,
+        new_client: NewClient,
     ) -> Option<&'t Arc<Backend>> {
         let backends = &table.backends;
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
         let (before, from) = backends.split_at(first);
         let in_order = from.iter().chain(before);
         in_order
-            .filter(|backend| view.takes(backend))
-            .reduce(|one, other| self.better(one, other, view, newcomer))
+            .filter(|backend| view.is_eligible(backend))
+            .reduce(|one, other| self.better(one, other, view, new_client))
     }
 
     /// The one whose pace allows it, else the one with less load for its weight; the first of two equals.
@@ -96,16 +101,18 @@ impl Picker {
         one: &'t Arc<Backend>,
         other: &'t Arc<Backend>,
         view: &View<'_>,
-        newcomer: Newcomer,
+        new_client: NewClient,
     ) -> &'t Arc<Backend> {
-        let newcomers = self.newcomers.count();
-        let (one_weight, other_weight) =
-            (one.weight_at(newcomer.age), other.weight_at(newcomer.age));
+        let new_clients = self.new_clients.count();
+        let (one_weight, other_weight) = (
+            one.weight_at(new_client.age),
+            other.weight_at(new_client.age),
+        );
         let too_fast =
-            |backend: &Backend, weight| !backend.pace.allows(newcomers, weight, view.weight);
+            |backend: &Backend, weight| !backend.pace.allows(new_clients, weight, view.weight);
         // The load that it would have with this client, divided by weight, without dividing.
         let weighed = |backend: &Backend, weight| {
-            (backend.load.weighs(newcomer.seeks, newcomer.age) + 1) * weight
+            (backend.load.weighs(new_client.kind, new_client.age) + 1) * weight
         };
         let of_one = (too_fast(one, one_weight), weighed(one, other_weight));
         let of_other = (too_fast(other, other_weight), weighed(other, one_weight));
@@ -128,7 +135,7 @@ impl Picker {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
             let backend = &table.backends[usize::from(schedule[turn])];
             let (weight, full) = (backend.weight_at(age), u64::from(backend.weight()) * 1000);
-            if view.takes(backend) && (weight == full || fastrand::u64(..full) < weight) {
+            if view.is_eligible(backend) && (weight == full || fastrand::u64(..full) < weight) {
                 return Some(backend);
             }
         }

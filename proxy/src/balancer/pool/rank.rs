@@ -12,11 +12,11 @@ pub(super) enum Rank {
     Unknown,
     Suspect,
     /// Down, but it answers.
-    Answering,
+    Responding,
     Down,
     Draining,
     /// Draining for good: the configuration does not name it any more.
-    Leaving,
+    Removed,
     Maintenance,
 }
 
@@ -25,10 +25,10 @@ impl Rank {
         Self::Up,
         Self::Unknown,
         Self::Suspect,
-        Self::Answering,
+        Self::Responding,
         Self::Down,
         Self::Draining,
-        Self::Leaving,
+        Self::Removed,
         Self::Maintenance,
     ];
 
@@ -37,9 +37,9 @@ impl Rank {
             State::Up => Self::Up,
             State::Unknown => Self::Unknown,
             State::Suspect => Self::Suspect,
-            State::Down if machine.answers() => Self::Answering,
+            State::Down if machine.responds() => Self::Responding,
             State::Down => Self::Down,
-            State::Draining if machine.is_leaving() => Self::Leaving,
+            State::Draining if machine.is_removed() => Self::Removed,
             State::Draining => Self::Draining,
             State::Maintenance => Self::Maintenance,
         }
@@ -55,8 +55,8 @@ impl Rank {
             Self::Up => State::Up,
             Self::Unknown => State::Unknown,
             Self::Suspect => State::Suspect,
-            Self::Answering | Self::Down => State::Down,
-            Self::Draining | Self::Leaving => State::Draining,
+            Self::Responding | Self::Down => State::Down,
+            Self::Draining | Self::Removed => State::Draining,
             Self::Maintenance => State::Maintenance,
         }
     }
@@ -65,30 +65,35 @@ impl Rank {
 /// Where a backend stands by configuration: the nearer, the sooner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub(crate) enum Place {
-    Near,
+pub(crate) enum Tier {
+    Local,
     /// In another zone than this edge.
-    Far,
-    NearBackup,
-    FarBackup,
+    Remote,
+    LocalBackup,
+    RemoteBackup,
 }
 
-impl Place {
-    pub(super) const ALL: [Self; 4] = [Self::Near, Self::Far, Self::NearBackup, Self::FarBackup];
+impl Tier {
+    pub(super) const ALL: [Self; 4] = [
+        Self::Local,
+        Self::Remote,
+        Self::LocalBackup,
+        Self::RemoteBackup,
+    ];
 
     /// The place of a backend for an edge in `zone`. What has no zone is near to everybody.
     pub(super) fn of(config: &BackendConfig, zone: Option<&str>) -> Self {
         let far = zone.is_some() && config.zone.is_some() && config.zone.as_deref() != zone;
         match (config.backup, far) {
-            (false, false) => Self::Near,
-            (false, true) => Self::Far,
-            (true, false) => Self::NearBackup,
-            (true, true) => Self::FarBackup,
+            (false, false) => Self::Local,
+            (false, true) => Self::Remote,
+            (true, false) => Self::LocalBackup,
+            (true, true) => Self::RemoteBackup,
         }
     }
 
     pub(crate) fn is_backup(self) -> bool {
-        Self::Far < self
+        Self::Remote < self
     }
 }
 
@@ -97,22 +102,22 @@ impl Place {
 /// Primaries that are well come first, those in the zone of the edge before others; then backups, then what is suspect, what
 /// answers badly and what is down. The numbers follow each other, so that they can be counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Turn(u8);
+pub(super) struct Priority(u8);
 
-impl Turn {
+impl Priority {
     /// How many turns there are.
     pub(super) const COUNT: usize = 20;
 
     /// `None` if it takes no clients.
-    pub(super) fn of(rank: Rank, place: Place) -> Option<Self> {
+    pub(super) fn of(rank: Rank, place: Tier) -> Option<Self> {
         let place = place as u8;
         match rank {
             Rank::Up => Some(Self(2 * place)),
             Rank::Unknown => Some(Self(2 * place + 1)),
             Rank::Suspect => Some(Self(8 + place)),
-            Rank::Answering => Some(Self(12 + place)),
+            Rank::Responding => Some(Self(12 + place)),
             Rank::Down => Some(Self(16 + place)),
-            Rank::Draining | Rank::Leaving | Rank::Maintenance => None,
+            Rank::Draining | Rank::Removed | Rank::Maintenance => None,
         }
     }
 
@@ -130,7 +135,7 @@ impl Turn {
         match self.0 {
             0..8 => Rank::Up,
             8..12 => Rank::Suspect,
-            12..16 => Rank::Answering,
+            12..16 => Rank::Responding,
             _ => Rank::Down,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A client that belongs to a backend is not bound elsewhere because the backend is busy for a moment: its request waits in a queue
 //! that is bounded in number and in time. [`Queue`] decides: plain, without waiting. [`RequestSlots`] is what requests ask, and a
-//! [`Ticket`] is a place in the queue.
+//! [`QueuedRequest`] is a place in the queue.
 //!
 //! Who has no reason to wait (a client that belongs nowhere, while another backend has room) does not enter: it is the caller that
 //! passes the backend over.
@@ -22,11 +22,11 @@ use crate::limits::BackendLimit;
 
 /// What becomes of a request.
 #[derive(Debug)]
-pub(crate) enum Entry {
+pub(crate) enum AcquireOutcome {
     /// It can be sent.
     Slot(RequestSlot),
     /// It waits.
-    Queued(Ticket),
+    Queued(QueuedRequest),
     /// As many wait already as may.
     Full,
 }
@@ -39,7 +39,7 @@ pub(crate) enum NoSlot {
     Timeout(Duration),
     /// The queue was dissolved: the backend takes no more requests.
     #[error("the backend takes no more requests")]
-    Dissolved,
+    Unavailable,
 }
 
 /// The slots of one backend. Clones share them.
@@ -55,7 +55,7 @@ pub(crate) struct RequestSlot {
 
 /// A place in the queue, given up on drop.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct QueuedRequest {
     slots: RequestSlots,
     number: u64,
     granted: oneshot::Receiver<RequestSlot>,
@@ -73,9 +73,9 @@ struct Queue<W> {
     next_number: u64,
 }
 
-/// What [`Queue::enter`] has decided.
+/// What [`Queue::acquire`] has decided.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum Decision {
     Slot,
     Queued(u64),
     Full,
@@ -96,19 +96,19 @@ impl<W> Queue<W> {
     }
 
     /// A slot for one that comes, or a place in the queue, where `waiter` stands for it.
-    fn enter(&mut self, waiter: impl FnOnce() -> W) -> Place {
+    fn acquire(&mut self, waiter: impl FnOnce() -> W) -> Decision {
         if self.has_room() {
             debug_assert!(self.waiting.is_empty(), "nobody waits beside a free slot");
             self.held += 1;
-            return Place::Slot;
+            return Decision::Slot;
         }
         if self.config.queue_max as usize <= self.waiting.len() {
-            return Place::Full;
+            return Decision::Full;
         }
         let number = self.next_number;
         self.next_number += 1;
         self.waiting.insert(number, waiter());
-        Place::Queued(number)
+        Decision::Queued(number)
     }
 
     /// Gives a slot back. The one whose it is now, if somebody waits and there are not too many.
@@ -134,7 +134,7 @@ impl<W> Queue<W> {
     }
 
     /// Takes all that wait out of the queue.
-    fn dissolve(&mut self) -> BTreeMap<u64, W> {
+    fn clear_queue(&mut self) -> BTreeMap<u64, W> {
         std::mem::take(&mut self.waiting)
     }
 }
@@ -171,15 +171,15 @@ impl RequestSlots {
     }
 
     /// A slot for a request that comes at `now`, or a place in the queue, where `config` says how many there are.
-    pub(crate) fn enter(&self, config: BackendLimit, now: Instant) -> Entry {
+    pub(crate) fn acquire(&self, config: BackendLimit, now: Instant) -> AcquireOutcome {
         self.change(config);
         let (waiter, granted) = oneshot::channel();
         let mut queue = self.0.lock();
         let wait = queue.config.wait_max;
-        match queue.enter(|| waiter) {
-            Place::Slot => Entry::Slot(self.slot()),
-            Place::Full => Entry::Full,
-            Place::Queued(number) => Entry::Queued(Ticket {
+        match queue.acquire(|| waiter) {
+            Decision::Slot => AcquireOutcome::Slot(self.slot()),
+            Decision::Full => AcquireOutcome::Full,
+            Decision::Queued(number) => AcquireOutcome::Queued(QueuedRequest {
                 slots: self.clone(),
                 number,
                 granted,
@@ -190,9 +190,9 @@ impl RequestSlots {
     }
 
     /// Has nobody wait any more: each is told at once. For a backend that has gone down, or leaves.
-    pub(crate) fn dissolve(&self) {
+    pub(crate) fn clear_queue(&self) {
         // Dropped outside of the lock.
-        let _waiting = self.0.lock().dissolve();
+        let _waiting = self.0.lock().clear_queue();
     }
 
     /// How many requests the backend has.
@@ -241,7 +241,7 @@ impl Drop for RequestSlot {
     }
 }
 
-impl Ticket {
+impl QueuedRequest {
     /// When the request gives up.
     #[cfg(test)]
     fn until(&self) -> Instant {
@@ -261,13 +261,13 @@ impl Ticket {
     pub(crate) async fn slot(&mut self) -> Result<RequestSlot, NoSlot> {
         match timeout_at(self.until.into(), &mut self.granted).await {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) => Err(NoSlot::Dissolved),
+            Ok(Err(_)) => Err(NoSlot::Unavailable),
             Err(_) => Err(NoSlot::Timeout(self.wait)),
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
         self.slots.0.lock().leave(self.number);
         // A slot that has come is in the channel, and goes on with it.
@@ -298,9 +298,9 @@ mod tests {
 
     impl RequestSlots {
         /// As it goes now.
-        fn come(&self) -> Entry {
+        fn come(&self) -> AcquireOutcome {
             let config = self.0.lock().config;
-            self.enter(config, now())
+            self.acquire(config, now())
         }
     }
 
@@ -310,14 +310,14 @@ mod tests {
 
     fn slot(slots: &RequestSlots) -> RequestSlot {
         match slots.come() {
-            Entry::Slot(slot) => slot,
+            AcquireOutcome::Slot(slot) => slot,
             other => panic!("{other:?}"),
         }
     }
 
-    fn ticket(slots: &RequestSlots) -> Ticket {
+    fn queued(slots: &RequestSlots) -> QueuedRequest {
         match slots.come() {
-            Entry::Queued(ticket) => ticket,
+            AcquireOutcome::Queued(queued) => queued,
             other => panic!("{other:?}"),
         }
     }
@@ -330,8 +330,8 @@ mod tests {
     async fn those_that_are_too_many_wait_in_the_order_in_which_they_came() {
         let slots = slots(1, 2);
         let held = slot(&slots);
-        let (mut first, mut second) = (ticket(&slots), ticket(&slots));
-        assert!(matches!(slots.come(), Entry::Full));
+        let (mut first, mut second) = (queued(&slots), queued(&slots));
+        assert!(matches!(slots.come(), AcquireOutcome::Full));
         assert_eq!(counts(&slots), (1, 2));
         assert!(poll!(std::pin::pin!(second.slot())).is_pending());
         drop(held);
@@ -348,10 +348,10 @@ mod tests {
     async fn one_that_comes_does_not_overtake_those_that_wait() {
         let slots = slots(1, 10);
         let held = slot(&slots);
-        let mut first = ticket(&slots);
+        let mut first = queued(&slots);
         drop(held);
         // The slot is the first one's, although it has not looked yet.
-        let _second = ticket(&slots);
+        let _second = queued(&slots);
         first.slot().await.unwrap();
     }
 
@@ -359,12 +359,15 @@ mod tests {
     async fn a_wait_ends_at_its_deadline_and_leaves_the_queue() {
         let slots = slots(1, 1);
         let _held = slot(&slots);
-        let mut waiting = ticket(&slots);
+        let mut waiting = queued(&slots);
         assert_eq!(waiting.until(), now() + WAIT);
         let almost = time::timeout(WAIT - Duration::from_millis(1), waiting.slot());
         assert!(almost.await.is_err(), "it waits on");
         assert_eq!(waiting.slot().await.unwrap_err(), NoSlot::Timeout(WAIT));
-        assert!(matches!(slots.come(), Entry::Full), "until it is dropped");
+        assert!(
+            matches!(slots.come(), AcquireOutcome::Full),
+            "until it is dropped"
+        );
         drop(waiting);
         assert_eq!(counts(&slots), (1, 0));
     }
@@ -373,7 +376,7 @@ mod tests {
     async fn a_slot_that_nobody_takes_any_more_goes_to_the_next() {
         let slots = slots(1, 9);
         let held = slot(&slots);
-        let (gone, late, mut next) = (ticket(&slots), ticket(&slots), ticket(&slots));
+        let (gone, late, mut next) = (queued(&slots), queued(&slots), queued(&slots));
         drop(gone);
         assert_eq!(slots.queued(), 2);
         drop(held);
@@ -387,7 +390,7 @@ mod tests {
     async fn many_that_give_up_take_no_stack() {
         let slots = slots(1, 100_000);
         let held = slot(&slots);
-        let waiting: Vec<Ticket> = (0..100_000).map(|_| ticket(&slots)).collect();
+        let waiting: Vec<QueuedRequest> = (0..100_000).map(|_| queued(&slots)).collect();
         drop(held);
         drop(waiting);
         assert_eq!(counts(&slots), (0, 0));
@@ -397,9 +400,9 @@ mod tests {
     async fn who_waits_is_told_when_the_queue_is_dissolved() {
         let slots = slots(1, 9);
         let held = slot(&slots);
-        let mut waiting = ticket(&slots);
-        slots.dissolve();
-        assert_eq!(waiting.slot().await.unwrap_err(), NoSlot::Dissolved);
+        let mut waiting = queued(&slots);
+        slots.clear_queue();
+        assert_eq!(waiting.slot().await.unwrap_err(), NoSlot::Unavailable);
         assert_eq!(counts(&slots), (1, 0));
         drop(held);
         drop(slot(&slots));
@@ -409,7 +412,7 @@ mod tests {
     async fn new_bounds_count_those_that_are_there() {
         let slots = slots(2, 9);
         let held = [slot(&slots), slot(&slots)];
-        let (mut first, mut second, mut third) = (ticket(&slots), ticket(&slots), ticket(&slots));
+        let (mut first, mut second, mut third) = (queued(&slots), queued(&slots), queued(&slots));
         slots.change(config(Some(1), 0));
         let [one, two] = held;
         drop(one);
@@ -419,7 +422,7 @@ mod tests {
         );
         drop(two);
         let held = first.slot().await.unwrap();
-        assert!(matches!(slots.come(), Entry::Full));
+        assert!(matches!(slots.come(), AcquireOutcome::Full));
         slots.change(config(Some(2), 9));
         let other = second.slot().await.unwrap();
         assert_eq!(counts(&slots), (2, 1));
@@ -440,11 +443,11 @@ mod tests {
             let (slots, at_a_time) = (slots.clone(), Arc::clone(&at_a_time));
             tasks.spawn(async move {
                 let slot = match slots.come() {
-                    Entry::Slot(slot) => slot,
+                    AcquireOutcome::Slot(slot) => slot,
                     // Some do not wait until the end.
-                    Entry::Queued(_) if number % 7 == 0 => return false,
-                    Entry::Queued(mut ticket) => ticket.slot().await.unwrap(),
-                    Entry::Full => panic!("there is room for all"),
+                    AcquireOutcome::Queued(_) if number % 7 == 0 => return false,
+                    AcquireOutcome::Queued(mut queued) => queued.slot().await.unwrap(),
+                    AcquireOutcome::Full => panic!("there is room for all"),
                 };
                 assert!(at_a_time.fetch_add(1, Ordering::SeqCst) < 3);
                 tokio::task::yield_now().await;

@@ -51,11 +51,11 @@ pub(crate) enum ProbeResult {
     /// The backend answered, and the answer says that it drains.
     Draining,
     /// The backend answered, but not as expected.
-    BadAnswer(String),
+    UnexpectedResponse(String),
     /// Nobody is there: the connection was refused, or there is no way to it. So it looks during a restart in place.
     Unreachable(String),
     /// There was no answer in time, or the connection broke off. So it looks when a machine is gone, or a program hangs.
-    NoAnswer(String),
+    NoResponse(String),
 }
 
 impl ProbeResult {
@@ -64,15 +64,15 @@ impl ProbeResult {
         let why = |why| format!("{words}{why}");
         match self {
             Self::Good | Self::Draining => self,
-            Self::BadAnswer(text) => Self::BadAnswer(why(text)),
+            Self::UnexpectedResponse(text) => Self::UnexpectedResponse(why(text)),
             Self::Unreachable(text) => Self::Unreachable(why(text)),
-            Self::NoAnswer(text) => Self::NoAnswer(why(text)),
+            Self::NoResponse(text) => Self::NoResponse(why(text)),
         }
     }
 
     /// Whether the backend said anything.
-    pub(crate) fn is_answer(&self) -> bool {
-        !matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
+    pub(crate) fn is_response(&self) -> bool {
+        !matches!(self, Self::Unreachable(_) | Self::NoResponse(_))
     }
 }
 
@@ -86,11 +86,11 @@ pub(crate) enum Evidence {
     /// The backend is there, but is not who it should be, or does not speak TLS as it should.
     TlsFailed,
     /// The backend answered a request.
-    Answered(http::StatusCode),
+    Responded(http::StatusCode),
     /// The backend answered a request for an upgrade with something else.
-    UpgradeRefused(http::StatusCode),
+    UpgradeRejected(http::StatusCode),
     /// The connection ended before the answer, and not because of the client.
-    Died,
+    ConnectionLost,
     /// The backend took the request and did not answer in time.
     TimedOut,
     /// The backend said that it is stopping: in a header, by close code 1012, or in the registry.
@@ -99,10 +99,10 @@ pub(crate) enum Evidence {
 
 /// A dial that failed: what alone among the findings of requests moves a backend, since a client does not choose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FailedDial {
+pub(super) enum DialFailure {
     Refused,
     TimedOut,
-    Distrusted,
+    TlsFailed,
 }
 
 /// A change of state, for the log.
@@ -117,8 +117,8 @@ pub(crate) struct Change {
 
 /// What is known about a backend, for those who wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct HealthStatus {
     pub(crate) state: State,
     /// Probes that were answered so far: after each, a dial may succeed.
-    pub(crate) answers: u64,
+    pub(crate) responses: u64,
 }

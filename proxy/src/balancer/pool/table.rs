@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::balancer::pool::Tried;
 use crate::balancer::pool::backend::{Backend, Moment};
 use crate::balancer::pool::machine::MachineConfig;
-use crate::balancer::pool::rank::{Place, Rank, Turn};
+use crate::balancer::pool::rank::{Priority, Rank, Tier};
 use crate::balancer::pool::ring::Ring;
 use crate::balancer::pool::schedule::schedule;
 use crate::balancer::pool::state::Change;
@@ -51,7 +51,7 @@ impl Table {
         let mut moved = Vec::new();
         let mut backends = Vec::with_capacity(pool.backends.len());
         for backend in &pool.backends {
-            let place = Place::of(backend, config.zone.as_deref());
+            let place = Tier::of(backend, config.zone.as_deref());
             let same = old.and_then(|old| old.get(&backend.id));
             match same.filter(|old| old.address == backend.address) {
                 Some(old) => {
@@ -69,7 +69,7 @@ impl Table {
         let named = |id: &BackendId| pool.backends.iter().any(|backend| backend.id == *id);
         for backend in old.map_or(&[][..], |old| &old.backends) {
             if !named(&backend.id) {
-                let change = backend.leave(at);
+                let change = backend.remove(at);
                 moved.extend(change.map(|change| (Arc::clone(backend), change)));
                 backends.push(Arc::clone(backend));
             }
@@ -80,7 +80,7 @@ impl Table {
     /// The table of `backends`, of which those that leave come last.
     pub(super) fn of(backends: Vec<Arc<Backend>>) -> Self {
         let ids = backends.iter().map(|backend| backend.id.clone());
-        let staying = backends.iter().filter(|backend| !backend.is_leaving());
+        let staying = backends.iter().filter(|backend| !backend.is_removed());
         let weights: Vec<u32> = staying.clone().map(|backend| backend.weight()).collect();
         Self {
             schedule: schedule(&weights),
@@ -98,7 +98,7 @@ impl Table {
 /// Which backends one request may go to, given those that it was sent to already.
 pub(super) struct View<'a> {
     tried: &'a Tried,
-    takers: Takers,
+    eligible: Eligible,
     /// The best rank of a backend that was not tried; `None` if there is nobody for clients.
     best: Option<Rank>,
     /// How many backends take new clients.
@@ -108,10 +108,10 @@ pub(super) struct View<'a> {
 }
 
 /// Who takes new clients.
-enum Takers {
+enum Eligible {
     Nobody,
     /// Those whose turn it is, or comes earlier.
-    Until(Turn),
+    Until(Priority),
     /// Primaries, or else backups, whatever is known about them.
     Any {
         backup: bool,
@@ -123,7 +123,7 @@ impl<'a> View<'a> {
     ///
     /// Where less than `ignore_below` percent are not down, health is ignored.
     pub(super) fn new(table: &Table, tried: &'a Tried, ignore_below: u32, age: Duration) -> Self {
-        let mut turns = [(0, 0); Turn::COUNT];
+        let mut turns = [(0, 0); Priority::COUNT];
         let mut any = [(0, 0); 2];
         let (mut all, mut well) = (0, 0);
         for backend in &table.backends {
@@ -145,15 +145,15 @@ impl<'a> View<'a> {
         let first = |counts: &[(usize, u64)]| counts.iter().position(|(count, _)| 0 < *count);
         let best = first(&turns);
         let ignores = well * 100 < all * ignore_below as usize;
-        let (takers, (count, weight)) = match (best, first(&any)) {
-            (Some(_), Some(tier)) if ignores => (Takers::Any { backup: tier == 1 }, any[tier]),
-            (Some(best), _) => (Takers::Until(Turn::at(best)), turns[best]),
-            (None, _) => (Takers::Nobody, (0, 0)),
+        let (eligible, (count, weight)) = match (best, first(&any)) {
+            (Some(_), Some(tier)) if ignores => (Eligible::Any { backup: tier == 1 }, any[tier]),
+            (Some(best), _) => (Eligible::Until(Priority::at(best)), turns[best]),
+            (None, _) => (Eligible::Nobody, (0, 0)),
         };
         Self {
             tried,
-            takers,
-            best: best.map(|best| Turn::at(best).rank()),
+            eligible,
+            best: best.map(|best| Priority::at(best).rank()),
             count,
             weight,
         }
@@ -162,16 +162,16 @@ impl<'a> View<'a> {
     /// Whether a new client may go to `backend`.
     ///
     /// Its turn may have changed since [`View::new`] looked: to an earlier one, or to a later.
-    pub(super) fn takes(&self, backend: &Backend) -> bool {
+    pub(super) fn is_eligible(&self, backend: &Backend) -> bool {
         let Some(turn) = backend.turn() else {
             return false;
         };
-        let takes = match self.takers {
-            Takers::Nobody => false,
-            Takers::Until(last) => turn <= last,
-            Takers::Any { backup } => backend.place().is_backup() == backup,
+        let is_eligible = match self.eligible {
+            Eligible::Nobody => false,
+            Eligible::Until(last) => turn <= last,
+            Eligible::Any { backup } => backend.place().is_backup() == backup,
         };
-        takes && !self.tried.contains(&backend.id)
+        is_eligible && !self.tried.contains(&backend.id)
     }
 
     /// Whether a client that was bound to `backend` at `bound_at` stays there.
@@ -181,7 +181,7 @@ impl<'a> View<'a> {
         }
         match backend.rank() {
             rank if rank.keeps_clients() => backend.released_at() < bound_at,
-            Rank::Leaving | Rank::Maintenance => false,
+            Rank::Removed | Rank::Maintenance => false,
             // It has said that it goes away, which is no matter of health: only if all others are worse.
             Rank::Draining => !self.is_another_well(),
             rank => self.nobody_is_better(rank),
@@ -196,7 +196,7 @@ impl<'a> View<'a> {
             return false;
         }
         match backend.rank() {
-            Rank::Draining | Rank::Leaving | Rank::Answering => true,
+            Rank::Draining | Rank::Removed | Rank::Responding => true,
             Rank::Maintenance => false,
             rank => rank.keeps_clients() || self.nobody_is_better(rank),
         }
@@ -209,7 +209,7 @@ impl<'a> View<'a> {
 
     /// Whether a backend that is down with this rank is no worse than what else there is.
     fn nobody_is_better(&self, rank: Rank) -> bool {
-        let ignored = matches!(self.takers, Takers::Any { .. });
+        let ignored = matches!(self.eligible, Eligible::Any { .. });
         ignored || self.best.is_none_or(|best| rank <= best)
     }
 }

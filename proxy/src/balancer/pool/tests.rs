@@ -73,7 +73,7 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"
     }
 
     fn down(&self, id: &str) {
-        (0..3).for_each(|_| self.probe(id, ProbeResult::NoAnswer(String::new())));
+        (0..3).for_each(|_| self.probe(id, ProbeResult::NoResponse(String::new())));
         assert_eq!(self.backend(id).state(), State::Down);
     }
 
@@ -90,7 +90,8 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"
     fn choose(&self, claim: &Claim, tried: &[&str]) -> Result<Choice, NoBackend> {
         let mut list = Tried::default();
         tried.iter().for_each(|id| list.add(&self.backend(id)));
-        self.pool.choose(claim, Seeks::Answer, &list, self.start)
+        self.pool
+            .choose(claim, RequestKind::Plain, &list, self.start)
     }
 
     fn new_client(&self) -> String {
@@ -139,7 +140,7 @@ fn is(choice: &Result<Choice, NoBackend>, id: &str, affinity: AffinityOutcome) -
     choice.backend.id.as_str() == id && choice.affinity == affinity
 }
 
-use AffinityOutcome::{BoundAnew, Hit, Miss};
+use AffinityOutcome::{Hit, Miss, Rebound};
 
 #[test]
 fn a_known_client_goes_where_its_cookie_says() {
@@ -174,14 +175,14 @@ fn a_cookie_signed_with_an_old_key_is_set_again() {
 fn a_client_of_a_backend_that_is_no_more_is_bound_anew() {
     let bench = Bench::new("least", &[1]);
     let choice = bench.choose(&bound_to("gone"), &[]);
-    assert!(is(&choice, "n1", BoundAnew));
+    assert!(is(&choice, "n1", Rebound));
     assert_eq!(choice.unwrap().cookie, CookieChange::Set);
 }
 
 #[test]
 fn a_backend_that_cannot_be_dialled_is_not_chosen_again_for_the_request() {
     let bench = Bench::new("least", &[1, 1]);
-    assert!(is(&bench.choose(&bound_to("n1"), &["n1"]), "n2", BoundAnew));
+    assert!(is(&bench.choose(&bound_to("n1"), &["n1"]), "n2", Rebound));
     assert!(bench.choose(&bound_to("n1"), &["n1", "n2"]).is_err());
     assert!(is(&bench.choose(&session("s"), &["n1"]), "n2", Miss));
 }
@@ -202,7 +203,7 @@ fn a_suspect_backend_keeps_its_clients_and_gets_no_new_ones() {
 fn clients_of_a_backend_that_is_down_are_bound_anew() {
     let bench = Bench::new("least", &[1, 1]);
     bench.down("n1");
-    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn backends_come_in_the_order_of_what_is_known_about_them() {
     let bench = Bench::unknown("least", &[1, 1, 1, 1, 1], "{}");
     bench.probe("n1", ProbeResult::Good);
     bench.refuse("n3");
-    (0..3).for_each(|_| bench.probe("n4", ProbeResult::BadAnswer(String::new())));
+    (0..3).for_each(|_| bench.probe("n4", ProbeResult::UnexpectedResponse(String::new())));
     bench.down("n5");
     let mut tried: Vec<&str> = Vec::new();
     for id in ["n1", "n2", "n3", "n4", "n5"] {
@@ -250,7 +251,10 @@ fn newcomers_go_to_the_own_zone_then_to_others_then_to_backups() {
     // All are down: as if all were well.
     assert_eq!(bench.new_client(), "east");
     // One that answers badly is better than one that does not answer.
-    bench.probe("west-backup", ProbeResult::BadAnswer("503".to_owned()));
+    bench.probe(
+        "west-backup",
+        ProbeResult::UnexpectedResponse("503".to_owned()),
+    );
     assert_eq!(bench.new_client(), "west-backup");
 }
 
@@ -293,7 +297,7 @@ fn known_clients_stay_in_another_zone_and_on_a_backup() {
     assert!(is(
         &bench.choose(&bound_to("west-backup"), &[]),
         "east",
-        BoundAnew
+        Rebound
     ));
 }
 
@@ -319,8 +323,8 @@ fn where_health_is_ignored_newcomers_go_to_all_primaries_and_to_no_backup() {
 fn a_client_of_a_backend_that_is_down_moves_to_one_that_answers_at_least() {
     let bench = Bench::new("least", &[1, 1]);
     bench.down("n1");
-    (0..3).for_each(|_| bench.probe("n2", ProbeResult::BadAnswer("503".to_owned())));
-    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+    (0..3).for_each(|_| bench.probe("n2", ProbeResult::UnexpectedResponse("503".to_owned())));
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
     assert!(is(&bench.choose(&bound_to("n2"), &[]), "n2", Hit));
 }
 
@@ -350,7 +354,7 @@ fn below_the_threshold_health_is_ignored() {
 fn a_draining_backend_gets_nothing_new_and_its_clients_move() {
     let bench = Bench::new("least", &[1, 1]);
     bench.drain("n1");
-    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
     assert_eq!(bench.spread(10), HashMap::from([("n2".to_owned(), 10)]));
     assert!(bench.choose(&Claim::default(), &["n2"]).is_err());
 }
@@ -377,12 +381,12 @@ fn clients_of_a_backend_that_said_that_it_is_stopping_move_as_soon_as_it_refuses
     assert!(!bench.pool.is_worth_waiting_for(&backend));
     let choice = bench.choose(&bound_to("n1"), &[]).unwrap();
     assert_eq!(choice.backend.id.as_str(), "n2");
-    assert_eq!(choice.affinity, AffinityOutcome::BoundAnew);
+    assert_eq!(choice.affinity, AffinityOutcome::Rebound);
     // The cookie from before does not hold when it is back, as after any other drain.
     bench.probe("n1", ProbeResult::Good);
     let before = bound_at("n1", UNIX.as_secs());
     let choice = bench.choose(&before, &[]).unwrap();
-    assert_eq!(choice.affinity, AffinityOutcome::BoundAnew);
+    assert_eq!(choice.affinity, AffinityOutcome::Rebound);
 }
 
 #[test]
@@ -413,7 +417,7 @@ fn cookies_from_before_a_drain_do_not_hold_after_it() {
         .pool
         .probed(&backend, ProbeResult::Good, bench.at(120));
     let outcome = |at| bench.choose(&bound_at("n1", at), &[]).unwrap().affinity;
-    assert_eq!(outcome(drained), BoundAnew);
+    assert_eq!(outcome(drained), Rebound);
     assert_eq!(outcome(drained + 1), Hit);
 }
 
@@ -428,7 +432,7 @@ fn a_draining_backend_does_not_keep_clients_where_health_is_ignored() {
     bench.down("n3");
     assert_eq!(
         bench.choose(&bound_to("n1"), &[]).unwrap().affinity,
-        BoundAnew
+        Rebound
     );
     assert!(is(&bench.choose(&bound_to("n2"), &[]), "n2", Hit));
 }
@@ -439,7 +443,10 @@ fn a_session_stays_on_a_backend_that_answers_its_probes_badly() {
     let claim = session("s");
     let home = bench.choose(&claim, &[]).unwrap().backend;
     for _ in 0..3 {
-        bench.probe(home.id.as_str(), ProbeResult::BadAnswer("503".to_owned()));
+        bench.probe(
+            home.id.as_str(),
+            ProbeResult::UnexpectedResponse("503".to_owned()),
+        );
     }
     assert_eq!(home.state(), State::Down);
     assert!(is(&bench.choose(&claim, &[]), home.id.as_str(), Hit));
@@ -503,7 +510,7 @@ fn a_session_whose_backend_is_down_is_bound_anew_and_stays_there() {
     let home = bench.choose(&claim, &[]).unwrap().backend;
     bench.down(home.id.as_str());
     let moved = bench.choose(&claim, &[]).unwrap();
-    assert_eq!(moved.affinity, BoundAnew);
+    assert_eq!(moved.affinity, Rebound);
     bench.probe(home.id.as_str(), ProbeResult::Good);
     bench.probe(home.id.as_str(), ProbeResult::Good);
     assert_eq!(home.state(), State::Up);
@@ -539,8 +546,13 @@ fn maintenance_is_never_chosen() {
     let pool = pools.get(PoolId(0));
     for claim in [Claim::default(), bound_to("n1"), session("s")] {
         assert!(
-            pool.choose(&claim, Seeks::Answer, &Tried::default(), Instant::now())
-                .is_err()
+            pool.choose(
+                &claim,
+                RequestKind::Plain,
+                &Tried::default(),
+                Instant::now()
+            )
+            .is_err()
         );
     }
     assert!(!pool.is_ready());
@@ -552,14 +564,14 @@ fn a_pool_is_ready_once_a_probe_was_answered() {
     assert!(!bench.pool.is_ready());
     bench.probe("n2", ProbeResult::Good);
     assert!(bench.pool.is_ready());
-    bench.probe("n2", ProbeResult::NoAnswer(String::new()));
+    bench.probe("n2", ProbeResult::NoResponse(String::new()));
     assert!(bench.pool.is_ready(), "it may come back");
     bench.down("n2");
     assert!(!bench.pool.is_ready());
     bench.refuse("n1");
     assert_eq!(bench.backend("n1").state(), State::Suspect);
     assert!(!bench.pool.is_ready(), "it never was there");
-    (0..3).for_each(|_| bench.probe("n1", ProbeResult::BadAnswer(String::new())));
+    (0..3).for_each(|_| bench.probe("n1", ProbeResult::UnexpectedResponse(String::new())));
     assert!(bench.pool.is_ready());
 }
 
@@ -571,14 +583,14 @@ async fn too_many_bad_answers_ask_for_a_probe_and_others_never() {
     let is_probe_wanted = || backend.probe_wanted().now_or_never().is_some();
     for status in [400, 404, 429, 500, 200, 101] {
         let status = StatusCode::from_u16(status).unwrap();
-        (0..100).for_each(|_| report(Evidence::Answered(status), 0));
+        (0..100).for_each(|_| report(Evidence::Responded(status), 0));
     }
-    (0..100).for_each(|_| report(Evidence::UpgradeRefused(StatusCode::FORBIDDEN), 0));
+    (0..100).for_each(|_| report(Evidence::UpgradeRejected(StatusCode::FORBIDDEN), 0));
     assert!(!is_probe_wanted());
     let bad = [
-        Evidence::Answered(StatusCode::BAD_GATEWAY),
-        Evidence::UpgradeRefused(StatusCode::INTERNAL_SERVER_ERROR),
-        Evidence::Died,
+        Evidence::Responded(StatusCode::BAD_GATEWAY),
+        Evidence::UpgradeRejected(StatusCode::INTERNAL_SERVER_ERROR),
+        Evidence::ConnectionLost,
         Evidence::TimedOut,
     ];
     for (minutes, evidence) in (1..).zip(bad) {
@@ -599,34 +611,34 @@ fn a_backend_that_is_not_back_when_its_grace_is_over_is_down() {
         bench.probe(id, ProbeResult::Good);
     }
     let backend = bench.backend("n1");
-    let mut verdict = backend.verdict();
+    let mut health_status = backend.health_status();
     bench.refuse("n1");
     assert_eq!(backend.grace_end(), Some(bench.at(10)));
-    assert!(verdict.has_changed().unwrap());
-    assert_eq!(verdict.borrow_and_update().state, State::Suspect);
+    assert!(health_status.has_changed().unwrap());
+    assert_eq!(health_status.borrow_and_update().state, State::Suspect);
     (1..100).for_each(|_| bench.probe("n1", ProbeResult::Unreachable(String::new())));
     bench
         .pool
         .tick(&backend, bench.at(10) - Duration::from_millis(1));
-    assert!(!verdict.has_changed().unwrap());
+    assert!(!health_status.has_changed().unwrap());
     assert!(is(&bench.choose(&bound_to("n1"), &[]), "n1", Hit));
     bench.pool.tick(&backend, bench.at(10));
-    assert_eq!(verdict.borrow_and_update().state, State::Down);
-    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", BoundAnew));
+    assert_eq!(health_status.borrow_and_update().state, State::Down);
+    assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
 }
 
 #[test]
 fn who_waits_for_a_backend_hears_of_each_answered_probe() {
     let bench = Bench::new("least", &[1]);
-    let mut verdict = bench.backend("n1").verdict();
-    let before = verdict.borrow_and_update().answers;
+    let mut health_status = bench.backend("n1").health_status();
+    let before = health_status.borrow_and_update().responses;
     bench.probe("n1", ProbeResult::Good);
-    assert_eq!(verdict.borrow_and_update().answers, before + 1);
+    assert_eq!(health_status.borrow_and_update().responses, before + 1);
     bench.refuse("n1");
-    bench.probe("n1", ProbeResult::BadAnswer("503".to_owned()));
-    bench.probe("n1", ProbeResult::NoAnswer("silence".to_owned()));
-    let now = *verdict.borrow_and_update();
-    assert_eq!((now.answers, now.state), (before + 2, State::Suspect));
+    bench.probe("n1", ProbeResult::UnexpectedResponse("503".to_owned()));
+    bench.probe("n1", ProbeResult::NoResponse("silence".to_owned()));
+    let now = *health_status.borrow_and_update();
+    assert_eq!((now.responses, now.state), (before + 2, State::Suspect));
     let waiting = bench.backend("n1").start_waiting();
     assert_eq!(bench.backend("n1").status(bench.start).waiting, 1);
     drop(waiting);
@@ -676,8 +688,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let result = prop_oneof![
         3 => Just(ProbeResult::Good),
-        2 => Just(ProbeResult::NoAnswer(String::new())),
-        1 => Just(ProbeResult::BadAnswer(String::new())),
+        2 => Just(ProbeResult::NoResponse(String::new())),
+        1 => Just(ProbeResult::UnexpectedResponse(String::new())),
         1 => Just(ProbeResult::Draining),
     ];
     prop_oneof![

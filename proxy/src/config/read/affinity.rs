@@ -15,7 +15,7 @@ use crate::config::{AffinityConfig, SameSite, Secure};
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
 /// For how long unsigned cookies can be taken beside signed ones.
-const UNSIGNED_MOST: Duration = Duration::from_secs(366 * 24 * 3600);
+const UNSIGNED_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A key shorter than this can be guessed.
 const KEY_BYTES_MIN: usize = 16;
@@ -66,7 +66,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
         );
     }
     let accept_unsigned_until = raw.accept_unsigned_until.map(|until| {
-        let latest = SystemTime::now() + UNSIGNED_MOST;
+        let latest = SystemTime::now() + UNSIGNED_MAX;
         check.require(
             until.0 <= latest,
             "affinity.accept_unsigned_until",

@@ -27,7 +27,7 @@ pub(super) fn health(
 ) -> HealthConfig {
     let at = |name: &str| format!("{key}.{name}");
     let kind = raw.kind.unwrap_or(common.kind);
-    check_use(check, key, raw, kind);
+    reject_unused(check, key, raw, kind);
     if let Some(path) = &raw.path {
         let plain = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
         check.require(
@@ -121,7 +121,7 @@ pub(super) fn health(
 }
 
 /// Refuses what a probe of `kind` has no use for: whoever wrote it expects it to matter.
-fn check_use(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
+fn reject_unused(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
     let http_only = [
         ("method", raw.method.is_some()),
         ("expect", raw.expect.is_some()),
@@ -149,7 +149,7 @@ fn check_use(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
 }
 
 /// What a probe says itself of its connection and its body.
-const NOT_SET: [&str; 9] = [
+const RESERVED: [&str; 9] = [
     "connection",
     "content-length",
     "expect",
@@ -177,7 +177,7 @@ fn headers_of(
             );
             continue;
         };
-        if !is_token(name) || 128 < name.len() || NOT_SET.contains(&&*lower) {
+        if !is_token(name) || 128 < name.len() || RESERVED.contains(&&*lower) {
             check.error(
                 key,
                 format!("\"{shown}\": expected a header that is not for the probe itself to write"),

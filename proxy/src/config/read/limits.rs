@@ -9,7 +9,7 @@ use super::super::check::Check;
 use super::super::{Limits, Rate, raw};
 
 /// More than any machine holds.
-const COUNT_MOST: u32 = 100_000_000;
+const COUNT_MAX: u32 = 100_000_000;
 
 pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
     let default = Limits::DEFAULT;
@@ -23,7 +23,7 @@ pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
         ($name:ident) => {{
             let key = concat!("limits.", stringify!($name));
             raw.$name
-                .map(|count| check.number(key, Some(count), 1, 1..=COUNT_MOST))
+                .map(|count| check.number(key, Some(count), 1, 1..=COUNT_MAX))
         }};
     }
     macro_rules! size {
@@ -57,7 +57,7 @@ pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
             default.response_head_size,
             ByteSize(1 << 10)..=ByteSize(1 << 20)
         ),
-        headers: number!(headers, 16..=Limits::HEADERS_MOST),
+        headers: number!(headers, 16..=Limits::HEADERS_MAX),
         http2_streams: number!(http2_streams, 1..=10_000),
         http2_send_buffer: size!(
             http2_send_buffer,
@@ -96,7 +96,7 @@ pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {
 
 fn rate(check: &mut Check, key: &str, raw: Option<raw::Rate>) -> Option<Rate> {
     let raw = raw?;
-    let range: RangeInclusive<u32> = 1..=Rate::MOST;
+    let range: RangeInclusive<u32> = 1..=Rate::MAX;
     Some(Rate {
         per_second: check.number(
             &format!("{key}.per_second"),

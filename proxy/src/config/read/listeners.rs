@@ -8,8 +8,8 @@ use causeway_conf::Span;
 use super::super::check::Check;
 use super::super::{CertificateFiles, CertificateSource, LISTENER, ListenerConfig, TlsConfig, raw};
 
-const HANDSHAKE_LEAST: Duration = Duration::from_millis(100);
-const HANDSHAKE_MOST: Duration = Duration::from_secs(60);
+const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn listeners(
     check: &mut Check,
@@ -90,7 +90,7 @@ fn tls(check: &mut Check, place: &str, raw: raw::Tls) -> Option<TlsConfig> {
         &format!("{place}.handshake"),
         raw.handshake,
         TlsConfig::HANDSHAKE,
-        Span(HANDSHAKE_LEAST)..=Span(HANDSHAKE_MOST),
+        Span(HANDSHAKE_MIN)..=Span(HANDSHAKE_MAX),
     );
     Some(TlsConfig {
         certificates: certificates?,

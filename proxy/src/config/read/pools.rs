@@ -192,7 +192,7 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             );
             AllowedAddresses::Ranges(ranges)
         }
-        None => AllowedAddresses::Usual {
+        None => AllowedAddresses::Routable {
             loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)),
         },
     };

@@ -26,7 +26,7 @@ pub(super) fn routes(
         );
         let route = Route::new(None, "/", PoolId(0), websocket());
         let closed = pools.first().map(|pool| &*pool.closed_paths);
-        return Routes::new(vec![route.closing(closed.unwrap_or_default())]);
+        return Routes::new(vec![route.with_closed_paths(closed.unwrap_or_default())]);
     };
     let mut list: Vec<Route> = Vec::with_capacity(routes.len());
     for (index, route) in routes.into_iter().enumerate() {
@@ -75,7 +75,9 @@ pub(super) fn routes(
         };
         let closed = pool.and_then(|pool| pools.get(pool));
         let closed = closed.map(|pool| &*pool.closed_paths);
-        let route = route.changing(rules).closing(closed.unwrap_or_default());
+        let route = route
+            .with_rules(rules)
+            .with_closed_paths(closed.unwrap_or_default());
         if let Some(other) = list.iter().position(|other| other.equals(&route)) {
             check.error(
                 &key,
@@ -114,7 +116,7 @@ enum Side {
 }
 
 /// What the edge says itself of a connection, a body and an upgrade: no route can know better.
-const NOT_CHANGED: [&str; 16] = [
+const RESERVED: [&str; 16] = [
     "connection",
     "content-length",
     "expect",
@@ -144,7 +146,7 @@ fn header_rules(check: &mut Check, route: &str, side: Side, raw: raw::HeaderRule
         let lower = name.to_ascii_lowercase();
         if !is_token(name) || 128 < name.len() {
             check.error(&key, format!("\"{shown}\": expected the name of a header"));
-        } else if NOT_CHANGED.contains(&&*lower) {
+        } else if RESERVED.contains(&&*lower) {
             check.error(
                 &key,
                 format!("\"{shown}\": expected another header: this one is for the edge to write"),

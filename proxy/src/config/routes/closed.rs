@@ -29,9 +29,9 @@ pub(super) struct ClosedPaths(Vec<ClosedPath>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Segment<'a> {
     /// Nothing: it is empty, or a dot.
-    Nothing,
+    Empty,
     /// It takes away segments before it.
-    Up,
+    Parent,
     Name(&'a [u8]),
 }
 
@@ -45,7 +45,7 @@ impl ClosedPath {
     }
 
     /// Whether `path`, which is spelled plainly, is this one.
-    fn is(&self, path: &str) -> bool {
+    fn matches(&self, path: &str) -> bool {
         let path = path.strip_suffix('/').unwrap_or(path);
         let Some((start, rest)) = path.split_at_checked(self.path.len()) else {
             return false;
@@ -59,7 +59,7 @@ impl ClosedPath {
     }
 
     /// Whether a server might take `decoded` for this path.
-    fn may_be(&self, decoded: &[u8]) -> bool {
+    fn may_match(&self, decoded: &[u8]) -> bool {
         // What the path amounts to so far, in all readings. Bit `m` of `exact`: to the first `m` segments of this path; of `more`:
         // to those and something below.
         let (mut exact, mut more) = (1_u32, 0_u32);
@@ -81,8 +81,8 @@ impl ClosedPath {
         for text in segments {
             let end = text.iter().position(|byte| b";?#\0".contains(byte));
             match segment(&text[..end.unwrap_or(text.len())]) {
-                Segment::Nothing => {}
-                Segment::Up => {
+                Segment::Empty => {}
+                Segment::Parent => {
                     let highest = u32::BITS - 1 - (exact | more).leading_zeros();
                     exact |= (2 << highest) - 1;
                 }
@@ -124,23 +124,23 @@ impl ClosedPaths {
     }
 
     /// Whether a server might take `path`, which has no query, for one of these.
-    pub(super) fn have(&self, path: &str) -> bool {
+    pub(super) fn contains(&self, path: &str) -> bool {
         if is_plain(path) {
-            return self.0.iter().any(|closed| closed.is(path));
+            return self.0.iter().any(|closed| closed.matches(path));
         }
         let decoded = decode(path);
-        self.0.iter().any(|closed| closed.may_be(&decoded))
+        self.0.iter().any(|closed| closed.may_match(&decoded))
     }
 }
 
 /// Whether `path` has segments that take others away.
-pub(super) fn goes_up(path: &str) -> bool {
+pub(super) fn has_parent_segments(path: &str) -> bool {
     if is_plain(path) {
         return false;
     }
     let decoded = decode(path);
     let mut segments = decoded.split(|byte| b"/\\;?#\0".contains(byte));
-    segments.any(|text| segment(text) == Segment::Up)
+    segments.any(|text| segment(text) == Segment::Parent)
 }
 
 /// Whether all servers read `path` alike. Byte by byte: this is done for each request, and searching for strings has much to
@@ -173,8 +173,8 @@ fn segment(text: &[u8]) -> Segment<'_> {
     let (name, behind) = text.split_at(text.len() - behind);
     match behind.iter().filter(|byte| **byte == b'.').count() {
         _ if !name.is_empty() => Segment::Name(name),
-        0 | 1 => Segment::Nothing,
-        _ => Segment::Up,
+        0 | 1 => Segment::Empty,
+        _ => Segment::Parent,
     }
 }
 
@@ -371,7 +371,7 @@ mod tests {
             "/a%2fb",
             "/x/../a/b",
         ] {
-            assert!(closed.have(path), "{path}");
+            assert!(closed.contains(path), "{path}");
         }
     }
 
@@ -410,7 +410,7 @@ mod tests {
             "/a/.b",
             "/x/y..z",
         ] {
-            assert!(!closed.have(path), "{path}");
+            assert!(!closed.contains(path), "{path}");
         }
     }
 
@@ -422,7 +422,7 @@ mod tests {
         ] {
             let path = format!("/{}6Detrics", piece.repeat((256 << 10) / piece.len()));
             // In quadratic time this test would take minutes.
-            closed.have(&path);
+            closed.contains(&path);
         }
     }
 
@@ -446,7 +446,7 @@ mod tests {
                 *path == "/metrics" || *path == "/api" || path.starts_with("/api/")
             };
             if let Some(reading) = readings(&path).iter().find(|path| is_closed(path)) {
-                prop_assert!(closed.have(&path), "{path} may be {reading}");
+                prop_assert!(closed.contains(&path), "{path} may be {reading}");
             }
         }
     }

@@ -6,7 +6,7 @@ fn routes(entries: &[(Option<&str>, &str)]) -> Routes {
     let route = |(index, (host, path)): (usize, &(Option<&str>, &str))| {
         let closed = ["/live", "/ready", "/metrics", "/slowest", "/api/*"];
         Route::new(*host, path, PoolId(index), vec!["websocket".to_owned()])
-            .closing(&closed.map(str::to_owned))
+            .with_closed_paths(&closed.map(str::to_owned))
     };
     Routes::new(entries.iter().enumerate().map(route).collect())
 }
@@ -142,8 +142,8 @@ fn a_prefix_that_is_taken_off_does_not_open_what_is_closed() {
             ..RouteRules::default()
         };
         Route::new(None, path, PoolId(pool), Vec::new())
-            .changing(rules)
-            .closing(&closed)
+            .with_rules(rules)
+            .with_closed_paths(&closed)
     };
     let routes = Routes::new(vec![
         route("/app", "/app", 0),

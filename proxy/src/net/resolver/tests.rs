@@ -236,7 +236,7 @@ async fn a_name_may_have_no_other_addresses_than_those_that_are_allowed() {
     let (inside, outside) = (address("10.0.0.1:80"), address("127.0.0.1:80"));
     names.pin("both", 80, &[outside, inside]);
     names.pin("outside", 80, &[outside]);
-    let usual: Allowed = Some(Arc::new(AllowedAddresses::Usual { loopback: false }));
+    let usual: Allowed = Some(Arc::new(AllowedAddresses::Routable { loopback: false }));
     let both = |allowed: Allowed| {
         HashMap::from([
             (("both".to_owned(), 80), allowed.clone()),

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use crate::balancer::pool::Evidence;
 use crate::http::http1::{BadResponse, NoHead};
-use crate::request::error::Refusal;
-use crate::request::exchange::{Exchange, Policy};
-use crate::request::parked::FailedDial;
+use crate::request::error::Rejection;
+use crate::request::exchange::{Exchange, ProxyState};
+use crate::request::parked::ParkReason;
 use crate::upstream::{DialError, Repeatable};
 
 /// Why an attempt brought no response that can be passed on.
@@ -50,14 +50,14 @@ struct Consequence {
     /// What it says about the backend.
     evidence: Option<Evidence>,
     /// What the client gets if it was the last.
-    response: Refusal,
+    response: Rejection,
     next: Next,
 }
 
 /// What may follow on a failed attempt.
 enum Next {
     /// The backend has not seen the request: it is waited for, or another is tried.
-    HoldOr(FailedDial),
+    ParkOr(ParkReason),
     /// The backend may have seen the request: only one that may be repeated goes on.
     Repeat,
     /// As that, if the backend is down and silent: one that is well may be slow with this request, and another would be as slow.
@@ -70,47 +70,49 @@ impl AttemptError {
     fn consequence(&self) -> Consequence {
         let failed = |evidence, why, next| Consequence {
             evidence,
-            response: Refusal::BackendFailed(why),
+            response: Rejection::BackendFailed(why),
             next,
         };
         let dial = |evidence, response, dial| Consequence {
             evidence,
             response,
-            next: Next::HoldOr(dial),
+            next: Next::ParkOr(dial),
         };
         match self {
             Self::Dial(DialError::Exhausted(_)) => Consequence {
                 evidence: None,
-                response: Refusal::NoBackend,
+                response: Rejection::NoBackend,
                 next: Next::Nothing,
             },
             // Ports come free again, as a backend that restarts comes back.
-            Self::Dial(DialError::NoPort(_)) => dial(None, Refusal::NoBackend, FailedDial::Refused),
+            Self::Dial(DialError::NoPort(_)) => {
+                dial(None, Rejection::NoBackend, ParkReason::Refused)
+            }
             Self::Dial(DialError::Timeout(_)) => dial(
                 Some(Evidence::ConnectTimeout),
-                Refusal::BackendTimeout("no connection to the backend in time"),
-                FailedDial::TimedOut,
+                Rejection::BackendTimeout("no connection to the backend in time"),
+                ParkReason::TimedOut,
             ),
             // Not how a restart looks, and the client gets a response that says whose fault it is.
             Self::Dial(DialError::Tls(_)) => dial(
                 Some(Evidence::TlsFailed),
-                Refusal::BackendFailed("the TLS handshake with the backend failed"),
-                FailedDial::TimedOut,
+                Rejection::BackendFailed("the TLS handshake with the backend failed"),
+                ParkReason::TimedOut,
             ),
             Self::Dial(DialError::Refused(_) | DialError::Unreachable(_) | DialError::Name(_)) => {
                 dial(
                     Some(Evidence::ConnectRefused),
-                    Refusal::NoBackend,
-                    FailedDial::Refused,
+                    Rejection::NoBackend,
+                    ParkReason::Refused,
                 )
             }
             Self::Unsent(_) => failed(
-                Some(Evidence::Died),
+                Some(Evidence::ConnectionLost),
                 "the connection broke while the request was sent",
                 Next::Repeat,
             ),
             Self::NoHead(NoHead::Broken(_)) => failed(
-                Some(Evidence::Died),
+                Some(Evidence::ConnectionLost),
                 "the connection broke or ended before the response",
                 Next::Repeat,
             ),
@@ -120,7 +122,7 @@ impl AttemptError {
                 Next::Nothing,
             ),
             Self::NoHead(NoHead::Bad(BadResponse::NotHttp)) => failed(
-                Some(Evidence::Died),
+                Some(Evidence::ConnectionLost),
                 "the response is not HTTP/1",
                 Next::Repeat,
             ),
@@ -128,23 +130,23 @@ impl AttemptError {
                 failed(None, why_bad(*bad), Next::Nothing)
             }
             Self::OtherProtocol => failed(
-                Some(Evidence::Died),
+                Some(Evidence::ConnectionLost),
                 "the backend switched to a protocol that was not asked for",
                 Next::Repeat,
             ),
             Self::Failed => failed(
-                Some(Evidence::Died),
+                Some(Evidence::ConnectionLost),
                 "the connection to the backend failed",
                 Next::Repeat,
             ),
             Self::Timeout => Consequence {
                 evidence: Some(Evidence::TimedOut),
-                response: Refusal::BackendTimeout("no response in time"),
+                response: Rejection::BackendTimeout("no response in time"),
                 next: Next::RepeatIfDown,
             },
             Self::WentDown => Consequence {
                 evidence: Some(Evidence::TimedOut),
-                response: Refusal::BackendTimeout("the backend went down before it responded"),
+                response: Rejection::BackendTimeout("the backend went down before it responded"),
                 next: Next::Repeat,
             },
         }
@@ -171,7 +173,7 @@ fn why_bad(bad: BadResponse) -> &'static str {
     }
 }
 
-impl Policy {
+impl ProxyState {
     /// Takes in that an attempt at the chosen backend has failed, and prepares the next one.
     ///
     /// # Errors
@@ -182,7 +184,7 @@ impl Policy {
         exchange: &mut Exchange,
         error: &AttemptError,
         replay: Replay,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Rejection> {
         let Consequence {
             evidence,
             response,
@@ -191,39 +193,39 @@ impl Policy {
         if let Some(choice) = &exchange.choice {
             tracing::debug!(backend = %choice.backend.id, %error, "attempt failed");
         }
-        self.say_shortage(exchange, error);
+        self.log_exhaustion(exchange, error);
         if let Some(evidence) = evidence {
             self.report(exchange, evidence);
         }
         exchange.in_flight = None;
         exchange.failure = Some(response.clone());
         let repeats = match next {
-            Next::HoldOr(dial) => {
-                if self.hold(exchange, dial) {
+            Next::ParkOr(dial) => {
+                if self.park(exchange, dial) {
                     return Ok(());
                 }
                 exchange.exclude_backend();
-                return self.go_elsewhere(exchange);
+                return self.try_another(exchange);
             }
             Next::Repeat => true,
             Next::RepeatIfDown => exchange
                 .backend()
-                .is_some_and(|backend| backend.is_silent()),
+                .is_some_and(|backend| backend.is_unresponsive()),
             Next::Nothing => false,
         };
-        exchange.waiting.moved();
+        exchange.parking.gave_up();
         let repeats = repeats
             && replay == Replay::Possible
             && exchange.repeatable() == Repeatable::Yes
-            && self.may_repeat(exchange);
-        if !repeats || !exchange.goes_back() {
+            && self.may_retry(exchange);
+        if !repeats || !exchange.retries_same_backend() {
             exchange.exclude_backend();
         }
         if repeats { Ok(()) } else { Err(response) }
     }
 
     /// Logs, now and then, that this machine has run out of something to dial with.
-    fn say_shortage(&self, exchange: &Exchange, error: &AttemptError) {
+    fn log_exhaustion(&self, exchange: &Exchange, error: &AttemptError) {
         let now = Instant::now();
         match error {
             AttemptError::Dial(error @ DialError::Exhausted(_)) => {

@@ -7,32 +7,32 @@ use std::time::Instant;
 use crate::balancer::affinity::Claim;
 use crate::balancer::pool::AffinityOutcome;
 use crate::balancer::pool::Choice;
-use crate::balancer::pool::Seeks;
-use crate::balancer::pool::{Entry, RequestSlot, Ticket};
+use crate::balancer::pool::RequestKind;
+use crate::balancer::pool::{AcquireOutcome, QueuedRequest, RequestSlot};
 use crate::limits::Limit;
-use crate::request::error::Refusal;
-use crate::request::exchange::{Exchange, Policy};
+use crate::request::error::Rejection;
+use crate::request::exchange::{Exchange, ProxyState};
 
 /// The right of a request to be at its backend.
 #[derive(Debug, Default)]
-pub(super) enum Turn {
+pub(super) enum SlotState {
     /// None is needed.
     #[default]
-    Free,
-    Slot(#[expect(dead_code, reason = "held for its drop")] RequestSlot),
-    Waits(Box<Ticket>),
+    NotNeeded,
+    Held(#[expect(dead_code, reason = "held for its drop")] RequestSlot),
+    Queued(Box<QueuedRequest>),
 }
 
-impl Policy {
+impl ProxyState {
     /// Chooses a backend that has room for a plain request, or in whose queue it waits.
-    pub(super) fn pick_for_request(&self, exchange: &mut Exchange) -> Result<Choice, Refusal> {
-        exchange.turn = Turn::Free;
+    pub(super) fn pick_for_request(&self, exchange: &mut Exchange) -> Result<Choice, Rejection> {
+        exchange.slot_state = SlotState::NotNeeded;
         let Some(limit) = self.gate.requests_of_backend() else {
             let now = exchange.attempt_time();
             return self.pick_any(exchange, now);
         };
         // The first backend that would have it wait.
-        let mut waits: Option<(Choice, Box<Ticket>)> = None;
+        let mut waits: Option<(Choice, Box<QueuedRequest>)> = None;
         loop {
             let now = exchange.attempt_time();
             let choice = match (self.pick_any(exchange, now), waits.take()) {
@@ -40,44 +40,44 @@ impl Policy {
                     waits = first;
                     choice
                 }
-                (Err(_), Some((choice, ticket))) => {
-                    exchange.turn = Turn::Waits(ticket);
+                (Err(_), Some((choice, queued))) => {
+                    exchange.slot_state = SlotState::Queued(queued);
                     return Ok(choice);
                 }
-                (Err(refusal), None) => return Err(refusal),
+                (Err(rejection), None) => return Err(rejection),
             };
-            match choice.backend.request_slots.enter(limit, now) {
-                Entry::Slot(slot) => {
-                    exchange.turn = Turn::Slot(slot);
+            match choice.backend.request_slots.acquire(limit, now) {
+                AcquireOutcome::Slot(slot) => {
+                    exchange.slot_state = SlotState::Held(slot);
                     return Ok(choice);
                 }
-                Entry::Queued(ticket) if choice.affinity == AffinityOutcome::Hit => {
-                    exchange.turn = Turn::Waits(Box::new(ticket));
+                AcquireOutcome::Queued(queued) if choice.affinity == AffinityOutcome::Hit => {
+                    exchange.slot_state = SlotState::Queued(Box::new(queued));
                     return Ok(choice);
                 }
-                Entry::Queued(ticket) => {
+                AcquireOutcome::Queued(queued) => {
                     exchange.tried.add(&choice.backend);
-                    waits.get_or_insert((choice, Box::new(ticket)));
+                    waits.get_or_insert((choice, Box::new(queued)));
                 }
-                Entry::Full => exchange.tried.add(&choice.backend),
+                AcquireOutcome::Full => exchange.tried.add(&choice.backend),
             }
-            let full = Refusal::Limited(Limit::RequestsPerBackend);
+            let full = Rejection::Limited(Limit::RequestsPerBackend);
             exchange.failure.get_or_insert(full);
         }
     }
 
-    fn pick_any(&self, exchange: &Exchange, now: Instant) -> Result<Choice, Refusal> {
+    fn pick_any(&self, exchange: &Exchange, now: Instant) -> Result<Choice, Rejection> {
         let claim: &Claim = &exchange.claim;
         let chosen = exchange
             .pool
-            .choose(claim, Seeks::Answer, &exchange.tried, now);
+            .choose(claim, RequestKind::Plain, &exchange.tried, now);
         chosen.map_err(|_| {
-            let refusal = exchange.failure();
-            if let Refusal::Limited(limit) = refusal {
+            let rejection = exchange.failure();
+            if let Rejection::Limited(limit) = rejection {
                 let client = Some(exchange.forwarded.client);
                 self.gate.refuse(limit, client, now);
             }
-            refusal
+            rejection
         })
     }
 
@@ -86,21 +86,21 @@ impl Policy {
     /// # Cancel safety
     ///
     /// Nothing is lost: the next call waits on.
-    pub(crate) async fn turn_comes(&self, exchange: &mut Exchange) -> bool {
-        let Turn::Waits(ticket) = &mut exchange.turn else {
+    pub(crate) async fn slot_granted(&self, exchange: &mut Exchange) -> bool {
+        let SlotState::Queued(queued) = &mut exchange.slot_state else {
             return true;
         };
-        match ticket.slot().await {
+        match queued.slot().await {
             Ok(slot) => {
-                exchange.turn = Turn::Slot(slot);
+                exchange.slot_state = SlotState::Held(slot);
                 true
             }
             Err(error) => {
                 if let Some(choice) = &exchange.choice {
                     tracing::debug!(backend = %choice.backend.id, %error, "queue");
                 }
-                exchange.turn = Turn::Free;
-                exchange.failure = Some(Refusal::Limited(Limit::RequestsPerBackend));
+                exchange.slot_state = SlotState::NotNeeded;
+                exchange.failure = Some(Rejection::Limited(Limit::RequestsPerBackend));
                 exchange.exclude_backend();
                 false
             }
@@ -111,7 +111,7 @@ impl Policy {
 impl Exchange {
     /// Whether it waits for its turn at the chosen backend.
     pub(crate) fn is_queued(&self) -> bool {
-        matches!(self.turn, Turn::Waits(_))
+        matches!(self.slot_state, SlotState::Queued(_))
     }
 
     /// The time of this attempt: nothing has happened yet in the first.

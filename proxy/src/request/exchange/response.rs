@@ -13,14 +13,14 @@ use pingora::protocols::http::date::get_cached_date;
 
 use crate::balancer::pool::CookieChange;
 use crate::balancer::pool::Evidence;
-use crate::balancer::pool::Seeks;
+use crate::balancer::pool::RequestKind;
 use crate::http::fields::{Fields, Response};
 use crate::http::hop_by_hop::HopByHop;
 use crate::http::http1::BadResponse;
 use crate::request::error;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 use crate::request::exchange::Exchange;
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 
 /// With this a backend asks for its client to be bound to another one.
 const RELEASE: &str = "causeway-release";
@@ -32,7 +32,7 @@ const DRAIN: &str = "causeway-drain";
 const PRIVATE_PREFIX: &str = "causeway-";
 const NODE: &str = "causeway-node";
 
-impl Policy {
+impl ProxyState {
     /// Takes in the backend's response, and makes of its head what the client gets. Its framing is settled, and stays.
     ///
     /// # Errors
@@ -58,12 +58,13 @@ impl Policy {
             return Ok(());
         };
         let status = response.status();
-        let refuses = exchange.seeks == Seeks::Tunnel && status != StatusCode::SWITCHING_PROTOCOLS;
+        let refuses =
+            exchange.kind == RequestKind::Upgrade && status != StatusCode::SWITCHING_PROTOCOLS;
         match refuses {
-            false => self.report(exchange, Evidence::Answered(status)),
+            false => self.report(exchange, Evidence::Responded(status)),
             // A response that was held back while others were asked has counted already.
             true if exchange.tried.contains(&choice.backend.id) => {}
-            true => self.report(exchange, Evidence::UpgradeRefused(status)),
+            true => self.report(exchange, Evidence::UpgradeRejected(status)),
         }
         exchange.changes.apply_response(response);
         let bind_to = if released {
@@ -91,10 +92,10 @@ impl Policy {
         response.remove_hop_by_hop().is_ok()
     }
 
-    /// The response of the edge itself to a request that `refusal` ended.
-    pub(crate) fn own_response(&self, refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
-        let reason = refusal.reason();
-        let (head, body) = own_response(refusal);
+    /// The response of the edge itself to a request that `rejection` ended.
+    pub(crate) fn own_response(&self, rejection: Rejection) -> (Box<ResponseHeader>, Bytes) {
+        let reason = rejection.reason();
+        let (head, body) = own_response(rejection);
         self.metrics.refused(reason, head.status);
         (head, body)
     }
@@ -117,27 +118,27 @@ fn keep_out_of_shared_caches(response: &mut impl Fields) {
 }
 
 /// A response of the edge itself: head and body.
-fn own_response(refusal: Refusal) -> (Box<ResponseHeader>, Bytes) {
-    let answer = error::answer(refusal);
-    let body = Bytes::from(answer.body.into_owned());
+fn own_response(rejection: Rejection) -> (Box<ResponseHeader>, Bytes) {
+    let error_response = error::error_response(rejection);
+    let body = Bytes::from(error_response.body.into_owned());
     let fill = |head: &mut ResponseHeader| -> pingora::Result<()> {
         head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
         head.insert_header(CONTENT_LENGTH, body.len())?;
         head.insert_header(CACHE_CONTROL, "no-store")?;
         head.insert_header(DATE, get_cached_date())?;
-        if let Some(location) = answer.location {
+        if let Some(location) = error_response.location {
             head.insert_header(LOCATION, location)?;
         }
-        if let Some(allow) = answer.allow {
+        if let Some(allow) = error_response.allow {
             head.insert_header(ALLOW, allow)?;
         }
-        if let Some(after) = answer.retry_after {
+        if let Some(after) = error_response.retry_after {
             head.insert_header(RETRY_AFTER, after.as_secs())?;
         }
         Ok(())
     };
-    let mut head =
-        ResponseHeader::build(answer.status, Some(5)).expect("a status of our own is valid");
+    let mut head = ResponseHeader::build(error_response.status, Some(5))
+        .expect("a status of our own is valid");
     fill(&mut head).expect("headers of our own are valid");
     (Box::new(head), body)
 }

@@ -10,7 +10,7 @@ use crate::balancer::pool::Backend;
 use crate::balancer::pool::Pool;
 use crate::http::fields::Response;
 use crate::request::exchange::Exchange;
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 
 /// Watches the content of one response for the session that it names.
 pub(crate) struct NewSession {
@@ -19,7 +19,7 @@ pub(crate) struct NewSession {
     backend: Arc<Backend>,
 }
 
-impl Policy {
+impl ProxyState {
     /// What has to see the content of this response before its client does; `None` for nearly all.
     ///
     /// It is for a client that belongs to no session yet, where sessions are named by a parameter of the query.

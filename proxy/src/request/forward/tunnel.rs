@@ -11,7 +11,7 @@ use crate::request::access_log::AccessLine;
 use crate::request::access_log::Kind;
 use crate::request::exchange::Exchange;
 use crate::request::exchange::Outcome;
-use crate::request::exchange::Policy;
+use crate::request::exchange::ProxyState;
 use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelEnd;
@@ -28,17 +28,17 @@ pub(crate) struct Permits {
 }
 
 /// What is kept of an upgrade for the end of its tunnel.
-pub(super) struct Record {
-    policy: Arc<Policy>,
+pub(super) struct TunnelRecord {
+    proxy: Arc<ProxyState>,
     line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
     _permits: Permits,
 }
 
-impl Record {
+impl TunnelRecord {
     pub(super) fn new(
-        policy: Arc<Policy>,
+        proxy: Arc<ProxyState>,
         exchange: &Exchange,
         count: TunnelCount,
         permits: Permits,
@@ -51,7 +51,7 @@ impl Record {
             },
         );
         Self {
-            policy,
+            proxy,
             line: Box::new(line),
             arrived: exchange.arrived(),
             count,
@@ -74,15 +74,15 @@ impl Record {
         self.line.close_code = end.close_code;
         self.line.client_code = end.client_code;
         self.line.backend_code = end.backend_code;
-        let metrics = &self.policy.metrics;
+        let metrics = &self.proxy.metrics;
         metrics.close_seen("client", end.client_code);
         metrics.close_seen("backend", end.backend_code);
-        self.policy.access.write(*self.line);
+        self.proxy.access.write(*self.line);
     }
 }
 
 /// The task of a tunnel: all that an upgraded connection keeps.
-pub(super) async fn carry(mut tunnel: Tunnel<Socket, Socket>, record: Record) {
+pub(super) async fn run_tunnel(mut tunnel: Tunnel<Socket, Socket>, record: TunnelRecord) {
     let mut is_noted = false;
     // Noted when it passes and not at the end: the client may come back as soon as it has read it.
     let end = poll_fn(|cx| {
@@ -90,7 +90,7 @@ pub(super) async fn carry(mut tunnel: Tunnel<Socket, Socket>, record: Record) {
         if !is_noted && tunnel.backend_code() == Some(SERVICE_RESTART) {
             is_noted = true;
             let backend = record.count.backend();
-            record.policy.pools().backend_stops(backend);
+            record.proxy.pools().backend_stops(backend);
         }
         end
     })

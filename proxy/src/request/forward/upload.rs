@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::config::BodyRate;
 use crate::downstream::{BodyError, BodyEvent, Downstream};
 use crate::http::http1::{write_chunk, write_last_chunk};
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 use crate::request::exchange::Replay;
 use crate::tunnel::Socket;
 
@@ -39,7 +39,7 @@ pub(super) enum UploadError {
     /// Its client left, or sent what is no body.
     Client(BodyError),
     /// It is not to be sent on.
-    Refused(Refusal),
+    Rejected(Rejection),
     /// The backend does not take it.
     Backend(io::Error),
 }
@@ -139,7 +139,7 @@ impl Upload {
         cx: &mut Context<'_>,
         client: &mut impl Downstream,
         socket: &mut Socket,
-        check: impl Fn(u64) -> Result<(), Refusal>,
+        check: impl Fn(u64) -> Result<(), Rejection>,
     ) -> Poll<Result<(), UploadError>> {
         if self.is_sent {
             return Poll::Ready(Ok(()));
@@ -180,7 +180,7 @@ impl Upload {
         &mut self,
         cx: &mut Context<'_>,
         client: &mut impl Downstream,
-        check: &impl Fn(u64) -> Result<(), Refusal>,
+        check: &impl Fn(u64) -> Result<(), Rejection>,
     ) -> Poll<Result<(), UploadError>> {
         let (framing, out, received) = (self.framing, &mut self.out, &mut self.received);
         let (before, kept) = (*received, &mut self.kept);
@@ -206,16 +206,16 @@ impl Upload {
         self.progress += 1;
         match read {
             BodyEvent::Content => {
-                let too_slow = Refusal::BodyTimeout("slower than timeouts.request_body_rate");
+                let too_slow = Rejection::BodyTimeout("slower than timeouts.request_body_rate");
                 let length = self.received - before;
                 if self
                     .rate
                     .as_mut()
                     .is_some_and(|rate| !rate.suffices(length))
                 {
-                    return Poll::Ready(Err(UploadError::Refused(too_slow)));
+                    return Poll::Ready(Err(UploadError::Rejected(too_slow)));
                 }
-                Poll::Ready(check(self.received).map_err(UploadError::Refused))
+                Poll::Ready(check(self.received).map_err(UploadError::Rejected))
             }
             BodyEvent::End(trailers) => {
                 self.has_ended = true;

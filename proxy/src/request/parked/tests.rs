@@ -5,30 +5,30 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-const CONFIG: HoldConfig = HoldConfig {
+const CONFIG: ParkConfig = ParkConfig {
     refused: Duration::from_secs(10),
     timed_out: Duration::from_secs(2),
-    most: 2,
+    requests_max: 2,
 };
 
 #[test]
 fn a_request_waits_and_dials_about_every_second_until_its_time_is_up() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let start = Instant::now();
-    let mut hold = room.enter(FailedDial::Refused, start).unwrap();
+    let mut request = parked.park(ParkReason::Refused, start).unwrap();
     let mut now = start;
     let mut dials = 0;
     loop {
-        match hold.step(true, now) {
+        match request.step(true, now) {
             Step::Wait(until) => {
                 assert!(now < until && until <= now + 2 * SECOND);
                 now = until;
             }
             Step::Dial => {
                 dials += 1;
-                hold.failed(FailedDial::Refused, now);
+                request.failed(ParkReason::Refused, now);
             }
-            Step::Leave => break,
+            Step::GiveUp => break,
         }
     }
     assert_eq!(now, start + CONFIG.refused);
@@ -37,19 +37,19 @@ fn a_request_waits_and_dials_about_every_second_until_its_time_is_up() {
 
 #[test]
 fn however_often_the_backend_answers_probes_the_dials_are_bounded() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let mut now = Instant::now();
-    let mut hold = room.enter(FailedDial::Refused, now).unwrap();
+    let mut request = parked.park(ParkReason::Refused, now).unwrap();
     let mut dials = 0;
     loop {
-        hold.answered(now);
-        match hold.step(true, now) {
+        request.answered(now);
+        match request.step(true, now) {
             Step::Wait(_) => now += MS,
             Step::Dial => {
                 dials += 1;
-                hold.failed(FailedDial::Refused, now);
+                request.failed(ParkReason::Refused, now);
             }
-            Step::Leave => break,
+            Step::GiveUp => break,
         }
     }
     assert!(dials <= CONFIG.dials_max(), "{dials}");
@@ -57,41 +57,41 @@ fn however_often_the_backend_answers_probes_the_dials_are_bounded() {
 
 #[test]
 fn the_time_ends_just_when_it_should() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
-    for (dial, patience) in [
-        (FailedDial::Refused, CONFIG.refused),
-        (FailedDial::TimedOut, CONFIG.timed_out),
+    for (dial, max_wait) in [
+        (ParkReason::Refused, CONFIG.refused),
+        (ParkReason::TimedOut, CONFIG.timed_out),
     ] {
-        let hold = room.enter(dial, now).unwrap();
-        assert_ne!(hold.step(true, now + patience - MS), Step::Leave);
-        assert_eq!(hold.step(true, now + patience), Step::Leave);
+        let request = parked.park(dial, now).unwrap();
+        assert_ne!(request.step(true, now + max_wait - MS), Step::GiveUp);
+        assert_eq!(request.step(true, now + max_wait), Step::GiveUp);
     }
 }
 
 #[test]
 fn nobody_waits_for_a_backend_that_is_given_up() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
-    let hold = room.enter(FailedDial::Refused, now).unwrap();
-    assert_eq!(hold.step(false, now), Step::Leave);
+    let request = parked.park(ParkReason::Refused, now).unwrap();
+    assert_eq!(request.step(false, now), Step::GiveUp);
 }
 
 #[test]
 fn an_answered_probe_brings_the_dial_forward_and_failures_space_it_out() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let mut now = Instant::now();
-    let mut hold = room.enter(FailedDial::Refused, now).unwrap();
+    let mut request = parked.park(ParkReason::Refused, now).unwrap();
     let mut pauses = Vec::new();
     for _ in 0..5 {
-        hold.answered(now);
-        let Step::Wait(until) = hold.step(true, now) else {
+        request.answered(now);
+        let Step::Wait(until) = request.step(true, now) else {
             panic!("a dial has just failed");
         };
         pauses.push(until - now);
         now = until;
-        assert_eq!(hold.step(true, now), Step::Dial);
-        hold.failed(FailedDial::Refused, now);
+        assert_eq!(request.step(true, now), Step::Dial);
+        request.failed(ParkReason::Refused, now);
     }
     let least = [125, 250, 500].map(|ms| ms * MS);
     for (pause, least) in pauses.iter().zip(least) {
@@ -102,55 +102,58 @@ fn an_answered_probe_brings_the_dial_forward_and_failures_space_it_out() {
 
 #[test]
 fn a_refusal_gives_more_time_than_silence_and_silence_never_more_than_there_was() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let start = Instant::now();
-    let mut hold = room.enter(FailedDial::TimedOut, start).unwrap();
-    assert_eq!(hold.until, start + CONFIG.timed_out);
-    hold.failed(FailedDial::TimedOut, start + SECOND);
-    assert_eq!(hold.until, start + CONFIG.timed_out);
-    hold.failed(FailedDial::Refused, start + SECOND);
-    assert_eq!(hold.until, start + CONFIG.refused);
-    hold.failed(FailedDial::TimedOut, start + 3 * SECOND);
-    assert_eq!(hold.until, start + 5 * SECOND);
-    hold.failed(FailedDial::TimedOut, start + 4 * SECOND);
-    assert_eq!(hold.until, start + 5 * SECOND);
+    let mut request = parked.park(ParkReason::TimedOut, start).unwrap();
+    assert_eq!(request.until, start + CONFIG.timed_out);
+    request.failed(ParkReason::TimedOut, start + SECOND);
+    assert_eq!(request.until, start + CONFIG.timed_out);
+    request.failed(ParkReason::Refused, start + SECOND);
+    assert_eq!(request.until, start + CONFIG.refused);
+    request.failed(ParkReason::TimedOut, start + 3 * SECOND);
+    assert_eq!(request.until, start + 5 * SECOND);
+    request.failed(ParkReason::TimedOut, start + 4 * SECOND);
+    assert_eq!(request.until, start + 5 * SECOND);
 }
 
 #[test]
 fn a_full_room_takes_nobody_until_one_leaves() {
-    let room = WaitingRoom::new(CONFIG);
+    let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
-    let first = room.enter(FailedDial::Refused, now).unwrap();
-    let _second = room.enter(FailedDial::TimedOut, now).unwrap();
+    let first = parked.park(ParkReason::Refused, now).unwrap();
+    let _second = parked.park(ParkReason::TimedOut, now).unwrap();
     assert_eq!(
-        room.enter(FailedDial::Refused, now).map(|_| ()),
-        Err(NoPlace::Full)
+        parked.park(ParkReason::Refused, now).map(|_| ()),
+        Err(NotParked::Full)
     );
     drop(first);
-    assert!(room.enter(FailedDial::Refused, now).is_ok());
+    assert!(parked.park(ParkReason::Refused, now).is_ok());
 }
 
 #[test]
 fn waiting_can_be_switched_off() {
-    let enter = |config, dial| {
-        let room = WaitingRoom::new(config);
-        room.enter(dial, Instant::now()).map(|_| ())
+    let park = |config, dial| {
+        let parked = ParkedRequests::new(config);
+        parked.park(dial, Instant::now()).map(|_| ())
     };
-    let never = HoldConfig {
+    let never = ParkConfig {
         refused: Duration::ZERO,
         ..CONFIG
     };
-    assert_eq!(enter(never, FailedDial::Refused), Err(NoPlace::Off));
-    assert_eq!(enter(never, FailedDial::TimedOut), Ok(()));
-    let nobody = HoldConfig { most: 0, ..CONFIG };
-    assert_eq!(enter(nobody, FailedDial::Refused), Err(NoPlace::Full));
+    assert_eq!(park(never, ParkReason::Refused), Err(NotParked::Disabled));
+    assert_eq!(park(never, ParkReason::TimedOut), Ok(()));
+    let nobody = ParkConfig {
+        requests_max: 0,
+        ..CONFIG
+    };
+    assert_eq!(park(nobody, ParkReason::Refused), Err(NotParked::Full));
 }
 
 /// What may happen while requests wait.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     /// A dial of another request fails.
-    Enter(FailedDial),
+    Park(ParkReason),
     /// The client of the request at this index leaves.
     Left(usize),
     /// Its backend answers a probe.
@@ -160,21 +163,21 @@ enum Event {
     /// Time passes, in milliseconds.
     Passes(u64),
     /// The dial that is due for it, if any, fails.
-    Fails(usize, FailedDial),
+    Fails(usize, ParkReason),
 }
 
 /// A request that waits, as the model sees it.
-struct Waiter {
-    hold: Hold,
+struct Waiting {
+    request: ParkedRequest,
     began: Instant,
     keeps_clients: bool,
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let dial = || prop_oneof![Just(FailedDial::Refused), Just(FailedDial::TimedOut)];
+    let dial = || prop_oneof![Just(ParkReason::Refused), Just(ParkReason::TimedOut)];
     let index = 0..8_usize;
     prop_oneof![
-        3 => dial().prop_map(Event::Enter),
+        3 => dial().prop_map(Event::Park),
         1 => index.clone().prop_map(Event::Left),
         2 => index.clone().prop_map(Event::Answered),
         1 => (index.clone(), any::<bool>()).prop_map(|(index, keeps)| Event::Keeps(index, keeps)),
@@ -186,50 +189,50 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #[test]
     fn no_more_wait_than_may_and_none_for_too_long_or_in_vain(
-        most in 0..5_usize,
+        requests_max in 0..5_usize,
         events in proptest::collection::vec(event(), 0..200),
     ) {
-        let room = WaitingRoom::new(HoldConfig { most, ..CONFIG });
+        let parked = ParkedRequests::new(ParkConfig { requests_max, ..CONFIG });
         let mut now = Instant::now();
-        let mut waiters: Vec<Waiter> = Vec::new();
+        let mut waiting: Vec<Waiting> = Vec::new();
         for event in events {
             match event {
-                Event::Enter(dial) => match room.enter(dial, now) {
-                    Ok(hold) => waiters.push(Waiter { hold, began: now, keeps_clients: true }),
+                Event::Park(dial) => match parked.park(dial, now) {
+                    Ok(request) => waiting.push(Waiting { request, began: now, keeps_clients: true }),
                     Err(full) => {
-                        prop_assert_eq!(full, NoPlace::Full);
-                        prop_assert_eq!(waiters.len(), most);
+                        prop_assert_eq!(full, NotParked::Full);
+                        prop_assert_eq!(waiting.len(), requests_max);
                     }
                 },
-                Event::Left(index) if index < waiters.len() => drop(waiters.swap_remove(index)),
+                Event::Left(index) if index < waiting.len() => drop(waiting.swap_remove(index)),
                 Event::Passes(ms) => now += MS * u32::try_from(ms).unwrap(),
                 Event::Answered(index) => {
-                    if let Some(waiter) = waiters.get_mut(index) {
-                        waiter.hold.answered(now);
+                    if let Some(waiter) = waiting.get_mut(index) {
+                        waiter.request.answered(now);
                     }
                 }
                 Event::Keeps(index, keeps) => {
-                    if let Some(waiter) = waiters.get_mut(index) {
+                    if let Some(waiter) = waiting.get_mut(index) {
                         waiter.keeps_clients = keeps;
                     }
                 }
                 Event::Fails(index, dial) => {
-                    if let Some(waiter) = waiters.get_mut(index)
-                        && waiter.hold.step(waiter.keeps_clients, now) == Step::Dial
+                    if let Some(waiter) = waiting.get_mut(index)
+                        && waiter.request.step(waiter.keeps_clients, now) == Step::Dial
                     {
-                        waiter.hold.failed(dial, now);
+                        waiter.request.failed(dial, now);
                     }
                 }
                 Event::Left(_) => {}
             }
             // As the loop around it does: whoever is told to leave does.
-            waiters.retain(|waiter| waiter.hold.step(waiter.keeps_clients, now) != Step::Leave);
-            prop_assert!(waiters.len() <= most);
-            prop_assert_eq!(room.taken.load(Ordering::Relaxed), waiters.len());
-            for waiter in &waiters {
+            waiting.retain(|waiter| waiter.request.step(waiter.keeps_clients, now) != Step::GiveUp);
+            prop_assert!(waiting.len() <= requests_max);
+            prop_assert_eq!(parked.count.load(Ordering::Relaxed), waiting.len());
+            for waiter in &waiting {
                 prop_assert!(waiter.keeps_clients);
                 prop_assert!(now < waiter.began + CONFIG.refused);
-                if let Step::Wait(until) = waiter.hold.step(true, now) {
+                if let Step::Wait(until) = waiter.request.step(true, now) {
                     prop_assert!(now < until && until <= waiter.began + CONFIG.refused);
                 }
             }

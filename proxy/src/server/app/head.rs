@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use crate::downstream::{BodyLength, Connection};
 use crate::http::fields;
 use crate::http::http1::{HEADERS_MOST, Parsed, RequestLine, find_end};
-use crate::request::error::Refusal;
-use crate::request::forward::can_begin;
+use crate::request::error::Rejection;
+use crate::request::forward::may_upgrade;
 use crate::server::app::strict;
 
 /// What a head may cost.
@@ -138,7 +138,7 @@ pub(crate) struct UpgradeWish {
 /// # Errors
 ///
 /// The answer that it gets if it is not a request that can be read in one way only.
-pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusal> {
+pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Rejection> {
     strict::settle_version(head);
     let head = &*head;
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MOST];
@@ -146,8 +146,8 @@ pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusa
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, headers) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(Refusal::Malformed("a head within a head")),
-        Err(error) => return Err(strict::refusal(head, error)),
+        Ok(_) => return Err(Rejection::Malformed("a head within a head")),
+        Err(error) => return Err(strict::rejection(head, error)),
     }
     strict::check(head, &request)?;
     let named = |name: &'static str| {
@@ -163,7 +163,7 @@ pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusa
         (None, None) => BodyLength::Bytes(0),
         (None, Some(length)) => {
             let length = strict::decimal(length.value);
-            BodyLength::Bytes(length.ok_or(Refusal::Malformed("the length is not a number"))?)
+            BodyLength::Bytes(length.ok_or(Rejection::Malformed("the length is not a number"))?)
         }
         (Some(_), _) => BodyLength::Chunked,
     };
@@ -177,14 +177,14 @@ pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Refusa
     let asks = request.version == Some(1) && tokens("connection").any(|token| token == "upgrade");
     let method = request.method.unwrap_or_default();
     let protocols: Vec<String> = tokens("upgrade")
-        .filter(|token| !token.is_empty() && can_begin(method, token))
+        .filter(|token| !token.is_empty() && may_upgrade(method, token))
         .collect();
     let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeWish {
         host: text("host").next().map(str::to_owned),
         target: request.path.unwrap_or("/").to_owned(),
         protocols,
     });
-    let parsed = Parsed::request(&request, head).ok_or(Refusal::Malformed("no request line"))?;
+    let parsed = Parsed::request(&request, head).ok_or(Rejection::Malformed("no request line"))?;
     Ok(Shape {
         head: parsed,
         body,

@@ -8,7 +8,7 @@ use httparse::{Header, Request};
 
 use crate::http::target::Target;
 use crate::http::target::host_alone;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 
 /// Has a request of a later HTTP/1 be one of HTTP/1.1, the highest that is known here (RFC 9110, 6.2).
 pub(super) fn settle_version(head: &mut [u8]) {
@@ -36,15 +36,15 @@ pub(super) fn settle_version(head: &mut [u8]) {
 }
 
 /// Why a head that httparse has not taken for one is refused.
-pub(super) fn refusal(head: &[u8], error: httparse::Error) -> Refusal {
+pub(super) fn rejection(head: &[u8], error: httparse::Error) -> Rejection {
     match error {
-        httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
-        httparse::Error::Version if has_version(head) => Refusal::VersionNotSupported,
-        httparse::Error::Version => Refusal::Malformed("no version of HTTP in the request line"),
-        httparse::Error::HeaderName => Refusal::Malformed("the name of a header is not a token"),
-        httparse::Error::HeaderValue => Refusal::Malformed("a control character in a header"),
-        httparse::Error::NewLine => Refusal::Malformed("a line does not end with CR LF"),
-        _ => Refusal::Malformed("no request line"),
+        httparse::Error::TooManyHeaders => Rejection::HeadTooLarge,
+        httparse::Error::Version if has_version(head) => Rejection::VersionNotSupported,
+        httparse::Error::Version => Rejection::Malformed("no version of HTTP in the request line"),
+        httparse::Error::HeaderName => Rejection::Malformed("the name of a header is not a token"),
+        httparse::Error::HeaderValue => Rejection::Malformed("a control character in a header"),
+        httparse::Error::NewLine => Rejection::Malformed("a line does not end with CR LF"),
+        _ => Rejection::Malformed("no request line"),
     }
 }
 
@@ -63,58 +63,64 @@ fn has_version(head: &[u8]) -> bool {
 /// # Errors
 ///
 /// The answer that it gets instead of being served.
-pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Refusal> {
+pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Rejection> {
     let bare = |pair: &[u8]| pair[1] == b'\n' && pair[0] != b'\r';
     if head.windows(2).any(bare) {
-        return Err(Refusal::Malformed("a line feed without a carriage return"));
+        return Err(Rejection::Malformed(
+            "a line feed without a carriage return",
+        ));
     }
     let method = request.method.unwrap_or_default();
     if method == "CONNECT" {
-        return Err(Refusal::MethodNotAllowed);
+        return Err(Rejection::MethodNotAllowed);
     }
     let target = Target::of(method, request.path.unwrap_or_default());
-    let target = target.ok_or(Refusal::Malformed("the target is neither a path nor a URL"))?;
+    let target = target.ok_or(Rejection::Malformed(
+        "the target is neither a path nor a URL",
+    ))?;
     check_host(request, target)?;
     check_framing(request)
 }
 
-fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Refusal> {
+fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Rejection> {
     let mut hosts = named(request, "host");
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version == Some(0) => Ok(()),
-        (None, _) => Err(Refusal::Malformed("no host")),
-        (Some(_), Some(_)) => Err(Refusal::Malformed("several hosts")),
+        (None, _) => Err(Rejection::Malformed("no host")),
+        (Some(_), Some(_)) => Err(Rejection::Malformed("several hosts")),
         (Some(host), None) => {
             let host = std::str::from_utf8(host.value).unwrap_or_default();
             let differs = matches!(target, Target::Absolute { authority, .. } if authority != host);
             match host_alone(host) {
                 Some(_) if !differs => Ok(()),
-                Some(_) => Err(Refusal::Malformed("the host is not the one in the target")),
-                None => Err(Refusal::Malformed("the host is not one")),
+                Some(_) => Err(Rejection::Malformed(
+                    "the host is not the one in the target",
+                )),
+                None => Err(Rejection::Malformed("the host is not one")),
             }
         }
     }
 }
 
 /// RFC 9112, 6: there is one way to tell where the body ends, or none and no body.
-fn check_framing(request: &Request<'_, '_>) -> Result<(), Refusal> {
+fn check_framing(request: &Request<'_, '_>) -> Result<(), Rejection> {
     let mut lengths = named(request, "content-length");
     let length = lengths.next();
     if lengths.next().is_some() {
-        return Err(Refusal::Malformed("several lengths"));
+        return Err(Rejection::Malformed("several lengths"));
     }
     if length.is_some_and(|length| decimal(length.value).is_none()) {
-        return Err(Refusal::Malformed("the length is not a number"));
+        return Err(Rejection::Malformed("the length is not a number"));
     }
     let mut codings = named(request, "transfer-encoding").peekable();
     if codings.peek().is_none() {
         return Ok(());
     }
     if request.version == Some(0) {
-        return Err(Refusal::Malformed("a transfer coding in HTTP/1.0"));
+        return Err(Rejection::Malformed("a transfer coding in HTTP/1.0"));
     }
     if length.is_some() {
-        return Err(Refusal::Malformed("a length beside a transfer coding"));
+        return Err(Rejection::Malformed("a length beside a transfer coding"));
     }
     let codings: Vec<&[u8]> = codings
         .flat_map(|header| header.value.split(|byte| *byte == b','))
@@ -128,11 +134,11 @@ fn check_framing(request: &Request<'_, '_>) -> Result<(), Refusal> {
                 .iter()
                 .any(|coding| is_chunked(coding) || coding.is_empty())
             {
-                return Err(Refusal::Malformed("chunked twice, or nothing before it"));
+                return Err(Rejection::Malformed("chunked twice, or nothing before it"));
             }
-            Err(Refusal::CodingNotSupported)
+            Err(Rejection::CodingNotSupported)
         }
-        _ => Err(Refusal::Malformed(
+        _ => Err(Rejection::Malformed(
             "the last transfer coding is not chunked",
         )),
     }

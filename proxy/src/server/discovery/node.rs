@@ -48,7 +48,7 @@ pub(super) enum PassedOver {
 pub(super) struct Node {
     pub(super) backend: BackendConfig,
     /// It is stopping.
-    pub(super) is_leaving: bool,
+    pub(super) is_removed: bool,
 }
 
 /// The node that `node` describes; `None` if it does not say where it is.
@@ -99,7 +99,7 @@ pub(super) fn read(
     };
     Ok(Some(Node {
         backend,
-        is_leaving: about.leaving,
+        is_removed: about.leaving,
     }))
 }
 
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn usual(loopback: bool) -> Arc<AllowedAddresses> {
-        Arc::new(AllowedAddresses::Usual { loopback })
+        Arc::new(AllowedAddresses::Routable { loopback })
     }
 
     #[test]
@@ -116,9 +116,9 @@ mod tests {
         let text = r#"{"id":"n1","address":"10.0.0.1:9000","zone":"east","later":1}"#;
         let Node {
             backend,
-            is_leaving,
+            is_removed,
         } = read(text, &usual(false)).unwrap().unwrap();
-        assert!(!is_leaving);
+        assert!(!is_removed);
         assert_eq!(backend.id.as_str(), "n1");
         assert_eq!(backend.address.to_string(), "10.0.0.1:9000");
         assert_eq!(backend.zone.as_deref(), Some("east"));
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn one_that_is_stopping_says_so() {
         let text = r#"{"id":"n1","address":"10.0.0.1:9000","leaving":true}"#;
-        assert!(read(text, &usual(false)).unwrap().unwrap().is_leaving);
+        assert!(read(text, &usual(false)).unwrap().unwrap().is_removed);
     }
 
     #[test]

@@ -60,7 +60,7 @@ mod tests {
     fn found(nodes: &[(&str, u16)]) -> Found {
         let nodes = nodes.iter().map(|(id, port)| {
             let text = format!(r#"{{"id":"{id}","address":"127.0.0.1:{port}"}}"#);
-            let allowed = crate::config::AllowedAddresses::Usual { loopback: true };
+            let allowed = crate::config::AllowedAddresses::Routable { loopback: true };
             let node = super::super::read(&text, &std::sync::Arc::new(allowed));
             node.unwrap().unwrap().backend
         });

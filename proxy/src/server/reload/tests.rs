@@ -9,7 +9,7 @@ use crate::balancer::pool::AffinityOutcome;
 use crate::balancer::pool::Backend;
 use crate::balancer::pool::Pool;
 use crate::balancer::pool::ProbeResult;
-use crate::balancer::pool::Seeks;
+use crate::balancer::pool::RequestKind;
 use crate::balancer::pool::State;
 use crate::balancer::pool::Tried;
 use crate::server::components::Parts;
@@ -60,7 +60,7 @@ impl Scene {
     }
 
     fn pool(&self) -> Arc<Pool> {
-        let pools = self.parts.policy.pools();
+        let pools = self.parts.proxy.pools();
         let pool = pools.iter().next().unwrap();
         Arc::clone(pool)
     }
@@ -78,7 +78,7 @@ impl Scene {
     fn choose(&self, claim: &Claim) -> (String, AffinityOutcome) {
         let choice = self
             .pool()
-            .choose(claim, Seeks::Answer, &Tried::default(), self.now);
+            .choose(claim, RequestKind::Plain, &Tried::default(), self.now);
         let choice = choice.unwrap();
         (choice.backend.id.to_string(), choice.affinity)
     }
@@ -160,13 +160,13 @@ fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
     assert_eq!(scene.choose(&held), ("n1".to_owned(), AffinityOutcome::Hit));
     assert_eq!(
         scene.choose(&bound_to("n1")),
-        ("n2".to_owned(), AffinityOutcome::BoundAnew)
+        ("n2".to_owned(), AffinityOutcome::Rebound)
     );
     assert_eq!(scene.newcomers(), names(&["n2"]));
     // Not even if nobody else is left.
     let n2 = scene.backend("n2").unwrap();
     for _ in 0..10 {
-        let gone = ProbeResult::BadAnswer("bad".to_owned());
+        let gone = ProbeResult::UnexpectedResponse("bad".to_owned());
         scene.pool().probed(&n2, gone, scene.now);
     }
     assert_eq!(scene.state("n2"), Some(State::Down));
@@ -191,7 +191,7 @@ fn a_backend_that_is_gone_is_forgotten_once_nobody_uses_it() {
     n1.metrics.answered(http::StatusCode::OK);
     assert!(!forget(1061) && !forget(1120));
     assert!(forget(1121));
-    let page = scene.parts.policy.metrics.encode();
+    let page = scene.parts.proxy.metrics.encode();
     assert!(!page.contains("backend=\"n1\""), "{page}");
     assert!(page.contains("state{backend=\"n2\""), "{page}");
 }
@@ -275,21 +275,21 @@ fn pools_are_known_by_name_and_followed() {
 #[tokio::test]
 async fn a_file_that_is_not_valid_changes_nothing() {
     let scene = Scene::new(N1);
-    let before = scene.parts.policy.pools();
+    let before = scene.parts.proxy.pools();
     let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
     std::fs::write(&file, "pools: []\n").unwrap();
     scene.parts.reloader.reload(&file).await;
     std::fs::remove_file(&file).unwrap();
     scene.parts.reloader.reload(&file).await;
-    assert!(Arc::ptr_eq(&before, &scene.parts.policy.pools()));
-    let page = scene.parts.policy.metrics.encode();
+    assert!(Arc::ptr_eq(&before, &scene.parts.proxy.pools()));
+    let page = scene.parts.proxy.metrics.encode();
     assert!(
         page.contains("reloads_total{outcome=\"refused\"} 2"),
         "{page}"
     );
     assert!(page.contains("configuration_ok 0"), "{page}");
     scene.reload(N1);
-    let page = scene.parts.policy.metrics.encode();
+    let page = scene.parts.proxy.metrics.encode();
     assert!(page.contains("configuration_ok 1"), "{page}");
 }
 
@@ -408,7 +408,7 @@ fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
     let scene = Scene::new(N1);
     let reloader = &scene.parts.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
-    let start = scene.parts.policy.metrics.encode().lines().count();
+    let start = scene.parts.proxy.metrics.encode().lines().count();
     let nodes = |round: usize, number: usize| {
         let node = |index| {
             let index = round * 10_000 + index;
@@ -442,7 +442,7 @@ fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
     reloader.forget(later(130));
     assert_eq!(pool_len(), 1);
     assert!(!scene.parts.names.knows(&host(0)) && !scene.parts.names.knows(&host(15_999)));
-    let page = scene.parts.policy.metrics.encode();
+    let page = scene.parts.proxy.metrics.encode();
     assert!(!page.contains("backend=\"m"), "{page}");
     assert_eq!(page.lines().count(), start);
 }

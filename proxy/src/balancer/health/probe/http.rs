@@ -82,18 +82,18 @@ impl HttpCheck {
         if let Some(cause) = cause.filter(|cause| is_ours(cause)) {
             return Err(CannotProbe(io::Error::new(cause.kind(), cause.to_string())));
         }
-        let no_answer = |why: &str| ProbeResult::NoAnswer(why.to_owned());
+        let no_answer = |why: &str| ProbeResult::NoResponse(why.to_owned());
         Ok(match error.etype() {
             ErrorType::CustomCode(DRAINING, status) => unexpected(*status, true, ""),
             ErrorType::CustomCode(UNEXPECTED, status) => {
                 unexpected(*status, false, self.hint(*status))
             }
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => {
-                ProbeResult::BadAnswer("its answer to a probe is not HTTP".to_owned())
+                ProbeResult::UnexpectedResponse("its answer to a probe is not HTTP".to_owned())
             }
             ErrorType::ReadTimedout => no_answer("its probe was not answered"),
             ErrorType::ConnectionClosed => no_answer("it closed the connection of its probe"),
-            kind => ProbeResult::NoAnswer(format!("its probe failed: {}", kind.as_str())),
+            kind => ProbeResult::NoResponse(format!("its probe failed: {}", kind.as_str())),
         })
     }
 

@@ -92,11 +92,15 @@ fn failure(error: &Error) -> ProbeResult {
         | Error::AlreadyClosed
         | Error::Protocol(
             ProtocolError::HandshakeIncomplete | ProtocolError::ResetWithoutClosingHandshake,
-        ) => ProbeResult::NoAnswer("it closed the connection of its probe".to_owned()),
-        Error::Protocol(ProtocolError::SecWebSocketAcceptKeyMismatch) => ProbeResult::BadAnswer(
-            "its probe was answered with a wrong Sec-WebSocket-Accept".to_owned(),
-        ),
-        error => ProbeResult::BadAnswer(format!("its answer is no WebSocket handshake: {error}")),
+        ) => ProbeResult::NoResponse("it closed the connection of its probe".to_owned()),
+        Error::Protocol(ProtocolError::SecWebSocketAcceptKeyMismatch) => {
+            ProbeResult::UnexpectedResponse(
+                "its probe was answered with a wrong Sec-WebSocket-Accept".to_owned(),
+            )
+        }
+        error => ProbeResult::UnexpectedResponse(format!(
+            "its answer is no WebSocket handshake: {error}"
+        )),
     }
 }
 

@@ -76,11 +76,11 @@ impl Bench {
         match event {
             Good => machine.probe(ProbeResult::Good, now),
             Drains => machine.probe(ProbeResult::Draining, now),
-            Bad => machine.probe(ProbeResult::BadAnswer(why()), now),
+            Bad => machine.probe(ProbeResult::UnexpectedResponse(why()), now),
             Unreachable => machine.probe(ProbeResult::Unreachable(why()), now),
-            Silent => machine.probe(ProbeResult::NoAnswer(why()), now),
-            DialRefused => machine.dial_failed(FailedDial::Refused, now),
-            DialTimedOut => machine.dial_failed(FailedDial::TimedOut, now),
+            Silent => machine.probe(ProbeResult::NoResponse(why()), now),
+            DialRefused => machine.dial_failed(DialFailure::Refused, now),
+            DialTimedOut => machine.dial_failed(DialFailure::TimedOut, now),
             Stops => machine.announced_stop(now),
             Wait(seconds) => {
                 self.now += Duration::from_secs(seconds);
@@ -345,11 +345,11 @@ fn a_change_says_from_where_to_where_why_and_how_long_it_was() {
 #[test]
 fn a_backend_that_answers_wrongly_is_told_from_one_that_does_not_answer() {
     let mut bench = Bench::reaching(Down, CONFIG);
-    assert!(bench.machine.answers());
+    assert!(bench.machine.responds());
     bench.on(Unreachable);
-    assert!(!bench.machine.answers());
+    assert!(!bench.machine.responds());
     bench.on(Good);
-    assert!(bench.machine.answers(), "it has still to rise");
+    assert!(bench.machine.responds(), "it has still to rise");
 }
 
 fn event() -> impl Strategy<Value = Event> {

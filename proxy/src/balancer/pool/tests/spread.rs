@@ -35,7 +35,8 @@ fn new_clients_go_where_the_fewest_tunnels_are_for_the_weight() {
 fn requests_in_flight_are_counted_until_they_end() {
     let bench = Bench::new("least", &[1]);
     let backend = bench.backend("n1");
-    let requests = [Seeks::Answer, Seeks::Tunnel].map(|seeks| backend.start_request(seeks));
+    let requests =
+        [RequestKind::Plain, RequestKind::Upgrade].map(|kind| backend.start_request(kind));
     let tunnel = backend.open_tunnel();
     assert!(tunnel.backend().id == backend.id);
     let status = || {

@@ -153,7 +153,7 @@ async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
 }
 
 /// The shape of a head without a request that switches.
-fn judged(head: &str) -> Result<BodyLength, Refusal> {
+fn judged(head: &str) -> Result<BodyLength, Rejection> {
     shape(&mut head.as_bytes().to_vec(), 256).map(|shape| shape.body)
 }
 
@@ -257,14 +257,15 @@ fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
         ),
     ];
     for (head, status) in heads {
-        let refused = judged(head).map_err(|refusal| error::answer(refusal).status.as_u16());
+        let refused =
+            judged(head).map_err(|rejection| error::error_response(rejection).status.as_u16());
         assert_eq!(refused, Err(status), "{head:?}");
     }
     let many = format!(
         "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
         "A: b\r\n".repeat(256)
     );
-    assert_eq!(judged(&many), Err(Refusal::HeadTooLarge));
+    assert_eq!(judged(&many), Err(Rejection::HeadTooLarge));
 }
 
 #[test]

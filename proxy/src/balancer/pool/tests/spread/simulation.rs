@@ -49,11 +49,11 @@ impl Traffic {
     }
 
     /// A request of a client that shows `claim`: the backend that it goes to.
-    fn ask(&mut self, claim: &Claim, seeks: Seeks) -> Arc<Backend> {
+    fn ask(&mut self, claim: &Claim, kind: RequestKind) -> Arc<Backend> {
         let choice = self
             .bench
             .pool
-            .choose(claim, seeks, &Tried::default(), self.now())
+            .choose(claim, kind, &Tried::default(), self.now())
             .unwrap();
         if choice.affinity != Hit {
             self.newcomers.push(choice.backend.id.to_string());
@@ -63,8 +63,8 @@ impl Traffic {
 
     /// A plain request that is answered after so many milliseconds.
     fn plain(&mut self, claim: &Claim, millis: u64) -> Arc<Backend> {
-        let backend = self.ask(claim, Seeks::Answer);
-        let request = backend.start_request(Seeks::Answer);
+        let backend = self.ask(claim, RequestKind::Plain);
+        let request = backend.start_request(RequestKind::Plain);
         self.requests.push(Some(request));
         self.after(millis, Event::Answered(self.requests.len() - 1));
         backend
@@ -72,8 +72,8 @@ impl Traffic {
 
     /// A client that opens its tunnel at once and keeps it for so many milliseconds.
     fn tunnel(&mut self, claim: &Claim, millis: u64) {
-        let backend = self.ask(claim, Seeks::Tunnel);
-        let _upgrade = backend.start_request(Seeks::Tunnel);
+        let backend = self.ask(claim, RequestKind::Upgrade);
+        let _upgrade = backend.start_request(RequestKind::Upgrade);
         self.tunnels.push(Some(backend.open_tunnel()));
         self.after(millis, Event::TunnelEnds(self.tunnels.len() - 1));
     }
@@ -170,7 +170,7 @@ fn worst_burst(newcomers: &[String], id: &str, in_a_row: usize, others: usize) -
 }
 
 /// Backends with tunnels, one of which goes away and comes back: the newcomers from its return on.
-fn come_back(seeks: Seeks) -> (Traffic, usize) {
+fn come_back(kind: RequestKind) -> (Traffic, usize) {
     let bench = Bench::new("least", &[1, 1, 1]);
     let mut traffic = Traffic::new(bench);
     let minute = 60_000;
@@ -204,9 +204,9 @@ fn come_back(seeks: Seeks) -> (Traffic, usize) {
             returned_at = traffic.newcomers.len();
         }
         if millis % 20 == 0 {
-            match seeks {
-                Seeks::Tunnel => traffic.tunnel(&Claim::default(), minute),
-                Seeks::Answer => {
+            match kind {
+                RequestKind::Upgrade => traffic.tunnel(&Claim::default(), minute),
+                RequestKind::Plain => {
                     let backend = traffic.plain(&Claim::default(), 10);
                     traffic.after(100, Event::Returns(backend.id.to_string()));
                 }
@@ -218,23 +218,23 @@ fn come_back(seeks: Seeks) -> (Traffic, usize) {
 
 #[test]
 fn a_backend_that_is_back_gets_its_share_and_never_more_than_twice_its_neighbours() {
-    for seeks in [Seeks::Tunnel, Seeks::Answer] {
-        let (traffic, returned_at) = come_back(seeks);
+    for kind in [RequestKind::Upgrade, RequestKind::Plain] {
+        let (traffic, returned_at) = come_back(kind);
         let after = &traffic.newcomers[returned_at..];
         // A second, five, and a minute of newcomers, from every one on.
         for in_a_row in [50, 250, 3000] {
             let (most, others) = worst_burst(after, "n3", in_a_row, 2);
             assert!(
                 most as f64 <= 2.0 * others + 3.0,
-                "{seeks:?} {in_a_row}: {most} beside {others}"
+                "{kind:?} {in_a_row}: {most} beside {others}"
             );
         }
         // It starts slowly: a tenth of the weight, and at most twice as many for that.
         let first = after[..50].iter().filter(|id| *id == "n3").count();
-        assert!((1..=8).contains(&first), "{seeks:?}: {first}");
+        assert!((1..=8).contains(&first), "{kind:?}: {first}");
         assert!(
             traffic.imbalance() <= 1.05,
-            "{seeks:?}: {}",
+            "{kind:?}: {}",
             traffic.imbalance()
         );
         assert!(0 < traffic.tunnels_of("n3"));
@@ -250,7 +250,8 @@ fn slow_start_holds_for_turns_and_dice_too() {
         (0..2).for_each(|_| pool.probed(&backend, ProbeResult::Good, bench.at(20)));
         assert_eq!(backend.state(), State::Up);
         let share = |at: Instant| {
-            let choose = |_| pool.choose(&Claim::default(), Seeks::Answer, &Tried::default(), at);
+            let choose =
+                |_| pool.choose(&Claim::default(), RequestKind::Plain, &Tried::default(), at);
             let is_back = |choice: &Result<Choice, NoBackend>| {
                 choice.as_ref().unwrap().backend.id == backend.id
             };

@@ -8,15 +8,15 @@ use http::{HeaderValue, Version};
 use crate::http::fields::Request;
 use crate::http::target::Target;
 use crate::http::target::host_alone;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 
 /// Checks the target, the host, and what HTTP/2 calls malformed without seeing to it.
 ///
 /// # Errors
 ///
-/// [`Refusal::Malformed`].
-pub(super) fn check(request: &impl Request) -> Result<(), Refusal> {
-    let malformed = |why| Err(Refusal::Malformed(why));
+/// [`Rejection::Malformed`].
+pub(super) fn check(request: &impl Request) -> Result<(), Rejection> {
+    let malformed = |why| Err(Rejection::Malformed(why));
     let target = std::str::from_utf8(request.target()).unwrap_or_default();
     if Target::of(request.method().as_str(), target).is_none() {
         return malformed("the target is neither a path nor a URL");

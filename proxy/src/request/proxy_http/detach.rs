@@ -17,42 +17,42 @@ use crate::downstream::{BodyLength, Connection};
 use crate::http::fields::Request as _;
 use crate::http::http1::RequestHead;
 use crate::limits::Pass;
-use crate::request::error::Refusal;
-use crate::request::forward::{Engine, Incoming, Upgrade, can_begin};
+use crate::request::error::Rejection;
+use crate::request::forward::{Engine, Incoming, Upgrade, may_upgrade};
 
 /// What became of a request.
-pub(super) enum Taken {
+pub(super) enum UpgradeOutcome {
     /// It is none of ours.
-    No,
+    NotUpgrade,
     /// It has been answered, or is a tunnel: its connection is gone from the session.
-    Over,
+    Detached,
     /// It is to be refused, and its connection is where it was.
-    Refused(Refusal),
+    Rejected(Rejection),
 }
 
 /// Has `engine` serve the request of `downstream` if it is an upgrade that its route allows, whatever comes of it.
-pub(super) async fn take_over(engine: &Engine, downstream: &mut Session) -> Taken {
+pub(super) async fn detach_upgrade(engine: &Engine, downstream: &mut Session) -> UpgradeOutcome {
     let ServerSession::H1(_) = downstream.as_downstream() else {
-        return Taken::No;
+        return UpgradeOutcome::NotUpgrade;
     };
     let request = downstream.req_header();
     let Some(protocol) = allowed(engine, request) else {
-        return Taken::No;
+        return UpgradeOutcome::NotUpgrade;
     };
-    if body_of(request) != BodyLength::Bytes(0) {
-        return Taken::Refused(Refusal::Malformed("an upgrade with a body"));
+    if body_length(request) != BodyLength::Bytes(0) {
+        return UpgradeOutcome::Rejected(Rejection::Malformed("an upgrade with a body"));
     }
     // Of connections, tunnels alone are ours to count.
-    let permit = match engine.policy.gate.connection(None, Instant::now()) {
+    let permit = match engine.proxy.gate.connection(None, Instant::now()) {
         Ok(permit) => permit,
-        Err(limit) => return Taken::Refused(Refusal::Limited(limit)),
+        Err(limit) => return UpgradeOutcome::Rejected(Rejection::Limited(limit)),
     };
     let upgrade = Upgrade {
         protocol,
         connection: Pass::new(permit, None),
     };
     detach(engine, downstream, upgrade).await;
-    Taken::Over
+    UpgradeOutcome::Detached
 }
 
 /// Takes the connection out of `downstream`, and serves its request.
@@ -103,13 +103,13 @@ async fn set_request(session: &mut ServerSession, request: RequestHeader) -> boo
 
 /// The upgrade that the route of `request` lets through, if it asks for one.
 fn allowed(engine: &Engine, request: &RequestHeader) -> Option<String> {
-    let protocols = asks_for(request)?;
+    let protocols = requested_upgrades(request)?;
     let host = request
         .headers
         .get(HOST)
         .and_then(|host| host.to_str().ok());
     let target = std::str::from_utf8(request.raw_path()).ok()?;
-    engine.policy.allowed_upgrade(host, target, &protocols)
+    engine.proxy.allowed_upgrade(host, target, &protocols)
 }
 
 /// The connection of a request without a body, with all that was read behind its head.
@@ -125,7 +125,7 @@ async fn connection_of(mut session: HttpSession) -> Option<Connection> {
 }
 
 /// What `request` would switch to, best first, if it asks for a switch at all (RFC 9110, 7.8).
-pub(crate) fn asks_for(request: &RequestHeader) -> Option<Vec<String>> {
+pub(crate) fn requested_upgrades(request: &RequestHeader) -> Option<Vec<String>> {
     let tokens = |name| {
         let values = request.headers.get_all(name).into_iter();
         values
@@ -137,13 +137,13 @@ pub(crate) fn asks_for(request: &RequestHeader) -> Option<Vec<String>> {
         request.version == Version::HTTP_11 && tokens(CONNECTION).any(|token| token == "upgrade");
     let method = request.method.as_str();
     let protocols: Vec<String> = tokens(UPGRADE)
-        .filter(|token| !token.is_empty() && can_begin(method, token))
+        .filter(|token| !token.is_empty() && may_upgrade(method, token))
         .collect();
     (asks && !protocols.is_empty()).then_some(protocols)
 }
 
 /// Whether `request` has a body; whatever could be read in two ways counts as one.
-pub(crate) fn body_of(request: &RequestHeader) -> BodyLength {
+pub(crate) fn body_length(request: &RequestHeader) -> BodyLength {
     let headers = &request.headers;
     let mut lengths = headers.get_all(CONTENT_LENGTH).into_iter();
     match (

@@ -10,14 +10,14 @@ use tokio::time::sleep_until;
 
 use crate::balancer::pool::AffinityOutcome;
 use crate::balancer::pool::Backend;
-use crate::balancer::pool::Verdict;
+use crate::balancer::pool::HealthStatus;
 use crate::balancer::pool::WaitCount;
-use crate::request::error::Refusal;
+use crate::request::error::Rejection;
 use crate::request::exchange::Exchange;
-use crate::request::exchange::Policy;
-use crate::request::parked::FailedDial;
-use crate::request::parked::Hold;
-use crate::request::parked::NoPlace;
+use crate::request::exchange::ProxyState;
+use crate::request::parked::NotParked;
+use crate::request::parked::ParkReason;
+use crate::request::parked::ParkedRequest;
 use crate::request::parked::Step;
 
 /// How the wait of a request ended.
@@ -46,49 +46,49 @@ impl Outcome {
 
 /// Whether a request waits. Each does so for one backend at most.
 #[derive(Default)]
-pub(super) enum Waiting {
+pub(super) enum Parking {
     #[default]
     NotYet,
-    Now(Box<Wait>),
+    Now(Box<Parked>),
     /// It did for so long.
     Over(Duration),
 }
 
 /// A wait that goes on. Dropped, it counts as one whose client left.
-pub(super) struct Wait {
-    hold: Hold,
-    verdict: watch::Receiver<Verdict>,
+pub(super) struct Parked {
+    request: ParkedRequest,
+    health_status: watch::Receiver<HealthStatus>,
     count: WaitCount,
     began: Instant,
     outcome: Outcome,
 }
 
-impl Drop for Wait {
+impl Drop for Parked {
     fn drop(&mut self) {
         let metrics = &self.count.backend().metrics;
         metrics.waited(self.outcome.as_str());
     }
 }
 
-impl Waiting {
+impl Parking {
     /// Whether the request stays with the backend that it was to go to.
-    pub(super) fn goes_on(&self) -> bool {
+    pub(super) fn is_parked(&self) -> bool {
         matches!(self, Self::Now(_))
     }
 
     /// For how long it has waited so far.
-    pub(super) fn lasted(&self) -> Option<Duration> {
+    pub(super) fn duration(&self) -> Option<Duration> {
         match self {
             Self::NotYet => None,
-            Self::Now(wait) => Some(wait.began.elapsed()),
+            Self::Now(parked) => Some(parked.began.elapsed()),
             Self::Over(lasted) => Some(*lasted),
         }
     }
 
     fn end(&mut self, outcome: Outcome) {
-        if let Self::Now(wait) = self {
-            wait.outcome = outcome;
-            *self = Self::Over(wait.began.elapsed());
+        if let Self::Now(parked) = self {
+            parked.outcome = outcome;
+            *self = Self::Over(parked.began.elapsed());
         }
     }
 
@@ -98,38 +98,38 @@ impl Waiting {
     }
 
     /// The request has to do without it.
-    pub(super) fn moved(&mut self) {
+    pub(super) fn gave_up(&mut self) {
         self.end(Outcome::Moved);
     }
 }
 
-impl Policy {
+impl ProxyState {
     /// Has the request wait, or wait on, for its backend after a dial of it has failed. `false` if it is to go elsewhere.
-    pub(super) fn hold(&self, exchange: &mut Exchange, dial: FailedDial) -> bool {
+    pub(super) fn park(&self, exchange: &mut Exchange, dial: ParkReason) -> bool {
         let now = Instant::now();
-        if let Waiting::Now(wait) = &mut exchange.waiting {
-            wait.hold.failed(dial, now);
+        if let Parking::Now(parked) = &mut exchange.parking {
+            parked.request.failed(dial, now);
             return true;
         }
-        let Some(backend) = exchange.awaited() else {
+        let Some(backend) = exchange.bound_backend() else {
             return false;
         };
-        match self.waiting_room.enter(dial, now) {
-            Ok(hold) => {
-                exchange.waiting = Waiting::Now(Box::new(Wait {
-                    hold,
-                    verdict: backend.verdict(),
+        match self.parked.park(dial, now) {
+            Ok(request) => {
+                exchange.parking = Parking::Now(Box::new(Parked {
+                    request,
+                    health_status: backend.health_status(),
                     count: backend.start_waiting(),
                     began: now,
                     outcome: Outcome::Left,
                 }));
                 true
             }
-            Err(NoPlace::Full) => {
+            Err(NotParked::Full) => {
                 backend.metrics.waited(Outcome::Full.as_str());
                 false
             }
-            Err(NoPlace::Off) => false,
+            Err(NotParked::Disabled) => false,
         }
     }
 
@@ -142,23 +142,23 @@ impl Policy {
     /// # Cancel safety
     ///
     /// Nothing is lost: the next call waits on.
-    pub(crate) async fn attempt_is_due(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
-        let Waiting::Now(wait) = &mut exchange.waiting else {
+    pub(crate) async fn attempt_due(&self, exchange: &mut Exchange) -> Result<(), Rejection> {
+        let Parking::Now(parked) = &mut exchange.parking else {
             return Ok(());
         };
         loop {
-            let verdict = *wait.verdict.borrow_and_update();
-            let is_worth_it = exchange.pool.is_worth_waiting_for(wait.count.backend());
-            let until = match wait.hold.step(is_worth_it, Instant::now()) {
+            let health_status = *parked.health_status.borrow_and_update();
+            let worth_waiting = exchange.pool.is_worth_waiting_for(parked.count.backend());
+            let until = match parked.request.step(worth_waiting, Instant::now()) {
                 Step::Dial => return Ok(()),
-                Step::Leave => break,
+                Step::GiveUp => break,
                 Step::Wait(until) => until,
             };
             tokio::select! {
                 biased;
                 () = self.ending.cancelled() => break,
-                changed = wait.verdict.changed() => match changed {
-                    Ok(()) if verdict.answers < wait.verdict.borrow().answers => wait.hold.answered(Instant::now()),
+                changed = parked.health_status.changed() => match changed {
+                    Ok(()) if health_status.responses < parked.health_status.borrow().responses => parked.request.answered(Instant::now()),
                     Ok(()) => {}
                     // The backend is no more.
                     Err(_) => break,
@@ -166,24 +166,24 @@ impl Policy {
                 () = sleep_until(until.into()) => {}
             }
         }
-        exchange.waiting.moved();
+        exchange.parking.gave_up();
         exchange.exclude_backend();
-        self.go_elsewhere(exchange)
+        self.try_another(exchange)
     }
 }
 
 impl Exchange {
     /// The backend that the request may wait for: the one that its client belongs to, as long as that keeps its clients.
-    fn awaited(&self) -> Option<&std::sync::Arc<Backend>> {
+    fn bound_backend(&self) -> Option<&std::sync::Arc<Backend>> {
         let choice = self.choice.as_ref()?;
-        let waits = matches!(self.waiting, Waiting::NotYet)
+        let waits = matches!(self.parking, Parking::NotYet)
             && choice.affinity == AffinityOutcome::Hit
             && self.pool.is_worth_waiting_for(&choice.backend);
         waits.then_some(&choice.backend)
     }
 
     /// Whether it waits for its backend.
-    pub(crate) fn waits(&self) -> bool {
-        self.waiting.goes_on()
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parking.is_parked()
     }
 }
