@@ -1,4 +1,4 @@
-//! The edge as a part of another Pingora server: affinity, tunnels, failover and the rest behind listeners that are not ours.
+//! The edge as part of another Pingora server: everything but the listeners and the reading of requests.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,13 +32,13 @@ use crate::server::shutdown::Drain;
 use crate::tls::{PoolTlsError, no_authorities_file};
 use crate::upstream;
 
-/// How much longer than `drain.timeout` Pingora has to leave the process alone: the last tunnels are closed in it.
+/// How much longer than `drain.timeout` Pingora's grace period has to be: the last tunnels are closed in this time.
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
 /// The edge, to be mounted in a Pingora server.
 ///
-/// [`Plugin::edge`] is a [`ProxyHttp`](pingora_proxy::ProxyHttp) like any other. It carries upgrades too: it takes their
-/// connection out of Pingora and makes a tunnel of it, which outlives the request.
+/// [`Plugin::edge`] is a [`ProxyHttp`](pingora_proxy::ProxyHttp) like any other. It serves upgrades too: it detaches their
+/// connection from Pingora and makes a tunnel of it, which outlives the request.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -70,78 +70,78 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 ///
 /// # What is the same
 ///
-/// Routes, affinity, the choice of a backend, waiting, retries, health checks, forwarded headers, the answers of the edge
-/// itself, the access log, metrics, `GET /backends`, and everything about tunnels: bytes that come early, ends of streams,
-/// idle ones, the drain with close code 1012.
+/// Routes, affinity, the choice of a backend, parking, retries, health checks, forwarded headers, the error responses of the
+/// edge, the access log, metrics, `GET /backends`, and everything about tunnels: bytes sent early, half-closes, idle timeouts,
+/// the drain with close code 1012.
 ///
 /// # What is not
 ///
-/// Pingora reads the requests, on listeners of yours, so what the edge does before it knows a request is missing:
+/// Pingora reads the requests, on your listeners, so what the edge does before it has a request is missing:
 ///
 /// - `listeners`, `threads`, `log.level` and `log.format` have no effect. Log lines go to the `tracing` subscriber of the
-///   process; [`Plugin::start_logging`] makes the one that the settings describe.
-/// - `timeouts.head` has no effect, and `limits.head_size` is judged when a head is complete: Pingora waits 60 s for each piece of a
-///   head, and takes up to 1 MiB. There is no 408. Where clients are not trusted, that has to be limited before this server.
-/// - `limits.connections` bounds tunnels alone. One more gets its 503 after its request was read.
-/// - Heads are read as leniently as Pingora reads them: bare line feeds, a length beside chunks and spaces in a target pass, as
-///   RFC 9112 allows. What makes a request two is refused there as well.
-/// - What Pingora refuses by itself (400 for a malformed head, 405 for CONNECT) is not in the access log.
-/// - A second request that comes before the first is answered may end the connection, as everywhere in Pingora.
-/// - A client that ends its sending side has left (`abort_on_client_close` has no effect), and `timeouts.request_body_rate`,
-///   `timeouts.http2_preface` and `limits.http2_*` have none: a body over HTTP/2 may stop for as long as it likes, until
-///   `timeouts.upstream_read`.
-/// - Trailers are not passed on, in either direction, and no interim response (1xx) over HTTP/2.
-/// - Pingora writes a `Date` of its own, joins chunks of a response that come at about the same time, holds a body with a length
-///   back until it has some of it, takes a chunk without a size for the last, and closes the client's connection behind a 502,
-///   503 or 504 that follows on an attempt.
-/// - Idle connections to backends are Pingora's, by the number in `upstream_keepalive_pool_size`.
-/// - The sockets are yours: [`Plugin::socket_options`] has the kernel watch over clients as `timeouts.tcp_keepalive` and
-///   `timeouts.tcp_user_timeout` say.
-/// - Connections that wait for a request cost what Pingora's cost, 64 KiB unless the listener is told not to buffer reads.
-///   Tunnels cost the same as with the edge's own listeners; over TLS they keep Pingora's stream.
-/// - When the server ends, Pingora closes connections that wait for a request at once (`drain.late` has no effect), and
-///   sleeps for all of `grace_period_seconds`, unless [`AfterDrain::Exit`] ends the process before.
-/// - HTTP/2, if a listener offers it, is served, but for WebSockets over it (RFC 8441): `websockets_over_http2` has no effect.
+///   process; [`Plugin::start_logging`] installs the one that the settings describe.
+/// - `timeouts.head` has no effect, and `limits.head_size` is checked when a head is complete: Pingora waits 60 s for each piece of
+///   a head, and accepts up to 1 MiB. There is no 408. Where clients are not trusted, limit that in front of this server.
+/// - `limits.connections` limits only tunnels. One more is rejected with 503 after its request was read.
+/// - Heads are parsed as leniently as Pingora does: bare line feeds, a length beside chunks and spaces in a target are accepted, as
+///   RFC 9112 allows. What would split one request into two is rejected there as well.
+/// - Requests that Pingora itself rejects (400 for a malformed head, 405 for CONNECT) are not in the access log.
+/// - A second request that arrives before the response to the first may end the connection, as everywhere in Pingora.
+/// - A client that half-closes its connection counts as disconnected (`abort_on_client_close` has no effect), and
+///   `timeouts.request_body_rate`, `timeouts.http2_preface` and `limits.http2_*` have no effect: a body over HTTP/2 may stall
+///   until `timeouts.upstream_read`.
+/// - Trailers are not forwarded, in either direction, nor interim responses (1xx) over HTTP/2.
+/// - Pingora writes its own `Date`, joins chunks of a response that arrive at about the same time, delays a body with a length
+///   until it has some of it, reads a chunk without a size as the last one, and closes the client's connection after a 502, 503
+///   or 504 for a failed attempt.
+/// - Pingora keeps the idle connections to backends, limited by `upstream_keepalive_pool_size`.
+/// - You own the listening sockets: [`Plugin::socket_options`] sets TCP keepalive by `timeouts.tcp_keepalive` and
+///   `timeouts.tcp_user_timeout`.
+/// - Idle client connections cost as much memory as in Pingora, 64 KiB unless the listener does not buffer reads. Tunnels cost the
+///   same as with the edge's own listeners; over TLS they keep Pingora's stream.
+/// - When the server shuts down, Pingora closes idle client connections at once (`drain.late` has no effect), and sleeps for all
+///   of `grace_period_seconds`, unless [`AfterDrain::Exit`] ends the process before.
+/// - HTTP/2 is served if a listener offers it, but not WebSockets over it (RFC 8441): `websockets_over_http2` has no effect.
 ///
 /// # Wrapping
 ///
 /// A [`ProxyHttp`](pingora_proxy::ProxyHttp) of your own may call the edge's phases from its own, with its
-/// [`RequestContext`](crate::RequestContext) inside yours. Every phase that [`Edge`] implements has to be passed on. What you change in a
-/// request before its `request_filter` is what the edge goes by. Behind it, ask
-/// [`RequestContext::taken_over`](crate::RequestContext::taken_over): the connection of an upgrade is gone by then.
+/// [`RequestContext`](crate::RequestContext) inside yours. Every phase that [`Edge`] implements has to be called. The edge sees the
+/// request as you have changed it before its `request_filter`. After that, check
+/// [`RequestContext::is_detached`](crate::RequestContext::is_detached): the connection of an upgrade is detached by then.
 pub struct Plugin {
     config: Config,
     parts: Parts,
 }
 
-/// What happens when the server has been told to end, and the edge has nothing left to do.
+/// What happens when the server shuts down and the edge has drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterDrain {
-    /// Nothing: Pingora ends the process when its grace period is over.
+    /// Pingora ends the process when its grace period is over.
     Stay,
-    /// The process exits with status 0. For a server in which nothing else has to finish.
+    /// The process exits with status 0 at once. For a server in which nothing else has to finish.
     Exit,
 }
 
 impl Plugin {
-    /// The edge that `config` describes. It opens the access log and raises the process's limit of open files.
+    /// Creates the edge of `config`. Opens the access log and raises the open-file limit of the process.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if the access log cannot be opened, or a file for the TLS of backends is wrong.
+    /// [`StartError`] if the access log cannot be opened, or a file for TLS to backends is not valid.
     pub fn new(config: Config) -> Result<Self, StartError> {
         let parts = Parts::new(&config)?;
         Ok(Self { config, parts })
     }
 
-    /// The edge itself. Several services may each have one: they share everything.
+    /// The edge as a Pingora proxy. Several services may each have one: they share all state.
     #[must_use]
     pub fn edge(&self) -> Edge {
         self.parts.mounted_edge()
     }
 
-    /// Sets in `conf` what the edge needs of a server: enough attempts for each request, a grace period that is longer than a
-    /// drain, and no more idle connections to backends than the limit of open files has room for. `threads` comes before it.
+    /// Sets in `conf` what the edge needs: enough attempts for each request, a grace period longer than a drain, and no more idle
+    /// connections to backends than the open-file limit allows. Set `threads` before.
     pub fn configure(&self, conf: &mut ServerConf) {
         let idle = self.parts.files.idle_upstream_each(conf.threads);
         conf.upstream_keepalive_pool_size = conf.upstream_keepalive_pool_size.min(idle);
@@ -153,14 +153,14 @@ impl Plugin {
         conf.grace_period_seconds = Some(conf.grace_period_seconds.unwrap_or_default().max(drain));
     }
 
-    /// The addresses in `listeners` of the settings, for whoever wants to listen there.
+    /// The addresses of `listeners` in the settings, which the edge does not use here.
     #[must_use]
     pub fn listeners(&self) -> Vec<SocketAddr> {
         let listeners = self.config.listeners.iter();
         listeners.map(|listener| listener.address).collect()
     }
 
-    /// Socket options of a listener that has the kernel find out when a client is gone.
+    /// Socket options for a listener, with TCP keepalive by the settings.
     #[must_use]
     pub fn socket_options(&self) -> TcpSocketOptions {
         let mut options = TcpSocketOptions::default();
@@ -168,10 +168,10 @@ impl Plugin {
         options
     }
 
-    /// What has to run beside the edge: health checks, the search for idle tunnels, and the drain when the server ends. SIGUSR1,
-    /// which would end the process, has the file of the access log opened again.
+    /// The background service of the edge: health checks, closing of idle tunnels, and the drain when the server shuts down. It
+    /// handles SIGUSR1, which reopens the file of the access log and would otherwise end the process.
     ///
-    /// Without it backends are judged by dials alone, and tunnels are cut when the process ends. Add it once.
+    /// Without it the state of backends follows from dials alone, and tunnels break when the process ends. Add it once.
     #[must_use]
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
@@ -183,7 +183,7 @@ impl Plugin {
         background_service("causeway", task)
     }
 
-    /// The admin listener, if the settings have one: `/live`, `/ready`, `/metrics`, `/backends`. It listens from here on.
+    /// The admin listener, if the settings have one: `/live`, `/ready`, `/metrics`, `/backends`. Its port is bound by this call.
     ///
     /// # Errors
     ///
@@ -193,25 +193,25 @@ impl Plugin {
             return Ok(None);
         };
         let bound = Bound::new(address, &self.config.timeouts)?;
-        let answers = HttpServer::new_app(self.parts.admin(Vec::new()));
+        let app = HttpServer::new_app(self.parts.admin(Vec::new()));
         let service = ListeningService::new(
             "admin",
-            answers,
+            app,
             vec![bound],
             1,
-            // It answers for as long as there is a process.
+            // It serves until the process ends.
             CancellationToken::new(),
         );
         Ok(Some(service.bounded(admin::LIMITS)))
     }
 
-    /// The metrics of the edge in the OpenMetrics format, for a server that has an endpoint of its own.
+    /// The metrics of the edge in the OpenMetrics format, for a server with its own endpoint.
     #[must_use]
     pub fn metrics(&self) -> String {
         self.parts.proxy.metrics.encode()
     }
 
-    /// A service that has SIGHUP read `file` anew, as the program does. Where the server has other plans for that signal, call
+    /// A service that reloads `file` at SIGHUP, as the program does. If the server uses that signal otherwise, call
     /// [`Plugin::reload`] instead.
     #[must_use]
     pub fn reload_on_hangup(&self, file: PathBuf) -> impl ServiceWithDependents + use<> {
@@ -219,19 +219,19 @@ impl Plugin {
         background_service("causeway-reload", Hangups { reloader, file })
     }
 
-    /// Goes by `config` from now on, as the program does after SIGHUP: backends in both keep their clients, those that are gone
-    /// drain. Settings that take a restart are named in a log line.
+    /// Applies `config`, as the program does after SIGHUP: backends in both configurations keep their clients, removed ones drain.
+    /// Changed settings that need a restart are named in a log line.
     ///
     /// # Errors
     ///
-    /// [`PoolTlsError`] if a file for the TLS of backends is wrong; then nothing changes.
+    /// [`PoolTlsError`] if a file for TLS to backends is not valid; then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), PoolTlsError> {
         self.parts.reloader.apply(config, Instant::now())
     }
 
-    /// Sends the log lines of the process to standard error, as `log` says, through a thread of their own: one that cannot be
-    /// written is dropped and counted, and holds nobody up. Panics become lines too. A subscriber that is there already stays,
-    /// and so does the panic hook then.
+    /// Writes the log lines of the process to standard error, by the settings in `log`, in a thread of their own: a line that cannot
+    /// be written is dropped and counted, and delays nothing. Panics are logged too. If a subscriber is already installed, it
+    /// stays, and so does the panic hook.
     pub fn start_logging(config: &Config) {
         if let Err(error) = logging::start(&config.log) {
             causeway_conf::print_error(&format!("cannot log to standard error: {error}"));
@@ -264,7 +264,7 @@ impl BackgroundService for Hangups {
     }
 }
 
-/// All that runs beside the edge.
+/// The background service of the edge.
 struct Background {
     watch: Watch,
     drain: Drain,
@@ -273,7 +273,7 @@ struct Background {
 }
 
 impl Background {
-    /// Opens the access log again at each SIGUSR1.
+    /// Reopens the access log at each SIGUSR1.
     async fn reopen_on_signal(&self) {
         let mut signals = signal(SignalKind::user_defined1())
             .expect("the runtime has its signal driver on, and the kind is one that can be caught");
@@ -282,7 +282,7 @@ impl Background {
         }
     }
 
-    /// Drains once `shutdown` says so.
+    /// Drains once `shutdown` is set.
     async fn drain(&self, mut shutdown: ShutdownWatch) {
         if shutdown.wait_for(|ending| *ending).await.is_err() {
             return;

@@ -1,11 +1,11 @@
 //! One request, from its head to the last byte of its response.
 //!
-//! [`exchange`] decides and does no I/O: route, client, affinity, backend, what a failure means, which headers go either way.
-//! [`forward`] is the engine that carries requests and upgrades over our own connections; [`proxy_http`] answers the phases of
-//! Pingora's proxy for the plugin with the same decisions. [`parked`] bounds the requests that wait for their backend to come
-//! back. [`error`] holds the edge's own responses, [`access_log`] the line that is written for each request and tunnel.
+//! [`exchange`] decides and does no I/O: route, client address, affinity, backend, consequences of a failure, header changes.
+//! [`forward`] is the engine that forwards requests and upgrades over connections of the edge's own; [`proxy_http`] implements the
+//! phases of Pingora's proxy for the plugin with the same decisions. [`parked`] bounds the requests that wait until their backend
+//! is reachable again. [`error`] has the edge's own error responses, [`access_log`] the line for each request and tunnel.
 //!
-//! Invariant: a rule about requests is in [`exchange`] once, whatever way a request comes.
+//! Invariant: each rule about requests is implemented once, in [`exchange`], for all protocols and for the plugin.
 
 pub(crate) mod access_log;
 pub(crate) mod error;

@@ -222,9 +222,10 @@ impl Affinity {
             Secure::Never => false,
             Secure::Auto => scheme == Scheme::Https,
         };
-        let attributes = match secure {
-            true => &self.secure_attributes,
-            false => &self.attributes,
+        let attributes = if secure {
+            &self.secure_attributes
+        } else {
+            &self.attributes
         };
         let room = cookie.name.len() + VALUE_BYTES_MAX + attributes.len();
         let mut value = String::with_capacity(room);

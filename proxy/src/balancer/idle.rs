@@ -91,9 +91,10 @@ impl IdleConnections {
                 && is_current(idle.connection.address)
                 && is_quiet(&mut idle.connection.socket)
             {
-                return match idle.runtime == here {
-                    true => Some(idle.connection),
-                    false => moved(idle.connection).ok(),
+                return if idle.runtime == here {
+                    Some(idle.connection)
+                } else {
+                    moved(idle.connection).ok()
                 };
             }
         }

@@ -379,9 +379,10 @@ impl Pool {
         let belonged = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(held);
         Ok(Choice {
             backend: Arc::clone(backend),
-            affinity: match belonged {
-                true => AffinityOutcome::Rebound,
-                false => AffinityOutcome::Miss,
+            affinity: if belonged {
+                AffinityOutcome::Rebound
+            } else {
+                AffinityOutcome::Miss
             },
             cookie: CookieChange::Set,
         })

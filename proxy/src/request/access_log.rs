@@ -1,8 +1,8 @@
 //! The access log: one JSON line for each request, and one for each tunnel when it ends.
 //!
-//! A request never waits for its line: it goes through a bounded queue to a thread of its own ([`LogWriter`]). One that finds the
-//! queue full, or that cannot be written, is dropped and counted. What could identify more than the client (query strings,
-//! cookies, bodies) is never logged.
+//! A request never waits for its line: lines go through a bounded queue to a thread of their own ([`LogWriter`]). A line is dropped
+//! and counted if the queue is full, or if it cannot be written. Query strings, cookies and bodies, which may hold secrets, are
+//! never logged.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,20 +14,20 @@ use serde::Serialize;
 
 use crate::config;
 
-/// What may wait for the disk: about a second of a busy edge, and at most some thirty megabytes.
+/// The bounds of the queue: about a second of a busy edge, and at most 32 MiB.
 const QUEUE: LogConfig = LogConfig {
     name: "access-log",
     lines_max: 16 * 1024,
     bytes_max: 32 << 20,
 };
 
-/// The most of a path or a host that is kept for a line: a tunnel keeps it for all its life.
+/// The most of a path or a host that is logged: a tunnel keeps it for its lifetime.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// What one line says. Fields that do not apply are left out.
+/// One line. Fields that do not apply are omitted.
 #[derive(Debug, Serialize)]
 pub(crate) struct AccessLine {
-    /// When the request came, in UNIX time.
+    /// When the request arrived, in UNIX time.
     #[serde(serialize_with = "unix_seconds")]
     pub(crate) ts: SystemTime,
     pub(crate) kind: Kind,
@@ -35,23 +35,23 @@ pub(crate) struct AccessLine {
     pub(crate) request_id: Option<Box<str>>,
     pub(crate) method: Option<Box<str>>,
     pub(crate) host: Option<Box<str>>,
-    /// Without the query, which may hold secrets.
+    /// Without the query.
     pub(crate) path: Option<Box<str>>,
     pub(crate) status: Option<u16>,
     #[serde(serialize_with = "milliseconds")]
     pub(crate) duration_ms: Duration,
-    /// Bytes of the request's body, or of the tunnel, that came from the client.
+    /// Bytes of the request body, or of the tunnel, received from the client.
     pub(crate) bytes_in: u64,
-    /// Bytes of the answer's body, or of the tunnel, that went to the client.
+    /// Bytes of the response body, or of the tunnel, sent to the client.
     pub(crate) bytes_out: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) backend: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) affinity: Option<&'static str>,
-    /// Backends that were tried; left out when it was one.
+    /// Backends that were tried; omitted when it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) attempts: Option<usize>,
-    /// For how long the request waited for its backend to come back.
+    /// How long the request was parked.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "some_milliseconds"
@@ -61,7 +61,7 @@ pub(crate) struct AccessLine {
     pub(crate) close_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) close_code: Option<u16>,
-    /// The codes that the client and the backend sent, which `close_code` is the first of.
+    /// The codes that the client and the backend sent; `close_code` is the first of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) client_code: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,8 +71,8 @@ pub(crate) struct AccessLine {
 }
 
 impl AccessLine {
-    /// The line of what got no further than the edge.
-    pub(crate) fn refused(peer: Option<IpAddr>, status: u16) -> Self {
+    /// The line of a request that was not admitted.
+    pub(crate) fn rejected(peer: Option<IpAddr>, status: u16) -> Self {
         Self {
             ts: SystemTime::now(),
             kind: Kind::Request,
@@ -98,12 +98,12 @@ impl AccessLine {
     }
 }
 
-/// As much of `text` as a line may hold.
+/// `text`, cut to [`TEXT_BYTES_MAX`].
 pub(crate) fn excerpt(text: &str) -> Box<str> {
     text[..text.floor_char_boundary(TEXT_BYTES_MAX)].into()
 }
 
-/// What ended with this line.
+/// What the line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -150,10 +150,10 @@ impl LogLine for AccessLine {
     }
 }
 
-/// Where lines are handed in. Cheap to clone.
+/// The access log. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AccessLog {
-    /// `None`: it is off.
+    /// `None` if it is disabled.
     log: Option<LogWriter<AccessLine>>,
 }
 
@@ -167,7 +167,7 @@ pub struct AccessLogError {
 }
 
 impl AccessLog {
-    /// Opens what `target` says and starts the thread that writes to it. Lines that are lost are counted in `dropped`.
+    /// Opens `target` and starts the thread that writes to it. Lost lines are counted in `dropped`.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ impl AccessLog {
         }
     }
 
-    /// Says whether what `target` says can be opened, without making it.
+    /// Checks whether `target` can be opened, without creating a file.
     ///
     /// # Errors
     ///
@@ -203,35 +203,35 @@ impl AccessLog {
             .map_err(|source| AccessLogError { path, source })
     }
 
-    /// Whether lines go anywhere, so that nobody makes them in vain.
+    /// Whether it is enabled, so that lines are not built in vain.
     pub(crate) fn is_on(&self) -> bool {
         self.log.is_some()
     }
 
-    /// Hands in a line, or drops it if the queue is full.
+    /// Queues a line, or drops it if the queue is full.
     pub(crate) fn write(&self, line: AccessLine) {
         if let Some(log) = &self.log {
             log.push(line);
         }
     }
 
-    /// Opens the file again, under the same name. Other targets stay as they are.
+    /// Reopens the file under the same name. Other targets are not affected.
     pub(crate) fn reopen(&self) {
         if let Some(log) = &self.log {
             log.reopen();
         }
     }
 
-    /// Writes out what is queued and ends the thread, in at most `wait`. Lines handed in later are lost.
+    /// Writes the queued lines and ends the thread, within `wait`. Later lines are lost.
     pub(crate) fn close(&self, wait: Duration) {
-        let is_written = self.log.as_ref().is_none_or(|log| log.close(wait));
-        if !is_written {
-            tracing::warn!("the access log is stuck: its last lines are lost");
+        let is_flushed = self.log.as_ref().is_none_or(|log| log.close(wait));
+        if !is_flushed {
+            tracing::warn!("the access log cannot be written in time, its last lines are lost");
         }
     }
 }
 
-/// Where lines go and what that is called, if they go anywhere.
+/// The target and its name, unless it is off.
 fn named(target: &config::AccessLog) -> Option<(String, LogTarget)> {
     Some(match target {
         config::AccessLog::Off => return None,
@@ -243,7 +243,7 @@ fn named(target: &config::AccessLog) -> Option<(String, LogTarget)> {
     })
 }
 
-/// What the program log says of the access log.
+/// Reports events of the access log in the program log.
 struct Events {
     name: String,
     dropped: Counter,
@@ -262,7 +262,7 @@ impl LogEvents<AccessLine> for Events {
         tracing::warn!(
             path = self.name,
             lost,
-            "access log lines were lost, it is written again"
+            "the access log can be written again, lines were lost"
         );
     }
 
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_json_object_without_what_does_not_apply() {
+    fn a_line_is_one_json_object_without_fields_that_do_not_apply() {
         let mut text = Vec::new();
         line().append_to(&mut text);
         expect_test::expect![[r#"
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_counts_with_the_texts_that_it_keeps() {
+    fn a_line_counts_the_bytes_of_its_texts() {
         let mut long = line();
         long.path = Some("x".repeat(TEXT_BYTES_MAX).into());
         assert_eq!(long.bytes() - line().bytes(), TEXT_BYTES_MAX - "/ws".len());
@@ -334,7 +334,7 @@ mod tests {
         };
         let whole = serde_json::to_value(whole).unwrap();
         let fields = whole.as_object().unwrap();
-        assert_eq!(fields.len(), 20, "the line of this test has them all");
+        assert_eq!(fields.len(), 20, "the line of this test has all fields");
         for field in fields.keys() {
             assert!(README.contains(&format!("\n| `{field}` | ")), "{field}");
         }

@@ -1,6 +1,6 @@
-//! What the edge itself answers, and when: the one place that turns a failure into an HTTP answer.
+//! The error responses of the edge itself: the one place that maps a failure to an HTTP response.
 //!
-//! Bodies are short and say nothing about the backends: whoever may know reads the log.
+//! Bodies are short and tell nothing about the backends: the details are in the access log.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use http::StatusCode;
 
 use crate::limits::Limit;
 
-/// Why a request does not get an answer from a backend.
+/// Why the edge itself responds to a request, not a backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejection {
-    /// The head is not HTTP, or what it asks for is ambiguous.
+    /// The head is not HTTP, or ambiguous.
     #[error("malformed request: {0}")]
     Malformed(&'static str),
     /// The head was not complete within its deadline.
     #[error("the request head did not arrive in time")]
     HeadTimeout,
-    /// The body did not go on within `timeouts.downstream_read`, or came more slowly than `timeouts.request_body_rate`.
+    /// The body stalled for `timeouts.downstream_read`, or arrived more slowly than `timeouts.request_body_rate`.
     #[error("the request body did not arrive in time: {0}")]
     BodyTimeout(&'static str),
     /// The head is larger than `limits.head_size`.
@@ -27,40 +27,40 @@ pub(crate) enum Rejection {
     /// The request line alone is larger than `limits.head_size`.
     #[error("the target of the request is too long")]
     TargetTooLong,
-    /// CONNECT: the edge is no proxy that clients choose.
-    #[error("CONNECT is not served here")]
+    /// CONNECT: the edge is a reverse proxy only.
+    #[error("the method CONNECT is not supported")]
     MethodNotAllowed,
-    /// The body comes in a coding besides chunked.
-    #[error("the transfer coding is not known here")]
+    /// The body has a transfer coding other than chunked.
+    #[error("the transfer coding is not supported")]
     CodingNotSupported,
-    /// The request line names an HTTP that is not spoken here.
-    #[error("the version of HTTP is not known here")]
+    /// The request line has an unsupported version of HTTP.
+    #[error("the version of HTTP is not supported")]
     VersionNotSupported,
-    /// No route matches: the configured answer.
+    /// No route matches: the configured response.
     #[error("no route matches")]
     NoRoute {
         status: StatusCode,
         body: Cow<'static, str>,
     },
-    /// The listener only sends clients to https, at this URL.
-    #[error("plain HTTP is not served here")]
+    /// The listener only redirects to https, to this URL.
+    #[error("the listener redirects to https")]
     UseHttps(String),
-    /// There is as much as there may be of something, or more of it.
-    #[error("refused because of limits.{}", .0.name())]
+    /// A limit is reached.
+    #[error("rejected because of limits.{}", .0.name())]
     Limited(Limit),
     /// No backend is left to try.
     #[error("no backend is available")]
     NoBackend,
-    /// The backend went away, or its response cannot be passed on, after it had been sent the request.
+    /// The connection to the backend broke after the request was sent, or the response cannot be forwarded.
     #[error("the backend failed: {0}")]
     BackendFailed(&'static str),
-    /// The backend, or the dial to it, took too long.
+    /// Connecting to the backend, or its response, took too long.
     #[error("the backend did not respond in time: {0}")]
     BackendTimeout(&'static str),
 }
 
 impl Rejection {
-    /// The name in the metrics.
+    /// The value of the label `reason` in the metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
@@ -81,7 +81,7 @@ impl Rejection {
     }
 }
 
-/// A complete answer with a text body.
+/// A complete response with a text body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ErrorResponse {
     pub(crate) status: StatusCode,
@@ -94,13 +94,13 @@ pub(crate) struct ErrorResponse {
     pub(crate) allow: Option<&'static str>,
 }
 
-/// What 405 names (RFC 9110, 15.5.6): the methods that HTTP itself has. Any other is passed on as well.
+/// The `Allow` header of a 405 (RFC 9110, 15.5.6): the methods of HTTP itself. Other methods are forwarded too.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
 
-/// How soon a client may come back after a 503 or a 429: about one round of health checks.
+/// When a client may retry after a 503 or a 429: about one interval of health checks.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The answer to a request that `rejection` ended.
+/// The response for `rejection`.
 pub(crate) fn error_response(rejection: Rejection) -> ErrorResponse {
     let (mut location, mut allow) = (None, None);
     let (status, body) = match rejection {
@@ -125,7 +125,7 @@ pub(crate) fn error_response(rejection: Rejection) -> ErrorResponse {
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "version of HTTP not supported\n".into(),
         ),
-        // The method and the body stay what they are (RFC 9110, 15.4.9).
+        // 308: the client repeats the same method and body (RFC 9110, 15.4.9).
         Rejection::UseHttps(url) => {
             location = Some(url);
             (StatusCode::PERMANENT_REDIRECT, "use https\n".into())
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_rejection_has_the_status_that_its_rfc_names() {
+    fn each_rejection_has_the_status_of_its_rfc() {
         let cases = [
             (Rejection::Malformed("two hosts"), 400, false),
             (Rejection::UseHttps("https://a/".to_owned()), 308, false),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_route_gets_the_configured_answer() {
+    fn a_request_without_a_route_gets_the_configured_response() {
         let error_response = error_response(Rejection::NoRoute {
             status: StatusCode::GONE,
             body: "moved\n".into(),

@@ -1,8 +1,8 @@
-//! One request, and what the edge decides for it: the same for plain HTTP and for upgrades.
+//! The decisions for one request: the same for plain HTTP and for upgrades.
 //!
-//! Does no I/O. An engine that serves a request asks here in this order: [`ProxyState::admit`], [`ProxyState::attempt_due`] and
-//! [`ProxyState::choose`] for each attempt, [`ProxyState::prepare`] for what is sent, [`ProxyState::attempt_failed`] or
-//! [`ProxyState::finalize`], and [`ProxyState::log`] at the end.
+//! Does no I/O. An engine that serves a request calls, in this order: [`ProxyState::admit`]; for each attempt
+//! [`ProxyState::attempt_due`], [`ProxyState::choose`] and [`ProxyState::prepare`]; then [`ProxyState::attempt_failed`] or
+//! [`ProxyState::finalize`]; [`ProxyState::log`] at the end.
 
 mod failure;
 mod parking;
@@ -56,26 +56,26 @@ use crate::request::parked::ParkedRequests;
 use crate::tls::Connector;
 use crate::upstream::Repeatable;
 
-/// What the edge goes by. One for the whole process.
+/// The shared state of the proxy: rules, limits, metrics, access log. One for the whole process.
 pub(crate) struct ProxyState {
     pub(crate) rules: ArcSwap<Rules>,
     pub(crate) parked: ParkedRequests,
     pub(crate) gate: Arc<Gate>,
-    /// Cancelled when the edge begins to end: nobody waits from then on.
+    /// Cancelled when the edge begins to shut down: no request stays parked from then on.
     pub(crate) ending: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: AccessLog,
-    /// For the line that says that descriptors have run out, of which each request would write one.
+    /// Throttles the log line about descriptor exhaustion, which each request would write.
     pub(crate) exhausted: Seldom,
-    /// The same, of local ports towards one backend.
+    /// The same, for the exhaustion of local ports towards one backend.
     pub(crate) no_port: Seldom,
 }
 
-/// One request from its head to its line in the access log.
+/// The state of one request, from its head to its line in the access log.
 pub(crate) struct Exchange {
     arrived: Instant,
     method: http::Method,
-    /// What the access log says that it is for, if there is one.
+    /// Host and path for the access log, if that is enabled.
     logged_target: Option<Box<LoggedTarget>>,
     route: RouteMetrics,
     pool: Arc<Pool>,
@@ -83,34 +83,34 @@ pub(crate) struct Exchange {
     preflight: bool,
     kind: RequestKind,
     forwarded: Forwarded,
-    /// What the route changes, and what it takes off the path.
+    /// The header rules of the route, and the target without the stripped prefix.
     changes: Arc<RouteRules>,
     stripped: Option<Box<Stripped>>,
     tried: Tried,
-    /// How many backends it was sent to, or was to be.
+    /// How many backends were chosen for it so far.
     attempts: usize,
     choice: Option<Choice>,
-    /// Whether it was sent a second time to the backend that its client belongs to.
+    /// Whether it was retried once on the backend that its client is bound to.
     retried_same_backend: bool,
     parking: Parking,
-    /// What the last attempt that failed amounts to for the client.
+    /// The response for the client, should no further attempt succeed.
     failure: Option<Rejection>,
     in_flight: Option<RequestCount>,
-    /// Its turn at the chosen backend.
+    /// Its request slot at the chosen backend (`limits.requests_per_backend`).
     slot_state: SlotState,
-    /// The place at the chosen backend for the tunnel that it may become.
+    /// The tunnel slot reserved at the chosen backend, for an upgrade.
     tunnel_slot: Option<TunnelSlot>,
     body_bytes_max: u64,
     _pass: Pass,
 }
 
-/// The parts of a target that are logged.
+/// The parts of a request target that are logged.
 struct LoggedTarget {
     host: Option<Box<str>>,
     path: Box<str>,
 }
 
-/// How a request ended, as far as its carrier knows.
+/// How a request ended, as the engine that served it reports it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome<'a> {
     pub(crate) status: Option<u16>,
@@ -125,13 +125,13 @@ impl ProxyState {
         Arc::clone(&self.rules.load().pools)
     }
 
-    /// Finds out who asks for what, and which pool serves it. Removes what belongs to the client's connection alone, and spells
-    /// an upgrade that the route allows in one way.
+    /// Determines client, route, pool and affinity of a request, and applies the limits. Removes its hop-by-hop headers, and writes
+    /// the headers of an upgrade that the route allows in canonical form.
     ///
     /// # Errors
     ///
-    /// [`Rejection::NoRoute`], or [`Rejection::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 ask for, and for
-    /// what HTTP/2 allows its framing and forbids itself, or [`Rejection::Limited`].
+    /// [`Rejection::NoRoute`]; [`Rejection::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 require, or for what
+    /// HTTP/2 can frame but forbids; [`Rejection::Limited`].
     pub(crate) fn admit(
         &self,
         request: &mut impl Request,
@@ -149,7 +149,7 @@ impl ProxyState {
         let request = &*request;
         target::check(request)?;
         let host = request.host();
-        // What is asked of the server as a whole goes where its root goes.
+        // `OPTIONS *` is routed as `/`.
         let path = match request.path() {
             "*" => "/",
             path => path,
@@ -178,7 +178,7 @@ impl ProxyState {
         let preflight = is_preflight(request);
         let mut claim = pool.affinity.read(request, path);
         if preflight {
-            // The session is bound by the request that follows, which can take a cookie.
+            // The request that follows binds the session: its response can set a cookie.
             claim.session = None;
         }
         Ok(Exchange {
@@ -215,11 +215,11 @@ impl ProxyState {
         })
     }
 
-    /// Takes note that `bytes` of the request's body have come.
+    /// Checks `bytes`, the length of the request body so far, against `limits.body_size`.
     ///
     /// # Errors
     ///
-    /// [`Rejection::Limited`] if that is more than may come.
+    /// [`Rejection::Limited`] if it is larger.
     pub(crate) fn check_body_size(&self, exchange: &Exchange, bytes: u64) -> Result<(), Rejection> {
         if bytes <= exchange.body_bytes_max {
             return Ok(());
@@ -229,7 +229,7 @@ impl ProxyState {
         Err(Rejection::Limited(limit))
     }
 
-    /// Lets an upgrade become a tunnel, for as long as that lasts.
+    /// Takes the permits that a tunnel needs; they are held for its lifetime.
     ///
     /// # Errors
     ///
@@ -241,7 +241,7 @@ impl ProxyState {
         pass.map_err(Rejection::Limited)
     }
 
-    /// The first of `protocols` that the route of this request lets through.
+    /// The first of `protocols` that the route of this request allows.
     pub(crate) fn allowed_upgrade(
         &self,
         host: Option<&str>,
@@ -261,11 +261,11 @@ impl ProxyState {
             .cloned()
     }
 
-    /// Chooses the backend of the next attempt: the same again for a request that waits for it.
+    /// Chooses the backend of the next attempt: the same one for a parked request.
     ///
     /// # Errors
     ///
-    /// If none is left: what the attempt before amounts to, or [`Rejection::NoBackend`] if there was none.
+    /// If none is left: the response for the previous attempt, or [`Rejection::NoBackend`] if there was none.
     pub(crate) fn choose(&self, exchange: &mut Exchange) -> Result<Arc<Backend>, Rejection> {
         exchange.in_flight = None;
         let choice = match &exchange.choice {
@@ -281,14 +281,14 @@ impl ProxyState {
         Ok(backend)
     }
 
-    /// A backend that has room for what the request may become.
+    /// A backend with a free slot: for a request, or for the tunnel that an upgrade becomes.
     fn pick(&self, exchange: &mut Exchange) -> Result<Choice, Rejection> {
         if exchange.kind == RequestKind::Plain {
             return self.pick_for_request(exchange);
         }
         exchange.tunnel_slot = None;
         loop {
-            // Nothing has happened yet in the first attempt.
+            // The first attempt follows at once: no second look at the clock.
             let now = match exchange.attempts {
                 0 => exchange.arrived,
                 _ => Instant::now(),
@@ -314,7 +314,8 @@ impl ProxyState {
         }
     }
 
-    /// Makes of a request what the backend gets, now that it is connected: without what is ours to know, and with who the client is.
+    /// Rewrites a request for the backend, now that it is connected: removes the edge's cookies, adds the forwarding headers, and
+    /// applies the rules of the route.
     pub(crate) fn prepare(&self, exchange: &mut Exchange, request: &mut impl Request) {
         exchange.parking.returned();
         target::for_server(request);
@@ -327,10 +328,10 @@ impl ProxyState {
         exchange.changes.apply_request(stripped, request);
     }
 
-    /// The chosen backend refused an upgrade with `status`. Whether another may be asked.
+    /// The chosen backend rejected an upgrade with `status`. Whether another one is tried.
     ///
-    /// Not for a client that belongs there: it would be bound elsewhere by one answer of the application, which it may have
-    /// brought about itself. If the backend is at fault, its probes find out.
+    /// Not for a client that is bound to the backend: one response of the application, which the client may have provoked, would
+    /// bind it elsewhere. If the backend is faulty, its probes find out.
     pub(crate) fn upgrade_rejected(&self, exchange: &mut Exchange, status: StatusCode) -> bool {
         let failing = matches!(
             status,
@@ -354,13 +355,11 @@ impl ProxyState {
         }
     }
 
-    /// Lets a request that no backend has seen go to another one.
-    ///
-    /// It costs nothing of the budget: nobody has had work with it yet.
+    /// Allows another backend for a request that no backend has seen. It is not charged to the retry budget.
     ///
     /// # Errors
     ///
-    /// What its failure amounts to, if it has been to as many as it may.
+    /// The response for the client, if `limits.retries` is reached.
     fn try_another(&self, exchange: &Exchange) -> Result<(), Rejection> {
         if self.rules.load().retries_max < exchange.attempts {
             return Err(exchange.failure());
@@ -369,7 +368,7 @@ impl ProxyState {
         Ok(())
     }
 
-    /// Whether a request that a backend has seen may be sent again; if so, it is paid for.
+    /// Whether a request that a backend has seen may be sent again; if so, the retry budget is charged.
     fn may_retry(&self, exchange: &Exchange) -> bool {
         let may = exchange.attempts <= self.rules.load().retries_max;
         let repeats = may && exchange.pool.retry_budget.try_withdraw();
@@ -379,7 +378,7 @@ impl ProxyState {
         repeats
     }
 
-    /// Counts the request, and writes its line.
+    /// Counts the request, and writes its line in the access log.
     pub(crate) fn log(&self, exchange: &Exchange, outcome: Outcome<'_>) {
         let (took, status) = (exchange.arrived.elapsed(), outcome.status.unwrap_or(499));
         let (up, down) = (outcome.bytes_in, outcome.bytes_out);
@@ -389,7 +388,7 @@ impl ProxyState {
         }
     }
 
-    /// Writes the line of a request that got no further than the edge, with why.
+    /// Writes the access log line of a request that was not admitted, with the reason.
     pub(crate) fn log_rejected(
         &self,
         request: &impl Request,
@@ -403,32 +402,33 @@ impl ProxyState {
                 host: request.host().map(excerpt),
                 path: Some(excerpt(request.path())),
                 error: Some(error.into()),
-                ..AccessLine::refused(peer, status)
+                ..AccessLine::rejected(peer, status)
             });
         }
     }
 
-    /// The same, of what could not be read as a request.
+    /// The same, for input that could not be parsed as a request.
     pub(crate) fn log_unread(&self, peer: Option<IpAddr>, status: u16, error: &str) {
         if self.access.is_on() {
             self.access.write(AccessLine {
                 error: Some(error.into()),
-                ..AccessLine::refused(peer, status)
+                ..AccessLine::rejected(peer, status)
             });
         }
     }
 }
 
 impl Exchange {
-    /// Whether it may be sent twice (RFC 9110, 9.2.2).
+    /// Whether its method is idempotent (RFC 9110, 9.2.2).
     pub(crate) fn repeatable(&self) -> Repeatable {
-        match self.method.is_idempotent() {
-            true => Repeatable::Yes,
-            false => Repeatable::No,
+        if self.method.is_idempotent() {
+            Repeatable::Yes
+        } else {
+            Repeatable::No
         }
     }
 
-    /// How the backends of its pool are spoken to, unless it is in plain.
+    /// The TLS connector of its pool; `None` if its backends use plain TCP.
     pub(crate) fn tls(&self) -> Option<&Connector> {
         self.pool.tls.as_deref()
     }
@@ -438,47 +438,47 @@ impl Exchange {
         self.choice.as_ref().map(|choice| &choice.backend)
     }
 
-    /// Its place at the chosen backend, for the tunnel that it becomes.
+    /// The tunnel slot at the chosen backend.
     pub(crate) fn take_tunnel_slot(&mut self) -> Option<TunnelSlot> {
         self.tunnel_slot.take()
     }
 
-    /// The choice of the last attempt, to come back to it.
+    /// The choice of the last attempt, for [`Exchange::restore_choice`].
     pub(crate) fn choice(&self) -> Option<Choice> {
         self.choice.clone()
     }
 
-    /// Goes back to an earlier choice: what that backend answered is what the client gets.
+    /// Restores an earlier choice: the response of that backend goes to the client.
     pub(crate) fn restore_choice(&mut self, choice: Option<Choice>) {
         self.choice = choice;
     }
 
-    /// Takes the chosen backend out of the game for this request.
+    /// Excludes the chosen backend from further attempts of this request.
     fn exclude_backend(&mut self) {
         if let Some(choice) = &self.choice {
             self.tried.add(&choice.backend);
         }
     }
 
-    /// Whether a request that its backend left without an answer is sent there once more.
+    /// Whether a retry after a failed attempt goes to the same backend: once, for a client that is bound to it.
     ///
-    /// Its client belongs there, and a backend that is being restarted cuts what it has: going elsewhere would move the client.
+    /// A backend that restarts breaks its connections: a retry on another one would bind the client elsewhere.
     fn retries_same_backend(&mut self) -> bool {
         !std::mem::replace(&mut self.retried_same_backend, true) && self.is_bound()
     }
 
-    /// Whether its client belongs to the chosen backend.
+    /// Whether its client is bound to the chosen backend.
     fn is_bound(&self) -> bool {
         let is_bound = |choice: &Choice| choice.affinity == AffinityOutcome::Hit;
         self.choice.as_ref().is_some_and(is_bound)
     }
 
-    /// What to answer when nothing is left to try.
+    /// The response when no backend is left to try.
     pub(crate) fn failure(&self) -> Rejection {
         self.failure.clone().unwrap_or(Rejection::NoBackend)
     }
 
-    /// What the access log says of it.
+    /// Its line in the access log.
     pub(crate) fn line(&self, kind: Kind, outcome: Outcome<'_>) -> AccessLine {
         let logged_target = self.logged_target.as_deref();
         AccessLine {
@@ -505,26 +505,26 @@ impl Exchange {
         }
     }
 
-    /// Counts an upgrade that has become a tunnel: its own line comes when that ends.
+    /// Counts an upgrade that has become a tunnel, whose line is written when the tunnel ends.
     pub(crate) fn switched(&self) {
         let status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         self.route.ended(status, self.arrived.elapsed(), 0, 0);
     }
 
-    /// When the request came.
+    /// When the request arrived.
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived
     }
 }
 
-/// Whether a browser asks if it may send a request of another site (Fetch, "CORS-preflight request").
+/// Whether it is a CORS preflight request (Fetch, "CORS-preflight request").
 fn is_preflight(request: &impl Request) -> bool {
     *request.method() == http::Method::OPTIONS
         && request.has("origin")
         && request.has("access-control-request-method")
 }
 
-/// The length of the body, where the head says it.
+/// The length of the body, if the head has one.
 fn declared_body(request: &impl Request) -> Option<u64> {
     request.text("content-length")?.trim().parse().ok()
 }

@@ -1,11 +1,11 @@
 //! The engine: serves one request of a client, plain or an upgrade, over connections of the edge's own.
 //!
-//! [`Engine::serve`] takes a request from any [`Downstream`] (HTTP/1.0, HTTP/1.1, HTTP/2) and asks [`ProxyState`] what to do. There is
-//! one loop of attempts, one place where a request is sent ([`upload`]) and one where a response is passed on. Heads stay the bytes
-//! that they are, bodies pass through memory of the thread, both directions at the same time, and a request that waits for its
-//! response holds little but its own head.
+//! [`Engine::serve`] takes a request from any [`Downstream`] (HTTP/1.0, HTTP/1.1, HTTP/2); [`ProxyState`] has the decisions. There
+//! is one loop of attempts, one place where a request is sent ([`upload`]) and one where a response is forwarded. Heads are kept as
+//! the bytes that were received, bodies pass through a buffer of the thread, in both directions at the same time, and a request
+//! that waits for its response holds little more than its own head.
 //!
-//! A connection to a backend is used again only if all of the request was sent and all of the response was read.
+//! Invariant: a connection to a backend is reused only if all of the request was sent and all of the response was read.
 
 mod stall;
 mod tunnel;
@@ -44,19 +44,19 @@ use crate::request::forward::upload::{Framing as UploadFraming, Upload, UploadEr
 use crate::tunnel::{Protocol, Tunnel, TunnelParts, Tunnels};
 use crate::upstream::{Dialer, Repeatable, UpstreamConnection};
 
-/// How many idle connections may turn out to be closed before that speaks against their backend.
+/// How many idle connections of one request may turn out to be closed before it counts as a failure of the backend.
 ///
-/// All of them do when it restarts, but each is noticed as it closes: a request rarely meets one.
+/// When a backend restarts, all of them are closed, but most are removed before a request uses them.
 pub(crate) const STALE_MAX: usize = 2;
 
-/// How much of a body that nobody wants is read, and for how long, so that its connection can carry another request.
+/// How much of an unused request body is read and discarded, and for how long, so that its connection can be reused.
 const DISCARD_BYTES: u64 = 64 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
-/// What is said of a client that did not wait for its response.
-const CLIENT_LEFT: &str = "the client left before the response";
-const CLIENT_LEFT_BODY: &str = "the client left in the middle of its request";
-const BACKEND_FAILED: &str = "the backend failed before the end of its response";
+/// Texts for the access log.
+const CLIENT_LEFT: &str = "the client disconnected before the response";
+const CLIENT_LEFT_BODY: &str = "the client disconnected before the end of its request";
+const BACKEND_FAILED: &str = "the connection to the backend broke before the end of the response";
 
 /// Serves requests.
 pub(crate) struct Engine {
@@ -66,7 +66,7 @@ pub(crate) struct Engine {
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) timeouts: Timeouts,
     pub(crate) response_limits: ResponseLimits,
-    /// Whether a client that ends its side of the connection has left.
+    /// Whether a client that half-closes its connection counts as disconnected.
     pub(crate) abort_on_client_close: bool,
 }
 
@@ -79,29 +79,29 @@ pub(crate) struct Incoming<D> {
     pub(crate) upgrade: Option<Upgrade>,
 }
 
-/// What is asked for in an upgrade, and what its tunnel takes up besides.
+/// The protocol of an upgrade, and the permit that its tunnel takes over.
 pub(crate) struct Upgrade {
     /// In lower case.
     pub(crate) protocol: String,
-    /// The right of the client's connection to be there: none without it.
+    /// The permit of the client's connection.
     pub(crate) connection: Pass,
 }
 
-/// What a backend has answered.
+/// The response of a backend, with its head read.
 struct BackendResponse {
     head: ResponseHead,
     framing: Framing,
-    /// What was read behind the head.
+    /// Bytes that were read after the head.
     early: Vec<u8>,
     upstream: UpstreamConnection,
     backend: Arc<Backend>,
 }
 
-/// Why there is no response of a backend.
+/// Why there is no response of a backend to forward.
 enum NoResponse {
-    /// The client gets this one.
+    /// The client gets an error response.
     Rejected(Rejection),
-    /// Nor anybody to give it to.
+    /// The client has disconnected.
     ClientLeft(&'static str),
 }
 
@@ -111,11 +111,11 @@ impl From<Rejection> for NoResponse {
     }
 }
 
-/// Why one attempt was given up.
+/// Why one attempt was aborted.
 enum Stopped {
-    /// The backend is at fault, or may be.
+    /// The attempt failed; another one may be made.
     Attempt(AttemptError),
-    /// Nothing that another backend could do better.
+    /// The request failed; no other backend can change that.
     Request(NoResponse),
 }
 
@@ -137,20 +137,20 @@ impl From<NoHead> for Stopped {
     }
 }
 
-/// Why a response was not passed on to its end.
+/// Why a response was not forwarded to its end.
 enum Truncated {
-    /// The client sees that it is not all.
+    /// The backend failed; the client has to see that the response is incomplete.
     Backend(&'static str),
-    /// There is nobody who would.
+    /// The client disconnected, or did not read.
     Client(&'static str),
 }
 
 impl Engine {
-    /// Serves one request, whatever comes of it. Gives the connection back if it can carry another.
+    /// Serves one request to its end. Returns the client's connection if it can carry another request.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it closes both connections: the backend sees that the client has left.
+    /// Dropping it closes both connections.
     pub(crate) async fn serve<D: Downstream>(&self, incoming: Incoming<D>) -> Option<D> {
         let Incoming {
             client,
@@ -216,7 +216,7 @@ impl Engine {
         }
     }
 
-    /// Answers a request that is not admitted.
+    /// Rejects a request that is not admitted.
     async fn reject<D: Downstream>(
         &self,
         mut client: D,
@@ -235,26 +235,26 @@ impl Engine {
         finish(client, status.is_some(), last).await
     }
 
-    /// Whether the connection of `client` ends with the response that `rejection` is: not if its request has been read whole.
+    /// Whether the connection of `client` ends after the response for `rejection`: not if all of its request has been read.
     async fn is_last<D: Downstream>(
         &self,
         client: &mut D,
         rejection: &Rejection,
         closes: bool,
     ) -> bool {
-        let cannot_go_on = matches!(
+        let is_unusable = matches!(
             rejection,
             Rejection::Malformed(_)
                 | Rejection::BodyTimeout(_)
                 | Rejection::Limited(Limit::BodySize)
         );
-        if closes || cannot_go_on || self.connections.is_draining() || !D::CARRIES_ANOTHER {
+        if closes || is_unusable || self.connections.is_draining() || !D::CARRIES_ANOTHER {
             return true;
         }
         !discard_body(client).await
     }
 
-    /// Gives a response of the edge itself. Its status, if the client took it.
+    /// Sends the response of the edge for `rejection`. Its status, if it was sent.
     async fn answer(
         &self,
         client: &mut impl Downstream,
@@ -269,7 +269,7 @@ impl Engine {
     }
 }
 
-/// What becomes of a connection behind a response that the client took or not.
+/// Keeps or closes the client's connection after a response that was sent or not.
 async fn finish<D: Downstream>(client: D, taken: bool, last: bool) -> Option<D> {
     match (taken, last) {
         (true, false) if D::CARRIES_ANOTHER => Some(client),
@@ -281,7 +281,7 @@ async fn finish<D: Downstream>(client: D, taken: bool, last: bool) -> Option<D> 
     }
 }
 
-/// Reads the rest of a short body that nobody wants. Whether all of it was read.
+/// Reads and discards the rest of a short request body. Whether all of it was read.
 async fn discard_body(client: &mut impl Downstream) -> bool {
     if client.body_is_over() {
         return true;
@@ -300,14 +300,14 @@ async fn discard_body(client: &mut impl Downstream) -> bool {
     timeout(DISCARD_TIME, reading).await.unwrap_or(false)
 }
 
-/// Sends what is to go out to the client, within `timeouts.downstream_write`.
+/// Flushes buffered output to the client, within `timeouts.downstream_write`.
 async fn flush(client: &mut impl Downstream, timeouts: &Timeouts) -> io::Result<()> {
     let flushing = poll_fn(|cx| client.poll_flush(cx));
     let flushed = timeout(timeouts.downstream_write, flushing).await;
     flushed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Refuses an upgrade that two parsers could take for two different things: one with a body.
+/// Rejects an upgrade with a body, which parsers disagree about, and a WebSocket upgrade that is not a GET.
 fn check_upgrade(
     head: &RequestHead,
     body: BodyLength,
@@ -320,20 +320,22 @@ fn check_upgrade(
         return Err(Rejection::Malformed("an upgrade with a body"));
     }
     if !may_upgrade(head.method().as_str(), protocol) {
-        return Err(Rejection::Malformed("a websocket upgrade that is no GET"));
+        return Err(Rejection::Malformed(
+            "a websocket upgrade that is not a GET",
+        ));
     }
     Ok(())
 }
 
-/// Whether a request with this method may ask for `protocol`.
+/// Whether a request with this method may be an upgrade to `protocol`.
 ///
-/// A WebSocket begins with a GET (RFC 6455, 4.1). Any other request that asks for one is an ordinary one, whose Upgrade is
-/// ignored (RFC 9110, 7.8): the backend answers it.
+/// A WebSocket begins with a GET (RFC 6455, 4.1). With any other method the Upgrade header is ignored (RFC 9110, 7.8), and the
+/// request is forwarded as a plain one.
 pub(crate) fn may_upgrade(method: &str, protocol: &str) -> bool {
     protocol != "websocket" || method == "GET"
 }
 
-/// Has the head that goes to a backend say once how the body ends.
+/// Gives the head for the backend exactly one framing of the body.
 fn settle_request_framing(head: &mut RequestHead, body: BodyLength) -> UploadFraming {
     match body {
         BodyLength::Chunked => {
@@ -345,7 +347,7 @@ fn settle_request_framing(head: &mut RequestHead, body: BodyLength) -> UploadFra
             let takes_body = [Method::POST, Method::PUT, Method::PATCH].contains(head.method());
             if takes_body && head.version() == http::Version::HTTP_2 && !head.has("content-length")
             {
-                // RFC 9110, 8.6: over HTTP/2 the end of the stream says it.
+                // RFC 9110, 8.6: HTTP/2 marks an empty body by the end of the stream.
                 head.append("Content-Length", HeaderValue::from_static("0"));
             }
             UploadFraming::Length
@@ -353,16 +355,16 @@ fn settle_request_framing(head: &mut RequestHead, body: BodyLength) -> UploadFra
     }
 }
 
-/// Whether the client has ended its side of the connection, and its backend knows.
+/// Whether the client has half-closed its connection, and that was forwarded to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HalfClosed {
     No,
-    /// The backend is to be told.
+    /// It is still to be forwarded.
     Client,
     Both,
 }
 
-/// One request that was admitted.
+/// One admitted request.
 struct Request<'a, D> {
     engine: &'a Engine,
     client: D,
@@ -370,9 +372,9 @@ struct Request<'a, D> {
     exchange: Exchange,
     upgrade: Option<Upgrade>,
     upload: Upload,
-    /// Whether the client wants its connection closed behind the response.
+    /// Whether the client has asked to close the connection after the response.
     closes: bool,
-    /// Whether the client waits for a 100.
+    /// Whether the client waits for a 100 (Continue).
     expects: bool,
     half_closed: HalfClosed,
     /// How many idle connections turned out to be closed.
@@ -380,10 +382,10 @@ struct Request<'a, D> {
 }
 
 impl<D: Downstream> Request<'_, D> {
-    /// Asks one backend after the other until one has given a response that counts.
+    /// Makes attempts until there is a response to forward.
     async fn response(&mut self) -> Result<BackendResponse, NoResponse> {
         let proxy = &*self.engine.proxy;
-        // A backend that would not take an upgrade, and what it said.
+        // A response that rejected an upgrade, while others are tried.
         let mut refused: Option<(BackendResponse, Option<Choice>)> = None;
         loop {
             let failed = match self.attempt_next().await {
@@ -395,7 +397,7 @@ impl<D: Downstream> Request<'_, D> {
                 Err(Stopped::Request(no_response)) => Err(no_response),
                 Err(Stopped::Attempt(error)) => {
                     if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
-                        // The backend has taken the end of the client's side for that of the request.
+                        // The backend has closed the connection because of the forwarded half-close.
                         return Err(NoResponse::ClientLeft(CLIENT_LEFT));
                     }
                     let replay = self.upload.replay();
@@ -405,7 +407,7 @@ impl<D: Downstream> Request<'_, D> {
             };
             match (failed, refused.take()) {
                 (Ok(()), kept) => refused = kept,
-                // What a backend has said, if one has, says more than that there is no other.
+                // No other backend: the client gets the response that rejected its upgrade.
                 (Err(NoResponse::Rejected(_)), Some((response, choice))) => {
                     self.exchange.restore_choice(choice);
                     return Ok(response);
@@ -415,7 +417,7 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Whether another backend is asked after one that has refused an upgrade.
+    /// Whether another backend is tried after one that has rejected an upgrade.
     fn tries_another(&mut self, response: &BackendResponse) -> bool {
         let status = response.head.status();
         self.upgrade.is_some()
@@ -426,7 +428,7 @@ impl<D: Downstream> Request<'_, D> {
                 .upgrade_rejected(&mut self.exchange, status)
     }
 
-    /// Asks the next backend, once it is due.
+    /// Makes the next attempt, once it is due and the backend has a free slot.
     async fn attempt_next(&mut self) -> Result<BackendResponse, Stopped> {
         let proxy = &*self.engine.proxy;
         if self.exchange.is_parked() {
@@ -434,9 +436,9 @@ impl<D: Downstream> Request<'_, D> {
             let due = tokio::select! {
                 biased;
                 due = proxy.attempt_due(&mut self.exchange) => due.map_err(NoResponse::from),
-                // No backend is there to be told: a client that may be gone takes up no place.
+                // No connection to a backend exists yet: a half-close counts as a disconnect.
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    Err(NoResponse::ClientLeft("the client left while it waited for its backend"))
+                    Err(NoResponse::ClientLeft("the client disconnected while its request was parked"))
                 }
             };
             due.map_err(Stopped::Request)?;
@@ -452,7 +454,7 @@ impl<D: Downstream> Request<'_, D> {
                 biased;
                 comes = proxy.slot_granted(&mut self.exchange) => comes,
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    let left = NoResponse::ClientLeft("the client left while it waited for its turn");
+                    let left = NoResponse::ClientLeft("the client disconnected while its request was queued");
                     return Err(Stopped::Request(left));
                 }
             };
@@ -462,14 +464,14 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Asks `backend`, over an idle connection if there is one.
+    /// Sends the request to `backend`, over an idle connection if there is one.
     async fn attempt(&mut self, backend: Arc<Backend>) -> Result<BackendResponse, Stopped> {
         let Engine { dialer, proxy, .. } = self.engine;
         let repeatable = self.exchange.repeatable();
         let mut prepared = false;
         loop {
             let tls = self.exchange.tls();
-            // A tunnel is no use of a connection that was kept for requests.
+            // Tunnels get a connection of their own.
             let idle = match self.upgrade {
                 None => dialer.take_idle(&backend, tls, repeatable),
                 Some(_) => None,
@@ -496,9 +498,9 @@ impl<D: Downstream> Request<'_, D> {
                         backend,
                     });
                 }
-                // That the backend has closed it meanwhile says nothing about the backend: once more, over another one. But not
-                // once it was told of the end of the client's side, which it may have closed for: each client that leaves
-                // would cost a second request.
+                // A reused connection that the backend had closed is no failure of the backend: send again over another one.
+                // Not after a forwarded half-close, which may be the cause: each client that disconnects would cost a
+                // second request.
                 Err(Stopped::Attempt(error))
                     if was_idle
                         && error.is_broken_connection()
@@ -514,7 +516,7 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Sends the request and waits for the head of the response; what was read behind it.
+    /// Sends the request and waits for the head of the response. Returns also the bytes read after it.
     async fn exchange_heads(
         &mut self,
         upstream: &mut UpstreamConnection,
@@ -525,14 +527,15 @@ impl<D: Downstream> Request<'_, D> {
         let mut timer = StallTimer::new(sleep.as_mut());
         loop {
             let is_upgrade = self.upgrade.is_some();
-            let asking = poll_fn(|cx| self.poll_head(cx, upstream, &mut reader, &mut timer));
-            let mut head = match is_upgrade {
-                false => asking.await?,
-                true => tokio::select! {
+            let reading = poll_fn(|cx| self.poll_head(cx, upstream, &mut reader, &mut timer));
+            let mut head = if is_upgrade {
+                tokio::select! {
                     biased;
-                    head = asking => head?,
+                    head = reading => head?,
                     () = backend.unresponsive() => return Err(AttemptError::WentDown.into()),
-                },
+                }
+            } else {
+                reading.await?
             };
             let status = head.status();
             if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -543,12 +546,12 @@ impl<D: Downstream> Request<'_, D> {
                 continue;
             }
             if is_upgrade && !D::CARRIES_ANOTHER && status.is_success() {
-                // Over HTTP/2 it would tell the client that its tunnel is open (RFC 8441, 5).
+                // Over HTTP/2 the client would take it for an open tunnel (RFC 8441, 5).
                 return Err(BadResponse::NotSwitched.into());
             }
             let framing = settle_framing(&mut head, self.head.method())?;
             let early = reader.into_rest();
-            // Nothing has been sent to the client yet: it can still be told.
+            // Nothing has been sent to the client yet: an error response is still possible.
             if let Framing::Chunks(mut chunks) = framing
                 && chunks.follow(&early).is_err()
             {
@@ -558,10 +561,10 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Passes on an interim response.
+    /// Forwards an interim response.
     fn interim(&mut self, head: &mut ResponseHead, status: StatusCode) {
         if status == StatusCode::CONTINUE {
-            // A second one, or one that nobody has asked for, stays here.
+            // A second one, or one without `Expect: 100-continue`, is dropped.
             if std::mem::take(&mut self.expects) {
                 self.client.interim_continue();
             }
@@ -570,19 +573,20 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Judges a 101.
+    /// Checks a 101 against the requested upgrade.
     fn check_switch(&self, head: &ResponseHead) -> Result<(), AttemptError> {
         let Some(upgrade) = &self.upgrade else {
             return Err(BadResponse::UnaskedSwitch.into());
         };
         let to = head.text("upgrade").unwrap_or_default().trim();
-        match to.eq_ignore_ascii_case(&upgrade.protocol) {
-            true => Ok(()),
-            false => Err(AttemptError::OtherProtocol),
+        if to.eq_ignore_ascii_case(&upgrade.protocol) {
+            Ok(())
+        } else {
+            Err(AttemptError::OtherProtocol)
         }
     }
 
-    /// Sends what can be sent, and reads the head of the response.
+    /// Sends more of the request, and reads the head of the response.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -593,7 +597,7 @@ impl<D: Downstream> Request<'_, D> {
         let mut unsent = None;
         match self.poll_upload(cx, upstream) {
             Poll::Pending | Poll::Ready(Ok(())) => {}
-            // It may have said why before it closed.
+            // There may be a response that was sent before the connection was closed.
             Poll::Ready(Err(UploadError::Backend(error))) => unsent = Some(error),
             Poll::Ready(Err(error)) => {
                 return Poll::Ready(Err(Stopped::Request(no_response(error))));
@@ -620,7 +624,7 @@ impl<D: Downstream> Request<'_, D> {
             return Poll::Pending;
         }
         if waits == WaitsFor::Continue {
-            // The backend leaves it to us.
+            // The backend has not sent a 100 in time: the edge does.
             self.expects = false;
             self.client.interim_continue();
             cx.waker().wake_by_ref();
@@ -657,8 +661,8 @@ impl<D: Downstream> Request<'_, D> {
             .poll(cx, &mut self.client, &mut upstream.socket, check)
     }
 
-    /// Ready when the client has left. One that only sends no more is passed on as what it is: the backend is sent the end of its
-    /// side too, and decides.
+    /// Ready when the client has disconnected. A half-close is forwarded to the backend, unless `abort_on_client_close` is set or it
+    /// is an upgrade.
     fn poll_client_end(
         &mut self,
         cx: &mut Context<'_>,
@@ -682,12 +686,12 @@ impl<D: Downstream> Request<'_, D> {
         Poll::Pending
     }
 
-    /// Whether the client still waits for a 100: it may send its body now, or not, and nobody could tell it from another request.
+    /// Whether the client still waits for a 100: it may omit its body, so that the body and the next request are ambiguous.
     fn may_skip_body(&self) -> bool {
         self.expects && !self.client.body_is_over()
     }
 
-    /// Gives the client a response of the edge itself, for want of a backend's.
+    /// Sends the response of the edge for `rejection`.
     async fn reject(mut self, rejection: Rejection) -> Option<D> {
         let error = rejection.to_string();
         let closes = self.closes || self.may_skip_body() || self.upgrade.is_some();
@@ -702,7 +706,7 @@ impl<D: Downstream> Request<'_, D> {
         finish(self.client, status.is_some(), last).await
     }
 
-    /// Gives the client what a backend has answered.
+    /// Forwards the response of a backend to the client.
     async fn forward_response(mut self, response: BackendResponse) -> Option<D> {
         let BackendResponse {
             mut head,
@@ -755,7 +759,7 @@ impl<D: Downstream> Request<'_, D> {
                 finish(self.client, true, last).await
             }
             Err(Truncated::Backend(_)) => {
-                // What has come is the client's, and shows that there was more to come.
+                // Send what was received; the aborted connection shows that it is incomplete.
                 let _ = flush(&mut self.client, &self.engine.timeouts).await;
                 self.client.cut_off();
                 None
@@ -764,7 +768,7 @@ impl<D: Downstream> Request<'_, D> {
         }
     }
 
-    /// Passes on the body of a response, of which `early` was read with its head, and goes on with the request's.
+    /// Forwards the body of a response, of which `early` was read with its head, and continues to send the request body.
     async fn forward_body(
         &mut self,
         body: &mut ResponseBody,
@@ -793,18 +797,18 @@ impl<D: Downstream> Request<'_, D> {
         upstream: &mut UpstreamConnection,
         passing: &mut Passing<'_>,
     ) -> Poll<Result<Surplus, Truncated>> {
-        const CLIENT_LEFT: &str = "the client left before the end of the response";
+        const CLIENT_LEFT: &str = "the client disconnected before the end of the response";
         let client_left = || Poll::Ready(Err(Truncated::Client(CLIENT_LEFT)));
         if passing.uploads {
             match self.poll_upload(cx, upstream) {
                 Poll::Pending => {}
-                // The backend may want no more of the request, and go on with the response.
+                // The backend may stop reading the request and still send its response.
                 Poll::Ready(Ok(()) | Err(UploadError::Backend(_))) => passing.uploads = false,
                 Poll::Ready(Err(UploadError::Client(BodyError::ClientLeft))) => {
                     return client_left();
                 }
                 Poll::Ready(Err(_)) => {
-                    let why = "the request body cannot be passed on behind its response";
+                    let why = "the rest of the request body cannot be forwarded";
                     return Poll::Ready(Err(Truncated::Backend(why)));
                 }
             }
@@ -851,12 +855,14 @@ impl<D: Downstream> Request<'_, D> {
             return Poll::Pending;
         }
         Poll::Ready(Err(match waits {
-            WaitsFor::ClientRead => Truncated::Client("the client did not read on in time"),
-            _ => Truncated::Backend("the backend did not go on with its response in time"),
+            WaitsFor::ClientRead => Truncated::Client(
+                "the client did not read the response within timeouts.downstream_write",
+            ),
+            _ => Truncated::Backend("the response stalled for timeouts.upstream_read"),
         }))
     }
 
-    /// Passes on one piece of the response's body.
+    /// Forwards one piece of the response body.
     fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
@@ -871,7 +877,7 @@ impl<D: Downstream> Request<'_, D> {
             let piece = &rest[..rest.len().min(room)];
             passing.passed += piece.len();
             if let Some(new_session) = &mut passing.new_session {
-                new_session.see(piece);
+                new_session.inspect(piece);
             }
             let passed = client.pass(cx, body, piece);
             let surplus = passed.map_err(Truncated::from)?;
@@ -879,10 +885,10 @@ impl<D: Downstream> Request<'_, D> {
             return Poll::Ready(Ok(()));
         }
         let new_session = &mut passing.new_session;
-        // `None` at the end of the connection.
+        // `None` is the end of the connection.
         let read = poll_read_scratch(&mut upstream.socket, cx, room, |bytes, cx| {
             if let Some(new_session) = new_session {
-                new_session.see(bytes);
+                new_session.inspect(bytes);
             }
             (!bytes.is_empty()).then(|| client.pass(cx, body, bytes))
         });
@@ -896,7 +902,7 @@ impl<D: Downstream> Request<'_, D> {
             }
             None if upstream.was_truncated() => {
                 return Poll::Ready(Err(Truncated::Backend(
-                    "the TLS connection ended without close_notify, and the response with it",
+                    "the TLS connection ended without close_notify, so the response may be incomplete",
                 )));
             }
             None => client.pass(cx, body, &[]),
@@ -905,7 +911,7 @@ impl<D: Downstream> Request<'_, D> {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends the 101 and leaves the two sockets to a task of their own.
+    /// Sends the 101, and spawns the task of the tunnel.
     async fn open_tunnel(self, response: BackendResponse, tunnel: Option<Pass>) {
         let Self {
             engine,
@@ -915,25 +921,25 @@ impl<D: Downstream> Request<'_, D> {
             ..
         } = self;
         let (Some(upgrade), Some(tunnel)) = (upgrade, tunnel) else {
-            debug_assert!(false, "a 101 is checked against what was asked for");
+            debug_assert!(false, "a 101 is checked against the requested upgrade");
             return;
         };
         let proxy = &engine.proxy;
         let mut head = response.head;
-        let told = async {
+        let sent = async {
             let finalized = proxy.finalize(&exchange, &mut head);
             finalized.map_err(io::Error::other)?;
             client.accept_upgrade(&mut head, &upgrade.protocol)?;
             flush(&mut client, &engine.timeouts).await
         };
-        if let Err(error) = told.await {
+        if let Err(error) = sent.await {
             let error = error.to_string();
-            let gone = Outcome {
+            let outcome = Outcome {
                 status: Some(499),
                 error: Some(&error),
                 ..Outcome::default()
             };
-            return proxy.log(&exchange, gone);
+            return proxy.log(&exchange, outcome);
         }
         let permits = Permits {
             _connection: upgrade.connection,
@@ -947,9 +953,10 @@ impl<D: Downstream> Request<'_, D> {
             backend: response.upstream.socket,
             client_early,
             backend_early: response.early,
-            protocol: match upgrade.protocol == "websocket" {
-                true => Protocol::WebSocket,
-                false => Protocol::Opaque,
+            protocol: if upgrade.protocol == "websocket" {
+                Protocol::WebSocket
+            } else {
+                Protocol::Opaque
             },
             entry: engine.tunnels.register(),
         };
@@ -971,23 +978,23 @@ impl<D: Downstream> Request<'_, D> {
     }
 }
 
-/// How far a response's body has been passed on.
+/// How far a response body has been forwarded.
 struct Passing<'a> {
     timer: StallTimer<'a>,
-    /// What was read with the head, and how much of it has been passed on.
+    /// What was read with the head; `passed` bytes of it have been forwarded.
     early: Vec<u8>,
     passed: usize,
-    /// Sees the body before the client does.
+    /// Inspects the body before it is sent to the client.
     new_session: Option<NewSession>,
     progress: u64,
     surplus: Surplus,
-    /// Whether the client was told that it is over.
+    /// Whether the end of the body was sent to the client.
     has_ended: bool,
     /// Whether the request is still being sent.
     uploads: bool,
 }
 
-/// Whether more than a response has come on a connection: it is out of step then.
+/// Whether more bytes than the response were received: then the connection cannot be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Surplus {
     None,
@@ -995,8 +1002,8 @@ enum Surplus {
 }
 
 impl Surplus {
-    fn note(&mut self, has_come: bool) {
-        if has_come {
+    fn note(&mut self, has_more: bool) {
+        if has_more {
             *self = Self::Some;
         }
     }
@@ -1005,19 +1012,23 @@ impl Surplus {
 impl From<PassError> for Truncated {
     fn from(error: PassError) -> Self {
         match error {
-            PassError::Client(_) => Self::Client("the client left before the end of the response"),
-            PassError::Chunk(_) => Self::Backend("the backend sent a wrong chunk"),
+            PassError::Client(_) => {
+                Self::Client("the client disconnected before the end of the response")
+            }
+            PassError::Chunk(_) => Self::Backend("the backend sent a malformed chunk"),
         }
     }
 }
 
-/// What a request comes to that cannot be sent on, whichever backend there is.
+/// The result for a request whose body cannot be forwarded to any backend.
 fn no_response(error: UploadError) -> NoResponse {
     match error {
         UploadError::Client(BodyError::ClientLeft) => NoResponse::ClientLeft(CLIENT_LEFT_BODY),
-        UploadError::Client(BodyError::Chunk(_)) => Rejection::Malformed("a wrong chunk").into(),
+        UploadError::Client(BodyError::Chunk(_)) => {
+            Rejection::Malformed("a malformed chunk").into()
+        }
         UploadError::Rejected(rejection) => rejection.into(),
-        // Not asked for that.
+        // Handled by the callers.
         UploadError::Backend(_) => Rejection::NoBackend.into(),
     }
 }

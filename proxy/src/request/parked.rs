@@ -1,10 +1,10 @@
-//! Waiting for a backend that may come back: how many requests may, and for how long each.
+//! Parked requests: how many may wait for a backend that cannot be reached, and how long each.
 //!
 //! A client whose session lives on one backend is not bound elsewhere when a dial of that backend fails: a restart in place
-//! takes seconds. It waits and dials again. Nothing waits here: plain types are given the time, and answer what is due.
+//! takes seconds. The request is parked and dials again. Nothing sleeps here: plain types get the time, and return what is due.
 //!
-//! Invariant: there are never more than `limits.waiting` [`ParkedRequest`]s, and none says [`Step::Wait`] or [`Step::Dial`] after its
-//! deadline, or while its backend does not keep its clients.
+//! Invariant: there are never more than `limits.waiting` [`ParkedRequest`]s, and none returns [`Step::Wait`] or [`Step::Dial`] after
+//! its deadline, or while its backend does not keep its clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,49 +15,50 @@ use parking_lot::Mutex;
 use crate::config::AffinityConfig;
 use crate::config::Config;
 
-/// How long a waiting request goes without a dial, whatever the probes say: they may be wrong, or slow.
+/// The longest time between two dials of a parked request, whatever the probes find: they may be wrong, or slow.
 const REDIAL: Duration = Duration::from_secs(1);
 
-/// How soon a dial may follow on one that failed, after the first. It doubles up to [`REDIAL`].
+/// The shortest time between a failed dial and the next. It doubles with each, up to [`REDIAL`].
 const REDIAL_MIN: Duration = Duration::from_millis(125);
 
-/// Over how long the dials of all who wait are spread when their backend answers a probe, so that they do not fill its queue.
+/// Over how long the dials of all parked requests are spread when their backend responds to a probe, so that they do not fill
+/// its accept queue.
 const SPREAD: Duration = Duration::from_millis(250);
 
-/// How much waiting there may be.
+/// The bounds of parking.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ParkConfig {
-    /// How long one request waits for a backend that refuses connections. Zero is not at all.
+    /// How long one request waits for a backend that refuses connections. Zero disables it.
     pub(crate) refused: Duration,
-    /// The same, for one that does not answer a dial.
+    /// The same, for one that does not respond to a dial.
     pub(crate) timed_out: Duration,
-    /// How many wait at a time.
+    /// How many requests are parked at a time.
     pub(crate) requests_max: usize,
 }
 
-/// How a dial failed.
+/// Why a request is parked: how the dial failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ParkReason {
-    /// Nobody is there: so it looks during a restart.
+    /// The connection was refused, as during a restart.
     Refused,
-    /// Nobody says anything.
+    /// There was no reply.
     TimedOut,
 }
 
-/// The places for requests that wait.
+/// Counts the parked requests against their limit.
 #[derive(Debug)]
 pub(crate) struct ParkedRequests {
-    /// Locked for a moment when a dial has failed, or when it changes.
+    /// Locked briefly: when a dial has failed, and when it changes.
     config: Mutex<ParkConfig>,
     count: Arc<AtomicUsize>,
 }
 
-/// Why a request does not get to wait.
+/// Why a request is not parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotParked {
-    /// Waiting is switched off for failures of this kind.
+    /// Parking is disabled for failures of this kind.
     Disabled,
-    /// Too many wait already.
+    /// The limit is reached.
     Full,
 }
 
@@ -69,16 +70,16 @@ impl ParkedRequests {
         }
     }
 
-    /// Goes by `config` for requests that come to wait from now on.
+    /// Applies `config` to requests that are parked from now on.
     pub(crate) fn change(&self, config: ParkConfig) {
         *self.config.lock() = config;
     }
 
-    /// A place for a request whose first dial failed at `now`.
+    /// Parks a request whose first dial failed at `now`.
     ///
     /// # Errors
     ///
-    /// [`NotParked`]: it is to go elsewhere.
+    /// [`NotParked`]: another backend is to be tried.
     pub(crate) fn park(&self, dial: ParkReason, now: Instant) -> Result<ParkedRequest, NotParked> {
         let config = *self.config.lock();
         let until = now + config.max_wait(dial);
@@ -102,14 +103,14 @@ impl ParkedRequests {
 }
 
 impl ParkConfig {
-    /// The most that can be asked for.
+    /// The largest durations that can be configured.
     pub(crate) const LONGEST: Self = Self {
         refused: AffinityConfig::HOLD_MAX,
         timed_out: AffinityConfig::HOLD_MAX,
         requests_max: 0,
     };
 
-    /// What `config` says about it.
+    /// The bounds in `config`.
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             refused: config.affinity.hold,
@@ -118,9 +119,9 @@ impl ParkConfig {
         }
     }
 
-    /// How often one request dials at most while it waits.
+    /// How often one request dials at most while it is parked.
     pub(crate) fn dials_max(&self) -> usize {
-        // Three follow on each other faster than the others (`pause`), and those may be a fifth faster than REDIAL.
+        // Three follow faster (`pause`), and the others may be a fifth earlier than REDIAL.
         let rest = self.refused.max(self.timed_out).as_millis() / REDIAL.mul_f64(0.8).as_millis();
         4 + usize::try_from(rest).unwrap_or(usize::MAX - 4)
     }
@@ -133,7 +134,7 @@ impl ParkConfig {
     }
 }
 
-/// One request that waits: its place in the room, given back on drop, and its times.
+/// One parked request and its times. Counted until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ParkedRequest {
     config: ParkConfig,
@@ -141,26 +142,26 @@ pub(crate) struct ParkedRequest {
     /// When its first dial failed.
     since: Instant,
     until: Instant,
-    /// When its last one failed.
+    /// When its last dial failed.
     failed_at: Instant,
-    /// How long the next follows on that at least.
+    /// The shortest time from that to the next dial.
     pause: Duration,
     dial_at: Instant,
 }
 
-/// What is due for a request that waits.
+/// What is due for a parked request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing until then, unless something becomes known about the backend.
+    /// Nothing until then, unless the health status of the backend changes.
     Wait(Instant),
-    /// To dial.
+    /// Dial the backend.
     Dial,
-    /// To go elsewhere: the time is up, or the backend is given up.
+    /// Try another backend: the time is up, or the backend no longer keeps its clients.
     GiveUp,
 }
 
 impl ParkedRequest {
-    /// What is due at `now`, given whether the backend keeps its clients still.
+    /// What is due at `now`, given whether the backend still keeps its clients.
     pub(crate) fn step(&self, keeps_clients: bool, now: Instant) -> Step {
         if !keeps_clients || self.until <= now {
             Step::GiveUp
@@ -171,16 +172,16 @@ impl ParkedRequest {
         }
     }
 
-    /// Takes note that the backend has answered a probe: a dial may succeed now.
-    pub(crate) fn answered(&mut self, now: Instant) {
+    /// Brings the next dial forward: the backend has responded to a probe.
+    pub(crate) fn probe_answered(&mut self, now: Instant) {
         let soon = now.max(self.failed_at + self.pause) + SPREAD.mul_f64(fastrand::f64());
         self.dial_at = self.dial_at.min(soon);
     }
 
-    /// Takes note that another dial has failed.
+    /// Schedules the next dial after another one has failed.
     ///
-    /// A refusal means hope for as long as one means it from the start; a timeout for no longer than there was, nor than one
-    /// means it by itself.
+    /// A refused connection extends the deadline to `refused` after the first failure. A timeout never extends it, and limits it to
+    /// `timed_out` from now.
     pub(crate) fn failed(&mut self, dial: ParkReason, now: Instant) {
         self.until = match dial {
             ParkReason::Refused => self.since + self.config.refused,
@@ -195,11 +196,11 @@ impl ParkedRequest {
 impl Drop for ParkedRequest {
     fn drop(&mut self) {
         let before = self.count.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(0 < before, "a place is given back once");
+        debug_assert!(0 < before, "a parked request is counted once");
     }
 }
 
-/// `pause`, up to a fifth shorter or longer, so that those who wait do not dial in step.
+/// `pause`, up to a fifth shorter or longer, so that parked requests do not dial in step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

@@ -1,7 +1,7 @@
-//! The edge as a part of another Pingora server: the phases of its proxy, each answered by [`ProxyState`].
+//! The edge as part of another Pingora server: implements the phases of Pingora's proxy with the decisions of [`ProxyState`].
 //!
-//! Pingora reads the requests, HTTP/1 and HTTP/2, and carries their bodies; what is decided about them is decided by the same
-//! functions as for the requests of the edge's own listeners. Upgrades leave Pingora from here, for the same engine.
+//! Pingora reads the requests, HTTP/1 and HTTP/2, and forwards their bodies; the decisions are made by the same functions as for the
+//! requests of the edge's own listeners. Upgrades are detached from Pingora here, and served by the same engine.
 
 mod detach;
 
@@ -37,17 +37,17 @@ use crate::upstream::AddressCursor;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;
 
-/// How long the rest of a request body that nobody wanted may take before its connection is given up.
+/// How long discarding the rest of an unused request body may take before its connection is closed.
 const BODY_REST: Duration = Duration::from_secs(5);
 
-/// How long, and for how many bytes, a client may go on sending after it was told that its body is too large.
+/// How long, and for how many bytes, a client may continue to send after the response that its body is too large.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
-/// How often a request that waits, with its body unread, looks whether its client is still there.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a parked or queued request with an unread body checks whether its client is still connected.
+const CLIENT_CHECK: Duration = Duration::from_secs(1);
 
-/// The edge as a Pingora proxy: [`Plugin`](crate::Plugin) makes it, and says how to use it.
+/// The edge as a Pingora proxy, made by [`Plugin`](crate::Plugin), whose documentation says how to use it.
 pub struct Edge {
     pub(crate) proxy: Arc<ProxyState>,
     pub(crate) dialer: Arc<Dialer>,
@@ -59,42 +59,49 @@ pub struct Edge {
     pub(crate) engine: Engine,
 }
 
-/// What is known of the request under way.
+/// The state of one request across the phases.
 #[derive(Default)]
 pub struct RequestContext {
     /// `None` until it is admitted.
     exchange: Option<Exchange>,
-    /// What to answer, once that is decided.
+    /// The error response, once that is decided.
     rejection: Option<Rejection>,
-    /// Where the attempt under way looks for its backend.
+    /// The position in the addresses of the backend, for the current attempt.
     cursor: AddressCursor,
-    /// Whether that attempt goes on with the next address.
-    goes_on: bool,
+    /// Whether the attempt continues with the next address.
+    try_next_address: bool,
     /// How many idle connections turned out to be closed.
     stale: usize,
-    /// Whether the connection is no longer Pingora's.
-    detached: bool,
-    /// Holds up the end of the edge, as long as the request lasts.
+    /// Whether the connection was detached from Pingora, for an upgrade.
+    is_detached: bool,
+    /// Delays the end of a drain for as long as the request lasts.
     counted: Option<Counted>,
-    /// Sees the response's body before the client does.
+    /// Inspects the response body before it is sent to the client.
     new_session: Option<NewSession>,
 }
 
 impl RequestContext {
-    /// Whether the request was an upgrade, and its connection has left Pingora.
+    /// Whether the request was an upgrade whose connection was detached from Pingora.
     ///
-    /// The session that is left has the request's head and the client's address, and no answer. The tunnel, if there is one,
-    /// lives on; the edge itself writes its line into the access log.
+    /// The remaining session has the head of the request and the address of the client, and no response. The tunnel, if there is
+    /// one, continues; the edge itself writes its line in the access log.
     #[must_use]
-    pub fn detached(&self) -> bool {
-        self.detached
+    pub fn is_detached(&self) -> bool {
+        self.is_detached
+    }
+
+    /// The former name of [`RequestContext::is_detached`].
+    #[must_use]
+    #[deprecated = "renamed to `is_detached`"]
+    pub fn taken_over(&self) -> bool {
+        self.is_detached
     }
 }
 
-/// Why there is no backend to go to.
+/// Why there is no peer for the next attempt.
 enum NoPeer {
     Rejected(Rejection),
-    /// Nor anybody who would go there.
+    /// The client has disconnected.
     ClientLeft,
 }
 
@@ -113,15 +120,18 @@ impl Edge {
         Ok(())
     }
 
-    /// Chooses backends until one has an address to connect to, and waits where the request is to wait for its own.
+    /// Chooses backends until one has an address to connect to. Waits while the request is parked or queued.
     async fn next_peer(
         &self,
         downstream: &mut Session,
         exchange: &mut Exchange,
         cursor: &mut AddressCursor,
-        goes_on: bool,
+        try_next_address: bool,
     ) -> Result<HttpPeer, NoPeer> {
-        let mut backend = exchange.backend().filter(|_| goes_on).map(Arc::clone);
+        let mut backend = exchange
+            .backend()
+            .filter(|_| try_next_address)
+            .map(Arc::clone);
         loop {
             let backend = match backend.take() {
                 Some(backend) => backend,
@@ -131,7 +141,7 @@ impl Edge {
                         tokio::select! {
                             biased;
                             due = self.proxy.attempt_due(exchange) => due.map_err(NoPeer::Rejected)?,
-                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                            () = client_closed(downstream) => return Err(NoPeer::ClientLeft),
                         }
                     }
                     let backend = self.proxy.choose(exchange).map_err(NoPeer::Rejected)?;
@@ -139,7 +149,7 @@ impl Edge {
                         let comes = tokio::select! {
                             biased;
                             comes = self.proxy.slot_granted(exchange) => comes,
-                            () = left(downstream) => return Err(NoPeer::ClientLeft),
+                            () = client_closed(downstream) => return Err(NoPeer::ClientLeft),
                         };
                         if !comes {
                             continue;
@@ -166,7 +176,7 @@ impl Edge {
         }
     }
 
-    /// Judges the response of a backend, and makes of its head what the client gets.
+    /// Checks the response of a backend, and rewrites its head for the client.
     fn finalize(
         &self,
         downstream: &Session,
@@ -185,7 +195,7 @@ impl Edge {
         Ok(())
     }
 
-    /// What to answer after `error`; `None` if there is nobody left to answer.
+    /// The error response after `error`; `None` if the client has disconnected.
     fn rejection_of(error: &Error, context: &mut RequestContext) -> Option<Rejection> {
         if let Some(rejection) = context.rejection.take() {
             return Some(rejection);
@@ -203,12 +213,12 @@ impl Edge {
                 "nothing within timeouts.downstream_read",
             )),
             (ErrorSource::Downstream, _) => {
-                Some(Rejection::Malformed("the request cannot be passed on"))
+                Some(Rejection::Malformed("the request cannot be forwarded"))
             }
             (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
                 Some(Rejection::BackendTimeout("no response in time"))
             }
-            // No more attempts: Pingora has its own limit of them.
+            // Pingora's own limit of attempts is reached.
             _ if matches!(error.retry, RetryType::Decided(true)) => {
                 context.exchange.as_ref().map(Exchange::failure)
             }
@@ -219,7 +229,7 @@ impl Edge {
     }
 }
 
-/// Whether there are more than `lines` headers, or of more than `bytes` as HTTP/1 writes them.
+/// Whether there are more than `lines` headers, or they are larger than `bytes` in the syntax of HTTP/1.
 fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
     let size = |(name, value): (&HeaderName, &HeaderValue)| {
         name.as_str().len() + value.len() + ": \r\n".len()
@@ -227,7 +237,7 @@ fn is_larger(headers: &HeaderMap, bytes: usize, lines: usize) -> bool {
     lines < headers.len() || bytes < headers.iter().map(size).sum()
 }
 
-/// Refuses a length that is said twice, or not as a number: Pingora passes on what is equal.
+/// Rejects a Content-Length that is repeated or not a number: Pingora forwards equal ones.
 fn check_lengths(request: &RequestHeader) -> Result<(), Rejection> {
     let mut lengths = request.values("content-length");
     let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
@@ -239,16 +249,16 @@ fn check_lengths(request: &RequestHeader) -> Result<(), Rejection> {
     }
 }
 
-/// The address that the connection comes from.
+/// The address of the peer of the connection.
 fn peer_of(downstream: &ServerSession) -> IpAddr {
     let address = downstream
         .client_addr()
         .and_then(|address| address.as_inet());
-    // A connection without an address is one of this machine.
+    // A connection without an IP address is local, over a unix socket.
     address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
 }
 
-/// The scheme that the connection is made with.
+/// The scheme of the connection.
 fn scheme_of(downstream: &ServerSession) -> Scheme {
     let encrypted = downstream
         .digest()
@@ -260,8 +270,8 @@ fn scheme_of(downstream: &ServerSession) -> Scheme {
     }
 }
 
-/// Goes on reading a body for a while after its answer: who closes with bytes unread resets the connection, and the client might
-/// never see why.
+/// Continues to read a body for a while after the response: closing a socket with unread bytes resets the connection, and the
+/// client might lose the response.
 async fn linger(downstream: &mut Session) {
     let mut left = LINGER_BYTES;
     let reading = async {
@@ -271,15 +281,15 @@ async fn linger(downstream: &mut Session) {
             left -= piece.len();
         }
     };
-    // Whoever sends on after that does not listen.
+    // A client that still sends after that gets a reset.
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
-/// Ready when the client has left, as far as that shows without reading its body.
-async fn left(downstream: &mut Session) {
+/// Ready when the client has disconnected, as far as that is visible without reading its body.
+async fn client_closed(downstream: &mut Session) {
     if !downstream.is_body_done() {
         while !is_closed(downstream) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CLIENT_CHECK).await;
         }
         return;
     }
@@ -287,13 +297,13 @@ async fn left(downstream: &mut Session) {
         return;
     };
     if *error.etype() == ErrorType::ConnectError {
-        // It has begun its next request, of which a byte is lost: it has to send that on another connection.
+        // A byte of its next request was read and is lost: it has to repeat that on another connection.
         downstream.set_keepalive(None);
         std::future::pending::<()>().await;
     }
 }
 
-/// Whether the kernel knows that the peer has closed its side of the connection, or all of it.
+/// Whether the peer has closed or half-closed the connection, by the state of the socket.
 fn is_closed(downstream: &Session) -> bool {
     /// TCP_CLOSE and TCP_CLOSE_WAIT of the kernel's `tcp_states.h`.
     const CLOSED: [u8; 2] = [7, 8];
@@ -303,7 +313,7 @@ fn is_closed(downstream: &Session) -> bool {
     state.is_some_and(|info| CLOSED.contains(&info.tcpi_state))
 }
 
-/// A status that ends Pingora's attempts; what the client gets is in the context.
+/// An error that ends Pingora's attempts; the response for the client is in the context.
 fn stop(rejection: &Rejection) -> Box<Error> {
     Error::explain(ErrorType::HTTPStatus(503), rejection.to_string())
 }
@@ -316,7 +326,7 @@ impl ProxyHttp for Edge {
         RequestContext::default()
     }
 
-    /// None: the default ones cost memory for each request.
+    /// No modules: the default ones cost memory for each request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(
@@ -328,7 +338,7 @@ impl ProxyHttp for Edge {
         downstream.set_write_timeout(Some(self.timeouts.downstream_write));
         downstream.set_total_drain_timeout(Some(BODY_REST));
         if downstream.req_header().method == Method::CONNECT {
-            // Pingora lets none through unless its host has announced them.
+            // Pingora accepts CONNECT only if the server has enabled it.
             downstream.set_keepalive(None);
             self.reject(downstream, Rejection::MethodNotAllowed).await?;
             return Ok(true);
@@ -337,11 +347,11 @@ impl ProxyHttp for Edge {
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
         }
-        // Its own future, so that those of plain requests are not as large as both.
+        // Boxed, so that the future of a plain request is not larger because of it.
         match Box::pin(detach_upgrade(&self.engine, downstream)).await {
             UpgradeOutcome::NotUpgrade => {}
             UpgradeOutcome::Detached => {
-                context.detached = true;
+                context.is_detached = true;
                 return Ok(true);
             }
             UpgradeOutcome::Rejected(rejection) => {
@@ -350,7 +360,7 @@ impl ProxyHttp for Edge {
                 return Ok(true);
             }
         }
-        // Pingora looks at the first `Connection` header alone.
+        // Pingora evaluates only the first `Connection` header.
         if downstream.req_header().lists("connection", "close") {
             downstream.set_keepalive(None);
         }
@@ -377,7 +387,7 @@ impl ProxyHttp for Edge {
             peer_of(downstream.as_downstream()),
             scheme_of(downstream.as_downstream()),
         );
-        // Upgrades that a route allows do not get here; to all others the response is an ordinary one.
+        // An upgrade that gets here is not allowed by its route: it is served as a plain request.
         match self
             .proxy
             .admit(downstream.req_header_mut(), None, peer, scheme)
@@ -401,13 +411,16 @@ impl ProxyHttp for Edge {
         let Some(exchange) = &mut context.exchange else {
             return Err(stop(&Rejection::NoBackend));
         };
-        let goes_on = std::mem::take(&mut context.goes_on);
+        let try_next_address = std::mem::take(&mut context.try_next_address);
         let cursor = &mut context.cursor;
-        match self.next_peer(downstream, exchange, cursor, goes_on).await {
+        match self
+            .next_peer(downstream, exchange, cursor, try_next_address)
+            .await
+        {
             Ok(peer) => Ok(Box::new(peer)),
             Err(NoPeer::ClientLeft) => Err(Error::explain(
                 ErrorType::ConnectionClosed,
-                "the client left while it waited for its backend",
+                "the client disconnected while its request was parked or queued",
             )
             .into_down()),
             Err(NoPeer::Rejected(rejection)) => {
@@ -425,18 +438,18 @@ impl ProxyHttp for Edge {
         end_of_stream: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
-        // Pingora would write an empty piece as the last chunk, and the end of the body as another: the second would be read as
-        // the start of the next request.
+        // Pingora would write an empty piece as the last chunk, and the end of the body as another one, which the backend would
+        // read as the start of the next request.
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
             *body = None;
         }
         let Some(exchange) = &context.exchange else {
             return Ok(());
         };
-        // Not what passes here: a retry shows the beginning once more.
-        let came = downstream.body_bytes_read() as u64;
+        // Not the bytes of this call: a retry repeats them.
+        let received = downstream.body_bytes_read() as u64;
         self.proxy
-            .check_body_size(exchange, came)
+            .check_body_size(exchange, received)
             .map_err(|rejection| {
                 let error = stop(&rejection).into_down();
                 context.rejection = Some(rejection);
@@ -465,7 +478,7 @@ impl ProxyHttp for Edge {
         if self.connections.is_draining() {
             downstream.set_keepalive(None);
         }
-        // To such a client the end of the connection is the end of the body (RFC 9112, 6.1).
+        // HTTP/1.0 has no chunks: the end of the connection is the end of the body (RFC 9112, 6.1).
         let knows_chunks = downstream.req_header().version != Version::HTTP_10;
         if !knows_chunks && response.remove_header(&TRANSFER_ENCODING).is_some() {
             downstream.set_keepalive(None);
@@ -474,7 +487,7 @@ impl ProxyHttp for Edge {
             return Ok(());
         };
         let finalized = match response.status {
-            // Upgrades do not get here.
+            // Upgrades are detached before.
             StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnaskedSwitch.into()),
             status if status.is_informational() => {
                 self.proxy.finalize_interim(response);
@@ -503,7 +516,7 @@ impl ProxyHttp for Edge {
         context: &mut RequestContext,
     ) -> Result<Option<Duration>> {
         if let (Some(new_session), Some(body)) = (&mut context.new_session, &body) {
-            new_session.see(body);
+            new_session.inspect(body);
         }
         Ok(None)
     }
@@ -519,11 +532,11 @@ impl ProxyHttp for Edge {
             return error;
         };
         let failed = DialError::from_pingora(&error, self.timeouts.connect);
-        context.goes_on = exchange.backend().is_some_and(|backend| {
+        context.try_next_address = exchange.backend().is_some_and(|backend| {
             self.dialer
                 .advance(&backend.address, &mut context.cursor, &failed)
         });
-        if context.goes_on {
+        if context.try_next_address {
             error.set_retry(true);
             return error;
         }
@@ -552,14 +565,14 @@ impl ProxyHttp for Edge {
         let of_backend = *error.esource() == ErrorSource::Upstream;
         let repeatable = downstream.req_header().method.is_idempotent()
             && !downstream.as_ref().retry_buffer_truncated();
-        let answered = downstream
+        let has_response = downstream
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
-        if !of_backend || answered {
+        if !of_backend || has_response {
             error.set_retry(false);
             return error;
         }
-        // A kept connection that the backend has closed meanwhile says nothing about the backend: once more, with a new one.
+        // A reused connection that the backend had closed is no failure of the backend: send again over a new one.
         error.retry.decide_reuse(client_reused);
         if repeatable && error.retry() && context.stale < STALE_MAX {
             context.stale += 1;
@@ -570,7 +583,7 @@ impl ProxyHttp for Edge {
             ErrorType::ReadTimedout | ErrorType::WriteTimedout
         );
         if timed_out && !downstream.is_body_done() {
-            // It is the client that says nothing.
+            // The client has not sent its body.
             error.set_retry(false);
             let slow = Rejection::BodyTimeout("nothing within timeouts.upstream_read");
             context.rejection = Some(slow);
@@ -579,13 +592,15 @@ impl ProxyHttp for Edge {
         let Some(exchange) = &mut context.exchange else {
             return error;
         };
-        let replay = match repeatable {
-            true => Replay::Possible,
-            false => Replay::Impossible,
+        let replay = if repeatable {
+            Replay::Possible
+        } else {
+            Replay::Impossible
         };
-        let failed = match timed_out {
-            true => AttemptError::Timeout,
-            false => AttemptError::Failed,
+        let failed = if timed_out {
+            AttemptError::Timeout
+        } else {
+            AttemptError::Failed
         };
         match self.proxy.attempt_failed(exchange, &failed, replay) {
             Ok(()) => error.set_retry(true),
@@ -603,10 +618,10 @@ impl ProxyHttp for Edge {
         error: &Error,
         context: &mut RequestContext,
     ) -> FailToProxy {
-        let unanswered = downstream
+        let no_response_yet = downstream
             .response_written()
             .is_none_or(|head| head.status.is_informational());
-        let rejection = Self::rejection_of(error, context).filter(|_| unanswered);
+        let rejection = Self::rejection_of(error, context).filter(|_| no_response_yet);
         let Some(rejection) = rejection else {
             return FailToProxy {
                 error_code: 0,
@@ -617,9 +632,9 @@ impl ProxyHttp for Edge {
         let too_large = rejection == Rejection::Limited(Limit::BodySize);
         let (head, body) = self.proxy.own_response(rejection);
         let error_code = head.status.as_u16();
-        // One whose request was read whole can carry another.
-        let stays = downstream.is_body_done() && !self.connections.is_draining();
-        if !stays {
+        // Reusable if all of the request was read.
+        let is_reusable = downstream.is_body_done() && !self.connections.is_draining();
+        if !is_reusable {
             downstream.set_keepalive(None);
         }
         let written = match downstream.write_response_header(head, false).await {
@@ -631,16 +646,16 @@ impl ProxyHttp for Edge {
                 if too_large {
                     linger(downstream).await;
                 }
-                if !stays && let ServerSession::H1(session) = downstream.as_downstream_mut() {
-                    // Pingora just drops it, and over TLS an end without a word is none (RFC 8446, 6.1).
+                if !is_reusable && let ServerSession::H1(session) = downstream.as_downstream_mut() {
+                    // Pingora would drop it without the close_notify that TLS requires (RFC 8446, 6.1).
                     session.shutdown().await;
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot tell the client"),
+            Err(error) => tracing::debug!(%error, "cannot send the error response to the client"),
         }
         FailToProxy {
             error_code,
-            can_reuse_downstream: stays,
+            can_reuse_downstream: is_reusable,
         }
     }
 
@@ -650,7 +665,7 @@ impl ProxyHttp for Edge {
         error: Option<&Error>,
         context: &mut RequestContext,
     ) {
-        if context.detached {
+        if context.is_detached {
             return;
         }
         let status = downstream
@@ -658,7 +673,7 @@ impl ProxyHttp for Edge {
             .map(|head| head.status.as_u16());
         let error = error.map(ToString::to_string);
         let outcome = Outcome {
-            // 499 as nginx writes it: the client left before there was an answer.
+            // 499 as in nginx: the client disconnected before the response.
             status: status.or(Some(499)),
             bytes_in: downstream.body_bytes_read() as u64,
             bytes_out: downstream.body_bytes_sent() as u64,
@@ -669,14 +684,14 @@ impl ProxyHttp for Edge {
             None => {
                 let peer = peer_of(downstream.as_downstream());
                 let status = status.unwrap_or(499);
-                let error = error.as_deref().unwrap_or("refused");
+                let error = error.as_deref().unwrap_or("rejected");
                 self.proxy
                     .log_rejected(downstream.req_header(), Some(peer), status, error);
             }
         }
     }
 
-    /// Failures are in the access log, and a backend that fails is logged by its pool.
+    /// Failures are in the access log, and changes of a backend's state are logged by its pool.
     fn suppress_error_log(
         &self,
         _downstream: &Session,

@@ -17,7 +17,7 @@ const LINES_LOST: &str =
     "log lines were lost: standard error could not be written, or not fast enough";
 
 /// What the edge says once its access log works again.
-const ACCESS_LINES_LOST: &str = "access log lines were lost, it is written again";
+const ACCESS_LINES_LOST: &str = "the access log can be written again, lines were lost";
 
 on_each_program!(
     a_closed_stderr_costs_lines_alone,

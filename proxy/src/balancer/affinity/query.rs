@@ -41,7 +41,7 @@ impl SessionSearch {
     }
 
     /// Looks at more of the content. The session, once it has come.
-    pub(crate) fn see(&mut self, content: &[u8]) -> Option<SessionKey> {
+    pub(crate) fn inspect(&mut self, content: &[u8]) -> Option<SessionKey> {
         if self.is_over {
             return None;
         }
@@ -105,12 +105,16 @@ mod tests {
         for cut in 0..whole.len() {
             let mut search = SessionSearch::new("sid");
             let (one, two) = whole.split_at(cut);
-            let found = [search.see(one), search.see(two), search.see(whole)];
+            let found = [
+                search.inspect(one),
+                search.inspect(two),
+                search.inspect(whole),
+            ];
             let found: Vec<SessionKey> = found.into_iter().flatten().collect();
             assert_eq!(found, [SessionKey::new("abc-_1")], "{cut}");
         }
         let mut spaced = SessionSearch::new("sid");
-        let found = spaced.see(b"{\n  \"sid\" : \"x\"\n}");
+        let found = spaced.inspect(b"{\n  \"sid\" : \"x\"\n}");
         assert_eq!(found, Some(SessionKey::new("x")));
     }
 
@@ -127,7 +131,7 @@ mod tests {
             &late,
         ] {
             let mut search = SessionSearch::new("sid");
-            assert_eq!(search.see(content.as_bytes()), None, "{content}");
+            assert_eq!(search.inspect(content.as_bytes()), None, "{content}");
             assert!(search.seen.capacity() <= 2 * CONTENT_BYTES_MAX);
         }
     }

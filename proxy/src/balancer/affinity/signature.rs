@@ -71,9 +71,10 @@ impl Keys {
     /// The payload in `value`, if one of the keys signed it, or none did. Comparing takes the same time for all MACs.
     pub(super) fn verify<'a>(&self, value: &'a str) -> Option<Verified<'a>> {
         if let Some(payload) = value.strip_prefix("u1.") {
-            return Some(match self.0.is_empty() {
-                true => Verified::ByFirst(payload),
-                false => Verified::Unsigned(payload),
+            return Some(if self.0.is_empty() {
+                Verified::ByFirst(payload)
+            } else {
+                Verified::Unsigned(payload)
             });
         }
         let (signed, mac) = split_at_last_dot(value)?;

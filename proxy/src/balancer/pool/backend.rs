@@ -93,9 +93,10 @@ impl Backend {
         metrics: BackendMetrics,
         at: Moment,
     ) -> Self {
-        let state = match config.maintenance {
-            true => State::Maintenance,
-            false => State::Unknown,
+        let state = if config.maintenance {
+            State::Maintenance
+        } else {
+            State::Unknown
         };
         metrics.state(state.name(), &State::NAMES, at.unix);
         let machine = Machine::new(state, machine, at.now);
@@ -360,9 +361,10 @@ impl Backend {
             Evidence::ConnectionLost | Evidence::TimedOut => true,
             Evidence::Stopping => return self.is_stopping(at),
         };
-        let answer = match bad {
-            true => ResponseOutcome::Bad,
-            false => ResponseOutcome::Good,
+        let answer = if bad {
+            ResponseOutcome::Bad
+        } else {
+            ResponseOutcome::Good
         };
         if self.outlier.count(answer, at.age) {
             self.probe_wanted.notify_one();

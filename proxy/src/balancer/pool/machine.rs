@@ -328,9 +328,10 @@ impl Machine {
         if state == State::Down {
             let soon = |rose| now.saturating_duration_since(rose) < STEADY;
             let planned = self.state == State::Draining;
-            self.flaps = match !planned && self.rose.take().is_some_and(soon) {
-                true => self.flaps.saturating_add(1),
-                false => 0,
+            self.flaps = if !planned && self.rose.take().is_some_and(soon) {
+                self.flaps.saturating_add(1)
+            } else {
+                0
             };
         }
         let change = Change {

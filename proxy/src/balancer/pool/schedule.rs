@@ -12,9 +12,12 @@ pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
     let sum: u64 = reduced.clone().sum();
     let most = (SCHEDULE_MAX as u64).max(weights.len() as u64);
     let weights: Vec<i64> = reduced
-        .map(|weight| match sum <= most {
-            true => weight as i64,
-            false => (weight * most / sum).max(1) as i64,
+        .map(|weight| {
+            if sum <= most {
+                weight as i64
+            } else {
+                (weight * most / sum).max(1) as i64
+            }
         })
         .collect();
     let sum: i64 = weights.iter().sum();

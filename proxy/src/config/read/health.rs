@@ -68,9 +68,12 @@ pub(super) fn health(
     let mut span = |name: &str, value, default, range| check.span(&at(name), value, default, range);
     HealthConfig {
         kind,
-        method: method.unwrap_or_else(|| match own_kind {
-            true => kind.method(),
-            false => common.method.clone(),
+        method: method.unwrap_or_else(|| {
+            if own_kind {
+                kind.method()
+            } else {
+                common.method.clone()
+            }
         }),
         path: match &raw.path {
             Some(path) => Cow::Owned(path.clone()),
@@ -79,9 +82,12 @@ pub(super) fn health(
         },
         host: host.map_or(common.host.clone(), Cow::Owned),
         headers,
-        expect: expect.unwrap_or_else(|| match own_kind {
-            true => kind.expect(),
-            false => common.expect.clone(),
+        expect: expect.unwrap_or_else(|| {
+            if own_kind {
+                kind.expect()
+            } else {
+                common.expect.clone()
+            }
         }),
         port: port.or(common.port),
         interval: span("interval", raw.interval, common.interval, interval.clone()),

@@ -68,9 +68,10 @@ impl RouteRules {
         let whole = Target::of(method, target)?.for_server(method);
         let whole = whole.as_deref().unwrap_or(target);
         let rest = whole.strip_prefix(prefix)?;
-        let target = match rest.starts_with('/') {
-            true => rest.to_owned(),
-            false => format!("/{rest}"),
+        let target = if rest.starts_with('/') {
+            rest.to_owned()
+        } else {
+            format!("/{rest}")
         };
         let before = request.text(X_FORWARDED_PREFIX).filter(|_| is_trusted);
         let before = before.map_or("", |before| before.trim().trim_end_matches('/'));

@@ -1,5 +1,5 @@
-//! Why an attempt at a backend failed, and all that follows from it: what it says about the backend, whether another attempt is
-//! made, and what the client gets in the end. One table for requests and upgrades, on every path.
+//! Failed attempts and their consequences: evidence about the backend, whether another attempt is made, and the response for the
+//! client. One table for requests and upgrades, for all engines.
 
 use std::io;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::request::exchange::{Exchange, ProxyState};
 use crate::request::parked::ParkReason;
 use crate::upstream::{DialError, Repeatable};
 
-/// Why an attempt brought no response that can be passed on.
+/// Why an attempt yielded no response that can be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttemptError {
     /// Nothing has been sent.
@@ -21,48 +21,48 @@ pub(crate) enum AttemptError {
     Unsent(#[source] io::Error),
     #[error(transparent)]
     NoHead(#[from] NoHead),
-    /// It cannot be read in one way only, or must not be passed on.
+    /// The response is ambiguous, or must not be forwarded.
     #[error(transparent)]
     BadResponse(#[from] BadResponse),
-    /// A 101 to something else than what was asked for.
-    #[error("the backend switched to a protocol that was not asked for")]
+    /// A 101 with another protocol than the requested one.
+    #[error("the backend switched to a protocol that was not requested")]
     OtherProtocol,
     #[error("the backend did not respond in time")]
     Timeout,
-    /// The backend has gone down, and what it has not answered by now it hardly will.
+    /// The backend was found to be down while the request waited for its response.
     #[error("the backend went down before it responded")]
     WentDown,
-    /// Of Pingora's, which tells no more than that.
+    /// A failure that Pingora reports without details.
     #[error("the connection to the backend failed")]
     Failed,
 }
 
-/// Whether the request can be sent to a backend once more after one has seen it.
+/// Whether the request can be sent again after a backend has seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replay {
-    /// All that was sent of its body is still there.
+    /// All of the body that was sent is still buffered.
     Possible,
     Impossible,
 }
 
-/// What a failed attempt amounts to.
+/// The consequences of a failed attempt.
 struct Consequence {
-    /// What it says about the backend.
+    /// What is reported about the backend.
     evidence: Option<Evidence>,
-    /// What the client gets if it was the last.
+    /// The response for the client, if it was the last attempt.
     response: Rejection,
     next: Next,
 }
 
-/// What may follow on a failed attempt.
+/// What may follow a failed attempt.
 enum Next {
-    /// The backend has not seen the request: it is waited for, or another is tried.
+    /// The backend has not seen the request: it is parked, or another backend is tried.
     ParkOr(ParkReason),
-    /// The backend may have seen the request: only one that may be repeated goes on.
+    /// The backend may have seen the request: only an idempotent one is sent again.
     Repeat,
-    /// As that, if the backend is down and silent: one that is well may be slow with this request, and another would be as slow.
+    /// The same, but only if the backend is down and unresponsive: a healthy one may be slow with this request, and so would another.
     RepeatIfDown,
-    /// It would end in the same way.
+    /// No further attempt: it would fail in the same way.
     Nothing,
 }
 
@@ -84,7 +84,7 @@ impl AttemptError {
                 response: Rejection::NoBackend,
                 next: Next::Nothing,
             },
-            // Ports come free again, as a backend that restarts comes back.
+            // Ports become free after a while: treated as a refused connection.
             Self::Dial(DialError::NoPort(_)) => {
                 dial(None, Rejection::NoBackend, ParkReason::Refused)
             }
@@ -93,7 +93,7 @@ impl AttemptError {
                 Rejection::BackendTimeout("no connection to the backend in time"),
                 ParkReason::TimedOut,
             ),
-            // Not how a restart looks, and the client gets a response that says whose fault it is.
+            // Unlike a restart; 502, since the backend is at fault.
             Self::Dial(DialError::Tls(_)) => dial(
                 Some(Evidence::TlsFailed),
                 Rejection::BackendFailed("the TLS handshake with the backend failed"),
@@ -131,7 +131,7 @@ impl AttemptError {
             }
             Self::OtherProtocol => failed(
                 Some(Evidence::ConnectionLost),
-                "the backend switched to a protocol that was not asked for",
+                "the backend switched to a protocol that was not requested",
                 Next::Repeat,
             ),
             Self::Failed => failed(
@@ -152,14 +152,14 @@ impl AttemptError {
         }
     }
 
-    /// Whether the connection ended before a response. If it had been idle, its backend has closed it meanwhile, which says nothing
-    /// about the backend.
+    /// Whether the connection ended before a response. If it was reused, the backend may have closed it while it was idle, which is
+    /// no evidence against the backend.
     pub(crate) fn is_broken_connection(&self) -> bool {
         matches!(self, Self::Unsent(_) | Self::NoHead(NoHead::Broken(_)))
     }
 }
 
-/// What the access log says of a response that cannot be passed on.
+/// The access log text for a response that cannot be forwarded.
 fn why_bad(bad: BadResponse) -> &'static str {
     match bad {
         BadResponse::NotHttp => "the response is not HTTP/1",
@@ -167,18 +167,18 @@ fn why_bad(bad: BadResponse) -> &'static str {
         BadResponse::Length => "the response has several lengths, or one that is not a number",
         BadResponse::Coding => "the response has a transfer coding other than chunked",
         BadResponse::Nominations => "the Connection header of the response names too many headers",
-        BadResponse::UnaskedSwitch => "the response is a 101 that was not asked for",
+        BadResponse::UnaskedSwitch => "the response is a 101 although no upgrade was requested",
         BadResponse::NotSwitched => "the response accepts an upgrade without switching protocols",
-        BadResponse::Chunk => "the response has a wrong chunk",
+        BadResponse::Chunk => "the response has a malformed chunk",
     }
 }
 
 impl ProxyState {
-    /// Takes in that an attempt at the chosen backend has failed, and prepares the next one.
+    /// Handles a failed attempt at the chosen backend, and prepares the next one.
     ///
     /// # Errors
     ///
-    /// What the client gets, if there is no next attempt.
+    /// The response for the client, if there is no next attempt.
     pub(crate) fn attempt_failed(
         &self,
         exchange: &mut Exchange,
@@ -224,7 +224,7 @@ impl ProxyState {
         if repeats { Ok(()) } else { Err(response) }
     }
 
-    /// Logs, now and then, that this machine has run out of something to dial with.
+    /// Logs, throttled, that this machine has run out of descriptors or ports.
     fn log_exhaustion(&self, exchange: &Exchange, error: &AttemptError) {
         let now = Instant::now();
         match error {

@@ -1,7 +1,7 @@
-//! A request whose backend cannot be dialled, and that waits for it because its client belongs there.
+//! Parks a request whose backend cannot be connected to, because its client is bound to that backend.
 //!
-//! How long, and when it dials again, is what [`hold`](crate::request::parked) says; here is the loop around it, which sleeps, listens to
-//! what becomes known about the backend, and keeps count. The request's body stays unread meanwhile.
+//! How long, and when it dials again, is decided by [`parked`](crate::request::parked); here is the loop around it, which sleeps,
+//! follows the health status of the backend, and counts. The request's body stays unread meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,16 @@ use crate::request::parked::ParkReason;
 use crate::request::parked::ParkedRequest;
 use crate::request::parked::Step;
 
-/// How the wait of a request ended.
+/// How the parking of a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// Its backend took it.
+    /// Its backend accepted a connection.
     Returned,
-    /// It goes elsewhere.
+    /// Another backend is tried.
     Moved,
-    /// Its client left, or its connection broke.
+    /// Its client disconnected.
     Left,
-    /// There was no place to wait at.
+    /// `limits.waiting` was reached.
     Full,
 }
 
@@ -44,17 +44,17 @@ impl Outcome {
     }
 }
 
-/// Whether a request waits. Each does so for one backend at most.
+/// Whether a request is parked. It is parked once at most, for one backend.
 #[derive(Default)]
 pub(super) enum Parking {
     #[default]
     NotYet,
     Now(Box<Parked>),
-    /// It did for so long.
+    /// It was, for this long.
     Over(Duration),
 }
 
-/// A wait that goes on. Dropped, it counts as one whose client left.
+/// A parked request. Dropped, it counts as one whose client disconnected.
 pub(super) struct Parked {
     request: ParkedRequest,
     health_status: watch::Receiver<HealthStatus>,
@@ -71,12 +71,11 @@ impl Drop for Parked {
 }
 
 impl Parking {
-    /// Whether the request stays with the backend that it was to go to.
     pub(super) fn is_parked(&self) -> bool {
         matches!(self, Self::Now(_))
     }
 
-    /// For how long it has waited so far.
+    /// How long it has been parked so far.
     pub(super) fn duration(&self) -> Option<Duration> {
         match self {
             Self::NotYet => None,
@@ -92,19 +91,19 @@ impl Parking {
         }
     }
 
-    /// The backend has taken the request.
+    /// The backend has accepted a connection for the request.
     pub(super) fn returned(&mut self) {
         self.end(Outcome::Returned);
     }
 
-    /// The request has to do without it.
+    /// The request no longer waits for the backend.
     pub(super) fn gave_up(&mut self) {
         self.end(Outcome::Moved);
     }
 }
 
 impl ProxyState {
-    /// Has the request wait, or wait on, for its backend after a dial of it has failed. `false` if it is to go elsewhere.
+    /// Parks the request after a failed dial of its backend, or keeps it parked. `false` if another backend is to be tried.
     pub(super) fn park(&self, exchange: &mut Exchange, dial: ParkReason) -> bool {
         let now = Instant::now();
         if let Parking::Now(parked) = &mut exchange.parking {
@@ -133,15 +132,15 @@ impl ProxyState {
         }
     }
 
-    /// Ready when the next attempt is due: at once, unless the request waits for its backend.
+    /// Ready when the next attempt is due: at once, unless the request is parked.
     ///
     /// # Errors
     ///
-    /// If it has waited in vain and nothing else may be tried: what its failed dial amounts to.
+    /// If it was parked without success and no other backend may be tried: the response for its failed dial.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: the next call waits on.
+    /// The request stays parked; the next call continues to wait.
     pub(crate) async fn attempt_due(&self, exchange: &mut Exchange) -> Result<(), Rejection> {
         let Parking::Now(parked) = &mut exchange.parking else {
             return Ok(());
@@ -158,9 +157,9 @@ impl ProxyState {
                 biased;
                 () = self.ending.cancelled() => break,
                 changed = parked.health_status.changed() => match changed {
-                    Ok(()) if health_status.responses < parked.health_status.borrow().responses => parked.request.answered(Instant::now()),
+                    Ok(()) if health_status.responses < parked.health_status.borrow().responses => parked.request.probe_answered(Instant::now()),
                     Ok(()) => {}
-                    // The backend is no more.
+                    // The backend was removed.
                     Err(_) => break,
                 },
                 () = sleep_until(until.into()) => {}
@@ -173,16 +172,16 @@ impl ProxyState {
 }
 
 impl Exchange {
-    /// The backend that the request may wait for: the one that its client belongs to, as long as that keeps its clients.
+    /// The backend that the request may wait for: the one that its client is bound to, while its clients are kept.
     fn bound_backend(&self) -> Option<&std::sync::Arc<Backend>> {
         let choice = self.choice.as_ref()?;
-        let waits = matches!(self.parking, Parking::NotYet)
+        let may_wait = matches!(self.parking, Parking::NotYet)
             && choice.affinity == AffinityOutcome::Hit
             && self.pool.is_worth_waiting_for(&choice.backend);
-        waits.then_some(&choice.backend)
+        may_wait.then_some(&choice.backend)
     }
 
-    /// Whether it waits for its backend.
+    /// Whether it is parked until its backend is reachable.
     pub(crate) fn is_parked(&self) -> bool {
         self.parking.is_parked()
     }

@@ -1,6 +1,7 @@
-//! A request at a backend that has as many as it may get (`limits.requests_per_backend`): it waits for its turn, or is passed on.
+//! Requests to a backend that has reached `limits.requests_per_backend`: they queue for a slot, or go to another backend.
 //!
-//! A client that belongs to the backend waits. Any other is sent to a backend with room, and waits only if there is none.
+//! A request whose client is bound to the backend queues. Any other goes to a backend with a free slot, and queues only if there
+//! is none.
 
 use std::time::Instant;
 
@@ -13,10 +14,10 @@ use crate::limits::Limit;
 use crate::request::error::Rejection;
 use crate::request::exchange::{Exchange, ProxyState};
 
-/// The right of a request to be at its backend.
+/// The request slot of one request at its backend.
 #[derive(Debug, Default)]
 pub(super) enum SlotState {
-    /// None is needed.
+    /// There is no limit, so no slot is needed.
     #[default]
     NotNeeded,
     Held(#[expect(dead_code, reason = "held for its drop")] RequestSlot),
@@ -24,20 +25,20 @@ pub(super) enum SlotState {
 }
 
 impl ProxyState {
-    /// Chooses a backend that has room for a plain request, or in whose queue it waits.
+    /// Chooses a backend with a free slot for a plain request, or one in whose queue it waits.
     pub(super) fn pick_for_request(&self, exchange: &mut Exchange) -> Result<Choice, Rejection> {
         exchange.slot_state = SlotState::NotNeeded;
         let Some(limit) = self.gate.requests_of_backend() else {
             let now = exchange.attempt_time();
             return self.pick_any(exchange, now);
         };
-        // The first backend that would have it wait.
-        let mut waits: Option<(Choice, Box<QueuedRequest>)> = None;
+        // The first backend that has only queued it.
+        let mut queued_at: Option<(Choice, Box<QueuedRequest>)> = None;
         loop {
             let now = exchange.attempt_time();
-            let choice = match (self.pick_any(exchange, now), waits.take()) {
+            let choice = match (self.pick_any(exchange, now), queued_at.take()) {
                 (Ok(choice), first) => {
-                    waits = first;
+                    queued_at = first;
                     choice
                 }
                 (Err(_), Some((choice, queued))) => {
@@ -57,7 +58,7 @@ impl ProxyState {
                 }
                 AcquireOutcome::Queued(queued) => {
                     exchange.tried.add(&choice.backend);
-                    waits.get_or_insert((choice, Box::new(queued)));
+                    queued_at.get_or_insert((choice, Box::new(queued)));
                 }
                 AcquireOutcome::Full => exchange.tried.add(&choice.backend),
             }
@@ -81,11 +82,11 @@ impl ProxyState {
         })
     }
 
-    /// Waits for the turn of a request at the chosen backend. `false` if it did not come, and another is to be chosen.
+    /// Waits for the slot of a queued request at the chosen backend. `false` if it got none, and another backend is to be chosen.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: the next call waits on.
+    /// The request keeps its position in the queue; the next call continues to wait.
     pub(crate) async fn slot_granted(&self, exchange: &mut Exchange) -> bool {
         let SlotState::Queued(queued) = &mut exchange.slot_state else {
             return true;
@@ -97,7 +98,7 @@ impl ProxyState {
             }
             Err(error) => {
                 if let Some(choice) = &exchange.choice {
-                    tracing::debug!(backend = %choice.backend.id, %error, "queue");
+                    tracing::debug!(backend = %choice.backend.id, %error, "queued request got no slot");
                 }
                 exchange.slot_state = SlotState::NotNeeded;
                 exchange.failure = Some(Rejection::Limited(Limit::RequestsPerBackend));
@@ -109,12 +110,12 @@ impl ProxyState {
 }
 
 impl Exchange {
-    /// Whether it waits for its turn at the chosen backend.
+    /// Whether it is queued for a slot at the chosen backend.
     pub(crate) fn is_queued(&self) -> bool {
         matches!(self.slot_state, SlotState::Queued(_))
     }
 
-    /// The time of this attempt: nothing has happened yet in the first.
+    /// The time of this attempt; that of the first is the arrival, which spares a look at the clock.
     fn attempt_time(&self) -> Instant {
         match self.attempts {
             0 => self.arrived,

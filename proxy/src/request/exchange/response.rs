@@ -1,4 +1,4 @@
-//! What the edge changes in a response, and the responses of its own.
+//! Changes to the response of a backend, and the responses of the edge itself.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,22 +22,22 @@ use crate::request::error::Rejection;
 use crate::request::exchange::Exchange;
 use crate::request::exchange::ProxyState;
 
-/// With this a backend asks for its client to be bound to another one.
+/// The response header by which a backend asks to bind the client to another backend.
 const RELEASE: &str = "causeway-release";
 
-/// With this a backend says that it is stopping.
+/// The response header by which a backend announces that it is stopping.
 const DRAIN: &str = "causeway-drain";
 
-/// Headers of this family are between a backend and the edge, but for one.
+/// Headers with this prefix are between a backend and the edge, except [`NODE`].
 const PRIVATE_PREFIX: &str = "causeway-";
 const NODE: &str = "causeway-node";
 
 impl ProxyState {
-    /// Takes in the backend's response, and makes of its head what the client gets. Its framing is settled, and stays.
+    /// Evaluates the backend's response and rewrites its head for the client. The framing is settled before, and not changed.
     ///
     /// # Errors
     ///
-    /// [`BadResponse::Nominations`]: it must not be passed on.
+    /// [`BadResponse::Nominations`]: it must not be forwarded.
     pub(crate) fn finalize(
         &self,
         exchange: &Exchange,
@@ -58,13 +58,13 @@ impl ProxyState {
             return Ok(());
         };
         let status = response.status();
-        let refuses =
+        let is_rejected_upgrade =
             exchange.kind == RequestKind::Upgrade && status != StatusCode::SWITCHING_PROTOCOLS;
-        match refuses {
-            false => self.report(exchange, Evidence::Responded(status)),
-            // A response that was held back while others were asked has counted already.
-            true if exchange.tried.contains(&choice.backend.id) => {}
-            true => self.report(exchange, Evidence::UpgradeRejected(status)),
+        if !is_rejected_upgrade {
+            self.report(exchange, Evidence::Responded(status));
+        } else if !exchange.tried.contains(&choice.backend.id) {
+            // Otherwise it was counted before it was kept while other backends were tried.
+            self.report(exchange, Evidence::UpgradeRejected(status));
         }
         exchange.changes.apply_response(response);
         let bind_to = if released {
@@ -72,7 +72,7 @@ impl ProxyState {
         } else {
             (choice.cookie == CookieChange::Set).then(|| Arc::clone(&choice.backend))
         };
-        // Browsers take no cookie from the response to a preflight.
+        // Browsers ignore cookies in the response to a preflight request.
         let Some(backend) = bind_to.filter(|_| !exchange.preflight) else {
             return Ok(());
         };
@@ -84,7 +84,7 @@ impl ProxyState {
         Ok(())
     }
 
-    /// Makes of the head of an interim response (1xx) what the client gets. Whether it gets it.
+    /// Rewrites the head of an interim response (1xx) for the client. Whether it is forwarded.
     pub(crate) fn finalize_interim(&self, response: &mut impl Response) -> bool {
         response.remove("content-length");
         response.remove("transfer-encoding");
@@ -92,7 +92,7 @@ impl ProxyState {
         response.remove_hop_by_hop().is_ok()
     }
 
-    /// The response of the edge itself to a request that `rejection` ended.
+    /// The response of the edge itself for `rejection`, which is counted.
     pub(crate) fn own_response(&self, rejection: Rejection) -> (Box<ResponseHeader>, Bytes) {
         let reason = rejection.reason();
         let (head, body) = own_response(rejection);
@@ -109,7 +109,7 @@ fn remove_private(response: &mut impl Fields) {
     });
 }
 
-/// A binding is for one client: a response that carries one must not be stored for others.
+/// An affinity cookie is for one client: a response with one must not be stored by shared caches.
 fn keep_out_of_shared_caches(response: &mut impl Fields) {
     let says = |directive| response.lists("cache-control", directive);
     if !says("private") && !says("no-store") {

@@ -1,4 +1,4 @@
-//! What a new configuration replaces: one snapshot, read by each request as it comes.
+//! What a reload replaces: one snapshot, which each request loads when it arrives.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::http::forwarded::Forwarder;
 use crate::metrics::Metrics;
 use crate::metrics::RouteMetrics;
 
-/// What requests go by. Those in flight keep what they have read of it.
+/// The configuration of request handling. Requests in flight keep what they have loaded.
 ///
 /// Invariant: the pools of `routes` are in `pools`.
 pub(crate) struct Rules {
     pub(super) routes: Routes,
-    /// Of each route, in their order.
+    /// One for each route, in the same order.
     pub(super) route_metrics: Vec<RouteMetrics>,
     pub(super) no_route: NoRoute,
     pub(super) pools: Arc<Pools>,
@@ -24,7 +24,7 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// The rules of `config`, whose pools these are.
+    /// The rules of `config`, whose pools are `pools`.
     pub(crate) fn new(config: &Config, pools: Arc<Pools>, metrics: &Metrics) -> Self {
         let routes = config.routes.iter();
         Self {

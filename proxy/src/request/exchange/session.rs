@@ -1,4 +1,4 @@
-//! Learning which backend has a session that its server has just named.
+//! Learns from response bodies which backend has a new session.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::http::fields::Response;
 use crate::request::exchange::Exchange;
 use crate::request::exchange::ProxyState;
 
-/// Watches the content of one response for the session that it names.
+/// Searches the body of one response for the session id in it.
 pub(crate) struct NewSession {
     search: SessionSearch,
     pool: Arc<Pool>,
@@ -20,9 +20,9 @@ pub(crate) struct NewSession {
 }
 
 impl ProxyState {
-    /// What has to see the content of this response before its client does; `None` for nearly all.
+    /// The search that has to inspect the body of this response before it is sent to the client; `None` for nearly all responses.
     ///
-    /// It is for a client that belongs to no session yet, where sessions are named by a parameter of the query.
+    /// Needed with `affinity.query_parameter`, for a request without a session.
     pub(crate) fn new_session(
         &self,
         exchange: &Exchange,
@@ -48,9 +48,9 @@ impl fmt::Debug for NewSession {
 }
 
 impl NewSession {
-    /// Looks at more of the content, which goes to the client next.
-    pub(crate) fn see(&mut self, content: &[u8]) {
-        if let Some(session) = self.search.see(content) {
+    /// Inspects the next piece of the body, before it is sent to the client.
+    pub(crate) fn inspect(&mut self, content: &[u8]) {
+        if let Some(session) = self.search.inspect(content) {
             self.pool.learn(&session, &self.backend);
         }
     }

@@ -1,7 +1,7 @@
-//! What is asked for, as it came over HTTP/1 or HTTP/2, and as a backend gets it.
+//! The requested target and host: checked as received over HTTP/1 or HTTP/2, and rewritten for a backend.
 //!
-//! The bytes of HTTP/1 have been judged before, where the edge has read them. HTTP/2 has other ways to say the same, and what
-//! only it can say must not get into a request of HTTP/1.
+//! The syntax of HTTP/1 is checked earlier, by the reader of the head. What HTTP/2 allows and HTTP/1 does not must not get into a
+//! request to a backend.
 
 use http::{HeaderValue, Version};
 
@@ -10,7 +10,7 @@ use crate::http::target::Target;
 use crate::http::target::host_alone;
 use crate::request::error::Rejection;
 
-/// Checks the target, the host, and what HTTP/2 calls malformed without seeing to it.
+/// Checks the target, the host, and header values that RFC 9113 calls malformed but the HTTP/2 library accepts.
 ///
 /// # Errors
 ///
@@ -22,10 +22,10 @@ pub(super) fn check(request: &impl Request) -> Result<(), Rejection> {
         return malformed("the target is neither a path nor a URL");
     }
     match request.host() {
-        None if request.has("host") => return malformed("the host is not one"),
+        None if request.has("host") => return malformed("the host is not valid"),
         None if request.version() == Version::HTTP_10 => {}
         None => return malformed("no host"),
-        Some(host) if host_alone(host).is_none() => return malformed("the host is not one"),
+        Some(host) if host_alone(host).is_none() => return malformed("the host is not valid"),
         Some(_) => {}
     }
     // RFC 9113, 8.2.1.
@@ -35,14 +35,14 @@ pub(super) fn check(request: &impl Request) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Makes a whole URL the path that a server gets which is no proxy, with the host that it names (RFC 9112, 3.2). A client of
-/// HTTP/1.0 may have named none; of HTTP/1.1 it has to be said then too.
+/// Rewrites a target in absolute form to the origin form, with the host from it (RFC 9112, 3.2). A request of HTTP/1.0 without a
+/// host gets an empty `Host` header, which HTTP/1.1 requires.
 pub(super) fn for_server(request: &mut impl Request) {
     if request.version() != Version::HTTP_2 && request.authority().is_none() && !request.has("host")
     {
         request.append("Host", HeaderValue::from_static(""));
     }
-    // As nearly all are.
+    // The origin form, as in nearly all requests.
     if request.target().starts_with(b"/") {
         return;
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_host_or_no_path_is_malformed() {
+    fn a_request_without_a_valid_host_or_path_is_malformed() {
         use Version as V;
         let cases: [(V, &str, &str, &[Field], bool); 12] = [
             (V::HTTP_11, "GET", "/", &[("host", b"a:80")], true),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_url_becomes_a_path_and_a_host() {
+    fn a_target_in_absolute_form_becomes_a_path_and_a_host() {
         let cases = [
             ("GET", "http://b:80/c?d", "/c?d", "b:80"),
             ("OPTIONS", "http://b", "*", "b"),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_without_a_host_is_passed_on_with_an_empty_one() {
+    fn a_request_without_a_host_is_forwarded_with_an_empty_one() {
         let mut request = request(Version::HTTP_10, "GET", "/", &[]);
         for_server(&mut request);
         assert_eq!(request.headers[HOST], "");

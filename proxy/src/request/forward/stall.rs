@@ -1,4 +1,4 @@
-//! How long a request may stand still, by what it waits for.
+//! Timeouts of a request without progress, by what it waits for.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,7 +8,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::config::Timeouts;
 
-/// How long a client that expects a 100 waits for the backend's before it gets one from the edge: as long as curl waits.
+/// How long the edge waits for a 100 of the backend before it sends its own: as long as curl waits.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What a request waits for.
@@ -18,13 +18,13 @@ pub(super) enum WaitsFor {
     ClientBody,
     /// A 100 or a response, without which the client does not send its body.
     Continue,
-    /// The client, which has to take what it was sent.
+    /// The client, which has to read what it was sent.
     ClientRead,
-    /// The backend, which has to take what it was sent.
+    /// The backend, which has to read what it was sent.
     BackendRead,
     /// The response, or more of it.
     Response,
-    /// The response to an upgrade, all of which has one deadline.
+    /// The response to an upgrade, which has one deadline for all of it.
     Upgrade,
 }
 
@@ -41,24 +41,24 @@ impl WaitsFor {
     }
 }
 
-/// One timer for all of a request's waits. It is set anew by each progress, and when something else is waited for.
+/// One timer for all waits of a request. It restarts with each progress, and when the kind of wait changes.
 pub(super) struct StallTimer<'a> {
     sleep: Pin<&'a mut Sleep>,
     waits: Option<(WaitsFor, u64)>,
 }
 
 impl<'a> StallTimer<'a> {
-    /// By a timer that has not been set yet.
+    /// Uses `sleep`, whose deadline is set by the first [`StallTimer::poll`].
     pub(super) fn new(sleep: Pin<&'a mut Sleep>) -> Self {
         Self { sleep, waits: None }
     }
 
-    /// Begins anew with the next wait.
+    /// Restarts the timer at the next poll.
     pub(super) fn restart(&mut self) {
         self.waits = None;
     }
 
-    /// Ready when the request has waited for this for too long: `progress` has not changed meanwhile.
+    /// Ready when the request has waited for `waits` beyond its timeout, with `progress` unchanged.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,

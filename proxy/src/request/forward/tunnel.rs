@@ -1,4 +1,4 @@
-//! What outlives an upgrade beside its two sockets: enough for one line in the access log.
+//! The task of a tunnel, and what it keeps beside its two sockets: permits, and its line in the access log.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -16,18 +16,18 @@ use crate::tunnel::Socket;
 use crate::tunnel::Tunnel;
 use crate::tunnel::TunnelEnd;
 
-/// The close code with which a server that is stopping sends its clients away (IANA, WebSocket close codes).
+/// The close code of a server that is stopping (IANA, WebSocket close codes).
 const SERVICE_RESTART: u16 = 1012;
 
-/// What a tunnel takes up of what there is only so much of: none can exist without them.
+/// The permits that a tunnel holds until it ends.
 pub(crate) struct Permits {
-    /// Of the client's connection, or, for a stream of HTTP/2, of one as good: each tunnel has a descriptor to its backend.
+    /// Of the client's connection. A stream of HTTP/2 has one of its own: each tunnel has a connection to its backend.
     pub(super) _connection: Pass,
     pub(super) _tunnel: Pass,
     pub(super) _at_backend: Option<TunnelSlot>,
 }
 
-/// What is kept of an upgrade for the end of its tunnel.
+/// What is logged and counted when the tunnel ends.
 pub(super) struct TunnelRecord {
     proxy: Arc<ProxyState>,
     line: Box<AccessLine>,
@@ -81,14 +81,14 @@ impl TunnelRecord {
     }
 }
 
-/// The task of a tunnel: all that an upgraded connection keeps.
+/// The task of a tunnel. Its future is all the memory that an upgraded connection keeps.
 pub(super) async fn run_tunnel(mut tunnel: Tunnel<Socket, Socket>, record: TunnelRecord) {
-    let mut is_noted = false;
-    // Noted when it passes and not at the end: the client may come back as soon as it has read it.
+    let mut is_reported = false;
+    // Reported when it is forwarded and not at the end: the client may reconnect as soon as it has read it.
     let end = poll_fn(|cx| {
         let end = Pin::new(&mut tunnel).poll(cx);
-        if !is_noted && tunnel.backend_code() == Some(SERVICE_RESTART) {
-            is_noted = true;
+        if !is_reported && tunnel.backend_code() == Some(SERVICE_RESTART) {
+            is_reported = true;
             let backend = record.count.backend();
             record.proxy.pools().backend_stops(backend);
         }

@@ -1,7 +1,7 @@
-//! The request on its way to a backend: its head, and its body as it comes from the client.
+//! Sends a request to a backend: its head, and its body as it arrives from the client.
 //!
-//! A body of a known length goes out as it is; any other in chunks of the edge's own, so that no extension and no unusual chunk
-//! reaches a backend. However it ends, the backend gets one end. A piece is read only when the backend has taken the one before.
+//! A body of known length is sent unchanged; any other in chunks of the edge's own, so that no chunk extension and no unusual chunk
+//! reaches a backend. The end of the body is sent exactly once. A piece is read only when the previous one has been written.
 
 use std::io;
 use std::pin::Pin;
@@ -19,54 +19,54 @@ use crate::request::error::Rejection;
 use crate::request::exchange::Replay;
 use crate::tunnel::Socket;
 
-/// The most of a body that is kept for another attempt.
+/// The largest body that is buffered for another attempt.
 const REPLAY_MAX: usize = 64 * 1024;
 
-/// With less than this to send, what is there of the body joins it.
+/// With fewer bytes to send than this, more of the body is read first, to send both together.
 const GATHER: usize = 4096;
 
-/// How the backend is told where the body ends.
+/// How the end of the body is marked for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// By its length, or there is none.
+    /// By its length, or there is no body.
     Length,
     Chunked,
 }
 
-/// Why a request cannot be sent on.
+/// Why a request cannot be sent.
 #[derive(Debug)]
 pub(super) enum UploadError {
-    /// Its client left, or sent what is no body.
+    /// Its client disconnected, or sent a malformed body.
     Client(BodyError),
-    /// It is not to be sent on.
+    /// It is rejected: too large, or too slow.
     Rejected(Rejection),
-    /// The backend does not take it.
+    /// Writing to the backend failed.
     Backend(io::Error),
 }
 
 /// A request that is being sent.
 pub(super) struct Upload {
     framing: Framing,
-    /// To be sent, with what is sent of it.
+    /// Bytes to be sent; the first `sent` of them have been.
     out: Vec<u8>,
     sent: usize,
     /// Whether the end of the body is in `out`.
     has_ended: bool,
-    /// Whether everything has been sent, and flushed.
+    /// Whether all of it has been sent and flushed.
     is_sent: bool,
-    /// Bytes of content that have come.
+    /// Bytes of the body that were received.
     received: u64,
-    /// What came of the body, of a request that may be sent again; `None` once that is too much.
-    kept: Option<Vec<u8>>,
-    kept_trailers: Option<HeaderMap>,
+    /// The body so far, for another attempt; `None` if the request is not idempotent, or the body is larger than [`REPLAY_MAX`].
+    buffered: Option<Vec<u8>>,
+    trailers_buffered: Option<HeaderMap>,
     rate: Option<RateMeter>,
-    /// Counts what has come to pass, so that a wait can be told from progress.
+    /// Counts reads and writes, so that the stall timer sees progress.
     progress: u64,
 }
 
 impl Upload {
-    /// Of a request whose body may have to be sent again.
-    pub(super) fn new(framing: Framing, rate: Option<BodyRate>, keeps_body: bool) -> Self {
+    /// For a request with a body, which is buffered for another attempt if `buffers_body`.
+    pub(super) fn new(framing: Framing, rate: Option<BodyRate>, buffers_body: bool) -> Self {
         Self {
             framing,
             out: Vec::new(),
@@ -74,14 +74,14 @@ impl Upload {
             has_ended: false,
             is_sent: false,
             received: 0,
-            kept: keeps_body.then(Vec::new),
-            kept_trailers: None,
+            buffered: buffers_body.then(Vec::new),
+            trailers_buffered: None,
             rate: rate.map(RateMeter::new),
             progress: 0,
         }
     }
 
-    /// Of a request that has none.
+    /// For a request without a body.
     pub(super) fn without_body() -> Self {
         Self {
             has_ended: true,
@@ -89,31 +89,35 @@ impl Upload {
         }
     }
 
-    /// Begins to send it to another backend, or again: with this head.
+    /// Starts to send the request on a new connection, with the head that `head` writes.
     pub(super) fn begin(&mut self, head: impl FnOnce(&mut Vec<u8>)) {
         self.out.clear();
         self.sent = 0;
         self.is_sent = false;
         self.out.reserve(1024);
         head(&mut self.out);
-        if let Some(kept) = self.kept.as_deref().filter(|kept| !kept.is_empty()) {
-            write_content(self.framing, kept, &mut self.out);
+        if let Some(buffered) = self
+            .buffered
+            .as_deref()
+            .filter(|buffered| !buffered.is_empty())
+        {
+            write_content(self.framing, buffered, &mut self.out);
         }
         if self.has_ended {
-            write_end(self.framing, self.kept_trailers.as_ref(), &mut self.out);
+            write_end(self.framing, self.trailers_buffered.as_ref(), &mut self.out);
         }
     }
 
-    /// Whether all that has been read of the body can be sent once more.
+    /// Whether all of the body that was read can be sent again.
     pub(super) fn replay(&self) -> Replay {
-        match self.kept {
+        match self.buffered {
             Some(_) => Replay::Possible,
             None if self.received == 0 => Replay::Possible,
             None => Replay::Impossible,
         }
     }
 
-    /// How many bytes of content have come from the client.
+    /// How many bytes of the body were received from the client.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
@@ -127,13 +131,13 @@ impl Upload {
         self.is_sent
     }
 
-    /// Whether nothing can go on before the client sends more.
+    /// Whether everything received has been sent, and the client has to send more.
     pub(super) fn waits_for_client(&self) -> bool {
         !self.has_ended && self.sent == self.out.len()
     }
 
-    /// Reads from `client` and sends to `socket` as far as it goes. Ready when all is sent. `check` judges the length of the body
-    /// so far.
+    /// Reads from `client` and writes to `socket` until either would block. Ready when all is sent. `check` gets the length of the
+    /// body so far.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -183,22 +187,22 @@ impl Upload {
         check: &impl Fn(u64) -> Result<(), Rejection>,
     ) -> Poll<Result<(), UploadError>> {
         let (framing, out, received) = (self.framing, &mut self.out, &mut self.received);
-        let (before, kept) = (*received, &mut self.kept);
+        let (before, buffered) = (*received, &mut self.buffered);
         let read = client.poll_body(cx, |content| {
             *received += content.len() as u64;
             write_content(framing, content, out);
-            match kept.as_mut() {
+            match buffered.as_mut() {
                 Some(bytes) if bytes.len() + content.len() <= REPLAY_MAX => {
                     bytes.extend_from_slice(content);
                 }
-                _ => *kept = None,
+                _ => *buffered = None,
             }
         });
         let read = match read {
             Poll::Ready(read) => read.map_err(UploadError::Client)?,
             Poll::Pending => {
                 if let Some(rate) = &mut self.rate {
-                    rate.waits();
+                    rate.start_wait();
                 }
                 return Poll::Pending;
             }
@@ -220,7 +224,7 @@ impl Upload {
             BodyEvent::End(trailers) => {
                 self.has_ended = true;
                 write_end(framing, trailers.as_ref(), &mut self.out);
-                self.kept_trailers = trailers;
+                self.trailers_buffered = trailers;
                 Poll::Ready(Ok(()))
             }
         }
@@ -242,44 +246,43 @@ fn write_end(framing: Framing, trailers: Option<&HeaderMap>, out: &mut Vec<u8>) 
     }
 }
 
-/// How fast a body comes, counting only the time in which it is waited for: a backend that takes it slowly is not the client's
-/// fault.
+/// Measures the rate of a request body, counting only the time spent waiting for the client, not for a slow backend.
 struct RateMeter {
-    least: BodyRate,
-    /// Of the window under way.
+    rate_min: BodyRate,
+    /// In the current window.
     waited: Duration,
     bytes: u64,
-    waits_since: Option<Instant>,
+    wait_started: Option<Instant>,
 }
 
 impl RateMeter {
-    fn new(least: BodyRate) -> Self {
+    fn new(rate_min: BodyRate) -> Self {
         Self {
-            least,
+            rate_min,
             waited: Duration::ZERO,
             bytes: 0,
-            waits_since: None,
+            wait_started: None,
         }
     }
 
-    /// Nothing has come yet.
-    fn waits(&mut self) {
-        self.waits_since.get_or_insert_with(Instant::now);
+    /// Starts to count the time until the next piece.
+    fn start_wait(&mut self) {
+        self.wait_started.get_or_insert_with(Instant::now);
     }
 
-    /// Takes in that `bytes` have come. Whether that is fast enough.
+    /// Counts `bytes` that were received. Whether the rate is high enough.
     fn suffices(&mut self, bytes: u64) -> bool {
-        let waited = self.waits_since.take().map(|since| since.elapsed());
-        self.came(bytes, waited.unwrap_or_default())
+        let waited = self.wait_started.take().map(|since| since.elapsed());
+        self.count(bytes, waited.unwrap_or_default())
     }
 
-    fn came(&mut self, bytes: u64, after: Duration) -> bool {
+    fn count(&mut self, bytes: u64, after: Duration) -> bool {
         self.bytes += bytes;
         self.waited += after;
-        if self.waited < self.least.window {
+        if self.waited < self.rate_min.window {
             return true;
         }
-        let least = self.waited.as_secs_f64() * self.least.per_second as f64;
+        let least = self.waited.as_secs_f64() * self.rate_min.per_second as f64;
         let suffices = least <= self.bytes as f64;
         (self.waited, self.bytes) = (Duration::ZERO, 0);
         suffices
@@ -290,35 +293,35 @@ impl RateMeter {
 mod tests {
     use super::*;
 
-    const LEAST: BodyRate = BodyRate {
+    const RATE_MIN: BodyRate = BodyRate {
         per_second: 100,
         window: Duration::from_secs(10),
     };
 
     #[test]
     fn a_body_that_trickles_is_too_slow_after_a_window_and_not_before() {
-        let mut meter = RateMeter::new(LEAST);
+        let mut meter = RateMeter::new(RATE_MIN);
         for _ in 0..9 {
-            assert!(meter.came(1, Duration::from_secs(1)));
+            assert!(meter.count(1, Duration::from_secs(1)));
         }
-        assert!(!meter.came(1, Duration::from_secs(1)));
+        assert!(!meter.count(1, Duration::from_secs(1)));
     }
 
     #[test]
-    fn a_body_that_comes_fast_enough_on_average_is_never_too_slow() {
-        let mut meter = RateMeter::new(LEAST);
+    fn a_body_that_is_fast_enough_on_average_is_never_too_slow() {
+        let mut meter = RateMeter::new(RATE_MIN);
         for _ in 0..100 {
-            assert!(meter.came(1000, Duration::from_secs(10)));
-            // What comes without a wait does not count against it.
-            assert!(meter.came(1, Duration::ZERO));
+            assert!(meter.count(1000, Duration::from_secs(10)));
+            // Bytes that arrive without a wait do not count against it.
+            assert!(meter.count(1, Duration::ZERO));
         }
-        assert!(!meter.came(998, Duration::from_secs(10)));
+        assert!(!meter.count(998, Duration::from_secs(10)));
     }
 
     #[test]
-    fn what_is_sent_again_is_framed_as_it_was() {
+    fn a_replayed_body_is_framed_as_before() {
         let mut upload = Upload::new(Framing::Chunked, None, true);
-        upload.kept = Some(b"abc".to_vec());
+        upload.buffered = Some(b"abc".to_vec());
         upload.has_ended = true;
         upload.begin(|out| out.extend_from_slice(b"head\r\n\r\n"));
         assert_eq!(upload.out, b"head\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
@@ -329,12 +332,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_can_be_sent_again_while_all_of_its_body_is_kept() {
+    fn a_request_can_be_sent_again_while_all_of_its_body_is_buffered() {
         let mut upload = Upload::new(Framing::Length, None, false);
         assert_eq!(upload.replay(), Replay::Possible);
         upload.received = 1;
         assert_eq!(upload.replay(), Replay::Impossible);
-        upload.kept = Some(b"a".to_vec());
+        upload.buffered = Some(b"a".to_vec());
         assert_eq!(upload.replay(), Replay::Possible);
     }
 }

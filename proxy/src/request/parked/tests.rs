@@ -12,7 +12,7 @@ const CONFIG: ParkConfig = ParkConfig {
 };
 
 #[test]
-fn a_request_waits_and_dials_about_every_second_until_its_time_is_up() {
+fn a_parked_request_dials_about_every_second_until_its_deadline() {
     let parked = ParkedRequests::new(CONFIG);
     let start = Instant::now();
     let mut request = parked.park(ParkReason::Refused, start).unwrap();
@@ -36,13 +36,13 @@ fn a_request_waits_and_dials_about_every_second_until_its_time_is_up() {
 }
 
 #[test]
-fn however_often_the_backend_answers_probes_the_dials_are_bounded() {
+fn dials_are_bounded_even_if_each_probe_is_answered() {
     let parked = ParkedRequests::new(CONFIG);
     let mut now = Instant::now();
     let mut request = parked.park(ParkReason::Refused, now).unwrap();
     let mut dials = 0;
     loop {
-        request.answered(now);
+        request.probe_answered(now);
         match request.step(true, now) {
             Step::Wait(_) => now += MS,
             Step::Dial => {
@@ -56,7 +56,7 @@ fn however_often_the_backend_answers_probes_the_dials_are_bounded() {
 }
 
 #[test]
-fn the_time_ends_just_when_it_should() {
+fn a_request_gives_up_exactly_at_its_deadline() {
     let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
     for (dial, max_wait) in [
@@ -70,7 +70,7 @@ fn the_time_ends_just_when_it_should() {
 }
 
 #[test]
-fn nobody_waits_for_a_backend_that_is_given_up() {
+fn a_request_gives_up_at_once_if_its_backend_does_not_keep_clients() {
     let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
     let request = parked.park(ParkReason::Refused, now).unwrap();
@@ -84,7 +84,7 @@ fn an_answered_probe_brings_the_dial_forward_and_failures_space_it_out() {
     let mut request = parked.park(ParkReason::Refused, now).unwrap();
     let mut pauses = Vec::new();
     for _ in 0..5 {
-        request.answered(now);
+        request.probe_answered(now);
         let Step::Wait(until) = request.step(true, now) else {
             panic!("a dial has just failed");
         };
@@ -101,7 +101,7 @@ fn an_answered_probe_brings_the_dial_forward_and_failures_space_it_out() {
 }
 
 #[test]
-fn a_refusal_gives_more_time_than_silence_and_silence_never_more_than_there_was() {
+fn a_refused_dial_extends_the_deadline_and_a_timeout_never_does() {
     let parked = ParkedRequests::new(CONFIG);
     let start = Instant::now();
     let mut request = parked.park(ParkReason::TimedOut, start).unwrap();
@@ -117,7 +117,7 @@ fn a_refusal_gives_more_time_than_silence_and_silence_never_more_than_there_was(
 }
 
 #[test]
-fn a_full_room_takes_nobody_until_one_leaves() {
+fn no_request_is_parked_beyond_the_limit_until_another_ends() {
     let parked = ParkedRequests::new(CONFIG);
     let now = Instant::now();
     let first = parked.park(ParkReason::Refused, now).unwrap();
@@ -131,7 +131,7 @@ fn a_full_room_takes_nobody_until_one_leaves() {
 }
 
 #[test]
-fn waiting_can_be_switched_off() {
+fn parking_can_be_disabled() {
     let park = |config, dial| {
         let parked = ParkedRequests::new(config);
         parked.park(dial, Instant::now()).map(|_| ())
@@ -142,23 +142,23 @@ fn waiting_can_be_switched_off() {
     };
     assert_eq!(park(never, ParkReason::Refused), Err(NotParked::Disabled));
     assert_eq!(park(never, ParkReason::TimedOut), Ok(()));
-    let nobody = ParkConfig {
+    let none = ParkConfig {
         requests_max: 0,
         ..CONFIG
     };
-    assert_eq!(park(nobody, ParkReason::Refused), Err(NotParked::Full));
+    assert_eq!(park(none, ParkReason::Refused), Err(NotParked::Full));
 }
 
-/// What may happen while requests wait.
+/// What may happen while requests are parked.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     /// A dial of another request fails.
     Park(ParkReason),
-    /// The client of the request at this index leaves.
+    /// The client of the request at this index disconnects.
     Left(usize),
-    /// Its backend answers a probe.
+    /// Its backend responds to a probe.
     Answered(usize),
-    /// Its backend is given up, or kept again.
+    /// Its backend stops or starts to keep its clients.
     Keeps(usize, bool),
     /// Time passes, in milliseconds.
     Passes(u64),
@@ -166,7 +166,7 @@ enum Event {
     Fails(usize, ParkReason),
 }
 
-/// A request that waits, as the model sees it.
+/// A parked request in the model.
 struct Waiting {
     request: ParkedRequest,
     began: Instant,
@@ -188,7 +188,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #[test]
-    fn no_more_wait_than_may_and_none_for_too_long_or_in_vain(
+    fn parked_requests_never_exceed_their_limit_or_their_deadline(
         requests_max in 0..5_usize,
         events in proptest::collection::vec(event(), 0..200),
     ) {
@@ -208,7 +208,7 @@ proptest! {
                 Event::Passes(ms) => now += MS * u32::try_from(ms).unwrap(),
                 Event::Answered(index) => {
                     if let Some(waiter) = waiting.get_mut(index) {
-                        waiter.request.answered(now);
+                        waiter.request.probe_answered(now);
                     }
                 }
                 Event::Keeps(index, keeps) => {
@@ -225,7 +225,7 @@ proptest! {
                 }
                 Event::Left(_) => {}
             }
-            // As the loop around it does: whoever is told to leave does.
+            // As the loop around it does.
             waiting.retain(|waiter| waiter.request.step(waiter.keeps_clients, now) != Step::GiveUp);
             prop_assert!(waiting.len() <= requests_max);
             prop_assert_eq!(parked.count.load(Ordering::Relaxed), waiting.len());

@@ -1,6 +1,6 @@
-//! Upgrades where Pingora reads the requests: the connection leaves Pingora's hands inside the request filter.
+//! Upgrades where Pingora reads the requests: detaches the connection from Pingora inside the request filter.
 //!
-//! What is left behind is a session on no connection, which Pingora finishes and forgets.
+//! A session without a connection takes its place, which Pingora then finishes.
 
 use std::io::Cursor;
 use std::time::Instant;
@@ -20,29 +20,29 @@ use crate::limits::Pass;
 use crate::request::error::Rejection;
 use crate::request::forward::{Engine, Incoming, Upgrade, may_upgrade};
 
-/// What became of a request.
+/// The result of [`detach_upgrade`].
 pub(super) enum UpgradeOutcome {
-    /// It is none of ours.
+    /// The request is not an upgrade that its route allows.
     NotUpgrade,
-    /// It has been answered, or is a tunnel: its connection is gone from the session.
+    /// The request has been served: its connection was detached from the session.
     Detached,
-    /// It is to be refused, and its connection is where it was.
+    /// The request is to be rejected; its connection is still in the session.
     Rejected(Rejection),
 }
 
-/// Has `engine` serve the request of `downstream` if it is an upgrade that its route allows, whatever comes of it.
+/// Serves the request of `downstream` with `engine` if it is an upgrade that its route allows.
 pub(super) async fn detach_upgrade(engine: &Engine, downstream: &mut Session) -> UpgradeOutcome {
     let ServerSession::H1(_) = downstream.as_downstream() else {
         return UpgradeOutcome::NotUpgrade;
     };
     let request = downstream.req_header();
-    let Some(protocol) = allowed(engine, request) else {
+    let Some(protocol) = allowed_upgrade(engine, request) else {
         return UpgradeOutcome::NotUpgrade;
     };
     if body_length(request) != BodyLength::Bytes(0) {
         return UpgradeOutcome::Rejected(Rejection::Malformed("an upgrade with a body"));
     }
-    // Of connections, tunnels alone are ours to count.
+    // Pingora owns the connections: only tunnels are counted.
     let permit = match engine.proxy.gate.connection(None, Instant::now()) {
         Ok(permit) => permit,
         Err(limit) => return UpgradeOutcome::Rejected(Rejection::Limited(limit)),
@@ -55,24 +55,24 @@ pub(super) async fn detach_upgrade(engine: &Engine, downstream: &mut Session) ->
     UpgradeOutcome::Detached
 }
 
-/// Takes the connection out of `downstream`, and serves its request.
+/// Detaches the connection from `downstream`, and serves its request.
 async fn detach(engine: &Engine, downstream: &mut Session, upgrade: Upgrade) {
     let request = downstream.req_header().clone();
-    let mut left_behind = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
-    // A proxy that wraps the edge may still ask what the request was, and whose.
-    if !set_request(&mut left_behind, request.clone()).await {
+    let mut replacement = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
+    // A proxy that wraps the edge may still read the request and the address of its client.
+    if !set_request(&mut replacement, request.clone()).await {
         return;
     }
-    // Addresses are looked up at the socket, and kept: by now it is still the client's.
+    // Pingora looks up addresses at the socket and caches them: do so before it is detached.
     let _ = (downstream.client_addr(), downstream.server_addr());
-    if let (Some(left), Some(of_client)) = (
-        left_behind.digest_mut(),
+    if let (Some(new), Some(old)) = (
+        replacement.digest_mut(),
         downstream.as_downstream().digest(),
     ) {
-        *left = of_client.clone();
+        *new = old.clone();
     }
-    left_behind.set_keepalive(None);
-    let taken = std::mem::replace(downstream.as_downstream_mut(), left_behind);
+    replacement.set_keepalive(None);
+    let taken = std::mem::replace(downstream.as_downstream_mut(), replacement);
     if let ServerSession::H1(session) = taken
         && let Some(mut client) = connection_of(session).await
         && let Some(head) = RequestHead::of(&request)
@@ -85,14 +85,14 @@ async fn detach(engine: &Engine, downstream: &mut Session, upgrade: Upgrade) {
             body,
             upgrade: Some(upgrade),
         };
-        // An upgrade is the last request of its connection.
+        // An upgrade is always the last request of its connection.
         let _ = engine.serve(incoming).await;
     }
 }
 
-/// Has a session that has read nothing yet stand for `request`. Whether it does.
+/// Sets `request` as the request of a session that has read nothing yet. Whether that succeeded.
 async fn set_request(session: &mut ServerSession, request: RequestHeader) -> bool {
-    // Pingora takes a head only from bytes; these give way to the one that it has parsed already.
+    // Pingora sets a head only by parsing bytes; that head is then replaced by `request`.
     session.set_pipelined_prefix(BytesMut::from(&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..]));
     let read = matches!(session.read_request().await, Ok(true));
     if read {
@@ -101,8 +101,8 @@ async fn set_request(session: &mut ServerSession, request: RequestHeader) -> boo
     read
 }
 
-/// The upgrade that the route of `request` lets through, if it asks for one.
-fn allowed(engine: &Engine, request: &RequestHeader) -> Option<String> {
+/// The protocol of the upgrade, if `request` is one that its route allows.
+fn allowed_upgrade(engine: &Engine, request: &RequestHeader) -> Option<String> {
     let protocols = requested_upgrades(request)?;
     let host = request
         .headers
@@ -112,9 +112,9 @@ fn allowed(engine: &Engine, request: &RequestHeader) -> Option<String> {
     engine.proxy.allowed_upgrade(host, target, &protocols)
 }
 
-/// The connection of a request without a body, with all that was read behind its head.
+/// The connection of a request without a body, with the bytes that were read after its head.
 async fn connection_of(mut session: HttpSession) -> Option<Connection> {
-    // Pingora hands out what it read too much only for the next request of the same connection.
+    // Pingora returns the bytes that it has read ahead only for a next request on the same connection.
     session.set_server_keepalive(Some(1));
     session.set_keepalive_reuses_remaining(None);
     session.set_pipelining_enabled(true);
@@ -124,7 +124,7 @@ async fn connection_of(mut session: HttpSession) -> Option<Connection> {
     Some(connection)
 }
 
-/// What `request` would switch to, best first, if it asks for a switch at all (RFC 9110, 7.8).
+/// The protocols in the Upgrade header of `request`, in order of preference, if it is an upgrade (RFC 9110, 7.8).
 pub(crate) fn requested_upgrades(request: &RequestHeader) -> Option<Vec<String>> {
     let tokens = |name| {
         let values = request.headers.get_all(name).into_iter();
@@ -133,16 +133,16 @@ pub(crate) fn requested_upgrades(request: &RequestHeader) -> Option<Vec<String>>
             .flat_map(|value| value.split(','))
             .map(|token| token.trim().to_ascii_lowercase())
     };
-    let asks =
+    let is_upgrade =
         request.version == Version::HTTP_11 && tokens(CONNECTION).any(|token| token == "upgrade");
     let method = request.method.as_str();
     let protocols: Vec<String> = tokens(UPGRADE)
         .filter(|token| !token.is_empty() && may_upgrade(method, token))
         .collect();
-    (asks && !protocols.is_empty()).then_some(protocols)
+    (is_upgrade && !protocols.is_empty()).then_some(protocols)
 }
 
-/// Whether `request` has a body; whatever could be read in two ways counts as one.
+/// The length of the body of `request`: zero only if that is unambiguous.
 pub(crate) fn body_length(request: &RequestHeader) -> BodyLength {
     let headers = &request.headers;
     let mut lengths = headers.get_all(CONTENT_LENGTH).into_iter();
