@@ -1,6 +1,6 @@
-//! Reaching a backend: by a socket, or, for the plugin, by a Pingora peer.
+//! Connects to a backend: with a socket, or, for the plugin, by a Pingora peer.
 //!
-//! Chooses nothing and retries nothing: one call is one attempt, at every address of a name if need be.
+//! Chooses no backend and retries nothing: one call is one attempt, which tries each address of a name until one accepts.
 
 mod sweep;
 
@@ -26,31 +26,31 @@ use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
 pub(crate) use crate::upstream::sweep::sweep;
 
-/// Unanswered keep-alive probes before the kernel gives a connection up.
+/// Unacknowledged keepalive probes after which the kernel closes a connection.
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// Why a backend could not be reached. Nothing has been sent to it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Nobody listens there, as during a restart in place.
+    /// Nothing listens there, as during a restart.
     #[error("the connection was refused")]
     Refused(#[source] io::Error),
-    /// Nobody answered.
+    /// There was no reply in time.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
-    /// It is not who it should be, or does not speak TLS as it should.
+    /// Its certificate was rejected, or the TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The name has no address, or cannot be looked up now.
+    /// The name has no address, or the lookup failed.
     #[error("the name of the backend cannot be resolved")]
     Name(#[source] io::Error),
-    /// This process, or its machine, has no descriptor left, or no memory: not the backend's fault, and nobody can be dialled.
+    /// This process, or its machine, has no descriptor or no memory left: no backend can be dialled.
     #[error("no descriptor is left to dial with")]
     Exhausted(#[source] io::Error),
-    /// This machine has no local port left towards the backend: not its fault either. Others can be dialled.
+    /// This machine has no local port left towards the backend. Others can be dialled.
     #[error("no local port is left towards the backend")]
     NoPort(#[source] io::Error),
-    /// Anything else between here and there.
+    /// Any other error.
     #[error("the backend cannot be reached")]
     Unreachable(#[source] io::Error),
 }
@@ -60,13 +60,13 @@ impl DialError {
         match (Shortage::of(&error), error.kind()) {
             (Some(Shortage::Sockets), _) => Self::Exhausted(error),
             (Some(Shortage::Ports), _) => Self::NoPort(error),
-            // A unix socket that is not there is a backend that does not listen.
+            // A unix socket that does not exist is a backend that does not listen.
             (_, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Self::Refused(error),
             _ => Self::Unreachable(error),
         }
     }
 
-    /// What Pingora's failure to connect within `limit` amounts to.
+    /// Converts Pingora's error of connecting within `limit`.
     pub(crate) fn from_pingora(error: &pingora::Error, limit: Duration) -> Self {
         let code = error
             .root_cause()
@@ -87,53 +87,53 @@ impl DialError {
         }
     }
 
-    /// Whether it speaks against the address that was dialled.
-    fn is_of_backend(&self) -> bool {
+    /// Whether the dialled address is at fault, not this machine.
+    fn is_of_address(&self) -> bool {
         !matches!(self, Self::Exhausted(_) | Self::NoPort(_))
     }
 }
 
-/// Whether a request may be sent a second time when its connection breaks.
+/// Whether a request may be sent again when its connection breaks: its method is idempotent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeatable {
     Yes,
     No,
 }
 
-/// How old a kept connection may be for a request that cannot be repeated.
+/// How long a connection may have been idle for a request that cannot be repeated.
 ///
-/// A backend that closes an idle connection at the moment a POST goes out on it costs that request a 502. Backends keep idle
-/// connections for seconds (Node.js for five), so one that was in use a second ago is safe.
+/// If a backend closes an idle connection while a POST is sent on it, the client gets a 502. Backends keep idle connections for
+/// seconds (Node.js for five), so one that was in use a second ago is safe.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Whether a connection to `address` leads to one of the `current` addresses of its backend's name.
+/// Whether `address` is one of the `current` addresses of the backend's name.
 fn is_current(address: Option<SocketAddr>, current: Option<&[SocketAddr]>) -> bool {
     match (address, current) {
         (Some(address), Some(current)) => current.contains(&address),
-        // It is no name, or nothing is known of it.
+        // Not a name, or its addresses are not known.
         _ => true,
     }
 }
 
-/// Makes connections to backends.
+/// Makes connections to backends, and keeps idle ones.
 pub(crate) struct Dialer {
     timeouts: Timeouts,
     names: Arc<Names>,
-    /// For kept connections.
-    places: Arc<Semaphore>,
+    /// One for each idle connection, to all backends.
+    idle_permits: Arc<Semaphore>,
 }
 
 impl Dialer {
-    /// One that keeps at most `kept_max` connections in all.
-    pub(crate) fn new(timeouts: Timeouts, names: Arc<Names>, kept_max: usize) -> Self {
+    /// Keeps at most `idle_max` idle connections in all.
+    pub(crate) fn new(timeouts: Timeouts, names: Arc<Names>, idle_max: usize) -> Self {
         Self {
             timeouts,
             names,
-            places: Arc::new(Semaphore::new(kept_max)),
+            idle_permits: Arc::new(Semaphore::new(idle_max)),
         }
     }
 
-    /// An idle connection to `backend`, for a request that may be sent twice or not.
+    /// Takes an idle connection to `backend`, if there is a usable one.
     pub(crate) fn take_idle(
         &self,
         backend: &Backend,
@@ -144,30 +144,30 @@ impl Dialer {
         let current = self.current(&backend.address);
         let is_current = |address: Option<SocketAddr>| is_current(address, current.as_deref());
         backend
-            .kept
+            .idle
             .take(self.age_max(repeatable), number, is_current)
     }
 
-    /// Keeps a connection to `backend` on which nothing is under way.
-    pub(crate) fn keep(
+    /// Keeps an idle connection to `backend` for reuse.
+    pub(crate) fn put_idle(
         &self,
         backend: &Backend,
         tls: Option<&Connector>,
         connection: UpstreamConnection,
     ) {
         let number = tls.map_or(0, Connector::number);
-        backend.kept.put(connection, number, &self.places);
+        backend.idle.put(connection, number, &self.idle_permits);
     }
 
-    /// Closes the idle connections to `backend` that are older than `age`, were closed, or lead to an address that its name no
-    /// longer has.
-    pub(crate) fn tidy(&self, backend: &Backend, age: Duration) {
+    /// Closes the idle connections to `backend` that are older than `age`, were closed by it, or are connected to an address that
+    /// its name no longer has.
+    pub(crate) fn close_stale(&self, backend: &Backend, age: Duration) {
         let current = self.current(&backend.address);
         let is_current = |address: Option<SocketAddr>| is_current(address, current.as_deref());
-        backend.kept.tidy(age, is_current);
+        backend.idle.close_stale(age, is_current);
     }
 
-    /// The addresses that a host name has now, as far as is known.
+    /// The current addresses of a host name, if they are known.
     fn current(&self, address: &Address) -> Option<Arc<[SocketAddr]>> {
         match address {
             Address::Name { host, port } => self.names.current(host, *port),
@@ -175,7 +175,7 @@ impl Dialer {
         }
     }
 
-    /// How old a kept connection may be.
+    /// How long a connection may have been idle.
     fn age_max(&self, repeatable: Repeatable) -> Duration {
         match repeatable {
             Repeatable::Yes => self.timeouts.upstream_keepalive,
@@ -194,9 +194,9 @@ impl Dialer {
         let Some(tls) = tls else {
             return Ok(dialed);
         };
-        // Its own future: a dial is as large as its largest, and most have none of it.
+        // Boxed, so that the future of a dial without TLS is not larger because of it.
         let secured = Box::pin(tls.connect(address, dialed.socket));
-        match self.by(deadline, secured).await? {
+        match self.before(deadline, secured).await? {
             Ok(stream) => Ok(UpstreamConnection {
                 socket: Socket::Wrapped(Box::new(stream)),
                 address: dialed.address,
@@ -217,19 +217,21 @@ impl Dialer {
         };
         match address {
             Address::Unix(path) => {
-                let connected = self.by(deadline, UnixStream::connect(path)).await?;
+                let connected = self.before(deadline, UnixStream::connect(path)).await?;
                 let connected = connected.map(|socket| fixed(Socket::Unix(socket)));
                 connected.map_err(DialError::from_io)
             }
             Address::Ip(address) => {
-                let connected = self.by(deadline, self.connect_tcp(*address)).await?;
+                let connected = self.before(deadline, self.connect_tcp(*address)).await?;
                 connected.map(fixed).map_err(DialError::from_io)
             }
             Address::Name { host, port } => {
-                let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
-                let (mut last, mut ours) = (None, None);
+                let looked_up = self
+                    .before(deadline, self.names.resolve(host, *port))
+                    .await?;
+                let (mut last, mut exhausted) = (None, None);
                 for address in &*looked_up.map_err(DialError::Name)? {
-                    let connected = self.by(deadline, self.connect_tcp(*address)).await;
+                    let connected = self.before(deadline, self.connect_tcp(*address)).await;
                     match connected {
                         Ok(Ok(socket)) => {
                             return Ok(UpstreamConnection {
@@ -237,8 +239,8 @@ impl Dialer {
                                 address: Some(*address),
                             });
                         }
-                        // Another address may be of a family that this machine has.
-                        Ok(Err(error)) if Shortage::of(&error).is_some() => ours = Some(error),
+                        // Another address may be of a family that works.
+                        Ok(Err(error)) if Shortage::of(&error).is_some() => exhausted = Some(error),
                         Ok(Err(error)) => {
                             self.names.failed(host, *port, *address);
                             last = Some(error);
@@ -249,7 +251,7 @@ impl Dialer {
                         }
                     }
                 }
-                let error = last.or(ours);
+                let error = last.or(exhausted);
                 Err(DialError::from_io(
                     error.unwrap_or_else(|| io::ErrorKind::NotFound.into()),
                 ))
@@ -257,8 +259,8 @@ impl Dialer {
         }
     }
 
-    /// The output of `step`, which is part of a dial, if it comes before `deadline`.
-    async fn by<T>(
+    /// Runs `step`, which is part of a dial, until `deadline`.
+    async fn before<T>(
         &self,
         deadline: Instant,
         step: impl Future<Output = T>,
@@ -274,7 +276,8 @@ impl Dialer {
         Ok(Socket::Tcp(socket))
     }
 
-    /// How Pingora reaches `address`: `cursor` says how far this attempt has come, and begins as its default.
+    /// The peer by which Pingora connects to `address`. `cursor` is the position of this attempt in the addresses; an attempt starts
+    /// with its default.
     pub(crate) async fn peer(
         &self,
         address: &Address,
@@ -287,9 +290,11 @@ impl Dialer {
             Address::Name { host, port } => {
                 if cursor.current().is_none() {
                     let deadline = Instant::now() + self.timeouts.connect;
-                    let looked_up = self.by(deadline, self.names.resolve(host, *port)).await?;
+                    let looked_up = self
+                        .before(deadline, self.names.resolve(host, *port))
+                        .await?;
                     cursor.addresses = looked_up.map_err(DialError::Name)?;
-                    cursor.at = 0;
+                    cursor.position = 0;
                 }
                 let current = cursor
                     .current()
@@ -308,7 +313,7 @@ impl Dialer {
         if !matches!(address, Address::Unix(_)) {
             options.tcp_keepalive = Some(keepalive(&self.timeouts));
         }
-        // Two kinds of kept connections, told apart by this.
+        // Separates the idle connections by how old they may be.
         peer.group_key = u64::from(repeatable == Repeatable::No);
         if let Some(tls) = tls {
             tls.prepare(&mut peer, address);
@@ -316,9 +321,9 @@ impl Dialer {
         Ok(peer)
     }
 
-    /// Takes note that Pingora could not connect to where `cursor` is, and moves on to the next address of the same name.
+    /// Reports that Pingora could not connect to the address at `cursor`, and advances to the next address of the same name.
     ///
-    /// `false` if there is none, or no time for it: the attempt has failed.
+    /// `false` if there is none, or no time left: the attempt has failed.
     pub(crate) fn advance(
         &self,
         address: &Address,
@@ -328,28 +333,28 @@ impl Dialer {
         let (Address::Name { host, port }, Some(current)) = (address, cursor.current()) else {
             return false;
         };
-        if error.is_of_backend() {
+        if error.is_of_address() {
             self.names.failed(host, *port, current);
         }
-        cursor.at += 1;
+        cursor.position += 1;
         cursor.current().is_some() && !matches!(error, DialError::Timeout(_))
     }
 }
 
-/// How far one attempt has come with the addresses of a host name.
+/// The addresses of a host name, and the position of one attempt in them.
 #[derive(Debug, Default)]
 pub(crate) struct AddressCursor {
     addresses: Arc<[SocketAddr]>,
-    at: usize,
+    position: usize,
 }
 
 impl AddressCursor {
     fn current(&self) -> Option<SocketAddr> {
-        self.addresses.get(self.at).copied()
+        self.addresses.get(self.position).copied()
     }
 }
 
-/// Has the kernel find out when the peer of a socket is gone; a listening one hands it down to what it accepts.
+/// Sets TCP keepalive and the TCP user timeout of a socket. Accepted sockets inherit them from a listening one.
 pub(crate) fn set_keepalive(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
     let keepalive = keepalive(timeouts);
     socket.set_tcp_keepalive(
@@ -361,7 +366,7 @@ pub(crate) fn set_keepalive(socket: socket2::SockRef<'_>, timeouts: &Timeouts) -
     socket.set_tcp_user_timeout(Some(keepalive.user_timeout))
 }
 
-/// What `timeouts` say about connections that say nothing.
+/// TCP keepalive by `timeouts`.
 pub(crate) fn keepalive(timeouts: &Timeouts) -> TcpKeepalive {
     TcpKeepalive {
         idle: timeouts.tcp_keepalive,

@@ -1,14 +1,14 @@
-//! Affinity: which backend a request says it belongs to, and the cookie that makes it say so.
+//! Affinity: which backend a request is bound to, and the cookie that binds it.
 //!
-//! Reads three things: the affinity cookie of the pool, the session id in a SockJS path and the one in a parameter of the query (for
-//! clients whose cookies are blocked). Decides nothing: the pool knows which backends live. A cookie that does
-//! not verify counts as none.
+//! Reads three things: the affinity cookie of the pool, the session id in a SockJS path, and the one in a query parameter (for clients
+//! whose cookies are blocked). Chooses no backend: that is the pool, which knows their states. A cookie that does not verify is
+//! ignored.
 //!
-//! A pool may do without a cookie; then its clients are kept by their sessions alone.
+//! A pool may have no cookie; then only sessions bind its clients.
 //!
-//! A cookie names a backend by its stable id, never by address or index, and the second it was bound:
+//! A cookie names a backend by its stable id, never by address or index, and the second in which it was bound:
 //! `u1.<id>.<bound at>` without keys, `s1.<id>.<bound at>.<key id>.<mac>` with keys. Without keys nothing is verified, so that the
-//! cookies of an edge with keys are read too; with keys, unsigned ones are for as long as `accept_unsigned_until` says.
+//! cookies of an edge with keys are accepted too; with keys, unsigned ones are accepted until `accept_unsigned_until`.
 
 mod cookies;
 mod query;
@@ -29,37 +29,37 @@ use crate::balancer::affinity::signature::{Keys, Verified, split_at_last_dot};
 
 const COOKIE: &str = "cookie";
 
-/// The longest cookie value that is looked at: id, time, key id and MAC, with room to spare.
+/// The longest cookie value that is verified: id, time, key id and MAC, with a margin.
 const VALUE_BYTES_MAX: usize = 160;
 
-/// How many cookies of our name are looked at in one request, and how many bindings of them are kept.
+/// How many cookies with the name of ours are verified in one request, and so how many bindings it has at most.
 const COOKIES_MAX: usize = 8;
 
-/// The longest session id in a SockJS path that is taken for one.
+/// The longest session id that is accepted.
 const SESSION_BYTES_MAX: usize = 128;
 
-/// Reads, strips and writes the affinity cookie of one pool.
+/// Reads, removes and writes the affinity cookie of one pool.
 #[derive(Debug)]
 pub(crate) struct Affinity {
     config: AffinityConfig,
     /// This pool's cookie, if it has one.
     cookie: Option<PoolCookie>,
-    /// The names of all pools' cookies: no backend gets to see any of them.
-    ours: Vec<String>,
+    /// The names of the cookies of all pools: none of them is forwarded to a backend.
+    cookie_names: Vec<String>,
     keys: Keys,
-    /// Of cookies that may come over plain HTTP, and of others.
+    /// For cookies without and with `Secure`.
     attributes: String,
     secure_attributes: String,
 }
 
-/// What a request says about where it belongs.
+/// The bindings that a request presents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// The bindings of all its cookies that verify, in their order. At most [`COOKIES_MAX`].
+    /// The bindings of all its cookies that verify, in order. At most [`COOKIES_MAX`].
     pub(crate) bindings: Vec<Binding>,
     /// The session of a SockJS path, or of the query.
     pub(crate) session: Option<SessionKey>,
-    /// Whether a cookie of our name did not verify.
+    /// Whether a cookie with the name of ours did not verify.
     pub(crate) forged: bool,
 }
 
@@ -72,15 +72,15 @@ pub(crate) struct Binding {
     pub(crate) freshness: Freshness,
 }
 
-/// Whether a cookie would be written the same way today.
+/// Whether a cookie is still written in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freshness {
     Current,
-    /// Signed with a key that is not the first any more, or not at all: it is to be set again.
+    /// Signed with a key that is no longer the first, or not signed: it is to be set again.
     OldKey,
 }
 
-/// The id of a session, as its client says it.
+/// The id of a session, as sent by its client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey(Box<str>);
 
@@ -94,18 +94,18 @@ impl SessionKey {
         Self(session.into())
     }
 
-    /// A hash that nobody outside can aim.
+    /// A hash that clients cannot predict.
     pub(crate) fn hash(&self, state: &RandomState) -> u64 {
         state.hash_one(&*self.0)
     }
 }
 
 impl Affinity {
-    /// The affinity of a pool whose cookie is `cookie`; `ours` are the names of the cookies of all pools.
+    /// The affinity of a pool whose cookie is `cookie`; `cookie_names` are the names of the cookies of all pools.
     pub(crate) fn new(
         config: &AffinityConfig,
         cookie: Option<PoolCookie>,
-        ours: Vec<String>,
+        cookie_names: Vec<String>,
     ) -> Self {
         let (name, path) = cookie
             .as_ref()
@@ -116,11 +116,11 @@ impl Affinity {
             secure_attributes: attributes(config, path, true),
             config: config.clone(),
             cookie,
-            ours,
+            cookie_names,
         }
     }
 
-    /// What this request says about where it belongs. `path` is its own (a query is ignored).
+    /// Reads the bindings of `request`. `path` is its path (a query is ignored).
     pub(crate) fn read(&self, request: &impl Request, path: &str) -> Claim {
         let by_query = || {
             let name = self.config.query_parameter.as_deref()?;
@@ -145,7 +145,7 @@ impl Affinity {
         claim
     }
 
-    /// What finds a new session in a response; `None` if sessions are not named by a parameter here.
+    /// The search for a new session in a response; `None` without `affinity.query_parameter`.
     pub(crate) fn search(&self) -> Option<SessionSearch> {
         let name = self.config.query_parameter.as_deref()?;
         Some(SessionSearch::new(name))
@@ -184,17 +184,17 @@ impl Affinity {
         })
     }
 
-    /// Takes our cookies out of all Cookie headers and leaves the others as they were, in one header.
+    /// Removes the affinity cookies from all Cookie headers, and joins the others, unchanged, in one header.
     ///
-    /// HTTP/2 clients send a header for each cookie, and backends speak HTTP/1.1 and look for one (RFC 9113, 8.2.3).
+    /// HTTP/2 clients send a header for each cookie, while backends, which use HTTP/1.1, expect one (RFC 9113, 8.2.3).
     pub(crate) fn strip(&self, headers: &mut impl Fields) {
-        let ours = |name: &[u8]| self.ours.iter().any(|our| our.as_bytes() == name);
+        let is_ours = |name: &[u8]| self.cookie_names.iter().any(|ours| ours.as_bytes() == name);
         let room = headers.values(COOKIE).map(|value| value.len() + 2).sum();
         let mut left = Vec::with_capacity(room);
         let (mut count, mut changes) = (0, false);
         for value in headers.values(COOKIE) {
             count += 1;
-            changes |= cookies::append_without(&mut left, value, ours);
+            changes |= cookies::append_without(&mut left, value, is_ours);
         }
         if count <= 1 && !changes {
             return;
@@ -233,11 +233,11 @@ impl Affinity {
         self.keys.sign(&mut value, id.as_str(), now_unix);
         value.push_str(attributes);
         let value = HeaderValue::try_from(value);
-        Some(value.expect("settings and ids are checked to be visible ASCII"))
+        Some(value.expect("settings and ids are validated to be visible ASCII"))
     }
 }
 
-/// What stands behind the value of every cookie.
+/// The attributes of a cookie, appended to its value.
 fn attributes(config: &AffinityConfig, path: &str, is_secure: bool) -> String {
     let mut text = format!("; Path={path}");
     if let Some(domain) = &config.domain {
@@ -258,7 +258,7 @@ fn attributes(config: &AffinityConfig, path: &str, is_secure: bool) -> String {
         SameSite::Strict => "; SameSite=Strict",
         SameSite::None => "; SameSite=None",
     });
-    // Browsers drop a cookie that is partitioned and not secure.
+    // Browsers reject a cookie that is partitioned and not secure.
     if config.partitioned && is_secure {
         text.push_str("; Partitioned");
     }
@@ -267,7 +267,7 @@ fn attributes(config: &AffinityConfig, path: &str, is_secure: bool) -> String {
 
 /// The session in `{prefix}/{server}/{session}/{transport}`, if `path` is one of SockJS.
 ///
-/// Not the one of a WebSocket: that is a single connection, which may go anywhere.
+/// Not of a WebSocket: that is a single connection, which needs no affinity.
 fn sockjs_session(path: &str) -> Option<&str> {
     const TRANSPORTS: [&str; 7] = [
         "xhr",
@@ -282,7 +282,7 @@ fn sockjs_session(path: &str) -> Option<&str> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let mut segments = path.rsplit('/');
     let transport = segments.next()?;
-    // So end nearly all paths.
+    // Nearly all paths return here.
     if !TRANSPORTS.contains(&transport) {
         return None;
     }
@@ -291,8 +291,8 @@ fn sockjs_session(path: &str) -> Option<&str> {
     let prefix = segments.next()?; // The empty one before the first slash, when SockJS is at the root.
     let name = |segment: &str| !segment.is_empty() && !segment.contains('.');
     let rooted = !prefix.is_empty() || segments.next().is_none();
-    let right = name(session) && name(server) && rooted;
-    (right && session.len() <= SESSION_BYTES_MAX).then_some(session)
+    let is_valid = name(session) && name(server) && rooted;
+    (is_valid && session.len() <= SESSION_BYTES_MAX).then_some(session)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Health checks: probes each backend at its own pace, for as long as the edge runs.
+//! Health checks: one task for each backend, which probes it for as long as the edge runs.
 //!
-//! What a probe found goes to the pool, which decides what it means; how soon the next one comes depends
-//! on the state that the backend is in then. A backend that requests found failing is probed at once, unless that was just
-//! done: clients must not set the pace. Intervals vary by a fifth either way, so that many edges do not probe in step.
-//! The grace of a backend is ended here too, to the moment, whatever its probe is doing.
+//! The result of a probe is reported to the pool, whose state machine evaluates it; the interval to the next probe depends on the
+//! resulting state. A backend that fails requests is probed at once, but never more often than `health.fast_interval`: clients must
+//! not set the pace. Intervals vary by a fifth either way, so that many edges do not probe in step. The task also ends the grace
+//! period of its backend on time, even during a probe.
 
 mod probe;
 
@@ -26,26 +26,26 @@ use crate::limits::Seldom;
 use crate::net::descriptors::PROBES_MAX;
 use crate::net::resolver::Names;
 
-/// What one task probes.
+/// The backend that one task probes.
 #[derive(Clone)]
 struct Watch {
     target: Arc<ArcSwap<Target>>,
     backend: Arc<Backend>,
-    turns: Arc<Semaphore>,
-    /// For the log lines about probes that could not be sent.
+    permits: Arc<Semaphore>,
+    /// Throttles the log line about probes that could not be sent.
     skipped: Arc<Seldom>,
 }
 
-/// A pool as it is now, and how its backends are probed.
+/// The current pool, and the prober of its backends.
 struct Target {
     pool: Arc<Pool>,
     prober: Prober,
 }
 
-/// The probes that are running.
+/// All health check tasks.
 struct Probes {
     names: Arc<Names>,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     skipped: Arc<Seldom>,
     /// By the name of the pool.
     targets: HashMap<String, Arc<ArcSwap<Target>>>,
@@ -53,11 +53,11 @@ struct Probes {
     running: HashMap<Id, (Watch, AbortHandle)>,
 }
 
-/// Probes all backends of `pools` until `shutdown`, and when there are new pools, theirs. No probe outlives this call.
+/// Probes all backends of the current `pools` until `shutdown`. No probe outlives this call.
 ///
 /// # Cancel safety
 ///
-/// Dropping this future drops the probes that are under way; states stay as they are.
+/// Dropping this future aborts the probes; states do not change.
 pub(crate) async fn run(
     mut pools: watch::Receiver<Arc<Pools>>,
     names: Arc<Names>,
@@ -65,7 +65,7 @@ pub(crate) async fn run(
 ) {
     let mut probes = Probes {
         names,
-        turns: Arc::new(Semaphore::new(PROBES_MAX)),
+        permits: Arc::new(Semaphore::new(PROBES_MAX)),
         skipped: Arc::new(Seldom::new(Instant::now())),
         targets: HashMap::new(),
         tasks: JoinSet::new(),
@@ -73,22 +73,22 @@ pub(crate) async fn run(
     };
     loop {
         let current = Arc::clone(&pools.borrow_and_update());
-        probes.follow(&current, &shutdown);
+        probes.update(&current, &shutdown);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 Ok(()) = pools.changed() => break,
-                Some(ended) = probes.tasks.join_next_with_id() => probes.ended(ended, &shutdown),
+                Some(ended) = probes.tasks.join_next_with_id() => probes.task_ended(ended, &shutdown),
             }
         }
     }
 }
 
 impl Probes {
-    /// Probes the backends of `pools` from now on. Those that are probed as before go on at their pace; those of a pool with other
-    /// settings are probed at once. Their states are where they were: in the backends.
-    fn follow(&mut self, pools: &Pools, shutdown: &CancellationToken) {
+    /// Starts and stops tasks so that the backends of `pools` are probed. Unchanged ones continue at their pace; those of a pool
+    /// with changed settings are probed at once. The states, which the backends hold, do not change.
+    fn update(&mut self, pools: &Pools, shutdown: &CancellationToken) {
         let mut targets = HashMap::new();
         for pool in pools.iter() {
             let target = Target {
@@ -116,7 +116,7 @@ impl Probes {
                 }
             }
         }
-        // Both live as long as what they are compared by: the address of neither can have gone to another.
+        // The entries hold both `Arc`s, so no other object can have the same address.
         let key = |target: &Arc<ArcSwap<Target>>, backend: &Arc<Backend>| {
             (Arc::as_ptr(target) as usize, Arc::as_ptr(backend) as usize)
         };
@@ -125,19 +125,19 @@ impl Probes {
             .map(|(target, backend)| (key(&target, &backend), (target, backend)))
             .collect();
         self.running.retain(|_, (watch, task)| {
-            let goes_on = missing
+            let keeps_running = missing
                 .remove(&key(&watch.target, &watch.backend))
                 .is_some();
-            if !goes_on {
+            if !keeps_running {
                 task.abort();
             }
-            goes_on
+            keeps_running
         });
         for (target, backend) in missing.into_values() {
             let watch = Watch {
                 target,
                 backend,
-                turns: Arc::clone(&self.turns),
+                permits: Arc::clone(&self.permits),
                 skipped: Arc::clone(&self.skipped),
             };
             let task = self.tasks.spawn(watch.clone().run(shutdown.clone()));
@@ -145,10 +145,10 @@ impl Probes {
         }
     }
 
-    /// Begins anew with a backend whose probes have panicked: it would keep its last state for ever.
-    fn ended(&mut self, ended: Result<(Id, ()), JoinError>, shutdown: &CancellationToken) {
+    /// Restarts a task that has panicked: otherwise its backend would keep its last state for ever.
+    fn task_ended(&mut self, ended: Result<(Id, ()), JoinError>, shutdown: &CancellationToken) {
         let Err(error) = ended else { return };
-        // One that was aborted is not among them any more.
+        // An aborted task was removed before.
         if let Some((watch, _)) = self.running.remove(&error.id()) {
             error!(backend = %watch.backend.id, %error, "health check panicked");
             let task = self.tasks.spawn(watch.clone().run_later(shutdown.clone()));
@@ -163,17 +163,17 @@ impl Watch {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.keeping_time(self.probe()) => {}
+                () = self.with_grace_timer(self.probe()) => {}
             }
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.keeping_time(self.pause()) => {}
+                () = self.with_grace_timer(self.pause()) => {}
             }
         }
     }
 
-    /// As [`run`](Self::run), but not at once: what made it panic may do so again.
+    /// As [`run`](Self::run), after an interval: it may panic again.
     async fn run_later(self, shutdown: CancellationToken) {
         let interval = self.pool().health.interval;
         time::sleep(interval).await;
@@ -185,12 +185,12 @@ impl Watch {
     }
 
     async fn probe(&self) {
-        let _turn = self.turns.acquire().await;
+        let _permit = self.permits.acquire().await;
         let state = self.backend.state();
         let target = self.target.load_full();
         match target.prober.probe(&self.backend.address, state).await {
             Ok(result) => self.pool().probed(&self.backend, result, Instant::now()),
-            // The backend stays what it is: the fault is not its own.
+            // The state does not change: the backend is not at fault.
             Err(error) => {
                 self.backend.metrics.probed("skipped");
                 if let Some(times) = self.skipped.note(Instant::now()) {
@@ -200,21 +200,21 @@ impl Watch {
         }
     }
 
-    /// Waits until the next probe is due, or wanted.
+    /// Waits until the next probe is due or requested.
     async fn pause(&self) {
         let pool = self.pool();
         let pause = jittered(pause(&pool.health, self.backend.state()));
-        let least = pause.min(pool.health.fast_interval);
+        let pause_min = pause.min(pool.health.fast_interval);
         drop(pool);
-        time::sleep(least).await;
+        time::sleep(pause_min).await;
         tokio::select! {
             () = self.backend.probe_wanted() => {}
-            () = time::sleep(pause - least) => {}
+            () = time::sleep(pause - pause_min) => {}
         }
     }
 
-    /// Runs `step`, and meanwhile ends the grace of the backend when it is over.
-    async fn keeping_time(&self, step: impl Future<Output = ()>) {
+    /// Runs `step`, and ends the grace period of the backend when it expires meanwhile.
+    async fn with_grace_timer(&self, step: impl Future<Output = ()>) {
         let mut step = pin!(step);
         let mut health_status = self.backend.health_status();
         loop {
@@ -228,14 +228,14 @@ impl Watch {
             tokio::select! {
                 () = &mut step => return,
                 () = over => self.pool().tick(&self.backend, Instant::now()),
-                // A grace may have begun or ended.
+                // A grace period may have started or ended.
                 _ = health_status.changed() => {}
             }
         }
     }
 }
 
-/// How long to wait for the next probe of a backend in `state`.
+/// The interval to the next probe of a backend in `state`.
 fn pause(config: &HealthConfig, state: State) -> Duration {
     match state {
         State::Up | State::Draining | State::Maintenance => config.interval,

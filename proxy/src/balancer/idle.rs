@@ -1,7 +1,7 @@
-//! Connections to a backend that have carried a request and can carry another.
+//! Idle connections to a backend, kept for reuse.
 //!
-//! Nobody waits on them: that one was closed is seen when it is wanted, and by a look at all of them each second. Each belongs to
-//! a runtime, whose threads its events wake, so that one of the runtime that wants it is taken before another.
+//! No task polls them: a closed one is noticed when it is taken, and by a sweep each second. Each belongs to the runtime whose I/O
+//! driver it is registered with, so that a connection of the current runtime is preferred.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,19 +19,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::tls::ClientStream;
 use crate::tunnel::Socket;
 
-/// How many are looked at to find one of this runtime.
-const LOOKED_AT: usize = 16;
+/// How many of the most recently used are searched for one of the current runtime.
+const SEARCH_MAX: usize = 16;
 
 /// A connection to a backend.
 #[derive(Debug)]
 pub(crate) struct UpstreamConnection {
     pub(crate) socket: Socket,
-    /// The address that it leads to, of those of a host name.
+    /// The address that it is connected to, if the backend is given by a host name.
     pub(crate) address: Option<SocketAddr>,
 }
 
 impl UpstreamConnection {
-    /// Whether it is a TLS connection that has ended without saying so (RFC 8446, 6.1): more may have been sent.
+    /// Whether it is a TLS connection that ended without close_notify (RFC 8446, 6.1): data may be missing.
     pub(crate) fn was_truncated(&self) -> bool {
         match &self.socket {
             Socket::Tcp(_) | Socket::Unix(_) => false,
@@ -43,9 +43,9 @@ impl UpstreamConnection {
     }
 }
 
-/// The kept connections of one backend, the last used at the end.
+/// The idle connections of one backend, the most recently used last.
 ///
-/// The lock is held for as long as it takes to move one.
+/// The lock is held only to add or remove connections.
 #[derive(Debug, Default)]
 pub(crate) struct IdleConnections(Mutex<Vec<IdleConnection>>);
 
@@ -53,16 +53,16 @@ pub(crate) struct IdleConnections(Mutex<Vec<IdleConnection>>);
 struct IdleConnection {
     connection: UpstreamConnection,
     since: Instant,
-    /// By which TLS it was made.
+    /// The number of the TLS connector that made it; 0 is plain TCP.
     tls: u64,
-    /// Whose events it is among.
+    /// The runtime whose I/O driver it is registered with.
     runtime: runtime::Id,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl IdleConnections {
-    /// The last used one that is not older than `age`, made by `tls`, leads to an address that `is_current`, and has not been closed
-    /// as far as is known; of this runtime, if one of the last is.
+    /// Takes the most recently used one that is younger than `age`, was made by `tls`, is connected to an address that `is_current`,
+    /// and is not known to be closed; preferably one of the current runtime.
     ///
     /// # Panics
     ///
@@ -75,34 +75,36 @@ impl IdleConnections {
     ) -> Option<UpstreamConnection> {
         let here = Handle::current().id();
         loop {
-            let mut kept = self.0.lock();
-            let last = kept.last()?;
-            // So are all before it.
+            let mut connections = self.0.lock();
+            let last = connections.last()?;
+            // All before it are older.
             if age <= last.since.elapsed() {
                 return None;
             }
-            let late = kept.len().saturating_sub(LOOKED_AT);
-            let ours = kept[late..].iter().rposition(|idle| idle.runtime == here);
-            let chosen = ours.map_or(kept.len() - 1, |index| late + index);
-            let mut idle = kept.remove(chosen);
-            drop(kept);
+            let late = connections.len().saturating_sub(SEARCH_MAX);
+            let ours = connections[late..]
+                .iter()
+                .rposition(|idle| idle.runtime == here);
+            let chosen = ours.map_or(connections.len() - 1, |index| late + index);
+            let mut idle = connections.remove(chosen);
+            drop(connections);
             if idle.tls == tls
                 && idle.since.elapsed() < age
                 && is_current(idle.connection.address)
-                && is_quiet(&mut idle.connection.socket)
+                && is_unused(&mut idle.connection.socket)
             {
                 return if idle.runtime == here {
                     Some(idle.connection)
                 } else {
-                    moved(idle.connection).ok()
+                    move_to_runtime(idle.connection).ok()
                 };
             }
         }
     }
 
-    /// Keeps `connection`, which belongs to this runtime, unless as many are kept as there are `places`.
-    pub(crate) fn put(&self, connection: UpstreamConnection, tls: u64, places: &Arc<Semaphore>) {
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+    /// Keeps `connection`, which belongs to the current runtime, if `permits` has one left.
+    pub(crate) fn put(&self, connection: UpstreamConnection, tls: u64, permits: &Arc<Semaphore>) {
+        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
             return;
         };
         self.0.lock().push(IdleConnection {
@@ -110,16 +112,20 @@ impl IdleConnections {
             since: Instant::now(),
             tls,
             runtime: Handle::current().id(),
-            _place: place,
+            _permit: permit,
         });
     }
 
-    /// Closes those that are older than `age`, were closed, or lead to an address that is not `is_current`.
-    pub(crate) fn tidy(&self, age: Duration, is_current: impl Fn(Option<SocketAddr>) -> bool) {
+    /// Closes those that are older than `age`, were closed by the backend, or are connected to an address that is not `is_current`.
+    pub(crate) fn close_stale(
+        &self,
+        age: Duration,
+        is_current: impl Fn(Option<SocketAddr>) -> bool,
+    ) {
         self.0.lock().retain_mut(|idle| {
             idle.since.elapsed() < age
                 && is_current(idle.connection.address)
-                && is_quiet(&mut idle.connection.socket)
+                && is_unused(&mut idle.connection.socket)
         });
     }
 
@@ -129,8 +135,8 @@ impl IdleConnections {
     }
 }
 
-/// The connection as one of this runtime. One with layers around it stays where it is, and works from here all the same.
-fn moved(connection: UpstreamConnection) -> io::Result<UpstreamConnection> {
+/// Registers the connection with the current runtime. One over TLS stays with its own, which works too.
+fn move_to_runtime(connection: UpstreamConnection) -> io::Result<UpstreamConnection> {
     let UpstreamConnection { socket, address } = connection;
     let socket = match socket {
         Socket::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket.into_std()?)?),
@@ -140,10 +146,10 @@ fn moved(connection: UpstreamConnection) -> io::Result<UpstreamConnection> {
     Ok(UpstreamConnection { socket, address })
 }
 
-/// Whether nothing has come, not even the end. What comes unasked is no answer to anything.
+/// Whether nothing was received, neither bytes nor the end. Unexpected bytes are no response to any request.
 ///
-/// Costs no system call unless something has.
-fn is_quiet(socket: &mut Socket) -> bool {
+/// Costs no system call unless the socket is readable.
+fn is_unused(socket: &mut Socket) -> bool {
     let mut byte = [0];
     let would_block = |read: io::Result<usize>| {
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -152,7 +158,7 @@ fn is_quiet(socket: &mut Socket) -> bool {
         Socket::Tcp(socket) => would_block(socket.try_read(&mut byte)),
         Socket::Unix(socket) => would_block(socket.try_read(&mut byte)),
         Socket::Wrapped(stream) => {
-            // Whoever reads next registers a waker of its own.
+            // The next reader registers its own waker.
             let mut cx = Context::from_waker(Waker::noop());
             let mut buffer = ReadBuf::new(&mut byte);
             Pin::new(stream)
@@ -177,10 +183,10 @@ mod tests {
         }
     }
 
-    /// Waits until something has come on our end of the connection that was kept last.
-    async fn something_comes(kept: &IdleConnections) {
+    /// Waits until the connection that was kept last is readable.
+    async fn readable(idle: &IdleConnections) {
         std::future::poll_fn(
-            |cx| match &kept.0.lock().last().unwrap().connection.socket {
+            |cx| match &idle.0.lock().last().unwrap().connection.socket {
                 Socket::Tcp(socket) => socket.poll_read_ready(cx),
                 _ => unreachable!("it is TCP"),
             },
@@ -190,52 +196,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_used_that_is_open_and_of_this_tls_is_taken() {
-        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
-        let (first, other_tls, mut unasked, mut closed) = (
+    async fn the_most_recently_used_open_connection_of_the_same_tls_is_taken() {
+        let (idle, permits) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
+        let (first, other_tls, mut unexpected, mut closed) = (
             Socket::pair().await,
             Socket::pair().await,
             Socket::pair().await,
             Socket::pair().await,
         );
-        unasked.1.write_all(b"?").await.unwrap();
+        unexpected.1.write_all(b"?").await.unwrap();
         closed.1.shutdown().await.unwrap();
-        kept.put(dialed(first.0), 0, &places);
-        kept.put(dialed(other_tls.0), 1, &places);
-        for (ours, _other) in [unasked, closed] {
-            kept.put(dialed(ours), 0, &places);
-            something_comes(&kept).await;
+        idle.put(dialed(first.0), 0, &permits);
+        idle.put(dialed(other_tls.0), 1, &permits);
+        for (ours, _other) in [unexpected, closed] {
+            idle.put(dialed(ours), 0, &permits);
+            readable(&idle).await;
         }
         assert!(
-            kept.take(Duration::ZERO, 0, |_| true).is_none(),
+            idle.take(Duration::ZERO, 0, |_| true).is_none(),
             "all are too old"
         );
-        assert_eq!(kept.count(), 4);
-        let taken = kept.take(AGE, 0, |_| true).map(|taken| taken.socket);
+        assert_eq!(idle.count(), 4);
+        let taken = idle.take(AGE, 0, |_| true).map(|taken| taken.socket);
         let Some(Socket::Tcp(taken)) = taken else {
             panic!("one is left");
         };
         assert_eq!(taken.local_addr().unwrap(), first.1.peer_addr().unwrap());
-        assert_eq!(kept.count(), 0, "the others are of no use");
+        assert_eq!(idle.count(), 0, "the unusable ones are closed");
     }
 
-    /// The other runtime is gone by the time that something comes.
+    /// The other runtime has ended by the time that the connection is readable.
     #[test]
-    fn one_of_this_runtime_goes_before_one_of_another_which_moves_over() {
+    fn a_connection_of_this_runtime_is_preferred_and_one_of_another_moves_to_it() {
         let runtime = || {
             let mut builder = runtime::Builder::new_current_thread();
             builder.enable_all().build().unwrap()
         };
         let (here, there) = (runtime(), runtime());
-        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
+        let (idle, permits) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let (ours, theirs) = (
             here.block_on(Socket::pair()),
             there.block_on(Socket::pair()),
         );
         let addresses = [&ours, &theirs].map(|(_, other)| other.peer_addr().unwrap());
-        here.block_on(async { kept.put(dialed(ours.0), 0, &places) });
-        there.block_on(async { kept.put(dialed(theirs.0), 0, &places) });
-        let take = || match kept.take(AGE, 0, |_| true).map(|taken| taken.socket) {
+        here.block_on(async { idle.put(dialed(ours.0), 0, &permits) });
+        there.block_on(async { idle.put(dialed(theirs.0), 0, &permits) });
+        let take = || match idle.take(AGE, 0, |_| true).map(|taken| taken.socket) {
             Some(Socket::Tcp(taken)) => taken,
             _ => panic!("there is one"),
         };
@@ -248,52 +254,52 @@ mod tests {
         });
         drop(there);
         theirs.1.try_write(b"!").unwrap();
-        let heard = async { tokio::time::timeout(AGE, second.readable()).await };
-        here.block_on(heard).unwrap().unwrap();
+        let woken = async { tokio::time::timeout(AGE, second.readable()).await };
+        here.block_on(woken).unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn one_to_an_address_that_its_name_no_longer_has_is_closed() {
-        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
+    async fn a_connection_to_an_address_that_the_name_no_longer_has_is_closed() {
+        let (idle, permits) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let addresses = ["127.0.0.2:1", "127.0.0.3:1"].map(|address| address.parse().ok());
         let pairs = [Socket::pair().await, Socket::pair().await];
         let mut others = Vec::new();
         for (address, (socket, other)) in addresses.into_iter().zip(pairs) {
-            kept.put(UpstreamConnection { socket, address }, 0, &places);
+            idle.put(UpstreamConnection { socket, address }, 0, &permits);
             others.push(other);
         }
-        let taken = kept.take(AGE, 0, |address| address == addresses[0]);
+        let taken = idle.take(AGE, 0, |address| address == addresses[0]);
         assert_eq!(taken.unwrap().address, addresses[0]);
-        assert_eq!(kept.count(), 0);
+        assert_eq!(idle.count(), 0);
         let (socket, _other) = Socket::pair().await;
         let address = addresses[1];
-        kept.put(UpstreamConnection { socket, address }, 0, &places);
-        kept.tidy(AGE, |address| address != addresses[1]);
-        assert_eq!(kept.count(), 0);
+        idle.put(UpstreamConnection { socket, address }, 0, &permits);
+        idle.close_stale(AGE, |address| address != addresses[1]);
+        assert_eq!(idle.count(), 0);
     }
 
     #[tokio::test]
-    async fn no_more_are_kept_than_there_are_places() {
-        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(1)));
+    async fn no_more_connections_are_kept_than_there_are_permits() {
+        let (idle, permits) = (IdleConnections::default(), Arc::new(Semaphore::new(1)));
         let (first, second) = (Socket::pair().await, Socket::pair().await);
-        kept.put(dialed(first.0), 0, &places);
-        kept.put(dialed(second.0), 0, &places);
-        assert_eq!((kept.count(), places.available_permits()), (1, 0));
-        assert!(kept.take(AGE, 0, |_| true).is_some());
-        assert_eq!((kept.count(), places.available_permits()), (0, 1));
+        idle.put(dialed(first.0), 0, &permits);
+        idle.put(dialed(second.0), 0, &permits);
+        assert_eq!((idle.count(), permits.available_permits()), (1, 0));
+        assert!(idle.take(AGE, 0, |_| true).is_some());
+        assert_eq!((idle.count(), permits.available_permits()), (0, 1));
     }
 
     #[tokio::test]
-    async fn what_is_closed_or_old_is_not_kept() {
-        let (kept, places) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
+    async fn closed_and_old_connections_are_not_kept() {
+        let (idle, permits) = (IdleConnections::default(), Arc::new(Semaphore::new(9)));
         let (open, closed) = (Socket::pair().await, Socket::pair().await);
-        kept.put(dialed(open.0), 0, &places);
-        kept.put(dialed(closed.0), 0, &places);
+        idle.put(dialed(open.0), 0, &permits);
+        idle.put(dialed(closed.0), 0, &permits);
         drop(closed.1);
-        something_comes(&kept).await;
-        kept.tidy(AGE, |_| true);
-        assert_eq!(kept.count(), 1);
-        kept.tidy(Duration::ZERO, |_| true);
-        assert_eq!((kept.count(), places.available_permits()), (0, 9));
+        readable(&idle).await;
+        idle.close_stale(AGE, |_| true);
+        assert_eq!(idle.count(), 1);
+        idle.close_stale(Duration::ZERO, |_| true);
+        assert_eq!((idle.count(), permits.available_permits()), (0, 9));
     }
 }

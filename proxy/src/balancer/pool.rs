@@ -1,15 +1,14 @@
-//! The backends of one route target, and which of them serves a request.
+//! The backends of one route target, and the choice of one for a request.
 //!
-//! Choosing looks at a snapshot and at atomics, takes no lock and does no I/O: probes and dials report what they
-//! found. The order of choice:
+//! A choice reads a snapshot and atomics, takes no lock and does no I/O: probes and requests report what they found. The order:
 //!
-//! 1. the backend that holds the request's SockJS session,
-//! 2. the one that its cookie names,
-//! 3. for a SockJS session without a cookie, the one that the consistent hash names,
+//! 1. the backend that has the SockJS session of the request,
+//! 2. the one in its cookie,
+//! 3. for a new SockJS session, the one by consistent hashing,
 //! 4. the pick of the pool.
 //!
-//! The last two look only at the first [`Priority`](rank::Priority) that any backend has which was not tried yet; so when none
-//! is up, health is ignored. Draining backends and those in maintenance get no new clients at all.
+//! The last two consider only backends of the highest [`Priority`](rank::Priority) that a backend not yet tried has; so if none is
+//! up, health is ignored. Draining backends and those in maintenance get no new clients.
 
 mod backend;
 mod load;
@@ -53,8 +52,7 @@ use crate::limits::RetryBudget;
 use crate::metrics::Metrics;
 use crate::tls::{Connector, Connectors};
 
-/// How long a backend that the configuration does not name any more is kept when nobody uses it: longer than a polling client
-/// stays away between two polls.
+/// How long a removed backend is kept while it is unused: longer than the pause of a polling client between two polls.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// All pools of the configuration.
@@ -73,7 +71,7 @@ impl Pools {
         Self(config.pools.iter().map(pool).collect())
     }
 
-    /// The pools of a new configuration, in which those of the same name go on: with the sessions and backends that they have.
+    /// The pools of a new configuration. A pool with the same name keeps its sessions, backends and retry budget.
     pub(crate) fn renewed(
         &self,
         config: &Config,
@@ -82,7 +80,7 @@ impl Pools {
         now: Instant,
     ) -> Self {
         let unix = |pool: &Pool| (pool.started, pool.started_unix);
-        // There is never none.
+        // There is always at least one.
         let started = self
             .0
             .first()
@@ -102,8 +100,7 @@ impl Pools {
         Self(config.pools.iter().map(pool).collect())
     }
 
-    /// Forgets backends that the configuration does not name any more, once they have been unused for a while. Whether there
-    /// were any.
+    /// Deletes removed backends that have been unused for [`FORGET_AFTER`]. Whether there were any.
     pub(crate) fn forget_unused(&self, metrics: &Metrics, now: Instant) -> bool {
         let forgotten: Vec<Arc<Backend>> = self
             .0
@@ -111,7 +108,7 @@ impl Pools {
             .flat_map(|pool| pool.forget_unused(now))
             .collect();
         for backend in &forgotten {
-            // It may have come to another pool.
+            // Another pool may have a backend with this id.
             if !self.0.iter().any(|pool| pool.has(&backend.id)) {
                 metrics.forget_backend(backend.id.as_str());
             }
@@ -119,7 +116,7 @@ impl Pools {
         !forgotten.is_empty()
     }
 
-    /// Takes in that `backend` has said that it is stopping, in whichever pool it is.
+    /// Reports to the pool of `backend` that it has announced that it is stopping.
     pub(crate) fn backend_stops(&self, backend: &Arc<Backend>) {
         let is_it = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
         let mut pools = self.0.iter();
@@ -143,9 +140,9 @@ pub(crate) struct Pool {
     pub(crate) name: String,
     pub(crate) affinity: Affinity,
     pub(crate) health: HealthConfig,
-    /// What speaks TLS to its backends, if they speak it.
+    /// Connects to its backends over TLS, if they use it.
     pub(crate) tls: Option<Arc<Connector>>,
-    /// Its own: a pool whose backends fail takes nothing from the others.
+    /// Not shared: a pool whose backends fail does not use up the budget of others.
     pub(crate) retry_budget: Arc<RetryBudget>,
     table: ArcSwap<Table>,
     picker: Picker,
@@ -155,7 +152,7 @@ pub(crate) struct Pool {
     started_unix: Duration,
 }
 
-/// The backends that one request was sent to already, in vain.
+/// The backends that one request was tried on without success.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tried(Vec<BackendId>);
 
@@ -173,7 +170,7 @@ impl Tried {
     }
 }
 
-/// Where a request goes.
+/// The backend chosen for a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Choice {
     pub(crate) backend: Arc<Backend>,
@@ -181,14 +178,14 @@ pub(crate) struct Choice {
     pub(crate) cookie: CookieChange,
 }
 
-/// What became of the client's claim.
+/// Whether the request goes to the backend that its client is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AffinityOutcome {
-    /// It goes where it belongs.
+    /// It does.
     Hit,
-    /// It belonged nowhere.
+    /// The client was not bound.
     Miss,
-    /// It cannot go where it belonged.
+    /// The backend that it was bound to cannot serve it: it is bound to another one.
     Rebound,
 }
 
@@ -202,20 +199,20 @@ impl AffinityOutcome {
     }
 }
 
-/// Whether the answer carries a new affinity cookie.
+/// Whether the response sets a new affinity cookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CookieChange {
     Keep,
     Set,
 }
 
-/// There is no backend that may be tried.
+/// There is no backend left that may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no backend is left to try")]
 pub(crate) struct NoBackend;
 
 impl Pool {
-    /// The pool that `config` calls for, with what `old` has of it. `started` is when the first pools began, by both clocks.
+    /// The pool of `config`, with the state of `old`. `started` is when the first pools were created, by both clocks.
     fn new(
         config: &Config,
         pool: &PoolConfig,
@@ -238,7 +235,7 @@ impl Pool {
             unix: (started.1 + age).as_secs(),
         };
         let table = table.as_deref().map(Arc::as_ref);
-        let (table, moved) = Table::new(pool, config, metrics, table, at);
+        let (table, changed) = Table::new(pool, config, metrics, table, at);
         let percent = config.limits.retry_budget;
         let retry_budget = match old {
             None => Arc::new(RetryBudget::new(percent)),
@@ -261,13 +258,13 @@ impl Pool {
             started: started.0,
             started_unix: started.1,
         };
-        for (backend, change) in moved {
+        for (backend, change) in changed {
             pool.log(&backend, Some(change));
         }
         Arc::new(pool)
     }
 
-    /// Takes out of the table what leaves and has been unused for [`FORGET_AFTER`].
+    /// Deletes removed backends that have been unused for [`FORGET_AFTER`].
     fn forget_unused(&self, now: Instant) -> Vec<Arc<Backend>> {
         let table = self.table.load();
         let unused = |backend: &Arc<Backend>| {
@@ -280,12 +277,12 @@ impl Pool {
             self.sessions.forget(&ids);
         }
         for backend in &forgotten {
-            info!(pool = self.name, backend = %backend.id, "backend forgotten");
+            info!(pool = self.name, backend = %backend.id, "removed backend deleted");
         }
         forgotten
     }
 
-    /// How many backends it has, those that leave included.
+    /// How many backends it has, removed ones included.
     pub(crate) fn len(&self) -> usize {
         self.table.load().backends.len()
     }
@@ -298,7 +295,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`NoBackend`] if all were tried, or the rest drains or is in maintenance.
+    /// [`NoBackend`] if all were tried, are draining or in maintenance.
     pub(crate) fn choose(
         &self,
         claim: &Claim,
@@ -327,7 +324,7 @@ impl Pool {
         Ok(choice)
     }
 
-    /// The backend that the request belongs to, if it may go there.
+    /// The backend that the client is bound to, if it may still serve it.
     fn bound(&self, table: &Table, view: &View<'_>, claim: &Claim) -> Option<Choice> {
         let hit = |backend: &Arc<Backend>, cookie| Choice {
             backend: Arc::clone(backend),
@@ -339,13 +336,13 @@ impl Pool {
         if let Some(backend) = holder.and_then(|id| table.get(&id))
             && view.keeps_session(backend)
         {
-            // Its first answer carried a cookie: a client without one does not take it.
+            // The first response of the session set a cookie: a client without one does not accept cookies.
             return Some(hit(backend, CookieChange::Keep));
         }
-        // Browsers may send several cookies of our name: the first that still holds counts.
+        // Browsers may send several cookies with the name of ours: the first valid one counts.
         let holds = |binding: &'_ Binding| {
             let backend = table.get(&binding.id)?;
-            view.keeps(backend, binding.bound_at)
+            view.keeps_client(backend, binding.bound_at)
                 .then(|| (Arc::clone(backend), binding.freshness))
         };
         let (backend, freshness) = claim.bindings.iter().find_map(holds)?;
@@ -358,7 +355,7 @@ impl Pool {
         ))
     }
 
-    /// A backend for a client that belongs nowhere, or cannot go where it belongs.
+    /// A backend for a client that is not bound, or whose backend cannot serve it.
     fn bind(
         &self,
         table: &Table,
@@ -375,11 +372,11 @@ impl Pool {
             None => self.picker.pick(table, view, new_client).ok_or(NoBackend)?,
         };
         self.picker.bind(backend, view, new_client);
-        let held = |session| self.sessions.get(session).is_some();
-        let belonged = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(held);
+        let is_known = |session| self.sessions.get(session).is_some();
+        let was_bound = !claim.bindings.is_empty() || claim.session.as_ref().is_some_and(is_known);
         Ok(Choice {
             backend: Arc::clone(backend),
-            affinity: if belonged {
+            affinity: if was_bound {
                 AffinityOutcome::Rebound
             } else {
                 AffinityOutcome::Miss
@@ -388,14 +385,14 @@ impl Pool {
         })
     }
 
-    /// Takes note that `backend` has begun `session`. One that is known is where it is: no response can move it.
+    /// Remembers that `backend` has the new `session`. A known session is not changed: no response can move it.
     pub(crate) fn learn(&self, session: &SessionKey, backend: &Backend) {
         if self.sessions.get(session).is_none() {
             self.sessions.insert(session, &backend.id);
         }
     }
 
-    /// Another backend for a client that `from` asked to send elsewhere; `None` if no other is well.
+    /// Another backend for a client that `from` has released; `None` if no other keeps clients.
     pub(crate) fn release(&self, from: &Backend, now: Instant) -> Option<Arc<Backend>> {
         let table = self.table.load();
         let mut tried = Tried::default();
@@ -413,7 +410,7 @@ impl Pool {
         Some(Arc::clone(backend))
     }
 
-    /// The `Set-Cookie` value that binds a client to `backend`; `None` if there is no cookie here.
+    /// The `Set-Cookie` value that binds a client to `backend`; `None` if the pool has no cookie.
     pub(crate) fn set_cookie(
         &self,
         backend: &Backend,
@@ -424,38 +421,38 @@ impl Pool {
             .set_cookie(&backend.id, self.unix(now), scheme)
     }
 
-    /// Takes in what a request found out about its backend: failed dials move its state, bad answers ask for a probe.
+    /// Evaluates the evidence of a request about its backend: failed dials change its state, too many bad responses trigger a probe.
     pub(crate) fn report(&self, backend: &Backend, evidence: Evidence, now: Instant) {
         let change = backend.evidence(evidence, self.moment(now));
         self.log(backend, change);
     }
 
-    /// Takes in what a health check found.
+    /// Evaluates the result of a probe.
     pub(crate) fn probed(&self, backend: &Backend, result: ProbeResult, now: Instant) {
         let change = backend.probed(result, self.moment(now));
         self.log(backend, change);
     }
 
-    /// Whether a client that belongs to `backend` is to wait for it while it cannot be reached: as long as it keeps its
-    /// clients, and while it drains only if no other is well, since then there is nowhere else to go.
+    /// Whether a client that is bound to `backend` is to wait while it cannot be reached: as long as it keeps its clients; while it
+    /// drains, only if no other backend keeps clients.
     pub(crate) fn is_worth_waiting_for(&self, backend: &Backend) -> bool {
-        let is_well = |other: &Arc<Backend>| {
-            let turn = other.turn().filter(|_| other.id != backend.id);
-            turn.is_some_and(|turn| turn.rank().keeps_clients())
+        let keeps_clients = |other: &Arc<Backend>| {
+            let priority = other.priority().filter(|_| other.id != backend.id);
+            priority.is_some_and(|priority| priority.rank().keeps_clients())
         };
         match backend.rank() {
-            Rank::Draining => !self.table.load().backends.iter().any(is_well),
+            Rank::Draining => !self.table.load().backends.iter().any(keeps_clients),
             rank => rank.keeps_clients(),
         }
     }
 
-    /// Ends the grace of a backend that did not come back in time.
+    /// Ends the grace period of a backend if it has expired.
     pub(crate) fn tick(&self, backend: &Backend, now: Instant) {
         let change = backend.tick(self.moment(now));
         self.log(backend, change);
     }
 
-    /// Takes in that the backend called `id` has said elsewhere that it is stopping.
+    /// Reports that the backend `id` has announced in the registry that it is stopping.
     pub(crate) fn announced_stop(&self, id: &BackendId, now: Instant) {
         let table = self.table.load();
         if let Some(backend) = table.get(id).filter(|backend| !backend.is_removed()) {
@@ -463,17 +460,17 @@ impl Pool {
         }
     }
 
-    /// All backends, in the order of the file.
+    /// All backends, in the order of the file, removed ones last.
     pub(crate) fn backends(&self) -> Vec<Arc<Backend>> {
         self.table.load().backends.clone()
     }
 
-    /// Whether a backend has answered its probes and is not known to be gone.
+    /// Whether a backend has responded to probes and is not known to be unreachable.
     ///
-    /// One that fails by what it answers counts: where all do, all stay in service.
+    /// One with unexpected responses counts: if all backends have them, all stay in service.
     pub(crate) fn is_ready(&self) -> bool {
         let table = self.table.load();
-        table.backends.iter().any(|backend| backend.is_there())
+        table.backends.iter().any(|backend| backend.is_present())
     }
 
     fn log(&self, backend: &Backend, change: Option<Change>) {
@@ -504,7 +501,7 @@ impl Pool {
         now.saturating_duration_since(self.started)
     }
 
-    /// The time of day in seconds, by a clock that never steps back.
+    /// UNIX time in seconds, by a monotonic clock.
     fn unix(&self, now: Instant) -> u64 {
         (self.started_unix + self.age(now)).as_secs()
     }

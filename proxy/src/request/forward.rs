@@ -102,7 +102,7 @@ enum NoResponse {
     /// The client gets an error response.
     Rejected(Rejection),
     /// The client has disconnected.
-    ClientLeft(&'static str),
+    ClientDisconnected(&'static str),
 }
 
 impl From<Rejection> for NoResponse {
@@ -209,7 +209,7 @@ impl Engine {
             }
             Ok(response) => request.forward_response(response).await,
             Err(NoResponse::Rejected(rejection)) => request.reject(rejection).await,
-            Err(NoResponse::ClientLeft(why)) => {
+            Err(NoResponse::ClientDisconnected(why)) => {
                 request.log(Some(499), 0, Some(why));
                 None
             }
@@ -228,7 +228,7 @@ impl Engine {
         let error = rejection.to_string();
         let last = self.is_last(&mut client, &rejection, closes).await;
         let status = self
-            .answer(&mut client, head.method(), rejection, last)
+            .send_error(&mut client, head.method(), rejection, last)
             .await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.proxy.log_rejected(head, Some(peer), logged, &error);
@@ -255,7 +255,7 @@ impl Engine {
     }
 
     /// Sends the response of the edge for `rejection`. Its status, if it was sent.
-    async fn answer(
+    async fn send_error(
         &self,
         client: &mut impl Downstream,
         method: &Method,
@@ -398,7 +398,7 @@ impl<D: Downstream> Request<'_, D> {
                 Err(Stopped::Attempt(error)) => {
                     if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
                         // The backend has closed the connection because of the forwarded half-close.
-                        return Err(NoResponse::ClientLeft(CLIENT_LEFT));
+                        return Err(NoResponse::ClientDisconnected(CLIENT_LEFT));
                     }
                     let replay = self.upload.replay();
                     let goes_on = proxy.attempt_failed(&mut self.exchange, &error, replay);
@@ -438,7 +438,7 @@ impl<D: Downstream> Request<'_, D> {
                 due = proxy.attempt_due(&mut self.exchange) => due.map_err(NoResponse::from),
                 // No connection to a backend exists yet: a half-close counts as a disconnect.
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    Err(NoResponse::ClientLeft("the client disconnected while its request was parked"))
+                    Err(NoResponse::ClientDisconnected("the client disconnected while its request was parked"))
                 }
             };
             due.map_err(Stopped::Request)?;
@@ -454,7 +454,7 @@ impl<D: Downstream> Request<'_, D> {
                 biased;
                 comes = proxy.slot_granted(&mut self.exchange) => comes,
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    let left = NoResponse::ClientLeft("the client disconnected while its request was queued");
+                    let left = NoResponse::ClientDisconnected("the client disconnected while its request was queued");
                     return Err(Stopped::Request(left));
                 }
             };
@@ -604,11 +604,11 @@ impl<D: Downstream> Request<'_, D> {
             }
         }
         if self.poll_client_end(cx, upstream).is_ready() {
-            let left = NoResponse::ClientLeft(CLIENT_LEFT);
+            let left = NoResponse::ClientDisconnected(CLIENT_LEFT);
             return Poll::Ready(Err(Stopped::Request(left)));
         }
         if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
-            let left = NoResponse::ClientLeft(CLIENT_LEFT);
+            let left = NoResponse::ClientDisconnected(CLIENT_LEFT);
             return Poll::Ready(Err(Stopped::Request(left)));
         }
         match (reader.poll(cx, &mut upstream.socket), unsent) {
@@ -699,7 +699,7 @@ impl<D: Downstream> Request<'_, D> {
         let last = engine.is_last(&mut self.client, &rejection, closes).await;
         let method = self.head.method();
         let status = engine
-            .answer(&mut self.client, method, rejection, last)
+            .send_error(&mut self.client, method, rejection, last)
             .await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.log(Some(logged), 0, Some(&error));
@@ -744,7 +744,7 @@ impl<D: Downstream> Request<'_, D> {
             && self.half_closed == HalfClosed::No;
         if reusable && matches!(passed, Ok(Surplus::None)) {
             let tls = self.exchange.tls();
-            self.engine.dialer.keep(&backend, tls, upstream);
+            self.engine.dialer.put_idle(&backend, tls, upstream);
         } else {
             drop(upstream);
         }
@@ -1023,7 +1023,9 @@ impl From<PassError> for Truncated {
 /// The result for a request whose body cannot be forwarded to any backend.
 fn no_response(error: UploadError) -> NoResponse {
     match error {
-        UploadError::Client(BodyError::ClientLeft) => NoResponse::ClientLeft(CLIENT_LEFT_BODY),
+        UploadError::Client(BodyError::ClientLeft) => {
+            NoResponse::ClientDisconnected(CLIENT_LEFT_BODY)
+        }
         UploadError::Client(BodyError::Chunk(_)) => {
             Rejection::Malformed("a malformed chunk").into()
         }

@@ -102,7 +102,7 @@ impl RequestContext {
 enum NoPeer {
     Rejected(Rejection),
     /// The client has disconnected.
-    ClientLeft,
+    ClientDisconnected,
 }
 
 impl Edge {
@@ -141,7 +141,7 @@ impl Edge {
                         tokio::select! {
                             biased;
                             due = self.proxy.attempt_due(exchange) => due.map_err(NoPeer::Rejected)?,
-                            () = client_closed(downstream) => return Err(NoPeer::ClientLeft),
+                            () = client_closed(downstream) => return Err(NoPeer::ClientDisconnected),
                         }
                     }
                     let backend = self.proxy.choose(exchange).map_err(NoPeer::Rejected)?;
@@ -149,7 +149,7 @@ impl Edge {
                         let comes = tokio::select! {
                             biased;
                             comes = self.proxy.slot_granted(exchange) => comes,
-                            () = client_closed(downstream) => return Err(NoPeer::ClientLeft),
+                            () = client_closed(downstream) => return Err(NoPeer::ClientDisconnected),
                         };
                         if !comes {
                             continue;
@@ -418,7 +418,7 @@ impl ProxyHttp for Edge {
             .await
         {
             Ok(peer) => Ok(Box::new(peer)),
-            Err(NoPeer::ClientLeft) => Err(Error::explain(
+            Err(NoPeer::ClientDisconnected) => Err(Error::explain(
                 ErrorType::ConnectionClosed,
                 "the client disconnected while its request was parked or queued",
             )

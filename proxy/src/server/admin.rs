@@ -123,7 +123,7 @@ impl Admin {
                     address: backend.address.to_string(),
                     weight: backend.weight(),
                     zone: backend.zone(),
-                    backup: backend.place().is_backup(),
+                    backup: backend.tier().is_backup(),
                     state: status.state.name(),
                     since: (unix.saturating_sub(status.lasts)).as_secs_f64(),
                     lasts: status.lasts.as_secs_f64(),

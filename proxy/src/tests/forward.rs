@@ -153,7 +153,7 @@ async fn requests_one_after_the_other_share_a_connection_to_their_backend() {
     assert!(scene.ask(post).await.ends_with("\r\n\r\n0"));
     let pools = scene.parts.proxy.pools();
     let kept = pools.iter().flat_map(|pool| pool.backends());
-    assert_eq!(kept.map(|backend| backend.kept.count()).sum::<usize>(), 1);
+    assert_eq!(kept.map(|backend| backend.idle.count()).sum::<usize>(), 1);
 }
 
 #[tokio::test]

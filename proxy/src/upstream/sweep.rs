@@ -1,4 +1,4 @@
-//! Closing kept connections that nobody wants.
+//! Closes idle connections to backends that are no longer usable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,29 +10,29 @@ use tokio_util::sync::CancellationToken;
 use crate::balancer::pool::Pools;
 use crate::upstream::Dialer;
 
-/// How often they are looked for.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often they are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Closes the idle connections to all backends that are older than `age`, that the backends have closed, or that lead to an
-/// address which the backend's name no longer has, until `shutdown`.
+/// Closes the idle connections to all backends that are older than `age`, were closed by the backend, or are connected to an
+/// address that its name no longer has, until `shutdown`.
 pub(crate) async fn sweep(
     dialer: Arc<Dialer>,
     pools: watch::Receiver<Arc<Pools>>,
     age: Duration,
     shutdown: CancellationToken,
 ) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            _ = looks.tick() => {}
+            _ = ticks.tick() => {}
         }
         let pools = Arc::clone(&pools.borrow());
         for pool in pools.iter() {
             for backend in pool.backends() {
-                dialer.tidy(&backend, age);
+                dialer.close_stale(&backend, age);
             }
         }
     }

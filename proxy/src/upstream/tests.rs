@@ -52,7 +52,7 @@ async fn a_name_an_address_and_a_unix_socket_can_all_be_dialled() {
 }
 
 #[tokio::test]
-async fn the_address_that_failed_is_the_last_to_be_dialled_next_time() {
+async fn a_failed_address_is_dialled_last_the_next_time() {
     let (_listener, address) = listener().await;
     let dead = {
         let (listener, dead) = listener().await;
@@ -74,7 +74,7 @@ async fn the_address_that_failed_is_the_last_to_be_dialled_next_time() {
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_listen_refuses() {
+async fn a_backend_that_does_not_listen_refuses_the_connection() {
     let (listener, address) = listener().await;
     drop(listener);
     let missing = Address::Unix("/nonexistent/app.sock".into());
@@ -85,7 +85,7 @@ async fn a_backend_that_does_not_listen_refuses() {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_exist_is_told_apart() {
+async fn a_name_that_does_not_exist_is_an_error_of_its_own() {
     let address = Address::Name {
         host: "no-such-host.invalid".into(),
         port: 80,
@@ -98,7 +98,7 @@ async fn a_name_that_does_not_exist_is_told_apart() {
 }
 
 #[test]
-fn what_this_machine_runs_out_of_is_told_from_what_a_backend_does() {
+fn exhaustion_of_this_machine_is_distinguished_from_failures_of_a_backend() {
     let connecting = |etype: ErrorType, code: i32| {
         let cause = io::Error::from_raw_os_error(code);
         pingora::Error::because(etype, "connecting", cause)
@@ -122,7 +122,7 @@ fn what_this_machine_runs_out_of_is_told_from_what_a_backend_does() {
     ] {
         let error = connecting(etype.clone(), code);
         assert_eq!(found(&error), expected, "{etype:?}");
-        // As Pingora hands errors of its sockets on.
+        // As Pingora wraps errors of its sockets.
         let wrapped = pingora::Error::because(ErrorType::InternalError, "wrapped", error);
         if code == libc::EMFILE || code == libc::EADDRNOTAVAIL {
             assert_eq!(found(&wrapped), expected);

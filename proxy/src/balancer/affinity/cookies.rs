@@ -1,7 +1,7 @@
-//! The syntax of the Cookie header (RFC 6265, section 5.4), as far as needed: finding values by name,
-//! and taking cookies out without touching the others.
+//! The syntax of the Cookie header (RFC 6265, section 5.4), as far as needed: finds values by name, and removes cookies without
+//! changing the others.
 //!
-//! Works on bytes: other applications' cookies may hold anything.
+//! Works on bytes: cookies of applications may contain anything.
 
 /// The values of all cookies called `name` in one header, in their order.
 pub(super) fn values<'a>(header: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
@@ -11,10 +11,9 @@ pub(super) fn values<'a>(header: &'a [u8], name: &'a [u8]) -> impl Iterator<Item
     })
 }
 
-/// Appends the header without the cookies whose name is `unwanted` to what others have left; whether there were any.
+/// Appends the header without the cookies whose name is `unwanted` to the rest of previous headers. Whether there were any.
 ///
-/// What is left of one is byte for byte what it was, and starts with a cookie. Nothing is nothing, and so are bare
-/// separators around what went.
+/// The other cookies are unchanged byte for byte. An empty header appends nothing, nor does one that has only separators left.
 pub(super) fn append_without(
     left: &mut Vec<u8>,
     header: &[u8],
@@ -52,7 +51,7 @@ pub(super) fn append_without(
     changes
 }
 
-/// Name and value of `name=value`, without the blanks around them.
+/// Name and value of `name=value`, without surrounding whitespace.
 fn split(pair: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = pair.iter().position(|&byte| byte == b'=')?;
     Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))

@@ -1,12 +1,12 @@
-//! Sessions that are named by a parameter of the query, as `sid` of socket.io: where a request says which one it belongs to, and
-//! where a server tells its client of a new one.
+//! Sessions in a query parameter, such as `sid` of socket.io: reads the session of a request, and finds the id of a new session in
+//! the response of a server.
 
 use crate::balancer::affinity::{SESSION_BYTES_MAX, SessionKey};
 
-/// How much of a response is looked at: servers name a new session right at its beginning.
+/// How much of a response is searched: servers send a new session id at the beginning.
 const CONTENT_BYTES_MAX: usize = 1024;
 
-/// The session that the parameter called `name` has in the query of `target`.
+/// The session in the query parameter `name` of `target`.
 pub(super) fn session(target: &[u8], name: &str) -> Option<SessionKey> {
     let query = target.iter().position(|byte| *byte == b'?')?;
     let mut pairs = target[query + 1..].split(|byte| *byte == b'&');
@@ -14,7 +14,7 @@ pub(super) fn session(target: &[u8], name: &str) -> Option<SessionKey> {
     key(value)
 }
 
-/// A session id as it may stand in a URL without escapes.
+/// A session id that needs no escapes in a URL.
 fn key(text: &[u8]) -> Option<SessionKey> {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     let fits = (1..=SESSION_BYTES_MAX).contains(&text.len()) && text.iter().all(plain);
@@ -22,7 +22,7 @@ fn key(text: &[u8]) -> Option<SessionKey> {
     Some(SessionKey(text.into()))
 }
 
-/// Looks for the session that the JSON of a response names: `"sid":"..."`.
+/// Searches the JSON of a response for a session id: `"sid":"..."`.
 #[derive(Debug)]
 pub(crate) struct SessionSearch {
     /// The name, in quotes.
@@ -40,7 +40,7 @@ impl SessionSearch {
         }
     }
 
-    /// Looks at more of the content. The session, once it has come.
+    /// Searches the next piece of the body. Returns the session id when it is complete.
     pub(crate) fn inspect(&mut self, content: &[u8]) -> Option<SessionKey> {
         if self.is_over {
             return None;
@@ -58,8 +58,8 @@ impl SessionSearch {
 
     fn find(&self) -> Option<SessionKey> {
         let seen = &*self.seen;
-        let mut behind = (0..seen.len()).map(|place| &seen[place..]);
-        behind.find_map(|rest| {
+        let mut suffixes = (0..seen.len()).map(|start| &seen[start..]);
+        suffixes.find_map(|rest| {
             let rest = rest.strip_prefix(&*self.name)?.trim_ascii_start();
             let rest = rest.strip_prefix(b":")?.trim_ascii_start();
             let rest = rest.strip_prefix(b"\"")?;
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_session_is_found_however_its_response_comes() {
+    fn a_new_session_is_found_however_its_response_is_split() {
         let whole = br#"0{"sid":"abc-_1","upgrades":["websocket"],"pingInterval":25000}"#;
         for cut in 0..whole.len() {
             let mut search = SessionSearch::new("sid");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_session_is_looked_at_so_far_and_no_further() {
+    fn a_response_without_a_session_is_searched_up_to_the_limit() {
         let late = format!("{}\"sid\":\"abc\"", "x".repeat(CONTENT_BYTES_MAX));
         for content in [
             "",

@@ -1,8 +1,8 @@
 //! Signing and verifying the payload of a cookie with HMAC-SHA256 (RFC 2104), truncated to 128 bits.
 //!
-//! The first key signs and all verify, so that keys rotate without moving anybody: a new key is added
-//! last everywhere, then made the first, and the old one is dropped when its cookies are gone. The MAC
-//! covers the cookie's name too: a cookie of one pool is none of another.
+//! The first key signs and all verify, so that keys can be rotated without rebinding clients: add a new key as the last one
+//! on all edges, then make it the first, and remove the old one when its cookies have expired. The MAC covers the name of the
+//! cookie too: a cookie of one pool is not valid for another.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -13,28 +13,28 @@ use causeway_conf::Secret;
 use ring::hmac;
 use subtle::ConstantTimeEq as _;
 
-/// Bytes of the MAC that travel.
+/// Bytes of the MAC in the cookie.
 const MAC_BYTES: usize = 16;
 
-/// Bytes of a key's id. It only saves trying every key: two keys with one id are both tried.
+/// Bytes of the id of a key. It only avoids trying every key: two keys with the same id are both tried.
 const KEY_ID_BYTES: usize = 3;
 
-/// The keys, or none: then cookies are not signed.
+/// The keys. Without any, cookies are not signed.
 pub(super) struct Keys(Vec<Key>);
 
 struct Key {
     id: String,
-    /// Keyed, and fed with the cookie's name.
+    /// Keyed, with the name of the cookie as the first input.
     mac: hmac::Context,
 }
 
-/// A payload that is as we wrote it.
+/// A payload that verified, or was not signed.
 pub(super) enum Verified<'a> {
-    /// With the key that signs, or without keys.
+    /// Signed with the first key; or there are no keys.
     ByFirst(&'a str),
-    /// With another key.
+    /// Signed with another key.
     ByOther(&'a str),
-    /// With none, although there are keys: anybody may have written it.
+    /// Not signed, although there are keys: it may be forged.
     Unsigned(&'a str),
 }
 
@@ -53,7 +53,7 @@ impl Keys {
         Self(secrets.iter().map(key).collect())
     }
 
-    /// Appends the payload, an id and a number, as it travels: readable as it is, since nothing is encrypted.
+    /// Appends the signed payload, an id and a number, as the value of a cookie. It is readable: nothing is encrypted.
     pub(super) fn sign(&self, to: &mut String, id: &str, number: u64) {
         let start = to.len();
         // Writing to a string does not fail.
@@ -68,7 +68,7 @@ impl Keys {
         URL_SAFE_NO_PAD.encode_string(mac, to);
     }
 
-    /// The payload in `value`, if one of the keys signed it, or none did. Comparing takes the same time for all MACs.
+    /// The payload in `value`, if it verifies with one of the keys, or is not signed. MACs are compared in constant time.
     pub(super) fn verify<'a>(&self, value: &'a str) -> Option<Verified<'a>> {
         if let Some(payload) = value.strip_prefix("u1.") {
             return Some(if self.0.is_empty() {
@@ -82,7 +82,7 @@ impl Keys {
         if self.0.is_empty() {
             return Some(Verified::ByFirst(payload));
         }
-        // Room for what a decoder may write beyond the end.
+        // With room for what the decoder may write beyond the end.
         let mut decoded = [0; MAC_BYTES + 2];
         let length = URL_SAFE_NO_PAD.decode_slice(mac, &mut decoded).ok()?;
         let mac = &decoded[..length];
@@ -108,7 +108,7 @@ impl Key {
     }
 }
 
-/// What is before and behind the last dot.
+/// The text before and after the last dot.
 pub(super) fn split_at_last_dot(text: &str) -> Option<(&str, &str)> {
     let dot = text.bytes().rposition(|byte| byte == b'.')?;
     Some((&text[..dot], &text[dot + 1..]))

@@ -1,4 +1,4 @@
-//! Cookies in the wild: several headers, repeated, forged, over-long; and SockJS paths.
+//! Cookies in several headers, repeated, forged, over-long; and SockJS paths.
 
 use proptest::prelude::*;
 
@@ -56,7 +56,7 @@ fn ids(claim: &Claim) -> Vec<&str> {
 }
 
 #[test]
-fn a_cookie_comes_back_as_it_was_set() {
+fn a_cookie_is_read_as_it_was_set() {
     for settings in ["", &format!("keys: [{KEY}]")] {
         let affinity = affinity(settings);
         for name in ["n1", "node-1.example.com", &"x".repeat(64)] {
@@ -75,7 +75,7 @@ fn a_cookie_comes_back_as_it_was_set() {
 }
 
 #[test]
-fn cookies_are_found_in_any_header_at_any_place() {
+fn cookies_are_found_in_any_header_at_any_position() {
     let affinity = affinity("");
     let (one, two) = (cookie(&affinity, "n1"), cookie(&affinity, "n2"));
     let cases: [(&[&str], &[&str]); 5] = [
@@ -94,7 +94,7 @@ fn cookies_are_found_in_any_header_at_any_place() {
 }
 
 #[test]
-fn what_does_not_verify_counts_as_none() {
+fn a_cookie_that_does_not_verify_is_ignored() {
     let unsigned = affinity("");
     let signed = affinity(&format!("keys: [{KEY}]"));
     let good = cookie(&signed, "n1");
@@ -154,14 +154,14 @@ fn a_forged_cookie_does_not_hide_a_good_one() {
 }
 
 #[test]
-fn only_so_many_cookies_are_looked_at() {
+fn the_number_of_cookies_that_are_verified_is_bounded() {
     let affinity = affinity("");
     let many = vec!["causeway=u1.n1.1"; 1000].join("; ");
     assert_eq!(read(&affinity, &[&many]).bindings.len(), COOKIES_MAX);
 }
 
 #[test]
-fn keys_rotate_without_moving_anybody() {
+fn keys_rotate_without_rebinding_clients() {
     let old = affinity(&format!("keys: [{OTHER}]"));
     let both = affinity(&format!("keys: [{KEY}, {OTHER}]"));
     let new = affinity(&format!("keys: [{KEY}]"));
@@ -211,7 +211,7 @@ fn attributes_are_as_set() {
 }
 
 #[test]
-fn keys_can_be_turned_on_without_moving_anybody_and_off_again() {
+fn keys_can_be_introduced_without_rebinding_clients_and_removed_again() {
     let before = cookie(&affinity(""), "n1");
     let on = |more: &str| affinity(&format!("keys: [{KEY}]{more}"));
     let year = SystemTime::now() + std::time::Duration::from_secs(360 * 24 * 3600);
@@ -232,10 +232,10 @@ fn keys_can_be_turned_on_without_moving_anybody_and_off_again() {
         let claim = read(&on(over), &[&before]);
         assert!(claim.bindings.is_empty() && claim.forged, "{over}");
     }
-    // A forged signature is none, whatever is taken unsigned.
+    // A forged signature is not accepted in place of an unsigned cookie.
     let forged = format!("{}A", &after[..after.len() - 1]);
     assert!(read(&turning, &[&forged]).bindings.is_empty() || forged == after);
-    // An edge without keys, which believes everybody, believes this too.
+    // An edge without keys, which verifies nothing, accepts it too.
     let claim = read(&affinity(""), &[&after]);
     assert_eq!((ids(&claim), claim.forged), (vec!["n1"], false));
 }
@@ -248,7 +248,7 @@ fn strip(cookies: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn stripping_leaves_other_cookies_as_they_were() {
+fn stripping_leaves_other_cookies_unchanged() {
     type Cookies<'a> = &'a [&'a [u8]];
     let cases: [(Cookies<'_>, Cookies<'_>); 9] = [
         (&[], &[]),
@@ -312,7 +312,7 @@ fn a_session_is_found_in_paths_of_sockjs_and_no_others() {
 }
 
 #[test]
-fn paths_say_nothing_when_that_is_switched_off() {
+fn paths_are_ignored_when_sockjs_path_is_disabled() {
     let affinity = affinity("sockjs_path: false");
     let claim = affinity.read(&request(&[]), "/sockjs/000/abc/xhr");
     assert_eq!(claim, Claim::default());
@@ -343,7 +343,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_stripped_is_what_was_put_between(
+    fn stripping_removes_exactly_the_affinity_cookie(
         before in prop::collection::vec(other_cookie(), 0..4),
         after in prop::collection::vec(other_cookie(), 0..4),
     ) {

@@ -1,7 +1,7 @@
-//! One probe of one backend: which addresses, for how long, and what its failure means.
+//! One probe of one backend: its addresses, its timeout, and the classification of failures.
 //!
-//! What is sent is in [`http`] and [`websocket`]. The connection is made here, as for clients: what the system says when it cannot be
-//! made tells what is the backend's fault and what is ours.
+//! What is sent is in [`http`] and [`websocket`]. The connection is made here, in the same way as for requests: the error of the
+//! system shows whether the backend is at fault, or this machine has run out of something.
 
 mod http;
 mod websocket;
@@ -25,10 +25,10 @@ use crate::net::resolver::Names;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
 
-/// The header with which a backend says that it drains, with value `1` and status 503.
+/// The header of a draining backend, with value `1` and status 503.
 const DRAIN: &str = "causeway-drain";
 
-/// Who probes, as backends see it in their logs.
+/// The User-Agent of probes.
 const USER_AGENT: &str = concat!("causeway-proxy/", env!("CARGO_PKG_VERSION"));
 
 /// Sends the probes of one pool.
@@ -37,8 +37,8 @@ pub(super) struct Prober {
     tls: Option<Arc<Connector>>,
     names: Arc<Names>,
     port: Option<u16>,
-    /// Where `port` is another one: a connection where clients have theirs.
-    entrance: Check,
+    /// A connection to the backend's own port, if `port` is another one.
+    own_port_check: Check,
     timeout: Duration,
 }
 
@@ -47,13 +47,13 @@ enum Check {
     WebSocket(WebSocketCheck),
 }
 
-/// Why a probe says nothing about its backend: this process, or its machine, ran out of something.
+/// A probe could not be sent: this process, or its machine, has run out of descriptors, ports or memory.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot probe: {0}")]
 pub(super) struct CannotProbe(#[source] io::Error);
 
 impl Prober {
-    /// `tls` is how the backends are spoken to, if not in plain.
+    /// `tls` connects to the backends, if they use TLS.
     pub(super) fn new(
         config: &HealthConfig,
         tls: Option<Arc<Connector>>,
@@ -68,19 +68,19 @@ impl Prober {
             tls,
             names,
             port: config.port,
-            entrance: Check::Http(HttpCheck::tcp(config)),
+            own_port_check: Check::Http(HttpCheck::tcp(config)),
             timeout: config.timeout,
         }
     }
 
-    /// Probes the backend at `address` once, which is in `state`, at most for `health.timeout`.
+    /// Probes the backend at `address`, which is in `state`, once, for at most `health.timeout`.
     ///
-    /// A probe of another port than clients use says nothing about theirs. While dials of that succeed it need not, but a
-    /// backend that is not up has to take a connection there too: or each probe would call up what each dial finds dead.
+    /// With `health.port`, a backend that is not up has to accept a connection on its own port too: otherwise each probe would mark
+    /// it up, and each failed dial down again. While it is up, the dials of requests check that port.
     ///
     /// # Errors
     ///
-    /// [`CannotProbe`] if the fault is ours: nothing is known about the backend.
+    /// [`CannotProbe`] if the probe could not be sent: nothing is known about the backend.
     ///
     /// # Cancel safety
     ///
@@ -91,10 +91,12 @@ impl Prober {
         state: State,
     ) -> Result<ProbeResult, CannotProbe> {
         let probing = async {
-            match self.any(address, &self.check, self.port).await? {
+            match self.probe_any(address, &self.check, self.port).await? {
                 ProbeResult::Good if self.port.is_some() && state != State::Up => {
-                    let found = self.any(address, &self.entrance, None).await?;
-                    Ok(found.but("its probe passes on another port, but on its own "))
+                    let found = self.probe_any(address, &self.own_port_check, None).await?;
+                    Ok(found.with_prefix(
+                        "the probe passes on health.port, but not on the own port of the backend: ",
+                    ))
                 }
                 found => Ok(found),
             }
@@ -102,14 +104,14 @@ impl Prober {
         match timeout(self.timeout, probing).await {
             Ok(result) => result,
             Err(_) => Ok(ProbeResult::NoResponse(format!(
-                "its probe was not answered within {:?}",
+                "no response to the probe within {:?}",
                 self.timeout
             ))),
         }
     }
 
-    /// Probes the addresses of a host name in turn, until one answers.
-    async fn any(
+    /// Probes the addresses of a host name in turn, until one responds.
+    async fn probe_any(
         &self,
         address: &Address,
         check: &Check,
@@ -117,31 +119,31 @@ impl Prober {
     ) -> Result<ProbeResult, CannotProbe> {
         let addresses = match self.resolve(address, port).await {
             Ok(addresses) => addresses,
-            Err(error) if is_ours(&error) => return Err(CannotProbe(error)),
+            Err(error) if is_exhaustion(&error) => return Err(CannotProbe(error)),
             Err(error) => {
-                let why = format!("its name does not resolve: {error}");
+                let why = format!("the name does not resolve: {error}");
                 return Ok(ProbeResult::Unreachable(why));
             }
         };
-        let (mut found, mut ours) = (None, None);
+        let (mut found, mut exhausted) = (None, None);
         for at in addresses {
-            let checked = Self::check_over(check, self.tls.as_deref(), address, &at).await;
+            let checked = Self::check_at(check, self.tls.as_deref(), address, &at).await;
             match checked {
                 Ok(result) if result.is_response() => return Ok(result),
                 Ok(result) => found = Some(result),
-                // Another address may be of a family that this machine has.
-                Err(error) => ours = Some(error),
+                // Another address may be of a family that works.
+                Err(error) => exhausted = Some(error),
             }
         }
-        match (found, ours) {
+        match (found, exhausted) {
             (None, Some(error)) => Err(error),
             (found, _) => Ok(found
-                .unwrap_or_else(|| ProbeResult::Unreachable("its name has no address".to_owned()))),
+                .unwrap_or_else(|| ProbeResult::Unreachable("the name has no address".to_owned()))),
         }
     }
 
-    /// Does `check` on a connection to `at`, which is one of the addresses of the backend at `address`.
-    async fn check_over(
+    /// Makes `check` on a connection to `at`, one of the addresses of the backend at `address`.
+    async fn check_at(
         check: &Check,
         tls: Option<&Connector>,
         address: &Address,
@@ -163,8 +165,8 @@ impl Prober {
             };
         }
         match check {
-            Check::Http(check) => check.ask(Box::new(socket)).await,
-            Check::WebSocket(check) => Ok(check.open(socket).await),
+            Check::Http(check) => check.run(Box::new(socket)).await,
+            Check::WebSocket(check) => Ok(check.run(socket).await),
         }
     }
 
@@ -195,27 +197,27 @@ async fn connect(address: &PingoraAddr) -> io::Result<Socket> {
 }
 
 fn not_connected(error: io::Error) -> Result<ProbeResult, CannotProbe> {
-    if is_ours(&error) {
+    if is_exhaustion(&error) {
         return Err(CannotProbe(error));
     }
     Ok(match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            ProbeResult::Unreachable("it refuses connections".to_owned())
+            ProbeResult::Unreachable("connection refused".to_owned())
         }
-        io::ErrorKind::TimedOut => ProbeResult::NoResponse("a dial took too long".to_owned()),
-        _ => ProbeResult::Unreachable("it cannot be reached".to_owned()),
+        io::ErrorKind::TimedOut => ProbeResult::NoResponse("connecting timed out".to_owned()),
+        _ => ProbeResult::Unreachable("the backend is unreachable".to_owned()),
     })
 }
 
-/// Whether a dial failed for want of something of ours.
-fn is_ours(error: &io::Error) -> bool {
+/// Whether `error` is that this process or machine has run out of descriptors, ports or memory.
+fn is_exhaustion(error: &io::Error) -> bool {
     Shortage::of(error).is_some()
 }
 
-/// What an HTTP answer other than the expected one says.
+/// The result for an HTTP response with another status than the expected ones.
 fn unexpected(status: u16, drains: bool, hint: &str) -> ProbeResult {
     if drains && status == 503 {
         return ProbeResult::Draining;
     }
-    ProbeResult::UnexpectedResponse(format!("its probe was answered with status {status}{hint}"))
+    ProbeResult::UnexpectedResponse(format!("the probe got status {status}{hint}"))
 }

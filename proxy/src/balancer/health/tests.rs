@@ -52,7 +52,7 @@ async fn serve<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, reply: Re
     }
 }
 
-/// A backend that gives every connection `reply`, until its task is aborted.
+/// A backend that sends `reply` on every connection, until its task is aborted.
 async fn backend(reply: Reply) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -93,19 +93,19 @@ async fn probe(health: &str, address: &str) -> ProbeResult {
     prober.probe(&address, State::Up).await.unwrap()
 }
 
-/// What a probe found, in words.
+/// The result of a probe as text.
 async fn found(health: &str, address: &str) -> String {
     match probe(health, address).await {
         ProbeResult::Good => "good".to_owned(),
         ProbeResult::Draining => "draining".to_owned(),
         ProbeResult::UnexpectedResponse(why) => why,
         ProbeResult::Unreachable(why) => format!("unreachable: {why}"),
-        ProbeResult::NoResponse(why) => format!("no answer: {why}"),
+        ProbeResult::NoResponse(why) => format!("no response: {why}"),
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_good_bad_or_a_drain() {
+async fn a_response_is_good_bad_or_draining() {
     let cases = [
         (READY, "good"),
         (Reply::Bytes("HTTP/1.1 200 OK\r\n\r\nuntil the end"), "good"),
@@ -129,15 +129,15 @@ async fn an_answer_is_good_bad_or_a_drain() {
             Reply::Bytes(
                 "HTTP/1.1 503 Service Unavailable\r\nCauseway-Drain: 0\r\nContent-Length: 0\r\n\r\n",
             ),
-            "its probe was answered with status 503",
+            "the probe got status 503",
         ),
         (
             Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n"),
-            "its probe was answered with status 204",
+            "the probe got status 204",
         ),
         (
             Reply::Bytes("hello, who is this?\r\n\r\n"),
-            "its answer to a probe is not HTTP",
+            "the response to the probe is not HTTP",
         ),
     ];
     for (reply, expected) in cases {
@@ -147,7 +147,7 @@ async fn an_answer_is_good_bad_or_a_drain() {
 }
 
 #[tokio::test]
-async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
+async fn each_kind_has_its_defaults_and_settings_override_them() {
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     const FOUND: &str = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n";
     const GONE: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
@@ -157,7 +157,7 @@ async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
             "",
             "get /ready ",
             GONE,
-            "its probe was answered with status 404 (health.kind: http suits apps that are no Causeway nodes)",
+            "the probe got status 404 (health.kind: http suits apps that are not Causeway nodes)",
         ),
         ("path: /up", "get /up ", OK, "good"),
         (
@@ -171,14 +171,9 @@ async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
             "kind: http",
             "head / ",
             "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n",
-            "its probe was answered with status 405 (health.method: GET may suit it)",
+            "the probe got status 405 (health.method: GET may suit it)",
         ),
-        (
-            "kind: http",
-            "head / ",
-            GONE,
-            "its probe was answered with status 404",
-        ),
+        ("kind: http", "head / ", GONE, "the probe got status 404"),
         (
             "kind: http, method: OPTIONS, path: '/x?y', expect: ['400-499', 200]",
             "options /x?y ",
@@ -189,7 +184,7 @@ async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
             "kind: http, expect: ['200-299']",
             "head / ",
             FOUND,
-            "its probe was answered with status 302",
+            "the probe got status 302",
         ),
     ];
     for (health, head, answer, expected) in cases {
@@ -203,13 +198,13 @@ async fn each_kind_asks_for_what_is_usual_and_settings_change_it() {
 }
 
 #[tokio::test]
-async fn a_probe_carries_the_headers_that_are_set() {
+async fn a_probe_has_the_configured_headers() {
     let answers = [
         ("", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "good"),
         (
             "kind: websocket, ",
             "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
-            "its probe was answered with status 403 instead of 101",
+            "the probe got status 403 instead of 101",
         ),
     ];
     for (kind, answer, expected) in answers {
@@ -243,7 +238,7 @@ async fn another_port_can_be_probed() {
 }
 
 #[tokio::test]
-async fn a_backend_whose_own_port_is_dead_does_not_come_up_by_a_probe_of_another() {
+async fn a_backend_whose_own_port_is_closed_does_not_come_up_by_a_probe_of_another() {
     let (probed, _tasks) = backend(READY).await;
     let own = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = own.local_addr().unwrap();
@@ -257,11 +252,11 @@ async fn a_backend_whose_own_port_is_dead_does_not_come_up_by_a_probe_of_another
     running
         .pool
         .report(&backend, Evidence::ConnectRefused, Instant::now());
-    // Its probes pass all the while, and no more dials are made.
+    // Its probes pass meanwhile, and no more dials are made.
     until(&backend, State::Down).await;
     let why = backend.status(Instant::now()).why;
     assert!(
-        why.contains("but on its own it refuses connections"),
+        why.contains("but not on the own port of the backend: connection refused"),
         "{why}"
     );
     let _own = TcpListener::bind(address).await.unwrap();
@@ -269,7 +264,7 @@ async fn a_backend_whose_own_port_is_dead_does_not_come_up_by_a_probe_of_another
     running.stop().await;
 }
 
-/// A WebSocket server that keeps what clients send, as the codes of their close frames.
+/// A WebSocket server that records the messages of its clients.
 async fn websocket_backend() -> (SocketAddr, Arc<Mutex<Vec<String>>>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -289,7 +284,7 @@ async fn websocket_backend() -> (SocketAddr, Arc<Mutex<Vec<String>>>, JoinSet<()
 }
 
 #[tokio::test]
-async fn a_websocket_probe_opens_one_and_says_goodbye() {
+async fn a_websocket_probe_opens_a_websocket_and_closes_it() {
     let (address, seen, _tasks) = websocket_backend().await;
     assert_eq!(found("kind: websocket", &address.to_string()).await, "good");
     let ended = async {
@@ -302,12 +297,12 @@ async fn a_websocket_probe_opens_one_and_says_goodbye() {
 }
 
 #[tokio::test]
-async fn a_websocket_probe_takes_nothing_else_for_a_websocket() {
+async fn a_websocket_probe_accepts_only_a_websocket_handshake() {
     let head = "get /ws http/1.1\r\n";
     let cases = [
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-            "its probe was answered with status 200 instead of 101",
+            "the probe got status 200 instead of 101",
         ),
         (
             "HTTP/1.1 503 Service Unavailable\r\nCauseway-Drain: 1\r\nContent-Length: 0\r\n\r\n",
@@ -315,9 +310,12 @@ async fn a_websocket_probe_takes_nothing_else_for_a_websocket() {
         ),
         (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
-            "its probe was answered with a wrong Sec-WebSocket-Accept",
+            "the response to the probe has a wrong Sec-WebSocket-Accept",
         ),
-        ("", "no answer: it closed the connection of its probe"),
+        (
+            "",
+            "no response: the backend closed the connection of the probe",
+        ),
     ];
     for (answer, expected) in cases {
         let (address, _tasks) = backend(Reply::Path(head, answer)).await;
@@ -327,7 +325,7 @@ async fn a_websocket_probe_takes_nothing_else_for_a_websocket() {
     let (address, _tasks) = backend(Reply::Bytes("hello, who is this?\r\n\r\n")).await;
     let found = found("kind: websocket", &address.to_string()).await;
     assert!(
-        found.starts_with("its answer is no WebSocket handshake"),
+        found.starts_with("the response to the probe is not a WebSocket handshake"),
         "{found}"
     );
 }
@@ -340,7 +338,7 @@ async fn the_expected_statuses_are_a_setting() {
 }
 
 #[tokio::test]
-async fn silence_and_endless_answers_end_at_the_timeout() {
+async fn a_missing_or_endless_response_ends_at_the_timeout() {
     let cases = [
         ("", Reply::Silence),
         ("", Reply::Endless),
@@ -357,14 +355,14 @@ async fn silence_and_endless_answers_end_at_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_no_answer() {
+async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_unreachable() {
     let (address, tasks) = backend(READY).await;
     stop(tasks).await;
     for health in ["kind: http", "kind: tcp", "kind: websocket"] {
         let found = probe(health, &address.to_string()).await;
         assert_eq!(
             found,
-            ProbeResult::Unreachable("it refuses connections".to_owned())
+            ProbeResult::Unreachable("connection refused".to_owned())
         );
         for address in ["unix:/nowhere/to/be/found", "no-such-host.invalid:80"] {
             let found = probe(health, address).await;
@@ -374,7 +372,7 @@ async fn a_closed_port_a_missing_socket_and_an_unknown_name_are_no_answer() {
 }
 
 #[tokio::test]
-async fn a_tcp_probe_wants_a_connection_and_no_more() {
+async fn a_tcp_probe_needs_only_a_connection() {
     let (address, _tasks) = backend(Reply::Silence).await;
     let found = probe("kind: tcp", &address.to_string()).await;
     assert_eq!(found, ProbeResult::Good);
@@ -452,7 +450,7 @@ impl Running {
 }
 
 #[tokio::test]
-async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
+async fn the_first_probe_is_sent_at_once_and_a_dead_backend_goes_down() {
     let (address, tasks) = backend(READY).await;
     let backends = format!("{{id: n1, address: '{address}'}}");
     let pace = "timeout: 20s, interval: 100ms, fast_interval: 100ms, down_interval: 100ms";
@@ -473,7 +471,7 @@ async fn the_first_probe_comes_at_once_and_a_dead_backend_goes_down() {
 }
 
 #[tokio::test]
-async fn a_backend_that_a_request_found_failing_is_probed_at_once() {
+async fn a_backend_that_failed_a_request_is_probed_at_once() {
     let (address, _tasks) = backend(READY).await;
     let backends = format!("{{id: n1, address: '{address}'}}");
     let pace = "timeout: 20s, interval: 1h, fast_interval: 100ms";
@@ -508,7 +506,7 @@ async fn maintenance_is_not_probed() {
 }
 
 #[test]
-fn the_pace_follows_the_state() {
+fn the_interval_follows_the_state() {
     let config = config(
         "interval: 3s, fast_interval: 1s, down_interval: 2s",
         "{id: n, address: 'a:1'}",
@@ -526,7 +524,7 @@ fn the_pace_follows_the_state() {
     }
 }
 
-/// A backend that counts its connections, and says when there is one more.
+/// A backend that counts its connections, and publishes the count.
 async fn counting() -> (SocketAddr, watch::Receiver<usize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -579,7 +577,7 @@ async fn a_change_of_one_backend_restarts_the_probes_of_no_other() {
     };
     up(0).await;
     up(1).await;
-    // One comes, one goes, one changes.
+    // One is added, one is removed, one changes.
     pools.send_replace(next(pace, &[n1.clone(), n2.clone(), n3.clone()]));
     third_probed.wait_for(|count| *count == 1).await.unwrap();
     up(2).await;
@@ -589,7 +587,7 @@ async fn a_change_of_one_backend_restarts_the_probes_of_no_other() {
     second_probed.wait_for(|count| *count == 2).await.unwrap();
     up(1).await;
     assert_eq!(*first_probed.borrow(), 1);
-    // Other settings are gone by at once.
+    // Changed settings apply at once.
     let other = format!("{pace}, rise: 7");
     pools.send_replace(next(&other, &[n1, n3]));
     let mut again = first_probed.clone();

@@ -1,7 +1,7 @@
-//! One backend of a pool at run time: its state and what it carries.
+//! One backend of a pool at run time: its state and its load.
 //!
-//! What choosing reads (rank, load) is in atomics; the state machine behind them has a lock that only
-//! probes, failed dials and operators take.
+//! What a choice reads (rank, load) is in atomics; the state machine behind them has a lock that only probes, failed dials,
+//! reloads and the admin listener take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ use crate::config::backend::{Address, BackendId};
 use crate::metrics::BackendMetrics;
 use crate::net::resolver::Allowed;
 
-/// A server, with all that is known about it.
+/// A server and its run-time state.
 ///
 /// Invariant: `rank` is [`Rank::of`] `machine`, and `health_status` has its state, outside of [`Backend::update`].
 #[derive(Debug)]
@@ -33,42 +33,42 @@ pub(crate) struct Backend {
     pub(crate) id: BackendId,
     pub(crate) address: Address,
     weight: AtomicU32,
-    /// Only for people: what choosing goes by is `place`.
+    /// For `/backends`; a choice reads `tier`.
     zone: Mutex<Option<Box<str>>>,
     /// Which addresses its name may have.
     allowed: Mutex<Allowed>,
-    place: AtomicU8,
+    tier: AtomicU8,
     pub(crate) metrics: BackendMetrics,
-    /// Connections to it that wait for a request.
-    pub(crate) kept: IdleConnections,
+    /// Idle connections to it.
+    pub(crate) idle: IdleConnections,
     rank: AtomicU8,
-    /// UNIX seconds of the last drain: cookies bound until then do not hold any more. 0 before the first.
+    /// UNIX seconds of the last drain: cookies bound until then are no longer valid. 0 before the first.
     released_at: AtomicU64,
     /// In milliseconds.
     slow_start: AtomicU64,
-    /// When it came back, in milliseconds since the pool was made and one more; 0 if it was never away.
+    /// When it came up again, in milliseconds since the pool was created, plus one; 0 if it was never down or draining.
     back_at: AtomicU64,
     pub(super) load: Load,
     pub(super) pace: Pace,
-    /// Where `limits.requests_per_backend` is set.
+    /// Used if `limits.requests_per_backend` is set.
     pub(crate) request_slots: RequestSlots,
     /// How many [`TunnelSlot`]s there are.
-    slots: AtomicUsize,
+    tunnel_slots: AtomicUsize,
     outlier: Outlier,
     machine: Mutex<Machine>,
     health_status: watch::Sender<HealthStatus>,
     probe_wanted: Notify,
-    /// Since when it has carried nothing, and how much it had answered then.
+    /// Since when it has had no load, and its count of responses then.
     unused: Mutex<Option<(Instant, u64)>>,
 }
 
-/// A moment, by each of the clocks that there are.
+/// A point in time, by each of the clocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub(super) now: Instant,
-    /// Since the pool was made.
+    /// Since the pool was created.
     pub(super) age: Duration,
-    /// UNIX seconds, by a clock that never steps back.
+    /// UNIX time in seconds, by a monotonic clock.
     pub(super) unix: u64,
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Status {
 impl Backend {
     pub(super) fn new(
         config: &BackendConfig,
-        place: Tier,
+        tier: Tier,
         machine: MachineConfig,
         slow_start: Duration,
         metrics: BackendMetrics,
@@ -106,9 +106,9 @@ impl Backend {
             weight: AtomicU32::new(config.weight),
             zone: Mutex::new(config.zone.clone()),
             allowed: Mutex::new(config.allowed.clone()),
-            place: AtomicU8::new(place as u8),
+            tier: AtomicU8::new(tier as u8),
             metrics,
-            kept: IdleConnections::default(),
+            idle: IdleConnections::default(),
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
             slow_start: AtomicU64::new(millis(slow_start)),
@@ -116,7 +116,7 @@ impl Backend {
             load: Load::default(),
             pace: Pace::default(),
             request_slots: RequestSlots::default(),
-            slots: AtomicUsize::new(0),
+            tunnel_slots: AtomicUsize::new(0),
             outlier: Outlier::default(),
             machine: Mutex::new(machine),
             health_status: watch::Sender::new(HealthStatus {
@@ -137,7 +137,7 @@ impl Backend {
         self.weight.load(Ordering::Relaxed)
     }
 
-    /// The zone that it is in.
+    /// Its zone.
     pub(crate) fn zone(&self) -> Option<Box<str>> {
         self.zone.lock().clone()
     }
@@ -147,44 +147,44 @@ impl Backend {
         self.allowed.lock().clone()
     }
 
-    /// Where it stands for this edge.
-    pub(crate) fn place(&self) -> Tier {
-        Tier::ALL[usize::from(self.place.load(Ordering::Relaxed))]
+    /// Its tier for this edge.
+    pub(crate) fn tier(&self) -> Tier {
+        Tier::ALL[usize::from(self.tier.load(Ordering::Relaxed))]
     }
 
-    /// Whether the configuration does not name it any more.
+    /// Whether it was removed from the configuration.
     pub(crate) fn is_removed(&self) -> bool {
         self.rank() == Rank::Removed
     }
 
-    /// Whether it has carried and answered nothing for `time`, as far as the calls of this have seen.
+    /// Whether it has had no load and no responses for `time`, as observed by calls of this function.
     pub(super) fn is_unused_for(&self, time: Duration, now: Instant) -> bool {
-        let carried = self.load.carried();
-        let answered = self.metrics.answered_in_all();
+        let load = self.load.count();
+        let responses = self.metrics.answered_in_all();
         let mut unused = self.unused.lock();
         match &*unused {
-            Some((since, before)) if carried == 0 && *before == answered => {
+            Some((since, before)) if load == 0 && *before == responses => {
                 time <= now.saturating_duration_since(*since)
             }
             _ => {
-                *unused = (carried == 0).then_some((now, answered));
+                *unused = (load == 0).then_some((now, responses));
                 false
             }
         }
     }
 
-    /// Goes by new settings from now on. Its address stays: one that has moved is another backend.
+    /// Applies new settings. Its address is the same: at another address it is another backend.
     pub(super) fn configure(
         &self,
         config: &BackendConfig,
-        place: Tier,
+        tier: Tier,
         machine: MachineConfig,
         slow_start: Duration,
         at: Moment,
     ) -> Option<Change> {
         debug_assert!(config.id == self.id && config.address == self.address);
         self.weight.store(config.weight, Ordering::Relaxed);
-        self.place.store(place as u8, Ordering::Relaxed);
+        self.tier.store(tier as u8, Ordering::Relaxed);
         self.zone.lock().clone_from(&config.zone);
         self.allowed.lock().clone_from(&config.allowed);
         self.slow_start.store(millis(slow_start), Ordering::Relaxed);
@@ -193,38 +193,38 @@ impl Backend {
         })
     }
 
-    /// Gets no new clients any more, nor those that a cookie binds to it, and ends what it has.
+    /// Drains it for good: it gets no requests any more, except for its known sessions.
     pub(super) fn remove(&self, at: Moment) -> Option<Change> {
         self.update(at, 0, |machine| machine.remove(at.now))
     }
 
-    /// Takes no lock.
+    /// Its state. Takes no lock.
     pub(crate) fn state(&self) -> State {
         self.rank().state()
     }
 
-    /// Follows what is known about it: woken at each change of state and at each probe that is answered, if not more often.
+    /// Its health status, which is updated at least at each change of state and each response to a probe.
     pub(crate) fn health_status(&self) -> watch::Receiver<HealthStatus> {
         self.health_status.subscribe()
     }
 
-    /// Whether it is down, and has not even answered its last probe.
+    /// Whether it is down, and has not responded to its last probe.
     pub(crate) fn is_unresponsive(&self) -> bool {
         self.rank() == Rank::Down
     }
 
-    /// Returns when the backend, which was not down and silent, comes to be. What it has not answered by then it hardly will.
+    /// Returns when the backend becomes unresponsive: then pending responses are unlikely. Never returns if it already was.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: it looks at the state.
+    /// Nothing is lost: it only reads the state.
     pub(crate) async fn unresponsive(&self) {
         let mut health_status = self.health_status();
         if self.is_unresponsive() {
-            // It was asked for want of a better one.
+            // It was chosen because no better one was left.
             return std::future::pending().await;
         }
-        // The sender is here as long as `self` is.
+        // The sender lives as long as `self`.
         while !self.is_unresponsive() && health_status.changed().await.is_ok() {}
     }
 
@@ -232,12 +232,13 @@ impl Backend {
         self.released_at.load(Ordering::Relaxed)
     }
 
-    /// Its turn among all backends; `None` if it takes no clients.
-    pub(super) fn turn(&self) -> Option<Priority> {
-        Priority::of(self.rank(), self.place())
+    /// Its priority for new clients; `None` if it gets none.
+    pub(super) fn priority(&self) -> Option<Priority> {
+        Priority::of(self.rank(), self.tier())
     }
 
-    /// Its weight in thousandths, `age` after the pool was made: a tenth when it came back, all of it after `health.slow_start`.
+    /// Its weight in thousandths, `age` after the pool was created: a tenth when it comes up again, all of it after
+    /// `health.slow_start`.
     pub(super) fn weight_at(&self, age: Duration) -> u64 {
         let full = u64::from(self.weight()) * 1000;
         let Some(back_at) = self.back_at.load(Ordering::Relaxed).checked_sub(1) else {
@@ -253,13 +254,13 @@ impl Backend {
         u64::from(self.weight()) * (100 + 900 * back_for / all)
     }
 
-    /// Keeps a place for a tunnel, if there are less than `most`.
-    pub(crate) fn reserve_tunnel(self: &Arc<Self>, most: u32) -> Option<TunnelSlot> {
-        // Made before the look: dropped, it takes itself out again.
+    /// Reserves a slot for a tunnel, if fewer than `tunnels_max` are taken.
+    pub(crate) fn reserve_tunnel(self: &Arc<Self>, tunnels_max: u32) -> Option<TunnelSlot> {
+        // Created before the check: its drop releases it again.
         let slot = TunnelSlot(Arc::clone(self));
-        let before = self.slots.fetch_add(1, Ordering::Relaxed);
-        usize::try_from(most)
-            .is_ok_and(|most| before < most)
+        let before = self.tunnel_slots.fetch_add(1, Ordering::Relaxed);
+        usize::try_from(tunnels_max)
+            .is_ok_and(|tunnels_max| before < tunnels_max)
             .then_some(slot)
     }
 
@@ -277,29 +278,29 @@ impl Backend {
         RequestCount(Arc::clone(self), kind)
     }
 
-    /// Counts a request that waits for the backend to come back, for as long as the guard lives.
+    /// Counts a request that is parked until the backend is reachable, for as long as the guard lives.
     pub(crate) fn start_waiting(self: &Arc<Self>) -> WaitCount {
         self.load.waiting.fetch_add(1, Ordering::Relaxed);
         self.metrics.wait_started();
         WaitCount(Arc::clone(self))
     }
 
-    /// Returns when requests have found something that a probe is to look into now.
+    /// Returns when the evidence of requests asks for a probe at once.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it loses nothing: the next call returns at once if it happened in between.
+    /// Nothing is lost: the next call returns at once if a probe was requested meanwhile.
     pub(crate) async fn probe_wanted(&self) {
         self.probe_wanted.notified().await;
     }
 
-    /// When [`Pool::tick`](crate::balancer::pool::Pool::tick) is due for it; `None` if no grace runs.
+    /// When [`Pool::tick`](crate::balancer::pool::Pool::tick) is due for it; `None` without a grace period.
     pub(crate) fn grace_end(&self) -> Option<Instant> {
         self.machine.lock().grace_end()
     }
 
-    /// Whether it is known to serve, well or not, and not known to be gone.
-    pub(super) fn is_there(&self) -> bool {
+    /// Whether it has responded to probes, well or not, and is not known to be unreachable.
+    pub(super) fn is_present(&self) -> bool {
         match self.rank() {
             Rank::Up | Rank::Responding => true,
             Rank::Suspect => self.machine.lock().has_passed(),
@@ -307,7 +308,7 @@ impl Backend {
         }
     }
 
-    /// Takes in what a probe found.
+    /// Evaluates the result of a probe.
     pub(super) fn probed(&self, result: ProbeResult, at: Moment) -> Option<Change> {
         self.metrics.probed(match result {
             ProbeResult::Good => "good",
@@ -320,22 +321,21 @@ impl Backend {
         let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
         self.release_if_draining(&change, at);
         if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
-            // Its clients have gone, and it may be cold.
+            // It has lost its clients, and its caches may be cold.
             let back_at = millis(at.age).saturating_add(1);
             self.back_at.store(back_at, Ordering::Relaxed);
         }
         Some(change)
     }
 
-    /// Ends its grace, if that is over.
+    /// Ends its grace period, if that has expired.
     pub(super) fn tick(&self, at: Moment) -> Option<Change> {
         self.update(at, 0, |machine| machine.tick(at.now))
     }
 
-    /// Takes in what a request found out.
+    /// Evaluates the evidence of a request.
     ///
-    /// Only a failed dial moves the state. Bad answers, if there are too many, ask for a probe: a client could choose what it
-    /// asks for so that they are bad.
+    /// Only a failed dial changes the state. Too many bad responses request a probe and do no more: a client could provoke them.
     pub(super) fn evidence(&self, evidence: Evidence, at: Moment) -> Option<Change> {
         let bad = match evidence {
             Evidence::ConnectRefused => {
@@ -359,7 +359,7 @@ impl Backend {
                 status.is_server_error()
             }
             Evidence::ConnectionLost | Evidence::TimedOut => true,
-            Evidence::Stopping => return self.is_stopping(at),
+            Evidence::Stopping => return self.announced_stop(at),
         };
         let answer = if bad {
             ResponseOutcome::Bad
@@ -379,8 +379,8 @@ impl Backend {
         Some(change)
     }
 
-    /// Takes in that it says to be stopping: a probe finds out whether it is. If it has gone already, it has.
-    fn is_stopping(&self, at: Moment) -> Option<Change> {
+    /// Handles an announcement that it is stopping: requests a probe. If it is unreachable already, it drains at once.
+    fn announced_stop(&self, at: Moment) -> Option<Change> {
         let change = self.update(at, 0, |machine| machine.announced_stop(at.now));
         match &change {
             Some(change) => self.release_if_draining(change, at),
@@ -390,7 +390,7 @@ impl Backend {
         change
     }
 
-    /// Has its clients bound elsewhere once it drains.
+    /// Invalidates the cookies of its clients once it drains.
     fn release_if_draining(&self, change: &Change, at: Moment) {
         if change.to == State::Draining {
             self.released_at.store(at.unix, Ordering::Relaxed);
@@ -407,12 +407,12 @@ impl Backend {
         let grace_end = machine.grace_end();
         let change = step(&mut machine);
         let rank = Rank::of(&machine) as u8;
-        let moved = self.rank.swap(rank, Ordering::Relaxed) != rank;
+        let rank_changed = self.rank.swap(rank, Ordering::Relaxed) != rank;
         if let Some(change) = &change {
             self.metrics.state(change.to.name(), &State::NAMES, at.unix);
             self.metrics.state_changed(change.to.name());
         }
-        if change.is_some() || moved || 0 < responses || machine.grace_end() != grace_end {
+        if change.is_some() || rank_changed || 0 < responses || machine.grace_end() != grace_end {
             self.health_status.send_modify(|health_status| {
                 health_status.state = machine.state();
                 health_status.responses += responses;
@@ -435,13 +435,13 @@ impl Backend {
     }
 }
 
-/// A place at a backend for one tunnel, open or on its way.
+/// A slot of a backend for one tunnel, open or requested.
 #[derive(Debug)]
 pub(crate) struct TunnelSlot(Arc<Backend>);
 
 impl Drop for TunnelSlot {
     fn drop(&mut self) {
-        self.0.slots.fetch_sub(1, Ordering::Relaxed);
+        self.0.tunnel_slots.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -462,7 +462,7 @@ impl Drop for TunnelCount {
     }
 }
 
-/// One request that a backend has not answered to the end.
+/// One request in flight at a backend.
 #[derive(Debug)]
 pub(crate) struct RequestCount(Arc<Backend>, RequestKind);
 
@@ -474,7 +474,7 @@ impl Drop for RequestCount {
     }
 }
 
-/// One request that waits for a backend to come back.
+/// One request that is parked for a backend.
 #[derive(Debug)]
 pub(crate) struct WaitCount(Arc<Backend>);
 

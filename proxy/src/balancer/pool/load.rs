@@ -1,14 +1,14 @@
-//! What one backend carries, and what a newcomer makes of it.
+//! The load of one backend, and how it counts for a new client.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What a request is for.
+/// Whether a request may become a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestKind {
-    /// An answer, now or, of a parked poll, later.
+    /// A plain request, long polls included.
     Plain,
-    /// A tunnel.
+    /// An upgrade, which becomes a tunnel.
     Upgrade,
 }
 
@@ -16,22 +16,22 @@ pub(crate) enum RequestKind {
 #[derive(Debug, Default)]
 pub(super) struct Load {
     pub(super) tunnels: AtomicUsize,
-    /// Requests for a tunnel that are under way.
+    /// Upgrade requests in flight.
     pub(super) upgrades: AtomicUsize,
     /// All other requests in flight.
     pub(super) requests: AtomicUsize,
-    /// Requests that wait for the backend to come back.
+    /// Requests that are parked until the backend is reachable.
     pub(super) waiting: AtomicUsize,
     bindings: RecentBindings,
 }
 
 impl Load {
-    /// What counts against the backend for a newcomer, `age` after the pool was made.
+    /// The load of the backend as it counts for a new client, `age` after the pool was created.
     ///
-    /// Tunnels, those on their way included: they stay for hours. Who seeks an answer may come back for a tunnel, so for it the
-    /// newcomers of late count too. Requests in flight do not: they come and go, and a slow backend, or one with many parked
-    /// polls, would be short of tunnels long after.
-    pub(super) fn weighs(&self, kind: RequestKind, age: Duration) -> u64 {
+    /// Tunnels count, requested ones included: they last for hours. The client of a plain request may open a tunnel later, so
+    /// for it recent bindings count too. Requests in flight do not: they are short, and a slow backend, or one with many long
+    /// polls, would get too few tunnels for a long time.
+    pub(super) fn weight(&self, kind: RequestKind, age: Duration) -> u64 {
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let tunnels = count(&self.tunnels) + count(&self.upgrades);
         match kind {
@@ -41,7 +41,7 @@ impl Load {
     }
 
     /// Tunnels and requests in flight.
-    pub(super) fn carried(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         let counters = [&self.tunnels, &self.upgrades, &self.requests];
         counters
             .map(|counter| counter.load(Ordering::Relaxed))
@@ -49,9 +49,9 @@ impl Load {
             .sum()
     }
 
-    /// Notes a newcomer.
+    /// Counts a new client.
     pub(super) fn bind(&self, kind: RequestKind, age: Duration) {
-        // A tunnel is counted from the request for it on.
+        // A tunnel is counted from its upgrade request on.
         if kind == RequestKind::Plain {
             self.bindings.add(age);
         }
@@ -66,9 +66,9 @@ impl Load {
     }
 }
 
-/// How many clients were bound lately: a burst spreads before the first of them comes back for its tunnel.
+/// How many clients were bound recently, so that a burst spreads before the first of its clients opens a tunnel.
 ///
-/// The number of the current window in the upper half, then its bindings, then those of the one before.
+/// The number of the current window in the upper half, then its bindings, then those of the previous window.
 #[derive(Debug, Default)]
 struct RecentBindings(AtomicU64);
 
@@ -91,7 +91,7 @@ impl RecentBindings {
         u64::from(current) + u64::from(before)
     }
 
-    /// The bindings of window `number` and of the one before it.
+    /// The bindings of window `number` and of the previous one.
     fn at(word: u64, number: u64) -> (u16, u16) {
         match number.wrapping_sub(word >> 32) {
             0 => ((word >> 16) as u16, word as u16),
@@ -110,23 +110,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bindings_are_forgotten_when_they_are_not_recent_any_more() {
+    fn bindings_expire_when_they_are_no_longer_recent() {
         let load = Load::default();
         (0..5).for_each(|_| load.bind(RequestKind::Plain, Duration::from_secs(1)));
         load.bind(RequestKind::Upgrade, Duration::from_secs(1));
-        let weighs = |seconds| load.weighs(RequestKind::Plain, Duration::from_secs(seconds));
-        assert_eq!([weighs(4), weighs(9), weighs(10)], [5, 5, 0]);
+        let weight = |seconds| load.weight(RequestKind::Plain, Duration::from_secs(seconds));
+        assert_eq!([weight(4), weight(9), weight(10)], [5, 5, 0]);
     }
 
     #[test]
-    fn tunnels_weigh_for_everybody_newcomers_for_some_and_requests_for_nobody() {
+    fn tunnels_always_count_bindings_for_plain_requests_and_requests_never() {
         let load = Load::default();
         for (kind, number) in [(RequestKind::Plain, 7), (RequestKind::Upgrade, 2)] {
             load.in_flight(kind).fetch_add(number, Ordering::Relaxed);
             load.bind(kind, Duration::ZERO);
         }
         load.tunnels.fetch_add(3, Ordering::Relaxed);
-        assert_eq!(load.weighs(RequestKind::Upgrade, Duration::ZERO), 5);
-        assert_eq!(load.weighs(RequestKind::Plain, Duration::ZERO), 5 + 1);
+        assert_eq!(load.weight(RequestKind::Upgrade, Duration::ZERO), 5);
+        assert_eq!(load.weight(RequestKind::Plain, Duration::ZERO), 5 + 1);
     }
 }

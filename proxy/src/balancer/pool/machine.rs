@@ -1,85 +1,85 @@
-//! The state machine of one backend: what moves it from one state to the next.
+//! The state machine of one backend.
 //!
-//! A plain type: probes, failed dials and the time come in, changes come out. Choosing by state is the
-//! pool's, probing the health checks'.
+//! A plain type: the input is results of probes, failed dials and the time, the output is changes of state. It neither probes nor
+//! chooses backends.
 //!
-//! | | good probe | "draining" | bad answer | no answer, failed dial | end of the grace |
+//! | | good probe | "draining" | unexpected response | no response, failed dial | end of the grace period |
 //! |---|---|---|---|---|---|
-//! | unknown, up | up | draining | suspect | suspect, with a grace | |
+//! | unknown, up | up | draining | suspect | suspect, with a grace period | |
 //! | suspect | up | draining | down after `fall` | suspect | down |
 //! | down | up after `rise` | draining | down | down | |
 //! | draining | up | draining | down after `fall` | down after `fall` probes | |
 //! | maintenance | | | | | |
 //!
-//! The grace is what a restart in place may take: until it ends, clients of the backend wait for it. It counts from the first
-//! sign that nobody is there, and is as long as the most hopeful of the signs since then allows: a refused connection is what a
-//! restart looks like, silence is not. While it runs, nothing but a good probe ends it, since a program that starts may answer
-//! badly at first. Without a grace (a setting of 0) failed probes count by `fall`.
+//! The grace period is the time for a restart in place: until it ends, clients of the backend wait for it. It starts with the first
+//! failure to reach the backend, and is as long as the longest that one of the failures since then allows: `hold` for a refused
+//! connection, which is typical of a restart, `hold_timeout` for no response. Only a good probe ends it early, since a program that
+//! starts may respond with errors at first. Without a grace period (a setting of 0) failed probes count by `fall`.
 //!
-//! What answers do to requests moves nothing: a client chooses what it asks for. A backend that has said lately that it is
-//! stopping, and then cannot be reached, is not restarting in place: it drains, and no grace is given.
+//! Responses to requests change no state: clients could provoke them. A backend that has recently announced that it is stopping, and
+//! then cannot be reached, is not restarting in place: it drains, without a grace period.
 //!
-//! A new configuration moves a backend from and to maintenance, and one that it does not name any more to draining for good.
+//! A reload moves a backend to and from maintenance, and a removed one to draining for good.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::balancer::pool::state::{Change, DialFailure, ProbeResult, State};
 
-/// A backend that goes down again so soon after it rose is flapping.
+/// A backend that goes down again within this time after it came up is flapping.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// What `/backends` says of states that no probe has brought about.
+/// The reasons of states that do not follow from a probe.
 const BY_CONFIGURATION: &str = "by configuration";
 const NOT_PROBED: &str = "not probed yet";
-const REMOVED: &str = "the configuration does not name it any more";
+const REMOVED: &str = "removed from the configuration";
 
-/// How long after a backend has said that it is stopping its end is a planned one.
+/// How long an announcement that a backend is stopping is valid.
 const STOPS_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often `rise` is doubled at most for a flapping backend.
+/// How many times `rise` is doubled at most for a flapping backend.
 const DOUBLED_MAX: u32 = 3;
 
-/// How much it takes.
+/// The thresholds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MachineConfig {
-    /// Good probes in a row that bring a backend that is down up again.
+    /// Consecutive good probes that bring a backend up again.
     pub(super) rise: u32,
-    /// Failed probes in a row that take a backend down, where no grace runs.
+    /// Consecutive failed probes that take a backend down, without a grace period.
     pub(super) fall: u32,
-    /// How long a backend that refuses connections stays suspect; zero is no grace.
+    /// The grace period of a backend that refuses connections; zero is none.
     pub(super) hold: Duration,
-    /// The same, for one that says nothing.
+    /// The same, for one that does not respond.
     pub(super) hold_timeout: Duration,
 }
 
-/// The state and how it came about.
+/// The state and its history.
 ///
-/// Invariant: `grace` is only there while the state is suspect.
+/// Invariant: `grace` is `None` unless the state is suspect.
 #[derive(Debug)]
 pub(super) struct Machine {
     config: MachineConfig,
     state: State,
     since: Instant,
     why: Cow<'static, str>,
-    /// Probes in a row that speak for leaving the state.
+    /// Consecutive probes towards the next state.
     streak: u32,
     grace: Option<Grace>,
-    /// When it last said that it is stopping.
+    /// When it last announced that it is stopping.
     stop_announced: Option<Instant>,
-    /// Whether the last probe was at least answered.
+    /// Whether it responded to the last probe.
     responds: bool,
     /// Whether a probe has ever passed.
     has_passed: bool,
-    /// When it last came up after it had been down.
+    /// When it last came up after it was down.
     rose: Option<Instant>,
-    /// How many times in a row it went down less than [`STEADY`] after it rose.
+    /// How many times in a row it went down less than [`STEADY`] after it came up.
     flaps: u32,
-    /// Whether the configuration does not name it any more: it drains until it is forgotten.
+    /// Whether it was removed from the configuration: it drains until it is deleted.
     removed: bool,
 }
 
-/// For how long a backend is given the chance to come back.
+/// The grace period of a backend.
 #[derive(Debug, Clone, Copy)]
 struct Grace {
     began: Instant,
@@ -109,7 +109,7 @@ impl Machine {
         }
     }
 
-    /// Goes by `config` from now on, in service or not. A backend that was leaving begins anew.
+    /// Applies new settings. A backend that was removed starts again as unknown.
     pub(super) fn configure(
         &mut self,
         config: MachineConfig,
@@ -127,7 +127,7 @@ impl Machine {
         }
     }
 
-    /// Drains from now on, whatever probes say.
+    /// Drains for good, whatever the probes find.
     pub(super) fn remove(&mut self, now: Instant) -> Option<Change> {
         if std::mem::replace(&mut self.removed, true) {
             return None;
@@ -139,7 +139,7 @@ impl Machine {
         Some(self.enter(State::Draining, REMOVED.into(), now))
     }
 
-    /// Whether the configuration does not name it any more.
+    /// Whether it was removed from the configuration.
     pub(super) fn is_removed(&self) -> bool {
         self.removed
     }
@@ -156,22 +156,22 @@ impl Machine {
         &self.why
     }
 
-    /// Whether the backend is down only by what it answers: better than one that does not answer at all.
+    /// Whether it responded to the last probe: a backend that is down but responds is better than one that does not.
     pub(super) fn responds(&self) -> bool {
         self.responds
     }
 
-    /// Whether it was found good at least once.
+    /// Whether a probe has ever passed.
     pub(super) fn has_passed(&self) -> bool {
         self.has_passed
     }
 
-    /// When the grace ends: then [`Machine::tick`] is due. `None` if none runs.
+    /// When the grace period ends: then [`Machine::tick`] is due. `None` without one.
     pub(super) fn grace_end(&self) -> Option<Instant> {
         self.grace.map(|grace| grace.began + grace.length)
     }
 
-    /// Takes in what a probe found.
+    /// Evaluates the result of a probe.
     pub(super) fn probe(&mut self, result: ProbeResult, now: Instant) -> Option<Change> {
         if self.state == State::Maintenance || self.removed {
             return None;
@@ -184,7 +184,7 @@ impl Machine {
                 None
             }
             ProbeResult::Draining => {
-                Some(self.enter(State::Draining, "its probe says so".into(), now))
+                Some(self.enter(State::Draining, "the probe reports draining".into(), now))
             }
             ProbeResult::UnexpectedResponse(why) => self.failed(why, Duration::ZERO, now),
             ProbeResult::Unreachable(why) | ProbeResult::NoResponse(why)
@@ -197,12 +197,12 @@ impl Machine {
         }
     }
 
-    /// Takes in that a request could not reach the backend.
+    /// Handles a failed dial of a request.
     pub(super) fn dial_failed(&mut self, dial: DialFailure, now: Instant) -> Option<Change> {
         let (why, grace) = match dial {
-            DialFailure::Refused => ("it cannot be reached", self.config.hold),
-            DialFailure::TimedOut => ("a dial took too long", self.config.hold_timeout),
-            DialFailure::TlsFailed => ("its TLS handshake failed", self.config.hold_timeout),
+            DialFailure::Refused => ("the backend is unreachable", self.config.hold),
+            DialFailure::TimedOut => ("connecting timed out", self.config.hold_timeout),
+            DialFailure::TlsFailed => ("the TLS handshake failed", self.config.hold_timeout),
         };
         if dial != DialFailure::TlsFailed && self.is_stopping(now) {
             return Some(self.stopped(why, now));
@@ -210,42 +210,42 @@ impl Machine {
         match self.state {
             State::Up | State::Unknown => {
                 let change = self.enter(State::Suspect, why.into(), now);
-                self.give(grace, now);
+                self.extend_grace(grace, now);
                 Some(change)
             }
             State::Suspect => {
-                self.give(grace, now);
+                self.extend_grace(grace, now);
                 None
             }
             State::Down | State::Draining | State::Maintenance => None,
         }
     }
 
-    /// Takes in that the backend says to be stopping. Whether it does is for probes to find out; but one that cannot be
-    /// reached already is waited for no longer.
+    /// Handles an announcement that the backend is stopping. Probes find out when it does; but if it is unreachable already, it
+    /// drains at once.
     pub(super) fn announced_stop(&mut self, now: Instant) -> Option<Change> {
         self.stop_announced = Some(now);
-        let is_gone = self.grace.is_some();
-        (is_gone && self.is_stopping(now)).then(|| {
+        let is_unreachable = self.grace.is_some();
+        (is_unreachable && self.is_stopping(now)).then(|| {
             let why = self.why.clone();
             self.stopped(&why, now)
         })
     }
 
-    /// Whether it has said so lately, and is not taken for stopped yet.
+    /// Whether it has announced that recently, and is not draining yet.
     fn is_stopping(&self, now: Instant) -> bool {
         let is_recent = |at| now.saturating_duration_since(at) < STOPS_WITHIN;
         self.state.keeps_clients() && !self.removed && self.stop_announced.is_some_and(is_recent)
     }
 
     fn stopped(&mut self, why: &str, now: Instant) -> Change {
-        let why = format!("it said that it is stopping, and {why}");
+        let why = format!("it announced that it is stopping, then: {why}");
         self.enter(State::Draining, why.into(), now)
     }
 
-    /// Takes in what time it is: a grace may be over.
+    /// Ends the grace period if it has expired at `now`.
     pub(super) fn tick(&mut self, now: Instant) -> Option<Change> {
-        let grace = self.grace.filter(|grace| grace.is_over(now))?;
+        let grace = self.grace.filter(|grace| grace.has_expired(now))?;
         let why = format!(
             "{}, and no probe passed within {:?}",
             self.why, grace.length
@@ -263,10 +263,10 @@ impl Machine {
                     return None;
                 }
                 self.rose = Some(now);
-                Some(self.enter(State::Up, "its probes pass".into(), now))
+                Some(self.enter(State::Up, "probes pass".into(), now))
             }
-            // One good probe says that it lives; a drain that was called off is over.
-            _ => Some(self.enter(State::Up, "its probe passes".into(), now)),
+            // One good probe is enough; it also ends a drain that was called off.
+            _ => Some(self.enter(State::Up, "the probe passes".into(), now)),
         }
     }
 
@@ -289,13 +289,13 @@ impl Machine {
             State::Up | State::Unknown => {
                 let change = self.enter(State::Suspect, why, now);
                 self.streak = 1;
-                self.give(grace, now);
+                self.extend_grace(grace, now);
                 Some(change)
             }
             State::Suspect => {
                 self.streak += 1;
                 self.why = why.clone();
-                self.give(grace, now);
+                self.extend_grace(grace, now);
                 match self.grace {
                     Some(_) => self.tick(now),
                     None if self.config.fall <= self.streak => {
@@ -307,14 +307,14 @@ impl Machine {
         }
     }
 
-    /// How many good probes in a row it takes now: more for a backend that keeps falling.
+    /// How many consecutive good probes are needed now: more for a flapping backend.
     fn rise(&self) -> u32 {
         let factor = 1 << self.flaps.min(DOUBLED_MAX);
         self.config.rise.saturating_mul(factor)
     }
 
-    /// Lets a grace run for at least `length` after it began.
-    fn give(&mut self, length: Duration, now: Instant) {
+    /// Starts a grace period of `length`, or extends the current one to that.
+    fn extend_grace(&mut self, length: Duration, now: Instant) {
         debug_assert_eq!(self.state, State::Suspect);
         if length.is_zero() {
             return;
@@ -326,9 +326,9 @@ impl Machine {
     fn enter(&mut self, state: State, why: Cow<'static, str>, now: Instant) -> Change {
         debug_assert_ne!(self.state, state);
         if state == State::Down {
-            let soon = |rose| now.saturating_duration_since(rose) < STEADY;
+            let is_recent = |rose| now.saturating_duration_since(rose) < STEADY;
             let planned = self.state == State::Draining;
-            self.flaps = if !planned && self.rose.take().is_some_and(soon) {
+            self.flaps = if !planned && self.rose.take().is_some_and(is_recent) {
                 self.flaps.saturating_add(1)
             } else {
                 0
@@ -353,7 +353,7 @@ impl Machine {
 }
 
 impl Grace {
-    fn is_over(&self, now: Instant) -> bool {
+    fn has_expired(&self, now: Instant) -> bool {
         self.length <= now.saturating_duration_since(self.began)
     }
 }

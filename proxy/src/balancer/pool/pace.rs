@@ -1,17 +1,17 @@
-//! Keeps newcomers from flooding a backend that has nothing yet.
+//! Limits the rate of new clients to a backend that has no tunnels yet.
 //!
-//! The fewest live tunnels are for a long time those of a backend that has just come: without a limit it would get every
-//! newcomer until it had caught up. It gets at most twice what its neighbours get, by weight. Time is counted in newcomers, so
-//! that the limit holds at any rate of them: after each that a backend gets, it is not its turn until so many others have come.
+//! A backend that has just come up has the fewest tunnels for a long time: without a limit it would get every new client until it
+//! had caught up. It gets at most twice as many as the others, by weight. Time is counted in new clients of the pool, so that the
+//! limit holds at any rate: after each new client, a backend has to skip a number of them.
 //!
 //! Without a lock: the generic cell rate algorithm, with one atomic word for each backend.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What one newcomer counts.
+/// One new client, as a fixed-point number.
 const NEW_CLIENT: u64 = 1 << 16;
 
-/// How many newcomers a pool has had.
+/// How many new clients a pool has had.
 #[derive(Debug, Default)]
 pub(super) struct NewClients(AtomicU64);
 
@@ -25,18 +25,18 @@ impl NewClients {
     }
 }
 
-/// When it is the turn of one backend again, in newcomers of its pool.
+/// When one backend may get a new client again, in new clients of its pool.
 #[derive(Debug, Default)]
 pub(super) struct Pace(AtomicU64);
 
 impl Pace {
-    /// Whether it may get the next newcomer when its pool has had `new_clients`, having `weight` of `total` among its neighbours.
+    /// Whether it may get the next new client when its pool has had `new_clients`, with its `weight` of `total`.
     pub(super) fn allows(&self, new_clients: u64, weight: u64, total: u64) -> bool {
-        // One ahead: turns need not come at even distances.
+        // One ahead is allowed: picks are not evenly spaced.
         self.0.load(Ordering::Relaxed) <= new_clients + step(weight, total)
     }
 
-    /// Notes that it got one.
+    /// Counts a new client of the backend.
     pub(super) fn add(&self, new_clients: u64, weight: u64, total: u64) {
         let step = step(weight, total);
         let later = |at: u64| Some(at.max(new_clients) + step);
@@ -46,8 +46,8 @@ impl Pace {
     }
 }
 
-/// One newcomer out of how many makes twice the share of the neighbours: with `weight` w of `total` W, a share s is twice
-/// theirs when s / w = 2 (1 - s) / (W - w), so that s = 2w / (W + w).
+/// The number of new clients of which a backend gets one at twice the share of the others: with `weight` w of `total` W, a share
+/// s is twice theirs when s / w = 2 (1 - s) / (W - w), so that s = 2w / (W + w).
 fn step(weight: u64, total: u64) -> u64 {
     let weight = weight.max(1);
     NEW_CLIENT * (total.max(weight) + weight) / (2 * weight)
@@ -57,7 +57,7 @@ fn step(weight: u64, total: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// How many of `count` newcomers a backend gets that takes each that it may, with `weight` of `total`.
+    /// How many of `count` new clients a backend gets at most, with `weight` of `total`.
     fn taken(count: u64, weight: u64, total: u64) -> u64 {
         let (pace, new_clients) = (Pace::default(), NewClients::default());
         let mut taken = 0;
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_gets_twice_what_its_neighbours_get_and_no_more() {
+    fn a_backend_gets_at_most_twice_the_share_of_the_others() {
         // Of three equals half, so that the two others have a quarter each; of two, two thirds.
         assert!((500..=502).contains(&taken(1000, 1, 3)));
         assert!((666..=668).contains(&taken(1000, 1, 2)));
@@ -83,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_alone_gets_everybody() {
+    fn a_single_backend_gets_all_new_clients() {
         assert_eq!(taken(1000, 7, 7), 1000);
     }
 
     #[test]
-    fn quiet_times_are_not_saved_up() {
+    fn idle_periods_give_no_credit() {
         let (pace, new_clients) = (Pace::default(), NewClients::default());
         (0..1000).for_each(|_| new_clients.add());
         let now = new_clients.count();

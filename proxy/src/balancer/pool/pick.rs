@@ -1,4 +1,4 @@
-//! Picks a backend for a client that belongs nowhere: by load, at random or in turn, always by weight.
+//! Picks a backend for a client that is not bound: by load, at random or round robin, always by weight.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,23 +10,23 @@ use crate::balancer::pool::pace::NewClients;
 use crate::balancer::pool::table::{Table, View};
 use crate::config::Pick;
 
-/// Up to so many candidates the least loaded is found exactly; of more, the better of two at random. That
-/// is nearly as even, looks at two, and spares a backend that seems idle to many edges at once.
+/// Up to this many candidates the least loaded is found exactly; of more, the better of two random ones is picked. That is nearly
+/// as even, compares only two, and avoids that many edges pick the same idle backend at once.
 const EXACT_MAX: usize = 8;
 
-/// The picking of one pool.
+/// The pick policy of one pool, with its state.
 pub(super) struct Picker {
     pick: Pick,
-    /// Whose turn it is; also who goes first among equals.
-    turn: AtomicUsize,
+    /// The position in the round robin schedule; with `least`, the first candidate among equals.
+    position: AtomicUsize,
     new_clients: NewClients,
 }
 
-/// Who is picked for, and when.
+/// The new client that a backend is picked for.
 #[derive(Clone, Copy)]
 pub(super) struct NewClient {
     pub(super) kind: RequestKind,
-    /// Since the pool was made.
+    /// The time since the pool was created.
     pub(super) age: Duration,
 }
 
@@ -34,14 +34,14 @@ impl Picker {
     pub(super) fn new(pick: Pick) -> Self {
         Self {
             pick,
-            turn: AtomicUsize::new(0),
+            position: AtomicUsize::new(0),
             new_clients: NewClients::default(),
         }
     }
 
-    /// One of the backends that `view` takes, or `None` if it takes none.
+    /// One of the backends that are eligible in `view`, or `None` if there is none.
     ///
-    /// States may change meanwhile: a backend that `view` counted and that left is replaced by any other.
+    /// States may change meanwhile: if a backend that `view` counted is no longer eligible, any other is picked.
     pub(super) fn pick<'t>(
         &self,
         table: &'t Table,
@@ -66,12 +66,12 @@ impl Picker {
                 let point = fastrand::u64(..view.weight.max(1));
                 by_weight(candidates(), point, new_client.age)
             }
-            Pick::RoundRobin => self.in_turn(table, view, new_client.age),
+            Pick::RoundRobin => self.round_robin(table, view, new_client.age),
         };
         picked.or_else(|| candidates().next())
     }
 
-    /// Notes that `backend` gets the newcomer, picked here or not.
+    /// Counts the new client for `backend`, picked here or not.
     pub(super) fn bind(&self, backend: &Backend, view: &View<'_>, new_client: NewClient) {
         let (before, weight) = (self.new_clients.count(), backend.weight_at(new_client.age));
         self.new_clients.add();
@@ -79,7 +79,7 @@ impl Picker {
         backend.load.bind(new_client.kind, new_client.age);
     }
 
-    /// The least loaded; among equals, the one after the last that was picked so.
+    /// The least loaded; among equals, the first in a rotating order.
     fn least<'t>(
         &self,
         table: &'t Table,
@@ -87,7 +87,7 @@ impl Picker {
         new_client: NewClient,
     ) -> Option<&'t Arc<Backend>> {
         let backends = &table.backends;
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
+        let first = self.position.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
         let (before, from) = backends.split_at(first);
         let in_order = from.iter().chain(before);
         in_order
@@ -95,7 +95,7 @@ impl Picker {
             .reduce(|one, other| self.better(one, other, view, new_client))
     }
 
-    /// The one whose pace allows it, else the one with less load for its weight; the first of two equals.
+    /// The one whose pace allows a new client, else the one with less load for its weight; the first of two equals.
     fn better<'t>(
         &self,
         one: &'t Arc<Backend>,
@@ -110,21 +110,20 @@ impl Picker {
         );
         let too_fast =
             |backend: &Backend, weight| !backend.pace.allows(new_clients, weight, view.weight);
-        // The load that it would have with this client, divided by weight, without dividing.
-        let weighed = |backend: &Backend, weight| {
-            (backend.load.weighs(new_client.kind, new_client.age) + 1) * weight
+        // The load with this client, multiplied by the weight of the other one: compares the loads by weight without a division.
+        let load = |backend: &Backend, weight| {
+            (backend.load.weight(new_client.kind, new_client.age) + 1) * weight
         };
-        let of_one = (too_fast(one, one_weight), weighed(one, other_weight));
-        let of_other = (too_fast(other, other_weight), weighed(other, one_weight));
+        let of_one = (too_fast(one, one_weight), load(one, other_weight));
+        let of_other = (too_fast(other, other_weight), load(other, one_weight));
         if of_other < of_one { other } else { one }
     }
 
-    /// The next in a schedule in which each occurs as often as its weight says.
+    /// The next in a schedule in which each occurs in proportion to its weight.
     ///
-    /// Who is not taken is passed over together with its turn, so that its share goes to all others and
-    /// not to its neighbour.
-    /// One that has just come back takes some of its turns.
-    fn in_turn<'t>(
+    /// The turn of an ineligible backend is skipped, so that its share goes to all others and not to its neighbour. During slow
+    /// start, a backend uses only some of its turns.
+    fn round_robin<'t>(
         &self,
         table: &'t Table,
         view: &View<'_>,
@@ -132,7 +131,7 @@ impl Picker {
     ) -> Option<&'t Arc<Backend>> {
         let schedule = &table.schedule;
         for _ in 0..schedule.len() {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % schedule.len();
+            let turn = self.position.fetch_add(1, Ordering::Relaxed) % schedule.len();
             let backend = &table.backends[usize::from(schedule[turn])];
             let (weight, full) = (backend.weight_at(age), u64::from(backend.weight()) * 1000);
             if view.is_eligible(backend) && (weight == full || fastrand::u64(..full) < weight) {
@@ -143,7 +142,7 @@ impl Picker {
     }
 }
 
-/// The backend in whose share of the summed weights `point` lies.
+/// The backend whose interval in the sum of the weights contains `point`.
 fn by_weight<'t>(
     candidates: impl Iterator<Item = &'t Arc<Backend>>,
     mut point: u64,

@@ -1,21 +1,21 @@
-//! How gladly a backend is chosen: by what is known about it, its tier and its zone.
+//! The order in which backends get new clients: by health, by tier and by zone.
 
 use crate::balancer::pool::machine::Machine;
 use crate::balancer::pool::state::State;
 use crate::config::BackendConfig;
 
-/// What is known about a backend, as far as choosing goes by it: the better, the sooner.
+/// The health of a backend, as a choice sees it; better ones come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Rank {
     Up,
     Unknown,
     Suspect,
-    /// Down, but it answers.
+    /// Down, but it responds to probes.
     Responding,
     Down,
     Draining,
-    /// Draining for good: the configuration does not name it any more.
+    /// Draining for good: it was removed from the configuration.
     Removed,
     Maintenance,
 }
@@ -45,7 +45,7 @@ impl Rank {
         }
     }
 
-    /// Whether known clients stay.
+    /// Whether its clients stay with it.
     pub(super) fn keeps_clients(self) -> bool {
         self <= Self::Suspect
     }
@@ -62,7 +62,7 @@ impl Rank {
     }
 }
 
-/// Where a backend stands by configuration: the nearer, the sooner.
+/// Primary or backup, in the zone of this edge or in another; earlier ones come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Tier {
@@ -81,10 +81,10 @@ impl Tier {
         Self::RemoteBackup,
     ];
 
-    /// The place of a backend for an edge in `zone`. What has no zone is near to everybody.
+    /// The tier of a backend for an edge in `zone`. A backend without a zone is local to all edges.
     pub(super) fn of(config: &BackendConfig, zone: Option<&str>) -> Self {
-        let far = zone.is_some() && config.zone.is_some() && config.zone.as_deref() != zone;
-        match (config.backup, far) {
+        let remote = zone.is_some() && config.zone.is_some() && config.zone.as_deref() != zone;
+        match (config.backup, remote) {
             (false, false) => Self::Local,
             (false, true) => Self::Remote,
             (true, false) => Self::LocalBackup,
@@ -97,26 +97,26 @@ impl Tier {
     }
 }
 
-/// The turn of a backend that takes clients: new ones go to the first that there is.
+/// The priority of a backend for new clients, which go to the backends with the highest one; the smallest number is the highest.
 ///
-/// Primaries that are well come first, those in the zone of the edge before others; then backups, then what is suspect, what
-/// answers badly and what is down. The numbers follow each other, so that they can be counted by.
+/// Healthy primaries come first, those in the zone of the edge before others; then healthy backups, then suspect backends, then
+/// those that are down but respond, then the rest. The numbers are consecutive, to be used as an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Priority(u8);
 
 impl Priority {
-    /// How many turns there are.
+    /// How many priorities there are.
     pub(super) const COUNT: usize = 20;
 
-    /// `None` if it takes no clients.
-    pub(super) fn of(rank: Rank, place: Tier) -> Option<Self> {
-        let place = place as u8;
+    /// `None` if it gets no new clients.
+    pub(super) fn of(rank: Rank, tier: Tier) -> Option<Self> {
+        let tier = tier as u8;
         match rank {
-            Rank::Up => Some(Self(2 * place)),
-            Rank::Unknown => Some(Self(2 * place + 1)),
-            Rank::Suspect => Some(Self(8 + place)),
-            Rank::Responding => Some(Self(12 + place)),
-            Rank::Down => Some(Self(16 + place)),
+            Rank::Up => Some(Self(2 * tier)),
+            Rank::Unknown => Some(Self(2 * tier + 1)),
+            Rank::Suspect => Some(Self(8 + tier)),
+            Rank::Responding => Some(Self(12 + tier)),
+            Rank::Down => Some(Self(16 + tier)),
             Rank::Draining | Rank::Removed | Rank::Maintenance => None,
         }
     }
@@ -130,7 +130,7 @@ impl Priority {
         usize::from(self.0)
     }
 
-    /// The best rank that a backend whose turn it is may have.
+    /// The best rank of a backend with this priority.
     pub(super) fn rank(self) -> Rank {
         match self.0 {
             0..8 => Rank::Up,

@@ -1,7 +1,7 @@
-//! A consistent hash from SockJS sessions to backends: all edges find the same one without a cookie.
+//! Consistent hashing of SockJS sessions to backends: all edges find the same backend without a cookie.
 //!
-//! pingora-load-balancing's Ketama ring hashes socket addresses, so each backend gets a made-up one that
-//! follows from its id alone: a backend that moves keeps its sessions.
+//! The Ketama ring of pingora-load-balancing hashes socket addresses, so each backend gets an artificial one that is derived from
+//! its id: a backend whose address changes keeps its points.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -14,11 +14,11 @@ use ring::digest;
 
 use crate::config::backend::BackendId;
 
-/// What the ring makes of the largest weight, where weights differ: each unit takes 160 points of 8 bytes.
+/// The weight in the ring of the heaviest backend, if weights differ: each unit takes 160 points of 8 bytes.
 const WEIGHT_MAX: usize = 16;
 
-/// How many points are passed in search of a backend that will do. With 100 of 101 backends down the
-/// search still succeeds nearly always; when it does not, the pool picks as if there were no session.
+/// How many points are visited in search of an eligible backend. With 100 of 101 backends down the search still succeeds nearly
+/// always; otherwise the pool picks as for a client without a session.
 const STEPS_MAX: usize = 2048;
 
 /// Points of all backends of a pool, as indices into its table.
@@ -38,7 +38,7 @@ impl Ring {
         let units = if lightest == heaviest { 1 } else { WEIGHT_MAX };
         let member = |(index, (id, weight)): (usize, (&BackendId, u32))| {
             let weight = (weight as usize * units).div_ceil(heaviest).max(1);
-            let address = stand_in(id).to_string();
+            let address = artificial_address(id).to_string();
             let mut member = RingMember::new_with_weight(&address, weight)
                 .expect("the address of a SocketAddr parses");
             member.ext.insert(Index(index));
@@ -61,8 +61,8 @@ impl Ring {
     }
 }
 
-/// The made-up address of a backend.
-fn stand_in(id: &BackendId) -> SocketAddr {
+/// The artificial address of a backend.
+fn artificial_address(id: &BackendId) -> SocketAddr {
     let digest = digest::digest(&digest::SHA256, id.as_str().as_bytes());
     let digest = digest.as_ref();
     let mut address = [0; 16];
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_finds_the_same_backend_whatever_the_order_in_the_file() {
+    fn the_backend_of_a_session_does_not_depend_on_the_order_in_the_file() {
         let (one, other) = (ids(&["a", "b", "c"]), ids(&["c", "a", "b"]));
         let (first, second) = (ring(&one, |_| 1), ring(&other, |_| 1));
         for session in 0..500 {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_leaves_moves_only_its_own_sessions() {
+    fn an_ineligible_backend_moves_only_its_own_sessions() {
         let all = ids(&["a", "b", "c", "d"]);
         let ring = ring(&all, |_| 1);
         for session in 0..500 {
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn extreme_weights_leave_everybody_a_place() {
+    fn every_backend_has_a_point_with_extreme_weights() {
         let all = ids(&["a", "b"]);
         let ring = ring(&all, |index| [1, 1000][index]);
         assert_eq!(ring.find("s", |index| index == 0), Some(0));
     }
 
     #[test]
-    fn nobody_eligible_is_nothing_found() {
+    fn nothing_is_found_if_no_backend_is_eligible() {
         let all = ids(&["a", "b"]);
         assert_eq!(ring(&all, |_| 1).find("s", |_| false), None);
         assert_eq!(Ring::new([].into_iter()).find("s", |_| true), None);

@@ -1,11 +1,11 @@
-//! The order in which round robin takes backends, by weight.
+//! The order of backends in weighted round robin.
 
-/// How long a schedule may be, unless there are more backends.
+/// The longest schedule, unless there are more backends.
 const SCHEDULE_MAX: usize = 4096;
 
-/// The order of turns: smooth weighted round robin over at most [`SCHEDULE_MAX`] turns, as nginx has it.
+/// Smooth weighted round robin over at most [`SCHEDULE_MAX`] turns, as in nginx.
 ///
-/// Each occurs at least once and about as often as its weight says, evenly spread.
+/// Each backend occurs at least once and in proportion to its weight, evenly spread.
 pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
     let divisor = weights.iter().copied().reduce(gcd).unwrap_or(1).max(1);
     let reduced = weights.iter().map(|weight| u64::from(weight / divisor));
@@ -21,7 +21,7 @@ pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
         })
         .collect();
     let sum: i64 = weights.iter().sum();
-    // All equal: in order, which spares a large pool the quadratic time of the general case.
+    // Equal weights: in order, without the quadratic time of the general case.
     if weights.iter().all(|weight| *weight == 1) {
         return (0..weights.len()).map(|index| index as u16).collect();
     }

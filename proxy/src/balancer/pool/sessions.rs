@@ -1,12 +1,11 @@
-//! Which backend holds which SockJS session, for sessions that were seen lately.
+//! Remembers which backend has which SockJS session, for recently used sessions.
 //!
-//! Bounded, and without a lock: a table of words, in sets of [`WAYS`] among which a hash chooses. A word holds the rest of the
-//! hash, the backend, and the age of the last use. In a full set the word that is unused for longest gives way; its session
-//! then goes where its cookie or the ring says. There are four words for each session that the table is for, so that sets are
-//! rarely full before the table is.
+//! Bounded and lock-free: a set-associative table of words, in sets of [`WAYS`] selected by a hash. A word has the rest of the hash,
+//! the backend, and the age of the last use. In a full set the least recently used word is replaced; its session is then routed by
+//! its cookie or the ring. There are four words for each session of the configured capacity, so that sets are rarely full before.
 //!
-//! Two sessions whose hashes agree are taken for one. Nobody outside can bring that about; by chance it befalls one new session
-//! in some hundred million, which then begins where the other one is.
+//! Two sessions with equal hashes are not distinguished. Clients cannot provoke that; by chance it happens to about one new session
+//! in a hundred million, which then starts on the backend of the other one.
 
 use std::hash::RandomState;
 use std::sync::OnceLock;
@@ -17,21 +16,21 @@ use arc_swap::ArcSwap;
 use crate::balancer::affinity::SessionKey;
 use crate::config::backend::BackendId;
 
-/// Words in a set: those that share a line of the cache.
+/// Words in a set: one cache line.
 const WAYS: usize = 8;
 
 /// The table of one pool.
 pub(super) struct Sessions {
     hasher: RandomState,
-    most: usize,
-    /// Made when it is needed: many pools have no such sessions.
+    sessions_max: usize,
+    /// Allocated at first use: many pools have no such sessions.
     words: OnceLock<Box<[AtomicU64]>>,
-    /// Each backend by its number; `None` are numbers that are free again.
+    /// The backends by their numbers; `None` is a free number.
     names: ArcSwap<Vec<Option<BackendId>>>,
     uses: AtomicUsize,
 }
 
-/// What a word of the table says.
+/// A decoded word of the table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
     /// The upper half of the session's hash.
@@ -57,25 +56,25 @@ impl Entry {
 }
 
 impl Sessions {
-    /// An empty table for about `most` sessions.
-    pub(super) fn new(most: usize) -> Self {
+    /// An empty table for about `sessions_max` sessions.
+    pub(super) fn new(sessions_max: usize) -> Self {
         Self {
             hasher: RandomState::new(),
-            most: most.max(WAYS),
+            sessions_max: sessions_max.max(WAYS),
             words: OnceLock::new(),
             names: ArcSwap::default(),
             uses: AtomicUsize::new(0),
         }
     }
 
-    /// The backend that holds `session`, as far as is remembered.
+    /// The backend that has `session`, if it is remembered.
     pub(super) fn get(&self, session: &SessionKey) -> Option<BackendId> {
         let hash = session.hash(&self.hasher);
         let (word, entry) = find(self.set(hash)?, hash)?;
         let age = self.age();
         if entry.age != age {
             self.uses.fetch_add(1, Ordering::Relaxed);
-            // If another request was faster, it has said the same or something newer.
+            // If it fails, another request has written the same or newer data.
             let used = Entry { age, ..entry }.word();
             word.compare_exchange(entry.word(), used, Ordering::Relaxed, Ordering::Relaxed)
                 .ok();
@@ -84,15 +83,15 @@ impl Sessions {
         names.get(usize::from(entry.backend) - 1)?.clone()
     }
 
-    /// Remembers that `id` holds `session`.
+    /// Remembers that `id` has `session`.
     pub(super) fn insert(&self, session: &SessionKey, id: &BackendId) {
         let hash = session.hash(&self.hasher);
-        // With more names than there are numbers the ring has to do.
+        // Without a free number, sessions are routed by the ring alone.
         let Some(backend) = self.number(id) else {
             return;
         };
         self.words.get_or_init(|| {
-            let sets = (self.most * 4).div_ceil(WAYS).next_power_of_two();
+            let sets = (self.sessions_max * 4).div_ceil(WAYS).next_power_of_two();
             std::iter::repeat_with(AtomicU64::default)
                 .take(sets * WAYS)
                 .collect()
@@ -120,9 +119,9 @@ impl Sessions {
         }
     }
 
-    /// Forgets the sessions of these backends, which are none any more: others get their numbers.
+    /// Removes the sessions of these backends, which were deleted, and frees their numbers.
     ///
-    /// Looks at the whole table.
+    /// Scans the whole table.
     pub(super) fn forget(&self, ids: &[BackendId]) {
         let names = self.names.load();
         let is_gone = |name: &Option<BackendId>| name.as_ref().is_some_and(|id| ids.contains(id));
@@ -134,7 +133,7 @@ impl Sessions {
             let entry = Entry::of(word.load(Ordering::Relaxed));
             let number = usize::from(entry.backend).checked_sub(1);
             if number.is_some_and(|number| gone.get(number) == Some(&true)) {
-                // What is written meanwhile is of a backend that there is.
+                // A word that was written meanwhile is of an existing backend.
                 word.compare_exchange(entry.word(), 0, Ordering::Relaxed, Ordering::Relaxed)
                     .ok();
             }
@@ -148,9 +147,9 @@ impl Sessions {
         });
     }
 
-    /// Counts in quarters of a table of sessions that were used: what was not used for long is older by some.
+    /// The current age: it advances by one with each quarter of the capacity in uses.
     fn age(&self) -> u16 {
-        (self.uses.load(Ordering::Relaxed) / self.most.div_ceil(4)) as u16
+        (self.uses.load(Ordering::Relaxed) / self.sessions_max.div_ceil(4)) as u16
     }
 
     fn set(&self, hash: u64) -> Option<&[AtomicU64]> {
@@ -159,7 +158,7 @@ impl Sessions {
         Some(&words[first..first + WAYS])
     }
 
-    /// The number of `id`, which it gets when it is asked for first.
+    /// The number of `id`, which is assigned at first use.
     fn number(&self, id: &BackendId) -> Option<u16> {
         let position = |names: &[Option<BackendId>]| {
             let is_it = |name: &Option<BackendId>| name.as_ref() == Some(id);
@@ -193,7 +192,7 @@ fn find(set: &[AtomicU64], hash: u64) -> Option<(&AtomicU64, Entry)> {
         .find(|(_, entry)| entry.tag == tag && entry.backend != 0)
 }
 
-/// The word that a new session gets: an empty one, or the one that is unused for longest.
+/// The word for a new session: an empty one, or the least recently used.
 fn least_used(set: &[AtomicU64], age: u16) -> (&AtomicU64, Entry) {
     let unused_for = |entry: &Entry| match entry.backend {
         0 => u32::MAX,
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_session_counts() {
+    fn the_last_insert_of_a_session_counts() {
         let sessions = Sessions::new(1024);
         let session = SessionKey::new("abc");
         assert_eq!(sessions.get(&session), None);
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_keeps_what_is_used() {
+    fn the_table_is_bounded_and_keeps_used_sessions() {
         let sessions = Sessions::new(1024);
         let used = SessionKey::new("used");
         sessions.insert(&used, &id("n1"));
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_sessions_as_it_is_for_have_room_but_for_a_few() {
+    fn nearly_all_sessions_up_to_the_capacity_are_kept() {
         let sessions = Sessions::new(10_000);
         let keys: Vec<SessionKey> = (0..10_000)
             .map(|number| SessionKey::new(&format!("s{number}")))
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_forgotten_leaves_its_number_and_no_sessions() {
+    fn a_deleted_backend_frees_its_number_and_leaves_no_sessions() {
         let sessions = Sessions::new(1024);
         let key = |number: usize| SessionKey::new(&format!("s{number}"));
         sessions.insert(&key(0), &id("stays"));
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_come_side_by_side_are_all_kept() {
+    fn sessions_inserted_concurrently_are_all_kept() {
         let sessions = Sessions::new(10_000);
         let key = |thread: usize, number: usize| SessionKey::new(&format!("{thread}-{number}"));
         std::thread::scope(|scope| {

@@ -1,14 +1,14 @@
-//! How many requests one backend has at a time, and the queue of those that wait for their turn.
+//! Limits the requests in flight at one backend, and queues those beyond the limit.
 //!
-//! A client that belongs to a backend is not bound elsewhere because the backend is busy for a moment: its request waits in a queue
-//! that is bounded in number and in time. [`Queue`] decides: plain, without waiting. [`RequestSlots`] is what requests ask, and a
-//! [`QueuedRequest`] is a place in the queue.
+//! A client that is bound to a backend is not bound elsewhere because the backend is busy for a moment: its request waits in a queue
+//! that is bounded in length and in time. [`Queue`] is a plain type that decides and never waits. [`RequestSlots`] is the interface
+//! for requests, and a [`QueuedRequest`] is a position in the queue.
 //!
-//! Who has no reason to wait (a client that belongs nowhere, while another backend has room) does not enter: it is the caller that
-//! passes the backend over.
+//! A request that need not wait (its client is not bound, and another backend has a free slot) is not queued: the caller chooses
+//! another backend.
 //!
-//! Invariants: there are never more [`RequestSlot`]s than `slots_max`, but for those that a smaller `slots_max` has met. While there
-//! are fewer, nobody waits. Requests get slots in the order in which they came.
+//! Invariants: there are never more [`RequestSlot`]s than `requests_max`, except after that was reduced. While there are fewer, the
+//! queue is empty. Requests get slots in the order of arrival.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ use tokio::time::timeout_at;
 
 use crate::limits::BackendLimit;
 
-/// What becomes of a request.
+/// The result of [`RequestSlots::acquire`].
 #[derive(Debug)]
 pub(crate) enum AcquireOutcome {
-    /// It can be sent.
+    /// The request can be sent.
     Slot(RequestSlot),
-    /// It waits.
+    /// The request is queued.
     Queued(QueuedRequest),
-    /// As many wait already as may.
+    /// The queue is full.
     Full,
 }
 
-/// Why a request that has waited gets no slot.
+/// Why a queued request gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoSlot {
-    /// It has waited for as long as it may.
+    /// It has waited for `limits.queue_time`.
     #[error("no slot within {0:?}")]
     Timeout(Duration),
-    /// The queue was dissolved: the backend takes no more requests.
+    /// The queue was cleared, because the backend went down.
     #[error("the backend takes no more requests")]
     Unavailable,
 }
@@ -46,14 +46,14 @@ pub(crate) enum NoSlot {
 #[derive(Debug, Clone)]
 pub(crate) struct RequestSlots(Arc<Mutex<Queue<oneshot::Sender<RequestSlot>>>>);
 
-/// The right to have a request at the backend, given on or back on drop.
+/// The permit for one request at the backend. On drop it goes to the next queued request, or is released.
 #[derive(Debug)]
 pub(crate) struct RequestSlot {
-    /// `None` once it is somebody else's.
+    /// `None` if it was handed to another request.
     slots: Option<RequestSlots>,
 }
 
-/// A place in the queue, given up on drop.
+/// A position in the queue, left on drop.
 #[derive(Debug)]
 pub(crate) struct QueuedRequest {
     slots: RequestSlots,
@@ -63,17 +63,17 @@ pub(crate) struct QueuedRequest {
     until: Instant,
 }
 
-/// Who has a slot and who waits for one, each represented by a `W`.
+/// Counts the slots, and queues a `W` for each waiting request.
 #[derive(Debug)]
 struct Queue<W> {
     config: BackendLimit,
-    held: usize,
-    /// In the order in which they came.
+    in_use: usize,
+    /// By number, which is the order of arrival.
     waiting: BTreeMap<u64, W>,
     next_number: u64,
 }
 
-/// What [`Queue::acquire`] has decided.
+/// The result of [`Queue::acquire`].
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Slot,
@@ -85,21 +85,24 @@ impl<W> Queue<W> {
     fn new(config: BackendLimit) -> Self {
         Self {
             config,
-            held: 0,
+            in_use: 0,
             waiting: BTreeMap::new(),
             next_number: 0,
         }
     }
 
     fn has_room(&self) -> bool {
-        self.held < self.config.requests_max as usize
+        self.in_use < self.config.requests_max as usize
     }
 
-    /// A slot for one that comes, or a place in the queue, where `waiter` stands for it.
+    /// A slot for a new request, or a position in the queue with the `W` that `waiter` creates.
     fn acquire(&mut self, waiter: impl FnOnce() -> W) -> Decision {
         if self.has_room() {
-            debug_assert!(self.waiting.is_empty(), "nobody waits beside a free slot");
-            self.held += 1;
+            debug_assert!(
+                self.waiting.is_empty(),
+                "no request waits while a slot is free"
+            );
+            self.in_use += 1;
             return Decision::Slot;
         }
         if self.config.queue_max as usize <= self.waiting.len() {
@@ -111,36 +114,36 @@ impl<W> Queue<W> {
         Decision::Queued(number)
     }
 
-    /// Gives a slot back. The one whose it is now, if somebody waits and there are not too many.
+    /// Releases a slot. Returns the waiting request that gets it, if there is one and the limit allows it.
     fn release(&mut self) -> Option<W> {
-        debug_assert!(0 < self.held, "a slot is given back once");
-        self.held -= 1;
+        debug_assert!(0 < self.in_use, "a slot is released once");
+        self.in_use -= 1;
         self.grant()
     }
 
-    /// A free slot for the one that waits longest.
+    /// Takes a free slot for the request that waits longest, and returns that request.
     fn grant(&mut self) -> Option<W> {
         if !self.has_room() {
             return None;
         }
         let (_, waiter) = self.waiting.pop_first()?;
-        self.held += 1;
+        self.in_use += 1;
         Some(waiter)
     }
 
-    /// Takes one that waits out of the queue.
-    fn leave(&mut self, number: u64) {
+    /// Removes a waiting request.
+    fn remove(&mut self, number: u64) {
         self.waiting.remove(&number);
     }
 
-    /// Takes all that wait out of the queue.
-    fn clear_queue(&mut self) -> BTreeMap<u64, W> {
+    /// Removes all waiting requests.
+    fn clear(&mut self) -> BTreeMap<u64, W> {
         std::mem::take(&mut self.waiting)
     }
 }
 
 impl Default for RequestSlots {
-    /// Any number of slots.
+    /// Without a limit.
     fn default() -> Self {
         Self::new(BackendLimit {
             requests_max: u32::MAX,
@@ -155,13 +158,13 @@ impl RequestSlots {
         Self(Arc::new(Mutex::new(Queue::new(config))))
     }
 
-    /// Goes by `config` from now on. Slots that there are too many of are not given on, and who waits beyond a new bound stays.
+    /// Applies `config`. Slots beyond a smaller limit are not handed on when they are released; requests beyond a smaller queue stay.
     fn change(&self, config: BackendLimit) {
         if std::mem::replace(&mut self.0.lock().config, config) == config {
             return;
         }
         loop {
-            // The lock is not held while a slot is handed over: nobody may want it, and then it comes back.
+            // The lock is not held while a slot is handed over: its receiver may be gone, and then the slot is released again.
             let waiter = self.0.lock().grant();
             match waiter {
                 Some(waiter) => self.hand_over(waiter),
@@ -170,7 +173,7 @@ impl RequestSlots {
         }
     }
 
-    /// A slot for a request that comes at `now`, or a place in the queue, where `config` says how many there are.
+    /// Applies `config`, and returns a slot for a request that arrives at `now`, or a position in the queue.
     pub(crate) fn acquire(&self, config: BackendLimit, now: Instant) -> AcquireOutcome {
         self.change(config);
         let (waiter, granted) = oneshot::channel();
@@ -189,19 +192,19 @@ impl RequestSlots {
         }
     }
 
-    /// Has nobody wait any more: each is told at once. For a backend that has gone down, or leaves.
+    /// Clears the queue: all waiting requests get [`NoSlot::Unavailable`] at once. For a backend that has gone down.
     pub(crate) fn clear_queue(&self) {
         // Dropped outside of the lock.
-        let _waiting = self.0.lock().clear_queue();
+        let _waiting = self.0.lock().clear();
     }
 
-    /// How many requests the backend has.
+    /// How many slots are in use.
     #[cfg(test)]
-    pub(crate) fn held(&self) -> usize {
-        self.0.lock().held
+    pub(crate) fn in_use(&self) -> usize {
+        self.0.lock().in_use
     }
 
-    /// How many wait.
+    /// How many requests are queued.
     #[cfg(test)]
     pub(crate) fn queued(&self) -> usize {
         self.0.lock().waiting.len()
@@ -213,15 +216,15 @@ impl RequestSlots {
         }
     }
 
-    /// Gives a slot that is counted already to `waiter`, or to the next one if it has gone meanwhile.
+    /// Hands a slot, which is counted already, to `waiter`, or to the next one if that was dropped meanwhile.
     fn hand_over(&self, waiter: oneshot::Sender<RequestSlot>) {
         let mut next = Some(waiter);
         while let Some(waiter) = next {
             next = match waiter.send(self.slot()) {
                 Ok(()) => None,
-                Err(mut unwanted) => {
-                    // Not by its drop, which would come back here.
-                    unwanted.slots = None;
+                Err(mut undelivered) => {
+                    // Released here and not by its drop, which would recurse.
+                    undelivered.slots = None;
                     self.0.lock().release()
                 }
             };
@@ -242,7 +245,7 @@ impl Drop for RequestSlot {
 }
 
 impl QueuedRequest {
-    /// When the request gives up.
+    /// When the request stops waiting.
     #[cfg(test)]
     fn until(&self) -> Instant {
         self.until
@@ -252,12 +255,12 @@ impl QueuedRequest {
     ///
     /// # Errors
     ///
-    /// [`NoSlot`]: the request is to go elsewhere, or to be refused.
+    /// [`NoSlot`]: another backend is to be tried, or the request is rejected.
     ///
     /// # Cancel safety
     ///
-    /// The place is kept as long as the ticket is: it can be waited for again. With the ticket, a slot that came meanwhile goes to
-    /// the next one.
+    /// The position is kept until `self` is dropped: it can be waited for again. Then a slot that was granted meanwhile goes to
+    /// the next request.
     pub(crate) async fn slot(&mut self) -> Result<RequestSlot, NoSlot> {
         match timeout_at(self.until.into(), &mut self.granted).await {
             Ok(Ok(slot)) => Ok(slot),
@@ -269,8 +272,8 @@ impl QueuedRequest {
 
 impl Drop for QueuedRequest {
     fn drop(&mut self) {
-        self.slots.0.lock().leave(self.number);
-        // A slot that has come is in the channel, and goes on with it.
+        self.slots.0.lock().remove(self.number);
+        // A slot that was granted is in the channel, and is handed on when that is dropped.
     }
 }
 
@@ -297,8 +300,8 @@ mod tests {
     }
 
     impl RequestSlots {
-        /// As it goes now.
-        fn come(&self) -> AcquireOutcome {
+        /// With the current settings.
+        fn acquire_now(&self) -> AcquireOutcome {
             let config = self.0.lock().config;
             self.acquire(config, now())
         }
@@ -309,29 +312,29 @@ mod tests {
     }
 
     fn slot(slots: &RequestSlots) -> RequestSlot {
-        match slots.come() {
+        match slots.acquire_now() {
             AcquireOutcome::Slot(slot) => slot,
             other => panic!("{other:?}"),
         }
     }
 
     fn queued(slots: &RequestSlots) -> QueuedRequest {
-        match slots.come() {
+        match slots.acquire_now() {
             AcquireOutcome::Queued(queued) => queued,
             other => panic!("{other:?}"),
         }
     }
 
     fn counts(slots: &RequestSlots) -> (usize, usize) {
-        (slots.held(), slots.queued())
+        (slots.in_use(), slots.queued())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_that_are_too_many_wait_in_the_order_in_which_they_came() {
+    async fn requests_beyond_the_limit_wait_in_order_of_arrival() {
         let slots = slots(1, 2);
         let held = slot(&slots);
         let (mut first, mut second) = (queued(&slots), queued(&slots));
-        assert!(matches!(slots.come(), AcquireOutcome::Full));
+        assert!(matches!(slots.acquire_now(), AcquireOutcome::Full));
         assert_eq!(counts(&slots), (1, 2));
         assert!(poll!(std::pin::pin!(second.slot())).is_pending());
         drop(held);
@@ -345,27 +348,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_comes_does_not_overtake_those_that_wait() {
+    async fn a_new_request_does_not_overtake_queued_ones() {
         let slots = slots(1, 10);
         let held = slot(&slots);
         let mut first = queued(&slots);
         drop(held);
-        // The slot is the first one's, although it has not looked yet.
+        // The slot is granted to the first one, although it was not polled yet.
         let _second = queued(&slots);
         first.slot().await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_at_its_deadline_and_leaves_the_queue() {
+    async fn a_queued_request_times_out_at_its_deadline_and_leaves_the_queue() {
         let slots = slots(1, 1);
         let _held = slot(&slots);
         let mut waiting = queued(&slots);
         assert_eq!(waiting.until(), now() + WAIT);
         let almost = time::timeout(WAIT - Duration::from_millis(1), waiting.slot());
-        assert!(almost.await.is_err(), "it waits on");
+        assert!(almost.await.is_err(), "it still waits");
         assert_eq!(waiting.slot().await.unwrap_err(), NoSlot::Timeout(WAIT));
         assert!(
-            matches!(slots.come(), AcquireOutcome::Full),
+            matches!(slots.acquire_now(), AcquireOutcome::Full),
             "until it is dropped"
         );
         drop(waiting);
@@ -373,21 +376,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slot_that_nobody_takes_any_more_goes_to_the_next() {
+    async fn a_slot_of_a_dropped_request_goes_to_the_next() {
         let slots = slots(1, 9);
         let held = slot(&slots);
         let (gone, late, mut next) = (queued(&slots), queued(&slots), queued(&slots));
         drop(gone);
         assert_eq!(slots.queued(), 2);
         drop(held);
-        // It has it without having looked.
+        // The slot was granted without a poll.
         assert_eq!(counts(&slots), (1, 1));
         drop(late);
         next.slot().await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_that_give_up_take_no_stack() {
+    async fn dropping_many_queued_requests_does_not_recurse() {
         let slots = slots(1, 100_000);
         let held = slot(&slots);
         let waiting: Vec<QueuedRequest> = (0..100_000).map(|_| queued(&slots)).collect();
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_told_when_the_queue_is_dissolved() {
+    async fn queued_requests_fail_at_once_when_the_queue_is_cleared() {
         let slots = slots(1, 9);
         let held = slot(&slots);
         let mut waiting = queued(&slots);
@@ -409,7 +412,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn new_bounds_count_those_that_are_there() {
+    async fn new_limits_count_existing_requests() {
         let slots = slots(2, 9);
         let held = [slot(&slots), slot(&slots)];
         let (mut first, mut second, mut third) = (queued(&slots), queued(&slots), queued(&slots));
@@ -422,7 +425,7 @@ mod tests {
         );
         drop(two);
         let held = first.slot().await.unwrap();
-        assert!(matches!(slots.come(), AcquireOutcome::Full));
+        assert!(matches!(slots.acquire_now(), AcquireOutcome::Full));
         slots.change(config(Some(2), 9));
         let other = second.slot().await.unwrap();
         assert_eq!(counts(&slots), (2, 1));
@@ -433,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn there_are_never_too_many_and_all_get_their_turn() {
+    async fn the_limit_holds_and_all_requests_get_a_slot() {
         use std::sync::atomic::{AtomicUsize, Ordering};
 
         let slots = slots(3, 1000);
@@ -442,12 +445,12 @@ mod tests {
         for number in 0..500 {
             let (slots, at_a_time) = (slots.clone(), Arc::clone(&at_a_time));
             tasks.spawn(async move {
-                let slot = match slots.come() {
+                let slot = match slots.acquire_now() {
                     AcquireOutcome::Slot(slot) => slot,
-                    // Some do not wait until the end.
+                    // Some requests are dropped while they wait.
                     AcquireOutcome::Queued(_) if number % 7 == 0 => return false,
                     AcquireOutcome::Queued(mut queued) => queued.slot().await.unwrap(),
-                    AcquireOutcome::Full => panic!("there is room for all"),
+                    AcquireOutcome::Full => panic!("the queue has room for all"),
                 };
                 assert!(at_a_time.fetch_add(1, Ordering::SeqCst) < 3);
                 tokio::task::yield_now().await;

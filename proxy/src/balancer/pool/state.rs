@@ -1,23 +1,23 @@
-//! The words for what is known about a backend: states, findings of probes and requests, changes.
+//! The states of a backend, the results of probes, the evidence of requests, and changes of state.
 //!
-//! What moves a backend from one state to the next is [`machine`](super::machine).
+//! The transitions are in [`machine`](super::machine).
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// What is believed about a backend.
+/// The state of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// Probed and found good.
+    /// Its probes pass.
     Up,
     /// Not probed yet.
     Unknown,
-    /// Something failed. Known clients stay, new ones go elsewhere, and it is probed fast.
+    /// A probe or a dial failed. Its clients stay, it gets no new ones, and it is probed faster.
     Suspect,
     /// It does not pass its probes.
     Down,
-    /// It said that it is going away: it ends what it has and gets nothing new.
+    /// It announced that it is stopping: it gets no new clients.
     Draining,
     /// Out of service by configuration.
     Maintenance,
@@ -38,30 +38,30 @@ impl State {
         Self::NAMES[self as usize]
     }
 
-    /// Whether its clients stay with it, and wait for it if need be.
+    /// Whether its clients stay with it, and wait if it cannot be reached.
     pub(crate) fn keeps_clients(self) -> bool {
         matches!(self, Self::Up | Self::Unknown | Self::Suspect)
     }
 }
 
-/// What one probe found.
+/// The result of one probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ProbeResult {
     Good,
-    /// The backend answered, and the answer says that it drains.
+    /// The response says that the backend is draining.
     Draining,
-    /// The backend answered, but not as expected.
+    /// The backend responded, but not as expected.
     UnexpectedResponse(String),
-    /// Nobody is there: the connection was refused, or there is no way to it. So it looks during a restart in place.
+    /// The connection was refused, or there is no route, as during a restart in place.
     Unreachable(String),
-    /// There was no answer in time, or the connection broke off. So it looks when a machine is gone, or a program hangs.
+    /// There was no response in time, or the connection broke, as when a machine is down or a program hangs.
     NoResponse(String),
 }
 
 impl ProbeResult {
-    /// The same, with these words before what it says of a failure.
-    pub(crate) fn but(self, words: &str) -> Self {
-        let why = |why| format!("{words}{why}");
+    /// The same, with `prefix` before the reason of a failure.
+    pub(crate) fn with_prefix(self, prefix: &str) -> Self {
+        let why = |why| format!("{prefix}{why}");
         match self {
             Self::Good | Self::Draining => self,
             Self::UnexpectedResponse(text) => Self::UnexpectedResponse(why(text)),
@@ -70,34 +70,34 @@ impl ProbeResult {
         }
     }
 
-    /// Whether the backend said anything.
+    /// Whether the backend responded.
     pub(crate) fn is_response(&self) -> bool {
         !matches!(self, Self::Unreachable(_) | Self::NoResponse(_))
     }
 }
 
-/// What a request found out about its backend.
+/// What a request observed of its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Evidence {
-    /// Nothing listens there, or the name does not resolve, or the network says that it cannot be reached.
+    /// The connection was refused, the name did not resolve, or the network reported it as unreachable.
     ConnectRefused,
     /// The dial took longer than `timeouts.connect`.
     ConnectTimeout,
-    /// The backend is there, but is not who it should be, or does not speak TLS as it should.
+    /// The certificate of the backend was rejected, or the TLS handshake failed.
     TlsFailed,
-    /// The backend answered a request.
+    /// The backend responded to a request.
     Responded(http::StatusCode),
-    /// The backend answered a request for an upgrade with something else.
+    /// The backend rejected an upgrade.
     UpgradeRejected(http::StatusCode),
-    /// The connection ended before the answer, and not because of the client.
+    /// The connection ended before the response, and not because of the client.
     ConnectionLost,
-    /// The backend took the request and did not answer in time.
+    /// The backend received the request and did not respond in time.
     TimedOut,
-    /// The backend said that it is stopping: in a header, by close code 1012, or in the registry.
+    /// The backend announced that it is stopping: in a header, by close code 1012, or in the registry.
     Stopping,
 }
 
-/// A dial that failed: what alone among the findings of requests moves a backend, since a client does not choose it.
+/// How a dial failed. Only this evidence of requests changes the state of a backend, since clients cannot provoke it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DialFailure {
     Refused,
@@ -111,14 +111,14 @@ pub(crate) struct Change {
     pub(crate) from: State,
     pub(crate) to: State,
     pub(crate) why: Cow<'static, str>,
-    /// How long the state before lasted.
+    /// How long the previous state lasted.
     pub(crate) lasted: Duration,
 }
 
-/// What is known about a backend, for those who wait for it.
+/// The health of a backend, as published to parked requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HealthStatus {
     pub(crate) state: State,
-    /// Probes that were answered so far: after each, a dial may succeed.
+    /// How many probes it has responded to: after each, a dial may succeed.
     pub(crate) responses: u64,
 }

@@ -1,4 +1,4 @@
-//! The snapshot of a pool's backends, and how it looks to one request.
+//! The snapshot of the backends of a pool, and which of them one request may go to.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::config::backend::BackendId;
 use crate::config::{Config, PoolConfig};
 use crate::metrics::Metrics;
 
-/// A backend that new settings have brought into another state.
-pub(super) type Moved = (Arc<Backend>, Change);
+/// A backend whose state new settings have changed.
+pub(super) type Changed = (Arc<Backend>, Change);
 
 /// The backends of a pool. Only their atomics change.
 ///
@@ -25,22 +25,22 @@ pub(super) struct Table {
     pub(super) backends: Vec<Arc<Backend>>,
     by_id: HashMap<BackendId, usize>,
     pub(super) ring: Ring,
-    /// Whose turn it is in round robin.
+    /// The order for round robin.
     pub(super) schedule: Vec<u16>,
 }
 
 impl Table {
-    /// The backends of `pool`, one of the pools of `config`, and behind them those of `old` that it does not name: they leave.
+    /// The backends of `pool`, one of the pools of `config`, followed by those that only `old` has, which are marked as removed.
     ///
-    /// A backend that `old` has at the same address stays what it is, under new settings. At another address it is another
-    /// server: nothing is known about it, and the tunnels that go on at the old address are none of its load.
+    /// A backend that `old` has at the same address keeps its state, with new settings. At another address it is another server:
+    /// its state starts as unknown, and tunnels to the old address do not count for it.
     pub(super) fn new(
         pool: &PoolConfig,
         config: &Config,
         metrics: &Metrics,
         old: Option<&Self>,
         at: Moment,
-    ) -> (Self, Vec<Moved>) {
+    ) -> (Self, Vec<Changed>) {
         let machine = MachineConfig {
             rise: pool.health.rise,
             fall: pool.health.fall,
@@ -48,44 +48,44 @@ impl Table {
             hold_timeout: config.affinity.hold_timeout,
         };
         let slow_start = pool.health.slow_start;
-        let mut moved = Vec::new();
+        let mut changed = Vec::new();
         let mut backends = Vec::with_capacity(pool.backends.len());
         for backend in &pool.backends {
-            let place = Tier::of(backend, config.zone.as_deref());
-            let same = old.and_then(|old| old.get(&backend.id));
-            match same.filter(|old| old.address == backend.address) {
+            let tier = Tier::of(backend, config.zone.as_deref());
+            let known = old.and_then(|old| old.get(&backend.id));
+            match known.filter(|old| old.address == backend.address) {
                 Some(old) => {
-                    let change = old.configure(backend, place, machine, slow_start, at);
-                    moved.extend(change.map(|change| (Arc::clone(old), change)));
+                    let change = old.configure(backend, tier, machine, slow_start, at);
+                    changed.extend(change.map(|change| (Arc::clone(old), change)));
                     backends.push(Arc::clone(old));
                 }
                 None => {
                     let metrics = metrics.backend(backend.id.as_str());
-                    let new = Backend::new(backend, place, machine, slow_start, metrics, at);
+                    let new = Backend::new(backend, tier, machine, slow_start, metrics, at);
                     backends.push(Arc::new(new));
                 }
             }
         }
-        let named = |id: &BackendId| pool.backends.iter().any(|backend| backend.id == *id);
+        let is_configured = |id: &BackendId| pool.backends.iter().any(|backend| backend.id == *id);
         for backend in old.map_or(&[][..], |old| &old.backends) {
-            if !named(&backend.id) {
+            if !is_configured(&backend.id) {
                 let change = backend.remove(at);
-                moved.extend(change.map(|change| (Arc::clone(backend), change)));
+                changed.extend(change.map(|change| (Arc::clone(backend), change)));
                 backends.push(Arc::clone(backend));
             }
         }
-        (Self::of(backends), moved)
+        (Self::of(backends), changed)
     }
 
-    /// The table of `backends`, of which those that leave come last.
+    /// The table of `backends`, of which removed ones come last.
     pub(super) fn of(backends: Vec<Arc<Backend>>) -> Self {
         let ids = backends.iter().map(|backend| backend.id.clone());
-        let staying = backends.iter().filter(|backend| !backend.is_removed());
-        let weights: Vec<u32> = staying.clone().map(|backend| backend.weight()).collect();
+        let configured = backends.iter().filter(|backend| !backend.is_removed());
+        let weights: Vec<u32> = configured.clone().map(|backend| backend.weight()).collect();
         Self {
             schedule: schedule(&weights),
             by_id: ids.enumerate().map(|(index, id)| (id, index)).collect(),
-            ring: Ring::new(staying.map(|backend| (&backend.id, backend.weight()))),
+            ring: Ring::new(configured.map(|backend| (&backend.id, backend.weight()))),
             backends,
         }
     }
@@ -95,60 +95,64 @@ impl Table {
     }
 }
 
-/// Which backends one request may go to, given those that it was sent to already.
+/// Which backends one request may go to, given those that were tried already.
 pub(super) struct View<'a> {
     tried: &'a Tried,
     eligible: Eligible,
-    /// The best rank of a backend that was not tried; `None` if there is nobody for clients.
+    /// The best rank of a backend that was not tried; `None` if none gets clients.
     best: Option<Rank>,
-    /// How many backends take new clients.
+    /// How many backends are eligible for new clients.
     pub(super) count: usize,
-    /// The weights of those, in thousandths.
+    /// The sum of their weights, in thousandths.
     pub(super) weight: u64,
 }
 
-/// Who takes new clients.
+/// Which backends get new clients.
 enum Eligible {
-    Nobody,
-    /// Those whose turn it is, or comes earlier.
-    Until(Priority),
-    /// Primaries, or else backups, whatever is known about them.
+    None,
+    /// Those with at least this priority.
+    AtLeast(Priority),
+    /// All primaries, or all backups, whatever their health.
     Any {
         backup: bool,
     },
 }
 
 impl<'a> View<'a> {
-    /// Looks at all backends once, `age` after the pool was made.
+    /// Evaluates all backends once, `age` after the pool was created.
     ///
-    /// Where less than `ignore_below` percent are not down, health is ignored.
+    /// If fewer than `ignore_below` percent keep clients, health is ignored.
     pub(super) fn new(table: &Table, tried: &'a Tried, ignore_below: u32, age: Duration) -> Self {
-        let mut turns = [(0, 0); Priority::COUNT];
-        let mut any = [(0, 0); 2];
-        let (mut all, mut well) = (0, 0);
+        let mut by_priority = [(0, 0); Priority::COUNT];
+        let mut by_tier = [(0, 0); 2];
+        let (mut all, mut healthy) = (0, 0);
         for backend in &table.backends {
-            let Some(turn) = backend.turn() else { continue };
+            let Some(priority) = backend.priority() else {
+                continue;
+            };
             all += 1;
-            well += usize::from(turn.rank().keeps_clients());
+            healthy += usize::from(priority.rank().keeps_clients());
             if tried.contains(&backend.id) {
                 continue;
             }
             let weight = backend.weight_at(age);
             for (count, sum) in [
-                &mut turns[turn.index()],
-                &mut any[usize::from(backend.place().is_backup())],
+                &mut by_priority[priority.index()],
+                &mut by_tier[usize::from(backend.tier().is_backup())],
             ] {
                 *count += 1;
                 *sum += weight;
             }
         }
         let first = |counts: &[(usize, u64)]| counts.iter().position(|(count, _)| 0 < *count);
-        let best = first(&turns);
-        let ignores = well * 100 < all * ignore_below as usize;
-        let (eligible, (count, weight)) = match (best, first(&any)) {
-            (Some(_), Some(tier)) if ignores => (Eligible::Any { backup: tier == 1 }, any[tier]),
-            (Some(best), _) => (Eligible::Until(Priority::at(best)), turns[best]),
-            (None, _) => (Eligible::Nobody, (0, 0)),
+        let best = first(&by_priority);
+        let ignores_health = healthy * 100 < all * ignore_below as usize;
+        let (eligible, (count, weight)) = match (best, first(&by_tier)) {
+            (Some(_), Some(tier)) if ignores_health => {
+                (Eligible::Any { backup: tier == 1 }, by_tier[tier])
+            }
+            (Some(best), _) => (Eligible::AtLeast(Priority::at(best)), by_priority[best]),
+            (None, _) => (Eligible::None, (0, 0)),
         };
         Self {
             tried,
@@ -161,36 +165,35 @@ impl<'a> View<'a> {
 
     /// Whether a new client may go to `backend`.
     ///
-    /// Its turn may have changed since [`View::new`] looked: to an earlier one, or to a later.
+    /// Its priority may have changed since [`View::new`].
     pub(super) fn is_eligible(&self, backend: &Backend) -> bool {
-        let Some(turn) = backend.turn() else {
+        let Some(priority) = backend.priority() else {
             return false;
         };
         let is_eligible = match self.eligible {
-            Eligible::Nobody => false,
-            Eligible::Until(last) => turn <= last,
-            Eligible::Any { backup } => backend.place().is_backup() == backup,
+            Eligible::None => false,
+            Eligible::AtLeast(lowest) => priority <= lowest,
+            Eligible::Any { backup } => backend.tier().is_backup() == backup,
         };
         is_eligible && !self.tried.contains(&backend.id)
     }
 
     /// Whether a client that was bound to `backend` at `bound_at` stays there.
-    pub(super) fn keeps(&self, backend: &Backend, bound_at: u64) -> bool {
+    pub(super) fn keeps_client(&self, backend: &Backend, bound_at: u64) -> bool {
         if self.tried.contains(&backend.id) {
             return false;
         }
         match backend.rank() {
             rank if rank.keeps_clients() => backend.released_at() < bound_at,
             Rank::Removed | Rank::Maintenance => false,
-            // It has said that it goes away, which is no matter of health: only if all others are worse.
-            Rank::Draining => !self.is_another_well(),
-            rank => self.nobody_is_better(rank),
+            // Draining is announced, not a matter of health: it keeps clients only if all others are worse.
+            Rank::Draining => !self.has_healthy_other(),
+            rank => self.none_is_better(rank),
         }
     }
 
-    /// Whether a SockJS session that `backend` holds goes on there: also while it drains, or answers its
-    /// probes badly. The session is nowhere else, and a backend whose own needs are away (its Redis, say)
-    /// still has it.
+    /// Whether a SockJS session of `backend` continues there: also while it drains, or fails its probes with a response. No other
+    /// backend has the session, and a backend that has lost a dependency, such as its Redis, still has it.
     pub(super) fn keeps_session(&self, backend: &Backend) -> bool {
         if self.tried.contains(&backend.id) {
             return false;
@@ -198,18 +201,18 @@ impl<'a> View<'a> {
         match backend.rank() {
             Rank::Draining | Rank::Removed | Rank::Responding => true,
             Rank::Maintenance => false,
-            rank => rank.keeps_clients() || self.nobody_is_better(rank),
+            rank => rank.keeps_clients() || self.none_is_better(rank),
         }
     }
 
-    /// Whether a backend that was not tried is up, unknown or suspect, health ignored or not.
-    fn is_another_well(&self) -> bool {
+    /// Whether a backend that was not tried is up, unknown or suspect, even if health is ignored.
+    fn has_healthy_other(&self) -> bool {
         self.best.is_some_and(Rank::keeps_clients)
     }
 
-    /// Whether a backend that is down with this rank is no worse than what else there is.
-    fn nobody_is_better(&self, rank: Rank) -> bool {
-        let ignored = matches!(self.eligible, Eligible::Any { .. });
-        ignored || self.best.is_none_or(|best| rank <= best)
+    /// Whether no backend is better than one that is down with this rank.
+    fn none_is_better(&self, rank: Rank) -> bool {
+        let ignores_health = matches!(self.eligible, Eligible::Any { .. });
+        ignores_health || self.best.is_none_or(|best| rank <= best)
     }
 }

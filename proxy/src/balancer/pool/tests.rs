@@ -1,4 +1,4 @@
-//! Who goes where: claims, states, drains, sessions, and how evenly new clients spread.
+//! Which backend is chosen: affinity, states, drains, sessions, and how evenly new clients are spread.
 
 mod spread;
 
@@ -32,7 +32,7 @@ impl Bench {
         bench
     }
 
-    /// The same, not probed yet. Without a grace, so that three failed probes take one down.
+    /// The same, not probed yet. Without a grace period, so that three failed probes take one down.
     fn unknown(pick: &str, weights: &[u32], health: &str) -> Self {
         let backends: Vec<String> = (1..)
             .zip(weights)
@@ -101,7 +101,7 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"
         choice.backend.id.to_string()
     }
 
-    /// How many of `count` new clients go where.
+    /// How many of `count` new clients go to each backend.
     fn spread(&self, count: usize) -> HashMap<String, usize> {
         let mut spread = HashMap::new();
         for _ in 0..count {
@@ -143,7 +143,7 @@ fn is(choice: &Result<Choice, NoBackend>, id: &str, affinity: AffinityOutcome) -
 use AffinityOutcome::{Hit, Miss, Rebound};
 
 #[test]
-fn a_known_client_goes_where_its_cookie_says() {
+fn a_bound_client_goes_to_the_backend_in_its_cookie() {
     let bench = Bench::new("least", &[1, 1, 1]);
     for id in ["n1", "n2", "n3", "n2"] {
         let choice = bench.choose(&bound_to(id), &[]);
@@ -172,7 +172,7 @@ fn a_cookie_signed_with_an_old_key_is_set_again() {
 }
 
 #[test]
-fn a_client_of_a_backend_that_is_no_more_is_bound_anew() {
+fn a_client_of_an_unknown_backend_is_bound_again() {
     let bench = Bench::new("least", &[1]);
     let choice = bench.choose(&bound_to("gone"), &[]);
     assert!(is(&choice, "n1", Rebound));
@@ -180,7 +180,7 @@ fn a_client_of_a_backend_that_is_no_more_is_bound_anew() {
 }
 
 #[test]
-fn a_backend_that_cannot_be_dialled_is_not_chosen_again_for_the_request() {
+fn a_backend_that_was_tried_is_not_chosen_again_for_the_request() {
     let bench = Bench::new("least", &[1, 1]);
     assert!(is(&bench.choose(&bound_to("n1"), &["n1"]), "n2", Rebound));
     assert!(bench.choose(&bound_to("n1"), &["n1", "n2"]).is_err());
@@ -200,14 +200,14 @@ fn a_suspect_backend_keeps_its_clients_and_gets_no_new_ones() {
 }
 
 #[test]
-fn clients_of_a_backend_that_is_down_are_bound_anew() {
+fn clients_of_a_backend_that_is_down_are_bound_again() {
     let bench = Bench::new("least", &[1, 1]);
     bench.down("n1");
     assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
 }
 
 #[test]
-fn backends_come_in_the_order_of_what_is_known_about_them() {
+fn backends_are_chosen_in_the_order_of_their_health() {
     let bench = Bench::unknown("least", &[1, 1, 1, 1, 1], "{}");
     bench.probe("n1", ProbeResult::Good);
     bench.refuse("n3");
@@ -242,15 +242,15 @@ fn zones(ignore_below: &str) -> Bench {
 }
 
 #[test]
-fn newcomers_go_to_the_own_zone_then_to_others_then_to_backups() {
+fn new_clients_go_to_the_own_zone_then_to_others_then_to_backups() {
     let bench = zones("0");
     for id in ["east", "west", "east-backup", "west-backup"] {
         assert_eq!(bench.spread(10), HashMap::from([(id.to_owned(), 10)]));
         bench.down(id);
     }
-    // All are down: as if all were well.
+    // All are down: the same order as if all were up.
     assert_eq!(bench.new_client(), "east");
-    // One that answers badly is better than one that does not answer.
+    // One that responds with errors is better than one that does not respond.
     bench.probe(
         "west-backup",
         ProbeResult::UnexpectedResponse("503".to_owned()),
@@ -259,7 +259,7 @@ fn newcomers_go_to_the_own_zone_then_to_others_then_to_backups() {
 }
 
 #[test]
-fn a_backup_that_is_well_comes_before_a_primary_that_is_suspect() {
+fn a_healthy_backup_comes_before_a_suspect_primary() {
     let bench = zones("0");
     bench.refuse("east");
     bench.refuse("west");
@@ -270,7 +270,7 @@ fn a_backup_that_is_well_comes_before_a_primary_that_is_suspect() {
 }
 
 #[test]
-fn what_has_no_zone_is_near_and_without_a_zone_all_are() {
+fn a_backend_without_a_zone_is_local_and_without_an_own_zone_all_are() {
     let both = |file: &str| {
         let bench = Bench::from_file(file);
         for id in ["n1", "n2"] {
@@ -288,7 +288,7 @@ pools: [{name: a, backends: [{id: n1, address: 'a:1'}, {id: n2, address: 'a:2', 
 }
 
 #[test]
-fn known_clients_stay_in_another_zone_and_on_a_backup() {
+fn bound_clients_stay_in_another_zone_and_on_a_backup() {
     let bench = zones("0");
     for id in ["west", "west-backup", "east-backup"] {
         assert!(is(&bench.choose(&bound_to(id), &[]), id, Hit));
@@ -302,7 +302,7 @@ fn known_clients_stay_in_another_zone_and_on_a_backup() {
 }
 
 #[test]
-fn where_health_is_ignored_newcomers_go_to_all_primaries_and_to_no_backup() {
+fn if_health_is_ignored_new_clients_go_to_all_primaries_and_to_no_backup() {
     let bench = zones("60");
     bench.down("east");
     assert_eq!(bench.spread(10), HashMap::from([("west".to_owned(), 10)]));
@@ -320,7 +320,7 @@ fn where_health_is_ignored_newcomers_go_to_all_primaries_and_to_no_backup() {
 }
 
 #[test]
-fn a_client_of_a_backend_that_is_down_moves_to_one_that_answers_at_least() {
+fn a_client_of_a_backend_that_is_down_moves_to_one_that_responds() {
     let bench = Bench::new("least", &[1, 1]);
     bench.down("n1");
     (0..3).for_each(|_| bench.probe("n2", ProbeResult::UnexpectedResponse("503".to_owned())));
@@ -329,7 +329,7 @@ fn a_client_of_a_backend_that_is_down_moves_to_one_that_answers_at_least() {
 }
 
 #[test]
-fn with_no_backend_up_health_is_ignored_and_known_clients_stay() {
+fn with_no_backend_up_health_is_ignored_and_bound_clients_stay() {
     let bench = Bench::new("least", &[1, 1]);
     bench.down("n1");
     bench.down("n2");
@@ -351,7 +351,7 @@ fn below_the_threshold_health_is_ignored() {
 }
 
 #[test]
-fn a_draining_backend_gets_nothing_new_and_its_clients_move() {
+fn a_draining_backend_gets_no_new_clients_and_its_clients_move() {
     let bench = Bench::new("least", &[1, 1]);
     bench.drain("n1");
     assert!(is(&bench.choose(&bound_to("n1"), &[]), "n2", Rebound));
@@ -360,7 +360,7 @@ fn a_draining_backend_gets_nothing_new_and_its_clients_move() {
 }
 
 #[test]
-fn known_clients_stay_on_a_draining_backend_if_nobody_else_is_well() {
+fn bound_clients_stay_on_a_draining_backend_if_no_other_is_healthy() {
     let bench = Bench::new("least", &[1, 1]);
     bench.drain("n1");
     bench.down("n2");
@@ -369,11 +369,15 @@ fn known_clients_stay_on_a_draining_backend_if_nobody_else_is_well() {
 }
 
 #[test]
-fn clients_of_a_backend_that_said_that_it_is_stopping_move_as_soon_as_it_refuses_connections() {
+fn clients_of_a_backend_that_announced_its_stop_move_as_soon_as_it_refuses_connections() {
     let bench = Bench::new("least", &[1, 1]);
     let backend = bench.backend("n1");
     bench.pool.report(&backend, Evidence::Stopping, bench.start);
-    assert_eq!(backend.state(), State::Up, "what it says moves nothing");
+    assert_eq!(
+        backend.state(),
+        State::Up,
+        "an announcement changes no state"
+    );
     assert!(backend.probe_wanted().now_or_never().is_some());
     assert!(bench.pool.is_worth_waiting_for(&backend));
     bench.refuse("n1");
@@ -382,7 +386,7 @@ fn clients_of_a_backend_that_said_that_it_is_stopping_move_as_soon_as_it_refuses
     let choice = bench.choose(&bound_to("n1"), &[]).unwrap();
     assert_eq!(choice.backend.id.as_str(), "n2");
     assert_eq!(choice.affinity, AffinityOutcome::Rebound);
-    // The cookie from before does not hold when it is back, as after any other drain.
+    // Cookies from before are not valid when it is up again, as after any other drain.
     bench.probe("n1", ProbeResult::Good);
     let before = bound_at("n1", UNIX.as_secs());
     let choice = bench.choose(&before, &[]).unwrap();
@@ -390,7 +394,7 @@ fn clients_of_a_backend_that_said_that_it_is_stopping_move_as_soon_as_it_refuses
 }
 
 #[test]
-fn a_draining_backend_is_worth_waiting_for_only_if_no_other_is_well() {
+fn a_draining_backend_is_worth_waiting_for_only_if_no_other_is_healthy() {
     let bench = Bench::new("least", &[1, 1]);
     bench.drain("n1");
     let backend = bench.backend("n1");
@@ -406,7 +410,7 @@ fn a_draining_backend_is_worth_waiting_for_only_if_no_other_is_well() {
 }
 
 #[test]
-fn cookies_from_before_a_drain_do_not_hold_after_it() {
+fn cookies_from_before_a_drain_are_not_valid_after_it() {
     let bench = Bench::new("least", &[1, 1]);
     let drained = UNIX.as_secs() + 100;
     let backend = bench.backend("n1");
@@ -422,7 +426,7 @@ fn cookies_from_before_a_drain_do_not_hold_after_it() {
 }
 
 #[test]
-fn a_draining_backend_does_not_keep_clients_where_health_is_ignored() {
+fn a_draining_backend_does_not_keep_clients_if_health_is_ignored() {
     let bench = Bench::unknown("least", &[1, 1, 1, 1], "{ignore_below: 60}");
     for id in ["n1", "n2", "n3", "n4"] {
         bench.probe(id, ProbeResult::Good);
@@ -438,7 +442,7 @@ fn a_draining_backend_does_not_keep_clients_where_health_is_ignored() {
 }
 
 #[test]
-fn a_session_stays_on_a_backend_that_answers_its_probes_badly() {
+fn a_session_stays_on_a_backend_that_responds_to_probes_with_errors() {
     let bench = Bench::new("least", &[1, 1, 1]);
     let claim = session("s");
     let home = bench.choose(&claim, &[]).unwrap().backend;
@@ -453,7 +457,7 @@ fn a_session_stays_on_a_backend_that_answers_its_probes_badly() {
 }
 
 #[test]
-fn a_stale_cookie_does_not_hide_one_that_holds() {
+fn a_stale_cookie_does_not_hide_a_valid_one() {
     let bench = Bench::new("least", &[1, 1]);
     bench.drain("n1");
     bench.probe("n1", ProbeResult::Good);
@@ -469,7 +473,7 @@ fn a_polling_session_stays_on_a_draining_backend_until_it_ends() {
     let home = bench.choose(&claim, &[]).unwrap().backend;
     bench.drain(home.id.as_str());
     assert!(is(&bench.choose(&claim, &[]), home.id.as_str(), Hit));
-    // Its cookie says the same, or nothing that counts.
+    // Its cookie has the same backend, or is not valid.
     claim.bindings = bound_to(home.id.as_str()).bindings;
     assert!(is(&bench.choose(&claim, &[]), home.id.as_str(), Hit));
     let other = bench.choose(&session("t"), &[]).unwrap();
@@ -490,7 +494,7 @@ fn a_session_without_a_cookie_keeps_its_backend_and_gets_the_cookie_once() {
 }
 
 #[test]
-fn edges_that_know_nothing_of_each_other_send_a_session_to_the_same_backend() {
+fn independent_edges_send_a_session_to_the_same_backend() {
     let (one, other) = (
         Bench::new("least", &[1, 1, 1]),
         Bench::new("least", &[1, 1, 1]),
@@ -504,7 +508,7 @@ fn edges_that_know_nothing_of_each_other_send_a_session_to_the_same_backend() {
 }
 
 #[test]
-fn a_session_whose_backend_is_down_is_bound_anew_and_stays_there() {
+fn a_session_whose_backend_is_down_is_bound_again_and_stays_there() {
     let bench = Bench::new("least", &[1, 1, 1]);
     let claim = session("s");
     let home = bench.choose(&claim, &[]).unwrap().backend;
@@ -522,7 +526,7 @@ fn a_session_whose_backend_is_down_is_bound_anew_and_stays_there() {
 }
 
 #[test]
-fn a_release_names_another_backend_that_is_well_or_nobody() {
+fn a_release_names_another_healthy_backend_or_none() {
     let bench = Bench::new("least", &[1, 1]);
     let (one, other) = (bench.backend("n1"), bench.backend("n2"));
     let released = bench.pool.release(&one, bench.start).unwrap();
@@ -565,18 +569,18 @@ fn a_pool_is_ready_once_a_probe_was_answered() {
     bench.probe("n2", ProbeResult::Good);
     assert!(bench.pool.is_ready());
     bench.probe("n2", ProbeResult::NoResponse(String::new()));
-    assert!(bench.pool.is_ready(), "it may come back");
+    assert!(bench.pool.is_ready(), "it may be restarting");
     bench.down("n2");
     assert!(!bench.pool.is_ready());
     bench.refuse("n1");
     assert_eq!(bench.backend("n1").state(), State::Suspect);
-    assert!(!bench.pool.is_ready(), "it never was there");
+    assert!(!bench.pool.is_ready(), "it has never responded");
     (0..3).for_each(|_| bench.probe("n1", ProbeResult::UnexpectedResponse(String::new())));
     assert!(bench.pool.is_ready());
 }
 
 #[tokio::test]
-async fn too_many_bad_answers_ask_for_a_probe_and_others_never() {
+async fn only_too_many_bad_responses_request_a_probe() {
     let bench = Bench::new("least", &[1, 1]);
     let backend = bench.backend("n1");
     let report = |evidence, at| bench.pool.report(&backend, evidence, bench.at(at));
@@ -603,7 +607,7 @@ async fn too_many_bad_answers_ask_for_a_probe_and_others_never() {
 }
 
 #[test]
-fn a_backend_that_is_not_back_when_its_grace_is_over_is_down() {
+fn a_backend_that_is_unreachable_until_its_grace_period_ends_is_down() {
     let bench = Bench::from_file(
         "pools: [{name: nodes, backends: [{id: n1, address: 'a:1'}, {id: n2, address: 'a:2'}]}]",
     );
@@ -628,7 +632,7 @@ fn a_backend_that_is_not_back_when_its_grace_is_over_is_down() {
 }
 
 #[test]
-fn who_waits_for_a_backend_hears_of_each_answered_probe() {
+fn the_health_status_is_updated_by_each_response_to_a_probe() {
     let bench = Bench::new("least", &[1]);
     let mut health_status = bench.backend("n1").health_status();
     let before = health_status.borrow_and_update().responses;
@@ -636,7 +640,7 @@ fn who_waits_for_a_backend_hears_of_each_answered_probe() {
     assert_eq!(health_status.borrow_and_update().responses, before + 1);
     bench.refuse("n1");
     bench.probe("n1", ProbeResult::UnexpectedResponse("503".to_owned()));
-    bench.probe("n1", ProbeResult::NoResponse("silence".to_owned()));
+    bench.probe("n1", ProbeResult::NoResponse("no response".to_owned()));
     let now = *health_status.borrow_and_update();
     assert_eq!((now.responses, now.state), (before + 2, State::Suspect));
     let waiting = bench.backend("n1").start_waiting();
@@ -646,7 +650,7 @@ fn who_waits_for_a_backend_hears_of_each_answered_probe() {
 }
 
 #[test]
-fn the_cookie_carries_the_time_of_day() {
+fn the_cookie_has_the_current_unix_time() {
     let bench = Bench::new("least", &[1]);
     let cookie = bench
         .pool
@@ -661,7 +665,7 @@ fn the_cookie_carries_the_time_of_day() {
 }
 
 #[test]
-fn what_happens_is_counted() {
+fn choices_and_states_are_counted() {
     let bench = Bench::new("least", &[1, 1]);
     bench.choose(&bound_to("n1"), &[]).unwrap();
     bench.choose(&bound_to("n1"), &["n1"]).unwrap();
@@ -701,8 +705,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever the states: a tried backend is never chosen, new clients get the best that there is, and
-    /// as long as any backend takes clients somebody is chosen.
+    /// In all states: a tried backend is never chosen, new clients get a backend of the highest priority, and one is chosen as long
+    /// as any backend gets clients.
     #[test]
     fn choices_follow_the_states(
         steps in prop::collection::vec(step(), 0..30),
@@ -729,9 +733,9 @@ affinity: {{hold: 0s, hold_timeout: 0s}}"));
         let tried: Vec<String> = tried.into_iter().map(|n| format!("n{n}")).collect();
         let tried: Vec<&str> = tried.iter().map(String::as_str).collect();
         let left = || bench.pool.backends().into_iter().filter(|b| !tried.contains(&b.id.as_str()));
-        let best = left().filter_map(|backend| backend.turn()).min();
+        let best = left().filter_map(|backend| backend.priority()).min();
         match bench.choose(&Claim::default(), &tried) {
-            Ok(choice) => prop_assert_eq!(choice.backend.turn(), best),
+            Ok(choice) => prop_assert_eq!(choice.backend.priority(), best),
             Err(NoBackend) => prop_assert_eq!(best, None),
         }
         for claim in [bound_to(&format!("n{claimed}")), session(&format!("s{claimed}"))] {

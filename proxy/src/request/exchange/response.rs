@@ -111,8 +111,8 @@ fn remove_private(response: &mut impl Fields) {
 
 /// An affinity cookie is for one client: a response with one must not be stored by shared caches.
 fn keep_out_of_shared_caches(response: &mut impl Fields) {
-    let says = |directive| response.lists("cache-control", directive);
-    if !says("private") && !says("no-store") {
+    let has_directive = |directive| response.lists("cache-control", directive);
+    if !has_directive("private") && !has_directive("no-store") {
         response.append("Cache-Control", HeaderValue::from_static("private"));
     }
 }

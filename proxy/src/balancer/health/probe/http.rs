@@ -1,4 +1,4 @@
-//! Probes by an HTTP request, or by a bare connection.
+//! Probes by an HTTP request, or by a connection alone.
 
 use std::io;
 use std::sync::OnceLock;
@@ -9,69 +9,69 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::{Error, ErrorType};
 
-use super::{CannotProbe, DRAIN, USER_AGENT, is_ours, unexpected};
+use super::{CannotProbe, DRAIN, USER_AGENT, is_exhaustion, unexpected};
 use crate::balancer::pool::ProbeResult;
 use crate::config::{HealthConfig, ProbeKind, Statuses};
 
-/// Names this edge to its backends: a node that stops waits until every edge that probes it knows of that.
+/// Identifies this edge to its backends: a node that is stopping waits until every edge that probes it has noticed.
 const EDGE: &str = "Causeway-Edge";
 
-/// What [`validate`] answers, with the status, when it expected another.
+/// The error code of [`validate`] for a status that is not expected.
 const UNEXPECTED: &str = "unexpected status";
 
-/// The same, when the answer has the header of a drain.
+/// The same, if the response has the header of a draining backend.
 const DRAINING: &str = "draining";
 
-/// What is asked on a connection, and what the answer means.
+/// One HTTP exchange on a connection.
 pub(super) struct HttpCheck {
     kind: ProbeKind,
-    /// The request, and which answers are good; `None`: a connection is enough.
-    question: Option<Box<(RequestHeader, Statuses)>>,
+    /// The request and the expected statuses; `None` if a connection is enough.
+    request: Option<Box<(RequestHeader, Statuses)>>,
 }
 
 impl HttpCheck {
-    /// A request as `config` has it.
+    /// The request of `config`.
     pub(super) fn http(config: &HealthConfig) -> Self {
-        let question = request(config);
+        let request = build_request(config);
         Self {
             kind: config.kind,
-            question: Some(Box::new((question, config.expect.clone()))),
+            request: Some(Box::new((request, config.expect.clone()))),
         }
     }
 
-    /// A connection, and no more.
+    /// No request: a connection is enough.
     pub(super) fn tcp(config: &HealthConfig) -> Self {
         Self {
             kind: config.kind,
-            question: None,
+            request: None,
         }
     }
 
-    /// Asks on a connection that is there already.
-    pub(super) async fn ask(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
-        let Some((request, expect)) = self.question.as_deref() else {
+    /// Makes the check on an established connection.
+    pub(super) async fn run(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
+        let Some((request, expect)) = self.request.as_deref() else {
             return Ok(ProbeResult::Good);
         };
         let mut session = HttpSession::new(stream);
-        let asked = async {
+        let exchange = async {
             session
                 .write_request_header(Box::new(request.clone()))
                 .await?;
             loop {
                 session.read_response().await?;
                 match session.resp_header() {
-                    Some(answer) if !answer.status.is_informational() => {
-                        validate(answer, expect)?;
+                    Some(response) if !response.status.is_informational() => {
+                        validate(response, expect)?;
                         break;
                     }
                     _ => {}
                 }
             }
-            // An answer that never ends is none.
+            // The response has to end.
             while session.read_body_bytes().await?.is_some() {}
             Ok::<(), Box<Error>>(())
         };
-        match asked.await {
+        match exchange.await {
             Ok(()) => Ok(ProbeResult::Good),
             Err(error) => self.failure(&error),
         }
@@ -79,44 +79,44 @@ impl HttpCheck {
 
     fn failure(&self, error: &Error) -> Result<ProbeResult, CannotProbe> {
         let cause = error.root_cause().downcast_ref::<io::Error>();
-        if let Some(cause) = cause.filter(|cause| is_ours(cause)) {
+        if let Some(cause) = cause.filter(|cause| is_exhaustion(cause)) {
             return Err(CannotProbe(io::Error::new(cause.kind(), cause.to_string())));
         }
-        let no_answer = |why: &str| ProbeResult::NoResponse(why.to_owned());
+        let no_response = |why: &str| ProbeResult::NoResponse(why.to_owned());
         Ok(match error.etype() {
             ErrorType::CustomCode(DRAINING, status) => unexpected(*status, true, ""),
             ErrorType::CustomCode(UNEXPECTED, status) => {
                 unexpected(*status, false, self.hint(*status))
             }
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => {
-                ProbeResult::UnexpectedResponse("its answer to a probe is not HTTP".to_owned())
+                ProbeResult::UnexpectedResponse("the response to the probe is not HTTP".to_owned())
             }
-            ErrorType::ReadTimedout => no_answer("its probe was not answered"),
-            ErrorType::ConnectionClosed => no_answer("it closed the connection of its probe"),
-            kind => ProbeResult::NoResponse(format!("its probe failed: {}", kind.as_str())),
+            ErrorType::ReadTimedout => no_response("no response to the probe"),
+            ErrorType::ConnectionClosed => {
+                no_response("the backend closed the connection of the probe")
+            }
+            kind => ProbeResult::NoResponse(format!("the probe failed: {}", kind.as_str())),
         })
     }
 
-    fn asks_by_head(&self) -> bool {
-        let question = self.question.as_deref();
-        question.is_some_and(|(request, _)| request.method == Method::HEAD)
+    fn uses_head(&self) -> bool {
+        let request = self.request.as_deref();
+        request.is_some_and(|(request, _)| request.method == Method::HEAD)
     }
 
-    /// What to do about an answer that shows that it was the wrong question.
+    /// Advice for a status that suggests another kind of probe.
     fn hint(&self, status: u16) -> &'static str {
         match (self.kind, status) {
             (ProbeKind::Node, 300..=499) => {
-                " (health.kind: http suits apps that are no Causeway nodes)"
+                " (health.kind: http suits apps that are not Causeway nodes)"
             }
-            (ProbeKind::Http, 405 | 501) if self.asks_by_head() => {
-                " (health.method: GET may suit it)"
-            }
+            (ProbeKind::Http, 405 | 501) if self.uses_head() => " (health.method: GET may suit it)",
             _ => "",
         }
     }
 }
 
-fn request(config: &HealthConfig) -> RequestHeader {
+fn build_request(config: &HealthConfig) -> RequestHeader {
     let build = || -> pingora::Result<RequestHeader> {
         let path = config.path.as_bytes();
         let mut request = RequestHeader::build(config.method.clone(), path, Some(3))?;
@@ -129,7 +129,7 @@ fn request(config: &HealthConfig) -> RequestHeader {
         }
         Ok(request)
     };
-    build().expect("the path, the host and the headers of the configuration are checked")
+    build().expect("the path, the host and the headers are validated with the configuration")
 }
 
 /// Random, and the same for as long as the process runs.
@@ -138,14 +138,14 @@ fn edge_name() -> &'static str {
     NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
 }
 
-fn validate(answer: &ResponseHeader, expect: &Statuses) -> pingora::Result<()> {
-    let drains = answer.headers.get(DRAIN);
+fn validate(response: &ResponseHeader, expect: &Statuses) -> pingora::Result<()> {
+    let drains = response.headers.get(DRAIN);
     let drains = drains.is_some_and(|value| value.as_bytes() == b"1");
-    let status = answer.status.as_u16();
-    if drains && answer.status == StatusCode::SERVICE_UNAVAILABLE {
+    let status = response.status.as_u16();
+    if drains && response.status == StatusCode::SERVICE_UNAVAILABLE {
         return Error::e_explain(ErrorType::CustomCode(DRAINING, status), "");
     }
-    if expect.contains(answer.status) {
+    if expect.contains(response.status) {
         return Ok(());
     }
     Error::e_explain(ErrorType::CustomCode(UNEXPECTED, status), "")

@@ -17,10 +17,10 @@ use super::{DRAIN, USER_AGENT, unexpected};
 use crate::balancer::pool::ProbeResult;
 use crate::config::HealthConfig;
 
-/// How long the backend may take to say goodbye. It has answered by then, so that it is good in any case.
-const GOODBYE: Duration = Duration::from_millis(200);
+/// How long the closing handshake may take. The probe has passed by then in any case.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How much of what a server says at once is looked at while waiting for its goodbye.
+/// The largest message that is read while waiting for the close frame.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
 /// Opens a WebSocket on one path.
@@ -33,20 +33,20 @@ pub(super) struct WebSocketCheck {
 impl WebSocketCheck {
     pub(super) fn new(config: &HealthConfig) -> Self {
         let uri = format!("ws://{}{}", config.host, config.path);
-        let checked = "the path, the host and the headers of the configuration are checked";
+        let validated = "the path, the host and the headers are validated with the configuration";
         let headers = config.headers.iter().map(|(name, value)| {
             let name = HeaderName::from_static(name.lower());
             (name, value.clone())
         });
         Self {
-            uri: uri.parse().expect(checked),
-            host: config.host.parse().expect(checked),
+            uri: uri.parse().expect(validated),
+            host: config.host.parse().expect(validated),
             headers: headers.collect(),
         }
     }
 
-    /// Does it on a connection.
-    pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> ProbeResult {
+    /// Makes the check on an established connection.
+    pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> ProbeResult {
         let limits = WebSocketConfig::default()
             .read_buffer_size(4 << 10)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
@@ -59,15 +59,15 @@ impl WebSocketCheck {
             Ok((socket, _)) => socket,
             Err(error) => return failure(&error),
         };
-        let goodbye = async {
+        let closing = async {
             socket.close(None).await?;
             while let Some(message) = socket.next().await {
                 message?;
             }
             Ok::<(), Error>(())
         };
-        // However it says goodbye, it has answered.
-        let _ = timeout(GOODBYE, goodbye).await;
+        // The handshake has succeeded, whatever the result of closing.
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
         ProbeResult::Good
     }
 
@@ -83,28 +83,28 @@ impl WebSocketCheck {
 
 fn failure(error: &Error) -> ProbeResult {
     match error {
-        Error::Http(answer) => {
-            let drains = drains(answer);
-            unexpected(answer.status().as_u16(), drains, " instead of 101")
+        Error::Http(response) => {
+            let drains = drains(response);
+            unexpected(response.status().as_u16(), drains, " instead of 101")
         }
         Error::Io(_)
         | Error::ConnectionClosed
         | Error::AlreadyClosed
         | Error::Protocol(
             ProtocolError::HandshakeIncomplete | ProtocolError::ResetWithoutClosingHandshake,
-        ) => ProbeResult::NoResponse("it closed the connection of its probe".to_owned()),
+        ) => ProbeResult::NoResponse("the backend closed the connection of the probe".to_owned()),
         Error::Protocol(ProtocolError::SecWebSocketAcceptKeyMismatch) => {
             ProbeResult::UnexpectedResponse(
-                "its probe was answered with a wrong Sec-WebSocket-Accept".to_owned(),
+                "the response to the probe has a wrong Sec-WebSocket-Accept".to_owned(),
             )
         }
         error => ProbeResult::UnexpectedResponse(format!(
-            "its answer is no WebSocket handshake: {error}"
+            "the response to the probe is not a WebSocket handshake: {error}"
         )),
     }
 }
 
-fn drains(answer: &Response) -> bool {
-    let value = answer.headers().get(DRAIN);
+fn drains(response: &Response) -> bool {
+    let value = response.headers().get(DRAIN);
     value.is_some_and(|value| value.as_bytes() == b"1")
 }

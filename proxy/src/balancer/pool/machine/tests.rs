@@ -1,4 +1,4 @@
-//! Every move of the machine, and that none of its states is a trap.
+//! Every transition of the state machine, and that no state is final.
 
 use proptest::prelude::*;
 
@@ -13,14 +13,14 @@ const CONFIG: MachineConfig = MachineConfig {
     hold_timeout: Duration::from_secs(2),
 };
 
-/// No grace at all.
+/// No grace period.
 const AT_ONCE: MachineConfig = MachineConfig {
     hold: Duration::ZERO,
     hold_timeout: Duration::ZERO,
     ..CONFIG
 };
 
-/// Whatever can happen to a machine.
+/// All inputs of the machine.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Good,
@@ -30,9 +30,9 @@ enum Event {
     Silent,
     DialRefused,
     DialTimedOut,
-    /// It says that it is stopping.
+    /// It announces that it is stopping.
     Stops,
-    /// So many seconds go by.
+    /// This many seconds pass.
     Wait(u64),
 }
 
@@ -51,7 +51,7 @@ impl Bench {
         }
     }
 
-    /// A machine in `state`, freshly so: every state has a way in.
+    /// A machine that has just entered `state`.
     fn reaching(state: State, config: MachineConfig) -> Self {
         let mut bench = Self::new(config);
         let way: &[Event] = match state {
@@ -98,8 +98,8 @@ impl Bench {
 }
 
 #[test]
-fn each_event_moves_each_state_where_the_table_says() {
-    // One event: good, draining, bad, unreachable, silent, dial refused, dial timed out, a minute.
+fn each_event_in_each_state_leads_to_the_state_in_the_table() {
+    // One event: good, draining, unexpected response, unreachable, no response, dial refused, dial timed out, a minute.
     let table = [
         (
             Unknown,
@@ -154,7 +154,7 @@ fn each_event_moves_each_state_where_the_table_says() {
 }
 
 #[test]
-fn bad_answers_take_a_backend_down_after_so_many_in_a_row_and_not_before() {
+fn unexpected_responses_take_a_backend_down_after_fall_in_a_row() {
     for from in [Unknown, Up, Draining] {
         let mut bench = Bench::reaching(from, CONFIG);
         assert_ne!(bench.all(&[Bad, Bad]), Down, "{from:?}");
@@ -165,7 +165,7 @@ fn bad_answers_take_a_backend_down_after_so_many_in_a_row_and_not_before() {
 }
 
 #[test]
-fn a_backend_that_refuses_connections_is_suspect_for_as_long_as_it_is_held() {
+fn a_backend_that_refuses_connections_is_suspect_until_hold_is_over() {
     for sign in [Unreachable, DialRefused] {
         let mut bench = Bench::reaching(Up, CONFIG);
         bench.on(sign);
@@ -185,7 +185,7 @@ fn a_backend_that_refuses_connections_is_suspect_for_as_long_as_it_is_held() {
 }
 
 #[test]
-fn a_backend_that_says_nothing_is_held_for_a_shorter_time() {
+fn a_backend_that_does_not_respond_has_the_shorter_grace_period() {
     for sign in [Silent, DialTimedOut] {
         let mut bench = Bench::reaching(Up, CONFIG);
         assert_eq!(bench.all(&[sign, Wait(1), Silent, Silent, Silent]), Suspect);
@@ -194,7 +194,7 @@ fn a_backend_that_says_nothing_is_held_for_a_shorter_time() {
 }
 
 #[test]
-fn a_failed_probe_after_the_end_of_the_grace_ends_it_without_a_tick() {
+fn a_failed_probe_after_the_grace_period_ends_it_without_a_tick() {
     let mut bench = Bench::reaching(Up, CONFIG);
     bench.on(Silent);
     bench.now += CONFIG.hold_timeout;
@@ -202,14 +202,14 @@ fn a_failed_probe_after_the_end_of_the_grace_ends_it_without_a_tick() {
 }
 
 #[test]
-fn a_program_that_hangs_and_is_then_restarted_gets_the_longer_grace() {
+fn a_program_that_hangs_and_is_then_restarted_gets_the_longer_grace_period() {
     let mut bench = Bench::reaching(Up, CONFIG);
     assert_eq!(bench.all(&[Silent, Wait(1), Unreachable, Wait(8)]), Suspect);
     assert_eq!(bench.all(&[Wait(1)]), Down);
 }
 
 #[test]
-fn bad_answers_during_a_grace_do_not_end_it() {
+fn unexpected_responses_during_a_grace_period_do_not_end_it() {
     let mut bench = Bench::reaching(Up, CONFIG);
     assert_eq!(
         bench.all(&[Unreachable, Bad, Bad, Bad, Bad, Wait(9)]),
@@ -219,7 +219,7 @@ fn bad_answers_during_a_grace_do_not_end_it() {
 }
 
 #[test]
-fn a_grace_begins_with_the_first_sign_that_nobody_is_there() {
+fn a_grace_period_starts_with_the_first_failure_to_reach_the_backend() {
     let mut bench = Bench::reaching(Up, CONFIG);
     assert_eq!(bench.all(&[Bad, Wait(5), Bad]), Suspect);
     assert_eq!(bench.machine.grace_end(), None);
@@ -228,7 +228,7 @@ fn a_grace_begins_with_the_first_sign_that_nobody_is_there() {
 }
 
 #[test]
-fn without_a_grace_failed_probes_count_and_failed_dials_do_not() {
+fn without_a_grace_period_failed_probes_count_and_failed_dials_do_not() {
     for sign in [Unreachable, Silent, Bad] {
         let mut bench = Bench::reaching(Up, AT_ONCE);
         assert_eq!(bench.all(&[sign, sign, Wait(3600)]), Suspect);
@@ -241,7 +241,7 @@ fn without_a_grace_failed_probes_count_and_failed_dials_do_not() {
 }
 
 #[test]
-fn with_thresholds_of_one_and_no_grace_each_probe_decides() {
+fn with_thresholds_of_one_and_no_grace_period_each_probe_decides() {
     let config = MachineConfig {
         rise: 1,
         fall: 1,
@@ -255,17 +255,17 @@ fn with_thresholds_of_one_and_no_grace_each_probe_decides() {
 }
 
 #[test]
-fn a_backend_that_was_down_rises_after_so_many_good_probes_in_a_row() {
+fn a_backend_that_was_down_comes_up_after_rise_good_probes_in_a_row() {
     let mut bench = Bench::reaching(Down, CONFIG);
     assert_eq!(bench.all(&[Good, Bad, Good]), Down);
     assert_eq!(bench.all(&[Good]), Up);
 }
 
 #[test]
-fn a_backend_that_keeps_falling_takes_longer_to_rise_until_it_is_steady() {
+fn a_flapping_backend_needs_more_good_probes_until_it_is_steady() {
     let mut bench = Bench::reaching(Down, CONFIG);
     let fall = [Unreachable, Wait(10)];
-    // The first fall after a rise that did not last doubles it, and so on.
+    // Each time that it goes down soon after it came up doubles `rise`.
     for probes in [2, 4, 8, 16, 16, 16] {
         assert_eq!(bench.all(&vec![Good; probes - 1]), Down, "{probes}");
         assert_eq!(bench.all(&[Good]), Up, "{probes}");
@@ -275,7 +275,7 @@ fn a_backend_that_keeps_falling_takes_longer_to_rise_until_it_is_steady() {
     bench.on(Wait(60));
     assert_eq!(bench.all(&fall), Down);
     assert_eq!(bench.all(&[Good; 2]), Up);
-    // What is announced is no flapping.
+    // An announced stop is not flapping.
     assert_eq!(
         bench.all(&[Drains, Unreachable, Unreachable, Unreachable]),
         Down
@@ -284,38 +284,38 @@ fn a_backend_that_keeps_falling_takes_longer_to_rise_until_it_is_steady() {
 }
 
 #[test]
-fn a_backend_that_said_that_it_is_stopping_drains_as_soon_as_it_cannot_be_reached() {
+fn a_backend_that_announced_its_stop_drains_as_soon_as_it_is_unreachable() {
     for sign in [Unreachable, Silent, DialRefused, DialTimedOut] {
         for from in [Unknown, Up] {
             let mut bench = Bench::reaching(from, CONFIG);
             assert_eq!(
                 bench.all(&[Stops, Wait(14)]),
                 from,
-                "what it says moves nothing"
+                "an announcement changes no state"
             );
             let change = bench.on(sign).unwrap();
             assert_eq!((change.from, change.to), (from, Draining), "{sign:?}");
-            assert!(change.why.starts_with("it said that it is stopping, and "));
+            assert!(
+                change
+                    .why
+                    .starts_with("it announced that it is stopping, then: ")
+            );
             assert_eq!(bench.machine.grace_end(), None);
             assert_eq!(bench.all(&[Good]), Up, "it was a restart");
-            assert_eq!(
-                bench.all(&[sign]),
-                Suspect,
-                "and the next one is another matter"
-            );
+            assert_eq!(bench.all(&[sign]), Suspect, "the announcement counts once");
         }
     }
 }
 
 #[test]
-fn a_backend_that_cannot_be_reached_drains_as_soon_as_it_is_known_to_be_stopping() {
+fn an_unreachable_backend_drains_as_soon_as_its_stop_is_announced() {
     let mut bench = Bench::reaching(Up, CONFIG);
     assert_eq!(bench.all(&[DialRefused]), Suspect);
     assert_eq!(bench.all(&[Stops]), Draining);
 }
 
 #[test]
-fn what_a_backend_said_long_ago_or_before_a_bad_answer_is_no_stop() {
+fn an_expired_announcement_or_an_unexpected_response_is_no_stop() {
     let mut bench = Bench::reaching(Up, CONFIG);
     assert_eq!(bench.all(&[Stops, Wait(15), Unreachable]), Suspect);
     let mut bench = Bench::reaching(Up, CONFIG);
@@ -327,7 +327,7 @@ fn what_a_backend_said_long_ago_or_before_a_bad_answer_is_no_stop() {
 }
 
 #[test]
-fn a_change_says_from_where_to_where_why_and_how_long_it_was() {
+fn a_change_has_both_states_the_reason_and_the_duration() {
     let mut bench = Bench::reaching(Up, CONFIG);
     bench.on(Wait(3));
     let change = bench.on(Bad).unwrap();
@@ -343,13 +343,13 @@ fn a_change_says_from_where_to_where_why_and_how_long_it_was() {
 }
 
 #[test]
-fn a_backend_that_answers_wrongly_is_told_from_one_that_does_not_answer() {
+fn an_unexpected_response_is_distinguished_from_no_response() {
     let mut bench = Bench::reaching(Down, CONFIG);
     assert!(bench.machine.responds());
     bench.on(Unreachable);
     assert!(!bench.machine.responds());
     bench.on(Good);
-    assert!(bench.machine.responds(), "it has still to rise");
+    assert!(bench.machine.responds(), "it is still down");
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -367,10 +367,10 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happened: a change says what it was, a grace is there while it may be and ends in time, and every state has a
-    /// way up and a way down.
+    /// After any events: a change has the right states, a grace period exists only while it may and ends in time, and every state
+    /// can be left, up and down.
     #[test]
-    fn no_state_is_a_trap_and_no_grace_is_exceeded(
+    fn no_state_is_final_and_no_grace_period_is_exceeded(
         events in prop::collection::vec(event(), 0..60),
         rise in 1..5_u32,
         fall in 1..5_u32,
@@ -400,7 +400,7 @@ proptest! {
                     }
                     None => assert_eq!(from, machine.state()),
                 }
-                // A grace that was over in time has ended.
+                // A grace period that has expired has ended.
                 if let (Wait(_), Some(end)) = (event, grace) {
                     assert_eq!(machine.state() == Down, end <= now, "{began:?} {end:?}");
                 }
@@ -418,7 +418,7 @@ proptest! {
         prop_assert_eq!(up.all(&vec![Good; (rise << DOUBLED_MAX) as usize]), Up);
         for sign in [Bad, Unreachable, Silent] {
             let mut down = build();
-            // One more, which is what ends a stop that was announced.
+            // One more, which ends an announced stop.
             down.all(&vec![sign; fall as usize + 1]);
             prop_assert_eq!(down.all(&[Wait(12)]), Down);
         }

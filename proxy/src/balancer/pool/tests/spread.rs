@@ -1,4 +1,4 @@
-//! How evenly new clients spread.
+//! How evenly new clients are spread.
 
 mod simulation;
 
@@ -19,7 +19,7 @@ fn the_first_clients_go_to_different_backends() {
 }
 
 #[test]
-fn new_clients_go_where_the_fewest_tunnels_are_for_the_weight() {
+fn new_clients_go_to_the_backend_with_the_fewest_tunnels_for_its_weight() {
     let bench = Bench::new("least", &[1, 2]);
     let (one, other) = (bench.backend("n1"), bench.backend("n2"));
     let _light: Vec<_> = (0..10).map(|_| one.open_tunnel()).collect();
@@ -49,7 +49,7 @@ fn requests_in_flight_are_counted_until_they_end() {
 }
 
 #[test]
-fn more_backends_than_are_compared_exactly_still_spread() {
+fn new_clients_spread_over_more_backends_than_are_compared_exactly() {
     let bench = Bench::new("least", &[1; 20]);
     let spread = bench.spread(2000);
     assert_eq!(spread.len(), 20);
@@ -60,7 +60,7 @@ fn more_backends_than_are_compared_exactly_still_spread() {
 }
 
 #[test]
-fn round_robin_takes_turns_by_weight_and_shares_out_the_turns_of_who_is_down() {
+fn round_robin_follows_weights_and_spreads_the_turns_of_a_backend_that_is_down() {
     let bench = Bench::new("round_robin", &[1, 1, 1]);
     let turns: Vec<String> = (0..6).map(|_| bench.new_client()).collect();
     assert_eq!(turns, ["n1", "n2", "n3", "n1", "n2", "n3"]);
@@ -72,7 +72,7 @@ fn round_robin_takes_turns_by_weight_and_shares_out_the_turns_of_who_is_down() {
 }
 
 #[test]
-fn random_goes_by_weight() {
+fn random_follows_weights() {
     let bench = Bench::new("random", &[1, 3]);
     let light = bench.spread(4000)["n1"];
     assert!((800..1200).contains(&light), "{light}");
@@ -80,7 +80,7 @@ fn random_goes_by_weight() {
 
 proptest! {
     #[test]
-    fn a_schedule_is_as_fair_as_its_weights(weights in prop::collection::vec(1..=1000_u32, 1..12)) {
+    fn a_schedule_has_the_proportions_of_its_weights(weights in prop::collection::vec(1..=1000_u32, 1..12)) {
         let schedule = schedule::schedule(&weights);
         let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         prop_assert!(schedule.len() <= 4096 + weights.len());

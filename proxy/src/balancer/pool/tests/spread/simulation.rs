@@ -1,16 +1,16 @@
-//! Minutes of traffic in virtual time: what every request does, and how the tunnels are spread in the end.
+//! A simulation of minutes of traffic in virtual time: how the tunnels are spread in the end.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::*;
 
-/// What happens next, by the millisecond.
+/// A scheduled event.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     /// A request ends.
     Answered(usize),
-    /// A client that was given a cookie comes back with it for its tunnel.
+    /// A client with a new cookie opens its tunnel.
     Returns(String),
     TunnelEnds(usize),
 }
@@ -23,8 +23,8 @@ struct Traffic {
     events: BinaryHeap<Reverse<(u64, Event)>>,
     requests: Vec<Option<RequestCount>>,
     tunnels: Vec<Option<TunnelCount>>,
-    /// Which newcomers went where, in their order.
-    newcomers: Vec<String>,
+    /// The backends of new clients, in order.
+    new_clients: Vec<String>,
 }
 
 impl Traffic {
@@ -36,7 +36,7 @@ impl Traffic {
             events: BinaryHeap::new(),
             requests: Vec::new(),
             tunnels: Vec::new(),
-            newcomers: Vec::new(),
+            new_clients: Vec::new(),
         }
     }
 
@@ -48,37 +48,37 @@ impl Traffic {
         self.events.push(Reverse((self.millis + millis, event)));
     }
 
-    /// A request of a client that shows `claim`: the backend that it goes to.
-    fn ask(&mut self, claim: &Claim, kind: RequestKind) -> Arc<Backend> {
+    /// A request with `claim`: the backend that is chosen.
+    fn request(&mut self, claim: &Claim, kind: RequestKind) -> Arc<Backend> {
         let choice = self
             .bench
             .pool
             .choose(claim, kind, &Tried::default(), self.now())
             .unwrap();
         if choice.affinity != Hit {
-            self.newcomers.push(choice.backend.id.to_string());
+            self.new_clients.push(choice.backend.id.to_string());
         }
         choice.backend
     }
 
-    /// A plain request that is answered after so many milliseconds.
+    /// A plain request that lasts `millis`.
     fn plain(&mut self, claim: &Claim, millis: u64) -> Arc<Backend> {
-        let backend = self.ask(claim, RequestKind::Plain);
+        let backend = self.request(claim, RequestKind::Plain);
         let request = backend.start_request(RequestKind::Plain);
         self.requests.push(Some(request));
         self.after(millis, Event::Answered(self.requests.len() - 1));
         backend
     }
 
-    /// A client that opens its tunnel at once and keeps it for so many milliseconds.
+    /// A client that opens its tunnel at once and keeps it for `millis`.
     fn tunnel(&mut self, claim: &Claim, millis: u64) {
-        let backend = self.ask(claim, RequestKind::Upgrade);
+        let backend = self.request(claim, RequestKind::Upgrade);
         let _upgrade = backend.start_request(RequestKind::Upgrade);
         self.tunnels.push(Some(backend.open_tunnel()));
         self.after(millis, Event::TunnelEnds(self.tunnels.len() - 1));
     }
 
-    /// Lets a millisecond pass.
+    /// Advances by a millisecond.
     fn step(&mut self, tunnel_millis: u64) {
         self.millis += 1;
         while self
@@ -94,7 +94,7 @@ impl Traffic {
         }
     }
 
-    /// The backend with the most tunnels, by their mean.
+    /// The largest number of tunnels of a backend, divided by the mean.
     fn imbalance(&self) -> f64 {
         let backends = self.bench.pool.backends();
         let open = |backend: &Arc<Backend>| backend.status(self.now()).tunnels as f64;
@@ -114,16 +114,16 @@ impl Traffic {
 
 const FOR_EVER: u64 = 1 << 40;
 
-/// 3,000 tunnels in 30 s, beside 500 plain requests a second and 200 parked polls, on three backends of which one is slow.
+/// 3,000 tunnels in 30 s, beside 500 plain requests a second and 200 long polls, on three backends of which one is slow.
 ///
-/// `by_cookie` of 100 tunnels are of clients that ask for something plain first, as SockJS clients do.
+/// `by_cookie` of 100 tunnels are of clients that send a plain request first, as SockJS clients do.
 fn three_thousand_tunnels(by_cookie: u64) -> f64 {
     let mut traffic = Traffic::new(Bench::new("least", &[1, 1, 1]));
     let polls: Vec<Claim> = (0..200).map(|n| session(&format!("s{n}"))).collect();
     for millis in 0..30_000_u64 {
         traffic.step(FOR_EVER);
         if millis % 2 == 0 {
-            // One in ten shows a cookie of the first backend, which answers slowly.
+            // One in ten has a cookie of the first backend, which responds slowly.
             let claim = match traffic.random.u8(..10) {
                 0 => bound_to("n1"),
                 _ => Claim::default(),
@@ -162,14 +162,14 @@ fn three_thousand_tunnels_spread_evenly_beside_plain_requests() {
     }
 }
 
-/// The most newcomers that `id` got of any so many in a row, and how many each other one got of them on average.
-fn worst_burst(newcomers: &[String], id: &str, in_a_row: usize, others: usize) -> (usize, f64) {
+/// The most new clients that `id` got of any `in_a_row` consecutive ones, and how many each other backend got of them on average.
+fn worst_burst(new_clients: &[String], id: &str, in_a_row: usize, others: usize) -> (usize, f64) {
     let got = |window: &[String]| window.iter().filter(|other| *other == id).count();
-    let most = newcomers.windows(in_a_row).map(got).max().unwrap();
+    let most = new_clients.windows(in_a_row).map(got).max().unwrap();
     (most, (in_a_row - most) as f64 / others as f64)
 }
 
-/// Backends with tunnels, one of which goes away and comes back: the newcomers from its return on.
+/// Backends with tunnels, one of which goes down and comes up again: the new clients after that.
 fn come_back(kind: RequestKind) -> (Traffic, usize) {
     let bench = Bench::new("least", &[1, 1, 1]);
     let mut traffic = Traffic::new(bench);
@@ -201,7 +201,7 @@ fn come_back(kind: RequestKind) -> (Traffic, usize) {
                     .probed(&backend, ProbeResult::Good, traffic.now())
             });
             assert_eq!(backend.state(), State::Up);
-            returned_at = traffic.newcomers.len();
+            returned_at = traffic.new_clients.len();
         }
         if millis % 20 == 0 {
             match kind {
@@ -217,11 +217,11 @@ fn come_back(kind: RequestKind) -> (Traffic, usize) {
 }
 
 #[test]
-fn a_backend_that_is_back_gets_its_share_and_never_more_than_twice_its_neighbours() {
+fn a_backend_that_is_up_again_gets_its_share_and_never_more_than_twice_that_of_the_others() {
     for kind in [RequestKind::Upgrade, RequestKind::Plain] {
         let (traffic, returned_at) = come_back(kind);
-        let after = &traffic.newcomers[returned_at..];
-        // A second, five, and a minute of newcomers, from every one on.
+        let after = &traffic.new_clients[returned_at..];
+        // The new clients of a second, of five, and of a minute, from each one on.
         for in_a_row in [50, 250, 3000] {
             let (most, others) = worst_burst(after, "n3", in_a_row, 2);
             assert!(
@@ -229,7 +229,7 @@ fn a_backend_that_is_back_gets_its_share_and_never_more_than_twice_its_neighbour
                 "{kind:?} {in_a_row}: {most} beside {others}"
             );
         }
-        // It starts slowly: a tenth of the weight, and at most twice as many for that.
+        // Slow start: a tenth of the weight, and at most twice as many for that.
         let first = after[..50].iter().filter(|id| *id == "n3").count();
         assert!((1..=8).contains(&first), "{kind:?}: {first}");
         assert!(
@@ -242,7 +242,7 @@ fn a_backend_that_is_back_gets_its_share_and_never_more_than_twice_its_neighbour
 }
 
 #[test]
-fn slow_start_holds_for_turns_and_dice_too() {
+fn slow_start_applies_to_round_robin_and_random_too() {
     for pick in ["random", "round_robin"] {
         let bench = Bench::new(pick, &[1, 1]);
         bench.down("n2");
@@ -257,7 +257,7 @@ fn slow_start_holds_for_turns_and_dice_too() {
             };
             (0..4000).map(choose).filter(is_back).count()
         };
-        // A tenth beside one whole is an eleventh.
+        // A tenth beside a full weight is an eleventh.
         let (first, later) = (share(bench.at(20)), share(bench.at(30)));
         assert!((250..500).contains(&first), "{pick}: {first}");
         assert!((1800..2200).contains(&later), "{pick}: {later}");
@@ -265,7 +265,7 @@ fn slow_start_holds_for_turns_and_dice_too() {
 }
 
 #[test]
-fn a_backend_comes_back_to_its_full_weight_step_by_step() {
+fn the_weight_grows_gradually_during_slow_start() {
     let bench = Bench::new("least", &[3]);
     let backend = bench.backend("n1");
     let weight = |seconds| backend.weight_at(Duration::from_secs(seconds));
