@@ -1,8 +1,7 @@
-//! The settings of the edge: checked, complete, and with every default in this file.
+//! The settings of the edge: validated and complete, with all defaults in this file.
 //!
-//! A file becomes a [`Config`] in two steps: [`raw`] says what serde accepts, [`read`] checks it and
-//! fills in what was left out. Whoever holds a `Config` checks nothing again. All mistakes of a file
-//! are reported together, each with its line and column.
+//! A file becomes a [`Config`] in two steps: [`raw`] has the structure for serde, [`read`] validates it and fills in defaults. Users
+//! of a `Config` need not check it again. All errors of a file are reported together, each with its line and column.
 
 pub(crate) mod backend;
 mod check;
@@ -35,13 +34,13 @@ pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, with
 pub struct Config {
     /// Where clients connect. Never empty.
     pub(crate) listeners: Vec<ListenerConfig>,
-    /// Where `/live`, `/ready`, `/metrics` and `/backends` are answered; `None` switches that off.
+    /// The listener for `/live`, `/ready`, `/metrics` and `/backends`; `None` is none.
     pub(crate) admin: Option<SocketAddr>,
-    /// Whether WebSockets may come over HTTP/2 (RFC 8441).
+    /// Whether WebSockets over HTTP/2 (RFC 8441) are accepted.
     pub(crate) websockets_over_http2: bool,
-    /// Whether a client that shuts down its sending side after the request counts as gone.
+    /// Whether a client that half-closes its connection after the request counts as disconnected.
     pub(crate) abort_on_client_close: bool,
-    /// Where this edge is: backends there come before others.
+    /// The zone of this edge: backends in the same zone are preferred.
     pub(crate) zone: Option<Box<str>>,
     /// Never empty. A [`PoolId`] is an index into it.
     pub(crate) pools: Vec<PoolConfig>,
@@ -51,10 +50,10 @@ pub struct Config {
     pub(crate) timeouts: Timeouts,
     pub(crate) limits: Limits,
     pub(crate) drain: DrainConfig,
-    /// Whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are believed.
+    /// The proxies whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are trusted.
     pub(crate) trusted_proxies: Vec<AddressRange>,
     pub(crate) log: Log,
-    /// Worker threads; `None` takes one for each processor.
+    /// Worker threads; `None` is one for each processor.
     pub(crate) threads: Option<usize>,
 }
 
@@ -63,12 +62,12 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with the file, each with its place, key and what would be right.
+    /// All errors of the file, each with its position, key and the expected value.
     pub fn load(path: &Path) -> Result<Self, ConfErrors> {
         read::config(causeway_conf::load(path)?)
     }
 
-    /// Reads `text` as if it came from a file called `name`.
+    /// Reads `text` as the content of a file called `name`.
     ///
     /// # Errors
     ///
@@ -78,19 +77,19 @@ impl Config {
     }
 }
 
-/// A place where clients connect.
+/// One listener for clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListenerConfig {
     pub(crate) address: SocketAddr,
-    /// The peers that begin with a header of the PROXY protocol.
+    /// The peers whose connections start with a header of the PROXY protocol.
     pub(crate) proxy_protocol: Vec<AddressRange>,
     pub(crate) tls: Option<TlsConfig>,
-    /// The port of the https listener that everything is sent to; `None` serves here.
+    /// The port of the https listener to redirect to; `None` serves requests.
     pub(crate) redirect_to_https: Option<u16>,
 }
 
 impl ListenerConfig {
-    /// Requests from the first byte on, from anybody.
+    /// A listener without TLS and PROXY protocol.
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self {
             address,
@@ -101,18 +100,18 @@ impl ListenerConfig {
     }
 }
 
-/// How a listener speaks TLS.
+/// TLS of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsConfig {
     pub(crate) certificates: CertificateSource,
     pub(crate) min_version: TlsVersion,
     /// Whether HTTP/2 is offered.
     pub(crate) http2: bool,
-    /// For the whole handshake.
+    /// Timeout of the whole handshake.
     pub(crate) handshake: Duration,
-    /// Keys that sessions are resumed with, shared by edges; `None` takes keys of the process.
+    /// Keys for session tickets, shared by edges; `None` is keys of the process.
     pub(crate) ticket_keys: Option<PathBuf>,
-    /// Who signs the certificates that clients have to show; `None` asks for none.
+    /// The CA of client certificates, which are required then; `None` requests none.
     pub(crate) client_ca: Option<PathBuf>,
 }
 
@@ -122,23 +121,23 @@ impl TlsConfig {
     const HANDSHAKE: Duration = Duration::from_secs(10);
 }
 
-/// Where certificates are.
+/// Where the certificates of a listener are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CertificateSource {
-    /// Never empty. The first serves clients that name nobody.
+    /// Never empty. The first is for clients without a server name (SNI).
     Files(Vec<CertificateFiles>),
-    /// All of a folder, in the order of their names.
+    /// All in a folder, in the order of their names.
     Folder(PathBuf),
 }
 
-/// A certificate with its chain, and its key.
+/// The files of a certificate with its chain, and of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateFiles {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
 }
 
-/// The oldest version of TLS that is spoken.
+/// The oldest version of TLS that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) enum TlsVersion {
     #[serde(rename = "1.2")]
@@ -147,71 +146,71 @@ pub(crate) enum TlsVersion {
     V1_3,
 }
 
-/// Where clients connect when the file says nothing: loopback, so that nothing is exposed by accident.
+/// The default listener: loopback, so that nothing is exposed by accident.
 const LISTENER: &str = "127.0.0.1:8080";
 
-/// Where the admin answers are when the file says nothing.
+/// The default address of the admin listener.
 const ADMIN: &str = "127.0.0.1:8081";
 
-/// Off: a stream of HTTP/2 costs several times what a connection of its own does.
+/// Off: a WebSocket over HTTP/2 costs several times as much memory as one with its own connection.
 const WEBSOCKETS_OVER_HTTP2: bool = false;
 
-/// Off: a half-closed connection still has a reader, as with `printf ... | nc`.
+/// Off: the client of a half-closed connection may still read, as with `printf ... | nc`.
 const ABORT_ON_CLIENT_CLOSE: bool = false;
 
-/// Which pool: its index in [`Config::pools`].
+/// The index of a pool in [`Config::pools`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PoolId(pub(crate) usize);
 
-/// Backends in one pool. The ring keeps 160 points for each, and numbers them in 16 bits.
+/// The most backends in one pool. The ring has 160 points for each, and numbers them with 16 bits.
 pub(crate) const BACKENDS_MAX: usize = 10_000;
 
-/// A set of backends that serve the same thing.
+/// A set of backends that serve the same application.
 #[derive(Debug, Clone)]
 pub(crate) struct PoolConfig {
     pub(crate) name: String,
     pub(crate) pick: Pick,
-    /// The affinity cookie of this pool. `None`: no cookie is set, and none is looked at.
+    /// The affinity cookie of this pool. `None`: no cookie is set or read.
     pub(crate) cookie: Option<PoolCookie>,
-    /// Never empty, unless others are looked for.
+    /// Never empty, except with `discover`.
     pub(crate) backends: Vec<BackendConfig>,
-    /// Where nodes say that they are there.
+    /// The registry to discover nodes in.
     pub(crate) discover: Option<DiscoverConfig>,
     pub(crate) health: HealthConfig,
-    /// How its backends are spoken to; `None` is in plain.
+    /// TLS to its backends; `None` is plain TCP.
     pub(crate) tls: Option<BackendTls>,
-    /// What of them is not for clients: paths, and with `/*` behind them all below.
+    /// Paths that are closed to clients; one that ends with `/*` includes all below it.
     closed_paths: Vec<String>,
 }
 
 impl PoolConfig {
-    /// What common servers and Causeway's nodes keep for operators.
+    /// Paths that common servers and Causeway nodes have for operators.
     const CLOSED_PATHS: [&str; 4] = ["/live", "/metrics", "/ready", "/slowest"];
-    /// What Causeway's nodes alone keep for operators: with other apps this is where clients go.
+    /// Paths that Causeway nodes have for operators, and other apps for clients.
     const CLOSED_PATH_OF_NODES: &str = "/api/*";
 }
 
-/// What the affinity cookie of one pool has of its own.
+/// The settings of the affinity cookie that each pool has of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoolCookie {
-    /// No two pools share one, or a page that uses both would be bound anew at every other request.
+    /// Unique: with the same cookie for two pools, a page that uses both would be bound again at every other request.
     pub(crate) name: String,
-    /// Where browsers send it.
+    /// The paths that browsers send it to.
     pub(crate) path: Cow<'static, str>,
 }
 
-/// How TLS is spoken to the backends of a pool.
+/// TLS to the backends of a pool.
 ///
 /// Invariant: with `verify`, each backend has a name to verify: `server_name`, or that of its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackendTls {
-    /// Whether they have to prove who they are.
+    /// Whether their certificates are verified.
     pub(crate) verify: bool,
-    /// Who signs their certificates; `None` takes whom this machine trusts.
+    /// The CA of their certificates; `None` is the trust store of the system.
     pub(crate) ca: Option<PathBuf>,
-    /// Whom their certificates name; `None` is the host of each one's address.
+    /// The name in their certificates; `None` is the host of the address of each backend.
     pub(crate) server_name: Option<ServerName<'static>>,
-    /// What the edge shows them.
+    /// The client certificate of the edge.
     pub(crate) certificate: Option<CertificateFiles>,
 }
 
@@ -219,22 +218,22 @@ impl BackendTls {
     const VERIFY: bool = true;
 }
 
-/// The registry of nodes that a pool takes backends from. `Debug` masks the URLs.
+/// The registry that a pool discovers its backends in. `Debug` masks the URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiscoverConfig {
-    /// Which Redis, as URLs that were checked; never none. Each of them has the whole registry.
+    /// Validated URLs of Redis servers; never empty. Each server has the whole registry.
     pub(crate) servers: Vec<Secret>,
-    /// Who may sign the certificates of those that speak TLS, in PEM; `None`: whom the system trusts.
+    /// The CA certificates for servers with TLS, in PEM; `None` is the trust store of the system.
     pub(crate) ca: Option<Arc<[u8]>>,
     pub(crate) every: Duration,
-    /// Where nodes of the registry may be.
+    /// The addresses that nodes in the registry may have.
     pub(crate) allow: Arc<AllowedAddresses>,
 }
 
 impl DiscoverConfig {
     const EVERY: Duration = Duration::from_secs(2);
 
-    /// Whether it is the registry that `other` means, whatever else differs: the login, say.
+    /// Whether both use the same registry, with other settings, such as the login, ignored.
     pub(crate) fn is_registry_of(&self, other: &Self) -> bool {
         let servers = |config: &Self| -> Option<Vec<_>> {
             let urls = config.servers.iter();
@@ -248,12 +247,12 @@ impl DiscoverConfig {
     }
 }
 
-/// The addresses that are believed of nodes that a registry names.
+/// The addresses that discovered nodes may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AllowedAddresses {
     /// Those in one of these ranges.
     Ranges(Vec<AddressRange>),
-    /// Those that another machine can have, and with `loopback` those of this machine.
+    /// Those of other machines, and loopback addresses if `loopback`.
     Routable { loopback: bool },
 }
 
@@ -265,7 +264,7 @@ impl AllowedAddresses {
             Self::Routable { loopback } => match address {
                 address if address.is_loopback() => *loopback,
                 IpAddr::V4(address) => {
-                    // A network's own addresses mean this machine, link-local ones what a cloud tells a machine of itself.
+                    // 0.0.0.0/8 is this machine, and link-local addresses are metadata services of clouds.
                     let is_of_no_host = address.octets()[0] == 0
                         || address.is_broadcast()
                         || address.is_multicast();
@@ -280,15 +279,15 @@ impl AllowedAddresses {
     }
 }
 
-/// How a new client gets its backend.
+/// How a backend is picked for a new client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Pick {
     /// The one with the fewest live tunnels and recent bindings, by weight.
     Least,
-    /// Any of them, by weight.
+    /// A random one, by weight.
     Random,
-    /// In turn, by weight.
+    /// Round robin, by weight.
     RoundRobin,
 }
 
@@ -303,11 +302,11 @@ pub(crate) struct BackendConfig {
     pub(crate) address: Address,
     /// Its share of new clients, 1 to [`BackendConfig::WEIGHT_MAX`].
     pub(crate) weight: u32,
-    /// Where it is; what has no zone is near to every edge.
+    /// Its zone; a backend without a zone is local to every edge.
     pub(crate) zone: Option<Box<str>>,
-    /// Which addresses its name may have; `None` is any: the file is believed.
+    /// The addresses that its name may have; `None` is any: the file is trusted.
     pub(crate) allowed: Option<Arc<AllowedAddresses>>,
-    /// Whether it gets new clients only when no other backend is up.
+    /// Whether it gets new clients only when no primary is up.
     pub(crate) backup: bool,
     /// Configured, but out of service: never chosen and never probed.
     pub(crate) maintenance: bool,
@@ -319,7 +318,7 @@ impl BackendConfig {
     const WEIGHT: u32 = 1;
 }
 
-/// What answers a request that no route matches.
+/// The response to a request that no route matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NoRoute {
     pub(crate) status: StatusCode,
@@ -333,38 +332,38 @@ impl NoRoute {
     };
 }
 
-/// How clients are kept on their backend.
+/// How clients are bound to their backend.
 #[derive(Debug, Clone)]
 pub(crate) struct AffinityConfig {
     pub(crate) domain: Option<String>,
     pub(crate) same_site: SameSite,
-    /// Whether browsers keep it apart for each site that embeds this one.
+    /// Whether browsers keep a separate cookie for each site that embeds this one.
     pub(crate) partitioned: bool,
     pub(crate) secure: Secure,
     pub(crate) http_only: bool,
-    /// `None` is a cookie that ends with the browser's session.
+    /// `None` is a session cookie.
     pub(crate) max_age: Option<Duration>,
-    /// The first signs, all verify; none at all leaves cookies unsigned.
+    /// The first signs, all verify; without keys, cookies are not signed.
     pub(crate) keys: Vec<Secret>,
-    /// Until when unsigned cookies are taken beside signed ones.
+    /// Until when unsigned cookies are accepted besides signed ones.
     pub(crate) accept_unsigned_until: Option<SystemTime>,
-    /// Whether the session id in a SockJS path stands in for a cookie.
+    /// Whether the session id in a SockJS path is used like a cookie.
     pub(crate) sockjs_path: bool,
-    /// The parameter of the query that names a session, if one does.
+    /// The query parameter with the session id, if there is one.
     pub(crate) query_parameter: Option<String>,
     /// How many sessions are remembered in each pool.
     pub(crate) sockjs_sessions: usize,
-    /// How long clients of a backend that refuses connections wait for it. Zero is not at all.
+    /// How long clients of a backend that refuses connections wait for it. Zero disables it.
     pub(crate) hold: Duration,
-    /// The same, for a backend that does not answer at all.
+    /// The same, for a backend that does not respond.
     pub(crate) hold_timeout: Duration,
 }
 
 impl AffinityConfig {
-    /// Clients give up on an answer about then.
+    /// Clients time out at about this time.
     pub(crate) const HOLD_MAX: Duration = Duration::from_secs(60);
     const COOKIE: &str = "causeway";
-    /// In place of a name: no cookie.
+    /// The name that means: no cookie.
     const NO_COOKIE: &str = "none";
     const PATH: &str = "/";
     const DEFAULT: Self = Self {
@@ -393,7 +392,7 @@ pub(crate) enum SameSite {
 }
 
 impl<'de> Deserialize<'de> for SameSite {
-    /// Spelled as in the cookie or in lower case.
+    /// In any case: as in the cookie, or in lower case.
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         match text.to_ascii_lowercase().as_str() {
@@ -419,33 +418,33 @@ pub(crate) enum Secure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HealthConfig {
     pub(crate) kind: ProbeKind,
-    /// How an HTTP probe asks.
+    /// The method of an HTTP probe.
     pub(crate) method: Method,
-    /// What a probe over HTTP asks for, a WebSocket included.
+    /// The path of an HTTP or WebSocket probe.
     pub(crate) path: Cow<'static, str>,
     /// The `Host` header of such a probe.
     pub(crate) host: Cow<'static, str>,
     /// Other headers of such a probe.
     pub(crate) headers: Vec<(HeaderNameText, HeaderValue)>,
-    /// The statuses that are good answers to an HTTP probe.
+    /// The statuses with which an HTTP probe passes.
     pub(crate) expect: Statuses,
     /// The port to probe, if not the one of the backend's address.
     pub(crate) port: Option<u16>,
-    /// Between two probes of a backend that is up (or draining).
+    /// Between two probes of a backend that is up or draining.
     pub(crate) interval: Duration,
     /// Between two probes of a suspect or unknown backend.
     pub(crate) fast_interval: Duration,
     /// Between two probes of a backend that is down.
     pub(crate) down_interval: Duration,
-    /// How long one probe may take, from the dial to the end of the answer.
+    /// How long one probe may take, from the dial to the end of the response.
     pub(crate) timeout: Duration,
-    /// Good probes in a row that bring a backend that is down up again.
+    /// Consecutive good probes that bring a backend up again.
     pub(crate) rise: u32,
-    /// Failed probes in a row that take a backend down.
+    /// Consecutive failed probes that take a backend down.
     pub(crate) fall: u32,
-    /// Over how long a backend that came back gets its full share of new clients again.
+    /// How long it takes until a backend that came up again gets its full share of new clients.
     pub(crate) slow_start: Duration,
-    /// The percentage of backends that have to be up: below it health is ignored.
+    /// The percentage of backends that have to be healthy: below it, health is ignored.
     pub(crate) ignore_below: u32,
 }
 
@@ -469,17 +468,17 @@ impl HealthConfig {
     };
 }
 
-/// What a probe is.
+/// The kind of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ProbeKind {
-    /// A request as Causeway nodes answer it.
+    /// An HTTP request with the defaults for Causeway nodes.
     Node,
-    /// A request as most apps answer it.
+    /// An HTTP request with the defaults for other apps.
     Http,
-    /// A connection that is accepted is enough.
+    /// An accepted connection.
     Tcp,
-    /// A WebSocket that opens.
+    /// A WebSocket handshake.
     Websocket,
 }
 
@@ -519,7 +518,7 @@ impl Statuses {
     }
 }
 
-/// How long things may take. The reasons are in `conf/proxy.yaml`.
+/// Timeouts. `conf/proxy.yaml` has the reasons for the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Timeouts {
     /// From the first byte of a request head to its end, 408 after it.
@@ -531,27 +530,27 @@ pub(crate) struct Timeouts {
     pub(crate) keepalive: Duration,
     /// Between two reads of a request body.
     pub(crate) downstream_read: Duration,
-    /// How slowly a request body may arrive at the least; `None` is as slowly as `downstream_read` allows.
+    /// The lowest rate of a request body; `None` is limited by `downstream_read` alone.
     pub(crate) request_body_rate: Option<BodyRate>,
-    /// How long one write to a client may be stuck.
+    /// How long one write to a client may block.
     pub(crate) downstream_write: Duration,
     /// One dial of a backend, its name lookup included.
     pub(crate) connect: Duration,
-    /// Between two reads from a backend. Longer than 25 s: so long a parked poll says nothing.
+    /// Between two reads from a backend. Longer than 25 s, for which a SockJS long poll is silent.
     pub(crate) upstream_read: Duration,
-    /// How long one write to a backend may be stuck.
+    /// How long one write to a backend may block.
     pub(crate) upstream_write: Duration,
     /// How long an idle connection to a backend is kept for the next request.
     pub(crate) upstream_keepalive: Duration,
-    /// From the request for an upgrade to the end of the backend's answer head.
+    /// From the upgrade request to the end of the response head of the backend.
     pub(crate) upgrade: Duration,
-    /// How long a tunnel may carry nothing, either way.
+    /// How long a tunnel may be idle in both directions.
     pub(crate) tunnel_idle: Duration,
-    /// How long a tunnel may last; `None` is for ever.
+    /// How long a tunnel may last; `None` is unlimited.
     pub(crate) tunnel_lifetime: Option<Duration>,
-    /// How long a connection is silent before the kernel asks whether its peer still lives.
+    /// How long a connection is idle before the kernel sends keepalive probes.
     pub(crate) tcp_keepalive: Duration,
-    /// How long sent bytes may stay unacknowledged before the kernel gives a connection up.
+    /// How long sent bytes may stay unacknowledged before the kernel closes a connection.
     pub(crate) tcp_user_timeout: Duration,
 }
 
@@ -575,12 +574,12 @@ impl Timeouts {
     };
 }
 
-/// The least rate of a request body, averaged over a window.
+/// The lowest rate of a request body, averaged over a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BodyRate {
     /// Bytes a second, 1 to [`BodyRate::MAX`].
     pub(crate) per_second: u64,
-    /// The time over which they are averaged, never zero: no body is too slow before it has lasted so long.
+    /// The time over which they are averaged, never zero: no body is too slow before that.
     pub(crate) window: Duration,
 }
 
@@ -592,14 +591,14 @@ impl BodyRate {
     };
 }
 
-/// How much of everything there may be.
+/// Limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Client connections; `None` takes what the open-file limit allows.
+    /// Client connections; `None` is what the open-file limit allows.
     pub(crate) connections: Option<usize>,
-    /// Client connections for each address.
+    /// Client connections for each client address.
     pub(crate) connections_per_address: Option<u32>,
-    /// New client connections for each address.
+    /// New client connections for each client address.
     pub(crate) connection_rate_per_address: Option<Rate>,
     /// The largest request head in bytes, 431 above it.
     pub(crate) head_size: usize,
@@ -609,21 +608,21 @@ pub(crate) struct Limits {
     pub(crate) headers: usize,
     /// The most streams that one HTTP/2 connection of a client may have open.
     pub(crate) http2_streams: u32,
-    /// How many bytes one HTTP/2 stream holds for a client that does not read.
+    /// How many bytes are buffered for one HTTP/2 stream whose client does not read.
     pub(crate) http2_send_buffer: usize,
-    /// How many more backends one request may be sent to after the first.
+    /// How many more backends are tried for one request after the first.
     pub(crate) retries: usize,
-    /// Requests that are sent a second time, for each 100 requests of a pool.
+    /// Requests that may be sent again, for each 100 requests of a pool.
     pub(crate) retry_budget: u32,
-    /// How many requests wait at a time for a backend that may come back.
+    /// How many requests are parked at a time until their backend is reachable.
     pub(crate) waiting: usize,
-    /// TLS handshakes at a time for each client address.
+    /// Concurrent TLS handshakes for each client address.
     pub(crate) handshakes_per_address: u32,
     /// New TLS handshakes for each client address.
     pub(crate) handshake_rate_per_address: Option<Rate>,
     /// The largest request body in bytes, 413 above it.
     pub(crate) body_size: Option<u64>,
-    /// Requests in flight; `None` takes what the open-file limit allows.
+    /// Requests in flight; `None` is what the open-file limit allows.
     pub(crate) requests: Option<usize>,
     /// Requests in flight for each client.
     pub(crate) requests_per_address: Option<u32>,
@@ -634,13 +633,13 @@ pub(crate) struct Limits {
     pub(crate) tunnels_per_backend: Option<u32>,
     /// Requests in flight at each backend.
     pub(crate) requests_per_backend: Option<u32>,
-    /// Requests that wait for a backend which has as many as that.
+    /// Requests that are queued for a backend which has reached that limit.
     pub(crate) queue_per_backend: u32,
-    /// How long each waits at most.
+    /// How long each is queued at most.
     pub(crate) queue_time: Duration,
 }
 
-/// So many a second, and so many at once after a pause.
+/// A rate per second, with a burst after a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// 1 to [`Rate::MAX`].
@@ -684,14 +683,14 @@ impl Limits {
     };
 }
 
-/// How the edge ends.
+/// How the edge shuts down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DrainConfig {
-    /// How long idle client connections may still send a request.
+    /// How long idle client connections are kept for one more request.
     pub(crate) late: Duration,
     /// Over how long the tunnels are closed.
     pub(crate) spread: Duration,
-    /// When the process ends whatever is still open.
+    /// When the process ends even with open connections.
     pub(crate) timeout: Duration,
 }
 
@@ -703,7 +702,7 @@ impl DrainConfig {
     };
 }
 
-/// What is logged, and where to.
+/// The program log and the access log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
     pub(crate) level: LogLevel,
@@ -712,7 +711,7 @@ pub(crate) struct Log {
 }
 
 impl Config {
-    /// The threads that serve connections.
+    /// The number of threads that serve connections.
     pub(crate) fn worker_threads(&self) -> usize {
         let processors = || available_parallelism().map_or(1, NonZero::get);
         self.threads.unwrap_or_else(processors)
@@ -750,7 +749,7 @@ impl LogLevel {
     }
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LogFormat {

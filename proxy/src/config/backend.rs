@@ -1,7 +1,7 @@
-//! How a backend is named and where it is reached.
+//! The id and the address of a backend.
 //!
-//! Both are checked once, when the configuration is read: below that, an id is known to fit in a cookie,
-//! a metric label and a log line, and an address is known to have a port. Names are not resolved here.
+//! Both are validated when the configuration is read: an id fits in a cookie, a metric label and a log line, and an address has a
+//! port. Names are not resolved here.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The stable name of a backend, unique in the whole file. Cheap to clone.
+/// The stable id of a backend, unique in the whole file. Cheap to clone.
 ///
 /// Invariant: 1 to [`BackendId::BYTES_MAX`] of ASCII letters, digits, `.`, `_` and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct BackendId(Arc<str>);
 
 impl BackendId {
-    /// The longest id: it travels in every cookie.
+    /// The longest id: it is part of every cookie.
     pub(crate) const BYTES_MAX: usize = 64;
 
     pub(crate) fn as_str(&self) -> &str {
@@ -41,7 +41,7 @@ impl FromStr for BackendId {
     }
 }
 
-/// Whether `name` is what ids and zones are: 1 to 64 ASCII letters, digits, `.`, `_` and `-`.
+/// Whether `name` is valid as an id or a zone: 1 to 64 ASCII letters, digits, `.`, `_` and `-`.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=BackendId::BYTES_MAX).contains(&name.len()) && name.bytes().all(plain)
@@ -58,7 +58,7 @@ impl fmt::Display for BackendId {
 pub(crate) enum Address {
     /// An IP address and a port.
     Ip(SocketAddr),
-    /// A host name, resolved at each dial so that a backend may move.
+    /// A host name, resolved at each dial, since its addresses may change.
     Name {
         /// The name, lower case.
         host: String,
@@ -68,7 +68,7 @@ pub(crate) enum Address {
     Unix(PathBuf),
 }
 
-/// The text is no address of a backend.
+/// The text is not an address of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected \"10.0.0.7:9000\", \"[::1]:9000\", \"host.example:9000\" or \"unix:/run/app.sock\"{0}"
@@ -104,7 +104,7 @@ impl FromStr for Address {
 }
 
 fn unix(path: &str) -> Result<Address, BadAddress> {
-    // `sun_path` has room for 108 bytes, the last of them a zero.
+    // `sun_path` has 108 bytes, the last of which is zero.
     if !path.starts_with('/') || 107 < path.len() || path.contains('\0') {
         return Err(BadAddress(
             ", the path of a unix socket being absolute and at most 107 bytes long",
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_errors() {
         for text in [
             "",
             "127.0.0.1",

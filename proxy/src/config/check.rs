@@ -1,7 +1,6 @@
-//! Takes single settings from a parsed file, and collects what is wrong with them.
+//! Validates single settings, and collects errors.
 //!
-//! A setting that is wrong yields its default and an error, so that the check goes on and all mistakes
-//! of a file are reported together.
+//! A setting that is not valid yields an error and its default, so that all errors of a file are reported together.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use causeway_conf::{ByteSize, ConfError, ConfErrors, Positions, Span};
 use http::StatusCode;
 
-/// The mistakes found so far.
+/// The errors found so far.
 pub(super) struct Check {
     positions: Positions,
     errors: Vec<ConfError>,
@@ -26,7 +25,7 @@ impl Check {
         }
     }
 
-    /// `value`, if nothing was wrong.
+    /// `value`, if there were no errors.
     pub(super) fn finish<T>(self, value: T) -> Result<T, ConfErrors> {
         if self.errors.is_empty() {
             return Ok(value);
@@ -40,9 +39,9 @@ impl Check {
         self.errors.push(self.positions.error(key, message));
     }
 
-    /// Takes note of a mistake unless `right`.
-    pub(super) fn require(&mut self, right: bool, key: &str, message: &str) {
-        if !right {
+    /// Adds an error unless `is_valid`.
+    pub(super) fn require(&mut self, is_valid: bool, key: &str, message: &str) {
+        if !is_valid {
             self.error(key, message);
         }
     }
@@ -111,14 +110,14 @@ impl Check {
         value: &dyn Display,
         range: &RangeInclusive<T>,
     ) {
-        let (least, most) = (range.start(), range.end());
+        let (min, max) = (range.start(), range.end());
         self.error(
             key,
-            format!("{value} is out of range, expected {least} to {most}"),
+            format!("{value} is out of range, expected {min} to {max}"),
         );
     }
 
-    /// `text` as a `T`; the message of a mistake is the one of `T`.
+    /// Parses `text` as a `T`; the error has the message of `T`.
     pub(super) fn parsed<T>(&mut self, key: &str, text: &str) -> Option<T>
     where
         T: FromStr,
@@ -133,7 +132,7 @@ impl Check {
         }
     }
 
-    /// An address to listen on. Host names are not taken: they may mean several addresses, or others later.
+    /// An address to listen on. Host names are not accepted: they may have several addresses, which may change.
     pub(super) fn listener(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
         let address = text.parse().ok();
         if address.is_none() {
@@ -161,12 +160,12 @@ impl Check {
         status.and_then(|status| StatusCode::from_u16(status).ok())
     }
 
-    /// A path as it stands in a request line or a cookie: absolute, visible ASCII, no query.
+    /// A path for a route or a cookie: absolute, visible ASCII, no query.
     pub(super) fn path(&mut self, key: &str, path: &str) {
         let plain = |byte: u8| byte.is_ascii_graphic() && !b"?#;".contains(&byte);
-        let right = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(plain);
+        let is_valid = path.starts_with('/') && path.len() <= 1024 && path.bytes().all(plain);
         self.require(
-            right,
+            is_valid,
             key,
             "expected a path that starts with \"/\", without spaces or any of ?#;",
         );

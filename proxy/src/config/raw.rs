@@ -1,6 +1,6 @@
-//! The configuration file as serde sees it: names and types, no defaults and no rules.
+//! The structure of the configuration file for serde: names and types, no defaults and no validation.
 //!
-//! Every setting is optional here; what is left out gets its default in [`config`](crate::config).
+//! Every setting is optional here; [`config`](crate::config) has the defaults.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -241,7 +241,7 @@ pub(super) struct Health {
     pub(super) ignore_below: Option<u64>,
 }
 
-/// How a probe asks: methods that change nothing.
+/// The methods of probes: only safe ones.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub(super) enum ProbeMethod {
@@ -296,7 +296,7 @@ pub(super) struct Timeouts {
     pub(super) tcp_user_timeout: Option<Span>,
 }
 
-/// The least rate of a request body, or `off`.
+/// The lowest rate of a request body, or `off`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum BodyRate {
     Off,

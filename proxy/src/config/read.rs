@@ -1,4 +1,4 @@
-//! From what the file says to a [`Config`]: ranges, names, and what depends on more than one key.
+//! Validates a parsed file and converts it to a [`Config`]: ranges, names, and rules about several keys.
 
 mod affinity;
 mod backend_tls;
@@ -84,9 +84,9 @@ fn no_route(check: &mut Check, raw: raw::NoRoute) -> NoRoute {
 fn timeouts(check: &mut Check, raw: &raw::Timeouts) -> Timeouts {
     let default = Timeouts::DEFAULT;
     macro_rules! within {
-        ($name:ident, $least:expr, $most:expr) => {{
+        ($name:ident, $min:expr, $max:expr) => {{
             let key = concat!("timeouts.", stringify!($name));
-            check.span(key, raw.$name, default.$name, Span($least)..=Span($most))
+            check.span(key, raw.$name, default.$name, Span($min)..=Span($max))
         }};
     }
     let head = within!(head, 100 * MS, HOUR);
@@ -162,7 +162,7 @@ fn drain(check: &mut Check, raw: &raw::Drain) -> DrainConfig {
     check.require(
         drain.spread < drain.timeout,
         "drain.timeout",
-        "expected more than drain.spread, or tunnels are cut before they are told",
+        "expected more than drain.spread, or tunnels end before all close frames are sent",
     );
     drain
 }
@@ -183,7 +183,7 @@ fn log(raw: raw::Log) -> Log {
     }
 }
 
-/// The value of a header, if it can be one. It is not shown in debug output.
+/// `text` as a header value, if it is valid. Marked as sensitive: not shown in debug output.
 fn header_value(text: &Secret) -> Option<HeaderValue> {
     let text = text.expose();
     let plain = |byte: u8| byte.is_ascii_graphic() || b" \t".contains(&byte);

@@ -1,7 +1,7 @@
 //! Which pool serves a request: by host, then by the longest path.
 //!
-//! A path is matched as it was sent, by whole segments: `/app` matches `/app` and `/app/x`, not `/apple`. What backends keep for
-//! their operators (`closed_paths` of their pool) has a route only if one names it, however it is spelled.
+//! A path is matched as it was sent, by whole segments: `/app` matches `/app` and `/app/x`, not `/apple`. Paths for operators
+//! (`closed_paths` of the pool) match, in any spelling, only a route whose own path is such a path.
 
 mod closed;
 mod rules;
@@ -21,14 +21,14 @@ pub(crate) struct Route {
     host: Host,
     path: String,
     pub(crate) pool: PoolId,
-    /// What `Upgrade` may ask for, in lower case.
+    /// The allowed protocols of upgrades, in lower case.
     pub(crate) upgrades: Vec<String>,
-    /// What it changes.
+    /// Changes to requests and responses.
     pub(crate) rules: Arc<RouteRules>,
-    /// What of its pool is closed to it.
+    /// The closed paths of its pool, except those in `opened`.
     closed: ClosedPaths,
-    /// What would be closed to it if it were not named by it.
-    named: ClosedPaths,
+    /// The closed paths of its pool that it opens, because its own path leads to them.
+    opened: ClosedPaths,
 }
 
 impl Route {
@@ -47,24 +47,24 @@ impl Route {
             upgrades,
             rules: Arc::default(),
             closed: ClosedPaths::default(),
-            named: ClosedPaths::default(),
+            opened: ClosedPaths::default(),
         }
     }
 
-    /// The same, with what it changes.
+    /// The same, with `rules`.
     pub(super) fn with_rules(self, rules: RouteRules) -> Self {
         let rules = Arc::new(rules);
         Self { rules, ..self }
     }
 
-    /// The same, where these paths of its pool are closed: but for those that it leads to by its own path.
+    /// The same, with the closed paths of its pool.
     pub(super) fn with_closed_paths(self, paths: &[String]) -> Self {
         let all = paths.iter().map(|path| ClosedPath::new(path)).collect();
         let own = self.rules.path(&self.path).to_owned();
-        let (closed, named) = ClosedPaths::new(all).split(|path| covers(path, &own));
+        let (closed, opened) = ClosedPaths::new(all).split(|path| covers(path, &own));
         Self {
             closed,
-            named,
+            opened,
             ..self
         }
     }
@@ -73,7 +73,7 @@ impl Route {
         &self.path
     }
 
-    /// What it is called in the metrics: its host, if it has one, and its path.
+    /// Its label in the metrics: its host, if it has one, and its path.
     pub(crate) fn name(&self) -> String {
         match &self.host {
             Host::Exact(host) => format!("{host}{}", self.path),
@@ -82,7 +82,7 @@ impl Route {
         }
     }
 
-    /// Whether a request may ask for `protocol` in its `Upgrade` header.
+    /// Whether an upgrade to `protocol` is allowed.
     pub(crate) fn allows_upgrade(&self, protocol: &str) -> bool {
         self.upgrades
             .iter()
@@ -94,28 +94,28 @@ impl Route {
         self.host == other.host && self.path == other.path
     }
 
-    /// Whether a server behind it might take `path` for one that is closed.
+    /// Whether a backend might resolve `path` to a closed path.
     ///
-    /// What this route names is open as it is named, and not by way of `..`, which may lead from there to all that lies beside it.
+    /// A path with `..` is not opened by this route, since `..` may lead to other closed paths.
     fn is_closed(&self, path: &str) -> bool {
         let path = self.rules.path(path);
         self.closed.contains(path)
-            || (!self.named.is_empty()
+            || (!self.opened.is_empty()
                 && closed::has_parent_segments(path)
-                && self.named.contains(path))
+                && self.opened.contains(path))
     }
 }
 
-/// Declared in the order in which they are tried.
+/// The host of a route.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Host {
     Exact(String),
-    /// Any host that ends with this, which starts with a dot.
+    /// Any host with this suffix, which starts with a dot.
     Subdomains(String),
     Any,
 }
 
-/// All routes, the most particular first.
+/// All routes, the most specific first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Routes(Vec<Route>);
 
@@ -139,17 +139,17 @@ impl Routes {
         &self.0[position]
     }
 
-    /// All of them, in the order that [`Routes::position`] counts.
+    /// All of them, in the order of [`Routes::position`].
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter()
     }
 
-    /// The route of a request for `path` (a query is ignored) with this `Host`.
+    /// The route that matches `path` (a query is ignored) and `host`.
     pub(crate) fn find(&self, host: Option<&str>, path: &str) -> Option<&Route> {
         self.position(host, path).map(|at| &self.0[at])
     }
 
-    /// Which of the routes that is.
+    /// The position of that route.
     pub(crate) fn position(&self, host: Option<&str>, path: &str) -> Option<usize> {
         let path = without_query(path);
         let host = host.map(bare).unwrap_or_default();
@@ -164,19 +164,19 @@ impl Routes {
     }
 }
 
-/// The path in front of a query or a fragment.
+/// The path without a query or a fragment.
 pub(crate) fn without_query(path: &str) -> &str {
     let end = path.bytes().position(|byte| matches!(byte, b'?' | b'#'));
     end.map_or(path, |end| &path[..end])
 }
 
-/// Whether `path` lies at or below `prefix`.
+/// Whether `path` is `prefix` or below it.
 pub(super) fn covers(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
 }
 
-/// A `Host` header without its port and without the dot of a rooted name.
+/// A `Host` header without its port and without a trailing dot.
 fn bare(host: &str) -> &str {
     let host = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

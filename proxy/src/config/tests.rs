@@ -1,10 +1,11 @@
-//! What files are taken, and what is said about those that are not.
+//! Files that are accepted, and the errors of those that are not.
 
 use expect_test::{Expect, expect};
 
 use super::*;
 
-const LEAST: &str = "pools: [{ name: nodes, backends: [{ id: n1, address: '127.0.0.1:9001' }] }]\n";
+const MINIMAL: &str =
+    "pools: [{ name: nodes, backends: [{ id: n1, address: '127.0.0.1:9001' }] }]\n";
 
 fn parse(text: &str) -> Config {
     Config::parse("proxy.yaml", text).unwrap_or_else(|errors| panic!("{errors}"))
@@ -16,10 +17,10 @@ fn errors(text: &str, expected: Expect) {
     expected.assert_eq(&errors.to_string());
 }
 
-/// The errors of a file that is right but for `section`.
+/// The errors of a file that is valid except for `section`.
 #[track_caller]
 fn section(section: &str, expected: Expect) {
-    errors(&format!("{LEAST}{section}"), expected);
+    errors(&format!("{MINIMAL}{section}"), expected);
 }
 
 const COMMENTED: &str = include_str!("../../../conf/proxy.yaml");
@@ -30,13 +31,13 @@ fn the_commented_file_holds_the_defaults() {
         { id: n1, address: '127.0.0.1:9001' },
         { id: n2, address: '127.0.0.1:9002' },
         { id: n3, address: '127.0.0.1:9003' } ] }]";
-    let (commented, least) = (parse(COMMENTED), parse(pools));
-    assert_eq!(format!("{commented:#?}"), format!("{least:#?}"));
+    let (commented, minimal) = (parse(COMMENTED), parse(pools));
+    assert_eq!(format!("{commented:#?}"), format!("{minimal:#?}"));
 }
 
 #[test]
 fn the_commented_file_names_every_setting() {
-    // An unknown key in each section makes serde name those that it knows.
+    // For an unknown key in a section, the error of serde has all known keys.
     let sections = [
         "zz: 1",
         "listeners: [{zz: 1}]",
@@ -115,7 +116,7 @@ threads: 2
         (Some("west"), Some("east"))
     );
     assert!(b.backends[1].backup);
-    // What a pool leaves out is as for all pools.
+    // Settings that a pool omits are those for all pools.
     assert_eq!((a.health.kind, a.health.rise), (ProbeKind::Node, 4));
     assert_eq!((b.health.kind, b.health.rise), (ProbeKind::Tcp, 1));
     assert_eq!((b.health.fall, b.health.interval.as_secs()), (5, 5));
@@ -162,7 +163,7 @@ threads: 2
 }
 
 #[test]
-fn the_tls_of_backends_is_checked_as_far_as_it_can_be_without_its_files() {
+fn the_tls_of_backends_is_checked_without_reading_its_files() {
     let pool = |backend: &str, tls: &str| {
         let text = format!(
             "pools: [{{name: p, tls: {{{tls}}}, backends: [{{id: a, address: '{backend}'}}]}}]\nroutes: [{{pool: p}}]\n"
@@ -199,7 +200,7 @@ fn the_tls_of_backends_is_checked_as_far_as_it_can_be_without_its_files() {
 }
 
 #[test]
-fn a_file_without_pools_says_so() {
+fn a_file_without_pools_is_an_error() {
     errors(
         "threads: 1",
         expect!["proxy.yaml: pools: expected at least one pool"],
@@ -211,7 +212,7 @@ fn a_file_without_pools_says_so() {
 }
 
 #[test]
-fn unknown_keys_and_wrong_types_have_their_place() {
+fn errors_of_unknown_keys_and_wrong_types_have_a_position() {
     section(
         "timeouts:\n  haed: 10s\n",
         expect![[
@@ -237,7 +238,7 @@ fn unknown_keys_and_wrong_types_have_their_place() {
 }
 
 #[test]
-fn names_and_ids_that_occur_twice_are_told_with_the_other_place() {
+fn errors_of_duplicate_names_and_ids_have_the_key_of_the_other() {
     errors(
         "pools:
   - name: a
@@ -250,15 +251,15 @@ fn names_and_ids_that_occur_twice_are_told_with_the_other_place() {
 routes: [{pool: a}]
 ",
         expect![[r#"
-            proxy.yaml:5:10: pools[0].backends[1].id: duplicate id "n1", which pools[0].backends[0].id has already: every backend of all pools needs its own
-            proxy.yaml:6:5: pools[1].name: duplicate name "a", which pools[0].name has already
-            proxy.yaml:7:5: pools[1].cookie: duplicate cookie "causeway", which pools[0].cookie has already: every pool needs its own
-            proxy.yaml:8:17: pools[1].backends[0].id: duplicate id "n1", which pools[0].backends[1].id has already: every backend of all pools needs its own"#]],
+            proxy.yaml:5:10: pools[0].backends[1].id: duplicate id "n1", already used by pools[0].backends[0].id: ids must be unique across all pools
+            proxy.yaml:6:5: pools[1].name: duplicate name "a", already used by pools[0].name
+            proxy.yaml:7:5: pools[1].cookie: duplicate cookie "causeway", already used by pools[0].cookie: each pool needs its own cookie
+            proxy.yaml:8:17: pools[1].backends[0].id: duplicate id "n1", already used by pools[0].backends[1].id: ids must be unique across all pools"#]],
     );
 }
 
 #[test]
-fn wrong_addresses_say_what_would_be_right() {
+fn errors_of_addresses_have_the_expected_form() {
     errors(
         "listeners:
   - address: localhost:80
@@ -287,7 +288,7 @@ pools: [{name: a, backends: [{id: a, address: 'a:1', zone: 'my zone', backup: tr
 ",
         expect![[r#"
             proxy.yaml:1:1: zone: expected 1 to 64 ASCII letters, digits, ".", "_" or "-"
-            proxy.yaml:2:19: pools[0].backends: expected a backend that is no backup: there is nothing to stand by for
+            proxy.yaml:2:19: pools[0].backends: expected at least one backend that is not a backup
             proxy.yaml:2:54: pools[0].backends[0].zone: expected 1 to 64 ASCII letters, digits, ".", "_" or "-""#]],
     );
 }
@@ -314,13 +315,13 @@ fn routes_are_checked_against_pools_and_each_other() {
     errors(
         "pools: [{name: a, backends: [{id: a, address: 'a:1'}]}, {name: b, backends: [{id: b, address: 'b:1'}]}]",
         expect![
-            "proxy.yaml: routes: expected routes: with several pools, each request needs one that says which pool it goes to"
+            "proxy.yaml: routes: expected routes: with several pools, each request needs a route that names its pool"
         ],
     );
 }
 
 #[test]
-fn what_a_route_changes_is_checked() {
+fn the_changes_of_a_route_are_checked() {
     section(
         "routes:
   - {path: /app/x, pool: nodes, strip_prefix: /ap, request_headers: {remove: [Host, 'a b'], set: {Host: a, TE: x}}}
@@ -330,19 +331,19 @@ fn what_a_route_changes_is_checked() {
             proxy.yaml:3:33: routes[0].strip_prefix: expected a prefix of the route's path, such as "/app" for "/app" or "/app/x"
             proxy.yaml:3:70: routes[0].request_headers.remove: "Host": expected it under "set": each request has one
             proxy.yaml:3:70: routes[0].request_headers.remove: "a b": expected the name of a header
-            proxy.yaml:3:93: routes[0].request_headers.set: "TE": expected another header: this one is for the edge to write
+            proxy.yaml:3:93: routes[0].request_headers.set: "TE": expected another header: this one is set by the edge
             proxy.yaml:4:29: routes[1].strip_prefix: expected a prefix of the route's path, such as "/app" for "/app" or "/app/x"
             proxy.yaml:4:65: routes[1].response_headers.add: "A": expected a value of visible ASCII and spaces within it
             proxy.yaml:4:65: routes[1].response_headers.add: "B": expected a value of visible ASCII and spaces within it"#]],
     );
     let config = parse(&format!(
-        "{LEAST}routes: [{{path: /app/x, strip_prefix: /app/, pool: nodes, request_headers: {{set: {{X-Key: hunter2}}}}}}]"
+        "{MINIMAL}routes: [{{path: /app/x, strip_prefix: /app/, pool: nodes, request_headers: {{set: {{X-Key: hunter2}}}}}}]"
     ));
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
 #[test]
-fn what_is_for_operators_is_closed_by_default() {
+fn paths_for_operators_are_closed_by_default() {
     let pool = |more: &str| {
         let text = format!("pools: [{{name: p, backends: [{{id: a, address: 'a:1'}}]{more}}}]");
         let config = parse(&text);
@@ -354,7 +355,7 @@ fn what_is_for_operators_is_closed_by_default() {
         }
         assert!(!pool(", closed_paths: []")(operators), "{operators}");
     }
-    // Other apps have their clients there.
+    // Clients of other apps use it.
     for api in ["/api", "/api/publish"] {
         assert!(pool("")(api), "{api}");
         assert!(!pool(", health: {kind: http}")(api), "{api}");
@@ -425,9 +426,9 @@ affinity: {max_age: 0s, sockjs_sessions: 1, path: 'a b', query_parameter: 'a=b',
 }
 
 #[test]
-fn the_least_rate_of_a_request_body_can_be_switched_off() {
+fn the_minimum_rate_of_a_request_body_can_be_disabled() {
     let rate = |text: &str| {
-        let text = format!("{LEAST}timeouts: {{{text}}}");
+        let text = format!("{MINIMAL}timeouts: {{{text}}}");
         parse(&text).timeouts.request_body_rate
     };
     let default = BodyRate {
@@ -495,17 +496,17 @@ routes: [{pool: a}]
 health: {kind: tcp, method: GET}
 ",
         expect![[r#"
-            proxy.yaml:2:35: pools[0].health.path: expected no path here: a probe of kind tcp asks for nothing
-            proxy.yaml:2:74: pools[0].backends[0].address: expected no unix socket: its pool is probed on another port (health.port), which it does not have
-            proxy.yaml:3:41: pools[1].health.expect: expected no expect here: a probe of kind websocket is always a GET that is answered with 101
-            proxy.yaml:5:21: health.method: expected no method here: a probe of kind tcp asks for nothing"#]],
+            proxy.yaml:2:35: pools[0].health.path: expected no path here: a probe of kind tcp sends no request
+            proxy.yaml:2:74: pools[0].backends[0].address: expected no unix socket: its pool is probed on another port (health.port)
+            proxy.yaml:3:41: pools[1].health.expect: expected no expect here: a probe of kind websocket is always a GET that expects status 101
+            proxy.yaml:5:21: health.method: expected no method here: a probe of kind tcp sends no request"#]],
     );
 }
 
 #[test]
-fn probes_may_have_headers_and_host_is_one() {
+fn probes_may_have_headers_and_host_among_them() {
     let health = |text: &str| {
-        parse(&format!("{LEAST}health: {{{text}}}"))
+        parse(&format!("{MINIMAL}health: {{{text}}}"))
             .pools
             .remove(0)
             .health
@@ -524,25 +525,25 @@ fn probes_may_have_headers_and_host_is_one() {
         expect![[r#"
             proxy.yaml:2:10: health.host: expected it here or in "headers"
             proxy.yaml:2:19: health.headers: "D": expected a value of visible ASCII and spaces within it
-            proxy.yaml:2:19: health.headers: "Upgrade": expected a header that is not for the probe itself to write
-            proxy.yaml:2:19: health.headers: "a b": expected a header that is not for the probe itself to write"#]],
+            proxy.yaml:2:19: health.headers: "Upgrade": expected the name of a header that the probe does not set itself
+            proxy.yaml:2:19: health.headers: "a b": expected the name of a header that the probe does not set itself"#]],
     );
     section(
         "health: {kind: tcp, headers: {A: b}}",
         expect![
-            "proxy.yaml:2:21: health.headers: expected no headers here: a probe of kind tcp asks for nothing"
+            "proxy.yaml:2:21: health.headers: expected no headers here: a probe of kind tcp sends no request"
         ],
     );
 }
 
 #[test]
-fn the_admin_listener_is_switched_off_in_either_way() {
+fn the_admin_listener_can_be_disabled_in_either_way() {
     for none in ["admin: none", "admin: {address: none}"] {
-        assert_eq!(parse(&format!("{LEAST}{none}")).admin, None, "{none}");
+        assert_eq!(parse(&format!("{MINIMAL}{none}")).admin, None, "{none}");
     }
     let default = "127.0.0.1:8081".parse().ok();
-    assert_eq!(parse(LEAST).admin, default);
-    assert_eq!(parse(&format!("{LEAST}admin: {{}}")).admin, default);
+    assert_eq!(parse(MINIMAL).admin, default);
+    assert_eq!(parse(&format!("{MINIMAL}admin: {{}}")).admin, default);
     section(
         "admin: off",
         expect![[
@@ -552,7 +553,7 @@ fn the_admin_listener_is_switched_off_in_either_way() {
 }
 
 #[test]
-fn a_pool_with_a_kind_of_its_own_asks_for_what_that_kind_does() {
+fn a_pool_with_another_kind_of_probe_has_the_defaults_of_that_kind() {
     let config = parse(
         "pools:
   - {name: a, backends: [{id: a, address: 'a:1'}]}
@@ -562,12 +563,12 @@ routes: [{pool: a}]
 health: {kind: http, path: /health, expect: [204], interval: 7s}
 ",
     );
-    let asks = |index: usize| {
+    let request = |index: usize| {
         let health = &config.pools[index].health;
         (health.method.as_str(), &*health.path)
     };
     assert_eq!(
-        [asks(0), asks(1), asks(2)],
+        [request(0), request(1), request(2)],
         [("HEAD", "/health"), ("GET", "/ready"), ("GET", "/ws")]
     );
     let node = &config.pools[1].health;
@@ -576,17 +577,17 @@ health: {kind: http, path: /health, expect: [204], interval: 7s}
 }
 
 #[test]
-fn a_drain_may_not_end_before_its_tunnels_are_told() {
+fn a_drain_must_outlast_the_closing_of_its_tunnels() {
     section(
         "drain: {spread: 60s}",
         expect![
-            "proxy.yaml:2:1: drain.timeout: expected more than drain.spread, or tunnels are cut before they are told"
+            "proxy.yaml:2:1: drain.timeout: expected more than drain.spread, or tunnels end before all close frames are sent"
         ],
     );
 }
 
 #[test]
-fn pools_can_do_without_a_cookie() {
+fn pools_can_have_no_cookie() {
     let pools = "pools:
   - {name: a, backends: [{id: a1, address: 'a:1'}]}
   - {name: b, backends: [{id: b1, address: 'b:1'}]}
@@ -628,7 +629,7 @@ fn same_site_is_spelled_as_in_the_cookie_or_in_lower_case() {
         ("Strict", SameSite::Strict),
         ("Lax", SameSite::Lax),
     ] {
-        let config = parse(&format!("{LEAST}affinity: {{same_site: {text}}}"));
+        let config = parse(&format!("{MINIMAL}affinity: {{same_site: {text}}}"));
         assert_eq!(config.affinity.same_site, expected, "{text}");
     }
     section(
@@ -640,22 +641,22 @@ fn same_site_is_spelled_as_in_the_cookie_or_in_lower_case() {
 }
 
 #[test]
-fn what_is_likely_not_meant_so_is_a_warning() {
+fn settings_that_are_probably_mistakes_are_warnings() {
     let warnings = |text: &str| parse(text).warnings(SystemTime::now()).join("\n");
-    let none = format!("{LEAST}affinity: {{same_site: None}}\n");
+    let none = format!("{MINIMAL}affinity: {{same_site: None}}\n");
     assert!(warnings(&none).contains("plain listener 127.0.0.1:8080"));
-    for well in [
-        LEAST,
+    for harmless in [
+        MINIMAL,
         &format!("{none}trusted_proxies: [10.0.0.1]"),
         &format!("{none}listeners: [{{address: '127.0.0.1:1', redirect_to_https: 443}}]"),
         &none.replace("None", "None, secure: always"),
         &none.replace("None", "None, cookie: none"),
         &none.replace("None", "Lax"),
     ] {
-        assert_eq!(warnings(well), "", "{well}");
+        assert_eq!(warnings(harmless), "", "{harmless}");
     }
     let over = "affinity: {keys: [0123456789abcdef], accept_unsigned_until: 2026-01-02}";
-    assert!(warnings(&format!("{LEAST}{over}")).starts_with("affinity.accept_unsigned_until: "));
+    assert!(warnings(&format!("{MINIMAL}{over}")).starts_with("affinity.accept_unsigned_until: "));
     let pools = |path: &str| {
         format!(
             "pools: [{{name: a, cookie_path: {path}, backends: [{{id: a, address: 'a:1'}}]}}]
@@ -672,31 +673,31 @@ routes: [{{path: /app/x, pool: a}}]"
 }
 
 #[test]
-fn cookies_that_browsers_would_drop_are_refused() {
+fn cookies_that_browsers_would_reject_are_errors() {
     section(
         "affinity: {same_site: none, secure: never}",
         expect![[
-            r#"proxy.yaml:2:29: affinity.secure: browsers drop a cookie with "same_site: none" that is not secure: expected auto or always"#
+            r#"proxy.yaml:2:29: affinity.secure: browsers reject a cookie with "same_site: none" that is not secure: expected auto or always"#
         ]],
     );
     section(
         "affinity: {partitioned: true, accept_unsigned_until: 2999-01-01}",
         expect![[r#"
-            proxy.yaml:2:12: affinity.partitioned: expected "same_site: none" beside it: other cookies are not sent to a page that another site embeds
-            proxy.yaml:2:31: affinity.accept_unsigned_until: expected at most a year from now: it is for cookies from before there were keys
-            proxy.yaml:2:31: affinity.accept_unsigned_until: expected "keys" beside it: without, no cookie is signed"#]],
+            proxy.yaml:2:12: affinity.partitioned: expected "same_site: none" with it: other cookies are not sent to a page that another site embeds
+            proxy.yaml:2:31: affinity.accept_unsigned_until: expected at most a year from now: it is for the time after keys are introduced
+            proxy.yaml:2:31: affinity.accept_unsigned_until: expected "keys" with it: without keys, no cookie is signed"#]],
     );
     errors(
         "pools: [{name: a, cookie: __Host-n, cookie_path: /a, backends: [{id: a, address: 'a:1'}]}]",
         expect![[
-            r#"proxy.yaml:1:19: pools[0].cookie: browsers drop a __Host- cookie with a domain, or with a path other than "/""#
+            r#"proxy.yaml:1:19: pools[0].cookie: browsers reject a __Host- cookie with a domain, or with a path other than "/""#
         ]],
     );
     section(
         "affinity: {cookie: __Host-n, path: /a}",
         expect![[r#"
-            proxy.yaml:2:1: affinity.secure: browsers drop a cookie with this name that is not secure: expected always
-            proxy.yaml:2:12: affinity.cookie: browsers drop a __Host- cookie with a domain, or with a path other than "/""#]],
+            proxy.yaml:2:1: affinity.secure: browsers reject a cookie with this name that is not secure: expected always
+            proxy.yaml:2:12: affinity.cookie: browsers reject a __Host- cookie with a domain, or with a path other than "/""#]],
     );
     section(
         "affinity: {cookie: 'a b', domain: 'a_;b', keys: [short]}",
@@ -708,14 +709,14 @@ fn cookies_that_browsers_would_drop_are_refused() {
 }
 
 #[test]
-fn a_pool_may_look_for_its_backends() {
+fn a_pool_may_discover_its_backends() {
     let config =
         parse("pools: [{ name: nodes, discover: { redis: 'redis://:secret@redis:6379/1' } }]");
     assert!(config.pools[0].backends.is_empty());
     let discover = config.pools[0].discover.clone().unwrap();
     assert_eq!(discover.every, Duration::from_secs(2));
-    let far = AllowedAddresses::Routable { loopback: false };
-    assert_eq!(*discover.allow, far);
+    let no_loopback = AllowedAddresses::Routable { loopback: false };
+    assert_eq!(*discover.allow, no_loopback);
     assert!(!format!("{discover:?}").contains("secret"));
     errors(
         "pools: [{ name: nodes, discover: { redis: 'http://:secret@redis', every: 10ms } }]",
@@ -736,8 +737,8 @@ fn a_pool_may_look_for_its_backends() {
     ] {
         let config = parse(&format!("pools: [{{ name: a, discover: {{ {redis} }} }}]"));
         let discover = config.pools[0].discover.clone().unwrap();
-        let usual = AllowedAddresses::Routable { loopback };
-        assert_eq!(*discover.allow, usual, "{redis}");
+        let routable = AllowedAddresses::Routable { loopback };
+        assert_eq!(*discover.allow, routable, "{redis}");
     }
     let config =
         parse("pools: [{ name: a, discover: { redis_urls: ['redis://a', 'redis://b'] } }]");
@@ -775,13 +776,13 @@ fn a_pool_may_look_for_its_backends() {
         (
             "redis: 'rediss://a/#insecure'",
             expect![
-                "proxy.yaml:1:32: pools[0].discover.redis: without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in `tls.ca`"
+                "proxy.yaml:1:32: pools[0].discover.redis: expected no `#insecure`: the certificate of the server has to be verified; its CA goes into `tls.ca`"
             ],
         ),
         (
             "redis: redis://a, tls: {}",
             expect![
-                "proxy.yaml:1:50: pools[0].discover.tls: it is only for URLs that begin with rediss://"
+                "proxy.yaml:1:50: pools[0].discover.tls: only URLs that begin with rediss:// use it"
             ],
         ),
         (
@@ -799,7 +800,7 @@ fn a_pool_may_look_for_its_backends() {
         (
             "redis: rediss://a, tls: { ca: Cargo.toml }",
             expect![
-                "proxy.yaml:1:58: pools[0].discover.tls.ca: expected certificates in PEM in Cargo.toml: there are none"
+                "proxy.yaml:1:58: pools[0].discover.tls.ca: expected certificates in PEM in Cargo.toml: the file has none"
             ],
         ),
     ] {

@@ -1,4 +1,4 @@
-//! What a file says that keeps the edge from nothing, and is likely not meant so.
+//! Warnings: settings that are valid, but probably mistakes.
 
 use std::time::SystemTime;
 
@@ -6,14 +6,14 @@ use super::routes::covers;
 use super::{Config, ListenerConfig, PoolConfig, PoolId, SameSite, Secure};
 
 impl Config {
-    /// One line for each, with the key that it is about.
+    /// One line for each, starting with its key.
     pub(crate) fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         self.insecure_cookies(&mut warnings);
         let until = self.affinity.accept_unsigned_until;
         if until.is_some_and(|until| until <= now) {
             warnings.push(
-                "affinity.accept_unsigned_until: it is over, unsigned cookies count as none"
+                "affinity.accept_unsigned_until: the time is over, unsigned cookies are ignored"
                     .to_owned(),
             );
         }
@@ -23,14 +23,14 @@ impl Config {
         warnings
     }
 
-    /// Cookies of `same_site: none` that browsers drop, because they are not `Secure`.
+    /// Cookies with `same_site: none` that browsers reject, because they are not `Secure`.
     fn insecure_cookies(&self, warnings: &mut Vec<String>) {
         let affinity = &self.affinity;
         let has_cookies = self.pools.iter().any(|pool| pool.cookie.is_some());
         let may_be_dropped = has_cookies
             && affinity.same_site == SameSite::None
             && affinity.secure == Secure::Auto
-            // One of them may say that the client came over https.
+            // A trusted proxy may report that the client uses https.
             && self.trusted_proxies.is_empty();
         if !may_be_dropped {
             return;
@@ -41,25 +41,25 @@ impl Config {
         for listener in self.listeners.iter().filter(is_plain) {
             let address = listener.address;
             warnings.push(format!(
-                "affinity.same_site: browsers drop a cookie with \"none\" that is not secure, and none is on the plain listener \
-                 {address}; expected \"tls\" there, the proxy that ends TLS in \"trusted_proxies\", or \"affinity.secure: always\""
+                "affinity.same_site: browsers reject a cookie with \"none\" that is not secure, as on the plain listener {address}; \
+                 expected \"tls\" there, the proxy that terminates TLS in \"trusted_proxies\", or \"affinity.secure: always\""
             ));
         }
     }
 
-    /// A pool whose cookie is sent back to none of its routes.
+    /// A cookie path that no route of its pool matches.
     fn unsent_cookie(&self, id: PoolId, pool: &PoolConfig) -> Option<String> {
         let cookie = pool.cookie.as_ref()?;
         let path = cookie.path.strip_suffix('/').unwrap_or(&cookie.path);
         let mut routes = self.routes.iter().filter(|route| route.pool == id);
-        let is_seen =
+        let is_sent =
             |path: &str, route: &str| path.is_empty() || covers(path, route) || covers(route, path);
-        let unseen = routes.all(|route| !is_seen(path, route.path()));
+        let is_unsent = routes.all(|route| !is_sent(path, route.path()));
         let has_routes = self.routes.iter().any(|route| route.pool == id);
-        (has_routes && unseen).then(|| {
+        (has_routes && is_unsent).then(|| {
             let (name, path) = (&pool.name, &cookie.path);
             format!(
-                "pools[{}].cookie_path: browsers send the cookie to {path} alone, where no route of pool \"{name}\" is",
+                "pools[{}].cookie_path: browsers send the cookie only to {path}, which no route of pool \"{name}\" matches",
                 id.0
             )
         })

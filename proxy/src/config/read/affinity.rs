@@ -1,4 +1,4 @@
-//! The affinity cookie: what browsers would take.
+//! The affinity cookie: rules of browsers.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -11,10 +11,10 @@ use crate::config::check::Check;
 use crate::config::raw;
 use crate::config::{AffinityConfig, SameSite, Secure};
 
-/// 365.25 days. Browsers cut longer lifetimes to about this.
+/// 365.25 days. Browsers limit lifetimes to about this.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
-/// For how long unsigned cookies can be taken beside signed ones.
+/// How long unsigned cookies can be accepted besides signed ones.
 const UNSIGNED_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A key shorter than this can be guessed.
@@ -24,9 +24,9 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
     let default = AffinityConfig::DEFAULT;
     let path = path(check, &raw);
     if let Some(domain) = &raw.domain {
-        let right = is_host_name(domain.strip_prefix('.').unwrap_or(domain));
+        let is_valid = is_host_name(domain.strip_prefix('.').unwrap_or(domain));
         check.require(
-            right,
+            is_valid,
             "affinity.domain",
             "expected a domain, such as \"example.com\"",
         );
@@ -36,14 +36,14 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
     check.require(
         same_site != SameSite::None || secure != Secure::Never,
         "affinity.secure",
-        "browsers drop a cookie with \"same_site: none\" that is not secure: expected auto or always",
+        "browsers reject a cookie with \"same_site: none\" that is not secure: expected auto or always",
     );
     let cookie = raw.cookie.as_deref().unwrap_or(AffinityConfig::COOKIE);
     let prefixed = cookie.starts_with("__Host-") || cookie.starts_with("__Secure-");
     check.require(
         !prefixed || secure == Secure::Always,
         "affinity.secure",
-        "browsers drop a cookie with this name that is not secure: expected always",
+        "browsers reject a cookie with this name that is not secure: expected always",
     );
     host_cookie(
         check,
@@ -56,7 +56,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
     check.require(
         !partitioned || same_site == SameSite::None,
         "affinity.partitioned",
-        "expected \"same_site: none\" beside it: other cookies are not sent to a page that another site embeds",
+        "expected \"same_site: none\" with it: other cookies are not sent to a page that another site embeds",
     );
     for (index, secret) in raw.keys.iter().enumerate() {
         check.require(
@@ -70,12 +70,12 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
         check.require(
             until.0 <= latest,
             "affinity.accept_unsigned_until",
-            "expected at most a year from now: it is for cookies from before there were keys",
+            "expected at most a year from now: it is for the time after keys are introduced",
         );
         check.require(
             !raw.keys.is_empty(),
             "affinity.accept_unsigned_until",
-            "expected \"keys\" beside it: without, no cookie is signed",
+            "expected \"keys\" with it: without keys, no cookie is signed",
         );
         until.0
     });
@@ -118,7 +118,7 @@ pub(super) fn affinity(check: &mut Check, raw: raw::Affinity) -> AffinityConfig 
     }
 }
 
-/// Where browsers send the cookies of pools that do not say otherwise.
+/// The default path of the cookies of all pools.
 pub(super) fn path(check: &mut Check, raw: &raw::Affinity) -> Cow<'static, str> {
     let Some(path) = &raw.path else {
         return Cow::Borrowed(AffinityConfig::PATH);
@@ -137,7 +137,7 @@ pub(super) fn host_cookie(
     check.require(
         !name.starts_with("__Host-") || (domain.is_none() && path == "/"),
         key,
-        "browsers drop a __Host- cookie with a domain, or with a path other than \"/\"",
+        "browsers reject a __Host- cookie with a domain, or with a path other than \"/\"",
     );
 }
 

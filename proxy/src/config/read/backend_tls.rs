@@ -1,4 +1,4 @@
-//! How TLS is spoken to the backends of a pool.
+//! TLS to the backends of a pool.
 
 use rustls::pki_types::ServerName;
 
@@ -18,7 +18,7 @@ pub(super) fn backend_tls(
     check.require(
         verify || raw.ca.is_none(),
         &key,
-        "expected none with \"verify: false\", which believes everybody",
+        "expected none with \"verify: false\", which accepts any certificate",
     );
     let server_name = raw.server_name.and_then(|name| {
         let parsed = ServerName::try_from(name.clone()).ok();
@@ -33,15 +33,15 @@ pub(super) fn backend_tls(
     });
     if verify && server_name.is_none() {
         for (index, backend) in backends.iter().enumerate() {
-            let named = match &backend.address {
+            let has_name = match &backend.address {
                 Address::Ip(_) => true,
                 Address::Name { host, .. } => ServerName::try_from(host.as_str()).is_ok(),
                 Address::Unix(_) => false,
             };
             check.require(
-                named,
+                has_name,
                 &format!("{place}.backends[{index}].address"),
-                "expected \"tls.server_name\" for its pool: there is no name here that a certificate could have",
+                "expected \"tls.server_name\" for its pool: this address has no name that a certificate can be verified against",
             );
         }
     }

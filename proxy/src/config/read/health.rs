@@ -1,4 +1,4 @@
-//! How backends are probed: for all pools, and what a pool has of its own.
+//! Health checks: the settings for all pools, and those of each pool.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use crate::config::raw::ProbeMethod;
 use crate::config::routes::HeaderNameText;
 use crate::config::{HealthConfig, ProbeKind, Statuses};
 
-/// The settings under `key`; what is left out is as in `common`.
+/// The settings under `key`; omitted ones are taken from `common`.
 ///
-/// A pool with a kind of its own starts from what is usual for that kind: it would not be asked for the same things.
+/// A pool with another kind of probe has the defaults of that kind for method, path and expected statuses.
 pub(super) fn health(
     check: &mut Check,
     key: &str,
@@ -126,7 +126,7 @@ pub(super) fn health(
     }
 }
 
-/// Refuses what a probe of `kind` has no use for: whoever wrote it expects it to matter.
+/// Rejects settings that a probe of `kind` does not use.
 fn reject_unused(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKind) {
     let http_only = [
         ("method", raw.method.is_some()),
@@ -137,24 +137,24 @@ fn reject_unused(check: &mut Check, key: &str, raw: &raw::Health, kind: ProbeKin
         ("host", raw.host.is_some()),
         ("headers", raw.headers.is_some()),
     ];
-    let useless: Vec<(&str, bool)> = match kind {
+    let unused: Vec<(&str, bool)> = match kind {
         ProbeKind::Node | ProbeKind::Http => return,
         ProbeKind::Websocket => http_only.to_vec(),
         ProbeKind::Tcp => [&http_only[..], &head_only].concat(),
     };
-    let (kind, does) = match kind {
-        ProbeKind::Tcp => ("tcp", "asks for nothing"),
-        _ => ("websocket", "is always a GET that is answered with 101"),
+    let (kind, property) = match kind {
+        ProbeKind::Tcp => ("tcp", "sends no request"),
+        _ => ("websocket", "is always a GET that expects status 101"),
     };
-    for (name, _) in useless.into_iter().filter(|(_, is_set)| *is_set) {
+    for (name, _) in unused.into_iter().filter(|(_, is_set)| *is_set) {
         check.error(
             &format!("{key}.{name}"),
-            format!("expected no {name} here: a probe of kind {kind} {does}"),
+            format!("expected no {name} here: a probe of kind {kind} {property}"),
         );
     }
 }
 
-/// What a probe says itself of its connection and its body.
+/// Headers that the probe sets itself.
 const RESERVED: [&str; 9] = [
     "connection",
     "content-length",
@@ -167,7 +167,7 @@ const RESERVED: [&str; 9] = [
     "upgrade",
 ];
 
-/// The headers of a probe, and `Host` for itself.
+/// The headers of a probe, with the value of `Host` apart.
 fn headers_of(
     check: &mut Check,
     key: &str,
@@ -186,7 +186,9 @@ fn headers_of(
         if !is_token(name) || 128 < name.len() || RESERVED.contains(&&*lower) {
             check.error(
                 key,
-                format!("\"{shown}\": expected a header that is not for the probe itself to write"),
+                format!(
+                    "\"{shown}\": expected the name of a header that the probe does not set itself"
+                ),
             );
         } else if lower == "host" {
             host = Some(text.expose().to_owned());

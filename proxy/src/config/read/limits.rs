@@ -1,4 +1,4 @@
-//! How much of everything there may be.
+//! Limits.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use causeway_conf::{ByteSize, Span};
 use super::super::check::Check;
 use super::super::{Limits, Rate, raw};
 
-/// More than any machine holds.
+/// More than any machine supports.
 const COUNT_MAX: u32 = 100_000_000;
 
 pub(super) fn limits(check: &mut Check, raw: &raw::Limits) -> Limits {

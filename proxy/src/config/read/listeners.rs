@@ -1,4 +1,4 @@
-//! Where clients connect, and what they speak there.
+//! The listeners for clients, and their TLS.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) fn listeners(
         let Some(address) = check.listener(&key, &raw.address) else {
             continue;
         };
-        // Port 0 asks the kernel for a free one, each time another.
+        // Port 0 is any free port, another one each time.
         if address.port() != 0 && seen.insert(address, index).is_some() {
             check.error(&key, format!("duplicate address {address}"));
         }
@@ -55,7 +55,7 @@ fn listener(
     check.require(
         !both,
         &key,
-        "expected no \"tls\" beside it: this is for the plain listener",
+        "expected no \"tls\" with it: only a plain listener redirects",
     );
     let tls = raw
         .tls

@@ -1,4 +1,4 @@
-//! Pools and their backends, and the names that have to differ within the file.
+//! Pools and their backends, and names that must be unique within the file.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,10 +23,10 @@ use crate::config::{
     Pick, PoolConfig, PoolCookie, ProbeKind,
 };
 
-/// As many as nodes may share.
+/// As many as a node may be configured with.
 const SERVERS_MAX: usize = 64;
 
-/// Each is looked for in every path.
+/// Each is compared with the path of every request.
 const CLOSED_PATHS_MAX: usize = 64;
 
 pub(super) fn pools(
@@ -38,7 +38,7 @@ pub(super) fn pools(
     check.require(!pools.is_empty(), "pools", "expected at least one pool");
     let cookie = affinity.cookie.as_deref().unwrap_or(AffinityConfig::COOKIE);
     cookie_name(check, "affinity.cookie", cookie);
-    // What is wrong with it is said with the rest of the section.
+    // Checked with the rest of the section.
     let cookie_path = affinity.path.clone();
     let cookie_path = cookie_path.map_or(Cow::Borrowed(AffinityConfig::PATH), Cow::Owned);
     let common = health(check, "health", common, &HealthConfig::DEFAULT);
@@ -141,7 +141,7 @@ fn closed_paths(check: &mut Check, key: &str, paths: Vec<String>) -> Vec<String>
     paths
 }
 
-/// Where to look for backends. Errors never repeat the URL.
+/// Where to discover backends. Errors never contain the URL, which may have a password.
 fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig {
     let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls) {
         (Some(url), None) => vec![(format!("{key}.redis"), url)],
@@ -173,15 +173,14 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         check.require(
             !url.ends_with("#insecure"),
             key,
-            "without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed \
-             the server's in `tls.ca`",
+            "expected no `#insecure`: the certificate of the server has to be verified; its CA goes into `tls.ca`",
         );
     }
     let over_tls = |(_, url): &(String, Secret)| url.expose().starts_with("rediss://");
     check.require(
         raw.tls.is_none() || servers.iter().any(over_tls),
         &format!("{key}.tls"),
-        "it is only for URLs that begin with rediss://",
+        "only URLs that begin with rediss:// use it",
     );
     let allow = match raw.allow {
         Some(ranges) => {
@@ -224,13 +223,13 @@ fn is_on_this_machine(url: &Secret) -> bool {
         || address.is_ok_and(|it| it.to_canonical().is_loopback())
 }
 
-/// The certificates in the file that `tls.ca` names, as they stand there.
+/// The PEM text of the certificates in the file `tls.ca`.
 fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc<[u8]>> {
     let path = tls?.ca?;
     let wrong = match read_file(&path, PEM_BYTES_MAX) {
         Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if !certificates.is_empty() => return Some(pem.into()),
-            Ok(_) => "there are none".to_owned(),
+            Ok(_) => "the file has none".to_owned(),
             Err(error) => error.to_string(),
         },
         Err(error) => error.to_string(),
@@ -243,7 +242,7 @@ fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc
     None
 }
 
-/// The name of a place, if there is one.
+/// The name of a zone, if there is one.
 pub(super) fn zone(check: &mut Check, key: &str, zone: Option<String>) -> Option<Box<str>> {
     let zone = zone?;
     plain_name(check, key, &zone);
@@ -258,7 +257,7 @@ fn plain_name(check: &mut Check, key: &str, name: &str) {
     );
 }
 
-/// Names that have to differ within the file.
+/// Names that must be unique within the file, with their keys.
 #[derive(Default)]
 struct Seen {
     names: HashMap<String, String>,
@@ -272,7 +271,7 @@ impl Seen {
         if let Some(other) = self.names.insert(name.to_owned(), key.to_owned()) {
             check.error(
                 key,
-                format!("duplicate name \"{name}\", which {other} has already"),
+                format!("duplicate name \"{name}\", already used by {other}"),
             );
         }
     }
@@ -281,7 +280,7 @@ impl Seen {
         if let Some(other) = self.cookies.insert(cookie.to_owned(), key.to_owned()) {
             check.error(
                 key,
-                format!("duplicate cookie \"{cookie}\", which {other} has already: every pool needs its own"),
+                format!("duplicate cookie \"{cookie}\", already used by {other}: each pool needs its own cookie"),
             );
         }
     }
@@ -290,7 +289,7 @@ impl Seen {
         if let Some(other) = self.ids.insert(id.to_owned(), key.to_owned()) {
             check.error(
                 key,
-                format!("duplicate id \"{id}\", which {other} has already: every backend of all pools needs its own"),
+                format!("duplicate id \"{id}\", already used by {other}: ids must be unique across all pools"),
             );
         }
     }
@@ -312,7 +311,7 @@ fn backends(
     check.require(
         backends.is_empty() || backends.iter().any(is_primary),
         &format!("{pool}.backends"),
-        "expected a backend that is no backup: there is nothing to stand by for",
+        "expected at least one backend that is not a backup",
     );
     let mut configs = Vec::with_capacity(backends.len());
     for (index, backend) in backends.into_iter().enumerate() {
@@ -323,7 +322,7 @@ fn backends(
         check.require(
             probe_port.is_none() || !matches!(address, Some(Address::Unix(_))),
             &format!("{key}.address"),
-            "expected no unix socket: its pool is probed on another port (health.port), which it does not have",
+            "expected no unix socket: its pool is probed on another port (health.port)",
         );
         let weight = check.number(
             &format!("{key}.weight"),

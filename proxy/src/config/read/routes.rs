@@ -1,4 +1,4 @@
-//! Routes, against the pools that there are and against each other.
+//! Routes: checked against the pools and against each other.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ pub(super) fn routes(
         check.require(
             pools.len() <= 1,
             "routes",
-            "expected routes: with several pools, each request needs one that says which pool it goes to",
+            "expected routes: with several pools, each request needs a route that names its pool",
         );
         let route = Route::new(None, "/", PoolId(0), websocket());
         let closed = pools.first().map(|pool| &*pool.closed_paths);
@@ -55,9 +55,9 @@ pub(super) fn routes(
         check.path(&format!("{key}.path"), path);
         let upgrades = route.upgrades.unwrap_or_else(websocket);
         for (at, upgrade) in upgrades.iter().enumerate() {
-            let right = is_token(upgrade.strip_suffix("/1.0").unwrap_or(upgrade));
+            let is_valid = is_token(upgrade.strip_suffix("/1.0").unwrap_or(upgrade));
             check.require(
-                right,
+                is_valid,
                 &format!("{key}.upgrades[{at}]"),
                 "expected the name of a protocol, such as \"websocket\"",
             );
@@ -89,7 +89,7 @@ pub(super) fn routes(
     Routes::new(list)
 }
 
-/// The prefix that is taken off the paths of a route, which is for `path`.
+/// The prefix that is stripped from the paths of a route for `path`.
 fn route_prefix(
     check: &mut Check,
     route: &str,
@@ -108,14 +108,14 @@ fn route_prefix(
     Some(bare.to_owned())
 }
 
-/// Which headers are changed.
+/// Whose headers are changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Request,
     Response,
 }
 
-/// What the edge says itself of a connection, a body and an upgrade: no route can know better.
+/// Headers about the connection, the body and upgrades, which only the edge sets.
 const RESERVED: [&str; 16] = [
     "connection",
     "content-length",
@@ -149,7 +149,7 @@ fn header_rules(check: &mut Check, route: &str, side: Side, raw: raw::HeaderRule
         } else if RESERVED.contains(&&*lower) {
             check.error(
                 &key,
-                format!("\"{shown}\": expected another header: this one is for the edge to write"),
+                format!("\"{shown}\": expected another header: this one is set by the edge"),
             );
         } else if side == Side::Request && lower == "host" && action != "set" {
             check.error(

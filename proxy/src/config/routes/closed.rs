@@ -1,36 +1,36 @@
-//! Paths of backends that are not for clients, however they are spelled.
+//! Closed paths: paths of backends that are not for clients, in any spelling.
 //!
-//! Servers agree on what `/metrics` is, and on nothing else: some decode twice, resolve `..` before or after that, cut off path
-//! parameters, take `\` for `/`, merge slashes, look for a host behind `//`, or compare without case. A path is closed if any of
-//! them might take it for one that is. So it is decoded as far as it goes, and where servers differ all readings are followed at
-//! once: `..` may take away any number of segments before it, and a `;`, an encoded `?`, `#` or zero may end the path or not. What is
-//! closed too much is spelled in a way that no client has a reason for.
+//! Servers differ in how they normalize a path: some decode it twice, resolve `..` before or after that, remove path parameters, treat
+//! `\` as `/`, merge slashes, read a host after `//`, or ignore case. A path is closed if any of them might resolve it to a closed
+//! one. So it is decoded repeatedly, and where servers differ, all interpretations are followed at once: `..` may remove any number
+//! of segments before it, and a `;`, an encoded `?`, `#` or zero may end the path or not. Only spellings that clients have no reason
+//! to use are closed unnecessarily.
 
-/// The most segments that a closed path may have: what is known of a path is kept in the bits of a word.
+/// The most segments of a closed path: the matching state is kept in the bits of a word.
 pub(in crate::config) const SEGMENTS_MAX: usize = 16;
 
-/// Behind a closed path: all that lies below it is closed too.
+/// The suffix of a closed path that includes all paths below it.
 const BELOW: &str = "/*";
 
-/// A path that is closed.
+/// One closed path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClosedPath {
-    /// As it was written, without [`BELOW`].
+    /// As configured, without [`BELOW`].
     path: String,
-    /// Whether all that lies below it is closed too.
+    /// Whether all paths below it are closed too.
     below: bool,
 }
 
-/// Paths that are closed.
+/// A list of closed paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ClosedPaths(Vec<ClosedPath>);
 
-/// What one segment of a path does to it.
+/// One segment of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Segment<'a> {
-    /// Nothing: it is empty, or a dot.
+    /// Empty, or a dot: ignored.
     Empty,
-    /// It takes away segments before it.
+    /// `..`: removes segments before it.
     Parent,
     Name(&'a [u8]),
 }
@@ -44,7 +44,7 @@ impl ClosedPath {
         }
     }
 
-    /// Whether `path`, which is spelled plainly, is this one.
+    /// Whether `path`, which all servers interpret alike, is this one.
     fn matches(&self, path: &str) -> bool {
         let path = path.strip_suffix('/').unwrap_or(path);
         let Some((start, rest)) = path.split_at_checked(self.path.len()) else {
@@ -58,10 +58,10 @@ impl ClosedPath {
         self.path.split('/').skip(1).map(str::as_bytes)
     }
 
-    /// Whether a server might take `decoded` for this path.
+    /// Whether a server might resolve `decoded` to this path.
     fn may_match(&self, decoded: &[u8]) -> bool {
-        // What the path amounts to so far, in all readings. Bit `m` of `exact`: to the first `m` segments of this path; of `more`:
-        // to those and something below.
+        // What the path may resolve to so far, in all interpretations. Bit `m` of `exact`: the first `m` segments of this path; bit
+        // `m` of `more`: those and further segments.
         let (mut exact, mut more) = (1_u32, 0_u32);
         let count = self.segments().count();
         let reached = |exact: u32, more: u32| {
@@ -76,8 +76,8 @@ impl ClosedPath {
         }
         // `//host/path` is read as a URL without a scheme.
         let has_host = segments.peek().is_some_and(|first| first.is_empty()) && 1 < decoded.len();
-        // What is cut off behind a `;` may hold an encoded slash: what is a segment here may have been cut off with it.
-        let mut may_vanish = false;
+        // Path parameters after a `;` may contain an encoded slash: then what is a segment here may be part of them.
+        let mut may_be_parameter = false;
         for text in segments {
             let end = text.iter().position(|byte| b";?#\0".contains(byte));
             match segment(&text[..end.unwrap_or(text.len())]) {
@@ -87,7 +87,7 @@ impl ClosedPath {
                     exact |= (2 << highest) - 1;
                 }
                 Segment::Name(name) => {
-                    let mut next = u32::from(has_host) | if may_vanish { exact } else { 0 };
+                    let mut next = u32::from(has_host) | if may_be_parameter { exact } else { 0 };
                     for (index, wanted) in self.segments().enumerate() {
                         if exact >> index & 1 == 1 && name.eq_ignore_ascii_case(wanted) {
                             next |= 2 << index;
@@ -98,7 +98,7 @@ impl ClosedPath {
                     exact = next;
                 }
             }
-            may_vanish |= end.is_some();
+            may_be_parameter |= end.is_some();
             if end.is_some() && reached(exact, more) {
                 return true;
             }
@@ -112,18 +112,18 @@ impl ClosedPaths {
         Self(all)
     }
 
-    /// Those that `is_named` says no and yes of.
-    pub(super) fn split(self, is_named: impl Fn(&str) -> bool) -> (Self, Self) {
+    /// Splits it into the paths that are not opened and those that are.
+    pub(super) fn split(self, is_opened: impl Fn(&str) -> bool) -> (Self, Self) {
         let all = self.0.into_iter();
-        let (named, others) = all.partition(|closed| is_named(&closed.path));
-        (Self(others), Self(named))
+        let (opened, others) = all.partition(|closed| is_opened(&closed.path));
+        (Self(others), Self(opened))
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a server might take `path`, which has no query, for one of these.
+    /// Whether a server might resolve `path`, which has no query, to one of these.
     pub(super) fn contains(&self, path: &str) -> bool {
         if is_plain(path) {
             return self.0.iter().any(|closed| closed.matches(path));
@@ -133,7 +133,7 @@ impl ClosedPaths {
     }
 }
 
-/// Whether `path` has segments that take others away.
+/// Whether `path` has a `..` segment, in any spelling.
 pub(super) fn has_parent_segments(path: &str) -> bool {
     if is_plain(path) {
         return false;
@@ -143,8 +143,7 @@ pub(super) fn has_parent_segments(path: &str) -> bool {
     segments.any(|text| segment(text) == Segment::Parent)
 }
 
-/// Whether all servers read `path` alike. Byte by byte: this is done for each request, and searching for strings has much to
-/// prepare.
+/// Whether all servers interpret `path` alike. Byte by byte: this runs for each request, and substring searches have a setup cost.
 fn is_plain(path: &str) -> bool {
     let mut before = b'/';
     for (index, byte) in path.bytes().enumerate() {
@@ -163,7 +162,7 @@ fn is_plain(path: &str) -> bool {
     before != b'.' && path.starts_with('/')
 }
 
-/// What one segment does, of which all that may be cut off behind is cut off.
+/// Classifies one segment, with whitespace and trailing dots ignored.
 fn segment(text: &[u8]) -> Segment<'_> {
     let is_blank = |byte: &u8| matches!(byte, 0..=b' ' | 0x7f);
     let start = text.iter().position(|byte| !is_blank(byte));
@@ -178,13 +177,13 @@ fn segment(text: &[u8]) -> Segment<'_> {
     }
 }
 
-/// `path` without escapes: those within escapes, overlong and wide characters included. Characters that URL parsers drop are
-/// dropped.
+/// Decodes all escapes in `path`: nested ones, overlong forms and full-width characters included. Characters that URL parsers
+/// remove are removed.
 fn decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(path.len());
     for byte in path.bytes() {
         decoded.push(byte);
-        // What comes out may be the end of another escape.
+        // The decoded byte may complete another escape.
         while let Some((length, byte)) = escape_at_end(&decoded) {
             decoded.truncate(decoded.len() - length);
             decoded.push(byte);
@@ -196,14 +195,14 @@ fn decode(path: &str) -> Vec<u8> {
     decoded
 }
 
-/// How long the escape is that `bytes` end with, and what it stands for.
+/// The length of the escape at the end of `bytes`, and the byte that it encodes.
 fn escape_at_end(bytes: &[u8]) -> Option<(usize, u8)> {
     let hex = |digits: &[u8]| {
         let digits = std::str::from_utf8(digits).ok()?;
         let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         u32::from_str_radix(digits, 16).ok().filter(|_| is_hex)
     };
-    // A character as one of ASCII that looks like it.
+    // The ASCII equivalent of a full-width character.
     let narrow = |character: u32| match character {
         0..=0x7f => Some(character as u8),
         0xff01..=0xff5e => Some((character - 0xff01) as u8 + b'!'),
@@ -212,7 +211,7 @@ fn escape_at_end(bytes: &[u8]) -> Option<(usize, u8)> {
     match *bytes {
         [.., b'%', high, low] => Some((3, hex(&[high, low])? as u8)),
         [.., b'%', b'u' | b'U', a, b, c, d] => Some((6, narrow(hex(&[a, b, c, d])?)?)),
-        // Overlong forms, which decoders must not take (RFC 3629, 3), and some do.
+        // Overlong forms, which decoders must reject (RFC 3629, 3), but some accept.
         [.., high @ 0xc0..=0xc1, low @ 0x80..=0xbf] => Some((2, (high & 1) << 6 | (low & 0x3f))),
         [.., 0xe0, high @ 0x80..=0x81, low @ 0x80..=0xbf] => {
             Some((3, (high & 1) << 6 | (low & 0x3f)))
@@ -235,8 +234,8 @@ mod tests {
         ClosedPaths::new(all.iter().map(|path| ClosedPath::new(path)).collect())
     }
 
-    /// As common servers read a path, one after the other.
-    fn readings(path: &str) -> Vec<String> {
+    /// The interpretations of a path by common servers, in any order of the steps.
+    fn interpretations(path: &str) -> Vec<String> {
         let once = |path: &str| {
             let decoded = percent_encoding(path);
             String::from_utf8_lossy(&decoded).into_owned()
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn no_spelling_gets_at_what_is_closed() {
+    fn closed_paths_are_closed_in_any_spelling() {
         let closed = closed(&["/metrics", "/api/*", "/a/b"]);
         for path in [
             "/metrics",
@@ -376,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_are_open_odd_as_they_are() {
+    fn unusual_spellings_of_other_paths_are_open() {
         let closed = closed(&["/metrics", "/api/*", "/a/b"]);
         for path in [
             "/",
@@ -415,13 +414,13 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_of_escapes_within_escapes_takes_no_longer_than_another() {
+    fn decoding_nested_escapes_takes_linear_time() {
         let closed = closed(&["/metrics", "/api/*"]);
         for piece in [
             "%25", "%2525", "%%35", "/..", ";", "%2e%2e/", "%252f..", "/x/..",
         ] {
             let path = format!("/{}6Detrics", piece.repeat((256 << 10) / piece.len()));
-            // In quadratic time this test would take minutes.
+            // In quadratic time, this test would take minutes.
             closed.contains(&path);
         }
     }
@@ -430,7 +429,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
-        fn what_any_server_may_take_for_a_closed_path_is_closed(
+        fn a_path_that_any_server_may_resolve_to_a_closed_one_is_closed(
             pieces in prop::collection::vec(
                 prop_oneof![
                     Just("/"), Just("//"), Just("metrics"), Just("api"), Just("x"), Just(".."), Just("."), Just(";"),
@@ -445,8 +444,8 @@ mod tests {
             let is_closed = |path: &String| {
                 *path == "/metrics" || *path == "/api" || path.starts_with("/api/")
             };
-            if let Some(reading) = readings(&path).iter().find(|path| is_closed(path)) {
-                prop_assert!(closed.contains(&path), "{path} may be {reading}");
+            if let Some(resolved) = interpretations(&path).iter().find(|path| is_closed(path)) {
+                prop_assert!(closed.contains(&path), "{path} may be {resolved}");
             }
         }
     }

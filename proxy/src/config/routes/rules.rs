@@ -1,4 +1,4 @@
-//! What a route changes in the requests that it sends on, and in the responses to them.
+//! The changes of a route to its requests, and to the responses to them.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -11,19 +11,18 @@ use crate::http::target::Target;
 
 const X_FORWARDED_PREFIX: &str = "x-forwarded-prefix";
 
-/// What one route changes.
+/// The changes of one route.
 ///
-/// Invariant: what is done twice to a request or a response changes nothing the second time, since a request that is sent again has
-/// been changed before.
+/// Invariant: the changes are idempotent, since they are applied again to a request that is sent again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RouteRules {
-    /// What is taken off the path, by whole segments; it does not end with a slash.
+    /// The prefix that is stripped from the path, by whole segments; it does not end with a slash.
     pub(in crate::config) strip_prefix: Option<String>,
     pub(in crate::config) request: HeaderRules,
     pub(in crate::config) response: HeaderRules,
 }
 
-/// Headers that are taken out, then those that are there once, then those that are added.
+/// Headers that are removed, then set, then added.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HeaderRules {
     pub(in crate::config) remove: Vec<HeaderNameText>,
@@ -31,23 +30,23 @@ pub(crate) struct HeaderRules {
     pub(in crate::config) add: Vec<(HeaderNameText, HeaderValue)>,
 }
 
-/// The name of a header as the file spells it, and in lower case. It is there for good: see [`HeaderNameText::new`].
+/// The name of a header as in the file, and in lower case. Interned: see [`HeaderNameText::new`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HeaderNameText {
     spelled: &'static str,
     lower: &'static str,
 }
 
-/// Where a request asks for something else than it did, because a prefix was taken off.
+/// The target of a request after its prefix was stripped.
 #[derive(Debug)]
 pub(crate) struct Stripped {
     target: String,
-    /// For `X-Forwarded-Prefix`: what is missing for the backend, in front of what trusted proxies took off before.
+    /// The value of `X-Forwarded-Prefix`: the prefix that trusted proxies have stripped, followed by that of the route.
     prefix: HeaderValue,
 }
 
 impl RouteRules {
-    /// The path that a backend gets for `path`.
+    /// `path` without the prefix.
     pub(super) fn path<'a>(&self, path: &'a str) -> &'a str {
         let Some(prefix) = &self.strip_prefix else {
             return path;
@@ -59,8 +58,8 @@ impl RouteRules {
         }
     }
 
-    /// What `request`, which this route matches, asks a backend for; `None` if it is what it is. `is_trusted` says whether it comes
-    /// from a trusted proxy.
+    /// Strips the prefix from the target of `request`, which this route matches; `None` if it is not changed. `is_trusted` is whether
+    /// the request is from a trusted proxy.
     pub(crate) fn strip(&self, request: &impl Request, is_trusted: bool) -> Option<Stripped> {
         let prefix = self.strip_prefix.as_deref()?;
         let target = std::str::from_utf8(request.target()).ok()?;
@@ -79,7 +78,7 @@ impl RouteRules {
         Some(Stripped { target, prefix })
     }
 
-    /// Changes a request that goes to a backend; `stripped` is what [`RouteRules::strip`] has said of it.
+    /// Changes a request for a backend; `stripped` is the result of [`RouteRules::strip`].
     pub(crate) fn apply_request(&self, stripped: Option<&Stripped>, request: &mut impl Request) {
         if let Some(Stripped { target, prefix }) = stripped {
             request.set_target(target.clone());
@@ -103,10 +102,10 @@ impl HeaderRules {
             fields.set(name.spelled, value.clone());
         }
         for (name, value) in &self.add {
-            let is_there = fields
+            let is_present = fields
                 .values(name.lower)
-                .any(|there| there == value.as_bytes());
-            if !is_there {
+                .any(|present| present == value.as_bytes());
+            if !is_present {
                 fields.append(name.spelled, value.clone());
             }
         }
@@ -114,11 +113,11 @@ impl HeaderRules {
 }
 
 impl HeaderNameText {
-    /// The text stays for as long as the process: there are as many names as operators think up.
+    /// Interns the name; it is never freed. The number of names is bounded by the configurations.
     pub(in crate::config) fn new(name: &str) -> Self {
         static NAMES: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
         let mut names = NAMES.lock();
-        let mut for_good = |name: &str| -> &'static str {
+        let mut intern = |name: &str| -> &'static str {
             if let Some(name) = names.get(name) {
                 return name;
             }
@@ -127,8 +126,8 @@ impl HeaderNameText {
             name
         };
         Self {
-            spelled: for_good(name),
-            lower: for_good(&name.to_ascii_lowercase()),
+            spelled: intern(name),
+            lower: intern(&name.to_ascii_lowercase()),
         }
     }
 
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_taken_off_by_whole_segments() {
+    fn a_prefix_is_stripped_by_whole_segments() {
         let rules = rules();
         for (target, expected, path) in [
             ("/app", "/", "/"),
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trusted_proxy_took_off_stands_before_it() {
+    fn the_prefix_that_a_trusted_proxy_stripped_comes_first() {
         let before = request("/app/x", &[("X-Forwarded-Prefix", "/outer/")]);
         for (is_trusted, expected) in [(true, "/outer/app"), (false, "/app")] {
             let stripped = rules().strip(&before, is_trusted).unwrap();

@@ -1,4 +1,4 @@
-//! Which route a request gets.
+//! Which route matches a request.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn pool(routes: &Routes, host: Option<&str>, path: &str) -> Option<usize> {
 }
 
 #[test]
-fn the_most_particular_host_wins_then_the_longest_path() {
+fn the_most_specific_host_wins_then_the_longest_path() {
     let routes = routes(&[
         (None, "/"),
         (None, "/app"),
@@ -61,7 +61,7 @@ fn without_a_match_there_is_no_route() {
 }
 
 #[test]
-fn what_is_for_operators_has_no_route_however_it_is_written() {
+fn closed_paths_have_no_route_in_any_spelling() {
     let routes = routes(&[(None, "/")]);
     for path in [
         "/live",
@@ -104,14 +104,14 @@ fn what_is_for_operators_has_no_route_however_it_is_written() {
 }
 
 #[test]
-fn a_path_that_names_what_is_for_operators_opens_it() {
+fn a_route_with_a_closed_path_opens_it() {
     let routes = routes(&[(None, "/"), (None, "/ready")]);
     assert_eq!(pool(&routes, None, "/ready"), Some(1));
     assert_eq!(pool(&routes, None, "/live"), None);
 }
 
 #[test]
-fn what_one_route_opens_leads_to_nothing_else() {
+fn an_opened_path_opens_no_other() {
     let routes = routes(&[(None, "/"), (None, "/ready"), (None, "/api/info")]);
     for (path, expected) in [
         ("/ready", Some(1)),
@@ -134,7 +134,7 @@ fn what_one_route_opens_leads_to_nothing_else() {
 }
 
 #[test]
-fn a_prefix_that_is_taken_off_does_not_open_what_is_closed() {
+fn a_stripped_prefix_does_not_open_closed_paths() {
     let closed = ["/metrics", "/api/*"].map(str::to_owned);
     let route = |path: &str, prefix: &str, pool| {
         let rules = RouteRules {
