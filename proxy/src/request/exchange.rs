@@ -62,7 +62,7 @@ pub(crate) struct ProxyState {
     pub(crate) parked: ParkedRequests,
     pub(crate) gate: Arc<Gate>,
     /// Cancelled when the edge begins to shut down: no request stays parked from then on.
-    pub(crate) ending: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: AccessLog,
     /// Throttles the log line about descriptor exhaustion, which each request would write.
@@ -144,7 +144,7 @@ impl ProxyState {
             .map_err(|_| Rejection::Malformed("the Connection header names too many headers"))?;
         if let Some(protocol) = upgrade {
             let protocol = HeaderValue::from_str(protocol);
-            request.set_upgrade(protocol.expect("it came in a header"));
+            request.set_upgrade(protocol.expect("it was the value of a header"));
         }
         let request = &*request;
         target::check(request)?;

@@ -54,8 +54,8 @@ const DISCARD_BYTES: u64 = 64 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// Texts for the access log.
-const CLIENT_LEFT: &str = "the client disconnected before the response";
-const CLIENT_LEFT_BODY: &str = "the client disconnected before the end of its request";
+const CLIENT_DISCONNECTED: &str = "the client disconnected before the response";
+const CLIENT_DISCONNECTED_IN_BODY: &str = "the client disconnected before the end of its request";
 const BACKEND_FAILED: &str = "the connection to the backend broke before the end of the response";
 
 /// Serves requests.
@@ -112,26 +112,26 @@ impl From<Rejection> for NoResponse {
 }
 
 /// Why one attempt was aborted.
-enum Stopped {
+enum Aborted {
     /// The attempt failed; another one may be made.
     Attempt(AttemptError),
     /// The request failed; no other backend can change that.
     Request(NoResponse),
 }
 
-impl From<AttemptError> for Stopped {
+impl From<AttemptError> for Aborted {
     fn from(error: AttemptError) -> Self {
         Self::Attempt(error)
     }
 }
 
-impl From<BadResponse> for Stopped {
+impl From<BadResponse> for Aborted {
     fn from(bad: BadResponse) -> Self {
         Self::Attempt(bad.into())
     }
 }
 
-impl From<NoHead> for Stopped {
+impl From<NoHead> for Aborted {
     fn from(none: NoHead) -> Self {
         Self::Attempt(none.into())
     }
@@ -386,27 +386,27 @@ impl<D: Downstream> Request<'_, D> {
     async fn response(&mut self) -> Result<BackendResponse, NoResponse> {
         let proxy = &*self.engine.proxy;
         // A response that rejected an upgrade, while others are tried.
-        let mut refused: Option<(BackendResponse, Option<Choice>)> = None;
+        let mut rejected_upgrade: Option<(BackendResponse, Option<Choice>)> = None;
         loop {
             let failed = match self.attempt_next().await {
                 Ok(response) if self.tries_another(&response) => {
-                    refused = Some((response, self.exchange.choice()));
+                    rejected_upgrade = Some((response, self.exchange.choice()));
                     continue;
                 }
                 Ok(response) => return Ok(response),
-                Err(Stopped::Request(no_response)) => Err(no_response),
-                Err(Stopped::Attempt(error)) => {
+                Err(Aborted::Request(no_response)) => Err(no_response),
+                Err(Aborted::Attempt(error)) => {
                     if self.half_closed == HalfClosed::Both && error.is_broken_connection() {
                         // The backend has closed the connection because of the forwarded half-close.
-                        return Err(NoResponse::ClientDisconnected(CLIENT_LEFT));
+                        return Err(NoResponse::ClientDisconnected(CLIENT_DISCONNECTED));
                     }
                     let replay = self.upload.replay();
-                    let goes_on = proxy.attempt_failed(&mut self.exchange, &error, replay);
-                    goes_on.map_err(NoResponse::from)
+                    let next = proxy.attempt_failed(&mut self.exchange, &error, replay);
+                    next.map_err(NoResponse::from)
                 }
             };
-            match (failed, refused.take()) {
-                (Ok(()), kept) => refused = kept,
+            match (failed, rejected_upgrade.take()) {
+                (Ok(()), kept) => rejected_upgrade = kept,
                 // No other backend: the client gets the response that rejected its upgrade.
                 (Err(NoResponse::Rejected(_)), Some((response, choice))) => {
                     self.exchange.restore_choice(choice);
@@ -429,7 +429,7 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Makes the next attempt, once it is due and the backend has a free slot.
-    async fn attempt_next(&mut self) -> Result<BackendResponse, Stopped> {
+    async fn attempt_next(&mut self) -> Result<BackendResponse, Aborted> {
         let proxy = &*self.engine.proxy;
         if self.exchange.is_parked() {
             let client = &mut self.client;
@@ -441,11 +441,11 @@ impl<D: Downstream> Request<'_, D> {
                     Err(NoResponse::ClientDisconnected("the client disconnected while its request was parked"))
                 }
             };
-            due.map_err(Stopped::Request)?;
+            due.map_err(Aborted::Request)?;
         }
         loop {
             let chosen = proxy.choose(&mut self.exchange);
-            let backend = chosen.map_err(|rejection| Stopped::Request(rejection.into()))?;
+            let backend = chosen.map_err(|rejection| Aborted::Request(rejection.into()))?;
             if !self.exchange.is_queued() {
                 return self.attempt(backend).await;
             }
@@ -454,8 +454,8 @@ impl<D: Downstream> Request<'_, D> {
                 biased;
                 comes = proxy.slot_granted(&mut self.exchange) => comes,
                 () = poll_fn(|cx| client.poll_end_unread(cx)) => {
-                    let left = NoResponse::ClientDisconnected("the client disconnected while its request was queued");
-                    return Err(Stopped::Request(left));
+                    let disconnected = NoResponse::ClientDisconnected("the client disconnected while its request was queued");
+                    return Err(Aborted::Request(disconnected));
                 }
             };
             if comes {
@@ -465,7 +465,7 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Sends the request to `backend`, over an idle connection if there is one.
-    async fn attempt(&mut self, backend: Arc<Backend>) -> Result<BackendResponse, Stopped> {
+    async fn attempt(&mut self, backend: Arc<Backend>) -> Result<BackendResponse, Aborted> {
         let Engine { dialer, proxy, .. } = self.engine;
         let repeatable = self.exchange.repeatable();
         let mut prepared = false;
@@ -501,7 +501,7 @@ impl<D: Downstream> Request<'_, D> {
                 // A reused connection that the backend had closed is no failure of the backend: send again over another one.
                 // Not after a forwarded half-close, which may be the cause: each client that disconnects would cost a
                 // second request.
-                Err(Stopped::Attempt(error))
+                Err(Aborted::Attempt(error))
                     if was_idle
                         && error.is_broken_connection()
                         && repeatable == Repeatable::Yes
@@ -511,7 +511,7 @@ impl<D: Downstream> Request<'_, D> {
                 {
                     self.stale += 1;
                 }
-                Err(stopped) => return Err(stopped),
+                Err(aborted) => return Err(aborted),
             }
         }
     }
@@ -521,7 +521,7 @@ impl<D: Downstream> Request<'_, D> {
         &mut self,
         upstream: &mut UpstreamConnection,
         backend: &Backend,
-    ) -> Result<(ResponseHead, Framing, Vec<u8>), Stopped> {
+    ) -> Result<(ResponseHead, Framing, Vec<u8>), Aborted> {
         let mut reader = ResponseReader::new(self.engine.response_limits);
         let mut sleep = pin!(sleep(Duration::ZERO));
         let mut timer = StallTimer::new(sleep.as_mut());
@@ -593,47 +593,47 @@ impl<D: Downstream> Request<'_, D> {
         upstream: &mut UpstreamConnection,
         reader: &mut ResponseReader,
         timer: &mut StallTimer<'_>,
-    ) -> Poll<Result<ResponseHead, Stopped>> {
+    ) -> Poll<Result<ResponseHead, Aborted>> {
         let mut unsent = None;
         match self.poll_upload(cx, upstream) {
             Poll::Pending | Poll::Ready(Ok(())) => {}
             // There may be a response that was sent before the connection was closed.
             Poll::Ready(Err(UploadError::Backend(error))) => unsent = Some(error),
             Poll::Ready(Err(error)) => {
-                return Poll::Ready(Err(Stopped::Request(no_response(error))));
+                return Poll::Ready(Err(Aborted::Request(no_response(error))));
             }
         }
         if self.poll_client_end(cx, upstream).is_ready() {
-            let left = NoResponse::ClientDisconnected(CLIENT_LEFT);
-            return Poll::Ready(Err(Stopped::Request(left)));
+            let disconnected = NoResponse::ClientDisconnected(CLIENT_DISCONNECTED);
+            return Poll::Ready(Err(Aborted::Request(disconnected)));
         }
         if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
-            let left = NoResponse::ClientDisconnected(CLIENT_LEFT);
-            return Poll::Ready(Err(Stopped::Request(left)));
+            let disconnected = NoResponse::ClientDisconnected(CLIENT_DISCONNECTED);
+            return Poll::Ready(Err(Aborted::Request(disconnected)));
         }
         match (reader.poll(cx, &mut upstream.socket), unsent) {
             (Poll::Ready(Err(NoHead::Broken(_))) | Poll::Pending, Some(error)) => {
                 return Poll::Ready(Err(AttemptError::Unsent(error).into()));
             }
-            (Poll::Ready(read), _) => return Poll::Ready(read.map_err(Stopped::from)),
+            (Poll::Ready(read), _) => return Poll::Ready(read.map_err(Aborted::from)),
             (Poll::Pending, None) => {}
         }
-        let waits = self.waits_for_head();
+        let waits_for = self.waits_for_head();
         let (progress, timeouts) = (self.upload.progress(), &self.engine.timeouts);
-        if timer.poll(cx, waits, progress, timeouts).is_pending() {
+        if timer.poll(cx, waits_for, progress, timeouts).is_pending() {
             return Poll::Pending;
         }
-        if waits == WaitsFor::Continue {
+        if waits_for == WaitsFor::Continue {
             // The backend has not sent a 100 in time: the edge does.
             self.expects = false;
             self.client.interim_continue();
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Poll::Ready(Err(match waits {
+        Poll::Ready(Err(match waits_for {
             WaitsFor::ClientBody => {
                 let slow = Rejection::BodyTimeout("nothing within timeouts.downstream_read");
-                Stopped::Request(slow.into())
+                Aborted::Request(slow.into())
             }
             _ => AttemptError::Timeout.into(),
         }))
@@ -797,15 +797,15 @@ impl<D: Downstream> Request<'_, D> {
         upstream: &mut UpstreamConnection,
         passing: &mut Passing<'_>,
     ) -> Poll<Result<Surplus, Truncated>> {
-        const CLIENT_LEFT: &str = "the client disconnected before the end of the response";
-        let client_left = || Poll::Ready(Err(Truncated::Client(CLIENT_LEFT)));
+        const CLIENT_DISCONNECTED: &str = "the client disconnected before the end of the response";
+        let client_disconnected = || Poll::Ready(Err(Truncated::Client(CLIENT_DISCONNECTED)));
         if passing.uploads {
             match self.poll_upload(cx, upstream) {
                 Poll::Pending => {}
                 // The backend may stop reading the request and still send its response.
                 Poll::Ready(Ok(()) | Err(UploadError::Backend(_))) => passing.uploads = false,
                 Poll::Ready(Err(UploadError::Client(BodyError::ClientLeft))) => {
-                    return client_left();
+                    return client_disconnected();
                 }
                 Poll::Ready(Err(_)) => {
                     let why = "the rest of the request body cannot be forwarded";
@@ -814,25 +814,25 @@ impl<D: Downstream> Request<'_, D> {
             }
         }
         if self.poll_client_end(cx, upstream).is_ready() {
-            return client_left();
+            return client_disconnected();
         }
-        let waits = loop {
+        let waits_for = loop {
             if body.is_over() {
                 passing.surplus.note(passing.passed < passing.early.len());
                 if !std::mem::replace(&mut passing.has_ended, true)
                     && self.client.end_response(body).is_err()
                 {
-                    return client_left();
+                    return client_disconnected();
                 }
                 match self.client.poll_flush(cx) {
                     Poll::Ready(Ok(())) => return Poll::Ready(Ok(passing.surplus)),
-                    Poll::Ready(Err(_)) => return client_left(),
+                    Poll::Ready(Err(_)) => return client_disconnected(),
                     Poll::Pending => break WaitsFor::ClientRead,
                 }
             }
             let room = match self.client.poll_room(cx) {
                 Poll::Ready(Ok(room)) => room,
-                Poll::Ready(Err(_)) => return client_left(),
+                Poll::Ready(Err(_)) => return client_disconnected(),
                 Poll::Pending => break WaitsFor::ClientRead,
             };
             match self.poll_piece(cx, body, upstream, passing, room) {
@@ -840,7 +840,7 @@ impl<D: Downstream> Request<'_, D> {
                 Poll::Ready(Err(cut)) => return Poll::Ready(Err(cut)),
                 Poll::Pending => match self.client.poll_flush(cx) {
                     Poll::Ready(Ok(())) => break WaitsFor::Response,
-                    Poll::Ready(Err(_)) => return client_left(),
+                    Poll::Ready(Err(_)) => return client_disconnected(),
                     Poll::Pending => break WaitsFor::ClientRead,
                 },
             }
@@ -849,12 +849,12 @@ impl<D: Downstream> Request<'_, D> {
         let progress = passing.progress + self.upload.progress();
         if passing
             .timer
-            .poll(cx, waits, progress, timeouts)
+            .poll(cx, waits_for, progress, timeouts)
             .is_pending()
         {
             return Poll::Pending;
         }
-        Poll::Ready(Err(match waits {
+        Poll::Ready(Err(match waits_for {
             WaitsFor::ClientRead => Truncated::Client(
                 "the client did not read the response within timeouts.downstream_write",
             ),
@@ -1024,7 +1024,7 @@ impl From<PassError> for Truncated {
 fn no_response(error: UploadError) -> NoResponse {
     match error {
         UploadError::Client(BodyError::ClientLeft) => {
-            NoResponse::ClientDisconnected(CLIENT_LEFT_BODY)
+            NoResponse::ClientDisconnected(CLIENT_DISCONNECTED_IN_BODY)
         }
         UploadError::Client(BodyError::Chunk(_)) => {
             Rejection::Malformed("a malformed chunk").into()

@@ -273,12 +273,12 @@ fn scheme_of(downstream: &ServerSession) -> Scheme {
 /// Continues to read a body for a while after the response: closing a socket with unread bytes resets the connection, and the
 /// client might lose the response.
 async fn linger(downstream: &mut Session) {
-    let mut left = LINGER_BYTES;
+    let mut remaining = LINGER_BYTES;
     let reading = async {
         while let Ok(Some(piece)) = downstream.read_request_body().await
-            && piece.len() < left
+            && piece.len() < remaining
         {
-            left -= piece.len();
+            remaining -= piece.len();
         }
     };
     // A client that still sends after that gets a reset.

@@ -125,7 +125,7 @@ impl Parts {
             gate: Arc::new(gate),
             rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools), &metrics)),
             parked: ParkedRequests::new(ParkConfig::of(config)),
-            ending: connections.draining(),
+            shutdown: connections.draining(),
             exhausted: Seldom::new(Instant::now()),
             no_port: Seldom::new(Instant::now()),
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,

@@ -6,15 +6,15 @@ use super::super::check::Check;
 use super::super::{BackendConfig, BackendTls, CertificateFiles, raw};
 use crate::config::backend::Address;
 
-/// `place` is the key of the pool, whose `backends` these are.
+/// `section` is the key of the pool, whose `backends` these are.
 pub(super) fn backend_tls(
     check: &mut Check,
-    place: &str,
+    section: &str,
     raw: raw::BackendTls,
     backends: &[BackendConfig],
 ) -> BackendTls {
     let verify = raw.verify.unwrap_or(BackendTls::VERIFY);
-    let key = format!("{place}.tls.ca");
+    let key = format!("{section}.tls.ca");
     check.require(
         verify || raw.ca.is_none(),
         &key,
@@ -25,7 +25,7 @@ pub(super) fn backend_tls(
         if parsed.is_none() {
             let name = name.escape_debug();
             check.error(
-                &format!("{place}.tls.server_name"),
+                &format!("{section}.tls.server_name"),
                 format!("\"{name}\": expected a host name or an IP address"),
             );
         }
@@ -40,7 +40,7 @@ pub(super) fn backend_tls(
             };
             check.require(
                 has_name,
-                &format!("{place}.backends[{index}].address"),
+                &format!("{section}.backends[{index}].address"),
                 "expected \"tls.server_name\" for its pool: this address has no name that a certificate can be verified against",
             );
         }
@@ -50,7 +50,7 @@ pub(super) fn backend_tls(
         (None, None) => None,
         _ => {
             check.error(
-                &format!("{place}.tls"),
+                &format!("{section}.tls"),
                 "expected \"certificate\" and \"key\" together",
             );
             None

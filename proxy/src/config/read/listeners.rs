@@ -27,8 +27,8 @@ pub(super) fn listeners(
     let mut seen = HashMap::new();
     let mut all = Vec::new();
     for (index, raw) in listeners.into_iter().enumerate() {
-        let place = format!("listeners[{index}]");
-        let key = format!("{place}.address");
+        let section = format!("listeners[{index}]");
+        let key = format!("{section}.address");
         let Some(address) = check.listener(&key, &raw.address) else {
             continue;
         };
@@ -36,18 +36,23 @@ pub(super) fn listeners(
         if address.port() != 0 && seen.insert(address, index).is_some() {
             check.error(&key, format!("duplicate address {address}"));
         }
-        all.push(listener(check, &place, raw, ListenerConfig::plain(address)));
+        all.push(listener(
+            check,
+            &section,
+            raw,
+            ListenerConfig::plain(address),
+        ));
     }
     all
 }
 
 fn listener(
     check: &mut Check,
-    place: &str,
+    section: &str,
     raw: raw::Listener,
     plain: ListenerConfig,
 ) -> ListenerConfig {
-    let key = format!("{place}.redirect_to_https");
+    let key = format!("{section}.redirect_to_https");
     let redirect_to_https = raw
         .redirect_to_https
         .map(|port| check.number(&key, Some(port), 443, 1..=u16::MAX));
@@ -59,7 +64,7 @@ fn listener(
     );
     let tls = raw
         .tls
-        .and_then(|raw| tls(check, &format!("{place}.tls"), raw));
+        .and_then(|raw| tls(check, &format!("{section}.tls"), raw));
     ListenerConfig {
         proxy_protocol: raw.proxy_protocol,
         tls,
@@ -68,7 +73,7 @@ fn listener(
     }
 }
 
-fn tls(check: &mut Check, place: &str, raw: raw::Tls) -> Option<TlsConfig> {
+fn tls(check: &mut Check, section: &str, raw: raw::Tls) -> Option<TlsConfig> {
     let certificates = match (raw.certificates, raw.folder) {
         (Some(files), None) if !files.is_empty() => {
             let files = files.into_iter().map(|pair| CertificateFiles {
@@ -80,14 +85,14 @@ fn tls(check: &mut Check, place: &str, raw: raw::Tls) -> Option<TlsConfig> {
         (None, Some(folder)) => Some(CertificateSource::Folder(folder)),
         _ => {
             check.error(
-                place,
+                section,
                 "expected either \"certificates\" with at least one, or \"folder\"",
             );
             None
         }
     };
     let handshake = check.span(
-        &format!("{place}.handshake"),
+        &format!("{section}.handshake"),
         raw.handshake,
         TlsConfig::HANDSHAKE,
         Span(HANDSHAKE_MIN)..=Span(HANDSHAKE_MAX),

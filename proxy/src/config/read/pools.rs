@@ -226,7 +226,7 @@ fn is_on_this_machine(url: &Secret) -> bool {
 /// The PEM text of the certificates in the file `tls.ca`.
 fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc<[u8]>> {
     let path = tls?.ca?;
-    let wrong = match read_file(&path, PEM_BYTES_MAX) {
+    let reason = match read_file(&path, PEM_BYTES_MAX) {
         Ok(pem) => match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if !certificates.is_empty() => return Some(pem.into()),
             Ok(_) => "the file has none".to_owned(),
@@ -237,7 +237,7 @@ fn ca(check: &mut Check, key: &str, tls: Option<raw::DiscoverTls>) -> Option<Arc
     let path = path.display();
     check.error(
         key,
-        format!("expected certificates in PEM in {path}: {wrong}"),
+        format!("expected certificates in PEM in {path}: {reason}"),
     );
     None
 }

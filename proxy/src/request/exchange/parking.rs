@@ -28,7 +28,7 @@ enum Outcome {
     /// Another backend is tried.
     Moved,
     /// Its client disconnected.
-    Left,
+    Disconnected,
     /// `limits.waiting` was reached.
     Full,
 }
@@ -38,7 +38,7 @@ impl Outcome {
         match self {
             Self::Returned => "returned",
             Self::Moved => "moved",
-            Self::Left => "left",
+            Self::Disconnected => "left",
             Self::Full => "full",
         }
     }
@@ -120,7 +120,7 @@ impl ProxyState {
                     health_status: backend.health_status(),
                     count: backend.start_waiting(),
                     began: now,
-                    outcome: Outcome::Left,
+                    outcome: Outcome::Disconnected,
                 }));
                 true
             }
@@ -155,7 +155,7 @@ impl ProxyState {
             };
             tokio::select! {
                 biased;
-                () = self.ending.cancelled() => break,
+                () = self.shutdown.cancelled() => break,
                 changed = parked.health_status.changed() => match changed {
                     Ok(()) if health_status.responses < parked.health_status.borrow().responses => parked.request.probe_answered(Instant::now()),
                     Ok(()) => {}

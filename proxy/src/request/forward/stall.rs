@@ -44,33 +44,36 @@ impl WaitsFor {
 /// One timer for all waits of a request. It restarts with each progress, and when the kind of wait changes.
 pub(super) struct StallTimer<'a> {
     sleep: Pin<&'a mut Sleep>,
-    waits: Option<(WaitsFor, u64)>,
+    waits_for: Option<(WaitsFor, u64)>,
 }
 
 impl<'a> StallTimer<'a> {
     /// Uses `sleep`, whose deadline is set by the first [`StallTimer::poll`].
     pub(super) fn new(sleep: Pin<&'a mut Sleep>) -> Self {
-        Self { sleep, waits: None }
+        Self {
+            sleep,
+            waits_for: None,
+        }
     }
 
     /// Restarts the timer at the next poll.
     pub(super) fn restart(&mut self) {
-        self.waits = None;
+        self.waits_for = None;
     }
 
-    /// Ready when the request has waited for `waits` beyond its timeout, with `progress` unchanged.
+    /// Ready when the request has waited for `waits_for` beyond its timeout, with `progress` unchanged.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        waits: WaitsFor,
+        waits_for: WaitsFor,
         progress: u64,
         timeouts: &Timeouts,
     ) -> Poll<()> {
-        if self.waits != Some((waits, progress)) {
-            self.waits = Some((waits, progress));
+        if self.waits_for != Some((waits_for, progress)) {
+            self.waits_for = Some((waits_for, progress));
             self.sleep
                 .as_mut()
-                .reset(Instant::now() + waits.limit(timeouts));
+                .reset(Instant::now() + waits_for.limit(timeouts));
         }
         self.sleep.as_mut().poll(cx)
     }

@@ -149,9 +149,9 @@ impl Upload {
             return Poll::Ready(Ok(()));
         }
         loop {
-            let mut waits = false;
+            let mut is_pending = false;
             if !self.has_ended && self.out.len() - self.sent < GATHER {
-                waits = self.poll_read(cx, client, &check)?.is_pending();
+                is_pending = self.poll_read(cx, client, &check)?.is_pending();
             }
             while self.sent < self.out.len() {
                 let written = Pin::new(&mut *socket).poll_write(cx, &self.out[self.sent..]);
@@ -173,7 +173,7 @@ impl Upload {
                 self.is_sent = true;
                 return Poll::Ready(Ok(()));
             }
-            if waits {
+            if is_pending {
                 return Poll::Pending;
             }
         }
