@@ -1,11 +1,11 @@
-//! A client's connection, from accept to the requests on it.
+//! Client connections, from accept to the requests on them.
 //!
-//! [`acceptor`] takes a connection through the PROXY header ([`proxy_protocol`]), the limits for its address and the TLS handshake.
-//! [`Connection`] is then a connection of HTTP/1, which carries one request after the other; [`Http2Stream`] is one stream of a
-//! connection of HTTP/2, which [`Http2`] serves. Both show the same [`Downstream`] to the engine that forwards requests.
-//! [`open_connections`] counts what is open, for the shutdown.
+//! [`acceptor`] reads the PROXY header ([`proxy_protocol`]) of a new connection, applies the limits for its address and does the
+//! TLS handshake. [`Connection`] is then an HTTP/1 connection with one request after the other; [`Http2Stream`] is one stream of
+//! an HTTP/2 connection, which [`Http2`] serves. Both implement [`Downstream`], which the engine that forwards requests uses.
+//! [`open_connections`] counts open connections for the shutdown.
 //!
-//! Decides nothing about a request, and knows no backend.
+//! Decides nothing about a request, and has no knowledge of backends.
 
 pub(crate) mod acceptor;
 mod connection;
@@ -22,56 +22,56 @@ use http::{HeaderMap, Method};
 use pingora::http::ResponseHeader;
 
 pub(crate) use crate::downstream::connection::{BodyLength, Connection};
-pub(crate) use crate::downstream::http2::{Accepted, Http2, Http2Limits, Http2Stream};
+pub(crate) use crate::downstream::http2::{Http2, Http2Limits, Http2Request, Http2Stream};
 use crate::http::http1::{ChunkError, ResponseBody, ResponseHead};
 use crate::http::scheme::Scheme;
 use crate::tunnel::Socket;
 
-/// What became of reading a piece of a request's body.
+/// The result of reading from a request body.
 #[derive(Debug)]
 pub(crate) enum BodyEvent {
-    /// Content has come.
+    /// Content was read.
     Content,
-    /// The body is over; with its trailers, if it has any.
+    /// The end of the body, with its trailers if there are any.
     End(Option<HeaderMap>),
 }
 
-/// Why a request's body cannot be read any further.
+/// Why a request body cannot be read any further.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    #[error("the client left in the middle of its request")]
+    #[error("the client disconnected within its request")]
     ClientLeft,
     #[error(transparent)]
     Chunk(#[from] ChunkError),
 }
 
-/// What is seen of a client that has sent all of its request.
+/// How a client has ended its side after sending its whole request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientEnd {
-    /// It sends no more. It may have left, or wait for its response.
+    /// It has half-closed the connection: it may have disconnected, or still wait for its response.
     HalfClosed,
-    /// It has left.
+    /// It has disconnected.
     Gone,
 }
 
-/// Why a piece of a response cannot be passed on.
+/// Why a piece of a response body cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PassError {
-    #[error("the client left before the end of the response")]
+    #[error("the client disconnected before the end of the response")]
     Client(#[source] io::Error),
-    #[error("the backend sent a wrong chunk")]
+    #[error("the backend sent an invalid chunk")]
     Chunk(#[from] ChunkError),
 }
 
-/// A client that has made a request.
+/// The client side of one request.
 pub(crate) trait Downstream: Sized + Send {
-    /// Whether the connection may carry another request behind this one, if all of this one is read.
-    const CARRIES_ANOTHER: bool;
+    /// Whether the connection can be reused for another request, once this one has been read completely.
+    const REUSABLE: bool;
 
-    /// The address of the client, and the scheme of its connection.
+    /// The address of the peer, and the scheme of its connection.
     fn origin(&self) -> (IpAddr, Scheme);
 
-    /// Reads a piece of the request's body, and gives its content to `content`, once or several times.
+    /// Reads from the request body, and passes its content to `content`, in one or several pieces.
     ///
     /// # Errors
     ///
@@ -82,40 +82,40 @@ pub(crate) trait Downstream: Sized + Send {
         content: impl FnMut(&[u8]),
     ) -> Poll<Result<BodyEvent, BodyError>>;
 
-    /// Whether all of the request's body has been read.
+    /// Whether the whole request body has been read.
     fn body_is_over(&self) -> bool;
 
-    /// Ready when the client sends nothing more, as far as that shows behind its request. Not to be called again after
-    /// [`ClientEnd::Gone`]; after [`ClientEnd::HalfClosed`] it is ready only when it is seen to have left.
+    /// Ready when the client has ended its side, as far as that can be detected while its response is pending. Not to be called
+    /// again after [`ClientEnd::Gone`]; after [`ClientEnd::HalfClosed`] it is ready only if the client is found to be gone.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<ClientEnd>;
 
-    /// Ready when the client ends its side of the connection, or leaves, while its body stays unread. What is read meanwhile is kept,
-    /// within bounds.
+    /// Ready when the client half-closes or closes the connection while its body is not being read. What arrives meanwhile is
+    /// buffered, within bounds.
     fn poll_end_unread(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Has an interim response (1xx) go out with the next flush, if the client's protocol has them.
+    /// Queues an interim response (1xx) for the next flush, if the client's protocol supports them.
     fn interim(&mut self, head: &ResponseHead);
 
-    /// The same, of a 100 of our own.
+    /// Queues a 100 response of the edge itself.
     fn interim_continue(&mut self);
 
-    /// Has a response of the edge itself to a request with `method` go out with the next flush. `last` is whether the connection
-    /// ends with it.
+    /// Queues a response of the edge itself, to a request with `method`, for the next flush. `last` says whether the connection
+    /// closes after it.
     fn own_response(&mut self, head: &ResponseHeader, body: Bytes, method: &Method, last: bool);
 
-    /// Begins the response of a backend: its head goes out with the next flush. `last` is whether the connection is to end behind
+    /// Begins the response of a backend: queues its head for the next flush. `last` requests that the connection closes after
     /// it; returns whether it does.
     fn begin_response(&mut self, head: &mut ResponseHead, body: &ResponseBody, last: bool) -> bool;
 
-    /// How many bytes of the response may be passed on now. Pending while the client does not take what it was sent.
+    /// How many bytes of the response may be forwarded now. Pending while the client does not read what was sent.
     ///
     /// # Errors
     ///
-    /// What writing fails with.
+    /// The error of the write.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
-    /// Passes on bytes that have come of `body`, no more than there is room for. None at all, of a body that ends with its
-    /// connection, is its end. Returns whether some are no part of the body.
+    /// Forwards `bytes` that the backend sent, no more than [`Downstream::poll_room`] allows. For a body that ends with its
+    /// connection, an empty slice is the end. Returns whether there were bytes after the end of `body`.
     ///
     /// # Errors
     ///
@@ -127,33 +127,33 @@ pub(crate) trait Downstream: Sized + Send {
         bytes: &[u8],
     ) -> Result<bool, PassError>;
 
-    /// All of the response has been passed on.
+    /// Ends a response whose body has been forwarded completely.
     ///
     /// # Errors
     ///
-    /// What writing fails with.
+    /// The error of the write.
     fn end_response(&mut self, body: &mut ResponseBody) -> io::Result<()>;
 
-    /// Sends what is to go out. Pending while the client does not take it.
+    /// Sends what is queued. Pending while the client does not read.
     ///
     /// # Errors
     ///
-    /// What writing fails with.
+    /// The error of the write.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Ends the response where it is, so that the client sees that it is cut off. Nothing is called behind it.
+    /// Aborts the response such that the client sees it as truncated. No other method may be called after it.
     fn cut_off(&mut self);
 
-    /// Closes the connection such that what was written arrives.
+    /// Closes the connection in a way that what was written still arrives.
     fn close(self) -> impl Future<Output = ()> + Send;
 
-    /// Tells the client that its upgrade has succeeded, with the next flush.
+    /// Queues the response to a successful upgrade for the next flush.
     ///
     /// # Errors
     ///
-    /// What writing fails with.
+    /// The error of the write.
     fn accept_upgrade(&mut self, head: &mut ResponseHead, protocol: &str) -> io::Result<()>;
 
-    /// The connection of an upgrade that was accepted and flushed, and what was read from it and not used.
+    /// The connection of an upgrade that was accepted and flushed, and the bytes already read from it.
     fn into_tunnel(self) -> (Socket, Vec<u8>);
 }

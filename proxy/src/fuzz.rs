@@ -1,6 +1,6 @@
-//! What the fuzz targets in `tests/fuzz` call: the code that reads bytes of strangers, and what holds whatever they are.
+//! The entry points of the fuzz targets in `tests/fuzz`: parsers of untrusted bytes, with assertions that hold for all input.
 //!
-//! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
+//! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for unit tests, which run the seeds.
 
 use std::io::Cursor;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,7 +22,7 @@ use crate::http::http1::{Chunks, find_end};
 use crate::http::scheme::Scheme;
 use crate::request::proxy_http::body_length;
 use crate::request::proxy_http::requested_upgrades;
-use crate::server::app::shape;
+use crate::server::app::parse_head;
 use crate::tunnel::Frames;
 
 const POOL: &str = "pools: [{name: a, backends: [{id: n1, address: 'a:1'}]}]\n";
@@ -32,7 +32,7 @@ static SIGNED: LazyLock<Affinity> =
     LazyLock::new(|| affinity("affinity: {keys: [0123456789abcdef0123456789abcdef]}"));
 
 fn affinity(settings: &str) -> Affinity {
-    let config = Config::parse("fuzz", &format!("{POOL}{settings}")).expect("it is right");
+    let config = Config::parse("fuzz", &format!("{POOL}{settings}")).expect("it is valid");
     Affinity::new(
         &config.affinity,
         config.pools[0].cookie.clone(),
@@ -53,11 +53,14 @@ pub fn cookies(data: &[u8]) {
     assert_eq!(
         count(&SIGNED.read(&request, "/")),
         0,
-        "nobody else can sign"
+        "an unsigned cookie is never accepted"
     );
     UNSIGNED.strip(&mut request);
     let left = UNSIGNED.read(&request, "/");
-    assert!(left.bindings.is_empty() && !left.forged, "ours are gone");
+    assert!(
+        left.bindings.is_empty() && !left.forged,
+        "the edge's cookies are removed"
+    );
     let once: Vec<HeaderValue> = cookies_of(&request);
     UNSIGNED.strip(&mut request);
     assert_eq!(once, cookies_of(&request), "there is nothing left to strip");
@@ -67,7 +70,7 @@ fn cookies_of(request: &RequestHeader) -> Vec<HeaderValue> {
     request.headers.get_all(COOKIE).iter().cloned().collect()
 }
 
-/// The SockJS session that `path` names, as the edge sees it.
+/// The SockJS session in `path`, as parsed by the edge.
 #[must_use]
 pub fn sockjs_session(path: &str) -> Option<String> {
     let claim = UNSIGNED.read(&request(), path);
@@ -76,7 +79,7 @@ pub fn sockjs_session(path: &str) -> Option<String> {
     Some(session)
 }
 
-/// Reads and writes anew the forwarding headers of a request with a header for each line of `data`: its first byte chooses the name.
+/// Reads and rewrites the forwarding headers of a request with a header for each line of `data`, whose first byte selects the name.
 pub fn forwarded(data: &[u8]) {
     let names = [
         HeaderName::from_static("x-forwarded-for"),
@@ -100,18 +103,18 @@ pub fn forwarded(data: &[u8]) {
         }
     }
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let everyone = ["0.0.0.0/0", "::/0"].map(|range| range.parse().expect("it is a range"));
-    for trusted in [vec![], everyone.to_vec()] {
-        let believes = !trusted.is_empty();
+    let all = ["0.0.0.0/0", "::/0"].map(|range| range.parse().expect("it is a range"));
+    for trusted in [vec![], all.to_vec()] {
+        let is_trusted = !trusted.is_empty();
         let forwarder = Forwarder::new(trusted);
         let mut request = request.clone();
         let before = forwarder.read(&request, loopback, Scheme::Http);
-        assert!(believes || before.client == loopback);
+        assert!(is_trusted || before.client == loopback);
         forwarder.write(&before, &mut request);
         assert!(!request.headers.contains_key("x_forwarded_for"));
         assert_eq!(request.headers.get_all("x-forwarded-for").iter().count(), 1);
-        // The next hop, which believes us, sees the same client.
-        let next = Forwarder::new(everyone.to_vec());
+        // The next hop, which trusts the edge, sees the same client.
+        let next = Forwarder::new(all.to_vec());
         let after = next.read(&request, loopback, Scheme::Https);
         assert_eq!(
             (before.client, before.scheme, before.request_id()),
@@ -120,7 +123,7 @@ pub fn forwarded(data: &[u8]) {
     }
 }
 
-/// After how many bytes of `data` a WebSocket frame ends, as the edge sees it.
+/// The offsets in `data` at which a WebSocket frame ends, as parsed by the edge.
 #[must_use]
 pub fn frame_ends(data: &[u8]) -> Vec<usize> {
     let mut frames = Frames::default();
@@ -143,50 +146,50 @@ pub fn frame_ends(data: &[u8]) -> Vec<usize> {
     ends
 }
 
-/// Reads a PROXY header as it comes in, byte by byte: once it is decided what it is, more bytes do not change that.
+/// Parses a PROXY header byte by byte: once the result is final, more bytes do not change it.
 pub fn proxy_header(data: &[u8]) {
     for length in 0..=data.len() {
         match proxy_protocol::parse(&data[..length]) {
             Ok(Header::Partial) => assert!(length < proxy_protocol::BYTES_MAX),
-            decided => {
-                assert_eq!(proxy_protocol::parse(data), decided);
+            result => {
+                assert_eq!(proxy_protocol::parse(data), result);
                 return;
             }
         }
     }
 }
 
-/// Follows a body in chunks, whole and in two pieces: it ends in the same place.
+/// Parses a chunked body at once and in two pieces: it ends at the same byte.
 pub fn chunks(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
         return;
     };
     let (start, rest) = data.split_at(usize::from(*cut).min(data.len()));
     let mut whole = Chunks::default();
-    let end = whole.follow(data);
+    let end = whole.parse(data);
     let mut pieces = Chunks::default();
     let both = pieces
-        .follow(start)
+        .parse(start)
         .and_then(|length| match pieces.is_over() {
             true => Ok(length),
-            false => Ok(length + pieces.follow(rest)?),
+            false => Ok(length + pieces.parse(rest)?),
         });
     assert_eq!(end, both);
     assert!(end.is_err() || end == Ok(data.len()) || whole.is_over());
 }
 
-/// Judges the head of a request, and has Pingora read what passes: both see the same.
+/// Parses a request head, and compares the result with Pingora's.
 pub fn head(data: &[u8]) {
     let Some(end) = find_end(data, 0) else { return };
     let mut head = BytesMut::from(&data[..end]);
-    let Ok(shape) = shape(&mut head, 256) else {
+    let Ok(head_info) = parse_head(&mut head, 256) else {
         return;
     };
     let mut session = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
     session.set_pipelined_prefix(head);
     let read = session.read_request().now_or_never();
     if !matches!(read, Some(Ok(true))) {
-        // It may like it even less, but it must not wait for more.
+        // Pingora may reject it, but must not wait for more bytes.
         assert!(read.is_some());
         return;
     }
@@ -194,13 +197,13 @@ pub fn head(data: &[u8]) {
     let hosts = request.headers.get_all(HOST).iter().count();
     assert!(hosts == 1 || (hosts == 0 && request.version == http::Version::HTTP_10));
     let nothing = BodyLength::Bytes(0);
-    assert_eq!(shape.body == nothing, body_length(request) == nothing);
-    let wish = shape.upgrade.map(|upgrade| upgrade.protocols);
-    assert_eq!(wish, requested_upgrades(request));
+    assert_eq!(head_info.body == nothing, body_length(request) == nothing);
+    let protocols = head_info.upgrade.map(|upgrade| upgrade.protocols);
+    assert_eq!(protocols, requested_upgrades(request));
 }
 
 fn request() -> RequestHeader {
-    RequestHeader::build("GET", b"/", None).expect("it is right")
+    RequestHeader::build("GET", b"/", None).expect("it is valid")
 }
 
 #[cfg(test)]
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_is_read() {
+    fn every_seed_passes() {
         for seed in seeds("cookies") {
             cookies(&seed);
         }

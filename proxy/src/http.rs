@@ -1,10 +1,10 @@
-//! HTTP without I/O: heads, fields, targets, framing.
+//! HTTP without I/O: message heads, header fields, request targets, framing.
 //!
-//! [`http1`] parses and writes heads and chunked bodies of HTTP/1, keeping the bytes of what does not change; [`fields`] is one
-//! view of headers whatever holds them; [`hop_by_hop`] removes what belongs to one connection; [`forwarded`] sets the forwarding
-//! headers; [`target`] and [`scheme`] read what a request asks for.
+//! [`http1`] parses and writes heads and chunked bodies of HTTP/1, and keeps the original bytes of unchanged headers; [`fields`]
+//! is one interface to headers in any representation; [`hop_by_hop`] removes connection headers; [`forwarded`] sets the
+//! forwarding headers; [`target`] parses request targets and hosts, [`scheme`] is `http` or `https`.
 //!
-//! Everything here is a plain type over bytes. Bytes from the network never panic.
+//! Everything here is a plain type over bytes. Invariant: no bytes from the network cause a panic.
 
 pub(crate) mod fields;
 pub(crate) mod forwarded;

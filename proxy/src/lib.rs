@@ -1,6 +1,6 @@
 //! The edge: a reverse proxy that keeps each client on its server and carries WebSockets.
 //!
-//! The way of a request:
+//! The path of a request:
 //!
 //! ```text
 //! client ─▶ server::listeners ─▶ downstream::acceptor ─▶ server::app ─▶ request::forward ─┬─ upstream ─▶ backend
@@ -16,7 +16,7 @@
 //! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `limits`, `tls`, `tunnel` ·
 //! `net` · `config` · `metrics`, `http`. `make structure` prints them as they are.
 //!
-//! `run` is the program; [`Plugin`] is the same edge for a Pingora server of your own.
+//! `run` is the program; [`Plugin`] is the same edge as a part of another Pingora server.
 
 mod balancer;
 mod config;
@@ -52,8 +52,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::config::Config;
 use crate::config::ListenerConfig;
-use crate::downstream::acceptor::Entrance;
-use crate::downstream::acceptor::Entrances;
+use crate::downstream::acceptor::Acceptor;
+use crate::downstream::acceptor::Acceptors;
 use crate::metrics::Metrics;
 pub use crate::plugin::AfterDrain;
 pub use crate::plugin::Plugin;
@@ -63,147 +63,153 @@ pub use crate::request::proxy_http::Edge;
 pub use crate::request::proxy_http::RequestContext;
 use crate::server::admin;
 use crate::server::components;
-use crate::server::components::Parts;
+use crate::server::components::Components;
 pub use crate::server::components::StartError;
 pub use crate::server::listeners::BindError;
-use crate::server::listeners::Bound;
+use crate::server::listeners::BoundListener;
 use crate::server::listeners::ListeningService;
 use crate::server::logging;
-use crate::server::shutdown::Ending;
-use crate::server::shutdown::Haste;
+use crate::server::shutdown::ShutdownMode;
+use crate::server::shutdown::ShutdownService;
 use crate::server::shutdown::Signals;
 use crate::server::supervisor::keep_running;
 use crate::tls::Connectors;
 pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 
-/// Longer than any drain: the end of the process is ours, not Pingora's.
+/// Longer than any drain: the edge exits the process itself, before Pingora does.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Runs the edge until a signal ends the process. `config` was read from `file`, which SIGHUP has read anew.
+/// Runs the edge until a signal ends the process. `config` was read from `file`, which is read again on SIGHUP.
 ///
 /// # Errors
 ///
-/// [`StartError`] before anything is served. It does not return otherwise: the drain exits the process.
+/// [`StartError`] before any connection is accepted. It does not return otherwise: the drain exits the process.
 pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     logging::start(&config.log).map_err(StartError::Log)?;
     let _flush = logging::FlushAtEnd;
     for warning in config.warnings(SystemTime::now()) {
-        tracing::warn!(warning, "the configuration is likely not meant so");
+        tracing::warn!(warning, "configuration warning");
     }
     components::open_files(&config)?;
     let bound = config
         .listeners
         .iter()
-        .map(|listener| Bound::new(listener.address, &config.timeouts))
+        .map(|listener| BoundListener::new(listener.address, &config.timeouts))
         .collect::<Result<Vec<_>, _>>()?;
     let admin = config
         .admin
-        .map(|address| Bound::new(address, &config.timeouts))
+        .map(|address| BoundListener::new(address, &config.timeouts))
         .transpose()?;
-    let entrances = entrances(&config, &bound)?;
-    let parts = Parts::new(&config)?;
-    let entrances = Arc::new(Entrances::new(
-        entrances,
-        Arc::clone(&parts.proxy.gate),
-        Arc::clone(&parts.proxy.metrics),
+    let acceptors = acceptors(&config, &bound)?;
+    let components = Components::new(&config)?;
+    let acceptors = Arc::new(Acceptors::new(
+        acceptors,
+        Arc::clone(&components.proxy.gate),
+        Arc::clone(&components.proxy.metrics),
     ));
-    let haste = Haste::default();
+    let mode = ShutdownMode::default();
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     server.add_service(ListeningService::new(
         "edge",
-        parts.app(Arc::clone(&entrances)),
+        components.app(Arc::clone(&acceptors)),
         bound,
         server.configuration.threads,
-        // Whoever finds nobody listening knows that the answers to others end their connections.
-        parts.connections.draining(),
+        // Listeners close only once the drain is visible to requests: their responses then close the connections.
+        components.connections.draining(),
     ));
     if let Some(bound) = admin {
-        let answers = HttpServer::new_app(parts.admin(entrances.terminators()));
-        // It answers for as long as there is a process.
+        let app = HttpServer::new_app(components.admin(acceptors.terminators()));
+        // The admin listener stays open until the process exits.
         let never = CancellationToken::new();
-        let service = ListeningService::new("admin", answers, vec![bound], 1, never);
+        let service = ListeningService::new("admin", app, vec![bound], 1, never);
         server.add_service(service.bounded(admin::LIMITS));
     }
-    server.add_service(background_service("watch", parts.watch(Some(file))));
+    server.add_service(background_service(
+        "watch",
+        components.background_tasks(Some(file)),
+    ));
     server.add_service(background_service(
         "certificates",
-        Renewal {
-            entrances,
-            metrics: Arc::clone(&parts.proxy.metrics),
-            background: parts.background.clone(),
+        CertificateWatch {
+            acceptors,
+            metrics: Arc::clone(&components.proxy.metrics),
+            background: components.background.clone(),
         },
     ));
     server.add_service(background_service(
         "drain",
-        Ending {
-            drain: parts.drain(&config),
-            haste: haste.clone(),
+        ShutdownService {
+            drain: components.drain(&config),
+            mode: mode.clone(),
         },
     ));
     server.run(RunArgs {
         shutdown_signal: Box::new(Signals {
-            haste,
-            reloader: Arc::clone(&parts.reloader),
-            access: parts.proxy.access.clone(),
+            mode,
+            reloader: Arc::clone(&components.reloader),
+            access: components.proxy.access.clone(),
         }),
     });
     Ok(())
 }
 
-/// Follows the files of the certificates.
-struct Renewal {
-    entrances: Arc<Entrances>,
+/// The background service that reloads certificates when their files change.
+struct CertificateWatch {
+    acceptors: Arc<Acceptors>,
     metrics: Arc<Metrics>,
     background: CancellationToken,
 }
 
 #[async_trait]
-impl BackgroundService for Renewal {
+impl BackgroundService for CertificateWatch {
     async fn start(&self, _shutdown: ShutdownWatch) {
-        let (entrances, stop) = (&self.entrances, &self.background);
-        let run = || entrances.renew(stop.child_token());
+        let (acceptors, stop) = (&self.acceptors, &self.background);
+        let run = || acceptors.watch_certificates(stop.child_token());
         keep_running("certificates", Arc::clone(&self.metrics), stop.clone(), run).await;
     }
 }
 
-/// Says whether the edge could start with `config`: whether there are enough open files, whether it may listen where it should, and
-/// whether the files that it names are right: certificates, keys, authorities, the access log.
-/// Returns warnings: what keeps it from nothing, and is likely not meant so.
+/// Checks whether the edge could start with `config`: the limit of open files, the addresses to listen on, and the files that
+/// are named in it (certificates, keys, authorities, the access log). Returns warnings about settings that are valid, but
+/// probably not intended.
 ///
 /// # Errors
 ///
-/// [`StartError`] for the first that is wrong, as [`run`] would have it.
+/// [`StartError`] for the first problem, as [`run`] would return it.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     let mut warnings = config.warnings(SystemTime::now());
     components::open_files(config)?;
     for listener in &config.listeners {
-        let wrong = entrance(config, listener)?.wrong_certificates(SystemTime::now());
+        let problems = acceptor(config, listener)?.certificate_problems(SystemTime::now());
         let address = listener.address;
-        warnings.extend(wrong.into_iter().map(|why| format!("{address}: {why}")));
-        Bound::check(address, &config.timeouts)?;
+        warnings.extend(problems.into_iter().map(|why| format!("{address}: {why}")));
+        BoundListener::check(address, &config.timeouts)?;
     }
     if let Some(address) = config.admin {
-        Bound::check(address, &config.timeouts)?;
+        BoundListener::check(address, &config.timeouts)?;
     }
     Connectors::load(config)?;
     AccessLog::check(&config.log.access)?;
     Ok(warnings)
 }
 
-fn entrance(config: &Config, listener: &ListenerConfig) -> Result<Entrance, StartError> {
-    let entrance = Entrance::new(listener, config.timeouts.head);
-    entrance.map_err(|source| StartError::Tls {
+fn acceptor(config: &Config, listener: &ListenerConfig) -> Result<Acceptor, StartError> {
+    let acceptor = Acceptor::new(listener, config.timeouts.head);
+    acceptor.map_err(|source| StartError::Tls {
         listener: listener.address,
         source,
     })
 }
 
-/// The way in of each listener, by the address that it really has.
-fn entrances(config: &Config, bound: &[Bound]) -> Result<Vec<(SocketAddr, Entrance)>, StartError> {
+/// The acceptor of each listener, with the listener's real address.
+fn acceptors(
+    config: &Config,
+    bound: &[BoundListener],
+) -> Result<Vec<(SocketAddr, Acceptor)>, StartError> {
     let listeners = config.listeners.iter().zip(bound);
     listeners
-        .map(|(listener, bound)| Ok((bound.address, entrance(config, listener)?)))
+        .map(|(listener, bound)| Ok((bound.address, acceptor(config, listener)?)))
         .collect()
 }
 

@@ -1,4 +1,4 @@
-//! The edge's program: flags, and exit codes.
+//! The edge's program: command-line flags and exit codes.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,24 +8,23 @@ use causeway_proxy::Config;
 use clap::Parser;
 use libc::SIGUSR1;
 
-/// Idle tunnels keep no memory that carried bytes before: jemalloc gives it back. When it was chosen, by
-/// `make bench-allocators`, an idle tunnel was 9 % larger with glibc's allocator and 1 % with mimalloc, and a new one
-/// cost 4 % and 8 % more CPU.
+/// jemalloc returns the memory of buffers that idle tunnels have freed. In the measurement of `make bench-allocators` an idle
+/// tunnel was 9 % larger with glibc's allocator and 1 % larger with mimalloc, and a new one cost 4 % and 8 % more CPU.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What jemalloc reads when it starts. Pingora reads each body into 64 KiB of its own, which threads keep for the next one.
+/// The settings of jemalloc. Pingora reads each body into a buffer of 64 KiB, which the thread cache keeps for the next one.
 #[cfg(feature = "jemalloc")]
 #[expect(
     unsafe_code,
-    reason = "jemalloc finds its settings under this name, and nothing else has it"
+    reason = "jemalloc reads its settings from this symbol, and nothing else defines it"
 )]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 #[used]
 static ALLOCATOR_SETTINGS: &[u8; 17] = b"lg_tcache_max:16\0";
 
-/// What is wrong is wrong with the file or its surroundings, and a restart does not help.
+/// The exit code for an invalid configuration or environment: a restart does not help.
 const CANNOT_START: u8 = 2;
 
 /// A reverse proxy that keeps each client on its server and carries WebSockets.
@@ -41,7 +40,7 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    // Whoever rotates logs sends it before anybody listens, too.
+    // A log rotation may send it before its handler is installed.
     ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
     let config = match Config::load(&flags.config) {

@@ -1,8 +1,8 @@
-//! What the edge counts, in the text format of OpenMetrics.
+//! The metrics of the edge, in the text format of OpenMetrics.
 //!
-//! Labels are backends, states and outcomes, whose number is bounded by the configuration and the code;
-//! never a client's address, a path or a host. A backend that is forgotten takes its series along. Families are registered once; each backend keeps handles
-//! to its own counters, so that counting takes no lookup and no lock.
+//! Label values are backends, states, outcomes and the like, whose number is bounded by the configuration and the code; never a
+//! client's address, a path or a host. The series of a forgotten backend are removed. Families are registered once; each backend
+//! keeps handles to its own counters, so that counting takes no lookup and no lock.
 
 mod backend;
 mod durations;
@@ -25,15 +25,15 @@ use crate::metrics::route::RouteFamilies;
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
 
-/// The statuses' classes, in the order of [`class_of`].
+/// The status classes, in the order of [`class_of`].
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// The index of a status in [`CLASSES`], which odd ones do not have.
+/// The index of a status in [`CLASSES`], out of range for one outside of 100 to 599.
 fn class_of(status: u16) -> usize {
     usize::from(status / 100).wrapping_sub(1)
 }
 
-/// Lines of the program log that were lost. There is one such log in a process, and it is there before any [`Metrics`].
+/// Lines of the program log that were lost. A static: there is one such log in a process, and it exists before any [`Metrics`].
 pub(crate) static LOG_LINES_DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// All counters of the process.
@@ -42,17 +42,17 @@ pub(crate) struct Metrics {
     backends: BackendFamilies,
     routes: RouteFamilies,
     close_codes: Family<[(&'static str, &'static str); 2], Counter>,
-    /// Client connections that are open.
+    /// Open client connections.
     pub(crate) connections_open: Gauge,
     /// Access-log lines that were lost.
     pub(crate) access_lines_dropped: Counter,
-    /// Attempts after the first of a request.
+    /// Attempts of requests after the first one.
     pub(crate) retries: Counter,
-    /// Choices of a backend for clients that go where they belong.
+    /// Picks for clients that go to the backend that they are bound to.
     pub(crate) affinity_hit: Counter,
-    /// The same, for clients that belonged nowhere.
+    /// Picks for clients that were not bound.
     pub(crate) affinity_miss: Counter,
-    /// The same, for clients that cannot go where they belonged.
+    /// Picks for clients whose backend is not available, and that are bound to another one.
     pub(crate) affinity_bound_anew: Counter,
     /// Whether the configuration was valid when it was last read: 1 or 0.
     configuration_ok: Gauge,
@@ -110,7 +110,7 @@ impl Metrics {
         );
         registry.register(
             "limited",
-            "Connections, requests and tunnels refused because of a limit, by its setting",
+            "Connections, requests and tunnels rejected because of a limit, by its setting",
             self.limited.clone(),
         );
         registry.register(
@@ -125,7 +125,7 @@ impl Metrics {
         );
         registry.register(
             "retries",
-            "Attempts after the first of a request",
+            "Attempts of requests after the first one",
             self.retries.clone(),
         );
         registry.register(
@@ -141,7 +141,7 @@ impl Metrics {
         self.configuration_ok.set(1);
         registry.register(
             "affinity",
-            "Choices of a backend, by what became of the client's claim",
+            "Picks of a backend, by affinity outcome",
             self.affinity.clone(),
         );
         registry.register(
@@ -151,32 +151,32 @@ impl Metrics {
         );
         registry.register(
             "refusals",
-            "Requests that the edge answered itself, by reason and status",
+            "Requests that got an error response of the edge itself, by reason and status",
             self.refusals.clone(),
         );
         registry.register(
             "close_codes",
-            "Close frames in tunnels, by who sent them and their code",
+            "Close frames in tunnels, by sender and code",
             self.close_codes.clone(),
         );
         registry.register(
             "handshakes",
-            "What became of connections to listeners with TLS or the PROXY protocol",
+            "Connections to listeners with TLS or the PROXY protocol, by result of the handshake",
             self.handshakes.clone(),
         );
         registry.register(
             "task_restarts",
-            "Background tasks that panicked or ended and were run again",
+            "Background tasks that panicked or ended and were restarted",
             self.task_restarts.clone(),
         );
         registry.register(
             "certificate_exchanges",
-            "How often certificate files that had changed were taken or refused",
+            "Changed certificate files that were loaded (taken) or could not be used (refused)",
             self.certificates.clone(),
         );
         registry.register(
             "nodes_passed_over",
-            "Nodes in the registry of a pool that are no backends, because of what they say of themselves",
+            "Nodes in the registry of a pool that are skipped because their entry is not valid or not allowed",
             self.nodes_passed_over.clone(),
         );
         registry.register(
@@ -186,7 +186,7 @@ impl Metrics {
         );
         registry.register(
             "certificate_ends_timestamp_seconds",
-            "When the first certificate that a listener serves ends, as UNIX time",
+            "When the first served certificate of a listener expires, as UNIX time",
             self.certificate_ends.clone(),
         );
         self
@@ -197,12 +197,12 @@ impl Metrics {
         self.backends.of(id)
     }
 
-    /// Takes all series of the backend called `id` out of the page: it is no backend any more.
+    /// Removes all series of the backend called `id`.
     pub(crate) fn forget_backend(&self, id: &str) {
         self.backends.forget(id);
     }
 
-    /// Shows how many nodes in the registry of `pool` are passed over; `None` if it has no registry any more.
+    /// Sets how many nodes in the registry of `pool` are skipped; `None` if it has no registry any more.
     pub(crate) fn nodes_passed_over(&self, pool: &str, number: Option<usize>) {
         let label = [("pool", pool.to_owned())];
         let Some(number) = number else {
@@ -218,7 +218,7 @@ impl Metrics {
         self.routes.of(name)
     }
 
-    /// Counts the Close frame that `from`, `client` or `backend`, has sent into a tunnel, if it has.
+    /// Counts the Close frame, if any, that `from` (`client` or `backend`) has sent into a tunnel.
     pub(crate) fn close_seen(&self, from: &'static str, code: Option<u16>) {
         if let Some(code) = code {
             let labels = [("from", from), ("code", name_of_code(code))];
@@ -237,12 +237,12 @@ impl Metrics {
         self.affinity_forged.inc();
     }
 
-    /// What counts the refusals because of `limit`.
+    /// The counter of rejections because of `limit`.
     pub(crate) fn limited(&self, limit: &'static str) -> Counter {
         self.limited.get_or_create_owned(&[("limit", limit)])
     }
 
-    /// Counts a request that the edge answered itself. `reason` is one of few constants.
+    /// Counts a request that got an error response of the edge itself. `reason` is one of few constants.
     pub(crate) fn refused(&self, reason: &'static str, status: http::StatusCode) {
         let label = [
             ("reason", reason.to_owned()),
@@ -251,23 +251,23 @@ impl Metrics {
         self.refusals.get_or_create(&label).inc();
     }
 
-    /// Counts a connection that got in (`full`, `resumed`) or did not.
+    /// Counts a handshake: `full` and `resumed` are successful ones.
     pub(crate) fn handshake(&self, result: &'static str) {
         self.handshakes.get_or_create(&[("result", result)]).inc();
     }
 
-    /// Counts a background task that failed and runs again. `task` is one of few constants.
+    /// Counts the restart of a background task. `task` is one of few constants.
     pub(crate) fn task_restarted(&self, task: &'static str) {
         self.task_restarts.get_or_create(&[("task", task)]).inc();
     }
 
-    /// Counts certificates whose files had changed and that were `taken` or `refused`.
+    /// Counts changed certificates that were loaded (`taken`) or could not be used (`refused`).
     pub(crate) fn certificates_exchanged(&self, result: &'static str, number: usize) {
         let counter = self.certificates.get_or_create(&[("result", result)]);
         counter.inc_by(number as u64);
     }
 
-    /// Shows how many certificates of `listener` are in `state`.
+    /// Sets how many certificates of `listener` are in `state`.
     pub(crate) fn certificates(&self, listener: &str, state: &'static str, number: usize) {
         let labels = [
             ("listener", listener.to_owned()),
@@ -277,14 +277,14 @@ impl Metrics {
         gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
-    /// Shows when the first certificate of `listener` ends, in UNIX seconds.
+    /// Sets when the first certificate of `listener` expires, in UNIX seconds.
     pub(crate) fn certificate_ends(&self, listener: &str, unix: u64) {
         let label = [("listener", listener.to_owned())];
         let gauge = self.certificate_ends.get_or_create(&label);
         gauge.set(i64::try_from(unix).unwrap_or(i64::MAX));
     }
 
-    /// Everything, as text.
+    /// All metrics, as text.
     pub(crate) fn encode(&self) -> String {
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
@@ -292,7 +292,7 @@ impl Metrics {
     }
 }
 
-/// A code of RFC 6455, 7.4 as a label: whoever sends them must not choose how many there are.
+/// A close code of RFC 6455, 7.4 as a label. Other codes are grouped: peers must not be able to create any number of series.
 fn name_of_code(code: u16) -> &'static str {
     const DEFINED: [&str; 16] = [
         "1000", "1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008", "1009", "1010",

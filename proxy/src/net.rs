@@ -1,8 +1,8 @@
 //! Sockets, file descriptors and host names, without knowledge of HTTP.
 //!
-//! [`accepted`] is a client's connection as the kernel hands it over, [`pingora_stream`] what Pingora asks of a stream,
-//! [`descriptors`] shares out the file descriptors of the process, [`exhaustion`] recognises errors that say that the machine has
-//! run out of something, [`resolver`] caches the addresses of host names.
+//! [`accepted`] wraps accepted sockets, [`pingora_stream`] implements what Pingora requires of a stream,
+//! [`descriptors`] divides the file descriptors of the process by purpose, [`exhaustion`] recognises errors that mean that
+//! descriptors or ports are exhausted, [`resolver`] caches the addresses of host names.
 
 pub(crate) mod accepted;
 pub(crate) mod descriptors;

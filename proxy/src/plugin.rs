@@ -20,11 +20,11 @@ use crate::request::access_log::AccessLog;
 use crate::request::proxy_http::Edge;
 use crate::server::admin;
 use crate::server::components;
-use crate::server::components::Parts;
+use crate::server::components::BackgroundTasks;
+use crate::server::components::Components;
 use crate::server::components::StartError;
-use crate::server::components::Watch;
 use crate::server::listeners::BindError;
-use crate::server::listeners::Bound;
+use crate::server::listeners::BoundListener;
 use crate::server::listeners::ListeningService;
 use crate::server::logging;
 use crate::server::reload::Reloader;
@@ -111,7 +111,7 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 /// [`RequestContext::is_detached`](crate::RequestContext::is_detached): the connection of an upgrade is detached by then.
 pub struct Plugin {
     config: Config,
-    parts: Parts,
+    components: Components,
 }
 
 /// What happens when the server shuts down and the edge has drained.
@@ -130,20 +130,20 @@ impl Plugin {
     ///
     /// [`StartError`] if the access log cannot be opened, or a file for TLS to backends is not valid.
     pub fn new(config: Config) -> Result<Self, StartError> {
-        let parts = Parts::new(&config)?;
-        Ok(Self { config, parts })
+        let components = Components::new(&config)?;
+        Ok(Self { config, components })
     }
 
     /// The edge as a Pingora proxy. Several services may each have one: they share all state.
     #[must_use]
     pub fn edge(&self) -> Edge {
-        self.parts.mounted_edge()
+        self.components.mounted_edge()
     }
 
     /// Sets in `conf` what the edge needs: enough attempts for each request, a grace period longer than a drain, and no more idle
     /// connections to backends than the open-file limit allows. Set `threads` before.
     pub fn configure(&self, conf: &mut ServerConf) {
-        let idle = self.parts.files.idle_upstream_each(conf.threads);
+        let idle = self.components.files.idle_upstream_each(conf.threads);
         conf.upstream_keepalive_pool_size = conf.upstream_keepalive_pool_size.min(idle);
         conf.max_retries = conf.max_retries.max(components::attempts_max());
         let drain = (self.config.drain.timeout + LAST_SECONDS).as_secs();
@@ -175,9 +175,9 @@ impl Plugin {
     #[must_use]
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
-            watch: self.parts.watch(None),
-            drain: self.parts.drain(&self.config),
-            access: self.parts.proxy.access.clone(),
+            watch: self.components.background_tasks(None),
+            drain: self.components.drain(&self.config),
+            access: self.components.proxy.access.clone(),
             then,
         };
         background_service("causeway", task)
@@ -192,8 +192,8 @@ impl Plugin {
         let Some(address) = self.config.admin else {
             return Ok(None);
         };
-        let bound = Bound::new(address, &self.config.timeouts)?;
-        let app = HttpServer::new_app(self.parts.admin(Vec::new()));
+        let bound = BoundListener::new(address, &self.config.timeouts)?;
+        let app = HttpServer::new_app(self.components.admin(Vec::new()));
         let service = ListeningService::new(
             "admin",
             app,
@@ -208,14 +208,14 @@ impl Plugin {
     /// The metrics of the edge in the OpenMetrics format, for a server with its own endpoint.
     #[must_use]
     pub fn metrics(&self) -> String {
-        self.parts.proxy.metrics.encode()
+        self.components.proxy.metrics.encode()
     }
 
     /// A service that reloads `file` at SIGHUP, as the program does. If the server uses that signal otherwise, call
     /// [`Plugin::reload`] instead.
     #[must_use]
     pub fn reload_on_hangup(&self, file: PathBuf) -> impl ServiceWithDependents + use<> {
-        let reloader = Arc::clone(&self.parts.reloader);
+        let reloader = Arc::clone(&self.components.reloader);
         background_service("causeway-reload", Hangups { reloader, file })
     }
 
@@ -226,7 +226,7 @@ impl Plugin {
     ///
     /// [`PoolTlsError`] if a file for TLS to backends is not valid; then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), PoolTlsError> {
-        self.parts.reloader.apply(config, Instant::now())
+        self.components.reloader.apply(config, Instant::now())
     }
 
     /// Writes the log lines of the process to standard error, by the settings in `log`, in a thread of their own: a line that cannot
@@ -266,7 +266,7 @@ impl BackgroundService for Hangups {
 
 /// The background service of the edge.
 struct Background {
-    watch: Watch,
+    watch: BackgroundTasks,
     drain: Drain,
     access: AccessLog,
     then: AfterDrain,
@@ -288,9 +288,9 @@ impl Background {
             return;
         }
         let started = Instant::now();
-        self.drain.announce(false);
+        self.drain.log_start(false);
         self.drain.drain_in_time().await;
-        self.drain.conclude(started);
+        self.drain.finish(started);
         if self.then == AfterDrain::Exit {
             std::process::exit(0);
         }

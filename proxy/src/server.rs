@@ -1,13 +1,13 @@
 //! The running edge: its threads, listeners and background tasks, from start to shutdown.
 //!
-//! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and hand them
+//! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and dispatch them
 //! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, [`discovery`]
 //! adds and removes backends, [`admin`] shows the state to operators, [`shutdown`] drains and ends the process, [`supervisor`]
 //! restarts a background task that failed. [`logging`] writes the program log.
 //!
-//! Never decides anything about a request: that is [`request`](crate::request).
+//! Decides nothing about a request: [`request`](crate::request) does.
 //!
-//! Invariant: every task has an owner that waits for it, and the end of a task that others rely on is never swallowed.
+//! Invariant: every task has an owner that waits for it, and a background task that ends or panics is logged and restarted.
 
 pub(crate) mod admin;
 pub(crate) mod app;

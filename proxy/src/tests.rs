@@ -1,4 +1,4 @@
-//! The edge as a whole, between real sockets: scripted clients on one side, scripted backends on the other.
+//! Tests of the whole edge over real sockets, between scripted clients and scripted backends.
 
 mod backend_tls;
 mod cost;
@@ -14,6 +14,6 @@ mod scene;
 mod upgrade;
 mod waiting;
 
-/// The one of the program: what is measured here is what operators get.
+/// The same allocator as in the program, so that measurements apply to it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

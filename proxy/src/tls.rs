@@ -1,12 +1,11 @@
-//! TLS under our own control: towards clients what is spoken, which certificate serves whom, who resumes where; towards backends
-//! whom to believe.
+//! TLS with rustls: for clients the versions, the choice of a certificate and session resumption; for backends their verification.
 //!
-//! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. Its certificates and ticket keys are read again when
-//! their files change, by [`watch`]; connections go on meanwhile, and new handshakes see the new ones.
+//! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. [`watch`] reloads the certificates and ticket keys of
+//! listeners when their files change: new handshakes use the new ones, open connections are not affected.
 
 mod certificates;
 mod connector;
-mod seen;
+mod file_state;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -33,8 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TlsConfig, TlsVersion};
 use crate::metrics::Metrics;
-use crate::tls::certificates::{CertificateState, CertificateStatus, Certificates, Change, unix};
-use crate::tls::seen::Seen;
+use crate::tls::certificates::{
+    CertificateState, CertificateStatus, Certificates, ReloadOutcome, unix,
+};
+use crate::tls::file_state::FileStates;
 use crate::tls::tickets::Tickets;
 
 pub use crate::tls::certificates::CertificateError;
@@ -44,56 +45,56 @@ pub(crate) use crate::tls::connector::{
 pub(crate) use crate::tls::stream::TlsStream;
 pub use crate::tls::tickets::TicketKeyError;
 
-/// How often files are looked at: a lookup of a handful of files, and soon enough after a renewal.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often files are checked for changes: cheap for a handful of files, and soon enough after a renewal.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long before its end a certificate is warned about: renewal is usually due at 30 days, so half of the time has been lost.
+/// How long before its expiry a certificate is warned about. Renewal is usually due at 30 days, so it is then half that time overdue.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
-/// How many certificates of a listener are named in the log at a time; `/certificates` has them all.
-const WARN_ABOUT: usize = 20;
+/// How many certificates of a listener are named in the log at a time; `/certificates` lists all.
+const WARNED_MAX: usize = 20;
 
-/// A connection of a client.
+/// A TLS connection of a client.
 pub(crate) type ServerStream = TlsStream<UnbufferedServerConnection, Transport>;
 
-/// Why a listener or a pool cannot speak TLS.
+/// Why the TLS settings of a listener or a pool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A certificate is wrong.
+    /// A certificate cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The ticket keys are wrong.
+    /// The ticket keys cannot be used.
     #[error(transparent)]
     TicketKey(#[from] TicketKeyError),
-    /// The authorities that sign the certificates of the other side are wrong.
+    /// The certificate authorities for the peer, or the key of the client certificate, cannot be used.
     #[error("{path}: {why}")]
     Authority {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
-    /// There are none to go by.
+    /// The system has no certificate authorities.
     #[error(
-        "this machine has no certificates of authorities{0}; expected \"ca\" with some, or \"verify: false\""
+        "this machine has no certificate authorities{0}; expected \"ca\" with some, or \"verify: false\""
     )]
     NoAuthority(String),
-    /// rustls refuses the settings.
+    /// rustls rejects the settings.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),
 }
 
-/// Why a client did not get through the handshake.
+/// Why a handshake with a client failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("not over within {0:?}")]
+    #[error("not complete within {0:?}")]
     Timeout(Duration),
     #[error(transparent)]
     Failed(#[from] io::Error),
 }
 
-/// What a handshake failed for, as a label of the metrics.
+/// Why a handshake failed, as a label of the metrics.
 pub(crate) fn reason(error: &io::Error) -> &'static str {
     use rustls::Error;
     let Some(error) = error.get_ref().and_then(|error| error.downcast_ref()) else {
@@ -109,22 +110,22 @@ pub(crate) fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// Speaks TLS for one listener.
+/// Terminates TLS for one listener.
 pub(crate) struct Terminator {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
     tickets: Option<Arc<Tickets>>,
     deadline: Duration,
-    /// The listener, for the log and the metrics.
+    /// The name of the listener, for the log and the metrics.
     name: String,
 }
 
 impl Terminator {
-    /// Reads all files. `name` is what the log calls the listener.
+    /// Reads all files. `name` is the listener's name in the log.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] for the first file that is wrong; for certificates, if none of them can be served.
+    /// [`TlsError`] for the first file that cannot be used; for certificates only if none of them can be served.
     pub(crate) fn new(name: String, config: &TlsConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let certificates = Arc::new(Certificates::load(
@@ -157,13 +158,13 @@ impl Terminator {
             true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             false => vec![b"http/1.1".to_vec()],
         };
-        // Tickets keep the session with the client: no table here, and any edge with the keys resumes it.
+        // With tickets the client stores the session: the edge needs no table, and any edge with the same keys can resume it.
         rustls.session_storage = Arc::new(NoServerSessionStorage {});
         rustls.ticketer = match &tickets {
             Some(tickets) => Arc::clone(tickets) as _,
             None => rustls::crypto::ring::Ticketer::new()?,
         };
-        // A second ticket helps clients that open several connections at once, and costs each handshake.
+        // A second ticket would help clients that open several connections at once, but cost time in each handshake.
         rustls.send_tls13_tickets = 1;
         Ok(Self {
             config: Arc::new(rustls),
@@ -189,7 +190,7 @@ impl Terminator {
     ) -> Result<ServerStream, HandshakeError> {
         let tls = UnbufferedServerConnection::new(Arc::clone(&self.config));
         let tls = tls.map_err(io::Error::other)?;
-        let handshake = TlsStream::shake_hands(Box::new(tls), transport);
+        let handshake = TlsStream::handshake(Box::new(tls), transport);
         match timeout(self.deadline, handshake).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(HandshakeError::Timeout(self.deadline)),
@@ -214,34 +215,34 @@ fn client_verifier(
     ))
 }
 
-/// What is in a file of certificates or keys; what is wrong in words.
+/// Reads a file of certificates or keys; the error is a text.
 fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     read_file(path, PEM_BYTES_MAX).map_err(|error| error.to_string())
 }
 
-/// The certificates of authorities in a file.
+/// Reads the certificates of authorities in a file.
 fn authorities_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |why: String| TlsError::Authority {
+    let unusable = |why: String| TlsError::Authority {
         path: path.to_owned(),
         why,
     };
-    let pem = read_pem(path).map_err(wrong)?;
+    let pem = read_pem(path).map_err(unusable)?;
     let authorities = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| wrong(error.to_string()))?;
+        .map_err(|error| unusable(error.to_string()))?;
     match authorities.is_empty() {
-        true => Err(wrong(
-            "no certificate; expected the authorities' as PEM".to_owned(),
+        true => Err(unusable(
+            "no certificate; expected those of the authorities as PEM".to_owned(),
         )),
         false => Ok(authorities),
     }
 }
 
-/// What speaks TLS to the backends of each pool that wants it, by the pool's name.
+/// The connectors of the pools with TLS, by pool name.
 #[derive(Debug, Default)]
 pub(crate) struct Connectors(HashMap<String, Arc<Connector>>);
 
-/// A pool whose backends cannot be spoken to.
+/// The TLS settings of a pool cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("pool \"{pool}\": {source}")]
 pub struct PoolTlsError {
@@ -254,7 +255,7 @@ impl Connectors {
     ///
     /// # Errors
     ///
-    /// [`PoolTlsError`] for the first that is wrong.
+    /// [`PoolTlsError`] for the first pool whose files cannot be used.
     pub(crate) fn load(config: &Config) -> Result<Self, PoolTlsError> {
         let with_tls = config
             .pools
@@ -267,33 +268,34 @@ impl Connectors {
         loaded.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The one of the pool called `name`, if its backends speak TLS.
+    /// The connector of the pool called `name`, if it uses TLS.
     pub(crate) fn of(&self, name: &str) -> Option<Arc<Connector>> {
         self.0.get(name).cloned()
     }
 }
 
-/// Follows the files of all listeners until `stop`.
+/// Reloads the files of all listeners when they change, until `stop`.
 pub(crate) async fn watch(
     terminators: Vec<Arc<Terminator>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let mut watched: Vec<Watched> = terminators.into_iter().map(Watched::new).collect();
-    let mut tick = tokio::time::interval(LOOK);
+    let mut watched: Vec<WatchedListener> =
+        terminators.into_iter().map(WatchedListener::new).collect();
+    let mut tick = tokio::time::interval(CHECK_INTERVAL);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let metrics = Arc::clone(&metrics);
-        // Files may be on a disk that is slow or gone.
-        let look = tokio::task::spawn_blocking(move || {
+        // Off the runtime: the file system may hang.
+        let checking = tokio::task::spawn_blocking(move || {
             let now = SystemTime::now();
             watched
                 .iter_mut()
-                .for_each(|listener| listener.look(&metrics, now));
+                .for_each(|listener| listener.check(&metrics, now));
             watched
         });
-        watched = match look.await {
-            Ok(looked) => looked,
-            // Whoever runs this runs it again.
+        watched = match checking.await {
+            Ok(checked) => checked,
+            // The supervisor of this task restarts it.
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => return,
@@ -302,33 +304,33 @@ pub(crate) async fn watch(
     }
 }
 
-/// The files of one listener, as they were when they were last read.
-struct Watched {
+/// One listener, and the state of its files when they were last read.
+struct WatchedListener {
     terminator: Arc<Terminator>,
-    seen: Seen,
-    /// What has been said of certificates, and when; only of those of which there still is something to say.
-    said: HashMap<PathBuf, (String, SystemTime)>,
+    file_states: FileStates,
+    /// The last warning about each certificate, and when it was logged; only for certificates that still have a problem.
+    logged: HashMap<PathBuf, (String, SystemTime)>,
 }
 
-impl Watched {
+impl WatchedListener {
     fn new(terminator: Arc<Terminator>) -> Self {
-        let seen = terminator.look();
+        let file_states = terminator.file_states();
         Self {
             terminator,
-            seen,
-            said: HashMap::new(),
+            file_states,
+            logged: HashMap::new(),
         }
     }
 
-    /// Reads the files again if they look different, and says which certificates are wrong or end soon.
-    fn look(&mut self, metrics: &Metrics, now: SystemTime) {
-        let seen = self.terminator.look();
-        if seen != self.seen {
-            self.seen = seen;
+    /// Reloads the files if they have changed, and warns about certificates that have problems or expire soon.
+    fn check(&mut self, metrics: &Metrics, now: SystemTime) {
+        let file_states = self.terminator.file_states();
+        if file_states != self.file_states {
+            self.file_states = file_states;
             self.terminator.reload(metrics, now);
         }
         let (listener, certificates) = (&self.terminator.name, &self.terminator.certificates);
-        certificates.follow_dates(now);
+        certificates.update_for_dates(now);
         metrics.certificate_ends(listener, certificates.ends().as_secs());
         let all = certificates.status(now);
         for state in CertificateState::ALL {
@@ -338,11 +340,11 @@ impl Watched {
         self.warn(&all, now);
     }
 
-    /// Names the certificates that want an operator: as soon as they do, and once a day.
+    /// Warns about certificates that need attention: at once, and then once a day.
     fn warn(&mut self, all: &[CertificateStatus], now: SystemTime) {
         let listener = &self.terminator.name;
-        let mut unsaid = 0;
-        let mut wanting = HashSet::new();
+        let mut new_warnings = 0;
+        let mut with_problems = HashSet::new();
         for certificate in all {
             let left = certificate.ends.map(|ends| ends.saturating_sub(unix(now)));
             let ends_soon = left.is_some_and(|left| left < WARN_BEFORE);
@@ -350,19 +352,19 @@ impl Watched {
             if is_good && !ends_soon {
                 continue;
             }
-            wanting.insert(&certificate.path);
-            let said = self.said.get(&certificate.path);
-            let is_said = said.is_some_and(|(why, then)| {
+            with_problems.insert(&certificate.path);
+            let logged = self.logged.get(&certificate.path);
+            let is_logged = logged.is_some_and(|(why, then)| {
                 let since = now.duration_since(*then).unwrap_or_default();
                 *why == certificate.why && since < WARN_AGAIN
             });
-            if is_said {
+            if is_logged {
                 continue;
             }
-            self.said
+            self.logged
                 .insert(certificate.path.clone(), (certificate.why.clone(), now));
-            unsaid += 1;
-            if WARN_ABOUT < unsaid {
+            new_warnings += 1;
+            if WARNED_MAX < new_warnings {
                 continue;
             }
             let path = certificate.path.display();
@@ -370,56 +372,66 @@ impl Watched {
             let days = left.unwrap_or_default().as_secs() / (24 * 3600);
             match state {
                 CertificateState::Good => {
-                    tracing::warn!(listener, certificate = %path, days, "a certificate ends soon");
+                    tracing::warn!(listener, certificate = %path, days, "certificate expires soon");
                 }
                 CertificateState::Previous => {
-                    tracing::error!(listener, certificate = %path, why, days, "a certificate cannot be renewed, its previous version is served");
+                    tracing::error!(listener, certificate = %path, why, days, "certificate reload failed, still serving the previous one");
                 }
                 CertificateState::OutOfDate => {
-                    tracing::error!(listener, certificate = %path, why, "a certificate is out of date, clients refuse it");
+                    tracing::error!(listener, certificate = %path, why, "certificate has expired or is not valid yet, clients will reject it");
                 }
                 CertificateState::Unusable => {
-                    tracing::error!(listener, certificate = %path, why, "a certificate cannot be served");
+                    tracing::error!(listener, certificate = %path, why, "certificate cannot be served");
                 }
             }
         }
-        if let Some(more) = unsaid.checked_sub(WARN_ABOUT).filter(|more| 0 < *more) {
-            tracing::error!(listener, more, "more certificates are wrong or end soon");
+        if let Some(more) = new_warnings
+            .checked_sub(WARNED_MAX)
+            .filter(|more| 0 < *more)
+        {
+            tracing::error!(
+                listener,
+                more,
+                "more certificates have problems or expire soon"
+            );
         }
-        self.said.retain(|path, _| wanting.contains(path));
+        self.logged.retain(|path, _| with_problems.contains(path));
     }
 }
 
 impl Terminator {
-    /// What the log and the metrics call the listener.
+    /// The name of the listener in the log and the metrics.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its certificates, and how each is served.
+    /// The status of each certificate.
     pub(crate) fn certificates(&self, now: SystemTime) -> Vec<CertificateStatus> {
         self.certificates.status(now)
     }
 
-    fn look(&self) -> Seen {
+    fn file_states(&self) -> FileStates {
         let tickets = self.tickets.iter().map(|tickets| tickets.path().to_owned());
-        Seen::look(self.certificates.paths().into_iter().chain(tickets))
+        FileStates::read(self.certificates.paths().into_iter().chain(tickets))
     }
 
     fn reload(&self, metrics: &Metrics, now: SystemTime) {
         let listener = &self.name;
         let changes = self.certificates.reload(now);
-        let taken = changes.iter().filter(|it| **it == Change::Taken).count();
-        let refused = changes.len() - taken;
-        metrics.certificates_exchanged("taken", taken);
-        metrics.certificates_exchanged("refused", refused);
-        if 0 < taken {
-            tracing::info!(listener, taken, "certificates read again");
+        let loaded = changes
+            .iter()
+            .filter(|it| **it == ReloadOutcome::Loaded)
+            .count();
+        let rejected = changes.len() - loaded;
+        metrics.certificates_exchanged("taken", loaded);
+        metrics.certificates_exchanged("refused", rejected);
+        if 0 < loaded {
+            tracing::info!(listener, loaded, "certificates reloaded");
         }
         let tickets = self.tickets.as_ref().map(|tickets| tickets.reload());
         if let Some(Err(error)) = tickets {
             metrics.certificates_exchanged("refused", 1);
-            tracing::error!(listener, %error, "ticket keys cannot be read, the previous ones stay");
+            tracing::error!(listener, %error, "ticket key reload failed, still using the previous keys");
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use crate::balancer::idle::UpstreamConnection;
 use crate::balancer::pool::Backend;
 use crate::config::Timeouts;
 use crate::config::backend::Address;
-use crate::net::exhaustion::Shortage;
+use crate::net::exhaustion::Exhaustion;
 use crate::net::resolver::Names;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
@@ -57,9 +57,9 @@ pub(crate) enum DialError {
 
 impl DialError {
     pub(crate) fn from_io(error: io::Error) -> Self {
-        match (Shortage::of(&error), error.kind()) {
-            (Some(Shortage::Sockets), _) => Self::Exhausted(error),
-            (Some(Shortage::Ports), _) => Self::NoPort(error),
+        match (Exhaustion::of(&error), error.kind()) {
+            (Some(Exhaustion::Sockets), _) => Self::Exhausted(error),
+            (Some(Exhaustion::Ports), _) => Self::NoPort(error),
             // A unix socket that does not exist is a backend that does not listen.
             (_, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Self::Refused(error),
             _ => Self::Unreachable(error),
@@ -74,7 +74,7 @@ impl DialError {
             .and_then(io::Error::raw_os_error);
         let short = code
             .map(io::Error::from_raw_os_error)
-            .filter(|cause| Shortage::of(cause).is_some());
+            .filter(|cause| Exhaustion::of(cause).is_some());
         if let Some(cause) = short {
             return Self::from_io(cause);
         }
@@ -240,7 +240,9 @@ impl Dialer {
                             });
                         }
                         // Another address may be of a family that works.
-                        Ok(Err(error)) if Shortage::of(&error).is_some() => exhausted = Some(error),
+                        Ok(Err(error)) if Exhaustion::of(&error).is_some() => {
+                            exhausted = Some(error)
+                        }
                         Ok(Err(error)) => {
                             self.names.failed(host, *port, *address);
                             last = Some(error);

@@ -166,9 +166,9 @@ async fn a_registry_names_no_backends_that_are_not_allowed() -> Result<()> {
             .filter_map(|backend| Some(backend["id"].as_str()?.to_owned()))
             .collect())
     };
-    let passed_over = async |edge: &Edge, number: u32| {
+    let skipped = async |edge: &Edge, number: u32| {
         let line = format!("causeway_proxy_nodes_passed_over{{pool=\"nodes\"}} {number}");
-        wait::until("nodes to be passed over", wait::SOON, async || {
+        wait::until("nodes to be skipped", wait::SOON, async || {
             let page = http::get(edge.admin, "/metrics").await.ok()?.text();
             page.lines().any(|found| found == line).then_some(())
         })
@@ -178,12 +178,12 @@ async fn a_registry_names_no_backends_that_are_not_allowed() -> Result<()> {
     // Redis is on loopback, and so may nodes be.
     let near = edge("near", json!(null)).await?;
     near.backend_in_state("here", "up").await?;
-    passed_over(&near, 3).await?;
+    skipped(&near, 3).await?;
     assert_eq!(ids(&near).await?, ["here", "named"]);
 
     // A name is held to the ranges when it is looked up.
     let far = edge("far", json!(["10.0.0.0/8"])).await?;
-    passed_over(&far, 4).await?;
+    skipped(&far, 4).await?;
     far.backend_in_state("named", "down").await?;
     let backends = far.backends().await?;
     assert_eq!(backends[0]["id"], "named");
@@ -191,7 +191,9 @@ async fn a_registry_names_no_backends_that_are_not_allowed() -> Result<()> {
     assert!(why.contains("discover.allow"), "{why}");
     assert_eq!(ids(&far).await?, ["named"]);
     let log = far.process.log();
-    let lines = log.lines().filter(|line| line.contains("passed over"));
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("in the registry are skipped"));
     assert_eq!(lines.count(), 1, "{log}");
     Ok(())
 }

@@ -166,7 +166,11 @@ async fn a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_w
     .await?;
     let text = fs::read_to_string(file_of(&cluster))?;
     reload(&mut cluster, &text.replace("\"pools\"", "\"pulls\"")).await?;
-    let refused = said(&cluster, "configuration refused, the old one stays").context("a line")?;
+    let refused = said(
+        &cluster,
+        "configuration reload failed, still using the previous one",
+    )
+    .context("a line")?;
     let errors = refused["errors"].as_str().context("what is wrong")?;
     assert!(
         errors.contains("edge.yaml:") && errors.contains("pulls"),
@@ -177,7 +181,8 @@ async fn a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_w
     let nodes: Vec<&Node> = cluster.nodes.iter().collect();
     let restart = settings(&nodes).with("threads", json!(1)).text();
     reload(&mut cluster, &restart).await?;
-    let warned = said(&cluster, "these settings take a restart").context("a line")?;
+    let warned =
+        said(&cluster, "changed settings need a restart to take effect").context("a line")?;
     let named = warned["settings"].as_str().context("which")?;
     assert!(named.contains("threads"), "{named}");
     Ok(())

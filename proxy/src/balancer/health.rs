@@ -22,7 +22,7 @@ use tracing::{error, warn};
 use crate::balancer::health::probe::Prober;
 use crate::balancer::pool::{Backend, Pool, Pools, State};
 use crate::config::HealthConfig;
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::net::descriptors::PROBES_MAX;
 use crate::net::resolver::Names;
 
@@ -33,7 +33,7 @@ struct Watch {
     backend: Arc<Backend>,
     permits: Arc<Semaphore>,
     /// Throttles the log line about probes that could not be sent.
-    skipped: Arc<Seldom>,
+    skipped: Arc<ThrottledLog>,
 }
 
 /// The current pool, and the prober of its backends.
@@ -46,7 +46,7 @@ struct Target {
 struct Probes {
     names: Arc<Names>,
     permits: Arc<Semaphore>,
-    skipped: Arc<Seldom>,
+    skipped: Arc<ThrottledLog>,
     /// By the name of the pool.
     targets: HashMap<String, Arc<ArcSwap<Target>>>,
     tasks: JoinSet<()>,
@@ -66,7 +66,7 @@ pub(crate) async fn run(
     let mut probes = Probes {
         names,
         permits: Arc::new(Semaphore::new(PROBES_MAX)),
-        skipped: Arc::new(Seldom::new(Instant::now())),
+        skipped: Arc::new(ThrottledLog::new(Instant::now())),
         targets: HashMap::new(),
         tasks: JoinSet::new(),
         running: HashMap::new(),

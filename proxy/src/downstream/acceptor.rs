@@ -1,6 +1,6 @@
-//! What an accepted connection goes through before its first request: the PROXY header, the limits for its address, TLS.
+//! Prepares an accepted connection for its first request: the PROXY header, the limits for its address, the TLS handshake.
 //!
-//! Who is refused before it has shown that it speaks HTTP is closed without a word; others are for the caller to answer.
+//! A connection that is rejected before it can read HTTP is closed without a response; for others the caller sends one.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,33 +20,33 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ListenerConfig;
 use crate::downstream::proxy_protocol;
 use crate::downstream::proxy_protocol::Header;
+use crate::limits::AddressPermit;
 use crate::limits::Gate;
 use crate::limits::Limit;
-use crate::limits::Place;
 use crate::metrics::Metrics;
 use crate::net::accepted::Accepted;
 use crate::tls;
 use crate::tls::{HandshakeError, Terminator, TlsError};
 
-/// What a listener on all interfaces has for an address, of either family where it takes both.
+/// The addresses of listeners on all interfaces; one for IPv6 may accept both families.
 const EVERYWHERE: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     IpAddr::V6(Ipv6Addr::UNSPECIFIED),
 ];
 
-/// How many bytes are asked for while a PROXY header is awaited.
+/// How many bytes are read at a time while a PROXY header is incomplete.
 const READ: usize = 256;
 
-/// Why a connection gets no further. Nothing is said to it: there is nothing yet that it would understand.
+/// Why a connection is closed before its first request, without a response.
 #[derive(Debug, thiserror::Error)]
-enum Turned {
+enum RejectReason {
     #[error("PROXY header: {0}")]
     Header(#[from] proxy_protocol::HeaderError),
     #[error("no PROXY header within {0:?}")]
     HeaderTimeout(Duration),
     #[error("the connection ended: {0}")]
     Lost(#[from] io::Error),
-    #[error("refused because of limits.{}", .0.name())]
+    #[error("limits.{} is reached", .0.name())]
     Limited(Limit),
     #[error("TLS handshake: {0}")]
     Handshake(#[from] HandshakeError),
@@ -54,8 +54,8 @@ enum Turned {
     NotTcp,
 }
 
-impl Turned {
-    /// The name in the metrics.
+impl RejectReason {
+    /// The label in the metrics.
     fn result(&self) -> &'static str {
         match self {
             Self::Header(_) | Self::HeaderTimeout(_) => "proxy_header",
@@ -67,22 +67,22 @@ impl Turned {
     }
 }
 
-/// The way in of one listener.
-pub(crate) struct Entrance {
-    /// The peers that begin with a PROXY header.
-    announcing: Vec<AddressRange>,
+/// The settings of one listener for new connections.
+pub(crate) struct Acceptor {
+    /// The peers that send a PROXY header.
+    proxy_protocol_peers: Vec<AddressRange>,
     header_deadline: Duration,
     tls: Option<Arc<Terminator>>,
-    /// The https port that requests are sent to instead of being served.
+    /// The https port to redirect requests to instead of serving them.
     pub(crate) redirect_to_https: Option<u16>,
 }
 
-impl Entrance {
-    /// `header_deadline` is for a PROXY header to be complete.
+impl Acceptor {
+    /// `header_deadline` is the time in which a PROXY header has to be complete.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] if the listener cannot speak TLS.
+    /// [`TlsError`] if the TLS settings of the listener cannot be used.
     pub(crate) fn new(
         config: &ListenerConfig,
         header_deadline: Duration,
@@ -92,58 +92,58 @@ impl Entrance {
             Ok::<_, TlsError>(Arc::new(terminator))
         });
         Ok(Self {
-            announcing: config.proxy_protocol.clone(),
+            proxy_protocol_peers: config.proxy_protocol.clone(),
             header_deadline,
             tls: tls.transpose()?,
             redirect_to_https: config.redirect_to_https,
         })
     }
 
-    /// Its certificates that are not served as their files are, with the reason.
-    pub(crate) fn wrong_certificates(&self, now: SystemTime) -> Vec<String> {
+    /// The problems of its certificates: one text for each that is not served as its files are.
+    pub(crate) fn certificate_problems(&self, now: SystemTime) -> Vec<String> {
         let all = self.tls.iter().flat_map(|tls| tls.certificates(now));
-        let wrong = all.filter(|certificate| !certificate.why.is_empty());
-        wrong.map(|certificate| certificate.why).collect()
+        let with_problems = all.filter(|certificate| !certificate.why.is_empty());
+        with_problems.map(|certificate| certificate.why).collect()
     }
 
-    /// Whether connections carry requests from their first byte on.
-    pub(crate) fn is_open(&self) -> bool {
-        self.tls.is_none() && self.announcing.is_empty()
+    /// Whether connections start with HTTP: without TLS and without PROXY headers.
+    pub(crate) fn is_plain_http(&self) -> bool {
+        self.tls.is_none() && self.proxy_protocol_peers.is_empty()
     }
 }
 
-/// The ways in of all listeners.
-pub(crate) struct Entrances {
-    by_address: HashMap<SocketAddr, Arc<Entrance>>,
-    /// For all, if there is only one.
-    only: Option<Arc<Entrance>>,
+/// The acceptors of all listeners.
+pub(crate) struct Acceptors {
+    by_address: HashMap<SocketAddr, Arc<Acceptor>>,
+    /// The acceptor for all connections, if there is only one.
+    only: Option<Arc<Acceptor>>,
     gate: Arc<Gate>,
     metrics: Arc<Metrics>,
 }
 
-/// What becomes of a connection.
+/// The result of accepting a connection.
 pub(crate) enum Admission {
-    /// It carries requests from here on.
-    Granted {
+    /// It is ready for its first request.
+    Admitted {
         stream: Stream,
-        place: Option<Place>,
+        permit: Option<AddressPermit>,
     },
-    /// It is to be told that there is too much of its kind, and closed.
-    Refused { stream: Stream, limit: Limit },
-    /// It is closed.
+    /// It is over a limit: the caller sends a response and closes it.
+    Rejected { stream: Stream, limit: Limit },
+    /// It was closed.
     Closed,
 }
 
-impl Entrances {
-    /// `entrances` by the addresses that are listened on.
+impl Acceptors {
+    /// `acceptors`, with the addresses of their listeners.
     pub(crate) fn new(
-        entrances: Vec<(SocketAddr, Entrance)>,
+        acceptors: Vec<(SocketAddr, Acceptor)>,
         gate: Arc<Gate>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let by_address: HashMap<_, _> = entrances
+        let by_address: HashMap<_, _> = acceptors
             .into_iter()
-            .map(|(address, entrance)| (address, Arc::new(entrance)))
+            .map(|(address, acceptor)| (address, Arc::new(acceptor)))
             .collect();
         let only = match by_address.len() {
             1 => by_address.values().next().cloned(),
@@ -157,18 +157,18 @@ impl Entrances {
         }
     }
 
-    /// What speaks TLS for the listeners that do, in the order of their names.
+    /// The terminators of the listeners with TLS, sorted by name.
     pub(crate) fn terminators(&self) -> Vec<Arc<Terminator>> {
-        let entrances = self.by_address.values();
-        let mut terminators: Vec<_> = entrances
-            .filter_map(|entrance| entrance.tls.clone())
+        let acceptors = self.by_address.values();
+        let mut terminators: Vec<_> = acceptors
+            .filter_map(|acceptor| acceptor.tls.clone())
             .collect();
         terminators.sort_by(|a, b| a.name().cmp(b.name()));
         terminators
     }
 
-    /// Takes in certificates and ticket keys whose files have changed, until `stop`.
-    pub(crate) async fn renew(&self, stop: CancellationToken) {
+    /// Reloads certificates and ticket keys when their files change, until `stop`.
+    pub(crate) async fn watch_certificates(&self, stop: CancellationToken) {
         let terminators = self.terminators();
         if terminators.is_empty() {
             stop.cancelled().await;
@@ -177,8 +177,8 @@ impl Entrances {
         }
     }
 
-    /// The entrance that `stream` came through.
-    pub(crate) fn of(&self, stream: &Stream) -> Option<Arc<Entrance>> {
+    /// The acceptor of the listener that accepted `stream`.
+    pub(crate) fn of(&self, stream: &Stream) -> Option<Arc<Acceptor>> {
         if let Some(only) = &self.only {
             return Some(Arc::clone(only));
         }
@@ -192,73 +192,79 @@ impl Entrances {
             })
     }
 
-    /// Lets a connection in, or not.
+    /// Prepares a connection for its first request, or rejects it.
     ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn admit(&self, entrance: &Entrance, stream: Stream) -> Admission {
-        if entrance.is_open() {
-            return self.count(stream);
+    pub(crate) async fn admit(&self, acceptor: &Acceptor, stream: Stream) -> Admission {
+        if acceptor.is_plain_http() {
+            return self.admit_plain(stream);
         }
-        // Its own future: a connection is as large as its largest, and this one is over soon.
-        Box::pin(self.pass(entrance, stream))
+        // Boxed: it is short-lived, and would make the future of each connection larger.
+        Box::pin(self.prepare(acceptor, stream))
             .await
-            .unwrap_or_else(|turned| {
-                self.metrics.handshake(turned.result());
-                tracing::debug!(%turned, "a connection was turned away");
+            .unwrap_or_else(|reason| {
+                self.metrics.handshake(reason.result());
+                tracing::debug!(%reason, "connection rejected before its first request");
                 Admission::Closed
             })
     }
 
-    /// Counts a connection whose next bytes are HTTP for the address it comes from.
-    fn count(&self, stream: Stream) -> Admission {
+    /// Applies the limits for the address of a plain HTTP connection.
+    fn admit_plain(&self, stream: Stream) -> Admission {
         let peer = stream
             .get_socket_digest()
             .and_then(|digest| digest.peer_addr()?.as_inet().copied());
-        self.count_for(peer.map(|peer| peer.ip()), stream)
+        self.admit_from(peer.map(|peer| peer.ip()), stream)
     }
 
-    fn count_for(&self, source: Option<IpAddr>, stream: Stream) -> Admission {
-        match self.place_of(source) {
-            Ok(place) => Admission::Granted { stream, place },
-            Err(limit) => Admission::Refused { stream, limit },
+    fn admit_from(&self, source: Option<IpAddr>, stream: Stream) -> Admission {
+        match self.permit_for(source) {
+            Ok(permit) => Admission::Admitted { stream, permit },
+            Err(limit) => Admission::Rejected { stream, limit },
         }
     }
 
-    fn place_of(&self, source: Option<IpAddr>) -> Result<Option<Place>, Limit> {
-        let place = source.map(|source| self.gate.connection_from(source, Instant::now()));
-        place.unwrap_or(Ok(None))
+    fn permit_for(&self, source: Option<IpAddr>) -> Result<Option<AddressPermit>, Limit> {
+        let permit = source.map(|source| self.gate.connection_from(source, Instant::now()));
+        permit.unwrap_or(Ok(None))
     }
 
-    async fn pass(&self, entrance: &Entrance, stream: Stream) -> Result<Admission, Turned> {
+    async fn prepare(
+        &self,
+        acceptor: &Acceptor,
+        stream: Stream,
+    ) -> Result<Admission, RejectReason> {
         let accepted = stream.into_any().downcast::<Accepted>();
-        let mut transport = accepted.map_err(|_| Turned::NotTcp)?.into_transport();
+        let mut transport = accepted.map_err(|_| RejectReason::NotTcp)?.into_transport();
         let peer = address_of(&transport);
-        let announces = |peer: SocketAddr| {
-            let mut ranges = entrance.announcing.iter();
+        let sends_header = |peer: SocketAddr| {
+            let mut ranges = acceptor.proxy_protocol_peers.iter();
             ranges.any(|range| range.contains(peer.ip()))
         };
         let mut source = peer.map(|peer| peer.ip());
-        if peer.is_some_and(announces) {
-            let reading = timeout(entrance.header_deadline, read_header(&mut transport));
+        if peer.is_some_and(sends_header) {
+            let reading = timeout(acceptor.header_deadline, read_header(&mut transport));
             let client = reading
                 .await
-                .map_err(|_| Turned::HeaderTimeout(entrance.header_deadline))??;
-            // A balancer that speaks for itself is nobody to be limited.
+                .map_err(|_| RejectReason::HeaderTimeout(acceptor.header_deadline))??;
+            // Without a client (a health check of the balancer itself) no limit applies.
             source = client.map(|client| client.ip());
             if let Some(client) = client {
-                speaks_for(&mut transport, client);
+                set_client_address(&mut transport, client);
             }
         }
-        let Some(tls) = &entrance.tls else {
-            return Ok(self.count_for(source, Box::new(transport)));
+        let Some(tls) = &acceptor.tls else {
+            return Ok(self.admit_from(source, Box::new(transport)));
         };
-        let place = self.place_of(source).map_err(Turned::Limited)?;
+        let permit = self.permit_for(source).map_err(RejectReason::Limited)?;
         let handshake = source.map(|source| self.gate.handshake(source, Instant::now()));
-        let slot = handshake.unwrap_or(Ok(None)).map_err(Turned::Limited)?;
+        let handshake_permit = handshake
+            .unwrap_or(Ok(None))
+            .map_err(RejectReason::Limited)?;
         let stream = tls.accept(transport).await?;
-        drop(slot);
+        drop(handshake_permit);
         let result = if stream.is_resumed() {
             "resumed"
         } else {
@@ -266,7 +272,7 @@ impl Entrances {
         };
         self.metrics.handshake(result);
         let stream = Box::new(stream);
-        Ok(Admission::Granted { stream, place })
+        Ok(Admission::Admitted { stream, permit })
     }
 }
 
@@ -275,12 +281,12 @@ fn address_of(transport: &Transport) -> Option<SocketAddr> {
     digest.peer_addr()?.as_inet().copied()
 }
 
-/// Reads the PROXY header; what came behind it is put back.
-async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, Turned> {
+/// Reads the PROXY header; bytes after it are put back.
+async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, RejectReason> {
     let mut bytes = Vec::with_capacity(READ);
     loop {
         if transport.read_buf(&mut bytes).await? == 0 {
-            return Err(Turned::Lost(io::ErrorKind::UnexpectedEof.into()));
+            return Err(RejectReason::Lost(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Header::Complete { length, client } = proxy_protocol::parse(&bytes)? {
             transport.rewind(&bytes[length..]);
@@ -288,16 +294,16 @@ async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, Tu
         }
         debug_assert!(
             bytes.len() < proxy_protocol::BYTES_MAX,
-            "a header is over by then"
+            "a header is complete or invalid by then"
         );
         bytes.reserve(READ);
     }
 }
 
-/// From here on the connection counts as the client's.
-fn speaks_for(transport: &mut Transport, client: SocketAddr) {
+/// Makes `client` the peer address of the connection.
+fn set_client_address(transport: &mut Transport, client: SocketAddr) {
     let digest = SocketDigest::from_raw_fd(transport.as_raw_fd());
-    // It is new, so that nothing is set yet.
+    // The digest is new, so no address is set yet.
     let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(client)));
     transport.set_socket_digest(digest);
 }

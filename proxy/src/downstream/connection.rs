@@ -1,8 +1,8 @@
-//! A client connection of HTTP/1: one request at a time, one send for each response.
+//! An HTTP/1 client connection: one request at a time, one send for each response.
 //!
-//! What is read past the end of a request is kept for the next one. Writes are gathered until they are flushed, so that head and
-//! body of a response leave together. To a client of HTTP/1.1 a body goes as it comes from the backend, chunk by chunk; a client
-//! of HTTP/1.0 knows no chunks and gets the content, until its length or the end of the connection.
+//! Bytes read past the end of a request are kept for the next one. Writes are buffered until a flush, so that head and body of a
+//! response are sent together. An HTTP/1.1 client gets a body as the backend sent it, chunk by chunk; an HTTP/1.0 client gets
+//! the content without chunks, ended by its length or the end of the connection.
 //!
 //! Invariant: an idle connection owns no buffer.
 
@@ -31,13 +31,13 @@ use crate::http::scheme::Scheme;
 use crate::net::accepted::Accepted;
 use crate::tunnel::Socket;
 
-/// From this size on what was gathered goes out before more is added.
-const GATHER: usize = 4096;
+/// The buffer size from which on it is sent before more is added.
+const BUFFER_FULL: usize = 4096;
 
-/// The most that is read at once of a request.
+/// The most bytes of a request that are read at once.
 const READ: usize = 16 * 1024;
 
-/// How long, and for how many bytes, a client may go on sending after the last response before its connection is closed.
+/// For how long, and for how many bytes, a client may go on sending after the last response before its connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 256 * 1024;
 
@@ -45,33 +45,33 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
 
-/// What a head says about the body behind it.
+/// The length of a request body, as its head announces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyLength {
     /// Exactly this many bytes.
     Bytes(u64),
-    /// Its chunks tell.
+    /// Chunked transfer coding.
     Chunked,
 }
 
-/// What has not been read of the request under way.
+/// How much of the current request's body has not been read.
 #[derive(Debug)]
 enum Unread {
     Bytes(u64),
-    /// With the trailer section, as far as it was read.
+    /// With the trailer section as far as it was read.
     Chunks(Chunks, Vec<u8>),
 }
 
-/// A client connection.
+/// An HTTP/1 client connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     io: Stream,
     unread: Unread,
-    /// Of the request under way.
+    /// Of the current request.
     version: Version,
-    /// The client has ended its side.
+    /// Whether the client has ended its side.
     half_closed: bool,
-    /// Read, and not used yet: the head that is being read, a body, a request behind the one under way.
+    /// Read, but not consumed yet: a partial head, body bytes, or a pipelined request.
     pub(crate) ahead: BytesMut,
     outgoing: Vec<u8>,
     outgoing_sent: usize,
@@ -90,7 +90,7 @@ impl Connection {
         }
     }
 
-    /// Begins the request whose head is the first `head` bytes of `ahead`, and takes them out.
+    /// Begins the request whose head is the first `head` bytes of `ahead`, and returns these bytes.
     pub(crate) fn begin_request(
         &mut self,
         head: usize,
@@ -108,14 +108,14 @@ impl Connection {
         self.ahead.split_to(head)
     }
 
-    /// The stream beneath it, of which nothing has been read.
+    /// The underlying stream, from which nothing may have been read.
     pub(super) fn into_io(self) -> Stream {
         self.io
     }
 
-    /// Closes the connection so that what was written arrives: ends the writing side, and reads on for a while.
+    /// Closes the connection in a way that what was written arrives: shuts down the writing side, and reads on for a while.
     ///
-    /// Closing it with bytes unread would reset it, and the client might never see its response.
+    /// Closing with unread bytes would reset the connection, and the client might never see its response.
     pub(crate) async fn linger(mut self) {
         let _ = timeout(LINGER, async {
             std::future::poll_fn(|cx| self.poll_send(cx)).await?;
@@ -136,7 +136,7 @@ impl Connection {
         })
     }
 
-    /// Takes the piece of the body that is at the start of `ahead`; `None` if it holds no content.
+    /// Consumes body bytes at the start of `ahead`; `None` if they hold no content.
     fn take_ahead(
         &mut self,
         mut content: impl FnMut(&[u8]),
@@ -151,7 +151,7 @@ impl Connection {
             }
             Unread::Chunks(chunks, trailers) => {
                 let mut has_content = false;
-                let length = chunks.follow_to(&self.ahead, |part| match part {
+                let length = chunks.parse_parts(&self.ahead, |part| match part {
                     Part::Content(part) => {
                         has_content = true;
                         content(part);
@@ -163,7 +163,7 @@ impl Connection {
             }
         };
         if length == self.ahead.len() {
-            // It gives its memory back.
+            // Frees the buffer.
             self.ahead = BytesMut::new();
         } else {
             let _ = self.ahead.split_to(length);
@@ -171,7 +171,7 @@ impl Connection {
         Ok(has_content.then_some(BodyEvent::Content))
     }
 
-    /// Sends what was gathered.
+    /// Sends what is buffered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.outgoing_sent < self.outgoing.len() {
             match ready!(
@@ -186,8 +186,8 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends as much of `data` as goes out at once, and keeps the rest for the next flush.
-    fn send_or_gather(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
+    /// Sends as much of `data` as the socket takes now, and buffers the rest for the next flush.
+    fn send_or_buffer(&mut self, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
         while self.outgoing.is_empty() && !data.is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, data)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -199,7 +199,7 @@ impl Connection {
         Ok(())
     }
 
-    fn gather(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    fn buffer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if self.outgoing.is_empty() {
             self.outgoing.reserve(512);
         }
@@ -208,7 +208,7 @@ impl Connection {
 }
 
 impl Downstream for Connection {
-    const CARRIES_ANOTHER: bool = true;
+    const REUSABLE: bool = true;
 
     fn origin(&self) -> (IpAddr, Scheme) {
         let digest = self.io.get_socket_digest();
@@ -217,7 +217,7 @@ impl Downstream for Connection {
             Some(_) => Scheme::Https,
             None => Scheme::Http,
         };
-        // A connection without an address is one of this machine.
+        // A connection without an address is local.
         (address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), scheme)
     }
 
@@ -259,7 +259,7 @@ impl Downstream for Connection {
         }
     }
 
-    /// Keeps what comes for the next request, within bounds. While a body is to come, reading that shows it.
+    /// Buffers what arrives for the next request, within bounds. While the body is unread, reading it detects the end instead.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<ClientEnd> {
         if !self.body_is_over() {
             return Poll::Pending;
@@ -274,7 +274,7 @@ impl Downstream for Connection {
                 Err(_) => return Poll::Ready(ClientEnd::Gone),
             }
         }
-        // Nobody is woken any more until this request is answered; that the client left is then noticed when writing.
+        // No waker is registered from here on: a disconnect is detected when the response is written.
         Poll::Pending
     }
 
@@ -289,26 +289,26 @@ impl Downstream for Connection {
     }
 
     fn interim(&mut self, head: &ResponseHead) {
-        // RFC 9110, 15.2: never to a client of HTTP/1.0.
+        // RFC 9110, 15.2: never to an HTTP/1.0 client.
         if self.version != Version::HTTP_10 {
-            self.gather(|out| head.write(out));
+            self.buffer(|out| head.write(out));
         }
     }
 
     fn interim_continue(&mut self) {
         if self.version != Version::HTTP_10 {
-            self.gather(|out| out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n"));
+            self.buffer(|out| out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n"));
         }
     }
 
     fn own_response(&mut self, head: &ResponseHeader, body: Bytes, method: &Method, last: bool) {
         let stays = !last && self.version == Version::HTTP_10;
-        self.gather(|out| write_own(head, &body, method, connection_header(last, stays), out));
+        self.buffer(|out| write_own(head, &body, method, connection_header(last, stays), out));
     }
 
     fn begin_response(&mut self, head: &mut ResponseHead, body: &ResponseBody, last: bool) -> bool {
         let is_old = self.version == Version::HTTP_10;
-        // To such a client the end of the connection is the end of the body (RFC 9112, 6.1).
+        // For an HTTP/1.0 client the end of the connection is the end of the body (RFC 9112, 6.1).
         let last = last || (is_old && !body.has_length());
         if is_old {
             head.remove("transfer-encoding");
@@ -318,12 +318,12 @@ impl Downstream for Connection {
         if let Some(value) = connection_header(last, !last && is_old) {
             head.append("Connection", HeaderValue::from_static(value));
         }
-        self.gather(|out| head.write(out));
+        self.buffer(|out| head.write(out));
         last
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if GATHER <= self.outgoing.len() - self.outgoing_sent {
+        if BUFFER_FULL <= self.outgoing.len() - self.outgoing_sent {
             ready!(self.poll_send(cx))?;
         }
         Poll::Ready(Ok(RESPONSE_SCRATCH))
@@ -339,7 +339,7 @@ impl Downstream for Connection {
             Version::HTTP_10 => body.take_content(bytes)?,
             _ => body.take(bytes)?,
         };
-        let sent = self.send_or_gather(cx, &piece.bytes);
+        let sent = self.send_or_buffer(cx, &piece.bytes);
         sent.map_err(PassError::Client)?;
         Ok(piece.has_surplus)
     }
@@ -354,7 +354,7 @@ impl Downstream for Connection {
     }
 
     fn cut_off(&mut self) {
-        // Where the end of the connection ends the body, nothing else shows that it is not all; TLS ends without its alert.
+        // Where the end of the connection ends the body, only a reset shows truncation; over TLS the missing close_notify does.
         if self.version == Version::HTTP_10
             && let Some(accepted) = (*self.io).as_any().downcast_ref::<Accepted>()
         {
@@ -368,20 +368,20 @@ impl Downstream for Connection {
 
     fn accept_upgrade(&mut self, head: &mut ResponseHead, protocol: &str) -> io::Result<()> {
         let protocol = HeaderValue::from_str(protocol);
-        head.set_upgrade(protocol.expect("it came in a header"));
-        self.gather(|out| head.write(out));
+        head.set_upgrade(protocol.expect("it was a header value"));
+        self.buffer(|out| head.write(out));
         Ok(())
     }
 
     fn into_tunnel(self) -> (Socket, Vec<u8>) {
-        debug_assert!(self.outgoing.is_empty(), "what was written is flushed");
+        debug_assert!(self.outgoing.is_empty(), "the response was flushed");
         let mut early = self.ahead.to_vec();
         (Socket::from_pingora(self.io, &mut early), early)
     }
 }
 
-/// The value of the `Connection` header of a response, if it needs one: whether the connection ends with it, or stays although
-/// the client's version of HTTP has it end by default.
+/// The value of a response's `Connection` header, if it needs one: the connection closes after it, or stays open although the
+/// client's HTTP version closes it by default.
 fn connection_header(last: bool, stays: bool) -> Option<&'static str> {
     match (last, stays) {
         (true, _) => Some("close"),
@@ -404,14 +404,14 @@ mod tests {
         (Connection::new(Box::new(inner)), outer)
     }
 
-    /// Begins a request with this body, behind a head of four bytes.
-    fn begun(connection: &mut Connection, body: BodyLength) {
+    /// Begins a request with this body, after a head of four bytes.
+    fn begin(connection: &mut Connection, body: BodyLength) {
         connection.ahead = BytesMut::from(&[b"head", &connection.ahead[..]].concat()[..]);
         let head = connection.begin_request(4, body, Version::HTTP_11);
         assert_eq!(&head[..], b"head");
     }
 
-    /// All of the body that comes before `end`, and its trailers.
+    /// The whole body, and its trailers.
     async fn read_body(
         connection: &mut Connection,
     ) -> Result<(Vec<u8>, Option<http::HeaderMap>), BodyError> {
@@ -428,7 +428,7 @@ mod tests {
         poll_fn(|cx| connection.poll_flush(cx)).await.unwrap();
     }
 
-    /// What is begun of a response with this head and this framing, for a client of this version.
+    /// Begins a response with this framing to a client of this version.
     fn response(connection: &mut Connection, version: Version, framing: Framing) -> bool {
         connection.version = version;
         let mut head =
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn head_and_body_of_a_response_leave_together_and_give_their_memory_back() {
+    async fn head_and_body_of_a_response_are_sent_together_and_their_buffer_is_freed() {
         let (mut connection, mut outer) = connection();
         assert!(!response(
             &mut connection,
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_of_http10_is_told_what_becomes_of_its_connection() {
+    async fn a_response_to_http_1_0_says_whether_its_connection_stays_open() {
         let chunks = || Framing::Chunks(Chunks::lenient());
         for (framing, closes, header) in [
             (Framing::Bytes(0), false, "Connection: keep-alive\r\n"),
@@ -478,9 +478,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reads_end_where_the_request_ends_and_the_rest_is_kept() {
+    async fn a_body_ends_where_its_request_ends_and_the_rest_is_kept() {
         let (mut connection, mut outer) = connection();
-        begun(&mut connection, BodyLength::Bytes(4));
+        begin(&mut connection, BodyLength::Bytes(4));
         outer.write_all(b"bodyGET / HTTP/1.1\r\n").await.unwrap();
         assert_eq!(read_body(&mut connection).await.unwrap().0, b"body");
         assert_eq!(&connection.ahead[..], b"GET / HTTP/1.1\r\n");
@@ -488,14 +488,14 @@ mod tests {
         let end = poll_fn(|cx| connection.poll_end(cx)).await;
         assert_eq!(end, ClientEnd::HalfClosed);
         let again = poll_fn(|cx| Poll::Ready(connection.poll_end(cx).is_pending())).await;
-        assert!(again, "it is said once");
+        assert!(again, "it is reported once");
     }
 
     #[tokio::test]
-    async fn chunks_give_content_and_trailers_and_wrong_ones_an_error() {
+    async fn a_chunked_body_gives_content_and_trailers_and_an_invalid_one_an_error() {
         let (mut connection, mut outer) = connection();
         connection.ahead.extend_from_slice(b"5\r\nhe");
-        begun(&mut connection, BodyLength::Chunked);
+        begin(&mut connection, BodyLength::Chunked);
         outer
             .write_all(b"llo\r\n0\r\nX: y\r\n\r\nGET /")
             .await
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(&connection.ahead[..], b"GET /");
 
         connection.ahead.clear();
-        begun(&mut connection, BodyLength::Chunked);
+        begin(&mut connection, BodyLength::Chunked);
         outer.write_all(b"1;\nx").await.unwrap();
         let error = read_body(&mut connection).await.unwrap_err();
         assert!(
@@ -516,9 +516,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_within_its_body_is_noticed() {
+    async fn a_disconnect_within_a_body_is_detected() {
         let (mut connection, mut outer) = connection();
-        begun(&mut connection, BodyLength::Bytes(4));
+        begin(&mut connection, BodyLength::Bytes(4));
         outer.write_all(b"bod").await.unwrap();
         drop(outer);
         let error = read_body(&mut connection).await.unwrap_err();
@@ -526,11 +526,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_for_later_is_bounded() {
+    async fn bytes_kept_for_the_next_request_are_bounded() {
         let (mut connection, mut outer) = connection();
         outer.write_all(&[0; 200 * 1024]).await.unwrap();
-        let waits = poll_fn(|cx| Poll::Ready(connection.poll_end(cx).is_pending())).await;
-        assert!(waits);
+        let is_pending = poll_fn(|cx| Poll::Ready(connection.poll_end(cx).is_pending())).await;
+        assert!(is_pending);
         assert!(connection.ahead.len() < 2 * READ);
     }
 }

@@ -1,8 +1,8 @@
-//! Client connections of HTTP/2 (RFC 9113): one task for each, and one for each stream.
+//! HTTP/2 client connections (RFC 9113): one task for each, and one for each stream.
 //!
-//! Every state has a deadline: the preface has `timeouts.http2_preface`, a connection without a stream has `timeouts.keepalive`,
-//! and the request of a stream has those of any request. What a connection may hold is bounded by the number of its streams
-//! (`limits.http2_streams`) and what each may have unsent (`limits.http2_send_buffer`).
+//! Every state has a deadline: `timeouts.http2_preface` for the preface, `timeouts.keepalive` for a connection without streams,
+//! and the deadlines of any request for a stream. The memory of a connection is bounded by the number of its streams
+//! (`limits.http2_streams`) and the unsent bytes of each (`limits.http2_send_buffer`).
 
 mod stream;
 mod tunnel;
@@ -27,54 +27,54 @@ pub(crate) use crate::downstream::http2::stream::Http2Stream;
 use crate::downstream::open_connections::Connections;
 use crate::http::scheme::Scheme;
 
-/// What one connection may send before it is read: enough for a few streams whose backends are slow.
+/// The receive window of a connection: enough for a few streams whose backends are slow.
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 
-/// How long a connection that is told to go has for what is under way in its buffers.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a connection has after its last GOAWAY to send what is buffered.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// What a connection may take, in time and in memory.
+/// The limits of a connection, in time and in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Http2Limits {
     /// From the end of the TLS handshake to the end of the preface.
     pub(crate) preface: Duration,
-    /// Without a stream.
+    /// How long a connection may have no stream.
     pub(crate) idle: Duration,
-    /// At a time.
+    /// The most streams at a time.
     pub(crate) streams: u32,
-    /// Bytes that one stream may have given to the connection and not sent.
+    /// The most unsent bytes of one stream.
     pub(crate) send_buffer: usize,
-    /// Of the headers of a request, in bytes, as RFC 9113, 6.5.2 counts them.
+    /// The size of a request's headers in bytes, as RFC 9113, 6.5.2 counts them.
     pub(crate) head_size: usize,
     /// Whether WebSockets are served (RFC 8441).
     pub(crate) websockets: bool,
 }
 
-/// Serves connections of HTTP/2.
+/// Serves HTTP/2 connections.
 pub(crate) struct Http2 {
     pub(crate) limits: Http2Limits,
     pub(crate) connections: Arc<Connections>,
 }
 
-/// A request of one stream, before anything is known of it.
-pub(crate) struct Accepted {
+/// The request of a new stream, not validated yet.
+pub(crate) struct Http2Request {
     pub(crate) request: http::request::Parts,
     pub(crate) stream: Http2Stream,
 }
 
-/// The streams of one connection that are open, tunnels among them.
+/// The open streams of one connection, including tunnels.
 #[derive(Default)]
-struct Open {
+struct OpenStreams {
     count: AtomicUsize,
-    /// Told when the last one ends.
+    /// Notified when the last one ends.
     none: Notify,
 }
 
 /// One open stream.
-pub(crate) struct OpenStream(Arc<Open>);
+pub(crate) struct OpenStream(Arc<OpenStreams>);
 
 impl OpenStream {
-    fn new(open: &Arc<Open>) -> Self {
+    fn new(open: &Arc<OpenStreams>) -> Self {
         open.count.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(open))
     }
@@ -88,7 +88,7 @@ impl Drop for OpenStream {
     }
 }
 
-impl Open {
+impl OpenStreams {
     async fn none(&self) {
         while self.count.load(Ordering::Relaxed) != 0 {
             self.none.notified().await;
@@ -97,12 +97,12 @@ impl Open {
 }
 
 impl Http2 {
-    /// Serves one connection, each of its streams by `serve`, until its end.
+    /// Serves one connection until its end, each of its streams with `serve`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it closes the connection and aborts its requests; tunnels see a client that has left.
-    pub(crate) async fn serve<F>(&self, io: Stream, serve: impl Fn(Accepted) -> F)
+    /// Dropping it closes the connection and aborts its requests; its tunnels see a disconnected client.
+    pub(crate) async fn serve<F>(&self, io: Stream, serve: impl Fn(Http2Request) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -114,12 +114,12 @@ impl Http2 {
             Ok(Err(error)) => return tracing::debug!(%error, "HTTP/2 preface"),
             Err(_) => return tracing::debug!("HTTP/2 preface not complete in time"),
         };
-        let open = Arc::new(Open::default());
+        let open = Arc::new(OpenStreams::default());
         let mut streams = JoinSet::new();
         self.accept(&mut connection, origin, &open, &mut streams, serve)
             .await;
         drop(connection);
-        // Their streams are gone, and each request sees that by itself.
+        // The streams are reset; each request detects that and ends.
         while let Some(ended) = streams.join_next().await {
             log_panic(ended);
         }
@@ -144,19 +144,19 @@ impl Http2 {
         &self,
         connection: &mut Connection<Stream, Bytes>,
         origin: (IpAddr, Scheme),
-        open: &Arc<Open>,
+        open: &Arc<OpenStreams>,
         streams: &mut JoinSet<()>,
-        serve: impl Fn(Accepted) -> F,
+        serve: impl Fn(Http2Request) -> F,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let draining = self.connections.draining();
-        let mut goes = false;
+        let mut is_closing = false;
         loop {
             tokio::select! {
                 biased;
-                () = draining.cancelled(), if !goes => {
-                    goes = true;
+                () = draining.cancelled(), if !is_closing => {
+                    is_closing = true;
                     connection.graceful_shutdown();
                 }
                 accepted = connection.accept() => {
@@ -167,37 +167,37 @@ impl Http2 {
                     };
                     let (request, body) = request.into_parts();
                     let stream = Http2Stream::new(origin, body, respond, OpenStream::new(open));
-                    streams.spawn(serve(Accepted { request, stream }));
+                    streams.spawn(serve(Http2Request { request, stream }));
                 }
                 Some(ended) = streams.join_next() => log_panic(ended),
                 () = idle(open, self.limits.idle) => break,
-                () = refused(open, &self.connections) => break,
+                () = closed_when_idle(open, &self.connections) => break,
             }
         }
-        if !goes {
+        if !is_closing {
             connection.graceful_shutdown();
         }
-        // Whoever opens a stream now has not seen that yet, and tries again elsewhere.
+        // A client that opens a stream before it has seen the GOAWAY retries it on another connection.
         let closing = async { while let Some(Ok(_)) = connection.accept().await {} };
-        let _ = timeout(GOODBYE, closing).await;
+        let _ = timeout(CLOSE_GRACE, closing).await;
     }
 }
 
 /// Ready when no stream has been open for `limit`.
-async fn idle(open: &Open, limit: Duration) {
+async fn idle(open: &OpenStreams, limit: Duration) {
     open.none().await;
     sleep(limit).await;
 }
 
-/// Ready when the edge ends at once and no stream is open.
-async fn refused(open: &Open, connections: &Connections) {
-    connections.refused().await;
+/// Ready when idle connections are to be closed and no stream is open.
+async fn closed_when_idle(open: &OpenStreams, connections: &Connections) {
+    connections.closing_idle().await;
     open.none().await;
 }
 
-/// How many of `wanted` bytes, one at least, the client and the connection have room for.
+/// How many of `wanted` bytes, at least one, flow control allows to send.
 ///
-/// What is reserved is missed by other streams until it is sent: nothing is asked for in advance.
+/// Reserved capacity is not available to other streams until it is used, so none is reserved in advance.
 fn poll_capacity(
     send: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
@@ -205,7 +205,7 @@ fn poll_capacity(
 ) -> Poll<io::Result<usize>> {
     send.reserve_capacity(wanted);
     loop {
-        // It is told once of what it has got.
+        // `poll_capacity` reports new capacity only once.
         let room = send.capacity();
         if room > 0 {
             return Poll::Ready(Ok(room.min(wanted)));

@@ -1,7 +1,7 @@
-//! The PROXY protocol, versions 1 and 2: who the client is, said by a balancer in front before anything else.
+//! The PROXY protocol, versions 1 and 2: a header in which a load balancer in front sends the client's address.
 //!
 //! A plain parser over what has been read so far. The rules are those of HAProxy's `proxy-protocol.txt`: version 1 is one
-//! line of at most 107 bytes, version 2 begins with twelve fixed bytes and says its own length.
+//! line of at most 107 bytes, version 2 begins with twelve fixed bytes and contains its own length.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,7 +13,7 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The fixed part of version 2.
 const FIXED: usize = 16;
 
-/// The longest header of version 2 that is taken. Addresses need 36 bytes, what balancers add to them some hundred.
+/// The longest header of version 2 that is accepted. Addresses need 36 bytes, the TLVs of balancers some hundred.
 const LENGTH_MAX: usize = 4096;
 
 /// Families of addresses in version 2.
@@ -22,27 +22,27 @@ const INET: u8 = 1;
 const INET6: u8 = 2;
 const UNIX: u8 = 3;
 
-/// Transports in version 2; 0 is one that is not said.
+/// Transports in version 2; 0 is unspecified.
 const STREAM: u8 = 1;
 const DATAGRAM: u8 = 2;
 
-/// The most that has to be read to know.
+/// With so many bytes a header is always complete or invalid.
 pub(crate) const BYTES_MAX: usize = LENGTH_MAX;
 
-/// A header that has come, or has not.
+/// A valid header, or the beginning of one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Header {
-    /// It may become one.
+    /// More bytes are needed.
     Partial,
-    /// `length` bytes, and behind them the client's own.
+    /// The header is `length` bytes long; the client's own bytes follow.
     Complete {
         length: usize,
-        /// `None` if the balancer speaks for itself (its own health check) or of something that is not TCP.
+        /// `None` for a connection of the balancer itself (LOCAL, a health check), or one that is not TCP.
         client: Option<SocketAddr>,
     },
 }
 
-/// What came is not a header of the PROXY protocol.
+/// The bytes are not a valid PROXY header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeaderError {
     #[error("no PROXY header: the listener expects one from this peer")]
@@ -59,15 +59,15 @@ pub(crate) enum HeaderError {
     Length,
     #[error("a PROXY header whose family or transport is unknown")]
     Family,
-    #[error("a PROXY header with an addition that does not end within it")]
-    Addition,
+    #[error("a PROXY header with a TLV that does not end within it")]
+    Tlv,
 }
 
 /// Reads the header at the start of `bytes`.
 ///
 /// # Errors
 ///
-/// [`HeaderError`] as soon as no more bytes can make it right.
+/// [`HeaderError`] as soon as no further bytes can make it valid.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
     let begins = |start: &[u8]| {
         let shared = start.len().min(bytes.len());
@@ -123,7 +123,7 @@ fn address(family: &str, text: &str) -> Result<IpAddr, HeaderError> {
     }
 }
 
-/// A port as the line has it: decimal, without sign or leading zeros.
+/// A port in version 1: decimal, without sign or leading zeros.
 fn number(text: &str) -> Result<u16, HeaderError> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let short = text.len() == 1 || !text.starts_with('0');
@@ -142,7 +142,7 @@ fn version_2(bytes: &[u8]) -> Result<Header, HeaderError> {
     if LENGTH_MAX < length {
         return Err(HeaderError::Length);
     }
-    let speaks_for_client = match version_and_command {
+    let is_proxied = match version_and_command {
         0x20 => false,
         0x21 => true,
         _ => return Err(HeaderError::Version),
@@ -150,8 +150,8 @@ fn version_2(bytes: &[u8]) -> Result<Header, HeaderError> {
     let Some(addresses) = bytes.get(FIXED..length) else {
         return Ok(Header::Partial);
     };
-    if !speaks_for_client {
-        // Whatever it says of itself.
+    if !is_proxied {
+        // LOCAL: addresses in it are ignored.
         return Ok(Header::Complete {
             length,
             client: None,
@@ -168,7 +168,7 @@ fn version_2(bytes: &[u8]) -> Result<Header, HeaderError> {
     };
     if let Some(length_of_ends) = length_of_ends {
         let more = addresses.get(length_of_ends..).ok_or(HeaderError::Length)?;
-        check_additions(more)?;
+        check_tlvs(more)?;
     }
     let client = match (family, transport) {
         (INET, STREAM) => ends_v4(addresses),
@@ -178,15 +178,15 @@ fn version_2(bytes: &[u8]) -> Result<Header, HeaderError> {
     Ok(Header::Complete { length, client })
 }
 
-/// What a balancer adds behind the addresses: each has a type, a length of two bytes, and that much.
-fn check_additions(mut more: &[u8]) -> Result<(), HeaderError> {
+/// Checks the TLVs after the addresses: each has a type, a length of two bytes, and that many bytes.
+fn check_tlvs(mut more: &[u8]) -> Result<(), HeaderError> {
     while let [_, high, low, rest @ ..] = more {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        more = rest.get(length..).ok_or(HeaderError::Addition)?;
+        more = rest.get(length..).ok_or(HeaderError::Tlv)?;
     }
     match more {
         [] => Ok(()),
-        _ => Err(HeaderError::Addition),
+        _ => Err(HeaderError::Tlv),
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_version_1() {
+    fn headers_of_version_1_are_parsed() {
         let cases: [(&str, Result<Header, HeaderError>); 12] = [
             (
                 "PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\nGET",
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_version_2() {
+    fn headers_of_version_2_are_parsed() {
         let v4 = [192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 4, 1, 187];
         let mut v6 = [0; 36];
         (v6[15], v6[33]) = (1, 9);
@@ -294,19 +294,23 @@ mod tests {
         assert_eq!(parse(&v2(0x21, 0x11, &v4[..11])), Err(HeaderError::Length));
         assert_eq!(parse(&v2(0x21, 0x21, &v6[..35])), Err(HeaderError::Length));
         assert_eq!(parse(&v2(0x21, 0x12, &v4)), complete(28, None), "UDP");
-        assert_eq!(parse(&v2(0x21, 0x00, &v4)), complete(28, None), "unsaid");
+        assert_eq!(
+            parse(&v2(0x21, 0x00, &v4)),
+            complete(28, None),
+            "unspecified"
+        );
         for family in [0x13, 0x1f, 0x41, 0xf1] {
             assert_eq!(parse(&v2(0x21, family, &v4)), Err(HeaderError::Family));
         }
-        for addition in [
+        for tlv in [
             &[4][..],
             &[4, 0],
             &[4, 0, 2, 7],
             &[4, 255, 255],
             &[4, 0, 0, 4],
         ] {
-            let wrong = [&v4[..], addition].concat();
-            assert_eq!(parse(&v2(0x21, 0x11, &wrong)), Err(HeaderError::Addition));
+            let wrong = [&v4[..], tlv].concat();
+            assert_eq!(parse(&v2(0x21, 0x11, &wrong)), Err(HeaderError::Tlv));
         }
         assert_eq!(parse(&v2(0x22, 0x11, &v4)), Err(HeaderError::Version));
         assert_eq!(parse(&v2(0x11, 0x11, &v4)), Err(HeaderError::Version));
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_a_header_is_partial() {
+    fn every_prefix_of_a_header_is_partial() {
         let headers = [
             v2(0x21, 0x11, &[0; 12]),
             b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n".to_vec(),
@@ -331,7 +335,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_or_wait_for_ever(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn no_bytes_make_it_panic_or_wait_forever(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             for start in [&b""[..], b"PROXY ", b"PROXY TCP4 ", SIGNATURE] {
                 let bytes = [start, &bytes].concat();
                 match parse(&bytes) {

@@ -1,6 +1,6 @@
-//! Headers, however they are kept: in Pingora's maps, or as the bytes that came ([`http1`](crate::http::http1)).
+//! One interface to headers, whether in Pingora's maps or as original bytes ([`http1`](crate::http::http1)).
 //!
-//! What the edge reads in requests and changes in them is said once, in these terms.
+//! Code that reads or changes headers is written once, against these traits.
 
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
@@ -11,25 +11,25 @@ pub(crate) trait Fields {
     /// The values of all headers called `name`, which is in lower case, in their order.
     fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]>;
 
-    /// Takes out the headers that `unwanted` says so of, given their names: in lower case, or as they came. They are ASCII.
+    /// Removes the headers for whose names `unwanted` is true. Names are ASCII, in lower case or in their original spelling.
     fn remove_if(&mut self, unwanted: impl FnMut(&[u8]) -> bool);
 
-    /// Puts one more behind the others. `name` is spelled as it is to go out.
+    /// Appends a header. `name` is spelled as it is to be sent.
     fn append(&mut self, name: &'static str, value: HeaderValue);
 
-    /// The same of a value that is text without a control character. Some keep it at less cost.
+    /// The same for a text without control characters; cheaper in some implementations.
     fn append_text(&mut self, name: &'static str, value: &str) {
         let value = HeaderValue::from_str(value);
         self.append(name, value.expect("text without a control character"));
     }
 
-    /// Has the header called `name` be there once, with this value.
+    /// Replaces all headers called `name` by one with this value.
     fn set(&mut self, name: &'static str, value: HeaderValue) {
         self.remove(name);
         self.append(name, value);
     }
 
-    /// Takes out all headers called `name`.
+    /// Removes all headers called `name`.
     fn remove(&mut self, name: &'static str) {
         self.remove_if(|other| other.eq_ignore_ascii_case(name.as_bytes()));
     }
@@ -44,13 +44,13 @@ pub(crate) trait Fields {
         text(self.values(name).next()?)
     }
 
-    /// The elements of all lists called `name` that are text, without the blanks around them.
+    /// The elements of all comma-separated lists called `name`, trimmed. Values that are not text are skipped.
     fn elements(&self, name: &'static str) -> impl Iterator<Item = &str> {
         let values = self.values(name).filter_map(text);
         values.flat_map(|value| value.split(',')).map(str::trim)
     }
 
-    /// Whether one of the lists called `name` has `token` in it, spelled however.
+    /// Whether one of the lists called `name` contains `token`, in any case.
     fn lists(&self, name: &'static str, token: &str) -> bool {
         self.elements(name)
             .any(|element| element.eq_ignore_ascii_case(token))
@@ -63,10 +63,10 @@ pub(crate) trait Request: Fields {
 
     fn version(&self) -> Version;
 
-    /// Its target as it came, whatever that is.
+    /// The request target, not validated.
     fn target(&self) -> &[u8];
 
-    /// Has it ask for another one.
+    /// Replaces the request target.
     fn set_target(&mut self, target: String);
 
     /// The host in the target.
@@ -75,10 +75,10 @@ pub(crate) trait Request: Fields {
     /// The path in the target, without the query.
     fn path(&self) -> &str;
 
-    /// Whether the value of a header begins or ends with a blank: never where the lines of HTTP/1 were parsed.
+    /// Whether a header value begins or ends with whitespace: never for parsed HTTP/1 heads.
     fn has_padding(&self) -> bool;
 
-    /// The host that it is for: of an absolute target (RFC 9112, 3.2.2), else of its `Host` header.
+    /// The host of the request: that of an absolute target (RFC 9112, 3.2.2), else its `Host` header.
     fn host(&self) -> Option<&str> {
         self.authority().or_else(|| self.text("host"))
     }
@@ -89,7 +89,7 @@ pub(crate) trait Response: Fields {
     fn status(&self) -> StatusCode;
 }
 
-/// A value as text: of visible ASCII, spaces and tabs.
+/// The value as text, if it consists of visible ASCII, spaces and tabs.
 pub(crate) fn text(value: &[u8]) -> Option<&str> {
     let plain = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t');
     value.iter().all(plain).then_some(())?;
@@ -112,7 +112,7 @@ macro_rules! fields_of_pingora {
                 }
             }
 
-            /// By a name that is there for good: from another one Pingora makes a copy.
+            /// The name is `'static`: Pingora copies any other.
             fn append(&mut self, name: &'static str, value: HeaderValue) {
                 let appended = self.append_header(name, value);
                 debug_assert!(
@@ -150,7 +150,7 @@ impl Request for RequestHeader {
 
     fn set_target(&mut self, target: String) {
         let replaced = self.set_raw_path(target.as_bytes());
-        debug_assert!(replaced.is_ok(), "a part of a target that has been checked");
+        debug_assert!(replaced.is_ok(), "it is a part of a validated target");
     }
 
     fn authority(&self) -> Option<&str> {

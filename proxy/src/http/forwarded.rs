@@ -1,9 +1,9 @@
-//! Who the client is, and the headers that tell the backend.
+//! The address of the client, and the forwarding headers for the backend.
 //!
-//! Only a trusted proxy is believed. From anyone else every `X-Forwarded-*`, `X-Real-IP` and `Forwarded`
-//! header is dropped and set anew; so are their spellings with underscores, which some applications take
-//! for the same, and those of the headers that a request stands on. From a trusted proxy the client is the last address in the chain that is not trusted;
-//! what stands before it came from the client itself and is dropped.
+//! Forwarding headers are used only if they come from a trusted proxy. From other peers every `X-Forwarded-*`, `X-Real-IP` and
+//! `Forwarded` header is removed and set by the edge. Spellings with underscores, which some applications treat as the same
+//! header, are removed too, also those of headers that define host, framing or connection. Behind a trusted proxy the client is
+//! the last address in the chain that is not trusted; addresses before it were sent by the client itself and are dropped.
 
 mod chain;
 
@@ -29,18 +29,18 @@ const ADDRESS_BYTES: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len
 /// The longest request id that is kept.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// Decides what of the forwarding headers to believe, and writes ours.
+/// Reads the forwarding headers of trusted proxies, and writes those for the backend.
 #[derive(Debug, Clone)]
 pub(crate) struct Forwarder {
     trusted: Vec<AddressRange>,
 }
 
-/// What is known about the client of one request.
+/// What the forwarding headers of one request say, as far as they are trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Forwarded {
-    /// The client itself, as far as trusted proxies tell.
+    /// The address of the client, as reported by trusted proxies.
     pub(crate) client: IpAddr,
-    /// The trusted proxies between the client and us, the nearest to the client first.
+    /// The trusted proxies between the client and the edge, the nearest to the client first.
     via: Vec<IpAddr>,
     /// What the client used, which a proxy that ends TLS knows better than we.
     pub(crate) scheme: Scheme,
@@ -69,7 +69,7 @@ impl Forwarder {
         Self { trusted }
     }
 
-    /// What `headers` say of the client, if `peer` may be believed. `scheme` is the one of our listener.
+    /// Reads `headers` if `peer` is trusted, else ignores them. `scheme` is that of the listener.
     pub(crate) fn read(&self, headers: &impl Request, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
@@ -111,7 +111,7 @@ impl Forwarder {
         }
     }
 
-    /// Replaces the forwarding headers of `request` by what `forwarded` says.
+    /// Replaces the forwarding headers of `request` by those of `forwarded`.
     pub(crate) fn write(&self, forwarded: &Forwarded, request: &mut impl Fields) {
         request.remove_if(|name| is_dropped(name, forwarded.trusted));
         let address = text_of(forwarded.client);
@@ -139,9 +139,9 @@ impl Forwarder {
         self.trusted.iter().any(|range| range.contains(address))
     }
 
-    /// The client and the proxies after it, given what the proxies before `peer` said.
+    /// The client and the proxies after it, given the hops that `peer` reported.
     ///
-    /// A hop that is no address ends the chain: whoever wrote it is as far as we can see.
+    /// A hop that is not an address ends the chain: the proxy that wrote it then counts as the client.
     fn split(&self, peer: IpAddr, hops: &[Option<IpAddr>]) -> (IpAddr, Vec<IpAddr>) {
         let mut client = peer;
         let mut via = Vec::new();
@@ -157,8 +157,8 @@ impl Forwarder {
     }
 }
 
-/// What we set ourselves.
-const OURS: [&str; 7] = [
+/// The headers that the edge sets.
+const SET_BY_EDGE: [&str; 7] = [
     X_FORWARDED_FOR,
     X_FORWARDED_HOST,
     X_FORWARDED_PORT,
@@ -168,7 +168,7 @@ const OURS: [&str; 7] = [
     FORWARDED,
 ];
 
-/// What CGI and its heirs would take for the header with dashes, on which the framing or the identity of a request stands.
+/// Headers whose spellings with underscores are removed: CGI and similar interfaces cannot tell them from the real ones.
 const LOOKALIKES: [&str; 10] = [
     "connection",
     "content-length",
@@ -184,26 +184,26 @@ const LOOKALIKES: [&str; 10] = [
 
 /// Whether a header is dropped before ours are written.
 ///
-/// Others of the `X-Forwarded-` family (`-Prefix`, `-Server`) are kept from a trusted proxy. `Proxy` is nobody's header, and
-/// programs that get headers as variables would send their own requests through it.
+/// Other `X-Forwarded-` headers (`-Prefix`, `-Server`) of a trusted proxy are kept. `Proxy` is always removed: CGI programs would
+/// use it as their own proxy setting (httpoxy).
 fn is_dropped(name: &[u8], trusted: bool) -> bool {
-    let spelled = name.contains(&b'_');
-    // Spares the others, which are nearly all, what follows.
+    let has_underscore = name.contains(&b'_');
+    // A fast path for most headers.
     let may_be = name
         .first()
         .is_some_and(|first| b"xfphXFPH".contains(first));
-    if !spelled && (!may_be || name.eq_ignore_ascii_case(b"host")) {
+    if !has_underscore && (!may_be || name.eq_ignore_ascii_case(b"host")) {
         return false;
     }
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
     let dashed = name.replace('_', "-");
-    OURS.contains(&&*dashed)
-        || (dashed.starts_with("x-forwarded-") && (!trusted || spelled))
-        || (spelled && LOOKALIKES.contains(&&*dashed))
+    SET_BY_EDGE.contains(&&*dashed)
+        || (dashed.starts_with("x-forwarded-") && (!trusted || has_underscore))
+        || (has_underscore && LOOKALIKES.contains(&&*dashed))
         || ["proxy", "http2-settings"].contains(&&*name)
 }
 
-/// The elements of a `Forwarded` header, in which the client is `address`.
+/// The value of the `Forwarded` header; `address` is the text of the client's address.
 fn rfc7239(forwarded: &Forwarded, address: &str) -> String {
     let node = |header: &mut String, is_v6, address: &str| {
         let (open, close) = if is_v6 { ("\"[", "]\"") } else { ("", "") };
@@ -239,7 +239,7 @@ fn port_of(host: Option<&str>) -> Option<u16> {
     port.parse().ok().filter(|port| whole && *port != 0)
 }
 
-/// An address as text. Each request has one, mostly IPv4, for which this takes a fifth of what formatting does.
+/// An address as text. Each request needs one, mostly IPv4, for which this takes a fifth of the time of `Display`.
 fn text_of(address: IpAddr) -> String {
     let mut text = String::with_capacity(ADDRESS_BYTES);
     let IpAddr::V4(address) = address else {
@@ -267,7 +267,7 @@ fn is_request_id(id: &str) -> bool {
     (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(plain)
 }
 
-/// 128 random bits: enough to find a request in the logs, and nothing that anybody relies on.
+/// 128 random bits: unique enough to find a request in the logs; not a secret.
 fn new_request_id() -> Box<str> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 32];

@@ -1,10 +1,10 @@
-//! Headers that belong to one connection and are not passed on (RFC 9110, 7.6.1).
+//! Connection headers, which are not forwarded (RFC 9110, 7.6.1).
 
 use http::HeaderValue;
 
 use crate::http::fields::Fields;
 
-/// Connection headers besides those that `Connection` names.
+/// The connection headers that are always removed, besides those that `Connection` names.
 const ALWAYS: [&str; 6] = [
     "connection",
     "keep-alive",
@@ -14,8 +14,8 @@ const ALWAYS: [&str; 6] = [
     "upgrade",
 ];
 
-/// The most headers that one message's `Connection` may name, besides those that are connection headers anyway. Each is looked
-/// for among all headers.
+/// The most headers that one message's `Connection` may name, besides `keep-alive`, `close`, `upgrade` and protected ones. Each
+/// is compared with all headers.
 const NOMINATIONS_MAX: usize = 16;
 
 /// `Connection` names more headers than [`NOMINATIONS_MAX`].
@@ -23,10 +23,10 @@ const NOMINATIONS_MAX: usize = 16;
 #[error("the Connection header names too many headers")]
 pub(crate) struct TooManyNominations;
 
-/// What headers of either direction can do here.
+/// Handling of connection headers, for requests and responses.
 pub(crate) trait HopByHop: Fields {
-    /// Removes what belongs to the connection it came over, and what `Connection` names, but never what a message stands on:
-    /// its host, its framing, its cookies, who the client is.
+    /// Removes the connection headers and those that `Connection` names, except protected ones: host, framing, cookies, and
+    /// headers that identify the client.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ pub(crate) trait HopByHop: Fields {
         Ok(())
     }
 
-    /// Makes it an upgrade to `protocol`, spelled one way only.
+    /// Makes it an upgrade to `protocol`, in canonical spelling.
     fn set_upgrade(&mut self, protocol: HeaderValue) {
         self.set("Connection", HeaderValue::from_static("Upgrade"));
         self.set("Upgrade", protocol);
@@ -58,16 +58,16 @@ pub(crate) trait HopByHop: Fields {
 
 impl<F: Fields> HopByHop for F {}
 
-/// What nearly every `Connection` names, for the connection and not for a header that is not removed anyway.
+/// Whether `token` is a connection option that names no other header to remove.
 fn is_common(token: &str) -> bool {
     ["keep-alive", "close", "upgrade"]
         .into_iter()
         .any(|common| common.eq_ignore_ascii_case(token))
 }
 
-/// Whether `Connection` may take `name` away. What a message stands on stays.
+/// Whether the header `name` may be removed because `Connection` names it. Protected ones may not.
 fn may_be_nominated(name: &[u8]) -> bool {
-    const KEPT: [&[u8]; 8] = [
+    const PROTECTED: [&[u8]; 8] = [
         b"content-length",
         b"cookie",
         b"forwarded",
@@ -77,13 +77,15 @@ fn may_be_nominated(name: &[u8]) -> bool {
         b"x-real-ip",
         b"x-request-id",
     ];
-    const KEPT_FAMILIES: [&[u8]; 2] = [b"sec-websocket-", b"x-forwarded-"];
-    let starts_with = |family: &[u8]| {
-        let start = name.get(..family.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(family))
+    const PROTECTED_PREFIXES: [&[u8]; 2] = [b"sec-websocket-", b"x-forwarded-"];
+    let starts_with = |prefix: &[u8]| {
+        let start = name.get(..prefix.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
-    !KEPT.into_iter().any(|kept| kept.eq_ignore_ascii_case(name))
-        && !KEPT_FAMILIES.into_iter().any(starts_with)
+    !PROTECTED
+        .into_iter()
+        .any(|other| other.eq_ignore_ascii_case(name))
+        && !PROTECTED_PREFIXES.into_iter().any(starts_with)
 }
 
 #[cfg(test)]
@@ -127,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_stands_on_cannot_be_nominated_away() {
-        let firm = [
+    fn protected_headers_are_not_removed_when_connection_names_them() {
+        let protected = [
             ("Host", "a"),
             ("Sec-WebSocket-Key", "k"),
             ("Cookie", "a=b"),
@@ -136,18 +138,18 @@ mod tests {
             ("Forwarded", "for=10.0.0.1"),
             ("Content-Length", "0"),
         ];
-        let mut request = request(&firm);
-        for (name, _) in firm {
+        let mut request = request(&protected);
+        for (name, _) in protected {
             request.append_header("Connection", name).unwrap();
         }
         request.remove_hop_by_hop().unwrap();
-        for (name, _) in firm {
+        for (name, _) in protected {
             assert!(request.headers.contains_key(name), "{name}");
         }
     }
 
     #[test]
-    fn the_number_of_nominations_is_bounded() {
+    fn the_number_of_headers_that_connection_may_name_is_bounded() {
         let nominating = |count: usize| {
             let names: Vec<String> = (0..count).map(|at| format!("x-{at}")).collect();
             let mut request = request(&[("x-0", "1")]);

@@ -1,7 +1,7 @@
-//! Heads of HTTP/1 as the edge keeps them itself: the bytes that came, and what it has changed in them.
+//! HTTP/1 message heads: the original bytes, and the changes that the edge has made.
 //!
-//! A header that stays goes out as it came, in its place and spelled as it was. Nothing is looked up in a map: a head has a
-//! dozen headers, and to look at each costs less than to hash one.
+//! An unchanged header is sent as it was received, in its place and original spelling. There is no map: a head has about a
+//! dozen headers, and comparing with each costs less than hashing one.
 
 mod body;
 mod chunks;
@@ -17,7 +17,7 @@ use crate::http::fields::{Fields, text};
 pub(crate) use crate::http::http1::body::{ResponseBody, write_chunk};
 pub(crate) use crate::http::http1::chunks::{ChunkError, Chunks, Part};
 pub(crate) use crate::http::http1::reading::{
-    NoHead, ResponseLimits, ResponseReader, SCRATCH, poll_read_scratch,
+    ResponseHeadError, ResponseLimits, ResponseReader, SCRATCH, poll_read_scratch,
 };
 pub(crate) use crate::http::http1::request::{NotHttp1, RequestHead, RequestLine};
 pub(crate) use crate::http::http1::response::{
@@ -32,40 +32,40 @@ pub(crate) const HEADERS_MOST: usize = 1024;
 const ADDED: usize = 8;
 const ADDED_BYTES: usize = 256;
 
-/// A head with its first line taken apart.
+/// A parsed head.
 #[derive(Debug)]
 pub(crate) struct Head<L> {
     bytes: BytesMut,
     line: L,
-    came: Vec<Line>,
+    original: Vec<Line>,
     added: Vec<(&'static str, Value)>,
-    /// Where added texts are written.
+    /// The values of added headers that are text.
     texts: Vec<u8>,
 }
 
 /// The value of a header that was added.
 #[derive(Debug)]
 enum Value {
-    /// Text, and where it was written.
+    /// A text in `Head::texts`.
     Text(Span),
     Whole(HeaderValue),
 }
 
-/// A head that was parsed where it lies: [`Parsed::with`] the same bytes it is one.
+/// A head that was parsed in place. [`Parsed::with`] combines it with the same bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Parsed<L> {
     line: L,
-    came: Vec<Line>,
+    original: Vec<Line>,
 }
 
-/// Where something lies in a head.
+/// A range of bytes in a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     from: u32,
     to: u32,
 }
 
-/// Where a header lies.
+/// The ranges of one header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Line {
     name: Span,
@@ -73,19 +73,22 @@ struct Line {
 }
 
 impl Span {
-    /// Where `part`, which is a part of `head`, lies in it.
+    /// The range of `part`, which has to be a subslice of `head`.
     fn of(part: &[u8], head: &[u8]) -> Self {
         let from = part.as_ptr().addr() - head.as_ptr().addr();
-        debug_assert!(from + part.len() <= head.len(), "a part of the head");
+        debug_assert!(
+            from + part.len() <= head.len(),
+            "`part` is a subslice of `head`"
+        );
         Self::between(from, from + part.len())
     }
 
     fn between(from: usize, to: usize) -> Self {
-        // Heads are limited to far less than that.
-        let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        // Heads are limited to far less than 4 GiB.
+        let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         Self {
-            from: short(from),
-            to: short(to),
+            from: offset(from),
+            to: offset(to),
         }
     }
 
@@ -94,7 +97,7 @@ impl Span {
     }
 }
 
-/// Where the empty line behind the headers ends. A bare line feed ends a line too, or the head that has one would have no end.
+/// The end of the empty line after the headers. A bare line feed counts as a line end here, so that a head with one is found and then rejected.
 pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     while let Some(found) = bytes[at..].iter().position(|byte| *byte == b'\n') {
@@ -109,7 +112,7 @@ pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 impl<L> Parsed<L> {
-    /// What httparse has found in `head`.
+    /// From the result of httparse for `head`.
     fn new(line: L, headers: &[httparse::Header<'_>], head: &[u8]) -> Self {
         let lines = headers.iter().map(|header| Line {
             name: Span::of(header.name.as_bytes(), head),
@@ -117,16 +120,16 @@ impl<L> Parsed<L> {
         });
         Self {
             line,
-            came: lines.collect(),
+            original: lines.collect(),
         }
     }
 
-    /// The head, whose `bytes` these are.
+    /// The head, given the bytes that were parsed.
     pub(crate) fn with(self, bytes: BytesMut) -> Head<L> {
         Head {
             bytes,
             line: self.line,
-            came: self.came,
+            original: self.original,
             added: Vec::new(),
             texts: Vec::new(),
         }
@@ -136,12 +139,12 @@ impl<L> Parsed<L> {
 impl<L> Head<L> {
     /// All headers, by name and value.
     fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let came = self.came.iter().map(|line| {
+        let original = self.original.iter().map(|line| {
             let part = |span: Span| span.in_head(&self.bytes);
             (part(line.name), part(line.value))
         });
         let added = self.added.iter();
-        came.chain(added.map(|(name, value)| (name.as_bytes(), self.bytes_of(value))))
+        original.chain(added.map(|(name, value)| (name.as_bytes(), self.bytes_of(value))))
     }
 
     fn bytes_of<'a>(&'a self, value: &'a Value) -> &'a [u8] {
@@ -151,7 +154,7 @@ impl<L> Head<L> {
         }
     }
 
-    /// Writes the headers, and the empty line behind them.
+    /// Writes the headers, and the empty line after them.
     fn write_fields(&self, out: &mut Vec<u8>) {
         for (name, value) in self.fields() {
             out.extend_from_slice(name);
@@ -166,19 +169,23 @@ impl<L> Head<L> {
 impl<L> Fields for Head<L> {
     fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> {
         let is = move |other: &[u8]| other.eq_ignore_ascii_case(name.as_bytes());
-        let came = self.came.iter();
-        let came = came.filter(move |line| is(line.name.in_head(&self.bytes)));
+        let original = self.original.iter();
+        let original = original.filter(move |line| is(line.name.in_head(&self.bytes)));
         let added = self.added.iter();
         let added = added.filter(move |(other, _)| is(other.as_bytes()));
-        came.map(|line| line.value.in_head(&self.bytes))
+        original
+            .map(|line| line.value.in_head(&self.bytes))
             .chain(added.map(|(_, value)| self.bytes_of(value)))
     }
 
     fn remove_if(&mut self, mut unwanted: impl FnMut(&[u8]) -> bool) {
         let Self {
-            bytes, came, added, ..
+            bytes,
+            original,
+            added,
+            ..
         } = self;
-        came.retain(|line| !unwanted(line.name.in_head(bytes)));
+        original.retain(|line| !unwanted(line.name.in_head(bytes)));
         added.retain(|(name, _)| !unwanted(name.as_bytes()));
     }
 

@@ -1,6 +1,6 @@
-//! The scheme that a client used: `http` or `https`.
+//! The scheme of a request: `http` or `https`.
 
-/// How the client reached us, or the trusted proxy before us.
+/// The scheme with which the client reached the edge, or a trusted proxy before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
     Http,
@@ -23,7 +23,7 @@ impl Scheme {
         }
     }
 
-    /// The port that a URL of this scheme means when it names none.
+    /// The port of a URL of this scheme without an explicit port.
     pub(crate) fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,

@@ -1,24 +1,24 @@
-//! What a request is for: the form of its target (RFC 9112, 3.2) and the host that it names.
+//! Request targets (RFC 9112, 3.2) and hosts.
 //!
-//! A host is taken only as RFC 3986, 3.2.2 has it, without the signs that no name in use has: it decides about routes, and
-//! backends are told of it.
+//! A host has to be valid by RFC 3986, 3.2.2, without the characters that no name in use has: it selects the route, and is sent
+//! to backends.
 
 /// A host name has at most 253 characters (RFC 1035, 2.3.4).
 const HOST_MAX: usize = 253;
 
-/// The target of a request that is served here.
+/// A valid request target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<'a> {
-    /// A path, and what follows it.
+    /// A path, with or without a query.
     Origin(&'a str),
-    /// A whole URL of http or https: the authority in it, and the path and query behind it, which may be empty.
+    /// An http or https URL: its authority, and its path and query, which may be empty.
     Absolute { authority: &'a str, rest: &'a str },
-    /// The server as a whole, which only OPTIONS may ask for.
+    /// The server as a whole, for OPTIONS only.
     Asterisk,
 }
 
 impl<'a> Target<'a> {
-    /// Tells the forms apart; `None` for what is none of them, or belongs to another method.
+    /// Parses `target`; `None` if it is not valid, or not valid for `method`.
     pub(crate) fn of(method: &str, target: &'a str) -> Option<Self> {
         if !target
             .bytes()
@@ -42,8 +42,8 @@ impl<'a> Target<'a> {
         Some(Self::Absolute { authority, rest })
     }
 
-    /// The target as a server gets it that is no proxy (RFC 9112, 3.2.1 and 3.2.4), if it is another one.
-    pub(crate) fn for_server(self, method: &str) -> Option<String> {
+    /// The target in origin or asterisk form, for a server that is not a proxy (RFC 9112, 3.2.1 and 3.2.4); `None` if it has that form already.
+    pub(crate) fn to_origin_form(self, method: &str) -> Option<String> {
         match self {
             Self::Absolute { rest: "", .. } if method == "OPTIONS" => Some("*".to_owned()),
             Self::Absolute { rest, .. } if rest.starts_with('/') => Some(rest.to_owned()),
@@ -53,7 +53,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The host without its port, if it is one.
+/// The host without its port, if it is valid.
 pub(crate) fn host_alone(host: &str) -> Option<&str> {
     let (alone, port) = match host.strip_prefix('[') {
         Some(rest) => {
@@ -66,12 +66,12 @@ pub(crate) fn host_alone(host: &str) -> Option<&str> {
     if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
         return None;
     }
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let right = alone.starts_with('[') || alone.bytes().all(named);
-    (right && !alone.is_empty() && alone.len() <= HOST_MAX).then_some(alone)
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_valid = alone.starts_with('[') || alone.bytes().all(is_name);
+    (is_valid && !alone.is_empty() && alone.len() <= HOST_MAX).then_some(alone)
 }
 
-/// Whether `text` is what may stand behind the colon: nothing (RFC 3986, 3.2.3), or a port.
+/// Whether `text` may follow the colon: nothing (RFC 3986, 3.2.3), or a port.
 fn is_port(text: &str) -> bool {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.is_empty() || (digits && text.parse::<u16>().is_ok())
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_belongs_to_its_methods() {
+    fn each_form_of_a_target_is_parsed_for_its_methods() {
         let absolute = |authority, rest| Some(Target::Absolute { authority, rest });
         let cases = [
             (
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_no_proxy_gets_a_path() {
+    fn an_absolute_target_is_converted_to_origin_form() {
         let cases = [
             ("GET", "/a?b", None),
             ("GET", "http://a/b?c", Some("/b?c")),
@@ -135,12 +135,12 @@ mod tests {
         ];
         for (method, target, expected) in cases {
             let form = Target::of(method, target).unwrap();
-            assert_eq!(form.for_server(method).as_deref(), expected, "{target}");
+            assert_eq!(form.to_origin_form(method).as_deref(), expected, "{target}");
         }
     }
 
     #[test]
-    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
         let cases = [
             ("a", Some("a")),
             ("a.b-c_d.example:8080", Some("a.b-c_d.example")),

@@ -1,4 +1,4 @@
-//! So many of something at a time, for each client address.
+//! Limits on concurrent use per client address.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,28 +12,28 @@ use parking_lot::Mutex;
 /// Locks of a table; a power of two.
 const SHARDS: usize = 16;
 
-/// What counts as one client address.
+/// The key of a client address.
 ///
-/// Of IPv6 it is the first half: a subscriber has all of a /64, and would never meet a limit for one address of it.
+/// For IPv6 it is the first half: a subscriber has a whole /64, so limits on single addresses would have no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Source(pub(super) u64);
 
 impl Source {
     pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
-            // No client has an address in ::/32, whose halves these are.
+            // Cannot collide with IPv6: no client has an address in ::/32.
             IpAddr::V4(address) => Self(u64::from(address.to_bits())),
             IpAddr::V6(address) => Self((address.to_bits() >> 64) as u64),
         }
     }
 }
 
-/// At most so many of something at a time for each client address.
+/// A limit on the permits that each client address holds at a time.
 ///
-/// An exact table: an address is in it only while it holds something, so that it is as large as what goes on now.
+/// The table is exact: it has an entry for each address that holds a permit, and no others.
 #[derive(Debug)]
 pub(super) struct PerAddress {
-    /// [`NO_LIMIT`] counts nothing.
+    /// With [`NO_LIMIT`] permits are not counted.
     most: AtomicU32,
     held: Arc<Held>,
 }
@@ -46,15 +46,15 @@ struct Held {
     shards: [Mutex<HashMap<Source, u32>>; SHARDS],
 }
 
-/// One of an address's places, given back on drop.
+/// One permit of an address, released on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct AddressPermit {
     held: Arc<Held>,
     source: Source,
 }
 
 impl PerAddress {
-    /// At most `most` for each address, or any number.
+    /// At most `most` permits per address; `None` is no limit.
     pub(super) fn new(most: Option<u32>) -> Self {
         Self {
             most: AtomicU32::new(most.unwrap_or(NO_LIMIT)),
@@ -62,17 +62,20 @@ impl PerAddress {
         }
     }
 
-    /// At most `most` from now on. Those that came while there was no limit are not counted.
+    /// Changes the limit. What was allowed while there was no limit is not counted.
     pub(super) fn change(&self, most: Option<u32>) {
         self.most.store(most.unwrap_or(NO_LIMIT), Ordering::Relaxed);
     }
 
-    /// A place for `address`, which is none where there is no limit.
+    /// A permit for `address`; `Ok(None)` if there is no limit.
     ///
     /// # Errors
     ///
-    /// [`NoPlace`] while it has as many as it may.
-    pub(super) fn enter(&self, address: IpAddr) -> Result<Option<Place>, NoPlace> {
+    /// [`AddressLimitReached`] while the address holds as many permits as it may.
+    pub(super) fn try_acquire(
+        &self,
+        address: IpAddr,
+    ) -> Result<Option<AddressPermit>, AddressLimitReached> {
         let most = self.most.load(Ordering::Relaxed);
         if most == NO_LIMIT {
             return Ok(None);
@@ -81,19 +84,19 @@ impl PerAddress {
         let mut held = self.held.shard(source).lock();
         let count = held.entry(source).or_insert(0);
         if most <= *count {
-            return Err(NoPlace);
+            return Err(AddressLimitReached);
         }
         *count += 1;
-        Ok(Some(Place {
+        Ok(Some(AddressPermit {
             held: Arc::clone(&self.held),
             source,
         }))
     }
 }
 
-/// The address has as many as it may.
+/// The address holds as many permits as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoPlace;
+pub(super) struct AddressLimitReached;
 
 impl Held {
     fn shard(&self, source: Source) -> &Mutex<HashMap<Source, u32>> {
@@ -102,7 +105,7 @@ impl Held {
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut held = self.held.shard(self.source).lock();
         if let Entry::Occupied(mut count) = held.entry(self.source) {
@@ -111,7 +114,7 @@ impl Drop for Place {
                 count.remove();
             }
         }
-        // A flood must not leave its table behind.
+        // Frees the memory of a flood.
         if held.len() * 4 < held.capacity() {
             let room = held.len() * 2;
             held.shrink_to(room);
@@ -127,45 +130,45 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// How many addresses hold something.
-    fn holders(places: &PerAddress) -> usize {
-        let shards = places.held.shards.iter();
+    /// The number of addresses that hold permits.
+    fn holders(limit: &PerAddress) -> usize {
+        let shards = limit.held.shards.iter();
         shards.map(|shard| shard.lock().len()).sum()
     }
 
     #[test]
-    fn an_address_has_so_many_places_and_takes_none_of_another() {
-        let places = PerAddress::new(Some(2));
-        let enter = |text| places.enter(address(text)).ok().map(Option::unwrap);
-        let first = enter("192.0.2.1").unwrap();
-        let _second = enter("::ffff:192.0.2.1").unwrap();
-        assert!(enter("192.0.2.1").is_none());
-        let _third = enter("192.0.2.2").unwrap();
+    fn each_address_has_its_own_permits() {
+        let limit = PerAddress::new(Some(2));
+        let acquire = |text| limit.try_acquire(address(text)).ok().map(Option::unwrap);
+        let first = acquire("192.0.2.1").unwrap();
+        let _second = acquire("::ffff:192.0.2.1").unwrap();
+        assert!(acquire("192.0.2.1").is_none());
+        let _third = acquire("192.0.2.2").unwrap();
         drop(first);
-        assert!(enter("192.0.2.1").is_some());
-        assert_eq!(holders(&places), 2);
+        assert!(acquire("192.0.2.1").is_some());
+        assert_eq!(holders(&limit), 2);
         drop((_second, _third));
-        assert_eq!(holders(&places), 0);
+        assert_eq!(holders(&limit), 0);
     }
 
     #[test]
-    fn all_of_a_64_is_one_client_and_the_next_64_another() {
-        let places = PerAddress::new(Some(1));
-        let _one = places.enter(address("2001:db8:1:2::1")).unwrap();
-        assert!(places.enter(address("2001:db8:1:2:ffff::7")).is_err());
-        assert!(places.enter(address("2001:db8:1:3::1")).is_ok());
+    fn an_ipv6_64_counts_as_one_client() {
+        let limit = PerAddress::new(Some(1));
+        let _one = limit.try_acquire(address("2001:db8:1:2::1")).unwrap();
+        assert!(limit.try_acquire(address("2001:db8:1:2:ffff::7")).is_err());
+        assert!(limit.try_acquire(address("2001:db8:1:3::1")).is_ok());
     }
 
     #[test]
-    fn without_a_limit_nothing_is_counted_and_with_a_new_one_what_comes_then() {
-        let places = PerAddress::new(None);
+    fn only_what_is_acquired_under_a_limit_is_counted() {
+        let limit = PerAddress::new(None);
         let client = address("192.0.2.1");
-        assert!(places.enter(client).unwrap().is_none());
-        assert_eq!(holders(&places), 0);
-        places.change(Some(1));
-        let _held = places.enter(client).unwrap().unwrap();
-        assert!(places.enter(client).is_err());
-        places.change(Some(2));
-        assert!(places.enter(client).is_ok());
+        assert!(limit.try_acquire(client).unwrap().is_none());
+        assert_eq!(holders(&limit), 0);
+        limit.change(Some(1));
+        let _held = limit.try_acquire(client).unwrap().unwrap();
+        assert!(limit.try_acquire(client).is_err());
+        limit.change(Some(2));
+        assert!(limit.try_acquire(client).is_ok());
     }
 }

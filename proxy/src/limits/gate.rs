@@ -1,9 +1,9 @@
-//! All limits of one edge, and who is refused because of which.
+//! All limits of one edge, applied to connections, handshakes, requests and tunnels.
 //!
-//! A refusal is counted and said here, in a log line once a second at most for each limit; whoever asked answers it.
+//! A rejection is counted and logged here, at most once a second for each limit; the caller sends the response.
 //!
-//! Connections are counted for the address that they come from, or that a PROXY header names. Requests and tunnels are counted
-//! for the client as trusted proxies tell it. The connections of those proxies are nobody's: many clients share them.
+//! Connections are counted for their peer address, or that in a PROXY header. Requests and tunnels are counted for the client
+//! address that trusted proxies report. Connections of those proxies are not counted per address: many clients share them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::config::Config;
 use crate::config::Limits;
+use crate::limits::AddressPermit;
 use crate::limits::Limit;
 use crate::limits::Permit;
-use crate::limits::Place;
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::limits::address::PerAddress;
 use crate::limits::rate::RateLimit;
 use crate::limits::total::Total;
 use crate::metrics::Metrics;
 
-/// Lets in, or not.
+/// The limits, and their current use.
 pub(crate) struct Gate {
     connections: Total,
     connections_of_address: PerAddress,
@@ -33,62 +33,62 @@ pub(crate) struct Gate {
     handshakes_of_address: PerAddress,
     handshake_rate: RateLimit,
     requests: Total,
-    /// What `requests` is without a setting.
+    /// The limit of `requests` without a setting.
     requests_most: usize,
     requests_of_address: PerAddress,
     tunnels: Total,
     tunnels_of_address: PerAddress,
     tunnels_of_backend: AtomicU32,
-    /// `u32::MAX` is any number: then the others do not matter.
+    /// `u32::MAX` is no limit; the queue settings then have no effect.
     requests_of_backend: AtomicU32,
     queue_of_backend: AtomicU32,
     /// In milliseconds.
     queue_time: AtomicU64,
     body_bytes: AtomicU64,
     trusted: ArcSwap<Vec<AddressRange>>,
-    refusals: [Refusals; Limit::ALL.len()],
+    rejections: [Rejections; Limit::ALL.len()],
 }
 
-/// What is known of the refusals because of one limit.
-struct Refusals {
-    seldom: Seldom,
+/// The log and the counter of one limit's rejections.
+struct Rejections {
+    log: ThrottledLog,
     counter: Counter,
 }
 
-/// The right of one connection, request or tunnel to be there, given back on drop.
+/// The permits of one connection, request or tunnel, released on drop.
 #[derive(Debug)]
-pub(crate) struct Pass {
-    _permit: Permit,
-    _place: Option<Place>,
+pub(crate) struct Permits {
+    _total: Permit,
+    _address: Option<AddressPermit>,
 }
 
-/// How many requests one backend has at a time.
+/// The limits of requests to one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BackendLimit {
     pub(crate) requests_max: u32,
-    /// Further ones that wait.
+    /// How many further requests may be queued.
     pub(crate) queue_max: u32,
-    /// How long each of them waits.
+    /// How long each of them may be queued.
     pub(crate) wait_max: Duration,
 }
 
-impl Pass {
-    pub(crate) fn new(permit: Permit, place: Option<Place>) -> Self {
+impl Permits {
+    pub(crate) fn new(permit: Permit, address_permit: Option<AddressPermit>) -> Self {
         Self {
-            _permit: permit,
-            _place: place,
+            _total: permit,
+            _address: address_permit,
         }
     }
 }
 
 impl Gate {
-    /// The limits of `config`, with room for `fitting` connections and as many requests.
+    /// The limits of `config`. Without a setting, connections and requests are limited to `fitting`.
     pub(crate) fn new(config: &Config, fitting: usize, metrics: &Metrics, now: Instant) -> Self {
         let limits = &config.limits;
         let connections = limits.connections.unwrap_or(fitting);
         let open = metrics.connections_open.clone();
-        let refusals = Limit::ALL.map(|limit| Refusals {
-            seldom: Seldom::new(now),
+        let rejections = Limit::ALL.map(|limit| Rejections {
+            log: ThrottledLog::new(now),
             counter: metrics.limited(limit.name()),
         });
         let gate = Self {
@@ -108,13 +108,13 @@ impl Gate {
             queue_time: AtomicU64::new(0),
             body_bytes: AtomicU64::new(u64::MAX),
             trusted: ArcSwap::default(),
-            refusals,
+            rejections,
         };
         gate.change(limits, &config.trusted_proxies);
         gate
     }
 
-    /// Goes by new limits from now on, but for `limits.connections`. What is there already stays.
+    /// Changes all limits except `limits.connections`. Permits that are held stay valid.
     pub(crate) fn change(&self, limits: &Limits, trusted: &[AddressRange]) {
         self.connections_of_address
             .change(limits.connections_per_address);
@@ -144,7 +144,7 @@ impl Gate {
         self.trusted.store(Arc::new(trusted.to_vec()));
     }
 
-    /// Lets in a connection, as one of all. `from` is only for the log.
+    /// Admits a connection under the total limit. `from` is only for the log.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Gate {
         permit.ok_or_else(|| self.refuse(Limit::Connections, from, now))
     }
 
-    /// Lets in a connection from `address`.
+    /// Admits a connection under the limits for `address`.
     ///
     /// # Errors
     ///
@@ -163,57 +163,63 @@ impl Gate {
         &self,
         address: IpAddr,
         now: Instant,
-    ) -> Result<Option<Place>, Limit> {
+    ) -> Result<Option<AddressPermit>, Limit> {
         if self.trusts(address) {
             return Ok(None);
         }
         if !self.connection_rate.allows(address, now) {
             return Err(self.refuse(Limit::ConnectionRate, Some(address), now));
         }
-        let place = self.connections_of_address.enter(address);
-        place.map_err(|_| self.refuse(Limit::ConnectionsPerAddress, Some(address), now))
+        let address_permit = self.connections_of_address.try_acquire(address);
+        address_permit.map_err(|_| self.refuse(Limit::ConnectionsPerAddress, Some(address), now))
     }
 
-    /// Lets `address` begin a TLS handshake.
+    /// Admits a TLS handshake with `address`.
     ///
     /// # Errors
     ///
     /// [`Limit::HandshakeRate`] or [`Limit::HandshakesPerAddress`].
-    pub(crate) fn handshake(&self, address: IpAddr, now: Instant) -> Result<Option<Place>, Limit> {
+    pub(crate) fn handshake(
+        &self,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<Option<AddressPermit>, Limit> {
         if self.trusts(address) {
             return Ok(None);
         }
         if !self.handshake_rate.allows(address, now) {
             return Err(self.refuse(Limit::HandshakeRate, Some(address), now));
         }
-        let place = self.handshakes_of_address.enter(address);
-        place.map_err(|_| self.refuse(Limit::HandshakesPerAddress, Some(address), now))
+        let address_permit = self.handshakes_of_address.try_acquire(address);
+        address_permit.map_err(|_| self.refuse(Limit::HandshakesPerAddress, Some(address), now))
     }
 
-    /// Lets in a request of `client`.
+    /// Admits a request of `client`.
     ///
     /// # Errors
     ///
     /// [`Limit::Requests`] or [`Limit::RequestsPerAddress`].
-    pub(crate) fn request(&self, client: IpAddr, now: Instant) -> Result<Pass, Limit> {
-        let place = self.requests_of_address.enter(client);
-        let place = place.map_err(|_| self.refuse(Limit::RequestsPerAddress, Some(client), now))?;
+    pub(crate) fn request(&self, client: IpAddr, now: Instant) -> Result<Permits, Limit> {
+        let address_permit = self.requests_of_address.try_acquire(client);
+        let address_permit = address_permit
+            .map_err(|_| self.refuse(Limit::RequestsPerAddress, Some(client), now))?;
         let permit = self.requests.try_acquire();
         let permit = permit.ok_or_else(|| self.refuse(Limit::Requests, Some(client), now))?;
-        Ok(Pass::new(permit, place))
+        Ok(Permits::new(permit, address_permit))
     }
 
-    /// Lets `client` have one more tunnel.
+    /// Admits a tunnel of `client`.
     ///
     /// # Errors
     ///
     /// [`Limit::Tunnels`] or [`Limit::TunnelsPerAddress`].
-    pub(crate) fn tunnel(&self, client: IpAddr, now: Instant) -> Result<Pass, Limit> {
-        let place = self.tunnels_of_address.enter(client);
-        let place = place.map_err(|_| self.refuse(Limit::TunnelsPerAddress, Some(client), now))?;
+    pub(crate) fn tunnel(&self, client: IpAddr, now: Instant) -> Result<Permits, Limit> {
+        let address_permit = self.tunnels_of_address.try_acquire(client);
+        let address_permit =
+            address_permit.map_err(|_| self.refuse(Limit::TunnelsPerAddress, Some(client), now))?;
         let permit = self.tunnels.try_acquire();
         let permit = permit.ok_or_else(|| self.refuse(Limit::Tunnels, Some(client), now))?;
-        Ok(Pass::new(permit, place))
+        Ok(Permits::new(permit, address_permit))
     }
 
     /// How many tunnels one backend may have.
@@ -221,7 +227,7 @@ impl Gate {
         self.tunnels_of_backend.load(Ordering::Relaxed)
     }
 
-    /// How many requests one backend may have, and how many wait for it; `None` if it may have any number.
+    /// The limits of requests to one backend; `None` is no limit.
     pub(crate) fn requests_of_backend(&self) -> Option<BackendLimit> {
         let requests_max = self.requests_of_backend.load(Ordering::Relaxed);
         (requests_max < u32::MAX).then(|| BackendLimit {
@@ -231,23 +237,28 @@ impl Gate {
         })
     }
 
-    /// How many bytes the body of a request may have.
+    /// The largest request body in bytes.
     pub(crate) fn body_bytes(&self) -> u64 {
         self.body_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts a refusal and says it, if it was not just said. Returns `limit`.
+    /// Counts a rejection, and logs it at most once a second. Returns `limit`.
     pub(crate) fn refuse(&self, limit: Limit, client: Option<IpAddr>, now: Instant) -> Limit {
-        let refusals = &self.refusals[limit as usize];
-        refusals.counter.inc();
-        if let Some(times) = refusals.seldom.note(now) {
+        let rejections = &self.rejections[limit as usize];
+        rejections.counter.inc();
+        if let Some(times) = rejections.log.note(now) {
             let client = client.map(tracing::field::display);
-            tracing::warn!(limit = limit.name(), client, times, "refused");
+            tracing::warn!(
+                limit = limit.name(),
+                client,
+                times,
+                "limit reached, rejecting"
+            );
         }
         limit
     }
 
-    /// Whether `address` is a proxy in front of the edge.
+    /// Whether `address` is a trusted proxy.
     fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let trusted = self.trusted.load();
@@ -273,16 +284,16 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const PROXY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    /// How many of ten `attempts` succeed, all of them held, and why the last one did not.
-    fn passed<T>(attempt: impl Fn() -> Result<T, Limit>) -> (usize, Option<Limit>) {
+    /// How many of ten attempts succeed, with all permits held, and the limit that rejects the first other one.
+    fn admitted<T>(attempt: impl Fn() -> Result<T, Limit>) -> (usize, Option<Limit>) {
         let attempts: Vec<_> = (0..10).map(|_| attempt()).collect();
-        let refused = attempts.iter().find_map(|attempt| attempt.as_ref().err());
+        let rejected = attempts.iter().find_map(|attempt| attempt.as_ref().err());
         let count = attempts.iter().filter(|attempt| attempt.is_ok()).count();
-        (count, refused.copied())
+        (count, rejected.copied())
     }
 
     #[test]
-    fn each_limit_lets_in_as_many_as_it_says_and_is_named_when_it_does_not() {
+    fn each_limit_admits_as_many_as_it_says_and_is_named_in_a_rejection() {
         let now = Instant::now();
         type Attempt = fn(&Gate, Instant) -> Result<(), Limit>;
         let connection: Attempt = |gate, now| gate.connection(None, now).map(std::mem::forget);
@@ -327,14 +338,18 @@ mod tests {
             ),
         ] {
             let gate = gate(&limits, now);
-            assert_eq!(passed(|| attempt(&gate, now)), (3, Some(limit)), "{limits}");
+            assert_eq!(
+                admitted(|| attempt(&gate, now)),
+                (3, Some(limit)),
+                "{limits}"
+            );
             assert!(limits.starts_with(limit.name()), "{limits}");
-            assert_eq!(gate.refusals[limit as usize].counter.get(), 7, "{limits}");
+            assert_eq!(gate.rejections[limit as usize].counter.get(), 7, "{limits}");
         }
     }
 
     #[test]
-    fn what_is_given_back_can_be_had_again() {
+    fn released_permits_can_be_acquired_again() {
         let now = Instant::now();
         let gate = gate("requests: 1, requests_per_address: 1", now);
         let first = gate.request(CLIENT, now).unwrap();
@@ -346,16 +361,16 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_a_trusted_proxy_are_nobodys() {
+    fn connections_of_a_trusted_proxy_are_not_limited_per_address() {
         let now = Instant::now();
         let limits = "connections_per_address: 1, handshakes_per_address: 1";
         let gate = gate(limits, now);
-        assert_eq!(passed(|| gate.connection_from(PROXY, now)), (10, None));
-        assert_eq!(passed(|| gate.handshake(PROXY, now)), (10, None));
+        assert_eq!(admitted(|| gate.connection_from(PROXY, now)), (10, None));
+        assert_eq!(admitted(|| gate.handshake(PROXY, now)), (10, None));
     }
 
     #[test]
-    fn limits_change_and_what_is_left_out_is_unlimited_again() {
+    fn limits_can_change_and_omitted_ones_are_removed() {
         let now = Instant::now();
         let gate = gate(
             "requests: 1, tunnels: 1, tunnels_per_backend: 2, body_size: 1KiB",
@@ -364,10 +379,10 @@ mod tests {
         assert_eq!((gate.tunnels_of_backend(), gate.body_bytes()), (2, 1024));
         gate.change(&config("requests: 2").limits, &[]);
         assert_eq!(
-            passed(|| gate.request(CLIENT, now)),
+            admitted(|| gate.request(CLIENT, now)),
             (2, Some(Limit::Requests))
         );
-        assert_eq!(passed(|| gate.tunnel(CLIENT, now)), (10, None));
+        assert_eq!(admitted(|| gate.tunnel(CLIENT, now)), (10, None));
         assert_eq!(
             (gate.tunnels_of_backend(), gate.body_bytes()),
             (u32::MAX, u64::MAX)

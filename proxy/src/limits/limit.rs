@@ -1,8 +1,8 @@
-//! The limits that a client can run into: one row for each, and nowhere else a list of them.
+//! The limits that a client can reach, in the only list of them.
 
 use http::StatusCode;
 
-/// Makes [`Limit`] out of its rows: the variant, the setting under `limits`, the status and the body of the response.
+/// Defines [`Limit`] from rows of variant, setting under `limits`, and status and body of the response.
 macro_rules! limits {
     ($($variant:ident: $name:literal, $status:ident, $body:literal;)*) => {
         /// A limit of the edge, named after its setting.
@@ -15,14 +15,14 @@ macro_rules! limits {
             /// All of them, in the order of their rows.
             pub(crate) const ALL: [Self; [$($name),*].len()] = [$(Self::$variant,)*];
 
-            /// The setting under `limits`, also in logs and metrics.
+            /// The setting under `limits`, also the name in logs and metrics.
             pub(crate) fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
             }
 
-            /// 429 is for a client that does too much (RFC 6585, 4), 503 for an edge that has too much to do.
+            /// 429 if the client exceeds its own limit (RFC 6585, 4), 503 if the edge or a backend is at its limit.
             pub(crate) fn status(self) -> StatusCode {
                 match self {
                     $(Self::$variant => StatusCode::$status,)*
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_limit_has_its_place_and_a_name_of_its_own() {
+    fn each_limit_has_its_index_and_a_unique_name() {
         let mut names: Vec<_> = Limit::ALL.map(Limit::name).into();
         for (at, limit) in Limit::ALL.into_iter().enumerate() {
             assert_eq!(limit as usize, at);

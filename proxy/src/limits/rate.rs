@@ -1,9 +1,9 @@
-//! So many of something a second, for each client address.
+//! Rate limits per client address.
 //!
-//! The generic cell rate algorithm: of an address only the moment is kept at which all that it has used up will have come back.
-//! The table has a fixed size. Where it is full, the address that has used up least is forgotten, which is then as good as new:
-//! with more addresses at a time than the table holds, some get more than they should, and none gets less. Where in it an
-//! address stands depends on a secret, so that nobody can choose whom to push out.
+//! The generic cell rate algorithm: for an address only the time is stored at which its burst will be fully available again.
+//! The table has a fixed size. If it is full, the address that has used the least is forgotten, and starts anew: with more
+//! active addresses than the table holds, some get more than their rate, and none gets less. The slot of an address depends on a
+//! secret hash key, so a client cannot evict chosen addresses.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -17,34 +17,34 @@ use crate::limits::address::Source;
 
 /// Locks of a table; a power of two.
 const SHARDS: usize = 64;
-/// Sets of slots under each lock, a power of two, and slots of each: 65,536 addresses in all, in 1 MiB.
+/// Sets of slots under each lock, a power of two, and slots in each set: 65,536 addresses in total, in 1 MiB.
 const SETS: usize = 128;
 const WAYS: usize = 8;
 
-/// No rate, as a packed word.
+/// The packed word for no limit.
 const OFF: u64 = 0;
 
-/// At most so many a second for each client address.
+/// A rate limit per client address.
 #[derive(Debug)]
 pub(super) struct RateLimit {
-    /// Nanoseconds between two, and how many may come at once beyond that, packed; [`OFF`] for any rate.
+    /// The interval in nanoseconds and the burst, packed; [`OFF`] for no limit.
     rate: AtomicU64,
     started: Instant,
     hasher: RandomState,
-    /// Each is empty until an address comes to it.
+    /// Each is allocated when the first address hashes to it.
     shards: [Mutex<Vec<Slot>>; SHARDS],
 }
 
-/// What is known of one address. A slot whose moment has passed is as good as an empty one.
+/// The state of one address. A slot whose time has passed is equivalent to an empty one.
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
     source: u64,
-    /// When all will have come back, in nanoseconds since the start.
+    /// When the burst is fully available again, in nanoseconds since the start.
     whole_at: u64,
 }
 
 impl RateLimit {
-    /// `rate` for each address, or any. Time is counted from `now` on.
+    /// `rate` per address; `None` is no limit. Time is counted from `now` on.
     pub(super) fn new(rate: Option<Rate>, now: Instant) -> Self {
         Self {
             rate: AtomicU64::new(packed(rate)),
@@ -54,12 +54,12 @@ impl RateLimit {
         }
     }
 
-    /// Goes by `rate` from now on.
+    /// Changes the rate.
     pub(super) fn change(&self, rate: Option<Rate>) {
         self.rate.store(packed(rate), Ordering::Relaxed);
     }
 
-    /// Whether one more may come from `address` at `now`; if so, it is counted.
+    /// Whether one more is allowed for `address` at `now`; if so, it is counted.
     pub(super) fn allows(&self, address: IpAddr, now: Instant) -> bool {
         let rate = self.rate.load(Ordering::Relaxed);
         if rate == OFF {
@@ -67,7 +67,7 @@ impl RateLimit {
         }
         let (interval, burst) = (rate >> 32, rate & u64::from(u32::MAX));
         let since = now.saturating_duration_since(self.started).as_nanos();
-        // 584 years of running.
+        // Overflows after 584 years.
         let now = u64::try_from(since).unwrap_or(u64::MAX);
         let Source(source) = Source::of(address);
         let hash = self.hasher.hash_one(source);
@@ -99,10 +99,10 @@ impl RateLimit {
     }
 }
 
-/// The rate as one word, so that it changes at once.
+/// The rate as one word, so that it changes atomically.
 fn packed(rate: Option<Rate>) -> u64 {
     let Some(rate) = rate else { return OFF };
-    // One a second is a thousand million nanoseconds, which fits in 32 bits.
+    // The longest interval is a second, whose nanoseconds fit in 32 bits.
     let interval = 1_000_000_000 / u64::from(rate.per_second.max(1));
     interval.max(1) << 32 | u64::from(rate.burst.max(1))
 }
@@ -125,7 +125,7 @@ mod tests {
     fn a_burst_passes_at_once_and_then_one_at_each_interval() {
         let start = Instant::now();
         let limit = RateLimit::new(rate(10, 3), start);
-        // Milliseconds, and whether one more passes then: 100 ms are one interval.
+        // Milliseconds, and whether one more is allowed then: the interval is 100 ms.
         for (at, passes) in [
             (0, true),
             (0, true),
@@ -136,7 +136,7 @@ mod tests {
             (100, false),
             (199, false),
             (200, true),
-            // Saved up: never more than the burst.
+            // What accumulates is at most the burst.
             (60_000, true),
             (60_000, true),
             (60_000, true),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_of_one_is_a_steady_pace() {
+    fn a_burst_of_one_is_a_constant_rate() {
         let start = Instant::now();
         let limit = RateLimit::new(rate(1, 1), start);
         let at = |ms| start + Duration::from_millis(ms);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_everything_passes_and_a_new_one_counts_from_then_on() {
+    fn without_a_rate_everything_is_allowed_and_a_new_rate_applies_from_then_on() {
         let now = Instant::now();
         let limit = RateLimit::new(None, now);
         assert!((0..1000).all(|_| limit.allows(client(1), now)));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn more_addresses_than_the_table_holds_take_no_more_memory_and_all_get_in() {
+    fn more_addresses_than_the_table_holds_take_no_more_memory_and_are_all_allowed() {
         let now = Instant::now();
         let limit = RateLimit::new(rate(1, 1), now);
         for number in 0..200_000_u32 {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_used_up_most_is_remembered_in_a_flood_of_others() {
+    fn the_address_that_has_used_the_most_is_remembered_in_a_flood_of_others() {
         let now = Instant::now();
         let limit = RateLimit::new(rate(1, 50), now);
         assert!((0..50).all(|_| limit.allows(client(1), now)));

@@ -1,11 +1,11 @@
-//! Retries, paid for by requests.
+//! The retry budget.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// Keeps retries from multiplying the load on backends that are failing.
+/// Keeps retries from multiplying the load on failing backends.
 ///
-/// A retry is a request sent to a backend after another has seen it. Every request pays in `percent` of one, every retry takes one out. The account starts full, and
-/// fullness is bounded, so that a quiet hour does not pay for a storm.
+/// A retry is a request that is sent to a backend after it was sent to another. Every request deposits `percent` hundredths of a
+/// retry, every retry withdraws one. The balance starts full and is bounded, so that a long quiet time does not allow a storm.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
     /// In hundredths of a retry.
@@ -14,10 +14,10 @@ pub(crate) struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// What a full account holds: enough for the clients of one backend that just went away.
+    /// The full balance: enough for the clients of one backend that has just failed.
     const RETRIES_MAX: i64 = 1000;
 
-    /// A budget of `percent` retries for each 100 requests. None at all are allowed with 0.
+    /// A budget of `percent` retries for each 100 requests; 0 allows none.
     pub(crate) fn new(percent: u32) -> Self {
         let full = if percent == 0 {
             0
@@ -30,7 +30,7 @@ impl RetryBudget {
         }
     }
 
-    /// Allows `percent` retries for each 100 requests from now on. What is in the account stays, unless none are allowed.
+    /// Changes the budget to `percent` retries for each 100 requests. The balance stays, except that 0 clears it.
     pub(crate) fn change(&self, percent: u32) {
         self.percent.store(i64::from(percent), Ordering::Relaxed);
         if percent == 0 {
@@ -38,18 +38,18 @@ impl RetryBudget {
         }
     }
 
-    /// Notes a request.
+    /// Deposits for one request.
     pub(crate) fn deposit(&self) {
         let full = Self::RETRIES_MAX * 100;
         let percent = self.percent.load(Ordering::Relaxed);
         let more = |balance: i64| (balance < full).then(|| (balance + percent).min(full));
-        // An account that is full stays as it is.
+        // A full balance stays as it is.
         self.balance
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .ok();
     }
 
-    /// Whether one more retry may be made; if so, it is paid for.
+    /// Whether one more retry is allowed; if so, it is withdrawn.
     pub(crate) fn try_withdraw(&self) -> bool {
         let less = |balance: i64| (100 <= balance).then(|| balance - 100);
         self.balance
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retries_end_when_the_budget_is_spent_and_come_back_with_requests() {
+    fn retries_end_when_the_budget_is_spent_and_requests_refill_it() {
         let budget = RetryBudget::new(20);
         for _ in 0..RetryBudget::RETRIES_MAX {
             assert!(budget.try_withdraw());
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_hour_saves_nothing_up() {
+    fn the_balance_is_bounded() {
         let budget = RetryBudget::new(100);
         (0..10_000).for_each(|_| budget.deposit());
         let spent = std::iter::repeat_with(|| budget.try_withdraw());
@@ -85,10 +85,10 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_changes_from_one_request_to_the_next() {
+    fn a_budget_can_be_changed() {
         let budget = RetryBudget::new(0);
         budget.change(100);
-        assert!(!budget.try_withdraw(), "there is nothing in it yet");
+        assert!(!budget.try_withdraw(), "the balance is still empty");
         budget.deposit();
         budget.deposit();
         assert!(budget.try_withdraw());
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_of_nothing_allows_nothing() {
+    fn a_budget_of_zero_allows_no_retries() {
         let budget = RetryBudget::new(0);
         budget.deposit();
         assert!(!budget.try_withdraw());

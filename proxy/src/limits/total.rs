@@ -1,29 +1,29 @@
-//! So many of something at a time, in all.
+//! Limits on concurrent use in total.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// At most so many at a time. Clones share one count.
+/// A limit on the permits held at a time. Clones share one count.
 #[derive(Debug, Clone)]
 pub(super) struct Total(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Invariant: the number of [`Permit`]s that exist, and of calls that are about to find that they are too many.
+    /// Invariant: the number of [`Permit`]s that exist, plus that of calls about to fail.
     held: AtomicUsize,
     most: AtomicUsize,
-    /// Shows operators how many permits there are.
+    /// The metric of held permits.
     open: Option<Gauge>,
 }
 
-/// The right to be one of them, given back on drop.
+/// One permit, released on drop.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Shared>);
 
 impl Total {
-    /// At most `most`; `open` follows how many there are.
+    /// At most `most` permits; `open` shows how many are held.
     pub(super) fn new(most: usize, open: Option<Gauge>) -> Self {
         Self(Arc::new(Shared {
             held: AtomicUsize::new(0),
@@ -32,12 +32,12 @@ impl Total {
         }))
     }
 
-    /// At most `most` from now on. Those that are more than that stay.
+    /// Changes the limit. Permits beyond a lower one stay valid.
     pub(super) fn change(&self, most: usize) {
         self.0.most.store(most, Ordering::Relaxed);
     }
 
-    /// A permit, or `None` while as many as may be are held.
+    /// A permit, or `None` while the limit is reached.
     pub(super) fn try_acquire(&self) -> Option<Permit> {
         let most = self.0.most.load(Ordering::Relaxed);
         if most <= self.0.held.fetch_add(1, Ordering::Relaxed) {
@@ -54,7 +54,7 @@ impl Total {
 impl Drop for Permit {
     fn drop(&mut self) {
         let before = self.0.held.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(0 < before, "a permit is given back once");
+        debug_assert!(0 < before, "a permit is released once");
         if let Some(open) = &self.0.open {
             open.dec();
         }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_more_than_the_limit_is_refused_until_another_ends() {
+    fn no_permit_beyond_the_limit_until_another_is_released() {
         let open = Gauge::default();
         let total = Total::new(2, Some(open.clone()));
         let first = total.try_acquire().unwrap();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_limit_counts_those_that_are_there() {
+    fn a_new_limit_counts_the_permits_that_are_held() {
         let total = Total::new(3, None);
         let _held = [total.try_acquire().unwrap(), total.try_acquire().unwrap()];
         total.change(2);

@@ -1,4 +1,4 @@
-//! What is counted for each backend.
+//! The metrics of each backend.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::metrics::{CLASSES, class_of};
 type Labels = [(&'static str, Arc<str>); 2];
 type BackendLabel = [(&'static str, Arc<str>); 1];
 
-/// Upper bounds in seconds: a page view, a game, a working day.
+/// Upper bounds in seconds: from a page view to a day.
 const TUNNEL_SECONDS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0];
 
-/// The families, from which each backend takes its members.
+/// The families; each backend has its own series in them.
 pub(super) struct BackendFamilies {
     requests: Family<Labels, Counter>,
     requests_in_flight: Family<BackendLabel, Gauge>,
@@ -37,11 +37,11 @@ pub(super) struct BackendFamilies {
     tunnels_closed: Family<Labels, Counter>,
     tunnel_bytes: Family<Labels, Counter>,
     tunnel_seconds: Family<BackendLabel, Histogram, fn() -> Histogram>,
-    /// The series of each backend that came up as things happened, by the second label and its value.
-    made: Mutex<HashMap<Arc<str>, Made>>,
+    /// The series of each backend that were created on demand, by the second label and its value.
+    created: Mutex<HashMap<Arc<str>, CreatedSeries>>,
 }
 
-type Made = Arc<Mutex<HashSet<(&'static str, &'static str)>>>;
+type CreatedSeries = Arc<Mutex<HashSet<(&'static str, &'static str)>>>;
 
 impl BackendFamilies {
     pub(super) fn register(registry: &mut Registry) -> Self {
@@ -60,36 +60,39 @@ impl BackendFamilies {
             tunnels_closed: Family::default(),
             tunnel_bytes: Family::default(),
             tunnel_seconds: Family::new_with_constructor(|| Histogram::new(TUNNEL_SECONDS)),
-            made: Mutex::default(),
+            created: Mutex::default(),
         };
         macro_rules! register {
             ($field:ident, $help:literal) => {
                 registry.register(stringify!($field), $help, families.$field.clone());
             };
         }
-        register!(requests, "Answers of a backend, by class of status");
-        register!(
-            requests_in_flight,
-            "Requests that a backend has not answered to the end"
-        );
+        register!(requests, "Responses of a backend, by status class");
+        register!(requests_in_flight, "Requests in flight to a backend");
         register!(
             requests_waiting,
-            "Requests that wait for a backend to come back"
+            "Parked requests, which wait for a backend to become available again"
         );
-        register!(waits, "Requests that have waited for a backend, by outcome");
-        register!(connect_errors, "Dials of a backend that failed, by kind");
+        register!(waits, "Requests that were parked for a backend, by outcome");
+        register!(
+            connect_errors,
+            "Failed connection attempts to a backend, by kind"
+        );
         register!(probes, "Health checks, by result");
-        register!(state, "1 for the state that a backend is in");
+        register!(
+            state,
+            "1 for the current state of a backend, 0 for the others"
+        );
         register!(
             state_since_seconds,
-            "When a backend came into its state, in UNIX seconds"
+            "When a backend entered its state, in UNIX seconds"
         );
-        register!(transitions, "Changes of state, by the state that it led to");
-        register!(tunnels_open, "Tunnels that are open");
-        register!(tunnels_opened, "Tunnels that were opened");
-        register!(tunnels_closed, "Tunnels that ended, by reason");
+        register!(transitions, "State changes, by new state");
+        register!(tunnels_open, "Open tunnels");
+        register!(tunnels_opened, "Opened tunnels");
+        register!(tunnels_closed, "Closed tunnels, by reason");
         register!(tunnel_bytes, "Bytes through tunnels, by direction");
-        register!(tunnel_seconds, "How long tunnels lived, in seconds");
+        register!(tunnel_seconds, "How long tunnels were open, in seconds");
         families
     }
 
@@ -117,12 +120,12 @@ impl BackendFamilies {
             state_since_seconds: self.state_since_seconds.get_or_create_owned(&only),
             transitions: self.transitions.clone(),
             tunnels_closed: self.tunnels_closed.clone(),
-            made: Arc::clone(self.made.lock().entry(Arc::clone(&id)).or_default()),
+            created: Arc::clone(self.created.lock().entry(Arc::clone(&id)).or_default()),
             id,
         }
     }
 
-    /// Takes all series of the backend called `id` out of the page.
+    /// Removes all series of the backend called `id`.
     pub(super) fn forget(&self, id: &str) {
         let id: Arc<str> = Arc::from(id);
         let only = [("backend", Arc::clone(&id))];
@@ -143,8 +146,8 @@ impl BackendFamilies {
         }
         self.tunnels_opened.remove(&only);
         self.tunnel_seconds.remove(&only);
-        let made = self.made.lock().remove(&id);
-        for (name, value) in made.iter().flat_map(|made| made.lock().clone()) {
+        let created = self.created.lock().remove(&id);
+        for (name, value) in created.iter().flat_map(|created| created.lock().clone()) {
             let labels = with(name, value);
             self.state.remove(&labels);
             for counter in [
@@ -179,30 +182,30 @@ pub(crate) struct BackendMetrics {
     state_since_seconds: Gauge,
     transitions: Family<Labels, Counter>,
     tunnels_closed: Family<Labels, Counter>,
-    made: Made,
+    created: CreatedSeries,
 }
 
 impl BackendMetrics {
-    /// Counts an answer that the backend gave.
-    pub(crate) fn answered(&self, status: StatusCode) {
+    /// Counts a response of the backend.
+    pub(crate) fn responded(&self, status: StatusCode) {
         if let Some(counter) = self.requests.get(class_of(status.as_u16())) {
             counter.inc();
         }
     }
 
-    /// Counts a request that has waited; `outcome` is `returned`, `moved` or `left`, or `full` for one that could not wait.
+    /// Counts a request that was parked; `outcome` is `returned`, `moved` or `left`, or `full` for one that could not be parked.
     pub(crate) fn waited(&self, outcome: &'static str) {
         self.waits
             .get_or_create(&self.with("outcome", outcome))
             .inc();
     }
 
-    /// How many answers were counted.
-    pub(crate) fn answered_in_all(&self) -> u64 {
+    /// How many responses were counted.
+    pub(crate) fn responses_total(&self) -> u64 {
         self.requests.iter().map(Counter::get).sum()
     }
 
-    /// Counts a dial that failed.
+    /// Counts a failed connection attempt.
     pub(crate) fn connect_failed(&self, kind: &'static str) {
         self.connect_errors
             .get_or_create(&self.with("kind", kind))
@@ -216,7 +219,7 @@ impl BackendMetrics {
             .inc();
     }
 
-    /// Notes that the backend is in the state called `current` of all `states`, since `unix` seconds.
+    /// Sets the state to `current`, one of `states`, since `unix` seconds.
     pub(crate) fn state(&self, current: &'static str, states: &[&'static str], unix: u64) {
         self.state_since_seconds
             .set(i64::try_from(unix).unwrap_or(i64::MAX));
@@ -226,7 +229,7 @@ impl BackendMetrics {
         }
     }
 
-    /// Counts a change to the state called `to`.
+    /// Counts a change to the state `to`.
     pub(crate) fn state_changed(&self, to: &'static str) {
         self.transitions.get_or_create(&self.with("to", to)).inc();
     }
@@ -252,7 +255,7 @@ impl BackendMetrics {
         self.tunnels_opened.inc();
     }
 
-    /// Counts down what [`tunnel_opened`](Self::tunnel_opened) counted up.
+    /// Reverses the gauge of [`tunnel_opened`](Self::tunnel_opened).
     pub(crate) fn tunnel_gone(&self) {
         self.tunnels_open.dec();
     }
@@ -260,19 +263,25 @@ impl BackendMetrics {
     /// Counts what a tunnel carried (up is from the client to the backend) and why it ended.
     ///
     /// `reason` is one of few constants: each becomes a time series.
-    pub(crate) fn tunnel_closed(&self, reason: &'static str, lived: Duration, up: u64, down: u64) {
+    pub(crate) fn tunnel_closed(
+        &self,
+        reason: &'static str,
+        duration: Duration,
+        up: u64,
+        down: u64,
+    ) {
         self.tunnels_closed
             .get_or_create(&self.with("reason", reason))
             .inc();
-        self.tunnel_seconds.observe(lived.as_secs_f64());
+        self.tunnel_seconds.observe(duration.as_secs_f64());
         self.bytes_up.inc_by(up);
         self.bytes_down.inc_by(down);
     }
 
     fn with(&self, name: &'static str, value: &'static str) -> Labels {
-        let mut made = self.made.lock();
-        if !made.contains(&(name, value)) {
-            made.insert((name, value));
+        let mut created = self.created.lock();
+        if !created.contains(&(name, value)) {
+            created.insert((name, value));
         }
         [("backend", Arc::clone(&self.id)), (name, Arc::from(value))]
     }

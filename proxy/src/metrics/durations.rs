@@ -1,6 +1,6 @@
-//! How long things took, as a histogram that is counted without a lock.
+//! A histogram of durations without a lock.
 //!
-//! prometheus-client's own has one around all of its buckets, which every request would take.
+//! That of prometheus-client has a lock around all of its buckets, which every request would take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +9,18 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Upper bounds in seconds: from a static file to a parked poll, which takes 25 s.
+/// Upper bounds in seconds: from a static file to a long poll, which takes 25 s.
 const BOUNDS: [f64; 11] = [
     0.001, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0,
 ];
 
-/// Durations by the first bound that they do not pass. Clones share one count.
+/// Counts durations by the first bound that they do not exceed. Clones share one count.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Durations(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// The last is for what passes all bounds.
+    /// The last one is for durations above all bounds.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_counts_in_its_bucket_and_in_all_above_it() {
+    fn a_duration_is_counted_in_its_bucket_and_all_larger_ones() {
         let durations = Durations::default();
         for ms in [0, 1, 2, 25_000, 90_000] {
             durations.observe(Duration::from_millis(ms));

@@ -1,4 +1,4 @@
-//! What is counted for each route.
+//! The metrics of each route.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::metrics::{CLASSES, class_of};
 type Labels = [(&'static str, Arc<str>); 2];
 type RouteLabel = [(&'static str, Arc<str>); 1];
 
-/// The families, from which each route takes its members.
+/// The families; each route has its own series in them.
 pub(super) struct RouteFamilies {
     requests: Family<Labels, Counter>,
     bytes: Family<Labels, Counter>,
@@ -30,17 +30,17 @@ impl RouteFamilies {
         };
         registry.register(
             "route_requests",
-            "Requests that have ended, by route and class of status",
+            "Requests that have ended, by route and status class",
             families.requests.clone(),
         );
         registry.register(
             "route_body_bytes",
-            "Bytes of requests' bodies (up) and of answers' (down), by route",
+            "Bytes of request bodies (up) and response bodies (down), by route",
             families.bytes.clone(),
         );
         registry.register(
             "request_seconds",
-            "How long requests took from their head to the end of the answer, by route",
+            "How long requests took from their head to the end of the response, by route",
             families.seconds.clone(),
         );
         families
@@ -71,7 +71,7 @@ struct Counts {
 }
 
 impl RouteMetrics {
-    /// Counts a request that has ended, with the bytes of its body and of its answer's.
+    /// Counts a request that has ended, with the bytes of its body and of the response body.
     pub(crate) fn ended(&self, status: u16, took: Duration, up: u64, down: u64) {
         if let Some(counter) = self.0.requests.get(class_of(status)) {
             counter.inc();

@@ -1,4 +1,4 @@
-//! The page that Prometheus reads.
+//! The metrics page that Prometheus scrapes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::*;
 
 #[test]
-fn the_page_has_every_family_and_ends_as_openmetrics_says() {
+fn the_page_has_every_family_and_ends_with_eof() {
     let metrics = Metrics::new();
     metrics.connections_open.set(3);
     metrics.affinity_hit.inc();
@@ -22,8 +22,8 @@ fn the_page_has_every_family_and_ends_as_openmetrics_says() {
     route.ended(200, Duration::from_millis(30), 5, 7);
     route.ended(999, Duration::from_secs(100), 0, 0);
     let backend = metrics.backend("n1");
-    backend.answered(StatusCode::OK);
-    backend.answered(StatusCode::from_u16(999).unwrap());
+    backend.responded(StatusCode::OK);
+    backend.responded(StatusCode::from_u16(999).unwrap());
     backend.request_started();
     backend.waited("returned");
     backend.state("up", &["up", "down"], 1_700_000_000);

@@ -1,6 +1,6 @@
-//! A client's connection as the kernel hands it over.
+//! An accepted client connection.
 //!
-//! Pingora's own stream does not give its socket back: a tunnel would have to have it duplicated, which is five system calls.
+//! Pingora's own stream does not release its socket: a tunnel would have to duplicate it, which takes five system calls.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 
 use crate::net::pingora_stream::pingora_stream;
 
-/// A connection that was accepted, without anything around it.
+/// An accepted connection, without Pingora's buffering.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     socket: TcpStream,
@@ -29,10 +29,10 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// The connection of `peer`, accepted where `listening` says. Neither address is asked for again.
+    /// The connection of `peer`, accepted on `listening`. Both addresses are kept, so neither takes a system call later.
     pub(crate) fn new(socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> Self {
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // It is new, so that nothing is set yet.
+        // The digest is new, so no address is set yet.
         let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(peer)));
         if !listening.ip().is_unspecified() {
             let _ = digest.local_addr.set(Some(PingoraAddress::Inet(listening)));
@@ -43,18 +43,18 @@ impl Accepted {
         }
     }
 
-    /// The socket alone.
+    /// The bare socket.
     pub(crate) fn into_socket(self) -> TcpStream {
         self.socket
     }
 
-    /// Has the connection be reset when it is closed: its peer sees that it was not all.
+    /// Makes closing the connection a reset, so that the peer sees that the data was truncated.
     pub(crate) fn reset_on_close(&self) {
-        // What fails here has gone already.
+        // This fails only if the connection is gone already.
         let _ = socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
     }
 
-    /// As Pingora has connections, with room for bytes that are put back.
+    /// The connection as a Pingora stream, which can put bytes back.
     pub(crate) fn into_transport(self) -> Transport {
         let mut transport = Transport::from(self.socket);
         if let Some(digest) = Arc::into_inner(self.digest) {

@@ -1,44 +1,46 @@
-//! How the descriptors that the process may have are shared out.
+//! Divides the file descriptors of the process by purpose.
 
-/// Listeners, logs, and what each runtime opens for itself.
+/// Listeners, logs, and the descriptors of each runtime.
 const FIXED: usize = 64;
 
-/// What is open in any edge, and a few for clients; and what each thread opens for itself.
+/// The descriptors that every edge needs, including a few for clients.
 const ALWAYS_OPEN: usize = 64;
+
+/// The descriptors of one thread's runtime.
 const EACH_THREAD: usize = 4;
 
-/// How many probes are under way at a time.
+/// The most probes at a time.
 pub(crate) const PROBES_MAX: usize = 64;
 
-/// Connections to the admin listener.
+/// The most connections to the admin listener.
 pub(crate) const ADMIN_MAX: usize = 32;
 
-/// Lookups of host names.
+/// For lookups of host names.
 const LOOKUPS: usize = 16;
 
-/// How many connections over the limit may be answered at a time where there are descriptors in plenty; the others are
-/// closed at once.
+/// The most connections over the limit that get a response at a time, if there are enough descriptors; the others are closed
+/// at once.
 const OVER_LIMIT_MAX: usize = 256;
 
-/// Idle connections to backends where there are descriptors in plenty: enough for a busy edge, and few beside its clients'.
+/// The most idle backend connections, if there are enough descriptors: enough for a busy edge, and few compared to its clients.
 const IDLE_UPSTREAM_MAX: usize = 1024;
 
-/// What there is for each purpose.
+/// The number of descriptors for each purpose.
 ///
-/// Invariant: it adds up to at most `files`, unless `files` is so few that there is nothing to share.
+/// Invariant: they add up to at most `files`, unless `files` is too small to be divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileBudget {
     pub(crate) files: usize,
-    /// Connections over the limit that are told so.
+    /// Connections over the limit that get a response.
     pub(crate) over_limit: usize,
     /// Idle connections to backends, over all threads.
     pub(crate) idle_upstream: usize,
-    /// Client connections that each may have one to a backend, as tunnels do.
+    /// Client connections, each counted with one backend connection, as tunnels have.
     pub(crate) connections: usize,
 }
 
 impl FileBudget {
-    /// Shares out `files` descriptors.
+    /// Divides `files` descriptors.
     pub(crate) fn new(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let over_limit = (files / 64).min(OVER_LIMIT_MAX);
@@ -52,12 +54,12 @@ impl FileBudget {
         }
     }
 
-    /// Without so many the edge does not work: runtimes open some of their own, and there have to be a few for clients.
+    /// The fewest descriptors with which the edge works.
     pub(crate) fn needed(threads: usize, listeners: usize) -> usize {
         ALWAYS_OPEN + listeners + threads.saturating_mul(EACH_THREAD)
     }
 
-    /// Idle connections to backends for each of `threads` of a Pingora server, which do not share them.
+    /// Idle backend connections for each of `threads` of a Pingora server, which do not share them.
     pub(crate) fn idle_upstream_each(&self, threads: usize) -> usize {
         (self.idle_upstream / threads.max(1)).max(1)
     }
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shared_out_is_no_more_than_there_is() {
+    fn the_budget_adds_up_to_the_descriptors_there_are() {
         for files in [256, 512, 1000, 1024, 4096, 65_536, 1_000_000, 1 << 40] {
             let budget = FileBudget::new(files);
             let fixed = FIXED + PROBES_MAX + ADMIN_MAX + LOOKUPS;
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn few_descriptors_are_better_than_no_edge() {
+    fn with_very_few_descriptors_there_still_is_a_connection() {
         for files in [0, 1, 144, 150] {
             let budget = FileBudget::new(files);
             assert!(0 < budget.connections, "{budget:?}");
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_the_idle_connections() {
+    fn idle_connections_are_divided_among_the_threads() {
         let budget = FileBudget::new(1_000_000);
         assert_eq!(budget.idle_upstream_each(4) * 4, budget.idle_upstream);
     }

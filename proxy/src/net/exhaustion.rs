@@ -1,19 +1,18 @@
-//! What a process or its machine runs out of when it dials: failures that say nothing about who was dialled.
+//! Errors that mean that the process or machine has run out of descriptors or ports, and say nothing about the peer.
 
 use std::io;
 
-/// What was missing for a dial.
+/// What is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shortage {
-    /// A descriptor, memory for one more socket, or the kernel's leave to send (its table of connections may be full): nobody
-    /// can be dialled.
+pub(crate) enum Exhaustion {
+    /// Descriptors, socket memory, or connection tracking entries of the kernel (`EPERM`): no address can be dialled.
     Sockets,
-    /// A local port towards this one address, or an address of our own in its family: others can be dialled.
+    /// Local ports for this one address, or a local address of its family: other addresses can be dialled.
     Ports,
 }
 
-impl Shortage {
-    /// The one that `error` tells of, if any.
+impl Exhaustion {
+    /// What `error` says is exhausted, if anything.
     pub(crate) fn of(error: &io::Error) -> Option<Self> {
         match error.raw_os_error()? {
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EPERM => {

@@ -1,6 +1,6 @@
-//! What Pingora asks of a stream besides reading and writing, for streams of ours.
+//! Implements the traits that Pingora requires of a stream besides reading and writing.
 
-/// Implements it: by what a field of the stream answers, or for a socket that stands alone.
+/// Implements them by delegation to a field (`over`), by a function that returns the id (`called`), or without any id.
 macro_rules! pingora_stream {
     ([$($generics:tt)*] $stream:ty, over $below:ident) => {
         pingora_stream!([$($generics)*] $stream);

@@ -1,11 +1,11 @@
-//! The addresses behind the host names of backends.
+//! Caches the addresses of backends' host names.
 //!
-//! Nobody waits for a lookup but the first who asks for a name. After that there is always an answer: an old one is used at once
-//! while a new one is fetched beside it, for as long as lookups hang or fail. A name server that is away takes no backend away.
+//! Only the first lookup of a name is waited for. After that a stale result is used at once while a new one is fetched in the
+//! background, for as long as lookups hang or fail: a failing name server does not make backends unreachable.
 //!
-//! Invariant: for one name there is at most one lookup under way, and all of them end with their [`Names`].
+//! Invariant: there is at most one lookup of a name at a time, and all lookups are aborted when their [`Names`] is dropped.
 
-mod known;
+mod cache_entry;
 
 use std::collections::HashMap;
 use std::io;
@@ -19,14 +19,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::config::AllowedAddresses;
-use crate::net::resolver::known::Known;
+use crate::net::resolver::cache_entry::CacheEntry;
 
 /// The most addresses of one name that are used.
 pub(crate) const ADDRESSES_MAX: usize = 8;
 
-/// Host names and their addresses.
+/// A cache of host names and their addresses.
 ///
-/// Only names of backends get here. Those of backends that are gone are forgotten by [`Names::keep`].
+/// It holds only names of backends. [`Names::keep`] removes those of removed backends.
 pub(crate) struct Names {
     resolver: Arc<dyn Resolve>,
     names: Mutex<HashMap<HostAndPort, Arc<Name>>>,
@@ -35,17 +35,17 @@ pub(crate) struct Names {
 
 type HostAndPort = (String, u16);
 
-/// The addresses that a name may have; `None` is any.
+/// The addresses that a name may have; `None` allows any.
 pub(crate) type Allowed = Option<Arc<AllowedAddresses>>;
 
-/// Where addresses come from.
+/// Looks up host names.
 #[async_trait]
 pub(crate) trait Resolve: Send + Sync {
     /// The addresses of `host`, with `port` in each of them.
     async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// What the system says: `/etc/hosts`, DNS, whatever it is told to ask.
+/// The resolver of the system, as configured: `/etc/hosts`, DNS and others.
 struct System;
 
 #[async_trait]
@@ -56,16 +56,16 @@ impl Resolve for System {
     }
 }
 
-/// One host name and what is known of it.
+/// One host name and its cached addresses.
 struct Name {
     host: String,
     port: u16,
-    known: watch::Sender<Known>,
+    entry: watch::Sender<CacheEntry>,
     allowed: Mutex<Allowed>,
 }
 
 impl Names {
-    /// Nothing is known yet; the system will be asked.
+    /// An empty cache in front of the system's resolver.
     pub(crate) fn new() -> Self {
         Self::by(Arc::new(System))
     }
@@ -78,30 +78,30 @@ impl Names {
         }
     }
 
-    /// The addresses of `host` in the order in which they are to be dialled, at least one.
+    /// The addresses of `host` in the order in which to dial them, at least one.
     ///
     /// # Errors
     ///
-    /// Why the lookup failed, if none has ever found any. Only then it may take as long as a lookup does: the caller has a
-    /// deadline. Or that the name has no address that it may have.
+    /// The error of the lookup, if none has ever succeeded; only then the call waits for a lookup, so the caller needs a
+    /// deadline. [`io::ErrorKind::PermissionDenied`] if none of the addresses is allowed.
     ///
     /// # Cancel safety
     ///
-    /// The lookup goes on, and whoever asks next has the use of it.
+    /// The lookup goes on, and later calls use its result.
     pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
         let name = self.name(host, port);
-        let mut known = name.known.subscribe();
+        let mut entry = name.entry.subscribe();
         self.refresh(&name);
-        let settled = known.wait_for(Known::is_settled).await;
-        // Its sender is in `name`, which outlives this wait.
+        let settled = entry.wait_for(CacheEntry::has_result).await;
+        // This fails only if the sender is dropped, and `name` holds it.
         let addresses = settled.map_or_else(
             |_| Err(io::ErrorKind::NotFound.into()),
-            |known| known.addresses(),
+            |entry| entry.addresses(),
         )?;
         name.allowed_of(addresses)
     }
 
-    /// Keeps these names, each with the addresses that it may have, and forgets all others.
+    /// Keeps these names, each with the addresses that it may have, and removes all others.
     pub(crate) fn keep(&self, wanted: &HashMap<HostAndPort, Allowed>) {
         for ((host, port), allowed) in wanted {
             self.name(host, *port).allowed.lock().clone_from(allowed);
@@ -111,19 +111,19 @@ impl Names {
             .retain(|name, _| wanted.contains_key(name));
     }
 
-    /// The addresses of `host` as far as they are known, without a wait. Has them looked up again if that is due.
+    /// The addresses of `host` that are cached, without waiting. Starts a lookup if one is due.
     pub(crate) fn current(&self, host: &str, port: u16) -> Option<Arc<[SocketAddr]>> {
         let name = self.name(host, port);
         self.refresh(&name);
-        let known = name.known.borrow();
-        known.addresses().ok().filter(|_| known.is_settled())
+        let entry = name.entry.borrow();
+        entry.addresses().ok().filter(|_| entry.has_result())
     }
 
-    /// Takes note that `address` could not be connected to: the others of `host` are dialled before it from now on, and the
+    /// Records that connecting to `address` failed: the other addresses of `host` are dialled before it from now on, and the
     /// name is looked up again soon, since its backend may have moved.
     pub(crate) fn failed(&self, host: &str, port: u16, address: SocketAddr) {
         let name = self.name(host, port);
-        name.known.send_if_modified(|known| known.set_back(address));
+        name.entry.send_if_modified(|entry| entry.demote(address));
     }
 
     fn name(&self, host: &str, port: u16) -> Arc<Name> {
@@ -132,17 +132,17 @@ impl Names {
             Arc::new(Name {
                 host: host.to_owned(),
                 port,
-                known: watch::Sender::new(Known::default()),
+                entry: watch::Sender::new(CacheEntry::default()),
                 allowed: Mutex::new(None),
             })
         });
         Arc::clone(name)
     }
 
-    /// Starts a lookup of `name` if one is due and none is under way.
+    /// Starts a lookup of `name` if one is due and none is running.
     fn refresh(&self, name: &Arc<Name>) {
         let now = Instant::now();
-        if !name.known.send_if_modified(|known| known.begin(now)) {
+        if !name.entry.send_if_modified(|entry| entry.start_lookup(now)) {
             return;
         }
         let (resolver, name) = (Arc::clone(&self.resolver), Arc::clone(name));
@@ -160,48 +160,50 @@ impl Names {
         self.names.lock().contains_key(name)
     }
 
-    /// Has `host` resolve to `addresses` without a lookup.
+    /// Makes `host` resolve to `addresses` without a lookup.
     #[cfg(test)]
     pub(crate) fn pin(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
         let name = self.name(host, port);
-        name.known.send_replace(Known::for_ever(addresses));
+        name.entry.send_replace(CacheEntry::pinned(addresses));
     }
 }
 
 impl Name {
-    /// Those of `addresses` that it may have.
+    /// Those of `addresses` that are allowed.
     fn allowed_of(&self, addresses: Arc<[SocketAddr]>) -> io::Result<Arc<[SocketAddr]>> {
         let allowed = self.allowed.lock();
         let Some(allowed) = &*allowed else {
             return Ok(addresses);
         };
         let is_allowed = |address: &&SocketAddr| allowed.contains(address.ip());
-        let few: Arc<[SocketAddr]> = addresses.iter().filter(is_allowed).copied().collect();
-        if few.is_empty() {
+        let usable: Arc<[SocketAddr]> = addresses.iter().filter(is_allowed).copied().collect();
+        if usable.is_empty() {
             let host = &self.host;
-            let why = format!("{host} has no address that \"discover.allow\" has");
+            let why = format!("{host} has no address that is in \"discover.allow\"");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        Ok(few)
+        Ok(usable)
     }
 }
 
-/// A lookup under way. However it ends, the next one may begin.
+/// A running lookup. Dropping it before its end counts as a failure, so that the next one can start.
 struct Lookup(Arc<Name>);
 
 impl Lookup {
     fn end(&self, found: io::Result<Vec<SocketAddr>>) {
-        let Name { host, known, .. } = &*self.0;
+        let Name { host, entry, .. } = &*self.0;
         let error = found.as_ref().err().map(ToString::to_string);
         let now = Instant::now();
-        known.send_if_modified(|known| {
-            let failed_before = known.is_failing();
-            known.end(found, now);
-            match (failed_before, known.is_failing()) {
+        entry.send_if_modified(|entry| {
+            let failed_before = entry.is_failing();
+            entry.finish_lookup(found, now);
+            match (failed_before, entry.is_failing()) {
                 (false, true) => {
-                    tracing::warn!(host, error, "cannot look up a backend's name");
+                    tracing::warn!(host, error, "cannot resolve the host name of a backend");
                 }
-                (true, false) => tracing::info!(host, "a backend's name can be looked up again"),
+                (true, false) => {
+                    tracing::info!(host, "the host name of a backend can be resolved again")
+                }
                 _ => {}
             }
             true
@@ -211,7 +213,7 @@ impl Lookup {
 
 impl Drop for Lookup {
     fn drop(&mut self) {
-        if self.0.known.borrow().is_under_way() {
+        if self.0.entry.borrow().lookup_running() {
             self.end(Err(io::ErrorKind::Interrupted.into()));
         }
     }

@@ -38,8 +38,8 @@ use crate::http::hop_by_hop::HopByHop;
 use crate::http::scheme::Scheme;
 use crate::limits::Gate;
 use crate::limits::Limit;
-use crate::limits::Pass;
-use crate::limits::Seldom;
+use crate::limits::Permits;
+use crate::limits::ThrottledLog;
 use crate::metrics::Metrics;
 use crate::metrics::RouteMetrics;
 use crate::request::access_log::AccessLine;
@@ -66,9 +66,9 @@ pub(crate) struct ProxyState {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: AccessLog,
     /// Throttles the log line about descriptor exhaustion, which each request would write.
-    pub(crate) exhausted: Seldom,
+    pub(crate) exhausted: ThrottledLog,
     /// The same, for the exhaustion of local ports towards one backend.
-    pub(crate) no_port: Seldom,
+    pub(crate) no_port: ThrottledLog,
 }
 
 /// The state of one request, from its head to its line in the access log.
@@ -101,7 +101,7 @@ pub(crate) struct Exchange {
     /// The tunnel slot reserved at the chosen backend, for an upgrade.
     tunnel_slot: Option<TunnelSlot>,
     body_bytes_max: u64,
-    _pass: Pass,
+    _permits: Permits,
 }
 
 /// The parts of a request target that are logged.
@@ -211,7 +211,7 @@ impl ProxyState {
             slot_state: SlotState::default(),
             tunnel_slot: None,
             body_bytes_max,
-            _pass: pass,
+            _permits: pass,
         })
     }
 
@@ -234,7 +234,7 @@ impl ProxyState {
     /// # Errors
     ///
     /// [`Rejection::Limited`] if there are too many.
-    pub(crate) fn admit_tunnel(&self, exchange: &Exchange) -> Result<Pass, Rejection> {
+    pub(crate) fn admit_tunnel(&self, exchange: &Exchange) -> Result<Permits, Rejection> {
         let pass = self
             .gate
             .tunnel(exchange.forwarded.client, exchange.arrived);

@@ -30,15 +30,15 @@ use crate::downstream::open_connections::Connections;
 use crate::downstream::{BodyError, BodyEvent, BodyLength, ClientEnd, Downstream, PassError};
 use crate::http::fields::{Fields, Request as _, Response as _};
 use crate::http::http1::{
-    BadResponse, Framing, NoHead, RequestHead, ResponseBody, ResponseHead, ResponseLimits,
-    ResponseReader, poll_read_scratch, settle_framing,
+    BadResponse, Framing, RequestHead, ResponseBody, ResponseHead, ResponseHeadError,
+    ResponseLimits, ResponseReader, poll_read_scratch, settle_framing,
 };
 use crate::limits::Limit;
-use crate::limits::Pass;
+use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
 use crate::request::forward::stall::{StallTimer, WaitsFor};
-pub(crate) use crate::request::forward::tunnel::Permits;
+pub(crate) use crate::request::forward::tunnel::TunnelPermits;
 use crate::request::forward::tunnel::{TunnelRecord, run_tunnel};
 use crate::request::forward::upload::{Framing as UploadFraming, Upload, UploadError};
 use crate::tunnel::{Protocol, Tunnel, TunnelParts, Tunnels};
@@ -84,7 +84,7 @@ pub(crate) struct Upgrade {
     /// In lower case.
     pub(crate) protocol: String,
     /// The permit of the client's connection.
-    pub(crate) connection: Pass,
+    pub(crate) connection: Permits,
 }
 
 /// The response of a backend, with its head read.
@@ -131,8 +131,8 @@ impl From<BadResponse> for Aborted {
     }
 }
 
-impl From<NoHead> for Aborted {
-    fn from(none: NoHead) -> Self {
+impl From<ResponseHeadError> for Aborted {
+    fn from(none: ResponseHeadError) -> Self {
         Self::Attempt(none.into())
     }
 }
@@ -248,7 +248,7 @@ impl Engine {
                 | Rejection::BodyTimeout(_)
                 | Rejection::Limited(Limit::BodySize)
         );
-        if closes || is_unusable || self.connections.is_draining() || !D::CARRIES_ANOTHER {
+        if closes || is_unusable || self.connections.is_draining() || !D::REUSABLE {
             return true;
         }
         !discard_body(client).await
@@ -272,7 +272,7 @@ impl Engine {
 /// Keeps or closes the client's connection after a response that was sent or not.
 async fn finish<D: Downstream>(client: D, taken: bool, last: bool) -> Option<D> {
     match (taken, last) {
-        (true, false) if D::CARRIES_ANOTHER => Some(client),
+        (true, false) if D::REUSABLE => Some(client),
         (true, _) => {
             client.close().await;
             None
@@ -545,7 +545,7 @@ impl<D: Downstream> Request<'_, D> {
                 timer.restart();
                 continue;
             }
-            if is_upgrade && !D::CARRIES_ANOTHER && status.is_success() {
+            if is_upgrade && !D::REUSABLE && status.is_success() {
                 // Over HTTP/2 the client would take it for an open tunnel (RFC 8441, 5).
                 return Err(BadResponse::NotSwitched.into());
             }
@@ -553,7 +553,7 @@ impl<D: Downstream> Request<'_, D> {
             let early = reader.into_rest();
             // Nothing has been sent to the client yet: an error response is still possible.
             if let Framing::Chunks(mut chunks) = framing
-                && chunks.follow(&early).is_err()
+                && chunks.parse(&early).is_err()
             {
                 return Err(BadResponse::Chunk.into());
             }
@@ -576,7 +576,7 @@ impl<D: Downstream> Request<'_, D> {
     /// Checks a 101 against the requested upgrade.
     fn check_switch(&self, head: &ResponseHead) -> Result<(), AttemptError> {
         let Some(upgrade) = &self.upgrade else {
-            return Err(BadResponse::UnaskedSwitch.into());
+            return Err(BadResponse::UnexpectedUpgrade.into());
         };
         let to = head.text("upgrade").unwrap_or_default().trim();
         if to.eq_ignore_ascii_case(&upgrade.protocol) {
@@ -612,7 +612,7 @@ impl<D: Downstream> Request<'_, D> {
             return Poll::Ready(Err(Aborted::Request(disconnected)));
         }
         match (reader.poll(cx, &mut upstream.socket), unsent) {
-            (Poll::Ready(Err(NoHead::Broken(_))) | Poll::Pending, Some(error)) => {
+            (Poll::Ready(Err(ResponseHeadError::Broken(_))) | Poll::Pending, Some(error)) => {
                 return Poll::Ready(Err(AttemptError::Unsent(error).into()));
             }
             (Poll::Ready(read), _) => return Poll::Ready(read.map_err(Aborted::from)),
@@ -755,7 +755,7 @@ impl<D: Downstream> Request<'_, D> {
         self.log(Some(status), body.content(), error);
         match passed {
             Ok(_) => {
-                let last = last || (D::CARRIES_ANOTHER && !self.client.body_is_over());
+                let last = last || (D::REUSABLE && !self.client.body_is_over());
                 finish(self.client, true, last).await
             }
             Err(Truncated::Backend(_)) => {
@@ -912,7 +912,7 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Sends the 101, and spawns the task of the tunnel.
-    async fn open_tunnel(self, response: BackendResponse, tunnel: Option<Pass>) {
+    async fn open_tunnel(self, response: BackendResponse, tunnel: Option<Permits>) {
         let Self {
             engine,
             mut client,
@@ -941,7 +941,7 @@ impl<D: Downstream> Request<'_, D> {
             };
             return proxy.log(&exchange, outcome);
         }
-        let permits = Permits {
+        let permits = TunnelPermits {
             _connection: upgrade.connection,
             _tunnel: tunnel,
             _at_backend: exchange.take_tunnel_slot(),

@@ -21,10 +21,10 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::config::Timeouts;
+use crate::downstream::open_connections::ConnectionGuard;
 use crate::downstream::open_connections::Connections;
-use crate::downstream::open_connections::Counted;
 use crate::http::fields::Fields;
-use crate::http::http1::{BadResponse, NoHead, ResponseLimits, settle_framing};
+use crate::http::http1::{BadResponse, ResponseHeadError, ResponseLimits, settle_framing};
 use crate::http::scheme::Scheme;
 use crate::limits::Limit;
 use crate::request::error::Rejection;
@@ -75,7 +75,7 @@ pub struct RequestContext {
     /// Whether the connection was detached from Pingora, for an upgrade.
     is_detached: bool,
     /// Delays the end of a drain for as long as the request lasts.
-    counted: Option<Counted>,
+    counted: Option<ConnectionGuard>,
     /// Inspects the response body before it is sent to the client.
     new_session: Option<NewSession>,
 }
@@ -185,7 +185,7 @@ impl Edge {
     ) -> std::result::Result<(), AttemptError> {
         let limits = self.response_limits;
         if is_larger(&response.headers, limits.head_size, usize::MAX) {
-            return Err(NoHead::TooLarge.into());
+            return Err(ResponseHeadError::TooLarge.into());
         }
         if is_larger(&response.headers, usize::MAX, limits.headers) {
             return Err(BadResponse::TooManyHeaders.into());
@@ -488,7 +488,7 @@ impl ProxyHttp for Edge {
         };
         let finalized = match response.status {
             // Upgrades are detached before.
-            StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnaskedSwitch.into()),
+            StatusCode::SWITCHING_PROTOCOLS => Err(BadResponse::UnexpectedUpgrade.into()),
             status if status.is_informational() => {
                 self.proxy.finalize_interim(response);
                 Ok(())

@@ -1,7 +1,6 @@
-//! What operators and their tools ask the edge, on a listener of its own: `/live`, `/ready`, `/metrics`,
-//! `/backends` and `/certificates`.
+//! The admin endpoints, on a listener of their own: `/live`, `/ready`, `/metrics`, `/backends` and `/certificates`.
 //!
-//! Reads, and changes nothing. It is not meant for clients: nothing here is authenticated.
+//! Read-only. Not meant for clients: nothing here is authenticated.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -21,7 +20,7 @@ use crate::net::descriptors::ADMIN_MAX;
 use crate::server::listeners::BoundedConfig;
 use crate::tls::Terminator;
 
-/// What the admin listener has for silent and slow connections.
+/// The limits of the admin listener.
 pub(crate) const LIMITS: BoundedConfig = BoundedConfig {
     connections: ADMIN_MAX,
     lifetime: Duration::from_secs(30),
@@ -31,11 +30,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers the admin listener.
+/// The application of the admin listener.
 pub(crate) struct Admin {
     pub(crate) pools: watch::Receiver<Arc<Pools>>,
     pub(crate) metrics: Arc<Metrics>,
-    /// What speaks TLS for the listeners that do.
+    /// Those of the listeners with TLS.
     pub(crate) terminators: Vec<Arc<Terminator>>,
     /// Cancelled when the edge begins to drain.
     pub(crate) draining: CancellationToken,
@@ -51,14 +50,14 @@ struct BackendView {
     zone: Option<Box<str>>,
     backup: bool,
     state: &'static str,
-    /// Since when, in UNIX seconds.
+    /// When it entered the state, in UNIX seconds.
     since: f64,
-    /// For how many seconds now.
+    /// How long it has been in the state, in seconds.
     lasts: f64,
     why: String,
     tunnels: usize,
     in_flight: usize,
-    /// Requests of its clients that wait for it to come back.
+    /// Parked requests of its clients.
     waiting: usize,
 }
 
@@ -70,11 +69,11 @@ struct CertificateView {
     file: String,
     /// `good`, `previous`, `out_of_date` or `unusable`.
     state: &'static str,
-    /// What is wrong; empty if nothing is.
+    /// The problem; empty if there is none.
     why: String,
-    /// The names of what is served.
+    /// The DNS names of the served certificate.
     names: Vec<String>,
-    /// When that ends, in UNIX seconds.
+    /// When the served certificate expires, in UNIX seconds.
     ends: Option<u64>,
 }
 
@@ -82,7 +81,7 @@ struct CertificateView {
 type Page = (StatusCode, &'static str, String);
 
 impl Admin {
-    /// The answer to a request for `path`.
+    /// The response to a request for `path`.
     fn page(&self, path: &str, now: Instant) -> Page {
         match path {
             "/live" => (StatusCode::OK, TEXT, "live\n".to_owned()),
@@ -97,10 +96,10 @@ impl Admin {
         }
     }
 
-    /// Why no new clients should come, or `None` if they may.
+    /// Why the edge should get no new clients, or `None` if it is ready.
     ///
-    /// One pool that is well is enough: all edges see a dead pool alike, and taking all of them out of
-    /// service would take the other pools along.
+    /// One ready pool is enough: all edges see a dead pool alike, and taking all edges out of service would take the other
+    /// pools down too.
     fn not_ready(&self) -> Option<String> {
         if self.draining.is_cancelled() {
             return Some("draining\n".to_owned());
@@ -165,12 +164,12 @@ fn json<T: Serialize>(views: &[T]) -> String {
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, downstream: &mut ServerSession) -> Response<Vec<u8>> {
-        // Few may be open at a time, and none is for a request that may come.
+        // Only few connections may be open at a time: none is kept for a possible next request.
         downstream.set_keepalive(None);
         let request = downstream.req_header();
-        let readable = matches!(request.method, Method::GET | Method::HEAD);
+        let is_allowed = matches!(request.method, Method::GET | Method::HEAD);
         let head_only = request.method == Method::HEAD;
-        let (status, kind, body) = match readable {
+        let (status, kind, body) = match is_allowed {
             true => self.page(request.uri.path(), Instant::now()),
             false => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -188,7 +187,7 @@ impl ServeHttp for Admin {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if !readable {
+        if !is_allowed {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response

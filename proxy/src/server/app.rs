@@ -1,7 +1,7 @@
-//! A client connection, from the listener to its end.
+//! Serves a client connection, from the listener to its end.
 //!
-//! Reads each request head of HTTP/1 itself, under one deadline and one size, and takes each stream of HTTP/2 for a request as
-//! good. All of them are served by the same engine ([`forward`](crate::request::forward)); upgrades that a route allows leave as tunnels.
+//! Reads each request head of HTTP/1 itself, under one deadline and one size limit, and converts each stream of HTTP/2 to the same
+//! form. All requests are served by the same engine ([`forward`](crate::request::forward)), which turns upgrades into tunnels.
 
 mod head;
 mod redirect;
@@ -24,36 +24,36 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Timeouts;
+use crate::downstream::acceptor::Acceptors;
 use crate::downstream::acceptor::Admission;
-use crate::downstream::acceptor::Entrances;
 use crate::downstream::open_connections::Connections;
-use crate::downstream::{Accepted, BodyLength, Connection, Downstream, Http2, Http2Stream};
+use crate::downstream::{BodyLength, Connection, Downstream, Http2, Http2Request, Http2Stream};
 use crate::http::fields::Fields;
 use crate::http::http1::{NotHttp1, RequestHead};
 use crate::limits::Limit;
-use crate::limits::Pass;
+use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::exchange::ProxyState;
 use crate::request::forward::{Engine, Incoming, Upgrade};
 use crate::server::app::head::HeadError;
 use crate::server::app::head::HeadLimits;
 #[cfg(any(fuzzing, test))]
-pub(crate) use crate::server::app::head::shape;
-use crate::server::app::redirect::Fate;
+pub(crate) use crate::server::app::head::parse_head;
+use crate::server::app::redirect::Decision;
 
-/// How long the response to a connection that is closed may take to be written.
-const ANSWER_WRITE: Duration = Duration::from_secs(1);
+/// How long writing the last response of a connection may take.
+const LAST_RESPONSE_WRITE: Duration = Duration::from_secs(1);
 
 const WEBSOCKET: &str = "websocket";
 
-/// What every client connection needs.
+/// The application of the client listeners: what every client connection needs.
 pub(crate) struct EdgeApp {
     pub(crate) engine: Engine,
     pub(crate) http2: Http2,
     pub(crate) proxy: Arc<ProxyState>,
     pub(crate) connections: Arc<Connections>,
-    pub(crate) entrances: Arc<Entrances>,
-    /// Bounds the connections over a limit that are told so: each holds a task and a descriptor meanwhile.
+    pub(crate) acceptors: Arc<Acceptors>,
+    /// Bounds the connections over a limit that get a response before they are closed: each holds a task and a descriptor.
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) timeouts: Timeouts,
     pub(crate) head_size: usize,
@@ -63,8 +63,8 @@ pub(crate) struct EdgeApp {
 }
 
 impl EdgeApp {
-    /// Tells a connection that there is too much of its kind, if not too many are being told that.
-    async fn turn_away(&self, stream: Stream, limit: Limit) {
+    /// Rejects a connection with a response, or without one if too many are being rejected at once.
+    async fn reject_over_limit(&self, stream: Stream, limit: Limit) {
         if let Ok(_turn) = self.over_limit.try_acquire() {
             let peer = peer_of_stream(&stream);
             self.reject(Connection::new(stream), peer, Rejection::Limited(limit))
@@ -72,16 +72,16 @@ impl EdgeApp {
         }
     }
 
-    /// Answers a connection whose request cannot be served, and closes it.
+    /// Sends an error response on a connection whose request cannot be served, and closes it.
     async fn reject(&self, mut client: Connection, peer: Option<IpAddr>, rejection: Rejection) {
-        self.answer_unread(&mut client, peer, &Method::GET, rejection);
-        // Whoever does not take the response has lost it.
-        let _ = timeout(ANSWER_WRITE, poll_fn(|cx| client.poll_flush(cx))).await;
+        self.respond_unparsed(&mut client, peer, &Method::GET, rejection);
+        // The client may not read the response in time, or at all.
+        let _ = timeout(LAST_RESPONSE_WRITE, poll_fn(|cx| client.poll_flush(cx))).await;
         client.close().await;
     }
 
-    /// Has the response to what could not be read as a request go out with the next flush.
-    fn answer_unread(
+    /// Queues the error response to a request that could not be parsed, for the next flush.
+    fn respond_unparsed(
         &self,
         client: &mut impl Downstream,
         peer: Option<IpAddr>,
@@ -94,16 +94,19 @@ impl EdgeApp {
         client.own_response(&head, body, method, true);
     }
 
-    /// The upgrade that the route of this request lets through, if it wishes for one.
-    fn upgrade_to(&self, shape: &head::Shape) -> Option<String> {
-        let wish = shape.upgrade.as_ref()?;
-        self.proxy
-            .allowed_upgrade(wish.host.as_deref(), &wish.target, &wish.protocols)
+    /// The protocol that this request asks to upgrade to, if its route allows it.
+    fn upgrade_to(&self, head_info: &head::CheckedHead) -> Option<String> {
+        let requested = head_info.upgrade.as_ref()?;
+        self.proxy.allowed_upgrade(
+            requested.host.as_deref(),
+            &requested.target,
+            &requested.protocols,
+        )
     }
 
     /// Serves one stream of HTTP/2.
-    async fn serve_stream(&self, accepted: Accepted) {
-        let Accepted {
+    async fn serve_stream(&self, accepted: Http2Request) {
+        let Http2Request {
             request,
             mut stream,
         } = accepted;
@@ -115,18 +118,18 @@ impl EdgeApp {
                     body,
                     upgrade,
                 };
-                // Its connection carries others as it is.
+                // The connection goes on with its other streams.
                 let _ = self.engine.serve(incoming).await;
             }
             Err(rejection) => {
                 let peer = Some(stream.origin().0);
-                self.answer_unread(&mut stream, peer, &request.method, rejection);
-                let _ = timeout(ANSWER_WRITE, poll_fn(|cx| stream.poll_flush(cx))).await;
+                self.respond_unparsed(&mut stream, peer, &request.method, rejection);
+                let _ = timeout(LAST_RESPONSE_WRITE, poll_fn(|cx| stream.poll_flush(cx))).await;
             }
         }
     }
 
-    /// What a stream of HTTP/2 asks for, as a request of HTTP/1 says it.
+    /// Converts the request of an HTTP/2 stream to HTTP/1.
     fn incoming(
         &self,
         request: &http::request::Parts,
@@ -142,14 +145,14 @@ impl EdgeApp {
             RequestHead::of_http2(request, self.headers).map_err(|error| match error {
                 NotHttp1::TooManyHeaders => Rejection::HeadTooLarge,
                 NotHttp1::Padding => Rejection::Malformed("a header begins or ends with a space"),
-                NotHttp1::Hosts => Rejection::Malformed("the host is not the one in :authority"),
+                NotHttp1::Hosts => Rejection::Malformed("Host differs from :authority"),
                 NotHttp1::Length => {
-                    Rejection::Malformed("the length is not a number, or said twice")
+                    Rejection::Malformed("Content-Length is not a number, or is repeated")
                 }
-                NotHttp1::Header => Rejection::Malformed("a header that cannot be passed on"),
+                NotHttp1::Header => Rejection::Malformed("a header is not valid in HTTP/1"),
             })?;
         if request.method != Method::CONNECT {
-            // The stream carries neither more nor less than it says (RFC 9113, 8.1.1).
+            // h2 ensures that the body has exactly the announced length (RFC 9113, 8.1.1).
             let length = head
                 .text("content-length")
                 .and_then(|length| length.parse().ok());
@@ -168,12 +171,12 @@ impl EdgeApp {
             .proxy
             .allowed_upgrade(head.text("host"), target, &protocols);
         let protocol = allowed.ok_or(Rejection::MethodNotAllowed)?;
-        // Its tunnel has a descriptor of its own, as that of a connection has.
+        // Its tunnel has a backend connection of its own, so it counts as a connection.
         let permit = self
             .proxy
             .gate
             .connection(Some(stream.origin().0), Instant::now());
-        let connection = Pass::new(permit.map_err(Rejection::Limited)?, None);
+        let connection = Permits::new(permit.map_err(Rejection::Limited)?, None);
         let key = STANDARD.encode(fastrand::u128(..).to_ne_bytes());
         head.make_websocket_upgrade(HeaderValue::from_str(&key).expect("base64 is text"));
         let upgrade = Upgrade {
@@ -184,15 +187,15 @@ impl EdgeApp {
     }
 }
 
-/// Where a plain request is sent, unless it is to be served here.
-fn elsewhere(head: &[u8], port: u16) -> Option<Rejection> {
+/// The redirect of a plain HTTP request to https, unless it is to be served here.
+fn https_redirect(head: &[u8], port: u16) -> Option<Rejection> {
     let Some((target, host)) = head::target(head) else {
-        return Some(Rejection::Malformed("not HTTP"));
+        return Some(Rejection::Malformed("not an HTTP request"));
     };
-    match redirect::fate(&target, host.as_deref(), port) {
-        Fate::Serve => None,
-        Fate::Redirect(location) => Some(Rejection::UseHttps(location)),
-        Fate::Malformed => Some(Rejection::Malformed("no host to redirect to")),
+    match redirect::decide(&target, host.as_deref(), port) {
+        Decision::Serve => None,
+        Decision::Redirect(location) => Some(Rejection::UseHttps(location)),
+        Decision::Malformed => Some(Rejection::Malformed("no host to redirect to")),
     }
 }
 
@@ -209,28 +212,28 @@ impl ServerApp for EdgeApp {
         _shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let _counted = self.connections.count();
-        let entrance = self.entrances.of(&stream)?;
+        let acceptor = self.acceptors.of(&stream)?;
         let from = peer_of_stream(&stream);
         let permit = match self.proxy.gate.connection(from, Instant::now()) {
             Ok(permit) => permit,
             Err(limit) => {
-                // Whoever expects TLS would not understand an answer.
-                if entrance.is_open() {
-                    self.turn_away(stream, limit).await;
+                // A client that expects TLS or sends a PROXY header first cannot read a response yet.
+                if acceptor.is_plain_http() {
+                    self.reject_over_limit(stream, limit).await;
                 }
                 return None;
             }
         };
-        let (stream, place) = match self.entrances.admit(&entrance, stream).await {
-            Admission::Granted { stream, place } => (stream, place),
-            Admission::Refused { stream, limit } => {
+        let (stream, address_permit) = match self.acceptors.admit(&acceptor, stream).await {
+            Admission::Admitted { stream, permit } => (stream, permit),
+            Admission::Rejected { stream, limit } => {
                 drop(permit);
-                self.turn_away(stream, limit).await;
+                self.reject_over_limit(stream, limit).await;
                 return None;
             }
             Admission::Closed => return None,
         };
-        let mut pass = Some(Pass::new(permit, place));
+        let mut permits = Some(Permits::new(permit, address_permit));
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             let app = Arc::clone(self);
             let serve = |accepted| {
@@ -248,9 +251,10 @@ impl ServerApp for EdgeApp {
             size_max: self.head_size,
         };
         loop {
-            let head = match head::read(&mut client, limits, self.connections.too_late()).await {
+            let head = match head::read(&mut client, limits, self.connections.idle_expired()).await
+            {
                 Ok(head) => head,
-                Err(HeadError::Silent | HeadError::Broken) => return None,
+                Err(HeadError::NoRequest | HeadError::Broken) => return None,
                 Err(HeadError::Timeout) => {
                     self.reject(client, peer, Rejection::HeadTimeout).await;
                     return None;
@@ -264,39 +268,39 @@ impl ServerApp for EdgeApp {
                     return None;
                 }
             };
-            let shape = match head::shape(&mut client.ahead[..head], self.headers) {
-                Ok(shape) => shape,
+            let head_info = match head::parse_head(&mut client.ahead[..head], self.headers) {
+                Ok(head_info) => head_info,
                 Err(rejection) => {
                     self.reject(client, peer, rejection).await;
                     return None;
                 }
             };
-            if let Some(port) = entrance.redirect_to_https
-                && let Some(rejection) = elsewhere(&client.ahead[..head], port)
+            if let Some(port) = acceptor.redirect_to_https
+                && let Some(rejection) = https_redirect(&client.ahead[..head], port)
             {
                 self.reject(client, peer, rejection).await;
                 return None;
             }
-            let upgrade = match self.upgrade_to(&shape) {
-                Some(protocol) => pass.take().map(|connection| Upgrade {
+            let upgrade = match self.upgrade_to(&head_info) {
+                Some(protocol) => permits.take().map(|connection| Upgrade {
                     protocol,
                     connection,
                 }),
                 None => None,
             };
-            let bytes = client.begin_request(head, shape.body, shape.head.version());
+            let bytes = client.begin_request(head, head_info.body, head_info.head.version());
             let incoming = Incoming {
                 client,
-                head: shape.head.with(bytes),
-                body: shape.body,
+                head: head_info.head.with(bytes),
+                body: head_info.body,
                 upgrade,
             };
-            // A future of its own: most connections of a busy edge wait for a request.
+            // Boxed: most connections of a busy edge wait for a request, and their future is then small.
             client = Box::pin(self.engine.serve(incoming)).await?;
         }
     }
 
     async fn cleanup(&self) {
-        // Pingora's own clean-up would cut connections whose request is on its way: the drain ends them.
+        // Pingora's own clean-up would close connections with a request on its way: the drain closes them instead.
     }
 }

@@ -1,4 +1,4 @@
-//! What the edge is made of: the parts that its services share, made once from the settings.
+//! Builds the components that the edge's services share, once, from the configuration.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,12 +19,12 @@ use crate::balancer::pool::Pools;
 use crate::config::Config;
 use crate::config::Limits;
 use crate::config::Timeouts;
-use crate::downstream::acceptor::Entrances;
+use crate::downstream::acceptor::Acceptors;
 use crate::downstream::open_connections::Connections;
 use crate::downstream::{Http2, Http2Limits};
 use crate::http::http1::ResponseLimits;
 use crate::limits::Gate;
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::metrics::Metrics;
 use crate::net::descriptors::FileBudget;
 use crate::net::resolver::ADDRESSES_MAX;
@@ -50,10 +50,10 @@ use crate::tunnel::Tunnels;
 use crate::upstream;
 use crate::upstream::Dialer;
 
-/// How many attempts Pingora has to allow for one request, whatever a later configuration says.
+/// How many attempts Pingora has to allow for one request, under any later configuration.
 pub(crate) fn attempts_max() -> usize {
-    // The real limits are ours. A request goes to its backend, back there once, and elsewhere as often as it may; while it
-    // waits, it dials at its own pace; each dial may take all addresses of a name.
+    // The real limits are the edge's own: the first attempt, one more at the same backend, `limits.retries` elsewhere, and the
+    // dials of a parked request; each may try all addresses of a name.
     let dials = Limits::RETRIES_MAX + 2 + ParkConfig::LONGEST.dials_max();
     STALE_MAX + dials * ADDRESSES_MAX
 }
@@ -61,13 +61,13 @@ pub(crate) fn attempts_max() -> usize {
 /// Why the edge cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listening socket cannot be had.
+    /// A listening socket cannot be created.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The program log cannot be written.
     #[error("cannot log to standard error: {0}")]
     Log(#[source] std::io::Error),
-    /// There may be too few open files.
+    /// The limit of open files is too low.
     #[error(transparent)]
     OpenFiles(#[from] TooFewOpenFiles),
     /// The access log cannot be written.
@@ -82,13 +82,13 @@ pub enum StartError {
         #[source]
         source: TlsError,
     },
-    /// The backends of a pool cannot be spoken to.
+    /// The TLS settings of a pool cannot be used.
     #[error(transparent)]
     PoolTls(#[from] PoolTlsError),
 }
 
-/// What the services share.
-pub(crate) struct Parts {
+/// The components that the services share.
+pub(crate) struct Components {
     pub(crate) proxy: Arc<ProxyState>,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) names: Arc<Names>,
@@ -105,15 +105,15 @@ pub(crate) struct Parts {
     abort_on_client_close: bool,
 }
 
-impl Parts {
-    /// All of it, as `config` says; the access log is open from here on.
+impl Components {
+    /// Builds all components from `config`, and opens the access log.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if that cannot be opened, or a file for the TLS of backends is wrong.
+    /// [`StartError`] if the access log cannot be opened, or a TLS file of a pool cannot be used.
     pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
         let tls = Connectors::load(config)?;
-        let files = share_out_files(open_files(config)?, config.limits.connections);
+        let files = divide_files(open_files(config)?, config.limits.connections);
         let metrics = Arc::new(Metrics::new());
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -126,8 +126,8 @@ impl Parts {
             rules: ArcSwap::from_pointee(Rules::new(config, Arc::new(pools), &metrics)),
             parked: ParkedRequests::new(ParkConfig::of(config)),
             shutdown: connections.draining(),
-            exhausted: Seldom::new(Instant::now()),
-            no_port: Seldom::new(Instant::now()),
+            exhausted: ThrottledLog::new(Instant::now()),
+            no_port: ThrottledLog::new(Instant::now()),
             access: AccessLog::open(&config.log.access, metrics.access_lines_dropped.clone())?,
             metrics,
         };
@@ -169,8 +169,8 @@ impl Parts {
         })
     }
 
-    /// The edge with listeners of its own.
-    pub(crate) fn app(&self, entrances: Arc<Entrances>) -> EdgeApp {
+    /// The application behind the edge's own listeners.
+    pub(crate) fn app(&self, acceptors: Arc<Acceptors>) -> EdgeApp {
         let limits = self.http2;
         EdgeApp {
             engine: self.engine(),
@@ -178,7 +178,7 @@ impl Parts {
                 limits,
                 connections: Arc::clone(&self.connections),
             },
-            entrances,
+            acceptors,
             proxy: Arc::clone(&self.proxy),
             connections: Arc::clone(&self.connections),
             over_limit: Arc::clone(&self.over_limit),
@@ -189,7 +189,7 @@ impl Parts {
         }
     }
 
-    /// The edge behind the listeners of another server.
+    /// The edge as an HTTP proxy of another Pingora server, behind the listeners of that server.
     pub(crate) fn mounted_edge(&self) -> Edge {
         Edge {
             proxy: Arc::clone(&self.proxy),
@@ -214,7 +214,7 @@ impl Parts {
         }
     }
 
-    /// What answers the admin listener, beside `terminators` of listeners with TLS.
+    /// The admin application; `terminators` are those of the listeners with TLS.
     pub(crate) fn admin(&self, terminators: Vec<Arc<Terminator>>) -> Admin {
         Admin {
             pools: self.reloader.pools(),
@@ -224,21 +224,21 @@ impl Parts {
         }
     }
 
-    /// What runs beside the listeners; `file` is read anew when that is asked for.
-    pub(crate) fn watch(&self, file: Option<PathBuf>) -> Watch {
-        Watch {
+    /// The background tasks; `file` is read again when a reload is requested.
+    pub(crate) fn background_tasks(&self, file: Option<PathBuf>) -> BackgroundTasks {
+        BackgroundTasks {
             file,
             reloader: Arc::clone(&self.reloader),
             names: Arc::clone(&self.names),
             dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
-            kept_for: self.timeouts.upstream_keepalive,
+            keepalive: self.timeouts.upstream_keepalive,
             metrics: Arc::clone(&self.proxy.metrics),
             background: self.background.clone(),
         }
     }
 
-    /// What closes it all in the end.
+    /// The drain for the shutdown.
     pub(crate) fn drain(&self, config: &Config) -> Drain {
         Drain {
             config: config.drain,
@@ -250,13 +250,13 @@ impl Parts {
     }
 }
 
-/// Raises the limit of open files, and returns it.
+/// Raises the limit of open files, and returns the new one.
 ///
 /// # Errors
 ///
-/// There are too few for anything.
+/// [`TooFewOpenFiles`] if the edge cannot work with so few.
 pub(crate) fn open_files(config: &Config) -> Result<u64, TooFewOpenFiles> {
-    // What POSIX guarantees at least is little, and better than not to start.
+    // The usual default: starting with few is better than not starting.
     let files = causeway_conf::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of open files");
         1024
@@ -265,8 +265,8 @@ pub(crate) fn open_files(config: &Config) -> Result<u64, TooFewOpenFiles> {
     TooFewOpenFiles::check(files, needed as u64)
 }
 
-/// Says what `files` open files allow.
-fn share_out_files(files: u64, wanted: Option<usize>) -> FileBudget {
+/// Divides `files` open files by purpose, and logs the result.
+fn divide_files(files: u64, wanted: Option<usize>) -> FileBudget {
     let budget = FileBudget::new(files);
     tracing::info!(
         files,
@@ -284,21 +284,21 @@ fn share_out_files(files: u64, wanted: Option<usize>) -> FileBudget {
     budget
 }
 
-/// What runs beside the listeners: health checks, the search for idle tunnels, reloads.
-pub(crate) struct Watch {
+/// The background tasks: health checks, the sweep for idle tunnels and idle connections, discovery, reloads.
+pub(crate) struct BackgroundTasks {
     file: Option<PathBuf>,
     reloader: Arc<Reloader>,
     names: Arc<Names>,
     dialer: Arc<Dialer>,
     tunnels: Arc<Tunnels>,
-    /// How long a connection to a backend is kept for another request.
-    kept_for: Duration,
+    /// How long an idle connection to a backend is kept open.
+    keepalive: Duration,
     metrics: Arc<Metrics>,
     background: CancellationToken,
 }
 
 #[async_trait]
-impl BackgroundService for Watch {
+impl BackgroundService for BackgroundTasks {
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut tasks = JoinSet::new();
         let (reloader, names) = (Arc::clone(&self.reloader), Arc::clone(&self.names));
@@ -309,10 +309,10 @@ impl BackgroundService for Watch {
         self.keep_running(&mut tasks, "tunnels", move |stop| {
             Arc::clone(&tunnels).sweep(stop)
         });
-        let (reloader, kept_for) = (Arc::clone(&self.reloader), self.kept_for);
+        let (reloader, keepalive) = (Arc::clone(&self.reloader), self.keepalive);
         let dialer = Arc::clone(&self.dialer);
         self.keep_running(&mut tasks, "idle_connections", move |stop| {
-            upstream::sweep(Arc::clone(&dialer), reloader.pools(), kept_for, stop)
+            upstream::sweep(Arc::clone(&dialer), reloader.pools(), keepalive, stop)
         });
         let reloader = Arc::clone(&self.reloader);
         self.keep_running(&mut tasks, "discovery", move |stop| {
@@ -326,8 +326,8 @@ impl BackgroundService for Watch {
     }
 }
 
-impl Watch {
-    /// Has `tasks` run `task` until the edge ends, and again when it panics.
+impl BackgroundTasks {
+    /// Spawns `task` on `tasks`, restarted if it panics or ends, until the shutdown.
     fn keep_running<F: Future<Output = ()> + Send + 'static>(
         &self,
         tasks: &mut JoinSet<()>,

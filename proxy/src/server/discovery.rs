@@ -1,10 +1,10 @@
-//! Backends that say themselves that they are there: nodes, in the registry that they keep in Redis.
+//! Discovers backends: relay nodes that register themselves in Redis.
 //!
-//! One task for each pool looks again and again. [`Roster`] decides what that means for the pool: a node that
-//! is new is added at once, one that is missing is dropped when it has been missing for a while. Until then
-//! its health checks say what it is good for. What nodes say is believed within bounds: ids and zones that are names, addresses
-//! that `discover.allow` has, and no unix sockets. Where nodes share several servers, each has the whole registry, and
-//! a node is there if one of them says so. While all are away nothing changes.
+//! One task for each pool polls the registry. [`KnownNodes`] applies the result: a new node is added at once, a missing one is
+//! removed after it has been missing for a while; until then its health checks decide whether it gets requests. Entries are
+//! untrusted input: ids and zones have to be plain names, addresses have to be in `discover.allow`, unix sockets are rejected.
+//! Where the nodes use several Redis servers, each holds the whole registry, and a node is registered if any of them lists it.
+//! While no server can be reached, the backends stay as they are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic;
@@ -21,43 +21,43 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::backend::BackendId;
 use crate::config::{BACKENDS_MAX, BackendConfig};
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::server::reload::{Discovery, Reloader};
 
+mod known_nodes;
 mod node;
-mod roster;
 
-use node::{Node, PassedOver, read};
-use roster::Roster;
+use known_nodes::KnownNodes;
+use node::{Node, SkippedNode, read};
 
-/// For a connection, and for each answer.
+/// For connecting, and for each reply.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The leases of living nodes, by when they end; and what their holders say of themselves. The nodes write them.
+/// A sorted set of the leases of live nodes, scored by their expiry; and a hash of what each node says about itself. Written by the nodes.
 const LIVE_LEASES: &str = "causeway:{no}:live";
 const LEASE_INFO: &str = "causeway:{no}:info";
 
-/// How many of the nodes that are passed over are named in the log at a time.
+/// How many skipped nodes one log line names.
 const NAMED_MAX: usize = 5;
 
-/// Looks for backends wherever the configuration says, until `shutdown`.
+/// Runs the discovery of all pools that have one, until `shutdown`.
 pub(crate) async fn run(reloader: Arc<Reloader>, shutdown: CancellationToken) {
     let mut discoveries = reloader.discoveries();
     let mut tasks = JoinSet::new();
     let mut running: Vec<(Discovery, AbortHandle)> = Vec::new();
     loop {
         let wanted = discoveries.borrow_and_update().clone();
-        // A pool that is looked for as before goes on as it is.
+        // The discovery of a pool with unchanged settings keeps running.
         running.retain(|(discovery, task)| {
-            let goes_on = wanted.contains(discovery);
-            if !goes_on {
+            let is_unchanged = wanted.contains(discovery);
+            if !is_unchanged {
                 task.abort();
             }
-            goes_on
+            is_unchanged
         });
         for discovery in wanted {
             if !running.iter().any(|(running, _)| *running == discovery) {
-                let task = tasks.spawn(look_out(discovery.clone(), Arc::clone(&reloader)));
+                let task = tasks.spawn(discover(discovery.clone(), Arc::clone(&reloader)));
                 running.push((discovery, task));
             }
         }
@@ -67,7 +67,7 @@ pub(crate) async fn run(reloader: Arc<Reloader>, shutdown: CancellationToken) {
                 () = shutdown.cancelled() => return,
                 Ok(()) = discoveries.changed() => break,
                 Some(ended) = tasks.join_next() => match ended {
-                    // The owner of this task says what becomes of it all.
+                    // The supervisor of this task restarts it.
                     Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
                     Ok(()) | Err(_) => {}
                 },
@@ -76,11 +76,11 @@ pub(crate) async fn run(reloader: Arc<Reloader>, shutdown: CancellationToken) {
     }
 }
 
-/// Looks for the backends of one pool, for ever.
-async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
+/// Polls the registry of one pool, forever.
+async fn discover(discovery: Discovery, reloader: Arc<Reloader>) {
     let Discovery { pool, config, .. } = &discovery;
-    let mut roster = Roster::new(config.every, reloader.known(pool), Instant::now());
-    let mut complaints = Complaints::new(Instant::now());
+    let mut known_nodes = KnownNodes::new(config.every, reloader.known(pool), Instant::now());
+    let mut skipped_log = SkippedNodesLog::new(Instant::now());
     let servers = config.servers.iter().enumerate();
     let mut servers: Vec<Server> = servers
         .map(|(number, url)| Server {
@@ -88,15 +88,15 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
             url: url.clone(),
             ca: config.ca.clone(),
             connection: None,
-            is_away: false,
+            is_unreachable: false,
         })
         .collect();
     loop {
-        let looks = servers.iter_mut().map(|server| server.look(pool));
-        let answers = future::join_all(looks).await;
-        if answers.iter().any(Option::is_some) {
-            // The first one has the last word about a node.
-            let nodes = answers.into_iter().rev().flatten().flatten();
+        let polls = servers.iter_mut().map(|server| server.poll(pool));
+        let replies = future::join_all(polls).await;
+        if replies.iter().any(Option::is_some) {
+            // Of two entries with one id the last one wins: that of the first server.
+            let nodes = replies.into_iter().rev().flatten().flatten();
             let (mut known, mut passed_over) = (Vec::new(), BTreeSet::new());
             for node in nodes {
                 match read(&node, &config.allow) {
@@ -108,9 +108,13 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
             let found: Found = known.into_iter().map(|node| node.backend).collect();
             let now = Instant::now();
             reloader.passed_over(pool, passed_over.len());
-            complaints.say(pool, passed_over, now);
-            if let Some(backends) = roster.seen(found, now) {
-                tracing::info!(pool, backends = backends.len(), "the nodes have changed");
+            skipped_log.warn(pool, passed_over, now);
+            if let Some(backends) = known_nodes.seen(found, now) {
+                tracing::info!(
+                    pool,
+                    backends = backends.len(),
+                    "discovered backends have changed"
+                );
                 reloader.found(&discovery, backends, now);
             }
             for id in leaving {
@@ -121,41 +125,41 @@ async fn look_out(discovery: Discovery, reloader: Arc<Reloader>) {
     }
 }
 
-/// What was said of nodes that are passed over.
-struct Complaints {
-    last: BTreeSet<PassedOver>,
-    seldom: Seldom,
+/// Warns about skipped nodes, without filling the log.
+struct SkippedNodesLog {
+    last: BTreeSet<SkippedNode>,
+    log: ThrottledLog,
 }
 
-impl Complaints {
+impl SkippedNodesLog {
     fn new(now: Instant) -> Self {
         Self {
             last: BTreeSet::new(),
-            seldom: Seldom::new(now),
+            log: ThrottledLog::new(now),
         }
     }
 
-    /// Says which nodes are passed over, and why, when there are others than before. A registry must not fill the log.
-    fn say(&mut self, pool: &str, passed_over: BTreeSet<PassedOver>, now: Instant) {
+    /// Logs which nodes are skipped, and why, if there are new ones; at most once a second.
+    fn warn(&mut self, pool: &str, passed_over: BTreeSet<SkippedNode>, now: Instant) {
         if passed_over == self.last {
             return;
         }
         let new: Vec<_> = passed_over.difference(&self.last).collect();
-        if !new.is_empty() && self.seldom.note(now).is_some() {
+        if !new.is_empty() && self.log.note(now).is_some() {
             let named = new.iter().take(NAMED_MAX).map(ToString::to_string);
             let why = named.collect::<Vec<_>>().join("; ");
             tracing::warn!(
                 pool,
                 why,
                 nodes = passed_over.len(),
-                "nodes in the registry are passed over"
+                "nodes in the registry are skipped"
             );
         }
         self.last = passed_over;
     }
 }
 
-/// The nodes that are stopping: of two with one id, the last one counts.
+/// The nodes that are stopping; of two with one id, the last one counts.
 fn leaving(nodes: &[Node]) -> Vec<BackendId> {
     let latest: HashMap<&BackendId, bool> = nodes
         .iter()
@@ -165,37 +169,37 @@ fn leaving(nodes: &[Node]) -> Vec<BackendId> {
     leaving.map(|(id, _)| id.clone()).collect()
 }
 
-/// One that has the registry.
+/// A Redis server that holds the registry.
 struct Server {
     number: usize,
     url: Secret,
     ca: Option<Arc<[u8]>>,
     connection: Option<MultiplexedConnection>,
-    is_away: bool,
+    is_unreachable: bool,
 }
 
 impl Server {
-    /// What each living node says of itself here; `None` if the server is away.
-    async fn look(&mut self, pool: &str) -> Option<Vec<String>> {
+    /// The entry of each live node; `None` if the server cannot be reached.
+    async fn poll(&mut self, pool: &str) -> Option<Vec<String>> {
         let server = self.number;
-        match self.ask().await {
+        match self.query().await {
             Ok(nodes) => {
-                if std::mem::take(&mut self.is_away) {
-                    tracing::info!(pool, server, "the registry of nodes is back");
+                if std::mem::take(&mut self.is_unreachable) {
+                    tracing::info!(pool, server, "node registry is reachable again");
                 }
                 Some(nodes)
             }
             Err(error) => {
                 self.connection = None;
-                if !std::mem::replace(&mut self.is_away, true) {
-                    tracing::warn!(pool, server, %error, "the registry of nodes is away, without any the backends stay as they are");
+                if !std::mem::replace(&mut self.is_unreachable, true) {
+                    tracing::warn!(pool, server, %error, "cannot reach the node registry; without any server the backends stay as they are");
                 }
                 None
             }
         }
     }
 
-    async fn ask(&mut self) -> RedisResult<Vec<String>> {
+    async fn query(&mut self) -> RedisResult<Vec<String>> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(connect(self.url.expose(), self.ca.as_deref()).await?),
@@ -204,7 +208,7 @@ impl Server {
     }
 }
 
-/// Connects and logs in. The server has to prove that it is the one in `url`, if that says TLS.
+/// Connects and authenticates. With TLS, the server's certificate has to match `url`.
 async fn connect(url: &str, ca: Option<&[u8]>) -> RedisResult<MultiplexedConnection> {
     let client = match ca {
         Some(ca) if url.starts_with("rediss://") => {
@@ -224,7 +228,7 @@ async fn connect(url: &str, ca: Option<&[u8]>) -> RedisResult<MultiplexedConnect
         .await
 }
 
-/// What each living node says of itself; of two with one id, the one that was heard of last stands last.
+/// The entry of each live node; of two with one id, the one whose lease ends last comes last.
 async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<String>> {
     let (seconds, microseconds): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
     let now = seconds * 1000 + microseconds / 1000;
@@ -232,15 +236,15 @@ async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<Strin
     let command = pipeline.cmd("ZRANGE").arg(LIVE_LEASES);
     command.arg(format!("({now}")).arg("+inf").arg("BYSCORE");
     pipeline.cmd("HGETALL").arg(LEASE_INFO);
-    let answers: Result<(Vec<String>, HashMap<String, String>), RedisError> =
+    let replies: Result<(Vec<String>, HashMap<String, String>), RedisError> =
         pipeline.query_async(connection).await;
-    let (live, mut about) = answers?;
-    // Of more than a pool can have, those whose leases end last.
+    let (live, mut entries) = replies?;
+    // If there are more than a pool can have, the ones whose leases end last.
     Ok(live[live.len().saturating_sub(BACKENDS_MAX)..]
         .iter()
-        .filter_map(|lease| about.remove(lease))
+        .filter_map(|lease| entries.remove(lease))
         .collect())
 }
 
-/// What a look found.
+/// The backends found by one poll.
 type Found = Vec<BackendConfig>;

@@ -1,7 +1,7 @@
-//! Listening sockets: bound by us before anything else starts, and accepted on by us.
+//! Listening sockets: bound before anything else starts, and accepted on by the edge itself rather than by Pingora.
 //!
 //! So a port in use is one clear error at the start (Pingora would retry for half a minute), the real address is known when
-//! the port is the kernel's choice, and a connection comes as the bare socket that it is, on the thread with the fewest.
+//! the kernel chooses the port, and a connection is dispatched as a bare socket to the thread with the fewest tasks.
 
 mod bounded;
 
@@ -24,22 +24,22 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::bounded::Bounded;
+use self::bounded::BoundedConnections;
 use crate::config::Timeouts;
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::net::accepted::Accepted;
-use crate::net::exhaustion::Shortage;
+use crate::net::exhaustion::Exhaustion;
 pub(crate) use crate::server::listeners::bounded::BoundedConfig;
 use crate::server::workers::Workers;
 use crate::upstream;
 
-/// How long nothing is accepted while there are no descriptors: some of what is open ends meanwhile.
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// The pause after an accept failed for lack of descriptors, in which open connections may end.
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections that wait to be accepted, before the kernel cuts it down to `net.core.somaxconn`.
+/// The listen backlog; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-/// A listening socket could not be made.
+/// A listening socket could not be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 pub struct BindError {
@@ -48,17 +48,17 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// A socket that listens already.
+/// A listening socket.
 #[derive(Debug)]
-pub(crate) struct Bound {
+pub(crate) struct BoundListener {
     socket: std::net::TcpListener,
-    /// The real one, also where port 0 was asked for.
+    /// The real address, also where port 0 was requested.
     pub(crate) address: SocketAddr,
 }
 
-impl Bound {
-    /// Listens on `address`. What it accepts inherits how the kernel watches over it, and that nothing is held back to be sent
-    /// with more: this spares six calls each.
+impl BoundListener {
+    /// Listens on `address`. Accepted sockets inherit keepalive, user timeout and `TCP_NODELAY` from it, which saves six system
+    /// calls each.
     pub(crate) fn new(address: SocketAddr, timeouts: &Timeouts) -> Result<Self, BindError> {
         let listen = || -> io::Result<Self> {
             let socket = socket2::Socket::new(
@@ -81,7 +81,7 @@ impl Bound {
         listen().map_err(|source| BindError { address, source })
     }
 
-    /// Says whether it could listen on `address`, if nobody did already: that may be the edge that runs.
+    /// Checks whether it could listen on `address`. An address in use is no error: the running edge may be using it.
     pub(crate) fn check(address: SocketAddr, timeouts: &Timeouts) -> Result<(), BindError> {
         match Self::new(address, timeouts) {
             Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => Ok(()),
@@ -90,27 +90,26 @@ impl Bound {
     }
 }
 
-/// A service of Pingora's server that accepts on sockets of ours.
+/// A Pingora service that accepts on [`BoundListener`]s.
 pub(crate) struct ListeningService<A> {
     name: &'static str,
     app: Arc<A>,
-    bound: Vec<Bound>,
+    bound: Vec<BoundListener>,
     threads: usize,
-    bounded: Option<Arc<Bounded>>,
+    bounded: Option<Arc<BoundedConnections>>,
     closing: CancellationToken,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
-    /// Serves `app` on all of `bound` until `closing`, by `threads` of its own. `name` is also what the log calls these
-    /// listeners.
+    /// Serves `app` on all of `bound` until `closing`, with `threads` of its own. `name` is also the listeners' name in the log.
     pub(crate) fn new(
         name: &'static str,
         app: A,
-        bound: Vec<Bound>,
+        bound: Vec<BoundListener>,
         threads: usize,
         closing: CancellationToken,
     ) -> Self {
-        for Bound { address, .. } in &bound {
+        for BoundListener { address, .. } in &bound {
             tracing::info!(listener = name, %address, "listening");
         }
         Self {
@@ -123,10 +122,10 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
         }
     }
 
-    /// The same for few connections at a time, each for a while.
+    /// Limits the number of connections, and how long each may last.
     pub(crate) fn bounded(self, config: BoundedConfig) -> Self {
         Self {
-            bounded: Some(Bounded::new(config)),
+            bounded: Some(BoundedConnections::new(config)),
             ..self
         }
     }
@@ -143,16 +142,16 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
         let mut listening = JoinSet::new();
         let workers = Workers::start(self.name, self.threads);
         for (number, bound) in self.bound.drain(..).enumerate() {
-            let reception = Reception {
+            let dispatcher = Dispatcher {
                 app: Arc::clone(&self.app),
                 workers: workers.clone(),
                 bounded: self.bounded.clone(),
-                failures: Seldom::new(Instant::now()),
+                failures: ThrottledLog::new(Instant::now()),
                 shutdown: shutdown.clone(),
                 connections: TaskTracker::new(),
             };
-            let accepting = reception.accept_on(bound, self.closing.clone());
-            listening.spawn_on(accepting, workers.acceptor(number));
+            let accepting = dispatcher.accept_on(bound, self.closing.clone());
+            listening.spawn_on(accepting, workers.for_listener(number));
         }
         while listening.join_next().await.is_some() {}
         self.app.cleanup().await;
@@ -163,25 +162,25 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
     }
 
     fn threads(&self) -> Option<usize> {
-        Some(1) // Pingora's, beside those of its own: it only waits for them.
+        Some(1) // Pingora's thread only waits for the service's own threads.
     }
 }
 
-/// What every connection of one listening socket is given.
-struct Reception<A> {
+/// Accepts on one listening socket, and dispatches the connections to the worker threads.
+struct Dispatcher<A> {
     app: Arc<A>,
     workers: Workers,
-    bounded: Option<Arc<Bounded>>,
-    /// For the log lines about connections that cannot be accepted.
-    failures: Seldom,
+    bounded: Option<Arc<BoundedConnections>>,
+    /// Logs failed accepts.
+    failures: ThrottledLog,
     shutdown: ShutdownWatch,
-    /// They outlive it: the drain sees to their end.
+    /// They outlive the dispatcher: the drain closes them.
     connections: TaskTracker,
 }
 
-impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
-    /// Serves what comes on one listening socket, until `closing`.
-    async fn accept_on(self, bound: Bound, closing: CancellationToken) {
+impl<A: ServerApp + Send + Sync + 'static> Dispatcher<A> {
+    /// Accepts and dispatches connections until `closing`.
+    async fn accept_on(self, bound: BoundListener, closing: CancellationToken) {
         let address = bound.address;
         let listener = match TcpListener::from_std(bound.socket) {
             Ok(listener) => listener,
@@ -192,8 +191,8 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
             match closing.run_until_cancelled(accepting.catch_unwind()).await {
                 None => return,
                 Some(Ok(never)) => match never {},
-                // Nobody else would accept here.
-                Some(Err(_)) => tracing::error!(%address, "accepting panicked, going on"),
+                // Without a restart, this listener would never accept again.
+                Some(Err(_)) => tracing::error!(%address, "accept loop panicked, restarting it"),
             }
         }
     }
@@ -201,27 +200,34 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
     async fn accept_all(&self, listener: &TcpListener, address: SocketAddr) -> Infallible {
         loop {
             let accepted = listener.accept().await;
-            match accepted.and_then(|(socket, peer)| self.give(socket, peer, address)) {
+            match accepted.and_then(|(socket, peer)| self.dispatch(socket, peer, address)) {
                 Ok(()) => {}
-                Err(error) if Shortage::of(&error).is_some() => {
+                Err(error) if Exhaustion::of(&error).is_some() => {
                     if let Some(times) = self.failures.note(Instant::now()) {
                         tracing::error!(%address, %error, times, "cannot accept");
                     }
-                    tokio::time::sleep(SHORTAGE_PAUSE).await;
+                    tokio::time::sleep(EXHAUSTION_PAUSE).await;
                 }
-                // It was gone before it was accepted.
-                Err(error) => tracing::debug!(%address, %error, "a connection was lost"),
+                // The client was gone before its connection was accepted.
+                Err(error) => {
+                    tracing::debug!(%address, %error, "connection closed before it was accepted")
+                }
             }
         }
     }
 
-    /// Gives a connection to the thread with the fewest.
-    fn give(&self, socket: TcpStream, peer: SocketAddr, listening: SocketAddr) -> io::Result<()> {
+    /// Dispatches a connection to the thread with the fewest tasks.
+    fn dispatch(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+        listening: SocketAddr,
+    ) -> io::Result<()> {
         let (app, shutdown) = (Arc::clone(&self.app), self.shutdown.clone());
         let worker = self.workers.least_busy();
         if let Some(bounded) = &self.bounded {
             let bounded = Arc::clone(bounded);
-            // Not to another thread: it has one.
+            // On this thread: such a listener has only one.
             let accepted = Accepted::new(socket, peer, listening);
             let serving = bounded.run(serve(app, shutdown, accepted));
             self.connections.spawn(serving);
@@ -237,7 +243,7 @@ impl<A: ServerApp + Send + Sync + 'static> Reception<A> {
         let serving = async move {
             match TcpStream::from_std(socket) {
                 Ok(socket) => serve(app, shutdown, Accepted::new(socket, peer, listening)).await,
-                // The runtime of its thread has no room for one more: the client sees it closed.
+                // It cannot be registered with the runtime of its thread: the client sees it closed.
                 Err(error) => tracing::debug!(%peer, %error, "cannot serve a connection"),
             }
         };
@@ -270,9 +276,9 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_an_error_at_once_that_names_it() {
-        let first = Bound::new("127.0.0.1:0".parse().unwrap(), &timeouts()).unwrap();
+        let first = BoundListener::new("127.0.0.1:0".parse().unwrap(), &timeouts()).unwrap();
         assert_ne!(first.address.port(), 0);
-        let error = Bound::new(first.address, &timeouts())
+        let error = BoundListener::new(first.address, &timeouts())
             .unwrap_err()
             .to_string();
         let start = format!("cannot listen on {}: ", first.address);
@@ -280,9 +286,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_is_watched_over_by_the_kernel() {
+    fn accepted_sockets_have_keepalive_nodelay_and_the_user_timeout() {
         let timeouts = timeouts();
-        let bound = Bound::new("127.0.0.1:0".parse().unwrap(), &timeouts).unwrap();
+        let bound = BoundListener::new("127.0.0.1:0".parse().unwrap(), &timeouts).unwrap();
         let _client = std::net::TcpStream::connect(bound.address).unwrap();
         bound.socket.set_nonblocking(false).unwrap();
         let (accepted, _) = bound.socket.accept().unwrap();

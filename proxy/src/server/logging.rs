@@ -1,4 +1,4 @@
-//! The program log: lines on standard error, as JSON or text, written by a thread of their own. Panics are lines of it too.
+//! The program log: lines on standard error, as JSON or text, written by a thread of its own. Panics are logged too.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
@@ -13,36 +13,36 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use crate::metrics;
 
-/// What of the libraries below us is worth a line. Pingora reports every client that breaks off as an error, what it does with idle
-/// connections too, and announces each step of its start; rustls warns of every client that names a server by its address.
+/// The log levels of libraries. Pingora logs every client that disconnects as an error, and each step of its start; it also logs
+/// what it does with idle connections. rustls warns about every client that sends an IP address as server name.
 const LIBRARIES: &str = "pingora=error,pingora_core=error,pingora_core::apps=off,pingora_core::connectors=off,\
     pingora_core::protocols=off,pingora_proxy=off,pingora_pool=error,pingora_load_balancing=error,rustls=error";
 
-/// What may wait for standard error: minutes of a busy log, and at most a few megabytes.
+/// The queue of lines to be written: minutes of a busy log, and at most a few megabytes.
 const QUEUE: LogConfig = LogConfig {
     name: "log",
     lines_max: 16 * 1024,
     bytes_max: 4 << 20,
 };
 
-/// For how long the last lines may hold up the end of the process.
+/// How long the end of the process may be delayed to write the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// The log of this process, once it has one.
+/// The log of this process, once [`start`] has set it up.
 static LOG: OnceLock<LogWriter<Box<[u8]>>> = OnceLock::new();
 
 /// Sets up logging for the whole process. A second call changes nothing.
 ///
 /// # Errors
 ///
-/// There is no thread or no descriptor for it.
+/// The thread or the descriptor for it cannot be created.
 pub(crate) fn start(log: &Log) -> io::Result<()> {
     let writer = LogWriter::start(&LogTarget::Stderr, QUEUE, Events)?;
     let written = writer.clone();
     let filter = EnvFilter::new(format!("{},{LIBRARIES}", log.level.as_str()));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // It would be printed to standard error, and panic where that is closed.
+        // They would be printed to standard error directly, which panics where that is closed.
         .log_internal_errors(false)
         .with_writer(move || written.clone());
     let started = match log.format {
@@ -51,7 +51,7 @@ pub(crate) fn start(log: &Log) -> io::Result<()> {
     };
     match started {
         Ok(()) => {
-            let _ = LOG.set(writer); // The subscriber is set once, so that this is the first time.
+            let _ = LOG.set(writer); // The subscriber can be set only once, so this is the first call.
             panic::set_hook(Box::new(log_panic));
         }
         Err(error) => {
@@ -62,7 +62,7 @@ pub(crate) fn start(log: &Log) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes out what is queued, in at most two seconds. For the end of the process.
+/// Writes the queued lines, within at most two seconds. For the end of the process.
 pub(crate) fn flush() {
     if let Some(log) = LOG.get() {
         log.flush(LAST_LINES);
@@ -78,7 +78,7 @@ impl Drop for FlushAtEnd {
     }
 }
 
-/// What becomes of lines that are lost.
+/// Counts and reports lost lines.
 struct Events;
 
 impl LogEvents<Box<[u8]>> for Events {
@@ -96,7 +96,7 @@ impl LogEvents<Box<[u8]>> for Events {
     }
 }
 
-/// The line of a panic. The default one is printed to standard error, which may be full.
+/// Logs a panic. The default hook prints to standard error, which may be full.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");

@@ -1,9 +1,9 @@
-//! A new configuration in a running edge.
+//! Applies a new configuration, and discovered backends, to the running edge.
 //!
-//! It is read and checked as a whole before anything changes; then new requests go by it, and those in flight by the old one.
-//! Backends that are in both keep their state, their tunnels and their sessions. Those that are gone from it drain.
+//! A configuration is read and checked as a whole before anything changes; then new requests use it, and those in flight keep
+//! the old one. Backends that are in both keep their state, their tunnels and their sessions. Removed ones drain.
 //!
-//! What cannot change while the edge runs is named in a warning, each time until the restart that it takes.
+//! Settings that need a restart are named in a warning at each reload until then.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,57 +21,57 @@ use crate::config::BackendConfig;
 use crate::config::Config;
 use crate::config::DiscoverConfig;
 use crate::config::backend::{Address, BackendId};
-use crate::limits::Seldom;
+use crate::limits::ThrottledLog;
 use crate::net::resolver::{Allowed, Names};
 use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
 use crate::request::parked::ParkConfig;
 use crate::tls::{Connectors, PoolTlsError};
 
-/// How often it is looked whether a backend that has left can be forgotten.
+/// How often removed backends are checked for whether they can be forgotten.
 const TICK: Duration = Duration::from_secs(5);
 
-/// Puts new configurations in the place of old ones.
+/// Replaces the configuration and the backends.
 pub(crate) struct Reloader {
     proxy: Arc<ProxyState>,
-    /// Whoever works on all pools follows them here.
+    /// The current pools, for tasks that work on all of them.
     pools: watch::Sender<Arc<Pools>>,
-    /// Locked while the pools change: one change at a time.
+    /// Locked while the pools change, so that changes are serial.
     state: Mutex<State>,
-    /// Where backends are looked for.
+    /// The pools with a discovery.
     discoveries: watch::Sender<Vec<Discovery>>,
     /// The host names of backends.
     names: Arc<Names>,
-    wanted: Notify,
-    left_out: Seldom,
+    reload_requested: Notify,
+    left_out: ThrottledLog,
 }
 
 struct State {
-    /// What the process was started with.
+    /// The configuration that the process was started with.
     started: Config,
-    /// What the file says now.
+    /// The configuration as it was last applied.
     file: Config,
-    /// What speaks TLS to the backends of its pools.
+    /// The TLS connectors of its pools.
     tls: Connectors,
-    /// Backends that were found besides, by pool.
+    /// Discovered backends, by pool.
     found: HashMap<String, Vec<BackendConfig>>,
-    /// Whether there is no room for some of them.
+    /// Whether some of them did not fit in their pool.
     is_full: bool,
-    /// How many discoveries there were.
+    /// The number of the latest discovery.
     discoveries: u64,
 }
 
-/// Where the backends of a pool are looked for.
+/// The discovery of one pool.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Discovery {
     pub(crate) pool: String,
     pub(crate) config: DiscoverConfig,
-    /// Another one for each change of `config`: what was found by a former one is stale.
+    /// Changes with `config`: results of an earlier number are stale.
     number: u64,
 }
 
 impl Reloader {
-    /// `config` is what `proxy` goes by now, and `tls` belongs to it. `names` are those of its backends.
+    /// `config` is the configuration in use, with its connectors `tls`; `names` resolves its backends.
     pub(crate) fn new(
         proxy: Arc<ProxyState>,
         config: Config,
@@ -92,60 +92,66 @@ impl Reloader {
             }),
             discoveries: watch::Sender::new(discoveries),
             names,
-            wanted: Notify::new(),
-            left_out: Seldom::new(Instant::now()),
+            reload_requested: Notify::new(),
+            left_out: ThrottledLog::new(Instant::now()),
         }
     }
 
-    /// The pools, from now on.
+    /// Subscribes to the pools.
     pub(crate) fn pools(&self) -> watch::Receiver<Arc<Pools>> {
         self.pools.subscribe()
     }
 
-    /// Where backends are looked for, from now on.
+    /// Subscribes to the discoveries.
     pub(crate) fn discoveries(&self) -> watch::Receiver<Vec<Discovery>> {
         self.discoveries.subscribe()
     }
 
-    /// Goes by `config` from now on.
+    /// Applies `config`.
     ///
     /// # Errors
     ///
-    /// [`PoolTlsError`] if a file that it names is wrong; then nothing changes.
+    /// [`PoolTlsError`] if a TLS file that it names cannot be used; then nothing changes.
     pub(crate) fn apply(&self, config: &Config, now: Instant) -> Result<(), PoolTlsError> {
         let tls = Connectors::load(config)?;
         let mut state = self.state.lock();
         let fixed = fixed(&state.started, config);
         state.file = config.clone();
         state.tls = tls;
-        let wanted = self.number(&mut state, discoveries(config));
-        self.put_in_place(&mut state, now);
+        let reload_requested = self.number(&mut state, discoveries(config));
+        self.rebuild(&mut state, now);
         self.discoveries.send_if_modified(|discoveries| {
-            let is_changed = *discoveries != wanted;
-            *discoveries = wanted;
+            let is_changed = *discoveries != reload_requested;
+            *discoveries = reload_requested;
             is_changed
         });
         self.proxy.metrics.reloaded("applied");
         tracing::info!("configuration applied");
         for warning in config.warnings(SystemTime::now()) {
-            tracing::warn!(warning, "the configuration is likely not meant so");
+            tracing::warn!(warning, "configuration warning");
         }
         if !fixed.is_empty() {
-            tracing::warn!(settings = fixed.join(", "), "these settings take a restart");
+            tracing::warn!(
+                settings = fixed.join(", "),
+                "changed settings need a restart to take effect"
+            );
         }
         Ok(())
     }
 
-    /// Numbers what is looked for from now on, and drops what was found elsewhere.
-    fn number(&self, state: &mut State, mut wanted: Vec<Discovery>) -> Vec<Discovery> {
+    /// Numbers the new discoveries, and drops backends that were found in another registry or are no longer allowed.
+    fn number(&self, state: &mut State, mut reload_requested: Vec<Discovery>) -> Vec<Discovery> {
         let before = self.discoveries.borrow();
         for Discovery { pool, .. } in before.iter() {
-            if !wanted.iter().any(|discovery| discovery.pool == *pool) {
+            if !reload_requested
+                .iter()
+                .any(|discovery| discovery.pool == *pool)
+            {
                 state.found.remove(pool);
                 self.proxy.metrics.nodes_passed_over(pool, None);
             }
         }
-        for discovery in &mut wanted {
+        for discovery in &mut reload_requested {
             let old = before.iter().find(|old| old.pool == discovery.pool);
             let Discovery { pool, config, .. } = &*discovery;
             if let Some(old) = old.filter(|old| old.config == *config) {
@@ -167,33 +173,36 @@ impl Reloader {
             state.discoveries += 1;
             discovery.number = state.discoveries;
         }
-        wanted
+        reload_requested
     }
 
-    /// Goes by the backends that `discovery` has found from now on, besides those of the file: unless it is not looked for like
-    /// that any more.
+    /// Uses the backends that `discovery` has found, besides those of the file. Ignores them if the discovery has changed
+    /// meanwhile.
     pub(crate) fn found(&self, discovery: &Discovery, backends: Vec<BackendConfig>, now: Instant) {
         let mut state = self.state.lock();
         if !self.discoveries.borrow().contains(discovery) {
-            tracing::debug!(pool = discovery.pool, "what was found is stale");
+            tracing::debug!(
+                pool = discovery.pool,
+                "ignoring backends found with former discovery settings"
+            );
             return;
         }
         state.found.insert(discovery.pool.clone(), backends);
-        self.put_in_place(&mut state, now);
+        self.rebuild(&mut state, now);
     }
 
-    /// The backends of `pool` that were found.
+    /// The discovered backends of `pool`.
     pub(crate) fn known(&self, pool: &str) -> Vec<BackendConfig> {
         let state = self.state.lock();
         state.found.get(pool).cloned().unwrap_or_default()
     }
 
-    /// Takes note of how many nodes in the registry of `pool` are passed over.
+    /// Records how many nodes in the registry of `pool` are skipped.
     pub(crate) fn passed_over(&self, pool: &str, nodes: usize) {
         self.proxy.metrics.nodes_passed_over(pool, Some(nodes));
     }
 
-    /// Takes in that the backend called `id` of `pool` has said where it was found that it is stopping.
+    /// Records that the backend `id` of `pool` has announced in the registry that it is stopping.
     pub(crate) fn announced_stop(&self, pool: &str, id: &BackendId, now: Instant) {
         let pools = self.proxy.pools();
         if let Some(pool) = pools.iter().find(|other| other.name == pool) {
@@ -201,7 +210,7 @@ impl Reloader {
         }
     }
 
-    fn put_in_place(&self, state: &mut State, now: Instant) {
+    fn rebuild(&self, state: &mut State, now: Instant) {
         let old = self.proxy.pools();
         let (config, left_out) = with_found(&state.file, &state.found, &old);
         let config = &config;
@@ -212,7 +221,7 @@ impl Reloader {
                 taken,
                 full,
                 times,
-                "nodes are left out, having the id of another backend (taken) or no room (full)"
+                "discovered nodes are not used: their id is already used (taken), or their pool is full (full)"
             );
         }
         let pools = Arc::new(old.renewed(config, &state.tls, &self.proxy.metrics, now));
@@ -226,12 +235,12 @@ impl Reloader {
         self.pools.send_replace(pools);
     }
 
-    /// Asks for `file` to be read anew, soon.
-    pub(crate) fn ask(&self) {
-        self.wanted.notify_one();
+    /// Requests a reload of the configuration file.
+    pub(crate) fn request_reload(&self) {
+        self.reload_requested.notify_one();
     }
 
-    /// Reads `file` whenever somebody asks, and forgets backends that have left, until `shutdown`.
+    /// Reloads `file` on request, and forgets removed backends, until `shutdown`.
     pub(crate) async fn run(self: Arc<Self>, file: Option<PathBuf>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -239,7 +248,7 @@ impl Reloader {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.wanted.notified() => {
+                () = self.reload_requested.notified() => {
                     if let Some(file) = &file {
                         self.reload(file).await;
                     }
@@ -249,14 +258,14 @@ impl Reloader {
         }
     }
 
-    /// Reads the file anew. One that is not valid changes nothing.
+    /// Reads the file and applies it. An invalid one changes nothing.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future leaves it open whether the file is applied.
     pub(crate) async fn reload(self: &Arc<Self>, file: &Path) {
         let (reloader, file) = (Arc::clone(self), file.to_owned());
-        // Not on a thread that others need: the file system may hang.
+        // Not on a runtime thread: the file system may hang.
         let reloading = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file).map_err(|errors| errors.to_string())?;
             let applied = reloader.apply(&config, Instant::now());
@@ -265,11 +274,14 @@ impl Reloader {
         let refused = match reloading.await {
             Ok(Ok(())) => return,
             Ok(Err(errors)) => errors,
-            // The log has its panic.
+            // The panic has been logged.
             Err(ended) => ended.to_string(),
         };
         self.proxy.metrics.reloaded("refused");
-        tracing::error!(errors = refused, "configuration refused, the old one stays");
+        tracing::error!(
+            errors = refused,
+            "configuration reload failed, still using the previous one"
+        );
     }
 
     fn forget(&self, now: Instant) {
@@ -280,7 +292,7 @@ impl Reloader {
         }
         self.names.keep(&host_names(&pools));
         if state.is_full {
-            self.put_in_place(&mut state, now);
+            self.rebuild(&mut state, now);
         }
     }
 }
@@ -295,7 +307,7 @@ fn host_names(pools: &Pools) -> HashMap<(String, u16), Allowed> {
         let allowed = backend.allowed();
         names
             .entry((host.clone(), *port))
-            // A name that the file has too is believed.
+            // A name that the configuration file has too may have any address.
             .and_modify(|before: &mut Allowed| {
                 if allowed.is_none() {
                     *before = None;
@@ -318,7 +330,7 @@ fn discoveries(config: &Config) -> Vec<Discovery> {
     discoveries.collect()
 }
 
-/// Nodes that cannot be backends: one of those whose id is taken, and one of those for which there is no room.
+/// Discovered nodes that are not used: an example of an id that is already used, and one that did not fit in its pool.
 #[derive(Default)]
 struct LeftOut {
     taken: Option<String>,
@@ -331,8 +343,8 @@ impl LeftOut {
     }
 }
 
-/// `file` with the backends that were found. An id that is in it already, in whichever pool, is taken; and one that is new in its
-/// pool of `old` needs room there, where those that leave count too: a registry that has new ids all the time fills nothing.
+/// `file` with the discovered backends. A node is left out if its id is already used in any pool, or if it is new and its pool in
+/// `old` is full. Removed backends that are not forgotten yet count too, so a registry with ever new ids cannot grow a pool.
 fn with_found(
     file: &Config,
     found: &HashMap<String, Vec<BackendConfig>>,
@@ -360,9 +372,9 @@ fn with_found(
     (config, left_out)
 }
 
-/// The settings that differ and that nothing but a restart can change.
+/// The changed settings that need a restart.
 fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
-    // Each field is named, so that a new one is thought of here.
+    // Each field is named, so that a new one does not compile until it is handled here.
     let Config {
         listeners,
         admin,

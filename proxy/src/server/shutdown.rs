@@ -1,7 +1,7 @@
-//! The end of the process: signals, and the drain that they begin.
+//! The shutdown: signals, and the drain that they start.
 //!
-//! Pingora closes the listeners and then would sleep out its grace period. So the grace period is endless, and the drain here
-//! ends the process as soon as nothing is left.
+//! Pingora closes the listeners and then sleeps for its whole grace period. That period is therefore set longer than any drain,
+//! and the drain here exits the process as soon as no connection and no tunnel is left.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -18,34 +18,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::DrainConfig;
 use crate::downstream::open_connections::Connections;
-use crate::downstream::open_connections::Pace;
+use crate::downstream::open_connections::DrainSchedule;
 use crate::request::access_log::AccessLog;
 use crate::server::logging;
 use crate::server::reload::Reloader;
 use crate::tunnel::Tunnels;
 
-/// How long a quick end may take: a Close frame for each tunnel, and what is in flight.
-const QUICK: Duration = Duration::from_secs(2);
+/// How long a fast shutdown may take: a Close frame for each tunnel, and the requests in flight.
+const FAST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// The status of a process whose drain panicked.
+/// The exit status if the drain panicked.
 const FAILED: i32 = 1;
 
-/// Whether the end is to be quick.
+/// Whether the shutdown is graceful (`false`) or fast.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Haste(Arc<AtomicBool>);
+pub(crate) struct ShutdownMode(Arc<AtomicBool>);
 
-/// Turns signals into Pingora's shutdown: SIGTERM drains, SIGINT ends quickly but cleanly. SIGHUP asks for a reload, SIGUSR1 has
-/// the access log opened again.
+/// Turns signals into Pingora's shutdown: SIGTERM is a graceful one, SIGINT a fast one. SIGHUP requests a reload, SIGUSR1 reopens
+/// the access log.
 pub(crate) struct Signals {
-    pub(crate) haste: Haste,
+    pub(crate) mode: ShutdownMode,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) access: AccessLog,
 }
 
-/// Listens to a signal from here on, even if nobody waits for it yet.
+/// Subscribes to a signal; one that arrives before the first `recv` is not lost.
 fn listen(kind: SignalKind) -> Signal {
     signal(kind)
         .expect("the runtime has its signal driver on, and the kind is one that can be caught")
@@ -64,40 +64,40 @@ impl ShutdownSignalWatch for Signals {
             tokio::select! {
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
                 _ = interrupt.recv() => {
-                    self.haste.0.store(true, Ordering::SeqCst);
+                    self.mode.0.store(true, Ordering::SeqCst);
                     return ShutdownSignal::GracefulTerminate;
                 }
-                _ = hangup.recv() => self.reloader.ask(),
+                _ = hangup.recv() => self.reloader.request_reload(),
                 _ = user.recv() => self.access.reopen(),
-                // It would end the process by default, and an operator who sends it does not want that.
+                // The default action would kill the process without a drain.
                 _ = quit.recv() => tracing::warn!("SIGQUIT ignored"),
             }
         }
     }
 }
 
-/// Whatever is to be closed when the edge ends.
+/// Everything that a shutdown closes.
 pub(crate) struct Drain {
     pub(crate) config: DrainConfig,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) access: AccessLog,
-    /// What runs beside the listeners, and ends with them.
+    /// Stops the background tasks.
     pub(crate) background: CancellationToken,
 }
 
 impl Drain {
-    /// Logs what is open as the end begins.
-    pub(crate) fn announce(&self, quick: bool) {
+    /// Logs how much is open when the shutdown begins.
+    pub(crate) fn log_start(&self, fast: bool) {
         tracing::info!(
-            quick,
+            fast,
             tunnels = self.tunnels.open(),
             connections = self.connections.open(),
             "draining"
         );
     }
 
-    /// Closes everything at its own pace, and what is still open after `drain.timeout` at once.
+    /// Drains connections and tunnels over `drain.spread`; what is still open after `drain.timeout` is closed at once.
     pub(crate) async fn drain_in_time(&self) {
         if timeout(self.config.timeout, self.drain()).await.is_err() {
             tracing::warn!(
@@ -105,70 +105,70 @@ impl Drain {
                 connections = self.connections.open(),
                 "drain timed out"
             );
-            self.drain_quickly().await;
+            self.drain_fast().await;
         }
     }
 
-    /// Ends what runs in the background, and writes out the logs.
-    pub(crate) fn conclude(&self, started: Instant) {
+    /// Stops the background tasks, and flushes the logs.
+    pub(crate) fn finish(&self, started: Instant) {
         self.background.cancel();
         tracing::info!(after = ?started.elapsed(), "drained");
         self.access.close(LAST_LINES);
         logging::flush();
     }
 
-    /// Closes everything at its own pace, and returns when nothing is left.
+    /// Drains connections and tunnels over `drain.spread`, and returns when none is left.
     async fn drain(&self) {
         self.connections.drain();
-        let (started, mut pace) = (Instant::now(), Pace::new(self.config.spread));
-        while !pace.is_over() && self.tunnels.open() > 0 {
+        let (started, mut schedule) = (Instant::now(), DrainSchedule::new(self.config.spread));
+        while !schedule.is_over() && self.tunnels.open() > 0 {
             self.tunnels
-                .drain_part(pace.due(started.elapsed()), Pace::parts());
-            tokio::time::sleep(pace.step()).await;
+                .drain_batches(schedule.due(started.elapsed()), DrainSchedule::batches());
+            tokio::time::sleep(schedule.step()).await;
         }
-        self.finish().await;
+        self.close_all().await;
     }
 
-    /// Closes everything at once, and returns when nothing is left.
-    async fn drain_quickly(&self) {
-        self.connections.refuse();
-        if timeout(QUICK, self.finish()).await.is_err() {
+    /// Closes idle connections and all tunnels at once, and returns when none is left, or after [`FAST_TIMEOUT`].
+    async fn drain_fast(&self) {
+        self.connections.close_idle();
+        if timeout(FAST_TIMEOUT, self.close_all()).await.is_err() {
             tracing::warn!(
                 tunnels = self.tunnels.open(),
                 connections = self.connections.open(),
-                "cut off"
+                "connections or tunnels are still open, ending anyway"
             );
         }
     }
 
-    /// Tells all that are left, also those that are opened meanwhile, and waits for them.
-    async fn finish(&self) {
+    /// Closes the remaining tunnels, including those that are opened meanwhile, and waits for all connections and tunnels.
+    async fn close_all(&self) {
         self.tunnels.drain();
-        // A connection can still become a tunnel, and a tunnel nothing else: in this order none is missed.
-        self.connections.gone().await;
-        self.tunnels.gone().await;
+        // A connection can still become a tunnel, but not the other way round: in this order none is missed.
+        self.connections.wait_closed().await;
+        self.tunnels.wait_closed().await;
     }
 }
 
-/// The end of the process, as a service that does nothing until it begins.
-pub(crate) struct Ending {
+/// A background service that waits for the shutdown, drains, and exits the process.
+pub(crate) struct ShutdownService {
     pub(crate) drain: Drain,
-    pub(crate) haste: Haste,
+    pub(crate) mode: ShutdownMode,
 }
 
 #[async_trait]
-impl BackgroundService for Ending {
+impl BackgroundService for ShutdownService {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        if shutdown.wait_for(|ending| *ending).await.is_err() {
+        if shutdown.wait_for(|is_shutdown| *is_shutdown).await.is_err() {
             return;
         }
-        // Nobody else awaits signals any more, and they would be swallowed.
+        // `Signals` has returned by now: without these, further signals would have no effect.
         let (mut terminate, mut interrupt) = (
             listen(SignalKind::terminate()),
             listen(SignalKind::interrupt()),
         );
-        // Whatever goes wrong here: a process that was told to end does.
-        let ended = AssertUnwindSafe(self.end(&mut terminate, &mut interrupt)).catch_unwind();
+        // Even if the drain panics, the process exits.
+        let ended = AssertUnwindSafe(self.run(&mut terminate, &mut interrupt)).catch_unwind();
         let code = match ended.await {
             Ok(()) => 0,
             Err(_) => FAILED,
@@ -178,20 +178,20 @@ impl BackgroundService for Ending {
     }
 }
 
-impl Ending {
-    async fn end(&self, terminate: &mut Signal, interrupt: &mut Signal) {
+impl ShutdownService {
+    async fn run(&self, terminate: &mut Signal, interrupt: &mut Signal) {
         let started = Instant::now();
-        let quick = self.haste.0.load(Ordering::SeqCst);
-        self.drain.announce(quick);
-        if quick {
-            self.drain.drain_quickly().await;
+        let fast = self.mode.0.load(Ordering::SeqCst);
+        self.drain.log_start(fast);
+        if fast {
+            self.drain.drain_fast().await;
         } else {
             tokio::select! {
                 () = self.drain.drain_in_time() => {}
-                _ = terminate.recv() => self.drain.drain_quickly().await,
-                _ = interrupt.recv() => self.drain.drain_quickly().await,
+                _ = terminate.recv() => self.drain.drain_fast().await,
+                _ = interrupt.recv() => self.drain.drain_fast().await,
             }
         }
-        self.drain.conclude(started);
+        self.drain.finish(started);
     }
 }

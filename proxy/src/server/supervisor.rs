@@ -1,4 +1,4 @@
-//! Tasks that have to run for as long as the edge does.
+//! Restarts background tasks that panic or end before the shutdown.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// How long a task that has failed waits before it runs again: what made it fail may do so once more.
+/// The pause before a failed task is restarted: the cause of the failure may persist.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs a task until `shutdown`, and again whenever it panics or ends before that: the log says so, and it is counted.
+/// Runs a task until `shutdown`, and restarts it whenever it panics or ends before that. Each restart is logged and counted.
 ///
 /// # Cancel safety
 ///
@@ -25,10 +25,10 @@ pub(crate) async fn keep_running<F>(
 ) where
     F: Future<Output = ()>,
 {
-    let mut is_to_panic = is_to_panic(name);
+    let mut panics = panics_in_test(name);
     loop {
         let running = async {
-            assert!(!std::mem::take(&mut is_to_panic), "a test wants it");
+            assert!(!std::mem::take(&mut panics), "requested by a test");
             task().await;
         };
         let ended = AssertUnwindSafe(running).catch_unwind().await;
@@ -37,8 +37,8 @@ pub(crate) async fn keep_running<F>(
         }
         metrics.task_restarted(name);
         match ended {
-            Ok(()) => tracing::error!(task = name, "a background task has ended, running it again"),
-            Err(_) => tracing::error!(task = name, "a background task panicked, running it again"),
+            Ok(()) => tracing::error!(task = name, "background task ended, restarting it"),
+            Err(_) => tracing::error!(task = name, "background task panicked, restarting it"),
         }
         let pause = tokio::time::sleep(PAUSE);
         if shutdown.run_until_cancelled(pause).await.is_none() {
@@ -47,10 +47,10 @@ pub(crate) async fn keep_running<F>(
     }
 }
 
-/// In debug builds a test may have a task panic once: `CAUSEWAY_SABOTAGE=panic:NAME`.
-fn is_to_panic(name: &str) -> bool {
-    let wanted = std::env::var("CAUSEWAY_SABOTAGE").unwrap_or_default();
-    cfg!(debug_assertions) && wanted.strip_prefix("panic:") == Some(name)
+/// In debug builds a test can make a task panic once: `CAUSEWAY_SABOTAGE=panic:NAME`.
+fn panics_in_test(name: &str) -> bool {
+    let requested = std::env::var("CAUSEWAY_SABOTAGE").unwrap_or_default();
+    cfg!(debug_assertions) && requested.strip_prefix("panic:") == Some(name)
 }
 
 #[cfg(test)]
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_or_ends_runs_again_until_the_shutdown() {
+    async fn a_task_that_panics_or_ends_is_restarted_until_the_shutdown() {
         let (metrics, shutdown) = (Arc::new(Metrics::new()), CancellationToken::new());
         let runs = AtomicUsize::new(0);
         let task = || async {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_ends_at_the_shutdown_does_not_run_again() {
+    async fn a_task_that_ends_at_the_shutdown_is_not_restarted() {
         let (metrics, shutdown) = (Arc::new(Metrics::new()), CancellationToken::new());
         let task = || async { shutdown.cancel() };
         keep_running("test", Arc::clone(&metrics), shutdown.clone(), task).await;

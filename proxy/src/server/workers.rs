@@ -1,23 +1,23 @@
-//! The threads that connections live on.
+//! The threads that serve connections.
 //!
-//! Each has a runtime of its own, and nothing moves between them: a client's connection, those to backends that it uses and its
-//! tunnel are on one thread, and no wake-up goes from one to another. In a runtime whose threads take work from each other an echo
-//! through a tunnel costs about 7 % more, even on one thread (`edge-echo` of the bench).
+//! Each has a single-threaded runtime, and no task moves between them: a client's connection, the backend connections that it
+//! uses and its tunnel are on one thread, and no wake-up crosses threads. In a work-stealing runtime an echo through a tunnel
+//! costs about 7 % more, even on one thread (`edge-echo` of the bench).
 
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 
 /// Threads that serve connections. They end with the process: connections outlive the service that accepts them, and the drain
-/// sees to their end.
+/// closes them.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {
-    /// One at least.
+    /// Never empty.
     handles: Box<[Handle]>,
 }
 
 impl Workers {
-    /// Starts `count` threads called `name`. Where there can be none, connections live on the runtime of the caller.
+    /// Starts `count` threads called `name`. If none can be started, connections are served on the runtime of the caller.
     pub(crate) fn start(name: &'static str, count: usize) -> Self {
         let mut handles = Vec::with_capacity(count);
         for number in 0..count.max(1) {
@@ -34,17 +34,17 @@ impl Workers {
         }
     }
 
-    /// The thread with the fewest tasks. A connection is one, and so is a tunnel.
+    /// The thread with the fewest tasks. A connection is one task, a tunnel another.
     pub(crate) fn least_busy(&self) -> &Handle {
         let least = self
             .handles
             .iter()
             .min_by_key(|handle| handle.metrics().num_alive_tasks());
-        least.expect("there is one")
+        least.expect("there is at least one thread")
     }
 
-    /// The thread that accepts on the listener of this number.
-    pub(crate) fn acceptor(&self, number: usize) -> &Handle {
+    /// The thread that accepts on the listener with this index.
+    pub(crate) fn for_listener(&self, number: usize) -> &Handle {
         &self.handles[number % self.handles.len()]
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn each_thread_gets_as_much() {
+    async fn tasks_are_spread_evenly_over_the_threads() {
         let workers = Workers::start("test", 3);
         let mut tasks = JoinSet::new();
         let mut given: HashMap<_, usize> = HashMap::new();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_started_on_a_thread_stays_there() {
+    async fn a_task_stays_on_the_thread_it_was_started_on() {
         let workers = Workers::start("test", 2);
         let mut tasks = JoinSet::new();
         for number in 0..2 {
@@ -89,7 +89,7 @@ mod tests {
                 tokio::task::yield_now().await;
                 (before, thread::current().id())
             };
-            tasks.spawn_on(both, workers.acceptor(number));
+            tasks.spawn_on(both, workers.for_listener(number));
         }
         let seen = tasks.join_all().await;
         assert!(seen.iter().all(|(before, behind)| before == behind));

@@ -1,4 +1,4 @@
-//! Backends that speak TLS.
+//! Backends with TLS.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,16 +29,16 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// Whose certificate a backend has.
+/// The certificate of a backend.
 #[derive(Clone, Copy, Debug)]
-enum Whose {
-    ItsOwn,
-    AnotherName,
+enum CertificateKind {
+    Valid,
+    WrongName,
     Expired,
-    OfAStranger,
+    UntrustedIssuer,
 }
 
-/// Files of an authority that the edge trusts, and what it has signed.
+/// The files of an authority that the edge trusts, and of certificates that it has signed.
 struct Files {
     folder: Folder,
     authority: Authority,
@@ -58,13 +58,15 @@ impl Files {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// What a backend on 127.0.0.1 speaks TLS with. With `asks` it wants a certificate of the authority.
-    fn server(&self, whose: Whose, asks: bool) -> Arc<ServerConfig> {
-        let issued = match whose {
-            Whose::ItsOwn => self.authority.issue(&["127.0.0.1", "app.example"]),
-            Whose::AnotherName => self.authority.issue(&["127.0.0.2", "other.example"]),
-            Whose::Expired => self.authority.issue_expired(&["127.0.0.1", "app.example"]),
-            Whose::OfAStranger => Authority::new().issue(&["127.0.0.1", "app.example"]),
+    /// The TLS configuration of a backend on 127.0.0.1. With `asks` it requires a client certificate of the authority.
+    fn server(&self, kind: CertificateKind, asks: bool) -> Arc<ServerConfig> {
+        let issued = match kind {
+            CertificateKind::Valid => self.authority.issue(&["127.0.0.1", "app.example"]),
+            CertificateKind::WrongName => self.authority.issue(&["127.0.0.2", "other.example"]),
+            CertificateKind::Expired => self.authority.issue_expired(&["127.0.0.1", "app.example"]),
+            CertificateKind::UntrustedIssuer => {
+                Authority::new().issue(&["127.0.0.1", "app.example"])
+            }
         };
         let folder: &Path = self.folder.path();
         let chain = vec![CertificateDer::from(issued.write(folder, "backend"))];
@@ -89,7 +91,7 @@ impl Files {
     }
 }
 
-/// A backend that mirrors the heads of requests, and what comes through tunnels until its end.
+/// A backend that echoes the heads of requests, and the bytes of tunnels after their end.
 async fn backend_with(config: Arc<ServerConfig>) -> (SocketAddr, JoinSet<()>) {
     let acceptor = TlsAcceptor::from(config);
     backend(move |socket| {
@@ -113,8 +115,8 @@ async fn mirror_over(stream: TlsStream<TcpStream>) -> std::io::Result<()> {
         let head = String::from_utf8(head).unwrap();
         if header(&head, "upgrade").is_none() {
             let length = head.len();
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{head}");
-            stream.write_all(answer.as_bytes()).await?;
+            let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{head}");
+            stream.write_all(response.as_bytes()).await?;
             stream.flush().await?;
             continue;
         }
@@ -136,31 +138,36 @@ async fn edge<F: Front>(backends: &[SocketAddr], tls: &str) -> SceneOf<F> {
 
 async fn requests_and_tunnels_pass<F: Front>(name: &str) {
     let files = Files::new(name);
-    let (address, _backend) = backend_with(files.server(Whose::ItsOwn, false)).await;
+    let (address, _backend) = backend_with(files.server(CertificateKind::Valid, false)).await;
     let scene = edge::<F>(&[address], &format!("ca: '{}'", files.path("ca.pem"))).await;
     for _ in 0..3 {
-        let answer = scene.ask(GET).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.contains("GET / HTTP/1.1\r\n"), "{answer}");
+        let response = scene.request(GET).await;
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+        assert!(response.contains("GET / HTTP/1.1\r\n"), "{response}");
     }
     let mut client = scene.send(UPGRADE).await;
     let head = read_head(&mut client).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!(read_exact(&mut client, 5).await, b"early");
-    // More than any record or buffer, both ways, with its end passed on.
+    // More than any record or buffer, both ways, and the end is forwarded.
     let sent = b"0123456789abcdef".repeat(32 * 1024);
     let (mut reading, mut writing) = client.into_split();
-    let mut came = Vec::new();
+    let mut received = Vec::new();
     let (sending, receiving) = tokio::join!(
         async {
             writing.write_all(&sent).await?;
             writing.shutdown().await
         },
-        tokio::time::timeout(SOON, reading.read_to_end(&mut came)),
+        tokio::time::timeout(SOON, reading.read_to_end(&mut received)),
     );
     sending.unwrap();
     receiving.expect("an end in time").unwrap();
-    assert!(came == sent, "{} of {} bytes", came.len(), sent.len());
+    assert!(
+        received == sent,
+        "{} of {} bytes",
+        received.len(),
+        sent.len()
+    );
 }
 
 #[tokio::test]
@@ -169,45 +176,48 @@ async fn requests_and_tunnels_reach_a_backend_over_tls() {
 }
 
 #[tokio::test]
-async fn they_do_from_a_service_of_pingoras_too() {
+async fn requests_and_tunnels_reach_a_backend_over_tls_from_a_pingora_service() {
     requests_and_tunnels_pass::<Mounted>("to-backend-mounted").await;
 }
 
 #[tokio::test]
-async fn a_backend_that_is_not_who_it_should_be_gets_no_request_and_its_client_502() {
+async fn a_backend_that_is_not_trusted_gets_no_request_and_its_client_502() {
     let files = Files::new("distrust");
     let ca = format!("ca: '{}'", files.path("ca.pem"));
-    for (whose, why) in [
+    for (kind, why) in [
         (
-            Whose::AnotherName,
+            CertificateKind::WrongName,
             "its certificate is not for \"127.0.0.1\"",
         ),
-        (Whose::Expired, "its certificate has expired"),
+        (CertificateKind::Expired, "its certificate has expired"),
         (
-            Whose::OfAStranger,
-            "its certificate is signed by nobody who is trusted here",
+            CertificateKind::UntrustedIssuer,
+            "its certificate is not signed by a trusted authority",
         ),
     ] {
-        let (address, _backend) = backend_with(files.server(whose, false)).await;
+        let (address, _backend) = backend_with(files.server(kind, false)).await;
         let scene = edge::<Own>(&[address], &ca).await;
         for request in [GET, UPGRADE] {
-            let answer = scene.ask(request).await;
-            assert!(answer.starts_with("HTTP/1.1 502 "), "{whose:?}: {answer}");
+            let response = scene.request(request).await;
+            assert!(
+                response.starts_with("HTTP/1.1 502 "),
+                "{kind:?}: {response}"
+            );
         }
-        assert_eq!(dialled(&ca, address).await, format!("TLS: {why}"));
-        let probed = scene.parts.proxy.metrics.encode();
+        assert_eq!(dial(&ca, address).await, format!("TLS: {why}"));
+        let probed = scene.components.proxy.metrics.encode();
         let failed = "causeway_proxy_connect_errors_total{backend=\"b0\",kind=\"tls\"} 2";
         assert!(probed.contains(failed), "{probed}");
-        // Who is not verified may be anybody.
+        // Without verification any certificate is accepted.
         let trusting = edge::<Own>(&[address], "verify: false").await;
-        assert!(trusting.ask(GET).await.starts_with("HTTP/1.1 200 "));
+        assert!(trusting.request(GET).await.starts_with("HTTP/1.1 200 "));
         let mut client = trusting.send(UPGRADE).await;
         assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
     }
 }
 
-/// What comes of dialling `address` with these settings.
-async fn dialled(tls: &str, address: SocketAddr) -> String {
+/// The result of dialling `address` with these settings.
+async fn dial(tls: &str, address: SocketAddr) -> String {
     let text = format!(
         "pools: [{{ name: p, tls: {{ {tls} }}, backends: [{{ id: a, address: '{address}' }}] }}]\nroutes: [{{ pool: p }}]\n"
     );
@@ -222,41 +232,41 @@ async fn dialled(tls: &str, address: SocketAddr) -> String {
 }
 
 #[tokio::test]
-async fn a_name_in_the_settings_counts_instead_of_the_address() {
+async fn the_configured_server_name_is_verified_instead_of_the_address() {
     let files = Files::new("server-name");
-    let (address, _backend) = backend_with(files.server(Whose::ItsOwn, false)).await;
+    let (address, _backend) = backend_with(files.server(CertificateKind::Valid, false)).await;
     let with = |name: &str| format!("ca: '{}', server_name: {name}", files.path("ca.pem"));
-    assert_eq!(dialled(&with("app.example"), address).await, "connected");
+    assert_eq!(dial(&with("app.example"), address).await, "connected");
     assert_eq!(
-        dialled(&with("other.example"), address).await,
+        dial(&with("other.example"), address).await,
         "TLS: its certificate is not for \"other.example\""
     );
     let right = edge::<Own>(&[address], &with("app.example")).await;
-    assert!(right.ask(GET).await.starts_with("HTTP/1.1 200 "));
+    assert!(right.request(GET).await.starts_with("HTTP/1.1 200 "));
     let wrong = edge::<Own>(&[address], &with("other.example")).await;
-    assert!(wrong.ask(GET).await.starts_with("HTTP/1.1 502 "));
+    assert!(wrong.request(GET).await.starts_with("HTTP/1.1 502 "));
 }
 
 #[tokio::test]
-async fn a_backend_that_asks_who_the_edge_is_gets_its_certificate() {
+async fn a_backend_that_requires_a_client_certificate_gets_it() {
     let files = Files::new("identity");
-    let (address, _backend) = backend_with(files.server(Whose::ItsOwn, true)).await;
+    let (address, _backend) = backend_with(files.server(CertificateKind::Valid, true)).await;
     let ca = format!("ca: '{}'", files.path("ca.pem"));
     let anonymous = edge::<Own>(&[address], &ca).await;
-    assert!(anonymous.ask(GET).await.starts_with("HTTP/1.1 502 "));
+    assert!(anonymous.request(GET).await.starts_with("HTTP/1.1 502 "));
     let (certificate, key) = (files.path("edge.crt"), files.path("edge.key"));
     let known = edge::<Own>(
         &[address],
         &format!("{ca}, certificate: '{certificate}', key: '{key}'"),
     )
     .await;
-    assert!(known.ask(GET).await.starts_with("HTTP/1.1 200 "));
+    assert!(known.request(GET).await.starts_with("HTTP/1.1 200 "));
     let mut client = known.send(UPGRADE).await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
 }
 
 #[tokio::test]
-async fn a_backend_that_speaks_no_tls_is_502_and_one_that_breaks_off_503() {
+async fn a_backend_without_tls_is_502_and_one_that_disconnects_503() {
     let (plain, _plain) = backend(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
@@ -266,25 +276,25 @@ async fn a_backend_that_speaks_no_tls_is_502_and_one_that_breaks_off_503() {
     let settings = "verify: false";
     for request in [GET, UPGRADE] {
         let scene = edge::<Own>(&[plain], settings).await;
-        let answer = scene.ask(request).await;
-        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        let response = scene.request(request).await;
+        assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
         let scene = edge::<Own>(&[silent], settings).await;
-        let answer = scene.ask(request).await;
-        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        let response = scene.request(request).await;
+        assert!(response.starts_with("HTTP/1.1 50"), "{response}");
     }
 }
 
-/// What health checks of `kind` make of the backend at `address`, once they have made up their mind.
-async fn judged(kind: &str, tls: &str, address: SocketAddr) -> (State, String) {
+/// The state of the backend at `address` after health checks of `kind`, and its reason.
+async fn health_of(kind: &str, tls: &str, address: SocketAddr) -> (State, String) {
     let settings =
         format!("    tls: {{ {tls} }}\n    health: {{ kind: {kind}, fall: 1, timeout: 20s }}\n");
     let scene = SceneOf::<Own>::with_pool(&[address.to_string()], &settings, "").await;
     let stop = CancellationToken::new();
-    let pools = scene.parts.reloader.pools();
+    let pools = scene.components.reloader.pools();
     let names = Arc::new(Names::new());
     let mut checking = JoinSet::new();
     checking.spawn(crate::balancer::health::run(pools, names, stop.clone()));
-    let pools = scene.parts.proxy.pools();
+    let pools = scene.components.proxy.pools();
     let backend = pools
         .iter()
         .flat_map(|pool| pool.backends())
@@ -305,12 +315,12 @@ async fn judged(kind: &str, tls: &str, address: SocketAddr) -> (State, String) {
 }
 
 #[tokio::test]
-async fn health_checks_of_each_kind_go_by_the_certificate() {
+async fn health_checks_of_each_kind_verify_the_certificate() {
     let files = Files::new("health");
     let ca = format!("ca: '{}'", files.path("ca.pem"));
     for kind in ["node", "tcp", "websocket"] {
-        let serve = |whose| {
-            let acceptor = TlsAcceptor::from(files.server(whose, false));
+        let serve = |certificate| {
+            let acceptor = TlsAcceptor::from(files.server(certificate, false));
             backend(move |socket| {
                 let acceptor = acceptor.clone();
                 async move {
@@ -327,34 +337,34 @@ async fn health_checks_of_each_kind_go_by_the_certificate() {
                 }
             })
         };
-        let (address, _backend) = serve(Whose::ItsOwn).await;
-        assert_eq!(judged(kind, &ca, address).await.0, State::Up, "{kind}");
-        let (address, _backend) = serve(Whose::Expired).await;
-        let (state, why) = judged(kind, &ca, address).await;
+        let (address, _backend) = serve(CertificateKind::Valid).await;
+        assert_eq!(health_of(kind, &ca, address).await.0, State::Up, "{kind}");
+        let (address, _backend) = serve(CertificateKind::Expired).await;
+        let (state, why) = health_of(kind, &ca, address).await;
         assert_eq!(state, State::Down, "{kind}");
         assert!(
             why.contains("TLS: its certificate has expired"),
             "{kind}: {why}"
         );
-        let (state, why) = judged(kind, "verify: false", address).await;
+        let (state, why) = health_of(kind, "verify: false", address).await;
         assert_eq!(state, State::Up, "{kind}: {why}");
     }
 }
 
 #[tokio::test]
-async fn a_reload_takes_new_authorities_or_nothing() {
+async fn a_reload_applies_new_authorities_or_nothing() {
     let files = Files::new("reload");
     let ca = files.path("ca.pem");
-    let (address, _backend) = backend_with(files.server(Whose::ItsOwn, false)).await;
+    let (address, _backend) = backend_with(files.server(CertificateKind::Valid, false)).await;
     let scene = edge::<Own>(&[address], &format!("ca: '{ca}'")).await;
-    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 200 "));
+    assert!(scene.request(GET).await.starts_with("HTTP/1.1 200 "));
     let text = format!(
         "pools: [{{ name: p, tls: {{ ca: '{ca}' }}, backends: [{{ id: b0, address: '{address}' }}] }}]\nroutes: [{{ pool: p }}]\n"
     );
     let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
     std::fs::write(&ca, "nothing").unwrap();
     let error = scene
-        .parts
+        .components
         .reloader
         .apply(&config, Instant::now())
         .unwrap_err();
@@ -364,11 +374,15 @@ async fn a_reload_takes_new_authorities_or_nothing() {
             .starts_with(&format!("pool \"p\": {ca}: no certificate")),
         "{error}"
     );
-    assert!(scene.ask(GET).await.starts_with("HTTP/1.1 200 "));
+    assert!(scene.request(GET).await.starts_with("HTTP/1.1 200 "));
     std::fs::write(&ca, Authority::new().pem()).unwrap();
-    scene.parts.reloader.apply(&config, Instant::now()).unwrap();
+    scene
+        .components
+        .reloader
+        .apply(&config, Instant::now())
+        .unwrap();
     assert!(
-        scene.ask(GET).await.starts_with("HTTP/1.1 502 "),
+        scene.request(GET).await.starts_with("HTTP/1.1 502 "),
         "a connection that was kept"
     );
 }

@@ -1,4 +1,4 @@
-//! What it costs to decide about one request: `make micro` measures it, in a release build.
+//! The cost of the decisions about one request; `make micro` measures it in a release build.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,16 +12,16 @@ use crate::http::fields::Fields;
 use crate::http::http1::{RequestHead, ResponseHead};
 use crate::http::scheme::Scheme;
 use crate::request::exchange::ProxyState;
-use crate::server::app::shape;
-use crate::server::components::Parts;
+use crate::server::app::parse_head;
+use crate::server::components::Components;
 
 /// The most that affinity, pick and headers may take together.
-const MOST: Duration = Duration::from_micros(3);
+const COST_MAX: Duration = Duration::from_micros(3);
 
-/// Requests that are measured at a time: few, since those of an edge are in its caches too.
+/// Requests per round: few, so that they stay in the CPU's caches, as in an edge.
 const COUNT: usize = 50;
 
-/// How often they are measured.
+/// The number of rounds.
 const ROUNDS: usize = match cfg!(debug_assertions) {
     true => 11,
     false => 1001,
@@ -30,7 +30,7 @@ const ROUNDS: usize = match cfg!(debug_assertions) {
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 
 /// An edge with signed cookies before eight backends that are up.
-pub(super) fn parts() -> Parts {
+pub(super) fn components() -> Components {
     let backends: Vec<String> = (1..=8)
         .map(|n| format!("{{ id: n{n}, address: '127.0.0.1:{n}' }}"))
         .collect();
@@ -39,16 +39,16 @@ pub(super) fn parts() -> Parts {
         "pools: [{{ name: p, backends: [{backends}] }}]\nlog: {{ access: off }}\naffinity: {{ keys: ['0123456789abcdef'] }}\n"
     );
     let config = Config::parse("cost.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
-    let parts = Parts::new(&config).unwrap();
-    for pool in parts.proxy.pools().iter() {
+    let components = Components::new(&config).unwrap();
+    for pool in components.proxy.pools().iter() {
         for backend in pool.backends() {
             pool.probed(&backend, ProbeResult::Good, Instant::now());
         }
     }
-    parts
+    components
 }
 
-/// What a browser sends, with `cookie` beside one of the application's own.
+/// A request as a browser sends it, with `cookie` besides one of the application.
 pub(super) fn request(path: &str, cookie: &str) -> String {
     let cookies = format!("theme=dark; {cookie}");
     let headers = [
@@ -69,14 +69,14 @@ pub(super) fn request(path: &str, cookie: &str) -> String {
     format!("GET {path} HTTP/1.1\r\n{}\r\n", headers.concat())
 }
 
-/// The same, as the edge has it when it decides.
+/// The parsed head of `request`.
 pub(super) fn read(request: &str) -> RequestHead {
     let mut bytes = BytesMut::from(request);
-    let shape = shape(&mut bytes, 256).unwrap();
-    shape.head.with(bytes)
+    let head_info = parse_head(&mut bytes, 256).unwrap();
+    head_info.head.with(bytes)
 }
 
-fn answer() -> ResponseHead {
+fn response() -> ResponseHead {
     ResponseHead::parse(
         BytesMut::from("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
         256,
@@ -84,7 +84,7 @@ fn answer() -> ResponseHead {
     .unwrap()
 }
 
-/// All that is decided for `request`; whether its answer binds it.
+/// Makes all decisions for `request`. Returns whether its response sets the cookie.
 fn decide(proxy: &ProxyState, request: &mut RequestHead, response: &mut ResponseHead) -> bool {
     let mut exchange = proxy.admit(request, None, PEER, Scheme::Http).unwrap();
     black_box(proxy.choose(&mut exchange).unwrap());
@@ -93,13 +93,12 @@ fn decide(proxy: &ProxyState, request: &mut RequestHead, response: &mut Response
     response.has("set-cookie")
 }
 
-/// What one such request costs in the fastest tenth of all rounds, and in half of them. The others tell more about what else
-/// the machine does.
+/// The cost of one request in the fastest tenth of all rounds, and the median. Slower rounds measure the load of the machine.
 fn cost(proxy: &ProxyState, request: &str, binds: bool) -> (Duration, Duration) {
     let mut rounds = [Duration::ZERO; ROUNDS];
     for round in &mut rounds {
         let mut requests: Vec<RequestHead> = (0..COUNT).map(|_| read(request)).collect();
-        let mut responses: Vec<ResponseHead> = (0..COUNT).map(|_| answer()).collect();
+        let mut responses: Vec<ResponseHead> = (0..COUNT).map(|_| response()).collect();
         let started = Instant::now();
         let bound = requests
             .iter_mut()
@@ -114,10 +113,10 @@ fn cost(proxy: &ProxyState, request: &str, binds: bool) -> (Duration, Duration) 
 }
 
 #[test]
-fn deciding_about_a_request_costs_little() {
-    let parts = parts();
-    let proxy = &*parts.proxy;
-    let mut binding = answer();
+fn the_decisions_about_a_request_are_cheap() {
+    let components = components();
+    let proxy = &*components.proxy;
+    let mut binding = response();
     assert!(decide(proxy, &mut read(&request("/", "")), &mut binding));
     let cookie = binding.text("set-cookie").unwrap();
     let cookie = cookie.split(';').next().unwrap();
@@ -135,15 +134,18 @@ fn deciding_about_a_request_costs_little() {
             false,
         ),
     ] {
-        // The first request of a session binds it, and warms up the others.
-        decide(proxy, &mut read(&request), &mut answer());
+        // The first request of a session binds it, and warms up the caches.
+        decide(proxy, &mut read(&request), &mut response());
         let (cost, median) = cost(proxy, &request, binds);
         eprintln!(
             "{name}: {} ns, median {} ns",
             cost.as_nanos(),
             median.as_nanos()
         );
-        // Other builds say nothing about what operators see.
-        assert!(cfg!(debug_assertions) || cost <= MOST, "{name}: {cost:?}");
+        // Debug builds are not representative.
+        assert!(
+            cfg!(debug_assertions) || cost <= COST_MAX,
+            "{name}: {cost:?}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Each wait of the edge ends at its deadline and not before, over HTTP/1 and over HTTP/2.
 //!
-//! Time is paused: it passes only while everybody waits. Backends listen on unix sockets, where what is sent has arrived. Each test
-//! sets one deadline; all others are longer than any of them lasts. The other deadlines are tested where the waits are: heads in
+//! Time is paused: it advances only while all tasks wait. Backends listen on unix sockets, where sent bytes arrive at once. Each
+//! test sets one deadline; all others are longer than the test. Other deadlines are tested in their modules: heads in
 //! `app::head`, the preface and idle connections of HTTP/2 in `downstream::http2`, handshakes in `tls`, tunnels in `tunnel`.
 
 use std::net::SocketAddr;
@@ -25,29 +25,29 @@ use super::over_h2;
 use super::scene::*;
 use crate::balancer::pool::State;
 use crate::config::Config;
-use crate::downstream::acceptor::Entrances;
+use crate::downstream::acceptor::Acceptors;
 use crate::net::accepted::Accepted;
 
-/// What each test sets.
+/// The deadline that each test sets, and a shorter time.
 const LIMIT: Duration = Duration::from_secs(7);
 const BEFORE: Duration = Duration::from_secs(6);
 
-/// An edge before one backend.
-struct Waits {
+/// An edge with one backend.
+struct DeadlineScene {
     scene: Scene,
     socket: PathBuf,
-    /// Told of each connection of the backend that ends.
+    /// The number of backend connections that have ended.
     ended: watch::Receiver<usize>,
     tasks: JoinSet<()>,
 }
 
-impl Drop for Waits {
+impl Drop for DeadlineScene {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
     }
 }
 
-impl Waits {
+impl DeadlineScene {
     async fn with(settings: &str) -> Self {
         let name = format!("causeway-deadline-{}", fastrand::u64(..));
         let socket = std::env::temp_dir().join(name);
@@ -74,15 +74,15 @@ impl Waits {
         }
     }
 
-    /// A connection of HTTP/1, and the task that serves it.
+    /// An HTTP/1 connection, and the task that serves it.
     fn connect(&self) -> (DuplexStream, JoinSet<()>) {
         let (client, edge) = duplex(64 * 1024);
-        let entrances = open_entrances(&self.scene.parts);
-        (client, self.serve(Box::new(edge), entrances))
+        let acceptors = plain_acceptors(&self.scene.components);
+        (client, self.serve(Box::new(edge), acceptors))
     }
 
-    fn serve(&self, stream: Stream, entrances: Arc<Entrances>) -> JoinSet<()> {
-        let app = Arc::new(self.scene.parts.app(entrances));
+    fn serve(&self, stream: Stream, acceptors: Arc<Acceptors>) -> JoinSet<()> {
+        let app = Arc::new(self.scene.components.app(acceptors));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let (_shutdown, watching) = watch::channel(false);
@@ -91,29 +91,29 @@ impl Waits {
         tasks
     }
 
-    /// A connection of HTTP/1 on which `request` has been sent.
+    /// An HTTP/1 connection on which `request` has been sent.
     async fn send(&self, request: &str) -> (DuplexStream, JoinSet<()>) {
         let (mut client, served) = self.connect();
         client.write_all(request.as_bytes()).await.unwrap();
         (client, served)
     }
 
-    /// A connection of HTTP/2.
+    /// An HTTP/2 connection.
     async fn connect_h2(&mut self) -> SendRequest<Bytes> {
         over_h2::client(&self.scene, &mut self.tasks).await
     }
 
-    /// Returns when so many connections of the backend have ended.
-    async fn backend_sees_ends(&mut self, count: usize) {
+    /// Returns when `count` backend connections have ended.
+    async fn until_backend_closed(&mut self, count: usize) {
         self.ended
             .wait_for(|ended| *ended == count)
             .await
-            .expect("the backend lives");
+            .expect("the backend is running");
     }
 
-    /// Nothing that a client did may speak against its backend.
-    fn backend_is_trusted(&self) {
-        let pools = self.scene.parts.proxy.pools();
+    /// Checks that the behaviour of clients did not count against the backend.
+    fn assert_backend_up(&self) {
+        let pools = self.scene.components.proxy.pools();
         let backends = pools.iter().flat_map(|pool| pool.backends());
         for backend in backends {
             assert_eq!(backend.state(), State::Unknown);
@@ -121,15 +121,15 @@ impl Waits {
     }
 }
 
-/// Does what the target says, as a backend that has a fault of that kind.
+/// A backend that misbehaves as the request target says.
 async fn backend(mut stream: UnixStream) {
     loop {
         let head = read_head(&mut stream).await;
         let Some(target) = head.split(' ').nth(1) else {
             return;
         };
-        let answer = match target {
-            // The body is complete with its first dot.
+        let response = match target {
+            // The body is complete at its first dot.
             "/reads" => {
                 while stream.read_u8().await.is_ok_and(|byte| byte != b'.') {}
                 "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -139,7 +139,7 @@ async fn backend(mut stream: UnixStream) {
             "/endless" => "HTTP/1.1 200 OK\r\nContent-Length: 9000000000\r\n\r\n",
             _ => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         };
-        if stream.write_all(answer.as_bytes()).await.is_err() {
+        if stream.write_all(response.as_bytes()).await.is_err() {
             return;
         }
         match target {
@@ -158,7 +158,7 @@ async fn backend(mut stream: UnixStream) {
     }
 }
 
-/// It is `limit` since `since`: timers have a resolution of a millisecond.
+/// Checks that `limit` has passed since `since`; timers have a resolution of a millisecond.
 fn assert_after(since: Instant, limit: Duration, what: &str) {
     assert_between(since, Instant::now(), limit, what);
 }
@@ -169,7 +169,7 @@ fn assert_between(since: Instant, at: Instant, limit: Duration, what: &str) {
     assert!(limit <= took && took <= most, "{what}: {took:?}");
 }
 
-/// A head, and when it had come.
+/// A head, and when it was complete.
 async fn read_head_at(reading: &mut (impl AsyncRead + Unpin)) -> (String, Instant) {
     (read_head(reading).await, Instant::now())
 }
@@ -196,34 +196,34 @@ async fn send_h2(
         .unwrap()
 }
 
-/// The connection of a stream that has ended carries others.
-async fn goes_on(client: &SendRequest<Bytes>) {
+/// Checks that the connection can still carry streams.
+async fn check_usable(client: &SendRequest<Bytes>) {
     let (response, _) = send_h2(client, "GET", "/").await;
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
-/// Reads a response of which nothing more is to come than its reset.
+/// Reads a response body until its stream is reset.
 async fn read_until_reset(body: &mut RecvStream) -> (usize, Option<Reason>) {
     let mut length = 0;
     loop {
         match body.data().await {
             Some(Ok(data)) => length += data.len(),
             Some(Err(error)) => return (length, error.reason()),
-            None => panic!("the response ends as if it were whole"),
+            None => panic!("the response ends as if it were complete"),
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_waits_for_its_first_request_and_for_the_next_one() {
-    let waits = Waits::with("timeouts: { keepalive: 7s }\n").await;
-    let (mut client, mut served) = waits.connect();
+async fn an_idle_connection_is_closed_before_its_first_request_and_after_each() {
+    let scene = DeadlineScene::with("timeouts: { keepalive: 7s }\n").await;
+    let (mut client, mut served) = scene.connect();
     let started = Instant::now();
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     assert_after(started, LIMIT, "the first request");
     served.join_next().await.unwrap().unwrap();
 
-    let (mut client, _served) = waits.connect();
+    let (mut client, _served) = scene.connect();
     for _ in 0..3 {
         sleep(BEFORE).await;
         client
@@ -238,8 +238,8 @@ async fn a_connection_waits_for_its_first_request_and_for_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_waits_for_its_proxy_header() {
-    let waits = Waits::with("").await;
+async fn a_connection_without_a_complete_proxy_header_is_closed() {
+    let scene = DeadlineScene::with("").await;
     let settings = "listeners: [{ address: '127.0.0.1:0', proxy_protocol: [127.0.0.0/8] }]\n\
                     pools: [{ name: p, backends: [{ id: b, address: '127.0.0.1:1' }] }]\n\
                     routes: [{ path: /, pool: p }]\ntimeouts: { head: 7s }\n";
@@ -250,30 +250,30 @@ async fn a_connection_waits_for_its_proxy_header() {
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(sent.as_bytes()).await.unwrap();
         let (socket, peer) = listener.accept().await.unwrap();
-        let entrance = crate::entrance(&config, &config.listeners[0]).unwrap();
-        let proxy = &waits.scene.parts.proxy;
-        let entrances = Entrances::new(
-            vec![(address, entrance)],
+        let acceptor = crate::acceptor(&config, &config.listeners[0]).unwrap();
+        let proxy = &scene.scene.components.proxy;
+        let acceptors = Acceptors::new(
+            vec![(address, acceptor)],
             Arc::clone(&proxy.gate),
             Arc::clone(&proxy.metrics),
         );
         let started = Instant::now();
         let stream = Box::new(Accepted::new(socket, peer, address));
-        let mut served = waits.serve(stream, Arc::new(entrances));
+        let mut served = scene.serve(stream, Arc::new(acceptors));
         served.join_next().await.unwrap().unwrap();
         assert_after(started, LIMIT, sent);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_body_that_stops_is_408_and_its_backend_is_told() {
-    let mut waits = Waits::with("timeouts: { downstream_read: 7s }\n").await;
+async fn a_request_body_that_stalls_is_408_and_its_backend_connection_is_closed() {
+    let mut scene = DeadlineScene::with("timeouts: { downstream_read: 7s }\n").await;
     for (number, (framing, piece)) in (1..).zip([
         ("Content-Length: 100", "xxxxx"),
         ("Transfer-Encoding: chunked", "5\r\nxxxxx\r\n"),
     ]) {
         let request = format!("POST /reads HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
-        let (mut client, _served) = waits.send(&request).await;
+        let (mut client, _served) = scene.send(&request).await;
         for _ in 0..3 {
             sleep(BEFORE).await;
             client.write_all(piece.as_bytes()).await.unwrap();
@@ -283,9 +283,9 @@ async fn a_request_body_that_stops_is_408_and_its_backend_is_told() {
         assert_after(started, LIMIT, framing);
         assert_eq!(status(&head), "408", "{head}");
         assert_eq!(header(&head, "connection"), Some("close"));
-        waits.backend_sees_ends(number).await;
+        scene.until_backend_closed(number).await;
     }
-    let client = waits.connect_h2().await;
+    let client = scene.connect_h2().await;
     let (response, mut body) = send_h2(&client, "POST", "/reads").await;
     for _ in 0..3 {
         sleep(BEFORE).await;
@@ -294,21 +294,21 @@ async fn a_request_body_that_stops_is_408_and_its_backend_is_told() {
     let started = Instant::now();
     assert_eq!(response.await.unwrap().status(), 408);
     assert_after(started, LIMIT, "HTTP/2");
-    waits.backend_sees_ends(3).await;
-    goes_on(&client).await;
-    waits.backend_is_trusted();
+    scene.until_backend_closed(3).await;
+    check_usable(&client).await;
+    scene.assert_backend_up();
 }
 
-/// Five bytes a second are asked for, and a window is over after seven.
+/// The minimum rate is five bytes per second, in windows of seven seconds.
 const RATE: &str = "timeouts: { request_body_rate: { per_second: 5B, window: 7s } }\n";
 
 #[tokio::test(start_paused = true)]
-async fn a_request_body_that_trickles_is_408_when_the_window_is_over() {
+async fn a_request_body_below_the_minimum_rate_is_408_at_the_end_of_the_window() {
     let second = Duration::from_secs(1);
     for (bytes, wanted) in [("xxxx", 408), ("xxxxx", 200)] {
-        let mut waits = Waits::with(RATE).await;
+        let mut scene = DeadlineScene::with(RATE).await;
         let request = "POST /reads HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n";
-        let (client, _served) = waits.send(request).await;
+        let (client, _served) = scene.send(request).await;
         let (mut reading, mut writing) = tokio::io::split(client);
         let started = Instant::now();
         let drip = async {
@@ -326,7 +326,7 @@ async fn a_request_body_that_trickles_is_408_when_the_window_is_over() {
         let limit = if wanted == 408 { LIMIT } else { 20 * second };
         assert_between(started, at, limit, bytes);
 
-        let client = waits.connect_h2().await;
+        let client = scene.connect_h2().await;
         let (response, mut body) = send_h2(&client, "POST", "/reads").await;
         let started = Instant::now();
         let drip = async {
@@ -343,18 +343,18 @@ async fn a_request_body_that_trickles_is_408_when_the_window_is_over() {
         let ((status, at), ()) = tokio::join!(answered, drip);
         assert_eq!(status, wanted);
         assert_between(started, at, limit, "HTTP/2");
-        goes_on(&client).await;
-        waits.backend_is_trusted();
+        check_usable(&client).await;
+        scene.assert_backend_up();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_takes_nothing_of_a_request_is_a_504() {
-    let mut waits = Waits::with("timeouts: { upstream_write: 7s }\n").await;
-    // More than the sockets take.
+async fn a_backend_that_does_not_read_the_request_is_a_504() {
+    let mut scene = DeadlineScene::with("timeouts: { upstream_write: 7s }\n").await;
+    // More than the sockets buffer.
     let length = 4 << 20;
     let request = format!("POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
-    let (client, _served) = waits.send(&request).await;
+    let (client, _served) = scene.send(&request).await;
     let (mut reading, mut writing) = tokio::io::split(client);
     let started = Instant::now();
     let sending = async {
@@ -364,35 +364,35 @@ async fn a_backend_that_takes_nothing_of_a_request_is_a_504() {
     assert_eq!(status(&head), "504", "{head}");
     assert_between(started, at, LIMIT, "HTTP/1");
 
-    let client = waits.connect_h2().await;
+    let client = scene.connect_h2().await;
     let (response, mut body) = send_h2(&client, "POST", "/unread").await;
     let started = Instant::now();
     body.send_data(vec![b'x'; length].into(), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 504);
     assert_after(started, LIMIT, "HTTP/2");
-    goes_on(&client).await;
+    check_usable(&client).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_answers_nothing_is_a_504_and_one_that_stops_has_its_response_cut_off() {
-    let mut waits = Waits::with("timeouts: { upstream_read: 7s }\n").await;
+async fn a_backend_that_does_not_respond_is_a_504_and_a_response_that_stalls_is_aborted() {
+    let mut scene = DeadlineScene::with("timeouts: { upstream_read: 7s }\n").await;
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-    let (mut client, _served) = waits.send(&get("/silent")).await;
+    let (mut client, _served) = scene.send(&get("/silent")).await;
     let started = Instant::now();
     let head = read_head(&mut client).await;
     assert_eq!(status(&head), "504", "{head}");
     assert_after(started, LIMIT, "no response");
-    waits.backend_sees_ends(1).await;
+    scene.until_backend_closed(1).await;
 
-    let (mut client, _served) = waits.send(&get("/half")).await;
+    let (mut client, _served) = scene.send(&get("/half")).await;
     let head = read_head(&mut client).await;
     assert_eq!(status(&head), "200", "{head}");
     let started = Instant::now();
     assert_eq!(read_all(&mut client).await, "half");
     assert_after(started, LIMIT, "half a response");
-    waits.backend_sees_ends(2).await;
+    scene.until_backend_closed(2).await;
 
-    let client = waits.connect_h2().await;
+    let client = scene.connect_h2().await;
     let (response, _) = send_h2(&client, "GET", "/silent").await;
     let started = Instant::now();
     assert_eq!(response.await.unwrap().status(), 504);
@@ -403,45 +403,45 @@ async fn a_backend_that_answers_nothing_is_a_504_and_one_that_stops_has_its_resp
     let reset = read_until_reset(&mut body).await;
     assert_eq!(reset, (4, Some(Reason::INTERNAL_ERROR)));
     assert_after(started, LIMIT, "half a response over HTTP/2");
-    waits.backend_sees_ends(4).await;
-    goes_on(&client).await;
+    scene.until_backend_closed(4).await;
+    check_usable(&client).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_on_is_closed_and_a_stream_is_reset() {
-    let mut waits = Waits::with("timeouts: { downstream_write: 7s }\n").await;
-    let (mut client, mut served) = waits.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    // It reads a little, in time.
+async fn a_client_that_stops_reading_is_disconnected_and_its_stream_is_reset() {
+    let mut scene = DeadlineScene::with("timeouts: { downstream_write: 7s }\n").await;
+    let (mut client, mut served) = scene.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    // It reads a little before each deadline.
     assert_eq!(status(&read_head(&mut client).await), "200");
     for _ in 0..3 {
         sleep(BEFORE).await;
-        // All that the connection holds, so that the edge writes again.
+        // Everything that is buffered, so that the edge writes again.
         read_exact(&mut client, 64 * 1024).await;
     }
     let started = Instant::now();
     served.join_next().await.unwrap().unwrap();
     assert_after(started, LIMIT, "HTTP/1");
-    waits.backend_sees_ends(1).await;
+    scene.until_backend_closed(1).await;
 
-    let client = waits.connect_h2().await;
+    let client = scene.connect_h2().await;
     let (response, _) = send_h2(&client, "GET", "/endless").await;
     let mut body = response.await.unwrap().into_body();
     let started = Instant::now();
-    // It is read, but its window is not opened again.
+    // It is read, but its flow-control window is not opened again.
     let (length, _) = read_until_reset(&mut body).await;
     assert_after(started, LIMIT, "HTTP/2");
     assert_eq!(length, 65_535);
-    waits.backend_sees_ends(2).await;
-    goes_on(&client).await;
-    waits.backend_is_trusted();
+    scene.until_backend_closed(2).await;
+    check_usable(&client).await;
+    scene.assert_backend_up();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_expects_a_100_gets_the_edges_when_its_backend_gives_none() {
-    let waits = Waits::with("").await;
+async fn the_edge_sends_100_continue_if_the_backend_does_not() {
+    let scene = DeadlineScene::with("").await;
     let request =
         "POST /reads HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
-    let (mut client, _served) = waits.send(request).await;
+    let (mut client, _served) = scene.send(request).await;
     let started = Instant::now();
     assert_eq!(status(&read_head(&mut client).await), "100");
     assert_after(started, Duration::from_secs(1), "the 100");
@@ -449,14 +449,14 @@ async fn a_client_that_expects_a_100_gets_the_edges_when_its_backend_gives_none(
     assert_eq!(status(&read_head(&mut client).await), "200");
 }
 
-/// An address where nobody is told that a connection has come, nor that it has not: the queue of its listener is full.
-struct Full {
+/// An address that neither accepts nor refuses connections: the backlog of its listener is full.
+struct FullBacklog {
     address: SocketAddr,
     _listener: TcpListener,
     _queued: Vec<std::net::TcpStream>,
 }
 
-impl Full {
+impl FullBacklog {
     fn new() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -474,17 +474,17 @@ impl Full {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_cannot_be_connected_to_in_time_is_passed_over_or_a_504() {
-    let full = Full::new();
-    let mut waits = Waits::with("").await;
-    let here = format!("unix:{}", waits.socket.display());
+async fn a_dial_that_times_out_is_retried_at_another_backend_or_a_504() {
+    let full = FullBacklog::new();
+    let mut scene = DeadlineScene::with("").await;
+    let here = format!("unix:{}", scene.socket.display());
     let settings = "timeouts: { connect: 7s }\n";
     for (backends, wanted) in [
         (vec![full.address.to_string()], 504),
         (vec![full.address.to_string(), here], 200),
     ] {
-        waits.scene = Scene::configured_at(&backends, settings).await;
-        let (mut client, _served) = waits.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        scene.scene = Scene::configured_at(&backends, settings).await;
+        let (mut client, _served) = scene.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let started = Instant::now();
         let head = read_head(&mut client).await;
         assert_eq!(status(&head), wanted.to_string(), "{head}");
@@ -492,18 +492,18 @@ async fn a_backend_that_cannot_be_connected_to_in_time_is_passed_over_or_a_504()
     }
 }
 
-/// In real time, by which waits for a backend are measured.
+/// In real time, which parked requests are measured in.
 #[tokio::test]
-async fn a_client_of_a_backend_that_does_not_answer_dials_is_bound_elsewhere_after_a_while() {
-    let full = Full::new();
+async fn a_client_whose_backend_does_not_accept_connections_is_bound_to_another_after_a_while() {
+    let full = FullBacklog::new();
     let (other, _other) = mirror().await;
     let settings = "timeouts: { connect: 100ms }\naffinity: { hold: 1m, hold_timeout: 1s }\n";
     let scene = Scene::configured(&[full.address, other], settings).await;
     let started = Instant::now();
     let request =
         "GET / HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: close\r\n\r\n";
-    let answer = scene.ask(request).await;
-    let cookie = header(&answer, "set-cookie").expect("it is bound anew");
-    assert!(cookie.starts_with("causeway=u1.b1."), "{answer}");
+    let response = scene.request(request).await;
+    let cookie = header(&response, "set-cookie").expect("it is bound anew");
+    assert!(cookie.starts_with("causeway=u1.b1."), "{response}");
     assert!(Duration::from_secs(1) <= started.elapsed());
 }

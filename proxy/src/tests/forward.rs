@@ -1,4 +1,4 @@
-//! Plain requests that the edge sends on itself: what the answers of backends may be, and what becomes of connections.
+//! Forwarding of plain requests: valid and invalid responses of backends, and the reuse of connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,52 +9,56 @@ use tokio::sync::mpsc;
 
 use super::scene::*;
 
-/// A request after which its client asks for more.
+/// A request whose client keeps its connection open.
 const MORE: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const LAST: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-/// What a client gets behind the status line from a backend that gives `answer` and closes: without the cookie.
-async fn through_the_edge(request: &str, answer: &'static str) -> String {
-    let (address, _backend) = answering(answer).await;
+/// What a client gets after the status line, without the cookie, if the backend sends `response` and closes.
+async fn through_the_edge(request: &str, response: &'static str) -> String {
+    let (address, _backend) = responding(response).await;
     let scene = Scene::configured(&[address], "affinity: { cookie: none }\n").await;
-    scene.ask(request).await
+    scene.request(request).await
 }
 
 #[tokio::test]
-async fn an_answer_comes_through_as_it_is() {
+async fn a_response_is_forwarded_unchanged() {
     let cases = [
         (
             "HTTP/1.1 200 Fine\r\nDate: x\r\neTag: \"x\"\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 Fine\r\nDate: x\r\neTag: \"x\"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
         ),
-        // What belongs to the backend's connection stays there.
+        // Connection headers of the backend are removed.
         (
             "HTTP/1.1 404 Not Found\r\nDate: x\r\nConnection: keep-alive, X-Mine\r\nKeep-Alive: timeout=5\r\nX-Mine: 1\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 404 Not Found\r\nDate: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         ),
-        // More than was announced is nobody's.
+        // Bytes after the announced length are dropped.
         (
             "HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n",
             "HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
         ),
-        // Chunks stay what they were, with extensions and trailers.
+        // Chunks are forwarded with their extensions and trailers.
         (
             "HTTP/1.1 200 OK\r\nDate: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n1;a=b\r\no\r\n01\r\nk\r\n0\r\nX: y\r\n\r\n",
             "HTTP/1.1 200 OK\r\nDate: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1;a=b\r\no\r\n01\r\nk\r\n0\r\nX: y\r\n\r\n",
         ),
-        // An end of the backend's connection is not one of the client's.
+        // The end of the backend's connection does not end the client's.
         (
             "HTTP/1.0 200 OK\r\nDate: x\r\n\r\nhello",
             "HTTP/1.1 200 OK\r\nDate: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         ),
-        // What is said beforehand comes first, but for what nobody asked for.
+        // Interim responses are forwarded first, except a 100 that was not requested.
         (
             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\nDate: x\r\n\r\n",
             "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\nDate: x\r\nConnection: close\r\n\r\n",
         ),
     ];
-    for (answer, expected) in cases {
-        assert_eq!(through_the_edge(LAST, answer).await, expected, "{answer}");
+    for (response, expected) in cases {
+        assert_eq!(
+            through_the_edge(LAST, response).await,
+            expected,
+            "{response}"
+        );
     }
     let head = through_the_edge(
         "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
@@ -67,8 +71,8 @@ async fn an_answer_comes_through_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_a_502() {
-    for answer in [
+async fn an_invalid_response_is_a_502() {
+    for response in [
         "",
         "HTTP/1.1 200 OK\r\n",
         "SSH-2.0-x\r\n\r\n",
@@ -79,8 +83,8 @@ async fn what_is_no_answer_is_a_502() {
         "HTTP/1.1 200 OK\r\nX: \0\r\n\r\n",
     ] {
         let post = LAST.replace("GET", "POST");
-        let got = through_the_edge(&post, answer).await;
-        assert!(got.starts_with("HTTP/1.1 502 "), "{answer:?} {got}");
+        let got = through_the_edge(&post, response).await;
+        assert!(got.starts_with("HTTP/1.1 502 "), "{response:?} {got}");
     }
     let endless = backend(|mut socket| async move {
         read_head(&mut socket).await;
@@ -89,22 +93,22 @@ async fn what_is_no_answer_is_a_502() {
     });
     let (address, _backend) = endless.await;
     let scene = Scene::before(&[address]).await;
-    assert!(scene.ask(LAST).await.starts_with("HTTP/1.1 502 "));
+    assert!(scene.request(LAST).await.starts_with("HTTP/1.1 502 "));
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_ends_the_connection_of_its_client() {
-    for (answer, expected) in [
+async fn a_truncated_response_ends_the_clients_connection() {
+    for (response, expected) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "half"),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
             "4\r\nhalf\r\n",
         ),
     ] {
-        let got = through_the_edge(MORE, answer).await;
+        let got = through_the_edge(MORE, response).await;
         assert!(got.ends_with(&format!("\r\n\r\n{expected}")), "{got}");
     }
-    // A chunk that is none is not passed on: the client can still be told.
+    // An invalid first chunk is not forwarded: the client can still get an error response.
     let wrong = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nwrong\r\n";
     let got = through_the_edge(LAST, wrong).await;
     assert!(
@@ -113,15 +117,16 @@ async fn an_answer_that_breaks_off_ends_the_connection_of_its_client() {
     );
 }
 
-/// A backend that numbers its connections, and answers each request with the number of its own and `more` headers.
+/// A backend that responds to each request with the number of its connection, and with `more` headers.
 async fn numbering(more: &'static str) -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
     let connections = Arc::new(AtomicUsize::new(0));
     backend(move |mut socket| {
         let number = connections.fetch_add(1, Ordering::Relaxed);
         async move {
             while !read_head(&mut socket).await.is_empty() {
-                let answer = format!("HTTP/1.1 200 OK\r\n{more}Content-Length: 1\r\n\r\n{number}");
-                socket.write_all(answer.as_bytes()).await.unwrap();
+                let response =
+                    format!("HTTP/1.1 200 OK\r\n{more}Content-Length: 1\r\n\r\n{number}");
+                socket.write_all(response.as_bytes()).await.unwrap();
                 if more.contains("close") {
                     return;
                 }
@@ -131,7 +136,7 @@ async fn numbering(more: &'static str) -> (std::net::SocketAddr, tokio::task::Jo
     .await
 }
 
-/// The body, one byte, of the answer that comes next.
+/// The body of the next response, which is one byte.
 async fn next_body(client: &mut TcpStream) -> String {
     let head = read_head(client).await;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -139,7 +144,7 @@ async fn next_body(client: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn requests_one_after_the_other_share_a_connection_to_their_backend() {
+async fn sequential_requests_share_a_backend_connection() {
     let (address, _backend) = numbering("").await;
     let scene = Scene::before(&[address]).await;
     let mut client = scene.send(MORE).await;
@@ -148,16 +153,16 @@ async fn requests_one_after_the_other_share_a_connection_to_their_backend() {
         client.write_all(MORE.as_bytes()).await.unwrap();
     }
     assert_eq!(next_body(&mut client).await, "0");
-    // Another client's, and one with a body that is there.
+    // Also a request of another client, and one whose body has been sent.
     let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
-    assert!(scene.ask(post).await.ends_with("\r\n\r\n0"));
-    let pools = scene.parts.proxy.pools();
+    assert!(scene.request(post).await.ends_with("\r\n\r\n0"));
+    let pools = scene.components.proxy.pools();
     let kept = pools.iter().flat_map(|pool| pool.backends());
     assert_eq!(kept.map(|backend| backend.idle.count()).sum::<usize>(), 1);
 }
 
 #[tokio::test]
-async fn two_requests_at_once_have_a_connection_each_and_answers_come_in_order() {
+async fn concurrent_requests_have_a_backend_connection_each_and_pipelined_responses_are_in_order() {
     let (asked, mut asks) = mpsc::channel(8);
     let (address, _backend) = backend(move |mut socket| {
         let asked = asked.clone();
@@ -166,8 +171,8 @@ async fn two_requests_at_once_have_a_connection_each_and_answers_come_in_order()
             while !read_head(&mut socket).await.is_empty() {
                 socket.read_exact(&mut body).await.unwrap();
                 asked.send(body.to_vec()).await.unwrap();
-                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
-                socket.write_all(answer).await.unwrap();
+                let response = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+                socket.write_all(response).await.unwrap();
                 socket.write_all(&body).await.unwrap();
             }
         }
@@ -193,7 +198,7 @@ async fn two_requests_at_once_have_a_connection_each_and_answers_come_in_order()
 }
 
 #[tokio::test]
-async fn a_connection_that_its_backend_closes_is_not_kept() {
+async fn a_connection_that_its_backend_closes_is_not_reused() {
     let (address, _backend) = numbering("Connection: close\r\n").await;
     let scene = Scene::before(&[address]).await;
     let mut client = scene.send(MORE).await;
@@ -204,16 +209,16 @@ async fn a_connection_that_its_backend_closes_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_was_closed_meanwhile_costs_its_request_nothing() {
+async fn a_request_on_a_stale_idle_connection_is_sent_again() {
     let connections = Arc::new(AtomicUsize::new(0));
     let (address, _backend) = backend(move |mut socket| {
         let is_first = connections.fetch_add(1, Ordering::Relaxed) == 0;
         async move {
             read_head(&mut socket).await;
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
-            socket.write_all(answer).await.unwrap();
+            let response = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
+            socket.write_all(response).await.unwrap();
             if is_first {
-                // Closes as the second request comes, before an answer: as a backend does that finds it idle for too long.
+                // Closes when the second request arrives, like a backend whose idle timeout has just expired.
                 read_head(&mut socket).await;
                 return;
             }
@@ -226,11 +231,11 @@ async fn a_kept_connection_that_was_closed_meanwhile_costs_its_request_nothing()
     assert_eq!(next_body(&mut client).await, "1");
     client.write_all(MORE.as_bytes()).await.unwrap();
     assert_eq!(next_body(&mut client).await, "1");
-    assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
+    assert_eq!(scene.components.proxy.metrics.retries.get(), 0);
 }
 
 #[tokio::test]
-async fn an_answer_of_the_edge_itself_leaves_the_connection_open() {
+async fn a_response_of_the_edge_itself_leaves_the_connection_open() {
     let (address, _backend) = mirror().await;
     let scene = Scene::before(&[address]).await;
     let elsewhere = MORE.replace("GET /", "GET /metrics");
@@ -243,7 +248,7 @@ async fn an_answer_of_the_edge_itself_leaves_the_connection_open() {
         read_exact(&mut client, length).await;
         client.write_all(elsewhere.as_bytes()).await.unwrap();
     }
-    // One that cannot be understood is the last.
+    // After a request that cannot be parsed the connection is closed.
     read_head(&mut client).await;
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n")
@@ -252,7 +257,7 @@ async fn an_answer_of_the_edge_itself_leaves_the_connection_open() {
     assert!(read_all(&mut client).await.contains("HTTP/1.1 400 "));
 }
 
-/// A client that has sent `request` and the end of its side, and all that it gets.
+/// Sends `request`, half-closes the connection, and reads everything that the client gets.
 async fn half_closed(scene: &Scene, request: &str) -> String {
     let mut client = scene.send(request).await;
     client.shutdown().await.unwrap();
@@ -260,10 +265,10 @@ async fn half_closed(scene: &Scene, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_its_side_is_answered_and_its_backend_sees_the_end() {
+async fn a_half_closed_client_gets_its_response_and_its_backend_sees_the_half_close() {
     let (address, _backend) = backend(|mut socket| async move {
         read_head(&mut socket).await;
-        // The end of the request's side comes before the response.
+        // The half-close is forwarded before the response.
         assert_eq!(read_all(&mut socket).await, "");
         let _ = socket
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -281,7 +286,7 @@ async fn a_client_that_ends_its_side_is_answered_and_its_backend_sees_the_end() 
 }
 
 #[tokio::test]
-async fn a_client_that_ends_its_side_is_answered_over_a_connection_that_was_not_stale() {
+async fn a_half_closed_client_gets_its_response_over_a_reused_connection() {
     let (address, _backend) = numbering("").await;
     let scene = Scene::before(&[address]).await;
     let mut client = scene.send(MORE).await;
@@ -291,7 +296,7 @@ async fn a_client_that_ends_its_side_is_answered_over_a_connection_that_was_not_
 }
 
 #[tokio::test]
-async fn a_backend_that_closes_on_the_end_of_the_clients_side_is_not_held_to_it() {
+async fn a_backend_that_closes_on_a_half_close_is_not_marked_as_failed() {
     let (address, _backend) = backend(|mut socket| async move {
         read_head(&mut socket).await;
         read_all(&mut socket).await;
@@ -299,7 +304,7 @@ async fn a_backend_that_closes_on_the_end_of_the_clients_side_is_not_held_to_it(
     .await;
     let scene = Scene::before(&[address]).await;
     assert_eq!(half_closed(&scene, MORE).await, "");
-    for pool in scene.parts.proxy.pools().iter() {
+    for pool in scene.components.proxy.pools().iter() {
         for backend in pool.backends() {
             assert_ne!(backend.state(), crate::balancer::pool::State::Suspect);
         }

@@ -1,4 +1,4 @@
-//! Limits, from the first refusal to the next one that is let in.
+//! Limits, from the first rejection to the next request that is admitted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +14,16 @@ const KEPT: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// What `limit` has refused, as the metrics have it.
-pub(super) fn refused<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
-    let page = scene.parts.proxy.metrics.encode();
+/// The number of rejections by `limit` in the metrics.
+pub(super) fn rejections<F: Front>(scene: &SceneOf<F>, limit: &str) -> String {
+    let page = scene.components.proxy.metrics.encode();
     let name = format!("causeway_proxy_limited_total{{limit=\"{limit}\"}} ");
     let line = page.lines().find_map(|line| line.strip_prefix(&name));
     line.unwrap_or_default().to_owned()
 }
 
-/// Waits until `attempt` is answered with `status`: what ended has to be noticed first.
-async fn until_answered<F: Front>(scene: &SceneOf<F>, attempt: &str, status: &str) -> TcpStream {
+/// Repeats `attempt` until the response has `status`: the end of other requests is detected with a delay.
+async fn until_status<F: Front>(scene: &SceneOf<F>, attempt: &str, status: &str) -> TcpStream {
     let trying = async {
         loop {
             let mut client = scene.send(attempt).await;
@@ -45,15 +45,15 @@ async fn until_answered<F: Front>(scene: &SceneOf<F>, attempt: &str, status: &st
 async fn switching() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
     backend(|mut socket| async move {
         read_head(&mut socket).await;
-        let answer =
+        let response =
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
-        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket.write_all(response.as_bytes()).await.unwrap();
         let _ = socket.read(&mut [0]).await;
     })
     .await
 }
 
-/// A backend that answers nobody, and how many requests it has.
+/// A backend that never responds, and the number of its requests.
 async fn silent() -> (
     std::net::SocketAddr,
     tokio::task::JoinSet<()>,
@@ -73,7 +73,7 @@ async fn silent() -> (
     (address, tasks, count)
 }
 
-async fn until_there(count: &AtomicUsize, wanted: usize) {
+async fn until_count(count: &AtomicUsize, wanted: usize) {
     let waiting = async {
         while count.load(Ordering::SeqCst) < wanted {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
@@ -83,7 +83,7 @@ async fn until_there(count: &AtomicUsize, wanted: usize) {
 }
 
 #[tokio::test]
-async fn an_address_that_has_its_connections_is_told_429_until_one_of_them_ends() {
+async fn connections_of_an_address_above_the_limit_get_429_until_one_ends() {
     let (address, _backend) = mirror().await;
     let scene = Scene::configured(&[address], "limits: { connections_per_address: 2 }\n").await;
     let mut held = Vec::new();
@@ -92,33 +92,33 @@ async fn an_address_that_has_its_connections_is_told_429_until_one_of_them_ends(
         assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 "));
         held.push(client);
     }
-    let answer = scene.ask(GET).await;
-    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
-    assert_eq!(header(&answer, "retry-after"), Some("2"));
-    assert_eq!(refused(&scene, "connections_per_address"), "1");
+    let response = scene.request(GET).await;
+    assert!(response.starts_with("HTTP/1.1 429 "), "{response}");
+    assert_eq!(header(&response, "retry-after"), Some("2"));
+    assert_eq!(rejections(&scene, "connections_per_address"), "1");
     held.pop();
-    until_answered(&scene, GET, "200").await;
+    until_status(&scene, GET, "200").await;
 }
 
 #[tokio::test]
-async fn new_connections_of_an_address_have_a_pace() {
+async fn the_connection_rate_of_an_address_is_limited() {
     let (address, _backend) = mirror().await;
     let settings = "limits: { connection_rate_per_address: { per_second: 1, burst: 3 } }\n";
     let scene = Scene::configured(&[address], settings).await;
     let mut refusals = 0;
     for _ in 0..20 {
-        match scene.ask(GET).await {
-            answer if answer.starts_with("HTTP/1.1 429 ") => refusals += 1,
-            answer => assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}"),
+        match scene.request(GET).await {
+            response if response.starts_with("HTTP/1.1 429 ") => refusals += 1,
+            response => assert!(response.starts_with("HTTP/1.1 200 "), "{response}"),
         }
     }
-    // However slow the machine is: three at once, and one for each second that has passed.
+    // On any machine: three at once, and one more for each second that has passed.
     assert!(refusals > 0);
     assert_eq!(
-        refused(&scene, "connection_rate_per_address"),
+        rejections(&scene, "connection_rate_per_address"),
         refusals.to_string()
     );
-    until_answered(&scene, GET, "200").await;
+    until_status(&scene, GET, "200").await;
 }
 
 #[tokio::test]
@@ -132,50 +132,52 @@ async fn connections_of_a_trusted_proxy_are_not_limited_and_its_clients_are() {
         )
     };
     let _first = scene.send(of("192.0.2.1")).await;
-    until_there(&count, 1).await;
+    until_count(&count, 1).await;
     let _second = scene.send(of("192.0.2.2")).await;
-    until_there(&count, 2).await;
-    let answer = scene.ask(of("192.0.2.1")).await;
-    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
-    assert_eq!(refused(&scene, "requests_per_address"), "1");
+    until_count(&count, 2).await;
+    let response = scene.request(of("192.0.2.1")).await;
+    assert!(response.starts_with("HTTP/1.1 429 "), "{response}");
+    assert_eq!(rejections(&scene, "requests_per_address"), "1");
 }
 
-async fn requests_above_the_limit_are_told_503<F: Front>() {
+async fn requests_above_the_limit_get_503<F: Front>() {
     let (address, _backend, count) = silent().await;
     let scene = SceneOf::<F>::configured(&[address], "limits: { requests: 1 }\n").await;
     let first = scene.send(KEPT).await;
-    until_there(&count, 1).await;
-    let answer = scene.ask(GET).await;
+    until_count(&count, 1).await;
+    let response = scene.request(GET).await;
     assert!(
-        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many requests\n"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 503 ") && response.ends_with("too many requests\n"),
+        "{response}"
     );
-    assert_eq!(header(&answer, "retry-after"), Some("2"));
-    assert!(refused(&scene, "requests") != "0");
+    assert_eq!(header(&response, "retry-after"), Some("2"));
+    assert!(rejections(&scene, "requests") != "0");
     drop(first);
     let going = async {
         while count.load(Ordering::SeqCst) < 2 {
             let mut client = scene.send(KEPT).await;
-            // The answer of the edge, or none for the one that got through.
+            // The response of the edge, or none for the request that was admitted.
             let head = read_head(&mut client);
             let _ = tokio::time::timeout(std::time::Duration::from_millis(100), head).await;
         }
     };
-    tokio::time::timeout(SOON, going).await.expect("room again");
+    tokio::time::timeout(SOON, going)
+        .await
+        .expect("the permit is released");
 }
 
 #[tokio::test]
-async fn requests_above_the_limit_are_told_503_until_one_ends() {
-    requests_above_the_limit_are_told_503::<Own>().await;
+async fn requests_above_the_limit_get_503_until_one_ends() {
+    requests_above_the_limit_get_503::<Own>().await;
 }
 
 #[tokio::test]
-async fn requests_are_limited_in_a_service_of_pingoras_too() {
-    requests_above_the_limit_are_told_503::<Mounted>().await;
+async fn requests_are_limited_in_a_pingora_service_too() {
+    requests_above_the_limit_get_503::<Mounted>().await;
 }
 
 #[tokio::test]
-async fn tunnels_are_limited_in_all_and_for_each_client() {
+async fn tunnels_are_limited_in_total_and_per_client() {
     let (address, _backend) = switching().await;
     for (limit, status) in [("tunnels", "503"), ("tunnels_per_address", "429")] {
         let scene = Scene::configured(&[address], &format!("limits: {{ {limit}: 2 }}\n")).await;
@@ -185,32 +187,33 @@ async fn tunnels_are_limited_in_all_and_for_each_client() {
             assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
             tunnels.push(client);
         }
-        let answer = scene.ask(UPGRADE).await;
+        let response = scene.request(UPGRADE).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
         );
-        assert_eq!(refused(&scene, limit), "1");
+        assert_eq!(rejections(&scene, limit), "1");
         tunnels.pop();
-        until_answered(&scene, UPGRADE, "101").await;
+        until_status(&scene, UPGRADE, "101").await;
     }
 }
 
 #[tokio::test]
-async fn a_backend_with_all_its_tunnels_is_passed_over_and_with_all_full_there_is_no_room() {
+async fn a_backend_at_its_limit_of_tunnels_is_skipped_and_with_all_at_their_limit_clients_get_503()
+{
     let (first, _first) = switching().await;
     let (second, _second) = switching().await;
     let scene = Scene::configured(&[first, second], "limits: { tunnels_per_backend: 1 }\n").await;
     let mut tunnels = Vec::new();
     for _ in 0..2 {
-        // They belong to the first, who has room for one of them.
+        // They are bound to the first backend, which may have one more tunnel.
         let bound = UPGRADE.replace("Host", "Cookie: causeway=b0.1\r\nHost");
         let mut client = scene.send(bound).await;
         assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101 "));
         tunnels.push(client);
     }
     let open = |id: &str| {
-        let pools = scene.parts.proxy.pools();
+        let pools = scene.components.proxy.pools();
         let backends = pools.iter().flat_map(|pool| pool.backends());
         let backend = backends
             .into_iter()
@@ -218,17 +221,17 @@ async fn a_backend_with_all_its_tunnels_is_passed_over_and_with_all_full_there_i
         backend.unwrap().status(std::time::Instant::now()).tunnels
     };
     assert_eq!((open("b0"), open("b1")), (1, 1));
-    let answer = scene.ask(UPGRADE).await;
+    let response = scene.request(UPGRADE).await;
     assert!(
-        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many tunnels\n"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 503 ") && response.ends_with("too many tunnels\n"),
+        "{response}"
     );
-    assert_eq!(refused(&scene, "tunnels_per_backend"), "1");
+    assert_eq!(rejections(&scene, "tunnels_per_backend"), "1");
     tunnels.pop();
-    until_answered(&scene, UPGRADE, "101").await;
+    until_status(&scene, UPGRADE, "101").await;
 }
 
-/// A backend that reads bodies to their end, which is a `!` where no length is declared, and answers 204.
+/// A backend that reads bodies to their end (a `!` if there is no length), and responds with 204.
 pub(super) async fn reading() -> (std::net::SocketAddr, tokio::task::JoinSet<()>) {
     backend(|mut socket| async move {
         let head = read_head(&mut socket).await;
@@ -246,7 +249,7 @@ pub(super) async fn reading() -> (std::net::SocketAddr, tokio::task::JoinSet<()>
     .await
 }
 
-async fn bodies_have_a_largest_size<F: Front>() {
+async fn the_size_of_bodies_is_limited<F: Front>() {
     let (address, _backend) = reading().await;
     let scene = SceneOf::<F>::configured(&[address], "limits: { body_size: 1000B }\n").await;
     for (length, status) in [
@@ -258,25 +261,25 @@ async fn bodies_have_a_largest_size<F: Front>() {
         let body = "x".repeat(length);
         let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close";
         let declared = format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}");
-        let answer = scene.ask(declared).await;
+        let response = scene.request(declared).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{length}: {answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{length}: {response}"
         );
-        // What the backend waits for is the last byte of it.
+        // The backend waits for its last byte.
         let body = format!("{}!", &body[1..]);
         let (half, rest) = body.split_at(length / 2);
         let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
         let chunks = format!("{}{}0\r\n\r\n", chunk(half), chunk(rest));
         let streamed = format!("{head}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
-        let answer = scene.ask(streamed).await;
+        let response = scene.request(streamed).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{length}: {answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{length}: {response}"
         );
     }
-    assert_eq!(refused(&scene, "body_size"), "4");
-    let pools = scene.parts.proxy.pools();
+    assert_eq!(rejections(&scene, "body_size"), "4");
+    let pools = scene.components.proxy.pools();
     let states = pools.iter().flat_map(|pool| pool.backends());
     for backend in states {
         assert_ne!(
@@ -288,26 +291,26 @@ async fn bodies_have_a_largest_size<F: Front>() {
 }
 
 #[tokio::test]
-async fn a_body_above_the_limit_is_413_declared_or_streamed() {
-    bodies_have_a_largest_size::<Own>().await;
+async fn a_body_above_the_limit_is_413_with_or_without_a_length() {
+    the_size_of_bodies_is_limited::<Own>().await;
 }
 
 #[tokio::test]
-async fn bodies_are_limited_in_a_service_of_pingoras_too() {
-    bodies_have_a_largest_size::<Mounted>().await;
+async fn bodies_are_limited_in_a_pingora_service_too() {
+    the_size_of_bodies_is_limited::<Mounted>().await;
 }
 
 #[tokio::test]
-async fn an_upgrade_that_its_route_does_not_allow_has_a_body_like_any_request() {
+async fn the_body_of_an_upgrade_that_is_not_allowed_is_limited_too() {
     let (address, _backend) = reading().await;
     let scene = Scene::configured(&[address], "limits: { body_size: 1000B }\n").await;
-    let answer = scene
-        .ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\nContent-Length: 1001\r\n\r\n")
+    let response = scene
+        .request("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\nContent-Length: 1001\r\n\r\n")
         .await;
-    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
 }
 
-/// A backend that answers with `name` when `release` says so, and tells `seen` of each request.
+/// A backend that sends each request to `seen`, and responds with `name` on each `release`.
 async fn one_at_a_time(
     name: &'static str,
     seen: tokio::sync::mpsc::Sender<&'static str>,
@@ -319,11 +322,11 @@ async fn one_at_a_time(
             while !read_head(&mut socket).await.is_empty() {
                 let _ = seen.send(name).await;
                 release.acquire().await.unwrap().forget();
-                let answer = format!(
+                let response = format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
                     name.len()
                 );
-                socket.write_all(answer.as_bytes()).await.unwrap();
+                socket.write_all(response.as_bytes()).await.unwrap();
             }
         }
     })
@@ -331,7 +334,7 @@ async fn one_at_a_time(
 }
 
 #[tokio::test]
-async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() {
+async fn a_request_is_queued_at_a_backend_that_is_at_its_limit() {
     let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
@@ -343,11 +346,11 @@ async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() 
         Some("b0")
     );
     let mut second = scene.send(GET).await;
-    // The queue has room for one: who finds it full gets 503 at once.
+    // The queue holds one request: the next one gets 503 at once.
     let full = loop {
         let mut third = scene.send(GET).await;
         let reading = tokio::time::timeout(Duration::from_millis(200), read_head(&mut third));
-        // Unless it was there before the second.
+        // Unless it arrived before the second.
         if let Ok(head) = reading.await {
             break head;
         }
@@ -356,13 +359,13 @@ async fn a_request_waits_for_its_turn_at_a_backend_that_has_as_many_as_it_may() 
     assert!(header(&full, "retry-after").is_some());
     release.add_permits(9);
     for client in [&mut first, &mut second] {
-        let answer = read_all(client).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let response = read_all(client).await;
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     }
 }
 
 #[tokio::test]
-async fn a_busy_backend_is_passed_over_but_not_by_a_client_that_belongs_to_it() {
+async fn a_busy_backend_is_skipped_except_by_clients_that_are_bound_to_it() {
     let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (first, _first) = one_at_a_time("b0", seen.clone(), Arc::clone(&release)).await;
@@ -374,19 +377,19 @@ async fn a_busy_backend_is_passed_over_but_not_by_a_client_that_belongs_to_it() 
     let mut clients = vec![scene.send(&bound).await];
     assert_eq!(next().await, Some("b0"));
     clients.push(scene.send(GET).await);
-    assert_eq!(next().await, Some("b1"), "the busy one is passed over");
+    assert_eq!(next().await, Some("b1"), "the busy one is skipped");
     clients.push(scene.send(&bound).await);
     release.add_permits(1);
-    assert_eq!(next().await, Some("b0"), "its own client has waited");
+    assert_eq!(next().await, Some("b0"), "its own client was queued");
     release.add_permits(9);
     for mut client in clients {
-        let answer = read_all(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let response = read_all(&mut client).await;
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     }
 }
 
 #[tokio::test]
-async fn a_request_whose_turn_does_not_come_gets_503() {
+async fn a_request_that_is_queued_for_too_long_gets_503() {
     let (seen, mut sees) = tokio::sync::mpsc::channel(9);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let (only, _only) = one_at_a_time("b0", seen, Arc::clone(&release)).await;
@@ -397,7 +400,7 @@ async fn a_request_whose_turn_does_not_come_gets_503() {
         tokio::time::timeout(SOON, sees.recv()).await.unwrap(),
         Some("b0")
     );
-    let answer = scene.ask(GET).await;
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let response = scene.request(GET).await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     drop(first);
 }

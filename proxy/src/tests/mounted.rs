@@ -1,4 +1,4 @@
-//! The edge mounted in a service of Pingora's: the same tests, and what is particular to it.
+//! The edge mounted in a Pingora service: the same tests, and some that are specific to it.
 
 #[path = "plain.rs"]
 #[expect(clippy::duplicate_mod, reason = "the same tests run on another edge")]
@@ -13,7 +13,7 @@ mod waiting;
 mod scene {
     pub(super) use crate::tests::scene::*;
 
-    /// The edge in a service of Pingora's.
+    /// The edge in a Pingora service.
     pub(super) type Scene = SceneOf<Mounted>;
 }
 
@@ -27,7 +27,7 @@ use super::scene::*;
 use crate::downstream::BodyLength;
 use crate::request::proxy_http::body_length;
 use crate::request::proxy_http::requested_upgrades;
-use crate::server::app::shape;
+use crate::server::app::parse_head;
 
 const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -37,7 +37,7 @@ const SWITCH: &str =
 type Scene = SceneOf<Mounted>;
 
 #[tokio::test]
-async fn heads_that_are_no_requests_get_the_status_of_their_rfc() {
+async fn invalid_heads_get_the_status_of_their_rfc() {
     let (address, _backend) = mirror().await;
     let scene = Scene::before(&[address]).await;
     for (request, status) in [
@@ -46,36 +46,36 @@ async fn heads_that_are_no_requests_get_the_status_of_their_rfc() {
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"),
         ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "405"),
     ] {
-        let answer = scene.ask(request).await;
+        let response = scene.request(request).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{request:?}: {answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {response}"
         );
     }
 }
 
 #[tokio::test]
-async fn the_limit_of_connections_is_one_of_tunnels() {
+async fn the_limit_of_connections_applies_to_tunnels() {
     let (address, _backend) = backend(|mut socket| async move {
         if read_head(&mut socket).await.contains("pgrade") {
             socket.write_all(SWITCH.as_bytes()).await.unwrap();
             read_all(&mut socket).await;
         } else {
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            socket.write_all(answer).await.unwrap();
+            let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            socket.write_all(response).await.unwrap();
         }
     })
     .await;
     let scene = Scene::configured(&[address], "limits: { connections: 1 }\n").await;
     let mut first = scene.send(UPGRADE).await;
     assert!(read_head(&mut first).await.starts_with("HTTP/1.1 101 "));
-    let refused = scene.ask(UPGRADE).await;
+    let refused = scene.request(UPGRADE).await;
     assert!(
         refused.starts_with("HTTP/1.1 503 ") && refused.ends_with("too many connections\n"),
         "{refused}"
     );
     let plain = scene
-        .ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .request("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await;
     assert!(plain.starts_with("HTTP/1.1 200 "), "{plain}");
     drop(first);
@@ -87,11 +87,11 @@ async fn the_limit_of_connections_is_one_of_tunnels() {
     };
     tokio::time::timeout(SOON, again)
         .await
-        .expect("the place of the first is free again");
+        .expect("the permit of the first is released");
 }
 
 #[tokio::test]
-async fn an_upgrade_over_tls_is_a_tunnel_too() {
+async fn an_upgrade_over_tls_becomes_a_tunnel() {
     let (seen, mut heads) = mpsc::channel(1);
     let (address, _backend) = backend(move |mut socket| {
         let seen = seen.clone();
@@ -134,14 +134,14 @@ async fn an_upgrade_over_tls_is_a_tunnel_too() {
     tokio::time::timeout(SOON, talk).await.expect("in time");
     let head = heads.recv().await.unwrap();
     assert_eq!(header(&head, "x-forwarded-proto"), Some("https"));
-    scene.parts.tunnels.drain();
-    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+    scene.components.tunnels.drain();
+    tokio::time::timeout(SOON, scene.components.tunnels.wait_closed())
         .await
         .expect("the tunnel ends with its client");
 }
 
 #[test]
-fn a_head_means_the_same_however_it_was_read() {
+fn pingora_and_the_edge_read_heads_the_same_way() {
     for (method, headers) in [
         "",
         "Connection: Upgrade\r\nUpgrade: websocket\r\n",
@@ -170,13 +170,17 @@ fn a_head_means_the_same_however_it_was_read() {
                 .unwrap();
         }
         let head = format!("{method} /ws HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
-        let Ok(shape) = shape(&mut head.into_bytes(), 256) else {
+        let Ok(head_info) = parse_head(&mut head.into_bytes(), 256) else {
             assert_eq!(body_length(&request), BodyLength::Chunked, "{headers:?}");
             continue;
         };
-        let wishes = shape.upgrade.map(|wish| wish.protocols);
-        assert_eq!(requested_upgrades(&request), wishes, "{method} {headers:?}");
-        let empty = shape.body == BodyLength::Bytes(0);
+        let protocols = head_info.upgrade.map(|upgrade| upgrade.protocols);
+        assert_eq!(
+            requested_upgrades(&request),
+            protocols,
+            "{method} {headers:?}"
+        );
+        let empty = head_info.body == BodyLength::Bytes(0);
         assert_eq!(
             body_length(&request) == BodyLength::Bytes(0),
             empty,

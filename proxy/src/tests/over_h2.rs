@@ -1,4 +1,4 @@
-//! WebSockets over HTTP/2, and what is limited there too.
+//! WebSockets over HTTP/2, and limits that apply there too.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 
 use pingora::apps::ServerApp;
 
-use super::limits::{reading, refused};
+use super::limits::{reading, rejections};
 use super::scene::*;
 use crate::net::pingora_stream::pingora_stream;
 
 const ON: &str = "websockets_over_http2: true\n";
 
-/// A connection whose TLS handshake has settled on HTTP/2.
+/// A connection whose TLS handshake has negotiated HTTP/2.
 #[derive(Debug)]
 struct Negotiated(DuplexStream);
 
@@ -69,9 +69,9 @@ impl Ssl for Negotiated {
     }
 }
 
-/// A client of `scene` that speaks HTTP/2.
+/// An HTTP/2 client of `scene`.
 pub(super) async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
-    let app = Arc::new(scene.parts.app(open_entrances(&scene.parts)));
+    let app = Arc::new(scene.components.app(plain_acceptors(&scene.components)));
     let (near, far) = duplex(64 * 1024);
     tasks.spawn(async move {
         let (_shutdown, watching) = watch::channel(false);
@@ -81,11 +81,11 @@ pub(super) async fn client(scene: &Scene, tasks: &mut JoinSet<()>) -> SendReques
     tasks.spawn(async move {
         let _ = connection.await;
     });
-    // Until the settings of the edge have come.
+    // Waits until the SETTINGS of the edge have arrived.
     let mut client = client.ready().await.unwrap();
     let get = Request::get("https://a/").version(Version::HTTP_2).body(());
-    let (answer, _) = client.send_request(get.unwrap(), true).unwrap();
-    assert!(answer.await.unwrap().status().is_success());
+    let (response, _) = client.send_request(get.unwrap(), true).unwrap();
+    assert!(response.await.unwrap().status().is_success());
     client.ready().await.unwrap()
 }
 
@@ -99,7 +99,7 @@ fn connect(path: &str, protocol: &'static str) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// A backend that answers requests, refuses `/no`, and echoes what comes through tunnels.
+/// A backend that responds to requests, rejects `/no`, and echoes the bytes of tunnels.
 async fn echo() -> (std::net::SocketAddr, JoinSet<()>) {
     backend(|mut socket| async move {
         let head = read_head(&mut socket).await;
@@ -140,36 +140,39 @@ async fn read(body: &mut h2::RecvStream, length: usize) -> Vec<u8> {
 
 async fn until_no_tunnel(scene: &Scene) {
     let gone = async {
-        while scene.parts.tunnels.open() > 0 {
+        while scene.components.tunnels.open() > 0 {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(SOON, gone)
         .await
-        .expect("an end in time");
+        .expect("the tunnels end in time");
 }
 
 #[tokio::test]
-async fn a_websocket_comes_over_a_stream_of_http2() {
+async fn a_websocket_is_served_over_an_http2_stream() {
     let (address, _backend) = echo().await;
     let scene = Scene::configured(&[address], ON).await;
     let mut tasks = JoinSet::new();
     let client = client(&scene, &mut tasks).await;
     assert!(client.is_extended_connect_protocol_enabled());
     let mut client = client.ready().await.unwrap();
-    let (answer, mut sending) = client
+    let (response, mut sending) = client
         .send_request(connect("/ws", "websocket"), false)
         .unwrap();
-    let answer = answer.await.unwrap();
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
-    assert!(!answer.headers().contains_key("sec-websocket-accept"));
-    let cookie = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let cookie = response.headers()["set-cookie"]
+        .to_str()
+        .unwrap()
+        .to_owned();
     assert!(cookie.starts_with("causeway="), "{cookie}");
-    let mut body = answer.into_body();
+    let mut body = response.into_body();
     assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
-    assert_eq!(scene.parts.tunnels.open(), 1);
-    // Ten times what any window or buffer takes, while it comes back.
+    assert_eq!(scene.components.tunnels.open(), 1);
+    // Ten times the size of any window or buffer, echoed meanwhile.
     let sent: Vec<u8> = (0..1_000_000_u32)
         .map(|index| index.to_le_bytes()[0])
         .collect();
@@ -183,45 +186,45 @@ async fn a_websocket_comes_over_a_stream_of_http2() {
             sending.send_data(piece, rest.is_empty()).unwrap();
         }
     };
-    let ((), came) = tokio::join!(writing, read(&mut body, expected.len()));
-    assert!(came == expected, "{} bytes", came.len());
-    // The end of one direction came back as the end of the other.
+    let ((), received) = tokio::join!(writing, read(&mut body, expected.len()));
+    assert!(received == expected, "{} bytes", received.len());
+    // The end of one direction was echoed as the end of the other.
     assert_eq!(read(&mut body, 1).await, b"");
     until_no_tunnel(&scene).await;
 }
 
 #[tokio::test]
-async fn a_client_that_resets_its_stream_leaves_its_backend() {
+async fn a_stream_reset_closes_the_backend_connection() {
     let (address, _backend) = echo().await;
     let scene = Scene::configured(&[address], ON).await;
     let mut tasks = JoinSet::new();
     let mut client = client(&scene, &mut tasks).await;
-    let (answer, mut sending) = client
+    let (response, mut sending) = client
         .send_request(connect("/ws", "websocket"), false)
         .unwrap();
-    let mut body = answer.await.unwrap().into_body();
+    let mut body = response.await.unwrap().into_body();
     assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
     sending.send_reset(h2::Reason::CANCEL);
     until_no_tunnel(&scene).await;
 }
 
 #[tokio::test]
-async fn a_drain_says_1012_into_a_stream_too() {
+async fn a_drain_sends_1012_on_a_stream_too() {
     let (address, _backend) = echo().await;
     let scene = Scene::configured(&[address], ON).await;
     let mut tasks = JoinSet::new();
     let mut client = client(&scene, &mut tasks).await;
-    let (answer, _sending) = client
+    let (response, _sending) = client
         .send_request(connect("/ws", "websocket"), false)
         .unwrap();
-    let mut body = answer.await.unwrap().into_body();
+    let mut body = response.await.unwrap().into_body();
     assert_eq!(read(&mut body, 7).await, b"\x81\x05hello");
-    scene.parts.tunnels.drain();
+    scene.components.tunnels.drain();
     assert_eq!(read(&mut body, 4).await, [0x88, 2, 0x03, 0xf4]);
 }
 
 #[tokio::test]
-async fn other_connects_are_405_and_refusals_of_the_backend_pass() {
+async fn other_connects_are_405_and_rejections_of_the_backend_are_forwarded() {
     let (address, _backend) = echo().await;
     let scene = Scene::configured(&[address], ON).await;
     let mut tasks = JoinSet::new();
@@ -234,18 +237,18 @@ async fn other_connects_are_405_and_refusals_of_the_backend_pass() {
         (connect("/foo", "websocket"), 405),
         (plain, 405),
     ] {
-        let (answer, _sending) = client.send_request(request, false).unwrap();
-        assert_eq!(answer.await.unwrap().status(), status);
+        let (response, _sending) = client.send_request(request, false).unwrap();
+        assert_eq!(response.await.unwrap().status(), status);
         client = client.ready().await.unwrap();
     }
-    let answer = scene
-        .ask("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n")
+    let response = scene
+        .request("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n")
         .await;
-    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
 }
 
 #[tokio::test]
-async fn it_is_not_announced_unless_the_settings_say_so() {
+async fn extended_connect_is_announced_only_if_enabled() {
     let (address, _backend) = echo().await;
     let scene = Scene::before(&[address]).await;
     let mut tasks = JoinSet::new();
@@ -270,13 +273,17 @@ async fn a_body_above_the_limit_is_413_over_http2_too() {
             post = post.header("content-length", length);
         }
         client = client.ready().await.unwrap();
-        let (answer, mut body) = client.send_request(post.body(()).unwrap(), false).unwrap();
+        let (response, mut body) = client.send_request(post.body(()).unwrap(), false).unwrap();
         let data = format!("{}!", "x".repeat(length - 1));
-        // Who is refused by the declared length may find the stream closed.
+        // A request that is rejected by its length may find the stream closed.
         let sent = body.send_data(data.into(), true);
         assert!(sent.is_ok() || status == 413, "{sent:?}");
-        let answer = tokio::time::timeout(SOON, answer).await.unwrap().unwrap();
-        assert_eq!(answer.status(), status, "{length}, declared: {is_declared}");
+        let response = tokio::time::timeout(SOON, response).await.unwrap().unwrap();
+        assert_eq!(
+            response.status(),
+            status,
+            "{length}, declared: {is_declared}"
+        );
     }
-    assert_eq!(refused(&scene, "body_size"), "2");
+    assert_eq!(rejections(&scene, "body_size"), "2");
 }

@@ -1,4 +1,4 @@
-//! What the pieces of a request and of a tunnel cost one by one: `make micro` measures them, in a release build.
+//! Micro-benchmarks of the steps of a request and of a tunnel; `make micro` runs them in a release build.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
@@ -6,10 +6,10 @@ use std::time::Instant;
 use bytes::BytesMut;
 use divan::{Bencher, Divan};
 
-use super::cost::{parts, read, request};
+use super::cost::{components, read, request};
 use crate::balancer::pool::{RequestKind, Tried};
 use crate::http::scheme::Scheme;
-use crate::server::app::shape;
+use crate::server::app::parse_head;
 use crate::tunnel::Frames;
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
@@ -19,14 +19,14 @@ fn head_parse(bencher: Bencher<'_, '_>) {
     let request = request("/", "causeway=x");
     bencher
         .with_inputs(|| BytesMut::from(&*request))
-        .bench_refs(|bytes| shape(bytes, 256).is_ok());
+        .bench_refs(|bytes| parse_head(bytes, 256).is_ok());
 }
 
-/// With a signature that is right.
+/// With a valid signature.
 #[divan::bench]
 fn cookie_verify(bencher: Bencher<'_, '_>) {
-    let parts = parts();
-    let pool = parts.proxy.pools().iter().next().cloned().unwrap();
+    let components = components();
+    let pool = components.proxy.pools().iter().next().cloned().unwrap();
     let backend = pool.backends().into_iter().next().unwrap();
     let cookie = pool.set_cookie(&backend, Instant::now(), Scheme::Http);
     let cookie = cookie.unwrap();
@@ -39,8 +39,8 @@ fn cookie_verify(bencher: Bencher<'_, '_>) {
 /// Among eight backends.
 #[divan::bench]
 fn pick(bencher: Bencher<'_, '_>) {
-    let parts = parts();
-    let pool = parts.proxy.pools().iter().next().cloned().unwrap();
+    let components = components();
+    let pool = components.proxy.pools().iter().next().cloned().unwrap();
     let head = read(&request("/", ""));
     let claim = pool.affinity.read(&head, "/");
     let now = Instant::now();
@@ -50,11 +50,11 @@ fn pick(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// All that is decided and written about who the client is.
+/// Reading and writing the forwarding headers.
 #[divan::bench]
 fn forwarded_headers(bencher: Bencher<'_, '_>) {
-    let parts = parts();
-    let proxy = &parts.proxy;
+    let components = components();
+    let proxy = &components.proxy;
     let request = request("/", "");
     bencher
         .with_inputs(|| {
@@ -65,17 +65,17 @@ fn forwarded_headers(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|(exchange, head)| proxy.prepare(exchange, head));
 }
 
-/// Frames that a tunnel follows, of 64 bytes each, in one read.
+/// Frames of 64 bytes each, parsed in one read.
 #[divan::bench(args = [1, 100])]
 fn tunnel_frames(bencher: Bencher<'_, '_>, frames: usize) {
     let frame = [&[0x81, 0x80 | 60, 0, 0, 0, 0][..], &[0; 60]].concat();
     let read = frame.repeat(frames);
-    let mut followed = Frames::default();
-    bencher.bench_local(|| followed.pass(&read));
+    let mut parser = Frames::default();
+    bencher.bench_local(|| parser.pass(&read));
 }
 
 #[test]
-fn each_piece_runs() {
+fn each_micro_benchmark_runs() {
     Divan::default().test_benches();
 }
 

@@ -1,6 +1,6 @@
-//! An edge on a port of the kernel's choice, and what a test needs around it.
+//! An edge on a port chosen by the kernel, with clients and backends for tests.
 //!
-//! There are two kinds of it, for the same tests: with listeners of its own, and mounted in a service of Pingora's.
+//! The same tests run on two kinds of edge: with its own listeners, and mounted in a Pingora service.
 
 use std::fmt::Write as _;
 use std::marker::PhantomData;
@@ -24,20 +24,20 @@ use crate::balancer::pool::ProbeResult;
 use crate::balancer::pool::State;
 use crate::config::Config;
 use crate::config::ListenerConfig;
-use crate::downstream::acceptor::{Entrance, Entrances};
+use crate::downstream::acceptor::{Acceptor, Acceptors};
 use crate::net::accepted::Accepted;
 use crate::request::proxy_http::Edge;
 use crate::server::components;
-use crate::server::components::Parts;
+use crate::server::components::Components;
 
-/// Nothing here takes longer unless it hangs, on however slow a machine.
+/// Longer than anything takes here, even on a slow machine, unless it hangs.
 pub(super) const SOON: Duration = Duration::from_secs(30);
 
-/// What accepts the connections of an edge.
+/// How an edge accepts connections.
 pub(super) trait Front {
     /// Serves what `listener` accepts until `shutdown`.
     fn serve(
-        parts: &Parts,
+        components: &Components,
         conf: &Arc<ServerConf>,
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
@@ -50,14 +50,14 @@ pub(super) struct Own;
 
 impl Front for Own {
     fn serve(
-        parts: &Parts,
+        components: &Components,
         _conf: &Arc<ServerConf>,
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
-        let entrances = open_entrances(parts);
-        let app = Arc::new(parts.app(entrances));
+        let acceptors = plain_acceptors(components);
+        let app = Arc::new(components.app(acceptors));
         let address = listener.local_addr().unwrap();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -72,31 +72,31 @@ impl Front for Own {
     }
 }
 
-/// A listener that declares nothing.
-pub(super) fn open_entrances(parts: &Parts) -> Arc<Entrances> {
+/// Acceptors of a plain HTTP listener.
+pub(super) fn plain_acceptors(components: &Components) -> Arc<Acceptors> {
     let listening = ListenerConfig::plain("127.0.0.1:0".parse().unwrap());
-    let entrance = Entrance::new(&listening, SOON).unwrap();
-    let metrics = Arc::clone(&parts.proxy.metrics);
-    Arc::new(Entrances::new(
-        vec![(listening.address, entrance)],
-        Arc::clone(&parts.proxy.gate),
+    let acceptor = Acceptor::new(&listening, SOON).unwrap();
+    let metrics = Arc::clone(&components.proxy.metrics);
+    Arc::new(Acceptors::new(
+        vec![(listening.address, acceptor)],
+        Arc::clone(&components.proxy.gate),
         metrics,
     ))
 }
 
-/// The edge in a service of Pingora's, which reads through a buffer as it does by default.
+/// The edge in a Pingora service, which buffers reads by default.
 pub(super) struct Mounted;
 
 impl Front for Mounted {
     fn serve(
-        parts: &Parts,
+        components: &Components,
         conf: &Arc<ServerConf>,
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
         let address = listener.local_addr().unwrap().to_string();
-        let mut service = pingora_proxy::http_proxy_service(conf, parts.mounted_edge());
+        let mut service = pingora_proxy::http_proxy_service(conf, components.mounted_edge());
         service.add_tcp(&address);
         start(service, address, listener, shutdown, tasks);
     }
@@ -107,16 +107,16 @@ pub(super) struct MountedTls;
 
 impl Front for MountedTls {
     fn serve(
-        parts: &Parts,
+        components: &Components,
         conf: &Arc<ServerConf>,
         listener: TcpListener,
         shutdown: watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
-        // A key that protects nothing.
+        // A key for tests only.
         let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/localhost");
         let address = listener.local_addr().unwrap().to_string();
-        let mut service = pingora_proxy::http_proxy_service(conf, parts.mounted_edge());
+        let mut service = pingora_proxy::http_proxy_service(conf, components.mounted_edge());
         service
             .add_tls(&address, &format!("{files}.crt"), &format!("{files}.key"))
             .unwrap();
@@ -124,7 +124,7 @@ impl Front for MountedTls {
     }
 }
 
-/// Serves with a service of Pingora's on a socket that listens already.
+/// Runs a Pingora service on a listening socket.
 fn start(
     mut service: listening::Service<HttpProxy<Edge>>,
     address: String,
@@ -143,7 +143,7 @@ fn start(
 /// A running edge.
 pub(super) struct SceneOf<F> {
     pub(super) address: SocketAddr,
-    pub(super) parts: Parts,
+    pub(super) components: Components,
     _tasks: JoinSet<()>,
     _shutdown: watch::Sender<bool>,
     _front: PhantomData<F>,
@@ -153,7 +153,7 @@ pub(super) struct SceneOf<F> {
 pub(super) type Scene = SceneOf<Own>;
 
 impl<F: Front> SceneOf<F> {
-    /// An edge before `backends`, called `b0`, `b1` and so on, which serves `/` and lets websockets through, on `/foo` the protocol `foo`.
+    /// An edge in front of `backends`, with the ids `b0`, `b1` and so on. It allows WebSockets on `/`, and the protocol `foo` on `/foo`.
     pub(super) async fn before(backends: &[SocketAddr]) -> Self {
         Self::configured(backends, "").await
     }
@@ -164,7 +164,7 @@ impl<F: Front> SceneOf<F> {
         Self::configured_at(&backends, settings).await
     }
 
-    /// As [`Scene::configured`], before backends at any kind of address.
+    /// As [`Scene::configured`], with backends at any kind of address.
     pub(super) async fn configured_at(backends: &[String], settings: &str) -> Self {
         Self::with_pool(backends, "", settings).await
     }
@@ -178,7 +178,7 @@ impl<F: Front> SceneOf<F> {
         text.push_str("routes: [{ path: /foo, pool: p, upgrades: [foo] }, { path: /, pool: p }]\nlog: { access: off }\n");
         text.push_str(settings);
         let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
-        let parts = Parts::new(&config).unwrap();
+        let components = Components::new(&config).unwrap();
         let conf = ServerConf {
             max_retries: components::attempts_max(),
             ..ServerConf::default()
@@ -187,10 +187,10 @@ impl<F: Front> SceneOf<F> {
         let address = listener.local_addr().unwrap();
         let (shutdown, watching) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        F::serve(&parts, &Arc::new(conf), listener, watching, &mut tasks);
+        F::serve(&components, &Arc::new(conf), listener, watching, &mut tasks);
         Self {
             address,
-            parts,
+            components,
             _tasks: tasks,
             _shutdown: shutdown,
             _front: PhantomData,
@@ -204,24 +204,24 @@ impl<F: Front> SceneOf<F> {
         client
     }
 
-    /// All that comes back for `request` until the edge closes.
-    pub(super) async fn ask(&self, request: impl AsRef<[u8]>) -> String {
+    /// Sends `request`, and reads until the edge closes the connection.
+    pub(super) async fn request(&self, request: impl AsRef<[u8]>) -> String {
         read_all(&mut self.send(request).await).await
     }
 }
 
-/// Has the probes of the backend `id` find nobody until it is down, and those of the others find them well.
-pub(super) fn gives_up<F: Front>(scene: &SceneOf<F>, id: &str) {
+/// Reports failed probes of the backend `id` until it is down, and good ones of all others.
+pub(super) fn mark_down<F: Front>(scene: &SceneOf<F>, id: &str) {
     let mut now = Instant::now();
-    for pool in scene.parts.proxy.pools().iter() {
+    for pool in scene.components.proxy.pools().iter() {
         for backend in pool.backends() {
             if backend.id.as_str() != id {
                 pool.probed(&backend, ProbeResult::Good, now);
                 continue;
             }
             while backend.state() != State::Down {
-                let silence = ProbeResult::NoResponse("its probe was not answered".to_owned());
-                pool.probed(&backend, silence, now);
+                let failed = ProbeResult::NoResponse("its probe was not answered".to_owned());
+                pool.probed(&backend, failed, now);
                 now += Duration::from_secs(1);
             }
         }
@@ -239,7 +239,7 @@ where
     (listener.local_addr().unwrap(), serve(listener, script))
 }
 
-/// As [`backend`], for who has a listener.
+/// As [`backend`], on a given listener.
 pub(super) fn serve<F>(
     listener: TcpListener,
     script: impl Fn(TcpStream) -> F + Send + Sync + 'static,
@@ -257,30 +257,30 @@ where
     tasks
 }
 
-/// A backend that answers every head with `answer` and closes.
-pub(super) async fn answering(answer: &'static str) -> (SocketAddr, JoinSet<()>) {
+/// A backend that responds to every request with `response` and closes.
+pub(super) async fn responding(response: &'static str) -> (SocketAddr, JoinSet<()>) {
     backend(move |mut socket| async move {
         read_head(&mut socket).await;
-        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket.write_all(response.as_bytes()).await.unwrap();
     })
     .await
 }
 
-/// A backend that answers with the request's own head as the body.
+/// A backend that responds with the request's head as the body.
 pub(super) async fn mirror() -> (SocketAddr, JoinSet<()>) {
     backend(|mut socket| async move {
         let head = read_head(&mut socket).await;
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{head}",
             head.len()
         );
-        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket.write_all(response.as_bytes()).await.unwrap();
     })
     .await
 }
 
-/// An address where nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
+/// An address on which nothing listens.
+pub(super) async fn closed_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -288,7 +288,7 @@ pub(super) async fn nobody() -> SocketAddr {
         .unwrap()
 }
 
-/// A head, byte by byte, so that nothing behind it is lost. Empty if the connection ends first.
+/// Reads a head byte by byte, so that no byte after it is consumed. Empty if the connection ends first.
 pub(super) async fn read_head(socket: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     let reading = async {
@@ -307,7 +307,7 @@ pub(super) async fn read_head(socket: &mut (impl AsyncRead + Unpin)) -> String {
 
 pub(super) async fn read_all(socket: &mut (impl AsyncRead + Unpin)) -> String {
     let mut data = Vec::new();
-    // A reset behind the last byte is an end too.
+    // A reset after the last byte counts as the end.
     let _ = tokio::time::timeout(SOON, socket.read_to_end(&mut data))
         .await
         .expect("an end in time");

@@ -23,7 +23,7 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Up
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                       Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// A backend that switches, says `greeting` in the same write, and echoes.
+/// A backend that switches protocols, sends `greeting` in the same write, and echoes.
 async fn echo(greeting: &'static str) -> (SocketAddr, JoinSet<()>) {
     backend(move |mut socket| async move {
         read_head(&mut socket).await;
@@ -44,7 +44,7 @@ async fn open(scene: &Scene) -> (TcpStream, String) {
 }
 
 #[tokio::test]
-async fn the_101_binds_the_client_and_early_bytes_of_both_sides_arrive() {
+async fn the_101_binds_the_client_and_early_bytes_of_both_sides_are_forwarded() {
     let (address, _backend) = echo("\u{1}\u{2}hi").await;
     let scene = Scene::before(&[address]).await;
     let mut client = scene.send(format!("{UPGRADE}early")).await;
@@ -63,16 +63,16 @@ async fn the_101_binds_the_client_and_early_bytes_of_both_sides_arrive() {
     assert_eq!(read_exact(&mut client, 9).await, b"\x01\x02hiearly");
     client.write_all(b"more").await.unwrap();
     assert_eq!(read_exact(&mut client, 4).await, b"more");
-    assert_eq!(scene.parts.tunnels.open(), 1);
+    assert_eq!(scene.components.tunnels.open(), 1);
     drop(client);
-    scene.parts.tunnels.drain();
-    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+    scene.components.tunnels.drain();
+    tokio::time::timeout(SOON, scene.components.tunnels.wait_closed())
         .await
         .expect("the tunnel ends with its client");
 }
 
 #[tokio::test]
-async fn any_number_of_bytes_may_come_before_the_101() {
+async fn any_number_of_bytes_may_be_sent_before_the_101() {
     let (address, _backend) = echo("").await;
     let scene = Scene::before(&[address]).await;
     let early: Vec<u8> = (0..300_000_u32)
@@ -90,7 +90,7 @@ async fn any_number_of_bytes_may_come_before_the_101() {
             let mut echoed = vec![0; early.len()];
             reading.read_exact(&mut echoed).await.unwrap();
             assert!(head.starts_with(b"HTTP/1.1 101 "));
-            assert!(echoed == early, "the bytes came out wrong");
+            assert!(echoed == early, "the bytes are corrupted");
         })
     };
     let (sent, ()) = tokio::time::timeout(SOON, exchange)
@@ -100,7 +100,7 @@ async fn any_number_of_bytes_may_come_before_the_101() {
 }
 
 #[tokio::test]
-async fn the_backend_sees_one_clean_upgrade_and_who_the_client_is() {
+async fn the_backend_gets_a_canonical_upgrade_with_forwarding_headers() {
     let (seen, mut heads) = mpsc::channel(1);
     let (address, _backend) = backend(move |mut socket| {
         let seen = seen.clone();
@@ -130,15 +130,15 @@ async fn the_backend_sees_one_clean_upgrade_and_who_the_client_is() {
 }
 
 #[tokio::test]
-async fn an_upgrade_goes_to_another_backend_until_one_has_switched() {
+async fn an_upgrade_is_sent_to_other_backends_until_one_switches() {
     let (address, _good) = echo("").await;
     let (hangs_up, _hangs_up) = backend(|mut socket| async move {
         read_head(&mut socket).await;
     })
     .await;
     let (busy, _busy) =
-        answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
-    for bad in [nobody().await, hangs_up, busy] {
+        responding("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    for bad in [closed_port().await, hangs_up, busy] {
         let scene = Scene::before(&[bad, address]).await;
         for _ in 0..2 {
             let (mut client, head) = open(&scene).await;
@@ -154,14 +154,14 @@ async fn an_upgrade_goes_to_another_backend_until_one_has_switched() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_101_is_passed_on_whole() {
+async fn a_response_other_than_101_is_forwarded_completely() {
     let chunked = "HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\nX-Why: origin\r\nKeep-Alive: 5\r\n\r\n2\r\nno\r\n2\r\npe\r\n0\r\n\r\n";
     let plain = "HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\nX-Why: origin\r\nConnection: keep-alive\r\n\r\nnope";
     let closed = "HTTP/1.1 403 Forbidden\r\nX-Why: origin\r\nConnection: close\r\n\r\nnope";
-    for answer in [chunked, plain, closed] {
-        let (address, _backend) = answering(answer).await;
+    for response in [chunked, plain, closed] {
+        let (address, _backend) = responding(response).await;
         let scene = Scene::before(&[address]).await;
-        let received = scene.ask(UPGRADE).await;
+        let received = scene.request(UPGRADE).await;
         assert!(
             received.starts_with("HTTP/1.1 403 Forbidden\r\n"),
             "{received}"
@@ -176,34 +176,35 @@ async fn an_answer_that_is_no_101_is_passed_on_whole() {
 }
 
 #[tokio::test]
-async fn the_last_refusal_is_passed_on_when_every_backend_refuses() {
-    let answer = "HTTP/1.1 503 Service Unavailable\r\nX-Why: draining\r\nContent-Length: 0\r\n\r\n";
-    let (first, _first) = answering(answer).await;
-    let (second, _second) = answering(answer).await;
-    let scene = Scene::before(&[first, second, nobody().await]).await;
-    let received = scene.ask(UPGRADE).await;
+async fn the_last_rejection_is_forwarded_when_every_backend_rejects_the_upgrade() {
+    let response =
+        "HTTP/1.1 503 Service Unavailable\r\nX-Why: draining\r\nContent-Length: 0\r\n\r\n";
+    let (first, _first) = responding(response).await;
+    let (second, _second) = responding(response).await;
+    let scene = Scene::before(&[first, second, closed_port().await]).await;
+    let received = scene.request(UPGRADE).await;
     assert!(received.starts_with("HTTP/1.1 503 "), "{received}");
     assert_eq!(header(&received, "x-why"), Some("draining"));
 }
 
 #[tokio::test]
-async fn a_known_client_gets_the_refusal_of_its_own_backend_and_is_bound_nowhere_else() {
+async fn a_bound_client_gets_the_rejection_of_its_own_backend_and_stays_bound() {
     let (other, _other) = echo("").await;
     let (busy, _busy) =
-        answering("HTTP/1.1 503 Service Unavailable\r\nX-Why: app\r\nContent-Length: 0\r\n\r\n")
+        responding("HTTP/1.1 503 Service Unavailable\r\nX-Why: app\r\nContent-Length: 0\r\n\r\n")
             .await;
     let scene = Scene::before(&[busy, other]).await;
     let received = scene
-        .ask("GET /ws HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .request("GET /ws HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         .await;
     assert!(received.starts_with("HTTP/1.1 503 "), "{received}");
     assert_eq!(header(&received, "x-why"), Some("app"));
     assert_eq!(header(&received, "set-cookie"), None);
-    assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
+    assert_eq!(scene.components.proxy.metrics.retries.get(), 0);
 }
 
 #[tokio::test]
-async fn an_upgrade_goes_elsewhere_when_its_backend_goes_down_before_it_answers() {
+async fn an_upgrade_is_sent_to_another_backend_if_its_own_goes_down_before_it_responds() {
     let (asked, mut asks) = mpsc::channel(8);
     let (silent, _silent) = backend(move |mut socket| {
         let asked = asked.clone();
@@ -220,7 +221,7 @@ async fn an_upgrade_goes_elsewhere_when_its_backend_goes_down_before_it_answers(
         .send("GET /ws HTTP/1.1\r\nHost: a\r\nCookie: causeway=u1.b0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         .await;
     tokio::time::timeout(SOON, asks.recv()).await.unwrap();
-    gives_up(&scene, "b0");
+    mark_down(&scene, "b0");
     let head = read_head(&mut client).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let cookie = header(&head, "set-cookie").expect("it is bound anew");
@@ -228,7 +229,7 @@ async fn an_upgrade_goes_elsewhere_when_its_backend_goes_down_before_it_answers(
 }
 
 #[tokio::test]
-async fn shapes_that_smuggle_are_refused_before_any_backend_sees_them() {
+async fn request_smuggling_is_rejected_before_it_reaches_a_backend() {
     let (seen, mut heads) = mpsc::channel::<()>(1);
     let (address, _backend) = backend(move |mut socket| {
         let seen = seen.clone();
@@ -247,81 +248,86 @@ async fn shapes_that_smuggle_are_refused_before_any_backend_sees_them() {
         format!("GET / HTTP/1.1\r\n{upgrade}Host: b\r\n\r\n"),
         format!("GET / HTTP/1.1\r\n{upgrade}Content-Length: 0\r\nContent-Length: 9\r\n\r\n"),
     ] {
-        let answer = scene.ask(&request).await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        let response = scene.request(&request).await;
+        assert!(
+            response.starts_with("HTTP/1.1 400 "),
+            "{request:?}: {response}"
+        );
     }
     assert!(heads.try_recv().is_err());
 }
 
 #[tokio::test]
-async fn a_backend_that_fakes_a_switch_opens_no_tunnel() {
-    // The client is told 426 by its backend and pretends to be upgraded all the same (the smuggling of CVE-2026-2833's kind).
+async fn an_upgrade_that_the_backend_rejects_opens_no_tunnel() {
+    // The backend responds with 426, and the client goes on as if upgraded (request smuggling as in CVE-2026-2833).
     let (address, _backend) =
-        answering("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").await;
+        responding("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").await;
     let scene = Scene::before(&[address]).await;
-    let answer = scene
-        .ask(format!("{UPGRADE}GET /private HTTP/1.1\r\nHost: a\r\n\r\n"))
+    let response = scene
+        .request(format!("{UPGRADE}GET /private HTTP/1.1\r\nHost: a\r\n\r\n"))
         .await;
-    assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
-    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
-    assert_eq!(scene.parts.tunnels.open(), 0);
+    assert!(response.starts_with("HTTP/1.1 426 "), "{response}");
+    assert_eq!(response.matches("HTTP/1.1").count(), 1, "{response}");
+    assert_eq!(scene.components.tunnels.open(), 0);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_answer_ends_the_attempt_at_the_backend() {
-    let (left, mut gone) = mpsc::channel(1);
+async fn a_client_that_disconnects_before_the_response_ends_the_attempt_at_the_backend() {
+    let (left, mut wait_closed) = mpsc::channel(1);
     let (address, _backend) = backend(move |mut socket| {
         let left = left.clone();
         async move {
             read_head(&mut socket).await;
             left.send("asked").await.unwrap();
             read_all(&mut socket).await;
-            left.send("gone").await.unwrap();
+            left.send("wait_closed").await.unwrap();
         }
     })
     .await;
     let scene = Scene::before(&[address]).await;
     let client = scene.send(UPGRADE).await;
-    assert_eq!(gone.recv().await, Some("asked"));
+    assert_eq!(wait_closed.recv().await, Some("asked"));
     drop(client);
     assert_eq!(
-        tokio::time::timeout(SOON, gone.recv()).await.unwrap(),
-        Some("gone")
+        tokio::time::timeout(SOON, wait_closed.recv())
+            .await
+            .unwrap(),
+        Some("wait_closed")
     );
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_answer_an_upgrade_is_a_504() {
+async fn a_backend_that_does_not_respond_to_an_upgrade_is_a_504() {
     let (address, _backend) = backend(|mut socket| async move {
         read_all(&mut socket).await;
     })
     .await;
     let scene = Scene::configured(&[address], "timeouts: { upgrade: 1s }\n").await;
-    let answer = scene.ask(UPGRADE).await;
-    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    let response = scene.request(UPGRADE).await;
+    assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
 }
 
 #[tokio::test]
-async fn what_failed_is_the_answer_to_an_upgrade_when_nobody_is_left_to_try() {
+async fn the_last_failure_is_the_response_to_an_upgrade_when_no_backend_is_left_to_try() {
     let (dying, _dying) = backend(|mut socket| async move {
         read_head(&mut socket).await;
     })
     .await;
-    for (address, status) in [(dying, "502"), (nobody().await, "503")] {
+    for (address, status) in [(dying, "502"), (closed_port().await, "503")] {
         let scene = Scene::before(&[address]).await;
-        let answer = scene.ask(UPGRADE).await;
+        let response = scene.request(UPGRADE).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
         );
-        assert_eq!(scene.parts.proxy.metrics.retries.get(), 1);
+        assert_eq!(scene.components.proxy.metrics.retries.get(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_dial_that_took_too_long_is_a_504_when_nobody_is_left_to_try() {
-    let scene = Scene::before(&[nobody().await]).await;
-    let proxy = &scene.parts.proxy;
+async fn a_dial_timeout_is_a_504_when_no_backend_is_left_to_try() {
+    let scene = Scene::before(&[closed_port().await]).await;
+    let proxy = &scene.components.proxy;
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
     let mut exchange = proxy
@@ -343,7 +349,7 @@ async fn a_dial_that_took_too_long_is_a_504_when_nobody_is_left_to_try() {
 }
 
 #[tokio::test]
-async fn the_end_of_either_side_reaches_the_other() {
+async fn the_end_of_either_side_is_forwarded() {
     let (address, _backend) = echo("").await;
     let scene = Scene::before(&[address]).await;
     let (mut client, _) = open(&scene).await;
@@ -352,14 +358,14 @@ async fn the_end_of_either_side_reaches_the_other() {
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, b"bye");
-    scene.parts.tunnels.drain();
-    tokio::time::timeout(SOON, scene.parts.tunnels.gone())
+    scene.components.tunnels.drain();
+    tokio::time::timeout(SOON, scene.components.tunnels.wait_closed())
         .await
-        .expect("no tunnel is left");
+        .expect("all tunnels are closed");
 }
 
 #[tokio::test]
-async fn a_request_before_an_upgrade_may_use_the_same_connection() {
+async fn an_upgrade_may_follow_a_request_on_the_same_connection() {
     let (address, _backend) = backend(|mut socket| async move {
         loop {
             let head = read_head(&mut socket).await;
@@ -397,24 +403,24 @@ async fn an_upgrade_that_is_not_idempotent_is_sent_once() {
     })
     .await;
     let (busy, _busy) =
-        answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+        responding("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
     for (first, status) in [(hangs_up, "502"), (busy, "503")] {
         let scene = Scene::before(&[first, first]).await;
-        let answer = scene
-            .ask("POST /foo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n")
+        let response = scene
+            .request("POST /foo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n")
             .await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{response}"
         );
-        assert_eq!(scene.parts.proxy.metrics.retries.get(), 0);
+        assert_eq!(scene.components.proxy.metrics.retries.get(), 0);
     }
 }
 
 #[tokio::test]
-async fn having_no_descriptor_left_says_nothing_about_the_backend() {
-    let scene = Scene::before(&[nobody().await, nobody().await]).await;
-    let proxy = &scene.parts.proxy;
+async fn descriptor_exhaustion_does_not_count_against_the_backend() {
+    let scene = Scene::before(&[closed_port().await, closed_port().await]).await;
+    let proxy = &scene.components.proxy;
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
     let peer = scene.address.ip();
@@ -434,11 +440,11 @@ async fn having_no_descriptor_left_says_nothing_about_the_backend() {
     }
 }
 
-/// Towards one backend no local port is left: what an edge meets that opens connections faster than they are forgotten.
+/// The local ports for one backend are exhausted, as when connections are opened faster than TIME_WAIT ends.
 #[tokio::test]
-async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wait() {
-    let scene = Scene::before(&[nobody().await, nobody().await]).await;
-    let proxy = &scene.parts.proxy;
+async fn with_ports_exhausted_new_clients_get_another_backend_and_bound_clients_wait() {
+    let scene = Scene::before(&[closed_port().await, closed_port().await]).await;
+    let proxy = &scene.components.proxy;
     let peer = scene.address.ip();
     for pool in proxy.pools().iter() {
         for backend in pool.backends() {
@@ -468,11 +474,11 @@ async fn having_no_port_left_sends_newcomers_elsewhere_and_has_known_clients_wai
     assert_eq!(first.state(), State::Up);
 }
 
-/// A client that has sent an upgrade through an edge before a backend that answers it with `answer`, and what it gets.
-async fn answered(answer: &'static str) -> (Scene, JoinSet<()>, TcpStream, String) {
+/// Sends an upgrade to a backend that responds with `response`. Returns the head that the client gets.
+async fn upgrade_with(response: &'static str) -> (Scene, JoinSet<()>, TcpStream, String) {
     let (address, backend) = backend(move |mut socket| async move {
         read_head(&mut socket).await;
-        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket.write_all(response.as_bytes()).await.unwrap();
         read_all(&mut socket).await;
     })
     .await;
@@ -483,9 +489,9 @@ async fn answered(answer: &'static str) -> (Scene, JoinSet<()>, TcpStream, Strin
 }
 
 #[tokio::test]
-async fn bytes_behind_the_101_come_behind_it() {
-    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n\u{1}\u{2}hi";
-    let (_scene, _backend, mut client, head) = answered(answer).await;
+async fn bytes_after_the_101_are_forwarded_after_it() {
+    let response = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n\u{1}\u{2}hi";
+    let (_scene, _backend, mut client, head) = upgrade_with(response).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!(header(&head, "upgrade"), Some("websocket"));
     assert_eq!(read_exact(&mut client, 4).await, b"\x01\x02hi");
@@ -493,28 +499,28 @@ async fn bytes_behind_the_101_come_behind_it() {
 
 #[tokio::test]
 async fn an_interim_response_before_the_101_is_skipped() {
-    let answer = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx";
-    let (_scene, _backend, mut client, head) = answered(answer).await;
+    let response = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx";
+    let (_scene, _backend, mut client, head) = upgrade_with(response).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!(read_exact(&mut client, 1).await, b"x");
 }
 
 #[tokio::test]
-async fn what_is_no_answer_to_the_upgrade_is_a_502() {
-    for answer in [
+async fn an_invalid_response_to_an_upgrade_is_a_502() {
+    for response in [
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\n\r\n",
         "garbage\r\n\r\n",
     ] {
-        let (_scene, _backend, _client, head) = answered(answer).await;
-        assert!(head.starts_with("HTTP/1.1 502 "), "{answer}: {head}");
+        let (_scene, _backend, _client, head) = upgrade_with(response).await;
+        assert!(head.starts_with("HTTP/1.1 502 "), "{response}: {head}");
     }
 }
 
 #[tokio::test]
-async fn an_ordinary_answer_comes_with_what_has_come_of_its_body() {
-    let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno";
-    let (_scene, _backend, mut client, head) = answered(answer).await;
+async fn an_ordinary_response_to_an_upgrade_has_its_body() {
+    let response = "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno";
+    let (_scene, _backend, mut client, head) = upgrade_with(response).await;
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     assert_eq!(read_exact(&mut client, 2).await, b"no");
 }

@@ -1,11 +1,11 @@
-//! The certificates of a listener: read from files, checked, chosen by name, replaced while connections go on.
+//! The certificates of a listener: loaded from files, checked, selected by server name, and reloaded at run time.
 //!
-//! Each certificate stands for itself: one that is wrong is not served and keeps no other from being served or renewed. Where
-//! its files were right before, what they held then goes on being served. One whose dates are over (or have not come) serves a
-//! name only if no other certificate has it: clients that check dates refuse it, and an edge that did not start would serve
-//! nobody, not even the challenge that renews it.
+//! Certificates are independent: one that cannot be used is not served, and does not keep others from being served or reloaded.
+//! If its files could be used before, the previous version is still served. An expired or not yet valid certificate serves a
+//! name only if no valid certificate has it: clients that check dates reject it, but an edge that refused to start could not
+//! even serve the challenge that renews it.
 //!
-//! A certificate serves the names that it holds itself (its subject alternative names), so that file and names cannot disagree.
+//! The names of a certificate are its subject alternative names; there is no setting for them that could contradict the file.
 
 mod pair;
 
@@ -27,24 +27,24 @@ use crate::tls::certificates::pair::Pair;
 
 pub(super) use crate::tls::certificates::pair::{check, unix};
 
-/// The endings of a certificate in a folder; its key is called the same, with `.key`.
-const ENDINGS: [&str; 2] = ["crt", "pem"];
+/// The file name extensions of certificates in a folder; the key has the same name with `.key`.
+const EXTENSIONS: [&str; 2] = ["crt", "pem"];
 
 /// Why a certificate cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    /// A file cannot be read, or holds something else.
+    /// A file cannot be read, or has other content.
     #[error("{path}: {why}")]
     File {
-        /// Which one.
+        /// The file.
         path: PathBuf,
-        /// What is wrong, and what would be right.
+        /// The problem, and what was expected.
         why: String,
     },
-    /// There is none.
+    /// There is no certificate.
     #[error("{0}: no certificate; expected NAME.crt or NAME.pem, with its key in NAME.key")]
     Empty(PathBuf),
-    /// There are several, and none of them can be served.
+    /// There are several certificates, and none of them can be served.
     #[error("none of {} certificates can be served: {}", .0.len(), in_one_line(.0))]
     All(Vec<CertificateError>),
 }
@@ -56,7 +56,7 @@ impl CertificateError {
     }
 }
 
-/// As many of `errors` as fit in a line that somebody reads.
+/// The first few of `errors` in one line.
 fn in_one_line(errors: &[CertificateError]) -> String {
     const SHOWN: usize = 5;
     let shown = errors.iter().take(SHOWN).map(CertificateError::to_string);
@@ -67,57 +67,57 @@ fn in_one_line(errors: &[CertificateError]) -> String {
     line
 }
 
-/// The certificates that serve now. Clones of its `Arc` see every change.
+/// The certificates of one listener, shared by all of its connections.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     source: CertificateSource,
     provider: Arc<CryptoProvider>,
-    read: Mutex<Read>,
-    now: ArcSwap<Set>,
+    read: Mutex<LoadedFiles>,
+    now: ArcSwap<ServingSet>,
 }
 
-/// What the files held when they were last read.
+/// The result of the last read of the files.
 #[derive(Debug, Default)]
-struct Read {
-    entries: Vec<Entry>,
-    /// Why the folder could not be listed, or has nothing to serve; then `entries` are what was there before.
+struct LoadedFiles {
+    entries: Vec<CertificateEntry>,
+    /// Why the folder could not be listed, or has nothing to serve; `entries` are then those of the read before.
     folder: Option<CertificateError>,
 }
 
-/// The files of one certificate, and what is served from them.
+/// One certificate: its files, and the version that is served.
 #[derive(Debug)]
-struct Entry {
+struct CertificateEntry {
     files: CertificateFiles,
-    /// The newest version that is worth serving, which may be older than the files.
+    /// The best version so far, which may be older than the files.
     served: Option<Pair>,
-    /// What is wrong with the files as they are now.
-    wrong: Option<CertificateError>,
+    /// The problem with the current files.
+    problem: Option<CertificateError>,
 }
 
-/// Certificates by the names that they serve, as of one moment.
+/// The served certificates by name, at one moment.
 #[derive(Debug)]
-struct Set {
+struct ServingSet {
     by_name: HashMap<String, Arc<CertifiedKey>>,
-    /// The names that none of `by_name` serves.
-    by_name_out_of_date: HashMap<String, Arc<CertifiedKey>>,
-    /// For clients that name nobody, or somebody unknown: the first.
+    /// Certificates with invalid dates, for names that are not in `by_name`.
+    by_name_expired: HashMap<String, Arc<CertifiedKey>>,
+    /// For clients that send no server name or an unknown one: the first certificate.
     default: Arc<CertifiedKey>,
-    /// When the first of them ends, as UNIX time.
+    /// When the first of them expires, as UNIX time.
     ends: Duration,
-    /// When another set has to be built because a certificate ends or begins, as UNIX time.
+    /// When the set has to be built again because a certificate expires or becomes valid, as UNIX time.
     changes: Duration,
 }
 
 /// How a certificate is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CertificateState {
-    /// As its files are.
+    /// The version in its files is served.
     Good,
-    /// As its files were before something went wrong with them.
+    /// The previous version is served: the current files cannot be used.
     Previous,
-    /// Only where no other one has the name: its dates are over, or have not come.
+    /// It has expired or is not valid yet, and is served only for names that no other certificate has.
     OutOfDate,
-    /// Not at all.
+    /// It is not served.
     Unusable,
 }
 
@@ -134,45 +134,47 @@ impl CertificateState {
     }
 }
 
-/// What operators get to know of one certificate.
+/// The status of one certificate, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateStatus {
     pub(crate) path: PathBuf,
     pub(crate) state: CertificateState,
-    /// What is wrong; empty if nothing is.
+    /// The problem; empty if there is none.
     pub(crate) why: String,
-    /// The names of what is served.
+    /// The DNS names of the served version.
     pub(crate) names: Vec<String>,
-    /// When it ends, as UNIX time, if it is served.
+    /// When the served version expires, as UNIX time.
     pub(crate) ends: Option<Duration>,
 }
 
-/// What reading the files again has changed for one certificate.
+/// What a reload has changed for one certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Its new version is served.
-    Taken,
-    /// Its new version is wrong.
-    Refused,
+pub(super) enum ReloadOutcome {
+    /// A new version is served.
+    Loaded,
+    /// The new version cannot be used.
+    Rejected,
 }
 
 impl Certificates {
-    /// Reads and checks the files of `source`.
+    /// Loads and checks the files of `source`.
     ///
     /// # Errors
     ///
-    /// [`CertificateError`] if no certificate can be served: unreadable, no certificate or key in the file, a key of another
-    /// certificate, a chain whose links do not fit. If one can, the others are named by [`Certificates::status`].
+    /// [`CertificateError`] if no certificate can be served: an unreadable file, no certificate or key in it, a key of another
+    /// certificate, an invalid chain. If one can be served, [`Certificates::status`] reports the problems of the others.
     pub(crate) fn load(
         source: CertificateSource,
         provider: Arc<CryptoProvider>,
         now: SystemTime,
     ) -> Result<Self, CertificateError> {
         let files = files_of(&source)?;
-        let entries = files.into_iter().map(|files| Entry::read(files, &provider));
-        let entries: Vec<Entry> = entries.collect();
-        let Some(set) = Set::build(&entries, unix(now)) else {
-            let mut errors: Vec<_> = entries.into_iter().filter_map(|it| it.wrong).collect();
+        let entries = files
+            .into_iter()
+            .map(|files| CertificateEntry::read(files, &provider));
+        let entries: Vec<CertificateEntry> = entries.collect();
+        let Some(set) = ServingSet::build(&entries, unix(now)) else {
+            let mut errors: Vec<_> = entries.into_iter().filter_map(|it| it.problem).collect();
             return Err(match errors.len() {
                 0 => empty(&source),
                 1 => errors.remove(0),
@@ -182,7 +184,7 @@ impl Certificates {
         Ok(Self {
             source,
             provider,
-            read: Mutex::new(Read {
+            read: Mutex::new(LoadedFiles {
                 entries,
                 folder: None,
             }),
@@ -190,10 +192,10 @@ impl Certificates {
         })
     }
 
-    /// Reads the files again, and serves what they hold from now on, each certificate for itself.
+    /// Reads the files again, and serves the new versions of those certificates that can be used.
     ///
-    /// If that leaves nothing to serve, everything stays as it is.
-    pub(super) fn reload(&self, now: SystemTime) -> Vec<Change> {
+    /// If that leaves nothing to serve, the served set stays as it is.
+    pub(super) fn reload(&self, now: SystemTime) -> Vec<ReloadOutcome> {
         let mut read = self.read.lock();
         let files = match files_of(&self.source) {
             Ok(files) if files.is_empty() => Err(empty(&self.source)),
@@ -201,26 +203,26 @@ impl Certificates {
         };
         let files = match files {
             Ok(files) => files,
-            Err(error) => return read.refuse_folder(error),
+            Err(error) => return read.reject_folder(error),
         };
         let mut changes = Vec::new();
-        let mut before: HashMap<PathBuf, Entry> = std::mem::take(&mut read.entries)
+        let mut before: HashMap<PathBuf, CertificateEntry> = std::mem::take(&mut read.entries)
             .into_iter()
             .map(|entry| (entry.files.certificate.clone(), entry))
             .collect();
         for files in files {
             let before = before.remove(&files.certificate);
-            let entry = Entry::read(files, &self.provider);
-            let (entry, change) = entry.or_rather(before, unix(now));
+            let entry = CertificateEntry::read(files, &self.provider);
+            let (entry, change) = entry.or_previous(before, unix(now));
             changes.extend(change);
             read.entries.push(entry);
         }
-        match Set::build(&read.entries, unix(now)) {
+        match ServingSet::build(&read.entries, unix(now)) {
             Some(set) => {
                 read.folder = None;
                 self.now.store(Arc::new(set));
             }
-            // All those that were served are gone, and what is there instead cannot be.
+            // The served certificates are removed, and none of the present files can be used.
             None => {
                 read.folder = Some(empty(&self.source));
             }
@@ -228,24 +230,24 @@ impl Certificates {
         changes
     }
 
-    /// Serves by the dates of certificates as they are now: one that has ended makes way for another of the same name.
-    pub(super) fn follow_dates(&self, now: SystemTime) {
+    /// Rebuilds the set if certificates have expired or become valid: an expired one is replaced by another with the same name.
+    pub(super) fn update_for_dates(&self, now: SystemTime) {
         let now = unix(now);
         if now < self.now.load().changes {
             return;
         }
         let read = self.read.lock();
-        if let Some(set) = Set::build(&read.entries, now) {
+        if let Some(set) = ServingSet::build(&read.entries, now) {
             self.now.store(Arc::new(set));
         }
     }
 
-    /// When the first certificate that is served ends, as UNIX time.
+    /// When the first served certificate expires, as UNIX time.
     pub(super) fn ends(&self) -> Duration {
         self.now.load().ends
     }
 
-    /// Each certificate, in the order in which they are tried.
+    /// The status of each certificate, in order of precedence.
     pub(crate) fn status(&self, now: SystemTime) -> Vec<CertificateStatus> {
         let now = unix(now);
         let read = self.read.lock();
@@ -262,7 +264,7 @@ impl Certificates {
         all
     }
 
-    /// The files that there are now.
+    /// The present files.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let files = files_of(&self.source).unwrap_or_default();
         let pairs = files.into_iter();
@@ -279,52 +281,54 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-impl Read {
-    /// Keeps what was there. It is one change, unless nothing has changed.
-    fn refuse_folder(&mut self, error: CertificateError) -> Vec<Change> {
+impl LoadedFiles {
+    /// Keeps the entries. Reports the error once.
+    fn reject_folder(&mut self, error: CertificateError) -> Vec<ReloadOutcome> {
         if self.folder.as_ref() == Some(&error) {
             return Vec::new();
         }
         self.folder = Some(error);
-        vec![Change::Refused]
+        vec![ReloadOutcome::Rejected]
     }
 }
 
-impl Entry {
+impl CertificateEntry {
     fn read(files: CertificateFiles, provider: &CryptoProvider) -> Self {
-        let (served, wrong) = match Pair::read(&files, provider, KeyUsage::server_auth()) {
+        let (served, problem) = match Pair::read(&files, provider, KeyUsage::server_auth()) {
             Ok(pair) => (Some(pair), None),
             Err(error) => (None, Some(error)),
         };
         Self {
             files,
             served,
-            wrong,
+            problem,
         }
     }
 
-    /// It, or what was served `before` if that is better; and what has changed.
-    fn or_rather(mut self, before: Option<Self>, now: Duration) -> (Self, Option<Change>) {
+    /// The entry with the version that was served `before`, if that is better; and what has changed.
+    fn or_previous(mut self, before: Option<Self>, now: Duration) -> (Self, Option<ReloadOutcome>) {
         if let Some(pair) = &self.served {
-            self.wrong = pair.wrong_dates(now, &self.files.certificate);
+            self.problem = pair.date_error(now, &self.files.certificate);
         }
-        let (old, was_wrong) = before.map_or((None, None), |entry| (entry.served, entry.wrong));
+        let (old, old_problem) = before.map_or((None, None), |entry| (entry.served, entry.problem));
         let is_same = self.served.is_some() && self.served == old;
         let is_worse = |old: &Pair| match &self.served {
             None => true,
             Some(new) => !new.is_valid(now) && old.is_valid(now),
         };
         let keeps_old = !is_same && old.as_ref().is_some_and(is_worse);
-        let change = match &self.wrong {
-            Some(wrong) if was_wrong.as_ref() != Some(wrong) && !is_same => Some(Change::Refused),
-            None if !is_same || was_wrong.is_some() => Some(Change::Taken),
+        let change = match &self.problem {
+            Some(problem) if old_problem.as_ref() != Some(problem) && !is_same => {
+                Some(ReloadOutcome::Rejected)
+            }
+            None if !is_same || old_problem.is_some() => Some(ReloadOutcome::Loaded),
             _ => None,
         };
         if keeps_old {
             self.served = old;
         } else if self.served.is_some() {
-            // What its dates say is looked up whenever it is asked for.
-            self.wrong = None;
+            // `status` checks the dates itself.
+            self.problem = None;
         }
         (self, change)
     }
@@ -334,14 +338,14 @@ impl Entry {
         let dates = self
             .served
             .as_ref()
-            .and_then(|pair| pair.wrong_dates(now, path));
-        let state = match (&self.served, &self.wrong, &dates) {
+            .and_then(|pair| pair.date_error(now, path));
+        let state = match (&self.served, &self.problem, &dates) {
             (None, ..) => CertificateState::Unusable,
             (_, _, Some(_)) => CertificateState::OutOfDate,
             (_, Some(_), None) => CertificateState::Previous,
             (_, None, None) => CertificateState::Good,
         };
-        let why = self.wrong.as_ref().or(dates.as_ref());
+        let why = self.problem.as_ref().or(dates.as_ref());
         CertificateStatus {
             path: path.clone(),
             state,
@@ -355,18 +359,18 @@ impl Entry {
     }
 }
 
-impl Set {
-    /// `None` if there is nothing to serve.
-    fn build(entries: &[Entry], now: Duration) -> Option<Self> {
+impl ServingSet {
+    /// Builds the set for `now`; `None` if there is nothing to serve.
+    fn build(entries: &[CertificateEntry], now: Duration) -> Option<Self> {
         let served = || entries.iter().filter_map(|entry| entry.served.as_ref());
-        let (mut by_name, mut by_name_out_of_date) = (HashMap::new(), HashMap::new());
+        let (mut by_name, mut by_name_expired) = (HashMap::new(), HashMap::new());
         for pair in served() {
             let names = match pair.is_valid(now) {
                 true => &mut by_name,
-                false => &mut by_name_out_of_date,
+                false => &mut by_name_expired,
             };
             for name in &pair.names {
-                // Where two hold a name, the first keeps it.
+                // If two have the same name, the first is used.
                 names
                     .entry(name.clone())
                     .or_insert_with(|| Arc::clone(&pair.key));
@@ -378,20 +382,20 @@ impl Set {
         let changes = served().filter_map(|pair| pair.next_change(now)).min();
         Some(Self {
             by_name,
-            by_name_out_of_date,
+            by_name_expired,
             default: Arc::clone(&default.key),
             ends: served().map(Pair::ends).min().unwrap_or(Duration::MAX),
             changes: changes.unwrap_or(Duration::MAX),
         })
     }
 
-    /// The exact name, then the wildcard over its first label (RFC 6125, 6.4.3), then the same out of date, then the default.
+    /// The certificate of the exact name, then of the wildcard for its first label (RFC 6125, 6.4.3), then the same among those with invalid dates, then the default.
     fn find(&self, name: Option<&str>) -> &Arc<CertifiedKey> {
         let Some(name) = name else {
             return &self.default;
         };
         Self::find_in(&self.by_name, name)
-            .or_else(|| Self::find_in(&self.by_name_out_of_date, name))
+            .or_else(|| Self::find_in(&self.by_name_expired, name))
             .unwrap_or(&self.default)
     }
 
@@ -417,10 +421,10 @@ fn empty(source: &CertificateSource) -> CertificateError {
     })
 }
 
-/// The pairs of files, those of a folder in the order of their names.
+/// The pairs of certificate and key files; those of a folder sorted by name.
 ///
-/// Of a folder, files with a dot in front are left out (writers and Kubernetes keep their own there), and so are certificates of
-/// authorities that lie beside (`ca.crt` as cert-manager writes it): they have no key.
+/// In a folder, files that start with a dot are skipped (temporary files, and those of Kubernetes volumes), and so are the
+/// certificates of authorities (`ca.crt` of cert-manager), which have no key.
 fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, CertificateError> {
     let folder = match source {
         CertificateSource::Files(files) => return Ok(files.clone()),
@@ -433,8 +437,10 @@ fn files_of(source: &CertificateSource) -> Result<Vec<CertificateFiles>, Certifi
         if certificate.file_name().is_none_or(is_hidden) {
             continue;
         }
-        let ending = certificate.extension().and_then(|ending| ending.to_str());
-        if ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
+        let extension = certificate
+            .extension()
+            .and_then(|extension| extension.to_str());
+        if extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
             files.extend(pair::find_key(certificate));
         }
     }

@@ -1,7 +1,7 @@
-//! TLS towards the backends of one pool: whom to believe, and who the edge is.
+//! TLS to the backends of one pool: which certificates are trusted, and the client certificate of the edge.
 //!
-//! Tunnels and probes connect here; for plain requests Pingora does, by the same settings. Without `verify` a backend may be
-//! anybody: what is said stays secret from those who only listen.
+//! Tunnels and probes connect here; plain requests of a mounted edge connect through Pingora, with the same settings. Without
+//! `verify` the backend is not authenticated: TLS then protects only against passive eavesdropping.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    CertificateError as Distrust, ClientConfig, DigitallySignedStruct, RootCertStore,
+    CertificateError as CertificateProblem, ClientConfig, DigitallySignedStruct, RootCertStore,
     SignatureScheme,
 };
 use webpki::KeyUsage;
@@ -32,32 +32,32 @@ use crate::tls::authorities_of;
 use crate::tls::certificates;
 use crate::tls::read_pem;
 
-/// A file without certificates.
+/// A file that contains no certificates.
 const NO_AUTHORITIES: &str = "/dev/null";
 
-/// A connection to a backend.
+/// A TLS connection to a backend.
 pub(crate) type ClientStream<T> = TlsStream<UnbufferedClientConnection, T>;
 
-/// Why there is no TLS connection to a backend that can be reached.
+/// Why the TLS handshake with a backend failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// It is not who it should be, or does not speak TLS as it should.
+    /// Its certificate is not trusted, or it violates the protocol.
     #[error("TLS: {0}")]
     Wrong(String),
-    /// The connection ended or broke.
+    /// The connection closed or failed.
     #[error("the connection broke during the TLS handshake")]
     Broken(#[from] io::Error),
 }
 
-/// Speaks TLS to the backends of one pool.
+/// Makes TLS connections to the backends of one pool.
 pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     verify: bool,
-    /// For Pingora: the authorities and the certificate that `config` has already.
+    /// For Pingora: the same authorities and client certificate as in `config`.
     authorities: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
-    /// Tells kept connections apart that were made by other settings.
+    /// Distinguishes idle connections that were made with other settings.
     number: u64,
 }
 
@@ -72,7 +72,7 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// [`TlsError`] for the first that is wrong.
+    /// [`TlsError`] for the first that cannot be used.
     pub(crate) fn load(config: &BackendTls) -> Result<Self, TlsError> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -84,7 +84,7 @@ impl Connector {
             match &config.ca {
                 Some(path) => {
                     let certificates = authorities_of(path)?;
-                    authorities = Some(certificates.iter().map(wrapped).collect());
+                    authorities = Some(certificates.iter().map(to_pingora).collect());
                     for certificate in certificates {
                         roots.add(certificate).map_err(|error| {
                             let (path, why) = (path.clone(), error.to_string());
@@ -92,14 +92,14 @@ impl Connector {
                         })?;
                     }
                 }
-                None => authorities = add_those_of_the_machine(&mut roots)?,
+                None => authorities = add_system_authorities(&mut roots)?,
             }
             builder.with_root_certificates(roots)
         } else {
-            let anybody = Arc::new(Anybody(Arc::clone(&provider)));
+            let accept_any = Arc::new(AcceptAnyCertificate(Arc::clone(&provider)));
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(anybody)
+                .with_custom_certificate_verifier(accept_any)
         };
         let (mut rustls, identity) = match &config.certificate {
             None => (builder.with_no_client_auth(), None),
@@ -119,12 +119,12 @@ impl Connector {
         })
     }
 
-    /// Tells what was made by these settings from what was made by others; never 0.
+    /// A number that identifies these settings; never 0.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Does the handshake with the backend at `address`, to which `transport` leads.
+    /// Does the handshake over `transport`, a connection to the backend at `address`.
     ///
     /// # Errors
     ///
@@ -139,24 +139,24 @@ impl Connector {
         transport: T,
     ) -> Result<ClientStream<T>, ConnectError> {
         let name = self.name_of(address);
-        let wrong = |error: &rustls::Error| ConnectError::Wrong(in_words(error, &name));
+        let failed = |error: &rustls::Error| ConnectError::Wrong(error_text(error, &name));
         let tls = UnbufferedClientConnection::new(Arc::clone(&self.config), name.clone());
-        let tls = Box::new(tls.map_err(|error| wrong(&error))?);
-        let shaken = TlsStream::shake_hands(tls, transport).await;
-        shaken.map_err(|error| {
+        let tls = Box::new(tls.map_err(|error| failed(&error))?);
+        let connected = TlsStream::handshake(tls, transport).await;
+        connected.map_err(|error| {
             let inner = error.get_ref().map(|inner| inner.downcast_ref());
             match inner {
-                Some(Some(error)) => wrong(error),
+                Some(Some(error)) => failed(error),
                 Some(None) => ConnectError::Wrong(error.to_string()),
                 None => ConnectError::Broken(error),
             }
         })
     }
 
-    /// Has Pingora do the same when it connects `peer` to the backend at `address`.
+    /// Sets the same options on `peer`, for connections that Pingora makes to the backend at `address`.
     pub(crate) fn prepare(&self, peer: &mut HttpPeer, address: &Address) {
         peer.scheme = Scheme::HTTPS;
-        // Pingora verifies nothing without a name, so it has to be there where that matters.
+        // Pingora does not verify without a name, so there has to be one.
         peer.sni = self.name_of(address).to_str().into_owned();
         peer.options.verify_cert = self.verify;
         peer.options.verify_hostname = self.verify;
@@ -165,7 +165,7 @@ impl Connector {
         peer.group_key |= self.number << 1;
     }
 
-    /// Whom the certificate of the backend at `address` has to name.
+    /// The name that the certificate of the backend at `address` has to be for.
     fn name_of(&self, address: &Address) -> ServerName<'static> {
         let of_address = || match address {
             Address::Ip(address) => Some(ServerName::from(address.ip())),
@@ -173,55 +173,55 @@ impl Connector {
             Address::Unix(_) => None,
         };
         let name = self.server_name.clone().or_else(of_address);
-        // The configuration lets none be without where it is verified.
+        // The configuration requires a name wherever certificates are verified.
         name.unwrap_or_else(|| ServerName::from(std::net::Ipv4Addr::LOCALHOST))
     }
 }
 
-fn wrapped(certificate: &CertificateDer<'static>) -> WrappedX509 {
+fn to_pingora(certificate: &CertificateDer<'static>) -> WrappedX509 {
     WrappedX509::new(certificate.to_vec(), parse_x509)
 }
 
-/// What signs on behalf of the edge, for rustls and for Pingora.
+/// The client certificate of the edge, for rustls and for Pingora.
 fn identity_of(
     files: &CertificateFiles,
     provider: &CryptoProvider,
 ) -> Result<(Arc<dyn ResolvesClientCert>, Arc<CertKey>), TlsError> {
     let now = SystemTime::now();
     let pair = certificates::check(files, provider, now, KeyUsage::client_auth())?;
-    let wrong = |why: String| TlsError::Authority {
+    let unusable = |why: String| TlsError::Authority {
         path: files.key.clone(),
         why,
     };
-    let pem = read_pem(&files.key).map_err(wrong)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| wrong(error.to_string()))?;
+    let pem = read_pem(&files.key).map_err(unusable)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
     let chain = pair.cert.iter().map(|certificate| certificate.to_vec());
     let identity = CertKey::new(chain.collect(), key.secret_der().to_vec());
     let resolver = SingleCertAndKey::from(pair);
     Ok((Arc::new(resolver), Arc::new(identity)))
 }
 
-/// Adds the authorities that this machine trusts to `roots`. Returns them for Pingora, if it has not got them itself.
-fn add_those_of_the_machine(roots: &mut RootCertStore) -> Result<Option<Arc<CaType>>, TlsError> {
+/// Adds the authorities that the system trusts to `roots`. Returns them for Pingora, if it cannot read them itself.
+fn add_system_authorities(roots: &mut RootCertStore) -> Result<Option<Arc<CaType>>, TlsError> {
     let (found, why) = match rustls_native_certs::load_native_certs() {
         Ok(found) => (found, String::new()),
         Err(error) => (Vec::new(), format!(" ({error})")),
     };
-    let mut taken = Vec::new();
+    let mut added = Vec::new();
     for authority in found {
-        // Among many some are of a kind that rustls does not know.
+        // Some may be of a kind that rustls does not support.
         if roots.add(authority.clone()).is_ok() {
-            taken.push(authority);
+            added.push(authority);
         }
     }
-    if taken.is_empty() {
+    if added.is_empty() {
         return Err(TlsError::NoAuthority(why));
     }
-    Ok((!pingora_has_authorities()).then(|| taken.iter().map(wrapped).collect()))
+    Ok((!pingora_has_authorities()).then(|| added.iter().map(to_pingora).collect()))
 }
 
-/// Whether Pingora can read the authorities that this machine trusts. It panics where it cannot: if `SSL_CERT_FILE` names a file that
-/// is not there, or one of them is of a kind that rustls does not know. Looked at once, as Pingora does.
+/// Whether Pingora can read the authorities that the system trusts. Pingora panics if it cannot: if `SSL_CERT_FILE` names a
+/// missing file, or rustls does not support one of them. Checked only once, as by Pingora.
 fn pingora_has_authorities() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| {
@@ -231,40 +231,40 @@ fn pingora_has_authorities() -> bool {
     })
 }
 
-/// What Pingora is to read in place of the authorities that this machine trusts, where it cannot read those; nothing is in it.
+/// An empty file of authorities for Pingora, if it cannot read those of the system.
 pub(crate) fn no_authorities_file() -> Option<String> {
     (!pingora_has_authorities()).then(|| NO_AUTHORITIES.to_owned())
 }
 
-/// What is wrong with a backend that should be `name`.
-fn in_words(error: &rustls::Error, name: &ServerName<'_>) -> String {
-    let rustls::Error::InvalidCertificate(distrust) = error else {
+/// The text of a handshake error with a backend that should be `name`.
+fn error_text(error: &rustls::Error, name: &ServerName<'_>) -> String {
+    let rustls::Error::InvalidCertificate(problem) = error else {
         return error.to_string();
     };
     let name = name.to_str();
-    match distrust {
-        Distrust::Expired | Distrust::ExpiredContext { .. } => {
+    match problem {
+        CertificateProblem::Expired | CertificateProblem::ExpiredContext { .. } => {
             "its certificate has expired".to_owned()
         }
-        Distrust::NotValidYet | Distrust::NotValidYetContext { .. } => {
+        CertificateProblem::NotValidYet | CertificateProblem::NotValidYetContext { .. } => {
             "its certificate is not valid yet".to_owned()
         }
-        Distrust::NotValidForName | Distrust::NotValidForNameContext { .. } => {
+        CertificateProblem::NotValidForName | CertificateProblem::NotValidForNameContext { .. } => {
             format!("its certificate is not for \"{name}\"")
         }
-        // A stranger may bear the name of somebody who is trusted.
-        Distrust::UnknownIssuer | Distrust::BadSignature => {
-            "its certificate is signed by nobody who is trusted here".to_owned()
+        // A bad signature: the issuer has the name of a trusted authority, but not its key.
+        CertificateProblem::UnknownIssuer | CertificateProblem::BadSignature => {
+            "its certificate is not signed by a trusted authority".to_owned()
         }
         _ => error.to_string(),
     }
 }
 
-/// Takes every certificate, but has its owner prove that it has the key.
+/// Accepts every certificate, but verifies that the peer has its key.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,

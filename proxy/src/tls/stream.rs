@@ -1,9 +1,8 @@
-//! A TLS connection that keeps no buffer while it is idle, of either side.
+//! A TLS connection, of either side, that owns no buffer while it is idle.
 //!
-//! rustls' buffered connection keeps 4 KiB from the first read on, for ever. This one uses the unbuffered interface: what
-//! comes is read into memory of the thread and decrypted there. A connection owns memory only for a record that has not come
-//! whole, plaintext that its reader had no room for, and ciphertext that the socket did not take; each is given back when
-//! it is used up.
+//! rustls' buffered connection keeps 4 KiB from the first read on. This one uses the unbuffered interface: ciphertext is read
+//! into a buffer of the thread and decrypted there. A connection owns memory only for an incomplete record, plaintext that its
+//! reader had no room for, and ciphertext that the socket did not accept; each is freed when it is consumed.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -27,19 +26,19 @@ use crate::net::pingora_stream::pingora_stream;
 /// The most plaintext in one record (RFC 8446, 5.1).
 const PLAIN_MAX: usize = 16 * 1024;
 
-/// The largest record, with what the oldest cipher may add (RFC 5246, 6.2.3).
+/// The largest record, with the most that a cipher may add (RFC 5246, 6.2.3).
 const RECORD_MAX: usize = PLAIN_MAX + 2048 + 5;
 
 /// The most bytes of a handshake; certificate chains are the largest part of it.
 const HANDSHAKE_MAX: usize = 64 * 1024;
 
 thread_local! {
-    /// A partial record, and room for a whole one behind it.
+    /// A partial record, and room for a whole one after it.
     static INCOMING: RefCell<Box<[u8]>> = RefCell::new(vec![0; 2 * RECORD_MAX].into());
     static OUTGOING: RefCell<Box<[u8]>> = RefCell::new(vec![0; RECORD_MAX].into());
 }
 
-/// One of the two sides of a connection, as rustls has it.
+/// One of the two sides of a connection, in rustls.
 pub(crate) trait Side: Unpin + Send + Sync + 'static {
     type Data;
 
@@ -82,23 +81,23 @@ impl Side for UnbufferedClientConnection {
     }
 }
 
-/// A connection whose handshake is over.
+/// A connection whose handshake is complete.
 pub(crate) struct TlsStream<S, T> {
     transport: T,
     tls: Box<S>,
-    /// A record of which not all has come.
+    /// An incomplete record.
     partial: Vec<u8>,
-    /// Decrypted, and not read yet.
+    /// Decrypted, but not read yet.
     plain: Vec<u8>,
     plain_read: usize,
-    /// Encrypted, and not sent yet: it must go out before anything else.
+    /// Encrypted, but not sent yet: it has to be sent before anything else.
     unsent: Vec<u8>,
     ended: bool,
-    /// The connection ended before its peer had said that nothing more comes.
+    /// The connection ended without a close_notify of the peer.
     truncated: bool,
-    /// rustls has refused something: it is not asked again.
+    /// rustls has returned an error: it is not called again.
     failed: bool,
-    said_goodbye: bool,
+    close_notify_queued: bool,
 }
 
 impl<S, T> std::fmt::Debug for TlsStream<S, T> {
@@ -107,17 +106,17 @@ impl<S, T> std::fmt::Debug for TlsStream<S, T> {
     }
 }
 
-/// How far rustls got with what it was shown.
+/// The result of [`advance`].
 struct Progress {
     used: usize,
-    /// The peer has said that nothing more comes.
+    /// The peer has sent a close_notify.
     peer_closed: bool,
 }
 
-/// Shows `incoming` to rustls until it wants more: `plain` gets what was decrypted, `unsent` what has to be sent.
+/// Passes `incoming` to rustls until it needs more bytes: `plain` gets the decrypted bytes, `unsent` those to send.
 ///
-/// What is not used must be shown again, in front of what comes next: rustls remembers places in it. That holds for
-/// writing too, or a message that has come in half makes it look where nothing is.
+/// Unused bytes have to be passed again, in front of the next ones: rustls remembers offsets into them. That also holds for
+/// writing, or an incomplete message makes rustls access bytes that are not there.
 fn advance<S: Side>(
     tls: &mut S,
     incoming: &mut [u8],
@@ -144,14 +143,14 @@ fn advance<S: Side>(
             Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
                 (peer_closed, wants_more) = (true, true);
             }
-            // Before the client's Finished, TLS 1.3 says that the server may write: see `is_handshaking`.
+            // In TLS 1.3 a server may write before the client's Finished: see `is_handshaking`.
             Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => {
                 wants_more = true;
             }
             // Early data is never accepted.
             Ok(_) => return Err(broken("an unexpected state")),
             Err(error) => {
-                // The alert that tells the peer why is ready now; asked for more, rustls would fail a second time.
+                // The alert for the peer is available now; a further call would fail again.
                 let rest = &mut incoming[used + discard..];
                 if let Ok(ConnectionState::EncodeTlsData(alert)) = tls.process(rest).state {
                     encode(alert, unsent)?;
@@ -183,17 +182,17 @@ fn broken(error: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
 }
 
 impl<S: Side, T: IO> TlsStream<S, T> {
-    /// Does its side's part of the handshake.
+    /// Does the handshake.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidData`] around rustls' error if the peer speaks wrong or is not who it should be (it is told by
-    /// an alert), or the error of the connection.
+    /// [`io::ErrorKind::InvalidData`] around rustls' error if the peer violates the protocol or is not trusted (it gets an
+    /// alert), or the error of the connection.
     ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn shake_hands(mut tls: Box<S>, mut transport: T) -> io::Result<Self> {
+    pub(crate) async fn handshake(mut tls: Box<S>, mut transport: T) -> io::Result<Self> {
         let (mut incoming, mut plain, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
         let ended = loop {
             let keep = |bytes: &[u8]| plain.extend_from_slice(bytes);
@@ -206,7 +205,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             let progress = progress?;
             incoming.drain(..progress.used);
             if !tls.state().is_handshaking() {
-                // A client may send all that it has to say with the end of its handshake.
+                // A client may send data, and even its close_notify, together with the end of its handshake.
                 break progress.peer_closed;
             }
             if progress.peer_closed {
@@ -232,11 +231,11 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             ended,
             truncated: false,
             failed: false,
-            said_goodbye: false,
+            close_notify_queued: false,
         })
     }
 
-    /// What it owns beside its own state, in bytes.
+    /// The size of its buffers, in bytes.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.partial.capacity() + self.plain.capacity() + self.unsent.capacity()
@@ -252,7 +251,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
         self.tls.state().handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// Sends what is encrypted already.
+    /// Sends the encrypted bytes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut sent = 0;
         let result = loop {
@@ -270,7 +269,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
         result
     }
 
-    /// Reads once from the socket and decrypts what is whole: into `buffer`, and what has no room there into `plain`.
+    /// Reads once from the socket and decrypts complete records: into `buffer`, and what does not fit there into `plain`.
     fn poll_decrypt(
         &mut self,
         cx: &mut Context<'_>,
@@ -288,22 +287,22 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             }
             scratch[..before].copy_from_slice(&self.partial);
             let incoming = &mut scratch[..before + count];
-            let over = &mut self.plain;
+            let overflow = &mut self.plain;
             let hand_out = |bytes: &[u8]| {
-                let fits = if over.is_empty() {
+                let fits = if overflow.is_empty() {
                     buffer.remaining().min(bytes.len())
                 } else {
                     0
                 };
                 buffer.put_slice(&bytes[..fits]);
-                over.extend_from_slice(&bytes[fits..]);
+                overflow.extend_from_slice(&bytes[fits..]);
             };
             let progress = advance(&mut *self.tls, incoming, hand_out, &mut self.unsent);
             let progress = progress.and_then(|progress| {
                 let rest = &incoming[progress.used..];
-                // More than a record is a handshake message in pieces, and none that long comes behind the handshake.
+                // More than a record is a fragmented handshake message, and none that long is valid after the handshake.
                 if RECORD_MAX < rest.len() {
-                    return Err(broken("a handshake message without end"));
+                    return Err(broken("a handshake message that is too long"));
                 }
                 self.partial = rest.to_vec();
                 Ok(progress)
@@ -311,7 +310,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             let progress = progress.inspect_err(|_| {
                 self.failed = true;
                 self.partial = Vec::new();
-                // Nobody reads on, so that this is the only chance for the alert.
+                // The connection is not read any further, so this is the only chance to send the alert.
                 let _ = self.poll_send(cx);
             })?;
             self.ended |= progress.peer_closed;
@@ -337,7 +336,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
                 }
                 ConnectionState::EncodeTlsData(message) => encode(message, &mut self.unsent)?,
                 ConnectionState::TransmitTlsData(message) => message.done(),
-                // It has ended its direction; ours is open.
+                // The peer has ended its direction; this one is still open.
                 ConnectionState::PeerClosed => self.ended = true,
                 _ => return Err(io::ErrorKind::BrokenPipe.into()),
             }
@@ -372,7 +371,7 @@ impl<S: Side, T: IO> AsyncRead for TlsStream<S, T> {
             }
             ready!(this.poll_decrypt(cx, buffer))?;
             if !this.unsent.is_empty() {
-                // The answer to a key update: what the socket does not take goes out before the next write.
+                // The reply to a key update: what the socket does not accept is sent before the next write.
                 let _ = this.poll_send(cx)?;
             }
             if before < buffer.filled().len() {
@@ -389,7 +388,7 @@ impl<S: Side, T: IO> AsyncWrite for TlsStream<S, T> {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // At most one record waits: whoever writes faster than the client reads is held back here.
+        // At most one record is buffered: a writer that is faster than the peer waits here.
         ready!(this.poll_send(cx))?;
         if data.is_empty() {
             return Poll::Ready(Ok(0));
@@ -417,14 +416,14 @@ impl<S: Side, T: IO> AsyncWrite for TlsStream<S, T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.said_goodbye && !this.failed {
-            this.said_goodbye = true;
-            let mut goodbye = [0; 128];
+        if !this.close_notify_queued && !this.failed {
+            this.close_notify_queued = true;
+            let mut alert = [0; 128];
             let UnbufferedStatus { state, .. } = this.tls.process(&mut this.partial);
             if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state
-                && let Ok(length) = traffic.queue_close_notify(&mut goodbye)
+                && let Ok(length) = traffic.queue_close_notify(&mut alert)
             {
-                this.unsent.extend_from_slice(&goodbye[..length]);
+                this.unsent.extend_from_slice(&alert[..length]);
             }
         }
         ready!(this.poll_send(cx))?;

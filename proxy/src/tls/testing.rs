@@ -1,10 +1,10 @@
-//! Certificates for tests, made as they run.
+//! Certificates for tests, generated at run time.
 
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-/// A folder that goes when it is dropped.
+/// A folder that is removed on drop.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -46,7 +46,7 @@ impl Authority {
         self.issue_with(names, |_| {})
     }
 
-    /// A certificate that ended years ago.
+    /// A certificate that expired years ago.
     pub(crate) fn issue_expired(&self, names: &[&str]) -> Issued {
         self.issue_with(names, |params| {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);

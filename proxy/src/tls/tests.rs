@@ -1,4 +1,4 @@
-//! Handshakes and bytes with rustls' own client, over real sockets.
+//! Handshakes and data with rustls' own client, over real sockets.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Scene {
 type Client = client::TlsStream<TcpStream>;
 
 /// Both ends of a handshake.
-async fn shake_hands(
+async fn handshake(
     terminator: &Terminator,
     config: &Arc<ClientConfig>,
 ) -> (io::Result<Client>, Result<ServerStream, HandshakeError>) {
@@ -82,7 +82,7 @@ async fn sockets() -> (TcpStream, Transport) {
     (client.unwrap(), Transport::from(server.unwrap().0))
 }
 
-/// Bytes in which every place can be told from its neighbours.
+/// Bytes in which every position differs from its neighbours.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length)
         .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
@@ -90,11 +90,11 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bytes_of_every_size_pass_both_ways_and_leave_no_buffer_behind() {
+async fn data_of_every_size_passes_both_ways_and_leaves_no_buffer() {
     let scene = Scene::new("bytes");
     let terminator = scene.terminator(|_| {});
     for version in VERSIONS {
-        let (client, server) = shake_hands(&terminator, &Arc::new(scene.client(&[version]))).await;
+        let (client, server) = handshake(&terminator, &Arc::new(scene.client(&[version]))).await;
         let (mut client, mut server) = (client.unwrap(), server.unwrap());
         for length in [1, 2, 16_383, 16_384, 16_385, 300_000] {
             let sent = pattern(length);
@@ -125,9 +125,9 @@ async fn bytes_of_every_size_pass_both_ways_and_leave_no_buffer_behind() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_holds_one_record_and_no_more() {
+async fn for_a_client_that_reads_nothing_at_most_one_record_is_buffered() {
     let scene = Scene::new("stalled");
-    let (client, server) = shake_hands(
+    let (client, server) = handshake(
         &scene.terminator(|_| {}),
         &Arc::new(scene.client(&VERSIONS)),
     )
@@ -144,7 +144,7 @@ async fn a_client_that_reads_nothing_holds_one_record_and_no_more() {
         server
     };
     tokio::pin!(writing);
-    // The kernel takes some; then the writer has to wait.
+    // The kernel buffers some; then the writer has to wait.
     while futures_util::poll!(&mut writing).is_pending() {
         let before = written.load(std::sync::atomic::Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -164,9 +164,9 @@ async fn a_client_that_reads_nothing_holds_one_record_and_no_more() {
 }
 
 #[tokio::test]
-async fn an_end_is_passed_on_and_the_other_direction_goes_on() {
+async fn one_direction_can_be_closed_while_the_other_stays_open() {
     let scene = Scene::new("half");
-    let (client, server) = shake_hands(
+    let (client, server) = handshake(
         &scene.terminator(|_| {}),
         &Arc::new(scene.client(&VERSIONS)),
     )
@@ -177,17 +177,17 @@ async fn an_end_is_passed_on_and_the_other_direction_goes_on() {
     let mut received = Vec::new();
     server.read_to_end(&mut received).await.unwrap();
     assert_eq!(received, b"last words");
-    server.write_all(b"answer").await.unwrap();
+    server.write_all(b"reply").await.unwrap();
     server.shutdown().await.unwrap();
     received.clear();
     client.read_to_end(&mut received).await.unwrap();
-    assert_eq!(received, b"answer");
+    assert_eq!(received, b"reply");
 }
 
 #[tokio::test]
-async fn keys_may_be_updated_under_way() {
+async fn traffic_keys_can_be_updated() {
     let scene = Scene::new("key-update");
-    let (client, server) = shake_hands(
+    let (client, server) = handshake(
         &scene.terminator(|_| {}),
         &Arc::new(scene.client(&VERSIONS)),
     )
@@ -206,7 +206,7 @@ async fn keys_may_be_updated_under_way() {
     }
 }
 
-/// Records as a client of TLS 1.3 with AES-256-GCM makes them, with any content (RFC 8446, 5.2).
+/// Creates records of a TLS 1.3 client with AES-256-GCM, with any content (RFC 8446, 5.2).
 struct Forger {
     socket: TcpStream,
     key: ring::aead::LessSafeKey,
@@ -218,7 +218,7 @@ impl Forger {
     async fn new(terminator: &Terminator, scene: &Scene) -> (Self, ServerStream) {
         let mut config = scene.client(&[&rustls::version::TLS13]);
         config.enable_secret_extraction = true;
-        let (client, server) = shake_hands(terminator, &Arc::new(config)).await;
+        let (client, server) = handshake(terminator, &Arc::new(config)).await;
         let (socket, tls) = client.unwrap().into_inner();
         let (sequence, secrets) = tls.dangerous_extract_secrets().unwrap().tx;
         let rustls::ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
@@ -255,11 +255,11 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
 #[tokio::test]
-async fn a_message_in_two_halves_waits_while_the_server_writes() {
+async fn the_server_can_write_while_half_a_handshake_message_is_buffered() {
     let scene = Scene::new("halves");
     let terminator = scene.terminator(|_| {});
     let (mut forger, mut server) = Forger::new(&terminator, &scene).await;
-    // A key update, which needs an answer; the server writes between its halves.
+    // A key update, which requires a reply; the server writes between its halves.
     forger.send(HANDSHAKE, &[24, 0]).await.unwrap();
     assert!(futures_util::poll!(std::pin::pin!(server.read_u8())).is_pending());
     while server.buffered() == 0 {
@@ -270,7 +270,7 @@ async fn a_message_in_two_halves_waits_while_the_server_writes() {
     forger.send(HANDSHAKE, &[0, 1, 0]).await.unwrap();
     forger.send(HANDSHAKE, &[24, 0]).await.unwrap();
     forger.send(APPLICATION_DATA, b"x").await.unwrap();
-    // Behind the update the key is another: what the forger sends under the old one is refused, and nothing panics.
+    // After the update the key has changed: a record with the old key is an error, and nothing panics.
     let error = server.read_u8().await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     let error = server.write_all(b"after").await.unwrap_err();
@@ -278,12 +278,12 @@ async fn a_message_in_two_halves_waits_while_the_server_writes() {
 }
 
 #[tokio::test]
-async fn a_handshake_message_without_end_is_refused() {
+async fn an_endless_handshake_message_is_rejected() {
     let scene = Scene::new("endless");
     let terminator = scene.terminator(|_| {});
     let (mut forger, mut server) = Forger::new(&terminator, &scene).await;
     let endless = async {
-        // A message of 65,535 bytes begins, and goes on piece by piece.
+        // A message of 65,535 bytes, piece by piece.
         let mut sent = forger.send(HANDSHAKE, &[24, 0, 0xff, 0xff]).await;
         while sent.is_ok() {
             sent = forger.send(HANDSHAKE, &[0; 1000]).await;
@@ -311,9 +311,9 @@ async fn a_session_resumes_on_another_edge_with_the_same_keys() {
             (edge(), HandshakeKind::Full),
             (edge(), HandshakeKind::Resumed),
         ] {
-            let (client, server) = shake_hands(&edge, &config).await;
+            let (client, server) = handshake(&edge, &config).await;
             let (mut client, mut server) = (client.unwrap(), server.unwrap());
-            // A ticket of TLS 1.3 comes behind the handshake: the client sees it when it reads.
+            // A TLS 1.3 ticket follows the handshake: the client processes it when it reads.
             server.write_all(b"!").await.unwrap();
             server.flush().await.unwrap();
             client.read_u8().await.unwrap();
@@ -325,7 +325,7 @@ async fn a_session_resumes_on_another_edge_with_the_same_keys() {
             assert_eq!(server.is_resumed(), expected == HandshakeKind::Resumed);
         }
         let alone = scene.terminator(|_| {});
-        let (client, _server) = shake_hands(&alone, &config).await;
+        let (client, _server) = handshake(&alone, &config).await;
         assert_eq!(
             client.unwrap().get_ref().1.handshake_kind(),
             Some(HandshakeKind::Full)
@@ -334,18 +334,18 @@ async fn a_session_resumes_on_another_edge_with_the_same_keys() {
 }
 
 #[tokio::test]
-async fn versions_below_the_minimum_are_refused_and_the_client_hears_why() {
+async fn a_version_below_the_minimum_is_rejected_with_an_alert() {
     let scene = Scene::new("versions");
     let strict = scene.terminator(|settings| settings.min_version = TlsVersion::V1_3);
     let old = Arc::new(scene.client(&[&rustls::version::TLS12]));
-    let (client, server) = shake_hands(&strict, &old).await;
+    let (client, server) = handshake(&strict, &old).await;
     assert!(server.is_err());
     let error = client.unwrap_err().to_string();
     assert!(error.contains("ProtocolVersion"), "{error}");
 }
 
 #[tokio::test]
-async fn what_is_not_tls_ends_with_an_alert_and_silence_at_the_deadline() {
+async fn bytes_that_are_not_tls_get_an_alert_and_a_silent_client_times_out() {
     let scene = Scene::new("garbage");
     let (mut client, server) = sockets().await;
     client
@@ -358,19 +358,19 @@ async fn what_is_not_tls_ends_with_an_alert_and_silence_at_the_deadline() {
     client.read_to_end(&mut alert).await.unwrap();
     assert_eq!(alert.first(), Some(&21), "an alert record");
     let (_silent, server) = sockets().await;
-    let hasty = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
+    let impatient = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
     assert!(matches!(
-        hasty.accept(server).await,
+        impatient.accept(server).await,
         Err(HandshakeError::Timeout(_))
     ));
 }
 
 #[tokio::test]
-async fn clients_without_a_certificate_of_the_authority_are_turned_away() {
+async fn clients_without_a_certificate_of_the_authority_are_rejected() {
     let scene = Scene::new("mutual");
-    let people = Authority::new();
-    let ca = scene.folder.path().join("people");
-    std::fs::write(&ca, people.pem()).unwrap();
+    let client_authority = Authority::new();
+    let ca = scene.folder.path().join("clients");
+    std::fs::write(&ca, client_authority.pem()).unwrap();
     let strict = scene.terminator(|settings| settings.client_ca = Some(ca.clone()));
     let with = |authority: &Authority| {
         let issued = authority.issue(&["someone"]);
@@ -383,31 +383,31 @@ async fn clients_without_a_certificate_of_the_authority_are_turned_away() {
         config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(pair));
         Arc::new(config)
     };
-    let (_, server) = shake_hands(&strict, &with(&people)).await;
+    let (_, server) = handshake(&strict, &with(&client_authority)).await;
     server.unwrap();
-    let (_, server) = shake_hands(&strict, &with(&scene.authority)).await;
-    assert!(server.is_err(), "of another authority");
-    let (_, server) = shake_hands(&strict, &Arc::new(scene.client(&VERSIONS))).await;
-    assert!(server.is_err(), "of none");
+    let (_, server) = handshake(&strict, &with(&scene.authority)).await;
+    assert!(server.is_err(), "a certificate of another authority");
+    let (_, server) = handshake(&strict, &Arc::new(scene.client(&VERSIONS))).await;
+    assert!(server.is_err(), "no certificate");
 }
 
 #[tokio::test]
-async fn files_that_change_are_taken_and_wrong_ones_leave_the_old() {
+async fn changed_files_are_reloaded_and_unusable_ones_leave_the_previous_certificate() {
     let scene = Scene::new("exchange");
     let terminator = Arc::new(scene.terminator(|_| {}));
     let metrics = Metrics::new();
-    let mut watched = Watched::new(Arc::clone(&terminator));
+    let mut watched = WatchedListener::new(Arc::clone(&terminator));
     let config = Arc::new(scene.client(&VERSIONS));
     let key = scene.folder.path().join("a.key");
     std::fs::write(&key, "broken").unwrap();
-    watched.look(&metrics, SystemTime::now());
-    shake_hands(&terminator, &config).await.0.unwrap();
+    watched.check(&metrics, SystemTime::now());
+    handshake(&terminator, &config).await.0.unwrap();
     let renewed = scene
         .authority
         .issue(&["a.example"])
         .write(scene.folder.path(), "a");
-    watched.look(&metrics, SystemTime::now());
-    let (client, _server) = shake_hands(&terminator, &config).await;
+    watched.check(&metrics, SystemTime::now());
+    let (client, _server) = handshake(&terminator, &config).await;
     let client = client.unwrap();
     let shown = client.get_ref().1.peer_certificates().unwrap();
     assert_eq!(shown[0].as_ref(), renewed);

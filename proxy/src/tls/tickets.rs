@@ -1,9 +1,9 @@
-//! Session tickets under keys that several edges share, so that a client resumes on any of them.
+//! Session tickets with keys that several edges share, so that a client can resume its session on any of them.
 //!
-//! The file holds one key a line, 96 hexadecimal digits: 16 bytes of name, 32 of an AES-256-GCM key. The first encrypts,
-//! all decrypt. To rotate: add the new key as second line on all edges, then make it the first, and drop the oldest once
-//! [`LIFETIME`] has passed. A ticket is name, nonce and ciphertext; the nonce is random, since a counter would collide
-//! between edges (RFC 5116, 3.2 bounds what one key may encrypt: 2^32 tickets).
+//! The file has one key per line, 96 hexadecimal digits: a name of 16 bytes, and an AES-256-GCM key of 32 bytes. The first key
+//! encrypts, all keys decrypt. To rotate, add the new key as second line on all edges, then make it the first, and remove the
+//! oldest after [`LIFETIME`]. A ticket is name, nonce and ciphertext; the nonce is random, since counters of several edges would
+//! collide (RFC 5116, 3.2 limits one key to 2^32 tickets).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::server::ProducesTickets;
 
-/// How long a ticket may be used. RFC 8446, 4.6.1 allows a week; a stolen key opens what was said in this time.
+/// How long a ticket may be used. RFC 8446, 4.6.1 allows a week; a stolen key decrypts the tickets of this time.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
 const NAME: usize = 16;
 const KEY: usize = 32;
 
-/// The longest ticket that is looked at. Ours have some hundred bytes.
+/// The longest ticket that is decrypted. The edge's own have some hundred bytes.
 const TICKET_MAX: usize = 4096;
 
-/// Why a file of ticket keys is not taken. Never shows what is in it.
+/// Why a file of ticket keys cannot be used. Never contains key material.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {why}")]
 pub struct TicketKeyError {
@@ -32,7 +32,7 @@ pub struct TicketKeyError {
     why: String,
 }
 
-/// The keys that are in use.
+/// The keys in use.
 pub(crate) struct Tickets {
     path: PathBuf,
     keys: ArcSwap<Vec<TicketKey>>,
@@ -55,13 +55,13 @@ impl std::fmt::Debug for Tickets {
 impl Tickets {
     /// # Errors
     ///
-    /// [`TicketKeyError`] if the file cannot be read, or a line is no key.
+    /// [`TicketKeyError`] if the file cannot be read, or a line is not a key.
     pub(crate) fn load(path: PathBuf) -> Result<Self, TicketKeyError> {
         let keys = ArcSwap::from_pointee(read(&path)?);
         Ok(Self { path, keys })
     }
 
-    /// Reads the file again. What it holds counts from now on.
+    /// Reloads the file.
     ///
     /// # Errors
     ///
@@ -77,12 +77,12 @@ impl Tickets {
 }
 
 fn read(path: &Path) -> Result<Vec<TicketKey>, TicketKeyError> {
-    let wrong = |why: String| TicketKeyError {
+    let unusable = |why: String| TicketKeyError {
         path: path.to_owned(),
         why,
     };
-    let bytes = read_file(path, PEM_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".to_owned()))?;
+    let bytes = read_file(path, PEM_BYTES_MAX).map_err(|error| unusable(error.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|_| unusable("it is not UTF-8".to_owned()))?;
     let mut keys: Vec<TicketKey> = Vec::new();
     let lines = text
         .lines()
@@ -90,20 +90,20 @@ fn read(path: &Path) -> Result<Vec<TicketKey>, TicketKeyError> {
         .map(|(index, line)| (index + 1, line.trim()));
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         let key = parse(line).ok_or_else(|| {
-            wrong(format!(
-                "line {number}: expected 96 hexadecimal digits, as of \"openssl rand -hex 48\""
+            unusable(format!(
+                "line {number}: expected 96 hexadecimal digits, as from \"openssl rand -hex 48\""
             ))
         })?;
         if keys.iter().any(|other| other.name == key.name) {
-            return Err(wrong(format!(
-                "line {number}: a key of this name is there already"
+            return Err(unusable(format!(
+                "line {number}: another key has the same name"
             )));
         }
         keys.push(key);
     }
     match keys.is_empty() {
-        true => Err(wrong(
-            "no key; expected one a line, as of \"openssl rand -hex 48\"".to_owned(),
+        true => Err(unusable(
+            "no key; expected one per line, as from \"openssl rand -hex 48\"".to_owned(),
         )),
         false => Ok(keys),
     }
@@ -139,8 +139,8 @@ impl ProducesTickets for Tickets {
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).ok()?;
         let mut sealed = plain.to_vec();
-        let counted_once = Nonce::assume_unique_for_key(nonce);
-        key.seal_in_place_append_tag(counted_once, Aad::from(name), &mut sealed)
+        let nonce_bytes = Nonce::assume_unique_for_key(nonce);
+        key.seal_in_place_append_tag(nonce_bytes, Aad::from(name), &mut sealed)
             .ok()?;
         Some([&name[..], &nonce, &sealed].concat())
     }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn another_edge_with_the_key_opens_a_ticket_also_once_it_is_second() {
+    fn another_edge_decrypts_a_ticket_also_if_the_key_is_its_second() {
         let folder = folder("tickets");
         let (one, two) = (folder.path().join("one"), folder.path().join("two"));
         std::fs::write(&one, line(1)).unwrap();
@@ -195,30 +195,30 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_that_was_touched_is_none() {
-        let folder = folder("touched");
+    fn a_modified_ticket_is_not_decrypted() {
+        let folder = folder("modified");
         let path = folder.path().join("keys");
         std::fs::write(&path, line(1)).unwrap();
         let tickets = Tickets::load(path).unwrap();
         let ticket = tickets.encrypt(b"session").unwrap();
         for index in 0..ticket.len() {
-            let mut touched = ticket.clone();
-            touched[index] ^= 1;
-            assert_eq!(tickets.decrypt(&touched), None, "byte {index}");
+            let mut modified = ticket.clone();
+            modified[index] ^= 1;
+            assert_eq!(tickets.decrypt(&modified), None, "byte {index}");
             assert_eq!(tickets.decrypt(&ticket[..index]), None, "length {index}");
         }
         assert_eq!(tickets.decrypt(&vec![0; TICKET_MAX + 1]), None);
     }
 
     #[test]
-    fn a_bad_file_says_which_line_and_never_what_is_in_it() {
+    fn an_error_names_the_line_and_contains_no_key() {
         let folder = folder("bad-keys");
         let path = folder.path().join("keys");
         let twice = format!("{}\n{}\n", line(1), line(1));
         for (content, expected) in [
             (format!("{}\nc0ffee\n", line(1)), "line 2: expected 96"),
             (line(1).replace('0', "x"), "line 1: expected 96"),
-            (twice, "line 2: a key of this name"),
+            (twice, "line 2: another key has the same name"),
             ("# nothing\n\n".to_owned(), "no key"),
         ] {
             std::fs::write(&path, content).unwrap();

@@ -11,17 +11,17 @@ use crate::tunnel::Protocol;
 use crate::tunnel::frames;
 use crate::tunnel::frames::Frames;
 
-/// The most that is read at once, and so the most that can wait for a slow receiver.
+/// The most bytes that are read at once, and so the most that wait for a slow receiver.
 const SCRATCH: usize = 64 * 1024;
 
 thread_local! {
-    /// Where every tunnel of this thread reads to: an idle tunnel owns no buffer.
+    /// The read buffer that all tunnels of this thread share: an idle tunnel owns no buffer.
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// The bytes on their way from one socket to the other.
+/// One direction: bytes from a reader to a writer.
 ///
-/// Invariant: nothing is read while `pending` holds bytes, and it is given back when they are gone.
+/// Invariant: nothing is read while `pending` holds bytes, and it is freed when they are sent.
 pub(super) struct Flow {
     pending: Vec<u8>,
     pending_sent: usize,
@@ -33,9 +33,9 @@ pub(super) struct Flow {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// A Close frame of the edge was put in: what still comes is dropped.
+    /// The edge has inserted a Close frame: further bytes are dropped.
     Muted,
-    /// The reader ended, with or without an error; what is pending goes out, then the end.
+    /// The reader has ended, with or without an error; the pending bytes are sent, then the end.
     Finishing(FlowEnd),
     Done,
 }
@@ -43,16 +43,16 @@ enum State {
 /// How a direction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowEnd {
-    /// The reader came to its end, and that has been passed on.
+    /// The reader has ended, and the end was forwarded.
     Finished,
-    /// The socket it reads from broke.
+    /// Reading failed.
     ReadFailed,
-    /// The socket it writes to broke.
+    /// Writing failed.
     WriteFailed,
 }
 
 impl Flow {
-    /// A flow that first passes on `early`.
+    /// A flow that first forwards `early`.
     pub(super) fn new(early: Vec<u8>, protocol: Protocol) -> Self {
         let mut frames = (protocol == Protocol::WebSocket).then(Frames::default);
         if let Some(frames) = &mut frames {
@@ -67,7 +67,7 @@ impl Flow {
         }
     }
 
-    /// How many bytes came in.
+    /// How many bytes were read.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -76,24 +76,24 @@ impl Flow {
         self.state == State::Done
     }
 
-    pub(super) fn follows_frames(&self) -> bool {
+    pub(super) fn tracks_frames(&self) -> bool {
         self.frames.is_some()
     }
 
-    /// The code of a Close frame that came in.
+    /// The code of the Close frame, if one was read.
     pub(super) fn close_code(&self) -> Option<u16> {
         self.frames.as_ref().and_then(Frames::close_code)
     }
 
-    /// Gives up this direction: one of its sockets is gone.
+    /// Ends this direction at once: one of its sockets has failed.
     pub(super) fn abandon(&mut self) {
         self.pending = Vec::new();
         self.state = State::Done;
     }
 
-    /// Moves what can be moved. Ready once, when the direction is over.
+    /// Forwards as many bytes as possible. Ready once, when the direction has ended.
     ///
-    /// With `close`, puts a Close frame of that code in at the next boundary and drops what follows.
+    /// With `close`, inserts a Close frame with that code at the next boundary, and drops all further bytes.
     pub(super) fn pump<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -117,7 +117,7 @@ impl Flow {
                 return Poll::Ready(FlowEnd::WriteFailed);
             }
             if let State::Finishing(end) = self.state {
-                // An error here says that the other side is gone too, which its own direction will find out.
+                // An error here means that the other side has failed too, which the other direction detects.
                 let _ = ready!(Pin::new(&mut *writer).poll_shutdown(cx));
                 self.state = State::Done;
                 return Poll::Ready(end);
@@ -129,7 +129,7 @@ impl Flow {
         }
     }
 
-    /// Ready when nothing is pending any more.
+    /// Sends the pending bytes.
     fn poll_send<W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -146,11 +146,11 @@ impl Flow {
         if self.pending.capacity() > 0 {
             self.pending = Vec::new();
         }
-        // A stream with layers may hold bytes of its own: reading on before they are out would let them grow.
+        // A layered stream may buffer bytes itself: reading before they are flushed would let that buffer grow.
         Pin::new(writer).poll_flush(cx)
     }
 
-    /// Reads once and passes on what was read. An error says how the direction is going to end.
+    /// Reads once and forwards the bytes. An error says how the direction is going to end.
     fn poll_forward<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -172,11 +172,11 @@ impl Flow {
                 return Poll::Ready(Err(FlowEnd::Finished));
             }
             self.bytes += data.len() as u64;
-            let mut rest = self.admit(data, to_boundary);
+            let mut rest = self.forwardable(data, to_boundary);
             while !rest.is_empty() {
                 match Pin::new(&mut *writer).poll_write(cx, rest) {
                     Poll::Ready(Ok(sent)) if sent > 0 => rest = &rest[sent..],
-                    // A writer that fails says so again when the rest is sent.
+                    // A failed write fails again when the rest is sent.
                     Poll::Ready(_) | Poll::Pending => {
                         self.pending = rest.to_vec();
                         break;
@@ -187,8 +187,8 @@ impl Flow {
         })
     }
 
-    /// The part of `data` that may pass.
-    fn admit<'data>(&mut self, data: &'data [u8], to_boundary: bool) -> &'data [u8] {
+    /// The part of `data` that may be forwarded.
+    fn forwardable<'data>(&mut self, data: &'data [u8], to_boundary: bool) -> &'data [u8] {
         if self.state == State::Muted {
             return &[];
         }
@@ -204,7 +204,7 @@ impl Flow {
         }
     }
 
-    /// Appends a Close frame if a frame of ours fits here: at a boundary, and not behind another Close.
+    /// Appends a Close frame if it is valid here: at a boundary, and not after another Close.
     fn put_close_to_client(&mut self, code: u16) {
         let Some(frames) = &self.frames else {
             return;
@@ -216,7 +216,7 @@ impl Flow {
         }
     }
 
-    /// Writes a Close frame to the backend if one fits and the socket takes it now.
+    /// Writes a Close frame to the backend, if it is valid here and the socket accepts it now.
     pub(super) fn put_close_to_backend<W: AsyncWrite + Unpin>(
         &self,
         cx: &mut Context<'_>,

@@ -1,14 +1,14 @@
-//! Where WebSocket frames begin and end in one direction of a tunnel.
+//! Tracks WebSocket frame boundaries in one direction of a tunnel.
 //!
-//! Reads frame headers only: no payload is copied, unmasked or checked, except the two bytes of a Close frame that say why.
-//! What it needs fits in 32 bytes, because every idle tunnel holds two of them.
+//! Parses frame headers only: no payload is copied, unmasked or checked, except the status code of a Close frame. The state
+//! fits in 32 bytes, because every idle tunnel holds two.
 
-/// Close frames of ours: the handshake of RFC 6455 7.1.2, put in by the edge.
+/// The first byte of a Close frame: FIN and opcode 8.
 const CLOSE: u8 = 0x88;
 const OPCODE_CLOSE: u8 = 8;
 const HEADER_MAX: usize = 14;
 
-/// Follows the frames of one direction.
+/// The parser of one direction.
 ///
 /// Invariant: `header[..have]` is the part of the current frame header seen so far, and `left` is zero while it is incomplete.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub(crate) struct Frames {
     left: u64,
 }
 
-/// What has passed of a Close frame.
+/// How much of a Close frame has passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CloseSeen {
     #[default]
@@ -28,7 +28,7 @@ enum CloseSeen {
     Header,
     /// The first byte of the code.
     Half(u8),
-    /// All that matters; 1005 stands for a frame without a code, as in RFC 6455 7.4.1.
+    /// The code; 1005 stands for a frame without one, as in RFC 6455 7.4.1.
     Code(u16),
 }
 
@@ -43,7 +43,7 @@ impl Frames {
         self.close != CloseSeen::No
     }
 
-    /// The code of the Close frame that has passed.
+    /// The code of the Close frame, if one has passed.
     pub(crate) fn close_code(&self) -> Option<u16> {
         match self.close {
             CloseSeen::Code(code) => Some(code),
@@ -51,7 +51,7 @@ impl Frames {
         }
     }
 
-    /// Takes note of `data`, all of it.
+    /// Parses all of `data`.
     pub(crate) fn pass(&mut self, data: &[u8]) {
         let mut at = 0;
         while at < data.len() {
@@ -63,7 +63,7 @@ impl Frames {
         }
     }
 
-    /// Takes note of `data` up to the first boundary in it and returns how many bytes that is.
+    /// Parses `data` up to the first boundary in it, and returns how many bytes that is.
     pub(crate) fn pass_to_boundary(&mut self, data: &[u8]) -> usize {
         let mut at = 0;
         while at < data.len() && (at == 0 || !self.at_boundary()) {
@@ -101,7 +101,7 @@ impl Frames {
         1
     }
 
-    /// The payload's length once the header is complete.
+    /// The length of the payload, once the header is complete.
     fn payload(&self) -> Option<u64> {
         let have = usize::from(self.have);
         if have < 2 {
@@ -131,7 +131,7 @@ impl Frames {
         if self.header[1] & 0x80 == 0 { 0 } else { 4 }
     }
 
-    /// Reads the code out of the first two payload bytes of a Close frame, which may come one at a time.
+    /// Reads the code from the first two payload bytes of a Close frame, which may arrive separately.
     fn note_close_code(&mut self, payload: &[u8]) {
         let key_at = 2 + self.extended();
         let key = |index: usize| {
@@ -154,8 +154,8 @@ impl Frames {
     }
 }
 
-/// The length of the frame that `data` begins with, if all of it is there, it is no Close frame and its header is of the short
-/// kind: what most data is, and nothing that has to be remembered.
+/// The length of the frame at the start of `data`, if it is complete, not a Close frame, and has a short header. A fast path:
+/// this is true of most data, and needs no state.
 fn whole_frame(data: &[u8]) -> Option<usize> {
     let &[first, second, ..] = data else {
         return None;
@@ -173,7 +173,7 @@ pub(crate) fn close_to_client(code: u16) -> [u8; 4] {
     [CLOSE, 2, high, low]
 }
 
-/// A Close frame as a client sends it: masked with a key that nobody can foresee (RFC 6455 5.3).
+/// A Close frame as a client sends it: masked with a random key (RFC 6455 5.3).
 pub(crate) fn close_to_backend(code: u16) -> [u8; 8] {
     let [high, low] = code.to_be_bytes();
     let key: [u8; 4] = fastrand::u32(..).to_ne_bytes();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boundary_is_seen_after_each_frame_and_nowhere_else() {
+    fn there_is_a_boundary_after_each_frame_and_nowhere_else() {
         for (length, key) in [
             (0, None),
             (1, Some([1, 2, 3, 4])),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn passing_to_a_boundary_stops_at_the_end_of_the_frame_under_way() {
+    fn passing_to_a_boundary_stops_at_the_end_of_the_current_frame() {
         let (first, second) = (frame(1, b"hello", None), frame(1, b"world", None));
         let both = [first.clone(), second].concat();
         let mut frames = Frames::default();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_close_code_is_read_masked_or_not_in_one_piece_or_byte_by_byte() {
+    fn the_close_code_is_read_masked_or_not_at_once_or_byte_by_byte() {
         for (bytes, code) in [
             (close_to_client(1012).to_vec(), 1012),
             (close_to_backend(1001).to_vec(), 1001),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_past_what_memory_can_hold_is_followed_without_overflow() {
+    fn the_largest_payload_length_does_not_overflow() {
         let mut frames = Frames::default();
         frames.pass(&[
             0x82, 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3,
@@ -277,7 +277,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_of_any_bytes_gives_the_same_state(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize) {
+        fn any_split_of_any_bytes_leads_to_the_same_state(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize) {
             let (mut whole, mut split, mut bytewise) = (Frames::default(), Frames::default(), Frames::default());
             whole.pass(&bytes);
             let cut = cut.min(bytes.len());

@@ -1,9 +1,9 @@
-//! The open tunnels: how they are counted, found idle, and told to close.
+//! The registry of open tunnels: counts them, finds idle ones, and requests them to close.
 //!
-//! A tunnel has no timer of its own. One sweeper moves a coarse clock and looks at when each tunnel last moved a byte, and when
-//! it was opened.
+//! A tunnel has no timer of its own. One sweeper advances a coarse clock, and compares it with the time of each tunnel's last
+//! byte and of its opening.
 //!
-//! Invariant: a tunnel is in the registry from before its task is spawned, so that an order given in between reaches it.
+//! Invariant: a tunnel is in the registry from before its task is spawned, so that a close request made in between reaches it.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,36 +21,36 @@ use tokio_util::task::TaskTracker;
 /// Locks of the registry; a power of two.
 const SHARDS: usize = 16;
 
-/// How many ticks of the sweeper's clock a timeout is cut into: that it is over is found within a tenth more than it.
+/// The ticks of the sweeper's clock per timeout: an expired timeout is detected at most a tenth late.
 const TICKS: u32 = 10;
 
-/// The longest a tunnel with one ended direction may be silent.
+/// The idle timeout of a half-closed tunnel, if `timeouts.tunnel_idle` is longer.
 ///
-/// An end that has said goodbye is owed an answer, not an hour of waiting.
+/// The side that has closed waits only for the rest of the other side's data.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 
-const ORDER_NONE: u8 = 0;
-const ORDER_IDLE: u8 = 1;
-const ORDER_LIFETIME: u8 = 2;
-const ORDER_DRAIN: u8 = 3;
+const CLOSE_NONE: u8 = 0;
+const CLOSE_IDLE: u8 = 1;
+const CLOSE_LIFETIME: u8 = 2;
+const CLOSE_DRAIN: u8 = 3;
 
-/// Why a tunnel is told to close.
+/// A request to a tunnel to close, with its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Nothing passed for too long.
+pub(crate) enum CloseRequest {
+    /// No bytes passed for too long.
     Idle,
-    /// It has been open for as long as it may.
+    /// Its maximum lifetime is over.
     Lifetime,
-    /// The edge is being stopped.
+    /// The edge is shutting down.
     Drain,
 }
 
-/// How long tunnels may last.
+/// The timeouts of tunnels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TunnelLimits {
-    /// Without a byte, either way.
+    /// How long no byte may pass in either direction.
     pub(crate) idle: Duration,
-    /// In all; `None` is for ever.
+    /// How long a tunnel may be open; `None` is no limit.
     pub(crate) lifetime: Option<Duration>,
 }
 
@@ -64,17 +64,17 @@ pub(crate) struct Tunnels {
     tasks: TaskTracker,
 }
 
-/// What the registry and a tunnel share.
+/// The state that the registry and a tunnel share.
 #[derive(Default)]
 struct Control {
-    order: AtomicU8,
+    close_request: AtomicU8,
     half_closed: AtomicBool,
     last_active: AtomicU32,
     opened: u32,
     waker: AtomicWaker,
 }
 
-/// A tunnel's place in the registry, given up when dropped.
+/// A tunnel's entry in the registry, removed on drop.
 pub(crate) struct Entry {
     tunnels: Arc<Tunnels>,
     key: u64,
@@ -94,7 +94,7 @@ impl Tunnels {
         })
     }
 
-    /// Makes a place for a tunnel that is about to be opened.
+    /// Registers a tunnel that is about to be opened.
     pub(crate) fn register(self: &Arc<Self>) -> Entry {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         let now = self.clock.load(Ordering::Relaxed);
@@ -104,9 +104,9 @@ impl Tunnels {
             ..Control::default()
         });
         self.shard(key).lock().insert(key, Arc::clone(&control));
-        // Looked at behind the insertion: a drain that does not find the tunnel is found by it.
+        // Read after the insertion: a drain either finds the tunnel in the map, or is seen here.
         if self.draining.load(Ordering::SeqCst) {
-            control.order.store(ORDER_DRAIN, Ordering::Release);
+            control.close_request.store(CLOSE_DRAIN, Ordering::Release);
         }
         Entry {
             tunnels: Arc::clone(self),
@@ -115,34 +115,36 @@ impl Tunnels {
         }
     }
 
-    /// Where the tasks of tunnels are spawned and waited for.
+    /// The tracker of the tunnels' tasks.
     pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 
-    /// How many tasks of tunnels there are.
+    /// The number of tunnel tasks.
     pub(crate) fn open(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Tells the tunnels whose number falls into `range` of each `parts` to close.
-    pub(crate) fn drain_part(&self, range: Range<u64>, parts: u64) {
-        self.order_where(ORDER_DRAIN, |key, _| range.contains(&(key % parts.max(1))));
+    /// Asks the tunnels whose key modulo `batches` is in `range` to close.
+    pub(crate) fn drain_batches(&self, range: Range<u64>, batches: u64) {
+        self.request_close_where(CLOSE_DRAIN, |key, _| {
+            range.contains(&(key % batches.max(1)))
+        });
     }
 
-    /// Tells all tunnels to close, and those that are opened from here on.
+    /// Requests all tunnels to close, including those that are opened from here on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.tasks.close();
-        self.order_where(ORDER_DRAIN, |_, _| true);
+        self.request_close_where(CLOSE_DRAIN, |_, _| true);
     }
 
-    /// Ready when the drain of all has begun and none is left.
-    pub(crate) async fn gone(&self) {
+    /// Ready when [`Tunnels::drain`] was called and no tunnel is open.
+    pub(crate) async fn wait_closed(&self) {
         self.tasks.wait().await;
     }
 
-    /// Moves the clock and ends tunnels whose time is over until `shutdown`.
+    /// Advances the clock and closes tunnels whose timeouts are over, until `shutdown`.
     pub(crate) async fn sweep(self: Arc<Self>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(self.tick());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,7 +169,7 @@ impl Tunnels {
         let ticks = |time: Duration| ticks_of(time, self.tick());
         let idle = ticks(self.limits.idle);
         let half_closed = ticks(self.limits.idle.min(HALF_CLOSED_IDLE));
-        self.order_where(ORDER_IDLE, |_, control| {
+        self.request_close_where(CLOSE_IDLE, |_, control| {
             let limit = if control.half_closed.load(Ordering::Relaxed) {
                 half_closed
             } else {
@@ -177,18 +179,22 @@ impl Tunnels {
         });
         if let Some(lifetime) = self.limits.lifetime {
             let lifetime = ticks(lifetime);
-            self.order_where(ORDER_LIFETIME, |key, control| {
-                // Up to a tenth earlier, or all that were opened at once would come back at once.
+            self.request_close_where(CLOSE_LIFETIME, |key, control| {
+                // Up to a tenth earlier, so that clients that connected at the same time do not reconnect at the same time.
                 let early = lifetime / 10 * (key % 16) as u32 / 16;
                 lifetime - early < now.wrapping_sub(control.opened)
             });
         }
     }
 
-    fn order_where(&self, order: u8, chosen: impl Fn(u64, &Control) -> bool) {
+    fn request_close_where(&self, close_request: u8, chosen: impl Fn(u64, &Control) -> bool) {
         for shard in &self.shards {
             for (key, control) in &*shard.lock() {
-                if chosen(*key, control) && control.order.fetch_max(order, Ordering::AcqRel) < order
+                if chosen(*key, control)
+                    && control
+                        .close_request
+                        .fetch_max(close_request, Ordering::AcqRel)
+                        < close_request
                 {
                     control.waker.wake();
                 }
@@ -201,28 +207,28 @@ impl Tunnels {
     }
 }
 
-/// How many whole ticks `time` is.
+/// The number of whole ticks in `time`.
 fn ticks_of(time: Duration, tick: Duration) -> u32 {
     u32::try_from(time.as_millis() / tick.as_millis().max(1)).unwrap_or(u32::MAX)
 }
 
 impl Entry {
-    /// What the tunnel has been told.
-    pub(crate) fn order(&self) -> Option<Order> {
-        match self.control.order.load(Ordering::Acquire) {
-            ORDER_NONE => None,
-            ORDER_IDLE => Some(Order::Idle),
-            ORDER_LIFETIME => Some(Order::Lifetime),
-            _ => Some(Order::Drain),
+    /// The pending close request.
+    pub(crate) fn close_request(&self) -> Option<CloseRequest> {
+        match self.control.close_request.load(Ordering::Acquire) {
+            CLOSE_NONE => None,
+            CLOSE_IDLE => Some(CloseRequest::Idle),
+            CLOSE_LIFETIME => Some(CloseRequest::Lifetime),
+            _ => Some(CloseRequest::Drain),
         }
     }
 
-    /// Whom to wake when the tunnel is told something.
-    pub(crate) fn wake_by(&self, waker: &Waker) {
+    /// Registers the waker for close requests.
+    pub(crate) fn register_waker(&self, waker: &Waker) {
         self.control.waker.register(waker);
     }
 
-    /// A byte has passed.
+    /// Records that bytes have passed.
     pub(crate) fn touch(&self) {
         self.control.last_active.store(
             self.tunnels.clock.load(Ordering::Relaxed),
@@ -230,7 +236,7 @@ impl Entry {
         );
     }
 
-    /// One direction has ended.
+    /// Records that one direction has ended.
     pub(crate) fn half_closed(&self) {
         self.control.half_closed.store(true, Ordering::Relaxed);
     }
@@ -240,7 +246,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut shard = self.tunnels.shard(self.key).lock();
         shard.remove(&self.key);
-        // A burst of tunnels must not leave its table behind.
+        // Frees the memory of a burst of tunnels.
         if shard.len() * 4 < shard.capacity() {
             let room = shard.len() * 2;
             shard.shrink_to(room);

@@ -1,6 +1,6 @@
-//! A connected socket of either end, as bare as can be had.
+//! The socket of either end of a tunnel.
 //!
-//! Pingora's stream is kept only where it cannot be taken apart: a bare socket saves a tunnel about a kilobyte.
+//! Pingora's stream is replaced by its bare socket where possible, which saves a tunnel about a kilobyte.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,33 +13,33 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::net::accepted::Accepted;
 use crate::net::pingora_stream::pingora_stream;
-use crate::tunnel::ear::Readiness;
+use crate::tunnel::readiness::ReadReadiness;
 
-/// The most that is taken out of a stream's memory: more than any listener buffers. What keeps coming faster than it is read
-/// leaves the stream wrapped.
-const HELD_MAX: usize = 1024 * 1024;
+/// The most bytes that are taken out of a stream's buffer: more than any listener buffers. If a client sends faster than these
+/// are read, the stream stays wrapped.
+const BUFFERED_MAX: usize = 1024 * 1024;
 
 /// A connected socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    /// TCP, without anything around it.
+    /// A bare TCP socket.
     Tcp(TcpStream),
-    /// A unix socket, without anything around it.
+    /// A bare unix socket.
     Unix(UnixStream),
-    /// Whatever else Pingora made of a connection.
+    /// Any other stream.
     Wrapped(Stream),
 }
 
 impl Socket {
-    /// Takes the socket out of Pingora's stream where that is possible; what the stream had read already goes to the end of
-    /// `early`. What was written to it must have been flushed.
+    /// Takes the socket out of Pingora's stream where that is possible; bytes that the stream has already read are appended to
+    /// `early`. Everything written to it must have been flushed.
     pub(crate) fn from_pingora(mut stream: Stream, early: &mut Vec<u8>) -> Self {
         if (*stream).as_any().is::<Accepted>() {
             let accepted = stream.into_any().downcast::<Accepted>();
-            return Self::Tcp(accepted.expect("it is one").into_socket());
+            return Self::Tcp(accepted.expect("its type was checked").into_socket());
         }
         let is_plain = (*stream).as_any().is::<l4::stream::Stream>();
-        if !is_plain || !take_held(&mut stream, early) {
+        if !is_plain || !take_buffered(&mut stream, early) {
             return Self::Wrapped(stream);
         }
         let Some(plain) = (*stream).as_any().downcast_ref::<l4::stream::Stream>() else {
@@ -48,35 +48,35 @@ impl Socket {
         match duplicate(plain.as_raw_fd()) {
             Ok(socket) => Self::Tcp(socket),
             Err(error) => {
-                tracing::debug!(%error, "keeps the listener's stream");
+                tracing::debug!(%error, "cannot duplicate the socket, keeping the listener's stream");
                 Self::Wrapped(stream)
             }
         }
     }
 }
 
-/// Reads what is there without waiting: a listener's buffer is empty once its stream says that it has nothing.
+/// Reads what is available without waiting: once a read is pending, the listener's buffer is empty.
 ///
-/// Whether the stream holds nothing any more.
-fn take_held(stream: &mut Stream, held: &mut Vec<u8>) -> bool {
+/// Returns whether the buffer is empty.
+fn take_buffered(stream: &mut Stream, held: &mut Vec<u8>) -> bool {
     let before = held.len();
     let mut piece = [0; 4096];
-    while held.len() - before < HELD_MAX {
+    while held.len() - before < BUFFERED_MAX {
         let mut buffer = ReadBuf::new(&mut piece);
-        // Whoever reads next registers a waker of its own.
+        // The next reader registers its own waker.
         let mut cx = Context::from_waker(Waker::noop());
         match Pin::new(&mut *stream).poll_read(&mut cx, &mut buffer) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                 held.extend_from_slice(buffer.filled());
             }
-            // An end or a fault is met again by whoever reads next.
+            // The next reader gets the end or the error again.
             Poll::Ready(_) | Poll::Pending => return true,
         }
     }
     false
 }
 
-/// A second descriptor of the same TCP connection, registered with the runtime anew.
+/// A second descriptor of the same TCP connection, registered with the runtime.
 #[expect(unsafe_code, reason = "Pingora shows its socket only as a number")]
 fn duplicate(descriptor: std::os::fd::RawFd) -> io::Result<TcpStream> {
     if descriptor < 0 {
@@ -98,8 +98,8 @@ impl Socket {
     }
 }
 
-impl Readiness for Socket {
-    fn may_have_come(&self) -> bool {
+impl ReadReadiness for Socket {
+    fn may_be_readable(&self) -> bool {
         match self {
             Self::Tcp(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
             Self::Unix(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
@@ -152,7 +152,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-// A backend's socket is a stream of Pingora's while the handshake lasts.
+// A backend's socket is used as a Pingora stream during the handshake.
 pingora_stream!([] Socket, called |socket| match socket {
     Socket::Tcp(socket) => socket.as_raw_fd(),
     Socket::Unix(socket) => socket.as_raw_fd(),

@@ -12,12 +12,12 @@ const LIMITS: TunnelLimits = TunnelLimits {
     lifetime: None,
 };
 
-/// A text frame of a server, and one of a client whose mask is zero.
+/// A text frame of a server, and one of a client with a mask of zero.
 const FROM_BACKEND: &[u8] = b"\x81\x05hello";
 const FROM_CLIENT: &[u8] = b"\x81\x85\0\0\0\0hello";
 
-impl Readiness for DuplexStream {
-    fn may_have_come(&self) -> bool {
+impl ReadReadiness for DuplexStream {
+    fn may_be_readable(&self) -> bool {
         true
     }
 }
@@ -77,7 +77,7 @@ async fn read_all(stream: &mut DuplexStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn early_bytes_of_both_ends_come_first() {
+async fn early_bytes_of_both_ends_are_forwarded_first() {
     let mut scene = Scene::with(
         Tunnels::new(LIMITS),
         Protocol::WebSocket,
@@ -93,7 +93,7 @@ async fn early_bytes_of_both_ends_come_first() {
 }
 
 #[tokio::test]
-async fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
+async fn the_end_of_one_direction_is_forwarded_and_the_other_stays_open() {
     let mut scene = Scene::open();
     scene.client.write_all(b"last").await.unwrap();
     scene.client.shutdown().await.unwrap();
@@ -109,20 +109,20 @@ async fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
     );
 }
 
-/// What `sender` sends through the tunnel while `receiver` reads nothing, and then all of it.
-async fn hold_up(mut sender: DuplexStream, mut receiver: DuplexStream) {
+/// Sends data while `receiver` reads nothing, and checks that it then receives all of it.
+async fn check_backpressure(mut sender: DuplexStream, mut receiver: DuplexStream) {
     let data: Vec<u8> = (0..1_000_000_u32)
         .map(|index| index.to_le_bytes()[0])
         .collect();
     let expected = data.clone();
     let mut sent = 0;
-    // As long as nobody reads, only what fits in the two pipes and one scratch buffer is taken.
+    // Without a reader, only as much is accepted as fits in the two pipes and one scratch buffer.
     while let Ok(Ok(count)) =
         tokio::time::timeout(Duration::from_secs(1), sender.write(&data[sent..])).await
     {
         sent += count;
     }
-    assert!(sent <= 64 * 1024 + 2 * 1024, "{sent} bytes were taken");
+    assert!(sent <= 64 * 1024 + 2 * 1024, "{sent} bytes were accepted");
     let writer = async move {
         sender.write_all(&data[sent..]).await.unwrap();
         drop(sender);
@@ -136,17 +136,17 @@ async fn hold_up(mut sender: DuplexStream, mut receiver: DuplexStream) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_receiver_that_does_not_read_holds_up_the_sender_and_loses_nothing() {
+async fn a_slow_receiver_stops_the_sender_and_no_bytes_are_lost() {
     let scene = Scene::open();
-    hold_up(scene.backend, scene.client).await;
+    check_backpressure(scene.backend, scene.client).await;
     scene.task.await.unwrap();
     let scene = Scene::open();
-    hold_up(scene.client, scene.backend).await;
+    check_backpressure(scene.client, scene.backend).await;
     scene.task.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_drain_puts_the_close_frame_where_the_frame_under_way_ends() {
+async fn a_drain_inserts_the_close_frame_after_the_current_frame() {
     let mut scene = Scene::open();
     scene.backend.write_all(&FROM_BACKEND[..4]).await.unwrap();
     assert_eq!(read(&mut scene.client, 4).await, &FROM_BACKEND[..4]);
@@ -160,7 +160,7 @@ async fn a_drain_puts_the_close_frame_where_the_frame_under_way_ends() {
         read(&mut scene.client, 3 + 4).await,
         [&FROM_BACKEND[4..], &[0x88, 2, 0x03, 0xf4]].concat()
     );
-    // The client's answer reaches the backend, which ends the connection.
+    // The client's Close frame reaches the backend, which closes the connection.
     scene
         .client
         .write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4])
@@ -181,21 +181,21 @@ async fn a_drain_puts_the_close_frame_where_the_frame_under_way_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_answer_a_drain_is_left_and_its_backend_told_why() {
+async fn a_client_that_ignores_a_drain_is_disconnected_and_its_backend_gets_a_close_frame() {
     let mut scene = Scene::open();
     scene.tunnels.drain();
     assert_eq!(read(&mut scene.client, 4).await, [0x88, 2, 0x03, 0xf4]);
-    let told = read_all(&mut scene.backend).await;
-    assert_eq!(told.len(), 8);
+    let frame = read_all(&mut scene.backend).await;
+    assert_eq!(frame.len(), 8);
     assert_eq!(
-        [told[6] ^ told[2], told[7] ^ told[3]],
+        [frame[6] ^ frame[2], frame[7] ^ frame[3]],
         1012_u16.to_be_bytes()
     );
     assert_eq!(scene.end().await.reason, EndReason::Drained);
 }
 
 #[tokio::test]
-async fn a_drain_adds_nothing_behind_a_close_frame_of_the_backend() {
+async fn a_drain_inserts_nothing_after_a_close_frame_of_the_backend() {
     let mut scene = Scene::open();
     scene
         .backend
@@ -249,7 +249,7 @@ async fn a_silent_tunnel_ends_after_the_idle_timeout_and_a_busy_one_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tunnel_that_has_lived_for_as_long_as_it_may_is_closed_however_busy_it_is() {
+async fn a_busy_tunnel_is_closed_after_its_maximum_lifetime() {
     let tunnels = Tunnels::new(TunnelLimits {
         idle: Duration::from_secs(3600),
         lifetime: Some(Duration::from_secs(100)),
@@ -274,7 +274,7 @@ async fn a_tunnel_that_has_lived_for_as_long_as_it_may_is_closed_however_busy_it
 }
 
 #[tokio::test]
-async fn the_codes_of_both_ends_are_seen_and_the_first_one_names_the_end() {
+async fn the_close_codes_of_both_ends_are_recorded_and_the_first_one_is_the_end_reason() {
     let mut scene = Scene::open();
     let (going, normal) = ([0x88, 2, 0x03, 0xe9], [0x88, 0x82, 0, 0, 0, 0, 0x0f, 0xa0]);
     scene.backend.write_all(&going).await.unwrap();
@@ -295,7 +295,7 @@ async fn the_codes_of_both_ends_are_seen_and_the_first_one_names_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_half_closed_tunnel_is_not_kept_for_the_whole_idle_timeout() {
+async fn a_half_closed_tunnel_has_a_shorter_idle_timeout() {
     let tunnels = Tunnels::new(LIMITS);
     let stop = CancellationToken::new();
     let sweeper = tunnels
@@ -312,7 +312,7 @@ async fn a_half_closed_tunnel_is_not_kept_for_the_whole_idle_timeout() {
 }
 
 #[tokio::test]
-async fn a_tunnel_leaves_the_registry_when_it_ends() {
+async fn a_tunnel_is_removed_from_the_registry_when_it_ends() {
     let tunnels = Tunnels::new(LIMITS);
     let scenes: Vec<Scene> = (0..40)
         .map(|_| Scene::with(Arc::clone(&tunnels), Protocol::WebSocket, &[], &[]))
@@ -325,9 +325,9 @@ async fn a_tunnel_leaves_the_registry_when_it_ends() {
     assert_eq!(tunnels.open(), 0);
 }
 
-/// More than the runtime lets a task do at a time, so that it is interrupted between any two steps.
+/// More than the task budget of the runtime, so that the tunnel is interrupted between any two steps.
 #[tokio::test]
-async fn floods_of_both_ends_come_through_whole() {
+async fn simultaneous_floods_of_both_ends_arrive_completely() {
     const BYTES: usize = 64 << 20;
     const DEADLINE: Duration = Duration::from_secs(60);
     let (client_inner, client) = Socket::pair().await;

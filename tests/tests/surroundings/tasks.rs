@@ -84,11 +84,12 @@ async fn panics(kind: Kind, task: &str) -> Result<()> {
     // A panic is a line of the log like any other.
     let panic = said("panicked");
     ensure!(
-        panic
-            .is_some_and(|fields| fields["panic"] == "a test wants it" && fields["at"].is_string()),
+        panic.is_some_and(
+            |fields| fields["panic"] == "requested by a test" && fields["at"].is_string()
+        ),
         "{lines:?}"
     );
-    let restart = said("a background task panicked, running it again");
+    let restart = said("background task panicked, restarting it");
     ensure!(
         restart.is_some_and(|fields| fields["task"] == task),
         "{lines:?}"

@@ -20,7 +20,7 @@ use self::websocket::WebSocketCheck;
 use crate::balancer::pool::{ProbeResult, State};
 use crate::config::backend::Address;
 use crate::config::{HealthConfig, ProbeKind};
-use crate::net::exhaustion::Shortage;
+use crate::net::exhaustion::Exhaustion;
 use crate::net::resolver::Names;
 use crate::tls::{ConnectError, Connector};
 use crate::tunnel::Socket;
@@ -211,7 +211,7 @@ fn not_connected(error: io::Error) -> Result<ProbeResult, CannotProbe> {
 
 /// Whether `error` is that this process or machine has run out of descriptors, ports or memory.
 fn is_exhaustion(error: &io::Error) -> bool {
-    Shortage::of(error).is_some()
+    Exhaustion::of(error).is_some()
 }
 
 /// The result for an HTTP response with another status than the expected ones.

@@ -160,7 +160,7 @@ impl Backend {
     /// Whether it has had no load and no responses for `time`, as observed by calls of this function.
     pub(super) fn is_unused_for(&self, time: Duration, now: Instant) -> bool {
         let load = self.load.count();
-        let responses = self.metrics.answered_in_all();
+        let responses = self.metrics.responses_total();
         let mut unused = self.unused.lock();
         match &*unused {
             Some((since, before)) if load == 0 && *before == responses => {
@@ -351,11 +351,11 @@ impl Backend {
                 return self.dial_failed(DialFailure::TlsFailed, at);
             }
             Evidence::Responded(status) => {
-                self.metrics.answered(status);
+                self.metrics.responded(status);
                 matches!(status.as_u16(), 502..=504)
             }
             Evidence::UpgradeRejected(status) => {
-                self.metrics.answered(status);
+                self.metrics.responded(status);
                 status.is_server_error()
             }
             Evidence::ConnectionLost | Evidence::TimedOut => true,

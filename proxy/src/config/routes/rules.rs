@@ -64,7 +64,7 @@ impl RouteRules {
         let prefix = self.strip_prefix.as_deref()?;
         let target = std::str::from_utf8(request.target()).ok()?;
         let method = request.method().as_str();
-        let whole = Target::of(method, target)?.for_server(method);
+        let whole = Target::of(method, target)?.to_origin_form(method);
         let whole = whole.as_deref().unwrap_or(target);
         let rest = whole.strip_prefix(prefix)?;
         let target = if rest.starts_with('/') {

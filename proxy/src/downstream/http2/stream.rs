@@ -1,4 +1,4 @@
-//! One request over HTTP/2: a stream of its connection.
+//! One HTTP/2 stream as a [`Downstream`].
 
 use std::io;
 use std::net::IpAddr;
@@ -18,27 +18,27 @@ use crate::http::http1::{ResponseBody, ResponseHead, keep_allowed};
 use crate::http::scheme::Scheme;
 use crate::tunnel::Socket;
 
-/// The most of a response that is read from a backend before the client has room for it.
+/// The most response bytes that are read from a backend before flow control allows to send them.
 const PIECE: usize = 16 * 1024;
 
-/// A stream whose request has come.
+/// A stream whose request head has been received.
 pub(crate) struct Http2Stream {
     origin: (IpAddr, Scheme),
     body: RecvStream,
     body_is_over: bool,
     respond: SendResponse<Bytes>,
-    /// Once the response has begun.
+    /// Set once the response has begun.
     send: Option<SendStream<Bytes>>,
-    /// Of the response, read and not given to the connection: it has no room.
+    /// Response bytes that flow control does not allow to send yet.
     unsent: BytesMut,
     end: End,
     open: OpenStream,
 }
 
-/// The end of the response.
+/// Whether the end of the response has been sent.
 enum End {
     NotYet,
-    /// It goes out behind what is unsent.
+    /// To be sent after the unsent bytes.
     Due(Option<HeaderMap>),
     Sent,
 }
@@ -62,7 +62,7 @@ impl Http2Stream {
         }
     }
 
-    /// Gives the connection as much as it has room for, and the end behind all of it.
+    /// Sends as much as flow control allows, and the end after all of it.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(send) = &mut self.send else {
             return Poll::Ready(Ok(()));
@@ -83,10 +83,10 @@ impl Http2Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Begins the response with `head`, which ends it too if there is nothing more to come.
+    /// Begins the response with `head`; with `is_over` that is the whole response.
     fn begin(&mut self, head: Option<Response<()>>, is_over: bool) {
         let sent = head.map(|head| self.respond.send_response(head, is_over));
-        // A head that cannot be sent leaves a stream without a response: the client sees it reset.
+        // If the head cannot be sent, the stream is dropped without a response: the client sees a reset.
         if let Some(Ok(send)) = sent {
             self.send = Some(send);
             if is_over {
@@ -97,7 +97,7 @@ impl Http2Stream {
 }
 
 impl Downstream for Http2Stream {
-    const CARRIES_ANOTHER: bool = false;
+    const REUSABLE: bool = false;
 
     fn origin(&self) -> (IpAddr, Scheme) {
         self.origin
@@ -112,7 +112,7 @@ impl Downstream for Http2Stream {
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
-                    // It is as good as read: what it becomes is bounded.
+                    // Counts as consumed: the buffer it is copied to is bounded.
                     let _ = self.body.flow_control().release_capacity(data.len());
                     content(&data);
                     return Poll::Ready(Ok(BodyEvent::Content));
@@ -153,7 +153,7 @@ impl Downstream for Http2Stream {
 
     fn interim(&mut self, head: &ResponseHead) {
         if let Some(response) = head.to_http2(head.status()) {
-            // Whoever has reset the stream is noticed elsewhere.
+            // A reset by the client is detected elsewhere.
             let _ = self.respond.send_informational(response);
         }
     }
@@ -223,11 +223,11 @@ impl Downstream for Http2Stream {
         }
     }
 
-    /// What is left of the request is for nobody; its stream ends with `self`, and says so (RFC 9113, 8.1).
+    /// Dropping `self` resets the stream if the request was not read completely (RFC 9113, 8.1).
     async fn close(self) {}
 
     fn accept_upgrade(&mut self, head: &mut ResponseHead, _protocol: &str) -> io::Result<()> {
-        // RFC 8441, 5: 200 in the place of 101.
+        // RFC 8441, 5: 200 instead of 101.
         head.remove("sec-websocket-accept");
         self.begin(head.to_http2(StatusCode::OK), false);
         match self.send {

@@ -1,4 +1,4 @@
-//! Connections of HTTP/2 between the edge and the client of the `h2` crate: the deadline of each state, and what may be held.
+//! HTTP/2 connections between the edge and the client of the `h2` crate: the deadline of each state, and memory limits.
 
 use std::sync::Mutex;
 
@@ -28,10 +28,10 @@ fn http2(connections: &Arc<Connections>) -> Http2 {
     }
 }
 
-/// A connection that is served, each request by `serve`. The task ends with it.
+/// A connection that is served, each request with `serve`. The task ends with it.
 fn served<F>(
     connections: &Arc<Connections>,
-    serve: impl Fn(Accepted) -> F + Send + 'static,
+    serve: impl Fn(Http2Request) -> F + Send + 'static,
 ) -> (DuplexStream, JoinSet<()>)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -47,7 +47,7 @@ fn connections() -> Arc<Connections> {
     Connections::new(Duration::from_secs(1))
 }
 
-/// A client behind its handshake.
+/// A client after its handshake.
 async fn client(io: DuplexStream, tasks: &mut JoinSet<()>) -> SendRequest<Bytes> {
     let (client, connection) = h2::client::handshake(io).await.unwrap();
     tasks.spawn(async move {
@@ -60,8 +60,8 @@ fn get() -> Request<()> {
     Request::get("https://a/").body(()).unwrap()
 }
 
-/// Answers every request at once.
-async fn answer(mut accepted: Accepted) {
+/// Responds to every request at once.
+async fn respond(mut accepted: Http2Request) {
     let head = pingora::http::ResponseHeader::build(204, None).unwrap();
     let nothing = Bytes::new();
     accepted
@@ -72,7 +72,7 @@ async fn answer(mut accepted: Accepted) {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_no_preface_or_half_of_one_is_closed_at_its_deadline() {
     for sent in ["", "PRI * HTTP/2.0\r\n\r\n"] {
-        let (mut client, mut tasks) = served(&connections(), answer);
+        let (mut client, mut tasks) = served(&connections(), respond);
         let started = Instant::now();
         client.write_all(sent.as_bytes()).await.unwrap();
         tasks.join_next().await.unwrap().unwrap();
@@ -81,8 +81,8 @@ async fn a_client_that_sends_no_preface_or_half_of_one_is_closed_at_its_deadline
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_sends_nothing_behind_its_preface_is_closed_as_an_idle_one() {
-    let (mut client, mut tasks) = served(&connections(), answer);
+async fn a_client_that_sends_nothing_after_its_preface_is_closed_as_idle() {
+    let (mut client, mut tasks) = served(&connections(), respond);
     client
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         .await
@@ -90,12 +90,12 @@ async fn a_client_that_sends_nothing_behind_its_preface_is_closed_as_an_idle_one
     let started = Instant::now();
     tasks.join_next().await.unwrap().unwrap();
     let took = started.elapsed();
-    assert!(IDLE <= took && took <= IDLE + GOODBYE, "{took:?}");
+    assert!(IDLE <= took && took <= IDLE + CLOSE_GRACE, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_closed_when_it_has_had_no_stream_for_a_while() {
-    let (io, mut tasks) = served(&connections(), answer);
+    let (io, mut tasks) = served(&connections(), respond);
     let mut clients = JoinSet::new();
     let mut client = client(io, &mut clients).await;
     tokio::time::sleep(IDLE / 2).await;
@@ -104,14 +104,14 @@ async fn a_connection_is_closed_when_it_has_had_no_stream_for_a_while() {
     let started = Instant::now();
     tasks.join_next().await.unwrap().unwrap();
     let took = started.elapsed();
-    assert!(IDLE <= took && took <= IDLE + GOODBYE, "{took:?}");
-    assert!(client.ready().await.is_err(), "it was told");
+    assert!(IDLE <= took && took <= IDLE + CLOSE_GRACE, "{took:?}");
+    assert!(client.ready().await.is_err(), "it received a GOAWAY");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_with_a_stream_is_never_idle_and_a_drain_waits_for_it() {
+async fn a_connection_with_an_open_stream_is_not_idle_and_a_drain_waits_for_it() {
     let connections = connections();
-    let (io, mut tasks) = served(&connections, |mut accepted: Accepted| async move {
+    let (io, mut tasks) = served(&connections, |mut accepted: Http2Request| async move {
         tokio::time::sleep(10 * IDLE).await;
         let head = pingora::http::ResponseHeader::build(204, None).unwrap();
         let stream = &mut accepted.stream;
@@ -123,7 +123,7 @@ async fn a_connection_with_a_stream_is_never_idle_and_a_drain_waits_for_it() {
     tokio::time::sleep(IDLE).await;
     connections.drain();
     tokio::time::sleep(IDLE).await;
-    assert!(client.ready().await.is_err(), "nothing new begins");
+    assert!(client.ready().await.is_err(), "no new stream is accepted");
     assert_eq!(response.await.unwrap().status(), 204);
     tasks.join_next().await.unwrap().unwrap();
 }
@@ -131,21 +131,21 @@ async fn a_connection_with_a_stream_is_never_idle_and_a_drain_waits_for_it() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_an_idle_connection_at_once() {
     let connections = connections();
-    let (io, mut tasks) = served(&connections, answer);
+    let (io, mut tasks) = served(&connections, respond);
     let mut clients = JoinSet::new();
     let _client = client(io, &mut clients).await;
     let started = Instant::now();
     connections.drain();
     tasks.join_next().await.unwrap().unwrap();
-    assert!(started.elapsed() <= GOODBYE);
+    assert!(started.elapsed() <= CLOSE_GRACE);
 }
 
-/// What a stream holds whose client reads nothing: what the client's window took, what the connection may buffer, and a piece.
+/// A stream whose client reads nothing holds the client's window, the connection's send buffer, and one piece.
 #[tokio::test]
-async fn a_stream_that_is_not_read_holds_little() {
-    let passed = Arc::new(Mutex::new(0));
-    let counted = Arc::clone(&passed);
-    let (io, _tasks) = served(&connections(), move |mut accepted: Accepted| {
+async fn a_stream_that_is_not_read_buffers_a_bounded_amount() {
+    let forwarded = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&forwarded);
+    let (io, _tasks) = served(&connections(), move |mut accepted: Http2Request| {
         let counted = Arc::clone(&counted);
         async move {
             let mut head = crate::http::http1::ResponseHead::parse(
@@ -176,7 +176,7 @@ async fn a_stream_that_is_not_read_holds_little() {
     loop {
         tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = *passed.lock().unwrap();
+        let now = *forwarded.lock().unwrap();
         if now > 0 && now == last {
             break;
         }
@@ -187,8 +187,8 @@ async fn a_stream_that_is_not_read_holds_little() {
 }
 
 #[tokio::test]
-async fn what_is_not_http2_is_closed() {
-    let (mut client, mut tasks) = served(&connections(), answer);
+async fn a_connection_that_is_not_http2_is_closed() {
+    let (mut client, mut tasks) = served(&connections(), respond);
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     tasks.join_next().await.unwrap().unwrap();
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! A stream of HTTP/2 as the client's end of a tunnel (RFC 8441, 5): DATA frames are its bytes, END_STREAM is its end.
+//! An HTTP/2 stream as the client side of a tunnel (RFC 8441, 5): DATA frames carry its bytes, END_STREAM ends it.
 
 use std::io;
 use std::pin::Pin;
@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::downstream::http2::{OpenStream, poll_capacity};
 use crate::net::pingora_stream::pingora_stream;
 
-/// The most that one write gives to the connection.
+/// The most bytes of one write.
 const PIECE: usize = 16 * 1024;
 
-/// Both directions of a stream.
+/// Both directions of a stream, for a tunnel.
 pub(super) struct Http2Tunnel {
     receive: RecvStream,
     send: SendStream<Bytes>,
-    /// Received, and not read yet.
+    /// Received, but not read yet.
     received: Bytes,
     has_ended: bool,
     _open: OpenStream,
@@ -61,7 +61,7 @@ impl AsyncRead for Http2Tunnel {
         let count = this.received.len().min(buffer.remaining());
         buffer.put_slice(&this.received[..count]);
         this.received.advance(count);
-        // Only what is read makes room for more.
+        // Only reading opens the flow-control window again.
         let released = this.receive.flow_control().release_capacity(count);
         Poll::Ready(released.map_err(io::Error::other))
     }
@@ -83,7 +83,7 @@ impl AsyncWrite for Http2Tunnel {
         Poll::Ready(sent.map(|()| count).map_err(io::Error::other))
     }
 
-    /// The connection sends what it was given.
+    /// Nothing to do: the connection's task sends queued data.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,7 @@
-//! Reads what a trusted proxy says: `X-Forwarded-*`, or `Forwarded` (RFC 7239) where there is no
+//! Parses the forwarding headers of a trusted proxy: `X-Forwarded-*`, or `Forwarded` (RFC 7239) where there is no
 //! `X-Forwarded-For`.
 //!
-//! Each proxy appends to the chain, so its last element is the nearest to us.
+//! Each proxy appends to the chain, so its last element is the hop nearest to the edge.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,10 +9,10 @@ use super::{FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::http::fields::{Fields, text};
 use crate::http::scheme::Scheme;
 
-/// How many hops are looked at, from our side.
+/// The most hops that are considered, counted from the edge.
 const HOPS_MAX: usize = 32;
 
-/// The addresses in the chain, the farthest first; `None` for a hop that is no address.
+/// The addresses in the chain, the farthest first; `None` for a hop that is not an address.
 pub(super) fn hops(headers: &impl Fields) -> Vec<Option<IpAddr>> {
     let mut hops: Vec<Option<IpAddr>> = if headers.has(X_FORWARDED_FOR) {
         list(headers, X_FORWARDED_FOR).map(address).collect()
@@ -26,7 +26,7 @@ pub(super) fn hops(headers: &impl Fields) -> Vec<Option<IpAddr>> {
     hops
 }
 
-/// The scheme that the nearest proxy was reached with.
+/// The scheme of the request to the nearest proxy.
 pub(super) fn proto(headers: &impl Fields) -> Option<Scheme> {
     let proto = match list(headers, X_FORWARDED_PROTO).last() {
         Some(proto) => proto.to_owned(),
@@ -39,7 +39,7 @@ pub(super) fn proto(headers: &impl Fields) -> Option<Scheme> {
     }
 }
 
-/// The host that the nearest proxy was asked for.
+/// The host of the request to the nearest proxy.
 pub(super) fn host(headers: &impl Fields) -> Option<String> {
     let host = match list(headers, X_FORWARDED_HOST).last() {
         Some(host) => host.to_owned(),
@@ -66,7 +66,7 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The elements of all `Forwarded` headers, split at commas that stand outside of quotes.
+/// The elements of all `Forwarded` headers, split at commas outside of quotes.
 fn elements(headers: &impl Fields) -> Vec<String> {
     let values = headers.values(FORWARDED);
     values

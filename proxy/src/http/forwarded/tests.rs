@@ -1,4 +1,4 @@
-//! Whom to believe, and what the backend is told.
+//! Which forwarding headers are trusted, and which ones the backend gets.
 
 use http::HeaderName;
 use pingora::http::RequestHeader;
@@ -6,7 +6,7 @@ use pingora::http::RequestHeader;
 use super::*;
 
 const PROXY: &str = "10.0.0.1";
-const STRANGER: &str = "198.51.100.9";
+const UNTRUSTED: &str = "198.51.100.9";
 
 fn forwarder() -> Forwarder {
     Forwarder::new(vec![
@@ -24,7 +24,7 @@ fn request(headers: &[(&str, &str)]) -> RequestHeader {
     request
 }
 
-/// The request as the backend gets it, and what was made of it.
+/// The request as the backend gets it, and what was read from it.
 fn apply(peer: &str, headers: &[(&str, &str)]) -> (RequestHeader, Forwarded) {
     let mut request = request(headers);
     let peer = peer.parse().unwrap();
@@ -41,9 +41,9 @@ fn values<'a>(request: &'a RequestHeader, name: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_stranger_is_told_about_as_seen_and_not_as_said() {
+fn forwarding_headers_of_an_untrusted_peer_are_replaced() {
     let (request, forwarded) = apply(
-        STRANGER,
+        UNTRUSTED,
         &[
             ("Host", "example.com:8080"),
             ("X-Forwarded-For", "1.1.1.1"),
@@ -61,13 +61,13 @@ fn a_stranger_is_told_about_as_seen_and_not_as_said() {
             ("Other", "stays"),
         ],
     );
-    assert_eq!(forwarded.client.to_string(), STRANGER);
+    assert_eq!(forwarded.client.to_string(), UNTRUSTED);
     let expected = [
-        ("x-forwarded-for", STRANGER),
+        ("x-forwarded-for", UNTRUSTED),
         ("x-forwarded-proto", "http"),
         ("x-forwarded-host", "example.com:8080"),
         ("x-forwarded-port", "8080"),
-        ("x-real-ip", STRANGER),
+        ("x-real-ip", UNTRUSTED),
         (
             "forwarded",
             "for=198.51.100.9;host=\"example.com:8080\";proto=http",
@@ -95,7 +95,7 @@ fn a_trusted_proxy_is_believed() {
         PROXY,
         &[
             ("Host", "internal"),
-            ("X-Forwarded-For", STRANGER),
+            ("X-Forwarded-For", UNTRUSTED),
             ("X-Forwarded-Proto", "https"),
             ("X-Forwarded-Host", "example.com"),
             ("X-Forwarded-Prefix", "/app"),
@@ -110,7 +110,7 @@ fn a_trusted_proxy_is_believed() {
         ("x-forwarded-host", "example.com"),
         ("x-forwarded-port", "443"),
         ("x-forwarded-prefix", "/app"),
-        ("x-real-ip", STRANGER),
+        ("x-real-ip", UNTRUSTED),
         (
             "forwarded",
             "for=198.51.100.9;host=\"example.com\";proto=https, for=10.0.0.1",
@@ -131,12 +131,12 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
         // What stands before the client came from the client.
         (
             &[("x-forwarded-for", "6.6.6.6, 198.51.100.9")],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.1",
         ),
         (
             &[("x-forwarded-for", "6.6.6.6, 198.51.100.9, 10.0.0.2")],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.2, 10.0.0.1",
         ),
         // Several headers are one list.
@@ -145,7 +145,7 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
                 ("x-forwarded-for", "198.51.100.9"),
                 ("x-forwarded-for", "10.0.0.2"),
             ],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.2, 10.0.0.1",
         ),
         // Everybody is trusted: the farthest is as near to the client as we get.
@@ -156,7 +156,7 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
         ),
         (
             &[("x-forwarded-for", "198.51.100.9:1234")],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.1",
         ),
         (
@@ -166,10 +166,10 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
         ),
         (
             &[("x-forwarded-for", "::ffff:198.51.100.9")],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.1",
         ),
-        // A hop that is no address hides what is before it.
+        // A hop that is not an address ends the chain.
         (
             &[("x-forwarded-for", "198.51.100.9, unknown")],
             "10.0.0.1",
@@ -189,7 +189,7 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
                 ("forwarded", "for=6.6.6.6"),
                 ("x-forwarded-for", "198.51.100.9"),
             ],
-            STRANGER,
+            UNTRUSTED,
             "198.51.100.9, 10.0.0.1",
         ),
     ];
@@ -203,8 +203,8 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
 
 #[test]
 fn an_ipv4_peer_of_a_dual_stack_listener_is_the_same_peer() {
-    let (request, forwarded) = apply("::ffff:10.0.0.1", &[("x-forwarded-for", STRANGER)]);
-    assert_eq!(forwarded.client.to_string(), STRANGER);
+    let (request, forwarded) = apply("::ffff:10.0.0.1", &[("x-forwarded-for", UNTRUSTED)]);
+    assert_eq!(forwarded.client.to_string(), UNTRUSTED);
     assert_eq!(
         values(&request, "x-forwarded-for"),
         ["198.51.100.9, 10.0.0.1"]
@@ -223,7 +223,7 @@ fn an_ipv6_client_is_quoted_where_rfc_7239_says_so() {
 }
 
 #[test]
-fn what_a_trusted_proxy_says_in_forwarded_counts_without_the_x_headers() {
+fn forwarded_of_a_trusted_proxy_is_used_without_x_forwarded_for() {
     let header = "for=198.51.100.9;host=\"a.example:8443\";proto=https";
     let (request, forwarded) = apply(PROXY, &[("Host", "b"), ("Forwarded", header)]);
     assert_eq!(forwarded.scheme, Scheme::Https);
@@ -232,7 +232,7 @@ fn what_a_trusted_proxy_says_in_forwarded_counts_without_the_x_headers() {
 }
 
 #[test]
-fn nonsense_from_a_trusted_proxy_does_no_harm() {
+fn malformed_headers_of_a_trusted_proxy_are_ignored() {
     let (request, forwarded) = apply(
         PROXY,
         &[
@@ -262,14 +262,14 @@ fn request_ids_are_bounded() {
 }
 
 #[test]
-fn a_chain_without_end_is_cut() {
+fn the_length_of_a_chain_is_bounded() {
     let long = vec!["10.0.0.2"; 1000].join(",");
     let (request, _) = apply(PROXY, &[("X-Forwarded-For", &long)]);
     assert!(values(&request, "x-forwarded-for")[0].len() < 400);
 }
 
 #[test]
-fn addresses_are_written_as_the_standard_library_does() {
+fn addresses_are_written_as_by_the_standard_library() {
     for octet in 0..=u8::MAX {
         let address = IpAddr::from([octet, 0, 255 - octet, octet]);
         assert_eq!(text_of(address), address.to_string());

@@ -1,8 +1,8 @@
-//! The body of a response on its way to the client.
+//! Forwards a response body to the client.
 //!
-//! To a client of HTTP/1.1 it goes out as it came, chunk by chunk: to one that reads a stream so, each chunk is a message. Only a
-//! body that ends with its connection is put into chunks, so that the client's connection need not end too. Other clients
-//! (HTTP/1.0, HTTP/2) get the content alone.
+//! An HTTP/1.1 client gets the body as the backend sent it, chunk by chunk: some clients treat each chunk as a message. Only a
+//! body that ends with its connection is converted to chunks, so that the client's connection can stay open. Other clients
+//! (HTTP/1.0, HTTP/2) get the content without chunks.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -13,23 +13,23 @@ use crate::http::http1::chunks::Part;
 use crate::http::http1::trailers::parse_trailers;
 use crate::http::http1::{ChunkError, Framing};
 
-/// How far a body has come.
+/// The state of a response body.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     framing: Framing,
-    /// Of a body that ends with its connection: whether that has ended.
+    /// For a body that ends with its connection: whether that has ended.
     is_closed: bool,
-    /// Bytes of content that have come, of a body that is not in chunks.
+    /// The bytes of content so far, if the body is not chunked.
     content: u64,
-    /// The trailer section, where somebody asks for it.
+    /// The trailer section, if only the content is forwarded.
     trailers: Vec<u8>,
 }
 
-/// What goes to the client of the bytes that have come.
+/// What to send to the client for some bytes of the backend.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Piece<'a> {
     pub(crate) bytes: Cow<'a, [u8]>,
-    /// Whether bytes have come that are no part of the body.
+    /// Whether there were bytes after the end of the body.
     pub(crate) has_surplus: bool,
 }
 
@@ -43,17 +43,17 @@ impl ResponseBody {
         }
     }
 
-    /// Whether nothing but the end of its connection ends it.
+    /// Whether only the end of its connection ends it.
     pub(crate) fn ends_with_connection(&self) -> bool {
         self.framing == Framing::UntilClose
     }
 
-    /// Whether its length is known before it comes.
+    /// Whether its length is known in advance.
     pub(crate) fn has_length(&self) -> bool {
         matches!(self.framing, Framing::Bytes(_))
     }
 
-    /// Whether all of it has come.
+    /// Whether it is complete.
     pub(crate) fn is_over(&self) -> bool {
         match &self.framing {
             Framing::Bytes(left) => *left == 0,
@@ -62,7 +62,7 @@ impl ResponseBody {
         }
     }
 
-    /// How many bytes of content have come.
+    /// The bytes of content so far.
     pub(crate) fn content(&self) -> u64 {
         match &self.framing {
             Framing::Chunks(chunks) => chunks.content(),
@@ -70,25 +70,24 @@ impl ResponseBody {
         }
     }
 
-    /// The trailers of a body that is over and of which only the content was taken.
+    /// The trailers of a complete body, if only its content was taken.
     pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
         let lines = std::mem::take(&mut self.trailers);
         let fields = parse_trailers(&lines);
         (!fields.is_empty()).then_some(fields)
     }
 
-    /// What a client of HTTP/1.1 gets of `bytes`, which have come. None at all, of a body that ends with its connection, is its
-    /// end.
+    /// What an HTTP/1.1 client gets for the next `bytes`. For a body that ends with its connection, an empty slice is the end.
     ///
     /// # Errors
     ///
-    /// [`ChunkError`] if they are not the chunks that they were to be.
+    /// [`ChunkError`] if a chunked body is invalid.
     pub(crate) fn take<'a>(&mut self, bytes: &'a [u8]) -> Result<Piece<'a>, ChunkError> {
         match &mut self.framing {
             Framing::Bytes(_) => Ok(self.take_length(bytes)),
             Framing::Chunks(chunks) => {
                 let mut padding = Vec::new();
-                let length = chunks.follow_to(bytes, |part| {
+                let length = chunks.parse_parts(bytes, |part| {
                     if let Part::Padding(at) = part {
                         padding.push(at);
                     }
@@ -109,17 +108,17 @@ impl ResponseBody {
         }
     }
 
-    /// The content in `bytes`, which have come. None at all, of a body that ends with its connection, is its end.
+    /// The content in the next `bytes`. For a body that ends with its connection, an empty slice is the end.
     ///
     /// # Errors
     ///
-    /// [`ChunkError`] if they are not the chunks that they were to be.
+    /// [`ChunkError`] if a chunked body is invalid.
     pub(crate) fn take_content<'a>(&mut self, bytes: &'a [u8]) -> Result<Piece<'a>, ChunkError> {
         match &mut self.framing {
             Framing::Bytes(_) => Ok(self.take_length(bytes)),
             Framing::Chunks(chunks) => {
                 let (mut content, trailers) = (Vec::with_capacity(bytes.len()), &mut self.trailers);
-                let length = chunks.follow_to(bytes, |part| match part {
+                let length = chunks.parse_parts(bytes, |part| match part {
                     Part::Content(part) => content.extend_from_slice(part),
                     Part::Trailer(byte) => trailers.push(byte),
                     Part::Padding(_) => {}
@@ -142,7 +141,7 @@ impl ResponseBody {
 
     fn take_length<'a>(&mut self, bytes: &'a [u8]) -> Piece<'a> {
         let Framing::Bytes(left) = &mut self.framing else {
-            unreachable!("asked for a body of a known length alone");
+            unreachable!("called only for a body of known length");
         };
         let most = usize::try_from(*left).unwrap_or(usize::MAX);
         let length = bytes.len().min(most);
@@ -155,19 +154,19 @@ impl ResponseBody {
     }
 }
 
-/// `bytes` without those at the indices `left_out`, which are in order.
+/// `bytes` without those at the indices `left_out`, which are sorted.
 fn without<'a>(bytes: &'a [u8], left_out: &[usize]) -> Cow<'a, [u8]> {
     if left_out.is_empty() {
         return bytes.into();
     }
-    let mut kept = Vec::with_capacity(bytes.len());
+    let mut rest = Vec::with_capacity(bytes.len());
     let mut from = 0;
     for &at in left_out {
-        kept.extend_from_slice(&bytes[from..at]);
+        rest.extend_from_slice(&bytes[from..at]);
         from = at + 1;
     }
-    kept.extend_from_slice(&bytes[from..]);
-    kept.into()
+    rest.extend_from_slice(&bytes[from..]);
+    rest.into()
 }
 
 /// `content` as a chunk; the last one if it is empty.
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_a_length_ends_with_it() {
+    fn a_body_of_known_length_ends_there() {
         let mut body = ResponseBody::new(Framing::Bytes(5));
         assert_eq!(body.take(b"abc"), Ok(piece(b"abc")));
         assert!(!body.is_over());
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_go_out_as_they_came_but_for_blanks_behind_their_sizes() {
+    fn chunks_are_forwarded_unchanged_without_whitespace_after_their_sizes() {
         let mut body = chunked();
         assert_eq!(body.take(b"2\r\nab\r"), Ok(piece(b"2\r\nab\r")));
         assert_eq!(body.take(b"\n1 \t\r\nc\r\n"), Ok(piece(b"\n1\r\nc\r\n")));
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn content_and_trailers_are_what_is_in_chunks() {
+    fn content_and_trailers_are_extracted_from_chunks() {
         let mut body = chunked();
         assert_eq!(body.take_content(b"2;x\r\nab\r\n1\r\n"), Ok(piece(b"ab")));
         assert_eq!(
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_ends_with_its_connection_is_put_into_chunks() {
+    fn a_body_that_ends_with_its_connection_is_converted_to_chunks() {
         let mut body = ResponseBody::new(Framing::UntilClose);
         let chunk = b"11\r\nxxxxxxxxxxxxxxxxx\r\n";
         assert_eq!(body.take(&[b'x'; 17]), Ok(piece(chunk)));

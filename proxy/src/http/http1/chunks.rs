@@ -1,32 +1,32 @@
-//! Follows a body in chunks (RFC 9112, 7.1): where it ends, and that no other parser could see another end.
+//! Parses chunked bodies (RFC 9112, 7.1): finds their end, and ensures that no other parser could find another one.
 //!
-//! Keeps nothing. A request is read strictly: whatever another server might read otherwise (a line feed within an extension, a
-//! size without a digit, a trailer that is none) is an error. A response may have blanks behind a chunk size, as some servers
-//! write them and other proxies accept.
+//! Buffers nothing. Requests are parsed strictly: whatever another server might parse differently (a line feed within an
+//! extension, a size without digits, a malformed trailer) is an error. Responses may have whitespace after a chunk size, which
+//! some servers write and other proxies accept.
 
 use std::io;
 
-/// The most that extensions and trailers of one body may come to, which nobody here reads.
+/// The most bytes of extensions and trailers in one body.
 const EXTRA_MAX: usize = 16 * 1024;
 
-/// The digits that a size may have, zeros before it included: as many as a `u64` has.
+/// The most digits of a chunk size, leading zeros included: as many as a `u64` has.
 const DIGITS_MAX: u8 = 16;
 
-/// The largest size of a chunk: as much as every parser can count.
+/// The largest chunk size: as much as every parser can represent.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
-/// What is not a body in chunks.
+/// Why a chunked body is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChunkError {
-    #[error("the size of a chunk is not a number in base 16")]
+    #[error("a chunk size is not a hexadecimal number")]
     Size,
-    #[error("a control character in the extension of a chunk")]
+    #[error("a control character in a chunk extension")]
     Extension,
     #[error("a chunk or its size does not end with CR LF")]
     LineEnd,
-    #[error("a trailer is not a header")]
+    #[error("a trailer field is malformed")]
     Trailer,
-    #[error("the extensions and trailers are more than 16 KiB")]
+    #[error("chunk extensions and trailers are larger than 16 KiB")]
     TooMuch,
 }
 
@@ -36,23 +36,23 @@ impl From<ChunkError> for io::Error {
     }
 }
 
-/// A part of a body in chunks.
+/// A part of a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
     Content(&'a [u8]),
-    /// A byte of the trailer section, line ends included.
+    /// One byte of the trailer section, line ends included.
     Trailer(u8),
-    /// A blank behind a chunk size, at this index of the bytes that are followed.
+    /// Whitespace after a chunk size, at this index of the parsed bytes.
     Padding(usize),
 }
 
-/// How far a body has been followed.
+/// The state of parsing a chunked body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chunks {
-    place: Place,
-    /// Whether blanks may stand behind a chunk size.
+    state: State,
+    /// Whether whitespace is allowed after a chunk size.
     lenient: bool,
-    /// Of the chunk whose size is being read, or how much of it is still to come.
+    /// The size of the current chunk as far as it was read; then the bytes of it that are still to come.
     size: u64,
     digits: u8,
     extra: usize,
@@ -60,17 +60,17 @@ pub(crate) struct Chunks {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum State {
     #[default]
     Size,
-    /// Spaces behind a size, which only an extension may follow.
+    /// Whitespace after a size; in a strict parser only an extension may follow.
     BeforeExtension,
     Extension,
     SizeEnd,
     Data,
     DataReturn,
     DataEnd,
-    /// Where a trailer begins, or the empty line behind the last one.
+    /// The start of a trailer field, or of the empty line that ends the body.
     Trailer,
     TrailerName,
     TrailerValue,
@@ -80,7 +80,7 @@ enum Place {
 }
 
 impl Chunks {
-    /// For a response: with blanks behind a chunk size.
+    /// A parser for responses, which allows whitespace after a chunk size.
     pub(crate) fn lenient() -> Self {
         Self {
             lenient: true,
@@ -90,37 +90,37 @@ impl Chunks {
 
     /// Whether the body is over.
     pub(crate) fn is_over(&self) -> bool {
-        self.place == Place::Over
+        self.state == State::Over
     }
 
-    /// How many bytes of content have come.
+    /// The bytes of content so far.
     pub(crate) fn content(&self) -> u64 {
         self.content
     }
 
-    /// Follows `bytes`, which come next, and says how many of them belong to the body.
+    /// Parses the next `bytes`, and returns how many of them belong to the body.
     ///
     /// # Errors
     ///
-    /// As [`Chunks::follow_to`].
-    pub(crate) fn follow(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
-        self.follow_to(bytes, |_| {})
+    /// As [`Chunks::parse_parts`].
+    pub(crate) fn parse(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
+        self.parse_parts(bytes, |_| {})
     }
 
-    /// Follows `bytes`, which come next, and gives what is in them to `take`: how many of them belong to the body. Fewer than all
-    /// only if it is over.
+    /// Parses the next `bytes`, and passes their parts to `take`. Returns how many of them belong to the body: fewer than all
+    /// only if the body is over.
     ///
     /// # Errors
     ///
-    /// [`ChunkError`] as soon as it cannot be a body in chunks; it may not be followed any further.
-    pub(crate) fn follow_to(
+    /// [`ChunkError`] as soon as the body is invalid; the parser may not be used any further.
+    pub(crate) fn parse_parts(
         &mut self,
         bytes: &[u8],
         mut take: impl FnMut(Part<'_>),
     ) -> Result<usize, ChunkError> {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
-            if self.place == Place::Data {
+            if self.state == State::Data {
                 let left = usize::try_from(self.size).unwrap_or(usize::MAX);
                 let part = left.min(bytes.len() - at);
                 take(Part::Content(&bytes[at..at + part]));
@@ -128,18 +128,18 @@ impl Chunks {
                 self.size -= part as u64;
                 self.content += part as u64;
                 if self.size == 0 {
-                    self.place = Place::DataReturn;
+                    self.state = State::DataReturn;
                 }
                 continue;
             }
-            let was_in_trailers = self.place == Place::TrailerEnd;
-            self.place = self.step(bytes[at])?;
-            match self.place {
-                Place::TrailerName | Place::TrailerValue | Place::TrailerEnd => {
+            let was_in_trailers = self.state == State::TrailerEnd;
+            self.state = self.step(bytes[at])?;
+            match self.state {
+                State::TrailerName | State::TrailerValue | State::TrailerEnd => {
                     take(Part::Trailer(bytes[at]));
                 }
-                Place::Trailer if was_in_trailers => take(Part::Trailer(bytes[at])),
-                Place::BeforeExtension => take(Part::Padding(at)),
+                State::Trailer if was_in_trailers => take(Part::Trailer(bytes[at])),
+                State::BeforeExtension => take(Part::Padding(at)),
                 _ => {}
             }
             at += 1;
@@ -147,81 +147,81 @@ impl Chunks {
         Ok(at)
     }
 
-    /// What comes behind `byte`, which is not in a chunk.
-    fn step(&mut self, byte: u8) -> Result<Place, ChunkError> {
-        let place = match (self.place, byte) {
-            (Place::Size, digit) if digit.is_ascii_hexdigit() => self.digit(digit)?,
-            (Place::Size, b'\r') if self.digits > 0 => Place::SizeEnd,
-            (Place::Size, b' ' | b'\t') if self.digits > 0 => self.extra(Place::BeforeExtension)?,
-            (Place::Size, b';') if self.digits > 0 => self.extra(Place::Extension)?,
-            (Place::Size, _) => return Err(ChunkError::Size),
-            (Place::BeforeExtension, b' ' | b'\t') => self.extra(Place::BeforeExtension)?,
-            (Place::BeforeExtension, b';') => self.extra(Place::Extension)?,
-            (Place::BeforeExtension, b'\r') if self.lenient => Place::SizeEnd,
-            (Place::BeforeExtension, _) => return Err(ChunkError::Size),
-            (Place::Extension, b'\r') => Place::SizeEnd,
-            (Place::Extension, byte) if is_text(byte) => self.extra(Place::Extension)?,
-            (Place::Extension, _) => return Err(ChunkError::Extension),
-            (Place::SizeEnd, b'\n') => {
+    /// The state after `byte`, which is not chunk data.
+    fn step(&mut self, byte: u8) -> Result<State, ChunkError> {
+        let state = match (self.state, byte) {
+            (State::Size, digit) if digit.is_ascii_hexdigit() => self.digit(digit)?,
+            (State::Size, b'\r') if self.digits > 0 => State::SizeEnd,
+            (State::Size, b' ' | b'\t') if self.digits > 0 => self.extra(State::BeforeExtension)?,
+            (State::Size, b';') if self.digits > 0 => self.extra(State::Extension)?,
+            (State::Size, _) => return Err(ChunkError::Size),
+            (State::BeforeExtension, b' ' | b'\t') => self.extra(State::BeforeExtension)?,
+            (State::BeforeExtension, b';') => self.extra(State::Extension)?,
+            (State::BeforeExtension, b'\r') if self.lenient => State::SizeEnd,
+            (State::BeforeExtension, _) => return Err(ChunkError::Size),
+            (State::Extension, b'\r') => State::SizeEnd,
+            (State::Extension, byte) if is_text(byte) => self.extra(State::Extension)?,
+            (State::Extension, _) => return Err(ChunkError::Extension),
+            (State::SizeEnd, b'\n') => {
                 self.digits = 0;
                 match self.size {
-                    0 => Place::Trailer,
-                    _ => Place::Data,
+                    0 => State::Trailer,
+                    _ => State::Data,
                 }
             }
-            (Place::DataReturn, b'\r') => Place::DataEnd,
-            (Place::DataEnd, b'\n') => Place::Size,
-            (Place::SizeEnd | Place::DataReturn | Place::DataEnd, _) => {
+            (State::DataReturn, b'\r') => State::DataEnd,
+            (State::DataEnd, b'\n') => State::Size,
+            (State::SizeEnd | State::DataReturn | State::DataEnd, _) => {
                 return Err(ChunkError::LineEnd);
             }
-            (Place::Trailer, b'\r') => Place::LastEnd,
-            (Place::Trailer | Place::TrailerName, byte) if is_token(byte) => {
-                self.extra(Place::TrailerName)?
+            (State::Trailer, b'\r') => State::LastEnd,
+            (State::Trailer | State::TrailerName, byte) if is_token(byte) => {
+                self.extra(State::TrailerName)?
             }
-            (Place::TrailerName, b':') => self.extra(Place::TrailerValue)?,
-            (Place::TrailerValue, b'\r') => Place::TrailerEnd,
-            (Place::TrailerValue, byte) if is_text(byte) => self.extra(Place::TrailerValue)?,
-            (Place::TrailerEnd, b'\n') => Place::Trailer,
-            (Place::LastEnd, b'\n') => Place::Over,
-            (Place::TrailerEnd | Place::LastEnd, _) => return Err(ChunkError::LineEnd),
-            (Place::Trailer | Place::TrailerName | Place::TrailerValue, _) => {
+            (State::TrailerName, b':') => self.extra(State::TrailerValue)?,
+            (State::TrailerValue, b'\r') => State::TrailerEnd,
+            (State::TrailerValue, byte) if is_text(byte) => self.extra(State::TrailerValue)?,
+            (State::TrailerEnd, b'\n') => State::Trailer,
+            (State::LastEnd, b'\n') => State::Over,
+            (State::TrailerEnd | State::LastEnd, _) => return Err(ChunkError::LineEnd),
+            (State::Trailer | State::TrailerName | State::TrailerValue, _) => {
                 return Err(ChunkError::Trailer);
             }
-            (place @ (Place::Data | Place::Over), _) => place,
+            (state @ (State::Data | State::Over), _) => state,
         };
-        Ok(place)
+        Ok(state)
     }
 
-    fn digit(&mut self, digit: u8) -> Result<Place, ChunkError> {
+    fn digit(&mut self, digit: u8) -> Result<State, ChunkError> {
         if self.digits == DIGITS_MAX {
             return Err(ChunkError::Size);
         }
         let value = char::from(digit).to_digit(16).ok_or(ChunkError::Size)?;
-        // Fewer than 16 digits stand before it, or it would not have come to this.
+        // Fewer than 16 digits precede it, so nothing is shifted out.
         self.size = self.size << 4 | u64::from(value);
         self.digits += 1;
         match self.size <= SIZE_MAX {
-            true => Ok(Place::Size),
+            true => Ok(State::Size),
             false => Err(ChunkError::Size),
         }
     }
 
-    /// Counts a byte that nobody reads.
-    fn extra(&mut self, place: Place) -> Result<Place, ChunkError> {
+    /// Counts a byte of an extension or trailer.
+    fn extra(&mut self, state: State) -> Result<State, ChunkError> {
         self.extra += 1;
         match self.extra <= EXTRA_MAX {
-            true => Ok(place),
+            true => Ok(state),
             false => Err(ChunkError::TooMuch),
         }
     }
 }
 
-/// What may stand in the value of a header (RFC 9110, 5.5).
+/// Whether `byte` is valid in a header value (RFC 9110, 5.5).
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || (b' '..=b'~').contains(&byte) || 0x80 <= byte
 }
 
-/// What may stand in its name (RFC 9110, 5.6.2).
+/// Whether `byte` is valid in a header name (RFC 9110, 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -232,12 +232,12 @@ mod tests {
 
     use super::*;
 
-    /// Follows `text` in pieces of `cut` bytes: how much of it is the body, or that it is not over.
-    fn follow(text: &[u8], cut: usize) -> Result<Option<usize>, ChunkError> {
+    /// Parses `text` in pieces of `cut` bytes. Returns the length of the body, or `None` if it is incomplete.
+    fn parse_in_pieces(text: &[u8], cut: usize) -> Result<Option<usize>, ChunkError> {
         let mut chunks = Chunks::default();
         let mut length = 0;
         for piece in text.chunks(cut) {
-            length += chunks.follow(piece)?;
+            length += chunks.parse(piece)?;
             if chunks.is_over() {
                 return Ok(Some(length));
             }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_found_wherever_it_is_cut() {
+    fn the_end_of_a_body_is_found_however_it_is_split() {
         let bodies = [
             "0\r\n\r\n",
             "5\r\nhello\r\n0\r\n\r\n",
@@ -256,14 +256,14 @@ mod tests {
             let text = [body, "GET / HTTP/1.1\r\n"].concat();
             for cut in 1..text.len() {
                 assert_eq!(
-                    follow(text.as_bytes(), cut),
+                    parse_in_pieces(text.as_bytes(), cut),
                     Ok(Some(body.len())),
                     "{body:?} {cut}"
                 );
             }
             for length in 0..body.len() {
                 assert_eq!(
-                    follow(&body.as_bytes()[..length], 3),
+                    parse_in_pieces(&body.as_bytes()[..length], 3),
                     Ok(None),
                     "{body:?} {length}"
                 );
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_reader_might_read_otherwise_is_refused() {
+    fn a_body_that_another_parser_might_read_differently_is_rejected() {
         let cases = [
             ("\r\n", ChunkError::Size),
             ("x\r\n", ChunkError::Size),
@@ -303,21 +303,25 @@ mod tests {
             ("0\r\nx: y\rz", ChunkError::LineEnd),
         ];
         for (text, error) in cases {
-            assert_eq!(follow(text.as_bytes(), text.len()), Err(error), "{text:?}");
+            assert_eq!(
+                parse_in_pieces(text.as_bytes(), text.len()),
+                Err(error),
+                "{text:?}"
+            );
         }
     }
 
     #[test]
-    fn a_response_may_have_blanks_behind_a_chunk_size() {
+    fn a_response_may_have_whitespace_after_a_chunk_size() {
         let text = b"2 \t\r\nab\r\n0  \r\nX: y\r\n\r\n";
-        assert_eq!(Chunks::default().follow(text), Err(ChunkError::Size));
+        assert_eq!(Chunks::default().parse(text), Err(ChunkError::Size));
         let (mut content, mut trailers, mut padding) = (Vec::new(), Vec::new(), Vec::new());
-        let followed = Chunks::lenient().follow_to(text, |part| match part {
+        let length = Chunks::lenient().parse_parts(text, |part| match part {
             Part::Content(part) => content.extend_from_slice(part),
             Part::Trailer(byte) => trailers.push(byte),
             Part::Padding(at) => padding.push(at),
         });
-        assert_eq!(followed, Ok(text.len()));
+        assert_eq!(length, Ok(text.len()));
         assert_eq!(
             (&content[..], &trailers[..]),
             (&b"ab"[..], &b"X: y\r\n"[..])
@@ -326,29 +330,32 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_is_limited_over_all_chunks() {
+    fn extensions_and_trailers_are_bounded_over_all_chunks() {
         let chunk = format!("1;{}\r\nh\r\n", "a".repeat(1023));
         let bodies = [EXTRA_MAX / 1024, EXTRA_MAX / 1024 + 1].map(|count| chunk.repeat(count));
-        assert_eq!(follow(bodies[0].as_bytes(), 7), Ok(None));
-        assert_eq!(follow(bodies[1].as_bytes(), 7), Err(ChunkError::TooMuch));
+        assert_eq!(parse_in_pieces(bodies[0].as_bytes(), 7), Ok(None));
+        assert_eq!(
+            parse_in_pieces(bodies[1].as_bytes(), 7),
+            Err(ChunkError::TooMuch)
+        );
     }
 
     #[test]
-    fn the_largest_size_there_is_does_not_overflow() {
+    fn the_largest_chunk_size_does_not_overflow() {
         let mut chunks = Chunks::default();
-        assert_eq!(chunks.follow(b"7FFFFFFFFFFFFFFF\r\nhello"), Ok(23));
+        assert_eq!(chunks.parse(b"7FFFFFFFFFFFFFFF\r\nhello"), Ok(23));
         assert_eq!(chunks.size, SIZE_MAX - 5);
-        let larger = Chunks::default().follow(b"8000000000000000");
+        let larger = Chunks::default().parse(b"8000000000000000");
         assert_eq!(larger, Err(ChunkError::Size));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_cuts_make_no_difference(
+        fn no_bytes_cause_a_panic_and_splits_make_no_difference(
             text in prop::collection::vec(prop::sample::select(b"01aF;x: \t\r\n\0\xe4".to_vec()), 0..60),
             cut in 1..9_usize,
         ) {
-            prop_assert_eq!(follow(&text, cut), follow(&text, 60));
+            prop_assert_eq!(parse_in_pieces(&text, cut), parse_in_pieces(&text, 60));
         }
     }
 }

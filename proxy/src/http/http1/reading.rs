@@ -1,4 +1,4 @@
-//! Reading a response head from a connection.
+//! Reads response heads from a backend connection.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,19 +10,19 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::http::http1::{BadResponse, ResponseHead, find_end};
 
-/// The most that is read of a response at once.
+/// The most bytes of a response that are read at once.
 pub(crate) const SCRATCH: usize = 64 * 1024;
 
 thread_local! {
-    /// Where all responses of this thread are read to.
+    /// The read buffer that all responses of this thread share.
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// Reads at most `max` bytes into memory of the thread, and gives them to `take`. None at all is the end of the stream.
+/// Reads at most `max` bytes into the thread's buffer, and passes them to `take`. An empty slice is the end of the stream.
 ///
 /// # Errors
 ///
-/// What reading fails with.
+/// The error of the read.
 pub(crate) fn poll_read_scratch<T>(
     reader: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
@@ -36,7 +36,7 @@ pub(crate) fn poll_read_scratch<T>(
     })
 }
 
-/// How large the head of a response may be.
+/// The limits of a response head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ResponseLimits {
     /// `limits.response_head_size`, in bytes.
@@ -45,9 +45,9 @@ pub(crate) struct ResponseLimits {
     pub(crate) headers: usize,
 }
 
-/// Why there is no response head.
+/// Why no response head could be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoHead {
+pub(crate) enum ResponseHeadError {
     #[error("the connection broke or ended before the response")]
     Broken(#[source] io::Error),
     #[error("the response head is larger than limits.response_head_size")]
@@ -56,7 +56,7 @@ pub(crate) enum NoHead {
     Bad(#[from] BadResponse),
 }
 
-/// What has been read of a response: heads, one after the other, and what is behind them.
+/// Reads heads one after the other (interim ones, then the final one), and keeps the bytes after them.
 #[derive(Debug)]
 pub(crate) struct ResponseReader {
     limits: ResponseLimits,
@@ -73,16 +73,16 @@ impl ResponseReader {
         }
     }
 
-    /// The next head, once it is whole.
+    /// The next head, once it is complete.
     ///
     /// # Errors
     ///
-    /// [`NoHead`]; nothing more may be read then.
+    /// [`ResponseHeadError`]; nothing more may be read then.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut (impl AsyncRead + Unpin),
-    ) -> Poll<Result<ResponseHead, NoHead>> {
+    ) -> Poll<Result<ResponseHead, ResponseHeadError>> {
         loop {
             match find_end(&self.read, self.searched) {
                 Some(end) if end <= self.limits.head_size => {
@@ -92,7 +92,7 @@ impl ResponseReader {
                     return Poll::Ready(Ok(ResponseHead::parse(head, self.limits.headers)?));
                 }
                 None if self.read.len() < self.limits.head_size => {}
-                _ => return Poll::Ready(Err(NoHead::TooLarge)),
+                _ => return Poll::Ready(Err(ResponseHeadError::TooLarge)),
             }
             self.searched = self.read.len().saturating_sub(2);
             let read = &mut self.read;
@@ -103,15 +103,15 @@ impl ResponseReader {
             match ready!(count) {
                 Ok(0) => {
                     let end = io::ErrorKind::UnexpectedEof;
-                    return Poll::Ready(Err(NoHead::Broken(end.into())));
+                    return Poll::Ready(Err(ResponseHeadError::Broken(end.into())));
                 }
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(NoHead::Broken(error))),
+                Err(error) => return Poll::Ready(Err(ResponseHeadError::Broken(error))),
             }
         }
     }
 
-    /// What was read behind the last head.
+    /// The bytes that were read after the last head.
     pub(crate) fn into_rest(self) -> Vec<u8> {
         self.read
     }

@@ -1,4 +1,4 @@
-//! The head of a request.
+//! Request heads.
 
 use std::mem::MaybeUninit;
 
@@ -12,21 +12,21 @@ use crate::http::fields::{Fields, Request};
 use crate::http::http1::{HEADERS_MOST, Head, Parsed, Span};
 use crate::http::target::Target;
 
-/// What stands in the first line of a request.
+/// The request line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RequestLine {
     method: Method,
     version: Version,
     target: Span,
-    /// What is asked for instead of that.
-    instead: Option<String>,
+    /// Replaces `target`, if set.
+    new_target: Option<String>,
 }
 
 /// The head of a request.
 pub(crate) type RequestHead = Head<RequestLine>;
 
 impl Parsed<RequestLine> {
-    /// The request that httparse has found at the start of `head`; `None` if it has no method.
+    /// From the result of httparse for `head`; `None` if a part of the request line is missing.
     pub(crate) fn request(found: &Found<'_, '_>, head: &[u8]) -> Option<Self> {
         let line = RequestLine {
             method: Method::from_bytes(found.method?.as_bytes()).ok()?,
@@ -35,7 +35,7 @@ impl Parsed<RequestLine> {
                 _ => Version::HTTP_11,
             },
             target: Span::of(found.path?.as_bytes(), head),
-            instead: None,
+            new_target: None,
         };
         Some(Self::new(line, found.headers, head))
     }
@@ -45,27 +45,27 @@ impl Parsed<RequestLine> {
     }
 }
 
-/// Why a request of HTTP/2 cannot be one of HTTP/1.
+/// Why an HTTP/2 request cannot be converted to HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotHttp1 {
-    #[error("a header begins or ends with a space")]
+    #[error("a header value begins or ends with whitespace")]
     Padding,
-    #[error("the host is not the one in :authority")]
+    #[error("Host differs from :authority")]
     Hosts,
-    #[error("the length is not a number, or differs from another one")]
+    #[error("Content-Length is not a number, or is contradictory")]
     Length,
-    #[error("a header that HTTP/1 cannot carry")]
+    #[error("a header is not valid in HTTP/1")]
     Header,
     #[error("more headers than limits.headers")]
     TooManyHeaders,
 }
 
 impl RequestHead {
-    /// The head of an HTTP/2 request as HTTP/1 says the same: with a `Host`, and with one `Cookie` (RFC 9113, 8.2.3).
+    /// Converts the head of an HTTP/2 request to HTTP/1: with a `Host`, and with one `Cookie` (RFC 9113, 8.2.3).
     ///
     /// # Errors
     ///
-    /// [`NotHttp1`], for what must not get into a request of HTTP/1.
+    /// [`NotHttp1`] if it has no valid or unambiguous form in HTTP/1.
     pub(crate) fn of_http2(
         request: &http::request::Parts,
         headers_max: usize,
@@ -138,7 +138,7 @@ impl RequestHead {
         Ok(parsed.with(bytes))
     }
 
-    /// The same head as Pingora has it; `None` if it is not one of HTTP/1.1.
+    /// Converts Pingora's request head; `None` if it is not valid HTTP/1.1.
     pub(crate) fn of(request: &RequestHeader) -> Option<Self> {
         let mut bytes = BytesMut::new();
         for part in [request.method.as_str().as_bytes(), b" ", request.raw_path()] {
@@ -157,14 +157,14 @@ impl RequestHead {
         Some(Parsed::request(&found, &bytes)?.with(bytes))
     }
 
-    /// Makes a CONNECT that asks for a WebSocket the upgrade that HTTP/1.1 has for it (RFC 8441, 5.1).
+    /// Turns an extended CONNECT for a WebSocket into the HTTP/1.1 upgrade (RFC 8441, 5.1).
     pub(crate) fn make_websocket_upgrade(&mut self, key: HeaderValue) {
         self.line.method = Method::GET;
         self.set("Sec-WebSocket-Key", key);
         self.set("Upgrade", HeaderValue::from_static("websocket"));
     }
 
-    /// Whether the client's connection ends behind the response.
+    /// Whether the client's connection ends after the response.
     pub(crate) fn ends_connection(&self) -> bool {
         match self.line.version {
             Version::HTTP_10 => !self.lists("connection", "keep-alive"),
@@ -177,7 +177,7 @@ impl RequestHead {
         self.line.version != Version::HTTP_10 && self.lists("expect", "100-continue")
     }
 
-    /// Writes it as a backend gets it.
+    /// Writes the head for a backend.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.line.method.as_str().as_bytes());
         out.push(b' ');
@@ -202,18 +202,18 @@ impl Request for RequestHead {
     }
 
     fn target(&self) -> &[u8] {
-        match &self.line.instead {
+        match &self.line.new_target {
             Some(target) => target.as_bytes(),
             None => self.line.target.in_head(&self.bytes),
         }
     }
 
     fn set_target(&mut self, target: String) {
-        self.line.instead = Some(target);
+        self.line.new_target = Some(target);
     }
 
     fn authority(&self) -> Option<&str> {
-        // So begin nearly all targets.
+        // A fast path: nearly all targets are paths.
         if self.target().starts_with(b"/") {
             return None;
         }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_changed_goes_out_as_it_came() {
+    fn an_unchanged_head_is_forwarded_as_it_was_received() {
         let text = "GET /a?b HTTP/1.1\r\nhOST: a\r\nX-A: 1\r\nx-a:\r\nX-A: 2, 3\r\n\r\n";
         let head = head(text);
         assert_eq!(written(&head), text.replace("x-a:", "x-a: "));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_gone_and_what_is_set_is_there_once() {
+    fn headers_can_be_removed_and_replaced() {
         let mut head = head("GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nCookie: b\r\nx-A: 2\r\n\r\n");
         head.append("X-A", HeaderValue::from_static("3"));
         head.set("X-a", HeaderValue::from_static("4"));
@@ -295,7 +295,7 @@ mod tests {
         }
     }
 
-    /// The parts of a request of HTTP/2.
+    /// The head of an HTTP/2 request.
     fn http2(uri: &str, headers: &[(&str, &str)]) -> http::request::Parts {
         let mut request = http::Request::builder().method("POST").uri(uri);
         for (name, value) in headers {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_of_http2_has_one_host_and_one_cookie() {
+    fn a_converted_http2_request_has_one_host_and_one_cookie() {
         let headers = [
             ("cookie", "a=1"),
             ("x", "y"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_http1_cannot_say_in_one_way_is_not_made_of_a_request_of_http2() {
+    fn an_http2_request_that_is_ambiguous_in_http1_is_rejected() {
         let cases: [(&[(&str, &str)], NotHttp1); 5] = [
             (&[("x", " y")], NotHttp1::Padding),
             (&[("host", "other")], NotHttp1::Hosts),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_http10_has_to_ask_for_its_connection_to_stay() {
+    fn an_http_1_0_connection_ends_unless_keep_alive_is_requested() {
         for (text, ends) in [
             ("GET / HTTP/1.1\r\n\r\n", false),
             (
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn another_target_takes_the_place_of_the_first() {
+    fn a_target_can_be_replaced() {
         let mut head = head("GET http://x/a?b HTTP/1.0\r\n\r\n");
         head.set_target("/a?b".to_owned());
         assert_eq!(written(&head), "GET /a?b HTTP/1.1\r\n\r\n");

@@ -1,7 +1,7 @@
-//! The head of a response, and how its body ends.
+//! Response heads, and how the body of a response ends.
 //!
-//! What a backend may send is decided here, for every path: lenient where other proxies are and nobody can be misled (line
-//! folding, blanks before a colon, a length that is said twice), else an error before anything has been sent to the client.
+//! Decides which responses are valid, for every path through the edge: lenient where other proxies are and it is safe (line
+//! folding, whitespace before a colon, a repeated length), else an error before anything is sent to the client.
 
 use std::mem::MaybeUninit;
 
@@ -12,50 +12,50 @@ use pingora::http::ResponseHeader;
 use crate::http::fields::{Fields, Response};
 use crate::http::http1::{Chunks, HEADERS_MOST, Head, Parsed, Span};
 
-/// What stands in the first line of a response, and what its connection can do behind it.
+/// The status line of a response, and whether its connection can be reused.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StatusLine {
     status: StatusCode,
     reason: Span,
-    /// Whether the backend lets the connection carry another request.
+    /// Whether the backend keeps the connection open for another request.
     persists: bool,
 }
 
 /// The head of a response.
 pub(crate) type ResponseHead = Head<StatusLine>;
 
-/// Why what a backend sent cannot be passed on as a response.
+/// Why a backend's response is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadResponse {
     #[error("the response head is not HTTP/1")]
     NotHttp,
     #[error("the response head has more headers than limits.headers")]
     TooManyHeaders,
-    #[error("the response has several lengths, or one that is not a number")]
+    #[error("the response has contradictory Content-Length headers, or one that is not a number")]
     Length,
     #[error("the response has a transfer coding other than chunked")]
     Coding,
     #[error("the Connection header of the response names too many headers")]
     Nominations,
-    #[error("the response switches protocols, which the request did not ask for")]
-    UnaskedSwitch,
+    #[error("the response switches protocols, but the request asked for no upgrade")]
+    UnexpectedUpgrade,
     #[error("the response accepts an upgrade without switching protocols")]
     NotSwitched,
-    #[error("the response has a wrong chunk")]
+    #[error("the response has an invalid chunk")]
     Chunk,
 }
 
-/// How much of a body is still to come.
+/// How the rest of a body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Bytes(u64),
     Chunks(Chunks),
-    /// All that comes before the connection ends.
+    /// Until the connection ends.
     UntilClose,
 }
 
 impl ResponseHead {
-    /// Reads a complete head of at most `headers_max` headers.
+    /// Parses a complete head of at most `headers_max` headers.
     ///
     /// # Errors
     ///
@@ -71,9 +71,9 @@ impl ResponseHead {
         if parsed == Err(httparse::Error::TooManyHeaders) {
             return Err(BadResponse::TooManyHeaders);
         }
-        let whole =
+        let is_complete =
             matches!(parsed, Ok(httparse::Status::Complete(length)) if length == bytes.len());
-        let (Some(code), Some(version), true) = (found.code, found.version, whole) else {
+        let (Some(code), Some(version), true) = (found.code, found.version, is_complete) else {
             return Err(BadResponse::NotHttp);
         };
         let line = StatusLine {
@@ -92,12 +92,12 @@ impl ResponseHead {
         Ok(head)
     }
 
-    /// Whether the backend lets the connection carry another request.
+    /// Whether the backend keeps the connection open for another request.
     pub(crate) fn persists(&self) -> bool {
         self.line.persists
     }
 
-    /// The same head for HTTP/2, which has another status where it differs. `None` if a header cannot be one there.
+    /// The head for HTTP/2, with `status`. `None` if a header is not valid there.
     pub(crate) fn to_http2(&self, status: StatusCode) -> Option<http::Response<()>> {
         let mut response = http::Response::new(());
         *response.status_mut() = status;
@@ -109,7 +109,7 @@ impl ResponseHead {
         Some(response)
     }
 
-    /// Writes it as the client gets it.
+    /// Writes the head for an HTTP/1 client.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(self.line.status.as_str().as_bytes());
@@ -126,12 +126,12 @@ impl Response for ResponseHead {
     }
 }
 
-/// How the body of `response` to a request with `method` ends (RFC 9112, 6.3). Leaves one way to say it in the head: no length beside
-/// chunks, none twice, and no framing at all where there can be no body.
+/// How the body of `response` to a request with `method` ends (RFC 9112, 6.3). Leaves at most one framing header in the head: no
+/// length together with chunks, no repeated length, and none at all where there can be no body.
 ///
 /// # Errors
 ///
-/// [`BadResponse::Length`] or [`BadResponse::Coding`] if that cannot be told.
+/// [`BadResponse::Length`] or [`BadResponse::Coding`] if the framing is not valid.
 pub(crate) fn settle_framing(
     response: &mut impl Response,
     method: &Method,
@@ -162,7 +162,7 @@ pub(crate) fn settle_framing(
     Ok(length.map_or(Framing::UntilClose, Framing::Bytes))
 }
 
-/// The length that the head says, and says once from here on.
+/// The length in the head; a repeated header is reduced to one.
 fn settle_length(response: &mut impl Response) -> Result<Option<u64>, BadResponse> {
     let mut lengths = response.values("content-length").map(decimal);
     let Some(first) = lengths.next() else {
@@ -183,7 +183,7 @@ fn settle_length(response: &mut impl Response) -> Result<Option<u64>, BadRespons
     Ok(Some(length))
 }
 
-/// Writes a response of the edge itself to a request with `method`, with a `Connection` header that says `connection`.
+/// Writes a response of the edge itself to a request with `method`, with `connection` as `Connection` header.
 pub(crate) fn write_own(
     head: &ResponseHeader,
     body: &[u8],
@@ -214,12 +214,12 @@ pub(crate) fn write_own(
 }
 
 fn decimal(value: &[u8]) -> Option<u64> {
-    let plain = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(value).ok().filter(|_| plain)?;
+    let is_digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).ok().filter(|_| is_digits)?;
     text.parse().ok()
 }
 
-/// Makes one line of a header that goes on in the next, as old servers write them (RFC 9112, 5.2).
+/// Joins folded header lines, as old servers write them (RFC 9112, 5.2).
 fn unfold(head: &mut [u8]) {
     for at in 1..head.len().saturating_sub(1) {
         if head[at] == b'\n' && matches!(head[at + 1], b' ' | b'\t') {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_goes_out_as_it_came() {
+    fn a_response_head_is_forwarded_unchanged() {
         for text in [
             "HTTP/1.1 200 OK\r\nServer: a\r\netag: \"b\"\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 999 \r\n\r\n",
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_response_is_an_error() {
+    fn an_invalid_response_head_is_an_error() {
         for text in [
             "",
             "HTTP/1.1\r\n\r\n",
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_ends_in_one_way() {
+    fn the_framing_of_a_body_follows_method_status_and_headers() {
         let chunks = || Ok(Framing::Chunks(Chunks::lenient()));
         let cases = [
             ("GET", "200 OK", "", Ok(Framing::UntilClose)),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_persists_as_its_version_has_it() {
+    fn a_connection_persists_by_version_and_connection_header() {
         let cases = [
             ("HTTP/1.1", "", true),
             ("HTTP/1.1", "Connection: x, Close\r\n", false),

@@ -1,13 +1,13 @@
-//! Fields behind a body in chunks (RFC 9110, 6.5), and which of them may be passed on.
+//! Trailer fields (RFC 9110, 6.5), and which of them may be forwarded.
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-/// The most fields of one trailer section.
+/// The most fields in one trailer section.
 const FIELDS_MAX: usize = 64;
 
-/// Names that never stand in trailers: framing, routing, what says who the client is, and what controls how a message is
-/// processed (RFC 9110, 6.5.1). A receiver that merges trailers into headers would be misled by them.
+/// Names that are not allowed in trailers: framing, routing, the client's identity, and fields that control how a message is
+/// processed (RFC 9110, 6.5.1). They would mislead a receiver that merges trailers into headers.
 const FORBIDDEN: [&str; 27] = [
     "authorization",
     "cache-control",
@@ -38,7 +38,7 @@ const FORBIDDEN: [&str; 27] = [
     "x-request-id",
 ];
 
-/// The fields of a trailer section as it came, with its line ends. What cannot be passed on is left out.
+/// Parses a trailer section, with its line ends. Fields that may not be forwarded are left out.
 pub(crate) fn parse_trailers(lines: &[u8]) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n') {
@@ -57,7 +57,7 @@ pub(crate) fn parse_trailers(lines: &[u8]) -> HeaderMap {
     fields
 }
 
-/// Removes what may not stand in trailers.
+/// Removes fields that are not allowed in trailers.
 pub(crate) fn keep_allowed(fields: &mut HeaderMap) {
     let is_forbidden = |name: &HeaderName| {
         let name = name.as_str();
@@ -77,7 +77,7 @@ pub(crate) fn keep_allowed(fields: &mut HeaderMap) {
     }
 }
 
-/// Writes the last chunk, and `trailers` behind it.
+/// Writes the last chunk, and `trailers` after it.
 pub(crate) fn write_last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_fields_that_mislead_nobody_are_passed_on() {
+    fn forbidden_trailer_fields_are_left_out() {
         let lines = b"X-Sum: 1\r\nContent-Length: 5\r\nx-forwarded-for: 6.6.6.6\r\nx_sum: 2\r\nX-Sum:  3 \r\nbroken\r\n";
         let fields = parse_trailers(lines);
         let mut out = Vec::new();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_fields_is_bounded() {
+    fn the_number_of_trailer_fields_is_bounded() {
         let lines: String = (0..1000).map(|at| format!("x-{at}: 1\r\n")).collect();
         assert_eq!(parse_trailers(lines.as_bytes()).len(), FIELDS_MAX);
     }

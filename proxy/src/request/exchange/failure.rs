@@ -5,7 +5,7 @@ use std::io;
 use std::time::Instant;
 
 use crate::balancer::pool::Evidence;
-use crate::http::http1::{BadResponse, NoHead};
+use crate::http::http1::{BadResponse, ResponseHeadError};
 use crate::request::error::Rejection;
 use crate::request::exchange::{Exchange, ProxyState};
 use crate::request::parked::ParkReason;
@@ -20,7 +20,7 @@ pub(crate) enum AttemptError {
     #[error("the connection broke while the request was sent")]
     Unsent(#[source] io::Error),
     #[error(transparent)]
-    NoHead(#[from] NoHead),
+    ResponseHeadError(#[from] ResponseHeadError),
     /// The response is ambiguous, or must not be forwarded.
     #[error(transparent)]
     BadResponse(#[from] BadResponse),
@@ -111,22 +111,22 @@ impl AttemptError {
                 "the connection broke while the request was sent",
                 Next::Repeat,
             ),
-            Self::NoHead(NoHead::Broken(_)) => failed(
+            Self::ResponseHeadError(ResponseHeadError::Broken(_)) => failed(
                 Some(Evidence::ConnectionLost),
                 "the connection broke or ended before the response",
                 Next::Repeat,
             ),
-            Self::NoHead(NoHead::TooLarge) => failed(
+            Self::ResponseHeadError(ResponseHeadError::TooLarge) => failed(
                 None,
                 "the response head is larger than limits.response_head_size",
                 Next::Nothing,
             ),
-            Self::NoHead(NoHead::Bad(BadResponse::NotHttp)) => failed(
+            Self::ResponseHeadError(ResponseHeadError::Bad(BadResponse::NotHttp)) => failed(
                 Some(Evidence::ConnectionLost),
                 "the response is not HTTP/1",
                 Next::Repeat,
             ),
-            Self::NoHead(NoHead::Bad(bad)) | Self::BadResponse(bad) => {
+            Self::ResponseHeadError(ResponseHeadError::Bad(bad)) | Self::BadResponse(bad) => {
                 failed(None, why_bad(*bad), Next::Nothing)
             }
             Self::OtherProtocol => failed(
@@ -155,7 +155,10 @@ impl AttemptError {
     /// Whether the connection ended before a response. If it was reused, the backend may have closed it while it was idle, which is
     /// no evidence against the backend.
     pub(crate) fn is_broken_connection(&self) -> bool {
-        matches!(self, Self::Unsent(_) | Self::NoHead(NoHead::Broken(_)))
+        matches!(
+            self,
+            Self::Unsent(_) | Self::ResponseHeadError(ResponseHeadError::Broken(_))
+        )
     }
 }
 
@@ -167,7 +170,7 @@ fn why_bad(bad: BadResponse) -> &'static str {
         BadResponse::Length => "the response has several lengths, or one that is not a number",
         BadResponse::Coding => "the response has a transfer coding other than chunked",
         BadResponse::Nominations => "the Connection header of the response names too many headers",
-        BadResponse::UnaskedSwitch => "the response is a 101 although no upgrade was requested",
+        BadResponse::UnexpectedUpgrade => "the response is a 101 although no upgrade was requested",
         BadResponse::NotSwitched => "the response accepts an upgrade without switching protocols",
         BadResponse::Chunk => "the response has a malformed chunk",
     }

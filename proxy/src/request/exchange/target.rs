@@ -54,7 +54,10 @@ pub(super) fn for_server(request: &mut impl Request) {
     let Some(form @ Target::Absolute { authority, .. }) = form else {
         return;
     };
-    let (path, host) = (form.for_server(method), HeaderValue::from_str(authority));
+    let (path, host) = (
+        form.to_origin_form(method),
+        HeaderValue::from_str(authority),
+    );
     request.set("Host", host.expect("a host that has been checked"));
     if let Some(path) = path {
         request.set_target(path);

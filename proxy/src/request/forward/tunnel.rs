@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::balancer::pool::TunnelCount;
 use crate::balancer::pool::TunnelSlot;
-use crate::limits::Pass;
+use crate::limits::Permits;
 use crate::request::access_log::AccessLine;
 use crate::request::access_log::Kind;
 use crate::request::exchange::Exchange;
@@ -20,10 +20,10 @@ use crate::tunnel::TunnelEnd;
 const SERVICE_RESTART: u16 = 1012;
 
 /// The permits that a tunnel holds until it ends.
-pub(crate) struct Permits {
+pub(crate) struct TunnelPermits {
     /// Of the client's connection. A stream of HTTP/2 has one of its own: each tunnel has a connection to its backend.
-    pub(super) _connection: Pass,
-    pub(super) _tunnel: Pass,
+    pub(super) _connection: Permits,
+    pub(super) _tunnel: Permits,
     pub(super) _at_backend: Option<TunnelSlot>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct TunnelRecord {
     line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
-    _permits: Permits,
+    _permits: TunnelPermits,
 }
 
 impl TunnelRecord {
@@ -41,7 +41,7 @@ impl TunnelRecord {
         proxy: Arc<ProxyState>,
         exchange: &Exchange,
         count: TunnelCount,
-        permits: Permits,
+        permits: TunnelPermits,
     ) -> Self {
         let line = exchange.line(
             Kind::Tunnel,

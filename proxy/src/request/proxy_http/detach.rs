@@ -16,7 +16,7 @@ use pingora_proxy::Session;
 use crate::downstream::{BodyLength, Connection};
 use crate::http::fields::Request as _;
 use crate::http::http1::RequestHead;
-use crate::limits::Pass;
+use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::forward::{Engine, Incoming, Upgrade, may_upgrade};
 
@@ -49,7 +49,7 @@ pub(super) async fn detach_upgrade(engine: &Engine, downstream: &mut Session) ->
     };
     let upgrade = Upgrade {
         protocol,
-        connection: Pass::new(permit, None),
+        connection: Permits::new(permit, None),
     };
     detach(engine, downstream, upgrade).await;
     UpgradeOutcome::Detached

@@ -1,4 +1,4 @@
-//! What operators get to see.
+//! The responses of the admin endpoints.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn page(admin: &Admin, path: &str) -> (u16, String) {
 }
 
 #[test]
-fn the_edge_is_ready_once_a_backend_is_and_until_it_drains() {
+fn the_edge_is_ready_from_the_first_ready_backend_until_it_drains() {
     let admin = admin();
     let no_backend = (503, "no backend is up\n".to_owned());
     assert_eq!(page(&admin, "/ready"), no_backend);
@@ -55,7 +55,7 @@ fn the_edge_is_ready_once_a_backend_is_and_until_it_drains() {
 }
 
 #[test]
-fn backends_are_listed_with_their_state_and_why() {
+fn backends_are_listed_with_their_state_and_its_reason() {
     let admin = admin();
     probe(
         &admin,
@@ -92,7 +92,7 @@ fn backends_are_listed_with_their_state_and_why() {
 }
 
 #[test]
-fn metrics_are_there_and_nothing_else_is() {
+fn metrics_are_served_and_unknown_paths_are_not_found() {
     let admin = admin();
     let (status, body) = page(&admin, "/metrics");
     assert_eq!(status, 200);
@@ -102,8 +102,8 @@ fn metrics_are_there_and_nothing_else_is() {
     }
 }
 
-/// The whole answer to `request`, over Pingora's server session.
-async fn answer(request: &'static str) -> String {
+/// The whole response to `request`, over Pingora's server session.
+async fn respond(request: &'static str) -> String {
     use pingora::apps::HttpServerApp as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -116,23 +116,23 @@ async fn answer(request: &'static str) -> String {
     let session = ServerSession::new_http1(Box::new(stream));
     let (_keep, shutdown) = tokio::sync::watch::channel(true);
     Arc::new(admin()).process_new_http(session, &shutdown).await;
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
-    answer
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    response
 }
 
 #[tokio::test]
-async fn head_has_the_head_of_get_and_other_methods_are_refused() {
-    let get = answer("GET /live HTTP/1.1\r\nHost: a\r\n\r\n").await;
+async fn head_gets_the_headers_of_get_and_other_methods_are_not_allowed() {
+    let get = respond("GET /live HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(get.starts_with("HTTP/1.1 200 OK\r\n"), "{get}");
     assert!(get.ends_with("\r\n\r\nlive\n"), "{get}");
-    let head = answer("HEAD /live?x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let head = respond("HEAD /live?x HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(
         head.to_ascii_lowercase().contains("content-length: 5\r\n"),
         "{head}"
     );
     assert!(head.ends_with("\r\n\r\n"), "{head}");
-    let post = answer("POST /live HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
+    let post = respond("POST /live HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
     assert!(post.starts_with("HTTP/1.1 405 "), "{post}");
     assert!(
         post.to_ascii_lowercase().contains("allow: get, head\r\n"),

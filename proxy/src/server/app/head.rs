@@ -1,6 +1,6 @@
-//! Reading one request head from a client: complete within one deadline and one size, or refused.
+//! Reads and parses one request head: complete within one deadline and one size limit, or rejected.
 //!
-//! What is not a request that can be read in one way only goes no further.
+//! Invariant: a head that passes [`parse_head`] has only one reading (see [`strict`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -17,12 +17,12 @@ use crate::request::error::Rejection;
 use crate::request::forward::may_upgrade;
 use crate::server::app::strict;
 
-/// What a head may cost.
+/// The limits of a head, in time and size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadLimits {
-    /// From its first byte to its last.
+    /// From the first byte of the head to its last.
     pub(crate) deadline: Duration,
-    /// Before its first byte.
+    /// Before the first byte.
     pub(crate) idle: Duration,
     pub(crate) size_max: usize,
 }
@@ -30,11 +30,11 @@ pub(crate) struct HeadLimits {
 /// Why there is no head.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadError {
-    /// The client left, was idle for too long, or came too late: nothing to say to it.
-    #[error("the client sent nothing")]
-    Silent,
-    /// The connection ended inside a head.
-    #[error("the client left in the middle of a head")]
+    /// The client disconnected, was idle for too long, or the edge drains: there is no request to respond to.
+    #[error("the client sent no request")]
+    NoRequest,
+    /// The connection ended within a head.
+    #[error("the client disconnected within a request head")]
     Broken,
     #[error("the head was not complete within its deadline")]
     Timeout,
@@ -46,7 +46,7 @@ pub(crate) enum HeadError {
 
 /// Waits for a head and returns its length, counted from the start of `client.ahead`.
 ///
-/// `too_late` ends the wait for a first byte, and nothing after it.
+/// `idle_expired` ends the wait for the first byte only.
 ///
 /// # Cancel safety
 ///
@@ -54,18 +54,18 @@ pub(crate) enum HeadError {
 pub(crate) async fn read(
     client: &mut Connection,
     limits: HeadLimits,
-    too_late: impl Future<Output = ()>,
+    idle_expired: impl Future<Output = ()>,
 ) -> Result<usize, HeadError> {
     skip_empty_lines(&mut client.ahead);
     if client.ahead.is_empty() {
         let first = tokio::select! {
             biased;
             first = timeout(limits.idle, poll_fn(|cx| client.poll_read_ahead(cx))) => first,
-            () = too_late => return Err(HeadError::Silent),
+            () = idle_expired => return Err(HeadError::NoRequest),
         };
         match first {
             Ok(Ok(count)) if count > 0 => {}
-            _ => return Err(HeadError::Silent),
+            _ => return Err(HeadError::NoRequest),
         }
     }
     match timeout(limits.deadline, read_rest(client, limits.size_max)).await {
@@ -97,7 +97,7 @@ async fn read_rest(client: &mut Connection, size_max: usize) -> Result<usize, He
     }
 }
 
-/// Which part of a head it is that is larger than `size_max`.
+/// Whether the whole head or already its first line is larger than `size_max`.
 fn too_large(head: &[u8], size_max: usize) -> HeadError {
     match head[..size_max.min(head.len())].contains(&b'\n') {
         true => HeadError::TooLarge,
@@ -105,7 +105,7 @@ fn too_large(head: &[u8], size_max: usize) -> HeadError {
     }
 }
 
-/// Drops line ends before a request line: some clients send one behind a body (RFC 9112, 2.2).
+/// Drops line ends before a request line: some clients send one after a body (RFC 9112, 2.2).
 fn skip_empty_lines(bytes: &mut BytesMut) {
     let count = bytes
         .iter()
@@ -116,37 +116,37 @@ fn skip_empty_lines(bytes: &mut BytesMut) {
     }
 }
 
-/// What a head says about the bytes behind it.
+/// A parsed head, and what it says about the bytes after it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct CheckedHead {
     pub(crate) head: Parsed<RequestLine>,
     pub(crate) body: BodyLength,
-    pub(crate) upgrade: Option<UpgradeWish>,
+    pub(crate) upgrade: Option<UpgradeRequest>,
 }
 
-/// A request to switch protocols, as far as it decides who handles it.
+/// What a request to switch protocols asks for, as far as routing needs it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct UpgradeWish {
+pub(crate) struct UpgradeRequest {
     pub(crate) host: Option<String>,
     pub(crate) target: String,
-    /// What the client would switch to, best first.
+    /// The protocols that the client offers, in order of preference.
     pub(crate) protocols: Vec<String>,
 }
 
-/// Measures a complete head.
+/// Parses and checks a complete head.
 ///
 /// # Errors
 ///
-/// The answer that it gets if it is not a request that can be read in one way only.
-pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Rejection> {
-    strict::settle_version(head);
+/// The error response, if it is not a request with only one reading.
+pub(crate) fn parse_head(head: &mut [u8], headers_max: usize) -> Result<CheckedHead, Rejection> {
+    strict::normalize_version(head);
     let head = &*head;
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MOST];
     let headers = &mut headers[..headers_max.min(HEADERS_MOST)];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, headers) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(Rejection::Malformed("a head within a head")),
+        Ok(_) => return Err(Rejection::Malformed("an empty line within the head")),
         Err(error) => return Err(strict::rejection(head, error)),
     }
     strict::check(head, &request)?;
@@ -163,11 +163,11 @@ pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Reject
         (None, None) => BodyLength::Bytes(0),
         (None, Some(length)) => {
             let length = strict::decimal(length.value);
-            BodyLength::Bytes(length.ok_or(Rejection::Malformed("the length is not a number"))?)
+            BodyLength::Bytes(length.ok_or(Rejection::Malformed("Content-Length is not a number"))?)
         }
         (Some(_), _) => BodyLength::Chunked,
     };
-    // As everywhere behind this: what is not ASCII is no list of tokens.
+    // As in `Fields`: a value that is not ASCII is not a list of tokens.
     let text = |name| named(name).filter_map(|header| fields::text(header.value));
     let tokens = |name| {
         text(name)
@@ -179,13 +179,13 @@ pub(crate) fn shape(head: &mut [u8], headers_max: usize) -> Result<Shape, Reject
     let protocols: Vec<String> = tokens("upgrade")
         .filter(|token| !token.is_empty() && may_upgrade(method, token))
         .collect();
-    let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeWish {
+    let upgrade = (asks && !protocols.is_empty()).then(|| UpgradeRequest {
         host: text("host").next().map(str::to_owned),
         target: request.path.unwrap_or("/").to_owned(),
         protocols,
     });
     let parsed = Parsed::request(&request, head).ok_or(Rejection::Malformed("no request line"))?;
-    Ok(Shape {
+    Ok(CheckedHead {
         head: parsed,
         body,
         upgrade,

@@ -1,28 +1,28 @@
-//! Sends plain requests to the https listener.
+//! Redirects plain HTTP requests to the https listener.
 //!
-//! Where to comes from the request's own `Host`, which a client may forge: so it is taken only if it is a host as RFC 3986,
-//! 3.2.2 has it and nothing else, and its port is replaced by ours. Nobody but the sender of a forged host gets to see it,
-//! because the answer may not be stored.
+//! The host of the URL comes from the request's own `Host`, which a client may forge: so it is used only if it is a valid host
+//! (RFC 3986, 3.2.2), and its port is replaced by that of the https listener. The response may not be cached, so only the sender
+//! of a forged host sees it.
 
 use crate::http::target::host_alone;
 
-/// Certificate authorities look here without TLS (RFC 8555, 8.3).
+/// Certificate authorities request challenges here without TLS (RFC 8555, 8.3).
 const ACME: &str = "/.well-known/acme-challenge/";
 
-/// What becomes of a plain request.
+/// What to do with a plain HTTP request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// A challenge of a certificate authority.
+pub(super) enum Decision {
+    /// Serve it: it may be a challenge of a certificate authority.
     Serve,
-    /// The client is to come back to this URL.
+    /// Redirect it to this URL.
     Redirect(String),
-    /// There is no host to send it to.
+    /// Reject it: there is no valid host, or the path is not valid.
     Malformed,
 }
 
-/// Decides about a request for `target` (of its request line) with this `Host`.
-pub(super) fn fate(target: &str, host: Option<&str>, port: u16) -> Fate {
-    // What stands in a query is no URL that is asked for.
+/// Decides about a request for `target` with this `Host`.
+pub(super) fn decide(target: &str, host: Option<&str>, port: u16) -> Decision {
+    // A URL within the path or query of a target does not count.
     let url = target
         .split_once("://")
         .filter(|_| !target.starts_with('/'));
@@ -34,23 +34,23 @@ pub(super) fn fate(target: &str, host: Option<&str>, port: u16) -> Fate {
         None => (host, target),
     };
     if path.starts_with(ACME) && !path.contains("..") {
-        return Fate::Serve;
+        return Decision::Serve;
     }
     let Some(host) = host.and_then(host_alone) else {
-        return Fate::Malformed;
+        return Decision::Malformed;
     };
-    let right = |byte: u8| byte.is_ascii_graphic();
+    let is_valid = |byte: u8| byte.is_ascii_graphic();
     if !(path.starts_with('/') || path.starts_with('?') || path.is_empty())
-        || !path.bytes().all(right)
+        || !path.bytes().all(is_valid)
     {
-        return Fate::Malformed;
+        return Decision::Malformed;
     }
     let port = match port {
         443 => String::new(),
         port => format!(":{port}"),
     };
     let slash = if path.starts_with('/') { "" } else { "/" };
-    Fate::Redirect(format!("https://{host}{port}{slash}{path}"))
+    Decision::Redirect(format!("https://{host}{port}{slash}{path}"))
 }
 
 #[cfg(test)]
@@ -58,8 +58,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_goes_to_the_same_place_with_https() {
-        let to = |url: &str| Fate::Redirect(url.to_owned());
+    fn a_request_is_redirected_to_the_same_url_with_https() {
+        let to = |url: &str| Decision::Redirect(url.to_owned());
         let cases = [
             (
                 "/a?b=c",
@@ -101,7 +101,7 @@ mod tests {
                 "/.well-known/acme-challenge/token",
                 Some("chat.example"),
                 443,
-                Fate::Serve,
+                Decision::Serve,
             ),
             (
                 "/.well-known/acme-challenge/../x",
@@ -111,29 +111,29 @@ mod tests {
             ),
         ];
         for (target, host, port, expected) in cases {
-            assert_eq!(fate(target, host, port), expected, "{target} {host:?}");
+            assert_eq!(decide(target, host, port), expected, "{target} {host:?}");
         }
     }
 
     #[test]
-    fn a_host_that_is_none_sends_nobody_anywhere() {
+    fn a_request_without_a_valid_host_is_not_redirected() {
         let long = "a".repeat(254);
         for host in [
             "", "a@b", "a/b", "a b", "a\\b", "a:b", "a:80:80", "[::1", "[x]", "[::1]x", "a#",
             "a?b", "%61", &long,
         ] {
-            assert_eq!(fate("/", Some(host), 443), Fate::Malformed, "{host}");
+            assert_eq!(decide("/", Some(host), 443), Decision::Malformed, "{host}");
         }
-        assert_eq!(fate("/", None, 443), Fate::Malformed);
+        assert_eq!(decide("/", None, 443), Decision::Malformed);
         assert_eq!(
-            fate("//evil.example", Some("a"), 443),
-            Fate::Redirect("https://a//evil.example".to_owned())
+            decide("//evil.example", Some("a"), 443),
+            Decision::Redirect("https://a//evil.example".to_owned())
         );
-        assert_eq!(fate("*", Some("a"), 443), Fate::Malformed);
+        assert_eq!(decide("*", Some("a"), 443), Decision::Malformed);
         assert_eq!(
-            fate("http://u@evil.example/", Some("a"), 443),
-            Fate::Malformed
+            decide("http://u@evil.example/", Some("a"), 443),
+            Decision::Malformed
         );
-        assert_eq!(fate("/\u{e4}", Some("a"), 443), Fate::Malformed);
+        assert_eq!(decide("/\u{e4}", Some("a"), 443), Decision::Malformed);
     }
 }

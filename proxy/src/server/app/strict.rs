@@ -1,8 +1,8 @@
-//! What a request head has to be, to be served: HTTP/1 as RFC 9112 has it, and said in one way only.
+//! Checks that a request head is valid HTTP/1 (RFC 9112) and cannot be read in more than one way.
 //!
-//! The RFC lets a server forgive a good deal: a bare line feed, a length beside chunks, a length said twice. Who stands behind
-//! us may forgive something else, and smuggling lives on one request that is read in two ways. So nothing is forgiven, with the
-//! status that the RFC names.
+//! The RFC lets a server tolerate a good deal: a bare line feed, a length together with chunks, a repeated length. Backends may
+//! tolerate other things, and request smuggling needs one request that two parsers read differently. So nothing is tolerated;
+//! the status is the one that the RFC names.
 
 use httparse::{Header, Request};
 
@@ -10,8 +10,8 @@ use crate::http::target::Target;
 use crate::http::target::host_alone;
 use crate::request::error::Rejection;
 
-/// Has a request of a later HTTP/1 be one of HTTP/1.1, the highest that is known here (RFC 9110, 6.2).
-pub(super) fn settle_version(head: &mut [u8]) {
+/// Rewrites a later minor version of HTTP/1 to HTTP/1.1, the highest that is supported (RFC 9110, 6.2).
+pub(super) fn normalize_version(head: &mut [u8]) {
     let end = head
         .iter()
         .position(|byte| *byte == b'\r')
@@ -35,20 +35,20 @@ pub(super) fn settle_version(head: &mut [u8]) {
     }
 }
 
-/// Why a head that httparse has not taken for one is refused.
+/// Maps a parse error of httparse to an error response.
 pub(super) fn rejection(head: &[u8], error: httparse::Error) -> Rejection {
     match error {
         httparse::Error::TooManyHeaders => Rejection::HeadTooLarge,
         httparse::Error::Version if has_version(head) => Rejection::VersionNotSupported,
-        httparse::Error::Version => Rejection::Malformed("no version of HTTP in the request line"),
-        httparse::Error::HeaderName => Rejection::Malformed("the name of a header is not a token"),
+        httparse::Error::Version => Rejection::Malformed("no HTTP version in the request line"),
+        httparse::Error::HeaderName => Rejection::Malformed("a header name is not a token"),
         httparse::Error::HeaderValue => Rejection::Malformed("a control character in a header"),
         httparse::Error::NewLine => Rejection::Malformed("a line does not end with CR LF"),
         _ => Rejection::Malformed("no request line"),
     }
 }
 
-/// Whether the third word of the first line is the last, and a version as RFC 9112, 2.3 writes it.
+/// Whether the first line has three words, the third of which is an HTTP version (RFC 9112, 2.3).
 fn has_version(head: &[u8]) -> bool {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ').skip(2);
@@ -58,11 +58,11 @@ fn has_version(head: &[u8]) -> bool {
             if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// Checks a head that httparse has taken for one.
+/// Checks a head that httparse has parsed.
 ///
 /// # Errors
 ///
-/// The answer that it gets instead of being served.
+/// The error response that the request gets.
 pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Rejection> {
     let bare = |pair: &[u8]| pair[1] == b'\n' && pair[0] != b'\r';
     if head.windows(2).any(bare) {
@@ -76,7 +76,7 @@ pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Reject
     }
     let target = Target::of(method, request.path.unwrap_or_default());
     let target = target.ok_or(Rejection::Malformed(
-        "the target is neither a path nor a URL",
+        "the request target is neither a path nor a URL",
     ))?;
     check_host(request, target)?;
     check_framing(request)
@@ -86,31 +86,31 @@ fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Rejec
     let mut hosts = named(request, "host");
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version == Some(0) => Ok(()),
-        (None, _) => Err(Rejection::Malformed("no host")),
-        (Some(_), Some(_)) => Err(Rejection::Malformed("several hosts")),
+        (None, _) => Err(Rejection::Malformed("no Host header")),
+        (Some(_), Some(_)) => Err(Rejection::Malformed("more than one Host header")),
         (Some(host), None) => {
             let host = std::str::from_utf8(host.value).unwrap_or_default();
             let differs = matches!(target, Target::Absolute { authority, .. } if authority != host);
             match host_alone(host) {
                 Some(_) if !differs => Ok(()),
                 Some(_) => Err(Rejection::Malformed(
-                    "the host is not the one in the target",
+                    "Host differs from the host in the target",
                 )),
-                None => Err(Rejection::Malformed("the host is not one")),
+                None => Err(Rejection::Malformed("Host is not valid")),
             }
         }
     }
 }
 
-/// RFC 9112, 6: there is one way to tell where the body ends, or none and no body.
+/// RFC 9112, 6: at most one header says where the body ends; without one there is no body.
 fn check_framing(request: &Request<'_, '_>) -> Result<(), Rejection> {
     let mut lengths = named(request, "content-length");
     let length = lengths.next();
     if lengths.next().is_some() {
-        return Err(Rejection::Malformed("several lengths"));
+        return Err(Rejection::Malformed("more than one Content-Length"));
     }
     if length.is_some_and(|length| decimal(length.value).is_none()) {
-        return Err(Rejection::Malformed("the length is not a number"));
+        return Err(Rejection::Malformed("Content-Length is not a number"));
     }
     let mut codings = named(request, "transfer-encoding").peekable();
     if codings.peek().is_none() {
@@ -120,7 +120,9 @@ fn check_framing(request: &Request<'_, '_>) -> Result<(), Rejection> {
         return Err(Rejection::Malformed("a transfer coding in HTTP/1.0"));
     }
     if length.is_some() {
-        return Err(Rejection::Malformed("a length beside a transfer coding"));
+        return Err(Rejection::Malformed(
+            "Content-Length together with Transfer-Encoding",
+        ));
     }
     let codings: Vec<&[u8]> = codings
         .flat_map(|header| header.value.split(|byte| *byte == b','))
@@ -134,7 +136,9 @@ fn check_framing(request: &Request<'_, '_>) -> Result<(), Rejection> {
                 .iter()
                 .any(|coding| is_chunked(coding) || coding.is_empty())
             {
-                return Err(Rejection::Malformed("chunked twice, or nothing before it"));
+                return Err(Rejection::Malformed(
+                    "chunked is repeated, or an empty transfer coding precedes it",
+                ));
             }
             Err(Rejection::CodingNotSupported)
         }
@@ -154,7 +158,7 @@ fn named<'a>(
         .filter(move |header| header.name.eq_ignore_ascii_case(name))
 }
 
-/// A plain decimal number, without a sign, spaces or a list, and not larger than everybody can count.
+/// A plain decimal number: no sign, no spaces, no list, and at most `i64::MAX`, which every parser can hold.
 pub(super) fn decimal(value: &[u8]) -> Option<u64> {
     if !value.iter().all(u8::is_ascii_digit) {
         return None;

@@ -1,4 +1,4 @@
-//! A node as it describes itself, as a backend.
+//! Parses a node's registry entry into a backend.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::config::{AllowedAddresses, BackendConfig};
 
 /// What a node writes into the registry, as JSON.
 #[derive(Deserialize)]
-struct About {
+struct NodeInfo {
     id: String,
-    /// Missing: it is for nobody to reach.
+    /// Missing if the node accepts no connections from an edge.
     address: Option<String>,
     zone: Option<String>,
     /// It is stopping.
@@ -20,30 +20,30 @@ struct About {
     leaving: bool,
 }
 
-/// What a node says of itself is longer than that only if it is not a node that says it.
-const ABOUT_BYTES_MAX: usize = 4096;
+/// The longest entry that is parsed; those of nodes are far shorter.
+const INFO_BYTES_MAX: usize = 4096;
 
-/// Why a node of the registry is passed over.
+/// Why a node of the registry is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub(super) enum PassedOver {
+pub(super) enum SkippedNode {
     #[error(
-        "it does not describe itself in JSON of at most {} bytes",
-        ABOUT_BYTES_MAX
+        "an entry is not JSON of the expected form and at most {} bytes",
+        INFO_BYTES_MAX
     )]
     Text,
-    #[error("its id cannot be one of a backend")]
+    #[error("an id is not a valid backend id")]
     Id,
-    #[error("{0}: its zone is none")]
+    #[error("{0}: its zone is not a valid name")]
     Zone(BackendId),
-    #[error("{0}: its address is none")]
+    #[error("{0}: its address is not valid")]
     Address(BackendId),
-    #[error("{0}: unix sockets are not for a registry to name")]
+    #[error("{0}: a unix socket is not allowed in a registry")]
     Unix(BackendId),
-    #[error("{0}: its address {1} is not one that \"discover.allow\" has")]
+    #[error("{0}: its address {1} is not in \"discover.allow\"")]
     NotAllowed(BackendId, IpAddr),
 }
 
-/// A node, as far as an edge cares.
+/// A registered node.
 #[derive(Debug, PartialEq)]
 pub(super) struct Node {
     pub(super) backend: BackendConfig,
@@ -51,55 +51,55 @@ pub(super) struct Node {
     pub(super) is_removed: bool,
 }
 
-/// The node that `node` describes; `None` if it does not say where it is.
+/// Parses an entry; `None` if it has no address.
 ///
-/// An address has to be one of `allowed`. A host name is looked up later: the backend carries `allowed` along.
+/// An address has to be in `allowed`. A host name is resolved later, so the backend keeps `allowed`.
 ///
 /// # Errors
 ///
-/// [`PassedOver`] if it says nonsense, or what is not believed.
+/// [`SkippedNode`] if the entry is malformed, or has a value that is not allowed.
 pub(super) fn read(
     node: &str,
     allowed: &Arc<AllowedAddresses>,
-) -> Result<Option<Node>, PassedOver> {
-    let about = match node.len() {
-        0..=ABOUT_BYTES_MAX => serde_json::from_str::<About>(node).ok(),
+) -> Result<Option<Node>, SkippedNode> {
+    let info = match node.len() {
+        0..=INFO_BYTES_MAX => serde_json::from_str::<NodeInfo>(node).ok(),
         _ => None,
     };
-    let about = about.ok_or(PassedOver::Text)?;
-    let id: BackendId = about.id.parse().map_err(|_| PassedOver::Id)?;
-    let Some(address) = about.address else {
+    let info = info.ok_or(SkippedNode::Text)?;
+    let id: BackendId = info.id.parse().map_err(|_| SkippedNode::Id)?;
+    let Some(address) = info.address else {
         return Ok(None);
     };
     let Ok(address) = address.parse::<Address>() else {
-        return Err(PassedOver::Address(id));
+        return Err(SkippedNode::Address(id));
     };
     match &address {
-        Address::Unix(_) => return Err(PassedOver::Unix(id)),
+        Address::Unix(_) => return Err(SkippedNode::Unix(id)),
         Address::Ip(address) if !allowed.contains(address.ip()) => {
-            return Err(PassedOver::NotAllowed(id, address.ip()));
+            return Err(SkippedNode::NotAllowed(id, address.ip()));
         }
         Address::Ip(_) | Address::Name { .. } => {}
     }
-    if about
+    if info
         .zone
         .as_deref()
         .is_some_and(|zone| !is_plain_name(zone))
     {
-        return Err(PassedOver::Zone(id));
+        return Err(SkippedNode::Zone(id));
     }
     let backend = BackendConfig {
         id,
         address,
         weight: 1,
-        zone: about.zone.map(Into::into),
+        zone: info.zone.map(Into::into),
         allowed: Some(Arc::clone(allowed)),
         backup: false,
         maintenance: false,
     };
     Ok(Some(Node {
         backend,
-        is_removed: about.leaving,
+        is_removed: info.leaving,
     }))
 }
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_says_where_it_is_is_a_backend() {
+    fn a_node_with_an_address_is_a_backend() {
         let text = r#"{"id":"n1","address":"10.0.0.1:9000","zone":"east","later":1}"#;
         let Node {
             backend,
@@ -125,17 +125,17 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_stopping_says_so() {
+    fn a_node_that_is_stopping_is_leaving() {
         let text = r#"{"id":"n1","address":"10.0.0.1:9000","leaving":true}"#;
         assert!(read(text, &usual(false)).unwrap().unwrap().is_removed);
     }
 
     #[test]
-    fn one_that_says_nothing_or_nonsense_is_none() {
+    fn an_entry_without_an_address_or_a_malformed_one_is_no_backend() {
         assert_eq!(read(r#"{"id":"n1"}"#, &usual(true)), Ok(None));
         let long = format!(
             r#"{{"id":"n1","address":"10.0.0.1:9000","more":"{}"}}"#,
-            "x".repeat(ABOUT_BYTES_MAX)
+            "x".repeat(INFO_BYTES_MAX)
         );
         for text in [
             "",
@@ -152,12 +152,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_not_allowed_is_passed_over() {
-        let is_taken = |address: &str, allowed: &Arc<AllowedAddresses>| {
+    fn a_node_whose_address_is_not_allowed_is_skipped() {
+        let is_accepted = |address: &str, allowed: &Arc<AllowedAddresses>| {
             let text = format!(r#"{{"id":"n1","address":"{address}"}}"#);
             read(&text, allowed).is_ok()
         };
-        for (address, far, here) in [
+        for (address, without_loopback, with_loopback) in [
             ("10.0.0.1:9000", true, true),
             ("203.0.113.7:9000", true, true),
             ("[fd00::1]:9000", true, true),
@@ -177,13 +177,21 @@ mod tests {
             ("[ff02::1]:9000", false, false),
             ("unix:/run/docker.sock", false, false),
         ] {
-            assert_eq!(is_taken(address, &usual(false)), far, "{address}");
-            assert_eq!(is_taken(address, &usual(true)), here, "{address}");
+            assert_eq!(
+                is_accepted(address, &usual(false)),
+                without_loopback,
+                "{address}"
+            );
+            assert_eq!(
+                is_accepted(address, &usual(true)),
+                with_loopback,
+                "{address}"
+            );
         }
         let ranges = ["10.1.0.0/16", "127.0.0.1", "169.254.0.0/16"];
         let ranges = ranges.map(|range| range.parse().unwrap()).to_vec();
         let ranges = Arc::new(AllowedAddresses::Ranges(ranges));
-        for (address, taken) in [
+        for (address, accepted) in [
             ("10.1.2.3:9000", true),
             ("10.2.2.3:9000", false),
             ("127.0.0.1:9000", true),
@@ -192,7 +200,7 @@ mod tests {
             ("[::1]:9000", false),
             ("unix:/run/docker.sock", false),
         ] {
-            assert_eq!(is_taken(address, &ranges), taken, "{address}");
+            assert_eq!(is_accepted(address, &ranges), accepted, "{address}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Few connections, each for a while: for a listener that is not for clients.
+//! A cap on the connections of a listener that is not for clients, and on the lifetime of each.
 //!
-//! Connections that say nothing can neither use up descriptors nor keep others out: of too many the oldest is closed.
+//! Silent connections can neither exhaust descriptors nor block new ones: over the cap, the oldest is closed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// The limits of such a listener.
+/// The limits of a bounded listener.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BoundedConfig {
-    /// Connections at a time.
+    /// The most connections at a time.
     pub(crate) connections: usize,
     /// How long one may last.
     pub(crate) lifetime: Duration,
 }
 
-/// The connections that are open, the oldest first.
+/// The open connections of a bounded listener, the oldest first.
 ///
-/// Invariant: at most as many as the configuration says.
+/// Invariant: there are at most `config.connections`.
 #[derive(Debug)]
-pub(super) struct Bounded {
+pub(super) struct BoundedConnections {
     config: BoundedConfig,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
     connections: VecDeque<(u64, CancellationToken)>,
 }
 
-impl Bounded {
+impl BoundedConnections {
     pub(super) fn new(config: BoundedConfig) -> Arc<Self> {
         Arc::new(Self {
             config,
@@ -42,14 +42,14 @@ impl Bounded {
         })
     }
 
-    /// Serves one connection until it ends, its time is over, or it has to make room for a newer one.
+    /// Serves one connection until it ends, its lifetime is over, or it is closed in favour of a newer one.
     pub(super) async fn run(self: Arc<Self>, serving: impl Future<Output = ()>) {
-        let counted = self.enter();
+        let guard = self.enter();
         let serving = timeout(self.config.lifetime, serving);
-        counted.closing.run_until_cancelled(serving).await;
+        guard.closing.run_until_cancelled(serving).await;
     }
 
-    fn enter(self: &Arc<Self>) -> Counted {
+    fn enter(self: &Arc<Self>) -> BoundedGuard {
         let mut open = self.open.lock();
         if self.config.connections <= open.connections.len()
             && let Some((_, oldest)) = open.connections.pop_front()
@@ -60,7 +60,7 @@ impl Bounded {
         open.next += 1;
         open.connections.push_back((number, closing.clone()));
         drop(open);
-        Counted {
+        BoundedGuard {
             number,
             closing,
             bounded: Arc::clone(self),
@@ -69,13 +69,13 @@ impl Bounded {
 }
 
 /// One open connection.
-struct Counted {
+struct BoundedGuard {
     number: u64,
     closing: CancellationToken,
-    bounded: Arc<Bounded>,
+    bounded: Arc<BoundedConnections>,
 }
 
-impl Drop for Counted {
+impl Drop for BoundedGuard {
     fn drop(&mut self) {
         let mut open = self.bounded.open.lock();
         let found = open
@@ -102,8 +102,8 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn of_too_many_the_oldest_is_closed_and_each_has_its_time() {
-        let bounded = Bounded::new(CONFIG);
+    async fn over_the_cap_the_oldest_is_closed_and_each_ends_after_its_lifetime() {
+        let bounded = BoundedConnections::new(CONFIG);
         let mut open = JoinSet::new();
         let started = Instant::now();
         for number in 0..3 {
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_ended_leaves_room() {
-        let bounded = Bounded::new(CONFIG);
+    async fn a_connection_that_has_ended_does_not_count() {
+        let bounded = BoundedConnections::new(CONFIG);
         let kept = bounded.enter();
         for _ in 0..10 {
             Arc::clone(&bounded).run(async {}).await;

@@ -12,7 +12,7 @@ use crate::balancer::pool::ProbeResult;
 use crate::balancer::pool::RequestKind;
 use crate::balancer::pool::State;
 use crate::balancer::pool::Tried;
-use crate::server::components::Parts;
+use crate::server::components::Components;
 
 /// The settings of one pool with these backends.
 fn config(backends: &str) -> Config {
@@ -32,14 +32,14 @@ const N3: &str = "{ id: n3, address: '127.0.0.1:3' }";
 
 /// An edge in which every backend is up.
 struct Scene {
-    parts: Parts,
+    components: Components,
     now: Instant,
 }
 
 impl Scene {
     fn new(backends: &str) -> Self {
         let scene = Self {
-            parts: Parts::new(&config(backends)).unwrap(),
+            components: Components::new(&config(backends)).unwrap(),
             now: Instant::now(),
         };
         scene.all_up();
@@ -53,14 +53,14 @@ impl Scene {
     }
 
     fn reload(&self, backends: &str) {
-        self.parts
+        self.components
             .reloader
             .apply(&config(backends), self.now)
             .unwrap();
     }
 
     fn pool(&self) -> Arc<Pool> {
-        let pools = self.parts.proxy.pools();
+        let pools = self.components.proxy.pools();
         let pool = pools.iter().next().unwrap();
         Arc::clone(pool)
     }
@@ -74,7 +74,7 @@ impl Scene {
         Some(self.backend(id)?.state())
     }
 
-    /// Where a client with this claim goes.
+    /// The backend that is chosen for a client with this claim.
     fn choose(&self, claim: &Claim) -> (String, AffinityOutcome) {
         let choice = self
             .pool()
@@ -83,8 +83,8 @@ impl Scene {
         (choice.backend.id.to_string(), choice.affinity)
     }
 
-    /// Where newcomers go, when many come.
-    fn newcomers(&self) -> HashSet<String> {
+    /// The backends that are chosen for many new clients.
+    fn chosen_for_new_clients(&self) -> HashSet<String> {
         let mut seen = HashSet::new();
         for _ in 0..50 {
             seen.insert(self.choose(&Claim::default()).0);
@@ -116,7 +116,7 @@ fn names(ids: &[&str]) -> HashSet<String> {
 }
 
 #[test]
-fn backends_that_stay_are_the_same_and_new_ones_join_them() {
+fn a_reload_keeps_backends_that_stay_and_adds_new_ones() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let before = scene.backend("n1").unwrap();
     let _tunnel = before.open_tunnel();
@@ -127,12 +127,12 @@ fn backends_that_stay_are_the_same_and_new_ones_join_them() {
     assert_eq!(scene.state("n1"), Some(State::Up));
     assert_eq!(scene.state("n3"), Some(State::Unknown));
     scene.all_up();
-    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2", "n3"]));
     assert_eq!(scene.choose(&bound_to("n1")).1, AffinityOutcome::Hit);
 }
 
 #[test]
-fn sessions_stay_where_they_are_when_backends_come() {
+fn sessions_stay_at_their_backend_when_backends_are_added() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let sessions: Vec<Claim> = (0..500)
         .map(|number| session(&format!("s{number}")))
@@ -148,7 +148,7 @@ fn sessions_stay_where_they_are_when_backends_come() {
 }
 
 #[test]
-fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
+fn a_removed_backend_keeps_its_sessions_and_gets_no_other_clients() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let held = (0..).map(|number| session(&format!("s{number}")));
     let held = held
@@ -162,8 +162,8 @@ fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
         scene.choose(&bound_to("n1")),
         ("n2".to_owned(), AffinityOutcome::Rebound)
     );
-    assert_eq!(scene.newcomers(), names(&["n2"]));
-    // Not even if nobody else is left.
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n2"]));
+    // Not even if no other backend is up.
     let n2 = scene.backend("n2").unwrap();
     for _ in 0..10 {
         let gone = ProbeResult::UnexpectedResponse("bad".to_owned());
@@ -174,30 +174,30 @@ fn a_backend_that_is_gone_keeps_its_sessions_and_nobody_else() {
 }
 
 #[test]
-fn a_backend_that_is_gone_is_forgotten_once_nobody_uses_it() {
+fn a_removed_backend_is_forgotten_once_it_is_unused() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let n1 = scene.backend("n1").unwrap();
     let tunnel = n1.open_tunnel();
     scene.reload(N2);
     let after = |seconds| scene.now + Duration::from_secs(seconds);
     let forget = |seconds| {
-        scene.parts.reloader.forget(after(seconds));
+        scene.components.reloader.forget(after(seconds));
         scene.backend("n1").is_none()
     };
     assert!(!forget(0) && !forget(1000), "it has a tunnel");
     drop(tunnel);
     assert!(!forget(1001) && !forget(1060));
     // A short request of a session in between.
-    n1.metrics.answered(http::StatusCode::OK);
+    n1.metrics.responded(http::StatusCode::OK);
     assert!(!forget(1061) && !forget(1120));
     assert!(forget(1121));
-    let page = scene.parts.proxy.metrics.encode();
+    let page = scene.components.proxy.metrics.encode();
     assert!(!page.contains("backend=\"n1\""), "{page}");
     assert!(page.contains("state{backend=\"n2\""), "{page}");
 }
 
 #[test]
-fn a_backend_that_is_gone_can_come_back() {
+fn a_removed_backend_can_be_added_again() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let before = scene.backend("n1").unwrap();
     scene.reload(N2);
@@ -208,7 +208,7 @@ fn a_backend_that_is_gone_can_come_back() {
     assert!(Arc::ptr_eq(&before, &scene.backend("n1").unwrap()));
     assert_eq!(scene.state("n1"), Some(State::Unknown));
     scene.all_up();
-    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2"]));
 }
 
 #[test]
@@ -219,13 +219,13 @@ fn weight_and_maintenance_change_in_place() {
         "{{ id: n1, address: '127.0.0.1:1', weight: 7, maintenance: true }}, {N2}"
     ));
     assert_eq!((n1.weight(), n1.state()), (7, State::Maintenance));
-    assert_eq!(scene.newcomers(), names(&["n2"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n2"]));
     scene.reload(&format!("{N1}, {N2}"));
     assert_eq!((n1.weight(), n1.state()), (1, State::Unknown));
 }
 
 #[test]
-fn a_zone_and_a_tier_change_in_place_with_all_that_a_backend_carries() {
+fn zone_and_backup_change_in_place_and_tunnels_stay() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let n1 = scene.backend("n1").unwrap();
     let _tunnel = n1.open_tunnel();
@@ -236,13 +236,13 @@ fn a_zone_and_a_tier_change_in_place_with_all_that_a_backend_carries() {
     assert_eq!(n1.zone().as_deref(), Some("east"));
     assert_eq!(n1.status(scene.now).tunnels, 1);
     assert_eq!(scene.state("n1"), Some(State::Up));
-    assert_eq!(scene.newcomers(), names(&["n2"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n2"]));
     scene.reload(&format!("{N1}, {N2}"));
-    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2"]));
 }
 
 #[test]
-fn a_backend_at_another_address_is_another_with_the_same_clients() {
+fn a_backend_with_a_new_address_is_a_new_backend_for_the_same_clients() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let before = scene.backend("n1").unwrap();
     let _tunnel = before.open_tunnel();
@@ -255,17 +255,17 @@ fn a_backend_at_another_address_is_another_with_the_same_clients() {
 }
 
 #[test]
-fn pools_are_known_by_name_and_followed() {
+fn pools_are_matched_by_name_and_subscribers_see_the_change() {
     let scene = Scene::new(N1);
-    let mut followed = scene.parts.reloader.pools();
+    let mut subscription = scene.components.reloader.pools();
     let text = format!(
         "pools: [{{ name: q, backends: [{N2}] }}, {{ name: p, backends: [{N1}] }}]\nroutes: [{{ path: /, pool: q }}]\nlog: {{ access: off }}\n"
     );
     let before = scene.backend("n1").unwrap();
     let two = Config::parse("test.yaml", &text).unwrap();
-    scene.parts.reloader.apply(&two, scene.now).unwrap();
-    assert!(followed.has_changed().unwrap());
-    let pools = Arc::clone(&followed.borrow_and_update());
+    scene.components.reloader.apply(&two, scene.now).unwrap();
+    assert!(subscription.has_changed().unwrap());
+    let pools = Arc::clone(&subscription.borrow_and_update());
     let found: Vec<String> = pools.iter().map(|pool| pool.name.clone()).collect();
     assert_eq!(found, ["q", "p"]);
     let after = pools.iter().nth(1).unwrap().backends().remove(0);
@@ -275,26 +275,26 @@ fn pools_are_known_by_name_and_followed() {
 #[tokio::test]
 async fn a_file_that_is_not_valid_changes_nothing() {
     let scene = Scene::new(N1);
-    let before = scene.parts.proxy.pools();
+    let before = scene.components.proxy.pools();
     let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
     std::fs::write(&file, "pools: []\n").unwrap();
-    scene.parts.reloader.reload(&file).await;
+    scene.components.reloader.reload(&file).await;
     std::fs::remove_file(&file).unwrap();
-    scene.parts.reloader.reload(&file).await;
-    assert!(Arc::ptr_eq(&before, &scene.parts.proxy.pools()));
-    let page = scene.parts.proxy.metrics.encode();
+    scene.components.reloader.reload(&file).await;
+    assert!(Arc::ptr_eq(&before, &scene.components.proxy.pools()));
+    let page = scene.components.proxy.metrics.encode();
     assert!(
         page.contains("reloads_total{outcome=\"refused\"} 2"),
         "{page}"
     );
     assert!(page.contains("configuration_ok 0"), "{page}");
     scene.reload(N1);
-    let page = scene.parts.proxy.metrics.encode();
+    let page = scene.components.proxy.metrics.encode();
     assert!(page.contains("configuration_ok 1"), "{page}");
 }
 
 #[test]
-fn what_takes_a_restart_is_named() {
+fn settings_that_need_a_restart_are_named() {
     let before = config(N1);
     assert_eq!(fixed(&before, &config(N2)), [""; 0]);
     let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7, requests: 3, handshakes_per_address: 9 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
@@ -329,15 +329,15 @@ fn discovering_at(url: &str, more: &str) -> Config {
     Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// `reloader` hears of these backends from what looks for those of its only pool now.
+/// Reports these backends as found by the current discovery of the only pool.
 fn find(scene: &Scene, backends: &str) {
-    let discovery = looking(scene);
-    let reloader = &scene.parts.reloader;
+    let discovery = current_discovery(scene);
+    let reloader = &scene.components.reloader;
     reloader.found(&discovery, found(backends), scene.now);
 }
 
-fn looking(scene: &Scene) -> Discovery {
-    scene.parts.reloader.discoveries().borrow()[0].clone()
+fn current_discovery(scene: &Scene) -> Discovery {
+    scene.components.reloader.discoveries().borrow()[0].clone()
 }
 
 fn found(backends: &str) -> Vec<BackendConfig> {
@@ -345,36 +345,40 @@ fn found(backends: &str) -> Vec<BackendConfig> {
 }
 
 #[test]
-fn backends_that_are_found_join_those_of_the_file_and_leave_again() {
+fn discovered_backends_are_added_to_those_of_the_file_and_removed_again() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
     find(&scene, &format!("{N2}, {N3}"));
     scene.all_up();
-    assert_eq!(scene.newcomers(), names(&["n1", "n2", "n3"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2", "n3"]));
     let n2 = scene.backend("n2").unwrap();
     find(&scene, N2);
-    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
-    // What is read anew keeps what was found, as long as it is looked for in the same place.
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2"]));
+    // A reload keeps discovered backends as long as the registry is the same.
     for same in ["", ", every: 5s", ", allow: [127.0.0.0/8]"] {
         reloader.apply(&discovering(same), scene.now).unwrap();
         assert!(Arc::ptr_eq(&n2, &scene.backend("n2").unwrap()));
-        assert_eq!(scene.newcomers(), names(&["n1", "n2"]), "{same}");
+        assert_eq!(
+            scene.chosen_for_new_clients(),
+            names(&["n1", "n2"]),
+            "{same}"
+        );
         assert_eq!(reloader.known("p").len(), 1);
     }
     let elsewhere = discovering_at("redis://127.0.0.1:2", "");
     reloader.apply(&elsewhere, scene.now).unwrap();
-    assert_eq!(scene.newcomers(), names(&["n1"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1"]));
 }
 
 #[test]
-fn a_login_that_changes_is_no_other_registry() {
+fn new_credentials_do_not_make_it_another_registry() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     let apply = |url: &str| {
         reloader.apply(&discovering_at(url, ""), scene.now).unwrap();
         scene.all_up();
-        scene.newcomers()
+        scene.chosen_for_new_clients()
     };
     apply("redis://:old@127.0.0.1:1");
     find(&scene, N2);
@@ -383,32 +387,32 @@ fn a_login_that_changes_is_no_other_registry() {
 }
 
 #[test]
-fn what_was_found_before_a_reload_does_not_undo_it() {
+fn results_of_a_former_discovery_are_ignored() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
     find(&scene, N2);
-    let stale = looking(&scene);
-    // It looks elsewhere, within other bounds, or not at all.
+    let stale = current_discovery(&scene);
+    // Another registry, another allow list, or no discovery at all.
     let elsewhere = discovering_at("redis://127.0.0.1:2", "");
     for after in [elsewhere, discovering(", allow: [10.0.0.0/8]"), config(N1)] {
         reloader.apply(&after, scene.now).unwrap();
         reloader.found(&stale, found(&format!("{N2}, {N3}")), scene.now);
         scene.all_up();
-        assert_eq!(scene.newcomers(), names(&["n1"]));
+        assert_eq!(scene.chosen_for_new_clients(), names(&["n1"]));
     }
-    // Nor does what an earlier search of the same kind has found.
+    // Nor is the result of an earlier discovery with the same settings used.
     reloader.apply(&discovering(""), scene.now).unwrap();
     reloader.found(&stale, found(N2), scene.now);
-    assert_eq!(scene.newcomers(), names(&["n1"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1"]));
 }
 
 #[test]
-fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
+fn ever_new_ids_grow_no_table_and_leave_no_series() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
-    let start = scene.parts.proxy.metrics.encode().lines().count();
+    let start = scene.components.proxy.metrics.encode().lines().count();
     let nodes = |round: usize, number: usize| {
         let node = |index| {
             let index = round * 10_000 + index;
@@ -420,14 +424,14 @@ fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
     let pool_len = || scene.pool().len();
     find(&scene, &nodes(0, 6_000));
     assert_eq!(pool_len(), 6_001);
-    // The first ones leave, and count until they are forgotten.
+    // The first ones are removed, and count until they are forgotten.
     find(&scene, &nodes(1, 6_000));
     assert_eq!(pool_len(), 10_000);
     let later = |seconds| scene.now + Duration::from_secs(seconds);
     reloader.forget(later(1));
     assert_eq!(pool_len(), 10_000);
     reloader.forget(later(61));
-    assert_eq!(pool_len(), 6_001, "and now there is room for all");
+    assert_eq!(pool_len(), 6_001, "now there is room for all");
     let backend = scene.backend("m15999").unwrap();
     backend.metrics.waited("returned");
     backend.metrics.connect_failed("refused");
@@ -435,35 +439,37 @@ fn ids_that_are_always_new_fill_no_table_and_leave_no_series() {
         .metrics
         .tunnel_closed("client", Duration::from_secs(1), 1, 1);
     let host = |index: usize| (format!("m{index}.example"), 9000);
-    assert!(scene.parts.names.knows(&host(15_999)));
-    reloader.found(&looking(&scene), Vec::new(), scene.now);
+    assert!(scene.components.names.knows(&host(15_999)));
+    reloader.found(&current_discovery(&scene), Vec::new(), scene.now);
     drop(backend);
     reloader.forget(later(62));
     reloader.forget(later(130));
     assert_eq!(pool_len(), 1);
-    assert!(!scene.parts.names.knows(&host(0)) && !scene.parts.names.knows(&host(15_999)));
-    let page = scene.parts.proxy.metrics.encode();
+    assert!(
+        !scene.components.names.knows(&host(0)) && !scene.components.names.knows(&host(15_999))
+    );
+    let page = scene.components.proxy.metrics.encode();
     assert!(!page.contains("backend=\"m"), "{page}");
     assert_eq!(page.lines().count(), start);
 }
 
 #[test]
-fn a_node_with_the_id_of_another_backend_is_left_out() {
+fn a_node_with_the_id_of_another_backend_is_not_used() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     reloader.apply(&discovering(""), scene.now).unwrap();
-    let impostor = "{ id: n1, address: '127.0.0.1:9' }";
-    find(&scene, &format!("{impostor}, {N2}"));
+    let duplicate = "{ id: n1, address: '127.0.0.1:9' }";
+    find(&scene, &format!("{duplicate}, {N2}"));
     scene.all_up();
-    assert_eq!(scene.newcomers(), names(&["n1", "n2"]));
+    assert_eq!(scene.chosen_for_new_clients(), names(&["n1", "n2"]));
     let address = scene.backend("n1").unwrap().address.to_string();
     assert_eq!(address, "127.0.0.1:1");
 }
 
 #[test]
-fn whoever_looks_for_backends_is_told_when_it_has_to_look_elsewhere() {
+fn discoveries_change_only_with_their_settings() {
     let scene = Scene::new(N1);
-    let reloader = &scene.parts.reloader;
+    let reloader = &scene.components.reloader;
     let mut discoveries = reloader.discoveries();
     assert!(discoveries.borrow_and_update().is_empty());
     reloader.apply(&discovering(""), scene.now).unwrap();

@@ -1,4 +1,4 @@
-//! One certificate with its chain and its key: two files, or one that holds both.
+//! One certificate with its chain and its key, from two files or from one with both.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use super::CertificateError;
 use crate::config::CertificateFiles;
 use crate::tls::read_pem;
 
-/// A certificate whose key and chain fit. Whether its dates hold is another question.
+/// A certificate with a matching key and a valid chain. Its dates need not be valid.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
     pub(super) key: Arc<CertifiedKey>,
-    /// The DNS names that it is for, in lower case.
+    /// Its DNS names, in lower case.
     pub(super) names: Vec<String>,
-    /// From when and until when each certificate of the chain is valid, as UNIX time. Never empty.
+    /// The validity of each certificate of the chain, as UNIX time. Never empty.
     dates: Dates,
 }
 
-/// Starts and ends.
+/// Start and end of each validity.
 type Dates = Vec<(Duration, Duration)>;
 
 impl PartialEq for Pair {
@@ -35,12 +35,11 @@ impl PartialEq for Pair {
 }
 
 impl Pair {
-    /// Reads a certificate that is to be used for `usage`, with its chain and its key.
+    /// Reads a certificate for `usage`, with its chain and its key.
     ///
     /// # Errors
     ///
-    /// [`CertificateError`]: unreadable, no certificate or key in the file, a key of another certificate, a chain whose links do
-    /// not fit.
+    /// [`CertificateError`]: an unreadable file, no certificate or key in it, a key of another certificate, an invalid chain.
     pub(super) fn read(
         files: &CertificateFiles,
         provider: &CryptoProvider,
@@ -48,9 +47,9 @@ impl Pair {
     ) -> Result<Self, CertificateError> {
         let CertificateFiles { certificate, key } = files;
         let chain = read_chain(certificate)?;
-        let wrong = |why: String| CertificateError::file(certificate, why);
-        let (names, dates) = names_and_dates(&chain).map_err(wrong)?;
-        check_links(&chain, &dates, usage).map_err(wrong)?;
+        let unusable = |why: String| CertificateError::file(certificate, why);
+        let (names, dates) = names_and_dates(&chain).map_err(unusable)?;
+        check_links(&chain, &dates, usage).map_err(unusable)?;
         let pem = read_pem(key).map_err(|why| CertificateError::file(key, why))?;
         let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
             pem::Error::NoItemsFound => CertificateError::file(
@@ -75,20 +74,20 @@ impl Pair {
         })
     }
 
-    /// When the first of its chain ends.
+    /// When the first certificate of its chain expires.
     pub(super) fn ends(&self) -> Duration {
         let ends = self.dates.iter().map(|(_, end)| *end);
         ends.min().unwrap_or(Duration::MAX)
     }
 
-    /// Whether its dates hold, and those of its chain.
+    /// Whether it and its chain are valid at `now`.
     pub(super) fn is_valid(&self, now: Duration) -> bool {
         self.dates
             .iter()
             .all(|(start, end)| (*start..=*end).contains(&now))
     }
 
-    /// When [`Pair::is_valid`] may change next, if it ever does.
+    /// When [`Pair::is_valid`] may change next, if ever.
     pub(super) fn next_change(&self, now: Duration) -> Option<Duration> {
         let second = Duration::from_secs(1);
         let dates = self.dates.iter();
@@ -96,31 +95,29 @@ impl Pair {
         changes.filter(|change| now < *change).min()
     }
 
-    /// What its dates say against it, which is in the file at `path`.
-    pub(super) fn wrong_dates(&self, now: Duration, path: &Path) -> Option<CertificateError> {
-        let wrong = |(index, (start, end)): (usize, &(Duration, Duration))| {
+    /// The error if it or its chain is not valid at `now`; `path` is its file.
+    pub(super) fn date_error(&self, now: Duration, path: &Path) -> Option<CertificateError> {
+        let invalid = |(index, (start, end)): (usize, &(Duration, Duration))| {
             let place = index + 1;
             if now < *start {
-                let start = in_words(*start);
+                let start = date_text(*start);
                 return Some(format!(
                     "certificate {place} of the chain is not valid before {start}"
                 ));
             }
-            let end = (*end < now).then(|| in_words(*end))?;
-            Some(format!(
-                "certificate {place} of the chain has ended on {end}"
-            ))
+            let end = (*end < now).then(|| date_text(*end))?;
+            Some(format!("certificate {place} of the chain expired on {end}"))
         };
-        let why = self.dates.iter().enumerate().find_map(wrong)?;
+        let why = self.dates.iter().enumerate().find_map(invalid)?;
         Some(CertificateError::file(path, why))
     }
 }
 
-/// Reads a certificate whose dates hold, that is to be used for `usage`, with its chain and its key.
+/// Reads a certificate for `usage` that is valid at `now`, with its chain and its key.
 ///
 /// # Errors
 ///
-/// As [`Pair::read`], or a date that is over or has not come.
+/// As [`Pair::read`], or that it has expired or is not valid yet.
 pub(in crate::tls) fn check(
     files: &CertificateFiles,
     provider: &CryptoProvider,
@@ -128,17 +125,17 @@ pub(in crate::tls) fn check(
     usage: KeyUsage,
 ) -> Result<Arc<CertifiedKey>, CertificateError> {
     let pair = Pair::read(files, provider, usage)?;
-    match pair.wrong_dates(unix(now), &files.certificate) {
+    match pair.date_error(unix(now), &files.certificate) {
         Some(error) => Err(error),
         None => Ok(pair.key),
     }
 }
 
-/// The key that belongs to a file of a folder: in `NAME.key`, or in the same file. `None` if it needs none, because it holds
-/// what an authority signs with.
+/// Finds the key of a certificate file in a folder: in `NAME.key`, or in the same file. `None` if it needs none, because it is
+/// the certificate of an authority.
 pub(super) fn find_key(certificate: PathBuf) -> Option<CertificateFiles> {
     let key = certificate.with_extension("key");
-    // Whatever else is wrong with it is said when it is read.
+    // Other problems with the key are reported when it is read.
     if key.symlink_metadata().is_ok() {
         return Some(CertificateFiles { certificate, key });
     }
@@ -147,10 +144,10 @@ pub(super) fn find_key(certificate: PathBuf) -> Option<CertificateFiles> {
         let key = certificate.clone();
         return Some(CertificateFiles { certificate, key });
     }
-    // cert-manager's issuers may leave it empty, or put a self-signed certificate there that is no authority's.
-    let is_named_so = certificate.file_stem().is_some_and(|stem| stem == "ca");
+    // In `ca.crt`, cert-manager's issuers may write nothing, or a self-signed certificate that is not an authority's.
+    let is_named_ca = certificate.file_stem().is_some_and(|stem| stem == "ca");
     let is_authority =
-        is_named_so || read_chain(&certificate).is_ok_and(|chain| are_authorities(&chain));
+        is_named_ca || read_chain(&certificate).is_ok_and(|chain| are_authorities(&chain));
     (!is_authority).then_some(CertificateFiles { certificate, key })
 }
 
@@ -171,7 +168,7 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateEr
     }
 }
 
-/// The names of the first certificate, and the dates of each.
+/// The names of the first certificate, and the validity of each.
 fn names_and_dates(chain: &[CertificateDer<'static>]) -> Result<(Vec<String>, Dates), String> {
     let (mut names, mut dates) = (Vec::new(), Vec::with_capacity(chain.len()));
     for (index, der) in chain.iter().enumerate() {
@@ -188,7 +185,7 @@ fn names_and_dates(chain: &[CertificateDer<'static>]) -> Result<(Vec<String>, Da
     Ok((names, dates))
 }
 
-/// The DNS names that a certificate is for, in lower case.
+/// The DNS names of a certificate, in lower case.
 fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(alternatives)) = certificate.subject_alternative_name() else {
         return Vec::new();
@@ -202,7 +199,7 @@ fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
         .collect()
 }
 
-/// Each certificate is signed by the next. The last is taken at its word: it is the client who trusts.
+/// Checks that each certificate is signed by the next. The last is not verified: clients decide whether to trust it.
 fn check_links(
     chain: &[CertificateDer<'static>],
     dates: &[(Duration, Duration)],
@@ -213,11 +210,11 @@ fn check_links(
     };
     let broken = |error: webpki::Error| {
         format!(
-            "the chain does not hold ({error}); expected the server's certificate first, then each one's issuer"
+            "the chain is not valid ({error}); expected the server's certificate first, then the issuer of each"
         )
     };
     let anchor = anchor_from_trusted_cert(last).map_err(broken)?;
-    // At a moment when all of them were valid: that they are now is checked where it matters.
+    // At a time when all of them were valid: the current dates are checked elsewhere.
     let start = dates.iter().map(|(start, _)| *start).max();
     EndEntityCert::try_from(first)
         .and_then(|first| {
@@ -236,7 +233,7 @@ fn check_links(
         .map_err(broken)
 }
 
-fn in_words(time: Duration) -> String {
+fn date_text(time: Duration) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     ASN1Time::from_timestamp(seconds).map_or_else(|_| format!("{seconds}"), |time| time.to_string())
 }

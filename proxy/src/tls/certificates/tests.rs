@@ -1,7 +1,7 @@
-//! Which certificate serves whom, and what becomes of wrong ones.
+//! Which certificate is served for which name, and how unusable ones are handled.
 
 use super::*;
-use crate::tls::seen::Seen;
+use crate::tls::file_state::FileStates;
 use crate::tls::testing::{Authority, folder};
 
 fn provider() -> Arc<CryptoProvider> {
@@ -13,8 +13,8 @@ fn load(folder: &Path) -> Result<Certificates, CertificateError> {
     Certificates::load(source, provider(), SystemTime::now())
 }
 
-/// Which file of `names` serves the name.
-fn serves(certificates: &Certificates, name: Option<&str>) -> Vec<u8> {
+/// The certificate that is served for `name`.
+fn served(certificates: &Certificates, name: Option<&str>) -> Vec<u8> {
     certificates.now.load().find(name).cert[0].to_vec()
 }
 
@@ -24,7 +24,7 @@ fn states(certificates: &Certificates, now: SystemTime) -> Vec<CertificateState>
 }
 
 #[test]
-fn a_name_gets_its_own_certificate_then_a_wildcard_then_the_first() {
+fn a_name_is_matched_exactly_then_by_wildcard_then_by_the_default() {
     let folder = folder("names");
     let authority = Authority::new();
     let exact = authority.issue(&["chat.example"]).write(folder.path(), "b");
@@ -38,12 +38,12 @@ fn a_name_gets_its_own_certificate_then_a_wildcard_then_the_first() {
         (Some("example"), &first),
         (None, &first),
     ] {
-        assert_eq!(&serves(&certificates, name), expected, "{name:?}");
+        assert_eq!(&served(&certificates, name), expected, "{name:?}");
     }
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_file_and_what_was_there_serves_on() {
+fn a_failed_reload_names_the_file_and_the_previous_certificate_is_served() {
     let folder = folder("wrong");
     let authority = Authority::new();
     let good = authority
@@ -59,24 +59,24 @@ fn what_is_wrong_is_said_with_its_file_and_what_was_there_serves_on() {
         (b"nothing".to_vec(), "no private key"),
     ] {
         std::fs::write(&key, content).unwrap();
-        assert_eq!(certificates.reload(now), [Change::Refused]);
-        assert_eq!(certificates.reload(now), [], "that is no news");
+        assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
+        assert_eq!(certificates.reload(now), [], "nothing has changed");
         let status = certificates.status(now).remove(0);
         assert_eq!(status.state, CertificateState::Previous);
         assert!(
             status.why.starts_with(&*key.to_string_lossy()) && status.why.contains(expected),
             "{status:?}"
         );
-        assert_eq!(serves(&certificates, Some("good.example")), good);
+        assert_eq!(served(&certificates, Some("good.example")), good);
     }
     std::fs::write(&key, right).unwrap();
-    assert_eq!(certificates.reload(now), [Change::Taken]);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Loaded]);
     assert_eq!(states(&certificates, now), [CertificateState::Good]);
     std::fs::write(folder.path().join("good.crt"), "-----BEGIN").unwrap();
-    assert_eq!(certificates.reload(now), [Change::Refused]);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
     std::fs::remove_file(folder.path().join("good.crt")).unwrap();
-    assert_eq!(certificates.reload(now), [Change::Refused]);
-    assert_eq!(serves(&certificates, Some("good.example")), good);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
+    assert_eq!(served(&certificates, Some("good.example")), good);
     let status = certificates.status(now).pop().unwrap();
     assert!(
         status.why.contains("no certificate; expected"),
@@ -85,7 +85,7 @@ fn what_is_wrong_is_said_with_its_file_and_what_was_there_serves_on() {
 }
 
 #[test]
-fn a_wrong_certificate_keeps_no_other_from_being_served_or_renewed() {
+fn an_unusable_certificate_does_not_keep_others_from_being_served_or_reloaded() {
     let folder = folder("one-wrong");
     let authority = Authority::new();
     std::fs::write(folder.path().join("a.crt"), "broken").unwrap();
@@ -102,19 +102,19 @@ fn a_wrong_certificate_keeps_no_other_from_being_served_or_renewed() {
         CertificateState::Good,
     ];
     assert_eq!(states(&certificates, now), expected);
-    assert_eq!(serves(&certificates, None), first, "the first that is good");
+    assert_eq!(served(&certificates, None), first, "the first valid one");
     let renewed = authority.issue(&["c.example"]).write(folder.path(), "c");
-    assert_eq!(certificates.reload(now), [Change::Taken]);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Loaded]);
     assert_eq!(states(&certificates, now), expected);
-    assert_eq!(serves(&certificates, Some("c.example")), renewed);
-    // And so can the wrong ones themselves.
+    assert_eq!(served(&certificates, Some("c.example")), renewed);
+    // The unusable ones can be renewed too.
     let renewed = authority.issue(&["b.example"]).write(folder.path(), "b");
-    assert_eq!(certificates.reload(now), [Change::Taken]);
-    assert_eq!(serves(&certificates, Some("b.example")), renewed);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Loaded]);
+    assert_eq!(served(&certificates, Some("b.example")), renewed);
 }
 
 #[test]
-fn if_no_certificate_can_be_served_all_reasons_are_said() {
+fn if_no_certificate_can_be_served_the_error_has_all_reasons() {
     let folder = folder("all-wrong");
     for name in ["a", "b"] {
         std::fs::write(folder.path().join(name).with_extension("crt"), "broken").unwrap();
@@ -127,7 +127,7 @@ fn if_no_certificate_can_be_served_all_reasons_are_said() {
 }
 
 #[test]
-fn one_that_is_out_of_date_serves_a_name_that_no_other_has() {
+fn an_expired_certificate_is_served_for_names_that_no_other_has() {
     let folder = folder("out-of-date");
     let authority = Authority::new();
     let write = |name: &str, host: &str| {
@@ -136,28 +136,28 @@ fn one_that_is_out_of_date_serves_a_name_that_no_other_has() {
     };
     let (alone, _) = (write("a", "alone.example"), write("b", "www.site.example"));
     let (now, certificates) = (SystemTime::now(), load(folder.path()).unwrap());
-    assert_eq!(serves(&certificates, None), alone, "better than nothing");
+    assert_eq!(served(&certificates, None), alone, "better than nothing");
     let wildcard = authority
         .issue(&["*.site.example"])
         .write(folder.path(), "c");
     certificates.reload(now);
-    assert_eq!(serves(&certificates, Some("alone.example")), alone);
+    assert_eq!(served(&certificates, Some("alone.example")), alone);
     for name in [Some("www.site.example"), Some("other.example"), None] {
-        assert_eq!(serves(&certificates, name), wildcard, "{name:?}");
+        assert_eq!(served(&certificates, name), wildcard, "{name:?}");
     }
     let status = certificates.status(now).remove(0);
-    assert!(status.why.contains("has ended on Jan  1"), "{status:?}");
+    assert!(status.why.contains("expired on Jan  1"), "{status:?}");
     assert_eq!(status.names, ["alone.example"]);
     // An older version that is valid is better.
     write("c", "*.site.example");
-    assert_eq!(certificates.reload(now), [Change::Refused]);
-    assert_eq!(serves(&certificates, Some("www.site.example")), wildcard);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
+    assert_eq!(served(&certificates, Some("www.site.example")), wildcard);
     let status = certificates.status(now).pop().unwrap();
     assert_eq!(status.state, CertificateState::Previous);
 }
 
 #[test]
-fn a_certificate_that_ends_makes_way_for_another_of_its_name() {
+fn an_expired_certificate_is_replaced_by_another_of_the_same_name() {
     let folder = folder("ends");
     let authority = Authority::new();
     let (now, year) = (SystemTime::now(), Duration::from_secs(365 * 24 * 3600));
@@ -166,17 +166,17 @@ fn a_certificate_that_ends_makes_way_for_another_of_its_name() {
     let long = authority.issue_until(&["*.example"], now + 9 * year);
     let long = long.write(folder.path(), "b");
     let certificates = load(folder.path()).unwrap();
-    certificates.follow_dates(now);
-    assert_eq!(serves(&certificates, Some("a.example")), short);
-    certificates.follow_dates(now + 2 * year);
-    assert_eq!(serves(&certificates, Some("a.example")), long);
+    certificates.update_for_dates(now);
+    assert_eq!(served(&certificates, Some("a.example")), short);
+    certificates.update_for_dates(now + 2 * year);
+    assert_eq!(served(&certificates, Some("a.example")), long);
     assert_eq!(
         states(&certificates, now + 2 * year),
         [CertificateState::OutOfDate, CertificateState::Good]
     );
 }
 
-/// Puts `files` where a volume of Kubernetes has them, in the place of what was there at once.
+/// Replaces the files of a folder atomically, in the layout of a Kubernetes volume.
 fn mount(folder: &Path, version: &str, files: &[(&str, String)]) {
     use std::os::unix::fs::symlink;
 
@@ -194,10 +194,10 @@ fn mount(folder: &Path, version: &str, files: &[(&str, String)]) {
 }
 
 #[test]
-fn a_secret_that_cert_manager_writes_is_served_and_its_renewal_too() {
+fn a_secret_of_cert_manager_is_served_and_reloaded() {
     let folder = folder("cert-manager");
     let authority = Authority::new();
-    // Issuers leave the authority's certificate out, empty, or put a self-signed certificate itself there.
+    // Issuers write the authority's certificate, an empty file, or a self-signed certificate.
     for (version, ca) in [
         ("2026_1", authority.pem()),
         ("2026_2", String::new()),
@@ -211,27 +211,27 @@ fn a_secret_that_cert_manager_writes_is_served_and_its_renewal_too() {
             ("ca.crt", ca),
             ("tls-combined.pem", both),
         ];
-        let seen = load(folder.path()).ok().map(|before| {
-            let paths = before.paths();
-            (before, Seen::look(paths))
+        let before = load(folder.path()).ok().map(|certificates| {
+            let paths = certificates.paths();
+            (certificates, FileStates::read(paths))
         });
         mount(folder.path(), version, &files);
         let now = SystemTime::now();
-        let certificates = match seen {
+        let certificates = match before {
             None => load(folder.path()).unwrap(),
-            Some((certificates, seen)) => {
-                assert_ne!(seen, Seen::look(certificates.paths()));
-                assert_eq!(certificates.reload(now), [Change::Taken; 2]);
+            Some((certificates, file_states)) => {
+                assert_ne!(file_states, FileStates::read(certificates.paths()));
+                assert_eq!(certificates.reload(now), [ReloadOutcome::Loaded; 2]);
                 certificates
             }
         };
         assert_eq!(states(&certificates, now), [CertificateState::Good; 2]);
-        assert_eq!(serves(&certificates, Some("a.example")), issued.der());
+        assert_eq!(served(&certificates, Some("a.example")), issued.der());
     }
 }
 
 #[test]
-fn a_certificate_without_its_key_is_named_and_that_of_an_authority_needs_none() {
+fn a_certificate_without_a_key_is_unusable_unless_it_is_an_authoritys() {
     let folder = folder("no-key");
     let (authority, now) = (Authority::new(), SystemTime::now());
     authority.issue(&["a.example"]).write(folder.path(), "a");
@@ -240,22 +240,22 @@ fn a_certificate_without_its_key_is_named_and_that_of_an_authority_needs_none() 
     assert_eq!(states(&certificates, now), [CertificateState::Good]);
     let alone = authority.issue(&["b.example"]).pem();
     std::fs::write(folder.path().join("b.crt"), alone).unwrap();
-    assert_eq!(certificates.reload(now), [Change::Refused]);
+    assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
     let status = certificates.status(now).pop().unwrap();
     assert_eq!(status.state, CertificateState::Unusable);
     assert!(status.why.contains("b.key: "), "{status:?}");
 }
 
 #[test]
-fn a_chain_whose_links_do_not_fit_is_not_taken() {
+fn a_chain_with_a_wrong_issuer_is_rejected() {
     let folder = folder("chain");
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, other) = (Authority::new(), Authority::new());
     let leaf = authority.issue(&["a.example"]);
     leaf.write_chain(folder.path(), "a", &[&authority]);
     load(folder.path()).unwrap();
-    leaf.write_chain(folder.path(), "a", &[&stranger]);
+    leaf.write_chain(folder.path(), "a", &[&other]);
     let error = load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("the chain does not hold"), "{error}");
+    assert!(error.contains("the chain is not valid"), "{error}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn head_of(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_head_split_at_any_byte_is_found() {
+async fn a_head_split_at_any_byte_is_read() {
     for cut in 1..HEAD.len() {
         let (mut client, mut client_side) = connection();
         let writer = async {
@@ -79,7 +79,7 @@ async fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
 }
 
 #[tokio::test]
-async fn a_head_without_an_end_is_refused_at_the_limit_and_not_read_further() {
+async fn a_head_without_an_end_is_rejected_at_the_limit_and_not_read_further() {
     let (mut client, mut client_side) = connection();
     client.write_all(&[b'x'; 64]).await.unwrap();
     assert_eq!(
@@ -96,7 +96,7 @@ async fn a_head_without_an_end_is_refused_at_the_limit_and_not_read_further() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_drips_is_refused_at_its_deadline_and_not_before() {
+async fn a_head_that_trickles_in_is_rejected_at_its_deadline_and_not_before() {
     let (mut client, mut client_side) = connection();
     let started = Instant::now();
     let drip = async {
@@ -111,22 +111,22 @@ async fn a_head_that_drips_is_refused_at_its_deadline_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_ends_silently_after_its_time() {
+async fn an_idle_connection_ends_without_a_response_after_the_idle_timeout() {
     let (_client, mut client_side) = connection();
     let started = Instant::now();
     assert_eq!(
         read(&mut client_side, LIMITS, pending()).await,
-        Err(HeadError::Silent)
+        Err(HeadError::NoRequest)
     );
     assert_eq!(started.elapsed(), LIMITS.idle);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_ends_when_it_is_too_late_but_a_head_under_way_is_read() {
+async fn an_idle_connection_ends_when_the_edge_drains_but_a_head_under_way_is_read() {
     let (mut client, mut client_side) = connection();
     assert_eq!(
         read(&mut client_side, LIMITS, async {}).await,
-        Err(HeadError::Silent)
+        Err(HeadError::NoRequest)
     );
     client.write_all(HEAD).await.unwrap();
     assert_eq!(
@@ -136,12 +136,12 @@ async fn an_idle_connection_ends_when_it_is_too_late_but_a_head_under_way_is_rea
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
+async fn a_disconnect_before_a_head_and_one_within_it_are_different_errors() {
     let (client, mut client_side) = connection();
     drop(client);
     assert_eq!(
         read(&mut client_side, LIMITS, pending()).await,
-        Err(HeadError::Silent)
+        Err(HeadError::NoRequest)
     );
     let (mut client, mut client_side) = connection();
     client.write_all(b"GET /").await.unwrap();
@@ -152,13 +152,13 @@ async fn a_client_that_leaves_before_or_inside_a_head_is_told_apart() {
     );
 }
 
-/// The shape of a head without a request that switches.
-fn judged(head: &str) -> Result<BodyLength, Rejection> {
-    shape(&mut head.as_bytes().to_vec(), 256).map(|shape| shape.body)
+/// The body length of a head without a request that switches.
+fn body_length(head: &str) -> Result<BodyLength, Rejection> {
+    parse_head(&mut head.as_bytes().to_vec(), 256).map(|head| head.body)
 }
 
 #[test]
-fn the_body_is_measured_where_a_length_says_it() {
+fn the_body_length_comes_from_the_framing_headers() {
     for (headers, body) in [
         ("", BodyLength::Bytes(0)),
         ("Content-Length: 12\r\n", BodyLength::Bytes(12)),
@@ -166,12 +166,12 @@ fn the_body_is_measured_where_a_length_says_it() {
         ("Transfer-Encoding: Chunked\r\n", BodyLength::Chunked),
     ] {
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
-        assert_eq!(judged(&head), Ok(body), "{headers:?}");
+        assert_eq!(body_length(&head), Ok(body), "{headers:?}");
     }
 }
 
 #[test]
-fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
+fn a_head_with_more_than_one_reading_is_rejected_with_the_status_of_its_rfc() {
     let heads: [(&str, u16); 43] = [
         ("GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: a\n\r\n", 400),
@@ -257,51 +257,51 @@ fn a_head_that_could_be_read_in_two_ways_has_the_status_that_its_rfc_names() {
         ),
     ];
     for (head, status) in heads {
-        let refused =
-            judged(head).map_err(|rejection| error::error_response(rejection).status.as_u16());
-        assert_eq!(refused, Err(status), "{head:?}");
+        let rejected =
+            body_length(head).map_err(|rejection| error::error_response(rejection).status.as_u16());
+        assert_eq!(rejected, Err(status), "{head:?}");
     }
     let many = format!(
         "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
         "A: b\r\n".repeat(256)
     );
-    assert_eq!(judged(&many), Err(Rejection::HeadTooLarge));
+    assert_eq!(body_length(&many), Err(Rejection::HeadTooLarge));
 }
 
 #[test]
-fn a_later_version_of_http_1_is_read_as_the_highest_known_one() {
+fn a_later_minor_version_of_http_1_is_read_as_http_1_1() {
     let mut head = b"GET / HTTP/1.7\r\nHost: a\r\n\r\n".to_vec();
-    shape(&mut head, 256).unwrap();
+    parse_head(&mut head, 256).unwrap();
     assert!(head.starts_with(b"GET / HTTP/1.1\r\n"));
 }
 
 #[test]
-fn an_upgrade_is_wished_only_with_both_headers_on_http_1_1() {
-    let wish = |version: &str, headers: &str| {
+fn an_upgrade_is_requested_only_by_both_headers_on_http_1_1() {
+    let upgrade = |version: &str, headers: &str| {
         let head = format!("GET /ws?a=b HTTP/{version}\r\nHost: a:80\r\n{headers}\r\n");
-        shape(&mut head.into_bytes(), 256).unwrap().upgrade
+        parse_head(&mut head.into_bytes(), 256).unwrap().upgrade
     };
-    let expected = UpgradeWish {
+    let expected = UpgradeRequest {
         host: Some("a:80".into()),
         target: "/ws?a=b".into(),
         protocols: vec!["websocket".into()],
     };
     assert_eq!(
-        wish(
+        upgrade(
             "1.1",
             "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
         ),
         Some(expected)
     );
     assert_eq!(
-        wish("1.0", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        upgrade("1.0", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
         None
     );
     assert_eq!(
-        wish("1.1", "Connection: keep-alive\r\nUpgrade: websocket\r\n"),
+        upgrade("1.1", "Connection: keep-alive\r\nUpgrade: websocket\r\n"),
         None
     );
-    assert_eq!(wish("1.1", "Connection: Upgrade\r\n"), None);
-    let several = wish("1.1", "Connection: upgrade\r\nUpgrade: h2c, websocket\r\n").unwrap();
+    assert_eq!(upgrade("1.1", "Connection: Upgrade\r\n"), None);
+    let several = upgrade("1.1", "Connection: upgrade\r\nUpgrade: h2c, websocket\r\n").unwrap();
     assert_eq!(several.protocols, ["h2c", "websocket"]);
 }

@@ -1,4 +1,4 @@
-//! Who is a backend, as the looks at the registry follow each other. Plain, time passed in.
+//! The backends of a pool's registry over successive polls. Does no I/O; time is passed in.
 
 use std::time::{Duration, Instant};
 
@@ -6,18 +6,18 @@ use super::Found;
 use crate::config::BACKENDS_MAX;
 use crate::config::BackendConfig;
 
-/// How long a node may be missing: a Redis that lost its data hears of all of them again within that time.
+/// How long a node may be missing: a Redis that lost its data gets all nodes registered again within that time.
 const MISSING_MAX: Duration = Duration::from_secs(10);
 
-/// The backends that were found.
-pub(super) struct Roster {
+/// The known nodes, as backends.
+pub(super) struct KnownNodes {
     missing_max: Duration,
-    /// In the order of their ids, each with when it was there last.
+    /// Sorted by id, each with the time at which it was last seen.
     backends: Vec<(BackendConfig, Instant)>,
 }
 
-impl Roster {
-    /// Looks come `every` so often. The backends that are `known` from before were there `now`.
+impl KnownNodes {
+    /// `every` is the poll interval. The backends that are `known` already count as seen `now`.
     pub(super) fn new(every: Duration, mut known: Found, now: Instant) -> Self {
         known.sort_by(|one, other| one.id.cmp(&other.id));
         Self {
@@ -26,11 +26,11 @@ impl Roster {
         }
     }
 
-    /// Takes note of a look. The backends from now on, if they are others than before.
+    /// Records the result of a poll. Returns the backends if they have changed.
     pub(super) fn seen(&mut self, found: Found, now: Instant) -> Option<Found> {
         let before = self.all();
         for backend in found {
-            // The later one of two with one id: its address is the newer one.
+            // Of two with one id the later one wins: its address is the newer one.
             let mut known = self.backends.iter_mut();
             if let Some(known) = known.find(|(known, _)| known.id == backend.id) {
                 *known = (backend, now);
@@ -67,70 +67,73 @@ mod tests {
         nodes.collect()
     }
 
-    fn empty(every: Duration, now: Instant) -> Roster {
-        Roster::new(every, Vec::new(), now)
+    fn empty(every: Duration, now: Instant) -> KnownNodes {
+        KnownNodes::new(every, Vec::new(), now)
     }
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_new_node_is_there_at_once_and_the_same_ones_are_no_news() {
+    fn a_new_node_is_added_at_once_and_the_same_nodes_are_no_change() {
         let start = Instant::now();
-        let mut roster = empty(SECOND, start);
-        assert_eq!(roster.seen(found(&[]), start), None);
+        let mut known_nodes = empty(SECOND, start);
+        assert_eq!(known_nodes.seen(found(&[]), start), None);
         let two = found(&[("n1", 1), ("n2", 2)]);
         assert_eq!(
-            roster.seen(found(&[("n2", 2), ("n1", 1)]), start),
+            known_nodes.seen(found(&[("n2", 2), ("n1", 1)]), start),
             Some(two.clone())
         );
-        assert_eq!(roster.seen(two, start + SECOND), None);
+        assert_eq!(known_nodes.seen(two, start + SECOND), None);
     }
 
     #[test]
-    fn what_is_known_from_before_is_no_news_and_missing_from_then_on() {
+    fn nodes_known_from_before_are_no_change_and_are_dropped_if_they_stay_missing() {
         let start = Instant::now();
         let both = found(&[("n2", 2), ("n1", 1)]);
-        let mut roster = Roster::new(SECOND, both.clone(), start);
-        assert_eq!(roster.seen(both, start), None);
-        let mut roster = Roster::new(SECOND, found(&[("n1", 1)]), start);
-        assert_eq!(roster.seen(found(&[]), start + SECOND), None);
+        let mut known_nodes = KnownNodes::new(SECOND, both.clone(), start);
+        assert_eq!(known_nodes.seen(both, start), None);
+        let mut known_nodes = KnownNodes::new(SECOND, found(&[("n1", 1)]), start);
+        assert_eq!(known_nodes.seen(found(&[]), start + SECOND), None);
         assert_eq!(
-            roster.seen(found(&[]), start + MISSING_MAX),
+            known_nodes.seen(found(&[]), start + MISSING_MAX),
             Some(found(&[]))
         );
     }
 
     #[test]
-    fn one_that_is_missing_is_dropped_after_a_while() {
+    fn a_missing_node_is_dropped_after_a_while() {
         let start = Instant::now();
-        let mut roster = empty(SECOND, start);
-        roster.seen(found(&[("n1", 1), ("n2", 2)]), start);
+        let mut known_nodes = empty(SECOND, start);
+        known_nodes.seen(found(&[("n1", 1), ("n2", 2)]), start);
         let almost = start + MISSING_MAX - Duration::from_millis(1);
-        assert_eq!(roster.seen(found(&[("n1", 1)]), almost), None);
-        let after = roster.seen(found(&[("n1", 1)]), start + MISSING_MAX);
+        assert_eq!(known_nodes.seen(found(&[("n1", 1)]), almost), None);
+        let after = known_nodes.seen(found(&[("n1", 1)]), start + MISSING_MAX);
         assert_eq!(after, Some(found(&[("n1", 1)])));
     }
 
     #[test]
-    fn one_that_comes_back_in_time_was_never_gone() {
+    fn a_node_that_returns_in_time_is_not_dropped() {
         let start = Instant::now();
-        let mut roster = empty(5 * SECOND, start);
-        roster.seen(found(&[("n1", 1)]), start);
-        assert_eq!(roster.seen(found(&[]), start + 10 * SECOND), None);
-        assert_eq!(roster.seen(found(&[("n1", 1)]), start + 14 * SECOND), None);
-        assert_eq!(roster.seen(found(&[]), start + 28 * SECOND), None);
+        let mut known_nodes = empty(5 * SECOND, start);
+        known_nodes.seen(found(&[("n1", 1)]), start);
+        assert_eq!(known_nodes.seen(found(&[]), start + 10 * SECOND), None);
         assert_eq!(
-            roster.seen(found(&[]), start + 29 * SECOND),
+            known_nodes.seen(found(&[("n1", 1)]), start + 14 * SECOND),
+            None
+        );
+        assert_eq!(known_nodes.seen(found(&[]), start + 28 * SECOND), None);
+        assert_eq!(
+            known_nodes.seen(found(&[]), start + 29 * SECOND),
             Some(found(&[]))
         );
     }
 
     #[test]
-    fn one_that_is_started_elsewhere_is_reached_there() {
+    fn a_node_that_moved_has_its_new_address() {
         let start = Instant::now();
-        let mut roster = empty(SECOND, start);
-        roster.seen(found(&[("n1", 1)]), start);
+        let mut known_nodes = empty(SECOND, start);
+        known_nodes.seen(found(&[("n1", 1)]), start);
         let both = found(&[("n1", 1), ("n1", 7)]);
-        assert_eq!(roster.seen(both, start), Some(found(&[("n1", 7)])));
+        assert_eq!(known_nodes.seen(both, start), Some(found(&[("n1", 7)])));
     }
 }

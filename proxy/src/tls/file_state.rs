@@ -1,4 +1,4 @@
-//! What files look like from outside: whether it is worth to read them again.
+//! Detects changed files by their metadata, without reading them.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -6,35 +6,35 @@ use std::time::SystemTime;
 
 use causeway_conf::file_metadata;
 
-/// What some files were at one moment: where they lie on the disk (a file that is put in another's place may have its time),
-/// their lengths and times.
+/// The metadata of some files at one moment: inode, length and modification time. The inode detects a file that was replaced by
+/// one with the same length and time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen(Vec<(PathBuf, Option<Look>)>);
+pub(super) struct FileStates(Vec<(PathBuf, Option<FileState>)>);
 
 #[derive(Debug, PartialEq, Eq)]
-struct Look {
+struct FileState {
     device: u64,
     inode: u64,
     length: u64,
     modified: SystemTime,
 }
 
-impl Seen {
-    /// Looks at `paths`. A file that is not there is a look too.
-    pub(super) fn look(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let look = |path: PathBuf| {
+impl FileStates {
+    /// Reads the metadata of `paths`. A missing file counts as a state too.
+    pub(super) fn read(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let read = |path: PathBuf| {
             let file = file_metadata(&path).ok();
-            let seen = file.and_then(|file| {
-                Some(Look {
+            let state = file.and_then(|file| {
+                Some(FileState {
                     device: file.dev(),
                     inode: file.ino(),
                     length: file.len(),
                     modified: file.modified().ok()?,
                 })
             });
-            (path, seen)
+            (path, state)
         };
-        Self(paths.into_iter().map(look).collect())
+        Self(paths.into_iter().map(read).collect())
     }
 }
 
@@ -44,24 +44,24 @@ mod tests {
     use crate::tls::testing::folder;
 
     #[test]
-    fn a_file_that_changes_comes_or_goes_looks_different() {
-        let folder = folder("seen");
+    fn a_changed_created_or_removed_file_has_another_state() {
+        let folder = folder("file-state");
         let path = folder.path().join("file");
-        let look = || Seen::look([path.clone()]);
-        let absent = look();
+        let state = || FileStates::read([path.clone()]);
+        let absent = state();
         std::fs::write(&path, "one").unwrap();
-        let first = look();
+        let first = state();
         assert_ne!(absent, first);
-        assert_eq!(first, look());
+        assert_eq!(first, state());
         std::fs::write(&path, "another").unwrap();
-        assert_ne!(first, look());
+        assert_ne!(first, state());
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(absent, look());
+        assert_eq!(absent, state());
     }
 
     #[test]
-    fn a_file_in_the_place_of_another_looks_different_even_with_its_length_and_time() {
-        let folder = folder("seen-place");
+    fn a_replaced_file_has_another_state_even_with_the_same_length_and_time() {
+        let folder = folder("file-state-replaced");
         let (path, other) = (folder.path().join("file"), folder.path().join("other"));
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         for (path, content) in [(&path, "one"), (&other, "two")] {
@@ -69,9 +69,9 @@ mod tests {
             let file = std::fs::File::options().append(true).open(path).unwrap();
             file.set_modified(time).unwrap();
         }
-        let look = || Seen::look([path.clone()]);
-        let before = look();
+        let state = || FileStates::read([path.clone()]);
+        let before = state();
         std::fs::rename(&other, &path).unwrap();
-        assert_ne!(before, look());
+        assert_ne!(before, state());
     }
 }

@@ -1,7 +1,7 @@
-//! A socket that is listened to by one task, which it remembers.
+//! Skips reads of a socket that is not readable.
 //!
-//! A tunnel is woken for one of its two sockets and does not know for which. Asking the other one costs the runtime two locks and
-//! the task's budget, for nothing: it has the task's waker already. So it is asked only if something may have come.
+//! A tunnel is woken for one of its two sockets and does not know which. Polling the other one costs two locks of the runtime
+//! and some of the task's budget, for nothing: it has the task's waker already. So it is polled only if it may be readable.
 
 use std::io;
 use std::pin::Pin;
@@ -10,44 +10,47 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
-/// What can be told of a stream without a system call.
-pub(crate) trait Readiness {
-    /// Whether reading is worth a try. `false` only if it would wait, and goes on waiting with the waker that it has.
-    fn may_have_come(&self) -> bool;
+/// The read readiness of a stream, without a system call.
+pub(crate) trait ReadReadiness {
+    /// `false` only if a read would be pending, and the waker of the last read is still registered.
+    fn may_be_readable(&self) -> bool;
 }
 
-/// A stream, and who waits for it.
-pub(super) struct Ear<S> {
+/// A stream that remembers which task waits to read from it.
+pub(super) struct ReadinessTracked<S> {
     stream: S,
-    /// The task whose waker the stream has for reading, as [`task_of`] knows it; 0: nobody's for certain.
-    waits: usize,
+    /// The task whose waker is registered for reading, as returned by [`task_of`]; 0 if unknown.
+    waiting_task: usize,
 }
 
-impl<S> Ear<S> {
+impl<S> ReadinessTracked<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, waits: 0 }
+        Self {
+            stream,
+            waiting_task: 0,
+        }
     }
 }
 
-/// What tells tasks apart: a waker that is held somewhere keeps its task's place in memory from being another's.
+/// Identifies a task by the address of its waker's data: a registered waker keeps that memory from being reused.
 pub(super) fn task_of(cx: &Context<'_>) -> usize {
     cx.waker().data().addr()
 }
 
-impl<S: AsyncRead + Readiness + Unpin> AsyncRead for Ear<S> {
+impl<S: AsyncRead + ReadReadiness + Unpin> AsyncRead for ReadinessTracked<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let task = task_of(cx);
-        if self.waits == task && task != 0 && !self.stream.may_have_come() {
+        if self.waiting_task == task && task != 0 && !self.stream.may_be_readable() {
             return Poll::Pending;
         }
-        // A task that has used up its budget is woken at once, and the stream has not been asked.
-        let is_asked = coop::has_budget_remaining();
+        // A task without budget left is woken at once, and the stream has registered no waker.
+        let has_budget = coop::has_budget_remaining();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.waits = if read.is_pending() && is_asked {
+        self.waiting_task = if read.is_pending() && has_budget {
             task
         } else {
             0
@@ -56,7 +59,7 @@ impl<S: AsyncRead + Readiness + Unpin> AsyncRead for Ear<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Ear<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadinessTracked<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -93,24 +96,24 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
-    /// Counts how often it is woken.
+    /// Counts wake-ups.
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Woken {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    async fn pair() -> (Ear<Socket>, TcpStream) {
+    async fn pair() -> (ReadinessTracked<Socket>, TcpStream) {
         let (near, far) = Socket::pair().await;
-        (Ear::new(near), far)
+        (ReadinessTracked::new(near), far)
     }
 
     #[tokio::test]
-    async fn a_task_whose_budget_was_used_up_is_woken_by_what_comes_later() {
-        let (mut ear, far) = pair().await;
+    async fn a_task_that_used_up_its_budget_is_woken_by_later_data() {
+        let (mut tracked, far) = pair().await;
         far.writable().await.unwrap();
         let mut turn = 0;
         let read = poll_fn(move |cx| {
@@ -120,36 +123,39 @@ mod tests {
             }
             let mut piece = [0; 16];
             let mut buffer = ReadBuf::new(&mut piece);
-            let read = Pin::new(&mut ear).poll_read(cx, &mut buffer);
+            let read = Pin::new(&mut tracked).poll_read(cx, &mut buffer);
             if turn == 2 {
-                assert!(read.is_pending(), "nothing has come");
+                assert!(read.is_pending(), "no data has arrived");
                 far.try_write(b"!").unwrap();
             }
             read.map(|_| buffer.filled().to_vec())
         });
-        // A task of its own, which the deadline does not wake.
+        // In a separate task, which the deadline does not wake.
         let mut tasks = JoinSet::new();
         tasks.spawn(read);
         let read = timeout(DEADLINE, tasks.join_next()).await;
         assert_eq!(read.unwrap().unwrap().unwrap(), b"!");
     }
 
-    /// Whoever asked last is woken, whether the task is the one that asked before or another.
+    /// The task that polled last is woken, whether or not another task polled before.
     #[tokio::test]
-    async fn each_task_that_waits_is_woken() {
-        let (mut ear, mut far) = pair().await;
-        let tasks = [Arc::new(Woken::default()), Arc::new(Woken::default())];
-        let mut read = |task: &Arc<Woken>| {
+    async fn the_task_that_polled_last_is_woken() {
+        let (mut tracked, mut far) = pair().await;
+        let tasks = [
+            Arc::new(WakeCounter::default()),
+            Arc::new(WakeCounter::default()),
+        ];
+        let mut read = |task: &Arc<WakeCounter>| {
             let waker = Waker::from(Arc::clone(task));
             let (mut cx, mut piece) = (Context::from_waker(&waker), [0; 16]);
             let mut buffer = ReadBuf::new(&mut piece);
-            let read = Pin::new(&mut ear).poll_read(&mut cx, &mut buffer);
+            let read = Pin::new(&mut tracked).poll_read(&mut cx, &mut buffer);
             read.map(|_| buffer.filled().to_vec())
         };
-        for (turn, asking) in [&[0][..], &[0, 0], &[0, 1], &[1, 0, 0]].iter().enumerate() {
-            let last = &tasks[*asking.last().unwrap()];
+        for (turn, polling) in [&[0][..], &[0, 0], &[0, 1], &[1, 0, 0]].iter().enumerate() {
+            let last = &tasks[*polling.last().unwrap()];
             let before = last.0.load(Ordering::SeqCst);
-            for task in *asking {
+            for task in *polling {
                 assert!(read(&tasks[*task]).is_pending(), "turn {turn}");
             }
             far.write_all(b"!").await.unwrap();
