@@ -33,6 +33,9 @@ pub(crate) enum Rejection {
     /// The body has a transfer coding other than chunked.
     #[error("the transfer coding is not supported")]
     CodingNotSupported,
+    /// `Expect` has something besides `100-continue` in it.
+    #[error("the expectation is not known here")]
+    ExpectationFailed,
     /// The request line has an unsupported version of HTTP.
     #[error("the version of HTTP is not supported")]
     VersionNotSupported,
@@ -70,6 +73,7 @@ impl Rejection {
             Self::TargetTooLong => "target_size",
             Self::MethodNotAllowed => "method",
             Self::CodingNotSupported => "coding",
+            Self::ExpectationFailed => "expectation",
             Self::VersionNotSupported => "version",
             Self::NoRoute { .. } => "no_route",
             Self::UseHttps(_) => "use_https",
@@ -121,7 +125,11 @@ pub(crate) fn error_response(rejection: Rejection) -> ErrorResponse {
             StatusCode::NOT_IMPLEMENTED,
             "transfer coding not implemented\n".into(),
         ),
-        Rejection::VersionNotSupported => (
+        Rejection::ExpectationFailed => (
+            StatusCode::EXPECTATION_FAILED,
+            "expectation not supported\n".into(),
+        ),
+        Refusal::VersionNotSupported => (
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "version of HTTP not supported\n".into(),
         ),
@@ -173,7 +181,8 @@ mod tests {
             (Rejection::TargetTooLong, 414, false),
             (Rejection::MethodNotAllowed, 405, false),
             (Rejection::CodingNotSupported, 501, false),
-            (Rejection::VersionNotSupported, 505, false),
+            (Rejection::ExpectationFailed, 417, false),
+            (Refusal::VersionNotSupported, 505, false),
             (Rejection::BackendFailed("it broke"), 502, false),
             (Rejection::BodyTimeout("it is slow"), 408, false),
             (Rejection::NoBackend, 503, true),

@@ -131,7 +131,7 @@ impl ProxyState {
     /// # Errors
     ///
     /// [`Rejection::NoRoute`]; [`Rejection::Malformed`] without the host that RFC 9112, 3.2 and RFC 9113, 8.3.1 require, or for what
-    /// HTTP/2 can frame but forbids; [`Rejection::Limited`].
+    /// HTTP/2 can frame but forbids; [`Rejection::ExpectationFailed`], or [`Rejection::Limited`].
     pub(crate) fn admit(
         &self,
         request: &mut impl Request,

@@ -160,10 +160,6 @@ impl Engine {
         } = incoming;
         let (peer, scheme) = client.origin();
         let closes = head.ends_connection();
-        let expects = head.expects_continue() && !client.body_is_over();
-        if !expects {
-            head.remove("expect");
-        }
         let protocol = upgrade.as_ref().map(|upgrade| &*upgrade.protocol);
         let admitted = match check_upgrade(&head, body, protocol) {
             Ok(()) => self.proxy.admit(&mut head, protocol, peer, scheme),
@@ -175,6 +171,10 @@ impl Engine {
                 return self.reject(client, &head, peer, rejection, closes).await;
             }
         };
+        let expects = head.expects_continue() && !client.body_is_over();
+        if !expects {
+            head.remove("expect");
+        }
         let upload = match &upgrade {
             Some(_) => Upload::without_body(),
             None => Upload::new(

@@ -6,15 +6,16 @@
 use http::{HeaderValue, Version};
 
 use crate::http::fields::Request;
+use crate::http::fields::text;
 use crate::http::target::Target;
 use crate::http::target::host_alone;
 use crate::request::error::Rejection;
 
-/// Checks the target, the host, and header values that RFC 9113 calls malformed but the HTTP/2 library accepts.
+/// Checks the target, the host, the expectation, and header values that RFC 9113 calls malformed but the HTTP/2 library accepts.
 ///
 /// # Errors
 ///
-/// [`Rejection::Malformed`].
+/// [`Rejection::Malformed`], or [`Rejection::ExpectationFailed`].
 pub(super) fn check(request: &impl Request) -> Result<(), Rejection> {
     let malformed = |why| Err(Rejection::Malformed(why));
     let target = std::str::from_utf8(request.target()).unwrap_or_default();
@@ -32,12 +33,30 @@ pub(super) fn check(request: &impl Request) -> Result<(), Rejection> {
     if request.version() == Version::HTTP_2 && request.has_padding() {
         return malformed("a header begins or ends with a space");
     }
+    if request.version() != Version::HTTP_10 && expects_unknown(request) {
+        return Err(Rejection::ExpectationFailed);
+    }
     Ok(())
 }
 
+/// Whether `Expect` holds anything but `100-continue`, for which RFC 9110, 10.1.1 has status 417. The RFC would pass it on too, but
+/// a backend that takes `y 100-continue` for a 100-continue, and responds before the body, enables request smuggling.
+fn expects_unknown(request: &impl Request) -> bool {
+    let is_known = |element: &str| {
+        let element = element.trim();
+        element.is_empty() || element.eq_ignore_ascii_case("100-continue")
+    };
+    let mut values = request.values("expect");
+    values.any(|value| text(value).is_none_or(|list| !list.split(',').all(is_known)))
+}
+
 /// Rewrites a target in absolute form to the origin form, with the host from it (RFC 9112, 3.2). A request of HTTP/1.0 without a
-/// host gets an empty `Host` header, which HTTP/1.1 requires.
+/// host gets an empty `Host` header, which HTTP/1.1 requires. Its expectation
+/// is ignored (RFC 9110, 10.1.1): over HTTP/1.1 the backend would act on it.
 pub(super) fn for_server(request: &mut impl Request) {
+    if request.version() == Version::HTTP_10 {
+        request.remove("expect");
+    }
     if request.version() != Version::HTTP_2 && request.authority().is_none() && !request.has("host")
     {
         request.append("Host", HeaderValue::from_static(""));
@@ -125,6 +144,33 @@ mod tests {
                 check(&request).is_ok(),
                 right,
                 "{method} {target} {headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_100_continue_is_accepted_and_over_http_10_expect_is_ignored() {
+        let cases: [(Version, &[u8], bool); 9] = [
+            (Version::HTTP_11, b"100-continue", true),
+            (Version::HTTP_2, b"100-Continue", true),
+            (Version::HTTP_11, b"100-continue, 100-continue", true),
+            (Version::HTTP_11, b"", true),
+            (Version::HTTP_11, b"unknown", false),
+            (Version::HTTP_2, b"100-continue, token=param", false),
+            (Version::HTTP_11, b"y 100-continue", false),
+            (Version::HTTP_11, b"100-continue\xff", false),
+            (Version::HTTP_10, b"unknown", true),
+        ];
+        for (version, expect, right) in cases {
+            let headers: &[Field] = &[("host", b"a"), ("expect", expect)];
+            let mut request = request(version, "POST", "/", headers);
+            let checked = check(&request);
+            let rejected = checked == Err(Rejection::ExpectationFailed);
+            assert!(checked.is_ok() == right && rejected != right, "{expect:?}");
+            for_server(&mut request);
+            assert_eq!(
+                request.headers.contains_key("expect"),
+                version != Version::HTTP_10
             );
         }
     }
