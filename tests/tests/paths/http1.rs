@@ -92,8 +92,13 @@ pub(crate) async fn play(
     };
     if got.head.as_ref().is_some_and(|head| head.status == 101) {
         let upgrade = request.upgrade.clone().unwrap_or_default();
-        sender.write(&upgrade.then).await.ok();
-        receiver.tunnel(&mut got, case.client.tunnel.len()).await;
+        // At the same time: what comes back while it is sent may be more than the sockets hold.
+        tokio::join!(
+            sender.write(&upgrade.then),
+            receiver.tunnel(&mut got, case.client.tunnel.len())
+        )
+        .0
+        .ok();
         sender.writer.shutdown().await.ok();
         receiver.tunnel(&mut got, usize::MAX).await;
         return Ok(got);

@@ -4,6 +4,8 @@
 mod failures;
 #[path = "rows/headers.rs"]
 mod headers;
+#[path = "rows/nginx.rs"]
+mod nginx;
 #[path = "rows/requests.rs"]
 mod requests;
 #[path = "rows/responses.rs"]
@@ -19,5 +21,6 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(responses::rows());
     all.extend(failures::rows());
     all.extend(upgrades::rows());
+    all.extend(nginx::rows());
     all
 }
