@@ -18,11 +18,13 @@ const ALWAYS_HERE: [&str; 6] = [
 ];
 
 /// One of each family of work, and all that differ by more than a number.
-const SCENARIOS: [&str; 12] = [
+const SCENARIOS: [&str; 14] = [
     "edge-idle",
     "edge-connect",
     "edge-echo-tls",
     "edge-http",
+    "edge-post",
+    "edge-post-in-two",
     "node-sockjs",
     "node-channel",
     "node-polling",

@@ -35,6 +35,8 @@ pub(crate) struct Dialect {
     path: String,
     /// What goes with a request, if anything.
     cookie: Option<String>,
+    /// Whether a request is a POST with the payload as its body.
+    posts: bool,
     /// How the backend of an application publishes; without it clients do.
     api: Option<Api>,
 }
@@ -118,11 +120,20 @@ impl Dialect {
         }
     }
 
+    /// The same clients, which POST their payload.
+    pub(crate) fn http_post(path: &str, cookie: Option<&str>) -> Self {
+        Self {
+            posts: true,
+            ..Self::http(path, cookie)
+        }
+    }
+
     fn new(protocol: Protocol, path: &str) -> Self {
         Self {
             protocol,
             path: path.to_owned(),
             cookie: None,
+            posts: false,
             api: None,
         }
     }
@@ -192,7 +203,7 @@ impl Dialect {
         }
     }
 
-    /// The bytes by which a client sends `payload`; a request carries none.
+    /// The bytes by which a client sends `payload`: a POST ends with it, a GET has no body.
     pub(crate) fn message(&self, host: SocketAddr, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(payload.len() + 32);
         let mut frame = |parts: &[&[u8]]| {
@@ -206,8 +217,17 @@ impl Dialect {
                 let cookie = self.cookie.as_ref();
                 let cookie = cookie.map(|cookie| format!("Cookie: {cookie}\r\n"));
                 let cookie = cookie.unwrap_or_default();
-                let request = format!("GET {} HTTP/1.1\r\nHost: {host}\r\n{cookie}\r\n", self.path);
-                out.extend_from_slice(request.as_bytes());
+                let (method, length, body) = if self.posts {
+                    let length = format!("Content-Length: {}\r\n", payload.len());
+                    ("POST", length, payload)
+                } else {
+                    ("GET", String::new(), &[][..])
+                };
+                let path = &self.path;
+                let head =
+                    format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{cookie}{length}\r\n");
+                out.extend_from_slice(head.as_bytes());
+                out.extend_from_slice(body);
             }
         }
         out

@@ -27,6 +27,7 @@ pub(crate) use self::connection::Driver;
 pub(crate) use self::latency::Latency;
 pub(crate) use self::plan::Plan;
 pub(crate) use self::publish::{Published, Publishing};
+pub(crate) use self::volley::Segments;
 
 use self::poster::Poster;
 use crate::bench::certificate;
@@ -209,18 +210,25 @@ impl Load {
         Ok(())
     }
 
-    /// Sends `bytes` on one connection, unless it is lost.
+    /// Sends `bytes`, with which a question begins, on one connection, unless it is lost.
     fn send(&mut self, index: usize, bytes: &[u8]) {
+        if let Some(Some(connection)) = self.connections.get_mut(index) {
+            connection.sent_at = Some(Instant::now());
+        }
+        self.send_rest(index, bytes);
+    }
+
+    /// Sends `bytes`, with which a question goes on, on one connection, unless it is lost.
+    fn send_rest(&mut self, index: usize, bytes: &[u8]) {
         let Some(slot) = self.connections.get_mut(index) else {
             return;
         };
-        if let Some(connection) = slot {
-            connection.sent_at = Some(Instant::now());
-            if let Err(error) = connection.send(bytes) {
-                *slot = None;
-                self.lost.count += 1;
-                self.lost.last = Some(error);
-            }
+        if let Some(connection) = slot
+            && let Err(error) = connection.send(bytes)
+        {
+            *slot = None;
+            self.lost.count += 1;
+            self.lost.last = Some(error);
         }
     }
 }

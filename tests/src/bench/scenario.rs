@@ -74,6 +74,8 @@ pub(crate) static ALL: &[&dyn Scenario] = &[
     &edge::ECHO,
     &edge::ECHO_TLS,
     &edge::HTTP,
+    &edge::POST,
+    &edge::POST_IN_TWO,
     &idle::ECHO,
     &idle::SOCKJS,
     &idle::CHANNEL,

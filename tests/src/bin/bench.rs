@@ -9,6 +9,8 @@ use clap::Parser;
 use tokio::runtime::Runtime;
 
 /// Measures the edge and the node beside nginx, HAProxy and other relays.
+///
+/// Where `CAUSEWAY_OTHER_PROXY` names another build of causeway-proxy, the scenarios of edges measure that too, as `other-proxy`.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {

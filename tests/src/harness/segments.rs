@@ -43,10 +43,14 @@ impl Ends {
 
     /// Waits until the program at the far end has read all that was sent. False if it does not read on, or is gone.
     pub async fn drained(self) -> bool {
+        let Ok(kernel) = SocketQueues::open() else {
+            return false;
+        };
         let end = Instant::now() + UNWANTED;
         loop {
-            let unsent = queues(self.near, self.far).map_or(0, |queues| queues.unsent);
-            match queues(self.far, self.near) {
+            let unsent = kernel.of(self.near, self.far);
+            let unsent = unsent.map_or(0, |queues| queues.unsent);
+            match kernel.of(self.far, self.near) {
                 Ok(Queues { unread: 0, .. }) if unsent == 0 => return true,
                 Err(_) => return false,
                 Ok(_) if end < Instant::now() => return false,
@@ -56,7 +60,11 @@ impl Ends {
     }
 }
 
-/// What a socket holds, in bytes.
+/// The receive and send queues of this machine's sockets, as the kernel counts them.
+#[derive(Debug)]
+pub struct SocketQueues(Socket);
+
+/// What one socket holds, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Queues {
     unread: u32,
@@ -78,31 +86,51 @@ const REQUEST_BYTES: usize = 56;
 const STATE_AT: usize = HEADER_BYTES + 1;
 const UNREAD_AT: usize = HEADER_BYTES + 4 + 48 + 4;
 
-/// The queues of the socket at `local` that is connected to `remote`.
-fn queues(local: SocketAddr, remote: SocketAddr) -> Result<Queues> {
-    let kernel = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::RAW,
-        Some(Protocol::from(NETLINK_SOCK_DIAG)),
-    )?;
-    kernel.set_read_timeout(Some(Duration::from_secs(1)))?;
-    (&kernel).write_all(&question(local, remote)?)?;
-    let mut answer = [0; 512];
-    let length = (&kernel).read(&mut answer)?;
-    let number = |at: usize| {
-        let bytes = answer[..length].get(at..at + 4)?;
-        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-    };
-    let answer_kind = answer[..length].get(4..6);
-    let is_open = answer_kind == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
-        && answer[..length].get(STATE_AT) != Some(&TIME_WAIT);
-    if !is_open {
-        bail!("there is no connection of {local} to {remote}");
+impl SocketQueues {
+    /// Opens a socket to the kernel's socket diagnostics.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has none.
+    pub fn open() -> Result<Self> {
+        let kernel = Socket::new(
+            Domain::from(libc::AF_NETLINK),
+            Type::RAW,
+            Some(Protocol::from(NETLINK_SOCK_DIAG)),
+        )?;
+        kernel.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Self(kernel))
     }
-    Ok(Queues {
-        unread: number(UNREAD_AT).context("a short answer of the kernel")?,
-        unsent: number(UNREAD_AT + 4).context("a short answer of the kernel")?,
-    })
+
+    /// How many bytes the socket at the far end has received that its program has not read.
+    ///
+    /// # Errors
+    ///
+    /// The far end is closed.
+    pub fn unread(&self, ends: Ends) -> Result<u32> {
+        Ok(self.of(ends.far, ends.near)?.unread)
+    }
+
+    /// The queues of the socket at `local` that is connected to `remote`.
+    fn of(&self, local: SocketAddr, remote: SocketAddr) -> Result<Queues> {
+        (&self.0).write_all(&question(local, remote)?)?;
+        let mut answer = [0; 512];
+        let length = (&self.0).read(&mut answer)?;
+        let answer = &answer[..length];
+        let number = |at: usize| {
+            let bytes = answer.get(at..at + 4)?;
+            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+        };
+        let is_open = answer.get(4..6) == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
+            && answer.get(STATE_AT) != Some(&TIME_WAIT);
+        if !is_open {
+            bail!("there is no connection of {local} to {remote}");
+        }
+        Ok(Queues {
+            unread: number(UNREAD_AT).context("a short answer of the kernel")?,
+            unsent: number(UNREAD_AT + 4).context("a short answer of the kernel")?,
+        })
+    }
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2` for one TCP socket.

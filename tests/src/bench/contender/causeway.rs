@@ -1,6 +1,11 @@
 //! Our two programs, and both together.
 
-use anyhow::Result;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::process::Command;
@@ -14,8 +19,16 @@ use crate::harness::process::Process;
 use crate::harness::settings::Settings;
 use crate::harness::{edge, node, programs};
 
+/// Names another build of the edge, to be measured beside this one.
+const OTHER_BUILD: &str = "CAUSEWAY_OTHER_PROXY";
+
+const EDGE_SETTINGS: &str =
+    "threads as given, affinity cookie, health check, X-Forwarded-*, no access log";
+
 /// The edge.
 pub(crate) struct Edge;
+/// Another build of the edge with the same settings: an earlier commit, or other compiler options.
+pub(crate) struct OtherEdge;
 /// A node, with clients that publish on an endpoint in relay mode.
 pub(crate) struct Node;
 /// A node, with clients of its channel endpoint, published to by its server API.
@@ -30,7 +43,7 @@ impl Contender for Edge {
     }
 
     fn settings(&self) -> &'static str {
-        "threads as given, affinity cookie, health check, X-Forwarded-*, no access log"
+        EDGE_SETTINGS
     }
 
     fn version(&self) -> Result<String> {
@@ -38,22 +51,26 @@ impl Contender for Edge {
     }
 
     async fn start(&self, place: &Place<'_>) -> Result<Running> {
-        let tls_address = free_address()?;
-        let tls = json!({ "folder": place.tls()?.folder });
-        let listeners = json!([
-            { "address": "127.0.0.1:0" },
-            { "address": tls_address.to_string(), "tls": tls },
-        ]);
-        let settings = edge::settings(&[("n1", place.backend()?)])
-            .with("listeners", listeners)
-            .with("threads", json!(place.threads))
-            .with("log.access", json!("off"));
-        let mut process = spawn("causeway-proxy", &settings, place)?;
-        let address = process.listening("edge").await?;
-        accepting(&mut process, tls_address).await?;
-        Ok(Running::new(process, address)
-            .with_tls(tls_address)
-            .speaking(Dialect::websocket("/")))
+        start_edge(&programs::ours("causeway-proxy")?, place).await
+    }
+}
+
+#[async_trait(?Send)]
+impl Contender for OtherEdge {
+    fn name(&self) -> &'static str {
+        "other-proxy"
+    }
+
+    fn settings(&self) -> &'static str {
+        EDGE_SETTINGS
+    }
+
+    fn version(&self) -> Result<String> {
+        version_line(&other_build()?, "--version")
+    }
+
+    async fn start(&self, place: &Place<'_>) -> Result<Running> {
+        start_edge(&other_build()?, place).await
     }
 }
 
@@ -123,6 +140,31 @@ impl Contender for Both {
     }
 }
 
+fn other_build() -> Result<PathBuf> {
+    let program = env::var_os(OTHER_BUILD);
+    let program = program.with_context(|| format!("{OTHER_BUILD} names no build of the edge"))?;
+    Ok(program.into())
+}
+
+async fn start_edge(program: &Path, place: &Place<'_>) -> Result<Running> {
+    let tls_address = free_address()?;
+    let tls = json!({ "folder": place.tls()?.folder });
+    let listeners = json!([
+        { "address": "127.0.0.1:0" },
+        { "address": tls_address.to_string(), "tls": tls },
+    ]);
+    let settings = edge::settings(&[("n1", place.backend()?)])
+        .with("listeners", listeners)
+        .with("threads", json!(place.threads))
+        .with("log.access", json!("off"));
+    let mut process = spawn(program, "causeway-proxy", &settings, place)?;
+    let address = process.listening("edge").await?;
+    accepting(&mut process, tls_address).await?;
+    Ok(Running::new(process, address)
+        .with_tls(tls_address)
+        .speaking(Dialect::websocket("/")))
+}
+
 /// How clients of a node's channel endpoint speak.
 pub(crate) fn channels() -> Dialect {
     Dialect::centrifugo("/connection/websocket", "/api/publish", centrifugo::KEY)
@@ -167,16 +209,17 @@ async fn start_node(place: &Place<'_>) -> Result<Running> {
             "endpoints",
             json!([relay, echo, sockjs, polling, abandoned, channels]),
         );
-    let mut process = spawn("causeway-node", &settings, place)?;
+    let program = programs::ours("causeway-node")?;
+    let mut process = spawn(&program, "causeway-node", &settings, place)?;
     let address = process.listening("node").await?;
     let admin = process.listening("admin").await?;
     Ok(Running::new(process, address).with_admin(admin))
 }
 
-fn spawn(program: &str, settings: &Settings, place: &Place<'_>) -> Result<Process> {
-    let file = place.directory.join(format!("{program}.yaml"));
+fn spawn(program: &Path, name: &str, settings: &Settings, place: &Place<'_>) -> Result<Process> {
+    let file = place.directory.join(format!("{name}.yaml"));
     std::fs::write(&file, settings.text())?;
-    let mut command = Command::new(programs::ours(program)?);
+    let mut command = Command::new(program);
     command.arg("--config").arg(&file);
-    Process::spawn(program, command, place.directory)
+    Process::spawn(name, command, place.directory)
 }

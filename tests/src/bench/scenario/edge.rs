@@ -18,7 +18,7 @@ use crate::bench::contender::pingora::Pingora;
 use crate::bench::contender::traefik::Traefik;
 use crate::bench::contender::{Contender, Contenders, Place, Running};
 use crate::bench::dialect::Dialect;
-use crate::bench::load::{Latency, Load, Plan};
+use crate::bench::load::{Latency, Load, Plan, Segments};
 use crate::bench::report::Figure;
 use crate::bench::scenario::measuring::Work;
 use crate::bench::scenario::{SMALL_BYTES, Scenario, Stage, explained, idle};
@@ -28,6 +28,7 @@ use crate::harness::wait;
 
 static EDGES: Contenders = &[
     &causeway::Edge,
+    &causeway::OtherEdge,
     &Haproxy,
     &Nginx,
     &Pingora,
@@ -38,6 +39,8 @@ static EDGES: Contenders = &[
 
 const IDLE_CLIENTS: usize = 4_000;
 const BUSY_CLIENTS: usize = 64;
+/// The body of a request that has one.
+const POST_BYTES: usize = 1_024;
 
 /// One kind of work for edges.
 pub(super) struct EdgeWork {
@@ -59,6 +62,8 @@ enum Kind {
     Echo,
     /// They ask without a pause.
     Http,
+    /// They send POST requests without a pause.
+    Post(Segments),
 }
 
 /// What clients connect over.
@@ -116,6 +121,22 @@ pub(super) static HTTP: EdgeWork = EdgeWork {
     wire: Wire::Plain,
 };
 
+pub(super) static POST: EdgeWork = EdgeWork {
+    name: "edge-post",
+    title: "edge: POST of 1 KiB with its head",
+    peer: "pingora",
+    kind: Kind::Post(Segments::One),
+    wire: Wire::Plain,
+};
+
+pub(super) static POST_IN_TWO: EdgeWork = EdgeWork {
+    name: "edge-post-in-two",
+    title: "edge: POST of 1 KiB in a second segment",
+    peer: "pingora",
+    kind: Kind::Post(Segments::Two),
+    wire: Wire::Plain,
+};
+
 #[async_trait(?Send)]
 impl Scenario for EdgeWork {
     fn name(&self) -> &'static str {
@@ -149,6 +170,15 @@ impl Scenario for EdgeWork {
             Kind::Http => {
                 format!("{busy} keep-alive connections ask without a pause for {seconds} s")
             }
+            Kind::Post(segments) => {
+                let body = match segments {
+                    Segments::One => "in the same segment as the head",
+                    Segments::Two => "in a second segment, once the head has been read",
+                };
+                format!(
+                    "{busy} keep-alive connections POST {POST_BYTES} B, {body}, without a pause for {seconds} s"
+                )
+            }
         }
     }
 
@@ -165,7 +195,7 @@ impl Scenario for EdgeWork {
             Kind::Idle => &["fresh"],
             Kind::Connect => &["CPU of a tunnel"],
             Kind::Echo => &["CPU of a round trip"],
-            Kind::Http => &["CPU of a request"],
+            Kind::Http | Kind::Post(_) => &["CPU of a request"],
         }
     }
 
@@ -206,16 +236,28 @@ impl EdgeWork {
         match self.kind {
             Kind::Idle => idle::echoed(plan, server, options.clients(IDLE_CLIENTS), options),
             Kind::Connect => connect(plan, server, options),
-            Kind::Echo => volley(plan, server, options, "CPU of a round trip"),
+            Kind::Echo => {
+                let question = (SMALL_BYTES, Segments::One);
+                volley(plan, server, options, question, "CPU of a round trip")
+            }
             Kind::Http => {
-                // As of a client that has its affinity cookie already.
-                let cookie = answer.header("set-cookie");
-                let cookie = cookie.and_then(|set| set.split(';').next());
-                let plan = Plan::new(server.address, Dialect::http("/", cookie));
-                volley(plan, server, options, "CPU of a request")
+                let plan = Plan::new(server.address, Dialect::http("/", cookie_of(answer)));
+                let question = (0, Segments::One);
+                volley(plan, server, options, question, "CPU of a request")
+            }
+            Kind::Post(segments) => {
+                let plan = Plan::new(server.address, Dialect::http_post("/", cookie_of(answer)));
+                let question = (POST_BYTES, segments);
+                volley(plan, server, options, question, "CPU of a request")
             }
         }
     }
+}
+
+/// The `Cookie` of a client that has its affinity cookie already.
+fn cookie_of(answer: &Answer) -> Option<&str> {
+    let cookie = answer.header("set-cookie");
+    cookie.and_then(|set| set.split(';').next())
 }
 
 fn connect(plan: Plan, server: &Running, options: &Options) -> Result<Vec<Figure>> {
@@ -237,13 +279,14 @@ fn volley(
     plan: Plan,
     server: &Running,
     options: &Options,
+    (payload_bytes, segments): (usize, Segments),
     what: &'static str,
 ) -> Result<Vec<Figure>> {
     let mut load = Load::new(plan)?;
     load.open(options.clients(BUSY_CLIENTS))?;
-    load.volley(SMALL_BYTES, options.warm_up())?;
+    load.volley(payload_bytes, options.warm_up(), segments)?;
     let work = Work::start(server)?;
-    let volleyed = load.volley(SMALL_BYTES, options.duration())?;
+    let volleyed = load.volley(payload_bytes, options.duration(), segments)?;
     let cpu = work.per_unit(volleyed.answers)?;
     Ok(busy_figures(
         what,
