@@ -129,7 +129,7 @@ pub(crate) fn error_response(rejection: Rejection) -> ErrorResponse {
             StatusCode::EXPECTATION_FAILED,
             "expectation not supported\n".into(),
         ),
-        Refusal::VersionNotSupported => (
+        Rejection::VersionNotSupported => (
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "version of HTTP not supported\n".into(),
         ),
@@ -182,7 +182,7 @@ mod tests {
             (Rejection::MethodNotAllowed, 405, false),
             (Rejection::CodingNotSupported, 501, false),
             (Rejection::ExpectationFailed, 417, false),
-            (Refusal::VersionNotSupported, 505, false),
+            (Rejection::VersionNotSupported, 505, false),
             (Rejection::BackendFailed("it broke"), 502, false),
             (Rejection::BodyTimeout("it is slow"), 408, false),
             (Rejection::NoBackend, 503, true),

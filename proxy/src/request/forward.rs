@@ -198,22 +198,31 @@ impl Engine {
         let tunnel = match &request.upgrade {
             Some(_) => match self.proxy.admit_tunnel(&request.exchange) {
                 Ok(pass) => Some(pass),
-                Err(rejection) => return request.reject(rejection).await,
+                Err(rejection) => {
+                    let ending = request.reject(rejection).await;
+                    return finish(request.client, ending).await;
+                }
             },
             None => None,
         };
-        match request.response().await {
+        // What is moved into a future is copied twice, so the request is borrowed, except for the rare one that becomes a tunnel.
+        let rejection = match request.response().await {
             Ok(response) if response.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                request.open_tunnel(response, tunnel).await;
-                None
+                Box::pin(request.open_tunnel(response, tunnel)).await;
+                return None;
             }
-            Ok(response) => request.forward_response(response).await,
-            Err(NoResponse::Rejected(rejection)) => request.reject(rejection).await,
+            Ok(response) => match request.forward_response(response).await {
+                Ok(ending) => return finish(request.client, ending).await,
+                Err(rejection) => rejection,
+            },
+            Err(NoResponse::Rejected(rejection)) => rejection,
             Err(NoResponse::ClientDisconnected(why)) => {
                 request.log(Some(499), 0, Some(why));
-                None
+                return None;
             }
-        }
+        };
+        let ending = request.reject(rejection).await;
+        finish(request.client, ending).await
     }
 
     /// Rejects a request that is not admitted.
@@ -232,7 +241,7 @@ impl Engine {
             .await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.proxy.log_rejected(head, Some(peer), logged, &error);
-        finish(client, status.is_some(), last).await
+        finish(client, Ending::of(status, last)).await
     }
 
     /// Whether the connection of `client` ends after the response for `rejection`: not if all of its request has been read.
@@ -269,15 +278,34 @@ impl Engine {
     }
 }
 
-/// Keeps or closes the client's connection after a response that was sent or not.
-async fn finish<D: Downstream>(client: D, taken: bool, last: bool) -> Option<D> {
-    match (taken, last) {
-        (true, false) if D::REUSABLE => Some(client),
-        (true, _) => {
+/// How a request ended for its client.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// A response was sent; `last` if it is the last one of its connection.
+    Response { last: bool },
+    /// The client disconnected, or its response was cut off: nothing more is sent.
+    NoResponse,
+}
+
+impl Ending {
+    /// `status` is that of the response, if it was sent.
+    fn of(status: Option<StatusCode>, last: bool) -> Self {
+        match status {
+            Some(_) => Self::Response { last },
+            None => Self::NoResponse,
+        }
+    }
+}
+
+/// Keeps or closes the client's connection after a request.
+async fn finish<D: Downstream>(client: D, ending: Ending) -> Option<D> {
+    match ending {
+        Ending::Response { last: false } if D::REUSABLE => Some(client),
+        Ending::Response { .. } => {
             client.close().await;
             None
         }
-        (false, _) => None,
+        Ending::NoResponse => None,
     }
 }
 
@@ -692,7 +720,7 @@ impl<D: Downstream> Request<'_, D> {
     }
 
     /// Sends the response of the edge for `rejection`.
-    async fn reject(mut self, rejection: Rejection) -> Option<D> {
+    async fn reject(&mut self, rejection: Rejection) -> Ending {
         let error = rejection.to_string();
         let closes = self.closes || self.may_skip_body() || self.upgrade.is_some();
         let engine = self.engine;
@@ -703,11 +731,15 @@ impl<D: Downstream> Request<'_, D> {
             .await;
         let logged = status.map_or(499, |status| status.as_u16());
         self.log(Some(logged), 0, Some(&error));
-        finish(self.client, status.is_some(), last).await
+        Ending::of(status, last)
     }
 
     /// Forwards the response of a backend to the client.
-    async fn forward_response(mut self, response: BackendResponse) -> Option<D> {
+    ///
+    /// # Errors
+    ///
+    /// The response must not be forwarded: the client gets this rejection instead.
+    async fn forward_response(&mut self, response: BackendResponse) -> Result<Ending, Rejection> {
         let BackendResponse {
             mut head,
             framing,
@@ -721,8 +753,7 @@ impl<D: Downstream> Request<'_, D> {
                 &bad.into(),
                 Replay::Impossible,
             );
-            let rejection = failed.err().unwrap_or(Rejection::NoBackend);
-            return self.reject(rejection).await;
+            return Err(failed.err().unwrap_or(Rejection::NoBackend));
         }
         let new_session = self.engine.proxy.new_session(&self.exchange, &head);
         let persists = head.persists();
@@ -753,19 +784,18 @@ impl<D: Downstream> Request<'_, D> {
             Err(Truncated::Backend(why) | Truncated::Client(why)) => Some(*why),
         };
         self.log(Some(status), body.content(), error);
-        match passed {
-            Ok(_) => {
-                let last = last || (D::REUSABLE && !self.client.body_is_over());
-                finish(self.client, true, last).await
-            }
+        Ok(match passed {
+            Ok(_) => Ending::Response {
+                last: last || (D::REUSABLE && !self.client.body_is_over()),
+            },
             Err(Truncated::Backend(_)) => {
                 // Send what was received; the aborted connection shows that it is incomplete.
                 let _ = flush(&mut self.client, &self.engine.timeouts).await;
                 self.client.cut_off();
-                None
+                Ending::NoResponse
             }
-            Err(Truncated::Client(_)) => None,
-        }
+            Err(Truncated::Client(_)) => Ending::NoResponse,
+        })
     }
 
     /// Forwards the body of a response, of which `early` was read with its head, and continues to send the request body.
