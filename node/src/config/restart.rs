@@ -27,6 +27,7 @@ impl Config {
             auth: _,
             hooks,
             registry,
+            lifecycle,
             api,
             values,
             endpoints,
@@ -50,6 +51,7 @@ impl Config {
             (*broker != self.broker, "broker"),
             (*hooks != self.hooks, "hooks"),
             (*registry != self.registry, "registry"),
+            (*lifecycle != self.lifecycle, "lifecycle"),
             (*values != self.values, "values"),
             (
                 fixed_endpoints(endpoints) != fixed_endpoints(&self.endpoints),
