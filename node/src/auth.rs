@@ -9,16 +9,16 @@
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use crate::auth::grant::BadField;
+use crate::auth::grant::ConnectGrant;
+use crate::auth::grant::SubscribeGrant;
 use crate::config::Auth;
 use crate::config::Live;
-use crate::grant;
-use crate::grant::BadField;
-use crate::grant::ConnectGrant;
-use crate::grant::SubscribeGrant;
 use crate::jwt;
 use crate::jwt::BadToken;
 
 mod claims;
+pub(crate) mod grant;
 mod keys;
 mod users;
 

@@ -21,11 +21,12 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::channel::ChannelName;
 use crate::config;
 use crate::metrics::Metrics;
-use crate::publication::Publication;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::publication::Publication;
 
+pub(crate) mod history;
 mod memory;
 mod redis;
 mod streams;

@@ -12,16 +12,16 @@ use prost::Message as _;
 use crate::auth::Asking;
 use crate::auth::Verifier;
 use crate::config::Config;
-use crate::frame::sockjs;
-use crate::frame::websocket::Scan;
-use crate::http::Place;
-use crate::http::Route;
-use crate::http::find_route;
 use crate::jwt::Key;
 use crate::jwt::testing;
 use crate::protocol::Codec;
+use crate::protocol::frame::sockjs;
+use crate::protocol::frame::websocket::Scan;
 use crate::redis::Parser;
 use crate::redis::Reply;
+use crate::server::routing::Place;
+use crate::server::routing::Route;
+use crate::server::routing::find_route;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(Config::default_without_file);
 

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use tracing::warn;
 
+use crate::auth::grant::ConnectGrant;
+use crate::auth::grant::SubscribeGrant;
 use crate::config;
 use crate::config::DataKind;
-use crate::grant::ConnectGrant;
-use crate::grant::SubscribeGrant;
 use crate::logging::Pace;
 use crate::metrics::Hook;
 use crate::metrics::HookOutcome;

@@ -30,14 +30,14 @@ use tracing::warn;
 
 use crate::broker::Broker;
 use crate::broker::Deliver;
-use crate::channel::ChannelName;
 use crate::config::Fanout;
 use crate::config::SlowReader;
 use crate::logging::Pace;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::Push;
-use crate::publication::Publication;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::publication::Publication;
 
 mod audience;
 mod batch;
@@ -46,6 +46,8 @@ mod cpu;
 mod format;
 mod indexes;
 mod member;
+pub(crate) mod outbox;
+pub(crate) mod roster;
 mod rounds;
 mod table;
 mod window;

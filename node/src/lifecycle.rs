@@ -23,15 +23,15 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::channel::ChannelName;
+use crate::cluster::registry::Registry;
 use crate::config;
 use crate::hooks::Hooks;
-use crate::instance::ClientId;
-use crate::instance::Instance;
 use crate::metrics::Metrics;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::instance::ClientId;
+use crate::protocol::instance::Instance;
 use crate::redis;
 use crate::redis::Commands;
-use crate::registry::Registry;
 
 mod delivery;
 mod event;

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::disconnect::Disconnect;
+use crate::protocol::disconnect::Disconnect;
 
 mod label;
 mod process;

@@ -7,14 +7,14 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, Divan};
 
 use crate::broker::Deliver;
-use crate::channel::ChannelName;
 use crate::config::Config;
-use crate::frame::sockjs;
-use crate::frame::websocket::{self, MessageKind};
+use crate::hub::outbox::QueueOutbox;
 use crate::hub::{Hub, HubConfig, Member, Membership};
 use crate::metrics::Metrics;
-use crate::outbox::QueueOutbox;
-use crate::publication::Publication;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::frame::sockjs;
+use crate::protocol::frame::websocket::{self, MessageKind};
+use crate::protocol::publication::Publication;
 
 /// Publications that come in one read of the broker.
 const READ: usize = 100;

@@ -24,9 +24,14 @@ mod raw;
 mod reply;
 mod server_subs;
 
+pub(crate) mod channel;
+pub(crate) mod disconnect;
 pub(crate) mod envelope;
+pub(crate) mod frame;
+pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod protobuf;
+pub(crate) mod publication;
 
 use bytes::Bytes;
 

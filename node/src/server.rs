@@ -1,6 +1,6 @@
 //! The listening socket, its connections, and how they end.
 //!
-//! Owns every connection's task, WebSockets included. What a request means is decided in `http`.
+//! Owns every connection's task, WebSockets included. What a request means is decided in [`routing`]; the server API is in [`api`], the operators' paths in [`admin`].
 //!
 //! Invariant: a connection holds what [`admission`] gave it from the accept until its last task has ended, so there are never
 //! more than the limits.
@@ -26,27 +26,33 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 use tracing::warn;
 
-use crate::admin::Admin;
-use crate::budget::Budget;
+use crate::client::session::Session;
+use crate::client::session::Sessions;
 use crate::config::Drain;
 use crate::config::Lead;
 use crate::config::Limits;
 use crate::config::Live;
-use crate::disconnect::Disconnect;
-use crate::http::Http;
-use crate::http::Purpose;
+use crate::hub::roster;
 use crate::logging::Pace;
 use crate::metrics::Metrics;
-use crate::open_files::ConnectionLimits;
-use crate::roster;
-use crate::session::Session;
-use crate::session::Sessions;
+use crate::protocol::disconnect::Disconnect;
+use crate::server::admin::Admin;
+use crate::server::memory_budget::Budget;
+use crate::server::open_files::ConnectionLimits;
+use crate::server::routing::Http;
+use crate::server::routing::Purpose;
 use crate::transport::websocket::WebSockets;
 
+pub(crate) mod admin;
 mod admission;
+pub(crate) mod api;
 mod connection;
 mod listener;
+pub(crate) mod memory_budget;
+pub(crate) mod open_files;
 mod operators;
+pub(crate) mod routing;
+pub(crate) mod tcp;
 
 pub(crate) use listener::bind;
 pub(crate) use listener::check;

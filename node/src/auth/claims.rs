@@ -10,9 +10,9 @@ use serde::de::Unexpected;
 use serde::de::Visitor;
 use serde_json::value::RawValue;
 
-use crate::grant::RawChannels;
-use crate::grant::RawOverrides;
-use crate::grant::RawSubscriptions;
+use crate::auth::grant::RawChannels;
+use crate::auth::grant::RawOverrides;
+use crate::auth::grant::RawSubscriptions;
 
 /// The claims that mean something here; others are passed over.
 ///

@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::*;
-use crate::grant::Overrides;
+use crate::auth::grant::Overrides;
 use crate::jwt::testing;
 
 const NOW: u64 = 1_800_000_000;

@@ -26,10 +26,10 @@ use crate::broker::Streams;
 use crate::broker::TryPublishError;
 use crate::broker::Unavailable;
 use crate::broker::Until;
-use crate::channel::ChannelName;
-use crate::history::Page;
+use crate::broker::history::Page;
 use crate::metrics::Metrics;
-use crate::publication::Publication;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::publication::Publication;
 
 mod logs;
 

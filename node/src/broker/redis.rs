@@ -41,10 +41,10 @@ use crate::broker::Streams;
 use crate::broker::TryPublishError;
 use crate::broker::Unavailable;
 use crate::broker::Until;
-use crate::channel::ChannelName;
+use crate::broker::history::Page;
 use crate::config;
-use crate::history::Page;
 use crate::metrics::Metrics;
+use crate::protocol::channel::ChannelName;
 use crate::redis;
 use crate::redis::Commands;
 

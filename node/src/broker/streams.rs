@@ -13,11 +13,11 @@ use bytes::Bytes;
 use crate::broker::Broker;
 use crate::broker::PublishError;
 use crate::broker::Shard;
-use crate::channel::ChannelName;
-use crate::history::Page;
-use crate::history::Query;
-use crate::history::Retention;
+use crate::broker::history::Page;
+use crate::broker::history::Query;
+use crate::broker::history::Retention;
 use crate::protocol::Position;
+use crate::protocol::channel::ChannelName;
 
 /// A broker that keeps streams.
 #[async_trait]

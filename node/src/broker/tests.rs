@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 use tokio::time;
 
 use super::*;
+use crate::broker::history::Order;
+use crate::broker::history::Query;
+use crate::broker::history::Retention;
+use crate::broker::history::testing::everything;
 use crate::config::Config;
-use crate::history::Order;
-use crate::history::Query;
-use crate::history::Retention;
-use crate::history::testing::everything;
 use crate::protocol::Position;
 use crate::redis::testing::PATIENCE;
 use crate::redis::testing::RedisServer;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::channel::ChannelName;
 use crate::config::settings;
+use crate::protocol::channel::ChannelName;
 
 /// One path of the node and the rules for its clients.
 #[derive(Debug, Clone, PartialEq)]

@@ -29,8 +29,8 @@ use tokio::time;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use crate::auth::grant::BadField;
 use crate::config;
-use crate::grant::BadField;
 use crate::hooks::headers::ClientHeaders;
 use crate::protocol::BadData;
 

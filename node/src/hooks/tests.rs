@@ -20,8 +20,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::auth::grant::RefreshGrant;
 use crate::config::Config;
-use crate::grant::RefreshGrant;
 use crate::protocol::Codec;
 
 /// What a backend does with each question.

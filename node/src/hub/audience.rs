@@ -16,10 +16,10 @@ use crate::hub::channel::Departures;
 use crate::hub::channel::Seat;
 use crate::hub::channel::Stay;
 use crate::hub::format::Slot;
+use crate::hub::outbox::QueueOutbox;
+use crate::hub::outbox::SocketOutbox;
 use crate::hub::table::Table;
 use crate::hub::window::Window;
-use crate::outbox::QueueOutbox;
-use crate::outbox::SocketOutbox;
 
 /// Who hears a channel, by format, each under the index that the channel gave it.
 ///

@@ -5,15 +5,15 @@ use std::str;
 use bytes::Bytes;
 use bytes::BytesMut;
 
-use crate::frame::sockjs;
-use crate::frame::websocket;
-use crate::frame::websocket::MessageKind;
 use crate::hub::format::Slot;
 use crate::protocol;
 use crate::protocol::Codec;
 use crate::protocol::Event;
 use crate::protocol::Push;
 use crate::protocol::Reply;
+use crate::protocol::frame::sockjs;
+use crate::protocol::frame::websocket;
+use crate::protocol::frame::websocket::MessageKind;
 
 /// Publications or pushes in order, encoded.
 ///

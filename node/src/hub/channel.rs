@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::channel::ChannelName;
 use crate::config::SlowReader;
 use crate::hub::Member;
 use crate::hub::batch::Batch;
 use crate::hub::batch::Slots;
 use crate::hub::format::Slot;
 use crate::hub::indexes::Indexes;
+use crate::protocol::channel::ChannelName;
 
 /// How many full batches a channel may gather while the hub's task is busy elsewhere. It comes to that
 /// only if the node has no CPU left; more would not arrive sooner, only take memory.

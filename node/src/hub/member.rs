@@ -5,22 +5,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use bytes::BytesMut;
 
-use crate::disconnect::Disconnect;
-use crate::disconnect::Farewell;
-use crate::frame::websocket;
-use crate::frame::websocket::MessageKind;
-use crate::frame::websocket::SocketFormat;
 use crate::hub::format::Format;
-use crate::outbox::Hold;
-use crate::outbox::QueueFormat;
-use crate::outbox::QueueOutbox;
-use crate::outbox::SocketOutbox;
+use crate::hub::outbox::Hold;
+use crate::hub::outbox::QueueFormat;
+use crate::hub::outbox::QueueOutbox;
+use crate::hub::outbox::SocketOutbox;
 use crate::protocol;
 use crate::protocol::Codec;
 use crate::protocol::Event;
 use crate::protocol::NotJson;
 use crate::protocol::Push;
 use crate::protocol::Reply;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::disconnect::Farewell;
+use crate::protocol::frame::websocket;
+use crate::protocol::frame::websocket::MessageKind;
+use crate::protocol::frame::websocket::SocketFormat;
 
 /// Where a client of a channel gets its messages.
 #[derive(Clone)]

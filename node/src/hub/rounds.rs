@@ -199,13 +199,13 @@ mod tests {
     use super::*;
     use crate::broker;
     use crate::broker::Deliver;
-    use crate::channel::ChannelName;
     use crate::config;
     use crate::hub::HubConfig;
     use crate::hub::Member;
+    use crate::hub::outbox::QueueOutbox;
     use crate::metrics::Metrics;
-    use crate::outbox::QueueOutbox;
-    use crate::publication::Publication;
+    use crate::protocol::channel::ChannelName;
+    use crate::protocol::publication::Publication;
 
     #[tokio::test]
     async fn a_channel_that_is_often_full_waits_once() {

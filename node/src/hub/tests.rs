@@ -20,15 +20,15 @@ use super::*;
 use crate::broker::NotReady;
 use crate::broker::PublishError;
 use crate::broker::TryPublishError;
-use crate::disconnect::Disconnect;
-use crate::frame::websocket::SocketFormat;
-use crate::frame::websocket::testing::split;
-use crate::outbox::QueueFormat;
-use crate::outbox::QueueOutbox;
-use crate::outbox::SocketOutbox;
+use crate::hub::outbox::QueueFormat;
+use crate::hub::outbox::QueueOutbox;
+use crate::hub::outbox::SocketOutbox;
 use crate::protocol;
 use crate::protocol::Event;
 use crate::protocol::Reply;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::frame::websocket::SocketFormat;
+use crate::protocol::frame::websocket::testing::split;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -708,7 +708,10 @@ async fn nothing_comes_behind_the_end_of_a_membership() {
 /// A SockJS frame with one message.
 fn sockjs_frame(text: &str) -> Bytes {
     let mut frame = BytesMut::new();
-    crate::frame::websocket::append_sockjs_message(&mut frame, format!("\"{text}\"").as_bytes());
+    crate::protocol::frame::websocket::append_sockjs_message(
+        &mut frame,
+        format!("\"{text}\"").as_bytes(),
+    );
     frame.freeze()
 }
 

@@ -15,8 +15,8 @@ use tracing::warn;
 use super::event::Batch;
 use super::event::Event;
 use crate::hooks::Hooks;
-use crate::instance::Instance;
 use crate::metrics::Metrics;
+use crate::protocol::instance::Instance;
 use crate::redis::Backoff;
 use crate::redis::CommandError;
 

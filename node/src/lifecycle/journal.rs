@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::channel::ChannelName;
-use crate::instance::ClientId;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::instance::ClientId;
 
 /// Steps that may wait while Redis is away or full: some 20 MB. What begins beyond that has no events at all.
 const QUEUE_MAX: usize = 100_000;

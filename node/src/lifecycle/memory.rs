@@ -22,8 +22,8 @@ use super::journal::Key;
 use super::journal::Step;
 use super::journal::Subject;
 use super::store::Scope;
-use crate::channel::ChannelName;
-use crate::instance::ClientId;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::instance::ClientId;
 use crate::redis::CommandError;
 
 /// How often ends are looked for that are due.

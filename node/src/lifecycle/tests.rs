@@ -11,11 +11,11 @@ use super::journal::Step;
 use super::store::Entered;
 use super::store::Holding;
 use super::*;
+use crate::cluster::registry::Lease;
 use crate::config::Config;
 use crate::redis::CommandError;
 use crate::redis::testing::PATIENCE;
 use crate::redis::testing::RedisServer;
-use crate::registry::Lease;
 
 const COALESCE: Duration = Duration::from_millis(400);
 

@@ -25,12 +25,12 @@ use super::memory::MemoryLog;
 use super::store::Entered;
 use super::store::Holding;
 use super::store::RedisLog;
-use crate::instance::Instance;
+use crate::cluster::registry::Lease;
 use crate::logging::Pace;
 use crate::metrics::Metrics;
+use crate::protocol::instance::Instance;
 use crate::redis::Backoff;
 use crate::redis::CommandError;
-use crate::registry::Lease;
 
 /// Steps that are entered by one script: about a millisecond of Redis's time.
 const BATCH_STEPS: usize = 100;

@@ -13,17 +13,17 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
-use crate::api::Api;
 use crate::auth::Verifier;
-use crate::channels::ChannelClients;
+use crate::client::channels::ChannelClients;
+use crate::client::session::Quota;
+use crate::client::session::QuotaConfig;
 use crate::config::Config;
-use crate::http::HttpConfig;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::metrics::Reload;
 use crate::server::Server;
-use crate::session::Quota;
-use crate::session::QuotaConfig;
+use crate::server::api::Api;
+use crate::server::routing::HttpConfig;
 
 /// Applies new configurations.
 pub(super) struct Reloader {

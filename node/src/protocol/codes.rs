@@ -1,4 +1,4 @@
-//! The protocol's numbers for what can go wrong. Those for disconnects stand in [`crate::disconnect`].
+//! The protocol's numbers for what can go wrong. Those for disconnects stand in [`crate::protocol::disconnect`].
 
 /// Why a command is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

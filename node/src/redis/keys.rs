@@ -1,9 +1,9 @@
 //! Every name that the node itself uses in Redis, all with one prefix.
 
-use crate::channel::ChannelName;
-use crate::channel::RESERVED_PREFIX;
-use crate::channel::tag;
-use crate::instance::Instance;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::channel::RESERVED_PREFIX;
+use crate::protocol::channel::tag;
+use crate::protocol::instance::Instance;
 
 /// The channel on which the process `instance` of node `node_id` probes its own way through Redis.
 ///

@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::budget::Budget;
-use crate::http::Purpose;
 use crate::logging::Pace;
 use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
-use crate::open_files::ConnectionLimits;
+use crate::server::memory_budget::Budget;
+use crate::server::open_files::ConnectionLimits;
+use crate::server::routing::Purpose;
 
 /// Gives out permits.
 pub(super) struct Admission {

@@ -36,12 +36,12 @@ use tokio::time;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::admin::{Admin, Asked};
-use crate::http::Answer;
-use crate::http::Upgrade;
-use crate::http::WaitingPoll;
 use crate::server::Server;
+use crate::server::admin::{Admin, Asked};
 use crate::server::admission::Admitted;
+use crate::server::routing::Answer;
+use crate::server::routing::Upgrade;
+use crate::server::routing::WaitingPoll;
 use crate::transport::Body;
 use crate::transport::websocket::Upgraded;
 

@@ -10,7 +10,7 @@ use socket2::Type;
 use tokio::net::TcpListener;
 
 use crate::config::Tcp;
-use crate::tcp;
+use crate::server::tcp;
 
 /// How many connections may wait to be accepted; the kernel's own limit applies too.
 const BACKLOG: i32 = 4096;

@@ -26,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::warn;
 
-use crate::admin::Admin;
-use crate::admin::Asked;
 use crate::logging::Pace;
 use crate::server::ACCEPT_BACKOFF;
 use crate::server::NODE;
+use crate::server::admin::Admin;
+use crate::server::admin::Asked;
 use crate::server::is_about_one_connection;
 use crate::transport::Body;
 

@@ -20,18 +20,18 @@ use bytes::BytesMut;
 use futures_util::Stream;
 use futures_util::stream;
 
-use crate::channels::Admitted;
-use crate::channels::ChannelClients;
-use crate::channels::Direction;
-use crate::channels::Origin;
+use crate::client::channels::Admitted;
+use crate::client::channels::ChannelClients;
+use crate::client::channels::Direction;
+use crate::client::channels::Origin;
 use crate::config::Endpoint;
-use crate::disconnect::Disconnect;
 use crate::hub::Member;
+use crate::hub::outbox::QueueFormat;
+use crate::hub::outbox::QueueOutbox;
 use crate::metrics::Transport;
-use crate::outbox::QueueFormat;
-use crate::outbox::QueueOutbox;
 use crate::protocol::Codec;
 use crate::protocol::ConnectRequest;
+use crate::protocol::disconnect::Disconnect;
 use crate::transport::Body;
 
 mod lines;

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use prost::Message as _;
 use serde::Deserialize;
 
-use crate::control::Control;
-use crate::directory::Order;
-use crate::directory::Target;
-use crate::instance::ClientId;
+use crate::cluster::control::Control;
+use crate::cluster::directory::Order;
+use crate::cluster::directory::Target;
 use crate::protocol::Codec;
+use crate::protocol::instance::ClientId;
 
 /// One request, as JSON has it. The node is in the session's id too, so what `node` says does not count.
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use bytes::BufMut;
 use bytes::Bytes;
 use bytes::BytesMut;
 
-use crate::frame::sockjs;
+use crate::protocol::frame::sockjs;
 use crate::transport::Callback;
 use crate::transport::receive::Framing;
 

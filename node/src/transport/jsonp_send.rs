@@ -4,7 +4,7 @@ use http::HeaderValue;
 use http::Response;
 use http::StatusCode;
 
-use crate::session::Sessions;
+use crate::client::session::Sessions;
 use crate::transport::Body;
 use crate::transport::form;
 use crate::transport::send;

@@ -15,11 +15,11 @@ use http::Response;
 use http::StatusCode;
 use http::header;
 
-use crate::disconnect::Disconnect;
-use crate::frame::sockjs;
-use crate::session::Frame;
-use crate::session::ReceiveError;
-use crate::session::Receiver;
+use crate::client::session::Frame;
+use crate::client::session::ReceiveError;
+use crate::client::session::Receiver;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::frame::sockjs;
 use crate::transport::Body;
 
 /// When a client that met a full node may come again.

@@ -5,10 +5,10 @@ use http::Response;
 use http::StatusCode;
 use http::header;
 
-use crate::frame::sockjs;
-use crate::frame::sockjs::BadFrame;
-use crate::session::Sent;
-use crate::session::Sessions;
+use crate::client::session::Sent;
+use crate::client::session::Sessions;
+use crate::protocol::frame::sockjs;
+use crate::protocol::frame::sockjs::BadFrame;
 use crate::transport::Body;
 
 /// Hands the messages in `array`, a JSON array of strings, on and answers with `taken`, or says what is

@@ -3,7 +3,7 @@
 use http::Response;
 use http::StatusCode;
 
-use crate::session::Sessions;
+use crate::client::session::Sessions;
 use crate::transport::Body;
 use crate::transport::send;
 

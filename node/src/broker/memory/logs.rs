@@ -12,12 +12,12 @@ use parking_lot::RwLock;
 use crate::broker::Ask;
 use crate::broker::Store;
 use crate::broker::Stored;
-use crate::channel::ChannelName;
-use crate::history::Log;
-use crate::history::Page;
-use crate::history::Retention;
-use crate::history::Unborn;
+use crate::broker::history::Log;
+use crate::broker::history::Page;
+use crate::broker::history::Retention;
+use crate::broker::history::Unborn;
 use crate::protocol::Epoch;
+use crate::protocol::channel::ChannelName;
 use crate::protocol::envelope;
 
 /// What is kept of channels.

@@ -21,10 +21,10 @@ use crate::broker::Store;
 use crate::broker::StoreError;
 use crate::broker::Stored;
 use crate::broker::TryPublishError;
-use crate::channel::ChannelName;
 use crate::config;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
+use crate::protocol::channel::ChannelName;
 
 /// What a publication costs besides its bytes, so that a flood of empty ones is bounded too.
 const ENTRY_BYTES: usize = 64;

@@ -7,13 +7,13 @@ use super::whereabouts::Answer;
 use crate::broker::Ask;
 use crate::broker::Store;
 use crate::broker::Stored;
-use crate::channel::ChannelName;
-use crate::history::Entry;
-use crate::history::Order;
-use crate::history::Page;
-use crate::history::Unborn;
+use crate::broker::history::Entry;
+use crate::broker::history::Order;
+use crate::broker::history::Page;
+use crate::broker::history::Unborn;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
+use crate::protocol::channel::ChannelName;
 use crate::redis::keys;
 
 /// Stores and publishes.

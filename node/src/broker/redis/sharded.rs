@@ -21,8 +21,8 @@ use crate::broker::Stored;
 use crate::broker::Streams;
 use crate::broker::TryPublishError;
 use crate::broker::Unavailable;
-use crate::channel::ChannelName;
-use crate::history::Page;
+use crate::broker::history::Page;
+use crate::protocol::channel::ChannelName;
 use crate::redis::shard_of;
 
 /// The brokers of all servers, in the order of the configuration.

@@ -19,7 +19,7 @@ use super::subscriptions::Subscriptions;
 use super::subscriptions::Unasked;
 use crate::metrics::DropReason;
 use crate::metrics::Side;
-use crate::publication::Publication;
+use crate::protocol::publication::Publication;
 use crate::redis::Backoff;
 use crate::redis::ConnectError;
 use crate::redis::Connection;

@@ -10,7 +10,7 @@ use std::mem;
 
 use tokio::sync::oneshot;
 
-use crate::channel::ChannelName;
+use crate::protocol::channel::ChannelName;
 
 /// The most channels in one command: larger ones hold up whatever else Redis has to do.
 const BATCH_CHANNELS_MAX: usize = 512;

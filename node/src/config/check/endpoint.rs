@@ -1,8 +1,6 @@
 //! One endpoint's settings.
 
 use super::Checker;
-use crate::channel::ChannelName;
-use crate::channel::RESERVED_PREFIX;
 use crate::config::AllowedOrigins;
 use crate::config::Broker;
 use crate::config::ChannelTransport;
@@ -18,6 +16,8 @@ use crate::config::SockjsTransport;
 use crate::config::raw;
 use crate::config::settings;
 use crate::config::settings::Setting;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::channel::RESERVED_PREFIX;
 use causeway_conf::ByteSize;
 
 /// Paths that the node answers itself.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::http::Upgrade;
-use crate::http::WaitingPoll;
+use crate::server::routing::Upgrade;
+use crate::server::routing::WaitingPoll;
 
 /// How much of an answer a client has to take in the time that it is given: half a KB a second in 30 s.
 pub(super) const STRIDE_BYTES: usize = 16 << 10;

@@ -17,10 +17,10 @@ use tokio::net::TcpStream;
 use tokio::time;
 use tracing::debug;
 
-use crate::http::WaitingPoll;
 use crate::server::Server;
 use crate::server::connection::Socket;
 use crate::server::connection::progress::STRIDE_BYTES;
+use crate::server::routing::WaitingPoll;
 
 /// How often a client is looked for whose next request is there already.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

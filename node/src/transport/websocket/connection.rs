@@ -8,13 +8,13 @@ use std::task::ready;
 
 use bytes::Bytes;
 
-use crate::client::Patience;
+use crate::client::relay::Patience;
 use crate::config::Endpoint;
-use crate::frame::websocket::MessageKind;
-use crate::frame::websocket::SocketFormat;
+use crate::hub::outbox::SocketOutbox;
+use crate::hub::outbox::SocketState;
 use crate::metrics::Metrics;
-use crate::outbox::SocketOutbox;
-use crate::outbox::SocketState;
+use crate::protocol::frame::websocket::MessageKind;
+use crate::protocol::frame::websocket::SocketFormat;
 use crate::transport::websocket::peer::Peer;
 use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::ReadEnd;

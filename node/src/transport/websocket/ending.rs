@@ -9,8 +9,8 @@ use std::task::ready;
 
 use tokio::time;
 
-use crate::outbox::SocketOutbox;
-use crate::outbox::SocketState;
+use crate::hub::outbox::SocketOutbox;
+use crate::hub::outbox::SocketState;
 use crate::transport::websocket::CLOSE_TIMEOUT;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;

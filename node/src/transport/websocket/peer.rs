@@ -8,23 +8,23 @@ use std::vec;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::channels::Admitted;
-use crate::channels::Commands;
-use crate::client::Client;
-use crate::client::Patience;
-use crate::client::Taken;
+use crate::client::channels::Admitted;
+use crate::client::channels::Commands;
+use crate::client::relay::Client;
+use crate::client::relay::Patience;
+use crate::client::relay::Taken;
 use crate::config::Endpoint;
 use crate::config::Mode;
-use crate::disconnect::Disconnect;
-use crate::frame::sockjs;
-use crate::frame::websocket::MessageKind;
-use crate::frame::websocket::SocketFormat;
+use crate::hub::outbox::SocketOutbox;
+use crate::hub::roster::Place;
 use crate::logging;
 use crate::logging::SlowClient;
 use crate::metrics::Metrics;
 use crate::metrics::Transport;
-use crate::outbox::SocketOutbox;
-use crate::roster::Place;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::frame::sockjs;
+use crate::protocol::frame::websocket::MessageKind;
+use crate::protocol::frame::websocket::SocketFormat;
 use crate::transport::websocket::roster::Entry;
 
 /// A client behind a WebSocket.

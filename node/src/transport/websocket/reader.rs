@@ -19,11 +19,11 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::WebSocketContext;
 
-use crate::disconnect::Disconnect;
-use crate::frame::websocket;
-use crate::frame::websocket::MessageKind;
-use crate::frame::websocket::Scan;
-use crate::outbox::SocketOutbox;
+use crate::hub::outbox::SocketOutbox;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::frame::websocket;
+use crate::protocol::frame::websocket::MessageKind;
+use crate::protocol::frame::websocket::Scan;
 
 /// What a context allocates at once and reads at once: enough for a small message, and for a large one
 /// not too many turns.

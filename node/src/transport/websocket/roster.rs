@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Endpoint;
-use crate::disconnect::Disconnect;
-use crate::frame::websocket;
-use crate::outbox::Queued;
-use crate::outbox::SocketOutbox;
-use crate::roster::Place;
-use crate::roster::Roster;
+use crate::hub::outbox::Queued;
+use crate::hub::outbox::SocketOutbox;
+use crate::hub::roster::Place;
+use crate::hub::roster::Roster;
+use crate::protocol::disconnect::Disconnect;
+use crate::protocol::frame::websocket;
 use crate::transport::websocket::pulse::Pulse;
 use crate::transport::websocket::pulse::Verdict;
 

@@ -10,8 +10,8 @@ use std::task::ready;
 
 use tracing::debug;
 
-use crate::disconnect::Disconnect;
 use crate::logging;
+use crate::protocol::disconnect::Disconnect;
 use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
 use crate::transport::websocket::ending;

@@ -18,19 +18,19 @@ use crate::broker::Deliver;
 use crate::broker::NotReady;
 use crate::broker::PublishError;
 use crate::broker::TryPublishError;
-use crate::channel::ChannelName;
-use crate::channels;
+use crate::client::channels;
 use crate::config::Config;
 use crate::config::Mode;
 use crate::config::Ping;
-use crate::frame::websocket::testing::masked;
-use crate::frame::websocket::testing::masked_close;
-use crate::frame::websocket::testing::masked_text;
-use crate::frame::websocket::testing::split;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
 use crate::metrics::Metrics;
-use crate::publication::Publication;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::frame::websocket::testing::masked;
+use crate::protocol::frame::websocket::testing::masked_close;
+use crate::protocol::frame::websocket::testing::masked_text;
+use crate::protocol::frame::websocket::testing::split;
+use crate::protocol::publication::Publication;
 
 mod ends;
 mod relays;
@@ -226,7 +226,7 @@ fn text(text: &str) -> (u8, Bytes) {
 }
 
 /// A close frame with the reason that goes with the code.
-fn close(disconnect: crate::disconnect::Disconnect) -> (u8, Bytes) {
+fn close(disconnect: crate::protocol::disconnect::Disconnect) -> (u8, Bytes) {
     let mut payload = BytesMut::new();
     payload.put_u16(disconnect.code);
     payload.put_slice(disconnect.reason.as_bytes());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::PublishRate;
-use crate::disconnect::Disconnect;
+use crate::protocol::disconnect::Disconnect;
 
 /// Answers our close frame like a client that keeps to the RFC, and sees TCP end.
 async fn goes_along(mut peer: Peer, expected: &[(u8, Bytes)]) {

@@ -100,7 +100,10 @@ async fn who_waits_for_room_can_still_be_sent_away() {
         .unwrap();
     node.shutdown.cancel();
     let frames = peer.read_to_end().await;
-    assert_eq!(frames, [close(crate::disconnect::Disconnect::RESTART)]);
+    assert_eq!(
+        frames,
+        [close(crate::protocol::disconnect::Disconnect::RESTART)]
+    );
     node.all_served().await;
 }
 

@@ -1,7 +1,7 @@
 //! One table: what a client sends, and all that it gets until the connection ends.
 
 use super::*;
-use crate::disconnect::Disconnect;
+use crate::protocol::disconnect::Disconnect;
 
 const LIMIT: usize = 1000;
 

@@ -1,0 +1,88 @@
+//! Channel clients for tests of what stands around them.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Verifier;
+use crate::client::channels;
+use crate::client::channels::Admitted;
+use crate::client::channels::ChannelClients;
+use crate::client::channels::Direction;
+use crate::client::channels::Origin;
+use crate::client::channels::Parts;
+use crate::cluster::directory::Directory;
+use crate::cluster::directory::UserWatch;
+use crate::cluster::presence::Presence;
+use crate::cluster::registry;
+use crate::cluster::values::Values;
+use crate::config::Broker;
+use crate::config::Config;
+use crate::hooks::Hooks;
+use crate::hub::Hub;
+use crate::hub::HubConfig;
+use crate::hub::Member;
+use crate::hub::outbox::QueueOutbox;
+use crate::metrics::Metrics;
+use crate::metrics::Transport;
+use crate::protocol::instance::Instance;
+use crate::stream::Feeds;
+
+/// Clients without a namespace, and without a broker.
+pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients> {
+    let config = Config::default_without_file();
+    let instance = Instance::random();
+    let (news, _) = channels::news(Arc::clone(&metrics));
+    let surroundings = registry::Surroundings {
+        about: registry::Node {
+            instance,
+            id: "n".to_owned(),
+            address: None,
+            zone: None,
+            leaving: false,
+        },
+        news: Arc::new(news),
+        needs: registry::Needs {
+            registry: false,
+            streams: false,
+            values: false,
+            lifecycle: false,
+        },
+        draining: CancellationToken::new(),
+        metrics: Arc::clone(&metrics),
+        shutdown: CancellationToken::new(),
+    };
+    let registry = registry::start(&Broker::Memory, &config.registry, surroundings).registry;
+    ChannelClients::new(Parts {
+        feeds: Feeds::new(config.channels.feeds, hub, Arc::clone(&metrics)),
+        config: config.channels,
+        instance,
+        presence: Presence::new(Arc::clone(&registry)),
+        directory: Directory::new(registry as Arc<dyn UserWatch>),
+        verifier: Arc::new(Verifier::new(config.auth)),
+        hooks: Hooks::new(config.hooks, Arc::clone(&metrics)),
+        values: Arc::new(Values::new(&Broker::Memory, &config.values, "n")),
+        lifecycle: None,
+        metrics,
+    })
+}
+
+/// A client that has not connected, and what counts its messages.
+pub(crate) fn client() -> (Admitted, Arc<Metrics>) {
+    let metrics = Metrics::new();
+    let config = Config::default_without_file();
+    let hub = HubConfig {
+        fanout: config.fanout,
+        pinned: Vec::new(),
+    };
+    let clients = nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
+    let admitted = clients.admit(Origin {
+        endpoint: Arc::clone(&config.endpoints[0]),
+        transport: Transport::ChannelsJson,
+        direction: Direction::TwoWay,
+        member: Member::Queue(Arc::new(QueueOutbox::new(1 << 20))),
+        headers: HeaderMap::new(),
+    });
+    (admitted, metrics)
+}

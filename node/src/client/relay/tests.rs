@@ -1,0 +1,253 @@
+//! The rules of an endpoint, and what happens when there is no room.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::broker::NotReady;
+use crate::config::Config;
+use crate::config::PublishRate;
+use crate::hub::HubConfig;
+use crate::hub::outbox::QueueOutbox;
+use crate::protocol::channel::ChannelName;
+
+/// Takes what is published as long as there is room; whoever waits is told `answer`.
+#[derive(Default)]
+struct Lane {
+    room: Mutex<usize>,
+    published: Mutex<Vec<Bytes>>,
+    answer: Option<PublishError>,
+}
+
+#[async_trait]
+impl Broker for Lane {
+    fn try_publish(&self, _: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
+        let mut room = self.room.lock();
+        if *room == 0 {
+            return Err(TryPublishError::Full(data));
+        }
+        *room -= 1;
+        self.published.lock().push(data);
+        Ok(())
+    }
+
+    async fn publish(&self, _: &ChannelName, data: Bytes) -> Result<(), PublishError> {
+        match self.answer {
+            Some(PublishError::TooLarge) => Err(PublishError::TooLarge),
+            Some(_) => Err(PublishError::Expired),
+            None => {
+                self.published.lock().push(data);
+                Ok(())
+            }
+        }
+    }
+
+    fn subscribe(&self, _: &ChannelName) {}
+
+    fn unsubscribe(&self, _: &ChannelName) {}
+
+    fn readiness(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_client_gets_as_much_as_it_asks_for_within_bounds() {
+    for (power, length) in [
+        ("1", 2),
+        ("15", 1 << 15),
+        (" 18 ", 1 << 18),
+        ("19", 2),
+        ("0", 2),
+        ("-1", 2),
+        ("64", 2),
+        ("x", 2),
+        ("", 2),
+    ] {
+        assert_eq!(amplified(power.as_bytes()), vec![b'x'; length], "{power}");
+    }
+    assert_eq!(amplified(b"\xff"), b"xx");
+}
+
+const LANE_WAIT: Duration = Duration::from_secs(5);
+
+/// Never has room.
+#[derive(Default)]
+struct FullLane {
+    asked: Mutex<Vec<Bytes>>,
+}
+
+#[async_trait]
+impl Broker for FullLane {
+    fn try_publish(&self, _: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
+        Err(TryPublishError::Full(data))
+    }
+
+    async fn publish(&self, _: &ChannelName, data: Bytes) -> Result<(), PublishError> {
+        self.asked.lock().push(data);
+        tokio::time::sleep(LANE_WAIT).await;
+        Err(PublishError::Expired)
+    }
+
+    fn subscribe(&self, _: &ChannelName) {}
+
+    fn unsubscribe(&self, _: &ChannelName) {}
+
+    fn readiness(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+}
+
+/// The endpoint at `path` of a node without a file, changed by `change`.
+fn endpoint(path: &str, change: impl FnOnce(&mut Endpoint)) -> Arc<Endpoint> {
+    let config = Config::default_without_file();
+    let found = config
+        .endpoints
+        .iter()
+        .find(|endpoint| endpoint.path == path);
+    let mut endpoint = Endpoint::clone(found.unwrap());
+    change(&mut endpoint);
+    Arc::new(endpoint)
+}
+
+fn connect(lane: &Arc<Lane>, endpoint: Arc<Endpoint>) -> (Client, Arc<QueueOutbox>) {
+    connect_to(Arc::clone(lane) as _, endpoint)
+}
+
+fn connect_to(broker: Arc<dyn Broker>, endpoint: Arc<Endpoint>) -> (Client, Arc<QueueOutbox>) {
+    let metrics = Metrics::new();
+    let fanout = Config::default_without_file().fanout;
+    let hub = Hub::new(
+        HubConfig {
+            fanout,
+            pinned: Vec::new(),
+        },
+        Arc::clone(&metrics),
+    );
+    let outbox = Arc::new(QueueOutbox::new(1 << 20));
+    let clients = Clients::new(hub, broker, metrics);
+    let member = Member::Queue(Arc::clone(&outbox));
+    (
+        clients.connect(endpoint, Transport::SockjsHttp, member),
+        outbox,
+    )
+}
+
+fn lane(room: usize, answer: Option<PublishError>) -> Arc<Lane> {
+    let room = Mutex::new(room);
+    Arc::new(Lane {
+        room,
+        answer,
+        published: Mutex::default(),
+    })
+}
+
+fn send(client: &Client, text: &str) -> Result<Taken, Disconnect> {
+    client.try_message(text.as_bytes(), MessageKind::Text, Instant::now())
+}
+
+#[test]
+fn a_relayed_message_goes_to_the_broker_and_an_echo_does_not() {
+    let lane = lane(9, None);
+    let (relay, heard) = connect(&lane, endpoint("/ws", |_| {}));
+    assert_eq!(send(&relay, "to all"), Ok(Taken::Done));
+    assert_eq!(*lane.published.lock(), ["to all"]);
+    assert!(
+        heard.is_empty(),
+        "it comes back through the broker or not at all"
+    );
+
+    let (echo, heard) = connect(&lane, endpoint("/echo", |_| {}));
+    assert_eq!(send(&echo, "to me"), Ok(Taken::Done));
+    assert_eq!(heard.take(usize::MAX), ["\"to me\""]);
+    assert_eq!(lane.published.lock().len(), 1);
+}
+
+#[test]
+fn a_message_may_be_as_large_as_the_limit_and_no_larger() {
+    let lane = lane(9, None);
+    let (client, _) = connect(&lane, endpoint("/ws", |it| it.message_bytes_max = 4));
+    assert_eq!(send(&client, "123"), Ok(Taken::Done));
+    assert_eq!(send(&client, "1234"), Ok(Taken::Done));
+    assert_eq!(send(&client, "12345"), Err(Disconnect::TOO_LARGE));
+}
+
+#[test]
+fn who_sends_on_a_read_only_endpoint_is_sent_away() {
+    let lane = lane(9, None);
+    let (client, _) = connect(&lane, endpoint("/ws", |it| it.read_only = true));
+    assert_eq!(send(&client, "a"), Err(Disconnect::READ_ONLY));
+    assert!(lane.published.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_sends_too_fast_is_sent_away() {
+    let lane = lane(9, None);
+    let rate = PublishRate {
+        per_second: 10,
+        burst: 2,
+    };
+    let (client, _) = connect(&lane, endpoint("/ws", |it| it.publish_rate = Some(rate)));
+    assert_eq!(send(&client, "a"), Ok(Taken::Done));
+    assert_eq!(send(&client, "b"), Ok(Taken::Done));
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!(send(&client, "c"), Ok(Taken::Done));
+    assert_eq!(send(&client, "d"), Err(Disconnect::RATE));
+}
+
+#[tokio::test]
+async fn without_room_a_message_is_given_back_and_waits() {
+    let lane = lane(1, None);
+    let (client, _) = connect(&lane, endpoint("/ws", |_| {}));
+    assert_eq!(send(&client, "a"), Ok(Taken::Done));
+    let Ok(Taken::NoRoom(data)) = send(&client, "b") else {
+        panic!("there is no room")
+    };
+    let mut patience = Patience::Left;
+    assert_eq!(client.wait_for_room(data, &mut patience).await, Ok(()));
+    assert_eq!(
+        client
+            .on_message("c".into(), MessageKind::Text, &mut patience)
+            .await,
+        Ok(())
+    );
+    assert_eq!(*lane.published.lock(), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_client_outlives_what_the_broker_drops_unless_it_can_never_be_published() {
+    for (answer, expected) in [
+        (PublishError::Expired, Ok(())),
+        (PublishError::TooLarge, Err(Disconnect::TOO_LARGE)),
+    ] {
+        let (client, _) = connect(&lane(0, Some(answer)), endpoint("/ws", |_| {}));
+        let mut patience = Patience::Left;
+        assert_eq!(
+            client
+                .on_message("a".into(), MessageKind::Text, &mut patience)
+                .await,
+            expected
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_came_together_wait_once() {
+    let began = Instant::now();
+    let lane = Arc::new(FullLane::default());
+    let (client, _) = connect_to(Arc::clone(&lane) as _, endpoint("/ws", |_| {}));
+    let mut patience = Patience::Left;
+    for message in ["a", "b", "c"] {
+        let taken = client.on_message(message.into(), MessageKind::Text, &mut patience);
+        assert_eq!(taken.await, Ok(()));
+    }
+    assert_eq!(patience, Patience::Spent);
+    assert_eq!(began.elapsed(), LANE_WAIT);
+    assert_eq!(
+        *lane.asked.lock(),
+        ["a", "b", "c"],
+        "the broker counts each"
+    );
+}

@@ -1,0 +1,270 @@
+//! The sessions of one endpoint by id, and the sweeper of all.
+//!
+//! Invariant: a session is in the table from its first receiver until it expires.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::hash::RandomState;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::time;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::relay::Client;
+use crate::client::session::Attach;
+use crate::client::session::Delays;
+use crate::client::session::Full;
+use crate::client::session::Quota;
+use crate::client::session::Receiver;
+use crate::client::session::Sent;
+use crate::client::session::Session;
+use crate::hub::outbox::QueueOutbox;
+use crate::hub::outbox::Queued;
+use crate::metrics::Counted;
+use crate::metrics::Metrics;
+use crate::metrics::RefuseReason;
+use crate::protocol::disconnect::Disconnect;
+
+/// Into how many parts a table is cut: two cores seldom meet at one lock.
+const SHARDS: usize = 16;
+
+/// How often the sweeper looks, at most and at least.
+const SWEEP_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The room for sessions that a shard may keep for nobody.
+const ROOM_MIN: usize = 64;
+
+/// What a table of sessions needs.
+pub(crate) struct SessionsConfig {
+    /// The delays of each session.
+    pub(crate) delays: Delays,
+    /// How many sessions there may be, shared by all tables.
+    pub(crate) quota: Arc<Quota>,
+    /// Why each session is closed as soon as it is open, if it is.
+    pub(crate) farewell: Option<Disconnect>,
+    /// Where sessions are counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Why a client cannot receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    /// Another receiver of this session is at work, and goes on.
+    #[error("the session has a receiver")]
+    Busy,
+    /// The node has no room for another session; it may have later.
+    #[error("the node has too many sessions")]
+    Full,
+    /// The client's address has too many sessions without a receiver.
+    #[error("the address has too many sessions")]
+    Crowded,
+}
+
+/// The sessions of one endpoint.
+pub(crate) struct Sessions {
+    config: SessionsConfig,
+    /// Why each session is closed as soon as it is open, if it is.
+    farewell: OnceLock<Disconnect>,
+    hasher: RandomState,
+    shards: [Mutex<HashMap<Box<str>, Entry>>; SHARDS],
+}
+
+struct Entry {
+    session: Arc<Session>,
+    _counted: Counted,
+}
+
+impl Sessions {
+    /// An empty table.
+    pub(crate) fn new(config: SessionsConfig) -> Self {
+        Self {
+            farewell: config.farewell.map_or_else(OnceLock::new, OnceLock::from),
+            config,
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+
+    /// Attaches a receiver to the session `id`, which `connect` opens for a client at `address` if there
+    /// is none.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError`]; the session, if there is one, goes on as it was.
+    pub(crate) fn receive(
+        &self,
+        id: &str,
+        address: IpAddr,
+        now: Instant,
+        connect: impl FnOnce() -> (Arc<QueueOutbox>, Arc<Client>),
+    ) -> Result<Receiver, ReceiveError> {
+        let mut shard = self.shard(id).lock();
+        if let Some(entry) = shard.get(id) {
+            // An expired one that the sweeper has not met yet is as good as gone.
+            if !entry.session.is_over(now) {
+                return match entry.session.state.lock().attach(now) {
+                    Attach::Attached => Ok(Receiver::new(Arc::clone(&entry.session))),
+                    Attach::Busy => Err(ReceiveError::Busy),
+                };
+            }
+            shard.remove(id);
+        }
+        let place = match self.config.quota.take(address) {
+            Ok(place) => place,
+            Err(full) => return Err(self.refuse(full, address, now)),
+        };
+        let (outbox, client) = connect();
+        let session = Arc::new(Session::new(&self.config, place, outbox, client, now));
+        if let Some(disconnect) = self.farewell.get() {
+            session.close(*disconnect);
+        }
+        let receiver = Receiver::new(Arc::clone(&session));
+        let counted = self.config.metrics.session();
+        shard.insert(
+            id.into(),
+            Entry {
+                session,
+                _counted: counted,
+            },
+        );
+        Ok(receiver)
+    }
+
+    /// Hands messages on to the session `id`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the messages that were not handed on yet.
+    pub(crate) async fn send(&self, id: &str, messages: Vec<String>) -> Sent {
+        let session = self
+            .shard(id)
+            .lock()
+            .get(id)
+            .map(|entry| Arc::clone(&entry.session));
+        match session {
+            Some(session) => session.send(messages).await,
+            None => Sent::Unknown,
+        }
+    }
+
+    /// Whether the session `id` is here, closed or not.
+    pub(crate) fn contains(&self, id: &str, now: Instant) -> bool {
+        let shard = self.shard(id).lock();
+        shard
+            .get(id)
+            .is_some_and(|entry| !entry.session.is_over(now))
+    }
+
+    /// Whether messages can be sent to the session `id`.
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        let shard = self.shard(id).lock();
+        shard
+            .get(id)
+            .is_some_and(|entry| !entry.session.state.lock().is_interrupted())
+    }
+
+    /// Closes each session that is opened from now on as soon as it is open.
+    pub(crate) fn close_new(&self, disconnect: Disconnect) {
+        // Set once: whoever is first gives the reason, as with a session.
+        let _ = self.farewell.set(disconnect);
+    }
+
+    /// Whether a session that closes has not given its reason to any receiver yet.
+    pub(crate) fn owe_close(&self) -> bool {
+        self.shards.iter().any(|shard| {
+            let shard = shard.lock();
+            shard
+                .values()
+                .any(|entry| entry.session.state.lock().owes_close())
+        })
+    }
+
+    /// All sessions that there are now.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            all.extend(shard.values().map(|entry| Arc::clone(&entry.session)));
+        }
+        all
+    }
+
+    /// Sessions for which something waits.
+    pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
+        let mut queued: Vec<Arc<dyn Queued>> = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let sessions = shard.values().map(|entry| &entry.session);
+            let waiting = sessions.filter(|session| !session.outbox.is_empty());
+            queued.extend(waiting.map(|session| Arc::clone(session) as Arc<dyn Queued>));
+        }
+        queued
+    }
+
+    /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.
+    pub(super) fn sweep(&self, now: Instant) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.retain(|_, entry| !entry.session.is_over(now));
+            // A crowd that has left keeps no room.
+            if ROOM_MIN.max(shard.len() * 4) < shard.capacity() {
+                let room = shard.len() * 2;
+                shard.shrink_to(room);
+            }
+        }
+    }
+
+    /// For how many sessions there is room in memory.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        let rooms = self.shards.iter().map(|shard| shard.lock().capacity());
+        rooms.sum()
+    }
+
+    fn refuse(&self, full: Full, address: IpAddr, now: Instant) -> ReceiveError {
+        self.config.quota.log(full, address, now);
+        let (reason, error) = match full {
+            Full::Node => (RefuseReason::Sessions, ReceiveError::Full),
+            Full::Address => (RefuseReason::SessionsPerAddress, ReceiveError::Crowded),
+        };
+        self.config.metrics.refused(reason);
+        error
+    }
+
+    fn shard(&self, id: &str) -> &Mutex<HashMap<Box<str>, Entry>> {
+        let hash = self.hasher.hash_one(id);
+        &self.shards[(hash % SHARDS as u64) as usize]
+    }
+}
+
+/// Looks after the delays of all sessions until `shutdown`.
+pub(crate) async fn sweep(tables: Vec<Arc<Sessions>>, shutdown: CancellationToken) {
+    let (shortest, longest) = SWEEP_INTERVALS;
+    let delays = tables.iter().map(|table| table.config.delays);
+    let delay = delays
+        .map(|delays| delays.heartbeat.min(delays.disconnect))
+        .min();
+    let Some(delay) = delay else {
+        return shutdown.cancelled().await; // No endpoint has protocol SockJS.
+    };
+    // A tenth of the delay: nothing is later than that, and seldom-needed looks stay seldom.
+    let mut interval = time::interval((delay / 10).clamp(shortest, longest));
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            _ = interval.tick() => {
+                for table in &tables {
+                    table.sweep(Instant::now());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The same cases alone and with others, then what only others can do wrong.
+
+use super::*;
+use crate::broker;
+use crate::cluster::directory::Controls;
+use crate::cluster::directory::OrderRefused;
+use crate::cluster::registry;
+use crate::cluster::registry::News;
+use crate::config::Config;
+use crate::protocol::instance::ClientId;
+use crate::redis::testing::PATIENCE as TEST_PATIENCE;
+use crate::redis::testing::RedisServer;
+use tokio::task::JoinSet;
+
+/// Nobody hears of members here.
+struct NoNews;
+
+impl News for NoNews {
+    fn came(&self, _: &ChannelName, _: Bytes) {}
+    fn left(&self, _: &ChannelName, _: Bytes) {}
+}
+
+/// Remembers what came on other channels.
+#[derive(Default)]
+struct Rest(Mutex<Vec<Publication>>);
+
+impl Deliver for Rest {
+    fn deliver(&self, publications: Vec<Publication>) {
+        self.0.lock().extend(publications);
+    }
+}
+
+/// Channels with subscribers, as a test wants them.
+#[derive(Default)]
+struct Few(Mutex<BTreeMap<String, u64>>);
+
+impl Census for Few {
+    fn each(&self, show: &mut dyn FnMut(&str, u64)) {
+        for (channel, count) in &*self.0.lock() {
+            show(channel, *count);
+        }
+    }
+}
+
+/// A client that remembers its orders.
+#[derive(Default)]
+struct Client {
+    orders: Mutex<Vec<Order>>,
+    is_busy: bool,
+}
+
+impl Controls for Client {
+    fn order(&self, order: &Order) -> Result<(), OrderRefused> {
+        if self.is_busy {
+            return Err(OrderRefused::Busy);
+        }
+        self.orders.lock().push(order.clone());
+        Ok(())
+    }
+}
+
+struct Setup {
+    control: Arc<Control>,
+    directory: Arc<Directory>,
+    registry: Arc<Registry>,
+    broker: Arc<dyn Broker>,
+    census: Arc<Few>,
+    rest: Arc<Rest>,
+    metrics: Arc<Metrics>,
+    /// Works off what comes in.
+    work: JoinSet<()>,
+    _others: [JoinSet<()>; 2],
+}
+
+async fn set_up(config: &Config) -> Setup {
+    let instance = Instance::random();
+    let metrics = Metrics::new();
+    let shutdown = CancellationToken::new();
+    let rest = Arc::new(Rest::default());
+    let (inbox, mail) = inbox(instance, Arc::clone(&metrics));
+    let sorter = Sorter {
+        inbox,
+        rest: Arc::clone(&rest) as Arc<dyn Deliver>,
+    };
+    let broker = broker::start(
+        &config.broker,
+        "test-node",
+        Arc::new(sorter),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
+    let about = Node {
+        instance,
+        id: "test-node".to_owned(),
+        address: None,
+        zone: None,
+        leaving: false,
+    };
+    let (broker_tasks, broker): (_, Arc<dyn Broker>) = (broker.tasks, broker.broker);
+    let registry = registry::start(
+        &config.broker,
+        &config.registry,
+        registry::Surroundings {
+            about,
+            news: Arc::new(NoNews),
+            needs: registry::Needs {
+                registry: false,
+                streams: false,
+                values: false,
+                lifecycle: false,
+            },
+            draining: CancellationToken::new(),
+            metrics: Arc::clone(&metrics),
+            shutdown: shutdown.clone(),
+        },
+    );
+    let directory = Directory::new(Arc::clone(&registry.registry) as _);
+    let census = Arc::new(Few::default());
+    let control = Control::new(Parts {
+        registry: Arc::clone(&registry.registry),
+        directory: Arc::clone(&directory),
+        broker: Arc::clone(&broker),
+        census: Arc::clone(&census) as Arc<dyn Census>,
+        metrics: Arc::clone(&metrics),
+    });
+    let mut work = JoinSet::new();
+    work.spawn(Arc::clone(&control).run(mail, shutdown));
+    let setup = Setup {
+        control,
+        directory,
+        registry: registry.registry,
+        broker,
+        census,
+        rest,
+        metrics,
+        work,
+        _others: [broker_tasks, registry.tasks],
+    };
+    until(async || setup.metrics.subscriptions.get() == 1).await;
+    until(async || setup.registry.nodes().await.is_ok()).await;
+    setup
+}
+
+impl Setup {
+    fn client(&self, user: &str) -> (ClientId, Arc<Client>, crate::cluster::directory::Listed) {
+        let id = ClientId::random(self.registry.instance());
+        let client = Arc::new(Client::default());
+        let place = self.directory.reserve(&user.into(), None).unwrap();
+        let (listed, _) = place.enter(id, Arc::clone(&client) as Arc<dyn Controls>);
+        (id, client, listed)
+    }
+
+    async fn until_held(&self, user: &str, nodes: usize) {
+        until(async || {
+            let held = self.registry.nodes_of(user).await;
+            held.is_ok_and(|held| held.len() == nodes)
+        })
+        .await;
+    }
+
+    fn dropped(&self, reason: &str) -> bool {
+        let line = format!("causeway_node_dropped_total{{reason=\"{reason}\"}} ");
+        self.metrics.render().contains(&line)
+    }
+}
+
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let met = async {
+        while !condition().await {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    time::timeout(TEST_PATIENCE, met)
+        .await
+        .expect("it never happens");
+}
+
+fn with_redis(server: &RedisServer) -> Config {
+    let url = server.url();
+    Config::parse("test", &format!("broker: {{kind: redis, url: \"{url}\"}}")).unwrap()
+}
+
+fn goodbye() -> Order {
+    Order::Disconnect {
+        code: 3000,
+        reason: "bye".to_owned(),
+    }
+}
+
+fn user(user: &str) -> Target {
+    Target::User {
+        user: user.to_owned(),
+        except: Vec::new(),
+    }
+}
+
+/// One test on a node that is alone, and one on a node beside another, in modules of their own.
+macro_rules! alone_and_beside_another {
+    ($($case:ident),* $(,)?) => {
+        mod alone {
+            $(#[tokio::test] async fn $case() {
+                let node = super::set_up(&super::Config::parse("test", "").unwrap()).await;
+                super::$case(&node, &node).await;
+            })*
+        }
+        mod beside_another {
+            $(#[tokio::test] async fn $case() {
+                let server = super::RedisServer::start().await;
+                let node = super::set_up(&super::with_redis(&server)).await;
+                let other = super::set_up(&super::with_redis(&server)).await;
+                super::until(async || node.registry.nodes().await.unwrap().len() == 2).await;
+                super::$case(&node, &other).await;
+            })*
+        }
+    };
+}
+
+alone_and_beside_another! {
+    an_order_reaches_its_client_wherever_it_is,
+    an_order_reaches_a_user_wherever_its_clients_are,
+    nobody_takes_an_order_for_nobody,
+    who_is_busy_is_counted,
+    channels_are_those_of_all_nodes,
+    every_node_says_what_it_holds,
+}
+
+async fn an_order_reaches_its_client_wherever_it_is(node: &Setup, other: &Setup) {
+    let (id, client, _listed) = other.client("ann");
+    let given = node
+        .control
+        .order(Target::Client(id), goodbye())
+        .await
+        .unwrap();
+    assert_eq!(given, Given { taken: 1, busy: 0 });
+    assert_eq!(*client.orders.lock(), [goodbye()]);
+    let user = "bob".to_owned();
+    let of_another = Target::ClientOf { user, client: id };
+    let given = node.control.order(of_another, goodbye()).await.unwrap();
+    assert_eq!(given.taken, 0);
+}
+
+async fn an_order_reaches_a_user_wherever_its_clients_are(node: &Setup, other: &Setup) {
+    let (_, here, _a) = node.client("ann");
+    let (_, there, _b) = other.client("ann");
+    let (_, stranger, _c) = other.client("bob");
+    let nodes = if std::ptr::eq(node, other) { 1 } else { 2 };
+    node.until_held("ann", nodes).await;
+    let given = node.control.order(user("ann"), goodbye()).await.unwrap();
+    assert_eq!(given.taken, 2);
+    assert_eq!(*here.orders.lock(), [goodbye()]);
+    assert_eq!(*there.orders.lock(), [goodbye()]);
+    assert!(stranger.orders.lock().is_empty());
+}
+
+async fn nobody_takes_an_order_for_nobody(node: &Setup, other: &Setup) {
+    let (id, _, listed) = other.client("ann");
+    drop(listed);
+    let nobody = Given::default();
+    for target in [
+        Target::Client(id),
+        Target::Client(ClientId::random(Instance::random())),
+        user("nobody"),
+    ] {
+        let given = node.control.order(target, goodbye()).await.unwrap();
+        assert_eq!(given, nobody);
+    }
+}
+
+async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
+    let id = ClientId::random(other.registry.instance());
+    let busy = Arc::new(Client {
+        is_busy: true,
+        ..Client::default()
+    });
+    let place = other.directory.reserve(&"ann".into(), None).unwrap();
+    let (mut listed, _) = place.enter(id, busy);
+    let session = ClientId::random(other.registry.instance());
+    listed.answer_to(session);
+    let input = Order::Input(Bytes::from_static(b"\xff"));
+    let given = node.control.order(Target::Client(id), input.clone()).await;
+    assert_eq!(given.unwrap(), Given::default(), "its id is no secret");
+    let by_session = |user: &str| Target::Session {
+        user: user.to_owned(),
+        session,
+    };
+    let given = node.control.order(by_session("bob"), input.clone()).await;
+    assert_eq!(given.unwrap(), Given::default(), "it is not his");
+    let given = node.control.order(by_session("ann"), goodbye()).await;
+    assert_eq!(given.unwrap(), Given { taken: 0, busy: 1 });
+    let given = node.control.order(by_session(""), input).await;
+    let given = given.unwrap();
+    assert_eq!(given, Given { taken: 0, busy: 1 });
+}
+
+async fn channels_are_those_of_all_nodes(node: &Setup, other: &Setup) {
+    let add = |setup: &Setup, channel: &str| {
+        *setup.census.0.lock().entry(channel.to_owned()).or_default() += 1;
+    };
+    for (setup, channel) in [(node, "chat:a"), (other, "chat:a"), (other, "news:b")] {
+        add(setup, channel);
+    }
+    let channels = node.control.channels("").await.unwrap();
+    let expected = [("chat:a".to_owned(), 2), ("news:b".to_owned(), 1)];
+    assert_eq!(channels.subscribers, BTreeMap::from(expected));
+    let channels = node.control.channels("n*:?").await.unwrap();
+    assert_eq!(
+        channels.subscribers.into_keys().collect::<Vec<_>>(),
+        ["news:b"]
+    );
+    for number in 0..CHANNELS_MAX {
+        add(other, &format!("many:{number}"));
+    }
+    assert!(node.control.channels("").await.unwrap().is_cut);
+    assert!(!node.control.channels("many:*").await.unwrap().is_cut);
+}
+
+async fn every_node_says_what_it_holds(node: &Setup, other: &Setup) {
+    let (_, _, _a) = other.client("ann");
+    let (_, _, _b) = other.client("ann");
+    other.census.0.lock().insert("chat:a".to_owned(), 3);
+    let counts = node.control.counts().await.unwrap();
+    let nodes = if std::ptr::eq(node, other) { 1 } else { 2 };
+    assert_eq!(counts.len(), nodes);
+    let instance = other.registry.instance();
+    let (_, counts) = counts
+        .iter()
+        .find(|(node, _)| node.instance == instance)
+        .unwrap();
+    assert_eq!((counts.clients, counts.users), (2, 1));
+    assert_eq!((counts.channels, counts.subscriptions), (1, 3));
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_an_error_and_is_left_out_of_counts() {
+    let server = RedisServer::start().await;
+    let node = set_up(&with_redis(&server)).await;
+    let mut silent = set_up(&with_redis(&server)).await;
+    until(async || node.registry.nodes().await.unwrap().len() == 2).await;
+    let (id, client, _listed) = silent.client("ann");
+    silent.work.abort_all();
+    let given = node.control.order(Target::Client(id), goodbye()).await;
+    assert!(matches!(given, Err(Undelivered::Silent(1))), "{given:?}");
+    assert!(client.orders.lock().is_empty());
+    assert_eq!(node.control.counts().await.unwrap().len(), 1);
+    assert!(
+        node.control.waiting.lock().is_empty(),
+        "nobody waits any more"
+    );
+}
+
+#[tokio::test]
+async fn what_no_node_has_sent_is_dropped_and_counted() {
+    let server = RedisServer::start().await;
+    let node = set_up(&with_redis(&server)).await;
+    let channel = keys::control_channel(node.registry.instance());
+    server.cli(&["PUBLISH", channel.as_str(), "nonsense"]);
+    until(async || node.dropped("control_malformed")).await;
+    // An answer to no question, and one of a stranger, change nothing.
+    let answer = |number| Message {
+        from: Instance::random(),
+        number,
+        body: Body::Answer(Answer::Given(Given { taken: 7, busy: 0 })),
+    };
+    node.broker
+        .publish(&channel, answer(99).encode())
+        .await
+        .unwrap();
+    let other = set_up(&with_redis(&server)).await;
+    let (id, _, _listed) = other.client("ann");
+    for number in 0..3 {
+        node.broker
+            .publish(&channel, answer(number).encode())
+            .await
+            .unwrap();
+    }
+    let given = node
+        .control
+        .order(Target::Client(id), goodbye())
+        .await
+        .unwrap();
+    assert_eq!(given.taken, 1);
+}
+
+#[tokio::test]
+async fn what_is_for_others_is_handed_on() {
+    let node = set_up(&Config::parse("test", "").unwrap()).await;
+    let channel = ChannelName::new("chat").unwrap();
+    node.broker.subscribe(&channel);
+    let data = Bytes::from_static(b"hello");
+    node.broker.publish(&channel, data.clone()).await.unwrap();
+    until(async || node.rest.0.lock().len() == 1).await;
+    assert_eq!(*node.rest.0.lock(), [Publication { channel, data }]);
+}
+
+#[tokio::test]
+async fn a_full_inbox_drops_and_counts() {
+    let metrics = Metrics::new();
+    let (inbox, _mail) = inbox(Instance::random(), Arc::clone(&metrics));
+    for _ in 0..=INBOX_MESSAGES_MAX {
+        inbox.put(Bytes::new());
+    }
+    let line = "causeway_node_dropped_total{reason=\"control_full\"} 1";
+    assert!(metrics.render().contains(line), "{}", metrics.render());
+}

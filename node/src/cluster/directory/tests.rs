@@ -1,0 +1,255 @@
+use super::*;
+use crate::protocol::instance::Instance;
+
+/// A client that remembers its orders, and takes none once it is full.
+#[derive(Default)]
+struct Recorder {
+    orders: Mutex<Vec<Order>>,
+    refuses: Mutex<Option<OrderRefused>>,
+}
+
+impl Controls for Recorder {
+    fn order(&self, order: &Order) -> Result<(), OrderRefused> {
+        match *self.refuses.lock() {
+            Some(refused) => Err(refused),
+            None => {
+                self.orders.lock().push(order.clone());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Remembers who came and left.
+#[derive(Default)]
+struct Watch(Mutex<Vec<String>>);
+
+impl UserWatch for Watch {
+    fn came(&self, user: &Arc<str>) {
+        self.0.lock().push(format!("+{user}"));
+    }
+
+    fn left(&self, user: &Arc<str>) {
+        self.0.lock().push(format!("-{user}"));
+    }
+}
+
+struct Setup {
+    directory: Arc<Directory>,
+    watch: Arc<Watch>,
+    instance: Instance,
+}
+
+fn set_up() -> Setup {
+    let watch = Arc::new(Watch::default());
+    Setup {
+        directory: Directory::new(Arc::clone(&watch) as Arc<dyn UserWatch>),
+        watch,
+        instance: Instance::random(),
+    }
+}
+
+impl Setup {
+    fn enter(&self, user: &str) -> (ClientId, Arc<Recorder>, Listed) {
+        let client = ClientId::random(self.instance);
+        let recorder = Arc::new(Recorder::default());
+        let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
+        let reserved = self.directory.reserve(&user.into(), None).unwrap();
+        let (listed, _) = reserved.enter(client, controls);
+        (client, recorder, listed)
+    }
+
+    fn watched(&self) -> Vec<String> {
+        self.watch.0.lock().clone()
+    }
+}
+
+fn goodbye() -> Order {
+    Order::Disconnect {
+        code: 3000,
+        reason: "bye".to_owned(),
+    }
+}
+
+fn user(user: &str) -> Target {
+    Target::User {
+        user: user.to_owned(),
+        except: Vec::new(),
+    }
+}
+
+#[test]
+fn a_user_comes_with_its_first_client_and_leaves_with_its_last() {
+    let setup = set_up();
+    let (_, _, first) = setup.enter("ann");
+    let (_, _, second) = setup.enter("ann");
+    let (_, _, other) = setup.enter("bob");
+    assert_eq!(setup.watched(), ["+ann", "+bob"]);
+    assert_eq!(setup.directory.clients(), 3);
+    assert_eq!(setup.directory.users(), 2);
+    assert_eq!(setup.directory.clients_of("ann"), 2);
+    drop(first);
+    assert_eq!(setup.watched(), ["+ann", "+bob"]);
+    drop(second);
+    drop(other);
+    assert_eq!(setup.watched(), ["+ann", "+bob", "-ann", "-bob"]);
+    assert_eq!(setup.directory.clients(), 0);
+    assert_eq!(setup.directory.users(), 0);
+}
+
+#[test]
+fn an_order_for_a_user_reaches_each_of_its_clients_and_nobody_else() {
+    let setup = set_up();
+    let (_, first, _a) = setup.enter("ann");
+    let (_, second, _b) = setup.enter("ann");
+    let (_, other, _c) = setup.enter("bob");
+    let given = setup.directory.give(&user("ann"), &goodbye());
+    assert_eq!(given, Given { taken: 2, busy: 0 });
+    assert_eq!(*first.orders.lock(), [goodbye()]);
+    assert_eq!(*second.orders.lock(), [goodbye()]);
+    assert!(other.orders.lock().is_empty());
+}
+
+#[test]
+fn clients_that_are_excepted_are_left_alone() {
+    let setup = set_up();
+    let (kept, first, _a) = setup.enter("ann");
+    let (_, second, _b) = setup.enter("ann");
+    let target = Target::User {
+        user: "ann".to_owned(),
+        except: vec![kept],
+    };
+    assert_eq!(setup.directory.give(&target, &goodbye()).taken, 1);
+    assert!(first.orders.lock().is_empty());
+    assert_eq!(second.orders.lock().len(), 1);
+}
+
+#[test]
+fn an_order_for_one_client_reaches_it_if_it_is_of_the_user_that_is_named() {
+    let setup = set_up();
+    let (client, recorder, _a) = setup.enter("ann");
+    let of = |user: &str| Target::ClientOf {
+        user: user.to_owned(),
+        client,
+    };
+    let give = |target: &Target| setup.directory.give(target, &goodbye()).taken;
+    assert_eq!(give(&of("bob")), 0);
+    assert_eq!(give(&of("ann")), 1);
+    assert_eq!(give(&Target::Client(client)), 1);
+    assert_eq!(recorder.orders.lock().len(), 2);
+    let stranger = ClientId::random(setup.instance);
+    assert_eq!(give(&Target::Client(stranger)), 0);
+}
+
+#[test]
+fn anonymous_clients_are_nobody_together() {
+    let setup = set_up();
+    let (client, recorder, listed) = setup.enter("");
+    assert!(setup.watched().is_empty());
+    assert_eq!(setup.directory.give(&user(""), &goodbye()).taken, 0);
+    let alone = Target::Client(client);
+    assert_eq!(setup.directory.give(&alone, &goodbye()).taken, 1);
+    assert_eq!(recorder.orders.lock().len(), 1);
+    drop(listed);
+    assert!(setup.watched().is_empty());
+    assert_eq!(setup.directory.give(&alone, &goodbye()).taken, 0);
+}
+
+#[test]
+fn who_is_busy_is_told_apart_from_who_is_gone() {
+    let setup = set_up();
+    let (_, busy, _a) = setup.enter("ann");
+    let (_, gone, _b) = setup.enter("ann");
+    *busy.refuses.lock() = Some(OrderRefused::Busy);
+    *gone.refuses.lock() = Some(OrderRefused::Gone);
+    let given = setup.directory.give(&user("ann"), &goodbye());
+    assert_eq!(given, Given { taken: 0, busy: 1 });
+}
+
+fn limit(clients_max: usize, displaces_oldest: bool) -> Option<UserLimit> {
+    Some(UserLimit {
+        clients_max,
+        displaces_oldest,
+    })
+}
+
+impl Setup {
+    /// A client in a place that was kept, and how many it has displaced.
+    fn enter_reserved(&self, reserved: Reserved) -> (Arc<Recorder>, Listed, usize) {
+        let recorder = Arc::new(Recorder::default());
+        let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
+        let client = ClientId::random(self.instance);
+        let (listed, displaced) = reserved.enter(client, controls);
+        for controls in &displaced {
+            controls.order(&goodbye()).unwrap();
+        }
+        (recorder, listed, displaced.len())
+    }
+}
+
+#[test]
+fn a_user_has_as_many_clients_as_the_limit_those_on_their_way_included() {
+    let setup = set_up();
+    let reserve = |user: &str| setup.directory.reserve(&user.into(), limit(2, false));
+    let first = reserve("ann").unwrap();
+    let second = reserve("ann").unwrap();
+    assert!(reserve("ann").is_err());
+    assert!(reserve("bob").is_ok() && reserve("").is_ok());
+    drop(second);
+    let (_, first, _) = setup.enter_reserved(first);
+    let (_, second, _) = setup.enter_reserved(reserve("ann").unwrap());
+    assert!(reserve("ann").is_err());
+    drop(first);
+    let third = reserve("ann").unwrap();
+    drop((second, third));
+    assert!(setup.directory.state.lock().reserved.is_empty());
+    assert_eq!(setup.watched(), ["+ann", "-ann"]);
+    let nobody: Vec<_> = (0..3).map(|_| reserve("").unwrap()).collect();
+    assert_eq!(nobody.len(), 3);
+}
+
+#[test]
+fn who_comes_may_displace_those_of_its_user_that_came_first() {
+    for clients_max in [1, 3] {
+        let setup = set_up();
+        let reserve = || {
+            setup
+                .directory
+                .reserve(&"ann".into(), limit(clients_max, true))
+        };
+        // All at once: none is refused, and in the end there are no more than there may be.
+        let reserved: Vec<Reserved> = (0..5).map(|_| reserve().unwrap()).collect();
+        let entered: Vec<_> = reserved
+            .into_iter()
+            .map(|reserved| setup.enter_reserved(reserved))
+            .collect();
+        let displaced: Vec<bool> = entered
+            .iter()
+            .map(|(recorder, ..)| !recorder.orders.lock().is_empty())
+            .collect();
+        let expected: Vec<bool> = (0..5).map(|number| number < 5 - clients_max).collect();
+        assert_eq!(displaced, expected);
+        assert_eq!(
+            setup.directory.give(&user("ann"), &goodbye()).taken,
+            clients_max as u32
+        );
+        assert_eq!(setup.directory.clients(), 5, "until they have gone");
+        drop(entered);
+        assert_eq!(setup.watched(), ["+ann", "-ann"]);
+        assert_eq!((setup.directory.clients(), setup.directory.users()), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_kept_with_a_client_is_dropped_when_it_leaves() {
+    let setup = set_up();
+    let (_, _, first) = setup.enter("ann");
+    let (_, _, second) = setup.enter("ann");
+    let kept = [Arc::new(()), Arc::new(())];
+    first.keep(Arc::clone(&kept[0]));
+    second.keep(Arc::clone(&kept[1]));
+    drop(first);
+    assert_eq!(kept.each_ref().map(Arc::strong_count), [1, 2]);
+    drop(second);
+    assert_eq!(kept.each_ref().map(Arc::strong_count), [1, 1]);
+}

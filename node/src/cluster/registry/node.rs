@@ -1,0 +1,101 @@
+//! What nodes say of themselves in the registry.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Lease;
+use crate::protocol::instance::Instance;
+
+/// A living node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// The process.
+    pub(crate) instance: Instance,
+    /// Its name, for people.
+    pub(crate) id: String,
+    /// Where an edge reaches it, if it says so.
+    pub(crate) address: Option<String>,
+    /// Where it runs, if it says so.
+    pub(crate) zone: Option<String>,
+    /// It is stopping: edges send nobody there any more.
+    pub(crate) leaving: bool,
+}
+
+/// The form in Redis. Edges read it too.
+#[derive(Serialize, Deserialize)]
+struct About<'a> {
+    id: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<std::borrow::Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<std::borrow::Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leaving: bool,
+}
+
+impl Node {
+    /// As JSON.
+    pub(super) fn print(&self) -> String {
+        let about = About {
+            id: self.id.as_str().into(),
+            address: self.address.as_deref().map(Into::into),
+            zone: self.zone.as_deref().map(Into::into),
+            leaving: self.leaving,
+        };
+        serde_json::to_string(&about).expect("strings are JSON")
+    }
+
+    /// The holder of `lease`, as it described itself; without a name if that cannot be read.
+    pub(super) fn parse(lease: Lease, about: &str) -> Self {
+        let about = serde_json::from_str::<About<'_>>(about).ok();
+        let instance = lease.instance;
+        match about {
+            Some(about) => Self {
+                instance,
+                id: about.id.into_owned(),
+                address: about.address.map(Into::into),
+                zone: about.zone.map(Into::into),
+                leaving: about.leaving,
+            },
+            None => Self {
+                instance,
+                id: String::new(),
+                address: None,
+                zone: None,
+                leaving: false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_reads_back() {
+        let mut node = Node {
+            instance: Instance::random(),
+            id: "n\"1".to_owned(),
+            address: Some("10.0.0.1:9000".to_owned()),
+            zone: None,
+            leaving: false,
+        };
+        let lease = Lease::first(node.instance);
+        assert_eq!(node.print(), r#"{"id":"n\"1","address":"10.0.0.1:9000"}"#);
+        assert_eq!(Node::parse(lease, &node.print()), node);
+        node.leaving = true;
+        let printed = r#"{"id":"n\"1","address":"10.0.0.1:9000","leaving":true}"#;
+        assert_eq!(node.print(), printed);
+        assert_eq!(Node::parse(lease, printed), node);
+    }
+
+    #[test]
+    fn one_that_says_nonsense_is_alive_all_the_same() {
+        let lease = Lease::first(Instance::random());
+        for nonsense in ["", "{", "[]", r#"{"id":1}"#] {
+            let node = Node::parse(lease, nonsense);
+            assert_eq!((node.instance, node.id.as_str()), (lease.instance, ""));
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! The registry in Redis: its scripts, its commands, and what they mean.
+//!
+//! A slot is a field of a hash: a user's, whose fields are leases, or a channel's, whose fields are clients
+//! and whose values begin with the lease that they stand under. Every lease has a set of its slots, written
+//! before the slot and cleared after it, so that whoever sweeps the lease finds them all.
+
+use bytes::Bytes;
+use deadpool_redis::redis::FromRedisValue;
+use deadpool_redis::redis::Pipeline;
+use deadpool_redis::redis::Value as Answer;
+
+use super::ledger::Announce;
+use super::ledger::Claim;
+use super::ledger::Slot;
+use super::ledger::Swept;
+use super::ledger::Value;
+use super::ledger::Write;
+use super::memory::MemoryInfo;
+use super::namesakes::Seen;
+use crate::cluster::registry::Lease;
+use crate::cluster::registry::Node;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::instance::ClientId;
+use crate::redis::CommandError;
+use crate::redis::Commands;
+use crate::redis::keys;
+
+/// Leases that one call declares dead, and the entries that one call takes out.
+const SWEEP_BATCH: usize = 256;
+
+/// How long a sweeper may take before another one begins anew.
+const SWEEP_PATIENCE_MS: u64 = 10_000;
+
+/// How long it is remembered that a lease was swept.
+const SWEPT_FOR_SECS: u64 = 24 * 60 * 60;
+
+/// Where all about leases stands: the living, the dead, what they say of themselves.
+const ALL_LEASES: [&str; 3] = [keys::LIVE_LEASES, keys::DEAD_LEASES, keys::LEASE_INFO];
+
+/// Takes a lease. Whether somebody sweeps the one before it, or has.
+const TAKE: &str = "local t = redis.call('TIME')
+    local now = t[1] * 1000 + math.floor(t[2] / 1000)
+    redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+    redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+    local swept = redis.call('EXISTS', KEYS[3]) == 1 or redis.call('ZSCORE', KEYS[4], ARGV[4])
+    return {now, swept and 1 or 0}";
+
+/// Gives a lease up, and leaves its entries to whoever sweeps next.
+const RETIRE: &str = "redis.call('ZREM', KEYS[1], ARGV[1])
+    redis.call('HDEL', KEYS[3], ARGV[1])
+    return redis.call('ZADD', KEYS[2], 0, ARGV[1])";
+
+/// Declares leases dead that have lapsed, and takes on the sweeping of these and of those on which a
+/// sweeper gave up.
+const CLAIM: &str = "local t = redis.call('TIME')
+    local now = t[1] * 1000 + math.floor(t[2] / 1000)
+    local claimed = redis.call('ZRANGE', KEYS[2], '-inf', now - ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
+    for _, lease in ipairs(redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[2])) do
+        redis.call('ZREM', KEYS[1], lease)
+        redis.call('HDEL', KEYS[3], lease)
+        claimed[#claimed + 1] = lease
+    end
+    for _, lease in ipairs(claimed) do
+        redis.call('ZADD', KEYS[2], now, lease)
+    end
+    return claimed";
+
+/// Takes a member out if it still stands under the lease that is swept.
+const TAKE_OUT: &str = "local value = redis.call('HGET', KEYS[1], ARGV[1])
+    if value and string.sub(value, 1, #ARGV[2]) == ARGV[2] then
+        redis.call('HDEL', KEYS[1], ARGV[1])
+        return value
+    end
+    return false";
+
+/// The registry in one Redis.
+pub(super) struct Store {
+    pub(super) commands: Commands,
+}
+
+/// A lease that was taken.
+pub(super) struct Taken {
+    /// Redis's time, in UNIX milliseconds.
+    pub(super) now: u64,
+    /// Over which connection: what is written over another one may be another server's.
+    pub(super) connection: u64,
+    pub(super) before: Swept,
+}
+
+/// What came of a renewal.
+pub(super) struct Renewed {
+    /// The lease was still there.
+    pub(super) is_held: bool,
+    pub(super) connection: u64,
+    /// Redis's time, if it was asked for.
+    pub(super) now: Option<u64>,
+    /// When the first of all leases ends, if it was asked for.
+    pub(super) first_end: Option<u64>,
+}
+
+/// What a renewal asks for besides.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Questions {
+    pub(super) time: bool,
+    pub(super) first_end: bool,
+}
+
+/// An entry of a lease that was swept, as its holder left it.
+pub(super) type Found = Vec<u8>;
+
+impl Store {
+    pub(super) fn new(commands: Commands) -> Self {
+        Self { commands }
+    }
+
+    /// Takes `lease`, which lives for `milliseconds`; `before` is the one that it follows.
+    pub(super) async fn take(
+        &self,
+        lease: Lease,
+        before: Option<Lease>,
+        milliseconds: u64,
+        info: &str,
+    ) -> Result<Taken, CommandError> {
+        let before = before.map_or_else(String::new, |lease| lease.to_string());
+        let mut pipeline = Pipeline::new();
+        let swept = keys::swept_lease(&before);
+        let keys = [
+            keys::LIVE_LEASES,
+            keys::LEASE_INFO,
+            &swept,
+            keys::DEAD_LEASES,
+        ];
+        script(&mut pipeline, TAKE, &keys)
+            .arg(lease.to_string())
+            .arg(milliseconds)
+            .arg(info)
+            .arg(&before);
+        let answers = self.commands.run(&pipeline).await?;
+        let (now, swept): (u64, bool) = first(answers.values)?;
+        Ok(Taken {
+            now,
+            connection: answers.connection,
+            before: if swept { Swept::Yes } else { Swept::No },
+        })
+    }
+
+    /// Lets `lease` end at `end` and answers `questions`, each with one plain command.
+    pub(super) async fn renew(
+        &self,
+        lease: Lease,
+        end: u64,
+        questions: Questions,
+    ) -> Result<Renewed, CommandError> {
+        let mut pipeline = Pipeline::new();
+        let renew = pipeline.cmd("ZADD").arg(keys::LIVE_LEASES);
+        // Only if it is there, and whether it was: its end always changes.
+        renew.arg("XX").arg("CH").arg(end).arg(lease.to_string());
+        if questions.time {
+            pipeline.cmd("TIME");
+        }
+        if questions.first_end {
+            let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+            command.arg(0).arg(0).arg("WITHSCORES");
+        }
+        let answers = self.commands.run(&pipeline).await?;
+        let connection = answers.connection;
+        let mut values = answers.values.into_iter();
+        let is_held = from(values.next())?;
+        let mut renewed = Renewed {
+            is_held,
+            connection,
+            now: None,
+            first_end: None,
+        };
+        if questions.time {
+            let (seconds, microseconds): (u64, u64) = from(values.next())?;
+            renewed.now = Some(seconds * 1000 + microseconds / 1000);
+        }
+        if questions.first_end {
+            let ends: Vec<(String, f64)> = from(values.next())?;
+            renewed.first_end = ends.first().map(|(_, end)| milliseconds(*end));
+        }
+        Ok(renewed)
+    }
+
+    /// Replaces what the holder of `lease` says of itself.
+    pub(super) async fn describe(&self, lease: Lease, info: &str) -> Result<(), CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("HSET").arg(keys::LEASE_INFO);
+        command.arg(lease.to_string()).arg(info);
+        self.commands.run(&pipeline).await.map(|_| ())
+    }
+
+    /// Gives `lease` up: what stands under it is dead.
+    pub(super) async fn retire(&self, lease: Lease) -> Result<(), CommandError> {
+        let mut pipeline = Pipeline::new();
+        script(&mut pipeline, RETIRE, &ALL_LEASES).arg(lease.to_string());
+        self.commands.run(&pipeline).await.map(|_| ())
+    }
+
+    /// Leases whose entries the caller is to sweep.
+    pub(super) async fn claim(&self) -> Result<Vec<Lease>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        script(&mut pipeline, CLAIM, &ALL_LEASES)
+            .arg(SWEEP_PATIENCE_MS)
+            .arg(SWEEP_BATCH);
+        let claimed: Vec<String> = first(self.commands.run(&pipeline).await?.values)?;
+        Ok(claimed
+            .iter()
+            .filter_map(|lease| Lease::parse(lease))
+            .collect())
+    }
+
+    /// Takes out some entries of a dead lease. Those that stood under it to the end, with what others are to
+    /// hear; `None` once there are no more.
+    pub(super) async fn sweep(
+        &self,
+        lease: Lease,
+    ) -> Result<Option<Vec<(Slot, Value)>>, CommandError> {
+        let text = lease.to_string();
+        let index = keys::lease_entries(&text);
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("SRANDMEMBER").arg(&index);
+        command.arg(SWEEP_BATCH);
+        let entries: Vec<Vec<u8>> = first(self.commands.run(&pipeline).await?.values)?;
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        let slots: Vec<Option<Slot>> = entries.iter().map(|entry| parse_slot(entry)).collect();
+        let mut pipeline = Pipeline::new();
+        for slot in slots.iter().flatten() {
+            match slot {
+                Slot::User(user) => {
+                    let command = pipeline.cmd("HDEL").arg(keys::user_leases(user));
+                    command.arg(&text);
+                }
+                Slot::Member(channel, client) => {
+                    let members = keys::channel_members(channel);
+                    script(&mut pipeline, TAKE_OUT, &[&members])
+                        .arg(client.to_string())
+                        .arg(format!("{text} "));
+                }
+            }
+        }
+        let command = pipeline.cmd("SREM").arg(&index);
+        command.arg(&entries);
+        let answers = self.commands.run(&pipeline).await?.values;
+        let known = slots.into_iter().flatten();
+        let found = known.zip(answers).filter_map(|(slot, answer)| match slot {
+            Slot::User(_) => None,
+            Slot::Member(..) => {
+                let value = Option::<Found>::from_redis_value(answer).ok()??;
+                let (_, value) = parse_value(&value)?;
+                Some((slot, value))
+            }
+        });
+        Ok(Some(found.collect()))
+    }
+
+    /// Notes that nothing stands under `lease` any more.
+    pub(super) async fn swept(&self, lease: Lease) -> Result<(), CommandError> {
+        let text = lease.to_string();
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("SET").arg(keys::swept_lease(&text)).arg("");
+        command.arg("EX").arg(SWEPT_FOR_SECS);
+        let command = pipeline.cmd("ZREM").arg(keys::DEAD_LEASES);
+        command.arg(&text);
+        self.commands.run(&pipeline).await.map(|_| ())
+    }
+
+    /// Carries out `batch` under `lease`. For each write, whether it changed who is there.
+    pub(super) async fn write(
+        &self,
+        lease: Lease,
+        batch: &[Write],
+    ) -> Result<Vec<bool>, CommandError> {
+        let lease = lease.to_string();
+        let index = keys::lease_entries(&lease);
+        let mut pipeline = Pipeline::with_capacity(2 * batch.len());
+        for write in batch {
+            let entry = print_slot(&write.slot);
+            let (hash, field) = match &write.slot {
+                Slot::User(user) => (keys::user_leases(user), lease.clone()),
+                Slot::Member(channel, client) => {
+                    (keys::channel_members(channel), client.to_string())
+                }
+            };
+            match &write.put {
+                Some(value) => {
+                    pipeline.cmd("SADD").arg(&index).arg(entry);
+                    let command = pipeline.cmd("HSET").arg(hash).arg(field);
+                    command.arg(print_value(&lease, value));
+                }
+                None => {
+                    pipeline.cmd("HDEL").arg(hash).arg(field);
+                    pipeline.cmd("SREM").arg(&index).arg(entry);
+                }
+            }
+        }
+        let answers = self.commands.run(&pipeline).await?.values;
+        let pairs = batch.iter().zip(answers.chunks_exact(2));
+        let changes = pairs.map(|(write, pair)| {
+            let answer = if write.put.is_some() {
+                &pair[1]
+            } else {
+                &pair[0]
+            };
+            matches!(answer, Answer::Int(1))
+        });
+        Ok(changes.collect())
+    }
+
+    /// Whether each of `claims` stands under `lease`. What the sweeper of the lease would need to find them is written again
+    /// on the way.
+    pub(super) async fn compare(
+        &self,
+        lease: Lease,
+        claims: &[Claim],
+    ) -> Result<Vec<bool>, CommandError> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lease = lease.to_string();
+        let mut pipeline = Pipeline::new();
+        let entries: Vec<String> = claims.iter().map(|claim| print_slot(&claim.slot)).collect();
+        pipeline
+            .cmd("SADD")
+            .arg(keys::lease_entries(&lease))
+            .arg(entries);
+        // Those of one channel stand beside each other.
+        for group in claims.chunk_by(|one, other| hash_of(&one.slot) == hash_of(&other.slot)) {
+            let fields: Vec<String> = group
+                .iter()
+                .map(|claim| match &claim.slot {
+                    Slot::User(_) => lease.clone(),
+                    Slot::Member(_, client) => client.to_string(),
+                })
+                .collect();
+            let command = pipeline.cmd("HMGET").arg(hash_of(&group[0].slot));
+            command.arg(fields);
+        }
+        let answers = self.commands.run(&pipeline).await?.values;
+        let mut found = Vec::with_capacity(claims.len());
+        for answer in answers.into_iter().skip(1) {
+            found.extend(from::<Vec<Option<Vec<u8>>>>(Some(answer))?);
+        }
+        let pairs = claims.iter().zip(found);
+        let stands = pairs.map(|(claim, found)| {
+            found.is_some_and(|found| found == print_value(&lease, &claim.value))
+        });
+        Ok(stands.collect())
+    }
+
+    /// Whether it is known what the holder of `lease` says of itself.
+    pub(super) async fn is_described(&self, lease: Lease) -> Result<bool, CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("HGET").arg(keys::LEASE_INFO);
+        command.arg(lease.to_string());
+        let info: Option<String> = first(self.commands.run(&pipeline).await?.values)?;
+        Ok(info.is_some())
+    }
+
+    /// What Redis says of its memory; `None` if it does not.
+    pub(super) async fn memory(&self) -> Result<Option<MemoryInfo>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("INFO").arg("memory");
+        pipeline.cmd("INFO").arg("stats");
+        let answers = self.commands.try_each(&pipeline).await?.values;
+        let text: Result<String, _> = answers.into_iter().map(String::from_redis_value).collect();
+        Ok(text.ok().and_then(|text| MemoryInfo::parse(&text)))
+    }
+
+    /// All leases that nobody has declared dead, when they end, and what their holders say of themselves.
+    pub(super) async fn all_leases(&self) -> Result<Vec<Seen>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+        command.arg(0).arg(-1).arg("WITHSCORES");
+        pipeline.cmd("HGETALL").arg(keys::LEASE_INFO);
+        let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let ends: Vec<(String, f64)> = from(values.next())?;
+        let infos: std::collections::HashMap<String, String> = from(values.next())?;
+        let leases = ends.into_iter().filter_map(|(text, end)| {
+            let lease = Lease::parse(&text)?;
+            let about = infos.get(&text).map_or("", String::as_str);
+            Some((lease, milliseconds(end), Node::parse(lease, about)))
+        });
+        Ok(leases.collect())
+    }
+
+    /// The living leases at `now`, Redis's time, with what their holders say of themselves.
+    pub(super) async fn live(
+        &self,
+        now: Option<u64>,
+    ) -> Result<Vec<(Lease, String)>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        live(&mut pipeline, now);
+        pipeline.cmd("HGETALL").arg(keys::LEASE_INFO);
+        let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let live: Vec<String> = from(values.next())?;
+        let mut infos: std::collections::HashMap<String, String> = from(values.next())?;
+        let leases = live.into_iter().filter_map(|text| {
+            let info = infos.remove(&text).unwrap_or_default();
+            Some((Lease::parse(&text)?, info))
+        });
+        Ok(leases.collect())
+    }
+
+    /// The living leases under which nodes hold clients of `user`. Others are cleared away.
+    pub(super) async fn leases_of(
+        &self,
+        user: &str,
+        now: Option<u64>,
+    ) -> Result<Vec<Lease>, CommandError> {
+        let hash = keys::user_leases(user);
+        let mut pipeline = Pipeline::new();
+        live(&mut pipeline, now);
+        pipeline.cmd("HKEYS").arg(&hash);
+        let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let live: Vec<String> = from(values.next())?;
+        let (held, dead): (Vec<String>, Vec<String>) = from::<Vec<String>>(values.next())?
+            .into_iter()
+            .partition(|lease| live.contains(lease));
+        if !dead.is_empty() {
+            let mut pipeline = Pipeline::new();
+            pipeline.cmd("HDEL").arg(&hash).arg(&dead);
+            self.commands.run(&pipeline).await?;
+        }
+        Ok(held
+            .iter()
+            .filter_map(|lease| Lease::parse(lease))
+            .collect())
+    }
+
+    /// Who is in `channel`, under a living lease.
+    pub(super) async fn members(
+        &self,
+        channel: &ChannelName,
+        now: Option<u64>,
+    ) -> Result<Vec<(ClientId, Bytes)>, CommandError> {
+        let mut pipeline = Pipeline::new();
+        live(&mut pipeline, now);
+        pipeline.cmd("HGETALL").arg(keys::channel_members(channel));
+        let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let live: Vec<String> = from(values.next())?;
+        let members: Vec<(String, Vec<u8>)> = from(values.next())?;
+        let known = members.into_iter().filter_map(|(client, value)| {
+            let (lease, value) = parse_value(&value)?;
+            let client = ClientId::parse(&client).ok()?;
+            live.iter()
+                .any(|text| text == lease)
+                .then_some((client, value.info))
+        });
+        Ok(known.collect())
+    }
+}
+
+/// Asks for the living leases. Without a clock all count that nobody has declared dead.
+fn live(pipeline: &mut Pipeline, now: Option<u64>) {
+    let after = now.map_or_else(|| "-inf".to_owned(), |now| format!("({now}"));
+    let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+    command.arg(after).arg("+inf").arg("BYSCORE");
+}
+
+/// Calls `script` with these keys; its arguments are to follow. It goes out whole: it is short, and so it
+/// cannot be missing after Redis lost its data.
+fn script<'a>(pipeline: &'a mut Pipeline, script: &str, keys: &[&str]) -> &'a mut Pipeline {
+    pipeline.cmd("EVAL").arg(script).arg(keys.len()).arg(keys)
+}
+
+/// The hash that a slot is a field of.
+fn hash_of(slot: &Slot) -> String {
+    match slot {
+        Slot::User(user) => keys::user_leases(user),
+        Slot::Member(channel, _) => keys::channel_members(channel),
+    }
+}
+
+fn print_slot(slot: &Slot) -> String {
+    match slot {
+        Slot::User(user) => format!("u {user}"),
+        Slot::Member(channel, client) => format!("m {client} {channel}"),
+    }
+}
+
+/// `None` for what no version of this program has written.
+fn parse_slot(entry: &[u8]) -> Option<Slot> {
+    let entry = std::str::from_utf8(entry).ok()?;
+    match entry.split_once(' ')? {
+        ("u", user) => Some(Slot::User(user.into())),
+        ("m", member) => {
+            let (client, channel) = member.split_once(' ')?;
+            let channel = ChannelName::new(channel).ok()?;
+            Some(Slot::Member(channel, ClientId::parse(client).ok()?))
+        }
+        _ => None,
+    }
+}
+
+fn print_value(lease: &str, value: &Value) -> Vec<u8> {
+    let announce = match value.announce {
+        Announce::No => "-",
+        Announce::Yes => "a",
+    };
+    let mut text = format!("{lease} {announce} ").into_bytes();
+    text.extend_from_slice(&value.info);
+    text
+}
+
+fn parse_value(text: &[u8]) -> Option<(&str, Value)> {
+    let mut parts = text.splitn(3, |byte| *byte == b' ');
+    let lease = std::str::from_utf8(parts.next()?).ok()?;
+    let announce = match parts.next()? {
+        b"a" => Announce::Yes,
+        b"-" => Announce::No,
+        _ => return None,
+    };
+    let info = Bytes::copy_from_slice(parts.next()?);
+    Some((lease, Value { info, announce }))
+}
+
+fn first<T: FromRedisValue>(values: Vec<Answer>) -> Result<T, CommandError> {
+    from(values.into_iter().next())
+}
+
+fn from<T: FromRedisValue>(value: Option<Answer>) -> Result<T, CommandError> {
+    T::from_redis_value(value.unwrap_or(Answer::Nil))
+        .map_err(|error| CommandError::Refused(format!("unexpected answer: {error}")))
+}
+
+/// Scores are doubles, exact for milliseconds until the year 287396.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "what is no time counts as the beginning or the end of time"
+)]
+fn milliseconds(score: f64) -> u64 {
+    score.max(0.0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::instance::Instance;
+
+    #[test]
+    fn slots_and_values_read_back() {
+        let client = ClientId::random(Instance::random());
+        let channel = ChannelName::new("a b\u{0} c").unwrap();
+        for slot in [Slot::User("an n".into()), Slot::Member(channel, client)] {
+            assert_eq!(parse_slot(print_slot(&slot).as_bytes()), Some(slot));
+        }
+        for announce in [Announce::Yes, Announce::No] {
+            let info = Bytes::from_static(b" \x00 \xff ");
+            let value = Value { info, announce };
+            let text = print_value("lease.1", &value);
+            assert_eq!(parse_value(&text), Some(("lease.1", value)));
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_there_is_passed_over() {
+        for entry in ["", "u", "x y", "m a b", "m ", "\u{ff} "] {
+            assert_eq!(parse_slot(entry.as_bytes()), None, "{entry}");
+        }
+        assert_eq!(parse_slot(b"u \xff"), None);
+        for value in ["", "lease", "lease a", "lease ? info"] {
+            assert_eq!(parse_value(value.as_bytes()), None, "{value}");
+        }
+        assert_eq!(parse_value(b"\xff a info"), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! Session values: what an application keeps for a user or for a client, under a name and for a time.
+//!
+//! Bounded in every direction: names, values, values of one owner, lifetimes. [`memory`] serves a node that
+//! is alone, [`redis`] all nodes alike; what they answer is the same.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config;
+use crate::config::VALUE_NAME_BYTES_MAX;
+use crate::protocol::instance::ClientId;
+use crate::redis::CommandError;
+
+mod memory;
+mod redis;
+
+/// Values of one owner.
+pub(crate) const VALUES_MAX: usize = 64;
+
+/// The longest that a value is kept: a month.
+pub(crate) const TTL_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+/// Whose values.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Owner {
+    /// A user's, wherever it is, and if it is nowhere.
+    User(String),
+    /// One client's: nobody finds them again once it is gone.
+    Client(ClientId),
+}
+
+/// The values of all owners.
+pub(crate) struct Values {
+    value_bytes_max: usize,
+    backing: Backing,
+}
+
+enum Backing {
+    Memory(memory::Memory),
+    Redis(Box<redis::Store>),
+}
+
+/// A value, as it is to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Put {
+    /// 1 to [`VALUE_NAME_BYTES_MAX`] bytes.
+    pub(crate) name: String,
+    /// As large as the configuration allows.
+    pub(crate) value: Bytes,
+    /// More than nothing and at most [`TTL_MAX`].
+    pub(crate) ttl: Duration,
+}
+
+/// Why a value is not kept, or not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ValueError {
+    /// It never can be.
+    #[error("expected a name of 1 to {VALUE_NAME_BYTES_MAX} bytes, found one of {0}")]
+    Name(usize),
+    /// It never can be.
+    #[error("expected a value of at most {max} bytes, found one of {found}")]
+    TooLarge {
+        /// In bytes.
+        max: usize,
+        /// In bytes.
+        found: usize,
+    },
+    /// It never can be.
+    #[error("expected a lifetime of 1 second to {} days", TTL_MAX.as_secs() / 86_400)]
+    Ttl,
+    /// Once another one has ended or is deleted.
+    #[error("this owner has {VALUES_MAX} values already")]
+    TooMany,
+    /// Once others have ended or are deleted.
+    #[error("no more values fit into the memory of this node")]
+    Full,
+    /// Later, perhaps. A value that was to be put may be there.
+    #[error("the values are away")]
+    Away(#[from] CommandError),
+}
+
+impl Values {
+    /// Keeps values where `broker` keeps everything.
+    pub(crate) fn new(broker: &config::Broker, config: &config::Values, node_id: &str) -> Self {
+        let backing = match broker {
+            config::Broker::Memory => Backing::Memory(memory::Memory::new(config.memory_bytes_max)),
+            config::Broker::Redis(broker) => {
+                Backing::Redis(Box::new(redis::Store::new(broker, node_id)))
+            }
+        };
+        Self {
+            value_bytes_max: config.value_bytes_max,
+            backing,
+        }
+    }
+
+    /// Keeps a value, in place of the one that had its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ValueError`]: what was there before is there still, but for [`ValueError::Away`].
+    pub(crate) async fn put(&self, owner: &Owner, put: Put) -> Result<(), ValueError> {
+        check_name(&put.name)?;
+        if self.value_bytes_max < put.value.len() {
+            return Err(ValueError::TooLarge {
+                max: self.value_bytes_max,
+                found: put.value.len(),
+            });
+        }
+        if put.ttl.is_zero() || TTL_MAX < put.ttl {
+            return Err(ValueError::Ttl);
+        }
+        match &self.backing {
+            Backing::Memory(memory) => memory.put(owner, put),
+            Backing::Redis(store) => store.put(owner, put).await,
+        }
+    }
+
+    /// The value with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ValueError::Name`] or [`ValueError::Away`].
+    pub(crate) async fn get(&self, owner: &Owner, name: &str) -> Result<Option<Bytes>, ValueError> {
+        check_name(name)?;
+        match &self.backing {
+            Backing::Memory(memory) => Ok(memory.get(owner, name)),
+            Backing::Redis(store) => store.get(owner, name).await,
+        }
+    }
+
+    /// All values of an owner, by their names.
+    ///
+    /// # Errors
+    ///
+    /// [`ValueError::Away`].
+    pub(crate) async fn all(&self, owner: &Owner) -> Result<Vec<(String, Bytes)>, ValueError> {
+        let mut all = match &self.backing {
+            Backing::Memory(memory) => memory.all(owner),
+            Backing::Redis(store) => store.all(owner).await?,
+        };
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    /// Takes a value out; whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`ValueError::Name`] or [`ValueError::Away`].
+    pub(crate) async fn delete(&self, owner: &Owner, name: &str) -> Result<bool, ValueError> {
+        check_name(name)?;
+        match &self.backing {
+            Backing::Memory(memory) => Ok(memory.delete(owner, name)),
+            Backing::Redis(store) => store.delete(owner, name).await,
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ValueError> {
+    match name.len() {
+        1..=VALUE_NAME_BYTES_MAX => Ok(()),
+        length => Err(ValueError::Name(length)),
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "u:{user}"),
+            Self::Client(client) => write!(f, "c:{client}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

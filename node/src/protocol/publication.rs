@@ -1,0 +1,15 @@
+//! One message on its way to every client of a channel.
+
+use bytes::Bytes;
+
+use crate::protocol::channel::ChannelName;
+
+/// A message as the broker hands it out: the bare bytes that somebody published on a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Publication {
+    /// Where it was published.
+    pub(crate) channel: ChannelName,
+    /// What was published; any bytes, UTF-8 or not. It may be a slice of a larger read: what keeps it
+    /// for long copies it.
+    pub(crate) data: Bytes,
+}

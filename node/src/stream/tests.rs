@@ -1,0 +1,781 @@
+//! Members of real feeds, on a real hub and both brokers: what they are told and what they hear.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::broker;
+use crate::broker::Idempotency;
+use crate::broker::StoreError;
+use crate::broker::history::Query;
+use crate::broker::history::testing::everything;
+use crate::config;
+use crate::config::Ack;
+use crate::config::Config;
+use crate::config::Fanout;
+use crate::config::SlowReader;
+use crate::hub::HubConfig;
+use crate::hub::outbox::QueueFormat;
+use crate::hub::outbox::QueueOutbox;
+use crate::redis::testing::PATIENCE;
+use crate::redis::testing::RedisServer;
+
+mod faults;
+
+/// One node without its transports.
+struct Node {
+    feeds: Arc<Feeds>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+fn node_with(broker: &config::Broker, feeds: config::Feeds) -> Node {
+    let metrics = Metrics::new();
+    let fanout = Fanout {
+        window: Duration::from_millis(2),
+        factor: 2.7,
+        batch_bytes_max: 256 << 10,
+    };
+    let pinned = Vec::new();
+    let hub = Hub::new(HubConfig { fanout, pinned }, Arc::clone(&metrics));
+    let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
+    let shutdown = CancellationToken::new();
+    let deliver = Arc::clone(&feeds) as Arc<dyn Deliver>;
+    let started = broker::start(broker, "n", deliver, Arc::clone(&metrics), shutdown.clone());
+    feeds.start(Arc::clone(&started.broker));
+    let mut tasks = started.tasks;
+    tasks.spawn(hub.run(started.broker, shutdown.clone()));
+    tasks.spawn(Arc::clone(&feeds).run(shutdown.clone()));
+    Node {
+        feeds,
+        metrics,
+        shutdown,
+        tasks,
+    }
+}
+
+/// Settings of a broker at `servers` that notices everything fast.
+fn settings(servers: &[RedisServer]) -> config::Broker {
+    let urls: Vec<String> = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.url()))
+        .collect();
+    let text = format!(
+        "broker: {{kind: redis, urls: [{}], probe_interval: 200ms, probe_timeout: 400ms, \
+         response_timeout: 800ms, backoff_max: 200ms}}",
+        urls.join(", ")
+    );
+    Config::parse("test", &text).unwrap().broker
+}
+
+fn node(broker: &config::Broker) -> Node {
+    node_with(broker, Config::default_without_file().channels.feeds)
+}
+
+fn retention(size: usize) -> Retention {
+    Retention {
+        size: NonZeroUsize::new(size).unwrap(),
+        ttl: Duration::from_secs(60),
+        meta_ttl: Duration::from_secs(3600),
+    }
+}
+
+fn name(channel: &str) -> ChannelName {
+    ChannelName::new(channel).unwrap()
+}
+
+/// What a member was told when it joined.
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
+    position: Option<Position>,
+    is_recovered: bool,
+    missed: Vec<u64>,
+}
+
+/// A member and everything it got.
+struct Client {
+    outbox: Arc<QueueOutbox>,
+    told: Told,
+    membership: Membership,
+}
+
+impl Node {
+    async fn join(
+        &self,
+        channel: &str,
+        retention: Option<Retention>,
+        since: Option<&Position>,
+    ) -> Result<Client, Unavailable> {
+        let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
+        let member = Member::Queue(Arc::clone(&outbox));
+        let channel = name(channel);
+        let joining = Joining {
+            channel: &channel,
+            retention,
+            slow: SlowReader::Disconnect,
+            member: &member,
+            hears_joins: false,
+            since,
+            has_lifecycle: false,
+        };
+        let mut told = None;
+        let reply = |joined: Joined<'_>| {
+            let missed = joined.publications.iter().map(|one| one.offset).collect();
+            told = Some(Told {
+                position: joined.position.cloned(),
+                is_recovered: joined.is_recovered,
+                missed,
+            });
+            Bytes::from_static(b"reply")
+        };
+        let membership = self.feeds.join(joining, reply).await?;
+        Ok(Client {
+            outbox,
+            told: told.unwrap(),
+            membership,
+        })
+    }
+
+    async fn publish(&self, channel: &str, data: &str, retention: Option<Retention>) -> u64 {
+        let how = How {
+            ack: Ack::Stored,
+            retention,
+            idempotency: None,
+        };
+        let stored = self
+            .feeds
+            .publish(&name(channel), publication(data), how)
+            .await;
+        let Some(position) = stored.unwrap().position else {
+            return 0;
+        };
+        // Redis says so before this node has heard it.
+        let wire = ChannelName::wire(&name(channel));
+        let feed = self.feeds.feeds.read().get(&wire).cloned();
+        let heard = || feed.as_ref().and_then(|feed| feed.position());
+        self.until(|| heard().is_none_or(|heard| position.offset <= heard.offset))
+            .await;
+        position.offset
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        let poll = async {
+            while !condition() {
+                time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let met = time::timeout(PATIENCE, poll).await;
+        assert!(met.is_ok(), "{}", self.metrics.render());
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
+        time::timeout(PATIENCE, ended)
+            .await
+            .expect("a task goes on");
+    }
+}
+
+fn publication(data: &str) -> crate::protocol::Publication {
+    crate::protocol::Publication {
+        data: Bytes::from(data.to_owned()),
+        ..Default::default()
+    }
+}
+
+/// What a member can hear.
+#[derive(Debug, Clone, PartialEq)]
+enum Heard {
+    Reply,
+    Publication { offset: u64, data: String },
+    Unsubscribed(u64),
+}
+
+fn heard(message: &Bytes) -> Heard {
+    if message == "reply" {
+        return Heard::Reply;
+    }
+    let push = &serde_json::from_slice::<serde_json::Value>(message).unwrap()["push"];
+    if let Some(code) = push["unsubscribe"]["code"].as_u64() {
+        return Heard::Unsubscribed(code);
+    }
+    Heard::Publication {
+        offset: push["pub"]["offset"].as_u64().unwrap_or(0),
+        data: push["pub"]["data"].to_string(),
+    }
+}
+
+impl Client {
+    /// The next `count` messages.
+    async fn next(&self, count: usize) -> Vec<Heard> {
+        let mut messages = Vec::new();
+        let taking = async {
+            while messages.len() < count {
+                self.outbox.wait().await;
+                messages.extend(self.outbox.take(1).iter().map(heard));
+            }
+        };
+        let taken = time::timeout(PATIENCE, taking).await;
+        assert!(taken.is_ok(), "{} of {count}", messages.len());
+        messages
+    }
+
+    /// The offsets of the `count` publications that follow the reply, which is next.
+    async fn offsets_behind_the_reply(&self, count: usize) -> Vec<u64> {
+        assert_eq!(self.next(1).await, [Heard::Reply]);
+        self.offsets(count).await
+    }
+
+    /// The offsets of the next `count` messages, which are publications.
+    async fn offsets(&self, count: usize) -> Vec<u64> {
+        let offset = |heard: Heard| match heard {
+            Heard::Publication { offset, .. } => offset,
+            other => panic!("no publication: {other:?}"),
+        };
+        self.next(count).await.into_iter().map(offset).collect()
+    }
+}
+
+/// One test for each broker, in modules `on_memory`, `on_redis` and `on_two_servers`.
+macro_rules! same_on_both {
+    ($($case:ident),* $(,)?) => {
+        mod on_memory {
+            $(#[tokio::test] async fn $case() {
+                super::$case(super::node(&super::config::Broker::Memory)).await;
+            })*
+        }
+        mod on_redis {
+            $(#[tokio::test] async fn $case() {
+                let server = super::RedisServer::start().await;
+                let node = super::node(&super::settings(std::slice::from_ref(&server)));
+                node.until(|| node.feeds.broker().readiness().is_ok()).await;
+                super::$case(node).await;
+            })*
+        }
+        mod on_two_servers {
+            $(#[tokio::test] async fn $case() {
+                let servers = [super::RedisServer::start().await, super::RedisServer::start().await];
+                let node = super::node(&super::settings(&servers));
+                node.until(|| node.feeds.broker().readiness().is_ok()).await;
+                super::$case(node).await;
+            })*
+        }
+    };
+}
+
+// Behind the macro, which it uses.
+mod unborn;
+
+same_on_both! {
+    a_member_is_told_where_it_is_and_hears_what_follows,
+    a_channel_without_history_has_no_positions,
+    who_comes_back_gets_what_was_missed_once,
+    who_was_away_for_too_long_is_told_so,
+    a_repetition_is_published_once,
+    what_contradicts_itself_is_refused,
+    history_is_read_from_either_end_and_removed,
+    a_publication_that_is_not_kept_has_no_offset,
+    members_that_come_and_go_while_others_publish_miss_nothing_and_hear_nothing_twice,
+}
+
+async fn a_member_is_told_where_it_is_and_hears_what_follows(node: Node) {
+    let keep = Some(retention(10));
+    assert_eq!(node.publish("a", "1", keep).await, 1);
+    let client = node.join("a", keep, None).await.unwrap();
+    assert_eq!(client.told.position.as_ref().unwrap().offset, 1);
+    assert!(!client.told.is_recovered);
+    assert_eq!(client.told.missed, [0; 0]);
+    assert_eq!(node.publish("a", "2", keep).await, 2);
+    node.publish("other", "0", keep).await;
+    assert_eq!(node.publish("a", "3", keep).await, 3);
+    let publication = |offset: u64| Heard::Publication {
+        offset,
+        data: offset.to_string(),
+    };
+    assert_eq!(
+        client.next(3).await,
+        [Heard::Reply, publication(2), publication(3)]
+    );
+    assert!(!client.membership.has_ended());
+    node.stop().await;
+}
+
+async fn a_channel_without_history_has_no_positions(node: Node) {
+    let client = node.join("a", None, None).await.unwrap();
+    assert_eq!(client.told.position, None);
+    node.publish("a", "1", None).await;
+    let how = How {
+        ack: Ack::Fast,
+        retention: None,
+        idempotency: None,
+    };
+    node.feeds
+        .publish(&name("a"), publication("2"), how)
+        .await
+        .unwrap();
+    client.next(1).await;
+    assert_eq!(client.offsets(2).await, [0, 0]);
+    let since = Position {
+        epoch: "e".into(),
+        offset: 3,
+    };
+    let again = node.join("a", None, Some(&since)).await.unwrap();
+    assert!(!again.told.is_recovered, "there is nothing to recover from");
+    node.stop().await;
+}
+
+async fn who_comes_back_gets_what_was_missed_once(node: Node) {
+    let keep = Some(retention(10));
+    let first = node.join("a", keep, None).await.unwrap();
+    let since = first.told.position.clone().unwrap();
+    drop(first.membership);
+    for number in 1..=10 {
+        node.publish("a", &number.to_string(), keep).await;
+    }
+    let again = node.join("a", keep, Some(&since)).await.unwrap();
+    assert!(again.told.is_recovered);
+    assert!(again.told.missed.iter().copied().eq(1..=10));
+    node.publish("a", "11", keep).await;
+    again.next(1).await;
+    assert_eq!(again.offsets(1).await, [11]);
+    let up_to_date = Position {
+        offset: 11,
+        ..since
+    };
+    let same = node.join("a", keep, Some(&up_to_date)).await.unwrap();
+    assert_eq!((same.told.is_recovered, same.told.missed.len()), (true, 0));
+    node.stop().await;
+}
+
+async fn who_was_away_for_too_long_is_told_so(node: Node) {
+    let keep = Some(retention(3));
+    let first = node.join("a", keep, None).await.unwrap();
+    let since = first.told.position.unwrap();
+    for number in 1..=4 {
+        node.publish("a", &number.to_string(), keep).await;
+    }
+    for offset in [0, 5] {
+        let since = Position {
+            offset,
+            ..since.clone()
+        };
+        let lost = node.join("a", keep, Some(&since)).await.unwrap();
+        assert_eq!((lost.told.is_recovered, lost.told.missed.len()), (false, 0));
+        assert_eq!(lost.told.position.unwrap().offset, 4);
+    }
+    let other = Position {
+        epoch: "other".into(),
+        offset: 4,
+    };
+    let lost = node.join("a", keep, Some(&other)).await.unwrap();
+    assert!(!lost.told.is_recovered);
+    let text = node.metrics.render();
+    assert!(
+        text.contains("recoveries_total{result=\"miss\"} 3\n"),
+        "{text}"
+    );
+    node.stop().await;
+}
+
+/// Feeds that keep little and tell little.
+fn little() -> config::Feeds {
+    config::Feeds {
+        ring_bytes_max: 2500,
+        recovery_max: 100,
+        reply_bytes_max: 64 << 10,
+        ..Config::default_without_file().channels.feeds
+    }
+}
+
+#[tokio::test]
+async fn what_this_node_has_no_room_for_is_recovered_up_to_the_limits() {
+    recover_up_to_the_limits(node_with(&config::Broker::Memory, little())).await;
+}
+
+#[tokio::test]
+async fn what_this_node_has_no_room_for_is_recovered_from_redis_up_to_the_limits() {
+    let server = RedisServer::start().await;
+    let node = node_with(&settings(std::slice::from_ref(&server)), little());
+    node.until(|| node.feeds.broker().readiness().is_ok()).await;
+    recover_up_to_the_limits(node).await;
+}
+
+async fn recover_up_to_the_limits(node: Node) {
+    let keep = Some(retention(100_000));
+    let how = How {
+        ack: Ack::Stored,
+        retention: keep,
+        idempotency: None,
+    };
+    let publish = async |data: String| {
+        let channel = name("a");
+        let published = node
+            .feeds
+            .publish(&channel, publication(&data), how.clone());
+        published.await.unwrap().position.unwrap()
+    };
+    for number in 1..300 {
+        publish(number.to_string()).await;
+    }
+    let last = publish("300".to_owned()).await;
+    let recover = async |offset| {
+        let since = Position {
+            offset,
+            ..last.clone()
+        };
+        let told = node.join("a", keep, Some(&since)).await.unwrap().told;
+        (told.is_recovered, told.missed)
+    };
+    assert_eq!(recover(298).await, (true, vec![299, 300]));
+    assert_eq!(recover(200).await, (true, (201..=300).collect()));
+    assert_eq!(recover(199).await, (false, vec![]));
+    assert_eq!(recover(0).await, (false, vec![]));
+    let large = format!("\"{}\"", "x".repeat(10 << 10));
+    for _ in 0..8 {
+        node.publish("a", &large, keep).await;
+    }
+    assert_eq!(recover(303).await, (true, (304..=308).collect()));
+    assert_eq!(recover(300).await, (false, vec![]));
+    let text = node.metrics.render();
+    let counted = "recoveries_total{result=\"over_limit\"} 3\n";
+    assert!(text.contains(counted), "{text}");
+    node.stop().await;
+}
+
+async fn a_repetition_is_published_once(node: Node) {
+    for keep in [Some(retention(10)), None] {
+        let channel = if keep.is_some() { "kept" } else { "unkept" };
+        let client = node.join(channel, keep, None).await.unwrap();
+        let mut results = Vec::new();
+        for key in ["x", "x", "y"] {
+            let how = How {
+                ack: Ack::Stored,
+                retention: keep,
+                idempotency: Some(Idempotency {
+                    key: key.into(),
+                    ttl: Duration::from_secs(60),
+                }),
+            };
+            let publication = publication(&format!("\"{key}\""));
+            results.push(
+                node.feeds
+                    .publish(&name(channel), publication, how)
+                    .await
+                    .unwrap(),
+            );
+        }
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0] == results[2], keep.is_none());
+        client.next(1).await;
+        let data: Vec<_> = client.next(2).await;
+        assert!(matches!(&data[0], Heard::Publication { data, .. } if data == "\"x\""));
+        assert!(matches!(&data[1], Heard::Publication { data, .. } if data == "\"y\""));
+    }
+    node.stop().await;
+}
+
+async fn what_contradicts_itself_is_refused(node: Node) {
+    let key = Idempotency {
+        key: "x".into(),
+        ttl: Duration::from_secs(1),
+    };
+    for (ack, retention, idempotency, expected) in [
+        (
+            Ack::Fast,
+            Some(retention(1)),
+            None,
+            PublishFailed::FastWithHistory,
+        ),
+        (Ack::Fast, None, Some(key), PublishFailed::FastWithKey),
+        (
+            Ack::Replicated,
+            None,
+            None,
+            PublishFailed::NothingToReplicate,
+        ),
+        (
+            Ack::Replicated,
+            Some(retention(1)),
+            None,
+            StoreError::NotReplicated.into(),
+        ),
+    ] {
+        let how = How {
+            ack,
+            retention,
+            idempotency,
+        };
+        let published = node.feeds.publish(&name("a"), publication("1"), how).await;
+        assert_eq!(published, Err(expected));
+    }
+    node.stop().await;
+}
+
+async fn history_is_read_from_either_end_and_removed(node: Node) {
+    let keep = retention(5);
+    let read = async |query: Query| {
+        let history = node.feeds.history(&name("a"), keep, query).await.unwrap();
+        let offsets: Vec<u64> = history.publications.iter().map(|one| one.offset).collect();
+        (history.position, offsets)
+    };
+    let (empty, offsets) = read(everything()).await;
+    assert_eq!((empty.offset, offsets.len()), (0, 0));
+    for number in 1..=6 {
+        node.publish("a", &number.to_string(), Some(keep)).await;
+    }
+    let newest = Query {
+        limit: 2,
+        order: crate::broker::history::Order::NewestFirst,
+        ..everything()
+    };
+    let (position, offsets) = read(newest.clone()).await;
+    assert_eq!(position.offset, 6);
+    assert!(crate::broker::history::Unborn::of(&empty.epoch).is_some());
+    assert_eq!(offsets, [6, 5]);
+    let at = |offset| {
+        let epoch = position.epoch.clone();
+        Some(Position { epoch, offset })
+    };
+    assert_eq!(
+        read(Query {
+            since: at(5),
+            ..newest.clone()
+        })
+        .await
+        .1,
+        [4, 3]
+    );
+    assert_eq!(
+        read(Query {
+            since: at(3),
+            ..everything()
+        })
+        .await
+        .1,
+        [4, 5, 6]
+    );
+    assert_eq!(
+        read(Query {
+            limit: 1,
+            ..everything()
+        })
+        .await
+        .1,
+        [2]
+    );
+    assert_eq!(
+        read(Query {
+            limit: 0,
+            ..everything()
+        })
+        .await
+        .1,
+        [0; 0]
+    );
+    let other = Some(Position {
+        epoch: "other".into(),
+        offset: 3,
+    });
+    assert_eq!(
+        read(Query {
+            since: other,
+            ..everything()
+        })
+        .await
+        .1,
+        [0; 0]
+    );
+
+    node.feeds.remove_history(&name("a")).await.unwrap();
+    assert_eq!(read(everything()).await, (position.clone(), vec![]));
+    assert_eq!(node.publish("a", "7", Some(keep)).await, 7);
+    assert_eq!(read(everything()).await.1, [7]);
+    node.stop().await;
+}
+
+async fn a_publication_that_is_not_kept_has_no_offset(node: Node) {
+    let keep = Some(retention(5));
+    let client = node.join("a", keep, None).await.unwrap();
+    node.publish("a", "1", keep).await;
+    node.publish("a", "2", None).await;
+    node.publish("a", "3", keep).await;
+    client.next(1).await;
+    assert_eq!(client.offsets(3).await, [1, 0, 2]);
+    node.stop().await;
+}
+
+async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_nothing_twice(
+    node: Node,
+) {
+    const PUBLICATIONS: u64 = 3000;
+    let keep = Some(retention(100_000));
+    let node = Arc::new(node);
+    let mut publishers = JoinSet::new();
+    for _ in 0..3 {
+        let node = Arc::clone(&node);
+        publishers.spawn(async move {
+            for _ in 0..PUBLICATIONS / 3 {
+                node.publish("a", "0", keep).await;
+                if fastrand::u8(..) < 16 {
+                    time::sleep(Duration::from_micros(500)).await;
+                }
+            }
+        });
+    }
+    let mut members = JoinSet::new();
+    for _ in 0..20 {
+        let node = Arc::clone(&node);
+        members.spawn(async move {
+            let mut since: Option<Position> = None;
+            let mut seen = Vec::new();
+            while since
+                .as_ref()
+                .is_none_or(|since| since.offset < PUBLICATIONS)
+            {
+                let client = node.join("a", keep, since.as_ref()).await.unwrap();
+                let told = &client.told;
+                let position = told.position.clone().unwrap();
+                match &since {
+                    None => seen.push(position.offset),
+                    Some(_) => assert!(told.is_recovered),
+                }
+                seen.extend(&told.missed);
+                assert_eq!(seen.last(), Some(&position.offset));
+                let stay = Duration::from_micros(fastrand::u64(..5000));
+                time::sleep(stay).await;
+                drop(client.membership);
+                time::sleep(Duration::from_millis(fastrand::u64(..30))).await;
+                let messages = client.outbox.take(usize::MAX);
+                assert_eq!(heard(&messages[0]), Heard::Reply);
+                seen.extend(messages[1..].iter().map(|message| match heard(message) {
+                    Heard::Publication { offset, .. } => offset,
+                    other => panic!("{other:?}"),
+                }));
+                let offset = *seen.last().unwrap();
+                since = Some(Position { offset, ..position });
+            }
+            let first = seen[0];
+            assert!(
+                seen.into_iter().eq(first..=PUBLICATIONS),
+                "a hole or a repeat"
+            );
+        });
+    }
+    let done = async {
+        while publishers.join_next().await.transpose().unwrap().is_some() {}
+        while members.join_next().await.transpose().unwrap().is_some() {}
+    };
+    time::timeout(2 * PATIENCE, done).await.unwrap();
+    assert_eq!(node.metrics.gaps_noticed.get(), 0);
+    Arc::into_inner(node).unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn what_is_published_while_a_reply_is_written_waits_for_nobody() {
+    let node = node(&config::Broker::Memory);
+    let keep = Some(retention(10));
+    let other = node.join("a", keep, None).await.unwrap();
+    let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
+    let channel = name("a");
+    let joining = Joining {
+        channel: &channel,
+        retention: keep,
+        slow: SlowReader::Disconnect,
+        member: &Member::Queue(Arc::clone(&outbox)),
+        hears_joins: false,
+        since: None,
+        has_lifecycle: false,
+    };
+    let reply = |joined: Joined<'_>| {
+        assert_eq!(joined.position.unwrap().offset, 0);
+        let how = How {
+            ack: Ack::Stored,
+            retention: keep,
+            idempotency: None,
+        };
+        let (feeds, channel) = (Arc::clone(&node.feeds), channel.clone());
+        let (done, published) = std::sync::mpsc::channel();
+        // It is delivered by the publisher's own thread.
+        std::thread::spawn(move || {
+            let publish = feeds.publish(&channel, publication("1"), how);
+            let stored = futures_util::FutureExt::now_or_never(publish);
+            done.send(stored.is_some()).unwrap();
+        });
+        assert_eq!(published.recv_timeout(PATIENCE), Ok(true));
+        Bytes::from_static(b"reply")
+    };
+    let membership = node.feeds.join(joining, reply).await.unwrap();
+    let client = Client {
+        outbox,
+        told: other.told.clone(),
+        membership,
+    };
+    assert_eq!(other.offsets_behind_the_reply(1).await, [1]);
+    assert_eq!(client.offsets_behind_the_reply(1).await, [1]);
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_outlives_its_last_member_by_the_linger_and_no_more() {
+    let node = node(&config::Broker::Memory);
+    let keep = Some(retention(10));
+    let wished = || node.metrics.subscriptions.get();
+    let client = node.join("a", keep, None).await.unwrap();
+    assert_eq!((node.metrics.feeds.get(), wished()), (1, 1));
+    drop(client.membership);
+    time::sleep(Duration::from_secs(9)).await;
+    let again = node.join("a", keep, None).await.unwrap();
+    time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((node.metrics.feeds.get(), wished()), (1, 1), "it is in use");
+    drop(again.membership);
+    time::sleep(Duration::from_millis(9_900)).await;
+    assert_eq!(wished(), 1);
+    time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((node.metrics.feeds.get(), wished()), (0, 0));
+    node.publish("a", "1", keep).await;
+    let back = node.join("a", keep, None).await.unwrap();
+    assert_eq!(back.told.position.unwrap().offset, 1);
+    drop(back.membership);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_not_given_a_publication_for_lack_of_cpu_is_told_to_start_over() {
+    let node = node(&config::Broker::Memory);
+    let keep = Some(retention(100_000));
+    let client = node.join("a", keep, None).await.unwrap();
+    let data = format!("\"{}\"", "x".repeat(64 << 10));
+    // One thread: the hub's task does not run while this one publishes.
+    while !client.membership.has_ended() {
+        let how = How {
+            ack: Ack::Stored,
+            retention: keep,
+            idempotency: None,
+        };
+        node.feeds
+            .publish(&name("a"), publication(&data), how)
+            .await
+            .unwrap();
+    }
+    let mut offsets = 0;
+    assert_eq!(client.next(1).await, [Heard::Reply]);
+    loop {
+        match client.next(1).await.as_slice() {
+            [Heard::Publication { offset, .. }] => {
+                offsets += 1;
+                assert_eq!(*offset, offsets);
+            }
+            told => {
+                assert_eq!(told, [Heard::Unsubscribed(2500)]);
+                break;
+            }
+        }
+    }
+    assert_eq!(node.metrics.gaps_announced.get(), 1);
+    node.stop().await;
+}
