@@ -449,12 +449,12 @@ async fn users_that_reconnect_soon_continue_their_session() -> Result<()> {
 #[tokio::test]
 async fn a_full_redis_holds_events_back_and_loses_none() -> Result<()> {
     let scene = Scene::new("lifecycle-full", "0s", 1).await?;
-    let node = scene.nodes[0].address;
+    let node = &scene.nodes[0];
     let token = subscriber::token(SECRET, "ann");
-    let before = Subscriber::connect(node, &token).await?;
+    let before = Subscriber::connect(node.address, &token).await?;
     let full = scene.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     ensure!(full.await?.trim() == "OK");
-    let during = Subscriber::connect(node, &token).await?;
+    let during = Subscriber::connect(node.address, &token).await?;
     let ids = [before.id.clone(), during.id.clone()];
     drop((before, during));
     metric(node, "lifecycle_waiting 3").await?;
@@ -471,10 +471,10 @@ async fn a_full_redis_holds_events_back_and_loses_none() -> Result<()> {
 }
 
 /// Waits until a metric of the node has this value.
-async fn metric(node: SocketAddr, line: &str) -> Result<()> {
+async fn metric(node: &Node, line: &str) -> Result<()> {
     let line = format!("causeway_node_{line}\n");
     wait::until(&line, wait::SOON, async || {
-        let metrics = http::get(node, "/metrics").await.ok()?;
+        let metrics = http::get(node.admin, "/metrics").await.ok()?;
         metrics.text().contains(&line).then_some(())
     })
     .await
@@ -551,10 +551,10 @@ async fn events_that_are_not_taken_are_kept_up_to_a_bound_and_counted_beyond_it(
     for _ in 0..150 {
         clients.push(Subscriber::connect(node.address, &token).await?);
     }
-    metric(node.address, "lifecycle_delivered_total 0").await?;
+    metric(&node, "lifecycle_delivered_total 0").await?;
     *application.mood.lock() = Mood::TakesAll;
-    metric(node.address, "lifecycle_delivered_total 100").await?;
-    metric(node.address, "lifecycle_lost_total 50").await?;
+    metric(&node, "lifecycle_delivered_total 100").await?;
+    metric(&node, "lifecycle_lost_total 50").await?;
     let events = application.events();
     let numbers = events.iter().map(|event| event["number"].as_u64());
     ensure!(numbers.eq((51..=150).map(Some)), "the newest are kept");

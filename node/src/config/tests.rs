@@ -674,12 +674,6 @@ channels: { namespaces: [{ name: a }, { name: b, lifecycle: true }] }",
     };
     assert_eq!(all, expected);
     refused(
-        "lifecycle: { connections: 1, coalesce: 2h, keep: 99 }",
-        &expect![
-            "node.yaml:1:14: lifecycle.connections: invalid type: integer `1`, expected a boolean"
-        ],
-    );
-    refused(
         "lifecycle: { coalesce: 2h, keep: 99, hook: 'http://b' }",
         &expect![
             "node.yaml:1:38: lifecycle.hook: unknown field `hook`, expected one of `connections`, `coalesce`, `keep`"
