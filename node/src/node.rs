@@ -472,15 +472,14 @@ impl Node {
             interrupted: lifecycle.interrupted,
         };
         serving.spawn(server.serve(listener, shutdown));
-        loop {
-            tokio::select! {
-                biased;
-                ended = serving.join_next() => match ended {
-                    Some(Err(error)) => return Err(failed(&error)),
-                    _ => break,
-                },
-                TaskFailed = tasks.failed() => return Err(RunError::Failed),
+        tokio::select! {
+            biased;
+            ended = serving.join_next() => {
+                if let Some(Err(error)) = ended {
+                    return Err(failed(&error));
+                }
             }
+            TaskFailed = tasks.failed() => return Err(RunError::Failed),
         }
         lifecycle.stopped.cancel();
         let ended = tasks.wait().await;

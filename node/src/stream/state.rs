@@ -40,7 +40,7 @@ enum Phase {
     Opening(Vec<Early>),
     /// The channel keeps no history.
     Unstored,
-    Following(Stream),
+    Following(Box<Stream>),
     Ended,
 }
 
@@ -168,7 +168,7 @@ impl State {
         if stream.has_gap() {
             self.want_read();
         }
-        self.phase = Phase::Following(stream);
+        self.phase = Phase::Following(Box::new(stream));
         Ok(true)
     }
 

@@ -165,7 +165,7 @@ impl ChannelClient {
     }
 
     fn user_limit(&self) -> Option<UserLimit> {
-        let limits = self.clients.config.get().limits.clone();
+        let limits = self.clients.config.get().limits;
         Some(UserLimit {
             clients_max: limits.connections_per_user?,
             displaces_oldest: limits.connections_per_user_policy == UserLimitPolicy::DropOldest,
