@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: a header in which a load balancer in front sends the client's address.
 //!
-//! A plain parser over what has been read so far. The rules are those of HAProxy's `proxy-protocol.txt`: version 1 is one
+//! A plain parser of the bytes that have been read so far. The rules are those of HAProxy's `proxy-protocol.txt`: version 1 is one
 //! line of at most 107 bytes, version 2 begins with twelve fixed bytes and contains its own length.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -42,9 +42,9 @@ pub(crate) struct Forwarded {
     pub(crate) client: IpAddr,
     /// The trusted proxies between the client and the edge, the nearest to the client first.
     via: Vec<IpAddr>,
-    /// What the client used, which a proxy that ends TLS knows better than we.
+    /// The scheme that the client used; a proxy that terminates TLS reports it.
     pub(crate) scheme: Scheme,
-    /// The host that the client asked for, with its port if it named one.
+    /// The host of the client's request, with its port if it has one.
     host: Option<Box<str>>,
     port: u16,
     request_id: Box<str>,
@@ -73,7 +73,7 @@ impl Forwarder {
     pub(crate) fn read(&self, headers: &impl Request, peer: IpAddr, scheme: Scheme) -> Forwarded {
         let peer = peer.to_canonical();
         let trusted = self.trusts(peer);
-        // HTTP/2 has it in `:authority`.
+        // In HTTP/2 it is in `:authority`.
         let own_host = || headers.host().map(Box::from);
         if !trusted {
             let host = own_host();
@@ -182,7 +182,7 @@ const LOOKALIKES: [&str; 10] = [
     "upgrade",
 ];
 
-/// Whether a header is dropped before ours are written.
+/// Whether a header is removed before those of the edge are written.
 ///
 /// Other `X-Forwarded-` headers (`-Prefix`, `-Server`) of a trusted proxy are kept. `Proxy` is always removed: CGI programs would
 /// use it as their own proxy setting (httpoxy).

@@ -260,7 +260,7 @@ impl BackendMetrics {
         self.tunnels_open.dec();
     }
 
-    /// Counts what a tunnel carried (up is from the client to the backend) and why it ended.
+    /// Counts the bytes of a closed tunnel (up is from the client to the backend), and the reason of its end.
     ///
     /// `reason` is one of few constants: each becomes a time series.
     pub(crate) fn tunnel_closed(

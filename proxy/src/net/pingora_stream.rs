@@ -73,7 +73,7 @@ macro_rules! pingora_stream {
         #[async_trait::async_trait]
         impl<$($generics)*> pingora::protocols::Shutdown for $stream {
             async fn shutdown(&mut self) {
-                // The connection is over either way.
+                // The connection ends even if this fails.
                 let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
             }
         }

@@ -73,7 +73,7 @@ pub enum StartError {
     /// The access log cannot be written.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
-    /// A listener cannot speak TLS.
+    /// The TLS settings of a listener cannot be used.
     #[error("{listener}: {source}")]
     Tls {
         /// Its address.

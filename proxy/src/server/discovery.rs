@@ -97,18 +97,18 @@ async fn discover(discovery: Discovery, reloader: Arc<Reloader>) {
         if replies.iter().any(Option::is_some) {
             // Of two entries with one id the last one wins: that of the first server.
             let nodes = replies.into_iter().rev().flatten().flatten();
-            let (mut known, mut passed_over) = (Vec::new(), BTreeSet::new());
+            let (mut known, mut skipped) = (Vec::new(), BTreeSet::new());
             for node in nodes {
                 match read(&node, &config.allow) {
                     Ok(node) => known.extend(node),
-                    Err(why) => _ = passed_over.insert(why),
+                    Err(why) => _ = skipped.insert(why),
                 }
             }
             let leaving = leaving(&known);
             let found: Found = known.into_iter().map(|node| node.backend).collect();
             let now = Instant::now();
-            reloader.passed_over(pool, passed_over.len());
-            skipped_log.warn(pool, passed_over, now);
+            reloader.skipped(pool, skipped.len());
+            skipped_log.warn(pool, skipped, now);
             if let Some(backends) = known_nodes.seen(found, now) {
                 tracing::info!(
                     pool,
@@ -140,22 +140,22 @@ impl SkippedNodesLog {
     }
 
     /// Logs which nodes are skipped, and why, if there are new ones; at most once a second.
-    fn warn(&mut self, pool: &str, passed_over: BTreeSet<SkippedNode>, now: Instant) {
-        if passed_over == self.last {
+    fn warn(&mut self, pool: &str, skipped: BTreeSet<SkippedNode>, now: Instant) {
+        if skipped == self.last {
             return;
         }
-        let new: Vec<_> = passed_over.difference(&self.last).collect();
+        let new: Vec<_> = skipped.difference(&self.last).collect();
         if !new.is_empty() && self.log.note(now).is_some() {
             let named = new.iter().take(NAMED_MAX).map(ToString::to_string);
             let why = named.collect::<Vec<_>>().join("; ");
             tracing::warn!(
                 pool,
                 why,
-                nodes = passed_over.len(),
+                nodes = skipped.len(),
                 "nodes in the registry are skipped"
             );
         }
-        self.last = passed_over;
+        self.last = skipped;
     }
 }
 

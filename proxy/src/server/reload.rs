@@ -198,7 +198,7 @@ impl Reloader {
     }
 
     /// Records how many nodes in the registry of `pool` are skipped.
-    pub(crate) fn passed_over(&self, pool: &str, nodes: usize) {
+    pub(crate) fn skipped(&self, pool: &str, nodes: usize) {
         self.proxy.metrics.nodes_passed_over(pool, Some(nodes));
     }
 

@@ -8,7 +8,7 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 
-/// Threads that serve connections. They end with the process: connections outlive the service that accepts them, and the drain
+/// The threads. They end with the process: connections outlive the service that accepts them, and the drain
 /// closes them.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {

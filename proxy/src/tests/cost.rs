@@ -29,7 +29,7 @@ const ROUNDS: usize = match cfg!(debug_assertions) {
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 
-/// An edge with signed cookies before eight backends that are up.
+/// An edge with signed cookies and eight backends that are up.
 pub(super) fn components() -> Components {
     let backends: Vec<String> = (1..=8)
         .map(|n| format!("{{ id: n{n}, address: '127.0.0.1:{n}' }}"))

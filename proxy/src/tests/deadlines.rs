@@ -339,8 +339,8 @@ async fn a_request_body_below_the_minimum_rate_is_408_at_the_end_of_the_window()
             }
             body.send_data(Bytes::from_static(b"."), true).unwrap();
         };
-        let answered = async { (response.await.unwrap().status(), Instant::now()) };
-        let ((status, at), ()) = tokio::join!(answered, drip);
+        let responded = async { (response.await.unwrap().status(), Instant::now()) };
+        let ((status, at), ()) = tokio::join!(responded, drip);
         assert_eq!(status, wanted);
         assert_between(started, at, limit, "HTTP/2");
         check_usable(&client).await;

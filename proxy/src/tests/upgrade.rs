@@ -454,13 +454,13 @@ async fn with_ports_exhausted_new_clients_get_another_backend_and_bound_clients_
     let error = || DialError::from_io(std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     let mut request = RequestHeader::build("GET", b"/", None).unwrap();
     request.insert_header("Host", "a").unwrap();
-    let mut newcomer = proxy.admit(&mut request, None, peer, Scheme::Http).unwrap();
-    let first = proxy.choose(&mut newcomer).unwrap();
+    let mut new_client = proxy.admit(&mut request, None, peer, Scheme::Http).unwrap();
+    let first = proxy.choose(&mut new_client).unwrap();
     assert_eq!(
-        proxy.attempt_failed(&mut newcomer, &error().into(), Replay::Possible),
+        proxy.attempt_failed(&mut new_client, &error().into(), Replay::Possible),
         Ok(())
     );
-    let second = proxy.choose(&mut newcomer).unwrap();
+    let second = proxy.choose(&mut new_client).unwrap();
     assert_ne!(first.id, second.id);
 
     request.insert_header("Cookie", "causeway=u1.b0.1").unwrap();

@@ -128,7 +128,7 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
     type Headers<'a> = &'a [(&'a str, &'a str)];
     let cases: [(Headers<'_>, &str, &str); 12] = [
         (&[], "10.0.0.1", "10.0.0.1"),
-        // What stands before the client came from the client.
+        // Addresses before the client were sent by the client.
         (
             &[("x-forwarded-for", "6.6.6.6, 198.51.100.9")],
             UNTRUSTED,
@@ -148,7 +148,7 @@ fn the_client_is_the_last_address_that_is_not_trusted() {
             UNTRUSTED,
             "198.51.100.9, 10.0.0.2, 10.0.0.1",
         ),
-        // Everybody is trusted: the farthest is as near to the client as we get.
+        // All hops are trusted: the farthest one counts as the client.
         (
             &[("x-forwarded-for", "10.0.0.3,10.0.0.2")],
             "10.0.0.3",

@@ -27,7 +27,7 @@ pub(crate) struct HeadLimits {
     pub(crate) size_max: usize,
 }
 
-/// Why there is no head.
+/// Why no head could be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadError {
     /// The client disconnected, was idle for too long, or the edge drains: there is no request to respond to.

@@ -201,7 +201,7 @@ fn a_removed_backend_can_be_added_again() {
     let scene = Scene::new(&format!("{N1}, {N2}"));
     let before = scene.backend("n1").unwrap();
     scene.reload(N2);
-    // A probe that was under way does not bring it back.
+    // The result of a probe that was running does not change its state.
     scene.pool().probed(&before, ProbeResult::Good, scene.now);
     assert_eq!(scene.state("n1"), Some(State::Draining));
     scene.reload(&format!("{N1}, {N2}"));

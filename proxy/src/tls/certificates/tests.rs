@@ -148,7 +148,7 @@ fn an_expired_certificate_is_served_for_names_that_no_other_has() {
     let status = certificates.status(now).remove(0);
     assert!(status.why.contains("expired on Jan  1"), "{status:?}");
     assert_eq!(status.names, ["alone.example"]);
-    // An older version that is valid is better.
+    // An older version that is valid is preferred.
     write("c", "*.site.example");
     assert_eq!(certificates.reload(now), [ReloadOutcome::Rejected]);
     assert_eq!(served(&certificates, Some("www.site.example")), wildcard);
