@@ -1,6 +1,6 @@
 //! Background tasks that panic: the edge logs and counts it and runs them again; the node, whose clients' state is in them, ends.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
     http, loopback,
     node::{self, Node},
@@ -76,24 +76,21 @@ async fn panics(kind: Kind, task: &str) -> Result<()> {
         (subject.metric("task_restarts_total").await.ok()? == 1).then_some(())
     })
     .await?;
-    let lines = json_lines(&subject.process.log());
-    let said = |message: &str| {
-        let mut fields = lines.iter().map(|line| &line["fields"]);
-        fields.find(|fields| fields["message"] == message).cloned()
-    };
-    // A panic is a line of the log like any other.
-    let panic = said("panicked");
-    ensure!(
-        panic.is_some_and(
-            |fields| fields["panic"] == "requested by a test" && fields["at"].is_string()
-        ),
-        "{lines:?}"
-    );
-    let restart = said("background task panicked, restarting it");
-    ensure!(
-        restart.is_some_and(|fields| fields["task"] == task),
-        "{lines:?}"
-    );
+    // The log has a thread of its own, and may be behind the metric.
+    wait::until("the log to say so", wait::SOON, async || {
+        let lines = json_lines(&subject.process.log());
+        let said = |message: &str| {
+            let mut fields = lines.iter().map(|line| &line["fields"]);
+            fields.find(|fields| fields["message"] == message)
+        };
+        // A panic is a line of the log like any other.
+        let panic = said("panicked")?;
+        let restart = said("background task panicked, restarting it")?;
+        let is_whole = panic["panic"] == "requested by a test" && panic["at"].is_string();
+        (is_whole && restart["task"] == task).then_some(())
+    })
+    .await
+    .with_context(|| subject.process.tail())?;
     // A backend that goes and comes, and a configuration: what the tasks are for.
     subject.work().await?;
     ensure!(http::get(subject.address, "/").await?.status == 200);
