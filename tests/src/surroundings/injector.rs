@@ -418,10 +418,10 @@ impl Injector<'_> {
         let name = edge.file.file_name().and_then(|name| name.to_str());
         let pipe = LogPipe::new(directory, name.context("it has a name")?)?;
         let writer = pipe.writer()?;
-        let refusals = edge.log().matches("configuration refused").count();
+        let refusals = edge.log().matches("configuration reload failed").count();
         edge.process.signal(Signal::Hangup);
         wait::until("the configuration to be refused", BACK_WITHIN, async || {
-            let now = edge.log().matches("configuration refused").count();
+            let now = edge.log().matches("configuration reload failed").count();
             (refusals < now).then_some(())
         })
         .await?;

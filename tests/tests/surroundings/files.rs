@@ -84,7 +84,7 @@ mod while_it_runs {
         .await?;
         wait::until("the log to say so", wait::SOON, async || {
             let log = subject.process.log();
-            let is_said = log.contains("configuration refused") && log.contains("it hangs");
+            let is_said = log.contains("configuration reload failed") && log.contains("it hangs");
             is_said.then_some(())
         })
         .await?;

@@ -61,7 +61,7 @@ async fn that_vanish_leave_their_backend_in_service() -> Result<()> {
     // Written in place: the mount is of this file.
     fs::write(&hosts, "127.0.0.1 localhost\n")?;
     wait::until("the log to say so", wait::SOON, async || {
-        (said("cannot look up a backend's name") == 1).then_some(())
+        (said("cannot resolve the host name of a backend") == 1).then_some(())
     })
     .await?;
     let before = probes().await.context("there are some")?;
@@ -74,9 +74,9 @@ async fn that_vanish_leave_their_backend_in_service() -> Result<()> {
     ensure!(state == "up", "{state}");
     fs::write(&hosts, &known)?;
     wait::until("the log to say so", wait::SOON, async || {
-        (said("a backend's name can be looked up again") == 1).then_some(())
+        (said("the host name of a backend can be resolved again") == 1).then_some(())
     })
     .await?;
-    ensure!(said("cannot look up a backend's name") == 1);
+    ensure!(said("cannot resolve the host name of a backend") == 1);
     Ok(())
 }
