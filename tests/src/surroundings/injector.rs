@@ -319,7 +319,7 @@ impl Injector<'_> {
     }
 
     async fn fill_node(&mut self, node: usize, lasts: Duration) -> Result<()> {
-        let address = self.scene.nodes[node].address;
+        let Program { address, admin, .. } = self.scene.nodes[node];
         let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n");
         let mut open = Vec::new();
         let mut is_full = false;
@@ -337,7 +337,7 @@ impl Injector<'_> {
         ensure!(is_full, "the node accepts more than it may");
         let until = Instant::now() + lasts;
         while Instant::now() < until {
-            for path in ["/live", "/ready", "/metrics"] {
+            for (address, path) in [(address, "/live"), (address, "/ready"), (admin, "/metrics")] {
                 let response = http::get(address, path).await?;
                 ensure!(response.status == 200, "{path}: {response:?}");
             }

@@ -82,11 +82,12 @@ impl Scene {
         let mut news = Vec::new();
         for number in 1..=NODES {
             let wire = Wire::start(redis.address()).await?;
-            let address = own_address().await?;
+            let (address, admin) = (own_address().await?, own_address().await?);
             let name = format!("n{number}");
             let redis = named(&format!("redis{number}"), wire.address)?;
             let settings = node_settings(&format!("redis://{redis}"))
                 .with("listen", json!(address.to_string()))
+                .with("admin.address", json!(admin.to_string()))
                 .with("node.id", json!(name));
             backends.push(json!({ "id": name, "address": named(&name, address)? }));
             news.push(New {
@@ -94,7 +95,7 @@ impl Scene {
                 program: "causeway-node",
                 settings,
                 address,
-                admin: address,
+                admin,
                 // The second one writes to a file, the others to pipes.
                 stderr: if number == 2 {
                     Fault::Full
