@@ -11,7 +11,7 @@
 //! Owns no wire. What decides is plain ([`state`], [`access`], [`beat`]); what waits is around it.
 //!
 //! Invariant: the commands of one client about one channel are carried out one after the other, in their order; others run
-//! at the same time, within a limit ([`commands`]).
+//! at the same time, within a limit ([`Commands`]).
 
 use std::sync::Arc;
 use std::time::SystemTime;
