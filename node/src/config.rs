@@ -28,6 +28,7 @@ mod live;
 mod raw;
 mod restart;
 mod settings;
+mod transports;
 
 pub(crate) use auth::{Auth, KeyFile, KeySetFile};
 pub(crate) use channels::{
@@ -35,12 +36,12 @@ pub(crate) use channels::{
     PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
 };
 pub(crate) use endpoint::{
-    AllowedOrigins, ChannelTransport, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol,
-    PublishRate, Sockjs, SockjsTransport,
+    AllowedOrigins, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol, PublishRate, Sockjs,
 };
 pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use lifecycle::Lifecycle;
 pub(crate) use live::Live;
+pub(crate) use transports::{ChannelTransport, SockjsTransport};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]

@@ -23,6 +23,7 @@ mod push;
 mod raw;
 mod reply;
 mod server_subs;
+mod subscribe_result;
 
 pub(crate) mod channel;
 pub(crate) mod disconnect;
@@ -87,9 +88,9 @@ pub(crate) use reply::RefreshResult;
 pub(crate) use reply::Reply;
 pub(crate) use reply::RpcResult;
 pub(crate) use reply::SubRefreshResult;
-pub(crate) use reply::SubscribeResult;
 pub(crate) use reply::UnsubscribeResult;
 pub(crate) use server_subs::ServerSub;
+pub(crate) use subscribe_result::SubscribeResult;
 
 /// How a client writes messages down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -54,22 +54,21 @@ use crate::protocol::publication::Publication;
 mod census;
 mod channel;
 mod keeper;
-mod membership;
 mod publish;
 #[cfg(debug_assertions)]
 mod sabotage;
 mod sequence;
 mod state;
 
-pub(crate) use membership::Joined;
-pub(crate) use membership::Membership;
+pub(crate) use channel::Joined;
+pub(crate) use channel::Membership;
 pub(crate) use publish::History;
 pub(crate) use publish::How;
 pub(crate) use publish::PublishFailed;
 
 use channel::Feed;
 use channel::Outcome;
-use membership::Using;
+use channel::Using;
 
 /// Who wants to hear what.
 #[derive(Clone, Copy)]

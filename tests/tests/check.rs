@@ -34,7 +34,7 @@ const CASES: &[Case] = &[
     Case {
         program: "causeway-proxy",
         text: "listeners: 7\n",
-        complaints: &[&["bad.yaml:1:", "listeners", "sequence"]],
+        complaints: &[&["bad.yaml:1:", "listeners", "list"]],
     },
     Case {
         program: "causeway-proxy",

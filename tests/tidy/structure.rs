@@ -34,8 +34,8 @@ impl Structure {
             let path: ModulePath = path.filter(|part| part != "lib").collect();
             let module = Module {
                 lines: text.lines().filter(|line| !line.trim().is_empty()).count(),
-                imports: paths(&text),
-                reexports: reexports(&text),
+                imports: paths(&text, &path),
+                reexports: reexports(&text, &path),
             };
             (path, module)
         });
@@ -162,17 +162,30 @@ fn reach<'a>(edges: &'a BTreeMap<String, BTreeSet<String>>, from: &String) -> BT
     reached
 }
 
-/// What stands behind each `crate::` of `code`, groups written out.
-pub(super) fn paths(code: &str) -> BTreeSet<Vec<String>> {
+/// The paths from the root of the crate that `code` of the module `here` names by `crate::` or `super::`, groups written out.
+fn paths(code: &str, here: &[String]) -> BTreeSet<Vec<String>> {
     let mut found = BTreeSet::new();
     for (at, prefix) in code.match_indices("crate::") {
-        let stands_alone = !code[..at]
-            .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '$');
-        if stands_alone {
+        if stands_alone(code, at) {
             expand(&code[at + prefix.len()..], &[], &mut found);
         }
     }
+    for (at, _) in code.match_indices("super::") {
+        if stands_alone(code, at) {
+            let (mut rest, mut parent) = (&code[at..], here);
+            while let Some(behind) = rest.strip_prefix("super::") {
+                rest = behind;
+                parent = &parent[..parent.len().saturating_sub(1)];
+            }
+            expand(rest, parent, &mut found);
+        }
+    }
     found
+}
+
+/// Whether the path at `at` begins there.
+fn stands_alone(code: &str, at: usize) -> bool {
+    !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_$:".contains(before))
 }
 
 /// Adds the paths that begin at the start of `text`, each behind `before`; returns what is left of the text.
@@ -221,19 +234,23 @@ fn expand<'a>(text: &'a str, before: &[String], found: &mut BTreeSet<Vec<String>
     }
 }
 
-/// The names that `pub use crate::...` shows, `as` left out.
-fn reexports(code: &str) -> BTreeMap<String, Vec<String>> {
+/// The names that `pub use` shows of the crate or of children of the module `here`, `as` left out.
+fn reexports(code: &str, here: &[String]) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
     for statement in code.split(';') {
-        let statement = statement.trim_start();
-        let Some((visibility, path)) = statement.split_once("use crate::") else {
+        let Some((visibility, path)) = statement.trim_start().split_once("use ") else {
             continue;
         };
-        if visibility.trim_start().starts_with("pub") && !visibility.contains('{') {
-            for path in paths(&format!("crate::{path}")) {
-                if let Some(name) = path.last() {
-                    found.insert(name.clone(), path.clone());
-                }
+        if !visibility.starts_with("pub") || visibility.contains(['{', '=']) {
+            continue;
+        }
+        let mut shown = paths(path, here);
+        if shown.is_empty() {
+            expand(path, here, &mut shown);
+        }
+        for path in shown {
+            if let Some(name) = path.last() {
+                found.insert(name.clone(), path.clone());
             }
         }
     }
@@ -242,7 +259,7 @@ fn reexports(code: &str) -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn paths_are_written_out_of_groups() {
-    let text = "use crate::a::{B, c::{D, E}, self};\nuse crate::f;\nfn g() { crate::h::i(); }";
+    let text = "use crate::a::{B, c::{D, E}, self};\nuse crate::f;\nfn g() { crate::h::i(); super::super::k::L }";
     let expected = [
         &["a"][..],
         &["a", "B"],
@@ -250,12 +267,14 @@ fn paths_are_written_out_of_groups() {
         &["a", "c", "E"],
         &["f"],
         &["h", "i"],
+        &["room", "k", "L"],
     ];
     let expected: BTreeSet<Vec<String>> = expected
         .iter()
         .map(|path| path.iter().map(|&name| name.to_owned()).collect())
         .collect();
-    assert_eq!(paths(text), expected);
+    let here = ["room", "one", "two"].map(str::to_owned);
+    assert_eq!(paths(text, &here), expected);
 }
 
 #[test]
@@ -264,7 +283,7 @@ fn circles_are_found_through_reexports() {
         lines: 1,
         imports: imports
             .iter()
-            .flat_map(|path| paths(&format!("crate::{path}")))
+            .flat_map(|path| paths(&format!("crate::{path}"), &[]))
             .collect(),
         reexports: shown
             .iter()

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::ChannelTransport;
+use crate::config::SockjsTransport;
 use crate::config::settings;
 use crate::protocol::channel::ChannelName;
 
@@ -102,19 +104,6 @@ impl ChannelsEndpoint {
     }
 }
 
-/// The wires of channel clients that can be switched off one by one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ChannelTransport {
-    /// In JSON or in Protobuf.
-    Websocket,
-    /// A streamed answer, with requests beside it.
-    HttpStream,
-    /// Server-sent events, with requests beside them.
-    Sse,
-    /// Server-sent events alone.
-    UniSse,
-}
-
 /// SockJS's own settings.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sockjs {
@@ -137,18 +126,6 @@ impl Sockjs {
     pub(crate) fn allows(&self, transport: SockjsTransport) -> bool {
         self.transports.contains(&transport)
     }
-}
-
-/// The wires of SockJS that can be switched off one by one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SockjsTransport {
-    /// Both WebSockets: with SockJS frames and raw.
-    Websocket,
-    XhrStreaming,
-    Eventsource,
-    Htmlfile,
-    Xhr,
-    Jsonp,
 }
 
 /// A token bucket: `per_second` on the long run, `burst` at once.

@@ -9,6 +9,7 @@ use crate::protocol::ErrorCode;
 use crate::protocol::Publication;
 use crate::protocol::Push;
 use crate::protocol::ServerSub;
+use crate::protocol::SubscribeResult;
 use crate::protocol::raw;
 use crate::protocol::server_subs;
 
@@ -147,37 +148,6 @@ messages! {
         /// The node's clock, in UNIX milliseconds.
         #[prost(int64, tag = "11")]
         pub(crate) time: i64,
-    }
-
-    /// The client hears a channel.
-    pub(crate) struct SubscribeResult {
-        /// Whether the subscription ends after `ttl` seconds unless it is refreshed.
-        #[prost(bool, tag = "1")]
-        pub(crate) expires: bool,
-        #[prost(uint32, tag = "2")]
-        pub(crate) ttl: u32,
-        /// Whether the client may come back to `epoch` and `offset` for what it missed.
-        #[prost(bool, tag = "3")]
-        pub(crate) recoverable: bool,
-        #[prost(string, tag = "6")]
-        pub(crate) epoch: String,
-        /// What it missed, in order.
-        #[prost(message, repeated, tag = "7")]
-        pub(crate) publications: Vec<Publication>,
-        /// Whether it has got everything that it missed.
-        #[prost(bool, tag = "8")]
-        pub(crate) recovered: bool,
-        #[prost(uint64, tag = "9")]
-        pub(crate) offset: u64,
-        #[prost(bool, tag = "10")]
-        pub(crate) positioned: bool,
-        /// From the application.
-        #[prost(bytes = "bytes", tag = "11")]
-        #[serde(with = "raw")]
-        pub(crate) data: Bytes,
-        /// Whether it asked for what it missed.
-        #[prost(bool, tag = "12")]
-        pub(crate) was_recovering: bool,
     }
 
     /// The client hears a channel no more.

@@ -1,5 +1,7 @@
 //! One feed: its state under a lock, and what is awaited around it.
 
+mod membership;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Weak;
@@ -16,9 +18,6 @@ use tracing::warn;
 
 use super::Feeds;
 use super::Joining as Wish;
-use super::membership::Joined;
-use super::membership::Membership;
-use super::membership::Using;
 use super::sequence::Keeping;
 use super::sequence::Lost;
 use super::sequence::Missed;
@@ -54,6 +53,10 @@ use crate::protocol::channel::ChannelName;
 use crate::protocol::envelope;
 use crate::protocol::envelope::ChannelEvent;
 use crate::protocol::envelope::Envelope;
+
+pub(crate) use membership::Joined;
+pub(crate) use membership::Membership;
+pub(super) use membership::Using;
 
 /// A channel as this node hears it, from its first member to a while after its last.
 pub(super) struct Feed {

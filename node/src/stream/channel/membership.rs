@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Feeds;
-use super::channel::Feed;
+use super::Feed;
 use crate::hub;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 use crate::protocol::channel::ChannelName;
+use crate::stream::Feeds;
 
 /// What a member is told when it joins.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Membership {
 }
 
 /// Keeps a feed from being idle.
-pub(super) struct Using {
+pub(in crate::stream) struct Using {
     feeds: Arc<Feeds>,
     feed: Arc<Feed>,
 }
@@ -81,7 +81,7 @@ impl Drop for Membership {
 
 impl Using {
     /// To be called under the lock of the map, so that the feed does not go meanwhile.
-    pub(super) fn new(feeds: &Arc<Feeds>, feed: &Arc<Feed>) -> Self {
+    pub(in crate::stream) fn new(feeds: &Arc<Feeds>, feed: &Arc<Feed>) -> Self {
         feed.usage.users.fetch_add(1, Ordering::AcqRel);
         Self {
             feeds: Arc::clone(feeds),
@@ -89,11 +89,11 @@ impl Using {
         }
     }
 
-    pub(super) fn feeds(&self) -> &Arc<Feeds> {
+    pub(in crate::stream) fn feeds(&self) -> &Arc<Feeds> {
         &self.feeds
     }
 
-    pub(super) fn feed(&self) -> &Arc<Feed> {
+    pub(in crate::stream) fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 }
