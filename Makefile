@@ -24,6 +24,8 @@
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
 CARGO ?= cargo
+# The parts of make test say how long they took.
+TIMED := sh tests/timed.sh
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 E2E := $(basename $(notdir $(wildcard tests/tests/*.rs)))
 PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/installed
@@ -39,23 +41,24 @@ deps:
 	@sh tests/deps.sh run
 
 deps-test:
-	@sh tests/deps.sh test
+	@$(TIMED) deps sh tests/deps.sh test
 
 run-proxy: deps
 	$(CARGO) build --release --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
 	@$(TARGET)/release/causeway-run
 
 test: deps-test check programs $(PACKAGES)
-	$(CARGO) test --locked --workspace
+	$(TIMED) build-tests $(CARGO) test --locked --workspace --no-run
+	$(TIMED) tests $(CARGO) test --locked --workspace
 
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all --check; \
 	else echo "check: no rustfmt here, the layout is not checked (rustup component add rustfmt)"; fi
-	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(TIMED) clippy $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo "check: no clippy here, the lints are not checked (rustup component add clippy)"; fi
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
-	$(CARGO) check --locked -p causeway-node
-	$(CARGO) check --locked -p causeway-proxy
+	RUSTDOCFLAGS="-D warnings" $(TIMED) doc $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(TIMED) check-node $(CARGO) check --locked -p causeway-node
+	$(TIMED) check-proxy $(CARGO) check --locked -p causeway-proxy
 
 e2e: deps-test programs $(PACKAGES)
 	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
@@ -102,7 +105,7 @@ h2spec: deps programs
 
 # The whole workspace each time: fewer packages would mean other features, and everything built once more.
 programs:
-	$(CARGO) build --locked --workspace --bins --examples
+	$(TIMED) programs $(CARGO) build --locked --workspace --bins --examples
 
 clients: deps-test $(PACKAGES)
 
