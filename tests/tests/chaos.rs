@@ -14,7 +14,7 @@ use causeway_tests::{
 use tokio::sync::Mutex;
 
 /// Without `make chaos`.
-const SECONDS: u64 = 110;
+const SECONDS: u64 = 145;
 
 /// The least that has to be acknowledged a second.
 const RATE: f64 = 200.0;

@@ -37,6 +37,8 @@ pub enum Wish {
     Listen,
     /// Stay connected and read nothing.
     Dawdle,
+    /// Stay connected, unsubscribe from everything and subscribe again, for as long as this lasts.
+    Resubscribe,
     /// Be away, without a word or with a close frame.
     Away(Manner),
     /// The run is over.
@@ -85,7 +87,7 @@ impl Client {
                     }
                     continue;
                 }
-                Wish::Listen | Wish::Dawdle => {}
+                Wish::Listen | Wish::Dawdle | Wish::Resubscribe => {}
             }
             let node = self.dice.usize(..self.nodes.len());
             match timeout(CONNECT_TIMEOUT, connect(self.nodes[node])).await {
@@ -117,7 +119,11 @@ impl Client {
         loop {
             let wish = *self.wish.borrow_and_update();
             match wish {
-                Wish::Listen => {}
+                Wish::Listen => talk.leave_at = None,
+                Wish::Resubscribe => {
+                    let pause = Duration::from_millis(self.dice.u64(20..200));
+                    talk.leave_at.get_or_insert_with(|| Instant::now() + pause);
+                }
                 Wish::Dawdle => {
                     if self.wish.changed().await.is_err() {
                         return Over("the end".to_owned());
@@ -132,7 +138,7 @@ impl Client {
                     return Over("closed".to_owned());
                 }
             }
-            let again = talk.next_again();
+            let (again, leave_at) = (talk.next_again(), talk.leave_at);
             tokio::select! {
                 changed = self.wish.changed() => {
                     if changed.is_err() {
@@ -142,6 +148,14 @@ impl Client {
                 () = sleep_until(again) => {
                     for channel in talk.due() {
                         if let Err(over) = self.subscribe(&mut socket, &mut talk, channel).await {
+                            return over;
+                        }
+                    }
+                }
+                () = sleep_until(leave_at) => {
+                    talk.leave_at = None;
+                    for channel in self.follows.clone() {
+                        if let Err(over) = self.unsubscribe(&mut socket, &mut talk, channel).await {
                             return over;
                         }
                     }
@@ -207,6 +221,25 @@ impl Client {
         say(socket, json!({ "id": id, "subscribe": body }).to_string()).await
     }
 
+    /// Leaves a channel that it has, to subscribe again when that is confirmed.
+    async fn unsubscribe(
+        &mut self,
+        socket: &mut WebSocketStream<TcpStream>,
+        talk: &mut Talk,
+        channel: usize,
+    ) -> Result<(), Over> {
+        let is_under_way = talk.asked.iter().any(|(_, asked, _)| *asked == channel)
+            || talk.left.iter().any(|(_, left)| *left == channel)
+            || talk.again.iter().any(|(_, again)| *again == channel);
+        if is_under_way {
+            return Ok(());
+        }
+        let id = talk.next();
+        talk.left.push((id, channel));
+        let body = json!({ "channel": self.record.channel(channel) });
+        say(socket, json!({ "id": id, "unsubscribe": body }).to_string()).await
+    }
+
     /// Notes what a line says; what is to be done about it.
     fn take(&mut self, line: &str, talk: &mut Talk) -> Result<Option<Answer>> {
         let mut reply: Value = serde_json::from_str(line).context("not JSON")?;
@@ -214,6 +247,14 @@ impl Client {
             return Ok(Some(Answer::Pong));
         }
         if let Some(id) = reply["id"].as_u64() {
+            if let Some(at) = talk.left.iter().position(|(asked, _)| *asked == id) {
+                let (_, channel) = talk.left.swap_remove(at);
+                if !reply["error"].is_null() {
+                    bail!("an unsubscribe was refused: {}", reply["error"]);
+                }
+                self.record.left(self.number, channel);
+                return Ok(Some(Answer::Subscribe(channel)));
+            }
             let Some(at) = talk.asked.iter().position(|(asked, ..)| *asked == id) else {
                 return match &reply["error"] {
                     Value::Null => Ok(None),
@@ -241,6 +282,10 @@ impl Client {
             self.record.heard(self.number, channel, offset, id);
         } else if let Some(code) = push["unsubscribe"]["code"].as_u64() {
             self.record.unsubscribed(self.number, channel, code);
+            // Its own end and the node's have crossed: it subscribes again after its own.
+            if talk.left.iter().any(|(_, left)| *left == channel) {
+                return Ok(None);
+            }
             if 2500 <= code {
                 return Ok(Some(Answer::Subscribe(channel)));
             }
@@ -261,6 +306,10 @@ struct Talk {
     last: u64,
     /// Subscriptions that are not answered: command, channel, position.
     asked: Vec<(u64, usize, Option<Position>)>,
+    /// Channels that it has left, which is not confirmed yet.
+    left: Vec<(u64, usize)>,
+    /// When it leaves its channels, to subscribe again.
+    leave_at: Option<Instant>,
     /// Those that were refused, and when to ask again.
     again: Vec<(Instant, usize)>,
 }

@@ -1,6 +1,6 @@
 //! What is done to the programs, in which order, and for how long: all of it follows from a seed.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{sync::watch, time::sleep};
@@ -43,11 +43,19 @@ pub enum Kind {
     SlowReaders,
     /// Clients that go, and come back.
     ComeAndGo,
+    /// Clients that unsubscribe and subscribe again on the same connection, again and again.
+    Resubscribing,
+    /// Redis has reached `maxmemory`, and refuses what would take more of it.
+    RedisFull,
+    /// Redis evicts keys one by one: streams, their positions, leases.
+    KeysEvicted,
+    /// The application takes longer to respond to a hook than `hooks.timeout`.
+    SlowHook,
 }
 
 impl Kind {
     /// All that nodes have to stand.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::NodeKilled,
         Self::NodeStopped,
         Self::RedisKilled,
@@ -60,10 +68,20 @@ impl Kind {
         Self::WireHalfClosed,
         Self::SlowReaders,
         Self::ComeAndGo,
+        Self::Resubscribing,
+        Self::RedisFull,
+        Self::KeysEvicted,
+        Self::SlowHook,
     ];
 
     /// Those beside which another one may begin before they end.
-    const BESIDE_OTHERS: [Self; 3] = [Self::WireSlow, Self::SlowReaders, Self::ComeAndGo];
+    const BESIDE_OTHERS: [Self; 5] = [
+        Self::WireSlow,
+        Self::SlowReaders,
+        Self::ComeAndGo,
+        Self::Resubscribing,
+        Self::SlowHook,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -81,6 +99,10 @@ impl fmt::Display for Kind {
             Self::WireHalfClosed => "wire half-closed",
             Self::SlowReaders => "slow readers",
             Self::ComeAndGo => "clients that come and go",
+            Self::Resubscribing => "clients that subscribe again",
+            Self::RedisFull => "redis at maxmemory",
+            Self::KeysEvicted => "keys evicted one by one",
+            Self::SlowHook => "slow hook",
         };
         f.pad(text)
     }
@@ -220,6 +242,13 @@ impl Havoc<'_> {
                 millis = self.dice.u64(200..3_000);
                 victims = self.some_clients(self.wishes.len() / 3);
             }
+            Kind::Resubscribing => {
+                millis = self.dice.u64(1_000..4_000);
+                victims = self.some_clients(self.wishes.len() / 3);
+            }
+            Kind::RedisFull => millis = self.dice.u64(300..1_500),
+            Kind::KeysEvicted => {}
+            Kind::SlowHook => millis = self.dice.u64(1_000..3_000),
         }
         let (mut delay, mut half) = (Duration::ZERO, (Direction::Back, Half::Closed));
         match kind {
@@ -246,13 +275,18 @@ impl Havoc<'_> {
             | Kind::RedisEmptied
             | Kind::SubscribersKilled
             | Kind::PrimaryReplaced
-            | Kind::PrimaryDemoted => vec![Scope::Everyone],
+            | Kind::PrimaryDemoted
+            | Kind::RedisFull
+            | Kind::KeysEvicted => vec![Scope::Everyone],
             Kind::SlowReaders => victims.iter().copied().map(Scope::Client).collect(),
-            Kind::ComeAndGo => Vec::new(),
+            Kind::ComeAndGo | Kind::Resubscribing | Kind::SlowHook => Vec::new(),
             _ => victims.iter().copied().map(Scope::Node).collect(),
         };
         let label = match kind {
-            Kind::SlowReaders | Kind::ComeAndGo => format!("{kind}: {victims:?}"),
+            Kind::SlowReaders | Kind::ComeAndGo | Kind::Resubscribing => {
+                format!("{kind}: {victims:?}")
+            }
+            Kind::SlowHook => kind.to_string(),
             _ if scopes == [Scope::Everyone] => format!("{kind}{more}"),
             _ => {
                 let nodes: Vec<usize> = victims.iter().map(|node| node + 1).collect();
@@ -282,6 +316,10 @@ impl Havoc<'_> {
             Kind::WireSlow => self.scene.wires[node].set(Condition::Slow(delay)),
             Kind::WireHalfClosed => self.scene.wires[node].half_close(half.0, half.1),
             Kind::SlowReaders => self.wish(&victims, |_| Wish::Dawdle),
+            Kind::Resubscribing => self.wish(&victims, |_| Wish::Resubscribe),
+            Kind::RedisFull => self.scene.limit_memory(1).await?,
+            Kind::KeysEvicted => self.evict_keys().await?,
+            Kind::SlowHook => self.scene.slow_hook.store(true, Ordering::Relaxed),
             Kind::ComeAndGo => self.wish(&victims, |dice| {
                 Wish::Away(if dice.bool() {
                     Manner::Closing
@@ -326,8 +364,12 @@ impl Havoc<'_> {
                     self.scene.wires[*node].set(Condition::Whole);
                 }
             }
-            Kind::SlowReaders | Kind::ComeAndGo => self.wish(&victims, |_| Wish::Listen),
-            Kind::SubscribersKilled | Kind::WireHalfClosed => {}
+            Kind::SlowReaders | Kind::ComeAndGo | Kind::Resubscribing => {
+                self.wish(&victims, |_| Wish::Listen);
+            }
+            Kind::RedisFull => self.scene.limit_memory(0).await?,
+            Kind::SlowHook => self.scene.slow_hook.store(false, Ordering::Relaxed),
+            Kind::SubscribersKilled | Kind::WireHalfClosed | Kind::KeysEvicted => {}
         }
         self.record.fault_ended(fault.number);
         match fault.kind {
@@ -337,6 +379,23 @@ impl Havoc<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Deletes keys one after the other, as a Redis does that evicts them.
+    async fn evict_keys(&mut self) -> Result<()> {
+        for _ in 0..self.dice.usize(4..16) {
+            let channel = self.dice.usize(..self.record.channels());
+            let channel = self.record.channel(channel);
+            let key = match self.dice.u8(..8) {
+                0 => "causeway:{no}:live".to_owned(),
+                1 => "causeway:{no}:info".to_owned(),
+                2..5 => format!("causeway:st:{{{channel}}}"),
+                _ => format!("causeway:me:{{{channel}}}"),
+            };
+            self.scene.primary.cli(&["DEL", &key]).await?;
+            sleep(Duration::from_millis(self.dice.u64(20..150))).await;
+        }
+        Ok(())
     }
 
     /// Where the streams are at the replica, channel by channel.

@@ -142,6 +142,11 @@ impl Record {
             .unsubscribed(client, channel, code, self.now());
     }
 
+    /// The client has left a channel by itself.
+    pub(super) fn left(&self, client: usize, channel: usize) {
+        self.checker().unsubscribed(client, channel, 0, self.now());
+    }
+
     pub(super) fn sent(&self, channel: usize, id: u64) {
         self.tally().published += 1;
         self.checker().sent(channel, id, self.now());

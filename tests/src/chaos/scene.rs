@@ -1,6 +1,12 @@
 //! Three nodes, each with a wire of its own to Redis; and a replica, with a wire to its primary.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -9,6 +15,7 @@ use tokio::time::sleep;
 use crate::{
     chaos::wire::{Condition, Wire},
     harness::{
+        application::Application,
         loopback,
         node::{self, Node},
         redis::{Keeps, Redis},
@@ -21,11 +28,14 @@ use crate::{
 /// How many nodes there are.
 pub const NODES: usize = 3;
 
+/// How long a node waits for the application.
+const HOOK_TIMEOUT: Duration = Duration::from_millis(700);
+
 /// The key of the API.
 pub const KEY: &str = "the key of the publishers";
 
 /// Publications that a channel of the namespaces `deep` and `rare` keeps: more than anybody misses.
-pub const DEEP: usize = 20_000;
+pub const DEEP: usize = 100_000;
 
 /// Those of `shallow`: who is away for a while cannot recover.
 pub const SHALLOW: usize = 60;
@@ -43,6 +53,10 @@ pub struct Scene {
     pub replica: Redis,
     /// The replica's way to its primary.
     pub replication: Wire,
+    /// Whether hooks get their response too late.
+    pub slow_hook: Arc<AtomicBool>,
+    /// Whom nodes ask when clients connect.
+    _application: Application,
     /// How many servers have been started.
     servers: usize,
     scratch: Scratch,
@@ -61,10 +75,29 @@ impl Scene {
         let replica = server(&scratch, &mut servers).await?;
         let replication = Wire::start(primary.address()).await?;
         follow(&replica, &replication).await?;
+        let slow_hook = Arc::new(AtomicBool::new(false));
+        let is_slow = Arc::clone(&slow_hook);
+        let application = Application::start(move |_| {
+            let pause = if is_slow.load(Ordering::Relaxed) {
+                2 * HOOK_TIMEOUT
+            } else {
+                Duration::ZERO
+            };
+            async move {
+                sleep(pause).await;
+                json!({ "result": { "user": "" } })
+            }
+        })
+        .await?;
         let (mut nodes, mut wires) = (Vec::new(), Vec::new());
         for number in 1..=NODES {
             let wire = Wire::start(primary.address()).await?;
-            let settings = settings(&wire.url());
+            let settings = settings(&wire.url())
+                .with("hooks.connect", application.hook("connect"))
+                .with(
+                    "hooks.timeout",
+                    json!(format!("{}ms", HOOK_TIMEOUT.as_millis())),
+                );
             let variables = sabotage.map(|deed| ("CAUSEWAY_SABOTAGE", deed));
             let variables: Vec<_> = variables.into_iter().collect();
             let id = format!("n{number}");
@@ -80,6 +113,8 @@ impl Scene {
             primary,
             replica,
             replication,
+            slow_hook,
+            _application: application,
             servers,
             scratch,
         })
@@ -163,6 +198,16 @@ impl Scene {
     /// It does not.
     pub async fn replicating(&self) -> Result<()> {
         linked(&self.replica).await
+    }
+
+    /// Sets `maxmemory` of the primary, in bytes; 0: none.
+    ///
+    /// # Errors
+    ///
+    /// It does not obey.
+    pub async fn limit_memory(&self, bytes: usize) -> Result<()> {
+        let set = ["CONFIG", "SET", "maxmemory", &bytes.to_string()];
+        self.primary.cli(&set).await.map(drop)
     }
 
     /// Ends all processes; their files go with the value.
