@@ -323,8 +323,8 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_explains_every_field() {
-        const README: &str = include_str!("../../../README.md");
+    fn the_guide_explains_every_field() {
+        const GUIDE: &str = include_str!("../../README.md");
         let whole = AccessLine {
             attempts: Some(2),
             waited_ms: Some(Duration::ZERO),
@@ -336,7 +336,7 @@ mod tests {
         let fields = whole.as_object().unwrap();
         assert_eq!(fields.len(), 20, "the line of this test has all fields");
         for field in fields.keys() {
-            assert!(README.contains(&format!("\n| `{field}` | ")), "{field}");
+            assert!(GUIDE.contains(&format!("\n| `{field}` | ")), "{field}");
         }
     }
 
