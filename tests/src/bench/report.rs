@@ -258,13 +258,13 @@ impl Report {
     }
 }
 
-/// Where the tables are in a README.
+/// Where the tables are in a document.
 const MARKS: [&str; 2] = ["<!-- what make bench measured -->\n", "<!-- until here -->"];
-/// Where its picture is.
-const PICTURE: &str = "tests/bench.svg";
+/// The picture, beside that document.
+const PICTURE: &str = "bench.svg";
 
 impl Report {
-    /// Puts the tables into `readme` between its marks, and the picture where it is shown from.
+    /// Puts the tables into `readme` between its marks, and the picture beside it.
     ///
     /// # Errors
     ///
@@ -387,7 +387,6 @@ mod tests {
     fn a_readme_gets_the_tables_between_its_marks_and_keeps_the_rest() {
         let scratch = crate::harness::scratch::Scratch::new("readme").unwrap();
         let readme = scratch.path().join("README.md");
-        fs::create_dir(scratch.path().join("tests")).unwrap();
         let [start, end] = MARKS;
         fs::write(&readme, format!("before\n{start}old\n{end}\nafter\n")).unwrap();
         let report = report(vec![contender("ours", &[1.0])]);

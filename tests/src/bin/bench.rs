@@ -31,7 +31,7 @@ enum Command {
         /// Writes the JSON here, and Markdown and a picture beside it.
         #[arg(long, default_value = "target/bench/bench.json")]
         output: PathBuf,
-        /// Puts the tables into this README, between its marks, and the picture into `tests/bench.svg` beside it.
+        /// Puts the tables into this document (`tests/README.md`), between its marks, and the picture into `bench.svg` beside it.
         #[arg(long)]
         readme: Option<PathBuf>,
     },

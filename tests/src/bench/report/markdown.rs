@@ -1,4 +1,4 @@
-//! Tables for a README: a row for each figure that is shown, a column for each contender, and how each was set.
+//! Tables for a document: a row for each figure that is shown, a column for each contender, and how each was set.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,14 +21,14 @@ pub(super) fn text(scenarios: &[ScenarioReport]) -> String {
         table(&of_group)
     });
     let mut out = tables.collect::<Vec<_>>().join("\n");
-    out.push('\n');
+    out += "\n### Settings of each server\n\n| server | version | settings |\n|---|---|---|\n";
     let mut named = BTreeSet::new();
     for contender in scenarios.iter().flat_map(|scenario| &scenario.contenders) {
         if let Some(version) = &contender.version
             && named.insert(&contender.name)
         {
             let (name, settings) = (&contender.name, &contender.settings);
-            let written = writeln!(out, "- {name} ({version}): {settings}");
+            let written = writeln!(out, "| {name} | {version} | {settings} |");
             debug_assert!(written.is_ok(), "a string takes everything");
         }
     }
