@@ -21,8 +21,8 @@ impl Contender for Nginx {
     }
 
     fn settings(&self) -> &'static str {
-        "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, X-Forwarded-For, no access log. Paid only \
-         (NGINX Plus): cookie affinity and active health checks, so there are none"
+        "one worker for each thread, 4 KiB proxy and TLS buffers, upstream keep-alive, X-Forwarded-For, no access log. No cookie \
+         affinity, which is in the paid edition alone before 1.29.6, and no active health checks, which are so in all versions"
     }
 
     fn version(&self) -> Result<String> {

@@ -131,6 +131,6 @@ mod tests {
         let text = text(&[report]);
         let row = "| echo: CPU | **2.00 µs** | 1.00 µs, 57.0 % lost | failed |\n";
         assert!(text.contains(row), "{text}");
-        assert!(text.contains("- lossy (1.0): as it comes\n"), "{text}");
+        assert!(text.contains("\n| lossy | 1.0 | as it comes |\n"), "{text}");
     }
 }
