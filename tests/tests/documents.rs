@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -17,10 +18,12 @@ use causeway_tests::harness::{
     edge::{self, Edge},
     http,
     node::{self, Node},
+    process::Process,
     programs,
     scratch::Scratch,
     subscriber::Subscriber,
     tls::Authority,
+    wait,
 };
 use serde_json::json;
 use tokio::process::Command;
@@ -225,6 +228,51 @@ async fn each_configuration_passes_the_check_of_its_program_without_a_warning() 
     }
     assert!(8 < checked, "only {checked} configurations were found");
     Ok(())
+}
+
+/// A probe that such a server does not answer takes it out of service, and the first edge of a newcomer with it.
+#[tokio::test]
+async fn the_probes_of_the_guide_hold_for_servers_without_a_page_of_their_own() -> Result<()> {
+    let scratch = Scratch::new("documents-probes")?;
+    let rows = rows(EDGE, "## Health checks")?;
+    let mut pools = String::new();
+    let mut routes = String::new();
+    let mut servers = Vec::new();
+    for (row, app) in [
+        ("socket.io 4", "socket.io"),
+        ("sockjs-node 0.3", "sockjs"),
+        ("ws 8 with `port`", "ws-alone"),
+        ("ws 8 with `server`", "ws"),
+    ] {
+        let found = rows.iter().find(|cells| cells[0] == row);
+        let health =
+            found.with_context(|| format!("there is no row of {row}"))?[1].trim_matches('`');
+        let orders = json!({ "app": app, "name": app, "bare": true });
+        let command = clients::command("apps/server.mjs", &orders)?;
+        let mut server = Process::spawn(app, command, scratch.path())?;
+        let address = server.listening("app").await?;
+        servers.push(server);
+        writeln!(
+            pools,
+            "  - {{ name: {app}, backends: [ {{ id: {app}, address: '{address}' }} ], health: {health} }}"
+        )?;
+        writeln!(routes, "  - {{ path: /{app}, pool: {app} }}")?;
+    }
+    let text = format!(
+        "listeners: [ {{ address: '127.0.0.1:0' }} ]\nadmin: {{ address: '127.0.0.1:0' }}\npools:\n{pools}routes:\n{routes}"
+    );
+    let mut command = Command::new(programs::ours("causeway-proxy")?);
+    command
+        .arg("--config")
+        .arg(scratch.write("edge.yaml", &text)?);
+    let mut edge = Process::spawn("edge", command, scratch.path())?;
+    let admin = edge.listening("admin").await?;
+    wait::until("all to be up", wait::SOON, async || {
+        let page = http::get(admin, "/backends").await.ok()?.text();
+        (page.matches("\"state\":\"up\"").count() == servers.len()).then_some(())
+    })
+    .await
+    .with_context(|| edge.tail())
 }
 
 /// The name and type of each metric on a page of OpenMetrics, as samples have it.
@@ -574,8 +622,7 @@ async fn the_code_that_makes_a_token_makes_one_that_connects_to_the_node_of_the_
     let file = scratch.write("node.yaml", &localized(&text, &scratch))?;
     let mut command = Command::new(programs::ours("causeway-node")?);
     command.arg("--config").arg(file);
-    let mut process =
-        causeway_tests::harness::process::Process::spawn("node", command, scratch.path())?;
+    let mut process = Process::spawn("node", command, scratch.path())?;
     let address = process.listening("node").await?;
 
     let javascript = format!("{}console.log(token);\n", token_code("jwt.sign(")?);

@@ -2,6 +2,7 @@
 //
 // Argument: {"app": "sockjs", "name": "a"}
 // It answers each message with {"process": "a", "text": ...}, and any plain request with its name, as an app's front page would.
+// With "bare": true it has no front page: what the library does not answer has no answer. "ws-alone" is ws with a port of its own.
 // {"app": "raw", "name": "a", "messageBytesMax": 1000} is ws and answers with the message itself.
 
 import { createServer } from "node:http";
@@ -12,7 +13,7 @@ import { WebSocketServer } from "ws";
 // A busy machine is no reason to give a client up.
 const PATIENCE_MS = 60_000;
 
-const { app, name, messageBytesMax } = JSON.parse(process.argv[2]);
+const { app, name, messageBytesMax, bare } = JSON.parse(process.argv[2]);
 const reply = (text) => JSON.stringify({ process: name, text });
 
 const apps = {
@@ -38,11 +39,16 @@ const apps = {
   },
 };
 
-// What is not the library's own is the app's front page.
-const server = createServer((request, response) => response.end(`${name}\n`));
-apps[app](server);
-server.listen(0, "127.0.0.1", () => {
-  const { address, port } = server.address();
+function tell({ address, port }) {
   const fields = { message: "listening", listener: "app", address: `${address}:${port}` };
   process.stderr.write(`${JSON.stringify({ fields })}\n`);
-});
+}
+
+if (app === "ws-alone") {
+  const sockets = new WebSocketServer({ host: "127.0.0.1", port: 0 }, () => tell(sockets.address()));
+} else {
+  // What is not the library's own is the app's front page.
+  const server = bare ? createServer() : createServer((request, response) => response.end(`${name}\n`));
+  apps[app](server);
+  server.listen(0, "127.0.0.1", () => tell(server.address()));
+}
