@@ -230,11 +230,13 @@ impl Lifecycle {
 }
 
 impl Begun {
-    /// Waits until it is in the log, `max_wait` at most, and not while Redis is away or full: then it is entered later.
-    pub(crate) fn entered(&self, max_wait: Duration) -> impl Future<Output = ()> + Send + use<> {
+    /// Waits until it is in the log, `max_wait` at most: whether it is. While Redis has been away or full for long it does not
+    /// wait: the event is written later.
+    pub(crate) fn entered(&self, max_wait: Duration) -> impl Future<Output = bool> + Send + use<> {
         let (writer, position) = (Arc::clone(&self.writer), self.position);
         async move {
-            let _ = time::timeout(max_wait, writer.entered(position)).await;
+            let entered = time::timeout(max_wait, writer.entered(position)).await;
+            entered.is_ok()
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -47,6 +45,10 @@ const GONE_FOR: Duration = Duration::from_secs(2);
 /// The longest pause before a step is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
+/// How long Redis may take no steps before clients that connect do not wait for their event any more. A node that was frozen, or
+/// whose Redis was replaced, writes again within a lease.
+const FAILING_FOR: Duration = Duration::from_secs(10);
+
 /// How long a node that stops may take to enter its last steps.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -63,8 +65,8 @@ pub(super) struct Shared {
     changed: Notify,
     /// How many steps are in the log.
     entered: watch::Sender<u64>,
-    /// Redis did not take the last steps.
-    is_failing: AtomicBool,
+    /// Since when Redis takes no steps, while it takes none.
+    failing_since: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
     drops: Pace,
 }
@@ -98,7 +100,7 @@ impl Writer {
             journal: Mutex::default(),
             changed: Notify::new(),
             entered: watch::Sender::new(0),
-            is_failing: AtomicBool::new(false),
+            failing_since: Mutex::default(),
             metrics: Arc::clone(&parts.metrics),
             drops: Pace::default(),
         });
@@ -143,10 +145,10 @@ impl Writer {
         }
     }
 
-    /// Waits until all steps before `position` are in the log, unless Redis takes none at the moment.
+    /// Waits until all steps before `position` are in the log, unless Redis has taken none for [`FAILING_FOR`].
     pub(super) async fn entered(&self, position: u64) {
         if let Self::Redis(shared) = self
-            && !shared.is_failing.load(Ordering::Relaxed)
+            && !shared.has_failed_for_long()
         {
             let mut entered = shared.entered.subscribe();
             // The sender is our own.
@@ -156,6 +158,16 @@ impl Writer {
 }
 
 impl Shared {
+    /// Notes that Redis does not take steps now.
+    fn failed(&self) {
+        self.failing_since.lock().get_or_insert_with(Instant::now);
+    }
+
+    fn has_failed_for_long(&self) -> bool {
+        let since = *self.failing_since.lock();
+        since.is_some_and(|since| FAILING_FOR <= since.elapsed())
+    }
+
     fn dropped(&self) -> u64 {
         self.metrics.lifecycle_dropped.inc();
         if let Some(held_back) = self.drops.admit(std::time::Instant::now()) {
@@ -231,7 +243,7 @@ impl Work {
     async fn write_some(&mut self) -> Result<(), CommandError> {
         let lease = *self.parts.lease.borrow_and_update();
         let Some(lease) = lease else {
-            self.shared.is_failing.store(true, Ordering::Relaxed); // Redis is not there yet.
+            self.shared.failed(); // There is no lease yet, or no longer.
             return Ok(());
         };
         self.hold(lease.to_string()).await?;
@@ -307,7 +319,7 @@ impl Work {
             journal.len()
         };
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);
-        self.shared.is_failing.store(false, Ordering::Relaxed);
+        *self.shared.failing_since.lock() = None;
         self.shared.entered.send_replace(position);
     }
 
@@ -348,7 +360,7 @@ impl Work {
     }
 
     fn warn_of(&self, error: &CommandError) {
-        self.shared.is_failing.store(true, Ordering::Relaxed);
+        self.shared.failed();
         let waiting = self.shared.journal.lock().len();
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);
         if let Some(held_back) = self.failures.admit(std::time::Instant::now()) {

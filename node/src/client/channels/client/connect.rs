@@ -54,7 +54,8 @@ use crate::protocol::instance::ClientId;
 const VERSION: &str = concat!("causeway ", env!("CARGO_PKG_VERSION"));
 
 /// How long a client that connects waits until its lifecycle event is written, so that it has one even if the node is killed
-/// right after. While Redis is away or full, nothing waits, and the event is written later.
+/// right after; then it is disconnected, and reconnects. When Redis has been away or full for longer, nothing waits, and the
+/// event is written later.
 const EVENT_MAX_WAIT: Duration = Duration::from_secs(3);
 
 impl ChannelClient {
@@ -137,7 +138,9 @@ impl ChannelClient {
         if let Some(begun) = begun {
             let entered = begun.entered(EVENT_MAX_WAIT);
             listed.keep(begun);
-            entered.await;
+            if !entered.await {
+                return Err(ends_connection(ErrorCode::Internal.into())); // It reconnects.
+            }
         }
         let identity = Identity {
             _listed: Some(listed),
