@@ -6,8 +6,8 @@
 //! equal ids, a route to an unknown pool) through [`Positions::error`].
 //!
 //! What else both do alike with the machine that they run on is here too, and nothing of what they serve: they raise the limit of
-//! open files ([`raise_open_files`]), read files that may hang ([`read_file`]) and write logs that hold nobody up
-//! ([`LogWriter`]).
+//! open files ([`raise_open_files`]), read files that may hang ([`read_file`]), write logs that hold nobody up
+//! ([`LogWriter`]) and tell systemd what they do ([`ServiceManager`]).
 //!
 //! This crate knows no setting of either program, and no default.
 
@@ -20,6 +20,7 @@ mod open_files;
 mod positions;
 mod print;
 mod secret;
+mod service_manager;
 mod signals;
 mod units;
 
@@ -32,5 +33,6 @@ pub use crate::open_files::{TooFewOpenFiles, raise_open_files};
 pub use crate::positions::Positions;
 pub use crate::print::{print_error, print_output};
 pub use crate::secret::Secret;
+pub use crate::service_manager::{ServiceManager, ServiceState};
 pub use crate::signals::ignore_signals;
 pub use crate::units::{ByteSize, Span, Timestamp};

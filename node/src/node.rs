@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ::http::HeaderValue;
+use causeway_conf::ServiceManager;
+use causeway_conf::ServiceState;
 use causeway_conf::TooFewOpenFiles;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -74,6 +76,7 @@ use crate::transport::websocket::WebSockets;
 
 mod reload;
 mod tasks;
+mod watchdog;
 
 use reload::Reloader;
 use tasks::TaskFailed;
@@ -117,6 +120,8 @@ struct Lifecycle {
     closing: CancellationToken,
     /// The clients are gone.
     stopped: CancellationToken,
+    /// What is told of it.
+    manager: Arc<ServiceManager>,
 }
 
 /// Says whether a node could start with `config`: whether there are enough open files, and whether it may listen where it should.
@@ -177,11 +182,23 @@ pub fn run(config: Config) -> Result<(), RunError> {
     }
     let runtime = builder.enable_all().build()?;
     runtime.block_on(async {
-        let lifecycle = Lifecycle::default();
+        let manager = Arc::new(ServiceManager::from_environment());
+        let lifecycle = Lifecycle {
+            manager: Arc::clone(&manager),
+            ..Lifecycle::default()
+        };
         let mut signals = JoinSet::new();
         signals.spawn(drain_on_signal(&lifecycle)?);
         signals.spawn(say_that_nothing_is_reopened()?);
-        Node::start(config, lifecycle)?.live().await
+        let node = Node::start(config, lifecycle)?;
+        let mut watchdog = JoinSet::new();
+        watchdog.spawn({
+            let manager = Arc::clone(&manager);
+            async move { watchdog::run(&manager).await }
+        });
+        // Connections wait in the listener's backlog from here on, and no signal ends the process any more.
+        manager.notify(ServiceState::Ready);
+        node.live().await
     })
 }
 
@@ -434,6 +451,7 @@ impl Node {
         let file = config.file.clone();
         let reloader = Reloader {
             started: config,
+            manager: Arc::clone(&lifecycle.manager),
             parts: reload::Parts {
                 verifier,
                 api,
@@ -571,6 +589,7 @@ fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
 
 /// Begins the drain at the first SIGTERM or SIGINT and ends the process at the second.
 fn drain_on_signal(lifecycle: &Lifecycle) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+    let manager = Arc::clone(&lifecycle.manager);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (draining, interrupted) = (lifecycle.draining.clone(), lifecycle.interrupted.clone());
@@ -584,6 +603,7 @@ fn drain_on_signal(lifecycle: &Lifecycle) -> io::Result<impl Future<Output = ()>
                 if is_interrupt {
                     interrupted.cancel();
                 }
+                manager.notify(ServiceState::Stopping);
                 draining.cancel();
             }
         }

@@ -44,6 +44,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use causeway_conf::ServiceManager;
 use pingora::apps::http_app::HttpServer;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
@@ -69,6 +70,7 @@ pub use crate::server::listeners::BindError;
 use crate::server::listeners::BoundListener;
 use crate::server::listeners::ListeningService;
 use crate::server::logging;
+use crate::server::reload::Program;
 use crate::server::shutdown::ShutdownMode;
 use crate::server::shutdown::ShutdownService;
 use crate::server::shutdown::Signals;
@@ -108,6 +110,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         Arc::clone(&components.proxy.metrics),
     ));
     let mode = ShutdownMode::default();
+    let manager = Arc::new(ServiceManager::from_environment());
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     server.add_service(ListeningService::new(
@@ -127,7 +130,10 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     }
     server.add_service(background_service(
         "watch",
-        components.background_tasks(Some(file)),
+        components.background_tasks(Some(Program {
+            file,
+            manager: Arc::clone(&manager),
+        })),
     ));
     server.add_service(background_service(
         "certificates",
@@ -142,6 +148,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         ShutdownService {
             drain: components.drain(&config),
             mode: mode.clone(),
+            manager: Arc::clone(&manager),
         },
     ));
     server.run(RunArgs {
@@ -149,6 +156,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
             mode,
             reloader: Arc::clone(&components.reloader),
             access: components.proxy.access.clone(),
+            manager,
         }),
     });
     Ok(())

@@ -3,7 +3,7 @@
 //! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and dispatch them
 //! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, [`discovery`]
 //! adds and removes backends, [`admin`] shows the state to operators, [`shutdown`] drains and ends the process, [`supervisor`]
-//! restarts a background task that failed. [`logging`] writes the program log.
+//! restarts a background task that failed, [`watchdog`] reports that the process works. [`logging`] writes the program log.
 //!
 //! Decides nothing about a request: [`request`](crate::request) does.
 //!
@@ -18,4 +18,5 @@ pub(crate) mod logging;
 pub(crate) mod reload;
 pub(crate) mod shutdown;
 pub(crate) mod supervisor;
+pub(crate) mod watchdog;
 pub(crate) mod workers;

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use causeway_conf::ServiceManager;
+use causeway_conf::ServiceState;
 use tokio::signal::unix::Signal;
 use tokio::task;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,8 @@ use crate::server::routing::HttpConfig;
 pub(super) struct Reloader {
     /// What the node was started with.
     pub(super) started: Config,
+    /// What is told when a reload begins and ends.
+    pub(super) manager: Arc<ServiceManager>,
     pub(super) parts: Parts,
 }
 
@@ -78,19 +82,23 @@ impl Reloader {
                 info!("SIGHUP ignored: the node was started without a configuration file");
                 continue;
             };
-            // Not on a thread that others need: the file system may hang.
-            let loading = task::spawn_blocking(move || Config::load(&file));
-            let errors = match loading.await {
-                Ok(Ok(config)) => {
-                    self.apply(config);
-                    continue;
-                }
-                Ok(Err(errors)) => errors.to_string(),
-                Err(panicked) => panicked.to_string(), // The log has its panic.
-            };
-            self.parts.metrics.reloaded(Reload::Refused);
-            error!(errors, "configuration refused, the old one stays");
+            self.manager.notify(ServiceState::Reloading);
+            self.reload(file).await;
+            self.manager.notify(ServiceState::Ready);
         }
+    }
+
+    /// Reads `file` and applies it. An invalid one changes nothing.
+    async fn reload(&self, file: PathBuf) {
+        // Not on a thread that others need: the file system may hang.
+        let loading = task::spawn_blocking(move || Config::load(&file));
+        let errors = match loading.await {
+            Ok(Ok(config)) => return self.apply(config),
+            Ok(Err(errors)) => errors.to_string(),
+            Err(panicked) => panicked.to_string(), // The log has its panic.
+        };
+        self.parts.metrics.reloaded(Reload::Refused);
+        error!(errors, "configuration refused, the old one stays");
     }
 
     /// Applies `config`.

@@ -1,7 +1,6 @@
 //! Builds the components that the edge's services share, once, from the configuration.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,9 +40,10 @@ use crate::server::admin::Admin;
 use crate::server::app::EdgeApp;
 use crate::server::discovery;
 use crate::server::listeners::BindError;
-use crate::server::reload::Reloader;
+use crate::server::reload::{Program, Reloader};
 use crate::server::shutdown::Drain;
 use crate::server::supervisor::keep_running;
+use crate::server::watchdog;
 use crate::tls::{Connectors, PoolTlsError, Terminator, TlsError};
 use crate::tunnel::TunnelLimits;
 use crate::tunnel::Tunnels;
@@ -224,10 +224,10 @@ impl Components {
         }
     }
 
-    /// The background tasks; `file` is read again when a reload is requested.
-    pub(crate) fn background_tasks(&self, file: Option<PathBuf>) -> BackgroundTasks {
+    /// The background tasks; the file of `program` is read again when a reload is requested.
+    pub(crate) fn background_tasks(&self, program: Option<Program>) -> BackgroundTasks {
         BackgroundTasks {
-            file,
+            program,
             reloader: Arc::clone(&self.reloader),
             names: Arc::clone(&self.names),
             dialer: Arc::clone(&self.dialer),
@@ -286,7 +286,8 @@ fn divide_files(files: u64, wanted: Option<usize>) -> FileBudget {
 
 /// The background tasks: health checks, the sweep for idle tunnels and idle connections, discovery, reloads.
 pub(crate) struct BackgroundTasks {
-    file: Option<PathBuf>,
+    /// `None` when the edge is mounted in another Pingora server.
+    program: Option<Program>,
     reloader: Arc<Reloader>,
     names: Arc<Names>,
     dialer: Arc<Dialer>,
@@ -318,10 +319,16 @@ impl BackgroundService for BackgroundTasks {
         self.keep_running(&mut tasks, "discovery", move |stop| {
             discovery::run(Arc::clone(&reloader), stop)
         });
-        let (reloader, file) = (Arc::clone(&self.reloader), self.file.clone());
+        let (reloader, program) = (Arc::clone(&self.reloader), self.program.clone());
         self.keep_running(&mut tasks, "reload", move |stop| {
-            Arc::clone(&reloader).run(file.clone(), stop)
+            Arc::clone(&reloader).run(program.clone(), stop)
         });
+        if let Some(Program { manager, .. }) = self.program.clone() {
+            self.keep_running(&mut tasks, "watchdog", move |stop| {
+                let manager = Arc::clone(&manager);
+                async move { watchdog::run(&manager, stop).await }
+            });
+        }
         while tasks.join_next().await.is_some() {}
     }
 }

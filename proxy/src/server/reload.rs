@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use causeway_conf::{ServiceManager, ServiceState};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
@@ -44,6 +45,15 @@ pub(crate) struct Reloader {
     names: Arc<Names>,
     reload_requested: Notify,
     left_out: ThrottledLog,
+}
+
+/// The process, where it is the edge's own program.
+#[derive(Clone)]
+pub(crate) struct Program {
+    /// The configuration file.
+    pub(crate) file: PathBuf,
+    /// What is told when a reload begins and ends.
+    pub(crate) manager: Arc<ServiceManager>,
 }
 
 struct State {
@@ -240,8 +250,12 @@ impl Reloader {
         self.reload_requested.notify_one();
     }
 
-    /// Reloads `file` on request, and forgets removed backends, until `shutdown`.
-    pub(crate) async fn run(self: Arc<Self>, file: Option<PathBuf>, shutdown: CancellationToken) {
+    /// Reloads the file of `program` on request, and forgets removed backends, until `shutdown`.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        program: Option<Program>,
+        shutdown: CancellationToken,
+    ) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -249,8 +263,10 @@ impl Reloader {
                 biased;
                 () = shutdown.cancelled() => return,
                 () = self.reload_requested.notified() => {
-                    if let Some(file) = &file {
+                    if let Some(Program { file, manager }) = &program {
+                        manager.notify(ServiceState::Reloading);
                         self.reload(file).await;
+                        manager.notify(ServiceState::Ready);
                     }
                 }
                 _ = ticks.tick() => self.forget(Instant::now()),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use causeway_conf::{ServiceManager, ServiceState};
 use futures_util::FutureExt;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
@@ -43,6 +44,8 @@ pub(crate) struct Signals {
     pub(crate) mode: ShutdownMode,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) access: AccessLog,
+    /// What is told that the process is ready.
+    pub(crate) manager: Arc<ServiceManager>,
 }
 
 /// Subscribes to a signal; one that arrives before the first `recv` is not lost.
@@ -60,6 +63,8 @@ impl ShutdownSignalWatch for Signals {
         );
         let (mut quit, mut hangup) = (listen(SignalKind::quit()), listen(SignalKind::hangup()));
         let mut user = listen(SignalKind::user_defined1());
+        // Pingora has started the services, and no signal ends the process any more.
+        self.manager.notify(ServiceState::Ready);
         loop {
             tokio::select! {
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
@@ -154,6 +159,8 @@ impl Drain {
 pub(crate) struct ShutdownService {
     pub(crate) drain: Drain,
     pub(crate) mode: ShutdownMode,
+    /// What is told that the drain begins.
+    pub(crate) manager: Arc<ServiceManager>,
 }
 
 #[async_trait]
@@ -182,6 +189,7 @@ impl ShutdownService {
     async fn run(&self, terminate: &mut Signal, interrupt: &mut Signal) {
         let started = Instant::now();
         let fast = self.mode.0.load(Ordering::SeqCst);
+        self.manager.notify(ServiceState::Stopping);
         self.drain.log_start(fast);
         if fast {
             self.drain.drain_fast().await;
