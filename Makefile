@@ -1,5 +1,6 @@
 # make run-proxy   everything from one command: Redis, three nodes, the edge (PORT=, NODES=, REDIS_URL=, CONF=)
 # make dist        the programs as they go into production, in target/dist
+# make package     a versioned archive and Debian packages of them, in target/package (PROFILE=)
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs, and that each binary builds alone
 # make e2e         the end-to-end tests alone
@@ -32,7 +33,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist package test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -128,6 +129,11 @@ DIST := $(CARGO) build --profile dist --locked --workspace --bin causeway-proxy 
 
 dist:
 	$(DIST)
+
+PROFILE ?= dist
+package:
+	$(CARGO) build --profile $(PROFILE) --locked --workspace --bin causeway-proxy --bin causeway-node
+	@sh conf/packaging/package.sh $(TARGET)/$(PROFILE:dev=debug) $(TARGET)/package
 
 bench: deps
 	$(DIST) --bin causeway-bench --bin causeway-bench-pingora
