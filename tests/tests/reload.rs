@@ -65,11 +65,15 @@ async fn reloads(cluster: &Cluster) -> Result<u64> {
         .sum()
 }
 
-fn said(cluster: &Cluster, message: &str) -> Option<Value> {
-    let log = cluster.edge.process.log();
-    let lines = causeway_tests::harness::process::json_lines(&log);
-    let mut fields = lines.into_iter().map(|mut line| line["fields"].take());
-    fields.find(|fields| fields["message"] == message)
+/// Waits for a line of the edge's log with this message: the reload is counted before the log's thread has written it.
+async fn said(cluster: &Cluster, message: &str) -> Result<Value> {
+    wait::until(message, wait::SOON, async || {
+        let log = cluster.edge.process.log();
+        let lines = causeway_tests::harness::process::json_lines(&log);
+        let mut fields = lines.into_iter().map(|mut line| line["fields"].take());
+        fields.find(|fields| fields["message"] == message)
+    })
+    .await
 }
 
 async fn newcomers(cluster: &Cluster) -> Result<HashSet<String>> {
@@ -170,7 +174,7 @@ async fn a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_w
         &cluster,
         "configuration reload failed, still using the previous one",
     )
-    .context("a line")?;
+    .await?;
     let errors = refused["errors"].as_str().context("what is wrong")?;
     assert!(
         errors.contains("edge.yaml:") && errors.contains("pulls"),
@@ -181,8 +185,7 @@ async fn a_file_that_is_not_valid_changes_nothing_and_the_log_says_where_it_is_w
     let nodes: Vec<&Node> = cluster.nodes.iter().collect();
     let restart = settings(&nodes).with("threads", json!(1)).text();
     reload(&mut cluster, &restart).await?;
-    let warned =
-        said(&cluster, "changed settings need a restart to take effect").context("a line")?;
+    let warned = said(&cluster, "changed settings need a restart to take effect").await?;
     let named = warned["settings"].as_str().context("which")?;
     assert!(named.contains("threads"), "{named}");
     Ok(())
