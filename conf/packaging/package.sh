@@ -46,6 +46,7 @@ archive() {
 		cp -R "$top/conf/$file" "$root/conf/"
 	done
 	cp "$top/LICENSE" "$top/README.md" "$root/"
+	for guide in proxy node; do install -D -m 644 "$top/$guide/README.md" "$root/$guide/README.md"; done
 	if [ -f "$top/CHANGELOG.md" ]; then cp "$top/CHANGELOG.md" "$root/"; fi
 	put_checksums "$root"
 	tar --create --directory "$work" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner "$name" |
@@ -75,7 +76,7 @@ package() {
 	done
 	install -D -m 644 "$top/conf/systemd/causeway.sysusers" "$root/usr/lib/sysusers.d/$name.conf"
 	doc=$root/usr/share/doc/$name
-	install -D -m 644 "$top/README.md" "$doc/README.md"
+	install -D -m 644 "$top/${name#causeway-}/README.md" "$doc/README.md"
 	install -m 644 "$top/LICENSE" "$doc/copyright"
 	install -D -m 644 "$top/conf/prometheus/alerts.yaml" "$doc/alerts.yaml"
 	install -m 644 "$top/conf/grafana/$name.json" "$doc/dashboard.json"
