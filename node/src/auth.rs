@@ -1,10 +1,10 @@
-//! Who a client is and what it may do, by its tokens and by the names of channels.
+//! Authentication and authorization of clients by tokens and by channel names.
 //!
-//! Plain: the time is passed in, and nothing here waits. The one task is [`watch`], which reads the file with the key
-//! set anew when it changes. No token and no key is ever in a log line.
+//! No I/O, time is passed in. The one task is [`watch`], which reads key files again when they change. Tokens and keys
+//! are never logged.
 //!
 //! Invariant: a grant comes from claims that a configured key has signed, that are for this application (`aud`, `iss`)
-//! and that hold at this moment. A token for a subscription connects nobody, and one for a connection subscribes nobody.
+//! and that are valid now. A subscription token cannot be used to connect, nor a connection token to subscribe.
 
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -31,13 +31,13 @@ use claims::BadClaims;
 use claims::Claims;
 use keys::Keys;
 
-/// Why a token grants nothing.
+/// Why a token is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
-    /// It did once: the client is to get itself a newer one.
+    /// It has expired: the client should get a new one.
     #[error("the token has expired")]
     Expired,
-    /// It never will: the client is to stop trying.
+    /// It is invalid: the client should not retry.
     #[error("{0}")]
     Invalid(#[from] Invalid),
 }
@@ -45,39 +45,39 @@ pub(crate) enum AuthError {
 /// What is wrong with a token, for the operator's log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Invalid {
-    /// Nobody we know has signed it.
+    /// It is not signed by a configured key.
     #[error("{0}")]
     Token(#[from] BadToken),
-    /// Somebody we know has signed it, and it is of no use.
+    /// It is signed, but its claims are malformed.
     #[error("{0}")]
     Claims(#[from] BadClaims),
-    /// A claim that holds bytes.
-    #[error("its claims are wrong: {0}")]
+    /// The data of a claim is invalid.
+    #[error("invalid claims: {0}")]
     Field(#[from] BadField),
-    /// `nbf` lies ahead, by more than the leeway.
-    #[error("it is not valid yet: is a clock wrong?")]
+    /// `nbf` is in the future, by more than the leeway.
+    #[error("the token is not valid yet (`nbf`): check the clocks")]
     TooEarly,
     /// It is for another application.
-    #[error("its `aud` is none of those of the setting auth.audience")]
+    #[error("`aud` does not match the setting auth.audience")]
     Audience,
     /// It is from another application.
-    #[error("its `iss` is not that of the setting auth.issuer")]
+    #[error("`iss` does not match the setting auth.issuer")]
     Issuer,
     /// It is for a subscription.
-    #[error("it is for a subscription (it has `channel`), and a connection is asked for")]
+    #[error("expected a connection token, found a subscription token (it has `channel`)")]
     ForSubscription,
     /// It is for a connection or for another channel.
-    #[error("its `channel` is not the one that is asked for")]
+    #[error("`channel` is not the requested channel")]
     OtherChannel,
-    /// Somebody passes on what was given to another user.
-    #[error("its `sub` is not the user of this connection")]
+    /// It was issued for another user.
+    #[error("`sub` is not the user of this connection")]
     OtherUser,
-    /// It was made for one connection, and this is another one.
-    #[error("its `client` is not the id of this connection")]
+    /// It was issued for another connection.
+    #[error("`client` is not the id of this connection")]
     OtherClient,
 }
 
-/// Who asks to subscribe.
+/// The client that requests a subscription.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asking<'a> {
     /// Its user; empty: anonymous.
@@ -86,16 +86,16 @@ pub(crate) struct Asking<'a> {
     pub(crate) client: &'a str,
 }
 
-/// How a client that wants to connect is judged.
+/// How a client that connects is authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry<'a> {
     /// By its token.
     Token(&'a str),
-    /// The application is asked.
+    /// By the connect hook.
     Hook,
-    /// It comes in as nobody.
+    /// It is accepted as anonymous.
     Anonymous,
-    /// It stays outside: it has to show a token.
+    /// It is rejected: a token is required.
     Refused,
 }
 
@@ -120,7 +120,7 @@ impl Verifier {
         self.rules.set(rules);
     }
 
-    /// How a client with this token, or with an empty one, is judged. `has_hook`: the application wants to be asked.
+    /// How a client with this token, or with an empty one, is authenticated. `has_hook`: there is a connect hook.
     pub(crate) fn entry<'a>(&self, token: &'a str, has_hook: bool) -> Entry<'a> {
         match token {
             "" if has_hook => Entry::Hook,
@@ -130,11 +130,11 @@ impl Verifier {
         }
     }
 
-    /// What `token` grants a client that connects, or that stays connected with a newer token.
+    /// The grant of `token` for a client that connects, or that refreshes its connection.
     ///
     /// # Errors
     ///
-    /// [`AuthError`]; there is no third case.
+    /// [`AuthError`].
     pub(crate) fn connect(&self, token: &str, now: SystemTime) -> Result<ConnectGrant, AuthError> {
         let claims = self.claims(token, now)?;
         if claims
@@ -157,11 +157,11 @@ impl Verifier {
         })
     }
 
-    /// What `token` grants a client that subscribes to `channel`, or that stays subscribed with a newer token.
+    /// The grant of `token` for a client that subscribes to `channel`, or that refreshes its subscription.
     ///
     /// # Errors
     ///
-    /// [`AuthError`]; there is no third case.
+    /// [`AuthError`].
     pub(crate) fn subscribe(
         &self,
         token: &str,
@@ -190,11 +190,11 @@ impl Verifier {
         })
     }
 
-    /// The claims of a token that is genuine, ours and not out of date.
+    /// The claims of a token that is signed, for this application and valid now.
     fn claims(&self, token: &str, now: SystemTime) -> Result<Claims, AuthError> {
         let claims = jwt::verify(token, &self.keys.current()).map_err(Invalid::from)?;
         let claims = Claims::read(&claims).map_err(Invalid::from)?;
-        // What it is for goes first: a token of another application says nothing to us, not even that it has expired.
+        // The audience is checked first: the expiry of another application's token is irrelevant.
         let rules = self.rules.get();
         if !is_for_us(&rules, &claims) {
             return Err(Invalid::Audience.into());

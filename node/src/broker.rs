@@ -1,18 +1,17 @@
-//! The way of a message between nodes, behind one trait.
+//! Brokers carry publications between nodes, behind one trait.
 //!
-//! A broker takes publications of this node's clients and brings back those of all nodes, this one
-//! included. [`memory`] is for one node that is alone, [`redis`] for any number; anything a client sees is
-//! the same on both.
+//! A broker accepts publications of this node's clients and delivers those of all nodes, this one
+//! included. [`memory`] is for a single node, [`redis`] for any number; clients see no difference.
 //!
-//! What a broker promises:
-//! - **Order.** What one task publishes to one channel, one call after the other, arrives everywhere in
-//!   that order.
-//! - **At most once.** Nothing is delivered twice. What is lost is counted and logged.
-//! - **No head start.** A client of this node hears nothing that clients of other nodes do not.
-//! - **Bare bytes.** What goes over the wire is the message and nothing else, so that any Redis client
+//! A broker guarantees:
+//! - **Order.** What one task publishes to one channel, one call after the other, is delivered in that
+//!   order on all nodes.
+//! - **At most once.** Nothing is delivered twice. Lost publications are counted and logged.
+//! - **No local shortcut.** Publications reach clients of this node the same way as those of other nodes.
+//! - **Plain payloads.** A message in Redis is the publication and nothing else, so that any Redis client
 //!   can take part.
 //!
-//! For channels it promises more, see [`Streams`].
+//! For channels it guarantees more, see [`Streams`].
 
 use std::sync::Arc;
 
@@ -40,21 +39,21 @@ pub(crate) use streams::Streams;
 pub(crate) use streams::Unavailable;
 pub(crate) use streams::Until;
 
-/// Carries publications between nodes; see the module for its promises.
+/// Carries publications between nodes; see the module for its guarantees.
 #[async_trait]
 pub(crate) trait Broker: Send + Sync + 'static {
-    /// Hands `data` to the channel's lane without waiting.
+    /// Adds `data` to the channel's publish queue without waiting.
     ///
     /// `Ok` means accepted, not yet published: what is lost after that is counted and logged by the
     /// broker.
     ///
     /// # Errors
     ///
-    /// [`TryPublishError::Full`] gives `data` back when the lane has no room now: pass it to
+    /// [`TryPublishError::Full`] returns `data` when the queue is full: pass it to
     /// [`publish`](Broker::publish) before anything else of the same client.
     fn try_publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), TryPublishError>;
 
-    /// Waits for room in the channel's lane, so that a client that publishes too fast is read no further.
+    /// Waits for room in the channel's publish queue, which is backpressure for a client that publishes too fast.
     ///
     /// # Errors
     ///
@@ -65,78 +64,77 @@ pub(crate) trait Broker: Send + Sync + 'static {
     /// Dropping this future before it is ready drops the publication; that is counted too.
     async fn publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), PublishError>;
 
-    /// Asks for the channel's publications. A wish, fulfilled in the background; repeating it changes
-    /// nothing.
+    /// Subscribes to the channel, in the background. Repeating it has no effect.
     fn subscribe(&self, channel: &ChannelName);
 
-    /// Takes the wish back.
+    /// Unsubscribes from the channel, in the background.
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Whether what is published here arrives, here and elsewhere.
+    /// Whether publications are delivered, here and on other nodes.
     ///
     /// # Errors
     ///
-    /// Why not, for people.
+    /// The reason, as text.
     fn readiness(&self) -> Result<(), NotReady>;
 }
 
-/// Where a broker puts what it brings: the hub.
+/// Receives the publications of a broker: the hub.
 pub(crate) trait Deliver: Send + Sync + 'static {
-    /// Takes all publications that came with one read, in order. Must not block.
+    /// Receives all publications of one read, in order. Must not block.
     fn deliver(&self, publications: Vec<Publication>);
 
-    /// Nothing is heard on channels of `shard` from now on, whatever is published there.
+    /// Publications on channels of `shard` are not received from now on.
     fn interrupted(&self, shard: Shard) {
         let _ = shard;
     }
 
-    /// Everything that is wanted of `shard` is heard again; what was published meanwhile was not.
+    /// All channels of `shard` are subscribed again; publications in between were missed.
     fn resumed(&self, shard: Shard) {
         let _ = shard;
     }
 }
 
-/// One of the servers that share the channels, by its place in the configuration.
+/// One of the servers over which channels are spread, by its index in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Shard(pub(crate) usize);
 
 /// Why a publication was not accepted at once.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TryPublishError {
-    /// The lane has no room at the moment; here is the data again.
-    #[error("the lane is full")]
+    /// The publish queue has no room at the moment; here is the data again.
+    #[error("the publish queue is full")]
     Full(Bytes),
 }
 
 /// Why a publication was dropped before it was accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PublishError {
-    /// The lane had no room for as long as a publication may wait; a later one may succeed.
-    #[error("the lane had no room in time")]
+    /// The publish queue had no room for as long as a publication may wait; a later one may succeed.
+    #[error("the publish queue had no room in time")]
     Expired,
-    /// The publication is larger than its lane and can never be accepted.
-    #[error("the publication is larger than its lane")]
+    /// The publication is larger than its publish queue and can never be accepted.
+    #[error("the publication is larger than its publish queue")]
     TooLarge,
     /// The broker has stopped.
     #[error("the broker has stopped")]
     Stopped,
 }
 
-/// Why the broker is not ready, for people.
+/// Why the broker is not ready, as text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotReady(pub(crate) String);
 
-/// A broker at work. Its tasks end after `shutdown`; whoever holds them waits for them.
+/// A running broker. Its tasks end after `shutdown`; the caller waits for them.
 pub(crate) struct Started {
-    /// The handle for everyone.
+    /// The shared handle.
     pub(crate) broker: Arc<dyn Streams>,
-    /// Everything that runs for it.
+    /// Its background tasks.
     pub(crate) tasks: JoinSet<()>,
 }
 
-/// Starts the broker that `config` names. Returns at once: a Redis that is away is waited for in the
-/// background, and [`Broker::readiness`] tells.
+/// Starts the broker that `config` names. Returns at once: connections to Redis are made in the
+/// background, see [`Broker::readiness`].
 pub(crate) fn start(
     config: &config::Broker,
     node_id: &str,
@@ -147,13 +145,13 @@ pub(crate) fn start(
     match config {
         config::Broker::Memory => memory::start(deliver, metrics, shutdown),
         config::Broker::Redis(config) => {
-            let surroundings = redis::Surroundings {
+            let dependencies = redis::Dependencies {
                 node_id,
                 deliver,
                 metrics,
                 shutdown,
             };
-            redis::start(config, &surroundings)
+            redis::start(config, &dependencies)
         }
     }
 }

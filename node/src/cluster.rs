@@ -1,10 +1,10 @@
-//! What the nodes know of each other, kept in Redis: which are alive, and what each of them holds.
+//! What the nodes know of each other, kept in Redis: which are alive, and which users and channel members each has.
 //!
-//! [`registry`] renews this node's lease and keeps its users and channel members listed; [`presence`] answers who is in a channel;
-//! [`control`] carries orders and questions from node to node; [`directory`] lists this node's clients by id and user; [`values`]
-//! stores session values of the application.
+//! [`registry`] renews this node's lease and registers its users and channel members; [`presence`] lists the members of a
+//! channel; [`control`] sends control commands and requests from node to node; [`directory`] finds this node's clients by id and
+//! user; [`values`] stores session values for the application.
 //!
-//! Invariant: everything that a node wrote disappears with its lease, by the sweep of any other node.
+//! Invariant: once a node's lease has lapsed, another node removes everything registered under it.
 
 pub(crate) mod control;
 pub(crate) mod directory;

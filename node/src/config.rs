@@ -1,4 +1,4 @@
-//! The node's settings: what `node.yaml` says, checked once, with every default filled in.
+//! The node's settings: `node.yaml`, validated once, with every default filled in.
 //!
 //! Below this module nothing is checked again. [`settings`] holds all defaults and ranges, [`raw`] mirrors
 //! the file for serde, [`check`] turns one into the other and reports every mistake with its place.
@@ -32,8 +32,8 @@ mod transports;
 
 pub(crate) use auth::{Auth, KeyFile, KeySetFile};
 pub(crate) use channels::{
-    Ack, ChannelOptions, Channels, ClientLimits, DataKind, Feeds, HistoryOptions, Namespaces,
-    PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
+    Ack, ChannelOptions, ChannelStreams, Channels, ClientLimits, DataKind, HistoryOptions,
+    Namespaces, PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
 };
 pub(crate) use endpoint::{
     AllowedOrigins, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol, PublishRate, Sockjs,
@@ -55,18 +55,18 @@ pub struct Config {
     pub(crate) admin: Option<SocketAddr>,
     /// Worker threads; `None`: one for each core.
     pub(crate) threads: Option<usize>,
-    /// Where the edge reaches this node; `None`: it is not told.
+    /// The address at which edges reach this node; `None`: it is not published.
     pub(crate) advertise: Option<String>,
     /// Where this node runs.
     pub(crate) zone: Option<String>,
     /// How messages reach other nodes.
     pub(crate) broker: Broker,
-    /// How channel clients show who they are.
+    /// Authentication of channel clients.
     pub(crate) auth: Auth,
     /// What the application's backend is asked about them.
     pub(crate) hooks: Hooks,
     pub(crate) registry: Registry,
-    /// What the application is told of clients and channels.
+    /// Lifecycle events of clients and channels.
     pub(crate) lifecycle: Lifecycle,
     /// What an application's backend can do, if it can do anything.
     pub(crate) api: Option<Api>,
@@ -77,7 +77,7 @@ pub struct Config {
     pub(crate) channels: Channels,
     /// Whether `/` is the chat page.
     pub(crate) page: bool,
-    /// Peers whose X-Forwarded-* headers are believed.
+    /// Peers whose X-Forwarded-* headers are trusted.
     pub(crate) trusted_proxies: Vec<AddressRange>,
     pub(crate) limits: Limits,
     pub(crate) tcp: Tcp,
@@ -104,22 +104,22 @@ pub(crate) struct Redis {
     pub(crate) server: RedisServer,
     /// The others, in their order: it is the same on all nodes, and decides which channel is where.
     pub(crate) other_servers: Vec<RedisServer>,
-    /// Lanes for publishing, one connection each.
+    /// Publish queues, with one connection each.
     pub(crate) lanes: usize,
-    /// What may wait in one lane, in bytes of messages.
+    /// The size of one publish queue, in bytes of messages.
     pub(crate) lane_bytes_max: usize,
-    /// How long a publication may wait for its lane and in it.
+    /// How long a publication may wait for its publish queue and in it.
     pub(crate) lane_wait: Duration,
     /// For a connection, from the first packet to the end of the login.
     pub(crate) connect_timeout: Duration,
-    /// For the answer to what was written.
+    /// For the reply to a command.
     pub(crate) response_timeout: Duration,
     /// The longest pause between two attempts to connect.
     pub(crate) backoff_max: Duration,
     pub(crate) probe_interval: Duration,
-    /// After which a probe that has not come back is missed.
+    /// After which a probe that was not received counts as missed.
     pub(crate) probe_timeout: Duration,
-    /// The largest publication that is taken from Redis.
+    /// The largest publication that is accepted from Redis.
     pub(crate) message_bytes_max: usize,
     /// Whether a node that needs the registry is not ready while Redis is full.
     pub(crate) is_unready_when_full: bool,
@@ -152,14 +152,14 @@ pub(crate) struct RedisServer {
 /// Who may vouch for a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RedisTls {
-    /// Certificates in PEM, at least one; `None`: whom the system trusts.
+    /// Trusted CA certificates in PEM, at least one; `None`: those of the system.
     pub(crate) ca: Option<Arc<[u8]>>,
 }
 
 /// Where Redis listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RedisAddress {
-    /// Looked up anew at each attempt to connect.
+    /// Resolved again at each attempt to connect.
     Tcp {
         host: String,
         port: u16,
@@ -180,7 +180,7 @@ impl fmt::Display for RedisAddress {
 /// How nodes know of each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Registry {
-    /// How often a node says that it lives.
+    /// How often a node renews its lease.
     pub(crate) renew: Duration,
     /// After which one that has not said so is gone.
     pub(crate) lease: Duration,
@@ -213,7 +213,7 @@ pub(crate) struct Values {
     pub(crate) memory_bytes_max: usize,
 }
 
-/// What the node takes on at most.
+/// The limits of the node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Limits {
     /// TCP connections at a time; `None`: as many as the open-file limit allows.
@@ -234,11 +234,11 @@ pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
     /// For a request body to be complete.
     pub(crate) body_timeout: Duration,
-    /// For a client to take 16 KiB of an answer, or what is left of it.
+    /// For a client to read 16 KiB of a response, or the rest of it.
     pub(crate) answer_timeout: Duration,
 }
 
-/// What the kernel is told about each connection.
+/// Socket options of client connections.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tcp {
     /// Idle time before the kernel probes the peer.
@@ -263,9 +263,9 @@ pub(crate) struct Fanout {
 /// How the node stops.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Drain {
-    /// How long `/ready` says 503 before anybody is sent away.
+    /// How long `/ready` responds 503 before clients are disconnected.
     pub(crate) lead: Lead,
-    /// Over what time clients are sent away.
+    /// The time over which clients are disconnected.
     pub(crate) spread: Duration,
     /// After which what is still open is cut.
     pub(crate) timeout: Duration,
@@ -296,7 +296,7 @@ pub(crate) struct Log {
 pub(crate) enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Human-readable text.
     Text,
 }
 

@@ -1,4 +1,4 @@
-//! What the fuzz targets in `tests/fuzz` call: the code that reads bytes of strangers, and what holds whatever they are.
+//! Entry points of the fuzz targets in `tests/fuzz`: the parsers of untrusted input, and what always holds for them.
 //!
 //! Compiled with `--cfg fuzzing`, which `cargo fuzz` sets, and for the unit tests, which run the seeds.
 
@@ -25,7 +25,7 @@ use crate::server::routing::find_route;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(Config::default_without_file);
 
-/// Reads `data` as what a SockJS client sends, and reads what it is told back to the same messages.
+/// Parses `data` as input of a SockJS client, and checks that the encoded messages parse to the same.
 pub fn sockjs(data: &[u8]) {
     for messages in [sockjs::decode_messages(data), sockjs::decode_array(data)]
         .into_iter()
@@ -140,7 +140,7 @@ pub fn tokens(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let believed = VERIFIER.connect(&text, now);
-    assert!(believed.is_err(), "nobody else can sign");
+    assert!(believed.is_err(), "only the key's holder can sign");
     let claims = testing::hs256(1, &text);
     let connected = VERIFIER.connect(&claims, now).is_ok();
     let asking = Asking {

@@ -1,10 +1,10 @@
-//! Questions to the application's backend: may this client connect, stay, subscribe, publish, and what does it get.
+//! Hooks: requests to the application's backend that decide whether a client may connect, stay, subscribe or publish.
 //!
-//! Each is a POST with JSON, and so is its answer; both have the form of Centrifugo's proxy, so that backends that
-//! were written for it work here. [`question`] and [`answer`] are plain, [`ask`] does the talking.
+//! Each is a POST with JSON, and so is its response; both have the format of Centrifugo's proxy, so that backends that
+//! were written for it work here. [`request`] and [`response`] do no I/O, [`call`] sends the requests.
 //!
-//! Invariant: of each hook at most `open` questions are with the backend, and each is given up after `timeout`, however
-//! the backend behaves. What a client sent or a backend answered is never in a log line.
+//! Invariant: of each hook at most `open` requests are in flight, and each is cancelled after `timeout`, however the
+//! backend behaves. Data of clients and backends is never logged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,59 +20,59 @@ use crate::auth::grant::ConnectGrant;
 use crate::auth::grant::SubscribeGrant;
 use crate::config;
 use crate::config::DataKind;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Hook;
 use crate::metrics::HookOutcome;
 use crate::metrics::Metrics;
 use crate::protocol::ProtocolError;
 
-mod answer;
-mod ask;
+mod call;
 mod headers;
-mod question;
+mod request;
+mod response;
 
-pub(crate) use answer::PublishGrant;
-pub(crate) use answer::Refreshed;
 pub(crate) use headers::BadHeaders;
 pub(crate) use headers::ClientHeaders;
-pub(crate) use question::Asker;
-pub(crate) use question::Connecting;
+pub(crate) use request::Connecting;
+pub(crate) use request::HookClient;
+pub(crate) use response::PublishGrant;
+pub(crate) use response::Refreshed;
 
-use answer::Answer;
-use ask::Backend;
-use ask::HookCalls;
-use ask::HookError;
+use call::Backend;
+use call::HookCalls;
+use call::HookError;
+use response::HookResponse;
 
 /// Why a hook grants nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Refusal {
-    /// The application answers with an error, which the client is told as it is.
+    /// The application responds with an error, which is passed on to the client.
     Error(ProtocolError),
-    /// The application wants the client to go.
+    /// The application disconnects the client.
     Disconnect {
-        /// 3000 to 4999; from 3500 to 3999 and from 4500 on, the client does not come back.
+        /// 3000 to 4999; from 3500 to 3999 and from 4500 on, the client does not reconnect.
         code: u32,
-        /// For people.
+        /// As text.
         reason: String,
     },
-    /// There is no answer that could be used; the log says why. The client may try again.
+    /// There is no valid response; the log has the reason. The client may retry.
     Failed,
 }
 
-/// The application has not said that it took lifecycle events.
+/// The application has not accepted lifecycle events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotTaken;
 
-/// Asks the backend.
+/// Calls the backend.
 pub(crate) struct Hooks {
     config: config::Hooks,
     calls: Calls,
     backend: Backend,
-    failures: Pace,
+    failures: Throttle,
     metrics: Arc<Metrics>,
 }
 
-/// One of each hook; `None`: it is not asked.
+/// The calls of each hook; `None`: it is not configured.
 struct Calls {
     connect: Option<HookCalls>,
     refresh: Option<HookCalls>,
@@ -112,13 +112,13 @@ impl Calls {
 }
 
 impl Hooks {
-    /// Asks where `config` says. Nothing is sent before somebody asks.
+    /// Calls the addresses in `config`. Connections are made with the first request.
     pub(crate) fn new(config: config::Hooks, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             calls: Calls::new(&config),
             backend: Backend::new(&config),
             config,
-            failures: Pace::default(),
+            failures: Throttle::default(),
             metrics,
         })
     }
@@ -128,28 +128,28 @@ impl Hooks {
         self.config.connect.is_some()
     }
 
-    /// Whether the application decides about clients that [`connect`](Self::connect) let in, when their time is over.
+    /// Whether the application decides about clients that [`connect`](Self::connect) accepted, when their connection expires.
     pub(crate) fn has_refresh(&self) -> bool {
         self.config.refresh.is_some()
     }
 
-    /// Names of the session values that go along with a question.
+    /// Names of the session values that are sent with a request.
     pub(crate) fn values(&self) -> &[String] {
         &self.config.values
     }
 
-    /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when their
-    /// time is over.
+    /// Whether the application decides about subscriptions that [`subscribe`](Self::subscribe) granted, when they
+    /// expire.
     pub(crate) fn has_sub_refresh(&self) -> bool {
         self.config.sub_refresh.is_some()
     }
 
-    /// Whether clients may ask the application.
+    /// Whether clients may call the application (RPC).
     pub(crate) fn has_rpc(&self) -> bool {
         self.config.rpc.is_some()
     }
 
-    /// The headers of a client's request that its questions take along, and no others. To be kept with the client.
+    /// The headers of a client's request that are forwarded with its hook requests. To be kept with the client.
     pub(crate) fn forwarded(&self, request: &HeaderMap) -> ClientHeaders {
         ClientHeaders::of_request(&self.config.forward_headers, request)
     }
@@ -167,65 +167,65 @@ impl Hooks {
         forwarded.emulated(&self.config.emulated_headers, connect)
     }
 
-    /// Asks whether a client may connect, and as whom.
+    /// Asks whether a client may connect, and as which user.
     ///
     /// # Errors
     ///
-    /// [`Refusal`], as for all questions.
+    /// [`Refusal`], as for all requests.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future of a question gives the answer up; the backend may have heard it.
+    /// Dropping the future cancels the request; the backend may have received it.
     pub(crate) async fn connect(
         &self,
-        asker: &Asker<'_>,
+        asker: &HookClient<'_>,
         connecting: &Connecting<'_>,
     ) -> Result<ConnectGrant, Refusal> {
-        let question = question::connect(asker, connecting);
-        self.ask(Hook::Connect, asker, &question, answer::connect)
+        let hook_request = request::connect(asker, connecting);
+        self.call(Hook::Connect, asker, &hook_request, response::connect)
             .await
     }
 
-    /// Asks whether a client whose time is over may stay.
+    /// Asks whether a client whose connection expires may stay.
     ///
     /// # Errors
     ///
     /// See [`connect`](Self::connect).
-    pub(crate) async fn refresh(&self, asker: &Asker<'_>) -> Result<Refreshed, Refusal> {
-        let question = question::refresh(asker);
-        self.ask(Hook::Refresh, asker, &question, answer::refresh)
+    pub(crate) async fn refresh(&self, asker: &HookClient<'_>) -> Result<Refreshed, Refusal> {
+        let hook_request = request::refresh(asker);
+        self.call(Hook::Refresh, asker, &hook_request, response::refresh)
             .await
     }
 
-    /// Asks whether a client may hear `channel`; it said `data` with its wish.
+    /// Asks whether a client may subscribe to `channel`; `data` is from its request.
     ///
     /// # Errors
     ///
     /// See [`connect`](Self::connect).
     pub(crate) async fn subscribe(
         &self,
-        asker: &Asker<'_>,
+        asker: &HookClient<'_>,
         channel: &str,
         token: &str,
         data: &Bytes,
     ) -> Result<SubscribeGrant, Refusal> {
-        let question = question::subscribe(asker, channel, token, data);
-        self.ask(Hook::Subscribe, asker, &question, answer::subscribe)
+        let hook_request = request::subscribe(asker, channel, token, data);
+        self.call(Hook::Subscribe, asker, &hook_request, response::subscribe)
             .await
     }
 
-    /// Asks whether a client whose time in `channel` is over may go on hearing it.
+    /// Asks whether a client whose subscription of `channel` expires may keep it.
     ///
     /// # Errors
     ///
     /// See [`connect`](Self::connect).
     pub(crate) async fn sub_refresh(
         &self,
-        asker: &Asker<'_>,
+        asker: &HookClient<'_>,
         channel: &str,
     ) -> Result<Refreshed, Refusal> {
-        let question = question::sub_refresh(asker, channel);
-        self.ask(Hook::SubRefresh, asker, &question, answer::refresh)
+        let hook_request = request::sub_refresh(asker, channel);
+        self.call(Hook::SubRefresh, asker, &hook_request, response::refresh)
             .await
     }
 
@@ -236,46 +236,47 @@ impl Hooks {
     /// See [`connect`](Self::connect).
     pub(crate) async fn publish(
         &self,
-        asker: &Asker<'_>,
+        asker: &HookClient<'_>,
         channel: &str,
         data: &Bytes,
         kind: DataKind,
     ) -> Result<PublishGrant, Refusal> {
-        let question = question::publish(asker, channel, data);
-        let read = |answer: &[u8]| answer::publish(answer, kind);
-        self.ask(Hook::Publish, asker, &question, read).await
+        let hook_request = request::publish(asker, channel, data);
+        let read = |answer: &[u8]| response::publish(answer, kind);
+        self.call(Hook::Publish, asker, &hook_request, read).await
     }
 
-    /// Asks the application what a client asks; returns the data of the answer.
+    /// Passes a client's RPC request to the application; returns the data of the response.
     ///
     /// # Errors
     ///
     /// See [`connect`](Self::connect).
     pub(crate) async fn rpc(
         &self,
-        asker: &Asker<'_>,
+        asker: &HookClient<'_>,
         method: &str,
         data: &Bytes,
     ) -> Result<Bytes, Refusal> {
-        let question = question::rpc(asker, method, data);
-        self.ask(Hook::Rpc, asker, &question, answer::rpc).await
+        let hook_request = request::rpc(asker, method, data);
+        self.call(Hook::Rpc, asker, &hook_request, response::rpc)
+            .await
     }
 
-    /// How long a request with lifecycle events may take; `None`: they are sent nowhere.
+    /// How long a request with lifecycle events may take; `None`: there is no hook for them.
     pub(crate) fn lifecycle_timeout(&self) -> Option<Duration> {
         self.config.lifecycle.as_ref().map(|hook| hook.timeout)
     }
 
-    /// Sends lifecycle events, which the application has taken if it responds with a status of 200 to 299.
+    /// Sends lifecycle events, which the application accepts with a status of 200 to 299.
     ///
     /// # Errors
     ///
-    /// [`NotTaken`]: the log says why. The application may have taken them all the same.
+    /// [`NotTaken`]: the log has the reason. The application may have received them.
     pub(crate) async fn lifecycle(&self, events: &impl Serialize) -> Result<(), NotTaken> {
         let none = ClientHeaders::default();
         let answered = match &self.calls.lifecycle {
             None => Err(HookError::NoAddress),
-            Some(calls) => self.backend.ask(calls, [&none, &none], events).await,
+            Some(calls) => self.backend.call(calls, [&none, &none], events).await,
         };
         let (outcome, taken) = match answered {
             Err(HookError::Status(status)) if status.is_success() => (HookOutcome::Granted, Ok(())),
@@ -289,21 +290,21 @@ impl Hooks {
         taken
     }
 
-    async fn ask<T>(
+    async fn call<T>(
         &self,
         hook: Hook,
-        asker: &Asker<'_>,
-        question: &impl Serialize,
-        read: impl Fn(&[u8]) -> Result<Answer<T>, HookError>,
+        asker: &HookClient<'_>,
+        hook_request: &impl Serialize,
+        read: impl Fn(&[u8]) -> Result<HookResponse<T>, HookError>,
     ) -> Result<T, Refusal> {
         let answered = match self.calls.of(hook) {
             None => Err(HookError::NoAddress),
-            Some(calls) => self.backend.ask(calls, asker.headers, question).await,
+            Some(calls) => self.backend.call(calls, asker.headers, hook_request).await,
         };
         let (outcome, answer) = match answered.and_then(|answer| read(&answer)) {
-            Ok(Answer::Granted(granted)) => (HookOutcome::Granted, Ok(granted)),
-            Ok(Answer::Error(error)) => (HookOutcome::Refused, Err(Refusal::Error(error))),
-            Ok(Answer::Disconnect { code, reason }) => {
+            Ok(HookResponse::Granted(granted)) => (HookOutcome::Granted, Ok(granted)),
+            Ok(HookResponse::Error(error)) => (HookOutcome::Refused, Err(Refusal::Error(error))),
+            Ok(HookResponse::Disconnect { code, reason }) => {
                 let refusal = Refusal::Disconnect { code, reason };
                 (HookOutcome::Refused, Err(refusal))
             }

@@ -1,17 +1,16 @@
-//! Local fan-out: which clients of this node hear which channel, and the writing to them.
+//! Local fan-out: which clients of this node are members of which channel, and the writes to them.
 //!
-//! The broker hands publications of relays in ([`Hub::deliver`]), a feed the pushes of its channel
-//! ([`Hub::deliver_push`]); each is encoded once for each format that a member of the channel reads and
-//! gathers in the channel's open batch. One task ([`Hub::run`]) goes
-//! over the channels with an open batch and gives each member all of it at once, in one write: it
-//! writes to the sockets itself, never waits for one, and lets others run every few hundred writes. How
-//! long a batch gathers is up to [`window`].
+//! The broker delivers publications of relays ([`Hub::deliver`]), a channel stream the pushes of its channel
+//! ([`Hub::deliver_push`]). Each is encoded once for each format that a member of the channel reads, and appended to the
+//! channel's open batch. One task ([`Hub::run`]) flushes channels with an open batch: each member gets the whole batch in
+//! one write. The task writes to the sockets itself, never waits for one, and yields every few hundred writes. [`window`]
+//! decides how long a batch is collected.
 //!
-//! Nothing here blocks. What a socket does not take is its outbox's business.
+//! Nothing here blocks. Bytes that a socket does not accept are queued in its outbox.
 //!
-//! Invariant: a channel is in the map if and only if it has a member, has one on its way out, or is
-//! pinned. The broker is subscribed to those in the map that no feed looks after, but for the moment
-//! between a first join and the task's next look.
+//! Invariant: a channel is in the map if and only if it has a member, has one that is leaving, or is pinned. The broker is
+//! subscribed to the relay channels in the map, except between a first join and the next flush; channel streams subscribe
+//! theirs.
 
 use std::collections::HashMap;
 use std::mem;
@@ -32,23 +31,23 @@ use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::config::Fanout;
 use crate::config::SlowReader;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::Push;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::publication::Publication;
 
-mod audience;
 mod batch;
 mod channel;
 mod cpu;
+mod flush_loop;
 mod format;
 mod indexes;
 mod member;
 pub(crate) mod outbox;
 pub(crate) mod roster;
-mod rounds;
+mod subscribers;
 mod table;
 mod window;
 
@@ -57,14 +56,14 @@ pub(crate) use member::Member;
 use channel::Appended;
 use channel::Channel;
 use channel::End;
-use channel::Seat;
+use channel::SubscriberId;
 
-/// What the hub is to be.
+/// The configuration of the hub.
 pub(crate) struct HubConfig {
-    /// How publications gather.
+    /// How publications are batched.
     pub(crate) fanout: Fanout,
-    /// Channels that stay subscribed without members: those of the relay endpoints, so that the first
-    /// client on a node hears itself.
+    /// Channels that stay subscribed without members: those of the relay endpoints, so that the first client on a node
+    /// receives its own messages.
     pub(crate) pinned: Vec<ChannelName>,
 }
 
@@ -73,110 +72,109 @@ pub(crate) struct Hub {
     fanout: Fanout,
     metrics: Arc<Metrics>,
     channels: RwLock<HashMap<ChannelName, Arc<Channel>>>,
-    channels_made: AtomicU64,
-    /// Channels with something that the task has not looked at. Each is in it once, and once more if its
-    /// batch has become too large to wait.
+    channels_created: AtomicU64,
+    /// Channels with work for the flush loop. Each is listed once, and once more if its batch has become too large to
+    /// wait.
     listed: Mutex<Vec<Arc<Channel>>>,
     wake: Notify,
-    /// Channels whose members have got the last that there was for them.
-    channels_over: AtomicU64,
-    /// For the log lines about publications that are not JSON, and about those that the hub did not keep up with.
-    not_json: Pace,
-    overruns: Pace,
+    /// How many channels have ended with their last push written.
+    channels_ended: AtomicU64,
+    /// Throttle the log lines about publications that are not JSON, and about dropped ones.
+    not_json: Throttle,
+    overruns: Throttle,
 }
 
-/// Whether all members of a channel get something.
+/// Whether a push is delivered to the members of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// Those there are.
+    /// To all of them.
     Yes,
-    /// Nobody: the hub does not keep up.
+    /// It was dropped: the hub does not keep up.
     No,
 }
 
-/// A client in a channel, until it is dropped. Whatever the client is sent after that stands behind all that
-/// it gets of the channel.
-pub(crate) struct Membership {
+/// Keeps a member in a channel until it is dropped. Everything that the member is sent after that follows all that it
+/// gets of the channel.
+pub(crate) struct Subscriber {
     hub: Arc<Hub>,
     channel: Arc<Channel>,
-    seat: Seat,
+    id: SubscriberId,
 }
 
 impl Hub {
-    /// A hub without members; nothing is written before [`run`](Hub::run).
+    /// Creates a hub without members. Nothing is written before [`run`](Hub::run).
     pub(crate) fn new(config: HubConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         let hub = Self {
             fanout: config.fanout,
             metrics,
             channels: RwLock::default(),
-            channels_made: AtomicU64::new(1), // The id 0 is nobody's.
+            channels_created: AtomicU64::new(1), // 0 means "no channel".
             listed: Mutex::default(),
             wake: Notify::new(),
-            channels_over: AtomicU64::new(0),
-            not_json: Pace::default(),
-            overruns: Pace::default(),
+            channels_ended: AtomicU64::new(0),
+            not_json: Throttle::default(),
+            overruns: Throttle::default(),
         };
         for name in config.pinned {
-            let channel = hub.make_channel(&name, channel::Stay::Pinned);
+            let channel = hub.create_channel(&name, channel::ChannelKind::PinnedRelay);
             hub.channels.write().insert(name, channel);
         }
         Arc::new(hub)
     }
 
-    /// Lets `member` hear what is delivered on `channel` from now on, for as long as the returned value
-    /// lives, and nothing that came before.
-    pub(crate) fn join(self: &Arc<Self>, name: &ChannelName, member: Member) -> Membership {
-        self.join_channel(name, member, channel::Stay::WhileHeard)
+    /// Adds `member` to a relay channel until the returned value is dropped. It receives what is delivered from now on.
+    pub(crate) fn join(self: &Arc<Self>, name: &ChannelName, member: Member) -> Subscriber {
+        self.join_channel(name, member, channel::ChannelKind::Relay)
     }
 
-    /// The same for a channel whose pushes come from a feed, which also sees to its subscription in the
-    /// broker. All members of a channel agree on `slow`.
-    pub(crate) fn join_fed(
+    /// Adds `member` to a channel whose pushes come from a channel stream, which subscribes in the broker itself. All
+    /// members of a channel have the same `slow`.
+    pub(crate) fn join_stream(
         self: &Arc<Self>,
         name: &ChannelName,
         member: Member,
         slow: SlowReader,
-    ) -> Membership {
-        self.join_channel(name, member, channel::Stay::Fed(slow))
+    ) -> Subscriber {
+        self.join_channel(name, member, channel::ChannelKind::Stream(slow))
     }
 
     fn join_channel(
         self: &Arc<Self>,
         name: &ChannelName,
         member: Member,
-        stay: channel::Stay,
-    ) -> Membership {
-        let (channel, joined) = self.enter(name, member, stay);
+        kind: channel::ChannelKind,
+    ) -> Subscriber {
+        let (channel, joined) = self.enter(name, member, kind);
         if joined.list {
             self.list(&channel);
         }
-        Membership {
+        Subscriber {
             hub: Arc::clone(self),
             channel,
-            seat: joined.seat,
+            id: joined.id,
         }
     }
 
-    /// Gives `push` to the members of `name`, in the order of the calls. Never blocks.
+    /// Delivers `push` to the members of `name`, in the order of the calls. Never blocks.
     pub(crate) fn deliver_push(&self, name: &ChannelName, push: &Push) -> Delivered {
-        self.gather(name, push, self.fanout.batch_bytes_max)
+        self.append_push(name, push, self.fanout.batch_bytes_max)
     }
 
-    /// The same for the last push of a channel, however much waits before it. Its members are none from then
-    /// on, see [`Membership::is_over`].
+    /// Delivers the last push of a channel, however full its batch is. After that it has no members, see
+    /// [`Subscriber::is_over`].
     pub(crate) fn deliver_last(&self, name: &ChannelName, push: &Push) {
-        self.gather(name, push, usize::MAX);
+        self.append_push(name, push, usize::MAX);
         self.end(name, End::AfterBatch);
     }
 
-    /// Keeps from the members of `name` all that is not written yet.
+    /// Ends a channel at once: what is not written yet is dropped.
     pub(crate) fn end_at_once(&self, name: &ChannelName) {
         self.end(name, End::AtOnce);
     }
 
-    /// In how many channels members have got the last that there was for them.
-    pub(crate) fn channels_over(&self) -> u64 {
-        self.channels_over.load(Ordering::Acquire)
+    /// How many channels have ended with their last push written.
+    pub(crate) fn channels_ended(&self) -> u64 {
+        self.channels_ended.load(Ordering::Acquire)
     }
 
     fn end(&self, name: &ChannelName, end: End) {
@@ -190,17 +188,17 @@ impl Hub {
 
     fn note_over(&self, channel: &Channel) {
         channel.set_over();
-        self.channels_over.fetch_add(1, Ordering::Release);
+        self.channels_ended.fetch_add(1, Ordering::Release);
     }
 
-    fn gather(&self, name: &ChannelName, push: &Push, batch_bytes_max: usize) -> Delivered {
+    fn append_push(&self, name: &ChannelName, push: &Push, batch_bytes_max: usize) -> Delivered {
         let Some(channel) = self.channels.read().get(name).cloned() else {
             return Delivered::Yes;
         };
         match channel.append(batch_bytes_max, |batch, slots| {
             batch.append_push(push, slots)
         }) {
-            Appended::Gathering => Delivered::Yes,
+            Appended::Batched => Delivered::Yes,
             Appended::List => {
                 self.list(&channel);
                 Delivered::Yes
@@ -209,25 +207,27 @@ impl Hub {
         }
     }
 
-    /// Writes rounds and keeps `broker` subscribed, until `shutdown`.
+    /// Flushes channels and keeps `broker` subscribed to them, until `shutdown`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it leaves members without the rest of a round; no frame is cut.
+    /// Dropping this future may leave members without the rest of a flush; no frame is cut.
     pub(crate) async fn run(self: Arc<Self>, broker: Arc<dyn Broker>, shutdown: CancellationToken) {
-        rounds::Rounds::new(&self, broker).run(shutdown).await;
+        flush_loop::FlushLoop::new(&self, broker)
+            .run(shutdown)
+            .await;
     }
 
-    /// Joins under the lock of the map, so that the channel is not removed meanwhile.
+    /// Joins a channel under the lock of the map, so that it is not removed meanwhile.
     fn enter(
         &self,
         name: &ChannelName,
         member: Member,
-        stay: channel::Stay,
+        kind: channel::ChannelKind,
     ) -> (Arc<Channel>, channel::Joined) {
         if let Some(channel) = self.channels.read().get(name) {
-            if stay == channel::Stay::Fed(SlowReader::Latest) {
-                // What waits there was for an earlier membership. What is for this one goes behind.
+            if kind == channel::ChannelKind::Stream(SlowReader::Latest) {
+                // What is queued belongs to an earlier membership: it must not be replaced by what follows.
                 member.keep_latest(channel.id);
             }
             return (Arc::clone(channel), channel.join(member));
@@ -235,16 +235,16 @@ impl Hub {
         let mut channels = self.channels.write();
         let channel = channels
             .entry(name.clone())
-            .or_insert_with(|| self.make_channel(name, stay));
+            .or_insert_with(|| self.create_channel(name, kind));
         (Arc::clone(channel), channel.join(member))
     }
 
-    fn make_channel(&self, name: &ChannelName, stay: channel::Stay) -> Arc<Channel> {
-        let id = self.channels_made.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Channel::new(id, name.clone(), stay))
+    fn create_channel(&self, name: &ChannelName, kind: channel::ChannelKind) -> Arc<Channel> {
+        let id = self.channels_created.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Channel::new(id, name.clone(), kind))
     }
 
-    /// Takes `channel` out of the map if nobody is in it and nothing is left to do for it.
+    /// Removes `channel` from the map if it has no members and no pending work.
     fn remove_if_unused(&self, channel: &Channel) -> bool {
         let mut channels = self.channels.write();
         let unused = channel.is_unused();
@@ -268,7 +268,7 @@ impl Hub {
             self.metrics
                 .dropped(DropReason::NotJson, batch.not_json as u64);
             if let Some(held_back) = self.not_json.admit(Instant::now()) {
-                warn!(channel = %channel.name, dropped = batch.not_json, held_back, "publications are not JSON, clients that speak JSON did not get them");
+                warn!(channel = %channel.name, dropped = batch.not_json, held_back, "publications are not JSON, dropped for clients that use JSON");
             }
         }
         if 0 < dropped {
@@ -299,29 +299,28 @@ impl Deliver for Hub {
     }
 }
 
-impl Membership {
+impl Subscriber {
     /// Whether the channel has ended, and its last push is written.
     pub(crate) fn is_over(&self) -> bool {
         self.channel.is_over()
     }
 
-    /// Waits until all that was delivered before this call is written to its members, or for as long as
-    /// `patience`.
-    pub(crate) fn flushed(&self, patience: Duration) -> impl Future<Output = ()> + Send + use<> {
+    /// Waits until all that was delivered before this call is written to the members, for at most `max_wait`.
+    pub(crate) fn flushed(&self, max_wait: Duration) -> impl Future<Output = ()> + Send + use<> {
         let (flushed, list) = self.channel.flush();
         if list {
             self.hub.list(&self.channel);
         }
         async move {
-            // Neither a hub that stops nor one that takes too long is a reason not to go on.
-            let _ = time::timeout(patience, flushed).await;
+            // A timeout and a hub that has stopped are both ignored.
+            let _ = time::timeout(max_wait, flushed).await;
         }
     }
 }
 
-impl Drop for Membership {
+impl Drop for Subscriber {
     fn drop(&mut self) {
-        if self.channel.leave(self.seat) {
+        if self.channel.leave(self.id) {
             self.hub.list(&self.channel);
         }
     }

@@ -1,9 +1,9 @@
-//! JSON Web Tokens in their compact form (RFC 7515, RFC 7519): which key signed one, and what it carries.
+//! JSON Web Tokens in compact serialization (RFC 7515, RFC 7519): verifies the signature and returns the payload.
 //!
-//! Knows nothing of claims, clocks or files. The cryptography is `ring`'s.
+//! Does not interpret claims or time, and reads no files except key sets. The cryptography is `ring`'s.
 //!
-//! Invariant: a key is for one algorithm, which the operator or its key set chose. A token's header only says which
-//! keys are worth a try, so it can neither switch the check off (`none`) nor have a public key taken for a secret.
+//! Invariant: a key is bound to one algorithm, by the configuration or its key set. A token's header only selects among
+//! keys, so it can neither disable the check (`none`) nor have a public key used as a secret.
 
 use std::borrow::Cow;
 
@@ -20,37 +20,37 @@ pub(crate) use key::Key;
 
 use key::BadKey;
 
-/// The longest token that is looked at. Real ones have some hundred bytes, with many channels some thousand.
+/// The longest token that is accepted. Typical ones have some hundred bytes, with many channels some thousand.
 pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
 
-/// Why a token is not believed. The texts are for the operator's log and never hold a part of the token but the name
-/// of an algorithm.
+/// Why a token is rejected. The texts are for the log and contain no part of the token except the name of an
+/// algorithm.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadToken {
-    /// Nobody decodes it.
-    #[error("it has {0} bytes, at most {TOKEN_BYTES_MAX} are read")]
+    /// It is too long.
+    #[error("the token has {0} bytes, at most {TOKEN_BYTES_MAX} are accepted")]
     TooLarge(usize),
-    /// Not of this form at all.
+    /// It has another form.
     #[error("expected three parts in base64url with dots between them")]
     Parts,
-    /// The first part.
-    #[error("its header is not JSON with a text `alg`")]
+    /// The header is malformed.
+    #[error("the header is not JSON with a string `alg`")]
     Header,
-    /// The header names extensions that whoever reads the token must understand.
-    #[error("its header has `crit`, and no extension is known here")]
+    /// The header requires extensions.
+    #[error("the header has `crit`, and no extensions are supported")]
     Critical,
-    /// `none`, or one that is not spoken here.
+    /// `none`, or one that is not supported.
     #[error("expected the algorithm HS256, RS256 or ES256, found {0}")]
     Algorithm(String),
-    /// There are keys, perhaps, but none that its header can mean.
-    #[error("there is no {0} key for it{1}")]
+    /// No key matches the header.
+    #[error("there is no {0} key{1}")]
     NoKey(Algorithm, &'static str),
-    /// It was signed by someone else, or changed since.
-    #[error("its signature does not match")]
+    /// It was signed with another key, or changed.
+    #[error("the signature does not match")]
     Signature,
 }
 
-/// What of a header counts here.
+/// The fields of a header that are used.
 #[derive(Deserialize)]
 struct Header<'a> {
     #[serde(borrow)]
@@ -60,14 +60,14 @@ struct Header<'a> {
     crit: Option<IgnoredAny>,
 }
 
-/// The claims of `token`, bytes that one of `keys` has signed: JSON or not.
+/// The payload of `token`, which one of `keys` has signed. It may not be JSON.
 ///
 /// A token that names its key (`kid`) is checked with the keys of that id, or, if no key has it, with those that have
 /// none; any other token with all keys of its algorithm.
 ///
 /// # Errors
 ///
-/// [`BadToken`]: the first thing that is wrong.
+/// [`BadToken`]: the first problem.
 pub(crate) fn verify(token: &str, keys: &[Key]) -> Result<Vec<u8>, BadToken> {
     if TOKEN_BYTES_MAX < token.len() {
         return Err(BadToken::TooLarge(token.len()));
@@ -89,7 +89,7 @@ pub(crate) fn verify(token: &str, keys: &[Key]) -> Result<Vec<u8>, BadToken> {
     let mut candidates = candidates(keys, algorithm, header.kid.as_deref()).peekable();
     if candidates.peek().is_none() {
         let of_its_id = if header.kid.is_some() {
-            " of the id in its header"
+            " with the id in the header"
         } else {
             ""
         };
@@ -118,7 +118,7 @@ fn candidates<'k>(
     })
 }
 
-/// A stranger's word as a log line may hold it.
+/// An untrusted name, shortened for the log.
 fn shown(name: &str) -> String {
     const CHARACTERS_MAX: usize = 16;
     let fits = name.chars().count() <= CHARACTERS_MAX;

@@ -5,10 +5,10 @@
 //! clients, channel streams ─▶ journal (in order) ─▶ writer ─▶ log: entry and event in one step ─▶ delivery ─▶ hook
 //!                              other nodes: end the entries of a killed node ──┘
 //! ```
-//! The log is in Redis. What a node enters there and the event about it are written by one script, so there is a
-//! `connected` if and only if there is an entry. The entries of a node that is killed stay, and any other node that finds
-//! its lease gone ends them, each with its event. So each `connected` is followed by one `disconnected`, whatever happens
-//! to nodes. [`delivery`] sends the events to the hook, one batch after the other, each until it is taken.
+//! The log is in Redis. An entry and its event are written by one script, so there is a `connected` if and only if there is an
+//! entry. The entries of a killed node stay, and another node that finds its lease expired ends them, each with its event. So
+//! each `connected` is followed by one `disconnected`, even if nodes fail. [`delivery`] sends the events to the hook, one batch
+//! after the other, each until it is accepted.
 //!
 //! Without Redis the log is in this process's memory, and ends with it.
 //!
@@ -50,8 +50,8 @@ use store::RedisLog;
 use store::Scope;
 use writer::Writer;
 
-/// What lifecycle events need of the node.
-pub(crate) struct Surroundings {
+/// What [`start`] needs from the rest of the node.
+pub(crate) struct Dependencies {
     pub(crate) instance: Instance,
     pub(crate) node_id: String,
     pub(crate) registry: Arc<Registry>,
@@ -60,7 +60,7 @@ pub(crate) struct Surroundings {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Notes what begins and ends.
+/// Records the connections and channels of this node.
 pub(crate) struct Lifecycle {
     connections: bool,
     /// One for each Redis, never empty.
@@ -73,38 +73,38 @@ pub(crate) struct Lifecycle {
 /// A channel with subscribers.
 struct Occupied {
     subscribers: usize,
-    /// Dropped with the last of them.
+    /// Dropped with the last subscriber.
     _begun: Begun,
 }
 
-/// Lifecycle events that were started.
+/// Running lifecycle events.
 pub(crate) struct Started {
     pub(crate) lifecycle: Arc<Lifecycle>,
-    /// They end after the shutdown, once what was left is in the log.
+    /// They end after the shutdown, once pending steps are in the log.
     pub(crate) tasks: JoinSet<()>,
 }
 
-/// Something that has begun; it ends when this is dropped.
+/// A connection or an occupied channel; its end is recorded when this is dropped.
 pub(crate) struct Begun {
     writer: Arc<Writer>,
     key: Key,
-    /// Behind its step.
+    /// The position after its step.
     position: u64,
 }
 
-/// Starts what `config` asks for; `None`: no events are wanted, or nobody could get them.
+/// Starts the events that `config` enables; `None` if there are none, or no hook to deliver them to.
 pub(crate) fn start(
     broker: &config::Broker,
     config: &config::Lifecycle,
-    surroundings: &Surroundings,
+    dependencies: &Dependencies,
 ) -> Option<Started> {
-    let timeout = surroundings.hooks.lifecycle_timeout();
+    let timeout = dependencies.hooks.lifecycle_timeout();
     let has_reader = timeout.is_some() || matches!(broker, config::Broker::Redis(_));
     if !(config.is_wanted() && has_reader) {
         return None;
     }
     let scope = Scope {
-        node_id: surroundings.node_id.as_str().into(),
+        node_id: dependencies.node_id.as_str().into(),
         coalesce: config.coalesce,
         keep: config.keep,
     };
@@ -114,42 +114,42 @@ pub(crate) fn start(
     match broker {
         config::Broker::Memory => {
             let log = Arc::new(MemoryLog::new(scope));
-            tasks.spawn(Arc::clone(&log).run(surroundings.shutdown.clone()));
+            tasks.spawn(Arc::clone(&log).run(dependencies.shutdown.clone()));
             logs.push(Arc::clone(&log) as Arc<dyn Log>);
             writers.push(Arc::new(Writer::Memory(log)));
         }
         config::Broker::Redis(broker) => {
-            let leases = surroundings.registry.leases();
+            let leases = dependencies.registry.leases();
             for (index, (broker, lease)) in broker.shards().into_iter().zip(leases).enumerate() {
                 let role = format!("lifecycle-{index}");
-                let name = redis::connection_name(&surroundings.node_id, &role, fastrand::u64(..));
+                let name = redis::connection_name(&dependencies.node_id, &role, fastrand::u64(..));
                 let commands = Commands::new(&broker, name);
                 let log = Arc::new(RedisLog::new(commands, scope.clone(), index));
                 logs.push(Arc::clone(&log) as Arc<dyn Log>);
                 let (writer, work) = Writer::in_redis(writer::Parts {
                     log,
                     lease,
-                    instance: surroundings.instance,
-                    metrics: Arc::clone(&surroundings.metrics),
+                    instance: dependencies.instance,
+                    metrics: Arc::clone(&dependencies.metrics),
                 });
-                tasks.spawn(work.run(surroundings.shutdown.clone()));
+                tasks.spawn(work.run(dependencies.shutdown.clone()));
                 writers.push(Arc::new(writer));
             }
         }
     }
     if let Some(timeout) = timeout {
         let turn = Turn {
-            owner: surroundings.instance,
+            owner: dependencies.instance,
             lasts: timeout + 2 * delivery::BACKOFF_MAX,
         };
         for log in logs {
             let delivery = Delivery {
                 log,
                 turn,
-                hooks: Arc::clone(&surroundings.hooks),
-                metrics: Arc::clone(&surroundings.metrics),
+                hooks: Arc::clone(&dependencies.hooks),
+                metrics: Arc::clone(&dependencies.metrics),
             };
-            tasks.spawn(delivery.run(surroundings.shutdown.clone()));
+            tasks.spawn(delivery.run(dependencies.shutdown.clone()));
         }
     }
     let lifecycle = Arc::new(Lifecycle::new(config.connections, writers));
@@ -166,7 +166,7 @@ impl Lifecycle {
         }
     }
 
-    /// Notes that a client of `user` has connected. `None`: connections are not wanted.
+    /// Records that a client of `user` has connected. `None`: these events are not enabled.
     pub(crate) fn connected(
         &self,
         client: ClientId,
@@ -190,7 +190,7 @@ impl Lifecycle {
         Some(self.begin(&name, key, subject))
     }
 
-    /// Notes that a client has subscribed to `channel`.
+    /// Records that a client has subscribed to `channel`.
     pub(crate) fn subscribed(&self, channel: &ChannelName) {
         let mut occupied = self.occupied.lock();
         if let Some(occupied) = occupied.get_mut(channel) {
@@ -205,7 +205,7 @@ impl Lifecycle {
         occupied.insert(channel.clone(), first);
     }
 
-    /// Notes that one of those clients is no longer subscribed.
+    /// Records that one of those clients is no longer subscribed.
     pub(crate) fn unsubscribed(&self, channel: &ChannelName) {
         let mut occupied = self.occupied.lock();
         let Some(left) = occupied.get_mut(channel) else {
@@ -214,7 +214,7 @@ impl Lifecycle {
         };
         left.subscribers -= 1;
         if left.subscribers == 0 {
-            occupied.remove(channel); // Under the lock: the next beginning comes after this end.
+            occupied.remove(channel); // Under the lock, so that the next step of the channel comes after this one.
         }
     }
 
@@ -230,7 +230,7 @@ impl Lifecycle {
 }
 
 impl Begun {
-    /// Waits until it is in the log, `max_wait` at most: whether it is. While Redis has been away or full for long it does not
+    /// Waits until it is in the log, `max_wait` at most: whether it is. While Redis has been unavailable or full for long it does not
     /// wait: the event is written later.
     pub(crate) fn entered(&self, max_wait: Duration) -> impl Future<Output = bool> + Send + use<> {
         let (writer, position) = (Arc::clone(&self.writer), self.position);

@@ -1,5 +1,5 @@
-//! The log: lines on standard error, as JSON or text, written by a thread of their own. Panics are lines of it too. And how many
-//! lines there are of what clients cause.
+//! The log: lines on standard error, as JSON or text, written by a separate thread. Panics are logged too. Throttles lines that
+//! clients can cause.
 
 use std::backtrace::Backtrace;
 use std::backtrace::BacktraceStatus;
@@ -23,23 +23,23 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use crate::metrics;
 
-mod pace;
+mod throttle;
 mod too_large;
 
-pub(crate) use pace::Pace;
+pub(crate) use throttle::Throttle;
 pub(crate) use too_large::too_large;
 
-/// What may wait for standard error: minutes of a busy log, and at most a few megabytes.
+/// The size of the queue for standard error: minutes of a busy log, and at most a few megabytes.
 const QUEUE: LogConfig = LogConfig {
     name: "log",
     lines_max: 16 * 1024,
     bytes_max: 4 << 20,
 };
 
-/// For how long the last lines may hold up the end of the process.
+/// How long the exit of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// The log of this process, once it has one.
+/// The log of this process, once it is set up.
 static LOG: OnceLock<LogWriter<Box<[u8]>>> = OnceLock::new();
 
 /// A client that is disconnected because it reads too slowly.
@@ -58,7 +58,7 @@ pub(crate) struct SlowClient<'a> {
 
 /// Logs a client that was disconnected as too slow, at most one line a second.
 pub(crate) fn slow_client(slow: &SlowClient<'_>) {
-    static PACE: Pace = Pace::new();
+    static PACE: Throttle = Throttle::new();
     let SlowClient {
         client,
         user,
@@ -86,14 +86,14 @@ static SET_LEVEL: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new
 ///
 /// # Errors
 ///
-/// There is no thread or no descriptor for it.
+/// The thread or the descriptor cannot be created.
 pub(crate) fn start(log: &Log) -> io::Result<()> {
     let writer = LogWriter::start(&LogTarget::Stderr, QUEUE, Events)?;
     let written = writer.clone();
     let filter = EnvFilter::new(&log.level);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // It would be printed to standard error, and panic where that is closed.
+        // The default is to print to standard error, and to panic where that is closed.
         .log_internal_errors(false)
         .with_writer(move || written.clone());
     let started = match log.format {
@@ -110,7 +110,7 @@ pub(crate) fn start(log: &Log) -> io::Result<()> {
     };
     match started {
         Ok(()) => {
-            let _ = LOG.set(writer); // The subscriber is set once, so that this is the first time.
+            let _ = LOG.set(writer); // The subscriber can be set only once, so this is the first time.
             panic::set_hook(Box::new(log_panic));
         }
         Err(error) => {
@@ -137,7 +137,7 @@ impl Drop for FlushAtEnd {
     }
 }
 
-/// What becomes of lines that are lost.
+/// Reports lost lines.
 struct Events;
 
 impl LogEvents<Box<[u8]>> for Events {

@@ -18,8 +18,8 @@ use libc::SIGUSR1;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What jemalloc reads when it starts. Without a thread of its own, what clients held that have left goes back
-/// to the system only while others come and go.
+/// Options that jemalloc reads at startup. Without its background thread, memory of disconnected clients is returned
+/// to the system only while other clients are active.
 #[cfg(feature = "jemalloc")]
 #[expect(
     unsafe_code,

@@ -79,13 +79,13 @@ pub(crate) struct Metrics {
     pub(crate) registry_lapses: Counter,
     /// Members that this node took off the lists because theirs was gone.
     pub(crate) registry_swept: Counter,
-    /// 1 while the registry can be relied on, else 0.
+    /// 1 while the registry is reliable, else 0.
     pub(crate) registry_ready: Gauge,
     /// Other nodes that have this node's id.
     pub(crate) registry_same_id: Gauge,
     /// Entries of this node that were missing and written again.
     pub(crate) registry_repaired: Counter,
-    /// 1 while a Redis takes no writes because it is full, else 0.
+    /// 1 while a Redis rejects writes because it is full, else 0.
     pub(crate) redis_full: Gauge,
     /// Lifecycle events that the application has taken from this node.
     pub(crate) lifecycle_delivered: Counter,
@@ -95,9 +95,9 @@ pub(crate) struct Metrics {
     pub(crate) lifecycle_dropped: Counter,
     /// What begins and ends on this node and waits for Redis.
     pub(crate) lifecycle_waiting: Gauge,
-    /// Bytes that wait in the lanes.
+    /// Bytes in the publish queues.
     pub(crate) lane_bytes: Gauge,
-    /// Publications that wait in the lanes.
+    /// Publications in the publish queues.
     pub(crate) lane_publications: Gauge,
     probe_seconds: Histogram,
     /// How old the oldest of the newest probes is.
@@ -198,13 +198,13 @@ impl Metrics {
         registry.register("registry_ready", "1 while the registry takes this node's lease and entries, else 0", self.registry_ready.clone());
         registry.register("registry_same_id", "Other nodes that have this node's id", self.registry_same_id.clone());
         registry.register("registry_repaired", "Entries that were missing in the registry and written again", self.registry_repaired.clone());
-        registry.register("redis_full", "1 while a Redis takes no writes because it is full (maxmemory), else 0", self.redis_full.clone());
+        registry.register("redis_full", "1 while a Redis rejects writes because it is full (maxmemory), else 0", self.redis_full.clone());
         registry.register("lifecycle_delivered", "Lifecycle events that the application has taken from this node", self.lifecycle_delivered.clone());
         registry.register("lifecycle_lost", "Lifecycle events that were dropped before the application took them", self.lifecycle_lost.clone());
         registry.register("lifecycle_dropped", "Clients and channels without lifecycle events, because too much waited for Redis", self.lifecycle_dropped.clone());
         registry.register("lifecycle_waiting", "Clients and channels that began or ended and wait for Redis to take the event", self.lifecycle_waiting.clone());
-        registry.register("lane_bytes", "Bytes that wait in the lanes", self.lane_bytes.clone());
-        registry.register("lane_publications", "Publications that wait in the lanes", self.lane_publications.clone());
+        registry.register("lane_bytes", "Bytes in the publish queues", self.lane_bytes.clone());
+        registry.register("lane_publications", "Publications in the publish queues", self.lane_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
         registry.register_with_unit("probe_age", "Time since the last probe came back, of the way on which that is longest", Unit::Seconds, self.probe_age_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());

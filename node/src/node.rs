@@ -31,9 +31,9 @@ use crate::client::relay::Clients;
 use crate::client::session;
 use crate::client::session::Quota;
 use crate::cluster::control;
-use crate::cluster::control::Census;
+use crate::cluster::control::ChannelCounts;
 use crate::cluster::control::Control;
-use crate::cluster::control::Sorter;
+use crate::cluster::control::Demux;
 use crate::cluster::directory::Directory;
 use crate::cluster::directory::UserWatch;
 use crate::cluster::presence::Presence;
@@ -71,7 +71,7 @@ use crate::server::routing::ApiMount;
 use crate::server::routing::ChannelsHttp;
 use crate::server::routing::Http;
 use crate::server::routing::Mount;
-use crate::stream::Feeds;
+use crate::stream::ChannelStreams;
 use crate::transport::websocket::WebSockets;
 
 mod reload;
@@ -116,7 +116,7 @@ struct Lifecycle {
     interrupted: CancellationToken,
     /// Not ready any more.
     draining: CancellationToken,
-    /// The listener is closed and clients are sent away.
+    /// The listener is closed and clients are disconnected.
     closing: CancellationToken,
     /// The clients are gone.
     stopped: CancellationToken,
@@ -125,7 +125,7 @@ struct Lifecycle {
 }
 
 /// Says whether a node could start with `config`: whether there are enough open files, and whether it may listen where it should.
-/// That somebody listens there already is no error: it may be the node that runs.
+/// An address in use is no error: it may be that of the running node.
 ///
 /// # Errors
 ///
@@ -209,7 +209,7 @@ struct Node {
     #[cfg(test)]
     admin: Option<SocketAddr>,
     server: Arc<Server>,
-    /// What clients need: hub, broker, and those who look after clients.
+    /// What clients need: hub, broker, and client services.
     tasks: Tasks,
     lifecycle: Lifecycle,
 }
@@ -236,30 +236,30 @@ impl Node {
             },
             Arc::clone(&metrics),
         );
-        let feeds = Feeds::new(
-            config.channels.feeds,
+        let streams = ChannelStreams::new(
+            config.channels.streams,
             Arc::clone(&hub),
             Arc::clone(&metrics),
         );
-        let (inbox, mail) = control::inbox(instance, Arc::clone(&metrics));
-        let sorter = Sorter {
+        let (inbox, inbox_receiver) = control::inbox(instance, Arc::clone(&metrics));
+        let demux = Demux {
             inbox,
-            rest: Arc::clone(&feeds) as Arc<dyn Deliver>,
+            rest: Arc::clone(&streams) as Arc<dyn Deliver>,
         };
         let broker = broker::start(
             &config.broker,
             &node_id,
-            Arc::new(sorter),
+            Arc::new(demux),
             Arc::clone(&metrics),
             lifecycle.stopped.clone(),
         );
-        feeds.start(Arc::clone(&broker.broker));
+        streams.start(Arc::clone(&broker.broker));
         let relay: Arc<dyn Broker> = broker.broker;
-        let (news, untold) = channels::news(Arc::clone(&metrics));
+        let (join_leave, pending_join_leave) = channels::join_leave_queue(Arc::clone(&metrics));
         let registry = registry::start(
             &config.broker,
             &config.registry,
-            registry::Surroundings {
+            registry::Dependencies {
                 about: registry::Node {
                     instance,
                     id: node_id.clone(),
@@ -268,25 +268,25 @@ impl Node {
                     leaving: false,
                 },
                 needs: needs(&config),
-                news: Arc::new(news),
+                listener: Arc::new(join_leave),
                 metrics: Arc::clone(&metrics),
                 draining: lifecycle.draining.clone(),
                 shutdown: lifecycle.stopped.clone(),
             },
         );
         let directory = Directory::new(Arc::clone(&registry.registry) as Arc<dyn UserWatch>);
-        let control = Control::new(control::Parts {
+        let control = Control::new(control::Components {
             registry: Arc::clone(&registry.registry),
             directory: Arc::clone(&directory),
             broker: Arc::clone(&relay),
-            census: Arc::clone(&feeds) as Arc<dyn Census>,
+            channel_counts: Arc::clone(&streams) as Arc<dyn ChannelCounts>,
             metrics: Arc::clone(&metrics),
         });
         let presence = Presence::new(Arc::clone(&registry.registry));
         let values = Arc::new(Values::new(&config.broker, &config.values, &node_id));
         let api = config.api.as_ref().map(|api| {
             let parts = api::Parts {
-                feeds: Arc::clone(&feeds),
+                streams: Arc::clone(&streams),
                 presence: Arc::clone(&presence),
                 control: Arc::clone(&control),
                 values: Arc::clone(&values),
@@ -304,7 +304,7 @@ impl Node {
         let lifecycle_events = lifecycle::start(
             &config.broker,
             &config.lifecycle,
-            &lifecycle::Surroundings {
+            &lifecycle::Dependencies {
                 instance,
                 node_id: node_id.clone(),
                 registry: Arc::clone(&registry.registry),
@@ -318,11 +318,11 @@ impl Node {
             None => (None, JoinSet::new()),
         };
         if let Some(events) = &lifecycle_events {
-            feeds.set_lifecycle(Arc::clone(events));
+            streams.set_lifecycle(Arc::clone(events));
         }
-        let channel_clients = ChannelClients::new(channels::Parts {
+        let channel_clients = ChannelClients::new(channels::Components {
             config: config.channels.clone(),
-            feeds: Arc::clone(&feeds),
+            streams: Arc::clone(&streams),
             instance,
             presence,
             directory: Arc::clone(&directory),
@@ -350,15 +350,15 @@ impl Node {
         tasks.adopt("broker", stopped, broker.tasks);
         tasks.adopt("registry", stopped, registry.tasks);
         tasks.adopt("lifecycle events", stopped, lifecycle_tasks);
-        let running = Arc::clone(&control).run(mail, stopped.clone());
+        let running = Arc::clone(&control).run(inbox_receiver, stopped.clone());
         tasks.spawn("control", stopped, running);
         let watching = auth::watch(Arc::clone(&verifier), stopped.clone());
         tasks.spawn("keys for tokens", stopped, watching);
-        let telling = untold.run(Arc::clone(&feeds), stopped.clone());
+        let telling = pending_join_leave.run(Arc::clone(&streams), stopped.clone());
         tasks.spawn("joins and leaves", stopped, telling);
         let running = Arc::clone(&hub).run(Arc::clone(&relay), stopped.clone());
         tasks.spawn("hub", stopped, running);
-        tasks.spawn("channel streams", stopped, feeds.run(stopped.clone()));
+        tasks.spawn("channel streams", stopped, streams.run(stopped.clone()));
         let sweeping = session::sweep(sessions.clone(), stopped.clone());
         tasks.spawn("sessions", stopped, sweeping);
         if config

@@ -9,7 +9,7 @@ use divan::{Bencher, Divan};
 use crate::broker::Deliver;
 use crate::config::Config;
 use crate::hub::outbox::QueueOutbox;
-use crate::hub::{Hub, HubConfig, Member, Membership};
+use crate::hub::{Hub, HubConfig, Member, Subscriber};
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::frame::sockjs;
@@ -52,7 +52,7 @@ fn sockjs_frame(bencher: Bencher<'_, '_>, length: usize) {
 }
 
 /// A hub with a client in one channel.
-fn hub(channel: &ChannelName) -> (Arc<Hub>, Membership) {
+fn hub(channel: &ChannelName) -> (Arc<Hub>, Subscriber) {
     let config = HubConfig {
         fanout: Config::default_without_file().fanout,
         pinned: Vec::new(),

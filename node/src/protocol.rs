@@ -104,10 +104,10 @@ pub(crate) enum Codec {
 /// Why bytes of a client are no commands.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MalformedCommand {
-    /// The client is to be sent away.
+    /// The client is to be disconnected.
     #[error("expected commands in JSON, one after the other")]
     Json(#[source] serde_json::Error),
-    /// The client is to be sent away.
+    /// The client is to be disconnected.
     #[error("expected commands in Protobuf, each after its length")]
     Protobuf(#[source] prost::DecodeError),
 }

@@ -1,10 +1,9 @@
-//! What the node needs of Redis below any broker: a connection for subscribing, its replies, pauses
-//! between attempts, names.
+//! Access to Redis below any broker: a connection for subscribing, its replies, backoff, key names.
 //!
-//! Knows nothing of clients or publications. The connection is our own: redis-rs's `PubSub` buffers
-//! without a bound, copies each message and tells of a lost connection only by its end. RESP2 Pub/Sub is
-//! three kinds of reply, and to parse them in place costs one allocation for each read instead of
-//! several for each message. Commands go through redis-rs: publications over the publisher's lanes,
+//! Independent of clients and publications. The subscriber's connection is implemented here: redis-rs's `PubSub`
+//! buffers without a bound, copies each message and reports a lost connection only by its end. RESP2 Pub/Sub has
+//! three kinds of reply, and parsing them in place costs one allocation for each read instead of
+//! several for each message. Commands use redis-rs: publications over the connections of the publish queues,
 //! everything else over [`Commands`].
 
 mod backoff;

@@ -1,9 +1,9 @@
 //! The listening socket, its connections, and how they end.
 //!
-//! Owns every connection's task, WebSockets included. What a request means is decided in [`routing`]; the server API is in [`api`], the operators' paths in [`admin`].
+//! Owns every connection's task, WebSockets included. Requests are dispatched in [`routing`]; the server API is in [`api`], the operators' paths in [`admin`].
 //!
-//! Invariant: a connection holds what [`admission`] gave it from the accept until its last task has ended, so there are never
-//! more than the limits.
+//! Invariant: a connection holds a permit of [`admission`] from the accept until its last task has ended, so the limits are
+//! never exceeded.
 
 use std::convert::Infallible;
 use std::io;
@@ -33,7 +33,7 @@ use crate::config::Lead;
 use crate::config::Limits;
 use crate::config::Live;
 use crate::hub::roster;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Metrics;
 use crate::protocol::disconnect::Disconnect;
 use crate::server::admin::Admin;
@@ -61,34 +61,34 @@ pub(crate) use operators::AdminListener;
 use admission::Admission;
 use admission::Admitted;
 
-/// Names this node on every answer.
+/// The header with this node's id on every response.
 pub(crate) const NODE: HeaderName = HeaderName::from_static("causeway-node");
 
 /// How long accepting pauses when the process has no file descriptor left: until others close.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How often a draining node looks whether all sessions have heard that they are over.
+/// How often a draining node checks whether all sessions were told that they are closed.
 const FAREWELL_LOOK: Duration = Duration::from_millis(20);
 
-/// What a connection over the limit is told before it is closed.
+/// The response to a connection over the limit, before it is closed.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
     Connection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// What a server is made of.
+/// What a server is built from.
 pub(crate) struct ServerConfig {
     /// The node's id, as a header value.
     pub(crate) node_id: HeaderValue,
-    /// What it takes on.
+    /// Its limits.
     pub(crate) limits: Live<Limits>,
-    /// How many connections it takes on.
+    /// The limits of connections.
     pub(crate) connections: ConnectionLimits,
-    /// How much memory it takes.
+    /// The limit of memory.
     pub(crate) budget: Arc<Budget>,
     /// How it stops.
     pub(crate) drain: Drain,
 }
 
-/// What answers requests and carries clients.
+/// The services that respond to requests and serve clients.
 pub(crate) struct Services {
     /// For load balancers.
     pub(crate) admin: Arc<Admin>,
@@ -100,32 +100,32 @@ pub(crate) struct Services {
     pub(crate) sessions: Vec<Arc<Sessions>>,
 }
 
-/// All that connections share.
+/// State that all connections share.
 pub(crate) struct Server {
     config: ServerConfig,
     services: Services,
     admission: Admission,
     /// For the log lines about connections that cannot be accepted.
-    accept_failures: Pace,
+    accept_failures: Throttle,
     /// Every connection and every WebSocket.
     tasks: TaskTracker,
-    /// Sessions are being sent away: each answer is the last of its connection.
+    /// Sessions are being closed: each response is the last of its connection.
     is_leaving: AtomicBool,
-    /// Cancelled when the listener is closed: WebSockets are sent away, and HTTP connections end after the
-    /// answer in hand.
+    /// Cancelled when the listener is closed: WebSockets are disconnected, and HTTP connections end after the
+    /// current response.
     closing: CancellationToken,
 }
 
-/// What tells a server to stop.
+/// How a server is told to stop.
 pub(crate) struct Shutdown {
     /// Cancelled when it has to begin.
     pub(crate) draining: CancellationToken,
-    /// Cancelled before that if a person waits for the end (Ctrl-C): no prober is waited for.
+    /// Cancelled before that on Ctrl-C: probers are not waited for.
     pub(crate) interrupted: CancellationToken,
 }
 
 impl Server {
-    /// A server that serves nothing yet.
+    /// A server without connections.
     pub(crate) fn new(
         config: ServerConfig,
         services: Services,
@@ -134,7 +134,7 @@ impl Server {
     ) -> Arc<Self> {
         Arc::new(Self {
             admission: Admission::new(config.connections, Arc::clone(&config.budget), metrics),
-            accept_failures: Pace::default(),
+            accept_failures: Throttle::default(),
             config,
             services,
             tasks: TaskTracker::new(),
@@ -153,31 +153,31 @@ impl Server {
         &self.services.http
     }
 
-    /// Accepts connections until `shutdown`, then for as long as the edges need to know of it and sessions
-    /// over HTTP to be sent away: a client between two polls has to come once more to hear it. Then sends
-    /// all others away and waits for their connections to end.
+    /// Accepts connections until `shutdown`, then for as long as the edges need to notice it and sessions over
+    /// HTTP to be closed: a client between two polls has to make another request. Then disconnects all others
+    /// and waits for their connections to end.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future closes the listener; connections go on until the runtime ends.
+    /// Dropping this future closes the listener; connections continue until the runtime ends.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
         let end = tokio::select! {
             biased;
             end = self.send_sessions_away(&shutdown) => end,
             never = self.accept_all(&listener) => match never {},
         };
-        drop(listener); // Refuse newcomers while the clients leave.
+        drop(listener); // New connections are refused while clients are disconnected.
         self.drain(end).await;
     }
 
-    /// Waits for `shutdown` and the lead, closes all sessions over HTTP and gives their clients time to hear
-    /// it. Returns when the drain has to end.
+    /// Waits for `shutdown` and the lead, closes all sessions over HTTP and gives their clients time to make
+    /// another request. Returns when the drain has to end.
     async fn send_sessions_away(&self, shutdown: &Shutdown) -> Instant {
         shutdown.draining.cancelled().await;
         let drain = &self.config.drain;
         info!(
             lead = ?drain.lead,
-            "draining: not ready from now on, clients are sent away after the lead"
+            "draining: not ready from now on, clients are disconnected after the lead"
         );
         match drain.lead {
             Lead::Fixed(lead) => time::sleep(lead).await,
@@ -196,7 +196,7 @@ impl Server {
             .await;
         // WebSockets need their time too.
         let end = start + drain.timeout / 2;
-        while tables.iter().any(|table| table.owe_close()) && Instant::now() < end {
+        while tables.iter().any(|table| table.has_unsent_close()) && Instant::now() < end {
             time::sleep(FAREWELL_LOOK).await;
         }
         start + drain.timeout
@@ -209,7 +209,7 @@ impl Server {
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     if let Some(held_back) = self.accept_failures.admit(std::time::Instant::now()) {
-                        warn!(%error, held_back, "cannot accept connections, trying again");
+                        warn!(%error, held_back, "cannot accept connections, retrying");
                     }
                     time::sleep(ACCEPT_BACKOFF).await;
                 }
@@ -223,13 +223,13 @@ impl Server {
         self.tasks.spawn(connection);
     }
 
-    /// Refuses a connection before its first request.
+    /// Rejects a connection before its first request.
     fn evict(&self, stream: &TcpStream, admitted: &Admitted) {
         self.admission.evicted(admitted);
         refuse(stream);
     }
 
-    /// What a request is for.
+    /// The purpose of a request.
     fn purpose(&self, path: &str, headers: &HeaderMap) -> Purpose {
         if Admin::is_probe(path) {
             return Purpose::Operator;
@@ -249,21 +249,21 @@ impl Server {
             warn!(
                 connections = self.tasks.len(),
                 ?timeout,
-                "drain: cut what is left"
+                "drain timed out, closing the remaining connections"
             );
         }
     }
 
-    /// Names the node on an answer, and says that it is stopping if it is; tells whether others may follow on
-    /// its connection.
+    /// Sets the headers that name the node and mark it as stopping; returns whether the connection may be
+    /// kept.
     fn sign(&self, headers: &mut HeaderMap) -> bool {
         headers.insert(NODE, self.config.node_id.clone());
         self.services.admin.announce_drain(headers);
         !self.is_leaving.load(Ordering::Relaxed)
     }
 
-    /// Closes the sessions of all tables, spread over a while so that the clients do not all arrive
-    /// elsewhere at once.
+    /// Closes the sessions of all tables, spread over time so that the clients do not all reconnect at
+    /// once.
     async fn close_sessions(&self, spread: Duration) {
         let tables = self.services.sessions.iter();
         let sessions: Vec<_> = tables.flat_map(|table| table.all()).collect();
@@ -272,16 +272,16 @@ impl Server {
     }
 }
 
-/// Tells a peer that there are too many. Best effort: a fresh socket takes this much, and nobody waits
-/// for one that does not.
+/// Sends a peer the response that there are too many connections. Best effort: a new socket has room for it, and
+/// it is not waited for.
 fn refuse(stream: &TcpStream) {
-    // Past tokio: what it believes of a socket that it has not polled yet is its own business.
+    // Without tokio, which has not polled the socket yet and does not know that it is writable.
     let socket = SockRef::from(stream);
     let _ = socket.send(FULL);
     let _ = socket.shutdown(std::net::Shutdown::Write);
 }
 
-/// Whether `accept` failed for a peer that left the queue, and not for want of resources.
+/// Whether `accept` failed because of one connection, and not for lack of resources.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(

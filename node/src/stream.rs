@@ -1,20 +1,20 @@
-//! Channels as this node hears them: each one's stream without a hole, and who joins it where.
+//! Channel streams: one for each channel with members on this node, kept in sync with the broker.
 //!
 //! ```text
-//! broker ─▶ Feeds ─▶ Feed (the next one? a repeat? a gap?) ─▶ hub ─▶ members
-//!                     └ the newest publications, for those who come back
+//! broker ─▶ ChannelStreams ─▶ ChannelStream (next, duplicate or gap?) ─▶ hub ─▶ members
+//!                                  └ the newest publications, for members that recover
 //! ```
-//! A [`Feed`] is made for a channel's first member and ends a while after its last. If the channel keeps
-//! a history, the feed knows its position in the channel's stream and delivers every publication once and
-//! in order. What is missing (another offset than expected, a lost connection, a changed server) is read
-//! from the stream; if that can no longer be done, every member is told so with an unsubscribe and the
-//! feed ends. Nothing is passed over in silence.
+//! A [`ChannelStream`] is created for a channel's first member and ends `linger` after its last one has left. If the
+//! channel has a history, the stream tracks its position in it and delivers every publication once and in order.
+//! Missing publications (an unexpected offset, a lost connection, a changed server) are read from the history. If they
+//! are no longer there, every member is unsubscribed with the code "insufficient state" and the stream ends: a gap is
+//! never ignored.
 //!
-//! Channels of relay endpoints have no feed: their publications go straight to the hub.
+//! Channels of relay endpoints have no stream: their publications go straight to the hub.
 //!
-//! A debug build can be told to do its worst (`sabotage`), so that what checks all this is seen to work.
+//! A debug build can inject faults (`sabotage`), to prove that the checks of delivery detect them.
 //!
-//! Invariant: the broker is asked for a channel if and only if its feed is in the map.
+//! Invariant: the broker is subscribed to a channel if and only if its stream is in the map.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -42,7 +42,7 @@ use crate::config::SlowReader;
 use crate::hub::Hub;
 use crate::hub::Member;
 use crate::lifecycle::Lifecycle;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::Position;
@@ -51,9 +51,9 @@ use crate::protocol::envelope;
 use crate::protocol::envelope::BadEnvelope;
 use crate::protocol::publication::Publication;
 
-mod census;
 mod channel;
-mod keeper;
+mod channel_counts;
+mod maintenance;
 mod publish;
 #[cfg(debug_assertions)]
 mod sabotage;
@@ -63,104 +63,108 @@ mod state;
 pub(crate) use channel::Joined;
 pub(crate) use channel::Membership;
 pub(crate) use publish::History;
-pub(crate) use publish::How;
 pub(crate) use publish::PublishFailed;
+pub(crate) use publish::PublishOptions;
 
-use channel::Feed;
+use channel::ChannelStream;
+use channel::InUse;
 use channel::Outcome;
-use channel::Using;
 
-/// Who wants to hear what.
+/// A member's request to join a channel.
 #[derive(Clone, Copy)]
-pub(crate) struct Joining<'a> {
+pub(crate) struct JoinRequest<'a> {
     pub(crate) channel: &'a ChannelName,
-    /// What the channel keeps.
+    /// The channel's history; `None`: it has none.
     pub(crate) retention: Option<Retention>,
-    /// What becomes of members that read too slowly.
+    /// How members that read too slowly are treated.
     pub(crate) slow: SlowReader,
     pub(crate) member: &'a Member,
-    /// Whether the member is told who comes and goes, too.
-    pub(crate) hears_joins: bool,
-    /// Up to where the member has heard everything, if it was here before.
+    /// Whether the member also receives join and leave events.
+    pub(crate) receives_joins: bool,
+    /// The position that the member recovers from, if it was subscribed before.
     pub(crate) since: Option<&'a Position>,
     /// Whether the channel has lifecycle events.
     pub(crate) has_lifecycle: bool,
 }
 
-/// The feeds of all channels that this node hears.
-pub(crate) struct Feeds {
-    config: config::Feeds,
+/// The streams of all channels with members on this node.
+pub(crate) struct ChannelStreams {
+    config: config::ChannelStreams,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
-    /// It is started with this value as its `deliver`, so it comes later.
+    /// Set by [`start`](Self::start): the broker needs this value as its `deliver` first.
     broker: OnceLock<Arc<dyn Streams>>,
-    /// Where it is noted which channels have subscribers here; unset without lifecycle events.
+    /// Records which channels have subscribers here; unset without lifecycle events.
     lifecycle: OnceLock<Arc<Lifecycle>>,
-    /// By their names on the wire.
-    feeds: RwLock<HashMap<ChannelName, Arc<Feed>>>,
-    feeds_made: AtomicU64,
-    /// For the log lines about them.
-    announcements: Pace,
+    /// By the channel's name in the broker.
+    streams: RwLock<HashMap<ChannelName, Arc<ChannelStream>>>,
+    streams_created: AtomicU64,
+    /// Throttles the log line about streams that are lost.
+    lost_log: Throttle,
     due: Mutex<Due>,
     changed: Notify,
     #[cfg(debug_assertions)]
     sabotage: Option<sabotage::Sabotage>,
 }
 
-/// What the keeper has to look at.
+/// Work for the maintenance task.
 #[derive(Default)]
 struct Due {
-    /// Feeds whose stream is to be read, and since when.
-    reads: VecDeque<(Instant, Arc<Feed>)>,
-    /// Feeds that had no members a moment ago, and when to look again.
-    idle: VecDeque<(Instant, Arc<Feed>)>,
+    /// Streams that have to read missing publications, and since when.
+    reads: VecDeque<(Instant, Arc<ChannelStream>)>,
+    /// Streams that have lost their last member, and when to check them again.
+    idle: VecDeque<(Instant, Arc<ChannelStream>)>,
 }
 
-impl Feeds {
-    /// Without a feed. [`start`](Self::start) has to follow before anything else is called.
-    pub(crate) fn new(config: config::Feeds, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<Self> {
+impl ChannelStreams {
+    /// Creates an empty map. [`start`](Self::start) must be called before anything else.
+    pub(crate) fn new(
+        config: config::ChannelStreams,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             hub,
             metrics,
             broker: OnceLock::new(),
             lifecycle: OnceLock::new(),
-            feeds: RwLock::default(),
-            feeds_made: AtomicU64::new(0),
-            announcements: Pace::default(),
+            streams: RwLock::default(),
+            streams_created: AtomicU64::new(0),
+            lost_log: Throttle::default(),
             due: Mutex::default(),
             changed: Notify::new(),
             #[cfg(debug_assertions)]
-            sabotage: sabotage::Sabotage::asked_for(),
+            sabotage: sabotage::Sabotage::from_environment(),
         })
     }
 
-    /// Lets feeds use `broker`, which delivers to this value.
+    /// Sets the broker, which delivers to this value.
     pub(crate) fn start(&self, broker: Arc<dyn Streams>) {
-        assert!(self.broker.set(broker).is_ok(), "it is started once");
+        assert!(self.broker.set(broker).is_ok(), "started twice");
     }
 
-    /// Notes in `lifecycle` from now on which channels have subscribers.
+    /// Records in `lifecycle` from now on which channels have subscribers.
     pub(crate) fn set_lifecycle(&self, lifecycle: Arc<Lifecycle>) {
-        assert!(self.lifecycle.set(lifecycle).is_ok(), "it is set once");
+        assert!(self.lifecycle.set(lifecycle).is_ok(), "set twice");
     }
 
-    /// Lets a member hear a channel, right behind what it is told by `reply`.
+    /// Adds a member to a channel; it receives the channel's publications directly after `reply`.
     ///
-    /// Waits until this node certainly hears the channel and knows where its stream is. Then `reply` is
-    /// called with what the member has missed, and what it returns is sent to the member before anything
-    /// else of the channel: nothing is missing between the two, and nothing comes twice.
+    /// Waits until the broker has confirmed the subscription and the stream's position is known. Then `reply` is
+    /// called with what the member has missed, and what it returns is sent to the member before anything else of the
+    /// channel: no publication is lost or duplicated between the two.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] if that takes too long; `reply` is not called then.
+    /// [`Unavailable`] if that takes longer than `join_timeout`; `reply` is not called then.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future before it is ready leaves the member outside, and `reply` uncalled.
+    /// Dropping this future before it is ready does not add the member, and `reply` is not called.
     pub(crate) async fn join<F>(
         self: &Arc<Self>,
-        joining: Joining<'_>,
+        request: JoinRequest<'_>,
         mut reply: F,
     ) -> Result<Membership, Unavailable>
     where
@@ -168,12 +172,12 @@ impl Feeds {
     {
         let joined = time::timeout(self.config.join_timeout, async {
             loop {
-                let using = self.using(&joining);
-                match Feed::join(using, &joining, reply).await? {
-                    Outcome::Seated(membership) => return Ok(membership),
+                let in_use = self.acquire(&request);
+                match ChannelStream::join(in_use, &request, reply).await? {
+                    Outcome::Joined(membership) => return Ok(membership),
                     Outcome::Ended(unused) => {
                         reply = unused;
-                        task::yield_now().await; // Whoever has ended it is about to take it out of the map.
+                        task::yield_now().await; // The task that ended it is about to remove it from the map.
                     }
                 }
             }
@@ -181,94 +185,98 @@ impl Feeds {
         joined.await.unwrap_or_else(|_| {
             let timeout = self.config.join_timeout;
             Err(Unavailable(format!(
-                "the channel could not be heard within {timeout:?}"
+                "the channel was not subscribed within {timeout:?}"
             )))
         })
     }
 
-    /// The feed of `channel`, kept from being idle. A new one if there is none.
-    fn using(self: &Arc<Self>, joining: &Joining<'_>) -> Using {
-        let channel = joining.channel;
+    /// Returns the channel's stream, in use until the guard is dropped. Creates it if there is none.
+    fn acquire(self: &Arc<Self>, request: &JoinRequest<'_>) -> InUse {
+        let channel = request.channel;
         let wire = ChannelName::wire(channel);
-        if let Some(feed) = self.feeds.read().get(&wire) {
-            return Using::new(self, feed);
+        if let Some(stream) = self.streams.read().get(&wire) {
+            return InUse::new(self, stream);
         }
-        let mut feeds = self.feeds.write();
-        let feed = feeds.entry(wire.clone()).or_insert_with(|| {
+        let mut streams = self.streams.write();
+        let stream = streams.entry(wire.clone()).or_insert_with(|| {
             self.metrics.feeds.inc();
             self.broker().subscribe(&wire);
-            Feed::new(
+            ChannelStream::new(
                 channel.clone(),
-                self.feeds_made.fetch_add(1, Ordering::Relaxed),
+                self.streams_created.fetch_add(1, Ordering::Relaxed),
                 self.broker().shard(&wire),
-                joining.retention,
-                joining.slow,
+                request.retention,
+                request.slow,
                 self.config,
-                self.lifecycle_of(joining),
+                self.lifecycle_of(request),
             )
         });
-        Using::new(self, feed)
+        InUse::new(self, stream)
     }
 
-    fn lifecycle_of(&self, joining: &Joining<'_>) -> Option<Arc<Lifecycle>> {
-        let lifecycle = self.lifecycle.get().filter(|_| joining.has_lifecycle);
+    fn lifecycle_of(&self, request: &JoinRequest<'_>) -> Option<Arc<Lifecycle>> {
+        let lifecycle = self.lifecycle.get().filter(|_| request.has_lifecycle);
         lifecycle.map(Arc::clone)
     }
 
-    /// The last one who used `feed` no longer does.
-    fn left(&self, feed: &Arc<Feed>) {
-        if feed.usage.is_listed.swap(true, Ordering::AcqRel) {
+    /// Schedules the check that ends `stream` if it is still unused after `linger`.
+    fn became_unused(&self, stream: &Arc<ChannelStream>) {
+        if stream.usage.is_listed.swap(true, Ordering::AcqRel) {
             return;
         }
         let at = Instant::now() + self.config.linger;
-        self.due.lock().idle.push_back((at, Arc::clone(feed)));
+        self.due.lock().idle.push_back((at, Arc::clone(stream)));
         self.changed.notify_one();
     }
 
-    /// Takes a feed that has ended out of the map.
-    fn remove(&self, feed: &Arc<Feed>) {
-        self.remove_from(&mut self.feeds.write(), feed);
+    /// Removes a stream that has ended from the map.
+    fn remove(&self, stream: &Arc<ChannelStream>) {
+        self.remove_from(&mut self.streams.write(), stream);
     }
 
-    fn remove_from(&self, feeds: &mut HashMap<ChannelName, Arc<Feed>>, feed: &Arc<Feed>) {
-        if feeds
-            .get(&feed.wire)
-            .is_some_and(|in_map| Arc::ptr_eq(in_map, feed))
+    fn remove_from(
+        &self,
+        streams: &mut HashMap<ChannelName, Arc<ChannelStream>>,
+        stream: &Arc<ChannelStream>,
+    ) {
+        if streams
+            .get(&stream.wire)
+            .is_some_and(|current| Arc::ptr_eq(current, stream))
         {
-            feeds.remove(&feed.wire);
-            feed.retire();
-            self.broker().unsubscribe(&feed.wire); // Under the lock: a new feed's wish comes after it.
+            streams.remove(&stream.wire);
+            stream.end();
+            self.broker().unsubscribe(&stream.wire); // Under the lock: a new stream subscribes after this.
             self.metrics.feeds.dec();
         }
     }
 
-    /// Has the keeper read what `feed` is missing.
-    fn want_read(&self, feed: &Arc<Feed>) {
-        let read = (Instant::now(), Arc::clone(feed));
+    /// Has the maintenance task read the publications that `stream` is missing.
+    fn request_read(&self, stream: &Arc<ChannelStream>) {
+        let read = (Instant::now(), Arc::clone(stream));
         self.due.lock().reads.push_back(read);
         self.changed.notify_one();
     }
 
-    /// How many feeds have ended although they had members, and have told them so. If it is the same number
-    /// as before, no [`Membership`] is over that was not before.
-    pub(crate) fn feeds_over(&self) -> u64 {
-        self.hub.channels_over()
+    /// How many streams have ended while they had members and have unsubscribed them. While the number is unchanged,
+    /// no further [`Membership`] is over.
+    pub(crate) fn streams_ended(&self) -> u64 {
+        self.hub.channels_ended()
     }
 
-    /// How many bytes of a channel's history one reply may carry.
+    /// The limit for publications of a channel's history in one reply, in bytes.
     pub(crate) fn reply_bytes_max(&self) -> usize {
         self.config.reply_bytes_max
     }
 
-    fn next_read(&self) -> Option<(Instant, Arc<Feed>)> {
+    fn next_read(&self) -> Option<(Instant, Arc<ChannelStream>)> {
         self.due.lock().reads.pop_front()
     }
 
-    fn of_shard(&self, shard: Shard) -> Vec<Arc<Feed>> {
-        let feeds = self.feeds.read();
-        feeds
+    fn of_shard(&self, shard: Shard) -> Vec<Arc<ChannelStream>> {
+        let streams = self.streams.read();
+        streams
             .values()
-            .filter(|feed| feed.shard == shard)
+            .filter(|stream| stream.shard == shard)
             .cloned()
             .collect()
     }
@@ -276,17 +284,17 @@ impl Feeds {
     fn broker(&self) -> &Arc<dyn Streams> {
         self.broker
             .get()
-            .expect("it is started before anybody comes")
+            .expect("`start` is called before the first join")
     }
 
-    /// Counts bytes that no node can have sent.
+    /// Counts an entry that cannot be decoded.
     fn malformed(&self, channel: &ChannelName, error: &BadEnvelope) {
         self.metrics.dropped(DropReason::Malformed, 1);
-        debug!(%channel, %error, "dropped what no node can have published");
+        debug!(%channel, %error, "publication dropped: it cannot be decoded");
     }
 }
 
-impl Deliver for Feeds {
+impl Deliver for ChannelStreams {
     fn deliver(&self, publications: Vec<Publication>) {
         let mut relayed = Vec::new();
         for publication in publications {
@@ -294,12 +302,12 @@ impl Deliver for Feeds {
                 relayed.push(publication);
                 continue;
             }
-            let feed = self.feeds.read().get(&publication.channel).cloned();
-            let Some(feed) = feed else {
-                continue; // It has ended, and the broker has not been told yet.
+            let stream = self.streams.read().get(&publication.channel).cloned();
+            let Some(stream) = stream else {
+                continue; // It has ended, and the broker is not unsubscribed yet.
             };
             match envelope::decode(publication.data) {
-                Ok(envelope) => feed.take(self, envelope),
+                Ok(envelope) => stream.handle(self, envelope),
                 Err(error) => self.malformed(&publication.channel, &error),
             }
         }
@@ -311,13 +319,13 @@ impl Deliver for Feeds {
     fn interrupted(&self, shard: Shard) {
         self.of_shard(shard)
             .iter()
-            .for_each(|feed| feed.interrupted());
+            .for_each(|stream| stream.interrupted());
     }
 
     fn resumed(&self, shard: Shard) {
         self.of_shard(shard)
             .iter()
-            .for_each(|feed| feed.resumed(self));
+            .for_each(|stream| stream.resumed(self));
     }
 }
 

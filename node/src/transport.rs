@@ -1,12 +1,12 @@
-//! The wires of clients: how a session's frames become bytes, and bytes become messages.
+//! The transports of clients: encode a session's frames as bytes, and decode bytes into messages.
 //!
-//! A wire over HTTP is a [`receive::Framing`], a few lines in a file of its own; everything that the
-//! wires share is in [`receive`] and [`send`]. None of them knows paths, origins or cookies (that is
-//! `http`), and none calls the hub.
+//! A SockJS transport over HTTP is a [`receive::Framing`], a few lines in a file of its own; what they share is in
+//! [`receive`] and [`send`]. No transport knows paths, origins or cookies (the server's routing does), and none calls the
+//! hub.
 
 mod body;
 mod callback;
-pub(crate) mod channel_stream;
+pub(crate) mod channel_http;
 pub(crate) mod emulation;
 mod eventsource;
 pub(crate) mod form;

@@ -148,10 +148,9 @@ async fn a_command_over_the_rate_may_be_tried_again_and_a_flood_ends_the_client(
     let counted: usize = counted.context("a counter")?.parse()?;
     ensure!(counted >= REFUSALS_MAX, "{counted}");
     let log = json_lines(&node.process.log());
-    let line = log
-        .iter()
-        .map(|line| &line["fields"])
-        .find(|fields| fields["message"] == "commands refused: the client sends too many");
+    let line = log.iter().map(|line| &line["fields"]).find(|fields| {
+        fields["message"] == "commands rejected: the client exceeds its command rate"
+    });
     ensure!(
         line.is_some_and(|fields| fields["user"] == "ann" && fields["setting"] == "command_rate"),
         "{line:?}"

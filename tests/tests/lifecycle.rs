@@ -316,7 +316,8 @@ impl Scene {
         gone?;
         wait::until("the node to begin anew", wait::SOON, async || {
             let log = self.nodes[victim].process.log();
-            log.contains("this node was taken for dead").then_some(())
+            log.contains("another node ended this node's lifecycle entries as dead")
+                .then_some(())
         })
         .await
     }
@@ -428,7 +429,7 @@ async fn every_connection_has_one_end_whatever_happens_to_its_node() -> Result<(
     ensure!(0 < received.count("occupied") && 0 < received.repeated);
     ensure!(
         0 < begun_anew,
-        "the node that was frozen was not taken for dead"
+        "the suspended node did not find its entries ended"
     );
     Ok(())
 }

@@ -229,7 +229,7 @@ async fn the_file_of_a_key_is_read_again_without_a_signal() -> Result<()> {
     .await?;
     scene.connect(OLD).await?;
     fs::write(&secret, "too short")?;
-    let message = "cannot use a file with keys, its previous keys stay in use";
+    let message = "key file reload failed, still using its previous keys";
     wait::until("the error", wait::SOON, async || scene.lines(message).pop()).await?;
     scene.connect(OLD).await?;
     fs::write(&secret, NEW)?;

@@ -218,7 +218,7 @@ async fn a_node_whose_scripts_are_refused_is_not_ready_and_says_why() -> Result<
     let node = Node::start("n1", settings, scratch.path()).await?;
     ready_says(&node, |status, text| {
         status == 503
-            && text.contains("redis refuses what this node needs")
+            && text.contains("redis rejects commands that this node needs")
             && text.contains("eval")
     })
     .await?;

@@ -53,7 +53,7 @@ impl Scene {
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());
         lines
-            .filter(|line: &Value| line["fields"]["message"] == "a token was refused")
+            .filter(|line: &Value| line["fields"]["message"] == "token rejected")
             .collect()
     }
 }
@@ -84,14 +84,14 @@ async fn empty_claims_and_fractions_of_a_second_are_taken() -> Result<()> {
 async fn why_a_token_was_refused_is_a_line_for_the_operator() -> Result<()> {
     let mut scene = Scene::set("tokens-refused").await?;
     let cases = [
-        (json!({ "sub": 42 }), "its claim `sub` is not a text"),
+        (json!({ "sub": 42 }), "the claim `sub` is not a string"),
         (
             json!({ "channel": "secret:a" }),
-            "it is for a subscription (it has `channel`), and a connection is asked for",
+            "expected a connection token, found a subscription token (it has `channel`)",
         ),
         (
             json!({ "exp": "soon" }),
-            "its claim `exp` is not a number of seconds",
+            "the claim `exp` is not a number of seconds",
         ),
     ];
     for (number, (claims, reason)) in cases.into_iter().enumerate() {
@@ -131,7 +131,7 @@ async fn why_a_token_was_refused_is_a_line_for_the_operator() -> Result<()> {
     )
     .await?;
     ensure!(refusal["fields"]["user"] == "ann", "{refusal}");
-    let reason = "its `sub` is not the user of this connection";
+    let reason = "`sub` is not the user of this connection";
     ensure!(refusal["fields"]["reason"] == reason, "{refusal}");
     ensure!(
         !scene.node.process.log().contains(&other[..20]),

@@ -1,4 +1,4 @@
-//! What a token says, as JSON has it.
+//! The claims of a token, in JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,32 +14,32 @@ use crate::auth::grant::RawChannels;
 use crate::auth::grant::RawOverrides;
 use crate::auth::grant::RawSubscriptions;
 
-/// The claims that mean something here; others are passed over.
+/// The claims that are used here; others are ignored.
 ///
-/// Libraries write claims that they were not given as `null` or empty, and times with a fraction or as a text: that changes
-/// nothing. A claim of another kind is refused, and so is one that is there twice: two readers would take it differently.
+/// Libraries write unset claims as `null` or empty, and times with a fraction or as a string: all are accepted. A claim of
+/// another type is rejected, and so is a duplicate: parsers differ in which one they use.
 #[derive(Debug, Deserialize)]
 pub(super) struct Claims {
     /// The user.
     pub(super) sub: Option<String>,
-    /// From when on the token is worth nothing.
+    /// When the token expires.
     pub(super) exp: Option<Moment>,
-    /// Before when it is worth nothing.
+    /// Before which it is not valid.
     pub(super) nbf: Option<Moment>,
-    /// When it was made. Nothing depends on it, but what is no time is no claim.
+    /// When it was issued. Not used, but it has to be a time.
     #[serde(rename = "iat")]
     pub(super) _iat: Option<Moment>,
-    /// Who made it.
+    /// The issuer.
     pub(super) iss: Option<String>,
-    /// For whom it was made.
+    /// The audience.
     pub(super) aud: Option<Audience>,
-    /// What others are told of the client.
+    /// The client's info for others.
     pub(super) info: Option<Box<RawValue>>,
     /// The same as bytes in base64.
     pub(super) b64info: Option<String>,
-    /// When the connection or the subscription ends, if that is not `exp`; 0: never.
+    /// When the connection or the subscription expires, if not at `exp`; 0: never.
     expire_at: Option<Moment>,
-    /// Of a connection: channels that it hears without asking.
+    /// Of a connection: server-side subscriptions.
     pub(super) channels: RawChannels,
     /// Of a connection: the same, with options.
     pub(super) subs: Option<RawSubscriptions>,
@@ -49,12 +49,12 @@ pub(super) struct Claims {
     pub(super) channel: Option<String>,
     /// Of a subscription: the one connection that may use it.
     pub(super) client: Option<String>,
-    /// Of a subscription: what it does differently from its namespace.
+    /// Of a subscription: options that differ from its namespace.
     #[serde(rename = "override")]
     pub(super) overrides: Option<RawOverrides>,
 }
 
-/// For one or for several.
+/// One or several.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Audience {
@@ -66,41 +66,41 @@ pub(super) enum Audience {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Moment(pub(super) f64);
 
-/// What is wrong with claims as a whole.
+/// Why claims are rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadClaims {
-    /// Not even that.
-    #[error("its claims are not a JSON object")]
+    /// They are not JSON or not an object.
+    #[error("the claims are not a JSON object")]
     NotAnObject,
-    /// A claim that means something here does not say it.
-    #[error("its claim `{name}` is not {kind}")]
+    /// A claim has the wrong type.
+    #[error("the claim `{name}` is not {kind}")]
     Kind {
-        /// Which claim.
+        /// The claim.
         name: &'static str,
-        /// What it should be.
+        /// The expected type.
         kind: &'static str,
     },
-    /// It is not said which one counts.
-    #[error("one of its claims is there twice")]
+    /// It is ambiguous which one counts.
+    #[error("a claim is duplicated")]
     Repeated,
 }
 
-/// What each claim has to be.
+/// The type of each claim.
 const KINDS: [(&str, &str); 15] = [
-    ("sub", "a text"),
+    ("sub", "a string"),
     ("exp", "a number of seconds"),
     ("nbf", "a number of seconds"),
     ("iat", "a number of seconds"),
-    ("iss", "a text"),
-    ("aud", "a text or a list of texts"),
+    ("iss", "a string"),
+    ("aud", "a string or a list of strings"),
     ("info", "JSON"),
-    ("b64info", "a text"),
+    ("b64info", "a string"),
     ("expire_at", "a number of seconds"),
     ("channels", "a list of channels"),
     ("subs", "an object with the options of each channel"),
     ("meta", "JSON"),
-    ("channel", "a text"),
-    ("client", "a text"),
+    ("channel", "a string"),
+    ("client", "a string"),
     (
         "override",
         "an object of options such as {\"presence\": {\"value\": true}}",
@@ -145,13 +145,13 @@ impl<'de> Deserialize<'de> for Moment {
 }
 
 impl Claims {
-    /// Reads claims.
+    /// Parses claims.
     ///
     /// # Errors
     ///
-    /// [`BadClaims`] says which claim is wrong, and nothing of what it holds.
+    /// [`BadClaims`] names the claim, but not its value.
     pub(super) fn read(json: &[u8]) -> Result<Self, BadClaims> {
-        // A list would be taken for the claims in their order.
+        // serde would accept a list as the claims in their order.
         if !json.trim_ascii_start().starts_with(b"{") {
             return Err(BadClaims::NotAnObject);
         }
@@ -176,7 +176,7 @@ impl Claims {
         })
     }
 
-    /// When what the token grants ends.
+    /// When the grant of the token expires.
     pub(super) fn connection_ends(&self) -> Option<u64> {
         match (self.expire_at, self.exp) {
             (Some(expire_at), _) => Some(expire_at.0 as u64).filter(|&seconds| 0 < seconds),

@@ -1,6 +1,6 @@
-//! What the application grants a client: by the claims of a token, or by its answer to a hook. One set of types for both.
+//! Grants of the application to a client: by the claims of a token, or by the response of a hook, with the same types.
 //!
-//! Plain data, checked when it was read. Times are UNIX seconds, as the application writes them.
+//! Plain data, validated when parsed. Times are UNIX seconds, as the application writes them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,43 +25,43 @@ use crate::protocol::JSON_DEPTH_MAX;
 /// A connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ConnectGrant {
-    /// Whose connection it is; empty: nobody's, the client is anonymous.
+    /// The user; empty: the client is anonymous.
     pub(crate) user: String,
-    /// When the client has to show that it is still welcome; `None`: never.
+    /// When it expires unless refreshed; `None`: never.
     pub(crate) expire_at: Option<u64>,
-    /// What others in a channel are told of the connection; empty: nothing.
+    /// The connection's info for others in a channel; empty: none.
     pub(crate) info: Bytes,
-    /// What the client is told with the reply; empty: nothing.
+    /// Data for the client in the reply; empty: none.
     pub(crate) data: Bytes,
-    /// Channels that it hears without asking.
+    /// Server-side subscriptions.
     pub(crate) subs: BTreeMap<String, SubscribeGrant>,
-    /// What the hooks are told of the connection, and nobody else; empty: nothing.
+    /// Metadata that only hooks receive; empty: none.
     pub(crate) meta: Bytes,
 }
 
 /// A subscription.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SubscribeGrant {
-    /// When the client has to show that it is still welcome; `None`: never.
+    /// When it expires unless refreshed; `None`: never.
     pub(crate) expire_at: Option<u64>,
-    /// What others in the channel are told of the client; empty: nothing.
+    /// The client's info for others in the channel; empty: none.
     pub(crate) info: Bytes,
-    /// What the client is told with the reply; empty: nothing.
+    /// Data for the client in the reply; empty: none.
     pub(crate) data: Bytes,
-    /// What this subscription does differently from its namespace.
+    /// Options that differ from the channel's namespace.
     pub(crate) overrides: Overrides,
 }
 
-/// More time for a connection or a subscription.
+/// The extension of a connection or a subscription.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RefreshGrant {
-    /// When it ends now; `None`: never.
+    /// When it expires now; `None`: never.
     pub(crate) expire_at: Option<u64>,
-    /// What others are told from now on; `None`: what they were told before.
+    /// The new info for others; `None`: unchanged.
     pub(crate) info: Option<Bytes>,
 }
 
-/// Options of a namespace that one subscription has its own way; `None`: the namespace's.
+/// Options that one subscription overrides; `None`: the namespace's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
     pub(crate) presence: Option<bool>,
@@ -71,13 +71,13 @@ pub(crate) struct Overrides {
     pub(crate) force_recovery: Option<bool>,
 }
 
-/// A field that holds data does not hold what it should.
+/// Why a field with data is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadField {
-    /// Nobody could say which bytes are meant.
+    /// It is not valid base64.
     #[error("expected `{0}` in base64")]
     NotBase64(&'static str),
-    /// Some clients could not read it.
+    /// Some clients could not parse it.
     #[error("expected `{0}` of at most {JSON_DEPTH_MAX} levels of arrays and objects")]
     TooDeep(&'static str),
 }
@@ -111,7 +111,7 @@ struct Value {
 }
 
 impl RawSubscription {
-    /// The options, checked.
+    /// The options, validated.
     ///
     /// # Errors
     ///
@@ -139,12 +139,12 @@ impl From<RawOverrides> for Overrides {
     }
 }
 
-/// What the two forms of the field `name` say: bytes in base64 (`b64...`), which win, or the text of a JSON value. Empty:
-/// neither is there.
+/// The value of the field `name` in its two forms: bytes in base64 (`b64...`), which take precedence, or a JSON value. Empty
+/// if neither is set.
 ///
 /// # Errors
 ///
-/// [`BadField`]: it cannot be told to everyone.
+/// [`BadField`].
 pub(crate) fn either(
     json: Option<Box<RawValue>>,
     base64: Option<&str>,
@@ -162,7 +162,7 @@ pub(crate) fn either(
     Ok(json.map_or_else(Bytes::new, Bytes::from))
 }
 
-/// The channels of a connection, as libraries write them: a name may be `null` or empty, which is none.
+/// The channels of a connection, as libraries write them: a name that is `null` or empty is ignored.
 pub(crate) type RawChannels = Option<Vec<Option<String>>>;
 
 /// The same with options, which may be `null`. PHP writes an empty map as `[]`.
@@ -196,7 +196,7 @@ impl<'de> Deserialize<'de> for RawSubscriptions {
     }
 }
 
-/// All server-side subscriptions: those of `channels` with nothing special, and those of `subs` with options.
+/// All server-side subscriptions: those of `channels` without options, and those of `subs` with options.
 ///
 /// # Errors
 ///
@@ -216,7 +216,7 @@ pub(crate) fn subscriptions(
     Ok(all)
 }
 
-/// A moment that is 0 when there is none.
+/// A time for which 0 means none.
 pub(crate) fn moment(seconds: i64) -> Option<u64> {
     u64::try_from(seconds).ok().filter(|&seconds| 0 < seconds)
 }

@@ -1,4 +1,4 @@
-//! The keys in use: those of the configuration, and those of files that change while the node runs.
+//! The keys in use: those of the configuration, and those of files, which may change while the node runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +18,16 @@ use crate::config::KeyFile;
 use crate::config::KeySetFile;
 use crate::jwt::Key;
 
-/// How often the files are read: soon enough for a provider that publishes a key before it signs with it.
+/// How often the files are read: often enough for a provider that publishes a key before it signs with it.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Keys, some of which may be exchanged.
+/// The current keys.
 pub(super) struct Keys {
     sources: Mutex<Sources>,
     current: RwLock<Arc<[Key]>>,
 }
 
-/// Where keys come from, each with the keys of its last successful read.
+/// The sources of keys, each with the keys of its last successful read.
 #[derive(Debug)]
 struct Sources {
     fixed: Vec<Key>,
@@ -40,7 +40,7 @@ struct Sources {
 struct Found {
     /// How many keys there are now, if they have changed.
     changed: Option<usize>,
-    /// Files that cannot be used, with their errors: their previous keys stay in use.
+    /// Files that failed to load, with their errors: their previous keys stay in use.
     errors: Vec<(String, String)>,
 }
 
@@ -58,7 +58,7 @@ impl Sources {
         self.fixed.iter().chain(of_set).cloned().collect()
     }
 
-    /// Reads all files; returns those that cannot be used, with their errors.
+    /// Reads all files; returns those that failed to load, with their errors.
     fn read(&mut self) -> Vec<(String, String)> {
         let mut errors = Vec::new();
         for file in &self.files {
@@ -99,7 +99,7 @@ impl Keys {
         Arc::clone(&self.current.read())
     }
 
-    /// Whether any of them may change by itself.
+    /// Whether any of them comes from a file.
     fn has_files(&self) -> bool {
         let sources = self.sources.lock();
         sources.set.is_some() || !sources.files.is_empty()
@@ -120,8 +120,8 @@ impl Keys {
     }
 }
 
-/// Reads the files with keys again when they change, until `shutdown`. A file that cannot be used changes nothing, and is one
-/// line of the log.
+/// Reads key files again when they change, until `shutdown`. A file that fails to load is logged once, and its previous keys
+/// stay in use.
 pub(crate) async fn watch(verifier: Arc<Verifier>, shutdown: CancellationToken) {
     let mut last_errors = Vec::new();
     let mut looks = time::interval(LOOK);
@@ -137,16 +137,16 @@ pub(crate) async fn watch(verifier: Arc<Verifier>, shutdown: CancellationToken) 
         }
         let looking = Arc::clone(&verifier);
         let Ok(found) = task::spawn_blocking(move || looking.keys.look()).await else {
-            continue; // The runtime ends.
+            continue; // The runtime is shutting down.
         };
         if let Some(keys) = found.changed {
-            info!(keys, "keys for tokens have changed and are in use");
+            info!(keys, "reloaded the keys for tokens");
         }
         for failure @ (path, error) in &found.errors {
             if !last_errors.contains(failure) {
                 error!(
                     path,
-                    error, "cannot use a file with keys, its previous keys stay in use"
+                    error, "key file reload failed, still using its previous keys"
                 );
             }
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_changes_the_keys_and_a_wrong_one_does_not() {
+    fn a_changed_file_replaces_the_keys_and_an_invalid_one_does_not() {
         let (set, secret) = (scratch("set"), scratch("secret"));
         fs::write(&set.0, testing::key_set(&[("a", 2)])).unwrap();
         fs::write(&secret.0, "s".repeat(32)).unwrap();

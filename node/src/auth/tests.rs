@@ -1,4 +1,4 @@
-//! Claims: what they grant, when, and to whom.
+//! Claims and the grants that follow from them.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn subscribe(claims: &Value, channel: &str) -> Result<SubscribeGrant, AuthError>
 }
 
 #[test]
-fn a_connection_is_granted_what_its_token_says() {
+fn a_connection_gets_the_grant_of_its_token() {
     let grant = connect(&json!({
         "sub": "42",
         "exp": NOW + 60,
@@ -82,7 +82,7 @@ fn a_connection_is_granted_what_its_token_says() {
 }
 
 #[test]
-fn a_token_without_a_user_is_for_nobody() {
+fn a_token_without_a_user_is_anonymous() {
     assert_eq!(connect(&json!({})), Ok(ConnectGrant::default()));
     assert_eq!(connect(&json!({"sub": ""})), Ok(ConnectGrant::default()));
 }
@@ -98,17 +98,16 @@ fn bytes_in_base64_go_before_json() {
         json!({"subs": {"a": {"b64info": "_w=="}}}),
     ] {
         let error = connect(&claims).unwrap_err().to_string();
-        assert_eq!(error, "its claims are wrong: expected `info` in base64");
+        assert_eq!(error, "invalid claims: expected `info` in base64");
     }
     let deep = (0..61).fold(json!(1), |inner, _| json!([inner]));
     let error = connect(&json!({ "info": deep })).unwrap_err().to_string();
-    let expected =
-        "its claims are wrong: expected `info` of at most 60 levels of arrays and objects";
+    let expected = "invalid claims: expected `info` of at most 60 levels of arrays and objects";
     assert_eq!(error, expected);
 }
 
 #[test]
-fn a_token_holds_to_its_second_and_the_leeway() {
+fn a_token_is_valid_until_its_expiry_and_the_leeway() {
     let expired = Err(AuthError::Expired);
     let early = Err(AuthError::Invalid(Invalid::TooEarly));
     for (claims, leeway, expected) in [
@@ -125,7 +124,7 @@ fn a_token_holds_to_its_second_and_the_leeway() {
         (json!({"nbf": NOW + 1}), 0, early.clone()),
         (json!({"nbf": NOW + 5}), 5, Ok(())),
         (json!({"nbf": NOW + 6}), 5, early),
-        // When it was made decides nothing: the clock that wrote it may be wrong.
+        // `iat` is not checked: the issuer's clock may be wrong.
         (json!({"iat": NOW + 3600}), 0, Ok(())),
     ] {
         let rules = Auth {
@@ -157,7 +156,7 @@ fn a_connection_ends_with_its_token_unless_it_says_another_time() {
 }
 
 #[test]
-fn a_token_is_for_us_and_from_whom_we_know() {
+fn audience_and_issuer_have_to_match() {
     let (audience, issuer) = (
         vec!["chat".to_owned(), "push".to_owned()],
         "shop".to_owned(),
@@ -186,7 +185,7 @@ fn a_token_is_for_us_and_from_whom_we_know() {
             other(Invalid::Issuer),
         ),
         (json!({"aud": "chat"}), other(Invalid::Issuer)),
-        // It is no business of ours when a token for others ends.
+        // The expiry of a token for another application is irrelevant.
         (json!({"aud": "mail", "exp": 1}), other(Invalid::Audience)),
     ] {
         let connected = connect_at(rules.clone(), &claims, at(NOW)).map(|_| ());
@@ -195,50 +194,50 @@ fn a_token_is_for_us_and_from_whom_we_know() {
 }
 
 #[test]
-fn claims_of_another_kind_are_refused_by_their_name() {
+fn claims_of_another_type_are_rejected_with_their_name() {
     for (claims, wrong) in [
-        (json!([]), "its claims are not a JSON object"),
-        (json!("x"), "its claims are not a JSON object"),
-        (json!({"sub": 42}), "its claim `sub` is not a text"),
+        (json!([]), "the claims are not a JSON object"),
+        (json!("x"), "the claims are not a JSON object"),
+        (json!({"sub": 42}), "the claim `sub` is not a string"),
         (
             json!({"exp": "tomorrow"}),
-            "its claim `exp` is not a number of seconds",
+            "the claim `exp` is not a number of seconds",
         ),
         (
             json!({"exp": ""}),
-            "its claim `exp` is not a number of seconds",
+            "the claim `exp` is not a number of seconds",
         ),
         (
             json!({"exp": "inf"}),
-            "its claim `exp` is not a number of seconds",
+            "the claim `exp` is not a number of seconds",
         ),
         (
             json!({"iat": {}}),
-            "its claim `iat` is not a number of seconds",
+            "the claim `iat` is not a number of seconds",
         ),
         (
             json!({"nbf": true}),
-            "its claim `nbf` is not a number of seconds",
+            "the claim `nbf` is not a number of seconds",
         ),
         (
             json!({"aud": 1}),
-            "its claim `aud` is not a text or a list of texts",
+            "the claim `aud` is not a string or a list of strings",
         ),
         (
             json!({"channels": "news"}),
-            "its claim `channels` is not a list of channels",
+            "the claim `channels` is not a list of channels",
         ),
         (
             json!({"channels": [1]}),
-            "its claim `channels` is not a list of channels",
+            "the claim `channels` is not a list of channels",
         ),
         (
             json!({"subs": ["news"]}),
-            "its claim `subs` is not an object with the options of each channel",
+            "the claim `subs` is not an object with the options of each channel",
         ),
         (
             json!({"subs": {"news": 1}}),
-            "its claim `subs` is not an object with the options of each channel",
+            "the claim `subs` is not an object with the options of each channel",
         ),
     ] {
         let error = connect(&claims).unwrap_err();
@@ -265,7 +264,7 @@ fn claims_of_another_kind_are_refused_by_their_name() {
 }
 
 #[test]
-fn what_libraries_write_for_nothing_is_nothing() {
+fn null_and_empty_claims_count_as_missing() {
     let nothing = Ok(ConnectGrant::default());
     for claims in [
         json!({"sub": null, "exp": null, "nbf": null, "iat": null, "iss": null, "aud": null}),
@@ -292,7 +291,7 @@ fn what_libraries_write_for_nothing_is_nothing() {
         json!({"subs": {"a": null, "b": [], "c": {"override": {"presence": {"value": null}}}}});
     let subs = connect(&subs).unwrap().subs;
     assert_eq!(subs.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
-    // Nothing is not more than what was there: a token without an end is one that says so.
+    // An empty `exp` does not extend a token: one without expiry has no claim.
     for claims in [json!({"exp": 0}), json!({"exp": "0"}), json!({"exp": -0.5})] {
         assert_eq!(connect(&claims), Err(AuthError::Expired), "{claims}");
     }
@@ -333,7 +332,7 @@ fn a_subscription_is_for_one_channel_and_one_user() {
 }
 
 #[test]
-fn a_subscription_is_granted_what_its_token_says() {
+fn a_subscription_gets_the_grant_of_its_token() {
     let claims = json!({
         "sub": "42", "channel": "a", "exp": NOW + 5, "expire_at": NOW + 50,
         "info": {"role": "admin"}, "override": {"force_recovery": {"value": true}},
@@ -345,14 +344,14 @@ fn a_subscription_is_granted_what_its_token_says() {
 }
 
 #[test]
-fn a_token_for_a_subscription_connects_nobody() {
+fn a_subscription_token_is_rejected_for_a_connection() {
     let claims = json!({"sub": "42", "channel": "a"});
     let expected = AuthError::Invalid(Invalid::ForSubscription);
     assert_eq!(connect(&claims), Err(expected));
 }
 
 #[test]
-fn who_has_no_token_is_judged_by_the_settings() {
+fn a_client_without_a_token_is_authenticated_by_the_settings() {
     let open = Auth {
         anonymous: true,
         ..rules()
@@ -371,19 +370,19 @@ fn who_has_no_token_is_judged_by_the_settings() {
 }
 
 #[test]
-fn no_reason_holds_the_token() {
+fn no_error_text_contains_the_token() {
     let token = testing::hs256(2, r#"{"sub":"42"}"#);
     let error = Verifier::new(rules()).connect(&token, at(NOW)).unwrap_err();
-    assert_eq!(error.to_string(), "its signature does not match");
+    assert_eq!(error.to_string(), "the signature does not match");
     for part in token.split('.') {
         assert!(!format!("{error:?} {error}").contains(part));
     }
 }
 
 proptest! {
-    /// Whatever is signed, there is an answer, and a user is never made up.
+    /// Any signed text leads to a result, and a user is only taken from the claims.
     #[test]
-    fn nothing_that_is_signed_makes_it_panic(claims in "[{}\\[\\]\":,a-z0-9.-]{0,80}") {
+    fn no_signed_claims_cause_a_panic(claims in "[{}\\[\\]\":,a-z0-9.-]{0,80}") {
         let token = testing::hs256(1, &claims);
         if let Ok(grant) = Verifier::new(rules()).connect(&token, at(NOW)) {
             prop_assert!(claims.contains(&grant.user));

@@ -1,17 +1,17 @@
-//! Channels whose names say who may hear them: `dialog#1,2` is for the users 1 and 2.
+//! Channels whose names list the allowed users: `dialog#1,2` is for the users 1 and 2.
 
-/// What stands between the name and the users.
+/// The separator between the name and the users.
 const BEFORE_USERS: char = '#';
 
-/// What stands between two users.
+/// The separator between two users.
 const BETWEEN_USERS: char = ',';
 
-/// Whether `channel` is for certain users alone.
+/// Whether `channel` is limited to certain users.
 pub(crate) fn names_users(channel: &str) -> bool {
     channel.contains(BEFORE_USERS)
 }
 
-/// Whether `user` may hear `channel`, as far as its name is concerned. Nobody (an empty user) is never named.
+/// Whether the name of `channel` allows `user`. An anonymous user (empty) is never allowed.
 pub(crate) fn is_let_in(channel: &str, user: &str) -> bool {
     match channel.split_once(BEFORE_USERS) {
         None => true,
@@ -39,7 +39,7 @@ mod tests {
             ("dialog#,", "", false),
             ("#1", "1", true),
             ("chat:dialog#1", "1", true),
-            // Whatever stands behind the first mark is users.
+            // Everything after the first separator is users.
             ("dialog#1#2", "1", false),
             ("dialog#1#2", "1#2", true),
             ("dialog# 1", "1", false),

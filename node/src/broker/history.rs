@@ -1,7 +1,7 @@
-//! What a channel keeps of its past: how much, for how long, and how to ask for it.
+//! The history of a channel: how much is kept, for how long, and how it is queried.
 //!
-//! Knows neither brokers nor clients. [`Log`] is the stream of a channel on a node that is alone; Redis
-//! keeps the same for many nodes, and the same cases hold on both.
+//! Independent of brokers and clients. [`Log`] is the stream of a channel on a single node; Redis keeps the
+//! same for several nodes, and both behave the same.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -12,28 +12,28 @@ use crate::config::ChannelOptions;
 use crate::protocol::Position;
 
 mod log;
-mod unborn;
+mod unstarted;
 
 pub(crate) use log::Log;
 #[cfg(test)]
 pub(crate) use log::testing;
-pub(crate) use unborn::Unborn;
-pub(crate) use unborn::is_same_stream;
+pub(crate) use unstarted::Unstarted;
+pub(crate) use unstarted::is_same_stream;
 
-/// How much of a channel is kept.
+/// How much of a channel's history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Retention {
-    /// The newest publications, in number.
+    /// The number of publications.
     pub(crate) size: NonZeroUsize,
     /// How long they are kept after the newest one.
     pub(crate) ttl: Duration,
-    /// How long the channel's position outlives its publications. A client that comes back later than
-    /// that starts over.
+    /// How long the channel's position is kept after its last use. A client that reconnects later than that
+    /// cannot recover.
     pub(crate) meta_ttl: Duration,
 }
 
 impl Retention {
-    /// What the channels of a namespace keep; `None`: nothing.
+    /// The retention of a namespace's channels; `None`: no history.
     pub(crate) fn of(options: &ChannelOptions) -> Option<Self> {
         let history = options.history.as_ref()?;
         Some(Self {
@@ -44,14 +44,14 @@ impl Retention {
     }
 }
 
-/// What of the past somebody wants. It is bounded: reading a stream takes time from all others.
+/// A query of a stream. It is bounded: reading delays other users of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Query {
-    /// Only what comes after this position in the order that is asked for.
+    /// Only publications after this position in the requested order.
     pub(crate) since: Option<Position>,
-    /// At most so many. With 0, the position alone.
+    /// The most publications. With 0, only the position.
     pub(crate) limit: usize,
-    /// At most so many bytes, but one publication if there is any.
+    /// The most bytes, but at least one publication if there is any.
     pub(crate) bytes_max: usize,
     pub(crate) order: Order,
 }
@@ -64,19 +64,19 @@ pub(crate) enum Order {
     NewestFirst,
 }
 
-/// A part of a stream, and where the stream stood at that moment.
+/// A part of a stream, and the position of the stream at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Page {
     pub(crate) position: Position,
-    /// In the order that was asked for. Empty if `since` was of another epoch.
+    /// In the requested order. Empty if `since` was of another epoch.
     pub(crate) entries: Vec<Entry>,
     /// Whether a limit may have left some out.
     pub(crate) is_cut: bool,
-    /// When the stream began, or that it has not, if that is known.
-    pub(crate) origin: Option<Unborn>,
+    /// When the stream began, or that it does not exist, if known.
+    pub(crate) origin: Option<Unstarted>,
 }
 
-/// A publication as a stream keeps it.
+/// A publication in a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) offset: u64,

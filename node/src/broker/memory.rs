@@ -1,4 +1,4 @@
-//! The broker of a node that is alone: what is published is delivered, in the publisher's own call.
+//! The broker of a single node: publications are delivered in the publisher's own call.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ mod logs;
 
 use logs::Logs;
 
-/// How often streams are looked at whose time is over.
+/// How often expired streams are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Delivers to this node what this node publishes, if a client here wants it. Always ready.
+/// Delivers publications on subscribed channels to this node. Always ready.
 struct MemoryBroker {
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
@@ -46,7 +46,7 @@ struct MemoryBroker {
     logs: Logs,
 }
 
-/// Starts it, and what lets go of streams that nobody needs any more.
+/// Starts it, and the task that removes expired streams.
 pub(super) fn start(
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
@@ -123,7 +123,7 @@ impl Streams for MemoryBroker {
         if self.subscribed.read().contains(channel) {
             return Ok(());
         }
-        Err(Unavailable(format!("nobody wants `{channel}`")))
+        Err(Unavailable(format!("`{channel}` is not subscribed")))
     }
 
     fn shard(&self, _: &ChannelName) -> Shard {
@@ -138,7 +138,7 @@ impl Streams for MemoryBroker {
         });
         match until {
             Until::Stored => Ok(stored),
-            Until::Replicated => Err(StoreError::NotReplicated), // There is nobody else.
+            Until::Replicated => Err(StoreError::NotReplicated), // There is no replica.
         }
     }
 
@@ -152,7 +152,7 @@ impl Streams for MemoryBroker {
     }
 }
 
-/// Tokio's clock, so that tests can move it.
+/// Tokio's clock, so that tests can advance it.
 fn now() -> Instant {
     time::Instant::now().into_std()
 }

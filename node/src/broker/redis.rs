@@ -1,18 +1,18 @@
-//! The broker of many nodes: Redis Pub/Sub.
+//! The broker for several nodes: Redis Pub/Sub.
 //!
 //! ```text
-//! publish ─▶ lane (bounded, in order) ─▶ publisher ─▶ Redis ─▶ subscriber ─▶ hub
-//!             one for each share of the channels       ▲          │
+//! publish ─▶ publish queue (bounded, in order) ─▶ publisher ─▶ Redis ─▶ subscriber ─▶ hub
+//!           one for each subset of the channels        ▲          │
 //!                              monitor ── probe ───────┴──────────┘
 //! ```
-//! [`lane`] holds what waits, [`publisher`] sends it in batches over one pooled connection that it keeps,
-//! [`subscriber`] reads what comes back over a connection of its own, [`monitor`] sends probes the whole
-//! way round and so decides readiness; their answers show a server that was demoted ([`whereabouts`]).
+//! [`publish_queue`] holds pending publications, [`publisher`] sends them in batches over one pooled connection that it keeps,
+//! [`subscriber`] receives over a connection of its own, [`monitor`] sends probes over the whole round trip
+//! and so decides readiness; the replies to probes reveal a server that was demoted ([`primary_check`]).
 //!
-//! When Redis is away, publications wait in their lanes, bounded in bytes and time. What was written when
-//! a connection broke and not answered is given up: it may have arrived, and a second copy is worse than
-//! a counted loss. What was not written yet goes out over the next connection. Publications of other
-//! nodes that were missed meanwhile are gone: Pub/Sub keeps nothing. That gap is counted and logged.
+//! While Redis is unavailable, publications wait in their publish queues, bounded in bytes and time. Publications
+//! that were written without a reply when a connection broke are not retried: they may have arrived, and a
+//! duplicate is worse than a counted loss. Those not written yet are sent over the next connection. Publications
+//! of other nodes in between are missed: Pub/Sub keeps nothing. That gap is counted and logged.
 
 use std::hash::DefaultHasher;
 use std::hash::Hash;
@@ -48,71 +48,71 @@ use crate::protocol::channel::ChannelName;
 use crate::redis;
 use crate::redis::Commands;
 
-mod drops;
+mod drop_counters;
 mod fence;
 mod health;
-mod lane;
 mod monitor;
 mod outcome;
+mod primary_check;
+mod publish_queue;
 mod publisher;
 mod reader;
 mod scripts;
 mod sharded;
 mod subscriber;
 mod subscriptions;
-mod whereabouts;
 
-use drops::Drops;
-use lane::Lane;
+use drop_counters::DropCounters;
 use monitor::AllReady;
 use monitor::Monitor;
+use publish_queue::PublishQueue;
 use reader::Reader;
 use sharded::ShardedBroker;
 use subscriptions::Confirmation;
 use subscriptions::Counts;
 use subscriptions::Subscriptions;
 
-/// What the broker is started into.
+/// What [`start`] needs from the rest of the node.
 #[derive(Clone)]
-pub(super) struct Surroundings<'a> {
+pub(super) struct Dependencies<'a> {
     pub(super) node_id: &'a str,
     pub(super) deliver: Arc<dyn Deliver>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: CancellationToken,
 }
 
-/// The handle for everyone, and what the tasks share.
+/// The shared handle, and the state that the tasks share.
 struct RedisBroker {
     config: config::Redis,
     node_id: String,
-    /// Random, so that two processes with one node id never take each other's probes for their own.
+    /// Random, so that two processes with one node id never mistake each other's probes for their own.
     instance: u64,
-    /// As many as are configured, and behind them the one for what has to be replicated.
-    lanes: Vec<Lane>,
+    /// As many as are configured, followed by the one for publications that wait for a replica.
+    queues: Vec<PublishQueue>,
     subscriptions: Mutex<Subscriptions>,
-    /// A wish has changed.
+    /// The wanted subscriptions have changed.
     wishes: Notify,
     probe_channel: ChannelName,
     shard: Shard,
     reader: Reader,
     monitor: Monitor,
-    /// For each lane: sent when its connection may be dead without having said so.
-    lane_suspects: Vec<watch::Sender<()>>,
-    /// Whether everything that is wanted is subscribed: what is published now comes back.
+    /// For each publish queue: sent when its connection may be dead without having said so.
+    queue_suspects: Vec<watch::Sender<()>>,
+    /// Whether all wanted channels are subscribed, so that publications are received.
     hearing: watch::Sender<bool>,
-    /// Sent when the subscriber's connection is open and yet brings nothing, or is to the wrong server.
+    /// Sent when the subscriber's connection is open but delivers nothing, or leads to the wrong server.
     subscribing_stalled: watch::Sender<()>,
-    /// Sent when the server behind the subscriber's connection may not have brought everything.
+    /// Sent when the subscriber's server may not have delivered everything.
     server_changed: watch::Sender<()>,
-    drops: Arc<Drops>,
+    drop_counters: Arc<DropCounters>,
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
 }
 
-/// Starts all tasks, for each server its own; connections come in the background.
-pub(super) fn start(config: &config::Redis, surroundings: &Surroundings<'_>) -> Started {
+/// Starts the tasks of each server; connections are made in the background.
+pub(super) fn start(config: &config::Redis, dependencies: &Dependencies<'_>) -> Started {
     let configs = config.shards();
-    let readiness = Arc::new(AllReady::new(configs.len(), &surroundings.metrics));
+    let readiness = Arc::new(AllReady::new(configs.len(), &dependencies.metrics));
     let mut tasks = JoinSet::new();
     let mut shards = Vec::with_capacity(configs.len());
     for (index, config) in configs.into_iter().enumerate() {
@@ -120,7 +120,7 @@ pub(super) fn start(config: &config::Redis, surroundings: &Surroundings<'_>) -> 
         shards.push(start_one(
             config,
             identity,
-            surroundings.clone(),
+            dependencies.clone(),
             &mut tasks,
         ));
     }
@@ -134,45 +134,45 @@ pub(super) fn start(config: &config::Redis, surroundings: &Surroundings<'_>) -> 
 fn start_one(
     config: config::Redis,
     (shard, readiness): (Shard, Arc<AllReady>),
-    surroundings: Surroundings<'_>,
+    dependencies: Dependencies<'_>,
     tasks: &mut JoinSet<()>,
 ) -> Arc<RedisBroker> {
-    let Surroundings {
+    let Dependencies {
         node_id,
         deliver,
         metrics,
         shutdown,
-    } = surroundings;
+    } = dependencies;
     let instance = fastrand::u64(..);
     let probe_channel = redis::probe_channel(node_id, instance);
-    let drops = Arc::new(Drops::new(Arc::clone(&metrics)));
+    let drop_counters = Arc::new(DropCounters::new(Arc::clone(&metrics)));
     let connection_name = redis::connection_name(node_id, "reader", instance);
-    let lane = |_| Lane::new(&config, Arc::clone(&drops), Arc::clone(&metrics));
+    let queue = |_| PublishQueue::new(&config, Arc::clone(&drop_counters), Arc::clone(&metrics));
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&probe_channel, true);
     let broker = Arc::new(RedisBroker {
         node_id: node_id.to_owned(),
         instance,
-        lanes: (0..=config.lanes).map(lane).collect(),
+        queues: (0..=config.lanes).map(queue).collect(),
         subscriptions: Mutex::new(subscriptions),
         wishes: Notify::new(),
         probe_channel,
         shard,
         reader: Reader::new(Commands::new(&config, connection_name)),
         monitor: Monitor::new(&config, readiness, Arc::clone(&metrics)),
-        lane_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
+        queue_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
         server_changed: watch::Sender::new(()),
-        drops,
+        drop_counters,
         deliver,
         metrics,
         config,
     });
     let pool = publisher::pool(&broker.config);
-    for index in 0..broker.lanes.len() {
-        let lane = publisher::run(Arc::clone(&broker), index, pool.clone(), shutdown.clone());
-        tasks.spawn(lane);
+    for index in 0..broker.queues.len() {
+        let queue = publisher::run(Arc::clone(&broker), index, pool.clone(), shutdown.clone());
+        tasks.spawn(queue);
     }
     tasks.spawn(subscriber::run(Arc::clone(&broker), shutdown.clone()));
     tasks.spawn(monitor::run(Arc::clone(&broker), shutdown));
@@ -180,21 +180,21 @@ fn start_one(
 }
 
 impl RedisBroker {
-    /// The lane of a channel, always the same, so that its publications keep their order.
-    fn lane(&self, channel: &ChannelName) -> &Lane {
+    /// The publish queue of a channel, always the same, so that its publications keep their order.
+    fn queue(&self, channel: &ChannelName) -> &PublishQueue {
         let mut hasher = DefaultHasher::new();
         channel.hash(&mut hasher);
-        let lanes = self.config.lanes as u64;
-        let index = usize::try_from(hasher.finish() % lanes).expect("below the number of lanes");
-        &self.lanes[index]
+        let queues = self.config.lanes as u64;
+        let index = usize::try_from(hasher.finish() % queues).expect("below the number of queues");
+        &self.queues[index]
     }
 
-    fn suspect_lane(&self, index: usize) {
-        self.lane_suspects[index].send_replace(());
+    fn suspect_queue(&self, index: usize) {
+        self.queue_suspects[index].send_replace(());
     }
 
-    fn suspect_all_lanes(&self) {
-        (0..self.lanes.len()).for_each(|index| self.suspect_lane(index));
+    fn suspect_all_queues(&self) {
+        (0..self.queues.len()).for_each(|index| self.suspect_queue(index));
     }
 
     fn wish(&self, channel: &ChannelName, is_wanted: bool) {
@@ -203,7 +203,7 @@ impl RedisBroker {
         }
     }
 
-    /// Changes what is wanted or confirmed, and counts it.
+    /// Changes wanted or confirmed subscriptions, and updates the metrics.
     fn change_subscriptions<T>(&self, change: impl FnOnce(&mut Subscriptions) -> T) -> T {
         let mut subscriptions = self.subscriptions.lock();
         let before = subscriptions.counts();
@@ -212,9 +212,9 @@ impl RedisBroker {
         result
     }
 
-    /// Counts what has changed since `before`.
+    /// Updates the metrics by the change since `before`.
     fn count_subscriptions(&self, before: Counts, subscriptions: &Subscriptions) {
-        // Our own probes are no client's wish. They are wanted from the beginning to the end.
+        // The probe channel, which is always wanted, is not counted.
         let for_clients = |count: usize| i64::try_from(count.saturating_sub(1)).unwrap_or(i64::MAX);
         let (metrics, now) = (&self.metrics, subscriptions.counts());
         let wanted = for_clients(now.wanted) - for_clients(before.wanted);
@@ -227,11 +227,11 @@ impl RedisBroker {
 #[async_trait]
 impl Broker for RedisBroker {
     fn try_publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
-        self.lane(channel).try_publish(channel, data)
+        self.queue(channel).try_publish(channel, data)
     }
 
     async fn publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), PublishError> {
-        self.lane(channel).publish(channel, data).await
+        self.queue(channel).publish(channel, data).await
     }
 
     fn subscribe(&self, channel: &ChannelName) {
@@ -251,7 +251,7 @@ impl Broker for RedisBroker {
 impl Streams for RedisBroker {
     async fn subscribed(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         let confirmed = self.subscriptions.lock().confirmation(channel);
-        let not_wanted = || Unavailable(format!("nobody wants `{channel}`"));
+        let not_wanted = || Unavailable(format!("`{channel}` is not subscribed"));
         match confirmed {
             Confirmation::Here => Ok(()),
             Confirmation::Awaited(confirmed) => confirmed.await.map_err(|_| not_wanted()),
@@ -266,8 +266,8 @@ impl Streams for RedisBroker {
     async fn store(&self, store: Store) -> Result<Stored, StoreError> {
         let wire = ChannelName::wire(&store.channel);
         match store.until {
-            Until::Stored => self.lane(&wire).store(store).await,
-            Until::Replicated => self.lanes[self.config.lanes].store(store).await,
+            Until::Stored => self.queue(&wire).store(store).await,
+            Until::Replicated => self.queues[self.config.lanes].store(store).await,
         }
     }
 

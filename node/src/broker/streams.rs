@@ -1,8 +1,7 @@
-//! What a broker does for channels beyond carrying messages: streams that keep what was published.
+//! Streams: what a broker does for channels beyond carrying messages, which is to keep their publications.
 //!
-//! A publication and its place in its channel's stream are one: what is heard has an offset, and offsets
-//! have no holes. Whoever publishes is told what became of it, and whoever has missed something can read
-//! it.
+//! A publication is stored and published in one step: every publication has an offset, and offsets have no
+//! gaps. The publisher gets the result, and a subscriber that missed publications can read them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +21,18 @@ use crate::protocol::channel::ChannelName;
 /// A broker that keeps streams.
 #[async_trait]
 pub(crate) trait Streams: Broker {
-    /// Waits until what is published on `channel` from now on is certainly heard here. `channel` has to be
-    /// wished for.
+    /// Waits until the subscription of `channel` is confirmed. It has to be
+    /// [requested](Broker::subscribe) before.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] if the wish was taken back, or the broker has stopped.
+    /// [`Unavailable`] if the channel was unsubscribed, or the broker has stopped.
     async fn subscribed(&self, channel: &ChannelName) -> Result<(), Unavailable>;
 
     /// Which of several independent servers carries `channel`; see [`Deliver::interrupted`](crate::broker::Deliver::interrupted).
     fn shard(&self, channel: &ChannelName) -> Shard;
 
-    /// Publishes an event of a channel and waits for what becomes of it.
+    /// Publishes an event of a channel and waits for the result.
     ///
     /// What one task publishes to a channel by this and by [`publish`](Broker::publish) stays in order.
     ///
@@ -43,38 +42,38 @@ pub(crate) trait Streams: Broker {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open whether the event is published.
+    /// After dropping this future it is unknown whether the event is published.
     async fn store(&self, store: Store) -> Result<Stored, StoreError>;
 
-    /// Reads a channel's stream. Begins one if there is none, so that there is a position to come back to.
+    /// Reads a channel's stream. Returns a position to recover from even if there is no stream yet.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: try again.
+    /// [`Unavailable`]: retry.
     async fn history(&self, ask: Ask) -> Result<Page, Unavailable>;
 
-    /// Drops what the stream of `channel` has kept.
+    /// Removes all publications from the stream of `channel`.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: it may have been dropped all the same.
+    /// [`Unavailable`]: they may have been removed.
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable>;
 }
 
-/// An event of a channel on its way.
+/// An event of a channel to publish.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     pub(crate) channel: ChannelName,
-    /// What comes behind the position on the wire; see [`envelope`](crate::protocol::envelope).
+    /// What follows the position on the wire; see [`envelope`](crate::protocol::envelope).
     pub(crate) body: Bytes,
-    /// `None`: it is published and not kept.
+    /// `None`: it is published and not stored.
     pub(crate) retention: Option<Retention>,
-    /// Two with one key within its time are published once.
+    /// Two with the same key within its lifetime are published once.
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) until: Until,
 }
 
-/// What makes a repeated publication known.
+/// The key by which a repeated publication is detected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Idempotency {
     /// Chosen by the application, for each channel.
@@ -83,23 +82,23 @@ pub(crate) struct Idempotency {
     pub(crate) ttl: Duration,
 }
 
-/// How far a publication has to get before it counts as published.
+/// When a publication counts as published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// The broker has it.
+    /// Once the broker's server has it.
     Stored,
-    /// A replica of the broker's server has it too.
+    /// Once a replica of the broker's server has it too.
     Replicated,
 }
 
-/// What became of a publication.
+/// The result of a publication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stored {
-    /// Its place in the stream, if it is kept.
+    /// Its position in the stream, if it is stored.
     pub(crate) position: Option<Position>,
 }
 
-/// Which part of which channel's stream is wanted.
+/// A request for a part of a channel's stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
     pub(crate) channel: ChannelName,
@@ -107,32 +106,32 @@ pub(crate) struct Ask {
     pub(crate) query: Query,
 }
 
-/// The broker cannot do it now.
+/// The broker cannot be used now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the broker is not available: {0}")]
 pub(crate) struct Unavailable(pub(crate) String);
 
-/// Why a publication is not, or not certainly, published.
+/// Why a publication failed, or its result is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// It is not: the broker could not take it in time. A later attempt may succeed.
-    #[error("the broker could not take it in time")]
+    /// Not published: the publish queue was full, or Redis unavailable, for too long. A retry may succeed.
+    #[error("the broker did not accept the publication in time")]
     Expired,
-    /// It is not, and never can be.
-    #[error("it is larger than the broker takes")]
+    /// Not published, and a retry fails too.
+    #[error("the publication is larger than the broker accepts")]
     TooLarge,
-    /// It is not: the broker's server does not want it.
-    #[error("the broker refused it: {0}")]
+    /// Not published: the broker's server rejected it.
+    #[error("the broker rejected the publication: {0}")]
     Refused(String),
-    /// It is not: the node stops.
+    /// Not published: the node is stopping.
     #[error("the broker has stopped")]
     Stopped,
-    /// It may have been stored and delivered: the connection broke, or the answer took too long. With an
-    /// idempotency key it is safe to try again.
-    #[error("the broker did not answer: it may have been stored")]
+    /// It may have been stored and delivered: the connection broke, or the reply took too long. With an
+    /// idempotency key it is safe to retry.
+    #[error("the broker did not reply: the publication may have been stored")]
     MayBeStored,
     /// It is stored and delivered, but no replica has confirmed it in time.
-    #[error("it is stored, but no replica has confirmed it in time")]
+    #[error("the publication is stored, but no replica has confirmed it in time")]
     NotReplicated,
 }
 

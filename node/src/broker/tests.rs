@@ -16,7 +16,7 @@ use crate::broker::history::Retention;
 use crate::broker::history::testing::everything;
 use crate::config::Config;
 use crate::protocol::Position;
-use crate::redis::testing::PATIENCE;
+use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
 
 mod demoted;
@@ -77,7 +77,7 @@ impl Recorder {
                 changed.await;
             }
         };
-        match time::timeout(PATIENCE, enough).await {
+        match time::timeout(DEADLINE, enough).await {
             Ok(publications) => publications,
             Err(_) => panic!("{} of {count} on {channel}", self.on(channel).len()),
         }
@@ -148,7 +148,7 @@ impl Setup {
                 time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let met = time::timeout(PATIENCE, poll).await;
+        let met = time::timeout(DEADLINE, poll).await;
         assert!(
             met.is_ok(),
             "{:?}\n{}",
@@ -185,7 +185,7 @@ impl Setup {
     async fn stop(mut self) {
         self.shutdown.cancel();
         let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
-        time::timeout(PATIENCE, ended)
+        time::timeout(DEADLINE, ended)
             .await
             .expect("a task goes on");
     }
@@ -244,7 +244,7 @@ macro_rules! same_on_both {
 
 same_on_both! {
     what_is_published_comes_back_unchanged_and_in_order,
-    channels_keep_their_order_whatever_their_lane,
+    channels_keep_their_order_whatever_their_queue,
     only_wanted_channels_come,
     the_last_wish_holds,
     stopping_publishes_what_was_accepted,
@@ -350,7 +350,7 @@ async fn what_is_published_comes_back_unchanged_and_in_order(setup: Setup) {
     setup.stop().await;
 }
 
-async fn channels_keep_their_order_whatever_their_lane(setup: Setup) {
+async fn channels_keep_their_order_whatever_their_queue(setup: Setup) {
     let channels: Vec<String> = (0..20).map(|number| format!("channel-{number}")).collect();
     let names: Vec<&str> = channels.iter().map(String::as_str).collect();
     setup.subscribe(&names).await;

@@ -1,17 +1,18 @@
-//! Channel clients, whatever their transport: what they ask for, what they are told, and for how long.
+//! Channel clients, for every transport: their commands, subscriptions, replies and expiry.
 //!
 //! ```text
-//! transport ─ bytes ─▶ Commands ─▶ ChannelClient ─▶ state, access (decide) ─▶ feeds, presence, hooks (wait)
-//!           ◀─ member ◀─ replies ◀──────┘                            hub ◀─ feed
+//! transport ─ bytes ─▶ Commands ─▶ ChannelClient ─▶ state, access (decide) ─▶ streams, presence, hooks (wait)
+//!           ◀─ member ◀─ replies ◀──────┘                            hub ◀─ stream
 //! ```
-//! A transport makes a client with the [`Member`](crate::hub::Member) that takes what it is sent, hands in the bytes that it
-//! sends ([`Commands::push`]) and drops [`Admitted`] when the connection is gone. One task
-//! ([`ChannelClients::run`]) looks at all clients: it pings them, and ends what has expired.
+//! A transport creates a client with the [`Member`](crate::hub::Member) that receives its output, passes on the bytes that
+//! the client sends ([`Commands::push`]) and drops [`Admitted`] when the connection has ended. One task
+//! ([`ChannelClients::run`]) visits all clients: it pings them, and ends connections and subscriptions that have expired.
 //!
-//! Owns no wire. What decides is plain ([`state`], [`access`], [`beat`]); what waits is around it.
+//! Owns no transport. Decisions are plain types ([`state`], [`access`], [`keepalive`]), with the asynchronous work around
+//! them.
 //!
-//! Invariant: the commands of one client about one channel are carried out one after the other, in their order; others run
-//! at the same time, within a limit ([`Commands`]).
+//! Invariant: the commands of one client about one channel are executed one after the other, in order; others run
+//! concurrently, within a limit ([`Commands`]).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,35 +32,35 @@ use crate::hooks::Hooks;
 use crate::hub::outbox::Queued;
 use crate::hub::roster::Roster;
 use crate::lifecycle::Lifecycle;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Metrics;
 use crate::protocol::instance::Instance;
-use crate::stream::Feeds;
+use crate::stream::ChannelStreams;
 
 mod access;
-mod beat;
+mod channel_map;
 mod client;
 mod command_rate;
 mod failure;
 mod for_hooks;
-mod news;
-mod places;
+mod join_leave;
+mod keepalive;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use beat::Direction;
 pub(crate) use client::Admitted;
 pub(crate) use client::Commands;
 pub(crate) use client::Origin;
-pub(crate) use news::news;
+pub(crate) use join_leave::join_leave_queue;
+pub(crate) use keepalive::Direction;
 
-use state::Word;
+use state::AuthSource;
 
-/// What every channel client of this node shares.
+/// The components that all channel clients of this node share.
 pub(crate) struct ChannelClients {
     config: Live<config::Channels>,
-    feeds: Arc<Feeds>,
+    streams: Arc<ChannelStreams>,
     instance: Instance,
     presence: Arc<Presence>,
     directory: Arc<Directory>,
@@ -69,61 +70,61 @@ pub(crate) struct ChannelClients {
     lifecycle: Option<Arc<Lifecycle>>,
     metrics: Arc<Metrics>,
     roster: Arc<Roster<client::RosterEntry>>,
-    /// For the log lines about tokens that are refused.
-    refused_tokens: Pace,
-    /// Orders that are carried out, and what was asked for because something expired.
-    errands: TaskTracker,
-    /// What the clients' rates are counted from.
+    /// Throttles the log line about rejected tokens.
+    refused_tokens: Throttle,
+    /// Runs control commands, messages of HTTP clients, and the handling of expiry.
+    background_tasks: TaskTracker,
+    /// The start of the clock for the clients' rate limits.
     started: Instant,
 }
 
-/// What they share, in order of the flow.
-pub(crate) struct Parts {
+/// The arguments of [`ChannelClients::new`].
+pub(crate) struct Components {
     pub(crate) config: config::Channels,
-    pub(crate) feeds: Arc<Feeds>,
+    pub(crate) streams: Arc<ChannelStreams>,
     pub(crate) instance: Instance,
     pub(crate) presence: Arc<Presence>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) hooks: Arc<Hooks>,
     pub(crate) values: Arc<Values>,
-    /// `None`: there are no lifecycle events.
+    /// `None`: lifecycle events are off.
     pub(crate) lifecycle: Option<Arc<Lifecycle>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl ChannelClients {
-    /// Nobody yet.
-    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+    /// Creates the shared state, without clients.
+    pub(crate) fn new(components: Components) -> Arc<Self> {
         Arc::new(Self {
-            config: Live::new(parts.config),
-            feeds: parts.feeds,
-            instance: parts.instance,
-            presence: parts.presence,
-            directory: parts.directory,
-            verifier: parts.verifier,
-            hooks: parts.hooks,
-            values: parts.values,
-            lifecycle: parts.lifecycle,
-            metrics: parts.metrics,
+            config: Live::new(components.config),
+            streams: components.streams,
+            instance: components.instance,
+            presence: components.presence,
+            directory: components.directory,
+            verifier: components.verifier,
+            hooks: components.hooks,
+            values: components.values,
+            lifecycle: components.lifecycle,
+            metrics: components.metrics,
             roster: Roster::new(),
-            refused_tokens: Pace::default(),
-            errands: TaskTracker::new(),
+            refused_tokens: Throttle::default(),
+            background_tasks: TaskTracker::new(),
             started: Instant::now(),
         })
     }
 
-    /// Replaces the settings; existing subscriptions keep those they began with.
+    /// Replaces the settings; existing subscriptions keep the earlier ones.
     pub(crate) fn reload(&self, config: config::Channels) {
         self.config.set(config);
     }
 
-    /// Pings clients and ends what has expired. After `shutdown`, sends everyone away over `spread`, waits
-    /// for what is being done for them, and returns.
+    /// Pings clients and ends what has expired. After `shutdown`, disconnects all clients over `spread`, waits for
+    /// background tasks, and returns.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends nothing: clients are no longer looked at.
+    /// Dropping this future disconnects no client: they are no longer pinged, and nothing expires.
     pub(crate) async fn run(
         self: Arc<Self>,
         pings: Vec<config::Ping>,
@@ -131,38 +132,38 @@ impl ChannelClients {
         shutdown: CancellationToken,
     ) {
         client::sweep(&self, &pings, shutdown).await;
-        self.roster.send_all_away(spread).await;
-        self.errands.close();
-        self.errands.wait().await;
+        self.roster.disconnect_all(spread).await;
+        self.background_tasks.close();
+        self.background_tasks.wait().await;
     }
 
-    /// Clients for which something waits.
+    /// Clients with queued output.
     pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
         self.roster.queued()
     }
 
-    /// The clients for which most waits, the slowest first.
+    /// The clients with most queued output, the slowest first.
     pub(crate) fn slowest(&self, count: usize) -> Vec<Slowness> {
         self.roster.slowest(count)
     }
 }
 
-/// How far a client is behind.
+/// The backlog of a slow client.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Slowness {
     pub(crate) client: String,
     pub(crate) user: String,
     pub(crate) transport: &'static str,
-    /// What waits for it.
+    /// What is queued for it.
     pub(crate) bytes_queued: usize,
 }
 
-/// This machine's clock, in UNIX seconds.
+/// The system clock, in UNIX seconds.
 fn unix_seconds() -> u64 {
     unix_time().as_secs()
 }
 
-/// This machine's clock, in UNIX milliseconds.
+/// The system clock, in UNIX milliseconds.
 fn unix_milliseconds() -> i64 {
     i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX)
 }
@@ -172,14 +173,14 @@ fn unix_time() -> std::time::Duration {
     since.unwrap_or_default()
 }
 
-/// What a reply says of `expire_at`: whether the client has to bring a newer token, and within how many seconds.
+/// The fields `expires` and `ttl` of a reply: whether the client has to send a newer token, and within how many seconds.
 ///
-/// What a hook granted is prolonged by the node: its client is told of no end. An SDK that was told of one and has no
-/// way to get a token would end for good.
-fn time_left(expire_at: Option<u64>, word: Word) -> (bool, u32) {
-    match (expire_at, word) {
-        (None, _) | (_, Word::Hook) => (false, 0),
-        (Some(at), Word::Token) => {
+/// What a hook has granted is renewed by the node, so its client is told of no expiry: an SDK that is told of one but
+/// cannot get a token would disconnect for good.
+fn time_left(expire_at: Option<u64>, auth_source: AuthSource) -> (bool, u32) {
+    match (expire_at, auth_source) {
+        (None, _) | (_, AuthSource::Hook) => (false, 0),
+        (Some(at), AuthSource::Token) => {
             let left = at.saturating_sub(unix_seconds());
             (true, u32::try_from(left).unwrap_or(u32::MAX))
         }
@@ -191,18 +192,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_told_of_the_end_of_what_it_has_a_token_for_alone() {
-        for (expire_at, word, expected) in [
-            (None, Word::Token, (false, 0)),
-            (None, Word::Hook, (false, 0)),
-            (Some(u64::MAX), Word::Token, (true, u32::MAX)),
-            (Some(u64::MAX), Word::Hook, (false, 0)),
-            (Some(1), Word::Token, (true, 0)),
+    fn a_client_is_told_of_the_expiry_of_tokens_only() {
+        for (expire_at, auth_source, expected) in [
+            (None, AuthSource::Token, (false, 0)),
+            (None, AuthSource::Hook, (false, 0)),
+            (Some(u64::MAX), AuthSource::Token, (true, u32::MAX)),
+            (Some(u64::MAX), AuthSource::Hook, (false, 0)),
+            (Some(1), AuthSource::Token, (true, 0)),
         ] {
             assert_eq!(
-                time_left(expire_at, word),
+                time_left(expire_at, auth_source),
                 expected,
-                "{expire_at:?} {word:?}"
+                "{expire_at:?} {auth_source:?}"
             );
         }
     }

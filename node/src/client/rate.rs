@@ -1,7 +1,7 @@
-//! How fast one client may send: a token bucket in eight bytes, time passed in.
+//! A rate limit for one client: a token bucket in eight bytes, time passed in.
 //!
-//! The state is the moment at which the bucket is full again (the generic cell rate algorithm): a message
-//! moves it on by the time that a token takes, and may not move it further ahead than a burst.
+//! The state is the moment at which the bucket is full again (the generic cell rate algorithm): a message advances it by
+//! the time that a token takes, and may not advance it further than a burst into the future.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -11,10 +11,10 @@ use crate::config::PublishRate;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Whether a message at `now`, counted from any fixed moment, that takes `cost` tokens is within `rate`. Only one that is
-/// counts. One that takes more than a burst takes a whole one.
+/// Whether a message at `now`, counted from any fixed moment, that takes `cost` tokens is within `rate`. A message over the
+/// rate takes no tokens. The cost is at most a burst.
 ///
-/// `full_at` is the client's state in nanoseconds, 0 at first.
+/// `full_at` is the client's state in nanoseconds, initially 0.
 pub(crate) fn admit(full_at: &AtomicU64, rate: PublishRate, cost: u32, now: Duration) -> bool {
     let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let token = SECOND / u64::from(rate.per_second.max(1));
@@ -57,14 +57,14 @@ mod tests {
     }
 
     #[test]
-    fn a_long_silence_saves_no_more_than_a_burst() {
+    fn a_long_pause_saves_no_more_than_a_burst() {
         let state = AtomicU64::new(0);
         admitted(&state, 3, Duration::ZERO);
         assert_eq!(admitted(&state, 9, Duration::from_secs(3600)), 3);
     }
 
     #[test]
-    fn what_is_refused_costs_nothing() {
+    fn a_rejected_message_takes_no_tokens() {
         let state = AtomicU64::new(0);
         admitted(&state, 1000, Duration::ZERO);
         assert_eq!(admitted(&state, 5, Duration::from_millis(300)), 3);

@@ -1,9 +1,10 @@
-//! One client, whatever its transport: its membership, the rules for what it sends, and where that goes.
+//! One client of a relay, echo or test endpoint, for every transport: its membership, the limits for its messages, and
+//! where they are published.
 //!
-//! Owns no wire. A transport or a session makes one with the [`Member`] that takes the client's messages,
-//! hands in what the client sends, and closes the connection if told so.
+//! Owns no transport. A transport or a session creates a client with the [`Member`] that receives its output, passes on
+//! what the client sends, and closes the connection if a call returns a [`Disconnect`].
 //!
-//! Invariant: what one client sends is passed on in the order of the calls, one call after the other.
+//! Invariant: the messages of one client are published in the order of the calls, one call after the other.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -20,7 +21,7 @@ use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::hub::Hub;
 use crate::hub::Member;
-use crate::hub::Membership;
+use crate::hub::Subscriber;
 use crate::hub::outbox::QueueOutbox;
 use crate::metrics::Counted;
 use crate::metrics::Metrics;
@@ -37,12 +38,12 @@ pub(crate) use ticker::tick;
 
 pub(crate) use crate::protocol::frame::websocket::MessageKind;
 
-/// What every client of this node shares.
+/// The components that all such clients of this node share.
 pub(crate) struct Clients {
     pub(crate) hub: Arc<Hub>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) metrics: Arc<Metrics>,
-    /// What the clients' rates are counted from.
+    /// The start of the clock for the clients' rate limits.
     started: Instant,
     /// The channel of endpoints with `mode: ticker`.
     ticker: ChannelName,
@@ -54,32 +55,32 @@ pub(crate) struct Client {
     endpoint: Arc<Endpoint>,
     member: Member,
     rate: AtomicU64,
-    _membership: Option<Membership>,
+    _subscriber: Option<Subscriber>,
     _counted: Counted,
 }
 
-/// What became of a message.
+/// The result of handling a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It is on its way.
+    /// It is handled.
     Done,
-    /// There is no room at the moment. Hand the message to [`Client::wait_for_room`], and nothing else
-    /// of this client before that is done.
+    /// The broker's queue is full. The caller has to pass the message to [`Client::wait_for_room`], and no other message of
+    /// this client before that is done.
     NoRoom(Bytes),
 }
 
-/// How long messages that came in one piece wait for room, one after the other.
+/// How long the messages of one read may wait for room in the broker's queue, together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// As long as the broker lets a publication wait.
-    Left,
-    /// Not at all: the broker has given one up. Those behind it go at once or are dropped, so that their
-    /// client is not left unread for as many times as it sent messages.
+pub(crate) enum WaitBudget {
+    /// As long as the broker lets one publication wait.
+    Full,
+    /// Not at all: one has timed out. Those after it are published at once or dropped, so that reading from the client is
+    /// not paused for one timeout per message.
     Spent,
 }
 
 impl Clients {
-    /// Ties hub and broker together for the clients.
+    /// Creates the shared state.
     pub(crate) fn new(hub: Arc<Hub>, broker: Arc<dyn Broker>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             hub,
@@ -90,14 +91,14 @@ impl Clients {
         })
     }
 
-    /// A client of `endpoint` that hears its channel from now on, through `member`.
+    /// Creates a client of `endpoint`, which receives its channel's publications from now on through `member`.
     pub(crate) fn connect(
         self: &Arc<Self>,
         endpoint: Arc<Endpoint>,
         transport: Transport,
         member: Member,
     ) -> Client {
-        let membership = match &endpoint.mode {
+        let subscriber = match &endpoint.mode {
             Mode::Relay { channel } => Some(self.hub.join(channel, member.clone())),
             Mode::Ticker => Some(self.hub.join(&self.ticker, member.clone())),
             Mode::Echo | Mode::Close | Mode::Amplify | Mode::Channels => None,
@@ -107,23 +108,23 @@ impl Clients {
             endpoint,
             member,
             rate: AtomicU64::new(0),
-            _membership: membership,
+            _subscriber: subscriber,
             _counted: self.metrics.client(transport),
         }
     }
 }
 
 impl Client {
-    /// What counts it.
+    /// The metrics that count it.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.clients.metrics
     }
 
-    /// Takes a message of the client, if that is possible without waiting.
+    /// Handles a message of the client, if that is possible without waiting.
     ///
     /// # Errors
     ///
-    /// The client broke a rule of its endpoint and is to be sent away.
+    /// The client has violated a limit of its endpoint and has to be disconnected.
     pub(crate) fn try_message(
         &self,
         data: &[u8],
@@ -140,9 +141,9 @@ impl Client {
                 self.echo(&amplified(data), MessageKind::Text);
                 Ok(Taken::Done)
             }
-            Mode::Close | Mode::Ticker | Mode::Channels => Ok(Taken::Done), // Nobody hears it.
+            Mode::Close | Mode::Ticker | Mode::Channels => Ok(Taken::Done), // Ignored.
             Mode::Relay { channel } => {
-                // A copy: what waits in a lane must not keep the whole read that it came with.
+                // A copy, so that a queued publication does not keep the whole read in memory.
                 let data = Bytes::copy_from_slice(data);
                 match self.clients.broker.try_publish(channel, data) {
                     Ok(()) => Ok(Taken::Done),
@@ -152,14 +153,13 @@ impl Client {
         }
     }
 
-    /// Publishes what [`try_message`](Self::try_message) found no room for, as soon as there is some.
+    /// Publishes a message that [`try_message`](Self::try_message) found no room for, as soon as there is some.
     ///
-    /// What the broker gives up on is counted and logged there; the client stays, and its `patience` is
-    /// spent.
+    /// A timeout is counted and logged by the broker; the client stays connected, and its `wait_budget` is spent.
     ///
     /// # Errors
     ///
-    /// The client is to be sent away: its message can never be published.
+    /// The message can never be published, and the client has to be disconnected.
     ///
     /// # Cancel safety
     ///
@@ -167,32 +167,32 @@ impl Client {
     pub(crate) async fn wait_for_room(
         &self,
         data: Bytes,
-        patience: &mut Patience,
+        wait_budget: &mut WaitBudget,
     ) -> Result<(), Disconnect> {
         let Mode::Relay { channel } = &self.endpoint.mode else {
             return Ok(());
         };
         let publish = self.clients.broker.publish(channel, data);
-        let published = match patience {
-            Patience::Left => publish.await,
-            // One look; what is dropped by it the broker counts as well.
-            Patience::Spent => publish.now_or_never().unwrap_or(Err(PublishError::Expired)),
+        let published = match wait_budget {
+            WaitBudget::Full => publish.await,
+            // Polled once; if that drops the message, the broker counts it.
+            WaitBudget::Spent => publish.now_or_never().unwrap_or(Err(PublishError::Expired)),
         };
         match published {
             Ok(()) | Err(PublishError::Stopped) => Ok(()),
             Err(PublishError::Expired) => {
-                *patience = Patience::Spent;
+                *wait_budget = WaitBudget::Spent;
                 Ok(())
             }
             Err(PublishError::TooLarge) => Err(Disconnect::TOO_LARGE),
         }
     }
 
-    /// Takes a message of the client and waits for room if there is none.
+    /// Handles a message of the client, and waits for room if there is none.
     ///
     /// # Errors
     ///
-    /// The client broke a rule of its endpoint and is to be sent away.
+    /// The client has violated a limit of its endpoint and has to be disconnected.
     ///
     /// # Cancel safety
     ///
@@ -201,39 +201,38 @@ impl Client {
         &self,
         data: Bytes,
         kind: MessageKind,
-        patience: &mut Patience,
+        wait_budget: &mut WaitBudget,
     ) -> Result<(), Disconnect> {
         match self.try_message(&data, kind, Instant::now())? {
             Taken::Done => Ok(()),
-            Taken::NoRoom(data) => self.wait_for_room(data, patience).await,
+            Taken::NoRoom(data) => self.wait_for_room(data, wait_budget).await,
         }
     }
 
-    /// Takes text messages that came in one piece, in order, and waits where there is no room.
+    /// Handles the text messages of one request, in order, and waits for room if there is none.
     ///
-    /// What they echo goes back in one piece too: the client cannot have read any of it in between, so
-    /// that it is one of many must not make it slow.
+    /// Echoes are queued at once too: the client cannot read any in between, so their number must not make it slow.
     ///
     /// # Errors
     ///
-    /// The client broke a rule of its endpoint and is to be sent away. What stands before is taken.
+    /// The client has violated a limit of its endpoint and has to be disconnected. Earlier messages are handled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the messages that were not taken yet.
+    /// Dropping this future drops the messages that were not handled yet.
     pub(crate) async fn on_messages(&self, messages: Vec<String>) -> Result<(), Disconnect> {
         if let (Mode::Echo, Member::Queue(outbox)) = (&self.endpoint.mode, &self.member) {
             return self.echo_all(outbox, &messages);
         }
-        let mut patience = Patience::Left;
+        let mut wait_budget = WaitBudget::Full;
         for message in messages {
-            let taken = self.on_message(message.into(), MessageKind::Text, &mut patience);
+            let taken = self.on_message(message.into(), MessageKind::Text, &mut wait_budget);
             taken.await?;
         }
         Ok(())
     }
 
-    /// The rules that it lives by.
+    /// The endpoint that it uses.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
@@ -293,7 +292,7 @@ fn quoted(text: &str) -> Bytes {
     quoted.freeze()
 }
 
-/// Two to the power that the client names, of 1 to 18, in `x`; whatever else it says counts as 1.
+/// The letter `x`, 2 to the power of the number in the message times. The number is 1 to 18; anything else counts as 1.
 fn amplified(power: &[u8]) -> Vec<u8> {
     let power = std::str::from_utf8(power).ok();
     let power = power.and_then(|power| power.trim().parse().ok());

@@ -1,16 +1,16 @@
 //! SockJS sessions over HTTP: one client behind many requests.
 //!
-//! [`State`] decides, [`Session`] binds it to an outbox and a client, [`Sessions`] finds them by
-//! their id. A transport asks a [`Receiver`] for frames and knows nothing else of a session. One
-//! sweeper looks after the delays of all sessions; none has a timer of its own.
+//! [`State`] decides, [`Session`] connects it to an outbox and a client, [`Sessions`] finds sessions by id. A transport
+//! takes frames from a [`Receiver`] and uses nothing else of a session. One sweeper handles the delays of all sessions;
+//! none has a timer of its own.
 //!
-//! A session's id is its client's choice, and nothing else tells who speaks. Whoever knows one may send as
-//! that client, and between two receivers take its messages or end it; while a receiver is attached, another
-//! one hears nothing. sockjs-client draws from 2^40 ids, an id is of one endpoint alone, and a guess at a
-//! receiver's URL that misses opens a session, of which an address has not many (`quota`).
+//! A session's id is chosen by its client and is the only authentication. A client that knows another one's id can send as
+//! that client, and between two receivers take its messages or end the session; while a receiver is attached, another one
+//! gets nothing. sockjs-client chooses among 2^40 ids, an id is valid for one endpoint only, and a wrong guess at a
+//! receiver's URL opens a session, of which an address may have only a few (`quota`).
 //!
-//! Invariant: a session that takes no more messages has left the hub, or does so as soon as it has handed
-//! on those that it took before.
+//! Invariant: a session that accepts no more messages has left the hub, or does so as soon as it has passed on those that it
+//! accepted before.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,7 +42,7 @@ pub(crate) use table::SessionsConfig;
 pub(crate) use table::sweep;
 
 use quota::Full;
-use quota::Place;
+use quota::Permit;
 use state::Attach;
 use state::Detach;
 use state::Inbound;
@@ -53,13 +53,13 @@ use state::Tick;
 /// One client over HTTP, with or without a receiver.
 pub(crate) struct Session {
     state: Mutex<State>,
-    place: Place,
+    permit: Permit,
     outbox: Arc<QueueOutbox>,
-    /// What holds the client in the hub; taken when the session ends.
+    /// Keeps the client in the hub; taken when the session ends.
     client: Mutex<Option<Arc<Client>>>,
-    /// Held by the request whose messages are being handed on, so that requests do not mix.
+    /// Held by the request whose messages are being passed on, so that those of several requests do not interleave.
     sending: tokio::sync::Mutex<()>,
-    /// Tells the receiver that the state changed; the outbox tells of messages itself.
+    /// Notifies the receiver that the state has changed; the outbox notifies it of messages.
     changed: Notify,
     metrics: Arc<Metrics>,
 }
@@ -73,14 +73,14 @@ pub(crate) enum Frame {
     Messages(Vec<Bytes>),
     /// The session is alive.
     Heartbeat,
-    /// The session is over; nothing comes after it.
+    /// The session is over; no frame follows.
     Close(Disconnect),
 }
 
-/// What became of messages that a client sent.
+/// The result of sending messages to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// They were handed on, or dropped because a close frame waits for the client.
+    /// They were passed on, or dropped because the session is closing.
     Taken,
     /// There is no such session.
     Unknown,
@@ -89,14 +89,14 @@ pub(crate) enum Sent {
 impl Session {
     fn new(
         config: &SessionsConfig,
-        place: Place,
+        permit: Permit,
         outbox: Arc<QueueOutbox>,
         client: Arc<Client>,
         now: Instant,
     ) -> Self {
         Self {
             state: Mutex::new(State::new(config.delays, now)),
-            place,
+            permit,
             outbox,
             client: Mutex::new(Some(client)),
             sending: tokio::sync::Mutex::default(),
@@ -105,14 +105,14 @@ impl Session {
         }
     }
 
-    /// Closes the session, the first reason stays: its receiver gets what is queued and the reason.
+    /// Closes the session: its receiver gets what is queued, and the reason. The first reason stays.
     pub(crate) fn close(&self, disconnect: Disconnect) {
         let disconnect = {
-            // Both under the lock, so that what is queued is known to the receiver that meets the reason.
+            // Both under the lock, so that the receiver gets what is queued before the reason.
             let mut state = self.state.lock();
             let disconnect = match self.outbox.close() {
                 Closed::Whole => disconnect,
-                Closed::Slow => Disconnect::SLOW, // Whoever closes it: messages are lost.
+                Closed::Slow => Disconnect::SLOW, // Whatever the reason: messages are lost.
             };
             state.close(disconnect);
             disconnect
@@ -120,7 +120,7 @@ impl Session {
         if let Some(client) = self.take_client() {
             if let Some(bytes_queued) = self.outbox.slow_bytes() {
                 logging::slow_client(&SlowClient {
-                    client: &self.place.address().to_string(),
+                    client: &self.permit.address().to_string(),
                     user: "",
                     endpoint: &client.endpoint().path,
                     transport: Transport::SockjsHttp.as_str(),
@@ -132,12 +132,11 @@ impl Session {
         self.changed.notify_one();
     }
 
-    /// Hands messages of the client on, in order, and waits while the broker has no room, until it gives
-    /// one up.
+    /// Passes on messages of the client, in order, and waits while the broker's queue is full, until one times out.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the messages that were not handed on yet.
+    /// Dropping this future drops the messages that were not passed on yet.
     async fn send(&self, messages: Vec<String>) -> Sent {
         let _turn = self.sending.lock().await;
         match self.state.lock().inbound() {
@@ -146,7 +145,7 @@ impl Session {
             Inbound::Unknown => return Sent::Unknown,
         }
         let Some(client) = self.client.lock().clone() else {
-            return Sent::Taken; // It closes at this moment.
+            return Sent::Taken; // The session closes at this moment.
         };
         if let Err(disconnect) = client.on_messages(messages).await {
             if disconnect == Disconnect::TOO_LARGE {
@@ -159,7 +158,7 @@ impl Session {
         Sent::Taken
     }
 
-    /// Looks at the clock and at the outbox; `true` when the session is over.
+    /// Handles the delays and a slow client; `true` when the session is over.
     fn is_over(&self, now: Instant) -> bool {
         if self.outbox.is_slow() {
             self.close(Disconnect::SLOW);
@@ -187,21 +186,21 @@ impl Session {
         match next {
             Next::Open => Some(Frame::Open),
             Next::Messages => match self.outbox.take(usize::MAX) {
-                // It has become slow at this moment, and what was queued is gone.
+                // The outbox has become slow at this moment, and its messages are dropped.
                 none if none.is_empty() => self.next(now),
                 messages => Some(Frame::Messages(messages)),
             },
             Next::Heartbeat => Some(Frame::Heartbeat),
             Next::Close(disconnect) => Some(Frame::Close(disconnect)),
             Next::Wait => {
-                self.place.receiver_waits();
+                self.permit.receiver_waits();
                 None
             }
         }
     }
 
     fn detach(&self, how: Detach, now: Instant) {
-        self.place.receiver_left();
+        self.permit.receiver_left();
         let mut state = self.state.lock();
         state.detach(how, now);
         if state.is_interrupted() {
@@ -217,12 +216,12 @@ impl Session {
 }
 
 impl Queued for Session {
-    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
-        self.outbox.each_queued(look);
+    fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
+        self.outbox.each_queued(visit);
     }
 
     fn shed(&self) {
-        self.outbox.give_up();
+        self.outbox.drop_as_slow();
         self.close(Disconnect::SLOW);
     }
 }
@@ -252,17 +251,17 @@ impl Receiver {
                 return frame;
             }
             tokio::select! {
-                // Both keep a wake-up that comes between the look above and here.
+                // Both store a notification that arrives after the check above.
                 () = self.session.changed.notified() => {}
                 () = self.session.outbox.wait() => {}
             }
         }
     }
 
-    /// Ends the answer in order: the client will come for more.
+    /// Ends the response in order: the client will send another request.
     pub(crate) fn finish(mut self) {
         self.finished = true;
-        self.session.detach(Detach::Answered, Instant::now());
+        self.session.detach(Detach::Finished, Instant::now());
     }
 }
 

@@ -1,10 +1,10 @@
-//! What nodes have to tell each other, one by one: orders for clients, and questions.
+//! Messages between single nodes: control commands for clients, and requests.
 //!
-//! Every node hears a channel of its own, by the broker like any other. An order goes to the nodes that
-//! hold whom it is for, and to no others; each says what became of it, so whoever gave the order knows that
-//! it has arrived. What is for this node itself does not travel.
+//! Every node subscribes to a channel of its own, through the broker. A command is sent to the nodes that
+//! have its target, and to no others; each responds with the result, so the sender knows that it has
+//! arrived. A command for clients of this node is executed directly.
 //!
-//! [`Inbox`] is where the broker puts what came; it never waits. [`Control::run`] works it off.
+//! The broker puts received messages into the [`Inbox`], without waiting; [`Control::run`] handles them.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -28,13 +28,13 @@ use crate::broker::Broker;
 use crate::broker::Deliver;
 use crate::broker::PublishError;
 use crate::broker::Shard;
+use crate::cluster::directory::CommandResult;
+use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::Directory;
-use crate::cluster::directory::Given;
-use crate::cluster::directory::Order;
 use crate::cluster::directory::Target;
-use crate::cluster::registry::Away;
 use crate::cluster::registry::Node;
 use crate::cluster::registry::Registry;
+use crate::cluster::registry::Unavailable;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
@@ -47,95 +47,95 @@ mod message;
 pub(crate) use message::Channels;
 pub(crate) use message::Counts;
 
-use message::Answer;
 use message::Body;
 use message::Message;
-use message::Question;
+use message::Request;
+use message::Response;
 
-/// Messages of other nodes that wait. More are dropped, and counted.
+/// The most queued messages of other nodes. More are dropped, and counted.
 const INBOX_MESSAGES_MAX: usize = 4096;
 
-/// How long other nodes may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long other nodes may take to respond.
+const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// The most that one answer says of channels, so that it is a message like others: names and bytes of names.
+/// The most channels in one response, in number and in bytes of names, so that its size is that of other messages.
 const CHANNELS_MAX: usize = 5000;
 const CHANNEL_BYTES_MAX: usize = 256 << 10;
 
-/// Who knows which channels have subscribers on this node.
-pub(crate) trait Census: Send + Sync + 'static {
-    /// Shows each channel and how many subscribers it has here, in no order.
-    fn each(&self, show: &mut dyn FnMut(&str, u64));
+/// The channels that have subscribers on this node.
+pub(crate) trait ChannelCounts: Send + Sync + 'static {
+    /// Calls `visit` with each channel and its number of subscribers here, in no order.
+    fn each(&self, visit: &mut dyn FnMut(&str, u64));
 }
 
-/// Where messages of other nodes come in.
+/// Receives messages of other nodes.
 pub(crate) struct Inbox {
-    /// Whose publications belong here.
+    /// The channel of this node.
     channel: ChannelName,
     queue: mpsc::Sender<Bytes>,
     metrics: Arc<Metrics>,
 }
 
-/// Takes what is for this node alone out of what the broker brings, and hands on the rest.
-pub(crate) struct Sorter {
+/// Passes publications on the control channel to the inbox, and all others on.
+pub(crate) struct Demux {
     pub(crate) inbox: Inbox,
     pub(crate) rest: Arc<dyn Deliver>,
 }
 
-/// What an [`Inbox`] has taken, for [`Control::run`].
-pub(crate) struct Mail(mpsc::Receiver<Bytes>);
+/// The messages that an [`Inbox`] has accepted, for [`Control::run`].
+pub(crate) struct InboxReceiver(mpsc::Receiver<Bytes>);
 
-/// What a [`Control`] is made of.
-pub(crate) struct Parts {
+/// What a [`Control`] is built from.
+pub(crate) struct Components {
     pub(crate) registry: Arc<Registry>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) broker: Arc<dyn Broker>,
-    pub(crate) census: Arc<dyn Census>,
+    pub(crate) channel_counts: Arc<dyn ChannelCounts>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// The way to other nodes.
+/// Sends commands and requests to other nodes, and handles theirs.
 pub(crate) struct Control {
-    parts: Parts,
+    components: Components,
     started: Instant,
-    /// Questions that wait for answers.
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    /// Requests that await responses.
+    pending: Mutex<HashMap<u64, PendingRequest>>,
     next_number: AtomicU64,
 }
 
-struct Waiting {
-    /// Who has not answered yet.
-    silent: HashSet<Instance>,
-    answers: mpsc::Sender<(Instance, Answer)>,
+struct PendingRequest {
+    /// The nodes that have not responded yet.
+    missing: HashSet<Instance>,
+    responses: mpsc::Sender<(Instance, Response)>,
 }
 
-/// Why an order may not have reached all that it was for.
+/// Why a command may not have reached all of its targets.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Undelivered {
-    /// Nobody knows now where they are.
+pub(crate) enum ControlError {
+    /// The registry cannot tell now on which nodes they are.
     #[error(transparent)]
-    Away(#[from] Away),
+    Unavailable(#[from] Unavailable),
     /// It could not be sent.
-    #[error("the broker takes no messages")]
+    #[error("the broker accepts no messages")]
     Broker(#[from] PublishError),
-    /// It was sent. Giving the same order again does no harm.
-    #[error("{0} nodes did not answer in time")]
-    Silent(usize),
+    /// It was sent. Sending the same command again does no harm.
+    #[error("{0} nodes did not respond in time")]
+    NoResponse(usize),
 }
 
-/// An inbox for messages to `instance`, and what it takes.
-pub(crate) fn inbox(instance: Instance, metrics: Arc<Metrics>) -> (Inbox, Mail) {
-    let (queue, mail) = mpsc::channel(INBOX_MESSAGES_MAX);
+/// An inbox for messages to `instance`, and the receiver of its messages.
+pub(crate) fn inbox(instance: Instance, metrics: Arc<Metrics>) -> (Inbox, InboxReceiver) {
+    let (queue, receiver) = mpsc::channel(INBOX_MESSAGES_MAX);
     let channel = keys::control_channel(instance);
     let inbox = Inbox {
         channel,
         queue,
         metrics,
     };
-    (inbox, Mail(mail))
+    (inbox, InboxReceiver(receiver))
 }
 
-impl Deliver for Sorter {
+impl Deliver for Demux {
     fn deliver(&self, mut publications: Vec<Publication>) {
         let own = |publication: &mut Publication| publication.channel == self.inbox.channel;
         for publication in publications.extract_if(.., own) {
@@ -156,7 +156,7 @@ impl Deliver for Sorter {
 }
 
 impl Inbox {
-    /// Takes a message, or drops it if too many wait.
+    /// Queues a message, or drops it if the queue is full.
     fn put(&self, data: Bytes) {
         if self.queue.try_send(data).is_err() {
             self.metrics.dropped(DropReason::ControlFull, 1);
@@ -165,85 +165,100 @@ impl Inbox {
 }
 
 impl Control {
-    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+    pub(crate) fn new(components: Components) -> Arc<Self> {
         Arc::new(Self {
-            parts,
+            components,
             started: Instant::now(),
-            waiting: Mutex::default(),
+            pending: Mutex::default(),
             next_number: AtomicU64::new(0),
         })
     }
 
-    /// Works off what comes in until `shutdown`.
-    pub(crate) async fn run(self: Arc<Self>, mut mail: Mail, shutdown: CancellationToken) {
+    /// Handles incoming messages until `shutdown`.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut receiver: InboxReceiver,
+        shutdown: CancellationToken,
+    ) {
         let channel = keys::control_channel(self.instance());
-        self.parts.broker.subscribe(&channel);
+        self.components.broker.subscribe(&channel);
         loop {
             let data = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                data = mail.0.recv() => data,
+                data = receiver.0.recv() => data,
             };
             let Some(data) = data else { return };
             match Message::decode(data) {
-                Ok(message) => self.take(message).await,
+                Ok(message) => self.handle(message).await,
                 Err(error) => {
-                    debug!(%error, "a message of no node was dropped");
-                    self.parts.metrics.dropped(DropReason::ControlMalformed, 1);
+                    debug!(%error, "undecodable message on the control channel dropped");
+                    self.components
+                        .metrics
+                        .dropped(DropReason::ControlMalformed, 1);
                 }
             }
         }
     }
 
-    /// Hands `order` to all clients that it is for, on whatever nodes they are.
+    /// Sends `command` to all clients of `target`, on all nodes.
     ///
     /// # Errors
     ///
-    /// [`Undelivered`]: some may have it all the same.
-    pub(crate) async fn order(&self, target: Target, order: Order) -> Result<Given, Undelivered> {
+    /// [`ControlError`]: some clients may have received it.
+    pub(crate) async fn command(
+        &self,
+        target: Target,
+        command: ControlCommand,
+    ) -> Result<CommandResult, ControlError> {
         let nodes = self.holders(&target).await?;
-        let answers = self.ask(&nodes, Question::Give(target, order)).await?;
-        let mut given = Given::default();
-        for (_, answer) in answers.all()? {
-            if let Answer::Given(here) = answer {
-                given.taken += here.taken;
-                given.busy += here.busy;
+        let responses = self
+            .request_from(&nodes, Request::Command(target, command))
+            .await?;
+        let mut result = CommandResult::default();
+        for (_, response) in responses.all()? {
+            if let Response::CommandResult(here) = response {
+                result.accepted += here.accepted;
+                result.busy += here.busy;
             }
         }
-        Ok(given)
+        Ok(result)
     }
 
-    /// What each node holds. Nodes that do not answer are left out.
+    /// The counts of each node. Nodes that do not respond are left out.
     ///
     /// # Errors
     ///
-    /// [`Undelivered`]: nobody could be asked.
-    pub(crate) async fn counts(&self) -> Result<Vec<(Node, Counts)>, Undelivered> {
-        let nodes = self.parts.registry.nodes().await?;
+    /// [`ControlError`]: the requests could not be sent.
+    pub(crate) async fn counts(&self) -> Result<Vec<(Node, Counts)>, ControlError> {
+        let nodes = self.components.registry.nodes().await?;
         let instances: Vec<Instance> = nodes.iter().map(|node| node.instance).collect();
-        let answers = self.ask(&instances, Question::Counts).await?;
-        let counts = answers.given.into_iter().filter_map(|(instance, answer)| {
-            let node = nodes.iter().find(|node| node.instance == instance)?;
-            match answer {
-                Answer::Counts(counts) => Some((node.clone(), counts)),
-                _ => None,
-            }
-        });
+        let responses = self.request_from(&instances, Request::Counts).await?;
+        let counts = responses
+            .result
+            .into_iter()
+            .filter_map(|(instance, response)| {
+                let node = nodes.iter().find(|node| node.instance == instance)?;
+                match response {
+                    Response::Counts(counts) => Some((node.clone(), counts)),
+                    _ => None,
+                }
+            });
         Ok(counts.collect())
     }
 
-    /// The channels that have subscribers, on all nodes, and how many.
+    /// The channels that have subscribers, and their number over all nodes.
     ///
     /// # Errors
     ///
-    /// [`Undelivered`]: it is not known of all.
-    pub(crate) async fn channels(&self, pattern: &str) -> Result<Channels, Undelivered> {
-        let nodes = self.parts.registry.nodes().await?;
+    /// [`ControlError`]: a node did not respond.
+    pub(crate) async fn channels(&self, pattern: &str) -> Result<Channels, ControlError> {
+        let nodes = self.components.registry.nodes().await?;
         let instances: Vec<Instance> = nodes.iter().map(|node| node.instance).collect();
-        let question = Question::Channels(pattern.to_owned());
+        let request = Request::Channels(pattern.to_owned());
         let mut all = Channels::default();
-        for (_, answer) in self.ask(&instances, question).await?.all()? {
-            if let Answer::Channels(channels) = answer {
+        for (_, response) in self.request_from(&instances, request).await?.all()? {
+            if let Response::Channels(channels) = response {
                 all.is_cut |= channels.is_cut;
                 for (channel, subscribers) in channels.subscribers {
                     *all.subscribers.entry(channel).or_default() += subscribers;
@@ -253,9 +268,9 @@ impl Control {
         Ok(all)
     }
 
-    /// The living nodes that may hold whom an order is for.
-    async fn holders(&self, target: &Target) -> Result<Vec<Instance>, Undelivered> {
-        let registry = &self.parts.registry;
+    /// The live nodes that may have clients of `target`.
+    async fn holders(&self, target: &Target) -> Result<Vec<Instance>, ControlError> {
+        let registry = &self.components.registry;
         Ok(match target {
             Target::Client(client)
             | Target::ClientOf { client, .. }
@@ -270,107 +285,111 @@ impl Control {
         })
     }
 
-    async fn ask(&self, nodes: &[Instance], question: Question) -> Result<Answers, Undelivered> {
+    async fn request_from(
+        &self,
+        nodes: &[Instance],
+        request: Request,
+    ) -> Result<Responses, ControlError> {
         let others: HashSet<Instance> = nodes
             .iter()
             .copied()
             .filter(|instance| *instance != self.instance())
             .collect();
-        let mut given = Vec::with_capacity(nodes.len());
+        let mut result = Vec::with_capacity(nodes.len());
         if others.len() < nodes.len() {
-            given.push((self.instance(), self.answer(&question)));
+            result.push((self.instance(), self.respond_to(&request)));
         }
         if others.is_empty() {
-            return Ok(Answers { given, silent: 0 });
+            return Ok(Responses { result, missing: 0 });
         }
-        let (sender, mut answers) = mpsc::channel(others.len());
+        let (sender, mut responses) = mpsc::channel(others.len());
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting {
-            silent: others.clone(),
-            answers: sender,
+        let pending = PendingRequest {
+            missing: others.clone(),
+            responses: sender,
         };
-        self.waiting.lock().insert(number, waiting);
-        let asked = Asked {
+        self.pending.lock().insert(number, pending);
+        let guard = Pending {
             control: self,
             number,
         };
         let data = Message {
             from: self.instance(),
             number,
-            body: Body::Question(question),
+            body: Body::Request(request),
         }
         .encode();
         let sent = others.iter().map(|instance| async {
             let channel = keys::control_channel(*instance);
-            self.parts.broker.publish(&channel, data.clone()).await
+            self.components.broker.publish(&channel, data.clone()).await
         });
         for sent in join_all(sent).await {
             sent?;
         }
-        // The queue ends when all have answered.
+        // The queue ends when all have responded.
         let all = async {
-            while let Some(answer) = answers.recv().await {
-                given.push(answer);
+            while let Some(response) = responses.recv().await {
+                result.push(response);
             }
         };
-        let _ = time::timeout(PATIENCE, all).await; // Whoever is late is silent.
-        drop(asked);
-        let heard: HashSet<Instance> = given.iter().map(|(instance, _)| *instance).collect();
-        let silent = others.difference(&heard).count();
-        Ok(Answers { given, silent })
+        let _ = time::timeout(RESPONSE_WAIT_MAX, all).await; // Late nodes count as missing.
+        drop(guard);
+        let heard: HashSet<Instance> = result.iter().map(|(instance, _)| *instance).collect();
+        let missing = others.difference(&heard).count();
+        Ok(Responses { result, missing })
     }
 
-    async fn take(&self, message: Message) {
+    async fn handle(&self, message: Message) {
         match message.body {
-            Body::Answer(answer) => self.answered(message.from, message.number, answer),
-            Body::Question(question) => {
-                let answer = Message {
+            Body::Response(response) => self.received(message.from, message.number, response),
+            Body::Request(request) => {
+                let response = Message {
                     from: self.instance(),
                     number: message.number,
-                    body: Body::Answer(self.answer(&question)),
+                    body: Body::Response(self.respond_to(&request)),
                 };
                 let channel = keys::control_channel(message.from);
-                let publish = self.parts.broker.publish(&channel, answer.encode());
+                let publish = self.components.broker.publish(&channel, response.encode());
                 if let Err(error) = publish.await {
-                    debug!(%error, "an answer to another node was dropped");
+                    debug!(%error, "response to another node dropped");
                 }
             }
         }
     }
 
-    fn answered(&self, from: Instance, number: u64, answer: Answer) {
-        let mut waiting = self.waiting.lock();
-        let Some(question) = waiting.get_mut(&number) else {
-            return; // It came too late.
+    fn received(&self, from: Instance, number: u64, response: Response) {
+        let mut pending = self.pending.lock();
+        let Some(request) = pending.get_mut(&number) else {
+            return; // It is too late.
         };
-        // Each node once, so there is room.
-        if question.silent.remove(&from) {
-            let _ = question.answers.try_send((from, answer));
+        // Each node responds once, so there is room.
+        if request.missing.remove(&from) {
+            let _ = request.responses.try_send((from, response));
         }
-        if question.silent.is_empty() {
-            waiting.remove(&number);
+        if request.missing.is_empty() {
+            pending.remove(&number);
         }
     }
 
-    fn answer(&self, question: &Question) -> Answer {
-        match question {
-            Question::Give(target, order) => {
-                Answer::Given(self.parts.directory.give(target, order))
+    fn respond_to(&self, request: &Request) -> Response {
+        match request {
+            Request::Command(target, command) => {
+                Response::CommandResult(self.components.directory.execute(target, command))
             }
-            Question::Counts => Answer::Counts(self.own_counts()),
-            Question::Channels(pattern) => Answer::Channels(self.own_channels(pattern)),
+            Request::Counts => Response::Counts(self.own_counts()),
+            Request::Channels(pattern) => Response::Channels(self.own_channels(pattern)),
         }
     }
 
     fn own_counts(&self) -> Counts {
         let mut counts = Counts {
-            clients: self.parts.directory.clients() as u64,
-            users: self.parts.directory.users() as u64,
+            clients: self.components.directory.clients() as u64,
+            users: self.components.directory.users() as u64,
             uptime: self.started.elapsed().as_secs(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Counts::default()
         };
-        self.parts.census.each(&mut |_, subscribers| {
+        self.components.channel_counts.each(&mut |_, subscribers| {
             counts.channels += 1;
             counts.subscriptions += subscribers;
         });
@@ -382,7 +401,7 @@ impl Control {
         let mut subscribers = BTreeMap::new();
         let mut bytes = 0;
         let mut is_cut = false;
-        self.parts.census.each(&mut |channel, count| {
+        self.components.channel_counts.each(&mut |channel, count| {
             if pattern
                 .as_ref()
                 .is_some_and(|pattern| !pattern.matches(channel))
@@ -403,35 +422,35 @@ impl Control {
     }
 
     fn instance(&self) -> Instance {
-        self.parts.registry.instance()
+        self.components.registry.instance()
     }
 }
 
-/// What came of a question.
-struct Answers {
-    given: Vec<(Instance, Answer)>,
-    /// Nodes that have not answered.
-    silent: usize,
+/// The responses to a request.
+struct Responses {
+    result: Vec<(Instance, Response)>,
+    /// Nodes that have not responded.
+    missing: usize,
 }
 
-impl Answers {
-    fn all(self) -> Result<Vec<(Instance, Answer)>, Undelivered> {
-        match self.silent {
-            0 => Ok(self.given),
-            silent => Err(Undelivered::Silent(silent)),
+impl Responses {
+    fn all(self) -> Result<Vec<(Instance, Response)>, ControlError> {
+        match self.missing {
+            0 => Ok(self.result),
+            missing => Err(ControlError::NoResponse(missing)),
         }
     }
 }
 
-/// A question that waits, until it is dropped.
-struct Asked<'a> {
+/// Removes a pending request when it is dropped.
+struct Pending<'a> {
     control: &'a Control,
     number: u64,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.control.waiting.lock().remove(&self.number);
+        self.control.pending.lock().remove(&self.number);
     }
 }
 

@@ -1,10 +1,10 @@
-//! Which clients this node holds: by their ids and by their users, and the way to each of them.
+//! The clients of this node, by id and by user, with a handle to each.
 //!
-//! Plain: no task, no socket. Clients enter when they are connected and leave when the guard that they
-//! got is dropped. Orders are handed to a client's own mailbox; nothing here waits for it.
+//! No task, no socket. Clients are entered when they are connected and removed when the returned guard is
+//! dropped. Commands are passed to a client's own queue, without waiting.
 //!
-//! Invariant: a user is in the map if and only if one of its clients is, and whoever watches the users
-//! has been told so in that order. The empty user is nobody: its clients are found by their ids alone.
+//! Invariant: a user is in the map if and only if one of its clients is, and the [`UserWatch`] has been
+//! called in that order. The empty user is anonymous: its clients are found by their ids alone.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -15,50 +15,50 @@ use parking_lot::Mutex;
 
 use crate::protocol::instance::ClientId;
 
-mod order;
+mod command;
 
-pub(crate) use order::Lifetime;
-pub(crate) use order::Order;
-pub(crate) use order::Since;
-pub(crate) use order::SubscribeOrder;
-pub(crate) use order::Target;
+pub(crate) use command::ControlCommand;
+pub(crate) use command::Lifetime;
+pub(crate) use command::Since;
+pub(crate) use command::SubscribeCommand;
+pub(crate) use command::Target;
 
-/// The way to one client.
-pub(crate) trait Controls: Send + Sync + 'static {
-    /// Hands the client an order, to be carried out in a moment. Must not block.
+/// The handle to one client.
+pub(crate) trait ClientControl: Send + Sync + 'static {
+    /// Queues a command for the client. Must not block.
     ///
     /// # Errors
     ///
-    /// The order is not carried out.
-    fn order(&self, order: &Order) -> Result<(), OrderRefused>;
+    /// The command is not executed.
+    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected>;
 }
 
-/// Why a client takes no order.
+/// Why a client rejects a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum OrderRefused {
-    /// It has not carried out those before: what sent this one may try again.
-    #[error("the client has too many orders to carry out")]
+pub(crate) enum CommandRejected {
+    /// Its queue is full: the sender may try again.
+    #[error("the client's command queue is full")]
     Busy,
-    /// It is on its way out.
-    #[error("the client is gone")]
+    /// It is disconnecting.
+    #[error("the client is disconnecting")]
     Gone,
 }
 
-/// Who wants to know which users are here. Called under the directory's lock, in order: must not block
+/// Is told which users have clients here. Called under the directory's lock, in order: must not block
 /// and not call back.
 pub(crate) trait UserWatch: Send + Sync + 'static {
-    /// The first client of `user` has come.
-    fn came(&self, user: &Arc<str>);
-    /// The last client of `user` has left.
-    fn left(&self, user: &Arc<str>);
+    /// The first client of `user` has connected.
+    fn connected(&self, user: &Arc<str>);
+    /// The last client of `user` has disconnected.
+    fn disconnected(&self, user: &Arc<str>);
 }
 
-/// What became of an order, over all clients that it was for.
+/// The result of a command, summed over all of its targets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Given {
-    /// Clients that have taken it.
-    pub(crate) taken: u32,
-    /// Clients that were too busy for it.
+pub(crate) struct CommandResult {
+    /// Clients that accepted it.
+    pub(crate) accepted: u32,
+    /// Clients whose queue was full.
     pub(crate) busy: u32,
 }
 
@@ -70,14 +70,14 @@ pub(crate) struct Directory {
 
 #[derive(Default)]
 struct State {
-    /// A tree: a hash table doubles, and while it does all others wait for the lock.
+    /// A tree, because a hash table blocks all others that wait for the lock while it grows.
     clients: BTreeMap<ClientId, Local>,
-    /// Secret names under which clients take what they send themselves.
+    /// Secret session ids, with which clients send over other nodes.
     sessions: HashMap<ClientId, ClientId>,
-    /// What is dropped when a client leaves; empty unless there are lifecycle events.
+    /// Values that are dropped with a client; empty unless there are lifecycle events.
     kept: BTreeMap<ClientId, Box<dyn Kept>>,
     users: HashMap<Arc<str>, Clients>,
-    /// Places that are kept for clients of a user that are about to enter, never 0. Empty without a limit.
+    /// Reserved slots for clients of a user that are about to enter, never 0. Empty without a limit.
     reserved: HashMap<Arc<str>, usize>,
 }
 
@@ -86,7 +86,7 @@ trait Kept: Send {}
 
 impl<T: Send> Kept for T {}
 
-/// Those of one user, never none: mostly it is one, which needs no map.
+/// The clients of one user, never empty: mostly there is one, which needs no map.
 enum Clients {
     One(ClientId),
     /// With numbers in the order in which they entered.
@@ -95,23 +95,23 @@ enum Clients {
 
 struct Local {
     user: Arc<str>,
-    controls: Arc<dyn Controls>,
+    controls: Arc<dyn ClientControl>,
 }
 
-/// How many clients of one user there may be.
+/// The limit of clients of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UserLimit {
     pub(crate) clients_max: usize,
-    /// Whether a newcomer displaces the oldest one, or is refused.
+    /// Whether a new client displaces the oldest one, or is rejected.
     pub(crate) displaces_oldest: bool,
 }
 
-/// A user has as many clients as it may have.
+/// The user has reached its limit of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the user has too many clients")]
 pub(crate) struct UserFull;
 
-/// The place of a client of a user that is about to enter; given up when it is dropped.
+/// The slot of a client that is about to enter; released when it is dropped.
 pub(crate) struct Reserved {
     directory: Arc<Directory>,
     user: Arc<str>,
@@ -122,7 +122,7 @@ pub(crate) struct Reserved {
 pub(crate) struct Listed {
     directory: Arc<Directory>,
     client: ClientId,
-    /// In a box, because clients over WebSocket have none.
+    /// Boxed, because clients over WebSocket have none.
     session: Option<Box<ClientId>>,
 }
 
@@ -133,11 +133,11 @@ impl Directory {
         Arc::new(Self { state, watch })
     }
 
-    /// Keeps a place for a client of `user`, which is to [enter](Reserved::enter). The empty user has no limit.
+    /// Reserves a slot for a client of `user`, which is to [enter](Reserved::enter). The empty user has no limit.
     ///
     /// # Errors
     ///
-    /// [`UserFull`] if the limit is reached, places that are kept included, and newcomers are refused.
+    /// [`UserFull`] if the limit is reached, reservations included, and new clients are rejected.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         user: &Arc<str>,
@@ -161,14 +161,14 @@ impl Directory {
         })
     }
 
-    /// Lists a client, see [`Reserved::enter`], and takes out the oldest ones of its user that are too many.
+    /// Adds a client, see [`Reserved::enter`], and removes the oldest ones of its user above the limit.
     fn enter(
         self: &Arc<Self>,
         client: ClientId,
         user: &Arc<str>,
         limit: Option<UserLimit>,
-        controls: Arc<dyn Controls>,
-    ) -> (Listed, Vec<Arc<dyn Controls>>) {
+        controls: Arc<dyn ClientControl>,
+    ) -> (Listed, Vec<Arc<dyn ClientControl>>) {
         let mut state = self.state.lock();
         let known = state.users.get_key_value(user);
         let user = Arc::clone(known.map_or(user, |(known, _)| known));
@@ -176,7 +176,7 @@ impl Directory {
         if !user.is_empty() {
             match state.users.entry(Arc::clone(&user)) {
                 Entry::Vacant(place) => {
-                    self.watch.came(&user);
+                    self.watch.connected(&user);
                     place.insert(Clients::One(client));
                 }
                 Entry::Occupied(mut clients) => {
@@ -203,26 +203,26 @@ impl Directory {
         (listed, displaced)
     }
 
-    /// Hands `order` to all clients of this node that it is for.
-    pub(crate) fn give(&self, target: &Target, order: &Order) -> Given {
+    /// Passes `command` to all clients of this node that match `target`.
+    pub(crate) fn execute(&self, target: &Target, command: &ControlCommand) -> CommandResult {
         // Collected first: a client must not be called under the lock.
-        let clients = match (target, order) {
-            // Everybody in a channel may know a client's id, so its id alone must not speak for it.
+        let clients = match (target, command) {
+            // All members of a channel may know a client's id, so the id does not authorize input.
             (
                 Target::Client(_) | Target::ClientOf { .. } | Target::User { .. },
-                Order::Input(_),
+                ControlCommand::Input(_),
             ) => Vec::new(),
             _ => self.find(target),
         };
-        let mut given = Given::default();
+        let mut result = CommandResult::default();
         for controls in clients {
-            match controls.order(order) {
-                Ok(()) => given.taken += 1,
-                Err(OrderRefused::Busy) => given.busy += 1,
-                Err(OrderRefused::Gone) => {}
+            match controls.command(command) {
+                Ok(()) => result.accepted += 1,
+                Err(CommandRejected::Busy) => result.busy += 1,
+                Err(CommandRejected::Gone) => {}
             }
         }
-        given
+        result
     }
 
     /// Clients on this node.
@@ -241,7 +241,7 @@ impl Directory {
         self.state.lock().users.get(user).map_or(0, Clients::len)
     }
 
-    fn find(&self, target: &Target) -> Vec<Arc<dyn Controls>> {
+    fn find(&self, target: &Target) -> Vec<Arc<dyn ClientControl>> {
         let state = self.state.lock();
         let of = |client: &ClientId| state.clients.get(client);
         let controls = |local: &Local| Arc::clone(&local.controls);
@@ -279,7 +279,7 @@ impl Directory {
             && clients.remove(&client)
         {
             state.users.remove(&user);
-            self.watch.left(&user);
+            self.watch.disconnected(&user);
         }
     }
 }
@@ -310,9 +310,9 @@ impl Clients {
         }
     }
 
-    /// Takes out those that entered first until there are `clients_max`, and one at least.
+    /// Removes those that entered first until `clients_max` are left, at least one.
     fn take_oldest(&mut self, clients_max: usize) -> Vec<ClientId> {
-        let mut taken = Vec::new();
+        let mut accepted = Vec::new();
         while let Self::Many(clients) = self
             && clients_max.max(1) < clients.len()
         {
@@ -321,12 +321,12 @@ impl Clients {
                 break;
             };
             clients.remove(&client);
-            taken.push(client);
+            accepted.push(client);
         }
-        taken
+        accepted
     }
 
-    /// Takes `client` out, if it is there; whether nobody is left.
+    /// Removes `client`, if it is there; whether none is left.
     fn remove(&mut self, client: &ClientId) -> bool {
         match self {
             Self::One(last) => last == client,
@@ -339,14 +339,14 @@ impl Clients {
 }
 
 impl Reserved {
-    /// Lists the client for as long as the returned value lives. Its id must be new. Older clients of the user
-    /// that are too many now are no longer found by the user; they are returned, to be disconnected.
+    /// Adds the client until the returned value is dropped. Its id must be new. The oldest clients of the user
+    /// above the limit are no longer found by the user; they are returned, to be disconnected.
     pub(crate) fn enter(
         self,
         client: ClientId,
-        controls: Arc<dyn Controls>,
-    ) -> (Listed, Vec<Arc<dyn Controls>>) {
-        // The place is given up behind that, so that nobody else finds it free.
+        controls: Arc<dyn ClientControl>,
+    ) -> (Listed, Vec<Arc<dyn ClientControl>>) {
+        // The reservation is released after that, so that no other client gets the slot.
         self.directory
             .enter(client, &self.user, self.limit, controls)
     }
@@ -368,15 +368,15 @@ impl Drop for Reserved {
 }
 
 impl Listed {
-    /// Lets who knows `session` speak for the client ([`Order::Input`]): a new id, told to nobody else.
-    pub(crate) fn answer_to(&mut self, session: ClientId) {
+    /// Accepts input for the client ([`ControlCommand::Input`]) under `session`: a new id that only the client is told.
+    pub(crate) fn set_session(&mut self, session: ClientId) {
         debug_assert!(self.session.is_none(), "it has one already");
         self.session = Some(Box::new(session));
         let mut state = self.directory.state.lock();
         state.sessions.insert(session, self.client);
     }
 
-    /// Keeps something until the client leaves.
+    /// Keeps a value until the client leaves.
     pub(crate) fn keep(&self, kept: impl Send + 'static) {
         let mut state = self.directory.state.lock();
         state.kept.insert(self.client, Box::new(kept));

@@ -1,8 +1,8 @@
-//! Who is in which channel: for whoever asks, and for whoever wants to hear of coming and going.
+//! Presence: the members of channels, and their join and leave events.
 //!
 //! A client enters when it subscribes and leaves when its guard is dropped; the registry keeps the list, and
-//! tells when somebody is on it or off it, also if that somebody's node was killed. So joins and leaves are
-//! told by nobody else, and always agree with the list.
+//! reports when a member is added or removed, also if the member's node was killed. No other code emits joins
+//! and leaves, so they always agree with the list.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -13,21 +13,21 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::cluster::registry::Announce;
-use crate::cluster::registry::Away;
-use crate::cluster::registry::Entered;
+use crate::cluster::registry::Registration;
 use crate::cluster::registry::Registry;
 use crate::cluster::registry::Slot;
+use crate::cluster::registry::Unavailable;
 use crate::cluster::registry::Value;
 use crate::protocol::ClientInfo;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
 
-/// The lists of all channels.
+/// The member lists of all channels.
 pub(crate) struct Presence {
     registry: Arc<Registry>,
 }
 
-/// How many are in a channel.
+/// The number of members of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stats {
     /// Clients.
@@ -36,9 +36,9 @@ pub(crate) struct Stats {
     pub(crate) users: usize,
 }
 
-/// A client on the list of a channel, until it is dropped.
+/// A client's membership of a channel, until it is dropped.
 pub(crate) struct Present {
-    entered: Entered,
+    registration: Registration,
     announce: Announce,
 }
 
@@ -47,7 +47,7 @@ impl Presence {
         Arc::new(Self { registry })
     }
 
-    /// Puts a client on the list of `channel`, where it is until as many have been dropped as were returned.
+    /// Adds a client to the list of `channel`, until as many have been dropped as were returned.
     pub(crate) fn enter(
         &self,
         channel: &ChannelName,
@@ -56,33 +56,36 @@ impl Presence {
         announce: Announce,
     ) -> Present {
         let slot = Slot::Member(channel.clone(), client);
-        let entered = self.registry.enter(slot, value(info, announce));
-        Present { entered, announce }
+        let registration = self.registry.enter(slot, value(info, announce));
+        Present {
+            registration,
+            announce,
+        }
     }
 
-    /// Everybody in `channel`, by client.
+    /// The members of `channel`, by client.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
+    /// [`Unavailable`]: the registry cannot be read reliably.
     pub(crate) async fn list(
         &self,
         channel: &ChannelName,
-    ) -> Result<BTreeMap<String, ClientInfo>, Away> {
+    ) -> Result<BTreeMap<String, ClientInfo>, Unavailable> {
         let members = self.registry.members(channel).await?.into_iter();
         let known = members.filter_map(|(client, info)| {
-            // What no node has written is nobody.
+            // Undecodable entries are ignored.
             Some((client.to_string(), ClientInfo::decode(info).ok()?))
         });
         Ok(known.collect())
     }
 
-    /// How many are in `channel`.
+    /// The number of members of `channel`.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
-    pub(crate) async fn stats(&self, channel: &ChannelName) -> Result<Stats, Away> {
+    /// [`Unavailable`]: the registry cannot be read reliably.
+    pub(crate) async fn stats(&self, channel: &ChannelName) -> Result<Stats, Unavailable> {
         let list = self.list(channel).await?;
         let users: HashSet<&str> = list.values().map(|info| info.user.as_str()).collect();
         Ok(Stats {
@@ -93,14 +96,14 @@ impl Presence {
 }
 
 impl Present {
-    /// Says something else of the client; nobody is told.
+    /// Replaces the client's info, without an event.
     pub(crate) fn change(&mut self, info: &ClientInfo) {
-        self.entered.change(value(info, self.announce));
+        self.registration.change(value(info, self.announce));
     }
 
-    /// Waits until others can see it on the list, or for as long as `patience`; whether they can.
-    pub(crate) fn seen(&self, patience: Duration) -> impl Future<Output = bool> + Send + use<> {
-        self.entered.seen(patience)
+    /// Waits up to `wait_max` until other nodes can see it on the list; whether they can.
+    pub(crate) fn seen(&self, wait_max: Duration) -> impl Future<Output = bool> + Send + use<> {
+        self.registration.seen(wait_max)
     }
 }
 

@@ -1,15 +1,15 @@
-//! Which nodes are alive, which users each of them holds, and who is in which channel.
+//! Which nodes are alive, which users have clients on each of them, and which clients are members of which channel.
 //!
 //! ```text
-//! clients come and go ─▶ ledger (what is wanted) ─▶ writer ─▶ Redis ◀─ readers: only what a living lease covers
-//!                                                  keeper ──▶ lease     sweeper: what a dead one left
+//! clients connect and leave ─▶ desired state ─▶ writer ─▶ Redis ◀─ readers: only entries under a live lease
+//!                                        lease task ─▶ lease        sweeper: removes entries of dead leases
 //! ```
-//! A node renews one lease, whatever it holds: that alone keeps all of its entries alive. When it ends,
-//! readers pass over the entries at once, and one of the other nodes takes them out and tells who left.
-//! [`ledger`] is this node's own truth; Redis is brought to agree with it, however long that takes, and is
-//! written anew whenever it may have forgotten something.
+//! A node renews one lease, however many entries it has: that alone keeps all of them valid. When the lease ends,
+//! readers ignore the entries at once, and one of the other nodes removes them and reports the members as left.
+//! [`desired`] is what this node wants to be registered; Redis is made to match it, with retries, and is
+//! written again whenever it may have lost something.
 //!
-//! Without Redis this node is alone, and the ledger is all there is. Whatever else is read here is the same.
+//! Without Redis there is only this node, and reads are served from the desired state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,43 +33,43 @@ use crate::redis::Commands;
 
 mod clock;
 mod condition;
+mod desired;
+mod duplicate_ids;
 mod inspection;
-mod keeper;
 mod lease;
-mod ledger;
+mod lease_task;
 mod memory;
-mod namesakes;
 mod node;
+mod permissions;
 mod shard;
 mod store;
-mod trial;
 
+pub(crate) use desired::Announce;
+pub(crate) use desired::Slot;
+pub(crate) use desired::Value;
 pub(crate) use lease::Lease;
-pub(crate) use ledger::Announce;
-pub(crate) use ledger::Slot;
-pub(crate) use ledger::Value;
 pub(crate) use node::Node;
 
 use condition::Conditions;
-use condition::Trouble;
-use keeper::Keeper;
-use keeper::Parts;
-use shard::Backing;
+use condition::Problem;
+use lease_task::Components;
+use lease_task::LeaseTask;
+use shard::Backend;
 use shard::Shard;
 use store::Store;
 
-/// How long what is known of living nodes is good enough to send to one of them.
+/// How long a cached list of live nodes is used to decide whether a node can be sent to.
 const NODES_GOOD_FOR: Duration = Duration::from_secs(1);
 
-/// Who is told when members come and go.
-pub(crate) trait News: Send + Sync + 'static {
-    /// Somebody is on the list of `channel` who was not. Must not block.
-    fn came(&self, channel: &ChannelName, info: Bytes);
-    /// Somebody is off the list of `channel`. Must not block.
+/// Receives join and leave events of channel members.
+pub(crate) trait MemberListener: Send + Sync + 'static {
+    /// A member was added to `channel`. Must not block.
+    fn joined(&self, channel: &ChannelName, info: Bytes);
+    /// A member was removed from `channel`. Must not block.
     fn left(&self, channel: &ChannelName, info: Bytes);
 }
 
-/// What a node needs of Redis besides Pub/Sub.
+/// What a node uses Redis for besides Pub/Sub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// The registry: the node is not ready without it.
@@ -82,22 +82,22 @@ pub(crate) struct Needs {
     pub(crate) lifecycle: bool,
 }
 
-/// Why a registry that is needed cannot be relied on now.
+/// Why a registry that is needed is not reliable now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NotReady {
-    /// Redis is full: all nodes that share it fare alike.
+    /// Redis is full, which affects all nodes that share it.
     Full(String),
     /// Anything else.
     Other(String),
 }
 
-/// What a registry is started into.
-pub(crate) struct Surroundings {
-    /// This node, as others are to see it.
+/// What [`start`] needs from the rest of the node.
+pub(crate) struct Dependencies {
+    /// This node, as it is described to others.
     pub(crate) about: Node,
     pub(crate) needs: Needs,
-    /// Who hears of members.
-    pub(crate) news: Arc<dyn News>,
+    /// Receives join and leave events.
+    pub(crate) listener: Arc<dyn MemberListener>,
     pub(crate) metrics: Arc<Metrics>,
     /// Cancelled when the node begins to stop.
     pub(crate) draining: CancellationToken,
@@ -105,15 +105,15 @@ pub(crate) struct Surroundings {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// A registry at work. Its tasks end after `shutdown`, once the others have been told.
+/// A running registry. Its tasks end after `shutdown`, once this node's entries are removed.
 pub(crate) struct Started {
-    /// The handle for everyone.
+    /// The shared handle.
     pub(crate) registry: Arc<Registry>,
-    /// Everything that runs for it.
+    /// Its background tasks.
     pub(crate) tasks: JoinSet<()>,
 }
 
-/// The handle for everyone.
+/// The handle through which the rest of the node uses the registry.
 pub(crate) struct Registry {
     about: Node,
     needs: Needs,
@@ -122,48 +122,48 @@ pub(crate) struct Registry {
     conditions: Arc<Conditions>,
     /// One for each server, in the order of the configuration; never empty.
     shards: Vec<Share>,
-    /// Living nodes, and when that was known.
+    /// The live nodes, and when they were read.
     nodes: Mutex<Option<(Instant, Arc<[Node]>)>>,
 }
 
 struct Share {
     shard: Arc<Shard>,
-    /// Without it this node is alone.
-    keeper: Option<Arc<Keeper>>,
+    /// `None` without Redis.
+    lease_task: Option<Arc<LeaseTask>>,
 }
 
-/// Nobody knows now what stands in the registry; what is written stays wanted.
+/// The registry cannot be read reliably now; entries of this node stay desired.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum Away {
+pub(crate) enum Unavailable {
     /// It cannot be read.
-    #[error("the registry is away: {0}")]
+    #[error("cannot read the registry: {0}")]
     Unreadable(#[from] CommandError),
-    /// It can, but who is missing there may be there all the same.
-    #[error("the registry cannot be relied on: {0}")]
+    /// It can be read, but entries of live nodes may be missing.
+    #[error("the registry is not reliable: {0}")]
     Unreliable(String),
 }
 
-/// Something that this node has entered, until it is dropped.
-pub(crate) struct Entered {
+/// An entry that this node wants in the registry, until this is dropped.
+pub(crate) struct Registration {
     shard: Arc<Shard>,
     slot: Slot,
-    place: u64,
+    seq: u64,
 }
 
-/// Starts the registry of `broker`. Returns at once: a Redis that is away is waited for in the background.
+/// Starts the registry of `broker`. Returns at once: the connection to Redis is made in the background.
 pub(crate) fn start(
     broker: &config::Broker,
     config: &config::Registry,
-    surroundings: Surroundings,
+    dependencies: Dependencies,
 ) -> Started {
-    let Surroundings {
+    let Dependencies {
         about,
         needs,
-        news,
+        listener,
         metrics,
         draining,
         shutdown,
-    } = surroundings;
+    } = dependencies;
     let mut tasks = JoinSet::new();
     let servers = match broker {
         config::Broker::Memory => Vec::new(),
@@ -173,14 +173,14 @@ pub(crate) fn start(
     let conditions = Conditions::new(servers.iter().map(address).collect(), Arc::clone(&metrics));
     let shards = match broker {
         config::Broker::Memory => vec![Share {
-            shard: Arc::new(Shard::new(Backing::Memory, news)),
-            keeper: None,
+            shard: Arc::new(Shard::new(Backend::Memory, listener)),
+            lease_task: None,
         }],
         config::Broker::Redis(_) => {
             let share = |(server, broker): (usize, config::Redis)| {
                 let name = redis::connection_name(&about.id, "registry", fastrand::u64(..));
-                let shard = Arc::new(Shard::new(Backing::Redis, Arc::clone(&news)));
-                let keeper = Arc::new(Keeper::new(Parts {
+                let shard = Arc::new(Shard::new(Backend::Redis, Arc::clone(&listener)));
+                let lease_task = Arc::new(LeaseTask::new(Components {
                     shard: Arc::clone(&shard),
                     store: Store::new(Commands::new(&broker, name)),
                     config: config.clone(),
@@ -193,9 +193,9 @@ pub(crate) fn start(
                     address: address(&broker),
                     metrics: Arc::clone(&metrics),
                 }));
-                tasks.spawn(Arc::clone(&keeper).run(shutdown.clone()));
-                let keeper = Some(keeper);
-                Share { shard, keeper }
+                tasks.spawn(Arc::clone(&lease_task).run(shutdown.clone()));
+                let lease_task = Some(lease_task);
+                Share { shard, lease_task }
             };
             servers.into_iter().enumerate().map(share).collect()
         }
@@ -219,49 +219,52 @@ impl Registry {
 
     /// This node's lease with each server, in the order of the configuration.
     pub(crate) fn leases(&self) -> Vec<watch::Receiver<Option<Lease>>> {
-        let keepers = self.shards.iter().filter_map(|share| share.keeper.as_ref());
-        keepers.map(|keeper| keeper.lease()).collect()
+        let lease_tasks = self
+            .shards
+            .iter()
+            .filter_map(|share| share.lease_task.as_ref());
+        lease_tasks.map(|lease_task| lease_task.lease()).collect()
     }
 
-    /// Lets `value` stand in `slot` for as long as the returned value lives.
-    pub(crate) fn enter(&self, slot: Slot, value: Value) -> Entered {
+    /// Registers `value` in `slot` until the returned value is dropped.
+    pub(crate) fn enter(&self, slot: Slot, value: Value) -> Registration {
         let shard = Arc::clone(&self.share(&slot).shard);
-        let place = shard.enter(slot.clone(), value);
-        Entered { shard, slot, place }
+        let seq = shard.enter(slot.clone(), value);
+        Registration { shard, slot, seq }
     }
 
-    /// Whether what this node needs of the registry can be had.
+    /// Whether the registry works, if this node needs it.
     ///
     /// # Errors
     ///
-    /// Why not, for people.
+    /// The reason, as text.
     pub(crate) fn readiness(&self) -> Result<(), NotReady> {
-        let trouble = self.conditions.trouble(self.lease);
-        match trouble.filter(|_| self.needs.registry) {
+        let problem = self.conditions.problem(self.lease);
+        match problem.filter(|_| self.needs.registry) {
             None => Ok(()),
-            Some(trouble @ Trouble::Full(_)) => Err(NotReady::Full(trouble.to_string())),
-            Some(trouble) => Err(NotReady::Other(trouble.to_string())),
+            Some(problem @ Problem::Full(_)) => Err(NotReady::Full(problem.to_string())),
+            Some(problem) => Err(NotReady::Other(problem.to_string())),
         }
     }
 
-    /// All living nodes, this one included: as the first server knows them that answers, since each has all leases.
+    /// All live nodes, this one included, read from the first server that responds: each has all leases.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
-    pub(crate) async fn nodes(&self) -> Result<Arc<[Node]>, Away> {
+    /// [`Unavailable`]: no server could be read.
+    pub(crate) async fn nodes(&self) -> Result<Arc<[Node]>, Unavailable> {
         let mut answer = Ok(None);
         for share in &*self.shards {
-            let Some(keeper) = &share.keeper else {
+            let Some(lease_task) = &share.lease_task else {
                 continue;
             };
-            answer = match keeper.reliable() {
-                Ok(()) => keeper
+            answer = match lease_task.reliable() {
+                Ok(()) => lease_task
                     .store
-                    .live(keeper.now())
+                    .live(lease_task.now())
                     .await
                     .map(Some)
-                    .map_err(Away::from),
+                    .map_err(Unavailable::from),
                 Err(unreliable) => Err(unreliable),
             };
             if answer.is_ok() {
@@ -271,7 +274,7 @@ impl Registry {
         let nodes: Arc<[Node]> = match answer? {
             None => [self.about.clone()].into(),
             Some(live) => {
-                // Under two leases for a moment, when one takes over from the other.
+                // A node briefly has two leases when it replaces one with the next.
                 let mut nodes: Vec<Node> = Vec::with_capacity(live.len());
                 for (lease, about) in live {
                     if nodes.iter().all(|node| node.instance != lease.instance) {
@@ -285,18 +288,22 @@ impl Registry {
         Ok(nodes)
     }
 
-    /// Whether `instance` is alive, as of a moment ago.
+    /// Whether `instance` is alive, at most [`NODES_GOOD_FOR`] ago.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
-    pub(crate) async fn is_alive(&self, instance: Instance) -> Result<bool, Away> {
+    /// [`Unavailable`]: the registry cannot be read reliably.
+    pub(crate) async fn is_alive(&self, instance: Instance) -> Result<bool, Unavailable> {
         if instance == self.about.instance {
             return Ok(true);
         }
-        let keepers = || self.shards.iter().filter_map(|share| share.keeper.as_ref());
-        if keepers().any(|keeper| keeper.may_miss_some()) {
-            return Ok(true); // Its lease may be evicted: whether it answers shows whether it is there.
+        let lease_tasks = || {
+            self.shards
+                .iter()
+                .filter_map(|share| share.lease_task.as_ref())
+        };
+        if lease_tasks().any(|lease_task| lease_task.may_miss_some()) {
+            return Ok(true); // Its lease may be evicted: whether it responds shows whether it is alive.
         }
         let lives = |nodes: &[Node]| nodes.iter().any(|node| node.instance == instance);
         let recent = self.nodes.lock().clone();
@@ -306,26 +313,26 @@ impl Registry {
         }
     }
 
-    /// The living nodes that hold clients of `user`, or may hold some where Redis evicts what it likes.
+    /// The live nodes that have clients of `user`; all nodes if Redis may evict any key.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
-    pub(crate) async fn nodes_of(&self, user: &str) -> Result<Vec<Instance>, Away> {
-        let share = self.share_of(user);
-        let Some(keeper) = &share.keeper else {
-            let is_here = share.shard.look(|ledger| ledger.holds(user));
+    /// [`Unavailable`]: the registry cannot be read reliably.
+    pub(crate) async fn nodes_of(&self, user: &str) -> Result<Vec<Instance>, Unavailable> {
+        let share = self.shard_of_name(user);
+        let Some(lease_task) = &share.lease_task else {
+            let is_here = share.shard.with(|desired| desired.holds(user));
             return Ok(is_here.then_some(self.about.instance).into_iter().collect());
         };
-        keeper.reliable()?;
-        if keeper.may_miss_some() {
+        lease_task.reliable()?;
+        if lease_task.may_miss_some() {
             let nodes = self.nodes().await?;
             return Ok(nodes.iter().map(|node| node.instance).collect());
         }
-        let leases = keeper.store.leases_of(user, keeper.now()).await?;
+        let leases = lease_task.store.leases_of(user, lease_task.now()).await?;
         let mut instances: Vec<Instance> = leases.iter().map(|lease| lease.instance).collect();
-        // What Redis has not heard yet, this node knows.
-        if share.shard.look(|ledger| ledger.holds(user)) {
+        // This node's own write may not have reached Redis yet.
+        if share.shard.with(|desired| desired.holds(user)) {
             instances.push(self.about.instance);
         }
         instances.sort_unstable();
@@ -333,79 +340,79 @@ impl Registry {
         Ok(instances)
     }
 
-    /// Who is in `channel`, on all living nodes, in no order.
+    /// Who is in `channel`, on all living nodes, in no command.
     ///
     /// # Errors
     ///
-    /// [`Away`]: nobody knows now.
+    /// [`Unavailable`]: nobody knows now.
     pub(crate) async fn members(
         &self,
         channel: &ChannelName,
-    ) -> Result<Vec<(ClientId, Bytes)>, Away> {
-        let share = self.share_of(channel.as_str());
-        match &share.keeper {
-            None => Ok(share.shard.look(|ledger| ledger.members(channel))),
-            Some(keeper) => {
-                keeper.reliable()?;
-                Ok(keeper.store.members(channel, keeper.now()).await?)
+    ) -> Result<Vec<(ClientId, Bytes)>, Unavailable> {
+        let share = self.shard_of_name(channel.as_str());
+        match &share.lease_task {
+            None => Ok(share.shard.with(|desired| desired.members(channel))),
+            Some(lease_task) => {
+                lease_task.reliable()?;
+                Ok(lease_task.store.members(channel, lease_task.now()).await?)
             }
         }
     }
 
     fn share(&self, slot: &Slot) -> &Share {
         match slot {
-            Slot::User(user) => self.share_of(user),
-            Slot::Member(channel, _) => self.share_of(channel.as_str()),
+            Slot::User(user) => self.shard_of_name(user),
+            Slot::Member(channel, _) => self.shard_of_name(channel.as_str()),
         }
     }
 
-    /// The one for what is kept under `name`.
-    fn share_of(&self, name: &str) -> &Share {
+    /// The shard on which entries under `name` are kept.
+    fn shard_of_name(&self, name: &str) -> &Share {
         &self.shards[redis::shard_of(name, self.shards.len())]
     }
 }
 
-impl Keeper {
-    /// Whether what stands in the registry is what there is.
-    fn reliable(&self) -> Result<(), Away> {
+impl LeaseTask {
+    /// Checks that entries of live nodes are not missing because leases cannot be renewed.
+    fn reliable(&self) -> Result<(), Unavailable> {
         match self.conditions.distrust(self.server) {
             None => Ok(()),
-            Some(why) => Err(Away::Unreliable(why)),
+            Some(why) => Err(Unavailable::Unreliable(why)),
         }
     }
 
-    /// Whether entries may be missing that their nodes want there.
+    /// Whether entries may be missing because Redis may evict any key.
     fn may_miss_some(&self) -> bool {
         self.evicts_any.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
 impl UserWatch for Registry {
-    fn came(&self, user: &Arc<str>) {
+    fn connected(&self, user: &Arc<str>) {
         let slot = Slot::User(Arc::clone(user));
-        self.share_of(user).shard.enter(slot, Value::default());
+        self.shard_of_name(user).shard.enter(slot, Value::default());
     }
 
-    fn left(&self, user: &Arc<str>) {
+    fn disconnected(&self, user: &Arc<str>) {
         let slot = Slot::User(Arc::clone(user));
-        self.share_of(user).shard.leave(&slot);
+        self.shard_of_name(user).shard.leave(&slot);
     }
 }
 
-impl Entered {
-    /// Waits until others can see it, or for as long as `patience`; whether they can.
-    pub(crate) fn seen(&self, patience: Duration) -> impl Future<Output = bool> + Send + use<> {
-        let (shard, place) = (Arc::clone(&self.shard), self.place);
-        async move { shard.settled(place, patience).await }
+impl Registration {
+    /// Waits up to `wait_max` until other nodes can see it; whether they can.
+    pub(crate) fn seen(&self, wait_max: Duration) -> impl Future<Output = bool> + Send + use<> {
+        let (shard, seq) = (Arc::clone(&self.shard), self.seq);
+        async move { shard.settled(seq, wait_max).await }
     }
 
-    /// Changes what stands there.
+    /// Replaces the value.
     pub(crate) fn change(&mut self, value: Value) {
-        self.place = self.shard.change(&self.slot, value);
+        self.seq = self.shard.change(&self.slot, value);
     }
 }
 
-impl Drop for Entered {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.shard.leave(&self.slot);
     }

@@ -1,7 +1,7 @@
 //! Session values: what an application keeps for a user or for a client, under a name and for a time.
 //!
-//! Bounded in every direction: names, values, values of one owner, lifetimes. [`memory`] serves a node that
-//! is alone, [`redis`] all nodes alike; what they answer is the same.
+//! Everything has a limit: names, values, values of one owner, lifetimes. [`memory`] keeps the values of a
+//! single node, [`redis`] those of all nodes; both behave the same.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::redis::CommandError;
 mod memory;
 mod redis;
 
-/// Values of one owner.
+/// The most values of one owner.
 pub(crate) const VALUES_MAX: usize = 64;
 
-/// The longest that a value is kept: a month.
+/// The longest lifetime of a value: a month.
 pub(crate) const TTL_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
-/// Whose values.
+/// The owner of values.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
-    /// A user's, wherever it is, and if it is nowhere.
+    /// A user, connected or not.
     User(String),
-    /// One client's: nobody finds them again once it is gone.
+    /// One client: its values are unreachable once it has disconnected.
     Client(ClientId),
 }
 
@@ -42,18 +42,18 @@ enum Backing {
     Redis(Box<redis::Store>),
 }
 
-/// A value, as it is to be kept.
+/// A value to store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Put {
     /// 1 to [`VALUE_NAME_BYTES_MAX`] bytes.
     pub(crate) name: String,
-    /// As large as the configuration allows.
+    /// Limited by the configuration.
     pub(crate) value: Bytes,
     /// More than nothing and at most [`TTL_MAX`].
     pub(crate) ttl: Duration,
 }
 
-/// Why a value is not kept, or not to be had.
+/// Why a value was not stored or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ValueError {
     /// It never can be.
@@ -70,19 +70,19 @@ pub(crate) enum ValueError {
     /// It never can be.
     #[error("expected a lifetime of 1 second to {} days", TTL_MAX.as_secs() / 86_400)]
     Ttl,
-    /// Once another one has ended or is deleted.
+    /// Retry once another one has expired or is deleted.
     #[error("this owner has {VALUES_MAX} values already")]
     TooMany,
-    /// Once others have ended or are deleted.
-    #[error("no more values fit into the memory of this node")]
+    /// Retry once others have expired or are deleted.
+    #[error("the memory for values on this node is full")]
     Full,
-    /// Later, perhaps. A value that was to be put may be there.
-    #[error("the values are away")]
-    Away(#[from] CommandError),
+    /// Retry later. A value that was put may be stored.
+    #[error("the values are unavailable")]
+    Unavailable(#[from] CommandError),
 }
 
 impl Values {
-    /// Keeps values where `broker` keeps everything.
+    /// Stores values in memory or in Redis, as `broker` says.
     pub(crate) fn new(broker: &config::Broker, config: &config::Values, node_id: &str) -> Self {
         let backing = match broker {
             config::Broker::Memory => Backing::Memory(memory::Memory::new(config.memory_bytes_max)),
@@ -96,11 +96,11 @@ impl Values {
         }
     }
 
-    /// Keeps a value, in place of the one that had its name.
+    /// Stores a value, and replaces one with the same name.
     ///
     /// # Errors
     ///
-    /// [`ValueError`]: what was there before is there still, but for [`ValueError::Away`].
+    /// [`ValueError`]: the previous value is unchanged, except for [`ValueError::Unavailable`].
     pub(crate) async fn put(&self, owner: &Owner, put: Put) -> Result<(), ValueError> {
         check_name(&put.name)?;
         if self.value_bytes_max < put.value.len() {
@@ -122,7 +122,7 @@ impl Values {
     ///
     /// # Errors
     ///
-    /// [`ValueError::Name`] or [`ValueError::Away`].
+    /// [`ValueError::Name`] or [`ValueError::Unavailable`].
     pub(crate) async fn get(&self, owner: &Owner, name: &str) -> Result<Option<Bytes>, ValueError> {
         check_name(name)?;
         match &self.backing {
@@ -135,7 +135,7 @@ impl Values {
     ///
     /// # Errors
     ///
-    /// [`ValueError::Away`].
+    /// [`ValueError::Unavailable`].
     pub(crate) async fn all(&self, owner: &Owner) -> Result<Vec<(String, Bytes)>, ValueError> {
         let mut all = match &self.backing {
             Backing::Memory(memory) => memory.all(owner),
@@ -145,11 +145,11 @@ impl Values {
         Ok(all)
     }
 
-    /// Takes a value out; whether there was one.
+    /// Deletes a value; whether there was one.
     ///
     /// # Errors
     ///
-    /// [`ValueError::Name`] or [`ValueError::Away`].
+    /// [`ValueError::Name`] or [`ValueError::Unavailable`].
     pub(crate) async fn delete(&self, owner: &Owner, name: &str) -> Result<bool, ValueError> {
         check_name(name)?;
         match &self.backing {

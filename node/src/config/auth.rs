@@ -1,4 +1,4 @@
-//! How channel clients show who they are.
+//! Settings for the authentication of channel clients.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use causeway_conf::Secret;
 use crate::jwt::Algorithm;
 use crate::jwt::Key;
 
-/// Whose tokens are believed, and who may do without.
+/// Accepted tokens, and whether clients may connect without one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Auth {
     /// Keys of the configuration.
@@ -19,11 +19,11 @@ pub(crate) struct Auth {
     pub(crate) key_set: Option<KeySetFile>,
     /// A token must be for one of them; empty: for anyone.
     pub(crate) audience: Vec<String>,
-    /// A token must be from it; `None`: from anyone who has a key.
+    /// The required issuer; `None`: any issuer with a key.
     pub(crate) issuer: Option<String>,
-    /// By how much the clock of whoever makes tokens may be wrong.
+    /// The tolerated clock difference to the issuer of tokens.
     pub(crate) leeway: Duration,
-    /// Whether a client without a token may connect, as nobody.
+    /// Whether a client without a token may connect as anonymous.
     pub(crate) anonymous: bool,
 }
 

@@ -4,23 +4,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What stands between a namespace and the rest of a channel's name.
+/// The separator between a namespace and the rest of a channel's name.
 pub(crate) const NAMESPACE_END: char = ':';
 
-/// Everything about channels that holds for the whole node.
+/// Settings of channels for the whole node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Channels {
     pub(crate) namespaces: Namespaces,
-    pub(crate) feeds: Feeds,
+    pub(crate) streams: ChannelStreams,
     pub(crate) limits: ClientLimits,
 }
 
 /// How this node follows channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Feeds {
+pub(crate) struct ChannelStreams {
     /// How long a channel stays subscribed in the broker after its last subscriber has left.
     pub(crate) linger: Duration,
-    /// How long somebody may wait to join.
+    /// How long a client may wait to subscribe.
     pub(crate) join_timeout: Duration,
     /// For a gap to be filled, after which members are told of it.
     pub(crate) gap_timeout: Duration,
@@ -37,14 +37,14 @@ pub(crate) struct Feeds {
 pub(crate) struct ClientLimits {
     /// How long a connection may take to send its `connect`.
     pub(crate) connect_timeout: Duration,
-    /// Channels that one client hears, server-side ones included.
+    /// The most channels of one client, server-side subscriptions included.
     pub(crate) channels_per_client: usize,
     /// Commands of one client that are carried out at a time; further ones wait.
     pub(crate) commands_per_client: usize,
     /// Connections of one user to this node; `None`: any number.
     pub(crate) connections_per_user: Option<usize>,
     pub(crate) connections_per_user_policy: UserLimitPolicy,
-    /// Publications in the answer to one `history`.
+    /// The most publications in the reply to one `history`.
     pub(crate) history_page: usize,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct ClientLimits {
 pub(crate) enum UserLimitPolicy {
     /// One more is refused.
     RefuseNewest,
-    /// One more takes the place of the oldest.
+    /// A new client displaces the oldest.
     DropOldest,
 }
 
@@ -80,13 +80,13 @@ pub(crate) struct ChannelOptions {
     pub(crate) read_history: ReadAccess,
     /// What is kept of what was said; `None`: nothing.
     pub(crate) history: Option<HistoryOptions>,
-    /// Whether clients that come back get what they missed; never without `history`.
+    /// Whether clients that reconnect recover missed publications; never without `history`.
     pub(crate) recovery: bool,
-    /// Whether it is known who is there.
+    /// Whether members are listed.
     pub(crate) presence: bool,
-    /// Whether subscribers are told who comes and goes; never without `presence`.
+    /// Whether join and leave events are published; never without `presence`.
     pub(crate) join_leave: bool,
-    /// Whether all are told, or only those who ask for it; never without `join_leave`.
+    /// Whether all subscribers get these events, or only those that request them; never without `join_leave`.
     pub(crate) force_push_join_leave: bool,
     /// Whether channels have lifecycle events.
     pub(crate) lifecycle: bool,
@@ -134,7 +134,7 @@ pub(crate) enum PublishAccess {
     Nobody,
     /// Whom the application's backend allows it.
     Hook,
-    /// Those who hear the channel.
+    /// Subscribers of the channel.
     Subscribers,
     /// Clients with a user.
     Authenticated,
@@ -148,7 +148,7 @@ pub(crate) enum PublishAccess {
 pub(crate) enum ReadAccess {
     /// The application alone.
     Nobody,
-    /// Those who hear the channel.
+    /// Subscribers of the channel.
     Subscribers,
     /// Clients with a user.
     Authenticated,
@@ -170,13 +170,13 @@ pub(crate) enum DataKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SlowReader {
-    /// It is sent away, and recovers when it comes back.
+    /// It is disconnected, and recovers when it reconnects.
     Disconnect,
     /// It gets only the newest publication of this channel when it reads again. Never with recovery.
     Latest,
 }
 
-/// How far a publication has got when its publisher is answered.
+/// When a publication is acknowledged to its publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ack {

@@ -63,13 +63,13 @@ pub(crate) enum Mode {
     Relay { channel: ChannelName },
     /// Back to the client.
     Echo,
-    /// Nowhere: the client is sent away as soon as it is there.
+    /// Nowhere: the client is disconnected at once.
     Close,
-    /// Nowhere: it is answered with as many `x` as it asks for.
+    /// Nowhere: the response has as many `x` as the message requests.
     Amplify,
-    /// Nowhere: the client hears `tick!` once a second.
+    /// Nowhere: the client gets `tick!` once a second.
     Ticker,
-    /// To whom the client wishes, see [`Protocol::Channels`].
+    /// To the channels that the client names, see [`Protocol::Channels`].
     Channels,
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Sockjs {
     pub(crate) heartbeat: Duration,
     /// How long a session may go without a receiver before it is closed.
     pub(crate) disconnect_delay: Duration,
-    /// What a streaming answer carries before it ends and the client asks again.
+    /// The bytes of a streaming response before it ends and the client makes a new request.
     pub(crate) response_bytes_max: usize,
     /// Whether a JSESSIONID cookie is set, for balancers that stick to it.
     pub(crate) cookie_needed: bool,
@@ -135,7 +135,7 @@ pub(crate) struct PublishRate {
     pub(crate) burst: u32,
 }
 
-/// When a silent WebSocket is asked, and when it is given up.
+/// When an idle WebSocket is pinged, and when it times out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ping {
     pub(crate) interval: Duration,

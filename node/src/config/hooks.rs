@@ -10,11 +10,11 @@ use rustls::pki_types::CertificateDer;
 /// What is asked about clients; `None`: not asked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hooks {
-    /// Whether a client without a token may connect, and as whom.
+    /// Whether a client without a token may connect, and as which user.
     pub(crate) connect: Option<Hook>,
     /// Whether such a client may stay.
     pub(crate) refresh: Option<Hook>,
-    /// Whether a client may hear a channel.
+    /// Whether a client may subscribe to a channel.
     pub(crate) subscribe: Option<Hook>,
     /// Whether it may go on hearing it.
     pub(crate) sub_refresh: Option<Hook>,
@@ -24,7 +24,7 @@ pub(crate) struct Hooks {
     pub(crate) rpc: Option<Hook>,
     /// Where lifecycle events are sent.
     pub(crate) lifecycle: Option<Hook>,
-    /// The largest answer.
+    /// The largest response.
     pub(crate) answer_bytes_max: usize,
     /// Headers of the client's request that go along.
     pub(crate) forward_headers: Vec<HeaderName>,
@@ -34,7 +34,7 @@ pub(crate) struct Hooks {
     pub(crate) values: Vec<String>,
     /// Headers by which the backend knows the node.
     pub(crate) headers: Vec<(HeaderName, Secret)>,
-    /// Who vouches for the backend over https; empty: whom the system trusts.
+    /// The trusted CAs for the backend over https; empty: those of the system.
     pub(crate) ca: Vec<CertificateDer<'static>>,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Hooks {
 pub(crate) struct Hook {
     /// Where it is asked.
     pub(crate) address: Uri,
-    /// For a question and its answer, from the moment that it is to be asked.
+    /// For a request and its response, including the wait for a free slot.
     pub(crate) timeout: Duration,
     /// Questions at a time; further ones wait.
     pub(crate) open_max: usize,

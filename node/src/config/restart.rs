@@ -119,10 +119,10 @@ fn api_differs(old: Option<&Api>, new: Option<&Api>) -> Vec<Difference> {
 fn channels_differ(old: &Channels, new: &Channels) -> [Difference; 1] {
     let Channels {
         namespaces: _,
-        feeds,
+        streams,
         limits: _,
     } = new;
-    [(*feeds != old.feeds, "channels.linger")]
+    [(*streams != old.streams, "channels.linger")]
 }
 
 fn limits_differ(old: &Limits, new: &Limits) -> [Difference; 2] {

@@ -1,10 +1,10 @@
-//! Headers of a client that go along with what the backend is asked about it.
+//! Headers of a client that are forwarded with its hook requests.
 //!
-//! Two lists of the operator say which: one for the headers of the client's own request, which a proxy in front may have
+//! Two configured lists name them: one for the headers of the client's own request, which a proxy in front may have
 //! set or checked, and one for the `headers` that an SDK sends with its `connect` because browsers cannot set any on a
-//! WebSocket. A client can invent the latter, so they have a list of their own and never take the place of the former.
+//! WebSocket. A client can choose the latter freely, so they have a separate list and never replace the former.
 //!
-//! Names and values are copies: a slice would keep the whole read buffer of the request for as long as the client lives.
+//! Names and values are copies: a slice would keep the whole read buffer of the request as long as the client is connected.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,21 @@ use ::http::HeaderMap;
 use ::http::HeaderName;
 use ::http::HeaderValue;
 
-/// What the emulated headers of one client may take, names included: they are kept as long as it is connected.
+/// The limit of the emulated headers of one client, names included: they are kept as long as it is connected.
 const EMULATED_BYTES_MAX: usize = 8 << 10;
 
 /// Headers that are kept with a client; mostly there are none, and then nothing is allocated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ClientHeaders(Box<[(HeaderName, HeaderValue)]>);
 
-/// Why the headers in a client's `connect` are not taken.
+/// Why the headers in a client's `connect` are rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHeaders {
-    /// It would end the header, or is no text.
-    #[error("the value of the header {0} has characters that no header may have")]
+    /// It contains a line ending or other control characters.
+    #[error("the value of the header {0} has characters that are not allowed in headers")]
     Value(HeaderName),
-    /// Too much to keep.
-    #[error("the headers have {0} bytes, at most {EMULATED_BYTES_MAX} are taken")]
+    /// They are too large.
+    #[error("the headers have {0} bytes, at most {EMULATED_BYTES_MAX} are allowed")]
     TooLarge(usize),
 }
 
@@ -100,7 +100,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_kept_value_does_not_keep_the_buffer_that_it_came_in() {
+    fn a_kept_value_does_not_keep_the_read_buffer() {
         let buffer = Bytes::from(vec![b'a'; 8 << 10]);
         let mut request = HeaderMap::new();
         let value = HeaderValue::from_maybe_shared(buffer.slice(10..20)).unwrap();

@@ -87,10 +87,10 @@ async fn server(behaviour: Behaviour) -> Server {
 
 async fn serve(mut stream: TcpStream, behaviour: Behaviour, asked: Arc<Mutex<Vec<Asked>>>) {
     for count in 0.. {
-        let Some(question) = read(&mut stream).await else {
+        let Some(hook_request) = read(&mut stream).await else {
             return;
         };
-        asked.lock().push(question);
+        asked.lock().push(hook_request);
         let (answer, goes_on) = match &behaviour {
             Behaviour::Says(answer) => (answer, true),
             Behaviour::SaysAndCloses(answer) => (answer, false),
@@ -166,8 +166,8 @@ static NOTHING: Bytes = Bytes::new();
 
 static NO_HEADERS: LazyLock<ClientHeaders> = LazyLock::new(ClientHeaders::default);
 
-fn asker<'a>(headers: &'a ClientHeaders, meta: &'a Bytes) -> Asker<'a> {
-    Asker {
+fn asker<'a>(headers: &'a ClientHeaders, meta: &'a Bytes) -> HookClient<'a> {
+    HookClient {
         client: "c-1",
         transport: "websocket",
         codec: Codec::Json,
@@ -178,7 +178,7 @@ fn asker<'a>(headers: &'a ClientHeaders, meta: &'a Bytes) -> Asker<'a> {
     }
 }
 
-async fn ask(hooks: &Hooks) -> Result<Bytes, Refusal> {
+async fn call(hooks: &Hooks) -> Result<Bytes, Refusal> {
     let headers = ClientHeaders::default();
     let data = Bytes::from_static(b"{\"a\": 1}");
     hooks.rpc(&asker(&headers, &NOTHING), "get", &data).await
@@ -186,10 +186,13 @@ async fn ask(hooks: &Hooks) -> Result<Bytes, Refusal> {
 
 /// The one line that the last failure would be in the log.
 async fn failure(hooks: &Hooks) -> String {
-    let (headers, question) = (ClientHeaders::default(), json!({}));
+    let (headers, hook_request) = (ClientHeaders::default(), json!({}));
     let calls = hooks.calls.of(Hook::Rpc).unwrap();
-    let asked = hooks.backend.ask(calls, [&headers; 2], &question).await;
-    let read = asked.and_then(|answer| answer::rpc(&answer));
+    let asked = hooks
+        .backend
+        .call(calls, [&headers; 2], &hook_request)
+        .await;
+    let read = asked.and_then(|answer| response::rpc(&answer));
     read.unwrap_err().to_string()
 }
 
@@ -202,11 +205,11 @@ async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
         Bytes::from_static(b"{\"plan\":\"pro\"}"),
     );
     let values = [("cart".to_owned(), Bytes::from_static(b"{\"items\":2}"))];
-    let json_asker = Asker {
+    let json_asker = HookClient {
         values: &values,
         ..asker(&headers, &meta)
     };
-    let binary_asker = Asker {
+    let binary_asker = HookClient {
         codec: Codec::Protobuf,
         user: "",
         meta: &NOTHING,
@@ -385,7 +388,7 @@ async fn an_application_refuses_in_its_own_words() {
         (json!({"result": {"data": deep}}), Refusal::Failed),
     ] {
         let server = server(Behaviour::Says(ok(&answer))).await;
-        assert_eq!(ask(&hooks(&server)).await, Err(expected), "{answer}");
+        assert_eq!(call(&hooks(&server)).await, Err(expected), "{answer}");
     }
 }
 
@@ -393,7 +396,7 @@ async fn an_application_refuses_in_its_own_words() {
 async fn null_is_an_answer_to_a_call_and_changes_no_publication() {
     let server = server(Behaviour::Says(ok(&json!({"result": {"data": null}})))).await;
     let hooks = hooks(&server);
-    assert_eq!(ask(&hooks).await, Ok(Bytes::from_static(b"null")));
+    assert_eq!(call(&hooks).await, Ok(Bytes::from_static(b"null")));
     let headers = ClientHeaders::default();
     let asker = asker(&headers, &NOTHING);
     let published = hooks.publish(&asker, "a", &NOTHING, DataKind::Json).await;
@@ -444,26 +447,29 @@ async fn a_backend_that_is_out_of_order_grants_nothing_and_the_log_can_say_why()
         ),
         (
             Behaviour::SaysAndCloses(b"\x16\x03garbage\r\n\r\n".to_vec()),
-            "cannot ask",
+            "cannot reach the backend",
         ),
-        (Behaviour::SaysAndCloses(Vec::new()), "cannot ask"),
+        (
+            Behaviour::SaysAndCloses(Vec::new()),
+            "cannot reach the backend",
+        ),
         (
             Behaviour::SaysAndCloses(
                 b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"result\"".to_vec(),
             ),
-            "the answer broke off",
+            "the response is incomplete",
         ),
         (
             Behaviour::SaysAndCloses(chunked("{\"result\": {}}")),
-            "the answer broke off",
+            "the response is incomplete",
         ),
         (
             Behaviour::Says(large),
-            "the answer has more than 65536 bytes (setting hooks.answer_size)",
+            "the response has more than 65536 bytes (setting hooks.answer_size)",
         ),
         (
             Behaviour::SaysAndCloses(chunked(&"x".repeat(100_000))),
-            "the answer has more than 65536 bytes (setting hooks.answer_size)",
+            "the response has more than 65536 bytes (setting hooks.answer_size)",
         ),
         (
             Behaviour::Says(ok(&json!("<html>"))),
@@ -477,7 +483,7 @@ async fn a_backend_that_is_out_of_order_grants_nothing_and_the_log_can_say_why()
         let server = server(behaviour).await;
         let hooks = hooks(&server);
         assert_eq!(failure(&hooks).await, expected);
-        assert_eq!(ask(&hooks).await, Err(Refusal::Failed), "{expected}");
+        assert_eq!(call(&hooks).await, Err(Refusal::Failed), "{expected}");
     }
 }
 
@@ -487,7 +493,7 @@ async fn a_backend_that_is_not_there_is_no_grant() {
     let address = free.local_addr().unwrap();
     drop(free);
     let hooks = hooks_with(address, |_| {});
-    assert_eq!(ask(&hooks).await, Err(Refusal::Failed));
+    assert_eq!(call(&hooks).await, Err(Refusal::Failed));
 }
 
 #[tokio::test]
@@ -500,7 +506,7 @@ async fn a_question_is_given_up_in_time() {
         });
         assert_eq!(
             failure(&hooks).await,
-            "no answer within 200ms (setting `timeout` of the hook)"
+            "no response within 200ms (setting `timeout` of the hook)"
         );
     }
 }
@@ -511,7 +517,7 @@ async fn a_connection_that_the_backend_gave_up_costs_no_answer() {
     let hooks = hooks(&server);
     let mut failures = 0;
     for _ in 0..4 {
-        failures += usize::from(ask(&hooks).await.is_err());
+        failures += usize::from(call(&hooks).await.is_err());
     }
     // A question that went out over a connection at its end may have been heard, so it is not asked twice.
     assert!(failures <= 2, "{failures}");
@@ -528,7 +534,7 @@ async fn no_more_questions_are_open_than_the_limit_says() {
     let mut asking = JoinSet::new();
     for _ in 0..5 {
         let hooks = Arc::clone(&hooks);
-        asking.spawn(async move { ask(&hooks).await });
+        asking.spawn(async move { call(&hooks).await });
     }
     for answered in 0..5 {
         let open = OPEN_MAX.min(5 - answered);
@@ -556,13 +562,13 @@ async fn who_finds_no_place_in_time_is_told_so() {
     });
     assert_eq!(
         failure(&hooks).await,
-        "no answer within 200ms (setting `timeout` of the hook)"
+        "no response within 200ms (setting `timeout` of the hook)"
     );
     let calls = hooks.calls.of(Hook::Rpc).unwrap();
     let _permit = calls.permits.acquire().await.unwrap();
     assert_eq!(
         failure(&hooks).await,
-        "no place among the 1 open ones (setting `open` of the hook) came free within 200ms"
+        "1 requests were already open (setting `open` of the hook) for 200ms"
     );
 }
 
@@ -616,7 +622,7 @@ async fn who_is_asked_without_an_address_says_so() {
     let server = server(Behaviour::Hangs).await;
     let hooks = hooks_with(server.address, |config| config.rpc = None);
     assert!(!hooks.has_rpc());
-    assert_eq!(ask(&hooks).await, Err(Refusal::Failed));
+    assert_eq!(call(&hooks).await, Err(Refusal::Failed));
     assert_eq!(server.connections.load(Ordering::Relaxed), 0);
 }
 

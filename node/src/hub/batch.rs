@@ -1,4 +1,4 @@
-//! What gathers for one channel until its next round, once for each format.
+//! The batch of one channel until its next flush, encoded once for each format.
 
 use std::str;
 
@@ -17,24 +17,24 @@ use crate::protocol::frame::websocket::MessageKind;
 
 /// Publications or pushes in order, encoded.
 ///
-/// A message is encoded only in the formats that somebody in the channel reads; a format that nobody
-/// read before has a member who joined after what it lacks.
+/// A message is encoded only in the formats that a member of the channel reads. A member that is the first of its format
+/// joined after the messages that are not encoded in it.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     plain: Frames,
     framed: Frames,
-    /// A buffer each, so that a session that keeps a small message does not keep its batch.
+    /// A buffer for each message, so that a session that queues a small message does not keep the whole batch.
     queued: Vec<Bytes>,
-    /// The same in Protobuf.
+    /// Messages in Protobuf, a buffer for each.
     delimited: Vec<Bytes>,
-    /// Of both.
+    /// Of `queued` and `delimited`.
     queued_bytes: usize,
     messages: usize,
-    /// Those that no SockJS client can be given.
+    /// Messages that cannot be sent to SockJS clients.
     not_utf8: usize,
-    /// Those that no client that speaks JSON can be given.
+    /// Messages that cannot be sent to clients that use JSON.
     not_json: usize,
-    /// When each push was published, in UNIX milliseconds, where that is known.
+    /// When each push was published, in UNIX milliseconds, if known.
     published: Vec<i64>,
 }
 
@@ -42,11 +42,11 @@ pub(super) struct Batch {
 #[derive(Debug, Default)]
 struct Frames {
     bytes: BytesMut,
-    /// Where the last one begins.
+    /// Where the last message begins.
     newest: usize,
 }
 
-/// Which slots somebody reads.
+/// The slots that have members.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Slots {
     pub(super) plain: bool,
@@ -147,7 +147,7 @@ impl Batch {
         }
     }
 
-    /// Where a member comes in that joins now.
+    /// The position of a member that joins now.
     pub(super) fn position(&self, slot: Slot) -> usize {
         match slot {
             Slot::Plain => self.plain.bytes.len(),
@@ -186,7 +186,7 @@ impl Batch {
 }
 
 impl Frames {
-    /// Where the next one is to be written.
+    /// Returns the buffer, after noting where the next message begins.
     fn begin(&mut self) -> &mut BytesMut {
         self.newest = self.bytes.len();
         &mut self.bytes

@@ -1,11 +1,11 @@
-//! One channel as everyone may touch it: its open batch, and who joins or leaves with the next round.
+//! The shared part of one channel: its open batch, and the members that join or leave with the next flush.
 //!
-//! The members themselves are the hub task's own (`audience`). Changes wait here, in order and with
-//! their place in the batch, until the task takes both together: so a round never sees its members move.
+//! The members themselves belong to the flush loop (`subscribers`). Changes are queued here, in order and with their
+//! position in the batch, until the loop takes both together: members do not move during a flush.
 //!
-//! Only one thing does not wait: who has left gets nothing more, not even of a round that is under way. The
-//! round asks for it ([`Departures`]) while it has the lock of a member's outbox, so whatever the member is
-//! told after it has left stands behind all that it was sent of the channel.
+//! Leaving is the exception: a member that has left gets nothing more, not even of a flush that is under way. The flush
+//! checks this ([`Departures`]) while it holds the lock of the member's outbox, so everything that the member is sent
+//! after leaving follows all that it was sent of the channel.
 
 use std::collections::HashSet;
 use std::mem;
@@ -24,8 +24,8 @@ use crate::hub::format::Slot;
 use crate::hub::indexes::Indexes;
 use crate::protocol::channel::ChannelName;
 
-/// How many full batches a channel may gather while the hub's task is busy elsewhere. It comes to that
-/// only if the node has no CPU left; more would not arrive sooner, only take memory.
+/// How many full batches a channel may collect while the flush loop is busy. The limit is reached only if the node has no
+/// CPU left; a higher one would take memory and deliver nothing sooner.
 const BATCHES_MAX: usize = 16;
 
 /// A channel with members, or a pinned one.
@@ -33,27 +33,27 @@ pub(super) struct Channel {
     /// Never used twice, unlike the name.
     pub(super) id: u64,
     pub(super) name: ChannelName,
-    pub(super) stay: Stay,
+    pub(super) kind: ChannelKind,
     open: Mutex<Open>,
-    /// How often somebody has left. Changed under the lock of `open`.
+    /// How many members have left so far. Changed under the lock of `open`.
     departures: AtomicU64,
-    /// Whether the last that its members get is written.
+    /// Whether the channel has ended and its last push is written.
     is_over: AtomicBool,
 }
 
-/// How long a channel stays.
+/// What feeds a channel, and how long it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stay {
-    /// As long as somebody hears it.
-    WhileHeard,
-    /// As long as the hub.
-    Pinned,
-    /// As long as somebody hears it; a feed sees to the broker.
-    Fed(SlowReader),
+pub(super) enum ChannelKind {
+    /// Publications of a relay, while it has members.
+    Relay,
+    /// Publications of a relay, as long as the hub exists.
+    PinnedRelay,
+    /// A channel stream, which subscribes in the broker itself, while it has members.
+    Stream(SlowReader),
 }
 
-/// Invariant: `listed` if and only if the hub's list holds the channel or its task is about to take it,
-/// which is so whenever `batch` or `changes` is not empty.
+/// Invariant: `listed` if and only if the hub's list holds the channel or the flush loop is about to take it, which is
+/// the case whenever `batch` or `changes` is not empty.
 #[derive(Default)]
 struct Open {
     batch: Batch,
@@ -68,36 +68,36 @@ struct Open {
     delimited: Indexes,
 }
 
-/// Whether more can come.
+/// Whether the channel accepts more messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Ending {
-    /// It can.
+    /// It does.
     #[default]
     Open,
-    /// What is in the batch is the last.
+    /// It does not; the open batch is the last that is written.
     AfterBatch,
-    /// Not even that goes out.
+    /// It does not, and the open batch is dropped.
     AtOnce,
 }
 
-/// What the task does with its members after a round.
+/// A change that the flush loop applies.
 pub(super) enum Change {
-    /// `member` sits down, and gets the batch from `position` on.
+    /// Adds `member`, which receives the batch from `position` on.
     Join {
-        seat: Seat,
+        id: SubscriberId,
         member: Member,
         position: usize,
     },
     Leave {
-        seat: Seat,
+        id: SubscriberId,
     },
-    /// Somebody waits until the batch is written.
+    /// Notifies a caller that waits until the batch is written.
     Flush(oneshot::Sender<()>),
 }
 
-/// A member's place in the audience.
+/// The identifier of a member within its channel, reused after it has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Seat {
+pub(super) struct SubscriberId {
     pub(super) slot: Slot,
     pub(super) index: u32,
 }
@@ -105,69 +105,69 @@ pub(super) struct Seat {
 /// How a channel ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// What has gathered is the last that goes out.
+    /// After the open batch is written.
     AfterBatch,
-    /// Nothing goes out any more.
+    /// At once: the open batch is dropped.
     AtOnce,
 }
 
-/// What a join comes to.
+/// The result of a join.
 pub(super) struct Joined {
-    pub(super) seat: Seat,
+    pub(super) id: SubscriberId,
     /// Whether the channel has to be listed now.
     pub(super) list: bool,
 }
 
-/// What has become of something that was to go into the batch.
+/// The result of appending to the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Appended {
-    /// It waits for the round, or nobody listens.
-    Gathering,
-    /// It does, and the channel has to be listed now.
+    /// It is in the batch, or the channel has no members.
+    Batched,
+    /// It is in the batch, and the channel has to be listed now.
     List,
-    /// Too much waits already.
+    /// It is dropped: the batch is too large.
     Dropped,
 }
 
-/// All that waited for a round.
+/// The batch and the changes for one flush.
 pub(super) struct Taken {
     pub(super) batch: Batch,
     pub(super) changes: Vec<Change>,
-    /// Publications that found too much waiting.
+    /// Publications that were dropped because the batch was too large.
     pub(super) dropped: u64,
-    /// Whether nothing comes after it.
+    /// Whether the channel has ended: nothing follows.
     pub(super) is_last: bool,
 }
 
-/// Who has left since the hub's task took a batch.
+/// The members that have left since the flush loop took a batch.
 pub(super) struct Departures<'a> {
     channel: &'a Channel,
-    /// How many departures are known.
+    /// The value of `Channel::departures` at the last update.
     known: u64,
-    /// How many changes have been looked at since the batch was taken.
+    /// How many changes were processed since the batch was taken.
     changes_seen: usize,
-    left: HashSet<Seat>,
+    left: HashSet<SubscriberId>,
     have_all_left: bool,
 }
 
 impl Channel {
-    pub(super) fn new(id: u64, name: ChannelName, stay: Stay) -> Self {
+    pub(super) fn new(id: u64, name: ChannelName, kind: ChannelKind) -> Self {
         Self {
             id,
             name,
-            stay,
+            kind,
             open: Mutex::default(),
             departures: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
         }
     }
 
-    /// Whether its members get nothing more, and have got all that was for them.
+    /// Whether the channel has ended and its last push is written.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
     }
 
-    /// Notes that they have.
+    /// Notes that the last push is written.
     pub(super) fn set_over(&self) {
         self.is_over.store(true, Ordering::Release);
     }
@@ -176,32 +176,32 @@ impl Channel {
         let mut open = self.open.lock();
         let slot = member.format().slot();
         let index = open.indexes(slot).take();
-        let seat = Seat { slot, index };
+        let id = SubscriberId { slot, index };
         let position = open.batch.position(slot);
         open.changes.push(Change::Join {
-            seat,
+            id,
             member,
             position,
         });
         Joined {
-            seat,
+            id,
             list: !mem::replace(&mut open.listed, true),
         }
     }
 
-    /// Nothing of the channel is written for the member behind this call. Whether the channel has to be listed
-    /// now.
-    pub(super) fn leave(&self, seat: Seat) -> bool {
+    /// Removes a member: nothing of the channel is written to it after this call. Returns whether the channel has to be
+    /// listed now.
+    pub(super) fn leave(&self, id: SubscriberId) -> bool {
         let mut open = self.open.lock();
-        // Whoever takes the index next does so after this change, which stands before that one.
-        open.indexes(seat.slot).give_back(seat.index);
-        open.changes.push(Change::Leave { seat });
+        // The next join with this index is queued after this change.
+        open.indexes(id.slot).release(id.index);
+        open.changes.push(Change::Leave { id });
         self.departures.fetch_add(1, Ordering::Release);
         !mem::replace(&mut open.listed, true)
     }
 
-    /// What is answered once all that was appended before this call is written, and whether the channel has to
-    /// be listed now.
+    /// Returns a receiver that completes once all that was appended before this call is written, and whether the channel
+    /// has to be listed now.
     pub(super) fn flush(&self) -> (oneshot::Receiver<()>, bool) {
         let (done, flushed) = oneshot::channel();
         let mut open = self.open.lock();
@@ -209,8 +209,7 @@ impl Channel {
         (flushed, !mem::replace(&mut open.listed, true))
     }
 
-    /// Lets nothing be appended any more. What is in the batch goes out, or does not; whether the channel has
-    /// to be listed now.
+    /// Ends the channel: nothing is appended any more. Returns whether the channel has to be listed now.
     pub(super) fn end(&self, end: End) -> bool {
         let mut open = self.open.lock();
         match end {
@@ -224,7 +223,7 @@ impl Channel {
         !mem::replace(&mut open.listed, true)
     }
 
-    /// Lets `append` put something into the batch, if anybody listens.
+    /// Calls `append` with the batch, if the channel has members.
     pub(super) fn append(
         &self,
         batch_bytes_max: usize,
@@ -238,7 +237,7 @@ impl Channel {
             delimited: open.delimited.any_taken(),
         };
         if !slots.any() || open.ending != Ending::Open {
-            return Appended::Gathering;
+            return Appended::Batched;
         }
         if batch_bytes_max.saturating_mul(BATCHES_MAX) < open.batch.bytes() {
             open.dropped += 1;
@@ -250,11 +249,11 @@ impl Channel {
         if !mem::replace(&mut open.listed, true) || newly_full {
             Appended::List
         } else {
-            Appended::Gathering
+            Appended::Batched
         }
     }
 
-    /// Whether the task should come by before the window is over, if at all.
+    /// How soon the channel has to be flushed.
     pub(super) fn urgency(&self) -> Urgency {
         let open = self.open.lock();
         if !open.listed {
@@ -266,7 +265,7 @@ impl Channel {
         }
     }
 
-    /// Takes what waits, and what tells who leaves from now on.
+    /// Takes the batch and the changes for a flush, and a view of members that leave from now on.
     pub(super) fn take(&self) -> (Taken, Departures<'_>) {
         let mut open = self.open.lock();
         open.listed = false;
@@ -289,7 +288,7 @@ impl Channel {
 
     pub(super) fn is_unused(&self) -> bool {
         let open = self.open.lock();
-        self.stay != Stay::Pinned
+        self.kind != ChannelKind::PinnedRelay
             && !open.listed
             && ![&open.plain, &open.framed, &open.queued, &open.delimited]
                 .into_iter()
@@ -298,35 +297,35 @@ impl Channel {
 }
 
 impl Departures<'_> {
-    /// Whether the member may still be sent something. To be asked under the lock of its outbox.
-    pub(super) fn is_member(&mut self, seat: Seat) -> bool {
+    /// Whether the member may still be sent something. Must be called under the lock of its outbox.
+    pub(super) fn is_member(&mut self, id: SubscriberId) -> bool {
         if self.channel.departures.load(Ordering::Acquire) != self.known {
-            self.look();
+            self.update();
         }
-        !self.have_all_left && (self.left.is_empty() || !self.left.contains(&seat))
+        !self.have_all_left && (self.left.is_empty() || !self.left.contains(&id))
     }
 
-    fn look(&mut self) {
+    fn update(&mut self) {
         let open = self.channel.open.lock();
         self.known = self.channel.departures.load(Ordering::Relaxed);
         self.have_all_left = open.ending == Ending::AtOnce;
         let changes = open.changes.iter().skip(self.changes_seen);
         self.left.extend(changes.filter_map(|change| match change {
-            Change::Leave { seat } => Some(*seat),
+            Change::Leave { id } => Some(*id),
             Change::Join { .. } | Change::Flush(_) => None,
         }));
         self.changes_seen = open.changes.len();
     }
 }
 
-/// When a channel wants its next round.
+/// How soon a channel has to be flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// There is nothing for it.
+    /// Not at all: there is nothing to do.
     None,
-    /// At once: members come or go, or the batch is large enough.
+    /// At once: members join or leave, or the batch is large enough.
     Now,
-    /// When its window is over.
+    /// When its window has ended.
     AfterWindow,
 }
 

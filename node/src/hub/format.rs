@@ -1,9 +1,9 @@
-//! The ways to write down a message, and where each stands in a batch.
+//! The formats of messages, and the slot of a batch that each is in.
 
 /// How a member reads its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// One WebSocket message each, as it is.
+    /// The data unchanged, one WebSocket message each.
     Raw,
     /// SockJS frames in WebSocket messages.
     Sockjs,
@@ -19,10 +19,10 @@ pub(super) enum Format {
     Delimited,
 }
 
-/// One of the four places that a channel keeps for formats.
+/// One of the four buffers of a channel's batch.
 ///
-/// A channel carries messages of a relay or pushes, never both: so a place means one of at most two formats, and
-/// the same one for as long as the channel lives.
+/// A channel carries messages of a relay or pushes, never both. So a slot stands for one of at most two formats, and for
+/// the same one as long as the channel exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Slot {
     /// WebSocket: raw, or JSON.

@@ -1,9 +1,9 @@
-//! Indexes for the members of one format: plain. The lowest free one is given out, so that what is indexed by
-//! them stays short.
+//! Allocates indexes for the members of one format: a plain type. The lowest free one is allocated, so that tables by
+//! index stay short.
 
 use std::collections::BTreeMap;
 
-/// Indexes below `end`, but for those in `free`.
+/// The allocated indexes: those below `end`, except the ones in `free`.
 ///
 /// Invariant: the ranges in `free` are not empty, do not touch each other and do not touch `end`. So there are
 /// at most as many of them as indexes are taken.
@@ -15,7 +15,7 @@ pub(super) struct Indexes {
 }
 
 impl Indexes {
-    /// Gives out the lowest that is free.
+    /// Allocates the lowest free index.
     pub(super) fn take(&mut self) -> u32 {
         let Some((index, end)) = self.free.pop_first() else {
             self.end += 1;
@@ -27,8 +27,8 @@ impl Indexes {
         index
     }
 
-    /// Takes back what [`take`](Self::take) gave out.
-    pub(super) fn give_back(&mut self, index: u32) {
+    /// Frees an index that [`take`](Self::take) has allocated.
+    pub(super) fn release(&mut self, index: u32) {
         let (mut start, mut end) = (index, index + 1);
         if let Some(next_end) = self.free.remove(&end) {
             end = next_end;
@@ -47,9 +47,9 @@ impl Indexes {
         }
     }
 
-    /// Whether any is given out.
+    /// Whether any index is allocated.
     pub(super) fn any_taken(&self) -> bool {
-        0 < self.end // The highest that is given out is just below it.
+        0 < self.end // The highest allocated index is `end - 1`.
     }
 }
 
@@ -63,14 +63,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_lowest_free_index_is_given_out(steps in proptest::collection::vec(0..12_usize, 0..200)) {
+        fn the_lowest_free_index_is_allocated(steps in proptest::collection::vec(0..12_usize, 0..200)) {
             let mut indexes = Indexes::default();
             let mut taken = BTreeSet::new();
             for step in steps {
-                // Rather take than give back, so that there is something to give back.
+                // Takes more often than it releases, so that there is something to release.
                 match taken.iter().copied().nth(step) {
                     Some(index) if step < 6 => {
-                        indexes.give_back(index);
+                        indexes.release(index);
                         taken.remove(&index);
                     }
                     _ => {

@@ -1,4 +1,4 @@
-//! Where one client gets what it is sent, whatever its wire.
+//! A client's outbox with the encoding of its transport.
 
 use std::sync::Arc;
 
@@ -17,17 +17,17 @@ use crate::protocol::NotJson;
 use crate::protocol::Push;
 use crate::protocol::Reply;
 use crate::protocol::disconnect::Disconnect;
-use crate::protocol::disconnect::Farewell;
+use crate::protocol::disconnect::DisconnectMessage;
 use crate::protocol::frame::websocket;
 use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::SocketFormat;
 
-/// Where a client of a channel gets its messages.
+/// The outbox of one client, for either kind of transport.
 #[derive(Clone)]
 pub(crate) enum Member {
     /// A WebSocket.
     Socket(Arc<SocketOutbox>),
-    /// A client over HTTP, whose transport takes what waits there.
+    /// A client over HTTP, whose transport takes messages from the queue.
     Queue(Arc<QueueOutbox>),
 }
 
@@ -48,7 +48,7 @@ impl Member {
         }
     }
 
-    /// How a channel client writes its commands and reads its replies.
+    /// The codec of a channel client's commands and replies.
     pub(crate) fn codec(&self) -> Codec {
         match self.format() {
             Format::Protobuf | Format::Delimited => Codec::Protobuf,
@@ -56,11 +56,11 @@ impl Member {
         }
     }
 
-    /// Writes `replies` down as one message of this client's wire.
+    /// Encodes `replies` as one message of this client's transport.
     ///
     /// # Errors
     ///
-    /// [`NotJson`] if some data cannot be written in the client's codec.
+    /// [`NotJson`] if some data cannot be encoded in the client's codec.
     pub(crate) fn encode(&self, replies: &[Reply]) -> Result<Bytes, NotJson> {
         let mut body = BytesMut::new();
         for reply in replies {
@@ -69,7 +69,7 @@ impl Member {
         Ok(self.framed(body))
     }
 
-    /// The message that asks a channel client whether it is there.
+    /// The ping of the channel protocol.
     pub(crate) fn ping(&self) -> Bytes {
         let ping = match self.codec() {
             Codec::Json => protocol::json::PING,
@@ -78,7 +78,7 @@ impl Member {
         self.framed(BytesMut::from(ping))
     }
 
-    /// Sends what [`encode`](Self::encode) or [`ping`](Self::ping) has made.
+    /// Sends a message that [`encode`](Self::encode) or [`ping`](Self::ping) has returned.
     pub(crate) fn send(&self, message: &Bytes) {
         match self {
             _ if message.is_empty() => {}
@@ -87,34 +87,38 @@ impl Member {
         }
     }
 
-    /// Sends the client away: where there is no close frame, a push says why.
-    pub(crate) fn close(&self, farewell: impl Into<Farewell>) {
-        let Farewell { disconnect, reason } = farewell.into();
+    /// Disconnects the client. Where there is no close frame, a push carries the reason.
+    pub(crate) fn close(&self, disconnect_message: impl Into<DisconnectMessage>) {
+        let DisconnectMessage { disconnect, reason } = disconnect_message.into();
         match self {
-            Self::Socket(outbox) => outbox.close_saying(disconnect, &reason),
+            Self::Socket(outbox) => outbox.close_with_reason(disconnect, &reason),
             Self::Queue(outbox) => {
-                let told = Self::farewell(self.codec(), Farewell { disconnect, reason });
-                outbox.close_with(disconnect, told);
+                let push =
+                    Self::disconnect_push(self.codec(), DisconnectMessage { disconnect, reason });
+                outbox.close_with(disconnect, push);
             }
         }
     }
 
-    /// What tells a client over HTTP why it is sent away.
-    pub(crate) fn farewell(codec: Codec, farewell: impl Into<Farewell>) -> Bytes {
-        let Farewell { disconnect, reason } = farewell.into();
-        let told = protocol::Disconnect {
+    /// The push that tells a client over HTTP why it is disconnected.
+    pub(crate) fn disconnect_push(
+        codec: Codec,
+        disconnect_message: impl Into<DisconnectMessage>,
+    ) -> Bytes {
+        let DisconnectMessage { disconnect, reason } = disconnect_message.into();
+        let push = protocol::Disconnect {
             code: disconnect.code.into(),
             reason: reason.into_owned(),
             reconnect: disconnect.may_reconnect(),
         };
-        let push = Reply::push(Push::new("", Event::Disconnect(told)));
+        let push = Reply::push(Push::new("", Event::Disconnect(push)));
         let mut message = BytesMut::new();
         let written = codec.append_reply(&mut message, &push);
-        debug_assert!(written.is_ok(), "it holds no data of others");
+        debug_assert!(written.is_ok(), "it contains no client data");
         message.freeze()
     }
 
-    /// Keeps what waits of `channel` as it is: what is newer stands behind it.
+    /// Keeps what is queued of `channel`: newer publications do not replace it.
     pub(super) fn keep_latest(&self, channel: u64) {
         match self {
             Self::Socket(outbox) => outbox.keep_latest(channel),
@@ -122,7 +126,7 @@ impl Member {
         }
     }
 
-    /// Keeps a place for a reply and holds back what is sent behind it, until it is [released](Self::release).
+    /// Reserves the place of a reply and holds back what is sent after it, until it is [released](Self::release).
     pub(crate) fn hold(&self) -> Hold {
         match self {
             Self::Socket(outbox) => outbox.hold(),
@@ -130,7 +134,7 @@ impl Member {
         }
     }
 
-    /// Sends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    /// Sends `reply` in its place, nothing if it is empty, and what was held back after it.
     pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
         match self {
             Self::Socket(outbox) => outbox.release(hold, reply),
@@ -138,7 +142,7 @@ impl Member {
         }
     }
 
-    /// Whether what the client sends is not read for now.
+    /// Whether reading from the client is paused.
     pub(crate) fn is_reading_paused(&self) -> bool {
         match self {
             Self::Socket(outbox) => outbox.is_reading_paused(),
@@ -146,23 +150,23 @@ impl Member {
         }
     }
 
-    /// Looks at all that waits for the client.
-    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+    /// Calls `visit` with everything that is queued for the client.
+    pub(crate) fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
         match self {
-            Self::Socket(outbox) => outbox.each_queued(look),
-            Self::Queue(outbox) => outbox.each_queued(look),
+            Self::Socket(outbox) => outbox.each_queued(visit),
+            Self::Queue(outbox) => outbox.each_queued(visit),
         }
     }
 
-    /// Sends the client away as slow, and drops what waits for it.
+    /// Disconnects the client as slow, and drops what is queued for it.
     pub(crate) fn shed(&self) {
         match self {
             Self::Socket(outbox) => outbox.close(Disconnect::SLOW),
-            Self::Queue(outbox) => outbox.give_up(),
+            Self::Queue(outbox) => outbox.drop_as_slow(),
         }
     }
 
-    /// What waits for the client, in bytes.
+    /// What is queued for the client, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
         match self {
             Self::Socket(outbox) => outbox.bytes_queued(),

@@ -1,16 +1,15 @@
-//! What waits for one client: bounded in bytes, filled by the hub, emptied by the client's own task.
+//! The output of one client: a queue bounded in bytes, filled by the hub, drained by the client's own task.
 //!
-//! A [`SocketOutbox`] is a WebSocket's whole way out: the hub writes to the socket itself and only what
-//! the socket does not take waits here. A [`QueueOutbox`] holds messages for a client over HTTP, whose
-//! receivers come and go.
+//! A [`SocketOutbox`] does all writes to a WebSocket: the hub writes to the socket directly, and only what the socket does
+//! not accept is queued. A [`QueueOutbox`] holds messages for a client over HTTP, until a receiver takes them.
 //!
-//! Of a channel whose slow readers get only the newest publication, at most one waits: a newer one takes
-//! its place. Either outbox can keep a place for a reply that is not ready yet, and holds back what comes behind it.
+//! Of a channel whose slow readers get only the newest publication, at most one is queued: a newer one replaces it. Either
+//! outbox can reserve the place of a reply that is not ready yet, and holds back what is sent after it.
 //!
-//! Nothing here ever waits. Whoever fills an outbox past its limit ends that client and no other.
+//! Nothing here blocks. A full outbox disconnects its own client and no other.
 //!
-//! What the hub sends is meant for the members of a channel. Whether the client is one still is asked under the
-//! outbox's lock: what others send it after it has left stands behind all that it got.
+//! Messages of a channel are for its members only. Membership is checked under the outbox's lock, so everything that is
+//! sent to a client after it has left a channel follows all that it got of it.
 
 use std::mem;
 
@@ -30,10 +29,11 @@ pub(crate) use shedding::shed;
 pub(crate) use socket::SocketOutbox;
 pub(crate) use socket::SocketState;
 
-/// Something that waits, and of which channel it is the newest; 0: of none.
+/// A queued message.
 #[derive(Debug, Clone)]
 struct Waiting {
     bytes: Bytes,
+    /// The channel whose next publication replaces it; 0: none.
     latest_of: u64,
 }
 
@@ -45,14 +45,14 @@ impl Waiting {
         }
     }
 
-    /// What it counts for against its outbox's limit.
+    /// Its cost against the outbox's limit.
     fn cost(&self) -> usize {
         cost(&self.bytes)
     }
 }
 
-/// What `bytes` count for against an outbox's limit: themselves and the handle that holds them, so that
-/// many tiny messages are bounded too.
+/// The cost of `bytes` against an outbox's limit: their length and the size of the handle, so that many tiny messages are
+/// bounded too.
 fn cost(bytes: &Bytes) -> usize {
     bytes.len() + mem::size_of::<Bytes>()
 }

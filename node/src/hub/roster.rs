@@ -1,7 +1,6 @@
-//! All clients of a kind in one list, for whoever has to look at each of them: for pings, and for sending
-//! everyone away.
+//! A list of all clients of a kind, to iterate over them for pings and to disconnect them when the node drains.
 //!
-//! Nobody waits for a look at all: the lock is held for some of them at a time, and other tasks run in between.
+//! The lock is held for a limited number of clients at a time, and other tasks run in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +10,10 @@ use tokio::task;
 use tokio::time;
 use tokio::time::Instant;
 
-/// Clients looked at under one lock, and written to between two yields.
+/// Clients visited under one lock, and written to between two yields.
 const STRIDE: usize = 256;
 
-/// The least pause between two groups of clients that are sent away.
+/// The shortest pause between two groups of clients that are disconnected.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
 
 /// A list of clients.
@@ -22,21 +21,21 @@ pub(crate) struct Roster<E> {
     list: Mutex<List<E>>,
 }
 
-/// Invariant: `free` names the empty places of `entries`, each once.
+/// Invariant: `free` holds the indexes of empty entries, each once.
 struct List<E> {
     entries: Vec<Option<E>>,
     free: Vec<usize>,
     is_draining: bool,
 }
 
-/// A place on the list, until it is dropped.
-pub(crate) struct Place<E> {
+/// Removes a client from the list when it is dropped.
+pub(crate) struct RosterGuard<E> {
     roster: Arc<Roster<E>>,
     index: usize,
 }
 
 impl<E> Roster<E> {
-    /// Nobody yet.
+    /// Creates an empty list.
     pub(crate) fn new() -> Arc<Self> {
         let list = Mutex::new(List {
             entries: Vec::new(),
@@ -46,11 +45,11 @@ impl<E> Roster<E> {
         Arc::new(Self { list })
     }
 
-    /// Adds a client. Who comes after the [drain](Self::drain) has begun is sent away by `send_away`.
-    pub(crate) fn enter(self: &Arc<Self>, entry: E, send_away: impl FnOnce(&E)) -> Place<E> {
+    /// Adds a client. After the [drain](Self::drain) has begun, `disconnect` is called for it at once.
+    pub(crate) fn enter(self: &Arc<Self>, entry: E, disconnect: impl FnOnce(&E)) -> RosterGuard<E> {
         let mut list = self.list.lock();
         if list.is_draining {
-            send_away(&entry);
+            disconnect(&entry);
         }
         let index = match list.free.pop() {
             Some(index) => {
@@ -62,60 +61,60 @@ impl<E> Roster<E> {
                 list.entries.len() - 1
             }
         };
-        Place {
+        RosterGuard {
             roster: Arc::clone(self),
             index,
         }
     }
 
-    /// Looks at every client: `look` says under the lock what is to be done, and `act` does it outside.
+    /// Visits every client: `inspect` decides under the lock what is due, and `act` does it outside.
     pub(crate) async fn visit<D>(
         &self,
-        mut look: impl FnMut(&mut E) -> Option<D>,
+        mut inspect: impl FnMut(&mut E) -> Option<D>,
         mut act: impl FnMut(D),
     ) {
         let mut begin = 0;
-        while let Some(due) = self.stride(begin, &mut look) {
+        while let Some(due) = self.stride(begin, &mut inspect) {
             due.into_iter().for_each(&mut act);
             begin += STRIDE;
             task::yield_now().await;
         }
     }
 
-    /// What `of` gives of all clients, under one lock.
+    /// Collects what `of` returns for all clients, under one lock.
     pub(crate) fn collect<T>(&self, of: impl FnMut(&E) -> Option<T>) -> Vec<T> {
         let list = self.list.lock();
         list.entries.iter().flatten().filter_map(of).collect()
     }
 
-    /// Sends everyone away, evenly over `spread`, so that they do not all come back at once: `of` gives what
-    /// `send_away` needs of a client.
+    /// Disconnects all clients, evenly over `spread`, so that they do not all reconnect at once: `of` returns what
+    /// `disconnect` needs of a client.
     pub(crate) async fn drain<T>(
         &self,
         spread: Duration,
         of: impl FnMut(&E) -> T,
-        send_away: impl Fn(&T),
+        disconnect: impl Fn(&T),
     ) {
         let all: Vec<T> = {
             let mut list = self.list.lock();
             list.is_draining = true;
             list.entries.iter().flatten().map(of).collect()
         };
-        evenly(all, spread, send_away).await;
+        evenly(all, spread, disconnect).await;
     }
 
-    /// What is to be done about the clients of one stride; `None` behind the last.
-    fn stride<D>(&self, begin: usize, look: impl FnMut(&mut E) -> Option<D>) -> Option<Vec<D>> {
+    /// What is due for the clients of one stride; `None` after the last.
+    fn stride<D>(&self, begin: usize, inspect: impl FnMut(&mut E) -> Option<D>) -> Option<Vec<D>> {
         let mut list = self.list.lock();
         let end = list.entries.len().min(begin + STRIDE);
         let stride = list.entries.get_mut(begin..end);
         let stride = stride.filter(|stride| !stride.is_empty())?;
-        Some(stride.iter_mut().flatten().filter_map(look).collect())
+        Some(stride.iter_mut().flatten().filter_map(inspect).collect())
     }
 }
 
-/// Does something about all of `all` in their order, evenly over `spread`: the first at once, and none later than
-/// its part of the time.
+/// Calls `act` for all of `all` in order, evenly over `spread`: for the first at once, and for none later than its part
+/// of the time.
 pub(crate) async fn evenly<T>(all: Vec<T>, spread: Duration, act: impl Fn(&T)) {
     let began = Instant::now();
     let count = all.len();
@@ -135,7 +134,7 @@ pub(crate) async fn evenly<T>(all: Vec<T>, spread: Duration, act: impl Fn(&T)) {
     }
 }
 
-impl<E> Drop for Place<E> {
+impl<E> Drop for RosterGuard<E> {
     fn drop(&mut self) {
         let mut list = self.roster.list.lock();
         let entry = list.entries[self.index].take();
@@ -152,14 +151,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everyone_is_visited_whose_place_is_kept() {
+    async fn every_client_is_visited_until_its_guard_is_dropped() {
         let roster = Roster::new();
-        let nobody = |_: &usize| panic!("nobody is sent away");
+        let not_draining = |_: &usize| panic!("the node does not drain");
         let places: Vec<_> = (0..3 * STRIDE)
-            .map(|number| roster.enter(number, nobody))
+            .map(|number| roster.enter(number, not_draining))
             .collect();
         let kept: Vec<_> = places.into_iter().step_by(2).collect();
-        let late = roster.enter(usize::MAX, nobody);
+        let late = roster.enter(usize::MAX, not_draining);
         let mut visited = Vec::new();
         roster
             .visit(|number| Some(*number), |number| visited.push(number))
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn everyone_is_sent_away_over_the_spread_and_newcomers_at_once() {
+    async fn clients_are_disconnected_over_the_spread_and_new_ones_at_once() {
         let roster = Roster::new();
         let away = RefCell::new(Vec::new());
         let _places: Vec<_> = (0..1000)
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn any_number_leaves_evenly_over_the_spread() {
+    async fn any_number_of_clients_is_spread_evenly() {
         for spread in [Duration::from_secs(1), Duration::from_secs(60)] {
             for count in [1, 2, 3, 49, 51, 99, 101, 149, 1000, 100_003] {
                 let began = Instant::now();
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_spread_all_leave_at_once() {
+    async fn without_a_spread_all_are_disconnected_at_once() {
         let began = Instant::now();
         let left = RefCell::new(0);
         let act = |_: &usize| *left.borrow_mut() += 1;

@@ -1,4 +1,4 @@
-//! The members of one format by their indexes, in chunks: an empty chunk takes no memory and no step.
+//! The members of one format by index, in chunks: an empty chunk takes no memory and is skipped.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl<T> Table<T> {
         self.chunks.len()
     }
 
-    /// The members of one chunk with their indexes.
+    /// The members of one chunk and their indexes.
     pub(super) fn chunk(&self, chunk: usize) -> impl Iterator<Item = (u32, &Arc<T>)> {
         let members = self.chunks[chunk].iter().zip(chunk * CHUNK..);
         members.filter_map(|(member, index)| {
@@ -40,12 +40,12 @@ impl<T> Table<T> {
         })
     }
 
-    /// Puts a member where there is none.
+    /// Inserts a member at a free index.
     pub(super) fn insert(&mut self, index: u32, member: Arc<T>) {
         let (chunk, place) = (index as usize / CHUNK, index as usize % CHUNK);
         if self.chunks.len() <= chunk {
             if chunk == 0 {
-                self.chunks.reserve_exact(1); // Most channels stay at one.
+                self.chunks.reserve_exact(1); // Most channels need only one.
             }
             self.chunks.resize_with(chunk + 1, Vec::new);
         }
@@ -53,12 +53,12 @@ impl<T> Table<T> {
         if chunk.len() <= place {
             chunk.resize_with(place + 1, || None);
         }
-        debug_assert!(chunk[place].is_none(), "an index is given out once");
+        debug_assert!(chunk[place].is_none(), "the index is in use");
         chunk[place] = Some(member);
         self.members += 1;
     }
 
-    /// Takes a member out, if it is there.
+    /// Removes a member, if it is there.
     pub(super) fn remove(&mut self, index: u32) {
         let (chunk, place) = (index as usize / CHUNK, index as usize % CHUNK);
         let Some(members) = self.chunks.get_mut(chunk) else {
@@ -74,7 +74,7 @@ impl<T> Table<T> {
         }
     }
 
-    /// Takes all members out.
+    /// Removes all members.
     pub(super) fn clear(&mut self) {
         *self = Self::new();
     }
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_once_was_long_is_as_short_as_what_is_left() {
+    fn a_table_shrinks_to_the_members_that_are_left() {
         let mut table = Table::new();
         for index in 0..100_000 {
             table.insert(index, Arc::new(index));
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map(steps in proptest::collection::vec((proptest::bool::ANY, 0..400_u32), 0..400)) {
+        fn it_behaves_like_a_map(steps in proptest::collection::vec((proptest::bool::ANY, 0..400_u32), 0..400)) {
             let (mut table, mut map) = (Table::new(), BTreeMap::new());
             for (step, index) in steps {
                 if step && !map.contains_key(&index) {

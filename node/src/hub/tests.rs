@@ -1,4 +1,4 @@
-//! Order, completeness and subscriptions, with members of every kind that come and go.
+//! Order, completeness and subscriptions, with members of every kind that join and leave.
 
 use std::future::poll_fn;
 use std::ops::Range;
@@ -32,7 +32,7 @@ use crate::protocol::frame::websocket::testing::split;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Remembers what it was asked for.
+/// A broker that records subscribe and unsubscribe calls.
 #[derive(Default)]
 struct Wishes(Mutex<Vec<String>>);
 
@@ -112,7 +112,7 @@ fn queue() -> Arc<QueueOutbox> {
     Arc::new(QueueOutbox::new(64 << 20))
 }
 
-/// Waits until `outbox` has been given `last`, and returns all of it.
+/// Waits until `outbox` contains `last`, and returns all that was in it.
 async fn take_until(outbox: &QueueOutbox, last: &str) -> Vec<Bytes> {
     let mut taken = Vec::new();
     let read = async {
@@ -169,7 +169,7 @@ async fn read_frames_until(peer: &mut TcpStream, last: &[u8]) -> Vec<(u8, Bytes)
             assert_ne!(
                 peer.read_buf(&mut received).await.unwrap(),
                 0,
-                "the end came first"
+                "the connection ended first"
             );
         }
     };
@@ -210,7 +210,7 @@ async fn each_member_gets_a_push_once_in_its_own_codec() {
     let join = |member| {
         running
             .hub
-            .join_fed(&channel, member, SlowReader::Disconnect)
+            .join_stream(&channel, member, SlowReader::Disconnect)
     };
     let _members = members.map(join);
     let pushes = [pushed("news", "1"), pushed("news", "\"end\"")];
@@ -240,12 +240,12 @@ async fn each_member_gets_a_push_once_in_its_own_codec() {
     assert_eq!(taken, expected.map(|(_, body)| body));
     assert!(
         running.wishes.0.lock().is_empty(),
-        "the broker is the feed's concern"
+        "the hub does not subscribe channels of streams"
     );
 }
 
 #[tokio::test]
-async fn a_push_that_is_no_json_reaches_only_those_who_can_read_it() {
+async fn a_push_that_is_not_json_reaches_only_protobuf_members() {
     let running = running(&[]);
     let mut tasks = JoinSet::new();
     let (protobuf, mut peer) = socket(SocketFormat::Protobuf, &mut tasks).await;
@@ -255,7 +255,7 @@ async fn a_push_that_is_no_json_reaches_only_those_who_can_read_it() {
     let join = |member| {
         running
             .hub
-            .join_fed(&channel, member, SlowReader::Disconnect)
+            .join_stream(&channel, member, SlowReader::Disconnect)
     };
     let _members = members.map(join);
     running.hub.deliver_push(&channel, &pushed("a", "no json"));
@@ -274,9 +274,11 @@ async fn a_slow_reader_of_the_latest_gets_the_newest_and_stays() {
     let (json, mut peer) = socket(SocketFormat::Json, &mut tasks).await;
     let channel = name("a");
     let member = Member::Socket(Arc::clone(&json));
-    let _member = running.hub.join_fed(&channel, member, SlowReader::Latest);
+    let _member = running
+        .hub
+        .join_stream(&channel, member, SlowReader::Latest);
     let large = format!("\"{}\"", "x".repeat(10_000));
-    // Many times what the outbox may hold, and far more than the kernel takes.
+    // Many times the limit of the outbox, and far more than the kernel buffers.
     for _ in 0..2000 {
         running.hub.deliver_push(&channel, &pushed("a", &large));
         task::yield_now().await;
@@ -349,18 +351,18 @@ async fn bytes_that_are_not_utf8_are_binary_on_websockets_and_dropped_and_counte
     until(|| running.metrics.render().contains(dropped)).await;
 }
 
-/// What a member of the test below got, and what it has to have got at least.
+/// What a member of the test below received, and what it must have received at least.
 struct Witness {
     outbox: Arc<QueueOutbox>,
     expected: Range<u32>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_earlier() {
+async fn a_member_receives_everything_between_its_join_and_its_leave_and_nothing_earlier() {
     let running = running(&[]);
     let channel = name("a");
     let mut random = fastrand::Rng::with_seed(7);
-    let mut members: Vec<(Membership, Witness)> = Vec::new();
+    let mut members: Vec<(Subscriber, Witness)> = Vec::new();
     let mut left = Vec::new();
     let mut next = 0;
     for step in 0..20_000 {
@@ -400,7 +402,7 @@ async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_ear
         .join(&channel, Member::Queue(Arc::clone(&outbox)));
     publish(&running.hub, "a", next.to_string());
     take_until(&outbox, &format!("\"{next}\"")).await;
-    // Members get a batch in the order of their seats; with the next one, this one is through.
+    // Members get a batch in the order of their ids; once the next one arrives, this one is complete.
     publish(&running.hub, "a", (next + 1).to_string());
     take_until(&outbox, &format!("\"{}\"", next + 1)).await;
     drop(last);
@@ -410,7 +412,7 @@ async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_ear
     let stayed = members.into_iter().map(|(_, witness)| witness);
     let mut seen = 0;
     for witness in stayed.chain(left) {
-        let heard: Vec<u32> = witness
+        let received: Vec<u32> = witness
             .outbox
             .take(usize::MAX)
             .iter()
@@ -425,22 +427,26 @@ async fn who_joins_and_leaves_in_the_middle_misses_nothing_and_hears_nothing_ear
         let Range { start, end } = witness.expected;
         let count = (end - start) as usize;
         assert!(
-            count <= heard.len(),
-            "{start}..{end}: heard {}",
-            heard.len()
+            count <= received.len(),
+            "{start}..{end}: received {}",
+            received.len()
         );
         assert!(
-            heard[..count].iter().copied().eq(start..end),
+            received[..count].iter().copied().eq(start..end),
             "{start}..{end}"
         );
-        // The last one may be on its way to those who have stayed.
+        // Members that have stayed may not have received the last one yet.
         let most = if end <= next { count } else { count + 1 };
-        assert!(heard.len() <= most, "{start}..{end}: heard {}", heard.len());
+        assert!(
+            received.len() <= most,
+            "{start}..{end}: received {}",
+            received.len()
+        );
         seen += 1;
     }
     assert!(
         1000 < seen,
-        "the test needs members that come and go, not {seen}"
+        "the test needs members that join and leave, not {seen}"
     );
 }
 
@@ -476,12 +482,12 @@ async fn readers_that_do_not_read_delay_nobody_and_are_disconnected() {
     while bad.iter().any(|(outbox, _)| outbox.disconnect().is_none()) {
         assert!(
             sent.len() < 20_000,
-            "the limit must end those that do not read"
+            "the limit must disconnect clients that do not read"
         );
         let message = Bytes::from(format!("{}{}", sent.len(), "x".repeat(10_000)));
         publish(&running.hub, "a", message.clone());
         sent.push((0x81, message));
-        // Publish no faster than the good ones can read.
+        // Publish no faster than the clients that read can follow.
         let due = 12 * sent.len() as u64;
         until(|| {
             due <= running.metrics.deliveries.get() && good.iter().all(|outbox| outbox.is_idle())
@@ -493,7 +499,7 @@ async fn readers_that_do_not_read_delay_nobody_and_are_disconnected() {
     while let Some(received) = readers.join_next().await {
         assert!(
             received.unwrap() == sent,
-            "a good reader gets everything in order"
+            "a client that reads gets everything in order"
         );
     }
     assert!(good.iter().all(|outbox| outbox.disconnect().is_none()));
@@ -575,7 +581,7 @@ async fn a_quiet_channel_is_not_delayed_by_a_long_window_of_another() {
 }
 
 #[tokio::test]
-async fn what_gathers_while_the_hub_stands_still_is_bounded_and_counted() {
+async fn the_batch_of_a_stalled_hub_is_bounded_and_drops_are_counted() {
     let fanout = Fanout {
         batch_bytes_max: 100,
         ..fanout()
@@ -596,14 +602,14 @@ async fn what_gathers_while_the_hub_stands_still_is_bounded_and_counted() {
 }
 
 #[tokio::test]
-async fn nothing_gathers_for_a_channel_without_members() {
+async fn nothing_is_batched_for_a_channel_without_members() {
     let (hub, _) = stopped(fanout(), &["a"]);
     drop(hub.join(&name("a"), Member::Queue(queue())));
     publish(&hub, "a", "x");
     assert!(hub.channels.read()["a"].take().0.batch.is_empty());
 }
 
-/// What the client of the test below was sent, one after the other.
+/// What the client of the test below was sent, in order.
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
     Joined,
@@ -622,18 +628,18 @@ impl Sent {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_comes_behind_the_end_of_a_membership() {
+async fn nothing_is_sent_after_the_end_of_a_membership() {
     const ROUNDS: usize = 300;
     let running = running(&[]);
     let channel = name("a");
-    // Others, so that a round takes a while and members leave in the middle of it. They take nothing.
+    // Other members, so that a flush takes a while and members leave in the middle of it. They do not read.
     let closed = || {
         let outbox = Arc::new(QueueOutbox::new(1));
         outbox.close();
         Member::Queue(outbox)
     };
     let crowd = || running.hub.join(&channel, closed());
-    let _crowd: Vec<Membership> = (0..10_000).map(|_| crowd()).collect();
+    let _crowd: Vec<Subscriber> = (0..10_000).map(|_| crowd()).collect();
     let stop = CancellationToken::new();
     let mut publisher = JoinSet::new();
     publisher.spawn({
@@ -672,7 +678,7 @@ async fn nothing_comes_behind_the_end_of_a_membership() {
                     say("joined");
                     let membership = hub.join(&channel, member.clone());
                     if fastrand::bool() {
-                        membership.flushed(DEADLINE).await; // It hears something at least.
+                        membership.flushed(DEADLINE).await; // So that it receives something.
                     }
                     time::sleep(Duration::from_micros(fastrand::u64(..3000))).await;
                     drop(membership);
@@ -693,8 +699,11 @@ async fn nothing_comes_behind_the_end_of_a_membership() {
                 Sent::Joined => is_member = true,
                 Sent::Left => is_member = false,
                 Sent::Publication(number) => {
-                    assert!(is_member, "{number} came behind the end");
-                    assert!(last < Some(number), "{number} came again, behind {last:?}");
+                    assert!(is_member, "{number} was sent after the end");
+                    assert!(
+                        last < Some(number),
+                        "{number} was sent again, after {last:?}"
+                    );
                     last = Some(number);
                     publications += 1;
                 }
@@ -702,7 +711,7 @@ async fn nothing_comes_behind_the_end_of_a_membership() {
         }
     }
     stop.cancel();
-    assert!(100 < publications, "only {publications} came");
+    assert!(100 < publications, "only {publications} were sent");
 }
 
 /// A SockJS frame with one message.
@@ -715,7 +724,7 @@ fn sockjs_frame(text: &str) -> Bytes {
     frame.freeze()
 }
 
-/// What the client of `member` is sent until "end".
+/// What the client of `member` is sent up to "end".
 async fn read_all_of(queue: Arc<QueueOutbox>, mut peer: TcpStream, member: Member) -> Vec<Sent> {
     let messages: Vec<Bytes> = match member {
         Member::Queue(_) => take_until(&queue, "\"end\"").await,
@@ -730,22 +739,24 @@ async fn read_all_of(queue: Arc<QueueOutbox>, mut peer: TcpStream, member: Membe
 }
 
 #[tokio::test]
-async fn who_leaves_a_channel_of_the_latest_and_joins_again_hears_the_newest_behind_that() {
+async fn a_member_that_rejoins_a_channel_of_the_latest_gets_the_newest_after_what_was_queued() {
     let running = running(&[]);
     let channel = name("a");
     let outbox = lines();
     let join = || {
         let member = Member::Queue(Arc::clone(&outbox));
-        running.hub.join_fed(&channel, member, SlowReader::Latest)
+        running
+            .hub
+            .join_stream(&channel, member, SlowReader::Latest)
     };
-    let deliver = async |membership: &Membership, data: &str| {
+    let deliver = async |membership: &Subscriber, data: &str| {
         running.hub.deliver_push(&channel, &pushed("a", data));
         membership.flushed(DEADLINE).await;
     };
     let first = join();
     let _other = running
         .hub
-        .join_fed(&channel, Member::Queue(lines()), SlowReader::Latest);
+        .join_stream(&channel, Member::Queue(lines()), SlowReader::Latest);
     outbox.push(Bytes::from_static(b"waits"));
     first.flushed(DEADLINE).await; // What comes with the join takes nothing's place.
     deliver(&first, "1").await;
@@ -770,12 +781,12 @@ async fn who_leaves_a_channel_of_the_latest_and_joins_again_hears_the_newest_beh
 }
 
 #[tokio::test]
-async fn the_last_push_of_a_channel_is_the_last_and_who_leaves_before_does_not_get_it() {
+async fn nothing_follows_the_last_push_of_a_channel_and_members_that_left_do_not_get_it() {
     let (hub, metrics) = stopped(fanout(), &[]);
     let channel = name("a");
     let (stays, leaves) = (lines(), lines());
     let join = |outbox: &Arc<QueueOutbox>| {
-        hub.join_fed(
+        hub.join_stream(
             &channel,
             Member::Queue(Arc::clone(outbox)),
             SlowReader::Disconnect,
@@ -787,10 +798,10 @@ async fn the_last_push_of_a_channel_is_the_last_and_who_leaves_before_does_not_g
     hub.deliver_push(&channel, &pushed("a", "3"));
     let [stayed, left] = memberships;
     drop(left);
-    assert!(!stayed.is_over() && hub.channels_over() == 0);
+    assert!(!stayed.is_over() && hub.channels_ended() == 0);
     let mut task = JoinSet::new();
     task.spawn(Arc::clone(&hub).run(Arc::new(Wishes::default()), CancellationToken::new()));
-    until(|| hub.channels_over() == 1).await;
+    until(|| hub.channels_ended() == 1).await;
     assert!(stayed.is_over());
     hub.deliver_push(&channel, &pushed("a", "4"));
     stayed.flushed(DEADLINE).await;
@@ -803,14 +814,14 @@ async fn the_last_push_of_a_channel_is_the_last_and_who_leaves_before_does_not_g
 }
 
 #[tokio::test]
-async fn what_is_not_written_when_a_channel_ends_at_once_is_never_written() {
+async fn a_channel_that_ends_at_once_drops_what_is_not_written() {
     let running = running(&[]);
     let channel = name("a");
     let outbox = lines();
     let member = Member::Queue(Arc::clone(&outbox));
     let membership = running
         .hub
-        .join_fed(&channel, member, SlowReader::Disconnect);
+        .join_stream(&channel, member, SlowReader::Disconnect);
     membership.flushed(DEADLINE).await;
     running.hub.deliver_push(&channel, &pushed("a", "1"));
     running.hub.end_at_once(&channel);

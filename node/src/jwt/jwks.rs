@@ -23,26 +23,26 @@ const KEYS_MAX: usize = 64;
 /// Why a key set cannot be used. No part of a key is in the texts, but its `kid` may be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadKeySet {
-    /// Its file is not there, or not for us; what the system says.
+    /// Its file cannot be read.
     #[error("cannot read the key set: {0}")]
     Unreadable(String),
-    /// It was read no further.
+    /// Its file is too large.
     #[error("the key set has more than {KEY_SET_BYTES_MAX} bytes")]
     TooLarge,
-    /// No JSON, or no `keys`.
+    /// It is not JSON or has no `keys`.
     #[error("expected {{\"keys\": [...]}} as in RFC 7517")]
     NotASet,
-    /// More than anyone has.
+    /// It has too many keys.
     #[error("expected at most {KEYS_MAX} keys, found {0}")]
     TooMany(usize),
-    /// One that is for signatures and cannot be used.
+    /// A signature key is invalid.
     #[error("key {0}: {1}")]
     Key(String, BadKey),
-    /// One whose parts are not there, or not base64url.
+    /// A field of a key is missing or not base64url.
     #[error("key {0}: expected {1} in base64url")]
     Part(String, &'static str),
-    /// Keys, but none for tokens.
-    #[error("no key in it is for signatures with HS256, RS256 or ES256")]
+    /// It has no key for tokens.
+    #[error("the key set has no signature key for HS256, RS256 or ES256")]
     NoneFits,
 }
 
@@ -90,12 +90,12 @@ impl Key {
         Self::set(&text)
     }
 
-    /// Reads a key set. Keys for encryption and for algorithms that are not spoken here are passed over, as the RFC
-    /// wants it; a key that says no algorithm is bound to the one of its kind.
+    /// Parses a key set. Keys for encryption and for other algorithms are ignored, as the RFC requires; a key without
+    /// an algorithm is bound to the one of its type.
     ///
     /// # Errors
     ///
-    /// [`BadKeySet`]: all of it is to be refused, or a typing error would silently leave a key out.
+    /// [`BadKeySet`]: the whole set is rejected, so that a typing error does not silently leave out a key.
     pub(crate) fn set(text: &[u8]) -> Result<Vec<Self>, BadKeySet> {
         if KEY_SET_BYTES_MAX < text.len() {
             return Err(BadKeySet::TooLarge);
@@ -121,7 +121,7 @@ impl Key {
 }
 
 impl Jwk<'_> {
-    /// The key, unless it is for something else.
+    /// The key, unless it is for another purpose.
     fn key(&self, name: impl Fn() -> String) -> Result<Option<Key>, BadKeySet> {
         let kind = match (&*self.kty, self.crv.as_deref()) {
             ("oct", _) => Algorithm::Hs256,

@@ -15,18 +15,18 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 /// The shortest secret: as long as the hash, RFC 7518 section 3.2.
 const SECRET_BYTES_MIN: usize = 32;
 
-/// In bits; below, RSA keys are broken by those who can afford it, and above nobody has any.
+/// In bits; shorter RSA keys are insecure, and longer ones are not used.
 const RSA_BITS_MIN: usize = 2048;
 const RSA_BITS_MAX: usize = 8192;
 
-/// An uncompressed point of the curve P-256: a mark and two coordinates.
+/// An uncompressed point of the curve P-256: a prefix byte and two coordinates.
 const POINT_BYTES: usize = 65;
 const POINT_MARK: u8 = 4;
 
 /// How a token is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 pub(crate) enum Algorithm {
-    /// HMAC with SHA-256: who can check tokens can also make them.
+    /// HMAC with SHA-256: the same secret signs and verifies.
     #[serde(rename = "HS256")]
     Hs256,
     /// RSA (PKCS #1 v1.5) with SHA-256.
@@ -38,7 +38,7 @@ pub(crate) enum Algorithm {
 }
 
 impl Algorithm {
-    /// The algorithm that is called `name`, to the letter.
+    /// The algorithm with exactly this name.
     pub(super) fn named(name: &str) -> Option<Self> {
         [Self::Hs256, Self::Rs256, Self::Es256]
             .into_iter()
@@ -60,19 +60,19 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Why a key cannot be used.
+/// Why a key is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadKey {
-    /// Whoever has a token could guess it.
+    /// It could be found by brute force with a token.
     #[error("expected a secret of at least {SECRET_BYTES_MIN} bytes, found {0}")]
     ShortSecret(usize),
-    /// Something else, or a private key.
+    /// It is not PEM of a public key, such as a private key.
     #[error("expected a public key in PEM, which begins with \"-----BEGIN PUBLIC KEY-----\"")]
     NotPem,
     /// A public key, but not for this algorithm.
     #[error("expected an RSA key, as RS256 needs it")]
     NotRsa,
-    /// Too short to be safe, or longer than `ring` takes.
+    /// Too short to be safe, or longer than `ring` supports.
     #[error("expected an RSA key of {RSA_BITS_MIN} to {RSA_BITS_MAX} bits, found {0}")]
     RsaSize(usize),
     /// A public key, but not for this algorithm.
@@ -80,7 +80,7 @@ pub(crate) enum BadKey {
     NotP256,
 }
 
-/// What tokens are checked with. `Debug` shows no part of it.
+/// A verification key. `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     id: Option<String>,
@@ -104,7 +104,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`BadKey`] says what would be right.
+    /// [`BadKey`] says what is expected.
     pub(crate) fn new(
         id: Option<String>,
         algorithm: Algorithm,
@@ -161,7 +161,7 @@ impl Key {
         }
     }
 
-    /// What tokens call it; `None`: it is for tokens that name no key, or one that nobody has.
+    /// Its `kid`; `None`: it is for tokens without `kid`, or with one that no key has.
     pub(crate) fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }

@@ -1,4 +1,4 @@
-//! Keys and tokens for tests. The keys are nobody's: they are made here, or printed in RFC 7515.
+//! Keys and tokens for tests. The keys are generated here, or printed in RFC 7515.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

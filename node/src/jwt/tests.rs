@@ -75,7 +75,7 @@ fn a_key_in_pem_is_the_same_as_in_a_set() {
 }
 
 #[test]
-fn a_key_is_refused_that_is_not_what_its_algorithm_needs() {
+fn a_key_of_the_wrong_type_for_its_algorithm_is_rejected() {
     let private = RSA_PEM.replace("PUBLIC", "PRIVATE");
     let certificate = RSA_PEM.replace("PUBLIC KEY", "CERTIFICATE");
     let cut = &RSA_PEM[..200];
@@ -107,7 +107,7 @@ fn a_key_is_refused_that_is_not_what_its_algorithm_needs() {
 }
 
 #[test]
-fn a_token_names_an_algorithm_and_nothing_else() {
+fn the_header_has_to_name_a_supported_algorithm() {
     let keys = rfc_keys();
     let none = format!("{}.{CLAIMS}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#));
     for (token, expected) in [
@@ -134,25 +134,25 @@ fn a_token_names_an_algorithm_and_nothing_else() {
 }
 
 #[test]
-fn a_public_key_is_never_a_secret() {
+fn a_public_key_is_never_used_as_a_secret() {
     let rsa = Key::new(None, Algorithm::Rs256, RSA_PEM).unwrap();
-    // Whoever knows the public key signs with it, in each form that a careless library takes for the secret.
+    // Signed with the public key, in each form that a vulnerable library would use as the secret.
     let forged = testing::token(r#"{"alg":"HS256"}"#, b"{}", |message| {
         testing::hmac_of(RSA_PEM.as_bytes(), message)
     });
     let no_key = Err(BadToken::NoKey(Algorithm::Hs256, ""));
     assert_eq!(verify(&forged, std::slice::from_ref(&rsa)), no_key);
-    // A secret beside it changes nothing.
+    // A secret among the keys changes nothing.
     let keys = [rsa, testing::secret_key(None, 1)];
     assert_eq!(verify(&forged, &keys), Err(BadToken::Signature));
-    // And the signature of one kind of key is nothing for another.
+    // The signature of one type of key is invalid for another.
     let [header, _] = RS256;
     let mixed = format!("{header}.{CLAIMS}.{}", ES256[1]);
     assert_eq!(verify(&mixed, &rfc_keys()), Err(BadToken::Signature));
 }
 
 #[test]
-fn a_key_that_is_named_is_the_one_that_counts() {
+fn a_token_with_kid_is_verified_with_that_key() {
     let keys = [
         testing::secret_key(Some("a"), 1),
         testing::secret_key(Some("b"), 2),
@@ -169,7 +169,7 @@ fn a_key_that_is_named_is_the_one_that_counts() {
         (with_kid("a", 2), false),
         (with_kid("a", 3), false),
         (with_kid("b", 2), true),
-        // Nobody has this id: only keys without one can be meant.
+        // No key has this id: only keys without one are tried.
         (with_kid("c", 3), true),
         (with_kid("c", 1), false),
         (testing::hs256(1, "{}"), true),
@@ -187,14 +187,11 @@ fn a_key_that_is_named_is_the_one_that_counts() {
     let unknown = verify(&with_kid("c", 1), &keys[..2])
         .unwrap_err()
         .to_string();
-    assert_eq!(
-        unknown,
-        "there is no HS256 key for it of the id in its header"
-    );
+    assert_eq!(unknown, "there is no HS256 key with the id in the header");
 }
 
 #[test]
-fn what_is_no_token_is_refused_in_words() {
+fn malformed_tokens_are_rejected_with_a_reason() {
     let keys = [testing::secret_key(None, 1)];
     let good = testing::hs256(1, "{}");
     let (signed, signature) = good.rsplit_once('.').unwrap();
@@ -239,11 +236,11 @@ fn what_is_no_token_is_refused_in_words() {
 }
 
 #[test]
-fn a_key_set_is_taken_whole_or_not_at_all() {
+fn a_key_set_is_accepted_whole_or_not_at_all() {
     let fits = RFC_KEYS;
     let other = |change: &dyn Fn(&str) -> String| Key::set(change(fits).as_bytes());
     assert_eq!(other(&str::to_owned).map(|keys| keys.len()), Ok(3));
-    // Keys for other things are passed over.
+    // Keys for other purposes are ignored.
     for (from, to) in [
         (r#""use": "sig""#, r#""use": "enc""#),
         (r#""alg": "ES256""#, r#""alg": "ECDH-ES""#),
@@ -293,15 +290,15 @@ fn a_key_set_is_taken_whole_or_not_at_all() {
 }
 
 #[test]
-fn no_key_shows_itself() {
+fn debug_output_shows_no_key() {
     let shown = format!("{:?}", [testing::secret_key(Some("k"), b'x')]);
     assert_eq!(shown, "[Key { id: Some(\"k\"), algorithm: Hs256, .. }]");
 }
 
 proptest! {
-    /// One bit anywhere in what is signed, or in the signature, and it is nobody's.
+    /// A changed bit in the signed part or in the signature invalidates the token.
     #[test]
-    fn a_changed_token_is_not_believed(claims in ".{0,64}", at in 0_usize..200, bit in 0_u8..8) {
+    fn a_changed_token_is_rejected(claims in ".{0,64}", at in 0_usize..200, bit in 0_u8..8) {
         let (es256, sign) = testing::p256(None);
         let keys = [testing::secret_key(None, 1), es256];
         for token in [
@@ -317,9 +314,9 @@ proptest! {
         }
     }
 
-    /// Whatever comes, there is an answer.
+    /// Any input leads to a result.
     #[test]
-    fn nothing_makes_it_panic(token in "[a-zA-Z0-9_.-]{0,200}") {
+    fn no_input_causes_a_panic(token in "[a-zA-Z0-9_.-]{0,200}") {
         prop_assert!(verify(&token, &rfc_keys()).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! Delivers events to the application's hook: one batch after the other, each until it is taken.
+//! Delivers events to the application's hook: one batch after the other, each until it is accepted.
 //!
-//! Of all nodes that share a log, one delivers at a time; another takes its turn when that one is silent. What was
-//! delivered and could not be noted is delivered again, with the same ids.
+//! Of all nodes that share a log, one delivers at a time; another takes over when its turn expires. Events that were
+//! delivered but could not be marked so are delivered again, with the same ids.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,29 +26,29 @@ const BATCH_MAX: usize = 200;
 /// How often the log is read while it has no new events.
 const IDLE_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a node asks for its turn while another delivers, and for events while Redis is away.
+/// How often a node tries to take the turn while another delivers, and to read events while Redis is unavailable.
 const TURN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause after a request that failed.
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// How long a node that stops may take to deliver what nobody else can.
+/// How long a stopping node may take to deliver events that no other node can.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where events come from.
+/// The source of events.
 #[async_trait]
 pub(super) trait Log: Send + Sync + 'static {
     /// The first events that are not delivered; `None` while it is another's turn.
     async fn pending(&self, turn: Turn, count: usize) -> Result<Option<Pending>, CommandError>;
 
-    /// Notes that all events up to `last` are delivered, if it is still the turn of the node.
+    /// Marks all events up to `last` as delivered, if it is still the node's turn.
     async fn delivered(&self, turn: Turn, last: &Event) -> Result<(), CommandError>;
 
-    /// Ends the turn. Returns whether what is pending is lost with this node.
+    /// Ends the turn. Returns whether pending events are lost with this node.
     async fn hand_over(&self, turn: Turn) -> Result<bool, CommandError>;
 }
 
-/// A node's time to deliver: renewed each time that it asks for events.
+/// A node's turn to deliver: renewed each time that it reads events.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
     pub(super) owner: Instance,
@@ -56,7 +56,7 @@ pub(super) struct Turn {
     pub(super) lasts: Duration,
 }
 
-/// What is to be delivered.
+/// Events to deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pending {
     /// The number of the last event that was delivered, 0 before the first.
@@ -64,7 +64,7 @@ pub(super) struct Pending {
     pub(super) events: Vec<Event>,
 }
 
-/// What delivers the events of one log.
+/// Delivers the events of one log.
 pub(super) struct Delivery {
     pub(super) log: Arc<dyn Log>,
     pub(super) turn: Turn,
@@ -72,7 +72,7 @@ pub(super) struct Delivery {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
     /// It is another node's turn.
@@ -83,11 +83,11 @@ enum Attempt {
 }
 
 impl Delivery {
-    /// Delivers until `shutdown`. What is pending then is delivered by another node or, without Redis, at once.
+    /// Delivers until `shutdown`. Events that are pending then are delivered by another node or, without Redis, at once.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.deliver_all()).await;
         if time::timeout(FINISH_WITHIN, self.finish()).await.is_err() {
-            warn!("the application did not take the last lifecycle events in time");
+            warn!("the application did not accept the last lifecycle events in time");
         }
     }
 
@@ -149,7 +149,7 @@ impl Delivery {
             warn!(
                 lost,
                 setting = "lifecycle.keep",
-                "lifecycle events were dropped before the application took them"
+                "lifecycle events were dropped before the application accepted them"
             );
         }
         self.metrics.lifecycle_delivered.inc_by(events.len() as u64);

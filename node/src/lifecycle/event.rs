@@ -1,4 +1,4 @@
-//! One event, as the application gets it.
+//! The encoding of an event for the application.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use serde::Serialize;
 /// An event of one log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Event {
-    /// The same each time the event is delivered; no other event has it.
+    /// Unique, and the same each time the event is delivered.
     pub(super) id: String,
-    /// Its position in its log: where one is missing, an event was dropped before it was delivered.
+    /// Its position in its log: a gap means that an event was dropped before it was delivered.
     pub(super) number: u64,
     /// In UNIX milliseconds.
     pub(super) time: u64,

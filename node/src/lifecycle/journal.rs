@@ -1,4 +1,4 @@
-//! What begins and ends on this node and is not in the log yet, in its order. Plain data.
+//! The steps (begin and end) of this node that are not in the log yet, in order. No I/O.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
 
-/// Steps that may wait while Redis is away or full: some 20 MB. What begins beyond that has no events at all.
+/// The most steps that wait while Redis is unavailable or full: about 20 MB. Clients and channels beyond that have no events.
 const QUEUE_MAX: usize = 100_000;
 
-/// What begins and ends.
+/// The subject of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A client is connected.
@@ -20,7 +20,7 @@ pub(super) enum Key {
     Channel(ChannelName),
 }
 
-/// What the events say of a client; of a channel nothing.
+/// The details of a client in its events; empty for a channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Subject {
     /// Empty for an anonymous client.
@@ -28,7 +28,7 @@ pub(super) struct Subject {
     pub(super) transport: &'static str,
 }
 
-/// One beginning or end.
+/// A begin or an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) key: Key,
@@ -38,7 +38,7 @@ pub(super) struct Step {
 
 /// Steps in their order, each at a position that counts from the start of the node.
 ///
-/// Invariant: `live` is what has begun and not ended; `entered` is the position of the first step in `queue`.
+/// Invariant: `live` holds the subjects that have begun and not ended; `entered` is the position of the first step in `queue`.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     live: HashMap<Key, Subject>,
@@ -51,7 +51,7 @@ pub(super) struct Journal {
 pub(super) struct Full;
 
 impl Journal {
-    /// Notes that something begins. Returns the position behind this step.
+    /// Adds a begin. Returns the position after this step.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ impl Journal {
         Ok(self.entered + self.queue.len() as u64)
     }
 
-    /// Notes that something has ended.
+    /// Adds an end.
     pub(super) fn end(&mut self, key: &Key) {
         if self.live.remove(key).is_some() {
             let key = key.clone();
@@ -80,7 +80,7 @@ impl Journal {
         (self.entered, steps.collect())
     }
 
-    /// Notes that all steps before `position` are in the log.
+    /// Removes all steps before `position`, which are in the log.
     pub(super) fn advance(&mut self, position: u64) {
         let steps = position.saturating_sub(self.entered) as usize;
         let steps = steps.min(self.queue.len());
@@ -101,7 +101,7 @@ impl Journal {
         self.queue.len()
     }
 
-    /// Has everything that lives on begin once more: the log has ended all that this node had entered.
+    /// Adds a begin for everything in `live` again: the log has ended all entries of this node.
     pub(super) fn begin_anew(&mut self) {
         let waiting = self.queue.iter().filter(|step| step.begins.is_some());
         let waiting: HashSet<&Key> = waiting.map(|step| &step.key).collect();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lives_on_begins_anew_once() {
+    fn live_subjects_begin_again_once() {
         let mut journal = Journal::default();
         for name in ["a", "b", "c"] {
             journal.begin(channel(name), Subject::default()).unwrap();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_has_no_end_either() {
+    fn a_rejected_begin_has_no_end_either() {
         let mut journal = Journal::default();
         for number in 0..QUEUE_MAX {
             journal

@@ -1,4 +1,4 @@
-//! The log of a node without Redis: the same, in this process's memory.
+//! The log of a node without Redis, in this process's memory.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -26,13 +26,13 @@ use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
 use crate::redis::CommandError;
 
-/// How often ends are looked for that are due.
+/// How often to check for ends that are due.
 const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The log.
 pub(super) struct MemoryLog {
     scope: Scope,
-    /// The ids of events begin with it, and those of another process with another.
+    /// The prefix of event ids, unique to this process.
     started: u64,
     state: Mutex<State>,
 }
@@ -41,9 +41,9 @@ pub(super) struct MemoryLog {
 struct State {
     /// Of the last event.
     number: u64,
-    /// Of the last event that the application has taken.
+    /// Of the last event that the application has accepted.
     delivered: u64,
-    /// Those that it has not taken.
+    /// Events that it has not accepted.
     events: VecDeque<Event>,
     clients: HashMap<ClientId, Client>,
     /// Sessions of each user that a reconnect continues, the oldest first; never empty.
@@ -214,7 +214,7 @@ impl Log for MemoryLog {
     }
 
     async fn hand_over(&self, _: Turn) -> Result<bool, CommandError> {
-        // Nobody reconnects to this process any more.
+        // No client can reconnect to this process any more.
         self.tend(Instant::now() + self.scope.coalesce);
         Ok(true)
     }

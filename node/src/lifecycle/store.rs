@@ -1,8 +1,8 @@
 //! The log in one Redis: its keys, its scripts, and what they reply.
 //!
-//! A node enters its steps as a *holder*, under a name beside which stands the lease that keeps the node alive. When that
-//! lease is gone, any other node fences the holder: the name is removed, so it can enter nothing more, and its entries are
-//! ended, each with its event. All keys have one hash tag, so that one script may use them together.
+//! A node writes its steps as a *holder*, a name that is stored with the node's lease. When that lease has expired, any other
+//! node fences the holder: the name is removed, so that the node can write nothing more under it, and its entries are ended,
+//! each with its event. All keys have one hash tag, so that one script may use them together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::keys;
 
-/// A script, with what all of them have in common.
+/// A script, with the common prelude.
 macro_rules! script {
     ($file:literal) => {
         concat!(include_str!("scripts/prelude.lua"), include_str!($file))
@@ -39,13 +39,13 @@ const PENDING: &str = script!("scripts/pending.lua");
 const DELIVERED: &str = script!("scripts/delivered.lua");
 const HAND_OVER: &str = script!("scripts/hand_over.lua");
 
-/// What all events of a node have in common.
+/// The common fields of all events of a node.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
     pub(super) node_id: Arc<str>,
-    /// How long an end waits for a reconnect.
+    /// How long an end is delayed for a reconnect.
     pub(super) coalesce: Duration,
-    /// Events that the log keeps.
+    /// The most events in the log.
     pub(super) keep: usize,
 }
 
@@ -53,11 +53,11 @@ pub(super) struct Scope {
 pub(super) struct RedisLog {
     commands: Commands,
     scope: Scope,
-    /// Among the servers: the ids of events begin with it.
+    /// The index of the server, which is the prefix of event ids.
     index: usize,
 }
 
-/// What became of steps.
+/// The result of writing steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entered {
     /// They are in the log.
@@ -98,7 +98,7 @@ impl RedisLog {
         Ok(is_registered.then_some(entered))
     }
 
-    /// Notes which lease keeps the holder alive now.
+    /// Sets the lease of the holder.
     pub(super) async fn renew(
         &self,
         holding: &Holding,
@@ -137,8 +137,8 @@ impl RedisLog {
         self.entered(&pipeline).await
     }
 
-    /// All holders whose lease has ended; none while our own, `lease`, is not alive either: then Redis may be full, or
-    /// have been away, and nobody could renew anything.
+    /// All holders whose lease has ended; none while this node's own, `lease`, is not live either: then Redis may be full, or
+    /// have been unavailable, and no node could renew its lease.
     pub(super) async fn without_lease(&self, lease: &str) -> Result<Vec<Holding>, CommandError> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("HGETALL").arg(keys::LIFECYCLE_HOLDERS);
@@ -191,7 +191,7 @@ impl RedisLog {
         from(values.into_iter().next())
     }
 
-    /// Calls a script; its arguments are to follow.
+    /// Calls a script; the caller adds the arguments.
     fn script<'a>(&self, pipeline: &'a mut Pipeline, script: &str) -> &'a mut Pipeline {
         let command = pipeline.cmd("EVAL").arg(script).arg(1);
         command

@@ -14,7 +14,7 @@ use super::*;
 use crate::cluster::registry::Lease;
 use crate::config::Config;
 use crate::redis::CommandError;
-use crate::redis::testing::PATIENCE;
+use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
 
 const COALESCE: Duration = Duration::from_millis(400);
@@ -25,7 +25,7 @@ thread_local! {
 }
 
 fn turn(owner: Instance) -> Turn {
-    let lasts = PATIENCE;
+    let lasts = DEADLINE;
     Turn { owner, lasts }
 }
 
@@ -151,7 +151,7 @@ impl Node {
 
     /// Waits until so many events are in the log.
     async fn at_least(&self, count: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             let pending = self.log.pending(turn(self.owner), 10_000).await;
             let events = pending.ok().flatten().map(|pending| pending.events);
@@ -165,7 +165,7 @@ impl Node {
 
     /// What is in the log once as many events are as `count`, and never more.
     async fn events(&self, count: usize) -> Vec<Event> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             let pending = self.log.pending(turn(self.owner), 10_000).await;
             let events = pending.ok().flatten().map(|pending| pending.events);
@@ -182,7 +182,7 @@ impl Node {
     async fn stop(mut self) {
         self.shutdown.cancel();
         let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
-        time::timeout(PATIENCE, ended)
+        time::timeout(DEADLINE, ended)
             .await
             .expect("a task goes on");
     }
@@ -363,7 +363,7 @@ async fn a_client_waits_until_its_event_is_in_the_log_unless_redis_is_not_there(
     assert!(time::timeout(Duration::ZERO, &mut waiting).await.is_err());
     let mut tasks = JoinSet::new();
     tasks.spawn(work.run(CancellationToken::new()));
-    time::timeout(PATIENCE, waiting).await.unwrap();
+    time::timeout(DEADLINE, waiting).await.unwrap();
     assert_eq!(server.cli(&["XLEN", "causeway:{lc}:events"]), "1\n");
 
     server.freeze();
@@ -376,7 +376,7 @@ async fn a_client_waits_until_its_event_is_in_the_log_unless_redis_is_not_there(
             .is_err()
         {}
     };
-    time::timeout(PATIENCE, told).await.unwrap();
+    time::timeout(DEADLINE, told).await.unwrap();
     server.thaw();
 }
 
@@ -547,7 +547,7 @@ async fn another_lease_in_time_changes_nothing() {
     sender.send_replace(Some(next));
     end_lease(&server, before);
     let holders = || server.cli(&["HVALS", "causeway:{lc}:holders"]);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while !holders().contains(&next.to_string()) {
         assert!(Instant::now() < deadline, "{}", holders());
         time::sleep(Duration::from_millis(10)).await;
@@ -736,7 +736,7 @@ async fn what_happens_while_redis_is_away_is_entered_later_and_in_order() {
         node.occupy("a");
     }
     // Until a reply is late, and everything else waits behind it.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while node.metrics.lifecycle_waiting.get() < 100 {
         assert!(Instant::now() < deadline, "nothing waits");
         time::sleep(Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! Enters this node's steps into the log, and ends what killed nodes have left there.
+//! Writes this node's steps into the log, and ends the entries of killed nodes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,54 +24,54 @@ use super::store::Entered;
 use super::store::Holding;
 use super::store::RedisLog;
 use crate::cluster::registry::Lease;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Metrics;
 use crate::protocol::instance::Instance;
 use crate::redis::Backoff;
 use crate::redis::CommandError;
 
-/// Steps that are entered by one script: about a millisecond of Redis's time.
+/// The most steps in one call of the script: about a millisecond of Redis's time.
 const BATCH_STEPS: usize = 100;
 
-/// How often a node renews its holder and looks for holders without a lease.
+/// How often a node renews its holder and checks for holders without a lease.
 const INSPECTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often ends are looked for that are due.
+/// How often to check for ends that are due.
 const TEND_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long a lease has to be gone before its holder is fenced: a node that takes another lease says so within this time.
+/// How long a lease has to be missing before its holder is fenced: a node that takes another lease registers it within this time.
 const GONE_FOR: Duration = Duration::from_secs(2);
 
-/// The longest pause before a step is tried again.
+/// The longest pause before a retry.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// How long Redis may take no steps before clients that connect do not wait for their event any more. A node that was frozen, or
+/// How long Redis may accept no steps before clients that connect no longer wait for their event. A node that was suspended, or
 /// whose Redis was replaced, writes again within a lease.
 const FAILING_FOR: Duration = Duration::from_secs(10);
 
-/// How long a node that stops may take to enter its last steps.
+/// How long a stopping node may take to write its last steps.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where steps go in.
+/// The queue of steps, for the rest of the node.
 pub(super) enum Writer {
     Memory(Arc<MemoryLog>),
     Redis(Arc<Shared>),
 }
 
-/// What steps wait in, and the task takes them from.
+/// The queue, shared with the task.
 pub(super) struct Shared {
     journal: Mutex<Journal>,
     /// There are new steps.
     changed: Notify,
     /// How many steps are in the log.
     entered: watch::Sender<u64>,
-    /// Since when Redis takes no steps, while it takes none.
+    /// Since when Redis accepts no steps, while it accepts none.
     failing_since: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
-    drops: Pace,
+    drops: Throttle,
 }
 
-/// What a writer for Redis is made of.
+/// What a writer for Redis is built from.
 pub(super) struct Parts {
     pub(super) log: Arc<RedisLog>,
     /// This node's.
@@ -89,9 +89,9 @@ pub(super) struct Work {
     previous: Option<String>,
     /// Counts this node's holders.
     number: u32,
-    /// Holders without a lease, since when.
+    /// Holders without a lease, and since when.
     suspects: HashMap<Holding, Instant>,
-    failures: Pace,
+    failures: Throttle,
 }
 
 impl Writer {
@@ -102,7 +102,7 @@ impl Writer {
             entered: watch::Sender::new(0),
             failing_since: Mutex::default(),
             metrics: Arc::clone(&parts.metrics),
-            drops: Pace::default(),
+            drops: Throttle::default(),
         });
         let work = Work {
             shared: Arc::clone(&shared),
@@ -111,12 +111,12 @@ impl Writer {
             previous: None,
             number: 1,
             suspects: HashMap::new(),
-            failures: Pace::default(),
+            failures: Throttle::default(),
         };
         (Self::Redis(shared), work)
     }
 
-    /// Notes that something begins. Returns the position behind this step, for [`entered`](Self::entered).
+    /// Adds a begin. Returns the position after this step, for [`entered`](Self::entered).
     pub(super) fn begin(&self, key: Key, subject: Subject) -> u64 {
         match self {
             Self::Memory(log) => {
@@ -145,7 +145,7 @@ impl Writer {
         }
     }
 
-    /// Waits until all steps before `position` are in the log, unless Redis has taken none for [`FAILING_FOR`].
+    /// Waits until all steps before `position` are in the log, unless Redis has accepted none for [`FAILING_FOR`].
     pub(super) async fn entered(&self, position: u64) {
         if let Self::Redis(shared) = self
             && !shared.has_failed_for_long()
@@ -173,7 +173,7 @@ impl Shared {
         if let Some(held_back) = self.drops.admit(std::time::Instant::now()) {
             warn!(
                 held_back,
-                "too many lifecycle events wait for redis, a client or channel gets none"
+                "too many lifecycle events are waiting for redis: no events for a client or channel"
             );
         }
         0
@@ -181,7 +181,7 @@ impl Shared {
 }
 
 impl Work {
-    /// Works until `shutdown`, then enters what is left.
+    /// Runs until `shutdown`, then writes what is left.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let log = Arc::clone(&self.parts.log);
         tokio::select! {
@@ -191,11 +191,13 @@ impl Work {
             () = tend(&log) => {}
         }
         if time::timeout(FINISH_WITHIN, self.finish()).await.is_err() {
-            warn!("cannot write the last lifecycle events, another node ends what this one held");
+            warn!(
+                "cannot write the last lifecycle events, another node will end this node's entries"
+            );
         }
     }
 
-    /// Enters the last steps, and leaves nothing for others to find out by the lease.
+    /// Writes the last steps and removes the holder, so that other nodes need not fence it.
     async fn finish(&self) {
         let Some(holding) = &self.holding else { return };
         loop {
@@ -211,7 +213,7 @@ impl Work {
         }
     }
 
-    /// Enters steps and keeps this node's holder registered, for ever.
+    /// Writes steps and keeps this node's holder registered, without end.
     async fn write(&mut self) {
         let mut backoff = Backoff::new(BACKOFF_MAX);
         let mut inspections = time::interval(INSPECTION_INTERVAL);
@@ -255,7 +257,7 @@ impl Work {
         Ok(())
     }
 
-    /// Has this node's holder kept alive by `lease`.
+    /// Sets `lease` as that of this node's holder.
     async fn hold(&mut self, lease: String) -> Result<(), CommandError> {
         match &self.holding {
             None => self.register(lease).await,
@@ -323,19 +325,19 @@ impl Work {
         self.shared.entered.send_replace(position);
     }
 
-    /// This node's holder is fenced: what lives on has to begin once more, with the next holder.
+    /// This node's holder is fenced: its live subjects have to begin again, with the next holder.
     fn begin_anew(&mut self) {
         if let Some(holding) = self.holding.take() {
             warn!(
                 holder = holding.holder,
-                "this node was taken for dead, or redis lost lifecycle events: what it holds is ended and begins anew"
+                "another node ended this node's lifecycle entries as dead, or redis lost them: they are registered again"
             );
             self.previous = Some(holding.holder);
             self.number += 1;
         }
     }
 
-    /// Sees that this node's holder is still registered, and fences holders whose nodes are gone.
+    /// Checks that this node's holder is still registered, and fences holders of dead nodes.
     async fn inspect(&mut self) -> Result<(), CommandError> {
         let Some(holding) = self.holding.clone() else {
             return Ok(());
@@ -351,7 +353,7 @@ impl Work {
                 self.parts.log.fence(&holding).await?;
                 info!(
                     holder = holding.holder,
-                    "a node is gone, its clients and channels are ended"
+                    "a node is dead, ending its clients and channels"
                 );
                 self.suspects.remove(&holding);
             }
@@ -364,19 +366,19 @@ impl Work {
         let waiting = self.shared.journal.lock().len();
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);
         if let Some(held_back) = self.failures.admit(std::time::Instant::now()) {
-            warn!(%error, waiting, held_back, "cannot write lifecycle events, they wait");
+            warn!(%error, waiting, held_back, "cannot write lifecycle events, they stay queued");
         }
     }
 }
 
-/// Emits ends that are due and those of fenced holders, for ever. All nodes do: each end is taken by one of them.
+/// Emits ends that are due and those of fenced holders, without end. All nodes do so: each end is claimed by one of them.
 async fn tend(log: &RedisLog) {
     loop {
         match log.tend().await {
             Ok(true) => continue,
             Ok(false) => {}
-            // The other loop says so in the log.
-            Err(error) => debug!(%error, "cannot look for ends that are due"),
+            // The other loop logs that Redis is unavailable.
+            Err(error) => debug!(%error, "cannot check for ends that are due"),
         }
         let jitter = 0.5 + fastrand::f64();
         time::sleep(TEND_INTERVAL.mul_f64(jitter)).await;

@@ -1,4 +1,4 @@
-//! The values that labels may have: closed sets, so that no client can make up a time series.
+//! The values of labels: closed sets, so that clients cannot create time series.
 
 /// How a client is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub(crate) enum Transport {
     ChannelsJson,
     /// A channel client over WebSocket, in Protobuf.
     ChannelsProtobuf,
-    /// A channel client that is told over a stream of lines.
+    /// A channel client over an HTTP stream.
     ChannelsHttpStream,
-    /// A channel client that is told by server-sent events.
+    /// A channel client over server-sent events.
     ChannelsSse,
-    /// The same, of one that only listens.
+    /// A unidirectional channel client over server-sent events.
     ChannelsUniSse,
 }
 
@@ -38,7 +38,7 @@ impl Transport {
         }
     }
 
-    /// What goes over which wire, as the application's backend is told it.
+    /// The name of the transport in hook requests.
     pub(crate) const fn wire(self) -> &'static str {
         match self {
             Self::ChannelsJson | Self::ChannelsProtobuf => "websocket",
@@ -50,14 +50,14 @@ impl Transport {
     }
 }
 
-/// What came of a recovery.
+/// The result of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recovered {
-    /// The client got everything that it had missed.
+    /// The client got all missed publications.
     Hit,
-    /// It had missed more than `channels.limits` allow, and was told so.
+    /// It had missed more than `channels.limits` allow, and was told that it cannot recover.
     OverLimit,
-    /// What it had missed is no longer known, and it was told so.
+    /// Missed publications are no longer stored, and it was told that it cannot recover.
     Miss,
 }
 
@@ -77,48 +77,48 @@ impl Reload {
     }
 }
 
-/// Why a message will not arrive.
+/// Why a message was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum DropReason {
-    /// No room came up in its lane within `broker.lane_wait`.
-    LaneFull,
-    /// It waited in its lane for `broker.lane_wait` and Redis was still away.
-    LaneExpired,
-    /// It was written to Redis and no answer came: it may have arrived, a retry might double it.
+    /// Its publish queue was full for `broker.lane_wait`.
+    QueueFull,
+    /// It waited in its publish queue for `broker.lane_wait` and Redis was still unavailable.
+    QueueExpired,
+    /// It was written to Redis without a reply: it may have been published, and a retry might duplicate it.
     Unacknowledged,
-    /// Redis answered with an error.
+    /// Redis replied with an error.
     Refused,
-    /// It is larger than its lane.
+    /// It is larger than its publish queue.
     TooLarge,
     /// The node stopped before it could be published.
     Stopping,
     /// It came from Redis and is larger than `broker.message_size`.
     Oversized,
-    /// It is not UTF-8, and a SockJS client can only take text.
+    /// It is not UTF-8, and SockJS clients can only receive text.
     NotUtf8,
-    /// It is not JSON, and the client speaks JSON.
+    /// It is not JSON, and the client uses the JSON protocol.
     NotJson,
-    /// A channel client said it to the application, and nobody takes it.
+    /// A channel client sent it to the application, which is not supported.
     NoReceiver,
-    /// Too many who come and go wait to be told.
+    /// Too many join and leave events are pending.
     NewsFull,
-    /// The hub's task does not keep up, and too much waits for it.
+    /// The queue of the hub's task is full.
     HubFull,
-    /// It came a second time.
+    /// It was received twice.
     Repeated,
-    /// No node can have published it.
+    /// It is undecodable.
     Malformed,
-    /// Too many messages of other nodes wait.
+    /// The queue of control messages is full.
     ControlFull,
-    /// It came on this node's own channel, and no node can have sent it.
+    /// An undecodable message on the control channel.
     ControlMalformed,
 }
 
 impl DropReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
-            Self::LaneFull => "lane_full",
-            Self::LaneExpired => "lane_expired",
+            Self::QueueFull => "lane_full",
+            Self::QueueExpired => "lane_expired",
             Self::Unacknowledged => "unacknowledged",
             Self::Refused => "refused",
             Self::TooLarge => "too_large",
@@ -137,7 +137,7 @@ impl DropReason {
     }
 }
 
-/// Why a connection or a request was turned away.
+/// Why a connection or a request was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RefuseReason {
     /// `limits.connections` is reached.
@@ -148,7 +148,7 @@ pub(crate) enum RefuseReason {
     Sessions,
     /// `limits.sessions_per_address` is reached.
     SessionsPerAddress,
-    /// `allowed_origins` of the endpoint does not name the Origin.
+    /// `allowed_origins` of the endpoint does not list the Origin.
     Origin,
 }
 
@@ -164,12 +164,12 @@ impl RefuseReason {
     }
 }
 
-/// Which connections to Redis are meant.
+/// The kind of a connection to Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Those of the lanes.
+    /// Those of the publish queues.
     Publish,
-    /// The one that brings publications.
+    /// The one that receives publications.
     Subscribe,
 }
 
@@ -182,7 +182,7 @@ impl Side {
     }
 }
 
-/// What the application's backend is asked about.
+/// The kind of a hook request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     Connect,
@@ -208,14 +208,14 @@ impl Hook {
     }
 }
 
-/// How a question to the application's backend ended.
+/// The outcome of a hook request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HookOutcome {
-    /// The application said yes.
+    /// The application has granted it.
     Granted,
-    /// The application said no.
+    /// The application has rejected it.
     Refused,
-    /// There was no answer that could be used.
+    /// There was no valid response.
     Failed,
 }
 

@@ -1,4 +1,4 @@
-//! What the kernel knows of this process, read from `/proc` when somebody asks.
+//! Metrics of this process, read from `/proc` when metrics are scraped.
 
 use std::fmt;
 use std::fs;
@@ -7,7 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Resident memory and open files. What cannot be read is left out.
+/// Resident memory and open files. Values that cannot be read are left out.
 #[derive(Debug)]
 pub(super) struct Process;
 

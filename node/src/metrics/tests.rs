@@ -22,7 +22,7 @@ fn everything_that_is_counted_has_its_line() {
     let _client = metrics.client(Transport::Websocket);
     let _session = metrics.session();
     metrics.refused(RefuseReason::Origin);
-    metrics.dropped(DropReason::LaneExpired, 3);
+    metrics.dropped(DropReason::QueueExpired, 3);
     metrics.disconnected(Disconnect::SLOW);
     metrics.broker_connected(Side::Publish);
     metrics.broker_lost(Side::Subscribe);

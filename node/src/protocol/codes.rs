@@ -1,11 +1,11 @@
-//! The protocol's numbers for what can go wrong. Those for disconnects stand in [`crate::protocol::disconnect`].
+//! The protocol's error and unsubscribe codes. Disconnect codes are in [`crate::protocol::disconnect`].
 
 /// Why a command is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ErrorCode {
     /// Something here has failed; it may work in a moment.
     Internal = 100,
-    /// It takes a user, and the client has none.
+    /// A user is required, and the client is anonymous.
     Unauthorized = 101,
     /// No namespace of this name is configured.
     UnknownChannel = 102,
@@ -13,7 +13,7 @@ pub(crate) enum ErrorCode {
     PermissionDenied = 103,
     /// There is no such command or method.
     MethodNotFound = 104,
-    /// The client hears the channel already.
+    /// The client is already subscribed to the channel.
     AlreadySubscribed = 105,
     /// One more would be too many.
     LimitExceeded = 106,
@@ -23,7 +23,7 @@ pub(crate) enum ErrorCode {
     NotAvailable = 108,
     /// The token has expired: the client gets itself a newer one and tries again.
     TokenExpired = 109,
-    /// A refresh came too late.
+    /// A refresh was too late.
     Expired = 110,
     /// The client is too fast; it may try again.
     TooManyRequests = 111,
@@ -50,7 +50,7 @@ impl ErrorCode {
         Self::UnrecoverablePosition,
     ];
 
-    /// For people.
+    /// As text.
     pub(crate) fn message(self) -> &'static str {
         match self {
             Self::Internal => "internal server error",
@@ -80,14 +80,14 @@ impl ErrorCode {
 pub(crate) enum UnsubscribeCode {
     /// The application wants it so.
     Server = 2000,
-    /// Publications may be missing: the client is told so by `recovered: false` when it comes back.
+    /// Publications may be missing: the client gets `recovered: false` when it subscribes again.
     InsufficientState = 2500,
-    /// Its time was over and no newer token came.
+    /// It has expired without a refresh.
     Expired = 2501,
 }
 
 impl UnsubscribeCode {
-    /// For people.
+    /// As text.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::Server => "server unsubscribe",

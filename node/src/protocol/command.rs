@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use crate::protocol::raw;
 
-/// One wish of a client. Without an id it gets no reply, and without a request too it is a pong.
+/// One command of a client. Without an id it gets no reply, and without a request too it is a pong.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Command {
     /// Which reply is for it; 0: none.
     #[prost(uint32, tag = "1")]
     pub(crate) id: u32,
-    /// What is wished for.
+    /// The request.
     #[prost(oneof = "Request", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub(crate) request: Option<Request>,
 }
@@ -44,7 +44,7 @@ pub(crate) enum Request {
     /// Is the node there?
     #[prost(message, tag = "11")]
     Ping(PingRequest),
-    /// Something for the application that needs no answer.
+    /// A message to the application without a reply.
     #[prost(message, tag = "12")]
     Send(SendRequest),
     /// Something for the application that needs one.
@@ -76,14 +76,14 @@ json_with_body! {
 }
 
 impl Command {
-    /// Whether it answers a ping and asks for nothing.
+    /// Whether it is a pong.
     pub(crate) fn is_pong(&self) -> bool {
         self.id == 0 && self.request.is_none()
     }
 }
 
 messages! {
-    /// The first command: who the client is.
+    /// The first command, with the client's credentials.
     pub(crate) struct ConnectRequest {
         /// A JSON Web Token; empty: none.
         #[prost(string, tag = "1")]
@@ -109,7 +109,7 @@ messages! {
         pub(crate) flag: i64,
     }
 
-    /// Asks to hear a channel.
+    /// Subscribes to a channel.
     pub(crate) struct SubscribeRequest {
         #[prost(string, tag = "1")]
         pub(crate) channel: String,
@@ -127,13 +127,13 @@ messages! {
         #[prost(bytes = "bytes", tag = "8")]
         #[serde(with = "raw")]
         pub(crate) data: Bytes,
-        /// Whether the client wants to be told its position.
+        /// Whether the client wants to get its position.
         #[prost(bool, tag = "9")]
         pub(crate) positioned: bool,
         /// Whether the client wants to be able to recover.
         #[prost(bool, tag = "10")]
         pub(crate) recoverable: bool,
-        /// Whether the client wants to be told who comes and goes.
+        /// Whether the client wants join and leave events.
         #[prost(bool, tag = "11")]
         pub(crate) join_leave: bool,
         /// How publications may be shortened to what has changed.
@@ -145,16 +145,16 @@ messages! {
         /// Extensions that the client knows.
         #[prost(int64, tag = "14")]
         pub(crate) flag: i64,
-        /// What kind of channel the client takes it for; 0: a stream.
+        /// The kind of channel that the client expects; 0: a stream.
         #[prost(int32, tag = "15")]
         #[serde(rename = "type")]
         pub(crate) kind: i32,
     }
 
-    /// A filter of publications by their tags. What it says is not read: filters are refused.
+    /// A filter of publications by tags. Its content is not parsed: filters are rejected.
     pub(crate) struct FilterNode {}
 
-    /// Asks to hear a channel no more.
+    /// Unsubscribes from a channel.
     pub(crate) struct UnsubscribeRequest {
         #[prost(string, tag = "1")]
         pub(crate) channel: String,
@@ -167,13 +167,13 @@ messages! {
         #[prost(bytes = "bytes", tag = "2")]
         #[serde(with = "raw")]
         pub(crate) data: Bytes,
-        /// What kind of channel the client takes it for; 0: a stream.
+        /// The kind of channel that the client expects; 0: a stream.
         #[prost(int32, tag = "3")]
         #[serde(rename = "type")]
         pub(crate) kind: i32,
     }
 
-    /// Asks who is in a channel.
+    /// Requests the members of a channel.
     pub(crate) struct PresenceRequest {
         #[prost(string, tag = "1")]
         pub(crate) channel: String,
@@ -239,7 +239,7 @@ messages! {
         pub(crate) channel: String,
         #[prost(string, tag = "2")]
         pub(crate) token: String,
-        /// What kind of channel the client takes it for; 0: a stream.
+        /// The kind of channel that the client expects; 0: a stream.
         #[prost(int32, tag = "3")]
         #[serde(rename = "type")]
         pub(crate) kind: i32,

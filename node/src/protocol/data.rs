@@ -1,7 +1,7 @@
 //! Application data that is to be JSON: whether it is, and whether every SDK can read it.
 
-/// How deep arrays and objects may stand in each other. With what the protocol puts around data that makes 64 levels, all
-/// that .NET's parser takes; Python's gives up at about 1000, and its SDK with it, for good.
+/// The deepest nesting of arrays and objects. With the protocol's own levels that makes 64, the limit of .NET's parser;
+/// Python's fails at about 1000, and its SDK does not recover from that.
 pub(crate) const JSON_DEPTH_MAX: usize = 60;
 
 /// Why data is not what a JSON channel carries.
@@ -30,13 +30,13 @@ pub(crate) fn check_json(data: &[u8]) -> Result<(), BadData> {
     if JSON_DEPTH_MAX < depth(data) {
         return Err(BadData::TooDeep);
     }
-    // Of what it ignores, serde_json does not look whether it is text at all.
+    // serde_json does not check that ignored parts are UTF-8.
     let text = std::str::from_utf8(data).map_err(|_| BadData::NotJson)?;
     let read = serde_json::from_str::<serde::de::IgnoredAny>(text);
     read.map(|_| ()).map_err(|_| BadData::NotJson)
 }
 
-/// How deep arrays and objects stand in each other in `json`. Of anything else, some number.
+/// The nesting of arrays and objects in `json`. For invalid JSON, some number.
 pub(crate) fn depth(json: &[u8]) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut bytes = json.iter();

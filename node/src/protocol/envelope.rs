@@ -1,4 +1,4 @@
-//! What goes between nodes for a channel: an event and its place in the channel's stream.
+//! The encoding of channel events between nodes: an event and its position in the channel's stream.
 //!
 //! ```text
 //! p 1729 : 8f0c32ab1d5e7794 : 1700000000000 : protobuf of the publication
@@ -56,7 +56,7 @@ pub(crate) enum ChannelEvent {
 #[error("not an event of a channel: {0}")]
 pub(crate) struct BadEnvelope(&'static str);
 
-/// What a stream keeps of a publication, and what stands behind the position on the wire.
+/// The body of a stream entry, which follows the position on the wire.
 pub(crate) fn body(publication: &Publication, published_at: SystemTime) -> Bytes {
     let mut body = BytesMut::new();
     append_body(&mut body, publication, published_at);
@@ -137,7 +137,7 @@ pub(crate) fn decode(mut bytes: Bytes) -> Result<Envelope, BadEnvelope> {
             let (published_at, info) = split_body(bytes)?;
             (published_at, ChannelEvent::Leave(info))
         }
-        _ => return Err(BadEnvelope("an unknown kind")),
+        _ => return Err(BadEnvelope("unknown kind")),
     };
     Ok(Envelope {
         position,
@@ -181,7 +181,7 @@ fn number(bytes: &mut Bytes) -> Result<u64, BadEnvelope> {
     digits.parse().map_err(|_| NO_NUMBER)
 }
 
-/// Cuts off what stands before the next colon, and the colon.
+/// Splits off the text before the next colon.
 fn field(bytes: &mut Bytes, length_max: usize) -> Result<Bytes, BadEnvelope> {
     let window = &bytes[..bytes.len().min(length_max + 1)];
     let length = window.iter().position(|&byte| byte == b':');

@@ -1,4 +1,4 @@
-//! Publications and who made them.
+//! Publications and client info.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ messages! {
         pub(crate) time: i64,
     }
 
-    /// Who somebody in a channel is.
+    /// The info of a client in a channel.
     pub(crate) struct ClientInfo {
         /// The user, as the application knows it; empty: anonymous.
         #[prost(string, tag = "1")]
@@ -35,11 +35,11 @@ messages! {
         /// The id of the connection.
         #[prost(string, tag = "2")]
         pub(crate) client: String,
-        /// What the application says of the connection.
+        /// The connection's info, set by the application.
         #[prost(bytes = "bytes", tag = "3")]
         #[serde(with = "raw")]
         pub(crate) conn_info: Bytes,
-        /// What the application says of the client in this channel.
+        /// The client's info in this channel, set by the application.
         #[prost(bytes = "bytes", tag = "4")]
         #[serde(with = "raw")]
         pub(crate) chan_info: Bytes,

@@ -1,6 +1,6 @@
 //! Which process this is, and the ids of its clients, which say so.
 //!
-//! Whoever knows a client's id knows the node that holds it: nothing has to be looked up.
+//! A client's id contains the instance of its node, so that no lookup is needed.
 
 use std::fmt;
 
@@ -85,7 +85,7 @@ impl fmt::Display for ClientId {
 
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel has random bytes for everybody");
+    getrandom::fill(&mut bytes).expect("the kernel provides random bytes");
     bytes
 }
 

@@ -12,7 +12,7 @@ use crate::protocol::Reply;
 /// A ping: an empty reply.
 pub(crate) const PING: &[u8] = b"{}";
 
-/// Takes the next command off `data`. Line ends, spaces or nothing stand between two of them.
+/// Splits the next command off `data`. Commands are separated by line ends, spaces or nothing.
 ///
 /// # Errors
 ///

@@ -25,7 +25,7 @@ macro_rules! messages {
 
 /// Writes a message that has one of several bodies as a JSON object with that body's key, and reads it.
 ///
-/// Unknown keys are passed over, as unknown fields are in Protobuf.
+/// Unknown keys are ignored, as unknown fields are in Protobuf.
 macro_rules! json_with_body {
     ($message:ident { $($field:ident),* } $body:ident: $bodies:ident { $($key:literal => $variant:ident),* $(,)? }) => {
         impl ::serde::Serialize for $message {

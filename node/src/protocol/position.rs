@@ -1,4 +1,4 @@
-//! Where somebody stands in a channel's stream.
+//! A position in a channel's stream.
 
 use std::fmt;
 use std::sync::Arc;

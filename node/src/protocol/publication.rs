@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::protocol::channel::ChannelName;
 
-/// A message as the broker hands it out: the bare bytes that somebody published on a channel.
+/// A publication as the broker delivers it: a channel and the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Publication {
     /// Where it was published.

@@ -1,4 +1,4 @@
-//! What a client is told unasked.
+//! Pushes: messages to a client that are not replies.
 
 use bytes::Bytes;
 
@@ -20,31 +20,31 @@ pub(crate) struct Push {
     pub(crate) event: Option<Event>,
 }
 
-/// What a push says.
+/// The content of a push.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Event {
     /// Somebody said something in the channel.
     #[prost(message, tag = "4")]
     Publication(Publication),
-    /// Somebody came to the channel.
+    /// A client joined the channel.
     #[prost(message, tag = "5")]
     Join(Join),
     /// Somebody left it.
     #[prost(message, tag = "6")]
     Leave(Leave),
-    /// The client hears the channel no more.
+    /// The client is unsubscribed from the channel.
     #[prost(message, tag = "7")]
     Unsubscribe(Unsubscribe),
     /// Something from the application, in no channel.
     #[prost(message, tag = "8")]
     Message(Message),
-    /// The client hears a channel for which it did not ask.
+    /// The client is subscribed to a channel by the server.
     #[prost(message, tag = "9")]
     Subscribe(Subscribe),
     /// The client is connected without having asked (one-way transports).
     #[prost(message, tag = "10")]
     Connect(Connect),
-    /// The client is sent away (where the transport has no close codes).
+    /// The client is disconnected (where the transport has no close codes).
     #[prost(message, tag = "11")]
     Disconnect(Disconnect),
     /// The connection lives on, without having asked.
@@ -75,7 +75,7 @@ impl Push {
         }
     }
 
-    /// The client hears `channel` no more, for this reason.
+    /// The client is unsubscribed from `channel`.
     pub(crate) fn unsubscribe(channel: &str, code: UnsubscribeCode) -> Self {
         let unsubscribe = Unsubscribe {
             code: code as u32,
@@ -86,7 +86,7 @@ impl Push {
 }
 
 messages! {
-    /// Somebody came.
+    /// A client joined.
     pub(crate) struct Join {
         #[prost(message, optional, tag = "1")]
         pub(crate) info: Option<ClientInfo>,
@@ -130,7 +130,7 @@ messages! {
         pub(crate) data: Bytes,
     }
 
-    /// What [`ConnectResult`](crate::protocol::ConnectResult) says, to a client that cannot ask.
+    /// The [`ConnectResult`](crate::protocol::ConnectResult) for a unidirectional client.
     pub(crate) struct Connect {
         #[prost(string, tag = "1")]
         pub(crate) client: String,
@@ -158,7 +158,7 @@ messages! {
         pub(crate) time: i64,
     }
 
-    /// The client is sent away.
+    /// The client is disconnected.
     pub(crate) struct Disconnect {
         #[prost(uint32, tag = "1")]
         pub(crate) code: u32,

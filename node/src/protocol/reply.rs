@@ -1,4 +1,4 @@
-//! What a client is answered.
+//! Replies to commands.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use crate::protocol::SubscribeResult;
 use crate::protocol::raw;
 use crate::protocol::server_subs;
 
-/// The answer to the command with the same id, or a push. Empty it is a ping.
+/// The reply to the command with the same id, or a push. Empty it is a ping.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Reply {
-    /// Whose answer it is; 0: it is none.
+    /// The id of the command; 0: it is a push.
     #[prost(uint32, tag = "1")]
     pub(crate) id: u32,
-    /// What came of it.
+    /// The outcome.
     #[prost(
         oneof = "Outcome",
         tags = "2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
@@ -27,7 +27,7 @@ pub(crate) struct Reply {
     pub(crate) outcome: Option<Outcome>,
 }
 
-/// What a reply says.
+/// The content of a reply.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Outcome {
     /// The command was refused.
@@ -79,7 +79,7 @@ json_with_body! {
 }
 
 impl Reply {
-    /// A reply that nobody asked for.
+    /// A push.
     pub(crate) fn push(push: Push) -> Self {
         Self {
             id: 0,
@@ -104,7 +104,7 @@ messages! {
         /// One of [`ErrorCode`], or the application's own.
         #[prost(uint32, tag = "1")]
         pub(crate) code: u32,
-        /// For people.
+        /// As text.
         #[prost(string, tag = "2")]
         pub(crate) message: String,
         /// Whether the client may try again.
@@ -129,14 +129,14 @@ messages! {
         #[prost(bytes = "bytes", tag = "5")]
         #[serde(with = "raw")]
         pub(crate) data: Bytes,
-        /// What the client hears without having asked.
+        /// Server-side subscriptions.
         #[prost(message, repeated, tag = "6")]
         #[serde(with = "server_subs")]
         pub(crate) subs: Vec<ServerSub>,
         /// Every how many seconds the client is pinged.
         #[prost(uint32, tag = "7")]
         pub(crate) ping: u32,
-        /// Whether it must answer.
+        /// Whether pongs are expected.
         #[prost(bool, tag = "8")]
         pub(crate) pong: bool,
         /// Names the connection in requests of its own (emulation).
@@ -150,7 +150,7 @@ messages! {
         pub(crate) time: i64,
     }
 
-    /// The client hears a channel no more.
+    /// The client is unsubscribed from a channel.
     pub(crate) struct UnsubscribeResult {}
 
     /// The publication is on its way.
@@ -184,7 +184,7 @@ messages! {
     /// The node is there.
     pub(crate) struct PingResult {}
 
-    /// What the application answers.
+    /// The response of the application.
     pub(crate) struct RpcResult {
         #[prost(bytes = "bytes", tag = "1")]
         #[serde(with = "raw")]

@@ -1,4 +1,4 @@
-//! Server-side subscriptions in an answer: a map from channels, in both codecs.
+//! Server-side subscriptions in a reply: a map from channels, in both codecs.
 //!
 //! In Protobuf a map is a list of entries. prost's own map leaves out a value without any field, which is right, and
 //! which the JavaScript SDK takes for no value at all: here it is always written.
@@ -21,7 +21,7 @@ pub(crate) struct ServerSub {
 }
 
 impl ServerSub {
-    /// What stands in an answer for these channels.
+    /// The value of the map for these channels.
     pub(crate) fn list(subs: BTreeMap<String, SubscribeResult>) -> Vec<Self> {
         let entry = |(channel, result)| Self {
             channel,

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// The longest first pause.
 const FIRST: Duration = Duration::from_millis(50);
 
-/// Doubling pauses with jitter, so that nodes do not come back all at once.
+/// Doubling pauses with jitter, so that nodes do not reconnect all at once.
 ///
 /// Invariant: a pause is between half of the current step and the whole, and a step is at most `max`.
 #[derive(Debug)]

@@ -1,9 +1,8 @@
-//! The way to Redis for commands that are not publications: one multiplexed connection, opened when it is
+//! Sends commands that are not publications to Redis: one multiplexed connection, opened when it is
 //! needed and replaced when it fails.
 //!
-//! Callers share the connection, and their commands are pipelined on it. How many callers there may be at
-//! a time is bounded, and so is what each of them waits, so that a Redis that says nothing holds up
-//! nobody for long.
+//! Callers share the connection, and their commands are pipelined on it. The number of callers at a time and
+//! their waits are bounded, so that an unresponsive Redis delays callers only for a limited time.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,11 +29,11 @@ const CALLERS_MAX: usize = 1024;
 /// How long a failed attempt to connect stands for all callers, so that they do not queue up for one each.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What Redis answers when this connection leads to one that takes no writes, or not yet.
+/// Errors of a Redis that does not accept writes, or not yet: the connection leads to the wrong server.
 const UNUSABLE_CODES: [&str; 3] = ["READONLY", "LOADING", "MASTERDOWN"];
 
-/// What a Redis says that has reached `maxmemory` and may evict nothing. Within a script the code is another one in older
-/// versions, but not the words.
+/// The error of a Redis that has reached `maxmemory` and may not evict. Within a script older versions use another code, but
+/// the same text.
 const FULL_CODE: &str = "OOM";
 const FULL_WORDS: &str = "OOM command not allowed";
 
@@ -59,7 +58,7 @@ struct State {
     open: Option<Open>,
     /// How many connections have been opened.
     opened: u64,
-    /// What Redis called the last one.
+    /// The id of the last one in Redis.
     last_id: Option<i64>,
     failed: Option<(Instant, CommandError)>,
 }
@@ -70,26 +69,26 @@ struct Open {
     connection: MultiplexedConnection,
 }
 
-/// What Redis answered to each command of a pipeline.
+/// The replies of Redis to the commands of a pipeline.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    /// One for each command. None of them is an error, but for [`Commands::try_each`].
+    /// One for each command. None is an error, except from [`Commands::try_each`].
     pub(crate) values: Vec<Value>,
     /// Which connection they came over: another number is another connection, and maybe another server.
     pub(crate) connection: u64,
 }
 
-/// Why there is no answer. What was asked for may have happened all the same.
+/// Why commands failed. They may have been executed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum CommandError {
     /// There is no connection, or it broke.
     #[error("cannot reach redis")]
     Unreachable(#[source] Arc<RedisError>),
-    /// Redis, or whoever was to make room, took too long.
-    #[error("redis did not answer within {0:?}")]
+    /// Redis did not reply, or no slot became free, in time.
+    #[error("redis did not reply within {0:?}")]
     Timeout(Duration),
-    /// Redis refused at least one of the commands.
-    #[error("redis refused a command: {0}")]
+    /// Redis rejected at least one of the commands.
+    #[error("redis rejected a command: {0}")]
     Refused(String),
     /// Redis has no memory left for at least one of the commands.
     #[error("redis is full: {0}")]
@@ -97,7 +96,7 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
-    /// What `error`, an answer of Redis, says.
+    /// Classifies `error`, a reply of Redis.
     pub(crate) fn of(error: &ServerError) -> Self {
         let text = error.to_string();
         if error.code() == FULL_CODE {
@@ -107,7 +106,7 @@ impl CommandError {
         }
     }
 
-    /// What Redis says in `text`.
+    /// Classifies an error reply by its text.
     pub(crate) fn refused(text: String) -> Self {
         if text.contains(FULL_WORDS) {
             Self::Full(text)
@@ -134,15 +133,15 @@ impl Commands {
         }
     }
 
-    /// Sends `commands` in one piece and waits for all of their answers.
+    /// Sends `commands` in one pipeline and waits for all of their replies.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]: nobody knows which of the commands were carried out.
+    /// [`CommandError`]: it is unknown which of the commands were executed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open whether the commands are carried out.
+    /// After dropping this future it is unknown whether the commands are executed.
     pub(crate) async fn run(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
         let answers = self.try_each(commands).await?;
         match answers.values.iter().find_map(error_in) {
@@ -151,15 +150,15 @@ impl Commands {
         }
     }
 
-    /// As [`run`](Self::run), but answers that are errors are answers like others.
+    /// As [`run`](Self::run), but error replies are returned among the others.
     ///
     /// # Errors
     ///
-    /// [`CommandError`], but for [`CommandError::Refused`] and [`CommandError::Full`].
+    /// [`CommandError`], except [`CommandError::Refused`] and [`CommandError::Full`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open whether the commands are carried out.
+    /// After dropping this future it is unknown whether the commands are executed.
     pub(crate) async fn try_each(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
         let patience = self.timeouts.connect + self.timeouts.response;
         let outcome = time::timeout(patience, async {
@@ -188,8 +187,8 @@ impl Commands {
             .unwrap_or(Err(CommandError::Timeout(patience)))
     }
 
-    /// Has the next command connect anew: something else has shown that the connection may be dead, and
-    /// to find that out by a command takes as long as Redis may take to answer.
+    /// Makes the next command reconnect: the connection may be dead, and detecting that by a command takes
+    /// the whole response timeout.
     pub(crate) fn suspect(&self) {
         self.is_suspect.store(true, Ordering::Release);
     }
@@ -225,8 +224,8 @@ impl Commands {
         }
     }
 
-    /// Connects, and has Redis close the connection before this one: what was written to that one and not
-    /// answered must not be carried out after what is written to this one.
+    /// Connects, and has Redis close the previous connection: commands on it that got no reply must not be
+    /// executed after commands on this one.
     async fn open(
         &self,
         last_id: Option<i64>,
@@ -238,8 +237,8 @@ impl Commands {
             .client
             .get_multiplexed_async_connection_with_config(&config);
         let mut connection = opening.await?;
-        // Ids start over when Redis restarts, so the last one's name has to agree too; for that it is looked
-        // up before this connection has the name. Whoever may not ask does without.
+        // Ids start over when Redis restarts, so the last one's name has to match too; for that it is looked
+        // up before this connection has the name. Without the permission this is skipped.
         let mut commands = Pipeline::new();
         let last_id = last_id.unwrap_or_default();
         commands.cmd("CLIENT").arg("LIST").arg("ID").arg(last_id);
@@ -265,7 +264,7 @@ impl Commands {
         Ok((connection, id))
     }
 
-    /// Uses connection `number` no more.
+    /// Stops using connection `number`.
     async fn give_up(&self, number: u64) {
         let mut state = self.state.lock().await;
         state.open.take_if(|open| open.number == number);
@@ -319,7 +318,7 @@ mod tests {
                 time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let answers = time::timeout(crate::redis::testing::PATIENCE, answered).await;
+        let answers = time::timeout(crate::redis::testing::DEADLINE, answered).await;
         assert_eq!(answers.unwrap().connection, 2);
     }
 
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_redis_is_an_error_in_time_and_its_connection_is_given_up() {
+    async fn an_unresponsive_redis_causes_a_timeout_and_a_new_connection() {
         let server = RedisServer::start().await;
         let commands = commands(&server);
         commands.run(&ping()).await.unwrap();
@@ -345,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_connection_left_behind_does_not_come_after_what_the_next_one_writes() {
+    async fn commands_of_an_old_connection_are_not_executed_after_those_of_the_next() {
         let server = RedisServer::start().await;
         let commands = commands(&server);
         let set = |value: &str| {
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_redis_is_told_from_one_that_refuses_also_within_a_script() {
+    async fn a_full_redis_is_distinguished_from_a_rejected_command_also_within_a_script() {
         let server = RedisServer::start().await;
         server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
         let commands = commands(&server);

@@ -1,7 +1,7 @@
 //! A connection to Redis that subscribes: connecting, logging in, reading, writing.
 //!
-//! It never waits for room to write before it reads: Redis closes a subscriber whose messages pile up
-//! (32 MiB, or 8 MiB for a minute), so reading always goes on.
+//! It never waits for room to write before it reads: Redis disconnects a subscriber whose output buffer grows
+//! (32 MiB, or 8 MiB for a minute), so reading never stops.
 
 use std::future;
 use std::io;
@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time;
 
-use super::reply::Garbled;
 use super::reply::Parser;
+use super::reply::ProtocolError;
 use super::reply::Reply;
 use super::tls;
 use crate::config::RedisAddress;
@@ -43,26 +43,26 @@ pub(crate) struct Connection {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// Nobody listens there, or no way leads there: worth another attempt.
+    /// The connection was refused, or there is no route: retry.
     #[error("cannot connect to redis at {address}")]
     Unreachable {
         address: RedisAddress,
         #[source]
         source: io::Error,
     },
-    /// Whoever listens there says nothing: worth another attempt.
-    #[error("redis at {address} did not answer within {timeout:?}")]
+    /// The server did not respond: retry.
+    #[error("redis at {address} did not respond within {timeout:?}")]
     Timeout {
         address: RedisAddress,
         timeout: Duration,
     },
-    /// A wrong password, a database that is not there, a Redis that is full.
-    #[error("redis at {address} refused the login: {answer}")]
+    /// A wrong password, a database that does not exist, a Redis that has too many clients.
+    #[error("redis at {address} rejected the login: {answer}")]
     Refused {
         address: RedisAddress,
         answer: String,
     },
-    /// What listens there may not be Redis.
+    /// The server may not be Redis.
     #[error("cannot log in to redis at {address}")]
     Login {
         address: RedisAddress,
@@ -71,7 +71,7 @@ pub(crate) enum ConnectError {
     },
 }
 
-/// Why a connection is of no more use.
+/// Why a connection can no longer be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
     #[error("redis closed the connection")]
@@ -79,7 +79,7 @@ pub(crate) enum ReadError {
     #[error("the connection to redis broke")]
     Broken(#[source] io::Error),
     #[error(transparent)]
-    Garbled(#[from] Garbled),
+    ProtocolError(#[from] ProtocolError),
 }
 
 /// How to open a connection.
@@ -87,7 +87,7 @@ pub(crate) struct Opening<'a> {
     pub(crate) server: &'a RedisServer,
     /// For all of it: name lookup, connecting, logging in.
     pub(crate) timeout: Duration,
-    /// The largest publication that is taken.
+    /// The largest publication that is accepted.
     pub(crate) message_bytes_max: usize,
     /// What `CLIENT LIST` shows.
     pub(crate) name: &'a str,
@@ -98,7 +98,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// Why not; nothing is left open.
+    /// [`ConnectError`]; the connection is closed.
     pub(crate) async fn open(opening: Opening<'_>) -> Result<Self, ConnectError> {
         let address = &opening.server.address;
         let opened = time::timeout(opening.timeout, async {
@@ -150,8 +150,8 @@ impl Connection {
                 });
             }
         }
-        // Asked last and always, so that a Redis which says nothing, is full or wants a password is noticed
-        // here. Whoever may not name connections, or talks to a proxy that cannot, is logged in all the same.
+        // Sent last and always, so that a Redis which does not respond, has too many clients or requires a password
+        // is noticed here. Naming the connection may fail, by an ACL or a proxy.
         self.queue(&["CLIENT", "SETNAME", name]);
         match self.answer(server).await? {
             Reply::Error(answer)
@@ -197,7 +197,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`ReadError`]: the connection is of no more use.
+    /// [`ReadError`]: the connection can no longer be used.
     ///
     /// # Cancel safety
     ///
@@ -226,11 +226,11 @@ impl Connection {
         }
     }
 
-    /// The next whole reply of what was read.
+    /// The next complete reply of the input.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Garbled`]: the connection is of no more use.
+    /// [`ReadError::ProtocolError`]: the connection can no longer be used.
     pub(crate) fn next_reply(&mut self) -> Result<Option<Reply>, ReadError> {
         Ok(self.parser.next(&mut self.input)?)
     }

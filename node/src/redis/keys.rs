@@ -5,67 +5,67 @@ use crate::protocol::channel::RESERVED_PREFIX;
 use crate::protocol::channel::tag;
 use crate::protocol::instance::Instance;
 
-/// The channel on which the process `instance` of node `node_id` probes its own way through Redis.
+/// The channel for the probes of the process `instance` of node `node_id`.
 ///
-/// `instance` is random: two nodes that were given one id by mistake must not answer each other's probes.
+/// `instance` is random: two nodes with the same id by mistake must not receive each other's probes.
 pub(crate) fn probe_channel(node_id: &str, instance: u64) -> ChannelName {
     let name = format!("{RESERVED_PREFIX}probe:{node_id}:{instance:016x}");
     ChannelName::new(&name).expect("a node id has at most 64 bytes")
 }
 
-/// The publications that `channel` has kept. The braces keep all that belongs to one channel in one slot
-/// of a cluster, so that one script may use it together.
+/// The stream of `channel`. The braces keep all keys of a channel in one slot of a cluster, so that one script
+/// may use them together.
 pub(crate) fn stream(channel: &ChannelName) -> String {
     format!("{RESERVED_PREFIX}st:{}", tag(channel.as_str()))
 }
 
-/// Where the stream of `channel` is, and on which server.
+/// The position of the stream of `channel`, and its server.
 pub(crate) fn stream_meta(channel: &ChannelName) -> String {
     format!("{RESERVED_PREFIX}me:{}", tag(channel.as_str()))
 }
 
-/// What the publication with this idempotency key came to.
+/// The result of the publication with this idempotency key.
 pub(crate) fn past_result(channel: &ChannelName, key: &str) -> String {
     format!("{RESERVED_PREFIX}id:{}:{key}", tag(channel.as_str()))
 }
 
-/// The leases of living nodes: a sorted set by when they end. The braces keep all that is about leases in one
-/// slot of a cluster, so that one script may use them together.
+/// The leases of live nodes: a sorted set by when they end. The braces keep all keys of leases in one slot of a
+/// cluster, so that one script may use them together.
 pub(crate) const LIVE_LEASES: &str = "causeway:{no}:live";
 
-/// Leases that have lapsed and whose entries are being cleared away, by when somebody began to.
+/// Leases that have lapsed and are being swept, by when a sweeper began.
 pub(crate) const DEAD_LEASES: &str = "causeway:{no}:dead";
 
-/// What the holder of each living lease says of itself.
+/// The description of the holder of each live lease.
 pub(crate) const LEASE_INFO: &str = "causeway:{no}:info";
 
-/// Says for a while that the entries of this lease were cleared away.
+/// Marks for a time that this lease was swept.
 pub(crate) fn swept_lease(lease: &str) -> String {
     format!("causeway:{{no}}:swept:{lease}")
 }
 
-/// All entries that stand under this lease.
+/// All entries under this lease.
 pub(crate) fn lease_entries(lease: &str) -> String {
     format!("causeway:ix:{{{lease}}}")
 }
 
-/// The leases of nodes that hold clients of this user.
+/// The leases of nodes that have clients of this user.
 pub(crate) fn user_leases(user: &str) -> String {
     format!("causeway:us:{}", tag(user))
 }
 
-/// The stream of lifecycle events. Its scripts know the other keys with this tag.
+/// The stream of lifecycle events. Its scripts contain the names of the other keys with this tag.
 pub(crate) const LIFECYCLE_EVENTS: &str = "causeway:{lc}:events";
 
 /// The lease of each holder of entries there.
 pub(crate) const LIFECYCLE_HOLDERS: &str = "causeway:{lc}:holders";
 
-/// What a node tries out whether it may write lifecycle events with.
+/// The key with which a node checks that it may write lifecycle events.
 pub(crate) fn lifecycle_trial(instance: Instance) -> String {
     format!("causeway:{{lc}}:try:{instance}")
 }
 
-/// Who is in this channel.
+/// The members of this channel.
 pub(crate) fn channel_members(channel: &ChannelName) -> String {
     format!("causeway:pr:{}", tag(channel.as_str()))
 }
@@ -80,13 +80,13 @@ pub(crate) fn owner_value_ends(owner: &str) -> String {
     format!("causeway:vx:{}", tag(owner))
 }
 
-/// The channel on which `instance` hears what is for it alone.
+/// The control channel of `instance`.
 pub(crate) fn control_channel(instance: Instance) -> ChannelName {
     let name = format!("{RESERVED_PREFIX}node:{instance}");
     ChannelName::new(&name).expect("an instance has 16 characters")
 }
 
-/// What `CLIENT LIST` shows of a connection; unique to it.
+/// The unique name of a connection in `CLIENT LIST`.
 pub(crate) fn connection_name(node_id: &str, role: &str, instance: u64) -> String {
     format!("{RESERVED_PREFIX}{node_id}:{role}:{instance:016x}")
 }
@@ -95,7 +95,7 @@ pub(crate) fn connection_name(node_id: &str, role: &str, instance: u64) -> Strin
 mod tests {
     use super::*;
 
-    /// What Redis Cluster hashes of a key: what stands in its first braces, if that is something.
+    /// The part of a key that Redis Cluster hashes: the text in its first braces, unless empty.
     fn hashed(key: &str) -> &str {
         let tag = key
             .split_once('{')
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn all_keys_of_one_name_are_together_whatever_braces_are_in_it() {
+    fn all_keys_of_one_name_are_in_one_slot_even_if_it_contains_braces() {
         for name in ["chat:1", "}", "}x", "{}", "a}b", "{a}", "%", "%}", "}}{{"] {
             let channel = ChannelName::new(name).unwrap();
             let keys = [
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_names_become_one() {
+    fn different_names_have_different_keys() {
         let names = ["}", "%}", "%%}", "%", "%%", "a", "%a"];
         let keys: std::collections::BTreeSet<String> = names
             .iter()
@@ -138,6 +138,6 @@ mod tests {
     fn names_are_reserved_and_fit_even_for_the_longest_node_id() {
         let id = "n".repeat(64);
         assert!(probe_channel(&id, u64::MAX).is_reserved());
-        assert!(connection_name(&id, "lane-63", u64::MAX).len() <= 255);
+        assert!(connection_name(&id, "publish-63", u64::MAX).len() <= 255);
     }
 }

@@ -1,4 +1,4 @@
-//! What redis-rs has to know to connect and log in.
+//! Connection settings for redis-rs.
 
 use deadpool_redis::redis::Client;
 use deadpool_redis::redis::ConnectionAddr;
@@ -10,7 +10,7 @@ use deadpool_redis::redis::TlsCertificates;
 use crate::config::RedisAddress;
 use crate::config::RedisServer;
 
-/// The way to `server`.
+/// The address and login of `server`.
 pub(crate) fn connection_info(server: &RedisServer) -> ConnectionInfo {
     let address = match (&server.address, &server.tls) {
         (RedisAddress::Tcp { host, port }, Some(_)) => ConnectionAddr::TcpTls {

@@ -1,10 +1,10 @@
 //! Replies of a RESP2 connection that subscribes, parsed in place.
 //!
-//! Written for hostile input: lengths, lines and nesting are bounded, and whatever is not one of the few
-//! shapes that Pub/Sub has is [`Garbled`]. A publication over the size limit is skipped, not fatal:
-//! anyone may publish one, and closing the connection would lose what comes after it.
+//! Written for hostile input: lengths, lines and nesting are bounded, and anything but the few forms of Pub/Sub
+//! replies is a [`ProtocolError`]. A publication over the size limit is skipped, not fatal: any client may
+//! publish one, and closing the connection would lose those after it.
 //!
-//! Cost: a reply that is not complete is looked at again from its start when more bytes have come; that
+//! Cost: an incomplete reply is parsed again from its start when more bytes have been read; that
 //! is three short lines, never the data.
 
 use std::ops::Range;
@@ -25,40 +25,40 @@ const ELEMENTS_MAX: i64 = 3;
 pub(crate) enum Reply {
     /// A publication. Both are slices of what was read.
     Message { channel: Bytes, data: Bytes },
-    /// A publication over the limit; its data is passed over.
+    /// A publication over the limit; its data is skipped.
     Oversized { channel: Bytes, bytes: u64 },
-    /// The subscription stands.
+    /// A subscription is confirmed.
     Subscribed { channel: Bytes },
-    /// The subscription is gone.
+    /// The end of a subscription is confirmed.
     Unsubscribed { channel: Bytes },
     /// `+OK` and the like.
     Status,
-    /// `-ERR ...`, Redis's own words.
+    /// `-ERR ...`, Redis's text.
     Error(String),
 }
 
-/// What came is no reply that a subscriber can get.
+/// The input is not a reply that a subscriber can get.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("redis sent something that is no Pub/Sub reply: {0}")]
-pub(crate) struct Garbled(&'static str);
+#[error("protocol error, not a Pub/Sub reply: {0}")]
+pub(crate) struct ProtocolError(&'static str);
 
-/// Why no reply could be cut off the input.
+/// Why no reply could be parsed.
 enum Stop {
     Incomplete,
-    Garbled(Garbled),
+    ProtocolError(ProtocolError),
 }
 
-impl From<Garbled> for Stop {
-    fn from(garbled: Garbled) -> Self {
-        Self::Garbled(garbled)
+impl From<ProtocolError> for Stop {
+    fn from(protocol_error: ProtocolError) -> Self {
+        Self::ProtocolError(protocol_error)
     }
 }
 
-/// Cuts replies off the bytes that were read.
+/// Parses replies from the bytes that were read.
 #[derive(Debug)]
 pub(crate) struct Parser {
     message_bytes_max: u64,
-    /// What is left to pass over of a publication over the limit.
+    /// The rest to skip of a publication over the limit.
     skip: u64,
 }
 
@@ -78,12 +78,12 @@ impl Parser {
         }
     }
 
-    /// The next whole reply, cut off the front of `input`; `None` when more bytes are needed.
+    /// The next complete reply, split off the front of `input`; `None` when more bytes are needed.
     ///
     /// # Errors
     ///
-    /// [`Garbled`]: the connection is of no more use.
-    pub(crate) fn next(&mut self, input: &mut BytesMut) -> Result<Option<Reply>, Garbled> {
+    /// [`ProtocolError`]: the connection can no longer be used.
+    pub(crate) fn next(&mut self, input: &mut BytesMut) -> Result<Option<Reply>, ProtocolError> {
         if !self.pass_over(input) {
             return Ok(None);
         }
@@ -104,11 +104,11 @@ impl Parser {
                 self.push(&bytes, &kind, channel, element).map(Some)
             }
             Err(Stop::Incomplete) => Ok(None),
-            Err(Stop::Garbled(garbled)) => Err(garbled),
+            Err(Stop::ProtocolError(protocol_error)) => Err(protocol_error),
         }
     }
 
-    /// Drops what is left of a publication over the limit. Whether all of it has gone by.
+    /// Skips the rest of a publication over the limit. Whether all of it was skipped.
     fn pass_over(&mut self, input: &mut BytesMut) -> bool {
         let now = self.skip.min(input.len() as u64);
         input.advance(usize::try_from(now).expect("at most the length of a buffer"));
@@ -122,7 +122,7 @@ impl Parser {
         kind: &Range<usize>,
         channel: Range<usize>,
         element: Element,
-    ) -> Result<Reply, Garbled> {
+    ) -> Result<Reply, ProtocolError> {
         let channel = bytes.slice(channel);
         match (&bytes[kind.clone()], element) {
             (b"message", Element::Bulk(data)) => Ok(Reply::Message {
@@ -130,7 +130,7 @@ impl Parser {
                 data: bytes.slice(data),
             }),
             (b"message", Element::Oversized(length)) => {
-                self.skip = length + 2; // The line ending too.
+                self.skip = length + 2; // Including the line ending.
                 Ok(Reply::Oversized {
                     channel,
                     bytes: length,
@@ -138,7 +138,7 @@ impl Parser {
             }
             (b"subscribe", Element::Integer) => Ok(Reply::Subscribed { channel }),
             (b"unsubscribe", Element::Integer) => Ok(Reply::Unsubscribed { channel }),
-            _ => Err(Garbled("an array of another kind")),
+            _ => Err(ProtocolError("unexpected kind of message")),
         }
     }
 }
@@ -148,7 +148,7 @@ enum Shape {
     Push(Range<usize>, Range<usize>, Element),
 }
 
-/// Walks the input without taking anything off it.
+/// Reads the input without consuming it.
 struct Cursor<'a> {
     input: &'a [u8],
     at: usize,
@@ -168,14 +168,14 @@ impl Cursor<'_> {
             }
             b'*' => {
                 if self.number()? != ELEMENTS_MAX {
-                    return Err(Garbled("an array of another length").into());
+                    return Err(ProtocolError("unexpected array length").into());
                 }
                 let kind = self.bulk()?;
                 let channel = self.bulk()?;
                 let element = self.element()?;
                 Ok(Shape::Push(kind, channel, element))
             }
-            _ => Err(Garbled("an unknown type").into()),
+            _ => Err(ProtocolError("unknown type").into()),
         }
     }
 
@@ -183,7 +183,7 @@ impl Cursor<'_> {
         match self.element()? {
             Element::Bulk(range) => Ok(range),
             Element::Oversized(_) | Element::Integer => {
-                Err(Garbled("no text where there must be one").into())
+                Err(ProtocolError("expected a string").into())
             }
         }
     }
@@ -196,7 +196,7 @@ impl Cursor<'_> {
             }
             b'$' => {
                 let length =
-                    u64::try_from(self.number()?).map_err(|_| Garbled("a length below 0"))?;
+                    u64::try_from(self.number()?).map_err(|_| ProtocolError("negative length"))?;
                 if self.bulk_bytes_max < length {
                     return Ok(Element::Oversized(length));
                 }
@@ -204,12 +204,12 @@ impl Cursor<'_> {
                 let (start, end) = (self.at, self.at + length);
                 let ending = self.input.get(end..end + 2).ok_or(Stop::Incomplete)?;
                 if ending != b"\r\n" {
-                    return Err(Garbled("text that is longer than its length").into());
+                    return Err(ProtocolError("string longer than its length").into());
                 }
                 self.at = end + 2;
                 Ok(Element::Bulk(start..end))
             }
-            _ => Err(Garbled("an unknown type in an array").into()),
+            _ => Err(ProtocolError("unknown type in an array").into()),
         }
     }
 
@@ -217,10 +217,10 @@ impl Cursor<'_> {
         let line = self.line()?;
         let digits = line.strip_prefix(b"-").unwrap_or(line);
         if !digits.iter().all(u8::is_ascii_digit) {
-            return Err(Garbled("no number where there must be one").into());
+            return Err(ProtocolError("expected a number").into());
         }
         let number = str::from_utf8(line).ok().and_then(|text| text.parse().ok());
-        number.ok_or_else(|| Garbled("no number where there must be one").into())
+        number.ok_or_else(|| ProtocolError("expected a number").into())
     }
 
     fn byte(&mut self) -> Result<u8, Stop> {
@@ -238,9 +238,7 @@ impl Cursor<'_> {
                 self.at += length + 2;
                 Ok(&rest[..length])
             }
-            None if LINE_BYTES_MAX + 2 <= rest.len() => {
-                Err(Garbled("a line without an end").into())
-            }
+            None if LINE_BYTES_MAX + 2 <= rest.len() => Err(ProtocolError("line too long").into()),
             None => Err(Stop::Incomplete),
         }
     }

@@ -1,7 +1,6 @@
-//! Which of several independent servers something is on: decided by its name and their number alone, so that all nodes
-//! agree.
+//! Chooses one of several independent servers, by a name and the number of servers alone, so that all nodes agree.
 
-/// The place of `name` among `shards` servers: Lamping and Veach's jump consistent hash.
+/// The index of the server of `name` among `shards`: Lamping and Veach's jump consistent hash.
 pub(crate) fn shard_of(name: &str, shards: usize) -> usize {
     let mut key = stable_hash(name);
     let (mut shard, mut next) = (0_usize, 0_usize);
@@ -53,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn with_one_server_more_a_channel_stays_or_moves_to_it() {
+    fn when_a_server_is_added_a_channel_stays_or_moves_to_it() {
         for shards in 1..7 {
             let moved = places(shards).into_iter().zip(places(shards + 1));
             assert!(

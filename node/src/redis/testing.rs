@@ -12,17 +12,17 @@ use std::time::Duration;
 
 use tokio::time;
 
-/// How long anything may take that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest wait of a test.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A redis-server that ends with the value.
+/// A redis-server that is killed when this is dropped.
 pub(crate) struct RedisServer {
     directory: PathBuf,
     child: Option<Child>,
 }
 
 impl RedisServer {
-    /// Where a server would listen that is not running yet.
+    /// The address of a server that is not started yet.
     pub(crate) fn absent() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -41,7 +41,7 @@ impl RedisServer {
         server
     }
 
-    /// Starts the server, with `arguments` besides the usual ones, and waits until it answers.
+    /// Starts the server, with `arguments` besides the usual ones, and waits until it responds.
     pub(crate) async fn launch(&mut self, arguments: &[&str]) {
         let socket = self.socket();
         let child = Command::new("redis-server")
@@ -60,9 +60,9 @@ impl RedisServer {
                 time::sleep(Duration::from_millis(5)).await;
             }
         };
-        time::timeout(PATIENCE, answers)
+        time::timeout(DEADLINE, answers)
             .await
-            .expect("redis-server does not answer");
+            .expect("redis-server does not respond");
     }
 
     /// Ends the server as a crash would.
@@ -73,7 +73,7 @@ impl RedisServer {
         }
     }
 
-    /// Stops the process (SIGSTOP): its sockets stay open, and it says nothing.
+    /// Suspends the process (SIGSTOP): its sockets stay open, and it does not respond.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
     }
@@ -96,7 +96,7 @@ impl RedisServer {
         format!("unix://{}", self.socket().display())
     }
 
-    /// What redis-cli prints.
+    /// The output of redis-cli.
     pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .arg("-s")

@@ -1,4 +1,4 @@
-//! TLS for the connections that are our own.
+//! TLS for the subscriber's connection.
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::RedisTls;
 
-/// Makes `stream` a TLS connection to `host`, whose certificate has to name it and be signed by somebody
-/// who is trusted.
+/// Starts TLS to `host` on `stream`; the certificate has to name the host and be signed by a trusted CA.
 pub(super) async fn connect(
     stream: TcpStream,
     host: &str,

@@ -1,7 +1,7 @@
 //! Responses for operators: liveness, readiness, metrics, and the slowest clients.
 //!
-//! The admin listener serves all of them. The clients' listener serves `/live` and `/ready` alone, which say nothing about
-//! clients: load balancers probe where they send clients.
+//! The admin listener serves all of them. The clients' listener serves only `/live` and `/ready`, which contain nothing about
+//! clients: load balancers probe the port that they send clients to.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,13 +33,13 @@ use probers::ProberId;
 use probers::Probers;
 use probers::Told;
 
-/// Tells the edge that not ready means leaving, not broken.
+/// Tells the edge that not ready means draining, not failed.
 const DRAIN: HeaderName = HeaderName::from_static("causeway-drain");
 
-/// How long the edges have to act on what they have been told: a moment, even on a busy machine.
+/// How long the edges have to act on the response to their probe.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// How many clients `/slowest` names.
+/// How many clients `/slowest` lists.
 const SLOWEST: usize = 20;
 
 /// Serves `/live`, `/ready`, `/metrics` and `/slowest`.
@@ -49,11 +49,11 @@ pub(crate) struct Admin {
     metrics: Arc<Metrics>,
     draining: CancellationToken,
     probers: Mutex<Probers>,
-    /// A prober has asked.
+    /// Notified when a probe was received.
     asked: Notify,
 }
 
-/// A request for the operator's answers.
+/// A request of an operator or a prober.
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a Method,
     pub(crate) path: &'a str,
@@ -61,10 +61,10 @@ pub(crate) struct Asked<'a> {
     pub(crate) peer: IpAddr,
 }
 
-/// Whether the node is ready, maybe with something that the operator should know all the same; or why it is not.
+/// Whether the node is ready, maybe with a note for the operator; or why it is not.
 pub(crate) type Readiness = Box<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
 
-/// Names so many of the clients for which most waits.
+/// Lists that many of the clients with the most queued data.
 pub(crate) type Slowest = Box<dyn Fn(usize) -> Vec<Slowness> + Send + Sync>;
 
 impl Admin {
@@ -85,12 +85,12 @@ impl Admin {
         }
     }
 
-    /// Waits until every prober that asks `/ready` regularly has been told that the node is stopping, at most for `max`.
+    /// Waits until every prober that requests `/ready` regularly has got the response that the node is stopping, at most for `max`.
     /// Without such probers it returns at once.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: what probers were told is kept.
+    /// Nothing is lost: the state of probers is kept.
     pub(crate) async fn wait_until_probers_know(&self, max: Duration) {
         let end = Instant::now() + max;
         loop {
@@ -106,7 +106,10 @@ impl Admin {
             let probers = self.probers.lock();
             (probers.told(), probers.untold(Instant::now().into_std()))
         };
-        info!(probers = told, "draining: probers of /ready know of it");
+        info!(
+            probers = told,
+            "draining: all probers of /ready got the response"
+        );
         if !untold.is_empty() {
             warn!(
                 probers = untold.join(", "),
@@ -119,7 +122,7 @@ impl Admin {
         }
     }
 
-    /// Says in `headers` that the node is stopping, while it is.
+    /// Adds the header that the node is stopping, while it is.
     pub(crate) fn announce_drain(&self, headers: &mut HeaderMap) {
         if self.draining.is_cancelled() {
             headers.insert(DRAIN, HeaderValue::from_static("1"));
@@ -179,7 +182,7 @@ impl Admin {
         }
     }
 
-    /// The channel clients for which most waits, as a list in JSON.
+    /// The channel clients with the most queued data, as a list in JSON.
     fn slowest(&self) -> Response<Body> {
         let slowest = (self.slowest)(SLOWEST);
         let list = serde_json::to_string(&slowest).expect("names and numbers are JSON");
@@ -234,7 +237,7 @@ mod tests {
                 bytes_queued: 7,
             }]
         });
-        let readiness = Box::new(|| Err("redis does not answer".to_owned()));
+        let readiness = Box::new(|| Err("redis does not respond".to_owned()));
         Admin::new(readiness, slowest, Metrics::new(), draining.clone())
     }
 
@@ -258,11 +261,11 @@ mod tests {
         let Body::Whole(body) = ready.into_body() else {
             panic!("a reason is expected")
         };
-        assert_eq!(body, "redis does not answer\n");
+        assert_eq!(body, "redis does not respond\n");
     }
 
     #[test]
-    fn a_node_may_be_ready_and_have_something_to_say() {
+    fn a_ready_node_may_have_a_note() {
         let readiness = Box::new(|| Ok(Some("redis is full".to_owned())));
         let none = Box::new(|_| Vec::new());
         let admin = Admin::new(readiness, none, Metrics::new(), CancellationToken::new());
@@ -307,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_listener_of_clients_has_nothing_but_probes() {
+    fn the_client_listener_serves_only_probes() {
         let admin = admin(&CancellationToken::new());
         let headers = HeaderMap::new();
         let probe = |path| {
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_drain_waits_for_those_who_ask_regularly_and_for_nobody_else() {
+    async fn a_drain_waits_only_for_regular_probers() {
         let draining = CancellationToken::new();
         let admin = admin(&draining);
         let began = Instant::now();
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_prober_that_never_comes_back_holds_a_drain_up_until_it_counts_as_gone() {
+    async fn a_prober_that_stops_probing_delays_a_drain_until_it_counts_as_gone() {
         let admin = admin(&CancellationToken::new());
         for _ in 0..2 {
             ask(&admin, &Method::GET, "/ready");

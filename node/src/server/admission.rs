@@ -1,10 +1,10 @@
-//! Which connections are served, above all when the node is full.
+//! Admission of connections, above all when the node is full.
 //!
-//! A full node takes no new clients, and goes on to serve those that it has: operators' requests, the server API, and requests of
-//! sessions that it knows have permits of their own. What a connection is for shows in its first request. So a full node reads
-//! that much of some connections more; when there are too many of those, it refuses the one that has been silent longest.
+//! A full node accepts no new clients and continues to serve connected ones: operators' requests, the server API, and requests of
+//! existing sessions have separate permits. The purpose of a connection is known from its first request. So a full node reads the
+//! first request of a limited number of further connections; above that limit it rejects the one that has been idle longest.
 //!
-//! Invariant: a connection holds exactly one permit, or waits in the bounded queue of the undecided.
+//! Invariant: a connection holds exactly one permit, or waits in the bounded queue of undecided connections.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Counted;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
@@ -34,8 +34,8 @@ pub(super) struct Admission {
     api: Arc<Semaphore>,
     operators: Arc<Semaphore>,
     undecided: Arc<Undecided>,
-    /// For the log lines about refused connections.
-    refusals: Pace,
+    /// Limits the log lines about rejected connections.
+    refusals: Throttle,
 }
 
 /// What a connection holds while it is open.
@@ -79,7 +79,7 @@ impl Admission {
             api: permits(limits.api),
             operators: permits(limits.operators),
             undecided: Arc::new(Undecided::new(limits.undecided)),
-            refusals: Pace::default(),
+            refusals: Throttle::default(),
             limits,
             budget,
             metrics,

@@ -22,10 +22,10 @@ use serde_json::value::RawValue;
 use crate::broker::history;
 use crate::broker::history::Retention;
 use crate::cluster::control::Control;
+use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::Lifetime;
-use crate::cluster::directory::Order;
 use crate::cluster::directory::Since;
-use crate::cluster::directory::SubscribeOrder;
+use crate::cluster::directory::SubscribeCommand;
 use crate::cluster::directory::Target;
 use crate::cluster::presence::Presence;
 use crate::cluster::values::Put;
@@ -38,7 +38,7 @@ use crate::protocol::ErrorCode;
 use crate::protocol::Position;
 use crate::protocol::UnsubscribeCode;
 use crate::protocol::channel::ChannelName;
-use crate::stream::Feeds;
+use crate::stream::ChannelStreams;
 
 mod key;
 mod publish;
@@ -71,7 +71,7 @@ const REASON_BYTES_MAX: usize = 123;
 
 /// What an [`Api`] works on.
 pub(crate) struct Parts {
-    pub(crate) feeds: Arc<Feeds>,
+    pub(crate) streams: Arc<ChannelStreams>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) control: Arc<Control>,
     pub(crate) values: Arc<Values>,
@@ -193,7 +193,7 @@ impl Api {
             request::json_or_base64("b64info", subscribe.info.as_deref(), &subscribe.b64info);
         let data =
             request::json_or_base64("b64data", subscribe.data.as_deref(), &subscribe.b64data);
-        let order = SubscribeOrder {
+        let command = SubscribeCommand {
             channel,
             info: info?,
             data: data?,
@@ -203,24 +203,27 @@ impl Api {
             }),
             overrides: subscribe.overrides.unwrap_or_default().into(),
         };
-        let whom = request::Whom {
+        let target = request::ClientTarget {
             user: subscribe.user,
             client: subscribe.client,
             session: subscribe.session,
         };
-        self.order(whom.target(Vec::new())?, Order::Subscribe(Box::new(order)))
-            .await
+        self.send_command(
+            target.target(Vec::new())?,
+            ControlCommand::Subscribe(Box::new(command)),
+        )
+        .await
     }
 
     async fn unsubscribe(&self, unsubscribe: request::Unsubscribe) -> Result<Outcome, ApiError> {
         let (channel, _) = self.channel(&unsubscribe.channel)?;
         let code = UnsubscribeCode::Server;
-        let order = Order::Unsubscribe {
+        let command = ControlCommand::Unsubscribe {
             channel,
             code: code as u32,
             reason: code.reason().to_owned(),
         };
-        self.order(unsubscribe.whom.target(Vec::new())?, order)
+        self.send_command(unsubscribe.target.target(Vec::new())?, command)
             .await
     }
 
@@ -239,8 +242,9 @@ impl Api {
                 reason.len()
             )));
         }
-        let target = disconnect.whom.target(except?)?;
-        self.order(target, Order::Disconnect { code, reason }).await
+        let target = disconnect.target.target(except?)?;
+        self.send_command(target, ControlCommand::Disconnect { code, reason })
+            .await
     }
 
     async fn refresh(&self, refresh: request::Refresh) -> Result<Outcome, ApiError> {
@@ -249,12 +253,19 @@ impl Api {
             0 => Lifetime::Endless,
             until => Lifetime::Until(until),
         };
-        self.order(refresh.whom.target(Vec::new())?, Order::Refresh(lifetime))
-            .await
+        self.send_command(
+            refresh.target.target(Vec::new())?,
+            ControlCommand::Refresh(lifetime),
+        )
+        .await
     }
 
-    async fn order(&self, target: Target, order: Order) -> Result<Outcome, ApiError> {
-        let given = self.parts.control.order(target, order).await?;
+    async fn send_command(
+        &self,
+        target: Target,
+        command: ControlCommand,
+    ) -> Result<Outcome, ApiError> {
+        let given = self.parts.control.command(target, command).await?;
         if 0 < given.busy {
             let message = format!("internal server error: {} clients are too busy", given.busy);
             return Err(ApiError::new(ErrorCode::Internal, message));
@@ -287,13 +298,13 @@ impl Api {
         let query = history::Query {
             since: since.clone(),
             limit,
-            bytes_max: self.parts.feeds.reply_bytes_max(),
+            bytes_max: self.parts.streams.reply_bytes_max(),
             order: match history.reverse {
                 true => history::Order::NewestFirst,
                 false => history::Order::OldestFirst,
             },
         };
-        let read = self.parts.feeds.history(&channel, retention, query).await;
+        let read = self.parts.streams.history(&channel, retention, query).await;
         let page = read.map_err(|error| ApiError::internal(&error))?;
         if since.is_some_and(|since| !page.continues(&since)) {
             let code = ErrorCode::UnrecoverablePosition;
@@ -308,7 +319,7 @@ impl Api {
 
     async fn history_remove(&self, channel: &str) -> Result<Outcome, ApiError> {
         let (channel, _) = self.channel_with_history(channel)?;
-        let removed = self.parts.feeds.remove_history(&channel).await;
+        let removed = self.parts.streams.remove_history(&channel).await;
         removed.map_err(|error| ApiError::internal(&error))?;
         Ok(Outcome::Done {})
     }

@@ -1,11 +1,11 @@
 //! One TCP connection: HTTP/1.1 until it ends or becomes a WebSocket.
 //!
-//! hyper has a connection only while a request is read or an answer written: it needs two buffers of
+//! hyper owns a connection only while a request is read or a response written: it needs two buffers of
 //! 8 KiB each, and more. Between two requests, and while a poll waits, a connection is a socket and a
-//! deadline. A WebSocket gets a task of its own that holds nothing of HTTP any more.
+//! deadline. A WebSocket gets a task of its own without any HTTP state.
 //!
-//! Invariant: the connection leaves hyper only at the end of a request that was read whole, with all that
-//! was answered before in the socket's hands; what hyper has read ahead goes along.
+//! Invariant: the connection is taken from hyper only at the end of a request that was read whole, with all
+//! previous responses written to the socket; bytes that hyper has read ahead are kept.
 
 use std::convert::Infallible;
 use std::future;
@@ -55,30 +55,30 @@ use io::WrittenBody;
 use progress::Progress;
 use progress::Step;
 
-/// What a client is told whose request head did not end in time.
+/// The response to a client whose request head was not complete in time.
 const LATE: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// A connection that nobody reads at the moment.
+/// An idle connection.
 struct Socket {
     stream: TcpStream,
-    /// What was read of it and belongs to the next request.
+    /// Bytes that were read and belong to the next request.
     read_ahead: Bytes,
 }
 
-/// How a connection comes out of hyper.
+/// The state of a connection that is taken from hyper.
 enum Outcome {
-    /// Nothing has come.
+    /// Nothing was received.
     Silent(Socket),
     /// It waits for the next request.
     Idle(Socket),
-    /// Its request waits for its answer.
+    /// Its request waits for its response.
     Resting(Socket, WaitingPoll),
     /// The 101 is sent.
     Upgraded(Socket, Upgrade),
-    /// It has to make room for another one before its first request.
+    /// It is evicted before its first request.
     Evicted(TcpStream),
-    /// It is of no more use.
+    /// It is finished.
     Ended(TcpStream),
 }
 
@@ -99,7 +99,7 @@ pub(super) async fn run(
     loop {
         let eviction = admitted.get_mut().eviction();
         if let Some(eviction) = eviction {
-            // In a box: seldom needed, and an idle connection keeps no room for it.
+            // Boxed because rarely present: an idle connection keeps no room for it.
             let readable = time::timeout_at(due, socket.stream.readable());
             let open = server.closing.run_until_cancelled(readable);
             if Box::pin(eviction.run_until_cancelled(open)).await.is_none() {
@@ -117,7 +117,7 @@ pub(super) async fn run(
                 () = server.closing.cancelled() => return,
             }
         }
-        // In boxes, so that an idle connection keeps no room for them.
+        // Boxed, so that an idle connection keeps no room for them.
         socket = match Box::pin(serve(&server, socket, peer, &admitted)).await {
             Outcome::Silent(socket) => socket,
             Outcome::Idle(socket) => {
@@ -143,14 +143,14 @@ pub(super) async fn run(
                 return;
             }
             Outcome::Ended(mut stream) => {
-                let _ = stream.shutdown().await; // The client may have been faster.
+                let _ = stream.shutdown().await; // The client may have closed it already.
                 return;
             }
         };
     }
 }
 
-/// Has hyper read requests and write answers until the connection can do without it.
+/// Runs hyper until the connection is idle, upgraded or finished.
 async fn serve(
     server: &Arc<Server>,
     socket: Socket,
@@ -219,12 +219,12 @@ async fn serve(
         Step::Rest(poll) => Outcome::Resting(socket, poll),
         Step::Upgrade(upgrade) => Outcome::Upgraded(socket, upgrade),
         Step::ReadingHead => {
-            debug!(%peer, "the request's head did not end in time");
-            let _ = socket.stream.try_write(LATE); // Nobody waits for one who takes not even this.
+            debug!(%peer, "the request's head was not complete in time");
+            let _ = socket.stream.try_write(LATE); // Best effort: it is not waited for.
             Outcome::Ended(socket.stream)
         }
         Step::Busy { .. } => {
-            debug!(%peer, "the client does not take its answer");
+            debug!(%peer, "the client does not read its response");
             Outcome::Ended(socket.stream)
         }
         Step::Evicted => Outcome::Evicted(socket.stream),

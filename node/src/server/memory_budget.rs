@@ -1,11 +1,10 @@
-//! How much memory the node may take: a plain type, what is resident passed in.
+//! The memory budget of the node. The accounting does no I/O: resident memory is passed in.
 //!
-//! Newcomers are refused before the limit is reached, because those who are there already may need more
-//! later: some of it is kept for them. If even that does not do, those for whom most waits have to go.
+//! New clients are rejected before the limit is reached, because connected clients may need more later: a part
+//! is reserved for them. If that is not enough, the clients with the most queued data are disconnected.
 //!
-//! What was given up is not gone from the process at once: the allocator gives it back a while later, and uses
-//! it for what comes until then. So it counts as free from the moment at which it was given up, and nobody
-//! else has to go for it.
+//! Released memory does not leave the process at once: the allocator returns it some time later, and reuses it
+//! until then. So it counts as free from its release, and no more clients are disconnected for it.
 
 use std::fs::File;
 use std::io;
@@ -21,44 +20,44 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// What a newcomer may take before the next look: its sockets' and its own, and what waits for it at once.
+/// What a new client may use before the next check: its sockets, its state, and its first queued data.
 const NEWCOMER_BYTES: u64 = 16 << 10;
 
-/// The part of the limit that is kept for those who are there, and the part that nobody may take of that
-/// without somebody having to go.
+/// The part of the limit that is reserved for connected clients, and the part of that below which clients are
+/// disconnected.
 const KEPT: u64 = 8;
 const TIGHT: u64 = 16;
 
-/// How often is looked.
+/// How often resident memory is checked.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// From one line about clients that had to go to the next.
+/// The shortest time between two log lines about disconnected clients.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the allocator may take to give memory back; jemalloc's own time is 10 s.
+/// How long the allocator may take to return memory; jemalloc's own time is 10 s.
 const SETTLED_AFTER: Duration = Duration::from_secs(20);
 
-/// Memory that was given up and may be resident still.
+/// Memory that was released and may still be resident.
 #[derive(Debug, Clone, Copy)]
 struct GivenUp {
     bytes: u64,
-    /// What was resident then.
+    /// Resident memory at that time.
     resident: u64,
     at: Instant,
 }
 
-/// What came of giving memory up.
+/// The result of releasing memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Relieved {
-    /// Clients that were sent away.
+    /// Clients that were disconnected.
     pub(crate) clients: usize,
-    /// What only they held, in bytes.
+    /// Bytes that only they held.
     pub(crate) bytes: u64,
 }
 
-/// What the node may take, and what it took when somebody last looked.
+/// The limit, and the usage at the last check.
 pub(crate) struct Budget {
-    /// `u64::MAX`: anything.
+    /// `u64::MAX`: no limit.
     bytes_max: u64,
     resident: AtomicU64,
     newcomers: AtomicU64,
@@ -66,7 +65,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// At most `bytes_max`; `None`: whatever there is.
+    /// At most `bytes_max`; `None`: no limit.
     pub(crate) fn new(bytes_max: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             bytes_max: bytes_max.map_or(u64::MAX, |bytes| bytes as u64),
@@ -76,7 +75,7 @@ impl Budget {
         })
     }
 
-    /// Counts a newcomer, if there is room for one.
+    /// Counts a new client, if there is room for one.
     pub(crate) fn admit(&self) -> bool {
         if self.bytes_max == u64::MAX {
             return true;
@@ -86,7 +85,7 @@ impl Budget {
         expected <= self.bytes_max - self.bytes_max / KEPT
     }
 
-    /// Notes what is resident at `now`, newcomers included. Returns how much has to be given up.
+    /// Records resident memory at `now`, new clients included. Returns how much has to be released.
     fn look(&self, resident: u64, now: Instant) -> u64 {
         self.resident.store(resident, Ordering::Relaxed);
         self.newcomers.store(0, Ordering::Relaxed);
@@ -99,7 +98,7 @@ impl Budget {
         excess.saturating_sub(given_up.map_or(0, |given_up| given_up.still_resident(resident)))
     }
 
-    /// Notes that `bytes` were given up at `now`, as much as was `resident`.
+    /// Records that `bytes` were released at `now`, when `resident` was in use.
     fn give_up(&self, bytes: u64, resident: u64, now: Instant) {
         let mut given_up = self.given_up.lock();
         let before = given_up.map_or(0, |before| before.still_resident(resident));
@@ -110,8 +109,8 @@ impl Budget {
         });
     }
 
-    /// Looks again and again, and lets `relieve` give up so many bytes of what waits for clients when it is
-    /// tight, until `shutdown`.
+    /// Checks at intervals until `shutdown`, and calls `relieve` to release that many bytes of queued data when
+    /// necessary.
     pub(crate) async fn run(
         self: Arc<Self>,
         relieve: impl Fn(u64) -> Relieved,
@@ -120,11 +119,11 @@ impl Budget {
         if self.bytes_max == u64::MAX {
             return;
         }
-        // Open all the time: it is needed most when there is nothing left, descriptors included.
+        // Kept open, because there may be no free descriptor when it is needed most.
         let statm = match File::open("/proc/self/statm") {
             Ok(statm) => statm,
             Err(error) => {
-                warn!(%error, "what is resident cannot be read, limits.memory is not kept");
+                warn!(%error, "cannot read resident memory, limits.memory is not enforced");
                 return;
             }
         };
@@ -142,7 +141,7 @@ impl Budget {
                 Ok(resident) => resident,
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
-                        warn!(%error, "what is resident cannot be read, limits.memory is not kept until it can");
+                        warn!(%error, "cannot read resident memory, limits.memory is not enforced until it can be read");
                     }
                     continue;
                 }
@@ -174,14 +173,14 @@ impl Budget {
 }
 
 impl GivenUp {
-    /// How much of it the allocator has not given back yet.
+    /// How much of it the allocator has not returned yet.
     fn still_resident(&self, resident: u64) -> u64 {
         let gone = self.resident.saturating_sub(resident);
         self.bytes.saturating_sub(gone)
     }
 }
 
-/// What of this process is in memory, by its open `statm`.
+/// Resident memory of this process, by its open `statm`.
 fn resident_bytes(statm: &File) -> io::Result<u64> {
     const PAGE_BYTES: u64 = 4096;
     let mut text = [0; 256];
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomers_are_refused_before_the_limit_is_reached() {
+    fn new_clients_are_rejected_before_the_limit_is_reached() {
         let budget = budget(80 * MIB);
         look(&budget, 60 * MIB);
         // Of what is left, 10 MiB are kept for those who are there.
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_has_to_go_when_what_is_kept_is_half_gone() {
+    fn clients_are_disconnected_when_half_of_the_reserve_is_used() {
         let budget = budget(80 * MIB);
         assert_eq!(look(&budget, 75 * MIB), 0);
         assert_eq!(look(&budget, 75 * MIB + 1), 1);
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_not_given_up_again_while_the_allocator_has_it() {
+    fn released_memory_is_not_released_again_while_the_allocator_has_it() {
         let budget = budget(80 * MIB);
         let start = Instant::now();
         let second = Duration::from_secs(1);
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_back_is_forgotten() {
+    fn returned_memory_is_no_longer_counted() {
         let budget = budget(80 * MIB);
         let start = Instant::now();
         budget.give_up(5 * MIB, 79 * MIB, start);
@@ -272,14 +271,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_everybody_is_admitted() {
+    fn without_a_limit_every_client_is_admitted() {
         let budget = Budget::new(None);
         assert_eq!(look(&budget, u64::MAX), 0);
         assert_eq!(admitted(&budget), 10_000);
     }
 
     #[test]
-    fn this_process_is_in_memory() {
+    fn resident_memory_of_this_process_is_read() {
         let statm = File::open("/proc/self/statm").unwrap();
         for _ in 0..2 {
             assert!((MIB..1024 * MIB).contains(&resident_bytes(&statm).unwrap()));

@@ -1,6 +1,6 @@
-//! How many connections the descriptors suffice for that the process may have, and how they are shared out.
+//! The limits of connections that the process's descriptors allow.
 
-/// Descriptors that are no connections of clients: the listener, the runtime, connections to Redis.
+/// Descriptors for other purposes than clients: the listener, the runtime, connections to Redis.
 const RESERVED: u64 = 128;
 
 /// What a full node has besides its clients' connections, where there are descriptors in plenty: requests of operators, of the
@@ -21,7 +21,7 @@ const SESSIONS: (usize, usize) = (16, 1024);
 pub(crate) struct ConnectionLimits {
     /// Any requests, WebSockets among them. When these are taken, the node is full.
     pub(crate) clients: usize,
-    /// Requests of sessions that are known, when the node is full.
+    /// Requests of existing sessions, when the node is full.
     pub(crate) sessions: usize,
     /// Requests of the server API, when the node is full.
     pub(crate) api: usize,
@@ -32,7 +32,7 @@ pub(crate) struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Without so many open files a node does not work.
+    /// The least number of open files with which a node works.
     pub(crate) const FILES_NEEDED: u64 = 64;
 
     /// What there is room for in `files` descriptors: each connection takes one.

@@ -1,7 +1,7 @@
-//! The admin listener: requests of operators, apart from the port of the clients.
+//! The admin listener: requests of operators, on a separate port.
 //!
-//! A connection carries one request and lasts a while at most. Of more than a few the oldest is closed, so that silent ones use up no
-//! descriptors and keep no operator out.
+//! A connection carries one request and has a maximum lifetime. Above a small limit the oldest is closed, so that idle ones use up
+//! no descriptors and do not block operators.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::warn;
 
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::server::ACCEPT_BACKOFF;
 use crate::server::NODE;
 use crate::server::admin::Admin;
@@ -38,7 +38,7 @@ use crate::transport::Body;
 const CONNECTIONS_MAX: usize = 32;
 const LIFETIME: Duration = Duration::from_secs(30);
 
-/// The least that hyper takes: heads larger than this are refused.
+/// The smallest buffer that hyper accepts: larger heads are rejected.
 const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Serves operators.
@@ -56,14 +56,14 @@ impl AdminListener {
     ///
     /// Dropping this future closes the listener and all connections.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let accept_failures = Pace::default();
+        let accept_failures = Throttle::default();
         let mut connections = JoinSet::new();
         let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                Some(_) = connections.join_next() => continue, // The log has its panic.
+                Some(_) = connections.join_next() => continue, // A panic is logged by the panic hook.
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
@@ -78,14 +78,14 @@ impl AdminListener {
                     let serving = time::timeout(LIFETIME, serve(admin, node_id, stream, peer));
                     open.push_back(connections.spawn(async move {
                         if serving.await.is_err() {
-                            debug!(%peer, "connection to the admin listener lasted too long");
+                            debug!(%peer, "connection to the admin listener closed: maximum lifetime reached");
                         }
                     }));
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     if let Some(held_back) = accept_failures.admit(Instant::now()) {
-                        warn!(%error, held_back, listener = "admin", "cannot accept connections, trying again");
+                        warn!(%error, held_back, listener = "admin", "cannot accept connections, retrying");
                     }
                     time::sleep(ACCEPT_BACKOFF).await;
                 }

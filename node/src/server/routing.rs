@@ -1,9 +1,9 @@
-//! Requests: what a path names, who may ask, and what the answer's headers say.
+//! Request routing: paths, origins and response headers.
 //!
-//! Owns no socket and no task: an upgrade is handed back to the server, which owns both. The path is
+//! Owns no socket and no task: an upgrade is returned to the server, which owns both. The path is
 //! parsed once, in [`route`].
 //!
-//! Invariant: nothing of an endpoint is reached from an origin that it does not allow.
+//! Invariant: no request from an origin that an endpoint does not allow reaches the endpoint.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -67,11 +67,11 @@ use wire::Wire;
 /// Asks the edge to bind the client to another node.
 const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
 
-/// What the answers depend on.
+/// Settings of routing.
 pub(crate) struct HttpConfig {
     /// Whether the chat page is served.
     pub(crate) page: bool,
-    /// Peers whose `X-Forwarded-*` is believed.
+    /// Peers whose `X-Forwarded-*` is trusted.
     pub(crate) trusted_proxies: Vec<AddressRange>,
     /// The largest request body.
     pub(crate) body_bytes_max: usize,
@@ -79,7 +79,7 @@ pub(crate) struct HttpConfig {
     pub(crate) body_timeout: Duration,
 }
 
-/// Answers requests.
+/// Responds to requests.
 pub(crate) struct Http {
     config: Live<HttpConfig>,
     mounts: Vec<Mount>,
@@ -89,38 +89,38 @@ pub(crate) struct Http {
     metrics: Arc<Metrics>,
 }
 
-/// What a request is for: a full node serves all but those of new clients.
+/// The purpose of a request: a full node serves all but those of new clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To observe the node.
     Operator,
     /// To use the server API, with one of its keys.
     Api,
-    /// To go on with a session that is here.
+    /// To continue an existing session.
     Session,
     /// Anything else.
     New,
 }
 
-/// An answer, or what leads to one.
+/// A response, or a future that leads to one.
 pub(crate) enum Answer {
-    /// This is it.
+    /// A complete response.
     Now(Response<Body>),
     /// A 101: the connection is a WebSocket from there on.
     Upgrade(Response<Body>, Upgrade),
-    /// It may be long in coming. Nothing of the request is needed for it any more.
+    /// A poll that may wait long. It needs nothing of the request any more.
     Later(WaitingPoll),
 }
 
-/// The answer of a poll once there is one. Dropping it means that the client went away, and interrupts
-/// the session.
+/// The response of a poll. Dropping it means that the client has disconnected, and interrupts the
+/// session.
 pub(crate) type WaitingPoll = Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>;
 
 /// A WebSocket to be served once the 101 is written.
 pub(crate) struct Upgrade {
-    /// Whose client it is.
+    /// The endpoint of the client.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// What goes over it.
+    /// The transport.
     pub(crate) transport: Transport,
     /// The request's, for channel clients.
     pub(crate) headers: HeaderMap,
@@ -159,7 +159,7 @@ impl Http {
         mounts.find(|mount| mount.endpoint.path == path)
     }
 
-    /// What a request for `path` with these headers is for.
+    /// The purpose of a request for `path` with these headers.
     pub(crate) fn purpose(&self, path: &str, headers: &HeaderMap) -> Purpose {
         if let Some(api) = &self.api
             && api.method(path).is_some()
@@ -186,7 +186,7 @@ impl Http {
         }
     }
 
-    /// Answers one request from `peer`.
+    /// Responds to one request from `peer`.
     ///
     /// # Cancel safety
     ///
@@ -323,7 +323,7 @@ impl Http {
                     referer = ?headers.get(header::REFERER).filter(|_| !headers.contains_key(header::ORIGIN)),
                     setting = "allowed_origins",
                     held_back,
-                    "origin refused: this setting of the endpoint would allow it",
+                    "request rejected: the endpoint's setting does not allow its origin",
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! What the kernel is told about each client's connection.
+//! Socket options of client connections.
 //!
 //! Linux gives the options of a listening socket to every connection that it accepts, so they are set
 //! once and cost no system calls later.

@@ -1,4 +1,4 @@
-//! One feed: its state under a lock, and what is awaited around it.
+//! One channel's stream: its state under a lock, and the asynchronous work around it.
 
 mod membership;
 
@@ -16,17 +16,17 @@ use tokio::time::Instant;
 use tracing::debug;
 use tracing::warn;
 
-use super::Feeds;
-use super::Joining as Wish;
-use super::sequence::Keeping;
+use super::ChannelStreams;
+use super::JoinRequest;
+use super::sequence::CacheLimits;
 use super::sequence::Lost;
 use super::sequence::Missed;
 use super::sequence::Read;
 use super::sequence::Recovery;
-use super::state::Heard;
-use super::state::Joining;
+use super::state::JoinDecision;
 use super::state::Known;
 use super::state::Reading;
+use super::state::Received;
 use super::state::State;
 use crate::broker::Ask;
 use crate::broker::Shard;
@@ -54,75 +54,75 @@ use crate::protocol::envelope;
 use crate::protocol::envelope::ChannelEvent;
 use crate::protocol::envelope::Envelope;
 
+pub(super) use membership::InUse;
 pub(crate) use membership::Joined;
 pub(crate) use membership::Membership;
-pub(super) use membership::Using;
 
-/// A channel as this node hears it, from its first member to a while after its last.
-pub(super) struct Feed {
+/// The stream of one channel, from its first member until `linger` after its last one has left.
+pub(super) struct ChannelStream {
     pub(super) channel: ChannelName,
     pub(super) wire: ChannelName,
-    /// What the hub knows it by. Another feed of the same channel has another, so that nobody hears a feed
-    /// that he has not joined.
-    pub(super) seats: ChannelName,
+    /// The channel's name in the hub. It is unique to this stream, so that members of an earlier stream of the same
+    /// channel receive nothing from this one.
+    pub(super) hub_channel: ChannelName,
     pub(super) shard: Shard,
     retention: Option<Retention>,
     slow: SlowReader,
-    config: config::Feeds,
+    config: config::ChannelStreams,
     state: Mutex<State>,
-    /// Somebody may join now who could not before.
+    /// Notified when waiting joins should be tried again.
     changed: Notify,
     opened: OnceCell<()>,
     older: Mutex<Weak<Older>>,
     pub(super) usage: Usage,
-    /// Where its members are counted, if its namespace has lifecycle events.
+    /// Counts its members, if its namespace has lifecycle events.
     lifecycle: Option<Arc<Lifecycle>>,
 }
 
-/// Who needs the feed.
+/// What keeps the stream in use.
 #[derive(Default)]
 pub(super) struct Usage {
-    /// Members and those who are about to be.
+    /// Members and joins that are in progress.
     pub(super) users: AtomicUsize,
-    /// Whether the keeper will look at it when nobody does.
+    /// Whether a check of the maintenance task is scheduled.
     pub(super) is_listed: AtomicBool,
 }
 
-/// What the broker had of the stream when somebody asked; shared by all who ask meanwhile.
+/// Older publications, read from the broker; concurrent joins share one read.
 type Older = OnceCell<Read>;
 
-/// Publications that fill a gap in one step.
+/// Publications read at once to fill a gap.
 const GAP_PAGE: usize = 1000;
 
-/// How an attempt to join ends.
+/// The result of an attempt to join.
 pub(super) enum Outcome<F> {
-    Seated(Membership),
-    /// The feed has ended; here is the reply again.
+    Joined(Membership),
+    /// The stream has ended. Returns the reply function unused.
     Ended(F),
 }
 
-/// What an attempt to join does next.
+/// The next step of an attempt to join.
 enum Next {
     End,
     Wait,
     Read,
-    /// Back from this offset on.
+    /// Reads publications before this offset.
     ReadOlder(u64),
-    Tell(Seated),
+    Reply(PendingReply),
 }
 
-/// A member that is in and is yet to be told.
-struct Seated {
-    /// The place of what it is told.
+/// A member that has joined and whose reply is not sent yet.
+struct PendingReply {
+    /// Reserves the reply's place in the outbox.
     hold: Hold,
-    seat: hub::Membership,
-    joins: Option<Box<hub::Membership>>,
-    /// Where it joined.
+    subscriber: hub::Subscriber,
+    joins: Option<Box<hub::Subscriber>>,
+    /// The stream's position at the join.
     position: Option<Position>,
     missed: Missed,
 }
 
-impl Seated {
+impl PendingReply {
     fn recovery(&self) -> Recovered {
         match self.missed {
             Missed::These(_) => Recovered::Hit,
@@ -131,11 +131,11 @@ impl Seated {
         }
     }
 
-    /// Tells the member, outside of all locks: a reply may be large.
-    fn tell(
+    /// Sends the reply, outside of all locks because it may be large.
+    fn send(
         self,
-        wish: &Wish<'_>,
-        using: Using,
+        request: &JoinRequest<'_>,
+        in_use: InUse,
         reply: impl FnOnce(Joined<'_>) -> Bytes,
     ) -> Membership {
         let publications = match &self.missed {
@@ -144,39 +144,39 @@ impl Seated {
         };
         let joined = Joined {
             position: self.position.as_ref(),
-            is_recovered: wish.since.is_some() && matches!(self.missed, Missed::These(_)),
+            is_recovered: request.since.is_some() && matches!(self.missed, Missed::These(_)),
             publications,
         };
-        if wish.since.is_some() {
-            let (recovery, limits) = (self.recovery(), using.feed().config);
-            using.feeds().metrics.recovered(recovery);
+        if request.since.is_some() {
+            let (recovery, limits) = (self.recovery(), in_use.stream().config);
+            in_use.streams().metrics.recovered(recovery);
             if recovery == Recovered::OverLimit {
                 debug!(
-                    channel = %wish.channel,
+                    channel = %request.channel,
                     recovery = limits.recovery_max,
                     history_bytes = limits.reply_bytes_max,
-                    "a client has missed more than `channels.limits` allow to recover"
+                    "recovery denied: the client has missed more than `channels.limits` allow"
                 );
             }
         }
-        wish.member.release(self.hold, &reply(joined));
-        Membership::new(self.seat, self.joins, using)
+        request.member.release(self.hold, &reply(joined));
+        Membership::new(self.subscriber, self.joins, in_use)
     }
 }
 
-impl Feed {
+impl ChannelStream {
     pub(super) fn new(
         channel: ChannelName,
         number: u64,
         shard: Shard,
         retention: Option<Retention>,
         slow: SlowReader,
-        config: config::Feeds,
+        config: config::ChannelStreams,
         lifecycle: Option<Arc<Lifecycle>>,
     ) -> Arc<Self> {
         let wire = ChannelName::wire(&channel);
         Arc::new(Self {
-            seats: wire.numbered(number),
+            hub_channel: wire.numbered(number),
             channel,
             wire,
             shard,
@@ -192,14 +192,14 @@ impl Feed {
         })
     }
 
-    /// Notes that a member has joined.
+    /// Counts a member that has joined.
     pub(super) fn member_joined(&self) {
         if let Some(lifecycle) = &self.lifecycle {
             lifecycle.subscribed(&self.channel);
         }
     }
 
-    /// Notes that a member has left.
+    /// Counts a member that has left.
     pub(super) fn member_left(&self) {
         if let Some(lifecycle) = &self.lifecycle {
             lifecycle.unsubscribed(&self.channel);
@@ -215,146 +215,169 @@ impl Feed {
         self.state.lock().position().cloned()
     }
 
-    /// Takes what the broker brought, and delivers what is due.
-    pub(super) fn take(self: &Arc<Self>, feeds: &Feeds, envelope: Envelope) {
+    /// Handles an event from the broker, and delivers what can be delivered.
+    pub(super) fn handle(self: &Arc<Self>, streams: &ChannelStreams, envelope: Envelope) {
         let now = Instant::now().into_std();
         let publication = match envelope.event {
             ChannelEvent::Publication(publication) => publication,
             ChannelEvent::Join(info) => {
                 let info = Some(info);
-                self.tell(feeds, Event::Join(Join { info }));
+                self.push_join_leave(streams, Event::Join(Join { info }));
                 return;
             }
             ChannelEvent::Leave(info) => {
                 let info = Some(info);
-                self.tell(feeds, Event::Leave(Leave { info }));
+                self.push_join_leave(streams, Event::Leave(Leave { info }));
                 return;
             }
         };
-        let publication = Arc::new(self.to_keep(publication));
+        let publication = Arc::new(self.to_store(publication));
         let mut state = self.state.lock();
-        match state.hear(envelope.position.as_ref(), &publication, now) {
-            Ok(Heard::Deliver) => {
-                if self.deliver(feeds, &publication) == Delivered::No && state.position().is_some()
+        match state.receive(envelope.position.as_ref(), &publication, now) {
+            Ok(Received::Deliver) => {
+                if self.deliver(streams, &publication) == Delivered::No
+                    && state.position().is_some()
                 {
-                    self.announce(feeds, &mut state, Lost::Congested);
+                    self.unsubscribe_members(streams, &mut state, Lost::Congested);
                     drop(state);
-                    feeds.remove(self);
+                    streams.remove(self);
                 }
             }
-            Ok(Heard::Repeat) => feeds.metrics.dropped(DropReason::Repeated, 1),
-            Ok(Heard::Gap) => {
+            Ok(Received::Repeat) => streams.metrics.dropped(DropReason::Repeated, 1),
+            Ok(Received::Gap) => {
                 drop(state);
-                feeds.metrics.gaps_noticed.inc();
-                feeds.want_read(self);
+                streams.metrics.gaps_noticed.inc();
+                streams.request_read(self);
             }
-            Ok(Heard::Held | Heard::Nobody) => {}
+            Ok(Received::Held | Received::Ended) => {}
             Err(lost) => {
-                feeds.metrics.gaps_noticed.inc();
-                self.announce(feeds, &mut state, lost);
+                streams.metrics.gaps_noticed.inc();
+                self.unsubscribe_members(streams, &mut state, lost);
                 drop(state);
-                feeds.remove(self);
+                streams.remove(self);
             }
         }
     }
 
-    /// Nothing comes any more.
+    /// The broker's connection is lost: nothing is received.
     pub(super) fn interrupted(&self) {
         self.state.lock().interrupted();
     }
 
-    /// What is published comes again.
-    pub(super) fn resumed(self: &Arc<Self>, feeds: &Feeds) {
+    /// The broker's connection is back.
+    pub(super) fn resumed(self: &Arc<Self>, streams: &ChannelStreams) {
         let wants_read = self.state.lock().resumed();
         if wants_read {
-            feeds.want_read(self);
+            streams.request_read(self);
         } else {
             self.changed.notify_waiters();
         }
     }
 
-    /// Lets a member in once the feed knows where it is. Its place is kept under the lock, which what the broker
-    /// brings needs too; the reply is written outside of it.
+    /// Adds a member once the stream's position is known. The place of its reply is reserved under the lock that
+    /// deliveries take too; the reply is written outside of it.
     pub(super) async fn join<F>(
-        using: Using,
-        wish: &Wish<'_>,
+        in_use: InUse,
+        request: &JoinRequest<'_>,
         reply: F,
     ) -> Result<Outcome<F>, Unavailable>
     where
         F: FnOnce(Joined<'_>) -> Bytes + Send,
     {
-        let (feeds, feed) = (Arc::clone(using.feeds()), Arc::clone(using.feed()));
-        feed.opened.get_or_try_init(|| feed.open(&feeds)).await?;
-        let (mut older, mut proof) = (None::<Arc<Older>>, None);
+        let (streams, stream) = (Arc::clone(in_use.streams()), Arc::clone(in_use.stream()));
+        stream
+            .opened
+            .get_or_try_init(|| stream.open(&streams))
+            .await?;
+        let (mut older, mut verified_by) = (None::<Arc<Older>>, None);
         loop {
-            let mut changed = pin!(feed.changed.notified());
-            changed.as_mut().enable(); // Before the look at the state, or a change between them is lost.
+            let mut changed = pin!(stream.changed.notified());
+            changed.as_mut().enable(); // Before the state is read, or a change in between is missed.
             let next = {
-                let mut state = feed.state.lock();
+                let mut state = stream.state.lock();
                 let known = Known {
                     older: older.as_ref().and_then(|older| older.get()),
-                    proof,
+                    verified_by,
                 };
-                match state.join(wish.since, &known, Instant::now().into_std()) {
-                    Joining::Never => Next::End,
-                    Joining::Later => Next::Wait,
-                    Joining::Ahead => {
-                        proof = Some(state.prove());
+                match state.join(request.since, &known, Instant::now().into_std()) {
+                    JoinDecision::Never => Next::End,
+                    JoinDecision::Later => Next::Wait,
+                    JoinDecision::Ahead => {
+                        verified_by = Some(state.request_verification());
                         Next::Read
                     }
-                    Joining::Now(Missed::Older { before }) => Next::ReadOlder(before),
-                    Joining::Now(missed) => Next::Tell(feed.seat(&feeds, &state, wish, missed)),
+                    JoinDecision::Now(Missed::Older { before }) => Next::ReadOlder(before),
+                    JoinDecision::Now(missed) => {
+                        Next::Reply(stream.add_member(&streams, &state, request, missed))
+                    }
                 }
             };
             match next {
                 Next::End => return Ok(Outcome::Ended(reply)),
                 Next::Wait => changed.await,
-                Next::Read => feeds.want_read(&feed),
-                Next::ReadOlder(before) => older = Some(feed.older(&feeds, older, before).await?),
-                Next::Tell(seated) => {
-                    return Ok(Outcome::Seated(seated.tell(wish, using, reply)));
+                Next::Read => streams.request_read(&stream),
+                Next::ReadOlder(before) => {
+                    older = Some(stream.older(&streams, older, before).await?)
+                }
+                Next::Reply(pending) => {
+                    return Ok(Outcome::Joined(pending.send(request, in_use, reply)));
                 }
             }
         }
     }
 
-    /// Lets a member in, behind the place of its reply. Under the lock: what is delivered next finds it there.
-    fn seat(&self, feeds: &Feeds, state: &State, wish: &Wish<'_>, missed: Missed) -> Seated {
-        let hold = wish.member.hold();
-        let (name, member) = (&self.seats, wish.member.clone());
-        let seat = feeds.hub.join_fed(name, member, self.slow);
-        let joins = wish.hears_joins.then(|| self.seat_for_joins(feeds, wish));
-        Seated {
+    /// Adds a member to the hub, after reserving the place of its reply. Called under the lock, so the member receives
+    /// everything that is delivered from now on.
+    fn add_member(
+        &self,
+        streams: &ChannelStreams,
+        state: &State,
+        request: &JoinRequest<'_>,
+        missed: Missed,
+    ) -> PendingReply {
+        let hold = request.member.hold();
+        let (name, member) = (&self.hub_channel, request.member.clone());
+        let subscriber = streams.hub.join_stream(name, member, self.slow);
+        let joins = request
+            .receives_joins
+            .then(|| self.add_member_for_joins(streams, request));
+        PendingReply {
             hold,
-            seat,
+            subscriber,
             joins: joins.map(Box::new),
             position: state.position().cloned(),
             missed,
         }
     }
 
-    /// Who hears of joins and leaves sits in a channel of its own, so that what they hear is written down once,
-    /// and nobody else is asked.
-    fn seat_for_joins(&self, feeds: &Feeds, wish: &Wish<'_>) -> hub::Membership {
-        let member = wish.member.clone();
-        feeds
-            .hub
-            .join_fed(&self.seats_for_joins(), member, SlowReader::Disconnect)
+    /// Adds a member to the separate hub channel for join and leave events, so that they are encoded once and only for
+    /// members that receive them.
+    fn add_member_for_joins(
+        &self,
+        streams: &ChannelStreams,
+        request: &JoinRequest<'_>,
+    ) -> hub::Subscriber {
+        let member = request.member.clone();
+        streams.hub.join_stream(
+            &self.hub_channel_for_joins(),
+            member,
+            SlowReader::Disconnect,
+        )
     }
 
-    fn seats_for_joins(&self) -> ChannelName {
-        self.seats.numbered(0)
+    fn hub_channel_for_joins(&self) -> ChannelName {
+        self.hub_channel.numbered(0)
     }
 
-    /// Waits until the channel is heard, and reads its stream.
-    async fn open(self: &Arc<Self>, feeds: &Feeds) -> Result<(), Unavailable> {
+    /// Waits until the broker has confirmed the subscription, and reads the newest publications.
+    async fn open(self: &Arc<Self>, streams: &ChannelStreams) -> Result<(), Unavailable> {
         loop {
-            let losses = self.state.lock().open();
-            feeds.broker().subscribed(&self.wire).await?;
+            let interruptions = self.state.lock().open();
+            streams.broker().subscribed(&self.wire).await?;
             let stream = match &self.retention {
                 Some(retention) => {
                     let config = &self.config;
-                    let keeping = Keeping {
+                    let limits = CacheLimits {
                         size: retention.size.get(),
                         bytes_max: config.ring_bytes_max,
                         ttl: retention.ttl,
@@ -365,37 +388,37 @@ impl Feed {
                     };
                     let newest = Query {
                         since: None,
-                        limit: keeping.publications_max(),
-                        bytes_max: keeping.bytes_max,
+                        limit: limits.publications_max(),
+                        bytes_max: limits.bytes_max,
                         order: Order::NewestFirst,
                     };
-                    Some((keeping, self.read(feeds, newest).await?))
+                    Some((limits, self.read(streams, newest).await?))
                 }
                 None => None,
             };
             let mut state = self.state.lock();
-            match state.opened(losses, stream, Instant::now().into_std()) {
+            match state.opened(interruptions, stream, Instant::now().into_std()) {
                 Ok(true) => {
                     let wants_read = state.wants_read();
                     drop(state);
                     if wants_read {
-                        feeds.want_read(self);
+                        streams.request_read(self);
                     }
                     return Ok(());
                 }
                 Ok(false) => {}
                 Err(lost) => {
-                    self.announce(feeds, &mut state, lost);
+                    self.unsubscribe_members(streams, &mut state, lost);
                     drop(state);
-                    feeds.remove(self);
+                    streams.remove(self);
                     return Ok(());
                 }
             }
         }
     }
 
-    /// Reads a part of the stream; whatever the order of the query, in order.
-    async fn read(&self, feeds: &Feeds, query: Query) -> Result<Read, Unavailable> {
+    /// Reads a part of the history. The result is in order, whatever the order of the query.
+    async fn read(&self, streams: &ChannelStreams, query: Query) -> Result<Read, Unavailable> {
         let Some(retention) = self.retention else {
             return Err(Unavailable("the channel keeps no history".to_owned()));
         };
@@ -409,16 +432,16 @@ impl Feed {
             retention,
             query,
         };
-        let page = feeds.broker().history(ask).await?;
+        let page = streams.broker().history(ask).await?;
         let publications = page.entries.into_iter().filter_map(|entry| {
-            // What cannot be read leaves a hole, and that is noticed.
+            // An entry that cannot be decoded leaves a gap, which is detected.
             let publication = envelope::decode_body(entry.offset, entry.body);
             publication
-                .inspect_err(|error| feeds.malformed(&self.wire, error))
+                .inspect_err(|error| streams.malformed(&self.wire, error))
                 .ok()
         });
         let mut publications: Vec<_> = publications
-            .map(|one| Arc::new(self.to_keep(one)))
+            .map(|one| Arc::new(self.to_store(one)))
             .collect();
         if order == Order::NewestFirst {
             publications.reverse();
@@ -432,22 +455,21 @@ impl Feed {
         })
     }
 
-    /// What the broker has of the stream before an offset, as much of it as somebody may recover; read once for
-    /// all who ask at a time.
+    /// Reads publications before an offset, as many as one recovery may return. Concurrent joins share one read.
     async fn older(
         &self,
-        feeds: &Feeds,
+        streams: &ChannelStreams,
         outdated: Option<Arc<Older>>,
         before: u64,
     ) -> Result<Arc<Older>, Unavailable> {
         let older = {
             let mut shared = self.older.lock();
-            let at_hand = shared.upgrade().filter(|older| {
+            let current = shared.upgrade().filter(|older| {
                 outdated
                     .as_ref()
                     .is_none_or(|outdated| !Arc::ptr_eq(older, outdated))
             });
-            at_hand.unwrap_or_else(|| {
+            current.unwrap_or_else(|| {
                 let new = Arc::default();
                 *shared = Arc::downgrade(&new);
                 new
@@ -463,16 +485,19 @@ impl Feed {
             bytes_max: self.config.reply_bytes_max,
             order: Order::NewestFirst,
         };
-        older.get_or_try_init(|| self.read(feeds, query)).await?;
+        older.get_or_try_init(|| self.read(streams, query)).await?;
         Ok(older)
     }
 
-    /// Reads what is missing until nothing is, or until it is certain that it cannot be had.
+    /// Reads missing publications until there is no gap, or until it is certain that they are gone.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: the read is wanted still.
-    pub(super) async fn fill(self: &Arc<Self>, feeds: &Feeds) -> Result<(), Unavailable> {
+    /// [`Unavailable`]: the read has to be repeated.
+    pub(super) async fn fill(
+        self: &Arc<Self>,
+        streams: &ChannelStreams,
+    ) -> Result<(), Unavailable> {
         loop {
             let Some(reading) = self.state.lock().begin_read() else {
                 return Ok(());
@@ -483,98 +508,109 @@ impl Feed {
                 bytes_max: self.config.ring_bytes_max,
                 order: Order::OldestFirst,
             };
-            let read = self.read(feeds, query).await;
+            let read = self.read(streams, query).await;
             let mut state = self.state.lock();
             let read = read.inspect_err(|_| state.read_failed())?;
-            if !self.absorb(feeds, &mut state, &reading, read) {
+            if !self.absorb(streams, &mut state, &reading, read) {
                 drop(state);
-                feeds.remove(self);
+                streams.remove(self);
                 return Ok(());
             }
         }
     }
 
-    /// Delivers what was read; whether the feed goes on.
-    fn absorb(&self, feeds: &Feeds, state: &mut State, reading: &Reading, read: Read) -> bool {
+    /// Delivers what was read. Returns false if the stream has ended.
+    fn absorb(
+        &self,
+        streams: &ChannelStreams,
+        state: &mut State,
+        reading: &Reading,
+        read: Read,
+    ) -> bool {
         match state.absorb(reading, read, Instant::now().into_std()) {
             Ok(found) => {
                 if !found.is_empty() {
-                    debug!(channel = %self.channel, count = found.len(), "publications were missing, and are delivered");
-                    feeds.metrics.gaps_filled.inc();
+                    debug!(channel = %self.channel, count = found.len(), "missing publications read from the history and delivered");
+                    streams.metrics.gaps_filled.inc();
                 }
-                let deliver = |publication: &Arc<_>| self.deliver(feeds, publication);
+                let deliver = |publication: &Arc<_>| self.deliver(streams, publication);
                 if !found
                     .iter()
                     .map(deliver)
                     .all(|delivered| delivered == Delivered::Yes)
                 {
-                    self.announce(feeds, state, Lost::Congested);
+                    self.unsubscribe_members(streams, state, Lost::Congested);
                     return false;
                 }
                 self.changed.notify_waiters();
                 true
             }
             Err(lost) => {
-                self.announce(feeds, state, lost);
+                self.unsubscribe_members(streams, state, lost);
                 false
             }
         }
     }
 
-    /// Tells every member that the channel can no longer be followed, and ends the feed. It has to be taken
-    /// out of the map after that.
-    fn announce(&self, feeds: &Feeds, state: &mut State, lost: Lost) {
+    /// Unsubscribes every member because of `lost`, and ends the stream. The caller must then remove it from the map.
+    fn unsubscribe_members(&self, streams: &ChannelStreams, state: &mut State, lost: Lost) {
         if !state.end() {
             return;
         }
-        // All channels may be lost at once, with their broker.
-        if let Some(held_back) = feeds.announcements.admit(Instant::now().into_std()) {
-            warn!(channel = %self.channel, %lost, held_back, "members of the channel are told to start over");
+        // Throttled: all channels may be lost at once, with their broker.
+        if let Some(held_back) = streams.lost_log.admit(Instant::now().into_std()) {
+            warn!(channel = %self.channel, %lost, held_back, "channel stream lost, members are unsubscribed and have to recover");
         }
-        feeds.metrics.gaps_announced.inc();
-        // Before the last push, behind which nothing of the channel may come.
-        feeds.hub.end_at_once(&self.seats_for_joins());
+        streams.metrics.gaps_announced.inc();
+        // Before the last push: nothing of the channel may follow it.
+        streams.hub.end_at_once(&self.hub_channel_for_joins());
         let push = Push::unsubscribe(self.channel.as_str(), UnsubscribeCode::InsufficientState);
-        feeds.hub.deliver_last(&self.seats, &push);
+        streams.hub.deliver_last(&self.hub_channel, &push);
         self.changed.notify_waiters();
     }
 
-    /// Ends a feed that nobody needs.
-    pub(super) fn retire(&self) {
+    /// Ends a stream that has no members.
+    pub(super) fn end(&self) {
         self.state.lock().end();
     }
 
-    /// [`announce`](Self::announce) for who is not in the middle of something.
-    pub(super) fn give_up(self: &Arc<Self>, feeds: &Feeds, lost: Lost) {
-        self.announce(feeds, &mut self.state.lock(), lost);
-        feeds.remove(self);
+    /// Unsubscribes every member, ends the stream and removes it from the map.
+    pub(super) fn abandon(self: &Arc<Self>, streams: &ChannelStreams, lost: Lost) {
+        self.unsubscribe_members(streams, &mut self.state.lock(), lost);
+        streams.remove(self);
     }
 
-    fn deliver(&self, feeds: &Feeds, publication: &Arc<Publication>) -> Delivered {
+    fn deliver(&self, streams: &ChannelStreams, publication: &Arc<Publication>) -> Delivered {
         #[cfg(debug_assertions)]
-        if let Some(sabotage) = &feeds.sabotage {
-            return sabotage.deliver(feeds, self, publication);
+        if let Some(sabotage) = &streams.sabotage {
+            return sabotage.deliver(streams, self, publication);
         }
-        self.push_publication(feeds, publication)
+        self.push_publication(streams, publication)
     }
 
-    pub(super) fn push_publication(&self, feeds: &Feeds, publication: &Publication) -> Delivered {
-        self.push(feeds, Event::Publication(publication.clone()))
+    pub(super) fn push_publication(
+        &self,
+        streams: &ChannelStreams,
+        publication: &Publication,
+    ) -> Delivered {
+        self.push(streams, Event::Publication(publication.clone()))
     }
 
-    fn push(&self, feeds: &Feeds, event: Event) -> Delivered {
+    fn push(&self, streams: &ChannelStreams, event: Event) -> Delivered {
         let push = Push::new(self.channel.as_str(), event);
-        feeds.hub.deliver_push(&self.seats, &push)
+        streams.hub.deliver_push(&self.hub_channel, &push)
     }
 
-    /// Tells those who want to hear it who comes or goes.
-    fn tell(&self, feeds: &Feeds, event: Event) {
+    /// Delivers a join or leave event to the members that receive them.
+    fn push_join_leave(&self, streams: &ChannelStreams, event: Event) {
         let push = Push::new(self.channel.as_str(), event);
-        feeds.hub.deliver_push(&self.seats_for_joins(), &push);
+        streams
+            .hub
+            .deliver_push(&self.hub_channel_for_joins(), &push);
     }
 
-    /// `publication` without the large read that it may be a slice of, if it stays here for long.
-    fn to_keep(&self, publication: Publication) -> Publication {
+    /// Copies `publication` if the stream stores it: it may be a slice that would keep a large read in memory.
+    fn to_store(&self, publication: Publication) -> Publication {
         if self.retention.is_none() {
             return publication;
         }

@@ -1,8 +1,8 @@
-//! The way of a publication into a channel.
+//! Publishing to a channel, and reading its history.
 
 use std::time::SystemTime;
 
-use super::Feeds;
+use super::ChannelStreams;
 use crate::broker::Ask;
 use crate::broker::Idempotency;
 use crate::broker::Store;
@@ -14,7 +14,7 @@ use crate::broker::Until;
 use crate::broker::history;
 use crate::broker::history::Query;
 use crate::broker::history::Retention;
-use crate::broker::history::Unborn;
+use crate::broker::history::Unstarted;
 use crate::config::Ack;
 use crate::config::ChannelOptions;
 use crate::protocol::Position;
@@ -23,18 +23,18 @@ use crate::protocol::channel::ChannelName;
 use crate::protocol::envelope;
 use crate::protocol::envelope::ChannelEvent;
 
-/// How a publication is to be published.
+/// Options of one publication.
 #[derive(Debug, Clone)]
-pub(crate) struct How {
+pub(crate) struct PublishOptions {
     pub(crate) ack: Ack,
-    /// What the channel keeps; `None`: this publication is not kept.
+    /// The history it is stored in; `None`: it is not stored.
     pub(crate) retention: Option<Retention>,
-    /// What makes a repetition known.
+    /// Makes a repeated publication recognisable.
     pub(crate) idempotency: Option<Idempotency>,
 }
 
-impl How {
-    /// How clients publish in the channels of a namespace.
+impl PublishOptions {
+    /// The options for what clients publish in the channels of a namespace.
     pub(crate) fn of(options: &ChannelOptions, skip_history: bool) -> Self {
         let retention = Retention::of(options).filter(|_| !skip_history);
         Self {
@@ -52,29 +52,31 @@ impl PublishFailed {
     }
 }
 
-/// Why a publication is not, or not certainly, published.
+/// Why a publication is not published, or may not be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PublishFailed {
-    /// The request contradicts itself; nothing was published.
-    #[error("`fast` promises nothing, so it is not for a publication that is kept")]
+    /// The options contradict each other; nothing was published.
+    #[error(
+        "`fast` guarantees nothing, so it cannot be used for a publication that is stored in the history"
+    )]
     FastWithHistory,
-    /// The request contradicts itself; nothing was published.
-    #[error("`replicated` is for publications that are kept, and this one is not")]
+    /// The options contradict each other; nothing was published.
+    #[error("`replicated` needs a publication that is stored in the history, and this one is not")]
     NothingToReplicate,
-    /// `fast` recognises no repetition: it does not wait to be told.
+    /// `fast` cannot recognise a repetition: it does not wait for the broker's reply.
     #[error("an idempotency key needs `stored` or `replicated`")]
     FastWithKey,
-    /// What the broker says.
+    /// The broker's error.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A part of a channel's stream for a client, and where the stream stood then.
+/// A page of a channel's history, and the stream's position at that moment.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct History {
     pub(crate) position: Position,
     pub(crate) publications: Vec<Publication>,
-    origin: Option<Unborn>,
+    origin: Option<Unstarted>,
 }
 
 impl History {
@@ -84,26 +86,26 @@ impl History {
     }
 }
 
-impl Feeds {
-    /// Publishes to everyone in `channel`, on all nodes.
+impl ChannelStreams {
+    /// Publishes to all members of `channel`, on all nodes.
     ///
     /// # Errors
     ///
-    /// [`PublishFailed`] says whether it may be published all the same.
+    /// [`PublishFailed`] tells whether it may be published nevertheless.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open whether the publication is published.
+    /// After dropping this future, the publication may or may not be published.
     pub(crate) async fn publish(
         &self,
         channel: &ChannelName,
         publication: Publication,
-        how: How,
+        options: PublishOptions,
     ) -> Result<Stored, PublishFailed> {
-        let until = match how.ack {
-            Ack::Fast if how.retention.is_some() => return Err(PublishFailed::FastWithHistory),
-            Ack::Fast if how.idempotency.is_some() => return Err(PublishFailed::FastWithKey),
-            Ack::Replicated if how.retention.is_none() => {
+        let until = match options.ack {
+            Ack::Fast if options.retention.is_some() => return Err(PublishFailed::FastWithHistory),
+            Ack::Fast if options.idempotency.is_some() => return Err(PublishFailed::FastWithKey),
+            Ack::Replicated if options.retention.is_none() => {
                 return Err(PublishFailed::NothingToReplicate);
             }
             Ack::Fast => {
@@ -117,18 +119,18 @@ impl Feeds {
         let store = Store {
             channel: channel.clone(),
             body: envelope::body(&publication, SystemTime::now()),
-            retention: how.retention,
-            idempotency: how.idempotency,
+            retention: options.retention,
+            idempotency: options.idempotency,
             until,
         };
         Ok(self.broker().store(store).await?)
     }
 
-    /// Tells everyone in `channel`, on all nodes, without storing it and without waiting for an answer.
+    /// Sends an event to all members of `channel`, on all nodes, without storing it or waiting for the broker's reply.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]: it was dropped, and counted.
+    /// [`StoreError`]: the event was dropped, and counted.
     pub(crate) async fn send(
         &self,
         channel: &ChannelName,
@@ -144,7 +146,7 @@ impl Feeds {
         Ok(published?)
     }
 
-    /// Reads the stream of `channel`, which keeps a history.
+    /// Reads the history of `channel`.
     ///
     /// # Errors
     ///
@@ -174,11 +176,11 @@ impl Feeds {
         })
     }
 
-    /// Drops what `channel` has kept. Its offsets go on.
+    /// Removes the publications in the history of `channel`. Its offsets continue.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: it may have been dropped all the same.
+    /// [`Unavailable`]: they may be removed nevertheless.
     pub(crate) async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.broker().remove_history(channel).await
     }

@@ -1,8 +1,7 @@
-//! A node that does its worst on purpose, so that `make chaos` can be seen to find it. No release build has it.
+//! Fault injection, to prove that `make chaos` detects lost, repeated and reordered publications. Debug builds only.
 //!
-//! `CAUSEWAY_SABOTAGE=drop:300` keeps every 300th stored publication from the members of its channel,
-//! `repeat:300` gives it to them twice, `swap:300` after the one that follows it. The feed believes that all
-//! is well.
+//! `CAUSEWAY_SABOTAGE=drop:300` drops every 300th stored publication, `repeat:300` delivers it twice, `swap:300`
+//! delivers it after the next one. The stream's own state is as if all were delivered in order.
 
 use std::collections::HashMap;
 use std::env;
@@ -13,80 +12,80 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use tracing::error;
 
-use super::Feeds;
-use super::channel::Feed;
+use super::ChannelStreams;
+use super::channel::ChannelStream;
 use crate::hub::Delivered;
 use crate::protocol::Publication;
 use crate::protocol::channel::ChannelName;
 
-/// Where it is asked for.
+/// The environment variable that turns it on.
 const VARIABLE: &str = "CAUSEWAY_SABOTAGE";
 
-/// What is done wrong, and how often.
+/// The fault, and how often it is injected.
 #[derive(Debug)]
 pub(super) struct Sabotage {
-    deed: Deed,
-    /// Of so many publications, to one.
+    fault: Fault,
+    /// One publication in so many is affected.
     every: u64,
     count: AtomicU64,
-    /// By the feed's seats, what goes out behind the next one.
+    /// By `hub_channel` of the stream, the publication to deliver after the next one.
     held: Mutex<HashMap<ChannelName, Arc<Publication>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Deed {
+enum Fault {
     Drop,
     Repeat,
     Swap,
 }
 
 impl Sabotage {
-    /// What the environment asks for, if anything. What it asks for in other words is nothing.
-    pub(super) fn asked_for() -> Option<Self> {
+    /// Reads the environment variable; `None` if it is not set or not valid.
+    pub(super) fn from_environment() -> Option<Self> {
         let text = env::var(VARIABLE).ok()?;
-        let (deed, every) = text.split_once(':')?;
-        let deed = match deed {
-            "drop" => Deed::Drop,
-            "repeat" => Deed::Repeat,
-            "swap" => Deed::Swap,
+        let (fault, every) = text.split_once(':')?;
+        let fault = match fault {
+            "drop" => Fault::Drop,
+            "repeat" => Fault::Repeat,
+            "swap" => Fault::Swap,
             _ => return None,
         };
         let every = every.parse().ok().filter(|every| 0 < *every)?;
         error!(
-            ?deed,
-            every, "publications are tampered with, as {VARIABLE} says"
+            ?fault,
+            every, "faults are injected into deliveries, because {VARIABLE} is set"
         );
         Some(Self {
-            deed,
+            fault,
             every,
             count: AtomicU64::new(0),
             held: Mutex::default(),
         })
     }
 
-    /// Delivers `publication`, or does not.
+    /// Delivers `publication`, or injects the fault.
     pub(super) fn deliver(
         &self,
-        feeds: &Feeds,
-        feed: &Feed,
+        streams: &ChannelStreams,
+        stream: &ChannelStream,
         publication: &Arc<Publication>,
     ) -> Delivered {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let is_victim = count % self.every == self.every - 1;
-        match self.deed {
-            Deed::Drop if is_victim => return Delivered::Yes,
-            Deed::Repeat if is_victim => {
-                feed.push_publication(feeds, publication);
+        let is_affected = count % self.every == self.every - 1;
+        match self.fault {
+            Fault::Drop if is_affected => return Delivered::Yes,
+            Fault::Repeat if is_affected => {
+                stream.push_publication(streams, publication);
             }
-            Deed::Swap if is_victim => {
+            Fault::Swap if is_affected => {
                 let held = Arc::clone(publication);
-                self.held.lock().insert(feed.seats.clone(), held);
+                self.held.lock().insert(stream.hub_channel.clone(), held);
                 return Delivered::Yes;
             }
-            Deed::Drop | Deed::Repeat | Deed::Swap => {}
+            Fault::Drop | Fault::Repeat | Fault::Swap => {}
         }
-        let delivered = feed.push_publication(feeds, publication);
-        let held = self.held.lock().remove(&feed.seats);
-        held.map_or(delivered, |held| feed.push_publication(feeds, &held))
+        let delivered = stream.push_publication(streams, publication);
+        let held = self.held.lock().remove(&stream.hub_channel);
+        held.map_or(delivered, |held| stream.push_publication(streams, &held))
     }
 }

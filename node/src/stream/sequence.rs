@@ -1,7 +1,6 @@
-//! A channel's stream as this node has heard it: plain, time passed in.
+//! The publications of one channel as this node has received them: a plain type, time passed in.
 //!
-//! Every publication has an offset, so that what is missing shows. The newest ones stay here, for
-//! clients that come back.
+//! Detects gaps by the publications' offsets, and caches the newest ones for clients that recover.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -10,143 +9,142 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::broker::history;
-use crate::broker::history::Unborn;
+use crate::broker::history::Unstarted;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 
-/// What a publication costs besides its data.
+/// Memory that a publication takes in addition to its data.
 const ENTRY_BYTES: usize = 200;
 
-/// How much of a stream stays in this node.
+/// How much of a channel's history this node caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Keeping {
-    /// In number: as many as the channel keeps.
+pub(super) struct CacheLimits {
+    /// In publications: the size of the channel's history.
     pub(super) size: usize,
-    /// In bytes; what is older is read from the broker.
+    /// In bytes; older publications are read from the broker.
     pub(super) bytes_max: usize,
-    /// After the newest publication.
+    /// How long after the newest publication.
     pub(super) ttl: Duration,
     pub(super) recovery: Recovery,
 }
 
-impl Keeping {
-    /// The most that can stay here, in number.
+impl CacheLimits {
+    /// The most that can be cached, in publications.
     pub(super) fn publications_max(&self) -> usize {
         self.size.min(self.bytes_max / ENTRY_BYTES)
     }
 }
 
-/// What somebody who comes back gets at most.
+/// The limits of one recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Recovery {
-    /// In number.
+    /// In publications.
     pub(super) publications_max: usize,
-    /// In bytes, but one publication whatever its size.
+    /// In bytes; a single publication may be larger.
     pub(super) bytes_max: usize,
 }
 
-/// What was heard of a stream, all of it and in order up to `position`.
+/// A channel's publications, complete and in order up to `position`.
 ///
 /// Invariants: offsets in `ring` go up by one from entry to entry, and the last one's is
-/// `position.offset`; `ring_bytes` is the summed cost of `ring` and at most `keeping.bytes_max`, as
+/// `position.offset`; `ring_bytes` is the summed cost of `ring` and at most `limits.bytes_max`, as
 /// `held_bytes` is of `held`.
 #[derive(Debug)]
-pub(super) struct Stream {
-    keeping: Keeping,
+pub(super) struct Sequence {
+    limits: CacheLimits,
     position: Position,
-    /// When it began, or when it was not there, if that is known.
-    origin: Option<Unborn>,
-    /// As long as it has not begun for this node: the epoch of what came behind its beginning.
+    /// When the history began, or when it did not exist yet, if that is known.
+    origin: Option<Unstarted>,
+    /// While its first publication is missing here: the epoch of the later ones that were received.
     begun: Option<Epoch>,
     ring: VecDeque<Arc<Publication>>,
     ring_bytes: usize,
-    /// After which nothing in the ring counts.
+    /// When the publications in the ring expire.
     expires_at: Instant,
-    /// What came behind a gap.
+    /// Publications received after a gap.
     held: VecDeque<Arc<Publication>>,
     held_bytes: usize,
-    /// The highest offset that was heard, held or not.
-    heard: u64,
+    /// The highest offset that was received or read, held or not.
+    offset_seen: u64,
 }
 
-/// What the broker has of a stream: its position at that moment, and what comes after `since`.
+/// A read of the broker's history: its position at that moment, and the publications after `since`.
 #[derive(Debug)]
 pub(super) struct Read {
     pub(super) since: u64,
     pub(super) position: Position,
     /// In order.
     pub(super) publications: Vec<Arc<Publication>>,
-    /// Whether there may be more than was read at once.
+    /// Whether a limit may have left some out.
     pub(super) is_cut: bool,
-    /// When the stream began, or that it has not, if that is known.
-    pub(super) origin: Option<Unborn>,
+    /// When the history began, or when it did not exist yet, if that is known.
+    pub(super) origin: Option<Unstarted>,
 }
 
-/// What a publication that came is.
+/// How a received publication relates to those before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// The next one: it is to be delivered.
+    /// It is the next one, to be delivered.
     Next,
-    /// One that was there before.
+    /// It was received before.
     Repeat,
-    /// Something before it is missing. It is held until the gap is filled; this is where the gap begins.
-    BehindGap,
+    /// Publications before it are missing. It is held until the gap is filled.
+    AfterGap,
 }
 
-/// Why what is missing cannot be had: members have to be told.
+/// Why the stream cannot continue. Its members have to be unsubscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Lost {
-    /// The stream has begun a new epoch.
-    #[error("the stream has begun anew")]
+    /// The history has a new epoch.
+    #[error("the history has a new epoch")]
     Restarted,
-    /// The stream is shorter than it was: the broker has lost some of it.
-    #[error("the stream is shorter than it was")]
+    /// The broker has lost publications: the history's offset is lower than before.
+    #[error("the history's offset is lower than before")]
     Rewound,
-    /// The stream no longer has what is missing.
-    #[error("the stream no longer has what is missing")]
+    /// Missing publications are no longer in the history.
+    #[error("missing publications are no longer in the history")]
     Trimmed,
-    /// The stream could not be read for too long.
-    #[error("the stream could not be read")]
+    /// Missing publications could not be read within `gap_timeout`.
+    #[error("the history could not be read in time")]
     Unreadable,
-    /// So much waits for the members already that one publication found no room.
+    /// The channel's batch in the hub was full, so a publication was dropped.
     #[error("the hub did not keep up")]
     Congested,
 }
 
-/// What somebody who was at a position before has missed.
+/// What a member that recovers from a position has missed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Missed {
     /// These, in order.
     These(Vec<Arc<Publication>>),
-    /// Some of it is too old for this node; the broker may still have it. It is to be read back from this
-    /// offset on.
+    /// Some are older than this node's cache; the broker may still have them. Those before this offset have to be read.
     Older { before: u64 },
-    /// More than somebody who comes back gets.
+    /// More than the limits of a recovery.
     TooMuch,
-    /// It can no longer be told.
+    /// It is not known any more.
     Unknown,
 }
 
-impl Stream {
-    /// The stream as the broker has it now: its position and the newest publications.
-    pub(super) fn new(keeping: Keeping, read: Read, now: Instant) -> Self {
+impl Sequence {
+    /// Starts from a read of the newest publications.
+    pub(super) fn new(limits: CacheLimits, read: Read, now: Instant) -> Self {
         let top = read.position.offset;
         let newest = read.publications.into_iter().rev();
         let following = newest.zip(0..).take_while(|(publication, age)| {
-            publication.offset.checked_add(*age) == Some(top) // Nothing is missing behind it.
+            publication.offset.checked_add(*age) == Some(top) // No gap after it.
         });
         let mut ring: Vec<_> = following.map(|(publication, _)| publication).collect();
         ring.reverse();
         let mut stream = Self {
-            keeping,
-            heard: top,
+            limits,
+            offset_seen: top,
             position: read.position,
             origin: read.origin,
             begun: None,
             ring: VecDeque::new(),
             ring_bytes: 0,
-            expires_at: now + keeping.ttl,
+            expires_at: now + limits.ttl,
             held: VecDeque::new(),
             held_bytes: 0,
         };
@@ -159,9 +157,9 @@ impl Stream {
         &self.position
     }
 
-    /// Whether it has not begun, as far as this node has heard.
-    pub(super) fn is_unborn(&self) -> bool {
-        Unborn::of(&self.position.epoch).is_some()
+    /// Whether the history does not exist yet, as far as this node knows.
+    pub(super) fn is_empty_history(&self) -> bool {
+        Unstarted::of(&self.position.epoch).is_some()
     }
 
     /// Whether `since` is a position in this stream.
@@ -169,12 +167,12 @@ impl Stream {
         history::is_same_stream(since, &self.position, self.origin.as_ref())
     }
 
-    /// Whether something is missing that others have heard.
+    /// Whether publications are missing.
     pub(super) fn has_gap(&self) -> bool {
-        self.position.offset < self.heard
+        self.position.offset < self.offset_seen
     }
 
-    /// Takes a publication that came.
+    /// Handles a publication from the broker.
     ///
     /// # Errors
     ///
@@ -187,17 +185,17 @@ impl Stream {
     ) -> Result<Arrival, Lost> {
         if *epoch != self.position.epoch {
             let is_other = self.begun.as_ref().is_some_and(|begun| begun != epoch);
-            if !self.is_unborn() || is_other {
+            if !self.is_empty_history() || is_other {
                 return Err(Lost::Restarted);
             }
             if publication.offset == 1 {
-                // The first one of a stream that was not there: nothing can be missing before it.
+                // The first publication of a new history: none can be missing before it.
                 self.position.epoch = epoch.clone();
             } else {
                 self.begun = Some(epoch.clone());
             }
         }
-        self.heard = self.heard.max(publication.offset);
+        self.offset_seen = self.offset_seen.max(publication.offset);
         let next = self.position.offset + 1;
         if publication.offset < next {
             return Ok(Arrival::Repeat);
@@ -207,17 +205,17 @@ impl Stream {
             return Ok(Arrival::Next);
         }
         self.hold(Arc::clone(publication));
-        Ok(Arrival::BehindGap)
+        Ok(Arrival::AfterGap)
     }
 
-    /// Takes what the broker has; what is to be delivered, in order.
+    /// Applies a read. Returns the publications to deliver, in order.
     ///
-    /// A gap may be left if more is missing than is read at once, or more has come meanwhile than could be held:
-    /// then the broker is to be read again.
+    /// A gap may be left if more is missing than one read returns, or more was received meanwhile than can be held: then
+    /// another read is needed.
     ///
     /// # Errors
     ///
-    /// [`Lost`]: the stream cannot be followed any longer.
+    /// [`Lost`]: the stream cannot continue.
     pub(super) fn absorb(
         &mut self,
         read: Read,
@@ -236,7 +234,7 @@ impl Stream {
         if read.position.offset < read.since {
             return Err(Lost::Rewound);
         }
-        self.heard = self.heard.max(read.position.offset);
+        self.offset_seen = self.offset_seen.max(read.position.offset);
         let is_whole = !read.is_cut || read.publications.is_empty();
         let mut found = Vec::new();
         for publication in read.publications {
@@ -264,8 +262,8 @@ impl Stream {
         Ok(found)
     }
 
-    /// What somebody has missed who has heard everything up to `since`. `older` is what the broker had of
-    /// the stream a moment ago, if it was asked: the newest part, in order.
+    /// What a member has missed that has received everything up to `since`. `older`: older publications, in order, if
+    /// they were read for it.
     pub(super) fn missed(&self, since: &Position, older: Option<&Read>, now: Instant) -> Missed {
         let top = self.position.offset;
         if !self.continues(since) || top < since.offset {
@@ -275,20 +273,20 @@ impl Stream {
         if missing == 0 {
             return Missed::These(Vec::new());
         }
-        if self.keeping.size < missing || self.expires_at <= now {
+        if self.limits.size < missing || self.expires_at <= now {
             return Missed::Unknown;
         }
-        if self.keeping.recovery.publications_max < missing {
+        if self.limits.recovery.publications_max < missing {
             return Missed::TooMuch;
         }
         if let Some(first) = self.ring.len().checked_sub(missing) {
             return self.within_bounds(self.ring.range(first..));
         }
-        if self.keeping.recovery.bytes_max < self.ring_bytes {
+        if self.limits.recovery.bytes_max < self.ring_bytes {
             return Missed::TooMuch;
         }
         let ring_from = top + 1 - self.ring.len() as u64;
-        // Half of what is here is read too: the stream goes on meanwhile.
+        // Half of the ring is read too: new publications may push it out meanwhile.
         let before = top + 1 - self.ring.len() as u64 / 2;
         let reaches_here = |older: &&Read| {
             let last = older.publications.last();
@@ -311,14 +309,14 @@ impl Stream {
         }
     }
 
-    /// What was missed, if it is not more than somebody who comes back gets.
+    /// `Missed::These`, or `TooMuch` if they are over the limit in bytes.
     fn within_bounds<'a>(
         &self,
         publications: impl Iterator<Item = &'a Arc<Publication>> + Clone,
     ) -> Missed {
         let bytes: usize = publications.clone().map(|one| cost(one)).sum();
         let these: Vec<_> = publications.cloned().collect();
-        if 1 < these.len() && self.keeping.recovery.bytes_max < bytes {
+        if 1 < these.len() && self.limits.recovery.bytes_max < bytes {
             return Missed::TooMuch;
         }
         Missed::These(these)
@@ -328,23 +326,23 @@ impl Stream {
         self.position.offset = publication.offset;
         self.ring_bytes += cost(&publication);
         self.ring.push_back(publication);
-        while (self.keeping.size < self.ring.len() || self.keeping.bytes_max < self.ring_bytes)
+        while (self.limits.size < self.ring.len() || self.limits.bytes_max < self.ring_bytes)
             && let Some(oldest) = self.ring.pop_front()
         {
             self.ring_bytes -= cost(&oldest);
         }
-        self.expires_at = now + self.keeping.ttl;
+        self.expires_at = now + self.limits.ttl;
     }
 
-    /// Keeps what came behind a gap, if there is room and nothing is missing among it. What does not fit
-    /// is read from the broker with the rest.
+    /// Holds a publication received after a gap, if there is room and it follows the last held one. Otherwise it is
+    /// read from the broker with the missing ones.
     fn hold(&mut self, publication: Arc<Publication>) {
         let follows = self
             .held
             .back()
             .is_none_or(|last| last.offset + 1 == publication.offset);
         let bytes = self.held_bytes + cost(&publication);
-        if follows && bytes <= self.keeping.bytes_max {
+        if follows && bytes <= self.limits.bytes_max {
             self.held_bytes = bytes;
             self.held.push_back(publication);
         }

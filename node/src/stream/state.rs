@@ -1,46 +1,45 @@
-//! How far a feed is, and what follows from what happens to it: plain, time passed in.
+//! The state machine of a channel's stream: a plain type, time passed in.
 
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::sequence::Arrival;
-use super::sequence::Keeping;
+use super::sequence::CacheLimits;
 use super::sequence::Lost;
 use super::sequence::Missed;
 use super::sequence::Read;
-use super::sequence::Stream;
-use crate::broker::history::Unborn;
+use super::sequence::Sequence;
+use crate::broker::history::Unstarted;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 
-/// How many publications may come while the stream is being read for the first time. What is more is
-/// read once more.
+/// How many publications are kept while the history is read for the first time. Those over the limit are read again.
 const EARLY_MAX: usize = 256;
 
-/// A feed from its opening to its end.
+/// The state of a stream from its opening to its end.
 ///
-/// Invariant: a read of the stream is wanted whenever the stream has a gap, or may have one because the
-/// connection was away.
+/// Invariant: a read is wanted or under way whenever the stream has a gap, or may have one because the connection was
+/// lost.
 #[derive(Debug)]
 pub(super) struct State {
     phase: Phase,
-    hearing: Hearing,
-    /// How often the connection was lost.
-    losses: u64,
+    receiving: Receiving,
+    /// How often the broker's connection was lost.
+    interruptions: u64,
     read: ReadState,
-    /// Reads that have begun, and those that have been taken in.
+    /// How many reads have begun, and the number of the last one that was applied.
     reads_begun: u64,
     reads_done: u64,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Not subscribed yet, or the stream not read.
+    /// The subscription is not confirmed, or the history not read.
     Opening(Vec<Early>),
-    /// The channel keeps no history.
+    /// The channel has no history.
     Unstored,
-    Following(Box<Stream>),
+    Following(Box<Sequence>),
     Ended,
 }
 
@@ -50,12 +49,12 @@ struct Early {
     publication: Arc<Publication>,
 }
 
-/// Whether what is published comes here.
+/// Whether publications are received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hearing {
+enum Receiving {
     Yes,
-    /// It does again, but what was published before may be missing.
-    Unproven,
+    /// Again, but earlier publications may be missing.
+    Unverified,
     No,
 }
 
@@ -64,54 +63,54 @@ enum ReadState {
     NotWanted,
     Wanted,
     UnderWay {
-        /// Something has happened since it began that it cannot have seen.
+        /// Another read is needed: something has changed since this one began.
         again: bool,
     },
 }
 
-/// What to do with a publication that came.
+/// What to do with a publication that was received.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// Members are to get it.
+pub(super) enum Received {
+    /// Deliver it to the members.
     Deliver,
-    /// They have had it.
+    /// Drop it: it was delivered before.
     Repeat,
-    /// It waits for what is missing before it. This is the moment at which that showed.
+    /// It is held, because publications before it are missing. This is the first one after the gap.
     Gap,
-    /// It waits: for the opening, or for what is missing before it.
+    /// It is held until the stream is open, or until the gap before it is filled.
     Held,
-    /// The feed has ended.
-    Nobody,
+    /// The stream has ended.
+    Ended,
 }
 
-/// A read of the stream that is to be made.
+/// A read of the history that has begun.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     pub(super) since: Position,
     number: u64,
-    losses: u64,
-    was_unproven: bool,
+    interruptions: u64,
+    was_unverified: bool,
 }
 
-/// What is known beyond the feed when somebody joins.
+/// What earlier steps of a join have found out.
 #[derive(Debug, Default)]
 pub(super) struct Known<'a> {
-    /// What the broker has of the stream, if it was asked because the feed said so.
+    /// Older publications, if they were read for this join.
     pub(super) older: Option<&'a Read>,
-    /// The number of the read that tells whether a position is ahead of the stream.
-    pub(super) proof: Option<u64>,
+    /// The number of the read that verifies a position that is ahead of the stream.
+    pub(super) verified_by: Option<u64>,
 }
 
-/// How somebody may join.
+/// Whether a member can join now.
 #[derive(Debug, PartialEq)]
-pub(super) enum Joining {
-    /// Now, having missed these.
+pub(super) enum JoinDecision {
+    /// It can, and has missed these.
     Now(Missed),
-    /// Once the feed knows where it is.
+    /// Once the stream's position is known.
     Later,
-    /// Once the stream was read: another node has heard more than this one, or nobody has.
+    /// Once the history was read: the member's position is ahead of this node's, and may be valid or not.
     Ahead,
-    /// Not this feed: it has ended.
+    /// It cannot: the stream has ended.
     Never,
 }
 
@@ -119,226 +118,225 @@ impl State {
     pub(super) fn new() -> Self {
         Self {
             phase: Phase::Opening(Vec::new()),
-            hearing: Hearing::Yes,
-            losses: 0,
+            receiving: Receiving::Yes,
+            interruptions: 0,
             read: ReadState::NotWanted,
             reads_begun: 0,
             reads_done: 0,
         }
     }
 
-    /// To be called before the broker is asked whether it hears the channel; the result goes into
-    /// [`opened`](Self::opened).
+    /// Must be called before waiting for the subscription; the result is passed to [`opened`](Self::opened).
     pub(super) fn open(&self) -> u64 {
-        self.losses
+        self.interruptions
     }
 
-    /// The channel is heard, and its stream (if it has one) was read after that. Whether that holds: if the
-    /// connection was lost meanwhile, all is to be done again.
+    /// Notes that the subscription is confirmed and that the history (if there is one) was read after that. Returns
+    /// false if the connection was lost meanwhile: both must be repeated.
     ///
     /// # Errors
     ///
-    /// [`Lost`]: the stream has changed under the reader's eyes.
+    /// [`Lost`]: the history has changed during the read.
     pub(super) fn opened(
         &mut self,
-        losses: u64,
-        stream: Option<(Keeping, Read)>,
+        interruptions: u64,
+        stream: Option<(CacheLimits, Read)>,
         now: Instant,
     ) -> Result<bool, Lost> {
         let Phase::Opening(early) = &mut self.phase else {
             return Ok(true);
         };
         let early = mem::take(early);
-        if losses != self.losses {
+        if interruptions != self.interruptions {
             return Ok(false);
         }
-        self.hearing = Hearing::Yes;
-        let Some((keeping, read)) = stream else {
+        self.receiving = Receiving::Yes;
+        let Some((limits, read)) = stream else {
             self.phase = Phase::Unstored;
             return Ok(true);
         };
-        let mut stream = Stream::new(keeping, read, now);
+        let mut sequence = Sequence::new(limits, read, now);
         for Early {
             position,
             publication,
         } in early
         {
-            stream.arrive(&position.epoch, &publication, now)?;
+            sequence.arrive(&position.epoch, &publication, now)?;
         }
-        if stream.has_gap() {
-            self.want_read();
+        if sequence.has_gap() {
+            self.request_read();
         }
-        self.phase = Phase::Following(Box::new(stream));
+        self.phase = Phase::Following(Box::new(sequence));
         Ok(true)
     }
 
-    /// Takes a publication, with its position if it is stored.
+    /// Handles a publication from the broker, with its position if it is stored.
     ///
     /// # Errors
     ///
-    /// [`Lost`]: the stream cannot be followed any longer.
-    pub(super) fn hear(
+    /// [`Lost`]: the stream cannot continue.
+    pub(super) fn receive(
         &mut self,
         position: Option<&Position>,
         publication: &Arc<Publication>,
         now: Instant,
-    ) -> Result<Heard, Lost> {
+    ) -> Result<Received, Lost> {
         match (&mut self.phase, position) {
-            (Phase::Ended, _) => Ok(Heard::Nobody),
+            (Phase::Ended, _) => Ok(Received::Ended),
             (Phase::Opening(early), Some(position)) => {
                 let early_publication = Early {
                     position: position.clone(),
                     publication: Arc::clone(publication),
                 };
                 if EARLY_MAX <= early.len() {
-                    early.pop(); // The last one shows that there is a gap.
+                    early.pop(); // The newest one suffices to detect the gap.
                 }
                 early.push(early_publication);
-                Ok(Heard::Held)
+                Ok(Received::Held)
             }
-            (Phase::Following(stream), Some(position)) => {
-                let had_gap = stream.has_gap();
-                match stream.arrive(&position.epoch, publication, now)? {
-                    Arrival::Next => Ok(Heard::Deliver),
-                    Arrival::Repeat => Ok(Heard::Repeat),
-                    Arrival::BehindGap if had_gap => Ok(Heard::Held),
-                    Arrival::BehindGap => {
-                        self.want_read();
-                        Ok(Heard::Gap)
+            (Phase::Following(sequence), Some(position)) => {
+                let had_gap = sequence.has_gap();
+                match sequence.arrive(&position.epoch, publication, now)? {
+                    Arrival::Next => Ok(Received::Deliver),
+                    Arrival::Repeat => Ok(Received::Repeat),
+                    Arrival::AfterGap if had_gap => Ok(Received::Held),
+                    Arrival::AfterGap => {
+                        self.request_read();
+                        Ok(Received::Gap)
                     }
                 }
             }
-            (_, _) => Ok(Heard::Deliver),
+            (_, _) => Ok(Received::Deliver),
         }
     }
 
-    /// Nothing comes any more.
+    /// Notes that the connection is lost.
     pub(super) fn interrupted(&mut self) {
-        self.losses += 1;
-        self.hearing = Hearing::No;
+        self.interruptions += 1;
+        self.receiving = Receiving::No;
     }
 
-    /// What is published comes again. Whether something may be missing, so that a read is wanted.
+    /// Notes that the connection is back. Returns true if publications may be missing, so that a read is wanted.
     pub(super) fn resumed(&mut self) -> bool {
         match self.phase {
             Phase::Following(_) => {
-                self.hearing = Hearing::Unproven;
-                self.want_read();
+                self.receiving = Receiving::Unverified;
+                self.request_read();
                 true
             }
             Phase::Opening(_) | Phase::Unstored | Phase::Ended => {
-                self.hearing = Hearing::Yes;
+                self.receiving = Receiving::Yes;
                 false
             }
         }
     }
 
-    /// The read that is wanted now, if any; it counts as under way.
+    /// Begins the read that is wanted, if any.
     pub(super) fn begin_read(&mut self) -> Option<Reading> {
-        let Phase::Following(stream) = &self.phase else {
+        let Phase::Following(sequence) = &self.phase else {
             return None;
         };
-        if self.read != ReadState::Wanted || self.hearing == Hearing::No {
-            return None; // Who is away has to be resumed first, and that wants a read of its own.
+        if self.read != ReadState::Wanted || self.receiving == Receiving::No {
+            return None; // Resuming the connection requests a read of its own.
         }
         self.read = ReadState::UnderWay { again: false };
         self.reads_begun += 1;
         Some(Reading {
             number: self.reads_begun,
-            since: stream.position().clone(),
-            losses: self.losses,
-            was_unproven: self.hearing == Hearing::Unproven,
+            since: sequence.position().clone(),
+            interruptions: self.interruptions,
+            was_unverified: self.receiving == Receiving::Unverified,
         })
     }
 
-    /// The read that was under way has failed: it is wanted still.
+    /// Notes that the read has failed and has to be repeated.
     pub(super) fn read_failed(&mut self) {
         self.read = ReadState::Wanted;
     }
 
-    /// Takes what was read; what is to be delivered, in order.
+    /// Applies a read. Returns the publications to deliver, in order.
     ///
     /// # Errors
     ///
-    /// [`Lost`]: the stream cannot be followed any longer.
+    /// [`Lost`]: the stream cannot continue.
     pub(super) fn absorb(
         &mut self,
         reading: &Reading,
         read: Read,
         now: Instant,
     ) -> Result<Vec<Arc<Publication>>, Lost> {
-        let Phase::Following(stream) = &mut self.phase else {
+        let Phase::Following(sequence) = &mut self.phase else {
             return Ok(Vec::new());
         };
-        let found = stream.absorb(read, now)?;
+        let found = sequence.absorb(read, now)?;
         self.reads_done = reading.number;
         let again = self.read == ReadState::UnderWay { again: true };
-        self.read = if again || stream.has_gap() {
+        self.read = if again || sequence.has_gap() {
             ReadState::Wanted
         } else {
             ReadState::NotWanted
         };
-        if reading.was_unproven
-            && reading.losses == self.losses
-            && self.hearing == Hearing::Unproven
+        if reading.was_unverified
+            && reading.interruptions == self.interruptions
+            && self.receiving == Receiving::Unverified
         {
-            self.hearing = Hearing::Yes;
+            self.receiving = Receiving::Yes;
         }
         Ok(found)
     }
 
-    /// Whether a read is wanted and could begin.
+    /// Whether a read is wanted and can begin.
     pub(super) fn wants_read(&self) -> bool {
-        self.read == ReadState::Wanted && self.hearing != Hearing::No
+        self.read == ReadState::Wanted && self.receiving != Receiving::No
     }
 
-    /// How somebody may join who has heard everything up to `since`.
+    /// Decides whether a member can join that has received everything up to `since`.
     pub(super) fn join(
         &self,
         since: Option<&Position>,
         known: &Known<'_>,
         now: Instant,
-    ) -> Joining {
-        let stream = match &self.phase {
-            Phase::Ended => return Joining::Never,
-            Phase::Opening(_) => return Joining::Later,
-            _ if self.hearing != Hearing::Yes => return Joining::Later,
-            Phase::Unstored => return Joining::Now(Missed::Unknown),
-            Phase::Following(stream) if stream.has_gap() => return Joining::Later,
-            Phase::Following(stream) => stream,
+    ) -> JoinDecision {
+        let sequence = match &self.phase {
+            Phase::Ended => return JoinDecision::Never,
+            Phase::Opening(_) => return JoinDecision::Later,
+            _ if self.receiving != Receiving::Yes => return JoinDecision::Later,
+            Phase::Unstored => return JoinDecision::Now(Missed::Unknown),
+            Phase::Following(sequence) if sequence.has_gap() => return JoinDecision::Later,
+            Phase::Following(sequence) => sequence,
         };
         let Some(since) = since else {
-            return Joining::Now(Missed::These(Vec::new()));
+            return JoinDecision::Now(Missed::These(Vec::new()));
         };
-        let is_behind = stream.position().offset < since.offset;
-        let is_ahead = if stream.is_unborn() {
-            // The stream may have begun already: others have its epoch before its first publication is here.
-            is_behind || Unborn::of(&since.epoch).is_none()
+        let is_behind = sequence.position().offset < since.offset;
+        let is_ahead = if sequence.is_empty_history() {
+            // The stream may have begun already: other nodes may know its epoch before its first publication arrives here.
+            is_behind || Unstarted::of(&since.epoch).is_none()
         } else {
-            is_behind && stream.continues(since)
+            is_behind && sequence.continues(since)
         };
-        match known.proof {
-            None if is_ahead => Joining::Ahead,
-            Some(proof) if is_ahead && self.reads_done < proof => Joining::Later,
-            _ => Joining::Now(stream.missed(since, known.older, now)),
+        match known.verified_by {
+            None if is_ahead => JoinDecision::Ahead,
+            Some(verified_by) if is_ahead && self.reads_done < verified_by => JoinDecision::Later,
+            _ => JoinDecision::Now(sequence.missed(since, known.older, now)),
         }
     }
 
-    /// Has the stream read; the number of the read that sees everything that there was until now.
-    pub(super) fn prove(&mut self) -> u64 {
-        self.want_read();
+    /// Requests a read. Returns the number of the first read that sees everything that was published until now.
+    pub(super) fn request_verification(&mut self) -> u64 {
+        self.request_read();
         self.reads_begun + 1
     }
 
-    /// Where the stream is, if there is one.
+    /// The stream's position, if the channel has a history.
     pub(super) fn position(&self) -> Option<&Position> {
         match &self.phase {
-            Phase::Following(stream) => Some(stream.position()),
+            Phase::Following(sequence) => Some(sequence.position()),
             Phase::Opening(_) | Phase::Unstored | Phase::Ended => None,
         }
     }
 
-    /// Ends the feed; whether it had not ended yet.
+    /// Ends the stream. Returns false if it had ended before.
     pub(super) fn end(&mut self) -> bool {
         !matches!(mem::replace(&mut self.phase, Phase::Ended), Phase::Ended)
     }
@@ -347,7 +345,7 @@ impl State {
         matches!(self.phase, Phase::Ended)
     }
 
-    fn want_read(&mut self) {
+    fn request_read(&mut self) {
         self.read = match self.read {
             ReadState::UnderWay { .. } => ReadState::UnderWay { again: true },
             ReadState::NotWanted | ReadState::Wanted => ReadState::Wanted,

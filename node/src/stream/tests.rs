@@ -1,4 +1,4 @@
-//! Members of real feeds, on a real hub and both brokers: what they are told and what they hear.
+//! Members of real streams, with a real hub and both brokers: the replies and publications that they receive.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -20,20 +20,20 @@ use crate::config::SlowReader;
 use crate::hub::HubConfig;
 use crate::hub::outbox::QueueFormat;
 use crate::hub::outbox::QueueOutbox;
-use crate::redis::testing::PATIENCE;
+use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
 
 mod faults;
 
 /// One node without its transports.
 struct Node {
-    feeds: Arc<Feeds>,
+    streams: Arc<ChannelStreams>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-fn node_with(broker: &config::Broker, feeds: config::Feeds) -> Node {
+fn node_with(broker: &config::Broker, streams: config::ChannelStreams) -> Node {
     let metrics = Metrics::new();
     let fanout = Fanout {
         window: Duration::from_millis(2),
@@ -42,23 +42,23 @@ fn node_with(broker: &config::Broker, feeds: config::Feeds) -> Node {
     };
     let pinned = Vec::new();
     let hub = Hub::new(HubConfig { fanout, pinned }, Arc::clone(&metrics));
-    let feeds = Feeds::new(feeds, Arc::clone(&hub), Arc::clone(&metrics));
+    let streams = ChannelStreams::new(streams, Arc::clone(&hub), Arc::clone(&metrics));
     let shutdown = CancellationToken::new();
-    let deliver = Arc::clone(&feeds) as Arc<dyn Deliver>;
+    let deliver = Arc::clone(&streams) as Arc<dyn Deliver>;
     let started = broker::start(broker, "n", deliver, Arc::clone(&metrics), shutdown.clone());
-    feeds.start(Arc::clone(&started.broker));
+    streams.start(Arc::clone(&started.broker));
     let mut tasks = started.tasks;
     tasks.spawn(hub.run(started.broker, shutdown.clone()));
-    tasks.spawn(Arc::clone(&feeds).run(shutdown.clone()));
+    tasks.spawn(Arc::clone(&streams).run(shutdown.clone()));
     Node {
-        feeds,
+        streams,
         metrics,
         shutdown,
         tasks,
     }
 }
 
-/// Settings of a broker at `servers` that notices everything fast.
+/// Settings of a broker at `servers` with short timeouts.
 fn settings(servers: &[RedisServer]) -> config::Broker {
     let urls: Vec<String> = servers
         .iter()
@@ -73,7 +73,7 @@ fn settings(servers: &[RedisServer]) -> config::Broker {
 }
 
 fn node(broker: &config::Broker) -> Node {
-    node_with(broker, Config::default_without_file().channels.feeds)
+    node_with(broker, Config::default_without_file().channels.streams)
 }
 
 fn retention(size: usize) -> Retention {
@@ -88,18 +88,18 @@ fn name(channel: &str) -> ChannelName {
     ChannelName::new(channel).unwrap()
 }
 
-/// What a member was told when it joined.
+/// The reply to a member's join.
 #[derive(Debug, Clone, PartialEq)]
-struct Told {
+struct JoinReply {
     position: Option<Position>,
     is_recovered: bool,
     missed: Vec<u64>,
 }
 
-/// A member and everything it got.
+/// A member and everything that it received.
 struct Client {
     outbox: Arc<QueueOutbox>,
-    told: Told,
+    reply: JoinReply,
     membership: Membership,
 }
 
@@ -113,51 +113,51 @@ impl Node {
         let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
         let member = Member::Queue(Arc::clone(&outbox));
         let channel = name(channel);
-        let joining = Joining {
+        let joining = JoinRequest {
             channel: &channel,
             retention,
             slow: SlowReader::Disconnect,
             member: &member,
-            hears_joins: false,
+            receives_joins: false,
             since,
             has_lifecycle: false,
         };
-        let mut told = None;
+        let mut joined_with = None;
         let reply = |joined: Joined<'_>| {
             let missed = joined.publications.iter().map(|one| one.offset).collect();
-            told = Some(Told {
+            joined_with = Some(JoinReply {
                 position: joined.position.cloned(),
                 is_recovered: joined.is_recovered,
                 missed,
             });
             Bytes::from_static(b"reply")
         };
-        let membership = self.feeds.join(joining, reply).await?;
+        let membership = self.streams.join(joining, reply).await?;
         Ok(Client {
             outbox,
-            told: told.unwrap(),
+            reply: joined_with.unwrap(),
             membership,
         })
     }
 
     async fn publish(&self, channel: &str, data: &str, retention: Option<Retention>) -> u64 {
-        let how = How {
+        let options = PublishOptions {
             ack: Ack::Stored,
             retention,
             idempotency: None,
         };
         let stored = self
-            .feeds
-            .publish(&name(channel), publication(data), how)
+            .streams
+            .publish(&name(channel), publication(data), options)
             .await;
         let Some(position) = stored.unwrap().position else {
             return 0;
         };
-        // Redis says so before this node has heard it.
+        // Redis confirms it before this node has received it.
         let wire = ChannelName::wire(&name(channel));
-        let feed = self.feeds.feeds.read().get(&wire).cloned();
-        let heard = || feed.as_ref().and_then(|feed| feed.position());
-        self.until(|| heard().is_none_or(|heard| position.offset <= heard.offset))
+        let stream = self.streams.streams.read().get(&wire).cloned();
+        let received = || stream.as_ref().and_then(|stream| stream.position());
+        self.until(|| received().is_none_or(|received| position.offset <= received.offset))
             .await;
         position.offset
     }
@@ -168,14 +168,14 @@ impl Node {
                 time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let met = time::timeout(PATIENCE, poll).await;
+        let met = time::timeout(DEADLINE, poll).await;
         assert!(met.is_ok(), "{}", self.metrics.render());
     }
 
     async fn stop(mut self) {
         self.shutdown.cancel();
         let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
-        time::timeout(PATIENCE, ended)
+        time::timeout(DEADLINE, ended)
             .await
             .expect("a task goes on");
     }
@@ -188,23 +188,23 @@ fn publication(data: &str) -> crate::protocol::Publication {
     }
 }
 
-/// What a member can hear.
+/// A message that a member receives.
 #[derive(Debug, Clone, PartialEq)]
-enum Heard {
+enum Message {
     Reply,
     Publication { offset: u64, data: String },
     Unsubscribed(u64),
 }
 
-fn heard(message: &Bytes) -> Heard {
+fn parse(message: &Bytes) -> Message {
     if message == "reply" {
-        return Heard::Reply;
+        return Message::Reply;
     }
     let push = &serde_json::from_slice::<serde_json::Value>(message).unwrap()["push"];
     if let Some(code) = push["unsubscribe"]["code"].as_u64() {
-        return Heard::Unsubscribed(code);
+        return Message::Unsubscribed(code);
     }
-    Heard::Publication {
+    Message::Publication {
         offset: push["pub"]["offset"].as_u64().unwrap_or(0),
         data: push["pub"]["data"].to_string(),
     }
@@ -212,29 +212,29 @@ fn heard(message: &Bytes) -> Heard {
 
 impl Client {
     /// The next `count` messages.
-    async fn next(&self, count: usize) -> Vec<Heard> {
+    async fn next(&self, count: usize) -> Vec<Message> {
         let mut messages = Vec::new();
         let taking = async {
             while messages.len() < count {
                 self.outbox.wait().await;
-                messages.extend(self.outbox.take(1).iter().map(heard));
+                messages.extend(self.outbox.take(1).iter().map(parse));
             }
         };
-        let taken = time::timeout(PATIENCE, taking).await;
+        let taken = time::timeout(DEADLINE, taking).await;
         assert!(taken.is_ok(), "{} of {count}", messages.len());
         messages
     }
 
-    /// The offsets of the `count` publications that follow the reply, which is next.
-    async fn offsets_behind_the_reply(&self, count: usize) -> Vec<u64> {
-        assert_eq!(self.next(1).await, [Heard::Reply]);
+    /// The offsets of the `count` publications after the reply, which is the next message.
+    async fn offsets_after_the_reply(&self, count: usize) -> Vec<u64> {
+        assert_eq!(self.next(1).await, [Message::Reply]);
         self.offsets(count).await
     }
 
     /// The offsets of the next `count` messages, which are publications.
     async fn offsets(&self, count: usize) -> Vec<u64> {
-        let offset = |heard: Heard| match heard {
-            Heard::Publication { offset, .. } => offset,
+        let offset = |received: Message| match received {
+            Message::Publication { offset, .. } => offset,
             other => panic!("no publication: {other:?}"),
         };
         self.next(count).await.into_iter().map(offset).collect()
@@ -253,7 +253,7 @@ macro_rules! same_on_both {
             $(#[tokio::test] async fn $case() {
                 let server = super::RedisServer::start().await;
                 let node = super::node(&super::settings(std::slice::from_ref(&server)));
-                node.until(|| node.feeds.broker().readiness().is_ok()).await;
+                node.until(|| node.streams.broker().readiness().is_ok()).await;
                 super::$case(node).await;
             })*
         }
@@ -261,45 +261,45 @@ macro_rules! same_on_both {
             $(#[tokio::test] async fn $case() {
                 let servers = [super::RedisServer::start().await, super::RedisServer::start().await];
                 let node = super::node(&super::settings(&servers));
-                node.until(|| node.feeds.broker().readiness().is_ok()).await;
+                node.until(|| node.streams.broker().readiness().is_ok()).await;
                 super::$case(node).await;
             })*
         }
     };
 }
 
-// Behind the macro, which it uses.
-mod unborn;
+// After the macro, which it uses.
+mod unstarted;
 
 same_on_both! {
-    a_member_is_told_where_it_is_and_hears_what_follows,
+    a_member_gets_its_position_and_the_publications_after_it,
     a_channel_without_history_has_no_positions,
-    who_comes_back_gets_what_was_missed_once,
-    who_was_away_for_too_long_is_told_so,
+    a_member_that_recovers_gets_missed_publications_once,
+    a_member_that_was_away_too_long_is_told_that_it_is_not_recovered,
     a_repetition_is_published_once,
-    what_contradicts_itself_is_refused,
+    contradicting_options_are_rejected,
     history_is_read_from_either_end_and_removed,
-    a_publication_that_is_not_kept_has_no_offset,
-    members_that_come_and_go_while_others_publish_miss_nothing_and_hear_nothing_twice,
+    a_publication_that_is_not_stored_has_no_offset,
+    members_that_join_and_leave_during_publishing_receive_everything_once,
 }
 
-async fn a_member_is_told_where_it_is_and_hears_what_follows(node: Node) {
+async fn a_member_gets_its_position_and_the_publications_after_it(node: Node) {
     let keep = Some(retention(10));
     assert_eq!(node.publish("a", "1", keep).await, 1);
     let client = node.join("a", keep, None).await.unwrap();
-    assert_eq!(client.told.position.as_ref().unwrap().offset, 1);
-    assert!(!client.told.is_recovered);
-    assert_eq!(client.told.missed, [0; 0]);
+    assert_eq!(client.reply.position.as_ref().unwrap().offset, 1);
+    assert!(!client.reply.is_recovered);
+    assert_eq!(client.reply.missed, [0; 0]);
     assert_eq!(node.publish("a", "2", keep).await, 2);
     node.publish("other", "0", keep).await;
     assert_eq!(node.publish("a", "3", keep).await, 3);
-    let publication = |offset: u64| Heard::Publication {
+    let publication = |offset: u64| Message::Publication {
         offset,
         data: offset.to_string(),
     };
     assert_eq!(
         client.next(3).await,
-        [Heard::Reply, publication(2), publication(3)]
+        [Message::Reply, publication(2), publication(3)]
     );
     assert!(!client.membership.has_ended());
     node.stop().await;
@@ -307,15 +307,15 @@ async fn a_member_is_told_where_it_is_and_hears_what_follows(node: Node) {
 
 async fn a_channel_without_history_has_no_positions(node: Node) {
     let client = node.join("a", None, None).await.unwrap();
-    assert_eq!(client.told.position, None);
+    assert_eq!(client.reply.position, None);
     node.publish("a", "1", None).await;
-    let how = How {
+    let options = PublishOptions {
         ack: Ack::Fast,
         retention: None,
         idempotency: None,
     };
-    node.feeds
-        .publish(&name("a"), publication("2"), how)
+    node.streams
+        .publish(&name("a"), publication("2"), options)
         .await
         .unwrap();
     client.next(1).await;
@@ -325,21 +325,24 @@ async fn a_channel_without_history_has_no_positions(node: Node) {
         offset: 3,
     };
     let again = node.join("a", None, Some(&since)).await.unwrap();
-    assert!(!again.told.is_recovered, "there is nothing to recover from");
+    assert!(
+        !again.reply.is_recovered,
+        "there is nothing to recover from"
+    );
     node.stop().await;
 }
 
-async fn who_comes_back_gets_what_was_missed_once(node: Node) {
+async fn a_member_that_recovers_gets_missed_publications_once(node: Node) {
     let keep = Some(retention(10));
     let first = node.join("a", keep, None).await.unwrap();
-    let since = first.told.position.clone().unwrap();
+    let since = first.reply.position.clone().unwrap();
     drop(first.membership);
     for number in 1..=10 {
         node.publish("a", &number.to_string(), keep).await;
     }
     let again = node.join("a", keep, Some(&since)).await.unwrap();
-    assert!(again.told.is_recovered);
-    assert!(again.told.missed.iter().copied().eq(1..=10));
+    assert!(again.reply.is_recovered);
+    assert!(again.reply.missed.iter().copied().eq(1..=10));
     node.publish("a", "11", keep).await;
     again.next(1).await;
     assert_eq!(again.offsets(1).await, [11]);
@@ -348,14 +351,17 @@ async fn who_comes_back_gets_what_was_missed_once(node: Node) {
         ..since
     };
     let same = node.join("a", keep, Some(&up_to_date)).await.unwrap();
-    assert_eq!((same.told.is_recovered, same.told.missed.len()), (true, 0));
+    assert_eq!(
+        (same.reply.is_recovered, same.reply.missed.len()),
+        (true, 0)
+    );
     node.stop().await;
 }
 
-async fn who_was_away_for_too_long_is_told_so(node: Node) {
+async fn a_member_that_was_away_too_long_is_told_that_it_is_not_recovered(node: Node) {
     let keep = Some(retention(3));
     let first = node.join("a", keep, None).await.unwrap();
-    let since = first.told.position.unwrap();
+    let since = first.reply.position.unwrap();
     for number in 1..=4 {
         node.publish("a", &number.to_string(), keep).await;
     }
@@ -365,15 +371,18 @@ async fn who_was_away_for_too_long_is_told_so(node: Node) {
             ..since.clone()
         };
         let lost = node.join("a", keep, Some(&since)).await.unwrap();
-        assert_eq!((lost.told.is_recovered, lost.told.missed.len()), (false, 0));
-        assert_eq!(lost.told.position.unwrap().offset, 4);
+        assert_eq!(
+            (lost.reply.is_recovered, lost.reply.missed.len()),
+            (false, 0)
+        );
+        assert_eq!(lost.reply.position.unwrap().offset, 4);
     }
     let other = Position {
         epoch: "other".into(),
         offset: 4,
     };
     let lost = node.join("a", keep, Some(&other)).await.unwrap();
-    assert!(!lost.told.is_recovered);
+    assert!(!lost.reply.is_recovered);
     let text = node.metrics.render();
     assert!(
         text.contains("recoveries_total{result=\"miss\"} 3\n"),
@@ -382,32 +391,33 @@ async fn who_was_away_for_too_long_is_told_so(node: Node) {
     node.stop().await;
 }
 
-/// Feeds that keep little and tell little.
-fn little() -> config::Feeds {
-    config::Feeds {
+/// Low limits for the cache and for recoveries.
+fn little() -> config::ChannelStreams {
+    config::ChannelStreams {
         ring_bytes_max: 2500,
         recovery_max: 100,
         reply_bytes_max: 64 << 10,
-        ..Config::default_without_file().channels.feeds
+        ..Config::default_without_file().channels.streams
     }
 }
 
 #[tokio::test]
-async fn what_this_node_has_no_room_for_is_recovered_up_to_the_limits() {
+async fn publications_over_the_cache_limit_are_recovered_up_to_the_limits() {
     recover_up_to_the_limits(node_with(&config::Broker::Memory, little())).await;
 }
 
 #[tokio::test]
-async fn what_this_node_has_no_room_for_is_recovered_from_redis_up_to_the_limits() {
+async fn publications_over_the_cache_limit_are_recovered_from_redis_up_to_the_limits() {
     let server = RedisServer::start().await;
     let node = node_with(&settings(std::slice::from_ref(&server)), little());
-    node.until(|| node.feeds.broker().readiness().is_ok()).await;
+    node.until(|| node.streams.broker().readiness().is_ok())
+        .await;
     recover_up_to_the_limits(node).await;
 }
 
 async fn recover_up_to_the_limits(node: Node) {
     let keep = Some(retention(100_000));
-    let how = How {
+    let options = PublishOptions {
         ack: Ack::Stored,
         retention: keep,
         idempotency: None,
@@ -415,8 +425,8 @@ async fn recover_up_to_the_limits(node: Node) {
     let publish = async |data: String| {
         let channel = name("a");
         let published = node
-            .feeds
-            .publish(&channel, publication(&data), how.clone());
+            .streams
+            .publish(&channel, publication(&data), options.clone());
         published.await.unwrap().position.unwrap()
     };
     for number in 1..300 {
@@ -428,8 +438,8 @@ async fn recover_up_to_the_limits(node: Node) {
             offset,
             ..last.clone()
         };
-        let told = node.join("a", keep, Some(&since)).await.unwrap().told;
-        (told.is_recovered, told.missed)
+        let reply = node.join("a", keep, Some(&since)).await.unwrap().reply;
+        (reply.is_recovered, reply.missed)
     };
     assert_eq!(recover(298).await, (true, vec![299, 300]));
     assert_eq!(recover(200).await, (true, (201..=300).collect()));
@@ -453,7 +463,7 @@ async fn a_repetition_is_published_once(node: Node) {
         let client = node.join(channel, keep, None).await.unwrap();
         let mut results = Vec::new();
         for key in ["x", "x", "y"] {
-            let how = How {
+            let options = PublishOptions {
                 ack: Ack::Stored,
                 retention: keep,
                 idempotency: Some(Idempotency {
@@ -463,8 +473,8 @@ async fn a_repetition_is_published_once(node: Node) {
             };
             let publication = publication(&format!("\"{key}\""));
             results.push(
-                node.feeds
-                    .publish(&name(channel), publication, how)
+                node.streams
+                    .publish(&name(channel), publication, options)
                     .await
                     .unwrap(),
             );
@@ -473,13 +483,13 @@ async fn a_repetition_is_published_once(node: Node) {
         assert_eq!(results[0] == results[2], keep.is_none());
         client.next(1).await;
         let data: Vec<_> = client.next(2).await;
-        assert!(matches!(&data[0], Heard::Publication { data, .. } if data == "\"x\""));
-        assert!(matches!(&data[1], Heard::Publication { data, .. } if data == "\"y\""));
+        assert!(matches!(&data[0], Message::Publication { data, .. } if data == "\"x\""));
+        assert!(matches!(&data[1], Message::Publication { data, .. } if data == "\"y\""));
     }
     node.stop().await;
 }
 
-async fn what_contradicts_itself_is_refused(node: Node) {
+async fn contradicting_options_are_rejected(node: Node) {
     let key = Idempotency {
         key: "x".into(),
         ttl: Duration::from_secs(1),
@@ -505,12 +515,15 @@ async fn what_contradicts_itself_is_refused(node: Node) {
             StoreError::NotReplicated.into(),
         ),
     ] {
-        let how = How {
+        let options = PublishOptions {
             ack,
             retention,
             idempotency,
         };
-        let published = node.feeds.publish(&name("a"), publication("1"), how).await;
+        let published = node
+            .streams
+            .publish(&name("a"), publication("1"), options)
+            .await;
         assert_eq!(published, Err(expected));
     }
     node.stop().await;
@@ -519,7 +532,7 @@ async fn what_contradicts_itself_is_refused(node: Node) {
 async fn history_is_read_from_either_end_and_removed(node: Node) {
     let keep = retention(5);
     let read = async |query: Query| {
-        let history = node.feeds.history(&name("a"), keep, query).await.unwrap();
+        let history = node.streams.history(&name("a"), keep, query).await.unwrap();
         let offsets: Vec<u64> = history.publications.iter().map(|one| one.offset).collect();
         (history.position, offsets)
     };
@@ -535,7 +548,7 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
     };
     let (position, offsets) = read(newest.clone()).await;
     assert_eq!(position.offset, 6);
-    assert!(crate::broker::history::Unborn::of(&empty.epoch).is_some());
+    assert!(crate::broker::history::Unstarted::of(&empty.epoch).is_some());
     assert_eq!(offsets, [6, 5]);
     let at = |offset| {
         let epoch = position.epoch.clone();
@@ -591,14 +604,14 @@ async fn history_is_read_from_either_end_and_removed(node: Node) {
         [0; 0]
     );
 
-    node.feeds.remove_history(&name("a")).await.unwrap();
+    node.streams.remove_history(&name("a")).await.unwrap();
     assert_eq!(read(everything()).await, (position.clone(), vec![]));
     assert_eq!(node.publish("a", "7", Some(keep)).await, 7);
     assert_eq!(read(everything()).await.1, [7]);
     node.stop().await;
 }
 
-async fn a_publication_that_is_not_kept_has_no_offset(node: Node) {
+async fn a_publication_that_is_not_stored_has_no_offset(node: Node) {
     let keep = Some(retention(5));
     let client = node.join("a", keep, None).await.unwrap();
     node.publish("a", "1", keep).await;
@@ -609,9 +622,7 @@ async fn a_publication_that_is_not_kept_has_no_offset(node: Node) {
     node.stop().await;
 }
 
-async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_nothing_twice(
-    node: Node,
-) {
+async fn members_that_join_and_leave_during_publishing_receive_everything_once(node: Node) {
     const PUBLICATIONS: u64 = 3000;
     let keep = Some(retention(100_000));
     let node = Arc::new(node);
@@ -638,22 +649,22 @@ async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_not
                 .is_none_or(|since| since.offset < PUBLICATIONS)
             {
                 let client = node.join("a", keep, since.as_ref()).await.unwrap();
-                let told = &client.told;
-                let position = told.position.clone().unwrap();
+                let reply = &client.reply;
+                let position = reply.position.clone().unwrap();
                 match &since {
                     None => seen.push(position.offset),
-                    Some(_) => assert!(told.is_recovered),
+                    Some(_) => assert!(reply.is_recovered),
                 }
-                seen.extend(&told.missed);
+                seen.extend(&reply.missed);
                 assert_eq!(seen.last(), Some(&position.offset));
                 let stay = Duration::from_micros(fastrand::u64(..5000));
                 time::sleep(stay).await;
                 drop(client.membership);
                 time::sleep(Duration::from_millis(fastrand::u64(..30))).await;
                 let messages = client.outbox.take(usize::MAX);
-                assert_eq!(heard(&messages[0]), Heard::Reply);
-                seen.extend(messages[1..].iter().map(|message| match heard(message) {
-                    Heard::Publication { offset, .. } => offset,
+                assert_eq!(parse(&messages[0]), Message::Reply);
+                seen.extend(messages[1..].iter().map(|message| match parse(message) {
+                    Message::Publication { offset, .. } => offset,
                     other => panic!("{other:?}"),
                 }));
                 let offset = *seen.last().unwrap();
@@ -662,7 +673,7 @@ async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_not
             let first = seen[0];
             assert!(
                 seen.into_iter().eq(first..=PUBLICATIONS),
-                "a hole or a repeat"
+                "a gap or a repeat"
             );
         });
     }
@@ -670,58 +681,58 @@ async fn members_that_come_and_go_while_others_publish_miss_nothing_and_hear_not
         while publishers.join_next().await.transpose().unwrap().is_some() {}
         while members.join_next().await.transpose().unwrap().is_some() {}
     };
-    time::timeout(2 * PATIENCE, done).await.unwrap();
+    time::timeout(2 * DEADLINE, done).await.unwrap();
     assert_eq!(node.metrics.gaps_noticed.get(), 0);
     Arc::into_inner(node).unwrap().stop().await;
 }
 
 #[tokio::test]
-async fn what_is_published_while_a_reply_is_written_waits_for_nobody() {
+async fn publications_are_not_delayed_while_a_reply_is_written() {
     let node = node(&config::Broker::Memory);
     let keep = Some(retention(10));
     let other = node.join("a", keep, None).await.unwrap();
     let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
     let channel = name("a");
-    let joining = Joining {
+    let joining = JoinRequest {
         channel: &channel,
         retention: keep,
         slow: SlowReader::Disconnect,
         member: &Member::Queue(Arc::clone(&outbox)),
-        hears_joins: false,
+        receives_joins: false,
         since: None,
         has_lifecycle: false,
     };
     let reply = |joined: Joined<'_>| {
         assert_eq!(joined.position.unwrap().offset, 0);
-        let how = How {
+        let options = PublishOptions {
             ack: Ack::Stored,
             retention: keep,
             idempotency: None,
         };
-        let (feeds, channel) = (Arc::clone(&node.feeds), channel.clone());
+        let (streams, channel) = (Arc::clone(&node.streams), channel.clone());
         let (done, published) = std::sync::mpsc::channel();
-        // It is delivered by the publisher's own thread.
+        // The publisher's own thread delivers it.
         std::thread::spawn(move || {
-            let publish = feeds.publish(&channel, publication("1"), how);
+            let publish = streams.publish(&channel, publication("1"), options);
             let stored = futures_util::FutureExt::now_or_never(publish);
             done.send(stored.is_some()).unwrap();
         });
-        assert_eq!(published.recv_timeout(PATIENCE), Ok(true));
+        assert_eq!(published.recv_timeout(DEADLINE), Ok(true));
         Bytes::from_static(b"reply")
     };
-    let membership = node.feeds.join(joining, reply).await.unwrap();
+    let membership = node.streams.join(joining, reply).await.unwrap();
     let client = Client {
         outbox,
-        told: other.told.clone(),
+        reply: other.reply.clone(),
         membership,
     };
-    assert_eq!(other.offsets_behind_the_reply(1).await, [1]);
-    assert_eq!(client.offsets_behind_the_reply(1).await, [1]);
+    assert_eq!(other.offsets_after_the_reply(1).await, [1]);
+    assert_eq!(client.offsets_after_the_reply(1).await, [1]);
     node.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_feed_outlives_its_last_member_by_the_linger_and_no_more() {
+async fn a_stream_outlives_its_last_member_by_the_linger_and_no_more() {
     let node = node(&config::Broker::Memory);
     let keep = Some(retention(10));
     let wished = || node.metrics.subscriptions.get();
@@ -739,39 +750,39 @@ async fn a_feed_outlives_its_last_member_by_the_linger_and_no_more() {
     assert_eq!((node.metrics.feeds.get(), wished()), (0, 0));
     node.publish("a", "1", keep).await;
     let back = node.join("a", keep, None).await.unwrap();
-    assert_eq!(back.told.position.unwrap().offset, 1);
+    assert_eq!(back.reply.position.unwrap().offset, 1);
     drop(back.membership);
     node.stop().await;
 }
 
 #[tokio::test]
-async fn who_is_not_given_a_publication_for_lack_of_cpu_is_told_to_start_over() {
+async fn members_are_unsubscribed_when_the_hub_drops_a_publication() {
     let node = node(&config::Broker::Memory);
     let keep = Some(retention(100_000));
     let client = node.join("a", keep, None).await.unwrap();
     let data = format!("\"{}\"", "x".repeat(64 << 10));
     // One thread: the hub's task does not run while this one publishes.
     while !client.membership.has_ended() {
-        let how = How {
+        let options = PublishOptions {
             ack: Ack::Stored,
             retention: keep,
             idempotency: None,
         };
-        node.feeds
-            .publish(&name("a"), publication(&data), how)
+        node.streams
+            .publish(&name("a"), publication(&data), options)
             .await
             .unwrap();
     }
     let mut offsets = 0;
-    assert_eq!(client.next(1).await, [Heard::Reply]);
+    assert_eq!(client.next(1).await, [Message::Reply]);
     loop {
         match client.next(1).await.as_slice() {
-            [Heard::Publication { offset, .. }] => {
+            [Message::Publication { offset, .. }] => {
                 offsets += 1;
                 assert_eq!(*offset, offsets);
             }
-            told => {
-                assert_eq!(told, [Heard::Unsubscribed(2500)]);
+            reply => {
+                assert_eq!(reply, [Message::Unsubscribed(2500)]);
                 break;
             }
         }

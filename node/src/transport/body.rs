@@ -1,4 +1,4 @@
-//! The body of an answer: nothing, all of it, or a stream of frames.
+//! The body of a response: empty, complete, or a stream.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,13 +10,13 @@ use futures_util::Stream;
 use http_body::Frame;
 use http_body::SizeHint;
 
-/// What an answer carries.
+/// The body of a response.
 pub(crate) enum Body {
     /// Nothing.
     Empty,
-    /// All of it, with a Content-Length.
+    /// A complete body, with a Content-Length.
     Whole(Bytes),
-    /// Pieces, each flushed as it comes. hyper drops it as soon as the client goes away.
+    /// A stream of pieces, each flushed at once. hyper drops it when the client disconnects.
     Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
 }
 

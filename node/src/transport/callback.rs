@@ -1,4 +1,4 @@
-//! The name of the function that a page wants its frames handed to.
+//! The name of the page's function that is called with each frame.
 //!
 //! Invariant: a [`Callback`] is safe to write into a script.
 
@@ -11,13 +11,13 @@ const NAME_BYTES_MAX: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Callback(String);
 
-/// Why there is no name. The texts are the protocol's.
+/// Why the name is rejected. The texts are defined by the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadCallback {
-    /// Neither `c` nor `callback`, or nothing in it.
+    /// Neither `c` nor `callback`, or empty.
     #[error("\"callback\" parameter required")]
     Missing,
-    /// Too long, or with other characters: it could be a script of its own.
+    /// Too long, or with other characters: it could contain a script.
     #[error("invalid \"callback\" parameter")]
     Invalid,
 }
@@ -27,7 +27,7 @@ impl Callback {
     ///
     /// # Errors
     ///
-    /// [`BadCallback`]: the request is to be refused, whatever its session.
+    /// [`BadCallback`]: the request has to be rejected, whatever its session.
     pub(crate) fn of_query(query: Option<&str>) -> Result<Self, BadCallback> {
         let query = query.unwrap_or_default().as_bytes();
         let name = form::field(query, "c").or_else(|| form::field(query, "callback"));
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_decoded_and_c_goes_first() {
+    fn a_name_is_decoded_and_c_takes_precedence() {
         for query in [
             "c=%63b",
             "callback=cb",
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_be_a_script_is_refused() {
+    fn a_name_that_could_contain_a_script_is_rejected() {
         for query in [
             "c=%20", "c=*", "c=abc(", "c=abc%28", "c=a;b", "c=%c3%a4", "c=%", "c=a%00", "c=a+b",
         ] {

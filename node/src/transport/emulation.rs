@@ -1,7 +1,8 @@
-//! What a channel client says that is told over a stream: in requests of their own, which may come to any node.
+//! Messages of channel clients over HTTP: separate requests, which any node may receive and forward ("emulation" in the
+//! protocol).
 //!
-//! A session's id names the node that holds it. It is a secret of its own, told to nobody but the client: the id by
-//! which others know the client opens nothing here.
+//! A session's id contains the node that holds the session. It is a secret known to the client only; the public client id
+//! is not accepted here.
 
 use std::fmt;
 
@@ -11,19 +12,19 @@ use prost::Message as _;
 use serde::Deserialize;
 
 use crate::cluster::control::Control;
-use crate::cluster::directory::Order;
+use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::Target;
 use crate::protocol::Codec;
 use crate::protocol::instance::ClientId;
 
-/// One request, as JSON has it. The node is in the session's id too, so what `node` says does not count.
+/// A request in JSON. The session's id contains the node, so `node` is ignored.
 #[derive(Deserialize)]
 struct Json {
     session: String,
     data: String,
 }
 
-/// The same as Protobuf has it: `EmulationRequest` of the protocol, without its field 1, `node`.
+/// A request in Protobuf: `EmulationRequest` of the protocol, without its field 1, `node`.
 #[derive(prost::Message)]
 struct Protobuf {
     #[prost(string, tag = "2")]
@@ -32,7 +33,7 @@ struct Protobuf {
     data: Bytes,
 }
 
-/// What a client says, and where it is heard.
+/// Commands of a client, and its session.
 pub(crate) struct Emulated {
     session: ClientId,
     commands: Bytes,
@@ -45,13 +46,13 @@ impl fmt::Debug for Emulated {
     }
 }
 
-/// Why a request says nothing.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadEmulation {
-    /// The client would not understand itself.
+    /// The body is not the expected JSON.
     #[error("expected {{\"session\": \"...\", \"node\": \"...\", \"data\": \"...\"}}")]
     NotJson,
-    /// The same in Protobuf.
+    /// The body is not the expected Protobuf message.
     #[error("expected an EmulationRequest in Protobuf")]
     NotProtobuf,
     /// More than a client of the endpoint may send at once.
@@ -59,16 +60,16 @@ pub(crate) enum BadEmulation {
     TooLarge {
         /// The limit.
         max: usize,
-        /// What came.
+        /// The size of the request's.
         found: usize,
     },
-    /// It was made up.
-    #[error("no node gives out such a `session`")]
+    /// The session's id is invalid.
+    #[error("no node issues such a `session`")]
     NoSession,
 }
 
 impl BadEmulation {
-    /// The status that says so: none of those at which a client gives its stream up.
+    /// The HTTP status: none of those at which a client closes its stream.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::NotJson | Self::NotProtobuf | Self::NoSession => StatusCode::BAD_REQUEST,
@@ -78,11 +79,11 @@ impl BadEmulation {
 }
 
 impl Emulated {
-    /// Reads a request that is written as `codec` says, with at most `commands_bytes_max` of what the client says.
+    /// Decodes a request in `codec` with at most `commands_bytes_max` of commands.
     ///
     /// # Errors
     ///
-    /// [`BadEmulation`] says what would be right.
+    /// [`BadEmulation`]; its text says what is expected.
     pub(crate) fn read(
         body: &Bytes,
         codec: Codec,
@@ -110,24 +111,27 @@ impl Emulated {
         Ok(Self { session, commands })
     }
 
-    /// Hands it to the client, on whatever node it is; the status tells the client how that went.
+    /// Forwards the commands to the session, on whatever node it is. Returns the HTTP status for the client.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future may leave the client's message said or not.
+    /// After dropping this future, the commands may or may not be forwarded.
     pub(crate) async fn say(self, control: &Control) -> StatusCode {
         let target = Target::Session {
             user: String::new(),
             session: self.session,
         };
-        match control.order(target, Order::Input(self.commands)).await {
-            Ok(given) if 0 < given.taken => StatusCode::NO_CONTENT,
-            // The session has gone, perhaps with its node: the client gives its stream up, if it has not yet ended.
+        match control
+            .command(target, ControlCommand::Input(self.commands))
+            .await
+        {
+            Ok(given) if 0 < given.accepted => StatusCode::NO_CONTENT,
+            // The session is gone, perhaps with its node: the client closes its stream, if that has not ended yet.
             Ok(given) if given.busy == 0 => StatusCode::NOT_FOUND,
-            // A command is lost, and only a new connection makes up for that.
+            // Commands are lost: the client has to reconnect.
             Ok(_) => StatusCode::SERVICE_UNAVAILABLE,
             Err(error) => {
-                tracing::debug!(%error, "what a client said did not reach its node");
+                tracing::debug!(%error, "commands of a client not forwarded to its node");
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }
@@ -141,7 +145,7 @@ mod tests {
     const SESSION: &str = "0123456789abcdef-0123456789abcdef0123456789abcdef";
 
     #[test]
-    fn a_request_names_its_session_and_says_something() {
+    fn a_request_has_a_session_and_commands() {
         let body = format!("{{\"session\":\"{SESSION}\",\"node\":\"n\",\"data\":\"{{}}\\n{{}}\"}}");
         let protobuf = Protobuf {
             session: SESSION.to_owned(),

@@ -1,4 +1,4 @@
-//! `eventsource`: one long answer of server-sent events, a frame in each.
+//! `eventsource`: a streaming response of server-sent events with one frame each.
 
 use bytes::BufMut;
 use bytes::Bytes;
@@ -6,12 +6,12 @@ use bytes::BytesMut;
 
 use crate::transport::receive::Framing;
 
-/// The wire of `eventsource`.
+/// The framing of `eventsource`.
 pub(crate) struct Eventsource;
 
 impl Framing for Eventsource {
     fn content_type(&self) -> &'static str {
-        "text/event-stream" // Events are UTF-8 always, and the suite wants no word about it.
+        "text/event-stream" // Without a charset, as the protocol's test suite expects: events are always UTF-8.
     }
 
     fn prelude(&self) -> Bytes {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_one_line_that_decode_uri_takes() {
+    fn an_event_is_one_line_that_decode_uri_accepts() {
         for (frame, event) in [
             (&b"o"[..], &b"data: o\r\n\r\n"[..]),
             (b"a[\"100 %\"]", b"data: a[\"100 %25\"]\r\n\r\n"),

@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_is_decoded_and_others_are_passed_over() {
+    fn a_field_is_decoded_and_others_are_ignored() {
         for (form, value) in [
             ("d=%5B%22x%22%5D", Some("[\"x\"]")),
             ("i=1&d=x&d=y", Some("x")),

@@ -1,4 +1,4 @@
-//! `htmlfile`: one long page, a script for each frame. For Internet Explorer, which shows it while it loads.
+//! `htmlfile`: a streaming page with a script for each frame. For Internet Explorer, which runs scripts while a page loads.
 
 use bytes::BufMut;
 use bytes::Bytes;
@@ -8,12 +8,12 @@ use crate::protocol::frame::sockjs;
 use crate::transport::Callback;
 use crate::transport::receive::Framing;
 
-/// The wire of `htmlfile`.
+/// The framing of `htmlfile`.
 pub(crate) struct Htmlfile {
     callback: Callback,
 }
 
-/// The page up to the callback, and behind it; to the letter of the protocol.
+/// The page before and after the callback, exactly as in the protocol.
 const HEAD: [&str; 2] = [
     r#"<!doctype html>
 <html><head>
@@ -30,7 +30,7 @@ const HEAD: [&str; 2] = [
   </script>",
 ];
 
-/// Browsers run no script before they have seen this much of a page.
+/// Browsers run no script before they have received this much of a page.
 const HEAD_BYTES_MIN: usize = 1024;
 
 impl Htmlfile {

@@ -1,4 +1,4 @@
-//! `jsonp`: long polling by script elements, one call with a frame for each answer.
+//! `jsonp`: long polling with script elements, one call with a frame for each response.
 
 use bytes::BufMut;
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use crate::transport::Callback;
 use crate::transport::receive::Framing;
 use crate::transport::xhr;
 
-/// The wire of `jsonp`.
+/// The framing of `jsonp`.
 pub(crate) struct Jsonp {
     callback: Callback,
 }
@@ -30,7 +30,7 @@ impl Framing for Jsonp {
         Bytes::new()
     }
 
-    /// The comment comes first so that no plug-in takes the callback for the head of its own format.
+    /// The comment comes first so that no plug-in mistakes the callback for a header of its own file format.
     fn append(&self, out: &mut BytesMut, frame: &[u8]) {
         out.put_slice(b"/**/");
         out.put_slice(self.callback.as_str().as_bytes());

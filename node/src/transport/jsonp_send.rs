@@ -12,13 +12,13 @@ use crate::transport::send;
 /// The media type of a form that a page submits.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Hands the messages on and answers `ok`, or says what is wrong with them.
+/// Passes the messages on and responds with `ok`, or with the error in them.
 ///
 /// They are in the field `d` of a form; a body of any other `content_type` is the array itself.
 ///
 /// # Cancel safety
 ///
-/// Dropping this future drops the messages that were not handed on yet.
+/// Dropping this future drops the messages that were not passed on yet.
 pub(crate) async fn jsonp_send(
     sessions: &Sessions,
     id: &str,
@@ -29,9 +29,9 @@ pub(crate) async fn jsonp_send(
     let taken = send::plain(StatusCode::OK, "ok".into());
     if is_form(content_type) {
         let array = form::field(body, "d").unwrap_or_default();
-        send::answer(sessions, id, &array, taken).await
+        send::respond(sessions, id, &array, taken).await
     } else {
-        send::answer(sessions, id, body, taken).await
+        send::respond(sessions, id, body, taken).await
     }
 }
 

@@ -1,7 +1,6 @@
-//! Receivers over HTTP: a poll is answered with one frame, a stream with frames up to a limit.
+//! Receivers over HTTP: the response to a poll has one frame, a streaming response has frames up to a limit.
 //!
-//! Invariant: a receiver whose answer did not end in order is dropped unfinished, which interrupts
-//! its session.
+//! Invariant: a receiver whose response did not end in order is dropped unfinished, which interrupts its session.
 
 use std::time::Duration;
 
@@ -22,26 +21,26 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::sockjs;
 use crate::transport::Body;
 
-/// When a client that met a full node may come again.
+/// When a client that was rejected by a full node may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// How one wire dresses the frames of a session.
+/// How one transport encodes the frames of a session.
 pub(crate) trait Framing: Send + 'static {
-    /// The media type of the answer.
+    /// The media type of the response.
     fn content_type(&self) -> &'static str;
 
-    /// What goes out before the first frame; empty for nothing.
+    /// Sent before the first frame; may be empty.
     fn prelude(&self) -> Bytes;
 
-    /// Appends `frame` as it goes on the wire.
+    /// Appends `frame` in this encoding.
     fn append(&self, out: &mut BytesMut, frame: &[u8]);
 }
 
-/// Answers a poll: waits for one frame.
+/// Responds to a poll: waits for one frame.
 ///
 /// # Cancel safety
 ///
-/// Dropping this future means that the client went away, and interrupts the session.
+/// Dropping this future means that the client has disconnected, and interrupts the session.
 pub(crate) async fn poll(
     receiver: Result<Receiver, ReceiveError>,
     framing: impl Framing,
@@ -53,14 +52,14 @@ pub(crate) async fn poll(
             frame
         }
         Err(ReceiveError::Busy) => Frame::Close(Disconnect::BUSY),
-        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => return full(error),
+        Err(error @ (ReceiveError::NodeFull | ReceiveError::AddressFull)) => return full(error),
     };
-    answer(framing.content_type(), dress(&framing, &frame))
+    response(framing.content_type(), encode(&framing, &frame))
 }
 
-/// Answers with frames as they come, until they sum up to `bytes_max` or the session closes.
+/// Responds with a stream of frames, until their sum reaches `bytes_max` or the session closes.
 ///
-/// The frame that reaches the limit goes out whole.
+/// The frame that reaches the limit is sent whole.
 pub(crate) fn stream(
     receiver: Result<Receiver, ReceiveError>,
     framing: impl Framing + Sync,
@@ -71,25 +70,25 @@ pub(crate) fn stream(
             receiver,
             bytes_left: bytes_max,
         },
-        Err(ReceiveError::Busy) => Streaming::Refused,
-        Err(error @ (ReceiveError::Full | ReceiveError::Crowded)) => {
+        Err(ReceiveError::Busy) => Streaming::Rejected,
+        Err(error @ (ReceiveError::NodeFull | ReceiveError::AddressFull)) => {
             return full(error).map(Body::Whole);
         }
     };
     let content_type = framing.content_type();
     let prelude = Some(framing.prelude()).filter(|prelude| !prelude.is_empty());
     let pieces = stream::iter(prelude).chain(frames(state, framing));
-    answer(content_type, Body::Stream(Box::pin(pieces)))
+    response(content_type, Body::Stream(Box::pin(pieces)))
 }
 
-/// Where a streaming answer stands between two frames.
+/// The state of a streaming response between two frames.
 enum Streaming {
     Live {
         receiver: Receiver,
         bytes_left: usize,
     },
-    /// Another receiver is at work: one close frame, then the end.
-    Refused,
+    /// Another receiver is attached: sends one close frame, then ends.
+    Rejected,
     Ended,
 }
 
@@ -100,14 +99,14 @@ fn frames(state: Streaming, framing: impl Framing + Sync) -> impl Stream<Item = 
                 receiver,
                 bytes_left,
             } => (receiver, bytes_left),
-            Streaming::Refused => {
-                let piece = dress(&framing, &Frame::Close(Disconnect::BUSY));
+            Streaming::Rejected => {
+                let piece = encode(&framing, &Frame::Close(Disconnect::BUSY));
                 return Some((piece, (Streaming::Ended, framing)));
             }
             Streaming::Ended => return None,
         };
         let frame = receiver.next().await;
-        let piece = dress(&framing, &frame);
+        let piece = encode(&framing, &frame);
         let bytes_left = bytes_left.saturating_sub(piece.len());
         let state = if bytes_left == 0 || matches!(frame, Frame::Close(_)) {
             receiver.finish();
@@ -122,7 +121,7 @@ fn frames(state: Streaming, framing: impl Framing + Sync) -> impl Stream<Item = 
     })
 }
 
-fn dress(framing: &impl Framing, frame: &Frame) -> Bytes {
+fn encode(framing: &impl Framing, frame: &Frame) -> Bytes {
     let mut bare = BytesMut::new();
     match frame {
         Frame::Open => bare.extend_from_slice(sockjs::OPEN.as_bytes()),
@@ -139,7 +138,7 @@ fn dress(framing: &impl Framing, frame: &Frame) -> Bytes {
     piece.freeze()
 }
 
-fn answer<B>(content_type: &'static str, body: B) -> Response<B> {
+fn response<B>(content_type: &'static str, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let content_type = HeaderValue::from_static(content_type);
     response

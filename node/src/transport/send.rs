@@ -1,4 +1,4 @@
-//! Messages of a session's client in the body of a request, whichever wire brings them.
+//! Messages of a session's client in the body of a request, for every transport.
 
 use http::HeaderValue;
 use http::Response;
@@ -11,19 +11,18 @@ use crate::protocol::frame::sockjs;
 use crate::protocol::frame::sockjs::BadFrame;
 use crate::transport::Body;
 
-/// Hands the messages in `array`, a JSON array of strings, on and answers with `taken`, or says what is
-/// wrong with them.
+/// Passes on the messages in `array`, a JSON array of strings, and responds with `taken`, or with the error in them.
 ///
 /// # Cancel safety
 ///
-/// Dropping this future drops the messages that were not handed on yet.
-pub(super) async fn answer(
+/// Dropping this future drops the messages that were not passed on yet.
+pub(super) async fn respond(
     sessions: &Sessions,
     id: &str,
     array: &[u8],
     taken: Response<Body>,
 ) -> Response<Body> {
-    // Before the body: who sends to a session that is gone must hear 404, whatever it sends.
+    // Before the body is decoded: the response for an unknown session is 404, whatever the body.
     if !sessions.knows(id) {
         return status(StatusCode::NOT_FOUND, Body::Empty);
     }
@@ -43,7 +42,7 @@ pub(super) async fn answer(
     }
 }
 
-/// An answer whose media type is text, even without a body: browsers take it for XML otherwise.
+/// A response with media type text, even without a body: browsers would parse it as XML otherwise.
 pub(super) fn plain(code: StatusCode, body: Body) -> Response<Body> {
     let mut response = status(code, body);
     let content_type = HeaderValue::from_static("text/plain; charset=UTF-8");

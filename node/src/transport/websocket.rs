@@ -1,11 +1,11 @@
 //! Clients over WebSocket, with SockJS frames or without: from the 101 to the end of the TCP connection.
 //!
-//! Owns the sockets of these clients and one task for all of them ([`WebSockets::run`]) that pings the
-//! silent ones and sends everyone away when the node stops. Each client has a task of its own
-//! ([`Serving`]), which reads, and writes only what its outbox could not.
+//! Owns the sockets of these clients and one task for all of them ([`WebSockets::run`]) that pings silent clients and
+//! disconnects all of them when the node drains. Each client has a task of its own ([`Serving`]), which reads, and writes
+//! only what its outbox has queued.
 //!
-//! Invariant: every end of ours is a close frame at a frame boundary, unless the socket is dead or the
-//! client does not take it within [`CLOSE_TIMEOUT`].
+//! Invariant: the node ends a connection with a close frame at a frame boundary, unless the socket has failed or the client
+//! does not accept it within [`CLOSE_TIMEOUT`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,8 @@ use crate::protocol::frame::websocket::SocketFormat;
 
 mod connection;
 mod ending;
+mod keepalive;
 mod peer;
-mod pulse;
 mod reader;
 mod roster;
 mod scratch;
@@ -47,14 +47,14 @@ use connection::Connection;
 use peer::Peer;
 use serving::Serving;
 
-/// How long a client may take for the close handshake, once our close frame is on its way. Longer only
-/// keeps sockets of clients that have vanished; shorter cuts those on bad networks before they hear why.
+/// How long the close handshake may take after our close frame is queued. Longer keeps sockets of clients that have vanished;
+/// shorter disconnects clients on slow networks before they get the reason.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All clients over WebSocket of this node.
 pub(crate) struct WebSockets {
     clients: Arc<Clients>,
-    /// They have pings of their own, and are sent away by themselves.
+    /// Channel clients, which have their own pings and drain.
     channel_clients: Arc<ChannelClients>,
     roster: Arc<Roster<roster::Entry>>,
     drain_spread: Duration,
@@ -66,14 +66,14 @@ pub(crate) struct Upgraded {
     /// What the client sent behind its request.
     pub(crate) read_ahead: Bytes,
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Which of the WebSocket transports was asked for.
+    /// The WebSocket transport that was requested.
     pub(crate) transport: Transport,
     /// The request's, for channel clients.
     pub(crate) headers: HeaderMap,
 }
 
 impl WebSockets {
-    /// Nobody yet. `drain_spread`: over what time [`run`](Self::run) sends clients away.
+    /// Creates an empty list. `drain_spread`: over what time [`run`](Self::run) disconnects clients.
     pub(crate) fn new(
         clients: Arc<Clients>,
         channel_clients: Arc<ChannelClients>,
@@ -87,15 +87,15 @@ impl WebSockets {
         })
     }
 
-    /// Pings silent clients and gives up those that do not answer. After `shutdown`, sends all of them
-    /// away and returns; their tasks end by themselves, soon after.
+    /// Pings silent clients and disconnects those that do not respond. After `shutdown`, disconnects all of them and
+    /// returns; their tasks end soon after.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it ends nothing: clients are no longer pinged.
+    /// Dropping this future disconnects no client: they are no longer pinged.
     pub(crate) async fn run(&self, endpoints: &[Arc<Endpoint>], shutdown: CancellationToken) {
         let pings = endpoints.iter().map(|endpoint| endpoint.ping);
-        let mut sweeps = time::interval(pulse::sweep_interval(pings));
+        let mut sweeps = time::interval(keepalive::sweep_interval(pings));
         sweeps.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -104,15 +104,15 @@ impl WebSockets {
                 now = sweeps.tick() => self.roster.sweep(now).await,
             }
         }
-        self.roster.send_all_away(self.drain_spread).await;
+        self.roster.disconnect_all(self.drain_spread).await;
     }
 
-    /// Clients for which something waits, but for channel clients.
+    /// Clients with queued output, without channel clients.
     pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
         self.roster.queued()
     }
 
-    /// A client from its 101 on: the task that polls what is returned reads it. `held` is dropped with it.
+    /// Starts a client after its 101. The caller's task polls the returned future; `held` is dropped with it.
     pub(crate) fn serve<H>(&self, upgraded: Upgraded, held: H) -> Serving<H> {
         let transport = upgraded.transport;
         let format = format(transport);
@@ -143,17 +143,17 @@ impl WebSockets {
         transport: Transport,
         outbox: &Arc<SocketOutbox>,
     ) -> Peer {
-        let _place = self.roster.add(Arc::clone(outbox), Arc::clone(&endpoint));
+        let _in_roster = self.roster.add(Arc::clone(outbox), Arc::clone(&endpoint));
         if endpoint.mode == Mode::Close {
             outbox.close(Disconnect::GO_AWAY);
         }
         let member = Member::Socket(Arc::clone(outbox));
         let client = Arc::new(self.clients.connect(endpoint, transport, member));
-        Peer::Plain { client, _place }
+        Peer::Plain { client, _in_roster }
     }
 }
 
-/// How messages stand in the WebSocket messages of a transport.
+/// The encoding of messages of a transport.
 fn format(transport: Transport) -> SocketFormat {
     match transport {
         Transport::SockjsWebsocket => SocketFormat::Sockjs,

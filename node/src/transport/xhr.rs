@@ -1,4 +1,4 @@
-//! `xhr`: long polling, one frame and a line feed for each answer.
+//! `xhr`: long polling, one frame and a line feed for each response.
 
 use bytes::BufMut;
 use bytes::Bytes;
@@ -6,10 +6,10 @@ use bytes::BytesMut;
 
 use crate::transport::receive::Framing;
 
-/// The wire of `xhr`.
+/// The framing of `xhr`.
 pub(crate) struct Xhr;
 
-/// The media type of both XHR wires and of `jsonp`: what old browsers stream without waiting for the end.
+/// The media type of both XHR transports and of `jsonp`: one that old browsers deliver before the response has ended.
 pub(super) const CONTENT_TYPE: &str = "application/javascript; charset=UTF-8";
 
 impl Framing for Xhr {
@@ -26,7 +26,7 @@ impl Framing for Xhr {
     }
 }
 
-/// Appends `frame` as a line, as both XHR wires do.
+/// Appends `frame` as a line, as both XHR transports do.
 pub(super) fn append_line(out: &mut BytesMut, frame: &[u8]) {
     out.put_slice(frame);
     out.put_u8(b'\n');

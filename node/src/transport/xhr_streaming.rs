@@ -1,4 +1,4 @@
-//! `xhr_streaming`: one long answer, a frame and a line feed for each piece.
+//! `xhr_streaming`: a streaming response, a line feed after each frame.
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -6,10 +6,10 @@ use bytes::BytesMut;
 use crate::transport::receive::Framing;
 use crate::transport::xhr;
 
-/// The wire of `xhr_streaming`.
+/// The framing of `xhr_streaming`.
 pub(crate) struct XhrStreaming;
 
-/// 2,048 bytes and a line feed, which browsers want to see before they hand on what streams in.
+/// 2,048 bytes and a line feed: some browsers deliver no data of a streaming response before that.
 static PRELUDE: [u8; 2049] = {
     let mut prelude = [b'h'; 2049];
     prelude[2048] = b'\n';

@@ -1,4 +1,4 @@
-//! The stream of one channel in this process's memory: plain, time passed in.
+//! The stream of one channel in this process's memory. No I/O, time is passed in.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use super::Order;
 use super::Page;
 use super::Query;
 use super::Retention;
-use super::Unborn;
+use super::Unstarted;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 
@@ -20,18 +20,18 @@ use crate::protocol::Position;
 #[derive(Debug)]
 pub(crate) struct Log {
     position: Position,
-    /// When it began, if that is known.
-    origin: Option<Unborn>,
+    /// When it began, if known.
+    origin: Option<Unstarted>,
     entries: VecDeque<Entry>,
-    /// When the entries are gone.
+    /// When the entries expire.
     expires_at: Instant,
-    /// When the position is gone too.
+    /// When the position expires too.
     forgotten_at: Instant,
 }
 
 impl Log {
     /// A stream that begins now, which is `origin`.
-    pub(crate) fn new(origin: Option<Unborn>, retention: &Retention, now: Instant) -> Self {
+    pub(crate) fn new(origin: Option<Unstarted>, retention: &Retention, now: Instant) -> Self {
         Self {
             origin,
             position: Position {
@@ -44,7 +44,7 @@ impl Log {
         }
     }
 
-    /// Appends a publication; where it stands.
+    /// Appends a publication; returns its position.
     pub(crate) fn append(&mut self, body: Bytes, retention: &Retention, now: Instant) -> Position {
         self.forget(retention, now);
         self.position.offset += 1;
@@ -57,13 +57,14 @@ impl Log {
         self.position.clone()
     }
 
-    /// What `query` asks for.
+    /// The result of `query`.
     pub(crate) fn page(&mut self, query: &Query, retention: &Retention, now: Instant) -> Page {
         self.forget(retention, now);
         let position = self.position.clone();
         let origin = self.origin.clone();
-        let is_elsewhere =
-            |since: &Position| since.epoch != position.epoch && Unborn::of(&since.epoch).is_none();
+        let is_elsewhere = |since: &Position| {
+            since.epoch != position.epoch && Unstarted::of(&since.epoch).is_none()
+        };
         if query.since.as_ref().is_some_and(is_elsewhere) {
             return Page {
                 position,
@@ -91,31 +92,31 @@ impl Log {
         }
     }
 
-    /// Where the entry with `offset` is, or the next one after it.
+    /// The index of the entry with `offset`, or of the next one after it.
     fn index_of(&self, offset: u64) -> usize {
         let first = self.entries.front().map_or(0, |first| first.offset);
         let index = usize::try_from(offset.saturating_sub(first)).unwrap_or(usize::MAX);
         index.min(self.entries.len())
     }
 
-    /// Drops all publications. The position stays, so that nobody takes what follows for what was.
+    /// Removes all publications. The position stays, so that offsets are not reused.
     pub(crate) fn clear(&mut self) {
         self.entries = VecDeque::new();
     }
 
-    /// Whether nothing is left of the channel.
+    /// Whether the position has expired too.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
         self.forgotten_at <= now
     }
 
-    /// Lets go of publications that have had their time.
+    /// Removes expired publications.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expires_at <= now {
             self.clear();
         }
     }
 
-    /// Lets go of what has had its time, and counts the position's anew.
+    /// Removes what has expired, and restarts the lifetime of the position.
     fn forget(&mut self, retention: &Retention, now: Instant) {
         if self.is_forgotten(now) {
             *self = Self::new(None, retention, now);
@@ -125,7 +126,7 @@ impl Log {
     }
 }
 
-/// As many of `entries` as `query` allows, and whether that may have left some out.
+/// As many of `entries` as `query` allows, and whether some may have been left out.
 fn bounded<'a>(entries: impl Iterator<Item = &'a Entry>, query: &Query) -> (Vec<Entry>, bool) {
     let mut taken: Vec<Entry> = Vec::new();
     let mut bytes = 0;

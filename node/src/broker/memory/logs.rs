@@ -1,4 +1,4 @@
-//! The streams of all channels, and what was published under which idempotency key.
+//! The streams of all channels, and the results of publications with idempotency keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,34 +15,34 @@ use crate::broker::Stored;
 use crate::broker::history::Log;
 use crate::broker::history::Page;
 use crate::broker::history::Retention;
-use crate::broker::history::Unborn;
+use crate::broker::history::Unstarted;
 use crate::protocol::Epoch;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::envelope;
 
-/// What is kept of channels.
+/// The stored state of channels.
 pub(super) struct Logs {
     channels: RwLock<HashMap<ChannelName, Arc<Mutex<Kept>>>>,
-    /// Names this process, which keeps nothing beyond its end.
+    /// Identifies this process, whose streams end with it.
     process: Epoch,
     started: Instant,
 }
 
-/// What is kept of one channel.
+/// The stored state of one channel.
 #[derive(Default)]
 struct Kept {
     log: Option<Log>,
     results: HashMap<Arc<str>, PastResult>,
 }
 
-/// What a publication with an idempotency key came to.
+/// The result of a publication with an idempotency key.
 struct PastResult {
     stored: Stored,
     forgotten_at: Instant,
 }
 
 impl Logs {
-    /// Nothing is kept yet.
+    /// Without streams.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             channels: RwLock::default(),
@@ -51,11 +51,11 @@ impl Logs {
         }
     }
 
-    /// This moment, for a stream that is not there or that begins.
-    fn moment(&self, retention: &Retention, now: Instant) -> Unborn {
+    /// This moment, for a stream that does not exist or that begins.
+    fn moment(&self, retention: &Retention, now: Instant) -> Unstarted {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2);
         let at = milliseconds(now.saturating_duration_since(self.started));
-        Unborn {
+        Unstarted {
             server: self.process.to_string(),
             evicted: 0,
             at,
@@ -63,8 +63,8 @@ impl Logs {
         }
     }
 
-    /// Stores a publication and hands its envelope to `deliver`, in the order of the stream: unless it is
-    /// a repetition, which gets the result of the first.
+    /// Stores a publication and passes its envelope to `deliver`, in the order of the stream. A repetition is not
+    /// delivered and gets the result of the first.
     pub(super) fn store(&self, store: Store, now: Instant, deliver: impl FnOnce(Bytes)) -> Stored {
         if store.retention.is_none() && store.idempotency.is_none() {
             deliver(envelope::unstored_body(&store.body));
@@ -95,12 +95,12 @@ impl Logs {
             };
             kept.results.insert(idempotency.key, past);
         }
-        deliver(envelope); // Under the lock: nobody overtakes it.
+        deliver(envelope); // Under the lock, to keep the order.
         stored
     }
 
     pub(super) fn page(&self, ask: &Ask, now: Instant) -> Page {
-        // A channel that has no stream does not get one by being asked for.
+        // Reading a channel does not create its stream.
         let kept = self.channels.read().get(&ask.channel).cloned();
         if let Some(kept) = kept
             && let Some(log) = kept.lock().log(now)
@@ -125,10 +125,10 @@ impl Logs {
         }
     }
 
-    /// Lets go of what has had its time.
+    /// Removes expired streams and results.
     pub(super) fn sweep(&self, now: Instant) {
         self.channels.write().retain(|_, kept| {
-            // Whoever has taken it out of the map is about to use it.
+            // A caller that has a reference is about to use it.
             Arc::strong_count(kept) != 1 || !kept.lock().is_over(now)
         });
     }
@@ -150,7 +150,7 @@ impl Kept {
 
     fn log_to_write(
         &mut self,
-        moment: impl FnOnce() -> Unborn,
+        moment: impl FnOnce() -> Unstarted,
         retention: &Retention,
         now: Instant,
     ) -> &mut Log {
@@ -159,7 +159,7 @@ impl Kept {
             .get_or_insert_with(|| Log::new(Some(moment()), retention, now))
     }
 
-    /// Drops what is over; whether nothing is left.
+    /// Removes what has expired; whether nothing is left.
     fn is_over(&mut self, now: Instant) -> bool {
         self.results.retain(|_, past| now < past.forgotten_at);
         self.log.take_if(|log| log.is_forgotten(now));

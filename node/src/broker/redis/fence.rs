@@ -1,9 +1,9 @@
-//! Keeps a lane's order across its connections.
+//! Keeps the order of publications when a publisher reconnects.
 //!
-//! A lane gives its connection up when Redis says nothing for too long. What it wrote may still be on its
-//! way: in the kernel's buffers behind a broken link, to be sent again seconds after the link is whole, or
-//! in the socket of a Redis that was stopped. The lane's next connection would overtake it. So the next
-//! one first sees the last one out: it gives Redis a moment to come to its end, then has Redis close it.
+//! A publisher abandons its connection when Redis does not reply for too long. What it wrote may still be in
+//! transit: in the kernel's buffers behind a broken link, to be retransmitted seconds after the link is repaired,
+//! or in the socket of a Redis that was suspended. The next connection would overtake it. So that one first waits
+//! until Redis has closed the last one: it gives Redis a moment to read to its end, then has Redis close it.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use deadpool_redis::redis::Value;
 use tokio::time;
 use tracing::debug;
 
-/// How often and how long Redis is asked whether the last connection is gone.
+/// How often and how long to check whether the last connection is closed.
 const LOOKS: u32 = 20;
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A connection as Redis knows it. Ids start over when Redis restarts, so the name has to agree too.
+/// A connection by its id in Redis. Ids start over when Redis restarts, so the name has to match too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     id: i64,
     name: String,
 }
 
-/// Names the connection, and asks for its id. `None` if Redis does not allow it: then there is no fence.
+/// Names the connection, and reads its id. `None` if Redis does not permit it: then there is no fence.
 pub(super) async fn identify(
     connection: &mut Connection,
     name: String,
@@ -37,14 +37,14 @@ pub(super) async fn identify(
     match answers.as_slice() {
         [Value::Okay, Value::Int(id)] => Ok(Some(Identity { id: *id, name })),
         _ => {
-            debug!("redis tells no client id: order across reconnects is not fenced");
+            debug!("redis does not permit CLIENT commands: order across reconnects is not fenced");
             Ok(None)
         }
     }
 }
 
-/// Returns once Redis is done with the connection `last`.
-pub(super) async fn see_out(
+/// Returns once Redis has closed the connection `last`.
+pub(super) async fn wait_closed(
     connection: &mut Connection,
     last: &Identity,
 ) -> Result<(), RedisError> {
@@ -57,11 +57,11 @@ pub(super) async fn see_out(
     let mut kill = Pipeline::new();
     kill.cmd("CLIENT").arg("KILL").arg("ID").arg(last.id);
     connection.send_packed_commands(&kill, 0, 1).await?;
-    debug!("redis was made to close the lane's last connection");
+    debug!("had redis close the publisher's last connection");
     Ok(())
 }
 
-/// Whether Redis still has `last`; no, if it does not tell.
+/// Whether Redis still has `last`; `false` if it does not permit the query.
 async fn is_open(connection: &mut Connection, last: &Identity) -> Result<bool, RedisError> {
     let mut list = Pipeline::new();
     list.cmd("CLIENT").arg("LIST").arg("ID").arg(last.id);

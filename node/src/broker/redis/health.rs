@@ -1,149 +1,149 @@
-//! Whether the way to Redis and back is open, and when to try it.
+//! Whether publications make the round trip through Redis, and when to probe it.
 //!
-//! Plain, time passed in. There is one way for each lane: through its connection into Redis and back over
-//! the subscriber's. A way is *up* while both ends are connected and all subscriptions confirmed; it is
-//! *proven* once a probe came back since then. Only that makes the node ready: a PING is answered by a
-//! Redis that delivers nothing.
+//! No I/O, time is passed in. There is one path for each publish queue: through its connection to Redis and back
+//! over the subscriber's. A path is *up* while both ends are connected and all subscriptions confirmed; it is
+//! *proven* once a probe was received since then. Only that makes the node ready: a Redis that delivers nothing
+//! still replies to PING.
 //!
-//! All ways share the subscriber, so a probe of any lane proves it: a lane whose probes stay away while
-//! another's come back is blocked alone, and only its own connection is given up. What Redis answers to
-//! probes says whether the subscriber is at the right server: see [`whereabouts`](super::whereabouts).
+//! All paths share the subscriber, so a probe of any queue proves it: if probes of one queue are missing while
+//! another's are received, only its own connection is replaced. The replies to probes show whether the
+//! subscriber is connected to the right server: see [`primary_check`](super::primary_check).
 
 use std::time::Duration;
 use std::time::Instant;
 
-use super::whereabouts::Answer;
-use super::whereabouts::Finding;
-use super::whereabouts::Whereabouts;
+use super::primary_check::Answer;
+use super::primary_check::Finding;
+use super::primary_check::PrimaryCheck;
 
-/// How many probes in a row may be missed before the way counts as blocked.
+/// How many probes in a row may be missed before the path counts as blocked.
 const MISSES_MAX: u32 = 2;
 
-/// Pace of the probes.
+/// When probes are sent and time out.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct ProbeIntervals {
     /// From one probe to the next.
     pub(super) interval: Duration,
-    /// After which a probe is missed; the next one then goes out at once.
+    /// After which a probe is missed; the next one is then sent at once.
     pub(super) timeout: Duration,
 }
 
-/// What is known of all ways.
+/// The state of all paths.
 #[derive(Debug)]
 pub(super) struct Health {
-    pace: Pace,
-    /// Why publications cannot come back, if they cannot.
+    intervals: ProbeIntervals,
+    /// Why publications cannot be received, if so.
     subscriber: Result<(), String>,
-    lanes: Vec<Lane>,
-    whereabouts: Whereabouts,
+    queues: Vec<QueueHealth>,
+    primary_check: PrimaryCheck,
     since: Instant,
 }
 
-/// One lane's way.
+/// The path of one publish queue.
 #[derive(Debug)]
-struct Lane {
-    /// Why publications cannot go out, if they cannot.
+struct QueueHealth {
+    /// Why publications cannot be sent, if so.
     connection: Result<(), String>,
     is_proven: bool,
     /// The number of the next probe.
     number: u64,
     /// Probes below this were sent before both ends were connected as they are now.
     valid_from: u64,
-    under_way: Option<(u64, Instant)>,
+    in_flight: Option<(u64, Instant)>,
     due: Instant,
     misses: u32,
-    /// Since when nothing has come back, at the first of these misses.
+    /// Since when no probe was received, set at the first of these misses.
     silent_since: Instant,
-    /// When a probe last came back.
+    /// When a probe was last received.
     seen_at: Option<Instant>,
 }
 
-/// What is to be done now.
+/// An action to take now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Publish probe `number` through `lane`.
-    Probe { lane: usize, number: u64 },
-    /// A probe through `lane` did not come back in time.
-    Miss { lane: usize },
-    /// Nothing came back through `lane`: connect anew, on `ends`.
-    Reconnect { lane: usize, ends: Ends },
+    /// Publish probe `number` through `queue`.
+    Probe { queue: usize, number: u64 },
+    /// A probe through `queue` was not received in time.
+    Miss { queue: usize },
+    /// No probe through `queue` was received: reconnect `ends`.
+    Reconnect { queue: usize, ends: Ends },
 }
 
-/// Which connections may be the reason that probes do not come back.
+/// The connections that may be the reason for missing probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ends {
-    /// The lane's alone: other lanes' probes have come back meanwhile.
-    Lane,
-    /// The subscriber's too, and then those of all lanes.
+    /// Only the queue's: probes of other queues were received in between.
+    Queue,
+    /// The subscriber's too, and those of all queues.
     All,
 }
 
 impl Health {
-    pub(super) fn new(pace: Pace, lanes: usize, now: Instant) -> Self {
-        let lane = |_| Lane {
+    pub(super) fn new(intervals: ProbeIntervals, queues: usize, now: Instant) -> Self {
+        let queue = |_| QueueHealth {
             connection: Err("not connected to redis yet".to_owned()),
             is_proven: false,
             number: 0,
             valid_from: 0,
-            under_way: None,
+            in_flight: None,
             due: now,
             misses: 0,
             silent_since: now,
             seen_at: None,
         };
         Self {
-            pace,
+            intervals,
             subscriber: Err("not connected to redis yet".to_owned()),
-            lanes: (0..lanes).map(lane).collect(),
-            whereabouts: Whereabouts::default(),
+            queues: (0..queues).map(queue).collect(),
+            primary_check: PrimaryCheck::default(),
             since: now,
         }
     }
 
-    /// What the subscriber has to say: `Ok` when it is connected and everything is confirmed.
+    /// Sets the subscriber's state: `Ok` when it is connected and all subscriptions are confirmed.
     pub(super) fn subscriber(&mut self, state: Result<(), String>, now: Instant) {
         let was_up = self.subscriber.is_ok();
         self.subscriber = state;
         if was_up != self.subscriber.is_ok() {
-            self.whereabouts.reset();
+            self.primary_check.reset();
         }
-        for lane in &mut self.lanes {
-            lane.turn(
-                was_up && lane.connection.is_ok(),
+        for queue in &mut self.queues {
+            queue.turn(
+                was_up && queue.connection.is_ok(),
                 self.subscriber.is_ok(),
                 now,
             );
         }
     }
 
-    /// What a lane has to say of its connection.
-    pub(super) fn lane(&mut self, index: usize, state: Result<(), String>, now: Instant) {
-        let Some(lane) = self.lanes.get_mut(index) else {
+    /// Sets the state of a publish queue's connection.
+    pub(super) fn queue(&mut self, index: usize, state: Result<(), String>, now: Instant) {
+        let Some(queue) = self.queues.get_mut(index) else {
             return;
         };
-        let was_up = lane.connection.is_ok() && self.subscriber.is_ok();
-        lane.connection = state;
-        lane.turn(was_up, self.subscriber.is_ok(), now);
+        let was_up = queue.connection.is_ok() && self.subscriber.is_ok();
+        queue.connection = state;
+        queue.turn(was_up, self.subscriber.is_ok(), now);
     }
 
-    /// A probe came back: how long it took, if it is the one that was waited for.
+    /// A probe was received. Returns its round-trip time, if it is the expected one.
     pub(super) fn seen(&mut self, index: usize, number: u64, now: Instant) -> Option<Duration> {
         let is_subscribed = self.subscriber.is_ok();
-        let lane = self.lanes.get_mut(index)?;
-        if !is_subscribed || lane.connection.is_err() {
+        let queue = self.queues.get_mut(index)?;
+        if !is_subscribed || queue.connection.is_err() {
             return None;
         }
-        // Late or not, it went in and came out.
-        lane.is_proven = true;
-        lane.misses = 0;
-        lane.seen_at = Some(now);
-        let (_, sent_at) = lane
-            .under_way
-            .take_if(|(under_way, _)| *under_way == number)?;
+        // A late probe proves the path too.
+        queue.is_proven = true;
+        queue.misses = 0;
+        queue.seen_at = Some(now);
+        let (_, sent_at) = queue
+            .in_flight
+            .take_if(|(in_flight, _)| *in_flight == number)?;
         Some(now.saturating_duration_since(sent_at))
     }
 
-    /// Redis has answered to a probe; what follows from it.
+    /// Redis has replied to a probe; returns what follows from the reply.
     pub(super) fn answered(
         &mut self,
         index: usize,
@@ -151,101 +151,104 @@ impl Health {
         answer: Answer,
         now: Instant,
     ) -> Option<Finding> {
-        let lane = self.lanes.get(index)?;
-        if self.subscriber.is_err() || lane.connection.is_err() || number < lane.valid_from {
-            return None; // Who was to hear it was another one.
+        let queue = self.queues.get(index)?;
+        if self.subscriber.is_err() || queue.connection.is_err() || number < queue.valid_from {
+            return None; // It was sent before the subscriber's current connection.
         }
-        self.whereabouts.answered(answer, now)
+        self.primary_check.answered(answer, now)
     }
 
-    /// Everything that is due. Tasks are given out once.
+    /// All actions that are due, each returned once.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Task> {
         let mut tasks = Vec::new();
         if self.subscriber.is_err() {
             return tasks;
         }
-        let last_seen_at = self.lanes.iter().filter_map(|lane| lane.seen_at).max();
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            if lane.connection.is_err() {
+        let last_seen_at = self.queues.iter().filter_map(|queue| queue.seen_at).max();
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if queue.connection.is_err() {
                 continue;
             }
-            if let Some((_, sent_at)) = lane.under_way
-                && self.pace.timeout <= now.saturating_duration_since(sent_at)
+            if let Some((_, sent_at)) = queue.in_flight
+                && self.intervals.timeout <= now.saturating_duration_since(sent_at)
             {
-                lane.under_way = None;
-                if lane.misses == 0 {
-                    // A probe from before may have come late, after this one was sent.
-                    lane.silent_since =
-                        lane.seen_at.map_or(sent_at, |seen_at| sent_at.max(seen_at));
+                queue.in_flight = None;
+                if queue.misses == 0 {
+                    // A previous probe may have arrived late, after this one was sent.
+                    queue.silent_since = queue
+                        .seen_at
+                        .map_or(sent_at, |seen_at| sent_at.max(seen_at));
                 }
-                lane.misses += 1;
-                tasks.push(Task::Miss { lane: index });
-                lane.due = now;
-                if MISSES_MAX <= lane.misses {
-                    lane.misses = 0;
-                    lane.is_proven = false;
-                    // Later than that only the probe of another lane can have been.
+                queue.misses += 1;
+                tasks.push(Task::Miss { queue: index });
+                queue.due = now;
+                if MISSES_MAX <= queue.misses {
+                    queue.misses = 0;
+                    queue.is_proven = false;
+                    // A later probe can only be that of another queue.
                     let ends = match last_seen_at {
-                        Some(at) if lane.silent_since < at => Ends::Lane,
+                        Some(at) if queue.silent_since < at => Ends::Queue,
                         _ => Ends::All,
                     };
-                    tasks.push(Task::Reconnect { lane: index, ends });
+                    tasks.push(Task::Reconnect { queue: index, ends });
                 }
             }
-            if lane.under_way.is_none() && lane.due <= now {
-                lane.under_way = Some((lane.number, now));
-                lane.due = now + self.pace.interval;
+            if queue.in_flight.is_none() && queue.due <= now {
+                queue.in_flight = Some((queue.number, now));
+                queue.due = now + self.intervals.interval;
                 tasks.push(Task::Probe {
-                    lane: index,
-                    number: lane.number,
+                    queue: index,
+                    number: queue.number,
                 });
-                lane.number += 1;
+                queue.number += 1;
             }
         }
         tasks
     }
 
-    /// When [`due`](Self::due) has something to do next; `None` while no way is up.
+    /// When [`due`](Self::due) next has actions; `None` while no path is up.
     pub(super) fn next_at(&self) -> Option<Instant> {
         self.subscriber.as_ref().ok()?;
-        let up = self.lanes.iter().filter(|lane| lane.connection.is_ok());
-        up.map(|lane| match lane.under_way {
-            Some((_, sent_at)) => sent_at + self.pace.timeout,
-            None => lane.due,
+        let up = self.queues.iter().filter(|queue| queue.connection.is_ok());
+        up.map(|queue| match queue.in_flight {
+            Some((_, sent_at)) => sent_at + self.intervals.timeout,
+            None => queue.due,
         })
         .min()
     }
 
-    /// How long ago the lane that was proven longest ago was proven.
+    /// The time since the last proof, of the queue for which it is longest.
     pub(super) fn probe_age(&self, now: Instant) -> Duration {
-        let ages = self.lanes.iter().map(|lane| {
-            let seen_at = lane.seen_at.unwrap_or(self.since);
+        let ages = self.queues.iter().map(|queue| {
+            let seen_at = queue.seen_at.unwrap_or(self.since);
             now.saturating_duration_since(seen_at)
         });
         ages.max().unwrap_or_default()
     }
 
-    /// Why a publication may not come back, if so: the first reason on its way.
+    /// Why publications may not be received, if so: the first reason on the path.
     pub(super) fn readiness(&self) -> Result<(), String> {
         self.subscriber.clone()?;
-        for (index, lane) in self.lanes.iter().enumerate() {
-            lane.connection.clone()?;
-            if !lane.is_proven {
-                return Err(format!("no probe came back through lane {index} of redis"));
+        for (index, queue) in self.queues.iter().enumerate() {
+            queue.connection.clone()?;
+            if !queue.is_proven {
+                return Err(format!(
+                    "no probe was received through publish queue {index}"
+                ));
             }
         }
         Ok(())
     }
 }
 
-impl Lane {
-    /// Starts over when the way has just come up or gone down.
+impl QueueHealth {
+    /// Starts over when the path has just come up or gone down.
     fn turn(&mut self, was_up: bool, is_subscribed: bool, now: Instant) {
         let is_up = is_subscribed && self.connection.is_ok();
         if was_up != is_up {
             self.is_proven = false;
             self.valid_from = self.number;
-            self.under_way = None;
+            self.in_flight = None;
             self.misses = 0;
             self.due = now;
         }

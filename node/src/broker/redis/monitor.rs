@@ -1,4 +1,4 @@
-//! Keeps [`Health`] up to date, sends its probes and acts on what they find.
+//! Updates [`Health`], sends its probes and acts on their results.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,15 +18,15 @@ use tracing::warn;
 use super::RedisBroker;
 use super::health::Ends;
 use super::health::Health;
-use super::health::Pace;
+use super::health::ProbeIntervals;
 use super::health::Task;
-use super::whereabouts::Answer;
-use super::whereabouts::Finding;
+use super::primary_check::Answer;
+use super::primary_check::Finding;
 use crate::broker::Shard;
 use crate::config;
 use crate::metrics::Metrics;
 
-/// How often to look for drops that are not logged yet.
+/// How often to check for drops that are not logged yet.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The broker's health, shared by its tasks. Every change of readiness is logged once.
@@ -34,15 +34,15 @@ pub(super) struct Monitor {
     state: Mutex<State>,
     changed: Notify,
     all: Arc<AllReady>,
-    /// For people.
+    /// For logs.
     address: String,
     metrics: Arc<Metrics>,
 }
 
-/// Over all servers: the broker is ready if each of them is.
+/// Readiness over all servers: the broker is ready if each of them is.
 pub(super) struct AllReady {
     unready: AtomicUsize,
-    /// For each of them, in milliseconds.
+    /// For each server, in milliseconds.
     probe_ages: Vec<AtomicU64>,
     metrics: Arc<Metrics>,
 }
@@ -57,7 +57,7 @@ impl AllReady {
         }
     }
 
-    /// The last proof that `shard` brings what is published is that old.
+    /// Sets the age of the last proof that `shard` delivers publications.
     fn note_probe_age(&self, shard: Shard, age: Duration) {
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.probe_ages[shard.0].store(age, Ordering::Relaxed);
@@ -69,7 +69,7 @@ impl AllReady {
         self.metrics.probe_age_seconds.set(oldest as f64 / 1000.0);
     }
 
-    /// One of them is from now on, or no longer.
+    /// One of them has become ready or not ready.
     fn change(&self, is_ready: bool) {
         let unready = if is_ready {
             self.unready.fetch_sub(1, Ordering::AcqRel) - 1
@@ -87,11 +87,11 @@ struct State {
 
 impl Monitor {
     pub(super) fn new(config: &config::Redis, all: Arc<AllReady>, metrics: Arc<Metrics>) -> Self {
-        let pace = Pace {
+        let intervals = ProbeIntervals {
             interval: config.probe_interval,
             timeout: config.probe_timeout,
         };
-        let health = Health::new(pace, config.lanes, Instant::now().into_std());
+        let health = Health::new(intervals, config.lanes, Instant::now().into_std());
         Self {
             state: Mutex::new(State {
                 health,
@@ -104,37 +104,38 @@ impl Monitor {
         }
     }
 
-    /// Notes whether publications can come back.
+    /// Sets whether publications can be received.
     pub(super) fn subscriber(&self, state: Result<(), String>) {
         self.change(|health, now| health.subscriber(state, now));
         self.changed.notify_one();
     }
 
-    /// Notes whether a lane is connected.
-    pub(super) fn lane(&self, index: usize, state: Result<(), String>) {
-        self.change(|health, now| health.lane(index, state, now));
+    /// Sets whether a publish queue is connected.
+    pub(super) fn queue(&self, index: usize, state: Result<(), String>) {
+        self.change(|health, now| health.queue(index, state, now));
         self.changed.notify_one();
     }
 
-    /// Notes that a probe came back; `data` is what [`probe_data`] made.
+    /// A probe was received; `data` was made by [`probe_data`].
     pub(super) fn seen(&self, data: &[u8]) {
-        let Some((lane, number)) = parse_probe(data) else {
-            return; // Somebody else's bytes on our channel prove nothing.
+        let Some((queue, number)) = parse_probe(data) else {
+            return; // Other data on the probe channel proves nothing.
         };
-        if let Some(round_trip) = self.change(|health, now| health.seen(lane, number, now)) {
+        if let Some(round_trip) = self.change(|health, now| health.seen(queue, number, now)) {
             self.metrics.probe_seen(round_trip);
         }
     }
 
-    /// Notes what Redis answered to the probe `data`; what follows from it.
+    /// Redis has replied to the probe `data`; returns what follows from the reply.
     pub(super) fn answered(&self, data: &[u8], answer: Answer) -> Option<Finding> {
-        let (lane, number) = parse_probe(data)?;
-        let finding = self.change(|health, now| health.answered(lane, number, answer, now))?;
+        let (queue, number) = parse_probe(data)?;
+        let finding = self.change(|health, now| health.answered(queue, number, answer, now))?;
         let redis = &self.address;
         match finding {
             Finding::Elsewhere => warn!(
                 redis,
-                lane, "the subscriber is at another server than this lane, connecting it anew"
+                queue,
+                "the subscriber is connected to another server than this publish queue, reconnecting it"
             ),
             Finding::Changed => warn!(
                 redis,
@@ -172,35 +173,38 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
         let tasks = monitor.change(Health::due);
         for task in tasks {
             match task {
-                Task::Probe { lane, number } => {
-                    let data = probe_data(lane, number);
-                    broker.lanes[lane].push_probe(&broker.probe_channel, data);
+                Task::Probe { queue, number } => {
+                    let data = probe_data(queue, number);
+                    broker.queues[queue].push_probe(&broker.probe_channel, data);
                 }
-                Task::Miss { lane } => {
+                Task::Miss { queue } => {
                     monitor.metrics.probes_missed.inc();
-                    tracing::debug!(lane, "a probe did not come back in time");
+                    tracing::debug!(queue, "a probe was not received in time");
                 }
                 Task::Reconnect {
-                    lane,
-                    ends: Ends::Lane,
+                    queue,
+                    ends: Ends::Queue,
                 } => {
                     warn!(
-                        lane,
-                        "no probe comes back through this lane, connecting it anew"
+                        queue,
+                        "no probes are received through this publish queue, reconnecting it"
                     );
-                    broker.suspect_lane(lane);
+                    broker.suspect_queue(queue);
                 }
                 Task::Reconnect {
-                    lane,
+                    queue,
                     ends: Ends::All,
                 } => {
-                    warn!(lane, "no probe comes back through redis, connecting anew");
-                    broker.suspect_all_lanes();
+                    warn!(
+                        queue,
+                        "no probes are received through redis, reconnecting all"
+                    );
+                    broker.suspect_all_queues();
                     broker.subscribing_stalled.send_replace(());
                 }
             }
         }
-        broker.drops.log();
+        broker.drop_counters.log();
         let age = monitor
             .state
             .lock()
@@ -219,11 +223,11 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
     }
 }
 
-fn probe_data(lane: usize, number: u64) -> Bytes {
-    format!("{lane}:{number}").into()
+fn probe_data(queue: usize, number: u64) -> Bytes {
+    format!("{queue}:{number}").into()
 }
 
 fn parse_probe(data: &[u8]) -> Option<(usize, u64)> {
-    let (lane, number) = std::str::from_utf8(data).ok()?.split_once(':')?;
-    Some((lane.parse().ok()?, number.parse().ok()?))
+    let (queue, number) = std::str::from_utf8(data).ok()?.split_once(':')?;
+    Some((queue.parse().ok()?, number.parse().ok()?))
 }

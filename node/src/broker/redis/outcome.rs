@@ -1,15 +1,15 @@
-//! What becomes of a batch by what Redis has answered: plain.
+//! Sorts a batch of publications by the replies of Redis. No I/O.
 
 use std::collections::HashSet;
 
 use deadpool_redis::redis::Value;
 
-use super::lane::Entry;
-use super::lane::Outcome;
+use super::publish_queue::Entry;
+use super::publish_queue::Outcome;
 use super::scripts;
 use crate::broker::Stored;
 
-/// What Redis answers when it will take the same command later, here or from another connection.
+/// Error codes after which Redis may accept the same command later, here or over another connection.
 const RETRY_CODES: [&str; 8] = [
     "LOADING",
     "BUSY",
@@ -21,21 +21,21 @@ const RETRY_CODES: [&str; 8] = [
     "NOSCRIPT",
 ];
 
-/// Whether Redis may take later what it has refused with this code.
+/// Whether Redis may accept a command later that it rejected with this code.
 pub(super) fn is_for_now(code: &str) -> bool {
     RETRY_CODES.contains(&code)
 }
 
-/// A batch after its answers.
+/// A batch after its replies.
 pub(super) struct Sorted {
     pub(super) ended: Vec<(Entry, Outcome)>,
-    /// What Redis has certainly not taken and may take later, in order.
+    /// What Redis has certainly not executed and may accept later, in order.
     pub(super) retried: Vec<Entry>,
 }
 
-/// Sorts a batch by the answers to it, the first to the first. What has none may have been taken.
+/// Sorts a batch by its replies, which are in the same order. Without a reply a publication may have been published.
 ///
-/// What could be tried again is not if a later one of its channel was taken: order goes before delivery.
+/// A publication is not retried if a later one of its channel was published: order comes before delivery.
 pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
     let mut answers: Vec<_> = answers.into_iter().map(Some).collect();
     answers.resize_with(batch.len(), || None);
@@ -72,7 +72,7 @@ fn taken(entry: &Entry, answer: &Value) -> Outcome {
     scripts::stored(answer).map_or(Outcome::Unanswered, Outcome::Taken)
 }
 
-/// Turns what was taken and not confirmed by a replica into what it is. `confirmed` is the answer to WAIT.
+/// Marks publications that no replica has confirmed. `confirmed` is the reply to WAIT.
 pub(super) fn need_replica(ended: &mut [(Entry, Outcome)], confirmed: Option<&Value>) {
     if matches!(confirmed, Some(Value::Int(1..))) {
         return;

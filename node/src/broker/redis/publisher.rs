@@ -1,11 +1,11 @@
-//! A lane's task: takes batches off the lane and pipelines them over one connection, one batch at a time.
+//! The task of a publish queue: takes batches off the queue and pipelines them over one connection, one batch at a time.
 //!
-//! It takes one connection from the pool and keeps it: deadpool asks Redis at each checkout whether the
-//! connection lives, which is a round trip. It is given back for just that check when the subscriber has
+//! It takes one connection from the pool and keeps it: deadpool checks at each checkout whether the
+//! connection is alive, which is a round trip. It is returned for just that check when the subscriber has
 //! lost Redis, since then this one is probably dead too, and what is written to a dead connection is lost.
 //!
-//! One batch is under way at a time, so what can be lost with a connection is one batch, and order needs
-//! no more than one queue.
+//! One batch is in flight at a time, so at most one batch can be lost with a connection, and one queue is
+//! enough to keep the order.
 
 use std::sync::Arc;
 
@@ -29,22 +29,22 @@ use super::RedisBroker;
 use super::chain;
 use super::fence;
 use super::fence::Identity;
-use super::lane::Entry;
-use super::lane::Lane;
-use super::lane::Outcome;
 use super::outcome;
+use super::primary_check::Finding;
+use super::publish_queue::Entry;
+use super::publish_queue::Outcome;
+use super::publish_queue::PublishQueue;
 use super::scripts;
 use super::scripts::Run;
-use super::whereabouts::Finding;
 use crate::config;
 use crate::metrics::Side;
 use crate::redis;
 use crate::redis::Backoff;
 
-/// A pool with room for one connection of each lane. Nothing is connected yet.
+/// A pool with room for one connection of each publish queue. Nothing is connected yet.
 pub(super) fn pool(config: &config::Redis) -> Pool {
     let info = redis::connection_info(&config.server);
-    // redis-rs gives up after 500 ms of silence by default, and deadpool never.
+    // redis-rs times out after 500 ms without a reply by default, and deadpool never.
     let timeouts = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(config.connect_timeout))
         .set_response_timeout(Some(config.response_timeout));
@@ -62,7 +62,7 @@ pub(super) fn pool(config: &config::Redis) -> Pool {
         .expect("a runtime is named, as timeouts need")
 }
 
-/// Publishes what comes into lane `index` until `shutdown`, then what is left in it.
+/// Publishes the entries of queue `index` until `shutdown`, then those that are left.
 pub(super) async fn run(
     broker: Arc<RedisBroker>,
     index: usize,
@@ -70,16 +70,16 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut publisher = Publisher {
-        lane: &broker.lanes[index],
-        suspect: broker.lane_suspects[index].subscribe(),
+        queue: &broker.queues[index],
+        suspect: broker.queue_suspects[index].subscribe(),
         backoff: Backoff::new(broker.config.backoff_max),
         last: None,
         store_script: Err("not loaded yet".to_owned()),
         probe_script: None,
         kind: if index < broker.config.lanes {
-            LaneKind::Usual
+            QueueKind::Usual
         } else {
-            LaneKind::Replicated
+            QueueKind::Replicated
         },
         broker: &broker,
         index,
@@ -89,39 +89,39 @@ pub(super) async fn run(
     publisher.finish(connection).await;
 }
 
-/// What goes through a lane.
+/// The kind of publications in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LaneKind {
-    /// The publications of its share of the channels.
+enum QueueKind {
+    /// The publications of its subset of the channels.
     Usual,
-    /// Those that need a replica's confirmation, which takes time that others must not wait. It connects
-    /// when the first one comes.
+    /// Those that need a replica's confirmation, for which others must not wait. It connects for the first
+    /// one.
     Replicated,
 }
 
 struct Publisher<'a> {
     broker: &'a RedisBroker,
     index: usize,
-    kind: LaneKind,
-    lane: &'a Lane,
+    kind: QueueKind,
+    queue: &'a PublishQueue,
     pool: Pool,
     suspect: watch::Receiver<()>,
     backoff: Backoff,
-    /// The connection that was given up last, until Redis has certainly seen its end.
+    /// The last abandoned connection, until Redis has certainly closed it.
     last: Option<Identity>,
-    /// The digest of [`scripts::STORE`], or why Redis does not take it.
+    /// The digest of [`scripts::STORE`], or why Redis rejects it.
     store_script: Result<String, String>,
-    /// The digest of [`scripts::PROBE`]. Without it probes are published like anything else.
+    /// The digest of [`scripts::PROBE`]. Without it probes are published like publications.
     probe_script: Option<String>,
 }
 
 /// Why a connection is no longer used.
 enum End {
-    /// The node stops.
+    /// The node is stopping.
     Shutdown(Connection),
     /// It may be dead: the pool is to check it.
     Suspect(Connection),
-    /// It is of no more use.
+    /// It has failed.
     Broken(String),
 }
 
@@ -137,12 +137,12 @@ impl Publisher<'_> {
             match self.publish(connection, shutdown).await {
                 End::Shutdown(connection) => return Some(connection),
                 End::Suspect(connection) => {
-                    self.last = None; // All that it was sent is answered.
-                    drop(connection); // Back into the pool, which checks it before it gives it out.
+                    self.last = None; // All commands sent over it have their replies.
+                    drop(connection); // Back into the pool, which checks it at the next checkout.
                 }
                 End::Broken(reason) => {
                     self.broker.metrics.broker_lost(Side::Publish);
-                    self.broker.monitor.lane(self.index, Err(reason));
+                    self.broker.monitor.queue(self.index, Err(reason));
                 }
             }
         }
@@ -154,36 +154,36 @@ impl Publisher<'_> {
                 biased;
                 () = shutdown.cancelled() => return End::Shutdown(connection),
                 Ok(()) = self.suspect.changed() => return End::Suspect(connection),
-                () = self.lane.arrival() => {}
+                () = self.queue.arrival() => {}
             }
             if let Err(reason) = self.send(&mut connection).await {
-                drop(Connection::take(connection)); // Not back into the pool.
+                drop(Connection::take(connection)); // Closed, instead of returned to the pool.
                 return End::Broken(reason);
             }
         }
     }
 
-    /// Sends the next batch and waits for its answers.
+    /// Sends the next batch and waits for its replies.
     async fn send(&mut self, connection: &mut Connection) -> Result<(), String> {
-        let batch = self.lane.take_batch();
+        let batch = self.queue.take_batch();
         if batch.is_empty() {
             return Ok(());
         }
         let (batch, unpublishable) = self.publishable(batch);
-        self.lane.settle(unpublishable);
+        self.queue.settle(unpublishable);
         let commands = self.commands(&batch);
         let answers = connection.send_packed_commands(&commands, 0, commands.len());
         match answers.await {
             Ok(answers) => self.settle(batch, answers),
             Err(error) => {
                 let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
-                self.lane.settle(unanswered);
+                self.queue.settle(unanswered);
                 Err(chain(&error))
             }
         }
     }
 
-    /// Takes out what needs the script if Redis has not taken that.
+    /// Removes entries that need the script if Redis has rejected that.
     fn publishable(&self, batch: Vec<Entry>) -> (Vec<Entry>, Vec<(Entry, Outcome)>) {
         let Err(reason) = &self.store_script else {
             return (batch, Vec::new());
@@ -211,7 +211,7 @@ impl Publisher<'_> {
                 }
             }
         }
-        if self.kind == LaneKind::Replicated && !batch.is_empty() {
+        if self.kind == QueueKind::Replicated && !batch.is_empty() {
             let patience = self.broker.config.response_timeout / 2;
             commands
                 .cmd("WAIT")
@@ -221,7 +221,7 @@ impl Publisher<'_> {
         commands
     }
 
-    /// Ends a batch as Redis has answered.
+    /// Completes a batch by the replies of Redis.
     fn settle(&mut self, batch: Vec<Entry>, mut answers: Vec<Value>) -> Result<(), String> {
         let confirmed = answers.get(batch.len()).cloned();
         answers.truncate(batch.len());
@@ -231,7 +231,7 @@ impl Publisher<'_> {
             }
         }
         let mut sorted = outcome::sort(batch, answers);
-        if self.kind == LaneKind::Replicated {
+        if self.kind == QueueKind::Replicated {
             outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
         }
         let refusal = sorted.ended.iter().find_map(|(_, outcome)| match outcome {
@@ -239,22 +239,22 @@ impl Publisher<'_> {
             _ => None,
         });
         if let Some(answer) = refusal {
-            self.broker.drops.note_answer(answer);
+            self.broker.drop_counters.note_answer(answer);
         }
-        self.lane.settle(sorted.ended);
+        self.queue.settle(sorted.ended);
         if sorted.retried.is_empty() {
             return Ok(());
         }
-        self.lane.put_back(sorted.retried);
-        Err("redis takes no publications at the moment".to_owned())
+        self.queue.put_back(sorted.retried);
+        Err("redis accepts no publications at the moment".to_owned())
     }
 
-    /// Takes what Redis has answered to a probe.
+    /// Processes the reply to a probe.
     fn probed(&mut self, probe: &[u8], answer: &Value) {
         if let Value::ServerError(error) = answer
             && !outcome::is_for_now(error.code())
         {
-            debug!(lane = self.index, %error, "probes are published without a script");
+            debug!(queue = self.index, %error, "probes are published without a script");
             self.probe_script = None;
         }
         let Ok(answer) = scripts::probed(answer) else {
@@ -271,15 +271,15 @@ impl Publisher<'_> {
         }
     }
 
-    /// Takes a connection from the pool and sees the last one out.
+    /// Takes a connection from the pool and waits until Redis has closed the last one.
     async fn open(&mut self) -> Result<Connection, String> {
         let mut connection = self.pool.get().await.map_err(|error| chain(&error))?;
-        let role = format!("lane-{}", self.index);
+        let role = format!("publish-{}", self.index);
         let name = redis::connection_name(&self.broker.node_id, &role, fastrand::u64(..));
         let fenced = async {
             let identity = fence::identify(&mut connection, name).await?;
             if let Some(last) = &self.last {
-                fence::see_out(&mut connection, last).await?;
+                fence::wait_closed(&mut connection, last).await?;
             }
             let store = load(&mut connection, scripts::STORE).await?;
             let probe = load(&mut connection, scripts::PROBE).await?;
@@ -301,19 +301,19 @@ impl Publisher<'_> {
 
     /// Publishes what is left with `connection`, about one response timeout long, and drops the rest.
     async fn finish(&mut self, connection: Option<Connection>) {
-        self.lane.close();
+        self.queue.close();
         let end = Instant::now() + self.broker.config.response_timeout;
         if let Some(mut connection) = connection {
-            while !self.lane.is_empty()
+            while !self.queue.is_empty()
                 && Instant::now() < end
                 && self.send(&mut connection).await.is_ok()
             {}
         }
-        self.lane.lose_all();
+        self.queue.lose_all();
     }
 }
 
-/// Gives Redis a script; its digest, or what Redis says if it does not take it.
+/// Loads a script; returns its digest, or Redis's error.
 async fn load(
     connection: &mut Connection,
     script: &str,
@@ -324,27 +324,27 @@ async fn load(
     Ok(match answers.as_slice() {
         [Value::BulkString(digest)] => Ok(String::from_utf8_lossy(digest).into_owned()),
         [Value::ServerError(error)] => Err(error.to_string()),
-        _ => Err("redis gave a script no digest".to_owned()),
+        _ => Err("redis returned no digest for a script".to_owned()),
     })
 }
 
-/// Connects, however long it takes. Meanwhile what waits too long in the lane is dropped.
+/// Connects, with retries without end. Meanwhile expired entries are dropped from the queue.
 async fn connect(publisher: &mut Publisher<'_>) -> Connection {
-    let lane = publisher.lane;
-    if publisher.kind == LaneKind::Replicated {
-        lane.arrival().await;
+    let queue = publisher.queue;
+    if publisher.kind == QueueKind::Replicated {
+        queue.arrival().await;
     }
     let expire = async {
         loop {
-            match lane.expire() {
+            match queue.expire() {
                 Some(at) => time::sleep_until(at).await,
-                None => lane.arrival().await,
+                None => queue.arrival().await,
             }
         }
     };
     let open = async {
         loop {
-            // What makes a connection suspect from here on concerns the new one.
+            // From here on a suspicion concerns the new connection.
             publisher.suspect.mark_unchanged();
             match publisher.open().await {
                 Ok(connection) => {
@@ -352,10 +352,10 @@ async fn connect(publisher: &mut Publisher<'_>) -> Connection {
                     return connection;
                 }
                 Err(reason) => {
-                    debug!(lane = publisher.index, reason, "cannot connect");
+                    debug!(queue = publisher.index, reason, "cannot connect");
                     let reason = format!("cannot publish to redis: {reason}");
                     let monitor = &publisher.broker.monitor;
-                    monitor.lane(publisher.index, Err(reason));
+                    monitor.queue(publisher.index, Err(reason));
                 }
             }
             time::sleep(publisher.backoff.next(fastrand::f64())).await;
@@ -363,21 +363,21 @@ async fn connect(publisher: &mut Publisher<'_>) -> Connection {
     };
     let connection = tokio::select! {
         connection = open => connection,
-        () = expire => unreachable!("it goes on for ever"),
+        () = expire => unreachable!("it does not return"),
     };
     publisher.backoff.reset();
     publisher.broker.metrics.broker_connected(Side::Publish);
-    publisher.broker.monitor.lane(publisher.index, Ok(()));
+    publisher.broker.monitor.queue(publisher.index, Ok(()));
     connection
 }
 
-/// Waits until this node hears what it publishes, or for as long as a subscriber that can come back takes.
+/// Waits until the subscriber is subscribed again, or for as long as that usually takes.
 ///
-/// What waited while Redis was away would otherwise go out before anybody is subscribed again. A node that
-/// cannot subscribe at all still publishes: others may hear it.
+/// Otherwise publications that waited for Redis would be sent before nodes are subscribed again. A node that
+/// cannot subscribe at all still publishes: other nodes may receive it.
 async fn hear_first(broker: &RedisBroker) {
     let mut hearing = broker.hearing.subscribe();
     let patience = broker.config.backoff_max + broker.config.connect_timeout;
-    // The sender is the broker's own, so it is there; and a wait that is over is no failure.
+    // The sender is the broker's own, so it exists; and a timeout is no failure.
     let _ = time::timeout(patience, hearing.wait_for(|hears| *hears)).await;
 }

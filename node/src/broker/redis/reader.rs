@@ -1,4 +1,4 @@
-//! Reads streams, and what else is asked of Redis and is no publication.
+//! Reads streams, and runs other commands that are no publications.
 
 use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::Value;
@@ -15,10 +15,10 @@ use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::keys;
 
-/// The way of questions to one server; all who ask share a connection.
+/// Runs read commands on one server; all callers share a connection.
 pub(super) struct Reader {
     commands: Commands,
-    /// What Redis calls [`scripts::READ`]; `None` if it may not be loaded, and is sent each time.
+    /// The digest of [`scripts::READ`]; `None` if loading is not permitted, and the text is sent each time.
     digest: OnceCell<Option<String>>,
 }
 
@@ -38,7 +38,7 @@ impl Reader {
         let by_text = scripts::read(Run::Text(scripts::READ), ask);
         let answer = match digest {
             Some(digest) => match self.run_one(scripts::read(Run::Digest(digest), ask)).await {
-                // Redis was restarted, or its scripts were dropped.
+                // Redis was restarted, or its scripts were flushed.
                 Err(CommandError::Refused(answer))
                     if answer.to_lowercase().contains("noscript") =>
                 {

@@ -1,16 +1,16 @@
-//! What Redis does in one step for a channel's stream: how it is told, and what it answers.
+//! The scripts that work on a channel's stream atomically: their commands and their replies.
 
 use deadpool_redis::redis::Cmd;
 use deadpool_redis::redis::Value;
 
-use super::whereabouts::Answer;
+use super::primary_check::Answer;
 use crate::broker::Ask;
 use crate::broker::Store;
 use crate::broker::Stored;
 use crate::broker::history::Entry;
 use crate::broker::history::Order;
 use crate::broker::history::Page;
-use crate::broker::history::Unborn;
+use crate::broker::history::Unstarted;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::protocol::channel::ChannelName;
@@ -31,19 +31,19 @@ pub(super) const READ: &str = concat!(
 /// Publishes a probe.
 pub(super) const PROBE: &str = include_str!("scripts/probe.lua");
 
-/// Which command runs a script, and what it takes to name the script.
+/// How a script is called.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Run<'a> {
-    /// By the digest that Redis has given it.
+    /// By its digest.
     Digest(&'a str),
-    /// By its text, which Redis then knows.
+    /// By its text, which Redis then caches.
     Text(&'a str),
 }
 
-/// Answers nothing that these scripts return.
+/// A reply that these scripts do not return.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("redis returned something else than its script")]
-pub(super) struct Strange;
+#[error("unexpected reply of redis to a script")]
+pub(super) struct UnexpectedReply;
 
 /// The command that publishes `store`.
 pub(super) fn store(run: Run<'_>, store: &Store) -> Cmd {
@@ -71,13 +71,13 @@ pub(super) fn store(run: Run<'_>, store: &Store) -> Cmd {
     command
 }
 
-/// What the answer to [`store`] says.
-pub(super) fn stored(answer: &Value) -> Result<Stored, Strange> {
+/// Parses the reply to [`store`].
+pub(super) fn stored(answer: &Value) -> Result<Stored, UnexpectedReply> {
     let Value::Array(parts) = answer else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let [offset, epoch] = parts.as_slice() else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let (offset, epoch) = (number(offset)?, text(epoch)?);
     let position = (offset != 0).then(|| Position {
@@ -94,12 +94,12 @@ pub(super) fn probe(run: Run<'_>, channel: &ChannelName, data: &[u8]) -> Cmd {
     command
 }
 
-/// What the answer to [`probe`] says, or the one to a PUBLISH.
-pub(super) fn probed(answer: &Value) -> Result<Answer, Strange> {
+/// Parses the reply to [`probe`], or to a PUBLISH.
+pub(super) fn probed(answer: &Value) -> Result<Answer, UnexpectedReply> {
     let (heard_by, server) = match answer {
         Value::Array(parts) => match parts.as_slice() {
             [heard_by, server] => (heard_by, text(server)?),
-            _ => return Err(Strange),
+            _ => return Err(UnexpectedReply),
         },
         heard_by => (heard_by, ""),
     };
@@ -109,7 +109,7 @@ pub(super) fn probed(answer: &Value) -> Result<Answer, Strange> {
     })
 }
 
-/// The command that reads what `ask` wants.
+/// The command that reads what `ask` requests.
 pub(super) fn read(run: Run<'_>, ask: &Ask) -> Cmd {
     let keys = [keys::stream(&ask.channel), keys::stream_meta(&ask.channel)];
     let query = &ask.query;
@@ -129,13 +129,13 @@ pub(super) fn read(run: Run<'_>, ask: &Ask) -> Cmd {
     command
 }
 
-/// What the answer to [`read`] says.
-pub(super) fn page(answer: Value) -> Result<Page, Strange> {
+/// Parses the reply to [`read`].
+pub(super) fn page(answer: Value) -> Result<Page, UnexpectedReply> {
     let Value::Array(parts) = answer else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let [epoch, offset, Value::Array(entries), is_cut, origin] = parts.as_slice() else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let position = Position {
         epoch: text(epoch)?.into(),
@@ -146,23 +146,23 @@ pub(super) fn page(answer: Value) -> Result<Page, Strange> {
         position,
         entries: entries?,
         is_cut: number(is_cut)? != 0,
-        origin: Unborn::parse(text(origin)?),
+        origin: Unstarted::parse(text(origin)?),
     })
 }
 
-fn entry(value: &Value) -> Result<Entry, Strange> {
+fn entry(value: &Value) -> Result<Entry, UnexpectedReply> {
     let Value::Array(parts) = value else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let [id, Value::Array(fields)] = parts.as_slice() else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
     let [_, Value::BulkString(body)] = fields.as_slice() else {
-        return Err(Strange);
+        return Err(UnexpectedReply);
     };
-    let offset = text(id)?.strip_suffix("-0").ok_or(Strange)?;
+    let offset = text(id)?.strip_suffix("-0").ok_or(UnexpectedReply)?;
     Ok(Entry {
-        offset: offset.parse().map_err(|_| Strange)?,
+        offset: offset.parse().map_err(|_| UnexpectedReply)?,
         body: body.clone().into(),
     })
 }
@@ -176,17 +176,17 @@ fn start(run: Run<'_>, keys: &[String]) -> Cmd {
     command
 }
 
-fn text(value: &Value) -> Result<&str, Strange> {
+fn text(value: &Value) -> Result<&str, UnexpectedReply> {
     match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).map_err(|_| Strange),
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).map_err(|_| UnexpectedReply),
         Value::SimpleString(text) => Ok(text),
-        _ => Err(Strange),
+        _ => Err(UnexpectedReply),
     }
 }
 
-fn number(value: &Value) -> Result<u64, Strange> {
+fn number(value: &Value) -> Result<u64, UnexpectedReply> {
     match value {
-        Value::Int(number) => u64::try_from(*number).map_err(|_| Strange),
-        value => text(value)?.parse().map_err(|_| Strange),
+        Value::Int(number) => u64::try_from(*number).map_err(|_| UnexpectedReply),
+        value => text(value)?.parse().map_err(|_| UnexpectedReply),
     }
 }

@@ -1,8 +1,8 @@
-//! Several independent Redis servers that share the channels.
+//! Several independent Redis servers over which channels are spread.
 //!
-//! Each has its own lanes, its own subscriber and its own readiness; a channel and all that is kept of it
-//! is on one of them. Which one depends on the channel's name and the number of servers alone, so that all
-//! nodes agree; with one server more, only as many channels move as the new one takes.
+//! Each has its own publish queues, its own subscriber and its own readiness; a channel and all its data are on
+//! one of them. Which one depends only on the channel's name and the number of servers, so that all nodes
+//! agree; when a server is added, only the channels that move to it change their server.
 
 use std::sync::Arc;
 
@@ -40,8 +40,8 @@ impl ShardedBroker {
         &self.shards[shard_of(channel.as_str(), self.shards.len())]
     }
 
-    /// Where what is kept of `channel` is: where its events go.
-    fn keeper(&self, channel: &ChannelName) -> &Arc<RedisBroker> {
+    /// The broker of the server that `channel` is on.
+    fn broker_of(&self, channel: &ChannelName) -> &Arc<RedisBroker> {
         self.of(&ChannelName::wire(channel))
     }
 }
@@ -80,14 +80,14 @@ impl Streams for ShardedBroker {
     }
 
     async fn store(&self, store: Store) -> Result<Stored, StoreError> {
-        self.keeper(&store.channel).store(store).await
+        self.broker_of(&store.channel).store(store).await
     }
 
     async fn history(&self, ask: Ask) -> Result<Page, Unavailable> {
-        self.keeper(&ask.channel).history(ask).await
+        self.broker_of(&ask.channel).history(ask).await
     }
 
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
-        self.keeper(channel).remove_history(channel).await
+        self.broker_of(channel).remove_history(channel).await
     }
 }

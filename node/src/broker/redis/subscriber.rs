@@ -1,6 +1,6 @@
-//! The task that brings publications: one connection, subscribed to what the hub wants.
+//! The task that receives publications: one connection, subscribed to the channels that the hub wants.
 //!
-//! It reads as fast as Redis sends and never waits for the hub. All publications of one read go to the
+//! It reads as fast as Redis sends and never waits for the hub. All publications of one read are passed to the
 //! hub together, in order.
 
 use std::str;
@@ -16,7 +16,7 @@ use tracing::warn;
 use super::RedisBroker;
 use super::chain;
 use super::subscriptions::Subscriptions;
-use super::subscriptions::Unasked;
+use super::subscriptions::UnexpectedConfirmation;
 use crate::metrics::DropReason;
 use crate::metrics::Side;
 use crate::protocol::publication::Publication;
@@ -28,7 +28,7 @@ use crate::redis::ReadError;
 use crate::redis::Reply;
 use crate::redis::connection_name;
 
-/// Brings publications until `shutdown`, over as many connections as it takes.
+/// Receives publications until `shutdown`, and reconnects as needed.
 pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
     let mut subscriber = Subscriber {
         backoff: Backoff::new(broker.config.backoff_max),
@@ -41,13 +41,13 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             lost = subscriber.subscribe() => lost,
         };
-        // Before the pause: a lane that is back sooner must not take this node for one that hears.
+        // Before the pause: a publisher that reconnects sooner must not assume that this node is subscribed.
         broker.hearing.send_replace(false);
         broker.change_subscriptions(Subscriptions::lose_all);
         broker.deliver.interrupted(broker.shard);
         let reason = chain(&lost);
-        debug!(reason, "the subscriber is without a connection");
-        let reason = format!("cannot hear redis: {reason}");
+        debug!(reason, "the subscriber has no connection");
+        let reason = format!("cannot subscribe to redis: {reason}");
         broker.monitor.subscriber(Err(reason));
         let pause = subscriber.backoff.next(fastrand::f64());
         tokio::select! {
@@ -65,7 +65,7 @@ struct Subscriber<'a> {
     heard_until: Option<Instant>,
 }
 
-/// Why there is no connection (any more).
+/// Why there is no connection, or why it ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
     #[error(transparent)]
@@ -73,18 +73,18 @@ enum Lost {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
-    Unasked(#[from] Unasked),
-    /// An ACL, most likely.
-    #[error("redis refused to subscribe: {0}")]
+    UnexpectedConfirmation(#[from] UnexpectedConfirmation),
+    /// Mostly because of an ACL.
+    #[error("redis rejected the subscription: {0}")]
     Refused(String),
     #[error("redis did not confirm a subscription in time")]
     Unconfirmed,
-    #[error("no probe comes to this connection")]
+    #[error("no probes are received on this connection")]
     Stalled,
 }
 
 impl Subscriber<'_> {
-    /// Connects, subscribes and brings publications, until the connection is lost.
+    /// Connects, subscribes and receives publications, until the connection is lost.
     async fn subscribe(&mut self) -> Lost {
         let config = &self.broker.config;
         let name = connection_name(&self.broker.node_id, "subscriber", self.broker.instance);
@@ -108,9 +108,9 @@ impl Subscriber<'_> {
         if is_resumed {
             self.heard_until = Some(Instant::now());
         }
-        // Whatever befell this connection may have befallen those of the lanes, and that of the reader: as
-        // soon as this node hears again, streams are read to see what was missed.
-        self.broker.suspect_all_lanes();
+        // The connections of the publishers and of the reader may be broken by the same cause: as soon as this node
+        // is subscribed again, streams are read to find what was missed.
+        self.broker.suspect_all_queues();
         self.broker.reader.suspect();
         lost
     }
@@ -153,7 +153,7 @@ impl Subscriber<'_> {
         }
     }
 
-    /// Queues the commands that bring what Redis has confirmed closer to what is wanted.
+    /// Queues the commands that turn the confirmed subscriptions into the wanted ones.
     fn next_step(&self, connection: &mut Connection) -> Step {
         let mut subscriptions = self.broker.subscriptions.lock();
         let has_resumed = subscriptions.is_resumed();
@@ -180,7 +180,7 @@ impl Subscriber<'_> {
         }
     }
 
-    /// Everything is subscribed (again).
+    /// All wanted channels are subscribed (again).
     fn resumed(&mut self) {
         self.backoff.reset();
         let channels = self.broker.subscriptions.lock().confirmed();
@@ -189,7 +189,7 @@ impl Subscriber<'_> {
             let silent_ms = u64::try_from(heard_until.elapsed().as_millis()).unwrap_or(u64::MAX);
             warn!(
                 silent_ms,
-                channels, "subscribed again: what was published meanwhile was missed"
+                channels, "subscribed again: publications in between were missed"
             );
         } else {
             info!(channels, "subscribed");
@@ -199,14 +199,14 @@ impl Subscriber<'_> {
         self.broker.monitor.subscriber(Ok(()));
     }
 
-    /// Something may be missing, though this is the same connection.
+    /// Publications may be missing, although the connection is the same.
     fn doubt(&self) {
         self.broker.metrics.broker_gaps.inc();
         self.broker.deliver.interrupted(self.broker.shard);
         self.broker.deliver.resumed(self.broker.shard);
     }
 
-    /// Handles all replies that are whole. What came before a bad one is delivered.
+    /// Handles all complete replies. Publications before an invalid one are delivered.
     fn take_replies(&self, connection: &mut Connection) -> Result<(), Lost> {
         let mut publications = Vec::new();
         let taken = {
@@ -241,7 +241,7 @@ impl Subscriber<'_> {
             Reply::Message { channel, data } => {
                 let name = str::from_utf8(&channel).ok();
                 let Some(channel) = name.and_then(|name| subscriptions.find(name)) else {
-                    return Ok(()); // Nobody wants it any more.
+                    return Ok(()); // It is no longer wanted.
                 };
                 if *channel == self.broker.probe_channel {
                     self.broker.monitor.seen(&data);
@@ -253,7 +253,7 @@ impl Subscriber<'_> {
             Reply::Oversized { channel, bytes } => {
                 let channel = String::from_utf8_lossy(&channel);
                 debug!(%channel, bytes, "a publication is larger than broker.message_size");
-                self.broker.drops.note(DropReason::Oversized, 1);
+                self.broker.drop_counters.note(DropReason::Oversized, 1);
             }
             Reply::Subscribed { channel } => self.confirm(&channel, true, subscriptions)?,
             Reply::Unsubscribed { channel } => self.confirm(&channel, false, subscriptions)?,
@@ -268,8 +268,8 @@ impl Subscriber<'_> {
         channel: &[u8],
         is_subscribed: bool,
         subscriptions: &mut Subscriptions,
-    ) -> Result<(), Unasked> {
-        let channel = str::from_utf8(channel).map_err(|_| Unasked)?;
+    ) -> Result<(), UnexpectedConfirmation> {
+        let channel = str::from_utf8(channel).map_err(|_| UnexpectedConfirmation)?;
         let before = subscriptions.counts();
         subscriptions.confirm(channel, is_subscribed)?;
         self.broker.count_subscriptions(before, subscriptions);
@@ -282,7 +282,7 @@ struct Step {
     commands: Commands,
 }
 
-/// What is going on with commands to Redis.
+/// The state of the commands to Redis.
 enum Commands {
     Sent,
     UnderWay,

@@ -1,8 +1,8 @@
-//! Which channels the node wants, and which of them Redis has confirmed.
+//! The channels that the node wants to be subscribed to, and those that Redis has confirmed.
 //!
-//! Plain: the hub changes the wishes, the subscriber's loop takes batches of commands out and puts
-//! confirmations in, and the two sets approach each other for ever. Wishes may change while a command is
-//! under way; the next command goes out only once it is confirmed.
+//! No I/O: the hub changes the wanted channels, and the subscriber's loop takes batches of commands and reports
+//! confirmations, until both sets are equal. Wanted channels may change while a command is in flight; the next
+//! command is made only once it is confirmed.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -12,25 +12,25 @@ use tokio::sync::oneshot;
 
 use crate::protocol::channel::ChannelName;
 
-/// The most channels in one command: larger ones hold up whatever else Redis has to do.
+/// The most channels in one command: larger ones delay other clients of Redis.
 const BATCH_CHANNELS_MAX: usize = 512;
 
-/// What is wanted and what is confirmed.
+/// The wanted and the confirmed channels.
 ///
-/// Invariants: a channel is in `unsettled`, under its `place`, if and only if its wish is not fulfilled and
-/// no command for it is under way; `under_way`, `confirmed` and `wanted` count the channels in that state;
-/// a channel that is neither wanted, confirmed nor under way is not in the map. So nothing grows while Redis is away
-/// but by what is wanted.
+/// Invariants: a channel is in `unsettled`, under its `seq`, if and only if it is wanted and not confirmed or the
+/// reverse, and no command for it is in flight; `in_flight`, `confirmed` and `wanted` count the channels in that
+/// state; a channel that is neither wanted, confirmed nor in flight is not in the map. So while Redis is
+/// unavailable the map grows only by wanted channels.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
     channels: HashMap<ChannelName, Channel>,
-    /// In the order of their wishes.
+    /// In the order in which they were changed.
     unsettled: BTreeMap<u64, ChannelName>,
-    next_place: u64,
-    under_way: usize,
+    next_seq: u64,
+    in_flight: usize,
     confirmed: usize,
     wanted: usize,
-    /// Places below this are of wishes older than the connection.
+    /// Sequence numbers below this are of changes before the connection.
     resumed_from: u64,
 }
 
@@ -38,10 +38,10 @@ pub(super) struct Subscriptions {
 struct Channel {
     is_wanted: bool,
     is_confirmed: bool,
-    /// A command that turns `is_confirmed` around was sent.
-    is_under_way: bool,
-    place: Option<u64>,
-    /// Those who wait until the channel is confirmed.
+    /// A command that inverts `is_confirmed` was sent.
+    is_in_flight: bool,
+    seq: Option<u64>,
+    /// Callers that wait until the channel is confirmed.
     waiting: Vec<oneshot::Sender<()>>,
 }
 
@@ -52,14 +52,14 @@ pub(super) struct Counts {
     pub(super) confirmed: usize,
 }
 
-/// Whether a channel is subscribed, for who wants to be sure.
+/// Whether a subscription is confirmed.
 #[derive(Debug)]
 pub(super) enum Confirmation {
     /// It is.
     Here,
-    /// This is told when it is, and is dropped if nobody wants it any more.
+    /// This is sent to when it is, and dropped if the channel is no longer wanted.
     Awaited(oneshot::Receiver<()>),
-    /// Nobody wants it.
+    /// The channel is not wanted.
     Never,
 }
 
@@ -70,13 +70,13 @@ pub(super) struct Batch {
     pub(super) unsubscribe: Vec<ChannelName>,
 }
 
-/// A confirmation that nothing asked for: the two sides no longer agree, so the connection must go.
+/// A confirmation without a command: the two sides no longer agree, so the connection has to be closed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("redis confirmed a subscription that was not asked for")]
-pub(super) struct Unasked;
+#[error("unexpected confirmation of a subscription")]
+pub(super) struct UnexpectedConfirmation;
 
 impl Subscriptions {
-    /// Wishes for `channel`, or no longer. Whether a batch may be ready now that was not before.
+    /// Sets whether `channel` is wanted. Returns whether there may be a new batch.
     pub(super) fn want(&mut self, channel: &ChannelName, is_wanted: bool) -> bool {
         if !is_wanted && !self.channels.contains_key(channel) {
             return false;
@@ -94,47 +94,57 @@ impl Subscriptions {
         self.settle(channel)
     }
 
-    /// The next commands, once those before are all confirmed.
+    /// The next commands, once all previous ones are confirmed.
     pub(super) fn next_batch(&mut self) -> Option<Batch> {
-        if 0 < self.under_way {
+        if 0 < self.in_flight {
             return None;
         }
         let mut batch = Batch::default();
-        while self.under_way < BATCH_CHANNELS_MAX
+        while self.in_flight < BATCH_CHANNELS_MAX
             && let Some((_, channel)) = self.unsettled.pop_first()
             && let Some(state) = self.channels.get_mut(&channel)
         {
-            state.place = None;
-            state.is_under_way = true;
-            self.under_way += 1;
+            state.seq = None;
+            state.is_in_flight = true;
+            self.in_flight += 1;
             if state.is_wanted {
                 batch.subscribe.push(channel);
             } else {
                 batch.unsubscribe.push(channel);
             }
         }
-        (0 < self.under_way).then_some(batch)
+        (0 < self.in_flight).then_some(batch)
     }
 
-    /// Takes note that Redis has subscribed (or unsubscribed) `channel`.
+    /// Records that Redis has subscribed (or unsubscribed) `channel`.
     ///
     /// # Errors
     ///
-    /// [`Unasked`] if no such command is under way.
-    pub(super) fn confirm(&mut self, channel: &str, is_subscribed: bool) -> Result<(), Unasked> {
-        let (name, state) = self.channels.get_key_value(channel).ok_or(Unasked)?;
-        if !state.is_under_way || state.is_confirmed == is_subscribed {
-            return Err(Unasked);
+    /// [`UnexpectedConfirmation`] if no such command is in flight.
+    pub(super) fn confirm(
+        &mut self,
+        channel: &str,
+        is_subscribed: bool,
+    ) -> Result<(), UnexpectedConfirmation> {
+        let (name, state) = self
+            .channels
+            .get_key_value(channel)
+            .ok_or(UnexpectedConfirmation)?;
+        if !state.is_in_flight || state.is_confirmed == is_subscribed {
+            return Err(UnexpectedConfirmation);
         }
         let name = name.clone();
-        let state = self.channels.get_mut(channel).ok_or(Unasked)?;
-        state.is_under_way = false;
+        let state = self
+            .channels
+            .get_mut(channel)
+            .ok_or(UnexpectedConfirmation)?;
+        state.is_in_flight = false;
         state.is_confirmed = is_subscribed;
-        self.under_way -= 1;
+        self.in_flight -= 1;
         if is_subscribed {
             self.confirmed += 1;
             for waiting in state.waiting.drain(..) {
-                let _ = waiting.send(()); // Who is gone does not want to know.
+                let _ = waiting.send(()); // The caller may have stopped waiting.
             }
         } else {
             self.confirmed -= 1;
@@ -143,11 +153,11 @@ impl Subscriptions {
         Ok(())
     }
 
-    /// Whether `channel` is subscribed, or how to learn when it is.
+    /// Whether `channel` is subscribed, or a receiver that is notified when it is.
     pub(super) fn confirmation(&mut self, channel: &ChannelName) -> Confirmation {
         match self.channels.get_mut(channel) {
             Some(state) if !state.is_wanted => Confirmation::Never,
-            Some(state) if state.is_confirmed && !state.is_under_way => Confirmation::Here,
+            Some(state) if state.is_confirmed && !state.is_in_flight => Confirmation::Here,
             Some(state) => {
                 let (waiting, confirmed) = oneshot::channel();
                 state.waiting.retain(|waiting| !waiting.is_closed());
@@ -165,23 +175,23 @@ impl Subscriptions {
         }
     }
 
-    /// The connection is gone: nothing is confirmed, nothing under way, all that is wanted is asked anew.
+    /// The connection is lost: nothing is confirmed or in flight, and all wanted channels are subscribed again.
     pub(super) fn lose_all(&mut self) {
         self.unsettled.clear();
-        self.under_way = 0;
+        self.in_flight = 0;
         self.confirmed = 0;
         self.channels.retain(|_, state| state.is_wanted);
         for (channel, state) in &mut self.channels {
             *state = Channel {
                 is_wanted: true,
-                place: Some(self.next_place),
+                seq: Some(self.next_seq),
                 waiting: mem::take(&mut state.waiting),
                 ..Channel::default()
             };
-            self.unsettled.insert(self.next_place, channel.clone());
-            self.next_place += 1;
+            self.unsettled.insert(self.next_seq, channel.clone());
+            self.next_seq += 1;
         }
-        self.resumed_from = self.next_place;
+        self.resumed_from = self.next_seq;
     }
 
     /// The channel of a publication, if it is subscribed or about to be.
@@ -189,15 +199,15 @@ impl Subscriptions {
         self.channels.get_key_value(channel).map(|(name, _)| name)
     }
 
-    /// Whether all that was wanted when the connection was lost is confirmed again (or given up).
+    /// Whether all channels that were wanted when the connection was lost are confirmed again (or no longer wanted).
     pub(super) fn is_resumed(&self) -> bool {
-        let oldest = self.unsettled.first_key_value().map(|(place, _)| *place);
-        self.under_way == 0 && oldest.is_none_or(|place| self.resumed_from <= place)
+        let oldest = self.unsettled.first_key_value().map(|(seq, _)| *seq);
+        self.in_flight == 0 && oldest.is_none_or(|seq| self.resumed_from <= seq)
     }
 
-    /// Whether commands wait for their confirmation.
+    /// Whether commands await their confirmation.
     pub(super) fn is_waiting(&self) -> bool {
-        0 < self.under_way
+        0 < self.in_flight
     }
 
     /// Channels that are confirmed.
@@ -205,26 +215,26 @@ impl Subscriptions {
         self.confirmed
     }
 
-    /// Puts `channel` where it belongs after a change. Whether that is newly into `unsettled`.
+    /// Updates `unsettled` after a change of `channel`. Returns whether it was added.
     fn settle(&mut self, channel: &ChannelName) -> bool {
         let Some(state) = self.channels.get_mut(channel) else {
             return false;
         };
-        let is_unsettled = !state.is_under_way && state.is_wanted != state.is_confirmed;
-        match state.place {
+        let is_unsettled = !state.is_in_flight && state.is_wanted != state.is_confirmed;
+        match state.seq {
             None if is_unsettled => {
-                state.place = Some(self.next_place);
-                self.unsettled.insert(self.next_place, channel.clone());
-                self.next_place += 1;
+                state.seq = Some(self.next_seq);
+                self.unsettled.insert(self.next_seq, channel.clone());
+                self.next_seq += 1;
                 return true;
             }
-            Some(place) if !is_unsettled => {
-                state.place = None;
-                self.unsettled.remove(&place);
+            Some(seq) if !is_unsettled => {
+                state.seq = None;
+                self.unsettled.remove(&seq);
             }
             _ => {}
         }
-        if !state.is_wanted && !state.is_confirmed && !state.is_under_way {
+        if !state.is_wanted && !state.is_confirmed && !state.is_in_flight {
             self.channels.remove(channel);
         }
         false

@@ -137,7 +137,7 @@ async fn a_silent_redis_is_noticed_by_the_probe_and_nothing_comes_twice_or_out_o
 }
 
 #[tokio::test]
-async fn what_a_lane_wrote_before_the_network_broke_never_comes_after_what_it_wrote_since() {
+async fn what_a_queue_wrote_before_the_network_broke_never_comes_after_what_it_wrote_since() {
     let server = RedisServer::start().await;
     let witness = set_up(&settings(&server, ""));
     witness.subscribe(&["a"]).await;
@@ -158,9 +158,14 @@ async fn what_a_lane_wrote_before_the_network_broke_never_comes_after_what_it_wr
     setup.publish("a", "3").await.unwrap();
     witness.recorder.wait_for("a", 2).await;
     network.release();
-    let lane_connections = || server.cli(&["CLIENT", "LIST"]).matches(":lane-0:").count();
+    let publisher_connections = || {
+        server
+            .cli(&["CLIENT", "LIST"])
+            .matches(":publish-0:")
+            .count()
+    };
     // One of each node: Redis has come to the end of the one that was held.
-    setup.until(|| lane_connections() == 2).await;
+    setup.until(|| publisher_connections() == 2).await;
     setup.publish("a", "4").await.unwrap();
     witness.recorder.wait_for("a", 3).await;
     assert_eq!(numbers(&witness.recorder), [1, 3, 4]);
@@ -187,9 +192,9 @@ async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
 
     network.hold_subscribing();
     server.launch(&[]).await;
-    // The lane is connected and named, and all that it needs now is somebody who listens.
+    // The publish queue is connected and named, and all that it needs now is somebody who listens.
     setup
-        .until(|| server.cli(&["CLIENT", "LIST"]).contains(":lane-0:"))
+        .until(|| server.cli(&["CLIENT", "LIST"]).contains(":publish-0:"))
         .await;
     time::sleep(Duration::from_millis(200)).await;
     assert_eq!(setup.metrics.publications_published.get(), 0);
@@ -223,14 +228,14 @@ async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_con
     setup.broker.history(ask()).await.unwrap();
     network.hold();
     setup.until(|| setup.connects("subscribe") == 2).await;
-    let read = time::timeout(PATIENCE, setup.broker.history(ask())).await;
+    let read = time::timeout(DEADLINE, setup.broker.history(ask())).await;
     read.expect("an answer").expect("a page");
     network.release();
     setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_lane_is_bounded_in_bytes_and_in_time() {
+async fn a_queue_is_bounded_in_bytes_and_in_time() {
     let server = RedisServer::absent();
     let config::Broker::Redis(mut redis) = settings(&server, ", lane_wait: 300ms") else {
         panic!("these are settings for redis");
@@ -268,7 +273,7 @@ async fn a_lane_is_bounded_in_bytes_and_in_time() {
 }
 
 #[tokio::test]
-async fn a_lane_whose_connection_is_killed_goes_on_over_another() {
+async fn a_queue_whose_connection_is_killed_goes_on_over_another() {
     let server = RedisServer::start().await;
     let setup = set_up(&settings(&server, ""));
     setup.subscribe(&["a"]).await;
@@ -399,13 +404,13 @@ async fn what_is_not_redis_makes_the_node_not_ready_and_nothing_worse() {
         .repeat(100)
         .leak();
     let impostors: [(&[u8], &str); 4] = [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Pub/Sub reply"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not a Pub/Sub reply"),
         (
             b"+OK\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n",
-            "not asked for",
+            "unexpected confirmation",
         ),
         (endless, "redis"),
-        (b"", "did not answer within"),
+        (b"", "did not respond within"),
     ];
     for (answer, expected) in impostors {
         let (port, _tasks) = impostor(answer).await;

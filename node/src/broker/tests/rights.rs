@@ -48,8 +48,8 @@ async fn the_documented_rights_are_enough_for_everything() {
         assert_eq!(setup.broker.history(ask).await.unwrap().entries.len(), 2);
     }
     setup.broker.remove_history(&name("a")).await.unwrap();
-    // Fences included: the lane's last connection is looked for, and its name is known.
-    assert!(server.cli(&["CLIENT", "LIST"]).contains(":lane-0:"));
+    // Fences included: the publish queue's last connection is looked for, and its name is known.
+    assert!(server.cli(&["CLIENT", "LIST"]).contains(":publish-0:"));
     setup.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! Who may do what in a channel: plain decisions by the namespace's options.
+//! Access control for channels: plain decisions by the namespace's options.
 
 use crate::auth;
 use crate::config::ChannelOptions;
@@ -14,93 +14,96 @@ use crate::protocol::ProtocolError;
 use crate::protocol::PublishRequest;
 use crate::protocol::SubscribeRequest;
 
-/// What is known of a client that wants something in a channel.
+/// The client of a request, with respect to the channel.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asking<'a> {
+pub(super) struct Subject<'a> {
     pub(super) channel: &'a str,
-    /// Empty: nobody in particular.
+    /// Empty: anonymous.
     pub(super) user: &'a str,
-    /// Whether it hears the channel.
+    /// Whether it is subscribed to the channel.
     pub(super) is_subscribed: bool,
 }
 
-/// What a decision is left to.
+/// The decision about a request that is not rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    /// To nothing: it may.
-    Open,
-    /// To the token that the client shows.
+pub(super) enum Decision {
+    /// It is allowed.
+    Allowed,
+    /// The client's token decides.
     Token,
-    /// To the application's backend.
+    /// The application's backend decides.
     Hook,
 }
 
-/// How a wish to subscribe is decided.
+/// Decides a request to subscribe.
 ///
 /// # Errors
 ///
-/// It is, and the answer is no.
+/// The client may not.
 pub(super) fn subscribe(
     options: &ChannelOptions,
-    asking: Asking<'_>,
+    subject: Subject<'_>,
     has_token: bool,
-) -> Result<Way, ErrorCode> {
-    let names_users = options.user_limited && auth::names_users(asking.channel);
+) -> Result<Decision, ErrorCode> {
+    let names_users = options.user_limited && auth::names_users(subject.channel);
     match options.subscribe {
         SubscribeAccess::Nobody => Err(ErrorCode::PermissionDenied),
-        _ if has_token => Ok(Way::Token),
-        _ if names_users => open(auth::is_let_in(asking.channel, asking.user)),
+        _ if has_token => Ok(Decision::Token),
+        _ if names_users => open(auth::is_let_in(subject.channel, subject.user)),
         SubscribeAccess::Token => Err(ErrorCode::PermissionDenied),
-        SubscribeAccess::Hook => Ok(Way::Hook),
-        SubscribeAccess::Authenticated => open(!asking.user.is_empty()),
-        SubscribeAccess::Anyone => Ok(Way::Open),
+        SubscribeAccess::Hook => Ok(Decision::Hook),
+        SubscribeAccess::Authenticated => open(!subject.user.is_empty()),
+        SubscribeAccess::Anyone => Ok(Decision::Allowed),
     }
 }
 
-/// How a wish to publish is decided.
+/// Decides a request to publish.
 ///
 /// # Errors
 ///
-/// It is, and the answer is no.
-pub(super) fn publish(options: &ChannelOptions, asking: Asking<'_>) -> Result<Way, ErrorCode> {
+/// The client may not.
+pub(super) fn publish(
+    options: &ChannelOptions,
+    subject: Subject<'_>,
+) -> Result<Decision, ErrorCode> {
     match options.publish {
         PublishAccess::Nobody => Err(ErrorCode::PermissionDenied),
-        PublishAccess::Hook => Ok(Way::Hook),
-        PublishAccess::Subscribers => open(asking.is_subscribed),
-        PublishAccess::Authenticated => open(!asking.user.is_empty()),
-        PublishAccess::Anyone => Ok(Way::Open),
+        PublishAccess::Hook => Ok(Decision::Hook),
+        PublishAccess::Subscribers => open(subject.is_subscribed),
+        PublishAccess::Authenticated => open(!subject.user.is_empty()),
+        PublishAccess::Anyone => Ok(Decision::Allowed),
     }
 }
 
-/// Whether a client may ask who is there.
+/// Decides a request for presence.
 ///
 /// # Errors
 ///
-/// It may not, or nobody knows.
-pub(super) fn presence(options: &ChannelOptions, asking: Asking<'_>) -> Result<(), ErrorCode> {
+/// The client may not, or the channel has no presence.
+pub(super) fn presence(options: &ChannelOptions, subject: Subject<'_>) -> Result<(), ErrorCode> {
     if !options.presence {
         return Err(ErrorCode::NotAvailable);
     }
-    read(options.read_presence, asking)
+    read(options.read_presence, subject)
 }
 
-/// Whether a client may ask what was said.
+/// Decides a request for history.
 ///
 /// # Errors
 ///
-/// It may not, or nothing is kept.
-pub(super) fn history(options: &ChannelOptions, asking: Asking<'_>) -> Result<(), ErrorCode> {
+/// The client may not, or the channel has no history.
+pub(super) fn history(options: &ChannelOptions, subject: Subject<'_>) -> Result<(), ErrorCode> {
     if options.history.is_none() {
         return Err(ErrorCode::NotAvailable);
     }
-    read(options.read_history, asking)
+    read(options.read_history, subject)
 }
 
-/// Whether a client that speaks `codec` can take part in a channel.
+/// Whether a client that uses `codec` can use a channel.
 ///
 /// # Errors
 ///
-/// It cannot, and is told what would be right.
+/// It cannot; the message says which codec to use.
 pub(super) fn codec(options: &ChannelOptions, codec: Codec) -> Result<(), ProtocolError> {
     match (options.data, codec) {
         (DataKind::Binary, Codec::Json) => Err(ProtocolError {
@@ -111,12 +114,12 @@ pub(super) fn codec(options: &ChannelOptions, codec: Codec) -> Result<(), Protoc
     }
 }
 
-/// Whether a wish to subscribe is one that is served here.
+/// Whether a request to subscribe uses supported features only.
 ///
 /// # Errors
 ///
-/// It asks for what is not offered.
-pub(super) fn is_offered(request: &SubscribeRequest) -> Result<(), ErrorCode> {
+/// It does not.
+pub(super) fn is_supported(request: &SubscribeRequest) -> Result<(), ErrorCode> {
     let extras = request.kind != 0 || request.tf.is_some() || !request.delta.is_empty();
     if extras {
         return Err(ErrorCode::NotAvailable);
@@ -124,11 +127,11 @@ pub(super) fn is_offered(request: &SubscribeRequest) -> Result<(), ErrorCode> {
     Ok(())
 }
 
-/// Whether a publication is one that a channel can carry: JSON, or any bytes, of which there may be none.
+/// Whether a publication has data that the channel can carry: JSON, or any bytes, also none.
 ///
 /// # Errors
 ///
-/// It asks for what is not offered, or is not what the channel carries.
+/// It uses a feature that is not supported, or its data is not of the channel's kind.
 pub(super) fn is_publishable(
     options: &ChannelOptions,
     request: &PublishRequest,
@@ -142,11 +145,11 @@ pub(super) fn is_publishable(
     }
 }
 
-/// Whether the application's backend can read what a client says to it.
+/// Whether the application's backend can parse what a client sends to it.
 ///
 /// # Errors
 ///
-/// Its JSON is of a depth at which parsers give up.
+/// The JSON is nested more deeply than common parsers allow.
 pub(super) fn is_readable(codec: Codec, data: &[u8]) -> Result<(), ProtocolError> {
     if codec == Codec::Json && protocol::JSON_DEPTH_MAX < protocol::depth(data) {
         return Err(bad_data(BadData::TooDeep));
@@ -161,19 +164,19 @@ fn bad_data(bad: BadData) -> ProtocolError {
     }
 }
 
-fn read(access: ReadAccess, asking: Asking<'_>) -> Result<(), ErrorCode> {
+fn read(access: ReadAccess, subject: Subject<'_>) -> Result<(), ErrorCode> {
     open(match access {
         ReadAccess::Nobody => false,
-        ReadAccess::Subscribers => asking.is_subscribed,
-        ReadAccess::Authenticated => !asking.user.is_empty(),
+        ReadAccess::Subscribers => subject.is_subscribed,
+        ReadAccess::Authenticated => !subject.user.is_empty(),
         ReadAccess::Anyone => true,
     })
     .map(drop)
 }
 
-fn open(may: bool) -> Result<Way, ErrorCode> {
+fn open(may: bool) -> Result<Decision, ErrorCode> {
     if may {
-        Ok(Way::Open)
+        Ok(Decision::Allowed)
     } else {
         Err(ErrorCode::PermissionDenied)
     }

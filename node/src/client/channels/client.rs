@@ -1,13 +1,13 @@
-//! One channel client: from bytes to commands, and from outcomes to replies.
+//! One channel client: executes its commands and sends its replies.
 
-mod ask;
 mod commands;
 mod connect;
+mod control;
 mod hook_context;
 mod info;
 mod input;
-mod orders;
 mod publish;
+mod queries;
 mod refresh;
 mod roster;
 mod subscribe;
@@ -30,15 +30,15 @@ use crate::auth;
 use crate::auth::AuthError;
 use crate::client::channels::ChannelClients;
 use crate::client::channels::access;
-use crate::client::channels::beat::Direction;
 use crate::client::channels::client::commands::Started;
-use crate::client::channels::client::orders::Orders;
+use crate::client::channels::client::control::ControlQueue;
 use crate::client::channels::client::roster::Entry;
 use crate::client::channels::command_rate;
 use crate::client::channels::command_rate::Admission;
 use crate::client::channels::command_rate::CommandRate;
 use crate::client::channels::failure::Failure;
 use crate::client::channels::for_hooks::ForHooks;
+use crate::client::channels::keepalive::Direction;
 use crate::client::channels::state::Ending;
 use crate::client::channels::state::Identity;
 use crate::client::channels::state::State;
@@ -48,10 +48,10 @@ use crate::config::Endpoint;
 use crate::config::Protocol;
 use crate::hooks::ClientHeaders;
 use crate::hub::Member;
-use crate::hub::roster::Place;
+use crate::hub::roster::RosterGuard;
 use crate::logging;
-use crate::logging::Pace;
 use crate::logging::SlowClient;
+use crate::logging::Throttle;
 use crate::metrics::Counted;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
@@ -72,15 +72,15 @@ pub(crate) use commands::Commands;
 pub(super) use roster::Entry as RosterEntry;
 pub(super) use roster::sweep;
 
-/// What is known of a client before it says anything.
+/// What is known of a client before it sends anything.
 pub(crate) struct Origin {
-    /// By which rules it lives.
+    /// The endpoint that it uses.
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) transport: Transport,
     pub(crate) direction: Direction,
-    /// Where it gets what it is sent.
+    /// Its outbox.
     pub(crate) member: Member,
-    /// The headers of its request.
+    /// The headers of its HTTP request.
     pub(crate) headers: HeaderMap,
 }
 
@@ -93,43 +93,43 @@ pub(crate) struct ChannelClient {
     pub(super) direction: Direction,
     pub(super) member: Member,
     pub(super) id: ClientId,
-    /// Headers that the hooks want to know; mostly there are none.
+    /// Headers that are forwarded to the hooks; usually none.
     pub(super) headers: Option<Box<ClientHeaders>>,
-    pub(super) state: Mutex<State<Seat>>,
-    /// In a box, because mostly there are none.
-    orders: Mutex<Option<Box<Orders>>>,
+    pub(super) state: Mutex<State<Attachment>>,
+    /// Boxed because rarely present.
+    control: Mutex<Option<Box<ControlQueue>>>,
     rate: AtomicU64,
     command_rate: CommandRate,
-    /// Whether something was heard since the last look.
-    heard: AtomicBool,
-    /// When something expires, in UNIX seconds; `u64::MAX`: never.
+    /// Whether something was received since the last check.
+    received: AtomicBool,
+    /// When the connection or a subscription expires next, in UNIX seconds; `u64::MAX`: never.
     expires_next: AtomicU64,
-    /// Whether somebody sees to that.
+    /// Whether a task handles expiry now.
     expiring: AtomicBool,
     _counted: Counted,
 }
 
-/// A client for as long as its connection lives. Dropping it ends all that the client has.
+/// A client while its connection exists. Dropping it ends the client's subscriptions.
 pub(crate) struct Admitted {
     client: Arc<ChannelClient>,
-    _place: Place<Entry>,
+    _in_roster: RosterGuard<Entry>,
 }
 
-/// What questions to the backend need to know of a client.
-pub(super) struct Standing<T> {
+/// A copy of the client's state for a call of a hook.
+pub(super) struct ClientSnapshot<T> {
     pub(super) user: Arc<str>,
     pub(super) for_hooks: ForHooks,
     pub(super) what: T,
 }
 
-/// What keeps a client in a channel.
-pub(super) struct Seat {
+/// Keeps a client subscribed to a channel until it is dropped.
+pub(super) struct Attachment {
     pub(super) membership: stream::Membership,
-    /// In a box, because most channels have no list.
+    /// Boxed because most channels have no presence.
     pub(super) present: Option<Box<Present>>,
 }
 
-impl Ending for Seat {
+impl Ending for Attachment {
     fn has_ended(&self) -> bool {
         self.membership.has_ended()
     }
@@ -140,7 +140,7 @@ impl Ending for Seat {
 }
 
 impl ChannelClients {
-    /// Lets a client in that has said nothing yet. Who comes while the node drains is sent away at once.
+    /// Adds a client. While the node drains, it is disconnected at once.
     pub(crate) fn admit(self: &Arc<Self>, origin: Origin) -> Admitted {
         let headers = self.hooks.forwarded(&origin.headers);
         let client = Arc::new_cyclic(|this| ChannelClient {
@@ -153,16 +153,16 @@ impl ChannelClients {
             id: ClientId::random(self.instance),
             headers: (!headers.is_empty()).then(|| Box::new(headers)),
             state: Mutex::new(State::new()),
-            orders: Mutex::default(),
+            control: Mutex::default(),
             rate: AtomicU64::new(0),
             command_rate: CommandRate::default(),
-            heard: AtomicBool::new(false),
+            received: AtomicBool::new(false),
             expires_next: AtomicU64::new(u64::MAX),
             expiring: AtomicBool::new(false),
             _counted: self.metrics.client(origin.transport),
         });
         Admitted {
-            _place: self.roster.add(Arc::clone(&client)),
+            _in_roster: self.roster.add(Arc::clone(&client)),
             client,
         }
     }
@@ -177,35 +177,35 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        // Memberships and entries go outside the lock.
+        // Memberships and presence entries are dropped outside the lock.
         let closed = self.client.state.lock().close();
         drop(closed);
-        self.client.drop_orders();
+        self.client.drop_control();
     }
 }
 
 impl ChannelClient {
-    /// The rules that it lives by.
+    /// The endpoint that it uses.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
-    /// What counts it.
+    /// The metrics that count it.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.clients.metrics
     }
 
-    /// Notes that something was heard of the client.
-    pub(super) fn note_heard(&self) {
-        self.heard.store(true, Ordering::Relaxed);
+    /// Notes that something was received from the client.
+    pub(super) fn note_received(&self) {
+        self.received.store(true, Ordering::Relaxed);
     }
 
-    /// How many of its commands may be under way.
+    /// How many of its commands may be pending.
     pub(super) fn commands_max(&self) -> usize {
         self.clients.config.get().limits.commands_per_client
     }
 
-    /// Carries out a command that waits for nothing, or returns what carries it out.
+    /// Executes a command that does not wait, or returns the future that executes it.
     fn start(self: &Arc<Self>, command: Command) -> Started {
         let Command { id, request } = command;
         let Some(request) = request else {
@@ -253,14 +253,14 @@ impl ChannelClient {
         Ok(())
     }
 
-    /// What a client sends without wanting an answer has nobody who takes it.
+    /// Counts a `send` as dropped: nothing receives messages without a reply.
     fn send(&self) -> Result<(), Failure> {
         self.state.lock().identity()?;
         self.clients.metrics.dropped(DropReason::NoReceiver, 1);
         Ok(())
     }
 
-    /// Logs that it was disconnected because it reads too slowly.
+    /// Logs that the client was disconnected because it reads too slowly.
     pub(crate) fn log_slow(&self, bytes_queued: usize) {
         logging::slow_client(&SlowClient {
             client: &self.id.to_string(),
@@ -271,19 +271,19 @@ impl ChannelClient {
         });
     }
 
-    /// Counts that the client was sent away, and why.
-    pub(crate) fn was_sent_away(&self, disconnect: Disconnect) {
-        debug!(client = %self.id, reason = disconnect.name, transport = self.transport.as_str(), "client sent away");
+    /// Counts and logs why the client was disconnected.
+    pub(crate) fn record_disconnect(&self, disconnect: Disconnect) {
+        debug!(client = %self.id, reason = disconnect.name, transport = self.transport.as_str(), "client disconnected");
         self.clients.metrics.disconnected(disconnect);
     }
 
-    /// Answers the command `id`.
+    /// Sends the reply to the command `id`.
     pub(super) fn reply(&self, id: u32, outcome: Outcome) {
         let message = self.encoded_reply(id, outcome);
         self.member.send(&message);
     }
 
-    /// The same, to be sent by somebody else. What cannot be written down is an error of ours.
+    /// Encodes the reply to the command `id`. If it cannot be encoded, the reply is an internal error.
     pub(super) fn encoded_reply(&self, id: u32, outcome: Outcome) -> Bytes {
         let reply = Reply {
             id,
@@ -295,7 +295,7 @@ impl ChannelClient {
         })
     }
 
-    /// Tells the client something unasked.
+    /// Sends a push to the client.
     pub(super) fn push(&self, push: Push) {
         if let Some(message) = self.encoded(Reply::push(push)) {
             self.member.send(&message);
@@ -306,7 +306,7 @@ impl ChannelClient {
         let encoded = self.member.encode(&[reply]);
         encoded
             .inspect_err(
-                |error| debug!(client = %self.id, %error, "cannot write a client's message"),
+                |error| debug!(client = %self.id, %error, "cannot encode a message for the client"),
             )
             .ok()
     }
@@ -322,15 +322,15 @@ impl ChannelClient {
         Ok((name, Arc::clone(options.ok_or(ErrorCode::UnknownChannel)?)))
     }
 
-    /// What the client's standing in `channel` is, for a decision.
+    /// Calls `decide` with the client's relation to `channel`.
     pub(super) fn decide<T>(
         &self,
         channel: &ChannelName,
-        decide: impl FnOnce(access::Asking<'_>) -> T,
+        decide: impl FnOnce(access::Subject<'_>) -> T,
     ) -> Result<T, Failure> {
         let mut state = self.state.lock();
         let user = Arc::clone(&state.identity()?.user);
-        let asking = access::Asking {
+        let asking = access::Subject {
             channel: channel.as_str(),
             user: &user,
             is_subscribed: state.subscription(channel).is_some(),
@@ -338,7 +338,7 @@ impl ChannelClient {
         Ok(decide(asking))
     }
 
-    /// Whether the client may send `command` at `now`, as fast as it has sent others.
+    /// Whether `command` at `now` is within the client's command rate.
     pub(super) fn admit_command(&self, command: &Command, now: Instant) -> Admission {
         let Protocol::Channels(endpoint) = &self.endpoint.protocol else {
             return Admission::Within;
@@ -355,8 +355,8 @@ impl ChannelClient {
     }
 
     fn log_too_fast(&self, per_second: u32) {
-        static PACE: Pace = Pace::new();
-        if let Some(held_back) = PACE.admit(Instant::now().into_std()) {
+        static THROTTLE: Throttle = Throttle::new();
+        if let Some(held_back) = THROTTLE.admit(Instant::now().into_std()) {
             info!(
                 client = %self.id,
                 user = %self.user(),
@@ -364,12 +364,12 @@ impl ChannelClient {
                 per_second,
                 held_back,
                 setting = "command_rate",
-                "commands refused: the client sends too many"
+                "commands rejected: the client exceeds its command rate"
             );
         }
     }
 
-    /// Whether the client may publish at `now`, as far as its pace is concerned.
+    /// Whether a publication at `now` is within the client's publish rate.
     pub(super) fn is_within_rate(&self, now: Instant) -> bool {
         let since_start = now.saturating_duration_since(self.clients.started);
         match self.endpoint.publish_rate {
@@ -378,65 +378,68 @@ impl ChannelClient {
         }
     }
 
-    /// Whether something was heard of the client since the last call.
-    pub(super) fn take_heard(&self) -> bool {
-        let heard = self.heard.swap(false, Ordering::Relaxed);
-        heard || self.member.is_reading_paused()
+    /// Whether something was received from the client since the last call.
+    pub(super) fn take_received(&self) -> bool {
+        let received = self.received.swap(false, Ordering::Relaxed);
+        received || self.member.is_reading_paused()
     }
 
-    /// Whether something of the client has expired at `now`, in UNIX seconds, and nobody sees to it yet;
-    /// who asks does, until it calls [`end_expiry`](Self::end_expiry).
+    /// Whether something has expired at `now`, in UNIX seconds, and no task handles it yet. If so, the caller has to handle
+    /// it and then call [`end_expiry`](Self::end_expiry).
     pub(super) fn take_expiry(&self, now: u64) -> bool {
         self.expires_next.load(Ordering::Relaxed) <= now
             && !self.expiring.swap(true, Ordering::Relaxed)
     }
 
-    /// Gives the duty back.
+    /// Notes that expiry is handled.
     pub(super) fn end_expiry(&self) {
         self.expiring.store(false, Ordering::Relaxed);
     }
 
     /// Whether it has not connected yet.
-    pub(super) fn is_outside(&self) -> bool {
-        self.state.lock().is_outside()
+    pub(super) fn is_connect_pending(&self) -> bool {
+        self.state.lock().is_connect_pending()
     }
 
-    /// Its user; empty: nobody in particular, or not known yet.
+    /// Its user; empty: anonymous, or not connected yet.
     pub(super) fn user(&self) -> String {
         let mut state = self.state.lock();
         let identity = state.identity();
         identity.map_or_else(|_| String::new(), |identity| identity.user.to_string())
     }
 
-    /// Who the client is, and `what` of it; `None` if it is not connected.
-    pub(super) fn standing<T>(&self, what: impl FnOnce(&Identity) -> T) -> Option<Standing<T>> {
+    /// A snapshot of the client with the result of `what`; `None` if it is not connected.
+    pub(super) fn snapshot<T>(
+        &self,
+        what: impl FnOnce(&Identity) -> T,
+    ) -> Option<ClientSnapshot<T>> {
         let mut state = self.state.lock();
         let identity = state.identity().ok()?;
-        Some(Standing {
+        Some(ClientSnapshot {
             user: Arc::clone(&identity.user),
             for_hooks: identity.for_hooks.clone(),
             what: what(identity),
         })
     }
 
-    /// Notes when the next thing expires; to be called after a change of what does.
+    /// Updates when something expires next. Must be called after each change of an expiry.
     pub(super) fn note_expiry(&self) {
         let next = self.state.lock().next_expiry();
         self.expires_next
             .store(next.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Logs why a token of the client was refused, once a second at most: mostly it is a mistake in how the application
-    /// makes tokens, and its users cannot tell. That one has expired is no mistake.
+    /// Logs why a token of the client was rejected, at most once a second: usually the application creates tokens wrongly,
+    /// and its users cannot tell why. An expired token is normal.
     pub(super) fn token_refused(&self, error: &AuthError, channel: Option<&ChannelName>) {
         let (client, channel) = (self.id, channel.map(ChannelName::as_str));
         let user = self.user();
         match error {
-            AuthError::Expired => debug!(%client, user, channel, "a token has expired"),
+            AuthError::Expired => debug!(%client, user, channel, "token rejected: it has expired"),
             AuthError::Invalid(reason) => {
                 let now = std::time::Instant::now();
                 if let Some(held_back) = self.clients.refused_tokens.admit(now) {
-                    info!(%client, user, channel, %reason, held_back, "a token was refused");
+                    info!(%client, user, channel, %reason, held_back, "token rejected");
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! How fast a client may send commands: `command_rate` of its endpoint, a token bucket.
+//! The rate limit for a client's commands: `command_rate` of its endpoint, a token bucket.
 //!
-//! A command over the rate is refused with error 111, which SDKs take for temporary: they try again later. A client that goes
-//! on and on all the same is disconnected. Publications are not counted here, since `publish_rate` is for them, and neither
-//! is `connect`, of which there is one.
+//! A command over the rate is rejected with error 111, which SDKs treat as temporary: they retry later. A client that
+//! continues nevertheless is disconnected. Publications are not counted here, since they have `publish_rate`, and neither
+//! is `connect`, which is sent once.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,43 +12,43 @@ use crate::config::PublishRate;
 use crate::protocol::Command;
 use crate::protocol::Request;
 
-/// Refused commands may be so many times as fast, and so many times as many at once, as commands that are not refused,
-/// before the client is disconnected. An SDK that tries each refused command again, later and later, stays far below.
-const REFUSALS: u32 = 10;
+/// Rejected commands may have this many times the rate and the burst of accepted ones before the client is disconnected.
+/// An SDK that retries each rejected command with a growing delay stays far below.
+const REJECTIONS: u32 = 10;
 
-/// Refused commands that may come at once, however small the burst is.
-const REFUSALS_AT_ONCE_MIN: u32 = 1000;
+/// The least burst of rejected commands.
+const REJECTIONS_AT_ONCE_MIN: u32 = 1000;
 
 /// The state of one client.
 #[derive(Debug, Default)]
 pub(super) struct CommandRate {
     taken: AtomicU64,
-    refused: AtomicU64,
+    rejected: AtomicU64,
 }
 
-/// What becomes of a command.
+/// The decision about a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// It is carried out.
+    /// It is executed.
     Within,
-    /// It is refused, and the client may try again later.
+    /// It is rejected; the client may retry later.
     TooFast,
     /// The client is disconnected: it has sent far too many.
     Flood,
 }
 
 impl CommandRate {
-    /// Decides on a command with this `cost` at `now`, counted from any fixed moment.
+    /// Decides about a command with this `cost` at `now`, counted from any fixed moment.
     pub(super) fn admit(&self, rate: PublishRate, cost: u32, now: Duration) -> Admission {
         if cost == 0 || rate::admit(&self.taken, rate, cost, now) {
             return Admission::Within;
         }
-        let burst = rate.burst.saturating_mul(REFUSALS);
-        let refusals = PublishRate {
-            per_second: rate.per_second.saturating_mul(REFUSALS),
-            burst: burst.max(REFUSALS_AT_ONCE_MIN),
+        let burst = rate.burst.saturating_mul(REJECTIONS);
+        let rejections = PublishRate {
+            per_second: rate.per_second.saturating_mul(REJECTIONS),
+            burst: burst.max(REJECTIONS_AT_ONCE_MIN),
         };
-        if rate::admit(&self.refused, refusals, 1, now) {
+        if rate::admit(&self.rejected, rejections, 1, now) {
             Admission::TooFast
         } else {
             Admission::Flood
@@ -60,7 +60,7 @@ impl CommandRate {
 pub(super) fn cost(command: &Command) -> u32 {
     match &command.request {
         Some(Request::Connect(_) | Request::Publish(_)) => 0,
-        // They read lists, mostly from Redis.
+        // They read lists, usually from Redis.
         Some(Request::History(_) | Request::Presence(_)) => 2,
         _ => 1,
     }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_carried_out_and_the_rest_refused_until_its_time() {
+    fn a_burst_is_executed_and_the_rest_is_rejected_until_tokens_are_back() {
         use Admission::TooFast;
         use Admission::Within;
         let state = CommandRate::default();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn dear_commands_take_more_of_a_burst_and_pass_all_the_same() {
+    fn expensive_commands_take_more_tokens_and_pass_even_if_the_burst_is_smaller() {
         use Admission::TooFast;
         use Admission::Within;
         let state = CommandRate::default();
@@ -108,9 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_goes_on_is_a_flood_and_one_that_waits_is_not() {
+    fn a_client_that_keeps_sending_is_a_flood_and_one_that_waits_is_not() {
         let state = CommandRate::default();
-        let limit = REFUSALS_AT_ONCE_MIN as usize;
+        let limit = REJECTIONS_AT_ONCE_MIN as usize;
         let all = admitted(&state, 1, 5 + limit + 1, Duration::ZERO);
         assert_eq!(all[5 + limit - 1], Admission::TooFast);
         assert_eq!(all[5 + limit], Admission::Flood);

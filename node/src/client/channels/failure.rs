@@ -1,4 +1,4 @@
-//! What a command comes to when it fails: an error that the client is told, or its end.
+//! The result of a command that fails: an error reply, or a disconnect.
 
 use crate::auth::AuthError;
 use crate::client::channels::state::OutOfOrder;
@@ -6,15 +6,15 @@ use crate::hooks::Refusal;
 use crate::protocol::ErrorCode;
 use crate::protocol::ProtocolError;
 use crate::protocol::disconnect::Disconnect;
-use crate::protocol::disconnect::Farewell;
+use crate::protocol::disconnect::DisconnectMessage;
 
-/// Why a command is not carried out.
+/// Why a command failed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Failure {
-    /// The client is told so, and stays.
+    /// The client gets an error reply and stays connected.
     Error(ProtocolError),
-    /// The client is sent away.
-    Disconnect(Farewell),
+    /// The client is disconnected.
+    Disconnect(DisconnectMessage),
 }
 
 impl From<ProtocolError> for Failure {
@@ -46,14 +46,14 @@ impl From<Refusal> for Failure {
         match refusal {
             Refusal::Error(error) => Self::Error(error),
             Refusal::Disconnect { code, reason } => {
-                Self::Disconnect(Farewell::by_application(code, reason))
+                Self::Disconnect(DisconnectMessage::by_application(code, reason))
             }
             Refusal::Failed => ErrorCode::Internal.into(),
         }
     }
 }
 
-/// What a token for a connection comes to that grants none.
+/// The failure for an invalid connection token.
 pub(super) fn of_connection_token(error: &AuthError) -> Failure {
     match error {
         AuthError::Expired => ErrorCode::TokenExpired.into(),
@@ -61,8 +61,8 @@ pub(super) fn of_connection_token(error: &AuthError) -> Failure {
     }
 }
 
-/// What a newer token for a connection comes to that does not prolong it. A stale one closes the connection: SDKs take
-/// an error for the end, and a close for the moment to get themselves another token.
+/// The failure for an invalid token in a `refresh`. An expired one disconnects the client: SDKs treat an error as final,
+/// but get a new token after a disconnect.
 pub(super) fn of_refresh_token(error: &AuthError) -> Failure {
     match error {
         AuthError::Expired => Disconnect::EXPIRED.into(),
@@ -70,7 +70,7 @@ pub(super) fn of_refresh_token(error: &AuthError) -> Failure {
     }
 }
 
-/// The same for a newer token for a subscription.
+/// The failure for an invalid token in a `sub_refresh`, as with `refresh`.
 pub(super) fn of_sub_refresh_token(error: &AuthError) -> Failure {
     match error {
         AuthError::Expired => Disconnect::SUB_EXPIRED.into(),
@@ -78,7 +78,7 @@ pub(super) fn of_sub_refresh_token(error: &AuthError) -> Failure {
     }
 }
 
-/// What a token for a subscription comes to that grants none.
+/// The failure for an invalid subscription token.
 pub(super) fn of_subscription_token(error: &AuthError) -> Failure {
     match error {
         AuthError::Expired => ErrorCode::TokenExpired.into(),

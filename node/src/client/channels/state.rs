@@ -1,153 +1,152 @@
-//! How far one channel client has got: a plain type, without sockets, tasks or clocks.
+//! The state of one channel client: a plain type, without sockets, tasks or clocks.
 //!
 //! ```text
-//! Fresh ─ connect ─▶ Connecting ─ welcome ─▶ Connected ─┐
-//!   ▲                    │ refused                      ├─ close ─▶ Gone
-//!   └────────────────────┘                              │
+//! New ─ begin_connect ─▶ Connecting ─ set_connected ─▶ Connected ─┐
+//!  ▲                         │ reject_connect                     ├─ close ─▶ Closed
+//!  └─────────────────────────┘                                    │
 //! ```
-//! What takes time happens between two calls: a place in a channel is reserved, and taken when the
-//! channel can be heard. Whatever came in between wins, so that an unsubscribe or the end of the client
-//! is never undone by a subscribe that is late.
+//! Asynchronous work happens between two calls: a subscription is reserved, and activated once the member has joined the
+//! channel's stream. What happens in between wins: a late subscribe never undoes an unsubscribe or the end of the client.
 //!
-//! Invariant: at most as many channels are reserved or heard as the limit allows.
+//! Invariant: the reserved and active subscriptions together are within the limit.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::auth::grant::Overrides;
+use crate::client::channels::channel_map::ChannelMap;
 use crate::client::channels::for_hooks::ForHooks;
-use crate::client::channels::places::Places;
 use crate::cluster::directory::Listed;
 use crate::protocol::ErrorCode;
 use crate::protocol::channel::ChannelName;
 
-/// How long after its end a connection or a subscription still lives if its client has to bring a newer
-/// token: clients ask for one when their time is over, and not before.
+/// How long a connection or a subscription outlives its token: clients request a newer one when it expires, and not
+/// before.
 const GRACE_SECONDS: u64 = 25;
 
-/// One client's state; `S` is what keeps it in a channel.
+/// One client's state; `S` keeps it subscribed to a channel.
 pub(super) struct State<S> {
     phase: Phase,
-    places: Places<Place<S>>,
+    subscriptions: ChannelMap<Entry<S>>,
     tickets: u32,
 }
 
 enum Phase {
-    Fresh,
+    New,
     Connecting,
     Connected(Box<Identity>),
-    Gone,
+    Closed,
 }
 
-enum Place<S> {
+enum Entry<S> {
     Reserved(Ticket),
-    /// It was left before it was taken. It is free once what has reserved it has noticed.
+    /// It was ended before it became active. The task that has reserved it removes it.
     Revoked(Ticket),
-    Heard(Box<Subscription<S>>),
+    Active(Box<Subscription<S>>),
 }
 
-/// Who a connected client is.
+/// The identity of a connected client.
 pub(super) struct Identity {
-    /// Empty: nobody in particular.
+    /// Empty: anonymous.
     pub(super) user: Arc<str>,
-    /// What others in a channel are told of the connection.
-    pub(super) info: Seldom,
-    /// What the hooks are told of it, and nobody else.
+    /// `conn_info`, which other members of a channel see.
+    pub(super) info: OptionalBytes,
+    /// Data for the hooks only.
     pub(super) for_hooks: ForHooks,
-    /// When it has to have shown that it is still welcome, in UNIX seconds.
+    /// When it has to have shown that it is still set_connected, in UNIX seconds.
     pub(super) expire_at: Option<u64>,
-    /// Who said so.
-    pub(super) word: Word,
+    /// What has granted it.
+    pub(super) auth_source: AuthSource,
     /// Its entry in the directory, until it is dropped.
     pub(super) _listed: Option<Listed>,
 }
 
-/// Whose word a client is there on, and who is asked when its time is over.
+/// What has granted a connection or subscription, and renews it when it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    /// A token's: the client brings a newer one.
+pub(super) enum AuthSource {
+    /// A token: the client sends a newer one.
     Token,
-    /// The backend's: the node asks it again.
+    /// The application's backend: the node calls its hook again.
     Hook,
 }
 
-/// Who wants a client to be subscribed.
+/// What has requested a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The client asked for it.
+    /// A command of the client.
     Client,
-    /// It came with the connection, and a newer token may say otherwise.
+    /// The grant of the connection; a newer token may change it.
     Connection,
-    /// The application asked for it over its API.
+    /// The application, over the API.
     Application,
 }
 
-/// A channel that the client hears.
+/// An active subscription.
 pub(super) struct Subscription<S> {
-    pub(super) seat: S,
+    pub(super) attachment: S,
     pub(super) source: Source,
-    /// What it does differently from its namespace.
+    /// Options that differ from the namespace's.
     pub(super) overrides: Overrides,
-    /// What others in the channel are told of the client.
-    pub(super) info: Seldom,
-    /// When it has to have shown that it is still welcome, in UNIX seconds.
+    /// `chan_info`, which other members of the channel see.
+    pub(super) info: OptionalBytes,
+    /// When it has to have shown that it is still set_connected, in UNIX seconds.
     pub(super) expire_at: Option<u64>,
-    /// Who said so.
-    pub(super) word: Word,
+    /// What has granted it.
+    pub(super) auth_source: AuthSource,
 }
 
-/// Bytes that mostly are none, and then take a quarter of the room.
+/// Optional bytes, boxed because rarely present.
 #[derive(Default, PartialEq, Eq)]
-pub(super) struct Seldom(Option<Box<Bytes>>);
+pub(super) struct OptionalBytes(Option<Box<Bytes>>);
 
-/// What keeps a client in a channel may end by itself.
+/// An attachment to a channel, which the channel's stream may end.
 pub(super) trait Ending {
-    /// Whether the client hears the channel no more.
+    /// Whether it has ended: the client receives nothing more of the channel.
     fn has_ended(&self) -> bool;
 
-    /// Whether it was told so.
+    /// Whether the unsubscribe that tells the client so is written.
     fn is_over(&self) -> bool;
 }
 
-/// A reservation.
+/// Identifies a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u32);
 
-/// A command came where it has no place.
+/// A command is not allowed in the client's current phase.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OutOfOrder;
 
-impl Seldom {
+impl OptionalBytes {
     pub(super) fn bytes(&self) -> Bytes {
         self.0.as_deref().cloned().unwrap_or_default()
     }
 }
 
-impl From<Bytes> for Seldom {
+impl From<Bytes> for OptionalBytes {
     fn from(bytes: Bytes) -> Self {
         Self((!bytes.is_empty()).then(|| Box::new(bytes)))
     }
 }
 
 impl<S: Ending> State<S> {
-    /// A client that has said nothing yet.
+    /// Creates the state of a client that has sent nothing yet.
     pub(super) fn new() -> Self {
         Self {
-            phase: Phase::Fresh,
-            places: Places::new(),
+            phase: Phase::New,
+            subscriptions: ChannelMap::new(),
             tickets: 0,
         }
     }
 
-    /// Notes that the client asks to connect.
+    /// Notes that the client has sent `connect`.
     ///
     /// # Errors
     ///
     /// [`OutOfOrder`] if it has done so before.
     pub(super) fn begin_connect(&mut self) -> Result<(), OutOfOrder> {
         match self.phase {
-            Phase::Fresh => {
+            Phase::New => {
                 self.phase = Phase::Connecting;
                 Ok(())
             }
@@ -155,15 +154,15 @@ impl<S: Ending> State<S> {
         }
     }
 
-    /// Lets the client try again.
-    pub(super) fn refuse_connect(&mut self) {
+    /// Notes that `connect` is rejected: the client may send it again.
+    pub(super) fn reject_connect(&mut self) {
         if matches!(self.phase, Phase::Connecting) {
-            self.phase = Phase::Fresh;
+            self.phase = Phase::New;
         }
     }
 
-    /// Notes who the client is; false if it has gone meanwhile.
-    pub(super) fn welcome(&mut self, identity: Identity) -> bool {
+    /// Notes that the client is connected. Returns false if it has gone meanwhile.
+    pub(super) fn set_connected(&mut self, identity: Identity) -> bool {
         let is_awaited = matches!(self.phase, Phase::Connecting);
         if is_awaited {
             self.phase = Phase::Connected(Box::new(identity));
@@ -171,7 +170,7 @@ impl<S: Ending> State<S> {
         is_awaited
     }
 
-    /// Who the client is.
+    /// The client's identity.
     ///
     /// # Errors
     ///
@@ -184,11 +183,11 @@ impl<S: Ending> State<S> {
     }
 
     /// Whether it has not connected yet.
-    pub(super) fn is_outside(&self) -> bool {
-        matches!(self.phase, Phase::Fresh | Phase::Connecting)
+    pub(super) fn is_connect_pending(&self) -> bool {
+        matches!(self.phase, Phase::New | Phase::Connecting)
     }
 
-    /// Keeps a place in `channel`, one of `max`, for a subscription that is on its way.
+    /// Reserves a subscription to `channel`, one of at most `max`.
     ///
     /// # Errors
     ///
@@ -198,27 +197,28 @@ impl<S: Ending> State<S> {
         channel: &ChannelName,
         max: usize,
     ) -> Result<Ticket, ErrorCode> {
-        if matches!(self.phase, Phase::Gone) {
+        if matches!(self.phase, Phase::Closed) {
             return Err(ErrorCode::Internal);
         }
-        match self.places.get(channel) {
-            Some(Place::Heard(subscription)) if subscription.seat.has_ended() => {}
+        match self.subscriptions.get(channel) {
+            Some(Entry::Active(subscription)) if subscription.attachment.has_ended() => {}
             Some(_) => return Err(ErrorCode::AlreadySubscribed),
-            None if max <= self.places.len() => return Err(ErrorCode::LimitExceeded),
+            None if max <= self.subscriptions.len() => return Err(ErrorCode::LimitExceeded),
             None => {}
         }
         self.tickets = self.tickets.wrapping_add(1);
         let ticket = Ticket(self.tickets);
-        self.places.insert(channel.clone(), Place::Reserved(ticket));
+        self.subscriptions
+            .insert(channel.clone(), Entry::Reserved(ticket));
         Ok(ticket)
     }
 
-    /// Takes the reserved place. This handle of the channel's name is the one that stays.
+    /// Activates a reserved subscription. This handle of the channel's name becomes the key.
     ///
     /// # Errors
     ///
-    /// It was given up meanwhile: here is the subscription again.
-    pub(super) fn sit(
+    /// The reservation was revoked meanwhile. Returns the subscription.
+    pub(super) fn activate(
         &mut self,
         channel: &ChannelName,
         ticket: Ticket,
@@ -227,144 +227,155 @@ impl<S: Ending> State<S> {
         if !self.holds(channel, ticket) {
             return Err(subscription);
         }
-        let heard = Place::Heard(Box::new(subscription));
-        self.places.insert(channel.clone(), heard);
+        let active = Entry::Active(Box::new(subscription));
+        self.subscriptions.insert(channel.clone(), active);
         Ok(())
     }
 
-    /// Gives a reserved place up, unless it is taken.
+    /// Removes a reservation, unless it has become active.
     pub(super) fn cancel(&mut self, channel: &ChannelName, ticket: Ticket) {
-        if let Some(Place::Reserved(kept) | Place::Revoked(kept)) = self.places.get(channel)
+        if let Some(Entry::Reserved(kept) | Entry::Revoked(kept)) = self.subscriptions.get(channel)
             && *kept == ticket
         {
-            self.places.remove(channel);
+            self.subscriptions.remove(channel);
         }
     }
 
     fn holds(&self, channel: &ChannelName, ticket: Ticket) -> bool {
-        matches!(self.places.get(channel), Some(Place::Reserved(kept)) if *kept == ticket)
+        matches!(self.subscriptions.get(channel), Some(Entry::Reserved(kept)) if *kept == ticket)
     }
 
-    /// Ends a subscription, or keeps one that is on its way from beginning.
-    pub(super) fn leave(&mut self, channel: &ChannelName) -> Left<S> {
-        if let Some(place) = self.places.get_mut(channel)
-            && let Place::Reserved(ticket) = *place
+    /// Ends a subscription, or revokes its reservation.
+    pub(super) fn unsubscribe(&mut self, channel: &ChannelName) -> Removed<S> {
+        if let Some(place) = self.subscriptions.get_mut(channel)
+            && let Entry::Reserved(ticket) = *place
         {
-            *place = Place::Revoked(ticket);
+            *place = Entry::Revoked(ticket);
         }
-        match self.places.get(channel) {
-            None => Left::Nothing,
-            Some(Place::Reserved(_) | Place::Revoked(_)) => Left::Reservation,
-            Some(Place::Heard(_)) => match self.places.remove(channel) {
-                Some(Place::Heard(subscription)) => Left::Subscription(subscription),
-                _ => Left::Nothing,
+        match self.subscriptions.get(channel) {
+            None => Removed::Nothing,
+            Some(Entry::Reserved(_) | Entry::Revoked(_)) => Removed::Reservation,
+            Some(Entry::Active(_)) => match self.subscriptions.remove(channel) {
+                Some(Entry::Active(subscription)) => Removed::Subscription(subscription),
+                _ => Removed::Nothing,
             },
         }
     }
 
-    /// Ends the subscriptions that have ended by themselves, once the client was told.
-    pub(super) fn leave_ended(&mut self) -> Vec<Box<Subscription<S>>> {
-        let ended = self.places.take(|place| match place {
-            Place::Heard(subscription) => subscription.seat.is_over(),
-            Place::Reserved(_) | Place::Revoked(_) => false,
+    /// Removes the subscriptions whose stream has ended, once the client's unsubscribe is written.
+    pub(super) fn remove_ended(&mut self) -> Vec<Box<Subscription<S>>> {
+        let ended = self.subscriptions.take(|place| match place {
+            Entry::Active(subscription) => subscription.attachment.is_over(),
+            Entry::Reserved(_) | Entry::Revoked(_) => false,
         });
         let subscriptions = ended.into_iter().filter_map(|place| match place {
-            Place::Heard(subscription) => Some(subscription),
-            Place::Reserved(_) | Place::Revoked(_) => None,
+            Entry::Active(subscription) => Some(subscription),
+            Entry::Reserved(_) | Entry::Revoked(_) => None,
         });
         subscriptions.collect()
     }
 
-    /// The subscription to `channel`, if the client hears it.
+    /// The active subscription to `channel`.
     pub(super) fn subscription(&mut self, channel: &ChannelName) -> Option<&mut Subscription<S>> {
-        match self.places.get_mut(channel)? {
-            Place::Heard(subscription) if !subscription.seat.has_ended() => Some(subscription),
+        match self.subscriptions.get_mut(channel)? {
+            Entry::Active(subscription) if !subscription.attachment.has_ended() => {
+                Some(subscription)
+            }
             _ => None,
         }
     }
 
-    /// The channels that came with the connection.
+    /// The subscriptions that were granted with the connection.
     pub(super) fn of_connection(&mut self) -> impl Iterator<Item = (&ChannelName, &Overrides)> {
-        self.places
+        self.subscriptions
             .iter()
             .filter_map(|(channel, place)| match place {
-                Place::Heard(one) if one.source == Source::Connection && !one.seat.has_ended() => {
+                Entry::Active(one)
+                    if one.source == Source::Connection && !one.attachment.has_ended() =>
+                {
                     Some((channel, &one.overrides))
                 }
                 _ => None,
             })
     }
 
-    /// All that the client hears.
+    /// All active subscriptions.
     pub(super) fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<S>> {
-        self.places.values_mut().filter_map(|place| match place {
-            Place::Heard(subscription) if !subscription.seat.has_ended() => {
-                Some(&mut **subscription)
-            }
-            _ => None,
-        })
+        self.subscriptions
+            .values_mut()
+            .filter_map(|place| match place {
+                Entry::Active(subscription) if !subscription.attachment.has_ended() => {
+                    Some(&mut **subscription)
+                }
+                _ => None,
+            })
     }
 
-    /// Channels that the client hears and whose time is over at `now`.
+    /// Channels whose subscription has expired at `now`.
     pub(super) fn expired(&self, now: u64) -> Vec<ChannelName> {
-        let is_over = |place: &Place<S>| match place {
-            Place::Heard(one) => deadline(one.expire_at, one.word).is_some_and(|at| at <= now),
-            Place::Reserved(_) | Place::Revoked(_) => false,
+        let is_over = |place: &Entry<S>| match place {
+            Entry::Active(one) => {
+                deadline(one.expire_at, one.auth_source).is_some_and(|at| at <= now)
+            }
+            Entry::Reserved(_) | Entry::Revoked(_) => false,
         };
-        let places = self.places.iter().filter(|(_, place)| is_over(place));
+        let places = self
+            .subscriptions
+            .iter()
+            .filter(|(_, place)| is_over(place));
         places.map(|(channel, _)| channel.clone()).collect()
     }
 
-    /// Whether the connection's time is over at `now`.
+    /// Whether the connection has expired at `now`.
     pub(super) fn has_expired(&self, now: u64) -> bool {
         self.connection_deadline().is_some_and(|at| at <= now)
     }
 
-    /// When something has to be done about the connection or a subscription, in UNIX seconds.
+    /// The next moment at which the connection or a subscription has to be handled, in UNIX seconds.
     pub(super) fn next_expiry(&self) -> Option<u64> {
-        let subscriptions = self.places.values().filter_map(|place| match place {
-            Place::Heard(one) => deadline(one.expire_at, one.word),
-            Place::Reserved(_) | Place::Revoked(_) => None,
+        let subscriptions = self.subscriptions.values().filter_map(|place| match place {
+            Entry::Active(one) => deadline(one.expire_at, one.auth_source),
+            Entry::Reserved(_) | Entry::Revoked(_) => None,
         });
         subscriptions.chain(self.connection_deadline()).min()
     }
 
     fn connection_deadline(&self) -> Option<u64> {
         match &self.phase {
-            Phase::Connected(identity) => deadline(identity.expire_at, identity.word),
+            Phase::Connected(identity) => deadline(identity.expire_at, identity.auth_source),
             _ => None,
         }
     }
 
-    /// Ends everything. What it held is to be dropped outside the lock.
+    /// Ends the client. What it held must be dropped outside the lock.
     pub(super) fn close(&mut self) -> Closed<S> {
         Closed {
-            _phase: std::mem::replace(&mut self.phase, Phase::Gone),
-            _places: std::mem::replace(&mut self.places, Places::new()),
+            _phase: std::mem::replace(&mut self.phase, Phase::Closed),
+            _subscriptions: std::mem::replace(&mut self.subscriptions, ChannelMap::new()),
         }
     }
 }
 
-/// When something has to be done about what ends at `expire_at`.
-fn deadline(expire_at: Option<u64>, word: Word) -> Option<u64> {
-    let grace = match word {
-        Word::Token => GRACE_SECONDS,
-        Word::Hook => 0,
+/// When a connection or subscription that expires at `expire_at` has to be handled.
+fn deadline(expire_at: Option<u64>, auth_source: AuthSource) -> Option<u64> {
+    let grace = match auth_source {
+        AuthSource::Token => GRACE_SECONDS,
+        AuthSource::Hook => 0,
     };
     expire_at.map(|at| at.saturating_add(grace))
 }
 
-/// What a client held.
+/// The connection and subscriptions of a closed client.
 pub(super) struct Closed<S> {
     _phase: Phase,
-    _places: Places<Place<S>>,
+    _subscriptions: ChannelMap<Entry<S>>,
 }
 
-/// What a client has left.
-pub(super) enum Left<S> {
+/// The result of an unsubscribe.
+pub(super) enum Removed<S> {
     Nothing,
     Reservation,
-    /// To be dropped outside the lock.
+    /// Must be dropped outside the lock.
     Subscription(#[expect(dead_code, reason = "it is there to be dropped")] Box<Subscription<S>>),
 }
 

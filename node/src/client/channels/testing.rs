@@ -1,4 +1,4 @@
-//! Channel clients for tests of what stands around them.
+//! Channel clients for the tests of other modules.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use crate::auth::Verifier;
 use crate::client::channels;
 use crate::client::channels::Admitted;
 use crate::client::channels::ChannelClients;
+use crate::client::channels::Components;
 use crate::client::channels::Direction;
 use crate::client::channels::Origin;
-use crate::client::channels::Parts;
 use crate::cluster::directory::Directory;
 use crate::cluster::directory::UserWatch;
 use crate::cluster::presence::Presence;
@@ -27,14 +27,14 @@ use crate::hub::outbox::QueueOutbox;
 use crate::metrics::Metrics;
 use crate::metrics::Transport;
 use crate::protocol::instance::Instance;
-use crate::stream::Feeds;
+use crate::stream::ChannelStreams;
 
-/// Clients without a namespace, and without a broker.
-pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients> {
+/// Creates channel clients without a namespace and without a broker.
+pub(crate) fn no_clients(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients> {
     let config = Config::default_without_file();
     let instance = Instance::random();
-    let (news, _) = channels::news(Arc::clone(&metrics));
-    let surroundings = registry::Surroundings {
+    let (join_leave, _) = channels::join_leave_queue(Arc::clone(&metrics));
+    let dependencies = registry::Dependencies {
         about: registry::Node {
             instance,
             id: "n".to_owned(),
@@ -42,7 +42,7 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
             zone: None,
             leaving: false,
         },
-        news: Arc::new(news),
+        listener: Arc::new(join_leave),
         needs: registry::Needs {
             registry: false,
             streams: false,
@@ -53,9 +53,9 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
         metrics: Arc::clone(&metrics),
         shutdown: CancellationToken::new(),
     };
-    let registry = registry::start(&Broker::Memory, &config.registry, surroundings).registry;
-    ChannelClients::new(Parts {
-        feeds: Feeds::new(config.channels.feeds, hub, Arc::clone(&metrics)),
+    let registry = registry::start(&Broker::Memory, &config.registry, dependencies).registry;
+    ChannelClients::new(Components {
+        streams: ChannelStreams::new(config.channels.streams, hub, Arc::clone(&metrics)),
         config: config.channels,
         instance,
         presence: Presence::new(Arc::clone(&registry)),
@@ -68,7 +68,7 @@ pub(crate) fn nobody(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelClients
     })
 }
 
-/// A client that has not connected, and what counts its messages.
+/// Creates a client that has not connected, and returns its metrics.
 pub(crate) fn client() -> (Admitted, Arc<Metrics>) {
     let metrics = Metrics::new();
     let config = Config::default_without_file();
@@ -76,7 +76,7 @@ pub(crate) fn client() -> (Admitted, Arc<Metrics>) {
         fanout: config.fanout,
         pinned: Vec::new(),
     };
-    let clients = nobody(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
+    let clients = no_clients(Hub::new(hub, Arc::clone(&metrics)), Arc::clone(&metrics));
     let admitted = clients.admit(Origin {
         endpoint: Arc::clone(&config.endpoints[0]),
         transport: Transport::ChannelsJson,

@@ -1,4 +1,4 @@
-//! The rules of an endpoint, and what happens when there is no room.
+//! The limits of an endpoint, and a broker whose queue is full.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::hub::HubConfig;
 use crate::hub::outbox::QueueOutbox;
 use crate::protocol::channel::ChannelName;
 
-/// Takes what is published as long as there is room; whoever waits is told `answer`.
+/// A broker that accepts publications while there is room, and returns `answer` to those that wait.
 #[derive(Default)]
 struct Lane {
     room: Mutex<usize>,
@@ -54,7 +54,7 @@ impl Broker for Lane {
 }
 
 #[test]
-fn a_client_gets_as_much_as_it_asks_for_within_bounds() {
+fn amplify_returns_the_requested_size_within_bounds() {
     for (power, length) in [
         ("1", 2),
         ("15", 1 << 15),
@@ -73,7 +73,7 @@ fn a_client_gets_as_much_as_it_asks_for_within_bounds() {
 
 const LANE_WAIT: Duration = Duration::from_secs(5);
 
-/// Never has room.
+/// A broker that never has room.
 #[derive(Default)]
 struct FullLane {
     asked: Mutex<Vec<Bytes>>,
@@ -149,19 +149,19 @@ fn send(client: &Client, text: &str) -> Result<Taken, Disconnect> {
 }
 
 #[test]
-fn a_relayed_message_goes_to_the_broker_and_an_echo_does_not() {
+fn a_relayed_message_is_published_and_an_echo_is_not() {
     let lane = lane(9, None);
-    let (relay, heard) = connect(&lane, endpoint("/ws", |_| {}));
+    let (relay, received) = connect(&lane, endpoint("/ws", |_| {}));
     assert_eq!(send(&relay, "to all"), Ok(Taken::Done));
     assert_eq!(*lane.published.lock(), ["to all"]);
     assert!(
-        heard.is_empty(),
+        received.is_empty(),
         "it comes back through the broker or not at all"
     );
 
-    let (echo, heard) = connect(&lane, endpoint("/echo", |_| {}));
+    let (echo, received) = connect(&lane, endpoint("/echo", |_| {}));
     assert_eq!(send(&echo, "to me"), Ok(Taken::Done));
-    assert_eq!(heard.take(usize::MAX), ["\"to me\""]);
+    assert_eq!(received.take(usize::MAX), ["\"to me\""]);
     assert_eq!(lane.published.lock().len(), 1);
 }
 
@@ -175,7 +175,7 @@ fn a_message_may_be_as_large_as_the_limit_and_no_larger() {
 }
 
 #[test]
-fn who_sends_on_a_read_only_endpoint_is_sent_away() {
+fn a_client_that_sends_on_a_read_only_endpoint_is_disconnected() {
     let lane = lane(9, None);
     let (client, _) = connect(&lane, endpoint("/ws", |it| it.read_only = true));
     assert_eq!(send(&client, "a"), Err(Disconnect::READ_ONLY));
@@ -183,7 +183,7 @@ fn who_sends_on_a_read_only_endpoint_is_sent_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_sends_too_fast_is_sent_away() {
+async fn a_client_that_sends_too_fast_is_disconnected() {
     let lane = lane(9, None);
     let rate = PublishRate {
         per_second: 10,
@@ -198,18 +198,18 @@ async fn who_sends_too_fast_is_sent_away() {
 }
 
 #[tokio::test]
-async fn without_room_a_message_is_given_back_and_waits() {
+async fn without_room_a_message_is_returned_and_waits() {
     let lane = lane(1, None);
     let (client, _) = connect(&lane, endpoint("/ws", |_| {}));
     assert_eq!(send(&client, "a"), Ok(Taken::Done));
     let Ok(Taken::NoRoom(data)) = send(&client, "b") else {
         panic!("there is no room")
     };
-    let mut patience = Patience::Left;
-    assert_eq!(client.wait_for_room(data, &mut patience).await, Ok(()));
+    let mut wait_budget = WaitBudget::Full;
+    assert_eq!(client.wait_for_room(data, &mut wait_budget).await, Ok(()));
     assert_eq!(
         client
-            .on_message("c".into(), MessageKind::Text, &mut patience)
+            .on_message("c".into(), MessageKind::Text, &mut wait_budget)
             .await,
         Ok(())
     );
@@ -217,16 +217,16 @@ async fn without_room_a_message_is_given_back_and_waits() {
 }
 
 #[tokio::test]
-async fn a_client_outlives_what_the_broker_drops_unless_it_can_never_be_published() {
+async fn a_client_stays_when_the_broker_drops_a_message_unless_it_can_never_be_published() {
     for (answer, expected) in [
         (PublishError::Expired, Ok(())),
         (PublishError::TooLarge, Err(Disconnect::TOO_LARGE)),
     ] {
         let (client, _) = connect(&lane(0, Some(answer)), endpoint("/ws", |_| {}));
-        let mut patience = Patience::Left;
+        let mut wait_budget = WaitBudget::Full;
         assert_eq!(
             client
-                .on_message("a".into(), MessageKind::Text, &mut patience)
+                .on_message("a".into(), MessageKind::Text, &mut wait_budget)
                 .await,
             expected
         );
@@ -234,16 +234,16 @@ async fn a_client_outlives_what_the_broker_drops_unless_it_can_never_be_publishe
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_that_came_together_wait_once() {
+async fn messages_of_one_read_share_one_wait() {
     let began = Instant::now();
     let lane = Arc::new(FullLane::default());
     let (client, _) = connect_to(Arc::clone(&lane) as _, endpoint("/ws", |_| {}));
-    let mut patience = Patience::Left;
+    let mut wait_budget = WaitBudget::Full;
     for message in ["a", "b", "c"] {
-        let taken = client.on_message(message.into(), MessageKind::Text, &mut patience);
+        let taken = client.on_message(message.into(), MessageKind::Text, &mut wait_budget);
         assert_eq!(taken.await, Ok(()));
     }
-    assert_eq!(patience, Patience::Spent);
+    assert_eq!(wait_budget, WaitBudget::Spent);
     assert_eq!(began.elapsed(), LANE_WAIT);
     assert_eq!(
         *lane.asked.lock(),

@@ -1,4 +1,4 @@
-//! Endpoints with `mode: ticker`: all their clients on this node hear `tick!` once a second.
+//! Endpoints with `mode: ticker`: sends `tick!` to all their clients on this node once a second.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 const TICK: &str = "tick!";
 
-/// Where the ticks are heard. Nothing is ever published on it.
+/// The local channel of the ticks. Nothing is published on it in the broker.
 pub(super) fn channel() -> ChannelName {
     ChannelName::new(&format!("{RESERVED_PREFIX}ticker")).expect("it is short")
 }

@@ -1,8 +1,8 @@
-//! How many sessions there may be: on the whole, and half-open ones of one address.
+//! Limits for the number of sessions: in total, and half-open ones of one address.
 //!
-//! A session is half-open while no receiver waits on it. It costs its client no connection then, so
-//! nothing else would keep one address from opening any number of them and going away. Receivers that
-//! leave their sessions may take an address past its limit: those have cost a connection each.
+//! A session is half-open while no receiver waits on it. It costs its client no connection then, so nothing else limits how
+//! many one address can open and abandon. Receivers that leave their sessions may raise an address above its limit: those
+//! have cost a connection each.
 //!
 //! Invariant: an address is in the map if and only if a session of it lives.
 
@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::config::Live;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 
-/// Bits of an IPv6 address that name its holder: providers give out no less than a /64.
+/// Bits of an IPv6 address that identify its holder: providers assign at least a /64.
 const IPV6_PREFIX_BITS: u32 = 64;
 
 /// The limits.
@@ -38,7 +38,7 @@ pub(crate) struct QuotaConfig {
 pub(crate) struct Quota {
     config: Live<QuotaConfig>,
     counts: Mutex<Counts>,
-    refusals: Pace,
+    refusals: Throttle,
 }
 
 #[derive(Default)]
@@ -63,8 +63,8 @@ pub(crate) enum Full {
     Address,
 }
 
-/// Room for one session, given back on drop. It is half-open at first.
-pub(crate) struct Place {
+/// Permits one session until it is dropped. The session is half-open at first.
+pub(crate) struct Permit {
     quota: Arc<Quota>,
     address: IpAddr,
     half_open: Arc<AtomicUsize>,
@@ -72,12 +72,12 @@ pub(crate) struct Place {
 }
 
 impl Quota {
-    /// Nobody is there yet.
+    /// Creates the limits, without sessions.
     pub(crate) fn new(config: QuotaConfig) -> Arc<Self> {
         Arc::new(Self {
             config: Live::new(config),
             counts: Mutex::default(),
-            refusals: Pace::default(),
+            refusals: Throttle::default(),
         })
     }
 
@@ -86,18 +86,18 @@ impl Quota {
         self.config.set(config);
     }
 
-    /// Takes room for one session of `address`.
+    /// Takes a permit for one session of `address`.
     ///
     /// # Errors
     ///
-    /// [`Full`]; others may still fit if it is the address's limit.
-    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
+    /// [`Full`]; if it is the address's limit, other addresses may still get one.
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Permit, Full> {
         let address = holder(address);
         let counts = &mut *self.counts.lock();
         if self.config.get().sessions_max <= counts.sessions {
             return Err(Full::Node);
         }
-        // New in the map only if it has none yet, and then its first one fits.
+        // Inserted only if the address has no session yet, and then the first one is within the limit.
         let known = counts.addresses.entry(address).or_default();
         if self.config.get().half_open_max <= known.half_open.load(Ordering::Relaxed) {
             return Err(Full::Address);
@@ -105,7 +105,7 @@ impl Quota {
         known.half_open.fetch_add(1, Ordering::Relaxed);
         known.sessions += 1;
         counts.sessions += 1;
-        Ok(Place {
+        Ok(Permit {
             quota: Arc::clone(self),
             address,
             half_open: Arc::clone(&known.half_open),
@@ -120,7 +120,7 @@ impl Quota {
         (counts.sessions, counts.addresses.len())
     }
 
-    /// Says in the log which limit has refused `address` a session, once a second at most.
+    /// Logs which limit has rejected a session of `address`, at most once a second.
     pub(crate) fn log(&self, full: Full, address: IpAddr, now: Instant) {
         let Some(held_back) = self.refusals.admit(now) else {
             return;
@@ -130,34 +130,34 @@ impl Quota {
                 limit = self.config.get().sessions_max,
                 setting = "limits.sessions",
                 held_back,
-                "session refused: the node has too many",
+                "session rejected: the node has too many",
             ),
             Full::Address => warn!(
                 %address,
                 limit = self.config.get().half_open_max,
                 setting = "limits.sessions_per_address",
                 held_back,
-                "session refused: the address has too many without a receiver; \
-                 a proxy's belongs into trusted_proxies",
+                "session rejected: the address has too many without a receiver; \
+                 if it is a proxy, add it to trusted_proxies",
             ),
         }
     }
 }
 
-impl Place {
+impl Permit {
     /// The address of the client.
     pub(crate) fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Notes that a receiver waits on the session.
+    /// Notes that a receiver waits on the session: it is not half-open.
     pub(crate) fn receiver_waits(&self) {
         if self.is_half_open.swap(false, Ordering::Relaxed) {
             self.half_open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Notes that none does any more.
+    /// Notes that no receiver waits any more: it is half-open.
     pub(crate) fn receiver_left(&self) {
         if !self.is_half_open.swap(true, Ordering::Relaxed) {
             self.half_open.fetch_add(1, Ordering::Relaxed);
@@ -165,9 +165,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.receiver_waits(); // Half-open or not, it counts no more.
+        self.receiver_waits(); // It no longer counts as half-open.
         let mut counts = self.quota.counts.lock();
         counts.sessions -= 1;
         if let Entry::Occupied(mut address) = counts.addresses.entry(self.address) {
@@ -179,7 +179,7 @@ impl Drop for Place {
     }
 }
 
-/// What stands for everyone who can speak from `address`.
+/// The network that is counted as one address.
 fn holder(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_may_hold_half_open_sessions_up_to_its_limit_and_others_go_on() {
+    fn an_address_may_have_half_open_sessions_up_to_its_limit_without_affecting_others() {
         let quota = quota(100, 2);
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(address);
         let first = quota.take(one).ok().unwrap();
@@ -218,36 +218,36 @@ mod tests {
     }
 
     #[test]
-    fn a_session_counts_only_while_no_receiver_waits() {
+    fn a_session_counts_as_half_open_only_while_no_receiver_waits() {
         let quota = quota(100, 1);
         let one = address("192.0.2.1");
-        let place = quota.take(one).ok().unwrap();
+        let permit = quota.take(one).ok().unwrap();
         for _ in 0..2 {
-            place.receiver_waits();
+            permit.receiver_waits();
         }
         let second = quota.take(one).ok().unwrap();
         assert_eq!(quota.take(one).err(), Some(Full::Address));
         drop(second);
         for _ in 0..2 {
-            place.receiver_left();
+            permit.receiver_left();
         }
         assert_eq!(quota.take(one).err(), Some(Full::Address));
-        drop(place);
+        drop(permit);
         assert!(quota.take(one).is_ok());
     }
 
     #[test]
     fn the_node_has_a_limit_for_all_addresses_together() {
         let quota = quota(2, 100);
-        let places = ["192.0.2.1", "2001:db8::1"].map(|text| quota.take(address(text)).ok());
-        assert!(places.iter().all(Option::is_some));
+        let permits = ["192.0.2.1", "2001:db8::1"].map(|text| quota.take(address(text)).ok());
+        assert!(permits.iter().all(Option::is_some));
         assert_eq!(quota.take(address("192.0.2.3")).err(), Some(Full::Node));
-        drop(places);
+        drop(permits);
         assert!(quota.take(address("192.0.2.3")).is_ok());
     }
 
     #[test]
-    fn addresses_of_one_holder_are_one() {
+    fn addresses_of_one_network_count_as_one() {
         let quota = quota(100, 1);
         for [first, second] in [
             ["2001:db8::1", "2001:db8::2:0:0:1"],
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_sessions_is_forgotten() {
+    fn an_address_without_sessions_is_removed() {
         let quota = quota(100, 100);
         drop(quota.take(address("192.0.2.1")));
         assert_eq!(quota.counted(), (0, 0));

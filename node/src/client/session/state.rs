@@ -1,6 +1,6 @@
-//! What a session does next: a plain state machine, time passed in.
+//! The state machine of a session: a plain type, time passed in.
 //!
-//! Owns no socket, no queue and no clock. It knows whether messages are queued because it is told.
+//! Owns no socket, no queue and no clock: the caller tells it whether messages are queued.
 //!
 //! Invariant: at most one receiver is attached, and a session without one ends when
 //! `disconnect_delay` is over.
@@ -13,20 +13,20 @@ use crate::protocol::disconnect::Disconnect;
 /// The delays of a session.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Delays {
-    /// How long a receiver hears nothing before it gets a heartbeat.
+    /// How long a receiver gets no frame before it gets a heartbeat.
     pub(crate) heartbeat: Duration,
     /// How long a session lives without a receiver.
     pub(crate) disconnect: Duration,
 }
 
-/// Where a session stands.
+/// The state of a session.
 #[derive(Debug)]
 pub(crate) struct State {
     delays: Delays,
-    /// Whether the open frame has gone out. A session that closes before says `o` first all the same.
+    /// Whether the open frame is sent. A session that closes before still sends `o` first.
     opened: bool,
-    /// Whether the close frame has gone out.
-    told: bool,
+    /// Whether the close frame is sent.
+    close_sent: bool,
     phase: Phase,
     receiver: Receiver,
 }
@@ -36,7 +36,7 @@ enum Phase {
     Open,
     /// Each receiver gets what is queued and then this.
     Closing(Disconnect),
-    /// A receiver was cut off, and with it perhaps messages: the client must not go on.
+    /// A receiver was aborted, perhaps with unread messages: the session must not continue.
     Interrupted,
 }
 
@@ -46,16 +46,16 @@ enum Receiver {
     Absent { since: Instant },
 }
 
-/// The answer to a client that wants to receive.
+/// The result of attaching a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attach {
     /// It receives the session's frames from now on.
     Attached,
-    /// Another one does, and goes on.
+    /// Another one is attached, and stays.
     Busy,
 }
 
-/// What the receiver is to send now.
+/// What the receiver has to send now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     /// The open frame.
@@ -73,24 +73,24 @@ pub(crate) enum Next {
 /// How a receiver ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detach {
-    /// The server ended the answer in order: the client comes again.
-    Answered,
-    /// The client or the network went away in the middle.
+    /// The server ended the response in order: the client will send another request.
+    Finished,
+    /// The client or the network ended the response.
     Aborted,
 }
 
-/// What becomes of messages that a client sends to the session.
+/// How messages that a client sends to the session are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inbound {
-    /// They are taken.
+    /// They are accepted.
     Taken,
-    /// They are dropped, and the client is told nothing: a close frame waits for it.
+    /// They are dropped without an error: the next receiver gets a close frame.
     Dropped,
-    /// The session is gone for whoever sends.
+    /// The session does not exist any more for senders.
     Unknown,
 }
 
-/// What a look at the clock says.
+/// What is due by the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tick {
     /// Nothing to do.
@@ -102,12 +102,12 @@ pub(crate) enum Tick {
 }
 
 impl State {
-    /// A session whose first receiver is attached.
+    /// Creates a session whose first receiver is attached.
     pub(crate) fn new(delays: Delays, now: Instant) -> Self {
         Self {
             delays,
             opened: false,
-            told: false,
+            close_sent: false,
             phase: Phase::Open,
             receiver: Receiver::Attached { quiet_since: now },
         }
@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    /// Takes the receiver off. An abort ends a session that was not closing already.
+    /// Detaches the receiver. An abort ends a session that was not closing already.
     pub(crate) fn detach(&mut self, how: Detach, now: Instant) {
         debug_assert!(self.is_attached(), "only the attached receiver detaches");
         self.receiver = Receiver::Absent { since: now };
@@ -133,10 +133,10 @@ impl State {
         }
     }
 
-    /// Decides what the attached receiver sends, and counts it as sent.
+    /// Decides what the attached receiver sends next, and treats it as sent.
     pub(crate) fn next(&mut self, messages_queued: bool, now: Instant) -> Next {
         let Receiver::Attached { quiet_since } = self.receiver else {
-            debug_assert!(false, "only an attached receiver asks");
+            debug_assert!(false, "no receiver is attached");
             return Next::Wait;
         };
         let next = match self.phase {
@@ -147,7 +147,7 @@ impl State {
             }
             Phase::Open | Phase::Closing(_) if messages_queued => Next::Messages,
             Phase::Closing(disconnect) => {
-                self.told = true;
+                self.close_sent = true;
                 Next::Close(disconnect)
             }
             Phase::Open if quiet_since + self.delays.heartbeat <= now => Next::Heartbeat,
@@ -164,7 +164,7 @@ impl State {
         }
     }
 
-    /// Says what becomes of messages that arrive now.
+    /// How messages that arrive now are handled.
     pub(crate) fn inbound(&self) -> Inbound {
         match self.phase {
             Phase::Open => Inbound::Taken,
@@ -189,9 +189,9 @@ impl State {
         matches!(self.receiver, Receiver::Attached { .. })
     }
 
-    /// Whether the session closes and no receiver has been told so.
-    pub(crate) fn owes_close(&self) -> bool {
-        matches!(self.phase, Phase::Closing(_)) && !self.told
+    /// Whether the session is closing and no receiver has sent the close frame yet.
+    pub(crate) fn has_unsent_close(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_)) && !self.close_sent
     }
 
     /// Whether the session ended by an abort: its client is gone.

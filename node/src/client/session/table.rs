@@ -1,4 +1,4 @@
-//! The sessions of one endpoint by id, and the sweeper of all.
+//! The sessions of one endpoint by id, and the sweeper for all endpoints.
 //!
 //! Invariant: a session is in the table from its first receiver until it expires.
 
@@ -31,46 +31,46 @@ use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::protocol::disconnect::Disconnect;
 
-/// Into how many parts a table is cut: two cores seldom meet at one lock.
+/// The number of parts of a table, each with its own lock, to avoid contention.
 const SHARDS: usize = 16;
 
-/// How often the sweeper looks, at most and at least.
+/// The shortest and the longest interval of the sweeper.
 const SWEEP_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The room for sessions that a shard may keep for nobody.
-const ROOM_MIN: usize = 64;
+/// The spare capacity that a shard always keeps, in sessions.
+const CAPACITY_MIN: usize = 64;
 
-/// What a table of sessions needs.
+/// The configuration of a table of sessions.
 pub(crate) struct SessionsConfig {
     /// The delays of each session.
     pub(crate) delays: Delays,
-    /// How many sessions there may be, shared by all tables.
+    /// The limits for sessions, shared by all tables.
     pub(crate) quota: Arc<Quota>,
     /// Why each session is closed as soon as it is open, if it is.
-    pub(crate) farewell: Option<Disconnect>,
-    /// Where sessions are counted.
+    pub(crate) close_on_open: Option<Disconnect>,
+    /// The metrics that count sessions.
     pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Why a client cannot receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReceiveError {
-    /// Another receiver of this session is at work, and goes on.
+    /// Another receiver of this session is attached, and stays.
     #[error("the session has a receiver")]
     Busy,
-    /// The node has no room for another session; it may have later.
+    /// The node has its maximum of sessions; retry later.
     #[error("the node has too many sessions")]
-    Full,
+    NodeFull,
     /// The client's address has too many sessions without a receiver.
     #[error("the address has too many sessions")]
-    Crowded,
+    AddressFull,
 }
 
 /// The sessions of one endpoint.
 pub(crate) struct Sessions {
     config: SessionsConfig,
     /// Why each session is closed as soon as it is open, if it is.
-    farewell: OnceLock<Disconnect>,
+    close_on_open: OnceLock<Disconnect>,
     hasher: RandomState,
     shards: [Mutex<HashMap<Box<str>, Entry>>; SHARDS],
 }
@@ -84,7 +84,9 @@ impl Sessions {
     /// An empty table.
     pub(crate) fn new(config: SessionsConfig) -> Self {
         Self {
-            farewell: config.farewell.map_or_else(OnceLock::new, OnceLock::from),
+            close_on_open: config
+                .close_on_open
+                .map_or_else(OnceLock::new, OnceLock::from),
             config,
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
@@ -106,7 +108,7 @@ impl Sessions {
     ) -> Result<Receiver, ReceiveError> {
         let mut shard = self.shard(id).lock();
         if let Some(entry) = shard.get(id) {
-            // An expired one that the sweeper has not met yet is as good as gone.
+            // An expired session may still be in the table, until the next sweep.
             if !entry.session.is_over(now) {
                 return match entry.session.state.lock().attach(now) {
                     Attach::Attached => Ok(Receiver::new(Arc::clone(&entry.session))),
@@ -115,13 +117,13 @@ impl Sessions {
             }
             shard.remove(id);
         }
-        let place = match self.config.quota.take(address) {
-            Ok(place) => place,
+        let permit = match self.config.quota.take(address) {
+            Ok(permit) => permit,
             Err(full) => return Err(self.refuse(full, address, now)),
         };
         let (outbox, client) = connect();
-        let session = Arc::new(Session::new(&self.config, place, outbox, client, now));
-        if let Some(disconnect) = self.farewell.get() {
+        let session = Arc::new(Session::new(&self.config, permit, outbox, client, now));
+        if let Some(disconnect) = self.close_on_open.get() {
             session.close(*disconnect);
         }
         let receiver = Receiver::new(Arc::clone(&session));
@@ -136,11 +138,11 @@ impl Sessions {
         Ok(receiver)
     }
 
-    /// Hands messages on to the session `id`.
+    /// Passes messages on to the session `id`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the messages that were not handed on yet.
+    /// Dropping this future drops the messages that were not passed on yet.
     pub(crate) async fn send(&self, id: &str, messages: Vec<String>) -> Sent {
         let session = self
             .shard(id)
@@ -153,7 +155,7 @@ impl Sessions {
         }
     }
 
-    /// Whether the session `id` is here, closed or not.
+    /// Whether the session `id` exists, closed or not.
     pub(crate) fn contains(&self, id: &str, now: Instant) -> bool {
         let shard = self.shard(id).lock();
         shard
@@ -171,17 +173,17 @@ impl Sessions {
 
     /// Closes each session that is opened from now on as soon as it is open.
     pub(crate) fn close_new(&self, disconnect: Disconnect) {
-        // Set once: whoever is first gives the reason, as with a session.
-        let _ = self.farewell.set(disconnect);
+        // Set once: the first reason stays, as with a session.
+        let _ = self.close_on_open.set(disconnect);
     }
 
-    /// Whether a session that closes has not given its reason to any receiver yet.
-    pub(crate) fn owe_close(&self) -> bool {
+    /// Whether a closing session has not sent its close frame to any receiver yet.
+    pub(crate) fn has_unsent_close(&self) -> bool {
         self.shards.iter().any(|shard| {
             let shard = shard.lock();
             shard
                 .values()
-                .any(|entry| entry.session.state.lock().owes_close())
+                .any(|entry| entry.session.state.lock().has_unsent_close())
         })
     }
 
@@ -195,7 +197,7 @@ impl Sessions {
         all
     }
 
-    /// Sessions for which something waits.
+    /// Sessions with queued messages.
     pub(crate) fn queued(&self) -> Vec<Arc<dyn Queued>> {
         let mut queued: Vec<Arc<dyn Queued>> = Vec::new();
         for shard in &self.shards {
@@ -207,31 +209,31 @@ impl Sessions {
         queued
     }
 
-    /// Forgets the sessions that are over and wakes receivers whose heartbeat is due.
+    /// Removes the sessions that are over and wakes receivers whose heartbeat is due.
     pub(super) fn sweep(&self, now: Instant) {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.retain(|_, entry| !entry.session.is_over(now));
-            // A crowd that has left keeps no room.
-            if ROOM_MIN.max(shard.len() * 4) < shard.capacity() {
-                let room = shard.len() * 2;
-                shard.shrink_to(room);
+            // Frees memory after many sessions have ended.
+            if CAPACITY_MIN.max(shard.len() * 4) < shard.capacity() {
+                let capacity = shard.len() * 2;
+                shard.shrink_to(capacity);
             }
         }
     }
 
-    /// For how many sessions there is room in memory.
+    /// The allocated capacity, in sessions.
     #[cfg(test)]
-    pub(super) fn room(&self) -> usize {
-        let rooms = self.shards.iter().map(|shard| shard.lock().capacity());
-        rooms.sum()
+    pub(super) fn capacity(&self) -> usize {
+        let capacities = self.shards.iter().map(|shard| shard.lock().capacity());
+        capacities.sum()
     }
 
     fn refuse(&self, full: Full, address: IpAddr, now: Instant) -> ReceiveError {
         self.config.quota.log(full, address, now);
         let (reason, error) = match full {
-            Full::Node => (RefuseReason::Sessions, ReceiveError::Full),
-            Full::Address => (RefuseReason::SessionsPerAddress, ReceiveError::Crowded),
+            Full::Node => (RefuseReason::Sessions, ReceiveError::NodeFull),
+            Full::Address => (RefuseReason::SessionsPerAddress, ReceiveError::AddressFull),
         };
         self.config.metrics.refused(reason);
         error
@@ -243,7 +245,7 @@ impl Sessions {
     }
 }
 
-/// Looks after the delays of all sessions until `shutdown`.
+/// Handles the delays of all sessions until `shutdown`.
 pub(crate) async fn sweep(tables: Vec<Arc<Sessions>>, shutdown: CancellationToken) {
     let (shortest, longest) = SWEEP_INTERVALS;
     let delays = tables.iter().map(|table| table.config.delays);
@@ -253,7 +255,7 @@ pub(crate) async fn sweep(tables: Vec<Arc<Sessions>>, shutdown: CancellationToke
     let Some(delay) = delay else {
         return shutdown.cancelled().await; // No endpoint has protocol SockJS.
     };
-    // A tenth of the delay: nothing is later than that, and seldom-needed looks stay seldom.
+    // A tenth of the delay: accurate enough, and rare enough to be cheap.
     let mut interval = time::interval((delay / 10).clamp(shortest, longest));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,5 +1,5 @@
-//! Sessions with their outbox, client and quota, through any order of what clients, the hub and the clock
-//! may do.
+//! Sessions with their outbox, client and quota, in any order of events of clients, the hub and the
+//! clock.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -29,16 +29,16 @@ const DELAYS: Delays = Delays {
 
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// For the broker's task, which has nothing to do here.
+/// For the broker's task, which is idle here.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
-/// A table of sessions on an echo endpoint, and the session in it that is watched.
+/// A table of sessions on an echo endpoint, and the session under test.
 struct Bench {
     sessions: Sessions,
     quota: Arc<Quota>,
     clients: Arc<Clients>,
     endpoint: Arc<Endpoint>,
-    /// Of the youngest session.
+    /// Of the newest session.
     outbox: Option<Arc<QueueOutbox>>,
     receiver: Option<Receiver>,
     now: Instant,
@@ -71,7 +71,7 @@ impl Bench {
                 delays: DELAYS,
                 quota: Arc::clone(&quota),
                 metrics: Arc::clone(&metrics),
-                farewell: None,
+                close_on_open: None,
             }),
             quota,
             clients: Clients::new(hub, broker.broker, metrics),
@@ -82,7 +82,7 @@ impl Bench {
         }
     }
 
-    /// A receiver comes. `true` if it opened a session.
+    /// Attaches a receiver. `true` if it opened a session.
     fn receive(&mut self) -> bool {
         let mut opened = None;
         let received = self.sessions.receive("a", ADDRESS, self.now, || {
@@ -113,7 +113,7 @@ impl Bench {
         is_new
     }
 
-    /// The receiver leaves. Done here and not by the receiver, whose clock is the real one.
+    /// Detaches the receiver. Done here and not by the receiver, which uses the real clock.
     fn leave(&mut self, how: Detach) {
         if let Some(mut receiver) = self.receiver.take() {
             receiver.finished = true;
@@ -128,7 +128,7 @@ impl Bench {
 
     fn send(&mut self, message: &str) -> Sent {
         let sent = self.sessions.send("a", vec![message.to_owned()]);
-        sent.now_or_never().expect("an echo waits for nobody")
+        sent.now_or_never().expect("an echo does not wait")
     }
 
     fn clients_connected(&self) -> bool {
@@ -138,7 +138,7 @@ impl Bench {
 }
 
 #[test]
-fn twenty_thousand_abandoned_sessions_leave_nothing_behind() {
+fn twenty_thousand_abandoned_sessions_leave_no_state() {
     let bench = Bench::new();
     let metrics = Arc::clone(&bench.clients.metrics);
     let quota = Quota::new(QuotaConfig {
@@ -149,7 +149,7 @@ fn twenty_thousand_abandoned_sessions_leave_nothing_behind() {
         delays: DELAYS,
         quota: Arc::clone(&quota),
         metrics: Arc::clone(&metrics),
-        farewell: None,
+        close_on_open: None,
     });
     let receive = |id: u32| {
         let connect = || {
@@ -166,15 +166,15 @@ fn twenty_thousand_abandoned_sessions_leave_nothing_behind() {
     for id in 0..20_000 {
         let mut receiver = receive(id).ok().unwrap();
         receiver.finished = true;
-        receiver.session.detach(Detach::Answered, bench.now);
+        receiver.session.detach(Detach::Finished, bench.now);
     }
-    assert_eq!(receive(20_000).err(), Some(ReceiveError::Full));
+    assert_eq!(receive(20_000).err(), Some(ReceiveError::NodeFull));
     assert_eq!(quota.counted(), (20_000, 1));
     sessions.sweep(bench.now + DELAYS.disconnect - Duration::from_millis(1));
     assert_eq!(quota.counted(), (20_000, 1));
     sessions.sweep(bench.now + DELAYS.disconnect);
     assert_eq!(quota.counted(), (0, 0));
-    assert_eq!(sessions.room(), 0, "the tables give their memory back");
+    assert_eq!(sessions.capacity(), 0, "the tables free their memory");
     let text = metrics.render();
     assert!(text.contains("causeway_node_sessions 0\n"));
     assert!(text.contains("causeway_node_clients{transport=\"sockjs_http\"} 0\n"));
@@ -203,7 +203,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// What the client of one session has seen and is owed.
+/// What the client of one session has received, and what is due.
 #[derive(Debug, Default)]
 struct Seen {
     frames: usize,
@@ -240,7 +240,7 @@ impl Seen {
 
 proptest! {
     #[test]
-    fn whatever_happens_messages_come_in_order_once_and_nothing_is_left_of_a_session(
+    fn in_any_order_of_events_messages_arrive_in_order_once_and_a_session_leaves_no_state(
         events in proptest::collection::vec(event(), 0..100),
     ) {
         let mut bench = Bench::new();
@@ -257,7 +257,7 @@ proptest! {
                         seen.take(frame);
                     }
                 }
-                Event::Answered => bench.leave(Detach::Answered),
+                Event::Answered => bench.leave(Detach::Finished),
                 Event::Aborted => bench.leave(Detach::Aborted),
                 Event::Send => {
                     let message = number.to_string();
@@ -279,7 +279,7 @@ proptest! {
                 }
             }
         }
-        bench.leave(Detach::Answered);
+        bench.leave(Detach::Finished);
         bench.now += DELAYS.disconnect;
         bench.sessions.sweep(bench.now);
         prop_assert!(!bench.clients_connected());

@@ -1,9 +1,9 @@
-//! What nodes say to each other, one by one: questions, orders, and the answers to them.
+//! The encoding of messages between nodes: requests, commands, and the responses to them.
 //!
-//! Protobuf, so that nodes of two versions understand each other while one takes over from the other: an
-//! unknown field is passed over, and a body that this version does not know is answered by nobody.
+//! Protobuf, so that nodes of two versions understand each other during an upgrade: an unknown field is
+//! ignored, and a body that this version does not know gets no response.
 //!
-//! Anybody who may publish in Redis may write here, so nothing is believed before it is checked.
+//! Every client that may publish in Redis may write here, so all input is validated.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::auth::grant::Overrides;
-use crate::cluster::directory::Given;
+use crate::cluster::directory::CommandResult;
+use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::Lifetime;
-use crate::cluster::directory::Order;
 use crate::cluster::directory::Since;
-use crate::cluster::directory::SubscribeOrder;
+use crate::cluster::directory::SubscribeCommand;
 use crate::cluster::directory::Target;
 use crate::protocol::channel::BadChannelName;
 use crate::protocol::channel::ChannelName;
@@ -26,40 +26,40 @@ use crate::protocol::instance::Unnamed;
 /// One message of a node to another.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Message {
-    /// Who says it, and gets the answer.
+    /// The sender, which receives the response.
     pub(super) from: Instance,
-    /// Which question it is, or which it answers.
+    /// The number of the request, the same in its response.
     pub(super) number: u64,
     pub(super) body: Body,
 }
 
-/// What a message says.
+/// The content of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Body {
-    Question(Question),
-    Answer(Answer),
+    Request(Request),
+    Response(Response),
 }
 
-/// What a node is asked to do or to say.
+/// What a node is requested to do or to report.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Question {
-    /// Hand this to clients.
-    Give(Target, Order),
-    /// What do you hold?
+pub(super) enum Request {
+    /// Execute this command on clients.
+    Command(Target, ControlCommand),
+    /// Report the counts of clients and channels.
     Counts,
-    /// Which channels have subscribers on you? Those that match the pattern; empty: all.
+    /// Report the channels with subscribers that match the pattern; empty: all.
     Channels(String),
 }
 
-/// What a node answers.
+/// A node's response.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Answer {
-    Given(Given),
+pub(super) enum Response {
+    CommandResult(CommandResult),
     Counts(Counts),
     Channels(Channels),
 }
 
-/// What a node holds.
+/// The counts of a node.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Counts {
     /// Connected clients.
@@ -74,10 +74,10 @@ pub(crate) struct Counts {
     /// Subscriptions of clients to channels.
     #[prost(uint64, tag = "4")]
     pub(crate) subscriptions: u64,
-    /// How long the process runs, in seconds.
+    /// Since the process was started, in seconds.
     #[prost(uint64, tag = "5")]
     pub(crate) uptime: u64,
-    /// Which version it is.
+    /// The version of the program.
     #[prost(string, tag = "6")]
     pub(crate) version: String,
 }
@@ -88,12 +88,12 @@ pub(crate) struct Channels {
     /// How many subscribers each has.
     #[prost(btree_map = "string, uint64", tag = "1")]
     pub(crate) subscribers: BTreeMap<String, u64>,
-    /// There are more than one answer holds.
+    /// There are more than fit into one response.
     #[prost(bool, tag = "2")]
     pub(crate) is_cut: bool,
 }
 
-/// Why bytes are no message.
+/// Why a message is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Malformed {
     #[error("not a message between nodes")]
@@ -103,7 +103,7 @@ pub(super) enum Malformed {
     #[error("not the name of a channel")]
     Channel(#[from] BadChannelName),
     /// Of a newer version, or incomplete.
-    #[error("a message without a body that this version knows")]
+    #[error("the message has no body that this version knows")]
     Unknown,
 }
 
@@ -128,13 +128,13 @@ mod wire {
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub(super) enum Body {
         #[prost(message, tag = "3")]
-        Give(Give),
+        Command(CommandMessage),
         #[prost(message, tag = "4")]
-        AskCounts(Nothing),
+        AskCounts(Empty),
         #[prost(string, tag = "5")]
         AskChannels(String),
         #[prost(message, tag = "6")]
-        Given(Given),
+        CommandResult(CommandResult),
         #[prost(message, tag = "7")]
         Counts(Counts),
         #[prost(message, tag = "8")]
@@ -142,19 +142,19 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Nothing {}
+    pub(super) struct Empty {}
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Given {
+    pub(super) struct CommandResult {
         #[prost(uint32, tag = "1")]
-        pub(super) taken: u32,
+        pub(super) accepted: u32,
         #[prost(uint32, tag = "2")]
         pub(super) busy: u32,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Give {
-        /// Missing: whoever the client's user is.
+    pub(super) struct CommandMessage {
+        /// Missing: any user.
         #[prost(string, optional, tag = "1")]
         pub(super) user: Option<String>,
         /// Empty: all clients of the user.
@@ -162,8 +162,8 @@ mod wire {
         pub(super) client: String,
         #[prost(string, repeated, tag = "3")]
         pub(super) except: Vec<String>,
-        #[prost(oneof = "Order", tags = "4, 5, 6, 7, 8")]
-        pub(super) order: Option<Order>,
+        #[prost(oneof = "ControlCommand", tags = "4, 5, 6, 7, 8")]
+        pub(super) command: Option<ControlCommand>,
         /// Instead of user and client.
         #[prost(message, optional, tag = "9")]
         pub(super) session: Option<Session>,
@@ -171,7 +171,7 @@ mod wire {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct Session {
-        /// Empty: whoever the client's user is.
+        /// Empty: any user.
         #[prost(string, tag = "1")]
         pub(super) user: String,
         #[prost(string, tag = "2")]
@@ -179,11 +179,11 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, prost::Oneof)]
-    pub(super) enum Order {
+    pub(super) enum ControlCommand {
         #[prost(message, tag = "4")]
-        Disconnect(Ending),
+        Disconnect(CodeAndReason),
         #[prost(message, tag = "5")]
-        Unsubscribe(Ending),
+        Unsubscribe(CodeAndReason),
         #[prost(message, tag = "6")]
         Subscribe(Subscribe),
         #[prost(message, tag = "7")]
@@ -193,7 +193,7 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Ending {
+    pub(super) struct CodeAndReason {
         #[prost(uint32, tag = "1")]
         pub(super) code: u32,
         #[prost(string, tag = "2")]
@@ -246,16 +246,16 @@ mod wire {
 impl Message {
     pub(super) fn encode(self) -> Bytes {
         let body = match self.body {
-            Body::Question(Question::Give(target, order)) => {
-                wire::Body::Give(print_give(target, order))
+            Body::Request(Request::Command(target, command)) => {
+                wire::Body::Command(print_command_message(target, command))
             }
-            Body::Question(Question::Counts) => wire::Body::AskCounts(wire::Nothing {}),
-            Body::Question(Question::Channels(pattern)) => wire::Body::AskChannels(pattern),
-            Body::Answer(Answer::Given(Given { taken, busy })) => {
-                wire::Body::Given(wire::Given { taken, busy })
+            Body::Request(Request::Counts) => wire::Body::AskCounts(wire::Empty {}),
+            Body::Request(Request::Channels(pattern)) => wire::Body::AskChannels(pattern),
+            Body::Response(Response::CommandResult(CommandResult { accepted, busy })) => {
+                wire::Body::CommandResult(wire::CommandResult { accepted, busy })
             }
-            Body::Answer(Answer::Counts(counts)) => wire::Body::Counts(counts),
-            Body::Answer(Answer::Channels(channels)) => wire::Body::Channels(channels),
+            Body::Response(Response::Counts(counts)) => wire::Body::Counts(counts),
+            Body::Response(Response::Channels(channels)) => wire::Body::Channels(channels),
         };
         let message = wire::Message {
             from: self.from.to_string(),
@@ -265,25 +265,25 @@ impl Message {
         message.encode_to_vec().into()
     }
 
-    /// Reads what another node, or anybody, has written.
+    /// Decodes a message, which may come from any publisher.
     ///
     /// # Errors
     ///
-    /// [`Malformed`]; nothing of it counts.
+    /// [`Malformed`]; the message is ignored.
     pub(super) fn decode(data: Bytes) -> Result<Self, Malformed> {
         let message = wire::Message::decode(data)?;
         let body = match message.body.ok_or(Malformed::Unknown)? {
-            wire::Body::Give(give) => {
-                let (target, order) = parse_give(give)?;
-                Body::Question(Question::Give(target, order))
+            wire::Body::Command(message) => {
+                let (target, command) = parse_command_message(message)?;
+                Body::Request(Request::Command(target, command))
             }
-            wire::Body::AskCounts(_) => Body::Question(Question::Counts),
-            wire::Body::AskChannels(pattern) => Body::Question(Question::Channels(pattern)),
-            wire::Body::Given(wire::Given { taken, busy }) => {
-                Body::Answer(Answer::Given(Given { taken, busy }))
+            wire::Body::AskCounts(_) => Body::Request(Request::Counts),
+            wire::Body::AskChannels(pattern) => Body::Request(Request::Channels(pattern)),
+            wire::Body::CommandResult(wire::CommandResult { accepted, busy }) => {
+                Body::Response(Response::CommandResult(CommandResult { accepted, busy }))
             }
-            wire::Body::Counts(counts) => Body::Answer(Answer::Counts(counts)),
-            wire::Body::Channels(channels) => Body::Answer(Answer::Channels(channels)),
+            wire::Body::Counts(counts) => Body::Response(Response::Counts(counts)),
+            wire::Body::Channels(channels) => Body::Response(Response::Channels(channels)),
         };
         Ok(Self {
             from: Instance::parse(&message.from)?,
@@ -293,46 +293,48 @@ impl Message {
     }
 }
 
-fn print_give(target: Target, order: Order) -> wire::Give {
-    let mut give = wire::Give {
-        order: Some(print_order(order)),
-        ..wire::Give::default()
+fn print_command_message(target: Target, command: ControlCommand) -> wire::CommandMessage {
+    let mut message = wire::CommandMessage {
+        command: Some(print_command(command)),
+        ..wire::CommandMessage::default()
     };
     match target {
-        Target::Client(client) => give.client = client.to_string(),
+        Target::Client(client) => message.client = client.to_string(),
         Target::ClientOf { user, client } => {
-            give.user = Some(user);
-            give.client = client.to_string();
+            message.user = Some(user);
+            message.client = client.to_string();
         }
         Target::Session { user, session } => {
             let session = session.to_string();
-            give.session = Some(wire::Session { user, session });
+            message.session = Some(wire::Session { user, session });
         }
         Target::User { user, except } => {
-            give.user = Some(user);
-            give.except = except.iter().map(ToString::to_string).collect();
+            message.user = Some(user);
+            message.except = except.iter().map(ToString::to_string).collect();
         }
     }
-    give
+    message
 }
 
-fn print_order(order: Order) -> wire::Order {
-    match order {
-        Order::Disconnect { code, reason } => wire::Order::Disconnect(wire::Ending {
-            code,
-            reason,
-            channel: String::new(),
-        }),
-        Order::Unsubscribe {
+fn print_command(command: ControlCommand) -> wire::ControlCommand {
+    match command {
+        ControlCommand::Disconnect { code, reason } => {
+            wire::ControlCommand::Disconnect(wire::CodeAndReason {
+                code,
+                reason,
+                channel: String::new(),
+            })
+        }
+        ControlCommand::Unsubscribe {
             channel,
             code,
             reason,
-        } => wire::Order::Unsubscribe(wire::Ending {
+        } => wire::ControlCommand::Unsubscribe(wire::CodeAndReason {
             code,
             reason,
             channel: channel.to_string(),
         }),
-        Order::Subscribe(subscribe) => wire::Order::Subscribe(wire::Subscribe {
+        ControlCommand::Subscribe(subscribe) => wire::ControlCommand::Subscribe(wire::Subscribe {
             channel: subscribe.channel.to_string(),
             info: subscribe.info,
             data: subscribe.data,
@@ -346,7 +348,7 @@ fn print_order(order: Order) -> wire::Order {
             force_positioning: subscribe.overrides.force_positioning,
             force_recovery: subscribe.overrides.force_recovery,
         }),
-        Order::Refresh(lifetime) => wire::Order::Refresh(match lifetime {
+        ControlCommand::Refresh(lifetime) => wire::ControlCommand::Refresh(match lifetime {
             Lifetime::Expired => wire::Refresh {
                 expired: true,
                 until: 0,
@@ -360,16 +362,18 @@ fn print_order(order: Order) -> wire::Order {
                 until: 0,
             },
         }),
-        Order::Input(data) => wire::Order::Input(data),
+        ControlCommand::Input(data) => wire::ControlCommand::Input(data),
     }
 }
 
-fn parse_give(give: wire::Give) -> Result<(Target, Order), Malformed> {
-    let client = match give.client.as_str() {
+fn parse_command_message(
+    message: wire::CommandMessage,
+) -> Result<(Target, ControlCommand), Malformed> {
+    let client = match message.client.as_str() {
         "" => None,
         client => Some(ClientId::parse(client)?),
     };
-    let target = match (give.session, give.user, client) {
+    let target = match (message.session, message.user, client) {
         (Some(of), _, _) => Target::Session {
             session: ClientId::parse(&of.session)?,
             user: of.user,
@@ -377,46 +381,48 @@ fn parse_give(give: wire::Give) -> Result<(Target, Order), Malformed> {
         (None, None, Some(client)) => Target::Client(client),
         (None, Some(user), Some(client)) => Target::ClientOf { user, client },
         (None, Some(user), None) => {
-            let except = give.except.iter().map(|client| ClientId::parse(client));
+            let except = message.except.iter().map(|client| ClientId::parse(client));
             let except = except.collect::<Result<_, _>>()?;
             Target::User { user, except }
         }
         (None, None, None) => return Err(Malformed::Unknown),
     };
-    let order = match give.order.ok_or(Malformed::Unknown)? {
-        wire::Order::Disconnect(ending) => Order::Disconnect {
-            code: ending.code,
-            reason: ending.reason,
+    let command = match message.command.ok_or(Malformed::Unknown)? {
+        wire::ControlCommand::Disconnect(ended) => ControlCommand::Disconnect {
+            code: ended.code,
+            reason: ended.reason,
         },
-        wire::Order::Unsubscribe(ending) => Order::Unsubscribe {
-            channel: ChannelName::new(&ending.channel)?,
-            code: ending.code,
-            reason: ending.reason,
+        wire::ControlCommand::Unsubscribe(ended) => ControlCommand::Unsubscribe {
+            channel: ChannelName::new(&ended.channel)?,
+            code: ended.code,
+            reason: ended.reason,
         },
-        wire::Order::Subscribe(subscribe) => Order::Subscribe(Box::new(SubscribeOrder {
-            channel: ChannelName::new(&subscribe.channel)?,
-            info: subscribe.info,
-            data: subscribe.data,
-            recover_since: subscribe.since.map(|since| Since {
-                offset: since.offset,
-                epoch: since.epoch,
-            }),
-            overrides: Overrides {
-                presence: subscribe.presence,
-                join_leave: subscribe.join_leave,
-                force_push_join_leave: subscribe.force_push_join_leave,
-                force_positioning: subscribe.force_positioning,
-                force_recovery: subscribe.force_recovery,
-            },
-        })),
-        wire::Order::Refresh(refresh) => Order::Refresh(match refresh.until {
+        wire::ControlCommand::Subscribe(subscribe) => {
+            ControlCommand::Subscribe(Box::new(SubscribeCommand {
+                channel: ChannelName::new(&subscribe.channel)?,
+                info: subscribe.info,
+                data: subscribe.data,
+                recover_since: subscribe.since.map(|since| Since {
+                    offset: since.offset,
+                    epoch: since.epoch,
+                }),
+                overrides: Overrides {
+                    presence: subscribe.presence,
+                    join_leave: subscribe.join_leave,
+                    force_push_join_leave: subscribe.force_push_join_leave,
+                    force_positioning: subscribe.force_positioning,
+                    force_recovery: subscribe.force_recovery,
+                },
+            }))
+        }
+        wire::ControlCommand::Refresh(refresh) => ControlCommand::Refresh(match refresh.until {
             _ if refresh.expired => Lifetime::Expired,
             0 => Lifetime::Endless,
             until => Lifetime::Until(until),
         }),
-        wire::Order::Input(data) => Order::Input(data),
+        wire::ControlCommand::Input(data) => ControlCommand::Input(data),
     };
-    Ok((target, order))
+    Ok((target, command))
 }
 
 #[cfg(test)]
@@ -450,17 +456,17 @@ mod tests {
                 except: Vec::new(),
             },
         ];
-        let orders = [
-            Order::Disconnect {
+        let commands = [
+            ControlCommand::Disconnect {
                 code: 3000,
                 reason: reason(),
             },
-            Order::Unsubscribe {
+            ControlCommand::Unsubscribe {
                 channel: channel(),
                 code: 2500,
                 reason: reason(),
             },
-            Order::Subscribe(Box::new(SubscribeOrder {
+            ControlCommand::Subscribe(Box::new(SubscribeCommand {
                 channel: channel(),
                 info: Bytes::from_static(b"{}"),
                 data: Bytes::from_static(b"1"),
@@ -473,29 +479,32 @@ mod tests {
                     ..Overrides::default()
                 },
             })),
-            Order::Refresh(Lifetime::Expired),
-            Order::Refresh(Lifetime::Endless),
-            Order::Refresh(Lifetime::Until(1)),
-            Order::Input(Bytes::from_static(b"\xff")),
+            ControlCommand::Refresh(Lifetime::Expired),
+            ControlCommand::Refresh(Lifetime::Endless),
+            ControlCommand::Refresh(Lifetime::Until(1)),
+            ControlCommand::Input(Bytes::from_static(b"\xff")),
         ];
-        let give = |target: &Target, order: &Order| {
-            Body::Question(Question::Give(target.clone(), order.clone()))
+        let message = |target: &Target, command: &ControlCommand| {
+            Body::Request(Request::Command(target.clone(), command.clone()))
         };
         let mut bodies = vec![
-            Body::Question(Question::Counts),
-            Body::Question(Question::Channels("a*".to_owned())),
-            Body::Answer(Answer::Given(Given { taken: 1, busy: 2 })),
-            Body::Answer(Answer::Counts(Counts {
+            Body::Request(Request::Counts),
+            Body::Request(Request::Channels("a*".to_owned())),
+            Body::Response(Response::CommandResult(CommandResult {
+                accepted: 1,
+                busy: 2,
+            })),
+            Body::Response(Response::Counts(Counts {
                 clients: 1,
                 ..Counts::default()
             })),
-            Body::Answer(Answer::Channels(Channels {
+            Body::Response(Response::Channels(Channels {
                 subscribers: BTreeMap::from([("a".to_owned(), 3)]),
                 is_cut: true,
             })),
         ];
-        bodies.extend(targets.iter().map(|target| give(target, &orders[0])));
-        bodies.extend(orders.iter().map(|order| give(&targets[0], order)));
+        bodies.extend(targets.iter().map(|target| message(target, &commands[0])));
+        bodies.extend(commands.iter().map(|command| message(&targets[0], command)));
         let message = |body| Message {
             from,
             number: 9,

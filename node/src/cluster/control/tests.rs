@@ -1,26 +1,26 @@
-//! The same cases alone and with others, then what only others can do wrong.
+//! The same cases on one node and between two, then faults of other nodes.
 
 use super::*;
 use crate::broker;
-use crate::cluster::directory::Controls;
-use crate::cluster::directory::OrderRefused;
+use crate::cluster::directory::ClientControl;
+use crate::cluster::directory::CommandRejected;
 use crate::cluster::registry;
-use crate::cluster::registry::News;
+use crate::cluster::registry::MemberListener;
 use crate::config::Config;
 use crate::protocol::instance::ClientId;
-use crate::redis::testing::PATIENCE as TEST_PATIENCE;
+use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
 use tokio::task::JoinSet;
 
-/// Nobody hears of members here.
-struct NoNews;
+/// Ignores join and leave events.
+struct IgnoreMembers;
 
-impl News for NoNews {
-    fn came(&self, _: &ChannelName, _: Bytes) {}
+impl MemberListener for IgnoreMembers {
+    fn joined(&self, _: &ChannelName, _: Bytes) {}
     fn left(&self, _: &ChannelName, _: Bytes) {}
 }
 
-/// Remembers what came on other channels.
+/// Records publications on other channels.
 #[derive(Default)]
 struct Rest(Mutex<Vec<Publication>>);
 
@@ -30,11 +30,11 @@ impl Deliver for Rest {
     }
 }
 
-/// Channels with subscribers, as a test wants them.
+/// Channels with subscribers, set by a test.
 #[derive(Default)]
 struct Few(Mutex<BTreeMap<String, u64>>);
 
-impl Census for Few {
+impl ChannelCounts for Few {
     fn each(&self, show: &mut dyn FnMut(&str, u64)) {
         for (channel, count) in &*self.0.lock() {
             show(channel, *count);
@@ -42,19 +42,19 @@ impl Census for Few {
     }
 }
 
-/// A client that remembers its orders.
+/// A client that records its commands.
 #[derive(Default)]
 struct Client {
-    orders: Mutex<Vec<Order>>,
+    commands: Mutex<Vec<ControlCommand>>,
     is_busy: bool,
 }
 
-impl Controls for Client {
-    fn order(&self, order: &Order) -> Result<(), OrderRefused> {
+impl ClientControl for Client {
+    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
         if self.is_busy {
-            return Err(OrderRefused::Busy);
+            return Err(CommandRejected::Busy);
         }
-        self.orders.lock().push(order.clone());
+        self.commands.lock().push(command.clone());
         Ok(())
     }
 }
@@ -64,10 +64,10 @@ struct Setup {
     directory: Arc<Directory>,
     registry: Arc<Registry>,
     broker: Arc<dyn Broker>,
-    census: Arc<Few>,
+    channel_counts: Arc<Few>,
     rest: Arc<Rest>,
     metrics: Arc<Metrics>,
-    /// Works off what comes in.
+    /// Handles incoming messages.
     work: JoinSet<()>,
     _others: [JoinSet<()>; 2],
 }
@@ -78,14 +78,14 @@ async fn set_up(config: &Config) -> Setup {
     let shutdown = CancellationToken::new();
     let rest = Arc::new(Rest::default());
     let (inbox, mail) = inbox(instance, Arc::clone(&metrics));
-    let sorter = Sorter {
+    let demux = Demux {
         inbox,
         rest: Arc::clone(&rest) as Arc<dyn Deliver>,
     };
     let broker = broker::start(
         &config.broker,
         "test-node",
-        Arc::new(sorter),
+        Arc::new(demux),
         Arc::clone(&metrics),
         shutdown.clone(),
     );
@@ -100,9 +100,9 @@ async fn set_up(config: &Config) -> Setup {
     let registry = registry::start(
         &config.broker,
         &config.registry,
-        registry::Surroundings {
+        registry::Dependencies {
             about,
-            news: Arc::new(NoNews),
+            listener: Arc::new(IgnoreMembers),
             needs: registry::Needs {
                 registry: false,
                 streams: false,
@@ -115,12 +115,12 @@ async fn set_up(config: &Config) -> Setup {
         },
     );
     let directory = Directory::new(Arc::clone(&registry.registry) as _);
-    let census = Arc::new(Few::default());
-    let control = Control::new(Parts {
+    let channel_counts = Arc::new(Few::default());
+    let control = Control::new(Components {
         registry: Arc::clone(&registry.registry),
         directory: Arc::clone(&directory),
         broker: Arc::clone(&broker),
-        census: Arc::clone(&census) as Arc<dyn Census>,
+        channel_counts: Arc::clone(&channel_counts) as Arc<dyn ChannelCounts>,
         metrics: Arc::clone(&metrics),
     });
     let mut work = JoinSet::new();
@@ -130,7 +130,7 @@ async fn set_up(config: &Config) -> Setup {
         directory,
         registry: registry.registry,
         broker,
-        census,
+        channel_counts,
         rest,
         metrics,
         work,
@@ -146,7 +146,7 @@ impl Setup {
         let id = ClientId::random(self.registry.instance());
         let client = Arc::new(Client::default());
         let place = self.directory.reserve(&user.into(), None).unwrap();
-        let (listed, _) = place.enter(id, Arc::clone(&client) as Arc<dyn Controls>);
+        let (listed, _) = place.enter(id, Arc::clone(&client) as Arc<dyn ClientControl>);
         (id, client, listed)
     }
 
@@ -170,7 +170,7 @@ async fn until(mut condition: impl AsyncFnMut() -> bool) {
             time::sleep(Duration::from_millis(5)).await;
         }
     };
-    time::timeout(TEST_PATIENCE, met)
+    time::timeout(DEADLINE, met)
         .await
         .expect("it never happens");
 }
@@ -180,8 +180,8 @@ fn with_redis(server: &RedisServer) -> Config {
     Config::parse("test", &format!("broker: {{kind: redis, url: \"{url}\"}}")).unwrap()
 }
 
-fn goodbye() -> Order {
-    Order::Disconnect {
+fn goodbye() -> ControlCommand {
+    ControlCommand::Disconnect {
         code: 3000,
         reason: "bye".to_owned(),
     }
@@ -194,7 +194,7 @@ fn user(user: &str) -> Target {
     }
 }
 
-/// One test on a node that is alone, and one on a node beside another, in modules of their own.
+/// One test on a single node, and one on a node beside another, in modules of their own.
 macro_rules! alone_and_beside_another {
     ($($case:ident),* $(,)?) => {
         mod alone {
@@ -216,57 +216,63 @@ macro_rules! alone_and_beside_another {
 }
 
 alone_and_beside_another! {
-    an_order_reaches_its_client_wherever_it_is,
-    an_order_reaches_a_user_wherever_its_clients_are,
-    nobody_takes_an_order_for_nobody,
-    who_is_busy_is_counted,
+    a_command_reaches_its_client_on_any_node,
+    a_command_for_a_user_reaches_its_clients_on_all_nodes,
+    a_command_without_a_matching_client_is_not_accepted,
+    busy_clients_are_counted,
     channels_are_those_of_all_nodes,
-    every_node_says_what_it_holds,
+    every_node_reports_its_counts,
 }
 
-async fn an_order_reaches_its_client_wherever_it_is(node: &Setup, other: &Setup) {
+async fn a_command_reaches_its_client_on_any_node(node: &Setup, other: &Setup) {
     let (id, client, _listed) = other.client("ann");
-    let given = node
+    let result = node
         .control
-        .order(Target::Client(id), goodbye())
+        .command(Target::Client(id), goodbye())
         .await
         .unwrap();
-    assert_eq!(given, Given { taken: 1, busy: 0 });
-    assert_eq!(*client.orders.lock(), [goodbye()]);
+    assert_eq!(
+        result,
+        CommandResult {
+            accepted: 1,
+            busy: 0
+        }
+    );
+    assert_eq!(*client.commands.lock(), [goodbye()]);
     let user = "bob".to_owned();
     let of_another = Target::ClientOf { user, client: id };
-    let given = node.control.order(of_another, goodbye()).await.unwrap();
-    assert_eq!(given.taken, 0);
+    let result = node.control.command(of_another, goodbye()).await.unwrap();
+    assert_eq!(result.accepted, 0);
 }
 
-async fn an_order_reaches_a_user_wherever_its_clients_are(node: &Setup, other: &Setup) {
+async fn a_command_for_a_user_reaches_its_clients_on_all_nodes(node: &Setup, other: &Setup) {
     let (_, here, _a) = node.client("ann");
     let (_, there, _b) = other.client("ann");
     let (_, stranger, _c) = other.client("bob");
     let nodes = if std::ptr::eq(node, other) { 1 } else { 2 };
     node.until_held("ann", nodes).await;
-    let given = node.control.order(user("ann"), goodbye()).await.unwrap();
-    assert_eq!(given.taken, 2);
-    assert_eq!(*here.orders.lock(), [goodbye()]);
-    assert_eq!(*there.orders.lock(), [goodbye()]);
-    assert!(stranger.orders.lock().is_empty());
+    let result = node.control.command(user("ann"), goodbye()).await.unwrap();
+    assert_eq!(result.accepted, 2);
+    assert_eq!(*here.commands.lock(), [goodbye()]);
+    assert_eq!(*there.commands.lock(), [goodbye()]);
+    assert!(stranger.commands.lock().is_empty());
 }
 
-async fn nobody_takes_an_order_for_nobody(node: &Setup, other: &Setup) {
+async fn a_command_without_a_matching_client_is_not_accepted(node: &Setup, other: &Setup) {
     let (id, _, listed) = other.client("ann");
     drop(listed);
-    let nobody = Given::default();
+    let nobody = CommandResult::default();
     for target in [
         Target::Client(id),
         Target::Client(ClientId::random(Instance::random())),
         user("nobody"),
     ] {
-        let given = node.control.order(target, goodbye()).await.unwrap();
-        assert_eq!(given, nobody);
+        let result = node.control.command(target, goodbye()).await.unwrap();
+        assert_eq!(result, nobody);
     }
 }
 
-async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
+async fn busy_clients_are_counted(node: &Setup, other: &Setup) {
     let id = ClientId::random(other.registry.instance());
     let busy = Arc::new(Client {
         is_busy: true,
@@ -275,26 +281,54 @@ async fn who_is_busy_is_counted(node: &Setup, other: &Setup) {
     let place = other.directory.reserve(&"ann".into(), None).unwrap();
     let (mut listed, _) = place.enter(id, busy);
     let session = ClientId::random(other.registry.instance());
-    listed.answer_to(session);
-    let input = Order::Input(Bytes::from_static(b"\xff"));
-    let given = node.control.order(Target::Client(id), input.clone()).await;
-    assert_eq!(given.unwrap(), Given::default(), "its id is no secret");
+    listed.set_session(session);
+    let input = ControlCommand::Input(Bytes::from_static(b"\xff"));
+    let result = node
+        .control
+        .command(Target::Client(id), input.clone())
+        .await;
+    assert_eq!(
+        result.unwrap(),
+        CommandResult::default(),
+        "its id is not secret"
+    );
     let by_session = |user: &str| Target::Session {
         user: user.to_owned(),
         session,
     };
-    let given = node.control.order(by_session("bob"), input.clone()).await;
-    assert_eq!(given.unwrap(), Given::default(), "it is not his");
-    let given = node.control.order(by_session("ann"), goodbye()).await;
-    assert_eq!(given.unwrap(), Given { taken: 0, busy: 1 });
-    let given = node.control.order(by_session(""), input).await;
-    let given = given.unwrap();
-    assert_eq!(given, Given { taken: 0, busy: 1 });
+    let result = node.control.command(by_session("bob"), input.clone()).await;
+    assert_eq!(
+        result.unwrap(),
+        CommandResult::default(),
+        "it is another user's"
+    );
+    let result = node.control.command(by_session("ann"), goodbye()).await;
+    assert_eq!(
+        result.unwrap(),
+        CommandResult {
+            accepted: 0,
+            busy: 1
+        }
+    );
+    let result = node.control.command(by_session(""), input).await;
+    let result = result.unwrap();
+    assert_eq!(
+        result,
+        CommandResult {
+            accepted: 0,
+            busy: 1
+        }
+    );
 }
 
 async fn channels_are_those_of_all_nodes(node: &Setup, other: &Setup) {
     let add = |setup: &Setup, channel: &str| {
-        *setup.census.0.lock().entry(channel.to_owned()).or_default() += 1;
+        *setup
+            .channel_counts
+            .0
+            .lock()
+            .entry(channel.to_owned())
+            .or_default() += 1;
     };
     for (setup, channel) in [(node, "chat:a"), (other, "chat:a"), (other, "news:b")] {
         add(setup, channel);
@@ -314,10 +348,10 @@ async fn channels_are_those_of_all_nodes(node: &Setup, other: &Setup) {
     assert!(!node.control.channels("many:*").await.unwrap().is_cut);
 }
 
-async fn every_node_says_what_it_holds(node: &Setup, other: &Setup) {
+async fn every_node_reports_its_counts(node: &Setup, other: &Setup) {
     let (_, _, _a) = other.client("ann");
     let (_, _, _b) = other.client("ann");
-    other.census.0.lock().insert("chat:a".to_owned(), 3);
+    other.channel_counts.0.lock().insert("chat:a".to_owned(), 3);
     let counts = node.control.counts().await.unwrap();
     let nodes = if std::ptr::eq(node, other) { 1 } else { 2 };
     assert_eq!(counts.len(), nodes);
@@ -331,35 +365,41 @@ async fn every_node_says_what_it_holds(node: &Setup, other: &Setup) {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_an_error_and_is_left_out_of_counts() {
+async fn a_node_that_does_not_respond_is_an_error_and_is_left_out_of_counts() {
     let server = RedisServer::start().await;
     let node = set_up(&with_redis(&server)).await;
     let mut silent = set_up(&with_redis(&server)).await;
     until(async || node.registry.nodes().await.unwrap().len() == 2).await;
     let (id, client, _listed) = silent.client("ann");
     silent.work.abort_all();
-    let given = node.control.order(Target::Client(id), goodbye()).await;
-    assert!(matches!(given, Err(Undelivered::Silent(1))), "{given:?}");
-    assert!(client.orders.lock().is_empty());
+    let result = node.control.command(Target::Client(id), goodbye()).await;
+    assert!(
+        matches!(result, Err(ControlError::NoResponse(1))),
+        "{result:?}"
+    );
+    assert!(client.commands.lock().is_empty());
     assert_eq!(node.control.counts().await.unwrap().len(), 1);
     assert!(
-        node.control.waiting.lock().is_empty(),
+        node.control.pending.lock().is_empty(),
         "nobody waits any more"
     );
 }
 
 #[tokio::test]
-async fn what_no_node_has_sent_is_dropped_and_counted() {
+async fn undecodable_messages_are_dropped_and_counted() {
     let server = RedisServer::start().await;
     let node = set_up(&with_redis(&server)).await;
     let channel = keys::control_channel(node.registry.instance());
     server.cli(&["PUBLISH", channel.as_str(), "nonsense"]);
     until(async || node.dropped("control_malformed")).await;
-    // An answer to no question, and one of a stranger, change nothing.
+    // A response to no request, and one of an unknown node, change nothing.
     let answer = |number| Message {
         from: Instance::random(),
         number,
-        body: Body::Answer(Answer::Given(Given { taken: 7, busy: 0 })),
+        body: Body::Response(Response::CommandResult(CommandResult {
+            accepted: 7,
+            busy: 0,
+        })),
     };
     node.broker
         .publish(&channel, answer(99).encode())
@@ -373,16 +413,16 @@ async fn what_no_node_has_sent_is_dropped_and_counted() {
             .await
             .unwrap();
     }
-    let given = node
+    let result = node
         .control
-        .order(Target::Client(id), goodbye())
+        .command(Target::Client(id), goodbye())
         .await
         .unwrap();
-    assert_eq!(given.taken, 1);
+    assert_eq!(result.accepted, 1);
 }
 
 #[tokio::test]
-async fn what_is_for_others_is_handed_on() {
+async fn publications_on_other_channels_are_passed_on() {
     let node = set_up(&Config::parse("test", "").unwrap()).await;
     let channel = ChannelName::new("chat").unwrap();
     node.broker.subscribe(&channel);

@@ -1,35 +1,35 @@
 use super::*;
 use crate::protocol::instance::Instance;
 
-/// A client that remembers its orders, and takes none once it is full.
+/// A client that records its commands, or rejects them.
 #[derive(Default)]
 struct Recorder {
-    orders: Mutex<Vec<Order>>,
-    refuses: Mutex<Option<OrderRefused>>,
+    commands: Mutex<Vec<ControlCommand>>,
+    refuses: Mutex<Option<CommandRejected>>,
 }
 
-impl Controls for Recorder {
-    fn order(&self, order: &Order) -> Result<(), OrderRefused> {
+impl ClientControl for Recorder {
+    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
         match *self.refuses.lock() {
             Some(refused) => Err(refused),
             None => {
-                self.orders.lock().push(order.clone());
+                self.commands.lock().push(command.clone());
                 Ok(())
             }
         }
     }
 }
 
-/// Remembers who came and left.
+/// Records which users connected and disconnected.
 #[derive(Default)]
 struct Watch(Mutex<Vec<String>>);
 
 impl UserWatch for Watch {
-    fn came(&self, user: &Arc<str>) {
+    fn connected(&self, user: &Arc<str>) {
         self.0.lock().push(format!("+{user}"));
     }
 
-    fn left(&self, user: &Arc<str>) {
+    fn disconnected(&self, user: &Arc<str>) {
         self.0.lock().push(format!("-{user}"));
     }
 }
@@ -53,7 +53,7 @@ impl Setup {
     fn enter(&self, user: &str) -> (ClientId, Arc<Recorder>, Listed) {
         let client = ClientId::random(self.instance);
         let recorder = Arc::new(Recorder::default());
-        let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
+        let controls = Arc::clone(&recorder) as Arc<dyn ClientControl>;
         let reserved = self.directory.reserve(&user.into(), None).unwrap();
         let (listed, _) = reserved.enter(client, controls);
         (client, recorder, listed)
@@ -64,8 +64,8 @@ impl Setup {
     }
 }
 
-fn goodbye() -> Order {
-    Order::Disconnect {
+fn goodbye() -> ControlCommand {
+    ControlCommand::Disconnect {
         code: 3000,
         reason: "bye".to_owned(),
     }
@@ -79,7 +79,7 @@ fn user(user: &str) -> Target {
 }
 
 #[test]
-fn a_user_comes_with_its_first_client_and_leaves_with_its_last() {
+fn a_user_connects_with_its_first_client_and_disconnects_with_its_last() {
     let setup = set_up();
     let (_, _, first) = setup.enter("ann");
     let (_, _, second) = setup.enter("ann");
@@ -98,20 +98,26 @@ fn a_user_comes_with_its_first_client_and_leaves_with_its_last() {
 }
 
 #[test]
-fn an_order_for_a_user_reaches_each_of_its_clients_and_nobody_else() {
+fn a_command_for_a_user_reaches_its_clients_and_no_others() {
     let setup = set_up();
     let (_, first, _a) = setup.enter("ann");
     let (_, second, _b) = setup.enter("ann");
     let (_, other, _c) = setup.enter("bob");
-    let given = setup.directory.give(&user("ann"), &goodbye());
-    assert_eq!(given, Given { taken: 2, busy: 0 });
-    assert_eq!(*first.orders.lock(), [goodbye()]);
-    assert_eq!(*second.orders.lock(), [goodbye()]);
-    assert!(other.orders.lock().is_empty());
+    let result = setup.directory.execute(&user("ann"), &goodbye());
+    assert_eq!(
+        result,
+        CommandResult {
+            accepted: 2,
+            busy: 0
+        }
+    );
+    assert_eq!(*first.commands.lock(), [goodbye()]);
+    assert_eq!(*second.commands.lock(), [goodbye()]);
+    assert!(other.commands.lock().is_empty());
 }
 
 #[test]
-fn clients_that_are_excepted_are_left_alone() {
+fn excepted_clients_get_no_command() {
     let setup = set_up();
     let (kept, first, _a) = setup.enter("ann");
     let (_, second, _b) = setup.enter("ann");
@@ -119,51 +125,57 @@ fn clients_that_are_excepted_are_left_alone() {
         user: "ann".to_owned(),
         except: vec![kept],
     };
-    assert_eq!(setup.directory.give(&target, &goodbye()).taken, 1);
-    assert!(first.orders.lock().is_empty());
-    assert_eq!(second.orders.lock().len(), 1);
+    assert_eq!(setup.directory.execute(&target, &goodbye()).accepted, 1);
+    assert!(first.commands.lock().is_empty());
+    assert_eq!(second.commands.lock().len(), 1);
 }
 
 #[test]
-fn an_order_for_one_client_reaches_it_if_it_is_of_the_user_that_is_named() {
+fn a_command_for_one_client_reaches_it_if_its_user_matches() {
     let setup = set_up();
     let (client, recorder, _a) = setup.enter("ann");
     let of = |user: &str| Target::ClientOf {
         user: user.to_owned(),
         client,
     };
-    let give = |target: &Target| setup.directory.give(target, &goodbye()).taken;
+    let give = |target: &Target| setup.directory.execute(target, &goodbye()).accepted;
     assert_eq!(give(&of("bob")), 0);
     assert_eq!(give(&of("ann")), 1);
     assert_eq!(give(&Target::Client(client)), 1);
-    assert_eq!(recorder.orders.lock().len(), 2);
+    assert_eq!(recorder.commands.lock().len(), 2);
     let stranger = ClientId::random(setup.instance);
     assert_eq!(give(&Target::Client(stranger)), 0);
 }
 
 #[test]
-fn anonymous_clients_are_nobody_together() {
+fn anonymous_clients_are_not_found_by_user() {
     let setup = set_up();
     let (client, recorder, listed) = setup.enter("");
     assert!(setup.watched().is_empty());
-    assert_eq!(setup.directory.give(&user(""), &goodbye()).taken, 0);
+    assert_eq!(setup.directory.execute(&user(""), &goodbye()).accepted, 0);
     let alone = Target::Client(client);
-    assert_eq!(setup.directory.give(&alone, &goodbye()).taken, 1);
-    assert_eq!(recorder.orders.lock().len(), 1);
+    assert_eq!(setup.directory.execute(&alone, &goodbye()).accepted, 1);
+    assert_eq!(recorder.commands.lock().len(), 1);
     drop(listed);
     assert!(setup.watched().is_empty());
-    assert_eq!(setup.directory.give(&alone, &goodbye()).taken, 0);
+    assert_eq!(setup.directory.execute(&alone, &goodbye()).accepted, 0);
 }
 
 #[test]
-fn who_is_busy_is_told_apart_from_who_is_gone() {
+fn busy_clients_are_counted_and_disconnecting_ones_are_not() {
     let setup = set_up();
     let (_, busy, _a) = setup.enter("ann");
     let (_, gone, _b) = setup.enter("ann");
-    *busy.refuses.lock() = Some(OrderRefused::Busy);
-    *gone.refuses.lock() = Some(OrderRefused::Gone);
-    let given = setup.directory.give(&user("ann"), &goodbye());
-    assert_eq!(given, Given { taken: 0, busy: 1 });
+    *busy.refuses.lock() = Some(CommandRejected::Busy);
+    *gone.refuses.lock() = Some(CommandRejected::Gone);
+    let result = setup.directory.execute(&user("ann"), &goodbye());
+    assert_eq!(
+        result,
+        CommandResult {
+            accepted: 0,
+            busy: 1
+        }
+    );
 }
 
 fn limit(clients_max: usize, displaces_oldest: bool) -> Option<UserLimit> {
@@ -174,21 +186,21 @@ fn limit(clients_max: usize, displaces_oldest: bool) -> Option<UserLimit> {
 }
 
 impl Setup {
-    /// A client in a place that was kept, and how many it has displaced.
+    /// Enters a client with its reservation; also returns how many it has displaced.
     fn enter_reserved(&self, reserved: Reserved) -> (Arc<Recorder>, Listed, usize) {
         let recorder = Arc::new(Recorder::default());
-        let controls = Arc::clone(&recorder) as Arc<dyn Controls>;
+        let controls = Arc::clone(&recorder) as Arc<dyn ClientControl>;
         let client = ClientId::random(self.instance);
         let (listed, displaced) = reserved.enter(client, controls);
         for controls in &displaced {
-            controls.order(&goodbye()).unwrap();
+            controls.command(&goodbye()).unwrap();
         }
         (recorder, listed, displaced.len())
     }
 }
 
 #[test]
-fn a_user_has_as_many_clients_as_the_limit_those_on_their_way_included() {
+fn the_limit_of_a_user_includes_reservations() {
     let setup = set_up();
     let reserve = |user: &str| setup.directory.reserve(&user.into(), limit(2, false));
     let first = reserve("ann").unwrap();
@@ -209,7 +221,7 @@ fn a_user_has_as_many_clients_as_the_limit_those_on_their_way_included() {
 }
 
 #[test]
-fn who_comes_may_displace_those_of_its_user_that_came_first() {
+fn a_new_client_may_displace_the_oldest_of_its_user() {
     for clients_max in [1, 3] {
         let setup = set_up();
         let reserve = || {
@@ -217,7 +229,7 @@ fn who_comes_may_displace_those_of_its_user_that_came_first() {
                 .directory
                 .reserve(&"ann".into(), limit(clients_max, true))
         };
-        // All at once: none is refused, and in the end there are no more than there may be.
+        // All at once: none is rejected, and in the end the limit holds.
         let reserved: Vec<Reserved> = (0..5).map(|_| reserve().unwrap()).collect();
         let entered: Vec<_> = reserved
             .into_iter()
@@ -225,12 +237,12 @@ fn who_comes_may_displace_those_of_its_user_that_came_first() {
             .collect();
         let displaced: Vec<bool> = entered
             .iter()
-            .map(|(recorder, ..)| !recorder.orders.lock().is_empty())
+            .map(|(recorder, ..)| !recorder.commands.lock().is_empty())
             .collect();
         let expected: Vec<bool> = (0..5).map(|number| number < 5 - clients_max).collect();
         assert_eq!(displaced, expected);
         assert_eq!(
-            setup.directory.give(&user("ann"), &goodbye()).taken,
+            setup.directory.execute(&user("ann"), &goodbye()).accepted,
             clients_max as u32
         );
         assert_eq!(setup.directory.clients(), 5, "until they have gone");
@@ -241,7 +253,7 @@ fn who_comes_may_displace_those_of_its_user_that_came_first() {
 }
 
 #[test]
-fn what_is_kept_with_a_client_is_dropped_when_it_leaves() {
+fn values_kept_with_a_client_are_dropped_when_it_leaves() {
     let setup = set_up();
     let (_, _, first) = setup.enter("ann");
     let (_, _, second) = setup.enter("ann");

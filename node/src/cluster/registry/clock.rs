@@ -1,19 +1,19 @@
-//! What time Redis has, without asking each time.
+//! An estimate of Redis's clock, so that not every operation asks for the time.
 //!
-//! Leases end by Redis's clock, which all nodes share. Each node knows how far its own steady clock is
-//! from it, and asks again now and then. Whatever ends a lease for good asks Redis itself.
+//! Leases end by Redis's clock, which all nodes share. Each node keeps the offset of its own monotonic clock
+//! and refreshes it from time to time. Scripts that declare a lease dead use Redis's own time.
 
 use std::time::Duration;
 use std::time::Instant;
 
-/// How long an answer is good enough: clocks drift apart by less than a millisecond meanwhile, and a clock
-/// that is set costs at most one lease that is taken anew.
+/// How long a reading is used: clocks drift by less than a millisecond in that time, and if Redis's clock is
+/// set, at most one lease has to be taken again.
 const GOOD_FOR: Duration = Duration::from_secs(10);
 
 /// An estimate of Redis's clock.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// Redis's time, in UNIX milliseconds, and when the answer came.
+    /// Redis's time, in UNIX milliseconds, and when it was received.
     known: Option<(u64, Instant)>,
 }
 
@@ -30,7 +30,7 @@ impl Clock {
         Some(milliseconds + u64::try_from(since).unwrap_or(u64::MAX / 2))
     }
 
-    /// Whether Redis should be asked again.
+    /// Whether the time should be read from Redis again.
     pub(super) fn is_stale(&self, now: Instant) -> bool {
         self.known
             .is_none_or(|(_, at)| GOOD_FOR <= now.saturating_duration_since(at))
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_goes_on_by_itself_and_is_set_now_and_then() {
+    fn it_advances_with_the_local_clock_and_can_be_set() {
         let start = Instant::now();
         let mut clock = Clock::default();
         assert!(clock.is_stale(start));

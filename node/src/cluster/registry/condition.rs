@@ -1,7 +1,7 @@
-//! Whether the registry of each server can be relied on, and why not.
+//! Whether the registry on each server is reliable, and why not.
 //!
-//! A registry that cannot be written is worse than one that cannot be read: leases lapse, and then nobody is anywhere. So
-//! what is asked of it is refused from the first renewal that Redis refuses, which is long before the first lease lapses.
+//! A registry that cannot be written is worse than one that cannot be read: leases lapse, and it then appears empty. So reads
+//! are rejected from the first renewal that Redis rejects, which is long before the first lease lapses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,39 +15,39 @@ use tracing::warn;
 use crate::metrics::Metrics;
 use crate::redis::CommandError;
 
-/// What is wrong with the registry of one server.
+/// What is wrong with the registry on one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The node has not got its first lease yet.
+pub(super) enum Problem {
+    /// The node has not taken its first lease yet.
     Starting,
-    /// Redis cannot be reached, or says nothing.
-    Away(String),
-    /// Redis has reached `maxmemory` and takes no writes.
+    /// Redis cannot be reached, or does not respond.
+    Unreachable(String),
+    /// Redis has reached `maxmemory` and rejects writes.
     Full(String),
-    /// Redis refuses what this node needs.
+    /// Redis rejects commands that this node needs.
     Refused(String),
 }
 
-/// What a node does with the registry, each of which may fail by itself.
+/// The uses of the registry that can fail independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// Renewing its lease.
     Lease,
-    /// Writing what it holds.
+    /// Writing its entries.
     Writes,
-    /// Whatever else it needs of Redis.
-    Trial,
+    /// Running the commands that it needs.
+    Permissions,
 }
 
 /// The condition of one server.
 #[derive(Debug)]
 struct Condition {
-    /// When the lease was taken or renewed for the last time.
+    /// When the lease was last taken or renewed.
     renewed_at: Option<Instant>,
-    lease: Option<Trouble>,
-    writes: Option<Trouble>,
-    trial: Option<Trouble>,
-    /// For people.
+    lease: Option<Problem>,
+    writes: Option<Problem>,
+    permissions: Option<Problem>,
+    /// For logs.
     address: String,
 }
 
@@ -57,11 +57,11 @@ pub(super) struct Conditions {
     metrics: Arc<Metrics>,
 }
 
-impl Trouble {
+impl Problem {
     pub(super) fn of(error: &CommandError) -> Self {
         match error {
             CommandError::Unreachable(_) | CommandError::Timeout(_) => {
-                Self::Away(super::chain(error))
+                Self::Unreachable(super::chain(error))
             }
             CommandError::Full(text) => Self::Full(text.clone()),
             CommandError::Refused(text) => Self::Refused(text.clone()),
@@ -69,26 +69,26 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Starting => write!(f, "this node is not in the registry yet"),
-            Self::Away(why) => write!(f, "the registry is away: {why}"),
+            Self::Starting => write!(f, "this node is not registered yet"),
+            Self::Unreachable(why) => write!(f, "cannot reach the registry: {why}"),
             Self::Full(why) => {
-                write!(f, "redis is full (maxmemory) and takes no writes: {why}")
+                write!(f, "redis is full (maxmemory) and rejects writes: {why}")
             }
-            Self::Refused(why) => write!(f, "redis refuses what this node needs: {why}"),
+            Self::Refused(why) => write!(f, "redis rejects commands that this node needs: {why}"),
         }
     }
 }
 
 impl Condition {
-    /// What says most: a trial names the commands that are refused, a script that fails does not.
-    fn trouble(&self) -> Option<&Trouble> {
-        match &self.trial {
-            Some(refused @ Trouble::Refused(_)) => Some(refused),
+    /// The most specific problem: the permission check lists the rejected commands, a failed script does not.
+    fn problem(&self) -> Option<&Problem> {
+        match &self.permissions {
+            Some(refused @ Problem::Refused(_)) => Some(refused),
             _ => {
-                let all = [&self.lease, &self.writes, &self.trial];
+                let all = [&self.lease, &self.writes, &self.permissions];
                 all.into_iter().find_map(Option::as_ref)
             }
         }
@@ -96,13 +96,13 @@ impl Condition {
 }
 
 impl Conditions {
-    /// None of the servers at `addresses` is usable yet.
+    /// The conditions of the servers at `addresses`, all of which are still starting.
     pub(super) fn new(addresses: Vec<String>, metrics: Arc<Metrics>) -> Arc<Self> {
         let condition = |address| Condition {
             renewed_at: None,
-            lease: Some(Trouble::Starting),
+            lease: Some(Problem::Starting),
             writes: None,
-            trial: None,
+            permissions: None,
             address,
         };
         let servers: Vec<Condition> = addresses.into_iter().map(condition).collect();
@@ -113,73 +113,73 @@ impl Conditions {
         })
     }
 
-    /// Notes how `part` fares at `server`.
-    pub(super) fn note(&self, server: usize, part: Part, trouble: Option<Trouble>) {
+    /// Records the state of `part` on `server`.
+    pub(super) fn note(&self, server: usize, part: Part, problem: Option<Problem>) {
         let mut servers = self.servers.lock();
         let condition = &mut servers[server];
-        let before = condition.trouble().cloned();
+        let before = condition.problem().cloned();
         match part {
             Part::Lease => {
-                if trouble.is_none() {
+                if problem.is_none() {
                     condition.renewed_at = Some(Instant::now());
                 }
-                condition.lease = trouble;
+                condition.lease = problem;
             }
-            Part::Writes => condition.writes = trouble,
-            Part::Trial => condition.trial = trouble,
+            Part::Writes => condition.writes = problem,
+            Part::Permissions => condition.permissions = problem,
         }
-        let after = condition.trouble().cloned();
+        let after = condition.problem().cloned();
         log(&condition.address, before.as_ref(), after.as_ref());
-        let troubles = || servers.iter().filter_map(Condition::trouble);
-        let full = troubles().any(|trouble| matches!(trouble, Trouble::Full(_)));
+        let problems = || servers.iter().filter_map(Condition::problem);
+        let full = problems().any(|problem| matches!(problem, Problem::Full(_)));
         self.metrics
             .registry_ready
-            .set(i64::from(troubles().next().is_none()));
+            .set(i64::from(problems().next().is_none()));
         self.metrics.redis_full.set(i64::from(full));
     }
 
-    /// Why what stands in the registry at `server` cannot be relied on although it can be read: leases are not renewed.
+    /// Why entries on `server` are not reliable although they can be read: leases are not renewed.
     pub(super) fn distrust(&self, server: usize) -> Option<String> {
         match &self.servers.lock()[server].lease {
-            Some(trouble @ (Trouble::Full(_) | Trouble::Refused(_))) => Some(trouble.to_string()),
-            Some(Trouble::Starting | Trouble::Away(_)) | None => None,
+            Some(problem @ (Problem::Full(_) | Problem::Refused(_))) => Some(problem.to_string()),
+            Some(Problem::Starting | Problem::Unreachable(_)) | None => None,
         }
     }
 
-    /// What is wrong with any of the servers: something that is not just a full Redis goes first. One that is away counts
-    /// once the lease there has ended, which is after `lease`: that it is away is for the broker's probes to find out.
-    pub(super) fn trouble(&self, lease: Duration) -> Option<Trouble> {
+    /// The problem of any of the servers; others come before a full Redis. A server that cannot be reached counts once the lease
+    /// on it has ended, which is after `lease`: until then detecting that is left to the broker's probes.
+    pub(super) fn problem(&self, lease: Duration) -> Option<Problem> {
         let servers = self.servers.lock();
         let is_held = |condition: &Condition| {
             let renewed_at = condition.renewed_at;
             renewed_at.is_some_and(|at| at.elapsed() < lease)
         };
-        let troubles = || {
+        let problems = || {
             servers.iter().filter_map(|condition| {
-                let trouble = condition.trouble()?;
-                let is_brief = matches!(trouble, Trouble::Away(_)) && is_held(condition);
-                (!is_brief).then_some(trouble)
+                let problem = condition.problem()?;
+                let is_brief = matches!(problem, Problem::Unreachable(_)) && is_held(condition);
+                (!is_brief).then_some(problem)
             })
         };
-        let is_other = |trouble: &&Trouble| !matches!(trouble, Trouble::Full(_));
-        troubles()
+        let is_other = |problem: &&Problem| !matches!(problem, Problem::Full(_));
+        problems()
             .find(is_other)
-            .or_else(|| troubles().next())
+            .or_else(|| problems().next())
             .cloned()
     }
 }
 
-/// Tells of a change, once: what Redis says may differ each time.
-fn log(redis: &str, before: Option<&Trouble>, after: Option<&Trouble>) {
-    let kind = |trouble: Option<&Trouble>| trouble.map(std::mem::discriminant);
+/// Logs a change of the kind of problem, once: the text of Redis may differ each time.
+fn log(redis: &str, before: Option<&Problem>, after: Option<&Problem>) {
+    let kind = |problem: Option<&Problem>| problem.map(std::mem::discriminant);
     if kind(before) == kind(after) {
         return;
     }
     match after {
-        Some(Trouble::Starting) => {}
-        Some(trouble) => warn!(redis, reason = %trouble, "the registry cannot be relied on"),
-        None if before == Some(&Trouble::Starting) => {}
-        None => info!(redis, "the registry can be relied on again"),
+        Some(Problem::Starting) => {}
+        Some(problem) => warn!(redis, reason = %problem, "the registry is not reliable"),
+        None if before == Some(&Problem::Starting) => {}
+        None => info!(redis, "the registry is reliable again"),
     }
 }
 
@@ -198,19 +198,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_registry_is_ready_once_each_server_is_and_until_one_is_not() {
         let (conditions, metrics) = conditions();
-        assert_eq!(conditions.trouble(LEASE), Some(Trouble::Starting));
+        assert_eq!(conditions.problem(LEASE), Some(Problem::Starting));
         conditions.note(0, Part::Lease, None);
         assert_eq!(metrics.registry_ready.get(), 0);
         conditions.note(1, Part::Lease, None);
         assert_eq!(
-            (conditions.trouble(LEASE), metrics.registry_ready.get()),
+            (conditions.problem(LEASE), metrics.registry_ready.get()),
             (None, 1)
         );
-        let away = Trouble::Away("x".to_owned());
+        let away = Problem::Unreachable("x".to_owned());
         conditions.note(1, Part::Lease, Some(away.clone()));
-        assert_eq!(conditions.trouble(LEASE), None, "the lease holds");
+        assert_eq!(conditions.problem(LEASE), None, "the lease holds");
         tokio::time::advance(LEASE).await;
-        assert_eq!(conditions.trouble(LEASE), Some(away));
+        assert_eq!(conditions.problem(LEASE), Some(away));
         assert_eq!(metrics.registry_ready.get(), 0);
     }
 
@@ -219,23 +219,27 @@ mod tests {
         let metrics = Metrics::new();
         let conditions = Conditions::new(Vec::new(), Arc::clone(&metrics));
         assert_eq!(
-            (conditions.trouble(LEASE), metrics.registry_ready.get()),
+            (conditions.problem(LEASE), metrics.registry_ready.get()),
             (None, 1)
         );
     }
 
     #[test]
-    fn what_is_read_is_not_relied_on_while_redis_takes_no_renewal() {
+    fn reads_are_not_reliable_while_redis_rejects_renewals() {
         let (conditions, metrics) = conditions();
-        assert_eq!(conditions.distrust(0), None, "the start is waited for");
-        let full = Trouble::Full("OOM".to_owned());
+        assert_eq!(
+            conditions.distrust(0),
+            None,
+            "starting is no reason to distrust"
+        );
+        let full = Problem::Full("OOM".to_owned());
         conditions.note(0, Part::Lease, Some(full));
         let why = conditions.distrust(0).unwrap();
-        assert_eq!(why, "redis is full (maxmemory) and takes no writes: OOM");
+        assert_eq!(why, "redis is full (maxmemory) and rejects writes: OOM");
         assert_eq!(conditions.distrust(1), None);
         assert_eq!(metrics.redis_full.get(), 1);
-        // One that cannot be reached says so when it is asked.
-        conditions.note(0, Part::Lease, Some(Trouble::Away(String::new())));
+        // A server that cannot be reached fails when it is read.
+        conditions.note(0, Part::Lease, Some(Problem::Unreachable(String::new())));
         assert_eq!(
             (conditions.distrust(0), metrics.redis_full.get()),
             (None, 0)
@@ -243,12 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_redis_hides_nothing_worse() {
+    fn a_full_redis_does_not_hide_other_problems() {
         let (conditions, _) = conditions();
-        conditions.note(0, Part::Lease, Some(Trouble::Full(String::new())));
-        let refused = Trouble::Refused("NOPERM".to_owned());
-        conditions.note(1, Part::Trial, Some(refused.clone()));
+        conditions.note(0, Part::Lease, Some(Problem::Full(String::new())));
+        let refused = Problem::Refused("NOPERM".to_owned());
+        conditions.note(1, Part::Permissions, Some(refused.clone()));
         conditions.note(1, Part::Lease, None);
-        assert_eq!(conditions.trouble(LEASE), Some(refused));
+        assert_eq!(conditions.problem(LEASE), Some(refused));
     }
 }

@@ -1,5 +1,5 @@
-//! What a node looks after beside its lease: that Redis allows what it needs, keeps what was written, and knows no other
-//! node by the same name.
+//! Checks besides the lease: that Redis permits the commands that the node needs, that entries are still there, and that no
+//! other node has the same id.
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -13,32 +13,32 @@ use tracing::warn;
 
 use super::Lease;
 use super::condition::Part;
-use super::condition::Trouble;
-use super::keeper::Keeper;
+use super::condition::Problem;
+use super::duplicate_ids::DuplicateIds;
+use super::lease_task::LeaseTask;
 use super::memory::MemoryInfo;
 use super::memory::Policy;
-use super::namesakes::Namesakes;
 use crate::redis::CommandError;
 
 /// From one inspection to the next, in renewals.
 const INSPECT_EVERY: u32 = 2;
 
-/// From one trial, and one look at all leases, to the next, in inspections.
+/// From one check of permissions and of all leases to the next, in inspections.
 const RARELY: u32 = 8;
 
-/// Entries that are compared with Redis in one piece.
+/// Entries that are compared with Redis at a time.
 const SLICE: usize = 256;
 
-/// From one piece to the next when something may be lost.
-const HURRY: Duration = Duration::from_millis(20);
+/// From one comparison to the next when entries may be lost.
+const URGENT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What was found so far.
+/// Results of the checks so far.
 #[derive(Default)]
 struct Found {
-    /// Under which lease the last trial was.
-    tried: Option<Lease>,
+    /// The lease at the last check of permissions.
+    checked: Option<Lease>,
     is_refused: bool,
-    namesakes: Namesakes,
+    duplicate_ids: DuplicateIds,
     /// How many other nodes have this node's id.
     same_id: usize,
     memory: Option<MemoryInfo>,
@@ -50,8 +50,8 @@ fn is_sabotaged() -> bool {
     std::env::var("CAUSEWAY_SABOTAGE").is_ok_and(|deed| deed == "panic:registry")
 }
 
-impl Keeper {
-    /// Inspects Redis again and again, for ever.
+impl LeaseTask {
+    /// Inspects Redis at intervals, without end.
     pub(super) async fn inspect(&self) -> Infallible {
         #[cfg(debug_assertions)]
         assert!(!is_sabotaged(), "a test wants it");
@@ -61,14 +61,14 @@ impl Keeper {
             let lease = *self.lease.borrow();
             let is_rare = round.is_multiple_of(RARELY);
             let inspected = async {
-                // A new lease may be with another server.
-                if is_rare || found.is_refused || found.tried != lease {
-                    self.try_out(&mut found).await?;
-                    found.tried = lease;
+                // A new lease may be on another server.
+                if is_rare || found.is_refused || found.checked != lease {
+                    self.check_permissions(&mut found).await?;
+                    found.checked = lease;
                 }
-                self.look_at_memory(&mut found).await?;
+                self.check_memory(&mut found).await?;
                 if is_rare || 0 < found.same_id {
-                    self.look_at_leases(&mut found).await?;
+                    self.check_leases(&mut found).await?;
                 }
                 Ok::<_, CommandError>(())
             };
@@ -80,20 +80,23 @@ impl Keeper {
         }
     }
 
-    /// Tries what this node needs of Redis.
-    async fn try_out(&self, found: &mut Found) -> Result<(), CommandError> {
+    /// Runs the commands that this node needs.
+    async fn check_permissions(&self, found: &mut Found) -> Result<(), CommandError> {
         if self.needs.registry {
-            let trouble = self.store.try_out(self.instance, self.needs).await?;
-            found.is_refused = trouble.is_some();
-            self.note(Part::Trial, trouble);
+            let problem = self
+                .store
+                .check_permissions(self.instance, self.needs)
+                .await?;
+            found.is_refused = problem.is_some();
+            self.note(Part::Permissions, problem);
         }
         Ok(())
     }
 
-    /// Has everything compared with Redis if keys were evicted, and warns of a policy that evicts what it must not.
-    async fn look_at_memory(&self, found: &mut Found) -> Result<(), CommandError> {
+    /// Has all entries compared if keys were evicted, and warns about a policy that may evict the registry.
+    async fn check_memory(&self, found: &mut Found) -> Result<(), CommandError> {
         let Some(memory) = self.store.memory().await? else {
-            return Ok(()); // This node may not ask.
+            return Ok(()); // `INFO` is not permitted.
         };
         let redis = &self.address;
         let before = found.memory.replace(memory.clone());
@@ -107,23 +110,25 @@ impl Keeper {
                 Policy::EvictsAny(policy) => warn!(
                     redis,
                     policy,
-                    "at maxmemory redis evicts whatever it likes, members of channels and users too, which are then \
-                     missing until they are written again: set maxmemory-policy to noeviction"
+                    "at maxmemory redis may evict any key, channel members and users included, which are then \
+                    missing until they are written again: set maxmemory-policy to noeviction"
                 ),
             }
         }
         let evicts_any = matches!(memory.policy, Policy::EvictsAny(_));
         self.evicts_any.store(evicts_any, Ordering::Relaxed);
         if before.is_some_and(|before| before.evicted != memory.evicted) {
-            self.doubted.notify_one();
+            self.keys_evicted.notify_one();
         }
         Ok(())
     }
 
-    /// Says so if another node has this node's id, and mends what this node says of itself.
-    async fn look_at_leases(&self, found: &mut Found) -> Result<(), CommandError> {
+    /// Logs if another node has this node's id.
+    async fn check_leases(&self, found: &mut Found) -> Result<(), CommandError> {
         let leases = self.store.all_leases().await?;
-        let others = found.namesakes.look(self.instance, &self.about.id, &leases);
+        let others = found
+            .duplicate_ids
+            .duplicates(self.instance, &self.about.id, &leases);
         let count = others.len();
         self.metrics
             .registry_same_id
@@ -136,8 +141,8 @@ impl Keeper {
                     count,
                     instance = %other.instance,
                     address = other.address,
-                    "another node has this node's id: edges send clients to one of them only, and logs cannot tell them \
-                     apart. Give each its own `node.id`"
+                    "another node has this node's id: edges send clients to only one of them, and log lines cannot be told \
+                    apart. Give each its own `node.id`"
                 ),
                 None => info!(id, "no other node has this node's id any more"),
             }
@@ -146,32 +151,39 @@ impl Keeper {
         Ok(())
     }
 
-    /// Compares what this node holds with what stands in Redis, all of it within `registry.verify`, or at once if keys were
-    /// evicted. What is missing is written again.
+    /// Compares this node's entries with Redis, all of them within `registry.verify`, or at once if keys were evicted. Missing
+    /// entries are written again.
     pub(super) async fn verify(&self) -> Infallible {
         let mut cursor = None;
         let mut is_urgent = false;
         let mut missing = 0;
         loop {
-            let (claims, total) = self.shard.look(|ledger| {
-                let claims = ledger.standing_behind(cursor.as_ref(), SLICE);
-                (claims, ledger.len())
+            let (stored_entries, total) = self.shard.with(|desired| {
+                let stored_entries = desired.stored_after(cursor.as_ref(), SLICE);
+                (stored_entries, desired.len())
             });
             let lease = *self.lease.borrow();
             if let Some(lease) = lease {
-                let compared = self.store.compare(lease, &claims).await;
+                let compared = self.store.compare(lease, &stored_entries).await;
                 match compared {
                     Ok(stands) => {
-                        let gone = claims.iter().zip(stands).filter(|(_, stands)| !stands);
-                        missing += self.shard.lost(gone.map(|(claim, _)| claim));
+                        let gone = stored_entries
+                            .iter()
+                            .zip(stands)
+                            .filter(|(_, stands)| !stands);
+                        missing += self.shard.lost(gone.map(|(stored_entry, _)| stored_entry));
                     }
                     Err(error) => debug!(%error, "cannot compare with the registry"),
                 }
             }
-            let is_end = claims.len() < SLICE;
-            let share =
-                (claims.len().max(1) as f64 / total.max(claims.len()).max(1) as f64).min(1.0);
-            cursor = claims.into_iter().next_back().map(|claim| claim.slot);
+            let is_end = stored_entries.len() < SLICE;
+            let share = (stored_entries.len().max(1) as f64
+                / total.max(stored_entries.len()).max(1) as f64)
+                .min(1.0);
+            cursor = stored_entries
+                .into_iter()
+                .next_back()
+                .map(|stored_entry| stored_entry.slot);
             if is_end {
                 cursor = None;
                 is_urgent = false;
@@ -181,14 +193,14 @@ impl Keeper {
                 self.count_missing(std::mem::take(&mut missing));
             }
             let pause = match is_urgent {
-                true => HURRY,
-                false => self.config.verify.mul_f64(share).max(HURRY),
+                true => URGENT_PAUSE,
+                false => self.config.verify.mul_f64(share).max(URGENT_PAUSE),
             };
             tokio::select! {
-                () = self.doubted.notified() => {
+                () = self.keys_evicted.notified() => {
                     cursor = None;
                     is_urgent = true;
-                    time::sleep(HURRY).await;
+                    time::sleep(URGENT_PAUSE).await;
                 }
                 () = time::sleep(pause) => {}
             }
@@ -215,12 +227,12 @@ impl Keeper {
         warn!(
             redis = self.address,
             entries,
-            "entries of this node were missing in the registry and are written again: redis evicts keys, or somebody deletes them"
+            "entries of this node were missing in the registry and are written again: redis evicted keys, or they were deleted"
         );
     }
 
-    /// Notes how `part` of the work fares.
-    pub(super) fn note(&self, part: Part, trouble: Option<Trouble>) {
-        self.conditions.note(self.server, part, trouble);
+    /// Records the state of `part`.
+    pub(super) fn note(&self, part: Part, problem: Option<Problem>) {
+        self.conditions.note(self.server, part, problem);
     }
 }

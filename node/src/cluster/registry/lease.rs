@@ -1,13 +1,13 @@
-//! A node's claim to be alive.
+//! The lease that shows that a node is alive.
 
 use std::fmt;
 
 use crate::protocol::instance::Instance;
 
-/// One lease of one instance. What stands in Redis under a lease counts for as long as it is renewed.
+/// One lease of one instance. Entries in Redis are valid while the lease that they name is renewed.
 ///
-/// A lease that has lapsed is never renewed again: the instance takes the next one and writes everything
-/// anew. So what a sweeper finds under a lapsed lease is dead for good, whatever the instance does meanwhile.
+/// A lease that has lapsed is never renewed again: the instance takes the next one and writes all entries
+/// again. So a sweeper may remove entries under a lapsed lease whatever the instance does meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Lease {
     pub(crate) instance: Instance,
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_reads_back_and_has_one_text() {
+    fn a_lease_round_trips_and_has_one_text() {
         let lease = Lease::first(Instance::random()).next();
         assert_eq!(Lease::parse(&lease.to_string()), Some(lease));
         let instance = lease.instance;

@@ -1,11 +1,11 @@
-//! What Redis says of its memory: whether it is limited, what happens at the limit, and how much was evicted.
+//! Redis's memory: whether it is limited, its eviction policy, and how many keys were evicted.
 
 use std::collections::HashMap;
 
-/// What `INFO` tells.
+/// Fields of `INFO`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MemoryInfo {
-    /// Whether there is a limit at which keys are evicted.
+    /// What happens at `maxmemory`.
     pub(super) policy: Policy,
     /// Keys evicted since the server was started.
     pub(super) evicted: u64,
@@ -14,7 +14,7 @@ pub(super) struct MemoryInfo {
 /// What happens at the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Policy {
-    /// There is none, or Redis refuses writes: nothing is lost without a word.
+    /// There is no limit, or Redis rejects writes at it: nothing is evicted.
     Keeps,
     /// Keys that have a lifetime are evicted: histories and session values, but nothing of the registry.
     EvictsWithLifetime(String),
@@ -23,7 +23,7 @@ pub(super) enum Policy {
 }
 
 impl MemoryInfo {
-    /// Reads the answers to `INFO memory` and `INFO stats`; `None` if they are something else.
+    /// Parses the replies to `INFO memory` and `INFO stats`; `None` if a field is missing.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let fields: HashMap<&str, &str> = text
             .lines()
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_none() {
+    fn other_text_is_rejected() {
         assert_eq!(MemoryInfo::parse(""), None);
         assert_eq!(parse("much", "noeviction"), None);
     }

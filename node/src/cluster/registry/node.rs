@@ -1,4 +1,4 @@
-//! What nodes say of themselves in the registry.
+//! How nodes describe themselves in the registry.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -6,18 +6,18 @@ use serde::Serialize;
 use super::Lease;
 use crate::protocol::instance::Instance;
 
-/// A living node.
+/// A live node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     /// The process.
     pub(crate) instance: Instance,
-    /// Its name, for people.
+    /// Its configured name (`node.id`), for logs and operators.
     pub(crate) id: String,
-    /// Where an edge reaches it, if it says so.
+    /// The address at which edges reach it, if configured.
     pub(crate) address: Option<String>,
-    /// Where it runs, if it says so.
+    /// The zone in which it runs, if configured.
     pub(crate) zone: Option<String>,
-    /// It is stopping: edges send nobody there any more.
+    /// It is stopping: edges send it no new clients.
     pub(crate) leaving: bool,
 }
 
@@ -45,7 +45,7 @@ impl Node {
         serde_json::to_string(&about).expect("strings are JSON")
     }
 
-    /// The holder of `lease`, as it described itself; without a name if that cannot be read.
+    /// The holder of `lease` by its description; with an empty id if that is undecodable.
     pub(super) fn parse(lease: Lease, about: &str) -> Self {
         let about = serde_json::from_str::<About<'_>>(about).ok();
         let instance = lease.instance;
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_reads_back() {
+    fn a_node_round_trips() {
         let mut node = Node {
             instance: Instance::random(),
             id: "n\"1".to_owned(),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_says_nonsense_is_alive_all_the_same() {
+    fn a_node_with_an_undecodable_description_is_alive() {
         let lease = Lease::first(Instance::random());
         for nonsense in ["", "{", "[]", r#"{"id":1}"#] {
             let node = Node::parse(lease, nonsense);

@@ -1,7 +1,7 @@
-//! One share of the registry: its ledger, and whoever carries the ledger's writes out.
+//! One shard of the registry: its desired state, and how the writes are carried out.
 //!
-//! Without Redis there is nobody else, so every write is carried out as soon as it is wanted, in the same step.
-//! What comes of a write is told under the lock too: in the order in which it came about.
+//! Without Redis every write is carried out at once, under the same lock.
+//! Events are sent under the lock too, so that they keep their order.
 
 use std::sync::Arc;
 
@@ -11,163 +11,167 @@ use tokio::sync::watch;
 use tokio::time;
 use tokio::time::Duration;
 
-use super::News;
-use super::ledger::Claim;
-use super::ledger::Event;
-use super::ledger::Ledger;
-use super::ledger::Slot;
-use super::ledger::Swept;
-use super::ledger::Value;
-use super::ledger::Write;
+use super::MemberListener;
+use super::desired::DesiredState;
+use super::desired::Event;
+use super::desired::Slot;
+use super::desired::StoredEntry;
+use super::desired::Swept;
+use super::desired::Value;
+use super::desired::Write;
 
-/// Writes that go out in one piece.
+/// The most writes in one batch.
 const BATCH_WRITES: usize = 256;
 
 /// Where writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Backing {
-    /// Nowhere: this node is alone.
+pub(super) enum Backend {
+    /// Nowhere: there is only this node.
     Memory,
-    /// To a Redis, by a task of their own.
+    /// To a Redis, by a background task.
     Redis,
 }
 
-/// A share of the registry.
+/// A shard of the registry.
 pub(super) struct Shard {
-    backing: Backing,
-    ledger: Mutex<Ledger>,
-    /// Something is to be written.
+    backend: Backend,
+    desired: Mutex<DesiredState>,
+    /// Notified when there is something to write.
     changed: Notify,
-    /// Sent whenever writes were answered.
+    /// Sent whenever replies to writes arrived.
     answered: watch::Sender<()>,
-    news: Arc<dyn News>,
+    listener: Arc<dyn MemberListener>,
 }
 
 impl Shard {
-    pub(super) fn new(backing: Backing, news: Arc<dyn News>) -> Self {
+    pub(super) fn new(backend: Backend, listener: Arc<dyn MemberListener>) -> Self {
         Self {
-            backing,
-            ledger: Mutex::default(),
+            backend,
+            desired: Mutex::default(),
             changed: Notify::new(),
             answered: watch::Sender::new(()),
-            news,
+            listener,
         }
     }
 
-    /// Wants `value` in `slot`, see [`Ledger::enter`]; returns the place of the wish.
+    /// Wants `value` in `slot`, see [`DesiredState::enter`]; returns the sequence number after the change.
     pub(super) fn enter(&self, slot: Slot, value: Value) -> u64 {
-        self.change_ledger(|ledger| ledger.enter(slot, value))
+        self.change_desired(|desired| desired.enter(slot, value))
     }
 
-    /// Wants `value` where somebody has entered; returns the place of the wish.
+    /// Replaces the desired value of an entered slot; returns the sequence number after the change.
     pub(super) fn change(&self, slot: &Slot, value: Value) -> u64 {
-        self.change_ledger(|ledger| ledger.change(slot, value))
+        self.change_desired(|desired| desired.change(slot, value))
     }
 
-    /// One of those who have entered wants nothing in `slot` any more.
+    /// One of the registrations of `slot` has ended.
     pub(super) fn leave(&self, slot: &Slot) {
-        self.change_ledger(|ledger| ledger.leave(slot));
+        self.change_desired(|desired| desired.leave(slot));
     }
 
-    /// Waits until all wishes before `place` are fulfilled, or for as long as `patience`.
-    pub(super) async fn settled(&self, place: u64, patience: Duration) -> bool {
+    /// Waits up to `wait_max` until all changes before `seq` are stored; whether they are.
+    pub(super) async fn settled(&self, seq: u64, wait_max: Duration) -> bool {
         let mut answered = self.answered.subscribe();
-        let settled = answered.wait_for(|()| self.ledger.lock().is_settled(place));
-        matches!(time::timeout(patience, settled).await, Ok(Ok(_)))
+        let settled = answered.wait_for(|()| self.desired.lock().is_settled(seq));
+        matches!(time::timeout(wait_max, settled).await, Ok(Ok(_)))
     }
 
-    /// Looks at the ledger.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
-        look(&self.ledger.lock())
+    /// Reads the desired state under the lock.
+    pub(super) fn with<T>(&self, read: impl FnOnce(&DesiredState) -> T) -> T {
+        read(&self.desired.lock())
     }
 
-    /// Waits until something is to be written.
+    /// Waits until there is something to write.
     pub(super) async fn wait_for_change(&self) {
         self.changed.notified().await;
     }
 
-    /// What to write next.
+    /// The next writes.
     pub(super) fn next_batch(&self) -> Vec<Write> {
-        self.ledger.lock().next_batch(BATCH_WRITES)
+        self.desired.lock().next_batch(BATCH_WRITES)
     }
 
-    /// Takes the answers to a batch; without them nobody knows what became of it.
+    /// Processes the replies to a batch; `None` if none arrived.
     pub(super) fn finish(&self, batch: Vec<Write>, answers: Option<Vec<bool>>) {
         {
-            let mut ledger = self.ledger.lock();
+            let mut desired = self.desired.lock();
             match answers {
                 Some(answers) if answers.len() == batch.len() => {
                     for (write, is_change) in batch.into_iter().zip(answers) {
-                        if let Some(event) = ledger.answered(write, is_change) {
-                            self.tell(event);
+                        if let Some(event) = desired.answered(write, is_change) {
+                            self.notify(event);
                         }
                     }
                 }
-                _ => batch.into_iter().for_each(|write| ledger.unanswered(write)),
+                _ => batch
+                    .into_iter()
+                    .for_each(|write| desired.unanswered(write)),
             }
         }
         self.answered.send_replace(());
     }
 
-    /// Has what was claimed in vain written again; how much of it that is.
-    pub(super) fn lost<'a>(&self, claims: impl Iterator<Item = &'a Claim>) -> usize {
-        let mut ledger = self.ledger.lock();
-        let lost = claims.filter(|claim| ledger.lost(claim)).count();
-        drop(ledger);
+    /// Has entries that turned out to be missing written again; returns their number.
+    pub(super) fn lost<'a>(&self, stored_entries: impl Iterator<Item = &'a StoredEntry>) -> usize {
+        let mut desired = self.desired.lock();
+        let lost = stored_entries
+            .filter(|stored_entry| desired.lost(stored_entry))
+            .count();
+        drop(desired);
         if 0 < lost {
             self.changed.notify_one();
         }
         lost
     }
 
-    /// Writes everything anew, under a new lease.
+    /// Has everything written again, under a new lease.
     pub(super) fn renew_all(&self, swept: Swept) {
-        self.ledger.lock().renew_all(swept);
+        self.desired.lock().renew_all(swept);
         self.changed.notify_one();
     }
 
-    /// Tells others what has happened.
-    pub(super) fn tell(&self, event: Event) {
-        use super::ledger::Announce::Yes;
+    /// Reports an event to the listener, if its member is announced.
+    pub(super) fn notify(&self, event: Event) {
+        use super::desired::Announce::Yes;
         match event {
-            Event::Came(Slot::Member(channel, _), value) if value.announce == Yes => {
-                self.news.came(&channel, value.info);
+            Event::Joined(Slot::Member(channel, _), value) if value.announce == Yes => {
+                self.listener.joined(&channel, value.info);
             }
             Event::Left(Slot::Member(channel, _), value) if value.announce == Yes => {
-                self.news.left(&channel, value.info);
+                self.listener.left(&channel, value.info);
             }
-            Event::Came(..) | Event::Left(..) => {}
+            Event::Joined(..) | Event::Left(..) => {}
         }
     }
 
-    fn change_ledger<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+    fn change_desired<T>(&self, change: impl FnOnce(&mut DesiredState) -> T) -> T {
         let changed = {
-            let mut ledger = self.ledger.lock();
-            let changed = change(&mut ledger);
-            if self.backing == Backing::Memory {
-                self.carry_out(&mut ledger);
+            let mut desired = self.desired.lock();
+            let changed = change(&mut desired);
+            if self.backend == Backend::Memory {
+                self.carry_out(&mut desired);
             }
             changed
         };
-        match self.backing {
-            Backing::Redis => self.changed.notify_one(),
-            Backing::Memory => {
+        match self.backend {
+            Backend::Redis => self.changed.notify_one(),
+            Backend::Memory => {
                 self.answered.send_replace(());
             }
         }
         changed
     }
 
-    /// Carries out all that is wanted. Under the same lock as the wish, so that none waits for another's.
-    fn carry_out(&self, ledger: &mut Ledger) {
+    /// Carries out all writes, under the lock of the change, so that none waits for another's.
+    fn carry_out(&self, desired: &mut DesiredState) {
         loop {
-            let batch = ledger.next_batch(BATCH_WRITES);
+            let batch = desired.next_batch(BATCH_WRITES);
             if batch.is_empty() {
                 return;
             }
             for write in batch {
-                if let Some(event) = ledger.answered(write, true) {
-                    self.tell(event);
+                if let Some(event) = desired.answered(write, true) {
+                    self.notify(event);
                 }
             }
         }
@@ -187,13 +191,13 @@ mod tests {
     use crate::protocol::instance::ClientId;
     use crate::protocol::instance::Instance;
 
-    /// What was told of each client, in order: whether it came.
+    /// What was told of each client, in command: whether it came.
     #[derive(Default)]
     struct Told(Mutex<HashMap<Bytes, Vec<bool>>>);
 
-    impl News for Told {
-        fn came(&self, _: &ChannelName, info: Bytes) {
-            thread::yield_now(); // So that what is told elsewhere could overtake it.
+    impl MemberListener for Told {
+        fn joined(&self, _: &ChannelName, info: Bytes) {
+            thread::yield_now(); // So that events of other threads could overtake it.
             self.0.lock().entry(info).or_default().push(true);
         }
 
@@ -212,14 +216,17 @@ mod tests {
     }
 
     #[test]
-    fn without_redis_each_coming_and_going_is_told_in_order() {
+    fn without_redis_join_and_leave_events_are_in_order() {
         const CLIENTS: usize = 4;
         const TIMES: usize = 3000;
         let told = Arc::new(Told::default());
-        let shard = Shard::new(Backing::Memory, Arc::clone(&told) as Arc<dyn News>);
+        let shard = Shard::new(
+            Backend::Memory,
+            Arc::clone(&told) as Arc<dyn MemberListener>,
+        );
         let instance = Instance::random();
         let clients: [ClientId; CLIENTS] = std::array::from_fn(|_| ClientId::random(instance));
-        // Two threads for each client, which come and go as they like.
+        // Two threads for each client, which enter and leave independently.
         thread::scope(|scope| {
             for thread in 0..2 * CLIENTS {
                 let (slot, value) = slot_and_value(clients[thread % CLIENTS]);
@@ -232,7 +239,10 @@ mod tests {
                 });
             }
         });
-        assert!(shard.look(Ledger::is_idle), "something is held back");
+        assert!(
+            shard.with(DesiredState::is_idle),
+            "a write is still pending"
+        );
         let told = told.0.lock();
         for client in clients {
             let told = &told[&Bytes::from(client.to_string())];

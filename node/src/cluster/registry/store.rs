@@ -1,22 +1,22 @@
-//! The registry in Redis: its scripts, its commands, and what they mean.
+//! The registry in Redis: its scripts, its commands and its encoding.
 //!
 //! A slot is a field of a hash: a user's, whose fields are leases, or a channel's, whose fields are clients
-//! and whose values begin with the lease that they stand under. Every lease has a set of its slots, written
-//! before the slot and cleared after it, so that whoever sweeps the lease finds them all.
+//! and whose values begin with the lease that they are valid under. Every lease has a set of its slots, written
+//! before the slot and cleared after it, so that a sweeper of the lease finds them all.
 
 use bytes::Bytes;
 use deadpool_redis::redis::FromRedisValue;
 use deadpool_redis::redis::Pipeline;
-use deadpool_redis::redis::Value as Answer;
+use deadpool_redis::redis::Value as Reply;
 
-use super::ledger::Announce;
-use super::ledger::Claim;
-use super::ledger::Slot;
-use super::ledger::Swept;
-use super::ledger::Value;
-use super::ledger::Write;
+use super::desired::Announce;
+use super::desired::Slot;
+use super::desired::StoredEntry;
+use super::desired::Swept;
+use super::desired::Value;
+use super::desired::Write;
+use super::duplicate_ids::Seen;
 use super::memory::MemoryInfo;
-use super::namesakes::Seen;
 use crate::cluster::registry::Lease;
 use crate::cluster::registry::Node;
 use crate::protocol::channel::ChannelName;
@@ -25,19 +25,19 @@ use crate::redis::CommandError;
 use crate::redis::Commands;
 use crate::redis::keys;
 
-/// Leases that one call declares dead, and the entries that one call takes out.
+/// The most leases that one call declares dead, and the most entries that one call removes.
 const SWEEP_BATCH: usize = 256;
 
-/// How long a sweeper may take before another one begins anew.
-const SWEEP_PATIENCE_MS: u64 = 10_000;
+/// How long a sweeper may take before another one starts over.
+const SWEEP_MAX_MS: u64 = 10_000;
 
 /// How long it is remembered that a lease was swept.
 const SWEPT_FOR_SECS: u64 = 24 * 60 * 60;
 
-/// Where all about leases stands: the living, the dead, what they say of themselves.
+/// The keys of all leases: live ones, dead ones, their holders' descriptions.
 const ALL_LEASES: [&str; 3] = [keys::LIVE_LEASES, keys::DEAD_LEASES, keys::LEASE_INFO];
 
-/// Takes a lease. Whether somebody sweeps the one before it, or has.
+/// Takes a lease. Returns whether the one before it is being swept or was.
 const TAKE: &str = "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
@@ -45,13 +45,13 @@ const TAKE: &str = "local t = redis.call('TIME')
     local swept = redis.call('EXISTS', KEYS[3]) == 1 or redis.call('ZSCORE', KEYS[4], ARGV[4])
     return {now, swept and 1 or 0}";
 
-/// Gives a lease up, and leaves its entries to whoever sweeps next.
+/// Releases a lease, and leaves its entries to the next sweeper.
 const RETIRE: &str = "redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[3], ARGV[1])
     return redis.call('ZADD', KEYS[2], 0, ARGV[1])";
 
-/// Declares leases dead that have lapsed, and takes on the sweeping of these and of those on which a
-/// sweeper gave up.
+/// Declares lapsed leases dead, and claims the sweeping of these and of those whose sweeper did not
+/// finish.
 const CLAIM: &str = "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     local claimed = redis.call('ZRANGE', KEYS[2], '-inf', now - ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
@@ -65,7 +65,7 @@ const CLAIM: &str = "local t = redis.call('TIME')
     end
     return claimed";
 
-/// Takes a member out if it still stands under the lease that is swept.
+/// Removes a member if its value still names the lease that is swept.
 const TAKE_OUT: &str = "local value = redis.call('HGET', KEYS[1], ARGV[1])
     if value and string.sub(value, 1, #ARGV[2]) == ARGV[2] then
         redis.call('HDEL', KEYS[1], ARGV[1])
@@ -82,30 +82,30 @@ pub(super) struct Store {
 pub(super) struct Taken {
     /// Redis's time, in UNIX milliseconds.
     pub(super) now: u64,
-    /// Over which connection: what is written over another one may be another server's.
+    /// The connection over which it was taken: another one may lead to another server.
     pub(super) connection: u64,
     pub(super) before: Swept,
 }
 
-/// What came of a renewal.
+/// The result of a renewal.
 pub(super) struct Renewed {
     /// The lease was still there.
     pub(super) is_held: bool,
     pub(super) connection: u64,
-    /// Redis's time, if it was asked for.
+    /// Redis's time, if requested.
     pub(super) now: Option<u64>,
-    /// When the first of all leases ends, if it was asked for.
+    /// When the first of all leases ends, if requested.
     pub(super) first_end: Option<u64>,
 }
 
-/// What a renewal asks for besides.
+/// What a renewal reads besides.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Questions {
+pub(super) struct Queries {
     pub(super) time: bool,
     pub(super) first_end: bool,
 }
 
-/// An entry of a lease that was swept, as its holder left it.
+/// The value of an entry that was swept.
 pub(super) type Found = Vec<u8>;
 
 impl Store {
@@ -135,36 +135,36 @@ impl Store {
             .arg(milliseconds)
             .arg(info)
             .arg(&before);
-        let answers = self.commands.run(&pipeline).await?;
-        let (now, swept): (u64, bool) = first(answers.values)?;
+        let replies = self.commands.run(&pipeline).await?;
+        let (now, swept): (u64, bool) = first(replies.values)?;
         Ok(Taken {
             now,
-            connection: answers.connection,
+            connection: replies.connection,
             before: if swept { Swept::Yes } else { Swept::No },
         })
     }
 
-    /// Lets `lease` end at `end` and answers `questions`, each with one plain command.
+    /// Lets `lease` end at `end` and replies `queries`, each with one plain command.
     pub(super) async fn renew(
         &self,
         lease: Lease,
         end: u64,
-        questions: Questions,
+        queries: Queries,
     ) -> Result<Renewed, CommandError> {
         let mut pipeline = Pipeline::new();
         let renew = pipeline.cmd("ZADD").arg(keys::LIVE_LEASES);
         // Only if it is there, and whether it was: its end always changes.
         renew.arg("XX").arg("CH").arg(end).arg(lease.to_string());
-        if questions.time {
+        if queries.time {
             pipeline.cmd("TIME");
         }
-        if questions.first_end {
+        if queries.first_end {
             let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
             command.arg(0).arg(0).arg("WITHSCORES");
         }
-        let answers = self.commands.run(&pipeline).await?;
-        let connection = answers.connection;
-        let mut values = answers.values.into_iter();
+        let replies = self.commands.run(&pipeline).await?;
+        let connection = replies.connection;
+        let mut values = replies.values.into_iter();
         let is_held = from(values.next())?;
         let mut renewed = Renewed {
             is_held,
@@ -172,18 +172,18 @@ impl Store {
             now: None,
             first_end: None,
         };
-        if questions.time {
+        if queries.time {
             let (seconds, microseconds): (u64, u64) = from(values.next())?;
             renewed.now = Some(seconds * 1000 + microseconds / 1000);
         }
-        if questions.first_end {
+        if queries.first_end {
             let ends: Vec<(String, f64)> = from(values.next())?;
             renewed.first_end = ends.first().map(|(_, end)| milliseconds(*end));
         }
         Ok(renewed)
     }
 
-    /// Replaces what the holder of `lease` says of itself.
+    /// Replaces the description of the holder of `lease`.
     pub(super) async fn describe(&self, lease: Lease, info: &str) -> Result<(), CommandError> {
         let mut pipeline = Pipeline::new();
         let command = pipeline.cmd("HSET").arg(keys::LEASE_INFO);
@@ -191,7 +191,7 @@ impl Store {
         self.commands.run(&pipeline).await.map(|_| ())
     }
 
-    /// Gives `lease` up: what stands under it is dead.
+    /// Releases `lease`: entries under it are no longer valid.
     pub(super) async fn retire(&self, lease: Lease) -> Result<(), CommandError> {
         let mut pipeline = Pipeline::new();
         script(&mut pipeline, RETIRE, &ALL_LEASES).arg(lease.to_string());
@@ -202,7 +202,7 @@ impl Store {
     pub(super) async fn claim(&self) -> Result<Vec<Lease>, CommandError> {
         let mut pipeline = Pipeline::new();
         script(&mut pipeline, CLAIM, &ALL_LEASES)
-            .arg(SWEEP_PATIENCE_MS)
+            .arg(SWEEP_MAX_MS)
             .arg(SWEEP_BATCH);
         let claimed: Vec<String> = first(self.commands.run(&pipeline).await?.values)?;
         Ok(claimed
@@ -211,8 +211,8 @@ impl Store {
             .collect())
     }
 
-    /// Takes out some entries of a dead lease. Those that stood under it to the end, with what others are to
-    /// hear; `None` once there are no more.
+    /// Removes some entries of a dead lease. Returns the members that were still stored under it; `None` once there
+    /// are no more.
     pub(super) async fn sweep(
         &self,
         lease: Lease,
@@ -244,12 +244,12 @@ impl Store {
         }
         let command = pipeline.cmd("SREM").arg(&index);
         command.arg(&entries);
-        let answers = self.commands.run(&pipeline).await?.values;
+        let replies = self.commands.run(&pipeline).await?.values;
         let known = slots.into_iter().flatten();
-        let found = known.zip(answers).filter_map(|(slot, answer)| match slot {
+        let found = known.zip(replies).filter_map(|(slot, reply)| match slot {
             Slot::User(_) => None,
             Slot::Member(..) => {
-                let value = Option::<Found>::from_redis_value(answer).ok()??;
+                let value = Option::<Found>::from_redis_value(reply).ok()??;
                 let (_, value) = parse_value(&value)?;
                 Some((slot, value))
             }
@@ -257,7 +257,7 @@ impl Store {
         Ok(Some(found.collect()))
     }
 
-    /// Notes that nothing stands under `lease` any more.
+    /// Records that all entries of `lease` are removed.
     pub(super) async fn swept(&self, lease: Lease) -> Result<(), CommandError> {
         let text = lease.to_string();
         let mut pipeline = Pipeline::new();
@@ -268,7 +268,7 @@ impl Store {
         self.commands.run(&pipeline).await.map(|_| ())
     }
 
-    /// Carries out `batch` under `lease`. For each write, whether it changed who is there.
+    /// Carries out `batch` under `lease`. For each write, whether it added or removed an entry.
     pub(super) async fn write(
         &self,
         lease: Lease,
@@ -297,41 +297,46 @@ impl Store {
                 }
             }
         }
-        let answers = self.commands.run(&pipeline).await?.values;
-        let pairs = batch.iter().zip(answers.chunks_exact(2));
+        let replies = self.commands.run(&pipeline).await?.values;
+        let pairs = batch.iter().zip(replies.chunks_exact(2));
         let changes = pairs.map(|(write, pair)| {
-            let answer = if write.put.is_some() {
+            let reply = if write.put.is_some() {
                 &pair[1]
             } else {
                 &pair[0]
             };
-            matches!(answer, Answer::Int(1))
+            matches!(reply, Reply::Int(1))
         });
         Ok(changes.collect())
     }
 
-    /// Whether each of `claims` stands under `lease`. What the sweeper of the lease would need to find them is written again
-    /// on the way.
+    /// Whether each of `stored_entries` is stored under `lease`. Also restores them in the index that the sweeper of the lease
+    /// uses.
     pub(super) async fn compare(
         &self,
         lease: Lease,
-        claims: &[Claim],
+        stored_entries: &[StoredEntry],
     ) -> Result<Vec<bool>, CommandError> {
-        if claims.is_empty() {
+        if stored_entries.is_empty() {
             return Ok(Vec::new());
         }
         let lease = lease.to_string();
         let mut pipeline = Pipeline::new();
-        let entries: Vec<String> = claims.iter().map(|claim| print_slot(&claim.slot)).collect();
+        let entries: Vec<String> = stored_entries
+            .iter()
+            .map(|stored_entry| print_slot(&stored_entry.slot))
+            .collect();
         pipeline
             .cmd("SADD")
             .arg(keys::lease_entries(&lease))
             .arg(entries);
-        // Those of one channel stand beside each other.
-        for group in claims.chunk_by(|one, other| hash_of(&one.slot) == hash_of(&other.slot)) {
+        // Those of one channel are adjacent.
+        for group in
+            stored_entries.chunk_by(|one, other| hash_of(&one.slot) == hash_of(&other.slot))
+        {
             let fields: Vec<String> = group
                 .iter()
-                .map(|claim| match &claim.slot {
+                .map(|stored_entry| match &stored_entry.slot {
                     Slot::User(_) => lease.clone(),
                     Slot::Member(_, client) => client.to_string(),
                 })
@@ -339,19 +344,19 @@ impl Store {
             let command = pipeline.cmd("HMGET").arg(hash_of(&group[0].slot));
             command.arg(fields);
         }
-        let answers = self.commands.run(&pipeline).await?.values;
-        let mut found = Vec::with_capacity(claims.len());
-        for answer in answers.into_iter().skip(1) {
-            found.extend(from::<Vec<Option<Vec<u8>>>>(Some(answer))?);
+        let replies = self.commands.run(&pipeline).await?.values;
+        let mut found = Vec::with_capacity(stored_entries.len());
+        for reply in replies.into_iter().skip(1) {
+            found.extend(from::<Vec<Option<Vec<u8>>>>(Some(reply))?);
         }
-        let pairs = claims.iter().zip(found);
-        let stands = pairs.map(|(claim, found)| {
-            found.is_some_and(|found| found == print_value(&lease, &claim.value))
+        let pairs = stored_entries.iter().zip(found);
+        let stands = pairs.map(|(stored_entry, found)| {
+            found.is_some_and(|found| found == print_value(&lease, &stored_entry.value))
         });
         Ok(stands.collect())
     }
 
-    /// Whether it is known what the holder of `lease` says of itself.
+    /// Whether the description of the holder of `lease` is stored.
     pub(super) async fn is_described(&self, lease: Lease) -> Result<bool, CommandError> {
         let mut pipeline = Pipeline::new();
         let command = pipeline.cmd("HGET").arg(keys::LEASE_INFO);
@@ -360,17 +365,17 @@ impl Store {
         Ok(info.is_some())
     }
 
-    /// What Redis says of its memory; `None` if it does not.
+    /// Redis's memory state; `None` if `INFO` is not permitted.
     pub(super) async fn memory(&self) -> Result<Option<MemoryInfo>, CommandError> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("INFO").arg("memory");
         pipeline.cmd("INFO").arg("stats");
-        let answers = self.commands.try_each(&pipeline).await?.values;
-        let text: Result<String, _> = answers.into_iter().map(String::from_redis_value).collect();
+        let replies = self.commands.try_each(&pipeline).await?.values;
+        let text: Result<String, _> = replies.into_iter().map(String::from_redis_value).collect();
         Ok(text.ok().and_then(|text| MemoryInfo::parse(&text)))
     }
 
-    /// All leases that nobody has declared dead, when they end, and what their holders say of themselves.
+    /// All leases that were not declared dead, when they end, and their holders' descriptions.
     pub(super) async fn all_leases(&self) -> Result<Vec<Seen>, CommandError> {
         let mut pipeline = Pipeline::new();
         let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
@@ -387,7 +392,7 @@ impl Store {
         Ok(leases.collect())
     }
 
-    /// The living leases at `now`, Redis's time, with what their holders say of themselves.
+    /// The live leases at `now`, Redis's time, with their holders' descriptions.
     pub(super) async fn live(
         &self,
         now: Option<u64>,
@@ -405,7 +410,7 @@ impl Store {
         Ok(leases.collect())
     }
 
-    /// The living leases under which nodes hold clients of `user`. Others are cleared away.
+    /// The live leases of nodes that have clients of `user`. Entries of other leases are removed.
     pub(super) async fn leases_of(
         &self,
         user: &str,
@@ -431,7 +436,7 @@ impl Store {
             .collect())
     }
 
-    /// Who is in `channel`, under a living lease.
+    /// The members of `channel` under live leases.
     pub(super) async fn members(
         &self,
         channel: &ChannelName,
@@ -454,20 +459,20 @@ impl Store {
     }
 }
 
-/// Asks for the living leases. Without a clock all count that nobody has declared dead.
+/// Reads the live leases. Without a clock, all that were not declared dead.
 fn live(pipeline: &mut Pipeline, now: Option<u64>) {
     let after = now.map_or_else(|| "-inf".to_owned(), |now| format!("({now}"));
     let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
     command.arg(after).arg("+inf").arg("BYSCORE");
 }
 
-/// Calls `script` with these keys; its arguments are to follow. It goes out whole: it is short, and so it
-/// cannot be missing after Redis lost its data.
+/// Calls `script` with these keys; the caller adds the arguments. The full text is sent: it is short, and so it
+/// cannot be missing after Redis has lost its data.
 fn script<'a>(pipeline: &'a mut Pipeline, script: &str, keys: &[&str]) -> &'a mut Pipeline {
     pipeline.cmd("EVAL").arg(script).arg(keys.len()).arg(keys)
 }
 
-/// The hash that a slot is a field of.
+/// The key of the hash that contains the slot.
 fn hash_of(slot: &Slot) -> String {
     match slot {
         Slot::User(user) => keys::user_leases(user),
@@ -482,7 +487,7 @@ fn print_slot(slot: &Slot) -> String {
     }
 }
 
-/// `None` for what no version of this program has written.
+/// `None` for an undecodable entry.
 fn parse_slot(entry: &[u8]) -> Option<Slot> {
     let entry = std::str::from_utf8(entry).ok()?;
     match entry.split_once(' ')? {
@@ -518,20 +523,20 @@ fn parse_value(text: &[u8]) -> Option<(&str, Value)> {
     Some((lease, Value { info, announce }))
 }
 
-fn first<T: FromRedisValue>(values: Vec<Answer>) -> Result<T, CommandError> {
+fn first<T: FromRedisValue>(values: Vec<Reply>) -> Result<T, CommandError> {
     from(values.into_iter().next())
 }
 
-fn from<T: FromRedisValue>(value: Option<Answer>) -> Result<T, CommandError> {
-    T::from_redis_value(value.unwrap_or(Answer::Nil))
-        .map_err(|error| CommandError::Refused(format!("unexpected answer: {error}")))
+fn from<T: FromRedisValue>(value: Option<Reply>) -> Result<T, CommandError> {
+    T::from_redis_value(value.unwrap_or(Reply::Nil))
+        .map_err(|error| CommandError::Refused(format!("unexpected reply: {error}")))
 }
 
 /// Scores are doubles, exact for milliseconds until the year 287396.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "what is no time counts as the beginning or the end of time"
+    reason = "a score out of range is clamped"
 )]
 fn milliseconds(score: f64) -> u64 {
     score.max(0.0) as u64
@@ -543,7 +548,7 @@ mod tests {
     use crate::protocol::instance::Instance;
 
     #[test]
-    fn slots_and_values_read_back() {
+    fn slots_and_values_round_trip() {
         let client = ClientId::random(Instance::random());
         let channel = ChannelName::new("a b\u{0} c").unwrap();
         for slot in [Slot::User("an n".into()), Slot::Member(channel, client)] {
@@ -558,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_there_is_passed_over() {
+    fn undecodable_entries_are_ignored() {
         for entry in ["", "u", "x y", "m a b", "m ", "\u{ff} "] {
             assert_eq!(parse_slot(entry.as_bytes()), None, "{entry}");
         }

@@ -1,4 +1,4 @@
-//! The same cases with and without Redis, then what only other nodes can do.
+//! The same cases with and without Redis, then cases with several nodes.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use tokio::time;
 
 use super::*;
 use crate::config::Config;
-use crate::redis::testing::PATIENCE;
+use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
 
-/// Remembers who came (+) and left (-).
+/// Records joined (+) and left (-) members.
 #[derive(Default)]
 struct Recorder(Mutex<Vec<String>>);
 
@@ -23,13 +23,13 @@ impl Recorder {
         self.0
             .lock()
             .iter()
-            .filter(|news| news.starts_with(sign))
+            .filter(|event| event.starts_with(sign))
             .count()
     }
 }
 
-impl News for Recorder {
-    fn came(&self, channel: &ChannelName, info: Bytes) {
+impl MemberListener for Recorder {
+    fn joined(&self, channel: &ChannelName, info: Bytes) {
         self.note("+", channel, &info);
     }
 
@@ -44,13 +44,13 @@ mod rights;
 
 struct Setup {
     registry: Arc<Registry>,
-    news: Arc<Recorder>,
+    events: Arc<Recorder>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-/// Leases that end soon: a node that says nothing for a second is gone.
+/// Short leases: a node that does not renew for a second is dead.
 const FAST: &str = "registry: {renew: 250ms, lease: 1s}";
 
 fn config(text: &str) -> Config {
@@ -65,7 +65,7 @@ fn with_redis(server: &RedisServer, registry: &str) -> Config {
     ))
 }
 
-/// A node that needs nothing but the registry.
+/// A node that uses Redis only for the registry.
 fn set_up(config: &Config) -> Setup {
     let needs = Needs {
         registry: true,
@@ -77,7 +77,7 @@ fn set_up(config: &Config) -> Setup {
 }
 
 fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
-    let news = Arc::new(Recorder::default());
+    let events = Arc::new(Recorder::default());
     let metrics = Metrics::new();
     let shutdown = CancellationToken::new();
     let about = Node {
@@ -87,18 +87,18 @@ fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
         zone: None,
         leaving: false,
     };
-    let surroundings = Surroundings {
+    let dependencies = Dependencies {
         about,
-        news: Arc::clone(&news) as Arc<dyn News>,
+        listener: Arc::clone(&events) as Arc<dyn MemberListener>,
         needs,
         draining: CancellationToken::new(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
-    let started = start(&config.broker, &config.registry, surroundings);
+    let started = start(&config.broker, &config.registry, dependencies);
     Setup {
         registry: started.registry,
-        news,
+        events,
         metrics,
         shutdown,
         tasks: started.tasks,
@@ -106,7 +106,7 @@ fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
 }
 
 impl Setup {
-    fn member(&self, channel: &str, info: &str) -> Entered {
+    fn member(&self, channel: &str, info: &str) -> Registration {
         let client = ClientId::random(self.registry.instance());
         let value = Value {
             info: Bytes::copy_from_slice(info.as_bytes()),
@@ -116,9 +116,9 @@ impl Setup {
             .enter(Slot::Member(name(channel), client), value)
     }
 
-    async fn seen_member(&self, channel: &str, info: &str) -> Entered {
+    async fn seen_member(&self, channel: &str, info: &str) -> Registration {
         let entered = self.member(channel, info);
-        assert!(entered.seen(PATIENCE).await);
+        assert!(entered.seen(DEADLINE).await);
         entered
     }
 
@@ -152,16 +152,16 @@ impl Setup {
         .await;
     }
 
-    /// Ends the node as kill -9 would: nobody is told anything.
+    /// Ends the node as kill -9 would: nothing is removed.
     fn kill(mut self) -> Arc<Recorder> {
         self.tasks.abort_all();
-        Arc::clone(&self.news)
+        Arc::clone(&self.events)
     }
 
     async fn stop(mut self) {
         self.shutdown.cancel();
         let ended = async { while self.tasks.join_next().await.transpose().unwrap().is_some() {} };
-        time::timeout(PATIENCE, ended)
+        time::timeout(DEADLINE, ended)
             .await
             .expect("a task goes on");
     }
@@ -173,7 +173,7 @@ async fn until(mut condition: impl AsyncFnMut() -> bool) {
             time::sleep(Duration::from_millis(5)).await;
         }
     };
-    time::timeout(PATIENCE, met)
+    time::timeout(DEADLINE, met)
         .await
         .expect("it never happens");
 }
@@ -201,22 +201,22 @@ macro_rules! same_on_both {
 
 same_on_both! {
     a_user_is_held_while_it_has_clients,
-    members_are_listed_and_told_of,
-    what_is_said_of_a_member_can_change,
-    a_node_knows_itself,
+    members_are_listed_and_announced,
+    the_info_of_a_member_can_change,
+    a_node_finds_itself,
 }
 
 async fn a_user_is_held_while_it_has_clients(setup: Setup) {
     setup.until_held("ann", &[]).await;
-    setup.registry.came(&"ann".into());
+    setup.registry.connected(&"ann".into());
     setup.until_held("ann", &[&setup]).await;
     setup.until_held("an", &[]).await;
-    setup.registry.left(&"ann".into());
+    setup.registry.disconnected(&"ann".into());
     setup.until_held("ann", &[]).await;
     setup.stop().await;
 }
 
-async fn members_are_listed_and_told_of(setup: Setup) {
+async fn members_are_listed_and_announced(setup: Setup) {
     let ann = setup.seen_member("room", "ann").await;
     let _bob = setup.seen_member("room", "bob").await;
     let _eve = setup.seen_member("other", "eve").await;
@@ -225,27 +225,27 @@ async fn members_are_listed_and_told_of(setup: Setup) {
     setup.until_members("room", &["bob"]).await;
     assert_eq!(setup.members("nowhere").await, [""; 0]);
     let expected = ["+room/ann", "+room/bob", "+other/eve", "-room/ann"];
-    until(async || setup.news.0.lock().len() == expected.len()).await;
-    assert_eq!(*setup.news.0.lock(), expected);
+    until(async || setup.events.0.lock().len() == expected.len()).await;
+    assert_eq!(*setup.events.0.lock(), expected);
     setup.stop().await;
 }
 
-async fn what_is_said_of_a_member_can_change(setup: Setup) {
+async fn the_info_of_a_member_can_change(setup: Setup) {
     let mut ann = setup.seen_member("room", "ann").await;
     ann.change(Value {
         info: Bytes::from_static(b"ann, tired"),
         announce: Announce::Yes,
     });
-    assert!(ann.seen(PATIENCE).await);
+    assert!(ann.seen(DEADLINE).await);
     assert_eq!(setup.members("room").await, ["ann, tired"]);
-    assert_eq!(*setup.news.0.lock(), ["+room/ann"]);
+    assert_eq!(*setup.events.0.lock(), ["+room/ann"]);
     drop(ann);
-    until(async || setup.news.count('-') == 1).await;
-    assert_eq!(setup.news.0.lock()[1], "-room/ann, tired");
+    until(async || setup.events.count('-') == 1).await;
+    assert_eq!(setup.events.0.lock()[1], "-room/ann, tired");
     setup.stop().await;
 }
 
-async fn a_node_knows_itself(setup: Setup) {
+async fn a_node_finds_itself(setup: Setup) {
     until(async || {
         setup
             .registry
@@ -268,15 +268,15 @@ async fn a_node_knows_itself(setup: Setup) {
 }
 
 #[tokio::test]
-async fn every_node_sees_what_all_hold() {
+async fn every_node_sees_the_entries_of_all() {
     let server = RedisServer::start().await;
     let nodes: Vec<Setup> = (0..3).map(|_| set_up(&with_redis(&server, ""))).collect();
     let mut held = Vec::new();
     for (number, node) in nodes.iter().enumerate() {
-        node.registry.came(&"ann".into());
+        node.registry.connected(&"ann".into());
         held.push(node.seen_member("room", &format!("client {number}")).await);
     }
-    nodes[1].registry.came(&"bob".into());
+    nodes[1].registry.connected(&"bob".into());
     for node in &nodes {
         node.until_held("ann", &[&nodes[0], &nodes[1], &nodes[2]])
             .await;
@@ -288,18 +288,18 @@ async fn every_node_sees_what_all_hold() {
 }
 
 #[tokio::test]
-async fn a_node_that_stops_takes_what_it_held_with_it() {
+async fn a_node_that_stops_removes_its_entries() {
     let server = RedisServer::start().await;
     let stays = set_up(&with_redis(&server, ""));
     let stops = set_up(&with_redis(&server, ""));
-    stops.registry.came(&"ann".into());
+    stops.registry.connected(&"ann".into());
     let member = stops.seen_member("room", "ann").await;
     stays.until_members("room", &["ann"]).await;
     drop(member);
-    stops.registry.left(&"ann".into());
-    let news = Arc::clone(&stops.news);
+    stops.registry.disconnected(&"ann".into());
+    let events = Arc::clone(&stops.events);
     stops.stop().await;
-    assert_eq!(*news.0.lock(), ["+room/ann", "-room/ann"]);
+    assert_eq!(*events.0.lock(), ["+room/ann", "-room/ann"]);
     assert_eq!(stays.members("room").await, [""; 0]);
     assert_eq!(stays.registry.nodes().await.unwrap().len(), 1);
     assert_eq!(
@@ -309,29 +309,29 @@ async fn a_node_that_stops_takes_what_it_held_with_it() {
 }
 
 #[tokio::test]
-async fn what_a_killed_node_held_is_gone_with_its_lease_and_others_tell_so() {
+async fn entries_of_a_killed_node_are_removed_with_its_lease_and_reported_as_left() {
     const MEMBERS: usize = 2_000;
     let server = RedisServer::start().await;
     let others = [(); 2].map(|()| set_up(&with_redis(&server, "")));
     let killed = set_up(&with_redis(&server, ""));
     let _stays = others[0].seen_member("room", "stays").await;
-    killed.registry.came(&"ann".into());
-    let members: Vec<Entered> = (0..MEMBERS)
+    killed.registry.connected(&"ann".into());
+    let members: Vec<Registration> = (0..MEMBERS)
         .map(|number| killed.member("room", &number.to_string()))
         .collect();
-    assert!(members[MEMBERS - 1].seen(PATIENCE).await);
+    assert!(members[MEMBERS - 1].seen(DEADLINE).await);
     others[1].until_held("ann", &[&killed]).await;
     assert_eq!(others[1].members("room").await.len(), MEMBERS + 1);
 
     killed.kill();
-    // The default lease: gone after 8 s, whatever the node held; a deadline far from it is none of the test's.
+    // The default lease lapses after 8 s, however many entries there are; the test's deadline is far from that.
     let began = Instant::now();
     others[0].until_members("room", &["stays"]).await;
     others[1].until_held("ann", &[]).await;
     until(async || {
         others
             .iter()
-            .map(|node| node.news.count('-'))
+            .map(|node| node.events.count('-'))
             .sum::<usize>()
             == MEMBERS
     })
@@ -340,11 +340,11 @@ async fn what_a_killed_node_held_is_gone_with_its_lease_and_others_tell_so() {
     let mut left: Vec<String> = Vec::new();
     for node in &others {
         left.extend(
-            node.news
+            node.events
                 .0
                 .lock()
                 .iter()
-                .filter(|news| news.starts_with('-'))
+                .filter(|event| event.starts_with('-'))
                 .cloned(),
         );
     }
@@ -368,44 +368,44 @@ async fn what_a_killed_node_held_is_gone_with_its_lease_and_others_tell_so() {
 }
 
 #[tokio::test]
-async fn a_node_that_slept_past_its_lease_registers_everything_anew() {
+async fn a_node_that_was_suspended_past_its_lease_registers_everything_again() {
     let server = RedisServer::start().await;
     let awake = set_up(&with_redis(&server, FAST));
-    // It has a thread of its own, which can be stopped.
+    // It runs in a thread of its own, which can be stopped.
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let sleeper = {
         let _inside = runtime.enter();
         set_up(&with_redis(&server, FAST))
     };
-    sleeper.registry.came(&"ann".into());
+    sleeper.registry.connected(&"ann".into());
     let _member = sleeper.seen_member("room", "ann").await;
     awake.until_members("room", &["ann"]).await;
     let (wake, asleep) = std::sync::mpsc::channel::<()>();
     runtime.spawn(async move { asleep.recv() });
     awake.until_members("room", &[]).await;
     awake.until_held("ann", &[]).await;
-    until(async || awake.news.count('-') == 1).await;
+    until(async || awake.events.count('-') == 1).await;
     assert_eq!(sleeper.metrics.registry_lapses.get(), 0);
     drop(wake);
     awake.until_held("ann", &[&sleeper]).await;
     awake.until_members("room", &["ann"]).await;
-    until(async || sleeper.news.count('+') == 2).await;
+    until(async || sleeper.events.count('+') == 2).await;
     assert_eq!(sleeper.metrics.registry_lapses.get(), 1);
     assert_eq!(
-        *sleeper.news.0.lock(),
+        *sleeper.events.0.lock(),
         ["+room/ann", "+room/ann"],
         "told again"
     );
-    assert_eq!(*awake.news.0.lock(), ["-room/ann"]);
+    assert_eq!(*awake.events.0.lock(), ["-room/ann"]);
     runtime.shutdown_background();
 }
 
 #[tokio::test]
-async fn a_redis_that_lost_everything_is_told_everything_again() {
+async fn a_redis_that_lost_all_data_gets_everything_again() {
     let mut server = RedisServer::start().await;
     let setup = set_up(&with_redis(&server, ""));
-    setup.registry.came(&"ann".into());
+    setup.registry.connected(&"ann".into());
     let _member = setup.seen_member("room", "ann").await;
     server.kill();
     assert!(setup.registry.members(&name("room")).await.is_err());
@@ -413,17 +413,17 @@ async fn a_redis_that_lost_everything_is_told_everything_again() {
     let late = setup.member("room", "bob");
     assert!(!late.seen(Duration::from_millis(50)).await);
     server.launch(&[]).await;
-    assert!(late.seen(PATIENCE).await);
+    assert!(late.seen(DEADLINE).await);
     setup.until_members("room", &["ann", "bob"]).await;
     setup.until_held("ann", &[&setup]).await;
-    // Nobody was told that ann left, so nobody is told that she came.
-    until(async || setup.news.0.lock().len() == 2).await;
-    assert_eq!(*setup.news.0.lock(), ["+room/ann", "+room/bob"]);
+    // No leave event of ann was published, so no join event is either.
+    until(async || setup.events.0.lock().len() == 2).await;
+    assert_eq!(*setup.events.0.lock(), ["+room/ann", "+room/bob"]);
     setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_redis_that_was_set_back_lists_nobody_who_has_left() {
+async fn a_redis_with_outdated_data_does_not_list_members_that_left() {
     let server = RedisServer::start().await;
     let setup = set_up(&with_redis(&server, ""));
     let _stays = setup.seen_member("room", "stays").await;
@@ -434,7 +434,7 @@ async fn a_redis_that_was_set_back_lists_nobody_who_has_left() {
     let value = server.cli(&["HGET", "causeway:pr:{room}", &client.to_string()]);
     drop(ghost);
     setup.until_members("room", &["stays"]).await;
-    // As a replica would that had not heard of the leaving.
+    // As a replica would that has not received the removal.
     let lease = format!("{}.1", setup.registry.instance());
     let entry = format!("m {client} room");
     server.cli(&[
@@ -455,7 +455,7 @@ async fn a_redis_that_was_set_back_lists_nobody_who_has_left() {
 async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
     const MEMBERS: usize = 10_000;
     let server = RedisServer::start().await;
-    // What a node tries now and then costs the same whatever it holds.
+    // The periodic checks of a node cost the same however many entries it has.
     let nothing = Needs {
         registry: false,
         streams: false,
@@ -469,7 +469,7 @@ async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
         members.push(nodes[number % 3].member(&format!("room {}", number % 100), "x"));
     }
     for last in &members[MEMBERS - 3..] {
-        assert!(last.seen(PATIENCE).await);
+        assert!(last.seen(DEADLINE).await);
     }
     let before = commands(&server);
     let began = Instant::now();
@@ -478,7 +478,7 @@ async fn ten_thousand_members_cost_redis_no_more_than_one_command_a_second() {
     until(async || Duration::from_secs(12) <= began.elapsed()).await;
     let after = commands(&server);
     let of_ours = |commands: &BTreeMap<String, u64>| {
-        // HMGET compares what stands there, one for each channel in `registry.verify`; all nodes begin in this time.
+        // HMGET compares stored entries, one for each channel in `registry.verify`; all nodes begin in this time.
         let of_test = ["info", "command", "command|docs", "hello", "hmget"];
         let ours = commands
             .iter()
@@ -512,7 +512,7 @@ fn commands(server: &RedisServer) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test]
-async fn several_servers_share_what_there_is_and_one_that_is_away_takes_only_its_own_with_it() {
+async fn entries_are_spread_over_servers_and_an_unreachable_one_affects_only_its_own() {
     let mut servers = [RedisServer::start().await, RedisServer::start().await];
     let urls: Vec<String> = servers
         .iter()

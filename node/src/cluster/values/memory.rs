@@ -1,4 +1,4 @@
-//! Values of a node that is alone.
+//! Values in the memory of a single node.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use super::Put;
 use super::VALUES_MAX;
 use super::ValueError;
 
-/// What a value counts besides its bytes and its name.
+/// The overhead of a value besides its bytes and its name.
 const VALUE_BYTES: usize = 128;
 
 /// All values, bounded in bytes.
@@ -21,7 +21,7 @@ pub(super) struct Memory {
     state: Mutex<State>,
 }
 
-/// Invariant: `bytes` is what all values count together; no owner is without a value.
+/// Invariant: `bytes` is the summed cost of all values; every owner has a value.
 #[derive(Default)]
 struct State {
     owners: HashMap<Owner, BTreeMap<String, Kept>>,
@@ -59,7 +59,7 @@ impl Memory {
         }
         state.bytes = state.bytes - freed + cost;
         let kept = Kept {
-            // A slice would keep the whole request.
+            // A slice would keep the whole request alive.
             value: Bytes::copy_from_slice(&put.value),
             ends_at: now + put.ttl,
         };
@@ -86,13 +86,13 @@ impl Memory {
     pub(super) fn delete(&self, owner: &Owner, name: &str) -> bool {
         let mut state = self.state.lock();
         state.expire(owner, Instant::now());
-        state.take_out(owner, |kept_name, _| kept_name == name)
+        state.remove(owner, |kept_name, _| kept_name == name)
     }
 }
 
 impl State {
     fn expire(&mut self, owner: &Owner, now: Instant) {
-        self.take_out(owner, |_, kept| kept.ends_at <= now);
+        self.remove(owner, |_, kept| kept.ends_at <= now);
     }
 
     fn expire_all(&mut self, now: Instant) {
@@ -100,14 +100,14 @@ impl State {
         owners.iter().for_each(|owner| self.expire(owner, now));
     }
 
-    /// Takes out those that `is_meant` names; whether there were any.
-    fn take_out(&mut self, owner: &Owner, is_meant: impl Fn(&str, &Kept) -> bool) -> bool {
+    /// Removes the values that match `is_match`; whether there were any.
+    fn remove(&mut self, owner: &Owner, is_match: impl Fn(&str, &Kept) -> bool) -> bool {
         let Some(values) = self.owners.get_mut(owner) else {
             return false;
         };
         let mut freed = 0;
         values.retain(|name, kept| {
-            let stays = !is_meant(name, kept);
+            let stays = !is_match(name, kept);
             if !stays {
                 freed += cost(name, &kept.value);
             }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn values_end_and_make_room_for_others() {
+    async fn values_expire_and_make_room_for_others() {
         let memory = Memory::new(2 * (VALUE_BYTES + 101));
         let (ann, bob) = (Owner::User("ann".to_owned()), Owner::User("bob".to_owned()));
         memory.put(&ann, put("a", 100, 5)).unwrap();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_others_left_to_end_makes_room_too() {
+    async fn expired_values_of_others_make_room_too() {
         let memory = Memory::new(VALUE_BYTES + 101);
         let (ann, bob) = (Owner::User("ann".to_owned()), Owner::User("bob".to_owned()));
         memory.put(&ann, put("a", 100, 5)).unwrap();

@@ -1,4 +1,4 @@
-//! Values that all nodes share: for each owner a hash of its values, and a sorted set of when they end.
+//! Values in Redis, shared by all nodes: for each owner a hash of its values, and a sorted set of their ends.
 
 use bytes::Bytes;
 use deadpool_redis::redis::FromRedisValue;
@@ -15,8 +15,8 @@ use crate::redis::connection_name;
 use crate::redis::keys;
 use crate::redis::shard_of;
 
-/// Keeps a value, unless there are too many. Those that have ended go first, and all of it goes with the
-/// last to end.
+/// Stores a value, unless there are too many. Expired ones are removed first, and the keys expire with the
+/// last value.
 const PUT: &str = "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     for _, name in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE')) do
@@ -33,7 +33,7 @@ const PUT: &str = "local t = redis.call('TIME')
     redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', last))
     return 1";
 
-/// Names and values of those that have not ended; only the one that is named, if one is.
+/// Names and values of those that have not expired; only one if a name is passed.
 const GET: &str = "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     local found = {}
@@ -51,7 +51,7 @@ const GET: &str = "local t = redis.call('TIME')
     end
     return found";
 
-/// Takes a value out; whether there was one that had not ended.
+/// Deletes a value; whether there was one that had not expired.
 const DELETE: &str = "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
@@ -59,7 +59,7 @@ const DELETE: &str = "local t = redis.call('TIME')
     redis.call('HDEL', KEYS[1], ARGV[1])
     return (ends and now < tonumber(ends)) and 1 or 0";
 
-/// Values in Redis, those of one owner all on one server.
+/// Values in Redis; those of one owner are all on one server.
 pub(super) struct Store {
     servers: Vec<Commands>,
 }
@@ -115,11 +115,11 @@ impl Store {
         let mut values = self.servers[server].run(call).await?.values;
         let answer = values.pop().unwrap_or(deadpool_redis::redis::Value::Nil);
         T::from_redis_value(answer)
-            .map_err(|error| CommandError::Refused(format!("unexpected answer: {error}")).into())
+            .map_err(|error| CommandError::Refused(format!("unexpected reply: {error}")).into())
     }
 }
 
-/// Calls `script` for `owner`; its arguments are to follow.
+/// Calls `script` for `owner`; the caller adds the arguments.
 fn script(script: &str, owner: &Owner) -> Pipeline {
     let owner = owner.to_string();
     let keys = [keys::owner_values(&owner), keys::owner_value_ends(&owner)];

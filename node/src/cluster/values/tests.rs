@@ -44,7 +44,7 @@ macro_rules! same_on_both {
 
 same_on_both! {
     a_value_is_kept_for_its_owner_until_it_is_deleted,
-    a_value_ends,
+    a_value_expires,
     an_owner_has_a_limited_number_of_values,
     what_is_too_long_is_refused_and_changes_nothing,
 }
@@ -75,7 +75,7 @@ async fn a_value_is_kept_for_its_owner_until_it_is_deleted(values: Values) {
     assert_eq!(values.all(&bob).await.unwrap(), []);
 }
 
-async fn a_value_ends(values: Values) {
+async fn a_value_expires(values: Values) {
     let ann = user("ann");
     values.put(&ann, put("long", "1", HOUR)).await.unwrap();
     values
@@ -87,10 +87,10 @@ async fn a_value_ends(values: Values) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let patience = crate::redis::testing::PATIENCE;
-    tokio::time::timeout(patience, ended)
+    let wait_max = crate::redis::testing::DEADLINE;
+    tokio::time::timeout(wait_max, ended)
         .await
-        .expect("it does not end");
+        .expect("it does not expire");
     assert!(!values.delete(&ann, "short").await.unwrap());
     assert_eq!(values.all(&ann).await.unwrap().len(), 1);
 }

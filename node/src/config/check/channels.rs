@@ -10,9 +10,9 @@ use super::NeededHook;
 use super::fits_node_id;
 use crate::config::Ack;
 use crate::config::ChannelOptions;
+use crate::config::ChannelStreams;
 use crate::config::Channels;
 use crate::config::ClientLimits;
-use crate::config::Feeds;
 use crate::config::HistoryOptions;
 use crate::config::Namespaces;
 use crate::config::PublishAccess;
@@ -29,7 +29,7 @@ impl Checker<'_> {
         let limits = raw.limits.unwrap_or_default();
         Channels {
             namespaces: self.namespaces(raw.namespaces.unwrap_or_default()),
-            feeds: Feeds {
+            streams: ChannelStreams {
                 linger: self.span("channels.linger", raw.linger, &settings::LINGER),
                 join_timeout: settings::FEED_JOIN_TIMEOUT,
                 gap_timeout: settings::FEED_GAP_TIMEOUT,

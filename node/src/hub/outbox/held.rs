@@ -1,4 +1,4 @@
-//! What comes behind a reply that is not ready yet: plain.
+//! Messages held back after a reply that is not ready yet: a plain type.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -7,14 +7,14 @@ use bytes::Bytes;
 
 use crate::hub::outbox::cost;
 
-/// The place of a reply that is not ready yet.
+/// The reserved place of a reply that is not ready yet.
 #[derive(Debug)]
-#[must_use = "nothing is sent behind it until it is released"]
+#[must_use = "nothing after it is sent until it is released"]
 pub(crate) struct Hold(u32);
 
-/// Messages in order, with the places of replies among them.
+/// Messages in order, with the reserved places of replies among them.
 ///
-/// Invariant: it is empty, or begins with the place of a reply; `bytes` is the summed cost of its messages.
+/// Invariant: it is empty, or begins with a reserved place; `bytes` is the summed cost of its messages.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     entries: VecDeque<Entry>,
@@ -29,7 +29,7 @@ enum Entry {
 }
 
 impl Held {
-    /// What its messages count for.
+    /// The cost of its messages.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -38,21 +38,21 @@ impl Held {
         self.entries.is_empty()
     }
 
-    /// Keeps a place for a reply behind all that is here.
+    /// Reserves the place of a reply after all that is here.
     pub(super) fn hold(&mut self) -> Hold {
         self.holds = self.holds.wrapping_add(1);
         self.entries.push_back(Entry::Place(self.holds));
         Hold(self.holds)
     }
 
-    /// Adds a message, if a reply is awaited before it; else the caller is to send it.
+    /// Adds a message. Must not be called if no place is reserved: the message can then be sent directly.
     pub(super) fn push(&mut self, message: &Bytes) {
-        debug_assert!(!self.is_empty(), "nothing is awaited");
+        debug_assert!(!self.is_empty(), "no place is reserved");
         self.bytes += cost(message);
         self.entries.push_back(Entry::Message(message.clone()));
     }
 
-    /// Puts a reply in its place, none if it is empty; what can be sent now.
+    /// Puts a reply in its place, or removes the place if the reply is empty. Returns what can be sent now.
     pub(super) fn release(&mut self, hold: &Hold, reply: &Bytes) -> Vec<Bytes> {
         let mut places = self.entries.iter();
         let found = places.position(|entry| matches!(entry, Entry::Place(kept) if *kept == hold.0));
@@ -80,7 +80,7 @@ impl Held {
         })
     }
 
-    /// Takes all messages, whatever is awaited before them.
+    /// Takes all messages, without waiting for replies before them.
     pub(super) fn take_all(&mut self) -> Vec<Bytes> {
         self.bytes = 0;
         let entries = mem::take(&mut self.entries).into_iter();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_come_where_their_places_were_kept_whichever_is_ready_first() {
+    fn replies_are_sent_in_the_order_of_their_places_whichever_is_ready_first() {
         let mut held = Held::default();
         let first = held.hold();
         held.push(&message("behind the first"));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_for_a_reply_that_goes_another_way_is_given_up() {
+    fn an_empty_reply_removes_its_place() {
         let mut held = Held::default();
         let (first, second) = (held.hold(), held.hold());
         held.push(&message("behind"));
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_awaited_no_more() {
+    fn a_reply_is_ignored_after_everything_was_taken() {
         let mut held = Held::default();
         let hold = held.hold();
         held.push(&message("behind"));

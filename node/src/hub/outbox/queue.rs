@@ -1,4 +1,4 @@
-//! Messages that wait for the next receiver of a client over HTTP.
+//! Messages queued for the next receiver of a client over HTTP.
 
 use std::collections::VecDeque;
 use std::slice;
@@ -13,7 +13,7 @@ use crate::hub::outbox::cost;
 use crate::hub::outbox::held::Held;
 use crate::protocol::disconnect::Disconnect;
 
-/// How messages stand in a queue.
+/// The encoding of the messages in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueueFormat {
     /// Each as a JSON string, for SockJS.
@@ -26,8 +26,8 @@ pub(crate) enum QueueFormat {
 
 /// A client's messages, in order.
 ///
-/// Invariant: `bytes_queued` is the summed cost of `messages` and, with what is held back, at most `bytes_max` and
-/// one push more; outside `State::Open` nothing is added. In `State::Slow` it is what was dropped.
+/// Invariant: `bytes_queued` is the summed cost of `messages` and, with what is held back, at most `bytes_max` plus one
+/// push; outside `State::Open` nothing is added. In `State::Slow` it is the cost of what was dropped.
 pub(crate) struct QueueOutbox {
     format: QueueFormat,
     bytes_max: usize,
@@ -40,34 +40,33 @@ struct Queue {
     messages: VecDeque<Waiting>,
     bytes_queued: usize,
     state: State,
-    /// Why the client was sent away, if it was told.
+    /// Why the client was disconnected, if a push tells it.
     disconnect: Option<Disconnect>,
-    /// What came since [`QueueOutbox::hold`], never empty; it counts as queued. In a box, because mostly there
-    /// is none.
+    /// What was sent since [`QueueOutbox::hold`], never empty; it counts as queued. Boxed because rarely present.
     held: Option<Box<Held>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Messages are taken.
+    /// Messages are accepted.
     Open,
-    /// Too much waited when one came; what waited is gone.
+    /// The queue was over its limit; its messages are dropped.
     Slow,
-    /// The session is over; what waits may still be taken.
+    /// The client is disconnected; queued messages may still be taken.
     Closed,
 }
 
-/// What an outbox holds that takes no more.
+/// What a closed outbox holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closed {
     /// Every message that was not taken.
     Whole,
-    /// Nothing: too much waited.
+    /// Nothing: the client was too slow.
     Slow,
 }
 
 impl Queue {
-    /// What waits and what is held back, in bytes.
+    /// What is queued and held back, in bytes.
     fn bytes(&self) -> usize {
         if self.state == State::Slow {
             return 0;
@@ -77,7 +76,7 @@ impl Queue {
     }
 
     fn become_slow(&mut self) {
-        self.bytes_queued = self.bytes(); // What is dropped now, for the log.
+        self.bytes_queued = self.bytes(); // The cost of what is dropped, for the log.
         self.messages = VecDeque::new();
         self.held = None;
         self.state = State::Slow;
@@ -91,12 +90,12 @@ impl Queue {
 }
 
 impl QueueOutbox {
-    /// An empty outbox that takes messages while at most `bytes_max` wait.
+    /// Creates an empty outbox that accepts messages while at most `bytes_max` are queued.
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self::with_format(QueueFormat::Quoted, bytes_max)
     }
 
-    /// The same, with messages that stand in it as `format` says.
+    /// The same for messages in `format`.
     pub(crate) fn with_format(format: QueueFormat, bytes_max: usize) -> Self {
         let queue = Queue {
             messages: VecDeque::new(),
@@ -115,14 +114,13 @@ impl QueueOutbox {
 
     /// Appends quoted messages, all of them.
     ///
-    /// If more than the limit waits already, the outbox is slow for good. These messages do not count:
-    /// what comes at once, however much, must not end a good reader. Messages for a closed or slow
-    /// outbox are dropped.
+    /// If more than the limit is queued already, the outbox becomes slow and stays so. These messages do not count: a
+    /// large burst must not disconnect a client that reads. Messages for a closed or slow outbox are dropped.
     pub(crate) fn push_all(&self, messages: &[Bytes]) {
         self.push_all_if(messages, || true);
     }
 
-    /// The same if `is_meant` says so, which is asked under the lock.
+    /// The same if `is_meant` returns true, which is called under the lock.
     pub(crate) fn push_all_if(&self, messages: &[Bytes], is_meant: impl FnOnce() -> bool) {
         let mut queue = self.queue.lock();
         if queue.state != State::Open || messages.is_empty() || !is_meant() {
@@ -135,7 +133,7 @@ impl QueueOutbox {
         }
     }
 
-    /// Whether the receiver has to be woken.
+    /// Returns whether the receiver has to be woken.
     fn append(&self, queue: &mut Queue, messages: &[Bytes]) -> bool {
         if self.bytes_max < queue.bytes() {
             queue.become_slow();
@@ -155,8 +153,8 @@ impl QueueOutbox {
         self.push_all(slice::from_ref(&message));
     }
 
-    /// If `is_meant` says so, appends the last of `messages` in the place of the one of `channel` that waits
-    /// already, or all of them if nothing waits.
+    /// If `is_meant` returns true, replaces the queued message of `channel` by the last of `messages`, or appends all of
+    /// them if nothing is queued.
     pub(crate) fn push_latest(
         &self,
         channel: u64,
@@ -193,7 +191,7 @@ impl QueueOutbox {
         queue.bytes_queued = queue.bytes_queued + cost_new - cost_old;
     }
 
-    /// Keeps what waits of `channel` as it is, whatever newer comes.
+    /// Keeps what is queued of `channel`: newer publications do not replace it.
     pub(crate) fn keep_latest(&self, channel: u64) {
         let mut queue = self.queue.lock();
         let waiting = queue.messages.iter_mut();
@@ -202,12 +200,12 @@ impl QueueOutbox {
         }
     }
 
-    /// Keeps a place for a reply and holds back what comes behind it, until it is [released](Self::release).
+    /// Reserves the place of a reply and holds back what is sent after it, until it is [released](Self::release).
     pub(crate) fn hold(&self) -> Hold {
         self.queue.lock().held.get_or_insert_default().hold()
     }
 
-    /// Appends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    /// Appends `reply` in its place, nothing if it is empty, and what was held back after it.
     pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
         let mut queue = self.queue.lock();
         let Some(held) = &mut queue.held else {
@@ -225,26 +223,26 @@ impl QueueOutbox {
         }
     }
 
-    /// How messages stand in it.
+    /// The encoding of its messages.
     pub(crate) fn format(&self) -> QueueFormat {
         self.format
     }
 
-    /// What waits, in bytes.
+    /// What is queued and held back, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
         self.queue.lock().bytes()
     }
 
-    /// Looks at all that waits and at what is held back.
-    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+    /// Calls `visit` with everything that is queued or held back.
+    pub(crate) fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
         let queue = self.queue.lock();
-        queue.messages.iter().for_each(|one| look(&one.bytes));
+        queue.messages.iter().for_each(|one| visit(&one.bytes));
         let held = queue.held.iter().flat_map(|held| held.messages());
-        held.for_each(look);
+        held.for_each(visit);
     }
 
-    /// Drops all that waits, as if it had been too much: the outbox is slow for good.
-    pub(crate) fn give_up(&self) {
+    /// Drops all that is queued, as if it were over the limit: the outbox becomes slow and stays so.
+    pub(crate) fn drop_as_slow(&self) {
         let mut queue = self.queue.lock();
         if queue.state == State::Open {
             queue.become_slow();
@@ -260,7 +258,7 @@ impl QueueOutbox {
         is_slow.then_some(queue.bytes_queued)
     }
 
-    /// Takes the oldest messages, as many as fit into `bytes_max`, and one at least if there is one.
+    /// Takes the oldest messages, as many as fit into `bytes_max`, but at least one if there is one.
     pub(crate) fn take(&self, bytes_max: usize) -> Vec<Bytes> {
         let mut queue = self.queue.lock();
         let mut bytes = 0;
@@ -277,22 +275,22 @@ impl QueueOutbox {
         let taken: Vec<Bytes> = taken.collect();
         queue.bytes_queued -= taken.iter().map(cost).sum::<usize>();
         if queue.messages.is_empty() {
-            queue.messages = VecDeque::new(); // An idle client owns no buffer.
+            queue.messages = VecDeque::new(); // An idle client has no buffer.
         }
         taken
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing is queued.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.lock().messages.is_empty()
     }
 
-    /// Whether too much waited when a message came: the session is to be closed as slow.
+    /// Whether the limit was exceeded: the client has to be disconnected as slow.
     pub(crate) fn is_slow(&self) -> bool {
         self.queue.lock().state == State::Slow
     }
 
-    /// Why the client was sent away, if it was.
+    /// Why the client was disconnected, if it was.
     pub(crate) fn disconnect(&self) -> Option<Disconnect> {
         let queue = self.queue.lock();
         match queue.state {
@@ -301,8 +299,8 @@ impl QueueOutbox {
         }
     }
 
-    /// Appends `last`, which tells the client of `disconnect`, before what was held back, and takes no more
-    /// messages. The first reason stays.
+    /// Appends `last`, which tells the client of `disconnect`, before what was held back, and closes the outbox. The
+    /// first reason stays.
     pub(crate) fn close_with(&self, disconnect: Disconnect, last: Bytes) {
         {
             let mut queue = self.queue.lock();
@@ -321,7 +319,7 @@ impl QueueOutbox {
         self.close();
     }
 
-    /// Takes no more messages; says whether any were lost.
+    /// Closes the outbox; returns whether messages were lost.
     pub(crate) fn close(&self) -> Closed {
         let mut queue = self.queue.lock();
         if queue.state == State::Open {
@@ -336,13 +334,13 @@ impl QueueOutbox {
         closed
     }
 
-    /// Waits until messages wait or the outbox is no longer open.
+    /// Waits until messages are queued or the outbox is no longer open.
     ///
-    /// For one waiter at a time, as a session has one receiver.
+    /// For one caller at a time, as a session has one receiver.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: what waits goes on waiting, for the next call too.
+    /// Nothing is lost: messages stay queued for the next call.
     pub(crate) async fn wait(&self) {
         loop {
             let changed = self.changed.notified();
@@ -384,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_no_more_when_one_byte_past_its_limit_waits() {
+    fn it_becomes_slow_when_one_byte_over_its_limit_is_queued() {
         for (limit, slow) in [(2 * HANDLE + 8, false), (2 * HANDLE + 7, true)] {
             let outbox = outbox(limit);
             outbox.push(Bytes::from_static(b"four"));
@@ -396,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_over_the_limit_does_not_end_a_client_that_reads() {
+    fn a_burst_over_the_limit_does_not_disconnect_a_client_that_reads() {
         let outbox = outbox(256 << 10);
         let burst = vec![Bytes::from(vec![b'x'; 60 << 10]); 5];
         for _ in 0..2 {
@@ -410,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_message_over_the_limit_does_not_end_a_client_that_reads() {
+    fn a_single_message_over_the_limit_does_not_disconnect_a_client_that_reads() {
         let outbox = outbox(1);
         outbox.push(Bytes::from_static(b"large"));
         assert_eq!(outbox.take(usize::MAX), ["large"]);
@@ -418,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_one_holds_nothing_and_takes_nothing() {
+    fn a_slow_outbox_holds_nothing_and_accepts_nothing() {
         let outbox = outbox(1);
         outbox.push(Bytes::from_static(b"a"));
         outbox.push(Bytes::from_static(b"b"));
@@ -430,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_back_comes_behind_what_was_waited_for() {
+    fn held_back_messages_follow_the_reply() {
         let outbox = outbox(1024);
         outbox.push(Bytes::from_static(b"before"));
         let hold = outbox.hold();
@@ -444,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_back_counts() {
+    fn held_back_messages_count() {
         let outbox = outbox(HANDLE);
         let _hold = outbox.hold();
         for _ in 0..3 {
@@ -454,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_to_send_a_client_away_stays() {
+    fn the_first_disconnect_reason_stays() {
         let outbox = outbox(1024);
         assert_eq!(outbox.disconnect(), None);
         outbox.close_with(Disconnect::STALE, Bytes::from_static(b"stale"));
@@ -464,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_channel_takes_the_place_of_the_one_that_waits() {
+    fn the_newest_of_a_channel_replaces_the_queued_one() {
         let outbox = outbox(1 << 10);
         let one = |text: &'static str| Bytes::from_static(text.as_bytes());
         outbox.push_latest(7, &[one("a1"), one("a2")], || true);
@@ -473,14 +471,14 @@ mod tests {
             outbox.push_latest(7, &[one("skipped"), one(text)], || true);
             outbox.push_latest(8, &[one("b")], || true);
         }
-        // Nobody waited at first, so that all of that went its way.
+        // The queue was empty at first, so both of the first call were queued.
         let taken = outbox.take(usize::MAX);
         assert_eq!(taken, ["a1", "a2", "other", "a4", "b"]);
         assert_eq!(outbox.bytes_queued(), 0);
     }
 
     #[test]
-    fn what_is_not_meant_for_it_any_more_leaves_it_as_it_was() {
+    fn messages_not_meant_for_it_do_not_change_it() {
         let outbox = outbox(1 << 10);
         let one = |text: &'static str| [Bytes::from_static(text.as_bytes())];
         outbox.push_all_if(&one("a"), || false);
@@ -493,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_stands_behind_what_was_kept() {
+    fn the_newest_follows_what_was_kept() {
         let outbox = outbox(1 << 10);
         let one = |text: &'static str| [Bytes::from_static(text.as_bytes())];
         outbox.push(one("other")[0].clone());
@@ -507,7 +505,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_ends_with_a_message_and_with_the_end() {
+    async fn a_wait_ends_with_a_message_and_with_the_close() {
         let outbox = outbox(1024);
         let long = Duration::from_secs(5);
         assert!(

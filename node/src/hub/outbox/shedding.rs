@@ -1,7 +1,7 @@
-//! Which clients have to go so that memory is given back: those for whom most waits that nobody else holds.
+//! Load shedding: disconnects the clients whose queues hold the most memory that is not shared.
 //!
-//! A batch that waits for a thousand clients is in memory once. What one of them costs is its part of it, so
-//! nobody is sent away for memory that would stay.
+//! A batch that is queued for a thousand clients is in memory once. The cost of one client is its share of it, so no
+//! client is disconnected for memory that would not be freed.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,33 +9,33 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// The least that one client has to cost to be sent away.
+/// Clients that cost less are not disconnected.
 const CLIENT_BYTES_MIN: u64 = 1 << 10;
 
-/// A client for which something may wait.
+/// A client with a queue.
 pub(crate) trait Queued: Send + Sync {
-    /// Looks at all that waits. Must not take long.
-    fn each_queued(&self, look: &mut dyn FnMut(&Bytes));
+    /// Calls `visit` with everything that is queued. Must not take long.
+    fn each_queued(&self, visit: &mut dyn FnMut(&Bytes));
 
-    /// Sends the client away as slow. What waits for it is dropped.
+    /// Disconnects the client as slow, and drops what is queued for it.
     fn shed(&self);
 }
 
-/// What came of it.
+/// The result of shedding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Shed {
-    /// Clients that were sent away.
+    /// Clients that were disconnected.
     pub(crate) clients: usize,
-    /// What waited for them alone, in bytes.
+    /// Their cost, in bytes.
     pub(crate) bytes: u64,
 }
 
-/// Sends the slowest of `clients` away, until what only they held comes to `bytes`.
+/// Disconnects the slowest of `clients`, until their summed cost reaches `bytes`.
 pub(crate) fn shed(clients: &[Arc<dyn Queued>], bytes: u64) -> Shed {
     let mut holders: HashMap<usize, u64> = HashMap::new();
     for client in clients {
         client.each_queued(&mut |queued| {
-            // Most are held by one client alone, and need no entry.
+            // Most are queued for one client only and need no entry.
             if !queued.is_unique() {
                 *holders.entry(queued.as_ptr() as usize).or_default() += 1;
             }
@@ -81,8 +81,8 @@ mod tests {
     }
 
     impl Queued for Client {
-        fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
-            self.queued.iter().for_each(look);
+        fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
+            self.queued.iter().for_each(visit);
         }
 
         fn shed(&self) {
@@ -94,7 +94,7 @@ mod tests {
         Bytes::from(vec![b'x'; size])
     }
 
-    /// What came of it, and who had to go.
+    /// Returns the result, and for each client whether it was disconnected.
     fn shed_of(queued: Vec<Vec<Bytes>>, bytes: usize) -> (Shed, Vec<bool>) {
         let client = |queued| {
             Arc::new(Client {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slowest_go_until_it_is_enough() {
+    fn the_slowest_are_disconnected_until_enough_is_freed() {
         let queued = || {
             vec![
                 vec![bytes(5 * KIB)],
@@ -136,12 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn what_many_share_counts_once() {
+    fn shared_messages_count_once() {
         let shared = bytes(500 * KIB);
         let mut queued: Vec<Vec<Bytes>> = vec![vec![shared.clone()]; 1000];
         queued.push(vec![shared, bytes(4 * KIB)]);
         let (shed, gone) = shed_of(queued, 100 * KIB);
-        assert_eq!(shed.clients, 1, "those that hold what would stay may stay");
+        assert_eq!(shed.clients, 1, "those that hold what would kind may kind");
         assert!(gone[1000]);
         let shared = bytes(500 * KIB);
         let queued = vec![vec![shared.clone()], vec![shared]];

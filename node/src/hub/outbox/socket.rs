@@ -1,8 +1,8 @@
-//! The one way out of a WebSocket: whole frames, at once if the socket takes them, else queued.
+//! All writes to a WebSocket: whole frames, written at once if the socket accepts them, else queued.
 //!
-//! Invariant: bytes reach the socket only under the output lock, and only as whole frames or as the
-//! continuation of a frame that the socket has cut. So the hub, pongs and close frames never cut into
-//! one another, and nothing that is dropped half-way (every call is synchronous) can leave a frame open.
+//! Invariant: bytes are written only under the output lock, and only as whole frames or as the rest of a frame that was
+//! written partially. So the hub, pongs and close frames never interleave within a frame, and no dropped future can leave
+//! a frame incomplete (every call is synchronous).
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,13 +31,13 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::websocket;
 use crate::protocol::frame::websocket::SocketFormat;
 
-/// How many queued buffers one write takes along.
+/// How many queued buffers one vectored write includes.
 const SLICES_MAX: usize = 64;
 
-/// A WebSocket as everyone sees it who writes to it.
+/// The outbox of a WebSocket.
 ///
-/// Senders are the hub, the client's own task and the roster. Only the task reads, and only the task
-/// writes what is queued.
+/// Senders are the hub, the client's own task and the roster. Only the task reads the socket, and only the task writes
+/// what is queued.
 pub(crate) struct SocketOutbox {
     stream: TcpStream,
     format: SocketFormat,
@@ -45,29 +45,29 @@ pub(crate) struct SocketOutbox {
     output: Mutex<Output>,
     /// Wakes the task: the queue is no longer empty, or the outbox no longer open.
     waker: AtomicWaker,
-    heard: AtomicBool,
-    /// What the client sends stays in the socket.
+    received: AtomicBool,
+    /// Whether reading from the client is paused.
     reading_paused: AtomicBool,
 }
 
-/// Invariant: the backlog is there while something waits or is held back. In `Dead` there is none.
+/// Invariant: there is a backlog while something is queued or held back, and none in `Dead`.
 struct Output {
     state: SocketState,
-    /// In a box, because mostly nothing waits.
+    /// Boxed because rarely present.
     backlog: Option<Box<Backlog>>,
-    /// In a box, because it is there for a moment only.
-    sent_away: Option<Box<SentAway>>,
+    /// Boxed because only present while the connection closes.
+    disconnected: Option<Box<Disconnected>>,
 }
 
 /// Why a client was disconnected.
 #[derive(Debug, Clone, Copy)]
-struct SentAway {
+struct Disconnected {
     disconnect: Disconnect,
-    /// What was queued for it then, in bytes.
+    /// What was queued for it at that moment, in bytes.
     bytes_queued: usize,
 }
 
-/// What a socket has not taken yet.
+/// What a socket has not accepted yet.
 ///
 /// Invariant: `queue` holds whole frames, and of its first buffer `head_sent` bytes are sent already;
 /// `bytes_queued` is the summed cost of the buffers.
@@ -76,28 +76,28 @@ struct Backlog {
     queue: VecDeque<Waiting>,
     head_sent: usize,
     bytes_queued: usize,
-    /// What came since [`SocketOutbox::hold`].
+    /// What was sent since [`SocketOutbox::hold`].
     held: Held,
 }
 
-/// How far a WebSocket is from its end, seen from our side.
+/// The state of a WebSocket's sending direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SocketState {
-    /// Frames are taken.
+    /// Frames are accepted.
     Open,
-    /// The close frame is sent or queued; RFC 6455 allows no other behind it.
+    /// The close frame is sent or queued; RFC 6455 allows no frame after it.
     Closing,
-    /// The socket is of no more use.
+    /// The socket has failed or is shut down.
     Dead,
 }
 
 impl SocketOutbox {
-    /// The outbox of a socket on which the handshake is over.
+    /// Creates the outbox of a socket after the handshake.
     pub(crate) fn new(stream: TcpStream, format: SocketFormat, bytes_max: usize) -> Self {
         let output = Output {
             state: SocketState::Open,
             backlog: None,
-            sent_away: None,
+            disconnected: None,
         };
         Self {
             stream,
@@ -105,20 +105,20 @@ impl SocketOutbox {
             bytes_max,
             output: Mutex::new(output),
             waker: AtomicWaker::new(),
-            heard: AtomicBool::new(false),
+            received: AtomicBool::new(false),
             reading_paused: AtomicBool::new(false),
         }
     }
 
-    /// Sends whole frames, or queues what the socket does not take.
+    /// Sends whole frames, or queues what the socket does not accept.
     ///
-    /// If more than the limit waits already, the client is slow and closes. These frames do not count:
-    /// a single large message must not end a good reader.
+    /// If more than the limit is queued already, the client is disconnected as slow. These frames do not count: a single
+    /// large message must not disconnect a client that reads.
     pub(crate) fn send(&self, frames: &Bytes) {
         self.send_if(frames, || true);
     }
 
-    /// The same if `is_meant` says so, which is asked under the lock.
+    /// The same if `is_meant` returns true, which is called under the lock.
     pub(crate) fn send_if(&self, frames: &Bytes, is_meant: impl FnOnce() -> bool) {
         let mut output = self.output.lock();
         if output.state != SocketState::Open || !is_meant() {
@@ -133,8 +133,8 @@ impl SocketOutbox {
         self.waker.wake();
     }
 
-    /// If `is_meant` says so, sends `frames` if nothing waits; else only `newest`, the last of them, in the
-    /// place of what waits of the same `channel`: one message for each channel at most, which makes no client
+    /// If `is_meant` returns true, sends `frames` if nothing is queued. Otherwise queues only `newest`, the last of them,
+    /// and replaces what is queued of the same `channel`: at most one message for each channel, which never makes a client
     /// slow.
     pub(crate) fn send_latest(
         &self,
@@ -157,7 +157,7 @@ impl SocketOutbox {
         self.send_if(frames, is_meant);
     }
 
-    /// Keeps what waits of `channel` as it is, whatever newer comes.
+    /// Keeps what is queued of `channel`: newer publications do not replace it.
     pub(crate) fn keep_latest(&self, channel: u64) {
         let mut output = self.output.lock();
         let waiting = output
@@ -169,13 +169,13 @@ impl SocketOutbox {
         }
     }
 
-    /// Keeps a place for a reply and holds back what is sent behind it, but for a close frame, until it is
+    /// Reserves the place of a reply and holds back what is sent after it, except a close frame, until it is
     /// [released](Self::release).
     pub(crate) fn hold(&self) -> Hold {
         self.output.lock().backlog().held.hold()
     }
 
-    /// Sends `reply` in its place, nothing if it is empty, and what was held back behind it.
+    /// Sends `reply` in its place, nothing if it is empty, and what was held back after it.
     pub(crate) fn release(&self, hold: Hold, reply: &Bytes) {
         let mut output = self.output.lock();
         let ready = output.release(&hold, reply);
@@ -192,26 +192,26 @@ impl SocketOutbox {
         }
     }
 
-    /// The other end of the connection, if the socket still knows it.
+    /// The peer's address, if the socket is still connected.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.stream.peer_addr().ok()
     }
 
-    /// What waits, in bytes.
+    /// What is queued and held back, in bytes.
     pub(crate) fn bytes_queued(&self) -> usize {
         self.output.lock().bytes_queued()
     }
 
-    /// Looks at all that waits and at what is held back.
-    pub(crate) fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
+    /// Calls `visit` with everything that is queued or held back.
+    pub(crate) fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
         let output = self.output.lock();
         if let Some(backlog) = &output.backlog {
-            backlog.queue.iter().for_each(|one| look(&one.bytes));
-            backlog.held.messages().for_each(look);
+            backlog.queue.iter().for_each(|one| visit(&one.bytes));
+            backlog.held.messages().for_each(visit);
         }
     }
 
-    /// Sends `frames` as the last ones: the answer to the client's close frame.
+    /// Sends `frames` as the last ones: the reply to the client's close frame.
     pub(crate) fn send_last(&self, frames: &Bytes) {
         let mut output = self.output.lock();
         if output.state == SocketState::Open {
@@ -222,13 +222,13 @@ impl SocketOutbox {
         }
     }
 
-    /// Sends the client away: its close frame is the last that it gets, and its task sees to the rest.
+    /// Disconnects the client: sends a close frame, and wakes its task to close the connection.
     pub(crate) fn close(&self, disconnect: Disconnect) {
-        self.close_saying(disconnect, disconnect.reason);
+        self.close_with_reason(disconnect, disconnect.reason);
     }
 
-    /// The same, in other words than those of `disconnect`.
-    pub(crate) fn close_saying(&self, disconnect: Disconnect, reason: &str) {
+    /// The same with another reason text than that of `disconnect`.
+    pub(crate) fn close_with_reason(&self, disconnect: Disconnect, reason: &str) {
         let mut output = self.output.lock();
         if output.state == SocketState::Open {
             self.close_with(&mut output, disconnect, reason);
@@ -237,11 +237,11 @@ impl SocketOutbox {
         }
     }
 
-    /// Writes what is queued. Ready when nothing is, or when the socket is dead.
+    /// Writes what is queued. Ready when the queue is empty, or when the socket is dead.
     ///
-    /// Only for the client's task, which is woken from now on.
+    /// Only for the client's task, which is registered to be woken.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.waker.register(cx.waker()); // Before the look at the state, or a wake between them is lost.
+        self.waker.register(cx.waker()); // Before the state is read, or a wake in between is lost.
         let mut output = self.output.lock();
         while let Some(backlog) = output.waiting() {
             let written = match ready!(self.stream.poll_write_ready(cx)) {
@@ -257,42 +257,42 @@ impl SocketOutbox {
         Poll::Ready(())
     }
 
-    /// Gives the socket up: both directions end, whoever may still hold the outbox.
+    /// Shuts down both directions of the socket, even if the outbox is still shared.
     pub(crate) fn shut_down(&self) {
         self.output.lock().die();
-        // It fails if the peer has been faster, and then there is nothing to do.
+        // It fails if the peer has closed the connection: then there is nothing to do.
         let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
     }
 
-    /// Ends our direction, so that the client sees the end right behind the close frame.
+    /// Shuts down the sending direction, so that the client sees the end directly after the close frame.
     pub(crate) fn shut_down_write(&self) {
         let _ = SockRef::from(&self.stream).shutdown(Shutdown::Write);
     }
 
-    /// How far it is from its end.
+    /// The state of the sending direction.
     pub(crate) fn state(&self) -> SocketState {
         self.output.lock().state
     }
 
-    /// Why we have sent the client away, if we have.
+    /// Why the client was disconnected, if it was.
     pub(crate) fn disconnect(&self) -> Option<Disconnect> {
         let output = self.output.lock();
-        output.sent_away.as_ref().map(|away| away.disconnect)
+        output.disconnected.as_ref().map(|away| away.disconnect)
     }
 
     /// What was queued, in bytes, when the client was disconnected because it reads too slowly; `None` if it was not.
     pub(crate) fn slow_bytes(&self) -> Option<usize> {
         let output = self.output.lock();
-        let away = output.sent_away.as_ref()?;
+        let away = output.disconnected.as_ref()?;
         (away.disconnect == Disconnect::SLOW).then_some(away.bytes_queued)
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing is queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.output.lock().waiting().is_none()
     }
 
-    /// How messages stand on this wire.
+    /// The encoding of messages on this WebSocket.
     pub(crate) fn format(&self) -> SocketFormat {
         self.format
     }
@@ -303,33 +303,33 @@ impl SocketOutbox {
     }
 
     /// Notes that the client has sent something.
-    pub(crate) fn mark_heard(&self) {
-        self.heard.store(true, Ordering::Relaxed);
+    pub(crate) fn mark_received(&self) {
+        self.received.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the client is not read for now, so that nobody takes it for silent.
+    /// Notes that reading from the client is paused, so that it does not count as silent.
     pub(crate) fn pause_reading(&self) {
         self.reading_paused.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that it is read again. What it sent meanwhile is yet to be read.
+    /// Notes that reading from the client is resumed. What it has sent meanwhile is not read yet.
     pub(crate) fn resume_reading(&self) {
-        self.mark_heard();
+        self.mark_received();
         self.reading_paused.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the client is not read for now.
+    /// Whether reading from the client is paused.
     pub(crate) fn is_reading_paused(&self) -> bool {
         self.reading_paused.load(Ordering::Relaxed)
     }
 
-    /// Whether the client has sent something since the last call, or could not be heard.
-    pub(crate) fn take_heard(&self) -> bool {
-        let heard = self.heard.swap(false, Ordering::Relaxed);
-        heard || self.is_reading_paused()
+    /// Whether the client has sent something since the last call, or reading is paused.
+    pub(crate) fn take_received(&self) -> bool {
+        let received = self.received.swap(false, Ordering::Relaxed);
+        received || self.is_reading_paused()
     }
 
-    /// Whether the task has to be woken: the queue was empty and is not, or the socket has died.
+    /// Returns whether the task has to be woken: the queue has become non-empty, or the socket has failed.
     fn write_or_queue(&self, output: &mut Output, frames: &Bytes) -> bool {
         let was_empty = output.waiting().is_none();
         let sent = if was_empty {
@@ -338,7 +338,7 @@ impl SocketOutbox {
             Ok(0)
         };
         match sent {
-            Ok(sent) if sent == frames.len() => return false, // Nearly always.
+            Ok(sent) if sent == frames.len() => return false, // The usual case.
             Ok(sent) => output.backlog().queue(frames.clone(), sent),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 output.backlog().queue(frames.clone(), 0)
@@ -348,13 +348,13 @@ impl SocketOutbox {
         was_empty
     }
 
-    /// The client of a slow outbox gets the rest of the frame in hand and the close frame, nothing else.
+    /// A slow client gets only the rest of a partially written frame, and the close frame.
     fn close_with(&self, output: &mut Output, disconnect: Disconnect, reason: &str) {
         let bytes_queued = output.bytes_queued();
         if disconnect == Disconnect::SLOW {
             output.drop_unsent_frames();
         }
-        // Who does not speak SockJS is told in WebSocket's words alone, as by sockjs-node.
+        // A client that does not send SockJS frames gets a WebSocket close frame only, as from sockjs-node.
         let format = match disconnect {
             Disconnect::BROKEN_FRAMING => SocketFormat::Raw,
             _ => self.format,
@@ -362,7 +362,7 @@ impl SocketOutbox {
         let mut close = BytesMut::new();
         websocket::append_close(&mut close, format, disconnect.code, reason);
         self.write_or_queue(output, &close.freeze());
-        output.sent_away = Some(Box::new(SentAway {
+        output.disconnected = Some(Box::new(Disconnected {
             disconnect,
             bytes_queued,
         }));
@@ -385,8 +385,8 @@ impl SocketOutbox {
 }
 
 impl Queued for SocketOutbox {
-    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
-        Self::each_queued(self, look);
+    fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
+        Self::each_queued(self, visit);
     }
 
     fn shed(&self) {
@@ -400,25 +400,25 @@ impl Output {
         backlog.map_or(0, |backlog| backlog.bytes_queued + backlog.held.bytes())
     }
 
-    /// The backlog if the socket has to take something of it.
+    /// The backlog if something of it is queued for the socket.
     fn waiting(&self) -> Option<&Backlog> {
         self.backlog
             .as_deref()
             .filter(|backlog| !backlog.queue.is_empty())
     }
 
-    /// The backlog, for something to be put there.
+    /// The backlog, created if there is none.
     fn backlog(&mut self) -> &mut Backlog {
         self.backlog.get_or_insert_default()
     }
 
-    /// Whether `frames` are held back.
+    /// Holds `frames` back if a reply is not ready yet; returns whether it did.
     fn hold_back(&mut self, frames: &Bytes) -> bool {
         let backlog = self.backlog.as_mut();
         backlog.is_some_and(|backlog| backlog.hold_back(frames))
     }
 
-    /// What can be sent once `reply` is in its place.
+    /// Puts `reply` in its place; returns what can be sent now.
     fn release(&mut self, hold: &Hold, reply: &Bytes) -> Vec<Bytes> {
         let Some(backlog) = &mut self.backlog else {
             return Vec::new();
@@ -428,7 +428,7 @@ impl Output {
         ready
     }
 
-    /// Takes `written` bytes off the queue.
+    /// Removes `written` bytes from the queue.
     fn advance(&mut self, written: usize) {
         if let Some(backlog) = &mut self.backlog {
             backlog.advance(written);
@@ -436,13 +436,13 @@ impl Output {
         }
     }
 
-    /// An idle client owns no buffer.
+    /// An idle client has no buffer.
     fn drop_empty_backlog(&mut self) {
         self.backlog
             .take_if(|backlog| backlog.queue.is_empty() && backlog.held.is_empty());
     }
 
-    /// Keeps of the queue only the rest of a frame that the socket has cut.
+    /// Drops the queue, except the rest of a partially written frame.
     fn drop_unsent_frames(&mut self) {
         if let Some(mut backlog) = self.backlog.take()
             && let Some(rest) = backlog.take_rest_of_frame()
@@ -458,7 +458,7 @@ impl Output {
 }
 
 impl Backlog {
-    /// Queues `frames`, of which `sent` bytes are out; only the first in the queue may have any.
+    /// Queues `frames`, of which `sent` bytes are written; only the first in the queue may be partially written.
     fn queue(&mut self, frames: Bytes, sent: usize) {
         debug_assert!(sent == 0 || self.queue.is_empty());
         self.bytes_queued += cost(&frames);
@@ -466,11 +466,11 @@ impl Backlog {
         self.queue.push_back(Waiting::new(frames));
     }
 
-    /// Queues `newest` in the place of what waits of `channel`, unless the socket has some of that.
+    /// Replaces what is queued of `channel` by `newest`, unless it is partially written; appends `newest` otherwise.
     fn queue_latest(&mut self, channel: u64, newest: Bytes) {
         self.bytes_queued += cost(&newest);
-        let untouched = usize::from(0 < self.head_sent);
-        let mut waiting = self.queue.iter_mut().skip(untouched);
+        let partially_written = usize::from(0 < self.head_sent);
+        let mut waiting = self.queue.iter_mut().skip(partially_written);
         if let Some(waiting) = waiting.find(|waiting| waiting.latest_of == channel) {
             self.bytes_queued -= waiting.cost();
             waiting.bytes = newest;
@@ -501,11 +501,11 @@ impl Backlog {
         }
     }
 
-    /// What the socket still has to get of a frame that it has cut.
+    /// The rest of a partially written frame.
     fn take_rest_of_frame(&mut self) -> Option<Bytes> {
         let head = self.queue.pop_front()?.bytes;
         let end = websocket::boundary(&head, self.head_sent);
-        // A copy: the rest of the batch is not kept alive for it.
+        // A copy, so that the rest of the batch is not kept in memory.
         (self.head_sent < end).then(|| Bytes::copy_from_slice(&head[self.head_sent..end]))
     }
 }

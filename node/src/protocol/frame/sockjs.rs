@@ -17,13 +17,13 @@ use serde::de;
 /// The frame that opens a session.
 pub(crate) const OPEN: &str = "o";
 
-/// The frame that says the session is alive.
+/// The heartbeat frame.
 pub(crate) const HEARTBEAT: &str = "h";
 
 /// Why what a client sent cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadFrame {
-    /// Nothing there, or JSON of another shape than messages: the client is told what is expected.
+    /// Empty, or JSON that is not a list of messages: the response says what is expected.
     #[error("a json array of strings is expected")]
     NoPayload,
     /// Not JSON, or not UTF-8.
@@ -108,7 +108,7 @@ pub(crate) fn decode_messages(body: &[u8]) -> Result<Vec<String>, BadFrame> {
 ///
 /// # Errors
 ///
-/// [`BadFrame`]: the request is to be refused; the session goes on.
+/// [`BadFrame`]: the request is to be rejected; the session continues.
 pub(crate) fn decode_array(body: &[u8]) -> Result<Vec<String>, BadFrame> {
     if body.trim_ascii().is_empty() {
         return Err(BadFrame::NoPayload);
@@ -118,7 +118,7 @@ pub(crate) fn decode_array(body: &[u8]) -> Result<Vec<String>, BadFrame> {
 }
 
 fn decode<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, BadFrame> {
-    // Checked first because messages are read as bytes below, where serde_json does not look.
+    // Checked first because messages are parsed as bytes below, where serde_json does not check UTF-8.
     let text = std::str::from_utf8(body).map_err(|_| BadFrame::BrokenJson)?;
     serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => BadFrame::NoPayload,

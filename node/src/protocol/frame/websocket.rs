@@ -26,7 +26,7 @@ const FIN: u8 = 0x80;
 const CONTROL_PAYLOAD_MAX: usize = 125;
 const REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_MAX - 2;
 
-/// How messages stand in the WebSocket messages of one client.
+/// How protocol messages are framed in the WebSocket messages of one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SocketFormat {
     /// One message each, as it is.

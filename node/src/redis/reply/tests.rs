@@ -5,7 +5,7 @@ use super::*;
 const MESSAGE_BYTES_MAX: usize = 64;
 
 /// All replies of `chunks`, given one after the other, and the error that ended it.
-fn parse(chunks: &[&[u8]]) -> (Vec<Reply>, Option<Garbled>) {
+fn parse(chunks: &[&[u8]]) -> (Vec<Reply>, Option<ProtocolError>) {
     let mut parser = Parser::new(MESSAGE_BYTES_MAX);
     let mut input = BytesMut::new();
     let mut replies = Vec::new();
@@ -15,7 +15,7 @@ fn parse(chunks: &[&[u8]]) -> (Vec<Reply>, Option<Garbled>) {
             match parser.next(&mut input) {
                 Ok(Some(reply)) => replies.push(reply),
                 Ok(None) => break,
-                Err(garbled) => return (replies, Some(garbled)),
+                Err(protocol_error) => return (replies, Some(protocol_error)),
             }
         }
     }
@@ -72,13 +72,13 @@ fn each_kind_of_reply_is_read() {
 }
 
 #[test]
-fn a_message_at_the_limit_is_kept_and_one_above_is_passed_over() {
+fn a_message_at_the_limit_is_kept_and_one_above_is_skipped() {
     for (length, oversized) in [(63, false), (64, false), (65, true), (5000, true)] {
         let first = message("a", &vec![b'x'; length]);
         let second = message("b", b"after");
         let wire = [encode(&first), encode(&second)].concat();
-        let (replies, garbled) = parse(&wire.chunks(7).collect::<Vec<_>>());
-        assert_eq!(garbled, None);
+        let (replies, protocol_error) = parse(&wire.chunks(7).collect::<Vec<_>>());
+        assert_eq!(protocol_error, None);
         let channel = Bytes::from_static(b"a");
         let bytes = length as u64;
         let expected = if oversized {
@@ -91,7 +91,7 @@ fn a_message_at_the_limit_is_kept_and_one_above_is_passed_over() {
 }
 
 #[test]
-fn what_is_no_reply_is_refused() {
+fn other_input_is_a_protocol_error() {
     let endless = vec![b'1'; 5000];
     let wrong: [&[u8]; 14] = [
         b"HTTP/1.1 400 Bad Request\r\n",
@@ -110,9 +110,9 @@ fn what_is_no_reply_is_refused() {
         b"\r\n",
     ];
     for wire in wrong {
-        let (replies, garbled) = parse(&[wire]);
+        let (replies, protocol_error) = parse(&[wire]);
         assert_eq!(
-            (replies.len(), garbled.is_some()),
+            (replies.len(), protocol_error.is_some()),
             (0, true),
             "{}",
             wire.escape_ascii()
@@ -120,7 +120,7 @@ fn what_is_no_reply_is_refused() {
     }
     assert_eq!(
         parse(&[b"+", &endless]).1,
-        Some(Garbled("a line without an end"))
+        Some(ProtocolError("line too long"))
     );
 }
 
@@ -139,7 +139,7 @@ fn any_reply() -> impl Strategy<Value = Reply> {
 
 proptest! {
     #[test]
-    fn replies_are_the_same_however_the_bytes_are_cut(
+    fn replies_are_the_same_for_all_chunk_boundaries(
         replies in prop::collection::vec(any_reply(), 0..8),
         cuts in prop::collection::vec(1_usize..40, 1..20),
     ) {

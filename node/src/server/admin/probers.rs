@@ -1,8 +1,8 @@
-//! Which probers ask `/ready`, how often, and which of them have been told that the node is stopping.
+//! The probers of `/ready`: how often they probe, and which of them got the response that the node is stopping.
 //!
-//! Plain, with the time passed in. A stopping node waits until every prober that asks regularly has been told once, so that
-//! no edge takes its closed listener for a restart in place. A prober that is gone, or that asks too rarely to be told
-//! in time, is not waited for.
+//! No I/O, time is passed in. A stopping node waits until every regular prober got that response once, so that no edge
+//! mistakes its closed listener for a restart in place. A prober that is gone, or that probes too rarely, is not waited
+//! for.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,22 +14,22 @@ use http::HeaderMap;
 use http::HeaderName;
 use http::header;
 
-/// Names an edge in its probes, so that several edges behind one address are told apart.
+/// The header with an edge's name in its probes, to distinguish several edges behind one address.
 const EDGE: HeaderName = HeaderName::from_static("causeway-edge");
 
-/// Probers that are remembered; beyond it the one that has been silent for longest is forgotten.
+/// The most probers that are tracked; beyond that the least recent one is dropped.
 const PROBERS_MAX: usize = 256;
 
 /// The longest name of a prober that is kept, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// How long an edge that has asked once is expected to pause: its default interval with its jitter.
+/// The expected interval of an edge that has probed once: its default with jitter.
 const EDGE_PAUSE: Duration = Duration::from_millis(2400);
 
 /// How late a prober may be before it counts as gone, besides half of its pause.
 const LATE_MAX: Duration = Duration::from_secs(1);
 
-/// A prober, as far as its requests tell.
+/// The identity of a prober, by its requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum ProberId {
     /// An edge, which sends its name.
@@ -63,7 +63,7 @@ impl fmt::Display for ProberId {
     }
 }
 
-/// What a prober was answered.
+/// The response that a prober got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
     /// Anything but a drain.
@@ -72,24 +72,24 @@ pub(crate) enum Told {
     Draining,
 }
 
-/// All probers that have asked lately.
+/// All recent probers.
 #[derive(Debug, Default)]
 pub(crate) struct Probers(HashMap<ProberId, Prober>);
 
 #[derive(Debug, Clone, Copy)]
 struct Prober {
     asked_at: Instant,
-    /// The longest of its recent pauses between two questions; `None` while it has asked once.
+    /// The longest of its recent intervals; `None` after a single probe.
     pause: Option<Duration>,
     is_told: bool,
 }
 
 impl Probers {
-    /// Notes that `id` has asked and what it was answered.
+    /// Records a probe of `id` and its response.
     pub(crate) fn asked(&mut self, id: ProberId, told: Told, now: Instant) {
         if let Some(prober) = self.0.get_mut(&id) {
             let pause = now.saturating_duration_since(prober.asked_at);
-            // A longer pause counts at once, an old one fades.
+            // A longer interval counts at once, an old one decays.
             let before = prober.pause.unwrap_or_default();
             prober.pause = Some(pause.max(before * 3 / 4));
             prober.asked_at = now;
@@ -110,7 +110,7 @@ impl Probers {
         self.0.insert(id, prober);
     }
 
-    /// Until when it is worth waiting for a prober that has not been told, `end` at the latest. `None`: there is none.
+    /// Until when to wait for a prober that has not got the response, `end` at the latest. `None`: there is none.
     pub(crate) fn wait_until(&self, now: Instant, end: Instant) -> Option<Instant> {
         let untold = self.0.iter().filter(|(_, prober)| !prober.is_told);
         let awaited = untold.filter_map(|(id, prober)| {
@@ -122,12 +122,12 @@ impl Probers {
         awaited.max().filter(|until| now < *until)
     }
 
-    /// How many have been told.
+    /// How many have got the response.
     pub(crate) fn told(&self) -> usize {
         self.0.values().filter(|prober| prober.is_told).count()
     }
 
-    /// Those that ask regularly, are not gone, and have not been told.
+    /// Regular probers that are not gone and have not got the response.
     pub(crate) fn untold(&self, now: Instant) -> Vec<String> {
         let untold = self.0.iter().filter(|(id, prober)| {
             let pause = prober.usual_pause(id);
@@ -140,7 +140,7 @@ impl Probers {
 }
 
 impl Prober {
-    /// What it is expected to pause; `None` for one that has asked once and is no edge: it may be a person.
+    /// Its expected interval; `None` for a single probe that is not from an edge: it may be manual.
     fn usual_pause(&self, id: &ProberId) -> Option<Duration> {
         match id {
             ProberId::Edge(_) => Some(self.pause.unwrap_or(EDGE_PAUSE)),
@@ -148,7 +148,7 @@ impl Prober {
         }
     }
 
-    /// When it counts as gone unless it asks before.
+    /// When it counts as gone unless it probes before.
     fn gone_at(&self, pause: Duration) -> Instant {
         self.asked_at + pause + pause / 2 + LATE_MAX
     }
@@ -182,13 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_prober_nobody_is_waited_for() {
+    fn without_probers_there_is_no_wait() {
         let (probers, start) = probers(&[]);
         assert_eq!(probers.wait_until(start, start + END), None);
     }
 
     #[test]
-    fn every_edge_is_waited_for_until_it_has_been_told() {
+    fn every_edge_is_waited_for_until_it_has_the_response() {
         let asked: &[u64] = &[960, 980, 1000];
         let (mut probers, start) = probers(&[(edge("a"), asked), (edge("b"), asked)]);
         let now = start + 101 * SECOND;
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_is_waited_for_after_its_first_question_and_a_person_is_not() {
+    fn an_edge_is_waited_for_after_its_first_probe_and_a_manual_request_is_not() {
         let (probers, start) = probers(&[(edge("a"), &[1000]), (other("curl"), &[1000])]);
         let now = start + 101 * SECOND;
         assert_eq!(probers.untold(now), ["edge a"]);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_asks_too_rarely_is_not_waited_for_and_named() {
+    fn a_rare_prober_is_not_waited_for_and_is_named() {
         let (probers, start) = probers(&[(edge("a"), &[400, 700, 1000])]);
         let now = start + 101 * SECOND;
         assert_eq!(probers.wait_until(now, start + END), None);

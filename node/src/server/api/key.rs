@@ -1,4 +1,4 @@
-//! Who may use the API: whoever knows one of its keys.
+//! Authentication of the API by its keys.
 
 use causeway_conf::Secret;
 use http::HeaderMap;

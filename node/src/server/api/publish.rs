@@ -18,12 +18,12 @@ use crate::config::Ack;
 use crate::config::DataKind;
 use crate::protocol;
 use crate::protocol::Publication;
-use crate::stream::How;
+use crate::stream::PublishOptions;
 
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
-/// For how long a repetition is known: longer than anybody tries again.
+/// How long a repetition is detected: longer than any client retries.
 const KEY_TTL: Duration = Duration::from_secs(5 * 60);
 
 impl Api {
@@ -31,7 +31,7 @@ impl Api {
         self.publish_to(&publish.channel, &publish).await
     }
 
-    /// The same into each channel; what fails for one is no matter to the others.
+    /// Publishes the same into each channel, independently.
     pub(super) async fn broadcast(&self, publish: request::Publish) -> Result<Outcome, ApiError> {
         if publish.channels.is_empty() {
             return Err(ApiError::bad_request("expected `channels`, at least one"));
@@ -64,7 +64,7 @@ impl Api {
             return Err(ApiError::bad_request(why));
         }
         let retention = Retention::of(&options).filter(|_| !publish.skip_history);
-        let how = How {
+        let publish_options = PublishOptions {
             ack: ack(publish.ack, self.ack, retention.is_some()),
             retention,
             idempotency: idempotency(&publish.idempotency_key),
@@ -74,7 +74,11 @@ impl Api {
             tags: publish.tags.clone(),
             ..Publication::default()
         };
-        let stored = self.parts.feeds.publish(&channel, publication, how).await?;
+        let stored = self
+            .parts
+            .streams
+            .publish(&channel, publication, publish_options)
+            .await?;
         let position = stored.position;
         Ok(
             position.map_or_else(Published::default, |position| Published {
@@ -110,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_taken_at_its_word_and_the_setting_is_bent() {
+    fn a_request_is_used_as_it_is_and_the_setting_is_adapted() {
         for (asked, configured, is_kept, expected) in [
             (Some(Ack::Fast), Ack::Stored, true, Ack::Fast),
             (Some(Ack::Replicated), Ack::Fast, false, Ack::Replicated),

@@ -1,4 +1,4 @@
-//! What an application is answered: a result, or why there is none.
+//! Responses of the API: a result or an error.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::cluster::control::Undelivered;
-use crate::cluster::registry::Away;
+use crate::cluster::control::ControlError;
+use crate::cluster::registry::Unavailable;
 use crate::cluster::values::ValueError;
 use crate::protocol::ClientInfo;
 use crate::protocol::ErrorCode;
@@ -29,7 +29,7 @@ pub(super) enum Response<T> {
     Error(ApiError),
 }
 
-/// What came of a request that was understood.
+/// The outcome of a valid request.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Outcome {
@@ -129,7 +129,7 @@ impl ApiError {
     }
 
     pub(super) fn no_method(method: &str) -> Self {
-        // A stranger's text goes into logs of others: so much of it, and no more.
+        // Untrusted text may be logged by the application, so it is shortened.
         let method: String = method.chars().take(64).collect();
         Self::new(
             ErrorCode::MethodNotFound,
@@ -154,14 +154,14 @@ impl ApiError {
     }
 }
 
-impl From<Away> for ApiError {
-    fn from(error: Away) -> Self {
+impl From<Unavailable> for ApiError {
+    fn from(error: Unavailable) -> Self {
         Self::internal(&error)
     }
 }
 
-impl From<Undelivered> for ApiError {
-    fn from(error: Undelivered) -> Self {
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
         Self::internal(&error)
     }
 }
@@ -175,7 +175,7 @@ impl From<ValueError> for ApiError {
             ValueError::TooMany | ValueError::Full => {
                 Self::new(ErrorCode::LimitExceeded, format!("limit exceeded: {error}"))
             }
-            ValueError::Away(_) => Self::internal(&error),
+            ValueError::Unavailable(_) => Self::internal(&error),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What an application asks for: the bodies of requests, as Centrifugo's HTTP API has them.
+//! The bodies of API requests, in the format of Centrifugo's HTTP API.
 //!
-//! Fields that are unknown are passed over, as its servers do, so that newer SDKs work.
+//! Unknown fields are ignored, as its servers do, so that newer SDKs work.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ impl Request {
         fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
             // What takes no parameters may come without a body.
             let body: &[u8] = if body.is_empty() { b"{}" } else { body };
-            // An array would be taken for the fields in their order.
+            // serde would accept an array as the fields in their order.
             if body.trim_ascii_start().starts_with(b"[") {
                 let error = serde_json::Error::custom("expected an object, found an array");
                 return Err(ApiError::malformed(error));
@@ -148,14 +148,14 @@ impl Publish {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Whom {
+pub(super) struct ClientTarget {
     pub(super) user: String,
     pub(super) client: String,
     /// The name that a client over a stream was told with its connection.
     pub(super) session: String,
 }
 
-impl Whom {
+impl ClientTarget {
     /// All clients of the user, or the one that is named.
     pub(super) fn target(self, except: Vec<ClientId>) -> Result<Target, ApiError> {
         if !self.session.is_empty() {
@@ -210,7 +210,7 @@ pub(super) struct Position {
 #[serde(default)]
 pub(super) struct Unsubscribe {
     #[serde(flatten)]
-    pub(super) whom: Whom,
+    pub(super) target: ClientTarget,
     pub(super) channel: String,
 }
 
@@ -218,7 +218,7 @@ pub(super) struct Unsubscribe {
 #[serde(default)]
 pub(super) struct Disconnect {
     #[serde(flatten)]
-    pub(super) whom: Whom,
+    pub(super) target: ClientTarget,
     pub(super) whitelist: Vec<String>,
     pub(super) disconnect: Option<Ending>,
 }
@@ -234,7 +234,7 @@ pub(super) struct Ending {
 #[serde(default)]
 pub(super) struct Refresh {
     #[serde(flatten)]
-    pub(super) whom: Whom,
+    pub(super) target: ClientTarget,
     pub(super) expired: bool,
     pub(super) expire_at: u64,
 }

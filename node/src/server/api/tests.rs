@@ -74,12 +74,12 @@ fn whom_a_request_is_for_is_a_user_a_client_or_both_or_a_session() {
 
     let client = ClientId::random(Instance::random());
     let target = |user: &str, client: &str, session: &str| {
-        let whom = request::Whom {
+        let target = request::ClientTarget {
             user: user.to_owned(),
             client: client.to_owned(),
             session: session.to_owned(),
         };
-        whom.target(Vec::new()).map_err(|error| error.code)
+        target.target(Vec::new()).map_err(|error| error.code)
     };
     let (id, user) = (client.to_string(), "ann".to_owned());
     assert_eq!(target("", &id, ""), Ok(Target::Client(client)));

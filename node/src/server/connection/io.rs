@@ -1,4 +1,4 @@
-//! What hyper reads and writes, watched: the socket, the bodies of requests and those of answers.
+//! Wrappers that observe hyper's I/O: the socket, request bodies and response bodies.
 
 use std::io;
 use std::io::IoSlice;
@@ -40,7 +40,7 @@ impl Io {
         }
     }
 
-    /// Takes the socket back; `read_buf` is what hyper has read and not used.
+    /// Takes the socket back; `read_buf` has the bytes that hyper has read ahead.
     pub(super) fn into_socket(self, read_buf: &[u8]) -> Socket {
         // A copy, mostly empty: hyper's buffer is 8 KiB.
         let mut read_ahead = BytesMut::from(read_buf);
@@ -102,7 +102,7 @@ impl Write for Io {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes only what it has handed over whole.
+    /// hyper flushes only after it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.progress.flushed();
@@ -114,7 +114,7 @@ impl Write for Io {
     }
 }
 
-/// A request's body, which tells when it has been read whole.
+/// A request's body, which reports when it has been read whole.
 pub(super) struct ReadBody {
     body: Incoming,
     progress: Arc<Progress>,
@@ -150,7 +150,7 @@ impl http_body::Body for ReadBody {
     }
 }
 
-/// An answer's body, which tells when hyper needs it no more.
+/// A response's body, which reports when hyper has finished with it.
 pub(super) struct WrittenBody {
     body: Body,
     progress: Arc<Progress>,

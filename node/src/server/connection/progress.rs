@@ -1,7 +1,7 @@
-//! How far an exchange is: what hyper knows and does not tell, put together from what passes by.
+//! The progress of an HTTP exchange, which hyper does not expose, derived from its I/O.
 //!
-//! The socket under hyper, the bodies of request and answer, and the service report; the connection's loop
-//! asks for the [`Step`] that follows. Nothing here waits.
+//! The socket under hyper, the bodies of request and response, and the service report events; the connection's
+//! loop asks for the next [`Step`]. Nothing here waits.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use crate::server::routing::Upgrade;
 use crate::server::routing::WaitingPoll;
 
-/// How much of an answer a client has to take in the time that it is given: half a KB a second in 30 s.
+/// How much of a response a client has to read within the write timeout: half a KB a second with 30 s.
 pub(super) const STRIDE_BYTES: usize = 16 << 10;
 
-/// What is known of the exchange that hyper is about.
+/// The state of the current exchange.
 pub(super) struct Progress {
-    /// For the client to take a stride of the answer, or the rest.
+    /// For the client to read a stride of the response, or the rest.
     answer_timeout: Duration,
     state: Mutex<State>,
 }
@@ -25,9 +25,9 @@ struct State {
     has_heard: bool,
     exchange: Exchange,
     is_body_read: bool,
-    /// All that was written is in the socket's hands.
+    /// All written bytes are in the socket.
     is_flushed: bool,
-    /// Since when the socket takes too little, and what it has taken since.
+    /// Since when the socket accepts too little, and how much it has accepted since.
     stalled: Option<(Instant, usize)>,
     poll: Option<WaitingPoll>,
     upgrade: Option<Upgrade>,
@@ -37,22 +37,22 @@ struct State {
 enum Exchange {
     /// There is no whole request head yet.
     Awaited,
-    /// The request is being answered.
+    /// The response is being made.
     Answering(After),
-    /// hyper has all of the answer.
+    /// hyper has all of the response.
     Answered(After),
 }
 
-/// What comes after an answer.
+/// What follows a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
     NextRequest,
     End,
 }
 
-/// What is to be done with the connection.
+/// The next step of the connection.
 pub(super) enum Step {
-    /// Nothing has come at all: the socket only seemed readable.
+    /// Nothing was received: the socket only seemed readable.
     Silent,
     /// The next request may come: hyper is not needed.
     Idle,
@@ -60,14 +60,14 @@ pub(super) enum Step {
     Rest(WaitingPoll),
     /// It is a WebSocket now.
     Upgrade(Upgrade),
-    /// A part of a request head has come.
+    /// A part of a request head was received.
     ReadingHead,
-    /// A request is read or answered; the client may let `due` pass, but no more.
+    /// A request is read or responded to; the client has until `due`.
     Busy {
-        /// Set while the client does not take what is written.
+        /// Set while the client does not read.
         due: Option<Instant>,
     },
-    /// It has to make room for another one.
+    /// It is evicted.
     Evicted,
     /// It has served its last request.
     Done,
@@ -89,7 +89,7 @@ impl Progress {
         }
     }
 
-    /// Bytes have come.
+    /// Bytes were received.
     pub(super) fn heard(&self) {
         self.state.lock().has_heard = true;
     }
@@ -110,22 +110,22 @@ impl Progress {
         self.state.lock().is_body_read
     }
 
-    /// The request waits for its answer, and may do so without hyper.
+    /// The request waits for its response, and may do so without hyper.
     pub(super) fn begin_rest(&self, poll: WaitingPoll) {
         self.state.lock().poll = Some(poll);
     }
 
-    /// The answer is a 101.
+    /// The response is a 101.
     pub(super) fn begin_upgrade(&self, upgrade: Upgrade) {
         self.state.lock().upgrade = Some(upgrade);
     }
 
-    /// Another request may follow this answer; only for a request that was read whole.
+    /// Another request may follow this response; only for a request that was read whole.
     pub(super) fn keep_alive(&self) {
         self.state.lock().exchange = Exchange::Answering(After::NextRequest);
     }
 
-    /// hyper has taken all of the answer, and is yet to write the end of it.
+    /// hyper has all of the response, and has not written its end yet.
     pub(super) fn answered(&self) {
         let mut state = self.state.lock();
         if let Exchange::Answering(after) = state.exchange {
@@ -134,7 +134,7 @@ impl Progress {
         }
     }
 
-    /// The socket has taken `bytes`.
+    /// The socket has accepted `bytes`.
     pub(super) fn wrote(&self, bytes: usize) {
         let mut state = self.state.lock();
         state.is_flushed = false;
@@ -146,14 +146,14 @@ impl Progress {
         }
     }
 
-    /// The socket takes nothing at the moment.
+    /// The socket accepts nothing at the moment.
     pub(super) fn blocked(&self) {
         let mut state = self.state.lock();
         state.is_flushed = false;
         state.stalled.get_or_insert_with(|| (Instant::now(), 0));
     }
 
-    /// The socket has taken everything.
+    /// The socket has accepted everything.
     pub(super) fn flushed(&self) {
         let mut state = self.state.lock();
         state.is_flushed = true;
@@ -165,12 +165,12 @@ impl Progress {
         self.state.lock().exchange == Exchange::Awaited
     }
 
-    /// What becomes of the connection, if it is to be a WebSocket; given out once.
+    /// The upgrade of the connection, if there is one; returned once.
     pub(super) fn upgrade(&self) -> Option<Upgrade> {
         self.state.lock().upgrade.take()
     }
 
-    /// What is to be done, once hyper has done what it can.
+    /// The next step, once hyper can make no more progress.
     pub(super) fn step(&self) -> Step {
         let mut state = self.state.lock();
         let is_flushed = state.is_flushed;

@@ -1,4 +1,4 @@
-//! A poll that waits, on a connection without hyper, and its answer.
+//! A waiting poll on a connection without hyper, and its response.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::server::routing::WaitingPoll;
 /// How often a client is looked for whose next request is there already.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Waits for the answer of `poll` and writes it. `None`: the connection is of no more use.
+/// Waits for the response of `poll` and writes it. `None`: the connection is finished.
 ///
 /// # Cancel safety
 ///
@@ -49,11 +49,11 @@ pub(super) async fn rest(
     drop(response);
     let timeout = server.config.limits.get().answer_timeout;
     if let Err(error) = write(&mut socket.stream, &bytes, timeout).await {
-        debug!(%error, "the client does not take its answer");
+        debug!(%error, "the client does not read its response");
         return None;
     }
     if !is_kept {
-        let _ = socket.stream.shutdown().await; // The client may have been faster.
+        let _ = socket.stream.shutdown().await; // The client may have closed it already.
         return None;
     }
     Some(socket)
@@ -74,7 +74,7 @@ async fn gone(stream: &TcpStream) {
     }
 }
 
-/// The answer as HTTP/1.1 has it on the wire (RFC 9112), the connection kept.
+/// The response in HTTP/1.1 (RFC 9112), with a persistent connection.
 fn encode(response: &Response<Bytes>) -> Bytes {
     let (status, body) = (response.status(), response.body());
     let mut out = BytesMut::with_capacity(512 + body.len());

@@ -1,4 +1,4 @@
-//! The application's backend at the door: where its API is, who may use it, how large a request may be.
+//! Requests to the server API: its path, its keys, its limit of bodies.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl ApiMount {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open what was done.
+    /// After dropping this future it is unknown whether the method was executed.
     pub(super) async fn answer<B>(
         &self,
         method: &str,
@@ -54,7 +54,7 @@ impl ApiMount {
         if parts.method != Method::POST {
             return method_not_allowed("POST");
         }
-        // Before anything is read or told: who has no key learns nothing.
+        // Before anything else: a client without a key gets no information.
         if !self.api.admit(&parts.headers) {
             return text(
                 StatusCode::UNAUTHORIZED,

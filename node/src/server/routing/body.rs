@@ -21,14 +21,14 @@ pub(crate) struct BodyLimits {
     pub(crate) timeout: Duration,
 }
 
-/// Why a body was not read.
+/// Why reading a body failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BadBody {
     /// It is larger than allowed.
     #[error("the body is too large")]
     TooLarge,
-    /// It did not end in time.
-    #[error("the body did not end in time")]
+    /// It was not complete in time.
+    #[error("the body was not complete in time")]
     Late,
     /// It ended early, or its chunks are malformed.
     #[error("the body is malformed")]
@@ -59,7 +59,7 @@ impl BadBody {
 ///
 /// # Errors
 ///
-/// [`BadBody`]: what is left of it is not read, and the connection ends with the answer.
+/// [`BadBody`]: the rest is not read, and the connection ends with the response.
 pub(crate) async fn read<B>(body: B, limits: BodyLimits) -> Result<Bytes, BadBody>
 where
     B: http_body::Body<Data = Bytes> + Send,

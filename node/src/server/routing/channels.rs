@@ -25,10 +25,10 @@ use crate::server::routing::cors;
 use crate::server::routing::mount::Mount;
 use crate::server::routing::text;
 use crate::transport::Body;
-use crate::transport::channel_stream;
-use crate::transport::channel_stream::First;
-use crate::transport::channel_stream::Lines;
-use crate::transport::channel_stream::Opening;
+use crate::transport::channel_http;
+use crate::transport::channel_http::First;
+use crate::transport::channel_http::Lines;
+use crate::transport::channel_http::Opening;
 use crate::transport::emulation::Emulated;
 use crate::transport::form;
 
@@ -206,7 +206,7 @@ impl ChannelsHttp {
                     lines,
                     first,
                 };
-                channel_stream::open(&self.clients, opening).await
+                channel_http::open(&self.clients, opening).await
             }
             Err(error) => {
                 log_if_too_large(error.status(), place, &mount.endpoint);

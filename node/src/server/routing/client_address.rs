@@ -1,4 +1,4 @@
-//! Who asks: the peer, or the client that a trusted proxy names.
+//! The client's address: that of the peer, or the one that a trusted proxy forwards.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -9,19 +9,19 @@ use http::HeaderName;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// How many hops are looked at, from our side.
+/// How many hops are examined, from this side.
 const HOPS_MAX: usize = 32;
 
-/// Whether `address` is one of the proxies that are believed.
+/// Whether `address` is one of the trusted proxies.
 pub(super) fn is_trusted(trusted: &[AddressRange], address: IpAddr) -> bool {
     trusted.iter().any(|proxy| proxy.contains(address))
 }
 
 /// The client behind `peer`.
 ///
-/// Each proxy appends to `X-Forwarded-For` whom it was asked by, so the client is the last address there
-/// that is not a trusted proxy's; what stands before it is the client's own invention. Where the chain
-/// breaks off, it is the farthest proxy that is known.
+/// Each proxy appends its peer to `X-Forwarded-For`, so the client is the last address there that is not a
+/// trusted proxy's; addresses before it are chosen by the client. If the chain is malformed, it is the
+/// farthest known proxy.
 pub(super) fn client_address(
     headers: &HeaderMap,
     peer: IpAddr,
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_proxy_is_believed() {
+    fn only_trusted_proxies_are_used() {
         assert_eq!(client("192.0.2.9", &["203.0.113.1"]), "192.0.2.9");
         assert_eq!(client("10.0.0.1", &["203.0.113.1"]), "203.0.113.1");
         assert_eq!(client("::ffff:10.0.0.1", &["203.0.113.1"]), "203.0.113.1");

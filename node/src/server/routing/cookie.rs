@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
-/// What a client gets that has none: the value does not matter, a balancer appends its own.
+/// The value for a client without the cookie: it does not matter, a balancer appends its own.
 const FIRST_VALUE: &str = "dummy";
 
 /// Sets the cookie to the value that the client sent, else to `dummy`.

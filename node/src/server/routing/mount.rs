@@ -1,4 +1,4 @@
-//! An endpoint with all that serves it.
+//! An endpoint and its services.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ use crate::config::Protocol;
 use crate::config::Sockjs;
 use crate::hub::Member;
 use crate::hub::outbox::QueueOutbox;
-use crate::logging::Pace;
+use crate::logging::Throttle;
 use crate::metrics::Transport;
 use crate::protocol::disconnect::Disconnect;
 use crate::server::routing::iframe::IframePage;
@@ -34,8 +34,8 @@ pub(crate) struct Mount {
     pub(crate) allowed_origins: Live<AllowedOrigins>,
     /// Where its clients come from.
     pub(crate) clients: Arc<Clients>,
-    /// For the log lines about origins that it refuses.
-    pub(crate) refusals: Pace,
+    /// Limits the log lines about rejected origins.
+    pub(crate) refusals: Throttle,
     /// Set if it speaks SockJS.
     sockjs: Option<SockjsMount>,
 }
@@ -62,7 +62,7 @@ impl Mount {
                         disconnect: settings.disconnect_delay,
                     },
                     quota: Arc::clone(quota),
-                    farewell: (endpoint.mode == Mode::Close).then_some(Disconnect::GO_AWAY),
+                    close_on_open: (endpoint.mode == Mode::Close).then_some(Disconnect::GO_AWAY),
                     metrics: Arc::clone(&clients.metrics),
                 };
                 let sessions = Arc::new(Sessions::new(config));
@@ -77,7 +77,7 @@ impl Mount {
             allowed_origins: Live::new(endpoint.allowed_origins.clone()),
             endpoint,
             clients,
-            refusals: Pace::default(),
+            refusals: Throttle::default(),
             sockjs,
         }
     }

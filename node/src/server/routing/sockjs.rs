@@ -1,4 +1,4 @@
-//! What SockJS answers over HTTP: each place of an endpoint, and the headers that the protocol wants.
+//! SockJS over HTTP: the responses of each place of an endpoint, and the headers that the protocol requires.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -66,12 +66,12 @@ pub(super) fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
     response
 }
 
-/// What is wanted of a session, and by whom.
+/// A request of a session, and its client.
 #[derive(Clone, Copy)]
 pub(super) struct SessionRequest<'a> {
     /// The session, as the client named it.
     pub(super) id: &'a str,
-    /// What the client wants of it.
+    /// The requested transport.
     pub(super) wire: Wire,
     /// The client's address.
     pub(super) client: IpAddr,
@@ -236,8 +236,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_node_says_so_at_once() {
         let started = time::Instant::now();
-        let full: Result<(), _> = patiently(|| Err(ReceiveError::Full)).await;
-        assert_eq!(full, Err(ReceiveError::Full));
+        let full: Result<(), _> = patiently(|| Err(ReceiveError::NodeFull)).await;
+        assert_eq!(full, Err(ReceiveError::NodeFull));
         assert_eq!(started.elapsed(), Duration::ZERO);
     }
 }

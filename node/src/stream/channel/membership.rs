@@ -1,107 +1,109 @@
-//! Who needs a feed: members, and those who are about to be.
+//! What keeps a stream in use: its members, and joins that are in progress.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Feed;
+use super::ChannelStream;
 use crate::hub;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 use crate::protocol::channel::ChannelName;
-use crate::stream::Feeds;
+use crate::stream::ChannelStreams;
 
-/// What a member is told when it joins.
+/// What the reply to a join contains.
 #[derive(Debug)]
 pub(crate) struct Joined<'a> {
-    /// Where the stream is, if the channel keeps a history: everything after that will come.
+    /// The stream's position, if the channel has a history: the member receives everything after it.
     pub(crate) position: Option<&'a Position>,
-    /// Whether `publications` is all that was missed. Never without a position to recover from.
+    /// Whether `publications` is all that was missed. Always false without a position to recover from.
     pub(crate) is_recovered: bool,
-    /// What was missed, in order.
+    /// The publications that were missed, in order.
     pub(crate) publications: &'a [Arc<Publication>],
 }
 
-/// A member of a channel, until it is dropped.
+/// Membership of a client in a channel; dropping it ends the membership.
 pub(crate) struct Membership {
-    /// Dropped first: who has no seat needs no feed.
-    seat: hub::Membership,
-    /// For joins and leaves; in a box, because most members have none.
-    _joins: Option<Box<hub::Membership>>,
-    using: Using,
+    /// Dropped before `in_use`: the stream must outlive its subscribers.
+    subscriber: hub::Subscriber,
+    /// For join and leave events; boxed because most members have none.
+    _joins: Option<Box<hub::Subscriber>>,
+    in_use: InUse,
 }
 
-/// Keeps a feed from being idle.
-pub(in crate::stream) struct Using {
-    feeds: Arc<Feeds>,
-    feed: Arc<Feed>,
+/// Guard that keeps a stream in use.
+pub(in crate::stream) struct InUse {
+    streams: Arc<ChannelStreams>,
+    stream: Arc<ChannelStream>,
 }
 
 impl Membership {
     pub(super) fn new(
-        seat: hub::Membership,
-        joins: Option<Box<hub::Membership>>,
-        using: Using,
+        subscriber: hub::Subscriber,
+        joins: Option<Box<hub::Subscriber>>,
+        in_use: InUse,
     ) -> Self {
-        using.feed.member_joined();
+        in_use.stream.member_joined();
         Self {
-            seat,
+            subscriber,
             _joins: joins,
-            using,
+            in_use,
         }
     }
 
-    /// The channel, by the one copy of its name that all its members may share.
+    /// The channel's name, as the one copy that all its members share.
     pub(crate) fn channel(&self) -> &ChannelName {
-        &self.using.feed.channel
+        &self.in_use.stream.channel
     }
 
-    /// Whether the feed has ended: then the member is told so, and hears the channel no more.
+    /// Whether the stream has ended. The member is then sent an unsubscribe and receives nothing more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.using.feed.has_ended()
+        self.in_use.stream.has_ended()
     }
 
-    /// Whether the member has been told so. If it leaves before, it is not told.
+    /// Whether that unsubscribe is written. If the member leaves before, it is not sent.
     pub(crate) fn is_over(&self) -> bool {
-        self.seat.is_over()
+        self.subscriber.is_over()
     }
 
-    /// Waits until the member has been sent all that was published before this call, or for as long as
-    /// `patience`.
-    pub(crate) fn flushed(&self, patience: Duration) -> impl Future<Output = ()> + Send + use<> {
-        self.seat.flushed(patience)
+    /// Waits until all that was published before this call is written to the member, for at most `max_wait`.
+    pub(crate) fn flushed(&self, max_wait: Duration) -> impl Future<Output = ()> + Send + use<> {
+        self.subscriber.flushed(max_wait)
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.using.feed.member_left();
+        self.in_use.stream.member_left();
     }
 }
 
-impl Using {
-    /// To be called under the lock of the map, so that the feed does not go meanwhile.
-    pub(in crate::stream) fn new(feeds: &Arc<Feeds>, feed: &Arc<Feed>) -> Self {
-        feed.usage.users.fetch_add(1, Ordering::AcqRel);
+impl InUse {
+    /// Must be called under the lock of the map, so that the stream is not removed meanwhile.
+    pub(in crate::stream) fn new(
+        streams: &Arc<ChannelStreams>,
+        stream: &Arc<ChannelStream>,
+    ) -> Self {
+        stream.usage.users.fetch_add(1, Ordering::AcqRel);
         Self {
-            feeds: Arc::clone(feeds),
-            feed: Arc::clone(feed),
+            streams: Arc::clone(streams),
+            stream: Arc::clone(stream),
         }
     }
 
-    pub(in crate::stream) fn feeds(&self) -> &Arc<Feeds> {
-        &self.feeds
+    pub(in crate::stream) fn streams(&self) -> &Arc<ChannelStreams> {
+        &self.streams
     }
 
-    pub(in crate::stream) fn feed(&self) -> &Arc<Feed> {
-        &self.feed
+    pub(in crate::stream) fn stream(&self) -> &Arc<ChannelStream> {
+        &self.stream
     }
 }
 
-impl Drop for Using {
+impl Drop for InUse {
     fn drop(&mut self) {
-        if self.feed.usage.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.feeds.left(&self.feed);
+        if self.stream.usage.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.streams.became_unused(&self.stream);
         }
     }
 }

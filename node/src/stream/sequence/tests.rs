@@ -4,7 +4,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const KEEPING: Keeping = Keeping {
+const LIMITS: CacheLimits = CacheLimits {
     size: 10,
     bytes_max: 1 << 20,
     ttl: Duration::from_secs(60),
@@ -31,18 +31,18 @@ fn at(offset: u64) -> Position {
     Position { epoch, offset }
 }
 
-/// A stream of which offsets up to `top` were heard.
-fn heard_up_to(top: u64) -> Stream {
+/// A sequence that has received offsets up to `top`.
+fn received_up_to(top: u64) -> Sequence {
     let now = Instant::now();
-    let first = top.saturating_sub(KEEPING.size as u64) + 1;
-    Stream::new(KEEPING, read(first - 1, first, top), now)
+    let first = top.saturating_sub(LIMITS.size as u64) + 1;
+    Sequence::new(LIMITS, read(first - 1, first, top), now)
 }
 
-fn arrive(stream: &mut Stream, offset: u64) -> Result<Arrival, Lost> {
+fn arrive(stream: &mut Sequence, offset: u64) -> Result<Arrival, Lost> {
     stream.arrive(&"e".into(), &publication(offset), Instant::now())
 }
 
-/// The broker's answer to a read since `since`, which has everything from `oldest` to `top`.
+/// The broker's reply to a read since `since`, if its history is `oldest` to `top`.
 fn read(since: u64, oldest: u64, top: u64) -> Read {
     Read {
         origin: None,
@@ -59,7 +59,7 @@ fn offsets(publications: &[Arc<Publication>]) -> Vec<u64> {
 
 #[test]
 fn the_next_one_is_delivered_and_an_earlier_one_is_a_repeat() {
-    let mut stream = heard_up_to(3);
+    let mut stream = received_up_to(3);
     assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
     for repeated in 1..=4 {
         assert_eq!(arrive(&mut stream, repeated), Ok(Arrival::Repeat));
@@ -69,10 +69,10 @@ fn the_next_one_is_delivered_and_an_earlier_one_is_a_repeat() {
 }
 
 #[test]
-fn what_comes_behind_a_gap_is_held_until_the_gap_is_filled() {
-    let mut stream = heard_up_to(3);
-    assert_eq!(arrive(&mut stream, 6), Ok(Arrival::BehindGap));
-    assert_eq!(arrive(&mut stream, 7), Ok(Arrival::BehindGap));
+fn publications_after_a_gap_are_held_until_it_is_filled() {
+    let mut stream = received_up_to(3);
+    assert_eq!(arrive(&mut stream, 6), Ok(Arrival::AfterGap));
+    assert_eq!(arrive(&mut stream, 7), Ok(Arrival::AfterGap));
     assert_eq!(stream.position(), &at(3));
     assert!(stream.has_gap());
     let found = stream.absorb(read(3, 1, 6), Instant::now()).unwrap();
@@ -81,8 +81,8 @@ fn what_comes_behind_a_gap_is_held_until_the_gap_is_filled() {
 }
 
 #[test]
-fn what_fills_a_gap_by_itself_leaves_what_is_held_to_the_read() {
-    let mut stream = heard_up_to(3);
+fn held_publications_wait_for_the_read_even_if_the_missing_one_arrives() {
+    let mut stream = received_up_to(3);
     arrive(&mut stream, 5).unwrap();
     assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
     assert!(stream.has_gap());
@@ -91,8 +91,8 @@ fn what_fills_a_gap_by_itself_leaves_what_is_held_to_the_read() {
 }
 
 #[test]
-fn a_read_that_is_overtaken_changes_nothing() {
-    let mut stream = heard_up_to(3);
+fn an_outdated_read_changes_nothing() {
+    let mut stream = received_up_to(3);
     for offset in 4..=8 {
         arrive(&mut stream, offset).unwrap();
     }
@@ -103,10 +103,10 @@ fn a_read_that_is_overtaken_changes_nothing() {
 
 #[test]
 fn more_than_can_be_held_is_read_again() {
-    let mut stream = heard_up_to(3);
-    stream.keeping.bytes_max = 2 * (ENTRY_BYTES + 10);
+    let mut stream = received_up_to(3);
+    stream.limits.bytes_max = 2 * (ENTRY_BYTES + 10);
     for offset in 5..=9 {
-        assert_eq!(arrive(&mut stream, offset), Ok(Arrival::BehindGap));
+        assert_eq!(arrive(&mut stream, offset), Ok(Arrival::AfterGap));
     }
     let found = stream.absorb(read(3, 1, 5), Instant::now()).unwrap();
     assert_eq!(offsets(&found), [4, 5, 6]);
@@ -117,10 +117,10 @@ fn more_than_can_be_held_is_read_again() {
 }
 
 #[test]
-fn what_cannot_be_had_is_told_with_the_reason() {
-    let lost = |read: Read| heard_up_to(3).absorb(read, Instant::now()).unwrap_err();
+fn missing_publications_that_are_gone_are_an_error_with_the_reason() {
+    let lost = |read: Read| received_up_to(3).absorb(read, Instant::now()).unwrap_err();
     assert_eq!(lost(read(3, 5, 6)), Lost::Trimmed);
-    assert_eq!(lost(read(3, 7, 6)), Lost::Trimmed, "nothing is left at all");
+    assert_eq!(lost(read(3, 7, 6)), Lost::Trimmed, "the history is empty");
     assert_eq!(lost(read(3, 1, 2)), Lost::Rewound);
     let other = Position {
         epoch: "other".into(),
@@ -131,7 +131,7 @@ fn what_cannot_be_had_is_told_with_the_reason() {
         ..read(3, 1, 4)
     };
     assert_eq!(lost(restarted), Lost::Restarted);
-    let mut stream = heard_up_to(3);
+    let mut stream = received_up_to(3);
     let arrived = stream.arrive(&other.epoch, &publication(4), Instant::now());
     assert_eq!(arrived, Err(Lost::Restarted));
     let hole = Read {
@@ -141,13 +141,13 @@ fn what_cannot_be_had_is_told_with_the_reason() {
         publications: publications([4, 6]),
         is_cut: false,
     };
-    assert_eq!(lost(hole), Lost::Trimmed, "a hole in the middle");
+    assert_eq!(lost(hole), Lost::Trimmed, "a gap in the middle");
 }
 
 #[test]
-fn who_comes_back_gets_what_was_missed_or_is_told_that_it_is_gone() {
+fn a_recovery_returns_missed_publications_or_that_they_are_gone() {
     let now = Instant::now();
-    let stream = heard_up_to(15);
+    let stream = received_up_to(15);
     let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
     for (since, expected) in [
         (at(15), Missed::These(Vec::new())),
@@ -171,8 +171,8 @@ fn who_comes_back_gets_what_was_missed_or_is_told_that_it_is_gone() {
 }
 
 #[test]
-fn publications_have_their_time_from_the_newest_on() {
-    let mut stream = heard_up_to(3);
+fn publications_expire_after_the_newest_one() {
+    let mut stream = received_up_to(3);
     let now = Instant::now();
     let arrived = stream.arrive(&"e".into(), &publication(4), now);
     assert_eq!(arrived, Ok(Arrival::Next));
@@ -181,21 +181,17 @@ fn publications_have_their_time_from_the_newest_on() {
     assert_eq!(missed(3, 60 * SECOND - Duration::from_millis(1)), last);
     assert_eq!(missed(3, 60 * SECOND), Missed::Unknown);
     let nothing = Missed::These(Vec::new());
-    assert_eq!(
-        missed(4, 60 * SECOND),
-        nothing,
-        "who missed nothing is well"
-    );
+    assert_eq!(missed(4, 60 * SECOND), nothing, "nothing was missed");
 }
 
 #[test]
-fn what_the_ring_has_no_room_for_is_for_the_broker_to_tell() {
+fn publications_that_left_the_ring_are_read_from_the_broker() {
     let now = Instant::now();
-    let keeping = Keeping {
+    let limits = CacheLimits {
         bytes_max: 3 * (ENTRY_BYTES + 5),
-        ..KEEPING
+        ..LIMITS
     };
-    let stream = Stream::new(keeping, read(0, 1, 8), now);
+    let stream = Sequence::new(limits, read(0, 1, 8), now);
     assert_eq!(offsets(&Vec::from(stream.ring.clone())), [6, 7, 8]);
     let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
     assert_eq!(stream.missed(&at(5), None, now), these(6..=8));
@@ -218,11 +214,11 @@ fn what_the_ring_has_no_room_for_is_for_the_broker_to_tell() {
         assert_eq!(missed, expected, "{older:?}");
     }
     let trimmed = stream.missed(&at(2), Some(&read(8, 9, 8)), now);
-    assert_eq!(trimmed, Missed::Unknown, "the broker has nothing either");
+    assert_eq!(trimmed, Missed::Unknown, "the broker has none either");
 }
 
-fn moment(at: u64) -> Unborn {
-    Unborn {
+fn moment(at: u64) -> Unstarted {
+    Unstarted {
         server: "a".to_owned(),
         evicted: 0,
         at,
@@ -230,8 +226,8 @@ fn moment(at: u64) -> Unborn {
     }
 }
 
-/// A stream that was not there at `at`.
-fn unborn_at(at: u64) -> Stream {
+/// A sequence whose history did not exist at `at`.
+fn empty_at(at: u64) -> Sequence {
     let read = Read {
         origin: Some(moment(at)),
         since: 0,
@@ -239,34 +235,34 @@ fn unborn_at(at: u64) -> Stream {
         publications: Vec::new(),
         is_cut: false,
     };
-    Stream::new(KEEPING, read, Instant::now())
+    Sequence::new(LIMITS, read, Instant::now())
 }
 
 #[test]
-fn a_stream_that_was_not_there_begins_with_its_first_publication_and_no_other() {
-    let mut stream = unborn_at(1000);
-    assert!(stream.is_unborn());
+fn an_empty_history_begins_with_its_first_publication() {
+    let mut stream = empty_at(1000);
+    assert!(stream.is_empty_history());
     assert_eq!(arrive(&mut stream, 1), Ok(Arrival::Next));
     assert_eq!(stream.position(), &at(1));
     assert_eq!(arrive(&mut stream, 2), Ok(Arrival::Next));
 }
 
 #[test]
-fn what_comes_behind_the_beginning_waits_for_it() {
+fn publications_after_a_missing_first_one_are_held() {
     let born = |began: u64, top| Read {
         origin: Some(moment(began)),
         ..read(0, 1, top)
     };
     let now = Instant::now();
-    let mut stream = unborn_at(1000);
-    assert_eq!(arrive(&mut stream, 3), Ok(Arrival::BehindGap));
+    let mut stream = empty_at(1000);
+    assert_eq!(arrive(&mut stream, 3), Ok(Arrival::AfterGap));
     assert!(stream.has_gap());
     let found = stream.absorb(born(1050, 2), now).unwrap();
     assert_eq!(offsets(&found), [1, 2, 3]);
     assert_eq!(arrive(&mut stream, 4), Ok(Arrival::Next));
 
-    let mut stream = unborn_at(1000);
-    assert_eq!(arrive(&mut stream, 2), Ok(Arrival::BehindGap));
+    let mut stream = empty_at(1000);
+    assert_eq!(arrive(&mut stream, 2), Ok(Arrival::AfterGap));
     let other = stream.arrive(&"other".into(), &publication(1), now);
     assert_eq!(other, Err(Lost::Restarted));
     let other = Read {
@@ -280,8 +276,8 @@ fn what_comes_behind_the_beginning_waits_for_it() {
 }
 
 #[test]
-fn who_subscribed_before_the_first_publication_counts_on_from_there() {
-    let mut stream = unborn_at(1000);
+fn a_member_that_subscribed_before_the_first_publication_keeps_its_position() {
+    let mut stream = empty_at(1000);
     for offset in 1..=3 {
         arrive(&mut stream, offset).unwrap();
     }
@@ -292,33 +288,33 @@ fn who_subscribed_before_the_first_publication_counts_on_from_there() {
     let now = Instant::now();
     let missed = |since: &Position| stream.missed(since, None, now);
     for at in [950, 1000, 1050] {
-        for heard in 0..=3 {
-            let Missed::These(these) = missed(&before(at, heard)) else {
-                panic!("{at} {heard}")
+        for received in 0..=3 {
+            let Missed::These(these) = missed(&before(at, received)) else {
+                panic!("{at} {received}")
             };
             assert!(
-                offsets(&these).into_iter().eq(heard + 1..=3),
-                "{at} {heard}"
+                offsets(&these).into_iter().eq(received + 1..=3),
+                "{at} {received}"
             );
         }
         assert_eq!(missed(&before(at, 4)), Missed::Unknown);
     }
-    // Another stream may have come and gone between them.
+    // Another history may have existed between them.
     assert_eq!(missed(&before(900, 0)), Missed::Unknown);
 }
 
 #[test]
-fn what_was_missed_of_the_beginning_is_read_if_it_is_the_first() {
+fn a_missed_beginning_is_read_if_the_history_is_the_first_one() {
     let born = |began: u64, top| Read {
         origin: Some(moment(began)),
         ..read(0, 1, top)
     };
     let now = Instant::now();
-    let found = unborn_at(1000).absorb(born(1050, 3), now);
+    let found = empty_at(1000).absorb(born(1050, 3), now);
     assert_eq!(offsets(&found.unwrap()), [1, 2, 3]);
-    let lost = unborn_at(1000).absorb(born(1100, 3), now);
+    let lost = empty_at(1000).absorb(born(1100, 3), now);
     assert_eq!(lost, Err(Lost::Restarted));
-    let mut still = unborn_at(1000);
+    let mut still = empty_at(1000);
     let unborn = Read {
         origin: Some(moment(1050)),
         since: 0,
@@ -331,19 +327,19 @@ fn what_was_missed_of_the_beginning_is_read_if_it_is_the_first() {
 }
 
 #[test]
-fn nobody_gets_more_than_a_recovery_brings() {
+fn a_recovery_stays_within_its_limits() {
     let now = Instant::now();
     let these = |offsets: std::ops::RangeInclusive<u64>| Missed::These(publications(offsets));
     let stream = |ring: usize, publications_max: usize, bytes: usize| {
-        let keeping = Keeping {
+        let limits = CacheLimits {
             bytes_max: ring * (ENTRY_BYTES + 5),
             recovery: Recovery {
                 publications_max,
                 bytes_max: bytes * (ENTRY_BYTES + 1),
             },
-            ..KEEPING
+            ..LIMITS
         };
-        Stream::new(keeping, read(0, 1, 8), now)
+        Sequence::new(limits, read(0, 1, 8), now)
     };
     let older = read(0, 1, 8);
     for ring in [3, 8] {
@@ -355,16 +351,20 @@ fn nobody_gets_more_than_a_recovery_brings() {
         assert_eq!(missed(5, 10, 2), Missed::TooMuch, "ring {ring}");
         assert_eq!(missed(10, 5, 3), these(4..=8), "ring {ring}");
         assert_eq!(missed(10, 5, 2), Missed::TooMuch, "ring {ring}");
-        assert_eq!(missed(10, 0, 7), these(8..=8), "one whatever its size");
+        assert_eq!(missed(10, 0, 7), these(8..=8), "a single one may be larger");
         assert_eq!(missed(10, 0, 6), Missed::TooMuch);
     }
     let too_much = stream(3, 10, 2).missed(&at(2), None, now);
-    assert_eq!(too_much, Missed::TooMuch, "nobody is asked in vain");
+    assert_eq!(
+        too_much,
+        Missed::TooMuch,
+        "the broker is not read for nothing"
+    );
 }
 
 #[test]
-fn what_is_missing_may_be_read_in_parts() {
-    let mut stream = heard_up_to(3);
+fn missing_publications_may_be_read_in_parts() {
+    let mut stream = received_up_to(3);
     arrive(&mut stream, 9).unwrap();
     let part = |since: u64, last: u64| Read {
         publications: publications(since + 1..=last),
@@ -377,15 +377,19 @@ fn what_is_missing_may_be_read_in_parts() {
     let overtaken = stream.absorb(part(3, 5), Instant::now()).unwrap();
     assert!(overtaken.is_empty() && stream.has_gap());
     let nothing = stream.absorb(part(5, 5), Instant::now());
-    assert_eq!(nothing, Err(Lost::Trimmed), "it would go on for ever");
+    assert_eq!(
+        nothing,
+        Err(Lost::Trimmed),
+        "otherwise it would repeat for ever"
+    );
     let found = stream.absorb(part(5, 8), Instant::now()).unwrap();
-    assert_eq!(offsets(&found), [6, 7, 8, 9], "with what was held");
+    assert_eq!(offsets(&found), [6, 7, 8, 9], "with the held ones");
     assert!(!stream.has_gap());
 }
 
 #[test]
-fn a_part_of_what_is_missing_shows_that_there_is_more() {
-    let mut stream = heard_up_to(3);
+fn a_partial_read_leaves_a_gap() {
+    let mut stream = received_up_to(3);
     let part = Read {
         publications: publications([4]),
         is_cut: true,
@@ -397,7 +401,7 @@ fn a_part_of_what_is_missing_shows_that_there_is_more() {
 }
 
 #[test]
-fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
+fn a_gap_in_the_history_limits_what_can_be_recovered() {
     let now = Instant::now();
     let holed = Read {
         origin: None,
@@ -406,7 +410,7 @@ fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
         publications: publications([1, 2, 3, 5, 6]),
         is_cut: false,
     };
-    let stream = Stream::new(KEEPING, holed, now);
+    let stream = Sequence::new(LIMITS, holed, now);
     assert_eq!(stream.position(), &at(6));
     assert_eq!(offsets(&Vec::from(stream.ring.clone())), [5, 6]);
     let torn = Read {
@@ -416,26 +420,26 @@ fn a_hole_in_what_the_broker_keeps_ends_what_can_be_recovered() {
         publications: publications([1, 2, 3, 4, 5]),
         is_cut: false,
     };
-    let stream = Stream::new(KEEPING, torn, now);
+    let stream = Sequence::new(LIMITS, torn, now);
     assert_eq!((stream.position(), stream.ring.len()), (&at(6), 0));
 }
 
-/// What may happen to a node and the stream that it follows.
+/// An event in the life of a node's stream.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Somebody publishes, and the node hears it or not.
-    Publish { heard: bool },
-    /// The node hears the last publication once more.
+    /// A publication is stored, and the node receives it or not.
+    Publish { received: bool },
+    /// The node receives the last publication again.
     Repeat,
     /// A read begins, if none is under way.
     Ask,
-    /// The read comes back.
+    /// The read completes.
     Answer,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => prop::bool::weighted(0.8).prop_map(|heard| Step::Publish { heard }),
+        6 => prop::bool::weighted(0.8).prop_map(|received| Step::Publish { received }),
         1 => Just(Step::Repeat),
         2 => Just(Step::Ask),
         2 => Just(Step::Answer),
@@ -444,14 +448,14 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn members_hear_everything_once_and_in_order_or_are_told(
+    fn members_receive_everything_once_and_in_order_or_the_stream_ends(
         steps in prop::collection::vec(any_step(), 0..200),
         held_max in 1_usize..6,
         page in 1_usize..12,
     ) {
         let now = Instant::now();
-        let keeping = Keeping { bytes_max: held_max * (ENTRY_BYTES + 4), ..KEEPING };
-        let mut stream = Stream::new(keeping, read(0, 1, 0), now);
+        let limits = CacheLimits { bytes_max: held_max * (ENTRY_BYTES + 4), ..LIMITS };
+        let mut stream = Sequence::new(limits, read(0, 1, 0), now);
         let mut top = 0;
         let mut delivered = Vec::new();
         let mut answer = None;
@@ -463,9 +467,9 @@ proptest! {
         };
         for step in steps {
             match step {
-                Step::Publish { heard } => {
+                Step::Publish { received } => {
                     top += 1;
-                    if heard && arrive(&mut stream, top) == Ok(Arrival::Next) {
+                    if received && arrive(&mut stream, top) == Ok(Arrival::Next) {
                         delivered.push(top);
                     }
                 }
@@ -491,8 +495,8 @@ proptest! {
             }
             prop_assert!(delivered.iter().copied().eq(1..=delivered.len() as u64));
             prop_assert_eq!(stream.position().offset, delivered.len() as u64);
-            prop_assert!(stream.ring_bytes <= keeping.bytes_max);
-            prop_assert!(stream.held_bytes <= keeping.bytes_max);
+            prop_assert!(stream.ring_bytes <= limits.bytes_max);
+            prop_assert!(stream.held_bytes <= limits.bytes_max);
         }
         while let Ok(found) = stream.absorb(read_now(stream.position().offset, top), now) {
             delivered.extend(offsets(&found));
@@ -500,7 +504,7 @@ proptest! {
                 prop_assert_eq!(delivered.len() as u64, top);
                 break;
             }
-            prop_assert!(!found.is_empty(), "it makes no progress");
+            prop_assert!(!found.is_empty(), "the read made no progress");
         }
     }
 }

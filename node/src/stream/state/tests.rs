@@ -1,6 +1,6 @@
 use super::*;
 
-const KEEPING: Keeping = Keeping {
+const LIMITS: CacheLimits = CacheLimits {
     size: 10,
     bytes_max: 1 << 20,
     ttl: std::time::Duration::from_secs(60),
@@ -34,17 +34,20 @@ fn read(since: u64, top: u64) -> Read {
 
 fn opened_at(top: u64) -> State {
     let mut state = State::new();
-    let losses = state.open();
-    let stream = Some((KEEPING, read(0, top)));
-    assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
+    let interruptions = state.open();
+    let stream = Some((LIMITS, read(0, top)));
+    assert_eq!(
+        state.opened(interruptions, stream, Instant::now()),
+        Ok(true)
+    );
     state
 }
 
-fn hear(state: &mut State, offset: u64) -> Result<Heard, Lost> {
-    state.hear(Some(&at(offset)), &publication(offset), Instant::now())
+fn receive(state: &mut State, offset: u64) -> Result<Received, Lost> {
+    state.receive(Some(&at(offset)), &publication(offset), Instant::now())
 }
 
-fn join(state: &State, since: u64) -> Joining {
+fn join(state: &State, since: u64) -> JoinDecision {
     state.join(Some(&at(since)), &Known::default(), Instant::now())
 }
 
@@ -52,36 +55,42 @@ fn offsets(publications: &[Arc<Publication>]) -> Vec<u64> {
     publications.iter().map(|one| one.offset).collect()
 }
 
-fn nothing_missed() -> Joining {
-    Joining::Now(Missed::These(Vec::new()))
+fn nothing_missed() -> JoinDecision {
+    JoinDecision::Now(Missed::These(Vec::new()))
 }
 
 #[test]
-fn what_comes_before_the_stream_is_read_is_not_lost() {
+fn publications_received_before_the_first_read_are_not_lost() {
     let mut state = State::new();
-    let losses = state.open();
-    assert_eq!(join(&state, 0), Joining::Later);
+    let interruptions = state.open();
+    assert_eq!(join(&state, 0), JoinDecision::Later);
     for offset in 3..=5 {
-        assert_eq!(hear(&mut state, offset), Ok(Heard::Held));
+        assert_eq!(receive(&mut state, offset), Ok(Received::Held));
     }
-    let stream = Some((KEEPING, read(0, 3)));
-    assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
+    let stream = Some((LIMITS, read(0, 3)));
+    assert_eq!(
+        state.opened(interruptions, stream, Instant::now()),
+        Ok(true)
+    );
     assert_eq!(join(&state, 5), nothing_missed());
-    assert_eq!(hear(&mut state, 6), Ok(Heard::Deliver));
+    assert_eq!(receive(&mut state, 6), Ok(Received::Deliver));
 }
 
 #[test]
-fn more_than_can_be_held_before_the_stream_is_read_makes_one_more_read() {
+fn more_publications_than_can_be_held_before_the_first_read_cause_another_read() {
     let mut state = State::new();
-    let losses = state.open();
+    let interruptions = state.open();
     let top = 10 + EARLY_MAX as u64;
     for offset in 1..=top {
-        hear(&mut state, offset).unwrap();
+        receive(&mut state, offset).unwrap();
     }
-    let stream = Some((KEEPING, read(0, 3)));
-    assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
+    let stream = Some((LIMITS, read(0, 3)));
+    assert_eq!(
+        state.opened(interruptions, stream, Instant::now()),
+        Ok(true)
+    );
     assert!(state.wants_read());
-    assert_eq!(join(&state, 3), Joining::Later);
+    assert_eq!(join(&state, 3), JoinDecision::Later);
     let reading = state.begin_read().unwrap();
     let since = reading.since.offset;
     let found = state
@@ -92,26 +101,32 @@ fn more_than_can_be_held_before_the_stream_is_read_makes_one_more_read() {
 }
 
 #[test]
-fn a_connection_that_is_lost_while_the_feed_opens_makes_it_open_anew() {
+fn a_stream_opens_again_if_the_connection_is_lost_meanwhile() {
     let mut state = State::new();
-    let losses = state.open();
+    let interruptions = state.open();
     state.interrupted();
     state.resumed();
-    let stream = Some((KEEPING, read(0, 3)));
-    assert_eq!(state.opened(losses, stream, Instant::now()), Ok(false));
-    assert_eq!(join(&state, 0), Joining::Later);
-    let losses = state.open();
-    let stream = Some((KEEPING, read(0, 4)));
-    assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
+    let stream = Some((LIMITS, read(0, 3)));
+    assert_eq!(
+        state.opened(interruptions, stream, Instant::now()),
+        Ok(false)
+    );
+    assert_eq!(join(&state, 0), JoinDecision::Later);
+    let interruptions = state.open();
+    let stream = Some((LIMITS, read(0, 4)));
+    assert_eq!(
+        state.opened(interruptions, stream, Instant::now()),
+        Ok(true)
+    );
     assert_eq!(join(&state, 4), nothing_missed());
 }
 
 #[test]
-fn nobody_joins_while_something_is_missing() {
+fn joins_wait_while_publications_are_missing() {
     let mut state = opened_at(3);
-    assert_eq!(hear(&mut state, 5), Ok(Heard::Gap));
-    assert_eq!(hear(&mut state, 6), Ok(Heard::Held));
-    assert_eq!(join(&state, 3), Joining::Later);
+    assert_eq!(receive(&mut state, 5), Ok(Received::Gap));
+    assert_eq!(receive(&mut state, 6), Ok(Received::Held));
+    assert_eq!(join(&state, 3), JoinDecision::Later);
     let reading = state.begin_read().unwrap();
     assert_eq!(state.begin_read(), None, "one at a time");
     let found = state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
@@ -121,18 +136,18 @@ fn nobody_joins_while_something_is_missing() {
 }
 
 #[test]
-fn after_a_loss_nobody_joins_before_the_stream_was_read_again() {
+fn after_a_lost_connection_joins_wait_for_a_read() {
     let mut state = opened_at(3);
     state.interrupted();
-    assert_eq!(join(&state, 3), Joining::Later);
-    assert_eq!(state.begin_read(), None, "nothing is heard yet");
+    assert_eq!(join(&state, 3), JoinDecision::Later);
+    assert_eq!(state.begin_read(), None, "the connection is not back yet");
     assert!(state.resumed());
-    assert_eq!(join(&state, 3), Joining::Later);
+    assert_eq!(join(&state, 3), JoinDecision::Later);
     let reading = state.begin_read().unwrap();
     assert_eq!(
-        hear(&mut state, 4),
-        Ok(Heard::Deliver),
-        "it proves that nothing was missed before"
+        receive(&mut state, 4),
+        Ok(Received::Deliver),
+        "the read verifies that nothing was missed"
     );
     let found = state.absorb(&reading, read(3, 4), Instant::now()).unwrap();
     assert_eq!(offsets(&found), [0; 0]);
@@ -140,7 +155,7 @@ fn after_a_loss_nobody_joins_before_the_stream_was_read_again() {
 }
 
 #[test]
-fn a_read_from_before_a_loss_proves_nothing_after_it() {
+fn a_read_that_began_before_a_lost_connection_verifies_nothing_after_it() {
     let mut state = opened_at(3);
     state.interrupted();
     state.resumed();
@@ -148,7 +163,7 @@ fn a_read_from_before_a_loss_proves_nothing_after_it() {
     state.interrupted();
     state.resumed();
     state.absorb(&reading, read(3, 3), Instant::now()).unwrap();
-    assert_eq!(join(&state, 3), Joining::Later);
+    assert_eq!(join(&state, 3), JoinDecision::Later);
     assert!(state.wants_read());
     let reading = state.begin_read().unwrap();
     state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
@@ -156,94 +171,104 @@ fn a_read_from_before_a_loss_proves_nothing_after_it() {
 }
 
 #[test]
-fn a_read_that_fails_is_made_again() {
+fn a_read_that_fails_is_repeated() {
     let mut state = opened_at(3);
-    hear(&mut state, 5).unwrap();
+    receive(&mut state, 5).unwrap();
     state.begin_read().unwrap();
     state.read_failed();
     assert!(state.wants_read());
     state.interrupted();
-    assert!(!state.wants_read(), "not while the connection is away");
+    assert!(!state.wants_read(), "not while the connection is lost");
     state.resumed();
     assert!(state.begin_read().is_some());
 }
 
 #[test]
-fn a_channel_without_history_delivers_what_comes_and_recovers_nothing() {
+fn a_channel_without_history_delivers_everything_and_recovers_nothing() {
     let mut state = State::new();
-    let losses = state.open();
-    assert_eq!(state.opened(losses, None, Instant::now()), Ok(true));
-    let heard = state.hear(None, &publication(0), Instant::now());
-    assert_eq!(heard, Ok(Heard::Deliver));
-    assert_eq!(join(&state, 3), Joining::Now(Missed::Unknown));
+    let interruptions = state.open();
+    assert_eq!(state.opened(interruptions, None, Instant::now()), Ok(true));
+    let received = state.receive(None, &publication(0), Instant::now());
+    assert_eq!(received, Ok(Received::Deliver));
+    assert_eq!(join(&state, 3), JoinDecision::Now(Missed::Unknown));
     assert_eq!(state.position(), None);
     state.interrupted();
-    assert_eq!(join(&state, 3), Joining::Later);
+    assert_eq!(join(&state, 3), JoinDecision::Later);
     assert!(!state.resumed());
-    assert_eq!(join(&state, 3), Joining::Now(Missed::Unknown));
+    assert_eq!(join(&state, 3), JoinDecision::Now(Missed::Unknown));
 }
 
 #[test]
-fn what_is_not_kept_is_delivered_among_what_is() {
+fn publications_that_are_not_stored_are_delivered_among_stored_ones() {
     let mut state = opened_at(3);
-    let heard = state.hear(None, &publication(0), Instant::now());
-    assert_eq!(heard, Ok(Heard::Deliver));
-    assert_eq!(hear(&mut state, 4), Ok(Heard::Deliver));
+    let received = state.receive(None, &publication(0), Instant::now());
+    assert_eq!(received, Ok(Received::Deliver));
+    assert_eq!(receive(&mut state, 4), Ok(Received::Deliver));
 }
 
 #[test]
-fn nothing_follows_the_end() {
+fn nothing_is_delivered_after_the_end() {
     let mut state = opened_at(3);
     assert!(state.end());
     assert!(!state.end(), "once");
-    assert_eq!(hear(&mut state, 4), Ok(Heard::Nobody));
-    assert_eq!(join(&state, 3), Joining::Never);
+    assert_eq!(receive(&mut state, 4), Ok(Received::Ended));
+    assert_eq!(join(&state, 3), JoinDecision::Never);
     assert!(!state.resumed());
     assert_eq!(state.begin_read(), None);
 }
 
 #[test]
-fn another_epoch_is_told_at_once() {
+fn a_new_epoch_ends_the_stream_at_once() {
     let mut state = opened_at(3);
     let other = Position {
         epoch: "other".into(),
         offset: 4,
     };
-    let heard = state.hear(Some(&other), &publication(4), Instant::now());
-    assert_eq!(heard, Err(Lost::Restarted));
+    let received = state.receive(Some(&other), &publication(4), Instant::now());
+    assert_eq!(received, Err(Lost::Restarted));
 }
 
 #[test]
-fn a_position_ahead_of_this_node_is_believed_once_the_stream_has_it() {
+fn a_position_ahead_of_this_node_is_accepted_once_a_read_confirms_it() {
     let mut state = opened_at(3);
-    assert_eq!(join(&state, 5), Joining::Ahead);
-    let proof = Some(state.prove());
-    let known = Known { proof, older: None };
+    assert_eq!(join(&state, 5), JoinDecision::Ahead);
+    let verified_by = Some(state.request_verification());
+    let known = Known {
+        verified_by,
+        older: None,
+    };
     let join = |state: &State| state.join(Some(&at(5)), &known, Instant::now());
-    assert_eq!(join(&state), Joining::Later);
+    assert_eq!(join(&state), JoinDecision::Later);
     let reading = state.begin_read().unwrap();
     state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
     assert_eq!(join(&state), nothing_missed());
 }
 
 #[test]
-fn a_position_ahead_of_the_stream_is_nobodys() {
+fn a_position_ahead_of_the_history_is_not_recovered() {
     let mut state = opened_at(3);
-    hear(&mut state, 5).unwrap();
+    receive(&mut state, 5).unwrap();
     let reading = state.begin_read().unwrap();
-    let proof = Some(state.prove());
-    let known = Known { proof, older: None };
+    let verified_by = Some(state.request_verification());
+    let known = Known {
+        verified_by,
+        older: None,
+    };
     let join = |state: &State| state.join(Some(&at(9)), &known, Instant::now());
     state.absorb(&reading, read(3, 5), Instant::now()).unwrap();
-    assert_eq!(join(&state), Joining::Later, "that read began too early");
+    assert_eq!(
+        join(&state),
+        JoinDecision::Later,
+        "that read began too early"
+    );
     let reading = state.begin_read().unwrap();
     state.absorb(&reading, read(5, 5), Instant::now()).unwrap();
-    assert_eq!(join(&state), Joining::Now(Missed::Unknown));
+    assert_eq!(join(&state), JoinDecision::Now(Missed::Unknown));
 }
 
 #[test]
-fn a_position_in_a_stream_that_this_node_has_not_seen_begin_is_believed_once_it_was_read() {
-    let moment = |at: u64| Unborn {
+fn a_position_in_an_epoch_unknown_to_this_node_is_accepted_once_a_read_confirms_it() {
+    let moment = |at: u64| Unstarted {
         server: "a".to_owned(),
         evicted: 0,
         at,
@@ -261,23 +286,26 @@ fn a_position_in_a_stream_that_this_node_has_not_seen_begin_is_believed_once_it_
     for (found, expected) in [
         (
             born,
-            Joining::Now(Missed::These((1..=2).map(publication).collect())),
+            JoinDecision::Now(Missed::These((1..=2).map(publication).collect())),
         ),
-        (unborn(), Joining::Now(Missed::Unknown)),
+        (unborn(), JoinDecision::Now(Missed::Unknown)),
     ] {
         let mut state = State::new();
-        let losses = state.open();
-        let stream = Some((KEEPING, unborn()));
-        assert_eq!(state.opened(losses, stream, Instant::now()), Ok(true));
-        // Where nothing was published yet for this node, although the client knows the epoch.
-        assert_eq!(join(&state, 0), Joining::Ahead);
+        let interruptions = state.open();
+        let stream = Some((LIMITS, unborn()));
+        assert_eq!(
+            state.opened(interruptions, stream, Instant::now()),
+            Ok(true)
+        );
+        // This node has not seen the first publication yet, although the client knows the epoch.
+        assert_eq!(join(&state, 0), JoinDecision::Ahead);
         let known = Known {
-            proof: Some(state.prove()),
+            verified_by: Some(state.request_verification()),
             ..Known::default()
         };
         let since = at(0);
         let joining = state.join(Some(&since), &known, Instant::now());
-        assert_eq!(joining, Joining::Later);
+        assert_eq!(joining, JoinDecision::Later);
         let reading = state.begin_read().unwrap();
         state.absorb(&reading, found, Instant::now()).unwrap();
         let joining = state.join(Some(&since), &known, Instant::now());

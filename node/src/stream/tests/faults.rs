@@ -1,4 +1,4 @@
-//! What Redis can do to a channel, and what its members then hear.
+//! Faults of Redis, and what the members of a channel then receive.
 
 use std::net::TcpListener;
 
@@ -6,27 +6,28 @@ use super::*;
 
 const KEEP: usize = 1000;
 
-/// The body of a publication of `1`, as a stream keeps it.
+/// The body of a publication of `1`, as Redis stores it.
 const BODY: &str = "0:\"\u{1}1";
 
-const TOLD_TO_START_OVER: Heard = Heard::Unsubscribed(2500);
+const TOLD_TO_START_OVER: Message = Message::Unsubscribed(2500);
 
 async fn ready(server: &RedisServer) -> Node {
     let node = node(&settings(std::slice::from_ref(server)));
-    node.until(|| node.feeds.broker().readiness().is_ok()).await;
+    node.until(|| node.streams.broker().readiness().is_ok())
+        .await;
     node
 }
 
 /// A member of channel `a` that has its reply.
 async fn member(node: &Node, since: Option<&Position>) -> Client {
     let client = node.join("a", Some(retention(KEEP)), since).await.unwrap();
-    assert_eq!(client.next(1).await, [Heard::Reply]);
+    assert_eq!(client.next(1).await, [Message::Reply]);
     client
 }
 
-/// Publishes whatever happens to Redis, until it is stored.
+/// Publishes again and again, until the publication is stored.
 async fn store(node: &Node) -> Position {
-    let how = How {
+    let options = PublishOptions {
         ack: Ack::Stored,
         retention: Some(retention(KEEP)),
         idempotency: None,
@@ -34,31 +35,33 @@ async fn store(node: &Node) -> Position {
     let channel = name("a");
     let stored = async {
         loop {
-            let published = node.feeds.publish(&channel, publication("1"), how.clone());
+            let published = node
+                .streams
+                .publish(&channel, publication("1"), options.clone());
             if let Ok(stored) = published.await {
                 return stored.position.unwrap();
             }
             time::sleep(Duration::from_millis(20)).await;
         }
     };
-    time::timeout(PATIENCE, stored).await.unwrap()
+    time::timeout(DEADLINE, stored).await.unwrap()
 }
 
-/// Stores a publication on `a` that no node hears.
-fn store_unheard(server: &RedisServer) {
+/// Stores a publication on `a` without sending it to any node.
+fn store_unsent(server: &RedisServer) {
     let offset = server.cli(&["HINCRBY", "causeway:me:{a}", "offset", "1"]);
     let id = format!("{}-0", offset.trim());
     server.cli(&["XADD", "causeway:st:{a}", &id, "p", BODY]);
 }
 
 #[tokio::test]
-async fn what_was_missed_is_read_and_delivered_in_order() {
+async fn missed_publications_are_read_and_delivered_in_order() {
     let server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
     store(&node).await;
     for _ in 0..3 {
-        store_unheard(&server);
+        store_unsent(&server);
     }
     store(&node).await;
     assert_eq!(client.offsets(5).await, [1, 2, 3, 4, 5]);
@@ -75,7 +78,7 @@ async fn more_than_is_read_at_once_is_delivered_in_order() {
     let node = ready(&server).await;
     let keep = Some(retention(10 * MISSED));
     let client = node.join("a", keep, None).await.unwrap();
-    assert_eq!(client.next(1).await, [Heard::Reply]);
+    assert_eq!(client.next(1).await, [Message::Reply]);
     node.publish("a", "1", keep).await;
     let fill = format!(
         "for offset = 2, {MISSED} do redis.call('XADD', KEYS[1], offset .. '-0', 'p', ARGV[1]) end
@@ -97,31 +100,31 @@ async fn more_than_is_read_at_once_is_delivered_in_order() {
 }
 
 #[tokio::test]
-async fn members_are_told_of_what_was_missed_and_is_gone_and_start_over() {
+async fn members_are_unsubscribed_when_missed_publications_are_gone() {
     let server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
-    let heard = store(&node).await;
-    store_unheard(&server);
+    let received = store(&node).await;
+    store_unsent(&server);
     server.cli(&["DEL", "causeway:st:{a}"]);
     store(&node).await;
     assert_eq!(client.offsets(1).await, [1]);
     assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
     assert!(client.membership.has_ended());
-    let again = member(&node, Some(&heard)).await;
-    assert!(!again.told.is_recovered);
-    assert_eq!(again.told.position.as_ref().unwrap().offset, 3);
+    let again = member(&node, Some(&received)).await;
+    assert!(!again.reply.is_recovered);
+    assert_eq!(again.reply.position.as_ref().unwrap().offset, 3);
     store(&node).await;
     assert_eq!(again.offsets(1).await, [4]);
     assert!(
         client.outbox.is_empty(),
-        "who did not come back hears nothing"
+        "a member that does not rejoin receives nothing"
     );
     node.stop().await;
 }
 
 #[tokio::test]
-async fn a_lost_subscriber_costs_nobody_a_publication() {
+async fn no_publication_is_lost_with_the_subscriber_connection() {
     let server = RedisServer::start().await;
     let (hearing, publishing) = (ready(&server).await, ready(&server).await);
     let client = member(&hearing, None).await;
@@ -142,7 +145,7 @@ async fn a_lost_subscriber_costs_nobody_a_publication() {
 }
 
 #[tokio::test]
-async fn a_redis_that_lost_its_data_begins_another_epoch_and_members_are_told() {
+async fn members_are_unsubscribed_when_redis_has_lost_its_data_and_the_epoch_changes() {
     let mut server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
@@ -152,8 +155,8 @@ async fn a_redis_that_lost_its_data_begins_another_epoch_and_members_are_told() 
     server.launch(&[]).await;
     assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
     let again = member(&node, Some(&before)).await;
-    assert!(!again.told.is_recovered);
-    let position = again.told.position.clone().unwrap();
+    assert!(!again.reply.is_recovered);
+    let position = again.reply.position.clone().unwrap();
     assert_ne!(position.epoch, before.epoch);
     assert_eq!(position.offset, 0);
     assert_eq!(store(&node).await.offset, 1);
@@ -162,7 +165,7 @@ async fn a_redis_that_lost_its_data_begins_another_epoch_and_members_are_told() 
 }
 
 #[tokio::test]
-async fn a_redis_that_lost_its_last_writes_is_not_trusted_with_old_positions() {
+async fn positions_are_not_recovered_on_a_redis_that_lost_its_last_writes() {
     let mut server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
@@ -174,7 +177,7 @@ async fn a_redis_that_lost_its_last_writes_is_not_trusted_with_old_positions() {
         store(&node).await;
     }
     assert_eq!(client.offsets(5).await, [1, 2, 3, 4, 5]);
-    let at_5 = client.told.position.clone().map(|position| Position {
+    let at_5 = client.reply.position.clone().map(|position| Position {
         offset: 5,
         ..position
     });
@@ -182,19 +185,19 @@ async fn a_redis_that_lost_its_last_writes_is_not_trusted_with_old_positions() {
     server.launch(&[]).await; // What was saved is there again.
     assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
     let again = member(&node, at_5.as_ref()).await;
-    assert!(!again.told.is_recovered);
-    assert_eq!(again.told.position.as_ref().unwrap().offset, 3);
+    assert!(!again.reply.is_recovered);
+    assert_eq!(again.reply.position.as_ref().unwrap().offset, 3);
     for _ in 0..2 {
         store(&node).await; // Other ones under the old offsets.
     }
     assert_eq!(again.offsets(2).await, [4, 5]);
     let late = member(&node, at_5.as_ref()).await;
-    assert!(!late.told.is_recovered);
+    assert!(!late.reply.is_recovered);
     node.stop().await;
 }
 
 #[tokio::test]
-async fn a_primary_that_was_a_replica_for_a_moment_is_another_one_on_the_same_connection() {
+async fn a_primary_that_was_briefly_a_replica_is_detected_on_the_same_connection() {
     let server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
@@ -216,22 +219,24 @@ async fn a_primary_that_was_a_replica_for_a_moment_is_another_one_on_the_same_co
 }
 
 #[tokio::test]
-async fn what_has_to_be_replicated_waits_for_a_replica() {
+async fn a_publication_to_be_replicated_waits_for_a_replica() {
     let primary = listening_on_tcp().await;
     let node = ready(&primary.server).await;
     let client = member(&node, None).await;
     let publish = async || {
-        let how = How {
+        let options = PublishOptions {
             ack: Ack::Replicated,
             retention: Some(retention(KEEP)),
             idempotency: None,
         };
-        node.feeds.publish(&name("a"), publication("1"), how).await
+        node.streams
+            .publish(&name("a"), publication("1"), options)
+            .await
     };
     assert_eq!(publish().await, Err(StoreError::NotReplicated.into()));
     let replica = RedisServer::start().await;
     replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
-    // The replica calls the link up before the primary counts it for WAIT, which is after its first ACK.
+    // The replica reports the link as up before the primary counts it for WAIT, which is after its first ACK.
     node.until(|| {
         let primary = primary.server.cli(&["INFO", "replication"]);
         primary.contains("state=online")
@@ -248,37 +253,40 @@ async fn what_has_to_be_replicated_waits_for_a_replica() {
             offset += 1;
         }
     };
-    let stored = time::timeout(PATIENCE, confirmed).await.unwrap();
+    let stored = time::timeout(DEADLINE, confirmed).await.unwrap();
     assert_eq!(stored.position.unwrap().offset, offset);
     let held = replica.cli(&["XLEN", "causeway:st:{a}"]);
     assert_eq!(held, format!("{offset}\n"));
     assert_eq!(client.offsets(1).await, [1]);
-    // A primary with its first replica calls itself another one. Nothing is lost by that, but who can tell.
+    // A primary changes its replication id with its first replica. No data is lost, but this node cannot know that.
     assert_eq!(client.next(1).await, [TOLD_TO_START_OVER]);
     node.stop().await;
 }
 
 #[tokio::test]
-async fn a_position_from_another_node_that_heard_more_is_good_here() {
+async fn a_position_ahead_of_this_node_that_another_node_gave_out_is_valid_here() {
     let server = RedisServer::start().await;
     let node = ready(&server).await;
     let client = member(&node, None).await;
-    let heard = store(&node).await;
-    store_unheard(&server);
-    let elsewhere = Position { offset: 2, ..heard };
+    let received = store(&node).await;
+    store_unsent(&server);
+    let elsewhere = Position {
+        offset: 2,
+        ..received
+    };
     let came = member(&node, Some(&elsewhere)).await;
-    assert!(came.told.is_recovered);
+    assert!(came.reply.is_recovered);
     assert_eq!(client.offsets(2).await, [1, 2]);
     let invented = Position {
         offset: 9,
         ..elsewhere
     };
-    assert!(!member(&node, Some(&invented)).await.told.is_recovered);
+    assert!(!member(&node, Some(&invented)).await.reply.is_recovered);
     node.stop().await;
 }
 
 #[tokio::test]
-async fn thousands_who_come_back_cost_redis_one_read() {
+async fn thousands_of_recoveries_share_one_read_of_redis() {
     let server = RedisServer::start().await;
     let node = Arc::new(ready(&server).await);
     for _ in 0..20 {
@@ -303,8 +311,8 @@ async fn thousands_who_come_back_cost_redis_one_read() {
     let mut members = Vec::new();
     while let Some(client) = clients.join_next().await {
         let client = client.unwrap();
-        assert!(client.told.is_recovered);
-        assert!(client.told.missed.iter().copied().eq(2..=21));
+        assert!(client.reply.is_recovered);
+        assert!(client.reply.missed.iter().copied().eq(2..=21));
         members.push(client);
     }
     assert_eq!(reads() - before, 2, "one script, which reads in pieces");

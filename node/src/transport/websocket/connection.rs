@@ -1,4 +1,4 @@
-//! One client's connection while it is open: read what comes, write what waits.
+//! One client's connection while it is open: reads messages and writes queued output.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::task::ready;
 
 use bytes::Bytes;
 
-use crate::client::relay::Patience;
+use crate::client::relay::WaitBudget;
 use crate::config::Endpoint;
 use crate::hub::outbox::SocketOutbox;
 use crate::hub::outbox::SocketState;
@@ -29,43 +29,42 @@ pub(super) struct Connection {
     pub(super) outbox: Arc<SocketOutbox>,
     pub(super) reader: Reader,
     pub(super) peer: Peer,
-    /// What messages of the client have led to and is not done; in a box, because mostly that is nothing.
+    /// Pending work for messages of the client; boxed because rarely present.
     pub(super) work: Option<Box<Work>>,
-    /// The reader has kept something, which comes first: what the client sent behind its request, or behind a message
-    /// after which it was not read further.
+    /// The reader has unread bytes, which come first: sent after the request, or after a message that paused reading.
     resumes: bool,
-    /// What is left of it for the messages of the last read.
-    patience: Patience,
+    /// What is left for the messages of the last read.
+    wait_budget: WaitBudget,
 }
 
 /// How the open connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Our close frame is on its way; the client's is not here yet.
+    /// Our close frame is queued; the client's is not received yet.
     Closing,
-    /// So it is, and what the client sends is no longer WebSocket frames.
+    /// Our close frame is queued, and the client's bytes cannot be parsed any more.
     Failed,
-    /// The client has closed, and our answer is on its way.
+    /// The client has closed, and our reply is queued.
     Closed,
-    /// The socket is of no more use.
+    /// The socket has failed.
     Lost,
 }
 
-/// Whether a client is read on.
+/// Whether reading continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     On,
-    /// Not before some of what it sent is done.
+    /// Not before some pending work is done.
     NotNow,
 }
 
 impl Connection {
-    /// Logs that it was disconnected because it reads too slowly.
+    /// Logs that the client was disconnected because it reads too slowly.
     pub(super) fn log_slow(&self, bytes_queued: usize) {
         self.peer.log_slow(&self.outbox, bytes_queued);
     }
 
-    /// `read_ahead`: what the client sent behind its request.
+    /// `read_ahead`: what the client sent after its request.
     pub(super) fn new(outbox: Arc<SocketOutbox>, peer: Peer, read_ahead: &[u8]) -> Self {
         let message_bytes_max = peer.endpoint().received_bytes_max();
         let mut reader = Reader::new(match outbox.format() {
@@ -81,16 +80,16 @@ impl Connection {
             peer,
             work: None,
             resumes: !read_ahead.is_empty(),
-            patience: Patience::Left,
+            wait_budget: WaitBudget::Full,
         }
     }
 
-    /// What counts its client.
+    /// The metrics that count its client.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(self.peer.metrics())
     }
 
-    /// The rules that its client lives by.
+    /// The endpoint that its client uses.
     pub(super) fn endpoint(&self) -> Arc<Endpoint> {
         Arc::clone(self.peer.endpoint())
     }
@@ -105,7 +104,7 @@ impl Connection {
                 SocketState::Dead => return Poll::Ready(End::Lost),
             }
             if flushed.is_pending() && self.peer.is_echoed() {
-                return Poll::Pending; // Who does not take his echoes is not read, rather than cut off.
+                return Poll::Pending; // Reading pauses while echoes are queued, instead of disconnecting the client.
             }
             match self.poll_work(cx) {
                 ControlFlow::Continue(Reads::On) => {}
@@ -123,7 +122,7 @@ impl Connection {
         }
     }
 
-    /// Carries on with what is not done, and says whether the client is read on meanwhile.
+    /// Polls pending work, and returns whether reading continues meanwhile.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> ControlFlow<End, Reads> {
         let Some(work) = &mut self.work else {
             return ControlFlow::Continue(Reads::On);
@@ -131,8 +130,8 @@ impl Connection {
         let (is_done, reads) = match &mut **work {
             Work::Room(waiting) => match waiting.as_mut().poll(cx) {
                 Poll::Pending => (false, Reads::NotNow),
-                Poll::Ready(Ok(patience)) => {
-                    self.patience = patience;
+                Poll::Ready(Ok(wait_budget)) => {
+                    self.wait_budget = wait_budget;
                     (true, Reads::On)
                 }
                 Poll::Ready(Err(disconnect)) => {
@@ -170,14 +169,14 @@ impl Connection {
             if input.is_empty() {
                 return ControlFlow::Break(End::Lost);
             }
-            outbox.mark_heard();
-            self.patience = Patience::Left;
+            outbox.mark_received();
+            self.wait_budget = WaitBudget::Full;
             self.take(|reader, outbox, take| reader.read(outbox, input, take))
         }));
         Poll::Ready(read.unwrap_or(ControlFlow::Break(End::Lost)))
     }
 
-    /// Lets `read` hand its messages to the client.
+    /// Calls `read`, and passes its messages to the client.
     fn take(
         &mut self,
         read: impl FnOnce(&mut Reader, &SocketOutbox, &mut Take<'_>) -> Result<(), ReadEnd>,
@@ -188,12 +187,12 @@ impl Connection {
             peer,
             work,
             resumes,
-            patience,
+            wait_budget,
         } = self;
         let echoes = peer.is_echoed();
         let mut broken = None;
         let result = read(reader, outbox, &mut |kind, data| {
-            match peer.hand_over(work, outbox.format(), kind, data, *patience) {
+            match peer.hand_over(work, outbox.format(), kind, data, *wait_budget) {
                 Ok(ControlFlow::Continue(())) if !echoes || outbox.is_idle() => {
                     return ControlFlow::Continue(());
                 }

@@ -1,4 +1,4 @@
-//! The end of a connection: the close handshake, as far as the client goes along, then TCP's.
+//! The end of a connection: the close handshake, as far as the client takes part in it, then the end of TCP.
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -18,11 +18,11 @@ use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::Reader;
 use crate::transport::websocket::scratch;
 
-/// Takes the client out of the hub and shuts its socket down, after the close handshake or when
-/// [`CLOSE_TIMEOUT`] is over. The server ends TCP first, as RFC 6455 section 7.1.1 asks.
+/// Removes the client from the hub and shuts its socket down, after the close handshake or after [`CLOSE_TIMEOUT`]. The
+/// server ends TCP first, as RFC 6455 section 7.1.1 requires.
 ///
-/// Commands of a channel client that has ended by itself are carried out to the last one, and it is in its channels until
-/// then: what it published before it closed counts. Of one that is sent away nothing more is begun.
+/// If a channel client has closed the connection, all its commands are executed, and it stays in its channels until then:
+/// what it published before closing is not lost. If it is disconnected by the node, no further command is started.
 pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox> {
     let Connection {
         outbox,
@@ -33,7 +33,7 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
     } = connection;
     let rest = async {
         let Some(Work::Commands(mut commands)) = work.map(|work| *work) else {
-            return drop(peer); // The client, and with it its memberships.
+            return drop(peer); // Drops the client and its memberships.
         };
         let peer = match end {
             End::Closed | End::Lost => Some(peer),
@@ -46,7 +46,7 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
         poll_fn(|cx| commands.poll(cx)).await;
         drop(peer);
     };
-    let farewell = async {
+    let disconnect_message = async {
         match end {
             End::Lost => {}
             End::Closed => flush(&outbox).await,
@@ -59,8 +59,8 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
         }
     };
     let ended = async {
-        // One that takes longer is cut: it was given its time.
-        let _ = time::timeout(CLOSE_TIMEOUT, farewell).await;
+        // A client that takes longer is disconnected without completing the handshake.
+        let _ = time::timeout(CLOSE_TIMEOUT, disconnect_message).await;
         outbox.shut_down();
     };
     tokio::join!(rest, ended);
@@ -71,10 +71,10 @@ async fn flush(outbox: &SocketOutbox) {
     poll_fn(|cx| outbox.poll_flush(cx)).await;
 }
 
-/// Waits until our close frame is out and the client's is in.
+/// Waits until our close frame is written and the client's is received.
 async fn await_close(outbox: &SocketOutbox, mut reader: Reader) {
     let ignore = |_, _| ControlFlow::Continue(());
-    // It may have stopped between two messages of one read.
+    // Reading may have paused between two messages of one read.
     let mut ended = reader.resume(outbox, ignore).is_err();
     poll_fn(|cx| {
         loop {
@@ -94,8 +94,8 @@ async fn await_close(outbox: &SocketOutbox, mut reader: Reader) {
     .await;
 }
 
-/// Reads until the client ends. Closing a socket with unread bytes in it would reset the connection, and
-/// a reset can overtake the close frame.
+/// Reads until the client ends the connection. Closing a socket with unread bytes resets the connection, and a reset can
+/// overtake the close frame.
 async fn discard(outbox: &SocketOutbox) {
     let ended = |cx: &mut Context<'_>| {
         while ready!(scratch::poll_read(outbox.stream(), cx, <[u8]>::len)).unwrap_or(0) != 0 {}

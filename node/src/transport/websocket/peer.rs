@@ -1,4 +1,4 @@
-//! Whose messages a WebSocket carries: a relay's client's, or a channel client's.
+//! The client behind a WebSocket: of a relay endpoint, or a channel client.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use crate::client::channels::Admitted;
 use crate::client::channels::Commands;
 use crate::client::relay::Client;
-use crate::client::relay::Patience;
 use crate::client::relay::Taken;
+use crate::client::relay::WaitBudget;
 use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::hub::outbox::SocketOutbox;
-use crate::hub::roster::Place;
+use crate::hub::roster::RosterGuard;
 use crate::logging;
 use crate::logging::SlowClient;
 use crate::metrics::Metrics;
@@ -29,29 +29,29 @@ use crate::transport::websocket::roster::Entry;
 
 /// A client behind a WebSocket.
 pub(super) enum Peer {
-    /// Of an endpoint whose messages are passed on as they are.
+    /// A client of a relay, echo or test endpoint.
     Plain {
         client: Arc<Client>,
-        /// Among those that are pinged, and sent away when the node stops.
-        _place: Place<Entry>,
+        /// Its entry in the list for pings and the drain.
+        _in_roster: RosterGuard<Entry>,
     },
-    /// Of an endpoint with `mode: channels`.
+    /// A client of an endpoint with `mode: channels`.
     Channels(Admitted),
 }
 
-/// What messages of a client have led to and is not done.
+/// Pending work for messages of a client.
 pub(super) enum Work {
-    /// A message waits for room, and its client is not read further before it has it.
+    /// A message waits for room in the broker's queue; reading pauses until then.
     Room(Waiting),
-    /// Commands of a channel client, who is read on while there is room for more of them.
+    /// Commands of a channel client; reading continues while more commands are within the limit.
     Commands(Commands),
 }
 
-/// Ready when what waited for room has it, or has been given up.
-type Waiting = Pin<Box<dyn Future<Output = Result<Patience, Disconnect>> + Send>>;
+/// Ready when the messages are published or dropped.
+type Waiting = Pin<Box<dyn Future<Output = Result<WaitBudget, Disconnect>> + Send>>;
 
 impl Peer {
-    /// The rules that it lives by.
+    /// The endpoint that it uses.
     pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
         match self {
             Self::Plain { client, .. } => client.endpoint(),
@@ -66,7 +66,7 @@ impl Peer {
         }
     }
 
-    /// Logs that it was disconnected because it reads too slowly.
+    /// Logs that the client was disconnected because it reads too slowly.
     pub(super) fn log_slow(&self, outbox: &SocketOutbox, bytes_queued: usize) {
         match self {
             Self::Channels(admitted) => admitted.client().log_slow(bytes_queued),
@@ -86,28 +86,28 @@ impl Peer {
         }
     }
 
-    /// Whether it is answered with what it says, and nothing else.
+    /// Whether its endpoint only echoes.
     pub(super) fn is_echoed(&self) -> bool {
         self.endpoint().mode == Mode::Echo
     }
 
-    /// Gives what stands in one WebSocket message to the client, and keeps in `work` what is not done at once. Breaks if
-    /// the client is not to be read further before it is.
+    /// Passes one WebSocket message to the client, and stores in `work` what is not done at once. Breaks if reading has to
+    /// pause until it is done.
     ///
     /// # Errors
     ///
-    /// The client broke a rule and is to be sent away.
+    /// The client has violated a limit or the protocol, and has to be disconnected.
     pub(super) fn hand_over(
         &self,
         work: &mut Option<Box<Work>>,
         format: SocketFormat,
         kind: MessageKind,
         data: Bytes,
-        patience: Patience,
+        wait_budget: WaitBudget,
     ) -> Result<ControlFlow<()>, Disconnect> {
         match self {
             Self::Plain { client, .. } => {
-                let waiting = hand_over(client, format, kind, &data, patience)?;
+                let waiting = hand_over(client, format, kind, &data, wait_budget)?;
                 *work = waiting.map(|waiting| Box::new(Work::Room(waiting)));
                 Ok(match work {
                     None => ControlFlow::Continue(()),
@@ -119,7 +119,7 @@ impl Peer {
     }
 }
 
-/// Carries the commands in `data` out as far as they go without waiting. Mostly that is the end, and then nothing is kept.
+/// Executes the commands in `data` up to their first wait. Usually they are done then, and nothing is stored in `work`.
 fn carry_out(admitted: &Admitted, work: &mut Option<Box<Work>>, data: Bytes) -> ControlFlow<()> {
     let reads_on = |commands: &Commands| {
         if commands.takes_more() && !commands.is_closed() {
@@ -146,7 +146,7 @@ fn hand_over(
     format: SocketFormat,
     kind: MessageKind,
     data: &[u8],
-    patience: Patience,
+    wait_budget: WaitBudget,
 ) -> Result<Option<Waiting>, Disconnect> {
     let now = Instant::now();
     if format == SocketFormat::Raw {
@@ -154,7 +154,7 @@ fn hand_over(
             Taken::Done => None,
             Taken::NoRoom(data) => {
                 let rest = Vec::new().into_iter();
-                Some(wait_for_room(client, data, rest, patience))
+                Some(wait_for_room(client, data, rest, wait_budget))
             }
         });
     }
@@ -163,7 +163,7 @@ fn hand_over(
     while let Some(message) = messages.next() {
         let taken = client.try_message(message.as_bytes(), MessageKind::Text, now)?;
         if let Taken::NoRoom(data) = taken {
-            return Ok(Some(wait_for_room(client, data, messages, patience)));
+            return Ok(Some(wait_for_room(client, data, messages, wait_budget)));
         }
     }
     Ok(None)
@@ -173,17 +173,17 @@ fn wait_for_room(
     client: &Arc<Client>,
     first: Bytes,
     rest: vec::IntoIter<String>,
-    mut patience: Patience,
+    mut wait_budget: WaitBudget,
 ) -> Waiting {
     let client = Arc::clone(client);
     Box::pin(async move {
-        client.wait_for_room(first, &mut patience).await?;
+        client.wait_for_room(first, &mut wait_budget).await?;
         for message in rest {
             let text = MessageKind::Text;
             client
-                .on_message(message.into(), text, &mut patience)
+                .on_message(message.into(), text, &mut wait_budget)
                 .await?;
         }
-        Ok(patience)
+        Ok(wait_budget)
     })
 }

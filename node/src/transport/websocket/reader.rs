@@ -1,10 +1,9 @@
-//! From bytes to messages: tungstenite, made anew for each read.
+//! Decodes bytes into messages, with a tungstenite context that is created for each read.
 //!
-//! A client between two messages owns no tungstenite context and no buffer; the context lives for one
-//! read, and longer only while a frame or a fragmented message is unfinished, or the client waits for
-//! room. What tungstenite writes (pongs, the answer to a close frame) goes through the outbox, which
-//! always takes all of it: so tungstenite's own write buffer is always empty, and its frames cannot cut
-//! into those of the hub.
+//! A client between two messages has no tungstenite context and no buffer; the context exists during one read, and longer
+//! only while a frame or a fragmented message is incomplete, or reading is paused. What tungstenite writes (pongs, the reply
+//! to a close frame) goes through the outbox, which always accepts all of it: so tungstenite's own write buffer is always
+//! empty, and its frames cannot interleave with those of the hub.
 
 use std::io;
 use std::io::Read;
@@ -25,32 +24,31 @@ use crate::protocol::frame::websocket;
 use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::Scan;
 
-/// What a context allocates at once and reads at once: enough for a small message, and for a large one
-/// not too many turns.
+/// The read buffer of a context: small enough for small messages, large enough to read a large one in few steps.
 const READ_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 64..=4096;
 
-/// One client's stream of frames.
+/// The decoder of one client's frames.
 ///
-/// Invariant: `unfinished` is there while `scan` is within a message, and while bytes are unread.
+/// Invariant: `unfinished` is present while `scan` is within a message, and while bytes are unread.
 pub(super) struct Reader {
     message_bytes_max: usize,
     scan: Scan,
     unfinished: Option<Box<Unfinished>>,
 }
 
-/// What is kept from one read to the next.
+/// What is stored from one read to the next.
 struct Unfinished {
     context: WebSocketContext,
-    /// What stands behind the message that was taken last.
+    /// The bytes after the last message that was taken.
     unread: Box<[u8]>,
 }
 
 /// Why no message will follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReadEnd {
-    /// The client's close frame has come and is answered.
+    /// The client's close frame is received and the reply is queued.
     Closed,
-    /// The client broke the protocol: what it sends cannot be understood any more.
+    /// The client has violated the protocol: its bytes cannot be parsed any more.
     Failed(Disconnect),
 }
 
@@ -64,7 +62,7 @@ impl Reader {
         }
     }
 
-    /// Keeps `input`, the first that came, for [`resume`](Self::resume).
+    /// Stores `input`, which was read with the request, for [`resume`](Self::resume).
     pub(super) fn keep(&mut self, input: &[u8]) {
         self.scan.advance(input);
         self.unfinished = Some(Box::new(Unfinished {
@@ -73,8 +71,8 @@ impl Reader {
         }));
     }
 
-    /// Hands the messages that `input` completes to `take`, until that breaks: then nothing is lost, and
-    /// [`resume`](Self::resume) comes before the next call.
+    /// Passes the messages that `input` completes to `take`, until that breaks. Then the rest is stored, and
+    /// [`resume`](Self::resume) must be called before the next read.
     pub(super) fn read(
         &mut self,
         outbox: &SocketOutbox,
@@ -96,7 +94,7 @@ impl Reader {
         self.pump(outbox, unfinished, input, take)
     }
 
-    /// Goes on where `take` broke.
+    /// Continues where `take` broke.
     pub(super) fn resume(
         &mut self,
         outbox: &SocketOutbox,
@@ -118,7 +116,7 @@ impl Reader {
     ) -> Result<(), ReadEnd> {
         let mut wire = Wire { outbox, input };
         loop {
-            // Each read first writes the answer to the ping or close frame that the one before met.
+            // Each read first writes the reply to a ping or close frame of the previous one.
             let flow = match unfinished.context.read(&mut wire) {
                 Ok(Message::Text(text)) => take(MessageKind::Text, text.into()),
                 Ok(Message::Binary(data)) => take(MessageKind::Binary, data),
@@ -148,7 +146,7 @@ impl Reader {
     }
 }
 
-/// A control frame is no message and may be larger than the largest one.
+/// The payload limit of control frames, which may be larger than the message limit.
 const CONTROL_PAYLOAD_MAX: usize = 125;
 
 impl From<&Error> for ReadEnd {
@@ -162,7 +160,7 @@ impl From<&Error> for ReadEnd {
     }
 }
 
-/// What tungstenite takes for the socket.
+/// The stream that tungstenite reads from and writes to.
 struct Wire<'a> {
     outbox: &'a SocketOutbox,
     input: &'a [u8],

@@ -1,4 +1,4 @@
-//! Every WebSocket of the node in one list: for the pings, and for sending everyone away.
+//! The list of all WebSockets of the node: for pings, and for the disconnects of a drain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,51 +8,51 @@ use tokio::time::Instant;
 use crate::config::Endpoint;
 use crate::hub::outbox::Queued;
 use crate::hub::outbox::SocketOutbox;
-use crate::hub::roster::Place;
 use crate::hub::roster::Roster;
+use crate::hub::roster::RosterGuard;
 use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::websocket;
-use crate::transport::websocket::pulse::Pulse;
-use crate::transport::websocket::pulse::Verdict;
+use crate::transport::websocket::keepalive::Keepalive;
+use crate::transport::websocket::keepalive::Verdict;
 
 /// A WebSocket on the list.
 pub(super) struct Entry {
     outbox: Arc<SocketOutbox>,
     endpoint: Arc<Endpoint>,
-    pulse: Pulse,
+    keepalive: Keepalive,
 }
 
 impl Roster<Entry> {
-    /// Adds a client. Who comes while the node drains is sent away at once.
+    /// Adds a client. While the node drains, it is disconnected at once.
     pub(super) fn add(
         self: &Arc<Self>,
         outbox: Arc<SocketOutbox>,
         endpoint: Arc<Endpoint>,
-    ) -> Place<Entry> {
+    ) -> RosterGuard<Entry> {
         let entry = Entry {
             outbox,
             endpoint,
-            pulse: Pulse::new(Instant::now()),
+            keepalive: Keepalive::new(Instant::now()),
         };
         self.enter(entry, |entry| entry.outbox.close(Disconnect::RESTART))
     }
 
-    /// Pings those that have been silent, and gives up those that did not answer.
+    /// Pings silent clients, and disconnects those that did not respond.
     pub(super) async fn sweep(&self, now: Instant) {
         let look = |entry: &mut Entry| {
-            let heard = entry.outbox.take_heard();
-            let verdict = entry.pulse.check(&entry.endpoint.ping, heard, now);
-            (verdict != Verdict::Fine).then(|| (Arc::clone(&entry.outbox), verdict))
+            let received = entry.outbox.take_received();
+            let verdict = entry.keepalive.check(&entry.endpoint.ping, received, now);
+            (verdict != Verdict::Keep).then(|| (Arc::clone(&entry.outbox), verdict))
         };
         self.visit(look, |(outbox, verdict)| match verdict {
-            Verdict::Fine => {}
-            Verdict::Ask => outbox.send(&websocket::PING),
-            Verdict::GiveUp => outbox.close(Disconnect::NO_PONG),
+            Verdict::Keep => {}
+            Verdict::Ping => outbox.send(&websocket::PING),
+            Verdict::Disconnect => outbox.close(Disconnect::NO_PONG),
         })
         .await;
     }
 
-    /// Clients for which something waits.
+    /// Clients with queued output.
     pub(super) fn queued(&self) -> Vec<Arc<dyn Queued>> {
         self.collect(|entry| {
             let queued = !entry.outbox.is_idle();
@@ -60,8 +60,8 @@ impl Roster<Entry> {
         })
     }
 
-    /// Sends everyone away, evenly over `spread`.
-    pub(super) async fn send_all_away(&self, spread: Duration) {
+    /// Disconnects all clients, evenly over `spread`.
+    pub(super) async fn disconnect_all(&self, spread: Duration) {
         let outbox = |entry: &Entry| Arc::clone(&entry.outbox);
         self.drain(spread, outbox, |outbox| outbox.close(Disconnect::RESTART))
             .await;

@@ -1,4 +1,4 @@
-//! Where the clients of a thread read into: a buffer for the thread, so that none of them owns one.
+//! The read buffer that all clients of a thread share, so that none of them needs its own.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,17 +8,17 @@ use std::task::ready;
 
 use tokio::net::TcpStream;
 
-/// The most that one read takes from a socket.
+/// The size of the buffer, and so of one read.
 const SCRATCH_BYTES: usize = 64 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
 }
 
-/// Reads once and hands what came to `take`; nothing at all means that the peer sends no more.
+/// Reads once and calls `take` with the bytes; none mean that the peer has ended its sending direction.
 ///
-/// It uses tokio's budget, so that a client that always has something does not keep the thread.
-/// `take` must not read itself.
+/// It uses tokio's cooperative budget, so that a client that always sends does not block the thread. `take` must not call
+/// this function.
 pub(super) fn poll_read<T>(
     stream: &TcpStream,
     cx: &mut Context<'_>,

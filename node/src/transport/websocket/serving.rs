@@ -1,7 +1,7 @@
-//! What one client's task holds: its connection, and later the end of it.
+//! The future of one client's task: serves its connection, and then ends it.
 //!
-//! A future by hand. An async function keeps its arguments twice, where they came in and where it uses
-//! them: as one, tokio's task took 896 bytes for each idle client, and now it takes 256.
+//! A hand-written future, to save memory: an async function stores its arguments twice, and made the task of an idle client
+//! 896 bytes instead of 256.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -16,7 +16,7 @@ use crate::transport::websocket::connection::Connection;
 use crate::transport::websocket::connection::End;
 use crate::transport::websocket::ending;
 
-/// Carries one client until its TCP connection is shut down, and holds `H` as long.
+/// Serves one client until its TCP connection is shut down, and holds `H` until then.
 ///
 /// # Cancel safety
 ///
@@ -28,7 +28,7 @@ pub(crate) struct Serving<H> {
 
 enum Stage {
     Open(Connection),
-    /// In a box, so that an idle client does not keep room for its end.
+    /// Boxed so that an open connection reserves no memory for it.
     Ending(Pin<Box<dyn Future<Output = ()> + Send>>),
     Over,
 }
@@ -69,7 +69,7 @@ async fn finish(connection: Connection, end: End) {
     }
     let outbox = ending::finish(connection, end).await;
     if let Some(disconnect) = outbox.disconnect() {
-        debug!(reason = disconnect.name, format = ?outbox.format(), "client sent away");
+        debug!(reason = disconnect.name, format = ?outbox.format(), "client disconnected");
         metrics.disconnected(disconnect);
         if disconnect == Disconnect::TOO_LARGE {
             let bytes_max = endpoint.received_bytes_max();

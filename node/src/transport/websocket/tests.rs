@@ -1,4 +1,4 @@
-//! Raw frames over real sockets: every rule of RFC 6455 that a server has to hold.
+//! Raw frames over real sockets: every rule of RFC 6455 for a server.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ mod rules;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A broker for one node whose lane can be shut: what is published then waits until it is opened.
+/// A broker for one node whose publish queue can be blocked: publications then wait until it is unblocked.
 struct Lane {
     hub: Arc<Hub>,
     open: Mutex<bool>,
@@ -111,8 +111,8 @@ impl Node {
         });
         let broker: Arc<dyn Broker> = Arc::clone(&lane) as _;
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&broker), Arc::clone(&metrics));
-        let nobody = channels::testing::nobody(Arc::clone(&hub), Arc::clone(&metrics));
-        let web_sockets = WebSockets::new(clients, nobody, Duration::ZERO);
+        let channel_clients = channels::testing::no_clients(Arc::clone(&hub), Arc::clone(&metrics));
+        let web_sockets = WebSockets::new(clients, channel_clients, Duration::ZERO);
         let mut background = JoinSet::new();
         background.spawn(hub.run(broker, CancellationToken::new()));
         Self {
@@ -167,7 +167,7 @@ impl Node {
     }
 }
 
-/// The client's end.
+/// The client's end of a connection.
 struct Peer(TcpStream);
 
 impl Peer {
@@ -175,7 +175,7 @@ impl Peer {
         self.0.write_all(frames).await.unwrap();
     }
 
-    /// Reads until what came ends with `last`; not an end of the connection.
+    /// Reads until the received data ends with `last`; panics if the connection ends before.
     async fn read_until(&mut self, last: &str) -> Vec<(u8, Bytes)> {
         let mut received = Vec::new();
         let read = async {
@@ -193,7 +193,7 @@ impl Peer {
         split(received.into())
     }
 
-    /// Reads to the end of the connection, which has to be one in order.
+    /// Reads to the end of the connection, which must not be a reset.
     async fn read_to_end(&mut self) -> Vec<(u8, Bytes)> {
         let mut received = Vec::new();
         let read = self.0.read_to_end(&mut received);

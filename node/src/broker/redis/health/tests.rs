@@ -1,29 +1,29 @@
 use super::*;
 
-/// A health of `lanes` lanes and its clock.
+/// A health of `queues` publish queues and its clock.
 struct Bench {
     health: Health,
     start: Instant,
 }
 
 impl Bench {
-    fn new(lanes: usize) -> Self {
+    fn new(queues: usize) -> Self {
         let start = Instant::now();
-        let pace = Pace {
+        let intervals = ProbeIntervals {
             interval: Duration::from_millis(2000),
             timeout: Duration::from_millis(1000),
         };
-        let health = Health::new(pace, lanes, start);
+        let health = Health::new(intervals, queues, start);
         Self { health, start }
     }
 
     /// All ways up at time 0.
-    fn up(lanes: usize) -> Self {
-        let mut bench = Self::new(lanes);
+    fn up(queues: usize) -> Self {
+        let mut bench = Self::new(queues);
         let now = bench.start;
         bench.health.subscriber(Ok(()), now);
-        for lane in 0..lanes {
-            bench.health.lane(lane, Ok(()), now);
+        for queue in 0..queues {
+            bench.health.queue(queue, Ok(()), now);
         }
         bench
     }
@@ -50,12 +50,12 @@ impl Bench {
 }
 
 fn probe(number: u64) -> Task {
-    Task::Probe { lane: 0, number }
+    Task::Probe { queue: 0, number }
 }
 
-const MISS: Task = Task::Miss { lane: 0 };
+const MISS: Task = Task::Miss { queue: 0 };
 const RECONNECT: Task = Task::Reconnect {
-    lane: 0,
+    queue: 0,
     ends: Ends::All,
 };
 
@@ -78,7 +78,7 @@ fn nothing_is_probed_before_both_ends_are_connected() {
     let mut bench = Bench::new(1);
     let now = bench.start;
     assert_eq!((bench.due(0), bench.next_ms()), (vec![], None));
-    bench.health.lane(0, Ok(()), now);
+    bench.health.queue(0, Ok(()), now);
     assert_eq!((bench.due(0), bench.next_ms()), (vec![], None));
     bench.health.subscriber(Ok(()), now);
     assert_eq!(bench.next_ms(), Some(0));
@@ -98,7 +98,7 @@ fn one_missed_probe_is_forgiven_and_two_end_readiness() {
     assert_eq!(bench.due(3999), []);
     assert_eq!(bench.due(4000), [MISS, RECONNECT, probe(3)]);
     let reason = bench.health.readiness().unwrap_err();
-    assert_eq!(reason, "no probe came back through lane 0 of redis");
+    assert_eq!(reason, "no probe was received through publish queue 0");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_lost_connection_ends_readiness_at_once_with_its_reason() {
     bench.seen(1, 21);
     assert_eq!(bench.health.readiness(), Ok(()));
 
-    bench.health.lane(0, Err("no way".to_owned()), now);
+    bench.health.queue(0, Err("no way".to_owned()), now);
     assert_eq!(bench.health.readiness(), Err("no way".to_owned()));
     assert_eq!(bench.next_ms(), None);
 }
@@ -153,14 +153,14 @@ fn misses_of_a_connection_are_not_held_against_the_next() {
     bench.due(0);
     assert_eq!(bench.due(1000), [MISS, probe(1)]);
     let now = bench.at(1500);
-    bench.health.lane(0, Err("lost".to_owned()), now);
-    bench.health.lane(0, Ok(()), now);
+    bench.health.queue(0, Err("lost".to_owned()), now);
+    bench.health.queue(0, Ok(()), now);
     assert_eq!(bench.due(1500), [probe(2)]);
     assert_eq!(bench.due(2500), [MISS, probe(3)]);
 }
 
 #[test]
-fn a_late_probe_does_not_pass_for_the_probe_of_another_lane() {
+fn a_late_probe_does_not_count_as_the_probe_of_another_queue() {
     let mut bench = Bench::up(1);
     bench.due(0);
     assert_eq!(bench.due(1000), [MISS, probe(1)]);
@@ -170,9 +170,9 @@ fn a_late_probe_does_not_pass_for_the_probe_of_another_lane() {
 }
 
 #[test]
-fn a_lane_whose_probes_stay_away_alone_is_given_up_alone() {
+fn a_queue_whose_probes_alone_are_missing_is_reconnected_alone() {
     let mut bench = Bench::up(2);
-    let of_lane_1 = |lane_1_answers_at: Option<u64>| {
+    let of_queue_1 = |queue_1_answers_at: Option<u64>| {
         let mut bench = Bench::up(2);
         let see = |bench: &mut Bench, number, ms| {
             let now = bench.at(ms);
@@ -182,7 +182,7 @@ fn a_lane_whose_probes_stay_away_alone_is_given_up_alone() {
         see(&mut bench, 0, 10);
         bench.seen(0, 20);
         bench.due(2000);
-        if let Some(ms) = lane_1_answers_at {
+        if let Some(ms) = queue_1_answers_at {
             see(&mut bench, 1, ms);
         }
         bench.due(3000);
@@ -190,33 +190,33 @@ fn a_lane_whose_probes_stay_away_alone_is_given_up_alone() {
     };
     let given_up = |tasks: Vec<Task>| {
         let reconnects = tasks.into_iter().filter_map(|task| match task {
-            Task::Reconnect { lane, ends } => Some((lane, ends)),
+            Task::Reconnect { queue, ends } => Some((queue, ends)),
             _ => None,
         });
         reconnects.collect::<Vec<_>>()
     };
-    assert_eq!(given_up(of_lane_1(Some(2010))), [(0, Ends::Lane)]);
+    assert_eq!(given_up(of_queue_1(Some(2010))), [(0, Ends::Queue)]);
     let all = [(0, Ends::All), (1, Ends::All)];
-    assert_eq!(given_up(of_lane_1(None)), all, "both are silent");
+    assert_eq!(given_up(of_queue_1(None)), all, "both are silent");
     // The one that works stays proven, the other ends readiness.
     bench.due(0);
     let now = bench.at(1);
     bench.health.seen(1, 0, now);
     let reason = bench.health.readiness().unwrap_err();
-    assert_eq!(reason, "no probe came back through lane 0 of redis");
+    assert_eq!(reason, "no probe was received through publish queue 0");
 }
 
 #[test]
-fn every_lane_has_to_be_proven() {
+fn every_queue_has_to_be_proven() {
     let mut bench = Bench::up(2);
     assert_eq!(bench.due(0).len(), 2);
     let now = bench.at(1);
     bench.health.seen(0, 0, now);
     let reason = bench.health.readiness().unwrap_err();
-    assert_eq!(reason, "no probe came back through lane 1 of redis");
+    assert_eq!(reason, "no probe was received through publish queue 1");
     bench.health.seen(1, 0, now);
     assert_eq!(bench.health.readiness(), Ok(()));
-    bench.health.seen(7, 0, now); // Somebody else's idea of a lane.
+    bench.health.seen(7, 0, now); // No such publish queue.
 }
 
 #[test]
@@ -225,9 +225,9 @@ fn the_age_of_the_last_proof_is_that_of_the_way_proven_longest_ago() {
     let age = |bench: &Bench, ms| bench.health.probe_age(bench.at(ms)).as_millis();
     assert_eq!(age(&bench, 50), 50, "never yet");
     bench.due(0);
-    for (lane, ms) in [(0, 100), (1, 300)] {
+    for (queue, ms) in [(0, 100), (1, 300)] {
         let now = bench.at(ms);
-        bench.health.seen(lane, 0, now);
+        bench.health.seen(queue, 0, now);
     }
     assert_eq!(age(&bench, 1000), 900);
 }
@@ -249,8 +249,8 @@ fn what_redis_answers_to_a_probe_counts_only_for_the_connections_it_was_sent_ove
     assert_eq!(unheard(&mut bench, 0), None);
     bench.health.subscriber(Ok(()), now);
     assert_eq!(unheard(&mut bench, 0), None, "it was sent before");
-    bench.health.lane(0, Err("lost".to_owned()), now);
-    bench.health.lane(0, Ok(()), now);
+    bench.health.queue(0, Err("lost".to_owned()), now);
+    bench.health.queue(0, Ok(()), now);
     assert_eq!(bench.due(10), [probe(1)]);
     assert_eq!(unheard(&mut bench, 0), None);
     assert_eq!(unheard(&mut bench, 1), Some(Finding::Elsewhere));

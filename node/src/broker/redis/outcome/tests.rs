@@ -1,8 +1,8 @@
 use deadpool_redis::redis::parse_redis_value;
 
 use super::*;
-use crate::broker::redis::lane::testing::relayed;
-use crate::broker::redis::lane::testing::storing;
+use crate::broker::redis::publish_queue::testing::relayed;
+use crate::broker::redis::publish_queue::testing::storing;
 
 const TAKEN: &str = ":1\r\n";
 const STORED_AT_7: &str = "*2\r\n$1\r\n7\r\n$1\r\ne\r\n";

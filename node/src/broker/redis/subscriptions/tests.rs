@@ -82,13 +82,25 @@ fn commands_hold_at_most_512_channels() {
 #[test]
 fn what_was_not_asked_for_is_refused() {
     let mut subscriptions = Subscriptions::default();
-    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+    assert_eq!(
+        subscriptions.confirm("a", true),
+        Err(UnexpectedConfirmation)
+    );
     subscriptions.want(&name("a"), true);
-    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+    assert_eq!(
+        subscriptions.confirm("a", true),
+        Err(UnexpectedConfirmation)
+    );
     subscriptions.next_batch().unwrap();
-    assert_eq!(subscriptions.confirm("a", false), Err(Unasked));
+    assert_eq!(
+        subscriptions.confirm("a", false),
+        Err(UnexpectedConfirmation)
+    );
     subscriptions.confirm("a", true).unwrap();
-    assert_eq!(subscriptions.confirm("a", true), Err(Unasked));
+    assert_eq!(
+        subscriptions.confirm("a", true),
+        Err(UnexpectedConfirmation)
+    );
 }
 
 #[test]

@@ -28,8 +28,8 @@ fn options() -> ChannelOptions {
     }
 }
 
-fn asking<'a>(channel: &'a str, user: &'a str, is_subscribed: bool) -> Asking<'a> {
-    Asking {
+fn subject<'a>(channel: &'a str, user: &'a str, is_subscribed: bool) -> Subject<'a> {
+    Subject {
         channel,
         user,
         is_subscribed,
@@ -37,39 +37,39 @@ fn asking<'a>(channel: &'a str, user: &'a str, is_subscribed: bool) -> Asking<'a
 }
 
 #[test]
-fn who_may_subscribe() {
+fn subscribe_access() {
     use SubscribeAccess::*;
     for (access, user, has_token, expected) in [
         (Nobody, "ann", true, Err(CODE)),
         (Nobody, "ann", false, Err(CODE)),
         (Token, "ann", false, Err(CODE)),
-        (Token, "", true, Ok(Way::Token)),
-        (Hook, "", false, Ok(Way::Hook)),
-        (Hook, "", true, Ok(Way::Token)),
+        (Token, "", true, Ok(Decision::Token)),
+        (Hook, "", false, Ok(Decision::Hook)),
+        (Hook, "", true, Ok(Decision::Token)),
         (Authenticated, "", false, Err(CODE)),
-        (Authenticated, "ann", false, Ok(Way::Open)),
-        (Authenticated, "ann", true, Ok(Way::Token)),
-        (Anyone, "", false, Ok(Way::Open)),
-        (Anyone, "", true, Ok(Way::Token)),
+        (Authenticated, "ann", false, Ok(Decision::Allowed)),
+        (Authenticated, "ann", true, Ok(Decision::Token)),
+        (Anyone, "", false, Ok(Decision::Allowed)),
+        (Anyone, "", true, Ok(Decision::Token)),
     ] {
         let options = ChannelOptions {
             subscribe: access,
             ..options()
         };
-        let way = subscribe(&options, asking("chat:a", user, false), has_token);
-        assert_eq!(way, expected, "{access:?} {user:?} {has_token}");
+        let decision = subscribe(&options, subject("chat:a", user, false), has_token);
+        assert_eq!(decision, expected, "{access:?} {user:?} {has_token}");
     }
 }
 
 #[test]
-fn a_name_that_names_users_is_for_them_where_it_means_something() {
+fn a_channel_name_with_users_is_limited_to_them_if_configured() {
     for (user_limited, access, user, expected) in [
-        (true, SubscribeAccess::Token, "42", Ok(Way::Open)),
+        (true, SubscribeAccess::Token, "42", Ok(Decision::Allowed)),
         (true, SubscribeAccess::Token, "7", Err(CODE)),
         (true, SubscribeAccess::Anyone, "7", Err(CODE)),
         (true, SubscribeAccess::Anyone, "", Err(CODE)),
         (true, SubscribeAccess::Nobody, "42", Err(CODE)),
-        (false, SubscribeAccess::Anyone, "7", Ok(Way::Open)),
+        (false, SubscribeAccess::Anyone, "7", Ok(Decision::Allowed)),
         (false, SubscribeAccess::Token, "42", Err(CODE)),
     ] {
         let options = ChannelOptions {
@@ -77,34 +77,34 @@ fn a_name_that_names_users_is_for_them_where_it_means_something() {
             user_limited,
             ..options()
         };
-        let way = subscribe(&options, asking("chat:inbox#42,43", user, false), false);
-        assert_eq!(way, expected, "{user_limited} {access:?} {user:?}");
+        let decision = subscribe(&options, subject("chat:inbox#42,43", user, false), false);
+        assert_eq!(decision, expected, "{user_limited} {access:?} {user:?}");
     }
 }
 
 #[test]
-fn who_may_publish() {
+fn publish_access() {
     use PublishAccess::*;
     for (access, user, is_subscribed, expected) in [
         (Nobody, "ann", true, Err(CODE)),
-        (Hook, "", false, Ok(Way::Hook)),
+        (Hook, "", false, Ok(Decision::Hook)),
         (Subscribers, "ann", false, Err(CODE)),
-        (Subscribers, "", true, Ok(Way::Open)),
+        (Subscribers, "", true, Ok(Decision::Allowed)),
         (Authenticated, "", true, Err(CODE)),
-        (Authenticated, "ann", false, Ok(Way::Open)),
-        (Anyone, "", false, Ok(Way::Open)),
+        (Authenticated, "ann", false, Ok(Decision::Allowed)),
+        (Anyone, "", false, Ok(Decision::Allowed)),
     ] {
         let options = ChannelOptions {
             publish: access,
             ..options()
         };
-        let way = publish(&options, asking("chat:a", user, is_subscribed));
-        assert_eq!(way, expected, "{access:?} {user:?} {is_subscribed}");
+        let decision = publish(&options, subject("chat:a", user, is_subscribed));
+        assert_eq!(decision, expected, "{access:?} {user:?} {is_subscribed}");
     }
 }
 
 #[test]
-fn who_may_ask() {
+fn presence_and_history_access() {
     use ReadAccess::*;
     for (access, user, is_subscribed, expected) in [
         (Nobody, "ann", true, Err(CODE)),
@@ -125,21 +125,21 @@ fn who_may_ask() {
             }),
             ..options()
         };
-        let asking = asking("chat:a", user, is_subscribed);
-        assert_eq!(presence(&options, asking), expected, "{access:?} {user:?}");
-        assert_eq!(history(&options, asking), expected, "{access:?} {user:?}");
+        let subject = subject("chat:a", user, is_subscribed);
+        assert_eq!(presence(&options, subject), expected, "{access:?} {user:?}");
+        assert_eq!(history(&options, subject), expected, "{access:?} {user:?}");
     }
 }
 
 #[test]
-fn what_is_not_kept_cannot_be_asked_for() {
-    let asking = asking("chat:a", "ann", true);
-    assert_eq!(presence(&options(), asking), Err(ErrorCode::NotAvailable));
-    assert_eq!(history(&options(), asking), Err(ErrorCode::NotAvailable));
+fn presence_and_history_are_not_available_if_they_are_off() {
+    let subject = subject("chat:a", "ann", true);
+    assert_eq!(presence(&options(), subject), Err(ErrorCode::NotAvailable));
+    assert_eq!(history(&options(), subject), Err(ErrorCode::NotAvailable));
 }
 
 #[test]
-fn only_a_protobuf_client_takes_part_in_a_binary_channel() {
+fn only_protobuf_clients_can_use_a_binary_channel() {
     for (data, spoken, fits) in [
         (DataKind::Json, Codec::Json, true),
         (DataKind::Json, Codec::Protobuf, true),
@@ -157,9 +157,9 @@ fn only_a_protobuf_client_takes_part_in_a_binary_channel() {
 }
 
 #[test]
-fn what_is_not_offered_is_refused() {
+fn unsupported_features_are_rejected() {
     let plain = SubscribeRequest::default();
-    assert_eq!(is_offered(&plain), Ok(()));
+    assert_eq!(is_supported(&plain), Ok(()));
     for request in [
         SubscribeRequest {
             kind: 1,
@@ -174,12 +174,12 @@ fn what_is_not_offered_is_refused() {
             ..plain.clone()
         },
     ] {
-        assert_eq!(is_offered(&request), Err(ErrorCode::NotAvailable));
+        assert_eq!(is_supported(&request), Err(ErrorCode::NotAvailable));
     }
 }
 
 #[test]
-fn a_publication_is_what_its_channel_carries() {
+fn a_publication_has_data_of_its_channels_kind() {
     for (data, bytes, kind, expected) in [
         (DataKind::Json, &b"{\"a\": 1}"[..], 0, Ok(())),
         (DataKind::Json, b"null", 0, Ok(())),
@@ -207,7 +207,7 @@ fn a_publication_is_what_its_channel_carries() {
 }
 
 #[test]
-fn what_a_backend_is_told_is_json_that_parsers_read() {
+fn data_for_a_backend_is_json_that_common_parsers_accept() {
     let deep = "[".repeat(61) + &"]".repeat(61);
     for (codec, data, readable) in [
         (Codec::Json, &deep[1..121], true),

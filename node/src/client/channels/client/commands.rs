@@ -1,15 +1,15 @@
-//! One client's commands that are under way.
+//! The pending commands of one client.
 //!
 //! ```text
 //! messages ─▶ Commands: decoded one by one ─▶ started ─▶ replies, in the order in which they are ready
-//!                 └ what is about the same channel waits for its turn
+//!                 └ commands about the same channel are queued
 //! ```
-//! Whichever task reads the client polls this, so what one command waits for (a hook, Redis) is awaited beside that of
-//! others. There is one only while something is under way: an idle client has none.
+//! The task that reads from the client polls this, so several commands can wait (for a hook, for Redis) concurrently. It
+//! exists only while a command is pending: an idle client has none.
 //!
-//! Invariants: commands about one channel are carried out one after the other, in their order, so publications keep
-//! theirs; while `connect` is under way, nothing else is. At most `commands_max` commands are decoded and not done: what
-//! stands behind them in a message stays as it came.
+//! Invariants: commands about one channel are executed one after the other, in order, so publications keep theirs; while
+//! `connect` is pending, no other command runs. At most `commands_max` commands are decoded and not done: the rest of a
+//! message stays encoded.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
@@ -38,65 +38,65 @@ use crate::protocol::ProtocolError;
 use crate::protocol::Request;
 use crate::protocol::disconnect::Disconnect;
 
-/// How many commands are started before other tasks of the thread have their turn.
+/// How many commands are started before other tasks of the thread may run.
 const STARTS_MAX: usize = 128;
 
 /// The commands of one client.
 pub(crate) struct Commands {
     client: Arc<ChannelClient>,
-    /// What is left of the message that came last.
+    /// The rest of the last message.
     unread: Bytes,
-    /// `None`: nothing has had to wait yet.
+    /// Commands that wait for something; `None`: there was none yet.
     running: Option<FuturesUnordered<Running>>,
-    /// For each channel that a running command is about, the commands behind it.
+    /// For each channel with a running command, the commands queued after it.
     turns: Vec<Turns>,
-    /// Commands that run, or wait for their turn.
+    /// Commands that run or are queued.
     under_way: usize,
     is_connecting: bool,
-    /// No command is started any more: the client is sent away.
+    /// No command is started any more: the client is disconnected.
     is_closed: bool,
 }
 
-/// What a command comes to.
+/// The result of a command.
 type Outcome = Result<(), Failure>;
 
 /// A command that had to wait for something.
 struct Running {
     id: u32,
-    order: Order,
+    key: OrderKey,
     command: Pin<Box<dyn Future<Output = Outcome> + Send>>,
 }
 
 /// A command that is done.
 struct Done {
     id: u32,
-    order: Order,
+    key: OrderKey,
     outcome: Outcome,
 }
 
-/// What a command has to keep its order with.
+/// Commands with the same key are executed in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// With nothing.
+enum OrderKey {
+    /// In no order.
     None,
-    /// With everything: it is carried out alone.
+    /// No other command runs at the same time.
     Alone,
-    /// With other commands about the connection.
+    /// Commands about the connection.
     Connection,
-    /// With other commands about the channel that has this hash. Two channels with one hash only wait for each other.
+    /// Commands about the channel with this hash. A collision only makes commands of two channels wait for each other.
     Channel(u64),
 }
 
 struct Turns {
-    order: Order,
+    key: OrderKey,
     waiting: VecDeque<Command>,
 }
 
-/// What has become of a command at its start.
+/// The result of starting a command.
 pub(super) enum Started {
     /// It is done.
     Done(Outcome),
-    /// It may have to wait; nothing of it has happened yet.
+    /// It may have to wait; this future executes it.
     Waits(Pin<Box<dyn Future<Output = Outcome> + Send>>),
 }
 
@@ -105,13 +105,13 @@ impl Future for Running {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         let outcome = ready!(self.command.as_mut().poll(cx));
-        let Self { id, order, .. } = *self;
-        Poll::Ready(Done { id, order, outcome })
+        let Self { id, key, .. } = *self;
+        Poll::Ready(Done { id, key, outcome })
     }
 }
 
 impl Commands {
-    /// None yet.
+    /// Creates an empty set of commands.
     pub(crate) fn new(client: &Arc<ChannelClient>) -> Self {
         Self {
             client: Arc::clone(client),
@@ -124,30 +124,30 @@ impl Commands {
         }
     }
 
-    /// Takes a message of the client, and starts what can be started of it at once.
+    /// Adds a message of the client, and starts commands of it.
     pub(crate) fn push(&mut self, message: Bytes) {
-        debug_assert!(self.takes_more(), "the last message comes first");
-        self.client.note_heard();
+        debug_assert!(self.takes_more(), "the last message is not consumed yet");
+        self.client.note_received();
         self.unread = message;
         self.start(&mut STARTS_MAX.clone());
     }
 
-    /// Whether another message may be pushed now. If not, the client is not to be read further.
+    /// Whether another message may be pushed now. If not, the caller must not read from the client.
     pub(crate) fn takes_more(&self) -> bool {
         self.unread.is_empty() && !self.is_full()
     }
 
-    /// Whether nothing is under way.
+    /// Whether no command is pending.
     pub(crate) fn is_done(&self) -> bool {
         self.unread.is_empty() && self.under_way == 0
     }
 
-    /// Whether the client was sent away, so that nothing that it sends counts any more.
+    /// Whether the client is disconnected, so that no command is started any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// Starts nothing any more; what runs goes on.
+    /// Drops queued commands; running ones continue.
     pub(crate) fn close(&mut self) {
         self.is_closed = true;
         self.unread = Bytes::new();
@@ -157,7 +157,7 @@ impl Commands {
         }
     }
 
-    /// Carries on with what is under way. Ready once nothing is.
+    /// Polls pending commands. Ready once none is pending.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut starts_left = STARTS_MAX;
         loop {
@@ -183,7 +183,7 @@ impl Commands {
         self.is_connecting || self.client.commands_max() <= self.under_way
     }
 
-    /// Decodes and starts what there is room for, `starts_left` commands at most.
+    /// Decodes and starts commands within the limit, at most `starts_left`.
     fn start(&mut self, starts_left: &mut usize) {
         while !self.unread.is_empty() && !self.is_full() && 0 < *starts_left {
             *starts_left -= 1;
@@ -192,18 +192,18 @@ impl Commands {
                 Ok(Some(command)) => self.take(command, before - self.unread.len()),
                 Ok(None) => {}
                 Err(error) => {
-                    debug!(client = %self.client.id, %error, "a client's message holds no commands");
+                    debug!(client = %self.client.id, %error, "client disconnected: its message cannot be decoded as commands");
                     self.client.member.close(Disconnect::BAD_REQUEST);
                     self.close();
                 }
             }
         }
         if self.unread.is_empty() {
-            self.unread = Bytes::new(); // An empty slice would keep the message.
+            self.unread = Bytes::new(); // An empty slice would keep the message in memory.
         }
     }
 
-    /// Starts a command that took so many bytes, or has it wait for its turn.
+    /// Starts a command of this size in bytes, or queues it.
     fn take(&mut self, command: Command, bytes: usize) {
         if command.is_pong() {
             return;
@@ -222,22 +222,22 @@ impl Commands {
                 return self.finish(command.id, Err(Disconnect::TOO_MANY_ERRORS.into()));
             }
         }
-        let order = Order::of(&command);
-        if let Some(turns) = self.turns.iter_mut().find(|turns| turns.order == order) {
+        let key = OrderKey::of(&command);
+        if let Some(turns) = self.turns.iter_mut().find(|turns| turns.key == key) {
             self.under_way += 1;
             return turns.waiting.push_back(command);
         }
-        if self.run(order, command) {
+        if self.run(key, command) {
             self.under_way += 1;
-            if order != Order::None {
+            if key != OrderKey::None {
                 let waiting = VecDeque::new();
-                self.turns.push(Turns { order, waiting });
+                self.turns.push(Turns { key, waiting });
             }
         }
     }
 
-    /// Carries a command out as far as it goes without waiting. Whether it has to wait.
-    fn run(&mut self, order: Order, command: Command) -> bool {
+    /// Executes a command up to its first wait. Returns whether it has to wait.
+    fn run(&mut self, key: OrderKey, command: Command) -> bool {
         let id = command.id;
         let mut command = match self.client.start(command) {
             Started::Done(outcome) => {
@@ -246,45 +246,45 @@ impl Commands {
             }
             Started::Waits(command) => command,
         };
-        // Mostly it is done then. The next poll has the task's waker.
-        let mut nobody = Context::from_waker(noop_waker_ref());
-        if let Poll::Ready(outcome) = command.as_mut().poll(&mut nobody) {
+        // Usually it is done then. The next poll registers the task's waker.
+        let mut context = Context::from_waker(noop_waker_ref());
+        if let Poll::Ready(outcome) = command.as_mut().poll(&mut context) {
             self.finish(id, outcome);
             return false;
         }
-        self.is_connecting |= order == Order::Alone;
+        self.is_connecting |= key == OrderKey::Alone;
         let running = self.running.get_or_insert_default();
-        running.push(Running { id, order, command });
+        running.push(Running { id, key, command });
         true
     }
 
-    /// Notes that a running command is done, and starts those whose turn it is.
+    /// Handles a command that is done, and starts those queued after it.
     fn end(&mut self, done: Done) {
-        let Done { id, order, outcome } = done;
+        let Done { id, key, outcome } = done;
         self.under_way -= 1;
-        if order == Order::Alone {
+        if key == OrderKey::Alone {
             self.is_connecting = false;
         }
         self.finish(id, outcome);
-        let Some(at) = self.turns.iter().position(|turns| turns.order == order) else {
+        let Some(at) = self.turns.iter().position(|turns| turns.key == key) else {
             return;
         };
         while let Some(next) = self.turns[at].waiting.pop_front() {
-            if self.run(order, next) {
-                return; // It was counted when it began to wait.
+            if self.run(key, next) {
+                return; // It was counted when it was queued.
             }
-            // Closing has counted those off that wait.
+            // `close` has subtracted those that are queued.
             self.under_way -= 1;
         }
         self.turns.swap_remove(at);
     }
 
-    /// Tells the client what came of a command, unless the command did so itself.
+    /// Sends the client an error or disconnects it, if the command failed.
     fn finish(&mut self, id: u32, outcome: Outcome) {
         match outcome {
             Ok(()) => {}
-            Err(Failure::Disconnect(farewell)) => {
-                self.client.member.close(farewell);
+            Err(Failure::Disconnect(disconnect_message)) => {
+                self.client.member.close(disconnect_message);
                 self.close();
             }
             Err(Failure::Error(error)) if 0 < id => {
@@ -295,7 +295,7 @@ impl Commands {
     }
 }
 
-impl Order {
+impl OrderKey {
     fn of(command: &Command) -> Self {
         let channel = match &command.request {
             Some(Request::Connect(_)) => return Self::Alone,
@@ -317,14 +317,14 @@ impl Order {
     }
 }
 
-/// What a command over the limit comes to. Its client is told, so that it does not send it again and again; one that
-/// cannot be told is sent away.
+/// The failure for a command over the limit. The client gets an error, so that it does not send the command again; if the
+/// command has no id to reply to, the client is disconnected.
 fn too_large(command: &Command, bytes: usize, bytes_max: usize) -> Outcome {
     if command.id == 0 {
         return Err(Disconnect::TOO_LARGE.into());
     }
     let message = format!(
-        "the command has {bytes} bytes, at most {bytes_max} are taken (setting message_size of the endpoint)"
+        "the command has {bytes} bytes, at most {bytes_max} are accepted (setting message_size of the endpoint)"
     );
     Err(Failure::Error(ProtocolError {
         message,

@@ -1,4 +1,4 @@
-//! `connect`: who the client is, and what it hears from the start.
+//! The command `connect`: authenticates the client and adds its server-side subscriptions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use crate::auth::grant::ConnectGrant;
 use crate::auth::grant::SubscribeGrant;
 use crate::client::channels;
 use crate::client::channels::access;
-use crate::client::channels::beat::Direction;
 use crate::client::channels::client::ChannelClient;
-use crate::client::channels::client::subscribe::Wish;
+use crate::client::channels::client::subscribe::SubscribeSpec;
 use crate::client::channels::failure;
 use crate::client::channels::failure::Failure;
 use crate::client::channels::for_hooks::ForHooks;
+use crate::client::channels::keepalive::Direction;
+use crate::client::channels::state::AuthSource;
 use crate::client::channels::state::Identity;
 use crate::client::channels::state::Source;
-use crate::client::channels::state::Word;
-use crate::cluster::directory::Controls;
-use crate::cluster::directory::Order;
+use crate::cluster::directory::ClientControl;
+use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::UserFull;
 use crate::cluster::directory::UserLimit;
 use crate::config::UserLimitPolicy;
@@ -47,29 +47,25 @@ use crate::protocol::SubscribeResult;
 use crate::protocol::UnsubscribeCode;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::disconnect::Disconnect;
-use crate::protocol::disconnect::Farewell;
+use crate::protocol::disconnect::DisconnectMessage;
 use crate::protocol::instance::ClientId;
 
-/// What clients are told this server is.
+/// The version in the reply to `connect`.
 const VERSION: &str = concat!("causeway ", env!("CARGO_PKG_VERSION"));
 
-/// How long a client that connects waits until its lifecycle event is written, so that it has one even if the node is killed
-/// right after; then it is disconnected, and reconnects. When Redis has been away or full for longer, nothing waits, and the
-/// event is written later.
+/// How long `connect` waits until the client's lifecycle event is stored, so that there is one even if the node is killed
+/// directly after; then it is disconnected, and reconnects. When Redis has been unavailable or full for longer, it does not wait, and the
+/// event is stored later.
 const EVENT_MAX_WAIT: Duration = Duration::from_secs(3);
 
 impl ChannelClient {
-    /// Connects a client that cannot ask for it itself: it is told by a push.
-    ///
-    /// # Errors
-    ///
-    /// Never: what fails sends the client away.
+    /// Connects a client that only receives. It gets a push instead of a reply, and is disconnected on failure.
     pub(crate) async fn connect_one_way(self: Arc<Self>, request: ConnectRequest) {
         match self.connect(0, request).await {
             Ok(()) => {}
             Err(Failure::Disconnect(disconnect)) => self.member.close(disconnect),
-            // Whoever cannot be told an error can be told why it goes.
-            Err(Failure::Error(error)) => self.member.close(Farewell::of_error(&error)),
+            // There is no command to reply to, so the disconnect carries the error.
+            Err(Failure::Error(error)) => self.member.close(DisconnectMessage::of_error(&error)),
         }
     }
 
@@ -81,12 +77,12 @@ impl ChannelClient {
         self.state.lock().begin_connect()?;
         let channels_max = self.clients.config.get().limits.channels_per_client;
         if channels_max < request.subs.len() {
-            self.state.lock().refuse_connect();
-            return Err(ErrorCode::LimitExceeded.into()); // No client had so many.
+            self.state.lock().reject_connect();
+            return Err(ErrorCode::LimitExceeded.into()); // No client can have had so many.
         }
         let connected = self.connect_begun(id, request).await;
         if connected.is_err() {
-            self.state.lock().refuse_connect();
+            self.state.lock().reject_connect();
         }
         connected
     }
@@ -98,9 +94,9 @@ impl ChannelClient {
     ) -> Result<(), Failure> {
         access::is_readable(self.member.codec(), &request.data)?;
         let newcomer = self.emulated_headers(&request)?;
-        let (grant, word) = self.connect_grant(&request, newcomer.clone()).await?;
+        let (grant, auth_source) = self.connect_grant(&request, newcomer.clone()).await?;
         let identity = Identity {
-            // Nobody in particular needs no memory of his own.
+            // An anonymous client shares the empty string.
             user: match grant.user.as_str() {
                 "" => Arc::default(),
                 user => user.into(),
@@ -108,28 +104,28 @@ impl ChannelClient {
             info: grant.info.clone().into(),
             for_hooks: newcomer.with_meta(grant.meta.clone()),
             expire_at: grant.expire_at,
-            word,
+            auth_source,
             _listed: None,
         };
         let directory = &self.clients.directory;
         let place = directory.reserve(&identity.user, self.user_limit());
         let place = place.map_err(|UserFull| Disconnect::CONNECTION_LIMIT)?;
-        // What comes in a channel must not overtake the reply that says that the client hears it.
+        // Pushes of a channel must not overtake the reply that contains the subscription.
         let hold = self.member.hold();
         let subs = self.subscribe_all(&identity, &request, &grant).await?;
-        let controls = Arc::clone(self) as Arc<dyn Controls>;
+        let controls = Arc::clone(self) as Arc<dyn ClientControl>;
         let (mut listed, displaced) = place.enter(self.id, controls);
         for oldest in displaced {
-            // One that is gone already needs no order.
-            let _ = oldest.order(&too_many());
+            // The client may be gone already.
+            let _ = oldest.command(&too_many());
         }
-        // What the client sends comes with requests of its own, perhaps to other nodes. Its id is known to others, so
-        // it speaks by a name that is not.
-        let speaks_apart =
+        // Such a client sends with separate requests, perhaps to other nodes. Its id is known to other clients, so these
+        // requests are authenticated by a secret session id.
+        let sends_separately =
             matches!(self.member, Member::Queue(_)) && self.direction == Direction::TwoWay;
-        let session = speaks_apart.then(|| ClientId::random(self.id.instance()));
+        let session = sends_separately.then(|| ClientId::random(self.id.instance()));
         if let Some(session) = session {
-            listed.answer_to(session);
+            listed.set_session(session);
         }
         let lifecycle = self.clients.lifecycle.as_ref();
         let transport = self.transport.wire();
@@ -146,16 +142,16 @@ impl ChannelClient {
             _listed: Some(listed),
             ..identity
         };
-        if !self.state.lock().welcome(identity) {
-            return Ok(()); // It has gone meanwhile.
+        if !self.state.lock().set_connected(identity) {
+            return Ok(()); // The client has gone meanwhile.
         }
         self.note_expiry();
-        let told = self.connected(id, self.connect_result(&grant, word, subs, session));
+        let told = self.connected(id, self.connect_result(&grant, auth_source, subs, session));
         self.member.release(hold, &told);
         Ok(())
     }
 
-    /// The headers in the client's request that the hooks want to know.
+    /// The emulated headers in the client's `connect` that are forwarded to the hooks.
     fn emulated_headers(&self, request: &ConnectRequest) -> Result<ForHooks, Failure> {
         let none = ClientHeaders::default();
         let of_request = self.headers.as_deref().unwrap_or(&none);
@@ -175,12 +171,12 @@ impl ChannelClient {
         })
     }
 
-    /// What the client's token or the backend says.
+    /// The grant of the client's token or of the connect hook.
     async fn connect_grant(
         &self,
         request: &ConnectRequest,
         newcomer: ForHooks,
-    ) -> Result<(ConnectGrant, Word), Failure> {
+    ) -> Result<(ConnectGrant, AuthSource), Failure> {
         let verifier = &self.clients.verifier;
         let hooks = &self.clients.hooks;
         match verifier.entry(&request.token, hooks.has_connect()) {
@@ -190,7 +186,7 @@ impl ChannelClient {
                     self.token_refused(&error, None);
                     failure::of_connection_token(&error)
                 })?;
-                Ok((grant, Word::Token))
+                Ok((grant, AuthSource::Token))
             }
             Entry::Hook => {
                 let channels: Vec<String> = request.subs.keys().cloned().collect();
@@ -202,14 +198,14 @@ impl ChannelClient {
                 };
                 let context = self.newcomer(newcomer);
                 let asker = self.asker(&context);
-                Ok((hooks.connect(&asker, &connecting).await?, Word::Hook))
+                Ok((hooks.connect(&asker, &connecting).await?, AuthSource::Hook))
             }
-            Entry::Anonymous => Ok((ConnectGrant::default(), Word::Token)),
+            Entry::Anonymous => Ok((ConnectGrant::default(), AuthSource::Token)),
             Entry::Refused => Err(ErrorCode::Unauthorized.into()),
         }
     }
 
-    /// Subscribes the client to what the application wants it to hear, to several channels at a time.
+    /// Adds the server-side subscriptions, several at a time.
     async fn subscribe_all(
         &self,
         identity: &Identity,
@@ -233,12 +229,11 @@ impl ChannelClient {
         }
     }
 
-    /// Makes the channels that came with the connection those of a newer token: the client is told which it hears no more
-    /// and which it hears from now on.
+    /// Replaces the server-side subscriptions by those of a newer token; pushes tell the client of each change.
     ///
     /// # Errors
     ///
-    /// One cannot be subscribed, or is to be another one than before: the client comes back and recovers.
+    /// A channel cannot be subscribed, or its options have changed: the client is disconnected, reconnects and recovers.
     pub(super) async fn change_subscriptions(
         &self,
         subs: &BTreeMap<String, SubscribeGrant>,
@@ -262,7 +257,7 @@ impl ChannelClient {
         }
     }
 
-    /// Channels that came with the connection and are not in `subs`.
+    /// Server-side subscriptions that are not in `subs`.
     fn no_longer_in(
         &self,
         subs: &BTreeMap<String, SubscribeGrant>,
@@ -290,9 +285,9 @@ impl ChannelClient {
             self.change_info_in(&name, grant.info.clone());
             return Ok(());
         }
-        let subscribed = self.subscribe_unasked(channel, grant, None, Source::Connection);
+        let subscribed = self.subscribe_server_side(channel, grant, None, Source::Connection);
         match subscribed.await {
-            // The client is at it itself.
+            // The client subscribes to it at this moment.
             Err(Failure::Error(error)) if error.code == ErrorCode::AlreadySubscribed as u32 => {
                 Ok(())
             }
@@ -324,24 +319,24 @@ impl ChannelClient {
         grant: &SubscribeGrant,
     ) -> Result<SubscribeResult, Failure> {
         let (channel, options): (ChannelName, _) = self.options(channel)?;
-        let wish = Wish {
+        let spec = SubscribeSpec {
             channel: &channel,
             options,
             user: &identity.user,
             conn_info: &identity.info.bytes(),
-            asks_for_joins: before.join_leave,
+            requests_joins: before.join_leave,
             since: before
                 .recover
                 .then_some((before.epoch.as_str(), before.offset)),
-            word: Word::Token,
+            auth_source: AuthSource::Token,
             source: Source::Connection,
             grant,
             command: None,
         };
         let mut told = None;
-        self.sit(wish, |result| {
+        self.subscribe_with(spec, |result| {
             told = Some(result);
-            Bytes::new() // It goes with the reply to the connect.
+            Bytes::new() // The result is part of the reply to `connect`.
         })
         .await?;
         told.ok_or_else(|| ErrorCode::Internal.into())
@@ -350,12 +345,12 @@ impl ChannelClient {
     fn connect_result(
         &self,
         grant: &ConnectGrant,
-        word: Word,
+        auth_source: AuthSource,
         subs: BTreeMap<String, SubscribeResult>,
         session: Option<ClientId>,
     ) -> ConnectResult {
         let now = channels::unix_milliseconds();
-        let (expires, ttl) = channels::time_left(grant.expire_at, word);
+        let (expires, ttl) = channels::time_left(grant.expire_at, auth_source);
         let ping = self.endpoint.ping.interval;
         let mut result = ConnectResult {
             client: self.id.to_string(),
@@ -364,7 +359,7 @@ impl ChannelClient {
             ttl,
             data: grant.data.clone(),
             subs: ServerSub::list(subs),
-            // Whole seconds, and not less than it takes, or the client gives up too early.
+            // In whole seconds, rounded up, or the client gives up too early.
             ping: u32::try_from(ping.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
             pong: self.direction == Direction::TwoWay,
             time: now,
@@ -399,18 +394,18 @@ impl ChannelClient {
     }
 }
 
-/// What a client is told whose user has too many.
-fn too_many() -> Order {
-    Order::Disconnect {
+/// The command that disconnects the oldest client of a user with too many.
+fn too_many() -> ControlCommand {
+    ControlCommand::Disconnect {
         code: Disconnect::CONNECTION_LIMIT.code.into(),
         reason: Disconnect::CONNECTION_LIMIT.reason.to_owned(),
     }
 }
 
-/// A client that is in some of its channels and not in others comes again.
+/// Turns an error into a disconnect: a client with only some of its subscriptions has to reconnect.
 fn ends_connection(failure: Failure) -> Failure {
     match failure {
-        Failure::Error(error) => Failure::Disconnect(Farewell::of_error(&error)),
+        Failure::Error(error) => Failure::Disconnect(DisconnectMessage::of_error(&error)),
         Failure::Disconnect(_) => failure,
     }
 }

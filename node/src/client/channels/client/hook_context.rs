@@ -1,4 +1,4 @@
-//! What the backend is told of a client with each question.
+//! The description of a client in each call of a hook.
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -8,26 +8,26 @@ use bytes::Bytes;
 use crate::client::channels::client::ChannelClient;
 use crate::client::channels::failure::Failure;
 use crate::client::channels::for_hooks::ForHooks;
-use crate::hooks::Asker;
 use crate::hooks::ClientHeaders;
+use crate::hooks::HookClient;
 
-/// A client as a question describes it.
+/// The description of one client.
 pub(super) struct HookContext {
     client: String,
     user: Arc<str>,
     for_hooks: ForHooks,
-    /// Session values, in JSON, by their names.
+    /// Session values by name, in JSON.
     values: Vec<(String, Bytes)>,
 }
 
 impl ChannelClient {
-    /// This client as it asks to connect, before anything is known of it.
+    /// This client while it connects, before it has a user.
     pub(super) fn newcomer(&self, for_hooks: ForHooks) -> HookContext {
         HookContext {
             client: self.id.to_string(),
             user: Arc::default(),
             for_hooks,
-            values: Vec::new(), // Nobody is known yet who could have any.
+            values: Vec::new(), // There is no user yet that could have any.
         }
     }
 
@@ -35,7 +35,7 @@ impl ChannelClient {
     ///
     /// # Errors
     ///
-    /// Its session values cannot be read now.
+    /// Its session values cannot be read.
     pub(super) async fn hook_context(
         &self,
         user: Arc<str>,
@@ -49,11 +49,11 @@ impl ChannelClient {
         })
     }
 
-    /// Lets `context` ask the backend.
-    pub(super) fn asker<'a>(&'a self, context: &'a HookContext) -> Asker<'a> {
+    /// The caller of a hook, as described by `context`.
+    pub(super) fn asker<'a>(&'a self, context: &'a HookContext) -> HookClient<'a> {
         static NO_HEADERS: LazyLock<ClientHeaders> = LazyLock::new(ClientHeaders::default);
         let (meta, emulated) = context.for_hooks.parts();
-        Asker {
+        HookClient {
             client: &context.client,
             transport: self.transport.wire(),
             codec: self.member.codec(),

@@ -1,16 +1,16 @@
-//! What others in a channel are told of a client.
+//! The `ClientInfo` of a client, which other members of a channel see.
 
 use bytes::Bytes;
 
+use crate::client::channels::client::Attachment;
 use crate::client::channels::client::ChannelClient;
-use crate::client::channels::client::Seat;
 use crate::client::channels::failure::Failure;
 use crate::client::channels::state::Subscription;
 use crate::protocol::ClientInfo;
 use crate::protocol::channel::ChannelName;
 
 impl ChannelClient {
-    /// What others in `channel` are told with what the client says there.
+    /// The client's info in `channel`, for its publications.
     pub(super) fn info_in(&self, channel: &ChannelName) -> Result<ClientInfo, Failure> {
         let mut state = self.state.lock();
         let chan_info = state.subscription(channel).map(|one| one.info.bytes());
@@ -23,8 +23,7 @@ impl ChannelClient {
         })
     }
 
-    /// Tells something else of the connection from now on, on the lists of its channels too. Empty: what was
-    /// told before.
+    /// Changes the info of the connection, also in the presence of its channels. Empty: unchanged.
     pub(super) fn change_info(&self, info: Bytes) {
         let mut state = self.state.lock();
         let Ok(identity) = state.identity() else {
@@ -45,7 +44,7 @@ impl ChannelClient {
         }
     }
 
-    /// The same for one channel.
+    /// Changes the info of a subscription. Empty: unchanged.
     pub(super) fn change_info_in(&self, channel: &ChannelName, info: Bytes) {
         let mut state = self.state.lock();
         let Ok(identity) = state.identity() else {
@@ -67,9 +66,9 @@ impl ChannelClient {
     }
 }
 
-/// Changes what stands on the list of a channel.
-fn list(subscription: &mut Subscription<Seat>, told: &mut ClientInfo) {
-    if let Some(present) = &mut subscription.seat.present {
+/// Updates the client's entry in the presence of a channel.
+fn list(subscription: &mut Subscription<Attachment>, told: &mut ClientInfo) {
+    if let Some(present) = &mut subscription.attachment.present {
         told.chan_info = subscription.info.bytes();
         present.change(told);
     }

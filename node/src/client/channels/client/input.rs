@@ -1,7 +1,7 @@
-//! What a client sends by requests of their own, beside the stream that it is told everything over.
+//! Messages that a client sends in separate HTTP requests, besides the response that streams its replies.
 //!
-//! A task carries the messages out for as long as there are any, so that the client's [`Commands`] are the same as over a
-//! WebSocket: in order where order counts, and within the same limits.
+//! A task executes the messages while there are any, so that the client's [`Commands`] have the same order and limits as
+//! over a WebSocket.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -13,26 +13,25 @@ use tokio::sync::Notify;
 
 use crate::client::channels::client::ChannelClient;
 use crate::client::channels::client::commands::Commands;
-use crate::cluster::directory::OrderRefused;
+use crate::cluster::directory::CommandRejected;
 
-/// Messages that may wait.
+/// Messages that may be queued.
 const MESSAGES_MAX: usize = 128;
 
-/// How many of the largest messages may wait.
+/// How many messages of the largest size may be queued.
 const LARGEST_MAX: usize = 2;
 
-/// Messages of one client that wait until its task takes them. While there is this, there is a task, or the client is sent
-/// away.
+/// Messages of one client, queued for its task. While this exists, the task runs or the client is disconnected.
 ///
 /// Invariant: `bytes_queued` is the summed length of `messages`.
 pub(super) struct Input {
     messages: VecDeque<Bytes>,
     bytes_queued: usize,
-    /// A message has come, or the client has gone.
+    /// Notified when a message is queued, or when the client has gone.
     changed: Arc<Notify>,
 }
 
-/// What the task finds.
+/// What the task does next.
 enum Next {
     Message(Bytes),
     Nothing,
@@ -41,10 +40,10 @@ enum Next {
 }
 
 impl Input {
-    fn push(&mut self, message: Bytes, bytes_max: usize) -> Result<(), OrderRefused> {
+    fn push(&mut self, message: Bytes, bytes_max: usize) -> Result<(), CommandRejected> {
         let bytes_queued = self.bytes_queued + message.len();
         if MESSAGES_MAX <= self.messages.len() || LARGEST_MAX * bytes_max < bytes_queued {
-            return Err(OrderRefused::Busy);
+            return Err(CommandRejected::Busy);
         }
         self.bytes_queued = bytes_queued;
         self.messages.push_back(message);
@@ -59,17 +58,17 @@ impl Input {
 }
 
 impl ChannelClient {
-    /// Takes a message of the client, to be carried out behind those before it.
+    /// Queues a message of the client.
     ///
     /// # Errors
     ///
-    /// Too much waits already.
-    pub(crate) fn take_input(self: &Arc<Self>, message: Bytes) -> Result<(), OrderRefused> {
-        self.note_heard();
+    /// The queue is full.
+    pub(crate) fn take_input(self: &Arc<Self>, message: Bytes) -> Result<(), CommandRejected> {
+        self.note_received();
         let bytes_max = self.endpoint.received_bytes_max();
         let begun = {
-            let mut orders = self.orders.lock();
-            let input = &mut orders.get_or_insert_default().input;
+            let mut control = self.control.lock();
+            let input = &mut control.get_or_insert_default().input;
             if let Some(input) = input {
                 input.push(message, bytes_max)?;
                 input.changed.notify_one();
@@ -84,19 +83,19 @@ impl ChannelClient {
             changed
         };
         let carrying = Arc::clone(self).carry_input_out(begun);
-        self.clients.errands.spawn(carrying);
+        self.clients.background_tasks.spawn(carrying);
         Ok(())
     }
 
-    /// Drops what has come from outside and is not begun: the client has gone.
-    pub(super) fn drop_orders(&self) {
-        let orders = self.orders.lock().take();
-        if let Some(Input { changed, .. }) = orders.and_then(|orders| orders.input) {
+    /// Drops queued control commands and messages: the client has gone.
+    pub(super) fn drop_control(&self) {
+        let control = self.control.lock().take();
+        if let Some(Input { changed, .. }) = control.and_then(|control| control.input) {
             changed.notify_one();
         }
     }
 
-    /// Carries out what comes until nothing is left. What runs when the client goes is carried to its end.
+    /// Executes messages until none is queued. Commands that run when the client goes are completed.
     async fn carry_input_out(self: Arc<Self>, changed: Arc<Notify>) {
         let mut commands = Commands::new(&self);
         loop {
@@ -108,7 +107,7 @@ impl ChannelClient {
                 }
             }
             if commands.is_done() && (commands.is_closed() || self.end_input()) {
-                return; // What a client that is sent away still says waits until it has gone.
+                return; // Further messages of a disconnected client stay queued until it has gone.
             }
             let (had_room, is_open) = (commands.takes_more(), !commands.is_closed());
             let progress = poll_fn(|cx| match commands.poll(cx) {
@@ -123,10 +122,10 @@ impl ChannelClient {
     }
 
     fn next_input(&self) -> Next {
-        let mut orders = self.orders.lock();
-        let input = orders
+        let mut control = self.control.lock();
+        let input = control
             .as_deref_mut()
-            .and_then(|orders| orders.input.as_mut());
+            .and_then(|control| control.input.as_mut());
         match input.map(Input::pop) {
             None => Next::Gone,
             Some(None) => Next::Nothing,
@@ -134,21 +133,21 @@ impl ChannelClient {
         }
     }
 
-    /// Ends the task, unless a message has come. Under one lock: whoever finds no input begins a task.
+    /// Ends the task, unless a message is queued. Under one lock: a message that finds no input starts a new task.
     fn end_input(&self) -> bool {
-        let mut all = self.orders.lock();
-        let Some(orders) = all.as_deref_mut() else {
+        let mut all = self.control.lock();
+        let Some(control) = all.as_deref_mut() else {
             return true;
         };
-        if orders
+        if control
             .input
             .as_ref()
             .is_some_and(|input| !input.messages.is_empty())
         {
             return false;
         }
-        orders.input = None;
-        if orders.is_idle() {
+        control.input = None;
+        if control.is_idle() {
             *all = None;
         }
         true

@@ -1,4 +1,4 @@
-//! What a client says, in a channel or to the application.
+//! The commands `publish` and `rpc`.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tracing::debug;
 
 use crate::client::channels;
 use crate::client::channels::access;
-use crate::client::channels::access::Way;
+use crate::client::channels::access::Decision;
 use crate::client::channels::client::ChannelClient;
 use crate::client::channels::failure::Failure;
 use crate::hooks::PublishGrant;
@@ -18,21 +18,21 @@ use crate::protocol::PublishRequest;
 use crate::protocol::PublishResult;
 use crate::protocol::RpcRequest;
 use crate::protocol::RpcResult;
-use crate::stream::How;
 use crate::stream::PublishFailed;
+use crate::stream::PublishOptions;
 
 impl ChannelClient {
     pub(super) async fn publish(&self, id: u32, request: PublishRequest) -> Result<(), Failure> {
         let (channel, options) = self.options(&request.channel)?;
-        let way = self.decide(&channel, |asking| access::publish(&options, asking))??;
+        let decision = self.decide(&channel, |subject| access::publish(&options, subject))??;
         access::codec(&options, self.member.codec())?;
         access::is_publishable(&options, &request)?;
         if !self.is_within_rate(Instant::now()) {
             return Err(ErrorCode::TooManyRequests.into());
         }
         let info = self.info_in(&channel)?;
-        let granted = match way {
-            Way::Hook => {
+        let granted = match decision {
+            Decision::Hook => {
                 let (user, for_hooks) = {
                     let mut state = self.state.lock();
                     let identity = state.identity()?;
@@ -45,7 +45,7 @@ impl ChannelClient {
                     .publish(&asker, channel.as_str(), &request.data, options.data)
                     .await?
             }
-            Way::Open | Way::Token => PublishGrant::default(),
+            Decision::Allowed | Decision::Token => PublishGrant::default(),
         };
         let publication = Publication {
             data: granted.data.unwrap_or(request.data),
@@ -53,17 +53,21 @@ impl ChannelClient {
             time: channels::unix_milliseconds(),
             ..Publication::default()
         };
-        let how = How::of(&options, granted.skip_history);
-        let published = self.clients.feeds.publish(&channel, publication, how).await;
+        let publish_options = PublishOptions::of(&options, granted.skip_history);
+        let published = self
+            .clients
+            .streams
+            .publish(&channel, publication, publish_options)
+            .await;
         published.map_err(|error| {
-            debug!(client = %self.id, %channel, %error, "a client's publication failed");
+            debug!(client = %self.id, %channel, %error, "publication failed");
             of_publish(&error)
         })?;
         self.reply(id, Outcome::Publish(PublishResult {}));
         Ok(())
     }
 
-    /// Passes a question on to the application, if it takes any.
+    /// Passes an RPC to the application, if there is a hook for it.
     pub(super) async fn rpc(&self, id: u32, request: &RpcRequest) -> Result<(), Failure> {
         let (user, for_hooks) = {
             let mut state = self.state.lock();

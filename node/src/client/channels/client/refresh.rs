@@ -1,4 +1,4 @@
-//! How long a connection and its subscriptions live: newer tokens, the backend's word, and the end.
+//! Expiry of a connection and its subscriptions: newer tokens, the refresh hooks, and the end.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,10 +7,10 @@ use crate::auth::Invalid;
 use crate::auth::grant::RefreshGrant;
 use crate::client::channels;
 use crate::client::channels::client::ChannelClient;
-use crate::client::channels::client::Standing;
+use crate::client::channels::client::ClientSnapshot;
 use crate::client::channels::failure;
 use crate::client::channels::failure::Failure;
-use crate::client::channels::state::Word;
+use crate::client::channels::state::AuthSource;
 use crate::cluster::directory::Lifetime;
 use crate::hooks::Refreshed;
 use crate::protocol::ErrorCode;
@@ -25,10 +25,10 @@ use crate::protocol::SubRefreshResult;
 use crate::protocol::UnsubscribeCode;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::disconnect::Disconnect;
-use crate::protocol::disconnect::Farewell;
+use crate::protocol::disconnect::DisconnectMessage;
 
-/// How long the backend may go without an answer before what it should have prolonged ends.
-const PATIENCE_SECONDS: u64 = 25;
+/// How long after an expiry a refresh hook that fails is tried again before the connection or subscription ends.
+const RETRY_SECONDS: u64 = 25;
 
 impl ChannelClient {
     pub(super) async fn refresh(&self, id: u32, request: &RefreshRequest) -> Result<(), Failure> {
@@ -52,13 +52,13 @@ impl ChannelClient {
             let mut state = self.state.lock();
             let identity = state.identity()?;
             identity.expire_at = grant.expire_at;
-            identity.word = Word::Token;
+            identity.auth_source = AuthSource::Token;
             identity.for_hooks = identity.for_hooks.with_meta(grant.meta);
         }
         self.change_info(grant.info);
         self.note_expiry();
         self.change_subscriptions(&grant.subs).await?;
-        let (expires, ttl) = channels::time_left(grant.expire_at, Word::Token);
+        let (expires, ttl) = channels::time_left(grant.expire_at, AuthSource::Token);
         let result = RefreshResult {
             client: self.id.to_string(),
             version: String::new(),
@@ -95,14 +95,14 @@ impl ChannelClient {
             failure::of_sub_refresh_token(&error)
         })?;
         self.change_info_in(&channel, grant.info);
-        self.prolong_subscription(&channel, grant.expire_at, Word::Token);
-        let (expires, ttl) = channels::time_left(grant.expire_at, Word::Token);
+        self.prolong_subscription(&channel, grant.expire_at, AuthSource::Token);
+        let (expires, ttl) = channels::time_left(grant.expire_at, AuthSource::Token);
         self.reply(id, Outcome::SubRefresh(SubRefreshResult { expires, ttl }));
         Ok(())
     }
 
-    /// Lets the connection end earlier or later, as the application wishes.
-    pub(super) fn refresh_by_order(&self, lifetime: Lifetime) {
+    /// Changes when the connection expires, as the application requests.
+    pub(super) fn refresh_by_control(&self, lifetime: Lifetime) {
         match lifetime {
             Lifetime::Expired => self.member.close(Disconnect::EXPIRED),
             Lifetime::Endless => self.prolong(None),
@@ -110,7 +110,7 @@ impl ChannelClient {
         }
     }
 
-    /// Ends what has expired, or lets the backend say whether it has.
+    /// Ends what has expired, unless a refresh hook renews it.
     pub(super) async fn expire(self: Arc<Self>) {
         let now = channels::unix_seconds();
         let is_over = self.state.lock().has_expired(now);
@@ -124,44 +124,45 @@ impl ChannelClient {
         self.note_expiry();
     }
 
-    /// Whether the connection goes on, although its time is over.
+    /// Renews an expired connection. Returns false if it was disconnected instead.
     async fn outlives(&self, now: u64) -> bool {
-        let Some(standing) = self.standing(|identity| (identity.expire_at, identity.word)) else {
+        let Some(snapshot) = self.snapshot(|identity| (identity.expire_at, identity.auth_source))
+        else {
             return false;
         };
-        let (expire_at, word) = standing.what;
+        let (expire_at, auth_source) = snapshot.what;
         let hooks = &self.clients.hooks;
-        let refused = if word == Word::Hook && hooks.has_refresh() {
-            match self.ask_for_more(standing).await {
+        let disconnect = if auth_source == AuthSource::Hook && hooks.has_refresh() {
+            match self.call_refresh(snapshot).await {
                 Ok(Refreshed::For(grant)) => {
                     self.prolong_by_hook(grant);
                     return true;
                 }
                 Ok(Refreshed::Expired) => Disconnect::EXPIRED.into(),
-                Err(Failure::Disconnect(farewell)) => farewell,
-                Err(Failure::Error(_)) if is_patient(expire_at, now) => return true, // It is asked again.
+                Err(Failure::Disconnect(disconnect_message)) => disconnect_message,
+                Err(Failure::Error(_)) if may_retry(expire_at, now) => return true, // The hook is called again.
                 Err(Failure::Error(_)) => Disconnect::EXPIRED.into(),
             }
         } else {
-            Farewell::from(Disconnect::EXPIRED)
+            DisconnectMessage::from(Disconnect::EXPIRED)
         };
-        self.member.close(refused);
+        self.member.close(disconnect);
         false
     }
 
-    /// Asks the backend whether the connection goes on.
-    async fn ask_for_more<T>(&self, standing: Standing<T>) -> Result<Refreshed, Failure> {
-        let context = self.hook_context(standing.user, standing.for_hooks).await?;
+    /// Calls the refresh hook for the connection.
+    async fn call_refresh<T>(&self, snapshot: ClientSnapshot<T>) -> Result<Refreshed, Failure> {
+        let context = self.hook_context(snapshot.user, snapshot.for_hooks).await?;
         Ok(self.clients.hooks.refresh(&self.asker(&context)).await?)
     }
 
-    /// The same for a subscription.
-    async fn ask_for_more_in<T>(
+    /// Calls the refresh hook for a subscription.
+    async fn call_sub_refresh<T>(
         &self,
-        standing: Standing<T>,
+        snapshot: ClientSnapshot<T>,
         channel: &ChannelName,
     ) -> Result<Refreshed, Failure> {
-        let context = self.hook_context(standing.user, standing.for_hooks).await?;
+        let context = self.hook_context(snapshot.user, snapshot.for_hooks).await?;
         let (hooks, asker) = (&self.clients.hooks, self.asker(&context));
         Ok(hooks.sub_refresh(&asker, channel.as_str()).await?)
     }
@@ -170,23 +171,25 @@ impl ChannelClient {
         let found = {
             let mut state = self.state.lock();
             let subscription = state.subscription(channel);
-            subscription.map(|one| (one.expire_at, one.word))
+            subscription.map(|one| (one.expire_at, one.auth_source))
         };
-        let Some((expire_at, word)) = found else {
+        let Some((expire_at, auth_source)) = found else {
             return;
         };
         let hooks = &self.clients.hooks;
-        if word == Word::Hook
+        if auth_source == AuthSource::Hook
             && hooks.has_sub_refresh()
-            && let Some(standing) = self.standing(|_| ())
+            && let Some(snapshot) = self.snapshot(|_| ())
         {
-            match self.ask_for_more_in(standing, channel).await {
+            match self.call_sub_refresh(snapshot, channel).await {
                 Ok(Refreshed::For(grant)) => {
                     self.change_info_in(channel, grant.info.unwrap_or_default());
-                    return self.prolong_subscription(channel, grant.expire_at, Word::Hook);
+                    return self.prolong_subscription(channel, grant.expire_at, AuthSource::Hook);
                 }
-                Err(Failure::Disconnect(farewell)) => return self.member.close(farewell),
-                Err(Failure::Error(_)) if is_patient(expire_at, now) => return,
+                Err(Failure::Disconnect(disconnect_message)) => {
+                    return self.member.close(disconnect_message);
+                }
+                Err(Failure::Error(_)) if may_retry(expire_at, now) => return,
                 Ok(Refreshed::Expired) | Err(Failure::Error(_)) => {}
             }
         }
@@ -199,33 +202,38 @@ impl ChannelClient {
         self.prolong(grant.expire_at);
     }
 
-    /// Notes when the connection ends now, and tells the client if that is its business.
+    /// Changes when the connection expires, and tells the client if it has to send a newer token.
     fn prolong(&self, expire_at: Option<u64>) {
-        let word = {
+        let auth_source = {
             let mut state = self.state.lock();
             let Ok(identity) = state.identity() else {
                 return;
             };
             identity.expire_at = expire_at;
-            identity.word
+            identity.auth_source
         };
         self.note_expiry();
-        if word == Word::Token {
-            let (expires, ttl) = channels::time_left(expire_at, word);
+        if auth_source == AuthSource::Token {
+            let (expires, ttl) = channels::time_left(expire_at, auth_source);
             self.push(Push::new("", Event::Refresh(Refresh { expires, ttl })));
         }
     }
 
-    fn prolong_subscription(&self, channel: &ChannelName, expire_at: Option<u64>, word: Word) {
+    fn prolong_subscription(
+        &self,
+        channel: &ChannelName,
+        expire_at: Option<u64>,
+        auth_source: AuthSource,
+    ) {
         if let Some(subscription) = self.state.lock().subscription(channel) {
             subscription.expire_at = expire_at;
-            subscription.word = word;
+            subscription.auth_source = auth_source;
         }
         self.note_expiry();
     }
 }
 
-/// Whether a backend that does not answer is asked again about what ended at `expire_at`.
-fn is_patient(expire_at: Option<u64>, now: u64) -> bool {
-    expire_at.is_none_or(|at| now < at.saturating_add(PATIENCE_SECONDS))
+/// Whether a failed refresh hook is called again for what expired at `expire_at`.
+fn may_retry(expire_at: Option<u64>, now: u64) -> bool {
+    expire_at.is_none_or(|at| now < at.saturating_add(RETRY_SECONDS))
 }

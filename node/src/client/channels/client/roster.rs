@@ -1,5 +1,4 @@
-//! Every channel client of the node in one list: for pings, for what expires or has ended, and for sending
-//! everyone away.
+//! The list of all channel clients of the node: for pings, expiry, ended streams, and the disconnects of a drain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,33 +11,33 @@ use tokio_util::sync::CancellationToken;
 use crate::client::channels;
 use crate::client::channels::ChannelClients;
 use crate::client::channels::Slowness;
-use crate::client::channels::beat::Beat;
-use crate::client::channels::beat::Verdict;
 use crate::client::channels::client::ChannelClient;
+use crate::client::channels::keepalive::Keepalive;
+use crate::client::channels::keepalive::Verdict;
 use crate::config::Ping;
 use crate::hub::outbox::Queued;
-use crate::hub::roster::Place;
 use crate::hub::roster::Roster;
+use crate::hub::roster::RosterGuard;
 use crate::protocol::disconnect::Disconnect;
 
 /// A client on the list.
 pub(in crate::client::channels) struct Entry {
     client: Arc<ChannelClient>,
-    beat: Beat,
+    keepalive: Keepalive,
 }
 
-/// What is to be done about one client.
+/// The action that is due for one client.
 enum Due {
-    Beat(Verdict),
+    Keepalive(Verdict),
     Stale,
     Expired,
 }
 
 impl Roster<Entry> {
-    /// Adds a client. Who comes while the node drains is sent away at once.
-    pub(super) fn add(self: &Arc<Self>, client: Arc<ChannelClient>) -> Place<Entry> {
+    /// Adds a client. While the node drains, it is disconnected at once.
+    pub(super) fn add(self: &Arc<Self>, client: Arc<ChannelClient>) -> RosterGuard<Entry> {
         let entry = Entry {
-            beat: Beat::new(Instant::now()),
+            keepalive: Keepalive::new(Instant::now()),
             client,
         };
         self.enter(entry, |entry| {
@@ -46,8 +45,8 @@ impl Roster<Entry> {
         })
     }
 
-    /// Sends everyone away, evenly over `spread`.
-    pub(in crate::client::channels) async fn send_all_away(&self, spread: Duration) {
+    /// Disconnects all clients, evenly over `spread`.
+    pub(in crate::client::channels) async fn disconnect_all(&self, spread: Duration) {
         let client = |entry: &Entry| Arc::clone(&entry.client);
         self.drain(spread, client, |client| {
             client.member.close(Disconnect::SHUTDOWN);
@@ -55,7 +54,7 @@ impl Roster<Entry> {
         .await;
     }
 
-    /// The clients for which most waits, the slowest first.
+    /// The clients with most queued output, the slowest first.
     pub(in crate::client::channels) fn slowest(&self, count: usize) -> Vec<Slowness> {
         let waiting = self.waiting();
         let named = waiting
@@ -70,7 +69,7 @@ impl Roster<Entry> {
         named.collect()
     }
 
-    /// Clients for which something waits.
+    /// Clients with queued output.
     pub(in crate::client::channels) fn queued(&self) -> Vec<Arc<dyn Queued>> {
         let queued = self.waiting().into_iter();
         queued
@@ -78,7 +77,7 @@ impl Roster<Entry> {
             .collect()
     }
 
-    /// Clients for which something waits, the slowest first.
+    /// Clients with queued output, the slowest first.
     fn waiting(&self) -> Vec<(usize, Arc<ChannelClient>)> {
         let mut waiting = self.collect(|entry| {
             let bytes_queued = entry.client.member.bytes_queued();
@@ -90,8 +89,8 @@ impl Roster<Entry> {
 }
 
 impl Queued for ChannelClient {
-    fn each_queued(&self, look: &mut dyn FnMut(&Bytes)) {
-        self.member.each_queued(look);
+    fn each_queued(&self, visit: &mut dyn FnMut(&Bytes)) {
+        self.member.each_queued(visit);
     }
 
     fn shed(&self) {
@@ -99,92 +98,94 @@ impl Queued for ChannelClient {
     }
 }
 
-/// The moment of a look, by both clocks.
-struct Look {
+/// The parameters of one sweep, with the time by both clocks.
+struct Sweep {
     now: Instant,
     unix_seconds: u64,
     connect_timeout: Duration,
 }
 
 impl Entry {
-    fn look(&mut self, look: &Look) -> Option<Due> {
+    fn due(&mut self, sweep: &Sweep) -> Option<Due> {
         let client = &self.client;
-        if client.is_outside() {
-            let age = self.beat.age(look.now);
-            return (look.connect_timeout <= age).then_some(Due::Stale);
+        if client.is_connect_pending() {
+            let age = self.keepalive.age(sweep.now);
+            return (sweep.connect_timeout <= age).then_some(Due::Stale);
         }
-        if client.take_expiry(look.unix_seconds) {
+        if client.take_expiry(sweep.unix_seconds) {
             return Some(Due::Expired);
         }
         let ping = &client.endpoint.ping;
-        let heard = client.take_heard();
-        match self.beat.check(ping, client.direction, heard, look.now) {
-            Verdict::Fine => None,
-            verdict => Some(Due::Beat(verdict)),
+        let received = client.take_received();
+        match self
+            .keepalive
+            .check(ping, client.direction, received, sweep.now)
+        {
+            Verdict::Keep => None,
+            verdict => Some(Due::Keepalive(verdict)),
         }
     }
 }
 
-/// Looks at all clients again and again until `shutdown`.
+/// Visits all clients periodically until `shutdown`.
 pub(in crate::client::channels) async fn sweep(
     clients: &Arc<ChannelClients>,
     pings: &[Ping],
     shutdown: CancellationToken,
 ) {
-    let mut looks = time::interval(interval(pings));
-    looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    let mut feeds_over = 0;
+    let mut ticks = time::interval(interval(pings));
+    ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    let mut streams_ended = 0;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            now = looks.tick() => sweep_once(clients, now).await,
+            now = ticks.tick() => sweep_once(clients, now).await,
         }
-        let feeds_over_now = clients.feeds.feeds_over();
-        if feeds_over != feeds_over_now {
-            feeds_over = feeds_over_now;
-            leave_ended(clients).await;
+        let streams_ended_now = clients.streams.streams_ended();
+        if streams_ended != streams_ended_now {
+            streams_ended = streams_ended_now;
+            remove_ended(clients).await;
         }
     }
 }
 
-/// Gives up the seats of feeds that have ended. That is rare, so all clients are asked and no seat is listed
-/// anywhere.
-async fn leave_ended(clients: &ChannelClients) {
+/// Removes the subscriptions of streams that have ended. That is rare, so all clients are visited and no index is kept.
+async fn remove_ended(clients: &ChannelClients) {
     let client = |entry: &mut Entry| Some(Arc::clone(&entry.client));
-    let leave_ended = |client: Arc<ChannelClient>| client.leave_ended();
-    clients.roster.visit(client, leave_ended).await;
+    let remove_ended = |client: Arc<ChannelClient>| client.remove_ended();
+    clients.roster.visit(client, remove_ended).await;
 }
 
 async fn sweep_once(clients: &Arc<ChannelClients>, now: Instant) {
-    let look = Look {
+    let sweep = Sweep {
         now,
         unix_seconds: channels::unix_seconds(),
         connect_timeout: clients.config.get().limits.connect_timeout,
     };
     let mut bytes_queued = 0;
-    let look = |entry: &mut Entry| {
+    let inspect = |entry: &mut Entry| {
         bytes_queued += entry.client.member.bytes_queued();
-        let due = entry.look(&look)?;
+        let due = entry.due(&sweep)?;
         Some((Arc::clone(&entry.client), due))
     };
     let act = |(client, due): (Arc<ChannelClient>, Due)| match due {
         Due::Stale => client.member.close(Disconnect::STALE),
-        Due::Beat(Verdict::Ping) => client.member.send(&client.member.ping()),
-        Due::Beat(Verdict::GiveUp) => client.member.close(Disconnect::NO_ANSWER),
-        Due::Beat(Verdict::Fine) => {}
+        Due::Keepalive(Verdict::Ping) => client.member.send(&client.member.ping()),
+        Due::Keepalive(Verdict::Disconnect) => client.member.close(Disconnect::NO_ANSWER),
+        Due::Keepalive(Verdict::Keep) => {}
         Due::Expired => {
-            clients.errands.spawn(async move {
+            clients.background_tasks.spawn(async move {
                 Arc::clone(&client).expire().await;
                 client.end_expiry();
             });
         }
     };
-    clients.roster.visit(look, act).await;
+    clients.roster.visit(inspect, act).await;
     clients.metrics.outbox_bytes.set(bytes_queued as i64);
 }
 
-/// How often to look, so that the shortest of all intervals is kept to about an eighth.
+/// The sweep interval: an eighth of the shortest ping interval or timeout, so that they are accurate to about that.
 fn interval(pings: &[Ping]) -> Duration {
     let shortest = pings
         .iter()

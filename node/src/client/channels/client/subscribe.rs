@@ -1,4 +1,4 @@
-//! Into a channel and out of it again.
+//! The commands `subscribe` and `unsubscribe`, and subscriptions by the server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crate::auth::grant::SubscribeGrant;
 use crate::broker::history::Retention;
 use crate::client::channels;
 use crate::client::channels::access;
-use crate::client::channels::access::Way;
+use crate::client::channels::access::Decision;
+use crate::client::channels::client::Attachment;
 use crate::client::channels::client::ChannelClient;
-use crate::client::channels::client::Seat;
 use crate::client::channels::failure;
 use crate::client::channels::failure::Failure;
 use crate::client::channels::for_hooks::ForHooks;
-use crate::client::channels::state::Left;
+use crate::client::channels::state::AuthSource;
+use crate::client::channels::state::Removed;
 use crate::client::channels::state::Source;
 use crate::client::channels::state::Subscription;
 use crate::client::channels::state::Ticket;
-use crate::client::channels::state::Word;
-use crate::cluster::directory::SubscribeOrder;
+use crate::cluster::directory::SubscribeCommand;
 use crate::cluster::presence::Present;
 use crate::cluster::registry::Announce;
 use crate::config::ChannelOptions;
@@ -43,46 +43,46 @@ use crate::protocol::UnsubscribeResult;
 use crate::protocol::channel::ChannelName;
 use crate::stream;
 
-/// How long a client that has come waits to be seen by others. It may then be seen a little later.
-const SEEN_WITHIN: Duration = Duration::from_secs(1);
+/// How long a subscribe waits until the client is in the channel's presence. It may be added later then.
+const PRESENCE_MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the end of a subscription by order waits for what was published before. Only a node without CPU
+/// How long an unsubscribe by the application waits until earlier publications are written. Only a node without free CPU
 /// takes as long.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
+const FLUSH_MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// A subscription that is decided on.
-pub(super) struct Wish<'a> {
+/// A subscription that is granted.
+pub(super) struct SubscribeSpec<'a> {
     pub(super) channel: &'a ChannelName,
     pub(super) options: Arc<ChannelOptions>,
     pub(super) user: &'a str,
-    /// What others are told of the connection.
+    /// Which other members see.
     pub(super) conn_info: &'a Bytes,
-    /// Whether the client asks to be told who comes and goes.
-    pub(super) asks_for_joins: bool,
-    /// Epoch and offset up to which the client has heard everything.
+    /// Whether the client requests join and leave events.
+    pub(super) requests_joins: bool,
+    /// Epoch and offset that the client recovers from.
     pub(super) since: Option<(&'a str, u64)>,
-    pub(super) word: Word,
+    pub(super) auth_source: AuthSource,
     pub(super) source: Source,
     pub(super) grant: &'a SubscribeGrant,
-    /// The id of the client's command, if one asks for it and waits for a reply.
+    /// The id of the client's command, if it waits for a reply.
     pub(super) command: Option<u32>,
 }
 
-impl Wish<'_> {
-    /// Whether it is told in the channel who comes and goes, this client included.
-    fn tells_joins(&self) -> bool {
+impl SubscribeSpec<'_> {
+    /// Whether joins and leaves of this client are published in the channel.
+    fn publishes_joins(&self) -> bool {
         let join_leave = self.grant.overrides.join_leave;
         join_leave.unwrap_or(self.options.join_leave)
     }
 
-    /// Whether this client is to hear it.
-    fn wants_joins(&self) -> bool {
+    /// Whether this client receives join and leave events.
+    fn receives_joins(&self) -> bool {
         let force = self.grant.overrides.force_push_join_leave;
-        self.asks_for_joins || force.unwrap_or(self.options.force_push_join_leave)
+        self.requests_joins || force.unwrap_or(self.options.force_push_join_leave)
     }
 }
 
-/// A place that is given up unless it is taken.
+/// A reserved subscription, which is cancelled on drop unless it is active.
 struct Reserved<'a> {
     client: &'a ChannelClient,
     channel: &'a ChannelName,
@@ -101,12 +101,12 @@ impl ChannelClient {
         id: u32,
         request: SubscribeRequest,
     ) -> Result<(), Failure> {
-        access::is_offered(&request)?;
+        access::is_supported(&request)?;
         access::is_readable(self.member.codec(), &request.data)?;
         let (channel, options) = self.options(&request.channel)?;
         let has_token = !request.token.is_empty();
-        let way = self.decide(&channel, |asking| {
-            access::subscribe(&options, asking, has_token)
+        let decision = self.decide(&channel, |subject| {
+            access::subscribe(&options, subject, has_token)
         })??;
         let (user, conn_info, for_hooks) = {
             let mut state = self.state.lock();
@@ -114,24 +114,24 @@ impl ChannelClient {
             let user = Arc::clone(&identity.user);
             (user, identity.info.bytes(), identity.for_hooks.clone())
         };
-        let (grant, word) = self
-            .subscribe_grant(way, &channel, &request, &user, for_hooks)
+        let (grant, auth_source) = self
+            .subscribe_grant(decision, &channel, &request, &user, for_hooks)
             .await?;
-        let wish = Wish {
+        let spec = SubscribeSpec {
             channel: &channel,
             options,
             user: &user,
             conn_info: &conn_info,
-            asks_for_joins: request.join_leave,
+            requests_joins: request.join_leave,
             since: request
                 .recover
                 .then_some((request.epoch.as_str(), request.offset)),
-            word,
+            auth_source,
             source: Source::Client,
             grant: &grant,
             command: Some(id).filter(|id| 0 < *id),
         };
-        self.sit(wish, |result| {
+        self.subscribe_with(spec, |result| {
             self.encoded_reply(id, Outcome::Subscribe(result))
         })
         .await
@@ -139,15 +139,15 @@ impl ChannelClient {
 
     async fn subscribe_grant(
         &self,
-        way: Way,
+        decision: Decision,
         channel: &ChannelName,
         request: &SubscribeRequest,
         user: &Arc<str>,
         for_hooks: ForHooks,
-    ) -> Result<(SubscribeGrant, Word), Failure> {
-        match way {
-            Way::Open => Ok((SubscribeGrant::default(), Word::Token)),
-            Way::Token => {
+    ) -> Result<(SubscribeGrant, AuthSource), Failure> {
+        match decision {
+            Decision::Allowed => Ok((SubscribeGrant::default(), AuthSource::Token)),
+            Decision::Token => {
                 let id = self.id.to_string();
                 let asking = self.asking_token(user, &id);
                 let (token, now) = (&request.token, SystemTime::now());
@@ -159,9 +159,9 @@ impl ChannelClient {
                     self.token_refused(&error, Some(channel));
                     failure::of_subscription_token(&error)
                 })?;
-                Ok((grant, Word::Token))
+                Ok((grant, AuthSource::Token))
             }
-            Way::Hook => {
+            Decision::Hook => {
                 let context = self.hook_context(Arc::clone(user), for_hooks).await?;
                 let asker = self.asker(&context);
                 let (token, data) = (request.token.as_str(), &request.data);
@@ -169,27 +169,27 @@ impl ChannelClient {
                 let grant = hooks
                     .subscribe(&asker, channel.as_str(), token, data)
                     .await?;
-                Ok((grant, Word::Hook))
+                Ok((grant, AuthSource::Hook))
             }
         }
     }
 
-    /// Lets the client hear a channel; `tell` makes the message that says so, and stands before everything
-    /// that comes in the channel.
-    pub(super) async fn sit(
+    /// Subscribes the client to a channel. `encode` creates the reply or push, which is sent before all pushes of the
+    /// channel.
+    pub(super) async fn subscribe_with(
         &self,
-        wish: Wish<'_>,
-        tell: impl FnOnce(SubscribeResult) -> Bytes + Send,
+        spec: SubscribeSpec<'_>,
+        encode: impl FnOnce(SubscribeResult) -> Bytes + Send,
     ) -> Result<(), Failure> {
-        let (channel, options) = (wish.channel, &wish.options);
+        let (channel, options) = (spec.channel, &spec.options);
         access::codec(options, self.member.codec())?;
         let channels_max = self.clients.config.get().limits.channels_per_client;
         let ticket = {
             let mut state = self.state.lock();
-            match (state.reserve(channel, channels_max), wish.command) {
+            match (state.reserve(channel, channels_max), spec.command) {
                 (Ok(ticket), _) => ticket,
                 (Err(error), Some(id)) => {
-                    // Under the lock: "already subscribed" comes before the push that ends that subscription.
+                    // Under the lock: "already subscribed" must precede the push that ends that subscription.
                     self.reply(id, Outcome::Error(error.into()));
                     return Ok(());
                 }
@@ -201,52 +201,54 @@ impl ChannelClient {
             channel,
             ticket,
         };
-        let recovers = wish
+        let recovers = spec
             .grant
             .overrides
             .force_recovery
             .unwrap_or(options.recovery);
-        let since = wish.since.filter(|_| recovers && options.history.is_some());
+        let since = spec.since.filter(|_| recovers && options.history.is_some());
         let since = since.map(|(epoch, offset)| Position {
             epoch: epoch.into(),
             offset,
         });
-        let joining = stream::Joining {
+        let request = stream::JoinRequest {
             channel,
             retention: Retention::of(options),
             slow: options.slow,
             member: &self.member,
-            hears_joins: wish.tells_joins() && wish.wants_joins(),
+            receives_joins: spec.publishes_joins() && spec.receives_joins(),
             since: since.as_ref(),
             has_lifecycle: options.lifecycle,
         };
-        let joined = self.clients.feeds.join(joining, |joined| {
-            tell(subscribe_result(&wish, recovers, since.as_ref(), &joined))
+        let joined = self.clients.streams.join(request, |joined| {
+            encode(subscribe_result(&spec, recovers, since.as_ref(), &joined))
         });
         let membership = joined.await.map_err(|error| {
-            debug!(client = %self.id, %channel, %error, "a client cannot hear a channel now");
+            debug!(client = %self.id, %channel, %error, "cannot subscribe the client");
             ErrorCode::Internal
         })?;
         let name = membership.channel().clone();
-        let present = self.present(&wish, &name);
-        let seen = present.as_ref().map(|present| present.seen(SEEN_WITHIN));
+        let present = self.present(&spec, &name);
+        let seen = present
+            .as_ref()
+            .map(|present| present.seen(PRESENCE_MAX_WAIT));
         let subscription = Subscription {
-            seat: Seat {
+            attachment: Attachment {
                 membership,
                 present,
             },
-            source: wish.source,
-            overrides: wish.grant.overrides,
-            info: wish.grant.info.clone().into(),
-            expire_at: wish.grant.expire_at,
-            word: wish.word,
+            source: spec.source,
+            overrides: spec.grant.overrides,
+            info: spec.grant.info.clone().into(),
+            expire_at: spec.grant.expire_at,
+            auth_source: spec.auth_source,
         };
         let is_taken = {
             let mut state = self.state.lock();
-            let taken = state.sit(&name, ticket, subscription);
+            let taken = state.activate(&name, ticket, subscription);
             let is_taken = taken.is_ok();
             if !is_taken {
-                // The application was faster with an unsubscribe, or the client has gone.
+                // The application has unsubscribed it meanwhile, or the client has gone.
                 drop(taken);
                 self.push(Push::unsubscribe(channel.as_str(), UnsubscribeCode::Server));
             }
@@ -258,7 +260,7 @@ impl ChannelClient {
         }
         self.note_expiry();
         if self.state.lock().subscription(channel).is_none() {
-            self.leave_ended(); // The feed has ended before the seat was there to be found.
+            self.remove_ended(); // The stream has ended before the subscription was active.
         }
         if let Some(seen) = seen {
             seen.await;
@@ -266,28 +268,28 @@ impl ChannelClient {
         Ok(())
     }
 
-    /// Gives up the seats of feeds that have ended, of which the client was told.
-    pub(super) fn leave_ended(&self) {
-        let left = self.state.lock().leave_ended();
+    /// Removes the subscriptions whose stream has ended, once the client's unsubscribe is written.
+    pub(super) fn remove_ended(&self) {
+        let left = self.state.lock().remove_ended();
         if !left.is_empty() {
             drop(left);
             self.note_expiry();
         }
     }
 
-    /// Puts the client on the channel's list, if it has one.
-    fn present(&self, wish: &Wish<'_>, channel: &ChannelName) -> Option<Box<Present>> {
-        let presence = wish.grant.overrides.presence;
-        if !presence.unwrap_or(wish.options.presence) {
+    /// Adds the client to the channel's presence, if it has one.
+    fn present(&self, spec: &SubscribeSpec<'_>, channel: &ChannelName) -> Option<Box<Present>> {
+        let presence = spec.grant.overrides.presence;
+        if !presence.unwrap_or(spec.options.presence) {
             return None;
         }
         let info = ClientInfo {
-            user: wish.user.to_owned(),
+            user: spec.user.to_owned(),
             client: self.id.to_string(),
-            conn_info: wish.conn_info.clone(),
-            chan_info: wish.grant.info.clone(),
+            conn_info: spec.conn_info.clone(),
+            chan_info: spec.grant.info.clone(),
         };
-        let announce = if wish.tells_joins() {
+        let announce = if spec.publishes_joins() {
             Announce::Yes
         } else {
             Announce::No
@@ -302,15 +304,15 @@ impl ChannelClient {
         {
             let mut state = self.state.lock();
             state.identity()?;
-            // The reply stands behind all of the old subscription and before a new one.
-            drop(state.leave(&channel));
+            // The reply follows all pushes of the old subscription and precedes a new one.
+            drop(state.unsubscribe(&channel));
             self.reply(id, Outcome::Unsubscribe(UnsubscribeResult {}));
         }
         self.note_expiry();
         Ok(())
     }
 
-    /// Ends a subscription without having been asked by the client, and tells it.
+    /// Ends a subscription by the server, and sends the client an unsubscribe.
     pub(super) fn end_subscription(&self, channel: &ChannelName, code: u32, reason: &str) {
         let unsubscribe = Unsubscribe {
             code,
@@ -318,19 +320,19 @@ impl ChannelClient {
         };
         {
             let mut state = self.state.lock();
-            let left = state.leave(channel);
-            if !matches!(left, Left::Subscription(_)) {
-                return; // One on its way is told when it arrives.
+            let left = state.unsubscribe(channel);
+            if !matches!(left, Removed::Subscription(_)) {
+                return; // A revoked reservation sends the unsubscribe itself.
             }
-            drop(left); // Before the push, behind which nothing of the channel may come.
+            drop(left); // Before the push: nothing of the channel may follow it.
             let event = Event::Unsubscribe(unsubscribe);
             self.push(Push::new(channel.as_str(), event)); // Before a new subscription can begin.
         }
         self.note_expiry();
     }
 
-    /// Ends a subscription as the application wishes, behind what was published before.
-    pub(super) async fn unsubscribe_by_order(
+    /// Ends a subscription by request of the application, after earlier publications are written.
+    pub(super) async fn unsubscribe_by_control(
         &self,
         channel: &ChannelName,
         code: u32,
@@ -339,7 +341,7 @@ impl ChannelClient {
         let flushed = {
             let mut state = self.state.lock();
             let subscription = state.subscription(channel);
-            subscription.map(|one| one.seat.membership.flushed(FLUSHED_WITHIN))
+            subscription.map(|one| one.attachment.membership.flushed(FLUSH_MAX_WAIT))
         };
         if let Some(flushed) = flushed {
             flushed.await;
@@ -347,8 +349,11 @@ impl ChannelClient {
         self.end_subscription(channel, code, reason);
     }
 
-    /// Subscribes the client as the application wishes.
-    pub(super) async fn subscribe_by_order(&self, order: SubscribeOrder) -> Result<(), Failure> {
+    /// Subscribes the client by request of the application.
+    pub(super) async fn subscribe_by_control(
+        &self,
+        order: SubscribeCommand,
+    ) -> Result<(), Failure> {
         let grant = SubscribeGrant {
             expire_at: None,
             info: order.info,
@@ -358,12 +363,12 @@ impl ChannelClient {
         let since = order.recover_since.as_ref();
         let since = since.map(|since| (since.epoch.as_str(), since.offset));
         let channel = order.channel.as_str();
-        self.subscribe_unasked(channel, &grant, since, Source::Application)
+        self.subscribe_server_side(channel, &grant, since, Source::Application)
             .await
     }
 
-    /// Subscribes the client without having been asked by it, and tells it by a push.
-    pub(super) async fn subscribe_unasked(
+    /// Subscribes the client by the server, and sends it a push.
+    pub(super) async fn subscribe_server_side(
         &self,
         channel: &str,
         grant: &SubscribeGrant,
@@ -376,19 +381,19 @@ impl ChannelClient {
             let identity = state.identity()?;
             (Arc::clone(&identity.user), identity.info.bytes())
         };
-        let wish = Wish {
+        let spec = SubscribeSpec {
             channel: &channel,
             options,
             user: &user,
             conn_info: &conn_info,
-            asks_for_joins: false,
+            requests_joins: false,
             since,
-            word: Word::Token,
+            auth_source: AuthSource::Token,
             source,
             grant,
             command: None,
         };
-        self.sit(wish, |result| {
+        self.subscribe_with(spec, |result| {
             let subscribe = Subscribe {
                 recoverable: result.recoverable,
                 epoch: result.epoch,
@@ -403,14 +408,14 @@ impl ChannelClient {
     }
 }
 
-/// What the client is told. After a recovery its position is where it was: each publication moves it on.
+/// The result for the client. After a recovery, its position is the one before: the recovered publications advance it.
 fn subscribe_result(
-    wish: &Wish<'_>,
+    spec: &SubscribeSpec<'_>,
     recovers: bool,
     since: Option<&Position>,
     joined: &stream::Joined<'_>,
 ) -> SubscribeResult {
-    let (expires, ttl) = channels::time_left(wish.grant.expire_at, wish.word);
+    let (expires, ttl) = channels::time_left(spec.grant.expire_at, spec.auth_source);
     let position = match since {
         Some(since) if joined.is_recovered => Some(since),
         _ => joined.position,
@@ -426,7 +431,7 @@ fn subscribe_result(
         publications: publications.map(|one| (**one).clone()).collect(),
         recovered: joined.is_recovered,
         positioned: recoverable,
-        data: wish.grant.data.clone(),
+        data: spec.grant.data.clone(),
         was_recovering: since.is_some(),
     }
 }

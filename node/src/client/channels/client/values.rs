@@ -1,4 +1,4 @@
-//! Session values that go along when the backend is asked about a client.
+//! Session values of a client, which are sent with each call of a hook.
 
 use bytes::Bytes;
 use futures_util::future;
@@ -10,12 +10,12 @@ use crate::cluster::values::Owner;
 use crate::protocol::ErrorCode;
 
 impl ChannelClient {
-    /// The values that the hooks want to know, by their names: the client's own, else those of its `user`
-    /// (empty: it has none).
+    /// The values that are configured for the hooks, by name: the client's own, else those of its `user` (empty:
+    /// anonymous).
     ///
     /// # Errors
     ///
-    /// They cannot be read now. The backend is not asked then: it would take them for missing.
+    /// They cannot be read. The hook must not be called then: the backend would take them for missing.
     pub(super) async fn values(&self, user: &str) -> Result<Vec<(String, Bytes)>, Failure> {
         let names = self.clients.hooks.values();
         let found = names.iter().map(async |name| {
@@ -34,7 +34,7 @@ impl ChannelClient {
         for owner in owners.into_iter().flatten() {
             let value = self.clients.values.get(&owner, name).await;
             let value = value.map_err(|error| {
-                debug!(client = %self.id, name, %error, "a value cannot be read now");
+                debug!(client = %self.id, name, %error, "cannot read a session value");
                 Failure::from(ErrorCode::Internal)
             })?;
             if value.is_some() {

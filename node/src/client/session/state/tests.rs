@@ -1,4 +1,4 @@
-//! Tests of the session machine: what SockJS promises, the deadlines, every state with every event, and
+//! Tests of the session's state machine: the guarantees of SockJS, the deadlines, every state with every event, and
 //! any order of events.
 
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ const DELAYS: Delays = Delays {
     disconnect: Duration::from_secs(5),
 };
 
-/// A session whose open frame has gone out and whose receiver is attached.
+/// A session whose open frame is sent and whose receiver is attached.
 fn open(now: Instant) -> State {
     let mut state = State::new(DELAYS, now);
     assert_eq!(state.next(false, now), Next::Open);
@@ -18,7 +18,7 @@ fn open(now: Instant) -> State {
 }
 
 #[test]
-fn the_first_frame_is_always_open_even_when_messages_wait() {
+fn the_first_frame_is_always_open_even_if_messages_are_queued() {
     let now = Instant::now();
     let mut state = State::new(DELAYS, now);
     assert_eq!(state.next(true, now), Next::Open);
@@ -27,11 +27,11 @@ fn the_first_frame_is_always_open_even_when_messages_wait() {
 }
 
 #[test]
-fn a_second_receiver_is_refused_while_the_first_lives() {
+fn a_second_receiver_is_rejected_while_the_first_is_attached() {
     let now = Instant::now();
     let mut state = open(now);
     assert_eq!(state.attach(now), Attach::Busy);
-    state.detach(Detach::Answered, now);
+    state.detach(Detach::Finished, now);
     assert_eq!(state.attach(now), Attach::Attached);
     assert_eq!(state.next(false, now), Next::Wait);
 }
@@ -40,7 +40,7 @@ fn a_second_receiver_is_refused_while_the_first_lives() {
 fn a_session_without_a_receiver_expires_exactly_at_the_disconnect_delay() {
     let start = Instant::now();
     let mut state = open(start);
-    state.detach(Detach::Answered, start);
+    state.detach(Detach::Finished, start);
     let just_before = start + DELAYS.disconnect - Duration::from_millis(1);
     assert_eq!(state.tick(just_before), Tick::Keep);
     assert_eq!(state.tick(start + DELAYS.disconnect), Tick::Expired);
@@ -54,7 +54,7 @@ fn a_session_with_a_receiver_never_expires() {
 }
 
 #[test]
-fn a_quiet_receiver_gets_a_heartbeat_and_traffic_puts_it_off() {
+fn a_quiet_receiver_gets_a_heartbeat_and_traffic_delays_it() {
     let start = Instant::now();
     let mut state = open(start);
     let later = start + Duration::from_secs(20);
@@ -91,7 +91,7 @@ fn a_close_follows_what_is_queued_and_every_later_receiver_gets_it_again() {
     for count in 0..3 {
         let now = start + Duration::from_secs(4) * count;
         assert_eq!(state.next(false, now), Next::Close(Disconnect::RESTART));
-        state.detach(Detach::Answered, now);
+        state.detach(Detach::Finished, now);
         assert_eq!(state.tick(now + Duration::from_secs(4)), Tick::Keep);
         assert_eq!(state.attach(now), Attach::Attached);
     }
@@ -108,10 +108,10 @@ fn the_first_reason_of_a_close_stays() {
     assert_eq!(state.next(false, now), Next::Close(Disconnect::SLOW));
 }
 
-/// The machine whole. A state is written as what it is (`new` before the open frame), then `+` with a
-/// receiver or `-` without. Below each event stands what is answered, and `>` the state that follows if it
-/// is another one; `.` for neither. What only an attached receiver does cannot be without one: `*`. `next`
-/// is asked with messages queued, without, and without after the heartbeat's delay; `tick` at once and
+/// The whole state machine. A state is written as its name (`new` before the open frame), then `+` with a
+/// receiver or `-` without. Below each event is the result, and after `>` the next state if it
+/// is another one; `.` for neither. `*`: the event needs an attached receiver. `next`
+/// is called with messages queued, without, and without after the heartbeat's delay; `tick` at once and
 /// after both delays.
 const TABLE: &str = "
 state        attach                answered       aborted        next_queued    next_empty     next_quiet     close          inbound  tick  late
@@ -149,7 +149,7 @@ fn state_named(name: &str, now: Instant) -> State {
     State {
         delays: DELAYS,
         opened,
-        told: false,
+        close_sent: false,
         phase,
         receiver,
     }
@@ -168,7 +168,7 @@ fn name_of(state: &State) -> String {
     format!("{phase}{receiver}")
 }
 
-/// Lets `event` happen and says what the machine answers.
+/// Applies `event` and returns the result.
 fn happen(state: &mut State, event: &str, now: Instant) -> String {
     let quiet = now + DELAYS.heartbeat;
     let next = |next: Next| match next {
@@ -181,7 +181,7 @@ fn happen(state: &mut State, event: &str, now: Instant) -> String {
     match event {
         "attach" => format!("{:?}", state.attach(now)).to_lowercase(),
         "answered" => {
-            state.detach(Detach::Answered, now);
+            state.detach(Detach::Finished, now);
             String::new()
         }
         "aborted" => {
@@ -203,7 +203,7 @@ fn happen(state: &mut State, event: &str, now: Instant) -> String {
 }
 
 #[test]
-fn every_state_answers_every_event_as_the_table_says() {
+fn every_state_handles_every_event_as_in_the_table() {
     let now = Instant::now();
     let mut lines = TABLE.trim().lines().map(str::split_whitespace);
     let events: Vec<_> = lines.next().unwrap().skip(1).collect();
@@ -246,7 +246,7 @@ fn needs_receiver(event: &str) -> bool {
 }
 
 proptest! {
-    /// What no single cell says: however a session gets from state to state.
+    /// Properties of any sequence of events, beyond single transitions.
     #[test]
     fn any_order_of_events_keeps_one_open_frame_one_reason_and_an_end(
         events in proptest::collection::vec((0_usize..8, 0_u64..30), 0..80),
@@ -283,7 +283,7 @@ proptest! {
         if let Some(first_close) = frames.iter().position(|frame| frame.starts_with('c')) {
             let reason = &frames[first_close];
             let later = &frames[first_close..];
-            // Whoever says that messages are queued gets them before the reason.
+            // Queued messages are sent before the reason.
             prop_assert!(later.iter().all(|frame| frame == reason || frame == "messages"));
         }
     }

@@ -1,17 +1,17 @@
-//! Keys that are evicted, or deleted by somebody, one by one.
+//! Keys that are evicted, or deleted one by one.
 
 use super::*;
 
 const MEMBERS: usize = 600;
 
 /// A node with members in several channels, and a user.
-async fn filled(server: &RedisServer, registry: &str) -> (Setup, Vec<Entered>) {
+async fn filled(server: &RedisServer, registry: &str) -> (Setup, Vec<Registration>) {
     let node = set_up(&with_redis(server, registry));
-    node.registry.came(&"ann".into());
-    let members: Vec<Entered> = (0..MEMBERS)
+    node.registry.connected(&"ann".into());
+    let members: Vec<Registration> = (0..MEMBERS)
         .map(|number| node.member(&format!("room {}", number % 3), "x"))
         .collect();
-    assert!(members[MEMBERS - 1].seen(PATIENCE).await);
+    assert!(members[MEMBERS - 1].seen(DEADLINE).await);
     node.until_held("ann", &[&node]).await;
     (node, members)
 }
@@ -20,7 +20,7 @@ fn index_of(node: &Setup) -> String {
     format!("causeway:ix:{{{}.1}}", node.registry.instance())
 }
 
-/// Waits until all of it stands in Redis again, and nobody was told that anyone came or left.
+/// Waits until all of it is stored in Redis again, and checks that no events were published.
 async fn until_whole(server: &RedisServer, node: &Setup) {
     until(async || {
         let counts = (0..3).map(|room| {
@@ -37,12 +37,12 @@ async fn until_whole(server: &RedisServer, node: &Setup) {
             == (MEMBERS, "1", &(MEMBERS + 1).to_string(), "1")
     })
     .await;
-    assert_eq!(node.news.count('-'), 0);
-    assert_eq!(node.news.count('+'), MEMBERS);
+    assert_eq!(node.events.count('-'), 0);
+    assert_eq!(node.events.count('+'), MEMBERS);
 }
 
 #[tokio::test]
-async fn what_is_deleted_is_written_again_at_a_slow_pace_without_a_word_to_others() {
+async fn deleted_entries_are_written_again_slowly_and_without_events() {
     let server = RedisServer::start().await;
     let (node, _members) = filled(&server, "registry: {verify: 500ms}").await;
     for key in [
@@ -61,7 +61,7 @@ async fn what_is_deleted_is_written_again_at_a_slow_pace_without_a_word_to_other
     );
     until(async || node.metrics.registry_repaired.get() == MEMBERS as u64 / 3 + 1).await;
 
-    // A wrong value is not what is wanted either.
+    // A wrong value counts as missing too.
     let key = "causeway:pr:{room 0}";
     let client = server
         .cli(&["HKEYS", key])
@@ -76,11 +76,11 @@ async fn what_is_deleted_is_written_again_at_a_slow_pace_without_a_word_to_other
 }
 
 #[tokio::test]
-async fn what_is_missing_is_looked_for_as_soon_as_redis_has_evicted_something() {
+async fn missing_entries_are_searched_as_soon_as_redis_has_evicted_keys() {
     let server = RedisServer::start().await;
     let fast = "registry: {renew: 250ms, lease: 60s, verify: 1h}";
     let (node, _members) = filled(&server, fast).await;
-    // As if it had been chosen; what is really evicted is chosen among these.
+    // As if it had been evicted; the key that Redis evicts is one of these.
     for number in 0..1000 {
         let key = format!("junk {number}");
         server.cli(&["SET", &key, &"x".repeat(1000), "EX", "1000"]);
@@ -99,10 +99,10 @@ async fn what_is_missing_is_looked_for_as_soon_as_redis_has_evicted_something() 
 }
 
 #[tokio::test]
-async fn where_anything_may_be_evicted_orders_go_to_all_nodes() {
+async fn where_any_key_may_be_evicted_commands_go_to_all_nodes() {
     let server = RedisServer::start().await;
     let nodes = [(); 3].map(|()| set_up(&with_redis(&server, FAST)));
-    nodes[0].registry.came(&"ann".into());
+    nodes[0].registry.connected(&"ann".into());
     for node in &nodes {
         node.until_held("ann", &[&nodes[0]]).await;
     }

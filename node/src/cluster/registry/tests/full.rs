@@ -6,7 +6,7 @@ use super::*;
 async fn a_full_redis_makes_the_registry_unreliable_and_not_empty() {
     let server = RedisServer::start().await;
     let nodes = [(); 2].map(|()| set_up(&with_redis(&server, FAST)));
-    nodes[0].registry.came(&"ann".into());
+    nodes[0].registry.connected(&"ann".into());
     let _member = nodes[0].seen_member("room", "ann").await;
     nodes[1].until_held("ann", &[&nodes[0]]).await;
     for node in &nodes {
@@ -23,11 +23,11 @@ async fn a_full_redis_makes_the_registry_unreliable_and_not_empty() {
         };
         assert!(reason.starts_with("redis is full (maxmemory)"), "{reason}");
     }
-    // Nobody may seem to be nowhere, now or when all leases have lapsed.
+    // No member may appear to be gone, now or when all leases have lapsed.
     let lapsed = Instant::now() + Duration::from_secs(2);
     until(async || {
         let registry = &nodes[1].registry;
-        let unreliable = |error: Away| matches!(error, Away::Unreliable(_));
+        let unreliable = |error: Unavailable| matches!(error, Unavailable::Unreliable(_));
         assert!(registry.nodes_of("ann").await.is_err_and(unreliable));
         assert!(registry.members(&name("room")).await.is_err_and(unreliable));
         assert!(registry.nodes().await.is_err_and(unreliable));
@@ -37,8 +37,8 @@ async fn a_full_redis_makes_the_registry_unreliable_and_not_empty() {
     })
     .await;
 
-    // What is wanted meanwhile is there as soon as there is room.
-    nodes[0].registry.came(&"bob".into());
+    // Entries added meanwhile are stored as soon as there is room.
+    nodes[0].registry.connected(&"bob".into());
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     nodes[1].until_held("bob", &[&nodes[0]]).await;
     nodes[1].until_held("ann", &[&nodes[0]]).await;

@@ -1,4 +1,4 @@
-//! What Redis has to allow, and two nodes that take themselves for one.
+//! The commands that Redis has to permit, and two nodes with one id.
 
 use super::*;
 
@@ -25,9 +25,9 @@ fn documented() -> (Vec<String>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn each_command_that_is_needed_and_refused_is_named_and_the_documented_ones_are_enough() {
-    /// These are no matter of the registry: the broker's probe takes the first, what lacks the others works without them
-    /// but for what they are for.
+async fn each_rejected_command_is_named_and_the_documented_ones_are_enough() {
+    /// Not checked by the registry: the broker's probe checks the first, and a node without the others works except for
+    /// their features.
     const OTHERS: [&str; 10] = [
         "ping",
         "unwatch",
@@ -51,7 +51,7 @@ async fn each_command_that_is_needed_and_refused_is_named_and_the_documented_one
     let start = || set_up_with(&config, "n1", ALL);
     let allowed = start();
     until(async || allowed.registry.readiness().is_ok()).await;
-    // The trial comes after the lease.
+    // The permission check comes after the lease.
     until(async || {
         server
             .cli(&["INFO", "commandstats"])
@@ -78,7 +78,7 @@ async fn each_command_that_is_needed_and_refused_is_named_and_the_documented_one
         until(async || node.registry.readiness().is_ok()).await;
         node.kill();
     }
-    // Even what could not be deleted is gone soon.
+    // Keys that could not be deleted expire soon.
     let left = || server.cli(&["--scan", "--pattern", "causeway:*try:*"]);
     until(async || left().trim().is_empty()).await;
 }
@@ -103,7 +103,7 @@ async fn a_node_that_needs_no_registry_is_ready_without_one() {
 }
 
 #[tokio::test]
-async fn two_nodes_with_one_id_find_each_other_and_one_that_was_killed_is_no_other() {
+async fn two_nodes_with_one_id_find_each_other_and_a_killed_one_does_not_count() {
     let server = RedisServer::start().await;
     let start = |id| set_up_with(&with_redis(&server, FAST), id, ALL);
     let others = |node: &Setup| node.metrics.registry_same_id.get();

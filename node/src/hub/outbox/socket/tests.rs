@@ -1,4 +1,4 @@
-//! What reaches a peer that reads, reads late, or does not read.
+//! What a peer receives that reads, reads late, or does not read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::protocol::frame::websocket::testing::split;
 
 const LIMIT: usize = 64 << 10;
 const SEND_BUFFER: usize = 16 << 10;
-/// Smaller than a segment of loopback, and TCP would stutter.
+/// A smaller value than a loopback segment would make TCP slow.
 const RECEIVE_BUFFER: usize = 128 << 10;
 
-/// An outbox over a socket that takes little at a time, and its peer.
+/// An outbox over a socket with small buffers, and its peer.
 async fn outbox() -> (Arc<SocketOutbox>, TcpStream) {
     outbox_with(LIMIT).await
 }
@@ -56,7 +56,7 @@ fn numbered(number: u32, len: usize) -> Vec<u8> {
     message
 }
 
-/// Plays the client's task: writes what waits, then ends our direction.
+/// Acts as the client's task: writes what is queued, then shuts down the sending direction.
 async fn flush_and_end(outbox: Arc<SocketOutbox>) {
     poll_fn(|cx| outbox.poll_flush(cx)).await;
     outbox.shut_down_write();
@@ -72,13 +72,13 @@ async fn read_all(mut peer: TcpStream) -> Vec<(u8, Bytes)> {
     split(received.into())
 }
 
-/// How many buffers wait.
+/// How many buffers are queued.
 fn queued(outbox: &SocketOutbox) -> usize {
     let output = outbox.output.lock();
     output.waiting().map_or(0, |backlog| backlog.queue.len())
 }
 
-/// How many bytes of the first of them are sent.
+/// How many bytes of the first of them are written.
 fn head_sent(outbox: &SocketOutbox) -> usize {
     let output = outbox.output.lock();
     output.waiting().map_or(0, |backlog| backlog.head_sent)
@@ -90,7 +90,7 @@ fn close_code(frame: &(u8, Bytes)) -> u16 {
 }
 
 #[tokio::test]
-async fn a_socket_that_takes_everything_has_no_queue() {
+async fn a_socket_that_accepts_everything_has_no_queue() {
     let (outbox, peer) = outbox().await;
     outbox.send(&batch(&[b"one", b"two"]));
     assert!(outbox.output.lock().backlog.is_none());
@@ -102,7 +102,7 @@ async fn a_socket_that_takes_everything_has_no_queue() {
 }
 
 #[tokio::test]
-async fn what_is_held_back_comes_behind_what_was_waited_for() {
+async fn held_back_messages_follow_the_reply() {
     let (outbox, peer) = outbox().await;
     outbox.send(&batch(&[b"before"]));
     let hold = outbox.hold();
@@ -117,7 +117,7 @@ async fn what_is_held_back_comes_behind_what_was_waited_for() {
 }
 
 #[tokio::test]
-async fn what_is_held_back_counts_and_a_close_is_not_held_back() {
+async fn held_back_messages_count_and_a_close_is_not_held_back() {
     let (outbox, peer) = outbox().await;
     let _hold = outbox.hold();
     for number in 0..10 {
@@ -129,17 +129,21 @@ async fn what_is_held_back_counts_and_a_close_is_not_held_back() {
 }
 
 #[tokio::test]
-async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
+async fn one_latest_message_is_queued_for_each_channel_and_none_is_cut() {
     let (outbox, peer) = outbox().await;
     let large = batch(&[&numbered(0, 1 << 20)]);
     outbox.send_latest(1, &large, large.clone(), || true);
-    assert_ne!(head_sent(&outbox), 0, "the test needs a cut buffer");
+    assert_ne!(
+        head_sent(&outbox),
+        0,
+        "the test needs a partially written buffer"
+    );
     for number in 1..1000 {
         for channel in [1, 2] {
             let newest = batch(&[&numbered(10 * number + channel, 5000)]);
             outbox.send_latest(channel.into(), &newest, newest.clone(), || true);
         }
-        // The one that was cut, and one of each.
+        // The partially written one, and one of each channel.
         assert_eq!(queued(&outbox), 3);
     }
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
@@ -151,13 +155,16 @@ async fn of_the_latest_one_waits_for_each_channel_and_none_is_cut() {
 }
 
 #[tokio::test]
-async fn what_is_not_meant_for_it_any_more_is_not_sent_and_the_newest_stands_behind_what_was_kept()
-{
+async fn messages_not_meant_for_it_are_not_sent_and_the_newest_follows_what_was_kept() {
     let (outbox, peer) = outbox_with(usize::MAX).await;
     outbox.send_if(&batch(&[b"left"]), || false);
     let large = batch(&[&numbered(0, 1 << 20)]);
     outbox.send(&large);
-    assert_ne!(head_sent(&outbox), 0, "the test needs a cut buffer");
+    assert_ne!(
+        head_sent(&outbox),
+        0,
+        "the test needs a partially written buffer"
+    );
     let latest = |text: &[u8], is_meant: bool| {
         outbox.send_latest(7, &large, batch(&[text]), || is_meant);
     };
@@ -173,25 +180,29 @@ async fn what_is_not_meant_for_it_any_more_is_not_sent_and_the_newest_stands_beh
 }
 
 #[tokio::test]
-async fn a_close_may_say_what_it_likes() {
+async fn a_close_may_have_its_own_reason() {
     let (outbox, peer) = outbox().await;
-    outbox.close_saying(Disconnect::GO_AWAY, &"ä".repeat(100));
+    outbox.close_with_reason(Disconnect::GO_AWAY, &"ä".repeat(100));
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
     assert_eq!(close_code(&frames[0]), 3000);
     assert_eq!(frames[0].1[2..], *"ä".repeat(61).as_bytes());
 }
 
 #[tokio::test]
-async fn what_the_socket_cuts_goes_on_where_it_was_cut() {
+async fn a_partially_written_frame_is_continued() {
     let (outbox, peer) = outbox_with(usize::MAX).await;
-    // Larger than what kernels hold, so that it is cut wherever this runs.
+    // Larger than kernel buffers, so that it is partially written on every machine.
     outbox.send(&batch(&[&numbered(0, 1 << 20)]));
     let mut sent = 1;
     while queued(&outbox) < 200 {
         outbox.send(&batch(&[&numbered(sent, 5000), &numbered(sent + 1, 7)]));
         sent += 2;
     }
-    assert_ne!(head_sent(&outbox), 0, "the test needs a cut buffer");
+    assert_ne!(
+        head_sent(&outbox),
+        0,
+        "the test needs a partially written buffer"
+    );
     let (_, frames) = tokio::join!(flush_and_end(Arc::clone(&outbox)), read_all(peer));
     let numbers: Vec<u32> = frames
         .iter()
@@ -202,16 +213,16 @@ async fn what_the_socket_cuts_goes_on_where_it_was_cut() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_read_gets_the_frame_in_hand_and_a_code_to_reconnect() {
+async fn a_peer_that_does_not_read_gets_the_rest_of_a_frame_and_a_code_to_reconnect() {
     let (outbox, peer) = outbox().await;
     let mut sent = 0;
     while outbox.state() == SocketState::Open {
         outbox.send(&batch(&[&numbered(sent, 3000), &numbered(sent + 1, 3000)]));
         sent += 2;
-        assert!(sent < 1000, "the limit must end it");
+        assert!(sent < 1000, "the limit must disconnect it");
     }
     assert_eq!(outbox.disconnect(), Some(Disconnect::SLOW));
-    assert!(outbox.bytes_queued() < 4000, "what waited is freed at once");
+    assert!(outbox.bytes_queued() < 4000, "the queue is freed at once");
     outbox.send(&batch(&[b"too late"]));
 
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
@@ -227,7 +238,7 @@ async fn a_peer_that_does_not_read_gets_the_frame_in_hand_and_a_code_to_reconnec
 }
 
 #[tokio::test]
-async fn one_large_message_does_not_end_a_client_that_reads() {
+async fn one_large_message_does_not_disconnect_a_client_that_reads() {
     let (outbox, peer) = outbox().await;
     outbox.send(&batch(&[&numbered(0, 16 * LIMIT)]));
     assert_eq!(outbox.state(), SocketState::Open);
@@ -235,7 +246,7 @@ async fn one_large_message_does_not_end_a_client_that_reads() {
     assert_eq!(
         outbox.disconnect(),
         Some(Disconnect::SLOW),
-        "now too much waits"
+        "the queue is over its limit now"
     );
     let (_, frames) = tokio::join!(flush_and_end(outbox), read_all(peer));
     assert_eq!(frames[0].1.len(), 16 * LIMIT);
@@ -243,7 +254,7 @@ async fn one_large_message_does_not_end_a_client_that_reads() {
 }
 
 #[tokio::test]
-async fn nothing_goes_out_behind_a_close_frame() {
+async fn nothing_is_sent_after_a_close_frame() {
     let (outbox, peer) = outbox().await;
     outbox.send(&batch(&[b"data"]));
     outbox.close(Disconnect::RESTART);
@@ -261,7 +272,7 @@ async fn nothing_goes_out_behind_a_close_frame() {
 }
 
 #[tokio::test]
-async fn a_close_frame_waits_behind_what_was_queued_before_it() {
+async fn a_close_frame_follows_what_was_queued_before_it() {
     let (outbox, peer) = outbox().await;
     let mut sent = 0;
     while queued(&outbox) < 2 {
@@ -275,7 +286,7 @@ async fn a_close_frame_waits_behind_what_was_queued_before_it() {
 }
 
 #[tokio::test]
-async fn a_broken_socket_wakes_its_task_and_takes_nothing_more() {
+async fn a_failed_socket_wakes_its_task_and_accepts_nothing_more() {
     let (outbox, peer) = outbox().await;
     SockRef::from(&peer)
         .set_linger(Some(Duration::ZERO))
@@ -293,7 +304,7 @@ async fn a_broken_socket_wakes_its_task_and_takes_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn frames_of_many_senders_never_cut_into_one_another() {
+async fn frames_of_many_senders_never_interleave() {
     const SENDERS: u32 = 4;
     const FRAMES: u32 = 300;
     let (outbox, peer) = outbox().await;

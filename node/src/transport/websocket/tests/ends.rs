@@ -1,11 +1,11 @@
-//! Who is sent away, how, and what happens to a client that does not go along.
+//! Disconnects by the node, and clients that do not complete the close handshake.
 
 use super::*;
 use crate::config::PublishRate;
 use crate::protocol::disconnect::Disconnect;
 
-/// Answers our close frame like a client that keeps to the RFC, and sees TCP end.
-async fn goes_along(mut peer: Peer, expected: &[(u8, Bytes)]) {
+/// Replies to our close frame as RFC 6455 requires, and expects the end of TCP.
+async fn completes_the_close_handshake(mut peer: Peer, expected: &[(u8, Bytes)]) {
     let (_, last) = expected.last().unwrap();
     let reason = std::str::from_utf8(&last[2..]).unwrap().to_owned();
     assert_eq!(peer.read_until(&reason).await, expected);
@@ -14,7 +14,7 @@ async fn goes_along(mut peer: Peer, expected: &[(u8, Bytes)]) {
 }
 
 #[tokio::test]
-async fn who_breaks_a_rule_is_told_which() {
+async fn a_client_that_violates_a_limit_gets_the_reason() {
     let rate = PublishRate {
         per_second: 1,
         burst: 1,
@@ -39,7 +39,7 @@ async fn who_breaks_a_rule_is_told_which() {
         peer.send(&[masked_text("a"), masked_text("b"), masked_text("c")].concat())
             .await;
         let expected = [before, vec![close(disconnect)]].concat();
-        goes_along(peer, &expected).await;
+        completes_the_close_handshake(peer, &expected).await;
         node.all_served().await;
         let (code, reason) = (disconnect.code, disconnect.name);
         let counted = format!("disconnects_total{{code=\"{code}\",reason=\"{reason}\"}} 1");
@@ -48,7 +48,7 @@ async fn who_breaks_a_rule_is_told_which() {
 }
 
 #[tokio::test]
-async fn a_draining_node_sends_everyone_away_and_newcomers_too() {
+async fn a_draining_node_disconnects_all_clients_and_new_ones_too() {
     let mut node = Node::start();
     let (plain, sockjs) = (echo(), endpoint("/sockjs", |_| {}));
     node.start_run(&plain);
@@ -59,19 +59,19 @@ async fn a_draining_node_sends_everyone_away_and_newcomers_too() {
     framed.read_until("o").await;
 
     node.shutdown.cancel();
-    goes_along(peer, &[close(Disconnect::RESTART)]).await;
-    let farewell = [
+    completes_the_close_handshake(peer, &[close(Disconnect::RESTART)]).await;
+    let disconnect_message = [
         text("c[1012,\"service restart\"]"),
         close(Disconnect::RESTART),
     ];
-    goes_along(framed, &farewell).await;
+    completes_the_close_handshake(framed, &disconnect_message).await;
     let late = node.connect(&plain, Transport::Websocket).await;
-    goes_along(late, &[close(Disconnect::RESTART)]).await;
+    completes_the_close_handshake(late, &[close(Disconnect::RESTART)]).await;
     node.all_served().await;
 }
 
 #[tokio::test]
-async fn what_a_client_still_sends_while_it_is_sent_away_is_ignored() {
+async fn messages_of_a_client_that_is_being_disconnected_are_ignored() {
     let mut node = Node::start();
     let endpoint = echo();
     node.start_run(&endpoint);
@@ -94,7 +94,7 @@ async fn what_a_client_still_sends_while_it_is_sent_away_is_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_answer_the_close_frame_is_cut() {
+async fn a_client_that_does_not_reply_to_the_close_frame_is_disconnected() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |it| it.read_only = true);
     let mut peer = node.connect(&endpoint, Transport::Websocket).await;
@@ -104,7 +104,7 @@ async fn a_client_that_does_not_answer_the_close_frame_is_cut() {
 }
 
 #[tokio::test]
-async fn who_answers_pings_stays_and_who_is_silent_goes() {
+async fn a_client_that_responds_to_pings_stays_and_a_silent_one_is_disconnected() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |it| {
         it.mode = Mode::Echo;
@@ -134,7 +134,7 @@ async fn who_answers_pings_stays_and_who_is_silent_goes() {
 }
 
 #[tokio::test]
-async fn a_client_that_vanishes_leaves_nothing_behind() {
+async fn a_client_that_vanishes_leaves_no_state() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |_| {});
     let mut peer = node.connect(&endpoint, Transport::Websocket).await;

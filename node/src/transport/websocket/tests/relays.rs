@@ -1,11 +1,11 @@
-//! Messages between clients, and what a full lane or a full socket does to their sender.
+//! Messages between clients, and the effect of a full publish queue or socket on their sender.
 
 use super::*;
 
 const LARGE: usize = 200_000;
 
 #[tokio::test]
-async fn a_message_reaches_everyone_in_their_own_format() {
+async fn a_message_reaches_each_client_in_its_own_format() {
     let mut node = Node::start();
     let (plain, sockjs) = (endpoint("/ws", |_| {}), endpoint("/sockjs", |_| {}));
     let mut one = node.connect(&plain, Transport::Websocket).await;
@@ -33,7 +33,7 @@ async fn binary_that_is_not_text_stays_binary() {
 }
 
 #[tokio::test]
-async fn a_full_lane_holds_its_sender_back_and_loses_and_reorders_nothing() {
+async fn a_full_publish_queue_pauses_its_sender_and_loses_and_reorders_nothing() {
     for (path, transport) in [
         ("/ws", Transport::Websocket),
         ("/sockjs", Transport::SockjsWebsocket),
@@ -46,7 +46,7 @@ async fn a_full_lane_holds_its_sender_back_and_loses_and_reorders_nothing() {
         };
         let mut peer = node.connect(&endpoint, transport).await;
         *node.lane.open.lock() = false;
-        // All in one piece: one read brings many, and the reader has to stop between them.
+        // All in one write: one read returns many, and the reader has to stop between them.
         let frames: Vec<u8> = (0..5000).flat_map(framed).collect();
         let half_a_frame = frames.len() - 3;
         peer.send(&frames[..half_a_frame]).await;
@@ -87,7 +87,7 @@ async fn a_full_lane_holds_its_sender_back_and_loses_and_reorders_nothing() {
 }
 
 #[tokio::test]
-async fn who_waits_for_room_can_still_be_sent_away() {
+async fn a_client_that_waits_for_room_can_still_be_disconnected() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |_| {});
     node.start_run(&endpoint);
@@ -108,7 +108,7 @@ async fn who_waits_for_room_can_still_be_sent_away() {
 }
 
 #[tokio::test]
-async fn who_waits_for_room_is_not_given_up_for_silence() {
+async fn a_client_that_waits_for_room_is_not_disconnected_as_silent() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |it| {
         it.ping = Ping {
@@ -124,7 +124,7 @@ async fn who_waits_for_room_is_not_given_up_for_silence() {
     timeout(DEADLINE, node.lane.waited.notified())
         .await
         .unwrap();
-    // Several times as long as a client that is read may be silent.
+    // Several times as long as a client may be silent while reading is not paused.
     tokio::time::sleep(Duration::from_secs(1)).await;
     *node.lane.open.lock() = true;
     node.lane.opened.notify_waiters();
@@ -132,7 +132,7 @@ async fn who_waits_for_room_is_not_given_up_for_silence() {
 }
 
 #[tokio::test]
-async fn an_echo_client_that_reads_late_is_read_late_and_gets_everything() {
+async fn an_echo_client_that_reads_late_is_paused_and_gets_everything() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |it| {
         it.mode = Mode::Echo;
@@ -143,7 +143,7 @@ async fn an_echo_client_that_reads_late_is_read_late_and_gets_everything() {
     let (mut reading, mut writing) = peer.0.split();
     let message = vec![b'x'; LARGE];
     let frame = masked(0x81, &message);
-    // More than all buffers of the kernel hold: the writer is stopped before the reader begins.
+    // More than all kernel buffers hold: the writer blocks before the reader begins.
     let mut written = 0;
     let write = async {
         for _ in 0..100 {
@@ -173,7 +173,7 @@ async fn an_echo_client_that_reads_late_is_read_late_and_gets_everything() {
 
 /// One read brings the end of the large message and all of the small one, which must not meet an outbox that is full.
 #[tokio::test]
-async fn a_small_message_behind_a_large_one_is_echoed_too() {
+async fn a_small_message_after_a_large_one_is_echoed_too() {
     let mut node = Node::start();
     let endpoint = endpoint("/ws", |it| {
         it.mode = Mode::Echo;
@@ -182,7 +182,7 @@ async fn a_small_message_behind_a_large_one_is_echoed_too() {
     });
     let mut peer = node.connect(&endpoint, Transport::Websocket).await;
     let (mut reading, mut writing) = peer.0.split();
-    // More than the buffers of the kernel hold.
+    // More than the kernel buffers hold.
     let large = vec![b'x'; 16 << 20];
     let sent = [
         masked(0x82, &large),

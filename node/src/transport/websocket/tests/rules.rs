@@ -20,7 +20,7 @@ fn case<const N: usize>(name: &'static str, sent: &[&[u8]], received: [(u8, Byte
     }
 }
 
-/// A close frame without a reason, as an answer.
+/// A close frame without a reason, as a reply.
 fn answer(code: u16) -> (u8, Bytes) {
     (0x88, Bytes::copy_from_slice(&code.to_be_bytes()))
 }
@@ -80,7 +80,7 @@ fn cases() -> Vec<Case> {
         case("a ping too large", &[&masked(0x89, &full[..126])], [protocol.clone()]),
         case("a fragmented ping", &[&masked(0x09, b"p")], [protocol.clone()]),
         case("a fragmented close", &[&masked(0x08, &[0x03, 0xe8])], [protocol.clone()]),
-        case("a pong that nobody asked for", &[&masked(0x8a, b"p"), &end], [answer(1000)]),
+        case("an unsolicited pong", &[&masked(0x8a, b"p"), &end], [answer(1000)]),
         // Sizes.
         case("one byte too large", &[&masked(0x81, &over)], [too_large.clone()]),
         case("a claim that is too large", &[&header(0x81, LIMIT as u64 + 1)], [too_large.clone()]),
@@ -113,7 +113,7 @@ async fn received(node: &mut Node, endpoint: &Arc<Endpoint>, pieces: &[&[u8]]) -
     let mut peer = node.connect(endpoint, Transport::Websocket).await;
     for piece in pieces {
         peer.send(piece).await;
-        // So that pieces arrive one by one, and the server sees every state between them.
+        // So that pieces arrive one by one, and the server is in every state between them.
         tokio::task::yield_now().await;
     }
     peer.0.shutdown().await.unwrap();
@@ -128,7 +128,7 @@ fn limited() -> Arc<Endpoint> {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_is_answered_as_the_rfc_says() {
+async fn the_server_responds_to_frames_as_rfc_6455_requires() {
     let (mut node, endpoint) = (Node::start(), limited());
     for case in cases() {
         let received = received(&mut node, &endpoint, &[&case.sent]).await;
@@ -138,11 +138,11 @@ async fn what_a_client_sends_is_answered_as_the_rfc_says() {
 }
 
 #[tokio::test]
-async fn it_makes_no_difference_how_the_bytes_are_cut() {
+async fn it_makes_no_difference_how_the_bytes_are_split() {
     let (mut node, endpoint) = (Node::start(), limited());
     for case in cases().into_iter().filter(|case| case.sent.len() < 200) {
         let pieces: Vec<&[u8]> = case.sent.chunks(1).collect();
-        // What comes behind the end of a connection cannot be sent byte by byte.
+        // Bytes after the end of a connection cannot be sent one by one.
         if case.name == "data behind a close" {
             continue;
         }
@@ -153,7 +153,7 @@ async fn it_makes_no_difference_how_the_bytes_are_cut() {
 }
 
 #[tokio::test]
-async fn a_reserved_close_code_is_answered_with_a_protocol_error() {
+async fn a_reserved_close_code_is_a_protocol_error() {
     let (mut node, endpoint) = (Node::start(), limited());
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000] {
         let frames = received(&mut node, &endpoint, &[&masked_close(code)]).await;
@@ -163,7 +163,7 @@ async fn a_reserved_close_code_is_answered_with_a_protocol_error() {
 }
 
 #[tokio::test]
-async fn what_came_behind_the_request_is_read_first() {
+async fn bytes_after_the_request_are_read_first() {
     let (mut node, endpoint) = (Node::start(), echo());
     let read_ahead = [masked_text("early"), masked_text("cut")[..5].to_vec()].concat();
     let mut peer = node

@@ -1,15 +1,15 @@
-//! Commands that wait for nothing: how many are begun at a time, and what ends them. What waits is tested end to end, with
-//! hooks and a Redis that take their time.
+//! Commands that do not wait: how many are started at a time, and what ends them. Those that wait are tested end to end, with
+//! slow hooks and a slow Redis.
 
 use super::*;
 use crate::client::channels::testing;
-use crate::cluster::directory::OrderRefused;
+use crate::cluster::directory::CommandRejected;
 
-/// A command that is answered with an error, whoever sends it.
+/// A command whose reply is always an error.
 const UNKNOWN: &str = r#"{"id":1}"#;
 
 #[test]
-fn many_small_commands_let_other_tasks_have_their_turn() {
+fn many_small_commands_yield_to_other_tasks() {
     let (admitted, metrics) = testing::client();
     let mut commands = Commands::new(admitted.client());
     commands.push(Bytes::from(UNKNOWN.repeat(3 * STARTS_MAX)));
@@ -24,7 +24,7 @@ fn many_small_commands_let_other_tasks_have_their_turn() {
 }
 
 #[test]
-fn nothing_that_a_client_sent_behind_its_mistake_is_carried_out() {
+fn commands_after_an_undecodable_one_are_not_executed() {
     for mistake in ["[]", r#"{"id":2,"ping":{}}"#] {
         let (admitted, metrics) = testing::client();
         let mut commands = Commands::new(admitted.client());
@@ -36,7 +36,7 @@ fn nothing_that_a_client_sent_behind_its_mistake_is_carried_out() {
 }
 
 #[tokio::test]
-async fn more_than_two_of_the_largest_messages_wait_for_nobody() {
+async fn no_more_than_two_of_the_largest_messages_are_queued() {
     let (admitted, metrics) = testing::client();
     let client = admitted.client();
     let bytes_max = client.endpoint().received_bytes_max();
@@ -45,7 +45,7 @@ async fn more_than_two_of_the_largest_messages_wait_for_nobody() {
         client.take_input(large.clone()).unwrap();
     }
     let one_more = client.take_input(Bytes::from_static(b"{}"));
-    assert_eq!(one_more, Err(OrderRefused::Busy));
+    assert_eq!(one_more, Err(CommandRejected::Busy));
     while metrics.messages_received.get() < 2 {
         tokio::task::yield_now().await;
     }
