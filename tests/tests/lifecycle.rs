@@ -306,6 +306,8 @@ impl Scene {
             leases.len() == self.nodes.len() && leases == sorted_lines(&live.unwrap_or_default())
         })
         .await?;
+        let token = subscriber::token(SECRET, "witness");
+        let witness = Subscriber::connect(self.nodes[victim].address, &token).await?;
         self.nodes[victim].process.signal(Signal::Stop);
         let others = self.nodes.len() - 1;
         let is_gone = async |leases: Vec<String>| leases.len() == others;
@@ -314,10 +316,13 @@ impl Scene {
             .await;
         self.nodes[victim].process.signal(Signal::Continue);
         gone?;
-        wait::until("the node to begin anew", wait::SOON, async || {
-            let log = self.nodes[victim].process.log();
-            log.contains("another node ended this node's lifecycle entries as dead")
-                .then_some(())
+        // A kill that comes earlier would take what begins anew with it.
+        wait::until("a client to begin anew", wait::SOON, async || {
+            let events = self.application.events();
+            let begun = events
+                .iter()
+                .filter(|event| event["type"] == "connected" && event["client"] == *witness.id);
+            (2 <= begun.count()).then_some(())
         })
         .await
     }

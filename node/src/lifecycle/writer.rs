@@ -65,8 +65,8 @@ pub(super) struct Shared {
     changed: Notify,
     /// How many steps are in the log.
     entered: watch::Sender<u64>,
-    /// Since when Redis accepts no steps, while it accepts none.
-    failing_since: Mutex<Option<Instant>>,
+    /// While Redis takes no steps: until when clients that connect wait for their event.
+    waits_until: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
     drops: Throttle,
 }
@@ -100,7 +100,7 @@ impl Writer {
             journal: Mutex::default(),
             changed: Notify::new(),
             entered: watch::Sender::new(0),
-            failing_since: Mutex::default(),
+            waits_until: Mutex::default(),
             metrics: Arc::clone(&parts.metrics),
             drops: Throttle::default(),
         });
@@ -145,14 +145,13 @@ impl Writer {
         }
     }
 
-    /// Waits until all steps before `position` are in the log, unless Redis has accepted none for [`FAILING_FOR`].
+    /// Waits until all steps before `position` are in the log, unless Redis rejects steps, or has taken none for [`FAILING_FOR`].
     pub(super) async fn entered(&self, position: u64) {
-        if let Self::Redis(shared) = self
-            && !shared.has_failed_for_long()
-        {
+        if let Self::Redis(shared) = self {
             let mut entered = shared.entered.subscribe();
+            let is_over = |entered: &u64| position <= *entered || shared.has_failed_for_long();
             // The sender is our own.
-            let _ = entered.wait_for(|entered| position <= *entered).await;
+            let _ = entered.wait_for(is_over).await;
         }
     }
 }
@@ -160,12 +159,19 @@ impl Writer {
 impl Shared {
     /// Notes that Redis does not take steps now.
     fn failed(&self) {
-        self.failing_since.lock().get_or_insert_with(Instant::now);
+        let mut waits_until = self.waits_until.lock();
+        waits_until.get_or_insert_with(|| Instant::now() + FAILING_FOR);
+    }
+
+    /// Notes that Redis rejects steps, which may last: nothing waits for it.
+    fn rejected(&self) {
+        *self.waits_until.lock() = Some(Instant::now());
+        self.entered.send_modify(|_| {}); // Waiting clients check again.
     }
 
     fn has_failed_for_long(&self) -> bool {
-        let since = *self.failing_since.lock();
-        since.is_some_and(|since| FAILING_FOR <= since.elapsed())
+        let waits_until = *self.waits_until.lock();
+        waits_until.is_some_and(|until| until <= Instant::now())
     }
 
     fn dropped(&self) -> u64 {
@@ -321,7 +327,7 @@ impl Work {
             journal.len()
         };
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);
-        *self.shared.failing_since.lock() = None;
+        *self.shared.waits_until.lock() = None;
         self.shared.entered.send_replace(position);
     }
 
@@ -362,7 +368,10 @@ impl Work {
     }
 
     fn warn_of(&self, error: &CommandError) {
-        self.shared.failed();
+        match error {
+            CommandError::Full(_) | CommandError::Refused(_) => self.shared.rejected(),
+            CommandError::Unreachable(_) | CommandError::Timeout(_) => self.shared.failed(),
+        }
         let waiting = self.shared.journal.lock().len();
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);
         if let Some(held_back) = self.failures.admit(std::time::Instant::now()) {
