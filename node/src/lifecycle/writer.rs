@@ -149,7 +149,7 @@ impl Writer {
     pub(super) async fn entered(&self, position: u64) {
         if let Self::Redis(shared) = self {
             let mut entered = shared.entered.subscribe();
-            let is_over = |entered: &u64| position <= *entered || shared.has_failed_for_long();
+            let is_over = |entered: &u64| position <= *entered || shared.waits_no_longer();
             // The sender is our own.
             let _ = entered.wait_for(is_over).await;
         }
@@ -169,7 +169,8 @@ impl Shared {
         self.entered.send_modify(|_| {}); // Waiting clients check again.
     }
 
-    fn has_failed_for_long(&self) -> bool {
+    /// Whether clients that connect wait for their event no longer: Redis rejects steps, or has failed for [`FAILING_FOR`].
+    fn waits_no_longer(&self) -> bool {
         let waits_until = *self.waits_until.lock();
         waits_until.is_some_and(|until| until <= Instant::now())
     }
