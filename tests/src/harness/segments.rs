@@ -2,6 +2,11 @@
 //!
 //! The kernel is asked how many bytes the socket at the other end of a connection of this machine holds unread (`sock_diag(7)`),
 //! so that a test splits a message by a condition and not by a pause.
+//!
+//! Two things would make that answer wrong. What is sent may not have arrived yet: the count of received bytes is compared with
+//! that of written ones first. And the queue is empty while the `read(2)` that empties it still runs, which would then return
+//! what is sent next as well: the question asks for `INET_DIAG_INFO`, for which the kernel takes the lock of the socket after it
+//! has read the queue, and so answers once that call has returned.
 
 use std::{
     io::{Read as _, Write as _},
@@ -48,10 +53,8 @@ impl Ends {
         };
         let end = Instant::now() + UNWANTED;
         loop {
-            let unsent = kernel.of(self.near, self.far);
-            let unsent = unsent.map_or(0, |queues| queues.unsent);
-            match kernel.of(self.far, self.near) {
-                Ok(Queues { unread: 0, .. }) if unsent == 0 => return true,
+            match kernel.unread(self) {
+                Ok(0) => return true,
                 Err(_) => return false,
                 Ok(_) if end < Instant::now() => return false,
                 Ok(_) => sleep(PAUSE).await,
@@ -64,11 +67,15 @@ impl Ends {
 #[derive(Debug)]
 pub struct SocketQueues(Socket);
 
-/// What one socket holds, in bytes.
+/// What the kernel counts of one socket, in bytes.
 #[derive(Clone, Copy, Debug)]
-struct Queues {
-    unread: u32,
-    unsent: u32,
+struct Counts {
+    /// Received and not yet read by the program.
+    unread: u64,
+    /// Received since the connection was made.
+    received: u64,
+    /// Written by the program since then.
+    written: u64,
 }
 
 const NETLINK_SOCK_DIAG: i32 = 4;
@@ -80,11 +87,22 @@ const NO_COOKIE: u32 = u32::MAX;
 /// The state of a socket that no program has any more.
 const TIME_WAIT: u8 = 6;
 
-/// `struct nlmsghdr`, and where the state and the queues are in the `struct inet_diag_msg` behind it.
+/// `struct nlmsghdr`, where the state and the receive queue are in the `struct inet_diag_msg` behind it, and where that ends.
 const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = 56;
 const STATE_AT: usize = HEADER_BYTES + 1;
 const UNREAD_AT: usize = HEADER_BYTES + 4 + 48 + 4;
+const ATTRIBUTES_AT: usize = HEADER_BYTES + 72;
+
+/// The attribute that holds a `struct tcp_info`, and the bit that asks for it.
+const INET_DIAG_INFO: u16 = 2;
+const ASK_FOR_INFO: u8 = 1 << (INET_DIAG_INFO - 1);
+
+/// Where `struct tcp_info` has `tcpi_bytes_received`, `tcpi_notsent_bytes`, `tcpi_bytes_sent` and `tcpi_bytes_retrans`.
+const RECEIVED_AT: usize = 128;
+const UNSENT_AT: usize = 144;
+const SENT_AT: usize = 200;
+const SENT_AGAIN_AT: usize = 208;
 
 impl SocketQueues {
     /// Opens a socket to the kernel's socket diagnostics.
@@ -102,35 +120,65 @@ impl SocketQueues {
         Ok(Self(kernel))
     }
 
-    /// How many bytes the socket at the far end has received that its program has not read.
+    /// How many bytes the near end has written that the program at the far end has not read.
     ///
     /// # Errors
     ///
-    /// The far end is closed.
-    pub fn unread(&self, ends: Ends) -> Result<u32> {
+    /// An end is closed.
+    pub fn unread(&self, ends: Ends) -> Result<u64> {
+        let written = self.of(ends.near, ends.far)?.written;
+        let received = self.of(ends.far, ends.near)?.received;
+        if received < written {
+            return Ok(written - received);
+        }
         Ok(self.of(ends.far, ends.near)?.unread)
     }
 
-    /// The queues of the socket at `local` that is connected to `remote`.
-    fn of(&self, local: SocketAddr, remote: SocketAddr) -> Result<Queues> {
+    /// The counts of the socket at `local` that is connected to `remote`.
+    fn of(&self, local: SocketAddr, remote: SocketAddr) -> Result<Counts> {
         (&self.0).write_all(&question(local, remote)?)?;
-        let mut answer = [0; 512];
+        let mut answer = [0; 2_048];
         let length = (&self.0).read(&mut answer)?;
         let answer = &answer[..length];
-        let number = |at: usize| {
-            let bytes = answer.get(at..at + 4)?;
-            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-        };
         let is_open = answer.get(4..6) == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
             && answer.get(STATE_AT) != Some(&TIME_WAIT);
         if !is_open {
             bail!("there is no connection of {local} to {remote}");
         }
-        Ok(Queues {
-            unread: number(UNREAD_AT).context("a short answer of the kernel")?,
-            unsent: number(UNREAD_AT + 4).context("a short answer of the kernel")?,
-        })
+        counts(answer).context("a short answer of the kernel")
     }
+}
+
+/// The counts in an answer of the kernel, if all of them are in it.
+fn counts(answer: &[u8]) -> Option<Counts> {
+    let info = tcp_info(answer.get(ATTRIBUTES_AT..)?)?;
+    let sent_once = u64_at(info, SENT_AT)?.checked_sub(u64_at(info, SENT_AGAIN_AT)?)?;
+    Some(Counts {
+        unread: u32_at(answer, UNREAD_AT)?.into(),
+        received: u64_at(info, RECEIVED_AT)?,
+        written: sent_once + u64::from(u32_at(info, UNSENT_AT)?),
+    })
+}
+
+/// The `struct tcp_info` among the attributes (`struct rtattr`: length, type, value, padded to four bytes).
+fn tcp_info(mut attributes: &[u8]) -> Option<&[u8]> {
+    loop {
+        let (head, _) = attributes.split_first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let value = attributes.get(head.len()..length)?;
+        if u16::from_ne_bytes([head[2], head[3]]) == INET_DIAG_INFO {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2` for one TCP socket.
@@ -143,7 +191,12 @@ fn question(local: SocketAddr, remote: SocketAddr) -> Result<Vec<u8>> {
     question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     question.extend(NLM_F_REQUEST.to_ne_bytes());
     question.extend([0; 8]);
-    question.extend([libc::AF_INET as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    question.extend([
+        libc::AF_INET as u8,
+        libc::IPPROTO_TCP as u8,
+        ASK_FOR_INFO,
+        0,
+    ]);
     question.extend(ANY_STATE.to_ne_bytes());
     question.extend(local.port().to_be_bytes());
     question.extend(remote.port().to_be_bytes());
