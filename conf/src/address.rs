@@ -1,4 +1,4 @@
-//! Ranges of IP addresses: whom to trust.
+//! Ranges of IP addresses, for trusted proxies.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};

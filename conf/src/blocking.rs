@@ -97,7 +97,7 @@ fn within<T: Send + 'static>(
         done.store(true, Ordering::Relaxed);
         hanging.remove(&owned);
         drop(hanging);
-        let _ = send.send(result); // Nobody waits for it any more, if it took too long.
+        let _ = send.send(result); // The receiver is gone if this took too long.
     };
     thread::Builder::new()
         .name("file".to_owned())

@@ -6,7 +6,7 @@
 //! equal ids, a route to an unknown pool) through [`Positions::error`].
 //!
 //! What else both do alike with the machine that they run on is here too, and nothing of what they serve: they raise the limit of
-//! open files ([`raise_open_files`]), read files that may hang ([`read_file`]), write logs that hold nobody up
+//! open files ([`raise_open_files`]), read files that may hang ([`read_file`]), write logs without blocking
 //! ([`LogWriter`]) and tell systemd what they do ([`ServiceManager`]).
 //!
 //! This crate knows no setting of either program, and no default.

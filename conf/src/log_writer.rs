@@ -214,7 +214,7 @@ impl<L: LogLine> LogWriter<L> {
         })
     }
 
-    /// Opens the file again, under the name that it was opened by: whoever renamed it wants a new one.
+    /// Opens the file again by its name, after log rotation has renamed it.
     pub fn reopen(&self) {
         let mut state = self.0.lock();
         state.is_reopen_wanted = true;
@@ -439,7 +439,7 @@ impl<L: LogLine> Writing<L> {
     }
 }
 
-/// Tells those who wait that the thread has ended, however it does.
+/// Wakes the waiting threads when the writer ends, also by a panic.
 struct Ended<L>(Arc<Shared<L>>);
 
 impl<L> Drop for Ended<L> {

@@ -8,7 +8,7 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 /// A duration as the file has it: `250ms`, `10s`, `5m`, `1h`, `1h 30m`.
 ///
-/// A number without a unit is refused: nobody can tell whether 10 means seconds.
+/// A number without a unit is rejected: 10 could mean seconds or milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -42,7 +42,7 @@ impl fmt::Display for Span {
 
 /// A number of bytes as the file has it: `512B`, `64KiB`, `1MiB`, `2GiB`.
 ///
-/// Only units of 1,024 are taken, so that nobody has to know whether KB is 1,000 or 1,024 bytes.
+/// Only units of 1,024 are accepted, because KB could mean 1,000 or 1,024 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 

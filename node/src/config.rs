@@ -149,7 +149,7 @@ pub(crate) struct RedisServer {
     pub(crate) password: Option<Secret>,
 }
 
-/// Who may vouch for a Redis server.
+/// Which certificate authorities are trusted for a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RedisTls {
     /// Trusted CA certificates in PEM, at least one; `None`: those of the system.
@@ -193,11 +193,11 @@ pub(crate) struct Registry {
 pub(crate) struct Api {
     /// Where it is.
     pub(crate) path: String,
-    /// Who knows one of them may use it; never empty.
+    /// Each gives full access; never empty.
     pub(crate) keys: Vec<Secret>,
     /// How far a publication gets before it is acknowledged, if it does not say so itself.
     pub(crate) ack: Ack,
-    /// Publications in the answer to one `history`.
+    /// The largest number of publications in one `history` response.
     pub(crate) history_page: usize,
 }
 

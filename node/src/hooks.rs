@@ -242,7 +242,7 @@ impl Hooks {
         kind: DataKind,
     ) -> Result<PublishGrant, Refusal> {
         let hook_request = request::publish(asker, channel, data);
-        let read = |answer: &[u8]| response::publish(answer, kind);
+        let read = |response: &[u8]| response::publish(response, kind);
         self.call(Hook::Publish, asker, &hook_request, read).await
     }
 
@@ -301,7 +301,7 @@ impl Hooks {
             None => Err(HookError::NoAddress),
             Some(calls) => self.backend.call(calls, asker.headers, hook_request).await,
         };
-        let (outcome, answer) = match answered.and_then(|answer| read(&answer)) {
+        let (outcome, response) = match answered.and_then(|response| read(&response)) {
             Ok(HookResponse::Granted(granted)) => (HookOutcome::Granted, Ok(granted)),
             Ok(HookResponse::Error(error)) => (HookOutcome::Refused, Err(Refusal::Error(error))),
             Ok(HookResponse::Disconnect { code, reason }) => {
@@ -314,7 +314,7 @@ impl Hooks {
             }
         };
         self.metrics.hook(hook, outcome);
-        answer
+        response
     }
 
     fn warn_of(&self, hook: Hook, error: &HookError) {

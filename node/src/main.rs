@@ -45,7 +45,7 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    // Whoever rotates logs sends it before anybody listens, too.
+    // Log rotation may send it at any time, also before the handler is installed.
     ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
     let config = match &flags.config {

@@ -125,7 +125,7 @@ impl Output {
     }
 }
 
-/// Opens a log file. A pipe that nobody reads and a file system that hangs are errors.
+/// Opens a log file. A pipe without a reader and a file system that hangs are errors.
 fn open(path: &Path) -> io::Result<File> {
     open_by(path, OpenOptions::new().create(true))
 }
@@ -143,7 +143,7 @@ fn open_by(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
             .open(&owned);
         opened.map_err(|error| match error.raw_os_error() {
             Some(libc::ENXIO) if is_pipe(&owned) => {
-                io::Error::other("it is a pipe, and nobody reads it")
+                io::Error::other("it is a pipe without a reader")
             }
             _ => error,
         })

@@ -253,7 +253,7 @@ fn a_named_pipe_that_nobody_reads_is_an_error_at_once_that_says_so() {
     assert_eq!(made, 0);
     let opened = LogWriter::start(&scratch.target(), CONFIG, Told::default());
     let error = opened.map(|_| ()).unwrap_err();
-    assert_eq!(error.to_string(), "it is a pipe, and nobody reads it");
+    assert_eq!(error.to_string(), "it is a pipe without a reader");
     // With somebody who reads, it waits for that one instead of failing when it is full.
     let mut reader = File::options()
         .read(true)

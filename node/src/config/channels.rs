@@ -69,14 +69,14 @@ pub(crate) struct Namespaces(HashMap<String, Arc<ChannelOptions>>);
 pub(crate) struct ChannelOptions {
     /// Its name; empty: channels without a namespace.
     pub(crate) namespace: String,
-    /// Who may subscribe without a token for the channel.
+    /// Which clients may subscribe without a token for the channel.
     pub(crate) subscribe: SubscribeAccess,
     /// Whether a name that ends in `#USER,USER` is for these users.
     pub(crate) user_limited: bool,
     pub(crate) publish: PublishAccess,
-    /// Who may ask for presence, if there is any.
+    /// Which clients may request presence, if the channel has it.
     pub(crate) read_presence: ReadAccess,
-    /// Who may ask for history, if there is any.
+    /// Which clients may request history, if the channel has it.
     pub(crate) read_history: ReadAccess,
     /// What is kept of what was said; `None`: nothing.
     pub(crate) history: Option<HistoryOptions>,
@@ -92,7 +92,7 @@ pub(crate) struct ChannelOptions {
     pub(crate) lifecycle: bool,
     pub(crate) data: DataKind,
     pub(crate) slow: SlowReader,
-    /// How far a client's publication must have got before the client is answered; never
+    /// The acknowledgement that a client's publication waits for before its reply; never
     /// [`Ack::Fast`] with `history`.
     pub(crate) ack: Ack,
 }
@@ -109,16 +109,16 @@ pub(crate) struct HistoryOptions {
     pub(crate) meta_lifetime: Duration,
 }
 
-/// Who may subscribe without a token for the channel. With a valid one everybody may, unless it is
+/// Which clients may subscribe without a token for the channel. With a valid token every client may, unless it is
 /// `Nobody`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SubscribeAccess {
     /// Only the server subscribes clients.
     Nobody,
-    /// Nobody.
+    /// No client.
     Token,
-    /// Whom the application's backend allows it.
+    /// Clients that the application's backend allows.
     Hook,
     /// Clients with a user.
     Authenticated,
@@ -126,13 +126,13 @@ pub(crate) enum SubscribeAccess {
     Anyone,
 }
 
-/// Who may publish.
+/// Which clients may publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PublishAccess {
     /// The application alone.
     Nobody,
-    /// Whom the application's backend allows it.
+    /// Clients that the application's backend allows.
     Hook,
     /// Subscribers of the channel.
     Subscribers,
@@ -142,7 +142,7 @@ pub(crate) enum PublishAccess {
     Anyone,
 }
 
-/// Who may ask.
+/// Which clients may request presence or history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReadAccess {

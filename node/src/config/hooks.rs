@@ -25,7 +25,7 @@ pub(crate) struct Hooks {
     /// Where lifecycle events are sent.
     pub(crate) lifecycle: Option<Hook>,
     /// The largest response.
-    pub(crate) answer_bytes_max: usize,
+    pub(crate) response_bytes_max: usize,
     /// Headers of the client's request that go along.
     pub(crate) forward_headers: Vec<HeaderName>,
     /// Headers that the client names in its `connect` and that go along.

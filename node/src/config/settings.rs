@@ -152,7 +152,7 @@ pub(super) const SLOW: SlowReader = SlowReader::Disconnect;
 pub(super) const ACK_WITH_HISTORY: Ack = Ack::Stored;
 pub(super) const ACK_WITHOUT_HISTORY: Ack = Ack::Fast;
 
-/// Less is what a node takes with nobody in it.
+/// A node without clients takes that much.
 pub(super) const MEMORY: Setting<u64> = setting(MIB << 20, 32 * MIB, MIB << 20);
 pub(super) const CONNECTIONS_MAX: u64 = 100_000_000;
 pub(super) const SESSIONS: Setting<u64> = setting(50_000, 1, 100_000_000);

@@ -5,7 +5,7 @@
 pub(crate) enum ChannelTransport {
     /// In JSON or in Protobuf.
     Websocket,
-    /// A streamed answer, with requests beside it.
+    /// A streamed response, with requests beside it.
     HttpStream,
     /// Server-sent events, with requests beside them.
     Sse,

@@ -65,7 +65,7 @@ pub(super) enum HookError {
     #[error(
         "expected {{\"result\": {{...}}}}, {{\"error\": {{...}}}} or {{\"disconnect\": {{...}}}}"
     )]
-    NotAnAnswer(#[source] serde_json::Error),
+    MalformedResponse(#[source] serde_json::Error),
     /// The JSON object has none of the three.
     #[error("expected `result`, `error` or `disconnect`, found none of them")]
     Nothing,
@@ -89,7 +89,7 @@ pub(super) enum HookError {
 /// The backend, and the pool of connections to it.
 pub(super) struct Backend {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    answer_bytes_max: usize,
+    response_bytes_max: usize,
     headers: HeaderMap,
 }
 
@@ -145,7 +145,7 @@ impl Backend {
         }
         Self {
             client,
-            answer_bytes_max: config.answer_bytes_max,
+            response_bytes_max: config.response_bytes_max,
             headers,
         }
     }
@@ -203,11 +203,11 @@ impl Backend {
         if response.status() != StatusCode::OK {
             return Err(HookError::Status(response.status()));
         }
-        let body = Limited::new(response.into_body(), self.answer_bytes_max);
+        let body = Limited::new(response.into_body(), self.response_bytes_max);
         match body.collect().await {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
-                Err(HookError::TooLarge(self.answer_bytes_max))
+                Err(HookError::TooLarge(self.response_bytes_max))
             }
             Err(error) => Err(HookError::BrokeOff(error)),
         }

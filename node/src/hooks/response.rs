@@ -126,8 +126,8 @@ struct Rpc {
     b64data: Option<String>,
 }
 
-pub(super) fn connect(answer: &[u8]) -> Result<HookResponse<ConnectGrant>, HookError> {
-    read(answer, |result: Connect| {
+pub(super) fn connect(response: &[u8]) -> Result<HookResponse<ConnectGrant>, HookError> {
+    read(response, |result: Connect| {
         Ok(ConnectGrant {
             user: result.user,
             expire_at: grant::moment(result.expire_at),
@@ -139,8 +139,8 @@ pub(super) fn connect(answer: &[u8]) -> Result<HookResponse<ConnectGrant>, HookE
     })
 }
 
-pub(super) fn refresh(answer: &[u8]) -> Result<HookResponse<Refreshed>, HookError> {
-    read(answer, |result: Refresh| {
+pub(super) fn refresh(response: &[u8]) -> Result<HookResponse<Refreshed>, HookError> {
+    read(response, |result: Refresh| {
         if result.expired {
             return Ok(Refreshed::Expired);
         }
@@ -152,8 +152,8 @@ pub(super) fn refresh(answer: &[u8]) -> Result<HookResponse<Refreshed>, HookErro
     })
 }
 
-pub(super) fn subscribe(answer: &[u8]) -> Result<HookResponse<SubscribeGrant>, HookError> {
-    read(answer, |result: Subscribe| {
+pub(super) fn subscribe(response: &[u8]) -> Result<HookResponse<SubscribeGrant>, HookError> {
+    read(response, |result: Subscribe| {
         Ok(SubscribeGrant {
             expire_at: grant::moment(result.expire_at),
             info: grant::either(result.info, result.b64info.as_deref(), "info")?,
@@ -164,10 +164,10 @@ pub(super) fn subscribe(answer: &[u8]) -> Result<HookResponse<SubscribeGrant>, H
 }
 
 pub(super) fn publish(
-    answer: &[u8],
+    response: &[u8],
     kind: DataKind,
 ) -> Result<HookResponse<PublishGrant>, HookError> {
-    read(answer, |result: Publish| {
+    read(response, |result: Publish| {
         let data = grant::either(result.data, result.b64data.as_deref(), "data")?;
         let data = Some(data).filter(|data| !data.is_empty());
         if let (Some(data), DataKind::Json) = (&data, kind) {
@@ -180,8 +180,8 @@ pub(super) fn publish(
     })
 }
 
-pub(super) fn rpc(answer: &[u8]) -> Result<HookResponse<Bytes>, HookError> {
-    read(answer, |result: Rpc| {
+pub(super) fn rpc(response: &[u8]) -> Result<HookResponse<Bytes>, HookError> {
+    read(response, |result: Rpc| {
         Ok(grant::either(
             result.data,
             result.b64data.as_deref(),
@@ -193,10 +193,10 @@ pub(super) fn rpc(answer: &[u8]) -> Result<HookResponse<Bytes>, HookError> {
 /// Parses one of the three. Without any of them, nothing is granted: a backend that responds `{}` to a request that it
 /// does not know must not accept all clients.
 fn read<R: DeserializeOwned, T>(
-    answer: &[u8],
+    response: &[u8],
     granted: impl FnOnce(R) -> Result<T, HookError>,
 ) -> Result<HookResponse<T>, HookError> {
-    let raw: Raw<R> = serde_json::from_slice(answer).map_err(HookError::NotAnAnswer)?;
+    let raw: Raw<R> = serde_json::from_slice(response).map_err(HookError::MalformedResponse)?;
     match raw {
         Raw {
             disconnect: Some(disconnect),

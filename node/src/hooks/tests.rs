@@ -33,9 +33,9 @@ enum Behaviour {
     SaysAndCloses(Vec<u8>),
     /// Reads, and says nothing.
     Hangs,
-    /// Closes a connection that was used before without a word, and answers on a new one.
+    /// Closes a connection that was used before without a word, and responds on a new one.
     ClosesUsed(Vec<u8>),
-    /// Answers when it is told to.
+    /// Responds when the test says so.
     Waits(Arc<Notify>, Vec<u8>),
 }
 
@@ -91,18 +91,18 @@ async fn serve(mut stream: TcpStream, behaviour: Behaviour, asked: Arc<Mutex<Vec
             return;
         };
         asked.lock().push(hook_request);
-        let (answer, goes_on) = match &behaviour {
-            Behaviour::Says(answer) => (answer, true),
-            Behaviour::SaysAndCloses(answer) => (answer, false),
+        let (response, goes_on) = match &behaviour {
+            Behaviour::Says(response) => (response, true),
+            Behaviour::SaysAndCloses(response) => (response, false),
             Behaviour::Hangs => std::future::pending().await,
             Behaviour::ClosesUsed(_) if 0 < count => return,
-            Behaviour::ClosesUsed(answer) => (answer, true),
-            Behaviour::Waits(told, answer) => {
+            Behaviour::ClosesUsed(response) => (response, true),
+            Behaviour::Waits(told, response) => {
                 told.notified().await;
-                (answer, true)
+                (response, true)
             }
         };
-        if stream.write_all(answer).await.is_err() || !goes_on {
+        if stream.write_all(response).await.is_err() || !goes_on {
             return;
         }
     }
@@ -192,7 +192,7 @@ async fn failure(hooks: &Hooks) -> String {
         .backend
         .call(calls, [&headers; 2], &hook_request)
         .await;
-    let read = asked.and_then(|answer| response::rpc(&answer));
+    let read = asked.and_then(|response| response::rpc(&response));
     read.unwrap_err().to_string()
 }
 
@@ -285,7 +285,7 @@ async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
 }
 
 #[tokio::test]
-async fn what_is_granted_is_what_the_answer_says() {
+async fn what_is_granted_is_what_the_response_says() {
     let result = json!({"result": {
         "user": "7", "expire_at": 99, "info": {"a": 1}, "b64data": "AAE=", "channels": ["a"],
         "subs": {"b": {"override": {"presence": {"value": false}}}}, "meta": {"m": 1},
@@ -347,7 +347,7 @@ async fn an_application_refuses_in_its_own_words() {
         code,
         reason: reason.to_owned(),
     };
-    for (answer, expected) in [
+    for (response, expected) in [
         (
             json!({"error": {"code": 400, "message": "no"}}),
             error(400, "no", false),
@@ -387,13 +387,13 @@ async fn an_application_refuses_in_its_own_words() {
         (json!({"result": 7}), Refusal::Failed),
         (json!({"result": {"data": deep}}), Refusal::Failed),
     ] {
-        let server = server(Behaviour::Says(ok(&answer))).await;
-        assert_eq!(call(&hooks(&server)).await, Err(expected), "{answer}");
+        let server = server(Behaviour::Says(ok(&response))).await;
+        assert_eq!(call(&hooks(&server)).await, Err(expected), "{response}");
     }
 }
 
 #[tokio::test]
-async fn null_is_an_answer_to_a_call_and_changes_no_publication() {
+async fn null_is_a_response_to_a_call_and_changes_no_publication() {
     let server = server(Behaviour::Says(ok(&json!({"result": {"data": null}})))).await;
     let hooks = hooks(&server);
     assert_eq!(call(&hooks).await, Ok(Bytes::from_static(b"null")));
@@ -512,7 +512,7 @@ async fn a_question_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_backend_gave_up_costs_no_answer() {
+async fn a_connection_that_the_backend_gave_up_costs_no_response() {
     let server = server(Behaviour::ClosesUsed(ok(&json!({"result": {}})))).await;
     let hooks = hooks(&server);
     let mut failures = 0;
@@ -528,8 +528,8 @@ async fn a_connection_that_the_backend_gave_up_costs_no_answer() {
 async fn no_more_questions_are_open_than_the_limit_says() {
     const OPEN_MAX: usize = 2;
     let told = Arc::new(Notify::new());
-    let answer = ok(&json!({"result": {"data": 1}}));
-    let server = server(Behaviour::Waits(Arc::clone(&told), answer)).await;
+    let response = ok(&json!({"result": {"data": 1}}));
+    let server = server(Behaviour::Waits(Arc::clone(&told), response)).await;
     let hooks = hooks_with_rpc(server.address, |rpc| rpc.open_max = OPEN_MAX);
     let mut asking = JoinSet::new();
     for _ in 0..5 {
@@ -547,8 +547,8 @@ async fn no_more_questions_are_open_than_the_limit_says() {
         }
         assert_eq!(server.asked.lock().len(), answered + open);
         told.notify_one();
-        let answer = asking.join_next().await.unwrap().unwrap();
-        assert_eq!(answer, Ok(Bytes::from_static(b"1")));
+        let response = asking.join_next().await.unwrap().unwrap();
+        assert_eq!(response, Ok(Bytes::from_static(b"1")));
     }
     assert_eq!(server.connections.load(Ordering::Relaxed), OPEN_MAX);
 }

@@ -55,7 +55,7 @@ impl TestNode {
     async fn request(&self, request: &str) -> raw::Answer {
         let mut client = self.connect().await;
         client.send(request).await;
-        client.answer().await
+        client.response().await
     }
 
     async fn get(&self, path: &str) -> raw::Answer {
@@ -69,13 +69,13 @@ impl TestNode {
         client
             .send(&format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"))
             .await;
-        client.answer().await
+        client.response().await
     }
 
     async fn post(&self, path: &str, body: &str) -> raw::Answer {
         let mut client = self.connect().await;
         client.post(path, body).await;
-        client.answer().await
+        client.response().await
     }
 
     /// Waits until the node has ended by itself.

@@ -32,7 +32,7 @@ pub(crate) enum Request {
     /// Say something in a channel.
     #[prost(message, tag = "7")]
     Publish(PublishRequest),
-    /// Who is in a channel?
+    /// Request the presence of a channel.
     #[prost(message, tag = "8")]
     Presence(PresenceRequest),
     /// How many are in a channel?

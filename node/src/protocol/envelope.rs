@@ -11,7 +11,7 @@
 //! publication knows its offset. From the time on it is the entry's [`body()`], which is what a stream
 //! keeps.
 //!
-//! Written for hostile input: whoever may publish on Redis may send anything. Data is a slice of what was
+//! Written for hostile input: any client of Redis can publish anything. Data is a slice of what was
 //! read.
 
 use std::str;

@@ -33,7 +33,7 @@ pub(crate) enum Outcome {
     /// The command was refused.
     #[prost(message, tag = "2")]
     Error(ProtocolError),
-    /// Nobody asked.
+    /// A push: it is no reply to a command.
     #[prost(message, tag = "4")]
     Push(Push),
     #[prost(message, tag = "5")]
@@ -156,7 +156,7 @@ messages! {
     /// The publication is on its way.
     pub(crate) struct PublishResult {}
 
-    /// Who is in a channel.
+    /// The presence of a channel.
     pub(crate) struct PresenceResult {
         /// By client id.
         #[prost(btree_map = "string, message", tag = "1")]

@@ -33,7 +33,7 @@ use probers::ProberId;
 use probers::Probers;
 use probers::Told;
 
-/// Tells the edge that not ready means draining, not failed.
+/// Tells the edge that the node is draining and not failed.
 const DRAIN: HeaderName = HeaderName::from_static("causeway-drain");
 
 /// How long the edges have to act on the response to their probe.

@@ -47,7 +47,7 @@ pub(super) struct Admitted {
 enum Permit {
     /// It is a client's: any request is served.
     Client { _permit: OwnedSemaphorePermit },
-    /// It came when there were none of those: each of its requests is decided on.
+    /// It was accepted without a client permit: each of its requests is decided on its own.
     Reserve(Box<Reserve>),
 }
 

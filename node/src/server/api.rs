@@ -1,11 +1,11 @@
-//! What an application's backend can do: Centrifugo's HTTP API, so that its SDKs work unchanged, and
-//! session values besides.
+//! The server API for an application's backend: Centrifugo's HTTP API, so that its SDKs work unchanged, and
+//! session values.
 //!
-//! Knows no sockets: a request is the name of a method and a body, an answer is a status and JSON. What is
-//! wrong with a request's form is a status of HTTP; what is wrong with its wish is an error in a 200, as
-//! SDKs expect it. [`request`] and [`reply`] are what goes over the wire.
+//! Knows no sockets: a request is the name of a method and a body, a response is a status and JSON. A
+//! malformed request gets an HTTP error status; a request that cannot be fulfilled gets an error in a 200, as
+//! SDKs expect it. [`request`] and [`reply`] are the wire format.
 //!
-//! Invariant: without one of the keys nothing is looked at.
+//! Invariant: no request is parsed without one of the keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,10 +60,10 @@ const COMMANDS_MAX: usize = 1000;
 /// Requests of a batch, or channels of a broadcast, that are under way at a time.
 const CONCURRENCY: usize = 64;
 
-/// What a client that is disconnected is told, unless the application has its own words.
+/// The disconnect code and reason where the request gives none.
 const DISCONNECT: (u32, &str) = (3503, "force disconnect");
 
-/// Close codes that are the application's to give.
+/// Close codes that an application may use.
 const DISCONNECT_CODES: std::ops::RangeInclusive<u32> = 3000..=4999;
 
 /// The longest reason that fits a close frame.
@@ -77,18 +77,18 @@ pub(crate) struct Parts {
     pub(crate) values: Arc<Values>,
 }
 
-/// Answers an application's requests.
+/// Responds to an application's requests.
 pub(crate) struct Api {
     parts: Parts,
     namespaces: Live<Namespaces>,
     keys: Live<Keys>,
-    /// What applies to publications that do not say it themselves.
+    /// For publications without an `ack` of their own.
     ack: config::Ack,
     history_page: usize,
 }
 
-/// An answer: its status, and JSON.
-pub(crate) type Answer = (StatusCode, Bytes);
+/// A response: its status, and JSON.
+pub(crate) type ApiResponse = (StatusCode, Bytes);
 
 impl Api {
     pub(crate) fn new(config: &config::Api, namespaces: Namespaces, parts: Parts) -> Self {
@@ -101,7 +101,7 @@ impl Api {
         }
     }
 
-    /// Whether whoever sent these headers may use it.
+    /// Whether a request with these headers carries one of the keys.
     pub(crate) fn admit(&self, headers: &HeaderMap) -> bool {
         self.keys.get().admit(headers)
     }
@@ -112,12 +112,12 @@ impl Api {
         self.namespaces.set(namespaces);
     }
 
-    /// Answers a request that was admitted.
+    /// Responds to a request that was admitted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future leaves it open what was done.
-    pub(crate) async fn answer(&self, method: &str, body: &[u8]) -> Answer {
+    /// Dropping this future leaves it open whether the request was carried out.
+    pub(crate) async fn respond(&self, method: &str, body: &[u8]) -> ApiResponse {
         if method == "batch" {
             return self.batch(body).await;
         }
@@ -130,7 +130,7 @@ impl Api {
         }
     }
 
-    async fn batch(&self, body: &[u8]) -> Answer {
+    async fn batch(&self, body: &[u8]) -> ApiResponse {
         let batch = match serde_json::from_slice::<request::Batch>(body) {
             Ok(batch) if batch.commands.len() <= COMMANDS_MAX => batch,
             Ok(batch) => {
@@ -329,7 +329,7 @@ impl Api {
         if channels.is_cut {
             return Err(ApiError::new(
                 ErrorCode::LimitExceeded,
-                "limit exceeded: too many channels for one answer, expected a narrower `pattern`",
+                "limit exceeded: too many channels for one response, expected a narrower `pattern`",
             ));
         }
         let channels = channels.subscribers.into_iter();
@@ -419,8 +419,8 @@ impl Api {
     }
 }
 
-/// The answer to a request that cannot be understood.
-fn refuse(error: ApiError) -> Answer {
+/// The response to a request that cannot be understood.
+fn refuse(error: ApiError) -> ApiResponse {
     let status = if error.is_no_method() {
         StatusCode::NOT_FOUND
     } else {
@@ -429,8 +429,8 @@ fn refuse(error: ApiError) -> Answer {
     json(status, &Response::<()>::Error(error))
 }
 
-fn json(status: StatusCode, answer: &impl Serialize) -> Answer {
-    match serde_json::to_vec(answer) {
+fn json(status: StatusCode, response: &impl Serialize) -> ApiResponse {
+    match serde_json::to_vec(response) {
         Ok(body) => (status, body.into()),
         // A publication of a binary namespace: its data cannot stand in JSON.
         Err(_) => {

@@ -39,7 +39,7 @@ use tracing::debug;
 use crate::server::Server;
 use crate::server::admin::{Admin, Asked};
 use crate::server::admission::Admitted;
-use crate::server::routing::Answer;
+use crate::server::routing::HttpOutcome;
 use crate::server::routing::Upgrade;
 use crate::server::routing::WaitingPoll;
 use crate::transport::Body;
@@ -160,7 +160,7 @@ async fn serve(
     let limits = server.config.limits.get();
     let progress = Arc::new(Progress::new(limits.answer_timeout));
     let service = service_fn(|request| {
-        Box::pin(answer(
+        Box::pin(respond(
             Arc::clone(server),
             request,
             peer,
@@ -232,7 +232,7 @@ async fn serve(
     }
 }
 
-async fn answer(
+async fn respond(
     server: Arc<Server>,
     request: Request<Incoming>,
     peer: SocketAddr,
@@ -249,7 +249,7 @@ async fn answer(
         server.sign(response.headers_mut());
         return Ok(response.map(|body| WrittenBody::new(body, progress)));
     }
-    // Where an observer of a full node does not come back, another one has its permit.
+    // A full node closes a probe's connection, so that its permit is free for the next one.
     let is_kept = is_kept && (!Admin::is_probe(path) || admitted.lock().is_client());
     let asked = Asked {
         method,
@@ -257,22 +257,22 @@ async fn answer(
         headers: request.headers(),
         peer: peer.ip(),
     };
-    let answer = match server.services.admin.probe(&asked) {
-        Some(response) => Answer::Now(response),
+    let outcome = match server.services.admin.probe(&asked) {
+        Some(response) => HttpOutcome::Response(response),
         None => {
             let request = request.map(|body| ReadBody::new(body, Arc::clone(&progress)));
-            server.services.http.answer(request, peer.ip()).await
+            server.services.http.respond(request, peer.ip()).await
         }
     };
     let is_kept = is_kept && progress.is_body_read();
-    let mut response = match answer {
-        Answer::Now(response) => response,
-        Answer::Upgrade(mut response, upgrade) => {
+    let mut response = match outcome {
+        HttpOutcome::Response(response) => response,
+        HttpOutcome::Upgrade(mut response, upgrade) => {
             progress.begin_upgrade(upgrade);
             server.sign(response.headers_mut());
             return Ok(response.map(|body| WrittenBody::new(body, progress)));
         }
-        Answer::Later(mut poll) => match (&mut poll).now_or_never() {
+        HttpOutcome::Poll(mut poll) => match (&mut poll).now_or_never() {
             Some(response) => response.map(Body::Whole),
             None if is_http_11 && is_kept => {
                 progress.begin_rest(poll);

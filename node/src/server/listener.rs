@@ -24,7 +24,7 @@ pub(crate) fn bind(address: SocketAddr, config: &Tcp) -> io::Result<TcpListener>
     TcpListener::from_std(listen(address, config)?.into())
 }
 
-/// Says whether [`bind`] would work, outside of a runtime.
+/// Checks whether [`bind`] would work, outside of a runtime.
 ///
 /// # Errors
 ///

@@ -214,7 +214,7 @@ mod tests {
     fn new_clients_are_rejected_before_the_limit_is_reached() {
         let budget = budget(80 * MIB);
         look(&budget, 60 * MIB);
-        // Of what is left, 10 MiB are kept for those who are there.
+        // Of what is left, 10 MiB are kept for connected clients.
         assert_eq!(admitted(&budget), 640);
         look(&budget, 70 * MIB - NEWCOMER_BYTES);
         assert_eq!(admitted(&budget), 1);

@@ -64,7 +64,7 @@ use origin::SEC_FETCH_SITE;
 use sockjs::SessionRequest;
 use wire::Wire;
 
-/// Asks the edge to bind the client to another node.
+/// Tells the edge to bind the client to another node.
 const RELEASE: HeaderName = HeaderName::from_static("causeway-release");
 
 /// Settings of routing.
@@ -102,14 +102,14 @@ pub(crate) enum Purpose {
     New,
 }
 
-/// A response, or a future that leads to one.
-pub(crate) enum Answer {
+/// What a request results in.
+pub(crate) enum HttpOutcome {
     /// A complete response.
-    Now(Response<Body>),
+    Response(Response<Body>),
     /// A 101: the connection is a WebSocket from there on.
     Upgrade(Response<Body>, Upgrade),
-    /// A poll that may wait long. It needs nothing of the request any more.
-    Later(WaitingPoll),
+    /// A long poll. It borrows nothing from the request.
+    Poll(WaitingPoll),
 }
 
 /// The response of a poll. Dropping it means that the client has disconnected, and interrupts the
@@ -180,7 +180,7 @@ impl Http {
                     Purpose::New
                 }
             }
-            // What clients say whose answers come over a stream that is here, or on another node.
+            // Commands of clients whose replies go over a stream of this node or of another.
             Some(Route::Endpoint(_, Place::Channels(ChannelsPlace::Emulation))) => Purpose::Session,
             _ => Purpose::New,
         }
@@ -192,7 +192,7 @@ impl Http {
     ///
     /// Dropping this future means that the client went away: its poll, if it is one, interrupts the
     /// session.
-    pub(crate) async fn answer<B>(&self, request: Request<B>, peer: IpAddr) -> Answer
+    pub(crate) async fn respond<B>(&self, request: Request<B>, peer: IpAddr) -> HttpOutcome
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -205,7 +205,7 @@ impl Http {
             && let Some(method) = api.method(parts.uri.path())
         {
             return api
-                .answer(method, &parts, body, self.body_limits())
+                .respond(method, &parts, body, self.body_limits())
                 .await
                 .into();
         }
@@ -217,7 +217,7 @@ impl Http {
             return method_not_allowed(route.allow()).into();
         }
         match route {
-            Route::Page(asset) => asset.answer().into(),
+            Route::Page(asset) => asset.respond().into(),
             Route::Move => move_on(&parts.headers).into(),
             Route::Endpoint(index, place) => {
                 let mount = &self.mounts[index];
@@ -238,7 +238,7 @@ impl Http {
         parts: &Parts,
         body: B,
         client: IpAddr,
-    ) -> Answer
+    ) -> HttpOutcome
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -255,8 +255,8 @@ impl Http {
             }
             Place::Channels(place) => {
                 let limits = self.body_limits();
-                let answer = self.channels.answer(mount, place, parts, body, limits);
-                return answer.await.into();
+                let response = self.channels.respond(mount, place, parts, body, limits);
+                return response.await.into();
             }
             Place::ChannelsWebsocket => Transport::ChannelsJson,
             Place::Websocket => Transport::Websocket,
@@ -279,11 +279,11 @@ impl Http {
                 let mut response = Response::new(Body::Empty);
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 *response.headers_mut() = headers;
-                Answer::Upgrade(response, upgrade)
+                HttpOutcome::Upgrade(response, upgrade)
             }
             Err(error) => {
                 let mut response = text(StatusCode::BAD_REQUEST, error.to_string());
-                *response.status_mut() = error.answer(response.headers_mut());
+                *response.status_mut() = error.respond(response.headers_mut());
                 response.into()
             }
         }
@@ -305,7 +305,7 @@ impl Http {
     ) -> bool {
         let trusted = client_address::is_trusted(&self.config.get().trusted_proxies, peer);
         let is_allowed = match place {
-            // Its headers hold for every request that its copies in caches will never send.
+            // Cached copies are served without a request, so its own headers restrict who may frame it.
             Place::Iframe => return true,
             Place::Session {
                 wire: Wire::Jsonp, ..
@@ -331,27 +331,27 @@ impl Http {
     }
 }
 
-impl From<Response<Body>> for Answer {
+impl From<Response<Body>> for HttpOutcome {
     fn from(response: Response<Body>) -> Self {
-        Self::Now(response)
+        Self::Response(response)
     }
 }
 
-/// To the page, with the wish to find it on another node; without, if another site sent the browser here.
+/// Redirects to the page and has the edge bind the browser to another node, unless another site sent the browser here.
 fn move_on(request: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     *response.status_mut() = StatusCode::SEE_OTHER;
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, HeaderValue::from_static("/"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if is_own_wish(request) {
+    if is_same_site_navigation(request) {
         headers.insert(RELEASE, HeaderValue::from_static("1"));
     }
     response
 }
 
-/// Whether a page of this site, the user, or no browser asks.
-fn is_own_wish(request: &HeaderMap) -> bool {
+/// Whether the request is from a page of this site, typed by the user, or not from a browser.
+fn is_same_site_navigation(request: &HeaderMap) -> bool {
     request
         .get_all(SEC_FETCH_SITE)
         .iter()
@@ -381,7 +381,7 @@ fn method_not_allowed(allow: &'static str) -> Response<Body> {
     response
 }
 
-/// HTTP/1.1 wants exactly one `Host`, RFC 9112 section 3.2; older clients may send none.
+/// HTTP/1.1 requires exactly one `Host`, RFC 9112 section 3.2; older clients may send none.
 fn has_host(parts: &Parts) -> bool {
     match parts.headers.get_all(header::HOST).iter().count() {
         0 => parts.version < Version::HTTP_11,

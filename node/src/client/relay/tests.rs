@@ -13,12 +13,12 @@ use crate::hub::HubConfig;
 use crate::hub::outbox::QueueOutbox;
 use crate::protocol::channel::ChannelName;
 
-/// A broker that accepts publications while there is room, and returns `answer` to those that wait.
+/// A broker that accepts publications while there is room, and returns `response` to those that wait.
 #[derive(Default)]
 struct Lane {
     room: Mutex<usize>,
     published: Mutex<Vec<Bytes>>,
-    answer: Option<PublishError>,
+    response: Option<PublishError>,
 }
 
 #[async_trait]
@@ -34,7 +34,7 @@ impl Broker for Lane {
     }
 
     async fn publish(&self, _: &ChannelName, data: Bytes) -> Result<(), PublishError> {
-        match self.answer {
+        match self.response {
             Some(PublishError::TooLarge) => Err(PublishError::TooLarge),
             Some(_) => Err(PublishError::Expired),
             None => {
@@ -135,11 +135,11 @@ fn connect_to(broker: Arc<dyn Broker>, endpoint: Arc<Endpoint>) -> (Client, Arc<
     )
 }
 
-fn lane(room: usize, answer: Option<PublishError>) -> Arc<Lane> {
+fn lane(room: usize, response: Option<PublishError>) -> Arc<Lane> {
     let room = Mutex::new(room);
     Arc::new(Lane {
         room,
-        answer,
+        response,
         published: Mutex::default(),
     })
 }
@@ -218,11 +218,11 @@ async fn without_room_a_message_is_returned_and_waits() {
 
 #[tokio::test]
 async fn a_client_stays_when_the_broker_drops_a_message_unless_it_can_never_be_published() {
-    for (answer, expected) in [
+    for (response, expected) in [
         (PublishError::Expired, Ok(())),
         (PublishError::TooLarge, Err(Disconnect::TOO_LARGE)),
     ] {
-        let (client, _) = connect(&lane(0, Some(answer)), endpoint("/ws", |_| {}));
+        let (client, _) = connect(&lane(0, Some(response)), endpoint("/ws", |_| {}));
         let mut wait_budget = WaitBudget::Full;
         assert_eq!(
             client

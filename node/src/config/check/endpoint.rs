@@ -20,7 +20,7 @@ use crate::protocol::channel::ChannelName;
 use crate::protocol::channel::RESERVED_PREFIX;
 use causeway_conf::ByteSize;
 
-/// Paths that the node answers itself.
+/// Paths that the node itself serves.
 const OWN_PATHS: [&str; 5] = ["/live", "/ready", "/metrics", "/slowest", "/move"];
 
 impl Checker<'_> {
@@ -423,7 +423,7 @@ fn origin(text: &str) -> Option<String> {
     Some(format!("{scheme}://{host}"))
 }
 
-/// `/sockjs` and `/ws` relay, `/echo` echoes: what a node serves when nobody says anything else.
+/// The default endpoints: `/sockjs` and `/ws` relay, `/echo` echoes.
 fn endpoints_without_file() -> Vec<raw::Endpoint> {
     let endpoint = |path: &str, protocol| raw::Endpoint {
         path: Some(path.to_owned()),

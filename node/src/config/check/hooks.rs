@@ -53,7 +53,7 @@ impl Checker<'_> {
             publish: self.hook("hooks.publish", raw.publish, &limits),
             rpc: self.hook("hooks.rpc", raw.rpc, &limits),
             lifecycle: self.hook("hooks.lifecycle", raw.lifecycle, &limits),
-            answer_bytes_max: self.size(
+            response_bytes_max: self.size(
                 "hooks.answer_size",
                 raw.answer_size,
                 &settings::HOOK_ANSWER_SIZE,

@@ -8,7 +8,7 @@ endpoints:
 limits: { head_size: 8KiB, head_timeout: 200ms, body_size: 1KiB, body_timeout: 200ms, connections: 8 }
 ";
 
-/// Sends `bytes` and returns the status of the answer, 0 if the connection just ends.
+/// Sends `bytes` and returns the status of the response, 0 if the connection just ends.
 async fn status_of(node: &TestNode, bytes: &str) -> u16 {
     let mut client = node.connect().await;
     client.send(bytes).await;
@@ -77,10 +77,10 @@ async fn a_later_head_on_a_kept_connection_has_to_end_in_time_too() {
         client
             .send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n")
             .await;
-        assert_eq!(client.answer().await.status, 200);
+        assert_eq!(client.response().await.status, 200);
     }
     client.send("GET /live HTTP/1.1\r\nHo").await;
-    assert_eq!(client.answer().await.status, 408);
+    assert_eq!(client.response().await.status, 408);
     assert_eq!(client.rest().await, b"");
 }
 
@@ -91,7 +91,7 @@ async fn a_connection_without_a_next_request_ends_after_its_keepalive() {
     client
         .send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n")
         .await;
-    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(client.response().await.status, 200);
     assert_eq!(client.rest().await, b"");
 }
 
@@ -103,10 +103,10 @@ async fn requests_that_came_ahead_are_answered_in_order() {
     let other = "GET /nothing HTTP/1.1\r\nHost: node\r\n\r\n";
     client.send(format!("{one}{other}{one}GET /li")).await;
     for status in [200, 404, 200] {
-        assert_eq!(client.answer().await.status, status);
+        assert_eq!(client.response().await.status, status);
     }
     client.send("ve HTTP/1.1\r\nHost: node\r\n\r\n").await;
-    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(client.response().await.status, 200);
 }
 
 #[tokio::test]
@@ -120,9 +120,9 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
             "GET /echo HTTP/1.1\r\nHost: node\r\nContent-Length: {length}\r\n\r\n{hidden}"
         ))
         .await;
-    let answer = client.answer().await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = client.response().await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("connection"), Some("close"));
     assert_eq!(client.rest().await, b"");
 }
 
@@ -134,9 +134,9 @@ async fn a_truncated_head_leaves_other_connections_alone() {
     let mut bad = node.connect().await;
     bad.send("POST /echo/0/b/xhr HT").await;
     drop(bad);
-    assert_eq!(good.answer().await.body, "o\n");
+    assert_eq!(good.response().await.body, "o\n");
     good.post("/echo/0/a/xhr_send", "[\"x\"]").await;
-    assert_eq!(good.answer().await.status, 204);
+    assert_eq!(good.response().await.status, 204);
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn connections_are_limited_in_number() {
         client
             .send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n")
             .await;
-        assert_eq!(client.answer().await.status, 200);
+        assert_eq!(client.response().await.status, 200);
         open.push(client);
     }
     let mut refused = node.connect().await;
@@ -220,7 +220,7 @@ async fn who_comes_over_the_limit_of_connections_hears_503_and_others_go_on() {
     let mut first = node.connect().await;
     for _ in 0..3 {
         first.send("GET /live HTTP/1.1\r\nHost: node\r\n\r\n").await;
-        assert_eq!(first.answer().await.status, 200);
+        assert_eq!(first.response().await.status, 200);
         let mut second = node.connect().await;
         second.send("GET / HTTP/1.1\r\nHost: node\r\n\r\n").await;
         let refusal = String::from_utf8(second.rest().await).unwrap();

@@ -72,7 +72,7 @@ async fn a_websocket_is_opened_and_closed() {
             .await;
         assert_eq!(client.head().await.status, 101);
         assert_eq!(&client.bytes(expected.len()).await, expected, "{path}");
-        client.send(b"\x88\x82\0\0\0\0\x03\xe8").await; // Its answer, so that TCP ends.
+        client.send(b"\x88\x82\0\0\0\0\x03\xe8").await; // Its response, so that TCP ends.
         assert!(client.rest().await.is_empty(), "{path}");
     }
 }

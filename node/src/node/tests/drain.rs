@@ -31,7 +31,7 @@ async fn clients_hear_why_and_the_node_ends() {
     let mut socket = websocket(&node).await;
     let mut poll = node.connect().await;
     poll.post("/echo/0/a/xhr", "").await;
-    assert_eq!(poll.answer().await.body, "o\n");
+    assert_eq!(poll.response().await.body, "o\n");
     poll.post("/echo/0/a/xhr", "").await;
     until(async || {
         node.post("/echo/0/a/xhr", "")
@@ -43,7 +43,7 @@ async fn clients_hear_why_and_the_node_ends() {
     let _idle = node.connect().await;
 
     node.draining.cancel();
-    assert_eq!(poll.answer().await.body, "c[1012,\"service restart\"]\n");
+    assert_eq!(poll.response().await.body, "c[1012,\"service restart\"]\n");
     let close = socket.bytes(4).await;
     assert_eq!((close[0], &close[2..]), (0x88, &1012_u16.to_be_bytes()[..]));
     drop(socket);

@@ -22,10 +22,10 @@ async fn full(yaml: &str) -> (TestNode, Client) {
     (node, client)
 }
 
-fn assert_refused(answer: &raw::Answer) {
-    assert_eq!(answer.status, 503);
-    assert_eq!(answer.header("retry-after"), Some("1"));
-    assert_eq!(answer.header("connection"), Some("close"));
+fn assert_refused(response: &raw::Answer) {
+    assert_eq!(response.status, 503);
+    assert_eq!(response.header("retry-after"), Some("1"));
+    assert_eq!(response.header("connection"), Some("close"));
 }
 
 async fn api(node: &TestNode, key: &str) -> raw::Answer {
@@ -39,14 +39,14 @@ async fn api(node: &TestNode, key: &str) -> raw::Answer {
 async fn operators_and_the_api_are_served_and_new_clients_refused_until_there_is_room() {
     let (node, client) = full(YAML).await;
     for path in ["/live", "/ready", "/metrics", "/slowest"] {
-        let answer = node.get_from_admin(path).await;
-        assert_eq!(answer.status, 200, "{path}");
-        assert_eq!(answer.header("connection"), Some("close"), "{path}");
+        let response = node.get_from_admin(path).await;
+        assert_eq!(response.status, 200, "{path}");
+        assert_eq!(response.header("connection"), Some("close"), "{path}");
     }
     for path in ["/live", "/ready"] {
-        let answer = node.get(path).await;
-        assert_eq!(answer.status, 200, "{path}");
-        assert_eq!(answer.header("connection"), Some("close"), "{path}");
+        let response = node.get(path).await;
+        assert_eq!(response.status, 200, "{path}");
+        assert_eq!(response.header("connection"), Some("close"), "{path}");
     }
     assert_eq!(api(&node, "the-key-of-the-api").await.status, 200);
     assert_refused(&api(&node, "another-key-than-that").await);
@@ -83,10 +83,10 @@ async fn a_session_that_is_known_goes_on() {
     // It waits, and the next request of the same session is served beside it.
     let sent = node.post("/echo/000/known/xhr_send", "[\"hello\"]").await;
     assert_eq!(sent.status, 204);
-    assert_eq!(poll.answer().await.body, "a[\"hello\"]\n");
+    assert_eq!(poll.response().await.body, "a[\"hello\"]\n");
     // On the same connection, another one is a new client.
     poll.post("/echo/000/unknown/xhr", "").await;
-    assert_refused(&poll.answer().await);
+    assert_refused(&poll.response().await);
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ fn with_origin(method: &str, path: &str, origin: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_answer_names_its_node() {
+async fn every_response_names_its_node() {
     let node = TestNode::start(ENDPOINTS);
     for path in [
         "/",
@@ -40,8 +40,8 @@ async fn every_answer_names_its_node() {
         );
     }
     for path in ["/live", "/metrics", "/nothing"] {
-        let answer = node.get_from_admin(path).await;
-        assert_eq!(answer.header("causeway-node"), Some("n1"), "{path}");
+        let response = node.get_from_admin(path).await;
+        assert_eq!(response.header("causeway-node"), Some("n1"), "{path}");
     }
 }
 
@@ -49,16 +49,16 @@ async fn every_answer_names_its_node() {
 async fn the_greeting_is_plain_text_without_cookies() {
     let node = TestNode::start(ENDPOINTS);
     for path in ["/echo", "/echo/", "/cookie"] {
-        let answer = node.get(path).await;
+        let response = node.get(path).await;
         assert_eq!(
-            (answer.status, &answer.body[..]),
+            (response.status, &response.body[..]),
             (200, "Welcome to SockJS!\n")
         );
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("text/plain; charset=UTF-8")
         );
-        assert_eq!(answer.header("set-cookie"), None);
+        assert_eq!(response.header("set-cookie"), None);
     }
 }
 
@@ -93,10 +93,10 @@ async fn an_origin_is_repeated_with_credentials() {
     let node = TestNode::start(ENDPOINTS);
     for origin in ["http://chat.example", "null"] {
         for (method, path) in [("GET", "/echo/info"), ("POST", "/echo/0/a/xhr_send")] {
-            let answer = node.request(&with_origin(method, path, origin)).await;
-            assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
+            let response = node.request(&with_origin(method, path, origin)).await;
+            assert_eq!(response.header("access-control-allow-origin"), Some(origin));
             assert_eq!(
-                answer.header("access-control-allow-credentials"),
+                response.header("access-control-allow-credentials"),
                 Some("true")
             );
         }
@@ -112,23 +112,29 @@ async fn a_preflight_holds_for_a_year() {
         ("/echo/0/a/xhr_streaming", "OPTIONS, POST"),
         ("/cookie/0/a/xhr_send", "OPTIONS, POST"),
     ] {
-        let answer = node
+        let response = node
             .request(&format!(
                 "OPTIONS {path} HTTP/1.1\r\nHost: node\r\nOrigin: test\r\n\
                  Access-Control-Request-Headers: a, b\r\n\r\n"
             ))
             .await;
-        assert_eq!((answer.status, &answer.body[..]), (204, ""));
-        assert_eq!(answer.header("access-control-allow-methods"), Some(methods));
-        assert_eq!(answer.header("access-control-allow-headers"), Some("a, b"));
-        assert_eq!(answer.header("access-control-max-age"), Some("31536000"));
+        assert_eq!((response.status, &response.body[..]), (204, ""));
         assert_eq!(
-            answer.header("cache-control"),
+            response.header("access-control-allow-methods"),
+            Some(methods)
+        );
+        assert_eq!(
+            response.header("access-control-allow-headers"),
+            Some("a, b")
+        );
+        assert_eq!(response.header("access-control-max-age"), Some("31536000"));
+        assert_eq!(
+            response.header("cache-control"),
             Some("public, max-age=31536000")
         );
-        assert!(answer.header("expires").unwrap().ends_with(" GMT"));
+        assert!(response.header("expires").unwrap().ends_with(" GMT"));
         assert_eq!(
-            answer.header("set-cookie").is_some(),
+            response.header("set-cookie").is_some(),
             path.starts_with("/cookie")
         );
     }
@@ -137,13 +143,13 @@ async fn a_preflight_holds_for_a_year() {
 #[tokio::test]
 async fn empty_request_headers_are_not_repeated() {
     let node = TestNode::start(ENDPOINTS);
-    let answer = node
+    let response = node
         .request(
             "OPTIONS /echo/0/a/xhr HTTP/1.1\r\nHost: node\r\nOrigin: test\r\n\
              Access-Control-Request-Headers: \r\n\r\n",
         )
         .await;
-    assert_eq!(answer.header("access-control-allow-headers"), None);
+    assert_eq!(response.header("access-control-allow-headers"), None);
 }
 
 #[tokio::test]
@@ -158,14 +164,14 @@ async fn a_wrong_method_gets_allow_and_nothing_else() {
         ("DELETE", "/", "GET, HEAD"),
         ("POST", "/ready", "GET, HEAD"),
     ] {
-        let answer = node.request(&with_origin(method, path, "test")).await;
+        let response = node.request(&with_origin(method, path, "test")).await;
         assert_eq!(
-            (answer.status, &answer.body[..]),
+            (response.status, &response.body[..]),
             (405, ""),
             "{method} {path}"
         );
-        assert_eq!(answer.header("allow"), Some(allow));
-        assert_eq!(answer.header("content-type"), None);
+        assert_eq!(response.header("allow"), Some(allow));
+        assert_eq!(response.header("content-type"), None);
     }
 }
 
@@ -177,21 +183,21 @@ async fn a_foreign_origin_is_refused_by_name_of_the_setting() {
         ("GET", "/same/info"),
         ("POST", "/same/0/a/xhr"),
     ] {
-        let answer = node
+        let response = node
             .request(&with_origin(method, path, "http://evil.example"))
             .await;
-        assert_eq!(answer.status, 403, "{path}");
+        assert_eq!(response.status, 403, "{path}");
         assert!(
-            answer.body.contains("`allowed_origins` of the endpoint"),
+            response.body.contains("`allowed_origins` of the endpoint"),
             "{}",
-            answer.body
+            response.body
         );
-        assert_eq!(answer.header("access-control-allow-origin"), None);
+        assert_eq!(response.header("access-control-allow-origin"), None);
     }
-    let answer = node
+    let response = node
         .request(&with_origin("GET", "/same/info", "http://node"))
         .await;
-    assert_eq!(answer.status, 200);
+    assert_eq!(response.status, 200);
 }
 
 #[tokio::test]
@@ -209,12 +215,13 @@ async fn a_script_of_a_foreign_or_unknown_page_is_refused() {
         "Referer: http://evil.example/\r\n",
         "Sec-Fetch-Site: cross-site\r\n",
     ] {
-        let answer = jsonp("/same", headers).await;
-        assert_eq!(answer.status, 403, "{headers}");
+        let response = jsonp("/same", headers).await;
+        assert_eq!(response.status, 403, "{headers}");
         assert!(
-            answer.body.contains("known by its Referer") && answer.body.contains("allowed_origins"),
+            response.body.contains("known by its Referer")
+                && response.body.contains("allowed_origins"),
             "{}",
-            answer.body
+            response.body
         );
         assert_eq!(jsonp("/echo", headers).await.status, 200);
     }
@@ -227,30 +234,33 @@ async fn a_script_of_a_foreign_or_unknown_page_is_refused() {
 #[tokio::test]
 async fn a_trusted_proxy_says_under_which_name_it_is_reached() {
     let node = TestNode::start(ENDPOINTS);
-    let answer = node
+    let response = node
         .request(
             "GET /same/info HTTP/1.1\r\nHost: 10.0.0.1\r\nOrigin: https://chat.example\r\n\
              X-Forwarded-Proto: https\r\nX-Forwarded-Host: chat.example\r\n\r\n",
         )
         .await;
-    assert_eq!(answer.status, 200);
+    assert_eq!(response.status, 200);
 }
 
 #[tokio::test]
 async fn the_session_cookie_is_set_where_it_is_switched_on() {
     let node = TestNode::start(ENDPOINTS);
-    let answer = node.post("/cookie/0/a/xhr", "").await;
+    let response = node.post("/cookie/0/a/xhr", "").await;
     assert_eq!(
-        answer.header("set-cookie"),
+        response.header("set-cookie"),
         Some("JSESSIONID=dummy; path=/")
     );
-    let answer = node
+    let response = node
         .request(
             "POST /cookie/0/b/xhr HTTP/1.1\r\nHost: node\r\nCookie: JSESSIONID=abc\r\n\
              Content-Length: 0\r\n\r\n",
         )
         .await;
-    assert_eq!(answer.header("set-cookie"), Some("JSESSIONID=abc; path=/"));
+    assert_eq!(
+        response.header("set-cookie"),
+        Some("JSESSIONID=abc; path=/")
+    );
     assert_eq!(
         node.post("/echo/0/a/xhr", "").await.header("set-cookie"),
         None
@@ -265,12 +275,12 @@ async fn the_page_has_its_files_and_a_way_to_another_node() {
         ("/page.css", "text/css; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
     ] {
-        let answer = node.get(path).await;
+        let response = node.get(path).await;
         assert_eq!(
-            (answer.status, answer.header("content-type")),
+            (response.status, response.header("content-type")),
             (200, Some(content_type))
         );
-        assert!(answer.header("content-security-policy").is_some());
+        assert!(response.header("content-security-policy").is_some());
     }
     let mut client = node.connect().await;
     client
@@ -278,9 +288,12 @@ async fn the_page_has_its_files_and_a_way_to_another_node() {
         .await;
     assert_eq!(client.head().await.status, 200);
     assert!(client.rest().await.is_empty(), "HEAD has no body");
-    let answer = node.get("/move").await;
-    assert_eq!((answer.status, answer.header("location")), (303, Some("/")));
-    assert_eq!(answer.header("causeway-release"), Some("1"));
+    let response = node.get("/move").await;
+    assert_eq!(
+        (response.status, response.header("location")),
+        (303, Some("/"))
+    );
+    assert_eq!(response.header("causeway-release"), Some("1"));
 }
 
 #[tokio::test]
@@ -294,10 +307,13 @@ async fn another_site_cannot_move_a_client() {
     ];
     for (site, released) in sites {
         let request = format!("GET /move HTTP/1.1\r\nHost: node\r\nSec-Fetch-Site: {site}\r\n\r\n");
-        let answer = node.request(&request).await;
-        assert_eq!((answer.status, answer.header("location")), (303, Some("/")));
+        let response = node.request(&request).await;
         assert_eq!(
-            answer.header("causeway-release").is_some(),
+            (response.status, response.header("location")),
+            (303, Some("/"))
+        );
+        assert_eq!(
+            response.header("causeway-release").is_some(),
             released,
             "{site}"
         );

@@ -204,7 +204,7 @@ async fn api(node: SocketAddr, method: &str, body: &Value) -> Value {
             "POST /api/{method} HTTP/1.1\r\nHost: node\r\nX-API-Key: {KEY}\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await;
-    serde_json::from_str(&client.answer().await.body).unwrap()
+    serde_json::from_str(&client.response().await.body).unwrap()
 }
 
 /// A command whose reply is looked at.
@@ -232,8 +232,8 @@ async fn run(node: SocketAddr, channel: &str, steps: Vec<Step>) -> Told {
                 let batch: Vec<Value> = (0..fastrand::u8(1..4))
                     .map(|_| json!({ "publish": { "channel": channel, "data": 1 } }))
                     .collect();
-                let answer = api(node, "batch", &json!({ "commands": batch })).await;
-                for reply in answer["replies"].as_array().unwrap() {
+                let response = api(node, "batch", &json!({ "commands": batch })).await;
+                for reply in response["replies"].as_array().unwrap() {
                     last = reply["publish"]["offset"].as_u64().unwrap();
                 }
                 time::sleep(Duration::from_millis(fastrand::u64(..3))).await;

@@ -50,7 +50,7 @@ impl Client {
 
     /// Reads a head and nothing after it.
     pub(super) async fn head(&mut self) -> Answer {
-        let first = self.line().await.expect("an answer is expected");
+        let first = self.line().await.expect("a response is expected");
         let mut words = first.splitn(3, ' ');
         let version = words.next().unwrap().to_owned();
         let status = words.next().unwrap().parse().unwrap();
@@ -70,17 +70,17 @@ impl Client {
         }
     }
 
-    /// Reads an answer with its body, whichever way that is delimited.
-    pub(super) async fn answer(&mut self) -> Answer {
-        let mut answer = self.head().await;
-        if answer.header("transfer-encoding").is_some() {
+    /// Reads a response with its body, whichever way that is delimited.
+    pub(super) async fn response(&mut self) -> Answer {
+        let mut response = self.head().await;
+        if response.header("transfer-encoding").is_some() {
             while let Some(chunk) = self.chunk().await {
-                answer.body.push_str(&chunk);
+                response.body.push_str(&chunk);
             }
-        } else if let Some(length) = answer.header("content-length") {
-            answer.body = self.exactly(length.parse().unwrap()).await;
+        } else if let Some(length) = response.header("content-length") {
+            response.body = self.exactly(length.parse().unwrap()).await;
         }
-        answer
+        response
     }
 
     /// Reads one chunk; `None` at the last one.

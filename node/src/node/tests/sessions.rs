@@ -15,8 +15,8 @@ endpoints:
 
 /// Opens a session by its first poll.
 async fn open(node: &TestNode, session: &str) {
-    let answer = node.post(&format!("{session}/xhr"), "").await;
-    assert_eq!((answer.status, &answer.body[..]), (200, "o\n"));
+    let response = node.post(&format!("{session}/xhr"), "").await;
+    assert_eq!((response.status, &response.body[..]), (200, "o\n"));
 }
 
 async fn send(node: &TestNode, session: &str, messages: &str) -> u16 {
@@ -60,7 +60,7 @@ async fn a_waiting_poll_is_answered_by_the_next_message() {
     let mut waiting = node.connect().await;
     waiting.post("/echo/0/a/xhr", "").await;
     assert_eq!(send(&node, "/echo/0/a", r#"["x"]"#).await, 204);
-    assert_eq!(waiting.answer().await.body, "a[\"x\"]\n");
+    assert_eq!(waiting.response().await.body, "a[\"x\"]\n");
 }
 
 #[tokio::test]
@@ -245,8 +245,8 @@ async fn bad_messages_are_named_and_the_session_goes_on() {
         ("[\"x", "Broken JSON encoding."),
         ("x", "Broken JSON encoding."),
     ] {
-        let answer = node.post("/echo/0/a/xhr_send", body).await;
-        assert_eq!((answer.status, &answer.body[..]), (500, text), "{body}");
+        let response = node.post("/echo/0/a/xhr_send", body).await;
+        assert_eq!((response.status, &response.body[..]), (500, text), "{body}");
     }
     assert_eq!(
         send(&node, "/echo/0/a", r#"["\ud800", "\u0000😀"]"#).await,
@@ -276,9 +276,9 @@ async fn unknown_sessions_are_not_found_and_not_made_by_sending() {
 async fn sessions_are_limited_in_number() {
     let node = TestNode::start(&format!("{ENDPOINTS}\nlimits: {{ sessions: 1 }}\n"));
     open(&node, "/brief/0/a").await;
-    let answer = node.post("/echo/0/b/xhr", "").await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.header("retry-after").is_some());
+    let response = node.post("/echo/0/b/xhr", "").await;
+    assert_eq!(response.status, 503);
+    assert!(response.header("retry-after").is_some());
     until(async || node.post("/echo/0/b/xhr", "").await.status == 200).await;
 }
 
@@ -352,7 +352,7 @@ async fn what_one_session_sends_all_others_receive_in_order() {
     assert_eq!(received, all);
 }
 
-/// For answers that are larger than what the kernel takes.
+/// For responses that are larger than what the kernel takes.
 const LARGE: &str = "
 endpoints:
   - { path: /large, protocol: sockjs, mode: echo, message_size: 1MiB, outbox: 16MiB, response_limit: 64MiB, disconnect_delay: 1m }
@@ -379,7 +379,7 @@ async fn a_receiver_that_reads_byte_by_byte_does_not_keep_its_session() {
 }
 
 #[tokio::test]
-async fn a_poll_whose_answer_is_not_taken_does_not_keep_its_connection() {
+async fn a_poll_whose_response_is_not_taken_does_not_keep_its_connection() {
     let node = TestNode::start(LARGE);
     open(&node, "/large/0/a").await;
     let mut client = node.connect().await;
@@ -470,7 +470,7 @@ async fn of_receivers_that_race_one_gets_everything_and_the_others_are_refused()
         waiting.spawn(async move {
             let mut client = Client::connect(address).await;
             client.post("/echo/0/a/xhr", "").await;
-            client.answer().await.body
+            client.response().await.body
         });
     }
     while refused < 19 {
@@ -490,7 +490,7 @@ async fn who_guesses_a_session_hears_nothing_while_its_client_receives() {
     for wire in ["xhr", "xhr_streaming"] {
         let mut guess = node.connect().await;
         guess.post(&format!("/echo/1/secret/{wire}"), "").await;
-        assert!(guess.answer().await.body.contains("c[2010,"));
+        assert!(guess.response().await.body.contains("c[2010,"));
     }
     assert_eq!(send(&node, "/echo/0/secret2", r#"["x"]"#).await, 404);
     assert_eq!(send(&node, "/relay/0/secret", r#"["x"]"#).await, 404);
@@ -503,7 +503,7 @@ async fn polls_and_other_requests_follow_each_other_on_one_connection() {
     let node = TestNode::start(ENDPOINTS);
     let mut client = node.connect().await;
     client.post("/echo/0/a/xhr", "").await;
-    assert_eq!(client.answer().await.body, "o\n");
+    assert_eq!(client.response().await.body, "o\n");
     for number in 0..5 {
         client.post("/echo/0/a/xhr", "").await;
         until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;
@@ -511,14 +511,14 @@ async fn polls_and_other_requests_follow_each_other_on_one_connection() {
             send(&node, "/echo/0/a", &format!("[\"{number}\"]")).await,
             204
         );
-        let answer = client.answer().await;
-        assert_eq!(answer.body, format!("a[\"{number}\"]\n"));
-        assert_eq!(answer.header("connection"), None);
+        let response = client.response().await;
+        assert_eq!(response.body, format!("a[\"{number}\"]\n"));
+        assert_eq!(response.header("connection"), None);
         for name in ["date", "causeway-node", "cache-control", "content-type"] {
-            assert!(answer.header(name).is_some(), "{name}");
+            assert!(response.header(name).is_some(), "{name}");
         }
         client.post("/echo/0/a/xhr_send", "[]").await;
-        assert_eq!(client.answer().await.status, 204);
+        assert_eq!(client.response().await.status, 204);
     }
 }
 
@@ -532,8 +532,8 @@ async fn a_request_behind_a_waiting_poll_waits_and_the_end_behind_it_is_seen() {
     client.send(poll_and_more).await;
     until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;
     assert_eq!(send(&node, "/echo/0/a", r#"["x"]"#).await, 204);
-    assert_eq!(client.answer().await.body, "a[\"x\"]\n");
-    assert_eq!(client.answer().await.body, "alive\n");
+    assert_eq!(client.response().await.body, "a[\"x\"]\n");
+    assert_eq!(client.response().await.body, "alive\n");
 
     client.send(poll_and_more).await;
     until(async || poll(&node, "/echo/0/a").await.starts_with("c[2010")).await;

@@ -45,11 +45,11 @@ async fn who_is_sent_away_is_told_why_and_counted_by_code() {
         assert!(told.contains("\"code\":3502"), "{told}");
         is_counted(&node, 3502, "stale", times + 1).await;
     }
-    let answer = node
+    let response = node
         .post("/connection/uni_sse", "{\"token\":\"none\"}")
         .await;
-    assert_eq!(answer.status, 204, "an EventSource stays away");
-    let why = answer.header("causeway-disconnect");
+    assert_eq!(response.status, 204, "an EventSource stays away");
+    let why = response.header("causeway-disconnect");
     assert_eq!(why, Some("3500 invalid_token"));
     is_counted(&node, 3500, "invalid_token", 1).await;
 }

@@ -41,7 +41,7 @@ async fn upgraded(node: &TestNode, path: &str) -> Client {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_handshake_accepts_the_key_and_declines_extensions() {
+async fn the_response_to_a_handshake_accepts_the_key_and_declines_extensions() {
     let node = TestNode::start(ENDPOINTS);
     for path in ["/ws", "/echo/websocket", "/echo/0/a/websocket"] {
         let mut client = node.connect().await;
@@ -107,10 +107,10 @@ async fn what_is_no_handshake_is_refused() {
         (good.replace("/ws", "/xhr/websocket"), 404),
         (good.replace("/ws", "/xhr/0/a/websocket"), 404),
     ] {
-        let answer = node.request(&request).await;
-        assert_eq!(answer.status, status, "{request}");
+        let response = node.request(&request).await;
+        assert_eq!(response.status, status, "{request}");
         if status == 426 {
-            assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+            assert_eq!(response.header("sec-websocket-version"), Some("13"));
         }
     }
 }

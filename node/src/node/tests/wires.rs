@@ -163,13 +163,13 @@ async fn a_script_polls_and_a_form_sends() {
         ("text/plain", "[\"%61\"]"),
         ("", "[\"c\"]"),
     ] {
-        let answer = submit(&node, session, content_type, body).await;
-        assert_eq!((answer.status, &answer.body[..]), (200, "ok"), "{body}");
+        let response = submit(&node, session, content_type, body).await;
+        assert_eq!((response.status, &response.body[..]), (200, "ok"), "{body}");
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("text/plain; charset=UTF-8")
         );
-        assert_eq!(answer.header("cache-control"), Some(NO_CACHE));
+        assert_eq!(response.header("cache-control"), Some(NO_CACHE));
     }
     let messages = r#"a[\"ä \",\"b\",\"%61\",\"c\"]"#;
     assert_eq!(poll().await.body, JSONP.frame(messages));
@@ -193,8 +193,8 @@ async fn a_form_that_holds_no_messages_is_named_and_the_session_goes_on() {
         ("text/plain", "", "Payload expected."),
         ("text/plain", "d=%5B%22x%22%5D", "Broken JSON encoding."),
     ] {
-        let answer = submit(&node, session, content_type, body).await;
-        assert_eq!((answer.status, &answer.body[..]), (500, text), "{body}");
+        let response = submit(&node, session, content_type, body).await;
+        assert_eq!((response.status, &response.body[..]), (500, text), "{body}");
     }
     assert_eq!(
         submit(&node, session, form, "d=%5B%22x%22%5D").await.body,
@@ -215,9 +215,13 @@ async fn a_bad_callback_is_refused_and_opens_no_session() {
             ("?c=abc%28", "invalid \"callback\" parameter"),
             ("?callback=a;b", "invalid \"callback\" parameter"),
         ] {
-            let answer = node.get(&format!("/echo/0/a/{wire}{query}")).await;
-            assert_eq!((answer.status, &answer.body[..]), (500, text), "{query}");
-            assert_eq!(answer.header("cache-control"), Some(NO_CACHE));
+            let response = node.get(&format!("/echo/0/a/{wire}{query}")).await;
+            assert_eq!(
+                (response.status, &response.body[..]),
+                (500, text),
+                "{query}"
+            );
+            assert_eq!(response.header("cache-control"), Some(NO_CACHE));
         }
     }
     assert_eq!(send(&node, "/echo/0/a", "[]").await, 404);
@@ -273,8 +277,8 @@ async fn a_client_that_goes_away_interrupts_its_session_on_every_wire() {
     }
     // One of them is refused: then the other one waits.
     let (refusal, waiting) = tokio::select! {
-        refusal = first.answer() => (refusal, second),
-        refusal = second.answer() => (refusal, first),
+        refusal = first.response() => (refusal, second),
+        refusal = second.response() => (refusal, first),
     };
     assert!(refusal.body.contains("c[2010"), "{}", refusal.body);
     gone("/echo/0/script", waiting).await;

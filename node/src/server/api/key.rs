@@ -6,7 +6,7 @@ use http::header;
 use ring::digest;
 use subtle::ConstantTimeEq as _;
 
-/// Keys that are accepted, by what they hash to: all hashes are equally long, and comparing them says
+/// Keys that are accepted, by their hashes: all hashes are equally long, and comparing them says
 /// nothing about the keys.
 pub(super) struct Keys(Vec<[u8; 32]>);
 
@@ -25,7 +25,7 @@ impl Keys {
             return false;
         };
         let shown = hash(shown);
-        // Each is compared whole, whatever came of those before.
+        // Each is compared whole, also after a match.
         self.0
             .iter()
             .fold(false, |found, key| found | bool::from(key.ct_eq(&shown)))

@@ -89,8 +89,8 @@ impl Api {
     }
 }
 
-/// How far a publication is to get. What the request asks for itself is taken at its word; what the
-/// configuration says is bent to what the channel can do.
+/// The acknowledgement that a publication waits for. The request's own `ack` is used as it is; the configured
+/// default is lowered to what the channel supports.
 fn ack(asked: Option<Ack>, configured: Ack, is_kept: bool) -> Ack {
     match (asked, configured) {
         (Some(Ack::Fast), _) => Ack::Fast,

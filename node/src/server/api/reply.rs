@@ -14,7 +14,7 @@ use crate::protocol::ErrorCode;
 use crate::protocol::Publication;
 use crate::stream::PublishFailed;
 
-/// Why there is no result. Codes are those of Centrifugo, messages are our own and say what would be right.
+/// Why there is no result. Codes are Centrifugo's; messages are our own and state what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ApiError {
     pub(super) code: u32,
@@ -201,7 +201,7 @@ impl<T> From<Result<T, ApiError>> for Response<T> {
     }
 }
 
-/// Bytes as a JSON value. They were JSON when they came.
+/// Bytes as a JSON value. They were checked to be JSON when they were received.
 pub(super) fn raw(json: &Bytes) -> Option<Box<RawValue>> {
     let text = std::str::from_utf8(json).ok()?;
     RawValue::from_string(text.to_owned()).ok()

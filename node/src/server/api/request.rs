@@ -52,7 +52,7 @@ impl Request {
     /// There is no such method, or the body is not what it takes.
     pub(super) fn parse(method: &str, body: &[u8]) -> Result<Self, ApiError> {
         fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-            // What takes no parameters may come without a body.
+            // A method without parameters may have no body.
             let body: &[u8] = if body.is_empty() { b"{}" } else { body };
             // serde would accept an array as the fields in their order.
             if body.trim_ascii_start().starts_with(b"[") {
@@ -131,7 +131,7 @@ pub(super) struct Publish {
     pub(super) idempotency_key: String,
     /// Only what has changed is to be sent: not offered.
     pub(super) delta: bool,
-    /// How far it is to get before the answer; missing: as the configuration says.
+    /// The acknowledgement to wait for; missing: the configured one.
     pub(super) ack: Option<Ack>,
 }
 
@@ -151,7 +151,7 @@ impl Publish {
 pub(super) struct ClientTarget {
     pub(super) user: String,
     pub(super) client: String,
-    /// The name that a client over a stream was told with its connection.
+    /// The session id that a client over HTTP streaming or SSE got with its connect reply.
     pub(super) session: String,
 }
 
@@ -256,7 +256,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// How many publications the answer may have, of at most `page_max`.
+    /// How many publications the response may have, of at most `page_max`.
     pub(super) fn page(&self, page_max: usize) -> usize {
         usize::try_from(self.limit).map_or(page_max, |limit| limit.min(page_max))
     }

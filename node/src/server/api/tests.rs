@@ -1,4 +1,4 @@
-//! How requests are read and answers written. What they do is tested end to end.
+//! How requests are read and responses written. What they do is tested end to end.
 
 use super::*;
 

@@ -74,7 +74,7 @@ impl Read for Io {
             buffer.put_slice(&self.read_ahead[..length]);
             self.read_ahead.advance(length);
         }
-        self.progress.heard();
+        self.progress.received();
         Poll::Ready(Ok(()))
     }
 }
@@ -184,6 +184,6 @@ impl http_body::Body for WrittenBody {
 
 impl Drop for WrittenBody {
     fn drop(&mut self) {
-        self.progress.answered();
+        self.progress.responded();
     }
 }

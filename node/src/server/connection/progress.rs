@@ -22,7 +22,7 @@ pub(super) struct Progress {
 }
 
 struct State {
-    has_heard: bool,
+    has_received: bool,
     exchange: Exchange,
     is_body_read: bool,
     /// All written bytes are in the socket.
@@ -38,9 +38,9 @@ enum Exchange {
     /// There is no whole request head yet.
     Awaited,
     /// The response is being made.
-    Answering(After),
+    Responding(After),
     /// hyper has all of the response.
-    Answered(After),
+    Responded(After),
 }
 
 /// What follows a response.
@@ -54,7 +54,7 @@ enum After {
 pub(super) enum Step {
     /// Nothing was received: the socket only seemed readable.
     Silent,
-    /// The next request may come: hyper is not needed.
+    /// Idle until the next request: hyper is not needed.
     Idle,
     /// A poll waits: hyper is not needed.
     Rest(WaitingPoll),
@@ -78,7 +78,7 @@ impl Progress {
         Self {
             answer_timeout,
             state: Mutex::new(State {
-                has_heard: false,
+                has_received: false,
                 exchange: Exchange::Awaited,
                 is_body_read: false,
                 is_flushed: true,
@@ -90,14 +90,14 @@ impl Progress {
     }
 
     /// Bytes were received.
-    pub(super) fn heard(&self) {
-        self.state.lock().has_heard = true;
+    pub(super) fn received(&self) {
+        self.state.lock().has_received = true;
     }
 
     /// A request head is whole.
     pub(super) fn begin(&self, has_no_body: bool) {
         let mut state = self.state.lock();
-        state.exchange = Exchange::Answering(After::End);
+        state.exchange = Exchange::Responding(After::End);
         state.is_body_read = has_no_body;
     }
 
@@ -122,14 +122,14 @@ impl Progress {
 
     /// Another request may follow this response; only for a request that was read whole.
     pub(super) fn keep_alive(&self) {
-        self.state.lock().exchange = Exchange::Answering(After::NextRequest);
+        self.state.lock().exchange = Exchange::Responding(After::NextRequest);
     }
 
     /// hyper has all of the response, and has not written its end yet.
-    pub(super) fn answered(&self) {
+    pub(super) fn responded(&self) {
         let mut state = self.state.lock();
-        if let Exchange::Answering(after) = state.exchange {
-            state.exchange = Exchange::Answered(after);
+        if let Exchange::Responding(after) = state.exchange {
+            state.exchange = Exchange::Responded(after);
             state.is_flushed = false;
         }
     }
@@ -178,11 +178,11 @@ impl Progress {
             return Step::Rest(poll);
         }
         match state.exchange {
-            Exchange::Awaited if state.has_heard => Step::ReadingHead,
+            Exchange::Awaited if state.has_received => Step::ReadingHead,
             Exchange::Awaited => Step::Silent,
-            Exchange::Answered(After::NextRequest) if is_flushed => Step::Idle,
-            Exchange::Answered(After::End) if is_flushed => Step::Done,
-            Exchange::Answering(_) | Exchange::Answered(_) => Step::Busy {
+            Exchange::Responded(After::NextRequest) if is_flushed => Step::Idle,
+            Exchange::Responded(After::End) if is_flushed => Step::Done,
+            Exchange::Responding(_) | Exchange::Responded(_) => Step::Busy {
                 due: state.stalled.map(|(since, _)| since + self.answer_timeout),
             },
         }
@@ -218,29 +218,29 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_silent_before_the_first_byte_and_idle_behind_the_last_of_an_answer() {
+    fn a_connection_is_silent_before_the_first_byte_and_idle_behind_the_last_of_a_response() {
         let progress = Progress::new(TIMEOUT);
         assert_eq!(step(&progress), "silent");
-        progress.heard();
+        progress.received();
         assert_eq!(step(&progress), "head");
         progress.begin(true);
         progress.keep_alive();
         assert_eq!(step(&progress), "busy");
         progress.wrote(100);
         progress.flushed();
-        assert_eq!(step(&progress), "busy", "the answer goes on");
-        progress.answered();
+        assert_eq!(step(&progress), "busy", "the response goes on");
+        progress.responded();
         assert_eq!(step(&progress), "busy", "its end is not written");
         progress.flushed();
         assert_eq!(step(&progress), "idle");
     }
 
     #[test]
-    fn a_connection_that_is_not_kept_is_done_with_its_answer() {
+    fn a_connection_that_is_not_kept_is_done_with_its_response() {
         let progress = Progress::new(TIMEOUT);
-        progress.heard();
+        progress.received();
         progress.begin(false);
-        progress.answered();
+        progress.responded();
         progress.flushed();
         assert_eq!(step(&progress), "done");
     }
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_poll_rests_once_everything_before_it_is_written() {
         let progress = Progress::new(TIMEOUT);
-        progress.heard();
+        progress.received();
         progress.begin(true);
         progress.blocked();
         progress.begin_rest(Box::pin(async { Response::new(Bytes::new()) }));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_has_its_time_for_each_stride_of_an_answer() {
+    async fn a_client_has_its_time_for_each_stride_of_a_response() {
         let progress = Progress::new(TIMEOUT);
         let due = || match progress.step() {
             Step::Busy { due } => due,

@@ -22,7 +22,7 @@ use crate::server::connection::Socket;
 use crate::server::connection::progress::STRIDE_BYTES;
 use crate::server::routing::WaitingPoll;
 
-/// How often a client is looked for whose next request is there already.
+/// How often a connection whose next request is already there is checked for its end.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits for the response of `poll` and writes it. `None`: the connection is finished.
@@ -64,7 +64,7 @@ async fn gone(stream: &TcpStream) {
     if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
         return;
     }
-    // The client has sent more already: the end behind that shows only in what the system says.
+    // The client has sent another request already: only readiness shows that it has closed after that.
     loop {
         time::sleep(LOOK_INTERVAL).await;
         match stream.ready(Interest::READABLE).await {

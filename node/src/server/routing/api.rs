@@ -35,12 +35,12 @@ impl ApiMount {
         }
     }
 
-    /// Answers a request for `method`.
+    /// Responds to a request for `method`.
     ///
     /// # Cancel safety
     ///
     /// After dropping this future it is unknown whether the method was executed.
-    pub(super) async fn answer<B>(
+    pub(super) async fn respond<B>(
         &self,
         method: &str,
         parts: &Parts,
@@ -68,7 +68,7 @@ impl ApiMount {
                 return text(error.status(), format!("{error}\n"));
             }
         };
-        let (status, json) = self.api.answer(method, &body).await;
+        let (status, json) = self.api.respond(method, &body).await;
         let mut response = Response::new(Body::Whole(json));
         *response.status_mut() = status;
         let headers = response.headers_mut();

@@ -36,7 +36,7 @@ pub(crate) enum BadBody {
 }
 
 impl BadBody {
-    /// The status that says so.
+    /// The status of the response.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,4 +1,4 @@
-//! What endpoints for channels answer over plain HTTP: streams, and what their clients say beside them.
+//! Channel endpoints over plain HTTP: streams, and the requests in which their clients send commands.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::transport::channel_http::Opening;
 use crate::transport::emulation::Emulated;
 use crate::transport::form;
 
-/// The parameter of a query that holds what a client says first.
+/// The query parameter that holds the first commands of a client.
 const FIRST: &str = "cf_connect";
 
 /// What a path below an endpoint for channels names, but for the WebSocket.
@@ -40,11 +40,11 @@ const FIRST: &str = "cf_connect";
 pub(crate) enum ChannelsPlace {
     /// A stream of replies and pushes, one after the other.
     HttpStream,
-    /// Server-sent events for who also asks.
+    /// Server-sent events, with commands in separate requests.
     Sse,
-    /// Server-sent events for who only listens.
+    /// Server-sent events in one direction: the client sends only the connect request.
     UniSse,
-    /// Where clients of the first two ask.
+    /// Requests in which clients of the first two send commands.
     Emulation,
 }
 
@@ -72,8 +72,8 @@ impl ChannelsPlace {
         }
     }
 
-    /// The largest body of a request: what a client says, and at the last place in a JSON string, which makes two
-    /// characters of some.
+    /// The largest request body, in bytes. Emulation carries the commands in a JSON string, where escaping doubles
+    /// some characters.
     fn body_bytes_max(self, endpoint: &Endpoint) -> usize {
         const ENVELOPE: usize = 1 << 10;
         let bytes_max = endpoint.received_bytes_max();
@@ -93,9 +93,9 @@ impl ChannelsPlace {
 
 /// What channel clients over HTTP need.
 pub(crate) struct ChannelsHttp {
-    /// Where they come from.
+    /// Creates them.
     pub(crate) clients: Arc<ChannelClients>,
-    /// The way to those of other nodes.
+    /// Forwards commands to clients of other nodes.
     pub(crate) control: Arc<Control>,
 }
 
@@ -127,12 +127,12 @@ impl BadRequest {
 }
 
 impl ChannelsHttp {
-    /// Answers a request at `place`.
+    /// Responds to a request at `place`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future means that the client went away: what it said is dropped, if nobody has taken it yet.
-    pub(super) async fn answer<B>(
+    /// Dropping this future means that the client went away: its commands are dropped unless they have been queued already.
+    pub(super) async fn respond<B>(
         &self,
         mount: &Mount,
         place: ChannelsPlace,
@@ -152,7 +152,7 @@ impl ChannelsHttp {
                 ..limits
             };
             let mut response = match body::read(body, limits).await {
-                Ok(body) => self.answer_whole(mount, place, parts, body).await,
+                Ok(body) => self.respond_whole(mount, place, parts, body).await,
                 Err(error) => {
                     log_if_too_large(error.status(), place, &mount.endpoint);
                     text(error.status(), format!("{error}\n"))
@@ -165,7 +165,7 @@ impl ChannelsHttp {
         response
     }
 
-    async fn answer_whole(
+    async fn respond_whole(
         &self,
         mount: &Mount,
         place: ChannelsPlace,
@@ -228,7 +228,7 @@ fn log_if_too_large(status: StatusCode, place: ChannelsPlace, endpoint: &Endpoin
     }
 }
 
-/// What a client says first. Who only listens may say nothing at all.
+/// The first commands of a client. A one-way client may send none.
 fn first(lines: Lines, said: Bytes, endpoint: &Endpoint) -> Result<First, BadRequest> {
     match lines {
         Lines::EventsOneWay if endpoint.message_bytes_max < said.len() => {
@@ -246,7 +246,7 @@ fn first(lines: Lines, said: Bytes, endpoint: &Endpoint) -> Result<First, BadReq
     }
 }
 
-/// In what a client writes, and wants to be answered.
+/// The codec of the request and of its response.
 fn codec(headers: &HeaderMap) -> Codec {
     match headers.get(header::CONTENT_TYPE) {
         Some(media) if media == "application/octet-stream" => Codec::Protobuf,

@@ -8,7 +8,7 @@ use http::header;
 const FIRST_VALUE: &str = "dummy";
 
 /// Sets the cookie to the value that the client sent, else to `dummy`.
-pub(crate) fn set_jsessionid(request: &HeaderMap, answer: &mut HeaderMap) {
+pub(crate) fn set_jsessionid(request: &HeaderMap, response: &mut HeaderMap) {
     let value = request
         .get_all(header::COOKIE)
         .iter()
@@ -18,7 +18,7 @@ pub(crate) fn set_jsessionid(request: &HeaderMap, answer: &mut HeaderMap) {
         .unwrap_or(FIRST_VALUE);
     let cookie = HeaderValue::try_from(format!("JSESSIONID={value}; path=/"))
         .expect("it is a part of a header value");
-    answer.append(header::SET_COOKIE, cookie);
+    response.append(header::SET_COOKIE, cookie);
 }
 
 #[cfg(test)]
@@ -30,9 +30,9 @@ mod tests {
         for cookie in cookies {
             request.append(header::COOKIE, HeaderValue::from_static(cookie));
         }
-        let mut answer = HeaderMap::new();
-        set_jsessionid(&request, &mut answer);
-        answer[header::SET_COOKIE].clone()
+        let mut response = HeaderMap::new();
+        set_jsessionid(&request, &mut response);
+        response[header::SET_COOKIE].clone()
     }
 
     #[test]

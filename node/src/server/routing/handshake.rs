@@ -1,6 +1,6 @@
 //! The opening handshake of a WebSocket, RFC 6455 section 4.2.
 //!
-//! Extensions are declined by not naming them in the answer, and so are subprotocols, but for those of the
+//! Extensions are declined by not naming them in the response, and so are subprotocols, but for those of the
 //! channel protocol.
 
 use http::HeaderMap;
@@ -20,7 +20,7 @@ const VERSION: HeaderValue = HeaderValue::from_static("13");
 /// Why a request is no opening handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadHandshake {
-    /// It asks for no WebSocket.
+    /// `Upgrade` does not name WebSocket.
     #[error("Can \"Upgrade\" only to \"WebSocket\".")]
     NoUpgrade,
     /// `Connection` does not name the upgrade, so a proxy on the way may not know of it.
@@ -38,8 +38,8 @@ pub(crate) enum BadHandshake {
 }
 
 impl BadHandshake {
-    /// The status of the answer, and what its headers must say.
-    pub(crate) fn answer(self, headers: &mut HeaderMap) -> StatusCode {
+    /// The status of the response; adds the headers that go with it.
+    pub(crate) fn respond(self, headers: &mut HeaderMap) -> StatusCode {
         match self {
             Self::BadVersion => {
                 headers.insert(header::SEC_WEBSOCKET_VERSION, VERSION);
@@ -50,7 +50,7 @@ impl BadHandshake {
     }
 }
 
-/// Checks a request and returns the headers of the 101 that answers it.
+/// Checks a request and returns the headers of the 101 that accepts it.
 ///
 /// # Errors
 ///
@@ -74,15 +74,15 @@ pub(crate) fn accept(request: &Parts, has_body: bool) -> Result<HeaderMap, BadHa
     let key = key.filter(|key| is_key(key)).ok_or(BadHandshake::BadKey)?;
 
     let accept = HeaderValue::try_from(derive_accept_key(key)).expect("base64 is ASCII");
-    let mut answer = HeaderMap::new();
-    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    Ok(answer)
+    let mut response = HeaderMap::new();
+    response.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    response.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
 }
 
-/// How a channel client wants to speak: the answer's headers name its subprotocol, if it offers one.
-pub(crate) fn choose_codec(request: &HeaderMap, answer: &mut HeaderMap) -> Codec {
+/// The codec that a channel client asks for. If it offers a known subprotocol, that is added to the response.
+pub(crate) fn choose_codec(request: &HeaderMap, response: &mut HeaderMap) -> Codec {
     let known = [
         ("centrifuge-protobuf", Codec::Protobuf),
         ("centrifuge-json", Codec::Json),
@@ -94,7 +94,7 @@ pub(crate) fn choose_codec(request: &HeaderMap, answer: &mut HeaderMap) -> Codec
         None => Codec::Json,
         Some(&(name, codec)) => {
             let name = HeaderValue::from_static(name);
-            answer.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+            response.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
             codec
         }
     }

@@ -1,8 +1,8 @@
 //! The page that a page of another site loads in a frame, where sockjs-client then speaks for it.
 //!
 //! Requests from within the frame come from this origin, so `allowed_origins` cannot be held when they
-//! arrive: the page itself says who may put it in a frame. Old browsers that know no such rule hold the
-//! one for `same` only.
+//! arrive: the page itself states which pages may frame it. Old browsers without `frame-ancestors` support only
+//! `same`, by `X-Frame-Options`.
 
 use std::hash::DefaultHasher;
 use std::hash::Hash;
@@ -65,7 +65,7 @@ impl IframePage {
     }
 
     /// The page, or 304 if `request` says that the browser has it.
-    pub(crate) fn answer(&self, request: &HeaderMap, now: SystemTime) -> Response<Body> {
+    pub(crate) fn respond(&self, request: &HeaderMap, now: SystemTime) -> Response<Body> {
         let mut response = if self.is_known(request) {
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -96,7 +96,7 @@ impl IframePage {
     }
 }
 
-/// Who may put the page in a frame.
+/// The headers that state which pages may frame this one.
 fn framing(allowed_origins: &AllowedOrigins) -> Vec<(header::HeaderName, HeaderValue)> {
     let ancestors = match allowed_origins {
         AllowedOrigins::Any => return Vec::new(),
@@ -119,11 +119,11 @@ fn framing(allowed_origins: &AllowedOrigins) -> Vec<(header::HeaderName, HeaderV
 mod tests {
     use super::*;
 
-    fn answer(page: &IframePage, if_none_match: &str) -> Response<Body> {
+    fn response(page: &IframePage, if_none_match: &str) -> Response<Body> {
         let mut request = HeaderMap::new();
         let tags = HeaderValue::from_str(if_none_match).unwrap();
         request.insert(header::IF_NONE_MATCH, tags);
-        page.answer(&request, SystemTime::UNIX_EPOCH)
+        page.respond(&request, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -131,14 +131,14 @@ mod tests {
         let page = IframePage::new("/sockjs.js", &AllowedOrigins::Any);
         let etag = page.etag.to_str().unwrap();
         for known in [etag, "*", &format!("W/{etag}"), &format!("\"x\" , {etag}")] {
-            let answer = answer(&page, known);
-            assert_eq!(answer.status(), 304, "{known}");
-            assert_eq!(answer.headers().get(header::CONTENT_TYPE), None);
-            assert_eq!(answer.headers()[header::ETAG], page.etag);
-            assert!(http_body::Body::is_end_stream(answer.body()));
+            let response = response(&page, known);
+            assert_eq!(response.status(), 304, "{known}");
+            assert_eq!(response.headers().get(header::CONTENT_TYPE), None);
+            assert_eq!(response.headers()[header::ETAG], page.etag);
+            assert!(http_body::Body::is_end_stream(response.body()));
         }
         for unknown in ["\"x\"", "", etag.trim_matches('"')] {
-            assert_eq!(answer(&page, unknown).status(), 200, "{unknown}");
+            assert_eq!(response(&page, unknown).status(), 200, "{unknown}");
         }
     }
 
@@ -165,9 +165,9 @@ mod tests {
                 None,
             ),
         ] {
-            let answer = answer(&IframePage::new("/x", &allowed), "");
+            let response = response(&IframePage::new("/x", &allowed), "");
             let header = |name| {
-                let value: Option<&HeaderValue> = answer.headers().get(name);
+                let value: Option<&HeaderValue> = response.headers().get(name);
                 value.map(|value| value.to_str().unwrap())
             };
             assert_eq!(header(header::CONTENT_SECURITY_POLICY), policy);

@@ -32,7 +32,7 @@ pub(crate) struct Mount {
     pub(crate) endpoint: Arc<Endpoint>,
     /// Origins from which browsers may connect. A reload replaces them here, not in `endpoint`.
     pub(crate) allowed_origins: Live<AllowedOrigins>,
-    /// Where its clients come from.
+    /// Creates its clients.
     pub(crate) clients: Arc<Clients>,
     /// Limits the log lines about rejected origins.
     pub(crate) refusals: Throttle,
@@ -109,7 +109,7 @@ impl Mount {
         let page = self.sockjs().iframe.get();
         let page = { &*page }.as_ref();
         let page = page.expect("without `client_script` no path names it");
-        page.answer(request, SystemTime::now())
+        page.respond(request, SystemTime::now())
     }
 
     /// Connects a client whose messages wait for receivers.

@@ -23,7 +23,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// What the headers say. `X-Forwarded-*` counts only from a proxy that is trusted.
+    /// From the headers. `X-Forwarded-*` is used only from a trusted proxy.
     pub(crate) fn of(headers: &'a HeaderMap, from_trusted_proxy: bool) -> Self {
         let forwarded = |name| {
             let value: &HeaderValue = headers.get(name).filter(|_| from_trusted_proxy)?;

@@ -33,8 +33,8 @@ impl Asset {
         }
     }
 
-    /// The file as an answer. It is small, so it is fetched anew each time and never out of date.
-    pub(crate) fn answer(self) -> Response<Body> {
+    /// The file as a response. It is small, so it is fetched anew each time and never out of date.
+    pub(crate) fn respond(self) -> Response<Body> {
         let (content_type, text) = match self {
             Self::Index => (
                 "text/html; charset=utf-8",

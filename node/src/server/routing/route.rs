@@ -32,9 +32,9 @@ pub(crate) enum Route<'a> {
 /// What a path names below an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place<'a> {
-    /// SockJS says hello.
+    /// The SockJS greeting.
     Greeting,
-    /// SockJS says what it can.
+    /// `/info` of SockJS.
     Info,
     /// The page that old browsers load to reach another site.
     Iframe,
@@ -52,7 +52,7 @@ pub(crate) enum Place<'a> {
     Session {
         /// The session, as the client named it.
         id: &'a str,
-        /// What the client wants of it.
+        /// What the request does with it.
         wire: Wire,
     },
 }
@@ -78,7 +78,7 @@ pub(crate) fn find<'a, 'e>(
     }
 }
 
-/// What comes after `prefix` in `path`: nothing, or something that begins with a slash.
+/// The rest of `path` after `prefix`: nothing, or something that begins with a slash.
 fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     path.strip_prefix(prefix)
         .filter(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -159,7 +159,7 @@ fn is_id(segment: &str) -> bool {
 }
 
 impl Route<'_> {
-    /// The methods that are answered, as in an `Allow` header.
+    /// The methods that are allowed, as in an `Allow` header.
     pub(crate) fn allow(&self) -> &'static str {
         match self {
             Self::Page(_) | Self::Move => "GET, HEAD",

@@ -20,7 +20,7 @@ use crate::client::session::ReceiveError;
 use crate::client::session::Receiver;
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
-use crate::server::routing::Answer;
+use crate::server::routing::HttpOutcome;
 use crate::server::routing::body;
 use crate::server::routing::body::BodyLimits;
 use crate::server::routing::cookie;
@@ -39,7 +39,7 @@ use crate::transport::Callback;
 const BUSY_LOOKS: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
 
-/// Says what the endpoint can.
+/// The `/info` of the endpoint: which transports it offers.
 pub(super) fn info(sockjs: &Sockjs, parts: &Parts) -> Response<Body> {
     let mut response = if parts.method == Method::OPTIONS {
         let mut response = preflight("OPTIONS, GET");
@@ -77,7 +77,7 @@ pub(super) struct SessionRequest<'a> {
     pub(super) client: IpAddr,
 }
 
-/// Answers a request of a session.
+/// Responds to a request of a session.
 ///
 /// # Cancel safety
 ///
@@ -88,7 +88,7 @@ pub(super) async fn session<B>(
     parts: &Parts,
     body: B,
     limits: BodyLimits,
-) -> Answer
+) -> HttpOutcome
 where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -104,9 +104,9 @@ where
         return now(preflight("OPTIONS, POST"), headers);
     }
     cors::no_cache(&mut headers);
-    // Receivers send none, but whether a client goes away shows only behind the end of the body.
+    // Receivers send no body, but hyper reports a closed connection only after the end of the body has been read.
     match body::read(body, limits).await {
-        Ok(body) => answer(mount, request, parts, &body, headers).await,
+        Ok(body) => respond(mount, request, parts, &body, headers).await,
         Err(error) => {
             error.log(&mount.endpoint.path, limits);
             now(text(error.status(), format!("{error}\n")), headers)
@@ -114,14 +114,14 @@ where
     }
 }
 
-/// Answers a request whose `body` is whole, with `headers` besides those of its wire.
-async fn answer(
+/// Responds to a request whose `body` is whole, with `headers` besides those of its wire.
+async fn respond(
     mount: &Mount,
     request: SessionRequest<'_>,
     parts: &Parts,
     body: &[u8],
     mut headers: HeaderMap,
-) -> Answer {
+) -> HttpOutcome {
     let SessionRequest { id, wire, client } = request;
     let SockjsMount {
         settings, sessions, ..
@@ -159,16 +159,16 @@ async fn answer(
     now(response, headers)
 }
 
-fn now(mut response: Response<Body>, headers: HeaderMap) -> Answer {
+fn now(mut response: Response<Body>, headers: HeaderMap) -> HttpOutcome {
     response.headers_mut().extend(headers);
-    Answer::Now(response)
+    HttpOutcome::Response(response)
 }
 
 fn later(
     poll: impl Future<Output = Response<Bytes>> + Send + 'static,
     headers: HeaderMap,
-) -> Answer {
-    Answer::Later(Box::pin(async move {
+) -> HttpOutcome {
+    HttpOutcome::Poll(Box::pin(async move {
         let mut response = poll.await;
         response.headers_mut().extend(headers);
         response

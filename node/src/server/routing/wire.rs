@@ -3,7 +3,7 @@
 use crate::config::Sockjs;
 use crate::config::SockjsTransport;
 
-/// What a request wants of a session.
+/// What a request does with a session, and in which format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
     /// One frame.
@@ -55,7 +55,7 @@ impl Wire {
         transports.iter().any(|transport| sockjs.allows(*transport))
     }
 
-    /// The methods that are answered, as in an `Allow` header.
+    /// The methods that are allowed, as in an `Allow` header.
     pub(crate) fn allow(self) -> &'static str {
         match self {
             Self::Xhr | Self::XhrStreaming | Self::XhrSend => "OPTIONS, POST",
@@ -64,8 +64,8 @@ impl Wire {
         }
     }
 
-    /// Whether the page that asks may be of another origin and reads the answer, which the browser lets
-    /// it do only if the answer says so. Those of the others are loaded as scripts or pages.
+    /// Whether a page of another origin may send the request and read the response, for which browsers require CORS headers.
+    /// Other responses are loaded as scripts or pages.
     pub(crate) fn is_cross_origin(self) -> bool {
         match self {
             Self::Xhr | Self::XhrStreaming | Self::XhrSend | Self::Eventsource => true,

@@ -458,7 +458,7 @@ proptest! {
         let mut stream = Sequence::new(limits, read(0, 1, 0), now);
         let mut top = 0;
         let mut delivered = Vec::new();
-        let mut answer = None;
+        let mut response = None;
         let read_now = |since: u64, top: u64| {
             let mut read = read(since, top.saturating_sub(9), top);
             read.is_cut = page < read.publications.len();
@@ -478,12 +478,12 @@ proptest! {
                         delivered.push(top);
                     }
                 }
-                Step::Ask if answer.is_none() => {
-                    answer = Some(read_now(stream.position().offset, top));
+                Step::Ask if response.is_none() => {
+                    response = Some(read_now(stream.position().offset, top));
                 }
                 Step::Ask => {}
                 Step::Answer => {
-                    let Some(read) = answer.take() else { continue };
+                    let Some(read) = response.take() else { continue };
                     match stream.absorb(read, now) {
                         Ok(found) => delivered.extend(offsets(&found)),
                         Err(lost) => {

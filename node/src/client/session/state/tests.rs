@@ -225,11 +225,11 @@ fn every_state_handles_every_event_as_in_the_table() {
             if cell == "*" {
                 continue;
             }
-            let answer = happen(&mut state, event, now);
+            let response = happen(&mut state, event, now);
             let (expected, follows) = cell.split_once('>').unwrap_or((cell, name));
             let expected = expected.trim_matches('.');
             assert_eq!(
-                (&*answer, &*name_of(&state)),
+                (&*response, &*name_of(&state)),
                 (expected, follows),
                 "{event} in {name}"
             );
@@ -264,13 +264,13 @@ proptest! {
                 continue;
             }
             now += Duration::from_secs(seconds);
-            let answer = happen(&mut state, event, now);
-            if event.starts_with("next") && answer != "wait" {
-                frames.push(answer.clone());
+            let response = happen(&mut state, event, now);
+            if event.starts_with("next") && response != "wait" {
+                frames.push(response.clone());
             }
             if event == "tick" && !state.is_attached() {
                 let is_over = DELAYS.disconnect <= now - absent_since;
-                prop_assert_eq!(answer == "expired", is_over);
+                prop_assert_eq!(response == "expired", is_over);
             }
             if matches!(event, "answered" | "aborted") {
                 absent_since = now;

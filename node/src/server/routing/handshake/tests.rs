@@ -97,7 +97,7 @@ fn two_keys_are_none() {
 fn another_version_is_told_ours() {
     let mut headers = HeaderMap::new();
     assert_eq!(
-        BadHandshake::BadVersion.answer(&mut headers),
+        BadHandshake::BadVersion.respond(&mut headers),
         StatusCode::UPGRADE_REQUIRED
     );
     assert_eq!(headers["sec-websocket-version"], "13");
@@ -129,9 +129,9 @@ fn a_channel_client_speaks_what_it_offers_and_json_if_it_says_nothing() {
             let offered = HeaderValue::from_static(offered);
             request.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
         }
-        let mut answer = HeaderMap::new();
-        assert_eq!(choose_codec(&request, &mut answer), codec, "{offered:?}");
-        let answered = answer.get(header::SEC_WEBSOCKET_PROTOCOL);
+        let mut response = HeaderMap::new();
+        assert_eq!(choose_codec(&request, &mut response), codec, "{offered:?}");
+        let answered = response.get(header::SEC_WEBSOCKET_PROTOCOL);
         assert_eq!(answered.map(|name| name.to_str().unwrap()), named);
     }
 }

@@ -21,7 +21,7 @@ fn case<const N: usize>(name: &'static str, sent: &[&[u8]], received: [(u8, Byte
 }
 
 /// A close frame without a reason, as a reply.
-fn answer(code: u16) -> (u8, Bytes) {
+fn response(code: u16) -> (u8, Bytes) {
     (0x88, Bytes::copy_from_slice(&code.to_be_bytes()))
 }
 
@@ -47,17 +47,17 @@ fn cases() -> Vec<Case> {
     let over = vec![b'x'; LIMIT + 1];
     vec![
         // Messages.
-        case("text", &[&masked_text("a"), &end], [text("a"), answer(1000)]),
-        case("empty text", &[&masked_text(""), &end], [text(""), answer(1000)]),
-        case("binary", &[&masked(0x82, &[0, 0xff]), &end], [frame(0x82, &[0, 0xff]), answer(1000)]),
-        case("text beyond the basic plane", &[&masked_text("\u{1f600}\u{ffff}\u{0}"), &end], [text("\u{1f600}\u{ffff}\u{0}"), answer(1000)]),
-        case("many in one read", &[&masked_text("a"), &masked_text("b"), &masked(0x82, b"c"), &end], [text("a"), text("b"), frame(0x82, b"c"), answer(1000)]),
-        case("as large as allowed", &[&masked(0x81, &full), &end], [frame(0x81, &full), answer(1000)]),
+        case("text", &[&masked_text("a"), &end], [text("a"), response(1000)]),
+        case("empty text", &[&masked_text(""), &end], [text(""), response(1000)]),
+        case("binary", &[&masked(0x82, &[0, 0xff]), &end], [frame(0x82, &[0, 0xff]), response(1000)]),
+        case("text beyond the basic plane", &[&masked_text("\u{1f600}\u{ffff}\u{0}"), &end], [text("\u{1f600}\u{ffff}\u{0}"), response(1000)]),
+        case("many in one read", &[&masked_text("a"), &masked_text("b"), &masked(0x82, b"c"), &end], [text("a"), text("b"), frame(0x82, b"c"), response(1000)]),
+        case("as large as allowed", &[&masked(0x81, &full), &end], [frame(0x81, &full), response(1000)]),
         // Fragments.
-        case("fragments", &[&masked(0x01, b"a"), &masked(0x00, b"b"), &masked(0x80, b"c"), &end], [text("abc"), answer(1000)]),
-        case("empty fragments", &[&masked(0x02, b""), &masked(0x00, b""), &masked(0x80, b""), &end], [frame(0x82, b""), answer(1000)]),
-        case("a character cut by a fragment", &[&masked(0x01, &[0xc3]), &masked(0x80, &[0xa4]), &end], [text("ä"), answer(1000)]),
-        case("a ping between fragments", &[&masked(0x01, b"a"), &masked(0x89, b"p"), &masked(0x80, b"b"), &end], [frame(0x8a, b"p"), text("ab"), answer(1000)]),
+        case("fragments", &[&masked(0x01, b"a"), &masked(0x00, b"b"), &masked(0x80, b"c"), &end], [text("abc"), response(1000)]),
+        case("empty fragments", &[&masked(0x02, b""), &masked(0x00, b""), &masked(0x80, b""), &end], [frame(0x82, b""), response(1000)]),
+        case("a character cut by a fragment", &[&masked(0x01, &[0xc3]), &masked(0x80, &[0xa4]), &end], [text("ä"), response(1000)]),
+        case("a ping between fragments", &[&masked(0x01, b"a"), &masked(0x89, b"p"), &masked(0x80, b"b"), &end], [frame(0x8a, b"p"), text("ab"), response(1000)]),
         case("a continuation of nothing", &[&masked(0x80, b"a")], [protocol.clone()]),
         case("a continuation of nothing, not final", &[&masked(0x00, b"a")], [protocol.clone()]),
         case("a message within a message", &[&masked(0x01, b"a"), &masked_text("b")], [protocol.clone()]),
@@ -73,14 +73,14 @@ fn cases() -> Vec<Case> {
         case("last reserved control opcode", &[&masked(0x8f, b"a")], [protocol.clone()]),
         case("a good message before a bad one", &[&masked_text("a"), &masked(0x83, b"")], [text("a"), protocol.clone()]),
         // Control frames.
-        case("ping", &[&masked(0x89, b"p"), &end], [frame(0x8a, b"p"), answer(1000)]),
-        case("empty ping", &[&masked(0x89, b""), &end], [frame(0x8a, b""), answer(1000)]),
-        case("two pings", &[&masked(0x89, b"p"), &masked(0x89, b"q"), &end], [frame(0x8a, b"p"), frame(0x8a, b"q"), answer(1000)]),
-        case("the largest ping", &[&masked(0x89, &full[..125]), &end], [frame(0x8a, &full[..125]), answer(1000)]),
+        case("ping", &[&masked(0x89, b"p"), &end], [frame(0x8a, b"p"), response(1000)]),
+        case("empty ping", &[&masked(0x89, b""), &end], [frame(0x8a, b""), response(1000)]),
+        case("two pings", &[&masked(0x89, b"p"), &masked(0x89, b"q"), &end], [frame(0x8a, b"p"), frame(0x8a, b"q"), response(1000)]),
+        case("the largest ping", &[&masked(0x89, &full[..125]), &end], [frame(0x8a, &full[..125]), response(1000)]),
         case("a ping too large", &[&masked(0x89, &full[..126])], [protocol.clone()]),
         case("a fragmented ping", &[&masked(0x09, b"p")], [protocol.clone()]),
         case("a fragmented close", &[&masked(0x08, &[0x03, 0xe8])], [protocol.clone()]),
-        case("an unsolicited pong", &[&masked(0x8a, b"p"), &end], [answer(1000)]),
+        case("an unsolicited pong", &[&masked(0x8a, b"p"), &end], [response(1000)]),
         // Sizes.
         case("one byte too large", &[&masked(0x81, &over)], [too_large.clone()]),
         case("a claim that is too large", &[&header(0x81, LIMIT as u64 + 1)], [too_large.clone()]),
@@ -94,14 +94,14 @@ fn cases() -> Vec<Case> {
         case("half a character at the end", &[&masked(0x81, &[b'a', 0xc3])], [not_utf8.clone()]),
         case("fragments that are not UTF-8", &[&masked(0x01, &[0xc3]), &masked(0x80, b"a")], [not_utf8.clone()]),
         // Closing.
-        case("close", &[&end], [answer(1000)]),
+        case("close", &[&end], [response(1000)]),
         case("close without a code", &[&masked(0x88, b"")], [frame(0x88, b"")]),
         case("close with a reason", &[&masked(0x88, b"\x0b\xb8bye")], [frame(0x88, b"\x0b\xb8bye")]),
-        case("close with our own code", &[&masked_close(4999)], [answer(4999)]),
+        case("close with our own code", &[&masked_close(4999)], [response(4999)]),
         case("close with half a code", &[&masked(0x88, &[3])], [protocol.clone()]),
         case("close with a reason that is not UTF-8", &[&masked(0x88, &[0x03, 0xe8, 0xff])], [not_utf8.clone()]),
-        case("data behind a close", &[&end, &masked_text("a")], [answer(1000)]),
-        case("a close within a message", &[&masked(0x01, b"a"), &end], [answer(1000)]),
+        case("data behind a close", &[&end, &masked_text("a")], [response(1000)]),
+        case("a close within a message", &[&masked(0x01, b"a"), &end], [response(1000)]),
         // The end without a close frame.
         case("nothing at all", &[], []),
         case("half a header", &[&[0x81]], []),
