@@ -70,6 +70,27 @@ pub(crate) trait Broker: Send + Sync + 'static {
     /// Unsubscribes from the channel, in the background.
     fn unsubscribe(&self, channel: &ChannelName);
 
+    /// Publishes `data` on `mark`, over the server that carries `channel` and behind all that was published to `channel`
+    /// before this call.
+    ///
+    /// # Errors
+    ///
+    /// It was not published, and will not be.
+    async fn mark(
+        &self,
+        channel: &ChannelName,
+        mark: &ChannelName,
+        data: Bytes,
+    ) -> Result<(), PublishError> {
+        let _ = channel;
+        self.publish(mark, data).await
+    }
+
+    /// Subscribes to the channel on every server.
+    fn subscribe_everywhere(&self, channel: &ChannelName) {
+        self.subscribe(channel);
+    }
+
     /// Whether publications are delivered, here and on other nodes.
     ///
     /// # Errors

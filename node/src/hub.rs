@@ -23,6 +23,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
+use tokio::sync::oneshot;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -303,6 +304,16 @@ impl Subscriber {
     /// Whether the channel has ended, and its last push is written.
     pub(crate) fn is_over(&self) -> bool {
         self.channel.is_over()
+    }
+
+    /// Ends the deliveries exactly here: the member still gets all that was delivered before this call, and nothing that
+    /// is delivered later. The receiver completes once that is written to its outbox.
+    pub(crate) fn leave_here(&self) -> oneshot::Receiver<()> {
+        let (left, list) = self.channel.leave_here(self.id);
+        if list {
+            self.hub.list(&self.channel);
+        }
+        left
     }
 
     /// Waits until all that was delivered before this call is written to the members, for at most `max_wait`.

@@ -10,7 +10,7 @@
 //! socket ◀─ transport ◀─ hub::outbox ◀─ hub ◀─ stream ◀─ broker events
 //! ```
 //!
-//! Imports point down: `node` · `server` · `transport` · `client` · `stream` · `lifecycle` · `cluster`, `hub` · `broker`, `hooks` ·
+//! Imports point down: `node` · `server` · `transport` · `handoff` · `client` · `stream` · `lifecycle` · `cluster`, `hub` · `broker`, `hooks` ·
 //! `auth`, `logging`, `redis` · `config`, `metrics` · `jwt`, `protocol`. `make structure` prints them as they are.
 //!
 //! [`run`] puts them together.
@@ -23,6 +23,7 @@ mod broker;
 mod client;
 mod cluster;
 mod config;
+mod handoff;
 mod hooks;
 mod hub;
 mod jwt;

@@ -109,6 +109,21 @@ pub(crate) struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     hooks: Family<[(&'static str, &'static str); 2], Counter>,
     reloads: Family<Label, Counter>,
+    /// Clients that are handed off between nodes.
+    pub(crate) handoffs: Handoffs,
+}
+
+/// Handoffs of clients, by what became of them.
+#[derive(Default)]
+pub(crate) struct Handoffs {
+    /// Clients that continue on another node.
+    pub(crate) sent: Counter,
+    /// Clients of other nodes that continue here.
+    pub(crate) received: Counter,
+    /// Clients that stayed here because the other node or Redis did not take part.
+    pub(crate) kept: Counter,
+    /// Clients that were disconnected because the handoff failed half-way.
+    pub(crate) lost: Counter,
 }
 
 impl Metrics {
@@ -159,6 +174,7 @@ impl Metrics {
             lag_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             hooks: Family::default(),
             reloads: Family::default(),
+            handoffs: Handoffs::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -212,6 +228,10 @@ impl Metrics {
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
         registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());
         registry.register("reloads", "Reloads of the configuration, by result", self.reloads.clone());
+        registry.register("handoffs_sent", "Clients handed off to another node", self.handoffs.sent.clone());
+        registry.register("handoffs_received", "Clients of other nodes that continue on this node", self.handoffs.received.clone());
+        registry.register("handoffs_kept", "Clients that stayed on this node because a handoff was refused", self.handoffs.kept.clone());
+        registry.register("handoffs_lost", "Clients disconnected because a handoff failed half-way", self.handoffs.lost.clone());
         registry.register_collector(Box::new(process::Process));
     }
 

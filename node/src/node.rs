@@ -31,6 +31,7 @@ use crate::client::relay::Clients;
 use crate::client::session;
 use crate::client::session::Quota;
 use crate::cluster::control;
+use crate::cluster::control::AcceptsClients;
 use crate::cluster::control::ChannelCounts;
 use crate::cluster::control::Control;
 use crate::cluster::control::Demux;
@@ -45,6 +46,10 @@ use crate::config;
 use crate::config::Config;
 use crate::config::Live;
 use crate::config::Mode;
+use crate::handoff::ArrivalComponents;
+use crate::handoff::Arrivals;
+use crate::handoff::Departures;
+use crate::handoff::Marks;
 use crate::hooks::Hooks;
 use crate::hub::Hub;
 use crate::hub::HubConfig;
@@ -54,6 +59,7 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::Instance;
+use crate::redis::keys;
 use crate::server;
 use crate::server::AdminListener;
 use crate::server::Server;
@@ -242,9 +248,10 @@ impl Node {
             Arc::clone(&metrics),
         );
         let (inbox, inbox_receiver) = control::inbox(instance, Arc::clone(&metrics));
+        let marks = Marks::new(Arc::clone(&streams) as Arc<dyn Deliver>);
         let demux = Demux {
             inbox,
-            rest: Arc::clone(&streams) as Arc<dyn Deliver>,
+            rest: Arc::clone(&marks) as Arc<dyn Deliver>,
         };
         let broker = broker::start(
             &config.broker,
@@ -275,11 +282,27 @@ impl Node {
             },
         );
         let directory = Directory::new(Arc::clone(&registry.registry) as Arc<dyn UserWatch>);
+        let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
+        let has_others = matches!(config.broker, config::Broker::Redis(_));
+        let arrivals = has_others.then(|| {
+            relay.subscribe_everywhere(&keys::handoff_marks());
+            Arrivals::new(ArrivalComponents {
+                instance,
+                clients: Arc::clone(&clients),
+                endpoints: config.endpoints.clone(),
+                broker: Arc::clone(&relay),
+                marks: Arc::clone(&marks),
+                draining: lifecycle.draining.clone(),
+            })
+        });
         let control = Control::new(control::Components {
             registry: Arc::clone(&registry.registry),
             directory: Arc::clone(&directory),
             broker: Arc::clone(&relay),
             channel_counts: Arc::clone(&streams) as Arc<dyn ChannelCounts>,
+            arrivals: arrivals
+                .clone()
+                .map(|arrivals| arrivals as Arc<dyn AcceptsClients>),
             metrics: Arc::clone(&metrics),
         });
         let presence = Presence::new(Arc::clone(&registry.registry));
@@ -298,7 +321,13 @@ impl Node {
             path: config.path.clone(),
             api,
         });
-        let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
+        if has_others {
+            clients.set_hand_off(Arc::new(Departures {
+                control: Arc::clone(&control),
+                broker: Arc::clone(&relay),
+                marks,
+            }));
+        }
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
         let hooks = Hooks::new(config.hooks.clone(), Arc::clone(&metrics));
         let lifecycle_events = lifecycle::start(
@@ -335,6 +364,7 @@ impl Node {
         let websockets = WebSockets::new(
             Arc::clone(&clients),
             Arc::clone(&channel_clients),
+            arrivals.clone(),
             config.drain.spread,
         );
         let quota = Quota::new(reload::quota(&config));
@@ -431,7 +461,8 @@ impl Node {
         let services = Services {
             admin,
             http: Http::new(http, mounts, channels_http, Arc::clone(&metrics))
-                .with_api(mounted_api),
+                .with_api(mounted_api)
+                .with_arrivals(arrivals),
             websockets,
             sessions,
         };

@@ -29,6 +29,7 @@ pub(crate) mod channel;
 pub(crate) mod disconnect;
 pub(crate) mod envelope;
 pub(crate) mod frame;
+pub(crate) mod handoff;
 pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod protobuf;

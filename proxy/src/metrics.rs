@@ -64,6 +64,11 @@ pub(crate) struct Metrics {
     handshakes: Family<Label, Counter>,
     task_restarts: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
+    /// Tunnels that were handed off to another backend.
+    pub(crate) handoffs_moved: Counter,
+    /// Tunnels whose backend drains and that stayed there, because no other one takes part.
+    pub(crate) handoffs_stayed: Counter,
+    handoffs: Family<Label, Counter>,
     nodes_passed_over: Family<[(&'static str, String); 1], Gauge>,
     certificate_states: Family<[(&'static str, String); 2], Gauge>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
@@ -74,7 +79,12 @@ impl Metrics {
         let mut registry = Registry::with_prefix("causeway_proxy");
         let affinity = Family::<Label, Counter>::default();
         let outcome = |outcome| affinity.get_or_create_owned(&[("outcome", outcome)]);
+        let handoffs = Family::<Label, Counter>::default();
+        let handoff = |outcome| handoffs.get_or_create_owned(&[("outcome", outcome)]);
         let metrics = Self {
+            handoffs_moved: handoff("moved"),
+            handoffs_stayed: handoff("stayed"),
+            handoffs,
             affinity_hit: outcome("hit"),
             affinity_miss: outcome("miss"),
             affinity_bound_anew: outcome("bound_anew"),
@@ -148,6 +158,11 @@ impl Metrics {
             "affinity_forged",
             "Requests with an affinity cookie that does not verify",
             self.affinity_forged.clone(),
+        );
+        registry.register(
+            "handoffs",
+            "Tunnels of draining backends, by whether they were handed off to another backend",
+            self.handoffs.clone(),
         );
         registry.register(
             "refusals",

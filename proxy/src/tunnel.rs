@@ -9,12 +9,15 @@
 
 mod flow;
 mod frames;
+mod handoff;
+mod notices;
 mod readiness;
 mod registry;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,8 +27,15 @@ use tokio::time::{Instant, Sleep};
 
 use crate::tunnel::flow::Flow;
 use crate::tunnel::flow::FlowEnd;
+use crate::tunnel::flow::Reading;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::tunnel::frames::Frames;
+pub(crate) use crate::tunnel::handoff::Dialing;
+use crate::tunnel::handoff::Handoff;
+pub(crate) use crate::tunnel::handoff::Successor;
+pub(crate) use crate::tunnel::handoff::target;
+use crate::tunnel::notices::Notice;
+use crate::tunnel::notices::Notices;
 use crate::tunnel::readiness::ReadReadiness;
 use crate::tunnel::readiness::ReadinessTracked;
 use crate::tunnel::readiness::task_of;
@@ -34,6 +44,12 @@ pub(crate) use crate::tunnel::registry::Entry;
 pub(crate) use crate::tunnel::registry::TunnelLimits;
 pub(crate) use crate::tunnel::registry::Tunnels;
 pub(crate) use crate::tunnel::socket::Socket;
+
+/// The close code for a client that sends frames of a handoff, which are between the edge and its backends (RFC 6455, 7.4.1).
+const PROTOCOL_ERROR: u16 = 1002;
+
+/// The close code of a service that restarts (IANA, WebSocket close codes): clients connect again at once.
+const SERVICE_RESTART: u16 = 1012;
 
 /// How long client and backend have for the closing handshake after a close request.
 ///
@@ -45,6 +61,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 pub(crate) enum Protocol {
     /// Frame boundaries are tracked, and a Close frame can be inserted.
     WebSocket,
+    /// The same, and the backend can hand its client off to another one.
+    WebSocketWithHandoff,
     /// Bytes of another protocol that a route allows.
     Opaque,
 }
@@ -109,12 +127,26 @@ pub(crate) struct TunnelEnd {
     pub(crate) bytes_from_backend: u64,
 }
 
-/// An open tunnel; as a future it is ready when both directions have ended.
+/// What happens to a tunnel.
+#[derive(Debug)]
+pub(crate) enum Event<P> {
+    /// Its backend drains: it should be handed off, see [`Tunnel::hand_off`].
+    Leaving,
+    /// It continues over its successor, which leads to this place.
+    Moved(P),
+    /// It was not handed off, and continues as before.
+    Stayed,
+    /// Both directions have ended.
+    Ended(TunnelEnd),
+}
+
+/// An open tunnel; to be polled by [`poll_event`](Tunnel::poll_event) until both directions have ended. `P` is what is known of
+/// the place where a successor leads to.
 ///
 /// # Cancel safety
 ///
 /// Dropping it closes both sockets at once, without a Close frame.
-pub(crate) struct Tunnel<C, B> {
+pub(crate) struct Tunnel<C, B, P> {
     client: ReadinessTracked<C>,
     backend: ReadinessTracked<B>,
     /// From the client to the backend.
@@ -124,9 +156,22 @@ pub(crate) struct Tunnel<C, B> {
     entry: Entry,
     /// The task that `entry` wakes.
     close_request_task: usize,
+    can_hand_off: bool,
     end_reason: Option<EndReason>,
     close_code: Option<u16>,
-    closing: Option<Closing>,
+    phase: Phase<B, P>,
+}
+
+/// What the edge itself does with the tunnel. Boxed because rarely present.
+enum Phase<B, P> {
+    /// Nothing: bytes are forwarded.
+    Forwarding,
+    /// Bytes are forwarded, and the backend has sent a notice.
+    Noticed(Box<Notices>),
+    /// It is handed off.
+    HandingOff(Box<Handoff<B, P>>),
+    /// It is closed.
+    Closing(Box<Closing>),
 }
 
 /// A close by the edge.
@@ -135,22 +180,36 @@ struct Closing {
     deadline: Pin<Box<Sleep>>,
 }
 
-impl<C, B> Tunnel<C, B>
+impl<C, B, P> Tunnel<C, B, P>
 where
     C: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
     B: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
 {
     pub(crate) fn new(parts: TunnelParts<C, B>) -> Self {
+        let can_hand_off = parts.protocol == Protocol::WebSocketWithHandoff;
+        let mut notices = Notices::default();
+        let down = if can_hand_off {
+            let mut down = Flow::new(Vec::new(), parts.protocol);
+            down.continue_with(&parts.backend_early, &mut notices);
+            down
+        } else {
+            Flow::new(parts.backend_early, parts.protocol)
+        };
         Self {
             client: ReadinessTracked::new(parts.client),
             backend: ReadinessTracked::new(parts.backend),
+            can_hand_off,
             up: Flow::new(parts.client_early, parts.protocol),
-            down: Flow::new(parts.backend_early, parts.protocol),
+            down,
             entry: parts.entry,
             close_request_task: 0,
             end_reason: None,
             close_code: None,
-            closing: None,
+            phase: if notices.is_empty() {
+                Phase::Forwarding
+            } else {
+                Phase::Noticed(Box::new(notices))
+            },
         }
     }
 
@@ -211,7 +270,7 @@ where
         let Some(close_request) = self.entry.close_request() else {
             return;
         };
-        if self.closing.is_some() {
+        if self.is_closing() {
             return;
         }
         let (code, reason) = match close_request {
@@ -219,26 +278,203 @@ where
             CloseRequest::Lifetime => (1001, EndReason::Lifetime),
             CloseRequest::Drain => (1012, EndReason::Drained),
         };
+        self.close(code, reason);
+    }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_))
+    }
+
+    /// Begins to close. A handoff under way is given up.
+    fn close(&mut self, code: u16, reason: EndReason) {
         if self.end_reason.is_none() {
             self.end_reason = Some(reason);
             self.close_code = Some(code);
         }
         let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CLOSE_WAIT));
-        self.closing = Some(Closing { code, deadline });
+        self.phase = Phase::Closing(Box::new(Closing { code, deadline }));
+    }
+
+    /// Continues over the connection that `dialing` makes, if the backend agrees: then there is an [`Event::Moved`].
+    ///
+    /// Nothing happens if the tunnel is about to end, or is handed off already.
+    pub(crate) fn hand_off(&mut self, dialing: Dialing<B, P>) {
+        let is_forwarding = matches!(self.phase, Phase::Forwarding | Phase::Noticed(_));
+        if !is_forwarding || !self.can_hand_off || !self.is_open() {
+            return;
+        }
+        let notices = match std::mem::replace(&mut self.phase, Phase::Forwarding) {
+            Phase::Noticed(notices) => *notices,
+            _ => Notices::default(),
+        };
+        self.phase = Phase::HandingOff(Box::new(Handoff::new(dialing, notices)));
+    }
+
+    /// Whether nothing has ended either direction yet.
+    fn is_open(&self) -> bool {
+        self.up.is_open() && self.down.is_open()
+    }
+
+    /// Forwards what can be forwarded now.
+    fn pump(&mut self, cx: &mut Context<'_>) {
+        let mut found = Notices::default();
+        let close = match &self.phase {
+            Phase::Closing(closing) => Some(closing.code),
+            _ => None,
+        };
+        let mut is_forged = false;
+        let reading = match &mut self.phase {
+            _ if !self.can_hand_off => Reading::On,
+            Phase::HandingOff(handoff) => handoff.reading_from_client(&mut is_forged),
+            Phase::Closing(closing) if closing.code == PROTOCOL_ERROR => Reading::Off,
+            Phase::Forwarding | Phase::Noticed(_) | Phase::Closing(_) => Reading::Client {
+                unsent: None,
+                is_forged: &mut is_forged,
+            },
+        };
+        let (client, backend) = (&mut self.client, &mut self.backend);
+        let up = self.up.pump(cx, client, backend, None, reading);
+        let reading = match &mut self.phase {
+            _ if !self.can_hand_off => Reading::On,
+            Phase::Noticed(notices) => Reading::WithNotices(notices),
+            Phase::HandingOff(handoff) => Reading::WithNotices(&mut handoff.notices),
+            Phase::Forwarding | Phase::Closing(_) => Reading::WithNotices(&mut found),
+        };
+        let down = self.down.pump(cx, backend, client, close, reading);
+        if matches!(self.phase, Phase::Forwarding) && !found.is_empty() {
+            self.phase = Phase::Noticed(Box::new(found));
+        }
+        let has_ended = up.is_ready() || down.is_ready();
+        if let Poll::Ready(end) = up {
+            self.up_ended(end);
+        }
+        if let Poll::Ready(end) = down {
+            self.down_ended(end);
+        }
+        if has_ended {
+            self.give_up_handoff();
+        }
+        if is_forged {
+            self.close(PROTOCOL_ERROR, EndReason::ClientClosed);
+        }
+    }
+
+    /// One direction has ended: what was to be handed off ends here. After the order it is not known where the client is.
+    fn give_up_handoff(&mut self) {
+        let Phase::HandingOff(handoff) = &self.phase else {
+            return;
+        };
+        if handoff.is_ordered() {
+            self.close(SERVICE_RESTART, EndReason::BackendLost);
+        } else {
+            self.stay();
+        }
+    }
+
+    /// Ends a handoff: the tunnel continues as before.
+    fn stay(&mut self) {
+        if let Phase::HandingOff(handoff) = std::mem::replace(&mut self.phase, Phase::Forwarding) {
+            self.up.put_read(&handoff.unsent);
+        }
+    }
+
+    /// Handles the notices of the backend. Breaks if there is more to forward, or with what has become of the tunnel.
+    fn handle_notices(&mut self) -> ControlFlow<Option<Event<P>>> {
+        let notices = match &mut self.phase {
+            Phase::Noticed(notices) => notices.take(),
+            Phase::HandingOff(handoff) => handoff.notices.take(),
+            Phase::Forwarding | Phase::Closing(_) => return ControlFlow::Continue(()),
+        };
+        if let Phase::Noticed(rest) = &self.phase
+            && rest.is_empty()
+        {
+            self.phase = Phase::Forwarding;
+        }
+        let mut flow = ControlFlow::Continue(());
+        for notice in notices {
+            let is_ordered =
+                matches!(&self.phase, Phase::HandingOff(handoff) if handoff.is_ordered());
+            match notice {
+                Notice::Leaving
+                    if !matches!(self.phase, Phase::HandingOff(_)) && self.is_open() =>
+                {
+                    flow = ControlFlow::Break(Some(Event::Leaving));
+                }
+                Notice::Kept if is_ordered => {
+                    self.stay();
+                    flow = ControlFlow::Break(Some(Event::Stayed));
+                }
+                Notice::Done if is_ordered => return ControlFlow::Break(self.switch()),
+                // It sends nothing more, and nobody has asked for that.
+                Notice::Done => {
+                    self.close(SERVICE_RESTART, EndReason::BackendLost);
+                    return ControlFlow::Break(None);
+                }
+                Notice::Leaving | Notice::Kept => {}
+            }
+        }
+        flow
+    }
+
+    /// Continues over the successor.
+    fn switch(&mut self) -> Option<Event<P>> {
+        let Phase::HandingOff(handoff) = std::mem::replace(&mut self.phase, Phase::Forwarding)
+        else {
+            return None;
+        };
+        let Handoff {
+            successor, unsent, ..
+        } = *handoff;
+        let successor = successor?;
+        self.backend = ReadinessTracked::new(successor.socket);
+        let mut notices = Notices::default();
+        self.down.continue_with(&successor.early, &mut notices);
+        if !notices.is_empty() {
+            self.phase = Phase::Noticed(Box::new(notices));
+        }
+        self.up.put_read(&unsent);
+        Some(Event::Moved(successor.place))
+    }
+
+    /// Advances a handoff. Breaks if there is more to forward, or with what has become of it.
+    fn advance_handoff(&mut self, cx: &mut Context<'_>) -> ControlFlow<Option<Event<P>>> {
+        let Phase::HandingOff(handoff) = &mut self.phase else {
+            return ControlFlow::Continue(());
+        };
+        if handoff.poll_dial(cx).is_pending() {
+            return ControlFlow::Continue(());
+        }
+        let Some(successor) = &handoff.successor else {
+            self.stay();
+            return ControlFlow::Break(Some(Event::Stayed));
+        };
+        if !handoff.is_ordered() {
+            if !self.up.rests_at_message() {
+                return ControlFlow::Continue(());
+            }
+            self.up.put_order(handoff::order(&successor.target));
+            handoff.start_order();
+            return ControlFlow::Break(None);
+        }
+        if handoff.poll_due(cx).is_ready() {
+            self.close(SERVICE_RESTART, EndReason::BackendLost);
+            return ControlFlow::Break(None);
+        }
+        ControlFlow::Continue(())
     }
 
     /// Whether the closing handshake has timed out, or is not possible.
     fn closing_is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.closing {
-            None => false,
-            Some(_) if !self.down.tracks_frames() => true,
-            Some(closing) => closing.deadline.as_mut().poll(cx).is_ready(),
+        match &mut self.phase {
+            Phase::Closing(_) if !self.down.tracks_frames() => true,
+            Phase::Closing(closing) => closing.deadline.as_mut().poll(cx).is_ready(),
+            _ => false,
         }
     }
 
     /// Ends both directions without waiting. The backend gets a Close frame if the client's last frame is complete.
     fn finish_now(&mut self, cx: &mut Context<'_>) {
-        if let Some(closing) = &self.closing {
+        if let Phase::Closing(closing) = &self.phase {
             self.up
                 .put_close_to_backend(cx, &mut self.backend, closing.code);
         }
@@ -259,38 +495,45 @@ where
     }
 }
 
-impl<C, B> Future for Tunnel<C, B>
+impl<C, B, P> Tunnel<C, B, P>
 where
     C: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
     B: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
 {
-    type Output = TunnelEnd;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
-        let this = self.get_mut();
-        this.follow_close_request(cx);
-        let close = this.closing.as_ref().map(|closing| closing.code);
-        let bytes_before = this.up.bytes() + this.down.bytes();
-        if let Poll::Ready(end) = this.up.pump(cx, &mut this.client, &mut this.backend, None) {
-            this.up_ended(end);
+    /// Forwards bytes until something else happens. Not to be polled after [`Event::Ended`]; after any other event it is to be
+    /// polled again at once.
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<P>> {
+        loop {
+            self.follow_close_request(cx);
+            let bytes_before = self.up.bytes() + self.down.bytes();
+            let was_closing = self.is_closing();
+            self.pump(cx);
+            if bytes_before < self.up.bytes() + self.down.bytes() {
+                self.entry.touch();
+                self.note_close_frame();
+            }
+            if self.up.is_done() && self.down.is_done() {
+                return Poll::Ready(Event::Ended(self.result()));
+            }
+            if self.closing_is_over(cx) {
+                self.finish_now(cx);
+                return Poll::Ready(Event::Ended(self.result()));
+            }
+            if !self.can_hand_off {
+                return Poll::Pending;
+            }
+            if self.is_closing() && !was_closing {
+                continue; // The Close frame is to be sent.
+            }
+            let flow = match self.handle_notices() {
+                ControlFlow::Continue(()) => self.advance_handoff(cx),
+                flow => flow,
+            };
+            match flow {
+                ControlFlow::Continue(()) => return Poll::Pending,
+                ControlFlow::Break(Some(event)) => return Poll::Ready(event),
+                ControlFlow::Break(None) => {}
+            }
         }
-        if let Poll::Ready(end) = this
-            .down
-            .pump(cx, &mut this.backend, &mut this.client, close)
-        {
-            this.down_ended(end);
-        }
-        if bytes_before < this.up.bytes() + this.down.bytes() {
-            this.entry.touch();
-            this.note_close_frame();
-        }
-        if this.up.is_done() && this.down.is_done() {
-            return Poll::Ready(this.result());
-        }
-        if this.closing_is_over(cx) {
-            this.finish_now(cx);
-            return Poll::Ready(this.result());
-        }
-        Poll::Pending
     }
 }

@@ -47,6 +47,7 @@ const NODE: Layers = Layers {
         &["lifecycle"],
         &["stream"],
         &["client"],
+        &["handoff"],
         &["transport"],
         &["server"],
         &["node"],

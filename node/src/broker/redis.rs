@@ -242,6 +242,15 @@ impl Broker for RedisBroker {
         self.wish(channel, false);
     }
 
+    async fn mark(
+        &self,
+        channel: &ChannelName,
+        mark: &ChannelName,
+        data: Bytes,
+    ) -> Result<(), PublishError> {
+        self.queue(channel).publish(mark, data).await
+    }
+
     fn readiness(&self) -> Result<(), NotReady> {
         self.monitor.readiness().map_err(NotReady)
     }

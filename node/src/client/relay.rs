@@ -7,11 +7,15 @@
 //! Invariant: the messages of one client are published in the order of the calls, one call after the other.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use bytes::BytesMut;
 use futures_util::FutureExt;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
@@ -19,6 +23,7 @@ use crate::broker::PublishError;
 use crate::broker::TryPublishError;
 use crate::config::Endpoint;
 use crate::config::Mode;
+use crate::config::Protocol;
 use crate::hub::Hub;
 use crate::hub::Member;
 use crate::hub::Subscriber;
@@ -31,6 +36,7 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::sockjs;
 use crate::protocol::frame::websocket;
 use crate::protocol::frame::websocket::SocketFormat;
+use crate::protocol::handoff::Target;
 
 mod ticker;
 
@@ -47,6 +53,34 @@ pub(crate) struct Clients {
     started: Instant,
     /// The channel of endpoints with `mode: ticker`.
     ticker: ChannelName,
+    /// Missing in a node without a broker for several.
+    hand_off: OnceLock<Arc<dyn HandOff>>,
+}
+
+/// Hands clients off to other nodes.
+#[async_trait]
+pub(crate) trait HandOff: Send + Sync + 'static {
+    /// Hands `client` off. Afterwards it gets nothing of its channel any more.
+    ///
+    /// # Errors
+    ///
+    /// [`HandoffError`]: whether it stays or has to connect again.
+    ///
+    /// # Cancel safety
+    ///
+    /// After dropping this future the client must be disconnected.
+    async fn hand_off(&self, client: Arc<Client>, target: Target) -> Result<(), HandoffError>;
+}
+
+/// Why a client was not handed off.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HandoffError {
+    /// Nothing has changed for it; the reason.
+    #[error("{0}")]
+    Kept(String),
+    /// It may be at the other node, or at neither: it has to connect again.
+    #[error("the handoff has failed half-way")]
+    Lost,
 }
 
 /// A connected client. Dropping it ends its membership.
@@ -55,7 +89,7 @@ pub(crate) struct Client {
     endpoint: Arc<Endpoint>,
     member: Member,
     rate: AtomicU64,
-    _subscriber: Option<Subscriber>,
+    subscriber: Option<Subscriber>,
     _counted: Counted,
 }
 
@@ -88,7 +122,13 @@ impl Clients {
             metrics,
             started: Instant::now(),
             ticker: ticker::channel(),
+            hand_off: OnceLock::new(),
         })
+    }
+
+    /// Lets clients be handed off. Called once, before there are any.
+    pub(crate) fn set_hand_off(&self, hand_off: Arc<dyn HandOff>) {
+        let _ = self.hand_off.set(hand_off);
     }
 
     /// Creates a client of `endpoint`, which receives its channel's publications from now on through `member`.
@@ -108,7 +148,7 @@ impl Clients {
             endpoint,
             member,
             rate: AtomicU64::new(0),
-            _subscriber: subscriber,
+            subscriber,
             _counted: self.metrics.client(transport),
         }
     }
@@ -118,6 +158,64 @@ impl Client {
     /// The metrics that count it.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.clients.metrics
+    }
+
+    /// Hands it off to another node.
+    ///
+    /// # Errors
+    ///
+    /// [`HandoffError`]: whether it stays or has to connect again.
+    ///
+    /// # Cancel safety
+    ///
+    /// After dropping this future the client must be disconnected.
+    pub(crate) async fn hand_off(self: Arc<Self>, target: Target) -> Result<(), HandoffError> {
+        let hand_off = self.clients.hand_off.get().cloned();
+        match hand_off {
+            Some(hand_off) => hand_off.hand_off(self, target).await,
+            None => Err(HandoffError::Kept("this node is alone".to_owned())),
+        }
+    }
+
+    /// Ends the deliveries of its channel exactly here; the receiver completes once all before is in its outbox. `None`
+    /// without a channel.
+    pub(crate) fn leave_here(&self) -> Option<oneshot::Receiver<()>> {
+        self.subscriber.as_ref().map(Subscriber::leave_here)
+    }
+
+    /// The channel that it relays to.
+    pub(crate) fn channel(&self) -> Option<&ChannelName> {
+        match &self.endpoint.mode {
+            Mode::Relay { channel } => Some(channel),
+            _ => None,
+        }
+    }
+
+    /// How it is connected.
+    pub(crate) fn transport(&self) -> Transport {
+        match (&self.member, &self.endpoint.protocol) {
+            (Member::Queue(_), _) => Transport::SockjsHttp,
+            (Member::Socket(outbox), _) if outbox.format() == SocketFormat::Sockjs => {
+                Transport::SockjsWebsocket
+            }
+            (Member::Socket(_), Protocol::Sockjs(_)) => Transport::SockjsRaw,
+            (Member::Socket(_), _) => Transport::Websocket,
+        }
+    }
+
+    /// How long its rate limit needs to be full again, in nanoseconds.
+    pub(crate) fn rate_ahead(&self) -> u64 {
+        let now = self.clients.started.elapsed().as_nanos();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        self.rate.load(Ordering::Relaxed).saturating_sub(now)
+    }
+
+    /// Continues a rate limit that needs so long to be full again, in nanoseconds.
+    pub(crate) fn set_rate_ahead(&self, rate_ahead: u64) {
+        let now = self.clients.started.elapsed().as_nanos();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        self.rate
+            .store(now.saturating_add(rate_ahead), Ordering::Relaxed);
     }
 
     /// Handles a message of the client, if that is possible without waiting.

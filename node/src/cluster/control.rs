@@ -38,6 +38,7 @@ use crate::cluster::registry::Unavailable;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
+use crate::protocol::handoff::Token;
 use crate::protocol::instance::Instance;
 use crate::protocol::publication::Publication;
 use crate::redis::keys;
@@ -68,6 +69,16 @@ pub(crate) trait ChannelCounts: Send + Sync + 'static {
     fn each(&self, visit: &mut dyn FnMut(&str, u64));
 }
 
+/// Accepts clients that other nodes hand off to this one.
+pub(crate) trait AcceptsClients: Send + Sync + 'static {
+    /// Prepares the client of `snapshot` for the edge's connection that waits with `token`.
+    ///
+    /// # Errors
+    ///
+    /// Why the client has to stay where it is, as text.
+    fn accept(&self, token: Token, snapshot: &[u8]) -> Result<(), String>;
+}
+
 /// Receives messages of other nodes.
 pub(crate) struct Inbox {
     /// The channel of this node.
@@ -91,6 +102,8 @@ pub(crate) struct Components {
     pub(crate) directory: Arc<Directory>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) channel_counts: Arc<dyn ChannelCounts>,
+    /// Missing in a node without a broker for several.
+    pub(crate) arrivals: Option<Arc<dyn AcceptsClients>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -268,6 +281,30 @@ impl Control {
         Ok(all)
     }
 
+    /// Has the node `instance` prepare the client of `snapshot` for the edge's connection that waits there with `token`.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not, as text. It gives the client up by itself if it has prepared it nevertheless.
+    pub(crate) async fn hand_off(
+        &self,
+        instance: Instance,
+        token: Token,
+        snapshot: Bytes,
+    ) -> Result<(), String> {
+        if instance == self.instance() {
+            return Err("the client is at this node already".to_owned());
+        }
+        let request = Request::Handoff(token, snapshot);
+        let responses = self.request_from(&[instance], request).await;
+        let responses = responses.and_then(Responses::all);
+        let responses = responses.map_err(|error| error.to_string())?;
+        match responses.into_iter().next() {
+            Some((_, Response::Handoff(accepted))) => accepted,
+            _ => Err("the other node knows no handoff".to_owned()),
+        }
+    }
+
     /// The live nodes that may have clients of `target`.
     async fn holders(&self, target: &Target) -> Result<Vec<Instance>, ControlError> {
         let registry = &self.components.registry;
@@ -378,6 +415,14 @@ impl Control {
             }
             Request::Counts => Response::Counts(self.own_counts()),
             Request::Channels(pattern) => Response::Channels(self.own_channels(pattern)),
+            Request::Handoff(token, snapshot) => Response::Handoff(self.accept(*token, snapshot)),
+        }
+    }
+
+    fn accept(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
+        match &self.components.arrivals {
+            Some(arrivals) => arrivals.accept(token, snapshot),
+            None => Err("the other node accepts no clients".to_owned()),
         }
     }
 

@@ -204,6 +204,18 @@ impl Frames {
     }
 }
 
+impl Closed {
+    /// The position behind the last message.
+    pub(super) fn end(&self, slot: Slot) -> usize {
+        match slot {
+            Slot::Plain => self.plain.bytes.len(),
+            Slot::Framed => self.framed.bytes.len(),
+            Slot::Queued => self.queued.len(),
+            Slot::Delimited => self.delimited.len(),
+        }
+    }
+}
+
 impl ClosedFrames {
     /// The last message alone.
     pub(super) fn newest(&self) -> Bytes {

@@ -91,6 +91,12 @@ pub(super) enum Change {
     Leave {
         id: SubscriberId,
     },
+    /// Removes the member once it has the batch up to `position`. Its index is free after its `Leave`.
+    LeaveAt {
+        id: SubscriberId,
+        position: usize,
+        left: oneshot::Sender<()>,
+    },
     /// Notifies a caller that waits until the batch is written.
     Flush(oneshot::Sender<()>),
 }
@@ -198,6 +204,17 @@ impl Channel {
         open.changes.push(Change::Leave { id });
         self.departures.fetch_add(1, Ordering::Release);
         !mem::replace(&mut open.listed, true)
+    }
+
+    /// Ends the deliveries to a member exactly here: it still gets all that was appended before this call, and nothing
+    /// that is appended later. Returns a receiver that completes once that is written, and whether the channel has to be
+    /// listed now. The member [leaves](Self::leave) later.
+    pub(super) fn leave_here(&self, id: SubscriberId) -> (oneshot::Receiver<()>, bool) {
+        let (left, has_left) = oneshot::channel();
+        let mut open = self.open.lock();
+        let position = open.batch.position(id.slot);
+        open.changes.push(Change::LeaveAt { id, position, left });
+        (has_left, !mem::replace(&mut open.listed, true))
     }
 
     /// Returns a receiver that completes once all that was appended before this call is written, and whether the channel
@@ -312,7 +329,7 @@ impl Departures<'_> {
         let changes = open.changes.iter().skip(self.changes_seen);
         self.left.extend(changes.filter_map(|change| match change {
             Change::Leave { id } => Some(*id),
-            Change::Join { .. } | Change::Flush(_) => None,
+            Change::Join { .. } | Change::LeaveAt { .. } | Change::Flush(_) => None,
         }));
         self.changes_seen = open.changes.len();
     }

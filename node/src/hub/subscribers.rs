@@ -1,6 +1,8 @@
 //! The members of one channel, owned by the flush loop.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,6 +42,7 @@ pub(super) struct Subscribers {
 #[derive(Default)]
 pub(super) struct Pending {
     arrivals: Vec<Arrival>,
+    departures: Vec<Departure>,
     flushed: Vec<oneshot::Sender<()>>,
 }
 
@@ -49,6 +52,15 @@ struct Arrival {
     member: Member,
     /// The position in the batch from which on it receives.
     position: usize,
+}
+
+/// A member that gets a part of this batch as its last.
+struct Departure {
+    slot: Slot,
+    member: Member,
+    /// The positions of that part.
+    range: Range<usize>,
+    left: oneshot::Sender<()>,
 }
 
 impl Subscribers {
@@ -153,32 +165,58 @@ impl Subscribers {
     pub(super) fn leave(&mut self, changes: Vec<Change>) -> Pending {
         // From the end: a leave belongs to the last join before it with the same id, or to a present member.
         let mut left = HashSet::new();
+        let mut ending = HashMap::new();
         let mut pending = Pending::default();
         for change in changes.into_iter().rev() {
             match change {
                 Change::Leave { id } => {
                     left.insert(id);
                 }
-                Change::Join { id, .. } if left.remove(&id) => {}
+                Change::LeaveAt {
+                    id,
+                    position,
+                    left: done,
+                } => {
+                    // It may have left behind this position already: then that has freed its index.
+                    ending.insert(id, (position, done));
+                }
                 Change::Join {
                     id,
                     member,
                     position,
-                } => pending.arrivals.push(Arrival {
-                    id,
-                    member,
-                    position,
-                }),
+                } => {
+                    let has_left = left.remove(&id);
+                    if let Some((end, left)) = ending.remove(&id) {
+                        let range = position..end;
+                        pending.departures.push(Departure {
+                            slot: id.slot,
+                            member,
+                            range,
+                            left,
+                        });
+                    } else if !has_left {
+                        pending.arrivals.push(Arrival {
+                            id,
+                            member,
+                            position,
+                        });
+                    }
+                }
                 Change::Flush(done) => pending.flushed.push(done),
             }
         }
-        for SubscriberId { slot, index } in left {
-            match slot {
-                Slot::Plain => self.plain.remove(index),
-                Slot::Framed => self.framed.remove(index),
-                Slot::Queued => self.queued.remove(index),
-                Slot::Delimited => self.delimited.remove(index),
+        for (id, (end, left)) in ending {
+            if let Some(member) = self.remove(id) {
+                pending.departures.push(Departure {
+                    slot: id.slot,
+                    member,
+                    range: 0..end,
+                    left,
+                });
             }
+        }
+        for id in left {
+            self.remove(id);
         }
         pending.arrivals.reverse();
         pending
@@ -192,6 +230,17 @@ impl Subscribers {
         batch: &Closed,
         departures: &mut Departures<'_>,
     ) {
+        for departure in pending.departures {
+            // Nothing else can remove it, and its index may be another member's by now.
+            send_part(
+                &departure.member,
+                departure.slot,
+                departure.range,
+                batch,
+                || true,
+            );
+            let _ = departure.left.send(()); // The caller may have stopped waiting.
+        }
         for arrival in pending.arrivals {
             catch_up(&arrival, batch, departures);
             let SubscriberId { slot, index } = arrival.id;
@@ -204,6 +253,15 @@ impl Subscribers {
         }
         for done in pending.flushed {
             let _ = done.send(()); // The caller may have stopped waiting.
+        }
+    }
+
+    fn remove(&mut self, id: SubscriberId) -> Option<Member> {
+        match id.slot {
+            Slot::Plain => self.plain.remove(id.index).map(Member::Socket),
+            Slot::Framed => self.framed.remove(id.index).map(Member::Socket),
+            Slot::Queued => self.queued.remove(id.index).map(Member::Queue),
+            Slot::Delimited => self.delimited.remove(id.index).map(Member::Queue),
         }
     }
 
@@ -226,21 +284,34 @@ fn with_ids<T>(
 }
 
 fn catch_up(arrival: &Arrival, batch: &Closed, departures: &mut Departures<'_>) {
-    let (slot, position) = (arrival.id.slot, arrival.position);
-    let is_member = || departures.is_member(arrival.id);
-    match &arrival.member {
-        Member::Queue(outbox) if slot == Slot::Delimited => {
-            outbox.push_all_if(&batch.delimited[position..], is_member);
+    let slot = arrival.id.slot;
+    let range = arrival.position..batch.end(slot);
+    send_part(&arrival.member, slot, range, batch, || {
+        departures.is_member(arrival.id)
+    });
+}
+
+/// Sends the part of the batch in `range` to one member.
+fn send_part(
+    member: &Member,
+    slot: Slot,
+    range: Range<usize>,
+    batch: &Closed,
+    is_meant: impl FnOnce() -> bool,
+) {
+    if range.is_empty() {
+        return;
+    }
+    match (member, slot) {
+        (Member::Queue(outbox), Slot::Delimited) => {
+            outbox.push_all_if(&batch.delimited[range], is_meant);
         }
-        Member::Queue(outbox) => outbox.push_all_if(&batch.queued[position..], is_member),
-        Member::Socket(outbox) => {
-            let frames = match slot {
-                Slot::Framed => &batch.framed.bytes,
-                _ => &batch.plain.bytes,
-            };
-            if position < frames.len() {
-                outbox.send_if(&frames.slice(position..), is_member);
-            }
+        (Member::Queue(outbox), _) => outbox.push_all_if(&batch.queued[range], is_meant),
+        (Member::Socket(outbox), Slot::Framed) => {
+            outbox.send_if(&batch.framed.bytes.slice(range), is_meant);
+        }
+        (Member::Socket(outbox), _) => {
+            outbox.send_if(&batch.plain.bytes.slice(range), is_meant);
         }
     }
 }

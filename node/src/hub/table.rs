@@ -58,20 +58,17 @@ impl<T> Table<T> {
         self.members += 1;
     }
 
-    /// Removes a member, if it is there.
-    pub(super) fn remove(&mut self, index: u32) {
+    /// Removes a member, and returns it if it was there.
+    pub(super) fn remove(&mut self, index: u32) -> Option<Arc<T>> {
         let (chunk, place) = (index as usize / CHUNK, index as usize % CHUNK);
-        let Some(members) = self.chunks.get_mut(chunk) else {
-            return;
-        };
-        if members.get_mut(place).and_then(Option::take).is_none() {
-            return;
-        }
+        let members = self.chunks.get_mut(chunk)?;
+        let member = members.get_mut(place)?.take()?;
         self.members -= 1;
         if members.iter().all(Option::is_none) {
             *members = Vec::new();
             self.shrink();
         }
+        Some(member)
     }
 
     /// Removes all members.
@@ -106,7 +103,9 @@ mod tests {
         for index in 0..100_000 {
             table.insert(index, Arc::new(index));
         }
-        (10..100_000).for_each(|index| table.remove(index));
+        for index in 10..100_000 {
+            assert_eq!(table.remove(index).as_deref(), Some(&index));
+        }
         assert_eq!(table.len(), 10);
         assert_eq!(table.chunks(), 1);
         assert!(table.chunks.capacity() < 10);

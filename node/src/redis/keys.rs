@@ -86,6 +86,11 @@ pub(crate) fn control_channel(instance: Instance) -> ChannelName {
     ChannelName::new(&name).expect("an instance has 16 characters")
 }
 
+/// The channel for the marks of handoffs, to which every node is subscribed on every server.
+pub(crate) fn handoff_marks() -> ChannelName {
+    ChannelName::new(&format!("{RESERVED_PREFIX}handoff")).expect("it is short")
+}
+
 /// The unique name of a connection in `CLIENT LIST`.
 pub(crate) fn connection_name(node_id: &str, role: &str, instance: u64) -> String {
     format!("{RESERVED_PREFIX}{node_id}:{role}:{instance:016x}")

@@ -39,6 +39,7 @@ use tracing::debug;
 use crate::server::Server;
 use crate::server::admin::{Admin, Asked};
 use crate::server::admission::Admitted;
+use crate::server::routing::ClientUpgrade;
 use crate::server::routing::HttpOutcome;
 use crate::server::routing::Upgrade;
 use crate::server::routing::WaitingPoll;
@@ -132,10 +133,18 @@ pub(super) async fn run(
                 socket
             }
             Outcome::Upgraded(socket, upgrade) => {
-                let websockets = &server.services.websockets;
-                server
-                    .tasks
-                    .spawn(websockets.serve(upgraded(socket, upgrade), admitted.into_inner()));
+                let websockets = Arc::clone(&server.services.websockets);
+                let admitted = admitted.into_inner();
+                match upgrade {
+                    Upgrade::Client(upgrade) => {
+                        let serving = websockets.serve(upgraded(socket, upgrade), admitted);
+                        server.tasks.spawn(serving);
+                    }
+                    Upgrade::Handoff => {
+                        let serving = websockets.serve_handed_off(socket.stream, admitted);
+                        server.tasks.spawn(serving);
+                    }
+                }
                 return;
             }
             Outcome::Evicted(stream) => {
@@ -314,12 +323,13 @@ fn keeps_alive(is_http_11: bool, headers: &HeaderMap) -> bool {
     !has("close") && (is_http_11 || has("keep-alive"))
 }
 
-fn upgraded(socket: Socket, upgrade: Upgrade) -> Upgraded {
+fn upgraded(socket: Socket, upgrade: ClientUpgrade) -> Upgraded {
     Upgraded {
         stream: socket.stream,
         read_ahead: socket.read_ahead,
         endpoint: upgrade.endpoint,
         transport: upgrade.transport,
+        can_hand_off: upgrade.can_hand_off,
         headers: upgrade.headers,
     }
 }

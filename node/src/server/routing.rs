@@ -17,6 +17,7 @@ use causeway_conf::AddressRange;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
+use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
@@ -27,10 +28,13 @@ use tracing::warn;
 
 use crate::config::Endpoint;
 use crate::config::Live;
+use crate::config::Mode;
+use crate::handoff::Arrivals;
 use crate::metrics::Metrics;
 use crate::metrics::RefuseReason;
 use crate::metrics::Transport;
 use crate::protocol::Codec;
+use crate::protocol::handoff;
 use crate::transport::Body;
 
 mod api;
@@ -86,6 +90,8 @@ pub(crate) struct Http {
     /// For the application's backend.
     api: Option<ApiMount>,
     channels: ChannelsHttp,
+    /// Missing in a node without a broker for several.
+    arrivals: Option<Arc<Arrivals>>,
     metrics: Arc<Metrics>,
 }
 
@@ -116,12 +122,22 @@ pub(crate) enum HttpOutcome {
 /// session.
 pub(crate) type WaitingPoll = Pin<Box<dyn Future<Output = Response<Bytes>> + Send>>;
 
-/// A WebSocket to be served once the 101 is written.
-pub(crate) struct Upgrade {
+/// What is served once the 101 is written.
+pub(crate) enum Upgrade {
+    /// A new client.
+    Client(ClientUpgrade),
+    /// A client that another node hands off.
+    Handoff,
+}
+
+/// A WebSocket of a new client.
+pub(crate) struct ClientUpgrade {
     /// The endpoint of the client.
     pub(crate) endpoint: Arc<Endpoint>,
     /// The transport.
     pub(crate) transport: Transport,
+    /// Whether the edge can hand the client off to another node.
+    pub(crate) can_hand_off: bool,
     /// The request's, for channel clients.
     pub(crate) headers: HeaderMap,
 }
@@ -139,6 +155,7 @@ impl Http {
             mounts,
             api: None,
             channels,
+            arrivals: None,
             metrics,
         }
     }
@@ -146,6 +163,11 @@ impl Http {
     /// Serves `api` too, apart from all mounts.
     pub(crate) fn with_api(self, api: Option<ApiMount>) -> Self {
         Self { api, ..self }
+    }
+
+    /// Accepts clients that other nodes hand off, too.
+    pub(crate) fn with_arrivals(self, arrivals: Option<Arc<Arrivals>>) -> Self {
+        Self { arrivals, ..self }
     }
 
     /// Replaces the settings.
@@ -209,6 +231,9 @@ impl Http {
                 .await
                 .into();
         }
+        if self.arrivals.is_some() && parts.uri.path() == handoff::PATH && self.is_trusted(peer) {
+            return expect_client(&parts);
+        }
         let endpoints = self.mounts.iter().map(|mount| &*mount.endpoint);
         let Some(route) = route::find(parts.uri.path(), endpoints, self.config.get().page) else {
             return text(StatusCode::NOT_FOUND, "not found\n").into();
@@ -226,7 +251,14 @@ impl Http {
                 }
                 let trusted = &self.config.get().trusted_proxies;
                 let client = client_address(&parts.headers, peer, trusted);
-                self.endpoint(mount, place, &parts, body, client).await
+                let mut outcome = self.endpoint(mount, place, &parts, body, client).await;
+                if let HttpOutcome::Upgrade(response, Upgrade::Client(upgrade)) = &mut outcome
+                    && self.arrivals.is_some()
+                    && self.is_trusted(peer)
+                {
+                    offer_handoff(&parts.headers, response, upgrade);
+                }
+                outcome
             }
         }
     }
@@ -265,9 +297,10 @@ impl Http {
         };
         match handshake::accept(parts, !body.is_end_stream()) {
             Ok(mut headers) => {
-                let mut upgrade = Upgrade {
+                let mut upgrade = ClientUpgrade {
                     endpoint: Arc::clone(&mount.endpoint),
                     transport,
+                    can_hand_off: false,
                     headers: HeaderMap::new(),
                 };
                 if place == Place::ChannelsWebsocket {
@@ -279,7 +312,7 @@ impl Http {
                 let mut response = Response::new(Body::Empty);
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                 *response.headers_mut() = headers;
-                HttpOutcome::Upgrade(response, upgrade)
+                HttpOutcome::Upgrade(response, Upgrade::Client(upgrade))
             }
             Err(error) => {
                 let mut response = text(StatusCode::BAD_REQUEST, error.to_string());
@@ -287,6 +320,10 @@ impl Http {
                 response.into()
             }
         }
+    }
+
+    fn is_trusted(&self, peer: IpAddr) -> bool {
+        client_address::is_trusted(&self.config.get().trusted_proxies, peer.to_canonical())
     }
 
     fn body_limits(&self) -> BodyLimits {
@@ -303,7 +340,7 @@ impl Http {
         place: Place<'_>,
         peer: IpAddr,
     ) -> bool {
-        let trusted = client_address::is_trusted(&self.config.get().trusted_proxies, peer);
+        let trusted = self.is_trusted(peer);
         let is_allowed = match place {
             // Cached copies are served without a request, so its own headers restrict who may frame it.
             Place::Iframe => return true,
@@ -334,6 +371,41 @@ impl Http {
 impl From<Response<Body>> for HttpOutcome {
     fn from(response: Response<Body>) -> Self {
         Self::Response(response)
+    }
+}
+
+/// The response to an edge that opens a connection for a client of another node.
+fn expect_client(request: &Parts) -> HttpOutcome {
+    let has = |name: HeaderName, expected: &str| {
+        let value = request.headers.get(name);
+        value.is_some_and(|value| value == expected)
+    };
+    let is_offer = request.method == Method::GET
+        && has(header::UPGRADE, "causeway-handoff")
+        && has(handoff::HEADER, "1");
+    if !is_offer {
+        let text = "GET with Upgrade: causeway-handoff and Causeway-Handoff: 1 is expected\n";
+        return self::text(StatusCode::BAD_REQUEST, text).into();
+    }
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    let protocol = HeaderValue::from_static("causeway-handoff");
+    headers.insert(header::UPGRADE, protocol);
+    headers.insert(handoff::HEADER, HeaderValue::from_static("1"));
+    HttpOutcome::Upgrade(response, Upgrade::Handoff)
+}
+
+/// Accepts that the edge may hand the client off to another node, if it offers that.
+fn offer_handoff(request: &HeaderMap, response: &mut Response<Body>, upgrade: &mut ClientUpgrade) {
+    let is_offered = request
+        .get(handoff::HEADER)
+        .is_some_and(|value| value == "1");
+    if is_offered && matches!(upgrade.endpoint.mode, Mode::Relay { .. } | Mode::Echo) {
+        upgrade.can_hand_off = true;
+        let accepted = HeaderValue::from_static("1");
+        response.headers_mut().insert(handoff::HEADER, accepted);
     }
 }
 

@@ -23,6 +23,8 @@ use crate::client::channels::Origin;
 use crate::client::relay::Clients;
 use crate::config::Endpoint;
 use crate::config::Mode;
+use crate::handoff::Arrivals;
+use crate::handoff::Arrived;
 use crate::hub::Member;
 use crate::hub::outbox::Queued;
 use crate::hub::outbox::SocketOutbox;
@@ -51,12 +53,20 @@ use serving::Serving;
 /// shorter disconnects clients on slow networks before they get the reason.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the edges may take to hand clients off when the node drains. The rest is disconnected.
+const HANDOFF_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is checked whether clients are left.
+const HANDOFF_LOOK: Duration = Duration::from_millis(20);
+
 /// All clients over WebSocket of this node.
 pub(crate) struct WebSockets {
     clients: Arc<Clients>,
     /// Channel clients, which have their own pings and drain.
     channel_clients: Arc<ChannelClients>,
     roster: Arc<Roster<roster::Entry>>,
+    /// Missing in a node without a broker for several.
+    arrivals: Option<Arc<Arrivals>>,
     drain_spread: Duration,
 }
 
@@ -68,6 +78,8 @@ pub(crate) struct Upgraded {
     pub(crate) endpoint: Arc<Endpoint>,
     /// The WebSocket transport that was requested.
     pub(crate) transport: Transport,
+    /// Whether the edge can hand the client off to another node.
+    pub(crate) can_hand_off: bool,
     /// The request's, for channel clients.
     pub(crate) headers: HeaderMap,
 }
@@ -77,12 +89,14 @@ impl WebSockets {
     pub(crate) fn new(
         clients: Arc<Clients>,
         channel_clients: Arc<ChannelClients>,
+        arrivals: Option<Arc<Arrivals>>,
         drain_spread: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             clients,
             channel_clients,
             roster: Roster::new(),
+            arrivals,
             drain_spread,
         })
     }
@@ -104,6 +118,11 @@ impl WebSockets {
                 now = sweeps.tick() => self.roster.sweep(now).await,
             }
         }
+        self.roster.drain_or_hand_off(self.drain_spread).await;
+        let end = time::Instant::now() + HANDOFF_WAIT_MAX;
+        while self.roster.has_any() && time::Instant::now() < end {
+            time::sleep(HANDOFF_LOOK).await;
+        }
         self.roster.disconnect_all(self.drain_spread).await;
     }
 
@@ -118,7 +137,10 @@ impl WebSockets {
         let format = format(transport);
         let outbox_bytes_max = upgraded.endpoint.outbox_bytes_max;
         let outbox = SocketOutbox::new(upgraded.stream, format, outbox_bytes_max);
-        let outbox = Arc::new(outbox);
+        let outbox = Arc::new(match upgraded.can_hand_off {
+            true => outbox.with_handoff(),
+            false => outbox,
+        });
         if format == SocketFormat::Sockjs {
             outbox.send(&open_frame());
         }
@@ -135,6 +157,25 @@ impl WebSockets {
             self.connect(upgraded.endpoint, transport, &outbox)
         };
         Serving::new(Connection::new(outbox, peer, &upgraded.read_ahead), held)
+    }
+
+    /// Serves the client of another node that is handed off to this one, once it has arrived; `held` is dropped with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future closes the connection.
+    pub(crate) async fn serve_handed_off<H: Unpin>(self: Arc<Self>, stream: TcpStream, held: H) {
+        let Some(arrivals) = &self.arrivals else {
+            return;
+        };
+        let Some(Arrived { client, outbox }) = arrivals.wait(stream).await else {
+            return;
+        };
+        let endpoint = Arc::clone(client.endpoint());
+        let _in_roster = self.roster.add(Arc::clone(&outbox), endpoint);
+        let peer = Peer::Plain { client, _in_roster };
+        drop(self);
+        Serving::new(Connection::new(outbox, peer, &[]), held).await;
     }
 
     fn connect(

@@ -118,11 +118,21 @@ impl Pools {
 
     /// Reports to the pool of `backend` that it has announced that it is stopping.
     pub(crate) fn backend_stops(&self, backend: &Arc<Backend>) {
-        let is_it = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
-        let mut pools = self.0.iter();
-        if let Some(pool) = pools.find(|pool| pool.table.load().backends.iter().any(is_it)) {
+        if let Some(pool) = self.of(backend) {
             pool.report(backend, Evidence::Stopping, Instant::now());
         }
+    }
+
+    /// The pool that has `backend`.
+    pub(crate) fn of(&self, backend: &Arc<Backend>) -> Option<Arc<Pool>> {
+        let has_it = |pool: &&Arc<Pool>| {
+            let table = pool.table.load();
+            table
+                .backends
+                .iter()
+                .any(|other| Arc::ptr_eq(other, backend))
+        };
+        self.0.iter().find(has_it).cloned()
     }
 
     /// The pool of a route.
@@ -394,14 +404,23 @@ impl Pool {
 
     /// Another backend for a client that `from` has released; `None` if no other keeps clients.
     pub(crate) fn release(&self, from: &Backend, now: Instant) -> Option<Arc<Backend>> {
-        let table = self.table.load();
         let mut tried = Tried::default();
         tried.add(from);
+        self.pick_other(&tried, RequestKind::Plain, now)
+    }
+
+    /// A backend for a tunnel that is handed off, none of those `tried`; `None` if no other keeps clients.
+    pub(crate) fn other_than(&self, tried: &Tried, now: Instant) -> Option<Arc<Backend>> {
+        self.pick_other(tried, RequestKind::Upgrade, now)
+    }
+
+    fn pick_other(&self, tried: &Tried, kind: RequestKind, now: Instant) -> Option<Arc<Backend>> {
+        let table = self.table.load();
         let new_client = NewClient {
-            kind: RequestKind::Plain,
+            kind,
             age: self.age(now),
         };
-        let view = View::new(&table, &tried, 0, new_client.age);
+        let view = View::new(&table, tried, 0, new_client.age);
         let backend = self.picker.pick(&table, &view, new_client)?;
         if !backend.rank().keeps_clients() {
             return None;

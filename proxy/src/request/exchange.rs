@@ -31,7 +31,7 @@ use crate::balancer::pool::RequestCount;
 use crate::balancer::pool::RequestKind;
 use crate::balancer::pool::Tried;
 use crate::balancer::pool::TunnelSlot;
-use crate::config::{RouteRules, Stripped};
+use crate::config::{ProbeKind, RouteRules, Stripped};
 use crate::http::fields::Request;
 use crate::http::forwarded::Forwarded;
 use crate::http::hop_by_hop::HopByHop;
@@ -55,6 +55,12 @@ pub(crate) use crate::request::exchange::session::NewSession;
 use crate::request::parked::ParkedRequests;
 use crate::tls::Connector;
 use crate::upstream::Repeatable;
+
+/// The header by which the edge offers handoff to a backend, and a backend accepts it. Never forwarded.
+pub(crate) const HANDOFF_HEADER: &str = "causeway-handoff";
+
+/// The path at which a node continues clients of other nodes: between the edge and its backends.
+pub(crate) const HANDOFF_PATH: &str = "/.causeway/handoff";
 
 /// The shared state of the proxy: rules, limits, metrics, access log. One for the whole process.
 pub(crate) struct ProxyState {
@@ -155,7 +161,9 @@ impl ProxyState {
             path => path,
         };
         let rules = self.rules.load();
-        let Some(route) = rules.routes.position(host, path) else {
+        let route = rules.routes.position(host, path);
+        // That path is between the edge and its backends.
+        let Some(route) = route.filter(|_| path != HANDOFF_PATH) else {
             return Err(Rejection::NoRoute {
                 status: rules.no_route.status,
                 body: rules.no_route.body.clone(),
@@ -326,6 +334,10 @@ impl ProxyState {
             .write(&exchange.forwarded, request);
         let stripped = exchange.stripped.as_deref();
         exchange.changes.apply_request(stripped, request);
+        request.remove(HANDOFF_HEADER);
+        if exchange.offers_handoff() {
+            request.append("Causeway-Handoff", HeaderValue::from_static("1"));
+        }
     }
 
     /// The chosen backend rejected an upgrade with `status`. Whether another one is tried.
@@ -419,6 +431,11 @@ impl ProxyState {
 }
 
 impl Exchange {
+    /// Whether the backend is offered to hand the tunnel off: where nodes are expected.
+    pub(crate) fn offers_handoff(&self) -> bool {
+        self.kind == RequestKind::Upgrade && self.pool.health.kind == ProbeKind::Node
+    }
+
     /// Whether its method is idempotent (RFC 9110, 9.2.2).
     pub(crate) fn repeatable(&self) -> Repeatable {
         if self.method.is_idempotent() {

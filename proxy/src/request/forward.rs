@@ -7,6 +7,7 @@
 //!
 //! Invariant: a connection to a backend is reused only if all of the request was sent and all of the response was read.
 
+mod handoff;
 mod stall;
 mod tunnel;
 mod upload;
@@ -36,7 +37,9 @@ use crate::http::http1::{
 use crate::limits::Limit;
 use crate::limits::Permits;
 use crate::request::error::Rejection;
+use crate::request::exchange::HANDOFF_HEADER;
 use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
+pub(crate) use crate::request::forward::handoff::TunnelContext;
 use crate::request::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::request::forward::tunnel::TunnelPermits;
 use crate::request::forward::tunnel::{TunnelRecord, run_tunnel};
@@ -64,6 +67,7 @@ pub(crate) struct Engine {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) tunnel_context: Arc<TunnelContext>,
     pub(crate) timeouts: Timeouts,
     pub(crate) response_limits: ResponseLimits,
     /// Whether a client that half-closes its connection counts as disconnected.
@@ -956,6 +960,7 @@ impl<D: Downstream> Request<'_, D> {
         };
         let proxy = &engine.proxy;
         let mut head = response.head;
+        let can_hand_off = exchange.offers_handoff() && head.text(HANDOFF_HEADER) == Some("1");
         let sent = async {
             let finalized = proxy.finalize(&exchange, &mut head);
             finalized.map_err(io::Error::other)?;
@@ -974,7 +979,7 @@ impl<D: Downstream> Request<'_, D> {
         let permits = TunnelPermits {
             _connection: upgrade.connection,
             _tunnel: tunnel,
-            _at_backend: exchange.take_tunnel_slot(),
+            at_backend: exchange.take_tunnel_slot(),
         };
         let count = response.backend.open_tunnel();
         let (client, client_early) = client.into_tunnel();
@@ -983,15 +988,16 @@ impl<D: Downstream> Request<'_, D> {
             backend: response.upstream.socket,
             client_early,
             backend_early: response.early,
-            protocol: if upgrade.protocol == "websocket" {
-                Protocol::WebSocket
-            } else {
-                Protocol::Opaque
+            protocol: match &*upgrade.protocol {
+                "websocket" if can_hand_off => Protocol::WebSocketWithHandoff,
+                "websocket" => Protocol::WebSocket,
+                _ => Protocol::Opaque,
             },
             entry: engine.tunnels.register(),
         };
         exchange.switched();
-        let record = TunnelRecord::new(Arc::clone(proxy), &exchange, count, permits);
+        let context = Arc::clone(&engine.tunnel_context);
+        let record = TunnelRecord::new(context, &exchange, count, permits);
         drop(exchange);
         let carried = run_tunnel(Tunnel::new(parts), record);
         engine.tunnels.tasks().spawn(carried);

@@ -32,7 +32,7 @@ use crate::request::access_log::AccessLog;
 use crate::request::access_log::AccessLogError;
 use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
-use crate::request::forward::{Engine, STALE_MAX};
+use crate::request::forward::{Engine, STALE_MAX, TunnelContext};
 use crate::request::parked::ParkConfig;
 use crate::request::parked::ParkedRequests;
 use crate::request::proxy_http::Edge;
@@ -203,7 +203,14 @@ impl Components {
     }
 
     fn engine(&self) -> Engine {
+        let tunnel_context = TunnelContext {
+            proxy: Arc::clone(&self.proxy),
+            dialer: Arc::clone(&self.dialer),
+            response_limits: self.response_limits,
+            response_timeout: self.timeouts.connect,
+        };
         Engine {
+            tunnel_context: Arc::new(tunnel_context),
             proxy: Arc::clone(&self.proxy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),

@@ -8,8 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::tunnel::Protocol;
+use crate::tunnel::SERVICE_RESTART;
 use crate::tunnel::frames;
 use crate::tunnel::frames::Frames;
+use crate::tunnel::notices;
+use crate::tunnel::notices::Notices;
 
 /// The most bytes that are read at once, and so the most that wait for a slow receiver.
 const SCRATCH: usize = 64 * 1024;
@@ -40,6 +43,22 @@ enum State {
     Done,
 }
 
+/// How far a direction is read, and what is done with control frames.
+pub(super) enum Reading<'a> {
+    /// On and on.
+    On,
+    /// From a client that must not send frames of a handoff: such a frame stops it and sets `is_forged`. With `unsent`, to the
+    /// end of the current message; what was read behind it is put there.
+    Client {
+        unsent: Option<&'a mut Vec<u8>>,
+        is_forged: &'a mut bool,
+    },
+    /// Not at all.
+    Off,
+    /// On and on, with the notices of a handoff taken out.
+    WithNotices(&'a mut Notices),
+}
+
 /// How a direction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowEnd {
@@ -54,7 +73,7 @@ pub(super) enum FlowEnd {
 impl Flow {
     /// A flow that first forwards `early`.
     pub(super) fn new(early: Vec<u8>, protocol: Protocol) -> Self {
-        let mut frames = (protocol == Protocol::WebSocket).then(Frames::default);
+        let mut frames = (protocol != Protocol::Opaque).then(Frames::default);
         if let Some(frames) = &mut frames {
             frames.pass(&early);
         }
@@ -80,6 +99,45 @@ impl Flow {
         self.frames.is_some()
     }
 
+    /// Whether everything up to a message boundary is sent, and the direction is open.
+    pub(super) fn rests_at_message(&self) -> bool {
+        let at_boundary = |frames: &Frames| frames.at_message_boundary() && !frames.close_seen();
+        self.state == State::Open
+            && self.pending.is_empty()
+            && self.frames.as_ref().is_some_and(at_boundary)
+    }
+
+    /// Whether nothing has ended this direction yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Open && !self.frames.as_ref().is_some_and(Frames::close_seen)
+    }
+
+    /// Sends `bytes` of a handoff next: they are no part of what is forwarded.
+    pub(super) fn put_order(&mut self, bytes: Vec<u8>) {
+        self.pending = bytes;
+        self.pending_sent = 0;
+    }
+
+    /// Sends `bytes` behind what is pending; they were read before.
+    pub(super) fn put_read(&mut self, bytes: &[u8]) {
+        if let Some(frames) = &mut self.frames {
+            frames.pass(bytes);
+        }
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Continues with another reader, from which `early` was read already.
+    pub(super) fn continue_with(&mut self, early: &[u8], notices: &mut Notices) {
+        let mut frames = Frames::default();
+        self.bytes += early.len() as u64;
+        let at = frames.find(early, notices::FIRST_BYTE);
+        let (before, behind) = early.split_at(at.unwrap_or(early.len()));
+        frames.pass(before);
+        self.frames = Some(frames);
+        self.pending.extend_from_slice(before);
+        self.take_notices(behind, notices, false);
+    }
+
     /// The code of the Close frame, if one was read.
     pub(super) fn close_code(&self) -> Option<u16> {
         self.frames.as_ref().and_then(Frames::close_code)
@@ -100,6 +158,7 @@ impl Flow {
         reader: &mut R,
         writer: &mut W,
         close: Option<u16>,
+        mut reading: Reading<'_>,
     ) -> Poll<FlowEnd>
     where
         R: AsyncRead + Unpin,
@@ -122,9 +181,28 @@ impl Flow {
                 self.state = State::Done;
                 return Poll::Ready(end);
             }
-            match ready!(self.poll_forward(cx, reader, writer, close.is_some())) {
+            match &reading {
+                Reading::Off => return Poll::Pending,
+                Reading::Client {
+                    is_forged: true, ..
+                } => return Poll::Pending,
+                Reading::Client {
+                    unsent: Some(_), ..
+                } if self.rests_at_message() => return Poll::Pending,
+                Reading::WithNotices(notices) if notices.is_done() => return Poll::Pending,
+                _ => {}
+            }
+            match ready!(self.poll_forward(cx, reader, writer, close.is_some(), &mut reading)) {
                 Ok(()) => {}
-                Err(end) => self.state = State::Finishing(end),
+                Err(end) => {
+                    if let Reading::WithNotices(Notices {
+                        close_at_end: true, ..
+                    }) = reading
+                    {
+                        self.put_close_to_client(SERVICE_RESTART);
+                    }
+                    self.state = State::Finishing(end);
+                }
             }
         }
     }
@@ -157,6 +235,7 @@ impl Flow {
         reader: &mut R,
         writer: &mut W,
         to_boundary: bool,
+        reading: &mut Reading<'_>,
     ) -> Poll<Result<(), FlowEnd>>
     where
         R: AsyncRead + Unpin,
@@ -172,6 +251,7 @@ impl Flow {
                 return Poll::Ready(Err(FlowEnd::Finished));
             }
             self.bytes += data.len() as u64;
+            let (data, behind) = self.split(data, reading);
             let mut rest = self.forwardable(data, to_boundary);
             while !rest.is_empty() {
                 match Pin::new(&mut *writer).poll_write(cx, rest) {
@@ -183,8 +263,57 @@ impl Flow {
                     }
                 }
             }
+            if let Reading::WithNotices(notices) = reading {
+                self.take_notices(behind, notices, to_boundary);
+            }
             Poll::Ready(Ok(()))
         })
+    }
+
+    /// Splits what was read into what is forwarded and what is not: the rest behind the client's message, or what begins with
+    /// a notice of the backend.
+    fn split<'data>(
+        &self,
+        data: &'data [u8],
+        reading: &mut Reading<'_>,
+    ) -> (&'data [u8], &'data [u8]) {
+        let Some(frames) = &self.frames else {
+            return (data, &[]);
+        };
+        match reading {
+            Reading::Client { unsent, is_forged } => {
+                let forged = frames.find(data, notices::FIRST_BYTE);
+                **is_forged |= forged.is_some();
+                let data = &data[..forged.unwrap_or(data.len())];
+                let Some(unsent) = unsent else {
+                    return (data, &[]);
+                };
+                let message = frames.clone().pass_to_message_boundary(data);
+                unsent.extend_from_slice(&data[message..]);
+                (&data[..message], &[])
+            }
+            Reading::WithNotices(notices) if notices.is_within() => (&[], data),
+            Reading::WithNotices(_) => {
+                let at = frames.find(data, notices::FIRST_BYTE);
+                data.split_at(at.unwrap_or(data.len()))
+            }
+            Reading::On | Reading::Off => (data, &[]),
+        }
+    }
+
+    /// Takes the notices at the beginning of `data`, and appends what is behind them to the pending bytes.
+    fn take_notices(&mut self, mut data: &[u8], notices: &mut Notices, to_boundary: bool) {
+        while !data.is_empty() {
+            data = notices.put(data);
+            let Some(frames) = &self.frames else {
+                return;
+            };
+            let at = frames.find(data, notices::FIRST_BYTE);
+            let (before, next) = data.split_at(at.unwrap_or(data.len()));
+            let before = self.forwardable(before, to_boundary);
+            self.pending.extend_from_slice(before);
+            data = next;
+        }
     }
 
     /// The part of `data` that may be forwarded.

@@ -6,15 +6,20 @@
 /// The first byte of a Close frame: FIN and opcode 8.
 const CLOSE: u8 = 0x88;
 const OPCODE_CLOSE: u8 = 8;
+const FIN: u8 = 0x80;
+/// The bit of an opcode that makes the frame a control frame.
+const CONTROL: u8 = 0x08;
 const HEADER_MAX: usize = 14;
 
 /// The parser of one direction.
 ///
 /// Invariant: `header[..have]` is the part of the current frame header seen so far, and `left` is zero while it is incomplete.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Frames {
     header: [u8; HEADER_MAX],
     have: u8,
+    /// Whether the last data frame was not the last of its message.
+    fragmented: bool,
     close: CloseSeen,
     left: u64,
 }
@@ -38,6 +43,27 @@ impl Frames {
         self.have == 0 && self.left == 0
     }
 
+    /// Whether the next byte would begin a message or a control frame.
+    pub(crate) fn at_message_boundary(&self) -> bool {
+        self.at_boundary() && !self.fragmented
+    }
+
+    /// Where in the next bytes a frame begins whose first byte is `first_byte`.
+    pub(crate) fn find(&self, data: &[u8], first_byte: u8) -> Option<usize> {
+        if !data.contains(&first_byte) {
+            return None;
+        }
+        let mut frames = self.clone();
+        let mut at = 0;
+        while at < data.len() {
+            if frames.at_boundary() && data[at] == first_byte {
+                return Some(at);
+            }
+            at += frames.step(&data[at..]);
+        }
+        None
+    }
+
     /// Whether a Close frame has begun: nothing may follow it in this direction.
     pub(crate) fn close_seen(&self) -> bool {
         self.close != CloseSeen::No
@@ -57,7 +83,10 @@ impl Frames {
         while at < data.len() {
             let rest = &data[at..];
             at += match self.at_boundary().then(|| whole_frame(rest)).flatten() {
-                Some(length) => length,
+                Some(length) => {
+                    self.note_fragment(rest[0]);
+                    length
+                }
                 None => self.step(rest),
             };
         }
@@ -70,6 +99,22 @@ impl Frames {
             at += self.step(&data[at..]);
         }
         at
+    }
+
+    /// Parses `data` up to the first message boundary in it, and returns how many bytes that is.
+    pub(crate) fn pass_to_message_boundary(&mut self, data: &[u8]) -> usize {
+        let mut at = 0;
+        while at < data.len() && !self.at_message_boundary() {
+            at += self.step(&data[at..]);
+        }
+        at
+    }
+
+    fn note_fragment(&mut self, first: u8) {
+        // Control frames may stand between the fragments of a message.
+        if first & CONTROL == 0 {
+            self.fragmented = first & FIN == 0;
+        }
     }
 
     /// Consumes payload, or one byte of a header. `data` is not empty.
@@ -87,6 +132,7 @@ impl Frames {
         self.have += 1;
         if let Some(payload) = self.payload() {
             self.left = payload;
+            self.note_fragment(self.header[0]);
             if self.header[0] & 0x0f == OPCODE_CLOSE {
                 self.close = if payload < 2 {
                     CloseSeen::Code(1005)

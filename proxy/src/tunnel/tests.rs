@@ -1,3 +1,6 @@
+mod handoff;
+
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +45,7 @@ impl Scene {
     ) -> Self {
         let (client, client_inner) = duplex(1024);
         let (backend, backend_inner) = duplex(1024);
-        let tunnel = Tunnel::new(TunnelParts {
+        let tunnel = Tunnel::<_, _, ()>::new(TunnelParts {
             client: client_inner,
             backend: backend_inner,
             client_early: client_early.to_vec(),
@@ -50,7 +53,7 @@ impl Scene {
             protocol,
             entry: tunnels.register(),
         });
-        let task = tunnels.tasks().spawn(tunnel);
+        let task = tunnels.tasks().spawn(run(tunnel));
         Self {
             client,
             backend,
@@ -61,6 +64,19 @@ impl Scene {
 
     async fn end(self) -> TunnelEnd {
         self.task.await.unwrap()
+    }
+}
+
+/// Runs a tunnel that is never handed off.
+async fn run<C, B>(mut tunnel: Tunnel<C, B, ()>) -> TunnelEnd
+where
+    C: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
+    B: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
+{
+    loop {
+        if let Event::Ended(end) = poll_fn(|cx| tunnel.poll_event(cx)).await {
+            return end;
+        }
     }
 }
 
@@ -333,7 +349,7 @@ async fn simultaneous_floods_of_both_ends_arrive_completely() {
     let (client_inner, client) = Socket::pair().await;
     let (backend_inner, backend) = Socket::pair().await;
     let tunnels = Tunnels::new(LIMITS);
-    let tunnel = Tunnel::new(TunnelParts {
+    let tunnel = Tunnel::<_, _, ()>::new(TunnelParts {
         client: client_inner,
         backend: backend_inner,
         client_early: Vec::new(),
@@ -341,7 +357,7 @@ async fn simultaneous_floods_of_both_ends_arrive_completely() {
         protocol: Protocol::Opaque,
         entry: tunnels.register(),
     });
-    let task = tunnels.tasks().spawn(tunnel);
+    let task = tunnels.tasks().spawn(run(tunnel));
     let mut floods = JoinSet::new();
     for end in [client, backend] {
         let (mut reader, mut writer) = end.into_split();
@@ -370,8 +386,8 @@ async fn simultaneous_floods_of_both_ends_arrive_completely() {
 #[test]
 fn an_idle_tunnel_of_two_sockets_is_small() {
     assert!(
-        size_of::<Tunnel<Socket, Socket>>() <= 400,
+        size_of::<Tunnel<Socket, Socket, ()>>() <= 400,
         "{}",
-        size_of::<Tunnel<Socket, Socket>>()
+        size_of::<Tunnel<Socket, Socket, ()>>()
     );
 }

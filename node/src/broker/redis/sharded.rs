@@ -64,6 +64,21 @@ impl Broker for ShardedBroker {
         self.of(channel).unsubscribe(channel);
     }
 
+    async fn mark(
+        &self,
+        channel: &ChannelName,
+        mark: &ChannelName,
+        data: Bytes,
+    ) -> Result<(), PublishError> {
+        self.of(channel).mark(channel, mark, data).await
+    }
+
+    fn subscribe_everywhere(&self, channel: &ChannelName) {
+        self.shards
+            .iter()
+            .for_each(|shard| shard.subscribe(channel));
+    }
+
     fn readiness(&self) -> Result<(), NotReady> {
         self.shards.iter().try_for_each(|shard| shard.readiness())
     }

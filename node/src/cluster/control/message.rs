@@ -19,6 +19,7 @@ use crate::cluster::directory::SubscribeCommand;
 use crate::cluster::directory::Target;
 use crate::protocol::channel::BadChannelName;
 use crate::protocol::channel::ChannelName;
+use crate::protocol::handoff::Token;
 use crate::protocol::instance::ClientId;
 use crate::protocol::instance::Instance;
 use crate::protocol::instance::Unnamed;
@@ -49,6 +50,8 @@ pub(super) enum Request {
     Counts,
     /// Report the channels with subscribers that match the pattern; empty: all.
     Channels(String),
+    /// Prepare the client of this snapshot for the edge's connection that waits with this token.
+    Handoff(Token, Bytes),
 }
 
 /// A node's response.
@@ -57,6 +60,8 @@ pub(super) enum Response {
     CommandResult(CommandResult),
     Counts(Counts),
     Channels(Channels),
+    /// Whether it did, or why not.
+    Handoff(Result<(), String>),
 }
 
 /// The counts of a node.
@@ -102,6 +107,8 @@ pub(super) enum Malformed {
     Unnamed(#[from] Unnamed),
     #[error("not the name of a channel")]
     Channel(#[from] BadChannelName),
+    #[error("not the token of a handoff")]
+    Token,
     /// Of a newer version, or incomplete.
     #[error("the message has no body that this version knows")]
     Unknown,
@@ -121,7 +128,7 @@ mod wire {
         pub(super) from: String,
         #[prost(uint64, tag = "2")]
         pub(super) number: u64,
-        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8")]
+        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
         pub(super) body: Option<Body>,
     }
 
@@ -139,6 +146,19 @@ mod wire {
         Counts(Counts),
         #[prost(message, tag = "8")]
         Channels(Channels),
+        #[prost(message, tag = "9")]
+        Handoff(Handoff),
+        /// Empty: the client is accepted.
+        #[prost(string, tag = "10")]
+        HandoffRefused(String),
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Handoff {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub(super) token: Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub(super) snapshot: Bytes,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -251,6 +271,13 @@ impl Message {
             }
             Body::Request(Request::Counts) => wire::Body::AskCounts(wire::Empty {}),
             Body::Request(Request::Channels(pattern)) => wire::Body::AskChannels(pattern),
+            Body::Request(Request::Handoff(token, snapshot)) => {
+                let token = token.bytes();
+                wire::Body::Handoff(wire::Handoff { token, snapshot })
+            }
+            Body::Response(Response::Handoff(accepted)) => {
+                wire::Body::HandoffRefused(accepted.err().unwrap_or_default())
+            }
             Body::Response(Response::CommandResult(CommandResult { accepted, busy })) => {
                 wire::Body::CommandResult(wire::CommandResult { accepted, busy })
             }
@@ -279,6 +306,14 @@ impl Message {
             }
             wire::Body::AskCounts(_) => Body::Request(Request::Counts),
             wire::Body::AskChannels(pattern) => Body::Request(Request::Channels(pattern)),
+            wire::Body::Handoff(wire::Handoff { token, snapshot }) => {
+                let token = Token::from_bytes(&token).ok_or(Malformed::Token)?;
+                Body::Request(Request::Handoff(token, snapshot))
+            }
+            wire::Body::HandoffRefused(reason) if reason.is_empty() => {
+                Body::Response(Response::Handoff(Ok(())))
+            }
+            wire::Body::HandoffRefused(reason) => Body::Response(Response::Handoff(Err(reason))),
             wire::Body::CommandResult(wire::CommandResult { accepted, busy }) => {
                 Body::Response(Response::CommandResult(CommandResult { accepted, busy }))
             }
@@ -490,6 +525,9 @@ mod tests {
         let mut bodies = vec![
             Body::Request(Request::Counts),
             Body::Request(Request::Channels("a*".to_owned())),
+            Body::Request(Request::Handoff(Token::random(), Bytes::from_static(b"s"))),
+            Body::Response(Response::Handoff(Ok(()))),
+            Body::Response(Response::Handoff(Err("full".to_owned()))),
             Body::Response(Response::CommandResult(CommandResult {
                 accepted: 1,
                 busy: 2,

@@ -117,6 +117,7 @@ async fn set_up(config: &Config) -> Setup {
     let directory = Directory::new(Arc::clone(&registry.registry) as _);
     let channel_counts = Arc::new(Few::default());
     let control = Control::new(Components {
+        arrivals: None,
         registry: Arc::clone(&registry.registry),
         directory: Arc::clone(&directory),
         broker: Arc::clone(&broker),

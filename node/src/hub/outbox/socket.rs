@@ -41,6 +41,8 @@ const SLICES_MAX: usize = 64;
 pub(crate) struct SocketOutbox {
     stream: TcpStream,
     format: SocketFormat,
+    /// Whether the client's edge can hand it off to another node.
+    can_hand_off: bool,
     bytes_max: usize,
     output: Mutex<Output>,
     /// Wakes the task: the queue is no longer empty, or the outbox no longer open.
@@ -102,12 +104,26 @@ impl SocketOutbox {
         Self {
             stream,
             format,
+            can_hand_off: false,
             bytes_max,
             output: Mutex::new(output),
             waker: AtomicWaker::new(),
             received: AtomicBool::new(false),
             reading_paused: AtomicBool::new(false),
         }
+    }
+
+    /// The same for a client that its edge can hand off to another node.
+    pub(crate) fn with_handoff(self) -> Self {
+        Self {
+            can_hand_off: true,
+            ..self
+        }
+    }
+
+    /// Whether the client's edge can hand it off to another node.
+    pub(crate) fn can_hand_off(&self) -> bool {
+        self.can_hand_off
     }
 
     /// Sends whole frames, or queues what the socket does not accept.

@@ -8,13 +8,17 @@ use std::task::ready;
 
 use bytes::Bytes;
 
+use crate::client::relay::HandoffError;
 use crate::client::relay::WaitBudget;
 use crate::config::Endpoint;
 use crate::hub::outbox::SocketOutbox;
 use crate::hub::outbox::SocketState;
 use crate::metrics::Metrics;
+use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::SocketFormat;
+use crate::protocol::handoff::BadFrame;
+use crate::protocol::handoff::Notice;
 use crate::transport::websocket::peer::Peer;
 use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::ReadEnd;
@@ -48,6 +52,8 @@ pub(super) enum End {
     Closed,
     /// The socket has failed.
     Lost,
+    /// The client continues on another node, and the edge is told so.
+    HandedOff,
 }
 
 /// Whether reading continues.
@@ -111,6 +117,19 @@ impl Connection {
                 ControlFlow::Continue(Reads::NotNow) => return Poll::Pending,
                 ControlFlow::Break(end) => return Poll::Ready(end),
             }
+            if !self.resumes && self.reader.has_handoff() {
+                match self.reader.take_handoff() {
+                    Ok(Some(target)) => {
+                        self.work = Some(Box::new(self.peer.hand_off(target)));
+                        continue;
+                    }
+                    Ok(None) => {}
+                    Err(BadFrame) => {
+                        self.outbox.close(Disconnect::PROTOCOL);
+                        return Poll::Ready(End::Failed);
+                    }
+                }
+            }
             let read = if std::mem::take(&mut self.resumes) {
                 self.take(|reader, outbox, take| reader.resume(outbox, take))
             } else {
@@ -136,6 +155,21 @@ impl Connection {
                 }
                 Poll::Ready(Err(disconnect)) => {
                     self.outbox.close(disconnect);
+                    return ControlFlow::Break(End::Closing);
+                }
+            },
+            Work::Handoff(handoff) => match handoff.as_mut().poll(cx) {
+                Poll::Pending => (false, Reads::NotNow),
+                Poll::Ready(Ok(())) => {
+                    self.outbox.send_last(&Notice::Done.frame());
+                    return ControlFlow::Break(End::HandedOff);
+                }
+                Poll::Ready(Err(HandoffError::Kept(reason))) => {
+                    self.outbox.send(&Notice::Kept(&reason).frame());
+                    (true, Reads::On)
+                }
+                Poll::Ready(Err(HandoffError::Lost)) => {
+                    self.outbox.close(Disconnect::RESTART);
                     return ControlFlow::Break(End::Closing);
                 }
             },

@@ -37,7 +37,7 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
         };
         let peer = match end {
             End::Closed | End::Lost => Some(peer),
-            End::Closing | End::Failed => {
+            End::Closing | End::Failed | End::HandedOff => {
                 drop(peer);
                 commands.close();
                 None
@@ -51,7 +51,7 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
             End::Lost => {}
             End::Closed => flush(&outbox).await,
             End::Closing => await_close(&outbox, reader).await,
-            End::Failed => {
+            End::Failed | End::HandedOff => {
                 flush(&outbox).await;
                 outbox.shut_down_write();
                 discard(&outbox).await;

@@ -1,5 +1,6 @@
 //! The client behind a WebSocket: of a relay endpoint, or a channel client.
 
+use std::future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use crate::client::channels::Admitted;
 use crate::client::channels::Commands;
 use crate::client::relay::Client;
+use crate::client::relay::HandoffError;
 use crate::client::relay::Taken;
 use crate::client::relay::WaitBudget;
 use crate::config::Endpoint;
@@ -25,6 +27,7 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::sockjs;
 use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::SocketFormat;
+use crate::protocol::handoff::Target;
 use crate::transport::websocket::roster::Entry;
 
 /// A client behind a WebSocket.
@@ -43,12 +46,17 @@ pub(super) enum Peer {
 pub(super) enum Work {
     /// A message waits for room in the broker's queue; reading pauses until then.
     Room(Waiting),
+    /// The client is handed off to another node; reading pauses until that has succeeded or failed.
+    Handoff(HandingOff),
     /// Commands of a channel client; reading continues while more commands are within the limit.
     Commands(Commands),
 }
 
 /// Ready when the messages are published or dropped.
 type Waiting = Pin<Box<dyn Future<Output = Result<WaitBudget, Disconnect>> + Send>>;
+
+/// Ready when the client is handed off, or cannot be.
+type HandingOff = Pin<Box<dyn Future<Output = Result<(), HandoffError>> + Send>>;
 
 impl Peer {
     /// The endpoint that it uses.
@@ -84,6 +92,16 @@ impl Peer {
                 });
             }
         }
+    }
+
+    /// Hands the client off to another node.
+    pub(super) fn hand_off(&self, target: Target) -> Work {
+        Work::Handoff(match self {
+            Self::Plain { client, .. } => Box::pin(Arc::clone(client).hand_off(target)),
+            Self::Channels(_) => Box::pin(future::ready(Err(HandoffError::Kept(
+                "channel clients are not handed off".to_owned(),
+            )))),
+        })
     }
 
     /// Whether its endpoint only echoes.

@@ -23,13 +23,17 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::websocket;
 use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::Scan;
+use crate::protocol::handoff;
+use crate::protocol::handoff::BadFrame;
+use crate::protocol::handoff::Target;
 
 /// The read buffer of a context: small enough for small messages, large enough to read a large one in few steps.
 const READ_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 64..=4096;
 
 /// The decoder of one client's frames.
 ///
-/// Invariant: `unfinished` is present while `scan` is within a message, and while bytes are unread.
+/// Invariant: `unfinished` is present while `scan` is within a message, and while bytes are unread or those of a handoff are
+/// not taken.
 pub(super) struct Reader {
     message_bytes_max: usize,
     scan: Scan,
@@ -41,6 +45,8 @@ struct Unfinished {
     context: WebSocketContext,
     /// The bytes after the last message that was taken.
     unread: Box<[u8]>,
+    /// The edge's last frame, as far as it was received, and what follows it.
+    handoff: Vec<u8>,
 }
 
 /// Why no message will follow.
@@ -68,6 +74,7 @@ impl Reader {
         self.unfinished = Some(Box::new(Unfinished {
             context: self.new_context(input.len()),
             unread: input.into(),
+            handoff: Vec::new(),
         }));
     }
 
@@ -79,19 +86,61 @@ impl Reader {
         input: &[u8],
         take: impl FnMut(MessageKind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), ReadEnd> {
+        if self.has_handoff() {
+            let rest = self.unfinished.iter_mut();
+            rest.for_each(|unfinished| unfinished.handoff.extend_from_slice(input));
+            return Ok(());
+        }
+        let (input, handoff) = self.split_handoff(outbox, input);
         let unfinished = match self.unfinished.take() {
             Some(unfinished) => unfinished,
-            None => Box::new(Unfinished {
-                context: self.new_context(input.len()),
-                unread: Box::default(),
-            }),
+            None => Box::new(self.new_unfinished(input.len())),
         };
         debug_assert!(
             unfinished.unread.is_empty(),
             "a reader that was stopped is resumed first"
         );
         self.scan.advance(input);
-        self.pump(outbox, unfinished, input, take)
+        self.pump(outbox, unfinished, input, take)?;
+        if !handoff.is_empty() {
+            if !self.scan.is_between_messages() {
+                return Err(ReadEnd::Failed(Disconnect::PROTOCOL));
+            }
+            let unfinished = self.unfinished.take();
+            let unfinished = unfinished.unwrap_or_else(|| Box::new(self.new_unfinished(0)));
+            self.unfinished.insert(unfinished).handoff = handoff.into();
+        }
+        Ok(())
+    }
+
+    /// Whether the edge's last frame has begun.
+    pub(super) fn has_handoff(&self) -> bool {
+        let unfinished = self.unfinished.as_deref();
+        unfinished.is_some_and(|unfinished| !unfinished.handoff.is_empty())
+    }
+
+    /// Takes the edge's last frame if it is complete. All messages before it must be taken.
+    ///
+    /// # Errors
+    ///
+    /// [`BadFrame`]: it is no handoff, or not the last.
+    pub(super) fn take_handoff(&mut self) -> Result<Option<Target>, BadFrame> {
+        let Some(unfinished) = &self.unfinished else {
+            return Ok(None);
+        };
+        debug_assert!(unfinished.unread.is_empty(), "messages before it are left");
+        let target = Target::read(&unfinished.handoff)?;
+        if target.is_some() {
+            self.unfinished = None;
+        }
+        Ok(target)
+    }
+
+    /// Splits the input before the edge's last frame, if that is in it.
+    fn split_handoff<'a>(&self, outbox: &SocketOutbox, input: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let may_have_it = outbox.can_hand_off() && input.contains(&handoff::FIRST_BYTE);
+        let at = may_have_it.then(|| self.scan.find(input, handoff::FIRST_BYTE));
+        input.split_at(at.flatten().unwrap_or(input.len()))
     }
 
     /// Continues where `take` broke.
@@ -134,6 +183,14 @@ impl Reader {
             self.unfinished = Some(unfinished);
         }
         Ok(())
+    }
+
+    fn new_unfinished(&self, input: usize) -> Unfinished {
+        Unfinished {
+            context: self.new_context(input),
+            unread: Box::default(),
+            handoff: Vec::new(),
+        }
     }
 
     fn new_context(&self, input: usize) -> WebSocketContext {

@@ -12,6 +12,7 @@ use crate::hub::roster::Roster;
 use crate::hub::roster::RosterGuard;
 use crate::protocol::disconnect::Disconnect;
 use crate::protocol::frame::websocket;
+use crate::protocol::handoff::Notice;
 use crate::transport::websocket::keepalive::Keepalive;
 use crate::transport::websocket::keepalive::Verdict;
 
@@ -58,6 +59,23 @@ impl Roster<Entry> {
             let queued = !entry.outbox.is_idle();
             queued.then(|| Arc::clone(&entry.outbox) as Arc<dyn Queued>)
         })
+    }
+
+    /// Tells the edges of all clients that can be handed off that the node leaves, and disconnects the others, evenly over
+    /// `spread`.
+    pub(super) async fn drain_or_hand_off(&self, spread: Duration) {
+        let outbox = |entry: &Entry| Arc::clone(&entry.outbox);
+        let leaving = Notice::Leaving.frame();
+        self.drain(spread, outbox, |outbox| match outbox.can_hand_off() {
+            true => outbox.send(&leaving),
+            false => outbox.close(Disconnect::RESTART),
+        })
+        .await;
+    }
+
+    /// Whether there are clients.
+    pub(super) fn has_any(&self) -> bool {
+        !self.collect(|_| Some(())).is_empty()
     }
 
     /// Disconnects all clients, evenly over `spread`.

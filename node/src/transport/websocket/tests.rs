@@ -112,7 +112,7 @@ impl Node {
         let broker: Arc<dyn Broker> = Arc::clone(&lane) as _;
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&broker), Arc::clone(&metrics));
         let channel_clients = channels::testing::no_clients(Arc::clone(&hub), Arc::clone(&metrics));
-        let web_sockets = WebSockets::new(clients, channel_clients, Duration::ZERO);
+        let web_sockets = WebSockets::new(clients, channel_clients, None, Duration::ZERO);
         let mut background = JoinSet::new();
         background.spawn(hub.run(broker, CancellationToken::new()));
         Self {
@@ -150,6 +150,7 @@ impl Node {
         let (stream, _) = listener.accept().await.unwrap();
         let endpoint = Arc::clone(endpoint);
         let upgraded = Upgraded {
+            can_hand_off: false,
             stream,
             read_ahead,
             endpoint,

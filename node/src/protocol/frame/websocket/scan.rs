@@ -15,7 +15,7 @@ const MASKED: u8 = 0x80;
 /// It judges nothing: bytes that are no valid frames leave it somewhere, and tungstenite refuses them.
 ///
 /// Invariant: `header_len` bytes of `header` are read, fewer than the header in them asks for.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Scan {
     header: [u8; HEADER_BYTES_MAX],
     header_len: u8,
@@ -38,6 +38,24 @@ impl Scan {
                 self.end_header();
             }
         }
+    }
+
+    /// Where in the next bytes of the stream a frame begins whose first byte is `first_byte`.
+    pub(crate) fn find(&self, bytes: &[u8], first_byte: u8) -> Option<usize> {
+        let mut scan = self.clone();
+        let mut at = 0;
+        while at < bytes.len() {
+            let is_frame_begin = scan.header_len == 0 && scan.payload_left == 0;
+            if is_frame_begin && bytes[at] == first_byte {
+                return Some(at);
+            }
+            // Within a payload to its end, within a header byte by byte.
+            let step = usize::try_from(scan.payload_left).unwrap_or(usize::MAX);
+            let step = step.clamp(1, bytes.len() - at);
+            scan.advance(&bytes[at..at + step]);
+            at += step;
+        }
+        None
     }
 
     /// Whether no frame and no fragmented message is unfinished.

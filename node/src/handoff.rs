@@ -1,0 +1,33 @@
+//! Handoff: a client moves from this node to another one while its edge keeps the client's connection open.
+//!
+//! A drain of this node is what mostly starts it. The edge opens a connection to the other node (B), which answers with a
+//! [`Token`](crate::protocol::handoff::Token); it stops to read from the client at a message boundary, and gives the
+//! token to this node (A) as its last frame. Then:
+//!
+//! 1. A has handled all that the client has sent. It sends a [snapshot](Snapshot) of the client to B over the control
+//!    channel, and B prepares the client ([`Arrivals::accept`]).
+//! 2. A publishes a *mark* ([`marks`]) behind all that the client has published, on the server that carries its channel.
+//!    Every node receives the publications of a server in one order, so the mark cuts the channel at the same place on
+//!    both nodes: A delivers exactly what comes before it, B exactly what comes after it.
+//! 3. A tells the edge that it is done and forgets the client. The edge continues over the connection to B.
+//!
+//! Nothing is delivered twice or lost, and B's output waits in its connection until the edge reads it.
+//!
+//! If anything fails before the mark is published, the client stays at A ([`HandoffError::Kept`](crate::client::relay::HandoffError::Kept)). After that A no longer
+//! knows whether B has the client, and closes the connection with 1012 ([`HandoffError::Lost`](crate::client::relay::HandoffError::Lost)), so that the client
+//! connects again. Two nodes never write to one client: the edge reads from B only after A is done.
+//!
+//! Clients of relay and echo endpoints over WebSocket are handed off. Channel clients and sessions over HTTP are not: a
+//! drain disconnects them, and they recover.
+
+mod arrivals;
+mod departure;
+mod marks;
+mod snapshot;
+
+pub(crate) use arrivals::Arrivals;
+pub(crate) use arrivals::Arrived;
+pub(crate) use arrivals::Components as ArrivalComponents;
+pub(crate) use departure::Departures;
+pub(crate) use marks::Marks;
+pub(crate) use snapshot::Snapshot;
