@@ -23,6 +23,8 @@ use crate::http::scheme::Scheme;
 use crate::request::proxy_http::body_length;
 use crate::request::proxy_http::requested_upgrades;
 use crate::server::app::parse_head;
+use crate::tls::record::testing;
+use crate::tls::record::{RecordError, Role};
 use crate::tunnel::Frames;
 
 const POOL: &str = "pools: [{name: a, backends: [{id: n1, address: 'a:1'}]}]\n";
@@ -159,6 +161,40 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
+/// Reads TLS records at once and in pieces, with the same result. The first two bytes select the suite, the side and the size of the
+/// pieces; then come records (type, length, content), some of them not encrypted.
+pub fn tls_records(data: &[u8]) {
+    let Some((&[choice, piece], mut rest)) = data.split_first_chunk::<2>() else {
+        return;
+    };
+    let suite = testing::SUITES[usize::from(choice) % testing::SUITES.len()];
+    let role = match choice < 128 {
+        true => Role::Server,
+        false => Role::Client,
+    };
+    let (mut whole, mut peer) = testing::ends(suite, role);
+    let mut wire = Vec::new();
+    while let Some((&[kind, length], behind)) = rest.split_first_chunk::<2>() {
+        let content = &behind[..behind.len().min(usize::from(length))];
+        rest = &behind[content.len()..];
+        match kind {
+            0..=127 => wire.extend(peer.seal(kind, content)),
+            _ => wire.extend_from_slice(content),
+        }
+    }
+    let whole = testing::read_in_pieces(&mut whole, &wire, wire.len().max(1));
+    let (mut pieces, _) = testing::ends(suite, role);
+    let piece = usize::from(piece).max(1);
+    let pieces = testing::read_in_pieces(&mut pieces, &wire, piece);
+    assert_eq!(whole, pieces);
+    // An alert follows each violation, and nothing but alerts is sent without being asked for.
+    let sent = peer.open(&whole.sent);
+    assert!(sent.iter().all(|(kind, _)| *kind == 21));
+    let is_violation = matches!(whole.result, Err(RecordError::Violation(_)));
+    let is_fatal = sent.last().is_some_and(|(_, alert)| alert[0] == 2);
+    assert_eq!(is_violation, is_fatal);
+}
+
 /// Parses a chunked body at once and in two pieces: it ends at the same byte.
 pub fn chunks(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
@@ -236,6 +272,9 @@ mod tests {
         }
         for seed in seeds("proxy_header") {
             proxy_header(&seed);
+        }
+        for seed in seeds("tls_records") {
+            tls_records(&seed);
         }
         for seed in seeds("chunks") {
             chunks(&seed);

@@ -13,7 +13,7 @@
 //! Mounted in another Pingora server ([`Plugin`]), requests come through the phases of Pingora's proxy
 //! (`request::proxy_http`), which ask `request::exchange` for the same decisions; upgrades go to the same engine.
 //!
-//! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `limits`, `tls`, `tunnel` ·
+//! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `tunnel` · `limits`, `tls` ·
 //! `net` · `config` · `metrics`, `http`. `make structure` prints them as they are.
 //!
 //! `run` is the program; [`Plugin`] is the same edge as a part of another Pingora server.

@@ -1,11 +1,14 @@
 //! TLS with rustls: for clients the versions, the choice of a certificate and session resumption; for backends their verification.
 //!
+//! [`record`] carries the tunnels of both on without rustls, which keeps several kilobytes for each connection.
+//!
 //! A [`Connector`] belongs to one pool, a [`Terminator`] to one listener. [`watch`] reloads the certificates and ticket keys of
 //! listeners when their files change: new handshakes use the new ones, open connections are not affected.
 
 mod certificates;
 mod connector;
 mod file_state;
+pub(crate) mod record;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -18,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use causeway_conf::{PEM_BYTES_MAX, read_file};
-use pingora::protocols::l4::stream::Stream as Transport;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -32,10 +34,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TlsConfig, TlsVersion};
 use crate::metrics::Metrics;
+use crate::net::accepted::Accepted;
 use crate::tls::certificates::{
     CertificateState, CertificateStatus, Certificates, ReloadOutcome, unix,
 };
 use crate::tls::file_state::FileStates;
+use crate::tls::record::SecretLog;
 use crate::tls::tickets::Tickets;
 
 pub use crate::tls::certificates::CertificateError;
@@ -56,7 +60,7 @@ const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 const WARNED_MAX: usize = 20;
 
 /// A TLS connection of a client.
-pub(crate) type ServerStream = TlsStream<UnbufferedServerConnection, Transport>;
+pub(crate) type ServerStream = TlsStream<UnbufferedServerConnection, Accepted>;
 
 /// Why the TLS settings of a listener or a pool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +170,9 @@ impl Terminator {
         };
         // A second ticket would help clients that open several connections at once, but cost time in each handshake.
         rustls.send_tls13_tickets = 1;
+        // A tunnel goes on without rustls.
+        rustls.enable_secret_extraction = true;
+        rustls.key_log = Arc::new(SecretLog);
         Ok(Self {
             config: Arc::new(rustls),
             certificates,
@@ -175,7 +182,7 @@ impl Terminator {
         })
     }
 
-    /// Does the handshake.
+    /// Does the handshake. `early` is what was already read from `transport`.
     ///
     /// # Errors
     ///
@@ -186,11 +193,12 @@ impl Terminator {
     /// Dropping it closes the connection.
     pub(crate) async fn accept(
         &self,
-        transport: Transport,
+        transport: Accepted,
+        early: Vec<u8>,
     ) -> Result<ServerStream, HandshakeError> {
         let tls = UnbufferedServerConnection::new(Arc::clone(&self.config));
         let tls = tls.map_err(io::Error::other)?;
-        let handshake = TlsStream::handshake(Box::new(tls), transport);
+        let handshake = TlsStream::handshake(Box::new(tls), transport, early);
         match timeout(self.deadline, handshake).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(HandshakeError::Timeout(self.deadline)),

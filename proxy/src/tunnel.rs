@@ -5,6 +5,8 @@
 //! one direction is forwarded, and the other direction stays open. When asked to close, it inserts a Close frame after a complete
 //! WebSocket frame of the backend, never inside one.
 //!
+//! Over TLS it holds the keys of the connection and no connection object of rustls, where that is possible ([`Socket`]).
+//!
 //! Invariant: an idle tunnel owns no buffer and no timer.
 
 mod flow;

@@ -34,7 +34,7 @@ impl UpstreamConnection {
     /// Whether it is a TLS connection that ended without close_notify (RFC 8446, 6.1): data may be missing.
     pub(crate) fn was_truncated(&self) -> bool {
         match &self.socket {
-            Socket::Tcp(_) | Socket::Unix(_) => false,
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Tls(_) => false,
             Socket::Wrapped(stream) => {
                 let tls = (**stream).as_any().downcast_ref::<ClientStream<Socket>>();
                 tls.is_some_and(ClientStream::was_truncated)
@@ -141,7 +141,7 @@ fn move_to_runtime(connection: UpstreamConnection) -> io::Result<UpstreamConnect
     let socket = match socket {
         Socket::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket.into_std()?)?),
         Socket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket.into_std()?)?),
-        Socket::Wrapped(stream) => Socket::Wrapped(stream),
+        other @ (Socket::Tls(_) | Socket::Wrapped(_)) => other,
     };
     Ok(UpstreamConnection { socket, address })
 }
@@ -157,11 +157,11 @@ fn is_unused(socket: &mut Socket) -> bool {
     match socket {
         Socket::Tcp(socket) => would_block(socket.try_read(&mut byte)),
         Socket::Unix(socket) => would_block(socket.try_read(&mut byte)),
-        Socket::Wrapped(stream) => {
+        Socket::Tls(_) | Socket::Wrapped(_) => {
             // The next reader registers its own waker.
             let mut cx = Context::from_waker(Waker::noop());
             let mut buffer = ReadBuf::new(&mut byte);
-            Pin::new(stream)
+            Pin::new(socket)
                 .poll_read(&mut cx, &mut buffer)
                 .is_pending()
         }

@@ -5,14 +5,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use causeway_conf::AddressRange;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
-use pingora::protocols::l4::stream::Stream as Transport;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream, UniqueID};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -237,25 +235,29 @@ impl Acceptors {
         stream: Stream,
     ) -> Result<Admission, RejectReason> {
         let accepted = stream.into_any().downcast::<Accepted>();
-        let mut transport = accepted.map_err(|_| RejectReason::NotTcp)?.into_transport();
-        let peer = address_of(&transport);
+        let mut accepted = *accepted.map_err(|_| RejectReason::NotTcp)?;
+        let peer = address_of(&accepted);
         let sends_header = |peer: SocketAddr| {
             let mut ranges = acceptor.proxy_protocol_peers.iter();
             ranges.any(|range| range.contains(peer.ip()))
         };
         let mut source = peer.map(|peer| peer.ip());
+        let mut early = Vec::new();
         if peer.is_some_and(sends_header) {
-            let reading = timeout(acceptor.header_deadline, read_header(&mut transport));
-            let client = reading
+            let reading = timeout(acceptor.header_deadline, read_header(&mut accepted));
+            let (client, rest) = reading
                 .await
                 .map_err(|_| RejectReason::HeaderTimeout(acceptor.header_deadline))??;
+            early = rest;
             // Without a client (a health check of the balancer itself) no limit applies.
             source = client.map(|client| client.ip());
             if let Some(client) = client {
-                set_client_address(&mut transport, client);
+                set_client_address(&mut accepted, client);
             }
         }
         let Some(tls) = &acceptor.tls else {
+            let mut transport = accepted.into_transport();
+            transport.rewind(&early);
             return Ok(self.admit_from(source, Box::new(transport)));
         };
         let permit = self.permit_for(source).map_err(RejectReason::Limited)?;
@@ -263,7 +265,7 @@ impl Acceptors {
         let handshake_permit = handshake
             .unwrap_or(Ok(None))
             .map_err(RejectReason::Limited)?;
-        let stream = tls.accept(transport).await?;
+        let stream = tls.accept(accepted, early).await?;
         drop(handshake_permit);
         let result = if stream.is_resumed() {
             "resumed"
@@ -276,21 +278,22 @@ impl Acceptors {
     }
 }
 
-fn address_of(transport: &Transport) -> Option<SocketAddr> {
-    let digest = transport.get_socket_digest()?;
+fn address_of(accepted: &Accepted) -> Option<SocketAddr> {
+    let digest = accepted.get_socket_digest()?;
     digest.peer_addr()?.as_inet().copied()
 }
 
-/// Reads the PROXY header; bytes after it are put back.
-async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, RejectReason> {
+/// Reads the PROXY header. Returns the client and the bytes after it.
+async fn read_header(
+    accepted: &mut Accepted,
+) -> Result<(Option<SocketAddr>, Vec<u8>), RejectReason> {
     let mut bytes = Vec::with_capacity(READ);
     loop {
-        if transport.read_buf(&mut bytes).await? == 0 {
+        if accepted.read_buf(&mut bytes).await? == 0 {
             return Err(RejectReason::Lost(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Header::Complete { length, client } = proxy_protocol::parse(&bytes)? {
-            transport.rewind(&bytes[length..]);
-            return Ok(client);
+            return Ok((client, bytes.split_off(length)));
         }
         debug_assert!(
             bytes.len() < proxy_protocol::BYTES_MAX,
@@ -301,9 +304,9 @@ async fn read_header(transport: &mut Transport) -> Result<Option<SocketAddr>, Re
 }
 
 /// Makes `client` the peer address of the connection.
-fn set_client_address(transport: &mut Transport, client: SocketAddr) {
-    let digest = SocketDigest::from_raw_fd(transport.as_raw_fd());
+fn set_client_address(accepted: &mut Accepted, client: SocketAddr) {
+    let digest = SocketDigest::from_raw_fd(accepted.id());
     // The digest is new, so no address is set yet.
     let _ = digest.peer_addr.set(Some(PingoraAddress::Inet(client)));
-    transport.set_socket_digest(digest);
+    accepted.set_socket_digest(digest);
 }

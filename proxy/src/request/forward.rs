@@ -985,7 +985,7 @@ impl<D: Downstream> Request<'_, D> {
         let (client, client_early) = client.into_tunnel();
         let parts = TunnelParts {
             client,
-            backend: response.upstream.socket,
+            backend: response.upstream.socket.without_rustls(),
             client_early,
             backend_early: response.early,
             protocol: match &*upgrade.protocol {

@@ -31,6 +31,7 @@ use crate::tls::TlsStream;
 use crate::tls::authorities_of;
 use crate::tls::certificates;
 use crate::tls::read_pem;
+use crate::tls::record::SecretLog;
 
 /// A file that contains no certificates.
 const NO_AUTHORITIES: &str = "/dev/null";
@@ -109,6 +110,9 @@ impl Connector {
             }
         };
         rustls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // A tunnel goes on without rustls.
+        rustls.enable_secret_extraction = true;
+        rustls.key_log = Arc::new(SecretLog);
         Ok(Self {
             config: Arc::new(rustls),
             server_name: config.server_name.clone(),
@@ -142,7 +146,7 @@ impl Connector {
         let failed = |error: &rustls::Error| ConnectError::Wrong(error_text(error, &name));
         let tls = UnbufferedClientConnection::new(Arc::clone(&self.config), name.clone());
         let tls = Box::new(tls.map_err(|error| failed(&error))?);
-        let connected = TlsStream::handshake(tls, transport).await;
+        let connected = TlsStream::handshake(tls, transport, Vec::new()).await;
         connected.map_err(|error| {
             let inner = error.get_ref().map(|inner| inner.downcast_ref());
             match inner {

@@ -3,6 +3,8 @@
 //! rustls' buffered connection keeps 4 KiB from the first read on. This one uses the unbuffered interface: ciphertext is read
 //! into a buffer of the thread and decrypted there. A connection owns memory only for an incomplete record, plaintext that its
 //! reader had no room for, and ciphertext that the socket did not accept; each is freed when it is consumed.
+//!
+//! A tunnel takes the keys out of rustls and goes on without it ([`TlsStream::into_records`]), where that is possible.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -14,20 +16,17 @@ use std::task::{Context, Poll, ready};
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{ALPN, IO, Ssl};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
-use rustls::{CommonState, HandshakeKind};
+use rustls::{CommonState, ExtractedSecrets, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::net::pingora_stream::pingora_stream;
-
-/// The most plaintext in one record (RFC 8446, 5.1).
-const PLAIN_MAX: usize = 16 * 1024;
-
-/// The largest record, with the most that a cipher may add (RFC 5246, 6.2.3).
-const RECORD_MAX: usize = PLAIN_MAX + 2048 + 5;
+use crate::tls::record::{Captured, Carried, Cipher, RecordStream, Records, Role};
+use crate::tls::record::{PLAIN_MAX, RECORD_MAX, TrafficSecrets, complete_records};
 
 /// The most bytes of a handshake; certificate chains are the largest part of it.
 const HANDSHAKE_MAX: usize = 64 * 1024;
@@ -40,7 +39,9 @@ thread_local! {
 
 /// One of the two sides of a connection, in rustls.
 pub(crate) trait Side: Unpin + Send + Sync + 'static {
-    type Data;
+    type Data: Send + Sync + 'static;
+
+    const ROLE: Role;
 
     /// `process_tls_records` of rustls, which both sides have.
     fn process<'c, 'i>(
@@ -49,10 +50,19 @@ pub(crate) trait Side: Unpin + Send + Sync + 'static {
     ) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
     fn state(&self) -> &CommonState;
+
+    /// How many session tickets it has received after the handshake.
+    fn tickets(&self) -> u32;
+
+    /// `dangerous_into_kernel_connection` of rustls, which both sides have.
+    fn into_kernel(self)
+    -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), rustls::Error>;
 }
 
 impl Side for UnbufferedServerConnection {
     type Data = ServerConnectionData;
+
+    const ROLE: Role = Role::Server;
 
     fn process<'c, 'i>(
         &'c mut self,
@@ -63,12 +73,24 @@ impl Side for UnbufferedServerConnection {
 
     fn state(&self) -> &CommonState {
         self
+    }
+
+    fn tickets(&self) -> u32 {
+        0
+    }
+
+    fn into_kernel(
+        self,
+    ) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), rustls::Error> {
+        self.dangerous_into_kernel_connection()
     }
 }
 
 impl Side for UnbufferedClientConnection {
     type Data = ClientConnectionData;
 
+    const ROLE: Role = Role::Client;
+
     fn process<'c, 'i>(
         &'c mut self,
         incoming: &'i mut [u8],
@@ -78,6 +100,16 @@ impl Side for UnbufferedClientConnection {
 
     fn state(&self) -> &CommonState {
         self
+    }
+
+    fn tickets(&self) -> u32 {
+        self.tls13_tickets_received()
+    }
+
+    fn into_kernel(
+        self,
+    ) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), rustls::Error> {
+        self.dangerous_into_kernel_connection()
     }
 }
 
@@ -98,6 +130,31 @@ pub(crate) struct TlsStream<S, T> {
     /// rustls has returned an error: it is not called again.
     failed: bool,
     close_notify_queued: bool,
+    /// For [`TlsStream::into_records`].
+    secrets: Option<Box<TrafficSecrets>>,
+    pending: Pending,
+}
+
+/// What rustls may hold besides keys: it is lost if the keys are taken out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pending {
+    /// A part of a handshake message, whose records were decrypted in place and are passed to rustls again.
+    fragment: bool,
+    /// The reply to a key update, which rustls sends with the next data.
+    reply: bool,
+}
+
+impl Pending {
+    /// Notes what rustls has made of `length` bytes, the first `complete` of which were complete records.
+    ///
+    /// While a fragment is held the bytes need not begin with a record, so that only having used them all shows that it is gone.
+    fn note(&mut self, progress: &Progress, complete: usize, length: usize) {
+        self.fragment = match self.fragment {
+            true => progress.used != length,
+            false => progress.used != complete,
+        };
+        self.reply |= progress.has_control;
+    }
 }
 
 impl<S, T> std::fmt::Debug for TlsStream<S, T> {
@@ -111,6 +168,8 @@ struct Progress {
     used: usize,
     /// The peer has sent a close_notify.
     peer_closed: bool,
+    /// There were records with neither data nor session tickets, such as key updates.
+    has_control: bool,
 }
 
 /// Passes `incoming` to rustls until it needs more bytes: `plain` gets the decrypted bytes, `unsent` those to send.
@@ -122,8 +181,10 @@ fn advance<S: Side>(
     incoming: &mut [u8],
     mut plain: impl FnMut(&[u8]),
     unsent: &mut Vec<u8>,
+    pending: &mut Pending,
 ) -> io::Result<Progress> {
-    let mut used = 0;
+    let (length, (complete, records)) = (incoming.len(), complete_records(incoming));
+    let (mut used, mut data_records, tickets) = (0, 0, tls.tickets());
     loop {
         let UnbufferedStatus {
             mut discard, state, ..
@@ -135,6 +196,7 @@ fn advance<S: Side>(
                 while let Some(record) = records.next_record() {
                     let record = record.map_err(broken)?;
                     discard += record.discard;
+                    data_records += 1;
                     plain(record.payload);
                 }
             }
@@ -160,7 +222,14 @@ fn advance<S: Side>(
         }
         used += discard;
         if wants_more {
-            return Ok(Progress { used, peer_closed });
+            let tickets = (tls.tickets() - tickets) as usize;
+            let progress = Progress {
+                used,
+                peer_closed,
+                has_control: data_records + tickets < records,
+            };
+            pending.note(&progress, complete, length);
+            return Ok(progress);
         }
     }
 }
@@ -182,7 +251,7 @@ fn broken(error: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
 }
 
 impl<S: Side, T: IO> TlsStream<S, T> {
-    /// Does the handshake.
+    /// Does the handshake. `incoming` is what was already read from `transport`.
     ///
     /// # Errors
     ///
@@ -192,11 +261,18 @@ impl<S: Side, T: IO> TlsStream<S, T> {
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn handshake(mut tls: Box<S>, mut transport: T) -> io::Result<Self> {
-        let (mut incoming, mut plain, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
+    pub(crate) async fn handshake(
+        mut tls: Box<S>,
+        mut transport: T,
+        mut incoming: Vec<u8>,
+    ) -> io::Result<Self> {
+        let (mut plain, mut unsent) = (Vec::new(), Vec::new());
+        let (mut captured, mut pending) = (Captured::default(), Pending::default());
         let ended = loop {
             let keep = |bytes: &[u8]| plain.extend_from_slice(bytes);
-            let progress = advance(&mut *tls, &mut incoming, keep, &mut unsent);
+            let progress = advance(&mut *tls, &mut incoming, keep, &mut unsent, &mut pending);
+            // Also after an error: what is captured must not stay for another connection.
+            captured.collect();
             if !unsent.is_empty() {
                 transport.write_all(&unsent).await?;
                 transport.flush().await?;
@@ -221,6 +297,8 @@ impl<S: Side, T: IO> TlsStream<S, T> {
         };
         incoming.shrink_to_fit();
         plain.shrink_to_fit();
+        // Only a connection of HTTP/1 can become a tunnel.
+        let is_http2 = tls.state().alpn_protocol() == Some(b"h2");
         Ok(Self {
             transport,
             tls,
@@ -232,13 +310,65 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             truncated: false,
             failed: false,
             close_notify_queued: false,
+            secrets: captured.complete().filter(|_| !is_http2),
+            pending,
         })
+    }
+
+    /// Goes on without rustls: takes the keys out of it.
+    ///
+    /// # Errors
+    ///
+    /// The connection as it is, if that is not possible: the suite is not one of [`Cipher::of`], the connection has failed or has been
+    /// closed by this side, or rustls holds a part of a message, or an answer that it has not sent.
+    pub(crate) fn into_records(self: Box<Self>) -> Result<RecordStream<T>, Box<Self>> {
+        let state = self.tls.state();
+        let suite = state.negotiated_cipher_suite();
+        let is_between_messages = !self.failed
+            && !self.close_notify_queued
+            && self.pending == Pending::default()
+            && !state.is_handshaking()
+            && !state.wants_write();
+        let Some(cipher) = suite.and_then(|suite| Cipher::of(suite.suite())) else {
+            return Err(self);
+        };
+        if !is_between_messages {
+            return Err(self);
+        }
+        let Self {
+            transport,
+            tls,
+            partial,
+            mut plain,
+            plain_read,
+            unsent,
+            ended,
+            secrets,
+            ..
+        } = *self;
+        // Its conditions are those above, and that the configuration allows it, which all of the edge do.
+        let (extracted, schedule) = tls.into_kernel().expect("its conditions were checked");
+        let records = Records::new(S::ROLE, cipher, &extracted, secrets, schedule);
+        let records = records.expect("the keys are those of the suite");
+        plain.drain(..plain_read);
+        let carried = Carried {
+            partial: if ended { Vec::new() } else { partial },
+            plain,
+            unsent,
+            ended,
+        };
+        Ok(RecordStream::new(transport, records, carried))
     }
 
     /// The size of its buffers, in bytes.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.partial.capacity() + self.plain.capacity() + self.unsent.capacity()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_secrets(&self) -> bool {
+        self.secrets.is_some()
     }
 
     /// Whether it has ended without a close_notify.
@@ -297,7 +427,13 @@ impl<S: Side, T: IO> TlsStream<S, T> {
                 buffer.put_slice(&bytes[..fits]);
                 overflow.extend_from_slice(&bytes[fits..]);
             };
-            let progress = advance(&mut *self.tls, incoming, hand_out, &mut self.unsent);
+            let progress = advance(
+                &mut *self.tls,
+                incoming,
+                hand_out,
+                &mut self.unsent,
+                &mut self.pending,
+            );
             let progress = progress.and_then(|progress| {
                 let rest = &incoming[progress.used..];
                 // More than a record is a fragmented handshake message, and none that long is valid after the handshake.
@@ -327,12 +463,14 @@ impl<S: Side, T: IO> TlsStream<S, T> {
             let UnbufferedStatus { state, .. } = self.tls.process(&mut self.partial);
             match state.map_err(broken)? {
                 ConnectionState::WriteTraffic(mut traffic) => {
-                    return traffic.encrypt(data, record).map_err(|error| match error {
+                    let encrypted = traffic.encrypt(data, record).map_err(|error| match error {
                         EncryptError::EncryptExhausted => {
                             io::Error::new(io::ErrorKind::BrokenPipe, error.to_string())
                         }
                         EncryptError::InsufficientSize(_) => broken(error),
                     });
+                    self.pending.reply &= encrypted.is_err();
+                    return encrypted;
                 }
                 ConnectionState::EncodeTlsData(message) => encode(message, &mut self.unsent)?,
                 ConnectionState::TransmitTlsData(message) => message.done(),

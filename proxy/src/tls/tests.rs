@@ -15,6 +15,7 @@ use tokio_rustls::client;
 use super::testing::{Authority, Folder, folder};
 use super::*;
 use crate::config::CertificateSource;
+use crate::tunnel::Socket;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
@@ -72,14 +73,18 @@ async fn handshake(
     let (client, server) = sockets().await;
     let name = ServerName::try_from("a.example").unwrap();
     let connector = TlsConnector::from(Arc::clone(config));
-    tokio::join!(connector.connect(name, client), terminator.accept(server))
+    tokio::join!(
+        connector.connect(name, client),
+        terminator.accept(server, Vec::new())
+    )
 }
 
-async fn sockets() -> (TcpStream, Transport) {
+async fn sockets() -> (TcpStream, Accepted) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (client.unwrap(), Transport::from(server.unwrap().0))
+    let (server, peer) = server.unwrap();
+    (client.unwrap(), Accepted::new(server, peer, address))
 }
 
 /// Bytes in which every position differs from its neighbours.
@@ -298,6 +303,54 @@ async fn an_endless_handshake_message_is_rejected() {
 }
 
 #[tokio::test]
+async fn a_tunnel_goes_on_without_rustls() {
+    let scene = Scene::new("tunnel");
+    let terminator = scene.terminator(|_| {});
+    for version in VERSIONS {
+        let (client, server) = handshake(&terminator, &Arc::new(scene.client(&[version]))).await;
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
+        // The response to the upgrade; the client's first bytes may be there before it.
+        client.write_all(b"early").await.unwrap();
+        client.flush().await.unwrap();
+        server.write_all(b"101").await.unwrap();
+        server.flush().await.unwrap();
+        let mut early = Vec::new();
+        let mut socket = Socket::from_pingora(Box::new(server), &mut early);
+        assert!(matches!(socket, Socket::Tls(_)), "{version:?}");
+        assert_eq!(early, b"");
+        let mut word = [0; 5];
+        socket.read_exact(&mut word).await.unwrap();
+        socket.write_all(&word).await.unwrap();
+        socket.flush().await.unwrap();
+        let mut received = [0; 8];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"101early");
+    }
+    // Tunnels without TLS are not larger for it.
+    assert!(size_of::<Socket>() <= 40, "{}", size_of::<Socket>());
+}
+
+#[tokio::test]
+async fn only_connections_that_can_become_tunnels_keep_their_secrets() {
+    let scene = Scene::new("secrets");
+    let terminator = scene.terminator(|_| {});
+    for (version, protocol, keeps) in [
+        (VERSIONS[0], "http/1.1", true),
+        (VERSIONS[0], "h2", false),
+        (VERSIONS[1], "http/1.1", false),
+    ] {
+        let mut config = scene.client(&[version]);
+        config.alpn_protocols = vec![protocol.into()];
+        let (_client, server) = handshake(&terminator, &Arc::new(config)).await;
+        assert_eq!(
+            server.unwrap().has_secrets(),
+            keeps,
+            "{version:?} {protocol}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_session_resumes_on_another_edge_with_the_same_keys() {
     let scene = Scene::new("resume");
     let keys = scene.folder.path().join("tickets");
@@ -352,7 +405,7 @@ async fn bytes_that_are_not_tls_get_an_alert_and_a_silent_client_times_out() {
         .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         .await
         .unwrap();
-    let failed = scene.terminator(|_| {}).accept(server).await;
+    let failed = scene.terminator(|_| {}).accept(server, Vec::new()).await;
     assert!(matches!(failed, Err(HandshakeError::Failed(_))));
     let mut alert = Vec::new();
     client.read_to_end(&mut alert).await.unwrap();
@@ -360,7 +413,7 @@ async fn bytes_that_are_not_tls_get_an_alert_and_a_silent_client_times_out() {
     let (_silent, server) = sockets().await;
     let impatient = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
     assert!(matches!(
-        impatient.accept(server).await,
+        impatient.accept(server, Vec::new()).await,
         Err(HandshakeError::Timeout(_))
     ));
 }

@@ -1,6 +1,7 @@
 //! The socket of either end of a tunnel.
 //!
-//! Pingora's stream is replaced by its bare socket where possible, which saves a tunnel about a kilobyte.
+//! Pingora's stream is replaced by its bare socket where possible, which saves a tunnel about a kilobyte, and rustls' connection by
+//! its keys, which saves about four.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,6 +14,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::net::accepted::Accepted;
 use crate::net::pingora_stream::pingora_stream;
+use crate::tls::record::RecordStream;
+use crate::tls::{ClientStream, ServerStream};
 use crate::tunnel::readiness::ReadReadiness;
 
 /// The most bytes that are taken out of a stream's buffer: more than any listener buffers. If a client sends faster than these
@@ -26,6 +29,8 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// A bare unix socket.
     Unix(UnixStream),
+    /// A TLS connection without rustls. Boxed, because a tunnel without TLS would be larger otherwise.
+    Tls(Box<RecordStream<Socket>>),
     /// Any other stream.
     Wrapped(Stream),
 }
@@ -33,7 +38,19 @@ pub(crate) enum Socket {
 impl Socket {
     /// Takes the socket out of Pingora's stream where that is possible; bytes that the stream has already read are appended to
     /// `early`. Everything written to it must have been flushed.
+    ///
+    /// A TLS connection of the edge goes on without rustls. One of another server, into which the edge is mounted, stays wrapped.
     pub(crate) fn from_pingora(mut stream: Stream, early: &mut Vec<u8>) -> Self {
+        if (*stream).as_any().is::<ServerStream>() {
+            let tls = stream.into_any().downcast::<ServerStream>();
+            return match tls.expect("its type was checked").into_records() {
+                Ok(records) => {
+                    let bare = |accepted: Accepted| Self::Tcp(accepted.into_socket());
+                    Self::Tls(Box::new(records.map_transport(bare)))
+                }
+                Err(tls) => Self::kept(tls),
+            };
+        }
         if (*stream).as_any().is::<Accepted>() {
             let accepted = stream.into_any().downcast::<Accepted>();
             return Self::Tcp(accepted.expect("its type was checked").into_socket());
@@ -52,6 +69,24 @@ impl Socket {
                 Self::Wrapped(stream)
             }
         }
+    }
+
+    /// The socket to a backend for a tunnel: a TLS connection goes on without rustls where that is possible.
+    pub(crate) fn without_rustls(self) -> Self {
+        let stream = match self {
+            Self::Wrapped(stream) if (*stream).as_any().is::<ClientStream<Self>>() => stream,
+            other => return other,
+        };
+        let tls = stream.into_any().downcast::<ClientStream<Self>>();
+        match tls.expect("its type was checked").into_records() {
+            Ok(records) => Self::Tls(Box::new(records)),
+            Err(tls) => Self::kept(tls),
+        }
+    }
+
+    fn kept(stream: Stream) -> Self {
+        tracing::debug!("a TLS connection stays with rustls: it is within a message");
+        Self::Wrapped(stream)
     }
 }
 
@@ -103,6 +138,7 @@ impl ReadReadiness for Socket {
         match self {
             Self::Tcp(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
             Self::Unix(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Tls(tls) => tls.is_read_ready() || tls.transport().may_be_readable(),
             Self::Wrapped(_) => true,
         }
     }
@@ -117,6 +153,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
             Self::Wrapped(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
@@ -131,6 +168,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, data),
             Self::Unix(socket) => Pin::new(socket).poll_write(cx, data),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, data),
             Self::Wrapped(stream) => Pin::new(stream).poll_write(cx, data),
         }
     }
@@ -139,6 +177,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
             Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Self::Wrapped(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -147,6 +186,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Self::Wrapped(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -156,6 +196,7 @@ impl AsyncWrite for Socket {
 pingora_stream!([] Socket, called |socket| match socket {
     Socket::Tcp(socket) => socket.as_raw_fd(),
     Socket::Unix(socket) => socket.as_raw_fd(),
+    Socket::Tls(tls) => tls.transport().id(),
     Socket::Wrapped(stream) => stream.id(),
 });
 
