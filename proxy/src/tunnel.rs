@@ -9,6 +9,8 @@
 
 mod flow;
 mod frames;
+mod info;
+mod paced;
 mod readiness;
 mod registry;
 mod socket;
@@ -26,13 +28,14 @@ use crate::tunnel::flow::Flow;
 use crate::tunnel::flow::FlowEnd;
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::tunnel::frames::Frames;
+pub(crate) use crate::tunnel::info::{TunnelGroup, TunnelInfo};
+pub(crate) use crate::tunnel::paced::PacedClose;
 use crate::tunnel::readiness::ReadReadiness;
 use crate::tunnel::readiness::ReadinessTracked;
 use crate::tunnel::readiness::task_of;
-pub(crate) use crate::tunnel::registry::CloseRequest;
-pub(crate) use crate::tunnel::registry::Entry;
-pub(crate) use crate::tunnel::registry::TunnelLimits;
-pub(crate) use crate::tunnel::registry::Tunnels;
+pub(crate) use crate::tunnel::registry::{
+    CloseRequest, Entry, ListedTunnel, TunnelFilter, TunnelHandle, TunnelLimits, Tunnels,
+};
 pub(crate) use crate::tunnel::socket::Socket;
 
 /// How long client and backend have for the closing handshake after a close request.
@@ -78,6 +81,12 @@ pub(crate) enum EndReason {
     Lifetime,
     /// The edge is shutting down.
     Drained,
+    /// The backend drains, and the edge closes its tunnels.
+    BackendDrained,
+    /// The backend had more tunnels than its share.
+    Rebalanced,
+    /// An operator ended it.
+    Operator,
 }
 
 impl EndReason {
@@ -91,6 +100,9 @@ impl EndReason {
             Self::Idle => "idle",
             Self::Lifetime => "lifetime",
             Self::Drained => "drained",
+            Self::BackendDrained => "backend_drained",
+            Self::Rebalanced => "rebalanced",
+            Self::Operator => "operator",
         }
     }
 }
@@ -154,9 +166,15 @@ where
         }
     }
 
-    /// The code of the backend's Close frame, if it has sent one.
-    pub(crate) fn backend_code(&self) -> Option<u16> {
-        self.down.close_code()
+    /// The code with which the backend ended the tunnel; `None` also for a Close frame that responds to one of the client.
+    pub(crate) fn closed_by_backend(&self) -> Option<u16> {
+        let is_first = self.end_reason == Some(EndReason::BackendClosed);
+        self.down.close_code().filter(|_| is_first)
+    }
+
+    /// The request that became this tunnel.
+    pub(crate) fn info(&self) -> &TunnelInfo {
+        self.entry.info()
     }
 
     /// Records the end of the direction to the backend; a failed client connection ends the other direction too.
@@ -217,6 +235,10 @@ where
         let (code, reason) = match close_request {
             CloseRequest::Idle => (1001, EndReason::Idle),
             CloseRequest::Lifetime => (1001, EndReason::Lifetime),
+            CloseRequest::Rebalance => (1012, EndReason::Rebalanced),
+            CloseRequest::BackendDrain => (1012, EndReason::BackendDrained),
+            CloseRequest::OperatorGoingAway => (1001, EndReason::Operator),
+            CloseRequest::OperatorRestart => (1012, EndReason::Operator),
             CloseRequest::Drain => (1012, EndReason::Drained),
         };
         if self.end_reason.is_none() {
@@ -281,7 +303,7 @@ where
             this.down_ended(end);
         }
         if bytes_before < this.up.bytes() + this.down.bytes() {
-            this.entry.touch();
+            this.entry.touch(this.up.bytes(), this.down.bytes());
             this.note_close_frame();
         }
         if this.up.is_done() && this.down.is_done() {

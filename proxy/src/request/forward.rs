@@ -977,6 +977,7 @@ impl<D: Downstream> Request<'_, D> {
             _at_backend: exchange.take_tunnel_slot(),
         };
         let count = response.backend.open_tunnel();
+        let info = tunnel::info(&exchange, &response.backend.tunnels);
         let (client, client_early) = client.into_tunnel();
         let parts = TunnelParts {
             client,
@@ -988,10 +989,10 @@ impl<D: Downstream> Request<'_, D> {
             } else {
                 Protocol::Opaque
             },
-            entry: engine.tunnels.register(),
+            entry: engine.tunnels.register(info, exchange.arrived()),
         };
         exchange.switched();
-        let record = TunnelRecord::new(Arc::clone(proxy), &exchange, count, permits);
+        let record = TunnelRecord::new(Arc::clone(proxy), exchange.arrived(), count, permits);
         drop(exchange);
         let carried = run_tunnel(Tunnel::new(parts), record);
         engine.tunnels.tasks().spawn(carried);

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::balancer::pool::TunnelCount;
 use crate::balancer::pool::TunnelSlot;
@@ -12,9 +13,7 @@ use crate::request::access_log::Kind;
 use crate::request::exchange::Exchange;
 use crate::request::exchange::Outcome;
 use crate::request::exchange::ProxyState;
-use crate::tunnel::Socket;
-use crate::tunnel::Tunnel;
-use crate::tunnel::TunnelEnd;
+use crate::tunnel::{Socket, Tunnel, TunnelEnd, TunnelGroup, TunnelInfo};
 
 /// The close code of a server that is stopping (IANA, WebSocket close codes).
 const SERVICE_RESTART: u16 = 1012;
@@ -30,7 +29,6 @@ pub(crate) struct TunnelPermits {
 /// What is logged and counted when the tunnel ends.
 pub(super) struct TunnelRecord {
     proxy: Arc<ProxyState>,
-    line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
     _permits: TunnelPermits,
@@ -39,45 +37,76 @@ pub(super) struct TunnelRecord {
 impl TunnelRecord {
     pub(super) fn new(
         proxy: Arc<ProxyState>,
-        exchange: &Exchange,
+        arrived: std::time::Instant,
         count: TunnelCount,
         permits: TunnelPermits,
     ) -> Self {
-        let line = exchange.line(
-            Kind::Tunnel,
-            Outcome {
-                status: Some(101),
-                ..Outcome::default()
-            },
-        );
         Self {
             proxy,
-            line: Box::new(line),
-            arrived: exchange.arrived(),
+            arrived,
             count,
             _permits: permits,
         }
     }
 
-    fn finish(mut self, end: &TunnelEnd) {
-        self.line.duration_ms = self.arrived.elapsed();
+    fn finish(self, info: &TunnelInfo, end: &TunnelEnd) {
+        let duration = self.arrived.elapsed();
         let backend = self.count.backend();
         backend.metrics.tunnel_closed(
             end.reason.as_str(),
-            self.line.duration_ms,
+            duration,
             end.bytes_from_client,
             end.bytes_from_backend,
         );
-        self.line.bytes_in = end.bytes_from_client;
-        self.line.bytes_out = end.bytes_from_backend;
-        self.line.close_reason = Some(end.reason.as_str());
-        self.line.close_code = end.close_code;
-        self.line.client_code = end.client_code;
-        self.line.backend_code = end.backend_code;
         let metrics = &self.proxy.metrics;
         metrics.close_seen("client", end.client_code);
         metrics.close_seen("backend", end.backend_code);
-        self.proxy.access.write(*self.line);
+        if self.proxy.access.is_on() {
+            self.proxy.access.write(line(info, duration, end));
+        }
+    }
+}
+
+/// What is known about the tunnel that `exchange` becomes.
+pub(super) fn info(exchange: &Exchange, group: &Arc<TunnelGroup>) -> TunnelInfo {
+    let line = exchange.line(Kind::Tunnel, Outcome::default());
+    TunnelInfo {
+        group: Arc::clone(group),
+        client: exchange.client(),
+        arrived: line.ts,
+        request_id: line.request_id.unwrap_or_default(),
+        method: line.method.unwrap_or_default(),
+        host: line.host,
+        path: line.path,
+        affinity: line.affinity,
+        attempts: line.attempts.and_then(|attempts| attempts.try_into().ok()),
+        waited: line.waited_ms,
+    }
+}
+
+/// The line of a tunnel that has ended.
+fn line(info: &TunnelInfo, duration: Duration, end: &TunnelEnd) -> AccessLine {
+    AccessLine {
+        ts: info.arrived,
+        kind: Kind::Tunnel,
+        client: Some(info.client),
+        request_id: Some(info.request_id.clone()),
+        method: Some(info.method.clone()),
+        host: info.host.clone(),
+        path: info.path.clone(),
+        status: Some(101),
+        duration_ms: duration,
+        bytes_in: end.bytes_from_client,
+        bytes_out: end.bytes_from_backend,
+        backend: Some(info.group.backend.as_str().into()),
+        affinity: info.affinity,
+        attempts: info.attempts.map(|attempts| attempts as usize),
+        waited_ms: info.waited,
+        close_reason: Some(end.reason.as_str()),
+        close_code: end.close_code,
+        client_code: end.client_code,
+        backend_code: end.backend_code,
+        error: None,
     }
 }
 
@@ -87,7 +116,7 @@ pub(super) async fn run_tunnel(mut tunnel: Tunnel<Socket, Socket>, record: Tunne
     // Reported when it is forwarded and not at the end: the client may reconnect as soon as it has read it.
     let end = poll_fn(|cx| {
         let end = Pin::new(&mut tunnel).poll(cx);
-        if !is_reported && tunnel.backend_code() == Some(SERVICE_RESTART) {
+        if !is_reported && tunnel.closed_by_backend() == Some(SERVICE_RESTART) {
             is_reported = true;
             let backend = record.count.backend();
             record.proxy.pools().backend_stops(backend);
@@ -95,5 +124,5 @@ pub(super) async fn run_tunnel(mut tunnel: Tunnel<Socket, Socket>, record: Tunne
         end
     })
     .await;
-    record.finish(&end);
+    record.finish(tunnel.info(), &end);
 }
