@@ -34,8 +34,8 @@ pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, with
 pub struct Config {
     /// Where clients connect. Never empty.
     pub(crate) listeners: Vec<ListenerConfig>,
-    /// The listener for `/live`, `/ready`, `/metrics` and `/backends`; `None` is none.
-    pub(crate) admin: Option<SocketAddr>,
+    /// Where operators look at the edge, and act on it.
+    pub(crate) admin: AdminConfig,
     /// Whether WebSockets over HTTP/2 (RFC 8441) are accepted.
     pub(crate) websockets_over_http2: bool,
     /// Whether a client that half-closes its connection after the request counts as disconnected.
@@ -50,6 +50,7 @@ pub struct Config {
     pub(crate) timeouts: Timeouts,
     pub(crate) limits: Limits,
     pub(crate) drain: DrainConfig,
+    pub(crate) rebalance: RebalanceConfig,
     /// The proxies whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are trusted.
     pub(crate) trusted_proxies: Vec<AddressRange>,
     pub(crate) log: Log,
@@ -149,8 +150,23 @@ pub(crate) enum TlsVersion {
 /// The default listener: loopback, so that nothing is exposed by accident.
 const LISTENER: &str = "127.0.0.1:8080";
 
-/// The default address of the admin listener.
-const ADMIN: &str = "127.0.0.1:8081";
+/// The listeners for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AdminConfig {
+    /// For `/live`, `/ready`, `/metrics`, `/backends` and, with `token`, actions; `None` is none.
+    pub(crate) address: Option<SocketAddr>,
+    /// Who knows it may act through `address`; `None` allows nobody.
+    pub(crate) token: Option<Secret>,
+    /// A unix socket for the same; its peers are of the same user, and need no token.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl AdminConfig {
+    /// The default address: loopback, as of the listener for clients.
+    const ADDRESS: &str = "127.0.0.1:8081";
+    /// As long as a key of the affinity cookie.
+    const TOKEN_BYTES_MIN: usize = 16;
+}
 
 /// Off: a WebSocket over HTTP/2 costs several times as much memory as one with its own connection.
 const WEBSOCKETS_OVER_HTTP2: bool = false;
@@ -166,7 +182,7 @@ pub(crate) struct PoolId(pub(crate) usize);
 pub(crate) const BACKENDS_MAX: usize = 10_000;
 
 /// A set of backends that serve the same application.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PoolConfig {
     pub(crate) name: String,
     pub(crate) pick: Pick,
@@ -333,7 +349,7 @@ impl NoRoute {
 }
 
 /// How clients are bound to their backend.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AffinityConfig {
     pub(crate) domain: Option<String>,
     pub(crate) same_site: SameSite,
@@ -683,8 +699,8 @@ impl Limits {
     };
 }
 
-/// How the edge shuts down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the edge shuts down, and how single backends are drained.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DrainConfig {
     /// How long idle client connections are kept for one more request.
     pub(crate) late: Duration,
@@ -692,6 +708,10 @@ pub(crate) struct DrainConfig {
     pub(crate) spread: Duration,
     /// When the process ends even with open connections.
     pub(crate) timeout: Duration,
+    /// Over how long the tunnels of one backend are closed.
+    pub(crate) backend_spread: Duration,
+    /// Which drains of a backend, besides an operator's, close its tunnels.
+    pub(crate) close_tunnels: Vec<DrainCause>,
 }
 
 impl DrainConfig {
@@ -699,6 +719,47 @@ impl DrainConfig {
         late: Duration::from_secs(1),
         spread: Duration::from_secs(5),
         timeout: Duration::from_secs(30),
+        backend_spread: Duration::from_secs(5),
+        close_tunnels: Vec::new(),
+    };
+}
+
+/// Why a backend drains, if no operator has asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DrainCause {
+    /// It has announced that it is stopping.
+    Announced,
+    /// A reload has removed it, or changed its address.
+    Reload,
+    /// It is no longer in its registry.
+    Discovery,
+}
+
+impl DrainCause {
+    /// The name in logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Announced => "announced",
+            Self::Reload => "reload",
+            Self::Discovery => "discovery",
+        }
+    }
+}
+
+/// How a rebalance moves clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RebalanceConfig {
+    /// Over how long the tunnels are closed.
+    pub(crate) spread: Duration,
+    /// No client is moved twice within this time.
+    pub(crate) quiet: Duration,
+}
+
+impl RebalanceConfig {
+    const DEFAULT: Self = Self {
+        spread: Duration::from_secs(5),
+        quiet: Duration::from_secs(600),
     };
 }
 

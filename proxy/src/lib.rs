@@ -63,6 +63,8 @@ pub use crate::request::access_log::AccessLogError;
 pub use crate::request::proxy_http::Edge;
 pub use crate::request::proxy_http::RequestContext;
 use crate::server::admin;
+pub use crate::server::admin::SocketError;
+use crate::server::admin::{AdminApp, AdminSocket, SocketService};
 use crate::server::components;
 use crate::server::components::Components;
 pub use crate::server::components::StartError;
@@ -100,8 +102,11 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         .collect::<Result<Vec<_>, _>>()?;
     let admin = config
         .admin
+        .address
         .map(|address| BoundListener::new(address, &config.timeouts))
         .transpose()?;
+    let socket = config.admin.socket.as_deref();
+    let socket = socket.map(AdminSocket::bind).transpose()?;
     let acceptors = acceptors(&config, &bound)?;
     let components = Components::new(&config)?;
     let acceptors = Arc::new(Acceptors::new(
@@ -121,8 +126,19 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
         // Listeners close only once the drain is visible to requests: their responses then close the connections.
         components.connections.draining(),
     ));
+    let program = Program {
+        file,
+        manager: Arc::clone(&manager),
+    };
+    let socket_file = socket.as_ref().map(AdminSocket::file);
+    let shown = components.admin(acceptors.terminators(), Some(program.clone()));
+    if let Some(socket) = socket {
+        let shown = Arc::clone(&shown);
+        let app = move |peer| HttpServer::new_app(AdminApp::over_socket(Arc::clone(&shown), peer));
+        server.add_service(SocketService::new(app, socket));
+    }
     if let Some(bound) = admin {
-        let app = HttpServer::new_app(components.admin(acceptors.terminators()));
+        let app = HttpServer::new_app(AdminApp::over_tcp(shown));
         // The admin listener stays open until the process exits.
         let never = CancellationToken::new();
         let service = ListeningService::new("admin", app, vec![bound], 1, never);
@@ -130,10 +146,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     }
     server.add_service(background_service(
         "watch",
-        components.background_tasks(Some(Program {
-            file,
-            manager: Arc::clone(&manager),
-        })),
+        components.background_tasks(Some(program)),
     ));
     server.add_service(background_service(
         "certificates",
@@ -146,7 +159,7 @@ pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
     server.add_service(background_service(
         "drain",
         ShutdownService {
-            drain: components.drain(&config),
+            drain: components.drain(socket_file),
             mode: mode.clone(),
             manager: Arc::clone(&manager),
         },
@@ -194,8 +207,11 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         warnings.extend(problems.into_iter().map(|why| format!("{address}: {why}")));
         BoundListener::check(address, &config.timeouts)?;
     }
-    if let Some(address) = config.admin {
+    if let Some(address) = config.admin.address {
         BoundListener::check(address, &config.timeouts)?;
+    }
+    if let Some(socket) = &config.admin.socket {
+        AdminSocket::check_file(socket)?;
     }
     Connectors::load(config)?;
     AccessLog::check(&config.log.access)?;

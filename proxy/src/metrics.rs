@@ -61,6 +61,7 @@ pub(crate) struct Metrics {
     affinity_forged: Counter,
     limited: Family<Label, Counter>,
     refusals: Family<[(&'static str, String); 2], Counter>,
+    admin_actions: Family<[(&'static str, &'static str); 2], Counter>,
     handshakes: Family<Label, Counter>,
     task_restarts: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
@@ -100,6 +101,7 @@ impl Metrics {
             affinity_forged: Counter::default(),
             limited: Family::default(),
             refusals: Family::default(),
+            admin_actions: Family::default(),
             handshakes: Family::default(),
             task_restarts: Family::default(),
             certificates: Family::default(),
@@ -168,6 +170,11 @@ impl Metrics {
             "refusals",
             "Requests that got an error response of the edge itself, by reason and status",
             self.refusals.clone(),
+        );
+        registry.register(
+            "admin_actions",
+            "Actions that operators asked for on the admin listener, by outcome",
+            self.admin_actions.clone(),
         );
         registry.register(
             "close_codes",
@@ -264,6 +271,12 @@ impl Metrics {
             ("status", status.as_str().to_owned()),
         ];
         self.refusals.get_or_create(&label).inc();
+    }
+
+    /// Counts an action on the admin listener. Both are few constants.
+    pub(crate) fn admin_action(&self, action: &'static str, outcome: &'static str) {
+        let labels = [("action", action), ("outcome", outcome)];
+        self.admin_actions.get_or_create(&labels).inc();
     }
 
     /// Counts a handshake: `full` and `resumed` are successful ones.

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::request::access_log::AccessLog;
 use crate::request::proxy_http::Edge;
 use crate::server::admin;
+use crate::server::admin::AdminApp;
 use crate::server::components;
 use crate::server::components::BackgroundTasks;
 use crate::server::components::Components;
@@ -78,6 +79,7 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 ///
 /// Pingora reads the requests, on your listeners, so what the edge does before it has a request is missing:
 ///
+/// - `admin.socket` has no effect, and the action to reload is refused: call [`Plugin::reload`].
 /// - `listeners`, `threads`, `log.level` and `log.format` have no effect. Log lines go to the `tracing` subscriber of the
 ///   process; [`Plugin::start_logging`] installs the one that the settings describe.
 /// - `timeouts.head` has no effect, and `limits.head_size` is checked when a head is complete: Pingora waits 60 s for each piece of
@@ -100,7 +102,8 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 /// - Idle client connections cost as much memory as in Pingora, 64 KiB unless the listener does not buffer reads. Tunnels cost the
 ///   same as with the edge's own listeners; over TLS they keep Pingora's stream.
 /// - When the server shuts down, Pingora closes idle client connections at once (`drain.late` has no effect), and sleeps for all
-///   of `grace_period_seconds`, unless [`AfterDrain::Exit`] ends the process before.
+///   of `grace_period_seconds`, unless [`AfterDrain::Exit`] ends the process before. That period is by the `drain.timeout` at the
+///   start: a reload cannot make it longer.
 /// - HTTP/2 is served if a listener offers it, but not WebSockets over it (RFC 8441): `websockets_over_http2` has no effect.
 ///
 /// # Wrapping
@@ -176,24 +179,25 @@ impl Plugin {
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
             watch: self.components.background_tasks(None),
-            drain: self.components.drain(&self.config),
+            drain: self.components.drain(None),
             access: self.components.proxy.access.clone(),
             then,
         };
         background_service("causeway", task)
     }
 
-    /// The admin listener, if the settings have one: `/live`, `/ready`, `/metrics`, `/backends`. Its port is bound by this call.
+    /// The admin listener, if the settings have one: `/live`, `/ready`, `/metrics`, `/backends`, and actions for those who have
+    /// `admin.token`. Its port is bound by this call.
     ///
     /// # Errors
     ///
     /// [`BindError`] if it cannot listen on `admin.address`.
     pub fn admin(&self) -> Result<Option<impl ServiceWithDependents + use<>>, BindError> {
-        let Some(address) = self.config.admin else {
+        let Some(address) = self.config.admin.address else {
             return Ok(None);
         };
         let bound = BoundListener::new(address, &self.config.timeouts)?;
-        let app = HttpServer::new_app(self.components.admin(Vec::new()));
+        let app = HttpServer::new_app(AdminApp::over_tcp(self.components.admin(Vec::new(), None)));
         let service = ListeningService::new(
             "admin",
             app,
@@ -226,7 +230,10 @@ impl Plugin {
     ///
     /// [`PoolTlsError`] if a file for TLS to backends is not valid; then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), PoolTlsError> {
-        self.components.reloader.apply(config, Instant::now())
+        self.components
+            .reloader
+            .apply(config, Instant::now())
+            .map(drop)
     }
 
     /// Writes the log lines of the process to standard error, by the settings in `log`, in a thread of their own: a line that cannot
@@ -257,7 +264,8 @@ impl BackgroundService for Hangups {
                 hangup = hangups.recv() => hangup,
             };
             match hangup {
-                Some(()) => self.reloader.reload(&self.file).await,
+                // The outcome is in the log.
+                Some(()) => drop(self.reloader.reload(&self.file).await),
                 None => return,
             }
         }

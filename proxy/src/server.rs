@@ -2,17 +2,20 @@
 //!
 //! Owns the process: [`components`] builds everything once from the configuration, [`listeners`] accept connections and dispatch them
 //! to the threads in [`workers`], [`app`] serves each connection until it ends. [`reload`] swaps the configuration, [`discovery`]
-//! adds and removes backends, [`admin`] shows the state to operators, [`shutdown`] drains and ends the process, [`supervisor`]
-//! restarts a background task that failed, [`watchdog`] reports that the process works. [`logging`] writes the program log.
+//! adds and removes backends, [`drains`] closes the tunnels of single backends, [`admin`] shows the state to operators and lets them do
+//! what is in [`actions`], [`shutdown`] drains and ends the process, [`supervisor`] restarts a background task that failed,
+//! [`watchdog`] reports that the process works. [`logging`] writes the program log.
 //!
 //! Decides nothing about a request: [`request`](crate::request) does.
 //!
 //! Invariant: every task has an owner that waits for it, and a background task that ends or panics is logged and restarted.
 
+pub(crate) mod actions;
 pub(crate) mod admin;
 pub(crate) mod app;
 pub(crate) mod components;
 pub(crate) mod discovery;
+pub(crate) mod drains;
 pub(crate) mod listeners;
 pub(crate) mod logging;
 pub(crate) mod reload;

@@ -12,7 +12,9 @@
 mod flow;
 mod frames;
 mod handoff;
+mod info;
 mod notices;
+mod paced;
 mod readiness;
 mod registry;
 mod socket;
@@ -21,6 +23,7 @@ mod tests;
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,15 +39,16 @@ pub(crate) use crate::tunnel::handoff::Dialing;
 use crate::tunnel::handoff::Handoff;
 pub(crate) use crate::tunnel::handoff::Successor;
 pub(crate) use crate::tunnel::handoff::target;
+pub(crate) use crate::tunnel::info::{TunnelGroup, TunnelInfo};
 use crate::tunnel::notices::Notice;
 use crate::tunnel::notices::Notices;
+pub(crate) use crate::tunnel::paced::PacedClose;
 use crate::tunnel::readiness::ReadReadiness;
 use crate::tunnel::readiness::ReadinessTracked;
 use crate::tunnel::readiness::task_of;
-pub(crate) use crate::tunnel::registry::CloseRequest;
-pub(crate) use crate::tunnel::registry::Entry;
-pub(crate) use crate::tunnel::registry::TunnelLimits;
-pub(crate) use crate::tunnel::registry::Tunnels;
+pub(crate) use crate::tunnel::registry::{
+    CloseRequest, Entry, ListedTunnel, TunnelFilter, TunnelHandle, TunnelLimits, Tunnels,
+};
 pub(crate) use crate::tunnel::socket::Socket;
 
 /// The close code for a client that sends frames of a handoff, which are between the edge and its backends (RFC 6455, 7.4.1).
@@ -98,6 +102,12 @@ pub(crate) enum EndReason {
     Lifetime,
     /// The edge is shutting down.
     Drained,
+    /// The backend drains, and the edge closes its tunnels.
+    BackendDrained,
+    /// The backend had more tunnels than its share.
+    Rebalanced,
+    /// An operator ended it.
+    Operator,
 }
 
 impl EndReason {
@@ -111,6 +121,9 @@ impl EndReason {
             Self::Idle => "idle",
             Self::Lifetime => "lifetime",
             Self::Drained => "drained",
+            Self::BackendDrained => "backend_drained",
+            Self::Rebalanced => "rebalanced",
+            Self::Operator => "operator",
         }
     }
 }
@@ -134,6 +147,8 @@ pub(crate) struct TunnelEnd {
 pub(crate) enum Event<P> {
     /// Its backend drains: it should be handed off, see [`Tunnel::hand_off`].
     Leaving,
+    /// It is to leave its backend, for a drain or a rebalance: the same.
+    MoveRequested,
     /// It continues over its successor, which leads to this place.
     Moved(P),
     /// It was not handed off, and continues as before.
@@ -159,6 +174,8 @@ pub(crate) struct Tunnel<C, B, P> {
     /// The task that `entry` wakes.
     close_request_task: usize,
     can_hand_off: bool,
+    /// Whether a handoff was tried for the pending close request.
+    has_tried_to_move: bool,
     end_reason: Option<EndReason>,
     close_code: Option<u16>,
     phase: Phase<B, P>,
@@ -201,6 +218,7 @@ where
             client: ReadinessTracked::new(parts.client),
             backend: ReadinessTracked::new(parts.backend),
             can_hand_off,
+            has_tried_to_move: false,
             up: Flow::new(parts.client_early, parts.protocol),
             down,
             entry: parts.entry,
@@ -215,9 +233,22 @@ where
         }
     }
 
-    /// The code of the backend's Close frame, if it has sent one.
-    pub(crate) fn backend_code(&self) -> Option<u16> {
-        self.down.close_code()
+    /// The code with which the backend ended the tunnel; `None` also for a Close frame that responds to one of the client.
+    pub(crate) fn closed_by_backend(&self) -> Option<u16> {
+        let is_first = self.end_reason == Some(EndReason::BackendClosed);
+        self.down.close_code().filter(|_| is_first)
+    }
+
+    /// The request that became this tunnel.
+    pub(crate) fn info(&self) -> &TunnelInfo {
+        self.entry.info()
+    }
+
+    /// The tunnel belongs to the backend of `group` from now on.
+    pub(crate) fn set_group(&mut self, group: &Arc<TunnelGroup>) {
+        self.entry.move_to(group);
+        self.close_request_task = 0;
+        self.has_tried_to_move = false;
     }
 
     /// Records the end of the direction to the backend; a failed client connection ends the other direction too.
@@ -262,25 +293,39 @@ where
         }
     }
 
-    /// Begins to close if the registry has requested it.
-    fn follow_close_request(&mut self, cx: &Context<'_>) {
+    /// Follows a request of the registry: begins to close, or returns that the tunnel is to move first.
+    fn follow_close_request(&mut self, cx: &Context<'_>) -> Option<Event<P>> {
         // A close request takes the registered waker when it wakes the task: register it again after each.
         if self.close_request_task != task_of(cx) || self.entry.close_request().is_some() {
             self.entry.register_waker(cx.waker());
             self.close_request_task = task_of(cx);
         }
-        let Some(close_request) = self.entry.close_request() else {
-            return;
-        };
+        let close_request = self.entry.close_request()?;
         if self.is_closing() {
-            return;
+            return None;
+        }
+        let may_move = matches!(
+            close_request,
+            CloseRequest::Rebalance | CloseRequest::BackendDrain
+        );
+        if may_move && matches!(self.phase, Phase::HandingOff(_)) {
+            return None;
+        }
+        if may_move && self.can_hand_off && self.is_open() && !self.has_tried_to_move {
+            self.has_tried_to_move = true;
+            return Some(Event::MoveRequested);
         }
         let (code, reason) = match close_request {
             CloseRequest::Idle => (1001, EndReason::Idle),
             CloseRequest::Lifetime => (1001, EndReason::Lifetime),
+            CloseRequest::Rebalance => (1012, EndReason::Rebalanced),
+            CloseRequest::BackendDrain => (1012, EndReason::BackendDrained),
+            CloseRequest::OperatorGoingAway => (1001, EndReason::Operator),
+            CloseRequest::OperatorRestart => (1012, EndReason::Operator),
             CloseRequest::Drain => (1012, EndReason::Drained),
         };
         self.close(code, reason);
+        None
     }
 
     fn is_closing(&self) -> bool {
@@ -506,12 +551,14 @@ where
     /// polled again at once.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<P>> {
         loop {
-            self.follow_close_request(cx);
+            if let Some(event) = self.follow_close_request(cx) {
+                return Poll::Ready(event);
+            }
             let bytes_before = self.up.bytes() + self.down.bytes();
             let was_closing = self.is_closing();
             self.pump(cx);
             if bytes_before < self.up.bytes() + self.down.bytes() {
-                self.entry.touch();
+                self.entry.touch(self.up.bytes(), self.down.bytes());
                 self.note_close_frame();
             }
             if self.up.is_done() && self.down.is_done() {

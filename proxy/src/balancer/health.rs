@@ -111,7 +111,7 @@ impl Probes {
         for pool in pools.iter() {
             let target = &self.targets[&pool.name];
             for backend in pool.backends() {
-                if backend.state() != State::Maintenance && !backend.is_removed() {
+                if backend.is_probed() {
                     wanted.push((Arc::clone(target), backend));
                 }
             }

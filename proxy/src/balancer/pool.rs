@@ -17,6 +17,7 @@ mod outlier;
 mod pace;
 mod pick;
 mod rank;
+mod rebalance;
 mod ring;
 mod schedule;
 mod sessions;
@@ -29,19 +30,24 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
+use tokio::sync::Notify;
 use tracing::info;
 
 pub(crate) use crate::balancer::pool::backend::{
-    Backend, RequestCount, TunnelCount, TunnelSlot, WaitCount,
+    Backend, RequestCount, TunnelCount, TunnelSlot, WaitCount, Weights,
 };
 pub(crate) use crate::balancer::pool::load::RequestKind;
+pub(crate) use crate::balancer::pool::rebalance::Share;
 pub(crate) use crate::balancer::pool::slots::{AcquireOutcome, QueuedRequest, RequestSlot};
-pub(crate) use crate::balancer::pool::state::{Evidence, HealthStatus, ProbeResult, State};
+pub(crate) use crate::balancer::pool::state::{
+    Evidence, HealthStatus, Override, ProbeResult, State,
+};
 
 use crate::balancer::affinity::{Affinity, Binding, Claim, Freshness, SessionKey};
 use crate::balancer::pool::backend::Moment;
 use crate::balancer::pool::pick::{NewClient, Picker};
 use crate::balancer::pool::rank::Rank;
+use crate::balancer::pool::rebalance::{Rebalances, shares};
 use crate::balancer::pool::sessions::Sessions;
 use crate::balancer::pool::state::Change;
 use crate::balancer::pool::table::{Table, View};
@@ -56,7 +62,11 @@ use crate::tls::{Connector, Connectors};
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// All pools of the configuration.
-pub(crate) struct Pools(Vec<Arc<Pool>>);
+pub(crate) struct Pools {
+    pools: Vec<Arc<Pool>>,
+    /// Notified when a backend has announced that it drains.
+    drain_announced: Arc<Notify>,
+}
 
 impl Pools {
     /// The pools of `config`; `unix` is the time of day at `now`.
@@ -67,8 +77,22 @@ impl Pools {
         now: Instant,
         unix: Duration,
     ) -> Self {
-        let pool = |pool| Pool::new(config, pool, tls, None, metrics, (now, unix), now);
-        Self(config.pools.iter().map(pool).collect())
+        let drain_announced = Arc::new(Notify::new());
+        let shared = Shared {
+            config,
+            tls,
+            metrics,
+            drain_announced: &drain_announced,
+            weights: Weights::OfConfiguration,
+            started: (now, unix),
+        };
+        let pools = config.pools.iter();
+        Self {
+            pools: pools
+                .map(|pool| Pool::new(&shared, pool, None, now))
+                .collect(),
+            drain_announced,
+        }
     }
 
     /// The pools of a new configuration. A pool with the same name keeps its sessions, backends and retry budget.
@@ -77,39 +101,59 @@ impl Pools {
         config: &Config,
         tls: &Connectors,
         metrics: &Arc<Metrics>,
+        weights: Weights,
         now: Instant,
     ) -> Self {
-        let unix = |pool: &Pool| (pool.started, pool.started_unix);
-        // There is always at least one.
-        let started = self
-            .0
-            .first()
-            .map_or((now, Duration::ZERO), |pool| unix(pool));
-        let pool = |pool: &PoolConfig| {
-            let old = self.0.iter().find(|old| old.name == pool.name);
-            Pool::new(
-                config,
-                pool,
-                tls,
-                old.map(Arc::as_ref),
-                metrics,
-                started,
-                now,
-            )
+        let unix = |pool: &Arc<Pool>| (pool.started, pool.started_unix);
+        let shared = Shared {
+            config,
+            tls,
+            metrics,
+            drain_announced: &self.drain_announced,
+            weights,
+            // There is always at least one.
+            started: self.pools.first().map_or((now, Duration::ZERO), unix),
         };
-        Self(config.pools.iter().map(pool).collect())
+        let pool = |pool: &PoolConfig| {
+            let old = self.pools.iter().find(|old| old.name == pool.name);
+            Pool::new(&shared, pool, old.map(Arc::as_ref), now)
+        };
+        Self {
+            pools: config.pools.iter().map(pool).collect(),
+            drain_announced: Arc::clone(&self.drain_announced),
+        }
+    }
+
+    /// Notified when a backend has announced that it drains: see [`Backend::take_drain_announcement`].
+    pub(crate) fn drain_announced(&self) -> Arc<Notify> {
+        Arc::clone(&self.drain_announced)
+    }
+
+    /// The backend called `id`, with its pool. One that was removed is found only if no other has that id.
+    pub(crate) fn find(&self, id: &str) -> Option<(Arc<Pool>, Arc<Backend>)> {
+        let all = self.pools.iter().flat_map(|pool| {
+            let backends = pool.backends().into_iter();
+            backends.map(move |backend| (Arc::clone(pool), backend))
+        });
+        all.filter(|(_, backend)| backend.id.as_str() == id)
+            .min_by_key(|(_, backend)| backend.is_removed())
+    }
+
+    /// The pool called `name`.
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.pools.iter().find(|pool| pool.name == name)
     }
 
     /// Deletes removed backends that have been unused for [`FORGET_AFTER`]. Whether there were any.
     pub(crate) fn forget_unused(&self, metrics: &Metrics, now: Instant) -> bool {
         let forgotten: Vec<Arc<Backend>> = self
-            .0
+            .pools
             .iter()
             .flat_map(|pool| pool.forget_unused(now))
             .collect();
         for backend in &forgotten {
             // Another pool may have a backend with this id.
-            if !self.0.iter().any(|pool| pool.has(&backend.id)) {
+            if !self.pools.iter().any(|pool| pool.has(&backend.id)) {
                 metrics.forget_backend(backend.id.as_str());
             }
         }
@@ -132,16 +176,16 @@ impl Pools {
                 .iter()
                 .any(|other| Arc::ptr_eq(other, backend))
         };
-        self.0.iter().find(has_it).cloned()
+        self.pools.iter().find(has_it).cloned()
     }
 
     /// The pool of a route.
     pub(crate) fn get(&self, id: PoolId) -> &Arc<Pool> {
-        &self.0[id.0] // An id is an index into the pools of the same configuration.
+        &self.pools[id.0] // An id is an index into the pools of the same configuration.
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.0.iter()
+        self.pools.iter()
     }
 }
 
@@ -157,9 +201,22 @@ pub(crate) struct Pool {
     table: ArcSwap<Table>,
     picker: Picker,
     sessions: Arc<Sessions>,
+    rebalances: Arc<Rebalances>,
     metrics: Arc<Metrics>,
+    drain_announced: Arc<Notify>,
     started: Instant,
     started_unix: Duration,
+}
+
+/// What all pools of a configuration have in common.
+struct Shared<'a> {
+    config: &'a Config,
+    tls: &'a Connectors,
+    metrics: &'a Arc<Metrics>,
+    drain_announced: &'a Arc<Notify>,
+    weights: Weights,
+    /// When the first pools were created, by both clocks.
+    started: (Instant, Duration),
 }
 
 /// The backends that one request was tried on without success.
@@ -222,16 +279,14 @@ pub(crate) enum CookieChange {
 pub(crate) struct NoBackend;
 
 impl Pool {
-    /// The pool of `config`, with the state of `old`. `started` is when the first pools were created, by both clocks.
-    fn new(
-        config: &Config,
-        pool: &PoolConfig,
-        tls: &Connectors,
-        old: Option<&Self>,
-        metrics: &Arc<Metrics>,
-        started: (Instant, Duration),
-        now: Instant,
-    ) -> Arc<Self> {
+    /// The pool of `pool`, with the state of `old`.
+    fn new(shared: &Shared<'_>, pool: &PoolConfig, old: Option<&Self>, now: Instant) -> Arc<Self> {
+        let Shared {
+            config,
+            metrics,
+            started,
+            ..
+        } = *shared;
         let cookies = config
             .pools
             .iter()
@@ -245,7 +300,7 @@ impl Pool {
             unix: (started.1 + age).as_secs(),
         };
         let table = table.as_deref().map(Arc::as_ref);
-        let (table, changed) = Table::new(pool, config, metrics, table, at);
+        let (table, changed) = Table::new(pool, config, metrics, table, shared.weights, at);
         let percent = config.limits.retry_budget;
         let retry_budget = match old {
             None => Arc::new(RetryBudget::new(percent)),
@@ -259,12 +314,14 @@ impl Pool {
             name: pool.name.clone(),
             affinity: Affinity::new(&config.affinity, pool.cookie.clone(), cookies),
             health: pool.health.clone(),
-            tls: tls.of(&pool.name),
+            tls: shared.tls.of(&pool.name),
             retry_budget,
             table: ArcSwap::from_pointee(table),
             picker: Picker::new(pool.pick),
             sessions: old.map_or_else(new_sessions, |old| Arc::clone(&old.sessions)),
+            rebalances: old.map_or_else(Arc::default, |old| Arc::clone(&old.rebalances)),
             metrics: Arc::clone(metrics),
+            drain_announced: Arc::clone(shared.drain_announced),
             started: started.0,
             started_unix: started.1,
         };
@@ -297,6 +354,11 @@ impl Pool {
         self.table.load().backends.len()
     }
 
+    /// The backend called `id`.
+    pub(crate) fn backend(&self, id: &BackendId) -> Option<Arc<Backend>> {
+        self.table.load().get(id).cloned()
+    }
+
     pub(crate) fn has(&self, id: &BackendId) -> bool {
         self.table.load().get(id).is_some()
     }
@@ -318,7 +380,7 @@ impl Pool {
         let view = View::new(&table, tried, self.health.ignore_below, age);
         let choice = match self.bound(&table, &view, claim) {
             Some(choice) => choice,
-            None => self.bind(&table, &view, claim, NewClient { kind, age })?,
+            None => self.bind(&table, &view, claim, self.new_client(kind, age))?,
         };
         if let Some(session) = &claim.session {
             self.sessions.insert(session, &choice.backend.id);
@@ -416,10 +478,7 @@ impl Pool {
 
     fn pick_other(&self, tried: &Tried, kind: RequestKind, now: Instant) -> Option<Arc<Backend>> {
         let table = self.table.load();
-        let new_client = NewClient {
-            kind,
-            age: self.age(now),
-        };
+        let new_client = self.new_client(kind, self.age(now));
         let view = View::new(&table, tried, 0, new_client.age);
         let backend = self.picker.pick(&table, &view, new_client)?;
         if !backend.rank().keeps_clients() {
@@ -440,16 +499,86 @@ impl Pool {
             .set_cookie(&backend.id, self.unix(now), scheme)
     }
 
+    fn new_client(&self, kind: RequestKind, age: Duration) -> NewClient {
+        NewClient {
+            kind,
+            age,
+            rebalances: self.rebalances.is_active(age),
+        }
+    }
+
     /// Evaluates the evidence of a request about its backend: failed dials change its state, too many bad responses trigger a probe.
     pub(crate) fn report(&self, backend: &Backend, evidence: Evidence, now: Instant) {
         let change = backend.evidence(evidence, self.moment(now));
-        self.log(backend, change);
+        self.found(backend, change);
     }
 
     /// Evaluates the result of a probe.
     pub(crate) fn probed(&self, backend: &Backend, result: ProbeResult, now: Instant) {
         let change = backend.probed(result, self.moment(now));
+        self.found(backend, change);
+    }
+
+    /// Logs a change of state that the backend itself has caused.
+    fn found(&self, backend: &Backend, change: Option<Change>) {
+        if change
+            .as_ref()
+            .is_some_and(|change| change.to == State::Draining)
+        {
+            self.drain_announced.notify_one();
+        }
         self.log(backend, change);
+    }
+
+    /// Sets what an operator wants for `backend`, or lifts it.
+    pub(crate) fn set_override(&self, backend: &Backend, to: Option<Override>, now: Instant) {
+        let change = backend.set_override(to, self.moment(now));
+        self.log(backend, change);
+    }
+
+    /// Sets the weight that an operator wants for `backend`. Not during a reload: both replace the table.
+    pub(crate) fn set_weight(&self, backend: &Backend, weight: u32) {
+        backend.set_weight(weight);
+        // The ring and the schedule depend on the weights.
+        self.table.store(Arc::new(Table::of(self.backends())));
+    }
+
+    /// Whether another backend than `backend` would get its clients.
+    pub(crate) fn has_other(&self, backend: &Backend) -> bool {
+        self.table
+            .load()
+            .backends
+            .iter()
+            .any(|other| !std::ptr::eq(&**other, backend) && other.rank().keeps_clients())
+    }
+
+    /// How the tunnels of the backends that get new clients now are distributed, and should be.
+    pub(crate) fn shares(&self, now: Instant) -> Vec<Share> {
+        let table = self.table.load();
+        let tried = Tried::default();
+        let view = View::new(&table, &tried, 0, self.age(now));
+        let eligible =
+            |backend: &&Arc<Backend>| view.is_eligible(backend) && backend.rank().keeps_clients();
+        shares(table.backends.iter().filter(eligible).cloned())
+    }
+
+    /// The number from which on tunnels may be those of clients that a rebalance has moved less than `quiet` ago.
+    pub(crate) fn settled_below(&self, quiet: Duration, now: Instant) -> u64 {
+        self.rebalances.settled_below(quiet, now)
+    }
+
+    /// Begins a rebalance that closes tunnels of the backends `from` over `spread`; the next tunnel has the number `next`.
+    pub(crate) fn begin_rebalance(
+        &self,
+        from: &[Arc<Backend>],
+        spread: Duration,
+        next: u64,
+        now: Instant,
+    ) {
+        let at = self.moment(now);
+        self.rebalances.begin(spread, next, now, at.age);
+        // A client whose cookie still holds would come straight back.
+        from.iter().for_each(|backend| backend.release_clients(at));
     }
 
     /// Whether a client that is bound to `backend` is to wait while it cannot be reached: as long as it keeps its clients; while it

@@ -36,6 +36,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) drain: Drain,
     #[serde(default)]
+    pub(super) rebalance: Rebalance,
+    #[serde(default)]
     pub(super) trusted_proxies: Vec<AddressRange>,
     #[serde(default)]
     pub(super) log: Log,
@@ -82,6 +84,8 @@ pub(super) enum Admin {
 #[serde(deny_unknown_fields)]
 pub(super) struct AdminSettings {
     pub(super) address: Option<String>,
+    pub(super) token: Option<Secret>,
+    pub(super) socket: Option<PathBuf>,
 }
 
 impl Default for Admin {
@@ -375,6 +379,15 @@ pub(super) struct Drain {
     pub(super) late: Option<Span>,
     pub(super) spread: Option<Span>,
     pub(super) timeout: Option<Span>,
+    pub(super) backend_spread: Option<Span>,
+    pub(super) close_tunnels: Option<Vec<super::DrainCause>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rebalance {
+    pub(super) spread: Option<Span>,
+    pub(super) quiet: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]

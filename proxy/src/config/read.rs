@@ -9,7 +9,6 @@ mod pools;
 mod routes;
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,14 +18,17 @@ use http::HeaderValue;
 use super::check::Check;
 use super::raw;
 use super::{
-    ABORT_ON_CLIENT_CLOSE, ADMIN, AccessLog, BodyRate, Config, DrainConfig, Log, NoRoute, Timeouts,
-    WEBSOCKETS_OVER_HTTP2,
+    ABORT_ON_CLIENT_CLOSE, AccessLog, AdminConfig, BodyRate, Config, DrainConfig, Log, NoRoute,
+    RebalanceConfig, Timeouts, WEBSOCKETS_OVER_HTTP2,
 };
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A unix socket's path has at most 107 bytes; a name beside it is used while it is created.
+const SOCKET_PATH_BYTES_MAX: usize = 90;
 
 pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors> {
     let file = document.value;
@@ -44,7 +46,8 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
         affinity: affinity::affinity(&mut check, file.affinity),
         timeouts: timeouts(&mut check, &file.timeouts),
         limits: limits::limits(&mut check, &file.limits),
-        drain: drain(&mut check, &file.drain),
+        drain: drain(&mut check, file.drain),
+        rebalance: rebalance(&mut check, &file.rebalance),
         trusted_proxies: file.trusted_proxies,
         log: log(file.log),
         threads: Some(check.number("threads", file.threads, 0, 0..=1024)).filter(|n| 0 < *n),
@@ -52,15 +55,42 @@ pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors
     check.finish(config)
 }
 
-fn admin(check: &mut Check, admin: raw::Admin) -> Option<SocketAddr> {
+fn admin(check: &mut Check, admin: raw::Admin) -> AdminConfig {
     let raw::Admin::At(admin) = admin else {
-        return None;
+        return AdminConfig {
+            address: None,
+            token: None,
+            socket: None,
+        };
     };
-    let address = admin.address.unwrap_or_else(|| ADMIN.to_owned());
-    if address == "none" {
-        return None;
+    let address = admin.address.as_deref().unwrap_or(AdminConfig::ADDRESS);
+    let address = match address {
+        "none" => None,
+        address => check.listener("admin.address", address),
+    };
+    if let Some(token) = &admin.token {
+        let token = token.expose();
+        let is_long = AdminConfig::TOKEN_BYTES_MIN <= token.len();
+        let is_plain = token.bytes().all(|byte| byte.is_ascii_graphic());
+        check.require(
+            is_long && is_plain,
+            "admin.token",
+            "expected at least 16 visible ASCII characters, such as the output of \"openssl rand -hex 32\"",
+        );
     }
-    check.listener("admin.address", &address)
+    if let Some(socket) = &admin.socket {
+        let bytes = socket.as_os_str().len();
+        check.require(
+            socket.is_absolute() && bytes <= SOCKET_PATH_BYTES_MAX,
+            "admin.socket",
+            "expected an absolute path of at most 90 bytes, such as /run/causeway/proxy.sock",
+        );
+    }
+    AdminConfig {
+        address,
+        token: admin.token,
+        socket: admin.socket,
+    }
 }
 
 fn no_route(check: &mut Check, raw: raw::NoRoute) -> NoRoute {
@@ -141,7 +171,7 @@ fn body_rate(check: &mut Check, raw: raw::MinRate) -> BodyRate {
     }
 }
 
-fn drain(check: &mut Check, raw: &raw::Drain) -> DrainConfig {
+fn drain(check: &mut Check, raw: raw::Drain) -> DrainConfig {
     let default = DrainConfig::DEFAULT;
     let any = Span(Duration::ZERO)..=Span(HOUR);
     let drain = DrainConfig {
@@ -151,13 +181,20 @@ fn drain(check: &mut Check, raw: &raw::Drain) -> DrainConfig {
             default.late,
             Span(Duration::ZERO)..=Span(60 * SECOND),
         ),
-        spread: check.span("drain.spread", raw.spread, default.spread, any),
+        spread: check.span("drain.spread", raw.spread, default.spread, any.clone()),
         timeout: check.span(
             "drain.timeout",
             raw.timeout,
             default.timeout,
             Span(SECOND)..=Span(DAY),
         ),
+        backend_spread: check.span(
+            "drain.backend_spread",
+            raw.backend_spread,
+            default.backend_spread,
+            any,
+        ),
+        close_tunnels: raw.close_tunnels.unwrap_or(default.close_tunnels),
     };
     check.require(
         drain.spread < drain.timeout,
@@ -165,6 +202,24 @@ fn drain(check: &mut Check, raw: &raw::Drain) -> DrainConfig {
         "expected more than drain.spread, or tunnels end before all close frames are sent",
     );
     drain
+}
+
+fn rebalance(check: &mut Check, raw: &raw::Rebalance) -> RebalanceConfig {
+    let default = RebalanceConfig::DEFAULT;
+    RebalanceConfig {
+        spread: check.span(
+            "rebalance.spread",
+            raw.spread,
+            default.spread,
+            Span(Duration::ZERO)..=Span(HOUR),
+        ),
+        quiet: check.span(
+            "rebalance.quiet",
+            raw.quiet,
+            default.quiet,
+            Span(Duration::ZERO)..=Span(DAY),
+        ),
+    }
 }
 
 fn log(raw: raw::Log) -> Log {

@@ -116,7 +116,7 @@ enum Host {
 }
 
 /// All routes, the most specific first.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Routes(Vec<Route>);
 
 impl Routes {

@@ -56,6 +56,7 @@ fn the_commented_file_names_every_setting() {
         "timeouts: {request_body_rate: {zz: 1}}",
         "limits: {zz: 1}",
         "drain: {zz: 1}",
+        "rebalance: {zz: 1}",
         "log: {zz: 1}",
     ];
     for section in sections {
@@ -100,7 +101,7 @@ threads: 2
 ",
     );
     assert_eq!(config.listeners.len(), 3);
-    assert_eq!(config.admin, None);
+    assert_eq!(config.admin.address, None);
     let cookies: Vec<&str> = config
         .pools
         .iter()
@@ -539,11 +540,18 @@ fn probes_may_have_headers_and_host_among_them() {
 #[test]
 fn the_admin_listener_can_be_disabled_in_either_way() {
     for none in ["admin: none", "admin: {address: none}"] {
-        assert_eq!(parse(&format!("{MINIMAL}{none}")).admin, None, "{none}");
+        assert_eq!(
+            parse(&format!("{MINIMAL}{none}")).admin.address,
+            None,
+            "{none}"
+        );
     }
     let default = "127.0.0.1:8081".parse().ok();
-    assert_eq!(parse(MINIMAL).admin, default);
-    assert_eq!(parse(&format!("{MINIMAL}admin: {{}}")).admin, default);
+    assert_eq!(parse(MINIMAL).admin.address, default);
+    assert_eq!(
+        parse(&format!("{MINIMAL}admin: {{}}")).admin.address,
+        default
+    );
     section(
         "admin: off",
         expect![[
@@ -807,4 +815,41 @@ fn a_pool_may_discover_its_backends() {
         let text = format!("pools: [{{ name: a, discover: {{ {settings} }} }}]");
         errors(&text, expected);
     }
+}
+
+#[test]
+fn who_may_act_is_a_token_that_cannot_be_guessed_or_a_socket_with_a_whole_path() {
+    let admin = parse(&format!(
+        "{MINIMAL}admin: {{token: 0123456789abcdef, socket: /run/edge.sock}}"
+    ))
+    .admin;
+    assert!(admin.address.is_some() && admin.token.is_some() && admin.socket.is_some());
+    assert!(!format!("{admin:?}").contains("0123456789abcdef"));
+    section(
+        "admin: {token: short, socket: run/edge.sock}",
+        expect![[r#"
+            proxy.yaml:2:9: admin.token: expected at least 16 visible ASCII characters, such as the output of "openssl rand -hex 32"
+            proxy.yaml:2:23: admin.socket: expected an absolute path of at most 90 bytes, such as /run/causeway/proxy.sock"#]],
+    );
+}
+
+#[test]
+fn which_drains_close_tunnels_can_be_set() {
+    let drain = parse(&format!(
+        "{MINIMAL}drain: {{backend_spread: 1m, close_tunnels: [announced, reload, discovery]}}"
+    ))
+    .drain;
+    assert_eq!(drain.close_tunnels.len(), 3);
+    assert_eq!(drain.backend_spread.as_secs(), 60);
+    let rebalance = parse(&format!("{MINIMAL}rebalance: {{spread: 0s, quiet: 1h}}")).rebalance;
+    assert_eq!(
+        (rebalance.spread.as_secs(), rebalance.quiet.as_secs()),
+        (0, 3600)
+    );
+    section(
+        "drain: {close_tunnels: [probe], backend_spread: 2h}",
+        expect![
+            "proxy.yaml:2:25: drain.close_tunnels[0]: unknown variant `probe`, expected one of `announced`, `reload`, `discovery`"
+        ],
+    );
 }

@@ -1,9 +1,10 @@
-//! Open client connections during a shutdown, and the schedule on which a drain closes tunnels.
+//! Open client connections during a shutdown.
 //!
 //! Every client connection is counted while it is open, idle or not: a process that exits with an idle keep-alive connection
-//! fails the request that is on its way. The schedule is a plain function of elapsed time.
+//! fails the request that is on its way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 /// The client connections that are not tunnels, and whether the edge is draining.
 pub(crate) struct Connections {
     open: TaskTracker,
-    late: Duration,
+    /// In milliseconds.
+    late: AtomicU64,
     draining: CancellationToken,
     closing_idle: CancellationToken,
 }
@@ -28,10 +30,15 @@ impl Connections {
     pub(crate) fn new(late: Duration) -> Arc<Self> {
         Arc::new(Self {
             open: TaskTracker::new(),
-            late,
+            late: AtomicU64::new(millis(late)),
             draining: CancellationToken::new(),
             closing_idle: CancellationToken::new(),
         })
+    }
+
+    /// Changes how long idle connections stay open after a drain begins.
+    pub(crate) fn set_late(&self, late: Duration) {
+        self.late.store(millis(late), Ordering::Relaxed);
     }
 
     /// Counts a connection until the guard is dropped.
@@ -80,7 +87,8 @@ impl Connections {
             () = self.closing_idle.cancelled() => {}
             () = async {
                 self.draining.cancelled().await;
-                tokio::time::sleep(self.late).await;
+                let late = Duration::from_millis(self.late.load(Ordering::Relaxed));
+                tokio::time::sleep(late).await;
             } => {}
         }
     }
@@ -91,76 +99,13 @@ impl Connections {
     }
 }
 
-/// The number of batches in which a drain closes tunnels, with a pause after each.
-const BATCHES: u64 = BATCHES_U32 as u64;
-const BATCHES_U32: u32 = 256;
-
-/// When to close which batch of tunnels, spread over time so that the other backends and edges are not flooded by
-/// reconnecting clients.
-#[derive(Debug)]
-pub(crate) struct DrainSchedule {
-    spread: Duration,
-    closed: u64,
-}
-
-impl DrainSchedule {
-    pub(crate) fn new(spread: Duration) -> Self {
-        Self { spread, closed: 0 }
-    }
-
-    /// The batches that are due after `elapsed` and were not returned before, as indices below [`DrainSchedule::batches`].
-    pub(crate) fn due(&mut self, elapsed: Duration) -> std::ops::Range<u64> {
-        let due = match self.spread.as_micros() {
-            0 => BATCHES,
-            spread => {
-                let share = elapsed.as_micros().saturating_mul(u128::from(BATCHES)) / spread;
-                u64::try_from(share).map_or(BATCHES, |share| (share + 1).min(BATCHES))
-            }
-        };
-        let from = self.closed;
-        self.closed = due.max(from);
-        from..self.closed
-    }
-
-    /// The number of batches.
-    pub(crate) fn batches() -> u64 {
-        BATCHES
-    }
-
-    /// Whether all batches were due.
-    pub(crate) fn is_over(&self) -> bool {
-        self.closed == BATCHES
-    }
-
-    /// The time between two batches.
-    pub(crate) fn step(&self) -> Duration {
-        (self.spread / BATCHES_U32).max(Duration::from_millis(5))
-    }
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_batch_is_due_exactly_once_and_evenly_spread() {
-        let mut schedule = DrainSchedule::new(Duration::from_secs(5));
-        let mut all = Vec::new();
-        for tick in 0..=100 {
-            let due = schedule.due(Duration::from_millis(50) * tick);
-            assert!(due.end - due.start <= 4, "{due:?} at tick {tick}");
-            all.extend(due);
-        }
-        assert!(schedule.is_over());
-        assert_eq!(all, (0..DrainSchedule::batches()).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn without_a_spread_all_batches_are_due_at_once() {
-        let mut schedule = DrainSchedule::new(Duration::ZERO);
-        assert_eq!(schedule.due(Duration::ZERO), 0..DrainSchedule::batches());
-        assert!(schedule.is_over());
-    }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_stays_open_for_a_while_when_a_drain_begins() {

@@ -37,6 +37,9 @@ pub(super) struct BackendFamilies {
     tunnels_closed: Family<Labels, Counter>,
     tunnel_bytes: Family<Labels, Counter>,
     tunnel_seconds: Family<BackendLabel, Histogram, fn() -> Histogram>,
+    overrides: Family<Labels, Gauge>,
+    drains: Family<Labels, Counter>,
+    drain_tunnels_left: Family<BackendLabel, Gauge>,
     /// The series of each backend that were created on demand, by the second label and its value.
     created: Mutex<HashMap<Arc<str>, CreatedSeries>>,
 }
@@ -60,6 +63,9 @@ impl BackendFamilies {
             tunnels_closed: Family::default(),
             tunnel_bytes: Family::default(),
             tunnel_seconds: Family::new_with_constructor(|| Histogram::new(TUNNEL_SECONDS)),
+            overrides: Family::default(),
+            drains: Family::default(),
+            drain_tunnels_left: Family::default(),
             created: Mutex::default(),
         };
         macro_rules! register {
@@ -93,6 +99,18 @@ impl BackendFamilies {
         register!(tunnels_closed, "Closed tunnels, by reason");
         register!(tunnel_bytes, "Bytes through tunnels, by direction");
         register!(tunnel_seconds, "How long tunnels were open, in seconds");
+        register!(
+            overrides,
+            "Whether an operator has set this for a backend: drain, maintenance, weight"
+        );
+        register!(
+            drains,
+            "Drains and rebalances that close tunnels of a backend, by cause"
+        );
+        register!(
+            drain_tunnels_left,
+            "Tunnels that a drain or a rebalance of a backend has yet to close"
+        );
         families
     }
 
@@ -120,6 +138,9 @@ impl BackendFamilies {
             state_since_seconds: self.state_since_seconds.get_or_create_owned(&only),
             transitions: self.transitions.clone(),
             tunnels_closed: self.tunnels_closed.clone(),
+            overrides: self.overrides.clone(),
+            drains: self.drains.clone(),
+            drain_tunnels_left: self.drain_tunnels_left.get_or_create_owned(&only),
             created: Arc::clone(self.created.lock().entry(Arc::clone(&id)).or_default()),
             id,
         }
@@ -141,6 +162,7 @@ impl BackendFamilies {
             &self.requests_waiting,
             &self.state_since_seconds,
             &self.tunnels_open,
+            &self.drain_tunnels_left,
         ] {
             gauge.remove(&only);
         }
@@ -150,7 +172,9 @@ impl BackendFamilies {
         for (name, value) in created.iter().flat_map(|created| created.lock().clone()) {
             let labels = with(name, value);
             self.state.remove(&labels);
+            self.overrides.remove(&labels);
             for counter in [
+                &self.drains,
                 &self.waits,
                 &self.connect_errors,
                 &self.probes,
@@ -182,6 +206,9 @@ pub(crate) struct BackendMetrics {
     state_since_seconds: Gauge,
     transitions: Family<Labels, Counter>,
     tunnels_closed: Family<Labels, Counter>,
+    overrides: Family<Labels, Gauge>,
+    drains: Family<Labels, Counter>,
+    drain_tunnels_left: Gauge,
     created: CreatedSeries,
 }
 
@@ -276,6 +303,27 @@ impl BackendMetrics {
         self.tunnel_seconds.observe(duration.as_secs_f64());
         self.bytes_up.inc_by(up);
         self.bytes_down.inc_by(down);
+    }
+
+    /// Sets whether an operator has set `name`, one of few constants, for the backend.
+    pub(crate) fn overridden(&self, name: &'static str, is_set: bool) {
+        if !is_set && !self.created.lock().contains(&("override", name)) {
+            return; // It never was: no series is needed.
+        }
+        self.overrides
+            .get_or_create(&self.with("override", name))
+            .set(i64::from(is_set));
+    }
+
+    /// Counts a drain or a rebalance that closes tunnels of the backend; `cause` is one of few constants.
+    pub(crate) fn drain_started(&self, cause: &'static str) {
+        self.drains.get_or_create(&self.with("cause", cause)).inc();
+    }
+
+    /// Sets how many tunnels a drain or a rebalance has yet to close.
+    pub(crate) fn drain_left(&self, tunnels: usize) {
+        self.drain_tunnels_left
+            .set(i64::try_from(tunnels).unwrap_or(i64::MAX));
     }
 
     fn with(&self, name: &'static str, value: &'static str) -> Labels {

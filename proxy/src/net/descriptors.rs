@@ -15,8 +15,14 @@ pub(crate) const PROBES_MAX: usize = 64;
 /// The most connections to the admin listener.
 pub(crate) const ADMIN_MAX: usize = 32;
 
+/// The most connections to the admin socket.
+pub(crate) const ADMIN_SOCKET_MAX: usize = 8;
+
 /// For lookups of host names.
 const LOOKUPS: usize = 16;
+
+/// What is not divided.
+const RESERVED: usize = FIXED + PROBES_MAX + ADMIN_MAX + ADMIN_SOCKET_MAX + LOOKUPS;
 
 /// The most connections over the limit that get a response at a time, if there are enough descriptors; the others are closed
 /// at once.
@@ -44,7 +50,7 @@ impl FileBudget {
     pub(crate) fn new(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let over_limit = (files / 64).min(OVER_LIMIT_MAX);
-        let rest = files.saturating_sub(FIXED + PROBES_MAX + ADMIN_MAX + LOOKUPS + over_limit);
+        let rest = files.saturating_sub(RESERVED + over_limit);
         let idle_upstream = (rest / 8).min(IDLE_UPSTREAM_MAX);
         Self {
             files,
@@ -73,8 +79,7 @@ mod tests {
     fn the_budget_adds_up_to_the_descriptors_there_are() {
         for files in [256, 512, 1000, 1024, 4096, 65_536, 1_000_000, 1 << 40] {
             let budget = FileBudget::new(files);
-            let fixed = FIXED + PROBES_MAX + ADMIN_MAX + LOOKUPS;
-            let all = fixed + budget.over_limit + budget.idle_upstream + 2 * budget.connections;
+            let all = RESERVED + budget.over_limit + budget.idle_upstream + 2 * budget.connections;
             assert!(all <= budget.files, "{budget:?}");
             assert!(budget.files - all < 2, "nothing is left over: {budget:?}");
             assert!(budget.idle_upstream <= budget.connections, "{budget:?}");

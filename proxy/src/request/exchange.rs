@@ -528,6 +528,11 @@ impl Exchange {
         self.route.ended(status, self.arrived.elapsed(), 0, 0);
     }
 
+    /// The address of its client, as reported by trusted proxies.
+    pub(crate) fn client(&self) -> IpAddr {
+        self.forwarded.client
+    }
+
     /// When the request arrived.
     pub(crate) fn arrived(&self) -> Instant {
         self.arrived

@@ -982,6 +982,7 @@ impl<D: Downstream> Request<'_, D> {
             at_backend: exchange.take_tunnel_slot(),
         };
         let count = response.backend.open_tunnel();
+        let info = tunnel::info(&exchange, &response.backend.tunnels);
         let (client, client_early) = client.into_tunnel();
         let parts = TunnelParts {
             client,
@@ -993,11 +994,11 @@ impl<D: Downstream> Request<'_, D> {
                 "websocket" => Protocol::WebSocket,
                 _ => Protocol::Opaque,
             },
-            entry: engine.tunnels.register(),
+            entry: engine.tunnels.register(info, exchange.arrived()),
         };
         exchange.switched();
         let context = Arc::clone(&engine.tunnel_context);
-        let record = TunnelRecord::new(context, &exchange, count, permits);
+        let record = TunnelRecord::new(context, exchange.arrived(), count, permits);
         drop(exchange);
         let carried = run_tunnel(Tunnel::new(parts), record);
         engine.tunnels.tasks().spawn(carried);

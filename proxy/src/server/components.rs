@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use causeway_conf::TooFewOpenFiles;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Semaphore;
@@ -36,9 +37,11 @@ use crate::request::forward::{Engine, STALE_MAX, TunnelContext};
 use crate::request::parked::ParkConfig;
 use crate::request::parked::ParkedRequests;
 use crate::request::proxy_http::Edge;
-use crate::server::admin::Admin;
+use crate::server::actions::Actions;
+use crate::server::admin::{Admin, SocketError, SocketFile};
 use crate::server::app::EdgeApp;
 use crate::server::discovery;
+use crate::server::drains::Drains;
 use crate::server::listeners::BindError;
 use crate::server::reload::{Program, Reloader};
 use crate::server::shutdown::Drain;
@@ -64,6 +67,9 @@ pub enum StartError {
     /// A listening socket cannot be created.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The admin socket cannot be created.
+    #[error(transparent)]
+    AdminSocket(#[from] SocketError),
     /// The program log cannot be written.
     #[error("cannot log to standard error: {0}")]
     Log(#[source] std::io::Error),
@@ -95,6 +101,7 @@ pub(crate) struct Components {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) drains: Arc<Drains>,
     pub(crate) over_limit: Arc<Semaphore>,
     pub(crate) files: FileBudget,
     pub(crate) background: CancellationToken,
@@ -133,7 +140,18 @@ impl Components {
         };
         let names = Arc::new(Names::new());
         let proxy = Arc::new(proxy);
-        let reloader = Reloader::new(Arc::clone(&proxy), config.clone(), tls, Arc::clone(&names));
+        let tunnels = Tunnels::new(TunnelLimits {
+            idle: config.timeouts.tunnel_idle,
+            lifetime: config.timeouts.tunnel_lifetime,
+        });
+        let drains = Drains::new(Arc::clone(&tunnels));
+        let reloader = Reloader::new(
+            Arc::clone(&proxy),
+            config.clone(),
+            tls,
+            Arc::clone(&names),
+            Arc::clone(&drains),
+        );
         Ok(Self {
             proxy,
             reloader: Arc::new(reloader),
@@ -144,10 +162,8 @@ impl Components {
             )),
             names,
             connections,
-            tunnels: Tunnels::new(TunnelLimits {
-                idle: config.timeouts.tunnel_idle,
-                lifetime: config.timeouts.tunnel_lifetime,
-            }),
+            tunnels,
+            drains,
             over_limit: Arc::new(Semaphore::new(files.over_limit)),
             files,
             background: CancellationToken::new(),
@@ -221,13 +237,32 @@ impl Components {
         }
     }
 
-    /// The admin application; `terminators` are those of the listeners with TLS.
-    pub(crate) fn admin(&self, terminators: Vec<Arc<Terminator>>) -> Admin {
-        Admin {
+    /// What the admin listeners show and do; `terminators` are those of the listeners with TLS, and the file of `program` can be
+    /// reloaded.
+    pub(crate) fn admin(
+        &self,
+        terminators: Vec<Arc<Terminator>>,
+        program: Option<Program>,
+    ) -> Arc<Admin> {
+        Arc::new(Admin {
             pools: self.reloader.pools(),
             metrics: Arc::clone(&self.proxy.metrics),
             terminators,
             draining: self.connections.draining(),
+            actions: self.actions(program),
+            denied: ThrottledLog::new(Instant::now()),
+        })
+    }
+
+    /// The actions of operators; the file of `program` can be reloaded.
+    pub(crate) fn actions(&self, program: Option<Program>) -> Actions {
+        Actions {
+            proxy: Arc::clone(&self.proxy),
+            reloader: Arc::clone(&self.reloader),
+            drains: Arc::clone(&self.drains),
+            tunnels: Arc::clone(&self.tunnels),
+            program,
+            serial: Mutex::new(()),
         }
     }
 
@@ -239,6 +274,7 @@ impl Components {
             names: Arc::clone(&self.names),
             dialer: Arc::clone(&self.dialer),
             tunnels: Arc::clone(&self.tunnels),
+            drains: Arc::clone(&self.drains),
             keepalive: self.timeouts.upstream_keepalive,
             metrics: Arc::clone(&self.proxy.metrics),
             background: self.background.clone(),
@@ -246,9 +282,10 @@ impl Components {
     }
 
     /// The drain for the shutdown.
-    pub(crate) fn drain(&self, config: &Config) -> Drain {
+    pub(crate) fn drain(&self, socket: Option<Arc<SocketFile>>) -> Drain {
         Drain {
-            config: config.drain,
+            socket,
+            reloader: Arc::clone(&self.reloader),
             connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),
             access: self.proxy.access.clone(),
@@ -299,6 +336,7 @@ pub(crate) struct BackgroundTasks {
     names: Arc<Names>,
     dialer: Arc<Dialer>,
     tunnels: Arc<Tunnels>,
+    drains: Arc<Drains>,
     /// How long an idle connection to a backend is kept open.
     keepalive: Duration,
     metrics: Arc<Metrics>,
@@ -316,6 +354,11 @@ impl BackgroundService for BackgroundTasks {
         let tunnels = Arc::clone(&self.tunnels);
         self.keep_running(&mut tasks, "tunnels", move |stop| {
             Arc::clone(&tunnels).sweep(stop)
+        });
+        let (reloader, drains) = (Arc::clone(&self.reloader), Arc::clone(&self.drains));
+        self.keep_running(&mut tasks, "drains", move |stop| {
+            let (pools, reloader) = (reloader.pools(), Arc::clone(&reloader));
+            Arc::clone(&drains).run(pools, move || reloader.drain_config(), stop)
         });
         let (reloader, keepalive) = (Arc::clone(&self.reloader), self.keepalive);
         let dialer = Arc::clone(&self.dialer);

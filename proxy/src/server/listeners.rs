@@ -24,12 +24,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::bounded::BoundedConnections;
 use crate::config::Timeouts;
 use crate::limits::ThrottledLog;
 use crate::net::accepted::Accepted;
 use crate::net::exhaustion::Exhaustion;
-pub(crate) use crate::server::listeners::bounded::BoundedConfig;
+pub(crate) use crate::server::listeners::bounded::{BoundedConfig, BoundedConnections};
 use crate::server::workers::Workers;
 use crate::upstream;
 

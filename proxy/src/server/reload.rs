@@ -3,30 +3,39 @@
 //! A configuration is read and checked as a whole before anything changes; then new requests use it, and those in flight keep
 //! the old one. Backends that are in both keep their state, their tunnels and their sessions. Removed ones drain.
 //!
-//! Settings that need a restart are named in a warning at each reload until then.
+//! Settings that need a restart are named in a warning at each reload until then. What a reload would change can be asked for before
+//! ([`Plan`]).
+
+mod plan;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use causeway_conf::{ServiceManager, ServiceState};
+use causeway_conf::{Secret, ServiceManager, ServiceState};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::balancer::pool::Pools;
+use crate::balancer::pool::{Backend, Pools, Weights};
 use crate::config::BACKENDS_MAX;
 use crate::config::BackendConfig;
 use crate::config::Config;
 use crate::config::DiscoverConfig;
+use crate::config::DrainCause;
+use crate::config::DrainConfig;
+use crate::config::RebalanceConfig;
 use crate::config::backend::{Address, BackendId};
 use crate::limits::ThrottledLog;
 use crate::net::resolver::{Allowed, Names};
 use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
 use crate::request::parked::ParkConfig;
+use crate::server::drains::{Cause, Drains};
+pub(crate) use crate::server::reload::plan::Plan;
+use crate::server::reload::plan::{backend_plans, changed_sections, named};
 use crate::tls::{Connectors, PoolTlsError};
 
 /// How often removed backends are checked for whether they can be forgotten.
@@ -43,6 +52,8 @@ pub(crate) struct Reloader {
     discoveries: watch::Sender<Vec<Discovery>>,
     /// The host names of backends.
     names: Arc<Names>,
+    /// Closes the tunnels of removed backends.
+    drains: Arc<Drains>,
     reload_requested: Notify,
     left_out: ThrottledLog,
 }
@@ -54,6 +65,39 @@ pub(crate) struct Program {
     pub(crate) file: PathBuf,
     /// What is told when a reload begins and ends.
     pub(crate) manager: Arc<ServiceManager>,
+}
+
+/// Tells the service manager that a reload is over when it is dropped, also if nobody waits for the reload any more.
+struct ReadyAtEnd<'a>(&'a ServiceManager);
+
+impl Drop for ReadyAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.notify(ServiceState::Ready);
+    }
+}
+
+/// Why the pools are rebuilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rebuild {
+    Reload,
+    Discovery,
+}
+
+impl Rebuild {
+    /// The cause of the drain of a backend that it removes.
+    fn drain_cause(self) -> DrainCause {
+        match self {
+            Self::Reload => DrainCause::Reload,
+            Self::Discovery => DrainCause::Discovery,
+        }
+    }
+
+    fn weights(self) -> Weights {
+        match self {
+            Self::Reload => Weights::OfConfiguration,
+            Self::Discovery => Weights::OfOperator,
+        }
+    }
 }
 
 struct State {
@@ -87,6 +131,7 @@ impl Reloader {
         config: Config,
         tls: Connectors,
         names: Arc<Names>,
+        drains: Arc<Drains>,
     ) -> Self {
         let discoveries = discoveries(&config);
         Self {
@@ -102,6 +147,7 @@ impl Reloader {
             }),
             discoveries: watch::Sender::new(discoveries),
             names,
+            drains,
             reload_requested: Notify::new(),
             left_out: ThrottledLog::new(Instant::now()),
         }
@@ -117,19 +163,75 @@ impl Reloader {
         self.discoveries.subscribe()
     }
 
-    /// Applies `config`.
+    /// How backends are drained, by the current settings.
+    pub(crate) fn drain_config(&self) -> DrainConfig {
+        self.state.lock().file.drain.clone()
+    }
+
+    /// How clients are moved by a rebalance, by the current settings.
+    pub(crate) fn rebalance_config(&self) -> RebalanceConfig {
+        self.state.lock().file.rebalance
+    }
+
+    /// The token for actions of operators, by the current settings.
+    pub(crate) fn admin_token(&self) -> Option<Secret> {
+        self.state.lock().file.admin.token.clone()
+    }
+
+    /// Sets the weight of a backend until the next reload.
+    pub(crate) fn set_weight(&self, pool: &str, backend: &Backend, weight: u32) {
+        // The pool in use, which changes only under the lock.
+        let _state = self.state.lock();
+        if let Some(pool) = self.proxy.pools().named(pool) {
+            pool.set_weight(backend, weight);
+        }
+    }
+
+    /// What [`Reloader::apply`] would change with `config`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reloader::apply`].
+    pub(crate) fn plan(&self, config: &Config) -> Result<Plan, PoolTlsError> {
+        Connectors::load(config)?;
+        Ok(self.plan_for(&self.state.lock(), config))
+    }
+
+    fn plan_for(&self, state: &State, config: &Config) -> Plan {
+        let pools = self.proxy.pools();
+        let (before, _) = with_found(&state.file, &state.found, &pools);
+        let found = config.pools.iter().filter_map(|pool| {
+            let old = state.file.pools.iter().find(|old| old.name == pool.name);
+            let old = old.and_then(|old| old.discover.as_ref());
+            let mut found = state.found.get(&pool.name)?.clone();
+            keep_allowed(&mut found, old, pool.discover.as_ref()?);
+            Some((pool.name.clone(), found))
+        });
+        let (after, _) = with_found(config, &found.collect(), &pools);
+        let backends = backend_plans(&before, &after, &pools);
+        let closed = backends.iter().filter(|backend| backend.closes_tunnels);
+        Plan {
+            sections: changed_sections(&state.file, config),
+            needs_restart: fixed(&state.started, config),
+            tunnels_closed: closed.map(|backend| backend.tunnels).sum(),
+            backends,
+            warnings: config.warnings(SystemTime::now()),
+        }
+    }
+
+    /// Applies `config`, and returns what has changed.
     ///
     /// # Errors
     ///
     /// [`PoolTlsError`] if a TLS file that it names cannot be used; then nothing changes.
-    pub(crate) fn apply(&self, config: &Config, now: Instant) -> Result<(), PoolTlsError> {
+    pub(crate) fn apply(&self, config: &Config, now: Instant) -> Result<Plan, PoolTlsError> {
         let tls = Connectors::load(config)?;
         let mut state = self.state.lock();
-        let fixed = fixed(&state.started, config);
+        let plan = self.plan_for(&state, config);
         state.file = config.clone();
         state.tls = tls;
         let reload_requested = self.number(&mut state, discoveries(config));
-        self.rebuild(&mut state, now);
+        self.rebuild(&mut state, Rebuild::Reload, now);
         self.discoveries.send_if_modified(|discoveries| {
             let is_changed = *discoveries != reload_requested;
             *discoveries = reload_requested;
@@ -137,16 +239,16 @@ impl Reloader {
         });
         self.proxy.metrics.reloaded("applied");
         tracing::info!("configuration applied");
-        for warning in config.warnings(SystemTime::now()) {
+        for warning in &plan.warnings {
             tracing::warn!(warning, "configuration warning");
         }
-        if !fixed.is_empty() {
+        if !plan.needs_restart.is_empty() {
             tracing::warn!(
-                settings = fixed.join(", "),
+                settings = plan.needs_restart.join(", "),
                 "changed settings need a restart to take effect"
             );
         }
-        Ok(())
+        Ok(plan)
     }
 
     /// Numbers the new discoveries, and drops backends that were found in another registry or are no longer allowed.
@@ -168,17 +270,8 @@ impl Reloader {
                 discovery.number = old.number;
                 continue;
             }
-            if !old.is_some_and(|old| old.config.is_registry_of(config)) {
-                state.found.remove(pool);
-            }
-            for backend in state.found.get_mut(pool).into_iter().flatten() {
-                backend.allowed = Some(Arc::clone(&config.allow));
-            }
             if let Some(found) = state.found.get_mut(pool) {
-                found.retain(|backend| match &backend.address {
-                    Address::Ip(address) => config.allow.contains(address.ip()),
-                    Address::Name { .. } | Address::Unix(_) => true,
-                });
+                keep_allowed(found, old.map(|old| &old.config), config);
             }
             state.discoveries += 1;
             discovery.number = state.discoveries;
@@ -198,7 +291,7 @@ impl Reloader {
             return;
         }
         state.found.insert(discovery.pool.clone(), backends);
-        self.rebuild(&mut state, now);
+        self.rebuild(&mut state, Rebuild::Discovery, now);
     }
 
     /// The discovered backends of `pool`.
@@ -220,8 +313,9 @@ impl Reloader {
         }
     }
 
-    fn rebuild(&self, state: &mut State, now: Instant) {
+    fn rebuild(&self, state: &mut State, why: Rebuild, now: Instant) {
         let old = self.proxy.pools();
+        let before = serving(&old);
         let (config, left_out) = with_found(&state.file, &state.found, &old);
         let config = &config;
         state.is_full = left_out.full.is_some();
@@ -234,7 +328,8 @@ impl Reloader {
                 "discovered nodes are not used: their id is already used (taken), or their pool is full (full)"
             );
         }
-        let pools = Arc::new(old.renewed(config, &state.tls, &self.proxy.metrics, now));
+        let pools =
+            Arc::new(old.renewed(config, &state.tls, &self.proxy.metrics, why.weights(), now));
         self.names.keep(&host_names(&pools));
         let rules = Rules::new(config, Arc::clone(&pools), &self.proxy.metrics);
         self.proxy.rules.store(Arc::new(rules));
@@ -242,7 +337,19 @@ impl Reloader {
         self.proxy
             .gate
             .change(&config.limits, &config.trusted_proxies);
+        let after = serving(&pools);
         self.pools.send_replace(pools);
+        let cause = why.drain_cause();
+        if !config.drain.close_tunnels.contains(&cause) {
+            return;
+        }
+        for backend in before {
+            if !after.iter().any(|other| Arc::ptr_eq(other, &backend)) {
+                let spread = config.drain.backend_spread;
+                self.drains
+                    .start(&backend, Cause::Settings(cause), spread, now);
+            }
+        }
     }
 
     /// Requests a reload of the configuration file.
@@ -263,10 +370,9 @@ impl Reloader {
                 biased;
                 () = shutdown.cancelled() => return,
                 () = self.reload_requested.notified() => {
-                    if let Some(Program { file, manager }) = &program {
-                        manager.notify(ServiceState::Reloading);
-                        self.reload(file).await;
-                        manager.notify(ServiceState::Ready);
+                    if let Some(program) = &program {
+                        // The outcome is in the log.
+                        let _ = self.reload_program(program).await;
                     }
                 }
                 _ = ticks.tick() => self.forget(Instant::now()),
@@ -276,28 +382,62 @@ impl Reloader {
 
     /// Reads the file and applies it. An invalid one changes nothing.
     ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, one line for each error. It has been logged.
+    ///
     /// # Cancel safety
     ///
     /// Dropping this future leaves it open whether the file is applied.
-    pub(crate) async fn reload(self: &Arc<Self>, file: &Path) {
+    pub(crate) async fn reload(self: &Arc<Self>, file: &Path) -> Result<Plan, String> {
+        let applied = self.read(file, |reloader, config| {
+            reloader.apply(config, Instant::now())
+        });
+        let applied = applied.await;
+        if let Err(errors) = &applied {
+            self.proxy.metrics.reloaded("refused");
+            tracing::error!(
+                errors,
+                "configuration reload failed, still using the previous one"
+            );
+        }
+        applied
+    }
+
+    /// As [`Reloader::reload`] with the file of `program`, whose service manager is told.
+    pub(crate) async fn reload_program(
+        self: &Arc<Self>,
+        program: &Program,
+    ) -> Result<Plan, String> {
+        program.manager.notify(ServiceState::Reloading);
+        let _ready = ReadyAtEnd(&program.manager);
+        self.reload(&program.file).await
+    }
+
+    /// What [`Reloader::reload`] would change.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, one line for each error.
+    pub(crate) async fn plan_reload(self: &Arc<Self>, file: &Path) -> Result<Plan, String> {
+        self.read(file, |reloader, config| reloader.plan(config))
+            .await
+    }
+
+    /// Reads the file, and gives its configuration to `then`.
+    async fn read(
+        self: &Arc<Self>,
+        file: &Path,
+        then: impl FnOnce(&Self, &Config) -> Result<Plan, PoolTlsError> + Send + 'static,
+    ) -> Result<Plan, String> {
         let (reloader, file) = (Arc::clone(self), file.to_owned());
         // Not on a runtime thread: the file system may hang.
-        let reloading = tokio::task::spawn_blocking(move || {
+        let reading = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file).map_err(|errors| errors.to_string())?;
-            let applied = reloader.apply(&config, Instant::now());
-            applied.map_err(|error| error.to_string())
+            then(&reloader, &config).map_err(|error| error.to_string())
         });
-        let refused = match reloading.await {
-            Ok(Ok(())) => return,
-            Ok(Err(errors)) => errors,
-            // The panic has been logged.
-            Err(ended) => ended.to_string(),
-        };
-        self.proxy.metrics.reloaded("refused");
-        tracing::error!(
-            errors = refused,
-            "configuration reload failed, still using the previous one"
-        );
+        // A panic has been logged.
+        reading.await.unwrap_or_else(|ended| Err(ended.to_string()))
     }
 
     fn forget(&self, now: Instant) {
@@ -308,9 +448,33 @@ impl Reloader {
         }
         self.names.keep(&host_names(&pools));
         if state.is_full {
-            self.rebuild(&mut state, now);
+            self.rebuild(&mut state, Rebuild::Discovery, now);
         }
     }
+}
+
+/// The backends that are not removed.
+fn serving(pools: &Pools) -> Vec<Arc<Backend>> {
+    let all = pools.iter().flat_map(|pool| pool.backends());
+    all.filter(|backend| !backend.is_removed()).collect()
+}
+
+/// Keeps of the backends that a discovery with the settings `old` has found those that it could find with `new`.
+fn keep_allowed(
+    found: &mut Vec<BackendConfig>,
+    old: Option<&DiscoverConfig>,
+    new: &DiscoverConfig,
+) {
+    if !old.is_some_and(|old| old.is_registry_of(new)) {
+        found.clear();
+    }
+    for backend in &mut *found {
+        backend.allowed = Some(Arc::clone(&new.allow));
+    }
+    found.retain(|backend| match &backend.address {
+        Address::Ip(address) => new.allow.contains(address.ip()),
+        Address::Name { .. } | Address::Unix(_) => true,
+    });
 }
 
 /// The host names of all backends, with the addresses that each may have.
@@ -403,7 +567,8 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         affinity,
         timeouts,
         limits,
-        drain,
+        drain: _,
+        rebalance: _,
         trusted_proxies: _,
         log,
         threads,
@@ -411,7 +576,8 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
     let sessions = affinity.sockjs_sessions != started.affinity.sockjs_sessions;
     let differ = [
         (*listeners != started.listeners, "listeners"),
-        (*admin != started.admin, "admin"),
+        (admin.address != started.admin.address, "admin.address"),
+        (admin.socket != started.admin.socket, "admin.socket"),
         (
             *websockets_over_http2 != started.websockets_over_http2,
             "websockets_over_http2",
@@ -443,12 +609,10 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
             limits.http2_send_buffer != started.limits.http2_send_buffer,
             "limits.http2_send_buffer",
         ),
-        (*drain != started.drain, "drain"),
         (*log != started.log, "log"),
         (*threads != started.threads, "threads"),
     ];
-    let changed = differ.into_iter().filter(|(differs, _)| *differs);
-    changed.map(|(_, name)| name).collect()
+    named(differ)
 }
 
 #[cfg(test)]

@@ -19,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::DrainConfig;
 use crate::downstream::open_connections::Connections;
-use crate::downstream::open_connections::DrainSchedule;
 use crate::request::access_log::AccessLog;
+use crate::server::admin::SocketFile;
 use crate::server::logging;
 use crate::server::reload::Reloader;
-use crate::tunnel::Tunnels;
+use crate::tunnel::{CloseRequest, PacedClose, Tunnels};
 
 /// How long a fast shutdown may take: a Close frame for each tunnel, and the requests in flight.
 const FAST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,10 +83,13 @@ impl ShutdownSignalWatch for Signals {
 
 /// Everything that a shutdown closes.
 pub(crate) struct Drain {
-    pub(crate) config: DrainConfig,
+    /// Has the current settings.
+    pub(crate) reloader: Arc<Reloader>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) access: AccessLog,
+    /// The file of the admin socket, which is removed at the end.
+    pub(crate) socket: Option<Arc<SocketFile>>,
     /// Stops the background tasks.
     pub(crate) background: CancellationToken,
 }
@@ -104,7 +107,8 @@ impl Drain {
 
     /// Drains connections and tunnels over `drain.spread`; what is still open after `drain.timeout` is closed at once.
     pub(crate) async fn drain_in_time(&self) {
-        if timeout(self.config.timeout, self.drain()).await.is_err() {
+        let config = self.reloader.drain_config();
+        if timeout(config.timeout, self.drain(&config)).await.is_err() {
             tracing::warn!(
                 tunnels = self.tunnels.open(),
                 connections = self.connections.open(),
@@ -117,19 +121,27 @@ impl Drain {
     /// Stops the background tasks, and flushes the logs.
     pub(crate) fn finish(&self, started: Instant) {
         self.background.cancel();
+        if let Some(socket) = &self.socket {
+            socket.remove();
+        }
         tracing::info!(after = ?started.elapsed(), "drained");
         self.access.close(LAST_LINES);
         logging::flush();
     }
 
     /// Drains connections and tunnels over `drain.spread`, and returns when none is left.
-    async fn drain(&self) {
+    async fn drain(&self, config: &DrainConfig) {
+        self.connections.set_late(config.late);
         self.connections.drain();
-        let (started, mut schedule) = (Instant::now(), DrainSchedule::new(self.config.spread));
-        while !schedule.is_over() && self.tunnels.open() > 0 {
-            self.tunnels
-                .drain_batches(schedule.due(started.elapsed()), DrainSchedule::batches());
-            tokio::time::sleep(schedule.step()).await;
+        let (started, tunnels) = (Instant::now(), self.tunnels.all());
+        let mut close = PacedClose::new(tunnels, CloseRequest::Drain, config.spread);
+        loop {
+            close.close_due(started.elapsed());
+            let is_over = close.left() == 0 && config.spread <= started.elapsed();
+            if is_over || self.tunnels.open() == 0 {
+                break;
+            }
+            tokio::time::sleep(close.pause()).await;
         }
         self.close_all().await;
     }

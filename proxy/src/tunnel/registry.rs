@@ -1,22 +1,24 @@
-//! The registry of open tunnels: counts them, finds idle ones, and requests them to close.
+//! The registry of open tunnels: counts and lists them, finds idle ones, and requests them to close.
 //!
 //! A tunnel has no timer of its own. One sweeper advances a coarse clock, and compares it with the time of each tunnel's last
-//! byte and of its opening.
+//! byte and of its opening. What a list shows is in the one allocation that a tunnel and the registry share.
 //!
 //! Invariant: a tunnel is in the registry from before its task is spawned, so that a close request made in between reaches it.
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::tunnel::info::{TunnelGroup, TunnelInfo};
 
 /// Locks of the registry; a power of two.
 const SHARDS: usize = 16;
@@ -29,20 +31,42 @@ const TICKS: u32 = 10;
 /// The side that has closed waits only for the rest of the other side's data.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 
-const CLOSE_NONE: u8 = 0;
-const CLOSE_IDLE: u8 = 1;
-const CLOSE_LIFETIME: u8 = 2;
-const CLOSE_DRAIN: u8 = 3;
-
-/// A request to a tunnel to close, with its reason.
+/// A request to a tunnel to close, with its reason. A tunnel follows the first one that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum CloseRequest {
     /// No bytes passed for too long.
-    Idle,
+    Idle = 1,
     /// Its maximum lifetime is over.
     Lifetime,
+    /// Its backend has more tunnels than its share.
+    Rebalance,
+    /// Its backend drains.
+    BackendDrain,
+    /// An operator ends it, and its client may stay away.
+    OperatorGoingAway,
+    /// An operator ends it, and its client is to reconnect.
+    OperatorRestart,
     /// The edge is shutting down.
     Drain,
+}
+
+impl CloseRequest {
+    const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Lifetime,
+        Self::Rebalance,
+        Self::BackendDrain,
+        Self::OperatorGoingAway,
+        Self::OperatorRestart,
+        Self::Drain,
+    ];
+
+    /// The request with this number; 0 is none.
+    fn of(number: u8) -> Option<Self> {
+        let index = usize::from(number).checked_sub(1)?;
+        Self::ALL.get(index).copied()
+    }
 }
 
 /// The timeouts of tunnels.
@@ -65,13 +89,29 @@ pub(crate) struct Tunnels {
 }
 
 /// The state that the registry and a tunnel share.
-#[derive(Default)]
 struct Control {
+    /// The number of a [`CloseRequest`]; 0 is none.
     close_request: AtomicU8,
     half_closed: AtomicBool,
     last_active: AtomicU32,
     opened: u32,
+    bytes_from_client: AtomicU64,
+    bytes_from_backend: AtomicU64,
     waker: AtomicWaker,
+    info: TunnelInfo,
+}
+
+impl Control {
+    fn request_close(&self, request: CloseRequest) {
+        let number = request as u8;
+        if self.close_request.fetch_max(number, Ordering::AcqRel) < number {
+            self.waker.wake();
+        }
+    }
+
+    fn close_request(&self) -> Option<CloseRequest> {
+        CloseRequest::of(self.close_request.load(Ordering::Acquire))
+    }
 }
 
 /// A tunnel's entry in the registry, removed on drop.
@@ -79,6 +119,68 @@ pub(crate) struct Entry {
     tunnels: Arc<Tunnels>,
     key: u64,
     control: Arc<Control>,
+}
+
+/// A tunnel, from outside of its task. It may have ended meanwhile.
+#[derive(Clone)]
+pub(crate) struct TunnelHandle {
+    key: u64,
+    control: Arc<Control>,
+}
+
+impl TunnelHandle {
+    /// Its number, which grows with each tunnel that is opened.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Requests it to close.
+    pub(crate) fn request_close(&self, request: CloseRequest) {
+        self.control.request_close(request);
+    }
+
+    pub(crate) fn info(&self) -> &TunnelInfo {
+        &self.control.info
+    }
+}
+
+/// Which tunnels a list shows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TunnelFilter {
+    pub(crate) pool: Option<String>,
+    pub(crate) backend: Option<String>,
+    pub(crate) client: Option<IpAddr>,
+    /// Only tunnels with a larger number.
+    pub(crate) after: Option<u64>,
+}
+
+impl TunnelFilter {
+    fn matches(&self, info: &TunnelInfo) -> bool {
+        let is = |wanted: &Option<String>, value: &str| {
+            wanted.as_deref().is_none_or(|wanted| wanted == value)
+        };
+        is(&self.pool, &info.group.pool)
+            && is(&self.backend, info.group.backend.as_str())
+            && self.client.is_none_or(|client| client == info.client)
+    }
+}
+
+/// A part of the list of tunnels.
+pub(crate) struct TunnelPage {
+    /// Those with the smallest numbers, in that order.
+    pub(crate) tunnels: Vec<ListedTunnel>,
+    /// How many match the filter, with those that are not on this page.
+    pub(crate) matching: usize,
+}
+
+/// One tunnel of a list.
+pub(crate) struct ListedTunnel {
+    pub(crate) handle: TunnelHandle,
+    /// For how long no bytes have passed, within the precision of the sweeper's clock.
+    pub(crate) idle: Duration,
+    pub(crate) bytes_from_client: u64,
+    pub(crate) bytes_from_backend: u64,
+    pub(crate) is_closing: bool,
 }
 
 impl Tunnels {
@@ -94,19 +196,26 @@ impl Tunnels {
         })
     }
 
-    /// Registers a tunnel that is about to be opened.
-    pub(crate) fn register(self: &Arc<Self>) -> Entry {
-        let key = self.next.fetch_add(1, Ordering::Relaxed);
+    /// Registers a tunnel that is about to be opened for a request that arrived at `request_arrived`.
+    pub(crate) fn register(self: &Arc<Self>, info: TunnelInfo, request_arrived: Instant) -> Entry {
+        let key = self.next.fetch_add(1, Ordering::SeqCst);
         let now = self.clock.load(Ordering::Relaxed);
         let control = Arc::new(Control {
+            close_request: AtomicU8::new(0),
+            half_closed: AtomicBool::new(false),
             last_active: AtomicU32::new(now),
             opened: now,
-            ..Control::default()
+            bytes_from_client: AtomicU64::new(0),
+            bytes_from_backend: AtomicU64::new(0),
+            waker: AtomicWaker::new(),
+            info,
         });
         self.shard(key).lock().insert(key, Arc::clone(&control));
         // Read after the insertion: a drain either finds the tunnel in the map, or is seen here.
         if self.draining.load(Ordering::SeqCst) {
-            control.close_request.store(CLOSE_DRAIN, Ordering::Release);
+            control.request_close(CloseRequest::Drain);
+        } else if control.info.group.is_drained_since(request_arrived) {
+            control.request_close(CloseRequest::BackendDrain);
         }
         Entry {
             tunnels: Arc::clone(self),
@@ -125,18 +234,102 @@ impl Tunnels {
         self.tasks.len()
     }
 
-    /// Asks the tunnels whose key modulo `batches` is in `range` to close.
-    pub(crate) fn drain_batches(&self, range: Range<u64>, batches: u64) {
-        self.request_close_where(CLOSE_DRAIN, |key, _| {
-            range.contains(&(key % batches.max(1)))
+    /// All tunnels, in the order in which they were opened.
+    pub(crate) fn all(&self) -> Vec<TunnelHandle> {
+        self.select(|_, _| true)
+    }
+
+    /// Begins a drain of `group`, and returns the tunnels that it has to close, in the order in which they were opened.
+    ///
+    /// A tunnel that is being opened for an earlier request is closed as soon as it is open. Tunnels of later requests stay: their
+    /// clients would be moved twice.
+    pub(crate) fn begin_drain(&self, group: &TunnelGroup, now: Instant) -> Vec<TunnelHandle> {
+        group.set_drained(Some(now));
+        self.of(group)
+    }
+
+    /// Calls the drain of `group` off, for tunnels that are being opened.
+    pub(crate) fn end_drain(&self, group: &TunnelGroup) {
+        group.set_drained(None);
+    }
+
+    /// The tunnels of `group`, in the order in which they were opened.
+    pub(crate) fn of(&self, group: &TunnelGroup) -> Vec<TunnelHandle> {
+        self.select(|_, control| std::ptr::eq(&*control.info.group, group))
+    }
+
+    /// The tunnels of `group` with numbers below `below` that are not being closed, those without bytes for the longest time first.
+    pub(crate) fn idlest_of(&self, group: &TunnelGroup, below: u64) -> Vec<TunnelHandle> {
+        let mut tunnels = self.select(|key, control| {
+            key < below
+                && std::ptr::eq(&*control.info.group, group)
+                && control.close_request().is_none()
         });
+        let now = self.clock.load(Ordering::Relaxed);
+        let idle = |tunnel: &TunnelHandle| {
+            now.wrapping_sub(tunnel.control.last_active.load(Ordering::Relaxed))
+        };
+        tunnels.sort_by_cached_key(|tunnel| std::cmp::Reverse(idle(tunnel)));
+        tunnels
+    }
+
+    /// The number that the next tunnel gets: all that are open have smaller ones.
+    pub(crate) fn next_key(&self) -> u64 {
+        self.next.load(Ordering::SeqCst)
+    }
+
+    /// The tunnel with this number, if it is open.
+    pub(crate) fn find(&self, key: u64) -> Option<TunnelHandle> {
+        let control = Arc::clone(self.shard(key).lock().get(&key)?);
+        Some(TunnelHandle { key, control })
+    }
+
+    /// The first `limit` tunnels that match `filter`, by number. Holds no more than that many at a time.
+    pub(crate) fn page(&self, filter: &TunnelFilter, limit: usize) -> TunnelPage {
+        let mut matching = 0;
+        let mut smallest: BinaryHeap<u64> = BinaryHeap::new();
+        for shard in &self.shards {
+            for (key, control) in &*shard.lock() {
+                if !filter.matches(&control.info) {
+                    continue;
+                }
+                matching += 1;
+                if filter.after.is_some_and(|after| *key <= after) {
+                    continue;
+                }
+                smallest.push(*key);
+                if limit < smallest.len() {
+                    smallest.pop();
+                }
+            }
+        }
+        let keys = smallest.into_sorted_vec();
+        // One that has ended since then is left out.
+        let tunnels = keys.into_iter().filter_map(|key| self.find(key));
+        TunnelPage {
+            tunnels: tunnels.map(|handle| self.listed(handle)).collect(),
+            matching,
+        }
+    }
+
+    fn listed(&self, handle: TunnelHandle) -> ListedTunnel {
+        let control = &handle.control;
+        let clock = self.clock.load(Ordering::Relaxed);
+        let ticks = clock.wrapping_sub(control.last_active.load(Ordering::Relaxed));
+        ListedTunnel {
+            idle: self.tick() * ticks,
+            bytes_from_client: control.bytes_from_client.load(Ordering::Relaxed),
+            bytes_from_backend: control.bytes_from_backend.load(Ordering::Relaxed),
+            is_closing: control.close_request().is_some(),
+            handle,
+        }
     }
 
     /// Requests all tunnels to close, including those that are opened from here on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.tasks.close();
-        self.request_close_where(CLOSE_DRAIN, |_, _| true);
+        self.request_close_where(CloseRequest::Drain, |_, _| true);
     }
 
     /// Ready when [`Tunnels::drain`] was called and no tunnel is open.
@@ -169,7 +362,7 @@ impl Tunnels {
         let ticks = |time: Duration| ticks_of(time, self.tick());
         let idle = ticks(self.limits.idle);
         let half_closed = ticks(self.limits.idle.min(HALF_CLOSED_IDLE));
-        self.request_close_where(CLOSE_IDLE, |_, control| {
+        self.request_close_where(CloseRequest::Idle, |_, control| {
             let limit = if control.half_closed.load(Ordering::Relaxed) {
                 half_closed
             } else {
@@ -179,7 +372,7 @@ impl Tunnels {
         });
         if let Some(lifetime) = self.limits.lifetime {
             let lifetime = ticks(lifetime);
-            self.request_close_where(CLOSE_LIFETIME, |key, control| {
+            self.request_close_where(CloseRequest::Lifetime, |key, control| {
                 // Up to a tenth earlier, so that clients that connected at the same time do not reconnect at the same time.
                 let early = lifetime / 10 * (key % 16) as u32 / 16;
                 lifetime - early < now.wrapping_sub(control.opened)
@@ -187,19 +380,28 @@ impl Tunnels {
         }
     }
 
-    fn request_close_where(&self, close_request: u8, chosen: impl Fn(u64, &Control) -> bool) {
+    fn request_close_where(&self, request: CloseRequest, chosen: impl Fn(u64, &Control) -> bool) {
         for shard in &self.shards {
             for (key, control) in &*shard.lock() {
-                if chosen(*key, control)
-                    && control
-                        .close_request
-                        .fetch_max(close_request, Ordering::AcqRel)
-                        < close_request
-                {
-                    control.waker.wake();
+                if chosen(*key, control) {
+                    control.request_close(request);
                 }
             }
         }
+    }
+
+    fn select(&self, chosen: impl Fn(u64, &Control) -> bool) -> Vec<TunnelHandle> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let chosen = shard.iter().filter(|(key, control)| chosen(**key, control));
+            found.extend(chosen.map(|(key, control)| TunnelHandle {
+                key: *key,
+                control: Arc::clone(control),
+            }));
+        }
+        found.sort_unstable_by_key(TunnelHandle::key);
+        found
     }
 
     fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Arc<Control>>> {
@@ -215,12 +417,34 @@ fn ticks_of(time: Duration, tick: Duration) -> u32 {
 impl Entry {
     /// The pending close request.
     pub(crate) fn close_request(&self) -> Option<CloseRequest> {
-        match self.control.close_request.load(Ordering::Acquire) {
-            CLOSE_NONE => None,
-            CLOSE_IDLE => Some(CloseRequest::Idle),
-            CLOSE_LIFETIME => Some(CloseRequest::Lifetime),
-            _ => Some(CloseRequest::Drain),
+        self.control.close_request()
+    }
+
+    /// The tunnel belongs to the backend of `group` from now on. A close request of its old one no longer counts; the caller
+    /// registers its waker again.
+    pub(crate) fn move_to(&mut self, group: &Arc<TunnelGroup>) {
+        let old = &self.control;
+        let control = Arc::new(Control {
+            close_request: AtomicU8::new(0),
+            half_closed: AtomicBool::new(old.half_closed.load(Ordering::Relaxed)),
+            last_active: AtomicU32::new(old.last_active.load(Ordering::Relaxed)),
+            opened: old.opened,
+            bytes_from_client: AtomicU64::new(old.bytes_from_client.load(Ordering::Relaxed)),
+            bytes_from_backend: AtomicU64::new(old.bytes_from_backend.load(Ordering::Relaxed)),
+            waker: AtomicWaker::new(),
+            info: TunnelInfo {
+                group: Arc::clone(group),
+                ..old.info.clone()
+            },
+        });
+        let mut shard = self.tunnels.shard(self.key).lock();
+        shard.insert(self.key, Arc::clone(&control));
+        drop(shard);
+        // Read after the insertion, as for a new tunnel.
+        if self.tunnels.draining.load(Ordering::SeqCst) {
+            control.request_close(CloseRequest::Drain);
         }
+        self.control = control;
     }
 
     /// Registers the waker for close requests.
@@ -228,17 +452,27 @@ impl Entry {
         self.control.waker.register(waker);
     }
 
-    /// Records that bytes have passed.
-    pub(crate) fn touch(&self) {
-        self.control.last_active.store(
-            self.tunnels.clock.load(Ordering::Relaxed),
-            Ordering::Relaxed,
-        );
+    /// Records that bytes have passed: how many in all, each way.
+    pub(crate) fn touch(&self, from_client: u64, from_backend: u64) {
+        let control = &self.control;
+        let now = self.tunnels.clock.load(Ordering::Relaxed);
+        control.last_active.store(now, Ordering::Relaxed);
+        control
+            .bytes_from_client
+            .store(from_client, Ordering::Relaxed);
+        control
+            .bytes_from_backend
+            .store(from_backend, Ordering::Relaxed);
     }
 
     /// Records that one direction has ended.
     pub(crate) fn half_closed(&self) {
         self.control.half_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// The request that became this tunnel.
+    pub(crate) fn info(&self) -> &TunnelInfo {
+        &self.control.info
     }
 }
 
@@ -251,5 +485,117 @@ impl Drop for Entry {
             let room = shard.len() * 2;
             shard.shrink_to(room);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: TunnelLimits = TunnelLimits {
+        idle: Duration::from_secs(3600),
+        lifetime: None,
+    };
+
+    fn group(id: &str) -> Arc<TunnelGroup> {
+        TunnelGroup::new("p", id.parse().unwrap())
+    }
+
+    fn keys(tunnels: &[TunnelHandle]) -> Vec<u64> {
+        tunnels.iter().map(TunnelHandle::key).collect()
+    }
+
+    /// An idle tunnel with its line of the access log took 64 and 256 bytes of the allocator, and one more for the backend's id.
+    #[test]
+    fn what_a_tunnel_and_the_registry_share_is_small() {
+        let allocated = size_of::<Control>() + 2 * size_of::<usize>();
+        assert!(allocated <= 256, "{allocated}");
+    }
+
+    #[test]
+    fn a_drain_finds_the_tunnels_of_its_group_and_no_other() {
+        let tunnels = Tunnels::new(LIMITS);
+        let (one, other) = (group("n1"), group("n1"));
+        let now = Instant::now();
+        let open: Vec<Entry> = [&one, &other, &one]
+            .map(|group| tunnels.register(TunnelInfo::of(group), now))
+            .into();
+        assert_eq!(keys(&tunnels.begin_drain(&one, now)), [0, 2]);
+        assert!(open.iter().all(|entry| entry.close_request().is_none()));
+    }
+
+    #[test]
+    fn of_tunnels_that_are_opened_during_a_drain_only_those_of_earlier_requests_are_closed() {
+        let tunnels = Tunnels::new(LIMITS);
+        let drained = group("n1");
+        let before = Instant::now();
+        let begin = before + Duration::from_secs(1);
+        assert!(tunnels.begin_drain(&drained, begin).is_empty());
+        let open = |arrived| tunnels.register(TunnelInfo::of(&drained), arrived);
+        let earlier = open(before).close_request();
+        assert_eq!(earlier, Some(CloseRequest::BackendDrain));
+        let later = open(begin + Duration::from_secs(1));
+        assert_eq!(later.close_request(), None);
+        tunnels.end_drain(&drained);
+        assert_eq!(open(before).close_request(), None);
+    }
+
+    #[test]
+    fn a_page_has_the_tunnels_with_the_smallest_numbers_that_match() {
+        let tunnels = Tunnels::new(LIMITS);
+        let (one, other) = (group("n1"), group("n2"));
+        let now = Instant::now();
+        let open: Vec<Entry> = (0..40)
+            .map(|number| if number % 2 == 0 { &one } else { &other })
+            .map(|group| tunnels.register(TunnelInfo::of(group), now))
+            .collect();
+        let page = |filter: TunnelFilter, limit| {
+            let page = tunnels.page(&filter, limit);
+            let numbers = page.tunnels.iter().map(|tunnel| tunnel.handle.key());
+            (numbers.collect::<Vec<_>>(), page.matching)
+        };
+        let of_other = TunnelFilter {
+            backend: Some("n2".to_owned()),
+            ..TunnelFilter::default()
+        };
+        assert_eq!(page(of_other.clone(), 3), (vec![1, 3, 5], 20));
+        let next = TunnelFilter {
+            after: Some(5),
+            ..of_other
+        };
+        assert_eq!(page(next.clone(), 2), (vec![7, 9], 20));
+        assert_eq!(page(next, 100).0.len(), 17);
+        let nobody = TunnelFilter {
+            client: Some(IpAddr::from([10, 0, 0, 1])),
+            ..TunnelFilter::default()
+        };
+        assert_eq!(page(nobody, 3), (Vec::new(), 0));
+        drop(open);
+        assert_eq!(page(TunnelFilter::default(), 3), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn the_idlest_come_first_and_those_that_are_closing_not_at_all() {
+        let tunnels = Tunnels::new(LIMITS);
+        let group = group("n1");
+        let now = Instant::now();
+        let open: Vec<Entry> = (0..4)
+            .map(|_| tunnels.register(TunnelInfo::of(&group), now))
+            .collect();
+        tunnels.sweep_once();
+        open[0].touch(1, 1);
+        tunnels.sweep_once();
+        open[2].touch(1, 1);
+        tunnels.find(1).unwrap().request_close(CloseRequest::Idle);
+        assert_eq!(keys(&tunnels.idlest_of(&group, 10)), [3, 0, 2]);
+        assert_eq!(keys(&tunnels.idlest_of(&group, 3)), [0, 2]);
+    }
+
+    #[test]
+    fn each_close_request_has_a_number_of_its_own() {
+        for request in CloseRequest::ALL {
+            assert_eq!(CloseRequest::of(request as u8), Some(request));
+        }
+        assert_eq!(CloseRequest::of(0), None);
     }
 }

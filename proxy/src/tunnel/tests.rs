@@ -51,7 +51,7 @@ impl Scene {
             client_early: client_early.to_vec(),
             backend_early: backend_early.to_vec(),
             protocol,
-            entry: tunnels.register(),
+            entry: tunnels.register(TunnelInfo::any(), std::time::Instant::now()),
         });
         let task = tunnels.tasks().spawn(run(tunnel));
         Self {
@@ -355,7 +355,7 @@ async fn simultaneous_floods_of_both_ends_arrive_completely() {
         client_early: Vec::new(),
         backend_early: Vec::new(),
         protocol: Protocol::Opaque,
-        entry: tunnels.register(),
+        entry: tunnels.register(TunnelInfo::any(), std::time::Instant::now()),
     });
     let task = tunnels.tasks().spawn(run(tunnel));
     let mut floods = JoinSet::new();

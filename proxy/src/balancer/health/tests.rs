@@ -553,7 +553,10 @@ async fn a_change_of_one_backend_restarts_the_probes_of_no_other() {
         let (tls, now) = (Connectors::load(&config).unwrap(), Instant::now());
         let pools = Arc::new(match &old {
             None => Pools::new(&config, &tls, &metrics, now, Duration::ZERO),
-            Some(old) => old.renewed(&config, &tls, &metrics, now),
+            Some(old) => {
+                let weights = crate::balancer::pool::Weights::OfConfiguration;
+                old.renewed(&config, &tls, &metrics, weights, now)
+            }
         });
         old = Some(Arc::clone(&pools));
         pools

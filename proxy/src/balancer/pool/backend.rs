@@ -4,7 +4,7 @@
 //! reloads and the admin listener take.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,12 +18,13 @@ use crate::balancer::pool::pace::Pace;
 use crate::balancer::pool::rank::{Priority, Rank, Tier};
 use crate::balancer::pool::slots::RequestSlots;
 use crate::balancer::pool::state::{
-    Change, DialFailure, Evidence, HealthStatus, ProbeResult, State,
+    Change, DialFailure, Evidence, HealthStatus, Override, ProbeResult, State,
 };
 use crate::config::BackendConfig;
 use crate::config::backend::{Address, BackendId};
 use crate::metrics::BackendMetrics;
 use crate::net::resolver::Allowed;
+use crate::tunnel::TunnelGroup;
 
 /// A server and its run-time state.
 ///
@@ -33,6 +34,8 @@ pub(crate) struct Backend {
     pub(crate) id: BackendId,
     pub(crate) address: Address,
     weight: AtomicU32,
+    /// The weight in the configuration; an operator may have set another one.
+    configured_weight: AtomicU32,
     /// For `/backends`; a choice reads `tier`.
     zone: Mutex<Option<Box<str>>>,
     /// Which addresses its name may have.
@@ -41,6 +44,8 @@ pub(crate) struct Backend {
     pub(crate) metrics: BackendMetrics,
     /// Idle connections to it.
     pub(crate) idle: IdleConnections,
+    /// Its tunnels, in the registry.
+    pub(crate) tunnels: Arc<TunnelGroup>,
     rank: AtomicU8,
     /// UNIX seconds of the last drain: cookies bound until then are no longer valid. 0 before the first.
     released_at: AtomicU64,
@@ -58,6 +63,8 @@ pub(crate) struct Backend {
     machine: Mutex<Machine>,
     health_status: watch::Sender<HealthStatus>,
     probe_wanted: Notify,
+    /// Whether it has announced that it drains, and nobody has asked since then.
+    drain_announced: AtomicBool,
     /// Since when it has had no load, and its count of responses then.
     unused: Mutex<Option<(Instant, u64)>>,
 }
@@ -72,10 +79,30 @@ pub(super) struct Moment {
     pub(super) unix: u64,
 }
 
+/// The settings of a backend.
+pub(super) struct BackendSettings<'a> {
+    pub(super) config: &'a BackendConfig,
+    pub(super) tier: Tier,
+    pub(super) machine: MachineConfig,
+    pub(super) slow_start: Duration,
+    pub(super) weights: Weights,
+}
+
+/// Which weight a backend has that an operator has given another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// That of the configuration, as after a reload.
+    OfConfiguration,
+    /// That of the operator.
+    OfOperator,
+}
+
 /// A backend as `/backends` shows it.
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) state: State,
+    /// What an operator has set.
+    pub(crate) operator: Option<Override>,
     /// For how long it has been in that state.
     pub(crate) lasts: Duration,
     pub(crate) why: String,
@@ -86,32 +113,33 @@ pub(crate) struct Status {
 
 impl Backend {
     pub(super) fn new(
-        config: &BackendConfig,
-        tier: Tier,
-        machine: MachineConfig,
-        slow_start: Duration,
+        pool: &str,
+        settings: &BackendSettings<'_>,
         metrics: BackendMetrics,
         at: Moment,
     ) -> Self {
+        let config = settings.config;
         let state = if config.maintenance {
             State::Maintenance
         } else {
             State::Unknown
         };
         metrics.state(state.name(), &State::NAMES, at.unix);
-        let machine = Machine::new(state, machine, at.now);
+        let machine = Machine::new(state, settings.machine, at.now);
         Self {
             id: config.id.clone(),
             address: config.address.clone(),
             weight: AtomicU32::new(config.weight),
+            configured_weight: AtomicU32::new(config.weight),
             zone: Mutex::new(config.zone.clone()),
             allowed: Mutex::new(config.allowed.clone()),
-            tier: AtomicU8::new(tier as u8),
+            tier: AtomicU8::new(settings.tier as u8),
             metrics,
             idle: IdleConnections::default(),
+            tunnels: TunnelGroup::new(pool, config.id.clone()),
             rank: AtomicU8::new(Rank::of(&machine) as u8),
             released_at: AtomicU64::new(0),
-            slow_start: AtomicU64::new(millis(slow_start)),
+            slow_start: AtomicU64::new(millis(settings.slow_start)),
             back_at: AtomicU64::new(0),
             load: Load::default(),
             pace: Pace::default(),
@@ -124,6 +152,7 @@ impl Backend {
                 responses: 0,
             }),
             probe_wanted: Notify::new(),
+            drain_announced: AtomicBool::new(false),
             unused: Mutex::new(None),
         }
     }
@@ -174,23 +203,84 @@ impl Backend {
     }
 
     /// Applies new settings. Its address is the same: at another address it is another backend.
-    pub(super) fn configure(
-        &self,
-        config: &BackendConfig,
-        tier: Tier,
-        machine: MachineConfig,
-        slow_start: Duration,
-        at: Moment,
-    ) -> Option<Change> {
+    pub(super) fn configure(&self, settings: &BackendSettings<'_>, at: Moment) -> Option<Change> {
+        let config = settings.config;
         debug_assert!(config.id == self.id && config.address == self.address);
-        self.weight.store(config.weight, Ordering::Relaxed);
-        self.tier.store(tier as u8, Ordering::Relaxed);
+        if settings.weights == Weights::OfConfiguration || !self.has_operator_weight() {
+            self.weight.store(config.weight, Ordering::Relaxed);
+        }
+        self.configured_weight
+            .store(config.weight, Ordering::Relaxed);
+        self.show_overrides();
+        self.tier.store(settings.tier as u8, Ordering::Relaxed);
         self.zone.lock().clone_from(&config.zone);
         self.allowed.lock().clone_from(&config.allowed);
-        self.slow_start.store(millis(slow_start), Ordering::Relaxed);
+        let slow_start = millis(settings.slow_start);
+        self.slow_start.store(slow_start, Ordering::Relaxed);
         self.update(at, 0, |state| {
-            state.configure(machine, config.maintenance, at.now)
+            state.configure(settings.machine, config.maintenance, at.now)
         })
+    }
+
+    /// Sets what an operator wants, or lifts it. A drain invalidates the cookies of its clients.
+    pub(super) fn set_override(&self, operator: Option<Override>, at: Moment) -> Option<Change> {
+        let change = self.update(at, 0, |machine| machine.set_override(operator, at.now));
+        if operator == Some(Override::Drain) {
+            self.released_at.store(at.unix, Ordering::Relaxed);
+        }
+        if let Some(change) = &change
+            && (change.from, change.to) == (State::Draining, State::Up)
+        {
+            self.begin_slow_start(at);
+        }
+        self.show_overrides();
+        self.probe_wanted.notify_one();
+        change
+    }
+
+    /// Sets the weight that an operator wants, until the next reload.
+    pub(super) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
+        self.show_overrides();
+    }
+
+    /// The weight in the configuration.
+    pub(crate) fn configured_weight(&self) -> u32 {
+        self.configured_weight.load(Ordering::Relaxed)
+    }
+
+    fn has_operator_weight(&self) -> bool {
+        self.weight() != self.configured_weight()
+    }
+
+    /// Shows in the metrics what an operator has set.
+    fn show_overrides(&self) {
+        let operator = self.machine.lock().operator();
+        for each in Override::ALL {
+            self.metrics.overridden(each.name(), operator == Some(each));
+        }
+        self.metrics
+            .overridden("weight", self.has_operator_weight());
+    }
+
+    /// Whether its clients stay with it, and others may go to it.
+    pub(crate) fn keeps_clients(&self) -> bool {
+        self.rank().keeps_clients()
+    }
+
+    /// Whether it is probed: not if the configuration takes it out of service.
+    pub(crate) fn is_probed(&self) -> bool {
+        self.machine.lock().is_probed()
+    }
+
+    /// Whether it has announced that it drains since the last call.
+    pub(crate) fn take_drain_announcement(&self) -> bool {
+        self.drain_announced.swap(false, Ordering::AcqRel)
+    }
+
+    /// Invalidates the cookies that its clients have by now, because some of them are moved to other backends.
+    pub(super) fn release_clients(&self, at: Moment) {
+        self.released_at.store(at.unix, Ordering::Relaxed);
     }
 
     /// Drains it for good: it gets no requests any more, except for its known sessions.
@@ -210,7 +300,7 @@ impl Backend {
 
     /// Whether it is down, and has not responded to its last probe.
     pub(crate) fn is_unresponsive(&self) -> bool {
-        self.rank() == Rank::Down
+        matches!(self.rank(), Rank::Down | Rank::Lost)
     }
 
     /// Returns when the backend becomes unresponsive: then pending responses are unlikely. Never returns if it already was.
@@ -321,11 +411,15 @@ impl Backend {
         let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
         self.release_if_draining(&change, at);
         if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
-            // It has lost its clients, and its caches may be cold.
-            let back_at = millis(at.age).saturating_add(1);
-            self.back_at.store(back_at, Ordering::Relaxed);
+            self.begin_slow_start(at);
         }
         Some(change)
+    }
+
+    /// Begins a slow start: it has lost its clients, and its caches may be cold.
+    fn begin_slow_start(&self, at: Moment) {
+        let back_at = millis(at.age).saturating_add(1);
+        self.back_at.store(back_at, Ordering::Relaxed);
     }
 
     /// Ends its grace period, if that has expired.
@@ -390,10 +484,11 @@ impl Backend {
         change
     }
 
-    /// Invalidates the cookies of its clients once it drains.
+    /// Invalidates the cookies of its clients once it has announced that it drains.
     fn release_if_draining(&self, change: &Change, at: Moment) {
         if change.to == State::Draining {
             self.released_at.store(at.unix, Ordering::Relaxed);
+            self.drain_announced.store(true, Ordering::Release);
         }
     }
 
@@ -426,12 +521,18 @@ impl Backend {
         let machine = self.machine.lock();
         Status {
             state: machine.state(),
+            operator: machine.operator(),
             lasts: now.saturating_duration_since(machine.since()),
             why: machine.why().to_owned(),
             tunnels: count(&self.load.tunnels),
             requests: count(&self.load.requests) + count(&self.load.upgrades),
             waiting: count(&self.load.waiting),
         }
+    }
+
+    /// How many tunnels are open to it.
+    pub(crate) fn tunnels_open(&self) -> usize {
+        self.load.tunnels.load(Ordering::Relaxed)
     }
 }
 

@@ -20,11 +20,14 @@
 //! then cannot be reached, is not restarting in place: it drains, without a grace period.
 //!
 //! A reload moves a backend to and from maintenance, and a removed one to draining for good.
+//!
+//! An operator's drain or maintenance ([`Override`]) holds over all of this: probes go on, and their results are only remembered, for
+//! the state that follows when the operator lifts it.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use crate::balancer::pool::state::{Change, DialFailure, ProbeResult, State};
+use crate::balancer::pool::state::{Change, DialFailure, Override, ProbeResult, State};
 
 /// A backend that goes down again within this time after it came up is flapping.
 const STEADY: Duration = Duration::from_secs(60);
@@ -33,6 +36,9 @@ const STEADY: Duration = Duration::from_secs(60);
 const BY_CONFIGURATION: &str = "by configuration";
 const NOT_PROBED: &str = "not probed yet";
 const REMOVED: &str = "removed from the configuration";
+const BY_OPERATOR: &str = "by an operator";
+const PROBE_PASSES: &str = "the probe passes";
+const PROBE_DRAINING: &str = "the probe reports draining";
 
 /// How long an announcement that a backend is stopping is valid.
 const STOPS_WITHIN: Duration = Duration::from_secs(15);
@@ -55,7 +61,7 @@ pub(super) struct MachineConfig {
 
 /// The state and its history.
 ///
-/// Invariant: `grace` is `None` unless the state is suspect.
+/// Invariant: `grace` is `None` unless the state is suspect. `last_probe` is `None` without an override.
 #[derive(Debug)]
 pub(super) struct Machine {
     config: MachineConfig,
@@ -77,6 +83,12 @@ pub(super) struct Machine {
     flaps: u32,
     /// Whether it was removed from the configuration: it drains until it is deleted.
     removed: bool,
+    /// Whether the configuration has it in maintenance.
+    maintenance: bool,
+    /// What an operator has set.
+    operator: Option<Override>,
+    /// The last result under `operator`.
+    last_probe: Option<ProbeResult>,
 }
 
 /// The grace period of a backend.
@@ -106,6 +118,9 @@ impl Machine {
             rose: None,
             flaps: 0,
             removed: false,
+            maintenance: state == State::Maintenance,
+            operator: None,
+            last_probe: None,
         }
     }
 
@@ -117,14 +132,71 @@ impl Machine {
         now: Instant,
     ) -> Option<Change> {
         self.config = config;
-        let removed = std::mem::take(&mut self.removed);
-        match (maintenance, self.state) {
-            (true, State::Maintenance) => None,
-            (true, _) => Some(self.enter(State::Maintenance, BY_CONFIGURATION.into(), now)),
-            (false, State::Maintenance) => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
-            (false, _) if removed => Some(self.enter(State::Unknown, NOT_PROBED.into(), now)),
-            (false, _) => None,
+        let was_removed = std::mem::take(&mut self.removed);
+        let was_in_maintenance = std::mem::replace(&mut self.maintenance, maintenance);
+        let (state, why) = match self.operator {
+            _ if maintenance => (State::Maintenance, BY_CONFIGURATION),
+            Some(operator) => (operator.state(), BY_OPERATOR),
+            None if was_removed || was_in_maintenance => (State::Unknown, NOT_PROBED),
+            None => return None,
+        };
+        self.settle(state, why.into(), now)
+    }
+
+    /// Sets what an operator wants, or lifts it: then the state follows from the last probe.
+    ///
+    /// While the configuration has it in maintenance, or it is removed, that decides; the override is kept for later.
+    pub(super) fn set_override(
+        &mut self,
+        operator: Option<Override>,
+        now: Instant,
+    ) -> Option<Change> {
+        if self.operator == operator {
+            return None;
         }
+        let before = std::mem::replace(&mut self.operator, operator);
+        if before.is_none() {
+            self.last_probe = match self.state {
+                State::Up => Some(ProbeResult::Good),
+                State::Draining if !self.removed => Some(ProbeResult::Draining),
+                State::Down => Some(ProbeResult::NoResponse(self.why.clone().into_owned())),
+                State::Unknown | State::Suspect | State::Maintenance | State::Draining => None,
+            };
+            let was_down = self.state == State::Down;
+            self.streak = if was_down { self.config.fall } else { 0 };
+        }
+        let (state, why) = match operator {
+            Some(operator) => (operator.state(), Cow::Borrowed(BY_OPERATOR)),
+            None => match self.last_probe.take() {
+                Some(ProbeResult::Good) => (State::Up, PROBE_PASSES.into()),
+                Some(ProbeResult::Draining) => (State::Draining, PROBE_DRAINING.into()),
+                Some(
+                    ProbeResult::UnexpectedResponse(why)
+                    | ProbeResult::Unreachable(why)
+                    | ProbeResult::NoResponse(why),
+                ) if self.config.fall <= self.streak => (State::Down, why.into()),
+                _ => (State::Unknown, NOT_PROBED.into()),
+            },
+        };
+        if self.removed || self.maintenance {
+            return None;
+        }
+        self.settle(state, why, now)
+    }
+
+    /// What an operator has set.
+    pub(super) fn operator(&self) -> Option<Override> {
+        self.operator
+    }
+
+    /// Whether it is probed: not if the configuration takes it out of service.
+    pub(super) fn is_probed(&self) -> bool {
+        !self.maintenance && !self.removed
+    }
+
+    /// Whether an operator has drained it, and it has not responded to `fall` probes: not even its sessions can continue.
+    pub(super) fn is_lost(&self) -> bool {
+        self.operator.is_some() && !self.responds && self.config.fall <= self.streak
     }
 
     /// Drains for good, whatever the probes find.
@@ -173,19 +245,21 @@ impl Machine {
 
     /// Evaluates the result of a probe.
     pub(super) fn probe(&mut self, result: ProbeResult, now: Instant) -> Option<Change> {
-        if self.state == State::Maintenance || self.removed {
+        if !self.is_probed() {
             return None;
         }
         self.responds = result.is_response();
+        if self.operator.is_some() {
+            self.remember(result);
+            return None;
+        }
         match result {
             ProbeResult::Good => self.passed(now),
             ProbeResult::Draining if self.state == State::Draining => {
                 self.streak = 0;
                 None
             }
-            ProbeResult::Draining => {
-                Some(self.enter(State::Draining, "the probe reports draining".into(), now))
-            }
+            ProbeResult::Draining => Some(self.enter(State::Draining, PROBE_DRAINING.into(), now)),
             ProbeResult::UnexpectedResponse(why) => self.failed(why, Duration::ZERO, now),
             ProbeResult::Unreachable(why) | ProbeResult::NoResponse(why)
                 if self.is_stopping(now) =>
@@ -253,6 +327,18 @@ impl Machine {
         Some(self.enter(State::Down, why.into(), now))
     }
 
+    /// Remembers the result of a probe for when the override is lifted.
+    fn remember(&mut self, result: ProbeResult) {
+        let has_failed = !matches!(result, ProbeResult::Good | ProbeResult::Draining);
+        self.has_passed |= result == ProbeResult::Good;
+        self.streak = if has_failed {
+            self.streak.saturating_add(1)
+        } else {
+            0
+        };
+        self.last_probe = Some(result);
+    }
+
     fn passed(&mut self, now: Instant) -> Option<Change> {
         self.has_passed = true;
         match self.state {
@@ -266,7 +352,7 @@ impl Machine {
                 Some(self.enter(State::Up, "probes pass".into(), now))
             }
             // One good probe is enough; it also ends a drain that was called off.
-            _ => Some(self.enter(State::Up, "the probe passes".into(), now)),
+            _ => Some(self.enter(State::Up, PROBE_PASSES.into(), now)),
         }
     }
 
@@ -321,6 +407,20 @@ impl Machine {
         }
         let grace = self.grace.get_or_insert(Grace { began: now, length });
         grace.length = grace.length.max(length);
+    }
+
+    /// Enters `state`, or changes only the reason if it is in that state already.
+    fn settle(&mut self, state: State, why: Cow<'static, str>, now: Instant) -> Option<Change> {
+        if self.state == state {
+            self.why = why;
+            return None;
+        }
+        let streak = self.streak;
+        let change = self.enter(state, why, now);
+        if self.operator.is_some() {
+            self.streak = streak; // Of failed probes, not of this state.
+        }
+        Some(change)
     }
 
     fn enter(&mut self, state: State, why: Cow<'static, str>, now: Instant) -> Change {

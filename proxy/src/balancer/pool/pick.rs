@@ -28,6 +28,19 @@ pub(super) struct NewClient {
     pub(super) kind: RequestKind,
     /// The time since the pool was created.
     pub(super) age: Duration,
+    /// Whether clients are being moved to the backends with the fewest tunnels.
+    pub(super) rebalances: bool,
+}
+
+impl NewClient {
+    /// The weight of `backend` for it, in thousandths.
+    fn weight_of(self, backend: &Backend) -> u64 {
+        if self.rebalances {
+            u64::from(backend.weight()) * 1000
+        } else {
+            backend.weight_at(self.age)
+        }
+    }
 }
 
 impl Picker {
@@ -55,6 +68,7 @@ impl Picker {
                 .filter(|backend| view.is_eligible(backend))
         };
         let picked = match self.pick {
+            _ if new_client.rebalances => self.least(table, view, new_client),
             Pick::Least if view.count <= EXACT_MAX => self.least(table, view, new_client),
             Pick::Least => {
                 let (one, other) = (fastrand::usize(..view.count), fastrand::usize(..view.count));
@@ -104,12 +118,10 @@ impl Picker {
         new_client: NewClient,
     ) -> &'t Arc<Backend> {
         let new_clients = self.new_clients.count();
-        let (one_weight, other_weight) = (
-            one.weight_at(new_client.age),
-            other.weight_at(new_client.age),
-        );
-        let too_fast =
-            |backend: &Backend, weight| !backend.pace.allows(new_clients, weight, view.weight);
+        let (one_weight, other_weight) = (new_client.weight_of(one), new_client.weight_of(other));
+        let too_fast = |backend: &Backend, weight| {
+            !new_client.rebalances && !backend.pace.allows(new_clients, weight, view.weight)
+        };
         // The load with this client, multiplied by the weight of the other one: compares the loads by weight without a division.
         let load = |backend: &Backend, weight| {
             (backend.load.weight(new_client.kind, new_client.age) + 1) * weight

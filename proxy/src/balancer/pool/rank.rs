@@ -17,11 +17,13 @@ pub(super) enum Rank {
     Draining,
     /// Draining for good: it was removed from the configuration.
     Removed,
+    /// Drained by an operator, and it no longer responds to probes.
+    Lost,
     Maintenance,
 }
 
 impl Rank {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Up,
         Self::Unknown,
         Self::Suspect,
@@ -29,6 +31,7 @@ impl Rank {
         Self::Down,
         Self::Draining,
         Self::Removed,
+        Self::Lost,
         Self::Maintenance,
     ];
 
@@ -40,6 +43,7 @@ impl Rank {
             State::Down if machine.responds() => Self::Responding,
             State::Down => Self::Down,
             State::Draining if machine.is_removed() => Self::Removed,
+            State::Draining if machine.is_lost() => Self::Lost,
             State::Draining => Self::Draining,
             State::Maintenance => Self::Maintenance,
         }
@@ -56,7 +60,7 @@ impl Rank {
             Self::Unknown => State::Unknown,
             Self::Suspect => State::Suspect,
             Self::Responding | Self::Down => State::Down,
-            Self::Draining | Self::Removed => State::Draining,
+            Self::Draining | Self::Removed | Self::Lost => State::Draining,
             Self::Maintenance => State::Maintenance,
         }
     }
@@ -117,7 +121,7 @@ impl Priority {
             Rank::Suspect => Some(Self(8 + tier)),
             Rank::Responding => Some(Self(12 + tier)),
             Rank::Down => Some(Self(16 + tier)),
-            Rank::Draining | Rank::Removed | Rank::Maintenance => None,
+            Rank::Draining | Rank::Removed | Rank::Lost | Rank::Maintenance => None,
         }
     }
 

@@ -44,6 +44,36 @@ impl State {
     }
 }
 
+/// What an operator has set for a backend. It holds over the results of probes until the operator lifts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Override {
+    /// No new clients; its tunnels are closed, its sessions may end.
+    Drain,
+    /// No clients; its tunnels stay.
+    Maintenance,
+}
+
+impl Override {
+    /// All of them.
+    pub(crate) const ALL: [Self; 2] = [Self::Drain, Self::Maintenance];
+
+    /// The name in the admin pages, logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Maintenance => "maintenance",
+        }
+    }
+
+    /// The state that it puts a backend into.
+    pub(super) fn state(self) -> State {
+        match self {
+            Self::Drain => State::Draining,
+            Self::Maintenance => State::Maintenance,
+        }
+    }
+}
+
 /// The result of one probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ProbeResult {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balancer::pool::Tried;
-use crate::balancer::pool::backend::{Backend, Moment};
+use crate::balancer::pool::backend::{Backend, BackendSettings, Moment, Weights};
 use crate::balancer::pool::machine::MachineConfig;
 use crate::balancer::pool::rank::{Priority, Rank, Tier};
 use crate::balancer::pool::ring::Ring;
@@ -39,6 +39,7 @@ impl Table {
         config: &Config,
         metrics: &Metrics,
         old: Option<&Self>,
+        weights: Weights,
         at: Moment,
     ) -> (Self, Vec<Changed>) {
         let machine = MachineConfig {
@@ -47,21 +48,26 @@ impl Table {
             hold: config.affinity.hold,
             hold_timeout: config.affinity.hold_timeout,
         };
-        let slow_start = pool.health.slow_start;
         let mut changed = Vec::new();
         let mut backends = Vec::with_capacity(pool.backends.len());
         for backend in &pool.backends {
-            let tier = Tier::of(backend, config.zone.as_deref());
+            let settings = BackendSettings {
+                config: backend,
+                tier: Tier::of(backend, config.zone.as_deref()),
+                machine,
+                slow_start: pool.health.slow_start,
+                weights,
+            };
             let known = old.and_then(|old| old.get(&backend.id));
             match known.filter(|old| old.address == backend.address) {
                 Some(old) => {
-                    let change = old.configure(backend, tier, machine, slow_start, at);
+                    let change = old.configure(&settings, at);
                     changed.extend(change.map(|change| (Arc::clone(old), change)));
                     backends.push(Arc::clone(old));
                 }
                 None => {
                     let metrics = metrics.backend(backend.id.as_str());
-                    let new = Backend::new(backend, tier, machine, slow_start, metrics, at);
+                    let new = Backend::new(&pool.name, &settings, metrics, at);
                     backends.push(Arc::new(new));
                 }
             }
@@ -185,7 +191,7 @@ impl<'a> View<'a> {
         }
         match backend.rank() {
             rank if rank.keeps_clients() => backend.released_at() < bound_at,
-            Rank::Removed | Rank::Maintenance => false,
+            Rank::Removed | Rank::Lost | Rank::Maintenance => false,
             // Draining is announced, not a matter of health: it keeps clients only if all others are worse.
             Rank::Draining => !self.has_healthy_other(),
             rank => self.none_is_better(rank),
@@ -200,7 +206,7 @@ impl<'a> View<'a> {
         }
         match backend.rank() {
             Rank::Draining | Rank::Removed | Rank::Responding => true,
-            Rank::Maintenance => false,
+            Rank::Lost | Rank::Maintenance => false,
             rank => rank.keeps_clients() || self.none_is_better(rank),
         }
     }

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use crate::balancer::pool::TunnelCount;
 use crate::balancer::pool::TunnelSlot;
@@ -15,9 +16,7 @@ use crate::request::forward::handoff;
 use crate::request::forward::handoff::Place;
 use crate::request::forward::handoff::TunnelContext;
 use crate::tunnel::Event;
-use crate::tunnel::Socket;
-use crate::tunnel::Tunnel;
-use crate::tunnel::TunnelEnd;
+use crate::tunnel::{Socket, Tunnel, TunnelEnd, TunnelGroup, TunnelInfo};
 
 /// The close code of a server that is stopping (IANA, WebSocket close codes).
 const SERVICE_RESTART: u16 = 1012;
@@ -33,7 +32,6 @@ pub(crate) struct TunnelPermits {
 /// What is logged and counted when the tunnel ends.
 pub(super) struct TunnelRecord {
     context: Arc<TunnelContext>,
-    line: Box<AccessLine>,
     arrived: std::time::Instant,
     count: TunnelCount,
     permits: TunnelPermits,
@@ -42,21 +40,13 @@ pub(super) struct TunnelRecord {
 impl TunnelRecord {
     pub(super) fn new(
         context: Arc<TunnelContext>,
-        exchange: &Exchange,
+        arrived: std::time::Instant,
         count: TunnelCount,
         permits: TunnelPermits,
     ) -> Self {
-        let line = exchange.line(
-            Kind::Tunnel,
-            Outcome {
-                status: Some(101),
-                ..Outcome::default()
-            },
-        );
         Self {
             context,
-            line: Box::new(line),
-            arrived: exchange.arrived(),
+            arrived,
             count,
             permits,
         }
@@ -67,32 +57,78 @@ impl TunnelRecord {
         self.context.proxy.pools().backend_stops(backend);
     }
 
+    /// Dials another backend for `tunnel`.
+    fn hand_off(&self, tunnel: &mut Tunnel<Socket, Socket, Place>) {
+        let (context, from) = (&self.context, self.count.backend());
+        tunnel.hand_off(handoff::dial(Arc::clone(context), Arc::clone(from)));
+    }
+
     /// The tunnel continues at another backend.
-    fn moved_to(&mut self, place: Place) {
-        self.line.backend = Some(place.backend.id.as_str().into());
+    fn moved_to(&mut self, place: Place, tunnel: &mut Tunnel<Socket, Socket, Place>) {
+        self.context.proxy.metrics.handoffs_moved.inc();
+        tunnel.set_group(&place.backend.tunnels);
         self.count = place.backend.open_tunnel();
         self.permits.at_backend = place.slot;
     }
 
-    fn finish(mut self, end: &TunnelEnd) {
-        self.line.duration_ms = self.arrived.elapsed();
+    fn finish(self, info: &TunnelInfo, end: &TunnelEnd) {
+        let duration = self.arrived.elapsed();
         let backend = self.count.backend();
         backend.metrics.tunnel_closed(
             end.reason.as_str(),
-            self.line.duration_ms,
+            duration,
             end.bytes_from_client,
             end.bytes_from_backend,
         );
-        self.line.bytes_in = end.bytes_from_client;
-        self.line.bytes_out = end.bytes_from_backend;
-        self.line.close_reason = Some(end.reason.as_str());
-        self.line.close_code = end.close_code;
-        self.line.client_code = end.client_code;
-        self.line.backend_code = end.backend_code;
         let metrics = &self.context.proxy.metrics;
         metrics.close_seen("client", end.client_code);
         metrics.close_seen("backend", end.backend_code);
-        self.context.proxy.access.write(*self.line);
+        if self.context.proxy.access.is_on() {
+            self.context.proxy.access.write(line(info, duration, end));
+        }
+    }
+}
+
+/// What is known about the tunnel that `exchange` becomes.
+pub(super) fn info(exchange: &Exchange, group: &Arc<TunnelGroup>) -> TunnelInfo {
+    let line = exchange.line(Kind::Tunnel, Outcome::default());
+    TunnelInfo {
+        group: Arc::clone(group),
+        client: exchange.client(),
+        arrived: line.ts,
+        request_id: line.request_id.unwrap_or_default(),
+        method: line.method.unwrap_or_default(),
+        host: line.host,
+        path: line.path,
+        affinity: line.affinity,
+        attempts: line.attempts.and_then(|attempts| attempts.try_into().ok()),
+        waited: line.waited_ms,
+    }
+}
+
+/// The line of a tunnel that has ended.
+fn line(info: &TunnelInfo, duration: Duration, end: &TunnelEnd) -> AccessLine {
+    AccessLine {
+        ts: info.arrived,
+        kind: Kind::Tunnel,
+        client: Some(info.client),
+        request_id: Some(info.request_id.clone()),
+        method: Some(info.method.clone()),
+        host: info.host.clone(),
+        path: info.path.clone(),
+        status: Some(101),
+        duration_ms: duration,
+        bytes_in: end.bytes_from_client,
+        bytes_out: end.bytes_from_backend,
+        backend: Some(info.group.backend.as_str().into()),
+        affinity: info.affinity,
+        attempts: info.attempts.map(|attempts| attempts as usize),
+        waited_ms: info.waited,
+        close_reason: Some(end.reason.as_str()),
+        close_code: end.close_code,
+        client_code: end.client_code,
+        backend_code: end.backend_code,
+        error: None,
     }
 }
 
@@ -106,7 +142,7 @@ pub(super) async fn run_tunnel(
         loop {
             let event = tunnel.poll_event(cx);
             // Reported when it is forwarded and not at the end: the client may reconnect as soon as it has read it.
-            if !is_reported && tunnel.backend_code() == Some(SERVICE_RESTART) {
+            if !is_reported && tunnel.closed_by_backend() == Some(SERVICE_RESTART) {
                 is_reported = true;
                 record.backend_stops();
             }
@@ -114,13 +150,10 @@ pub(super) async fn run_tunnel(
                 Event::Ended(end) => return Poll::Ready(end),
                 Event::Leaving => {
                     record.backend_stops();
-                    let (context, from) = (&record.context, record.count.backend());
-                    tunnel.hand_off(handoff::dial(Arc::clone(context), Arc::clone(from)));
+                    record.hand_off(&mut tunnel);
                 }
-                Event::Moved(place) => {
-                    record.context.proxy.metrics.handoffs_moved.inc();
-                    record.moved_to(place);
-                }
+                Event::MoveRequested => record.hand_off(&mut tunnel),
+                Event::Moved(place) => record.moved_to(place, &mut tunnel),
                 Event::Stayed => {
                     record.context.proxy.metrics.handoffs_stayed.inc();
                 }
@@ -128,5 +161,5 @@ pub(super) async fn run_tunnel(
         }
     })
     .await;
-    record.finish(&end);
+    record.finish(tunnel.info(), &end);
 }

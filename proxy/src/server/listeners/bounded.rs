@@ -23,7 +23,7 @@ pub(crate) struct BoundedConfig {
 ///
 /// Invariant: there are at most `config.connections`.
 #[derive(Debug)]
-pub(super) struct BoundedConnections {
+pub(crate) struct BoundedConnections {
     config: BoundedConfig,
     open: Mutex<OpenConnections>,
 }
@@ -35,7 +35,7 @@ struct OpenConnections {
 }
 
 impl BoundedConnections {
-    pub(super) fn new(config: BoundedConfig) -> Arc<Self> {
+    pub(crate) fn new(config: BoundedConfig) -> Arc<Self> {
         Arc::new(Self {
             config,
             open: Mutex::default(),
@@ -43,7 +43,7 @@ impl BoundedConnections {
     }
 
     /// Serves one connection until it ends, its lifetime is over, or it is closed in favour of a newer one.
-    pub(super) async fn run(self: Arc<Self>, serving: impl Future<Output = ()>) {
+    pub(crate) async fn run(self: Arc<Self>, serving: impl Future<Output = ()>) {
         let guard = self.enter();
         let serving = timeout(self.config.lifetime, serving);
         guard.closing.run_until_cancelled(serving).await;

@@ -13,6 +13,7 @@ use crate::balancer::pool::RequestKind;
 use crate::balancer::pool::State;
 use crate::balancer::pool::Tried;
 use crate::server::components::Components;
+use crate::server::reload::plan::BackendChange;
 
 /// The settings of one pool with these backends.
 fn config(backends: &str) -> Config {
@@ -278,9 +279,11 @@ async fn a_file_that_is_not_valid_changes_nothing() {
     let before = scene.components.proxy.pools();
     let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
     std::fs::write(&file, "pools: []\n").unwrap();
-    scene.components.reloader.reload(&file).await;
+    let refused = scene.components.reloader.reload(&file).await;
+    assert!(refused.is_err());
     std::fs::remove_file(&file).unwrap();
-    scene.components.reloader.reload(&file).await;
+    let refused = scene.components.reloader.reload(&file).await;
+    assert!(refused.is_err());
     assert!(Arc::ptr_eq(&before, &scene.components.proxy.pools()));
     let page = scene.components.proxy.metrics.encode();
     assert!(
@@ -297,15 +300,15 @@ async fn a_file_that_is_not_valid_changes_nothing() {
 fn settings_that_need_a_restart_are_named() {
     let before = config(N1);
     assert_eq!(fixed(&before, &config(N2)), [""; 0]);
-    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7, requests: 3, handshakes_per_address: 9 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\n";
+    let reloadable = "limits: { retries: 5, retry_budget: 1, waiting: 7, requests: 3, handshakes_per_address: 9 }\naffinity: { hold: 1s, cookie: c }\nhealth: { fall: 9 }\ntrusted_proxies: [10.0.0.0/8]\ndrain: { late: 3s }\nrebalance: { quiet: 1s }\nadmin: { token: 0123456789abcdef }\n";
     assert_eq!(fixed(&before, &configured(N1, reloadable)), [""; 0]);
     for (more, name) in [
         ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
-        ("admin: { address: '127.0.0.1:7' }", "admin"),
+        ("admin: { address: '127.0.0.1:7' }", "admin.address"),
+        ("admin: { socket: /run/edge.sock }", "admin.socket"),
         ("threads: 3", "threads"),
         ("websockets_over_http2: true", "websockets_over_http2"),
         ("timeouts: { head: 3s }", "timeouts"),
-        ("drain: { late: 3s }", "drain"),
         (
             "affinity: { sockjs_sessions: 3000 }",
             "affinity.sockjs_sessions",
@@ -477,4 +480,149 @@ fn discoveries_change_only_with_their_settings() {
     assert_eq!(discoveries.borrow_and_update()[0].pool, "p");
     reloader.apply(&discovering(""), scene.now).unwrap();
     assert!(!discoveries.has_changed().unwrap());
+}
+
+/// Opens a tunnel to `id`, in the registry and in the backend's count.
+fn open(scene: &Scene, id: &str) -> (crate::tunnel::Entry, crate::balancer::pool::TunnelCount) {
+    let backend = scene.backend(id).unwrap();
+    let info = crate::tunnel::TunnelInfo::of(&backend.tunnels);
+    let entry = scene.components.tunnels.register(info, Instant::now());
+    (entry, backend.open_tunnel())
+}
+
+#[test]
+fn a_reload_closes_tunnels_of_backends_that_it_removes_only_if_the_settings_say_so() {
+    let closes = "drain: { backend_spread: 0s, close_tunnels: [reload] }";
+    let moved = "{ id: n2, address: '127.0.0.1:9' }";
+    for (more, backends, id, is_closed) in [
+        ("", N2, "n1", false),
+        (
+            "drain: { close_tunnels: [announced, discovery] }",
+            N2,
+            "n1",
+            false,
+        ),
+        (closes, N2, "n1", true),
+        (closes, N2, "n2", false),
+        (closes, moved, "n2", true),
+        ("", moved, "n2", false),
+    ] {
+        let scene = Scene::new(&format!("{N1}, {N2}"));
+        let (entry, _count) = open(&scene, id);
+        let config = configured(backends, more);
+        scene.components.reloader.apply(&config, scene.now).unwrap();
+        scene.components.drains.close_now();
+        assert_eq!(
+            entry.close_request().is_some(),
+            is_closed,
+            "{more} {backends} {id}"
+        );
+    }
+}
+
+#[test]
+fn discovery_closes_tunnels_of_nodes_that_are_gone_only_if_the_settings_say_so() {
+    for (causes, is_closed) in [
+        ("[]", false),
+        ("[reload, announced]", false),
+        ("[discovery]", true),
+    ] {
+        let scene = Scene::new(N1);
+        let text = format!(
+            "pools: [{{ name: p, backends: [{N1}], discover: {{ redis: 'redis://127.0.0.1:1' }} }}]\n\
+             log: {{ access: off }}\ndrain: {{ backend_spread: 0s, close_tunnels: {causes} }}"
+        );
+        let config = Config::parse("test.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        scene.components.reloader.apply(&config, scene.now).unwrap();
+        find(&scene, N2);
+        let (kept, _kept_count) = open(&scene, "n1");
+        let (entry, _count) = open(&scene, "n2");
+        let none = current_discovery(&scene);
+        scene
+            .components
+            .reloader
+            .found(&none, Vec::new(), scene.now);
+        scene.components.drains.close_now();
+        assert_eq!(entry.close_request().is_some(), is_closed, "{causes}");
+        assert_eq!(kept.close_request(), None);
+    }
+}
+
+#[test]
+fn a_plan_says_what_would_change_and_changes_nothing() {
+    let scene = Scene::new(&format!("{N1}, {N2}"));
+    let (entry, _count) = open(&scene, "n1");
+    let before = scene.components.proxy.pools();
+    let after = configured(
+        "{ id: n2, address: '127.0.0.1:2', weight: 3, backup: true }, { id: n3, address: '127.0.0.1:3' }",
+        "drain: { close_tunnels: [reload] }\nthreads: 7\n",
+    );
+    let plan = scene.components.reloader.plan(&after).unwrap();
+    let shown = serde_json::to_string_pretty(&plan).unwrap();
+    expect_test::expect![[r#"
+        {
+          "sections": [
+            "pools",
+            "drain",
+            "threads"
+          ],
+          "needs_restart": [
+            "threads"
+          ],
+          "backends": [
+            {
+              "pool": "p",
+              "backend": "n2",
+              "change": "changed",
+              "settings": [
+                "weight",
+                "backup"
+              ],
+              "tunnels": 0,
+              "closes_tunnels": false
+            },
+            {
+              "pool": "p",
+              "backend": "n3",
+              "change": "added",
+              "tunnels": 0,
+              "closes_tunnels": false
+            },
+            {
+              "pool": "p",
+              "backend": "n1",
+              "change": "removed",
+              "tunnels": 1,
+              "closes_tunnels": true
+            }
+          ],
+          "tunnels_closed": 1,
+          "warnings": []
+        }"#]]
+    .assert_eq(&shown);
+    assert!(Arc::ptr_eq(&before, &scene.components.proxy.pools()));
+    assert_eq!(entry.close_request(), None);
+    let applied = scene.components.reloader.apply(&after, scene.now).unwrap();
+    assert_eq!(applied, plan);
+}
+
+#[test]
+fn a_plan_keeps_discovered_backends_as_the_reload_does() {
+    let scene = Scene::new(N1);
+    let reloader = &scene.components.reloader;
+    reloader.apply(&discovering(""), scene.now).unwrap();
+    find(&scene, N2);
+    assert_eq!(reloader.plan(&discovering("")).unwrap().backends, []);
+    for gone in [
+        discovering(", allow: [10.0.0.0/8]"),
+        discovering_at("redis://127.0.0.1:2", ""),
+        config(N1),
+    ] {
+        let plan = reloader.plan(&gone).unwrap().backends;
+        assert_eq!(plan.len(), 1);
+        assert_eq!(
+            (&*plan[0].backend, plan[0].change),
+            ("n2", BackendChange::Removed)
+        );
+    }
 }

@@ -22,6 +22,9 @@ struct Handing {
     first: DuplexStream,
     second: DuplexStream,
     events: mpsc::Receiver<Event<u8>>,
+    registry: Arc<Tunnels>,
+    /// Of the first backend, and of the second.
+    groups: [Arc<TunnelGroup>; 2],
     _task: JoinSet<()>,
 }
 
@@ -31,13 +34,15 @@ fn open(early: &[u8]) -> Handing {
     let (first, first_inner) = duplex(1024);
     let (second, second_inner) = duplex(1024);
     let tunnels = Tunnels::new(LIMITS);
+    let group = TunnelGroup::new("p", "n1".parse().unwrap());
+    let other = TunnelGroup::new("p", "n2".parse().unwrap());
     let mut tunnel = Tunnel::new(TunnelParts {
         client: client_inner,
         backend: first_inner,
         client_early: Vec::new(),
         backend_early: early.to_vec(),
         protocol: Protocol::WebSocketWithHandoff,
-        entry: tunnels.register(),
+        entry: tunnels.register(TunnelInfo::of(&group), std::time::Instant::now()),
     });
     let mut successor = Some(Successor {
         socket: second_inner,
@@ -47,12 +52,16 @@ fn open(early: &[u8]) -> Handing {
     });
     let (told, events) = mpsc::channel(16);
     let mut task = JoinSet::new();
+    let registry = Arc::clone(&tunnels);
+    let moves_to = Arc::clone(&other);
     task.spawn(async move {
-        let _tunnels = tunnels;
         loop {
             let event = poll_fn(|cx| tunnel.poll_event(cx)).await;
-            if matches!(event, Event::Leaving) {
+            if matches!(event, Event::Leaving | Event::MoveRequested) {
                 tunnel.hand_off(Box::pin(ready(successor.take())));
+            }
+            if matches!(event, Event::Moved(_)) {
+                tunnel.set_group(&moves_to);
             }
             let is_last = matches!(event, Event::Ended(_));
             if told.send(event).await.is_err() || is_last {
@@ -65,6 +74,8 @@ fn open(early: &[u8]) -> Handing {
         first,
         second,
         events,
+        registry,
+        groups: [group, other],
         _task: task,
     }
 }
@@ -270,4 +281,30 @@ async fn a_client_that_leaves_before_the_order_ends_the_tunnel_as_ever() {
     assert_eq!(read_all(&mut scene.second).await, b"");
     scene.first.write_all(FROM_BACKEND).await.unwrap();
     assert_eq!(read(&mut scene.client, 7).await, FROM_BACKEND);
+}
+
+#[tokio::test]
+async fn a_drain_of_the_backend_moves_the_tunnel_and_closes_it_only_if_that_fails() {
+    let mut scene = open(b"");
+    let [first, second] = scene.groups.clone();
+    let now = std::time::Instant::now();
+    let close = |scene: &Handing, group: &TunnelGroup| {
+        let tunnels = scene.registry.begin_drain(group, now);
+        assert_eq!(tunnels.len(), 1);
+        tunnels[0].request_close(CloseRequest::BackendDrain);
+    };
+    close(&scene, &first);
+    assert!(matches!(scene.event().await, Event::MoveRequested));
+    assert_eq!(read(&mut scene.first, ORDER.len()).await, ORDER);
+    scene.first.write_all(DONE).await.unwrap();
+    assert!(matches!(scene.event().await, Event::Moved(PLACE)));
+    scene.second.write_all(FROM_BACKEND).await.unwrap();
+    assert_eq!(read(&mut scene.client, 7).await, FROM_BACKEND);
+    assert!(scene.registry.of(&first).is_empty(), "it has left");
+
+    // There is no third backend.
+    close(&scene, &second);
+    assert!(matches!(scene.event().await, Event::MoveRequested));
+    assert!(matches!(scene.event().await, Event::Stayed));
+    assert_eq!(read(&mut scene.client, 4).await, RESTART);
 }

@@ -424,3 +424,105 @@ proptest! {
         }
     }
 }
+
+/// An operator sets or lifts an override.
+fn set(bench: &mut Bench, operator: Option<Override>) -> Option<State> {
+    let change = bench.machine.set_override(operator, bench.now);
+    change.map(|change| change.to)
+}
+
+#[test]
+fn an_override_holds_over_probes_dials_and_announcements() {
+    for state in [Unknown, Up, Suspect, Down, Draining] {
+        for (operator, forced) in [
+            (Override::Drain, Draining),
+            (Override::Maintenance, Maintenance),
+        ] {
+            let mut bench = Bench::reaching(state, CONFIG);
+            let expected = (state != forced).then_some(forced);
+            assert_eq!(set(&mut bench, Some(operator)), expected);
+            assert_eq!(bench.machine.why(), BY_OPERATOR);
+            for event in [
+                Good,
+                Drains,
+                Bad,
+                Unreachable,
+                Silent,
+                DialRefused,
+                Stops,
+                Wait(100),
+            ] {
+                assert_eq!(bench.on(event), None, "{event:?} in {state:?}");
+            }
+            assert_eq!(bench.machine.state(), forced);
+        }
+    }
+}
+
+#[test]
+fn the_state_after_an_override_follows_from_the_last_probes() {
+    for (before, probes, after) in [
+        (Up, &[][..], Up),
+        (Down, &[], Down),
+        (Unknown, &[], Unknown),
+        (Down, &[Good], Up),
+        (Up, &[Drains], Draining),
+        (Up, &[Bad, Bad], Unknown),
+        (Up, &[Bad, Bad, Bad], Down),
+        (Up, &[Unreachable, Silent, Unreachable], Down),
+        (Up, &[Bad, Bad, Bad, Good], Up),
+    ] {
+        let mut bench = Bench::reaching(before, CONFIG);
+        set(&mut bench, Some(Override::Maintenance));
+        bench.all(probes);
+        assert_eq!(set(&mut bench, None), Some(after), "{before:?} {probes:?}");
+        assert_eq!(set(&mut bench, None), None);
+    }
+}
+
+#[test]
+fn one_override_takes_the_place_of_the_other_and_the_probes_are_remembered() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    set(&mut bench, Some(Override::Drain));
+    bench.all(&[Bad, Bad, Bad]);
+    assert_eq!(
+        set(&mut bench, Some(Override::Maintenance)),
+        Some(Maintenance)
+    );
+    assert_eq!(set(&mut bench, None), Some(Down));
+}
+
+#[test]
+fn a_drained_backend_is_lost_when_it_no_longer_responds() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    set(&mut bench, Some(Override::Drain));
+    bench.all(&[Bad, Bad, Bad, Bad]);
+    assert!(!bench.machine.is_lost(), "it responds");
+    bench.all(&[Good, Unreachable, Unreachable]);
+    assert!(!bench.machine.is_lost());
+    bench.all(&[Unreachable]);
+    assert!(bench.machine.is_lost());
+    bench.all(&[Good]);
+    assert!(!bench.machine.is_lost());
+    let mut down = Bench::reaching(Down, CONFIG);
+    down.all(&[Silent]);
+    set(&mut down, Some(Override::Drain));
+    assert!(down.machine.is_lost(), "it was down before");
+}
+
+#[test]
+fn a_reload_keeps_an_override_and_its_own_maintenance_is_stronger() {
+    let mut bench = Bench::reaching(Up, CONFIG);
+    set(&mut bench, Some(Override::Drain));
+    let mut configure = |maintenance| {
+        let change = bench.machine.configure(CONFIG, maintenance, bench.now);
+        (change.map(|change| change.to), bench.machine.is_probed())
+    };
+    assert_eq!(configure(false), (None, true));
+    assert_eq!(configure(true), (Some(Maintenance), false));
+    assert_eq!(configure(false), (Some(Draining), true));
+    bench.machine.remove(bench.now);
+    assert!(!bench.machine.is_probed());
+    assert_eq!(set(&mut bench, None), None, "it is removed");
+    assert_eq!(bench.machine.state(), Draining);
+}
