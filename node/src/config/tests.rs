@@ -464,7 +464,7 @@ fn a_key_that_is_of_no_use_is_refused_with_its_place() {
     refused(
         "auth: { keys: [{ algorithm: none, key: x }] }",
         &expect![
-            "node.yaml:1:18: auth.keys[0].algorithm: unknown variant `none`, expected one of `HS256`, `RS256`, `ES256`"
+            "node.yaml:1:18: auth.keys[0].algorithm: unknown variant `none`, expected one of `HS256`, `RS256`, `PS256`, `ES256`, `ES384`, `EdDSA`"
         ],
     );
     let missing = Config::parse("node.yaml", "auth: {key_set: /nonexistent/keys.json}");
