@@ -19,10 +19,14 @@ mod log_writer;
 mod open_files;
 mod positions;
 mod print;
+mod reader;
 mod secret;
 mod service_manager;
 mod signals;
+mod tree;
 mod units;
+mod words;
+mod yaml;
 
 pub use crate::address::AddressRange;
 pub use crate::blocking::{PEM_BYTES_MAX, file_metadata, folder_entries, read_file};
