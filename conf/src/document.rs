@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::blocking::read_file;
+use crate::environment::Environment;
 use crate::error::{ConfError, ConfErrors};
 use crate::positions::Positions;
 use crate::reader::{self, Mistake};
@@ -30,6 +31,21 @@ pub struct Document<T> {
 /// The file cannot be read, is larger than [`FILE_BYTES_MAX`], is not UTF-8, is not YAML, or does not
 /// fit `T`: with line, column and key as far as they are known.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors> {
+    load_with(Some(path), &Environment::default())
+}
+
+/// The same, with the settings that `environment` adds or replaces; without a file, with these alone.
+///
+/// # Errors
+///
+/// As [`load`], and for each variable that is no setting or has a wrong value, with its name.
+pub fn load_with<T: DeserializeOwned>(
+    path: Option<&Path>,
+    environment: &Environment,
+) -> Result<Document<T>, ConfErrors> {
+    let Some(path) = path else {
+        return parse_with("configuration without a file", "", environment);
+    };
     let name = path.display().to_string();
     let text = read(path).map_err(|message| ConfError {
         file: name.clone(),
@@ -37,7 +53,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors>
         key: String::new(),
         message,
     })?;
-    parse(&name, &text)
+    parse_with(&name, &text, environment)
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -59,7 +75,20 @@ fn read(path: &Path) -> Result<String, String> {
 ///
 /// `text` is not YAML or does not fit `T`.
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>, ConfErrors> {
-    let root = tree::parse(text, None).map_err(|mistakes| {
+    parse_with(name, text, &Environment::default())
+}
+
+/// The same, with the settings that `environment` adds or replaces.
+///
+/// # Errors
+///
+/// As [`parse`], and for each variable that is no setting or has a wrong value.
+pub fn parse_with<T: DeserializeOwned>(
+    name: &str,
+    text: &str,
+    environment: &Environment,
+) -> Result<Document<T>, ConfErrors> {
+    let mut root = tree::parse(text, None).map_err(|mistakes| {
         let errors = mistakes.into_iter().map(|mistake| {
             let error = ConfError {
                 file: name.to_owned(),
@@ -71,6 +100,10 @@ pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>,
         });
         ConfErrors(errors.collect())
     })?;
+    let errors = environment.apply(&mut root, name);
+    if !errors.is_empty() {
+        return Err(ConfErrors(errors));
+    }
     match reader::read(&root) {
         Ok(value) => Ok(Document {
             value,
@@ -78,26 +111,39 @@ pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>,
         }),
         Err(mistakes) => {
             let errors = mistakes.into_iter();
-            let errors = errors.map(|mistake| described(name, mistake));
+            let errors = errors.map(|mistake| described(name, mistake, environment));
             let mut errors: Vec<ConfError> = errors.collect();
-            // In reading order.
-            errors.sort_by_key(|error| error.position);
+            // In reading order; those of variables are first, by their names.
+            errors.sort_by(|a, b| (a.position, &a.file).cmp(&(b.position, &b.file)));
             Err(ConfErrors(errors))
         }
     }
 }
 
-fn described(name: &str, mistake: Mistake) -> ConfError {
+fn described(name: &str, mistake: Mistake, environment: &Environment) -> ConfError {
     let error = ConfError {
         file: name.to_owned(),
         position: None,
         key: String::new(),
         message: mistake.message,
     };
-    match mistake.at {
-        Some((key, place)) => ConfError { key, ..error }.at(&place),
-        None => error,
+    let Some((key, place)) = mistake.at else {
+        return error;
+    };
+    let nearest = place.variable.as_deref().and_then(|variable| {
+        let nearest = environment.nearest(variable, &key, mistake.known)?;
+        let setting = key.rsplit(['.']).next().unwrap_or(&key);
+        Some(format!(
+            "unknown setting \"{setting}\", did you mean {nearest}?"
+        ))
+    });
+    let message = nearest.unwrap_or(error.message);
+    ConfError {
+        key,
+        message,
+        ..error
     }
+    .at(&place)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@
 mod address;
 mod blocking;
 mod document;
+mod effective;
+mod environment;
 mod error;
 mod log_writer;
 mod open_files;
@@ -30,12 +32,14 @@ mod yaml;
 
 pub use crate::address::AddressRange;
 pub use crate::blocking::{PEM_BYTES_MAX, file_metadata, folder_entries, read_file};
-pub use crate::document::{Document, FILE_BYTES_MAX, load, parse};
+pub use crate::document::{Document, FILE_BYTES_MAX, load, load_with, parse, parse_with};
+pub use crate::effective::Effective;
+pub use crate::environment::Environment;
 pub use crate::error::{ConfError, ConfErrors};
 pub use crate::log_writer::{LogConfig, LogEvents, LogLine, LogTarget, LogWriter, capture};
 pub use crate::open_files::{TooFewOpenFiles, raise_open_files};
 pub use crate::positions::Positions;
-pub use crate::print::{print_error, print_output};
+pub use crate::print::{print_error, print_output, write_document};
 pub use crate::secret::Secret;
 pub use crate::service_manager::{ServiceManager, ServiceState};
 pub use crate::signals::ignore_signals;

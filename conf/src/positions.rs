@@ -4,6 +4,7 @@
 //! an unknown pool) come after that.
 
 use crate::error::ConfError;
+use crate::tree::Content;
 use crate::tree::Node;
 use crate::tree::Place;
 use crate::tree::empty_map;
@@ -51,6 +52,45 @@ impl Positions {
             None => error,
         }
     }
+
+    /// The single value of `key` as it is written; `None` if it is not given, or null.
+    #[must_use]
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.written(key)? {
+            Content::Scalar(scalar) if !scalar.is_null() => Some(&scalar.text),
+            _ => None,
+        }
+    }
+
+    /// Whether `key` is given, and not null.
+    #[must_use]
+    pub fn is_given(&self, key: &str) -> bool {
+        self.root.find(key).is_some_and(|node| !node.is_null())
+    }
+
+    /// The names in the mapping of `key`.
+    #[must_use]
+    pub fn names(&self, key: &str) -> Vec<&str> {
+        match self.written(key) {
+            Some(Content::Map(entries)) => entries.iter().map(|entry| &*entry.key).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Where the value of `key` itself is given; `None`: nowhere.
+    pub(crate) fn source(&self, key: &str) -> Option<String> {
+        self.root.find(key)?;
+        let place = self.root.place_of(key)?;
+        Some(match &place.variable {
+            Some(variable) => variable.to_string(),
+            None => format!("{}:{}", self.file, place.line),
+        })
+    }
+
+    /// The value of `key` as it is written.
+    pub(crate) fn written(&self, key: &str) -> Option<&Content> {
+        self.root.find(key).map(|node| &node.content)
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +125,8 @@ mod tests {
         let positions = scan("a:\n  b: 1\n");
         assert_eq!(find(&positions, "a.missing.deeper"), Some((1, 1)));
         assert_eq!(find(&positions, "missing"), None);
+        assert_eq!(positions.source("a.b").as_deref(), Some("f:2"));
+        assert_eq!(positions.source("a.missing"), None);
     }
 
     #[test]

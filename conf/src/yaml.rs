@@ -24,3 +24,51 @@ pub(crate) fn in_quotes(text: &str) -> String {
     quoted.push('"');
     quoted
 }
+
+/// `text` as YAML that is read as this text, without quotes where they are not needed.
+pub(crate) fn text(text: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+    let starts_plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
+    let lower = text.to_ascii_lowercase();
+    // Other parsers than ours know more booleans.
+    let is_reserved = matches!(
+        &*lower,
+        "null" | "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n"
+    );
+    if starts_plain && !is_reserved && text.chars().all(is_word) {
+        text.to_owned()
+    } else {
+        in_quotes(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_text_is_read_back_as_it_was() {
+        let control: String = (0..0x20)
+            .chain([0x7f, 0x85, 0xa0])
+            .filter_map(char::from_u32)
+            .collect();
+        for written in [
+            "",
+            "a",
+            "/a/b.c",
+            "null",
+            "Yes",
+            "1.2",
+            "0x1f",
+            "a: b",
+            "#",
+            "- a",
+            "\"\\'",
+            "ä 😀 \u{2028}\u{feff}",
+            &control,
+        ] {
+            let read: String = serde_yaml::from_str(&text(written)).unwrap();
+            assert_eq!(read, written, "{}", text(written));
+        }
+    }
+}

@@ -1,14 +1,17 @@
-//! The node's program: flags, and exit codes.
+//! The node's program: flags, commands, and exit codes.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use causeway_conf::ignore_signals;
 use causeway_conf::print_error;
 use causeway_conf::print_output;
+use causeway_conf::write_document;
 use causeway_node::Config;
 use causeway_node::RunError;
 use clap::Parser;
+use clap::Subcommand;
 use libc::SIGUSR1;
 
 /// Idle clients keep no memory that carried bytes before: jemalloc gives it back. When it was chosen, by
@@ -33,8 +36,14 @@ static ALLOCATOR_SETTINGS: &[u8; 23] = b"background_thread:true\0";
 const CANNOT_START: u8 = 2;
 
 /// A relay node: passes messages between SockJS and WebSocket clients, on this node and others
+///
+/// Settings also come from environment variables: CAUSEWAY_NODE__BROKER__URL is broker.url.
 #[derive(Parser)]
-#[command(name = "causeway-node", version)]
+#[command(
+    name = "causeway-node",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Flags {
     /// The configuration, a YAML file; without it: one node alone on 127.0.0.1:9000
     #[arg(long, value_name = "FILE")]
@@ -42,49 +51,81 @@ struct Flags {
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
+    /// Print the configuration that applies, with the source of each value, and exit
+    #[arg(long, conflicts_with = "check")]
+    print_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print a commented configuration that works as it is, with fresh keys
+    Genconfig {
+        /// Write it to this new file, which only its owner may read
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     // Whoever rotates logs sends it before anybody listens, too.
     ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
-    let config = match &flags.config {
-        None => Config::default_without_file(),
-        Some(path) => match Config::load(path) {
-            Ok(config) => config,
-            Err(errors) => {
-                print_error(&errors.to_string());
-                return ExitCode::from(CANNOT_START);
-            }
-        },
+    let ended = match flags.command {
+        None => serve(flags.config, flags.check, flags.print_config),
+        Some(Command::Genconfig { output }) => generate_config(output.as_deref()),
     };
-    if flags.check {
+    ended.unwrap_or_else(|error| {
+        print_error(&error);
+        ExitCode::from(CANNOT_START)
+    })
+}
+
+/// Runs the node, or checks or prints its configuration.
+fn serve(file: Option<PathBuf>, check: bool, print: bool) -> Result<ExitCode, String> {
+    let file = file.as_deref();
+    if print {
+        let text = Config::print(file).map_err(|errors| errors.to_string())?;
+        return write(&text, None);
+    }
+    let config = load(file)?;
+    if check {
         for warning in config.warnings() {
-            eprintln!("warning: {warning}");
+            print_error(&format!("warning: {warning}"));
         }
-        let name = flags
-            .config
-            .as_deref()
-            .map_or("built-in settings".into(), |path| {
-                path.display().to_string()
-            });
-        if let Err(error) = causeway_node::check(&config) {
-            print_error(&format!("{name}: {error}"));
-            return ExitCode::from(CANNOT_START);
-        }
+        let name = file.map_or("built-in settings".into(), |path| {
+            path.display().to_string()
+        });
+        causeway_node::check(&config).map_err(|error| format!("{name}: {error}"))?;
         print_output(&format!("{name}: valid"));
-        return ExitCode::SUCCESS;
+        return Ok(ExitCode::SUCCESS);
     }
     match causeway_node::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             print_error(&format!("causeway-node: {error}"));
-            match error {
+            Ok(match error {
                 RunError::Failed => ExitCode::FAILURE,
                 RunError::System(_) | RunError::OpenFiles(_) | RunError::Listen { .. } => {
                     ExitCode::from(CANNOT_START)
                 }
-            }
+            })
         }
     }
+}
+
+fn load(file: Option<&Path>) -> Result<Config, String> {
+    Config::load(file).map_err(|errors| errors.to_string())
+}
+
+fn generate_config(output: Option<&Path>) -> Result<ExitCode, String> {
+    let text = Config::generate().map_err(|error| format!("cannot make keys: {error}"))?;
+    write(&text, output)
+}
+
+fn write(text: &str, output: Option<&Path>) -> Result<ExitCode, String> {
+    let name = output.map_or("standard output".into(), |path| path.display().to_string());
+    write_document(text, output).map_err(|error| format!("cannot write to {name}: {error}"))?;
+    Ok(ExitCode::SUCCESS)
 }

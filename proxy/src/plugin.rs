@@ -257,7 +257,10 @@ impl BackgroundService for Hangups {
                 hangup = hangups.recv() => hangup,
             };
             match hangup {
-                Some(()) => self.reloader.reload(&self.file).await,
+                Some(()) => {
+                    let file = self.file.clone();
+                    self.reloader.reload(move || Config::load(&file)).await;
+                }
                 None => return,
             }
         }

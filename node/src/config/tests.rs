@@ -4,6 +4,7 @@ use expect_test::expect;
 use super::*;
 
 mod channels;
+mod effective;
 mod errors;
 
 /// The file that documents every setting.

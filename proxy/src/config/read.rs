@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfErrors, Document, Secret, Span};
+use causeway_conf::{ByteSize, ConfErrors, Document, Positions, Secret, Span};
 use http::HeaderValue;
 
 use super::check::Check;
@@ -28,7 +28,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors> {
+/// The configuration, and where each of its keys is.
+pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions), ConfErrors> {
     let file = document.value;
     let mut check = Check::new(document.positions);
     let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);

@@ -4,6 +4,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 
+mod effective;
 mod errors;
 
 const MINIMAL: &str =

@@ -6,11 +6,11 @@
 //! Settings that need a restart are named in a warning at each reload until then.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use causeway_conf::{ServiceManager, ServiceState};
+use causeway_conf::{ConfErrors, ServiceManager, ServiceState};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
@@ -50,8 +50,8 @@ pub(crate) struct Reloader {
 /// The process, where it is the edge's own program.
 #[derive(Clone)]
 pub(crate) struct Program {
-    /// The configuration file.
-    pub(crate) file: PathBuf,
+    /// The configuration file; `None` is settings of the environment alone.
+    pub(crate) file: Option<PathBuf>,
     /// What is told when a reload begins and ends.
     pub(crate) manager: Arc<ServiceManager>,
 }
@@ -265,7 +265,8 @@ impl Reloader {
                 () = self.reload_requested.notified() => {
                     if let Some(Program { file, manager }) = &program {
                         manager.notify(ServiceState::Reloading);
-                        self.reload(file).await;
+                        let file = file.clone();
+                        self.reload(move || Config::load_with_environment(file.as_deref())).await;
                         manager.notify(ServiceState::Ready);
                     }
                 }
@@ -274,16 +275,19 @@ impl Reloader {
         }
     }
 
-    /// Reads the file and applies it. An invalid one changes nothing.
+    /// Reads the configuration with `load` and applies it. An invalid one changes nothing.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future leaves it open whether the file is applied.
-    pub(crate) async fn reload(self: &Arc<Self>, file: &Path) {
-        let (reloader, file) = (Arc::clone(self), file.to_owned());
+    pub(crate) async fn reload(
+        self: &Arc<Self>,
+        load: impl FnOnce() -> Result<Config, ConfErrors> + Send + 'static,
+    ) {
+        let reloader = Arc::clone(self);
         // Not on a runtime thread: the file system may hang.
         let reloading = tokio::task::spawn_blocking(move || {
-            let config = Config::load(&file).map_err(|errors| errors.to_string())?;
+            let config = load().map_err(|errors| errors.to_string())?;
             let applied = reloader.apply(&config, Instant::now());
             applied.map_err(|error| error.to_string())
         });
