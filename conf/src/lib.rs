@@ -43,4 +43,4 @@ pub use crate::print::{print_error, print_output, write_document};
 pub use crate::secret::Secret;
 pub use crate::service_manager::{ServiceManager, ServiceState};
 pub use crate::signals::ignore_signals;
-pub use crate::units::{ByteSize, Span, Timestamp};
+pub use crate::units::{BadSpan, ByteSize, Span, Timestamp};

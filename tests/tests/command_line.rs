@@ -1,21 +1,25 @@
-//! The commands of both programs beside running, `genconfig` and `--print-config`, and settings from the environment.
+//! The commands of both programs beside running: `genconfig`, `--print-config`, `gentoken`, `checktoken`; and settings from the
+//! environment.
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::Output,
+    process::{Output, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use causeway_tests::harness::{
-    http,
+    clients, http,
     process::{Process, Signal, json_lines},
     programs,
     scratch::Scratch,
+    server_api,
+    subscriber::Subscriber,
     wait,
 };
-use tokio::process::Command;
+use serde_json::json;
+use tokio::{io::AsyncWriteExt as _, process::Command};
 
 const PROGRAMS: [&str; 2] = ["causeway-proxy", "causeway-node"];
 
@@ -89,6 +93,62 @@ async fn a_generated_configuration_passes_the_check_and_is_never_written_over() 
         assert_ne!(other, before, "{program} has the same keys again");
         assert_eq!(other.lines().count(), before.lines().count());
     }
+    Ok(())
+}
+
+/// The whole way of a newcomer, with the settings that a test has to change in the environment.
+#[tokio::test]
+async fn a_client_connects_to_a_generated_node_with_a_generated_token() -> Result<()> {
+    let scratch = Scratch::new("newcomer")?;
+    let file = scratch.path().join("node.yaml");
+    let file = path(&file)?;
+    printed("causeway-node", &["genconfig", "--output", file], &[]).await?;
+    let variables = [
+        ("CAUSEWAY_NODE__LISTEN", "127.0.0.1:0"),
+        ("CAUSEWAY_NODE__ADMIN", "none"),
+    ];
+    let command = command("causeway-node", &["--config", file], &variables)?;
+    let mut node = Process::spawn("node", command, scratch.path())?;
+    let address = node.listening("node").await?;
+
+    let made = |arguments: &'static [&'static str]| async move {
+        let all = [&["gentoken", "--config", file], arguments].concat();
+        let token = printed("causeway-node", &all, &[]).await?;
+        Ok::<_, anyhow::Error>(token.trim().to_owned())
+    };
+    let token = made(&["--user", "alice", "--info", "{\"name\": \"Alice\"}"]).await?;
+    let mut client = Subscriber::connect(address, &token).await?;
+    client
+        .ask("subscribe", json!({ "channel": "chat:lobby" }))
+        .await?;
+    client
+        .ask("publish", json!({ "channel": "chat:lobby", "data": {} }))
+        .await?;
+    let subscription = made(&["--user", "alice", "--channel", "private:42"]).await?;
+    client
+        .ask(
+            "subscribe",
+            json!({ "channel": "private:42", "token": subscription }),
+        )
+        .await?;
+    let config = fs::read_to_string(file)?;
+    let api = config.split_once("api:").context("there is an API")?.1;
+    let key = api.split('"').nth(1).context("it has a key")?;
+    let key = if key.len() == 64 {
+        key
+    } else {
+        api.split("keys: [ \"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next())
+            .context("it has a key")?
+    };
+    server_api::call(
+        address,
+        key,
+        "publish",
+        &json!({ "channel": "private:42", "data": {} }),
+    )
+    .await?;
     Ok(())
 }
 
@@ -299,5 +359,165 @@ async fn the_edge_runs_with_settings_of_the_environment_alone() -> Result<()> {
     })
     .await?;
     assert_eq!(http::get(address, "/").await?.status, 421);
+    Ok(())
+}
+
+/// The verdict on a token, by its exit code and its text; the token as argument and on standard input.
+async fn verdict(token: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let by_argument = [&["checktoken"], arguments, &[token]].concat();
+    let first = run("causeway-node", &by_argument, &[]).await?;
+    let mut command = command("causeway-node", &[&["checktoken"], arguments].concat(), &[])?;
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut input = child.stdin.take().context("it is piped")?;
+    input.write_all(format!("{token}\n").as_bytes()).await?;
+    drop(input);
+    let second = child.wait_with_output().await?;
+    ensure!(
+        first.status.code() == second.status.code(),
+        "{:?} and {:?}",
+        text(&first.stderr),
+        text(&second.stderr)
+    );
+    let said = text(&first.stdout);
+    // Times pass between the two.
+    ensure!(
+        said.lines().next() == text(&second.stdout).lines().next(),
+        "{said}"
+    );
+    ensure!(!said.contains("hunter2"), "{said}");
+    Ok((first.status.code(), said))
+}
+
+#[tokio::test]
+async fn a_token_is_judged_as_the_node_does() -> Result<()> {
+    let scratch = Scratch::new("checktoken")?;
+    let text = format!(
+        "auth: {{ keys: [{{ id: k, algorithm: HS256, key: {SECRET} }}], audience: [app] }}\n\
+         channels: {{ namespaces: [{{ name: chat }}] }}\n"
+    );
+    let file = scratch.write("node.yaml", &text)?;
+    let config = ["--config", path(&file)?];
+    let made = |arguments: &'static [&'static str]| async move {
+        let all = [&["gentoken"], &config[..], arguments].concat();
+        let token = printed("causeway-node", &all, &[]).await?;
+        Ok::<_, anyhow::Error>(token.trim().to_owned())
+    };
+    let token = made(&["--user", "alice"]).await?;
+    let (code, said) = verdict(&token, &config).await?;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.starts_with("valid: connects the user \"alice\"\nexpires: "),
+        "{said}"
+    );
+
+    let token = made(&["--user", "alice", "--channel", "chat:a", "--expires", "10m"]).await?;
+    let (code, said) = verdict(&token, &config).await?;
+    assert_eq!(code, Some(0), "{said}");
+    let other = [&config[..], &["--channel", "chat:b"]].concat();
+    let (code, said) = verdict(&token, &other).await?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("refused: ") && said.contains("`channel` \"chat:b\", found \"chat:a\""),
+        "{said}"
+    );
+
+    let token = made(&["--expires", "never", "--claims", "{\"aud\": \"other\"}"]).await?;
+    let (code, said) = verdict(&token, &config).await?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("`aud` with one of [\"app\"], found \"other\""),
+        "{said}"
+    );
+    let (signed, signature) = token.rsplit_once('.').context("a token has dots")?;
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    let changed = format!("{signed}.{first}{}", &signature[1..]);
+    let (code, said) = verdict(&changed, &config).await?;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("HS256 with the id \"k\""), "{said}");
+    let (code, _) = verdict("", &config).await?;
+    assert_eq!(code, Some(1));
+    Ok(())
+}
+
+/// What a JWT library makes is valid, and what `gentoken` makes is for that library.
+#[tokio::test]
+async fn tokens_and_keys_of_each_algorithm_are_those_of_a_jwt_library() -> Result<()> {
+    let scratch = Scratch::new("algorithms")?;
+    let folder = path(scratch.path())?.to_owned();
+    let mut command = clients::command("tokens.mjs", &json!({ "make": folder }))?;
+    let output = command.kill_on_drop(true).output().await?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    let mut checked = 0;
+    for algorithm in ["HS256", "RS256", "PS256", "ES256", "ES384", "EdDSA"] {
+        let [public, private, token] =
+            ["public", "private", "token"].map(|kind| format!("{folder}/{algorithm}.{kind}"));
+        let config = format!(
+            "auth: {{ keys: [{{ id: k, algorithm: {algorithm}, key: {{ file: {public} }} }}] }}\n"
+        );
+        let file = scratch.write("node.yaml", &config)?;
+        let config = ["--config", path(&file)?];
+        let theirs = fs::read_to_string(&token)?;
+        let (code, said) = verdict(theirs.trim(), &config).await?;
+        assert_eq!(code, Some(0), "{algorithm}: {said}");
+        // A key is used with its own algorithm alone.
+        let other = if algorithm == "RS256" {
+            "PS256"
+        } else {
+            "RS256"
+        };
+        let theirs = fs::read_to_string(format!("{folder}/{other}.token"))?;
+        let (code, said) = verdict(theirs.trim(), &config).await?;
+        assert_eq!(code, Some(1), "{algorithm}: {said}");
+
+        let all = [
+            &["gentoken"],
+            &config[..],
+            &[
+                "--user",
+                "bob",
+                "--key",
+                &private,
+                "--algorithm",
+                algorithm,
+                "--key-id",
+                "k",
+            ],
+        ]
+        .concat();
+        let ours = printed("causeway-node", &all, &[]).await?;
+        let (code, said) = verdict(ours.trim(), &config).await?;
+        assert_eq!(code, Some(0), "{algorithm}: {said}");
+        let orders = json!({ "verify": ours.trim(), "algorithm": algorithm, "key": public });
+        let mut command = clients::command("tokens.mjs", &orders)?;
+        let output = command.kill_on_drop(true).output().await?;
+        ensure!(
+            output.status.success(),
+            "{algorithm}: {}",
+            text(&output.stderr)
+        );
+        assert_eq!(text(&output.stdout).trim(), "bob");
+        checked += 1;
+    }
+    assert_eq!(checked, 6);
+
+    // A public key signs nothing, and says what does.
+    let config = format!(
+        "auth: {{ keys: [{{ algorithm: ES256, key: {{ file: {folder}/ES256.public }} }}] }}\n"
+    );
+    let file = scratch.write("node.yaml", &config)?;
+    let said = refused(
+        "causeway-node",
+        &["gentoken", "--config", path(&file)?],
+        &[],
+    )
+    .await?;
+    assert!(
+        said.contains("the public one: give the private key with --key FILE"),
+        "{said}"
+    );
     Ok(())
 }
