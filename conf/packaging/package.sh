@@ -64,6 +64,12 @@ libraries() {
 	echo "libc6, libgcc-s1"
 }
 
+# Who builds the packages answers for them: the variables are those of Debian's own tools.
+if [ -z "${DEBEMAIL:-}" ]; then
+	echo "DEBEMAIL is not set: the Debian packages name a maintainer that cannot be reached" >&2
+fi
+maintainer="${DEBFULLNAME:-The Causeway developers} <${DEBEMAIL:-unset@causeway.invalid}>"
+
 # $1 is the package, $2 its configuration, $3 its description in one line; further ones are its units.
 package() {
 	name=$1 conf=$2 description=$3
@@ -86,7 +92,7 @@ package() {
 		Package: $name
 		Version: $version
 		Architecture: $(dpkg --print-architecture)
-		Maintainer: The Causeway developers <causeway@localhost>
+		Maintainer: $maintainer
 		Installed-Size: $(du -sk --exclude DEBIAN "$root" | cut -f 1)
 		Depends: $(libraries "$root/usr/bin/$name"), systemd | adduser
 		Recommends: ca-certificates

@@ -6,8 +6,11 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::blocking::read_file;
+use crate::environment::Environment;
 use crate::error::{ConfError, ConfErrors};
 use crate::positions::Positions;
+use crate::reader::{self, Mistake};
+use crate::tree;
 
 /// The largest configuration file that is read, 4 MiB: some 40,000 backends.
 pub const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -28,6 +31,21 @@ pub struct Document<T> {
 /// The file cannot be read, is larger than [`FILE_BYTES_MAX`], is not UTF-8, is not YAML, or does not
 /// fit `T`: with line, column and key as far as they are known.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors> {
+    load_with(Some(path), &Environment::default())
+}
+
+/// The same, with the settings that `environment` adds or replaces; without a file, with these alone.
+///
+/// # Errors
+///
+/// As [`load`], and for each variable that is no setting or has a wrong value, with its name.
+pub fn load_with<T: DeserializeOwned>(
+    path: Option<&Path>,
+    environment: &Environment,
+) -> Result<Document<T>, ConfErrors> {
+    let Some(path) = path else {
+        return parse_with("configuration without a file", "", environment);
+    };
     let name = path.display().to_string();
     let text = read(path).map_err(|message| ConfError {
         file: name.clone(),
@@ -35,7 +53,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors>
         key: String::new(),
         message,
     })?;
-    parse(&name, &text)
+    parse_with(&name, &text, environment)
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -57,115 +75,75 @@ fn read(path: &Path) -> Result<String, String> {
 ///
 /// `text` is not YAML or does not fit `T`.
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>, ConfErrors> {
-    let positions = Positions::scan(name, text);
-    if !positions.repeated().is_empty() {
-        return Err(ConfErrors(positions.repeated().to_vec()));
-    }
-    let blank = text
-        .lines()
-        .map(str::trim_start)
-        .all(|line| line.is_empty() || line.starts_with('#') || line == "---");
-    let text = if blank { "{}" } else { text };
-    let mut path = String::new();
-    let value =
-        serde_yaml::with_deserializer_from_str_with_options(text, options(), |deserializer| {
-            serde_path_to_error::deserialize(deserializer).map_err(|error| {
-                path = error.path().to_string();
-                error.into_inner()
-            })
-        })
-        .map_err(|error| describe(name, &positions, path, &error))?;
-    Ok(Document { value, positions })
+    parse_with(name, text, &Environment::default())
 }
 
-/// Room for whatever fits in a file of [`FILE_BYTES_MAX`], and booleans as YAML 1.2 has them: `yes` is a string.
-fn options() -> serde_yaml::Options {
-    let nodes_max = FILE_BYTES_MAX as usize;
-    serde_yaml::options! {
-        budget: serde_yaml::budget! {
-            max_nodes: nodes_max,
-            max_events: 2 * nodes_max,
-        },
-        strict_booleans: true,
-        with_snippet: false,
-    }
-}
-
-/// What was wrong at `key`, or, if the text is no YAML, at the place that the parser names.
-fn describe(
+/// The same, with the settings that `environment` adds or replaces.
+///
+/// # Errors
+///
+/// As [`parse`], and for each variable that is no setting or has a wrong value.
+pub fn parse_with<T: DeserializeOwned>(
     name: &str,
-    positions: &Positions,
-    key: String,
-    error: &serde_yaml::Error,
-) -> ConfError {
-    let key = if key == "." { String::new() } else { key };
-    let location = error.location();
-    let place = location.map(|location| (location.line() as usize, location.column() as usize));
-    let message = message(error);
-    let (key, position) = if positions.is_whole() {
-        let position = positions.find(&key).or(place);
-        (key, position)
-    } else {
-        (String::new(), place) // Not YAML: the key is only the last one before the mistake.
-    };
-    ConfError {
+    text: &str,
+    environment: &Environment,
+) -> Result<Document<T>, ConfErrors> {
+    let mut root = tree::parse(text, None).map_err(|mistakes| {
+        let errors = mistakes.into_iter().map(|mistake| {
+            let error = ConfError {
+                file: name.to_owned(),
+                position: None,
+                key: mistake.key,
+                message: mistake.message,
+            };
+            error.at(&mistake.place)
+        });
+        ConfErrors(errors.collect())
+    })?;
+    let errors = environment.apply(&mut root, name);
+    if !errors.is_empty() {
+        return Err(ConfErrors(errors));
+    }
+    match reader::read(&root) {
+        Ok(value) => Ok(Document {
+            value,
+            positions: Positions::new(name, root),
+        }),
+        Err(mistakes) => {
+            let errors = mistakes.into_iter();
+            let errors = errors.map(|mistake| described(name, mistake, environment));
+            let mut errors: Vec<ConfError> = errors.collect();
+            // In reading order; those of variables are first, by their names.
+            errors.sort_by(|a, b| (a.position, &a.file).cmp(&(b.position, &b.file)));
+            Err(ConfErrors(errors))
+        }
+    }
+}
+
+fn described(name: &str, mistake: Mistake, environment: &Environment) -> ConfError {
+    let error = ConfError {
         file: name.to_owned(),
-        position,
+        position: None,
+        key: String::new(),
+        message: mistake.message,
+    };
+    let Some((key, place)) = mistake.at else {
+        return error;
+    };
+    let nearest = place.variable.as_deref().and_then(|variable| {
+        let nearest = environment.nearest(variable, &key, mistake.known)?;
+        let setting = key.rsplit(['.']).next().unwrap_or(&key);
+        Some(format!(
+            "unknown setting \"{setting}\", did you mean {nearest}?"
+        ))
+    });
+    let message = nearest.unwrap_or(error.message);
+    ConfError {
         key,
         message,
+        ..error
     }
-}
-
-/// What is wrong and what would be right, without the place, which [`ConfError`] has anyway.
-fn message(error: &serde_yaml::Error) -> String {
-    use serde_yaml::Error;
-
-    match error {
-        Error::InvalidScalar { ty, .. } => format!("invalid value, expected {}", in_words(ty)),
-        Error::Unexpected { expected, .. } => format!("expected {}", in_words(expected)),
-        Error::SerdeUnknownField {
-            field, expected, ..
-        } => format!("unknown field `{field}`, expected {}", one_of(expected)),
-        Error::SerdeUnknownVariant {
-            variant, expected, ..
-        } => format!("unknown variant `{variant}`, expected {}", one_of(expected)),
-        _ => {
-            let message = error.to_string();
-            let Some(place) = error.location() else {
-                return message;
-            };
-            let suffix = format!(" at line {}, column {}", place.line(), place.column());
-            message.replace(&suffix, "")
-        }
-    }
-}
-
-/// All names that would be right.
-fn one_of(names: &[&str]) -> String {
-    match names {
-        [] => "nothing".to_owned(),
-        [one] => format!("`{one}`"),
-        [one, other] => format!("`{one}` or `{other}`"),
-        _ => format!("one of `{}`", names.join("`, `")),
-    }
-}
-
-/// What the parser calls `ty`, for people who do not know Rust.
-fn in_words(ty: &str) -> String {
-    match (
-        ty.get(..1),
-        ty.get(1..).and_then(|bits| bits.parse::<u32>().ok()),
-    ) {
-        (Some("u"), Some(bits)) if bits < 64 => {
-            format!("a whole number from 0 to {}", (1_u64 << bits) - 1)
-        }
-        (Some("u"), _) => "a whole number, 0 or more".to_owned(),
-        (Some("i"), _) => "a whole number".to_owned(),
-        _ if ty == "boolean" => "true or false".to_owned(),
-        _ if ty == "sequence start" => "a list".to_owned(),
-        _ if ty == "mapping start" => "a mapping of keys to values".to_owned(),
-        _ => ty.to_owned(),
-    }
+    .at(&place)
 }
 
 #[cfg(test)]

@@ -2,19 +2,39 @@
 
 use std::fmt;
 
-/// One mistake in a configuration file.
+use crate::tree::Place;
+
+/// One mistake in a configuration.
 ///
-/// `Display` is one line: `FILE:LINE:COLUMN: KEY: MESSAGE`, without the parts that are not known.
+/// `Display` is one line: `FILE:LINE:COLUMN: KEY: MESSAGE`, without the parts that are not known, or `environment variable NAME:
+/// KEY: MESSAGE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfError {
-    /// The file as the user named it.
+    /// The file as the user named it, or `environment variable NAME`.
     pub file: String,
-    /// Line and column, both counted from 1; `None` where the file itself is the matter.
+    /// Line and column, both counted from 1; `None` where the file itself is the matter, and for a variable.
     pub position: Option<(usize, usize)>,
     /// Path of the key, such as `pools[0].backends[1].id`; empty for the whole document.
     pub key: String,
     /// What was wrong and what would be right.
     pub message: String,
+}
+
+impl ConfError {
+    /// The same, at `place`.
+    pub(crate) fn at(self, place: &Place) -> Self {
+        match &place.variable {
+            Some(variable) => Self {
+                file: format!("environment variable {variable}"),
+                position: None,
+                ..self
+            },
+            None => Self {
+                position: Some((place.line, place.column)),
+                ..self
+            },
+        }
+    }
 }
 
 impl fmt::Display for ConfError {
@@ -32,7 +52,7 @@ impl fmt::Display for ConfError {
 
 impl std::error::Error for ConfError {}
 
-/// All mistakes that were found in one configuration file, never empty, one line each.
+/// All mistakes that were found in one configuration, never empty, one line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfErrors(pub Vec<ConfError>);
 

@@ -1,178 +1,145 @@
-//! Where each key of a YAML document stands.
+//! Where each key of a configuration is.
 //!
 //! Positions are gone once a text has been deserialized, but checks across keys (duplicate ids, a route to
-//! an unknown pool) come after that. So the text is walked once more, as events of the same parser, and the
-//! place of every key and list item is written down under its path.
-
-use std::collections::HashMap;
-
-use granit_parser::{Event, Parser};
+//! an unknown pool) come after that.
 
 use crate::error::ConfError;
+use crate::tree::Content;
+use crate::tree::Node;
+use crate::tree::Place;
+use crate::tree::empty_map;
 
-/// The place of every key of one document, by path (`pools[0].backends[1].id`).
-#[derive(Debug, Clone, Default)]
+/// The place of every key of one configuration, by path (`pools[0].backends[1].id`).
+#[derive(Debug, Clone)]
 pub struct Positions {
     file: String,
-    places: HashMap<String, (usize, usize)>,
-    repeated: Vec<ConfError>,
-    whole: bool,
+    root: Node,
 }
 
-/// A mapping or sequence that the walk is inside of.
-enum Level {
-    /// `key` is the path of the entry whose value comes next, or `None` when a key comes next.
-    Map {
-        path: String,
-        key: Option<String>,
-    },
-    Seq {
-        path: String,
-        index: usize,
-    },
+/// The same as for an empty file without a name.
+impl Default for Positions {
+    fn default() -> Self {
+        let start = Place {
+            variable: None,
+            line: 1,
+            column: 1,
+        };
+        Self::new("", empty_map(start))
+    }
 }
 
 impl Positions {
-    /// Walks `text`. A text that is not YAML yields what was found before the mistake: serde_yaml reports it.
-    pub(crate) fn scan(file: &str, text: &str) -> Self {
-        let mut positions = Self {
+    pub(crate) fn new(file: &str, root: Node) -> Self {
+        Self {
             file: file.to_owned(),
-            ..Self::default()
-        };
-        let mut levels: Vec<Level> = Vec::new();
-        for event in Parser::new_from_str(text) {
-            let Ok((event, span)) = event else {
-                return positions;
-            };
-            let place = (span.start.line(), span.start.col() + 1);
-            match event {
-                Event::MappingStart(..) => {
-                    let path = positions.enter(&mut levels, place, None);
-                    levels.push(Level::Map { path, key: None });
-                }
-                Event::SequenceStart(..) => {
-                    let path = positions.enter(&mut levels, place, None);
-                    levels.push(Level::Seq { path, index: 0 });
-                }
-                Event::Scalar(value, ..) => {
-                    positions.enter(&mut levels, place, Some(&value));
-                }
-                Event::Alias(..) => {
-                    positions.enter(&mut levels, place, None);
-                }
-                Event::MappingEnd | Event::SequenceEnd => {
-                    levels.pop();
-                }
-                _ => {}
-            }
-        }
-        positions.whole = true;
-        positions
-    }
-
-    /// Whether the walk came to the end: if not, the text is not YAML.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.whole
-    }
-
-    /// One error for each key that a mapping holds a second time, where it does so.
-    pub(crate) fn repeated(&self) -> &[ConfError] {
-        &self.repeated
-    }
-
-    /// Takes note of a node and returns its path; `scalar` is its text if it may be a key.
-    fn enter(
-        &mut self,
-        levels: &mut [Level],
-        place: (usize, usize),
-        scalar: Option<&str>,
-    ) -> String {
-        let path = match levels.last_mut() {
-            None => return String::new(),
-            Some(Level::Seq { path, index }) => {
-                let item = format!("{path}[{index}]");
-                *index += 1;
-                item
-            }
-            Some(Level::Map { path, key }) => match key.take() {
-                Some(value_path) => return value_path,
-                None => {
-                    let name = scalar.unwrap_or("?");
-                    let entry = if path.is_empty() {
-                        name.to_owned()
-                    } else {
-                        format!("{path}.{name}")
-                    };
-                    *key = Some(entry.clone());
-                    entry
-                }
-            },
-        };
-        let first = *self.places.entry(path.clone()).or_insert(place);
-        if first != place {
-            self.repeated.push(ConfError {
-                file: self.file.clone(),
-                position: Some(place),
-                key: path.clone(),
-                message: format!("the key stands on line {} already", first.0),
-            });
-        }
-        path
-    }
-
-    /// Line and column of `key`, or of the nearest key above it that the file has.
-    pub(crate) fn find(&self, key: &str) -> Option<(usize, usize)> {
-        let mut key = key;
-        loop {
-            if let Some(&place) = self.places.get(key) {
-                return Some(place);
-            }
-            key = &key[..key.rfind(['.', '['])?];
+            root,
         }
     }
 
     /// An error about `key`, such as `pools[0].backends[1].id`.
     ///
-    /// A key that the file leaves out is reported where the nearest key above it stands.
+    /// A key that is left out is reported where the nearest key above it stands.
     #[must_use]
     pub fn error(&self, key: &str, message: impl Into<String>) -> ConfError {
-        ConfError {
+        let error = ConfError {
             file: self.file.clone(),
-            position: self.find(key),
+            position: None,
             key: key.to_owned(),
             message: message.into(),
+        };
+        match self.root.place_of(key) {
+            Some(place) => error.at(place),
+            None => error,
         }
+    }
+
+    /// The single value of `key` as it is written; `None` if it is not given, or null.
+    #[must_use]
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.written(key)? {
+            Content::Scalar(scalar) if !scalar.is_null() => Some(&scalar.text),
+            _ => None,
+        }
+    }
+
+    /// Whether `key` is given, and not null.
+    #[must_use]
+    pub fn is_given(&self, key: &str) -> bool {
+        self.root.find(key).is_some_and(|node| !node.is_null())
+    }
+
+    /// The names in the mapping of `key`.
+    #[must_use]
+    pub fn names(&self, key: &str) -> Vec<&str> {
+        match self.written(key) {
+            Some(Content::Map(entries)) => entries.iter().map(|entry| &*entry.key).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Where the value of `key` itself is given; `None`: nowhere.
+    pub(crate) fn source(&self, key: &str) -> Option<String> {
+        self.root.find(key)?;
+        let place = self.root.place_of(key)?;
+        Some(match &place.variable {
+            Some(variable) => variable.to_string(),
+            None => format!("{}:{}", self.file, place.line),
+        })
+    }
+
+    /// The value of `key` as it is written.
+    pub(crate) fn written(&self, key: &str) -> Option<&Content> {
+        self.root.find(key).map(|node| &node.content)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree;
+
+    fn find(positions: &Positions, key: &str) -> Option<(usize, usize)> {
+        positions.error(key, "").position
+    }
+
+    fn scan(text: &str) -> Positions {
+        Positions::new("f", tree::parse(text, None).unwrap())
+    }
 
     #[test]
     fn every_key_and_item_has_its_line_and_column() {
         let text =
             "a: 1\nlist:\n  - id: x\n    n: 2\n  - { id: y, n: 3 }\nmap:\n  k:\n    - 1\n    - 2\n";
-        let positions = Positions::scan("f", text);
-        assert_eq!(positions.find("a"), Some((1, 1)));
-        assert_eq!(positions.find("list"), Some((2, 1)));
-        assert_eq!(positions.find("list[0]"), Some((3, 5)));
-        assert_eq!(positions.find("list[0].n"), Some((4, 5)));
-        assert_eq!(positions.find("list[1].id"), Some((5, 7)));
-        assert_eq!(positions.find("list[1].n"), Some((5, 14)));
-        assert_eq!(positions.find("map.k[1]"), Some((9, 7)));
+        let positions = scan(text);
+        assert_eq!(find(&positions, "a"), Some((1, 1)));
+        assert_eq!(find(&positions, "list"), Some((2, 1)));
+        assert_eq!(find(&positions, "list[0]"), Some((3, 5)));
+        assert_eq!(find(&positions, "list[0].n"), Some((4, 5)));
+        assert_eq!(find(&positions, "list[1].id"), Some((5, 7)));
+        assert_eq!(find(&positions, "list[1].n"), Some((5, 14)));
+        assert_eq!(find(&positions, "map.k[1]"), Some((9, 7)));
     }
 
     #[test]
     fn a_key_that_is_left_out_is_reported_at_the_key_above_it() {
-        let positions = Positions::scan("f", "a:\n  b: 1\n");
-        assert_eq!(positions.find("a.missing.deeper"), Some((1, 1)));
-        assert_eq!(positions.find("missing"), None);
+        let positions = scan("a:\n  b: 1\n");
+        assert_eq!(find(&positions, "a.missing.deeper"), Some((1, 1)));
+        assert_eq!(find(&positions, "missing"), None);
+        assert_eq!(positions.source("a.b").as_deref(), Some("f:2"));
+        assert_eq!(positions.source("a.missing"), None);
     }
 
     #[test]
-    fn a_value_that_is_an_alias_does_not_shift_what_follows() {
-        let positions = Positions::scan("f", "a: &x {b: 1}\nc: *x\nd: 2\n");
-        assert_eq!(positions.find("d"), Some((3, 1)));
+    fn a_name_with_dots_is_one_key() {
+        let positions = scan("h:\n  a: 1\n  a.b: 2\n");
+        assert_eq!(find(&positions, "h.a.b"), Some((3, 3)));
+    }
+
+    #[test]
+    fn what_an_alias_stands_for_is_where_it_is_written() {
+        let positions = scan("a: &x {b: 1}\nc: *x\nd: 2\n");
+        assert_eq!(find(&positions, "c"), Some((2, 1)));
+        assert_eq!(find(&positions, "c.b"), Some((1, 8)));
+        assert_eq!(find(&positions, "d"), Some((3, 1)));
     }
 }

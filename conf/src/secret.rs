@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use crate::blocking::read_file;
+use crate::reader::SECRET;
 
 /// The largest secret that is read from a file, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -107,6 +108,13 @@ impl<'de> Deserialize<'de> for Secret {
                 f.write_str("a secret: {env: NAME}, {file: PATH} or a text")
             }
 
+            fn visit_newtype_struct<D: Deserializer<'de>>(
+                self,
+                deserializer: D,
+            ) -> Result<Secret, D::Error> {
+                deserializer.deserialize_any(self)
+            }
+
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
                 Ok(Secret::new(text.to_owned()))
             }
@@ -129,7 +137,7 @@ impl<'de> Deserialize<'de> for Secret {
                 read(&place).map_err(de::Error::custom)
             }
         }
-        deserializer.deserialize_any(SecretVisitor)
+        deserializer.deserialize_newtype_struct(SECRET, SecretVisitor)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Durations and sizes, always written with their unit, and moments.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -25,14 +26,28 @@ impl<'de> Deserialize<'de> for Span {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
-                humantime::parse_duration(text)
-                    .map(Span)
-                    .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+                text.parse()
+                    .map_err(|BadSpan| E::invalid_value(Unexpected::Str(text), &self))
             }
         }
         deserializer.deserialize_any(SpanVisitor)
     }
 }
+
+impl FromStr for Span {
+    type Err = BadSpan;
+
+    fn from_str(text: &str) -> Result<Self, BadSpan> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|_| BadSpan)
+    }
+}
+
+/// The text is no duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a duration with its unit, such as \"250ms\", \"10s\", \"5m\" or \"1h\"")]
+pub struct BadSpan;
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

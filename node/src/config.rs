@@ -15,13 +15,16 @@ use std::time::Duration;
 use causeway_conf::AddressRange;
 use causeway_conf::ConfError;
 use causeway_conf::ConfErrors;
+use causeway_conf::Environment;
 use causeway_conf::Positions;
 use causeway_conf::Secret;
 
 mod auth;
 mod channels;
 mod check;
+mod effective;
 mod endpoint;
+mod generate;
 mod hooks;
 mod lifecycle;
 mod live;
@@ -300,19 +303,47 @@ pub(crate) enum LogFormat {
     Text,
 }
 
+/// What the names of environment variables with settings begin with.
+const VARIABLES: &str = "CAUSEWAY_NODE";
+
+/// The first lines of the effective configuration.
+const PRINTED: &str = "The effective configuration of causeway-node. Behind each value is its source: file and line, environment variable or default.
+Secrets that are given as text are shown as \"***\".";
+
+/// The settings in the environment of this process, as they are now.
+fn environment() -> Environment {
+    Environment::of_process(VARIABLES)
+}
+
 impl Config {
-    /// Reads `path`.
+    /// Reads `path`, if there is one, and the settings in the environment of this process.
     ///
     /// # Errors
     ///
-    /// Every mistake that was found, with file, line, column, key and what would be right.
-    pub fn load(path: &Path) -> Result<Self, ConfErrors> {
-        let document = causeway_conf::load::<raw::Config>(path)?;
+    /// Every mistake that was found, with file, line, column (or the environment variable), key and what would be right.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfErrors> {
+        Ok(Self::read(path, &environment())?.0)
+    }
+
+    /// The effective configuration as YAML: of `path`, of the environment and of defaults, with the source of each value. Secrets
+    /// are masked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn print(path: Option<&Path>) -> Result<String, ConfErrors> {
+        let (config, positions) = Self::read(path, &environment())?;
+        Ok(config.effective(&positions).to_yaml(PRINTED, &positions))
+    }
+
+    fn read(
+        path: Option<&Path>,
+        environment: &Environment,
+    ) -> Result<(Self, Positions), ConfErrors> {
+        let document = causeway_conf::load_with::<raw::Config>(path, environment)?;
         let config = check::check(document.value, &document.positions)?;
-        Ok(Self {
-            file: Some(path.to_owned()),
-            ..config
-        })
+        let file = path.map(Path::to_owned);
+        Ok((Self { file, ..config }, document.positions))
     }
 
     /// Reads `text` as if it came from a file `name`.
@@ -324,8 +355,8 @@ impl Config {
 
     /// What applies when no file is given: the memory broker, `127.0.0.1:9000`, `/sockjs`, `/ws` and
     /// `/echo`.
-    #[must_use]
-    pub fn default_without_file() -> Self {
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn default_without_file() -> Self {
         check::check(raw::Config::default(), &Positions::default())
             .expect("a test proves that the defaults pass their own checks")
     }

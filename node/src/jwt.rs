@@ -1,4 +1,5 @@
-//! JSON Web Tokens in compact serialization (RFC 7515, RFC 7519): verifies the signature and returns the payload.
+//! JSON Web Tokens in compact serialization (RFC 7515, RFC 7519): verifies the signature and returns the payload; signs, for the
+//! commands that make tokens.
 //!
 //! Does not interpret claims or time, and reads no files except key sets. The cryptography is `ring`'s.
 //!
@@ -14,9 +15,12 @@ use serde::de::IgnoredAny;
 
 mod jwks;
 mod key;
+mod sign;
 
 pub(crate) use key::Algorithm;
 pub(crate) use key::Key;
+pub(crate) use sign::BadSigningKey;
+pub(crate) use sign::SigningKey;
 
 use key::BadKey;
 
@@ -40,7 +44,7 @@ pub(crate) enum BadToken {
     #[error("the header has `crit`, and no extensions are supported")]
     Critical,
     /// `none`, or one that is not supported.
-    #[error("expected the algorithm HS256, RS256 or ES256, found {0}")]
+    #[error("expected the algorithm HS256, RS256, PS256, ES256, ES384 or EdDSA, found {0}")]
     Algorithm(String),
     /// No key matches the header.
     #[error("there is no {0} key{1}")]

@@ -10,6 +10,8 @@
 //! socket ◀─ transport ◀─ hub::outbox ◀─ hub ◀─ stream ◀─ broker events
 //! ```
 //!
+//! The commands `gentoken` and `checktoken` are in `tokens`, above `auth`.
+//!
 //! Imports point down: `node` · `server` · `transport` · `handoff` · `client` · `stream` · `lifecycle` · `cluster`, `hub` · `broker`, `hooks` ·
 //! `auth`, `logging`, `redis` · `config`, `metrics` · `jwt`, `protocol`. `make structure` prints them as they are.
 //!
@@ -35,6 +37,7 @@ mod protocol;
 mod redis;
 mod server;
 mod stream;
+mod tokens;
 mod transport;
 
 // Above all that it calls.
@@ -48,3 +51,9 @@ pub use crate::config::Config;
 pub use crate::node::RunError;
 pub use crate::node::check;
 pub use crate::node::run;
+pub use crate::tokens::TokenCheck;
+pub use crate::tokens::TokenError;
+pub use crate::tokens::TokenRequest;
+pub use crate::tokens::Verdict;
+pub use crate::tokens::check_token;
+pub use crate::tokens::generate_token;

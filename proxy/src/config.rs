@@ -5,6 +5,8 @@
 
 pub(crate) mod backend;
 mod check;
+mod effective;
+mod generate;
 mod raw;
 mod read;
 mod routes;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
-use causeway_conf::{AddressRange, ConfErrors, Secret};
+use causeway_conf::{AddressRange, ConfErrors, Environment, Positions, Secret};
 use http::{HeaderValue, Method, StatusCode};
 use rustls::pki_types::ServerName;
 use serde::de::Error as _;
@@ -58,6 +60,13 @@ pub struct Config {
     pub(crate) threads: Option<usize>,
 }
 
+/// What the names of environment variables with settings begin with.
+const VARIABLES: &str = "CAUSEWAY_PROXY";
+
+/// The first lines of the effective configuration.
+const PRINTED: &str = "The effective configuration of causeway-proxy. Behind each value is its source: file and line, environment variable or default.
+Secrets that are given as text are shown as \"***\".";
+
 impl Config {
     /// Reads the file at `path`.
     ///
@@ -65,7 +74,38 @@ impl Config {
     ///
     /// All errors of the file, each with its position, key and the expected value.
     pub fn load(path: &Path) -> Result<Self, ConfErrors> {
-        read::config(causeway_conf::load(path)?)
+        Ok(read::config(causeway_conf::load(path)?)?.0)
+    }
+
+    /// Reads the file at `path`, if there is one, and the settings in the environment of this process, as the program does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`]; for settings of the environment with the name of the variable.
+    pub fn load_with_environment(path: Option<&Path>) -> Result<Self, ConfErrors> {
+        Ok(Self::read(path)?.0)
+    }
+
+    /// The effective configuration as YAML: of the file, of the environment and of defaults, with the source of each value.
+    /// Secrets are masked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load_with_environment`].
+    pub fn print(path: Option<&Path>) -> Result<String, ConfErrors> {
+        let (config, positions) = Self::read(path)?;
+        Ok(config.effective(&positions).to_yaml(PRINTED, &positions))
+    }
+
+    /// Whether the environment of this process has settings.
+    #[must_use]
+    pub fn is_in_environment() -> bool {
+        !Environment::of_process(VARIABLES).is_empty()
+    }
+
+    fn read(path: Option<&Path>) -> Result<(Self, Positions), ConfErrors> {
+        let environment = Environment::of_process(VARIABLES);
+        read::config(causeway_conf::load_with(path, &environment)?)
     }
 
     /// Reads `text` as the content of a file called `name`.
@@ -74,7 +114,7 @@ impl Config {
     ///
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
-        read::config(causeway_conf::parse(name, text)?)
+        Ok(read::config(causeway_conf::parse(name, text)?)?.0)
     }
 }
 

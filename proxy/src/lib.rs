@@ -83,12 +83,13 @@ pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 /// Longer than any drain: the edge exits the process itself, before Pingora does.
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Runs the edge until a signal ends the process. `config` was read from `file`, which is read again on SIGHUP.
+/// Runs the edge until a signal ends the process. `config` was read from `file`, if there is one, and the environment, which are
+/// read again on SIGHUP.
 ///
 /// # Errors
 ///
 /// [`StartError`] before any connection is accepted. It does not return otherwise: the drain exits the process.
-pub fn run(config: Config, file: PathBuf) -> Result<(), StartError> {
+pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), StartError> {
     logging::start(&config.log).map_err(StartError::Log)?;
     let _flush = logging::FlushAtEnd;
     for warning in config.warnings(SystemTime::now()) {

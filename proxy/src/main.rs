@@ -1,11 +1,11 @@
-//! The edge's program: command-line flags and exit codes.
+//! The edge's program: command-line flags, commands and exit codes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use causeway_conf::{ignore_signals, print_error, print_output};
+use causeway_conf::{ignore_signals, print_error, print_output, write_document};
 use causeway_proxy::Config;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use libc::SIGUSR1;
 
 /// jemalloc returns the memory of buffers that idle tunnels have freed. In the measurement of `make bench-allocators` an idle
@@ -28,47 +28,91 @@ static ALLOCATOR_SETTINGS: &[u8; 17] = b"lg_tcache_max:16\0";
 const CANNOT_START: u8 = 2;
 
 /// A reverse proxy that keeps each client on its server and carries WebSockets.
+///
+/// Settings also come from environment variables: CAUSEWAY_PROXY__LOG__LEVEL is log.level.
 #[derive(Parser)]
-#[command(name = "causeway-proxy", version)]
+#[command(
+    name = "causeway-proxy",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Flags {
-    /// The configuration, a YAML file
+    /// The configuration, a YAML file; without it: settings of the environment alone
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
+    /// Print the configuration that applies, with the source of each value, and exit
+    #[arg(long, conflicts_with = "check")]
+    print_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print a commented configuration that works as it is, with fresh keys
+    Genconfig {
+        /// Write it to this new file, which only its owner may read
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     // A log rotation may send it before its handler is installed.
     ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
-    let config = match Config::load(&flags.config) {
-        Ok(config) => config,
-        Err(errors) => {
-            print_error(&errors.to_string());
-            return ExitCode::from(CANNOT_START);
-        }
+    let ended = match flags.command {
+        None => serve(flags.config, flags.check, flags.print_config),
+        Some(Command::Genconfig { output }) => generate_config(output.as_deref()),
     };
-    if flags.check {
-        let file = flags.config.display();
-        match causeway_proxy::check(&config) {
-            Ok(warnings) => warnings
-                .iter()
-                .for_each(|warning| print_error(&format!("{file}: warning: {warning}"))),
-            Err(error) => {
-                print_error(&format!("{file}: {error}"));
-                return ExitCode::from(CANNOT_START);
-            }
-        }
-        print_output(&format!("{file}: valid"));
-        return ExitCode::SUCCESS;
-    }
-    match causeway_proxy::run(config, flags.config) {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(&format!("causeway-proxy: {error}"));
+            print_error(&error);
             ExitCode::from(CANNOT_START)
         }
     }
+}
+
+/// Runs the edge, or checks or prints its configuration.
+fn serve(file: Option<PathBuf>, check: bool, print: bool) -> Result<(), String> {
+    if file.is_none() && !Config::is_in_environment() {
+        return Err(
+            "causeway-proxy: expected --config FILE, or settings in environment variables such as \
+             CAUSEWAY_PROXY__POOLS; `causeway-proxy genconfig` prints a file to start with"
+                .to_owned(),
+        );
+    }
+    if print {
+        let text = Config::print(file.as_deref()).map_err(|errors| errors.to_string())?;
+        return write(&text, None);
+    }
+    let config =
+        Config::load_with_environment(file.as_deref()).map_err(|errors| errors.to_string())?;
+    if !check {
+        return causeway_proxy::run(config, file)
+            .map_err(|error| format!("causeway-proxy: {error}"));
+    }
+    let name = file.map_or("environment".to_owned(), |path| path.display().to_string());
+    let warnings = causeway_proxy::check(&config).map_err(|error| format!("{name}: {error}"))?;
+    for warning in warnings {
+        print_error(&format!("{name}: warning: {warning}"));
+    }
+    print_output(&format!("{name}: valid"));
+    Ok(())
+}
+
+fn generate_config(output: Option<&Path>) -> Result<(), String> {
+    let text = Config::generate().map_err(|_| "cannot make a key: no random numbers".to_owned())?;
+    write(&text, output)
+}
+
+fn write(text: &str, output: Option<&Path>) -> Result<(), String> {
+    let name = output.map_or("standard output".to_owned(), |path| {
+        path.display().to_string()
+    });
+    write_document(text, output).map_err(|error| format!("cannot write to {name}: {error}"))
 }

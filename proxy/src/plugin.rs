@@ -265,7 +265,10 @@ impl BackgroundService for Hangups {
             };
             match hangup {
                 // The outcome is in the log.
-                Some(()) => drop(self.reloader.reload(&self.file).await),
+                Some(()) => {
+                    let file = self.file.clone();
+                    drop(self.reloader.reload(move || Config::load(&file)).await);
+                }
                 None => return,
             }
         }

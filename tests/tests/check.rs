@@ -70,7 +70,7 @@ const CASES: &[Case] = &[
     Case {
         program: "causeway-node",
         text: "page: maybe\n",
-        complaints: &[&["bad.yaml:1:", "page", "boolean"]],
+        complaints: &[&["bad.yaml:1:", "page", "true or false", "maybe"]],
     },
     Case {
         program: "causeway-node",

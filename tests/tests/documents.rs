@@ -557,6 +557,105 @@ fn each_target_of_make_is_explained_and_no_other_is_named() -> Result<()> {
     Ok(())
 }
 
+/// The commands of our programs in blocks and in code quotes of the documents: program, subcommand and flags.
+fn commands_of_ours() -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for document in DOCUMENTS.into_iter().chain(["conf/README.md"]) {
+        let mut lines: Vec<String> = quoted(&read(document)?.replace("```", ""))
+            .into_iter()
+            .collect();
+        for block in blocks(document)?.iter().filter(|block| block.info == "sh") {
+            lines.extend(block.text.lines().map(str::to_owned));
+        }
+        for line in lines {
+            let command = line.split('#').next().unwrap_or_default().trim();
+            let program = command.split(' ').next().unwrap_or_default();
+            if matches!(program, "causeway-proxy" | "causeway-node") && command.contains(' ') {
+                found.push((document.to_owned(), command.to_owned()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn each_command_of_a_document_has_the_subcommands_and_flags_that_it_uses() -> Result<()> {
+    let commands = commands_of_ours()?;
+    let mut helps = BTreeMap::new();
+    for (document, command) in &commands {
+        let mut words = command.split_whitespace();
+        let program = words.next().unwrap_or_default();
+        let words: Vec<&str> = words.collect();
+        let subcommand = words.first().filter(|word| !word.starts_with('-'));
+        let key = (
+            program.to_owned(),
+            subcommand.map(|word| (*word).to_owned()),
+        );
+        if !helps.contains_key(&key) {
+            let mut help = Command::new(programs::ours(program)?);
+            let output = help.args(subcommand).arg("--help").output().await?;
+            let is_known = output.status.success();
+            ensure!(is_known, "{document}: {command:?} is no command");
+            helps.insert(key.clone(), String::from_utf8(output.stdout)?);
+        }
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            let has_it = helps[&key].split(|c: char| c.is_whitespace() || c == ',');
+            let has_it = has_it.into_iter().any(|word| word == *flag);
+            ensure!(has_it, "{document}: {command:?}: there is no {flag}");
+        }
+    }
+    assert!(
+        20 < commands.len(),
+        "only {} commands were found",
+        commands.len()
+    );
+    Ok(())
+}
+
+/// Each row of the tables of variables sets what it says.
+#[tokio::test]
+async fn each_variable_of_the_guides_is_a_setting() -> Result<()> {
+    let scratch = Scratch::new("documents-variables")?;
+    prepare(&scratch)?;
+    for (document, program, text) in [
+        (
+            EDGE,
+            "causeway-proxy",
+            "pools: [{ name: a, backends: [{ id: x, address: '10.0.0.1:1' }, { id: y, address: '10.0.0.1:2' }] }]\n",
+        ),
+        (
+            NODE,
+            "causeway-node",
+            "broker: { kind: redis }\nendpoints: [{ path: /c, mode: channels }]\nchannels: { namespaces: [{ name: a }] }\n",
+        ),
+    ] {
+        let file = scratch.write("document.yaml", text)?;
+        let rows = rows(document, "### Settings from the environment")?;
+        let mut checked = 0;
+        for variable in rows.iter().flat_map(|row| quoted(&row[0])) {
+            let Some((name, value)) = variable.split_once('=') else {
+                continue;
+            };
+            let value = localized(value.trim_matches('\''), &scratch);
+            let mut command = Command::new(programs::ours(program)?);
+            command.arg("--print-config").arg("--config").arg(&file);
+            // Needed where it is not the row itself.
+            command.env("CAUSEWAY_NODE__BROKER__URL", "redis://127.0.0.1:6379");
+            let output = command.env(name, value).kill_on_drop(true).output().await?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{document}: {variable}: {said}");
+            let printed = String::from_utf8(output.stdout)?;
+            ensure!(
+                printed.contains(&format!("  # {name}\n")),
+                "{variable}\n{printed}"
+            );
+            checked += 1;
+        }
+        assert_eq!(checked, 4, "{document}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_readme_is_short() -> Result<()> {
     let lines = read(README)?.lines().count();

@@ -43,7 +43,7 @@ const NODE: Layers = Layers {
         &["jwt", "protocol"],
         &["config", "metrics"],
         &["auth", "logging", "redis"],
-        &["broker", "hooks"],
+        &["broker", "hooks", "tokens"],
         &["cluster", "hub"],
         &["lifecycle"],
         &["stream"],

@@ -204,6 +204,11 @@ impl Namespaces {
         }
     }
 
+    /// The options of the namespace `name`.
+    pub(super) fn named(&self, name: &str) -> Option<&ChannelOptions> {
+        self.0.get(name).map(|options| &**options)
+    }
+
     /// Whether `is_meant` holds for one of them.
     pub(crate) fn any(&self, is_meant: impl Fn(&ChannelOptions) -> bool) -> bool {
         self.0.values().any(|options| is_meant(options))

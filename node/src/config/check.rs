@@ -281,7 +281,7 @@ impl Checker<'_> {
                 if raw.lead_max.is_some() {
                     self.error(
                         "drain.lead_max",
-                        "expected none with drain.lead, which is the lead whoever asks /ready",
+                        "expected no drain.lead_max with drain.lead: that one is the lead for all probers of /ready",
                     );
                 }
                 Lead::Fixed(self.span("drain.lead", Some(lead), &settings::DRAIN_LEAD))

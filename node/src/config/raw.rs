@@ -14,9 +14,11 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
 use serde::de::MapAccess;
+use serde::de::SeqAccess;
 use serde::de::Unexpected;
 use serde::de::Visitor;
 use serde::de::value::MapAccessDeserializer;
+use serde::de::value::SeqAccessDeserializer;
 
 use crate::config::Ack;
 use crate::config::DataKind;
@@ -203,14 +205,32 @@ pub(super) struct Hooks {
 }
 
 /// An address, or an address with limits of its own.
-#[derive(Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected an address, or { address: ..., timeout: ..., open: ... }"
-)]
+#[derive(Debug)]
 pub(super) enum Hook {
     Address(String),
     Limited(LimitedHook),
+}
+
+impl<'de> Deserialize<'de> for Hook {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct TextOrMapping;
+        impl<'de> Visitor<'de> for TextOrMapping {
+            type Value = Hook;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address, or {address: ..., timeout: ..., open: ...}")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Hook, E> {
+                Ok(Hook::Address(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Hook, A::Error> {
+                LimitedHook::deserialize(MapAccessDeserializer::new(map)).map(Hook::Limited)
+            }
+        }
+        from.deserialize_any(TextOrMapping)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -341,11 +361,33 @@ pub(super) struct Ping {
 }
 
 /// `same`, or a list of origins that may hold `*`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected `same`, [\"*\"] or a list of origins")]
+#[derive(Debug)]
 pub(super) enum AllowedOrigins {
     Word(String),
     List(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for AllowedOrigins {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct TextOrList;
+        impl<'de> Visitor<'de> for TextOrList {
+            type Value = AllowedOrigins;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`same`, [\"*\"] or a list of origins")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<AllowedOrigins, E> {
+                Ok(AllowedOrigins::Word(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<AllowedOrigins, A::Error> {
+                let list = Vec::deserialize(SeqAccessDeserializer::new(list))?;
+                Ok(AllowedOrigins::List(list))
+            }
+        }
+        from.deserialize_any(TextOrList)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,8 @@ use expect_test::expect;
 use super::*;
 
 mod channels;
+mod effective;
+mod errors;
 
 /// The file that documents every setting.
 const COMMENTED: &str = include_str!("../../../conf/node.yaml");
@@ -69,7 +71,7 @@ fn the_commented_file_names_every_setting() {
         };
         let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
         let (_, known) = error.split_once("expected ").unwrap();
-        for key in known.split('`').skip(1).step_by(2) {
+        for key in known.split('"').skip(1).step_by(2) {
             assert!(
                 COMMENTED.contains(&format!("{key}: ")) || COMMENTED.contains(&format!("{key}:\n")),
                 "{mapping}.{key}"
@@ -184,7 +186,7 @@ fn an_admin_listener_that_cannot_be_is_refused_with_its_place() {
     for (text, expected) in [
         (
             "\nadmin: off",
-            "node.yaml:2:1: admin: invalid value: string \"off\", expected settings such as {address: \"127.0.0.1:10000\"}, or \"none\"",
+            "node.yaml:2:1: admin: expected settings such as {address: \"127.0.0.1:10000\"}, or \"none\", found \"off\"",
         ),
         (
             "admin:\n  address: localhost",
@@ -238,13 +240,13 @@ log: { level: inf }
         node.yaml:6:3: broker.lanes: expected 1 to 64, found 0
         node.yaml:7:3: broker.lane_wait: expected 10ms to 1h, found 2h
         node.yaml:9:5: endpoints[0].path: expected a path, such as "/chat": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found "chat/"
-        node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`
-        node.yaml:10:7: endpoints[1].path: /ready is reserved, expected another path
-        node.yaml:10:42: endpoints[1].heartbeat: this setting is only for `protocol: sockjs`
-        node.yaml:11:47: endpoints[2].channel: a channel is only for `mode: relay`
+        node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`, or `mode: channels`, which needs none
+        node.yaml:10:7: endpoints[1].path: expected another path: the node serves /ready itself
+        node.yaml:10:42: endpoints[1].heartbeat: expected none: this setting is only for `protocol: sockjs`
+        node.yaml:11:47: endpoints[2].channel: expected none: a channel is only for `mode: relay`
         node.yaml:11:64: endpoints[2].transports: expected at least one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp
         node.yaml:12:7: endpoints[3].path: duplicate path "/a", endpoints[2] has it already
-        node.yaml:12:35: endpoints[3].channel: names that begin with "causeway:" are the node's own, expected another one
+        node.yaml:12:35: endpoints[3].channel: expected another name: those that begin with "causeway:" are reserved for the node
         node.yaml:12:58: endpoints[3].message_size: expected at most limits.body_size (512KiB), found 1MiB
         node.yaml:13:35: endpoints[4].channel: expected a channel name of 1 to 255 bytes, found 0 bytes
         node.yaml:13:64: endpoints[4].publish_rate.per_second: expected 1 to 1000000, found 0
@@ -256,7 +258,7 @@ log: { level: inf }
         node.yaml:17:11: limits.connections: expected 1 to 100000000, found 0
         node.yaml:17:27: limits.head_size: expected 8KiB to 1MiB, found 1KiB
         node.yaml:18:11: fanout.factor: expected 1 to 100, found 0.5
-        node.yaml:19:20: drain.lead_max: expected none with drain.lead, which is the lead whoever asks /ready
+        node.yaml:19:20: drain.lead_max: expected no drain.lead_max with drain.lead: that one is the lead for all probers of /ready
         node.yaml:19:34: drain.spread: expected at most drain.timeout (10s), found 11s
         node.yaml:20:8: log.level: expected error, warn, info, debug, trace or off, or directives such as "info,causeway_node::broker=debug", found "inf""#]],
     );
@@ -273,12 +275,12 @@ fn each_mistake_says_what_would_be_right() {
         ),
         (
             "broker: { url: \"redis://cache\" }",
-            expect!["node.yaml:1:11: broker.url: a URL is only for `kind: redis`"],
+            expect!["node.yaml:1:11: broker.url: expected none: a URL is only for `kind: redis`"],
         ),
         (
             "broker: { kind: redis, url: \"rediss://cache/#insecure\" }",
             expect![
-                "node.yaml:1:24: broker.url: without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in broker.tls.ca"
+                "node.yaml:1:24: broker.url: expected no `#insecure`: the certificate of the server has to be verified; its CA goes into broker.tls.ca"
             ],
         ),
         (
@@ -287,15 +289,21 @@ fn each_mistake_says_what_would_be_right() {
         ),
         (
             "broker: { kind: redis, urls: [\"redis://a\", \"redis://b\", \"redis://a:6379/1\"] }",
-            expect!["node.yaml:1:57: broker.urls[2]: this server is there already"],
+            expect![
+                "node.yaml:1:57: broker.urls[2]: duplicate server a:6379, expected another one"
+            ],
         ),
         (
             "broker: { kind: redis, url: \"redis://a\", urls: [\"redis://b\"] }",
-            expect!["node.yaml:1:42: broker.urls: expected either url or urls"],
+            expect![
+                "node.yaml:1:42: broker.urls: expected either broker.url or broker.urls, found both"
+            ],
         ),
         (
             "broker: { kind: redis, url: \"redis://a\", tls: {} }",
-            expect!["node.yaml:1:42: broker.tls: it is only for URLs that begin with rediss://"],
+            expect![
+                "node.yaml:1:42: broker.tls: expected none: it is only for URLs that begin with rediss://"
+            ],
         ),
         (
             "broker: { kind: redis, url: \"rediss://a\", tls: { ca: /nowhere.pem } }",
@@ -318,7 +326,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "broker: { kind: kafka }",
             expect![
-                "node.yaml:1:11: broker.kind: unknown variant `kafka`, expected `memory` or `redis`"
+                "node.yaml:1:11: broker.kind: unknown value \"kafka\", expected \"memory\" or \"redis\""
             ],
         ),
         (
@@ -346,7 +354,7 @@ fn each_mistake_says_what_would_be_right() {
         (
             "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, flash]}]",
             expect![
-                "node.yaml:1:66: endpoints[0].transports[1]: unknown variant `flash`, expected one of `websocket`, `xhr_streaming`, `eventsource`, `htmlfile`, `xhr`, `jsonp`, `http_stream`, `sse`, `uni_sse`"
+                "node.yaml:1:66: endpoints[0].transports[1]: unknown value \"flash\", expected one of \"websocket\", \"xhr_streaming\", \"eventsource\", \"htmlfile\", \"xhr\", \"jsonp\", \"http_stream\", \"sse\", \"uni_sse\""
             ],
         ),
         (
@@ -370,26 +378,24 @@ fn each_mistake_says_what_would_be_right() {
         (
             "limits: { head_timeout: 10 }",
             expect![[
-                r#"node.yaml:1:11: limits.head_timeout: invalid type: integer `10`, expected a duration with its unit, such as "250ms", "10s", "5m" or "1h""#
+                r#"node.yaml:1:11: limits.head_timeout: expected a duration with its unit, such as "250ms", "10s", "5m" or "1h", found 10"#
             ]],
         ),
         (
             "limits: { head_size: 16KB }",
             expect![[
-                r#"node.yaml:1:11: limits.head_size: invalid value: string "16KB", expected a size with its unit, such as "512B", "64KiB" or "1MiB""#
+                r#"node.yaml:1:11: limits.head_size: expected a size with its unit, such as "512B", "64KiB" or "1MiB", found "16KB""#
             ]],
         ),
         (
             "trusted_proxies: [10.0.0.0/33]",
             expect![[
-                r#"node.yaml:1:19: trusted_proxies[0]: invalid value: string "10.0.0.0/33", expected an address or a range, such as "10.0.0.0/8", "192.168.1.7" or "fd00::/8""#
+                r#"node.yaml:1:19: trusted_proxies[0]: expected an address or a range, such as "10.0.0.0/8", "192.168.1.7" or "fd00::/8", found "10.0.0.0/33""#
             ]],
         ),
         (
             "listn: 1",
-            expect![
-                "node.yaml:1:1: listn: unknown field `listn`, expected one of `node`, `listen`, `admin`, `threads`, `broker`, `auth`, `hooks`, `registry`, `lifecycle`, `api`, `values`, `endpoints`, `channels`, `page`, `trusted_proxies`, `limits`, `tcp`, `fanout`, `drain`, `log`"
-            ],
+            expect!["node.yaml:1:1: listn: unknown setting \"listn\", did you mean \"listen\"?"],
         ),
     ];
     for (text, expected) in cases {
@@ -456,15 +462,15 @@ fn a_key_that_is_of_no_use_is_refused_with_its_place() {
             node.yaml:3:27: auth.keys[0].key: expected a secret of at least 32 bytes, found 7
             node.yaml:4:27: auth.keys[1].key: expected a public key in PEM, which begins with "-----BEGIN PUBLIC KEY-----"
             node.yaml:4:41: auth.keys[1].id: expected 1 to 255 bytes, found 0
-            node.yaml:6:66: auth.keys[3].id: duplicate id "a"
-            node.yaml:7:14: auth.audience[0]: expected a text
-            node.yaml:8:3: auth.issuer: expected a text; leave the key out for tokens of anyone who has a key
+            node.yaml:6:66: auth.keys[3].id: duplicate id "a", auth.keys[2] has it already
+            node.yaml:7:14: auth.audience[0]: expected a text, found ""
+            node.yaml:8:3: auth.issuer: expected a text, found ""; leave it out to accept any issuer that has a key
             node.yaml:9:3: auth.leeway: expected 0s to 10m, found 1h"#]],
     );
     refused(
         "auth: { keys: [{ algorithm: none, key: x }] }",
         &expect![
-            "node.yaml:1:18: auth.keys[0].algorithm: unknown variant `none`, expected one of `HS256`, `RS256`, `ES256`"
+            "node.yaml:1:18: auth.keys[0].algorithm: unknown value \"none\", expected one of \"HS256\", \"RS256\", \"PS256\", \"ES256\", \"ES384\", \"EdDSA\""
         ],
     );
     let missing = Config::parse("node.yaml", "auth: {key_set: /nonexistent/keys.json}");
@@ -500,12 +506,12 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
             node.yaml:8:3: hooks.open: expected 1 to 10000, found 0
             node.yaml:9:3: hooks.answer_size: expected 1KiB to 16MiB, found 17MiB
             node.yaml:10:29: hooks.forward_headers[1]: expected the name of a header, found "a b"
-            node.yaml:10:36: hooks.forward_headers[2]: the node says content-length itself, expected another
-            node.yaml:10:52: hooks.forward_headers[3]: the node says host itself, expected another
+            node.yaml:10:36: hooks.forward_headers[2]: expected another header: the node sets content-length itself
+            node.yaml:10:52: hooks.forward_headers[3]: expected another header: the node sets host itself
             node.yaml:11:14: hooks.headers.x:y: expected the name of a header, found "x:y"
             node.yaml:11:24: hooks.headers.X-Key: expected a text that fits a header, of one line
-            node.yaml:11:39: hooks.headers.Connection: the node says connection itself, expected another
-            node.yaml:12:3: hooks.ca: /nonexistent/ca.pem: No such file or directory (os error 2)"#]],
+            node.yaml:11:39: hooks.headers.Connection: expected another header: the node sets connection itself
+            node.yaml:12:3: hooks.ca: expected certificates in PEM in /nonexistent/ca.pem: No such file or directory (os error 2)"#]],
     );
 }
 
@@ -545,7 +551,7 @@ fn a_hook_has_limits_of_its_own_or_those_of_all() {
             node.yaml:2:10: hooks.rpc.address: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
             node.yaml:2:28: hooks.rpc.timeout: expected 10ms to 1m, found 2m
             node.yaml:2:41: hooks.rpc.open: expected 1 to 10000, found 0
-            node.yaml:3:22: hooks.emulated_headers[0]: the node says host itself, expected another"#]],
+            node.yaml:3:22: hooks.emulated_headers[0]: expected another header: the node sets host itself"#]],
     );
 }
 
@@ -590,13 +596,13 @@ fn the_api_is_there_once_it_has_keys_that_nobody_guesses() {
     refused(
         "api: {path: /ws/api, keys: [0123456789abcdef, 0123456789abcde], ack: maybe}",
         &expect![
-            "node.yaml:1:65: api.ack: unknown variant `maybe`, expected one of `fast`, `stored`, `replicated`"
+            "node.yaml:1:65: api.ack: unknown value \"maybe\", expected one of \"fast\", \"stored\", \"replicated\""
         ],
     );
     refused(
         "api: {path: /ws/api, keys: [0123456789abcdef, 0123456789abcde]}",
         &expect![[r#"
-            node.yaml:1:7: api.path: "/ws/api" and the endpoint "/ws" overlap
+            node.yaml:1:7: api.path: expected a path apart from the endpoint "/ws", found "/ws/api"
             node.yaml:1:47: api.keys[1]: expected at least 16 characters of ASCII, found 15 bytes"#]],
     );
 }
@@ -676,7 +682,7 @@ channels: { namespaces: [{ name: a }, { name: b, lifecycle: true }] }",
     refused(
         "lifecycle: { coalesce: 2h, keep: 99, hook: 'http://b' }",
         &expect![
-            "node.yaml:1:38: lifecycle.hook: unknown field `hook`, expected one of `connections`, `coalesce`, `keep`"
+            "node.yaml:1:38: lifecycle.hook: unknown setting \"hook\", expected one of \"connections\", \"coalesce\", \"keep\""
         ],
     );
     refused(

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use crate::jwt::Algorithm;
 use crate::jwt::BadKey;
 use crate::jwt::Key;
+use crate::jwt::key::RsaScheme;
 
 /// The largest file that is read.
 const KEY_SET_BYTES_MAX: usize = 256 << 10;
@@ -42,7 +43,7 @@ pub(crate) enum BadKeySet {
     #[error("key {0}: expected {1} in base64url")]
     Part(String, &'static str),
     /// It has no key for tokens.
-    #[error("the key set has no signature key for HS256, RS256 or ES256")]
+    #[error("the key set has no signature key for HS256, RS256, PS256, ES256, ES384 or EdDSA")]
     NoneFits,
 }
 
@@ -123,13 +124,16 @@ impl Key {
 impl Jwk<'_> {
     /// The key, unless it is for another purpose.
     fn key(&self, name: impl Fn() -> String) -> Result<Option<Key>, BadKeySet> {
+        let algorithm = self.alg.as_deref().map(Algorithm::named);
         let kind = match (&*self.kty, self.crv.as_deref()) {
             ("oct", _) => Algorithm::Hs256,
+            ("RSA", _) if algorithm == Some(Some(Algorithm::Ps256)) => Algorithm::Ps256,
             ("RSA", _) => Algorithm::Rs256,
             ("EC", Some("P-256")) => Algorithm::Es256,
+            ("EC", Some("P-384")) => Algorithm::Es384,
+            ("OKP", Some("Ed25519")) => Algorithm::EdDsa,
             _ => return Ok(None),
         };
-        let algorithm = self.alg.as_deref().map(Algorithm::named);
         let is_for_tokens = algorithm.is_none_or(|algorithm| algorithm == Some(kind))
             && self
                 .purpose
@@ -148,11 +152,24 @@ impl Jwk<'_> {
         let id = self.kid.clone();
         let key = match kind {
             Algorithm::Hs256 => Key::secret(id, part(&self.k, "`k`")?),
-            Algorithm::Rs256 => Key::rsa(id, &part(&self.n, "`n`")?, &part(&self.e, "`e`")?),
-            Algorithm::Es256 => {
-                let point = [vec![4], part(&self.x, "`x`")?, part(&self.y, "`y`")?];
-                Key::p256(id, point.concat())
+            Algorithm::Rs256 | Algorithm::Ps256 => {
+                let scheme = if kind == Algorithm::Ps256 {
+                    RsaScheme::Pss
+                } else {
+                    RsaScheme::Pkcs1
+                };
+                let (n, e) = (part(&self.n, "`n`")?, part(&self.e, "`e`")?);
+                Key::rsa(id, scheme, &n, &e)
             }
+            Algorithm::Es256 | Algorithm::Es384 => {
+                let point = [vec![4], part(&self.x, "`x`")?, part(&self.y, "`y`")?].concat();
+                if kind == Algorithm::Es384 {
+                    Key::p384(id, point)
+                } else {
+                    Key::p256(id, point)
+                }
+            }
+            Algorithm::EdDsa => Key::ed25519(id, part(&self.x, "`x`")?),
         };
         key.map(Some).map_err(|error| BadKeySet::Key(name(), error))
     }

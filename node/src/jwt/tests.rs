@@ -1,12 +1,20 @@
 //! Tokens of others, hostile ones, and the keys of RFC 7515.
 
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
+use ring::rand::SystemRandom;
+use ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+use ring::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
+use ring::signature::EcdsaKeyPair;
+use ring::signature::Ed25519KeyPair;
+use ring::signature::KeyPair as _;
 
 use super::testing;
 use super::*;
 use crate::jwt::jwks::BadKeySet;
+use crate::jwt::key::RsaScheme;
 
 /// RFC 7515 appendix A: claims that all three examples share.
 const CLAIMS: &str = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
@@ -95,15 +103,115 @@ fn a_key_of_the_wrong_type_for_its_algorithm_is_rejected() {
         (Algorithm::Rs256, &certificate, Some(BadKey::NotPem)),
         (Algorithm::Rs256, cut, Some(BadKey::NotPem)),
         (Algorithm::Es256, "a secret", Some(BadKey::NotPem)),
+        (Algorithm::Ps256, RSA_PEM, None),
+        (Algorithm::Ps256, P256_PEM, Some(BadKey::NotRsa)),
+        (Algorithm::Es384, P256_PEM, Some(BadKey::NotP384)),
+        (Algorithm::Es384, RSA_PEM, Some(BadKey::NotP384)),
+        (Algorithm::EdDsa, P256_PEM, Some(BadKey::NotEd25519)),
+        (Algorithm::EdDsa, RSA_PEM, Some(BadKey::NotEd25519)),
     ] {
         let refused = Key::new(None, algorithm, text).err();
         assert_eq!(refused, expected, "{algorithm} {text}");
     }
-    let short = Key::rsa(None, &[0xff; 255], &[1, 0, 1]).err();
+    let short = Key::rsa(None, RsaScheme::Pkcs1, &[0xff; 255], &[1, 0, 1]).err();
     assert_eq!(short, Some(BadKey::RsaSize(2040)));
     // Zeros in front do not make a number larger.
     let padded = [[0; 8].as_slice(), &[0xff; 255]].concat();
-    assert!(Key::rsa(None, &padded, &[1, 0, 1]).is_err());
+    assert!(Key::rsa(None, RsaScheme::Pkcs1, &padded, &[1, 0, 1]).is_err());
+}
+
+/// A key pair in PKCS #8, as PEM, and its public key as JWK.
+fn pair(algorithm: Algorithm) -> (String, String) {
+    let random = SystemRandom::new();
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let (pkcs8, jwk) = match algorithm {
+        Algorithm::EdDsa => {
+            let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+            let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
+            let x = encode(pair.public_key().as_ref());
+            let jwk = serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "x": x });
+            (pkcs8, jwk)
+        }
+        _ => {
+            let (curve, signing) = match algorithm {
+                Algorithm::Es384 => ("P-384", &ECDSA_P384_SHA384_FIXED_SIGNING),
+                _ => ("P-256", &ECDSA_P256_SHA256_FIXED_SIGNING),
+            };
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(signing, &random).unwrap();
+            let pair = EcdsaKeyPair::from_pkcs8(signing, pkcs8.as_ref(), &random).unwrap();
+            let point = &pair.public_key().as_ref()[1..];
+            let (x, y) = point.split_at(point.len() / 2);
+            let (x, y) = (encode(x), encode(y));
+            let jwk = serde_json::json!({ "kty": "EC", "crv": curve, "x": x, "y": y });
+            (pkcs8, jwk)
+        }
+    };
+    let text = STANDARD.encode(pkcs8.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    (pem, format!("{{\"keys\": [{jwk}]}}"))
+}
+
+#[test]
+fn a_key_verifies_what_its_private_key_has_signed_and_nothing_else() {
+    let algorithms = [Algorithm::Es256, Algorithm::Es384, Algorithm::EdDsa];
+    let pairs = algorithms.map(|algorithm| (algorithm, pair(algorithm)));
+    for (algorithm, (private, set)) in &pairs {
+        let keys = Key::set(set.as_bytes()).unwrap();
+        assert_eq!(keys[0].algorithm(), *algorithm);
+        let signing = SigningKey::new(None, None, private).unwrap();
+        let token = signing.sign("{}").unwrap();
+        assert_eq!(verify(&token, &keys), Ok(b"{}".to_vec()), "{algorithm}");
+        let another = SigningKey::new(None, Some(*algorithm), &pair(*algorithm).0).unwrap();
+        let another = another.sign("{}").unwrap();
+        assert_eq!(verify(&another, &keys), Err(BadToken::Signature));
+        for (other, (private, _)) in pairs.iter().filter(|(other, _)| other != algorithm) {
+            let signing = SigningKey::new(None, Some(*other), private).unwrap();
+            let token = signing.sign("{}").unwrap();
+            let no_key = Err(BadToken::NoKey(*other, ""));
+            assert_eq!(verify(&token, &keys), no_key, "{algorithm} and {other}");
+            assert!(matches!(
+                SigningKey::new(None, Some(*algorithm), private),
+                Err(BadSigningKey::OtherKind(..))
+            ));
+        }
+    }
+    let secret = SigningKey::new(Some("k".to_owned()), None, &"s".repeat(32)).unwrap();
+    let keys = [Key::new(Some("k".to_owned()), Algorithm::Hs256, &"s".repeat(32)).unwrap()];
+    assert_eq!(
+        verify(&secret.sign("{}").unwrap(), &keys),
+        Ok(b"{}".to_vec())
+    );
+    for (text, algorithm) in [
+        (RSA_PEM, None),
+        ("short", None),
+        ("a secret", Some(Algorithm::Rs256)),
+        (
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            None,
+        ),
+    ] {
+        assert!(SigningKey::new(None, algorithm, text).is_err(), "{text}");
+    }
+    assert!(matches!(
+        SigningKey::of(&Key::new(None, Algorithm::Rs256, RSA_PEM).unwrap()),
+        Err(BadSigningKey::Public(Algorithm::Rs256))
+    ));
+}
+
+/// The same RSA key serves one of its two algorithms, the one that it is configured with.
+#[test]
+fn an_rsa_key_is_used_with_its_own_algorithm() {
+    let [pkcs1, pss] =
+        [Algorithm::Rs256, Algorithm::Ps256].map(|it| Key::new(None, it, RSA_PEM).unwrap());
+    assert_ne!(pkcs1, pss);
+    let [header, signature] = RS256;
+    let token = format!("{header}.{CLAIMS}.{signature}");
+    assert!(verify(&token, std::slice::from_ref(&pkcs1)).is_ok());
+    let no_key = Err(BadToken::NoKey(Algorithm::Rs256, ""));
+    assert_eq!(verify(&token, std::slice::from_ref(&pss)), no_key);
+    let as_pss = RFC_KEYS.replace(r#""kid": "rs""#, r#""kid": "rs", "alg": "PS256""#);
+    let keys = Key::set(as_pss.as_bytes()).unwrap();
+    assert_eq!(keys[1].algorithm(), Algorithm::Ps256);
 }
 
 #[test]

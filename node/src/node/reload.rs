@@ -1,6 +1,6 @@
-//! Reload at SIGHUP: the node reads its file again.
+//! Reload at SIGHUP: the node reads its file and the settings of its environment again.
 //!
-//! The file is read and checked as a whole before anything changes; one that is not valid changes nothing. Changed settings
+//! They are read and checked as a whole before anything changes; what is not valid changes nothing. Changed settings
 //! that need a restart are named in one warning, at each reload until the restart.
 
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ pub(super) fn http(config: &Config) -> HttpConfig {
 }
 
 impl Reloader {
-    /// Reads `file` again at each signal, until `shutdown`.
+    /// Reads `file` and the environment of the process again at each signal, until `shutdown`.
     pub(super) async fn run(
         self,
         file: Option<PathBuf>,
@@ -78,10 +78,7 @@ impl Reloader {
                 () = shutdown.cancelled() => return,
                 _ = hangups.recv() => {}
             }
-            let Some(file) = file.clone() else {
-                info!("SIGHUP ignored: the node was started without a configuration file");
-                continue;
-            };
+            let file = file.clone();
             self.manager.notify(ServiceState::Reloading);
             self.reload(file).await;
             self.manager.notify(ServiceState::Ready);
@@ -89,9 +86,9 @@ impl Reloader {
     }
 
     /// Reads `file` and applies it. An invalid one changes nothing.
-    async fn reload(&self, file: PathBuf) {
+    async fn reload(&self, file: Option<PathBuf>) {
         // Not on a thread that others need: the file system may hang.
-        let loading = task::spawn_blocking(move || Config::load(&file));
+        let loading = task::spawn_blocking(move || Config::load(file.as_deref()));
         let errors = match loading.await {
             Ok(Ok(config)) => return self.apply(config),
             Ok(Err(errors)) => errors.to_string(),

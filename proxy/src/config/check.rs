@@ -25,10 +25,10 @@ impl Check {
         }
     }
 
-    /// `value`, if there were no errors.
-    pub(super) fn finish<T>(self, value: T) -> Result<T, ConfErrors> {
+    /// `value` and the positions, if there were no errors.
+    pub(super) fn finish<T>(self, value: T) -> Result<(T, Positions), ConfErrors> {
         if self.errors.is_empty() {
-            return Ok(value);
+            return Ok((value, self.positions));
         }
         let mut errors = self.errors;
         errors.sort_by_key(|error| error.position);

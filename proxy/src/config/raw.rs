@@ -111,6 +111,10 @@ impl<'de> Deserialize<'de> for Admin {
                 }
             }
 
+            fn visit_unit<E>(self) -> Result<Admin, E> {
+                Ok(Admin::default())
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Admin, A::Error> {
                 AdminSettings::deserialize(MapAccessDeserializer::new(map)).map(Admin::At)
             }

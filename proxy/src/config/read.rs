@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfErrors, Document, Secret, Span};
+use causeway_conf::{ByteSize, ConfErrors, Document, Positions, Secret, Span};
 use http::HeaderValue;
 
 use super::check::Check;
@@ -30,7 +30,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A unix socket's path has at most 107 bytes; a name beside it is used while it is created.
 const SOCKET_PATH_BYTES_MAX: usize = 90;
 
-pub(super) fn config(document: Document<raw::File>) -> Result<Config, ConfErrors> {
+/// The configuration, and where each of its keys is.
+pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions), ConfErrors> {
     let file = document.value;
     let mut check = Check::new(document.positions);
     let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);

@@ -73,6 +73,15 @@ impl Route {
         &self.path
     }
 
+    /// Its host as the file has it; `None` is any.
+    pub(super) fn host(&self) -> Option<String> {
+        match &self.host {
+            Host::Exact(host) => Some(host.clone()),
+            Host::Subdomains(suffix) => Some(format!("*{suffix}")),
+            Host::Any => None,
+        }
+    }
+
     /// Its label in the metrics: its host, if it has one, and its path.
     pub(crate) fn name(&self) -> String {
         match &self.host {

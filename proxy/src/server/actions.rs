@@ -301,7 +301,7 @@ impl Actions {
         let program = self.program.as_ref().ok_or(ActionError::NoFile)?;
         let plan = match run {
             Run::Do => self.reloader.reload_program(program).await,
-            Run::Dry => self.reloader.plan_reload(&program.file).await,
+            Run::Dry => self.reloader.plan_reload(program).await,
         };
         Ok(Reloaded {
             dry_run: run == Run::Dry,

@@ -9,11 +9,11 @@
 mod plan;
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use causeway_conf::{Secret, ServiceManager, ServiceState};
+use causeway_conf::{ConfErrors, Secret, ServiceManager, ServiceState};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
@@ -61,10 +61,18 @@ pub(crate) struct Reloader {
 /// The process, where it is the edge's own program.
 #[derive(Clone)]
 pub(crate) struct Program {
-    /// The configuration file.
-    pub(crate) file: PathBuf,
+    /// The configuration file; `None` is settings of the environment alone.
+    pub(crate) file: Option<PathBuf>,
     /// What is told when a reload begins and ends.
     pub(crate) manager: Arc<ServiceManager>,
+}
+
+impl Program {
+    /// Reads its configuration. May block.
+    fn load(&self) -> impl FnOnce() -> Result<Config, ConfErrors> + Send + use<> {
+        let file = self.file.clone();
+        move || Config::load_with_environment(file.as_deref())
+    }
 }
 
 /// Tells the service manager that a reload is over when it is dropped, also if nobody waits for the reload any more.
@@ -380,7 +388,7 @@ impl Reloader {
         }
     }
 
-    /// Reads the file and applies it. An invalid one changes nothing.
+    /// Reads the configuration with `load` and applies it. An invalid one changes nothing.
     ///
     /// # Errors
     ///
@@ -389,8 +397,11 @@ impl Reloader {
     /// # Cancel safety
     ///
     /// Dropping this future leaves it open whether the file is applied.
-    pub(crate) async fn reload(self: &Arc<Self>, file: &Path) -> Result<Plan, String> {
-        let applied = self.read(file, |reloader, config| {
+    pub(crate) async fn reload(
+        self: &Arc<Self>,
+        load: impl FnOnce() -> Result<Config, ConfErrors> + Send + 'static,
+    ) -> Result<Plan, String> {
+        let applied = self.read(load, |reloader, config| {
             reloader.apply(config, Instant::now())
         });
         let applied = applied.await;
@@ -404,36 +415,36 @@ impl Reloader {
         applied
     }
 
-    /// As [`Reloader::reload`] with the file of `program`, whose service manager is told.
+    /// As [`Reloader::reload`] with the file and the environment of `program`, whose service manager is told.
     pub(crate) async fn reload_program(
         self: &Arc<Self>,
         program: &Program,
     ) -> Result<Plan, String> {
         program.manager.notify(ServiceState::Reloading);
         let _ready = ReadyAtEnd(&program.manager);
-        self.reload(&program.file).await
+        self.reload(program.load()).await
     }
 
-    /// What [`Reloader::reload`] would change.
+    /// What [`Reloader::reload_program`] would change.
     ///
     /// # Errors
     ///
     /// What is wrong with the file, one line for each error.
-    pub(crate) async fn plan_reload(self: &Arc<Self>, file: &Path) -> Result<Plan, String> {
-        self.read(file, |reloader, config| reloader.plan(config))
+    pub(crate) async fn plan_reload(self: &Arc<Self>, program: &Program) -> Result<Plan, String> {
+        self.read(program.load(), |reloader, config| reloader.plan(config))
             .await
     }
 
-    /// Reads the file, and gives its configuration to `then`.
+    /// Reads a configuration, and gives it to `then`.
     async fn read(
         self: &Arc<Self>,
-        file: &Path,
+        load: impl FnOnce() -> Result<Config, ConfErrors> + Send + 'static,
         then: impl FnOnce(&Self, &Config) -> Result<Plan, PoolTlsError> + Send + 'static,
     ) -> Result<Plan, String> {
-        let (reloader, file) = (Arc::clone(self), file.to_owned());
+        let reloader = Arc::clone(self);
         // Not on a runtime thread: the file system may hang.
         let reading = tokio::task::spawn_blocking(move || {
-            let config = Config::load(&file).map_err(|errors| errors.to_string())?;
+            let config = load().map_err(|errors| errors.to_string())?;
             then(&reloader, &config).map_err(|error| error.to_string())
         });
         // A panic has been logged.

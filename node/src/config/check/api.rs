@@ -37,7 +37,10 @@ impl Checker<'_> {
         {
             self.error(
                 "api.path",
-                format!("\"{path}\" and the endpoint \"{}\" overlap", endpoint.path),
+                format!(
+                    "expected a path apart from the endpoint \"{}\", found \"{path}\"",
+                    endpoint.path
+                ),
             );
         }
         Some(Api {

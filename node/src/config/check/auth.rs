@@ -1,5 +1,6 @@
 //! Keys for tokens, and what tokens must say.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::Checker;
@@ -21,13 +22,16 @@ impl Checker<'_> {
         let audience = raw.audience.unwrap_or_default();
         for (index, audience) in audience.iter().enumerate() {
             if audience.is_empty() {
-                self.error(&format!("auth.audience[{index}]"), "expected a text");
+                self.error(
+                    &format!("auth.audience[{index}]"),
+                    "expected a text, found \"\"",
+                );
             }
         }
         if raw.issuer.as_deref() == Some("") {
             self.error(
                 "auth.issuer",
-                "expected a text; leave the key out for tokens of anyone who has a key",
+                "expected a text, found \"\"; leave it out to accept any issuer that has a key",
             );
         }
         let (keys, key_files) = self.auth_keys(raw.keys.unwrap_or_default());
@@ -51,6 +55,7 @@ impl Checker<'_> {
             );
         }
         let mut keys: Vec<Key> = Vec::new();
+        let mut ids = HashMap::new();
         let mut files = Vec::new();
         for (index, raw) in raw.into_iter().take(KEYS_MAX).enumerate() {
             let at = format!("auth.keys[{index}]");
@@ -61,8 +66,11 @@ impl Checker<'_> {
                         &format!("{at}.id"),
                         format!("expected 1 to {ID_BYTES_MAX} bytes, found {found}"),
                     );
-                } else if keys.iter().any(|key| key.id() == Some(id)) {
-                    self.error(&format!("{at}.id"), format!("duplicate id {id:?}"));
+                } else if let Some(first) = ids.insert(id.clone(), index) {
+                    self.error(
+                        &format!("{at}.id"),
+                        format!("duplicate id {id:?}, auth.keys[{first}] has it already"),
+                    );
                 }
             }
             match Key::new(raw.id.clone(), raw.algorithm, raw.key.expose()) {

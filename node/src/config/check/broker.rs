@@ -90,13 +90,16 @@ impl Checker<'_> {
                     ("broker.urls", urls.is_some()),
                 ] {
                     if is_set {
-                        self.error(key, "a URL is only for `kind: redis`");
+                        self.error(key, "expected none: a URL is only for `kind: redis`");
                     }
                 }
                 Vec::new()
             }
             (raw::BrokerKind::Redis, Some(_), Some(_)) => {
-                self.error("broker.urls", "expected either url or urls");
+                self.error(
+                    "broker.urls",
+                    "expected either broker.url or broker.urls, found both",
+                );
                 Vec::new()
             }
             (raw::BrokerKind::Redis, Some(url), None) => vec![("broker.url".to_owned(), url)],
@@ -128,7 +131,11 @@ impl Checker<'_> {
             match server(url, ca.as_ref()) {
                 Err(message) => self.error(&key, message),
                 Ok(server) if servers.iter().any(|other| other.is_same_data(&server)) => {
-                    self.error(&key, "this server is there already");
+                    let address = &server.address;
+                    self.error(
+                        &key,
+                        format!("duplicate server {address}, expected another one"),
+                    );
                 }
                 Ok(server) => servers.push(server),
             }
@@ -136,7 +143,7 @@ impl Checker<'_> {
         if raw.tls.is_some() && servers.iter().all(|server| server.tls.is_none()) {
             self.error(
                 "broker.tls",
-                "it is only for URLs that begin with rediss://",
+                "expected none: it is only for URLs that begin with rediss://",
             );
         }
         servers
@@ -150,7 +157,7 @@ impl Checker<'_> {
             let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
             match certificates {
                 Ok(certificates) if !certificates.is_empty() => Ok(pem.into()),
-                Ok(_) => Err("there is no certificate in it".to_owned()),
+                Ok(_) => Err("the file has none".to_owned()),
                 Err(error) => Err(error.to_string()),
             }
         });
@@ -188,7 +195,7 @@ fn server(url: &Secret, ca: Option<&Arc<[u8]>>) -> Result<RedisServer, String> {
             (address, None)
         }
         ConnectionAddr::TcpTls { insecure: true, .. } => {
-            return Err("without a check of its certificate a server may be anybody: expected no `#insecure`, and the certificate that signed the server's in broker.tls.ca".to_owned());
+            return Err("expected no `#insecure`: the certificate of the server has to be verified; its CA goes into broker.tls.ca".to_owned());
         }
         ConnectionAddr::TcpTls { host, port, .. } => {
             let address = RedisAddress::Tcp {

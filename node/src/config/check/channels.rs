@@ -146,12 +146,12 @@ impl Checker<'_> {
             (
                 "join_leave",
                 options.join_leave && !options.presence,
-                "who left with a node that died is known from presence: this needs `presence: true`",
+                "the members of a node that failed are known from presence: this needs `presence: true`",
             ),
             (
                 "force_push_join_leave",
                 options.force_push_join_leave && !options.join_leave,
-                "nobody is told who comes and goes: this needs `join_leave: true`",
+                "without join and leave events there is nothing to push: this needs `join_leave: true`",
             ),
             (
                 "slow",

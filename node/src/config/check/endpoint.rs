@@ -85,13 +85,13 @@ impl Checker<'_> {
         if raw.protocol.is_some() {
             self.error(
                 &format!("{at}.protocol"),
-                "`mode: channels` has a protocol of its own, expected none",
+                "expected none: `mode: channels` has a protocol of its own",
             );
         }
         if raw.read_only.is_some() {
             self.error(
                 &format!("{at}.read_only"),
-                "with `mode: channels` it is for each namespace to say who may `publish`",
+                "expected none: with `mode: channels`, `publish` of each namespace says who may publish",
             );
         }
         self.refuse(at, &sockjs_settings(raw), "`protocol: sockjs`");
@@ -165,7 +165,7 @@ impl Checker<'_> {
         for (key, _) in given.iter().filter(|(_, is_given)| *is_given) {
             self.error(
                 &format!("{at}.{key}"),
-                format!("this setting is only for {of}"),
+                format!("expected none: this setting is only for {of}"),
             );
         }
     }
@@ -208,7 +208,10 @@ impl Checker<'_> {
         if !segments.is_some_and(|mut segments| segments.all(is_plain)) {
             self.error(key, format!("expected a path, such as \"/chat\": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found {path:?}"));
         } else if OWN_PATHS.contains(&path) {
-            self.error(key, format!("{path} is reserved, expected another path"));
+            self.error(
+                key,
+                format!("expected another path: the node serves {path} itself"),
+            );
         }
         path.to_owned()
     }
@@ -216,7 +219,7 @@ impl Checker<'_> {
     fn mode(&mut self, at: &str, mode: raw::Mode, channel: Option<&str>) -> Mode {
         let key = format!("{at}.channel");
         if mode != raw::Mode::Relay && channel.is_some() {
-            self.error(&key, "a channel is only for `mode: relay`");
+            self.error(&key, "expected none: a channel is only for `mode: relay`");
         }
         match mode {
             raw::Mode::Echo => Mode::Echo,
@@ -231,7 +234,7 @@ impl Checker<'_> {
                     ChannelName::new(settings::CHANNEL).expect("a test loads the defaults")
                 });
                 if channel.is_reserved() {
-                    self.error(&key, format!("names that begin with \"{RESERVED_PREFIX}\" are the node's own, expected another one"));
+                    self.error(&key, format!("expected another name: those that begin with \"{RESERVED_PREFIX}\" are reserved for the node"));
                 }
                 Mode::Relay { channel }
             }
@@ -272,7 +275,7 @@ impl Checker<'_> {
         let protocol = raw.protocol.unwrap_or_else(|| {
             self.error(
                 &format!("{at}.protocol"),
-                "expected `sockjs` or `websocket`",
+                "expected `sockjs` or `websocket`, or `mode: channels`, which needs none",
             );
             raw::Protocol::Websocket
         });

@@ -149,7 +149,7 @@ impl Checker<'_> {
             Some(name) if OWN_HEADERS.contains(&name) => {
                 self.error(
                     key,
-                    format!("the node says {name} itself, expected another"),
+                    format!("expected another header: the node sets {name} itself"),
                 );
             }
             Some(name) => return Some(name),
@@ -175,7 +175,10 @@ impl Checker<'_> {
         let pem = match read_file(path.as_ref(), PEM_BYTES_MAX) {
             Ok(pem) => pem,
             Err(error) => {
-                self.error("hooks.ca", format!("{path}: {error}"));
+                self.error(
+                    "hooks.ca",
+                    format!("expected certificates in PEM in {path}: {error}"),
+                );
                 return Vec::new();
             }
         };
@@ -183,9 +186,9 @@ impl Checker<'_> {
             Ok(certificates) if !certificates.is_empty() => return certificates,
             Ok(_) => self.error(
                 "hooks.ca",
-                format!("{path}: expected certificates in PEM, which begin with \"-----BEGIN CERTIFICATE-----\""),
+                format!("expected certificates in PEM in {path}, which begin with \"-----BEGIN CERTIFICATE-----\""),
             ),
-            Err(error) => self.error("hooks.ca", format!("{path}: {error}")),
+            Err(error) => self.error("hooks.ca", format!("expected certificates in PEM in {path}: {error}")),
         }
         Vec::new()
     }

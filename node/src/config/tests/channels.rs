@@ -124,8 +124,8 @@ endpoints:
             node.yaml:4:33: endpoints[0].commands_size: expected at least message_size (64KiB), found 10KiB
             node.yaml:5:33: endpoints[1].commands_size: expected at most 1023KiB, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found 1MiB
             node.yaml:6:33: endpoints[2].commands_size: expected 1B to 64MiB, found 65MiB
-            node.yaml:7:38: endpoints[3].commands_size: this setting is only for `mode: channels`
-            node.yaml:8:35: endpoints[4].command_rate: this setting is only for `mode: channels`
+            node.yaml:7:38: endpoints[3].commands_size: expected none: this setting is only for `mode: channels`
+            node.yaml:8:35: endpoints[4].command_rate: expected none: this setting is only for `mode: channels`
             node.yaml:9:49: endpoints[5].command_rate.per_second: expected 1 to 1000000, found 0"#]],
     );
 }
@@ -152,7 +152,7 @@ channels:
             node.yaml:5:7: channels.namespaces[0].name: expected a name, such as `chat` for channels like `chat:room1`; "" is for those without a namespace
             node.yaml:6:9: channels.namespaces[1].name: expected up to 64 of letters, digits, `-`, `_` and `.`, found "a b"
             node.yaml:6:22: channels.namespaces[1].recovery: clients can only recover what is kept: this needs `history`
-            node.yaml:7:21: channels.namespaces[2].join_leave: who left with a node that died is known from presence: this needs `presence: true`
+            node.yaml:7:21: channels.namespaces[2].join_leave: the members of a node that failed are known from presence: this needs `presence: true`
             node.yaml:8:9: channels.namespaces[3].name: duplicate name "chat", channels.namespaces[2] has it already
             node.yaml:8:32: channels.namespaces[3].history.size: expected 1 to 1000000, found 0
             node.yaml:8:55: channels.namespaces[3].history.meta_lifetime: expected at least lifetime (1h), found 1m
@@ -173,16 +173,16 @@ fn an_endpoint_for_channels_says_what_it_does_not_have() {
         (
             "channels: {namespaces: [{name: a}]}\nendpoints: [{path: /c, mode: channels, protocol: websocket, read_only: true, heartbeat: 1s, transports: [sse, xhr]}]".to_owned(),
             expect![[r#"
-                node.yaml:2:40: endpoints[0].protocol: `mode: channels` has a protocol of its own, expected none
-                node.yaml:2:61: endpoints[0].read_only: with `mode: channels` it is for each namespace to say who may `publish`
-                node.yaml:2:78: endpoints[0].heartbeat: this setting is only for `protocol: sockjs`
+                node.yaml:2:40: endpoints[0].protocol: expected none: `mode: channels` has a protocol of its own
+                node.yaml:2:61: endpoints[0].read_only: expected none: with `mode: channels`, `publish` of each namespace says who may publish
+                node.yaml:2:78: endpoints[0].heartbeat: expected none: this setting is only for `protocol: sockjs`
                 node.yaml:2:111: endpoints[0].transports[1]: expected one of websocket, http_stream, sse, uni_sse"#]],
         ),
         (
             "endpoints: [{path: /a, protocol: sockjs, transports: [websocket, sse]}, {path: /b, protocol: websocket, transports: [websocket]}]".to_owned(),
             expect![[r#"
                 node.yaml:1:66: endpoints[0].transports[1]: expected one of websocket, xhr_streaming, eventsource, htmlfile, xhr, jsonp
-                node.yaml:1:105: endpoints[1].transports: this setting is only for `protocol: sockjs` and `mode: channels`"#]],
+                node.yaml:1:105: endpoints[1].transports: expected none: this setting is only for `protocol: sockjs` and `mode: channels`"#]],
         ),
     ];
     for (text, expected) in cases {

@@ -43,7 +43,7 @@ pub(super) fn health(
     check.require(
         raw.host.is_none() || host_header.is_none(),
         &at("host"),
-        "expected it here or in \"headers\"",
+        "expected it here or in \"headers\", found both",
     );
     let host = raw.host.clone().or(host_header);
     if let Some(host) = &host {

@@ -63,7 +63,7 @@ pub(super) fn pools(
             let own_path = pool.cookie_path.map(|path| {
                 let key = format!("{key}.cookie_path");
                 check.path(&key, &path);
-                check.require(has_cookie, &key, "expected none without a cookie");
+                check.require(has_cookie, &key, "expected none: this pool has no cookie");
                 Cow::Owned(path)
             });
             let is_own = own_path.is_some() || cookie_is_own;
@@ -97,7 +97,7 @@ pub(super) fn pools(
             check.require(
                 discover.is_some() || !pool.backends.is_empty(),
                 &format!("{key}.backends"),
-                "expected at least one backend, or `discover`",
+                "expected at least one backend, or \"discover\"",
             );
             let backends = backends(check, &key, pool.backends, &mut seen, health.port);
             let tls = pool.tls.map(|tls| backend_tls(check, &key, tls, &backends));
@@ -156,7 +156,7 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             urls.map(|(index, url)| (key(index), url)).collect()
         }
         (Some(_), Some(_)) | (None, None) => {
-            check.error(key, "expected either `redis` or `redis_urls`");
+            check.error(key, "expected either \"redis\" or \"redis_urls\"");
             Vec::new()
         }
     };
@@ -180,7 +180,7 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
     check.require(
         raw.tls.is_none() || servers.iter().any(over_tls),
         &format!("{key}.tls"),
-        "only URLs that begin with rediss:// use it",
+        "expected none: it is only for URLs that begin with rediss://",
     );
     let allow = match raw.allow {
         Some(ranges) => {

@@ -279,10 +279,11 @@ async fn a_file_that_is_not_valid_changes_nothing() {
     let before = scene.components.proxy.pools();
     let file = std::env::temp_dir().join(format!("causeway-reload-{}", fastrand::u64(..)));
     std::fs::write(&file, "pools: []\n").unwrap();
-    let refused = scene.components.reloader.reload(&file).await;
+    let load = |file: PathBuf| move || Config::load(&file);
+    let refused = scene.components.reloader.reload(load(file.clone())).await;
     assert!(refused.is_err());
     std::fs::remove_file(&file).unwrap();
-    let refused = scene.components.reloader.reload(&file).await;
+    let refused = scene.components.reloader.reload(load(file)).await;
     assert!(refused.is_err());
     assert!(Arc::ptr_eq(&before, &scene.components.proxy.pools()));
     let page = scene.components.proxy.metrics.encode();
