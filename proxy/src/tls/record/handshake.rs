@@ -9,7 +9,7 @@ use crate::tls::record::layer::Role;
 const HEADER: usize = 4;
 
 /// The longest message that is skipped, as in rustls.
-const LENGTH_MAX: u32 = 0xffff;
+const LENGTH_MAX: u16 = u16::MAX;
 
 /// Message types (RFC 8446, B.3).
 const HELLO_REQUEST: u8 = 0;
@@ -18,7 +18,7 @@ const NEW_SESSION_TICKET: u8 = 4;
 pub(super) const KEY_UPDATE: u8 = 24;
 
 /// The length of a KeyUpdate.
-const KEY_UPDATE_LENGTH: u32 = 1;
+const KEY_UPDATE_LENGTH: u16 = 1;
 
 /// A complete message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) enum Message {
 pub(super) struct MessageReader {
     header: [u8; HEADER],
     have: u8,
-    left: u32,
+    left: u16,
 }
 
 impl MessageReader {
@@ -68,10 +68,10 @@ impl MessageReader {
                 self.left = self.checked_length(version, role)?;
             }
         }
-        let taken = bytes.len().min(self.left as usize);
+        let taken = bytes.len().min(self.left.into());
         let (body, rest) = bytes.split_at(taken);
         *bytes = rest;
-        self.left -= taken as u32;
+        self.left -= taken as u16;
         if self.left != 0 {
             return Ok(None);
         }
@@ -85,7 +85,7 @@ impl MessageReader {
     }
 
     /// The length of the message that has begun, if the peer may send it.
-    fn checked_length(&self, version: Version, role: Role) -> Result<u32, Violation> {
+    fn checked_length(&self, version: Version, role: Role) -> Result<u16, Violation> {
         let [kind, high, middle, low] = self.header;
         let length = u32::from_be_bytes([0, high, middle, low]);
         let lengths = match (version, role, kind) {
@@ -99,10 +99,11 @@ impl MessageReader {
                 ));
             }
         };
-        if !lengths.contains(&length) {
+        let checked = u16::try_from(length).ok();
+        let checked = checked.filter(|length| lengths.contains(length));
+        checked.ok_or_else(|| {
             let why = "a handshake message with a wrong length";
-            return Err(Violation::new(AlertDescription::DecodeError, why));
-        }
-        Ok(length)
+            Violation::new(AlertDescription::DecodeError, why)
+        })
     }
 }
