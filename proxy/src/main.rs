@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use causeway_conf::{ignore_signals, print_error, print_output};
 use causeway_proxy::Config;
-use clap::Parser;
+use causeway_proxy::ctl::{self, Ctl};
+use clap::{Parser, Subcommand};
 use libc::SIGUSR1;
 
 /// jemalloc returns the memory of buffers that idle tunnels have freed. In the measurement of `make bench-allocators` an idle
@@ -29,29 +30,54 @@ const CANNOT_START: u8 = 2;
 
 /// A reverse proxy that keeps each client on its server and carries WebSockets.
 #[derive(Parser)]
-#[command(name = "causeway-proxy", version)]
+#[command(
+    name = "causeway-proxy",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Flags {
     /// The configuration, a YAML file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look at a running edge, and act on it
+    Ctl(Ctl),
 }
 
 fn main() -> ExitCode {
     // A log rotation may send it before its handler is installed.
     ignore_signals(&[SIGUSR1]);
     let flags = Flags::parse();
-    let config = match Config::load(&flags.config) {
+    match (flags.command, flags.config) {
+        (Some(Command::Ctl(ctl)), _) => ExitCode::from(ctl::run(&ctl)),
+        (None, Some(file)) => run(file, flags.check),
+        (None, None) => {
+            print_error("causeway-proxy: expected --config FILE");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+/// Runs the edge with the configuration in `path`, or checks that.
+fn run(path: PathBuf, check: bool) -> ExitCode {
+    let config = match Config::load(&path) {
         Ok(config) => config,
         Err(errors) => {
             print_error(&errors.to_string());
             return ExitCode::from(CANNOT_START);
         }
     };
-    if flags.check {
-        let file = flags.config.display();
+    if check {
+        let file = path.display();
         match causeway_proxy::check(&config) {
             Ok(warnings) => warnings
                 .iter()
@@ -64,7 +90,7 @@ fn main() -> ExitCode {
         print_output(&format!("{file}: valid"));
         return ExitCode::SUCCESS;
     }
-    match causeway_proxy::run(config, flags.config) {
+    match causeway_proxy::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&format!("causeway-proxy: {error}"));
