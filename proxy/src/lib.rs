@@ -16,10 +16,12 @@
 //! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `tunnel` · `limits`, `tls` ·
 //! `net` · `config` · `metrics`, `http`. `make structure` prints them as they are.
 //!
-//! `run` is the program; [`Plugin`] is the same edge as a part of another Pingora server.
+//! `run` is the program, `ctl` the client of its admin listener; [`Plugin`] is the same edge as a part of another Pingora server.
 
 mod balancer;
 mod config;
+#[doc(hidden)]
+pub mod ctl;
 mod downstream;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]

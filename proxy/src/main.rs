@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use causeway_conf::{ignore_signals, print_error, print_output, write_document};
 use causeway_proxy::Config;
+use causeway_proxy::ctl::{self, Ctl};
 use clap::{Parser, Subcommand};
 use libc::SIGUSR1;
 
@@ -58,6 +59,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Look at a running edge, and act on it
+    Ctl(Ctl),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
     let flags = Flags::parse();
     let ended = match flags.command {
         None => serve(flags.config, flags.check, flags.print_config),
+        Some(Command::Ctl(ctl)) => return ExitCode::from(ctl::run(&ctl)),
         Some(Command::Genconfig { output }) => generate_config(output.as_deref()),
     };
     match ended {

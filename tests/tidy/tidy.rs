@@ -21,7 +21,7 @@ struct Layers {
 const PROXY: Layers = Layers {
     source: "proxy/src",
     rows: &[
-        &["metrics", "http"],
+        &["metrics", "http", "ctl"],
         &["config"],
         &["net"],
         &["limits", "tls"],
