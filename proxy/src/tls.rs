@@ -322,10 +322,10 @@ struct WatchedListener {
 
 impl WatchedListener {
     fn new(terminator: Arc<Terminator>) -> Self {
-        let file_states = terminator.file_states();
         Self {
             terminator,
-            file_states,
+            // The first check reads the files again: they may have changed since they were loaded.
+            file_states: FileStates::default(),
             logged: HashMap::new(),
         }
     }

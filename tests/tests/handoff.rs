@@ -332,6 +332,9 @@ async fn clients_that_are_handed_off_under_load_miss_nothing_and_get_nothing_twi
                 let seen = client.received.len() + number % 7;
                 client.until(|received| seen < received.len()).await?;
             }
+            // Other clients' messages, the last one too, may overtake its own last one.
+            let last = format!("c {number} {}", client.sent - 1);
+            client.until(|received| received.contains(&last)).await?;
             anyhow::Ok(client)
         });
     }

@@ -124,6 +124,14 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_hooks_total{hook="rpc",outcome="failed"} 1
         # TYPE causeway_node_reloads counter
         causeway_node_reloads_total{result="applied"} 1
+        # TYPE causeway_node_handoffs_sent counter
+        causeway_node_handoffs_sent_total 0
+        # TYPE causeway_node_handoffs_received counter
+        causeway_node_handoffs_received_total 0
+        # TYPE causeway_node_handoffs_kept counter
+        causeway_node_handoffs_kept_total 0
+        # TYPE causeway_node_handoffs_lost counter
+        causeway_node_handoffs_lost_total 0
         # EOF
     "##]]
     .assert_eq(&stable(&metrics));

@@ -859,7 +859,7 @@ fn which_drains_close_tunnels_can_be_set() {
     section(
         "drain: {close_tunnels: [probe], backend_spread: 2h}",
         expect![
-            "proxy.yaml:2:25: drain.close_tunnels[0]: unknown variant `probe`, expected one of `announced`, `reload`, `discovery`"
+            r#"proxy.yaml:2:25: drain.close_tunnels[0]: unknown value "probe", expected one of "announced", "reload", "discovery""#
         ],
     );
 }

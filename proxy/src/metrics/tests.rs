@@ -49,6 +49,8 @@ fn the_page_has_every_family_and_ends_with_eof() {
         causeway_proxy_configuration_ok 1
         causeway_proxy_connections_open 3
         causeway_proxy_drain_tunnels_left{backend="n1"} 0
+        causeway_proxy_handoffs_total{outcome="moved"} 0
+        causeway_proxy_handoffs_total{outcome="stayed"} 0
         causeway_proxy_limited_total{limit="requests"} 1
         causeway_proxy_log_lines_dropped_total 0
         causeway_proxy_refusals_total{reason="requests",status="503"} 1

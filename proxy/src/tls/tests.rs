@@ -475,3 +475,20 @@ async fn changed_files_are_reloaded_and_unusable_ones_leave_the_previous_certifi
         assert!(page.contains(line), "{line}\n{page}");
     }
 }
+
+#[tokio::test]
+async fn files_that_change_before_they_are_watched_are_reloaded() {
+    let scene = Scene::new("before");
+    let terminator = Arc::new(scene.terminator(|_| {}));
+    let renewed = scene
+        .authority
+        .issue(&["a.example"])
+        .write(scene.folder.path(), "a");
+    let mut watched = WatchedListener::new(Arc::clone(&terminator));
+    watched.check(&Metrics::new(), SystemTime::now());
+    let config = Arc::new(scene.client(&VERSIONS));
+    let (client, _server) = handshake(&terminator, &config).await;
+    let client = client.unwrap();
+    let shown = client.get_ref().1.peer_certificates().unwrap();
+    assert_eq!(shown[0].as_ref(), renewed);
+}

@@ -55,7 +55,7 @@ fn each_wrong_value_says_what_would_be_right() {
         ),
         (
             "auth: { keys: [{ algorithm: HS265, key: hunter2 }] }",
-            "node.yaml:1:18: auth.keys[0].algorithm: unknown value \"HS265\", did you mean \"HS256\"?",
+            "node.yaml:1:18: auth.keys[0].algorithm: unknown value \"HS265\", expected one of \"HS256\", \"RS256\", \"PS256\", \"ES256\", \"ES384\", \"EdDSA\"",
         ),
         (
             "hooks: { connect: 7 }",
