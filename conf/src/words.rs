@@ -87,7 +87,8 @@ pub(crate) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 /// The one of `known` that `name` is probably meant to be.
 pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let name = name.to_ascii_lowercase().replace('-', "_");
-    let with_distance = known.iter().map(|other| (distance(&name, other), *other));
+    let lower = |other: &str| other.to_ascii_lowercase();
+    let with_distance = { known.iter() }.map(|other| (distance(&name, &lower(other)), *other));
     let (distance, nearest) = with_distance.min_by_key(|(distance, _)| *distance)?;
     // A third of the letters, so that no short name is near to every other one.
     let is_near = distance * 3 <= nearest.chars().count().max(3);
@@ -125,12 +126,13 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_one_with_few_other_letters() {
-        let known = ["broker", "listen", "limits", "tcp"];
+        let known = ["broker", "listen", "limits", "tcp", "HS256"];
         for (name, expected) in [
             ("brokr", Some("broker")),
             ("lisetn", Some("listen")),
             ("Limits", Some("limits")),
             ("tpc", Some("tcp")),
+            ("hs265", Some("HS256")),
             ("nonsense", None),
             ("x", None),
             ("", None),

@@ -20,10 +20,10 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::publication::Publication;
+use crate::redis::Server;
 
 pub(crate) mod history;
 mod memory;
@@ -154,27 +154,25 @@ pub(crate) struct Started {
     pub(crate) tasks: JoinSet<()>,
 }
 
-/// Starts the broker that `config` names. Returns at once: connections to Redis are made in the
-/// background, see [`Broker::readiness`].
+/// Starts the broker on `servers`, or for this node alone if there are none. Returns at once: connections to Redis are made
+/// in the background, see [`Broker::readiness`].
 pub(crate) fn start(
-    config: &config::Broker,
+    servers: &[Server],
     node_id: &str,
     deliver: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> Started {
-    match config {
-        config::Broker::Memory => memory::start(deliver, metrics, shutdown),
-        config::Broker::Redis(config) => {
-            let dependencies = redis::Dependencies {
-                node_id,
-                deliver,
-                metrics,
-                shutdown,
-            };
-            redis::start(config, &dependencies)
-        }
+    if servers.is_empty() {
+        return memory::start(deliver, metrics, shutdown);
     }
+    let dependencies = redis::Dependencies {
+        node_id,
+        deliver,
+        metrics,
+        shutdown,
+    };
+    redis::start(servers, &dependencies)
 }
 
 #[cfg(test)]

@@ -103,6 +103,8 @@ pub(crate) enum Broker {
 /// The Redis broker's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Redis {
+    /// What the names of all keys and of the node's own channels begin with; a `:` follows it.
+    pub(crate) prefix: Arc<str>,
     /// The only server, or the first of those that share the channels.
     pub(crate) server: RedisServer,
     /// The others, in their order: it is the same on all nodes, and decides which channel is where.
@@ -144,10 +146,40 @@ impl Redis {
 /// Which Redis, and how to log in. `Debug` masks the password.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RedisServer {
-    pub(crate) address: RedisAddress,
+    pub(crate) location: RedisLocation,
     /// `None`: in the clear. Never with a unix socket.
     pub(crate) tls: Option<RedisTls>,
     pub(crate) database: i64,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret>,
+}
+
+/// How a Redis server is found.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum RedisLocation {
+    /// It is the one at this address.
+    At(RedisAddress),
+    /// It is the primary that Sentinels name.
+    Sentinel(Arc<Sentinels>),
+}
+
+impl fmt::Display for RedisLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Sentinel(sentinels) => write!(f, "sentinel:{}", sentinels.master),
+        }
+    }
+}
+
+/// Sentinels that watch a primary, and the login to them. `Debug` masks the password.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sentinels {
+    /// What they call the primary.
+    pub(crate) master: String,
+    /// Never empty.
+    pub(crate) servers: Vec<RedisAddress>,
+    pub(crate) tls: Option<RedisTls>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret>,
 }

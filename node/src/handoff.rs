@@ -5,7 +5,7 @@
 //! token to this node (A) as its last frame. Then:
 //!
 //! 1. A has handled all that the client has sent. It sends a [snapshot](Snapshot) of the client to B over the control
-//!    channel, and B prepares the client ([`Arrivals::accept`]).
+//!    channel, and B prepares the client ([`Arrivals`]).
 //! 2. A publishes a *mark* ([`marks`]) behind all that the client has published, on the server that carries its channel.
 //!    Every node receives the publications of a server in one order, so the mark cuts the channel at the same place on
 //!    both nodes: A delivers exactly what comes before it, B exactly what comes after it.

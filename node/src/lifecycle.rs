@@ -31,7 +31,7 @@ use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
 use crate::protocol::instance::Instance;
 use crate::redis;
-use crate::redis::Commands;
+use crate::redis::Server;
 
 mod delivery;
 mod event;
@@ -94,12 +94,12 @@ pub(crate) struct Begun {
 
 /// Starts the events that `config` enables; `None` if there are none, or no hook to deliver them to.
 pub(crate) fn start(
-    broker: &config::Broker,
+    servers: &[Server],
     config: &config::Lifecycle,
     dependencies: &Dependencies,
 ) -> Option<Started> {
     let timeout = dependencies.hooks.lifecycle_timeout();
-    let has_reader = timeout.is_some() || matches!(broker, config::Broker::Redis(_));
+    let has_reader = timeout.is_some() || !servers.is_empty();
     if !(config.is_wanted() && has_reader) {
         return None;
     }
@@ -111,31 +111,24 @@ pub(crate) fn start(
     let mut tasks = JoinSet::new();
     let mut writers = Vec::new();
     let mut logs: Vec<Arc<dyn Log>> = Vec::new();
-    match broker {
-        config::Broker::Memory => {
-            let log = Arc::new(MemoryLog::new(scope));
-            tasks.spawn(Arc::clone(&log).run(dependencies.shutdown.clone()));
-            logs.push(Arc::clone(&log) as Arc<dyn Log>);
-            writers.push(Arc::new(Writer::Memory(log)));
-        }
-        config::Broker::Redis(broker) => {
-            let leases = dependencies.registry.leases();
-            for (index, (broker, lease)) in broker.shards().into_iter().zip(leases).enumerate() {
-                let role = format!("lifecycle-{index}");
-                let name = redis::connection_name(&dependencies.node_id, &role, fastrand::u64(..));
-                let commands = Commands::new(&broker, name);
-                let log = Arc::new(RedisLog::new(commands, scope.clone(), index));
-                logs.push(Arc::clone(&log) as Arc<dyn Log>);
-                let (writer, work) = Writer::in_redis(writer::Parts {
-                    log,
-                    lease,
-                    instance: dependencies.instance,
-                    metrics: Arc::clone(&dependencies.metrics),
-                });
-                tasks.spawn(work.run(dependencies.shutdown.clone()));
-                writers.push(Arc::new(writer));
-            }
-        }
+    if servers.is_empty() {
+        let log = Arc::new(MemoryLog::new(scope.clone()));
+        tasks.spawn(Arc::clone(&log).run(dependencies.shutdown.clone()));
+        logs.push(Arc::clone(&log) as Arc<dyn Log>);
+        writers.push(Arc::new(Writer::Memory(log)));
+    }
+    let leases = dependencies.registry.leases();
+    for (index, (server, lease)) in servers.iter().zip(leases).enumerate() {
+        let log = Arc::new(RedisLog::new(server, scope.clone(), index));
+        logs.push(Arc::clone(&log) as Arc<dyn Log>);
+        let (writer, work) = Writer::in_redis(writer::Parts {
+            log,
+            lease,
+            instance: dependencies.instance,
+            metrics: Arc::clone(&dependencies.metrics),
+        });
+        tasks.spawn(work.run(dependencies.shutdown.clone()));
+        writers.push(Arc::new(writer));
     }
     if let Some(timeout) = timeout {
         let turn = Turn {

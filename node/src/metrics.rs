@@ -60,6 +60,9 @@ pub(crate) struct Metrics {
     broker_losses: Family<Label, Counter>,
     /// Times after which publications of other nodes may have been missed.
     pub(crate) broker_gaps: Counter,
+    broker_primary: Family<[(&'static str, String); 1], Gauge>,
+    /// Times that another Redis became the primary.
+    pub(crate) broker_primary_changes: Counter,
     /// Channels that this node wants to hear.
     pub(crate) subscriptions_wanted: Gauge,
     /// Channels that this node is subscribed to and the broker has confirmed.
@@ -147,6 +150,8 @@ impl Metrics {
             broker_connects: Family::default(),
             broker_losses: Family::default(),
             broker_gaps: Counter::default(),
+            broker_primary: Family::default(),
+            broker_primary_changes: Counter::default(),
             subscriptions_wanted: Gauge::default(),
             subscriptions: Gauge::default(),
             feeds: Gauge::default(),
@@ -200,6 +205,8 @@ impl Metrics {
         registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
         registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());
+        registry.register("broker_primary", "1 for the primary that Sentinels name, 0 for previous ones", self.broker_primary.clone());
+        registry.register("broker_primary_changes", "Times that Sentinels named another primary", self.broker_primary_changes.clone());
         registry.register("broker_gaps", "Times after which publications may have been missed", self.broker_gaps.clone());
         registry.register("subscriptions_wanted", "Channels that this node wants to hear", self.subscriptions_wanted.clone());
         registry.register("subscriptions", "Channels whose subscription the broker has confirmed", self.subscriptions.clone());
@@ -285,6 +292,13 @@ impl Metrics {
         self.broker_losses
             .get_or_create(&[("side", side.as_str())])
             .inc();
+    }
+
+    /// Notes whether the Redis at `address` is the primary.
+    pub(crate) fn broker_primary(&self, address: &str, is_primary: bool) {
+        self.broker_primary
+            .get_or_create(&[("address", address.to_owned())])
+            .set(i64::from(is_primary));
     }
 
     /// Counts a client that came back with a position, and got everything since or was told that it cannot.

@@ -59,6 +59,7 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::Instance;
+use crate::redis;
 use crate::redis::keys;
 use crate::server;
 use crate::server::AdminListener;
@@ -253,8 +254,10 @@ impl Node {
             inbox,
             rest: Arc::clone(&marks) as Arc<dyn Deliver>,
         };
+        let redis = redis::start(&config.broker, &node_id, &metrics, &lifecycle.stopped);
+        let servers = redis.servers;
         let broker = broker::start(
-            &config.broker,
+            &servers,
             &node_id,
             Arc::new(demux),
             Arc::clone(&metrics),
@@ -264,7 +267,7 @@ impl Node {
         let relay: Arc<dyn Broker> = broker.broker;
         let (join_leave, pending_join_leave) = channels::join_leave_queue(Arc::clone(&metrics));
         let registry = registry::start(
-            &config.broker,
+            &servers,
             &config.registry,
             registry::Dependencies {
                 about: registry::Node {
@@ -306,7 +309,7 @@ impl Node {
             metrics: Arc::clone(&metrics),
         });
         let presence = Presence::new(Arc::clone(&registry.registry));
-        let values = Arc::new(Values::new(&config.broker, &config.values, &node_id));
+        let values = Arc::new(Values::new(&servers, &config.values));
         let api = config.api.as_ref().map(|api| {
             let parts = api::Parts {
                 streams: Arc::clone(&streams),
@@ -331,7 +334,7 @@ impl Node {
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
         let hooks = Hooks::new(config.hooks.clone(), Arc::clone(&metrics));
         let lifecycle_events = lifecycle::start(
-            &config.broker,
+            &servers,
             &config.lifecycle,
             &lifecycle::Dependencies {
                 instance,
@@ -377,6 +380,7 @@ impl Node {
 
         let mut tasks = Tasks::default();
         let (stopped, closing) = (&lifecycle.stopped, &lifecycle.closing);
+        tasks.adopt("redis", stopped, redis.tasks);
         tasks.adopt("broker", stopped, broker.tasks);
         tasks.adopt("registry", stopped, registry.tasks);
         tasks.adopt("lifecycle events", stopped, lifecycle_tasks);

@@ -277,17 +277,38 @@ impl BackendTls {
 /// The registry that a pool discovers its backends in. `Debug` masks the URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiscoverConfig {
-    /// Validated URLs of Redis servers; never empty. Each server has the whole registry.
+    /// Validated URLs of Redis servers; empty only with `sentinel`. Each server has the whole registry.
     pub(crate) servers: Vec<Secret>,
+    /// The Sentinels that name the server.
+    pub(crate) sentinel: Option<Arc<SentinelConfig>>,
     /// The CA certificates for servers with TLS, in PEM; `None` is the trust store of the system.
     pub(crate) ca: Option<Arc<[u8]>>,
+    /// What the nodes' keys begin with: their `broker.prefix`.
+    pub(crate) prefix: String,
     pub(crate) every: Duration,
     /// The addresses that nodes in the registry may have.
     pub(crate) allow: Arc<AllowedAddresses>,
 }
 
+/// Sentinels that name the Redis with the registry, and the logins. `Debug` masks the passwords.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SentinelConfig {
+    /// What they call the primary.
+    pub(crate) master: String,
+    /// Hosts and ports; never empty.
+    pub(crate) servers: Vec<(String, u16)>,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Secret>,
+    pub(crate) database: i64,
+    pub(crate) sentinel_user: Option<String>,
+    pub(crate) sentinel_password: Option<Secret>,
+    /// Whether the Sentinels and the servers are reached over TLS.
+    pub(crate) is_tls: bool,
+}
+
 impl DiscoverConfig {
     const EVERY: Duration = Duration::from_secs(2);
+    const PREFIX: &str = "causeway";
 
     /// Whether both use the same registry, with other settings, such as the login, ignored.
     pub(crate) fn is_registry_of(&self, other: &Self) -> bool {
@@ -299,7 +320,17 @@ impl DiscoverConfig {
             };
             urls.map(server).collect()
         };
+        let sentinel = |config: &Self| {
+            let config = config.sentinel.as_ref()?;
+            Some((
+                config.master.clone(),
+                config.servers.clone(),
+                config.database,
+            ))
+        };
         servers(self) == servers(other)
+            && sentinel(self) == sentinel(other)
+            && self.prefix == other.prefix
     }
 }
 

@@ -31,6 +31,7 @@ pub mod programs;
 pub mod redis;
 pub mod scratch;
 pub mod segments;
+pub mod sentinel;
 pub mod server_api;
 pub mod settings;
 pub mod site;

@@ -42,7 +42,8 @@ const NODE: Layers = Layers {
     rows: &[
         &["jwt", "protocol"],
         &["config", "metrics"],
-        &["auth", "logging", "redis"],
+        &["auth", "logging"],
+        &["redis"],
         &["broker", "hooks", "tokens"],
         &["cluster", "hub"],
         &["lifecycle"],

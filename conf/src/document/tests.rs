@@ -6,6 +6,7 @@ use crate::{AddressRange, ByteSize, Secret, Span};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only the errors are looked at")]
 struct Raw {
     #[serde(default)]
     pools: Vec<Pool>,
@@ -26,7 +27,6 @@ enum Kind {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "only the errors are looked at")]
 struct Pool {
     name: String,
     #[serde(default)]

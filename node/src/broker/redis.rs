@@ -46,10 +46,9 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::redis;
-use crate::redis::Commands;
+use crate::redis::Server;
 
 mod drop_counters;
-mod fence;
 mod health;
 mod monitor;
 mod outcome;
@@ -84,9 +83,7 @@ pub(super) struct Dependencies<'a> {
 /// The shared handle, and the state that the tasks share.
 struct RedisBroker {
     config: config::Redis,
-    node_id: String,
-    /// Random, so that two processes with one node id never mistake each other's probes for their own.
-    instance: u64,
+    server: Server,
     /// As many as are configured, followed by the one for publications that wait for a replica.
     queues: Vec<PublishQueue>,
     subscriptions: Mutex<Subscriptions>,
@@ -110,15 +107,14 @@ struct RedisBroker {
 }
 
 /// Starts the tasks of each server; connections are made in the background.
-pub(super) fn start(config: &config::Redis, dependencies: &Dependencies<'_>) -> Started {
-    let configs = config.shards();
-    let readiness = Arc::new(AllReady::new(configs.len(), &dependencies.metrics));
+pub(super) fn start(servers: &[Server], dependencies: &Dependencies<'_>) -> Started {
+    let readiness = Arc::new(AllReady::new(servers.len(), &dependencies.metrics));
     let mut tasks = JoinSet::new();
-    let mut shards = Vec::with_capacity(configs.len());
-    for (index, config) in configs.into_iter().enumerate() {
+    let mut shards = Vec::with_capacity(servers.len());
+    for (index, server) in servers.iter().enumerate() {
         let identity = (Shard(index), Arc::clone(&readiness));
         shards.push(start_one(
-            config,
+            server.clone(),
             identity,
             dependencies.clone(),
             &mut tasks,
@@ -132,7 +128,7 @@ pub(super) fn start(config: &config::Redis, dependencies: &Dependencies<'_>) -> 
 }
 
 fn start_one(
-    config: config::Redis,
+    server: Server,
     (shard, readiness): (Shard, Arc<AllReady>),
     dependencies: Dependencies<'_>,
     tasks: &mut JoinSet<()>,
@@ -143,23 +139,21 @@ fn start_one(
         metrics,
         shutdown,
     } = dependencies;
-    let instance = fastrand::u64(..);
-    let probe_channel = redis::probe_channel(node_id, instance);
+    // Random, so that two processes with one node id never mistake each other's probes for their own.
+    let probe_channel = redis::probe_channel(node_id, fastrand::u64(..));
     let drop_counters = Arc::new(DropCounters::new(Arc::clone(&metrics)));
-    let connection_name = redis::connection_name(node_id, "reader", instance);
+    let config = server.config.clone();
     let queue = |_| PublishQueue::new(&config, Arc::clone(&drop_counters), Arc::clone(&metrics));
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&probe_channel, true);
     let broker = Arc::new(RedisBroker {
-        node_id: node_id.to_owned(),
-        instance,
         queues: (0..=config.lanes).map(queue).collect(),
         subscriptions: Mutex::new(subscriptions),
         wishes: Notify::new(),
         probe_channel,
         shard,
-        reader: Reader::new(Commands::new(&config, connection_name)),
-        monitor: Monitor::new(&config, readiness, Arc::clone(&metrics)),
+        reader: Reader::new(&server),
+        monitor: Monitor::new(&server, readiness, Arc::clone(&metrics)),
         queue_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
@@ -168,10 +162,10 @@ fn start_one(
         deliver,
         metrics,
         config,
+        server,
     });
-    let pool = publisher::pool(&broker.config);
     for index in 0..broker.queues.len() {
-        let queue = publisher::run(Arc::clone(&broker), index, pool.clone(), shutdown.clone());
+        let queue = publisher::run(Arc::clone(&broker), index, shutdown.clone());
         tasks.spawn(queue);
     }
     tasks.spawn(subscriber::run(Arc::clone(&broker), shutdown.clone()));
@@ -287,15 +281,4 @@ impl Streams for RedisBroker {
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.reader.remove_history(channel).await
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

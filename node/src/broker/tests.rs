@@ -14,10 +14,12 @@ use crate::broker::history::Order;
 use crate::broker::history::Query;
 use crate::broker::history::Retention;
 use crate::broker::history::testing::everything;
+use crate::config;
 use crate::config::Config;
 use crate::protocol::Position;
 use crate::redis::testing::DEADLINE;
 use crate::redis::testing::RedisServer;
+use crate::redis::testing::free_port;
 
 mod demoted;
 mod redis_away;
@@ -91,6 +93,8 @@ struct Setup {
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
+    /// What follows the primary, if there are Sentinels.
+    _redis: JoinSet<()>,
 }
 
 /// Settings of a broker at `server` that notices everything fast.
@@ -107,8 +111,9 @@ fn set_up(config: &config::Broker) -> Setup {
     let recorder = Arc::new(Recorder::default());
     let metrics = Metrics::new();
     let shutdown = CancellationToken::new();
+    let redis = crate::redis::start(config, "test-node", &metrics, &shutdown);
     let started = start(
-        config,
+        &redis.servers,
         "test-node",
         Arc::clone(&recorder) as Arc<dyn Deliver>,
         Arc::clone(&metrics),
@@ -120,6 +125,37 @@ fn set_up(config: &config::Broker) -> Setup {
         metrics,
         shutdown,
         tasks: started.tasks,
+        _redis: redis.tasks,
+    }
+}
+
+/// A Redis that a Sentinel watches.
+struct Watched {
+    sentinel: RedisServer,
+    _redis: RedisServer,
+    port: u16,
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let (mut redis, mut sentinel) = (RedisServer::absent(), RedisServer::absent());
+        let (primary, port) = (free_port(), free_port());
+        redis.launch(&["--port", &primary.to_string()]).await;
+        sentinel.launch_sentinel(port, primary).await;
+        Self {
+            sentinel,
+            _redis: redis,
+            port,
+        }
+    }
+
+    fn settings(&self) -> config::Broker {
+        assert!(self.sentinel.cli(&["PING"]).contains("PONG"));
+        let text = format!(
+            "broker: {{kind: redis, sentinel: {{master: main, servers: [\"127.0.0.1:{}\"]}}}}",
+            self.port
+        );
+        Config::parse("test", &text).unwrap().broker
     }
 }
 
@@ -223,8 +259,8 @@ fn name(channel: &str) -> ChannelName {
     ChannelName::new(channel).unwrap()
 }
 
-/// One test for each broker, in modules `memory` and `redis`.
-macro_rules! same_on_both {
+/// One test for each broker, and one for a Redis that a Sentinel names, in modules of their own.
+macro_rules! same_on_all {
     ($($case:ident),* $(,)?) => {
         mod on_memory {
             $(#[tokio::test] async fn $case() {
@@ -239,10 +275,18 @@ macro_rules! same_on_both {
                 super::$case(setup).await;
             })*
         }
+        mod on_sentinel {
+            $(#[tokio::test] async fn $case() {
+                let watched = super::Watched::start().await;
+                let setup = super::set_up(&watched.settings());
+                setup.until_ready().await;
+                super::$case(setup).await;
+            })*
+        }
     };
 }
 
-same_on_both! {
+same_on_all! {
     what_is_published_comes_back_unchanged_and_in_order,
     channels_keep_their_order_whatever_their_queue,
     only_wanted_channels_come,
@@ -430,6 +474,45 @@ async fn all_nodes_hear_what_one_publishes_and_what_redis_cli_does() {
         let heard = node.recorder.wait_for("global", 2).await;
         assert_eq!(heard, ["from a node", "from elsewhere"]);
         node.until_ready().await; // Though all have the same node id.
+    }
+}
+
+#[tokio::test]
+async fn deployments_with_different_prefixes_share_relay_channels_and_nothing_else() {
+    let server = RedisServer::start().await;
+    let wire = ChannelName::wire(&name("a"));
+    let nodes = ["", ", prefix: staging"].map(|prefix| set_up(&settings(&server, prefix)));
+    for node in &nodes {
+        node.broker.subscribe(&wire);
+        node.broker.subscribe(&name("global"));
+        node.until_settled(2).await;
+        node.until_ready().await;
+    }
+    for (node, prefix) in nodes.iter().zip(["causeway", "staging"]) {
+        for expected in 1..=2 {
+            let stored = node.broker.store(store("a", Until::Stored)).await.unwrap();
+            assert_eq!(stored.position.unwrap().offset, expected);
+        }
+        node.publish(wire.as_str(), prefix).await.unwrap();
+        node.publish("global", prefix).await.unwrap();
+    }
+    for (node, prefix) in nodes.iter().zip(["causeway", "staging"]) {
+        assert_eq!(node.recorder.wait_for(wire.as_str(), 3).await[2], prefix);
+        assert_eq!(node.recorder.wait_for("global", 2).await.len(), 2);
+        let history = node.broker.history(ask("a")).await.unwrap();
+        assert_eq!(history.entries.len(), 2);
+    }
+    nodes[0].broker.remove_history(&name("a")).await.unwrap();
+    let history = nodes[1].broker.history(ask("a")).await.unwrap();
+    assert_eq!(history.entries.len(), 2);
+    assert_eq!(nodes[0].recorder.on(wire.as_str()).len(), 3);
+    let names = server.cli(&["KEYS", "*"]) + &server.cli(&["PUBSUB", "CHANNELS"]);
+    for name in names.lines().filter(|name| *name != "global") {
+        let (prefix, _) = name.split_once(':').unwrap();
+        assert!(["causeway", "staging"].contains(&prefix), "{name}");
+    }
+    for node in nodes {
+        node.stop().await;
     }
 }
 

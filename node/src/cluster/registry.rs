@@ -29,7 +29,7 @@ use crate::protocol::instance::ClientId;
 use crate::protocol::instance::Instance;
 use crate::redis;
 use crate::redis::CommandError;
-use crate::redis::Commands;
+use crate::redis::Server;
 
 mod clock;
 mod condition;
@@ -150,9 +150,10 @@ pub(crate) struct Registration {
     seq: u64,
 }
 
-/// Starts the registry of `broker`. Returns at once: the connection to Redis is made in the background.
+/// Starts the registry on `servers`, or for this node alone if there are none. Returns at once: connections to Redis are made
+/// in the background.
 pub(crate) fn start(
-    broker: &config::Broker,
+    servers: &[Server],
     config: &config::Registry,
     dependencies: Dependencies,
 ) -> Started {
@@ -165,41 +166,34 @@ pub(crate) fn start(
         shutdown,
     } = dependencies;
     let mut tasks = JoinSet::new();
-    let servers = match broker {
-        config::Broker::Memory => Vec::new(),
-        config::Broker::Redis(broker) => broker.shards(),
-    };
-    let address = |server: &config::Redis| server.server.address.to_string();
+    let address = |server: &Server| server.config.server.location.to_string();
     let conditions = Conditions::new(servers.iter().map(address).collect(), Arc::clone(&metrics));
-    let shards = match broker {
-        config::Broker::Memory => vec![Share {
+    let share = |(index, server): (usize, &Server)| {
+        let shard = Arc::new(Shard::new(Backend::Redis, Arc::clone(&listener)));
+        let lease_task = Arc::new(LeaseTask::new(Components {
+            shard: Arc::clone(&shard),
+            store: Store::new(server),
+            config: config.clone(),
+            backoff_max: server.config.backoff_max,
+            about: about.clone(),
+            needs,
+            draining: draining.clone(),
+            conditions: Arc::clone(&conditions),
+            server: index,
+            address: address(server),
+            metrics: Arc::clone(&metrics),
+        }));
+        tasks.spawn(Arc::clone(&lease_task).run(shutdown.clone()));
+        let lease_task = Some(lease_task);
+        Share { shard, lease_task }
+    };
+    let mut shards: Vec<Share> = servers.iter().enumerate().map(share).collect();
+    if shards.is_empty() {
+        shards.push(Share {
             shard: Arc::new(Shard::new(Backend::Memory, listener)),
             lease_task: None,
-        }],
-        config::Broker::Redis(_) => {
-            let share = |(server, broker): (usize, config::Redis)| {
-                let name = redis::connection_name(&about.id, "registry", fastrand::u64(..));
-                let shard = Arc::new(Shard::new(Backend::Redis, Arc::clone(&listener)));
-                let lease_task = Arc::new(LeaseTask::new(Components {
-                    shard: Arc::clone(&shard),
-                    store: Store::new(Commands::new(&broker, name)),
-                    config: config.clone(),
-                    backoff_max: broker.backoff_max,
-                    about: about.clone(),
-                    needs,
-                    draining: draining.clone(),
-                    conditions: Arc::clone(&conditions),
-                    server,
-                    address: address(&broker),
-                    metrics: Arc::clone(&metrics),
-                }));
-                tasks.spawn(Arc::clone(&lease_task).run(shutdown.clone()));
-                let lease_task = Some(lease_task);
-                Share { shard, lease_task }
-            };
-            servers.into_iter().enumerate().map(share).collect()
-        }
-    };
+        });
+    }
     let registry = Arc::new(Registry {
         about,
         needs,
@@ -416,17 +410,6 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.shard.leave(&self.slot);
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::config;
 use crate::config::VALUE_NAME_BYTES_MAX;
 use crate::protocol::instance::ClientId;
 use crate::redis::CommandError;
+use crate::redis::Server;
 
 mod memory;
 mod redis;
@@ -82,13 +83,12 @@ pub(crate) enum ValueError {
 }
 
 impl Values {
-    /// Stores values in memory or in Redis, as `broker` says.
-    pub(crate) fn new(broker: &config::Broker, config: &config::Values, node_id: &str) -> Self {
-        let backing = match broker {
-            config::Broker::Memory => Backing::Memory(memory::Memory::new(config.memory_bytes_max)),
-            config::Broker::Redis(broker) => {
-                Backing::Redis(Box::new(redis::Store::new(broker, node_id)))
-            }
+    /// Stores values on `servers`, or in memory if there are none.
+    pub(crate) fn new(servers: &[Server], config: &config::Values) -> Self {
+        let backing = if servers.is_empty() {
+            Backing::Memory(memory::Memory::new(config.memory_bytes_max))
+        } else {
+            Backing::Redis(Box::new(redis::Store::new(servers)))
         };
         Self {
             value_bytes_max: config.value_bytes_max,

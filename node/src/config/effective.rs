@@ -4,6 +4,7 @@
 
 use causeway_conf::Effective;
 use causeway_conf::Positions;
+use causeway_conf::Secret;
 use http::HeaderName;
 
 use crate::config::AllowedOrigins;
@@ -29,7 +30,10 @@ use crate::config::Ping;
 use crate::config::Protocol;
 use crate::config::PublishRate;
 use crate::config::Redis;
+use crate::config::RedisLocation;
+use crate::config::RedisServer;
 use crate::config::Registry;
+use crate::config::Sentinels;
 use crate::config::Tcp;
 use crate::config::Values;
 
@@ -112,11 +116,54 @@ fn size(bytes: usize) -> Effective {
     Effective::size(bytes as u64)
 }
 
+fn sentinel_of(server: &RedisServer) -> Effective {
+    let RedisServer {
+        location,
+        tls,
+        database,
+        username,
+        password,
+    } = server;
+    let RedisLocation::Sentinel(sentinels) = location else {
+        return Effective::null();
+    };
+    let Sentinels {
+        master,
+        servers,
+        tls: _, // The same as for the servers.
+        username: sentinel_user,
+        password: sentinel_password,
+    } = &**sentinels;
+    let secret =
+        |secret: &Option<Secret>| Effective::option(secret.as_ref(), |_| Effective::Secret);
+    let tls = match tls {
+        Some(_) => Effective::Written,
+        None => Effective::null(),
+    };
+    Effective::map([
+        ("master", Effective::text(master)),
+        ("servers", Effective::list(servers, Effective::shown)),
+        (
+            "user",
+            Effective::option(username.as_ref(), Effective::text),
+        ),
+        ("password", secret(password)),
+        ("database", Effective::plain(database)),
+        (
+            "sentinel_user",
+            Effective::option(sentinel_user.as_ref(), Effective::text),
+        ),
+        ("sentinel_password", secret(sentinel_password)),
+        ("tls", tls),
+    ])
+}
+
 fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
     let Broker::Redis(redis) = broker else {
         return Effective::map([("kind", Effective::text("memory"))]);
     };
     let Redis {
+        prefix,
         server,
         other_servers,
         lanes,
@@ -151,7 +198,9 @@ fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
                 Effective::null()
             },
         ),
+        ("sentinel", sentinel_of(server)),
         ("tls", tls),
+        ("prefix", Effective::text(prefix)),
         ("lanes", Effective::plain(lanes)),
         ("lane_bytes", size(*lane_bytes_max)),
         ("lane_wait", Effective::span(*lane_wait)),

@@ -139,7 +139,9 @@ pub(super) struct Broker {
     pub(super) kind: Option<BrokerKind>,
     pub(super) url: Option<Secret>,
     pub(super) urls: Option<Vec<Secret>>,
+    pub(super) sentinel: Option<BrokerSentinel>,
     pub(super) tls: Option<BrokerTls>,
+    pub(super) prefix: Option<String>,
     pub(super) lanes: Option<u64>,
     pub(super) lane_bytes: Option<ByteSize>,
     pub(super) lane_wait: Option<Span>,
@@ -150,6 +152,19 @@ pub(super) struct Broker {
     pub(super) probe_timeout: Option<Span>,
     pub(super) message_size: Option<ByteSize>,
     pub(super) unready_when_full: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BrokerSentinel {
+    pub(super) master: Option<String>,
+    pub(super) servers: Option<Vec<String>>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) database: Option<u64>,
+    pub(super) sentinel_user: Option<String>,
+    pub(super) sentinel_password: Option<Secret>,
+    pub(super) tls: Option<BrokerTls>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -47,8 +47,14 @@ pub(super) const ADMIN_PORT_OFFSET: u16 = 1000;
 pub(super) const THREADS_MAX: u64 = 1024;
 pub(super) const PAGE: bool = true;
 
+/// What the names in Redis begin with.
+pub(super) const PREFIX: &str = "causeway";
+pub(super) const PREFIX_BYTES_MAX: usize = 64;
 /// Servers that share the channels.
 pub(super) const SERVERS_MAX: usize = 64;
+/// Sentinels that are asked for the primary.
+pub(super) const SENTINELS_MAX: usize = 16;
+pub(super) const DATABASE: Setting<u64> = setting(0, 0, 1_000_000);
 pub(super) const LANES: Setting<u64> = setting(2, 1, 64);
 pub(super) const LANE_BYTES: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);
 pub(super) const LANE_WAIT: Setting<Duration> = setting(secs(5), ms(10), HOUR);

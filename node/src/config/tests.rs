@@ -47,6 +47,7 @@ fn the_commented_file_names_every_setting() {
         "admin",
         "node",
         "broker",
+        "broker.sentinel",
         "auth",
         "hooks",
         "registry",
@@ -66,6 +67,7 @@ fn the_commented_file_names_every_setting() {
             "" => "nonsense: 1".to_owned(),
             "endpoints" => "endpoints: [{nonsense: 1}]".to_owned(),
             "channels.namespaces" => "channels: {namespaces: [{nonsense: 1}]}".to_owned(),
+            "broker.sentinel" => "broker: {sentinel: {nonsense: 1}}".to_owned(),
             "channels.limits" => "channels: {limits: {nonsense: 1}}".to_owned(),
             _ => format!("{mapping}: {{nonsense: 1}}"),
         };
@@ -96,18 +98,128 @@ fn a_node_is_named_after_host_and_port_unless_told() {
 fn a_redis_url_may_have_every_part_or_hardly_any() {
     let server = |url: &str| redis(&format!("broker: {{kind: redis, url: \"{url}\"}}")).server;
     let full = server("redis://me:a%20b@[::1]:7000/5");
-    assert_eq!(full.address.to_string(), "[::1]:7000");
+    assert_eq!(full.location.to_string(), "[::1]:7000");
     assert_eq!((full.database, full.username.as_deref()), (5, Some("me")));
     assert_eq!(full.password.unwrap().expose(), "a b");
     let short = server("redis://cache");
-    assert_eq!(short.address.to_string(), "cache:6379");
+    assert_eq!(short.location.to_string(), "cache:6379");
     assert_eq!(
         (short.database, short.username, short.password),
         (0, None, None)
     );
     let unix = server("unix:///run/redis.sock?db=2&pass=x");
-    assert_eq!(unix.address.to_string(), "unix:/run/redis.sock");
+    assert_eq!(unix.location.to_string(), "unix:/run/redis.sock");
     assert_eq!((unix.database, unix.password.unwrap().expose()), (2, "x"));
+}
+
+#[test]
+fn a_prefix_is_a_plain_name_and_no_relay_channel_begins_with_it() {
+    let url = "url: \"redis://cache\"";
+    let prefix = |text: &str| format!("broker: {{kind: redis, {url}, prefix: {text}}}");
+    assert_eq!(
+        &*redis(&format!("broker: {{kind: redis, {url}}}")).prefix,
+        "causeway"
+    );
+    for good in ["a", "staging-2.eu_1", &"p".repeat(64)] {
+        assert_eq!(&*redis(&prefix(good)).prefix, good);
+    }
+    for bad in ["", "a b", " a", "a:", "a:b", "{}", "{a}", "a*", "a\\n", "ä"] {
+        let error = Config::parse("node.yaml", &prefix(&format!("\"{bad}\"")));
+        let error = error.unwrap_err().to_string();
+        let expected = "node.yaml:1:45: broker.prefix: expected 1 to 64 of letters, digits, `-`, `_` and `.`, found ";
+        assert!(error.starts_with(expected), "{error}");
+    }
+    refused(
+        &prefix(&"p".repeat(65)),
+        &expect![
+            "node.yaml:1:45: broker.prefix: expected 1 to 64 of letters, digits, `-`, `_` and `.`, found 65 bytes"
+        ],
+    );
+    let with_relay = |channel: &str| {
+        let relay =
+            format!("endpoints: [{{path: /ws, protocol: websocket, channel: \"{channel}\"}}]");
+        Config::parse("node.yaml", &format!("{}\n{relay}", prefix("staging")))
+    };
+    for channel in ["global", "staging", "staging2:x"] {
+        with_relay(channel).unwrap();
+    }
+    let error = with_relay("staging:x").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "node.yaml:2:46: endpoints[0].channel: names that begin with \"staging:\" (broker.prefix) are the node's own, expected another one"
+    );
+    assert!(with_relay("causeway:x").is_err());
+}
+
+#[test]
+fn sentinels_are_an_alternative_to_urls() {
+    let sentinel = |settings: &str| format!("broker: {{kind: redis, sentinel: {{{settings}}}}}");
+    let full = sentinel(
+        "master: main, servers: [\"10.0.0.1:26379\", \"[::1]:7000\", \"s.example:1\"], user: me, \
+         password: hunter2, database: 3, sentinel_user: you, sentinel_password: hunter3, tls: {}",
+    );
+    let server = redis(&full).server;
+    let RedisLocation::Sentinel(sentinels) = &server.location else {
+        panic!("sentinels are expected")
+    };
+    let addresses = sentinels.servers.iter().map(ToString::to_string);
+    let expected = ["10.0.0.1:26379", "[::1]:7000", "s.example:1"];
+    assert!(addresses.eq(expected));
+    assert_eq!((sentinels.master.as_str(), server.database), ("main", 3));
+    assert_eq!(server.username.as_deref(), Some("me"));
+    assert_eq!(sentinels.username.as_deref(), Some("you"));
+    assert_eq!(server.tls, Some(RedisTls { ca: None }));
+    assert_eq!(sentinels.tls, server.tls);
+    assert!(!format!("{server:?}").contains("hunter"), "{server:?}");
+
+    let one = "master: main, servers: [\"a:1\"]";
+    for (text, expected) in [
+        (
+            format!("broker: {{kind: redis, url: \"redis://a\", sentinel: {{{one}}}}}"),
+            "node.yaml:1:42: broker.sentinel: expected one of url, urls and sentinel",
+        ),
+        (
+            format!("broker: {{sentinel: {{{one}}}}}"),
+            "node.yaml:1:10: broker.sentinel: it is only for `kind: redis`",
+        ),
+        (
+            sentinel("master: main"),
+            "node.yaml:1:24: broker.sentinel.servers: expected 1 to 16 Sentinels, each as host:port, found 0",
+        ),
+        (
+            sentinel("master: main, servers: [\"a:1\", \"a:1\"]"),
+            "node.yaml:1:65: broker.sentinel.servers[1]: this Sentinel is there already",
+        ),
+        (
+            sentinel("servers: [\"a:1\"]"),
+            "node.yaml:1:24: broker.sentinel.master: expected the name of the primary in the configuration of the Sentinels, 1 to 255 of letters, digits, `-`, `_` and `.`, found \"\"",
+        ),
+        (
+            sentinel(&format!("{one}, user: me")),
+            "node.yaml:1:67: broker.sentinel.user: a user needs a password",
+        ),
+    ] {
+        let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
+        let without_place = |text: &str| text.splitn(4, ':').nth(3).unwrap_or_default().to_owned();
+        assert_eq!(without_place(&error), without_place(expected), "{error}");
+    }
+    for bad in [
+        "a",
+        "a:",
+        ":1",
+        "a:0",
+        "a:65536",
+        "::1:7",
+        "redis://a:1",
+        "a b:1",
+    ] {
+        let text = sentinel(&format!("master: main, servers: [\"{bad}\"]"));
+        let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
+        assert!(
+            error.contains("expected host:port, such as"),
+            "{bad}: {error}"
+        );
+    }
 }
 
 #[test]

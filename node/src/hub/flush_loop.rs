@@ -220,7 +220,7 @@ mod tests {
         let hub = Hub::new(HubConfig { fanout, pinned }, Arc::clone(&metrics));
         let deliver = Arc::clone(&hub) as Arc<dyn Deliver>;
         let shutdown = CancellationToken::new();
-        let memory = broker::start(&config::Broker::Memory, "n", deliver, metrics, shutdown);
+        let memory = broker::start(&[], "n", deliver, metrics, shutdown);
         let name = ChannelName::new("global").unwrap();
         let outbox = Arc::new(QueueOutbox::new(1 << 20));
         let _member = hub.join(&name, Member::Queue(Arc::clone(&outbox)));

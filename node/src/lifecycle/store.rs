@@ -19,25 +19,31 @@ use super::delivery::Turn;
 use super::event::Event;
 use super::journal::Key;
 use super::journal::Step;
+use crate::redis::Batch;
 use crate::redis::CommandError;
 use crate::redis::Commands;
-use crate::redis::keys;
+use crate::redis::Keys;
+use crate::redis::Script;
+use crate::redis::Server;
 
 /// A script, with the common prelude.
 macro_rules! script {
     ($file:literal) => {
-        concat!(include_str!("scripts/prelude.lua"), include_str!($file))
+        Script::new(concat!(
+            include_str!("scripts/prelude.lua"),
+            include_str!($file)
+        ))
     };
 }
 
-const REGISTER: &str = script!("scripts/register.lua");
-const RENEW: &str = script!("scripts/renew.lua");
-const ENTER: &str = script!("scripts/enter.lua");
-const FENCE: &str = script!("scripts/fence.lua");
-const TEND: &str = script!("scripts/tend.lua");
-const PENDING: &str = script!("scripts/pending.lua");
-const DELIVERED: &str = script!("scripts/delivered.lua");
-const HAND_OVER: &str = script!("scripts/hand_over.lua");
+static REGISTER: Script = script!("scripts/register.lua");
+static RENEW: Script = script!("scripts/renew.lua");
+static ENTER: Script = script!("scripts/enter.lua");
+static FENCE: Script = script!("scripts/fence.lua");
+static TEND: Script = script!("scripts/tend.lua");
+static PENDING: Script = script!("scripts/pending.lua");
+static DELIVERED: Script = script!("scripts/delivered.lua");
+static HAND_OVER: Script = script!("scripts/hand_over.lua");
 
 /// The common fields of all events of a node.
 #[derive(Debug, Clone)]
@@ -52,6 +58,7 @@ pub(super) struct Scope {
 /// The log in one Redis.
 pub(super) struct RedisLog {
     commands: Commands,
+    keys: Keys,
     scope: Scope,
     /// The index of the server, which is the prefix of event ids.
     index: usize,
@@ -74,9 +81,10 @@ pub(super) struct Holding {
 }
 
 impl RedisLog {
-    pub(super) fn new(commands: Commands, scope: Scope, index: usize) -> Self {
+    pub(super) fn new(server: &Server, scope: Scope, index: usize) -> Self {
         Self {
-            commands,
+            commands: server.commands("lifecycle"),
+            keys: server.keys.clone(),
             scope,
             index,
         }
@@ -90,8 +98,8 @@ impl RedisLog {
         previous: Option<&str>,
         entered: u64,
     ) -> Result<Option<u64>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, REGISTER);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &REGISTER);
         script.arg(&holding.holder).arg(&holding.lease);
         script.arg(previous.unwrap_or_default()).arg(entered);
         let (is_registered, entered): (bool, u64) = self.reply(&pipeline).await?;
@@ -104,8 +112,8 @@ impl RedisLog {
         holding: &Holding,
         entered: u64,
     ) -> Result<Entered, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, RENEW);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &RENEW);
         script.arg(&holding.holder).arg(&holding.lease).arg(entered);
         self.entered(&pipeline).await
     }
@@ -118,8 +126,8 @@ impl RedisLog {
         position: u64,
         steps: &[Step],
     ) -> Result<Entered, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, ENTER);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &ENTER);
         script.arg(holder).arg(&*self.scope.node_id).arg(position);
         for Step { key, begins } in steps {
             let (kind, name) = match key {
@@ -140,10 +148,10 @@ impl RedisLog {
     /// All holders whose lease has ended; none while this node's own, `lease`, is not live either: then Redis may be full, or
     /// have been unavailable, and no node could renew its lease.
     pub(super) async fn without_lease(&self, lease: &str) -> Result<Vec<Holding>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("HGETALL").arg(keys::LIFECYCLE_HOLDERS);
+        let mut pipeline = Batch::new();
+        pipeline.cmd("HGETALL").arg(self.keys.lifecycle_holders());
         pipeline.cmd("TIME");
-        let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+        let command = pipeline.cmd("ZRANGE").arg(self.keys.live_leases());
         command.arg(0).arg(-1).arg("WITHSCORES");
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let holders: BTreeMap<String, String> = from(values.next())?;
@@ -164,20 +172,20 @@ impl RedisLog {
 
     /// Fences a holder, if it still has this lease.
     pub(super) async fn fence(&self, holding: &Holding) -> Result<(), CommandError> {
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, FENCE);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &FENCE);
         script.arg(&holding.holder).arg(&holding.lease);
         self.commands.run(&pipeline).await.map(drop)
     }
 
     /// Emits some of the ends that are due, those of fenced holders among them. Returns whether there may be more.
     pub(super) async fn tend(&self) -> Result<bool, CommandError> {
-        let mut pipeline = Pipeline::new();
-        self.script(&mut pipeline, TEND);
+        let mut pipeline = Batch::new();
+        self.script(&mut pipeline, &TEND);
         self.reply(&pipeline).await
     }
 
-    async fn entered(&self, pipeline: &Pipeline) -> Result<Entered, CommandError> {
+    async fn entered(&self, pipeline: &Batch) -> Result<Entered, CommandError> {
         let is_entered: bool = self.reply(pipeline).await?;
         Ok(if is_entered {
             Entered::Yes
@@ -186,17 +194,15 @@ impl RedisLog {
         })
     }
 
-    async fn reply<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, CommandError> {
+    async fn reply<T: FromRedisValue>(&self, pipeline: &Batch) -> Result<T, CommandError> {
         let values = self.commands.run(pipeline).await?.values;
         from(values.into_iter().next())
     }
 
     /// Calls a script; the caller adds the arguments.
-    fn script<'a>(&self, pipeline: &'a mut Pipeline, script: &str) -> &'a mut Pipeline {
-        let command = pipeline.cmd("EVAL").arg(script).arg(1);
-        command
-            .arg(keys::LIFECYCLE_EVENTS)
-            .arg(self.scope.coalesce.as_millis().to_string())
+    fn script<'a>(&self, batch: &'a mut Batch, script: &'static Script) -> &'a mut Pipeline {
+        let call = batch.call(script, &[self.keys.lifecycle_events()]);
+        call.arg(self.scope.coalesce.as_millis().to_string())
             .arg(self.scope.keep)
     }
 
@@ -214,8 +220,8 @@ impl RedisLog {
 #[async_trait]
 impl Log for RedisLog {
     async fn pending(&self, turn: Turn, count: usize) -> Result<Option<Pending>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, PENDING);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &PENDING);
         script.arg(turn.owner.to_string());
         script.arg(turn.lasts.as_millis().to_string()).arg(count);
         let reply: Option<(u64, Vec<(String, BTreeMap<String, String>)>)> =
@@ -231,8 +237,8 @@ impl Log for RedisLog {
 
     async fn delivered(&self, turn: Turn, last: &Event) -> Result<(), CommandError> {
         let entry = last.id.split_once('-').map_or("", |(_, entry)| entry);
-        let mut pipeline = Pipeline::new();
-        let script = self.script(&mut pipeline, DELIVERED);
+        let mut pipeline = Batch::new();
+        let script = self.script(&mut pipeline, &DELIVERED);
         script.arg(turn.owner.to_string());
         script.arg(turn.lasts.as_millis().to_string());
         script.arg(entry).arg(last.number);
@@ -240,8 +246,8 @@ impl Log for RedisLog {
     }
 
     async fn hand_over(&self, turn: Turn) -> Result<bool, CommandError> {
-        let mut pipeline = Pipeline::new();
-        self.script(&mut pipeline, HAND_OVER)
+        let mut pipeline = Batch::new();
+        self.script(&mut pipeline, &HAND_OVER)
             .arg(turn.owner.to_string());
         self.commands.run(&pipeline).await?;
         Ok(false)

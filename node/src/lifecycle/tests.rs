@@ -68,11 +68,9 @@ fn redis_log(server: &RedisServer, coalesce: Duration) -> Arc<RedisLog> {
         "broker: {{kind: redis, url: \"{}\", response_timeout: 500ms}}",
         server.url()
     );
-    let config::Broker::Redis(config) = Config::parse("test", &text).unwrap().broker else {
-        panic!("redis is expected")
-    };
-    let commands = Commands::new(&config, "causeway:test".to_owned());
-    Arc::new(RedisLog::new(commands, scope(coalesce), 0))
+    let broker = Config::parse("test", &text).unwrap().broker;
+    let servers = crate::redis::testing::servers(&broker);
+    Arc::new(RedisLog::new(&servers[0], scope(coalesce), 0))
 }
 
 /// Lets a lease live for as long as it is not [ended](end_lease).

@@ -9,19 +9,19 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use deadpool_redis::redis::AsyncConnectionConfig;
-use deadpool_redis::redis::Client;
-use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::RedisError;
 use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value;
-use deadpool_redis::redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time;
 use tokio::time::Instant;
 
-use crate::config;
+use super::Batch;
+use super::ConnectError;
+use super::Connector;
+use super::Fence;
+use super::Link;
 
 /// Callers at a time; more wait.
 const CALLERS_MAX: usize = 1024;
@@ -39,18 +39,13 @@ const FULL_WORDS: &str = "OOM command not allowed";
 
 /// A connection for commands.
 pub(crate) struct Commands {
-    client: Client,
-    timeouts: Timeouts,
-    name: String,
+    connector: Connector,
+    /// What its connection is for, which is part of its name in Redis.
+    role: &'static str,
     room: Semaphore,
     /// Whether the connection may be dead without having said so.
     is_suspect: AtomicBool,
     state: Mutex<State>,
-}
-
-struct Timeouts {
-    connect: Duration,
-    response: Duration,
 }
 
 #[derive(Default)]
@@ -58,18 +53,18 @@ struct State {
     open: Option<Open>,
     /// How many connections have been opened.
     opened: u64,
-    /// The id of the last one in Redis.
-    last_id: Option<i64>,
+    /// The last one: commands on it that got no reply must not be executed after commands on the next one.
+    fence: Fence,
     failed: Option<(Instant, CommandError)>,
 }
 
 #[derive(Clone)]
 struct Open {
     number: u64,
-    connection: MultiplexedConnection,
+    link: Link,
 }
 
-/// The replies of Redis to the commands of a pipeline.
+/// The replies of Redis to the commands of a batch.
 #[derive(Debug)]
 pub(crate) struct Answers {
     /// One for each command. None is an error, except from [`Commands::try_each`].
@@ -83,7 +78,7 @@ pub(crate) struct Answers {
 pub(crate) enum CommandError {
     /// There is no connection, or it broke.
     #[error("cannot reach redis")]
-    Unreachable(#[source] Arc<RedisError>),
+    Unreachable(#[source] Arc<NoLink>),
     /// Redis did not reply, or no slot became free, in time.
     #[error("redis did not reply within {0:?}")]
     Timeout(Duration),
@@ -93,6 +88,22 @@ pub(crate) enum CommandError {
     /// Redis has no memory left for at least one of the commands.
     #[error("redis is full: {0}")]
     Full(String),
+}
+
+/// Why there is no connection for commands.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoLink {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The connection broke, or Redis did not reply.
+    #[error(transparent)]
+    Broken(#[from] RedisError),
+}
+
+impl From<NoLink> for CommandError {
+    fn from(why: NoLink) -> Self {
+        Self::Unreachable(Arc::new(why))
+    }
 }
 
 impl CommandError {
@@ -117,16 +128,11 @@ impl CommandError {
 }
 
 impl Commands {
-    /// Connects with the first command. `name` is what `CLIENT LIST` shows.
-    pub(crate) fn new(config: &config::Redis, name: String) -> Self {
-        let info = super::connection_info(&config.server);
+    /// Connects with the first command. `role` is part of the name that `CLIENT LIST` shows.
+    pub(super) fn new(connector: Connector, role: &'static str) -> Self {
         Self {
-            client: Client::open(info).expect("an address needs no parsing"),
-            timeouts: Timeouts {
-                connect: config.connect_timeout,
-                response: config.response_timeout,
-            },
-            name,
+            connector,
+            role,
             room: Semaphore::new(CALLERS_MAX),
             is_suspect: AtomicBool::new(false),
             state: Mutex::default(),
@@ -142,7 +148,7 @@ impl Commands {
     /// # Cancel safety
     ///
     /// After dropping this future it is unknown whether the commands are executed.
-    pub(crate) async fn run(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
+    pub(crate) async fn run(&self, commands: &Batch) -> Result<Answers, CommandError> {
         let answers = self.try_each(commands).await?;
         match answers.values.iter().find_map(error_in) {
             Some(error) => Err(CommandError::of(error)),
@@ -159,18 +165,16 @@ impl Commands {
     /// # Cancel safety
     ///
     /// After dropping this future it is unknown whether the commands are executed.
-    pub(crate) async fn try_each(&self, commands: &Pipeline) -> Result<Answers, CommandError> {
-        let patience = self.timeouts.connect + self.timeouts.response;
+    pub(crate) async fn try_each(&self, commands: &Batch) -> Result<Answers, CommandError> {
+        let patience = self.connector.connect_timeout() + self.connector.response_timeout();
         let outcome = time::timeout(patience, async {
             let _room = self.room.acquire().await.expect("it is never closed");
             let mut open = self.connection().await?;
-            let count = commands.len();
-            let answered = open.connection.send_packed_commands(commands, 0, count);
-            let values = match answered.await {
+            let values = match open.link.send(commands).await {
                 Ok(values) => values,
                 Err(error) => {
                     self.give_up(open.number).await;
-                    return Err(CommandError::Unreachable(Arc::new(error)));
+                    return Err(NoLink::from(error).into());
                 }
             };
             let mut errors = values.iter().filter_map(error_in);
@@ -198,6 +202,7 @@ impl Commands {
         if self.is_suspect.swap(false, Ordering::AcqRel) {
             state.open = None;
         }
+        state.open.take_if(|open| open.link.tenure().is_over());
         if let Some(open) = &state.open {
             return Ok(open.clone());
         }
@@ -206,62 +211,28 @@ impl Commands {
         {
             return Err(error.clone());
         }
-        match self.open(state.last_id).await {
-            Ok((connection, id)) => {
+        match self.open(&mut state.fence).await {
+            Ok(link) => {
                 state.opened += 1;
                 state.failed = None;
-                state.last_id = id;
                 let number = state.opened;
-                let open = Open { number, connection };
+                let open = Open { number, link };
                 state.open = Some(open.clone());
                 Ok(open)
             }
             Err(error) => {
-                let error = CommandError::Unreachable(Arc::new(error));
+                let error = CommandError::from(error);
                 state.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
         }
     }
 
-    /// Connects, and has Redis close the previous connection: commands on it that got no reply must not be
-    /// executed after commands on this one.
-    async fn open(
-        &self,
-        last_id: Option<i64>,
-    ) -> Result<(MultiplexedConnection, Option<i64>), RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeouts.connect))
-            .set_response_timeout(Some(self.timeouts.response));
-        let opening = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        let mut connection = opening.await?;
-        // Ids start over when Redis restarts, so the last one's name has to match too; for that it is looked
-        // up before this connection has the name. Without the permission this is skipped.
-        let mut commands = Pipeline::new();
-        let last_id = last_id.unwrap_or_default();
-        commands.cmd("CLIENT").arg("LIST").arg("ID").arg(last_id);
-        commands.cmd("CLIENT").arg("SETNAME").arg(&self.name);
-        commands.cmd("CLIENT").arg("ID");
-        let answers = connection.send_packed_commands(&commands, 0, 3).await?;
-        let name = format!("name={}", self.name);
-        let is_last = |list: &Value| match list {
-            Value::BulkString(list) => String::from_utf8_lossy(list)
-                .split_ascii_whitespace()
-                .any(|field| field == name),
-            _ => false,
-        };
-        if answers.first().is_some_and(is_last) {
-            let mut kill = Pipeline::new();
-            kill.cmd("CLIENT").arg("KILL").arg("ID").arg(last_id);
-            connection.send_packed_commands(&kill, 0, 1).await?;
-        }
-        let id = match answers.get(2) {
-            Some(Value::Int(id)) => Some(*id),
-            _ => None,
-        };
-        Ok((connection, id))
+    /// Connects, and waits until Redis has closed the previous connection.
+    async fn open(&self, fence: &mut Fence) -> Result<Link, NoLink> {
+        let mut link = Link::open(&self.connector, self.role).await?;
+        fence.pass(&mut link).await?;
+        Ok(link)
     }
 
     /// Stops using connection `number`.
@@ -282,21 +253,21 @@ fn error_in(value: &Value) -> Option<&ServerError> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::redis::Script;
     use crate::redis::testing::RedisServer;
+    use crate::redis::testing::servers;
 
     fn commands(server: &RedisServer) -> Commands {
         let text = format!(
             "broker: {{kind: redis, url: \"{}\", response_timeout: 300ms, connect_timeout: 300ms}}",
             server.url()
         );
-        let config::Broker::Redis(config) = Config::parse("test", &text).unwrap().broker else {
-            panic!("redis is expected")
-        };
-        Commands::new(&config, "causeway:test".to_owned())
+        let broker = Config::parse("test", &text).unwrap().broker;
+        servers(&broker)[0].commands("test")
     }
 
-    fn ping() -> Pipeline {
-        let mut pipeline = Pipeline::new();
+    fn ping() -> Batch {
+        let mut pipeline = Batch::new();
         pipeline.cmd("PING");
         pipeline
     }
@@ -348,7 +319,7 @@ mod tests {
         let server = RedisServer::start().await;
         let commands = commands(&server);
         let set = |value: &str| {
-            let mut set = Pipeline::new();
+            let mut set = Batch::new();
             set.cmd("SET").arg("key").arg(value);
             set
         };
@@ -370,11 +341,11 @@ mod tests {
         let server = RedisServer::start().await;
         server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
         let commands = commands(&server);
-        let mut set = Pipeline::new();
+        let mut set = Batch::new();
         set.cmd("SET").arg("a").arg("b");
-        let mut script = Pipeline::new();
-        let text = "return redis.call('SET', KEYS[1], '1')";
-        script.cmd("EVAL").arg(text).arg(1).arg("a");
+        static SET: Script = Script::new("return redis.call('SET', KEYS[1], '1')");
+        let mut script = Batch::new();
+        script.call(&SET, &["a"]);
         for full in [set, script] {
             let error = commands.run(&full).await.unwrap_err();
             assert!(matches!(error, CommandError::Full(_)), "{error}");
@@ -393,5 +364,45 @@ mod tests {
         let error = commands.run(&wrong).await.unwrap_err();
         assert!(matches!(error, CommandError::Refused(_)), "{error}");
         assert_eq!(commands.run(&ping()).await.unwrap().connection, 1);
+    }
+
+    #[tokio::test]
+    async fn a_script_is_sent_when_redis_does_not_have_it_and_called_by_its_digest_otherwise() {
+        static ADD: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
+        static MUL: Script = Script::new("return redis.call('GET', KEYS[1]) * ARGV[1]");
+        let server = RedisServer::start().await;
+        let commands = commands(&server);
+        let mut batch = Batch::new();
+        batch.call(&ADD, &["a"]).arg(2);
+        batch.cmd("GET").arg("nothing");
+        batch.call(&MUL, &["a"]).arg(3);
+        batch.call(&ADD, &["a"]).arg(5);
+        let expected = |values: [i64; 3]| {
+            let [first, second, third] = values.map(Value::Int);
+            vec![first, Value::Nil, second, third]
+        };
+        let ran = async || commands.run(&batch).await.unwrap().values;
+        assert_eq!(ran().await, expected([2, 6, 7]));
+        assert_eq!(ran().await, expected([9, 27, 14]));
+        server.cli(&["SCRIPT", "FLUSH"]);
+        assert_eq!(ran().await, expected([16, 48, 21]));
+        let sent = server.cli(&["INFO", "commandstats"]);
+        assert!(sent.contains("cmdstat_eval:calls=6,"), "{sent}");
+        assert!(sent.contains("cmdstat_evalsha:calls=9,"), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_user_who_may_not_call_scripts_by_digest_sends_them() {
+        static ADD: Script = Script::new("return redis.call('INCR', KEYS[1])");
+        let server = RedisServer::start().await;
+        server.cli(&["ACL", "SETUSER", "default", "-evalsha"]);
+        let commands = commands(&server);
+        let mut batch = Batch::new();
+        batch.call(&ADD, &["a"]);
+        assert_eq!(commands.run(&batch).await.unwrap().values, [Value::Int(1)]);
+        server.cli(&["ACL", "SETUSER", "default", "-incr"]);
+        let error = commands.run(&batch).await.unwrap_err();
+        assert!(matches!(error, CommandError::Refused(_)), "{error}");
+        assert_eq!(server.cli(&["GET", "a"]), "1\n");
     }
 }

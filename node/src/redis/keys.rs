@@ -1,9 +1,24 @@
-//! Every name that the node itself uses in Redis, all with one prefix.
+//! Every name that the node itself uses in Redis, all with one prefix: `broker.prefix` and a `:`.
+//!
+//! Within the node, its own channels begin with [`RESERVED_PREFIX`] whatever the setting is; the names are translated where
+//! they are sent to Redis and received from it. Relay channels are the same on both sides.
+//!
+//! Invariant: no name of one prefix is a name of another one, since a prefix contains no `:`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::protocol::channel::ChannelName;
 use crate::protocol::channel::RESERVED_PREFIX;
 use crate::protocol::channel::tag;
 use crate::protocol::instance::Instance;
+
+/// The names of one deployment.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    /// With the `:`.
+    prefix: Arc<str>,
+}
 
 /// The channel for the probes of the process `instance` of node `node_id`.
 ///
@@ -11,73 +26,6 @@ use crate::protocol::instance::Instance;
 pub(crate) fn probe_channel(node_id: &str, instance: u64) -> ChannelName {
     let name = format!("{RESERVED_PREFIX}probe:{node_id}:{instance:016x}");
     ChannelName::new(&name).expect("a node id has at most 64 bytes")
-}
-
-/// The stream of `channel`. The braces keep all keys of a channel in one slot of a cluster, so that one script
-/// may use them together.
-pub(crate) fn stream(channel: &ChannelName) -> String {
-    format!("{RESERVED_PREFIX}st:{}", tag(channel.as_str()))
-}
-
-/// The position of the stream of `channel`, and its server.
-pub(crate) fn stream_meta(channel: &ChannelName) -> String {
-    format!("{RESERVED_PREFIX}me:{}", tag(channel.as_str()))
-}
-
-/// The result of the publication with this idempotency key.
-pub(crate) fn past_result(channel: &ChannelName, key: &str) -> String {
-    format!("{RESERVED_PREFIX}id:{}:{key}", tag(channel.as_str()))
-}
-
-/// The leases of live nodes: a sorted set by when they end. The braces keep all keys of leases in one slot of a
-/// cluster, so that one script may use them together.
-pub(crate) const LIVE_LEASES: &str = "causeway:{no}:live";
-
-/// Leases that have lapsed and are being swept, by when a sweeper began.
-pub(crate) const DEAD_LEASES: &str = "causeway:{no}:dead";
-
-/// The description of the holder of each live lease.
-pub(crate) const LEASE_INFO: &str = "causeway:{no}:info";
-
-/// Marks for a time that this lease was swept.
-pub(crate) fn swept_lease(lease: &str) -> String {
-    format!("causeway:{{no}}:swept:{lease}")
-}
-
-/// All entries under this lease.
-pub(crate) fn lease_entries(lease: &str) -> String {
-    format!("causeway:ix:{{{lease}}}")
-}
-
-/// The leases of nodes that have clients of this user.
-pub(crate) fn user_leases(user: &str) -> String {
-    format!("causeway:us:{}", tag(user))
-}
-
-/// The stream of lifecycle events. Its scripts contain the names of the other keys with this tag.
-pub(crate) const LIFECYCLE_EVENTS: &str = "causeway:{lc}:events";
-
-/// The lease of each holder of entries there.
-pub(crate) const LIFECYCLE_HOLDERS: &str = "causeway:{lc}:holders";
-
-/// The key with which a node checks that it may write lifecycle events.
-pub(crate) fn lifecycle_trial(instance: Instance) -> String {
-    format!("causeway:{{lc}}:try:{instance}")
-}
-
-/// The members of this channel.
-pub(crate) fn channel_members(channel: &ChannelName) -> String {
-    format!("causeway:pr:{}", tag(channel.as_str()))
-}
-
-/// The values of this owner, by their names.
-pub(crate) fn owner_values(owner: &str) -> String {
-    format!("causeway:va:{}", tag(owner))
-}
-
-/// When each of them ends.
-pub(crate) fn owner_value_ends(owner: &str) -> String {
-    format!("causeway:vx:{}", tag(owner))
 }
 
 /// The control channel of `instance`.
@@ -91,9 +39,119 @@ pub(crate) fn handoff_marks() -> ChannelName {
     ChannelName::new(&format!("{RESERVED_PREFIX}handoff")).expect("it is short")
 }
 
-/// The unique name of a connection in `CLIENT LIST`.
-pub(crate) fn connection_name(node_id: &str, role: &str, instance: u64) -> String {
-    format!("{RESERVED_PREFIX}{node_id}:{role}:{instance:016x}")
+impl Keys {
+    /// The names that begin with `prefix`, which contains no `:`.
+    pub(crate) fn new(prefix: &str) -> Self {
+        let prefix = format!("{prefix}:").into();
+        Self { prefix }
+    }
+
+    /// What Redis knows `channel` by.
+    pub(crate) fn channel<'a>(&self, channel: &'a ChannelName) -> Cow<'a, str> {
+        let name = channel.as_str();
+        match name.strip_prefix(RESERVED_PREFIX) {
+            Some(rest) if *self.prefix != *RESERVED_PREFIX => {
+                format!("{}{rest}", self.prefix).into()
+            }
+            _ => name.into(),
+        }
+    }
+
+    /// What the node knows a channel by whose name in Redis is `name`.
+    pub(crate) fn channel_of<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match name.strip_prefix(&*self.prefix) {
+            Some(rest) if *self.prefix != *RESERVED_PREFIX => {
+                format!("{RESERVED_PREFIX}{rest}").into()
+            }
+            _ => name.into(),
+        }
+    }
+
+    /// The stream of `channel`. The braces keep all keys of a channel in one slot of a cluster, so that one script
+    /// may use them together.
+    pub(crate) fn stream(&self, channel: &ChannelName) -> String {
+        self.tagged("st", channel.as_str())
+    }
+
+    /// The position of the stream of `channel`, and its server.
+    pub(crate) fn stream_meta(&self, channel: &ChannelName) -> String {
+        self.tagged("me", channel.as_str())
+    }
+
+    /// The result of the publication with this idempotency key.
+    pub(crate) fn past_result(&self, channel: &ChannelName, key: &str) -> String {
+        format!("{}:{key}", self.tagged("id", channel.as_str()))
+    }
+
+    /// The leases of live nodes: a sorted set by when they end. The braces keep all keys of leases in one slot of a
+    /// cluster, so that one script may use them together.
+    pub(crate) fn live_leases(&self) -> String {
+        format!("{}{{no}}:live", self.prefix)
+    }
+
+    /// Leases that have lapsed and are being swept, by when a sweeper began.
+    pub(crate) fn dead_leases(&self) -> String {
+        format!("{}{{no}}:dead", self.prefix)
+    }
+
+    /// The description of the holder of each live lease.
+    pub(crate) fn lease_info(&self) -> String {
+        format!("{}{{no}}:info", self.prefix)
+    }
+
+    /// Marks for a time that this lease was swept.
+    pub(crate) fn swept_lease(&self, lease: &str) -> String {
+        format!("{}{{no}}:swept:{lease}", self.prefix)
+    }
+
+    /// All entries under this lease.
+    pub(crate) fn lease_entries(&self, lease: &str) -> String {
+        format!("{}ix:{{{lease}}}", self.prefix)
+    }
+
+    /// The leases of nodes that have clients of this user.
+    pub(crate) fn user_leases(&self, user: &str) -> String {
+        self.tagged("us", user)
+    }
+
+    /// The stream of lifecycle events. Its scripts derive the other keys with this tag from it.
+    pub(crate) fn lifecycle_events(&self) -> String {
+        format!("{}{{lc}}:events", self.prefix)
+    }
+
+    /// The lease of each holder of entries there.
+    pub(crate) fn lifecycle_holders(&self) -> String {
+        format!("{}{{lc}}:holders", self.prefix)
+    }
+
+    /// The key with which a node checks that it may write lifecycle events.
+    pub(crate) fn lifecycle_trial(&self, instance: Instance) -> String {
+        format!("{}{{lc}}:try:{instance}", self.prefix)
+    }
+
+    /// The members of this channel.
+    pub(crate) fn channel_members(&self, channel: &ChannelName) -> String {
+        self.tagged("pr", channel.as_str())
+    }
+
+    /// The values of this owner, by their names.
+    pub(crate) fn owner_values(&self, owner: &str) -> String {
+        self.tagged("va", owner)
+    }
+
+    /// When each of them ends.
+    pub(crate) fn owner_value_ends(&self, owner: &str) -> String {
+        self.tagged("vx", owner)
+    }
+
+    /// The unique name of a connection in `CLIENT LIST`.
+    pub(crate) fn connection(&self, node_id: &str, role: &str, instance: u64) -> String {
+        format!("{}{node_id}:{role}:{instance:016x}", self.prefix)
+    }
+
+    fn tagged(&self, kind: &str, name: &str) -> String {
+        format!("{}{kind}:{}", self.prefix, tag(name))
+    }
 }
 
 #[cfg(test)]
@@ -108,20 +166,26 @@ mod tests {
         tag.map_or(key, |(tag, _)| if tag.is_empty() { key } else { tag })
     }
 
+    fn of_channel(keys: &Keys, name: &str) -> Vec<String> {
+        let channel = ChannelName::new(name).unwrap();
+        let wire = ChannelName::wire(&channel);
+        vec![
+            keys.stream(&channel),
+            keys.stream_meta(&channel),
+            keys.past_result(&channel, "}{"),
+            keys.channel_members(&channel),
+            keys.channel(&wire).into_owned(),
+            keys.user_leases(name),
+            keys.owner_values(name),
+            keys.owner_value_ends(name),
+        ]
+    }
+
     #[test]
     fn all_keys_of_one_name_are_in_one_slot_even_if_it_contains_braces() {
+        let keys = Keys::new("causeway");
         for name in ["chat:1", "}", "}x", "{}", "a}b", "{a}", "%", "%}", "}}{{"] {
-            let channel = ChannelName::new(name).unwrap();
-            let keys = [
-                stream(&channel),
-                stream_meta(&channel),
-                past_result(&channel, "}{"),
-                channel_members(&channel),
-                ChannelName::wire(&channel).to_string(),
-                user_leases(name),
-                owner_values(name),
-                owner_value_ends(name),
-            ];
+            let keys = of_channel(&keys, name);
             for key in &keys {
                 assert_eq!(hashed(key), hashed(&keys[0]), "{key}");
                 assert_ne!(hashed(key), key, "{key} is hashed as a whole");
@@ -132,9 +196,10 @@ mod tests {
     #[test]
     fn different_names_have_different_keys() {
         let names = ["}", "%}", "%%}", "%", "%%", "a", "%a"];
+        let keys = Keys::new("causeway");
         let keys: std::collections::BTreeSet<String> = names
             .iter()
-            .map(|name| stream(&ChannelName::new(name).unwrap()))
+            .map(|name| keys.stream(&ChannelName::new(name).unwrap()))
             .collect();
         assert_eq!(keys.len(), names.len());
     }
@@ -143,6 +208,43 @@ mod tests {
     fn names_are_reserved_and_fit_even_for_the_longest_node_id() {
         let id = "n".repeat(64);
         assert!(probe_channel(&id, u64::MAX).is_reserved());
-        assert!(connection_name(&id, "publish-63", u64::MAX).len() <= 255);
+        let connection = Keys::new(&id).connection(&id, "publish-63", u64::MAX);
+        assert!(connection.len() <= 255);
+    }
+
+    #[test]
+    fn every_name_begins_with_the_prefix() {
+        let (keys, instance) = (Keys::new("staging"), Instance::random());
+        let mut names = of_channel(&keys, "a");
+        names.extend([
+            keys.live_leases(),
+            keys.dead_leases(),
+            keys.lease_info(),
+            keys.swept_lease("a"),
+            keys.lease_entries("a"),
+            keys.lifecycle_events(),
+            keys.lifecycle_holders(),
+            keys.lifecycle_trial(instance),
+            keys.connection("n1", "reader", 7),
+            keys.channel(&control_channel(instance)).into_owned(),
+            keys.channel(&probe_channel("n1", 7)).into_owned(),
+        ]);
+        for name in names {
+            assert!(name.starts_with("staging:"), "{name}");
+        }
+    }
+
+    #[test]
+    fn own_channels_are_translated_both_ways_and_relay_channels_are_not() {
+        for prefix in ["causeway", "staging", "c", "causeway.2"] {
+            let keys = Keys::new(prefix);
+            let wire = ChannelName::wire(&ChannelName::new("chat:1").unwrap());
+            let in_redis = keys.channel(&wire);
+            assert_eq!(in_redis, format!("{prefix}:ch:{{chat:1}}"));
+            assert_eq!(keys.channel_of(&in_redis), wire.as_str());
+            let relay = ChannelName::new("global").unwrap();
+            assert_eq!(keys.channel(&relay), "global");
+            assert_eq!(keys.channel_of("global"), "global");
+        }
     }
 }

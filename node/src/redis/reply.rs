@@ -40,7 +40,7 @@ pub(crate) enum Reply {
 /// The input is not a reply that a subscriber can get.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("protocol error, not a Pub/Sub reply: {0}")]
-pub(crate) struct ProtocolError(&'static str);
+pub(crate) struct ProtocolError(pub(super) &'static str);
 
 /// Why no reply could be parsed.
 enum Stop {

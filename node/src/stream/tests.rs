@@ -45,7 +45,14 @@ fn node_with(broker: &config::Broker, streams: config::ChannelStreams) -> Node {
     let streams = ChannelStreams::new(streams, Arc::clone(&hub), Arc::clone(&metrics));
     let shutdown = CancellationToken::new();
     let deliver = Arc::clone(&streams) as Arc<dyn Deliver>;
-    let started = broker::start(broker, "n", deliver, Arc::clone(&metrics), shutdown.clone());
+    let servers = crate::redis::testing::servers(broker);
+    let started = broker::start(
+        &servers,
+        "n",
+        deliver,
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
     streams.start(Arc::clone(&started.broker));
     let mut tasks = started.tasks;
     tasks.spawn(hub.run(started.broker, shutdown.clone()));

@@ -4,14 +4,14 @@
 
 use std::borrow::Cow;
 
-use causeway_conf::{ByteSize, Effective, Positions, Timestamp};
+use causeway_conf::{ByteSize, Effective, Positions, Secret, Timestamp};
 
 use super::routes::HeaderRules;
 use super::{
     AccessLog, AdminConfig, AffinityConfig, AllowedAddresses, BackendConfig, BackendTls, BodyRate,
     CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, HealthConfig, Limits,
     ListenerConfig, Log, NoRoute, PoolConfig, ProbeKind, Rate, RebalanceConfig, Route, SameSite,
-    Statuses, Timeouts, TlsConfig, TlsVersion,
+    SentinelConfig, Statuses, Timeouts, TlsConfig, TlsVersion,
 };
 
 impl Config {
@@ -342,14 +342,55 @@ fn statuses(Statuses(ranges): &Statuses) -> Effective {
     })
 }
 
+fn sentinel_of(sentinel: &SentinelConfig) -> Effective {
+    let SentinelConfig {
+        master,
+        servers,
+        user,
+        password,
+        database,
+        sentinel_user,
+        sentinel_password,
+        is_tls,
+    } = sentinel;
+    let secret =
+        |secret: &Option<Secret>| Effective::option(secret.as_ref(), |_| Effective::Secret);
+    let tls = match is_tls {
+        true => Effective::Written,
+        false => Effective::null(),
+    };
+    Effective::map([
+        ("master", Effective::text(master)),
+        (
+            "servers",
+            Effective::list(servers, |(host, port)| {
+                Effective::text(format!("{host}:{port}"))
+            }),
+        ),
+        ("user", Effective::option(user.as_ref(), Effective::text)),
+        ("password", secret(password)),
+        ("database", Effective::plain(database)),
+        (
+            "sentinel_user",
+            Effective::option(sentinel_user.as_ref(), Effective::text),
+        ),
+        ("sentinel_password", secret(sentinel_password)),
+        ("tls", tls),
+    ])
+}
+
 fn discover_of(index: usize, discover: &DiscoverConfig, positions: &Positions) -> Effective {
     let DiscoverConfig {
         servers,
+        sentinel,
         ca,
+        prefix,
         every,
         allow,
     } = discover;
-    let servers = if positions.is_given(&format!("pools[{index}].discover.redis")) {
+    let servers = if let Some(sentinel) = sentinel {
+        ("sentinel", sentinel_of(sentinel))
+    } else if positions.is_given(&format!("pools[{index}].discover.redis")) {
         ("redis", Effective::Secret)
     } else {
         (
@@ -367,6 +408,7 @@ fn discover_of(index: usize, discover: &DiscoverConfig, positions: &Positions) -
     Effective::map([
         servers,
         ("tls", tls),
+        ("prefix", Effective::text(prefix)),
         ("every", Effective::span(*every)),
         ("allow", allow),
     ])

@@ -154,9 +154,24 @@ pub(super) struct BackendTls {
 pub(super) struct Discover {
     pub(super) redis: Option<Secret>,
     pub(super) redis_urls: Option<Vec<Secret>>,
+    pub(super) sentinel: Option<DiscoverSentinel>,
     pub(super) tls: Option<DiscoverTls>,
+    pub(super) prefix: Option<String>,
     pub(super) every: Option<Span>,
     pub(super) allow: Option<Vec<AddressRange>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiscoverSentinel {
+    pub(super) master: String,
+    pub(super) servers: Vec<String>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) database: Option<u64>,
+    pub(super) sentinel_user: Option<String>,
+    pub(super) sentinel_password: Option<Secret>,
+    pub(super) tls: Option<DiscoverTls>,
 }
 
 #[derive(Debug, Deserialize)]

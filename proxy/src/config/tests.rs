@@ -723,6 +723,45 @@ fn cookies_that_browsers_would_reject_are_errors() {
 }
 
 #[test]
+fn a_registry_may_be_found_through_sentinels() {
+    let pool = |settings: &str| format!("pools: [{{ name: a, discover: {{ {settings} }} }}]");
+    let settings = "sentinel: { master: main, servers: ['10.0.0.1:26379', 's.example:1'], user: me, \
+        password: hunter2, database: 3, sentinel_password: hunter3, tls: {} }";
+    let discover = parse(&pool(settings)).pools[0].discover.clone().unwrap();
+    assert!(!format!("{discover:?}").contains("hunter"), "{discover:?}");
+    let sentinel = discover.sentinel.unwrap();
+    assert_eq!((sentinel.database, sentinel.is_tls), (3, true));
+    assert_eq!(sentinel.servers[1], ("s.example".to_owned(), 1));
+    for (settings, expected) in [
+        (
+            "redis: 'redis://a', sentinel: { master: m, servers: ['a:1'] }",
+            r#"expected one of "redis", "redis_urls" and "sentinel""#,
+        ),
+        (
+            "sentinel: { master: m, servers: [] }",
+            "expected 1 to 16 Sentinels, each as host:port, found 0",
+        ),
+        (
+            "sentinel: { master: m, servers: ['a'] }",
+            "expected host:port, such as \"10.0.0.1:26379\"",
+        ),
+        (
+            "sentinel: { master: m, servers: ['a:1', 'A:1'] }",
+            "this Sentinel is there already",
+        ),
+        (
+            "sentinel: { master: m, servers: ['a:1'], user: me }",
+            "a user needs a password",
+        ),
+    ] {
+        let error = Config::parse("proxy.yaml", &pool(settings))
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_pool_may_discover_its_backends() {
     let config =
         parse("pools: [{ name: nodes, discover: { redis: 'redis://:secret@redis:6379/1' } }]");
@@ -732,6 +771,20 @@ fn a_pool_may_discover_its_backends() {
     let no_loopback = AllowedAddresses::Routable { loopback: false };
     assert_eq!(*discover.allow, no_loopback);
     assert!(!format!("{discover:?}").contains("secret"));
+    assert_eq!(discover.prefix, "causeway");
+    let prefix = |prefix: &str| {
+        format!("pools: [{{ name: a, discover: {{ redis: 'redis://a', prefix: '{prefix}' }} }}]")
+    };
+    let staging = parse(&prefix("staging")).pools[0].discover.clone().unwrap();
+    assert_eq!(staging.prefix, "staging");
+    for bad in ["", "a b", "a:", "{}"] {
+        errors(
+            &prefix(bad),
+            expect![[
+                r#"proxy.yaml:1:52: pools[0].discover.prefix: expected 1 to 64 ASCII letters, digits, ".", "_" or "-""#
+            ]],
+        );
+    }
     errors(
         "pools: [{ name: nodes, discover: { redis: 'http://:secret@redis', every: 10ms } }]",
         expect![[r#"
@@ -739,6 +792,14 @@ fn a_pool_may_discover_its_backends() {
             proxy.yaml:1:67: pools[0].discover.every: 10ms is out of range, expected 100ms to 1m"#]],
     );
     for (redis, loopback) in [
+        (
+            "sentinel: { master: m, servers: ['127.0.0.1:1', 'localhost:2'] }",
+            true,
+        ),
+        (
+            "sentinel: { master: m, servers: ['127.0.0.1:1', '10.0.0.1:2'] }",
+            false,
+        ),
         ("redis: 'redis://127.0.0.1:6379'", true),
         ("redis: 'rediss://localhost'", true),
         ("redis: 'redis://[::1]:6379'", true),
@@ -764,13 +825,13 @@ fn a_pool_may_discover_its_backends() {
         (
             "redis: redis://a, redis_urls: [redis://b]",
             expect![
-                "proxy.yaml:1:20: pools[0].discover: expected either \"redis\" or \"redis_urls\""
+                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls" and "sentinel""#
             ],
         ),
         (
             "every: 1s",
             expect![
-                "proxy.yaml:1:20: pools[0].discover: expected either \"redis\" or \"redis_urls\""
+                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls" and "sentinel""#
             ],
         ),
         (

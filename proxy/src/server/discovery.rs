@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 use causeway_conf::Secret;
 use futures_util::future;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, TlsCertificates};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError,
+    RedisResult, TlsCertificates,
+};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -26,16 +29,19 @@ use crate::server::reload::{Discovery, Reloader};
 
 mod known_nodes;
 mod node;
+mod sentinel;
 
 use known_nodes::KnownNodes;
 use node::{Node, SkippedNode, read};
+use sentinel::SentinelSource;
 
 /// For connecting, and for each reply.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A sorted set of the leases of live nodes, scored by their expiry; and a hash of what each node says about itself. Written by the nodes.
-const LIVE_LEASES: &str = "causeway:{no}:live";
-const LEASE_INFO: &str = "causeway:{no}:info";
+/// A sorted set of the leases of live nodes, scored by their expiry; and a hash of what each node says about itself. Written by the
+/// nodes, under names that begin with their `broker.prefix`.
+const LIVE_LEASES: &str = ":{no}:live";
+const LEASE_INFO: &str = ":{no}:info";
 
 /// How many skipped nodes one log line names.
 const NAMED_MAX: usize = 5;
@@ -81,13 +87,19 @@ async fn discover(discovery: Discovery, reloader: Arc<Reloader>) {
     let Discovery { pool, config, .. } = &discovery;
     let mut known_nodes = KnownNodes::new(config.every, reloader.known(pool), Instant::now());
     let mut skipped_log = SkippedNodesLog::new(Instant::now());
-    let servers = config.servers.iter().enumerate();
-    let mut servers: Vec<Server> = servers
-        .map(|(number, url)| Server {
+    let urls = config.servers.iter().map(|url| Source::Url {
+        url: url.clone(),
+        ca: config.ca.clone(),
+        connection: None,
+    });
+    let sentinel = config.sentinel.iter().map(|sentinel| {
+        Source::Sentinel(SentinelSource::new(Arc::clone(sentinel), config.ca.clone()))
+    });
+    let mut servers: Vec<Server> = { urls.chain(sentinel).enumerate() }
+        .map(|(number, source)| Server {
             number,
-            url: url.clone(),
-            ca: config.ca.clone(),
-            connection: None,
+            source,
+            prefix: config.prefix.clone(),
             is_unreachable: false,
         })
         .collect();
@@ -172,17 +184,26 @@ fn leaving(nodes: &[Node]) -> Vec<BackendId> {
 /// A Redis server that holds the registry.
 struct Server {
     number: usize,
-    url: Secret,
-    ca: Option<Arc<[u8]>>,
-    connection: Option<MultiplexedConnection>,
+    source: Source,
+    prefix: String,
     is_unreachable: bool,
+}
+
+/// How the server is found.
+enum Source {
+    Url {
+        url: Secret,
+        ca: Option<Arc<[u8]>>,
+        connection: Option<MultiplexedConnection>,
+    },
+    Sentinel(SentinelSource),
 }
 
 impl Server {
     /// The entry of each live node; `None` if the server cannot be reached.
     async fn poll(&mut self, pool: &str) -> Option<Vec<String>> {
         let server = self.number;
-        match self.query().await {
+        match self.query(pool).await {
             Ok(nodes) => {
                 if std::mem::take(&mut self.is_unreachable) {
                     tracing::info!(pool, server, "node registry is reachable again");
@@ -190,7 +211,9 @@ impl Server {
                 Some(nodes)
             }
             Err(error) => {
-                self.connection = None;
+                if let Source::Url { connection, .. } = &mut self.source {
+                    *connection = None;
+                }
                 if !std::mem::replace(&mut self.is_unreachable, true) {
                     tracing::warn!(pool, server, %error, "cannot reach the node registry; without any server the backends stay as they are");
                 }
@@ -199,43 +222,59 @@ impl Server {
         }
     }
 
-    async fn query(&mut self) -> RedisResult<Vec<String>> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => none.insert(connect(self.url.expose(), self.ca.as_deref()).await?),
+    async fn query(&mut self, pool: &str) -> RedisResult<Vec<String>> {
+        let (url, ca, connection) = match &mut self.source {
+            Source::Url {
+                url,
+                ca,
+                connection,
+            } => (url, ca, connection),
+            Source::Sentinel(sentinel) => return sentinel.query(pool, &self.prefix).await,
         };
-        living(connection).await
+        let connection = match connection {
+            Some(connection) => connection,
+            none => {
+                let info = url.expose().into_connection_info()?;
+                none.insert(connect(info, ca.as_deref(), TIMEOUT).await?)
+            }
+        };
+        living(connection, &self.prefix).await
     }
 }
 
-/// Connects and authenticates. With TLS, the server's certificate has to match `url`.
-async fn connect(url: &str, ca: Option<&[u8]>) -> RedisResult<MultiplexedConnection> {
+/// Connects to a Redis server or a Sentinel and authenticates: the only place that does. With TLS, the server's certificate has to
+/// match the host.
+async fn connect(
+    info: ConnectionInfo,
+    ca: Option<&[u8]>,
+    timeout: Duration,
+) -> RedisResult<MultiplexedConnection> {
     let client = match ca {
-        Some(ca) if url.starts_with("rediss://") => {
+        Some(ca) if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => {
             let trusted = TlsCertificates {
                 client_tls: None,
                 root_cert: Some(ca.to_vec()),
             };
-            Client::build_with_tls(url, trusted)?
+            Client::build_with_tls(info, trusted)?
         }
-        _ => Client::open(url)?,
+        _ => Client::open(info)?,
     };
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT));
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout));
     client
         .get_multiplexed_async_connection_with_config(&config)
         .await
 }
 
 /// The entry of each live node; of two with one id, the one whose lease ends last comes last.
-async fn living(connection: &mut MultiplexedConnection) -> RedisResult<Vec<String>> {
+async fn living(connection: &mut MultiplexedConnection, prefix: &str) -> RedisResult<Vec<String>> {
     let (seconds, microseconds): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
     let now = seconds * 1000 + microseconds / 1000;
     let mut pipeline = redis::pipe();
-    let command = pipeline.cmd("ZRANGE").arg(LIVE_LEASES);
+    let command = pipeline.cmd("ZRANGE").arg(format!("{prefix}{LIVE_LEASES}"));
     command.arg(format!("({now}")).arg("+inf").arg("BYSCORE");
-    pipeline.cmd("HGETALL").arg(LEASE_INFO);
+    pipeline.cmd("HGETALL").arg(format!("{prefix}{LEASE_INFO}"));
     let replies: Result<(Vec<String>, HashMap<String, String>), RedisError> =
         pipeline.query_async(connection).await;
     let (live, mut entries) = replies?;

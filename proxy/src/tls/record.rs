@@ -25,7 +25,8 @@ mod tests;
 use rustls::AlertDescription;
 
 pub(super) use crate::tls::record::cipher::Cipher;
-pub(crate) use crate::tls::record::layer::{Records, Role};
+pub(crate) use crate::tls::record::handshake::Role;
+pub(crate) use crate::tls::record::layer::Records;
 pub(super) use crate::tls::record::secrets::{Captured, SecretLog, TrafficSecrets};
 pub(super) use crate::tls::record::stream::Carried;
 pub(crate) use crate::tls::record::stream::RecordStream;

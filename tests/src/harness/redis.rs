@@ -179,21 +179,23 @@ impl Redis {
     ///
     /// It is not installed, or fails.
     pub async fn cli(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(programs::installed(&["redis-cli"])?);
-        let (host, port) = (
-            self.address.ip().to_string(),
-            self.address.port().to_string(),
-        );
-        command
-            .args(["-h", &host, "-p", &port])
-            .args(arguments)
-            .kill_on_drop(true);
-        let output = command.output().await.context("cannot run redis-cli")?;
-        if !output.status.success() {
-            bail!("redis-cli {arguments:?} ended with {}", output.status);
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        cli(self.address, arguments).await
     }
+}
+
+/// Runs `redis-cli` against `address` with these arguments and returns what it printed.
+pub(super) async fn cli(address: SocketAddr, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(programs::installed(&["redis-cli"])?);
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    command
+        .args(["-h", &host, "-p", &port])
+        .args(arguments)
+        .kill_on_drop(true);
+    let output = command.output().await.context("cannot run redis-cli")?;
+    if !output.status.success() {
+        bail!("redis-cli {arguments:?} ended with {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<Process> {
@@ -242,7 +244,7 @@ async fn ping(address: SocketAddr) -> bool {
 }
 
 /// A port that was free a moment ago: Redis cannot be told to let the kernel choose.
-fn free_port(host: impl Into<IpAddr>) -> Result<SocketAddr> {
+pub(super) fn free_port(host: impl Into<IpAddr>) -> Result<SocketAddr> {
     let listener = TcpListener::bind((host.into(), 0)).context("cannot find a free port")?;
     Ok(listener.local_addr()?)
 }

@@ -23,8 +23,9 @@ use super::health::Task;
 use super::primary_check::Answer;
 use super::primary_check::Finding;
 use crate::broker::Shard;
-use crate::config;
 use crate::metrics::Metrics;
+use crate::redis::Connector;
+use crate::redis::Server;
 
 /// How often to check for drops that are not logged yet.
 const TICK: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ pub(super) struct Monitor {
     changed: Notify,
     all: Arc<AllReady>,
     /// For logs.
-    address: String,
+    connector: Connector,
     metrics: Arc<Metrics>,
 }
 
@@ -86,7 +87,8 @@ struct State {
 }
 
 impl Monitor {
-    pub(super) fn new(config: &config::Redis, all: Arc<AllReady>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(server: &Server, all: Arc<AllReady>, metrics: Arc<Metrics>) -> Self {
+        let config = &server.config;
         let intervals = ProbeIntervals {
             interval: config.probe_interval,
             timeout: config.probe_timeout,
@@ -99,7 +101,7 @@ impl Monitor {
             }),
             changed: Notify::new(),
             all,
-            address: config.server.address.to_string(),
+            connector: server.connector.clone(),
             metrics,
         }
     }
@@ -130,15 +132,15 @@ impl Monitor {
     pub(super) fn answered(&self, data: &[u8], answer: Answer) -> Option<Finding> {
         let (queue, number) = parse_probe(data)?;
         let finding = self.change(|health, now| health.answered(queue, number, answer, now))?;
-        let redis = &self.address;
+        let redis = &self.connector;
         match finding {
             Finding::Elsewhere => warn!(
-                redis,
+                %redis,
                 queue,
                 "the subscriber is connected to another server than this publish queue, reconnecting it"
             ),
             Finding::Changed => warn!(
-                redis,
+                %redis,
                 "the server was demoted and is primary again, reading all streams"
             ),
         }
@@ -146,7 +148,8 @@ impl Monitor {
     }
 
     pub(super) fn readiness(&self) -> Result<(), String> {
-        self.state.lock().health.readiness()
+        let readiness = self.state.lock().health.readiness();
+        readiness.map_err(|reason| format!("redis {}: {reason}", self.connector))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Health, std::time::Instant) -> T) -> T {
@@ -156,10 +159,10 @@ impl Monitor {
         if readiness.is_ok() != state.is_ready {
             state.is_ready = readiness.is_ok();
             self.all.change(state.is_ready);
-            let redis = &self.address;
+            let redis = &self.connector;
             match readiness {
-                Ok(()) => info!(redis, "the broker is ready"),
-                Err(reason) => warn!(redis, reason, "the broker is not ready"),
+                Ok(()) => info!(%redis, "the broker is ready"),
+                Err(reason) => warn!(%redis, reason, "the broker is not ready"),
             }
         }
         result

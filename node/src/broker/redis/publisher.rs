@@ -9,14 +9,6 @@
 
 use std::sync::Arc;
 
-use deadpool_redis::Connection;
-use deadpool_redis::Manager;
-use deadpool_redis::Pool;
-use deadpool_redis::PoolConfig;
-use deadpool_redis::Runtime;
-use deadpool_redis::Timeouts;
-use deadpool_redis::redis::AsyncConnectionConfig;
-use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::RedisError;
 use deadpool_redis::redis::Value;
 use tokio::sync::watch;
@@ -26,56 +18,31 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::RedisBroker;
-use super::chain;
-use super::fence;
-use super::fence::Identity;
 use super::outcome;
 use super::primary_check::Finding;
 use super::publish_queue::Entry;
 use super::publish_queue::Outcome;
 use super::publish_queue::PublishQueue;
 use super::scripts;
-use super::scripts::Run;
-use crate::config;
 use crate::metrics::Side;
-use crate::redis;
 use crate::redis::Backoff;
-
-/// A pool with room for one connection of each publish queue. Nothing is connected yet.
-pub(super) fn pool(config: &config::Redis) -> Pool {
-    let info = redis::connection_info(&config.server);
-    // redis-rs times out after 500 ms without a reply by default, and deadpool never.
-    let timeouts = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(config.connect_timeout))
-        .set_response_timeout(Some(config.response_timeout));
-    let manager = Manager::new_with_config(info, timeouts).expect("an address needs no parsing");
-    let mut settings = PoolConfig::new(config.lanes + 1);
-    settings.timeouts = Timeouts {
-        wait: Some(config.connect_timeout),
-        create: Some(config.connect_timeout),
-        recycle: Some(config.connect_timeout),
-    };
-    Pool::builder(manager)
-        .config(settings)
-        .runtime(Runtime::Tokio1)
-        .build()
-        .expect("a runtime is named, as timeouts need")
-}
+use crate::redis::Batch;
+use crate::redis::Fence;
+use crate::redis::LinkPool;
+use crate::redis::PooledLink;
+use crate::redis::chain;
 
 /// Publishes the entries of queue `index` until `shutdown`, then those that are left.
-pub(super) async fn run(
-    broker: Arc<RedisBroker>,
-    index: usize,
-    pool: Pool,
-    shutdown: CancellationToken,
-) {
+pub(super) async fn run(broker: Arc<RedisBroker>, index: usize, shutdown: CancellationToken) {
+    let (connector, role) = (broker.server.connector.clone(), format!("publish-{index}"));
+    let pool = LinkPool::new(connector, role);
     let mut publisher = Publisher {
         queue: &broker.queues[index],
         suspect: broker.queue_suspects[index].subscribe(),
         backoff: Backoff::new(broker.config.backoff_max),
-        last: None,
+        fence: Fence::default(),
         store_script: Err("not loaded yet".to_owned()),
-        probe_script: None,
+        is_probe_script_loaded: false,
         kind: if index < broker.config.lanes {
             QueueKind::Usual
         } else {
@@ -104,30 +71,30 @@ struct Publisher<'a> {
     index: usize,
     kind: QueueKind,
     queue: &'a PublishQueue,
-    pool: Pool,
+    pool: LinkPool,
     suspect: watch::Receiver<()>,
     backoff: Backoff,
     /// The last abandoned connection, until Redis has certainly closed it.
-    last: Option<Identity>,
-    /// The digest of [`scripts::STORE`], or why Redis rejects it.
-    store_script: Result<String, String>,
-    /// The digest of [`scripts::PROBE`]. Without it probes are published like publications.
-    probe_script: Option<String>,
+    fence: Fence,
+    /// Whether Redis has [`scripts::STORE`], or why it rejects it.
+    store_script: Result<(), String>,
+    /// Whether Redis has [`scripts::PROBE`]. Without it probes are published like publications.
+    is_probe_script_loaded: bool,
 }
 
 /// Why a connection is no longer used.
 enum End {
     /// The node is stopping.
-    Shutdown(Connection),
+    Shutdown(PooledLink),
     /// It may be dead: the pool is to check it.
-    Suspect(Connection),
+    Suspect(PooledLink),
     /// It has failed.
     Broken(String),
 }
 
 impl Publisher<'_> {
     /// Publishes until `shutdown`; returns the connection, if there is one.
-    async fn serve(&mut self, shutdown: &CancellationToken) -> Option<Connection> {
+    async fn serve(&mut self, shutdown: &CancellationToken) -> Option<PooledLink> {
         loop {
             let connection = tokio::select! {
                 biased;
@@ -137,7 +104,7 @@ impl Publisher<'_> {
             match self.publish(connection, shutdown).await {
                 End::Shutdown(connection) => return Some(connection),
                 End::Suspect(connection) => {
-                    self.last = None; // All commands sent over it have their replies.
+                    self.fence.lift(); // All commands sent over it have their replies.
                     drop(connection); // Back into the pool, which checks it at the next checkout.
                 }
                 End::Broken(reason) => {
@@ -148,23 +115,28 @@ impl Publisher<'_> {
         }
     }
 
-    async fn publish(&mut self, mut connection: Connection, shutdown: &CancellationToken) -> End {
+    async fn publish(&mut self, mut connection: PooledLink, shutdown: &CancellationToken) -> End {
+        let mut tenure = connection.link().tenure();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return End::Shutdown(connection),
+                () = tenure.over() => {
+                    connection.close();
+                    return End::Broken("another redis is the primary now".to_owned());
+                }
                 Ok(()) = self.suspect.changed() => return End::Suspect(connection),
                 () = self.queue.arrival() => {}
             }
             if let Err(reason) = self.send(&mut connection).await {
-                drop(Connection::take(connection)); // Closed, instead of returned to the pool.
+                connection.close();
                 return End::Broken(reason);
             }
         }
     }
 
     /// Sends the next batch and waits for its replies.
-    async fn send(&mut self, connection: &mut Connection) -> Result<(), String> {
+    async fn send(&mut self, connection: &mut PooledLink) -> Result<(), String> {
         let batch = self.queue.take_batch();
         if batch.is_empty() {
             return Ok(());
@@ -172,8 +144,7 @@ impl Publisher<'_> {
         let (batch, unpublishable) = self.publishable(batch);
         self.queue.settle(unpublishable);
         let commands = self.commands(&batch);
-        let answers = connection.send_packed_commands(&commands, 0, commands.len());
-        match answers.await {
+        match connection.link().send_once(&commands).await {
             Ok(answers) => self.settle(batch, answers),
             Err(error) => {
                 let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
@@ -194,19 +165,18 @@ impl Publisher<'_> {
         (plain, storing.into_iter().map(refused).collect())
     }
 
-    fn commands(&self, batch: &[Entry]) -> Pipeline {
-        let mut commands = Pipeline::with_capacity(batch.len());
+    fn commands(&self, batch: &[Entry]) -> Batch {
+        let mut commands = Batch::new();
+        let keys = &self.broker.server.keys;
         for entry in batch {
-            match (&entry.storing, &self.store_script, &self.probe_script) {
-                (Some(storing), Ok(digest), _) => {
-                    commands.add_command(scripts::store(Run::Digest(digest), &storing.store));
+            let channel = || keys.channel(&entry.channel);
+            match &entry.storing {
+                Some(storing) => scripts::store(&mut commands, keys, &storing.store),
+                None if entry.is_probe() && self.is_probe_script_loaded => {
+                    scripts::probe(&mut commands, &channel(), entry.data.as_ref());
                 }
-                (None, _, Some(digest)) if entry.is_probe() => {
-                    let (run, data) = (Run::Digest(digest), entry.data.as_ref());
-                    commands.add_command(scripts::probe(run, &entry.channel, data));
-                }
-                _ => {
-                    let command = commands.cmd("PUBLISH").arg(entry.channel.as_str());
+                None => {
+                    let command = commands.cmd("PUBLISH").arg(&*channel());
                     command.arg(entry.data.as_ref());
                 }
             }
@@ -255,7 +225,7 @@ impl Publisher<'_> {
             && !outcome::is_for_now(error.code())
         {
             debug!(queue = self.index, %error, "probes are published without a script");
-            self.probe_script = None;
+            self.is_probe_script_loaded = false;
         }
         let Ok(answer) = scripts::probed(answer) else {
             return;
@@ -272,35 +242,30 @@ impl Publisher<'_> {
     }
 
     /// Takes a connection from the pool and waits until Redis has closed the last one.
-    async fn open(&mut self) -> Result<Connection, String> {
-        let mut connection = self.pool.get().await.map_err(|error| chain(&error))?;
-        let role = format!("publish-{}", self.index);
-        let name = redis::connection_name(&self.broker.node_id, &role, fastrand::u64(..));
+    async fn open(&mut self) -> Result<PooledLink, String> {
+        let mut connection = self.pool.take().await?;
+        let link = connection.link();
         let fenced = async {
-            let identity = fence::identify(&mut connection, name).await?;
-            if let Some(last) = &self.last {
-                fence::wait_closed(&mut connection, last).await?;
-            }
-            let store = load(&mut connection, scripts::STORE).await?;
-            let probe = load(&mut connection, scripts::PROBE).await?;
-            Ok::<_, RedisError>((identity, store, probe))
+            self.fence.pass(link).await?;
+            let store = link.load(&scripts::STORE).await?;
+            let probe = link.load(&scripts::PROBE).await?;
+            Ok::<_, RedisError>((store, probe))
         };
         match fenced.await {
-            Ok((identity, store, probe)) => {
-                self.last = identity;
+            Ok((store, probe)) => {
                 self.store_script = store;
-                self.probe_script = probe.ok();
+                self.is_probe_script_loaded = probe.is_ok();
                 Ok(connection)
             }
             Err(error) => {
-                drop(Connection::take(connection));
+                connection.close();
                 Err(chain(&error))
             }
         }
     }
 
     /// Publishes what is left with `connection`, about one response timeout long, and drops the rest.
-    async fn finish(&mut self, connection: Option<Connection>) {
+    async fn finish(&mut self, connection: Option<PooledLink>) {
         self.queue.close();
         let end = Instant::now() + self.broker.config.response_timeout;
         if let Some(mut connection) = connection {
@@ -313,23 +278,8 @@ impl Publisher<'_> {
     }
 }
 
-/// Loads a script; returns its digest, or Redis's error.
-async fn load(
-    connection: &mut Connection,
-    script: &str,
-) -> Result<Result<String, String>, RedisError> {
-    let mut load = Pipeline::new();
-    load.cmd("SCRIPT").arg("LOAD").arg(script);
-    let answers = connection.send_packed_commands(&load, 0, 1).await?;
-    Ok(match answers.as_slice() {
-        [Value::BulkString(digest)] => Ok(String::from_utf8_lossy(digest).into_owned()),
-        [Value::ServerError(error)] => Err(error.to_string()),
-        _ => Err("redis returned no digest for a script".to_owned()),
-    })
-}
-
 /// Connects, with retries without end. Meanwhile expired entries are dropped from the queue.
-async fn connect(publisher: &mut Publisher<'_>) -> Connection {
+async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
     let queue = publisher.queue;
     if publisher.kind == QueueKind::Replicated {
         queue.arrival().await;

@@ -1,6 +1,5 @@
 //! The scripts that work on a channel's stream atomically: their commands and their replies.
 
-use deadpool_redis::redis::Cmd;
 use deadpool_redis::redis::Value;
 
 use super::primary_check::Answer;
@@ -14,61 +13,53 @@ use crate::broker::history::Unstarted;
 use crate::protocol::Epoch;
 use crate::protocol::Position;
 use crate::protocol::channel::ChannelName;
-use crate::redis::keys;
+use crate::redis::Batch;
+use crate::redis::Keys;
+use crate::redis::Script;
 
 /// Stores and publishes.
-pub(super) const STORE: &str = concat!(
+pub(super) static STORE: Script = Script::new(concat!(
     include_str!("scripts/position.lua"),
     include_str!("scripts/store.lua")
-);
+));
 
 /// Reads.
-pub(super) const READ: &str = concat!(
+static READ: Script = Script::new(concat!(
     include_str!("scripts/position.lua"),
     include_str!("scripts/read.lua")
-);
+));
 
 /// Publishes a probe.
-pub(super) const PROBE: &str = include_str!("scripts/probe.lua");
-
-/// How a script is called.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Run<'a> {
-    /// By its digest.
-    Digest(&'a str),
-    /// By its text, which Redis then caches.
-    Text(&'a str),
-}
+pub(super) static PROBE: Script = Script::new(include_str!("scripts/probe.lua"));
 
 /// A reply that these scripts do not return.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unexpected reply of redis to a script")]
 pub(super) struct UnexpectedReply;
 
-/// The command that publishes `store`.
-pub(super) fn store(run: Run<'_>, store: &Store) -> Cmd {
+/// Adds the command that publishes `store`.
+pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store) {
     let (size, ttl, meta_ttl) = store.retention.map_or((0, 0, 0), |retention| {
         let (ttl, meta_ttl) = (retention.ttl.as_millis(), retention.meta_ttl.as_millis());
         (retention.size.get(), ttl, meta_ttl)
     });
     let mut keys = vec![
-        keys::stream(&store.channel),
-        keys::stream_meta(&store.channel),
+        names.stream(&store.channel),
+        names.stream_meta(&store.channel),
     ];
     let result_ttl = store.idempotency.as_ref().map_or(0, |idempotency| {
-        keys.push(keys::past_result(&store.channel, &idempotency.key));
+        keys.push(names.past_result(&store.channel, &idempotency.key));
         idempotency.ttl.as_millis()
     });
-    let mut command = start(run, &keys);
-    command
-        .arg(ChannelName::wire(&store.channel).as_str())
+    batch
+        .call(&STORE, &keys)
+        .arg(&*names.channel(&ChannelName::wire(&store.channel)))
         .arg(store.body.as_ref())
         .arg(size)
         .arg(ttl.to_string())
         .arg(meta_ttl.to_string())
         .arg(Epoch::random().as_str())
         .arg(result_ttl.to_string());
-    command
 }
 
 /// Parses the reply to [`store`].
@@ -87,11 +78,10 @@ pub(super) fn stored(answer: &Value) -> Result<Stored, UnexpectedReply> {
     Ok(Stored { position })
 }
 
-/// The command that publishes a probe on `channel`.
-pub(super) fn probe(run: Run<'_>, channel: &ChannelName, data: &[u8]) -> Cmd {
-    let mut command = start(run, &[]);
-    command.arg(channel.as_str()).arg(data);
-    command
+/// Adds the command that publishes a probe on `channel`.
+pub(super) fn probe(batch: &mut Batch, channel: &str, data: &[u8]) {
+    let call = batch.call::<&str>(&PROBE, &[]);
+    call.arg(channel).arg(data);
 }
 
 /// Parses the reply to [`probe`], or to a PUBLISH.
@@ -110,11 +100,12 @@ pub(super) fn probed(answer: &Value) -> Result<Answer, UnexpectedReply> {
 }
 
 /// The command that reads what `ask` requests.
-pub(super) fn read(run: Run<'_>, ask: &Ask) -> Cmd {
-    let keys = [keys::stream(&ask.channel), keys::stream_meta(&ask.channel)];
+pub(super) fn read(names: &Keys, ask: &Ask) -> Batch {
+    let keys = [names.stream(&ask.channel), names.stream_meta(&ask.channel)];
     let query = &ask.query;
-    let mut command = start(run, &keys);
-    command
+    let mut batch = Batch::new();
+    let call = batch
+        .call(&READ, &keys)
         .arg(ask.retention.meta_ttl.as_millis().to_string())
         .arg(Epoch::random().as_str())
         .arg(query.limit)
@@ -124,9 +115,9 @@ pub(super) fn read(run: Run<'_>, ask: &Ask) -> Cmd {
             Order::NewestFirst => "desc",
         });
     if let Some(since) = &query.since {
-        command.arg(since.epoch.as_str()).arg(since.offset);
+        call.arg(since.epoch.as_str()).arg(since.offset);
     }
-    command
+    batch
 }
 
 /// Parses the reply to [`read`].
@@ -165,15 +156,6 @@ fn entry(value: &Value) -> Result<Entry, UnexpectedReply> {
         offset: offset.parse().map_err(|_| UnexpectedReply)?,
         body: body.clone().into(),
     })
-}
-
-fn start(run: Run<'_>, keys: &[String]) -> Cmd {
-    let mut command = match run {
-        Run::Digest(digest) => Cmd::new().arg("EVALSHA").arg(digest).to_owned(),
-        Run::Text(text) => Cmd::new().arg("EVAL").arg(text).to_owned(),
-    };
-    command.arg(keys.len()).arg(keys);
-    command
 }
 
 fn text(value: &Value) -> Result<&str, UnexpectedReply> {

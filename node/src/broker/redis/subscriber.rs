@@ -3,6 +3,7 @@
 //! It reads as fast as Redis sends and never waits for the hub. All publications of one read are passed to the
 //! hub together, in order.
 
+use std::iter;
 use std::str;
 use std::sync::Arc;
 
@@ -14,7 +15,6 @@ use tracing::info;
 use tracing::warn;
 
 use super::RedisBroker;
-use super::chain;
 use super::subscriptions::Subscriptions;
 use super::subscriptions::UnexpectedConfirmation;
 use crate::metrics::DropReason;
@@ -23,10 +23,9 @@ use crate::protocol::publication::Publication;
 use crate::redis::Backoff;
 use crate::redis::ConnectError;
 use crate::redis::Connection;
-use crate::redis::Opening;
 use crate::redis::ReadError;
 use crate::redis::Reply;
-use crate::redis::connection_name;
+use crate::redis::chain;
 
 /// Receives publications until `shutdown`, and reconnects as needed.
 pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
@@ -81,21 +80,16 @@ enum Lost {
     Unconfirmed,
     #[error("no probes are received on this connection")]
     Stalled,
+    #[error("another redis is the primary now")]
+    OtherPrimary,
 }
 
 impl Subscriber<'_> {
     /// Connects, subscribes and receives publications, until the connection is lost.
     async fn subscribe(&mut self) -> Lost {
-        let config = &self.broker.config;
-        let name = connection_name(&self.broker.node_id, "subscriber", self.broker.instance);
-        let opening = Opening {
-            server: &config.server,
-            timeout: config.connect_timeout,
-            message_bytes_max: config.message_bytes_max,
-            name: &name,
-        };
-        let connection = match Connection::open(opening).await {
-            Ok(connection) => connection,
+        let broker = self.broker;
+        let connection = match broker.server.connector.open("subscriber").await {
+            Ok(opened) => Connection::over(opened, broker.config.message_bytes_max),
             Err(error) => return error.into(),
         };
         self.broker.metrics.broker_connected(Side::Subscribe);
@@ -120,6 +114,7 @@ impl Subscriber<'_> {
         mut connection: Connection,
         is_resumed: &mut bool,
     ) -> Result<std::convert::Infallible, Lost> {
+        let mut tenure = connection.tenure();
         let mut stalled = self.broker.subscribing_stalled.subscribe();
         let mut changed = self.broker.server_changed.subscribe();
         let mut confirmed_by = None;
@@ -148,6 +143,7 @@ impl Subscriber<'_> {
                 Ok(()) = stalled.changed() => return Err(Lost::Stalled),
                 Ok(()) = changed.changed() => self.doubt(),
                 () = unconfirmed => return Err(Lost::Unconfirmed),
+                () = tenure.over() => return Err(Lost::OtherPrimary),
             }
             self.take_replies(&mut connection)?;
         }
@@ -164,8 +160,10 @@ impl Subscriber<'_> {
                     ("UNSUBSCRIBE", &batch.unsubscribe),
                 ] {
                     if !channels.is_empty() {
-                        let names = channels.iter().map(|channel| channel.as_str());
-                        let words: Vec<&str> = [command].into_iter().chain(names).collect();
+                        let keys = &self.broker.server.keys;
+                        let names = channels.iter().map(|channel| keys.channel(channel));
+                        let words: Vec<_> = iter::once(command.into()).chain(names).collect();
+                        let words: Vec<&str> = words.iter().map(|word| &**word).collect();
                         connection.queue(&words);
                     }
                 }
@@ -239,8 +237,10 @@ impl Subscriber<'_> {
     ) -> Result<(), Lost> {
         match reply {
             Reply::Message { channel, data } => {
+                let keys = &self.broker.server.keys;
                 let name = str::from_utf8(&channel).ok();
-                let Some(channel) = name.and_then(|name| subscriptions.find(name)) else {
+                let name = name.map(|name| keys.channel_of(name));
+                let Some(channel) = name.and_then(|name| subscriptions.find(&name)) else {
                     return Ok(()); // It is no longer wanted.
                 };
                 if *channel == self.broker.probe_channel {
@@ -271,7 +271,8 @@ impl Subscriber<'_> {
     ) -> Result<(), UnexpectedConfirmation> {
         let channel = str::from_utf8(channel).map_err(|_| UnexpectedConfirmation)?;
         let before = subscriptions.counts();
-        subscriptions.confirm(channel, is_subscribed)?;
+        let channel = self.broker.server.keys.channel_of(channel);
+        subscriptions.confirm(&channel, is_subscribed)?;
         self.broker.count_subscriptions(before, subscriptions);
         Ok(())
     }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use tokio::net::TcpListener;
-
 use super::*;
+use crate::redis::testing::free_port;
 
 /// Lets new connections that are meant for `old` lead to `new`.
 fn lead_elsewhere(old: &RedisServer, new: &RedisServer) {
@@ -15,7 +14,7 @@ fn lead_elsewhere(old: &RedisServer, new: &RedisServer) {
 
 #[tokio::test]
 async fn a_node_that_says_nothing_leaves_a_demoted_server_and_reads_what_it_may_have_missed() {
-    let port = free_port().await;
+    let port = free_port().to_string();
     let (old, mut new) = (RedisServer::start().await, RedisServer::absent());
     new.launch(&["--port", &port]).await;
     let setup = set_up(&settings(&old, ""));
@@ -39,12 +38,6 @@ async fn a_node_that_says_nothing_leaves_a_demoted_server_and_reads_what_it_may_
     assert_eq!(*setup.recorder.interrupted.lock(), [Shard(0)]);
     assert_eq!(setup.recorder.resumed.load(Ordering::SeqCst), 2);
     setup.stop().await;
-}
-
-/// One that was free a moment ago: Redis cannot be told to let the kernel choose.
-async fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().port().to_string()
 }
 
 #[tokio::test]

@@ -17,7 +17,6 @@ use crate::cluster::directory::UserWatch;
 use crate::cluster::presence::Presence;
 use crate::cluster::registry;
 use crate::cluster::values::Values;
-use crate::config::Broker;
 use crate::config::Config;
 use crate::hooks::Hooks;
 use crate::hub::Hub;
@@ -53,7 +52,7 @@ pub(crate) fn no_clients(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelCli
         metrics: Arc::clone(&metrics),
         shutdown: CancellationToken::new(),
     };
-    let registry = registry::start(&Broker::Memory, &config.registry, dependencies).registry;
+    let registry = registry::start(&[], &config.registry, dependencies).registry;
     ChannelClients::new(Components {
         streams: ChannelStreams::new(config.channels.streams, hub, Arc::clone(&metrics)),
         config: config.channels,
@@ -62,7 +61,7 @@ pub(crate) fn no_clients(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelCli
         directory: Directory::new(registry as Arc<dyn UserWatch>),
         verifier: Arc::new(Verifier::new(config.auth)),
         hooks: Hooks::new(config.hooks, Arc::clone(&metrics)),
-        values: Arc::new(Values::new(&Broker::Memory, &config.values, "n")),
+        values: Arc::new(Values::new(&[], &config.values)),
         lifecycle: None,
         metrics,
     })

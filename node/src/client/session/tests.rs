@@ -55,7 +55,7 @@ impl Bench {
         let hub = Hub::new(hub, Arc::clone(&metrics));
         let _in_runtime = RUNTIME.enter();
         let broker = broker::start(
-            &crate::config::Broker::Memory,
+            &[],
             "test",
             Arc::clone(&hub) as Arc<dyn Deliver>,
             Arc::clone(&metrics),

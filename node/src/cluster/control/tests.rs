@@ -82,8 +82,9 @@ async fn set_up(config: &Config) -> Setup {
         inbox,
         rest: Arc::clone(&rest) as Arc<dyn Deliver>,
     };
+    let servers = crate::redis::testing::servers(&config.broker);
     let broker = broker::start(
-        &config.broker,
+        &servers,
         "test-node",
         Arc::new(demux),
         Arc::clone(&metrics),
@@ -98,7 +99,7 @@ async fn set_up(config: &Config) -> Setup {
     };
     let (broker_tasks, broker): (_, Arc<dyn Broker>) = (broker.tasks, broker.broker);
     let registry = registry::start(
-        &config.broker,
+        &servers,
         &config.registry,
         registry::Dependencies {
             about,

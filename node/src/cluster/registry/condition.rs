@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::metrics::Metrics;
 use crate::redis::CommandError;
+use crate::redis::chain;
 
 /// What is wrong with the registry on one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Problem {
     pub(super) fn of(error: &CommandError) -> Self {
         match error {
             CommandError::Unreachable(_) | CommandError::Timeout(_) => {
-                Self::Unreachable(super::chain(error))
+                Self::Unreachable(chain(error))
             }
             CommandError::Full(text) => Self::Full(text.clone()),
             CommandError::Refused(text) => Self::Refused(text.clone()),

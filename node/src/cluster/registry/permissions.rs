@@ -4,7 +4,6 @@
 //! each command is run, in a script as most of them are used, on keys named like the node's own.
 
 use deadpool_redis::redis::FromRedisValue;
-use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value as Reply;
 
@@ -13,8 +12,8 @@ use super::condition::Problem;
 use super::store::Store;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::Instance;
+use crate::redis::Batch;
 use crate::redis::CommandError;
-use crate::redis::keys;
 
 /// A digest that no script has: if calling by digest is permitted, the reply is `NOSCRIPT`.
 const NO_SCRIPT: &str = "0000000000000000000000000000000000000000";
@@ -106,21 +105,21 @@ impl Store {
         let name = format!("try:{instance}");
         let channel = ChannelName::new(&name).expect("an instance has 16 characters");
         let all = [
-            keys::stream(&channel),
-            keys::stream_meta(&channel),
-            keys::past_result(&channel, ""),
-            keys::channel_members(&channel),
-            keys::user_leases(&name),
-            keys::lease_entries(&name),
-            keys::owner_values(&name),
-            keys::owner_value_ends(&name),
-            keys::lifecycle_trial(instance),
+            self.keys.stream(&channel),
+            self.keys.stream_meta(&channel),
+            self.keys.past_result(&channel, ""),
+            self.keys.channel_members(&channel),
+            self.keys.user_leases(&name),
+            self.keys.lease_entries(&name),
+            self.keys.owner_values(&name),
+            self.keys.owner_value_ends(&name),
+            self.keys.lifecycle_trial(instance),
         ];
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Batch::new();
         let call = pipeline.cmd("EVAL").arg(TRY).arg(all.len()).arg(&all);
         call.arg(u8::from(needs.streams));
         call.arg(u8::from(needs.values));
-        call.arg(ChannelName::wire(&channel).as_str());
+        call.arg(&*self.keys.channel(&ChannelName::wire(&channel)));
         call.arg(u8::from(needs.lifecycle));
         if needs.streams {
             pipeline.cmd("SCRIPT").arg("LOAD").arg("return 1");

@@ -6,8 +6,8 @@
 
 use bytes::Bytes;
 use deadpool_redis::redis::FromRedisValue;
-use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::Value as Reply;
+use tracing::debug;
 
 use super::desired::Announce;
 use super::desired::Slot;
@@ -21,9 +21,12 @@ use crate::cluster::registry::Lease;
 use crate::cluster::registry::Node;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::instance::ClientId;
+use crate::redis::Batch;
 use crate::redis::CommandError;
 use crate::redis::Commands;
-use crate::redis::keys;
+use crate::redis::Keys;
+use crate::redis::Script;
+use crate::redis::Server;
 
 /// The most leases that one call declares dead, and the most entries that one call removes.
 const SWEEP_BATCH: usize = 256;
@@ -34,25 +37,26 @@ const SWEEP_MAX_MS: u64 = 10_000;
 /// How long it is remembered that a lease was swept.
 const SWEPT_FOR_SECS: u64 = 24 * 60 * 60;
 
-/// The keys of all leases: live ones, dead ones, their holders' descriptions.
-const ALL_LEASES: [&str; 3] = [keys::LIVE_LEASES, keys::DEAD_LEASES, keys::LEASE_INFO];
-
 /// Takes a lease. Returns whether the one before it is being swept or was.
-const TAKE: &str = "local t = redis.call('TIME')
+static TAKE: Script = Script::new(
+    "local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
     redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
     local swept = redis.call('EXISTS', KEYS[3]) == 1 or redis.call('ZSCORE', KEYS[4], ARGV[4])
-    return {now, swept and 1 or 0}";
+    return {now, swept and 1 or 0}",
+);
 
 /// Releases a lease, and leaves its entries to the next sweeper.
-const RETIRE: &str = "redis.call('ZREM', KEYS[1], ARGV[1])
+static RETIRE: Script = Script::new(
+    "redis.call('ZREM', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[3], ARGV[1])
-    return redis.call('ZADD', KEYS[2], 0, ARGV[1])";
+    return redis.call('ZADD', KEYS[2], 0, ARGV[1])",
+);
 
 /// Declares lapsed leases dead, and claims the sweeping of these and of those whose sweeper did not
 /// finish.
-const CLAIM: &str = "local t = redis.call('TIME')
+static CLAIM: Script = Script::new("local t = redis.call('TIME')
     local now = t[1] * 1000 + math.floor(t[2] / 1000)
     local claimed = redis.call('ZRANGE', KEYS[2], '-inf', now - ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
     for _, lease in ipairs(redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[2])) do
@@ -63,19 +67,22 @@ const CLAIM: &str = "local t = redis.call('TIME')
     for _, lease in ipairs(claimed) do
         redis.call('ZADD', KEYS[2], now, lease)
     end
-    return claimed";
+    return claimed");
 
 /// Removes a member if its value still names the lease that is swept.
-const TAKE_OUT: &str = "local value = redis.call('HGET', KEYS[1], ARGV[1])
+static TAKE_OUT: Script = Script::new(
+    "local value = redis.call('HGET', KEYS[1], ARGV[1])
     if value and string.sub(value, 1, #ARGV[2]) == ARGV[2] then
         redis.call('HDEL', KEYS[1], ARGV[1])
         return value
     end
-    return false";
+    return false",
+);
 
 /// The registry in one Redis.
 pub(super) struct Store {
     pub(super) commands: Commands,
+    pub(super) keys: Keys,
 }
 
 /// A lease that was taken.
@@ -109,8 +116,11 @@ pub(super) struct Queries {
 pub(super) type Found = Vec<u8>;
 
 impl Store {
-    pub(super) fn new(commands: Commands) -> Self {
-        Self { commands }
+    pub(super) fn new(server: &Server) -> Self {
+        Self {
+            commands: server.commands("registry"),
+            keys: server.keys.clone(),
+        }
     }
 
     /// Takes `lease`, which lives for `milliseconds`; `before` is the one that it follows.
@@ -122,15 +132,15 @@ impl Store {
         info: &str,
     ) -> Result<Taken, CommandError> {
         let before = before.map_or_else(String::new, |lease| lease.to_string());
-        let mut pipeline = Pipeline::new();
-        let swept = keys::swept_lease(&before);
+        let mut pipeline = Batch::new();
         let keys = [
-            keys::LIVE_LEASES,
-            keys::LEASE_INFO,
-            &swept,
-            keys::DEAD_LEASES,
+            self.keys.live_leases(),
+            self.keys.lease_info(),
+            self.keys.swept_lease(&before),
+            self.keys.dead_leases(),
         ];
-        script(&mut pipeline, TAKE, &keys)
+        pipeline
+            .call(&TAKE, &keys)
             .arg(lease.to_string())
             .arg(milliseconds)
             .arg(info)
@@ -151,15 +161,15 @@ impl Store {
         end: u64,
         queries: Queries,
     ) -> Result<Renewed, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let renew = pipeline.cmd("ZADD").arg(keys::LIVE_LEASES);
+        let mut pipeline = Batch::new();
+        let renew = pipeline.cmd("ZADD").arg(self.keys.live_leases());
         // Only if it is there, and whether it was: its end always changes.
         renew.arg("XX").arg("CH").arg(end).arg(lease.to_string());
         if queries.time {
             pipeline.cmd("TIME");
         }
         if queries.first_end {
-            let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+            let command = pipeline.cmd("ZRANGE").arg(self.keys.live_leases());
             command.arg(0).arg(0).arg("WITHSCORES");
         }
         let replies = self.commands.run(&pipeline).await?;
@@ -185,23 +195,25 @@ impl Store {
 
     /// Replaces the description of the holder of `lease`.
     pub(super) async fn describe(&self, lease: Lease, info: &str) -> Result<(), CommandError> {
-        let mut pipeline = Pipeline::new();
-        let command = pipeline.cmd("HSET").arg(keys::LEASE_INFO);
+        let mut pipeline = Batch::new();
+        let command = pipeline.cmd("HSET").arg(self.keys.lease_info());
         command.arg(lease.to_string()).arg(info);
         self.commands.run(&pipeline).await.map(|_| ())
     }
 
     /// Releases `lease`: entries under it are no longer valid.
     pub(super) async fn retire(&self, lease: Lease) -> Result<(), CommandError> {
-        let mut pipeline = Pipeline::new();
-        script(&mut pipeline, RETIRE, &ALL_LEASES).arg(lease.to_string());
+        let mut pipeline = Batch::new();
+        let call = pipeline.call(&RETIRE, &self.all_leases_keys());
+        call.arg(lease.to_string());
         self.commands.run(&pipeline).await.map(|_| ())
     }
 
     /// Leases whose entries the caller is to sweep.
     pub(super) async fn claim(&self) -> Result<Vec<Lease>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        script(&mut pipeline, CLAIM, &ALL_LEASES)
+        let mut pipeline = Batch::new();
+        pipeline
+            .call(&CLAIM, &self.all_leases_keys())
             .arg(SWEEP_MAX_MS)
             .arg(SWEEP_BATCH);
         let claimed: Vec<String> = first(self.commands.run(&pipeline).await?.values)?;
@@ -218,8 +230,8 @@ impl Store {
         lease: Lease,
     ) -> Result<Option<Vec<(Slot, Value)>>, CommandError> {
         let text = lease.to_string();
-        let index = keys::lease_entries(&text);
-        let mut pipeline = Pipeline::new();
+        let index = self.keys.lease_entries(&text);
+        let mut pipeline = Batch::new();
         let command = pipeline.cmd("SRANDMEMBER").arg(&index);
         command.arg(SWEEP_BATCH);
         let entries: Vec<Vec<u8>> = first(self.commands.run(&pipeline).await?.values)?;
@@ -227,24 +239,29 @@ impl Store {
             return Ok(None);
         }
         let slots: Vec<Option<Slot>> = entries.iter().map(|entry| parse_slot(entry)).collect();
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Batch::new();
         for slot in slots.iter().flatten() {
             match slot {
                 Slot::User(user) => {
-                    let command = pipeline.cmd("HDEL").arg(keys::user_leases(user));
+                    let command = pipeline.cmd("HDEL").arg(self.keys.user_leases(user));
                     command.arg(&text);
                 }
                 Slot::Member(channel, client) => {
-                    let members = keys::channel_members(channel);
-                    script(&mut pipeline, TAKE_OUT, &[&members])
+                    let members = self.keys.channel_members(channel);
+                    pipeline
+                        .call(&TAKE_OUT, &[members])
                         .arg(client.to_string())
                         .arg(format!("{text} "));
                 }
             }
         }
-        let command = pipeline.cmd("SREM").arg(&index);
-        command.arg(&entries);
         let replies = self.commands.run(&pipeline).await?.values;
+        // Afterwards, so that an entry whose removal fails is swept again. If this fails, nothing is found the next time.
+        let mut pipeline = Batch::new();
+        pipeline.cmd("SREM").arg(&index).arg(&entries);
+        if let Err(error) = self.commands.run(&pipeline).await {
+            debug!(%lease, %error, "cannot remove swept entries from the index of a lease");
+        }
         let known = slots.into_iter().flatten();
         let found = known.zip(replies).filter_map(|(slot, reply)| match slot {
             Slot::User(_) => None,
@@ -260,10 +277,13 @@ impl Store {
     /// Records that all entries of `lease` are removed.
     pub(super) async fn swept(&self, lease: Lease) -> Result<(), CommandError> {
         let text = lease.to_string();
-        let mut pipeline = Pipeline::new();
-        let command = pipeline.cmd("SET").arg(keys::swept_lease(&text)).arg("");
+        let mut pipeline = Batch::new();
+        let command = pipeline
+            .cmd("SET")
+            .arg(self.keys.swept_lease(&text))
+            .arg("");
         command.arg("EX").arg(SWEPT_FOR_SECS);
-        let command = pipeline.cmd("ZREM").arg(keys::DEAD_LEASES);
+        let command = pipeline.cmd("ZREM").arg(self.keys.dead_leases());
         command.arg(&text);
         self.commands.run(&pipeline).await.map(|_| ())
     }
@@ -275,14 +295,14 @@ impl Store {
         batch: &[Write],
     ) -> Result<Vec<bool>, CommandError> {
         let lease = lease.to_string();
-        let index = keys::lease_entries(&lease);
-        let mut pipeline = Pipeline::with_capacity(2 * batch.len());
+        let index = self.keys.lease_entries(&lease);
+        let mut pipeline = Batch::new();
         for write in batch {
             let entry = print_slot(&write.slot);
             let (hash, field) = match &write.slot {
-                Slot::User(user) => (keys::user_leases(user), lease.clone()),
+                Slot::User(user) => (self.keys.user_leases(user), lease.clone()),
                 Slot::Member(channel, client) => {
-                    (keys::channel_members(channel), client.to_string())
+                    (self.keys.channel_members(channel), client.to_string())
                 }
             };
             match &write.put {
@@ -321,18 +341,18 @@ impl Store {
             return Ok(Vec::new());
         }
         let lease = lease.to_string();
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Batch::new();
         let entries: Vec<String> = stored_entries
             .iter()
             .map(|stored_entry| print_slot(&stored_entry.slot))
             .collect();
         pipeline
             .cmd("SADD")
-            .arg(keys::lease_entries(&lease))
+            .arg(self.keys.lease_entries(&lease))
             .arg(entries);
         // Those of one channel are adjacent.
-        for group in
-            stored_entries.chunk_by(|one, other| hash_of(&one.slot) == hash_of(&other.slot))
+        for group in stored_entries
+            .chunk_by(|one, other| self.hash_of(&one.slot) == self.hash_of(&other.slot))
         {
             let fields: Vec<String> = group
                 .iter()
@@ -341,7 +361,7 @@ impl Store {
                     Slot::Member(_, client) => client.to_string(),
                 })
                 .collect();
-            let command = pipeline.cmd("HMGET").arg(hash_of(&group[0].slot));
+            let command = pipeline.cmd("HMGET").arg(self.hash_of(&group[0].slot));
             command.arg(fields);
         }
         let replies = self.commands.run(&pipeline).await?.values;
@@ -358,8 +378,8 @@ impl Store {
 
     /// Whether the description of the holder of `lease` is stored.
     pub(super) async fn is_described(&self, lease: Lease) -> Result<bool, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let command = pipeline.cmd("HGET").arg(keys::LEASE_INFO);
+        let mut pipeline = Batch::new();
+        let command = pipeline.cmd("HGET").arg(self.keys.lease_info());
         command.arg(lease.to_string());
         let info: Option<String> = first(self.commands.run(&pipeline).await?.values)?;
         Ok(info.is_some())
@@ -367,7 +387,7 @@ impl Store {
 
     /// Redis's memory state; `None` if `INFO` is not permitted.
     pub(super) async fn memory(&self) -> Result<Option<MemoryInfo>, CommandError> {
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Batch::new();
         pipeline.cmd("INFO").arg("memory");
         pipeline.cmd("INFO").arg("stats");
         let replies = self.commands.try_each(&pipeline).await?.values;
@@ -377,10 +397,10 @@ impl Store {
 
     /// All leases that were not declared dead, when they end, and their holders' descriptions.
     pub(super) async fn all_leases(&self) -> Result<Vec<Seen>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
+        let mut pipeline = Batch::new();
+        let command = pipeline.cmd("ZRANGE").arg(self.keys.live_leases());
         command.arg(0).arg(-1).arg("WITHSCORES");
-        pipeline.cmd("HGETALL").arg(keys::LEASE_INFO);
+        pipeline.cmd("HGETALL").arg(self.keys.lease_info());
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let ends: Vec<(String, f64)> = from(values.next())?;
         let infos: std::collections::HashMap<String, String> = from(values.next())?;
@@ -397,9 +417,9 @@ impl Store {
         &self,
         now: Option<u64>,
     ) -> Result<Vec<(Lease, String)>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        live(&mut pipeline, now);
-        pipeline.cmd("HGETALL").arg(keys::LEASE_INFO);
+        let mut pipeline = Batch::new();
+        self.read_live(&mut pipeline, now);
+        pipeline.cmd("HGETALL").arg(self.keys.lease_info());
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let live: Vec<String> = from(values.next())?;
         let mut infos: std::collections::HashMap<String, String> = from(values.next())?;
@@ -416,9 +436,9 @@ impl Store {
         user: &str,
         now: Option<u64>,
     ) -> Result<Vec<Lease>, CommandError> {
-        let hash = keys::user_leases(user);
-        let mut pipeline = Pipeline::new();
-        live(&mut pipeline, now);
+        let hash = self.keys.user_leases(user);
+        let mut pipeline = Batch::new();
+        self.read_live(&mut pipeline, now);
         pipeline.cmd("HKEYS").arg(&hash);
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let live: Vec<String> = from(values.next())?;
@@ -426,7 +446,7 @@ impl Store {
             .into_iter()
             .partition(|lease| live.contains(lease));
         if !dead.is_empty() {
-            let mut pipeline = Pipeline::new();
+            let mut pipeline = Batch::new();
             pipeline.cmd("HDEL").arg(&hash).arg(&dead);
             self.commands.run(&pipeline).await?;
         }
@@ -442,9 +462,11 @@ impl Store {
         channel: &ChannelName,
         now: Option<u64>,
     ) -> Result<Vec<(ClientId, Bytes)>, CommandError> {
-        let mut pipeline = Pipeline::new();
-        live(&mut pipeline, now);
-        pipeline.cmd("HGETALL").arg(keys::channel_members(channel));
+        let mut pipeline = Batch::new();
+        self.read_live(&mut pipeline, now);
+        pipeline
+            .cmd("HGETALL")
+            .arg(self.keys.channel_members(channel));
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let live: Vec<String> = from(values.next())?;
         let members: Vec<(String, Vec<u8>)> = from(values.next())?;
@@ -457,26 +479,26 @@ impl Store {
         });
         Ok(known.collect())
     }
-}
 
-/// Reads the live leases. Without a clock, all that were not declared dead.
-fn live(pipeline: &mut Pipeline, now: Option<u64>) {
-    let after = now.map_or_else(|| "-inf".to_owned(), |now| format!("({now}"));
-    let command = pipeline.cmd("ZRANGE").arg(keys::LIVE_LEASES);
-    command.arg(after).arg("+inf").arg("BYSCORE");
-}
+    /// Reads the live leases. Without a clock, all that were not declared dead.
+    fn read_live(&self, pipeline: &mut Batch, now: Option<u64>) {
+        let after = now.map_or_else(|| "-inf".to_owned(), |now| format!("({now}"));
+        let command = pipeline.cmd("ZRANGE").arg(self.keys.live_leases());
+        command.arg(after).arg("+inf").arg("BYSCORE");
+    }
 
-/// Calls `script` with these keys; the caller adds the arguments. The full text is sent: it is short, and so it
-/// cannot be missing after Redis has lost its data.
-fn script<'a>(pipeline: &'a mut Pipeline, script: &str, keys: &[&str]) -> &'a mut Pipeline {
-    pipeline.cmd("EVAL").arg(script).arg(keys.len()).arg(keys)
-}
+    /// The key of the hash that contains the slot.
+    fn hash_of(&self, slot: &Slot) -> String {
+        match slot {
+            Slot::User(user) => self.keys.user_leases(user),
+            Slot::Member(channel, _) => self.keys.channel_members(channel),
+        }
+    }
 
-/// The key of the hash that contains the slot.
-fn hash_of(slot: &Slot) -> String {
-    match slot {
-        Slot::User(user) => keys::user_leases(user),
-        Slot::Member(channel, _) => keys::channel_members(channel),
+    /// The keys of all leases: live ones, dead ones, their holders' descriptions.
+    fn all_leases_keys(&self) -> [String; 3] {
+        let keys = &self.keys;
+        [keys.live_leases(), keys.dead_leases(), keys.lease_info()]
     }
 }
 

@@ -95,7 +95,8 @@ fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
-    let started = start(&config.broker, &config.registry, dependencies);
+    let servers = crate::redis::testing::servers(&config.broker);
+    let started = start(&servers, &config.registry, dependencies);
     Setup {
         registry: started.registry,
         events,

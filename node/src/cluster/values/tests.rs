@@ -7,7 +7,8 @@ use crate::redis::testing::RedisServer;
 
 fn values(config: &str) -> Values {
     let config = Config::parse("test", config).unwrap();
-    Values::new(&config.broker, &config.values, "test-node")
+    let servers = crate::redis::testing::servers(&config.broker);
+    Values::new(&servers, &config.values)
 }
 
 fn user(user: &str) -> Owner {

@@ -12,13 +12,20 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::Checker;
+use super::fits_node_id;
 use crate::config::Broker;
 use crate::config::Redis;
 use crate::config::RedisAddress;
+use crate::config::RedisLocation;
 use crate::config::RedisServer;
 use crate::config::RedisTls;
+use crate::config::Sentinels;
 use crate::config::raw;
 use crate::config::settings;
+
+/// The longest name of a primary, and of a host.
+const MASTER_BYTES_MAX: usize = 255;
+const HOST_BYTES_MAX: usize = 255;
 
 const EXPECTED: &str = "expected redis[s]://[[user]:password@]host[:port][/database] or \
     unix:///path/to/socket[?db=0&user=...&pass=...]";
@@ -26,6 +33,7 @@ const EXPECTED: &str = "expected redis[s]://[[user]:password@]host[:port][/datab
 impl Checker<'_> {
     pub(super) fn broker(&mut self, raw: raw::Broker) -> Broker {
         let servers = self.servers(&raw);
+        let prefix = self.prefix(raw.prefix.as_deref());
         // All are checked even if no Redis is in use: the mistake would show only later.
         let lanes = self.count("broker.lanes", raw.lanes, &settings::LANES);
         let lane_bytes_max = self.size("broker.lane_bytes", raw.lane_bytes, &settings::LANE_BYTES);
@@ -65,6 +73,7 @@ impl Checker<'_> {
             return Broker::Memory;
         };
         Broker::Redis(Box::new(Redis {
+            prefix,
             server,
             other_servers: servers.collect(),
             lanes,
@@ -80,9 +89,28 @@ impl Checker<'_> {
         }))
     }
 
+    /// What the names in Redis begin with. No `:`, so that no name of one deployment can be one of another; no braces, which
+    /// would decide about the slots of a cluster; and nothing that stands for other text in a pattern.
+    fn prefix(&mut self, prefix: Option<&str>) -> Arc<str> {
+        let prefix = prefix.unwrap_or(settings::PREFIX);
+        let max = settings::PREFIX_BYTES_MAX;
+        if prefix.is_empty() || max < prefix.len() || !prefix.chars().all(fits_node_id) {
+            let expected = format!("expected 1 to {max} of letters, digits, `-`, `_` and `.`");
+            let found = match prefix.len() {
+                length if max < length => format!("{length} bytes"),
+                _ => format!("{prefix:?}"),
+            };
+            self.error("broker.prefix", format!("{expected}, found {found}"));
+        }
+        prefix.into()
+    }
+
     /// The servers that are named, without those that are wrong; none for the memory broker.
     fn servers(&mut self, raw: &raw::Broker) -> Vec<RedisServer> {
         let kind = raw.kind.unwrap_or(raw::BrokerKind::Memory);
+        if let Some(sentinel) = &raw.sentinel {
+            return self.sentinel_servers(kind, raw, sentinel);
+        }
         let urls: Vec<(String, &Secret)> = match (kind, &raw.url, &raw.urls) {
             (raw::BrokerKind::Memory, url, urls) => {
                 for (key, is_set) in [
@@ -125,13 +153,13 @@ impl Checker<'_> {
                 Vec::new()
             }
         };
-        let ca = self.broker_ca(raw.tls.as_ref());
+        let ca = self.broker_ca("broker.tls.ca", raw.tls.as_ref());
         let mut servers: Vec<RedisServer> = Vec::new();
         for (key, url) in urls {
             match server(url, ca.as_ref()) {
                 Err(message) => self.error(&key, message),
                 Ok(server) if servers.iter().any(|other| other.is_same_data(&server)) => {
-                    let address = &server.address;
+                    let address = &server.location;
                     self.error(
                         &key,
                         format!("duplicate server {address}, expected another one"),
@@ -149,8 +177,89 @@ impl Checker<'_> {
         servers
     }
 
-    /// The certificates in the file that `broker.tls.ca` names.
-    fn broker_ca(&mut self, tls: Option<&raw::BrokerTls>) -> Option<Arc<[u8]>> {
+    /// The primary that Sentinels name, unless something is wrong.
+    fn sentinel_servers(
+        &mut self,
+        kind: raw::BrokerKind,
+        broker: &raw::Broker,
+        raw: &raw::BrokerSentinel,
+    ) -> Vec<RedisServer> {
+        const AT: &str = "broker.sentinel";
+        if kind == raw::BrokerKind::Memory {
+            self.error(AT, "it is only for `kind: redis`");
+        } else if broker.url.is_some() || broker.urls.is_some() {
+            self.error(AT, "expected one of url, urls and sentinel");
+        }
+        if broker.tls.is_some() {
+            self.error(
+                "broker.tls",
+                "it is only for URLs that begin with rediss://; for Sentinel it is broker.sentinel.tls",
+            );
+        }
+        let master = raw.master.as_deref().unwrap_or_default();
+        if !(1..=MASTER_BYTES_MAX).contains(&master.len()) || !master.chars().all(fits_node_id) {
+            self.error(
+                &format!("{AT}.master"),
+                format!("expected the name of the primary in the configuration of the Sentinels, 1 to {MASTER_BYTES_MAX} of letters, digits, `-`, `_` and `.`, found {master:?}"),
+            );
+        }
+        for (key, user, password) in [
+            ("user", &raw.user, &raw.password),
+            ("sentinel_user", &raw.sentinel_user, &raw.sentinel_password),
+        ] {
+            if user.is_some() && password.is_none() {
+                self.error(&format!("{AT}.{key}"), "a user needs a password");
+            }
+        }
+        let servers = self.sentinels(AT, raw.servers.as_deref().unwrap_or_default());
+        let database = self.count(&format!("{AT}.database"), raw.database, &settings::DATABASE);
+        let ca = self.broker_ca(&format!("{AT}.tls.ca"), raw.tls.as_ref());
+        let tls = raw.tls.as_ref().map(|_| RedisTls { ca });
+        if kind == raw::BrokerKind::Memory {
+            return Vec::new();
+        }
+        vec![RedisServer {
+            location: RedisLocation::Sentinel(Arc::new(Sentinels {
+                master: master.to_owned(),
+                servers,
+                tls: tls.clone(),
+                username: raw.sentinel_user.clone(),
+                password: raw.sentinel_password.clone(),
+            })),
+            tls,
+            database: i64::try_from(database).unwrap_or_default(),
+            username: raw.user.clone(),
+            password: raw.password.clone(),
+        }]
+    }
+
+    fn sentinels(&mut self, at: &str, servers: &[String]) -> Vec<RedisAddress> {
+        let max = settings::SENTINELS_MAX;
+        if !(1..=max).contains(&servers.len()) {
+            let found = servers.len();
+            let message =
+                format!("expected 1 to {max} Sentinels, each as host:port, found {found}");
+            self.error(&format!("{at}.servers"), message);
+        }
+        let mut addresses = Vec::new();
+        for (index, server) in servers.iter().enumerate() {
+            let key = format!("{at}.servers[{index}]");
+            match host_and_port(server) {
+                None => self.error(
+                    &key,
+                    format!("expected host:port, such as \"10.0.0.1:26379\", found {server:?}"),
+                ),
+                Some(address) if addresses.contains(&address) => {
+                    self.error(&key, "this Sentinel is there already");
+                }
+                Some(address) => addresses.push(address),
+            }
+        }
+        addresses
+    }
+
+    /// The certificates in the file that the setting `key` names.
+    fn broker_ca(&mut self, key: &str, tls: Option<&raw::BrokerTls>) -> Option<Arc<[u8]>> {
         let path = tls?.ca.as_ref()?;
         let read = read_file(path, PEM_BYTES_MAX).map_err(|error| error.to_string());
         let checked = read.and_then(|pem| {
@@ -165,7 +274,7 @@ impl Checker<'_> {
             .map_err(|message| {
                 let path = path.display();
                 self.error(
-                    "broker.tls.ca",
+                    key,
                     format!("expected certificates in PEM in {path}: {message}"),
                 );
             })
@@ -176,8 +285,22 @@ impl Checker<'_> {
 impl RedisServer {
     /// Whether what is written to one is seen in the other.
     fn is_same_data(&self, other: &Self) -> bool {
-        self.address == other.address
+        self.location == other.location
     }
+}
+
+/// Reads `host:port`, with an IPv6 address in brackets.
+fn host_and_port(text: &str) -> Option<RedisAddress> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']').filter(|host| host.contains(':'))?,
+        None => Some(host).filter(|host| !host.contains(':'))?,
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:%".contains(c);
+    let is_host = (1..=HOST_BYTES_MAX).contains(&host.len()) && host.chars().all(fits);
+    let host = host.to_owned();
+    is_host.then_some(RedisAddress::Tcp { host, port })
 }
 
 /// Reads a Redis URL; the error says what would be right and never repeats the URL.
@@ -211,7 +334,7 @@ fn server(url: &Secret, ca: Option<&Arc<[u8]>>) -> Result<RedisServer, String> {
     };
     let login = info.redis_settings();
     Ok(RedisServer {
-        address,
+        location: RedisLocation::At(address),
         tls,
         database: login.db(),
         username: login.username().map(str::to_owned),

@@ -58,7 +58,7 @@ impl Checker<'_> {
         );
         Endpoint {
             path: self.path(&format!("{at}.path"), raw.path.as_deref()),
-            mode: self.mode(at, mode, raw.channel.as_deref()),
+            mode: self.relay_or_other(at, mode, raw.channel.as_deref(), broker),
             read_only: raw.read_only.unwrap_or(settings::READ_ONLY),
             message_bytes_max,
             publish_rate: self
@@ -214,6 +214,26 @@ impl Checker<'_> {
             );
         }
         path.to_owned()
+    }
+
+    /// The mode. A relay channel must not be one of the node's own, whose names in Redis begin with the prefix.
+    fn relay_or_other(
+        &mut self,
+        at: &str,
+        mode: raw::Mode,
+        channel: Option<&str>,
+        broker: &Broker,
+    ) -> Mode {
+        let mode = self.mode(at, mode, channel);
+        if let (Mode::Relay { channel }, Broker::Redis(redis)) = (&mode, broker)
+            && let Some(rest) = channel.as_str().strip_prefix(&*redis.prefix)
+            && rest.starts_with(':')
+            && !channel.is_reserved()
+        {
+            let prefix = &redis.prefix;
+            self.error(&format!("{at}.channel"), format!("names that begin with \"{prefix}:\" (broker.prefix) are the node's own, expected another one"));
+        }
+        mode
     }
 
     fn mode(&mut self, at: &str, mode: raw::Mode, channel: Option<&str>) -> Mode {

@@ -188,10 +188,7 @@ fn every_setting_is_printed() {
             .lines()
             .any(|line| line.trim_start_matches([' ', '-']).starts_with(&key))
     };
-    for line in COMMENTED
-        .lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-    {
+    for line in COMMENTED.lines().filter_map(|line| line.split('#').next()) {
         let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
         for key in words
             .filter_map(|word| word.strip_suffix(':'))

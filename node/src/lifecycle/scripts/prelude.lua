@@ -3,6 +3,7 @@
 -- A step is "a client or channel begins" or "ends", as one node sees it. A holder is a node from the moment that it
 -- registers here until it is fenced.
 --
+-- The keys, with `broker.prefix` in the place of "causeway":
 -- causeway:{lc}:events     the stream of events
 -- causeway:{lc}:number     the number of the last event
 -- causeway:{lc}:holders    the lease of each holder, by its name
@@ -16,7 +17,7 @@
 -- causeway:{lc}:back:U     sessions of user U that a reconnect continues, the oldest first
 -- causeway:{lc}:delivery   the node that delivers events to the application
 -- causeway:{lc}:delivered  the last event that the application has taken: its entry in the stream, and its number
-local prefix = 'causeway:{lc}:'
+local prefix = string.sub(KEYS[1], 1, -1 - #'events')
 local coalesce, keep = tonumber(table.remove(ARGV, 1)), table.remove(ARGV, 1)
 local seconds = redis.call('TIME')
 local now = seconds[1] * 1000 + math.floor(seconds[2] / 1000)

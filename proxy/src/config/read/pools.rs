@@ -20,11 +20,15 @@ use crate::config::raw;
 use crate::config::routes::SEGMENTS_MAX;
 use crate::config::{
     AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig,
-    Pick, PoolConfig, PoolCookie, ProbeKind,
+    Pick, PoolConfig, PoolCookie, ProbeKind, SentinelConfig,
 };
 
 /// As many as a node may be configured with.
 const SERVERS_MAX: usize = 64;
+
+/// Sentinels of one registry, and the highest number of a database, as for a node.
+const SENTINELS_MAX: usize = 16;
+const DATABASE_MAX: u64 = 1_000_000;
 
 /// Each is compared with the path of every request.
 const CLOSED_PATHS_MAX: usize = 64;
@@ -143,9 +147,14 @@ fn closed_paths(check: &mut Check, key: &str, paths: Vec<String>) -> Vec<String>
 
 /// Where to discover backends. Errors never contain the URL, which may have a password.
 fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig {
-    let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls) {
-        (Some(url), None) => vec![(format!("{key}.redis"), url)],
-        (None, Some(urls)) => {
+    let sentinel = raw
+        .sentinel
+        .map(|raw| sentinel(check, &format!("{key}.sentinel"), raw));
+    let (sentinel, sentinel_ca) = sentinel.unzip();
+    let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls, &sentinel) {
+        (Some(url), None, None) => vec![(format!("{key}.redis"), url)],
+        (None, None, Some(_)) => Vec::new(),
+        (None, Some(urls), None) => {
             check.require(
                 (1..=SERVERS_MAX).contains(&urls.len()),
                 &format!("{key}.redis_urls"),
@@ -155,8 +164,11 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             let key = |index| format!("{key}.redis_urls[{index}]");
             urls.map(|(index, url)| (key(index), url)).collect()
         }
-        (Some(_), Some(_)) | (None, None) => {
-            check.error(key, "expected either \"redis\" or \"redis_urls\"");
+        _ => {
+            check.error(
+                key,
+                "expected one of \"redis\", \"redis_urls\" and \"sentinel\"",
+            );
             Vec::new()
         }
     };
@@ -192,12 +204,18 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             AllowedAddresses::Ranges(ranges)
         }
         None => AllowedAddresses::Routable {
-            loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)),
+            loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)) && { sentinel.iter() }
+                .flat_map(|sentinel| &sentinel.servers)
+                .all(|(host, _)| is_loopback(host)),
         },
     };
+    let prefix = raw.prefix.unwrap_or(DiscoverConfig::PREFIX.to_owned());
+    plain_name(check, &format!("{key}.prefix"), &prefix);
     DiscoverConfig {
         allow: Arc::new(allow),
-        ca: ca(check, &format!("{key}.tls.ca"), raw.tls),
+        prefix,
+        ca: ca(check, &format!("{key}.tls.ca"), raw.tls).or(sentinel_ca.flatten()),
+        sentinel: sentinel.map(Arc::new),
         every: check.span(
             &format!("{key}.every"),
             raw.every,
@@ -206,6 +224,68 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         ),
         servers: servers.into_iter().map(|(_, url)| url).collect(),
     }
+}
+
+/// Sentinels, and the CA certificates for TLS to them and to the servers that they name.
+fn sentinel(
+    check: &mut Check,
+    key: &str,
+    raw: raw::DiscoverSentinel,
+) -> (SentinelConfig, Option<Arc<[u8]>>) {
+    plain_name(check, &format!("{key}.master"), &raw.master);
+    check.require(
+        (1..=SENTINELS_MAX).contains(&raw.servers.len()),
+        &format!("{key}.servers"),
+        &format!(
+            "expected 1 to {SENTINELS_MAX} Sentinels, each as host:port, found {}",
+            raw.servers.len()
+        ),
+    );
+    let mut servers = Vec::new();
+    for (index, server) in raw.servers.iter().enumerate() {
+        let key = format!("{key}.servers[{index}]");
+        let server = match server.parse::<Address>() {
+            Ok(Address::Ip(address)) => (address.ip().to_string(), address.port()),
+            Ok(Address::Name { host, port }) => (host, port),
+            Ok(Address::Unix(_)) | Err(_) => {
+                check.error(&key, "expected host:port, such as \"10.0.0.1:26379\"");
+                continue;
+            }
+        };
+        check.require(
+            !servers.contains(&server),
+            &key,
+            "this Sentinel is there already",
+        );
+        servers.push(server);
+    }
+    for (name, user, password) in [
+        ("user", &raw.user, &raw.password),
+        ("sentinel_user", &raw.sentinel_user, &raw.sentinel_password),
+    ] {
+        check.require(
+            user.is_none() || password.is_some(),
+            &format!("{key}.{name}"),
+            "a user needs a password",
+        );
+    }
+    let database = raw.database.unwrap_or_default();
+    check.require(
+        database <= DATABASE_MAX,
+        &format!("{key}.database"),
+        &format!("expected 0 to {DATABASE_MAX}"),
+    );
+    let config = SentinelConfig {
+        master: raw.master,
+        servers,
+        user: raw.user,
+        password: raw.password,
+        database: i64::try_from(database).unwrap_or_default(),
+        sentinel_user: raw.sentinel_user,
+        sentinel_password: raw.sentinel_password,
+        is_tls: raw.tls.is_some(),
+    };
+    (config, ca(check, &format!("{key}.tls.ca"), raw.tls))
 }
 
 /// Whether the Redis at `url` is reached over loopback or a unix socket.
@@ -218,6 +298,10 @@ fn is_on_this_machine(url: &Secret) -> bool {
         ConnectionAddr::Unix(_) => return true,
         _ => return false,
     };
+    is_loopback(host)
+}
+
+fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host.eq_ignore_ascii_case("localhost")
         || address.is_ok_and(|it| it.to_canonical().is_loopback())

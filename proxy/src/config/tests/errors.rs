@@ -63,7 +63,7 @@ fn each_wrong_value_says_what_would_be_right() {
         ),
         (
             "pools: [{ name: a, discover: 'redis://:hunter2@a' }]",
-            "1:20: pools[0].discover: expected a mapping with settings such as \"redis\", \"redis_urls\", \"tls\", found a single value",
+            "1:20: pools[0].discover: expected a mapping with settings such as \"redis\", \"redis_urls\", \"sentinel\", found a single value",
         ),
         (
             "pools: [{ name: a, health: http }]",

@@ -4,7 +4,13 @@ use rustls::AlertDescription;
 
 use crate::tls::record::Violation;
 use crate::tls::record::cipher::Version;
-use crate::tls::record::layer::Role;
+
+/// Which side of the connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Client,
+    Server,
+}
 
 const HEADER: usize = 4;
 

@@ -10,11 +10,15 @@ use crate::tls::record::cipher::overflow;
 use crate::tls::record::handshake::KEY_UPDATE;
 use crate::tls::record::handshake::Message;
 use crate::tls::record::handshake::MessageReader;
+use crate::tls::record::handshake::Role;
 use crate::tls::record::secrets::KeySchedule;
 use crate::tls::record::secrets::TrafficSecret;
 use crate::tls::record::secrets::TrafficSecrets;
 use crate::tls::record::{ALERT, APPLICATION_DATA, HANDSHAKE};
 use crate::tls::record::{HEADER, PLAIN_MAX, RecordError, Violation, payload_length};
+
+/// A record: its header, and its payload in place.
+type Record<'input> = ([u8; HEADER], &'input mut [u8]);
 
 /// As many as rustls accepts: key updates and tickets without data between them, warnings, empty records in a row, and requests to
 /// negotiate anew.
@@ -26,13 +30,6 @@ const RENEGOTIATIONS_MAX: u8 = 1;
 /// Levels of alerts (RFC 8446, B.2).
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
-
-/// Which side of the connection this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Client,
-    Server,
-}
 
 /// Whether a key update asks the peer to update its keys too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +292,7 @@ impl Records {
     fn next_record<'input>(
         &self,
         input: &'input mut [u8],
-    ) -> Result<Option<([u8; HEADER], &'input mut [u8])>, Violation> {
+    ) -> Result<Option<Record<'input>>, Violation> {
         let Some((header, rest)) = input.split_first_chunk_mut::<HEADER>() else {
             return Ok(None);
         };

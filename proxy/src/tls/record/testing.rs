@@ -4,7 +4,8 @@ use rustls::{CipherSuite, ExtractedSecrets};
 
 use crate::tls::record::HANDSHAKE;
 use crate::tls::record::cipher::{Cipher, Keys, Version};
-use crate::tls::record::layer::{KeySource, Records, Role};
+use crate::tls::record::handshake::Role;
+use crate::tls::record::layer::{KeySource, Records};
 use crate::tls::record::secrets::TrafficSecret;
 use crate::tls::record::{HEADER, RecordError, payload_length};
 

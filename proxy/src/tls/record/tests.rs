@@ -217,7 +217,8 @@ async fn exchange(ours: &mut (impl Both + ?Sized), other: &mut Other, word: &[u8
             },
             other.read_exact(&mut read)
         );
-        (wrote.unwrap(), got.unwrap());
+        wrote.unwrap();
+        got.unwrap();
         assert_eq!(read, word);
         let (wrote, got) = tokio::join!(
             async {
@@ -226,7 +227,8 @@ async fn exchange(ours: &mut (impl Both + ?Sized), other: &mut Other, word: &[u8
             },
             ours.read_exact(&mut read)
         );
-        (wrote.unwrap(), got.unwrap());
+        wrote.unwrap();
+        got.unwrap();
         assert_eq!(read, word);
     }
 }
@@ -274,7 +276,8 @@ async fn echo(stream: &mut Stream, other: &mut Other, length: usize) {
         },
         stream.read_exact(&mut up)
     );
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     let (wrote, read) = tokio::join!(
         async {
             stream.write_all(&up).await?;
@@ -282,7 +285,8 @@ async fn echo(stream: &mut Stream, other: &mut Other, length: usize) {
         },
         other.read_exact(&mut down)
     );
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     assert!(down == sent, "{length} bytes");
     assert_eq!(stream.buffered(), 0, "after {length} bytes");
 }
@@ -384,7 +388,8 @@ async fn for_a_peer_that_reads_nothing_one_write_is_buffered() {
         },
         other.read_exact(&mut received)
     );
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     assert!(received == all);
     assert_eq!(stream.buffered(), 0);
 }
@@ -522,7 +527,8 @@ async fn keys_are_updated_before_their_limit_and_used_up_keys_of_tls_1_2_end_the
                     },
                     other.read_exact(&mut received)
                 );
-                (wrote.unwrap(), got.unwrap());
+                wrote.unwrap();
+                got.unwrap();
                 assert!(received == sent);
                 for _ in 0..50 {
                     exchange(&mut stream, &mut other, b"small").await;

@@ -1,0 +1,389 @@
+//! The only place that connects to a Redis server: over TCP, TLS or a unix socket, with the login.
+//!
+//! Where Sentinels name the server, the primary of the moment is connected to, once it says itself that it is one.
+//!
+//! What it returns has its user, its database and its name, speaks RESP2, and has no reply pending. The subscriber reads
+//! publications from it ([`Connection`](super::Connection)); everything else sends commands over it
+//! ([`Link`](super::Link)).
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::UnixStream;
+use tokio::time;
+use tokio::time::Instant;
+
+use super::answer;
+use super::answer::Answer;
+use super::keys::Keys;
+use super::reply::ProtocolError;
+use super::tenure::CurrentPrimary;
+use super::tenure::Tenure;
+use super::tls;
+use crate::config::RedisAddress;
+use crate::config::RedisServer;
+use crate::config::RedisTls;
+
+/// The most of a role that an error repeats.
+const ROLE_CHARS_MAX: usize = 32;
+
+/// How much is read at once during the login.
+const READ_BYTES: usize = 4 << 10;
+
+/// A byte stream to a server.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Connects to one server, or to the one that is the primary. A clone costs a reference count.
+#[derive(Clone)]
+pub(crate) struct Connector(Arc<Inner>);
+
+struct Inner {
+    target: Target,
+    /// The login; its location is not used.
+    server: RedisServer,
+    role: ExpectedRole,
+    options: ConnectOptions,
+}
+
+enum Target {
+    At(RedisAddress),
+    /// The primary that Sentinels name.
+    Primary(Arc<CurrentPrimary>),
+}
+
+/// Whether a server has to say of itself that it is a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExpectedRole {
+    Any,
+    Primary,
+}
+
+/// What all connections of a node have in common.
+#[derive(Clone)]
+pub(super) struct ConnectOptions {
+    pub(super) keys: Keys,
+    pub(super) node_id: String,
+    pub(super) connect_timeout: Duration,
+    pub(super) response_timeout: Duration,
+}
+
+/// A connection that is logged in.
+pub(crate) struct Opened {
+    pub(super) stream: Box<dyn Stream>,
+    pub(super) tenure: Tenure,
+    /// `None` if Redis does not permit to name connections.
+    pub(super) identity: Option<Identity>,
+}
+
+/// A connection by its id in Redis. Ids start over when Redis restarts, and are others on other servers, so the name has
+/// to match too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) id: i64,
+    pub(super) name: String,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The connection was refused, or there is no route: retry.
+    #[error("cannot connect to redis at {address}")]
+    Unreachable {
+        address: RedisAddress,
+        #[source]
+        source: io::Error,
+    },
+    /// The server did not respond: retry.
+    #[error("redis at {address} did not respond within {timeout:?}")]
+    Timeout {
+        address: RedisAddress,
+        timeout: Duration,
+    },
+    /// A wrong password, a database that does not exist, a Redis that has too many clients.
+    #[error("redis at {address} rejected the login: {answer}")]
+    Refused {
+        address: RedisAddress,
+        answer: String,
+    },
+    /// The server may not be Redis.
+    #[error("cannot log in to redis at {address}")]
+    Login {
+        address: RedisAddress,
+        #[source]
+        source: ReadError,
+    },
+    /// It follows another server: retry, which leads to the primary once Sentinels name it.
+    #[error("redis at {address} is not a primary: its role is {role}")]
+    NotPrimary { address: RedisAddress, role: String },
+    /// Retry.
+    #[error("there is no primary `{master}`: {why}")]
+    NoPrimary { master: String, why: String },
+}
+
+/// Why a connection can no longer be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("redis closed the connection")]
+    Closed,
+    #[error("the connection to redis broke")]
+    Broken(#[source] io::Error),
+    #[error(transparent)]
+    ProtocolError(#[from] ProtocolError),
+}
+
+impl Connector {
+    /// Connects to the server at `address` with the login of `server`; nothing is connected yet.
+    pub(super) fn to(
+        address: RedisAddress,
+        server: RedisServer,
+        role: ExpectedRole,
+        options: ConnectOptions,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            target: Target::At(address),
+            server,
+            role,
+            options,
+        }))
+    }
+
+    /// Connects to the primary of the moment, with the login of `server`; nothing is connected yet.
+    pub(super) fn to_primary(
+        primary: Arc<CurrentPrimary>,
+        server: RedisServer,
+        options: ConnectOptions,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            target: Target::Primary(primary),
+            server,
+            role: ExpectedRole::Primary,
+            options,
+        }))
+    }
+
+    /// The time that [`open`](Self::open) takes at most.
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.0.options.connect_timeout
+    }
+
+    /// The time that a reply may take.
+    pub(super) fn response_timeout(&self) -> Duration {
+        self.0.options.response_timeout
+    }
+
+    /// Connects and logs in. `role` is part of the name that `CLIENT LIST` shows.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; the connection is closed.
+    pub(crate) async fn open(&self, role: &str) -> Result<Opened, ConnectError> {
+        let ConnectOptions { keys, node_id, .. } = &self.0.options;
+        let name = keys.connection(node_id, role, fastrand::u64(..));
+        let deadline = Instant::now() + self.connect_timeout();
+        match &self.0.target {
+            Target::At(address) => {
+                self.log_in(address, name, Tenure::endless(), deadline)
+                    .await
+            }
+            Target::Primary(primary) => {
+                let (address, tenure) = primary.wait(deadline).await.map_err(|why| {
+                    let master = primary.master.clone();
+                    ConnectError::NoPrimary { master, why }
+                })?;
+                let opened = self.log_in(&address, name, tenure, deadline).await;
+                if opened.is_err() {
+                    primary.note_failure();
+                }
+                opened
+            }
+        }
+    }
+
+    async fn log_in(
+        &self,
+        address: &RedisAddress,
+        name: String,
+        tenure: Tenure,
+        deadline: Instant,
+    ) -> Result<Opened, ConnectError> {
+        let opened = time::timeout_at(deadline, log_in(address, &self.0, name, tenure));
+        opened.await.unwrap_or_else(|_| {
+            Err(ConnectError::Timeout {
+                address: address.clone(),
+                timeout: self.connect_timeout(),
+            })
+        })
+    }
+}
+
+impl fmt::Display for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.target {
+            Target::At(address) => address.fmt(f),
+            Target::Primary(primary) => primary.fmt(f),
+        }
+    }
+}
+
+/// Connects and logs in, in one round trip.
+async fn log_in(
+    address: &RedisAddress,
+    inner: &Inner,
+    name: String,
+    tenure: Tenure,
+) -> Result<Opened, ConnectError> {
+    let (server, address) = (&inner.server, || address.clone());
+    let unreachable = |source| ConnectError::Unreachable {
+        address: address(),
+        source,
+    };
+    let stream = connect(&address(), server.tls.as_ref()).await;
+    let mut stream = stream.map_err(unreachable)?;
+    let mut output = BytesMut::new();
+    let mut commands = 0;
+    let mut queue = |arguments: &[&str]| {
+        append(&mut output, arguments);
+        commands += 1;
+    };
+    if let Some(password) = &server.password {
+        match &server.username {
+            Some(username) => queue(&["AUTH", username, password.expose()]),
+            None => queue(&["AUTH", password.expose()]),
+        }
+    }
+    if server.database != 0 {
+        queue(&["SELECT", &server.database.to_string()]);
+    }
+    if inner.role == ExpectedRole::Primary {
+        queue(&["ROLE"]);
+    }
+    // Always sent, so that a Redis which does not respond, has too many clients or requires a password is noticed
+    // here. Naming the connection may fail, by an ACL or a proxy.
+    queue(&["CLIENT", "SETNAME", &name]);
+    queue(&["CLIENT", "ID"]);
+    let answers = exchange(&mut stream, &output, commands).await;
+    let answers = answers.map_err(|source| ConnectError::Login {
+        address: address(),
+        source,
+    })?;
+    let identity = identity(&answers, name).map_err(|answer| ConnectError::Refused {
+        address: address(),
+        answer,
+    })?;
+    if inner.role == ExpectedRole::Primary {
+        let answer = answers.len().checked_sub(3).and_then(|at| answers.get(at));
+        check_role(answer).map_err(|role| ConnectError::NotPrimary {
+            address: address(),
+            role,
+        })?;
+    }
+    Ok(Opened {
+        stream,
+        tenure,
+        identity,
+    })
+}
+
+/// Checks that the reply to `ROLE` is that of a primary, or returns the role.
+fn check_role(answer: Option<&Answer>) -> Result<(), String> {
+    match answer {
+        Some(Answer::Array(parts)) => match parts.first() {
+            Some(Answer::Text(role)) if role == "master" => Ok(()),
+            Some(Answer::Text(role)) => Err(role.chars().take(ROLE_CHARS_MAX).collect()),
+            _ => Err("unknown".to_owned()),
+        },
+        _ => Err("unknown".to_owned()),
+    }
+}
+
+/// The identity of the connection by the replies to the login, or the error that rejects it.
+fn identity(answers: &[Answer], name: String) -> Result<Option<Identity>, String> {
+    let (login, [named, id]) = answers.split_last_chunk().ok_or("too few replies")?;
+    for answer in login {
+        if let Answer::Error(error) = answer {
+            return Err(error.clone());
+        }
+    }
+    for answer in [named, id] {
+        match answer {
+            Answer::Error(error)
+                if !error.starts_with("NOPERM") && !error.starts_with("ERR unknown") =>
+            {
+                return Err(error.clone());
+            }
+            _ => {}
+        }
+    }
+    Ok(match (named, id) {
+        (Answer::Status, Answer::Integer(id)) => Some(Identity { id: *id, name }),
+        _ => None,
+    })
+}
+
+/// Writes `output` and reads the replies to its commands.
+async fn exchange(
+    stream: &mut Box<dyn Stream>,
+    output: &[u8],
+    commands: usize,
+) -> Result<Vec<Answer>, ReadError> {
+    let mut answers = Vec::with_capacity(commands);
+    let mut input = BytesMut::new();
+    stream.write_all(output).await.map_err(ReadError::Broken)?;
+    stream.flush().await.map_err(ReadError::Broken)?;
+    while answers.len() < commands {
+        if let Some(answer) = answer::next(&mut input)? {
+            answers.push(answer);
+            continue;
+        }
+        input.reserve(READ_BYTES);
+        match stream.read_buf(&mut input).await {
+            Ok(0) => {
+                // A server that has too many clients says so once, and closes the connection.
+                if let Some(refused @ Answer::Error(_)) = answers.pop() {
+                    answers.resize(commands, refused);
+                    return Ok(answers);
+                }
+                return Err(ReadError::Closed);
+            }
+            Ok(_) => {}
+            Err(error) => return Err(ReadError::Broken(error)),
+        }
+    }
+    Ok(answers)
+}
+
+/// Appends a command to `output`.
+pub(super) fn append<T: AsRef<[u8]>>(output: &mut BytesMut, arguments: &[T]) {
+    let head = format!("*{}\r\n", arguments.len());
+    output.extend_from_slice(head.as_bytes());
+    for argument in arguments {
+        let argument = argument.as_ref();
+        let head = format!("${}\r\n", argument.len());
+        output.extend_from_slice(head.as_bytes());
+        output.extend_from_slice(argument);
+        output.extend_from_slice(b"\r\n");
+    }
+}
+
+async fn connect(address: &RedisAddress, tls: Option<&RedisTls>) -> io::Result<Box<dyn Stream>> {
+    match address {
+        RedisAddress::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            match tls {
+                Some(tls) => Ok(Box::new(tls::connect(stream, host, tls).await?)),
+                None => Ok(Box::new(stream)),
+            }
+        }
+        RedisAddress::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+    }
+}

@@ -1,0 +1,138 @@
+//! The primary that is in use, as connections see it: which server it is, and for how long.
+//!
+//! A connection to a server that was the primary may go on working, and what is written there is lost. So it has a [`Tenure`]:
+//! its users leave it at once when another server is the primary, also in the middle of a command.
+
+use std::fmt;
+use std::future;
+
+use tokio::sync::watch;
+use tokio::time;
+use tokio::time::Instant;
+
+use super::primary::Primary;
+use crate::config::RedisAddress;
+
+/// Whether there is a primary.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    pub(super) primary: Option<Primary>,
+    /// Why there is none.
+    pub(super) why: String,
+}
+
+/// The primary of the moment. Whoever follows it writes it here; connections are made to it.
+pub(super) struct CurrentPrimary {
+    /// What Sentinels call it.
+    pub(super) master: String,
+    state: watch::Sender<State>,
+    /// Counts failed connections to it.
+    failures: watch::Sender<u64>,
+}
+
+/// The time for which the server of a connection is the primary.
+#[derive(Clone)]
+pub(crate) struct Tenure(Option<(watch::Receiver<State>, u64)>);
+
+impl CurrentPrimary {
+    /// There is none yet.
+    pub(super) fn new(master: String) -> Self {
+        let why = "no sentinel has responded yet".to_owned();
+        Self {
+            master,
+            state: watch::Sender::new(State { primary: None, why }),
+            failures: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<Primary> {
+        self.state.borrow().primary.clone()
+    }
+
+    pub(super) fn set(&self, primary: Primary) {
+        self.state.send_replace(State {
+            primary: Some(primary),
+            why: String::new(),
+        });
+    }
+
+    /// There is none any more, for this reason.
+    pub(super) fn clear(&self, why: String) {
+        self.state.send_replace(State { primary: None, why });
+    }
+
+    /// The address of the primary, once there is one, and for how long it is that.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none by `deadline`.
+    pub(super) async fn wait(&self, deadline: Instant) -> Result<(RedisAddress, Tenure), String> {
+        let mut state = self.state.subscribe();
+        let found = time::timeout_at(deadline, state.wait_for(|state| state.primary.is_some()));
+        let found = found.await.ok().and_then(Result::ok);
+        let primary = found.and_then(|state| state.primary.clone());
+        match primary {
+            Some(primary) => {
+                let tenure = Tenure(Some((state, primary.number)));
+                Ok((primary.address, tenure))
+            }
+            None => Err(self.state.borrow().why.clone()),
+        }
+    }
+
+    /// A connection to the primary failed.
+    pub(super) fn note_failure(&self) {
+        self.failures.send_modify(|failures| *failures += 1);
+    }
+
+    /// Notified when a connection to the primary fails.
+    pub(super) fn failures(&self) -> watch::Receiver<u64> {
+        self.failures.subscribe()
+    }
+}
+
+impl fmt::Display for CurrentPrimary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state.borrow().primary {
+            Some(primary) => write!(f, "{} (sentinel:{})", primary.address, self.master),
+            None => write!(f, "sentinel:{}", self.master),
+        }
+    }
+}
+
+impl State {
+    /// The number of the primary, if there is one.
+    fn number(&self) -> Option<u64> {
+        self.primary.as_ref().map(|primary| primary.number)
+    }
+}
+
+impl Tenure {
+    /// Of a server that is the only one.
+    pub(super) fn endless() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        let is_other = |(state, number): &(watch::Receiver<State>, u64)| {
+            state.borrow().number() != Some(*number)
+        };
+        self.0.as_ref().is_some_and(is_other)
+    }
+
+    /// Waits until it is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub(crate) async fn over(&mut self) {
+        if let Some((state, number)) = &mut self.0 {
+            let ended = state.wait_for(|state| state.number() != Some(*number));
+            // An error says that nobody follows the primary any more: the node is stopping.
+            if ended.await.is_ok() {
+                return;
+            }
+        }
+        future::pending().await
+    }
+}
