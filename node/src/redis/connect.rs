@@ -180,6 +180,15 @@ impl Connector {
         self.0.options.response_timeout
     }
 
+    /// The number of the failover that made the server the primary, of which each has a higher one than all before it; 0 if
+    /// nothing counts them, or there is no primary.
+    pub(crate) fn failover(&self) -> u64 {
+        match &self.0.target {
+            Target::At(_) => 0,
+            Target::Primary(primary) => primary.get().map_or(0, |primary| primary.epoch),
+        }
+    }
+
     /// Connects and logs in. `role` is part of the name that `CLIENT LIST` shows.
     ///
     /// # Errors

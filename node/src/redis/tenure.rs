@@ -32,7 +32,16 @@ pub(super) struct CurrentPrimary {
 
 /// The time for which the server of a connection is the primary.
 #[derive(Clone)]
-pub(crate) struct Tenure(Option<(watch::Receiver<State>, u64)>);
+pub(crate) struct Tenure(Option<(watch::Receiver<State>, Term)>);
+
+/// What a tenure is of.
+#[derive(Clone, Copy)]
+struct Term {
+    /// Counts the primaries of this process.
+    number: u64,
+    /// Counts the failovers of this primary's Sentinels.
+    failover: u64,
+}
 
 impl CurrentPrimary {
     /// There is none yet.
@@ -73,8 +82,11 @@ impl CurrentPrimary {
         let primary = found.and_then(|state| state.primary.clone());
         match primary {
             Some(primary) => {
-                let tenure = Tenure(Some((state, primary.number)));
-                Ok((primary.address, tenure))
+                let term = Term {
+                    number: primary.number,
+                    failover: primary.epoch,
+                };
+                Ok((primary.address, Tenure(Some((state, term)))))
             }
             None => Err(self.state.borrow().why.clone()),
         }
@@ -114,10 +126,16 @@ impl Tenure {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        let is_other = |(state, number): &(watch::Receiver<State>, u64)| {
-            state.borrow().number() != Some(*number)
+        let is_other = |(state, term): &(watch::Receiver<State>, Term)| {
+            state.borrow().number() != Some(term.number)
         };
         self.0.as_ref().is_some_and(is_other)
+    }
+
+    /// The number of the failover with which it began, of which each has a higher one than all before it; 0 if nothing counts
+    /// them.
+    pub(crate) fn failover(&self) -> u64 {
+        self.0.as_ref().map_or(0, |(_, term)| term.failover)
     }
 
     /// Waits until it is over.
@@ -126,8 +144,8 @@ impl Tenure {
     ///
     /// Nothing is lost.
     pub(crate) async fn over(&mut self) {
-        if let Some((state, number)) = &mut self.0 {
-            let ended = state.wait_for(|state| state.number() != Some(*number));
+        if let Some((state, term)) = &mut self.0 {
+            let ended = state.wait_for(|state| state.number() != Some(term.number));
             // An error says that nobody follows the primary any more: the node is stopping.
             if ended.await.is_ok() {
                 return;

@@ -143,7 +143,7 @@ impl Publisher<'_> {
         }
         let (batch, unpublishable) = self.publishable(batch);
         self.queue.settle(unpublishable);
-        let commands = self.commands(&batch);
+        let commands = self.commands(&batch, connection.link().tenure().failover());
         match connection.link().send_once(&commands).await {
             Ok(answers) => self.settle(batch, answers),
             Err(error) => {
@@ -165,13 +165,15 @@ impl Publisher<'_> {
         (plain, storing.into_iter().map(refused).collect())
     }
 
-    fn commands(&self, batch: &[Entry]) -> Batch {
+    fn commands(&self, batch: &[Entry], failover: u64) -> Batch {
         let mut commands = Batch::new();
         let keys = &self.broker.server.keys;
         for entry in batch {
             let channel = || keys.channel(&entry.channel);
             match &entry.storing {
-                Some(storing) => scripts::store(&mut commands, keys, &storing.store),
+                Some(storing) => {
+                    scripts::store(&mut commands, keys, &storing.store, failover);
+                }
                 None if entry.is_probe() && self.is_probe_script_loaded => {
                     scripts::probe(&mut commands, &channel(), entry.data.as_ref());
                 }

@@ -10,6 +10,7 @@ use crate::protocol::channel::ChannelName;
 use crate::redis::Batch;
 use crate::redis::CommandError;
 use crate::redis::Commands;
+use crate::redis::Connector;
 use crate::redis::Keys;
 use crate::redis::Server;
 use crate::redis::chain;
@@ -17,6 +18,7 @@ use crate::redis::chain;
 /// Runs read commands on one server; all callers share a connection.
 pub(super) struct Reader {
     commands: Commands,
+    connector: Connector,
     keys: Keys,
 }
 
@@ -24,6 +26,7 @@ impl Reader {
     pub(super) fn new(server: &Server) -> Self {
         Self {
             commands: server.commands("reader"),
+            connector: server.connector.clone(),
             keys: server.keys.clone(),
         }
     }
@@ -34,7 +37,14 @@ impl Reader {
     }
 
     pub(super) async fn history(&self, ask: &Ask) -> Result<Page, Unavailable> {
-        let answer = self.run_one(&scripts::read(&self.keys, ask)).await?;
+        let failover = self.connector.failover();
+        let answer = self
+            .run_one(&scripts::read(&self.keys, ask, failover))
+            .await?;
+        if self.connector.failover() != failover {
+            let why = "another redis became the primary meanwhile";
+            return Err(Unavailable(why.to_owned()));
+        }
         scripts::page(answer).map_err(|error| Unavailable(error.to_string()))
     }
 

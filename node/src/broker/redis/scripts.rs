@@ -37,8 +37,8 @@ pub(super) static PROBE: Script = Script::new(include_str!("scripts/probe.lua"))
 #[error("unexpected reply of redis to a script")]
 pub(super) struct UnexpectedReply;
 
-/// Adds the command that publishes `store`.
-pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store) {
+/// Adds the command that publishes `store`. `failover`: see [`Tenure::failover`](crate::redis::Tenure::failover).
+pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store, failover: u64) {
     let (size, ttl, meta_ttl) = store.retention.map_or((0, 0, 0), |retention| {
         let (ttl, meta_ttl) = (retention.ttl.as_millis(), retention.meta_ttl.as_millis());
         (retention.size.get(), ttl, meta_ttl)
@@ -59,7 +59,8 @@ pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store) {
         .arg(ttl.to_string())
         .arg(meta_ttl.to_string())
         .arg(Epoch::random().as_str())
-        .arg(result_ttl.to_string());
+        .arg(result_ttl.to_string())
+        .arg(failover);
 }
 
 /// Parses the reply to [`store`].
@@ -99,8 +100,8 @@ pub(super) fn probed(answer: &Value) -> Result<Answer, UnexpectedReply> {
     })
 }
 
-/// The command that reads what `ask` requests.
-pub(super) fn read(names: &Keys, ask: &Ask) -> Batch {
+/// The command that reads what `ask` requests. `failover`: see [`Connector::failover`](crate::redis::Connector::failover).
+pub(super) fn read(names: &Keys, ask: &Ask, failover: u64) -> Batch {
     let keys = [names.stream(&ask.channel), names.stream_meta(&ask.channel)];
     let query = &ask.query;
     let mut batch = Batch::new();
@@ -108,6 +109,7 @@ pub(super) fn read(names: &Keys, ask: &Ask) -> Batch {
         .call(&READ, &keys)
         .arg(ask.retention.meta_ttl.as_millis().to_string())
         .arg(Epoch::random().as_str())
+        .arg(failover)
         .arg(query.limit)
         .arg(query.bytes_max)
         .arg(match query.order {

@@ -8,16 +8,16 @@
 -- that is known. A position of another epoch leads to none. The first entry comes whatever its size. A stream that is
 -- not there is not begun by being read: its epoch is this moment.
 local stream, meta = KEYS[1], KEYS[2]
-local meta_ttl, new_epoch, limit, bytes_max, order, since_epoch, since_offset = unpack(ARGV)
-local server, exists, epoch, offset, is_same_server, origin = stream_of(meta)
+local meta_ttl, new_epoch, failover, limit, bytes_max, order, since_epoch, since_offset = unpack(ARGV)
+local server, exists, epoch, offset, is_same_server, origin = stream_of(meta, failover)
 local entries = {}
 if not exists then
-  local moment = unborn(server, meta_ttl)
+  local moment = unborn(server, failover, meta_ttl)
   return { moment, '0', entries, 0, moment }
 end
 if not is_same_server then
   epoch, origin = new_epoch, ''
-  redis.call('HSET', meta, 'epoch', epoch, 'server', server, 'origin', origin)
+  begin(meta, epoch, server, failover, origin)
 end
 redis.call('PEXPIRE', meta, meta_ttl)
 if since_epoch and string.sub(since_epoch, 1, 1) == 'u' then

@@ -2,13 +2,13 @@
 --
 -- KEYS: the stream, its meta, and the result of its idempotency key if it has one.
 -- ARGV: the channel on the wire, the event's body, how many publications are kept (0: not this one), for how
--- long, how long the position is kept, the epoch that begins if one has to, how long the result is kept; all
--- times in milliseconds.
+-- long, how long the position is kept, the epoch that begins if one has to, how long the result is kept (all
+-- times in milliseconds), and the number of the failover that made the server the primary.
 -- Returns offset and epoch, or the offset 0 and no epoch.
 --
 -- The first write is always one that a full Redis refuses: once a script has written, it may write on.
 local stream, meta, result = KEYS[1], KEYS[2], KEYS[3]
-local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl = unpack(ARGV)
+local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl, failover = unpack(ARGV)
 if result then
   local past = redis.call('GET', result)
   if past then
@@ -17,16 +17,16 @@ if result then
 end
 local offset, epoch = '0', ''
 if size ~= '0' then
-  local server, exists, known_epoch, _, is_same_server = stream_of(meta)
+  local server, exists, known_epoch, _, is_same_server = stream_of(meta, failover)
   epoch = known_epoch
   if not exists then
     epoch = new_epoch
-    local origin = unborn(server, meta_ttl)
-    redis.call('HSET', meta, 'epoch', epoch, 'offset', '0', 'server', server, 'origin', origin)
+    begin(meta, epoch, server, failover, unborn(server, failover, meta_ttl))
+    redis.call('HSET', meta, 'offset', '0')
     redis.call('DEL', stream)
   elseif not is_same_server then
     epoch = new_epoch
-    redis.call('HSET', meta, 'epoch', epoch, 'server', server, 'origin', '')
+    begin(meta, epoch, server, failover, '')
   end
   offset = string.format('%.0f', redis.call('HINCRBY', meta, 'offset', 1))
   redis.call('PEXPIRE', meta, meta_ttl)
