@@ -10,6 +10,7 @@ use crate::environment::Environment;
 use crate::error::{ConfError, ConfErrors};
 use crate::positions::Positions;
 use crate::reader::{self, Mistake};
+use crate::renamed::{Renamed, RenamedSettings};
 use crate::tree;
 
 /// The largest configuration file that is read, 4 MiB: some 40,000 backends.
@@ -24,27 +25,21 @@ pub struct Document<T> {
     pub positions: Positions,
 }
 
-/// Reads and parses the YAML file at `path`.
+/// Reads and parses the YAML file at `path`, with the settings that `environment` adds or replaces; without a file, with these
+/// alone. Settings may have the old names of `renamed`: [`Positions::renamed`] has a warning for each.
 ///
 /// # Errors
 ///
-/// The file cannot be read, is larger than [`FILE_BYTES_MAX`], is not UTF-8, is not YAML, or does not
-/// fit `T`: with line, column and key as far as they are known.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Document<T>, ConfErrors> {
-    load_with(Some(path), &Environment::default())
-}
-
-/// The same, with the settings that `environment` adds or replaces; without a file, with these alone.
-///
-/// # Errors
-///
-/// As [`load`], and for each variable that is no setting or has a wrong value, with its name.
+/// The file cannot be read, is larger than [`FILE_BYTES_MAX`], is not UTF-8, is not YAML, or does not fit `T`: with line, column
+/// and key as far as they are known. A setting is given under both of its names. For each variable that is no setting or has a
+/// wrong value, with its name.
 pub fn load_with<T: DeserializeOwned>(
     path: Option<&Path>,
     environment: &Environment,
+    renamed: RenamedSettings,
 ) -> Result<Document<T>, ConfErrors> {
     let Some(path) = path else {
-        return parse_with("configuration without a file", "", environment);
+        return parse_with("configuration without a file", "", environment, renamed);
     };
     let name = path.display().to_string();
     let text = read(path).map_err(|message| ConfError {
@@ -53,7 +48,7 @@ pub fn load_with<T: DeserializeOwned>(
         key: String::new(),
         message,
     })?;
-    parse_with(&name, &text, environment)
+    parse_with(&name, &text, environment, renamed)
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -75,18 +70,19 @@ fn read(path: &Path) -> Result<String, String> {
 ///
 /// `text` is not YAML or does not fit `T`.
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<Document<T>, ConfErrors> {
-    parse_with(name, text, &Environment::default())
+    parse_with(name, text, &Environment::default(), &[])
 }
 
-/// The same, with the settings that `environment` adds or replaces.
+/// The same, with the settings that `environment` adds or replaces, and with the old names of `renamed`, as in [`load_with`].
 ///
 /// # Errors
 ///
-/// As [`parse`], and for each variable that is no setting or has a wrong value.
+/// As [`parse`], for each setting with both of its names, and for each variable that is no setting or has a wrong value.
 pub fn parse_with<T: DeserializeOwned>(
     name: &str,
     text: &str,
     environment: &Environment,
+    renamed: RenamedSettings,
 ) -> Result<Document<T>, ConfErrors> {
     let mut root = tree::parse(text, None).map_err(|mistakes| {
         let errors = mistakes.into_iter().map(|mistake| {
@@ -100,24 +96,33 @@ pub fn parse_with<T: DeserializeOwned>(
         });
         ConfErrors(errors.collect())
     })?;
-    let errors = environment.apply(&mut root, name);
+    let mut old_names = Renamed::default();
+    old_names.replace(&mut root, renamed, name);
+    let environment = &environment.renamed(renamed, &mut old_names.warnings);
+    let mut errors = environment.apply(&mut root, name);
     if !errors.is_empty() {
+        errors.extend(old_names.errors);
         return Err(ConfErrors(errors));
     }
+    // The values of variables may be mappings.
+    old_names.replace(&mut root, renamed, name);
+    let mut errors = old_names.errors;
     match reader::read(&root) {
-        Ok(value) => Ok(Document {
-            value,
-            positions: Positions::new(name, root),
-        }),
+        Ok(value) if errors.is_empty() => {
+            return Ok(Document {
+                value,
+                positions: Positions::new(name, root, old_names.warnings),
+            });
+        }
+        Ok(_) => {}
         Err(mistakes) => {
-            let errors = mistakes.into_iter();
-            let errors = errors.map(|mistake| described(name, mistake, environment));
-            let mut errors: Vec<ConfError> = errors.collect();
-            // In reading order; those of variables are first, by their names.
-            errors.sort_by(|a, b| (a.position, &a.file).cmp(&(b.position, &b.file)));
-            Err(ConfErrors(errors))
+            let mistakes = mistakes.into_iter();
+            errors.extend(mistakes.map(|mistake| described(name, mistake, environment)));
         }
     }
+    // In reading order; those of variables are first, by their names.
+    errors.sort_by(|a, b| (a.position, &a.file).cmp(&(b.position, &b.file)));
+    Err(ConfErrors(errors))
 }
 
 fn described(name: &str, mistake: Mistake, environment: &Environment) -> ConfError {

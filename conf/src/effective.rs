@@ -293,7 +293,8 @@ mod tests {
         ];
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
         let environment = Environment::new("APP", variables);
-        let document = document::parse_with::<IgnoredAny>("f.yaml", text, &environment).unwrap();
+        let document =
+            document::parse_with::<IgnoredAny>("f.yaml", text, &environment, &[]).unwrap();
         let effective = Effective::map([
             ("listen", Effective::text("a")),
             ("keys", Effective::list([0, 1], |_| Effective::Secret)),

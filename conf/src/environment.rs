@@ -10,6 +10,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::ConfError;
+use crate::renamed::OLD_NAME_ENDS;
+use crate::renamed::RenamedSetting;
+use crate::renamed::RenamedSettings;
 use crate::tree;
 use crate::tree::Content;
 use crate::tree::Entry;
@@ -21,7 +24,7 @@ use crate::words;
 /// What stands between the names in a variable.
 const SEPARATOR: &str = "__";
 
-/// The variables of one program, in the order in which they are applied. `Debug` shows no values: they may be secrets.
+/// The variables of one program. `Debug` shows no values: they may be secrets.
 #[derive(Clone, Default)]
 pub struct Environment {
     prefix: &'static str,
@@ -81,21 +84,44 @@ impl Environment {
                 }
             }
         }
-        // A setting comes before what is inside of it, and items come in their order.
+        environment
+    }
+
+    /// The same with the new names of `settings`, and in the order in which it is applied. `warn` gets one warning for each
+    /// variable with an old name.
+    pub(crate) fn renamed(&self, settings: RenamedSettings, warn: &mut Vec<ConfError>) -> Self {
+        let mut environment = self.clone();
+        for variable in &mut environment.variables {
+            for setting in settings {
+                let Some(depth) = variable.depth_of(setting) else {
+                    continue;
+                };
+                let old = key(&variable.path[..=depth]);
+                variable.path[depth] = Segment::Name(setting.new.to_owned());
+                let new = self.variable_of(&variable.path);
+                let message = format!("the variable is called {new} now; {OLD_NAME_ENDS}");
+                warn.push(self.error(&variable.name, &old, message));
+            }
+        }
+        environment.put_in_order();
+        environment
+    }
+
+    /// A setting comes before what is inside of it, and items come in their order. Two variables for one setting are an error.
+    fn put_in_order(&mut self) {
         let order = |a: &Variable, b: &Variable| match a.path.cmp(&b.path) {
             Ordering::Equal => a.name.cmp(&b.name),
             order => order,
         };
-        environment.variables.sort_by(order);
-        for index in 1..environment.variables.len() {
-            let [one, other] = [index - 1, index].map(|at| &environment.variables[at]);
+        self.variables.sort_by(order);
+        for index in 1..self.variables.len() {
+            let [one, other] = [index - 1, index].map(|at| &self.variables[at]);
             if one.path == other.path {
                 let message = format!("the variable {} sets the same", one.name);
-                let error = environment.error(&other.name, &key(&other.path), message);
-                environment.errors.push(error);
+                let error = self.error(&other.name, &key(&other.path), message);
+                self.errors.push(error);
             }
         }
-        environment
     }
 
     /// Whether no setting comes from it.
@@ -104,7 +130,7 @@ impl Environment {
         self.variables.is_empty() && self.errors.is_empty()
     }
 
-    /// Sets in `root` what the variables set. `file` is how the file is named in errors.
+    /// Sets in `root` what the variables set, which [`Environment::renamed`] has put in order. `file` is how the file is named in errors.
     pub(crate) fn apply(&self, root: &mut Node, file: &str) -> Vec<ConfError> {
         let mut errors = self.errors.clone();
         for variable in &self.variables {
@@ -144,10 +170,7 @@ impl Environment {
             let parent = self.variable_of(path);
             node = match (&mut node.content, segment) {
                 (Content::Scalar(_), _) => {
-                    let at = match &node.place.variable {
-                        Some(variable) => variable.to_string(),
-                        None => format!("{file}:{}", node.place.line),
-                    };
+                    let at = node.place.shown(file);
                     return Err(fail(format!(
                         "{at} gives it a single value, which has no settings inside: set {parent} instead"
                     )));
@@ -268,11 +291,24 @@ fn variable(name: &str, rest: &str, value: OsString) -> Result<Option<Variable>,
 }
 
 impl Variable {
+    /// The index of the segment of its path that is the last one of `setting`.
+    fn depth_of(&self, setting: &RenamedSetting) -> Option<usize> {
+        let mut path = String::new();
+        self.path.iter().position(|segment| {
+            path = match segment {
+                Segment::Item(_) => format!("{path}[]"),
+                Segment::Name(name) => tree::join(&path, name),
+            };
+            path == setting.old
+        })
+    }
+
     fn place(&self) -> Place {
         Place {
             variable: Some(Arc::clone(&self.name)),
             line: 1,
             column: 1,
+            old_name: None,
         }
     }
 

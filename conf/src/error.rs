@@ -1,6 +1,7 @@
 //! What is wrong with a configuration, where, and what would be right.
 
 use std::fmt;
+use std::fmt::Write as _;
 
 use crate::tree::Place;
 
@@ -22,7 +23,10 @@ pub struct ConfError {
 
 impl ConfError {
     /// The same, at `place`.
-    pub(crate) fn at(self, place: &Place) -> Self {
+    pub(crate) fn at(mut self, place: &Place) -> Self {
+        if let (Some(old), None) = (place.old_name, &place.variable) {
+            let _ = write!(self.message, " (given as \"{old}\", its old name)");
+        }
         match &place.variable {
             Some(variable) => Self {
                 file: format!("environment variable {variable}"),

@@ -14,6 +14,7 @@ use crate::tree::empty_map;
 pub struct Positions {
     file: String,
     root: Node,
+    renamed: Vec<ConfError>,
 }
 
 /// The same as for an empty file without a name.
@@ -23,17 +24,25 @@ impl Default for Positions {
             variable: None,
             line: 1,
             column: 1,
+            old_name: None,
         };
-        Self::new("", empty_map(start))
+        Self::new("", empty_map(start), Vec::new())
     }
 }
 
 impl Positions {
-    pub(crate) fn new(file: &str, root: Node) -> Self {
+    pub(crate) fn new(file: &str, root: Node, renamed: Vec<ConfError>) -> Self {
         Self {
             file: file.to_owned(),
             root,
+            renamed,
         }
+    }
+
+    /// A warning for each setting that is given under an old name.
+    #[must_use]
+    pub fn renamed(&self) -> &[ConfError] {
+        &self.renamed
     }
 
     /// An error about `key`, such as `pools[0].backends[1].id`.
@@ -81,9 +90,10 @@ impl Positions {
     pub(crate) fn source(&self, key: &str) -> Option<String> {
         self.root.find(key)?;
         let place = self.root.place_of(key)?;
-        Some(match &place.variable {
-            Some(variable) => variable.to_string(),
-            None => format!("{}:{}", self.file, place.line),
+        let source = place.shown(&self.file);
+        Some(match (place.old_name, &place.variable) {
+            (Some(old), None) => format!("{source}, as {old}"),
+            _ => source,
         })
     }
 
@@ -103,7 +113,7 @@ mod tests {
     }
 
     fn scan(text: &str) -> Positions {
-        Positions::new("f", tree::parse(text, None).unwrap())
+        Positions::new("f", tree::parse(text, None).unwrap(), Vec::new())
     }
 
     #[test]

@@ -30,6 +30,18 @@ pub(crate) struct Place {
     pub(crate) line: usize,
     /// Counted from 1.
     pub(crate) column: usize,
+    /// The old name under which a setting is given there.
+    pub(crate) old_name: Option<&'static str>,
+}
+
+impl Place {
+    /// `FILE:LINE`, or the variable.
+    pub(crate) fn shown(&self, file: &str) -> String {
+        match &self.variable {
+            Some(variable) => variable.to_string(),
+            None => format!("{file}:{}", self.line),
+        }
+    }
 }
 
 /// A value and its place.
@@ -237,6 +249,7 @@ impl Builder {
             variable: self.variable.clone(),
             line,
             column: column_from_zero + 1,
+            old_name: None,
         }
     }
 

@@ -17,6 +17,8 @@ use causeway_conf::ConfError;
 use causeway_conf::ConfErrors;
 use causeway_conf::Environment;
 use causeway_conf::Positions;
+use causeway_conf::RenamedSetting;
+use causeway_conf::RenamedSettings;
 use causeway_conf::Secret;
 
 mod auth;
@@ -87,7 +89,7 @@ pub struct Config {
     pub(crate) fanout: Fanout,
     pub(crate) drain: Drain,
     pub(crate) log: Log,
-    /// What is no mistake and cannot work, one line each.
+    /// Settings under old names, and what is no mistake and cannot work, one line each.
     pub(crate) warnings: Vec<ConfError>,
 }
 
@@ -110,11 +112,11 @@ pub(crate) struct Redis {
     /// The others, in their order: it is the same on all nodes, and decides which channel is where.
     pub(crate) other_servers: Vec<RedisServer>,
     /// Publish queues, with one connection each.
-    pub(crate) lanes: usize,
+    pub(crate) publish_queues: usize,
     /// The size of one publish queue, in bytes of messages.
-    pub(crate) lane_bytes_max: usize,
+    pub(crate) publish_queue_bytes_max: usize,
     /// How long a publication may wait for its publish queue and in it.
-    pub(crate) lane_wait: Duration,
+    pub(crate) publish_queue_wait: Duration,
     /// For a connection, from the first packet to the end of the login.
     pub(crate) connect_timeout: Duration,
     /// For the reply to a command.
@@ -270,7 +272,7 @@ pub(crate) struct Limits {
     /// For a request body to be complete.
     pub(crate) body_timeout: Duration,
     /// For a client to read 16 KiB of a response, or the rest of it.
-    pub(crate) answer_timeout: Duration,
+    pub(crate) send_timeout: Duration,
 }
 
 /// Socket options of client connections.
@@ -338,6 +340,30 @@ pub(crate) enum LogFormat {
 /// What the names of environment variables with settings begin with.
 const VARIABLES: &str = "CAUSEWAY_NODE";
 
+/// The settings that have another name since 0.1.0.
+const RENAMED: RenamedSettings = &[
+    RenamedSetting {
+        old: "broker.lanes",
+        new: "publish_queues",
+    },
+    RenamedSetting {
+        old: "broker.lane_bytes",
+        new: "publish_queue_size",
+    },
+    RenamedSetting {
+        old: "broker.lane_wait",
+        new: "publish_queue_wait",
+    },
+    RenamedSetting {
+        old: "hooks.answer_size",
+        new: "response_size",
+    },
+    RenamedSetting {
+        old: "limits.answer_timeout",
+        new: "send_timeout",
+    },
+];
+
 /// The first lines of the effective configuration.
 const PRINTED: &str = "The effective configuration of causeway-node. Behind each value is its source: file and line, environment variable or default.
 Secrets that are given as text are shown as \"***\".";
@@ -372,7 +398,7 @@ impl Config {
         path: Option<&Path>,
         environment: &Environment,
     ) -> Result<(Self, Positions), ConfErrors> {
-        let document = causeway_conf::load_with::<raw::Config>(path, environment)?;
+        let document = causeway_conf::load_with::<raw::Config>(path, environment, RENAMED)?;
         let config = check::check(document.value, &document.positions)?;
         let file = path.map(Path::to_owned);
         Ok((Self { file, ..config }, document.positions))
@@ -381,7 +407,8 @@ impl Config {
     /// Reads `text` as if it came from a file `name`.
     #[cfg(test)]
     pub(crate) fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
-        let document = causeway_conf::parse::<raw::Config>(name, text)?;
+        let environment = Environment::default();
+        let document = causeway_conf::parse_with::<raw::Config>(name, text, &environment, RENAMED)?;
         check::check(document.value, &document.positions)
     }
 
@@ -393,7 +420,7 @@ impl Config {
             .expect("a test proves that the defaults pass their own checks")
     }
 
-    /// What of it cannot work although nothing of it is wrong, with its place and what would work.
+    /// Settings that are given under an old name, and what cannot work although it is valid, with its place and what would be right.
     #[must_use]
     pub fn warnings(&self) -> &[ConfError] {
         &self.warnings

@@ -10,12 +10,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-use prometheus_client::encoding::text;
+use causeway_conf::MetricRegistry;
+use causeway_conf::RenamedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Unit;
 
 use crate::protocol::disconnect::Disconnect;
 
@@ -29,6 +30,22 @@ pub(crate) use label::{
 /// The media type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The metrics that have another name since 0.1.0.
+const RENAMED: &[RenamedMetric] = &[
+    RenamedMetric {
+        old: "feeds",
+        new: "channel_streams",
+    },
+    RenamedMetric {
+        old: "lane_bytes",
+        new: "publish_queue_bytes",
+    },
+    RenamedMetric {
+        old: "lane_publications",
+        new: "publish_queue_publications",
+    },
+];
+
 type Label = [(&'static str, &'static str); 1];
 
 /// Log lines that were lost. There is one log in a process, and it is there before any [`Metrics`].
@@ -36,7 +53,7 @@ pub(crate) static LOG_LINES_DROPPED: LazyLock<Counter> = LazyLock::new(Counter::
 
 /// Every counter of this process.
 pub(crate) struct Metrics {
-    registry: Registry,
+    registry: MetricRegistry,
     connections: Gauge,
     /// TCP connections accepted.
     pub(crate) connections_accepted: Counter,
@@ -46,9 +63,9 @@ pub(crate) struct Metrics {
     /// Messages that clients sent, of all endpoints.
     pub(crate) messages_received: Counter,
     pub(crate) commands_refused: Counter,
-    /// Publications that the broker took.
+    /// Publications that the broker accepted.
     pub(crate) publications_published: Counter,
-    /// Publications that the broker brought.
+    /// Publications received from the broker.
     pub(crate) publications_received: Counter,
     /// Messages handed to clients' sockets or outboxes.
     pub(crate) deliveries: Counter,
@@ -68,7 +85,7 @@ pub(crate) struct Metrics {
     /// Channels that this node is subscribed to and the broker has confirmed.
     pub(crate) subscriptions: Gauge,
     /// Channels of channel clients that this node follows.
-    pub(crate) feeds: Gauge,
+    pub(crate) channel_streams: Gauge,
     /// Times that something of a channel's stream was missing.
     pub(crate) gaps_noticed: Counter,
     /// Times that what was missing was read and delivered.
@@ -99,9 +116,9 @@ pub(crate) struct Metrics {
     /// What begins and ends on this node and waits for Redis.
     pub(crate) lifecycle_waiting: Gauge,
     /// Bytes in the publish queues.
-    pub(crate) lane_bytes: Gauge,
+    pub(crate) publish_queue_bytes: Gauge,
     /// Publications in the publish queues.
-    pub(crate) lane_publications: Gauge,
+    pub(crate) publish_queue_publications: Gauge,
     probe_seconds: Histogram,
     /// How old the oldest of the newest probes is.
     pub(crate) probe_age_seconds: Gauge<f64, AtomicU64>,
@@ -132,7 +149,6 @@ pub(crate) struct Handoffs {
 impl Metrics {
     /// All counters at zero.
     pub(crate) fn new() -> Arc<Self> {
-        let mut registry = Registry::with_prefix("causeway_node");
         let mut metrics = Self {
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
@@ -154,7 +170,7 @@ impl Metrics {
             broker_primary_changes: Counter::default(),
             subscriptions_wanted: Gauge::default(),
             subscriptions: Gauge::default(),
-            feeds: Gauge::default(),
+            channel_streams: Gauge::default(),
             gaps_noticed: Counter::default(),
             gaps_filled: Counter::default(),
             gaps_announced: Counter::default(),
@@ -170,8 +186,8 @@ impl Metrics {
             lifecycle_lost: Counter::default(),
             lifecycle_dropped: Counter::default(),
             lifecycle_waiting: Gauge::default(),
-            lane_bytes: Gauge::default(),
-            lane_publications: Gauge::default(),
+            publish_queue_bytes: Gauge::default(),
+            publish_queue_publications: Gauge::default(),
             probe_age_seconds: Gauge::default(),
             probe_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 8)),
             probes_missed: Counter::default(),
@@ -180,15 +196,15 @@ impl Metrics {
             hooks: Family::default(),
             reloads: Family::default(),
             handoffs: Handoffs::default(),
-            registry: Registry::default(),
+            registry: MetricRegistry::new("causeway_node", RENAMED),
         };
-        metrics.register(&mut registry);
-        metrics.registry = registry;
+        metrics.register();
         Arc::new(metrics)
     }
 
     #[rustfmt::skip] // One metric a line: name, help, field.
-    fn register(&self, registry: &mut Registry) {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
         registry.register("connections", "Open TCP connections", self.connections.clone());
         registry.register("connections_accepted", "TCP connections accepted", self.connections_accepted.clone());
         registry.register("connections_refused", "TCP connections and requests refused, by reason", self.connections_refused.clone());
@@ -200,7 +216,7 @@ impl Metrics {
         registry.register("publications_received", "Publications that the broker brought", self.publications_received.clone());
         registry.register("deliveries", "Messages handed to clients", self.deliveries.clone());
         registry.register("dropped", "Messages dropped, by reason", self.dropped.clone());
-        registry.register("disconnects", "Clients sent away, by code and reason", self.disconnects.clone());
+        registry.register("disconnects", "Disconnected clients, by code and reason", self.disconnects.clone());
         registry.register("log_lines_dropped", "Log lines lost because they could not be written, or not fast enough", LOG_LINES_DROPPED.clone());
         registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
@@ -208,13 +224,13 @@ impl Metrics {
         registry.register("broker_primary", "1 for the primary that Sentinels name, 0 for previous ones", self.broker_primary.clone());
         registry.register("broker_primary_changes", "Times that Sentinels named another primary", self.broker_primary_changes.clone());
         registry.register("broker_gaps", "Times after which publications may have been missed", self.broker_gaps.clone());
-        registry.register("subscriptions_wanted", "Channels that this node wants to hear", self.subscriptions_wanted.clone());
+        registry.register("subscriptions_wanted", "Channels that this node wants to subscribe to", self.subscriptions_wanted.clone());
         registry.register("subscriptions", "Channels whose subscription the broker has confirmed", self.subscriptions.clone());
-        registry.register("feeds", "Channels of channel clients that this node follows", self.feeds.clone());
+        registry.register("channel_streams", "Channels with subscribers of mode: channels", self.channel_streams.clone());
         registry.register("gaps_noticed", "Times that something of a channel's stream was missing", self.gaps_noticed.clone());
         registry.register("gaps_filled", "Times that what was missing was read from the stream and delivered", self.gaps_filled.clone());
-        registry.register("gaps_announced", "Times that the members of a channel were told to start over", self.gaps_announced.clone());
-        registry.register("recoveries", "Clients that came back to a channel with a position, by result", self.recoveries.clone());
+        registry.register("gaps_announced", "Times that subscribers were told that something is missing", self.gaps_announced.clone());
+        registry.register("recoveries", "Subscriptions with a position to recover from, by result", self.recoveries.clone());
         registry.register("registry_leases", "Leases that this node took", self.registry_leases.clone());
         registry.register("registry_lapses", "Leases that lapsed before this node renewed them", self.registry_lapses.clone());
         registry.register("registry_swept", "Members taken off the lists because their node was gone", self.registry_swept.clone());
@@ -226,20 +242,20 @@ impl Metrics {
         registry.register("lifecycle_lost", "Lifecycle events that were dropped before the application took them", self.lifecycle_lost.clone());
         registry.register("lifecycle_dropped", "Clients and channels without lifecycle events, because too much waited for Redis", self.lifecycle_dropped.clone());
         registry.register("lifecycle_waiting", "Clients and channels that began or ended and wait for Redis to take the event", self.lifecycle_waiting.clone());
-        registry.register("lane_bytes", "Bytes in the publish queues", self.lane_bytes.clone());
-        registry.register("lane_publications", "Publications in the publish queues", self.lane_publications.clone());
+        registry.register("publish_queue_bytes", "Bytes in the publish queues", self.publish_queue_bytes.clone());
+        registry.register("publish_queue_publications", "Publications in the publish queues", self.publish_queue_publications.clone());
         registry.register_with_unit("probe", "Time from publishing a probe to seeing it", Unit::Seconds, self.probe_seconds.clone());
-        registry.register_with_unit("probe_age", "Time since the last probe came back, of the way on which that is longest", Unit::Seconds, self.probe_age_seconds.clone());
+        registry.register_with_unit("probe_age", "Time since the last probe came back, the longest of all publish queues", Unit::Seconds, self.probe_age_seconds.clone());
         registry.register("probes_missed", "Probes that did not come back in time", self.probes_missed.clone());
         registry.register("outbox_bytes", "Bytes that wait for channel clients", self.outbox_bytes.clone());
         registry.register_with_unit("lag", "Time from publishing in a channel, by the publisher's clock, to the last socket here", Unit::Seconds, self.lag_seconds.clone());
-        registry.register("hooks", "Questions to the application's backend, by hook and outcome", self.hooks.clone());
+        registry.register("hooks", "Hook requests to the application's backend, by hook and outcome", self.hooks.clone());
         registry.register("reloads", "Reloads of the configuration, by result", self.reloads.clone());
         registry.register("handoffs_sent", "Clients handed off to another node", self.handoffs.sent.clone());
         registry.register("handoffs_received", "Clients of other nodes that continue on this node", self.handoffs.received.clone());
         registry.register("handoffs_kept", "Clients that stayed on this node because a handoff was refused", self.handoffs.kept.clone());
         registry.register("handoffs_lost", "Clients disconnected because a handoff failed half-way", self.handoffs.lost.clone());
-        registry.register_collector(Box::new(process::Process));
+        registry.register_collector(process::Process);
     }
 
     /// Counts a TCP connection as open until the guard is dropped.
@@ -345,9 +361,7 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format ([`CONTENT_TYPE`]).
     pub(crate) fn render(&self) -> String {
-        let mut text = String::new();
-        text::encode(&mut text, &self.registry).expect("writing to a String cannot fail");
-        text
+        self.registry.encode()
     }
 }
 

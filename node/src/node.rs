@@ -181,7 +181,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
     let _flush = logging::FlushAtEnd;
     for warning in config.warnings() {
-        warn!(%warning, "the configuration has something that cannot work");
+        warn!(%warning, "configuration warning");
     }
     let mut builder = runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {

@@ -199,7 +199,7 @@ impl ChannelStreams {
         }
         let mut streams = self.streams.write();
         let stream = streams.entry(wire.clone()).or_insert_with(|| {
-            self.metrics.feeds.inc();
+            self.metrics.channel_streams.inc();
             self.broker().subscribe(&wire);
             ChannelStream::new(
                 channel.clone(),
@@ -246,7 +246,7 @@ impl ChannelStreams {
             streams.remove(&stream.wire);
             stream.end();
             self.broker().unsubscribe(&stream.wire); // Under the lock: a new stream subscribes after this.
-            self.metrics.feeds.dec();
+            self.metrics.channel_streams.dec();
         }
     }
 

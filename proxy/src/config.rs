@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
-use causeway_conf::{AddressRange, ConfErrors, Environment, Positions, Secret};
+use causeway_conf::{
+    AddressRange, ConfError, ConfErrors, Environment, Positions, RenamedSettings, Secret,
+};
 use http::{HeaderValue, Method, StatusCode};
 use rustls::pki_types::ServerName;
 use serde::de::Error as _;
@@ -58,10 +60,15 @@ pub struct Config {
     pub(crate) log: Log,
     /// Worker threads; `None` is one for each processor.
     pub(crate) threads: Option<usize>,
+    /// A warning for each setting that is given under an old name.
+    pub(crate) renamed: Vec<ConfError>,
 }
 
 /// What the names of environment variables with settings begin with.
 const VARIABLES: &str = "CAUSEWAY_PROXY";
+
+/// The settings that have another name since 0.1.0: none so far.
+const RENAMED: RenamedSettings = &[];
 
 /// The first lines of the effective configuration.
 const PRINTED: &str = "The effective configuration of causeway-proxy. Behind each value is its source: file and line, environment variable or default.
@@ -74,7 +81,9 @@ impl Config {
     ///
     /// All errors of the file, each with its position, key and the expected value.
     pub fn load(path: &Path) -> Result<Self, ConfErrors> {
-        Ok(read::config(causeway_conf::load(path)?)?.0)
+        let environment = Environment::default();
+        let document = causeway_conf::load_with(Some(path), &environment, RENAMED)?;
+        Ok(read::config(document)?.0)
     }
 
     /// Reads the file at `path`, if there is one, and the settings in the environment of this process, as the program does.
@@ -105,7 +114,7 @@ impl Config {
 
     fn read(path: Option<&Path>) -> Result<(Self, Positions), ConfErrors> {
         let environment = Environment::of_process(VARIABLES);
-        read::config(causeway_conf::load_with(path, &environment)?)
+        read::config(causeway_conf::load_with(path, &environment, RENAMED)?)
     }
 
     /// Reads `text` as the content of a file called `name`.
@@ -114,7 +123,9 @@ impl Config {
     ///
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfErrors> {
-        Ok(read::config(causeway_conf::parse(name, text)?)?.0)
+        let environment = Environment::default();
+        let document = causeway_conf::parse_with(name, text, &environment, RENAMED)?;
+        Ok(read::config(document)?.0)
     }
 }
 

@@ -10,17 +10,22 @@ mod route;
 
 use std::sync::LazyLock;
 
-use prometheus_client::encoding::text;
+use causeway_conf::{MetricRegistry, RenamedMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 pub(crate) use crate::metrics::backend::BackendMetrics;
 pub(crate) use crate::metrics::route::RouteMetrics;
 
 use crate::metrics::backend::BackendFamilies;
 use crate::metrics::route::RouteFamilies;
+
+/// The metrics that have another name since 0.1.0.
+const RENAMED: &[RenamedMetric] = &[RenamedMetric {
+    old: "nodes_passed_over",
+    new: "nodes_skipped",
+}];
 
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
@@ -38,7 +43,7 @@ pub(crate) static LOG_LINES_DROPPED: LazyLock<Counter> = LazyLock::new(Counter::
 
 /// All counters of the process.
 pub(crate) struct Metrics {
-    registry: Registry,
+    registry: MetricRegistry,
     backends: BackendFamilies,
     routes: RouteFamilies,
     close_codes: Family<[(&'static str, &'static str); 2], Counter>,
@@ -70,14 +75,14 @@ pub(crate) struct Metrics {
     /// Tunnels whose backend drains and that stayed there, because no other one takes part.
     pub(crate) handoffs_stayed: Counter,
     handoffs: Family<Label, Counter>,
-    nodes_passed_over: Family<[(&'static str, String); 1], Gauge>,
+    nodes_skipped: Family<[(&'static str, String); 1], Gauge>,
     certificate_states: Family<[(&'static str, String); 2], Gauge>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let mut registry = Registry::with_prefix("causeway_proxy");
+        let mut registry = MetricRegistry::new("causeway_proxy", RENAMED);
         let affinity = Family::<Label, Counter>::default();
         let outcome = |outcome| affinity.get_or_create_owned(&[("outcome", outcome)]);
         let handoffs = Family::<Label, Counter>::default();
@@ -105,7 +110,7 @@ impl Metrics {
             handshakes: Family::default(),
             task_restarts: Family::default(),
             certificates: Family::default(),
-            nodes_passed_over: Family::default(),
+            nodes_skipped: Family::default(),
             certificate_states: Family::default(),
             certificate_ends: Family::default(),
             registry,
@@ -197,9 +202,9 @@ impl Metrics {
             self.certificates.clone(),
         );
         registry.register(
-            "nodes_passed_over",
+            "nodes_skipped",
             "Nodes in the registry of a pool that are skipped because their entry is not valid or not allowed",
-            self.nodes_passed_over.clone(),
+            self.nodes_skipped.clone(),
         );
         registry.register(
             "certificates",
@@ -225,13 +230,13 @@ impl Metrics {
     }
 
     /// Sets how many nodes in the registry of `pool` are skipped; `None` if it has no registry any more.
-    pub(crate) fn nodes_passed_over(&self, pool: &str, number: Option<usize>) {
+    pub(crate) fn nodes_skipped(&self, pool: &str, number: Option<usize>) {
         let label = [("pool", pool.to_owned())];
         let Some(number) = number else {
-            self.nodes_passed_over.remove(&label);
+            self.nodes_skipped.remove(&label);
             return;
         };
-        let gauge = self.nodes_passed_over.get_or_create(&label);
+        let gauge = self.nodes_skipped.get_or_create(&label);
         gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
@@ -314,9 +319,7 @@ impl Metrics {
 
     /// All metrics, as text.
     pub(crate) fn encode(&self) -> String {
-        let mut page = String::new();
-        text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
-        page
+        self.registry.encode()
     }
 }
 

@@ -84,8 +84,11 @@ const CASES: &[Case] = &[
     },
     Case {
         program: "causeway-node",
-        text: "listen: nowhere\nbroker: { kind: memory, lanes: 0 }\n",
-        complaints: &[&["bad.yaml:1:", "listen"], &["bad.yaml:2:", "broker.lanes"]],
+        text: "listen: nowhere\nbroker: { kind: memory, publish_queues: 0 }\n",
+        complaints: &[
+            &["bad.yaml:1:", "listen"],
+            &["bad.yaml:2:", "broker.publish_queues"],
+        ],
     },
 ];
 
@@ -216,11 +219,62 @@ async fn what_cannot_work_is_warned_about_and_the_node_starts_all_the_same() -> 
     let mut node = Process::spawn("node", command, scratch.path())?;
     node.listening("node").await?;
     assert_eq!(
-        node.log().matches("cannot work").count(),
+        node.log().matches("configuration warning").count(),
         2,
         "{}",
         node.log()
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_under_its_old_name_works_and_is_warned_of_with_its_place() -> Result<()> {
+    let scratch = Scratch::new("check-renamed")?;
+    let text =
+        "listen: 127.0.0.1:0\nadmin: { address: 127.0.0.1:0 }\nlimits:\n  answer_timeout: 3s\n";
+    let file = scratch.write("renamed.yaml", text)?;
+    let path = file.to_str().context("a temporary path is UTF-8")?;
+    let warning =
+        "renamed.yaml:4:3: limits.answer_timeout: the setting is called \"send_timeout\" now";
+
+    let checked = run("causeway-node", &["--check", "--config", path]).await?;
+    assert_eq!(checked.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert_eq!(said.matches("warning: ").count(), 1, "{said}");
+    assert!(said.contains(warning), "{said}");
+
+    let printed = run("causeway-node", &["--print-config", "--config", path]).await?;
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let line = printed.lines().find(|line| line.contains("send_timeout"));
+    let line = line.context("--print-config has the setting under its new name")?;
+    assert!(line.starts_with("  send_timeout: 3s  # "), "{line}");
+    assert!(
+        line.ends_with("renamed.yaml:4, as answer_timeout"),
+        "{line}"
+    );
+    assert!(!printed.contains("answer_timeout:"), "{printed}");
+
+    let mut command = Command::new(programs::ours("causeway-node")?);
+    command.arg("--config").arg(&file);
+    let mut node = Process::spawn("renamed", command, scratch.path())?;
+    node.listening("admin").await?;
+    assert_eq!(
+        node.log().matches("answer_timeout").count(),
+        1,
+        "{}",
+        node.log()
+    );
+
+    let both = scratch.write("both.yaml", &format!("{text}  send_timeout: 3s\n"))?;
+    let path = both.to_str().context("a temporary path is UTF-8")?;
+    let refused = run("causeway-node", &["--check", "--config", path]).await?;
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains("both.yaml:4:3: limits.answer_timeout: "),
+        "{said}"
+    );
+    assert!(said.contains("both.yaml:5 gives that too"), "{said}");
     Ok(())
 }
 
@@ -254,7 +308,8 @@ async fn the_files_that_explain_every_setting_are_valid() -> Result<()> {
 #[tokio::test]
 async fn a_secret_is_never_shown() -> Result<()> {
     let scratch = Scratch::new("secret")?;
-    let text = "broker: { kind: redis, url: 'redis://:hunter2@127.0.0.1:1/0', lanes: 0 }\n";
+    let text =
+        "broker: { kind: redis, url: 'redis://:hunter2@127.0.0.1:1/0', publish_queues: 0 }\n";
     let file = scratch.write("secret.yaml", text)?;
     let output = run(
         "causeway-node",

@@ -228,7 +228,7 @@ async fn a_node_has_all_metrics_of_its_dashboard_and_alerts() -> Result<()> {
         json!({ "name": "room", "subscribe": "anyone", "history": history, "recovery": true });
     let key = json!({ "algorithm": "HS256", "key": SECRET });
     let settings = node::settings_with_redis(&redis.url())
-        .with("broker.lane_wait", json!("100ms"))
+        .with("broker.publish_queue_wait", json!("100ms"))
         .with("endpoints", endpoints)
         .with("auth.keys", json!([key]))
         .with("channels.namespaces", json!([namespace]))

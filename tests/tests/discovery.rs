@@ -167,7 +167,7 @@ async fn a_registry_names_no_backends_that_are_not_allowed() -> Result<()> {
             .collect())
     };
     let skipped = async |edge: &Edge, number: u32| {
-        let line = format!("causeway_proxy_nodes_passed_over{{pool=\"nodes\"}} {number}");
+        let line = format!("causeway_proxy_nodes_skipped{{pool=\"nodes\"}} {number}");
         wait::until("nodes to be skipped", wait::SOON, async || {
             let page = http::get(edge.admin, "/metrics").await.ok()?.text();
             page.lines().any(|found| found == line).then_some(())

@@ -275,11 +275,16 @@ async fn the_probes_of_the_guide_hold_for_servers_without_a_page_of_their_own() 
     .with_context(|| edge.tail())
 }
 
-/// The name and type of each metric on a page of OpenMetrics, as samples have it.
+/// The name and type of each metric on a page of OpenMetrics, as samples have it, without the deprecated ones.
 async fn shown(admin: SocketAddr) -> Result<BTreeMap<String, String>> {
     let page = http::get(admin, "/metrics").await?.text();
-    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    let types = types.filter_map(|line| line.split_once(' '));
+    let comments = |kind: &'static str| {
+        let lines = page.lines().filter_map(move |line| line.strip_prefix(kind));
+        lines.filter_map(|line| line.split_once(' '))
+    };
+    let helps = comments("# HELP ").filter(|(_, help)| help.starts_with("Deprecated, use "));
+    let deprecated: BTreeSet<&str> = helps.map(|(name, _)| name).collect();
+    let types = comments("# TYPE ").filter(|(name, _)| !deprecated.contains(name));
     let sample = |name: &str, kind: &str| match kind {
         "counter" => format!("{name}_total"),
         _ => name.to_owned(),

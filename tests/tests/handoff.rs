@@ -54,7 +54,7 @@ impl Scene {
         let start = async |id: &str| {
             let settings = node::settings_with_redis(&redis.url())
                 .with("trusted_proxies", json!(["127.0.0.0/8"]))
-                .with("broker.lane_wait", json!("2m"));
+                .with("broker.publish_queue_wait", json!("2m"));
             let node = Node::start(id, change(settings), scratch.path()).await?;
             node.ready().await?;
             anyhow::Ok(node)

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(180);
 fn patient(settings: Settings) -> Settings {
     let ping = json!({ "interval": "25s", "timeout": "2m" });
     settings
-        .with("broker.lane_wait", json!("2m"))
+        .with("broker.publish_queue_wait", json!("2m"))
         .with("broker.response_timeout", json!("1m"))
         .with("broker.probe_timeout", json!("1m"))
         .with(

@@ -147,7 +147,12 @@ fn deep_nesting_and_repeated_aliases_are_refused_and_not_followed() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let error = load::<Raw>(Path::new("/no/such/file.yaml")).unwrap_err();
+    let error = load_with::<Raw>(
+        Some(Path::new("/no/such/file.yaml")),
+        &Environment::default(),
+        &[],
+    )
+    .unwrap_err();
     expect!["/no/such/file.yaml: cannot read the file: No such file or directory (os error 2)"]
         .assert_eq(&error.to_string());
 }

@@ -52,7 +52,7 @@ fn environment(variables: &[(&str, &str)]) -> Environment {
 }
 
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Raw, ConfErrors> {
-    let document = document::parse_with("f.yaml", text, &environment(variables))?;
+    let document = document::parse_with("f.yaml", text, &environment(variables), &[])?;
     Ok(document.value)
 }
 

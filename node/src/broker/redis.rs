@@ -147,14 +147,16 @@ fn start_one(
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&probe_channel, true);
     let broker = Arc::new(RedisBroker {
-        queues: (0..=config.lanes).map(queue).collect(),
+        queues: (0..=config.publish_queues).map(queue).collect(),
         subscriptions: Mutex::new(subscriptions),
         wishes: Notify::new(),
         probe_channel,
         shard,
         reader: Reader::new(&server),
         monitor: Monitor::new(&server, readiness, Arc::clone(&metrics)),
-        queue_suspects: (0..=config.lanes).map(|_| watch::Sender::new(())).collect(),
+        queue_suspects: (0..=config.publish_queues)
+            .map(|_| watch::Sender::new(()))
+            .collect(),
         hearing: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
         server_changed: watch::Sender::new(()),
@@ -178,7 +180,7 @@ impl RedisBroker {
     fn queue(&self, channel: &ChannelName) -> &PublishQueue {
         let mut hasher = DefaultHasher::new();
         channel.hash(&mut hasher);
-        let queues = self.config.lanes as u64;
+        let queues = self.config.publish_queues as u64;
         let index = usize::try_from(hasher.finish() % queues).expect("below the number of queues");
         &self.queues[index]
     }
@@ -270,7 +272,7 @@ impl Streams for RedisBroker {
         let wire = ChannelName::wire(&store.channel);
         match store.until {
             Until::Stored => self.queue(&wire).store(store).await,
-            Until::Replicated => self.queues[self.config.lanes].store(store).await,
+            Until::Replicated => self.queues[self.config.publish_queues].store(store).await,
         }
     }
 

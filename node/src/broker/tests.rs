@@ -390,7 +390,9 @@ async fn what_is_published_comes_back_unchanged_and_in_order(setup: Setup) {
     setup
         .until(|| setup.metrics.publications_published.get() == 5003)
         .await;
-    setup.until(|| setup.metrics.lane_bytes.get() == 0).await;
+    setup
+        .until(|| setup.metrics.publish_queue_bytes.get() == 0)
+        .await;
     setup.stop().await;
 }
 

@@ -59,7 +59,7 @@ pub(super) fn check(raw: raw::Config, positions: &Positions) -> Result<Config, C
     let mut checker = Checker {
         positions,
         errors: Vec::new(),
-        warnings: Vec::new(),
+        warnings: positions.renamed().to_vec(),
         hooks_needed: Vec::new(),
     };
     let mut config = checker.config(raw);
@@ -236,10 +236,10 @@ impl Checker<'_> {
                 raw.body_timeout,
                 &settings::BODY_TIMEOUT,
             ),
-            answer_timeout: self.span(
-                "limits.answer_timeout",
-                raw.answer_timeout,
-                &settings::ANSWER_TIMEOUT,
+            send_timeout: self.span(
+                "limits.send_timeout",
+                raw.send_timeout,
+                &settings::SEND_TIMEOUT,
             ),
         }
     }
@@ -343,7 +343,7 @@ impl Checker<'_> {
             if let Broker::Redis(redis) = broker
                 && publishes
             {
-                bounds.push(("broker.lane_bytes", redis.lane_bytes_max));
+                bounds.push(("broker.publish_queue_size", redis.publish_queue_bytes_max));
                 bounds.push(("broker.message_size", redis.message_bytes_max));
             }
             for (bound, bytes) in bounds {

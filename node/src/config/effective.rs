@@ -166,9 +166,9 @@ fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
         prefix,
         server,
         other_servers,
-        lanes,
-        lane_bytes_max,
-        lane_wait,
+        publish_queues,
+        publish_queue_bytes_max,
+        publish_queue_wait,
         connect_timeout,
         response_timeout,
         backoff_max,
@@ -201,9 +201,9 @@ fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
         ("sentinel", sentinel_of(server)),
         ("tls", tls),
         ("prefix", Effective::text(prefix)),
-        ("lanes", Effective::plain(lanes)),
-        ("lane_bytes", size(*lane_bytes_max)),
-        ("lane_wait", Effective::span(*lane_wait)),
+        ("publish_queues", Effective::plain(publish_queues)),
+        ("publish_queue_size", size(*publish_queue_bytes_max)),
+        ("publish_queue_wait", Effective::span(*publish_queue_wait)),
         ("connect_timeout", Effective::span(*connect_timeout)),
         ("response_timeout", Effective::span(*response_timeout)),
         ("backoff_max", Effective::span(*backoff_max)),
@@ -274,7 +274,7 @@ fn hooks_of(hooks: &Hooks) -> Effective {
         ("publish", hook("publish", publish.as_ref())),
         ("rpc", hook("rpc", rpc.as_ref())),
         ("lifecycle", hook("lifecycle", lifecycle.as_ref())),
-        ("answer_size", size(*response_bytes_max)),
+        ("response_size", size(*response_bytes_max)),
         ("forward_headers", names(forward_headers)),
         ("emulated_headers", names(emulated_headers)),
         ("values", Effective::list(values, Effective::text)),
@@ -593,7 +593,7 @@ fn limits_of(limits: &Limits) -> Effective {
         keepalive,
         body_bytes_max,
         body_timeout,
-        answer_timeout,
+        send_timeout,
     } = limits;
     Effective::map([
         (
@@ -611,7 +611,7 @@ fn limits_of(limits: &Limits) -> Effective {
         ("keepalive", Effective::span(*keepalive)),
         ("body_size", size(*body_bytes_max)),
         ("body_timeout", Effective::span(*body_timeout)),
-        ("answer_timeout", Effective::span(*answer_timeout)),
+        ("send_timeout", Effective::span(*send_timeout)),
     ])
 }
 

@@ -142,9 +142,9 @@ pub(super) struct Broker {
     pub(super) sentinel: Option<BrokerSentinel>,
     pub(super) tls: Option<BrokerTls>,
     pub(super) prefix: Option<String>,
-    pub(super) lanes: Option<u64>,
-    pub(super) lane_bytes: Option<ByteSize>,
-    pub(super) lane_wait: Option<Span>,
+    pub(super) publish_queues: Option<u64>,
+    pub(super) publish_queue_size: Option<ByteSize>,
+    pub(super) publish_queue_wait: Option<Span>,
     pub(super) connect_timeout: Option<Span>,
     pub(super) response_timeout: Option<Span>,
     pub(super) backoff_max: Option<Span>,
@@ -211,7 +211,7 @@ pub(super) struct Hooks {
     pub(super) lifecycle: Option<Hook>,
     pub(super) timeout: Option<Span>,
     pub(super) open: Option<u64>,
-    pub(super) answer_size: Option<ByteSize>,
+    pub(super) response_size: Option<ByteSize>,
     pub(super) forward_headers: Option<Vec<String>>,
     pub(super) emulated_headers: Option<Vec<String>>,
     pub(super) values: Option<Vec<String>>,
@@ -417,7 +417,7 @@ pub(super) struct Limits {
     pub(super) keepalive: Option<Span>,
     pub(super) body_size: Option<ByteSize>,
     pub(super) body_timeout: Option<Span>,
-    pub(super) answer_timeout: Option<Span>,
+    pub(super) send_timeout: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -136,7 +136,7 @@ fn limits_differ(old: &Limits, new: &Limits) -> [Difference; 2] {
         keepalive: _,
         body_bytes_max: _,
         body_timeout: _,
-        answer_timeout: _,
+        send_timeout: _,
     } = new;
     [
         (*connections != old.connections, "limits.connections"),
@@ -192,7 +192,7 @@ listen: 127.0.0.1:1
 admin: none
 threads: 1
 broker: { kind: redis, url: \"redis://a\" }
-hooks: { answer_size: 1KiB }
+hooks: { response_size: 1KiB }
 registry: { renew: 1s }
 api: { keys: [aaaaaaaaaaaaaaaa] }
 values: { size: 1KiB }

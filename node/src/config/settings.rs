@@ -55,9 +55,9 @@ pub(super) const SERVERS_MAX: usize = 64;
 /// Sentinels that are asked for the primary.
 pub(super) const SENTINELS_MAX: usize = 16;
 pub(super) const DATABASE: Setting<u64> = setting(0, 0, 1_000_000);
-pub(super) const LANES: Setting<u64> = setting(2, 1, 64);
-pub(super) const LANE_BYTES: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);
-pub(super) const LANE_WAIT: Setting<Duration> = setting(secs(5), ms(10), HOUR);
+pub(super) const PUBLISH_QUEUES: Setting<u64> = setting(2, 1, 64);
+pub(super) const PUBLISH_QUEUE_SIZE: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);
+pub(super) const PUBLISH_QUEUE_WAIT: Setting<Duration> = setting(secs(5), ms(10), HOUR);
 pub(super) const CONNECT_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs(60));
 pub(super) const RESPONSE_TIMEOUT: Setting<Duration> = setting(secs(2), ms(10), secs(60));
 pub(super) const BACKOFF_MAX: Setting<Duration> = setting(secs(1), ms(10), secs(60));
@@ -71,7 +71,7 @@ pub(super) const ANONYMOUS: bool = false;
 
 pub(super) const HOOK_TIMEOUT: Setting<Duration> = setting(secs(1), ms(10), secs(60));
 pub(super) const HOOKS_OPEN: Setting<u64> = setting(64, 1, 10_000);
-pub(super) const HOOK_ANSWER_SIZE: Setting<u64> = setting(64 * KIB, KIB, 16 * MIB);
+pub(super) const HOOK_RESPONSE_SIZE: Setting<u64> = setting(64 * KIB, KIB, 16 * MIB);
 
 pub(super) const HOOK_VALUES_MAX: usize = 8;
 
@@ -169,7 +169,7 @@ pub(super) const HEAD_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HO
 pub(super) const KEEPALIVE: Setting<Duration> = setting(secs(75), ms(100), HOUR);
 pub(super) const BODY_SIZE: Setting<u64> = setting(512 * KIB, 1, 256 * MIB);
 pub(super) const BODY_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
-pub(super) const ANSWER_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
+pub(super) const SEND_TIMEOUT: Setting<Duration> = setting(secs(30), ms(100), HOUR);
 
 pub(super) const TCP_KEEPALIVE: Setting<Duration> = setting(secs(60), secs(1), HOUR);
 pub(super) const TCP_USER_TIMEOUT: Setting<Duration> = setting(secs(30), secs(1), HOUR);

@@ -326,8 +326,8 @@ listen: localhost
 threads: 2000
 broker:
   kind: redis
-  lanes: 0
-  lane_wait: 2h
+  publish_queues: 0
+  publish_queue_wait: 2h
 endpoints:
   - path: chat/
   - { path: /ready, protocol: websocket, heartbeat: 5s }
@@ -349,8 +349,8 @@ log: { level: inf }
         node.yaml:2:1: listen: expected an address and a port, such as "127.0.0.1:9000" or "[::]:9000", found "localhost"
         node.yaml:3:1: threads: expected 1 to 1024, found 2000
         node.yaml:4:1: broker.url: `kind: redis` needs a url: expected redis[s]://[[user]:password@]host[:port][/database] or unix:///path/to/socket[?db=0&user=...&pass=...]
-        node.yaml:6:3: broker.lanes: expected 1 to 64, found 0
-        node.yaml:7:3: broker.lane_wait: expected 10ms to 1h, found 2h
+        node.yaml:6:3: broker.publish_queues: expected 1 to 64, found 0
+        node.yaml:7:3: broker.publish_queue_wait: expected 10ms to 1h, found 2h
         node.yaml:9:5: endpoints[0].path: expected a path, such as "/chat": `/` and then letters, digits, `-`, `_`, `.`, `~`, no `/` at the end, found "chat/"
         node.yaml:9:5: endpoints[0].protocol: expected `sockjs` or `websocket`, or `mode: channels`, which needs none
         node.yaml:10:7: endpoints[1].path: expected another path: the node serves /ready itself
@@ -442,9 +442,9 @@ fn each_mistake_says_what_would_be_right() {
             ],
         ),
         (
-            "broker: { kind: redis, url: \"redis://cache\", lane_bytes: 32KiB }\nendpoints: [{path: /a, protocol: websocket}, {path: /b, protocol: websocket, mode: echo}]",
+            "broker: { kind: redis, url: \"redis://cache\", publish_queue_size: 32KiB }\nendpoints: [{path: /a, protocol: websocket}, {path: /b, protocol: websocket, mode: echo}]",
             expect![
-                "node.yaml:2:13: endpoints[0].message_size: expected at most broker.lane_bytes (32KiB), found 64KiB"
+                "node.yaml:2:13: endpoints[0].message_size: expected at most broker.publish_queue_size (32KiB), found 64KiB"
             ],
         ),
         (
@@ -604,7 +604,7 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
   subscribe: http://127.0.0.1:3000/ok
   timeout: 2m
   open: 0
-  answer_size: 17MiB
+  response_size: 17MiB
   forward_headers: [Cookie, 'a b', Content-Length, Host]
   headers: { 'x:y': a, X-Key: \"a\\nb\", Connection: close }
   ca: /nonexistent/ca.pem
@@ -616,7 +616,7 @@ fn a_hook_that_cannot_be_asked_is_refused_with_its_place() {
             node.yaml:5:3: hooks.refresh: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
             node.yaml:7:3: hooks.timeout: expected 10ms to 1m, found 2m
             node.yaml:8:3: hooks.open: expected 1 to 10000, found 0
-            node.yaml:9:3: hooks.answer_size: expected 1KiB to 16MiB, found 17MiB
+            node.yaml:9:3: hooks.response_size: expected 1KiB to 16MiB, found 17MiB
             node.yaml:10:29: hooks.forward_headers[1]: expected the name of a header, found "a b"
             node.yaml:10:36: hooks.forward_headers[2]: expected another header: the node sets content-length itself
             node.yaml:10:52: hooks.forward_headers[3]: expected another header: the node sets host itself
@@ -804,4 +804,38 @@ hooks: { lifecycle: { address: ftp://b/, timeout: 2m } }",
             node.yaml:2:23: hooks.lifecycle.address: expected an address such as "https://app.example/hooks/connect", with http or https and without a user
             node.yaml:2:42: hooks.lifecycle.timeout: expected 10ms to 1m, found 2m"#]],
     );
+}
+
+#[test]
+fn old_names_of_settings_are_read_with_a_warning() {
+    let text = "broker:
+  kind: redis
+  url: redis://127.0.0.1
+  lanes: 3
+  lane_bytes: 2MiB
+  lane_wait: 7s
+hooks: { answer_size: 2KiB }
+limits: { answer_timeout: 3s }
+";
+    let config = Config::parse("node.yaml", text).unwrap();
+    let warnings: Vec<String> = config.warnings().iter().map(ToString::to_string).collect();
+    expect![[r#"
+        node.yaml:4:3: broker.lanes: the setting is called "publish_queues" now; the next version does not know the old name
+        node.yaml:5:3: broker.lane_bytes: the setting is called "publish_queue_size" now; the next version does not know the old name
+        node.yaml:6:3: broker.lane_wait: the setting is called "publish_queue_wait" now; the next version does not know the old name
+        node.yaml:7:10: hooks.answer_size: the setting is called "response_size" now; the next version does not know the old name
+        node.yaml:8:11: limits.answer_timeout: the setting is called "send_timeout" now; the next version does not know the old name"#]]
+    .assert_eq(&warnings.join("\n"));
+    assert_eq!(warnings.len(), RENAMED.len(), "each has its warning");
+    let Broker::Redis(redis) = &config.broker else {
+        panic!("the broker is {:?}", config.broker);
+    };
+    let queues = (
+        redis.publish_queues,
+        redis.publish_queue_bytes_max,
+        redis.publish_queue_wait,
+    );
+    assert_eq!(queues, (3, 2 << 20, Duration::from_secs(7)));
+    assert_eq!(config.hooks.response_bytes_max, 2048);
+    assert_eq!(config.limits.send_timeout, Duration::from_secs(3));
 }

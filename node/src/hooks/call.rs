@@ -56,7 +56,7 @@ pub(super) enum HookError {
     #[error("expected status 200, found {0}")]
     Status(StatusCode),
     /// The response is too large.
-    #[error("the response has more than {0} bytes (setting hooks.answer_size)")]
+    #[error("the response has more than {0} bytes (setting hooks.response_size)")]
     TooLarge(usize),
     /// The response ended early.
     #[error("the response is incomplete")]

@@ -465,11 +465,11 @@ async fn a_backend_that_is_out_of_order_grants_nothing_and_the_log_can_say_why()
         ),
         (
             Behaviour::Says(large),
-            "the response has more than 65536 bytes (setting hooks.answer_size)",
+            "the response has more than 65536 bytes (setting hooks.response_size)",
         ),
         (
             Behaviour::SaysAndCloses(chunked(&"x".repeat(100_000))),
-            "the response has more than 65536 bytes (setting hooks.answer_size)",
+            "the response has more than 65536 bytes (setting hooks.response_size)",
         ),
         (
             Behaviour::Says(ok(&json!("<html>"))),

@@ -80,9 +80,9 @@ impl Reload {
 /// Why a message was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum DropReason {
-    /// Its publish queue was full for `broker.lane_wait`.
+    /// Its publish queue was full for `broker.publish_queue_wait`.
     QueueFull,
-    /// It waited in its publish queue for `broker.lane_wait` and Redis was still unavailable.
+    /// It waited in its publish queue for `broker.publish_queue_wait` and Redis was still unavailable.
     QueueExpired,
     /// It was written to Redis without a reply: it may have been published, and a retry might duplicate it.
     Unacknowledged,
@@ -101,7 +101,7 @@ pub(crate) enum DropReason {
     /// A channel client sent it to the application, which is not supported.
     NoReceiver,
     /// Too many join and leave events are pending.
-    NewsFull,
+    JoinLeaveFull,
     /// The queue of the hub's task is full.
     HubFull,
     /// It was received twice.
@@ -117,8 +117,8 @@ pub(crate) enum DropReason {
 impl DropReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
-            Self::QueueFull => "lane_full",
-            Self::QueueExpired => "lane_expired",
+            Self::QueueFull => "publish_queue_full",
+            Self::QueueExpired => "publish_queue_expired",
             Self::Unacknowledged => "unacknowledged",
             Self::Refused => "refused",
             Self::TooLarge => "too_large",
@@ -127,7 +127,7 @@ impl DropReason {
             Self::NotUtf8 => "not_utf8",
             Self::NotJson => "not_json",
             Self::NoReceiver => "no_receiver",
-            Self::NewsFull => "news_full",
+            Self::JoinLeaveFull => "join_leave_full",
             Self::HubFull => "hub_full",
             Self::Repeated => "repeated",
             Self::Malformed => "malformed",

@@ -52,7 +52,7 @@ fn everything_that_is_counted_has_its_line() {
         # TYPE causeway_node_deliveries counter
         causeway_node_deliveries_total 0
         # TYPE causeway_node_dropped counter
-        causeway_node_dropped_total{reason="lane_expired"} 3
+        causeway_node_dropped_total{reason="publish_queue_expired"} 3
         # TYPE causeway_node_disconnects counter
         causeway_node_disconnects_total{code="3008",reason="slow"} 1
         # TYPE causeway_node_log_lines_dropped counter
@@ -73,6 +73,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_subscriptions 0
         # TYPE causeway_node_feeds gauge
         causeway_node_feeds 0
+        # TYPE causeway_node_channel_streams gauge
+        causeway_node_channel_streams 0
         # TYPE causeway_node_gaps_noticed counter
         causeway_node_gaps_noticed_total 0
         # TYPE causeway_node_gaps_filled counter
@@ -105,8 +107,12 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_lifecycle_waiting 0
         # TYPE causeway_node_lane_bytes gauge
         causeway_node_lane_bytes 0
+        # TYPE causeway_node_publish_queue_bytes gauge
+        causeway_node_publish_queue_bytes 0
         # TYPE causeway_node_lane_publications gauge
         causeway_node_lane_publications 0
+        # TYPE causeway_node_publish_queue_publications gauge
+        causeway_node_publish_queue_publications 0
         # TYPE causeway_node_probe_seconds histogram
         # UNIT causeway_node_probe_seconds seconds
         causeway_node_probe_seconds_sum 0.001

@@ -123,7 +123,7 @@ impl Reloader {
         parts.metrics.reloaded(Reload::Applied);
         info!("configuration applied");
         for warning in &warnings {
-            warn!(%warning, "the configuration has something that cannot work");
+            warn!(%warning, "configuration warning");
         }
         if !needing_restart.is_empty() {
             let settings = needing_restart.join(", ");

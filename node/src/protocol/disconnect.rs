@@ -59,7 +59,7 @@ impl Disconnect {
     pub(crate) const INSUFFICIENT_STATE: Self =
         Self::new(3010, "insufficient state", "insufficient_state");
     /// Channels: no pong was received in time.
-    pub(crate) const NO_ANSWER: Self = Self::new(3012, "no pong", "no_answer");
+    pub(crate) const NO_CHANNEL_PONG: Self = Self::new(3012, "no pong", "no_pong");
     /// Channels: the token is invalid, or of another user.
     pub(crate) const INVALID_TOKEN: Self = Self::new(3500, "invalid token", "invalid_token");
     /// Channels: malformed input, or a command that is not allowed in this state.

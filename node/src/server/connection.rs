@@ -167,7 +167,7 @@ async fn serve(
     admitted: &Mutex<Admitted>,
 ) -> Outcome {
     let limits = server.config.limits.get();
-    let progress = Arc::new(Progress::new(limits.answer_timeout));
+    let progress = Arc::new(Progress::new(limits.send_timeout));
     let service = service_fn(|request| {
         Box::pin(respond(
             Arc::clone(server),

@@ -34,6 +34,7 @@ impl Config {
             trusted_proxies,
             log,
             threads,
+            renamed: _,
         } = self;
         let pools = pools.iter().enumerate();
         Effective::map([

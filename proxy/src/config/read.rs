@@ -33,6 +33,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 90;
 /// The configuration, and where each of its keys is.
 pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions), ConfErrors> {
     let file = document.value;
+    let renamed = document.positions.renamed().to_vec();
     let mut check = Check::new(document.positions);
     let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);
     let config = Config {
@@ -52,6 +53,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions
         trusted_proxies: file.trusted_proxies,
         log: log(file.log),
         threads: Some(check.number("threads", file.threads, 0, 0..=1024)).filter(|n| 0 < *n),
+        renamed,
     };
     check.finish(config)
 }

@@ -1,4 +1,4 @@
-//! Warnings: settings that are valid, but probably mistakes.
+//! Warnings: settings with old names, and settings that are valid, but probably mistakes.
 
 use std::time::SystemTime;
 
@@ -6,9 +6,9 @@ use super::routes::covers;
 use super::{Config, ListenerConfig, PoolConfig, PoolId, SameSite, Secure};
 
 impl Config {
-    /// One line for each, starting with its key.
+    /// One line for each, starting with its key, or with its place and key.
     pub(crate) fn warnings(&self, now: SystemTime) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = self.renamed.iter().map(ToString::to_string).collect();
         self.insecure_cookies(&mut warnings);
         let until = self.affinity.accept_unsigned_until;
         if until.is_some_and(|until| until <= now) {

@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use causeway_conf::MetricRegistry;
 use http::StatusCode;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use crate::metrics::{CLASSES, class_of};
 
@@ -47,7 +47,7 @@ pub(super) struct BackendFamilies {
 type CreatedSeries = Arc<Mutex<HashSet<(&'static str, &'static str)>>>;
 
 impl BackendFamilies {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(registry: &mut MetricRegistry) -> Self {
         let families = Self {
             requests: Family::default(),
             requests_in_flight: Family::default(),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use causeway_conf::MetricRegistry;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 
 use crate::metrics::durations::Durations;
 use crate::metrics::{CLASSES, class_of};
@@ -22,7 +22,7 @@ pub(super) struct RouteFamilies {
 }
 
 impl RouteFamilies {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(registry: &mut MetricRegistry) -> Self {
         let families = Self {
             requests: Family::default(),
             bytes: Family::default(),

@@ -268,7 +268,7 @@ impl Reloader {
                 .any(|discovery| discovery.pool == *pool)
             {
                 state.found.remove(pool);
-                self.proxy.metrics.nodes_passed_over(pool, None);
+                self.proxy.metrics.nodes_skipped(pool, None);
             }
         }
         for discovery in &mut reload_requested {
@@ -310,7 +310,7 @@ impl Reloader {
 
     /// Records how many nodes in the registry of `pool` are skipped.
     pub(crate) fn skipped(&self, pool: &str, nodes: usize) {
-        self.proxy.metrics.nodes_passed_over(pool, Some(nodes));
+        self.proxy.metrics.nodes_skipped(pool, Some(nodes));
     }
 
     /// Records that the backend `id` of `pool` has announced in the registry that it is stopping.
@@ -583,6 +583,7 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         trusted_proxies: _,
         log,
         threads,
+        renamed: _,
     } = new;
     let sessions = affinity.sockjs_sessions != started.affinity.sockjs_sessions;
     let differ = [

@@ -93,7 +93,7 @@ impl Monitor {
             interval: config.probe_interval,
             timeout: config.probe_timeout,
         };
-        let health = Health::new(intervals, config.lanes, Instant::now().into_std());
+        let health = Health::new(intervals, config.publish_queues, Instant::now().into_std());
         Self {
             state: Mutex::new(State {
                 health,

@@ -100,9 +100,9 @@ impl PublishQueue {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            bytes_max: config.lane_bytes_max,
-            wait: config.lane_wait,
-            room: Semaphore::new(config.lane_bytes_max),
+            bytes_max: config.publish_queue_bytes_max,
+            wait: config.publish_queue_wait,
+            room: Semaphore::new(config.publish_queue_bytes_max),
             entries: Mutex::default(),
             arrived: Notify::new(),
             drop_counters,
@@ -324,8 +324,8 @@ impl PublishQueue {
     fn gauge(&self, entry: &Entry, sign: i64) {
         if !entry.is_probe() {
             let bytes = i64::try_from(entry.data.len()).unwrap_or(i64::MAX);
-            self.metrics.lane_bytes.inc_by(sign * bytes);
-            self.metrics.lane_publications.inc_by(sign);
+            self.metrics.publish_queue_bytes.inc_by(sign * bytes);
+            self.metrics.publish_queue_publications.inc_by(sign);
         }
     }
 }

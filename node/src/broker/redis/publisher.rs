@@ -43,7 +43,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, index: usize, shutdown: Cancel
         fence: Fence::default(),
         store_script: Err("not loaded yet".to_owned()),
         is_probe_script_loaded: false,
-        kind: if index < broker.config.lanes {
+        kind: if index < broker.config.publish_queues {
             QueueKind::Usual
         } else {
             QueueKind::Replicated

@@ -50,7 +50,7 @@ async fn a_killed_redis_is_noticed_at_once_and_used_again_when_it_is_back() {
     // No probe is missed for a minute: the loss itself is noticed.
     let text = format!(
         "broker: {{kind: redis, url: \"{}\", probe_interval: 60s, probe_timeout: 60s, \
-         response_timeout: 800ms, backoff_max: 200ms, lane_wait: 30s}}",
+         response_timeout: 800ms, backoff_max: 200ms, publish_queue_wait: 30s}}",
         server.url()
     );
     let setup = set_up(&Config::parse("test", &text).unwrap().broker);
@@ -92,7 +92,10 @@ fn numbers(recorder: &Recorder) -> Vec<u32> {
 #[tokio::test]
 async fn a_silent_redis_is_noticed_by_the_probe_and_nothing_comes_twice_or_out_of_order() {
     let server = RedisServer::start().await;
-    let setup = set_up(&settings(&server, ", lane_wait: 30s, lane_bytes: 4MiB"));
+    let setup = set_up(&settings(
+        &server,
+        ", publish_queue_wait: 30s, publish_queue_size: 4MiB",
+    ));
     // Another node that never notices: it hears all that Redis ever gets to see.
     let text = format!(
         "broker: {{kind: redis, url: \"{}\", probe_interval: 60s, probe_timeout: 60s}}",
@@ -119,7 +122,7 @@ async fn a_silent_redis_is_noticed_by_the_probe_and_nothing_comes_twice_or_out_o
     server.thaw();
     flows_again(&setup, Instant::now()).await;
     setup
-        .until(|| setup.metrics.lane_publications.get() == 0)
+        .until(|| setup.metrics.publish_queue_publications.get() == 0)
         .await;
     let published = setup.metrics.publications_published.get();
     let unacknowledged = setup.dropped("unacknowledged");
@@ -144,7 +147,7 @@ async fn what_a_queue_wrote_before_the_network_broke_never_comes_after_what_it_w
     witness.until_ready().await;
     let network = Network::before(&server).await;
     let text = format!(
-        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", lanes: 1, response_timeout: 200ms}}",
+        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", publish_queues: 1, response_timeout: 200ms}}",
         network.port
     );
     let setup = set_up(&Config::parse("test", &text).unwrap().broker);
@@ -179,7 +182,7 @@ async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
     let network = Network::before(&server).await;
     // However long the subscription is kept back, nobody gives it up.
     let text = format!(
-        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", lanes: 1, lane_wait: 5m, \
+        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", publish_queues: 1, publish_queue_wait: 5m, \
          connect_timeout: 60s, response_timeout: 60s, probe_interval: 60s, probe_timeout: 60s}}",
         network.port
     );
@@ -210,7 +213,7 @@ async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_con
     let network = Network::before(&server).await;
     // Who waits for an answer over a dead connection waits for longer than this test.
     let text = format!(
-        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", lanes: 1, response_timeout: 60s, \
+        "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", publish_queues: 1, response_timeout: 60s, \
          probe_interval: 200ms, probe_timeout: 400ms, backoff_max: 200ms}}",
         network.port
     );
@@ -237,10 +240,10 @@ async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_con
 #[tokio::test]
 async fn a_queue_is_bounded_in_bytes_and_in_time() {
     let server = RedisServer::absent();
-    let config::Broker::Redis(mut redis) = settings(&server, ", lane_wait: 300ms") else {
+    let config::Broker::Redis(mut redis) = settings(&server, ", publish_queue_wait: 300ms") else {
         panic!("these are settings for redis");
     };
-    redis.lane_bytes_max = 4096; // The file may not set less than a message.
+    redis.publish_queue_bytes_max = 4096; // The file may not set less than a message.
     let setup = set_up(&config::Broker::Redis(redis));
     let data = Bytes::from(vec![b'x'; 1000]);
     for _ in 0..3 {
@@ -248,17 +251,19 @@ async fn a_queue_is_bounded_in_bytes_and_in_time() {
     }
     let full = setup.broker.try_publish(&name("a"), data.clone());
     assert_eq!(full, Err(TryPublishError::Full(data.clone())));
-    assert_eq!(setup.metrics.lane_bytes.get(), 3000);
+    assert_eq!(setup.metrics.publish_queue_bytes.get(), 3000);
 
     time::sleep(Duration::from_millis(50)).await;
     // The first three expire and make room before this one's time is over.
     let waited = setup.broker.publish(&name("a"), data.clone()).await;
     assert_eq!(waited, Ok(()));
-    assert_eq!(setup.dropped("lane_expired"), 3);
+    assert_eq!(setup.dropped("publish_queue_expired"), 3);
     let too_large = setup.broker.publish(&name("a"), vec![0; 4097].into()).await;
     assert_eq!(too_large, Err(PublishError::TooLarge));
-    setup.until(|| setup.dropped("lane_expired") == 4).await;
-    assert_eq!(setup.metrics.lane_bytes.get(), 0);
+    setup
+        .until(|| setup.dropped("publish_queue_expired") == 4)
+        .await;
+    assert_eq!(setup.metrics.publish_queue_bytes.get(), 0);
 
     setup.publish("a", "left").await.unwrap();
     let (broker, metrics) = (Arc::clone(&setup.broker), Arc::clone(&setup.metrics));

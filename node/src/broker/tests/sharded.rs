@@ -13,7 +13,7 @@ async fn two_servers() -> TwoServers {
     let servers = [RedisServer::start().await, RedisServer::start().await];
     let text = format!(
         "broker: {{kind: redis, urls: [\"{}\", \"{}\"], probe_interval: 200ms, probe_timeout: 400ms, \
-         response_timeout: 800ms, backoff_max: 200ms, lane_wait: 300ms}}",
+         response_timeout: 800ms, backoff_max: 200ms, publish_queue_wait: 300ms}}",
         servers[0].url(),
         servers[1].url()
     );

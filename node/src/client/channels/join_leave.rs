@@ -59,7 +59,7 @@ impl JoinLeaveSender {
             kind,
         };
         if self.queue.try_send(item).is_err() {
-            self.metrics.dropped(DropReason::NewsFull, 1);
+            self.metrics.dropped(DropReason::JoinLeaveFull, 1);
         }
     }
 }

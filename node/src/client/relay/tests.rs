@@ -15,14 +15,14 @@ use crate::protocol::channel::ChannelName;
 
 /// A broker that accepts publications while there is room, and returns `response` to those that wait.
 #[derive(Default)]
-struct Lane {
+struct FakeBroker {
     room: Mutex<usize>,
     published: Mutex<Vec<Bytes>>,
     response: Option<PublishError>,
 }
 
 #[async_trait]
-impl Broker for Lane {
+impl Broker for FakeBroker {
     fn try_publish(&self, _: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
         let mut room = self.room.lock();
         if *room == 0 {
@@ -71,23 +71,23 @@ fn amplify_returns_the_requested_size_within_bounds() {
     assert_eq!(amplified(b"\xff"), b"xx");
 }
 
-const LANE_WAIT: Duration = Duration::from_secs(5);
+const PUBLISH_QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// A broker that never has room.
 #[derive(Default)]
-struct FullLane {
+struct FullBroker {
     asked: Mutex<Vec<Bytes>>,
 }
 
 #[async_trait]
-impl Broker for FullLane {
+impl Broker for FullBroker {
     fn try_publish(&self, _: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
         Err(TryPublishError::Full(data))
     }
 
     async fn publish(&self, _: &ChannelName, data: Bytes) -> Result<(), PublishError> {
         self.asked.lock().push(data);
-        tokio::time::sleep(LANE_WAIT).await;
+        tokio::time::sleep(PUBLISH_QUEUE_WAIT).await;
         Err(PublishError::Expired)
     }
 
@@ -112,8 +112,8 @@ fn endpoint(path: &str, change: impl FnOnce(&mut Endpoint)) -> Arc<Endpoint> {
     Arc::new(endpoint)
 }
 
-fn connect(lane: &Arc<Lane>, endpoint: Arc<Endpoint>) -> (Client, Arc<QueueOutbox>) {
-    connect_to(Arc::clone(lane) as _, endpoint)
+fn connect(fake: &Arc<FakeBroker>, endpoint: Arc<Endpoint>) -> (Client, Arc<QueueOutbox>) {
+    connect_to(Arc::clone(fake) as _, endpoint)
 }
 
 fn connect_to(broker: Arc<dyn Broker>, endpoint: Arc<Endpoint>) -> (Client, Arc<QueueOutbox>) {
@@ -135,9 +135,9 @@ fn connect_to(broker: Arc<dyn Broker>, endpoint: Arc<Endpoint>) -> (Client, Arc<
     )
 }
 
-fn lane(room: usize, response: Option<PublishError>) -> Arc<Lane> {
+fn fake(room: usize, response: Option<PublishError>) -> Arc<FakeBroker> {
     let room = Mutex::new(room);
-    Arc::new(Lane {
+    Arc::new(FakeBroker {
         room,
         response,
         published: Mutex::default(),
@@ -150,25 +150,25 @@ fn send(client: &Client, text: &str) -> Result<Taken, Disconnect> {
 
 #[test]
 fn a_relayed_message_is_published_and_an_echo_is_not() {
-    let lane = lane(9, None);
-    let (relay, received) = connect(&lane, endpoint("/ws", |_| {}));
+    let fake = fake(9, None);
+    let (relay, received) = connect(&fake, endpoint("/ws", |_| {}));
     assert_eq!(send(&relay, "to all"), Ok(Taken::Done));
-    assert_eq!(*lane.published.lock(), ["to all"]);
+    assert_eq!(*fake.published.lock(), ["to all"]);
     assert!(
         received.is_empty(),
         "it comes back through the broker or not at all"
     );
 
-    let (echo, received) = connect(&lane, endpoint("/echo", |_| {}));
+    let (echo, received) = connect(&fake, endpoint("/echo", |_| {}));
     assert_eq!(send(&echo, "to me"), Ok(Taken::Done));
     assert_eq!(received.take(usize::MAX), ["\"to me\""]);
-    assert_eq!(lane.published.lock().len(), 1);
+    assert_eq!(fake.published.lock().len(), 1);
 }
 
 #[test]
 fn a_message_may_be_as_large_as_the_limit_and_no_larger() {
-    let lane = lane(9, None);
-    let (client, _) = connect(&lane, endpoint("/ws", |it| it.message_bytes_max = 4));
+    let fake = fake(9, None);
+    let (client, _) = connect(&fake, endpoint("/ws", |it| it.message_bytes_max = 4));
     assert_eq!(send(&client, "123"), Ok(Taken::Done));
     assert_eq!(send(&client, "1234"), Ok(Taken::Done));
     assert_eq!(send(&client, "12345"), Err(Disconnect::TOO_LARGE));
@@ -176,20 +176,20 @@ fn a_message_may_be_as_large_as_the_limit_and_no_larger() {
 
 #[test]
 fn a_client_that_sends_on_a_read_only_endpoint_is_disconnected() {
-    let lane = lane(9, None);
-    let (client, _) = connect(&lane, endpoint("/ws", |it| it.read_only = true));
+    let fake = fake(9, None);
+    let (client, _) = connect(&fake, endpoint("/ws", |it| it.read_only = true));
     assert_eq!(send(&client, "a"), Err(Disconnect::READ_ONLY));
-    assert!(lane.published.lock().is_empty());
+    assert!(fake.published.lock().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_too_fast_is_disconnected() {
-    let lane = lane(9, None);
+    let fake = fake(9, None);
     let rate = PublishRate {
         per_second: 10,
         burst: 2,
     };
-    let (client, _) = connect(&lane, endpoint("/ws", |it| it.publish_rate = Some(rate)));
+    let (client, _) = connect(&fake, endpoint("/ws", |it| it.publish_rate = Some(rate)));
     assert_eq!(send(&client, "a"), Ok(Taken::Done));
     assert_eq!(send(&client, "b"), Ok(Taken::Done));
     tokio::time::advance(Duration::from_millis(100)).await;
@@ -199,8 +199,8 @@ async fn a_client_that_sends_too_fast_is_disconnected() {
 
 #[tokio::test]
 async fn without_room_a_message_is_returned_and_waits() {
-    let lane = lane(1, None);
-    let (client, _) = connect(&lane, endpoint("/ws", |_| {}));
+    let fake = fake(1, None);
+    let (client, _) = connect(&fake, endpoint("/ws", |_| {}));
     assert_eq!(send(&client, "a"), Ok(Taken::Done));
     let Ok(Taken::NoRoom(data)) = send(&client, "b") else {
         panic!("there is no room")
@@ -213,7 +213,7 @@ async fn without_room_a_message_is_returned_and_waits() {
             .await,
         Ok(())
     );
-    assert_eq!(*lane.published.lock(), ["a", "b", "c"]);
+    assert_eq!(*fake.published.lock(), ["a", "b", "c"]);
 }
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn a_client_stays_when_the_broker_drops_a_message_unless_it_can_never_be_p
         (PublishError::Expired, Ok(())),
         (PublishError::TooLarge, Err(Disconnect::TOO_LARGE)),
     ] {
-        let (client, _) = connect(&lane(0, Some(response)), endpoint("/ws", |_| {}));
+        let (client, _) = connect(&fake(0, Some(response)), endpoint("/ws", |_| {}));
         let mut wait_budget = WaitBudget::Full;
         assert_eq!(
             client
@@ -236,17 +236,17 @@ async fn a_client_stays_when_the_broker_drops_a_message_unless_it_can_never_be_p
 #[tokio::test(start_paused = true)]
 async fn messages_of_one_read_share_one_wait() {
     let began = Instant::now();
-    let lane = Arc::new(FullLane::default());
-    let (client, _) = connect_to(Arc::clone(&lane) as _, endpoint("/ws", |_| {}));
+    let fake = Arc::new(FullBroker::default());
+    let (client, _) = connect_to(Arc::clone(&fake) as _, endpoint("/ws", |_| {}));
     let mut wait_budget = WaitBudget::Full;
     for message in ["a", "b", "c"] {
         let taken = client.on_message(message.into(), MessageKind::Text, &mut wait_budget);
         assert_eq!(taken.await, Ok(()));
     }
     assert_eq!(wait_budget, WaitBudget::Spent);
-    assert_eq!(began.elapsed(), LANE_WAIT);
+    assert_eq!(began.elapsed(), PUBLISH_QUEUE_WAIT);
     assert_eq!(
-        *lane.asked.lock(),
+        *fake.asked.lock(),
         ["a", "b", "c"],
         "the broker counts each"
     );

@@ -35,9 +35,21 @@ impl Checker<'_> {
         let servers = self.servers(&raw);
         let prefix = self.prefix(raw.prefix.as_deref());
         // All are checked even if no Redis is in use: the mistake would show only later.
-        let lanes = self.count("broker.lanes", raw.lanes, &settings::LANES);
-        let lane_bytes_max = self.size("broker.lane_bytes", raw.lane_bytes, &settings::LANE_BYTES);
-        let lane_wait = self.span("broker.lane_wait", raw.lane_wait, &settings::LANE_WAIT);
+        let publish_queues = self.count(
+            "broker.publish_queues",
+            raw.publish_queues,
+            &settings::PUBLISH_QUEUES,
+        );
+        let publish_queue_bytes_max = self.size(
+            "broker.publish_queue_size",
+            raw.publish_queue_size,
+            &settings::PUBLISH_QUEUE_SIZE,
+        );
+        let publish_queue_wait = self.span(
+            "broker.publish_queue_wait",
+            raw.publish_queue_wait,
+            &settings::PUBLISH_QUEUE_WAIT,
+        );
         let connect_timeout = self.span(
             "broker.connect_timeout",
             raw.connect_timeout,
@@ -76,9 +88,9 @@ impl Checker<'_> {
             prefix,
             server,
             other_servers: servers.collect(),
-            lanes,
-            lane_bytes_max,
-            lane_wait,
+            publish_queues,
+            publish_queue_bytes_max,
+            publish_queue_wait,
             connect_timeout,
             response_timeout,
             backoff_max,

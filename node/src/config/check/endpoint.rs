@@ -130,7 +130,7 @@ impl Checker<'_> {
         // What comes by a request of its own may come to another node, and goes on as one message of the broker.
         let broker_max = match broker {
             Broker::Redis(redis) if is_emulated => {
-                let bytes_max = redis.message_bytes_max.min(redis.lane_bytes_max) as u64;
+                let bytes_max = redis.message_bytes_max.min(redis.publish_queue_bytes_max) as u64;
                 bytes_max.saturating_sub(settings::COMMANDS_ENVELOPE)
             }
             Broker::Redis(_) | Broker::Memory => u64::MAX,
@@ -154,7 +154,7 @@ impl Checker<'_> {
             let expected = ByteSize(broker_max);
             self.error(
                 &key,
-                format!("expected at most {expected}, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found {found}"),
+                format!("expected at most {expected}, so that it fits broker.message_size and broker.publish_queue_size on its way between nodes (or no transports http_stream and sse), found {found}"),
             );
         }
         bytes as usize

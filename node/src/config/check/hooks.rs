@@ -54,9 +54,9 @@ impl Checker<'_> {
             rpc: self.hook("hooks.rpc", raw.rpc, &limits),
             lifecycle: self.hook("hooks.lifecycle", raw.lifecycle, &limits),
             response_bytes_max: self.size(
-                "hooks.answer_size",
-                raw.answer_size,
-                &settings::HOOK_ANSWER_SIZE,
+                "hooks.response_size",
+                raw.response_size,
+                &settings::HOOK_RESPONSE_SIZE,
             ),
             forward_headers: self.header_names("hooks.forward_headers", raw.forward_headers),
             emulated_headers: self.header_names("hooks.emulated_headers", raw.emulated_headers),

@@ -101,9 +101,12 @@ fn what_a_client_may_send_at_once_fits_its_channels() {
         (endpoint(", commands_size: 70KiB"), (64, 70)),
         (endpoint("") + &redis(""), (64, 864)),
         (endpoint("") + &redis(", message_size: 512KiB"), (64, 511)),
-        (endpoint("") + &redis(", lane_bytes: 64KiB"), (64, 64)),
         (
-            endpoint(", transports: [websocket, uni_sse]") + &redis(", lane_bytes: 64KiB"),
+            endpoint("") + &redis(", publish_queue_size: 64KiB"),
+            (64, 64),
+        ),
+        (
+            endpoint(", transports: [websocket, uni_sse]") + &redis(", publish_queue_size: 64KiB"),
             (64, 864),
         ),
     ] {
@@ -122,7 +125,7 @@ endpoints:
 ",
         &expect![[r#"
             node.yaml:4:33: endpoints[0].commands_size: expected at least message_size (64KiB), found 10KiB
-            node.yaml:5:33: endpoints[1].commands_size: expected at most 1023KiB, so that it fits broker.message_size and broker.lane_bytes on its way between nodes (or no transports http_stream and sse), found 1MiB
+            node.yaml:5:33: endpoints[1].commands_size: expected at most 1023KiB, so that it fits broker.message_size and broker.publish_queue_size on its way between nodes (or no transports http_stream and sse), found 1MiB
             node.yaml:6:33: endpoints[2].commands_size: expected 1B to 64MiB, found 65MiB
             node.yaml:7:38: endpoints[3].commands_size: expected none: this setting is only for `mode: channels`
             node.yaml:8:35: endpoints[4].command_rate: expected none: this setting is only for `mode: channels`

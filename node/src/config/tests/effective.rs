@@ -13,9 +13,9 @@ threads: 2
 broker:
   kind: redis
   urls: [ { file: URL } ]
-  lanes: 3
-  lane_bytes: 2MiB
-  lane_wait: 1500ms
+  publish_queues: 3
+  publish_queue_size: 2MiB
+  publish_queue_wait: 1500ms
   connect_timeout: 2s
   response_timeout: 3s
   backoff_max: 4s
@@ -37,7 +37,7 @@ hooks:
   subscribe: { address: \"https://app.example/subscribe\", open: 3 }
   timeout: 2s
   open: 16
-  answer_size: 32KiB
+  response_size: 32KiB
   forward_headers: [ cookie ]
   emulated_headers: [ X-Token ]
   values: [ cart ]
@@ -108,7 +108,7 @@ limits:
   keepalive: 3s
   body_size: 1MiB
   body_timeout: 3s
-  answer_timeout: 3s
+  send_timeout: 3s
 tcp: { keepalive: 3s, user_timeout: 3s, send_buffer: 64KiB }
 fanout: { window: 1ms, factor: 3, batch: 64KiB }
 drain: { lead: 3s, spread: 2s, timeout: 4s }

@@ -356,7 +356,7 @@ async fn what_one_session_sends_all_others_receive_in_order() {
 const LARGE: &str = "
 endpoints:
   - { path: /large, protocol: sockjs, mode: echo, message_size: 1MiB, outbox: 16MiB, response_limit: 64MiB, disconnect_delay: 1m }
-limits: { answer_timeout: 300ms, body_size: 16MiB }
+limits: { send_timeout: 300ms, body_size: 16MiB }
 tcp: { send_buffer: 4KiB }
 ";
 

@@ -17,7 +17,7 @@ pub(super) const STRIDE_BYTES: usize = 16 << 10;
 /// The state of the current exchange.
 pub(super) struct Progress {
     /// For the client to read a stride of the response, or the rest.
-    answer_timeout: Duration,
+    send_timeout: Duration,
     state: Mutex<State>,
 }
 
@@ -74,9 +74,9 @@ pub(super) enum Step {
 }
 
 impl Progress {
-    pub(super) fn new(answer_timeout: Duration) -> Self {
+    pub(super) fn new(send_timeout: Duration) -> Self {
         Self {
-            answer_timeout,
+            send_timeout,
             state: Mutex::new(State {
                 has_received: false,
                 exchange: Exchange::Awaited,
@@ -183,7 +183,7 @@ impl Progress {
             Exchange::Responded(After::NextRequest) if is_flushed => Step::Idle,
             Exchange::Responded(After::End) if is_flushed => Step::Done,
             Exchange::Responding(_) | Exchange::Responded(_) => Step::Busy {
-                due: state.stalled.map(|(since, _)| since + self.answer_timeout),
+                due: state.stalled.map(|(since, _)| since + self.send_timeout),
             },
         }
     }

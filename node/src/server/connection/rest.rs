@@ -47,7 +47,7 @@ pub(super) async fn rest(
     }
     let bytes = encode(&response);
     drop(response);
-    let timeout = server.config.limits.get().answer_timeout;
+    let timeout = server.config.limits.get().send_timeout;
     if let Err(error) = write(&mut socket.stream, &bytes, timeout).await {
         debug!(%error, "the client does not read its response");
         return None;

@@ -39,7 +39,7 @@ mod rules;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A broker for one node whose publish queue can be blocked: publications then wait until it is unblocked.
-struct Lane {
+struct FakeBroker {
     hub: Arc<Hub>,
     open: Mutex<bool>,
     opened: Notify,
@@ -47,7 +47,7 @@ struct Lane {
 }
 
 #[async_trait]
-impl Broker for Lane {
+impl Broker for FakeBroker {
     fn try_publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
         if !*self.open.lock() {
             return Err(TryPublishError::Full(data));
@@ -83,7 +83,7 @@ impl Broker for Lane {
 
 /// WebSockets, hub and broker of a node, without its HTTP.
 struct Node {
-    lane: Arc<Lane>,
+    fake: Arc<FakeBroker>,
     metrics: Arc<Metrics>,
     web_sockets: Arc<WebSockets>,
     shutdown: CancellationToken,
@@ -103,20 +103,20 @@ impl Node {
             },
             Arc::clone(&metrics),
         );
-        let lane = Arc::new(Lane {
+        let fake = Arc::new(FakeBroker {
             hub: Arc::clone(&hub),
             open: Mutex::new(true),
             opened: Notify::new(),
             waited: Notify::new(),
         });
-        let broker: Arc<dyn Broker> = Arc::clone(&lane) as _;
+        let broker: Arc<dyn Broker> = Arc::clone(&fake) as _;
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&broker), Arc::clone(&metrics));
         let channel_clients = channels::testing::no_clients(Arc::clone(&hub), Arc::clone(&metrics));
         let web_sockets = WebSockets::new(clients, channel_clients, None, Duration::ZERO);
         let mut background = JoinSet::new();
         background.spawn(hub.run(broker, CancellationToken::new()));
         Self {
-            lane,
+            fake,
             metrics,
             web_sockets,
             shutdown: CancellationToken::new(),

@@ -403,9 +403,9 @@ impl Backend {
         self.metrics.probed(match result {
             ProbeResult::Good => "good",
             ProbeResult::Draining => "draining",
-            ProbeResult::UnexpectedResponse(_) => "bad_answer",
+            ProbeResult::UnexpectedResponse(_) => "bad_response",
             ProbeResult::Unreachable(_) => "unreachable",
-            ProbeResult::NoResponse(_) => "no_answer",
+            ProbeResult::NoResponse(_) => "no_response",
         });
         let answers = u64::from(result.is_response());
         let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;

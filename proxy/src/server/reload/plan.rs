@@ -147,6 +147,7 @@ pub(super) fn changed_sections(before: &Config, after: &Config) -> Vec<&'static 
         trusted_proxies,
         log,
         threads,
+        renamed: _,
     } = after;
     let differ = [
         (*listeners != before.listeners, "listeners"),

@@ -9,7 +9,7 @@ fn queue() -> Arc<PublishQueue> {
     let config::Broker::Redis(mut config) = Config::parse("test", text).unwrap().broker else {
         panic!("redis is configured");
     };
-    config.lane_bytes_max = 1000;
+    config.publish_queue_bytes_max = 1000;
     let metrics = Metrics::new();
     let drop_counters = Arc::new(DropCounters::new(Arc::clone(&metrics)));
     Arc::new(PublishQueue::new(&config, drop_counters, metrics))
@@ -97,7 +97,7 @@ async fn nobody_waits_for_room_longer_than_a_publication_may() {
     assert_eq!(start.elapsed(), Duration::from_secs(5));
     let metrics = queue.metrics.render();
     assert!(
-        metrics.contains("dropped_total{reason=\"lane_full\"} 1\n"),
+        metrics.contains("dropped_total{reason=\"publish_queue_full\"} 1\n"),
         "{metrics}"
     );
 }
@@ -110,7 +110,7 @@ async fn a_publisher_that_gives_up_waiting_is_counted_too() {
     assert!(left.is_err());
     let metrics = queue.metrics.render();
     assert!(
-        metrics.contains("dropped_total{reason=\"lane_full\"} 1\n"),
+        metrics.contains("dropped_total{reason=\"publish_queue_full\"} 1\n"),
         "{metrics}"
     );
 }
@@ -123,12 +123,12 @@ async fn what_waits_too_long_is_dropped_and_what_came_later_stays() {
     queue.try_publish(&channel(), data(20)).unwrap();
     time::advance(Duration::from_millis(2999)).await;
     queue.expire();
-    assert_eq!(queue.metrics.lane_publications.get(), 2);
+    assert_eq!(queue.metrics.publish_queue_publications.get(), 2);
     time::advance(Duration::from_millis(1)).await;
     let next = queue.expire().unwrap();
     assert_eq!(next - Instant::now(), Duration::from_secs(2));
     assert_eq!(sizes(&queue.take_batch()), [20]);
-    assert_eq!(queue.metrics.lane_bytes.get(), 20);
+    assert_eq!(queue.metrics.publish_queue_bytes.get(), 20);
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +156,7 @@ async fn a_batch_is_bounded_in_number_and_a_probe_gets_into_a_full_queue() {
     queue.push_probe(&channel(), data(1));
     assert_eq!(sizes(&queue.take_batch()), [1000, 1]);
     assert_eq!(
-        queue.metrics.lane_publications.get(),
+        queue.metrics.publish_queue_publications.get(),
         1,
         "probes are no publications"
     );
@@ -223,7 +223,7 @@ async fn who_stores_is_told_what_became_of_it() {
         };
         let (stored, ()) = tokio::join!(queue.store(store()), answered);
         assert_eq!(stored, expected);
-        assert_eq!(queue.metrics.lane_bytes.get(), 0);
+        assert_eq!(queue.metrics.publish_queue_bytes.get(), 0);
     }
 }
 

@@ -172,7 +172,7 @@ async fn sweep_once(clients: &Arc<ChannelClients>, now: Instant) {
     let act = |(client, due): (Arc<ChannelClient>, Due)| match due {
         Due::Stale => client.member.close(Disconnect::STALE),
         Due::Keepalive(Verdict::Ping) => client.member.send(&client.member.ping()),
-        Due::Keepalive(Verdict::Disconnect) => client.member.close(Disconnect::NO_ANSWER),
+        Due::Keepalive(Verdict::Disconnect) => client.member.close(Disconnect::NO_CHANNEL_PONG),
         Due::Keepalive(Verdict::Keep) => {}
         Due::Expired => {
             clients.background_tasks.spawn(async move {

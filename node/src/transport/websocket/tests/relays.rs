@@ -45,16 +45,16 @@ async fn a_full_publish_queue_pauses_its_sender_and_loses_and_reorders_nothing()
             _ => masked_text(&number.to_string()),
         };
         let mut peer = node.connect(&endpoint, transport).await;
-        *node.lane.open.lock() = false;
+        *node.fake.open.lock() = false;
         // All in one write: one read returns many, and the reader has to stop between them.
         let frames: Vec<u8> = (0..5000).flat_map(framed).collect();
         let half_a_frame = frames.len() - 3;
         peer.send(&frames[..half_a_frame]).await;
-        timeout(DEADLINE, node.lane.waited.notified())
+        timeout(DEADLINE, node.fake.waited.notified())
             .await
             .unwrap();
-        *node.lane.open.lock() = true;
-        node.lane.opened.notify_waiters();
+        *node.fake.open.lock() = true;
+        node.fake.opened.notify_waiters();
         peer.send(&frames[half_a_frame..]).await;
 
         let last = if transport == Transport::Websocket {
@@ -92,10 +92,10 @@ async fn a_client_that_waits_for_room_can_still_be_disconnected() {
     let endpoint = endpoint("/ws", |_| {});
     node.start_run(&endpoint);
     let mut peer = node.connect(&endpoint, Transport::Websocket).await;
-    *node.lane.open.lock() = false;
+    *node.fake.open.lock() = false;
     peer.send(&[masked_text("a"), masked_text("b"), masked_close(1001)].concat())
         .await;
-    timeout(DEADLINE, node.lane.waited.notified())
+    timeout(DEADLINE, node.fake.waited.notified())
         .await
         .unwrap();
     node.shutdown.cancel();
@@ -118,16 +118,16 @@ async fn a_client_that_waits_for_room_is_not_disconnected_as_silent() {
     });
     node.start_run(&endpoint);
     let mut peer = node.connect(&endpoint, Transport::Websocket).await;
-    *node.lane.open.lock() = false;
+    *node.fake.open.lock() = false;
     peer.send(&[masked_text("a"), masked_text("b")].concat())
         .await;
-    timeout(DEADLINE, node.lane.waited.notified())
+    timeout(DEADLINE, node.fake.waited.notified())
         .await
         .unwrap();
     // Several times as long as a client may be silent while reading is not paused.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    *node.lane.open.lock() = true;
-    node.lane.opened.notify_waiters();
+    *node.fake.open.lock() = true;
+    node.fake.opened.notify_waiters();
     assert_eq!(peer.read_until("b").await, [text("a"), text("b")]);
 }
 
