@@ -34,7 +34,7 @@ impl ConfError {
                 ..self
             },
             None => Self {
-                position: Some((place.line, place.column)),
+                position: Some((place.line as usize, place.column as usize)),
                 ..self
             },
         }

@@ -27,9 +27,9 @@ pub(crate) struct Place {
     /// The environment variable; `None`: the file.
     pub(crate) variable: Option<Arc<str>>,
     /// Counted from 1.
-    pub(crate) line: usize,
+    pub(crate) line: u32,
     /// Counted from 1.
-    pub(crate) column: usize,
+    pub(crate) column: u32,
     /// The old name under which a setting is given there.
     pub(crate) old_name: Option<&'static str>,
 }
@@ -238,17 +238,21 @@ enum OpenContent {
 struct OpenMap {
     entries: Vec<Entry>,
     /// The line of each key.
-    lines: HashMap<String, usize>,
+    lines: HashMap<String, u32>,
     /// The key whose value comes next.
     next: Option<(String, Place)>,
+}
+
+fn saturate(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 impl Builder {
     fn place(&self, line: usize, column_from_zero: usize) -> Place {
         Place {
             variable: self.variable.clone(),
-            line,
-            column: column_from_zero + 1,
+            line: saturate(line),
+            column: saturate(column_from_zero).saturating_add(1),
             old_name: None,
         }
     }

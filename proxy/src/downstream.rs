@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use pingora::http::ResponseHeader;
 
-pub(crate) use crate::downstream::connection::{BodyLength, Connection};
+pub(crate) use crate::downstream::connection::Connection;
 pub(crate) use crate::downstream::http2::{Http2, Http2Limits, Http2Request, Http2Stream};
 use crate::http::http1::{ChunkError, ResponseBody, ResponseHead};
 use crate::http::scheme::Scheme;

@@ -14,13 +14,13 @@ use pingora::protocols::http::ServerSession;
 
 use crate::balancer::affinity::Affinity;
 use crate::config::Config;
-use crate::downstream::BodyLength;
 use crate::downstream::proxy_protocol;
 use crate::downstream::proxy_protocol::Header;
 use crate::http::forwarded::Forwarder;
+use crate::http::http1::BodyLength;
 use crate::http::http1::{Chunks, find_end};
 use crate::http::scheme::Scheme;
-use crate::request::proxy_http::body_length;
+use crate::request::proxy_http::has_no_body;
 use crate::request::proxy_http::requested_upgrades;
 use crate::server::app::parse_head;
 use crate::tls::record::testing;
@@ -233,7 +233,7 @@ pub fn head(data: &[u8]) {
     let hosts = request.headers.get_all(HOST).iter().count();
     assert!(hosts == 1 || (hosts == 0 && request.version == http::Version::HTTP_10));
     let nothing = BodyLength::Bytes(0);
-    assert_eq!(head_info.body == nothing, body_length(request) == nothing);
+    assert_eq!(head_info.body == nothing, has_no_body(request));
     let protocols = head_info.upgrade.map(|upgrade| upgrade.protocols);
     assert_eq!(protocols, requested_upgrades(request));
 }

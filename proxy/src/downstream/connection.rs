@@ -24,7 +24,7 @@ use crate::downstream::{BodyError, BodyEvent, ClientEnd, Downstream, PassError};
 use crate::http::fields::Fields;
 use crate::http::hop_by_hop::HopByHop;
 use crate::http::http1::{
-    ChunkError, Chunks, Part, ResponseBody, ResponseHead, SCRATCH as RESPONSE_SCRATCH,
+    BodyLength, ChunkError, Chunks, Part, ResponseBody, ResponseHead, SCRATCH as RESPONSE_SCRATCH,
     parse_trailers, write_own,
 };
 use crate::http::scheme::Scheme;
@@ -43,15 +43,6 @@ const LINGER_BYTES: u64 = 256 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
-}
-
-/// The length of a request body, as its head announces it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BodyLength {
-    /// Exactly this many bytes.
-    Bytes(u64),
-    /// Chunked transfer coding.
-    Chunked,
 }
 
 /// How much of the current request's body has not been read.

@@ -4,6 +4,7 @@
 //! dozen headers, and comparing with each costs less than hashing one.
 
 mod body;
+mod body_length;
 mod chunks;
 mod reading;
 mod request;
@@ -15,6 +16,7 @@ use http::HeaderValue;
 
 use crate::http::fields::{Fields, text};
 pub(crate) use crate::http::http1::body::{ResponseBody, write_chunk};
+pub(crate) use crate::http::http1::body_length::{BadFraming, BodyLength};
 pub(crate) use crate::http::http1::chunks::{ChunkError, Chunks, Part};
 pub(crate) use crate::http::http1::reading::{
     ResponseHeadError, ResponseLimits, ResponseReader, SCRATCH, poll_read_scratch,

@@ -28,10 +28,10 @@ use crate::balancer::pool::Backend;
 use crate::balancer::pool::Choice;
 use crate::config::Timeouts;
 use crate::downstream::open_connections::Connections;
-use crate::downstream::{BodyError, BodyEvent, BodyLength, ClientEnd, Downstream, PassError};
+use crate::downstream::{BodyError, BodyEvent, ClientEnd, Downstream, PassError};
 use crate::http::fields::{Fields, Request as _, Response as _};
 use crate::http::http1::{
-    BadResponse, Framing, RequestHead, ResponseBody, ResponseHead, ResponseHeadError,
+    BadResponse, BodyLength, Framing, RequestHead, ResponseBody, ResponseHead, ResponseHeadError,
     ResponseLimits, ResponseReader, poll_read_scratch, settle_framing,
 };
 use crate::limits::Limit;

@@ -32,7 +32,7 @@ use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, Prox
 use crate::request::forward::{Engine, STALE_MAX};
 use crate::request::proxy_http::detach::{UpgradeOutcome, detach_upgrade};
 #[cfg(any(fuzzing, test))]
-pub(crate) use crate::request::proxy_http::detach::{body_length, requested_upgrades};
+pub(crate) use crate::request::proxy_http::detach::{has_no_body, requested_upgrades};
 use crate::upstream::AddressCursor;
 use crate::upstream::DialError;
 use crate::upstream::Dialer;

@@ -7,8 +7,10 @@ use std::io;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use causeway_tests::harness::delayed::Delayed;
 use causeway_tests::harness::edge::{self, Edge};
 use causeway_tests::harness::node::{self, Node};
 use causeway_tests::harness::process::Process;
@@ -18,6 +20,10 @@ use causeway_tests::harness::{loopback, programs, wait};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::process::Command;
+
+/// How long a byte takes to the backend. Some cases send several frames on a stream and expect an error about the last one, which
+/// there is only while the stream is open: behind a fast backend the response may have ended it.
+const BACKEND_DELAY: Duration = Duration::from_millis(50);
 
 /// How many cases there are, and which of them failed.
 struct Report {
@@ -34,11 +40,13 @@ async fn main() -> Result<()> {
     Authority::new(scratch.path())?.renew(&certificates)?;
     let node = Node::start("n1", node::settings(), scratch.path()).await?;
 
+    let delayed = Delayed::start(node.address, BACKEND_DELAY).await?;
+    let backend = delayed.address;
     let listener = json!({ "address": "127.0.0.1:0", "tls": { "folder": certificates } });
-    let settings = edge::settings(&[("n1", node.address)]).with("listeners", json!([listener]));
+    let settings = edge::settings(&[("n1", backend)]).with("listeners", json!([listener]));
     let edge = Edge::start(&settings, scratch.path()).await?;
     edge.backend_in_state("n1", "up").await?;
-    let (_pingora, address) = pingora(&certificates, node.address, scratch.path()).await?;
+    let (_pingora, address) = pingora(&certificates, backend, scratch.path()).await?;
 
     let ours = run(&h2spec, edge.address, scratch.path()).await?;
     let stock = run(&h2spec, address, scratch.path()).await?;

@@ -262,7 +262,10 @@ fn node_settings(redis: &str) -> Settings {
     if let (Some(endpoints), Some(namespaces)) =
         (endpoints.as_array_mut(), namespaces.as_array_mut())
     {
-        endpoints.push(json!({ "path": HOARD, "mode": "channels", "outbox": "256MiB" }));
+        // A client that reads nothing answers no pings: it is to fill its node before that disconnects it, on a slow machine too.
+        let ping = json!({ "interval": "10m", "timeout": "1m" });
+        endpoints
+            .push(json!({ "path": HOARD, "mode": "channels", "outbox": "256MiB", "ping": ping }));
         namespaces.push(json!({ "name": "hoard", "subscribe": "anyone" }));
     }
     settings

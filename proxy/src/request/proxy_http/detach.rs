@@ -6,16 +6,16 @@ use std::io::Cursor;
 use std::time::Instant;
 
 use bytes::BytesMut;
-use http::Version;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Version};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora_proxy::Session;
 
-use crate::downstream::{BodyLength, Connection};
+use crate::downstream::Connection;
 use crate::http::fields::Request as _;
-use crate::http::http1::RequestHead;
+use crate::http::http1::{BodyLength, RequestHead};
 use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::forward::{Engine, Incoming, Upgrade, may_upgrade};
@@ -39,7 +39,7 @@ pub(super) async fn detach_upgrade(engine: &Engine, downstream: &mut Session) ->
     let Some(protocol) = allowed_upgrade(engine, request) else {
         return UpgradeOutcome::NotUpgrade;
     };
-    if body_length(request) != BodyLength::Bytes(0) {
+    if !has_no_body(request) {
         return UpgradeOutcome::Rejected(Rejection::Malformed("an upgrade with a body"));
     }
     // Pingora owns the connections: only tunnels are counted.
@@ -142,21 +142,13 @@ pub(crate) fn requested_upgrades(request: &RequestHeader) -> Option<Vec<String>>
     (is_upgrade && !protocols.is_empty()).then_some(protocols)
 }
 
-/// The length of the body of `request`: zero only if that is unambiguous.
-pub(crate) fn body_length(request: &RequestHeader) -> BodyLength {
-    let headers = &request.headers;
-    let mut lengths = headers.get_all(CONTENT_LENGTH).into_iter();
-    match (
-        headers.contains_key(TRANSFER_ENCODING),
-        lengths.next(),
-        lengths.next(),
-    ) {
-        (false, None, _) => BodyLength::Bytes(0),
-        (false, Some(length), None)
-            if !length.is_empty() && length.as_bytes().iter().all(|digit| *digit == b'0') =>
-        {
-            BodyLength::Bytes(0)
-        }
-        _ => BodyLength::Chunked,
-    }
+/// Whether `request` certainly has no body.
+pub(crate) fn has_no_body(request: &RequestHeader) -> bool {
+    let values = |name| request.headers.get_all(name).into_iter();
+    let length = BodyLength::of_request(
+        request.version,
+        values(CONTENT_LENGTH).map(HeaderValue::as_bytes),
+        values(TRANSFER_ENCODING).map(HeaderValue::as_bytes),
+    );
+    length == Ok(BodyLength::Bytes(0))
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
-use crate::downstream::{BodyLength, Connection};
+use crate::downstream::Connection;
 use crate::http::fields;
-use crate::http::http1::{HEADERS_MOST, Parsed, RequestLine, find_end};
+use crate::http::http1::{BodyLength, HEADERS_MOST, Parsed, RequestLine, find_end};
 use crate::request::error::Rejection;
 use crate::request::forward::may_upgrade;
 use crate::server::app::strict;
@@ -149,23 +149,12 @@ pub(crate) fn parse_head(head: &mut [u8], headers_max: usize) -> Result<CheckedH
         Ok(_) => return Err(Rejection::Malformed("an empty line within the head")),
         Err(error) => return Err(strict::rejection(head, error)),
     }
-    strict::check(head, &request)?;
+    let body = strict::check(head, &request)?;
     let named = |name: &'static str| {
         request
             .headers
             .iter()
             .filter(move |header| header.name.eq_ignore_ascii_case(name))
-    };
-    let body = match (
-        named("transfer-encoding").next(),
-        named("content-length").next(),
-    ) {
-        (None, None) => BodyLength::Bytes(0),
-        (None, Some(length)) => {
-            let length = strict::decimal(length.value);
-            BodyLength::Bytes(length.ok_or(Rejection::Malformed("Content-Length is not a number"))?)
-        }
-        (Some(_), _) => BodyLength::Chunked,
     };
     // As in `Fields`: a value that is not ASCII is not a list of tokens.
     let text = |name| named(name).filter_map(|header| fields::text(header.value));

@@ -4,8 +4,10 @@
 //! tolerate other things, and request smuggling needs one request that two parsers read differently. So nothing is tolerated;
 //! the status is the one that the RFC names.
 
+use http::Version;
 use httparse::{Header, Request};
 
+use crate::http::http1::{BadFraming, BodyLength};
 use crate::http::target::Target;
 use crate::http::target::host_alone;
 use crate::request::error::Rejection;
@@ -58,12 +60,12 @@ fn has_version(head: &[u8]) -> bool {
             if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// Checks a head that httparse has parsed.
+/// Checks a head that httparse has parsed. Returns where its body ends.
 ///
 /// # Errors
 ///
 /// The error response that the request gets.
-pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Rejection> {
+pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<BodyLength, Rejection> {
     let bare = |pair: &[u8]| pair[1] == b'\n' && pair[0] != b'\r';
     if head.windows(2).any(bare) {
         return Err(Rejection::Malformed(
@@ -79,7 +81,7 @@ pub(super) fn check(head: &[u8], request: &Request<'_, '_>) -> Result<(), Reject
         "the request target is neither a path nor a URL",
     ))?;
     check_host(request, target)?;
-    check_framing(request)
+    body_length(request)
 }
 
 fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Rejection> {
@@ -102,50 +104,17 @@ fn check_host(request: &Request<'_, '_>, target: Target<'_>) -> Result<(), Rejec
     }
 }
 
-/// RFC 9112, 6: at most one header says where the body ends; without one there is no body.
-fn check_framing(request: &Request<'_, '_>) -> Result<(), Rejection> {
-    let mut lengths = named(request, "content-length");
-    let length = lengths.next();
-    if lengths.next().is_some() {
-        return Err(Rejection::Malformed("more than one Content-Length"));
-    }
-    if length.is_some_and(|length| decimal(length.value).is_none()) {
-        return Err(Rejection::Malformed("Content-Length is not a number"));
-    }
-    let mut codings = named(request, "transfer-encoding").peekable();
-    if codings.peek().is_none() {
-        return Ok(());
-    }
-    if request.version == Some(0) {
-        return Err(Rejection::Malformed("a transfer coding in HTTP/1.0"));
-    }
-    if length.is_some() {
-        return Err(Rejection::Malformed(
-            "Content-Length together with Transfer-Encoding",
-        ));
-    }
-    let codings: Vec<&[u8]> = codings
-        .flat_map(|header| header.value.split(|byte| *byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .collect();
-    let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    match codings.as_slice() {
-        [only] if is_chunked(only) => Ok(()),
-        [before @ .., last] if is_chunked(last) => {
-            if before
-                .iter()
-                .any(|coding| is_chunked(coding) || coding.is_empty())
-            {
-                return Err(Rejection::Malformed(
-                    "chunked is repeated, or an empty transfer coding precedes it",
-                ));
-            }
-            Err(Rejection::CodingNotSupported)
-        }
-        _ => Err(Rejection::Malformed(
-            "the last transfer coding is not chunked",
-        )),
-    }
+fn body_length(request: &Request<'_, '_>) -> Result<BodyLength, Rejection> {
+    let version = match request.version {
+        Some(0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    let values = |name| named(request, name).map(|header| header.value);
+    let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+    BodyLength::of_request(version, lengths, codings).map_err(|bad| match bad {
+        BadFraming::CodingNotSupported => Rejection::CodingNotSupported,
+        BadFraming::Malformed(why) => Rejection::Malformed(why),
+    })
 }
 
 fn named<'a>(
@@ -156,13 +125,4 @@ fn named<'a>(
         .headers
         .iter()
         .filter(move |header| header.name.eq_ignore_ascii_case(name))
-}
-
-/// A plain decimal number: no sign, no spaces, no list, and at most `i64::MAX`, which every parser can hold.
-pub(super) fn decimal(value: &[u8]) -> Option<u64> {
-    if !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let number: i64 = std::str::from_utf8(value).ok()?.parse().ok()?;
-    u64::try_from(number).ok()
 }
