@@ -37,7 +37,7 @@ pub(super) static PROBE: Script = Script::new(include_str!("scripts/probe.lua"))
 #[error("unexpected reply of redis to a script")]
 pub(super) struct UnexpectedReply;
 
-/// Adds the command that publishes `store`. `failover`: see [`Tenure::failover`](crate::redis::Tenure::failover).
+/// Adds the command that publishes `store`. `failover`: that of the primary which the command is sent to.
 pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store, failover: u64) {
     let (size, ttl, meta_ttl) = store.retention.map_or((0, 0, 0), |retention| {
         let (ttl, meta_ttl) = (retention.ttl.as_millis(), retention.meta_ttl.as_millis());
