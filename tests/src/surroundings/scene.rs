@@ -262,7 +262,8 @@ fn node_settings(redis: &str) -> Settings {
     if let (Some(endpoints), Some(namespaces)) =
         (endpoints.as_array_mut(), namespaces.as_array_mut())
     {
-        // A client that reads nothing answers no pings: it is to fill its node before that disconnects it, on a slow machine too.
+        // A client that reads nothing answers no pings and takes nothing: it is to fill its node before either disconnects it, on a
+        // slow machine too.
         let ping = json!({ "interval": "10m", "timeout": "1m" });
         endpoints
             .push(json!({ "path": HOARD, "mode": "channels", "outbox": "256MiB", "ping": ping }));
@@ -273,6 +274,7 @@ fn node_settings(redis: &str) -> Settings {
         .with("channels.namespaces", namespaces)
         .with("limits.connections", json!(CONNECTIONS))
         .with("limits.memory", json!(MEMORY))
+        .with("limits.send_timeout", json!("10m"))
 }
 
 async fn is_ready(address: SocketAddr) -> Option<()> {
