@@ -40,6 +40,9 @@ const MEMORY: &str = "128MiB";
 /// The endpoint whose clients may leave unread what fits into a node, and the namespace that is theirs alone.
 pub const HOARD: &str = "/hoard";
 
+/// For how long a client that reads nothing is not disconnected for that alone.
+const PATIENCE: &str = "10m";
+
 /// All of it. The fields are dropped in this order.
 #[derive(Debug)]
 pub struct Scene {
@@ -115,7 +118,8 @@ impl Scene {
             .with(
                 "health",
                 json!({ "interval": "500ms", "fast_interval": "100ms", "down_interval": "250ms" }),
-            );
+            )
+            .with("timeouts.tcp_user_timeout", json!(PATIENCE));
         let edge = New {
             name: "edge".to_owned(),
             program: "causeway-proxy",
@@ -262,9 +266,9 @@ fn node_settings(redis: &str) -> Settings {
     if let (Some(endpoints), Some(namespaces)) =
         (endpoints.as_array_mut(), namespaces.as_array_mut())
     {
-        // A client that reads nothing answers no pings and takes nothing: it is to fill its node before either disconnects it, on a
-        // slow machine too.
-        let ping = json!({ "interval": "10m", "timeout": "1m" });
+        // A client that reads nothing answers no pings and takes nothing (PATIENCE): it is to fill its node before that disconnects it,
+        // on a slow machine too.
+        let ping = json!({ "interval": PATIENCE, "timeout": PATIENCE });
         endpoints
             .push(json!({ "path": HOARD, "mode": "channels", "outbox": "256MiB", "ping": ping }));
         namespaces.push(json!({ "name": "hoard", "subscribe": "anyone" }));
@@ -274,7 +278,8 @@ fn node_settings(redis: &str) -> Settings {
         .with("channels.namespaces", namespaces)
         .with("limits.connections", json!(CONNECTIONS))
         .with("limits.memory", json!(MEMORY))
-        .with("limits.send_timeout", json!("10m"))
+        .with("limits.send_timeout", json!(PATIENCE))
+        .with("tcp.user_timeout", json!(PATIENCE))
 }
 
 async fn is_ready(address: SocketAddr) -> Option<()> {
