@@ -165,6 +165,11 @@ impl Link {
         }
     }
 
+    /// The number of the failover that made the server the primary ([`Tenure::failover`]).
+    pub(crate) fn failover(&self) -> u64 {
+        self.tenure.failover()
+    }
+
     /// The time for which the server is the primary.
     pub(crate) fn tenure(&self) -> Tenure {
         self.tenure.clone()

@@ -134,7 +134,7 @@ impl Tenure {
 
     /// The number of the failover with which it began, of which each has a higher one than all before it; 0 if nothing counts
     /// them.
-    pub(crate) fn failover(&self) -> u64 {
+    pub(super) fn failover(&self) -> u64 {
         self.0.as_ref().map_or(0, |(_, term)| term.failover)
     }
 

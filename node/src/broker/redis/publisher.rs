@@ -143,7 +143,7 @@ impl Publisher<'_> {
         }
         let (batch, unpublishable) = self.publishable(batch);
         self.queue.settle(unpublishable);
-        let commands = self.commands(&batch, connection.link().tenure().failover());
+        let commands = self.commands(&batch, connection.link().failover());
         match connection.link().send_once(&commands).await {
             Ok(answers) => self.settle(batch, answers),
             Err(error) => {
