@@ -17,17 +17,33 @@
 //! knows whether B has the client, and closes the connection with 1012 ([`HandoffError::Lost`](crate::client::relay::HandoffError::Lost)), so that the client
 //! connects again. Two nodes never write to one client: the edge reads from B only after A is done.
 //!
-//! Clients of relay and echo endpoints over WebSocket are handed off. Channel clients and sessions over HTTP are not: a
-//! drain disconnects them, and they recover.
+//! A channel client has any number of channels, on any number of servers, each with a mark of its own. A node may be ahead
+//! or behind with the history of a channel, so after the marks A tells B how far it has delivered each of them:
+//!
+//! 1. A holds control commands, pings and expiry of the client back, and sends the snapshot. B subscribes the channels
+//!    and holds back what is published without an offset.
+//! 2. A publishes the marks. At each, A ends the deliveries and notes the positions, and B begins to hold back.
+//! 3. A tells B the positions. B recovers what comes after them out of its cache or the history, adds what it has held
+//!    back, takes over the client's presence and its entry in the directory, and responds.
+//! 4. A gives up the presence without a leave. For some time it passes control commands on to B ([`forward`]), which may
+//!    be on their way to A.
+//!
+//! Until the first mark is published the client stays at A if anything fails.
+//!
+//! Sessions over HTTP are not handed off, nor are channel clients while there are lifecycle events: a drain disconnects
+//! them, and they recover.
 
 mod arrivals;
 mod departure;
+mod forward;
 mod marks;
 mod snapshot;
 
 pub(crate) use arrivals::Arrivals;
 pub(crate) use arrivals::Arrived;
+pub(crate) use arrivals::ArrivedClient;
 pub(crate) use arrivals::Components as ArrivalComponents;
 pub(crate) use departure::Departures;
 pub(crate) use marks::Marks;
+pub(crate) use snapshot::Kind;
 pub(crate) use snapshot::Snapshot;

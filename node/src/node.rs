@@ -286,51 +286,8 @@ impl Node {
         );
         let directory = Directory::new(Arc::clone(&registry.registry) as Arc<dyn UserWatch>);
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&relay), Arc::clone(&metrics));
-        let has_others = matches!(config.broker, config::Broker::Redis(_));
-        let arrivals = has_others.then(|| {
-            relay.subscribe_everywhere(&keys::handoff_marks());
-            Arrivals::new(ArrivalComponents {
-                instance,
-                clients: Arc::clone(&clients),
-                endpoints: config.endpoints.clone(),
-                broker: Arc::clone(&relay),
-                marks: Arc::clone(&marks),
-                draining: lifecycle.draining.clone(),
-            })
-        });
-        let control = Control::new(control::Components {
-            registry: Arc::clone(&registry.registry),
-            directory: Arc::clone(&directory),
-            broker: Arc::clone(&relay),
-            channel_counts: Arc::clone(&streams) as Arc<dyn ChannelCounts>,
-            arrivals: arrivals
-                .clone()
-                .map(|arrivals| arrivals as Arc<dyn AcceptsClients>),
-            metrics: Arc::clone(&metrics),
-        });
         let presence = Presence::new(Arc::clone(&registry.registry));
         let values = Arc::new(Values::new(&servers, &config.values));
-        let api = config.api.as_ref().map(|api| {
-            let parts = api::Parts {
-                streams: Arc::clone(&streams),
-                presence: Arc::clone(&presence),
-                control: Arc::clone(&control),
-                values: Arc::clone(&values),
-            };
-            Arc::new(Api::new(api, config.channels.namespaces.clone(), parts))
-        });
-        let mounted_api = config.api.as_ref().zip(api.clone());
-        let mounted_api = mounted_api.map(|(config, api)| ApiMount {
-            path: config.path.clone(),
-            api,
-        });
-        if has_others {
-            clients.set_hand_off(Arc::new(Departures {
-                control: Arc::clone(&control),
-                broker: Arc::clone(&relay),
-                marks,
-            }));
-        }
         let verifier = Arc::new(Verifier::new(config.auth.clone()));
         let hooks = Hooks::new(config.hooks.clone(), Arc::clone(&metrics));
         let lifecycle_events = lifecycle::start(
@@ -356,14 +313,62 @@ impl Node {
             config: config.channels.clone(),
             streams: Arc::clone(&streams),
             instance,
-            presence,
+            presence: Arc::clone(&presence),
             directory: Arc::clone(&directory),
             verifier: Arc::clone(&verifier),
             hooks,
-            values,
+            values: Arc::clone(&values),
             lifecycle: lifecycle_events,
             metrics: Arc::clone(&metrics),
         });
+        let has_others = matches!(config.broker, config::Broker::Redis(_));
+        let arrivals = has_others.then(|| {
+            relay.subscribe_everywhere(&keys::handoff_marks());
+            Arrivals::new(ArrivalComponents {
+                instance,
+                clients: Arc::clone(&clients),
+                channel_clients: Arc::clone(&channel_clients),
+                registry: Arc::clone(&registry.registry),
+                endpoints: config.endpoints.clone(),
+                broker: Arc::clone(&relay),
+                marks: Arc::clone(&marks),
+                draining: lifecycle.draining.clone(),
+            })
+        });
+        let control = Control::new(control::Components {
+            registry: Arc::clone(&registry.registry),
+            directory: Arc::clone(&directory),
+            broker: Arc::clone(&relay),
+            channel_counts: Arc::clone(&streams) as Arc<dyn ChannelCounts>,
+            arrivals: arrivals
+                .clone()
+                .map(|arrivals| arrivals as Arc<dyn AcceptsClients>),
+            metrics: Arc::clone(&metrics),
+        });
+        let api = config.api.as_ref().map(|api| {
+            let parts = api::Parts {
+                streams: Arc::clone(&streams),
+                presence: Arc::clone(&presence),
+                control: Arc::clone(&control),
+                values: Arc::clone(&values),
+            };
+            Arc::new(Api::new(api, config.channels.namespaces.clone(), parts))
+        });
+        let mounted_api = config.api.as_ref().zip(api.clone());
+        let mounted_api = mounted_api.map(|(config, api)| ApiMount {
+            path: config.path.clone(),
+            api,
+        });
+        if has_others {
+            let departures = Arc::new(Departures {
+                control: Arc::clone(&control),
+                broker: Arc::clone(&relay),
+                marks,
+                tasks: channel_clients.background_tasks().clone(),
+            });
+            clients.set_hand_off(Arc::clone(&departures) as Arc<dyn relay::HandOff>);
+            channel_clients.set_hand_off(departures);
+        }
         let websockets = WebSockets::new(
             Arc::clone(&clients),
             Arc::clone(&channel_clients),

@@ -60,6 +60,8 @@ mod sabotage;
 mod sequence;
 mod state;
 
+pub(crate) use channel::Arriving;
+pub(crate) use channel::Cut;
 pub(crate) use channel::Joined;
 pub(crate) use channel::Membership;
 pub(crate) use publish::History;
@@ -85,6 +87,8 @@ pub(crate) struct JoinRequest<'a> {
     pub(crate) since: Option<&'a Position>,
     /// Whether the channel has lifecycle events.
     pub(crate) has_lifecycle: bool,
+    /// The number of a member that another node hands off.
+    pub(crate) arriving: Option<u64>,
 }
 
 /// The streams of all channels with members on this node.
@@ -188,6 +192,52 @@ impl ChannelStreams {
                 "the channel was not subscribed within {timeout:?}"
             )))
         })
+    }
+
+    /// Prepares the join of a member that another node hands off to this one. At most `bytes_max` of what no history holds
+    /// are kept for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the channel cannot be subscribed, is not received now, or has another history than `request` says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future prepares nothing.
+    pub(crate) async fn expect(
+        self: &Arc<Self>,
+        request: JoinRequest<'_>,
+        bytes_max: usize,
+    ) -> Result<Arriving, Unavailable> {
+        ChannelStream::expect(self.acquire(&request), &request, bytes_max).await
+    }
+
+    /// Adds a member that was [expected](Self::expect), from where the other node has stopped. `reply` must return
+    /// everything that it has missed, see [`Joined`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the stream has ended, or cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future before it is ready does not add the member, and `reply` is not called.
+    pub(crate) async fn resume<F>(
+        arriving: &Arriving,
+        request: JoinRequest<'_>,
+        reply: F,
+    ) -> Result<Membership, Unavailable>
+    where
+        F: FnOnce(Joined<'_>) -> Bytes + Send,
+    {
+        let request = JoinRequest {
+            arriving: Some(arriving.number),
+            ..request
+        };
+        match ChannelStream::join(arriving.in_use.again(), &request, reply).await? {
+            Outcome::Joined(membership) => Ok(membership),
+            Outcome::Ended(_) => Err(Unavailable("the channel's stream has ended".to_owned())),
+        }
     }
 
     /// Returns the channel's stream, in use until the guard is dropped. Creates it if there is none.

@@ -15,14 +15,19 @@
 //! concurrently, within a limit ([`Commands`]).
 
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use async_trait::async_trait;
+use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Verifier;
+use crate::client::relay::HandoffError;
 use crate::cluster::directory::Directory;
 use crate::cluster::presence::Presence;
 use crate::cluster::values::Values;
@@ -34,6 +39,7 @@ use crate::hub::roster::Roster;
 use crate::lifecycle::Lifecycle;
 use crate::logging::Throttle;
 use crate::metrics::Metrics;
+use crate::protocol::handoff::Target;
 use crate::protocol::instance::Instance;
 use crate::stream::ChannelStreams;
 
@@ -45,15 +51,19 @@ mod failure;
 mod for_hooks;
 mod join_leave;
 mod keepalive;
+mod snapshot;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub(crate) use client::Admitted;
+pub(crate) use client::ArrivingClient;
 pub(crate) use client::Commands;
+pub(crate) use client::Departing;
 pub(crate) use client::Origin;
 pub(crate) use join_leave::join_leave_queue;
 pub(crate) use keepalive::Direction;
+pub(crate) use snapshot::ClientState;
 
 use state::AuthSource;
 
@@ -76,7 +86,32 @@ pub(crate) struct ChannelClients {
     background_tasks: TaskTracker,
     /// The start of the clock for the clients' rate limits.
     started: Instant,
+    /// Missing in a node without a broker for several.
+    hand_off: OnceLock<Arc<dyn HandOff>>,
+    /// Cancelled when the clients are disconnected or handed off.
+    draining: CancellationToken,
 }
+
+/// Hands clients off to other nodes.
+#[async_trait]
+pub(crate) trait HandOff: Send + Sync + 'static {
+    /// Hands a client off. Afterwards it gets nothing from this node any more.
+    ///
+    /// # Errors
+    ///
+    /// [`HandoffError`]: whether it stays or has to connect again.
+    ///
+    /// # Cancel safety
+    ///
+    /// After dropping this future the client must be disconnected.
+    async fn hand_off(&self, departing: Departing, target: Target) -> Result<(), HandoffError>;
+}
+
+/// How long the edges may take to hand clients off when the node drains. The rest is disconnected.
+const HANDOFF_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is checked whether clients are left.
+const HANDOFF_LOOK: Duration = Duration::from_millis(20);
 
 /// The arguments of [`ChannelClients::new`].
 pub(crate) struct Components {
@@ -111,7 +146,14 @@ impl ChannelClients {
             refused_tokens: Throttle::default(),
             background_tasks: TaskTracker::new(),
             started: Instant::now(),
+            hand_off: OnceLock::new(),
+            draining: CancellationToken::new(),
         })
+    }
+
+    /// Lets clients be handed off. Called once, before there are any.
+    pub(crate) fn set_hand_off(&self, hand_off: Arc<dyn HandOff>) {
+        let _ = self.hand_off.set(hand_off);
     }
 
     /// Replaces the settings; existing subscriptions keep the earlier ones.
@@ -119,8 +161,8 @@ impl ChannelClients {
         self.config.set(config);
     }
 
-    /// Pings clients and ends what has expired. After `shutdown`, disconnects all clients over `spread`, waits for
-    /// background tasks, and returns.
+    /// Pings clients and ends what has expired. After `shutdown`, has the edges hand clients off to other nodes, disconnects
+    /// those that are left over `spread`, waits for background tasks, and returns.
     ///
     /// # Cancel safety
     ///
@@ -128,13 +170,24 @@ impl ChannelClients {
     pub(crate) async fn run(
         self: Arc<Self>,
         pings: Vec<config::Ping>,
-        spread: std::time::Duration,
+        spread: Duration,
         shutdown: CancellationToken,
     ) {
         client::sweep(&self, &pings, shutdown).await;
+        self.draining.cancel();
+        self.roster.drain_or_hand_off(spread).await;
+        let end = Instant::now() + HANDOFF_WAIT_MAX;
+        while self.roster.can_hand_off_any() && Instant::now() < end {
+            time::sleep(HANDOFF_LOOK).await;
+        }
         self.roster.disconnect_all(spread).await;
         self.background_tasks.close();
         self.background_tasks.wait().await;
+    }
+
+    /// What runs tasks of clients, which have ended when [`run`](Self::run) returns.
+    pub(crate) fn background_tasks(&self) -> &TaskTracker {
+        &self.background_tasks
     }
 
     /// Clients with queued output.
@@ -168,7 +221,7 @@ fn unix_milliseconds() -> i64 {
     i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX)
 }
 
-fn unix_time() -> std::time::Duration {
+fn unix_time() -> Duration {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default()
 }

@@ -28,6 +28,18 @@ pub(crate) fn admit(full_at: &AtomicU64, rate: PublishRate, cost: u32, now: Dura
         .is_ok()
 }
 
+/// How long the bucket needs to be full again, in nanoseconds.
+pub(crate) fn ahead(full_at: &AtomicU64, now: Duration) -> u64 {
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    full_at.load(Ordering::Relaxed).saturating_sub(now)
+}
+
+/// The state of a bucket that needs so long to be full again, in nanoseconds.
+pub(crate) fn continued(ahead: u64, now: Duration) -> AtomicU64 {
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    AtomicU64::new(now.saturating_add(ahead))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +73,16 @@ mod tests {
         let state = AtomicU64::new(0);
         admitted(&state, 3, Duration::ZERO);
         assert_eq!(admitted(&state, 9, Duration::from_secs(3600)), 3);
+    }
+
+    #[test]
+    fn a_bucket_continues_by_another_clock() {
+        let (state, now) = (AtomicU64::new(0), Duration::from_secs(7));
+        admitted(&state, 2, now);
+        let elsewhere = Duration::from_secs(1);
+        let continued = continued(ahead(&state, now), elsewhere);
+        assert_eq!(admitted(&continued, 5, elsewhere), 1);
+        assert_eq!(ahead(&AtomicU64::new(0), now), 0);
     }
 
     #[test]

@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -205,17 +204,12 @@ impl Client {
 
     /// How long its rate limit needs to be full again, in nanoseconds.
     pub(crate) fn rate_ahead(&self) -> u64 {
-        let now = self.clients.started.elapsed().as_nanos();
-        let now = u64::try_from(now).unwrap_or(u64::MAX);
-        self.rate.load(Ordering::Relaxed).saturating_sub(now)
+        crate::client::rate::ahead(&self.rate, self.clients.started.elapsed())
     }
 
     /// Continues a rate limit that needs so long to be full again, in nanoseconds.
-    pub(crate) fn set_rate_ahead(&self, rate_ahead: u64) {
-        let now = self.clients.started.elapsed().as_nanos();
-        let now = u64::try_from(now).unwrap_or(u64::MAX);
-        self.rate
-            .store(now.saturating_add(rate_ahead), Ordering::Relaxed);
+    pub(crate) fn set_rate_ahead(&mut self, rate_ahead: u64) {
+        self.rate = crate::client::rate::continued(rate_ahead, self.clients.started.elapsed());
     }
 
     /// Handles a message of the client, if that is possible without waiting.

@@ -14,10 +14,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,8 +39,10 @@ use crate::cluster::registry::Registry;
 use crate::cluster::registry::Unavailable;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
+use crate::protocol::Position;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::handoff::Token;
+use crate::protocol::instance::ClientId;
 use crate::protocol::instance::Instance;
 use crate::protocol::publication::Publication;
 use crate::redis::keys;
@@ -56,6 +60,9 @@ use message::Response;
 /// The most queued messages of other nodes. More are dropped, and counted.
 const INBOX_MESSAGES_MAX: usize = 4096;
 
+/// The most clients of other nodes that are accepted at a time.
+const ACCEPTING_MAX: usize = 1024;
+
 /// How long other nodes may take to respond.
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -70,13 +77,30 @@ pub(crate) trait ChannelCounts: Send + Sync + 'static {
 }
 
 /// Accepts clients that other nodes hand off to this one.
+#[async_trait]
 pub(crate) trait AcceptsClients: Send + Sync + 'static {
     /// Prepares the client of `snapshot` for the edge's connection that waits with `token`.
     ///
     /// # Errors
     ///
     /// Why the client has to stay where it is, as text.
-    fn accept(&self, token: Token, snapshot: &[u8]) -> Result<(), String>;
+    async fn accept(&self, token: Token, snapshot: Bytes) -> Result<(), String>;
+
+    /// Continues the client that was prepared for `token`: the other node has delivered what is before `cut`, and delivers
+    /// nothing more.
+    ///
+    /// # Errors
+    ///
+    /// Why the client has to connect again, as text.
+    async fn resume(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String>;
+}
+
+/// How far a node has delivered a channel to a client that it hands off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CutAt {
+    pub(crate) channel: ChannelName,
+    /// Its position; `None` if the channel has no history: what is before the mark is delivered.
+    pub(crate) position: Option<Position>,
 }
 
 /// Receives messages of other nodes.
@@ -195,15 +219,27 @@ impl Control {
     ) {
         let channel = keys::control_channel(self.instance());
         self.components.broker.subscribe(&channel);
+        let mut accepting = JoinSet::new();
         loop {
             let data = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 data = receiver.0.recv() => data,
+                Some(_) = accepting.join_next() => continue,
             };
             let Some(data) = data else { return };
             match Message::decode(data) {
-                Ok(message) => self.handle(message).await,
+                Ok(message) => match message.body {
+                    // It waits for other messages, so it must not hold them up.
+                    Body::Request(request @ (Request::Handoff(..) | Request::Resume(..)))
+                        if accepting.len() < ACCEPTING_MAX =>
+                    {
+                        let this = Arc::clone(&self);
+                        let (from, number) = (message.from, message.number);
+                        accepting.spawn(async move { this.accept(from, number, request).await });
+                    }
+                    _ => self.handle(message).await,
+                },
                 Err(error) => {
                     debug!(%error, "undecodable message on the control channel dropped");
                     self.components
@@ -305,20 +341,64 @@ impl Control {
         }
     }
 
+    /// Has the node `instance` continue the client that it has prepared for `token`.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not, as text.
+    pub(crate) async fn resume(
+        &self,
+        instance: Instance,
+        token: Token,
+        cut: Vec<CutAt>,
+    ) -> Result<(), String> {
+        let request = Request::Resume(token, cut);
+        let responses = self.request_from(&[instance], request).await;
+        let responses = responses.and_then(Responses::all);
+        let responses = responses.map_err(|error| error.to_string())?;
+        match responses.into_iter().next() {
+            Some((_, Response::Handoff(resumed))) => resumed,
+            _ => Err("the other node knows no such handoff".to_owned()),
+        }
+    }
+
+    /// Passes `command` on to `client`, which was handed off to the node `instance`.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`]: it may have received it.
+    pub(crate) async fn forward(
+        &self,
+        instance: Instance,
+        client: ClientId,
+        command: ControlCommand,
+    ) -> Result<(), ControlError> {
+        let request = Request::Command(Target::Client(client), command);
+        let responses = self.request_from(&[instance], request).await?;
+        responses.all().map(|_| ())
+    }
+
     /// The live nodes that may have clients of `target`.
     async fn holders(&self, target: &Target) -> Result<Vec<Instance>, ControlError> {
         let registry = &self.components.registry;
         Ok(match target {
-            Target::Client(client)
-            | Target::ClientOf { client, .. }
-            | Target::Session {
-                session: client, ..
-            } => {
+            Target::Client(client) => {
+                // The node that it has connected to, unless that has handed it off.
+                let mut nodes = registry.nodes_of_moved(*client).await?;
                 let instance = client.instance();
+                if !nodes.contains(&instance) && registry.is_alive(instance).await? {
+                    nodes.push(instance);
+                }
+                nodes
+            }
+            Target::Session { session, .. } => {
+                let instance = session.instance(); // Such a client is never handed off.
                 let is_alive = registry.is_alive(instance).await?;
                 is_alive.then_some(instance).into_iter().collect()
             }
-            Target::User { user, .. } => registry.nodes_of(user).await?,
+            Target::ClientOf { user, .. } | Target::User { user, .. } => {
+                registry.nodes_of(user).await?
+            }
         })
     }
 
@@ -380,18 +460,37 @@ impl Control {
         match message.body {
             Body::Response(response) => self.received(message.from, message.number, response),
             Body::Request(request) => {
-                let response = Message {
-                    from: self.instance(),
-                    number: message.number,
-                    body: Body::Response(self.respond_to(&request)),
-                };
-                let channel = keys::control_channel(message.from);
-                let publish = self.components.broker.publish(&channel, response.encode());
-                if let Err(error) = publish.await {
-                    debug!(%error, "response to another node dropped");
-                }
+                let response = self.respond_to(&request);
+                self.respond(message.from, message.number, response).await;
             }
         }
+    }
+
+    async fn respond(&self, to: Instance, number: u64, response: Response) {
+        let response = Message {
+            from: self.instance(),
+            number,
+            body: Body::Response(response),
+        };
+        let channel = keys::control_channel(to);
+        let publish = self.components.broker.publish(&channel, response.encode());
+        if let Err(error) = publish.await {
+            debug!(%error, "response to another node dropped");
+        }
+    }
+
+    /// Accepts a client of the node `from`, and responds.
+    async fn accept(&self, from: Instance, number: u64, request: Request) {
+        let accepted = match (&self.components.arrivals, request) {
+            (None, _) => Err("the other node accepts no clients".to_owned()),
+            (Some(arrivals), Request::Handoff(token, snapshot)) => {
+                arrivals.accept(token, snapshot).await
+            }
+            (Some(arrivals), Request::Resume(token, cut)) => arrivals.resume(token, cut).await,
+            (Some(_), _) => Err("no handoff is requested".to_owned()),
+        };
+        self.respond(from, number, Response::Handoff(accepted))
+            .await;
     }
 
     fn received(&self, from: Instance, number: u64, response: Response) {
@@ -415,14 +514,9 @@ impl Control {
             }
             Request::Counts => Response::Counts(self.own_counts()),
             Request::Channels(pattern) => Response::Channels(self.own_channels(pattern)),
-            Request::Handoff(token, snapshot) => Response::Handoff(self.accept(*token, snapshot)),
-        }
-    }
-
-    fn accept(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
-        match &self.components.arrivals {
-            Some(arrivals) => arrivals.accept(token, snapshot),
-            None => Err("the other node accepts no clients".to_owned()),
+            Request::Handoff(..) | Request::Resume(..) => {
+                Response::Handoff(Err("the other node accepts too many clients now".to_owned()))
+            }
         }
     }
 

@@ -72,6 +72,9 @@ pub(crate) struct Directory {
 struct State {
     /// A tree, because a hash table blocks all others that wait for the lock while it grows.
     clients: BTreeMap<ClientId, Local>,
+    /// Clients that were handed off a moment ago, with what passes commands on to their new node: a command may be on its
+    /// way here. Mostly empty.
+    moved: BTreeMap<ClientId, Local>,
     /// Secret session ids, with which clients send over other nodes.
     sessions: HashMap<ClientId, ClientId>,
     /// Values that are dropped with a client; empty unless there are lifecycle events.
@@ -188,6 +191,7 @@ impl Directory {
                 }
             }
         }
+        state.moved.remove(&client);
         let before = state.clients.insert(client, Local { user, controls });
         debug_assert!(before.is_none(), "two clients have one id");
         let displaced = displaced
@@ -243,7 +247,10 @@ impl Directory {
 
     fn find(&self, target: &Target) -> Vec<Arc<dyn ClientControl>> {
         let state = self.state.lock();
-        let of = |client: &ClientId| state.clients.get(client);
+        let of = |client: &ClientId| {
+            let local = state.clients.get(client);
+            local.or_else(|| state.moved.get(client))
+        };
         let controls = |local: &Local| Arc::clone(&local.controls);
         match target {
             Target::Client(client) => of(client).map(controls).into_iter().collect(),
@@ -259,9 +266,23 @@ impl Directory {
             Target::User { user, except } => {
                 let clients = state.users.get(user.as_str());
                 let clients = clients.into_iter().flat_map(Clients::iter);
+                let moved = state.moved.iter();
+                let moved = moved.filter(|(client, local)| {
+                    !user.is_empty() && *local.user == **user && !state.clients.contains_key(client)
+                });
+                let clients = clients.chain(moved.map(|(client, _)| client));
                 let meant = clients.filter(|client| !except.contains(client));
                 meant.filter_map(of).map(controls).collect()
             }
+        }
+    }
+
+    /// No longer passes commands for a client on that was handed off to `controls`.
+    pub(crate) fn forget_moved(&self, client: ClientId, controls: &Arc<dyn ClientControl>) {
+        let mut state = self.state.lock();
+        let moved = state.moved.get(&client);
+        if moved.is_some_and(|local| Arc::ptr_eq(&local.controls, controls)) {
+            state.moved.remove(&client);
         }
     }
 
@@ -374,6 +395,16 @@ impl Listed {
         self.session = Some(Box::new(session));
         let mut state = self.directory.state.lock();
         state.sessions.insert(session, self.client);
+    }
+
+    /// Removes the client, which was handed off: commands for it are passed to `controls` until that is
+    /// [forgotten](Directory::forget_moved).
+    pub(crate) fn move_to(self, controls: Arc<dyn ClientControl>) {
+        let mut state = self.directory.state.lock();
+        if let Some(local) = state.clients.get(&self.client) {
+            let user = Arc::clone(&local.user);
+            state.moved.insert(self.client, Local { user, controls });
+        }
     }
 
     /// Keeps a value until the client leaves.

@@ -63,6 +63,37 @@ impl Presence {
         }
     }
 
+    /// The same for a client that another node hands off to this one: it is on the list already, and neither a join nor a
+    /// leave is told.
+    pub(crate) fn take_over(
+        &self,
+        channel: &ChannelName,
+        client: ClientId,
+        info: &ClientInfo,
+        announce: Announce,
+    ) -> Present {
+        let slot = Slot::Member(channel.clone(), client);
+        let registration = self.registry.take_over(slot, value(info, announce));
+        Present {
+            registration,
+            announce,
+        }
+    }
+
+    /// Keeps `client` registered as one that this node has taken over, until the returned value is dropped.
+    pub(crate) fn moved(&self, client: ClientId) -> Registration {
+        self.registry.enter(Slot::moved(client), Value::default())
+    }
+
+    /// Waits up to `wait_max` until other nodes can see that `user` has a client here; whether they can.
+    pub(crate) fn user_seen(
+        &self,
+        user: &str,
+        wait_max: Duration,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        self.registry.user_seen(user, wait_max)
+    }
+
     /// The members of `channel`, by client.
     ///
     /// # Errors
@@ -99,6 +130,16 @@ impl Present {
     /// Replaces the client's info, without an event.
     pub(crate) fn change(&mut self, info: &ClientInfo) {
         self.registration.change(value(info, self.announce));
+    }
+
+    /// Whether joins and leaves are told.
+    pub(crate) fn announce(&self) -> Announce {
+        self.announce
+    }
+
+    /// Ends it after another node has taken it over: no leave is told.
+    pub(crate) fn give_up(self) {
+        self.registration.give_up();
     }
 
     /// Waits up to `wait_max` until other nodes can see it on the list; whether they can.

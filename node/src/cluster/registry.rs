@@ -52,6 +52,7 @@ pub(crate) use node::Node;
 
 use condition::Conditions;
 use condition::Problem;
+use desired::DesiredState;
 use lease_task::Components;
 use lease_task::LeaseTask;
 use shard::Backend;
@@ -148,6 +149,8 @@ pub(crate) struct Registration {
     shard: Arc<Shard>,
     slot: Slot,
     seq: u64,
+    /// Whether another node has taken it over.
+    is_taken_over: bool,
 }
 
 /// Starts the registry on `servers`, or for this node alone if there are none. Returns at once: connections to Redis are made
@@ -224,7 +227,40 @@ impl Registry {
     pub(crate) fn enter(&self, slot: Slot, value: Value) -> Registration {
         let shard = Arc::clone(&self.share(&slot).shard);
         let seq = shard.enter(slot.clone(), value);
-        Registration { shard, slot, seq }
+        Registration::new(shard, slot, seq)
+    }
+
+    /// The same for an entry that another node has registered, and [gives up](Registration::give_up) afterwards.
+    pub(crate) fn take_over(&self, slot: Slot, value: Value) -> Registration {
+        let shard = Arc::clone(&self.share(&slot).shard);
+        let seq = shard.take_over(slot.clone(), value);
+        Registration::new(shard, slot, seq)
+    }
+
+    /// Waits up to `wait_max` until other nodes can see which users have clients here, as far as it concerns `user`; whether
+    /// they can.
+    pub(crate) fn user_seen(
+        &self,
+        user: &str,
+        wait_max: Duration,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let shard = Arc::clone(&self.shard_of_name(user).shard);
+        async move {
+            let seq = shard.with(DesiredState::end);
+            shard.settled(seq, wait_max).await
+        }
+    }
+
+    /// The live nodes that have taken `client` over from the one to which it has connected.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the registry cannot be read reliably.
+    pub(crate) async fn nodes_of_moved(
+        &self,
+        client: ClientId,
+    ) -> Result<Vec<Instance>, Unavailable> {
+        self.nodes_of(&desired::moved_name(client)).await
     }
 
     /// Whether the registry works, if this node needs it.
@@ -394,6 +430,21 @@ impl UserWatch for Registry {
 }
 
 impl Registration {
+    fn new(shard: Arc<Shard>, slot: Slot, seq: u64) -> Self {
+        Self {
+            shard,
+            slot,
+            seq,
+            is_taken_over: false,
+        }
+    }
+
+    /// Ends it after another node has taken the entry over: nothing is removed that names the other node, and no leave is
+    /// reported.
+    pub(crate) fn give_up(mut self) {
+        self.is_taken_over = true;
+    }
+
     /// Waits up to `wait_max` until other nodes can see it; whether they can.
     pub(crate) fn seen(&self, wait_max: Duration) -> impl Future<Output = bool> + Send + use<> {
         let (shard, seq) = (Arc::clone(&self.shard), self.seq);
@@ -408,7 +459,11 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.shard.leave(&self.slot);
+        if self.is_taken_over {
+            self.shard.release(&self.slot);
+        } else {
+            self.shard.leave(&self.slot);
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -11,13 +13,20 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
+use crate::client::channels::Admitted;
+use crate::client::channels::ArrivingClient;
+use crate::client::channels::ChannelClients;
 use crate::client::relay::Client;
 use crate::client::relay::Clients;
 use crate::cluster::control::AcceptsClients;
+use crate::cluster::control::CutAt;
+use crate::cluster::registry::Registry;
 use crate::config::Endpoint;
 use crate::config::Mode;
+use crate::handoff::Kind;
 use crate::handoff::Marks;
 use crate::handoff::Snapshot;
+use crate::handoff::marks::Mark;
 use crate::hub::Member;
 use crate::hub::outbox::SocketOutbox;
 use crate::metrics::Transport;
@@ -34,12 +43,16 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Arrivals {
     components: Components,
     waiting: Mutex<HashMap<Token, Waiting>>,
+    /// Channel clients that other nodes still serve.
+    prepared: Mutex<HashMap<Token, Prepared>>,
 }
 
 /// What [`Arrivals`] is built from.
 pub(crate) struct Components {
     pub(crate) instance: Instance,
     pub(crate) clients: Arc<Clients>,
+    pub(crate) channel_clients: Arc<ChannelClients>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) marks: Arc<Marks>,
@@ -52,10 +65,25 @@ struct Waiting {
     arrived: oneshot::Sender<Arrived>,
 }
 
+/// A channel client that is prepared, and its connection.
+struct Prepared {
+    client: Arc<ArrivingClient>,
+    outbox: Arc<SocketOutbox>,
+    arrived: oneshot::Sender<Arrived>,
+}
+
 /// A client that continues here.
 pub(crate) struct Arrived {
-    pub(crate) client: Arc<Client>,
+    pub(crate) client: ArrivedClient,
     pub(crate) outbox: Arc<SocketOutbox>,
+}
+
+/// Of an endpoint of either kind.
+pub(crate) enum ArrivedClient {
+    /// A relay or echo endpoint.
+    Plain(Arc<Client>),
+    /// An endpoint with `mode: channels`.
+    Channels(Admitted),
 }
 
 impl Arrivals {
@@ -63,6 +91,7 @@ impl Arrivals {
         Arc::new(Self {
             components,
             waiting: Mutex::default(),
+            prepared: Mutex::default(),
         })
     }
 
@@ -95,12 +124,15 @@ impl Arrivals {
         time::timeout(WAIT_MAX, has_arrived).await.ok()?.ok()
     }
 
-    fn prepare(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
+    /// Finds the endpoint of a snapshot and the connection that waits for its client.
+    fn expected(
+        &self,
+        token: Token,
+        snapshot: &Snapshot,
+    ) -> Result<(Arc<Endpoint>, Arc<SocketOutbox>, oneshot::Sender<Arrived>), String> {
         let Components {
-            clients,
             endpoints,
             broker,
-            marks,
             draining,
             ..
         } = &self.components;
@@ -108,39 +140,107 @@ impl Arrivals {
             return Err("the other node drains too".to_owned());
         }
         broker.readiness().map_err(|reason| reason.to_string())?;
-        let snapshot = Snapshot::decode(snapshot).map_err(|error| error.to_string())?;
         let is_meant = |endpoint: &&Arc<Endpoint>| {
             endpoint.path == snapshot.endpoint
-                && matches!(endpoint.mode, Mode::Relay { .. } | Mode::Echo)
+                && match snapshot.kind {
+                    Kind::Plain { .. } => {
+                        matches!(endpoint.mode, Mode::Relay { .. } | Mode::Echo)
+                    }
+                    Kind::Channels(_) => endpoint.mode == Mode::Channels,
+                }
         };
         let endpoint = endpoints.iter().find(is_meant).cloned();
         let endpoint = endpoint
             .ok_or_else(|| format!("the other node has no endpoint {}", snapshot.endpoint))?;
         let format = match snapshot.transport {
             Transport::SockjsWebsocket => SocketFormat::Sockjs,
+            Transport::ChannelsJson => SocketFormat::Json,
+            Transport::ChannelsProtobuf => SocketFormat::Protobuf,
             _ => SocketFormat::Raw,
         };
         let waiting = self.waiting.lock().remove(&token);
         let Waiting { stream, arrived } =
             waiting.ok_or_else(|| "no connection waits for this client".to_owned())?;
         let outbox = SocketOutbox::new(stream, format, endpoint.outbox_bytes_max).with_handoff();
-        let outbox = Arc::new(outbox);
-        let clients = Arc::clone(clients);
-        marks.at(token, move || {
-            let member = Member::Socket(Arc::clone(&outbox));
-            let client = clients.connect(endpoint, snapshot.transport, member);
-            client.set_rate_ahead(snapshot.rate_ahead);
-            clients.metrics.handoffs.received.inc();
-            let client = Arc::new(client);
-            let _ = arrived.send(Arrived { client, outbox }); // The edge may have gone.
-        });
+        Ok((endpoint, Arc::new(outbox), arrived))
+    }
+
+    async fn prepare(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
+        let snapshot = Snapshot::decode(snapshot).map_err(|error| error.to_string())?;
+        let (endpoint, outbox, arrived) = self.expected(token, &snapshot)?;
+        let transport = snapshot.transport;
+        match snapshot.kind {
+            Kind::Plain { rate_ahead } => {
+                let clients = Arc::clone(&self.components.clients);
+                self.components.marks.at(Mark::first(token), move || {
+                    let member = Member::Socket(Arc::clone(&outbox));
+                    let mut client = clients.connect(endpoint, transport, member);
+                    client.set_rate_ahead(rate_ahead);
+                    clients.metrics.handoffs.received.inc();
+                    let client = ArrivedClient::Plain(Arc::new(client));
+                    let _ = arrived.send(Arrived { client, outbox }); // The edge may have gone.
+                });
+                Ok(())
+            }
+            Kind::Channels(state) => {
+                let registry = self.components.registry.readiness();
+                registry.map_err(|_| "the registry of the other node is not ready")?;
+                let member = Member::Socket(Arc::clone(&outbox));
+                let clients = &self.components.channel_clients;
+                let client = clients.prepare(endpoint, transport, member, *state).await?;
+                let client = Arc::new(client);
+                for number in 0..client.marks() {
+                    let client = Arc::clone(&client);
+                    let mark = Mark { token, number };
+                    self.components.marks.at(mark, move || client.mark(number));
+                }
+                let prepared = Prepared {
+                    client,
+                    outbox,
+                    arrived,
+                };
+                let marks = prepared.client.marks();
+                let is_closed = {
+                    let mut all = self.prepared.lock();
+                    all.entry(token).or_insert(prepared).arrived.is_closed()
+                };
+                if is_closed {
+                    // What waited for it may have ended before it was listed.
+                    let prepared = self.prepared.lock().remove(&token);
+                    drop(prepared); // Outside the lock: it owns a socket.
+                    self.components.marks.forget(token, marks);
+                    return Err("no connection waits for this client".to_owned());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn continue_prepared(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String> {
+        let prepared = self.prepared.lock().remove(&token);
+        let prepared = prepared.ok_or_else(|| "no client is prepared".to_owned())?;
+        let Prepared {
+            client,
+            outbox,
+            arrived,
+        } = prepared;
+        let admitted = client.resume(cut).await?;
+        let client = ArrivedClient::Channels(admitted);
+        let gone = |_| "the edge has gone".to_owned();
+        arrived.send(Arrived { client, outbox }).map_err(gone)?;
+        self.components.clients.metrics.handoffs.received.inc();
         Ok(())
     }
 }
 
+#[async_trait]
 impl AcceptsClients for Arrivals {
-    fn accept(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
-        self.prepare(token, snapshot)
+    async fn accept(&self, token: Token, snapshot: Bytes) -> Result<(), String> {
+        self.prepare(token, &snapshot).await
+    }
+
+    async fn resume(&self, token: Token, cut: Vec<CutAt>) -> Result<(), String> {
+        self.continue_prepared(token, cut).await
     }
 }
 
@@ -154,6 +254,11 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         let waiting = self.arrivals.waiting.lock().remove(&self.token);
         drop(waiting); // Outside the lock: it owns a socket.
-        self.arrivals.components.marks.forget(self.token);
+        let prepared = self.arrivals.prepared.lock().remove(&self.token);
+        let marks = prepared.map_or(1, |prepared| prepared.client.marks());
+        self.arrivals
+            .components
+            .marks
+            .forget(self.token, marks.max(1));
     }
 }

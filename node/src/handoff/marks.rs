@@ -4,11 +4,14 @@
 //! publications of that server. Redis applies commands one at a time, so all subscribers receive marks and publications
 //! in one order.
 //!
+//! A client with channels on several servers has a mark on each of them, which are numbered.
+//!
 //! Invariant: what is registered for a mark runs at most once, between the publications before and after the mark.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::broker::Deliver;
@@ -23,7 +26,43 @@ type AtMark = Box<dyn FnOnce() + Send>;
 /// Passes publications on, and runs what is registered for a mark where that is.
 pub(crate) struct Marks {
     rest: Arc<dyn Deliver>,
-    registered: Mutex<HashMap<Token, AtMark>>,
+    registered: Mutex<HashMap<Mark, AtMark>>,
+}
+
+/// One of the marks of a handoff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Mark {
+    pub(super) token: Token,
+    /// Counts the servers with channels of the client, from 0 on.
+    pub(super) number: u16,
+}
+
+impl Mark {
+    /// The only mark of a client with one channel.
+    pub(super) fn first(token: Token) -> Self {
+        Self { token, number: 0 }
+    }
+
+    /// What is published.
+    pub(super) fn bytes(self) -> Bytes {
+        match self.number {
+            0 => self.token.bytes(),
+            number => [&self.token.bytes()[..], &number.to_be_bytes()]
+                .concat()
+                .into(),
+        }
+    }
+
+    fn from_bytes(data: &[u8]) -> Option<Self> {
+        if let Some(token) = Token::from_bytes(data) {
+            return Some(Self::first(token));
+        }
+        let (token, number) = data.split_last_chunk()?;
+        Some(Self {
+            token: Token::from_bytes(token)?,
+            number: u16::from_be_bytes(*number),
+        })
+    }
 }
 
 impl Marks {
@@ -34,20 +73,22 @@ impl Marks {
         })
     }
 
-    /// Runs `act` when the mark `token` is received. It is dropped instead if publications are missed before that.
-    pub(super) fn at(&self, token: Token, act: impl FnOnce() + Send + 'static) {
-        self.registered.lock().insert(token, Box::new(act));
+    /// Runs `act` when `mark` is received. It is dropped instead if publications are missed before that.
+    pub(super) fn at(&self, mark: Mark, act: impl FnOnce() + Send + 'static) {
+        self.registered.lock().insert(mark, Box::new(act));
     }
 
-    /// Forgets what is registered for `token`; returns whether it was there still.
-    pub(super) fn forget(&self, token: Token) -> bool {
-        let registered = self.registered.lock().remove(&token);
-        registered.is_some()
+    /// Forgets what is registered for the first `count` marks of `token`.
+    pub(super) fn forget(&self, token: Token, count: u16) {
+        for number in 0..count {
+            let registered = self.registered.lock().remove(&Mark { token, number });
+            drop(registered); // Outside the lock: it may own a client.
+        }
     }
 
     fn received(&self, data: &[u8]) {
         let registered =
-            Token::from_bytes(data).and_then(|token| self.registered.lock().remove(&token));
+            Mark::from_bytes(data).and_then(|mark| self.registered.lock().remove(&mark));
         if let Some(act) = registered {
             act();
         }
@@ -91,8 +132,6 @@ impl Deliver for Marks {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::protocol::channel::ChannelName;
 
@@ -124,10 +163,11 @@ mod tests {
         let marks = Marks::new(Arc::clone(&log) as Arc<dyn Deliver>);
         let (global, mark) = (ChannelName::new("global").unwrap(), keys::handoff_marks());
         let (token, other) = (Token::random(), Token::random());
-        marks.at(token, {
+        for number in [0, 300] {
             let log = Arc::clone(&log);
-            move || log.0.lock().push("mark".to_owned())
-        });
+            let act = move || log.0.lock().push(format!("mark {number}"));
+            marks.at(Mark { token, number }, act);
+        }
         marks.deliver(vec![
             publication(&global, "1"),
             publication(&mark, other.bytes()),
@@ -136,9 +176,30 @@ mod tests {
             publication(&mark, token.bytes()),
             publication(&mark, "no token"),
             publication(&global, "3"),
+            publication(&mark, Mark { token, number: 1 }.bytes()),
+            publication(&mark, Mark { token, number: 300 }.bytes()),
+            publication(&global, "4"),
         ]);
-        assert_eq!(*log.0.lock(), ["1", "2", "mark", "3"]);
-        assert!(!marks.forget(token));
+        assert_eq!(*log.0.lock(), ["1", "2", "mark 0", "3", "mark 300", "4"]);
+        assert!(marks.registered.lock().is_empty());
+    }
+
+    #[test]
+    fn what_is_forgotten_does_not_run() {
+        let log = Arc::new(Log::default());
+        let marks = Marks::new(Arc::clone(&log) as Arc<dyn Deliver>);
+        let token = Token::random();
+        for number in 0..3 {
+            let log = Arc::clone(&log);
+            let act = move || log.0.lock().push(number.to_string());
+            marks.at(Mark { token, number }, act);
+        }
+        marks.forget(token, 2);
+        let mark = keys::handoff_marks();
+        for number in 0..3 {
+            marks.deliver(vec![publication(&mark, Mark { token, number }.bytes())]);
+        }
+        assert_eq!(*log.0.lock(), ["2"]);
     }
 
     #[test]
@@ -147,12 +208,11 @@ mod tests {
         let marks = Marks::new(Arc::clone(&log) as Arc<dyn Deliver>);
         let token = Token::random();
         let owned = Arc::new(());
-        marks.at(token, {
+        marks.at(Mark::first(token), {
             let owned = Arc::clone(&owned);
             move || drop(owned)
         });
         marks.interrupted(Shard(0));
         assert_eq!(Arc::strong_count(&owned), 1);
-        assert!(!marks.forget(token));
     }
 }

@@ -5,23 +5,39 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use crate::client::channels::ClientState;
 use crate::metrics::Transport;
 
-/// The version that this node writes, and the only one that it reads.
+/// The version of a snapshot of a relay or echo client.
 const VERSION: u32 = 1;
+
+/// The version of a snapshot of a channel client, which earlier versions of the node refuse.
+const CHANNELS_VERSION: u32 = 2;
 
 /// The largest snapshot, in bytes.
 const BYTES_MAX: usize = 64 << 10;
 
-/// A client of a relay or echo endpoint over WebSocket.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A client over WebSocket.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Snapshot {
     /// The path of its endpoint.
     pub(crate) endpoint: String,
     /// How its messages are framed.
     pub(crate) transport: Transport,
-    /// How long its rate limit needs to be full again, in nanoseconds.
-    pub(crate) rate_ahead: u64,
+    /// What it is a client of.
+    pub(crate) kind: Kind,
+}
+
+/// What a client is a client of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    /// A relay or echo endpoint.
+    Plain {
+        /// How long its rate limit needs to be full again, in nanoseconds.
+        rate_ahead: u64,
+    },
+    /// An endpoint with `mode: channels`.
+    Channels(Box<ClientState>),
 }
 
 /// Why a snapshot cannot be used.
@@ -31,12 +47,14 @@ pub(crate) enum BadSnapshot {
     TooLarge(usize),
     #[error("the snapshot is damaged: {0}")]
     Undecodable(#[from] prost::DecodeError),
-    #[error("the snapshot has version {0}, expected {VERSION}")]
+    #[error("the snapshot has version {0}, expected {VERSION} or {CHANNELS_VERSION}")]
     Version(u32),
     #[error(
-        "the snapshot has the transport `{0}`, expected `websocket`, `sockjs_raw` or `sockjs_websocket`"
+        "the snapshot has the transport `{0}`, expected one over WebSocket of its kind of client"
     )]
     Transport(String),
+    #[error("the snapshot has no client")]
+    NoClient,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -49,17 +67,31 @@ struct Wire {
     transport: String,
     #[prost(uint64, tag = "4")]
     rate_ahead: u64,
+    /// Of version 2.
+    #[prost(message, optional, boxed, tag = "5")]
+    channels: Option<Box<ClientState>>,
 }
 
 impl Snapshot {
-    pub(crate) fn encode(&self) -> Bytes {
-        let wire = Wire {
-            version: VERSION,
-            endpoint: self.endpoint.clone(),
-            transport: self.transport.as_str().to_owned(),
-            rate_ahead: self.rate_ahead,
+    /// # Errors
+    ///
+    /// [`BadSnapshot::TooLarge`]; the client stays.
+    pub(crate) fn encode(self) -> Result<Bytes, BadSnapshot> {
+        let (version, rate_ahead, channels) = match self.kind {
+            Kind::Plain { rate_ahead } => (VERSION, rate_ahead, None),
+            Kind::Channels(state) => (CHANNELS_VERSION, 0, Some(state)),
         };
-        wire.encode_to_vec().into()
+        let wire = Wire {
+            version,
+            endpoint: self.endpoint,
+            transport: self.transport.as_str().to_owned(),
+            rate_ahead,
+            channels,
+        };
+        match wire.encoded_len() {
+            bytes if BYTES_MAX < bytes => Err(BadSnapshot::TooLarge(bytes)),
+            _ => Ok(wire.encode_to_vec().into()),
+        }
     }
 
     /// # Errors
@@ -70,22 +102,30 @@ impl Snapshot {
             return Err(BadSnapshot::TooLarge(bytes.len()));
         }
         let wire = Wire::decode(bytes)?;
-        if wire.version != VERSION {
-            return Err(BadSnapshot::Version(wire.version));
-        }
-        let transports = [
-            Transport::Websocket,
-            Transport::SockjsRaw,
-            Transport::SockjsWebsocket,
-        ];
-        let transport = transports
-            .into_iter()
+        let (transports, kind): (&[Transport], _) = match wire.version {
+            VERSION => (
+                &[
+                    Transport::Websocket,
+                    Transport::SockjsRaw,
+                    Transport::SockjsWebsocket,
+                ],
+                Kind::Plain {
+                    rate_ahead: wire.rate_ahead,
+                },
+            ),
+            CHANNELS_VERSION => (
+                &[Transport::ChannelsJson, Transport::ChannelsProtobuf],
+                Kind::Channels(wire.channels.ok_or(BadSnapshot::NoClient)?),
+            ),
+            version => return Err(BadSnapshot::Version(version)),
+        };
+        let transport = { transports.iter().copied() }
             .find(|transport| transport.as_str() == wire.transport)
             .ok_or(BadSnapshot::Transport(wire.transport))?;
         Ok(Self {
             endpoint: wire.endpoint,
             transport,
-            rate_ahead: wire.rate_ahead,
+            kind,
         })
     }
 }
@@ -96,17 +136,33 @@ mod tests {
 
     use super::*;
 
-    fn snapshot() -> Snapshot {
-        Snapshot {
+    fn snapshots() -> [Snapshot; 2] {
+        let plain = Snapshot {
             endpoint: "/ws".to_owned(),
             transport: Transport::SockjsWebsocket,
-            rate_ahead: 7,
-        }
+            kind: Kind::Plain { rate_ahead: 7 },
+        };
+        let channels = Snapshot {
+            transport: Transport::ChannelsProtobuf,
+            kind: Kind::Channels(Box::default()),
+            ..plain.clone()
+        };
+        [plain, channels]
     }
 
     #[test]
     fn it_reads_back() {
-        assert_eq!(Snapshot::decode(&snapshot().encode()), Ok(snapshot()));
+        for snapshot in snapshots() {
+            let encoded = snapshot.clone().encode().unwrap();
+            assert_eq!(Snapshot::decode(&encoded), Ok(snapshot));
+        }
+    }
+
+    #[test]
+    fn a_large_one_is_not_encoded() {
+        let [_, mut channels] = snapshots();
+        channels.endpoint = "x".repeat(BYTES_MAX);
+        assert!(matches!(channels.encode(), Err(BadSnapshot::TooLarge(_))));
     }
 
     #[test]
@@ -118,14 +174,19 @@ mod tests {
                 endpoint,
                 transport,
                 rate_ahead: 0,
+                channels: None,
             };
             Snapshot::decode(&wire.encode_to_vec())
         };
         let endpoint = || "/ws".to_owned();
         assert!(wire(VERSION, "websocket", endpoint()).is_ok());
         assert_eq!(
-            wire(2, "websocket", endpoint()),
-            Err(BadSnapshot::Version(2))
+            wire(3, "websocket", endpoint()),
+            Err(BadSnapshot::Version(3))
+        );
+        assert_eq!(
+            wire(CHANNELS_VERSION, "channels_json", endpoint()),
+            Err(BadSnapshot::NoClient)
         );
         assert_eq!(wire(0, "", endpoint()), Err(BadSnapshot::Version(0)));
         for transport in ["", "channels_json", "sockjs_http"] {

@@ -76,6 +76,25 @@ impl ClientHeaders {
         self.0.is_empty()
     }
 
+    /// Names, values, and whether a value is a secret, for another node.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&str, &[u8], bool)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes(), value.is_sensitive()))
+    }
+
+    /// Those that another node has kept; `None` if one of them is no header.
+    pub(crate) fn from_parts<'a>(
+        parts: impl Iterator<Item = (&'a str, &'a [u8], bool)>,
+    ) -> Option<Self> {
+        let headers = parts.map(|(name, value, is_secret)| {
+            let mut value = HeaderValue::from_bytes(value).ok()?;
+            value.set_sensitive(is_secret);
+            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+        });
+        headers.collect::<Option<Box<[_]>>>().map(Self)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.0.iter()
     }

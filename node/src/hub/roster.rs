@@ -134,6 +134,14 @@ pub(crate) async fn evenly<T>(all: Vec<T>, spread: Duration, act: impl Fn(&T)) {
     }
 }
 
+impl<E> RosterGuard<E> {
+    /// Reads the client's entry under the lock that visits take.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&E) -> T) -> Option<T> {
+        let list = self.roster.list.lock();
+        list.entries[self.index].as_ref().map(read)
+    }
+}
+
 impl<E> Drop for RosterGuard<E> {
     fn drop(&mut self) {
         let mut list = self.roster.list.lock();

@@ -402,7 +402,11 @@ fn offer_handoff(request: &HeaderMap, response: &mut Response<Body>, upgrade: &m
     let is_offered = request
         .get(handoff::HEADER)
         .is_some_and(|value| value == "1");
-    if is_offered && matches!(upgrade.endpoint.mode, Mode::Relay { .. } | Mode::Echo) {
+    let has_clients = matches!(
+        upgrade.endpoint.mode,
+        Mode::Relay { .. } | Mode::Echo | Mode::Channels
+    );
+    if is_offered && has_clients {
         upgrade.can_hand_off = true;
         let accepted = HeaderValue::from_static("1");
         response.headers_mut().insert(handoff::HEADER, accepted);

@@ -1,5 +1,6 @@
 //! One channel's stream: its state under a lock, and the asynchronous work around it.
 
+mod arriving;
 mod membership;
 
 use std::pin::pin;
@@ -54,9 +55,13 @@ use crate::protocol::envelope;
 use crate::protocol::envelope::ChannelEvent;
 use crate::protocol::envelope::Envelope;
 
+pub(crate) use arriving::Arriving;
+pub(crate) use membership::Cut;
 pub(super) use membership::InUse;
 pub(crate) use membership::Joined;
 pub(crate) use membership::Membership;
+
+use arriving::ArrivingMembers;
 
 /// The stream of one channel, from its first member until `linger` after its last one has left.
 pub(super) struct ChannelStream {
@@ -74,6 +79,9 @@ pub(super) struct ChannelStream {
     changed: Notify,
     opened: OnceCell<()>,
     older: Mutex<Weak<Older>>,
+    /// Members that other nodes hand off to this one. Locked after `state`, and while something is delivered that they must
+    /// get.
+    arriving: Mutex<ArrivingMembers>,
     pub(super) usage: Usage,
     /// Counts its members, if its namespace has lifecycle events.
     lifecycle: Option<Arc<Lifecycle>>,
@@ -120,6 +128,8 @@ struct PendingReply {
     /// The stream's position at the join.
     position: Option<Position>,
     missed: Missed,
+    /// What another node has not delivered, and no history holds; `None` also if that is not known.
+    held: Option<Vec<Event>>,
 }
 
 impl PendingReply {
@@ -146,8 +156,9 @@ impl PendingReply {
             position: self.position.as_ref(),
             is_recovered: request.since.is_some() && matches!(self.missed, Missed::These(_)),
             publications,
+            held: self.held.as_deref(),
         };
-        if request.since.is_some() {
+        if request.since.is_some() && request.arriving.is_none() {
             let (recovery, limits) = (self.recovery(), in_use.stream().config);
             in_use.streams().metrics.recovered(recovery);
             if recovery == Recovered::OverLimit {
@@ -187,6 +198,7 @@ impl ChannelStream {
             changed: Notify::new(),
             opened: OnceCell::new(),
             older: Mutex::default(),
+            arriving: Mutex::default(),
             usage: Usage::default(),
             lifecycle,
         })
@@ -235,6 +247,9 @@ impl ChannelStream {
         let mut state = self.state.lock();
         match state.receive(envelope.position.as_ref(), &publication, now) {
             Ok(Received::Deliver) => {
+                if envelope.position.is_none() || state.position().is_none() {
+                    self.hold_for_arriving(&publication);
+                }
                 if self.deliver(streams, &publication) == Delivered::No
                     && state.position().is_some()
                 {
@@ -335,6 +350,8 @@ impl ChannelStream {
         request: &JoinRequest<'_>,
         missed: Missed,
     ) -> PendingReply {
+        let mut arriving = self.arriving.lock();
+        let held = request.arriving.and_then(|number| arriving.take(number));
         let hold = request.member.hold();
         let (name, member) = (&self.hub_channel, request.member.clone());
         let subscriber = streams.hub.join_stream(name, member, self.slow);
@@ -347,6 +364,7 @@ impl ChannelStream {
             joins: joins.map(Box::new),
             position: state.position().cloned(),
             missed,
+            held,
         }
     }
 
@@ -603,10 +621,50 @@ impl ChannelStream {
 
     /// Delivers a join or leave event to the members that receive them.
     fn push_join_leave(&self, streams: &ChannelStreams, event: Event) {
+        let mut arriving = self.arriving.lock();
+        if !arriving.is_empty() {
+            arriving.hold(&event);
+        }
         let push = Push::new(self.channel.as_str(), event);
         streams
             .hub
             .deliver_push(&self.hub_channel_for_joins(), &push);
+    }
+
+    /// Holds a publication that has no position for members that other nodes hand off to this one. Called under the lock of
+    /// the state, as joins are.
+    fn hold_for_arriving(&self, publication: &Publication) {
+        let mut arriving = self.arriving.lock();
+        if !arriving.is_empty() {
+            arriving.hold(&Event::Publication(publication.clone()));
+        }
+    }
+
+    /// Adds a member that another node hands off; it joins later.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the stream cannot be opened, or receives nothing now.
+    pub(super) async fn expect(
+        in_use: InUse,
+        request: &JoinRequest<'_>,
+        bytes_max: usize,
+    ) -> Result<Arriving, Unavailable> {
+        let (streams, stream) = (Arc::clone(in_use.streams()), Arc::clone(in_use.stream()));
+        stream
+            .opened
+            .get_or_try_init(|| stream.open(&streams))
+            .await?;
+        let state = stream.state.lock();
+        if !state.is_receiving() {
+            return Err(Unavailable("the channel is not received now".to_owned()));
+        }
+        if state.position().is_some() != request.retention.is_some() {
+            return Err(Unavailable("the channel has another history".to_owned()));
+        }
+        let number = { stream.arriving.lock() }.add(request.receives_joins, bytes_max);
+        drop(state);
+        Ok(Arriving { in_use, number })
     }
 
     /// Copies `publication` if the stream stores it: it may be a slice that would keep a large read in memory.

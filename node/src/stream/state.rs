@@ -336,6 +336,11 @@ impl State {
         }
     }
 
+    /// Whether publications are received, and none is missing as far as this node knows.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receiving == Receiving::Yes && !self.has_ended()
+    }
+
     /// Ends the stream. Returns false if it had ended before.
     pub(super) fn end(&mut self) -> bool {
         !matches!(mem::replace(&mut self.phase, Phase::Ended), Phase::Ended)

@@ -128,6 +128,7 @@ impl Node {
             receives_joins: false,
             since,
             has_lifecycle: false,
+            arriving: None,
         };
         let mut joined_with = None;
         let reply = |joined: Joined<'_>| {
@@ -288,6 +289,7 @@ same_on_both! {
     history_is_read_from_either_end_and_removed,
     a_publication_that_is_not_stored_has_no_offset,
     members_that_join_and_leave_during_publishing_receive_everything_once,
+    a_member_that_is_handed_off_receives_the_rest_elsewhere,
 }
 
 async fn a_member_gets_its_position_and_the_publications_after_it(node: Node) {
@@ -309,6 +311,80 @@ async fn a_member_gets_its_position_and_the_publications_after_it(node: Node) {
         [Message::Reply, publication(2), publication(3)]
     );
     assert!(!client.membership.has_ended());
+    node.stop().await;
+}
+
+async fn a_member_that_is_handed_off_receives_the_rest_elsewhere(node: Node) {
+    for (channel, retention) in [("past", Some(retention(10))), ("live", None)] {
+        let before = node.join(channel, retention, None).await.unwrap();
+        let outbox = Arc::new(QueueOutbox::with_format(QueueFormat::JsonLine, 64 << 20));
+        let member = Member::Queue(Arc::clone(&outbox));
+        let channel_name = name(channel);
+        let joining = JoinRequest {
+            channel: &channel_name,
+            retention,
+            slow: SlowReader::Disconnect,
+            member: &member,
+            receives_joins: false,
+            since: None,
+            has_lifecycle: false,
+            arriving: None,
+        };
+        let arriving = node.streams.expect(joining, 1 << 20).await.unwrap();
+        for number in 0..3 {
+            node.publish(channel, &number.to_string(), retention).await;
+        }
+        // Both at one place of the stream: nothing is received in between.
+        arriving.mark();
+        let cut = before.membership.cut().unwrap();
+        for number in 3..6 {
+            node.publish(channel, &number.to_string(), retention).await;
+        }
+        for written in cut.written {
+            written.await.unwrap();
+        }
+        assert_eq!(cut.position.is_some(), retention.is_some());
+        let joining = JoinRequest {
+            since: cut.position.as_ref(),
+            ..joining
+        };
+        let mut missed = Vec::new();
+        let reply = |joined: Joined<'_>| {
+            let stored = joined.publications.iter().map(|one| one.data.clone());
+            let held = joined.held.expect("the mark was received").iter();
+            let held = held.map(|event| match event {
+                crate::protocol::Event::Publication(publication) => publication.data.clone(),
+                other => panic!("{other:?}"),
+            });
+            missed.extend(stored.chain(held));
+            Bytes::from_static(b"reply")
+        };
+        let resumed = ChannelStreams::resume(&arriving, joining, reply).await;
+        let after = Client {
+            outbox,
+            reply: before.reply.clone(),
+            membership: resumed.unwrap(),
+        };
+        node.publish(channel, "6", retention).await;
+
+        let data = |message: &Message| match message {
+            Message::Publication { data, .. } => Some(data.clone()),
+            _ => None,
+        };
+        let early: Vec<_> = before.outbox.take(1 << 20).iter().map(parse).collect();
+        let mut all: Vec<String> = early.iter().filter_map(data).collect();
+        all.extend(
+            missed
+                .iter()
+                .map(|data| String::from_utf8_lossy(data).into_owned()),
+        );
+        while all.last().is_none_or(|last| last != "6") {
+            all.extend(after.next(1).await.iter().filter_map(data));
+        }
+        let expected: Vec<_> = (0..7).map(|number| number.to_string()).collect();
+        assert_eq!(all, expected, "{channel}");
+        assert!(before.outbox.take(1 << 20).is_empty());
+    }
     node.stop().await;
 }
 
@@ -708,6 +784,7 @@ async fn publications_are_not_delayed_while_a_reply_is_written() {
         receives_joins: false,
         since: None,
         has_lifecycle: false,
+        arriving: None,
     };
     let reply = |joined: Joined<'_>| {
         assert_eq!(joined.position.unwrap().offset, 0);

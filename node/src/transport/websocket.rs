@@ -25,6 +25,7 @@ use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::handoff::Arrivals;
 use crate::handoff::Arrived;
+use crate::handoff::ArrivedClient;
 use crate::hub::Member;
 use crate::hub::outbox::Queued;
 use crate::hub::outbox::SocketOutbox;
@@ -171,9 +172,14 @@ impl WebSockets {
         let Some(Arrived { client, outbox }) = arrivals.wait(stream).await else {
             return;
         };
-        let endpoint = Arc::clone(client.endpoint());
-        let _in_roster = self.roster.add(Arc::clone(&outbox), endpoint);
-        let peer = Peer::Plain { client, _in_roster };
+        let peer = match client {
+            ArrivedClient::Plain(client) => {
+                let endpoint = Arc::clone(client.endpoint());
+                let _in_roster = self.roster.add(Arc::clone(&outbox), endpoint);
+                Peer::Plain { client, _in_roster }
+            }
+            ArrivedClient::Channels(admitted) => Peer::Channels(admitted),
+        };
         drop(self);
         Serving::new(Connection::new(outbox, peer, &[]), held).await;
     }

@@ -66,6 +66,10 @@ impl<T> ChannelMap<T> {
         self.0.iter().map(|(channel, value)| (channel, value))
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&ChannelName, &mut T)> {
+        self.0.iter_mut().map(|(channel, value)| (&*channel, value))
+    }
+
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, value)| value)
     }

@@ -1,8 +1,10 @@
 //! One channel client: executes its commands and sends its replies.
 
+mod arrival;
 mod commands;
 mod connect;
 mod control;
+mod departure;
 mod hook_context;
 mod info;
 mod input;
@@ -68,7 +70,9 @@ use crate::protocol::disconnect::Disconnect;
 use crate::protocol::instance::ClientId;
 use crate::stream;
 
+pub(crate) use arrival::ArrivingClient;
 pub(crate) use commands::Commands;
+pub(crate) use departure::Departing;
 pub(super) use roster::Entry as RosterEntry;
 pub(super) use roster::sweep;
 
@@ -106,13 +110,15 @@ pub(crate) struct ChannelClient {
     expires_next: AtomicU64,
     /// Whether a task handles expiry now.
     expiring: AtomicBool,
+    /// Whether it is being handed off to another node: nothing changes it meanwhile.
+    is_departing: AtomicBool,
     _counted: Counted,
 }
 
 /// A client while its connection exists. Dropping it ends the client's subscriptions.
 pub(crate) struct Admitted {
     client: Arc<ChannelClient>,
-    _in_roster: RosterGuard<Entry>,
+    in_roster: RosterGuard<Entry>,
 }
 
 /// A copy of the client's state for a call of a hook.
@@ -159,10 +165,11 @@ impl ChannelClients {
             received: AtomicBool::new(false),
             expires_next: AtomicU64::new(u64::MAX),
             expiring: AtomicBool::new(false),
+            is_departing: AtomicBool::new(false),
             _counted: self.metrics.client(origin.transport),
         });
         Admitted {
-            _in_roster: self.roster.add(Arc::clone(&client)),
+            in_roster: self.roster.add(Arc::clone(&client)),
             client,
         }
     }

@@ -38,6 +38,17 @@ pub(super) enum Admission {
 }
 
 impl CommandRate {
+    /// How long accepted and rejected commands need to be at their full burst again, in nanoseconds.
+    pub(super) fn ahead(&self, now: Duration) -> [u64; 2] {
+        [&self.taken, &self.rejected].map(|state| rate::ahead(state, now))
+    }
+
+    /// The state that needs so long.
+    pub(super) fn continued(ahead: [u64; 2], now: Duration) -> Self {
+        let [taken, rejected] = ahead.map(|ahead| rate::continued(ahead, now));
+        Self { taken, rejected }
+    }
+
     /// Decides about a command with this `cost` at `now`, counted from any fixed moment.
     pub(super) fn admit(&self, rate: PublishRate, cost: u32, now: Duration) -> Admission {
         if cost == 0 || rate::admit(&self.taken, rate, cost, now) {

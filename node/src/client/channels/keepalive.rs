@@ -45,7 +45,21 @@ impl Keepalive {
         }
     }
 
-    /// The age of a client that was not pinged yet.
+    /// The state of a client that another node pinged so long ago, and that has not responded to it. It gets its whole time
+    /// again to respond: what it has sent may be on its way.
+    pub(super) fn continued(pinged: Duration, is_unanswered: bool, now: Instant) -> Self {
+        Self {
+            pinged_at: now.checked_sub(pinged).unwrap_or(now),
+            unanswered_since: is_unanswered.then_some(now),
+        }
+    }
+
+    /// Whether nothing was received since it was pinged.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.unanswered_since.is_some()
+    }
+
+    /// How long ago it was pinged, or connected.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.pinged_at)
     }

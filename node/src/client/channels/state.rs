@@ -59,7 +59,7 @@ pub(super) struct Identity {
     /// What has granted it.
     pub(super) auth_source: AuthSource,
     /// Its entry in the directory, until it is dropped.
-    pub(super) _listed: Option<Listed>,
+    pub(super) listed: Option<Listed>,
 }
 
 /// What has granted a connection or subscription, and renews it when it expires.
@@ -95,6 +95,9 @@ pub(super) struct Subscription<S> {
     /// What has granted it.
     pub(super) auth_source: AuthSource,
 }
+
+/// Active subscriptions by channel.
+pub(super) type Settled<'a, S> = Vec<(&'a ChannelName, &'a mut Subscription<S>)>;
 
 /// Optional bytes, boxed because rarely present.
 #[derive(Default, PartialEq, Eq)]
@@ -137,6 +140,40 @@ impl<S: Ending> State<S> {
             subscriptions: ChannelMap::new(),
             tickets: 0,
         }
+    }
+
+    /// Creates the state of a client that another node hands off.
+    pub(super) fn continued(
+        identity: Identity,
+        subscriptions: Vec<(ChannelName, Subscription<S>)>,
+    ) -> Self {
+        let mut state = Self::new();
+        state.phase = Phase::Connected(Box::new(identity));
+        for (channel, subscription) in subscriptions {
+            let active = Entry::Active(Box::new(subscription));
+            state.subscriptions.insert(channel, active);
+        }
+        state
+    }
+
+    /// The client's identity and subscriptions, if it is connected and none of them begins or ends now.
+    pub(super) fn settled(&mut self) -> Option<(&mut Identity, Settled<'_, S>)> {
+        let Phase::Connected(identity) = &mut self.phase else {
+            return None;
+        };
+        let is_settled = |place: &Entry<S>| match place {
+            Entry::Active(subscription) => !subscription.attachment.has_ended(),
+            Entry::Reserved(_) | Entry::Revoked(_) => false,
+        };
+        if !self.subscriptions.values().all(is_settled) {
+            return None;
+        }
+        let subscriptions = self.subscriptions.iter_mut();
+        let subscriptions = subscriptions.filter_map(|(channel, place)| match place {
+            Entry::Active(subscription) => Some((channel, &mut **subscription)),
+            Entry::Reserved(_) | Entry::Revoked(_) => None,
+        });
+        Some((identity, subscriptions.collect()))
     }
 
     /// Notes that the client has sent `connect`.
@@ -309,6 +346,15 @@ impl<S: Ending> State<S> {
                 }
                 _ => None,
             })
+    }
+
+    /// Calls `visit` with all active subscriptions, also those whose stream has ended.
+    pub(super) fn each_subscription(&mut self, mut visit: impl FnMut(&mut Subscription<S>)) {
+        for place in self.subscriptions.values_mut() {
+            if let Entry::Active(subscription) = place {
+                visit(subscription);
+            }
+        }
     }
 
     /// Channels whose subscription has expired at `now`.

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::auth::grant::Overrides;
+use crate::cluster::control::CutAt;
 use crate::cluster::directory::CommandResult;
 use crate::cluster::directory::ControlCommand;
 use crate::cluster::directory::Lifetime;
 use crate::cluster::directory::Since;
 use crate::cluster::directory::SubscribeCommand;
 use crate::cluster::directory::Target;
+use crate::protocol::Position;
 use crate::protocol::channel::BadChannelName;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::handoff::Token;
@@ -52,6 +54,8 @@ pub(super) enum Request {
     Channels(String),
     /// Prepare the client of this snapshot for the edge's connection that waits with this token.
     Handoff(Token, Bytes),
+    /// Continue the client that was prepared for this token, from there on.
+    Resume(Token, Vec<CutAt>),
 }
 
 /// A node's response.
@@ -128,7 +132,7 @@ mod wire {
         pub(super) from: String,
         #[prost(uint64, tag = "2")]
         pub(super) number: u64,
-        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+        #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
         pub(super) body: Option<Body>,
     }
 
@@ -151,6 +155,25 @@ mod wire {
         /// Empty: the client is accepted.
         #[prost(string, tag = "10")]
         HandoffRefused(String),
+        #[prost(message, tag = "11")]
+        Resume(Resume),
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Resume {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub(super) token: Bytes,
+        #[prost(message, repeated, tag = "2")]
+        pub(super) cut: Vec<CutAt>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct CutAt {
+        #[prost(string, tag = "1")]
+        pub(super) channel: String,
+        /// Missing: the channel has no history.
+        #[prost(message, optional, tag = "2")]
+        pub(super) position: Option<Since>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -275,6 +298,11 @@ impl Message {
                 let token = token.bytes();
                 wire::Body::Handoff(wire::Handoff { token, snapshot })
             }
+            Body::Request(Request::Resume(token, cut)) => {
+                let token = token.bytes();
+                let cut = cut.into_iter().map(print_cut).collect();
+                wire::Body::Resume(wire::Resume { token, cut })
+            }
             Body::Response(Response::Handoff(accepted)) => {
                 wire::Body::HandoffRefused(accepted.err().unwrap_or_default())
             }
@@ -310,6 +338,11 @@ impl Message {
                 let token = Token::from_bytes(&token).ok_or(Malformed::Token)?;
                 Body::Request(Request::Handoff(token, snapshot))
             }
+            wire::Body::Resume(wire::Resume { token, cut }) => {
+                let token = Token::from_bytes(&token).ok_or(Malformed::Token)?;
+                let cut = cut.into_iter().map(parse_cut).collect::<Result<_, _>>()?;
+                Body::Request(Request::Resume(token, cut))
+            }
             wire::Body::HandoffRefused(reason) if reason.is_empty() => {
                 Body::Response(Response::Handoff(Ok(())))
             }
@@ -326,6 +359,28 @@ impl Message {
             body,
         })
     }
+}
+
+fn print_cut(cut: CutAt) -> wire::CutAt {
+    let position = cut.position.map(|position| wire::Since {
+        offset: position.offset,
+        epoch: position.epoch.to_string(),
+    });
+    wire::CutAt {
+        channel: cut.channel.to_string(),
+        position,
+    }
+}
+
+fn parse_cut(cut: wire::CutAt) -> Result<CutAt, Malformed> {
+    let position = cut.position.map(|position| Position {
+        offset: position.offset,
+        epoch: position.epoch.as_str().into(),
+    });
+    Ok(CutAt {
+        channel: ChannelName::new(&cut.channel)?,
+        position,
+    })
 }
 
 fn print_command_message(target: Target, command: ControlCommand) -> wire::CommandMessage {
@@ -526,6 +581,22 @@ mod tests {
             Body::Request(Request::Counts),
             Body::Request(Request::Channels("a*".to_owned())),
             Body::Request(Request::Handoff(Token::random(), Bytes::from_static(b"s"))),
+            Body::Request(Request::Resume(
+                Token::random(),
+                vec![
+                    CutAt {
+                        channel: channel(),
+                        position: Some(Position {
+                            offset: 7,
+                            epoch: "e".into(),
+                        }),
+                    },
+                    CutAt {
+                        channel: channel(),
+                        position: None,
+                    },
+                ],
+            )),
             Body::Response(Response::Handoff(Ok(()))),
             Body::Response(Response::Handoff(Err("full".to_owned()))),
             Body::Response(Response::CommandResult(CommandResult {

@@ -265,3 +265,48 @@ fn values_kept_with_a_client_are_dropped_when_it_leaves() {
     drop(second);
     assert_eq!(kept.each_ref().map(Arc::strong_count), [1, 1]);
 }
+
+#[test]
+fn commands_for_a_client_that_was_handed_off_are_passed_on_until_that_is_forgotten() {
+    let setup = set_up();
+    let (client, recorder, listed) = setup.enter("ann");
+    let next = Arc::new(Recorder::default());
+    let controls = Arc::clone(&next) as Arc<dyn ClientControl>;
+    listed.move_to(Arc::clone(&controls));
+    assert_eq!(setup.watched(), ["+ann", "-ann"]);
+    let except = Target::User {
+        user: "ann".to_owned(),
+        except: vec![client],
+    };
+    for (target, accepted) in [
+        (user("ann"), 1),
+        (Target::Client(client), 1),
+        (user("bob"), 0),
+        (user(""), 0),
+        (except, 0),
+    ] {
+        let result = setup.directory.execute(&target, &goodbye());
+        assert_eq!(result.accepted, accepted, "{target:?}");
+    }
+    assert_eq!(next.commands.lock().len(), 2);
+    assert!(recorder.commands.lock().is_empty());
+
+    // It comes back: it is no longer passed on, nor is the client forgotten with what passed it on before.
+    let reserved = setup.directory.reserve(&"ann".into(), None).unwrap();
+    let again = Arc::clone(&recorder) as Arc<dyn ClientControl>;
+    let (_listed, _) = reserved.enter(client, again);
+    setup.directory.forget_moved(client, &controls);
+    assert_eq!(
+        setup.directory.execute(&user("ann"), &goodbye()).accepted,
+        1
+    );
+    assert_eq!(recorder.commands.lock().len(), 1);
+
+    let (client, _, listed) = setup.enter("bob");
+    listed.move_to(Arc::clone(&controls));
+    setup.directory.forget_moved(client, &controls);
+    assert_eq!(
+        setup.directory.execute(&user("bob"), &goodbye()).accepted,
+        0
+    );
+}

@@ -59,6 +59,8 @@ pub(super) struct Write {
     pub(super) slot: Slot,
     /// The value to store; `None` removes the entry.
     pub(super) put: Option<Value>,
+    /// Whether another node may have taken the entry over: it is removed only if it still names this node's lease.
+    pub(super) is_release: bool,
     seq: u64,
     generation: u64,
 }
@@ -111,6 +113,8 @@ struct Entry {
     may_be_removed: bool,
     /// A write without a reply may have put it back after it was swept, without an event.
     may_be_put: bool,
+    /// Another node has taken it over: its removal here is told to nobody.
+    is_released: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,16 +126,8 @@ enum Stored {
 }
 
 impl Entry {
-    fn is_wanted(&self) -> bool {
-        0 < self.holders
-    }
-}
-
-impl DesiredState {
-    /// Wants `value` in `slot`, until as many have [left](Self::leave) as have entered. Returns the sequence number
-    /// after this change, for [`is_settled`](Self::is_settled).
-    pub(super) fn enter(&mut self, slot: Slot, value: Value) -> u64 {
-        let entry = self.entries.entry(slot.clone()).or_insert_with(|| Entry {
+    fn new() -> Self {
+        Self {
             value: Value::default(),
             holders: 0,
             stored: Stored::Nothing,
@@ -141,9 +137,50 @@ impl DesiredState {
             may_be_swept: false,
             may_be_removed: false,
             may_be_put: false,
-        });
+            is_released: false,
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        0 < self.holders
+    }
+}
+
+impl Slot {
+    /// The entry of a client that this node has taken over from another one, by which it is found: its id names the node
+    /// to which it has connected.
+    pub(crate) fn moved(client: ClientId) -> Self {
+        Self::User(moved_name(client).into())
+    }
+}
+
+/// The name under which a node is found that has taken `client` over. No user has such a name: it begins with a NUL.
+pub(super) fn moved_name(client: ClientId) -> String {
+    format!("\u{0}{client}")
+}
+
+impl DesiredState {
+    /// Wants `value` in `slot`, until as many have [left](Self::leave) as have entered. Returns the sequence number
+    /// after this change, for [`is_settled`](Self::is_settled).
+    pub(super) fn enter(&mut self, slot: Slot, value: Value) -> u64 {
+        let entry = self.entries.entry(slot.clone()).or_insert_with(Entry::new);
         entry.value = value;
         entry.holders += 1;
+        entry.is_released = false;
+        self.settle(&slot);
+        self.end()
+    }
+
+    /// The same for an entry that another node has registered and will [release](Self::release): it is overwritten. A join
+    /// is reported only if it was missing, so that its leave was reported.
+    pub(super) fn take_over(&mut self, slot: Slot, value: Value) -> u64 {
+        let entry = self.entries.entry(slot.clone()).or_insert_with(Entry::new);
+        entry.value = value;
+        entry.holders += 1;
+        entry.is_released = false;
+        entry.is_announced = true;
+        entry.may_be_swept = true;
+        entry.stored = Stored::Unknown;
         self.settle(&slot);
         self.end()
     }
@@ -161,6 +198,15 @@ impl DesiredState {
     pub(super) fn leave(&mut self, slot: &Slot) {
         if let Some(entry) = self.entries.get_mut(slot) {
             entry.holders = entry.holders.saturating_sub(1);
+            self.settle(slot);
+        }
+    }
+
+    /// One of the registrations of `slot` has ended, because another node has taken the entry over.
+    pub(super) fn release(&mut self, slot: &Slot) {
+        if let Some(entry) = self.entries.get_mut(slot) {
+            entry.holders = entry.holders.saturating_sub(1);
+            entry.is_released = !entry.is_wanted();
             self.settle(slot);
         }
     }
@@ -199,6 +245,7 @@ impl DesiredState {
             entry.is_in_flight = true;
             batch.push(Write {
                 put: entry.is_wanted().then(|| entry.value.clone()),
+                is_release: entry.is_released && !entry.is_wanted(),
                 slot,
                 seq,
                 generation: self.generation,
@@ -213,6 +260,13 @@ impl DesiredState {
     pub(super) fn answered(&mut self, write: Write, is_change: bool) -> Option<Event> {
         let is_current = write.generation == self.generation;
         let entry = self.finish(&write)?;
+        if write.is_release {
+            // It may have been taken over again meanwhile: then it is written once more.
+            entry.stored = Stored::Nothing;
+            entry.is_announced &= entry.is_wanted();
+            self.settle(&write.slot);
+            return None;
+        }
         let was_unknown = mem::replace(&mut entry.stored, Stored::Unknown) == Stored::Unknown;
         let may_be_put = mem::take(&mut entry.may_be_put);
         let may_be_removed = mem::take(&mut entry.may_be_removed);
@@ -245,7 +299,7 @@ impl DesiredState {
             return;
         };
         entry.stored = Stored::Unknown;
-        entry.may_be_removed |= write.put.is_none();
+        entry.may_be_removed |= write.put.is_none() && !write.is_release;
         entry.may_be_put |= write.put.is_some();
         entry.seq = Some(write.seq);
         self.unsettled.insert(write.seq, write.slot.clone());

@@ -69,6 +69,16 @@ impl Shard {
         self.change_desired(|desired| desired.leave(slot));
     }
 
+    /// Wants `value` in `slot`, see [`DesiredState::take_over`]; returns the sequence number after the change.
+    pub(super) fn take_over(&self, slot: Slot, value: Value) -> u64 {
+        self.change_desired(|desired| desired.take_over(slot, value))
+    }
+
+    /// One of the registrations of `slot` has ended, see [`DesiredState::release`].
+    pub(super) fn release(&self, slot: &Slot) {
+        self.change_desired(|desired| desired.release(slot));
+    }
+
     /// Waits up to `wait_max` until all changes before `seq` are stored; whether they are.
     pub(super) async fn settled(&self, seq: u64, wait_max: Duration) -> bool {
         let mut answered = self.answered.subscribe();

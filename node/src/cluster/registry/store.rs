@@ -311,6 +311,11 @@ impl Store {
                     let command = pipeline.cmd("HSET").arg(hash).arg(field);
                     command.arg(print_value(&lease, value));
                 }
+                None if write.is_release && matches!(write.slot, Slot::Member(..)) => {
+                    let call = pipeline.call(&TAKE_OUT, &[hash]);
+                    call.arg(field).arg(format!("{lease} "));
+                    pipeline.cmd("SREM").arg(&index).arg(entry);
+                }
                 None => {
                     pipeline.cmd("HDEL").arg(hash).arg(field);
                     pipeline.cmd("SREM").arg(&index).arg(entry);

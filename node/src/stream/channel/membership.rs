@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::ChannelStream;
+use crate::broker::Shard;
 use crate::hub;
+use crate::protocol::Event;
 use crate::protocol::Position;
 use crate::protocol::Publication;
 use crate::protocol::channel::ChannelName;
@@ -20,6 +24,17 @@ pub(crate) struct Joined<'a> {
     pub(crate) is_recovered: bool,
     /// The publications that were missed, in order.
     pub(crate) publications: &'a [Arc<Publication>],
+    /// For a member that another node hands off: what that has not delivered, and no history holds; `None` if that is not
+    /// known.
+    pub(crate) held: Option<&'a [Event]>,
+}
+
+/// Where the deliveries to a member have ended.
+pub(crate) struct Cut {
+    /// The stream's position there; `None` if the channel has no history.
+    pub(crate) position: Option<Position>,
+    /// Complete once all before is in the member's outbox.
+    pub(crate) written: Vec<oneshot::Receiver<()>>,
 }
 
 /// Membership of a client in a channel; dropping it ends the membership.
@@ -27,7 +42,7 @@ pub(crate) struct Membership {
     /// Dropped before `in_use`: the stream must outlive its subscribers.
     subscriber: hub::Subscriber,
     /// For join and leave events; boxed because most members have none.
-    _joins: Option<Box<hub::Subscriber>>,
+    joins: Option<Box<hub::Subscriber>>,
     in_use: InUse,
 }
 
@@ -46,7 +61,7 @@ impl Membership {
         in_use.stream.member_joined();
         Self {
             subscriber,
-            _joins: joins,
+            joins,
             in_use,
         }
     }
@@ -64,6 +79,37 @@ impl Membership {
     /// Whether that unsubscribe is written. If the member leaves before, it is not sent.
     pub(crate) fn is_over(&self) -> bool {
         self.subscriber.is_over()
+    }
+
+    /// Whether the member receives join and leave events.
+    pub(crate) fn receives_joins(&self) -> bool {
+        self.joins.is_some()
+    }
+
+    /// Whether the channel has a history.
+    pub(crate) fn has_history(&self) -> bool {
+        self.in_use.stream.retention.is_some()
+    }
+
+    /// The server that carries the channel.
+    pub(crate) fn shard(&self) -> Shard {
+        self.in_use.stream.shard
+    }
+
+    /// Ends the deliveries exactly here; `None` if the stream has ended.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        let stream = &self.in_use.stream;
+        let state = stream.state.lock(); // Deliveries take it too, so the position is that of the last one.
+        if state.has_ended() {
+            return None;
+        }
+        let position = state.position().cloned();
+        let joins = self.joins.as_deref();
+        let subscribers = [Some(&self.subscriber), joins].into_iter().flatten();
+        Some(Cut {
+            position,
+            written: subscribers.map(hub::Subscriber::leave_here).collect(),
+        })
     }
 
     /// Waits until all that was published before this call is written to the member, for at most `max_wait`.
@@ -89,6 +135,11 @@ impl InUse {
             streams: Arc::clone(streams),
             stream: Arc::clone(stream),
         }
+    }
+
+    /// Another guard of the same stream.
+    pub(in crate::stream) fn again(&self) -> Self {
+        Self::new(&self.streams, &self.stream) // It is in use, so it is not removed.
     }
 
     pub(in crate::stream) fn streams(&self) -> &Arc<ChannelStreams> {

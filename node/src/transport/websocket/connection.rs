@@ -19,6 +19,7 @@ use crate::protocol::frame::websocket::MessageKind;
 use crate::protocol::frame::websocket::SocketFormat;
 use crate::protocol::handoff::BadFrame;
 use crate::protocol::handoff::Notice;
+use crate::transport::websocket::peer::Finished;
 use crate::transport::websocket::peer::Peer;
 use crate::transport::websocket::peer::Work;
 use crate::transport::websocket::reader::ReadEnd;
@@ -120,7 +121,11 @@ impl Connection {
             if !self.resumes && self.reader.has_handoff() {
                 match self.reader.take_handoff() {
                     Ok(Some(target)) => {
-                        self.work = Some(Box::new(self.peer.hand_off(target)));
+                        let pending = self.work.take().map(|work| *work);
+                        self.work = Some(Box::new(match pending {
+                            Some(Work::Commands(commands)) => Work::finishing(commands, target),
+                            _ => self.peer.hand_off(target),
+                        }));
                         continue;
                     }
                     Ok(None) => {}
@@ -143,6 +148,19 @@ impl Connection {
 
     /// Polls pending work, and returns whether reading continues meanwhile.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> ControlFlow<End, Reads> {
+        if let Some(Work::Finishing(finishing)) = self.work.as_deref_mut() {
+            match finishing.poll(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Finished::Done(target)) => {
+                    self.work = Some(Box::new(self.peer.hand_off(target)));
+                }
+                Poll::Ready(Finished::TooLate(commands)) => {
+                    let reason = "a command is not done yet";
+                    self.outbox.send(&Notice::Kept(reason).frame());
+                    self.work = Some(Box::new(Work::Commands(commands)));
+                }
+            }
+        }
         let Some(work) = &mut self.work else {
             return ControlFlow::Continue(Reads::On);
         };
@@ -169,10 +187,16 @@ impl Connection {
                     (true, Reads::On)
                 }
                 Poll::Ready(Err(HandoffError::Lost)) => {
-                    self.outbox.close(Disconnect::RESTART);
+                    self.outbox.close(self.peer.restart());
                     return ControlFlow::Break(End::Closing);
                 }
             },
+            Work::Finishing(finishing) => {
+                if finishing.is_closed() {
+                    return ControlFlow::Break(End::Closing);
+                }
+                (false, Reads::NotNow)
+            }
             Work::Commands(commands) => {
                 let is_done = commands.poll(cx).is_ready();
                 if commands.is_closed() {

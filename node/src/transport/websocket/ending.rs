@@ -32,7 +32,12 @@ pub(super) async fn finish(connection: Connection, end: End) -> Arc<SocketOutbox
         ..
     } = connection;
     let rest = async {
-        let Some(Work::Commands(mut commands)) = work.map(|work| *work) else {
+        let commands = match work.map(|work| *work) {
+            Some(Work::Commands(commands)) => Some(commands),
+            Some(Work::Finishing(finishing)) => finishing.into_commands(),
+            _ => None,
+        };
+        let Some(mut commands) = commands else {
             return drop(peer); // Drops the client and its memberships.
         };
         let peer = match end {

@@ -1,13 +1,18 @@
 //! The client behind a WebSocket: of a relay endpoint, or a channel client.
 
-use std::future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+use std::time::Duration;
 use std::vec;
 
 use bytes::Bytes;
+use tokio::time;
 use tokio::time::Instant;
+use tokio::time::Sleep;
 
 use crate::client::channels::Admitted;
 use crate::client::channels::Commands;
@@ -48,8 +53,69 @@ pub(super) enum Work {
     Room(Waiting),
     /// The client is handed off to another node; reading pauses until that has succeeded or failed.
     Handoff(HandingOff),
+    /// Commands of a channel client that is to be handed off once they are done.
+    Finishing(Finishing),
     /// Commands of a channel client; reading continues while more commands are within the limit.
     Commands(Commands),
+}
+
+/// Commands that have to be done before their client is handed off.
+pub(super) struct Finishing {
+    commands: Option<Commands>,
+    target: Target,
+    due: Pin<Box<Sleep>>,
+}
+
+/// What became of them.
+pub(super) enum Finished {
+    /// They are done: the client is handed off there.
+    Done(Target),
+    /// They are not done in time: the client stays.
+    TooLate(Commands),
+}
+
+/// How long a handoff waits for commands. The client waits for this too.
+const COMMANDS_MAX_WAIT: Duration = Duration::from_millis(500);
+
+impl Work {
+    /// Finishes `commands` before the client is handed off.
+    pub(super) fn finishing(commands: Commands, target: Target) -> Self {
+        Self::Finishing(Finishing {
+            commands: Some(commands),
+            target,
+            due: Box::pin(time::sleep(COMMANDS_MAX_WAIT)),
+        })
+    }
+}
+
+impl Finishing {
+    /// Must not be called after it was ready.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Finished> {
+        let Some(commands) = &mut self.commands else {
+            return Poll::Pending;
+        };
+        let is_done = commands.poll(cx).is_ready();
+        if commands.is_closed() {
+            return Poll::Pending; // The client is disconnected.
+        }
+        if is_done {
+            return Poll::Ready(Finished::Done(self.target));
+        }
+        ready!(self.due.as_mut().poll(cx));
+        match self.commands.take() {
+            Some(commands) => Poll::Ready(Finished::TooLate(commands)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Whether the client is disconnected.
+    pub(super) fn is_closed(&self) -> bool {
+        self.commands.as_ref().is_none_or(Commands::is_closed)
+    }
+
+    pub(super) fn into_commands(self) -> Option<Commands> {
+        self.commands
+    }
 }
 
 /// Ready when the messages are published or dropped.
@@ -98,10 +164,16 @@ impl Peer {
     pub(super) fn hand_off(&self, target: Target) -> Work {
         Work::Handoff(match self {
             Self::Plain { client, .. } => Box::pin(Arc::clone(client).hand_off(target)),
-            Self::Channels(_) => Box::pin(future::ready(Err(HandoffError::Kept(
-                "channel clients are not handed off".to_owned(),
-            )))),
+            Self::Channels(admitted) => Box::pin(admitted.hand_off(target)),
         })
+    }
+
+    /// Why it is disconnected to connect again, when a handoff has failed.
+    pub(super) fn restart(&self) -> Disconnect {
+        match self {
+            Self::Plain { .. } => Disconnect::RESTART,
+            Self::Channels(_) => Disconnect::SHUTDOWN,
+        }
     }
 
     /// Whether its endpoint only echoes.

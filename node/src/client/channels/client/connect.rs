@@ -105,7 +105,7 @@ impl ChannelClient {
             for_hooks: newcomer.with_meta(grant.meta.clone()),
             expire_at: grant.expire_at,
             auth_source,
-            _listed: None,
+            listed: None,
         };
         let directory = &self.clients.directory;
         let place = directory.reserve(&identity.user, self.user_limit());
@@ -139,7 +139,7 @@ impl ChannelClient {
             }
         }
         let identity = Identity {
-            _listed: Some(listed),
+            listed: Some(listed),
             ..identity
         };
         if !self.state.lock().set_connected(identity) {

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::client::channels::client::ChannelClient;
@@ -12,6 +13,8 @@ use crate::client::channels::failure::Failure;
 use crate::cluster::directory::ClientControl;
 use crate::cluster::directory::CommandRejected;
 use crate::cluster::directory::ControlCommand;
+use crate::cluster::directory::Lifetime;
+use crate::protocol::disconnect::Disconnect;
 use crate::protocol::disconnect::DisconnectMessage;
 
 /// Control commands that may be queued for one client. They wait only for Redis, so a full queue means that the application
@@ -23,12 +26,30 @@ const COMMANDS_MAX: usize = 128;
 pub(super) struct ControlQueue {
     waiting: VecDeque<ControlCommand>,
     pub(super) input: Option<Input>,
+    gate: Gate,
+}
+
+/// What becomes of commands.
+#[derive(Default)]
+enum Gate {
+    /// They are executed.
+    #[default]
+    Open,
+    /// They wait: the client is being handed off. The sender is told when the running one is done.
+    Closed(Option<oneshot::Sender<()>>),
+    /// They are passed on: the client is handed off.
+    Moved(Arc<dyn ClientControl>),
 }
 
 impl ControlQueue {
     /// Whether nothing is queued.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.input.is_none()
+        self.waiting.is_empty() && self.input.is_none() && matches!(self.gate, Gate::Open)
+    }
+
+    /// Whether commands are passed on.
+    pub(super) fn has_moved(&self) -> bool {
+        matches!(self.gate, Gate::Moved(_))
     }
 }
 
@@ -43,12 +64,17 @@ impl ClientControl for ChannelClient {
         }
         let is_first = {
             let mut control = self.control.lock();
-            let queue = &mut control.get_or_insert_default().waiting;
-            if COMMANDS_MAX <= queue.len() {
+            let queue = control.get_or_insert_default();
+            if let Gate::Moved(controls) = &queue.gate {
+                let controls = Arc::clone(controls);
+                drop(control);
+                return controls.command(command);
+            }
+            if COMMANDS_MAX <= queue.waiting.len() {
                 return Err(CommandRejected::Busy);
             }
-            queue.push_back(command.clone());
-            queue.len() == 1
+            queue.waiting.push_back(command.clone());
+            queue.waiting.len() == 1 && matches!(queue.gate, Gate::Open)
         };
         if is_first {
             self.clients
@@ -74,13 +100,89 @@ impl ChannelClient {
     /// starts a new task.
     fn next_command(&self) -> Option<ControlCommand> {
         let mut control = self.control.lock();
-        let queue = &mut control.as_deref_mut()?.waiting;
-        queue.pop_front();
-        let next = queue.front().cloned();
+        let queue = control.as_deref_mut()?;
+        queue.waiting.pop_front();
+        if let Gate::Closed(done) = &mut queue.gate {
+            if let Some(done) = done.take() {
+                let _ = done.send(()); // The handoff may have been given up.
+            }
+            return None; // Those that wait are executed or passed on when the handoff ends.
+        }
+        let next = queue.waiting.front().cloned();
         if control.as_deref().is_some_and(ControlQueue::is_idle) {
             *control = None;
         }
         next
+    }
+
+    /// Holds commands back from now on, because the client is being handed off. Returns what completes when the running one
+    /// is done, if there is one.
+    pub(super) fn hold_commands(&self) -> Option<oneshot::Receiver<()>> {
+        let mut control = self.control.lock();
+        let queue = control.get_or_insert_default();
+        if queue.waiting.is_empty() {
+            queue.gate = Gate::Closed(None);
+            return None;
+        }
+        let (done, is_done) = oneshot::channel();
+        queue.gate = Gate::Closed(Some(done));
+        Some(is_done)
+    }
+
+    /// Executes commands again: the client stays.
+    pub(super) fn continue_commands(&self) {
+        let first = {
+            let mut control = self.control.lock();
+            let Some(queue) = control.as_deref_mut() else {
+                return;
+            };
+            if !matches!(queue.gate, Gate::Closed(_)) {
+                return;
+            }
+            let gate = std::mem::take(&mut queue.gate);
+            let first = queue.waiting.front().cloned();
+            // A running command has not been waited for: its task goes on.
+            let runs = matches!(gate, Gate::Closed(Some(_)));
+            if control.as_deref().is_some_and(ControlQueue::is_idle) {
+                *control = None;
+            }
+            first.filter(|_| !runs)
+        };
+        if let Some((first, this)) = first.zip(self.this.upgrade()) {
+            self.clients
+                .background_tasks
+                .spawn(this.run_commands(first));
+        }
+    }
+
+    /// Disconnects the client if a command that was held back does so.
+    pub(super) fn disconnect_as_commanded(&self) {
+        let control = self.control.lock();
+        let waiting = control.iter().flat_map(|control| &control.waiting);
+        for command in waiting {
+            match command {
+                ControlCommand::Disconnect { code, reason } => {
+                    let reason = reason.clone();
+                    let message = DisconnectMessage::by_application(*code, reason);
+                    self.member.close(message);
+                }
+                ControlCommand::Refresh(Lifetime::Expired) => {
+                    self.member.close(Disconnect::EXPIRED);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Passes commands on to `controls`, those that were held back first: the client is handed off.
+    pub(super) fn pass_commands_on(&self, controls: &Arc<dyn ClientControl>) {
+        let mut control = self.control.lock();
+        let queue = control.get_or_insert_default();
+        queue.gate = Gate::Moved(Arc::clone(controls));
+        // Under the lock: a command that comes now has to follow them.
+        for command in std::mem::take(&mut queue.waiting) {
+            let _ = controls.command(&command); // It takes as many as there can be here.
+        }
     }
 
     async fn run_command(self: &Arc<Self>, command: ControlCommand) {

@@ -89,7 +89,8 @@ impl ChannelClient {
 
     /// Drops queued control commands and messages: the client has gone.
     pub(super) fn drop_control(&self) {
-        let control = self.control.lock().take();
+        let mut control = self.control.lock();
+        let control = control.take_if(|control| !control.has_moved());
         if let Some(Input { changed, .. }) = control.and_then(|control| control.input) {
             changed.notify_one();
         }

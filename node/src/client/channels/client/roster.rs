@@ -19,6 +19,7 @@ use crate::hub::outbox::Queued;
 use crate::hub::roster::Roster;
 use crate::hub::roster::RosterGuard;
 use crate::protocol::disconnect::Disconnect;
+use crate::protocol::handoff::Notice;
 
 /// A client on the list.
 pub(in crate::client::channels) struct Entry {
@@ -36,13 +37,37 @@ enum Due {
 impl Roster<Entry> {
     /// Adds a client. While the node drains, it is disconnected at once.
     pub(super) fn add(self: &Arc<Self>, client: Arc<ChannelClient>) -> RosterGuard<Entry> {
-        let entry = Entry {
-            keepalive: Keepalive::new(Instant::now()),
-            client,
-        };
+        self.add_continued(client, Keepalive::new(Instant::now()))
+    }
+
+    /// The same for a client that is known for longer.
+    pub(super) fn add_continued(
+        self: &Arc<Self>,
+        client: Arc<ChannelClient>,
+        keepalive: Keepalive,
+    ) -> RosterGuard<Entry> {
+        let entry = Entry { client, keepalive };
         self.enter(entry, |entry| {
             entry.client.member.close(Disconnect::SHUTDOWN);
         })
+    }
+
+    /// Tells the edges of all clients that can be handed off that the node leaves, and disconnects the others, evenly over
+    /// `spread`.
+    pub(in crate::client::channels) async fn drain_or_hand_off(&self, spread: Duration) {
+        let client = |entry: &Entry| Arc::clone(&entry.client);
+        let leaving = Notice::Leaving.frame();
+        self.drain(spread, client, |client| match client.stays() {
+            None => client.member.send(&leaving),
+            Some(_) => client.member.close(Disconnect::SHUTDOWN),
+        })
+        .await;
+    }
+
+    /// Whether a client is left that can be handed off.
+    pub(in crate::client::channels) fn can_hand_off_any(&self) -> bool {
+        let stays = self.collect(|entry| entry.client.stays().is_none().then_some(()));
+        !stays.is_empty()
     }
 
     /// Disconnects all clients, evenly over `spread`.
@@ -106,8 +131,19 @@ struct Sweep {
 }
 
 impl Entry {
+    pub(super) fn client(&self) -> &ChannelClient {
+        &self.client
+    }
+
+    pub(super) fn keepalive(&self) -> &Keepalive {
+        &self.keepalive
+    }
+
     fn due(&mut self, sweep: &Sweep) -> Option<Due> {
         let client = &self.client;
+        if client.is_departing() {
+            return None;
+        }
         if client.is_connect_pending() {
             let age = self.keepalive.age(sweep.now);
             return (sweep.connect_timeout <= age).then_some(Due::Stale);

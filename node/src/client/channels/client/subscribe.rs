@@ -219,6 +219,7 @@ impl ChannelClient {
             receives_joins: spec.publishes_joins() && spec.receives_joins(),
             since: since.as_ref(),
             has_lifecycle: options.lifecycle,
+            arriving: None,
         };
         let joined = self.clients.streams.join(request, |joined| {
             encode(subscribe_result(&spec, recovers, since.as_ref(), &joined))

@@ -46,7 +46,7 @@ fn identity(expire_at: Option<u64>, auth_source: AuthSource) -> Identity {
         for_hooks: ForHooks::default(),
         expire_at,
         auth_source,
-        _listed: None,
+        listed: None,
     }
 }
 

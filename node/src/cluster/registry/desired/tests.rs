@@ -220,6 +220,68 @@ fn a_member_that_leaves_while_the_lease_changes_is_removed() {
 }
 
 #[test]
+fn a_member_that_another_node_takes_over_is_told_to_nobody() {
+    let (mut before, mut after) = (DesiredState::default(), DesiredState::default());
+    let slot = member("a");
+    before.enter(slot.clone(), value("ann"));
+    carry_out(&mut before, true);
+    // It is there already, so writing it again is no change.
+    after.take_over(slot.clone(), value("ann"));
+    assert_eq!(carry_out(&mut after, false), []);
+    before.release(&slot);
+    let batch = before.next_batch(10);
+    assert!(batch[0].is_release && batch[0].put.is_none());
+    for write in batch {
+        assert_eq!(before.answered(write, true), None);
+    }
+    assert!(before.is_idle() && before.entries.is_empty());
+    after.leave(&slot);
+    let left = Event::Left(slot, value("ann"));
+    assert_eq!(carry_out(&mut after, true), [left]);
+}
+
+#[test]
+fn a_member_that_is_taken_over_and_was_swept_joins_again() {
+    let mut desired = DesiredState::default();
+    let slot = member("a");
+    desired.take_over(slot.clone(), value("ann"));
+    assert_eq!(
+        carry_out(&mut desired, true),
+        [Event::Joined(slot, value("ann"))]
+    );
+}
+
+#[test]
+fn a_member_that_comes_back_before_its_release_is_written_stays() {
+    let mut desired = DesiredState::default();
+    let slot = member("a");
+    desired.enter(slot.clone(), value("ann"));
+    carry_out(&mut desired, true);
+    desired.release(&slot);
+    let batch = desired.next_batch(10);
+    desired.take_over(slot.clone(), value("ann"));
+    for write in batch {
+        assert!(write.is_release);
+        assert_eq!(desired.answered(write, false), None);
+    }
+    let batch = desired.next_batch(10);
+    assert_eq!(batch[0].put, Some(value("ann")));
+    for write in batch {
+        assert_eq!(desired.answered(write, false), None);
+    }
+    assert!(desired.is_idle());
+    desired.leave(&slot);
+    assert_eq!(carry_out(&mut desired, true).len(), 1);
+
+    // Nor is a release repeated that got no reply.
+    desired.take_over(slot.clone(), value("ann"));
+    carry_out(&mut desired, false);
+    desired.release(&slot);
+    lose(&mut desired);
+    assert!(desired.next_batch(10)[0].is_release);
+}
+
+#[test]
 fn stored_entries_are_listed_in_order_and_written_again_without_events_when_lost() {
     let mut desired = DesiredState::default();
     let slots = [member("a"), member("b"), member("c")];

@@ -46,3 +46,61 @@ async fn give(command: ControlCommand) -> Arc<Metrics> {
     giving.await.unwrap();
     metrics
 }
+
+/// Records commands that are passed on.
+#[derive(Default)]
+struct Elsewhere(parking_lot::Mutex<Vec<ControlCommand>>);
+
+impl ClientControl for Elsewhere {
+    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
+        self.0.lock().push(command.clone());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn commands_wait_during_a_handoff_and_are_passed_on_in_order_or_executed() {
+    let (admitted, _) = testing::client();
+    let client = admitted.client();
+    let command = |at| ControlCommand::Refresh(Lifetime::Until(at));
+    assert!(client.hold_commands().is_none());
+    client.command(&command(1)).unwrap();
+    client.command(&command(2)).unwrap();
+    task::yield_now().await;
+    client.continue_commands();
+    while client.control.lock().is_some() {
+        task::yield_now().await;
+    }
+
+    client.hold_commands();
+    client.command(&command(3)).unwrap();
+    let elsewhere = Arc::new(Elsewhere::default());
+    let controls = Arc::clone(&elsewhere) as Arc<dyn ClientControl>;
+    client.pass_commands_on(&controls);
+    client.command(&command(4)).unwrap();
+    let handle = Arc::clone(client);
+    drop(admitted);
+    handle.command(&command(5)).unwrap();
+    assert_eq!(*elsewhere.0.lock(), [3, 4, 5].map(command));
+}
+
+#[tokio::test]
+async fn a_handoff_waits_for_the_command_that_is_executed_and_no_other() {
+    let (admitted, _) = testing::client();
+    let client = admitted.client();
+    let command = ControlCommand::Refresh(Lifetime::Endless);
+    client.command(&command).unwrap();
+    client.command(&command).unwrap();
+    let running = client.hold_commands().expect("the first one runs");
+    running.await.unwrap();
+    let waiting = client
+        .control
+        .lock()
+        .as_ref()
+        .map(|queue| queue.waiting.len());
+    assert_eq!(waiting, Some(1));
+    client.continue_commands();
+    while client.control.lock().is_some() {
+        task::yield_now().await;
+    }
+}

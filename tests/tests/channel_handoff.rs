@@ -1,0 +1,623 @@
+//! A channel client of one node continues on another while its connection stays open: nothing is lost, repeated or out of
+//! order, nobody is told that it has left or joined, and commands of the application reach it at every moment.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::ready,
+    net::SocketAddr,
+    pin::pin,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use causeway_tests::harness::{
+    channels::{Channels, Codec},
+    cluster::{Cluster, ClusterConfig},
+    edge::{self, Edge, Program},
+    http, loopback,
+    node::{self, Node},
+    redis::Redis,
+    scratch::Scratch,
+    server_api,
+    settings::Settings,
+    subscriber::{Subscriber, token},
+    wait,
+    websocket::WebSocket,
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const KEY: &str = "the key of the application";
+const SECRET: &str = "a secret of at least thirty-two bytes";
+const PATH: &str = "/connection/websocket";
+
+/// How often each publisher publishes.
+const PACE: Duration = Duration::from_millis(3);
+
+/// With a history and without, and with presence whose changes are told.
+const CHANNELS: [&str; 3] = ["past:1", "live:1", "room:1"];
+
+fn channels(settings: Settings) -> Settings {
+    let history = json!({ "size": 10_000, "lifetime": "1h" });
+    settings
+        .with("trusted_proxies", json!(["127.0.0.0/8"]))
+        .with(
+            "endpoints",
+            json!([{ "path": "/connection", "mode": "channels", "allowed_origins": ["*"] }]),
+        )
+        .with(
+            "channels.namespaces",
+            json!([
+                {
+                    "name": "past", "subscribe": "anyone", "publish": "authenticated", "history": history,
+                    "recovery": true,
+                },
+                { "name": "live", "subscribe": "anyone", "publish": "authenticated" },
+                {
+                    "name": "room", "subscribe": "anyone", "publish": "authenticated", "presence": true,
+                    "join_leave": true,
+                },
+            ]),
+        )
+        .with("auth.keys", json!([{ "algorithm": "HS256", "key": SECRET }]))
+        .with("api.keys", json!([KEY]))
+}
+
+async fn start(name: &str, nodes: usize) -> Result<Cluster> {
+    let config = ClusterConfig {
+        nodes,
+        node_settings: channels,
+        ..ClusterConfig::three_nodes()
+    };
+    Cluster::start(name, config).await
+}
+
+/// Two nodes on two Redis servers, which share the channels, and the second server.
+async fn start_on_two_servers(name: &str) -> Result<(Cluster, Redis)> {
+    let scratch = Scratch::new(name)?;
+    let servers = [scratch.path().join("one"), scratch.path().join("two")];
+    for server in &servers {
+        std::fs::create_dir(server)?;
+    }
+    let redis = Redis::start(loopback::own(), &servers[0]).await?;
+    let second = Redis::start(loopback::own(), &servers[1]).await?;
+    let urls = [redis.url(), second.url()];
+    let mut nodes = Vec::new();
+    for id in ["n1", "n2"] {
+        let settings = node::settings_with_redis(&redis.url())
+            .with("broker", json!({ "kind": "redis", "urls": urls }))
+            .with("listen", json!(loopback::own_any_port()));
+        nodes.push(Node::start(id, channels(settings), scratch.path()).await?);
+    }
+    for node in &nodes {
+        node.ready().await?;
+    }
+    let backends: Vec<_> = nodes
+        .iter()
+        .map(|node| (node.id.as_str(), node.address))
+        .collect();
+    let settings = edge::settings(&backends);
+    let edge = Edge::start_in(Program::Edge, &settings, scratch.path()).await?;
+    for node in &nodes {
+        edge.backend_in_state(&node.id, "up").await?;
+    }
+    let cluster = Cluster {
+        edge,
+        nodes,
+        redis,
+        scratch,
+    };
+    Ok((cluster, second))
+}
+
+/// How many tunnels the edge has moved.
+async fn moved(cluster: &Cluster) -> Result<usize> {
+    let metrics = http::get(cluster.edge.admin, "/metrics").await?.text();
+    let name = "causeway_proxy_handoffs_total{outcome=\"moved\"} ";
+    let moved = metrics.lines().find_map(|line| line.strip_prefix(name));
+    Ok(moved.unwrap_or("0").parse()?)
+}
+
+/// Restarts a node, whose clients are handed off meanwhile.
+async fn restart(cluster: &mut Cluster, id: &str) -> Result<()> {
+    let node = cluster.node(id);
+    node.drain();
+    let status = node.process.exit(DEADLINE).await?;
+    ensure!(status.success(), "{id} ended with {status}");
+    node.restart().await?;
+    node.ready().await?;
+    cluster.edge.backend_in_state(id, "up").await
+}
+
+/// What a client was sent.
+#[derive(Default)]
+struct Heard {
+    /// Numbers by channel and publisher.
+    numbers: HashMap<(String, String), Vec<u64>>,
+    /// Offsets in the channel with a history.
+    offsets: Vec<u64>,
+    /// Joins by client.
+    joins: HashMap<String, usize>,
+    leaves: usize,
+    ends: usize,
+}
+
+impl Heard {
+    fn take(&mut self, push: &Value) -> Result<()> {
+        let channel = push["channel"].as_str().unwrap_or_default();
+        if let Some(publication) = push.get("pub") {
+            if let Some(offset) = publication["offset"].as_u64() {
+                self.offsets.push(offset);
+            }
+            let data = &publication["data"];
+            let by = data["by"].as_str().context("a publisher")?;
+            match data["n"].as_u64() {
+                Some(number) => {
+                    let key = (channel.to_owned(), by.to_owned());
+                    self.numbers.entry(key).or_default().push(number);
+                }
+                None => self.ends += 1,
+            }
+        } else if let Some(join) = push.get("join") {
+            let client = join["info"]["client"].as_str().context("a client")?;
+            *self.joins.entry(client.to_owned()).or_default() += 1;
+        } else if push.get("leave").is_some() {
+            self.leaves += 1;
+        } else {
+            anyhow::bail!("an unexpected push: {push}");
+        }
+        Ok(())
+    }
+
+    fn check(&self, published: &BTreeMap<String, u64>) -> Result<()> {
+        for channel in CHANNELS {
+            for (by, count) in published {
+                let key = (channel.to_owned(), by.clone());
+                let numbers = self.numbers.get(&key).context("some of each")?;
+                let first = *numbers.first().context("a number")?;
+                let expected: Vec<u64> = (first..*count).collect();
+                ensure!(
+                    *numbers == expected,
+                    "{channel} by {by}: {:?}",
+                    gaps(numbers)
+                );
+            }
+        }
+        ensure!(gaps(&self.offsets).is_empty(), "{:?}", gaps(&self.offsets));
+        ensure!(self.leaves == 0, "{} leaves are told", self.leaves);
+        let again = self.joins.iter().find(|(_, count)| 1 < **count);
+        ensure!(again.is_none(), "a join is told again: {again:?}");
+        Ok(())
+    }
+}
+
+/// Where numbers do not go on by one.
+fn gaps(numbers: &[u64]) -> Vec<(u64, u64)> {
+    let pairs = numbers.windows(2).map(|pair| (pair[0], pair[1]));
+    pairs.filter(|(one, next)| one + 1 != *next).collect()
+}
+
+/// A raw client of the edge.
+struct Client {
+    socket: WebSocket,
+    id: String,
+    commands: u64,
+    heard: Heard,
+}
+
+impl Client {
+    async fn connect(edge: SocketAddr, user: &str) -> Result<Self> {
+        let mut client = Self {
+            socket: WebSocket::open(edge, PATH).await?,
+            id: String::new(),
+            commands: 0,
+            heard: Heard::default(),
+        };
+        let token = json!({ "token": token(SECRET, user) });
+        let reply = client.ask("connect", token).await?;
+        let id = reply["connect"]["client"].as_str().context("an id")?;
+        client.id = id.to_owned();
+        Ok(client)
+    }
+
+    async fn subscribe(&mut self) -> Result<()> {
+        for channel in CHANNELS {
+            let request = json!({ "channel": channel, "join_leave": true });
+            self.ask("subscribe", request).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a command and waits for its reply.
+    async fn ask(&mut self, command: &str, request: Value) -> Result<Value> {
+        self.commands += 1;
+        let id = self.commands;
+        let message = json!({ "id": id, command: request }).to_string();
+        self.socket.send(&message).await?;
+        loop {
+            for reply in self.read().await? {
+                if reply["id"] == id {
+                    ensure!(reply["error"].is_null(), "{command}: {reply}");
+                    return Ok(reply);
+                }
+            }
+        }
+    }
+
+    /// The replies in the next message; its pushes are noted.
+    async fn read(&mut self) -> Result<Vec<Value>> {
+        let text = self.socket.text().await?;
+        if text == "{}" {
+            self.socket.send("{}").await?;
+            return Ok(Vec::new());
+        }
+        let mut replies = Vec::new();
+        for line in text.lines() {
+            let reply: Value = serde_json::from_str(line)?;
+            match reply.get("push") {
+                Some(push) => self.heard.take(push)?,
+                None => replies.push(reply),
+            }
+        }
+        Ok(replies)
+    }
+}
+
+/// Listens until it has heard so many ends.
+async fn listen(
+    number: usize,
+    edge: SocketAddr,
+    ends: usize,
+    started: mpsc::Sender<()>,
+) -> Result<Client> {
+    let mut client = Client::connect(edge, &format!("user{}", number % 5)).await?;
+    client.subscribe().await?;
+    drop(started);
+    while client.heard.ends < ends {
+        client
+            .read()
+            .await
+            .with_context(|| format!("client {number}"))?;
+    }
+    Ok(client)
+}
+
+/// Publishes numbers by a client of the edge, one after the other, until it is told to stop, and then the end.
+async fn publish(
+    by: String,
+    edge: SocketAddr,
+    stop: watch::Receiver<bool>,
+) -> Result<(String, u64)> {
+    let mut client = Client::connect(edge, &by).await?;
+    let mut number = 0;
+    let mut pace = tokio::time::interval(PACE);
+    while !*stop.borrow() {
+        pace.tick().await;
+        for channel in CHANNELS {
+            let data = json!({ "by": by, "n": number });
+            client
+                .ask("publish", json!({ "channel": channel, "data": data }))
+                .await?;
+        }
+        number += 1;
+    }
+    for channel in CHANNELS {
+        let data = json!({ "by": by });
+        client
+            .ask("publish", json!({ "channel": channel, "data": data }))
+            .await?;
+    }
+    Ok((by, number))
+}
+
+/// The same by the server API of the node that is named last.
+async fn publish_by_api(
+    node: watch::Receiver<SocketAddr>,
+    stop: watch::Receiver<bool>,
+) -> Result<(String, u64)> {
+    let by = "api".to_owned();
+    let mut number = 0;
+    let mut pace = tokio::time::interval(PACE);
+    while !*stop.borrow() {
+        pace.tick().await;
+        for channel in CHANNELS {
+            let address = *node.borrow();
+            let data = json!({ "by": by, "n": number });
+            let request = json!({ "channel": channel, "data": data });
+            server_api::call(address, KEY, "publish", &request).await?;
+        }
+        number += 1;
+    }
+    let address = *node.borrow();
+    for channel in CHANNELS {
+        let request = json!({ "channel": channel, "data": { "by": by } });
+        server_api::call(address, KEY, "publish", &request).await?;
+    }
+    Ok((by, number))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_all_nodes_disconnects_no_channel_client() -> Result<()> {
+    const CLIENTS: usize = 30;
+    const PUBLISHERS: usize = 2;
+    let mut cluster = start("channel-handoff-rolling", 3).await?;
+    let edge = cluster.edge.address;
+    let (stop, stopped) = watch::channel(false);
+    let (node, current) = watch::channel(cluster.nodes[2].address);
+    let ends = (PUBLISHERS + 1) * CHANNELS.len();
+    let (started, mut have_started) = mpsc::channel(1);
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        clients.spawn(listen(number, edge, ends, started.clone()));
+    }
+    drop(started);
+    ensure!(have_started.recv().await.is_none(), "all have begun");
+    let mut publishers = JoinSet::new();
+    for number in 0..PUBLISHERS {
+        publishers.spawn(publish(format!("p{number}"), edge, stopped.clone()));
+    }
+    publishers.spawn(publish_by_api(current, stopped));
+
+    for number in 1..=3 {
+        // What was asked of a node before it is told to stop is still served.
+        node.send(cluster.nodes[number % 3].address)?;
+        restart(&mut cluster, &format!("n{number}")).await?;
+    }
+    stop.send(true)?;
+    let mut published = BTreeMap::new();
+    while let Some(publisher) = publishers.join_next().await {
+        let (by, count) = publisher??;
+        published.insert(by, count);
+    }
+    let mut ids = Vec::new();
+    let mut all = Vec::new();
+    while let Some(client) = clients.join_next().await {
+        let client = client??;
+        client.heard.check(&published)?;
+        ids.push(client.id.clone());
+        all.push(client);
+    }
+    let moved = moved(&cluster).await?;
+    ensure!(CLIENTS < moved, "{moved} handoffs");
+
+    // They are on the list still, and each is found by its user.
+    let request = json!({ "channel": "room:1" });
+    let listed = server_api::call(cluster.nodes[0].address, KEY, "presence", &request).await?;
+    for id in &ids {
+        ensure!(
+            !listed["presence"][id].is_null(),
+            "{id} is not listed: {listed}"
+        );
+    }
+    for user in 0..5 {
+        let request = json!({ "user": format!("user{user}") });
+        server_api::call(cluster.nodes[user % 3].address, KEY, "disconnect", &request).await?;
+    }
+    for client in &mut all {
+        let code = client.socket.close_code().await?;
+        ensure!(code == Some(3503), "{code:?}");
+    }
+    eprintln!("{published:?} published, {moved} handoffs of {CLIENTS} clients");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_of_the_application_reach_clients_while_they_are_handed_off() -> Result<()> {
+    const CLIENTS: usize = 24;
+    let mut cluster = start("channel-handoff-commands", 2).await?;
+    let edge = cluster.edge.address;
+    let api = cluster.nodes[1].address;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = Subscriber::connect(edge, &token(SECRET, &format!("u{number}"))).await?;
+        client.subscribe("live:1").await?;
+        clients.push(client);
+    }
+    let mut commands = JoinSet::new();
+    for number in 0..CLIENTS {
+        commands.spawn(async move {
+            let user = format!("u{number}");
+            // At different moments of the drain.
+            tokio::time::sleep(Duration::from_millis(40) * u32::try_from(number)?).await;
+            let request = json!({ "user": user, "channel": "live:1" });
+            let sent = server_api::call(api, KEY, "unsubscribe", &request).await;
+            anyhow::Ok((number, sent.map(drop)))
+        });
+    }
+    let node = cluster.node("n1");
+    node.drain();
+    let status = node.process.exit(DEADLINE).await?;
+    ensure!(status.success(), "{status}");
+    while let Some(command) = commands.join_next().await {
+        let (number, sent) = command??;
+        // An error says that it may not have arrived: the application sends it again.
+        if sent.is_err() {
+            let request = json!({ "user": format!("u{number}"), "channel": "live:1" });
+            server_api::call(api, KEY, "unsubscribe", &request).await?;
+        }
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        let push = client.push("unsubscribe").await;
+        push.with_context(|| format!("client {number}"))?;
+    }
+    // By its id too, which names the node that has gone.
+    for client in &mut clients {
+        let words = json!({ "code": 4000, "reason": "enough" });
+        let request = json!({ "user": "", "client": client.id, "disconnect": words });
+        server_api::call(api, KEY, "disconnect", &request).await?;
+        ensure!(client.close_code().await? == Some(4000));
+    }
+    ensure!(0 < moved(&cluster).await?, "none was handed off");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_on_several_servers_are_cut_on_each() -> Result<()> {
+    const CLIENTS: usize = 8;
+    let (mut cluster, _second) = start_on_two_servers("channel-handoff-servers").await?;
+    let edge = cluster.edge.address;
+    let channels: Vec<String> = (0..4)
+        .flat_map(|number| [format!("past:{number}"), format!("live:{number}")])
+        .collect();
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = Client::connect(edge, &format!("u{number}")).await?;
+        for channel in &channels {
+            client
+                .ask("subscribe", json!({ "channel": channel }))
+                .await?;
+        }
+        clients.push(client);
+    }
+    let mut number = 0_u64;
+    for (id, other) in [("n1", 1), ("n2", 0)] {
+        let api = cluster.nodes[other].address;
+        cluster.node(id).drain();
+        let status = {
+            let mut exit = pin!(cluster.node(id).process.exit(DEADLINE));
+            loop {
+                tokio::select! {
+                    biased;
+                    status = &mut exit => break status?,
+                    () = ready(()) => {}
+                }
+                for channel in &channels {
+                    let data = json!({ "by": "api", "n": number });
+                    let request = json!({ "channel": channel, "data": data });
+                    server_api::call(api, KEY, "publish", &request).await?;
+                }
+                number += 1;
+            }
+        };
+        ensure!(status.success(), "{status}");
+        cluster.node(id).restart().await?;
+        cluster.node(id).ready().await?;
+        cluster.edge.backend_in_state(id, "up").await?;
+    }
+    for channel in &channels {
+        let request = json!({ "channel": channel, "data": { "by": "api" } });
+        server_api::call(cluster.nodes[0].address, KEY, "publish", &request).await?;
+    }
+    for client in &mut clients {
+        while client.heard.ends < channels.len() {
+            client.read().await?;
+        }
+        for channel in &channels {
+            let key = (channel.clone(), "api".to_owned());
+            let numbers = client.heard.numbers.get(&key).context("some of each")?;
+            let expected: Vec<u64> = (0..number).collect();
+            ensure!(*numbers == expected, "{channel}: {:?}", gaps(numbers));
+        }
+    }
+    let moved = moved(&cluster).await?;
+    ensure!(CLIENTS <= moved, "{moved} handoffs");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tokens_of_clients_that_were_handed_off_expire_and_are_refreshed() -> Result<()> {
+    let mut cluster = start("channel-handoff-tokens", 2).await?;
+    let edge = cluster.edge.address;
+    let mut clients = Vec::new();
+    for user in ["kept", "expired", "kept", "expired", "kept", "expired"] {
+        let client = Subscriber::connect(edge, &token(SECRET, user)).await?;
+        clients.push((user, client));
+    }
+    // A client has 25 s after the expiry to send a newer token: five of them are left.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let request = json!({ "user": "expired", "expire_at": now - 20 });
+    server_api::call(cluster.nodes[1].address, KEY, "refresh", &request).await?;
+    restart(&mut cluster, "n1").await?;
+    for (user, client) in &mut clients {
+        if *user == "expired" {
+            let code = client.close_code().await?;
+            ensure!(code == Some(3005), "{code:?}");
+        } else {
+            let token = json!({ "token": token(SECRET, user) });
+            let refreshed = client.ask("refresh", token).await?;
+            ensure!(refreshed["expires"] == true, "{refreshed}");
+        }
+    }
+    ensure!(0 < moved(&cluster).await?, "none was handed off");
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_of_the_sdk_notice_nothing() -> Result<()> {
+    let mut cluster = start("channel-handoff-sdk", 2).await?;
+    let mut clients = Channels::start(cluster.scratch.path())?;
+    let url = format!("ws://{}{PATH}", cluster.edge.address);
+    let names: Vec<String> = (0..8).map(|number| format!("c{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        let codec = Codec::ALL[number / 2 % 2];
+        let options = json!({ "token": token(SECRET, name) });
+        clients.open(name, &url, codec, options).await?;
+        for channel in CHANNELS {
+            let subscribe = json!({ "channel": channel, "options": { "joinLeave": true } });
+            clients.granted(name, "subscribe", subscribe).await?;
+        }
+    }
+    let mut number = 0_usize;
+    for id in ["n1", "n2", "n1"] {
+        let other = if id == "n1" { 1 } else { 0 };
+        let api = cluster.nodes[other].address;
+        cluster.node(id).drain();
+        let status = {
+            let mut exit = pin!(cluster.node(id).process.exit(DEADLINE));
+            loop {
+                tokio::select! {
+                    biased;
+                    status = &mut exit => break status?,
+                    () = ready(()) => {}
+                }
+                for channel in CHANNELS {
+                    let request = json!({ "channel": channel, "data": number });
+                    server_api::call(api, KEY, "publish", &request).await?;
+                }
+                number += 1;
+            }
+        };
+        ensure!(status.success(), "{status}");
+        cluster.node(id).restart().await?;
+        cluster.node(id).ready().await?;
+        cluster.edge.backend_in_state(id, "up").await?;
+    }
+    for name in &names {
+        let expected = number * CHANNELS.len();
+        wait::until("all publications", DEADLINE, async || {
+            (expected <= clients.events(name, "publication").len()).then_some(())
+        })
+        .await
+        .with_context(|| format!("{name}: {}", clients.events(name, "publication").len()))?;
+        for channel in CHANNELS {
+            let publications = clients.events(name, "publication");
+            let numbers: Vec<_> = { publications.iter() }
+                .filter(|one| one["channel"] == channel)
+                .filter_map(|one| one["data"].as_u64())
+                .collect();
+            let expected: Vec<u64> = (0..number as u64).collect();
+            ensure!(
+                numbers == expected,
+                "{name} {channel}: {:?}",
+                gaps(&numbers)
+            );
+        }
+        for event in ["disconnected", "unsubscribed", "leave", "error"] {
+            let events = clients.events(name, event);
+            ensure!(events.is_empty(), "{name}: {events:?}");
+        }
+        ensure!(
+            clients.events(name, "connected").len() == 1,
+            "{name} connected again"
+        );
+        // Each of the three subscriptions once.
+        ensure!(clients.events(name, "subscribed").len() == CHANNELS.len());
+    }
+    let moved = moved(&cluster).await?;
+    ensure!(names.len() <= moved, "{moved} handoffs");
+    Ok(())
+}
