@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time;
 use tokio::time::Instant;
 
@@ -59,8 +60,8 @@ use crate::stream::ChannelStreams;
 /// How long the channels may take to be subscribed. The other node waits for this.
 const PREPARE_MAX_WAIT: Duration = Duration::from_millis(1500);
 
-/// How long the joins, and then the entries in the registry, may take. The client waits for this.
-const RESUME_MAX_WAIT: Duration = Duration::from_millis(900);
+/// How long the marks, then the joins, and then the entries in the registry, may take. The client waits for this.
+const RESUME_MAX_WAIT: Duration = Duration::from_millis(600);
 
 /// The most marks of one client: servers with channels of it.
 const MARKS_MAX: u32 = 1024;
@@ -77,6 +78,8 @@ pub(crate) struct ArrivingClient {
     for_hooks: ForHooks,
     pinged_at: Instant,
     subscriptions: Vec<ArrivingSubscription>,
+    /// How many marks were received.
+    marked: watch::Sender<u32>,
 }
 
 struct ArrivingSubscription {
@@ -131,6 +134,7 @@ impl ChannelClients {
             pinged_at: now.checked_sub(pinged).unwrap_or(now),
             state,
             subscriptions,
+            marked: watch::Sender::new(0),
         })
     }
 
@@ -177,6 +181,7 @@ impl ArrivingClient {
                 one.arriving.mark();
             }
         }
+        self.marked.send_modify(|marked| *marked += 1);
     }
 
     /// Continues the client: the other node has delivered what is before `cut`.
@@ -196,6 +201,13 @@ impl ArrivingClient {
             let position = cut.remove(one.arriving.channel());
             self.join(one, position)
         });
+        // Another server's mark may be on its way here still.
+        let mut marked = self.marked.subscribe();
+        let all_are_marked = marked.wait_for(|marked| self.state.marks <= *marked);
+        let are_marked = time::timeout(RESUME_MAX_WAIT, all_are_marked).await.is_ok();
+        if !are_marked {
+            return Err("a mark was not received in time".to_owned());
+        }
         let joined = time::timeout(RESUME_MAX_WAIT, future::try_join_all(joined)).await;
         let subscriptions = joined.map_err(|_| "the channels were not joined in time")??;
 
