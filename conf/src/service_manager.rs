@@ -25,6 +25,8 @@ pub enum ServiceState {
     Stopping,
     /// It still works, for the watchdog.
     Alive,
+    /// The process with this id goes on in its place.
+    MainProcess(u32),
 }
 
 /// The service manager that started this process, if there is one. By default there is none.
@@ -61,6 +63,7 @@ impl ServiceManager {
             }
             ServiceState::Stopping => "STOPPING=1".to_owned(),
             ServiceState::Alive => "WATCHDOG=1".to_owned(),
+            ServiceState::MainProcess(process) => format!("MAINPID={process}"),
         };
         drop(socket.send_to_addr(message.as_bytes(), address));
     }
@@ -125,6 +128,7 @@ mod tests {
             ServiceState::Reloading,
             ServiceState::Stopping,
             ServiceState::Alive,
+            ServiceState::MainProcess(4711),
         ];
         let messages = states.map(|state| {
             manager.notify(state);
@@ -144,11 +148,11 @@ mod tests {
         assert_eq!(messages[0], "READY=1");
         let time = messages[1].strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
         assert!(time.unwrap().parse::<u64>().unwrap() > 0);
-        assert_eq!(messages[2..], ["STOPPING=1", "WATCHDOG=1"]);
+        assert_eq!(messages[2..], ["STOPPING=1", "WATCHDOG=1", "MAINPID=4711"]);
 
         let path = env::temp_dir().join(&name);
         let receiver = UnixDatagram::bind(&path).unwrap();
-        assert_eq!(received(path.to_str().unwrap(), &receiver).len(), 4);
+        assert_eq!(received(path.to_str().unwrap(), &receiver).len(), 5);
         std::fs::remove_file(path).unwrap();
     }
 

@@ -40,6 +40,8 @@ pub struct Config {
     pub(crate) listeners: Vec<ListenerConfig>,
     /// Where operators look at the edge, and act on it.
     pub(crate) admin: AdminConfig,
+    /// Where another process can take over.
+    pub(crate) takeover: TakeoverConfig,
     /// Whether WebSockets over HTTP/2 (RFC 8441) are accepted.
     pub(crate) websockets_over_http2: bool,
     /// Whether a client that half-closes its connection after the request counts as disconnected.
@@ -217,6 +219,13 @@ impl AdminConfig {
     const ADDRESS: &str = "127.0.0.1:8081";
     /// As long as a key of the affinity cookie.
     const TOKEN_BYTES_MIN: usize = 16;
+}
+
+/// How another process takes the sockets of this one over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TakeoverConfig {
+    /// A unix socket for processes of the same user; `None` is none.
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// Off: a WebSocket over HTTP/2 costs several times as much memory as one with its own connection.

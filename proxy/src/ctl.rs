@@ -109,6 +109,8 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Start the program at the path of the edge, to take over its sockets (takeover.socket)
+    Upgrade,
     /// Read the configuration file again
     Reload {
         /// Only say what would change
@@ -261,6 +263,10 @@ impl Command {
                 settings.insert("dry_run".to_owned(), json!(dry_run));
                 let path = "/rebalance".to_owned();
                 (Request::post(path, settings), Shown::Rebalance)
+            }
+            Self::Upgrade => {
+                let path = "/upgrade".to_owned();
+                (Request::post(path, Map::new()), Shown::Upgrade)
             }
             Self::Reload { dry_run } => {
                 let settings = Map::from_iter([("dry_run".to_owned(), json!(dry_run))]);

@@ -13,7 +13,9 @@
 //! Mounted in another Pingora server ([`Plugin`]), requests come through the phases of Pingora's proxy
 //! (`request::proxy_http`), which ask `request::exchange` for the same decisions; upgrades go to the same engine.
 //!
-//! Imports point down: `server` · `request` · `upstream` · `balancer`, `downstream` · `tunnel` · `limits`, `tls` ·
+//! A new process takes the sockets of the running one over (`takeover`).
+//!
+//! Imports point down: `takeover` · `server` · `request` · `upstream` · `balancer`, `downstream` · `tunnel` · `limits`, `tls` ·
 //! `net` · `config` · `metrics`, `http`. `make structure` prints them as they are.
 //!
 //! `run` is the program, `ctl` the client of its admin listener; [`Plugin`] is the same edge as a part of another Pingora server.
@@ -33,6 +35,7 @@ mod net;
 mod plugin;
 mod request;
 mod server;
+mod takeover;
 mod tls;
 mod tunnel;
 mod upstream;
@@ -41,16 +44,18 @@ mod upstream;
 mod tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use causeway_conf::ServiceManager;
+use parking_lot::Mutex;
 use pingora::apps::http_app::HttpServer;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::config::Config;
@@ -58,6 +63,8 @@ use crate::config::ListenerConfig;
 use crate::downstream::acceptor::Acceptor;
 use crate::downstream::acceptor::Acceptors;
 use crate::metrics::Metrics;
+pub use crate::net::owner_socket::SocketError;
+use crate::net::owner_socket::{OwnerSocket, SocketFile};
 pub use crate::plugin::AfterDrain;
 pub use crate::plugin::Plugin;
 use crate::request::access_log::AccessLog;
@@ -65,20 +72,21 @@ pub use crate::request::access_log::AccessLogError;
 pub use crate::request::proxy_http::Edge;
 pub use crate::request::proxy_http::RequestContext;
 use crate::server::admin;
-pub use crate::server::admin::SocketError;
-use crate::server::admin::{AdminApp, AdminSocket, SocketService};
+use crate::server::admin::{AdminApp, SOCKET_NAME as ADMIN_SOCKET, SocketService};
 use crate::server::components;
 use crate::server::components::Components;
 pub use crate::server::components::StartError;
 pub use crate::server::listeners::BindError;
 use crate::server::listeners::BoundListener;
 use crate::server::listeners::ListeningService;
+use crate::server::listeners::Opening;
 use crate::server::logging;
 use crate::server::reload::Program;
 use crate::server::shutdown::ShutdownMode;
 use crate::server::shutdown::ShutdownService;
 use crate::server::shutdown::Signals;
 use crate::server::supervisor::keep_running;
+use crate::takeover::{Inheritance, Launcher, Predecessor, Successor};
 use crate::tls::Connectors;
 pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 
@@ -86,32 +94,47 @@ pub use crate::tls::{CertificateError, PoolTlsError, TicketKeyError, TlsError};
 const GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs the edge until a signal ends the process. `config` was read from `file`, if there is one, and the environment, which are
-/// read again on SIGHUP.
+/// read again on SIGHUP. With `predecessor`, it takes over from the process that listens on that socket.
 ///
 /// # Errors
 ///
 /// [`StartError`] before any connection is accepted. It does not return otherwise: the drain exits the process.
-pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), StartError> {
+pub fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    predecessor: Option<&Path>,
+) -> Result<(), StartError> {
     logging::start(&config.log).map_err(StartError::Log)?;
     let _flush = logging::FlushAtEnd;
     for warning in config.warnings(SystemTime::now()) {
         tracing::warn!(warning, "configuration warning");
     }
     components::open_files(&config)?;
-    let bound = config
-        .listeners
-        .iter()
-        .map(|listener| BoundListener::new(listener.address, &config.timeouts))
-        .collect::<Result<Vec<_>, _>>()?;
-    let admin = config
-        .admin
-        .address
-        .map(|address| BoundListener::new(address, &config.timeouts))
-        .transpose()?;
-    let socket = config.admin.socket.as_deref();
-    let socket = socket.map(AdminSocket::bind).transpose()?;
-    let acceptors = acceptors(&config, &bound)?;
-    let components = Components::new(&config)?;
+    let launcher = Launcher::of_this_process().map_err(StartError::Program)?;
+    let mut inheritance = predecessor
+        .map(Inheritance::request)
+        .transpose()
+        .map_err(|error| StartError::Takeover(error.into()))?;
+    let mut bind = |address| match &mut inheritance {
+        Some(inheritance) => inheritance.listener(address, &config.timeouts),
+        None => BoundListener::new(address, &config.timeouts),
+    };
+    let addresses = config.listeners.iter().map(|listener| listener.address);
+    let bound = addresses.map(&mut bind).collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.address.map(&mut bind).transpose()?;
+    let takes_over = inheritance.is_some();
+    let sockets = UnixSockets::new(&config, takes_over)?;
+    let acceptors = acceptors(&config, &bound).inspect_err(|_| sockets.discard())?;
+    let components = Components::new(&config).inspect_err(|_| sockets.discard())?;
+    let shared = match config.takeover.socket {
+        Some(_) => bound
+            .iter()
+            .chain(&admin)
+            .map(BoundListener::share)
+            .collect(),
+        None => Ok(Vec::new()),
+    };
+    let shared = shared.inspect_err(|_| sockets.discard())?;
     let acceptors = Arc::new(Acceptors::new(
         acceptors,
         Arc::clone(&components.proxy.gate),
@@ -119,32 +142,41 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), StartError> {
     ));
     let mode = ShutdownMode::default();
     let manager = Arc::new(ServiceManager::from_environment());
+    let opening = match takes_over {
+        true => Opening::later(),
+        false => Opening::at_once(),
+    };
+    let (taken_over, handed_over) = (CancellationToken::new(), CancellationToken::new());
+    let (inherited, upgrade) = (CancellationToken::new(), Arc::new(Notify::new()));
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
-    server.add_service(ListeningService::new(
+    let service = ListeningService::new(
         "edge",
         components.app(Arc::clone(&acceptors)),
         bound,
         server.configuration.threads,
         // Listeners close only once the drain is visible to requests: their responses then close the connections.
         components.connections.draining(),
-    ));
+    );
+    server.add_service(service.opened_by(opening.clone()));
+    let can_upgrade = config.takeover.socket.is_some();
     let program = Program {
         file,
         manager: Arc::clone(&manager),
+        upgrade: can_upgrade.then(|| Arc::clone(&upgrade)),
     };
-    let socket_file = socket.as_ref().map(AdminSocket::file);
+    let files = sockets.files();
     let shown = components.admin(acceptors.terminators(), Some(program.clone()));
-    if let Some(socket) = socket {
+    if let Some(socket) = sockets.admin {
         let shown = Arc::clone(&shown);
         let app = move |peer| HttpServer::new_app(AdminApp::over_socket(Arc::clone(&shown), peer));
         server.add_service(SocketService::new(app, socket));
     }
     if let Some(bound) = admin {
         let app = HttpServer::new_app(AdminApp::over_tcp(shown));
-        // The admin listener stays open until the process exits.
-        let never = CancellationToken::new();
-        let service = ListeningService::new("admin", app, vec![bound], 1, never);
+        // The admin listener stays open until the process exits, or another one has it.
+        let service = ListeningService::new("admin", app, vec![bound], 1, taken_over.clone());
+        let service = service.opened_by(opening.beside());
         server.add_service(service.bounded(admin::LIMITS));
     }
     server.add_service(background_service(
@@ -162,9 +194,42 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), StartError> {
     server.add_service(background_service(
         "drain",
         ShutdownService {
-            drain: components.drain(socket_file),
+            drain: components.drain(files.clone()),
             mode: mode.clone(),
             manager: Arc::clone(&manager),
+            taken_over: taken_over.clone(),
+        },
+    ));
+    if inheritance.is_none() {
+        inherited.cancel();
+    }
+    server.add_service(background_service(
+        "successor",
+        Successor {
+            inheritance: Mutex::new(inheritance),
+            engine: components.engine(),
+            reloader: Arc::clone(&components.reloader),
+            manager: Arc::clone(&manager),
+            opening,
+            files,
+            inherited: inherited.clone(),
+            handed_over: handed_over.clone(),
+        },
+    ));
+    server.add_service(background_service(
+        "predecessor",
+        Predecessor {
+            socket: Mutex::new(sockets.takeover),
+            launcher,
+            listeners: Mutex::new(shared),
+            context: Arc::clone(&components.tunnel_context),
+            connections: Arc::clone(&components.connections),
+            reloader: Arc::clone(&components.reloader),
+            manager: Arc::clone(&manager),
+            taken_over,
+            handed_over: handed_over.clone(),
+            inherited,
+            upgrade: Arc::clone(&upgrade),
         },
     ));
     server.run(RunArgs {
@@ -173,9 +238,60 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), StartError> {
             reloader: Arc::clone(&components.reloader),
             access: components.proxy.access.clone(),
             manager,
+            handed_over,
+            takes_over,
+            upgrade,
         }),
     });
     Ok(())
+}
+
+/// The unix sockets of the configuration, and what they are called in errors.
+fn unix_sockets(config: &Config) -> impl Iterator<Item = (&'static str, &Path)> {
+    let admin = config
+        .admin
+        .socket
+        .as_deref()
+        .map(|path| (ADMIN_SOCKET, path));
+    let takeover = config.takeover.socket.as_deref();
+    let takeover = takeover.map(|path| (takeover::SOCKET_NAME, path));
+    admin.into_iter().chain(takeover)
+}
+
+/// The listening unix sockets.
+#[derive(Default)]
+struct UnixSockets {
+    admin: Option<OwnerSocket>,
+    takeover: Option<OwnerSocket>,
+}
+
+impl UnixSockets {
+    /// Listens on all of them. If this process takes over, they are not placed yet.
+    fn new(config: &Config, takes_over: bool) -> Result<Self, SocketError> {
+        let mut sockets = Self::default();
+        for (name, path) in unix_sockets(config) {
+            let socket = match takes_over {
+                true => OwnerSocket::draft(name, path),
+                false => OwnerSocket::bind(name, path),
+            };
+            let socket = socket.inspect_err(|_| sockets.discard())?;
+            match name {
+                ADMIN_SOCKET => sockets.admin = Some(socket),
+                _ => sockets.takeover = Some(socket),
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn files(&self) -> Vec<Arc<SocketFile>> {
+        let sockets = self.admin.iter().chain(&self.takeover);
+        sockets.map(OwnerSocket::file).collect()
+    }
+
+    /// Removes those that are not placed: the process ends.
+    fn discard(&self) {
+        self.files().iter().for_each(|file| file.discard());
+    }
 }
 
 /// The background service that reloads certificates when their files change.
@@ -213,8 +329,8 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
     if let Some(address) = config.admin.address {
         BoundListener::check(address, &config.timeouts)?;
     }
-    if let Some(socket) = &config.admin.socket {
-        AdminSocket::check_file(socket)?;
+    for (name, path) in unix_sockets(config) {
+        OwnerSocket::check_file(name, path)?;
     }
     Connectors::load(config)?;
     AccessLog::check(&config.log.access)?;

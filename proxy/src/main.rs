@@ -7,7 +7,7 @@ use causeway_conf::{ignore_signals, print_error, print_output, write_document};
 use causeway_proxy::Config;
 use causeway_proxy::ctl::{self, Ctl};
 use clap::{Parser, Subcommand};
-use libc::SIGUSR1;
+use libc::{SIGUSR1, SIGUSR2};
 
 /// jemalloc returns the memory of buffers that idle tunnels have freed. In the measurement of `make bench-allocators` an idle
 /// tunnel was 9 % larger with glibc's allocator and 1 % larger with mimalloc, and a new one cost 4 % and 8 % more CPU.
@@ -47,6 +47,9 @@ struct Flags {
     /// Print the configuration that applies, with the source of each value, and exit
     #[arg(long, conflicts_with = "check")]
     print_config: bool,
+    /// Take over the sockets of the running edge that listens on this one (its setting takeover.socket)
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["check", "print_config"])]
+    takeover: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -64,12 +67,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A log rotation may send it before its handler is installed.
-    ignore_signals(&[SIGUSR1]);
+    // A log rotation or an upgrade may send it before its handler is installed.
+    ignore_signals(&[SIGUSR1, SIGUSR2]);
     let flags = Flags::parse();
-    let ended = match flags.command {
-        None => serve(flags.config, flags.check, flags.print_config),
-        Some(Command::Ctl(ctl)) => return ExitCode::from(ctl::run(&ctl)),
+    let ended = match &flags.command {
+        None => serve(&flags),
+        Some(Command::Ctl(ctl)) => return ExitCode::from(ctl::run(ctl)),
         Some(Command::Genconfig { output }) => generate_config(output.as_deref()),
     };
     match ended {
@@ -82,7 +85,8 @@ fn main() -> ExitCode {
 }
 
 /// Runs the edge, or checks or prints its configuration.
-fn serve(file: Option<PathBuf>, check: bool, print: bool) -> Result<(), String> {
+fn serve(flags: &Flags) -> Result<(), String> {
+    let file = flags.config.clone();
     if file.is_none() && !Config::is_in_environment() {
         return Err(
             "causeway-proxy: expected --config FILE, or settings in environment variables such as \
@@ -90,14 +94,14 @@ fn serve(file: Option<PathBuf>, check: bool, print: bool) -> Result<(), String> 
                 .to_owned(),
         );
     }
-    if print {
+    if flags.print_config {
         let text = Config::print(file.as_deref()).map_err(|errors| errors.to_string())?;
         return write(&text, None);
     }
     let config =
         Config::load_with_environment(file.as_deref()).map_err(|errors| errors.to_string())?;
-    if !check {
-        return causeway_proxy::run(config, file)
+    if !flags.check {
+        return causeway_proxy::run(config, file, flags.takeover.as_deref())
             .map_err(|error| format!("causeway-proxy: {error}"));
     }
     let name = file.map_or("environment".to_owned(), |path| path.display().to_string());

@@ -75,6 +75,8 @@ pub(crate) struct Metrics {
     /// Tunnels whose backend drains and that stayed there, because no other one takes part.
     pub(crate) handoffs_stayed: Counter,
     handoffs: Family<Label, Counter>,
+    /// Tunnels that this process has taken over from another one.
+    pub(crate) tunnels_taken_over: Counter,
     nodes_skipped: Family<[(&'static str, String); 1], Gauge>,
     certificate_states: Family<[(&'static str, String); 2], Gauge>,
     certificate_ends: Family<[(&'static str, String); 1], Gauge>,
@@ -91,6 +93,7 @@ impl Metrics {
             handoffs_moved: handoff("moved"),
             handoffs_stayed: handoff("stayed"),
             handoffs,
+            tunnels_taken_over: Counter::default(),
             affinity_hit: outcome("hit"),
             affinity_miss: outcome("miss"),
             affinity_bound_anew: outcome("bound_anew"),
@@ -170,6 +173,11 @@ impl Metrics {
             "handoffs",
             "Tunnels of draining backends, by whether they were handed off to another backend",
             self.handoffs.clone(),
+        );
+        registry.register(
+            "tunnels_taken_over",
+            "Tunnels that this process has taken over from its predecessor",
+            self.tunnels_taken_over.clone(),
         );
         registry.register(
             "refusals",

@@ -79,6 +79,8 @@ const LAST_SECONDS: Duration = Duration::from_secs(5);
 ///
 /// Pingora reads the requests, on your listeners, so what the edge does before it has a request is missing:
 ///
+/// - `takeover.socket` has no effect, and the action to upgrade is refused: the listeners are those of your server, and tunnels end
+///   with the process that has them.
 /// - `admin.socket` has no effect, and the action to reload is refused: call [`Plugin::reload`].
 /// - `listeners`, `threads`, `log.level` and `log.format` have no effect. Log lines go to the `tracing` subscriber of the
 ///   process; [`Plugin::start_logging`] installs the one that the settings describe.
@@ -179,7 +181,7 @@ impl Plugin {
     pub fn background(&self, then: AfterDrain) -> impl ServiceWithDependents + use<> {
         let task = Background {
             watch: self.components.background_tasks(None),
-            drain: self.components.drain(None),
+            drain: self.components.drain(Vec::new()),
             access: self.components.proxy.access.clone(),
             then,
         };

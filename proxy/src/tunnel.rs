@@ -18,6 +18,7 @@ mod paced;
 mod readiness;
 mod registry;
 mod socket;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -31,8 +32,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use crate::tunnel::flow::Flow;
-use crate::tunnel::flow::FlowEnd;
 use crate::tunnel::flow::Reading;
+pub(crate) use crate::tunnel::flow::{FlowEnd, FlowPhase, FlowState};
 #[cfg(any(fuzzing, test))]
 pub(crate) use crate::tunnel::frames::Frames;
 pub(crate) use crate::tunnel::handoff::Dialing;
@@ -47,9 +48,10 @@ use crate::tunnel::readiness::ReadReadiness;
 use crate::tunnel::readiness::ReadinessTracked;
 use crate::tunnel::readiness::task_of;
 pub(crate) use crate::tunnel::registry::{
-    CloseRequest, Entry, ListedTunnel, TunnelFilter, TunnelHandle, TunnelLimits, Tunnels,
+    CloseRequest, Entry, ListedTunnel, TunnelAge, TunnelFilter, TunnelHandle, TunnelLimits, Tunnels,
 };
 pub(crate) use crate::tunnel::socket::Socket;
+pub(crate) use crate::tunnel::state::{BareSocket, ParkedTunnel, TunnelState};
 
 /// The close code for a client that sends frames of a handoff, which are between the edge and its backends (RFC 6455, 7.4.1).
 const PROTOCOL_ERROR: u16 = 1002;
@@ -111,6 +113,24 @@ pub(crate) enum EndReason {
 }
 
 impl EndReason {
+    const ALL: [Self; 10] = [
+        Self::ClientClosed,
+        Self::BackendClosed,
+        Self::ClientLost,
+        Self::BackendLost,
+        Self::Idle,
+        Self::Lifetime,
+        Self::Drained,
+        Self::BackendDrained,
+        Self::Rebalanced,
+        Self::Operator,
+    ];
+
+    /// The reason with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// The name in logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -153,6 +173,8 @@ pub(crate) enum Event<P> {
     Moved(P),
     /// It was not handed off, and continues as before.
     Stayed,
+    /// It was requested to be parked: see [`Tunnel::park`]. It may also be polled again at once.
+    ParkRequested,
     /// Both directions have ended.
     Ended(TunnelEnd),
 }
@@ -239,6 +261,11 @@ where
         self.down.close_code().filter(|_| is_first)
     }
 
+    /// Whether it is to be parked. Lifts the request.
+    pub(crate) fn take_park_request(&self) -> bool {
+        self.entry.take_park_request()
+    }
+
     /// The request that became this tunnel.
     pub(crate) fn info(&self) -> &TunnelInfo {
         self.entry.info()
@@ -295,8 +322,8 @@ where
 
     /// Follows a request of the registry: begins to close, or returns that the tunnel is to move first.
     fn follow_close_request(&mut self, cx: &Context<'_>) -> Option<Event<P>> {
-        // A close request takes the registered waker when it wakes the task: register it again after each.
-        if self.close_request_task != task_of(cx) || self.entry.close_request().is_some() {
+        // A request takes the registered waker when it wakes the task: register it again after each.
+        if self.close_request_task != task_of(cx) || self.entry.has_request() {
             self.entry.register_waker(cx.waker());
             self.close_request_task = task_of(cx);
         }
@@ -553,6 +580,9 @@ where
         loop {
             if let Some(event) = self.follow_close_request(cx) {
                 return Poll::Ready(event);
+            }
+            if self.entry.take_park_request() {
+                return Poll::Ready(Event::ParkRequested);
             }
             let bytes_before = self.up.bytes() + self.down.bytes();
             let was_closing = self.is_closing();

@@ -484,6 +484,7 @@ async fn nobody_acts_without_the_right_to_and_the_log_says_who_did() -> Result<(
         for (method, path) in [
             ("POST", "/backends/n1/drain"),
             ("POST", "/reload"),
+            ("POST", "/upgrade"),
             ("POST", "/rebalance"),
             ("POST", "/tunnels/0/close"),
             ("GET", "/tunnels"),

@@ -11,6 +11,7 @@ use causeway_tests::harness::{
     edge::{self, Edge, Program},
     node::{self, Node},
     process::{Process, Signal},
+    programs,
     scratch::Scratch,
     wait,
 };
@@ -97,6 +98,60 @@ async fn the_edge_tells_when_it_is_ready_reloads_and_stops() -> Result<()> {
     let mut edge = Edge::start_with(Program::Edge, &environment, &settings, scratch.path()).await?;
     let told = messages.whole_life(&mut edge.process, "edge.yaml", &scratch);
     told.await
+}
+
+/// The process that takes over is the main one from then on, and the service never stops.
+#[tokio::test]
+async fn an_upgrade_of_the_edge_tells_which_process_goes_on() -> Result<()> {
+    let scratch = Scratch::new("notify-upgrade")?;
+    let name = format!("causeway-upgrade-{}", std::process::id());
+    let messages = Messages::listen(&name)?;
+    let socket = format!("@{name}");
+    let watchdog_pid = ("WATCHDOG_PID", "1");
+    let environment = [("NOTIFY_SOCKET", socket.as_str()), WATCHDOG, watchdog_pid];
+    let admin = scratch.path().join("admin.sock");
+    let settings = edge::settings(&[("n1", "127.0.0.1:9".parse()?)])
+        .with("admin.socket", json!(admin))
+        .with("takeover.socket", json!(scratch.path().join("edge.sock")));
+    let mut edge = Edge::start_with(Program::Edge, &environment, &settings, scratch.path()).await?;
+    ensure!(messages.next().await? == "READY=1", "the start has no end");
+    let mut ctl = std::process::Command::new(programs::ours("causeway-proxy")?);
+    let asked = ctl
+        .arg("ctl")
+        .arg("--socket")
+        .arg(admin)
+        .arg("upgrade")
+        .output()?;
+    ensure!(asked.status.success(), "{asked:?}");
+    // In any order: the messages are of two processes.
+    let mut both = [messages.next().await?, messages.next().await?];
+    both.sort();
+    let [main, ready] = &both;
+    let main = main.strip_prefix("MAINPID=").context("no other process")?;
+    let successor = Successor(main.to_owned());
+    ensure!(ready == "READY=1", "the successor is not ready: {ready}");
+    // Its watchdog is its own, although that of the first was for another process.
+    messages.alive().await?;
+    let status = edge.process.exit(wait::SOON).await?;
+    ensure!(status.success(), "{status}");
+    drop(successor);
+    ensure!(
+        messages.take().is_none_or(|it| it == "WATCHDOG=1"),
+        "the service stops"
+    );
+    Ok(())
+}
+
+/// The id of a process that is not a child of this one, ended when this is dropped.
+struct Successor(String);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let kill = std::process::Command::new("kill")
+            .args(["-KILL", &self.0])
+            .status();
+        drop(kill);
+    }
 }
 
 #[tokio::test]

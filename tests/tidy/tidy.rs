@@ -30,6 +30,7 @@ const PROXY: Layers = Layers {
         &["upstream"],
         &["request"],
         &["server"],
+        &["takeover"],
         &["plugin"],
         &["fuzz"],
         &["lib"],

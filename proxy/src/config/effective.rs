@@ -3,6 +3,7 @@
 //! Each struct is destructured field by field, so that a new setting does not compile until it is shown.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use causeway_conf::{ByteSize, Effective, Positions, Secret, Timestamp};
 
@@ -11,7 +12,7 @@ use super::{
     AccessLog, AdminConfig, AffinityConfig, AllowedAddresses, BackendConfig, BackendTls, BodyRate,
     CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, HealthConfig, Limits,
     ListenerConfig, Log, NoRoute, PoolConfig, ProbeKind, Rate, RebalanceConfig, Route, SameSite,
-    SentinelConfig, Statuses, Timeouts, TlsConfig, TlsVersion,
+    SentinelConfig, Statuses, TakeoverConfig, Timeouts, TlsConfig, TlsVersion,
 };
 
 impl Config {
@@ -20,6 +21,7 @@ impl Config {
         let Self {
             listeners,
             admin,
+            takeover,
             websockets_over_http2,
             abort_on_client_close,
             zone,
@@ -40,6 +42,7 @@ impl Config {
         Effective::map([
             ("listeners", Effective::list(listeners, listener)),
             ("admin", admin_of(admin)),
+            ("takeover", takeover_of(takeover)),
             (
                 "websockets_over_http2",
                 Effective::plain(websockets_over_http2),
@@ -642,6 +645,12 @@ fn admin_of(admin: &AdminConfig) -> Effective {
             }),
         ),
     ])
+}
+
+fn takeover_of(takeover: &TakeoverConfig) -> Effective {
+    let TakeoverConfig { socket } = takeover;
+    let path = |path: &PathBuf| Effective::text(path.to_string_lossy());
+    Effective::map([("socket", Effective::option(socket.as_ref(), path))])
 }
 
 fn rebalance_of(rebalance: RebalanceConfig) -> Effective {

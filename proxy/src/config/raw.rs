@@ -38,6 +38,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) rebalance: Rebalance,
     #[serde(default)]
+    pub(super) takeover: Takeover,
+    #[serde(default)]
     pub(super) trusted_proxies: Vec<AddressRange>,
     #[serde(default)]
     pub(super) log: Log,
@@ -71,6 +73,12 @@ pub(super) struct Tls {
 pub(super) struct Certificate {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Takeover {
+    pub(super) socket: Option<PathBuf>,
 }
 
 /// Settings, or `none`.

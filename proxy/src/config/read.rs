@@ -9,7 +9,7 @@ mod pools;
 mod routes;
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use causeway_conf::{ByteSize, ConfErrors, Document, Positions, Secret, Span};
@@ -19,7 +19,7 @@ use super::check::Check;
 use super::raw;
 use super::{
     ABORT_ON_CLIENT_CLOSE, AccessLog, AdminConfig, BodyRate, Config, DrainConfig, Log, NoRoute,
-    RebalanceConfig, Timeouts, WEBSOCKETS_OVER_HTTP2,
+    RebalanceConfig, TakeoverConfig, Timeouts, WEBSOCKETS_OVER_HTTP2,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -39,6 +39,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions
     let config = Config {
         listeners: listeners::listeners(&mut check, file.listeners),
         admin: admin(&mut check, file.admin),
+        takeover: takeover(&mut check, file.takeover),
         websockets_over_http2: file.websockets_over_http2.unwrap_or(WEBSOCKETS_OVER_HTTP2),
         abort_on_client_close: file.abort_on_client_close.unwrap_or(ABORT_ON_CLIENT_CLOSE),
         zone: pools::zone(&mut check, "zone", file.zone),
@@ -82,9 +83,8 @@ fn admin(check: &mut Check, admin: raw::Admin) -> AdminConfig {
         );
     }
     if let Some(socket) = &admin.socket {
-        let bytes = socket.as_os_str().len();
         check.require(
-            socket.is_absolute() && bytes <= SOCKET_PATH_BYTES_MAX,
+            is_socket_path(socket),
             "admin.socket",
             "expected an absolute path of at most 90 bytes, such as /run/causeway/proxy.sock",
         );
@@ -94,6 +94,23 @@ fn admin(check: &mut Check, admin: raw::Admin) -> AdminConfig {
         token: admin.token,
         socket: admin.socket,
     }
+}
+
+fn takeover(check: &mut Check, takeover: raw::Takeover) -> TakeoverConfig {
+    if let Some(socket) = &takeover.socket {
+        check.require(
+            is_socket_path(socket),
+            "takeover.socket",
+            "expected an absolute path of at most 90 bytes, such as /run/causeway/edge.sock",
+        );
+    }
+    TakeoverConfig {
+        socket: takeover.socket,
+    }
+}
+
+fn is_socket_path(path: &Path) -> bool {
+    path.is_absolute() && path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX
 }
 
 fn no_route(check: &mut Check, raw: raw::NoRoute) -> NoRoute {

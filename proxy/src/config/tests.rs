@@ -60,6 +60,7 @@ fn the_commented_file_names_every_setting() {
         "limits: {zz: 1}",
         "drain: {zz: 1}",
         "rebalance: {zz: 1}",
+        "takeover: {zz: 1}",
         "log: {zz: 1}",
     ];
     for section in sections {

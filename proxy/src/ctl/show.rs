@@ -16,6 +16,7 @@ pub(super) enum Shown {
     Closed,
     Rebalance,
     Reload,
+    Upgrade,
 }
 
 /// `response` as text.
@@ -37,6 +38,9 @@ pub(super) fn text(shown: Shown, response: &Value) -> String {
         ),
         Shown::Rebalance => rebalance(response),
         Shown::Reload => reload(response),
+        Shown::Upgrade => {
+            "a successor is being started; the log says when it has taken over".to_owned()
+        }
     }
 }
 
@@ -320,6 +324,7 @@ mod tests {
             Shown::Closed,
             Shown::Rebalance,
             Shown::Reload,
+            Shown::Upgrade,
         ] {
             for response in [
                 json!(null),

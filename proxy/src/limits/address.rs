@@ -94,6 +94,28 @@ impl PerAddress {
     }
 }
 
+impl PerAddress {
+    /// A permit beyond any limit, for the address with this [`AddressPermit::source`]; `None` if there is no limit.
+    pub(super) fn acquire(&self, source: u64) -> Option<AddressPermit> {
+        if self.most.load(Ordering::Relaxed) == NO_LIMIT {
+            return None;
+        }
+        let source = Source(source);
+        *self.held.shard(source).lock().entry(source).or_insert(0) += 1;
+        Some(AddressPermit {
+            held: Arc::clone(&self.held),
+            source,
+        })
+    }
+}
+
+impl AddressPermit {
+    /// What stands for the address, also in another process.
+    pub(super) fn source(&self) -> u64 {
+        self.source.0
+    }
+}
+
 /// The address holds as many permits as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AddressLimitReached;

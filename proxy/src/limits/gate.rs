@@ -59,7 +59,7 @@ struct Rejections {
 #[derive(Debug)]
 pub(crate) struct Permits {
     _total: Permit,
-    _address: Option<AddressPermit>,
+    address: Option<AddressPermit>,
 }
 
 /// The limits of requests to one backend.
@@ -76,8 +76,13 @@ impl Permits {
     pub(crate) fn new(permit: Permit, address_permit: Option<AddressPermit>) -> Self {
         Self {
             _total: permit,
-            _address: address_permit,
+            address: address_permit,
         }
+    }
+
+    /// What stands for the address that is counted, for [`Gate::adopt_connection`] and [`Gate::adopt_tunnel`] of another process.
+    pub(crate) fn source(&self) -> Option<u64> {
+        self.address.as_ref().map(AddressPermit::source)
     }
 }
 
@@ -220,6 +225,19 @@ impl Gate {
         let permit = self.tunnels.try_acquire();
         let permit = permit.ok_or_else(|| self.refuse(Limit::Tunnels, Some(client), now))?;
         Ok(Permits::new(permit, address_permit))
+    }
+
+    /// Admits a connection that another process has admitted before, under the total limit; with its [`Permits::source`].
+    pub(crate) fn adopt_connection(&self, source: Option<u64>) -> Option<Permits> {
+        let permit = self.connections.try_acquire()?;
+        let address = source.and_then(|source| self.connections_of_address.acquire(source));
+        Some(Permits::new(permit, address))
+    }
+
+    /// Counts a tunnel that another process has admitted before: no limit ends an open tunnel.
+    pub(crate) fn adopt_tunnel(&self, source: Option<u64>) -> Permits {
+        let address = source.and_then(|source| self.tunnels_of_address.acquire(source));
+        Permits::new(self.tunnels.acquire(), address)
     }
 
     /// How many tunnels one backend may have.
@@ -367,6 +385,30 @@ mod tests {
         let gate = gate(limits, now);
         assert_eq!(admitted(|| gate.connection_from(PROXY, now)), (10, None));
         assert_eq!(admitted(|| gate.handshake(PROXY, now)), (10, None));
+    }
+
+    #[test]
+    fn what_another_process_has_admitted_is_counted_and_only_connections_are_refused() {
+        let now = Instant::now();
+        let limits =
+            "connections: 2, connections_per_address: 1, tunnels: 1, tunnels_per_address: 1";
+        let (before, gate) = (gate(limits, now), gate(limits, now));
+        let tunnel = before.tunnel(CLIENT, now).unwrap();
+        let address = before.connection_from(CLIENT, now).unwrap();
+        let connection = Permits::new(before.connection(None, now).unwrap(), address);
+        let adopt = || gate.adopt_connection(connection.source());
+        let (first, second) = (adopt().unwrap(), adopt().unwrap());
+        assert!(adopt().is_none());
+        assert!(gate.connection_from(CLIENT, now).is_err());
+        drop((first, second));
+        assert!(gate.connection_from(CLIENT, now).is_ok());
+        let tunnels = [tunnel.source(), tunnel.source(), None].map(|it| gate.adopt_tunnel(it));
+        assert!(gate.tunnel(PROXY, now).is_err());
+        drop(tunnels);
+        assert_eq!(
+            admitted(|| gate.tunnel(CLIENT, now)),
+            (1, Some(Limit::TunnelsPerAddress))
+        );
     }
 
     #[test]

@@ -37,6 +37,15 @@ impl Total {
         self.0.most.store(most, Ordering::Relaxed);
     }
 
+    /// A permit beyond any limit.
+    pub(super) fn acquire(&self) -> Permit {
+        self.0.held.fetch_add(1, Ordering::Relaxed);
+        if let Some(open) = &self.0.open {
+            open.inc();
+        }
+        Permit(Arc::clone(&self.0))
+    }
+
     /// A permit, or `None` while the limit is reached.
     pub(super) fn try_acquire(&self) -> Option<Permit> {
         let most = self.0.most.load(Ordering::Relaxed);

@@ -103,6 +103,7 @@ fn the_page_has_every_family_and_ends_with_eof() {
         causeway_proxy_tunnels_closed_total{backend="n1",reason="client"} 1
         causeway_proxy_tunnels_opened_total{backend="n1"} 2
         causeway_proxy_tunnels_open{backend="n1"} 1
+        causeway_proxy_tunnels_taken_over_total 0
         causeway_proxy_waits_total{backend="n1",outcome="returned"} 1"#]]
     .assert_eq(&values.join("\n"));
 }

@@ -7,7 +7,9 @@
 //!
 //! Invariant: a connection to a backend is reused only if all of the request was sent and all of the response was read.
 
+mod adopt;
 mod handoff;
+mod parking;
 mod stall;
 mod tunnel;
 mod upload;
@@ -39,7 +41,9 @@ use crate::limits::Permits;
 use crate::request::error::Rejection;
 use crate::request::exchange::HANDOFF_HEADER;
 use crate::request::exchange::{AttemptError, Exchange, NewSession, Outcome, ProxyState, Replay};
+pub(crate) use crate::request::forward::adopt::{AdoptedTunnel, CannotAdopt, ForeignTunnel};
 pub(crate) use crate::request::forward::handoff::TunnelContext;
+pub(crate) use crate::request::forward::parking::{ParkReply, ParkedTunnel, Parking};
 use crate::request::forward::stall::{StallTimer, WaitsFor};
 pub(crate) use crate::request::forward::tunnel::TunnelPermits;
 use crate::request::forward::tunnel::{TunnelRecord, run_tunnel};
@@ -977,8 +981,8 @@ impl<D: Downstream> Request<'_, D> {
             return proxy.log(&exchange, outcome);
         }
         let permits = TunnelPermits {
-            _connection: upgrade.connection,
-            _tunnel: tunnel,
+            connection: upgrade.connection,
+            tunnel,
             at_backend: exchange.take_tunnel_slot(),
         };
         let count = response.backend.open_tunnel();

@@ -55,6 +55,9 @@ pub(crate) enum ActionError {
     /// One line for each error.
     #[error("{0}")]
     InvalidFile(String),
+    /// A successor would find no way to the sockets.
+    #[error("no process can take over from this one: set \"takeover.socket\" and restart it once")]
+    NoTakeover,
 }
 
 /// The actions, and what they act on.
@@ -307,6 +310,18 @@ impl Actions {
             dry_run: run == Run::Dry,
             plan: plan.map_err(ActionError::InvalidFile)?,
         })
+    }
+
+    /// Starts the program at the path of this one, to take over from it. What becomes of that is in the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ActionError::NoTakeover`].
+    pub(crate) fn upgrade(&self) -> Result<(), ActionError> {
+        let program = self.program.as_ref();
+        let upgrade = program.and_then(|program| program.upgrade.as_ref());
+        upgrade.ok_or(ActionError::NoTakeover)?.notify_one();
+        Ok(())
     }
 
     fn find(&self, id: &str) -> Result<(Arc<Pool>, Arc<Backend>), ActionError> {

@@ -31,8 +31,7 @@ use crate::server::actions::{Acted, ActionError, Actions, Force, OpenTunnels, Ru
 use crate::server::admin::access::{Credentials, Denied, Origin};
 use crate::server::admin::endpoint::{Action, Endpoint};
 use crate::server::admin::input::BadInput;
-pub use crate::server::admin::socket::SocketError;
-pub(crate) use crate::server::admin::socket::{AdminSocket, SocketFile, SocketService};
+pub(crate) use crate::server::admin::socket::{NAME as SOCKET_NAME, SocketService};
 use crate::server::listeners::BoundedConfig;
 use crate::tls::Terminator;
 use crate::tunnel::{CloseRequest, ListedTunnel};
@@ -134,7 +133,8 @@ impl Refused {
                 | ActionError::ByConfiguration(_)
                 | ActionError::LastBackend { .. }
                 | ActionError::Rebalancing(_)
-                | ActionError::NoFile => StatusCode::CONFLICT,
+                | ActionError::NoFile
+                | ActionError::NoTakeover => StatusCode::CONFLICT,
                 ActionError::InvalidFile(_) => StatusCode::UNPROCESSABLE_ENTITY,
             },
         }
@@ -407,6 +407,12 @@ impl Admin {
                     "admin action"
                 );
                 to_value(&result)
+            }
+            Action::Upgrade => {
+                let input::Nothing {} = input::body(&body)?;
+                self.actions.upgrade()?;
+                tracing::info!(who, action = name, "admin action");
+                json!({ "starting": true })
             }
             Action::Reload => {
                 let input: input::Reload = input::body(&body)?;

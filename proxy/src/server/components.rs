@@ -27,18 +27,19 @@ use crate::limits::Gate;
 use crate::limits::ThrottledLog;
 use crate::metrics::Metrics;
 use crate::net::descriptors::FileBudget;
+use crate::net::owner_socket::{SocketError, SocketFile};
 use crate::net::resolver::ADDRESSES_MAX;
 use crate::net::resolver::Names;
 use crate::request::access_log::AccessLog;
 use crate::request::access_log::AccessLogError;
 use crate::request::exchange::ProxyState;
 use crate::request::exchange::Rules;
-use crate::request::forward::{Engine, STALE_MAX, TunnelContext};
+use crate::request::forward::{Engine, Parking, STALE_MAX, TunnelContext};
 use crate::request::parked::ParkConfig;
 use crate::request::parked::ParkedRequests;
 use crate::request::proxy_http::Edge;
 use crate::server::actions::Actions;
-use crate::server::admin::{Admin, SocketError, SocketFile};
+use crate::server::admin::Admin;
 use crate::server::app::EdgeApp;
 use crate::server::discovery;
 use crate::server::drains::Drains;
@@ -67,12 +68,18 @@ pub enum StartError {
     /// A listening socket cannot be created.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The admin socket cannot be created.
+    /// A unix socket cannot be created.
     #[error(transparent)]
-    AdminSocket(#[from] SocketError),
+    Socket(#[from] SocketError),
     /// The program log cannot be written.
     #[error("cannot log to standard error: {0}")]
     Log(#[source] std::io::Error),
+    /// The running process does not let this one take over.
+    #[error("cannot take over: {0}")]
+    Takeover(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It is not known where the file of this program is.
+    #[error("cannot find the file of this program: {0}")]
+    Program(#[source] std::io::Error),
     /// The limit of open files is too low.
     #[error(transparent)]
     OpenFiles(#[from] TooFewOpenFiles),
@@ -109,6 +116,7 @@ pub(crate) struct Components {
     pub(crate) head_size: usize,
     http2: Http2Limits,
     response_limits: ResponseLimits,
+    pub(crate) tunnel_context: Arc<TunnelContext>,
     abort_on_client_close: bool,
 }
 
@@ -152,14 +160,28 @@ impl Components {
             Arc::clone(&names),
             Arc::clone(&drains),
         );
+        let dialer = Arc::new(Dialer::new(
+            config.timeouts,
+            Arc::clone(&names),
+            files.idle_upstream,
+        ));
+        let response_limits = ResponseLimits {
+            head_size: config.limits.response_head_size,
+            headers: config.limits.headers,
+        };
+        let tunnel_context = TunnelContext {
+            proxy: Arc::clone(&proxy),
+            dialer: Arc::clone(&dialer),
+            tunnels: Arc::clone(&tunnels),
+            parking: Parking::default(),
+            response_limits,
+            response_timeout: config.timeouts.connect,
+        };
         Ok(Self {
             proxy,
+            tunnel_context: Arc::new(tunnel_context),
             reloader: Arc::new(reloader),
-            dialer: Arc::new(Dialer::new(
-                config.timeouts,
-                Arc::clone(&names),
-                files.idle_upstream,
-            )),
+            dialer,
             names,
             connections,
             tunnels,
@@ -177,10 +199,7 @@ impl Components {
                 head_size: config.limits.head_size,
                 websockets: config.websockets_over_http2,
             },
-            response_limits: ResponseLimits {
-                head_size: config.limits.response_head_size,
-                headers: config.limits.headers,
-            },
+            response_limits,
             abort_on_client_close: config.abort_on_client_close,
         })
     }
@@ -218,15 +237,9 @@ impl Components {
         }
     }
 
-    fn engine(&self) -> Engine {
-        let tunnel_context = TunnelContext {
-            proxy: Arc::clone(&self.proxy),
-            dialer: Arc::clone(&self.dialer),
-            response_limits: self.response_limits,
-            response_timeout: self.timeouts.connect,
-        };
+    pub(crate) fn engine(&self) -> Engine {
         Engine {
-            tunnel_context: Arc::new(tunnel_context),
+            tunnel_context: Arc::clone(&self.tunnel_context),
             proxy: Arc::clone(&self.proxy),
             dialer: Arc::clone(&self.dialer),
             connections: Arc::clone(&self.connections),
@@ -282,9 +295,9 @@ impl Components {
     }
 
     /// The drain for the shutdown.
-    pub(crate) fn drain(&self, socket: Option<Arc<SocketFile>>) -> Drain {
+    pub(crate) fn drain(&self, sockets: Vec<Arc<SocketFile>>) -> Drain {
         Drain {
-            socket,
+            sockets,
             reloader: Arc::clone(&self.reloader),
             connections: Arc::clone(&self.connections),
             tunnels: Arc::clone(&self.tunnels),

@@ -4,10 +4,12 @@
 //! the kernel chooses the port, and a connection is dispatched as a bare socket to the thread with the fewest tasks.
 
 mod bounded;
+mod opening;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +31,7 @@ use crate::limits::ThrottledLog;
 use crate::net::accepted::Accepted;
 use crate::net::exhaustion::Exhaustion;
 pub(crate) use crate::server::listeners::bounded::{BoundedConfig, BoundedConnections};
+pub(crate) use crate::server::listeners::opening::Opening;
 use crate::server::workers::Workers;
 use crate::upstream;
 
@@ -51,8 +54,20 @@ pub struct BindError {
 #[derive(Debug)]
 pub(crate) struct BoundListener {
     socket: std::net::TcpListener,
+    /// The address in the configuration.
+    pub(crate) requested: SocketAddr,
     /// The real address, also where port 0 was requested.
     pub(crate) address: SocketAddr,
+    /// If it comes from another process: the options for its connections, to be set when it accepts here.
+    options: Option<Timeouts>,
+}
+
+/// A second descriptor of a listening socket, for another process.
+#[derive(Debug)]
+pub(crate) struct SharedListener {
+    pub(crate) requested: SocketAddr,
+    pub(crate) address: SocketAddr,
+    pub(crate) socket: OwnedFd,
 }
 
 impl BoundListener {
@@ -73,11 +88,71 @@ impl BoundListener {
             socket.listen(BACKLOG)?;
             let socket = std::net::TcpListener::from(socket);
             Ok(Self {
+                requested: address,
                 address: socket.local_addr()?,
                 socket,
+                options: None,
             })
         };
         listen().map_err(|source| BindError { address, source })
+    }
+
+    /// Takes over a listening socket of another process, for `requested` in the configuration of this one.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] if it is not listening on the address that it is said to.
+    pub(crate) fn inherit(
+        requested: SocketAddr,
+        shared: SharedListener,
+        timeouts: &Timeouts,
+    ) -> Result<Self, BindError> {
+        let take = || -> io::Result<Self> {
+            let socket = socket2::Socket::from(shared.socket);
+            let address = socket.local_addr()?.as_socket();
+            if !socket.is_listener()? || address != Some(shared.address) {
+                let why = "the socket from the running process does not listen there";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
+            socket.set_nonblocking(true)?;
+            Ok(Self {
+                socket: socket.into(),
+                requested,
+                address: shared.address,
+                options: Some(*timeouts),
+            })
+        };
+        take().map_err(|source| BindError {
+            address: requested,
+            source,
+        })
+    }
+
+    /// A second descriptor of it.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] if there are no descriptors left.
+    pub(crate) fn share(&self) -> Result<SharedListener, BindError> {
+        let socket = self.socket.try_clone().map_err(|source| BindError {
+            address: self.requested,
+            source,
+        })?;
+        Ok(SharedListener {
+            requested: self.requested,
+            address: self.address,
+            socket: socket.into(),
+        })
+    }
+
+    /// Sets the options of a socket that comes from another process.
+    fn set_options(&self) {
+        let socket = socket2::SockRef::from(&self.socket);
+        if let Some(timeouts) = &self.options
+            && let Err(error) = upstream::set_keepalive(socket, timeouts)
+        {
+            tracing::warn!(address = %self.address, %error, "cannot set the options of a listener");
+        }
     }
 
     /// Checks whether it could listen on `address`. An address in use is no error: the running edge may be using it.
@@ -96,6 +171,7 @@ pub(crate) struct ListeningService<A> {
     bound: Vec<BoundListener>,
     threads: usize,
     bounded: Option<Arc<BoundedConnections>>,
+    opening: Opening,
     closing: CancellationToken,
 }
 
@@ -117,8 +193,14 @@ impl<A: ServerApp + Send + Sync + 'static> ListeningService<A> {
             bound,
             threads,
             bounded: None,
+            opening: Opening::at_once(),
             closing,
         }
+    }
+
+    /// Accepts only when `opening` says so.
+    pub(crate) fn opened_by(self, opening: Opening) -> Self {
+        Self { opening, ..self }
     }
 
     /// Limits the number of connections, and how long each may last.
@@ -140,6 +222,8 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
     ) {
         let mut listening = JoinSet::new();
         let workers = Workers::start(self.name, self.threads);
+        self.opening.opened().await;
+        self.opening.expect(self.bound.len(), &workers);
         for (number, bound) in self.bound.drain(..).enumerate() {
             let dispatcher = Dispatcher {
                 app: Arc::clone(&self.app),
@@ -149,7 +233,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for ListeningService<A> {
                 shutdown: shutdown.clone(),
                 connections: TaskTracker::new(),
             };
-            let accepting = dispatcher.accept_on(bound, self.closing.clone());
+            let accepting = dispatcher.accept_on(bound, self.opening.clone(), self.closing.clone());
             listening.spawn_on(accepting, workers.for_listener(number));
         }
         while listening.join_next().await.is_some() {}
@@ -179,12 +263,14 @@ struct Dispatcher<A> {
 
 impl<A: ServerApp + Send + Sync + 'static> Dispatcher<A> {
     /// Accepts and dispatches connections until `closing`.
-    async fn accept_on(self, bound: BoundListener, closing: CancellationToken) {
+    async fn accept_on(self, bound: BoundListener, opening: Opening, closing: CancellationToken) {
         let address = bound.address;
+        bound.set_options();
         let listener = match TcpListener::from_std(bound.socket) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%address, %error, "cannot listen"),
         };
+        opening.note_accepting();
         loop {
             let accepting = AssertUnwindSafe(self.accept_all(&listener, address));
             match closing.run_until_cancelled(accepting.catch_unwind()).await {

@@ -65,6 +65,8 @@ pub(crate) struct Program {
     pub(crate) file: Option<PathBuf>,
     /// What is told when a reload begins and ends.
     pub(crate) manager: Arc<ServiceManager>,
+    /// Notified to start a successor; `None` if none can take over.
+    pub(crate) upgrade: Option<Arc<Notify>>,
 }
 
 impl Program {
@@ -569,6 +571,7 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
     let Config {
         listeners,
         admin,
+        takeover,
         websockets_over_http2,
         abort_on_client_close,
         pools: _,
@@ -590,6 +593,7 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         (*listeners != started.listeners, "listeners"),
         (admin.address != started.admin.address, "admin.address"),
         (admin.socket != started.admin.socket, "admin.socket"),
+        (*takeover != started.takeover, "takeover"),
         (
             *websockets_over_http2 != started.websockets_over_http2,
             "websockets_over_http2",

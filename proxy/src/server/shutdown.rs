@@ -14,13 +14,14 @@ use futures_util::FutureExt;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DrainConfig;
 use crate::downstream::open_connections::Connections;
+use crate::net::owner_socket::SocketFile;
 use crate::request::access_log::AccessLog;
-use crate::server::admin::SocketFile;
 use crate::server::logging;
 use crate::server::reload::Reloader;
 use crate::tunnel::{CloseRequest, PacedClose, Tunnels};
@@ -39,13 +40,19 @@ const FAILED: i32 = 1;
 pub(crate) struct ShutdownMode(Arc<AtomicBool>);
 
 /// Turns signals into Pingora's shutdown: SIGTERM is a graceful one, SIGINT a fast one. SIGHUP requests a reload, SIGUSR1 reopens
-/// the access log.
+/// the access log, SIGUSR2 starts a successor.
 pub(crate) struct Signals {
     pub(crate) mode: ShutdownMode,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) access: AccessLog,
     /// What is told that the process is ready.
     pub(crate) manager: Arc<ServiceManager>,
+    /// Another process has taken over: this one drains.
+    pub(crate) handed_over: CancellationToken,
+    /// Whether this process takes over from another one, and is ready only then.
+    pub(crate) takes_over: bool,
+    /// Starts a successor.
+    pub(crate) upgrade: Arc<Notify>,
 }
 
 /// Subscribes to a signal; one that arrives before the first `recv` is not lost.
@@ -63,10 +70,14 @@ impl ShutdownSignalWatch for Signals {
         );
         let (mut quit, mut hangup) = (listen(SignalKind::quit()), listen(SignalKind::hangup()));
         let mut user = listen(SignalKind::user_defined1());
+        let mut upgrade = listen(SignalKind::user_defined2());
         // Pingora has started the services, and no signal ends the process any more.
-        self.manager.notify(ServiceState::Ready);
+        if !self.takes_over {
+            self.manager.notify(ServiceState::Ready);
+        }
         loop {
             tokio::select! {
+                () = self.handed_over.cancelled() => return ShutdownSignal::GracefulTerminate,
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
                 _ = interrupt.recv() => {
                     self.mode.0.store(true, Ordering::SeqCst);
@@ -74,6 +85,7 @@ impl ShutdownSignalWatch for Signals {
                 }
                 _ = hangup.recv() => self.reloader.request_reload(),
                 _ = user.recv() => self.access.reopen(),
+                _ = upgrade.recv() => self.upgrade.notify_one(),
                 // The default action would kill the process without a drain.
                 _ = quit.recv() => tracing::warn!("SIGQUIT ignored"),
             }
@@ -88,8 +100,8 @@ pub(crate) struct Drain {
     pub(crate) connections: Arc<Connections>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) access: AccessLog,
-    /// The file of the admin socket, which is removed at the end.
-    pub(crate) socket: Option<Arc<SocketFile>>,
+    /// The files of unix sockets, which are removed at the end.
+    pub(crate) sockets: Vec<Arc<SocketFile>>,
     /// Stops the background tasks.
     pub(crate) background: CancellationToken,
 }
@@ -121,7 +133,7 @@ impl Drain {
     /// Stops the background tasks, and flushes the logs.
     pub(crate) fn finish(&self, started: Instant) {
         self.background.cancel();
-        if let Some(socket) = &self.socket {
+        for socket in &self.sockets {
             socket.remove();
         }
         tracing::info!(after = ?started.elapsed(), "drained");
@@ -173,6 +185,8 @@ pub(crate) struct ShutdownService {
     pub(crate) mode: ShutdownMode,
     /// What is told that the drain begins.
     pub(crate) manager: Arc<ServiceManager>,
+    /// Cancelled when another process has taken over: for the service manager the service goes on.
+    pub(crate) taken_over: CancellationToken,
 }
 
 #[async_trait]
@@ -201,7 +215,9 @@ impl ShutdownService {
     async fn run(&self, terminate: &mut Signal, interrupt: &mut Signal) {
         let started = Instant::now();
         let fast = self.mode.0.load(Ordering::SeqCst);
-        self.manager.notify(ServiceState::Stopping);
+        if !self.taken_over.is_cancelled() {
+            self.manager.notify(ServiceState::Stopping);
+        }
         self.drain.log_start(fast);
         if fast {
             self.drain.drain_fast().await;

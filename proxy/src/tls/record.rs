@@ -1,7 +1,7 @@
 //! TLS records of a tunnel, without the connection object of rustls.
 //!
 //! Owns the traffic keys of a connection whose handshake rustls has completed, and what follows from them: sealing and opening
-//! records, key updates, alerts, the end of either direction. [`RecordStream`] is such a connection over its transport,
+//! records, key updates, alerts, the end of either direction, and the state with which another process continues ([`StreamState`]). [`RecordStream`] is such a connection over its transport,
 //! [`Records`] the protocol without I/O. The cryptography is ring's, which is also what rustls uses here. An idle connection keeps
 //! its keys as bytes; they are expanded for each burst of records and dropped after it.
 //!
@@ -16,6 +16,7 @@ mod cipher;
 mod handshake;
 mod layer;
 mod secrets;
+mod state;
 mod stream;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod testing;
@@ -28,6 +29,7 @@ pub(super) use crate::tls::record::cipher::Cipher;
 pub(crate) use crate::tls::record::handshake::Role;
 pub(crate) use crate::tls::record::layer::Records;
 pub(super) use crate::tls::record::secrets::{Captured, SecretLog, TrafficSecrets};
+pub(crate) use crate::tls::record::state::{DirectionState, RecordsState, StreamState};
 pub(super) use crate::tls::record::stream::Carried;
 pub(crate) use crate::tls::record::stream::RecordStream;
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::tunnel::Protocol;
 use crate::tunnel::SERVICE_RESTART;
 use crate::tunnel::frames;
-use crate::tunnel::frames::Frames;
+use crate::tunnel::frames::{Frames, FramesState};
 use crate::tunnel::notices;
 use crate::tunnel::notices::Notices;
 
@@ -43,6 +43,25 @@ enum State {
     Done,
 }
 
+/// One direction as plain data.
+pub(crate) struct FlowState {
+    /// Read, but not written yet.
+    pub(crate) pending: Vec<u8>,
+    pub(crate) frames: Option<FramesState>,
+    /// How many bytes were read.
+    pub(crate) bytes: u64,
+    pub(crate) phase: FlowPhase,
+}
+
+/// How far a direction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlowPhase {
+    Open,
+    /// The reader has ended: the pending bytes are to be sent, then the end.
+    Finishing(FlowEnd),
+    Done,
+}
+
 /// How far a direction is read, and what is done with control frames.
 pub(super) enum Reading<'a> {
     /// On and on.
@@ -61,7 +80,7 @@ pub(super) enum Reading<'a> {
 
 /// How a direction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FlowEnd {
+pub(crate) enum FlowEnd {
     /// The reader has ended, and the end was forwarded.
     Finished,
     /// Reading failed.
@@ -84,6 +103,45 @@ impl Flow {
             frames,
             state: State::Open,
         }
+    }
+
+    /// The direction as data; it can be continued by [`Flow::from_state`].
+    pub(super) fn into_state(mut self) -> FlowState {
+        self.pending.drain(..self.pending_sent);
+        FlowState {
+            pending: self.pending,
+            frames: self.frames.as_ref().map(Frames::state),
+            bytes: self.bytes,
+            phase: match self.state {
+                State::Open | State::Muted => FlowPhase::Open,
+                State::Finishing(end) => FlowPhase::Finishing(end),
+                State::Done => FlowPhase::Done,
+            },
+        }
+    }
+
+    /// Continues a direction; `None` if the state cannot be that of one.
+    pub(super) fn from_state(state: FlowState) -> Option<Self> {
+        let frames = match &state.frames {
+            Some(frames) => Some(Frames::from_state(frames)?),
+            None => None,
+        };
+        Some(Self {
+            pending: state.pending,
+            pending_sent: 0,
+            frames,
+            bytes: state.bytes,
+            state: match state.phase {
+                FlowPhase::Open => State::Open,
+                FlowPhase::Finishing(end) => State::Finishing(end),
+                FlowPhase::Done => State::Done,
+            },
+        })
+    }
+
+    /// Whether the edge has inserted a Close frame.
+    pub(super) fn is_muted(&self) -> bool {
+        self.state == State::Muted
     }
 
     /// How many bytes were read.

@@ -37,7 +37,58 @@ enum CloseSeen {
     Code(u16),
 }
 
+/// The length of [`FramesState`].
+pub(crate) const FRAMES_STATE: usize = HEADER_MAX + 13;
+
+/// A parser as bytes: the header, how much of it was read, whether a message is fragmented, the Close frame as a kind and a number of
+/// two bytes, and what is left of the payload.
+pub(crate) type FramesState = [u8; FRAMES_STATE];
+
 impl Frames {
+    /// The parser as bytes, for another process.
+    pub(super) fn state(&self) -> FramesState {
+        let (kind, number) = match self.close {
+            CloseSeen::No => (0, 0),
+            CloseSeen::Header => (1, 0),
+            CloseSeen::Half(first) => (2, first.into()),
+            CloseSeen::Code(code) => (3, code),
+        };
+        let [high, low] = u16::to_be_bytes(number);
+        let mut state = [0; FRAMES_STATE];
+        let (header, rest) = state.split_at_mut(HEADER_MAX);
+        header.copy_from_slice(&self.header);
+        rest[..5].copy_from_slice(&[self.have, self.fragmented.into(), kind, high, low]);
+        rest[5..].copy_from_slice(&self.left.to_be_bytes());
+        state
+    }
+
+    /// The parser with this state; `None` if it breaks the invariant.
+    pub(super) fn from_state(state: &FramesState) -> Option<Self> {
+        let (header, rest) = state.split_first_chunk::<HEADER_MAX>()?;
+        let (&[have, fragmented, kind, high, low], left) = rest.split_first_chunk()?;
+        let frames = Self {
+            header: *header,
+            have,
+            fragmented: fragmented != 0,
+            close: match kind {
+                0 => CloseSeen::No,
+                1 => CloseSeen::Header,
+                2 => CloseSeen::Half(low),
+                3 => CloseSeen::Code(u16::from_be_bytes([high, low])),
+                _ => return None,
+            },
+            left: u64::from_be_bytes(left.try_into().ok()?),
+        };
+        if HEADER_MAX < usize::from(have) {
+            return None;
+        }
+        let is_possible = match frames.payload() {
+            Some(payload) => 0 < frames.left && frames.left <= payload,
+            None => frames.left == 0,
+        };
+        is_possible.then_some(frames)
+    }
+
     /// Whether the next byte would begin a frame.
     pub(crate) fn at_boundary(&self) -> bool {
         self.have == 0 && self.left == 0
@@ -322,6 +373,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_parser_continues_from_its_state_and_from_no_impossible_one(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize, other in any::<[u8; FRAMES_STATE]>()) {
+            let mut whole = Frames::default();
+            whole.pass(&bytes);
+            let (before, behind) = bytes.split_at(cut.min(bytes.len()));
+            let mut first = Frames::default();
+            first.pass(before);
+            let mut second = Frames::from_state(&first.state()).unwrap();
+            second.pass(behind);
+            // Of the header only what belongs to a frame that is not complete.
+            let rest = |frames: &Frames| frames.state()[HEADER_MAX..].to_vec();
+            prop_assert_eq!(rest(&whole), rest(&second));
+            let have = usize::from(whole.have);
+            prop_assert_eq!(&whole.header[..have], &second.header[..have]);
+            if let Some(mut other) = Frames::from_state(&other) {
+                other.pass(&bytes);
+            }
+        }
+
         #[test]
         fn any_split_of_any_bytes_leads_to_the_same_state(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize) {
             let (mut whole, mut split, mut bytewise) = (Frames::default(), Frames::default(), Frames::default());

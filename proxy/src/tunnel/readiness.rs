@@ -30,6 +30,14 @@ impl<S> ReadinessTracked<S> {
             waiting_task: 0,
         }
     }
+
+    pub(super) fn get(&self) -> &S {
+        &self.stream
+    }
+
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 /// Identifies a task by the address of its waker's data: a registered waker keeps that memory from being reused.

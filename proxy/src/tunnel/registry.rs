@@ -31,6 +31,12 @@ const TICKS: u32 = 10;
 /// The side that has closed waits only for the rest of the other side's data.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 
+/// It has never been requested to be parked.
+const PARK_NONE: u8 = 0;
+const PARK_REQUESTED: u8 = 1;
+/// It has seen the request. The wake-up for it may come later, and takes the waker.
+const PARK_ANSWERED: u8 = 2;
+
 /// A request to a tunnel to close, with its reason. A tunnel follows the first one that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -92,6 +98,8 @@ pub(crate) struct Tunnels {
 struct Control {
     /// The number of a [`CloseRequest`]; 0 is none.
     close_request: AtomicU8,
+    /// Whether it is to be parked, for another process to continue it: one of the `PARK_*` below.
+    park: AtomicU8,
     half_closed: AtomicBool,
     last_active: AtomicU32,
     opened: u32,
@@ -139,9 +147,34 @@ impl TunnelHandle {
         self.control.request_close(request);
     }
 
+    /// Requests it to be parked, if it can be ([`Event::ParkRequested`](crate::tunnel::Event::ParkRequested)).
+    pub(crate) fn request_park(&self) {
+        self.control.park.store(PARK_REQUESTED, Ordering::Release);
+        self.control.waker.wake();
+    }
+
+    /// Whether it has been requested to be parked, and neither responded nor ended yet.
+    pub(crate) fn is_park_pending(&self) -> bool {
+        // An open tunnel and the registry hold it too.
+        let is_open = 1 < Arc::strong_count(&self.control);
+        is_open && self.control.park.load(Ordering::Acquire) == PARK_REQUESTED
+    }
+
     pub(crate) fn info(&self) -> &TunnelInfo {
         &self.control.info
     }
+}
+
+/// How long a tunnel has been open, and what has passed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TunnelAge {
+    /// Within the precision of the sweeper's clock.
+    pub(crate) open: Duration,
+    /// For how long no bytes have passed; the same.
+    pub(crate) idle: Duration,
+    pub(crate) half_closed: bool,
+    pub(crate) bytes_from_client: u64,
+    pub(crate) bytes_from_backend: u64,
 }
 
 /// Which tunnels a list shows.
@@ -198,15 +231,26 @@ impl Tunnels {
 
     /// Registers a tunnel that is about to be opened for a request that arrived at `request_arrived`.
     pub(crate) fn register(self: &Arc<Self>, info: TunnelInfo, request_arrived: Instant) -> Entry {
+        self.register_with(info, request_arrived, &TunnelAge::default())
+    }
+
+    /// As [`Tunnels::register`], for a tunnel that has been open before, in another process.
+    pub(crate) fn register_with(
+        self: &Arc<Self>,
+        info: TunnelInfo,
+        request_arrived: Instant,
+        age: &TunnelAge,
+    ) -> Entry {
         let key = self.next.fetch_add(1, Ordering::SeqCst);
         let now = self.clock.load(Ordering::Relaxed);
         let control = Arc::new(Control {
             close_request: AtomicU8::new(0),
-            half_closed: AtomicBool::new(false),
-            last_active: AtomicU32::new(now),
-            opened: now,
-            bytes_from_client: AtomicU64::new(0),
-            bytes_from_backend: AtomicU64::new(0),
+            park: AtomicU8::new(PARK_NONE),
+            half_closed: AtomicBool::new(age.half_closed),
+            last_active: AtomicU32::new(now.wrapping_sub(ticks_of(age.idle, self.tick()))),
+            opened: now.wrapping_sub(ticks_of(age.open, self.tick())),
+            bytes_from_client: AtomicU64::new(age.bytes_from_client),
+            bytes_from_backend: AtomicU64::new(age.bytes_from_backend),
             waker: AtomicWaker::new(),
             info,
         });
@@ -420,12 +464,39 @@ impl Entry {
         self.control.close_request()
     }
 
+    /// Whether there is a request to close it, or there has been one to park it: the waker may have been taken.
+    pub(crate) fn has_request(&self) -> bool {
+        self.close_request().is_some() || self.control.park.load(Ordering::Acquire) != PARK_NONE
+    }
+
+    /// Whether it is to be parked. Lifts the request.
+    pub(crate) fn take_park_request(&self) -> bool {
+        let park = &self.control.park;
+        park.load(Ordering::Acquire) == PARK_REQUESTED
+            && park.swap(PARK_ANSWERED, Ordering::AcqRel) == PARK_REQUESTED
+    }
+
+    /// How old it is, for another process.
+    pub(crate) fn age(&self) -> TunnelAge {
+        let (control, tick) = (&self.control, self.tunnels.tick());
+        let now = self.tunnels.clock.load(Ordering::Relaxed);
+        let ticks = |since: u32| tick * now.wrapping_sub(since);
+        TunnelAge {
+            open: ticks(control.opened),
+            idle: ticks(control.last_active.load(Ordering::Relaxed)),
+            half_closed: control.half_closed.load(Ordering::Relaxed),
+            bytes_from_client: control.bytes_from_client.load(Ordering::Relaxed),
+            bytes_from_backend: control.bytes_from_backend.load(Ordering::Relaxed),
+        }
+    }
+
     /// The tunnel belongs to the backend of `group` from now on. A close request of its old one no longer counts; the caller
     /// registers its waker again.
     pub(crate) fn move_to(&mut self, group: &Arc<TunnelGroup>) {
         let old = &self.control;
         let control = Arc::new(Control {
             close_request: AtomicU8::new(0),
+            park: AtomicU8::new(old.park.load(Ordering::Relaxed)),
             half_closed: AtomicBool::new(old.half_closed.load(Ordering::Relaxed)),
             last_active: AtomicU32::new(old.last_active.load(Ordering::Relaxed)),
             opened: old.opened,

@@ -1,4 +1,5 @@
 mod handoff;
+mod parking;
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -39,6 +39,8 @@ pub enum Signal {
     Hangup,
     /// SIGUSR1: log files were renamed.
     User1,
+    /// SIGUSR2: start a successor.
+    User2,
 }
 
 /// Where the output of a process goes, if not to files.
@@ -305,6 +307,7 @@ fn send(pid: i32, signal: Signal) {
         Signal::Continue => libc::SIGCONT,
         Signal::Hangup => libc::SIGHUP,
         Signal::User1 => libc::SIGUSR1,
+        Signal::User2 => libc::SIGUSR2,
     };
     // SAFETY: kill(2) takes two numbers and touches no memory of ours. The child has not been waited for, so the id is its.
     unsafe { libc::kill(pid, number) };

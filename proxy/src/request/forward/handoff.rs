@@ -19,10 +19,12 @@ use crate::http::http1::ResponseLimits;
 use crate::http::http1::ResponseReader;
 use crate::request::exchange::HANDOFF_HEADER;
 use crate::request::exchange::ProxyState;
+use crate::request::forward::parking::Parking;
 use crate::tunnel;
 use crate::tunnel::Dialing;
 use crate::tunnel::Socket;
 use crate::tunnel::Successor;
+use crate::tunnel::Tunnels;
 use crate::upstream::Dialer;
 
 /// To `HANDOFF_PATH`.
@@ -32,10 +34,13 @@ const REQUEST: &[u8] = b"GET /.causeway/handoff HTTP/1.1\r\nHost: causeway\r\n\
 /// How many backends are tried.
 const BACKENDS_MAX: usize = 3;
 
-/// What the tunnels of the edge share: to log, to count, and to dial the backend that one is handed off to.
+/// What the tunnels of the edge share: to log, to count, to dial the backend that one is handed off to, and to be parked.
 pub(crate) struct TunnelContext {
     pub(crate) proxy: Arc<ProxyState>,
     pub(crate) dialer: Arc<Dialer>,
+    pub(crate) tunnels: Arc<Tunnels>,
+    /// For tunnels that another process continues.
+    pub(crate) parking: Parking,
     pub(crate) response_limits: ResponseLimits,
     /// For the response of the other backend.
     pub(crate) response_timeout: Duration,

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::balancer::pool::Backend;
 use crate::balancer::pool::TunnelCount;
 use crate::balancer::pool::TunnelSlot;
 use crate::limits::Permits;
@@ -15,6 +19,8 @@ use crate::request::exchange::Outcome;
 use crate::request::forward::handoff;
 use crate::request::forward::handoff::Place;
 use crate::request::forward::handoff::TunnelContext;
+use crate::request::forward::parking::{ParkReply, ParkedTunnel};
+use crate::tunnel;
 use crate::tunnel::Event;
 use crate::tunnel::{Socket, Tunnel, TunnelEnd, TunnelGroup, TunnelInfo};
 
@@ -24,8 +30,8 @@ const SERVICE_RESTART: u16 = 1012;
 /// The permits that a tunnel holds until it ends.
 pub(crate) struct TunnelPermits {
     /// Of the client's connection. A stream of HTTP/2 has one of its own: each tunnel has a connection to its backend.
-    pub(super) _connection: Permits,
-    pub(super) _tunnel: Permits,
+    pub(super) connection: Permits,
+    pub(super) tunnel: Permits,
     pub(super) at_backend: Option<TunnelSlot>,
 }
 
@@ -132,34 +138,133 @@ fn line(info: &TunnelInfo, duration: Duration, end: &TunnelEnd) -> AccessLine {
     }
 }
 
-/// The task of a tunnel. Its future is all the memory that an upgraded connection keeps.
+/// Why a tunnel is not polled any further.
+enum Stop {
+    Ended(TunnelEnd),
+    ParkRequested,
+}
+
+/// The task of a tunnel. Its future is all the memory that an upgraded connection keeps. It ends with the tunnel, or when that is
+/// parked.
 pub(super) async fn run_tunnel(
     mut tunnel: Tunnel<Socket, Socket, Place>,
     mut record: TunnelRecord,
 ) {
     let mut is_reported = false;
-    let end = poll_fn(|cx| {
-        loop {
-            let event = tunnel.poll_event(cx);
-            // Reported when it is forwarded and not at the end: the client may reconnect as soon as it has read it.
-            if !is_reported && tunnel.closed_by_backend() == Some(SERVICE_RESTART) {
-                is_reported = true;
-                record.backend_stops();
-            }
-            match ready!(event) {
-                Event::Ended(end) => return Poll::Ready(end),
-                Event::Leaving => {
+    let end = loop {
+        let stop = poll_fn(|cx| {
+            loop {
+                let event = tunnel.poll_event(cx);
+                // Reported when it is forwarded and not at the end: the client may reconnect as soon as it has read it.
+                if !is_reported && tunnel.closed_by_backend() == Some(SERVICE_RESTART) {
+                    is_reported = true;
                     record.backend_stops();
-                    record.hand_off(&mut tunnel);
                 }
-                Event::MoveRequested => record.hand_off(&mut tunnel),
-                Event::Moved(place) => record.moved_to(place, &mut tunnel),
-                Event::Stayed => {
-                    record.context.proxy.metrics.handoffs_stayed.inc();
+                match ready!(event) {
+                    Event::Ended(end) => return Poll::Ready(Stop::Ended(end)),
+                    Event::ParkRequested => return Poll::Ready(Stop::ParkRequested),
+                    Event::Leaving => {
+                        record.backend_stops();
+                        record.hand_off(&mut tunnel);
+                    }
+                    Event::MoveRequested => record.hand_off(&mut tunnel),
+                    Event::Moved(place) => record.moved_to(place, &mut tunnel),
+                    Event::Stayed => {
+                        record.context.proxy.metrics.handoffs_stayed.inc();
+                    }
                 }
             }
+        });
+        match stop.await {
+            Stop::Ended(end) => break end,
+            Stop::ParkRequested => match park(tunnel, record) {
+                Ok(()) => return,
+                Err(stays) => (tunnel, record) = stays,
+            },
         }
-    })
-    .await;
+    };
+    if tunnel.take_park_request()
+        && let Some(reply) = record.context.parking.reserve()
+    {
+        reply.send(ParkReply::Stays);
+    }
     record.finish(tunnel.info(), &end);
+}
+
+/// Runs a tunnel on this runtime.
+pub(super) fn spawn(tunnel: Tunnel<Socket, Socket, Place>, record: TunnelRecord, runtime: &Handle) {
+    let tunnels = Arc::clone(&record.context.tunnels);
+    tunnels
+        .tasks()
+        .spawn_on(run_tunnel(tunnel, record), runtime);
+}
+
+/// A tunnel whose task has ended, and what it needs to go on.
+struct Parked {
+    tunnel: tunnel::ParkedTunnel,
+    record: TunnelRecord,
+    /// Where its task was.
+    runtime: Handle,
+    /// It counts as open.
+    _open: TaskTrackerToken,
+}
+
+impl ParkedTunnel for Parked {
+    fn tunnel(&self) -> &tunnel::ParkedTunnel {
+        &self.tunnel
+    }
+
+    fn backend(&self) -> &Backend {
+        self.record.count.backend()
+    }
+
+    fn request_age(&self) -> Duration {
+        self.record.arrived.elapsed()
+    }
+
+    fn permit_sources(&self) -> [Option<u64>; 2] {
+        let permits = &self.record.permits;
+        [permits.connection.source(), permits.tunnel.source()]
+    }
+
+    fn resume(self: Box<Self>) {
+        match Tunnel::unpark(self.tunnel) {
+            Some(tunnel) => spawn(tunnel, self.record, &self.runtime),
+            None => tracing::error!("a parked tunnel cannot be resumed, it is closed"),
+        }
+    }
+
+    fn release(self: Box<Self>) {
+        // Without a line in the log: its end is logged where it goes on.
+        drop(self);
+    }
+}
+
+/// Parks a tunnel.
+///
+/// # Errors
+///
+/// Both as they were, if it cannot be parked or nobody waits for it.
+fn park(
+    tunnel: Tunnel<Socket, Socket, Place>,
+    record: TunnelRecord,
+) -> Result<(), (Tunnel<Socket, Socket, Place>, TunnelRecord)> {
+    let Some(reply) = record.context.parking.reserve() else {
+        return Err((tunnel, record));
+    };
+    match tunnel.park() {
+        Err(tunnel) => {
+            reply.send(ParkReply::Stays);
+            Err((tunnel, record))
+        }
+        Ok(tunnel) => {
+            reply.send(ParkReply::Parked(Box::new(Parked {
+                tunnel,
+                _open: record.context.tunnels.tasks().token(),
+                record,
+                runtime: Handle::current(),
+            })));
+            Ok(())
+        }
+    }
 }

@@ -345,6 +345,12 @@ fn a_rebalance_goes_by_weight_and_leaves_backends_alone_that_get_no_new_clients(
     assert_eq!([tunnels("n1"), tunnels("n2"), tunnels("n3")], [40, 120, 80]);
 }
 
+#[test]
+fn without_a_socket_for_it_no_successor_is_started() {
+    let refused = Scene::new(TWO, "").actions.upgrade();
+    assert!(matches!(refused, Err(ActionError::NoTakeover)));
+}
+
 #[tokio::test]
 async fn without_a_file_there_is_nothing_to_reload() {
     let scene = Scene::new(TWO, "");

@@ -22,6 +22,7 @@ pub(super) enum Action {
     CloseTunnel(String),
     Rebalance,
     Reload,
+    Upgrade,
 }
 
 impl Endpoint {
@@ -36,6 +37,7 @@ impl Endpoint {
             ["tunnels"] => return Some(Self::Tunnels),
             ["rebalance"] => Action::Rebalance,
             ["reload"] => Action::Reload,
+            ["upgrade"] => Action::Upgrade,
             ["tunnels", ref number, "close"] => Action::CloseTunnel(owned(number)),
             ["backends", ref id, action] => match action {
                 "drain" => Action::Drain(owned(id)),
@@ -75,6 +77,7 @@ impl Endpoint {
             Self::Action(Action::CloseTunnel(_)) => "close",
             Self::Action(Action::Rebalance) => "rebalance",
             Self::Action(Action::Reload) => "reload",
+            Self::Action(Action::Upgrade) => "upgrade",
         }
     }
 }

@@ -133,6 +133,7 @@ pub(super) fn changed_sections(before: &Config, after: &Config) -> Vec<&'static 
     let Config {
         listeners,
         admin,
+        takeover,
         websockets_over_http2,
         abort_on_client_close,
         zone,
@@ -152,6 +153,7 @@ pub(super) fn changed_sections(before: &Config, after: &Config) -> Vec<&'static 
     let differ = [
         (*listeners != before.listeners, "listeners"),
         (*admin != before.admin, "admin"),
+        (*takeover != before.takeover, "takeover"),
         (
             *websockets_over_http2 != before.websockets_over_http2,
             "websockets_over_http2",

@@ -307,6 +307,7 @@ fn settings_that_need_a_restart_are_named() {
         ("listeners: [{ address: '127.0.0.1:7' }]", "listeners"),
         ("admin: { address: '127.0.0.1:7' }", "admin.address"),
         ("admin: { socket: /run/edge.sock }", "admin.socket"),
+        ("takeover: { socket: /run/edge.sock }", "takeover"),
         ("threads: 3", "threads"),
         ("websockets_over_http2: true", "websockets_over_http2"),
         ("timeouts: { head: 3s }", "timeouts"),

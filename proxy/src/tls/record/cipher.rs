@@ -112,6 +112,27 @@ impl Cipher {
         }
     }
 
+    /// All of them; what other processes call them is their place here.
+    const ALL: [&'static Self; 6] = [
+        &TLS13_AES_128,
+        &TLS13_AES_256,
+        &TLS13_CHACHA20,
+        &TLS12_AES_128,
+        &TLS12_AES_256,
+        &TLS12_CHACHA20,
+    ];
+
+    /// Its number for another process.
+    pub(super) fn number(&'static self) -> u8 {
+        let place = Self::ALL.iter().position(|each| std::ptr::eq(*each, self));
+        place.map_or(u8::MAX, |place| place as u8)
+    }
+
+    /// The cipher with this number.
+    pub(super) fn numbered(number: u8) -> Option<&'static Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
     pub(super) fn key_length(&self) -> usize {
         self.aead.key_len()
     }
@@ -181,8 +202,8 @@ fn length_field(length: usize) -> [u8; 2] {
 pub(super) struct Keys {
     pub(super) cipher: &'static Cipher,
     /// Padded with zeros.
-    key: Zeroizing<[u8; KEY_MAX]>,
-    iv: Zeroizing<[u8; aead::NONCE_LEN]>,
+    pub(super) key: Zeroizing<[u8; KEY_MAX]>,
+    pub(super) iv: Zeroizing<[u8; aead::NONCE_LEN]>,
     pub(super) sequence: u64,
 }
 

@@ -47,6 +47,18 @@ pub(super) struct MessageReader {
 }
 
 impl MessageReader {
+    /// Its fields, for another process.
+    pub(super) fn state(&self) -> ([u8; HEADER], u8, u16) {
+        (self.header, self.have, self.left)
+    }
+
+    /// A reader in the middle of a message; `None` if that is no state of one.
+    pub(super) fn from_state((header, have, left): ([u8; HEADER], u8, u16)) -> Option<Self> {
+        let is_complete = usize::from(have) == HEADER;
+        let is_possible = usize::from(have) <= HEADER && (is_complete || left == 0);
+        is_possible.then_some(Self { header, have, left })
+    }
+
     /// Whether the next byte begins a message.
     pub(super) fn is_between_messages(&self) -> bool {
         self.have == 0

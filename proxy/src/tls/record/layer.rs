@@ -54,23 +54,29 @@ pub(super) enum KeySource {
 /// Invariant: `tx.sequence` is at most `records_max`. The last number before it is used only for what ends the use of the key: a key
 /// update or an alert. Nothing is sealed once `tx_open` is false, and nothing opened once `rx_open` is.
 pub(crate) struct Records {
-    role: Role,
-    tx: Keys,
-    rx: Keys,
-    source: KeySource,
+    pub(super) role: Role,
+    pub(super) tx: Keys,
+    pub(super) rx: Keys,
+    pub(super) source: KeySource,
     /// How many records one key may seal.
     pub(super) records_max: u64,
-    messages: MessageReader,
+    pub(super) messages: MessageReader,
     /// Neither a close_notify nor a fatal alert was sealed, and no fatal alert received.
-    tx_open: bool,
+    pub(super) tx_open: bool,
     /// The same for what the peer sends.
-    rx_open: bool,
+    pub(super) rx_open: bool,
     /// The peer has asked for a key update, which goes out before the next data. However often it asks, it is one.
-    update_due: bool,
-    control: u8,
-    warnings: u8,
-    empty: u8,
-    renegotiations: u8,
+    pub(super) update_due: bool,
+    pub(super) counters: Counters,
+}
+
+/// How often the peer has sent what it may send only so often.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) control: u8,
+    pub(super) warnings: u8,
+    pub(super) empty: u8,
+    pub(super) renegotiations: u8,
 }
 
 impl Records {
@@ -117,10 +123,7 @@ impl Records {
             tx_open: true,
             rx_open: true,
             update_due: false,
-            control: 0,
-            warnings: 0,
-            empty: 0,
-            renegotiations: 0,
+            counters: Counters::default(),
         }
     }
 
@@ -273,7 +276,7 @@ impl Records {
             match kind {
                 APPLICATION_DATA if content.is_empty() => self.note_empty()?,
                 APPLICATION_DATA => {
-                    (self.empty, self.control) = (0, 0);
+                    (self.counters.empty, self.counters.control) = (0, 0);
                     data(content);
                 }
                 ALERT => self.read_alert(content)?,
@@ -316,7 +319,11 @@ impl Records {
     }
 
     fn note_empty(&mut self) -> Result<(), Violation> {
-        count(&mut self.empty, EMPTY_MAX, "too many empty records")
+        count(
+            &mut self.counters.empty,
+            EMPTY_MAX,
+            "too many empty records",
+        )
     }
 
     fn read_alert(&mut self, content: &[u8]) -> Result<(), RecordError> {
@@ -336,7 +343,11 @@ impl Records {
         };
         match alert {
             AlertDescription::CloseNotify => self.rx_open = false,
-            _ if is_harmless => count(&mut self.warnings, WARNINGS_MAX, "too many warnings")?,
+            _ if is_harmless => count(
+                &mut self.counters.warnings,
+                WARNINGS_MAX,
+                "too many warnings",
+            )?,
             _ => return Err(RecordError::Alert(alert)),
         }
         Ok(())
@@ -361,7 +372,7 @@ impl Records {
                 }
                 Some(Message::Ticket) => self.note_control()?,
                 Some(Message::Renegotiation) => {
-                    let (number, max) = (&mut self.renegotiations, RENEGOTIATIONS_MAX);
+                    let (number, max) = (&mut self.counters.renegotiations, RENEGOTIATIONS_MAX);
                     count(number, max, "more than one request to negotiate anew")?;
                     // RFC 5746, 4.5: the connection goes on as it is.
                     self.alert(WARNING, AlertDescription::NoRenegotiation, out);
@@ -384,7 +395,7 @@ impl Records {
 
     fn note_control(&mut self) -> Result<(), Violation> {
         let why = "too many handshake messages without data";
-        count(&mut self.control, CONTROL_MAX, why)
+        count(&mut self.counters.control, CONTROL_MAX, why)
     }
 }
 

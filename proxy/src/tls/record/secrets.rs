@@ -43,6 +43,11 @@ impl TrafficSecret {
         Some(secret)
     }
 
+    /// A copy for the state of a connection.
+    pub(super) fn bytes(&self) -> Zeroizing<[u8; SECRET_MAX]> {
+        self.0.clone()
+    }
+
     /// The keys that belong to this secret.
     pub(super) fn keys(&self, cipher: &'static Cipher) -> Keys {
         let mut key = Zeroizing::new([0; 32]);

@@ -41,13 +41,13 @@ pub(in crate::tls) struct Carried {
 ///
 /// Invariant: `partial` is less than a record, and what is in `unsent` goes out before anything else.
 pub(crate) struct RecordStream<T> {
-    transport: T,
-    records: Records,
-    partial: Vec<u8>,
-    plain: Vec<u8>,
-    unsent: Vec<u8>,
+    pub(super) transport: T,
+    pub(super) records: Records,
+    pub(super) partial: Vec<u8>,
+    pub(super) plain: Vec<u8>,
+    pub(super) unsent: Vec<u8>,
     /// An error for the next read: data that came before it was handed out first.
-    failure: Option<Box<RecordError>>,
+    pub(super) failure: Option<Box<RecordError>>,
 }
 
 impl<T> std::fmt::Debug for RecordStream<T> {

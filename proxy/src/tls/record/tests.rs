@@ -1021,3 +1021,80 @@ proptest! {
         crate::fuzz::tls_records(&data);
     }
 }
+
+/// What another process would continue with.
+fn continued(stream: Stream) -> Stream {
+    let (transport, state) = Box::new(stream).into_state().ok().expect("it has a state");
+    Stream::from_state(transport, state).expect("it is possible")
+}
+
+/// Continued between any two reads and writes, with records in pieces and, in TLS 1.3, key updates.
+#[tokio::test]
+async fn a_connection_continues_from_its_state_at_any_moment() {
+    for role in ROLES {
+        for suite in suites() {
+            let (stream, other) = connect(suite, role, 4096).await;
+            let echoing = async move {
+                let (mut from, mut to) = tokio::io::split(other);
+                tokio::io::copy(&mut from, &mut to).await
+            };
+            tokio::select! {
+                () = echo_with_pauses(stream, suite.tls13().is_some()) => {}
+                ended = echoing => panic!("{role:?} {suite:?}: {ended:?}"),
+            }
+        }
+    }
+}
+
+async fn echo_with_pauses(mut stream: Stream, updates_keys: bool) {
+    let sent: Vec<u8> = (0..100_000_u32).map(|at| (at / 7) as u8).collect();
+    let (mut written, mut read) = (0, Vec::new());
+    let mut turn = 0;
+    while read.len() < sent.len() {
+        turn += 1;
+        stream = continued(stream);
+        if updates_keys {
+            stream.records().records_max = 50;
+        }
+        stream.transport.bytes_max = [1, 5, 100, 5000][turn % 4];
+        let mut piece = [0; 3000];
+        let mut got = ReadBuf::new(&mut piece);
+        poll_fn(|cx| {
+            let rest = &sent[written..];
+            let rest = &rest[..rest.len().min(700)];
+            if !rest.is_empty()
+                && let Poll::Ready(count) = Pin::new(&mut stream).poll_write(cx, rest)
+            {
+                written += count.unwrap();
+            }
+            let is_flushed = Pin::new(&mut stream).poll_flush(cx).is_ready();
+            let is_read = Pin::new(&mut stream).poll_read(cx, &mut got).is_ready();
+            let can_write = is_flushed && written < sent.len();
+            match is_read || can_write {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        read.extend_from_slice(got.filled());
+    }
+    assert!(read == sent);
+}
+
+#[tokio::test]
+async fn a_state_that_is_not_possible_is_no_connection() {
+    let changes: [fn(&mut StreamState); 5] = [
+        |state| state.records.cipher = 200,
+        |state| state.records.tx.secret = None,
+        |state| state.records.tx.sequence = u64::MAX,
+        |state| state.records.message = ([0; 4], 9, 0),
+        |state| state.partial = vec![0; RECORD_MAX],
+    ];
+    for change in changes {
+        let (stream, _other) = connect(suites()[0], Role::Server, 4096).await;
+        let (transport, mut state) = Box::new(stream).into_state().ok().expect("it has a state");
+        assert!(suites()[0].tls13().is_some());
+        change(&mut state);
+        assert!(Stream::from_state(transport, state).is_none());
+    }
+}

@@ -1,0 +1,28 @@
+//! Takeover: a new process takes over the sockets of the running one, and no client notices.
+//!
+//! The running process is the *predecessor*, the new one the *successor*. They talk over a unix socket (`takeover.socket`), to which
+//! only processes of the same user can connect. The successor gets the listening sockets, and begins to accept; then the predecessor
+//! stops accepting, and sends its tunnels in batches. What cannot be sent stays where it is, and is drained.
+//!
+//! [`wire`] has the messages as bytes, [`channel`] carries them with their descriptors. [`Predecessor`] and [`Successor`] are the
+//! services of both processes, [`launch`] starts a successor from the file of this program.
+//!
+//! Invariant: of two processes one reads and writes a tunnel. The predecessor ends the task of a tunnel before it sends it, and gives
+//! it up for good when it has sent the commit; the successor neither reads nor writes before it has the commit. Until then the
+//! predecessor can continue everything, and does so if the successor fails.
+
+mod channel;
+mod launch;
+mod predecessor;
+mod successor;
+mod wire;
+
+pub(crate) use crate::takeover::launch::Launcher;
+pub(crate) use crate::takeover::predecessor::Predecessor;
+pub(crate) use crate::takeover::successor::{Inheritance, Successor};
+
+/// What the socket is called in errors.
+pub(crate) const SOCKET_NAME: &str = "takeover socket";
+
+/// The most tunnels of a batch: all their clients wait until it is committed.
+const BATCH_TUNNELS: usize = 100;
