@@ -21,14 +21,14 @@
 # make soak        half an hour of clients that come and go, and what memory is left of it (MINUTES=)
 # make structure   the rooms of both programs: lines, imports between them, circles
 # make micro       what it costs to decide about one request, and what its pieces and those of fan-out do
-# make fuzz        the parsers of strangers' bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
+# make fuzz        the parsers of untrusted bytes, SECONDS=600 each (TARGETS=), by a nightly compiler and cargo-fuzz
 # make audit       licences, sources, unused dependencies, spelling: with the tools that are installed
 
 CARGO ?= cargo
 # The parts of make test say how long they took.
 TIMED := sh tests/timed.sh
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-E2E := $(basename $(notdir $(wildcard tests/tests/*.rs)))
+E2E := e2e $(basename $(notdir $(wildcard tests/tests/*.rs)))
 PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/installed
 
 # Each step builds on the one before it.
@@ -94,12 +94,12 @@ storm: deps programs
 
 lifecycle: MINUTES := 5
 lifecycle: deps programs
-	CAUSEWAY_LIFECYCLE_MINUTES=$(MINUTES) $(CARGO) test --locked --workspace --test lifecycle -- --nocapture every_connection
+	CAUSEWAY_LIFECYCLE_MINUTES=$(MINUTES) $(CARGO) test --locked --workspace --test e2e -- --nocapture channels::lifecycle::every_connection
 
 SWAPS ?= 100
 TUNNELS ?= 2000
 swaps: deps programs
-	CAUSEWAY_SWAPS=$(SWAPS) CAUSEWAY_TUNNELS=$(TUNNELS) $(CARGO) test --locked --workspace --test certificates -- --nocapture exchanges
+	CAUSEWAY_SWAPS=$(SWAPS) CAUSEWAY_TUNNELS=$(TUNNELS) $(CARGO) test --locked --workspace --test e2e -- --nocapture edge::certificates::exchanges
 
 h2spec: deps programs
 	@$(TARGET)/debug/causeway-h2spec
@@ -119,7 +119,7 @@ tests/clients/.venv/installed: tests/clients/apps/requirements.txt
 	tests/clients/.venv/bin/pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
 
-# The node hears of the end by itself when it comes from the terminal, else from here.
+# The node gets the signal by itself when it comes from the terminal, else from here.
 conformance: deps programs
 	@$(TARGET)/debug/causeway-node --config conf/conformance.yaml & node=$$!; \
 	trap 'kill $$node 2>/dev/null; wait $$node' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \

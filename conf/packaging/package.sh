@@ -64,7 +64,7 @@ libraries() {
 	echo "libc6, libgcc-s1"
 }
 
-# Who builds the packages answers for them: the variables are those of Debian's own tools.
+# Who builds the packages is responsible for them: the variables are those of Debian's own tools.
 if [ -z "${DEBEMAIL:-}" ]; then
 	echo "DEBEMAIL is not set: the Debian packages name a maintainer that cannot be reached" >&2
 fi

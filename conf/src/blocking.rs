@@ -118,7 +118,7 @@ fn within<T: Send + 'static>(
 
 fn hangs() -> io::Error {
     let message = format!(
-        "it hangs (for {WAIT:?} already): a pipe without its other end, or a file system that does not answer?"
+        "it hangs (for {WAIT:?} already): a pipe without its other end, or a file system that does not respond?"
     );
     io::Error::new(io::ErrorKind::TimedOut, message)
 }

@@ -39,7 +39,7 @@ pub fn raise_open_files() -> io::Result<u64> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid place for the answer and outlives the call.
+    // SAFETY: `limit` is a valid place for the result and outlives the call.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return Err(io::Error::last_os_error());
     }

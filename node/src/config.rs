@@ -30,22 +30,24 @@ mod generate;
 mod hooks;
 mod lifecycle;
 mod live;
+mod namespace;
 mod raw;
 mod restart;
 mod settings;
 mod transports;
 
 pub(crate) use auth::{Auth, KeyFile, KeySetFile};
-pub(crate) use channels::{
-    Ack, ChannelOptions, ChannelStreams, Channels, ClientLimits, DataKind, HistoryOptions,
-    Namespaces, PublishAccess, ReadAccess, SlowReader, SubscribeAccess, UserLimitPolicy,
-};
+pub(crate) use channels::{ChannelStreams, Channels, ClientLimits, UserLimitPolicy};
 pub(crate) use endpoint::{
     AllowedOrigins, ChannelsEndpoint, Endpoint, Mode, Ping, Protocol, PublishRate, Sockjs,
 };
 pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use lifecycle::Lifecycle;
 pub(crate) use live::Live;
+pub(crate) use namespace::{
+    Ack, ChannelOptions, DataKind, HistoryOptions, Namespaces, PublishAccess, ReadAccess,
+    SlowReader, SubscribeAccess,
+};
 pub(crate) use transports::{ChannelTransport, SockjsTransport};
 
 /// Everything that can be set.

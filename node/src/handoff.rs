@@ -1,6 +1,6 @@
 //! Handoff: a client moves from this node to another one while its edge keeps the client's connection open.
 //!
-//! A drain of this node is what mostly starts it. The edge opens a connection to the other node (B), which answers with a
+//! A drain of this node is what mostly starts it. The edge opens a connection to the other node (B), which replies with a
 //! [`Token`](crate::protocol::handoff::Token); it stops to read from the client at a message boundary, and gives the
 //! token to this node (A) as its last frame. Then:
 //!

@@ -80,7 +80,7 @@ pub(crate) struct Metrics {
     broker_primary: Family<[(&'static str, String); 1], Gauge>,
     /// Times that another Redis became the primary.
     pub(crate) broker_primary_changes: Counter,
-    /// Channels that this node wants to hear.
+    /// Channels that this node wants to be subscribed to.
     pub(crate) subscriptions_wanted: Gauge,
     /// Channels that this node is subscribed to and the broker has confirmed.
     pub(crate) subscriptions: Gauge,

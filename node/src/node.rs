@@ -653,7 +653,7 @@ fn drain_on_signal(lifecycle: &Lifecycle) -> io::Result<impl Future<Output = ()>
     })
 }
 
-/// Answers SIGUSR1, by which logs are rotated, with a line.
+/// Logs a line for each SIGUSR1, by which logs are rotated.
 fn say_that_nothing_is_reopened() -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut signals = signal(SignalKind::user_defined1())?;
     Ok(async move {

@@ -15,7 +15,6 @@
 //! Invariants: when a connection for commands replaces another one to the same server, Redis executes nothing more that was sent
 //! over the old one ([`Fence`]); a connection is used only while its server is the primary, as far as that is known ([`tenure::Tenure`]).
 
-mod answer;
 mod backoff;
 mod commands;
 mod connect;
@@ -23,6 +22,7 @@ mod connection;
 mod fence;
 pub(crate) mod keys;
 mod link;
+mod login_reply;
 mod pool;
 mod primary;
 mod reply;

@@ -68,7 +68,7 @@ pub(crate) const NODE: HeaderName = HeaderName::from_static("causeway-node");
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// How often a draining node checks whether all sessions were told that they are closed.
-const FAREWELL_LOOK: Duration = Duration::from_millis(20);
+const DISCONNECT_POLL: Duration = Duration::from_millis(20);
 
 /// The response to a connection over the limit, before it is closed.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
@@ -197,7 +197,7 @@ impl Server {
         // WebSockets need their time too.
         let end = start + drain.timeout / 2;
         while tables.iter().any(|table| table.has_unsent_close()) && Instant::now() < end {
-            time::sleep(FAREWELL_LOOK).await;
+            time::sleep(DISCONNECT_POLL).await;
         }
         start + drain.timeout
     }

@@ -7,6 +7,7 @@ pub(crate) mod backend;
 mod check;
 mod effective;
 mod generate;
+mod limits;
 mod raw;
 mod read;
 mod routes;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Deserializer};
 use crate::config::backend::{Address, BackendId};
 use crate::config::routes::HeaderNameText;
 
+pub(crate) use crate::config::limits::{Limits, Rate};
 pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, without_query};
 
 /// All settings of the edge.
@@ -695,98 +697,6 @@ impl BodyRate {
     const DEFAULT: Self = Self {
         per_second: 500,
         window: Duration::from_secs(30),
-    };
-}
-
-/// Limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// Client connections; `None` is what the open-file limit allows.
-    pub(crate) connections: Option<usize>,
-    /// Client connections for each client address.
-    pub(crate) connections_per_address: Option<u32>,
-    /// New client connections for each client address.
-    pub(crate) connection_rate_per_address: Option<Rate>,
-    /// The largest request head in bytes, 431 above it.
-    pub(crate) head_size: usize,
-    /// The largest response head in bytes, 502 above it.
-    pub(crate) response_head_size: usize,
-    /// The most header lines in the head of a request (431 above it) or of a response (502), at most [`Limits::HEADERS_MAX`].
-    pub(crate) headers: usize,
-    /// The most streams that one HTTP/2 connection of a client may have open.
-    pub(crate) http2_streams: u32,
-    /// How many bytes are buffered for one HTTP/2 stream whose client does not read.
-    pub(crate) http2_send_buffer: usize,
-    /// How many more backends are tried for one request after the first.
-    pub(crate) retries: usize,
-    /// Requests that may be sent again, for each 100 requests of a pool.
-    pub(crate) retry_budget: u32,
-    /// How many requests are parked at a time until their backend is reachable.
-    pub(crate) waiting: usize,
-    /// Concurrent TLS handshakes for each client address.
-    pub(crate) handshakes_per_address: u32,
-    /// New TLS handshakes for each client address.
-    pub(crate) handshake_rate_per_address: Option<Rate>,
-    /// The largest request body in bytes, 413 above it.
-    pub(crate) body_size: Option<u64>,
-    /// Requests in flight; `None` is what the open-file limit allows.
-    pub(crate) requests: Option<usize>,
-    /// Requests in flight for each client.
-    pub(crate) requests_per_address: Option<u32>,
-    pub(crate) tunnels: Option<usize>,
-    /// Tunnels for each client.
-    pub(crate) tunnels_per_address: Option<u32>,
-    /// Tunnels to each backend.
-    pub(crate) tunnels_per_backend: Option<u32>,
-    /// Requests in flight at each backend.
-    pub(crate) requests_per_backend: Option<u32>,
-    /// Requests that are queued for a backend which has reached that limit.
-    pub(crate) queue_per_backend: u32,
-    /// How long each is queued at most.
-    pub(crate) queue_time: Duration,
-}
-
-/// A rate per second, with a burst after a pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rate {
-    /// 1 to [`Rate::MAX`].
-    pub(crate) per_second: u32,
-    /// 1 to [`Rate::MAX`].
-    pub(crate) burst: u32,
-}
-
-impl Rate {
-    const MAX: u32 = 1_000_000;
-}
-
-impl Limits {
-    /// The most that `limits.retries` may be.
-    pub(crate) const RETRIES_MAX: usize = 10;
-    /// The most that `limits.headers` may be.
-    pub(crate) const HEADERS_MAX: usize = 1024;
-    const DEFAULT: Self = Self {
-        connections: None,
-        connections_per_address: None,
-        connection_rate_per_address: None,
-        head_size: 16 << 10,
-        response_head_size: 64 << 10,
-        headers: 256,
-        http2_streams: 100,
-        http2_send_buffer: 64 << 10,
-        retries: 2,
-        retry_budget: 20,
-        waiting: 4096,
-        handshakes_per_address: 256,
-        handshake_rate_per_address: None,
-        body_size: None,
-        requests: None,
-        requests_per_address: None,
-        tunnels: None,
-        tunnels_per_address: None,
-        tunnels_per_backend: None,
-        requests_per_backend: None,
-        queue_per_backend: 100,
-        queue_time: Duration::from_secs(5),
     };
 }
 

@@ -327,11 +327,11 @@ async fn a_drain_closes_tunnels_with_1012_and_exits_0_when_the_last_has_gone() {
         .write_all(b"GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    ready.read_to_string(&mut answer).await.unwrap();
+    let mut response = String::new();
+    ready.read_to_string(&mut response).await.unwrap();
     assert!(
-        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("draining\n"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 503 ") && response.ends_with("draining\n"),
+        "{response}"
     );
     drop(clients);
     let (status, log) = edge.end().await;
@@ -366,8 +366,8 @@ async fn a_drain_waits_for_a_request_in_flight_and_for_one_that_is_on_its_way() 
     idle.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = [0; 12];
-    idle.read_exact(&mut answer).await.unwrap();
+    let mut response = [0; 12];
+    idle.read_exact(&mut response).await.unwrap();
     edge.signal("-TERM").await;
     timeout(SOON, async {
         while TcpStream::connect(edge.address).await.is_ok() {}

@@ -41,7 +41,7 @@ function plan() {
 const sum = (body) => createHash("sha256").update(body).digest("hex");
 
 function headers({ id, body, answer, chunked }) {
-  const all = { "x-id": id, "x-sum": sum(body), "x-answer": String(answer) };
+  const all = { "x-id": id, "x-sum": sum(body), "x-response": String(answer) };
   return chunked ? { ...all, "x-chunked": "1" } : all;
 }
 

@@ -74,7 +74,7 @@ class Load:
         identity = f"python-{os.getpid()}-{self.count}"
         total = hashlib.sha256(body).hexdigest()
         answer = 400_000 if kind in ("slow", "left") else random.randrange(2_000)
-        headers = {"x-id": identity, "x-sum": total, "x-answer": str(answer)}
+        headers = {"x-id": identity, "x-sum": total, "x-response": str(answer)}
         if random.random() < 0.5:
             headers["x-chunked"] = "1"
         content = {"get": None, "length": body, "slow": body}.get(kind, pieces(kind, body))

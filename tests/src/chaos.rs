@@ -33,7 +33,7 @@ pub mod violation;
 pub mod wire;
 
 use checker::Position;
-use clients::{Client, Wish};
+use clients::{Behaviour, Client};
 use faults::{Havoc, Kind, Schedule};
 use publishers::Publisher;
 use record::Record;
@@ -46,7 +46,7 @@ const DEEP_CHANNELS: usize = 8;
 /// Channels that keep so little that who is away for long cannot recover.
 const SHALLOW_CHANNELS: usize = 4;
 
-/// Channels in which seldom anything is said, so that no later message shows that one was missed.
+/// Channels with few messages, so that no later message shows that one was missed.
 const RARE_CHANNELS: usize = 10;
 
 /// From one message to the next in these: later than a client has to be told.
@@ -116,7 +116,7 @@ async fn run_on(plan: &Plan, scene: &mut Scene) -> Result<Outcome> {
     let mut havoc = Havoc {
         scene: &mut *scene,
         record: &load.record,
-        wishes: &load.wishes,
+        behaviours: &load.behaviours,
         dice: dice.fork(),
         lost_writes: 0,
     };
@@ -159,7 +159,7 @@ pub struct Load {
     /// What they saw.
     pub record: Arc<Record>,
     /// What each client is to do.
-    pub wishes: Vec<watch::Sender<Wish>>,
+    pub behaviours: Vec<watch::Sender<Behaviour>>,
     clients: JoinSet<()>,
     publishers: JoinSet<(usize, Result<Position>)>,
     looking: JoinSet<()>,
@@ -198,16 +198,16 @@ impl Load {
         }
         let record = Arc::new(Record::new(channels, &follows));
         let mut clients = JoinSet::new();
-        let mut wishes = Vec::new();
+        let mut behaviours = Vec::new();
         for (number, follows) in follows.into_iter().enumerate() {
-            let (wish, watched) = watch::channel(Wish::Listen);
-            wishes.push(wish);
+            let (behaviour, watched) = watch::channel(Behaviour::Listen);
+            behaviours.push(behaviour);
             let client = Client {
                 number,
                 follows,
                 nodes: for_clients.to_vec(),
                 record: Arc::clone(&record),
-                wish: watched,
+                behaviour: watched,
                 dice: dice.fork(),
             };
             clients.spawn(client.live());
@@ -236,7 +236,7 @@ impl Load {
         looking.spawn(look(Arc::clone(&record), stall_max));
         Self {
             record,
-            wishes,
+            behaviours,
             clients,
             publishers,
             looking,
@@ -266,8 +266,8 @@ impl Load {
         }
         let settled_after = quiet.elapsed();
         record.checker().finish(&marks, record.now());
-        for wish in &self.wishes {
-            wish.send_replace(Wish::End);
+        for behaviour in &self.behaviours {
+            behaviour.send_replace(Behaviour::End);
         }
         while let Some(ended) = self.clients.join_next().await {
             ended.context("a client panicked")?;

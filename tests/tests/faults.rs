@@ -133,7 +133,7 @@ async fn a_backend_that_is_killed_and_never_back_costs_nobody_a_request() -> Res
         ensure!(longest <= hold() + PROMISE + lag * 3, "{longest:?}, with a lag of {lag:?}");
         Ok(format!(
             "{} requests; {in_flight} POSTs in flight got 502, nothing else failed; the last of {} clients was elsewhere \
-             after {longest:.1?}; slowest other answer {lag:.1?}",
+             after {longest:.1?}; slowest other response {lag:.1?}",
             story.records.len(),
             story.struck.len(),
         ))
@@ -178,7 +178,7 @@ struct Fails {
     end: fn(&mut Site) -> Result<()>,
     /// Whether WebSockets that are open go on as if nothing was.
     tunnels_stay: bool,
-    /// Whether a SockJS session stays with the backend that holds it: it answers, and nobody else knows the session.
+    /// Whether a SockJS session stays with the backend that holds it: it responds, and nobody else knows the session.
     sessions_stay: bool,
 }
 
@@ -195,7 +195,7 @@ impl Fails {
             let change = [
                 ("health.timeout", json!("2s")),
                 ("health.interval", json!("500ms")),
-                // An operator's whose app answers at once; with the default of 60 s the test would only take longer.
+                // An operator's whose app responds at once; with the default of 60 s the test would only take longer.
                 ("timeouts.upstream_read", json!("10s")),
                 ("timeouts.upgrade", json!("10s")),
             ];
@@ -296,7 +296,7 @@ async fn clients_of_a_backend_that_accepts_and_says_nothing_go_to_others() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_a_backend_that_answers_503_to_everything_go_to_others() -> Result<()> {
+async fn clients_of_a_backend_that_responds_503_to_everything_go_to_others() -> Result<()> {
     let unavailable = Fails {
         name: "unavailable",
         wires: Wires::Faulty,
@@ -309,7 +309,7 @@ async fn clients_of_a_backend_that_answers_503_to_everything_go_to_others() -> R
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_a_backend_that_resets_in_the_middle_of_answers_go_to_others() -> Result<()> {
+async fn clients_of_a_backend_that_resets_in_the_middle_of_responses_go_to_others() -> Result<()> {
     let resets = Fails {
         name: "resets",
         wires: Wires::Faulty,
@@ -333,10 +333,10 @@ async fn when_all_are_down_the_first_one_back_takes_everybody() -> Result<()> {
             scene.site.edge.backend_in_state(id, "down").await?;
         }
         let dead = Instant::now();
-        let answer = http::get(scene.site.edge.address, "/").await?;
+        let response = http::get(scene.site.edge.address, "/").await?;
         ensure!(
-            answer.status == 503 && answer.header("retry-after").is_some(),
-            "{answer:?}"
+            response.status == 503 && response.header("retry-after").is_some(),
+            "{response:?}"
         );
 
         scene.site.bring_back("n2").await?;

@@ -73,10 +73,10 @@ async fn every_path_says_the_same() -> Result<()> {
 
 /// A kept connection on which something comes while no request is under way is out of step.
 #[tokio::test]
-async fn a_connection_on_which_a_backend_speaks_unasked_is_not_used_again() -> Result<()> {
+async fn a_connection_on_which_a_backend_speaks_first_is_not_used_again() -> Result<()> {
     let _turn = TURN.lock().await;
     let site = Site::start().await?;
-    let unasked = case(
+    let unexpected = case(
         "a response to no request",
         get("/plain").then(Behind::Nothing),
     )
@@ -87,9 +87,9 @@ async fn a_connection_on_which_a_backend_speaks_unasked_is_not_used_again() -> R
     ])
     .connection(case::Connection::Either);
     let rows = [
-        unasked.clone(),
+        unexpected.clone(),
         case("a GET behind it", get("/plain")),
-        unasked,
+        unexpected,
         case("a POST behind it", post("/plain", &[b"hello"])),
     ];
     let mut faults = Vec::new();

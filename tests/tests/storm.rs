@@ -46,7 +46,7 @@ fn rooms(settings: Settings) -> Settings {
     settings
         .with(
             "endpoints",
-            // Nobody answers pings here: who waits for its turn must not be given up.
+            // Pings get no pongs here: who waits for its turn must not be given up.
             json!([{ "path": "/connection", "mode": "channels", "ping": { "interval": "1h", "timeout": "1m" } }]),
         )
         .with("channels.namespaces", json!([room]))

@@ -3,6 +3,7 @@
 //! Reads sources as text: comments and tests are left out, and every `crate::NAME` that remains is an import of `NAME`.
 
 mod structure;
+mod words;
 
 use std::{
     collections::BTreeSet,

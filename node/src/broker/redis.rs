@@ -88,7 +88,7 @@ struct RedisBroker {
     queues: Vec<PublishQueue>,
     subscriptions: Mutex<Subscriptions>,
     /// The wanted subscriptions have changed.
-    wishes: Notify,
+    subscription_changes: Notify,
     probe_channel: ChannelName,
     shard: Shard,
     reader: Reader,
@@ -96,7 +96,7 @@ struct RedisBroker {
     /// For each publish queue: sent when its connection may be dead without having said so.
     queue_suspects: Vec<watch::Sender<()>>,
     /// Whether all wanted channels are subscribed, so that publications are received.
-    hearing: watch::Sender<bool>,
+    subscribed: watch::Sender<bool>,
     /// Sent when the subscriber's connection is open but delivers nothing, or leads to the wrong server.
     subscribing_stalled: watch::Sender<()>,
     /// Sent when the subscriber's server may not have delivered everything.
@@ -149,7 +149,7 @@ fn start_one(
     let broker = Arc::new(RedisBroker {
         queues: (0..=config.publish_queues).map(queue).collect(),
         subscriptions: Mutex::new(subscriptions),
-        wishes: Notify::new(),
+        subscription_changes: Notify::new(),
         probe_channel,
         shard,
         reader: Reader::new(&server),
@@ -157,7 +157,7 @@ fn start_one(
         queue_suspects: (0..=config.publish_queues)
             .map(|_| watch::Sender::new(()))
             .collect(),
-        hearing: watch::Sender::new(false),
+        subscribed: watch::Sender::new(false),
         subscribing_stalled: watch::Sender::new(()),
         server_changed: watch::Sender::new(()),
         drop_counters,
@@ -193,9 +193,9 @@ impl RedisBroker {
         (0..self.queues.len()).for_each(|index| self.suspect_queue(index));
     }
 
-    fn wish(&self, channel: &ChannelName, is_wanted: bool) {
+    fn want(&self, channel: &ChannelName, is_wanted: bool) {
         if self.change_subscriptions(|subscriptions| subscriptions.want(channel, is_wanted)) {
-            self.wishes.notify_one();
+            self.subscription_changes.notify_one();
         }
     }
 
@@ -231,11 +231,11 @@ impl Broker for RedisBroker {
     }
 
     fn subscribe(&self, channel: &ChannelName) {
-        self.wish(channel, true);
+        self.want(channel, true);
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.wish(channel, false);
+        self.want(channel, false);
     }
 
     async fn mark(

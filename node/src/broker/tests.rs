@@ -290,7 +290,7 @@ same_on_all! {
     what_is_published_comes_back_unchanged_and_in_order,
     channels_keep_their_order_whatever_their_queue,
     only_wanted_channels_come,
-    the_last_wish_holds,
+    the_last_request_holds,
     stopping_publishes_what_was_accepted,
     a_read_of_a_stream_is_bounded_from_either_end,
 }
@@ -432,7 +432,7 @@ async fn only_wanted_channels_come(setup: Setup) {
     setup.stop().await;
 }
 
-async fn the_last_wish_holds(setup: Setup) {
+async fn the_last_request_holds(setup: Setup) {
     for round in 0..50 {
         for channel in ["on", "off"] {
             setup.broker.subscribe(&name(channel));
@@ -462,7 +462,7 @@ async fn stopping_publishes_what_was_accepted(setup: Setup) {
 }
 
 #[tokio::test]
-async fn all_nodes_hear_what_one_publishes_and_what_redis_cli_does() {
+async fn all_nodes_receive_what_one_publishes_and_what_redis_cli_does() {
     let server = RedisServer::start().await;
     let nodes: Vec<Setup> = (0..3).map(|_| set_up(&settings(&server, ""))).collect();
     for node in &nodes {
@@ -473,8 +473,8 @@ async fn all_nodes_hear_what_one_publishes_and_what_redis_cli_does() {
     nodes[2].recorder.wait_for("global", 1).await;
     server.cli(&["PUBLISH", "global", "from elsewhere"]);
     for node in &nodes {
-        let heard = node.recorder.wait_for("global", 2).await;
-        assert_eq!(heard, ["from a node", "from elsewhere"]);
+        let received = node.recorder.wait_for("global", 2).await;
+        assert_eq!(received, ["from a node", "from elsewhere"]);
         node.until_ready().await; // Though all have the same node id.
     }
 }
@@ -519,7 +519,7 @@ async fn deployments_with_different_prefixes_share_relay_channels_and_nothing_el
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_channels_are_heard() {
+async fn a_hundred_thousand_channels_are_received() {
     const CHANNELS: usize = 100_000;
     let server = RedisServer::start().await;
     let text = format!(

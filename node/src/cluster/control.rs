@@ -451,8 +451,8 @@ impl Control {
         };
         let _ = time::timeout(RESPONSE_WAIT_MAX, all).await; // Late nodes count as missing.
         drop(guard);
-        let heard: HashSet<Instance> = result.iter().map(|(instance, _)| *instance).collect();
-        let missing = others.difference(&heard).count();
+        let replied: HashSet<Instance> = result.iter().map(|(instance, _)| *instance).collect();
+        let missing = others.difference(&replied).count();
         Ok(Responses { result, missing })
     }
 

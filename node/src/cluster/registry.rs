@@ -283,12 +283,12 @@ impl Registry {
     ///
     /// [`Unavailable`]: no server could be read.
     pub(crate) async fn nodes(&self) -> Result<Arc<[Node]>, Unavailable> {
-        let mut answer = Ok(None);
+        let mut nodes = Ok(None);
         for share in &*self.shards {
             let Some(lease_task) = &share.lease_task else {
                 continue;
             };
-            answer = match lease_task.reliable() {
+            nodes = match lease_task.reliable() {
                 Ok(()) => lease_task
                     .store
                     .live(lease_task.now())
@@ -297,11 +297,11 @@ impl Registry {
                     .map_err(Unavailable::from),
                 Err(unreliable) => Err(unreliable),
             };
-            if answer.is_ok() {
+            if nodes.is_ok() {
                 break;
             }
         }
-        let nodes: Arc<[Node]> = match answer? {
+        let nodes: Arc<[Node]> = match nodes? {
             None => [self.about.clone()].into(),
             Some(live) => {
                 // A node briefly has two leases when it replaces one with the next.

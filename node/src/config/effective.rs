@@ -18,7 +18,6 @@ use crate::config::Config;
 use crate::config::Drain;
 use crate::config::Endpoint;
 use crate::config::Fanout;
-use crate::config::HistoryOptions;
 use crate::config::Hook;
 use crate::config::Hooks;
 use crate::config::Lead;
@@ -506,7 +505,10 @@ fn channels_of(channels: &Channels, positions: &Positions) -> Effective {
         namespaces.named(name)
     });
     Effective::map([
-        ("namespaces", Effective::list(names, namespace)),
+        (
+            "namespaces",
+            Effective::list(names, ChannelOptions::effective),
+        ),
         ("linger", Effective::span(streams.linger)),
         (
             "limits",
@@ -527,58 +529,6 @@ fn channels_of(channels: &Channels, positions: &Positions) -> Effective {
                 ("recovery", Effective::plain(recovery)),
             ]),
         ),
-    ])
-}
-
-fn namespace(options: &ChannelOptions) -> Effective {
-    let ChannelOptions {
-        namespace,
-        subscribe,
-        user_limited,
-        publish,
-        read_presence,
-        read_history,
-        history,
-        recovery,
-        presence,
-        join_leave,
-        force_push_join_leave,
-        lifecycle,
-        data,
-        slow,
-        ack,
-    } = options;
-    let history = Effective::option(history.as_ref(), |history| {
-        let HistoryOptions {
-            size,
-            lifetime,
-            meta_lifetime,
-        } = history;
-        Effective::map([
-            ("size", Effective::plain(size)),
-            ("lifetime", Effective::span(*lifetime)),
-            ("meta_lifetime", Effective::span(*meta_lifetime)),
-        ])
-    });
-    Effective::map([
-        ("name", Effective::text(namespace)),
-        ("subscribe", Effective::variant(subscribe)),
-        ("user_limited", Effective::plain(user_limited)),
-        ("publish", Effective::variant(publish)),
-        ("read_presence", Effective::variant(read_presence)),
-        ("read_history", Effective::variant(read_history)),
-        ("history", history),
-        ("recovery", Effective::plain(recovery)),
-        ("presence", Effective::plain(presence)),
-        ("join_leave", Effective::plain(join_leave)),
-        (
-            "force_push_join_leave",
-            Effective::plain(force_push_join_leave),
-        ),
-        ("lifecycle", Effective::plain(lifecycle)),
-        ("data", Effective::variant(data)),
-        ("slow", Effective::variant(slow)),
-        ("ack", Effective::variant(ack)),
     ])
 }
 

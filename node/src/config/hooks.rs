@@ -16,7 +16,7 @@ pub(crate) struct Hooks {
     pub(crate) refresh: Option<Hook>,
     /// Whether a client may subscribe to a channel.
     pub(crate) subscribe: Option<Hook>,
-    /// Whether it may go on hearing it.
+    /// Whether it may stay subscribed.
     pub(crate) sub_refresh: Option<Hook>,
     /// Whether a client may publish in a channel.
     pub(crate) publish: Option<Hook>,

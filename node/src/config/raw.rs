@@ -21,13 +21,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::value::SeqAccessDeserializer;
 
 use crate::config::Ack;
-use crate::config::DataKind;
 use crate::config::LogFormat;
-use crate::config::PublishAccess;
-use crate::config::ReadAccess;
-use crate::config::SlowReader;
-use crate::config::SubscribeAccess;
 use crate::config::UserLimitPolicy;
+use crate::config::namespace::RawNamespace;
 use crate::jwt::Algorithm;
 
 #[derive(Debug, Default, Deserialize)]
@@ -297,7 +293,7 @@ pub(super) enum Transport {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Channels {
-    pub(super) namespaces: Option<Vec<Namespace>>,
+    pub(super) namespaces: Option<Vec<RawNamespace>>,
     pub(super) linger: Option<Span>,
     pub(super) limits: Option<ChannelLimits>,
 }
@@ -313,34 +309,6 @@ pub(super) struct ChannelLimits {
     pub(super) history_page: Option<u64>,
     pub(super) history_bytes: Option<ByteSize>,
     pub(super) recovery: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Namespace {
-    pub(super) name: Option<String>,
-    pub(super) subscribe: Option<SubscribeAccess>,
-    pub(super) user_limited: Option<bool>,
-    pub(super) publish: Option<PublishAccess>,
-    pub(super) read_presence: Option<ReadAccess>,
-    pub(super) read_history: Option<ReadAccess>,
-    pub(super) history: Option<History>,
-    pub(super) recovery: Option<bool>,
-    pub(super) presence: Option<bool>,
-    pub(super) join_leave: Option<bool>,
-    pub(super) force_push_join_leave: Option<bool>,
-    pub(super) lifecycle: Option<bool>,
-    pub(super) data: Option<DataKind>,
-    pub(super) slow: Option<SlowReader>,
-    pub(super) ack: Option<Ack>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct History {
-    pub(super) size: u64,
-    pub(super) lifetime: Span,
-    pub(super) meta_lifetime: Option<Span>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -4,13 +4,8 @@ use std::time::Duration;
 
 use crate::config::Ack;
 use crate::config::ChannelTransport;
-use crate::config::DataKind;
 use crate::config::LogFormat;
-use crate::config::PublishAccess;
-use crate::config::ReadAccess;
-use crate::config::SlowReader;
 use crate::config::SockjsTransport;
-use crate::config::SubscribeAccess;
 use crate::config::UserLimitPolicy;
 
 /// A default and what is allowed, ends included.
@@ -130,9 +125,9 @@ pub(super) const CHANNEL_TRANSPORTS: [ChannelTransport; 4] = [
 ];
 
 pub(super) const LINGER: Setting<Duration> = setting(secs(10), Duration::ZERO, HOUR);
-pub(super) const FEED_JOIN_TIMEOUT: Duration = secs(5);
-pub(super) const FEED_GAP_TIMEOUT: Duration = secs(4);
-pub(super) const FEED_RING_BYTES_MAX: usize = 1 << 20;
+pub(super) const STREAM_JOIN_TIMEOUT: Duration = secs(5);
+pub(super) const STREAM_GAP_TIMEOUT: Duration = secs(4);
+pub(super) const STREAM_RING_BYTES_MAX: usize = 1 << 20;
 pub(super) const CHANNELS_CONNECT_TIMEOUT: Setting<Duration> = setting(secs(10), ms(100), HOUR);
 pub(super) const CHANNELS_PER_CLIENT: Setting<u64> = setting(128, 1, 1_000_000);
 pub(super) const CONNECTIONS_PER_USER_POLICY: UserLimitPolicy = UserLimitPolicy::RefuseNewest;
@@ -140,23 +135,9 @@ pub(super) const RECOVERY_PUBLICATIONS: Setting<u64> = setting(10_000, 1, 1_000_
 pub(super) const HISTORY_BYTES: Setting<u64> = setting(4 * MIB, 64 * KIB, 256 * MIB);
 pub(super) const COMMANDS_PER_CLIENT: Setting<u64> = setting(16, 1, 1024);
 pub(super) const HISTORY_PAGE: Setting<u64> = setting(1000, 1, 1_000_000);
-pub(super) const SUBSCRIBE: SubscribeAccess = SubscribeAccess::Token;
-pub(super) const USER_LIMITED: bool = false;
-pub(super) const PUBLISH: PublishAccess = PublishAccess::Nobody;
-pub(super) const READ_PRESENCE: ReadAccess = ReadAccess::Subscribers;
-pub(super) const READ_HISTORY: ReadAccess = ReadAccess::Subscribers;
 pub(super) const HISTORY_SIZE: Setting<u64> = setting(100, 1, 1_000_000);
 pub(super) const HISTORY_LIFETIME: Setting<Duration> = setting(HOUR, ms(100), YEAR);
 pub(super) const HISTORY_META_LIFETIME: Setting<Duration> = setting(days(30), ms(100), YEAR);
-pub(super) const RECOVERY: bool = false;
-pub(super) const PRESENCE: bool = false;
-pub(super) const LIFECYCLE: bool = false;
-pub(super) const JOIN_LEAVE: bool = false;
-pub(super) const FORCE_PUSH_JOIN_LEAVE: bool = false;
-pub(super) const DATA: DataKind = DataKind::Json;
-pub(super) const SLOW: SlowReader = SlowReader::Disconnect;
-pub(super) const ACK_WITH_HISTORY: Ack = Ack::Stored;
-pub(super) const ACK_WITHOUT_HISTORY: Ack = Ack::Fast;
 
 /// A node without clients takes that much.
 pub(super) const MEMORY: Setting<u64> = setting(MIB << 20, 32 * MIB, MIB << 20);

@@ -65,6 +65,13 @@ struct Waiting {
     arrived: oneshot::Sender<Arrived>,
 }
 
+/// What a snapshot's client is connected with.
+struct Expected {
+    endpoint: Arc<Endpoint>,
+    outbox: Arc<SocketOutbox>,
+    arrived: oneshot::Sender<Arrived>,
+}
+
 /// A channel client that is prepared, and its connection.
 struct Prepared {
     client: Arc<ArrivingClient>,
@@ -125,11 +132,7 @@ impl Arrivals {
     }
 
     /// Finds the endpoint of a snapshot and the connection that waits for its client.
-    fn expected(
-        &self,
-        token: Token,
-        snapshot: &Snapshot,
-    ) -> Result<(Arc<Endpoint>, Arc<SocketOutbox>, oneshot::Sender<Arrived>), String> {
+    fn expected(&self, token: Token, snapshot: &Snapshot) -> Result<Expected, String> {
         let Components {
             endpoints,
             broker,
@@ -162,12 +165,20 @@ impl Arrivals {
         let Waiting { stream, arrived } =
             waiting.ok_or_else(|| "no connection waits for this client".to_owned())?;
         let outbox = SocketOutbox::new(stream, format, endpoint.outbox_bytes_max).with_handoff();
-        Ok((endpoint, Arc::new(outbox), arrived))
+        Ok(Expected {
+            endpoint,
+            outbox: Arc::new(outbox),
+            arrived,
+        })
     }
 
     async fn prepare(&self, token: Token, snapshot: &[u8]) -> Result<(), String> {
         let snapshot = Snapshot::decode(snapshot).map_err(|error| error.to_string())?;
-        let (endpoint, outbox, arrived) = self.expected(token, &snapshot)?;
+        let Expected {
+            endpoint,
+            outbox,
+            arrived,
+        } = self.expected(token, &snapshot)?;
         let transport = snapshot.transport;
         match snapshot.kind {
             Kind::Plain { rate_ahead } => {

@@ -197,7 +197,7 @@ async fn failure(hooks: &Hooks) -> String {
 }
 
 #[tokio::test]
-async fn every_question_says_about_whom_it_is_and_what_is_wanted() {
+async fn every_request_says_which_client_it_is_about_and_what_is_wanted() {
     let server = server(Behaviour::Says(ok(&json!({"result": {}})))).await;
     let hooks = hooks(&server);
     let (headers, meta) = (
@@ -519,7 +519,7 @@ async fn a_connection_that_the_backend_gave_up_costs_no_response() {
     for _ in 0..4 {
         failures += usize::from(call(&hooks).await.is_err());
     }
-    // A question that went out over a connection at its end may have been heard, so it is not asked twice.
+    // A question that went out over a connection at its end may have been received, so it is not asked twice.
     assert!(failures <= 2, "{failures}");
     assert!(2 <= server.connections.load(Ordering::Relaxed));
 }

@@ -41,7 +41,7 @@ pub(super) struct Channel {
     is_over: AtomicBool,
 }
 
-/// What feeds a channel, and how long it exists.
+/// What a channel's publications come from, and how long it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChannelKind {
     /// Publications of a relay, while it has members.

@@ -34,10 +34,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A broker that records subscribe and unsubscribe calls.
 #[derive(Default)]
-struct Wishes(Mutex<Vec<String>>);
+struct RecordingBroker(Mutex<Vec<String>>);
 
 #[async_trait]
-impl Broker for Wishes {
+impl Broker for RecordingBroker {
     fn try_publish(&self, _: &ChannelName, _: Bytes) -> Result<(), TryPublishError> {
         Ok(())
     }
@@ -61,7 +61,7 @@ impl Broker for Wishes {
 
 struct Running {
     hub: Arc<Hub>,
-    wishes: Arc<Wishes>,
+    subscriptions: Arc<RecordingBroker>,
     metrics: Arc<Metrics>,
     _task: JoinSet<()>,
 }
@@ -85,13 +85,13 @@ fn stopped(fanout: Fanout, pinned: &[&str]) -> (Arc<Hub>, Arc<Metrics>) {
 
 fn running(pinned: &[&str]) -> Running {
     let (hub, metrics) = stopped(fanout(), pinned);
-    let wishes = Arc::new(Wishes::default());
+    let subscriptions = Arc::new(RecordingBroker::default());
     let mut task = JoinSet::new();
-    let broker: Arc<dyn Broker> = Arc::clone(&wishes) as _;
+    let broker: Arc<dyn Broker> = Arc::clone(&subscriptions) as _;
     task.spawn(Arc::clone(&hub).run(broker, CancellationToken::new()));
     Running {
         hub,
-        wishes,
+        subscriptions,
         metrics,
         _task: task,
     }
@@ -239,7 +239,7 @@ async fn each_member_gets_a_push_once_in_its_own_codec() {
     }
     assert_eq!(taken, expected.map(|(_, body)| body));
     assert!(
-        running.wishes.0.lock().is_empty(),
+        running.subscriptions.0.lock().is_empty(),
         "the hub does not subscribe channels of streams"
     );
 }
@@ -512,26 +512,26 @@ async fn readers_that_do_not_read_delay_nobody_and_are_disconnected() {
 #[tokio::test]
 async fn the_first_member_subscribes_and_the_last_unsubscribes() {
     let running = running(&[]);
-    let wishes = || running.wishes.0.lock().join(" ");
+    let subscriptions = || running.subscriptions.0.lock().join(" ");
     let first = running.hub.join(&name("a"), Member::Queue(queue()));
     let second = running.hub.join(&name("a"), Member::Queue(queue()));
-    until(|| wishes() == "+a").await;
+    until(|| subscriptions() == "+a").await;
     drop(first);
     let other = running.hub.join(&name("b"), Member::Queue(queue()));
-    until(|| wishes() == "+a +b").await;
+    until(|| subscriptions() == "+a +b").await;
     drop(second);
-    until(|| wishes() == "+a +b -a").await;
+    until(|| subscriptions() == "+a +b -a").await;
     let _again = running.hub.join(&name("a"), Member::Queue(queue()));
-    until(|| wishes() == "+a +b -a +a").await;
+    until(|| subscriptions() == "+a +b -a +a").await;
     drop(other);
-    until(|| wishes() == "+a +b -a +a -b").await;
+    until(|| subscriptions() == "+a +b -a +a -b").await;
     assert_eq!(running.hub.channels.read().len(), 1);
 }
 
 #[tokio::test]
 async fn a_pinned_channel_is_subscribed_before_and_after_its_members() {
     let running = running(&["a"]);
-    until(|| *running.wishes.0.lock() == ["+a"]).await;
+    until(|| *running.subscriptions.0.lock() == ["+a"]).await;
     let outbox = queue();
     let member = running
         .hub
@@ -543,14 +543,14 @@ async fn a_pinned_channel_is_subscribed_before_and_after_its_members() {
     drop(other);
     until(|| {
         running
-            .wishes
+            .subscriptions
             .0
             .lock()
             .last()
             .is_some_and(|last| last == "-b")
     })
     .await;
-    assert!(!running.wishes.0.lock().contains(&"-a".to_owned()));
+    assert!(!running.subscriptions.0.lock().contains(&"-a".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -563,7 +563,7 @@ async fn a_quiet_channel_is_not_delayed_by_a_long_window_of_another() {
         &[],
     );
     let mut tasks = JoinSet::new();
-    let broker: Arc<dyn Broker> = Arc::new(Wishes::default());
+    let broker: Arc<dyn Broker> = Arc::new(RecordingBroker::default());
     tasks.spawn(Arc::clone(&hub).run(broker, CancellationToken::new()));
     let (loud, quiet) = (queue(), queue());
     let _members = [
@@ -595,7 +595,10 @@ async fn the_batch_of_a_stalled_hub_is_bounded_and_drops_are_counted() {
     let listed = hub.listed.lock().len();
     assert_eq!(listed, 2, "once, and once more because it is full");
     let mut task = JoinSet::new();
-    task.spawn(Arc::clone(&hub).run(Arc::new(Wishes::default()), CancellationToken::new()));
+    task.spawn(Arc::clone(&hub).run(
+        Arc::new(RecordingBroker::default()),
+        CancellationToken::new(),
+    ));
     let dropped = "dropped_total{reason=\"hub_full\"} 83";
     until(|| metrics.render().contains(dropped)).await;
     assert_eq!(outbox.take(usize::MAX).len(), 17);
@@ -800,7 +803,10 @@ async fn nothing_follows_the_last_push_of_a_channel_and_members_that_left_do_not
     drop(left);
     assert!(!stayed.is_over() && hub.channels_ended() == 0);
     let mut task = JoinSet::new();
-    task.spawn(Arc::clone(&hub).run(Arc::new(Wishes::default()), CancellationToken::new()));
+    task.spawn(Arc::clone(&hub).run(
+        Arc::new(RecordingBroker::default()),
+        CancellationToken::new(),
+    ));
     until(|| hub.channels_ended() == 1).await;
     assert!(stayed.is_over());
     hub.deliver_push(&channel, &pushed("a", "4"));

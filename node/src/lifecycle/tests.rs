@@ -186,7 +186,7 @@ impl Node {
     }
 }
 
-/// An event in short: its type and whom it is about.
+/// An event in short: its type and subject.
 fn short(event: &Event) -> String {
     let field = |name: &str| event.fields.get(name).map_or("", String::as_str);
     let subject = match field("channel") {

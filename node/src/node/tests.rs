@@ -52,19 +52,19 @@ impl TestNode {
     }
 
     /// Sends one request on a connection of its own.
-    async fn request(&self, request: &str) -> raw::Answer {
+    async fn request(&self, request: &str) -> raw::Response {
         let mut client = self.connect().await;
         client.send(request).await;
         client.response().await
     }
 
-    async fn get(&self, path: &str) -> raw::Answer {
+    async fn get(&self, path: &str) -> raw::Response {
         self.request(&format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"))
             .await
     }
 
     /// What operators see at `path`.
-    async fn get_from_admin(&self, path: &str) -> raw::Answer {
+    async fn get_from_admin(&self, path: &str) -> raw::Response {
         let mut client = Client::connect(self.admin).await;
         client
             .send(&format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"))
@@ -72,7 +72,7 @@ impl TestNode {
         client.response().await
     }
 
-    async fn post(&self, path: &str, body: &str) -> raw::Answer {
+    async fn post(&self, path: &str, body: &str) -> raw::Response {
         let mut client = self.connect().await;
         client.post(path, body).await;
         client.response().await

@@ -45,7 +45,7 @@ impl ChannelName {
         Self(format!("{WIRE_PREFIX}{}", tag(channel.as_str())).into())
     }
 
-    /// Whether it is meant for the feeds.
+    /// Whether it is meant for the channel streams.
     pub(crate) fn is_wire(&self) -> bool {
         self.0.starts_with(WIRE_PREFIX)
     }

@@ -23,10 +23,10 @@ pub(crate) enum Request {
     /// First of all.
     #[prost(message, tag = "4")]
     Connect(ConnectRequest),
-    /// Hear a channel.
+    /// Subscribe to a channel.
     #[prost(message, tag = "5")]
     Subscribe(SubscribeRequest),
-    /// Hear it no more.
+    /// Unsubscribe from it.
     #[prost(message, tag = "6")]
     Unsubscribe(UnsubscribeRequest),
     /// Say something in a channel.

@@ -6,7 +6,7 @@ use crate::protocol::Publication;
 use crate::protocol::raw;
 
 messages! {
-    /// The client hears a channel.
+    /// The client is subscribed to a channel.
     pub(crate) struct SubscribeResult {
         /// Whether the subscription ends after `ttl` seconds unless it is refreshed.
         #[prost(bool, tag = "1")]

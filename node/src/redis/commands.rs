@@ -66,7 +66,7 @@ struct Open {
 
 /// The replies of Redis to the commands of a batch.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct Replies {
     /// One for each command. None is an error, except from [`Commands::try_each`].
     pub(crate) values: Vec<Value>,
     /// Which connection they came over: another number is another connection, and maybe another server.
@@ -148,11 +148,11 @@ impl Commands {
     /// # Cancel safety
     ///
     /// After dropping this future it is unknown whether the commands are executed.
-    pub(crate) async fn run(&self, commands: &Batch) -> Result<Answers, CommandError> {
-        let answers = self.try_each(commands).await?;
-        match answers.values.iter().find_map(error_in) {
+    pub(crate) async fn run(&self, commands: &Batch) -> Result<Replies, CommandError> {
+        let replies = self.try_each(commands).await?;
+        match replies.values.iter().find_map(error_in) {
             Some(error) => Err(CommandError::of(error)),
-            None => Ok(answers),
+            None => Ok(replies),
         }
     }
 
@@ -165,9 +165,9 @@ impl Commands {
     /// # Cancel safety
     ///
     /// After dropping this future it is unknown whether the commands are executed.
-    pub(crate) async fn try_each(&self, commands: &Batch) -> Result<Answers, CommandError> {
-        let patience = self.connector.connect_timeout() + self.connector.response_timeout();
-        let outcome = time::timeout(patience, async {
+    pub(crate) async fn try_each(&self, commands: &Batch) -> Result<Replies, CommandError> {
+        let wait_max = self.connector.connect_timeout() + self.connector.response_timeout();
+        let outcome = time::timeout(wait_max, async {
             let _room = self.room.acquire().await.expect("it is never closed");
             let mut open = self.connection().await?;
             let values = match open.link.send(commands).await {
@@ -181,14 +181,14 @@ impl Commands {
             if errors.any(|error| UNUSABLE_CODES.contains(&error.code())) {
                 self.give_up(open.number).await;
             }
-            Ok(Answers {
+            Ok(Replies {
                 values,
                 connection: open.number,
             })
         });
         outcome
             .await
-            .unwrap_or(Err(CommandError::Timeout(patience)))
+            .unwrap_or(Err(CommandError::Timeout(wait_max)))
     }
 
     /// Makes the next command reconnect: the connection may be dead, and detecting that by a command takes
@@ -283,14 +283,14 @@ mod tests {
         server.launch(&[]).await;
         let answered = async {
             loop {
-                if let Ok(answers) = commands.run(&ping()).await {
-                    return answers;
+                if let Ok(replies) = commands.run(&ping()).await {
+                    return replies;
                 }
                 time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let answers = time::timeout(crate::redis::testing::DEADLINE, answered).await;
-        assert_eq!(answers.unwrap().connection, 2);
+        let replies = time::timeout(crate::redis::testing::DEADLINE, answered).await;
+        assert_eq!(replies.unwrap().connection, 2);
     }
 
     #[tokio::test]
@@ -349,8 +349,8 @@ mod tests {
         for full in [set, script] {
             let error = commands.run(&full).await.unwrap_err();
             assert!(matches!(error, CommandError::Full(_)), "{error}");
-            let answers = commands.try_each(&full).await.unwrap();
-            assert!(matches!(answers.values[..], [Value::ServerError(_)]));
+            let replies = commands.try_each(&full).await.unwrap();
+            assert!(matches!(replies.values[..], [Value::ServerError(_)]));
         }
         commands.run(&ping()).await.unwrap();
     }

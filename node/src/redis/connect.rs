@@ -21,9 +21,9 @@ use tokio::net::UnixStream;
 use tokio::time;
 use tokio::time::Instant;
 
-use super::answer;
-use super::answer::Answer;
 use super::keys::Keys;
+use super::login_reply;
+use super::login_reply::LoginReply;
 use super::reply::ProtocolError;
 use super::tenure::CurrentPrimary;
 use super::tenure::Tenure;
@@ -109,10 +109,10 @@ pub(crate) enum ConnectError {
         timeout: Duration,
     },
     /// A wrong password, a database that does not exist, a Redis that has too many clients.
-    #[error("redis at {address} rejected the login: {answer}")]
+    #[error("redis at {address} rejected the login: {reply}")]
     Refused {
         address: RedisAddress,
-        answer: String,
+        reply: String,
     },
     /// The server may not be Redis.
     #[error("cannot log in to redis at {address}")]
@@ -279,18 +279,18 @@ async fn log_in(
     // here. Naming the connection may fail, by an ACL or a proxy.
     queue(&["CLIENT", "SETNAME", &name]);
     queue(&["CLIENT", "ID"]);
-    let answers = exchange(&mut stream, &output, commands).await;
-    let answers = answers.map_err(|source| ConnectError::Login {
+    let replies = exchange(&mut stream, &output, commands).await;
+    let replies = replies.map_err(|source| ConnectError::Login {
         address: address(),
         source,
     })?;
-    let identity = identity(&answers, name).map_err(|answer| ConnectError::Refused {
+    let identity = identity(&replies, name).map_err(|reply| ConnectError::Refused {
         address: address(),
-        answer,
+        reply,
     })?;
     if inner.role == ExpectedRole::Primary {
-        let answer = answers.len().checked_sub(3).and_then(|at| answers.get(at));
-        check_role(answer).map_err(|role| ConnectError::NotPrimary {
+        let reply = replies.len().checked_sub(3).and_then(|at| replies.get(at));
+        check_role(reply).map_err(|role| ConnectError::NotPrimary {
             address: address(),
             role,
         })?;
@@ -303,11 +303,11 @@ async fn log_in(
 }
 
 /// Checks that the reply to `ROLE` is that of a primary, or returns the role.
-fn check_role(answer: Option<&Answer>) -> Result<(), String> {
-    match answer {
-        Some(Answer::Array(parts)) => match parts.first() {
-            Some(Answer::Text(role)) if role == "master" => Ok(()),
-            Some(Answer::Text(role)) => Err(role.chars().take(ROLE_CHARS_MAX).collect()),
+fn check_role(reply: Option<&LoginReply>) -> Result<(), String> {
+    match reply {
+        Some(LoginReply::Array(parts)) => match parts.first() {
+            Some(LoginReply::Text(role)) if role == "master" => Ok(()),
+            Some(LoginReply::Text(role)) => Err(role.chars().take(ROLE_CHARS_MAX).collect()),
             _ => Err("unknown".to_owned()),
         },
         _ => Err("unknown".to_owned()),
@@ -315,16 +315,16 @@ fn check_role(answer: Option<&Answer>) -> Result<(), String> {
 }
 
 /// The identity of the connection by the replies to the login, or the error that rejects it.
-fn identity(answers: &[Answer], name: String) -> Result<Option<Identity>, String> {
-    let (login, [named, id]) = answers.split_last_chunk().ok_or("too few replies")?;
-    for answer in login {
-        if let Answer::Error(error) = answer {
+fn identity(replies: &[LoginReply], name: String) -> Result<Option<Identity>, String> {
+    let (login, [named, id]) = replies.split_last_chunk().ok_or("too few replies")?;
+    for reply in login {
+        if let LoginReply::Error(error) = reply {
             return Err(error.clone());
         }
     }
-    for answer in [named, id] {
-        match answer {
-            Answer::Error(error)
+    for reply in [named, id] {
+        match reply {
+            LoginReply::Error(error)
                 if !error.starts_with("NOPERM") && !error.starts_with("ERR unknown") =>
             {
                 return Err(error.clone());
@@ -333,7 +333,7 @@ fn identity(answers: &[Answer], name: String) -> Result<Option<Identity>, String
         }
     }
     Ok(match (named, id) {
-        (Answer::Status, Answer::Integer(id)) => Some(Identity { id: *id, name }),
+        (LoginReply::Status, LoginReply::Integer(id)) => Some(Identity { id: *id, name }),
         _ => None,
     })
 }
@@ -343,23 +343,23 @@ async fn exchange(
     stream: &mut Box<dyn Stream>,
     output: &[u8],
     commands: usize,
-) -> Result<Vec<Answer>, ReadError> {
-    let mut answers = Vec::with_capacity(commands);
+) -> Result<Vec<LoginReply>, ReadError> {
+    let mut replies = Vec::with_capacity(commands);
     let mut input = BytesMut::new();
     stream.write_all(output).await.map_err(ReadError::Broken)?;
     stream.flush().await.map_err(ReadError::Broken)?;
-    while answers.len() < commands {
-        if let Some(answer) = answer::next(&mut input)? {
-            answers.push(answer);
+    while replies.len() < commands {
+        if let Some(reply) = login_reply::next(&mut input)? {
+            replies.push(reply);
             continue;
         }
         input.reserve(READ_BYTES);
         match stream.read_buf(&mut input).await {
             Ok(0) => {
                 // A server that has too many clients says so once, and closes the connection.
-                if let Some(refused @ Answer::Error(_)) = answers.pop() {
-                    answers.resize(commands, refused);
-                    return Ok(answers);
+                if let Some(refused @ LoginReply::Error(_)) = replies.pop() {
+                    replies.resize(commands, refused);
+                    return Ok(replies);
                 }
                 return Err(ReadError::Closed);
             }
@@ -367,7 +367,7 @@ async fn exchange(
             Err(error) => return Err(ReadError::Broken(error)),
         }
     }
-    Ok(answers)
+    Ok(replies)
 }
 
 /// Appends a command to `output`.

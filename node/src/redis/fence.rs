@@ -68,8 +68,8 @@ async fn wait_closed(link: &mut Link, last: &Identity) -> Result<(), RedisError>
 async fn is_open(link: &mut Link, last: &Identity) -> Result<bool, RedisError> {
     let mut list = Pipeline::new();
     list.cmd("CLIENT").arg("LIST").arg("ID").arg(last.id);
-    let answers = link.exchange(&list).await?;
-    let text = match answers.as_slice() {
+    let replies = link.exchange(&list).await?;
+    let text = match replies.as_slice() {
         [Value::BulkString(bytes)] => String::from_utf8_lossy(bytes),
         _ => return Ok(false),
     };

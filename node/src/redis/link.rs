@@ -108,11 +108,11 @@ impl Link {
     ///
     /// After dropping this future it is unknown whether the commands are executed.
     pub(crate) async fn send(&mut self, batch: &Batch) -> Result<Vec<Value>, RedisError> {
-        let mut answers = self.exchange(&batch.commands).await?;
-        let missing = |&&(index, _): &&(usize, &Script)| matches!(answers.get(index), Some(Value::ServerError(error)) if script::is_missing(error));
+        let mut replies = self.exchange(&batch.commands).await?;
+        let missing = |&&(index, _): &&(usize, &Script)| matches!(replies.get(index), Some(Value::ServerError(error)) if script::is_missing(error));
         let missing: Vec<_> = batch.calls.iter().filter(missing).collect();
         if missing.is_empty() {
-            return Ok(answers);
+            return Ok(replies);
         }
         let mut again = Pipeline::with_capacity(missing.len());
         let mut indexes = missing.iter().peekable();
@@ -122,10 +122,10 @@ impl Link {
             }
         }
         let repeated = self.exchange(&again).await?;
-        for ((index, _), answer) in missing.into_iter().zip(repeated) {
-            answers[*index] = answer;
+        for ((index, _), reply) in missing.into_iter().zip(repeated) {
+            replies[*index] = reply;
         }
-        Ok(answers)
+        Ok(replies)
     }
 
     /// Sends a batch that is not repeated: a call of a missing script is an error reply.
@@ -149,8 +149,8 @@ impl Link {
     ) -> Result<Result<(), String>, RedisError> {
         let mut load = Pipeline::new();
         load.cmd("SCRIPT").arg("LOAD").arg(script.text());
-        let answers = self.exchange(&load).await?;
-        Ok(match answers.as_slice() {
+        let replies = self.exchange(&load).await?;
+        Ok(match replies.as_slice() {
             [Value::ServerError(error)] => Err(error.to_string()),
             _ => Ok(()),
         })
@@ -160,7 +160,7 @@ impl Link {
         let count = commands.len();
         tokio::select! {
             biased;
-            answers = self.connection.send_packed_commands(commands, 0, count) => answers,
+            replies = self.connection.send_packed_commands(commands, 0, count) => replies,
             () = self.tenure.over() => Err(io::Error::other("another redis is the primary now").into()),
         }
     }

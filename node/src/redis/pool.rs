@@ -89,7 +89,7 @@ impl Manager for Links {
         let mut ping = Pipeline::new();
         ping.cmd("PING");
         match link.exchange(&ping).await {
-            Ok(answers) if matches!(answers[..], [Value::SimpleString(_)]) => Ok(()),
+            Ok(replies) if matches!(replies[..], [Value::SimpleString(_)]) => Ok(()),
             Ok(_) => Err(RecycleError::message("unexpected reply to PING")),
             Err(error) => Err(RecycleError::Backend(error.into())),
         }

@@ -75,7 +75,7 @@ pub(super) struct Follower {
     /// How many primaries were taken.
     taken: AtomicU64,
     /// One of `asked` has changed.
-    heard: Notify,
+    announced: Notify,
     metrics: Arc<Metrics>,
     log: DecisionLog,
 }
@@ -141,7 +141,7 @@ impl Follower {
             options,
             backoff_max,
             taken: AtomicU64::new(0),
-            heard: Notify::new(),
+            announced: Notify::new(),
             metrics,
             log: DecisionLog::default(),
         }
@@ -170,7 +170,7 @@ impl Follower {
                 debug!(sentinel = %asked.address, why, "a sentinel does not say which server is the primary");
             }
             *asked.said.lock() = Some(said);
-            self.heard.notify_one();
+            self.announced.notify_one();
             time::sleep(PAUSE_MIN).await;
             tokio::select! {
                 () = asked.switched.notified() => {}
@@ -224,7 +224,7 @@ impl Follower {
     /// Decides which server is the primary whenever a Sentinel has said something, without end.
     async fn decide(&self) -> Infallible {
         loop {
-            self.heard.notified().await;
+            self.announced.notified().await;
             // All are asked at the same time.
             time::sleep(PAUSE_MIN).await;
             self.decide_once().await;

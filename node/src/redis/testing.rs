@@ -96,12 +96,12 @@ impl RedisServer {
             .spawn()
             .expect("these tests need redis-server on PATH (apt install redis-server)");
         self.child = Some(child);
-        let answers = async {
+        let replies = async {
             while !self.cli(&["PING"]).contains("PONG") {
                 time::sleep(Duration::from_millis(5)).await;
             }
         };
-        time::timeout(DEADLINE, answers)
+        time::timeout(DEADLINE, replies)
             .await
             .expect("redis-server does not respond");
     }
@@ -212,7 +212,7 @@ impl FakeSentinel {
         *self.says.lock() = says;
     }
 
-    /// Waits until it has been asked twice more: what it said the first time has been heard.
+    /// Waits until it has been asked twice more: what it said the first time has been received.
     pub(crate) async fn until_asked(&self) {
         let mut asked = self.asked.clone();
         let before = *asked.borrow();

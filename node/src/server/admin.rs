@@ -102,17 +102,17 @@ impl Admin {
                 () = time::sleep_until(until.into()) => {}
             }
         }
-        let (told, untold) = {
+        let (told, pending) = {
             let probers = self.probers.lock();
-            (probers.told(), probers.untold(Instant::now().into_std()))
+            (probers.told(), probers.pending(Instant::now().into_std()))
         };
         info!(
             probers = told,
             "draining: all probers of /ready got the response"
         );
-        if !untold.is_empty() {
+        if !pending.is_empty() {
             warn!(
-                probers = untold.join(", "),
+                probers = pending.join(", "),
                 "draining: these ask /ready too rarely to know of it, so their clients may wait for this node; \
                  raise drain.lead_max, or shorten the interval of the health checks"
             );

@@ -819,23 +819,23 @@ async fn publications_are_not_delayed_while_a_reply_is_written() {
 async fn a_stream_outlives_its_last_member_by_the_linger_and_no_more() {
     let node = node(&config::Broker::Memory);
     let keep = Some(retention(10));
-    let wished = || node.metrics.subscriptions.get();
+    let wanted = || node.metrics.subscriptions.get();
     let client = node.join("a", keep, None).await.unwrap();
-    assert_eq!((node.metrics.channel_streams.get(), wished()), (1, 1));
+    assert_eq!((node.metrics.channel_streams.get(), wanted()), (1, 1));
     drop(client.membership);
     time::sleep(Duration::from_secs(9)).await;
     let again = node.join("a", keep, None).await.unwrap();
     time::sleep(Duration::from_secs(60)).await;
     assert_eq!(
-        (node.metrics.channel_streams.get(), wished()),
+        (node.metrics.channel_streams.get(), wanted()),
         (1, 1),
         "it is in use"
     );
     drop(again.membership);
     time::sleep(Duration::from_millis(9_900)).await;
-    assert_eq!(wished(), 1);
+    assert_eq!(wanted(), 1);
     time::sleep(Duration::from_millis(200)).await;
-    assert_eq!((node.metrics.channel_streams.get(), wished()), (0, 0));
+    assert_eq!((node.metrics.channel_streams.get(), wanted()), (0, 0));
     node.publish("a", "1", keep).await;
     let back = node.join("a", keep, None).await.unwrap();
     assert_eq!(back.reply.position.unwrap().offset, 1);

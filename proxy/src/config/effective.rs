@@ -5,13 +5,13 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use causeway_conf::{ByteSize, Effective, Positions, Secret, Timestamp};
+use causeway_conf::{Effective, Positions, Secret, Timestamp};
 
 use super::routes::HeaderRules;
 use super::{
     AccessLog, AdminConfig, AffinityConfig, AllowedAddresses, BackendConfig, BackendTls, BodyRate,
-    CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, HealthConfig, Limits,
-    ListenerConfig, Log, NoRoute, PoolConfig, ProbeKind, Rate, RebalanceConfig, Route, SameSite,
+    CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, HealthConfig,
+    ListenerConfig, Log, NoRoute, PoolConfig, ProbeKind, RebalanceConfig, Route, SameSite,
     SentinelConfig, Statuses, TakeoverConfig, Timeouts, TlsConfig, TlsVersion,
 };
 
@@ -60,7 +60,7 @@ impl Config {
             ("no_route", no_route_of(no_route)),
             ("affinity", affinity_of(affinity)),
             ("timeouts", timeouts_of(timeouts)),
-            ("limits", limits_of(limits)),
+            ("limits", limits.effective()),
             ("drain", drain_of(drain)),
             ("rebalance", rebalance_of(*rebalance)),
             (
@@ -542,83 +542,6 @@ fn timeouts_of(timeouts: &Timeouts) -> Effective {
         ),
         ("tcp_keepalive", Effective::span(*tcp_keepalive)),
         ("tcp_user_timeout", Effective::span(*tcp_user_timeout)),
-    ])
-}
-
-fn limits_of(limits: &Limits) -> Effective {
-    let Limits {
-        connections,
-        connections_per_address,
-        connection_rate_per_address,
-        head_size,
-        response_head_size,
-        headers,
-        http2_streams,
-        http2_send_buffer,
-        retries,
-        retry_budget,
-        waiting,
-        handshakes_per_address,
-        handshake_rate_per_address,
-        body_size,
-        requests,
-        requests_per_address,
-        tunnels,
-        tunnels_per_address,
-        tunnels_per_backend,
-        requests_per_backend,
-        queue_per_backend,
-        queue_time,
-    } = limits;
-    let all = |count: &Option<usize>| Effective::option(*count, Effective::plain);
-    let each = |count: &Option<u32>| Effective::option(*count, Effective::plain);
-    Effective::map([
-        ("connections", all(connections)),
-        ("connections_per_address", each(connections_per_address)),
-        (
-            "connection_rate_per_address",
-            Effective::option(*connection_rate_per_address, rate),
-        ),
-        ("head_size", size(*head_size)),
-        ("response_head_size", size(*response_head_size)),
-        ("headers", Effective::plain(headers)),
-        ("http2_streams", Effective::plain(http2_streams)),
-        ("http2_send_buffer", size(*http2_send_buffer)),
-        ("retries", Effective::plain(retries)),
-        ("retry_budget", Effective::plain(retry_budget)),
-        ("waiting", Effective::plain(waiting)),
-        (
-            "handshakes_per_address",
-            Effective::plain(handshakes_per_address),
-        ),
-        (
-            "handshake_rate_per_address",
-            Effective::option(*handshake_rate_per_address, rate),
-        ),
-        (
-            "body_size",
-            Effective::option(*body_size, |bytes| Effective::plain(ByteSize(bytes))),
-        ),
-        ("requests", all(requests)),
-        ("requests_per_address", each(requests_per_address)),
-        ("tunnels", all(tunnels)),
-        ("tunnels_per_address", each(tunnels_per_address)),
-        ("tunnels_per_backend", each(tunnels_per_backend)),
-        ("requests_per_backend", each(requests_per_backend)),
-        ("queue_per_backend", Effective::plain(queue_per_backend)),
-        ("queue_time", Effective::span(*queue_time)),
-    ])
-}
-
-fn size(bytes: usize) -> Effective {
-    Effective::size(bytes as u64)
-}
-
-fn rate(rate: Rate) -> Effective {
-    let Rate { per_second, burst } = rate;
-    Effective::map([
-        ("per_second", Effective::plain(per_second)),
-        ("burst", Effective::plain(burst)),
     ])
 }
 

@@ -32,7 +32,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) timeouts: Timeouts,
     #[serde(default)]
-    pub(super) limits: Limits,
+    pub(super) limits: super::limits::RawLimits,
     #[serde(default)]
     pub(super) drain: Drain,
     #[serde(default)]
@@ -364,40 +364,6 @@ impl<'de> Deserialize<'de> for BodyRate {
         }
         from.deserialize_any(OffOrMapping)
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Limits {
-    pub(super) connections: Option<u64>,
-    pub(super) connections_per_address: Option<u64>,
-    pub(super) connection_rate_per_address: Option<Rate>,
-    pub(super) head_size: Option<ByteSize>,
-    pub(super) response_head_size: Option<ByteSize>,
-    pub(super) headers: Option<u64>,
-    pub(super) http2_streams: Option<u64>,
-    pub(super) http2_send_buffer: Option<ByteSize>,
-    pub(super) retries: Option<u64>,
-    pub(super) retry_budget: Option<u64>,
-    pub(super) waiting: Option<u64>,
-    pub(super) handshakes_per_address: Option<u64>,
-    pub(super) handshake_rate_per_address: Option<Rate>,
-    pub(super) body_size: Option<ByteSize>,
-    pub(super) requests: Option<u64>,
-    pub(super) requests_per_address: Option<u64>,
-    pub(super) tunnels: Option<u64>,
-    pub(super) tunnels_per_address: Option<u64>,
-    pub(super) tunnels_per_backend: Option<u64>,
-    pub(super) requests_per_backend: Option<u64>,
-    pub(super) queue_per_backend: Option<u64>,
-    pub(super) queue_time: Option<Span>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Rate {
-    pub(super) per_second: u64,
-    pub(super) burst: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]

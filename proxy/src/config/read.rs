@@ -3,7 +3,6 @@
 mod affinity;
 mod backend_tls;
 mod health;
-mod limits;
 mod listeners;
 mod pools;
 mod routes;
@@ -48,7 +47,7 @@ pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions
         no_route: no_route(&mut check, file.no_route),
         affinity: affinity::affinity(&mut check, file.affinity),
         timeouts: timeouts(&mut check, &file.timeouts),
-        limits: limits::limits(&mut check, &file.limits),
+        limits: super::limits::read(&mut check, &file.limits),
         drain: drain(&mut check, file.drain),
         rebalance: rebalance(&mut check, &file.rebalance),
         trusted_proxies: file.trusted_proxies,

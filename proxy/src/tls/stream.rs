@@ -320,7 +320,7 @@ impl<S: Side, T: IO> TlsStream<S, T> {
     /// # Errors
     ///
     /// The connection as it is, if that is not possible: the suite is not one of [`Cipher::of`], the connection has failed or has been
-    /// closed by this side, or rustls holds a part of a message, or an answer that it has not sent.
+    /// closed by this side, or rustls holds a part of a message, or a reply that it has not sent.
     pub(crate) fn into_records(self: Box<Self>) -> Result<RecordStream<T>, Box<Self>> {
         let state = self.tls.state();
         let suite = state.negotiated_cipher_suite();

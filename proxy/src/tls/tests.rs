@@ -411,9 +411,9 @@ async fn bytes_that_are_not_tls_get_an_alert_and_a_silent_client_times_out() {
     client.read_to_end(&mut alert).await.unwrap();
     assert_eq!(alert.first(), Some(&21), "an alert record");
     let (_silent, server) = sockets().await;
-    let impatient = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
+    let brief = scene.terminator(|settings| settings.handshake = Duration::from_millis(100));
     assert!(matches!(
-        impatient.accept(server, Vec::new()).await,
+        brief.accept(server, Vec::new()).await,
         Err(HandshakeError::Timeout(_))
     ));
 }

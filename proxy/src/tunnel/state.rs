@@ -135,6 +135,10 @@ impl<P> Tunnel<Socket, Socket, P> {
     /// # Errors
     ///
     /// The tunnel as it is, without [`Tunnel::can_be_parked`].
+    #[expect(
+        clippy::result_large_err,
+        reason = "it is moved once for a takeover; a box would be one more allocation for each tunnel"
+    )]
     pub(crate) fn park(self) -> Result<ParkedTunnel, Self> {
         if !self.can_be_parked() {
             return Err(self);

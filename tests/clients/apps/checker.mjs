@@ -17,7 +17,7 @@ const server = createServer({ keepAliveTimeout: 120_000, requestTimeout: 0, head
   if (request.url === "/stats") {
     return response.end(JSON.stringify({ ...stats, connections: stats.connections - 1 }));
   }
-  const { "x-id": id, "x-sum": sum, "x-answer": answer = "0", "x-chunked": chunked } = request.headers;
+  const { "x-id": id, "x-sum": sum, "x-response": answer = "0", "x-chunked": chunked } = request.headers;
   const hash = createHash("sha256");
   let bytes = 0;
   request.on("data", (piece) => {

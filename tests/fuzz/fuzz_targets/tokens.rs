@@ -1,4 +1,4 @@
-//! Tokens, claims and key sets: nothing that a stranger made is believed, and whatever is signed gets an answer.
+//! Tokens, claims and key sets: no forged token is accepted, and whatever is signed gets a result.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

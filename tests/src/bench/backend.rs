@@ -1,4 +1,4 @@
-//! The backend of the edges: it echoes WebSocket messages and answers requests once it has read their bodies, and is never the
+//! The backend of the edges: it echoes WebSocket messages and responds to requests once it has read their bodies, and is never the
 //! bottleneck.
 //!
 //! One thread, one epoll loop. It sends nothing unless asked, so that a proxied connection is truly idle.
@@ -18,7 +18,7 @@ use crate::bench::wire::{self, Parsed};
 
 /// The listener's token; connection `n` has token `n`.
 const LISTENER: Token = Token(usize::MAX);
-const ANSWER: &[u8] =
+const RESPONSE: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nhello, client";
 
 /// Serves until the process is ended.
@@ -102,7 +102,7 @@ struct Client {
 }
 
 impl Client {
-    /// Answers all that has come. An error is the end of the connection, for whatever reason.
+    /// Responds to all that has come. An error is the end of the connection, for whatever reason.
     fn advance(&mut self, event: &Event, scratch: &mut [u8], out: &mut Vec<u8>) -> io::Result<()> {
         if event.is_writable() {
             self.pipe.flush()?;
@@ -114,7 +114,7 @@ impl Client {
             match self.pipe.fill(scratch)? {
                 Filled::Bytes { length, more } => {
                     out.clear();
-                    let used = self.answer(&mut scratch[..length], out)?;
+                    let used = self.respond(&mut scratch[..length], out)?;
                     self.pipe.keep(&scratch[used..length]);
                     self.pipe.send(out)?;
                     if !more && !event.is_read_closed() {
@@ -127,8 +127,8 @@ impl Client {
         }
     }
 
-    /// Appends the answers to all that is whole in `bytes`, and says how much of them that was.
-    fn answer(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> io::Result<usize> {
+    /// Appends the responses to all that is whole in `bytes`, and says how much of them that was.
+    fn respond(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> io::Result<usize> {
         let mut used = 0;
         while used < bytes.len() {
             let rest = &mut bytes[used..];
@@ -180,7 +180,7 @@ impl Client {
                 out.extend_from_slice(b"\r\n\r\n");
                 self.is_upgraded = true;
             }
-            None => out.extend_from_slice(ANSWER),
+            None => out.extend_from_slice(RESPONSE),
         }
         Ok(length + body)
     }

@@ -9,7 +9,7 @@ use rustls::client::Resumption;
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Whom it is for.
+/// The names that it is for.
 pub(crate) const NAME: &str = "bench.example";
 
 /// A certificate on a key of 256 bits on P-256, in the files that each edge likes.

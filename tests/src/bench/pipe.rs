@@ -145,7 +145,7 @@ impl Pipe {
     }
 }
 
-/// Reads and decrypts until there is something, and answers what the handshake asks.
+/// Reads and decrypts until there is something, and responds to what the handshake asks.
 fn read_tls(
     tls: &mut ClientConnection,
     stream: &mut TcpStream,

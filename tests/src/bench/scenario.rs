@@ -62,7 +62,7 @@ pub(crate) trait Scenario: Sync {
     ///
     /// # Errors
     ///
-    /// It does not start, gives wrong answers, dies, or is not done in time.
+    /// It does not start, gives wrong responses, dies, or is not done in time.
     async fn measure(&self, contender: &dyn Contender, options: &Options) -> Result<Vec<Figure>>;
 }
 

@@ -37,7 +37,7 @@ enum Command {
     },
     /// Lets clients come and go, and fails if memory grows by it.
     Soak(soak::Options),
-    /// Echoes WebSocket messages and answers requests, behind the edges.
+    /// Echoes WebSocket messages and responds to requests, behind the edges.
     Backend,
     /// Relays messages with a plain tokio-tungstenite loop, beside the node.
     Relay,

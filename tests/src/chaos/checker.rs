@@ -4,7 +4,7 @@
 //! a client was told, and what stood in whose way.
 //!
 //! - Behind the position that a client was told when it subscribed, every offset comes once and in order. A connection that was lost
-//!   and a subscription that recovered excuse nothing. Only an answer without `recovered` begins anew: the client was told.
+//!   and a subscription that recovered excuse nothing. Only a response without `recovered` begins anew: the client was told.
 //! - An acknowledged message that was sent while a client was subscribed, or that is behind its position in its epoch, comes within
 //!   [`PROMISE`], or the client is told by then: by `recovered: false`, an unsubscribe or a disconnect. The time counts from the
 //!   acknowledgement, or from the moment on which nothing stands in this client's way any more. So a write that Redis acknowledged
@@ -39,7 +39,7 @@ const VIOLATIONS_MAX: usize = 100;
 pub struct Counts {
     /// Publications of live subscriptions.
     pub heard: u64,
-    /// Publications in answers to those who came back.
+    /// Publications in responses to those who came back.
     pub recovered_publications: u64,
     /// Subscriptions without a position to come back with.
     pub fresh: u64,

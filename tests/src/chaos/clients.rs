@@ -32,7 +32,7 @@ const PAUSE_MAX_MILLIS: u64 = 400;
 
 /// What a client is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Behaviour {
     /// Be connected and read.
     Listen,
     /// Stay connected and read nothing.
@@ -66,7 +66,7 @@ pub struct Client {
     /// Where all that it sees goes.
     pub record: Arc<Record>,
     /// What it is to do.
-    pub wish: watch::Receiver<Wish>,
+    pub behaviour: watch::Receiver<Behaviour>,
     /// Chooses nodes and pauses.
     pub dice: fastrand::Rng,
 }
@@ -78,16 +78,16 @@ impl Client {
     /// Connects, again and again, until the end.
     pub async fn live(mut self) {
         loop {
-            let wish = *self.wish.borrow_and_update();
-            match wish {
-                Wish::End => return,
-                Wish::Away(_) => {
-                    if self.wish.changed().await.is_err() {
+            let behaviour = *self.behaviour.borrow_and_update();
+            match behaviour {
+                Behaviour::End => return,
+                Behaviour::Away(_) => {
+                    if self.behaviour.changed().await.is_err() {
                         return;
                     }
                     continue;
                 }
-                Wish::Listen | Wish::Dawdle | Wish::Resubscribe => {}
+                Behaviour::Listen | Behaviour::Dawdle | Behaviour::Resubscribe => {}
             }
             let node = self.dice.usize(..self.nodes.len());
             match timeout(CONNECT_TIMEOUT, connect(self.nodes[node])).await {
@@ -117,22 +117,22 @@ impl Client {
         }
         let mut heard_at = Instant::now();
         loop {
-            let wish = *self.wish.borrow_and_update();
-            match wish {
-                Wish::Listen => talk.leave_at = None,
-                Wish::Resubscribe => {
+            let behaviour = *self.behaviour.borrow_and_update();
+            match behaviour {
+                Behaviour::Listen => talk.leave_at = None,
+                Behaviour::Resubscribe => {
                     let pause = Duration::from_millis(self.dice.u64(20..200));
                     talk.leave_at.get_or_insert_with(|| Instant::now() + pause);
                 }
-                Wish::Dawdle => {
-                    if self.wish.changed().await.is_err() {
+                Behaviour::Dawdle => {
+                    if self.behaviour.changed().await.is_err() {
                         return Over("the end".to_owned());
                     }
                     heard_at = Instant::now();
                     continue;
                 }
-                Wish::Away(Manner::Vanishing) => return Over("vanished".to_owned()),
-                Wish::Away(Manner::Closing) | Wish::End => {
+                Behaviour::Away(Manner::Vanishing) => return Over("vanished".to_owned()),
+                Behaviour::Away(Manner::Closing) | Behaviour::End => {
                     // Whether it arrives is no matter.
                     timeout(CONNECT_TIMEOUT, socket.close(None)).await.ok();
                     return Over("closed".to_owned());
@@ -140,7 +140,7 @@ impl Client {
             }
             let (again, leave_at) = (talk.next_again(), talk.leave_at);
             tokio::select! {
-                changed = self.wish.changed() => {
+                changed = self.behaviour.changed() => {
                     if changed.is_err() {
                         return Over("the end".to_owned());
                     }
@@ -181,15 +181,15 @@ impl Client {
                         }
                     };
                     for line in text.lines() {
-                        let answer = self.take(line, &mut talk);
-                        match answer {
+                        let response = self.take(line, &mut talk);
+                        match response {
                             Ok(None) => {}
-                            Ok(Some(Answer::Pong)) => {
+                            Ok(Some(Response::Pong)) => {
                                 if let Err(over) = say(&mut socket, "{}".to_owned()).await {
                                     return over;
                                 }
                             }
-                            Ok(Some(Answer::Subscribe(channel))) => {
+                            Ok(Some(Response::Subscribe(channel))) => {
                                 if let Err(over) = self.subscribe(&mut socket, &mut talk, channel).await {
                                     return over;
                                 }
@@ -241,10 +241,10 @@ impl Client {
     }
 
     /// Notes what a line says; what is to be done about it.
-    fn take(&mut self, line: &str, talk: &mut Talk) -> Result<Option<Answer>> {
+    fn take(&mut self, line: &str, talk: &mut Talk) -> Result<Option<Response>> {
         let mut reply: Value = serde_json::from_str(line).context("not JSON")?;
         if reply.as_object().is_some_and(serde_json::Map::is_empty) {
-            return Ok(Some(Answer::Pong));
+            return Ok(Some(Response::Pong));
         }
         if let Some(id) = reply["id"].as_u64() {
             if let Some(at) = talk.left.iter().position(|(asked, _)| *asked == id) {
@@ -253,7 +253,7 @@ impl Client {
                     bail!("an unsubscribe was refused: {}", reply["error"]);
                 }
                 self.record.left(self.number, channel);
-                return Ok(Some(Answer::Subscribe(channel)));
+                return Ok(Some(Response::Subscribe(channel)));
             }
             let Some(at) = talk.asked.iter().position(|(asked, ..)| *asked == id) else {
                 return match &reply["error"] {
@@ -287,7 +287,7 @@ impl Client {
                 return Ok(None);
             }
             if 2500 <= code {
-                return Ok(Some(Answer::Subscribe(channel)));
+                return Ok(Some(Response::Subscribe(channel)));
             }
             bail!("an unsubscribe with {code}, which nobody has asked for");
         }
@@ -295,7 +295,7 @@ impl Client {
     }
 }
 
-enum Answer {
+enum Response {
     Pong,
     Subscribe(usize),
 }

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     chaos::{
         checker::Scope,
-        clients::{Manner, Wish},
+        clients::{Behaviour, Manner},
         record::Record,
         scene::{NODES, Scene},
         wire::{Condition, Direction, Half},
@@ -168,12 +168,12 @@ impl Schedule {
 /// Who does it.
 #[derive(Debug)]
 pub struct Havoc<'a> {
-    /// To whom.
+    /// The target.
     pub scene: &'a mut Scene,
     /// Where it is noted.
     pub record: &'a Record,
     /// What the clients are to do.
-    pub wishes: &'a [watch::Sender<Wish>],
+    pub behaviours: &'a [watch::Sender<Behaviour>],
     /// Chooses victims and times.
     pub dice: fastrand::Rng,
     /// Acknowledged writes that were lost with a primary.
@@ -240,11 +240,11 @@ impl Havoc<'_> {
             }
             Kind::ComeAndGo => {
                 millis = self.dice.u64(200..3_000);
-                victims = self.some_clients(self.wishes.len() / 3);
+                victims = self.some_clients(self.behaviours.len() / 3);
             }
             Kind::Resubscribing => {
                 millis = self.dice.u64(1_000..4_000);
-                victims = self.some_clients(self.wishes.len() / 3);
+                victims = self.some_clients(self.behaviours.len() / 3);
             }
             Kind::RedisFull => millis = self.dice.u64(300..1_500),
             Kind::KeysEvicted => {}
@@ -315,13 +315,13 @@ impl Havoc<'_> {
             }
             Kind::WireSlow => self.scene.wires[node].set(Condition::Slow(delay)),
             Kind::WireHalfClosed => self.scene.wires[node].half_close(half.0, half.1),
-            Kind::SlowReaders => self.wish(&victims, |_| Wish::Dawdle),
-            Kind::Resubscribing => self.wish(&victims, |_| Wish::Resubscribe),
+            Kind::SlowReaders => self.set(&victims, |_| Behaviour::Dawdle),
+            Kind::Resubscribing => self.set(&victims, |_| Behaviour::Resubscribe),
             Kind::RedisFull => self.scene.limit_memory(1).await?,
             Kind::KeysEvicted => self.evict_keys().await?,
             Kind::SlowHook => self.scene.slow_hook.store(true, Ordering::Relaxed),
-            Kind::ComeAndGo => self.wish(&victims, |dice| {
-                Wish::Away(if dice.bool() {
+            Kind::ComeAndGo => self.set(&victims, |dice| {
+                Behaviour::Away(if dice.bool() {
                     Manner::Closing
                 } else {
                     Manner::Vanishing
@@ -365,7 +365,7 @@ impl Havoc<'_> {
                 }
             }
             Kind::SlowReaders | Kind::ComeAndGo | Kind::Resubscribing => {
-                self.wish(&victims, |_| Wish::Listen);
+                self.set(&victims, |_| Behaviour::Listen);
             }
             Kind::RedisFull => self.scene.limit_memory(0).await?,
             Kind::SlowHook => self.scene.slow_hook.store(false, Ordering::Relaxed),
@@ -418,16 +418,20 @@ impl Havoc<'_> {
     }
 
     fn some_clients(&mut self, count: usize) -> Vec<usize> {
-        let mut clients: Vec<usize> = (0..self.wishes.len()).collect();
+        let mut clients: Vec<usize> = (0..self.behaviours.len()).collect();
         self.dice.shuffle(&mut clients);
         clients.truncate(count);
         clients.sort_unstable();
         clients
     }
 
-    fn wish(&mut self, clients: &[usize], mut wish: impl FnMut(&mut fastrand::Rng) -> Wish) {
+    fn set(
+        &mut self,
+        clients: &[usize],
+        mut behaviour: impl FnMut(&mut fastrand::Rng) -> Behaviour,
+    ) {
         for client in clients {
-            self.wishes[*client].send_replace(wish(&mut self.dice));
+            self.behaviours[*client].send_replace(behaviour(&mut self.dice));
         }
     }
 }

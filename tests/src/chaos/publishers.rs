@@ -60,7 +60,7 @@ impl Publisher {
     /// The last message is not acknowledged.
     pub async fn publish(mut self) -> Result<Position> {
         let mut connection = None;
-        // Not all at once: where seldom anything is said, a fault would then meet none of it, or everything.
+        // Not all at once: in a channel with few messages, a fault would then meet none of it, or everything.
         let mut next = Instant::now() + self.interval.mul_f64(self.dice.f64());
         while self.goes_on_at(next).await {
             self.next_message(&mut connection).await;
@@ -128,11 +128,11 @@ impl Publisher {
             "POST /api/publish HTTP/1.1\r\nHost: n\r\nX-API-Key: {KEY}\r\nContent-Length: {length}\r\n\r\n"
         );
         connection.send(format!("{head}{body}")).await?;
-        let answer = connection.answer().await?;
-        let answer: Value = serde_json::from_slice(&answer.body)?;
-        let result = &answer["result"];
+        let response = connection.response().await?;
+        let response: Value = serde_json::from_slice(&response.body)?;
+        let result = &response["result"];
         let epoch = result["epoch"].as_str();
-        let epoch = epoch.with_context(|| format!("not acknowledged: {answer}"))?;
+        let epoch = epoch.with_context(|| format!("not acknowledged: {response}"))?;
         Ok(Position {
             epoch: epoch.into(),
             offset: result["offset"].as_u64().context("it has an offset")?,

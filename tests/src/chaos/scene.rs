@@ -55,7 +55,7 @@ pub struct Scene {
     pub replication: Wire,
     /// Whether hooks get their response too late.
     pub slow_hook: Arc<AtomicBool>,
-    /// Whom nodes ask when clients connect.
+    /// The hook that nodes call when clients connect.
     _application: Application,
     /// How many servers have been started.
     servers: usize,

@@ -40,21 +40,21 @@ impl Question {
 }
 
 impl Application {
-    /// Starts one; `answer` answers each question with JSON, in its own time.
+    /// Starts one; `respond` responds to each question with JSON, in its own time.
     ///
     /// # Errors
     ///
     /// There is no port.
-    pub async fn start<Answer, Answered>(answer: Answer) -> Result<Self>
+    pub async fn start<Respond, Responded>(respond: Respond) -> Result<Self>
     where
-        Answer: Fn(Question) -> Answered + Clone + Send + Sync + 'static,
-        Answered: Future<Output = Value> + Send + 'static,
+        Respond: Fn(Question) -> Responded + Clone + Send + Sync + 'static,
+        Responded: Future<Output = Value> + Send + 'static,
     {
         let asked: Arc<Mutex<Vec<Question>>> = Arc::default();
         let seen = Arc::clone(&asked);
         let backend = Backend::start(move |request| {
-            let (answer, seen) = (answer.clone(), Arc::clone(&seen));
-            async move { serve(request, answer, &seen).await }
+            let (respond, seen) = (respond.clone(), Arc::clone(&seen));
+            async move { serve(request, respond, &seen).await }
         })
         .await?;
         Ok(Self {
@@ -82,10 +82,13 @@ impl Application {
     }
 }
 
-async fn serve<Answer, Answered>(mut request: Request, answer: Answer, seen: &Mutex<Vec<Question>>)
-where
-    Answer: Fn(Question) -> Answered,
-    Answered: Future<Output = Value>,
+async fn serve<Respond, Responded>(
+    mut request: Request,
+    respond: Respond,
+    seen: &Mutex<Vec<Question>>,
+) where
+    Respond: Fn(Question) -> Responded,
+    Responded: Future<Output = Value>,
 {
     let length = request.header("content-length").unwrap_or_default();
     let length: usize = length.parse().unwrap_or_default();
@@ -101,7 +104,7 @@ where
         head: request.head.clone(),
     };
     seen.lock().push(question.clone());
-    let answer = answer(question).await.to_string();
-    // A node that has gone needs no answer.
-    request.answer("200 OK", "", &answer).await.ok();
+    let response = respond(question).await.to_string();
+    // A node that has gone needs no response.
+    request.respond("200 OK", "", &response).await.ok();
 }

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::harness::loopback;
 
-/// The answer to a health check.
+/// The response to a health check.
 const READY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 /// One request to a [`Backend`], and the connection it came on.
@@ -22,7 +22,7 @@ pub struct Request {
     pub head: String,
     /// What came behind the head.
     pub rest: BytesMut,
-    /// Where to answer.
+    /// Where to respond.
     pub stream: TcpStream,
 }
 
@@ -37,22 +37,27 @@ impl Request {
             .map(|(_, value)| value.trim())
     }
 
-    /// Answers with `text` and closes.
+    /// Responds with `text` and closes.
     ///
     /// # Errors
     ///
     /// The edge has gone.
-    pub async fn answer(&mut self, status: &str, headers: &str, text: &str) -> std::io::Result<()> {
+    pub async fn respond(
+        &mut self,
+        status: &str,
+        headers: &str,
+        text: &str,
+    ) -> std::io::Result<()> {
         let length = text.len();
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{text}"
         );
-        self.stream.write_all(answer.as_bytes()).await?;
+        self.stream.write_all(response.as_bytes()).await?;
         self.stream.shutdown().await
     }
 }
 
-/// A server that answers `/ready` with 200 and gives every other request to the test.
+/// A server that responds to `/ready` with 200 and gives every other request to the test.
 #[derive(Debug)]
 pub struct Backend {
     /// Where it listens.

@@ -55,7 +55,7 @@ impl Transport {
     }
 }
 
-/// Why a client's wish was not granted.
+/// Why a client's request was not granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// An error code, or the code of a disconnect or of an unsubscribe.
@@ -142,7 +142,7 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// It was refused, or there was no answer soon.
+    /// It was refused, or there was no response soon.
     pub async fn granted(&mut self, client: &str, what: &str, order: Value) -> Result<Value> {
         let outcome = self.ask(client, what, order).await?;
         outcome.map_err(|refused| anyhow!("{client}: {what}: {} {}", refused.code, refused.message))
@@ -152,7 +152,7 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// It was granted, or there was no answer soon.
+    /// It was granted, or there was no response soon.
     pub async fn refused(&mut self, client: &str, what: &str, order: Value) -> Result<Refused> {
         match self.ask(client, what, order).await? {
             Err(refused) => Ok(refused),
@@ -164,7 +164,7 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// There was no answer soon.
+    /// There was no response soon.
     pub async fn ask(
         &mut self,
         client: &str,
@@ -201,13 +201,13 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// There was no answer soon.
+    /// There was no response soon.
     pub async fn outcome(&mut self, begun: Begun) -> Result<Result<Value, Refused>> {
         let Begun { id, what } = begun;
-        let (_, answer) = self.line(&what, 0, |line| line["id"] == id).await?;
-        let error = &answer["error"];
+        let (_, response) = self.line(&what, 0, |line| line["id"] == id).await?;
+        let error = &response["error"];
         if error.is_null() {
-            return Ok(Ok(answer["result"].clone()));
+            return Ok(Ok(response["result"].clone()));
         }
         Ok(Err(Refused {
             code: error["code"].as_u64().unwrap_or_default(),

@@ -15,7 +15,7 @@ pub fn raise_limit() -> Result<()> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid place for the answer, and the call writes nothing else.
+    // SAFETY: `limit` is a valid place for the response, and the call writes nothing else.
     let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: the call reads `limit`, which lives until it returns.

@@ -49,7 +49,7 @@ macro_rules! on_edge_and_plugin {
 pub struct Edge {
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Where its own answers are: `/ready`, `/metrics`, `/backends`.
+    /// Where its own responses are: `/ready`, `/metrics`, `/backends`.
     pub admin: SocketAddr,
     /// The process behind it.
     pub process: Process,
@@ -162,10 +162,10 @@ impl Edge {
     ///
     /// # Errors
     ///
-    /// The edge does not answer, or not in JSON.
+    /// The edge does not respond, or not in JSON.
     pub async fn backends(&self) -> Result<Value> {
-        let answer = http::get(self.admin, "/backends").await?;
-        serde_json::from_slice(&answer.body).context("/backends is not JSON")
+        let response = http::get(self.admin, "/backends").await?;
+        serde_json::from_slice(&response.body).context("/backends is not JSON")
     }
 
     /// Waits until the backend is in this state.

@@ -22,7 +22,7 @@ pub enum Fault {
     Silent,
     /// Every request gets 503, health checks too. WebSockets that are open stay.
     Unavailable,
-    /// Every answer, to health checks too, is reset in its middle: in its body, or in its head if it has no body.
+    /// Every response, to health checks too, is reset in its middle: in its body, or in its head if it has no body.
     /// WebSockets that are open stay.
     ResetsMidway,
 }
@@ -132,17 +132,17 @@ fn asks_for_upgrade(bytes: &[u8]) -> bool {
 async fn refuse(mut edge: TcpStream) -> std::io::Result<()> {
     edge.write_all(UNAVAILABLE).await?;
     edge.shutdown().await?;
-    // What is left unread would make a reset of the end, and the answer might be lost.
+    // What is left unread would make a reset of the end, and the response might be lost.
     let mut rest = [0; 512];
     while edge.read(&mut rest).await? != 0 {}
     Ok(())
 }
 
-async fn break_off(mut edge: TcpStream, answer: &[u8]) -> std::io::Result<()> {
-    let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let head = head.map_or(answer.len(), |at| at + 4);
-    let body = answer.len() - head;
+async fn break_off(mut edge: TcpStream, response: &[u8]) -> std::io::Result<()> {
+    let head = response.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let head = head.map_or(response.len(), |at| at + 4);
+    let body = response.len() - head;
     let kept = if body == 0 { head / 2 } else { head + body / 2 };
-    edge.write_all(&answer[..kept]).await?;
+    edge.write_all(&response[..kept]).await?;
     SockRef::from(&edge).set_linger(Some(Duration::ZERO))
 }

@@ -15,9 +15,9 @@ use crate::harness::{clients, process::Process, wait};
 pub enum Kind {
     /// sockjs-client over WebSocket.
     Websocket,
-    /// sockjs-client over a streamed answer.
+    /// sockjs-client over a streamed response.
     XhrStreaming,
-    /// sockjs-client over one answer for each frame.
+    /// sockjs-client over one response for each frame.
     XhrPolling,
     /// npm ws on the plain endpoint.
     Ws,

@@ -10,15 +10,15 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an answer may take; longer than any answer of ours that is not parked on purpose.
+/// How long a response may take; longer than any response of ours that is not parked on purpose.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The most that a head may take.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 
-/// An answer with its body.
+/// A response with its body.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// The status code.
     pub status: u16,
     /// The headers in their order; names are lower case.
@@ -27,7 +27,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// The first header of this (lower-case) name.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -43,7 +43,7 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The value of a cookie that the answer sets.
+    /// The value of a cookie that the response sets.
     #[must_use]
     pub fn cookie(&self, name: &str) -> Option<String> {
         let set = self
@@ -57,7 +57,7 @@ impl Answer {
     }
 }
 
-/// One connection, and what has been read from it beyond the last answer.
+/// One connection, and what has been read from it beyond the last response.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -108,28 +108,28 @@ impl Connection {
         self.stream.shutdown().await.context("cannot shut down")
     }
 
-    /// Reads the head of an answer; what follows stays unread. The body of the result is empty.
+    /// Reads the head of a response; what follows stays unread. The body of the result is empty.
     ///
     /// # Errors
     ///
-    /// The connection ended, or what came is no answer.
-    pub async fn head(&mut self) -> Result<Answer> {
+    /// The connection ended, or what came is no response.
+    pub async fn head(&mut self) -> Result<Response> {
         timeout(DEADLINE, self.read_head())
             .await
-            .context("no answer in time")?
+            .context("no response in time")?
     }
 
-    /// Reads an answer with its body. Answers to HEAD must be read with [`Connection::head`].
+    /// Reads a response with its body. Responses to HEAD must be read with [`Connection::head`].
     ///
     /// # Errors
     ///
-    /// The connection ended too early, or what came is no answer.
-    pub async fn answer(&mut self) -> Result<Answer> {
-        let mut answer = self.head().await?;
-        answer.body = timeout(DEADLINE, self.read_body(&answer))
+    /// The connection ended too early, or what came is no response.
+    pub async fn response(&mut self) -> Result<Response> {
+        let mut response = self.head().await?;
+        response.body = timeout(DEADLINE, self.read_body(&response))
             .await
             .context("no body in time")??;
-        Ok(answer)
+        Ok(response)
     }
 
     /// Reads exactly `count` bytes of what follows a head.
@@ -166,13 +166,13 @@ impl Connection {
         (self.stream, self.unread)
     }
 
-    async fn read_head(&mut self) -> Result<Answer> {
+    async fn read_head(&mut self) -> Result<Response> {
         let end = loop {
             if let Some(at) = find(&self.unread, b"\r\n\r\n") {
                 break at;
             }
             if HEAD_BYTES_MAX < self.unread.len() {
-                bail!("the head of the answer has no end");
+                bail!("the head of the response has no end");
             }
             self.fill().await?;
         };
@@ -180,11 +180,11 @@ impl Connection {
         parse_head(&String::from_utf8_lossy(&head[..end]))
     }
 
-    async fn read_body(&mut self, answer: &Answer) -> Result<Vec<u8>> {
-        if answer.status == 204 || answer.status == 304 || answer.status < 200 {
+    async fn read_body(&mut self, response: &Response) -> Result<Vec<u8>> {
+        if response.status == 204 || response.status == 304 || response.status < 200 {
             return Ok(Vec::new());
         }
-        if answer
+        if response
             .header("transfer-encoding")
             .is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
         {
@@ -197,7 +197,7 @@ impl Connection {
                 body.extend_from_slice(&chunk);
             }
         }
-        if let Some(length) = answer.header("content-length") {
+        if let Some(length) = response.header("content-length") {
             return self
                 .read_bytes(length.parse().context("content-length is no number")?)
                 .await;
@@ -242,8 +242,8 @@ impl Connection {
 ///
 /// # Errors
 ///
-/// There was no answer.
-pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+/// There was no response.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Response> {
     get_with(address, path, &[]).await
 }
 
@@ -251,8 +251,12 @@ pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
 ///
 /// # Errors
 ///
-/// There was no answer.
-pub async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+/// There was no response.
+pub async fn get_with(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Response> {
     request(address, "GET", path, headers, b"").await
 }
 
@@ -260,14 +264,14 @@ pub async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)])
 ///
 /// # Errors
 ///
-/// There was no answer.
+/// There was no response.
 pub async fn request(
     address: SocketAddr,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
     body: &[u8],
-) -> Result<Answer> {
+) -> Result<Response> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -281,11 +285,11 @@ pub async fn request(
     if method == "HEAD" {
         connection.head().await
     } else {
-        connection.answer().await
+        connection.response().await
     }
 }
 
-fn parse_head(head: &str) -> Result<Answer> {
+fn parse_head(head: &str) -> Result<Response> {
     let mut lines = head.split("\r\n");
     let status_line = lines.next().unwrap_or_default();
     let status = status_line
@@ -296,7 +300,7 @@ fn parse_head(head: &str) -> Result<Answer> {
     let headers = fields
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Ok(Answer {
+    Ok(Response {
         status,
         headers,
         body: Vec::new(),

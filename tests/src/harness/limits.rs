@@ -28,7 +28,7 @@ pub fn set(pid: i32, resource: Resource, soft: Option<u64>) -> Result<()> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid place for the answer, and the call reads nothing.
+    // SAFETY: `limit` is a valid place for the response, and the call reads nothing.
     let got = unsafe { libc::prlimit(pid, resource, ptr::null(), &raw mut limit) };
     if got != 0 {
         return Err(io::Error::last_os_error()).context("cannot read a limit of a process");

@@ -1,6 +1,6 @@
-//! A constant load: clients that keep their cookies, as browsers do, and write down every answer.
+//! A constant load: clients that keep their cookies, as browsers do, and write down every response.
 //!
-//! Each client waits for its answer before it asks again, so a slow machine gets less to do and nothing piles up. What
+//! Each client waits for its response before it asks again, so a slow machine gets less to do and nothing piles up. What
 //! they asked and got is in the [`Journal`], and so is how each of them fares now.
 
 mod client;
@@ -23,7 +23,7 @@ pub use crate::harness::load::{
 };
 use crate::harness::{load::client::Client, wait};
 
-/// How long a client waits after an answer before it asks again.
+/// How long a client waits after a response before it asks again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long it waits after it got none, or a bad one.
@@ -191,8 +191,8 @@ async fn ask_again_and_again(mut client: Client, method: &'static str) {
         // The node has no page that takes a POST: its 405 went all the way. No body, because a server that refuses may
         // close on a body that it has not read, and whatever comes next on that connection would fail for it.
         let good = |status| matches!((method, status), ("GET", 200) | ("POST", 405));
-        let answer = client.ask(method, "/", b"", good).await;
-        sleep(if answer.is_some() {
+        let response = client.ask(method, "/", b"", good).await;
+        sleep(if response.is_some() {
             PAUSE
         } else {
             PAUSE_AFTER_FAILURE

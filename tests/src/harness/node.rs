@@ -123,12 +123,12 @@ impl Node {
         .await
     }
 
-    /// The status of `/ready`, or nothing if there was no answer.
+    /// The status of `/ready`, or nothing if there was no response.
     pub async fn readiness(&self) -> Option<u16> {
         http::get(self.address, "/ready")
             .await
             .ok()
-            .map(|answer| answer.status)
+            .map(|response| response.status)
     }
 
     /// Ends the process at once, as a crash would.

@@ -42,7 +42,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one on a free port of `host`, with its log in `directory`, and waits until it answers.
+    /// Starts one on a free port of `host`, with its log in `directory`, and waits until it responds.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Redis {
         self.process.kill().await
     }
 
-    /// Makes it silent: it keeps its connections and answers nothing.
+    /// Makes it silent: it keeps its connections and sends no response.
     pub fn freeze(&mut self) {
         self.process.signal(Signal::Stop);
     }
@@ -219,7 +219,7 @@ async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<P
     command.arg("--dir").arg(directory);
     let mut process = Process::spawn("redis", command, directory)?;
     let answered = wait::until(
-        "an answer of redis-server",
+        "a response of redis-server",
         wait::SOON,
         async || match ping(address).await {
             true => Some(true),
@@ -236,11 +236,11 @@ async fn ping(address: SocketAddr) -> bool {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"PING\r\n").await?;
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).await?;
-        std::io::Result::Ok(answer)
+        let mut response = [0; 5];
+        stream.read_exact(&mut response).await?;
+        std::io::Result::Ok(response)
     };
-    exchange.await.is_ok_and(|answer| &answer == b"+PONG")
+    exchange.await.is_ok_and(|response| &response == b"+PONG")
 }
 
 /// A port that was free a moment ago: Redis cannot be told to let the kernel choose.

@@ -3,10 +3,10 @@
 //! The kernel is asked how many bytes the socket at the other end of a connection of this machine holds unread (`sock_diag(7)`),
 //! so that a test splits a message by a condition and not by a pause.
 //!
-//! Two things would make that answer wrong. What is sent may not have arrived yet: the count of received bytes is compared with
+//! Two things would make that response wrong. What is sent may not have arrived yet: the count of received bytes is compared with
 //! that of written ones first. And the queue is empty while the `read(2)` that empties it still runs, which would then return
 //! what is sent next as well: the question asks for `INET_DIAG_INFO`, for which the kernel takes the lock of the socket after it
-//! has read the queue, and so answers once that call has returned.
+//! has read the queue, and so responds once that call has returned.
 
 use std::{
     io::{Read as _, Write as _},
@@ -137,24 +137,24 @@ impl SocketQueues {
     /// The counts of the socket at `local` that is connected to `remote`.
     fn of(&self, local: SocketAddr, remote: SocketAddr) -> Result<Counts> {
         (&self.0).write_all(&question(local, remote)?)?;
-        let mut answer = [0; 2_048];
-        let length = (&self.0).read(&mut answer)?;
-        let answer = &answer[..length];
-        let is_open = answer.get(4..6) == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
-            && answer.get(STATE_AT) != Some(&TIME_WAIT);
+        let mut response = [0; 2_048];
+        let length = (&self.0).read(&mut response)?;
+        let response = &response[..length];
+        let is_open = response.get(4..6) == Some(&SOCK_DIAG_BY_FAMILY.to_ne_bytes())
+            && response.get(STATE_AT) != Some(&TIME_WAIT);
         if !is_open {
             bail!("there is no connection of {local} to {remote}");
         }
-        counts(answer).context("a short answer of the kernel")
+        counts(response).context("a short response of the kernel")
     }
 }
 
-/// The counts in an answer of the kernel, if all of them are in it.
-fn counts(answer: &[u8]) -> Option<Counts> {
-    let info = tcp_info(answer.get(ATTRIBUTES_AT..)?)?;
+/// The counts in a response of the kernel, if all of them are in it.
+fn counts(response: &[u8]) -> Option<Counts> {
+    let info = tcp_info(response.get(ATTRIBUTES_AT..)?)?;
     let sent_once = u64_at(info, SENT_AT)?.checked_sub(u64_at(info, SENT_AGAIN_AT)?)?;
     Some(Counts {
-        unread: u32_at(answer, UNREAD_AT)?.into(),
+        unread: u32_at(response, UNREAD_AT)?.into(),
         received: u64_at(info, RECEIVED_AT)?,
         written: sent_once + u64::from(u32_at(info, UNSENT_AT)?),
     })

@@ -241,7 +241,7 @@ impl Sentinel {
         self.responds().await
     }
 
-    /// Makes it silent: it keeps its connections and answers nothing.
+    /// Makes it silent: it keeps its connections and sends no response.
     pub fn freeze(&mut self) {
         self.process.signal(Signal::Stop);
     }

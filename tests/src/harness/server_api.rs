@@ -11,7 +11,7 @@ use crate::harness::http::Connection;
 ///
 /// # Errors
 ///
-/// The node refuses, or does not answer.
+/// The node refuses, or does not respond.
 pub async fn call(node: SocketAddr, key: &str, method: &str, body: &Value) -> Result<Value> {
     let body = body.to_string();
     let length = body.len();
@@ -20,9 +20,9 @@ pub async fn call(node: SocketAddr, key: &str, method: &str, body: &Value) -> Re
     );
     let mut connection = Connection::open(node).await?;
     connection.send(format!("{head}{body}")).await?;
-    let answer = connection.answer().await?;
-    ensure!(answer.status == 200, "{method}: {answer:?}");
-    let mut answer: Value = serde_json::from_str(&answer.text())?;
-    let result = answer.get_mut("result").map(Value::take);
-    result.with_context(|| format!("{method} was refused: {answer}"))
+    let response = connection.response().await?;
+    ensure!(response.status == 200, "{method}: {response:?}");
+    let mut response: Value = serde_json::from_str(&response.text())?;
+    let result = response.get_mut("result").map(Value::take);
+    result.with_context(|| format!("{method} was refused: {response}"))
 }

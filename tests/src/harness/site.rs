@@ -81,7 +81,7 @@ impl Site {
         let ids = nodes.iter().map(|node| node.id.as_str());
         let backends: Vec<(&str, SocketAddr)> = ids.zip(addresses).collect();
         let mut settings = edge::settings(&backends)
-            // A probe that a busy machine answers late must not look like a fault.
+            // A probe that a busy machine responds late must not look like a fault.
             .with("health.timeout", json!("5s"));
         for (key, value) in config.edge {
             settings = settings.with(key, value.clone());

@@ -88,7 +88,7 @@ impl Subscriber {
     ///
     /// # Errors
     ///
-    /// The node answers with an error, or not at all.
+    /// The node responds with an error, or not at all.
     pub async fn ask(&mut self, command: &str, body: Value) -> Result<Value> {
         let mut reply = self.ask_for_reply(command, body).await?;
         if reply["error"].is_null() {

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// Whom the certificates are for.
+/// The names that the certificates are for.
 pub const NAME: &str = "chat.example";
 
 /// For a handshake, on a machine that has much else to do.

@@ -1,4 +1,4 @@
-//! A WebSocket client that keeps its handshake's answer, and the means to send broken frames.
+//! A WebSocket client that keeps its handshake's response, and the means to send broken frames.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::Role},
 };
 
-use crate::harness::http::{Answer, Connection};
+use crate::harness::http::{Connection, Response};
 
 /// How long a message may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub struct WebSocket {
     stream: WebSocketStream<TcpStream>,
     /// The 101.
-    pub handshake: Answer,
+    pub handshake: Response,
 }
 
 /// The head of a handshake request, with more headers if wanted.
@@ -50,7 +50,7 @@ impl WebSocket {
     ///
     /// # Errors
     ///
-    /// The answer is not a right 101.
+    /// The response is not a right 101.
     pub async fn open(address: SocketAddr, path: &str) -> Result<Self> {
         Self::open_with(address, path, &[]).await
     }
@@ -59,7 +59,7 @@ impl WebSocket {
     ///
     /// # Errors
     ///
-    /// The answer is not a right 101.
+    /// The response is not a right 101.
     pub async fn open_with(
         address: SocketAddr,
         path: &str,
@@ -73,12 +73,12 @@ impl WebSocket {
             .with_context(|| format!("no WebSocket at {address}{path}"))
     }
 
-    /// Goes on with a connection on which `handshake` is the answer to [`handshake()`].
+    /// Goes on with a connection on which `handshake` is the response to [`handshake()`].
     ///
     /// # Errors
     ///
     /// It is not a right 101.
-    pub async fn begin(connection: Connection, handshake: Answer) -> Result<Self> {
+    pub async fn begin(connection: Connection, handshake: Response) -> Result<Self> {
         if handshake.status != 101 || handshake.header("sec-websocket-accept") != Some(ACCEPT) {
             bail!("not a right 101: {handshake:?}");
         }

@@ -227,7 +227,7 @@ async fn require_ready(node: &Node) -> Result<()> {
     if ready.await.is_err() {
         let why = http::get(node.address, "/ready")
             .await
-            .map(|answer| answer.text().trim().to_owned());
+            .map(|response| response.text().trim().to_owned());
         bail!(
             "{} is not ready: {}",
             node.id,

@@ -326,7 +326,7 @@ impl Injector<'_> {
         for _ in 0..=CONNECTIONS {
             let mut connection = Connection::open(address).await?;
             connection.send(&request).await?;
-            let response = connection.answer().await?;
+            let response = connection.response().await?;
             if response.status == 503 {
                 ensure!(response.header("retry-after").is_some(), "{response:?}");
                 is_full = true;

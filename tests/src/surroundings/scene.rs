@@ -266,7 +266,7 @@ fn node_settings(redis: &str) -> Settings {
     if let (Some(endpoints), Some(namespaces)) =
         (endpoints.as_array_mut(), namespaces.as_array_mut())
     {
-        // A client that reads nothing answers no pings and takes nothing (PATIENCE): it is to fill its node before that disconnects it,
+        // A client that reads nothing replies to no pings and takes nothing (PATIENCE): it is to fill its node before that disconnects it,
         // on a slow machine too.
         let ping = json!({ "interval": PATIENCE, "timeout": PATIENCE });
         endpoints

@@ -251,7 +251,7 @@ impl Connection {
                 let sent = self.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n");
                 sent.await.ok();
             }
-            let answered = self.answer(&mut current, &attempt).await;
+            let answered = self.respond(&mut current, &attempt).await;
             if answered.is_err() {
                 current.ended();
             }
@@ -265,7 +265,7 @@ impl Connection {
         }
     }
 
-    async fn answer(&mut self, current: &mut Current, attempt: &Attempt) -> Result<(), Ended> {
+    async fn respond(&mut self, current: &mut Current, attempt: &Attempt) -> Result<(), Ended> {
         for step in &attempt.steps {
             match step {
                 Step::ReadAll => self.body(current).await?,
@@ -305,7 +305,7 @@ impl Connection {
                 Step::Drop => return Err(Ended),
             }
         }
-        // An answer may be earlier than the end of its request.
+        // A response may be earlier than the end of its request.
         self.body(current).await
     }
 

@@ -109,7 +109,7 @@ pub(crate) struct Attempt {
     pub(crate) steps: Vec<Step>,
     /// Why no other request may come over the same connection.
     pub(crate) spent: Option<&'static str>,
-    /// Whether it answers `Expect: 100-continue` with a 100 before it reads the body.
+    /// Whether it responds to `Expect: 100-continue` with a 100 before it reads the body.
     pub(crate) continues: bool,
 }
 
@@ -334,7 +334,7 @@ pub(crate) fn sends<B: AsRef<[u8]>>(pieces: &[B]) -> Attempt {
     attempt
 }
 
-/// Does these things, and answers no expectation by itself.
+/// Does these things, and sends no 100 by itself.
 pub(crate) fn does(steps: Vec<Step>) -> Attempt {
     Attempt {
         steps,
@@ -369,7 +369,7 @@ pub(crate) fn response(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}\r\n{body}")
 }
 
-/// A row: a backend that answers [`HELLO`], which must reach the client, over a connection that serves the next request too.
+/// A row: a backend that responds to [`HELLO`], which must reach the client, over a connection that serves the next request too.
 pub(crate) fn case(name: impl Into<String>, request: Request) -> Case {
     let is_upgrade = request.upgrade.is_some();
     Case {
@@ -428,7 +428,7 @@ impl Case {
         self
     }
 
-    /// The edge itself answers with this status.
+    /// The edge itself responds with this status.
     pub(crate) fn refused(self, status: u16) -> Self {
         self.gets_one_of(&[status])
     }

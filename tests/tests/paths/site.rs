@@ -113,8 +113,8 @@ impl Site {
         let asked = Exchange::next();
         site.exchanges.add(&asked);
         let id = asked.id.to_string();
-        let answer = http::get_with(site.edge.address, "/", &[(ID, &id)]).await?;
-        site.cookie = answer.cookie("causeway").context("no affinity cookie")?;
+        let response = http::get_with(site.edge.address, "/", &[(ID, &id)]).await?;
+        site.cookie = response.cookie("causeway").context("no affinity cookie")?;
         Ok(site)
     }
 
@@ -224,7 +224,7 @@ fn settings(backends: &[Backend], authority: &std::path::Path) -> Result<Setting
         )
         .with("websockets_over_http2", json!(true))
         .with("health.kind", json!("tcp"))
-        // A probe that a busy machine answers late must not look like a fault.
+        // A probe that a busy machine responds late must not look like a fault.
         .with("health.timeout", json!("10s"))
         .with("timeouts.connect", json!("10s"))
         .with("timeouts.upstream_read", json!(DEADLINE))

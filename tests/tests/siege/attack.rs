@@ -83,8 +83,8 @@ impl Attack {
 /// Holds on until the other side has closed the connection.
 async fn hold_on(stream: &mut TcpStream, weapon: Weapon, at: usize) {
     let (mut reading, mut writing) = stream.split();
-    let mut answer = [0; 1024];
-    let closed = async { while matches!(reading.read(&mut answer).await, Ok(1..)) {} };
+    let mut response = [0; 1024];
+    let closed = async { while matches!(reading.read(&mut response).await, Ok(1..)) {} };
     match weapon {
         Weapon::SlowHead => tokio::select! { () = closed => {}, () = drip(writing) => {} },
         Weapon::IdleHandshake => {

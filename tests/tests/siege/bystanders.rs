@@ -29,13 +29,13 @@ use tokio_tungstenite::{
 
 const SOURCE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// For one answer. Nobody notices anything: not even on a slow machine is this missed.
+/// For one response. Nobody notices anything: not even on a slow machine is this missed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two requests of one client.
 const PACE: Duration = Duration::from_millis(20);
 
-/// How many answers show that a client goes on.
+/// How many responses show that a client goes on.
 const ENOUGH: u64 = 5;
 
 /// What they do.
@@ -163,9 +163,9 @@ async fn echoes(
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
-    let answer = read_until(&mut stream, b"\r\n\r\n").await?;
-    if !answer.starts_with(b"HTTP/1.1 101 ") {
-        bail!("no WebSocket: {}", answer.escape_ascii());
+    let response = read_until(&mut stream, b"\r\n\r\n").await?;
+    if !response.starts_with(b"HTTP/1.1 101 ") {
+        bail!("no WebSocket: {}", response.escape_ascii());
     }
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     for number in 0_u64.. {
@@ -191,20 +191,20 @@ async fn echoes(
     Ok(())
 }
 
-/// A GET and its answer, which must be 200.
+/// A GET and its response, which must be 200.
 async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), connection: &str) -> Result<()> {
     let head = format!("GET /echo HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
-    let answer = read_until(stream, b"\r\n\r\n").await?;
-    if !answer.starts_with(b"HTTP/1.1 200 ") {
-        bail!("not served: {}", answer.escape_ascii());
+    let response = read_until(stream, b"\r\n\r\n").await?;
+    if !response.starts_with(b"HTTP/1.1 200 ") {
+        bail!("not served: {}", response.escape_ascii());
     }
-    let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    let text = String::from_utf8_lossy(&response).to_ascii_lowercase();
     let length = text
         .split("content-length: ")
         .nth(1)
         .and_then(|rest| rest.split("\r\n").next()?.parse().ok());
-    let mut body = vec![0; length.context("an answer without a length")?];
+    let mut body = vec![0; length.context("a response without a length")?];
     timeout(PATIENCE, stream.read_exact(&mut body))
         .await
         .context("no body in time")??;
@@ -222,6 +222,6 @@ async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> Result
     };
     timeout(PATIENCE, reading)
         .await
-        .context("no answer in time")??;
+        .context("no response in time")??;
     Ok(read)
 }

@@ -137,8 +137,8 @@ async fn that_run_out_while_it_serves_cost_new_connections_alone(kind: Kind) -> 
     .await?;
     limits::set(pid, Resource::OpenFiles, None)?;
     for connection in &mut waiting {
-        let answer = connection.answer().await?;
-        ensure!(answer.status < 500, "{answer:?}");
+        let response = connection.response().await?;
+        ensure!(response.status < 500, "{response:?}");
     }
     let lines = subject.process.log().matches("cannot accept").count();
     ensure!(lines < 40, "it is throttled: {lines} lines");

@@ -70,17 +70,17 @@ impl Session {
     }
 }
 
-/// The answer to a new client that wants a WebSocket.
-async fn new_client(edge: SocketAddr) -> Result<Result<WebSocket, http::Answer>> {
+/// The response to a new client that wants a WebSocket.
+async fn new_client(edge: SocketAddr) -> Result<Result<WebSocket, http::Response>> {
     let mut connection = Connection::open(edge).await?;
     connection
         .send(handshake(edge, "/echo/websocket", &[]))
         .await?;
-    let answer = connection.head().await?;
-    if answer.status != 101 {
-        return Ok(Err(answer));
+    let response = connection.head().await?;
+    if response.status != 101 {
+        return Ok(Err(response));
     }
-    Ok(Ok(WebSocket::begin(connection, answer).await?))
+    Ok(Ok(WebSocket::begin(connection, response).await?))
 }
 
 async fn sum_of(admin: SocketAddr, prefix: &str, with: &str) -> Result<u64> {
@@ -154,12 +154,12 @@ async fn an_edge_before_full_nodes_keeps_both_and_their_clients_and_refuses_new_
         ensure!(new_client(edge.address).await?.is_err(), "there is no room");
         for node in &nodes {
             for path in ["/live", "/ready", "/metrics", "/slowest"] {
-                let answer = http::get(node.admin, path).await?;
-                ensure!(answer.status == 200, "{path}: {answer:?}");
+                let response = http::get(node.admin, path).await?;
+                ensure!(response.status == 200, "{path}: {response:?}");
             }
             for path in ["/live", "/ready"] {
-                let answer = http::get(node.address, path).await?;
-                ensure!(answer.status == 200, "{path}: {answer:?}");
+                let response = http::get(node.address, path).await?;
+                ensure!(response.status == 200, "{path}: {response:?}");
             }
             let key = [("X-API-Key", API_KEY)];
             let info = http::request(node.address, "POST", "/api/info", &key, b"{}").await?;

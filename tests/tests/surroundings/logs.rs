@@ -182,16 +182,16 @@ mod stdout {
         subject.end(client).await
     }
 
-    /// Requests that the edge answers itself.
+    /// Requests that the edge responds itself.
     async fn many_requests(subject: &Subject) -> Result<()> {
         const AT_ONCE: usize = 20;
         let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", subject.address);
         let mut connection = Connection::open(subject.address).await?;
         for _ in 0..AT_ONCE {
             connection.send(&request).await?;
-            let answer = connection.answer().await?;
-            ensure!(answer.status == 404, "{answer:?}");
-            if answer.header("connection") == Some("close") {
+            let response = connection.response().await?;
+            ensure!(response.status == 404, "{response:?}");
+            if response.header("connection") == Some("close") {
                 break;
             }
         }

@@ -66,8 +66,8 @@ async fn that_vanish_leave_their_backend_in_service() -> Result<()> {
     .await?;
     let before = probes().await.context("there are some")?;
     wait::until("probes to go on", wait::SOON, async || {
-        let answer = http::get(edge.address, "/").await.ok()?;
-        (answer.status == 200 && before + PROBES < probes().await?).then_some(())
+        let response = http::get(edge.address, "/").await.ok()?;
+        (response.status == 200 && before + PROBES < probes().await?).then_some(())
     })
     .await?;
     let state = edge.backends().await?[0]["state"].clone();

@@ -97,8 +97,8 @@ async fn a_probe_that_cannot_be_sent_says_nothing(program: Program) -> Result<()
 
     drop(taken);
     wait::until("the node to be served", wait::SOON, async || {
-        let answer = http::get(edge.address, "/").await.ok()?;
-        (answer.status == 200).then_some(())
+        let response = http::get(edge.address, "/").await.ok()?;
+        (response.status == 200).then_some(())
     })
     .await
 }

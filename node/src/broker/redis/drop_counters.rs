@@ -25,7 +25,7 @@ pub(super) struct DropCounters {
 struct Unlogged {
     counts: HashMap<DropReason, u64>,
     /// Redis's error for the last rejected publication.
-    answer: Option<String>,
+    reply: Option<String>,
     logged_at: Option<Instant>,
 }
 
@@ -47,23 +47,23 @@ impl DropCounters {
     }
 
     /// Keeps Redis's error for the next line.
-    pub(super) fn note_answer(&self, answer: String) {
-        self.unlogged.lock().answer = Some(answer);
+    pub(super) fn note_reply(&self, reply: String) {
+        self.unlogged.lock().reply = Some(reply);
     }
 
     /// Logs drops that were held back, once the interval has passed. To be called periodically.
     pub(super) fn log(&self) {
         let mut unlogged = self.unlogged.lock();
         let counts = unlogged.take(Instant::now());
-        let answer = match counts.is_empty() {
+        let reply = match counts.is_empty() {
             true => None,
-            false => unlogged.answer.take(),
+            false => unlogged.reply.take(),
         };
         drop(unlogged);
         for (reason, count) in counts {
             warn!(
                 reason = reason.as_str(),
-                count, answer, "publications were dropped"
+                count, reply, "publications were dropped"
             );
         }
     }

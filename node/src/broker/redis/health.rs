@@ -12,9 +12,9 @@
 use std::time::Duration;
 use std::time::Instant;
 
-use super::primary_check::Answer;
 use super::primary_check::Finding;
 use super::primary_check::PrimaryCheck;
+use super::primary_check::ProbeReply;
 
 /// How many probes in a row may be missed before the path counts as blocked.
 const MISSES_MAX: u32 = 2;
@@ -148,14 +148,14 @@ impl Health {
         &mut self,
         index: usize,
         number: u64,
-        answer: Answer,
+        reply: ProbeReply,
         now: Instant,
     ) -> Option<Finding> {
         let queue = self.queues.get(index)?;
         if self.subscriber.is_err() || queue.connection.is_err() || number < queue.valid_from {
             return None; // It was sent before the subscriber's current connection.
         }
-        self.primary_check.answered(answer, now)
+        self.primary_check.answered(reply, now)
     }
 
     /// All actions that are due, each returned once.

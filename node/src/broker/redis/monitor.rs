@@ -20,8 +20,8 @@ use super::health::Ends;
 use super::health::Health;
 use super::health::ProbeIntervals;
 use super::health::Task;
-use super::primary_check::Answer;
 use super::primary_check::Finding;
+use super::primary_check::ProbeReply;
 use crate::broker::Shard;
 use crate::metrics::Metrics;
 use crate::redis::Connector;
@@ -129,9 +129,9 @@ impl Monitor {
     }
 
     /// Redis has replied to the probe `data`; returns what follows from the reply.
-    pub(super) fn answered(&self, data: &[u8], answer: Answer) -> Option<Finding> {
+    pub(super) fn answered(&self, data: &[u8], reply: ProbeReply) -> Option<Finding> {
         let (queue, number) = parse_probe(data)?;
-        let finding = self.change(|health, now| health.answered(queue, number, answer, now))?;
+        let finding = self.change(|health, now| health.answered(queue, number, reply, now))?;
         let redis = &self.connector;
         match finding {
             Finding::Elsewhere => warn!(

@@ -36,14 +36,14 @@ pub(super) struct Sorted {
 /// Sorts a batch by its replies, which are in the same order. Without a reply a publication may have been published.
 ///
 /// A publication is not retried if a later one of its channel was published: order comes before delivery.
-pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
-    let mut answers: Vec<_> = answers.into_iter().map(Some).collect();
-    answers.resize_with(batch.len(), || None);
+pub(super) fn sort(batch: Vec<Entry>, replies: Vec<Value>) -> Sorted {
+    let mut replies: Vec<_> = replies.into_iter().map(Some).collect();
+    replies.resize_with(batch.len(), || None);
     let mut overtaken = HashSet::new();
     let mut ended = Vec::with_capacity(batch.len());
     let mut retried = Vec::new();
-    for (entry, answer) in batch.into_iter().zip(answers).rev() {
-        let outcome = match answer {
+    for (entry, reply) in batch.into_iter().zip(replies).rev() {
+        let outcome = match reply {
             Some(Value::ServerError(error)) => {
                 let may_retry = is_for_now(error.code());
                 if may_retry && !overtaken.contains(&entry.channel) {
@@ -52,7 +52,7 @@ pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
                 }
                 Outcome::Refused(error.to_string())
             }
-            Some(answer) => taken(&entry, &answer),
+            Some(reply) => taken(&entry, &reply),
             None => Outcome::Unanswered,
         };
         if !matches!(outcome, Outcome::Refused(_)) {
@@ -65,11 +65,11 @@ pub(super) fn sort(batch: Vec<Entry>, answers: Vec<Value>) -> Sorted {
     Sorted { ended, retried }
 }
 
-fn taken(entry: &Entry, answer: &Value) -> Outcome {
+fn taken(entry: &Entry, reply: &Value) -> Outcome {
     if entry.storing.is_none() {
         return Outcome::Taken(Stored { position: None });
     }
-    scripts::stored(answer).map_or(Outcome::Unanswered, Outcome::Taken)
+    scripts::stored(reply).map_or(Outcome::Unanswered, Outcome::Taken)
 }
 
 /// Marks publications that no replica has confirmed. `confirmed` is the reply to WAIT.

@@ -18,9 +18,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The reply of Redis to a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct ProbeReply {
     /// How many subscribers of that server received it.
-    pub(super) heard_by: u64,
+    pub(super) receivers: u64,
     /// The server's replication id, if known.
     pub(super) server: Option<String>,
 }
@@ -52,22 +52,22 @@ impl PrimaryCheck {
     }
 
     /// Processes the reply to a probe of any publish queue that was sent since the subscriber connected.
-    pub(super) fn answered(&mut self, answer: Answer, now: Instant) -> Option<Finding> {
+    pub(super) fn answered(&mut self, reply: ProbeReply, now: Instant) -> Option<Finding> {
         if self.is_elsewhere {
             return None;
         }
         let is_other = |known: &str| {
-            answer
+            reply
                 .server
                 .as_deref()
                 .is_some_and(|server| server != known)
         };
-        let finding = if answer.heard_by == 0 {
+        let finding = if reply.receivers == 0 {
             Finding::Elsewhere
         } else if self.server.as_deref().is_some_and(is_other) {
             Finding::Changed
         } else {
-            self.server = self.server.take().or(answer.server);
+            self.server = self.server.take().or(reply.server);
             self.found
                 .take_if(|(at, pause)| 2 * *pause <= now.saturating_duration_since(*at));
             return None;
@@ -80,7 +80,7 @@ impl PrimaryCheck {
         self.found = Some((now, pause));
         match finding {
             Finding::Elsewhere => self.is_elsewhere = true,
-            Finding::Changed => self.server = answer.server,
+            Finding::Changed => self.server = reply.server,
         }
         Some(finding)
     }
@@ -90,9 +90,9 @@ impl PrimaryCheck {
 mod tests {
     use super::*;
 
-    fn answer(heard_by: u64, server: &str) -> Answer {
-        Answer {
-            heard_by,
+    fn reply(receivers: u64, server: &str) -> ProbeReply {
+        ProbeReply {
+            receivers,
             server: Some(server.to_owned()),
         }
     }
@@ -100,30 +100,30 @@ mod tests {
     #[test]
     fn a_probe_without_receivers_shows_once_that_the_subscriber_is_elsewhere() {
         let (mut primary_check, now) = (PrimaryCheck::default(), Instant::now());
-        assert_eq!(primary_check.answered(answer(1, "a"), now), None);
+        assert_eq!(primary_check.answered(reply(1, "a"), now), None);
         let elsewhere = Some(Finding::Elsewhere);
-        assert_eq!(primary_check.answered(answer(0, "b"), now), elsewhere);
-        assert_eq!(primary_check.answered(answer(0, "b"), now), None);
+        assert_eq!(primary_check.answered(reply(0, "b"), now), elsewhere);
+        assert_eq!(primary_check.answered(reply(0, "b"), now), None);
         primary_check.reset();
-        assert_eq!(primary_check.answered(answer(1, "b"), now), None);
+        assert_eq!(primary_check.answered(reply(1, "b"), now), None);
         let later = now + PAUSE;
-        assert_eq!(primary_check.answered(answer(0, "c"), later), elsewhere);
+        assert_eq!(primary_check.answered(reply(0, "c"), later), elsewhere);
     }
 
     #[test]
     fn another_id_behind_the_same_connection_shows_once_that_the_server_has_changed() {
         let (mut primary_check, now) = (PrimaryCheck::default(), Instant::now());
-        assert_eq!(primary_check.answered(answer(1, "a"), now), None);
-        let unnamed = Answer {
-            heard_by: 1,
+        assert_eq!(primary_check.answered(reply(1, "a"), now), None);
+        let unnamed = ProbeReply {
+            receivers: 1,
             server: None,
         };
         assert_eq!(primary_check.answered(unnamed, now), None);
         let changed = Some(Finding::Changed);
-        assert_eq!(primary_check.answered(answer(1, "b"), now), changed);
-        assert_eq!(primary_check.answered(answer(1, "b"), now), None);
+        assert_eq!(primary_check.answered(reply(1, "b"), now), changed);
+        assert_eq!(primary_check.answered(reply(1, "b"), now), None);
         primary_check.reset();
-        assert_eq!(primary_check.answered(answer(1, "c"), now), None);
+        assert_eq!(primary_check.answered(reply(1, "c"), now), None);
     }
 
     #[test]
@@ -133,8 +133,8 @@ mod tests {
         for second in 0..=183 {
             let now = start + Duration::from_secs(second);
             // One publish queue leads to the subscriber's server, the other one does not.
-            assert_eq!(primary_check.answered(answer(1, "a"), now), None);
-            if primary_check.answered(answer(0, "b"), now).is_some() {
+            assert_eq!(primary_check.answered(reply(1, "a"), now), None);
+            if primary_check.answered(reply(0, "b"), now).is_some() {
                 found.push(second);
             }
             primary_check.reset();
@@ -147,11 +147,11 @@ mod tests {
         let (mut primary_check, start) = (PrimaryCheck::default(), Instant::now());
         for round in 0..20 {
             let now = start + Duration::from_secs(2 * round);
-            let found = primary_check.answered(answer(0, "a"), now);
+            let found = primary_check.answered(reply(0, "a"), now);
             assert_eq!(found, Some(Finding::Elsewhere), "{round}");
             primary_check.reset();
             let well_at = now + 2 * PAUSE;
-            assert_eq!(primary_check.answered(answer(1, "b"), well_at), None);
+            assert_eq!(primary_check.answered(reply(1, "b"), well_at), None);
         }
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Entry {
 /// A publication whose caller waits for the result.
 pub(super) struct Storing {
     pub(super) store: Store,
-    answer: oneshot::Sender<Result<Stored, StoreError>>,
+    reply: oneshot::Sender<Result<Stored, StoreError>>,
 }
 
 /// The outcome of a publication.
@@ -85,10 +85,10 @@ impl Entry {
     }
 
     /// Sends the result to the caller, if it waits.
-    fn answer(self, result: Result<Stored, StoreError>) {
+    fn reply(self, result: Result<Stored, StoreError>) {
         if let Some(storing) = self.storing {
             // The caller may have stopped waiting.
-            let _ = storing.answer.send(result);
+            let _ = storing.reply.send(result);
         }
     }
 }
@@ -155,11 +155,11 @@ impl PublishQueue {
     pub(super) async fn store(&self, store: Store) -> Result<Stored, StoreError> {
         let data = store.body.clone();
         let (cost, expires_at) = self.room_for(&data).await?;
-        let (answer, answered) = oneshot::channel();
+        let (reply, answered) = oneshot::channel();
         self.push(Entry {
             channel: ChannelName::wire(&store.channel),
             data,
-            storing: Some(Storing { store, answer }),
+            storing: Some(Storing { store, reply }),
             expires_at,
             cost,
         });
@@ -257,10 +257,10 @@ impl PublishQueue {
                     Outcome::Unanswered => unanswered += 1,
                 }
             }
-            entry.answer(match outcome {
+            entry.reply(match outcome {
                 Outcome::Taken(stored) => Ok(stored),
                 Outcome::Unreplicated => Err(StoreError::NotReplicated),
-                Outcome::Refused(answer) => Err(StoreError::Refused(answer)),
+                Outcome::Refused(reply) => Err(StoreError::Refused(reply)),
                 Outcome::Unanswered => Err(StoreError::MayBeStored),
             });
         }
@@ -276,7 +276,7 @@ impl PublishQueue {
         self.drop_counters.note(reason, count);
         for entry in entries {
             self.leave(&entry);
-            entry.answer(Err(error.clone()));
+            entry.reply(Err(error.clone()));
         }
     }
 

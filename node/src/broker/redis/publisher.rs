@@ -145,7 +145,7 @@ impl Publisher<'_> {
         self.queue.settle(unpublishable);
         let commands = self.commands(&batch, connection.link().failover());
         match connection.link().send_once(&commands).await {
-            Ok(answers) => self.settle(batch, answers),
+            Ok(replies) => self.settle(batch, replies),
             Err(error) => {
                 let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
                 self.queue.settle(unanswered);
@@ -184,34 +184,34 @@ impl Publisher<'_> {
             }
         }
         if self.kind == QueueKind::Replicated && !batch.is_empty() {
-            let patience = self.broker.config.response_timeout / 2;
+            let wait_max = self.broker.config.response_timeout / 2;
             commands
                 .cmd("WAIT")
                 .arg(1)
-                .arg(patience.as_millis().to_string());
+                .arg(wait_max.as_millis().to_string());
         }
         commands
     }
 
     /// Completes a batch by the replies of Redis.
-    fn settle(&mut self, batch: Vec<Entry>, mut answers: Vec<Value>) -> Result<(), String> {
-        let confirmed = answers.get(batch.len()).cloned();
-        answers.truncate(batch.len());
-        for (probe, answer) in batch.iter().zip(&answers) {
+    fn settle(&mut self, batch: Vec<Entry>, mut replies: Vec<Value>) -> Result<(), String> {
+        let confirmed = replies.get(batch.len()).cloned();
+        replies.truncate(batch.len());
+        for (probe, reply) in batch.iter().zip(&replies) {
             if probe.is_probe() {
-                self.probed(&probe.data, answer);
+                self.probed(&probe.data, reply);
             }
         }
-        let mut sorted = outcome::sort(batch, answers);
+        let mut sorted = outcome::sort(batch, replies);
         if self.kind == QueueKind::Replicated {
             outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
         }
         let refusal = sorted.ended.iter().find_map(|(_, outcome)| match outcome {
-            Outcome::Refused(answer) => Some(answer.clone()),
+            Outcome::Refused(reply) => Some(reply.clone()),
             _ => None,
         });
-        if let Some(answer) = refusal {
-            self.broker.drop_counters.note_answer(answer);
+        if let Some(reply) = refusal {
+            self.broker.drop_counters.note_reply(reply);
         }
         self.queue.settle(sorted.ended);
         if sorted.retried.is_empty() {
@@ -222,17 +222,17 @@ impl Publisher<'_> {
     }
 
     /// Processes the reply to a probe.
-    fn probed(&mut self, probe: &[u8], answer: &Value) {
-        if let Value::ServerError(error) = answer
+    fn probed(&mut self, probe: &[u8], reply: &Value) {
+        if let Value::ServerError(error) = reply
             && !outcome::is_for_now(error.code())
         {
             debug!(queue = self.index, %error, "probes are published without a script");
             self.is_probe_script_loaded = false;
         }
-        let Ok(answer) = scripts::probed(answer) else {
+        let Ok(reply) = scripts::probed(reply) else {
             return;
         };
-        match self.broker.monitor.answered(probe, answer) {
+        match self.broker.monitor.answered(probe, reply) {
             Some(Finding::Elsewhere) => {
                 self.broker.subscribing_stalled.send_replace(());
             }
@@ -300,7 +300,7 @@ async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
             publisher.suspect.mark_unchanged();
             match publisher.open().await {
                 Ok(connection) => {
-                    hear_first(publisher.broker).await;
+                    subscribe_first(publisher.broker).await;
                     return connection;
                 }
                 Err(reason) => {
@@ -327,9 +327,13 @@ async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
 ///
 /// Otherwise publications that waited for Redis would be sent before nodes are subscribed again. A node that
 /// cannot subscribe at all still publishes: other nodes may receive it.
-async fn hear_first(broker: &RedisBroker) {
-    let mut hearing = broker.hearing.subscribe();
-    let patience = broker.config.backoff_max + broker.config.connect_timeout;
+async fn subscribe_first(broker: &RedisBroker) {
+    let mut subscribed = broker.subscribed.subscribe();
+    let wait_max = broker.config.backoff_max + broker.config.connect_timeout;
     // The sender is the broker's own, so it exists; and a timeout is no failure.
-    let _ = time::timeout(patience, hearing.wait_for(|hears| *hears)).await;
+    let _ = time::timeout(
+        wait_max,
+        subscribed.wait_for(|is_subscribed| *is_subscribed),
+    )
+    .await;
 }

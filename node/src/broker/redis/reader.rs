@@ -38,14 +38,14 @@ impl Reader {
 
     pub(super) async fn history(&self, ask: &Ask) -> Result<Page, Unavailable> {
         let failover = self.connector.failover();
-        let answer = self
+        let reply = self
             .run_one(&scripts::read(&self.keys, ask, failover))
             .await?;
         if self.connector.failover() != failover {
             let why = "another redis became the primary meanwhile";
             return Err(Unavailable(why.to_owned()));
         }
-        scripts::page(answer).map_err(|error| Unavailable(error.to_string()))
+        scripts::page(reply).map_err(|error| Unavailable(error.to_string()))
     }
 
     pub(super) async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
@@ -56,8 +56,8 @@ impl Reader {
     }
 
     async fn run_one(&self, batch: &Batch) -> Result<Value, Unavailable> {
-        let answers = self.commands.run(batch).await;
-        let mut answers = answers.map_err(|error: CommandError| Unavailable(chain(&error)))?;
-        Ok(answers.values.pop().unwrap_or(Value::Nil))
+        let replies = self.commands.run(batch).await;
+        let mut replies = replies.map_err(|error: CommandError| Unavailable(chain(&error)))?;
+        Ok(replies.values.pop().unwrap_or(Value::Nil))
     }
 }

@@ -2,7 +2,7 @@
 
 use deadpool_redis::redis::Value;
 
-use super::primary_check::Answer;
+use super::primary_check::ProbeReply;
 use crate::broker::Ask;
 use crate::broker::Store;
 use crate::broker::Stored;
@@ -64,8 +64,8 @@ pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store, failover: u6
 }
 
 /// Parses the reply to [`store`].
-pub(super) fn stored(answer: &Value) -> Result<Stored, UnexpectedReply> {
-    let Value::Array(parts) = answer else {
+pub(super) fn stored(reply: &Value) -> Result<Stored, UnexpectedReply> {
+    let Value::Array(parts) = reply else {
         return Err(UnexpectedReply);
     };
     let [offset, epoch] = parts.as_slice() else {
@@ -86,16 +86,16 @@ pub(super) fn probe(batch: &mut Batch, channel: &str, data: &[u8]) {
 }
 
 /// Parses the reply to [`probe`], or to a PUBLISH.
-pub(super) fn probed(answer: &Value) -> Result<Answer, UnexpectedReply> {
-    let (heard_by, server) = match answer {
+pub(super) fn probed(reply: &Value) -> Result<ProbeReply, UnexpectedReply> {
+    let (receivers, server) = match reply {
         Value::Array(parts) => match parts.as_slice() {
-            [heard_by, server] => (heard_by, text(server)?),
+            [receivers, server] => (receivers, text(server)?),
             _ => return Err(UnexpectedReply),
         },
-        heard_by => (heard_by, ""),
+        receivers => (receivers, ""),
     };
-    Ok(Answer {
-        heard_by: number(heard_by)?,
+    Ok(ProbeReply {
+        receivers: number(receivers)?,
         server: Some(server.to_owned()).filter(|server| !server.is_empty()),
     })
 }
@@ -123,8 +123,8 @@ pub(super) fn read(names: &Keys, ask: &Ask, failover: u64) -> Batch {
 }
 
 /// Parses the reply to [`read`].
-pub(super) fn page(answer: Value) -> Result<Page, UnexpectedReply> {
-    let Value::Array(parts) = answer else {
+pub(super) fn page(reply: Value) -> Result<Page, UnexpectedReply> {
+    let Value::Array(parts) = reply else {
         return Err(UnexpectedReply);
     };
     let [epoch, offset, Value::Array(entries), is_cut, origin] = parts.as_slice() else {

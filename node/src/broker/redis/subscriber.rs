@@ -31,7 +31,7 @@ use crate::redis::chain;
 pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
     let mut subscriber = Subscriber {
         backoff: Backoff::new(broker.config.backoff_max),
-        heard_until: None,
+        received_until: None,
         broker: &broker,
     };
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn run(broker: Arc<RedisBroker>, shutdown: CancellationToken) {
             lost = subscriber.subscribe() => lost,
         };
         // Before the pause: a publisher that reconnects sooner must not assume that this node is subscribed.
-        broker.hearing.send_replace(false);
+        broker.subscribed.send_replace(false);
         broker.change_subscriptions(Subscriptions::lose_all);
         broker.deliver.interrupted(broker.shard);
         let reason = chain(&lost);
@@ -61,7 +61,7 @@ struct Subscriber<'a> {
     broker: &'a RedisBroker,
     backoff: Backoff,
     /// When the last connection on which all channels were subscribed was lost.
-    heard_until: Option<Instant>,
+    received_until: Option<Instant>,
 }
 
 /// Why there is no connection, or why it ended.
@@ -100,7 +100,7 @@ impl Subscriber<'_> {
         };
         self.broker.metrics.broker_lost(Side::Subscribe);
         if is_resumed {
-            self.heard_until = Some(Instant::now());
+            self.received_until = Some(Instant::now());
         }
         // The connections of the publishers and of the reader may be broken by the same cause: as soon as this node
         // is subscribed again, streams are read to find what was missed.
@@ -139,7 +139,7 @@ impl Subscriber<'_> {
             };
             tokio::select! {
                 progress = connection.progress() => progress?,
-                () = self.broker.wishes.notified() => {}
+                () = self.broker.subscription_changes.notified() => {}
                 Ok(()) = stalled.changed() => return Err(Lost::Stalled),
                 Ok(()) = changed.changed() => self.doubt(),
                 () = unconfirmed => return Err(Lost::Unconfirmed),
@@ -182,9 +182,9 @@ impl Subscriber<'_> {
     fn resumed(&mut self) {
         self.backoff.reset();
         let channels = self.broker.subscriptions.lock().confirmed();
-        if let Some(heard_until) = self.heard_until {
+        if let Some(received_until) = self.received_until {
             self.broker.metrics.broker_gaps.inc();
-            let silent_ms = u64::try_from(heard_until.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let silent_ms = u64::try_from(received_until.elapsed().as_millis()).unwrap_or(u64::MAX);
             warn!(
                 silent_ms,
                 channels, "subscribed again: publications in between were missed"
@@ -193,7 +193,7 @@ impl Subscriber<'_> {
             info!(channels, "subscribed");
         }
         self.broker.deliver.resumed(self.broker.shard);
-        self.broker.hearing.send_replace(true);
+        self.broker.subscribed.send_replace(true);
         self.broker.monitor.subscriber(Ok(()));
     }
 
@@ -258,7 +258,7 @@ impl Subscriber<'_> {
             Reply::Subscribed { channel } => self.confirm(&channel, true, subscriptions)?,
             Reply::Unsubscribed { channel } => self.confirm(&channel, false, subscriptions)?,
             Reply::Status => {}
-            Reply::Error(answer) => return Err(Lost::Refused(answer)),
+            Reply::Error(reply) => return Err(Lost::Refused(reply)),
         }
         Ok(())
     }

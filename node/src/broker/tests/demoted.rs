@@ -28,11 +28,11 @@ async fn a_node_that_says_nothing_leaves_a_demoted_server_and_reads_what_it_may_
                 .contains("master_link_status:up")
         })
         .await;
-    let heard_by = || new.cli(&["PUBLISH", "a", "of the new one"]);
-    assert_eq!(heard_by(), "0\n");
+    let receivers = || new.cli(&["PUBLISH", "a", "of the new one"]);
+    assert_eq!(receivers(), "0\n");
     setup.recorder.wait_for("a", 1).await;
     lead_elsewhere(&old, &new);
-    setup.until(|| heard_by() == "1\n").await;
+    setup.until(|| receivers() == "1\n").await;
     setup.until_ready().await;
     assert_eq!(setup.metrics.broker_gaps.get(), 1);
     assert_eq!(*setup.recorder.interrupted.lock(), [Shard(0)]);

@@ -1,4 +1,4 @@
-//! Redis late, dead, silent, full, strange.
+//! Redis late, dead, silent, full, or not Redis at all.
 
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ async fn a_killed_redis_is_noticed_at_once_and_used_again_when_it_is_back() {
     assert_eq!(
         setup.recorder.on("a"),
         [""; 0],
-        "nobody hears what others do not"
+        "no client gets what others do not"
     );
 
     server.launch(&[]).await;
@@ -96,7 +96,7 @@ async fn a_silent_redis_is_noticed_by_the_probe_and_nothing_comes_twice_or_out_o
         &server,
         ", publish_queue_wait: 30s, publish_queue_size: 4MiB",
     ));
-    // Another node that never notices: it hears all that Redis ever gets to see.
+    // Another node that never notices: it receives all that Redis ever gets to see.
     let text = format!(
         "broker: {{kind: redis, url: \"{}\", probe_interval: 60s, probe_timeout: 60s}}",
         server.url()
@@ -130,8 +130,8 @@ async fn a_silent_redis_is_noticed_by_the_probe_and_nothing_comes_twice_or_out_o
     let recorder = Arc::clone(&setup.recorder);
     setup.stop().await;
 
-    let heard_by_all = usize::try_from(published).unwrap();
-    witness.recorder.wait_for("a", heard_by_all).await;
+    let received_by_all = usize::try_from(published).unwrap();
+    witness.recorder.wait_for("a", received_by_all).await;
     for node in [&recorder, &witness.recorder] {
         let numbers = numbers(node);
         assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
@@ -177,7 +177,7 @@ async fn what_a_queue_wrote_before_the_network_broke_never_comes_after_what_it_w
 }
 
 #[tokio::test]
-async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
+async fn what_waited_for_redis_goes_out_only_once_the_node_receives_it() {
     let mut server = RedisServer::start().await;
     let network = Network::before(&server).await;
     // However long the subscription is kept back, nobody gives it up.
@@ -208,10 +208,10 @@ async fn what_waited_for_redis_goes_out_only_once_the_node_hears_it() {
 }
 
 #[tokio::test]
-async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_connection() {
+async fn streams_are_read_anew_once_the_node_receives_again_and_not_over_a_dead_connection() {
     let server = RedisServer::start().await;
     let network = Network::before(&server).await;
-    // Who waits for an answer over a dead connection waits for longer than this test.
+    // Who waits for a reply over a dead connection waits for longer than this test.
     let text = format!(
         "broker: {{kind: redis, url: \"redis://127.0.0.1:{}\", publish_queues: 1, response_timeout: 60s, \
          probe_interval: 200ms, probe_timeout: 400ms, backoff_max: 200ms}}",
@@ -232,7 +232,7 @@ async fn streams_are_read_anew_once_the_node_hears_again_and_not_over_a_dead_con
     network.hold();
     setup.until(|| setup.connects("subscribe") == 2).await;
     let read = time::timeout(DEADLINE, setup.broker.history(ask())).await;
-    read.expect("an answer").expect("a page");
+    read.expect("a reply").expect("a page");
     network.release();
     setup.stop().await;
 }
@@ -308,8 +308,11 @@ async fn a_message_over_the_limit_is_passed_over_and_counted() {
         .await
         .unwrap();
     setup.publish("a", "after").await.unwrap();
-    let heard = setup.recorder.wait_for("a", 2).await;
-    assert_eq!((heard[0].len(), &heard[1][..]), (64 << 10, &b"after"[..]));
+    let received = setup.recorder.wait_for("a", 2).await;
+    assert_eq!(
+        (received[0].len(), &received[1][..]),
+        (64 << 10, &b"after"[..])
+    );
     assert_eq!(setup.dropped("oversized"), 1);
     setup.stop().await;
 }
@@ -382,8 +385,8 @@ async fn a_publication_that_redis_refuses_is_counted_and_the_next_one_goes_throu
     setup.stop().await;
 }
 
-/// Something that is not Redis, and says `answer` to whatever it is told.
-async fn impostor(answer: &'static [u8]) -> (u16, JoinSet<()>) {
+/// Something that is not Redis, and says `reply` to whatever it is told.
+async fn impostor(reply: &'static [u8]) -> (u16, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut tasks = JoinSet::new();
@@ -393,7 +396,7 @@ async fn impostor(answer: &'static [u8]) -> (u16, JoinSet<()>) {
             connections.spawn(async move {
                 let mut input = [0; 4096];
                 while 0 < stream.read(&mut input).await.unwrap_or(0) {
-                    if stream.write_all(answer).await.is_err() {
+                    if stream.write_all(reply).await.is_err() {
                         break;
                     }
                 }
@@ -417,8 +420,8 @@ async fn what_is_not_redis_makes_the_node_not_ready_and_nothing_worse() {
         (endless, "redis"),
         (b"", "did not respond within"),
     ];
-    for (answer, expected) in impostors {
-        let (port, _tasks) = impostor(answer).await;
+    for (reply, expected) in impostors {
+        let (port, _tasks) = impostor(reply).await;
         let text = format!(
             "broker: {{kind: redis, url: \"redis://127.0.0.1:{port}\", connect_timeout: 200ms}}"
         );

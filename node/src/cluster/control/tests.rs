@@ -395,7 +395,7 @@ async fn undecodable_messages_are_dropped_and_counted() {
     server.cli(&["PUBLISH", channel.as_str(), "nonsense"]);
     until(async || node.dropped("control_malformed")).await;
     // A response to no request, and one of an unknown node, change nothing.
-    let answer = |number| Message {
+    let reply = |number| Message {
         from: Instance::random(),
         number,
         body: Body::Response(Response::CommandResult(CommandResult {
@@ -404,14 +404,14 @@ async fn undecodable_messages_are_dropped_and_counted() {
         })),
     };
     node.broker
-        .publish(&channel, answer(99).encode())
+        .publish(&channel, reply(99).encode())
         .await
         .unwrap();
     let other = set_up(&with_redis(&server)).await;
     let (id, _, _listed) = other.client("ann");
     for number in 0..3 {
         node.broker
-            .publish(&channel, answer(number).encode())
+            .publish(&channel, reply(number).encode())
             .await
             .unwrap();
     }

@@ -308,8 +308,8 @@ impl LeaseTask {
             return true;
         }
         match self.store.write(lease, &batch.writes).await {
-            Ok(answers) => {
-                batch.answered(answers);
+            Ok(replies) => {
+                batch.answered(replies);
                 self.note(Part::Writes, None);
                 true
             }
@@ -373,9 +373,9 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    fn answered(mut self, answers: Vec<bool>) {
+    fn answered(mut self, replies: Vec<bool>) {
         let writes = mem::take(&mut self.writes);
-        self.shard.finish(writes, Some(answers));
+        self.shard.finish(writes, Some(replies));
     }
 }
 

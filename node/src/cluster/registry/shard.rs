@@ -102,12 +102,12 @@ impl Shard {
     }
 
     /// Processes the replies to a batch; `None` if none arrived.
-    pub(super) fn finish(&self, batch: Vec<Write>, answers: Option<Vec<bool>>) {
+    pub(super) fn finish(&self, batch: Vec<Write>, replies: Option<Vec<bool>>) {
         {
             let mut desired = self.desired.lock();
-            match answers {
-                Some(answers) if answers.len() == batch.len() => {
-                    for (write, is_change) in batch.into_iter().zip(answers) {
+            match replies {
+                Some(replies) if replies.len() == batch.len() => {
+                    for (write, is_change) in batch.into_iter().zip(replies) {
                         if let Some(event) = desired.answered(write, is_change) {
                             self.notify(event);
                         }

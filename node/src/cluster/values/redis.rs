@@ -117,8 +117,8 @@ impl Store {
     async fn run<T: FromRedisValue>(&self, owner: &Owner, call: &Batch) -> Result<T, ValueError> {
         let server = shard_of(&owner.to_string(), self.servers.len());
         let mut values = self.servers[server].run(call).await?.values;
-        let answer = values.pop().unwrap_or(deadpool_redis::redis::Value::Nil);
-        T::from_redis_value(answer)
+        let reply = values.pop().unwrap_or(deadpool_redis::redis::Value::Nil);
+        T::from_redis_value(reply)
             .map_err(|error| CommandError::Refused(format!("unexpected reply: {error}")).into())
     }
 

@@ -18,6 +18,9 @@ use crate::config::Namespaces;
 use crate::config::PublishAccess;
 use crate::config::SlowReader;
 use crate::config::SubscribeAccess;
+use crate::config::namespace;
+use crate::config::namespace::RawHistory;
+use crate::config::namespace::RawNamespace;
 use crate::config::raw;
 use crate::config::settings;
 
@@ -31,9 +34,9 @@ impl Checker<'_> {
             namespaces: self.namespaces(raw.namespaces.unwrap_or_default()),
             streams: ChannelStreams {
                 linger: self.span("channels.linger", raw.linger, &settings::LINGER),
-                join_timeout: settings::FEED_JOIN_TIMEOUT,
-                gap_timeout: settings::FEED_GAP_TIMEOUT,
-                ring_bytes_max: settings::FEED_RING_BYTES_MAX,
+                join_timeout: settings::STREAM_JOIN_TIMEOUT,
+                gap_timeout: settings::STREAM_GAP_TIMEOUT,
+                ring_bytes_max: settings::STREAM_RING_BYTES_MAX,
                 recovery_max: self.count(
                     "channels.limits.recovery",
                     limits.recovery,
@@ -82,7 +85,7 @@ impl Checker<'_> {
         }
     }
 
-    fn namespaces(&mut self, raw: Vec<raw::Namespace>) -> Namespaces {
+    fn namespaces(&mut self, raw: Vec<RawNamespace>) -> Namespaces {
         let mut seen = HashMap::new();
         let mut namespaces = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
@@ -102,31 +105,31 @@ impl Checker<'_> {
         Namespaces::new(namespaces)
     }
 
-    fn namespace(&mut self, at: &str, raw: raw::Namespace) -> ChannelOptions {
+    fn namespace(&mut self, at: &str, raw: RawNamespace) -> ChannelOptions {
         let history = raw
             .history
             .map(|history| self.history(&format!("{at}.history"), &history));
         let ack = raw.ack.unwrap_or(match history {
-            Some(_) => settings::ACK_WITH_HISTORY,
-            None => settings::ACK_WITHOUT_HISTORY,
+            Some(_) => namespace::ACK_WITH_HISTORY,
+            None => namespace::ACK_WITHOUT_HISTORY,
         });
         let options = ChannelOptions {
             namespace: self.namespace_name(&format!("{at}.name"), raw.name),
-            subscribe: raw.subscribe.unwrap_or(settings::SUBSCRIBE),
-            user_limited: raw.user_limited.unwrap_or(settings::USER_LIMITED),
-            publish: raw.publish.unwrap_or(settings::PUBLISH),
-            read_presence: raw.read_presence.unwrap_or(settings::READ_PRESENCE),
-            read_history: raw.read_history.unwrap_or(settings::READ_HISTORY),
+            subscribe: raw.subscribe.unwrap_or(namespace::SUBSCRIBE),
+            user_limited: raw.user_limited.unwrap_or(namespace::USER_LIMITED),
+            publish: raw.publish.unwrap_or(namespace::PUBLISH),
+            read_presence: raw.read_presence.unwrap_or(namespace::READ_PRESENCE),
+            read_history: raw.read_history.unwrap_or(namespace::READ_HISTORY),
             history,
-            recovery: raw.recovery.unwrap_or(settings::RECOVERY),
-            presence: raw.presence.unwrap_or(settings::PRESENCE),
-            join_leave: raw.join_leave.unwrap_or(settings::JOIN_LEAVE),
+            recovery: raw.recovery.unwrap_or(namespace::RECOVERY),
+            presence: raw.presence.unwrap_or(namespace::PRESENCE),
+            join_leave: raw.join_leave.unwrap_or(namespace::JOIN_LEAVE),
             force_push_join_leave: raw
                 .force_push_join_leave
-                .unwrap_or(settings::FORCE_PUSH_JOIN_LEAVE),
-            lifecycle: raw.lifecycle.unwrap_or(settings::LIFECYCLE),
-            data: raw.data.unwrap_or(settings::DATA),
-            slow: raw.slow.unwrap_or(settings::SLOW),
+                .unwrap_or(namespace::FORCE_PUSH_JOIN_LEAVE),
+            lifecycle: raw.lifecycle.unwrap_or(namespace::LIFECYCLE),
+            data: raw.data.unwrap_or(namespace::DATA),
+            slow: raw.slow.unwrap_or(namespace::SLOW),
             ack,
         };
         if options.subscribe == SubscribeAccess::Hook {
@@ -187,7 +190,7 @@ impl Checker<'_> {
         name
     }
 
-    fn history(&mut self, key: &str, raw: &raw::History) -> HistoryOptions {
+    fn history(&mut self, key: &str, raw: &RawHistory) -> HistoryOptions {
         let lifetime = self.span(
             &format!("{key}.lifetime"),
             Some(raw.lifetime),

@@ -215,7 +215,7 @@ async fn connections_are_limited_in_number() {
 }
 
 #[tokio::test]
-async fn who_comes_over_the_limit_of_connections_hears_503_and_others_go_on() {
+async fn who_comes_over_the_limit_of_connections_receives_503_and_others_go_on() {
     let node = TestNode::start("limits: { connections: 1 }");
     let mut first = node.connect().await;
     for _ in 0..3 {

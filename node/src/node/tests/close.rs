@@ -11,7 +11,7 @@ endpoints:
 const GO_AWAY: &str = "c[3000,\"Go away!\"]";
 
 #[tokio::test]
-async fn a_poll_is_opened_and_every_later_one_hears_the_end() {
+async fn a_poll_is_opened_and_every_later_one_receives_the_end() {
     let node = TestNode::start(ENDPOINTS);
     assert_eq!(node.post("/close/0/a/xhr", "").await.body, "o\n");
     for _ in 0..3 {

@@ -26,7 +26,7 @@ async fn websocket(node: &TestNode) -> Client {
 }
 
 #[tokio::test]
-async fn clients_hear_why_and_the_node_ends() {
+async fn clients_receive_why_and_the_node_ends() {
     let mut node = TestNode::start(&settings("0s"));
     let mut socket = websocket(&node).await;
     let mut poll = node.connect().await;
@@ -65,7 +65,7 @@ async fn a_draining_node_is_not_ready_and_serves_for_its_lead() {
 }
 
 #[tokio::test]
-async fn a_session_between_two_polls_hears_its_end_before_the_listener_closes() {
+async fn a_session_between_two_polls_receives_its_end_before_the_listener_closes() {
     let yaml = settings("0s").replace("timeout: 10s", "timeout: 2m");
     let yaml = yaml.replace("path: /echo,", "path: /echo, disconnect_delay: 1m,");
     let mut node = TestNode::start(&yaml);

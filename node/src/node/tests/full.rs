@@ -22,13 +22,13 @@ async fn full(yaml: &str) -> (TestNode, Client) {
     (node, client)
 }
 
-fn assert_refused(response: &raw::Answer) {
+fn assert_refused(response: &raw::Response) {
     assert_eq!(response.status, 503);
     assert_eq!(response.header("retry-after"), Some("1"));
     assert_eq!(response.header("connection"), Some("close"));
 }
 
-async fn api(node: &TestNode, key: &str) -> raw::Answer {
+async fn api(node: &TestNode, key: &str) -> raw::Response {
     let request = format!(
         "POST /api/info HTTP/1.1\r\nHost: node\r\nX-API-Key: {key}\r\nContent-Length: 2\r\n\r\n{{}}"
     );

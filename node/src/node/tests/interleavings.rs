@@ -243,10 +243,10 @@ async fn run(node: SocketAddr, channel: &str, steps: Vec<Step>) -> Told {
     });
     let (client, mut writer, mut reader) = connected(node).await;
     let lines = Arc::new(Mutex::new(Vec::<Value>::new()));
-    let heard = Arc::new(AtomicU64::new(0));
+    let received = Arc::new(AtomicU64::new(0));
     let mut reading = JoinSet::new();
     reading.spawn({
-        let (lines, heard) = (Arc::clone(&lines), Arc::clone(&heard));
+        let (lines, received) = (Arc::clone(&lines), Arc::clone(&received));
         async move {
             while let Some(Ok(Message::Text(text))) = reader.next().await {
                 for line in text.lines().filter(|line| *line != "{}") {
@@ -254,7 +254,7 @@ async fn run(node: SocketAddr, channel: &str, steps: Vec<Step>) -> Told {
                     let in_reply = line["subscribe"]["publications"].as_array();
                     let in_reply = in_reply.and_then(|publications| publications.last());
                     let offset = in_reply.unwrap_or(&line["push"]["pub"])["offset"].as_u64();
-                    heard.fetch_max(offset.unwrap_or_default(), Ordering::Relaxed);
+                    received.fetch_max(offset.unwrap_or_default(), Ordering::Relaxed);
                     lines.lock().push(line);
                 }
             }
@@ -273,7 +273,7 @@ async fn run(node: SocketAddr, channel: &str, steps: Vec<Step>) -> Told {
     for step in steps {
         match step {
             Step::Subscribe { recover } => {
-                asking.subscribe(recover.then(|| heard.load(Ordering::Relaxed)));
+                asking.subscribe(recover.then(|| received.load(Ordering::Relaxed)));
             }
             Step::Unsubscribe => asking.unsubscribe(),
             Step::EndByServer => {
@@ -292,10 +292,10 @@ async fn run(node: SocketAddr, channel: &str, steps: Vec<Step>) -> Told {
     // It recovers what there is, even if the application ends a subscription a moment later.
     until(async || {
         asking.unsubscribe();
-        asking.subscribe(Some(heard.load(Ordering::Relaxed)));
+        asking.subscribe(Some(received.load(Ordering::Relaxed)));
         asking.send(&mut writer).await;
         time::sleep(Duration::from_millis(50)).await;
-        last <= heard.load(Ordering::Relaxed)
+        last <= received.load(Ordering::Relaxed)
     })
     .await;
     reading.shutdown().await;

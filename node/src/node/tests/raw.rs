@@ -17,14 +17,14 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 pub(super) struct Client(BufStream<TcpStream>);
 
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) version: String,
     pub(super) status: u16,
     pub(super) headers: HashMap<String, String>,
     pub(super) body: String,
 }
 
-impl Answer {
+impl Response {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -49,7 +49,7 @@ impl Client {
     }
 
     /// Reads a head and nothing after it.
-    pub(super) async fn head(&mut self) -> Answer {
+    pub(super) async fn head(&mut self) -> Response {
         let first = self.line().await.expect("a response is expected");
         let mut words = first.splitn(3, ' ');
         let version = words.next().unwrap().to_owned();
@@ -62,7 +62,7 @@ impl Client {
             };
             headers.insert(name.to_ascii_lowercase(), value.to_owned());
         }
-        Answer {
+        Response {
             version,
             status,
             headers,
@@ -71,7 +71,7 @@ impl Client {
     }
 
     /// Reads a response with its body, whichever way that is delimited.
-    pub(super) async fn response(&mut self) -> Answer {
+    pub(super) async fn response(&mut self) -> Response {
         let mut response = self.head().await;
         if response.header("transfer-encoding").is_some() {
             while let Some(chunk) = self.chunk().await {

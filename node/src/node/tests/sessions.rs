@@ -152,7 +152,7 @@ async fn a_session_without_a_receiver_ends_after_the_delay() {
 }
 
 #[tokio::test]
-async fn a_quiet_receiver_hears_heartbeats() {
+async fn a_quiet_receiver_receives_heartbeats() {
     let node = TestNode::start(ENDPOINTS);
     let (mut client, _) = stream(&node, "/lively/0/a").await;
     for _ in 0..2 {
@@ -283,7 +283,7 @@ async fn sessions_are_limited_in_number() {
 }
 
 /// Opens a session for a client behind a proxy, and returns the status.
-async fn open_for(node: &TestNode, session: &str, client: &str) -> raw::Answer {
+async fn open_for(node: &TestNode, session: &str, client: &str) -> raw::Response {
     node.request(&format!(
         "POST {session}/xhr HTTP/1.1\r\nHost: node\r\nX-Forwarded-For: {client}\r\n\
          Content-Length: 0\r\n\r\n"
@@ -484,7 +484,7 @@ async fn of_receivers_that_race_one_gets_everything_and_the_others_are_refused()
 }
 
 #[tokio::test]
-async fn who_guesses_a_session_hears_nothing_while_its_client_receives() {
+async fn who_guesses_a_session_receives_nothing_while_its_client_receives() {
     let node = TestNode::start(ENDPOINTS);
     let (mut client, _) = stream(&node, "/echo/0/secret").await;
     for wire in ["xhr", "xhr_streaming"] {

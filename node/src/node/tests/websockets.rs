@@ -116,7 +116,7 @@ async fn what_is_no_handshake_is_refused() {
 }
 
 #[tokio::test]
-async fn clients_of_all_transports_hear_each_other() {
+async fn clients_of_all_transports_receive_each_other() {
     let node = TestNode::start(ENDPOINTS);
     let mut socket = upgraded(&node, "/relay/0/a/websocket").await;
     assert_eq!(socket.bytes(3).await, answered("o"));

@@ -77,7 +77,7 @@ async fn send(node: &TestNode, session: &str, messages: &str) -> u16 {
         .status
 }
 
-async fn submit(node: &TestNode, session: &str, content_type: &str, body: &str) -> raw::Answer {
+async fn submit(node: &TestNode, session: &str, content_type: &str, body: &str) -> raw::Response {
     let length = body.len();
     node.request(&format!(
         "POST {session}/jsonp_send?i=1 HTTP/1.1\r\nHost: node\r\nContent-Type: {content_type}\r\n\
@@ -242,7 +242,7 @@ async fn a_second_receiver_of_another_wire_is_refused() {
 }
 
 #[tokio::test]
-async fn a_quiet_receiver_hears_heartbeats_on_every_wire() {
+async fn a_quiet_receiver_receives_heartbeats_on_every_wire() {
     let node = TestNode::start(ENDPOINTS);
     for (wire, session) in [
         (EVENTSOURCE, "/brief/0/events"),

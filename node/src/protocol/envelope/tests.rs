@@ -47,10 +47,13 @@ fn a_stored_publication_has_its_position_and_its_offset() {
     let body = body(&publication(b"x"), at(7));
     let envelope = decode(stored(&position, &body)).unwrap();
     assert_eq!(envelope.position, Some(position));
-    let ChannelEvent::Publication(heard) = envelope.event else {
+    let ChannelEvent::Publication(publication) = envelope.event else {
         panic!("it was a publication");
     };
-    assert_eq!((heard.offset, &heard.data[..]), (u64::MAX, &b"x"[..]));
+    assert_eq!(
+        (publication.offset, &publication.data[..]),
+        (u64::MAX, &b"x"[..])
+    );
     let kept = decode_body(9, body).unwrap();
     assert_eq!((kept.offset, &kept.data[..]), (9, &b"x"[..]));
 }
@@ -60,10 +63,10 @@ fn data_is_a_slice_of_what_was_read() {
     let event = ChannelEvent::Publication(publication(&[b'x'; 100]));
     let bytes = unstored(&event, at(0));
     let range = bytes.as_ptr_range();
-    let ChannelEvent::Publication(heard) = decode(bytes).unwrap().event else {
+    let ChannelEvent::Publication(publication) = decode(bytes).unwrap().event else {
         panic!("it was a publication");
     };
-    assert!(range.contains(&heard.data.as_ptr()), "it was copied");
+    assert!(range.contains(&publication.data.as_ptr()), "it was copied");
 }
 
 #[test]

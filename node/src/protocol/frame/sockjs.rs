@@ -1,7 +1,7 @@
 //! SockJS frames as text: what is written to a client and what is read from one.
 //!
 //! Owns no state. A *quoted* message is a JSON string in the escapes that every SockJS client
-//! reads, made once for each publication however many sessions hear it.
+//! reads, made once for each publication however many sessions receive it.
 //!
 //! Invariant: what [`append_quoted`] writes is ASCII wherever an old browser or proxy is known to
 //! break the code point, and [`decode_array`] reads it back to the same text.

@@ -60,8 +60,8 @@ impl Setup {
     async fn port(&self, commands: &Commands) -> Result<u16, String> {
         let mut get = Batch::new();
         get.cmd("GET").arg("port");
-        let answers = commands.run(&get).await.map_err(|error| chain(&error))?;
-        Ok(u16::from_redis_value(answers.values[0].clone()).unwrap())
+        let replies = commands.run(&get).await.map_err(|error| chain(&error))?;
+        Ok(u16::from_redis_value(replies.values[0].clone()).unwrap())
     }
 
     async fn until_port(&self, commands: &Commands, port: u16) {

@@ -112,8 +112,8 @@ impl Probers {
 
     /// Until when to wait for a prober that has not got the response, `end` at the latest. `None`: there is none.
     pub(crate) fn wait_until(&self, now: Instant, end: Instant) -> Option<Instant> {
-        let untold = self.0.iter().filter(|(_, prober)| !prober.is_told);
-        let awaited = untold.filter_map(|(id, prober)| {
+        let pending = self.0.iter().filter(|(_, prober)| !prober.is_told);
+        let awaited = pending.filter_map(|(id, prober)| {
             let pause = prober.usual_pause(id)?;
             let gone_at = prober.gone_at(pause);
             let is_awaited = now < gone_at && prober.asked_at + pause <= end;
@@ -128,14 +128,14 @@ impl Probers {
     }
 
     /// Regular probers that are not gone and have not got the response.
-    pub(crate) fn untold(&self, now: Instant) -> Vec<String> {
-        let untold = self.0.iter().filter(|(id, prober)| {
+    pub(crate) fn pending(&self, now: Instant) -> Vec<String> {
+        let pending = self.0.iter().filter(|(id, prober)| {
             let pause = prober.usual_pause(id);
             !prober.is_told && pause.is_some_and(|pause| now < prober.gone_at(pause))
         });
-        let mut untold: Vec<String> = untold.map(|(id, _)| id.to_string()).collect();
-        untold.sort_unstable();
-        untold
+        let mut pending: Vec<String> = pending.map(|(id, _)| id.to_string()).collect();
+        pending.sort_unstable();
+        pending
     }
 }
 
@@ -196,17 +196,17 @@ mod tests {
         assert_eq!(probers.wait_until(now, end), Some(gone_at));
         probers.asked(edge("a"), Told::Draining, now);
         assert_eq!(probers.wait_until(now, end), Some(gone_at));
-        assert_eq!(probers.untold(now), ["edge b"]);
+        assert_eq!(probers.pending(now), ["edge b"]);
         probers.asked(edge("b"), Told::Draining, now);
         assert_eq!(probers.wait_until(now, end), None);
-        assert_eq!((probers.told(), probers.untold(now).len()), (2, 0));
+        assert_eq!((probers.told(), probers.pending(now).len()), (2, 0));
     }
 
     #[test]
     fn an_edge_is_waited_for_after_its_first_probe_and_a_manual_request_is_not() {
         let (probers, start) = probers(&[(edge("a"), &[1000]), (other("curl"), &[1000])]);
         let now = start + 101 * SECOND;
-        assert_eq!(probers.untold(now), ["edge a"]);
+        assert_eq!(probers.pending(now), ["edge a"]);
         assert!(probers.wait_until(now, start + END).is_some());
     }
 
@@ -215,7 +215,7 @@ mod tests {
     {
         let (probers, start) = probers(&[(other("lb"), &[980, 1000])]);
         let now = start + 101 * SECOND;
-        assert_eq!(probers.untold(now), ["127.0.0.1 (lb)"]);
+        assert_eq!(probers.pending(now), ["127.0.0.1 (lb)"]);
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
         let just_before = gone_at - Duration::from_millis(1);
         assert!(probers.wait_until(just_before, start + END).is_some());
         assert_eq!(probers.wait_until(gone_at, start + END), None);
-        assert_eq!(probers.untold(gone_at).len(), 0);
+        assert_eq!(probers.pending(gone_at).len(), 0);
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
         let (probers, start) = probers(&[(edge("a"), &[400, 700, 1000])]);
         let now = start + 101 * SECOND;
         assert_eq!(probers.wait_until(now, start + END), None);
-        assert_eq!(probers.untold(now), ["edge a"]);
+        assert_eq!(probers.pending(now), ["edge a"]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn data_is_json_or_base64() {
 }
 
 #[test]
-fn whom_a_request_is_for_is_a_user_a_client_or_both_or_a_session() {
+fn the_target_of_a_request_is_a_user_a_client_or_both_or_a_session() {
     use crate::protocol::instance::ClientId;
     use crate::protocol::instance::Instance;
 

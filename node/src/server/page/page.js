@@ -55,8 +55,8 @@ function showState(state, text) {
 /** The affinity cookie brings this request to the node that has our WebSocket. */
 async function showNode() {
   try {
-    const answer = await fetch("./", { method: "HEAD", cache: "no-store" });
-    const node = answer.headers.get("causeway-node") ?? "unknown";
+    const response = await fetch("./", { method: "HEAD", cache: "no-store" });
+    const node = response.headers.get("causeway-node") ?? "unknown";
     if (byId("node").textContent !== node) {
       byId("node").textContent = node;
       show("system", "", `You are on node ${node}.`);

@@ -434,7 +434,7 @@ enum Step {
     /// A read begins, if none is under way.
     Ask,
     /// The read completes.
-    Answer,
+    Response,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -442,7 +442,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => prop::bool::weighted(0.8).prop_map(|received| Step::Publish { received }),
         1 => Just(Step::Repeat),
         2 => Just(Step::Ask),
-        2 => Just(Step::Answer),
+        2 => Just(Step::Response),
     ]
 }
 
@@ -482,7 +482,7 @@ proptest! {
                     response = Some(read_now(stream.position().offset, top));
                 }
                 Step::Ask => {}
-                Step::Answer => {
+                Step::Response => {
                     let Some(read) = response.take() else { continue };
                     match stream.absorb(read, now) {
                         Ok(found) => delivered.extend(offsets(&found)),

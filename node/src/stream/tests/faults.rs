@@ -126,21 +126,21 @@ async fn members_are_unsubscribed_when_missed_publications_are_gone() {
 #[tokio::test]
 async fn no_publication_is_lost_with_the_subscriber_connection() {
     let server = RedisServer::start().await;
-    let (hearing, publishing) = (ready(&server).await, ready(&server).await);
-    let client = member(&hearing, None).await;
+    let (subscribed, publishing) = (ready(&server).await, ready(&server).await);
+    let client = member(&subscribed, None).await;
     for round in 0..5 {
-        let connects = || hearing.metrics.broker_gaps.get();
+        let connects = || subscribed.metrics.broker_gaps.get();
         let before = connects();
         server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         for _ in 0..40 {
             store(&publishing).await;
         }
-        hearing.until(|| before < connects()).await;
+        subscribed.until(|| before < connects()).await;
         let offsets = client.offsets(40).await;
         assert!(offsets.into_iter().eq(round * 40 + 1..=round * 40 + 40));
     }
-    assert_eq!(hearing.metrics.gaps_announced.get(), 0);
-    hearing.stop().await;
+    assert_eq!(subscribed.metrics.gaps_announced.get(), 0);
+    subscribed.stop().await;
     publishing.stop().await;
 }
 

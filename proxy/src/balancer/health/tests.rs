@@ -187,8 +187,8 @@ async fn each_kind_has_its_defaults_and_settings_override_them() {
             "the probe got status 302",
         ),
     ];
-    for (health, head, answer, expected) in cases {
-        let (address, _tasks) = backend(Reply::Path(head, answer)).await;
+    for (health, head, response, expected) in cases {
+        let (address, _tasks) = backend(Reply::Path(head, response)).await;
         assert_eq!(
             found(health, &address.to_string()).await,
             expected,
@@ -199,7 +199,7 @@ async fn each_kind_has_its_defaults_and_settings_override_them() {
 
 #[tokio::test]
 async fn a_probe_has_the_configured_headers() {
-    let answers = [
+    let responses = [
         ("", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "good"),
         (
             "kind: websocket, ",
@@ -207,7 +207,7 @@ async fn a_probe_has_the_configured_headers() {
             "the probe got status 403 instead of 101",
         ),
     ];
-    for (kind, answer, expected) in answers {
+    for (kind, response, expected) in responses {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let serving = async {
@@ -216,7 +216,7 @@ async fn a_probe_has_the_configured_headers() {
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(stream.read_u8().await.unwrap());
             }
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
             String::from_utf8(head).unwrap().to_ascii_lowercase()
         };
         let health = format!("{kind}headers: {{Host: app.example, X-Token: abc, User-Agent: me}}");
@@ -317,8 +317,8 @@ async fn a_websocket_probe_accepts_only_a_websocket_handshake() {
             "no response: the backend closed the connection of the probe",
         ),
     ];
-    for (answer, expected) in cases {
-        let (address, _tasks) = backend(Reply::Path(head, answer)).await;
+    for (response, expected) in cases {
+        let (address, _tasks) = backend(Reply::Path(head, response)).await;
         let health = "kind: websocket, path: /ws";
         assert_eq!(found(health, &address.to_string()).await, expected);
     }
@@ -499,7 +499,7 @@ async fn maintenance_is_not_probed() {
     let mut health_status = running.pool.backends().remove(1).health_status();
     let thrice = health_status.wait_for(|health_status| 3 <= health_status.responses);
     let probed = time::timeout(Duration::from_secs(20), thrice).await;
-    assert!(probed.is_ok_and(|answers| answers.is_ok()));
+    assert!(probed.is_ok_and(|responses| responses.is_ok()));
     running.stop().await;
     let nobody = spared.accept().unwrap_err();
     assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);

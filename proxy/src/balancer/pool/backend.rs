@@ -407,8 +407,8 @@ impl Backend {
             ProbeResult::Unreachable(_) => "unreachable",
             ProbeResult::NoResponse(_) => "no_response",
         });
-        let answers = u64::from(result.is_response());
-        let change = self.update(at, answers, |machine| machine.probe(result, at.now))?;
+        let responses = u64::from(result.is_response());
+        let change = self.update(at, responses, |machine| machine.probe(result, at.now))?;
         self.release_if_draining(&change, at);
         if let (State::Down | State::Draining, State::Up) = (change.from, change.to) {
             self.begin_slow_start(at);
@@ -455,12 +455,12 @@ impl Backend {
             Evidence::ConnectionLost | Evidence::TimedOut => true,
             Evidence::Stopping => return self.announced_stop(at),
         };
-        let answer = if bad {
+        let response = if bad {
             ResponseOutcome::Bad
         } else {
             ResponseOutcome::Good
         };
-        if self.outlier.count(answer, at.age) {
+        if self.outlier.count(response, at.age) {
             self.probe_wanted.notify_one();
         }
         None

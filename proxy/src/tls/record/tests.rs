@@ -977,7 +977,7 @@ async fn what_the_client_closed_before_the_change_stays_closed() {
     other.shutdown().await.unwrap();
     let mut first = [0];
     kept.io().read_exact(&mut first).await.unwrap();
-    // Reading the close_notify leaves nothing to answer in TLS, but rustls is in a state of its own then.
+    // Reading the close_notify leaves nothing to respond in TLS, but rustls is in a state of its own then.
     kept.io().write_all(b"x").await.unwrap();
     let mut stream = kept.into_records().ok().unwrap();
     let mut rest = Vec::new();
@@ -1024,7 +1024,7 @@ proptest! {
 
 /// What another process would continue with.
 fn continued(stream: Stream) -> Stream {
-    let (transport, state) = Box::new(stream).into_state().ok().expect("it has a state");
+    let (transport, state) = Box::new(stream).into_state().expect("it has a state");
     Stream::from_state(transport, state).expect("it is possible")
 }
 
@@ -1092,7 +1092,7 @@ async fn a_state_that_is_not_possible_is_no_connection() {
     ];
     for change in changes {
         let (stream, _other) = connect(suites()[0], Role::Server, 4096).await;
-        let (transport, mut state) = Box::new(stream).into_state().ok().expect("it has a state");
+        let (transport, mut state) = Box::new(stream).into_state().expect("it has a state");
         assert!(suites()[0].tls13().is_some());
         change(&mut state);
         assert!(Stream::from_state(transport, state).is_none());

@@ -218,7 +218,7 @@ async fn a_backend_that_ends_after_the_order_leaves_the_client_a_close_frame() {
 }
 
 #[tokio::test]
-async fn a_backend_that_closes_after_the_order_is_heard() {
+async fn a_backend_that_closes_after_the_order_is_received() {
     let mut scene = open(b"");
     scene.order().await;
     scene.first.write_all(RESTART).await.unwrap();

@@ -97,10 +97,10 @@ impl Contender for Nchan {
         let mut process = Process::spawn("nchan", command, place.directory)?;
         accepting(&mut process, address).await?;
         // The kernel takes connections before there are workers, whose memory is not to be the clients'.
-        let answers = wait::until("an answer of nginx", wait::SOON, async || {
+        let responses = wait::until("a response of nginx", wait::SOON, async || {
             http::get(address, "/").await.ok()
         });
-        answers.await.with_context(|| process.tail())?;
+        responses.await.with_context(|| process.tail())?;
         let running =
             Running::with_workers(process, address).speaking(Dialect::posted("/sub/{}", "/pub/{}"));
         Ok(match place.tls {

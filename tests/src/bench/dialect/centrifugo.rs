@@ -30,7 +30,7 @@ pub(super) fn joining(message: &[u8]) -> Result<Joining, String> {
     })
 }
 
-/// An empty reply is a ping, and an empty command the answer.
+/// An empty reply is a ping, and an empty command the response.
 pub(super) fn heartbeat(message: &[u8]) -> Option<&'static [u8]> {
     (message.trim_ascii() == b"{}").then_some(b"{}")
 }

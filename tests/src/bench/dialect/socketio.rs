@@ -11,7 +11,7 @@ pub(super) fn joining(message: &[u8]) -> Result<Joining, String> {
     }
 }
 
-/// The answer to a ping.
+/// The response to a ping.
 pub(super) fn heartbeat(message: &[u8]) -> Option<&'static [u8]> {
     (message == b"2").then_some(b"3")
 }

@@ -17,7 +17,7 @@ pub(crate) trait Driver {
         Ok(())
     }
 
-    /// A WebSocket message, or the body of an HTTP answer, came with the read of `read_at`.
+    /// A WebSocket message, or the body of an HTTP response, came with the read of `read_at`.
     fn message(
         &mut self,
         connection: &mut Connection,
@@ -154,7 +154,7 @@ impl Connection {
             let taken = match self.phase {
                 Phase::Connecting | Phase::Upgrading => self.take_switch(rest, plan, driver)?,
                 Phase::Open if plan.dialect.protocol == Protocol::Http => {
-                    self.take_answer(rest, read_at, driver)?
+                    self.take_response(rest, read_at, driver)?
                 }
                 Phase::Joining | Phase::Open => self.take_frame(rest, plan, read_at, driver)?,
             };
@@ -172,19 +172,19 @@ impl Connection {
         plan: &Plan,
         driver: &mut impl Driver,
     ) -> io::Result<usize> {
-        let Some(answer) = Answer::parse(bytes)? else {
+        let Some(response) = Response::parse(bytes)? else {
             return Ok(0);
         };
-        if answer.status != 101 {
+        if response.status != 101 {
             return Err(io::Error::other(format!(
                 "the upgrade was answered {}",
-                answer.status
+                response.status
             )));
         }
         self.phase = Phase::Joining;
         let joining = plan.dialect.upgraded(plan.channel(self.number));
         self.join(joining, driver)?;
-        Ok(answer.head_length)
+        Ok(response.head_length)
     }
 
     fn join(&mut self, joining: Joining, driver: &mut impl Driver) -> io::Result<()> {
@@ -225,7 +225,7 @@ impl Connection {
                 self.join(joining, driver)?;
             }
             wire::TEXT | wire::BINARY => match plan.dialect.heartbeat(payload) {
-                Some(answer) => self.send_message(answer)?,
+                Some(response) => self.send_message(response)?,
                 None => plan.dialect.payloads(payload, |payload| {
                     self.received += 1;
                     driver.message(self, payload, read_at)
@@ -245,23 +245,23 @@ impl Connection {
         Ok(head.end)
     }
 
-    fn take_answer(
+    fn take_response(
         &mut self,
         bytes: &[u8],
         read_at: Instant,
         driver: &mut impl Driver,
     ) -> io::Result<usize> {
-        let Some(answer) = Answer::parse(bytes)? else {
+        let Some(response) = Response::parse(bytes)? else {
             return Ok(0);
         };
-        if !(200..300).contains(&answer.status) {
+        if !(200..300).contains(&response.status) {
             return Err(io::Error::other(format!(
                 "a request was answered {}",
-                answer.status
+                response.status
             )));
         }
-        let end = answer.head_length + answer.body_length;
-        let Some(body) = bytes.get(answer.head_length..end) else {
+        let end = response.head_length + response.body_length;
+        let Some(body) = bytes.get(response.head_length..end) else {
             return Ok(0);
         };
         self.received += 1;
@@ -270,14 +270,14 @@ impl Connection {
     }
 }
 
-/// What the head of an HTTP answer says that matters here.
-struct Answer {
+/// What the head of an HTTP response says that matters here.
+struct Response {
     status: u16,
     head_length: usize,
     body_length: usize,
 }
 
-impl Answer {
+impl Response {
     fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut response = httparse::Response::new(&mut headers);

@@ -1,6 +1,6 @@
 //! The backend of an application, which publishes by HTTP requests on a few connections that are kept.
 //!
-//! Requests do not wait for the answers to those before them: the load is open.
+//! Requests do not wait for the responses to those before them: the load is open.
 
 use std::io;
 use std::net::TcpStream;
@@ -59,11 +59,11 @@ impl Poster {
         }
     }
 
-    /// Takes the answers that have come, if `event` is about one of its connections.
+    /// Takes the responses that have come, if `event` is about one of its connections.
     pub(super) fn advance(&mut self, event: &Event, scratch: &mut [u8]) {
         let number = event.token().0.checked_sub(FIRST);
         if let Some(connection) = number.and_then(|number| self.connections.get_mut(number))
-            && let Err(error) = connection.advance(event, &self.plan, scratch, &mut Answers)
+            && let Err(error) = connection.advance(event, &self.plan, scratch, &mut Responses)
         {
             self.error.get_or_insert(error);
         }
@@ -75,9 +75,9 @@ impl Poster {
     }
 }
 
-struct Answers;
+struct Responses;
 
-impl Driver for Answers {
+impl Driver for Responses {
     fn message(&mut self, _: &mut Connection, body: &[u8], _: Instant) -> io::Result<()> {
         let body = String::from_utf8_lossy(body);
         match body.contains("\"error\":") {

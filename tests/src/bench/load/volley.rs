@@ -1,4 +1,4 @@
-//! Closed loop: as soon as a client's answer has come, it asks again.
+//! Closed loop: as soon as a client's response has come, it asks again.
 
 use std::io;
 use std::thread;
@@ -11,9 +11,9 @@ use crate::harness::segments::{Ends, SocketQueues};
 
 /// What came of a closed loop.
 pub(crate) struct Volleyed {
-    /// Answers that came.
-    pub(crate) answers: u64,
-    /// From each question to its answer.
+    /// Responses that came.
+    pub(crate) responses: u64,
+    /// From each question to its response.
     pub(crate) latency: Latency,
 }
 
@@ -46,7 +46,7 @@ impl Load {
             in_two: segments == Segments::Two,
             end: Instant::now() + duration,
             open_questions: self.clients(),
-            answers: 0,
+            responses: 0,
             latency: Latency::default(),
         };
         let mut payloads = match segments {
@@ -69,10 +69,10 @@ impl Load {
             if let Some(payloads) = &mut payloads {
                 payloads.send_due(self, &mut volley.begun);
             }
-            patience.check(volley.answers, "questions answered")?;
+            patience.check(volley.responses, "questions answered")?;
         }
         Ok(Volleyed {
-            answers: volley.answers,
+            responses: volley.responses,
             latency: volley.latency,
         })
     }
@@ -130,7 +130,7 @@ struct Volley {
     begun: Vec<usize>,
     end: Instant,
     open_questions: usize,
-    answers: u64,
+    responses: u64,
     latency: Latency,
 }
 
@@ -150,7 +150,7 @@ impl Driver for Volley {
         _: &[u8],
         read_at: Instant,
     ) -> io::Result<()> {
-        self.answers += 1;
+        self.responses += 1;
         if let Some(sent_at) = connection.sent_at {
             self.latency
                 .record(read_at.saturating_duration_since(sent_at));
@@ -175,9 +175,9 @@ mod tests {
     use crate::bench::load::Plan;
 
     const BODY: usize = 1_024;
-    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-    /// A server of one client, which answers requests with a body of [`BODY`] until the client closes; the length of each read.
+    /// A server of one client, which responds to requests with a body of [`BODY`] until the client closes; the length of each read.
     fn serve() -> (SocketAddr, thread::JoinHandle<Vec<usize>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -190,7 +190,7 @@ mod tests {
                 let head = request.windows(4).position(|end| end == b"\r\n\r\n");
                 if head.is_some_and(|head| request.len() == head + 4 + BODY) {
                     request.clear();
-                    stream.write_all(ANSWER).unwrap();
+                    stream.write_all(RESPONSE).unwrap();
                 }
             }
             reads
@@ -204,7 +204,7 @@ mod tests {
         let mut load = Load::new(plan).unwrap();
         load.open(1).unwrap();
         let volleyed = load.volley(BODY, Duration::from_millis(100), segments);
-        assert!(0 < volleyed.unwrap().answers);
+        assert!(0 < volleyed.unwrap().responses);
         drop(load);
         served.join().unwrap()
     }

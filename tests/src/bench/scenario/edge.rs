@@ -22,7 +22,7 @@ use crate::bench::load::{Latency, Load, Plan, Segments};
 use crate::bench::report::Figure;
 use crate::bench::scenario::measuring::Work;
 use crate::bench::scenario::{SMALL_BYTES, Scenario, Stage, explained, idle};
-use crate::harness::http::{self, Answer};
+use crate::harness::http::{self, Response};
 use crate::harness::process::Process;
 use crate::harness::wait;
 
@@ -216,12 +216,12 @@ impl Scenario for EdgeWork {
             ..stage.place()
         };
         let server = contender.start(&place).await?;
-        let answer = explained(&server, first_answer(server.address).await)?;
+        let response = explained(&server, first_response(server.address).await)?;
         let plan = match self.wire {
             Wire::Plain => server.clients(),
             Wire::Tls => server.tls_clients(&tls)?,
         };
-        explained(&server, self.run(&server, plan, &answer, options))
+        explained(&server, self.run(&server, plan, &response, options))
     }
 }
 
@@ -230,7 +230,7 @@ impl EdgeWork {
         &self,
         server: &Running,
         plan: Plan,
-        answer: &Answer,
+        response: &Response,
         options: &Options,
     ) -> Result<Vec<Figure>> {
         match self.kind {
@@ -241,12 +241,12 @@ impl EdgeWork {
                 volley(plan, server, options, question, "CPU of a round trip")
             }
             Kind::Http => {
-                let plan = Plan::new(server.address, Dialect::http("/", cookie_of(answer)));
+                let plan = Plan::new(server.address, Dialect::http("/", cookie_of(response)));
                 let question = (0, Segments::One);
                 volley(plan, server, options, question, "CPU of a request")
             }
             Kind::Post(segments) => {
-                let plan = Plan::new(server.address, Dialect::http_post("/", cookie_of(answer)));
+                let plan = Plan::new(server.address, Dialect::http_post("/", cookie_of(response)));
                 let question = (POST_BYTES, segments);
                 volley(plan, server, options, question, "CPU of a request")
             }
@@ -255,8 +255,8 @@ impl EdgeWork {
 }
 
 /// The `Cookie` of a client that has its affinity cookie already.
-fn cookie_of(answer: &Answer) -> Option<&str> {
-    let cookie = answer.header("set-cookie");
+fn cookie_of(response: &Response) -> Option<&str> {
+    let cookie = response.header("set-cookie");
     cookie.and_then(|set| set.split(';').next())
 }
 
@@ -287,11 +287,11 @@ fn volley(
     load.volley(payload_bytes, options.warm_up(), segments)?;
     let work = Work::start(server)?;
     let volleyed = load.volley(payload_bytes, options.duration(), segments)?;
-    let cpu = work.per_unit(volleyed.answers)?;
+    let cpu = work.per_unit(volleyed.responses)?;
     Ok(busy_figures(
         what,
         cpu,
-        volleyed.answers,
+        volleyed.responses,
         &volleyed.latency,
         options,
     ))
@@ -332,13 +332,13 @@ pub(in crate::bench) async fn start_backend(directory: &Path) -> Result<Backend>
     })
 }
 
-/// Waits until the edge answers from its backend: it may not know yet that it is up.
-async fn first_answer(address: SocketAddr) -> Result<Answer> {
+/// Waits until the edge responds from its backend: it may not know yet that it is up.
+async fn first_response(address: SocketAddr) -> Result<Response> {
     wait::until("the edge to reach its backend", wait::SOON, async || {
         http::get(address, "/")
             .await
             .ok()
-            .filter(|answer| answer.status == 200)
+            .filter(|response| response.status == 200)
     })
     .await
 }

@@ -26,7 +26,7 @@ const HEADERS: &str = "Host: bench\r\nOrigin: http://bench\r\nReferer: http://be
     User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0\r\n\
     Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nAccept-Language: en-US,en;q=0.9\r\n";
 
-/// How long an answer, or the end of sessions, may take.
+/// How long a response, or the end of sessions, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the allocator may take to give back what it holds.
@@ -137,7 +137,7 @@ async fn polling(server: &Running, clients: usize, options: &Options) -> Result<
     for number in 0..clients {
         let mut caller = Caller::connect(server.address)?;
         caller.ask("POST", &format!("{}/xhr_send", session(number)), "[]")?;
-        caller.answer()?;
+        caller.response()?;
         callers.push(caller);
     }
     time::sleep(options.settle()).await;
@@ -152,8 +152,8 @@ async fn polling(server: &Running, clients: usize, options: &Options) -> Result<
     for (number, waiting) in callers.iter_mut().enumerate() {
         let send = format!("{}/xhr_send", session(number));
         caller.ask("POST", &send, "[\"x\"]")?;
-        caller.answer()?;
-        let frame = waiting.answer()?;
+        caller.response()?;
+        let frame = waiting.response()?;
         ensure!(frame == "a[\"x\"]\n", "the poll was answered {frame:?}");
     }
     Ok(vec![
@@ -195,7 +195,7 @@ async fn abandoned(server: &Running, clients: usize, options: &Options) -> Resul
 fn sessions(admin: SocketAddr) -> Result<usize> {
     let mut caller = Caller::connect(admin)?; // A connection carries one request.
     caller.ask("GET", "/metrics", "")?;
-    let text = caller.answer()?;
+    let text = caller.response()?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("causeway_node_sessions "));
@@ -205,7 +205,7 @@ fn sessions(admin: SocketAddr) -> Result<usize> {
 /// A connection of a client that polls.
 pub(crate) struct Caller {
     stream: TcpStream,
-    /// What was read and belongs to the next answer.
+    /// What was read and belongs to the next response.
     read: Vec<u8>,
 }
 
@@ -222,7 +222,7 @@ impl Caller {
     /// Opens a session by its first poll.
     pub(crate) fn open(&mut self, session: &str) -> Result<()> {
         self.ask("POST", &format!("{session}/xhr"), "")?;
-        let frame = self.answer()?;
+        let frame = self.response()?;
         ensure!(
             frame == "o\n",
             "the first poll of {session} was answered {frame:?}"
@@ -237,15 +237,15 @@ impl Caller {
         Ok(self.stream.write_all(request.as_bytes())?)
     }
 
-    /// Reads the body of an answer that says its length, or has none.
-    fn answer(&mut self) -> Result<String> {
+    /// Reads the body of a response that says its length, or has none.
+    fn response(&mut self) -> Result<String> {
         loop {
             let mut headers = [httparse::EMPTY_HEADER; 32];
-            let mut answer = httparse::Response::new(&mut headers);
-            if let httparse::Status::Complete(head) = answer.parse(&self.read)? {
-                let code = answer.code.unwrap_or(0);
+            let mut response = httparse::Response::new(&mut headers);
+            if let httparse::Status::Complete(head) = response.parse(&self.read)? {
+                let code = response.code.unwrap_or(0);
                 ensure!((200..300).contains(&code), "a request was answered {code}");
-                let length = answer
+                let length = response
                     .headers
                     .iter()
                     .find(|header| header.name.eq_ignore_ascii_case("content-length"));

@@ -30,7 +30,7 @@ pub struct Subscribed {
 
 /// One client in one channel.
 ///
-/// Within one epoch everything behind the first position has to come, each offset once and in order. Only an answer that says that
+/// Within one epoch everything behind the first position has to come, each offset once and in order. Only a response that says that
 /// not everything could be recovered makes another beginning.
 #[derive(Debug, Default)]
 pub(super) struct Follower {

@@ -9,7 +9,7 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use crate::harness::{
-    http::{Answer, Connection},
+    http::{Connection, Response},
     load::{
         Cookies,
         journal::{Journal, Record},
@@ -75,14 +75,14 @@ impl Client {
             .clone()
     }
 
-    /// Sends a request and writes down what came of it. The answer, if its status is `good`.
+    /// Sends a request and writes down what came of it. The response, if its status is `good`.
     pub(super) async fn ask(
         &mut self,
         method: &'static str,
         path: &str,
         body: &[u8],
         good: impl Fn(u16) -> bool,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.edge);
         let before = self.cookie();
         head.push_str(&cookie_header(before.as_deref()));
@@ -93,8 +93,8 @@ impl Client {
         let begun = Instant::now();
         let mut kept = self.idle.take();
         let asked = exchange(self.edge, &mut kept, [head.as_bytes(), body].concat()).await;
-        if let Ok(answer) = &asked
-            && answer.header("connection") != Some("close")
+        if let Ok(response) = &asked
+            && response.header("connection") != Some("close")
         {
             self.idle = kept;
         }
@@ -102,7 +102,7 @@ impl Client {
     }
 
     /// Asks for a WebSocket and writes down what came of it. The connection and the 101, if it is one.
-    pub(super) async fn upgrade(&mut self, path: &str) -> Option<(Connection, Answer)> {
+    pub(super) async fn upgrade(&mut self, path: &str) -> Option<(Connection, Response)> {
         let before = self.cookie();
         let cookie = cookie_header(before.as_deref());
         let begun = Instant::now();
@@ -115,10 +115,10 @@ impl Client {
             connection.head().await
         }
         .await;
-        let answer = self.write_down("upgrade", path, begun, before, asked, |status| {
+        let response = self.write_down("upgrade", path, begun, before, asked, |status| {
             status == 101
         })?;
-        Some((connection?, answer))
+        Some((connection?, response))
     }
 
     fn write_down(
@@ -127,22 +127,25 @@ impl Client {
         path: &str,
         begun: Instant,
         before: Option<String>,
-        asked: Result<Answer>,
+        asked: Result<Response>,
         good: impl Fn(u16) -> bool,
-    ) -> Option<Answer> {
-        let set = asked.as_ref().ok().and_then(|answer| answer.cookie(COOKIE));
+    ) -> Option<Response> {
+        let set = asked
+            .as_ref()
+            .ok()
+            .and_then(|response| response.cookie(COOKIE));
         if self.cookies == Cookies::Kept && set.is_some() {
             *self.cookie.lock().unwrap_or_else(PoisonError::into_inner) = set;
         }
         let outcome = match &asked {
-            Ok(answer) => Ok(answer.status),
+            Ok(response) => Ok(response.status),
             Err(error) => Err(format!("{error:#}")),
         };
         let good = outcome.as_ref().is_ok_and(|status| good(*status));
         let node = asked
             .as_ref()
             .ok()
-            .and_then(|answer| answer.header("causeway-node"));
+            .and_then(|response| response.header("causeway-node"));
         self.journal.add(Record {
             client: self.number,
             method,
@@ -171,13 +174,13 @@ async fn exchange(
     edge: SocketAddr,
     kept: &mut Option<Connection>,
     request: Vec<u8>,
-) -> Result<Answer> {
+) -> Result<Response> {
     let connection = match kept {
         Some(connection) => connection,
         None => kept.insert(Connection::open(edge).await?),
     };
     connection.send(request).await?;
-    connection.answer().await
+    connection.response().await
 }
 
 /// The backend that an unsigned cookie names: `u1.ID.TIME`.

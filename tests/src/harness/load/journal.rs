@@ -24,7 +24,7 @@ pub enum Kind {
     Tunnel,
 }
 
-/// One request and its answer.
+/// One request and its response.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// Whose.
@@ -35,9 +35,9 @@ pub struct Record {
     pub path: String,
     /// When it was sent.
     pub begun: Instant,
-    /// When the end of the answer was there.
+    /// When the end of the response was there.
     pub ended: Instant,
-    /// The status, or why there was no whole answer.
+    /// The status, or why there was no whole response.
     pub outcome: std::result::Result<u16, String>,
     /// Whether it is what the client wanted.
     pub good: bool,
@@ -47,18 +47,18 @@ pub struct Record {
     pub bound_before: Option<String>,
     /// See `bound_before`.
     pub bound_after: Option<String>,
-    /// Whether the client's cookie named another backend until this answer came.
+    /// Whether the client's cookie named another backend until this response came.
     pub moved: bool,
 }
 
 impl Record {
-    /// Whether it failed by no doing of the client's: a 5xx, or no whole answer.
+    /// Whether it failed by no doing of the client's: a 5xx, or no whole response.
     #[must_use]
     pub fn failed(&self) -> bool {
         self.outcome.as_ref().map_or(true, |status| 500 <= *status)
     }
 
-    /// How long the answer took.
+    /// How long the response took.
     #[must_use]
     pub fn took(&self) -> Duration {
         self.ended - self.begun
@@ -127,7 +127,7 @@ impl Journal {
 
     pub(super) fn add(&self, mut record: Record) {
         let place = &mut lock(&self.places)[record.client];
-        // By the order of answers: two requests of one client, sent together, may be bound anew together.
+        // By the order of responses: two requests of one client, sent together, may be bound anew together.
         record.moved = place.bound.is_some() && place.bound != record.bound_after;
         place.bound.clone_from(&record.bound_after);
         place.served = record.good.then_some(record.begun);
@@ -159,7 +159,7 @@ impl Journal {
         lock(&self.places).clone()
     }
 
-    /// Every request, in the order of the answers.
+    /// Every request, in the order of the responses.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
         lock(&self.records).clone()

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use tokio::time::{Instant, sleep};
 
 use crate::harness::{
-    http::Answer,
+    http::Response,
     load::{PAUSE, PAUSE_AFTER_FAILURE, client::Client},
 };
 
@@ -28,7 +28,7 @@ async fn one(client: &mut Client) -> Result<()> {
         format!("/echo/000/{id}/xhr_send"),
     );
     let is_ok = |status| status == 200;
-    let node = |answer: &Answer| answer.header("causeway-node").map(str::to_owned);
+    let node = |response: &Response| response.header("causeway-node").map(str::to_owned);
     let home = match client.ask("POST", &xhr, b"", is_ok).await {
         Some(opened) if opened.text() == "o\n" => node(&opened),
         Some(opened) => bail!("a new session begins with {:?}", opened.text()),
@@ -49,15 +49,15 @@ async fn one(client: &mut Client) -> Result<()> {
         };
         let polled = async {
             loop {
-                let Some(answer) = client.ask("POST", &xhr, b"", is_ok).await else {
+                let Some(response) = client.ask("POST", &xhr, b"", is_ok).await else {
                     bail!("poll {number} fails");
                 };
-                let (frame, from) = (answer.text(), node(&answer));
+                let (frame, from) = (response.text(), node(&response));
                 let before = std::mem::replace(&mut heard, Instant::now());
                 if frame != "h\n" {
                     ensure!(
                         frame == format!("a{message}\n"),
-                        "poll {number} gets {frame:?} from {from:?}, {:?} after the answer before; opened at {home:?}",
+                        "poll {number} gets {frame:?} from {from:?}, {:?} after the response before; opened at {home:?}",
                         before.elapsed()
                     );
                     return Ok(());

@@ -60,7 +60,7 @@ impl Story {
             .filter(|record| !self.struck.contains(&record.client) && !self.is_newcomer(record))
     }
 
-    /// The longest that an unconcerned client waited for an answer that is not parked on purpose: how slow the machine is.
+    /// The longest that an unconcerned client waited for a response that is not parked on purpose: how slow the machine is.
     #[must_use]
     pub fn lag(&self) -> Duration {
         let prompt = self
@@ -75,7 +75,7 @@ impl Story {
         self.records.iter().filter(|record| record.failed()).count()
     }
 
-    /// Clients of other backends: every answer good, no move, no loss.
+    /// Clients of other backends: every response good, no move, no loss.
     ///
     /// # Errors
     ///

@@ -13,11 +13,11 @@ use crate::harness::{
 /// Keeps a WebSocket open, with an echo each `beat`; gives one up when an echo takes longer than `patience`.
 pub(super) async fn keep(mut client: Client, beat: Duration, patience: Duration) {
     loop {
-        let Some((connection, answer)) = client.upgrade("/echo/websocket").await else {
+        let Some((connection, response)) = client.upgrade("/echo/websocket").await else {
             sleep(PAUSE_AFTER_FAILURE.mul_f64(0.5 + fastrand::f64())).await;
             continue;
         };
-        let end = match WebSocket::begin(connection, answer).await {
+        let end = match WebSocket::begin(connection, response).await {
             Ok(socket) => carry(&client, socket, beat, patience).await,
             Err(error) => Err(error),
         };
@@ -36,8 +36,8 @@ async fn carry(
     let mut pause = beat.mul_f64(fastrand::f64());
     for number in 0_u64.. {
         tokio::select! {
-            unasked = socket.message() => {
-                ensure!(unasked?.is_none_or(|message| message.is_close()), "an echo of nothing");
+            unexpected = socket.message() => {
+                ensure!(unexpected?.is_none_or(|message| message.is_close()), "an echo of nothing");
                 return Ok(());
             }
             () = sleep(pause) => {}

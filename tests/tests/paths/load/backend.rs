@@ -242,7 +242,7 @@ impl Connection {
 fn response(seen: &Seen, bytes: usize, sum: &str) -> Vec<u8> {
     let value = |name: &str| seen.values(name).concat();
     let id = value("x-id");
-    let filler = "x".repeat(value("x-answer").parse().unwrap_or_default());
+    let filler = "x".repeat(value("x-response").parse().unwrap_or_default());
     let body = format!("{id} {bytes} {sum}\n{filler}");
     let head = format!("HTTP/1.1 200 OK\r\nx-id: {id}\r\nx-sum: {sum}\r\n");
     if value("x-chunked").is_empty() {

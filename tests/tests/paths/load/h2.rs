@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub(super) id: String,
     pub(super) body: Vec<u8>,
     sum: String,
-    answer: usize,
+    response: usize,
     chunked: bool,
 }
 
@@ -48,7 +48,7 @@ impl Plan {
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
             body,
-            answer: fastrand::usize(..2_000),
+            response: fastrand::usize(..2_000),
             chunked: fastrand::bool(),
         }
     }
@@ -57,7 +57,7 @@ impl Plan {
         let mut headers = vec![
             ("x-id", self.id.clone()),
             ("x-sum", self.sum.clone()),
-            ("x-answer", self.answer.to_string()),
+            ("x-response", self.response.to_string()),
         ];
         if self.chunked {
             headers.push(("x-chunked", "1".to_owned()));
@@ -81,7 +81,7 @@ impl Plan {
             "the body {}",
             text(body)
         );
-        let length = first.len() + self.answer;
+        let length = first.len() + self.response;
         ensure!(
             body.len() == length,
             "{} bytes and not {length}",
@@ -136,7 +136,7 @@ async fn worker_of(name: String, mut client: SendRequest<Bytes>, target: &Target
         let kind = KINDS[fastrand::usize(..KINDS.len())];
         let mut plan = Plan::new(&format!("{name}-{number}"));
         if matches!(kind, "slow" | "left") {
-            plan.answer = 400_000;
+            plan.response = 400_000;
         }
         let done = timeout(PATIENCE, one(&mut client, &plan, kind)).await;
         let done = done.unwrap_or_else(|_| Err(anyhow::anyhow!("no end")));

@@ -35,7 +35,7 @@ fn without_a_response() -> Vec<Case> {
         ])
     };
     let silent = || does(vec![Step::ReadAll, Step::Silent]);
-    let answers = || sends(&[HELLO]);
+    let responses = || sends(&[HELLO]);
     vec![
         case("a backend that is not there", get("/down"))
             .refused(503)
@@ -83,14 +83,17 @@ fn without_a_response() -> Vec<Case> {
         .differs(BODY_LATER, "the request may not have been read", |case| {
             case.connection(Connection::Either)
         }),
-        case("another backend answers what is idempotent", get("/two"))
-            .attempted(vec![close(), answers()])
-            .sees_times(2),
+        case(
+            "another backend responds to what is idempotent",
+            get("/two"),
+        )
+        .attempted(vec![close(), responses()])
+        .sees_times(2),
         case(
             "no other backend gets what is not",
             post("/two", &[b"hello"]),
         )
-        .attempted(vec![close(), answers()])
+        .attempted(vec![close(), responses()])
         .refused(502)
         .sees_times(1),
         case("the backend says nothing", get("/plain"))

@@ -221,7 +221,7 @@ fn connections() -> Vec<Case> {
     ]
 }
 
-/// Answers when the edge has had the time to see that the client has ended its side.
+/// Responds when the edge has had the time to see that the client has ended its side.
 fn slowly() -> crate::case::Attempt {
     let mut attempt = sends::<&str>(&[]);
     attempt.steps.push(Step::Pause(Duration::from_millis(100)));
@@ -318,7 +318,7 @@ fn expectations() -> Vec<Case> {
             Case::any_interim,
         ),
         case(
-            "Expect: the backend answers at once, without the body",
+            "Expect: the backend responds at once, without the body",
             post("/body", &[b"hello"]),
         )
         .only(EXPECT)
@@ -329,7 +329,7 @@ fn expectations() -> Vec<Case> {
         .connection(Connection::Either)
         .sees_body(BodyEnd::Either),
         case(
-            "Expect: the backend answers at once and closes",
+            "Expect: the backend responds at once and closes",
             post("/body", &[b"hello"]),
         )
         .only(EXPECT)

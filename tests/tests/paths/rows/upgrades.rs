@@ -99,7 +99,7 @@ fn opened() -> Vec<Case> {
     ]
 }
 
-/// The backend answers as it would answer any request.
+/// The backend responds as it would respond to any request.
 fn refused() -> Vec<Case> {
     let declined = |name, head: String, status, body| {
         case(name, websocket("/ws", b"", b""))

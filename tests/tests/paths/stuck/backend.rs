@@ -99,14 +99,14 @@ impl Backend {
 
 async fn serve(mut stream: TcpStream, counts: Arc<Counts>, mut goes: watch::Receiver<bool>) {
     while let Some(target) = head(&mut stream).await {
-        let answer = match &*target {
+        let response = match &*target {
             ENDLESS => format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"),
             FLOOD | ECHO => SWITCH.to_owned(),
             UNREAD => String::new(),
             REFUSED => "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".to_owned(),
             _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
         };
-        if stream.write_all(answer.as_bytes()).await.is_err() {
+        if stream.write_all(response.as_bytes()).await.is_err() {
             return;
         }
         match &*target {

@@ -172,7 +172,7 @@ fn a_late_probe_does_not_count_as_the_probe_of_another_queue() {
 #[test]
 fn a_queue_whose_probes_alone_are_missing_is_reconnected_alone() {
     let mut bench = Bench::up(2);
-    let of_queue_1 = |queue_1_answers_at: Option<u64>| {
+    let of_queue_1 = |queue_1_replies_at: Option<u64>| {
         let mut bench = Bench::up(2);
         let see = |bench: &mut Bench, number, ms| {
             let now = bench.at(ms);
@@ -182,7 +182,7 @@ fn a_queue_whose_probes_alone_are_missing_is_reconnected_alone() {
         see(&mut bench, 0, 10);
         bench.seen(0, 20);
         bench.due(2000);
-        if let Some(ms) = queue_1_answers_at {
+        if let Some(ms) = queue_1_replies_at {
             see(&mut bench, 1, ms);
         }
         bench.due(3000);
@@ -233,15 +233,15 @@ fn the_age_of_the_last_proof_is_that_of_the_way_proven_longest_ago() {
 }
 
 #[test]
-fn what_redis_answers_to_a_probe_counts_only_for_the_connections_it_was_sent_over() {
+fn what_redis_replies_to_a_probe_counts_only_for_the_connections_it_was_sent_over() {
     let mut bench = Bench::up(1);
     let unheard = |bench: &mut Bench, number| {
-        let answer = Answer {
-            heard_by: 0,
+        let reply = ProbeReply {
+            receivers: 0,
             server: None,
         };
         let now = bench.start;
-        bench.health.answered(0, number, answer, now)
+        bench.health.answered(0, number, reply, now)
     };
     assert_eq!(bench.due(0), [probe(0)]);
     let now = bench.at(10);

@@ -11,12 +11,12 @@ const NO_SCRIPT: &str = "-NOSCRIPT No matching script.\r\n";
 const NO_MEMORY: &str = "-OOM command not allowed\r\n";
 
 /// What Redis says, as the client library hands it over.
-fn answer(reply: &str) -> Value {
+fn parsed(reply: &str) -> Value {
     parse_redis_value(reply.as_bytes()).unwrap()
 }
 
-fn sorted(batch: Vec<Entry>, answers: Vec<Value>) -> (Vec<String>, Vec<String>) {
-    let sorted = sort(batch, answers);
+fn sorted(batch: Vec<Entry>, replies: Vec<Value>) -> (Vec<String>, Vec<String>) {
+    let sorted = sort(batch, replies);
     let ended = sorted.ended.iter().map(|(entry, outcome)| {
         let outcome = match outcome {
             Outcome::Taken(stored) => match &stored.position {
@@ -45,8 +45,8 @@ fn batch(channels: &str) -> Vec<Entry> {
 }
 
 #[test]
-fn each_answer_is_for_one_publication() {
-    for (channels, answers, ended, retried) in [
+fn each_reply_is_for_one_publication() {
+    for (channels, replies, ended, retried) in [
         (
             "ab",
             vec![TAKEN, TAKEN],
@@ -83,8 +83,8 @@ fn each_answer_is_for_one_publication() {
             vec![],
         ),
     ] {
-        let answers = answers.into_iter().map(answer).collect();
-        let (has_ended, is_retried) = sorted(batch(channels), answers);
+        let replies = replies.into_iter().map(parsed).collect();
+        let (has_ended, is_retried) = sorted(batch(channels), replies);
         assert_eq!(
             (has_ended, is_retried),
             (texts(&ended), texts(&retried)),
@@ -98,7 +98,7 @@ fn texts(texts: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn what_is_stored_has_its_place_and_a_strange_answer_proves_nothing() {
+fn what_is_stored_has_its_place_and_an_unexpected_reply_proves_nothing() {
     for (reply, expected) in [
         (STORED_AT_7, "a at 7"),
         ("*2\r\n$1\r\n0\r\n$0\r\n\r\n", "a taken"),
@@ -107,10 +107,10 @@ fn what_is_stored_has_its_place_and_a_strange_answer_proves_nothing() {
         ("*2\r\n$1\r\nx\r\n$1\r\ne\r\n", "a unanswered"),
         (NO_MEMORY, "a refused"),
     ] {
-        let (ended, _) = sorted(vec![storing("a")], vec![answer(reply)]);
+        let (ended, _) = sorted(vec![storing("a")], vec![parsed(reply)]);
         assert_eq!(ended, [expected]);
     }
-    let (ended, retried) = sorted(vec![storing("a")], vec![answer(NO_SCRIPT)]);
+    let (ended, retried) = sorted(vec![storing("a")], vec![parsed(NO_SCRIPT)]);
     assert_eq!((ended, retried), (vec![], texts(&["a"])));
 }
 
@@ -126,7 +126,7 @@ fn what_no_replica_confirms_is_not_replicated() {
             Outcome::Taken(Stored { position: None }),
         ),
         (Some(Value::Int(0)), Outcome::Unreplicated),
-        (Some(answer(NO_MEMORY)), Outcome::Unreplicated),
+        (Some(parsed(NO_MEMORY)), Outcome::Unreplicated),
         (None, Outcome::Unreplicated),
     ] {
         let taken = Outcome::Taken(Stored { position: None });

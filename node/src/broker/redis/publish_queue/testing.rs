@@ -16,7 +16,7 @@ pub(in crate::broker::redis) fn relayed(channel: &str, data: &str) -> Entry {
 
 /// One on channel `a` that is to be stored, if anybody waited.
 pub(in crate::broker::redis) fn storing(data: &str) -> Entry {
-    let (answer, _) = oneshot::channel();
+    let (reply, _) = oneshot::channel();
     let channel = ChannelName::new("a").unwrap();
     let store = Store {
         channel,
@@ -26,7 +26,7 @@ pub(in crate::broker::redis) fn storing(data: &str) -> Entry {
         until: Until::Stored,
     };
     Entry {
-        storing: Some(Storing { store, answer }),
+        storing: Some(Storing { store, reply }),
         ..relayed("causeway:ch:{a}", data)
     }
 }

@@ -14,7 +14,7 @@ fn names(channels: &[ChannelName]) -> Vec<&str> {
 }
 
 #[test]
-fn a_wish_becomes_one_command_and_is_settled_by_its_confirmation() {
+fn a_wanted_change_becomes_one_command_and_is_settled_by_its_confirmation() {
     let mut subscriptions = Subscriptions::default();
     assert!(subscriptions.want(&name("a"), true));
     assert!(!subscriptions.want(&name("a"), true));
@@ -28,7 +28,7 @@ fn a_wish_becomes_one_command_and_is_settled_by_its_confirmation() {
 }
 
 #[test]
-fn a_wish_that_changes_while_its_command_is_under_way_is_followed_afterwards() {
+fn a_wanted_change_that_is_replaced_while_its_command_is_under_way_is_followed_afterwards() {
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&name("a"), true);
     subscriptions.next_batch().unwrap();
@@ -42,7 +42,7 @@ fn a_wish_that_changes_while_its_command_is_under_way_is_followed_afterwards() {
 }
 
 #[test]
-fn a_wish_taken_back_before_its_command_costs_none() {
+fn a_wanted_change_taken_back_before_its_command_costs_none() {
     let mut subscriptions = Subscriptions::default();
     subscriptions.want(&name("a"), true);
     subscriptions.want(&name("a"), false);

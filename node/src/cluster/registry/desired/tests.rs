@@ -361,7 +361,7 @@ impl World {
         }
     }
 
-    fn hear(&mut self, event: Option<Event>) {
+    fn apply(&mut self, event: Option<Event>) {
         match event {
             Some(Event::Joined(slot, _)) => {
                 let is_new = self.believed.insert(slot);
@@ -403,7 +403,7 @@ proptest! {
                 3 => for write in in_flight.drain(..) {
                     let is_change = world.carry_out(&write);
                     let event = desired.answered(write, is_change);
-                    world.hear(event);
+                    world.apply(event);
                 },
                 4 => for write in in_flight.drain(..) {
                     if index % 2 == 0 {
@@ -450,7 +450,7 @@ proptest! {
             for write in batch {
                 let is_change = world.carry_out(&write);
                 let event = desired.answered(write, is_change);
-                world.hear(event);
+                world.apply(event);
             }
         }
         let wanted: BTreeSet<Slot> = wanted.into_iter().collect();

@@ -1,0 +1,787 @@
+//! A new process takes the sockets of the running edge over, and no client notices.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::Read as _,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command as SyncCommand,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use causeway_tests::harness::{
+    backend::{Backend, Request},
+    edge::{self, Edge},
+    http::{self, Connection},
+    process::{Process, Signal},
+    programs,
+    scratch::Scratch,
+    settings::Settings,
+    tls::{Authority, NAME},
+    wait, websocket,
+};
+use rustls::{
+    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    version::{TLS12, TLS13},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    process::Command,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Kinds of messages between both processes.
+const HELLO: u8 = 1;
+const VERSION: u8 = 2;
+const REFUSED: u8 = 3;
+const LISTENERS: u8 = 4;
+const READY: u8 = 5;
+const GO: u8 = 6;
+const ACCEPTING: u8 = 7;
+const YOURS: u8 = 8;
+const TUNNELS: u8 = 9;
+
+/// Sends every byte of a tunnel back; other requests get a short response.
+async fn echo_backend() -> Result<Backend> {
+    Backend::start(async |mut request: Request| {
+        if request.header("upgrade").is_none() {
+            let _ = request.respond("200 OK", "", "hello").await;
+            return;
+        }
+        let accept = websocket::ACCEPT;
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        let _ = request.stream.write_all(head.as_bytes()).await;
+        let _ = request.stream.write_all(&request.rest).await;
+        let (mut from, mut to) = request.stream.split();
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+        let _ = to.shutdown().await;
+    })
+    .await
+}
+
+/// An edge that can be taken over, in front of a backend that echoes.
+struct Scene {
+    edge: Edge,
+    settings: Settings,
+    scratch: Scratch,
+    _backend: Backend,
+}
+
+impl Scene {
+    async fn start(name: &str, change: impl FnOnce(Settings, &Path) -> Settings) -> Result<Self> {
+        let scratch = Scratch::new(name)?;
+        let backend = echo_backend().await?;
+        let settings = edge::settings(&[("b1", backend.address)])
+            .with("threads", json!(2))
+            .with("takeover.socket", json!(scratch.path().join("edge.sock")));
+        let settings = change(settings, scratch.path());
+        let edge = Edge::start(&settings, scratch.path()).await?;
+        edge.backend_in_state("b1", "up").await?;
+        let scene = Self {
+            edge,
+            settings,
+            scratch,
+            _backend: backend,
+        };
+        scene.listens().await?;
+        Ok(scene)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.scratch.path().join("edge.sock")
+    }
+
+    async fn listens(&self) -> Result<()> {
+        let log = async || {
+            self.edge
+                .process
+                .log()
+                .contains("takeover socket")
+                .then_some(())
+        };
+        wait::until("the takeover socket", wait::SOON, log).await
+    }
+
+    /// Starts a successor with these settings.
+    fn successor(&self, name: &str, settings: &Settings) -> Result<Process> {
+        let mut command = Command::new(programs::ours("causeway-proxy")?);
+        self.arguments(&mut command, name, settings)?;
+        Process::spawn(name, command, self.scratch.path())
+    }
+
+    fn arguments(&self, command: &mut Command, name: &str, settings: &Settings) -> Result<()> {
+        let file = self
+            .scratch
+            .write(&format!("{name}.yaml"), &settings.text())?;
+        command.arg("--config").arg(file);
+        command.arg("--takeover").arg(self.socket());
+        Ok(())
+    }
+
+    /// The edge accepts, and serves requests.
+    async fn serves(&self) -> Result<()> {
+        let response = http::get(self.edge.address, "/").await?;
+        ensure!(response.status == 200, "{response:?}");
+        Ok(())
+    }
+}
+
+/// Waits for a line of the log.
+async fn logged(process: &Process, message: &str) -> Result<()> {
+    let found = wait::until(message, DEADLINE, async || {
+        process.log().contains(message).then_some(())
+    });
+    found.await.with_context(|| process.tail())
+}
+
+/// How a client connects.
+#[derive(Clone)]
+enum Wire {
+    Plain(SocketAddr),
+    Tls(SocketAddr, Arc<ClientConfig>),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Wire {
+    fn tls(
+        address: SocketAddr,
+        folder: &Path,
+        version: &'static SupportedProtocolVersion,
+    ) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(folder.join("authority.ca"))?)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut clients = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        clients.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self::Tls(address, Arc::new(clients)))
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Plain(address) | Self::Tls(address, _) => *address,
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect(self.address()).await?;
+        stream.set_nodelay(true)?;
+        match self {
+            Self::Plain(_) => Ok(Box::new(stream)),
+            Self::Tls(_, clients) => {
+                let connector = TlsConnector::from(Arc::clone(clients));
+                Ok(Box::new(
+                    connector
+                        .connect(ServerName::try_from(NAME)?, stream)
+                        .await?,
+                ))
+            }
+        }
+    }
+
+    async fn tunnel(&self) -> Result<Box<dyn Stream>> {
+        let mut stream = timeout(DEADLINE, self.connect()).await??;
+        let request = websocket::handshake(self.address(), "/tunnel", &[]);
+        stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(timeout(DEADLINE, stream.read_u8()).await??);
+        }
+        ensure!(
+            head.starts_with(b"HTTP/1.1 101 "),
+            "{}",
+            String::from_utf8_lossy(&head)
+        );
+        Ok(stream)
+    }
+}
+
+/// A masked message; the mask is zero. Its content differs from that of all others.
+fn frame(client: usize, number: u64, length: usize) -> Vec<u8> {
+    let mut payload = format!("{client}:{number}:").into_bytes();
+    let next = |at: usize| (number as usize + client + at * 7) as u8;
+    payload.extend((payload.len()..length.max(payload.len())).map(next));
+    let [high, low] = (payload.len() as u16).to_be_bytes();
+    [&[0x82, 0x80 | 126, high, low, 0, 0, 0, 0], &payload[..]].concat()
+}
+
+/// Sends `bytes` and reads them again, both at the same time.
+async fn echo(stream: &mut dyn Stream, bytes: &[u8]) -> Result<()> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let mut got = vec![0; bytes.len()];
+    let sending = async {
+        to.write_all(bytes).await?;
+        to.flush().await
+    };
+    let both = async { tokio::try_join!(sending, from.read_exact(&mut got)) };
+    timeout(DEADLINE, both).await.context("no echo in time")??;
+    ensure!(got == bytes, "an echo is not what was sent");
+    Ok(())
+}
+
+/// Clients that never stop, and what became of them.
+struct Load {
+    clients: JoinSet<Result<()>>,
+    counts: Vec<Arc<AtomicUsize>>,
+    sent: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Load {
+    fn new() -> Self {
+        Self {
+            clients: JoinSet::new(),
+            counts: Vec::new(),
+            sent: Arc::default(),
+            stop: Arc::default(),
+        }
+    }
+
+    fn counter(&mut self) -> Arc<AtomicUsize> {
+        let counter = Arc::<AtomicUsize>::default();
+        self.counts.push(Arc::clone(&counter));
+        counter
+    }
+
+    /// A tunnel whose messages are echoed: small ones, and now and then a burst in both directions.
+    fn tunnel(&mut self, number: usize, wire: Wire) {
+        let (count, stop, sent) = (
+            self.counter(),
+            Arc::clone(&self.stop),
+            Arc::clone(&self.sent),
+        );
+        self.clients.spawn(async move {
+            let mut stream = wire.tunnel().await?;
+            for turn in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (messages, length) = match (turn + number as u64) % 8 {
+                    0 => (30, 9000),
+                    1 => (1, 60_000),
+                    _ => (3, 40),
+                };
+                let frames =
+                    (0..messages).map(|message| frame(number, turn * 100 + message, length));
+                let bytes = frames.collect::<Vec<_>>().concat();
+                let echoed = echo(&mut *stream, &bytes).await;
+                echoed.with_context(|| format!("client {number}, turn {turn}"))?;
+                sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            // Its end is in the access log.
+            stream.shutdown().await?;
+            let mut rest = Vec::new();
+            timeout(DEADLINE, stream.read_to_end(&mut rest)).await??;
+            ensure!(rest.is_empty(), "bytes that were not sent");
+            Ok(())
+        });
+    }
+
+    /// New connections with one request each.
+    fn connections(&mut self, address: SocketAddr) {
+        let (count, stop) = (self.counter(), Arc::clone(&self.stop));
+        self.clients.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let response = http::get(address, "/").await.context("a new connection")?;
+                ensure!(response.status == 200, "a request: {response:?}");
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+
+    /// Requests on connections that are kept as long as the edge wants.
+    fn requests(&mut self, address: SocketAddr) {
+        let (count, stop) = (self.counter(), Arc::clone(&self.stop));
+        self.clients.spawn(async move {
+            let mut connection = Connection::open(address).await?;
+            while !stop.load(Ordering::Relaxed) {
+                let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n");
+                connection
+                    .send(request)
+                    .await
+                    .context("a kept connection")?;
+                let response = connection.response().await.context("a kept connection")?;
+                ensure!(response.status == 200, "a request: {response:?}");
+                if response.header("connection") == Some("close") {
+                    connection = Connection::open(address).await?;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+
+    /// New tunnels, which are closed after some messages.
+    fn short_tunnels(&mut self, number: usize, wire: Wire) {
+        let (count, stop, sent) = (
+            self.counter(),
+            Arc::clone(&self.stop),
+            Arc::clone(&self.sent),
+        );
+        self.clients.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let mut stream = wire.tunnel().await.context("a new tunnel")?;
+                for turn in 0..3 {
+                    let bytes = frame(number, turn, 500);
+                    echo(&mut *stream, &bytes).await.context("a new tunnel")?;
+                    sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+                stream.shutdown().await?;
+                let mut rest = Vec::new();
+                timeout(DEADLINE, stream.read_to_end(&mut rest)).await??;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+
+    /// Waits until each client has been served several times more.
+    async fn served(&mut self) -> Result<()> {
+        let now = |counts: &[Arc<AtomicUsize>]| -> Vec<usize> {
+            counts
+                .iter()
+                .map(|count| count.load(Ordering::Relaxed))
+                .collect()
+        };
+        let before = now(&self.counts);
+        let end = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            if let Some(ended) = self.clients.try_join_next() {
+                ended??;
+                bail!("a client has ended");
+            }
+            let counts = now(&self.counts);
+            if before
+                .iter()
+                .zip(&counts)
+                .all(|(before, now)| before + 3 < *now)
+            {
+                return Ok(());
+            }
+            ensure!(
+                tokio::time::Instant::now() < end,
+                "not served: {before:?}, {counts:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ends all clients. None of them has failed. Returns how many bytes were sent through tunnels.
+    async fn finish(mut self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended??;
+        }
+        Ok(self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// A process that is not a child of this one, ended when this is dropped.
+struct Stranger(u64);
+
+impl Stranger {
+    /// The successor that `process` has started.
+    async fn of(process: &Process) -> Result<Self> {
+        let found = wait::until("a successor that was started", wait::SOON, async || {
+            fields(&process.log(), "successor started")?["process"].as_u64()
+        });
+        Ok(Self(found.await.with_context(|| process.tail())?))
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = SyncCommand::new("kill")
+            .args(["-KILL", &self.0.to_string()])
+            .status();
+    }
+}
+
+/// The fields of the last line of a log with this message.
+fn fields(log: &str, message: &str) -> Option<Value> {
+    let lines = log
+        .lines()
+        .rev()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut fields = lines.map(|mut line| line["fields"].take());
+    fields.find(|fields| fields["message"] == message)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_upgrades_under_load_cut_no_tunnel_and_refuse_no_connection() -> Result<()> {
+    let tls = Scratch::new("takeover-certificates")?;
+    let authority = Authority::new(tls.path())?;
+    authority.renew(tls.path())?;
+    let mut scene = Scene::start("takeover-load", |settings, _| {
+        let listeners = json!([
+            { "address": "127.0.0.1:0" },
+            { "address": "127.0.0.1:0", "tls": { "folder": tls.path() } },
+        ]);
+        settings.with("listeners", listeners)
+    })
+    .await?;
+    let log = scene.edge.process.log();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let addresses: Vec<SocketAddr> = lines
+        .filter(|line| line["fields"]["listener"] == "edge")
+        .filter_map(|line| line["fields"]["address"].as_str()?.parse().ok())
+        .collect();
+    let &[plain, secure] = &addresses[..] else {
+        bail!("two listeners: {addresses:?}");
+    };
+    let wires = [
+        Wire::Plain(plain),
+        Wire::tls(secure, tls.path(), &TLS12)?,
+        Wire::tls(secure, tls.path(), &TLS13)?,
+    ];
+    let mut load = Load::new();
+    for number in 0..24 {
+        load.tunnel(number, wires[number % 3].clone());
+    }
+    for (number, wire) in wires.iter().enumerate() {
+        load.short_tunnels(100 + number, wire.clone());
+    }
+    load.connections(plain);
+    load.connections(plain);
+    load.requests(plain);
+    load.served().await?;
+
+    let mut second = scene.successor("second", &scene.settings)?;
+    logged(&second, "takeover complete").await?;
+    let status = scene.edge.process.exit(DEADLINE).await?;
+    ensure!(status.success(), "{status} {}", scene.edge.process.tail());
+    let left = fields(&scene.edge.process.log(), "handed over").context("it hands over")?;
+    ensure!(left["tunnels_left"] == 0, "{left}");
+    load.served().await?;
+
+    second.signal(Signal::User2);
+    let _third = Stranger::of(&second).await?;
+    let twice = wait::until("the second takeover", DEADLINE, async || {
+        (second.log().matches("takeover complete").count() == 2).then_some(())
+    });
+    twice.await.with_context(|| second.tail())?;
+    let status = second.exit(DEADLINE).await?;
+    ensure!(status.success(), "{status} {}", second.tail());
+    load.served().await?;
+    let metrics = http::get(scene.edge.admin, "/metrics").await?.text();
+    ensure!(
+        metrics.contains("causeway_proxy_tunnels_taken_over_total 2"),
+        "{metrics}"
+    );
+    let sent = load.finish().await?;
+
+    // Each tunnel is in one line of one of the processes, with the bytes of all.
+    let read = wait::until("the lines of all tunnels", wait::SOON, async || {
+        let lines = [scene.edge.process.output_lines(), second.output_lines()].concat();
+        let tunnels = lines.iter().filter(|line| line["kind"] == "tunnel");
+        let mut reasons = HashMap::<String, usize>::new();
+        let mut bytes = 0;
+        for line in tunnels {
+            bytes += line["bytes_in"].as_u64()?;
+            *reasons.entry(line["close_reason"].to_string()).or_default() += 1;
+        }
+        (sent <= bytes).then_some((bytes, reasons))
+    });
+    let (bytes, reasons) = read.await?;
+    ensure!(bytes == sent, "{bytes} bytes of {sent}");
+    ensure!(
+        reasons.len() == 1 && reasons.contains_key("\"client_closed\""),
+        "{reasons:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
+    let mut scene = Scene::start("takeover-bad", |settings, _| settings).await?;
+    let mut tunnel = Wire::Plain(scene.edge.address).tunnel().await?;
+    let occupied = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let taken = json!([{ "address": occupied.local_addr()? }]);
+    let missing = json!({ "folder": scene.scratch.path().join("none") });
+    let secure = json!([{ "address": "127.0.0.1:0", "tls": missing }]);
+    for (number, (key, value, error)) in [
+        ("no_such_setting", json!(1), "no_such_setting"),
+        ("listeners", taken, "cannot listen on"),
+        ("listeners", secure, "none"),
+        (
+            "admin.socket",
+            json!("/nowhere/admin.sock"),
+            "there is no folder",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let settings = scene.settings.clone().with(key, value);
+        let mut successor = scene.successor(&format!("bad{number}"), &settings)?;
+        let status = successor.exit(DEADLINE).await?;
+        ensure!(status.code() == Some(2), "{key}: {status}");
+        ensure!(
+            successor.log().contains(error),
+            "{key}: {}",
+            successor.tail()
+        );
+        scene.serves().await?;
+        echo(&mut *tunnel, &frame(0, number as u64, 100)).await?;
+    }
+    ensure!(
+        scene.edge.process.is_running(),
+        "{}",
+        scene.edge.process.tail()
+    );
+    let files = fs::read_dir(scene.scratch.path())?.filter_map(|file| file.ok());
+    let drafts = files.filter(|file| file.file_name().to_string_lossy().contains(".sock."));
+    ensure!(drafts.count() == 0, "drafts of sockets are left");
+    // A good one still can.
+    let good = scene.successor("good", &scene.settings)?;
+    logged(&good, "takeover complete").await?;
+    echo(&mut *tunnel, &frame(0, 9, 100)).await
+}
+
+/// A successor that says what the test wants.
+struct Fake(UnixStream);
+
+impl Fake {
+    async fn connect(socket: &Path) -> Result<Self> {
+        Ok(Self(UnixStream::connect(socket).await?))
+    }
+
+    async fn say(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
+        let length = u32::try_from(payload.len())?.to_be_bytes();
+        self.0
+            .write_all(&[&[kind], &length[..], payload].concat())
+            .await?;
+        Ok(())
+    }
+
+    async fn hello(&mut self, version: u16) -> Result<()> {
+        let [high, low] = version.to_be_bytes();
+        let payload = [&b"causeway"[..], &[0, 0, 0, 1, high, low]].concat();
+        self.say(HELLO, &payload).await
+    }
+
+    async fn hear(&mut self) -> Result<(u8, Vec<u8>)> {
+        let hearing = async {
+            let kind = self.0.read_u8().await?;
+            let mut payload = vec![0; self.0.read_u32().await? as usize];
+            self.0.read_exact(&mut payload).await?;
+            Ok((kind, payload))
+        };
+        timeout(DEADLINE, hearing).await?
+    }
+
+    async fn expect(&mut self, kind: u8) -> Result<Vec<u8>> {
+        let (heard, payload) = self.hear().await?;
+        let text = String::from_utf8_lossy(&payload);
+        ensure!(heard == kind, "expected {kind}, got {heard}: {text}");
+        Ok(payload)
+    }
+
+    /// As a successor does, up to the message of this kind.
+    async fn up_to(socket: &Path, last: u8) -> Result<Self> {
+        let mut fake = Self::connect(socket).await?;
+        fake.hello(1).await?;
+        for kind in [VERSION, LISTENERS, READY, GO, ACCEPTING, YOURS, TUNNELS] {
+            match kind {
+                READY | ACCEPTING => fake.say(kind, &[]).await?,
+                _ => drop(fake.expect(kind).await?),
+            }
+            if kind == last {
+                break;
+            }
+        }
+        Ok(fake)
+    }
+}
+
+#[tokio::test]
+async fn a_successor_that_dies_before_it_accepts_changes_nothing() -> Result<()> {
+    let mut scene = Scene::start("takeover-dies", |settings, _| settings).await?;
+    let mut tunnel = Wire::Plain(scene.edge.address).tunnel().await?;
+    for (number, last) in [VERSION, LISTENERS, READY, GO].into_iter().enumerate() {
+        let fake = Fake::up_to(&scene.socket(), last).await?;
+        scene.serves().await?;
+        drop(fake);
+        let failed = wait::until("a takeover that failed", wait::SOON, async || {
+            let log = scene.edge.process.log();
+            (log.matches("has not taken over").count() == number + 1).then_some(())
+        });
+        failed.await?;
+        scene.serves().await?;
+        echo(&mut *tunnel, &frame(0, number as u64, 100)).await?;
+    }
+    ensure!(
+        scene.edge.process.is_running(),
+        "{}",
+        scene.edge.process.tail()
+    );
+    let good = scene.successor("good", &scene.settings)?;
+    logged(&good, "takeover complete").await?;
+    echo(&mut *tunnel, &frame(0, 9, 100)).await
+}
+
+#[tokio::test]
+async fn a_successor_that_dies_with_tunnels_before_the_commit_loses_none() -> Result<()> {
+    let tls = Scratch::new("takeover-certificates")?;
+    let authority = Authority::new(tls.path())?;
+    authority.renew(tls.path())?;
+    let mut scene = Scene::start("takeover-commit", |settings, _| {
+        let listeners = json!([{ "address": "127.0.0.1:0", "tls": { "folder": tls.path() } }]);
+        let drain = json!({ "late": "0s", "spread": "50m", "timeout": "1h" });
+        settings.with("listeners", listeners).with("drain", drain)
+    })
+    .await?;
+    let address = scene.edge.address;
+    let mut tunnels = Vec::new();
+    for version in [&TLS12, &TLS13, &TLS12, &TLS13] {
+        tunnels.push(Wire::tls(address, tls.path(), version)?.tunnel().await?);
+    }
+    // What a client sends while its tunnel is on the way is there afterwards.
+    let fake = Fake::up_to(&scene.socket(), TUNNELS).await?;
+    for tunnel in &mut tunnels {
+        tunnel.write_all(&frame(1, 1, 50)).await?;
+        tunnel.flush().await?;
+    }
+    drop(fake);
+    logged(&scene.edge.process, "the successor has failed").await?;
+    for tunnel in tunnels.iter_mut().skip(1) {
+        let expected = frame(1, 1, 50);
+        let mut got = vec![0; expected.len()];
+        timeout(DEADLINE, tunnel.read_exact(&mut got)).await??;
+        ensure!(got == expected, "an echo is not what was sent");
+        echo(&mut **tunnel, &frame(1, 2, 9000)).await?;
+    }
+    scene.edge.process.signal(Signal::Kill);
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_version_another_user_and_what_is_no_successor_are_refused() -> Result<()> {
+    let scene = Scene::start("takeover-refused", |settings, _| settings).await?;
+    let socket = scene.socket();
+    let mode = fs::metadata(&socket)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
+
+    let mut other = Fake::connect(&socket).await?;
+    other.hello(999).await?;
+    let why = String::from_utf8_lossy(&other.expect(REFUSED).await?).into_owned();
+    ensure!(why.contains("999") && why.contains("versions"), "{why}");
+    scene.serves().await?;
+
+    let mut noise = Fake::connect(&socket).await?;
+    noise.0.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+    noise.expect(REFUSED).await?;
+    scene.serves().await?;
+
+    // One at a time.
+    let first = Fake::up_to(&socket, LISTENERS).await?;
+    let mut second = Fake::connect(&socket).await?;
+    let why = String::from_utf8_lossy(&second.expect(REFUSED).await?).into_owned();
+    ensure!(why.contains("already"), "{why}");
+    drop((first, second));
+    logged(&scene.edge.process, "closed the connection").await?;
+
+    let mut nowhere = Command::new(programs::ours("causeway-proxy")?);
+    let file = scene.scratch.write("other.yaml", &scene.settings.text())?;
+    nowhere.arg("--config").arg(file);
+    nowhere
+        .arg("--takeover")
+        .arg(scene.scratch.path().join("none.sock"));
+    let mut nowhere = Process::spawn("nowhere", nowhere, scene.scratch.path())?;
+    ensure!(
+        nowhere.exit(DEADLINE).await?.code() == Some(2),
+        "{}",
+        nowhere.tail()
+    );
+    ensure!(nowhere.log().contains("none.sock"), "{}", nowhere.tail());
+
+    // Only root can be somebody else. The mode of the file would keep everybody out.
+    if is_root() {
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
+        let why = std::thread::spawn(move || refused_as_nobody(&socket)).join();
+        let why = why.map_err(|_| anyhow::anyhow!("the thread has panicked"))??;
+        ensure!(why.contains("same user"), "{why}");
+    }
+    scene.serves().await
+}
+
+/// Connects as another user, and returns what the edge says. The thread is that user from then on.
+#[expect(
+    unsafe_code,
+    reason = "the standard library changes no users of threads"
+)]
+fn refused_as_nobody(socket: &Path) -> Result<String> {
+    const NOBODY: libc::uid_t = 65_534;
+    const SAME: libc::uid_t = libc::uid_t::MAX;
+    // SAFETY: the system call takes three numbers. Unlike the function of the C library it changes this thread alone.
+    let changed = unsafe { libc::syscall(libc::SYS_setresuid, SAME, NOBODY, SAME) };
+    ensure!(changed == 0, "{}", std::io::Error::last_os_error());
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said)?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+fn is_root() -> bool {
+    let id = SyncCommand::new("id").arg("-u").output();
+    id.is_ok_and(|id| id.stdout == b"0\n")
+}
+
+#[tokio::test]
+async fn a_successor_that_may_open_too_few_descriptors_leaves_the_tunnels_where_they_are()
+-> Result<()> {
+    let scene = Scene::start("takeover-files", |settings, _| {
+        let drain = json!({ "late": "0s", "spread": "50m", "timeout": "1h" });
+        settings.with("drain", drain).with("threads", json!(1))
+    })
+    .await?;
+    let wire = Wire::Plain(scene.edge.address);
+    let mut tunnels = Vec::new();
+    for _ in 0..110 {
+        tunnels.push(wire.tunnel().await?);
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 200; exec \"$0\" \"$@\""]);
+    command.arg(programs::ours("causeway-proxy")?);
+    scene.arguments(&mut command, "few", &scene.settings)?;
+    let few = Process::spawn("few", command, scene.scratch.path())?;
+    logged(&few, "takeover complete").await?;
+    ensure!(
+        few.log().contains("the limit of open files is reached"),
+        "{}",
+        few.tail()
+    );
+    logged(&scene.edge.process, "can take no more tunnels").await?;
+    // New clients are the successor's.
+    scene.serves().await?;
+    for (number, tunnel) in tunnels.iter_mut().enumerate().skip(20) {
+        echo(&mut **tunnel, &frame(number, 1, 100)).await?;
+    }
+    Ok(())
+}
