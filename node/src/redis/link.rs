@@ -8,6 +8,7 @@ use deadpool_redis::redis::AsyncConnectionConfig;
 use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::RedisConnectionInfo;
 use deadpool_redis::redis::RedisError;
+use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value;
 use deadpool_redis::redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
@@ -146,12 +147,12 @@ impl Link {
     pub(crate) async fn load(
         &mut self,
         script: &'static Script,
-    ) -> Result<Result<(), String>, RedisError> {
+    ) -> Result<Result<(), ServerError>, RedisError> {
         let mut load = Pipeline::new();
         load.cmd("SCRIPT").arg("LOAD").arg(script.text());
-        let replies = self.exchange(&load).await?;
-        Ok(match replies.as_slice() {
-            [Value::ServerError(error)] => Err(error.to_string()),
+        let mut replies = self.exchange(&load).await?;
+        Ok(match replies.pop() {
+            Some(Value::ServerError(error)) => Err(error),
             _ => Ok(()),
         })
     }

@@ -212,6 +212,9 @@ async fn launch(directory: &Path, address: SocketAddr, keeps: Keeps) -> Result<P
             Keeps::Nothing => "no",
             Keeps::Everything => "yes",
         },
+        // For tests that have it load its data set slowly.
+        "--enable-debug-command",
+        "local",
         // A replica that comes is served at once.
         "--repl-diskless-sync-delay",
         "0",

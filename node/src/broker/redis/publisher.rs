@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use deadpool_redis::redis::RedisError;
 use deadpool_redis::redis::Value;
 use tokio::sync::watch;
 use tokio::time;
@@ -28,8 +27,10 @@ use crate::metrics::Side;
 use crate::redis::Backoff;
 use crate::redis::Batch;
 use crate::redis::Fence;
+use crate::redis::Link;
 use crate::redis::LinkPool;
 use crate::redis::PooledLink;
+use crate::redis::Script;
 use crate::redis::chain;
 
 /// Publishes the entries of queue `index` until `shutdown`, then those that are left.
@@ -143,6 +144,9 @@ impl Publisher<'_> {
         }
         let (batch, unpublishable) = self.publishable(batch);
         self.queue.settle(unpublishable);
+        if batch.is_empty() {
+            return Ok(());
+        }
         let commands = self.commands(&batch, connection.link().failover());
         match connection.link().send_once(&commands).await {
             Ok(replies) => self.settle(batch, replies),
@@ -247,21 +251,21 @@ impl Publisher<'_> {
     async fn open(&mut self) -> Result<PooledLink, String> {
         let mut connection = self.pool.take().await?;
         let link = connection.link();
-        let fenced = async {
-            self.fence.pass(link).await?;
-            let store = link.load(&scripts::STORE).await?;
-            let probe = link.load(&scripts::PROBE).await?;
-            Ok::<_, RedisError>((store, probe))
+        let prepared = async {
+            self.fence.pass(link).await.map_err(|error| chain(&error))?;
+            let store = load(link, &scripts::STORE).await?;
+            let probe = load(link, &scripts::PROBE).await?;
+            Ok::<_, String>((store, probe))
         };
-        match fenced.await {
+        match prepared.await {
             Ok((store, probe)) => {
                 self.store_script = store;
                 self.is_probe_script_loaded = probe.is_ok();
                 Ok(connection)
             }
-            Err(error) => {
+            Err(reason) => {
                 connection.close();
-                Err(chain(&error))
+                Err(reason)
             }
         }
     }
@@ -277,6 +281,20 @@ impl Publisher<'_> {
             {}
         }
         self.queue.lose_all();
+    }
+}
+
+/// Has Redis keep `script`. The inner result is the reason why it rejects that for as long as the connection lasts.
+///
+/// # Errors
+///
+/// The connection failed, or Redis rejects the script for now, as it does while it loads its data set: what it will
+/// accept is not known yet, so nothing may be published over the connection.
+async fn load(link: &mut Link, script: &'static Script) -> Result<Result<(), String>, String> {
+    match link.load(script).await {
+        Ok(Err(error)) if outcome::is_for_now(error.code()) => Err(error.to_string()),
+        Ok(loaded) => Ok(loaded.map_err(|error| error.to_string())),
+        Err(error) => Err(chain(&error)),
     }
 }
 

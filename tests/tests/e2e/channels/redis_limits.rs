@@ -1,4 +1,4 @@
-//! A Redis that is full, that evicts, or that allows too little; and two nodes that take themselves for one.
+//! A Redis that is full, that evicts, that is loading, or that allows too little; and two nodes that take themselves for one.
 
 use anyhow::{Context as _, Result};
 use causeway_tests::harness::{
@@ -203,6 +203,56 @@ async fn what_redis_evicts_is_written_again_and_its_policy_is_warned_about() -> 
         warns.then_some(())
     })
     .await
+}
+
+#[tokio::test]
+async fn publications_wait_for_a_redis_that_loads_its_data_set() -> Result<()> {
+    let cluster = two_nodes("redis-loads", |settings| {
+        channels(settings).with("broker.publish_queue_wait", json!("30s"))
+    })
+    .await?;
+    let [first, second] = cluster.nodes.as_slice() else {
+        unreachable!("there are two")
+    };
+    let mut ann = Subscriber::connect(second.address, &token(SECRET, "ann")).await?;
+    ann.subscribe(CHANNEL).await?;
+
+    // Some seconds of loading, in which Redis replies LOADING to nearly everything, also over connections that are new.
+    let redis = &cluster.redis;
+    redis
+        .cli(&["CONFIG", "SET", "key-load-delay", "2000"])
+        .await?;
+    let interval = "loading-process-events-interval-bytes";
+    redis.cli(&["CONFIG", "SET", interval, "1024"]).await?;
+    redis
+        .cli(&["DEBUG", "POPULATE", "1500", "filler", "1024"])
+        .await?;
+    let reload = redis.cli(&["DEBUG", "RELOAD"]);
+    let publish = async {
+        wait::until("redis to load", wait::SOON, async || {
+            let said = redis.cli(&["PING"]).await.ok()?;
+            said.starts_with("LOADING").then_some(())
+        })
+        .await?;
+        let mut number = 0_u64;
+        loop {
+            let body = json!({ "channel": CHANNEL, "data": number });
+            server_api::call(first.address, KEY, "publish", &body)
+                .await
+                .with_context(|| format!("publication {number}"))?;
+            number += 1;
+            if redis.cli(&["PING"]).await? == "PONG" {
+                return anyhow::Ok(number);
+            }
+        }
+    };
+    let (reloaded, published) = tokio::join!(reload, publish);
+    reloaded?;
+    for number in 0..published? {
+        let heard = ann.push("pub").await?;
+        assert_eq!(heard["pub"]["data"], json!(number), "{heard}");
+    }
+    ready_says(first, |status, _| status == 200).await
 }
 
 #[tokio::test]
