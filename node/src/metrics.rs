@@ -273,8 +273,22 @@ impl Metrics {
 
     /// Counts a client as connected over `transport` until the guard is dropped.
     pub(crate) fn client(&self, transport: Transport) -> Counted {
+        Counted::new(self.clients_over(transport))
+    }
+
+    /// Counts a client as connected over `transport` until [`client_gone`](Self::client_gone).
+    pub(crate) fn client_connected(&self, transport: Transport) {
+        self.clients_over(transport).inc();
+    }
+
+    /// Ends what [`client_connected`](Self::client_connected) began.
+    pub(crate) fn client_gone(&self, transport: Transport) {
+        self.clients_over(transport).dec();
+    }
+
+    fn clients_over(&self, transport: Transport) -> Gauge {
         let label = [("transport", transport.as_str())];
-        Counted::new(self.clients.get_or_create_owned(&label))
+        self.clients.get_or_create_owned(&label)
     }
 
     /// Counts a SockJS session over HTTP until the guard is dropped.

@@ -30,7 +30,7 @@ pub(crate) trait ClientControl: Send + Sync + 'static {
     /// # Errors
     ///
     /// The command is not executed.
-    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected>;
+    fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected>;
 }
 
 /// Why a client rejects a command.
@@ -39,9 +39,6 @@ pub(crate) enum CommandRejected {
     /// Its queue is full: the sender may try again.
     #[error("the client's command queue is full")]
     Busy,
-    /// It is disconnecting.
-    #[error("the client is disconnecting")]
-    Gone,
 }
 
 /// Is told which users have clients here. Called under the directory's lock, in order: must not block
@@ -223,7 +220,6 @@ impl Directory {
             match controls.command(command) {
                 Ok(()) => result.accepted += 1,
                 Err(CommandRejected::Busy) => result.busy += 1,
-                Err(CommandRejected::Gone) => {}
             }
         }
         result

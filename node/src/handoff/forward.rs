@@ -36,7 +36,7 @@ pub(super) struct Forward {
 }
 
 impl ClientControl for Forward {
-    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
+    fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected> {
         let mut waiting = self.waiting.lock();
         if COMMANDS_MAX <= waiting.len() {
             return Err(CommandRejected::Busy);

@@ -50,7 +50,7 @@ struct Client {
 }
 
 impl ClientControl for Client {
-    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
+    fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected> {
         if self.is_busy {
             return Err(CommandRejected::Busy);
         }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -333,8 +332,8 @@ impl ArrivingClient {
         let mut ahead = self.state.rates_ahead.iter().copied();
         let mut ahead = || ahead.next().unwrap_or(0);
         let since_start = clients.started.elapsed();
-        let client = Arc::new_cyclic(|this| ChannelClient {
-            this: Weak::clone(this),
+        clients.metrics.client_connected(self.transport);
+        let client = Arc::new(ChannelClient {
             clients: Arc::clone(clients),
             endpoint: Arc::clone(&self.endpoint),
             transport: self.transport,
@@ -350,7 +349,6 @@ impl ArrivingClient {
             expires_next: AtomicU64::new(u64::MAX),
             expiring: AtomicBool::new(false),
             is_departing: AtomicBool::new(false),
-            _counted: clients.metrics.client(self.transport),
         });
         let now = Instant::now();
         let pinged = now.saturating_duration_since(self.pinged_at);

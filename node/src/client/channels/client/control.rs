@@ -55,12 +55,9 @@ impl ControlQueue {
 
 /// Commands arrive through the directory's handle, which does not keep the client alive.
 impl ClientControl for ChannelClient {
-    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
-        let Some(this) = self.this.upgrade() else {
-            return Err(CommandRejected::Gone);
-        };
+    fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected> {
         if let ControlCommand::Input(message) = command {
-            return this.take_input(message.clone());
+            return self.take_input(message.clone());
         }
         let is_first = {
             let mut control = self.control.lock();
@@ -77,9 +74,8 @@ impl ClientControl for ChannelClient {
             queue.waiting.len() == 1 && matches!(queue.gate, Gate::Open)
         };
         if is_first {
-            self.clients
-                .background_tasks
-                .spawn(this.run_commands(command.clone()));
+            let running = Arc::clone(&self).run_commands(command.clone());
+            self.clients.background_tasks.spawn(running);
         }
         Ok(())
     }
@@ -130,7 +126,7 @@ impl ChannelClient {
     }
 
     /// Executes commands again: the client stays.
-    pub(super) fn continue_commands(&self) {
+    pub(super) fn continue_commands(self: &Arc<Self>) {
         let first = {
             let mut control = self.control.lock();
             let Some(queue) = control.as_deref_mut() else {
@@ -148,10 +144,9 @@ impl ChannelClient {
             }
             first.filter(|_| !runs)
         };
-        if let Some((first, this)) = first.zip(self.this.upgrade()) {
-            self.clients
-                .background_tasks
-                .spawn(this.run_commands(first));
+        if let Some(first) = first {
+            let running = Arc::clone(self).run_commands(first);
+            self.clients.background_tasks.spawn(running);
         }
     }
 
@@ -181,7 +176,7 @@ impl ChannelClient {
         queue.gate = Gate::Moved(Arc::clone(controls));
         // Under the lock: a command that comes now has to follow them.
         for command in std::mem::take(&mut queue.waiting) {
-            let _ = controls.command(&command); // It takes as many as there can be here.
+            let _ = Arc::clone(controls).command(&command); // It takes as many as there can be here.
         }
     }
 

@@ -35,7 +35,7 @@ async fn give(command: ControlCommand) -> Arc<Metrics> {
         };
         let deadline = Instant::now() + DEADLINE;
         for _ in 0..ORDERS {
-            client.command(&command).unwrap();
+            Arc::clone(&client).command(&command).unwrap();
             while is_busy() {
                 assert!(Instant::now() < deadline, "a command is not executed");
                 thread::yield_now();
@@ -52,7 +52,7 @@ async fn give(command: ControlCommand) -> Arc<Metrics> {
 struct Elsewhere(parking_lot::Mutex<Vec<ControlCommand>>);
 
 impl ClientControl for Elsewhere {
-    fn command(&self, command: &ControlCommand) -> Result<(), CommandRejected> {
+    fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected> {
         self.0.lock().push(command.clone());
         Ok(())
     }
@@ -64,8 +64,8 @@ async fn commands_wait_during_a_handoff_and_are_passed_on_in_order_or_executed()
     let client = admitted.client();
     let command = |at| ControlCommand::Refresh(Lifetime::Until(at));
     assert!(client.hold_commands().is_none());
-    client.command(&command(1)).unwrap();
-    client.command(&command(2)).unwrap();
+    Arc::clone(client).command(&command(1)).unwrap();
+    Arc::clone(client).command(&command(2)).unwrap();
     task::yield_now().await;
     client.continue_commands();
     while client.control.lock().is_some() {
@@ -73,14 +73,14 @@ async fn commands_wait_during_a_handoff_and_are_passed_on_in_order_or_executed()
     }
 
     client.hold_commands();
-    client.command(&command(3)).unwrap();
+    Arc::clone(client).command(&command(3)).unwrap();
     let elsewhere = Arc::new(Elsewhere::default());
     let controls = Arc::clone(&elsewhere) as Arc<dyn ClientControl>;
     client.pass_commands_on(&controls);
-    client.command(&command(4)).unwrap();
+    Arc::clone(client).command(&command(4)).unwrap();
     let handle = Arc::clone(client);
     drop(admitted);
-    handle.command(&command(5)).unwrap();
+    Arc::clone(&handle).command(&command(5)).unwrap();
     assert_eq!(*elsewhere.0.lock(), [3, 4, 5].map(command));
 }
 
@@ -89,8 +89,8 @@ async fn a_handoff_waits_for_the_command_that_is_executed_and_no_other() {
     let (admitted, _) = testing::client();
     let client = admitted.client();
     let command = ControlCommand::Refresh(Lifetime::Endless);
-    client.command(&command).unwrap();
-    client.command(&command).unwrap();
+    Arc::clone(client).command(&command).unwrap();
+    Arc::clone(client).command(&command).unwrap();
     let running = client.hold_commands().expect("the first one runs");
     running.await.unwrap();
     let waiting = client
