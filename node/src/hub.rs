@@ -1,16 +1,22 @@
 //! Local fan-out: which clients of this node are members of which channel, and the writes to them.
 //!
+//! Two kinds of channels: those of relay endpoints, whose publications the broker delivers as they are, and channel streams
+//! ([`stream`](crate::stream)), whose pushes have offsets, history and recovery. The hub knows nothing of history, presence or rights.
+//! A [`Member`] is a client's outbox in one channel; the [`Subscriber`] guard keeps it there. [`outbox`] holds what a socket has not
+//! accepted and disconnects a client that reads too slowly; [`roster`] lists all clients for pings and for the drain.
+//!
 //! The broker delivers publications of relays ([`Hub::deliver`]), a channel stream the pushes of its channel
 //! ([`Hub::deliver_push`]). Each is encoded once for each format that a member of the channel reads, and appended to the
 //! channel's open batch. One task ([`Hub::run`]) flushes channels with an open batch: each member gets the whole batch in
 //! one write. The task writes to the sockets itself, never waits for one, and yields every few hundred writes. [`window`]
 //! decides how long a batch is collected.
 //!
-//! Nothing here blocks. Bytes that a socket does not accept are queued in its outbox.
+//! Nothing here waits for I/O. Bytes that a socket does not accept at once are queued in its outbox. A batch that is full drops what
+//! comes next, which is counted and logged.
 //!
-//! Invariant: a channel is in the map if and only if it has a member, has one that is leaving, or is pinned. The broker is
-//! subscribed to the relay channels in the map, except between a first join and the next flush; channel streams subscribe
-//! theirs.
+//! Invariant: a channel is in [`Hub`]'s map if and only if it has a member, has one that is leaving, or is pinned. The broker is
+//! subscribed to the relay channels in the map, except between a first join or a last leave and the next flush; channel streams
+//! subscribe theirs.
 
 use std::collections::HashMap;
 use std::mem;
@@ -88,14 +94,14 @@ pub(crate) struct Hub {
 /// Whether a push is delivered to the members of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// To all of them.
+    /// It is in the batch of the channel, if that has members.
     Yes,
     /// It was dropped: the hub does not keep up.
     No,
 }
 
-/// Keeps a member in a channel until it is dropped. Everything that the member is sent after that follows all that it
-/// gets of the channel.
+/// Keeps a member in a channel until this guard is dropped, unless the channel ends before. What is sent to the member after the drop
+/// is written behind everything that it still gets of the channel.
 pub(crate) struct Subscriber {
     hub: Arc<Hub>,
     channel: Arc<Channel>,
@@ -228,7 +234,7 @@ impl Hub {
     ) -> (Arc<Channel>, channel::Joined) {
         if let Some(channel) = self.channels.read().get(name) {
             if kind == channel::ChannelKind::Stream(SlowReader::Latest) {
-                // What is queued belongs to an earlier membership: it must not be replaced by what follows.
+                // What is queued was sent to an earlier membership of the same client: pushes of this one must not replace it.
                 member.keep_latest(channel.id);
             }
             return (Arc::clone(channel), channel.join(member));

@@ -1,11 +1,21 @@
-//! Tunnels: upgraded connections, with bytes copied between two sockets.
+//! Tunnels: connections after a 101 (or an RFC 8441 CONNECT), with bytes copied between the sockets of client and backend.
 //!
-//! A tunnel is one small future with its own task. It reads into a buffer of the thread and writes at once; bytes that the
-//! receiver does not accept wait in a `Vec` that is freed when they are sent, and nothing more is read meanwhile. The end of
-//! one direction is forwarded, and the other direction stays open. When asked to close, it inserts a Close frame after a complete
-//! WebSocket frame of the backend, never inside one.
+//! A [`Tunnel`] owns both sockets; the task that polls it is its caller's. It reads into a buffer that all tunnels of the thread share,
+//! and writes at once. Bytes that the receiver does not accept wait in a `Vec` that is freed when they are sent, and nothing more
+//! is read in that direction meanwhile. The end of one direction is forwarded and leaves the other one open; a failure ends both.
 //!
-//! Over TLS it holds the keys of the connection and no connection object of rustls, where that is possible ([`Socket`]).
+//! A tunnel ends in four ways besides its peers' own:
+//! - it is *closed* (drain, idle, lifetime, an operator): each side gets a WebSocket Close frame after the last complete frame, never
+//!   inside one, and has 5 s for its own; a tunnel of another protocol is cut;
+//! - it is *handed off*: its client continues on another backend, over the same connection, if both backends can do that
+//!   (`handoff`; what the backends say to the edge for it is in `notices`);
+//! - it is *parked*: what is left is data, for another process that takes the edge's sockets over (`state`);
+//! - it is dropped, which closes both sockets at once.
+//!
+//! The [`registry`](Tunnels) lists all tunnels of the edge with their ages, and asks them to close or to move. Over TLS a tunnel
+//! holds the keys of the connection and no connection object of rustls, if the record layer here knows the cipher suite ([`Socket`]).
+//!
+//! A tunnel never dials, chooses no backend and parses no HTTP.
 //!
 //! Invariant: an idle tunnel owns no buffer and no timer.
 
@@ -90,13 +100,13 @@ pub(crate) struct TunnelParts<C, B> {
 /// Why a tunnel ended: the first of these events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndReason {
-    /// The client sent a Close frame or the end of its stream.
+    /// The client sent a Close frame or the end of its stream, or broke the protocol.
     ClientClosed,
     /// The backend sent a Close frame or the end of its stream.
     BackendClosed,
     /// The connection to the client failed.
     ClientLost,
-    /// The connection to the backend failed.
+    /// The connection to the backend failed, or a handoff did after the backend had given the client up.
     BackendLost,
     /// No bytes passed for `timeouts.tunnel_idle`.
     Idle,
@@ -152,7 +162,7 @@ impl EndReason {
 #[derive(Debug)]
 pub(crate) struct TunnelEnd {
     pub(crate) reason: EndReason,
-    /// The code of the first Close frame, whichever side sent it.
+    /// The code of the first Close frame, of either side or of the edge itself.
     pub(crate) close_code: Option<u16>,
     /// The code of the client's Close frame.
     pub(crate) client_code: Option<u16>,
@@ -165,22 +175,22 @@ pub(crate) struct TunnelEnd {
 /// What happens to a tunnel.
 #[derive(Debug)]
 pub(crate) enum Event<P> {
-    /// Its backend drains: it should be handed off, see [`Tunnel::hand_off`].
+    /// The backend has announced that it drains: the caller dials another one and calls [`Tunnel::hand_off`].
     Leaving,
-    /// It is to leave its backend, for a drain or a rebalance: the same.
+    /// The edge itself wants the backend's tunnels elsewhere, for a drain or a rebalance: as for [`Event::Leaving`].
     MoveRequested,
     /// It continues over its successor, which leads to this place.
     Moved(P),
     /// It was not handed off, and continues as before.
     Stayed,
-    /// It was requested to be parked: see [`Tunnel::park`]. It may also be polled again at once.
+    /// Another process takes over: the caller calls [`Tunnel::park`], or polls again and the tunnel goes on here.
     ParkRequested,
     /// Both directions have ended.
     Ended(TunnelEnd),
 }
 
-/// An open tunnel; to be polled by [`poll_event`](Tunnel::poll_event) until both directions have ended. `P` is what is known of
-/// the place where a successor leads to.
+/// An open tunnel; to be polled by [`poll_event`](Tunnel::poll_event) until both directions have ended. `P` is the caller's own
+/// description of the backend that a handoff leads to.
 ///
 /// # Cancel safety
 ///
@@ -433,7 +443,8 @@ where
         }
     }
 
-    /// One direction has ended: what was to be handed off ends here. After the order it is not known where the client is.
+    /// One direction has ended during a handoff. Before the backend was told to let the client go, the tunnel stays where it is;
+    /// after that it is not known which backend has the client, and it is closed.
     fn give_up_handoff(&mut self) {
         let Phase::HandingOff(handoff) = &self.phase else {
             return;
@@ -479,7 +490,7 @@ where
                     flow = ControlFlow::Break(Some(Event::Stayed));
                 }
                 Notice::Done if is_ordered => return ControlFlow::Break(self.switch()),
-                // It sends nothing more, and nobody has asked for that.
+                // The backend has given the client up without being told to.
                 Notice::Done => {
                     self.close(SERVICE_RESTART, EndReason::BackendLost);
                     return ControlFlow::Break(None);
@@ -575,7 +586,7 @@ where
     B: AsyncRead + AsyncWrite + ReadReadiness + Unpin,
 {
     /// Forwards bytes until something else happens. Not to be polled after [`Event::Ended`]; after any other event it is to be
-    /// polled again at once.
+    /// polled again at once, unless it is parked.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event<P>> {
         loop {
             if let Some(event) = self.follow_close_request(cx) {
