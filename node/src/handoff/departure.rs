@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time;
 use tokio_util::task::TaskTracker;
@@ -201,7 +202,7 @@ impl Departures {
             tasks: self.tasks.clone(),
             client: departing.id(),
             node: target.instance,
-            waiting: Arc::default(),
+            waiting: Mutex::default(),
         };
         departing.leave(&(Arc::new(forward) as Arc<dyn ClientControl>));
         Ok(())

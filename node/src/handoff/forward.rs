@@ -32,52 +32,47 @@ pub(super) struct Forward {
     /// Where the client is.
     pub(super) node: Instance,
     /// A command stays here until it is sent, so that only one task runs.
-    pub(super) waiting: Arc<Mutex<VecDeque<ControlCommand>>>,
+    pub(super) waiting: Mutex<VecDeque<ControlCommand>>,
 }
 
 impl ClientControl for Forward {
     fn command(self: Arc<Self>, command: &ControlCommand) -> Result<(), CommandRejected> {
-        let mut waiting = self.waiting.lock();
-        if COMMANDS_MAX <= waiting.len() {
-            return Err(CommandRejected::Busy);
-        }
-        waiting.push_back(command.clone());
-        if waiting.len() == 1 {
-            let sending = send_all(
-                Arc::clone(&self.control),
-                self.node,
-                self.client,
-                Arc::clone(&self.waiting),
-            );
-            self.tasks.spawn(sending);
+        let is_first = {
+            let mut waiting = self.waiting.lock();
+            if COMMANDS_MAX <= waiting.len() {
+                return Err(CommandRejected::Busy);
+            }
+            waiting.push_back(command.clone());
+            waiting.len() == 1
+        };
+        if is_first {
+            self.tasks.spawn(Arc::clone(&self).send_all());
         }
         Ok(())
     }
 }
 
-async fn send_all(
-    control: Arc<Control>,
-    node: Instance,
-    client: ClientId,
-    waiting: Arc<Mutex<VecDeque<ControlCommand>>>,
-) {
-    loop {
-        let Some(command) = waiting.lock().front().cloned() else {
-            return;
-        };
-        for attempt in 1..=ATTEMPTS {
-            match control.forward(node, client, command.clone()).await {
-                Ok(()) => break,
-                Err(error) if attempt == ATTEMPTS => {
-                    warn!(%client, %node, %error, "a command of the server API is lost: the client's new node does not respond");
+impl Forward {
+    async fn send_all(self: Arc<Self>) {
+        let (client, node) = (self.client, self.node);
+        loop {
+            let Some(command) = self.waiting.lock().front().cloned() else {
+                return;
+            };
+            for attempt in 1..=ATTEMPTS {
+                match self.control.forward(node, client, command.clone()).await {
+                    Ok(()) => break,
+                    Err(error) if attempt == ATTEMPTS => {
+                        warn!(%client, %node, %error, "a command of the server API is lost: the client's new node does not respond");
+                    }
+                    Err(_) => time::sleep(RETRY_PAUSE).await,
                 }
-                Err(_) => time::sleep(RETRY_PAUSE).await,
             }
-        }
-        let mut waiting = waiting.lock();
-        waiting.pop_front();
-        if waiting.is_empty() {
-            return;
+            let mut waiting = self.waiting.lock();
+            waiting.pop_front();
+            if waiting.is_empty() {
+                return;
+            }
         }
     }
 }
