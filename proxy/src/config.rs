@@ -7,6 +7,7 @@ pub(crate) mod backend;
 mod check;
 mod effective;
 mod generate;
+mod health;
 mod limits;
 mod raw;
 mod read;
@@ -24,14 +25,14 @@ use std::time::{Duration, SystemTime};
 use causeway_conf::{
     AddressRange, ConfError, ConfErrors, Environment, Positions, RenamedSettings, Secret,
 };
-use http::{HeaderValue, Method, StatusCode};
+use http::StatusCode;
 use rustls::pki_types::ServerName;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::backend::{Address, BackendId};
-use crate::config::routes::HeaderNameText;
 
+pub(crate) use crate::config::health::{HealthConfig, ProbeKind, Statuses};
 pub(crate) use crate::config::limits::{Limits, Rate};
 pub(crate) use crate::config::routes::{Route, RouteRules, Routes, Stripped, without_query};
 
@@ -521,110 +522,6 @@ pub(crate) enum Secure {
     Auto,
     Always,
     Never,
-}
-
-/// How backends of a pool are probed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HealthConfig {
-    pub(crate) kind: ProbeKind,
-    /// The method of an HTTP probe.
-    pub(crate) method: Method,
-    /// The path of an HTTP or WebSocket probe.
-    pub(crate) path: Cow<'static, str>,
-    /// The `Host` header of such a probe.
-    pub(crate) host: Cow<'static, str>,
-    /// Other headers of such a probe.
-    pub(crate) headers: Vec<(HeaderNameText, HeaderValue)>,
-    /// The statuses with which an HTTP probe passes.
-    pub(crate) expect: Statuses,
-    /// The port to probe, if not the one of the backend's address.
-    pub(crate) port: Option<u16>,
-    /// Between two probes of a backend that is up or draining.
-    pub(crate) interval: Duration,
-    /// Between two probes of a suspect or unknown backend.
-    pub(crate) fast_interval: Duration,
-    /// Between two probes of a backend that is down.
-    pub(crate) down_interval: Duration,
-    /// How long one probe may take, from the dial to the end of the response.
-    pub(crate) timeout: Duration,
-    /// Consecutive good probes that bring a backend up again.
-    pub(crate) rise: u32,
-    /// Consecutive failed probes that take a backend down.
-    pub(crate) fall: u32,
-    /// How long it takes until a backend that came up again gets its full share of new clients.
-    pub(crate) slow_start: Duration,
-    /// The percentage of backends that have to be healthy: below it, health is ignored.
-    pub(crate) ignore_below: u32,
-}
-
-impl HealthConfig {
-    const DEFAULT: Self = Self {
-        kind: ProbeKind::Node,
-        method: ProbeKind::Node.method(),
-        path: Cow::Borrowed(ProbeKind::Node.path()),
-        host: Cow::Borrowed("localhost"),
-        headers: Vec::new(),
-        expect: ProbeKind::Node.expect(),
-        port: None,
-        interval: Duration::from_secs(2),
-        fast_interval: Duration::from_millis(500),
-        down_interval: Duration::from_secs(1),
-        timeout: Duration::from_secs(1),
-        rise: 2,
-        fall: 3,
-        slow_start: Duration::from_secs(10),
-        ignore_below: 0,
-    };
-}
-
-/// The kind of a probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ProbeKind {
-    /// An HTTP request with the defaults for Causeway nodes.
-    Node,
-    /// An HTTP request with the defaults for other apps.
-    Http,
-    /// An accepted connection.
-    Tcp,
-    /// A WebSocket handshake.
-    Websocket,
-}
-
-impl ProbeKind {
-    const fn method(self) -> Method {
-        match self {
-            Self::Http => Method::HEAD,
-            Self::Node | Self::Tcp | Self::Websocket => Method::GET,
-        }
-    }
-
-    const fn path(self) -> &'static str {
-        match self {
-            Self::Node => "/ready",
-            Self::Http | Self::Tcp | Self::Websocket => "/",
-        }
-    }
-
-    const fn expect(self) -> Statuses {
-        match self {
-            Self::Node => Statuses(Cow::Borrowed(&[(200, 200)])),
-            Self::Http => Statuses(Cow::Borrowed(&[(200, 399)])),
-            Self::Websocket => Statuses(Cow::Borrowed(&[(101, 101)])),
-            Self::Tcp => Statuses(Cow::Borrowed(&[])),
-        }
-    }
-}
-
-/// Ranges of statuses, first and last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Statuses(Cow<'static, [(u16, u16)]>);
-
-impl Statuses {
-    pub(crate) fn contains(&self, status: StatusCode) -> bool {
-        let holds = |(first, last): &(u16, u16)| (*first..=*last).contains(&status.as_u16());
-        self.0.iter().any(holds)
-    }
 }
 
 /// Timeouts. `conf/proxy.yaml` has the reasons for the defaults.

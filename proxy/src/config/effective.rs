@@ -10,9 +10,9 @@ use causeway_conf::{Effective, Positions, Secret, Timestamp};
 use super::routes::HeaderRules;
 use super::{
     AccessLog, AdminConfig, AffinityConfig, AllowedAddresses, BackendConfig, BackendTls, BodyRate,
-    CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, HealthConfig,
-    ListenerConfig, Log, NoRoute, PoolConfig, ProbeKind, RebalanceConfig, Route, SameSite,
-    SentinelConfig, Statuses, TakeoverConfig, Timeouts, TlsConfig, TlsVersion,
+    CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, ListenerConfig, Log,
+    NoRoute, PoolConfig, RebalanceConfig, Route, SameSite, SentinelConfig, TakeoverConfig,
+    Timeouts, TlsConfig, TlsVersion,
 };
 
 impl Config {
@@ -228,7 +228,7 @@ fn pool(index: usize, pool: &PoolConfig, positions: &Positions) -> Effective {
             Effective::list(closed_paths, Effective::text),
         ),
         ("tls", Effective::option(tls.as_ref(), backend_tls)),
-        ("health", health_of(index, health, positions)),
+        ("health", health.effective(index, positions)),
         (
             "discover",
             Effective::option(discover.as_ref(), |it| discover_of(index, it, positions)),
@@ -273,77 +273,6 @@ fn backend_tls(tls: &BackendTls) -> Effective {
         ("certificate", certificate),
         ("key", key),
     ])
-}
-
-fn health_of(index: usize, health: &HealthConfig, positions: &Positions) -> Effective {
-    let HealthConfig {
-        kind,
-        method,
-        path,
-        host,
-        headers: _, // As they are written, without their values.
-        expect,
-        port,
-        interval,
-        fast_interval,
-        down_interval,
-        timeout,
-        rise,
-        fall,
-        slow_start,
-        ignore_below,
-    } = health;
-    let own = format!("pools[{index}].health.headers");
-    let written = if positions.is_given(&own) {
-        positions.names(&own)
-    } else {
-        positions.names("health.headers")
-    };
-    // The host is shown as what it is, wherever it is set.
-    let is_other = |name: &&str| !name.eq_ignore_ascii_case("host");
-    let headers = written.into_iter().filter(is_other);
-    let headers = headers.map(|name| (name, Effective::Secret)).collect();
-    let mut settings = vec![("kind", Effective::variant(kind))];
-    // Each kind has the settings that it uses.
-    if matches!(kind, ProbeKind::Node | ProbeKind::Http) {
-        settings.extend([
-            ("method", Effective::text(method.as_str())),
-            ("expect", statuses(expect)),
-        ]);
-    }
-    if *kind != ProbeKind::Tcp {
-        settings.extend([
-            ("path", Effective::text(path)),
-            ("host", Effective::text(host)),
-            ("headers", named(headers)),
-        ]);
-    }
-    settings.extend([
-        ("port", Effective::option(*port, Effective::plain)),
-        ("interval", Effective::span(*interval)),
-        ("fast_interval", Effective::span(*fast_interval)),
-        ("down_interval", Effective::span(*down_interval)),
-        ("timeout", Effective::span(*timeout)),
-        ("rise", Effective::plain(rise)),
-        ("fall", Effective::plain(fall)),
-        ("slow_start", Effective::span(*slow_start)),
-        ("ignore_below", Effective::plain(ignore_below)),
-    ]);
-    // What the pool does not say itself holds for all pools.
-    let settings = settings
-        .into_iter()
-        .map(|(name, value)| (name, value.or_from(&format!("health.{name}"))));
-    named(settings.collect())
-}
-
-fn statuses(Statuses(ranges): &Statuses) -> Effective {
-    Effective::list(ranges.iter(), |(first, last)| {
-        if first == last {
-            Effective::plain(first)
-        } else {
-            Effective::text(format!("{first}-{last}"))
-        }
-    })
 }
 
 fn sentinel_of(sentinel: &SentinelConfig) -> Effective {

@@ -238,6 +238,52 @@ fn rate(check: &mut Check, key: &str, raw: Option<RawRate>) -> Option<Rate> {
 }
 
 impl Limits {
+    /// The limits that apply from the next start on, each with whether it differs from the one of `started`.
+    pub(crate) fn fixed(&self, started: &Self) -> [(bool, &'static str); 6] {
+        // Each limit is named, so that a new one does not compile until it is known whether a reload applies it.
+        let Self {
+            connections,
+            connections_per_address: _,
+            connection_rate_per_address: _,
+            head_size,
+            response_head_size,
+            headers,
+            http2_streams,
+            http2_send_buffer,
+            retries: _,
+            retry_budget: _,
+            waiting: _,
+            handshakes_per_address: _,
+            handshake_rate_per_address: _,
+            body_size: _,
+            requests: _,
+            requests_per_address: _,
+            tunnels: _,
+            tunnels_per_address: _,
+            tunnels_per_backend: _,
+            requests_per_backend: _,
+            queue_per_backend: _,
+            queue_time: _,
+        } = self;
+        [
+            (*connections != started.connections, "limits.connections"),
+            (*head_size != started.head_size, "limits.head_size"),
+            (
+                *response_head_size != started.response_head_size,
+                "limits.response_head_size",
+            ),
+            (*headers != started.headers, "limits.headers"),
+            (
+                *http2_streams != started.http2_streams,
+                "limits.http2_streams",
+            ),
+            (
+                *http2_send_buffer != started.http2_send_buffer,
+                "limits.http2_send_buffer",
+            ),
+        ]
+    }
+
     /// What applies, in the form of the file.
     pub(super) fn effective(&self) -> Effective {
         let Self {

@@ -28,7 +28,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) affinity: Affinity,
     #[serde(default)]
-    pub(super) health: Health,
+    pub(super) health: super::health::RawHealth,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
     #[serde(default)]
@@ -143,7 +143,7 @@ pub(super) struct Pool {
     pub(super) discover: Option<Discover>,
     pub(super) closed_paths: Option<Vec<String>>,
     #[serde(default)]
-    pub(super) health: Health,
+    pub(super) health: super::health::RawHealth,
     pub(super) tls: Option<BackendTls>,
 }
 
@@ -250,61 +250,6 @@ pub(super) struct Affinity {
     pub(super) sockjs_sessions: Option<u64>,
     pub(super) hold: Option<Span>,
     pub(super) hold_timeout: Option<Span>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Health {
-    pub(super) kind: Option<super::ProbeKind>,
-    pub(super) method: Option<ProbeMethod>,
-    pub(super) path: Option<String>,
-    pub(super) host: Option<String>,
-    pub(super) headers: Option<BTreeMap<String, Secret>>,
-    pub(super) expect: Option<Vec<Statuses>>,
-    pub(super) port: Option<u64>,
-    pub(super) interval: Option<Span>,
-    pub(super) fast_interval: Option<Span>,
-    pub(super) down_interval: Option<Span>,
-    pub(super) timeout: Option<Span>,
-    pub(super) rise: Option<u64>,
-    pub(super) fall: Option<u64>,
-    pub(super) slow_start: Option<Span>,
-    pub(super) ignore_below: Option<u64>,
-}
-
-/// The methods of probes: only safe ones.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(super) enum ProbeMethod {
-    Get,
-    Head,
-    Options,
-}
-
-/// A status such as `200`, or a range such as `200-399`, as text.
-#[derive(Debug, Clone)]
-pub(super) struct Statuses(pub(super) String);
-
-impl<'de> Deserialize<'de> for Statuses {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Statuses;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a status such as 200, or a range such as \"200-399\"")
-            }
-
-            fn visit_u64<E>(self, status: u64) -> Result<Statuses, E> {
-                Ok(Statuses(status.to_string()))
-            }
-
-            fn visit_str<E>(self, range: &str) -> Result<Statuses, E> {
-                Ok(Statuses(range.to_owned()))
-            }
-        }
-        from.deserialize_any(Text)
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -2,7 +2,6 @@
 
 mod affinity;
 mod backend_tls;
-mod health;
 mod listeners;
 mod pools;
 mod routes;
@@ -21,9 +20,9 @@ use super::{
     RebalanceConfig, TakeoverConfig, Timeouts, WEBSOCKETS_OVER_HTTP2,
 };
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A unix socket's path has at most 107 bytes; a name beside it is used while it is created.
@@ -258,7 +257,7 @@ fn log(raw: raw::Log) -> Log {
 }
 
 /// `text` as a header value, if it is valid. Marked as sensitive: not shown in debug output.
-fn header_value(text: &Secret) -> Option<HeaderValue> {
+pub(super) fn header_value(text: &Secret) -> Option<HeaderValue> {
     let text = text.expose();
     let plain = |byte: u8| byte.is_ascii_graphic() || b" \t".contains(&byte);
     if !text.bytes().all(plain) || text.trim().len() != text.len() {
@@ -270,7 +269,7 @@ fn header_value(text: &Secret) -> Option<HeaderValue> {
 }
 
 /// Whether `text` is a token by RFC 9110, section 5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(plain)
 }

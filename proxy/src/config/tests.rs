@@ -1,6 +1,7 @@
 //! Files that are accepted, and the errors of those that are not.
 
 use expect_test::{Expect, expect};
+use http::Method;
 
 use super::*;
 

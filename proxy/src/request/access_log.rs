@@ -131,14 +131,30 @@ fn some_milliseconds<S: serde::Serializer>(
 
 impl LogLine for AccessLine {
     fn bytes(&self) -> usize {
-        let texts = [
-            &self.request_id,
-            &self.method,
-            &self.host,
-            &self.path,
-            &self.backend,
-            &self.error,
-        ];
+        // Each field is named, so that a new one does not compile until it is known whether it has memory of its own.
+        let Self {
+            ts: _,
+            kind: _,
+            client: _,
+            request_id,
+            method,
+            host,
+            path,
+            status: _,
+            duration_ms: _,
+            bytes_in: _,
+            bytes_out: _,
+            backend,
+            affinity: _,
+            attempts: _,
+            waited_ms: _,
+            close_reason: _,
+            close_code: _,
+            client_code: _,
+            backend_code: _,
+            error,
+        } = self;
+        let texts = [request_id, method, host, path, backend, error];
         let texts = texts.into_iter().flatten();
         size_of::<Self>() + texts.map(|text| text.len()).sum::<usize>()
     }

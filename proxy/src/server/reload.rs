@@ -604,31 +604,10 @@ fn fixed(started: &Config, new: &Config) -> Vec<&'static str> {
         ),
         (sessions, "affinity.sockjs_sessions"),
         (*timeouts != started.timeouts, "timeouts"),
-        (
-            limits.connections != started.limits.connections,
-            "limits.connections",
-        ),
-        (
-            limits.head_size != started.limits.head_size,
-            "limits.head_size",
-        ),
-        (
-            limits.response_head_size != started.limits.response_head_size,
-            "limits.response_head_size",
-        ),
-        (limits.headers != started.limits.headers, "limits.headers"),
-        (
-            limits.http2_streams != started.limits.http2_streams,
-            "limits.http2_streams",
-        ),
-        (
-            limits.http2_send_buffer != started.limits.http2_send_buffer,
-            "limits.http2_send_buffer",
-        ),
         (*log != started.log, "log"),
         (*threads != started.threads, "threads"),
     ];
-    named(differ)
+    named(differ.into_iter().chain(limits.fixed(&started.limits)))
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use rustls::pki_types::pem::PemObject;
 
 use super::affinity::{cookie_name, host_cookie};
 use super::backend_tls::backend_tls;
-use super::health::health;
 use crate::config::backend::{Address, is_plain_name};
 use crate::config::check::Check;
+use crate::config::health::{self, RawHealth};
 use crate::config::raw;
 use crate::config::routes::SEGMENTS_MAX;
 use crate::config::{
@@ -37,7 +37,7 @@ pub(super) fn pools(
     check: &mut Check,
     pools: Vec<raw::Pool>,
     affinity: &raw::Affinity,
-    common: &raw::Health,
+    common: &RawHealth,
 ) -> Vec<PoolConfig> {
     check.require(!pools.is_empty(), "pools", "expected at least one pool");
     let cookie = affinity.cookie.as_deref().unwrap_or(AffinityConfig::COOKIE);
@@ -45,7 +45,7 @@ pub(super) fn pools(
     // Checked with the rest of the section.
     let cookie_path = affinity.path.clone();
     let cookie_path = cookie_path.map_or(Cow::Borrowed(AffinityConfig::PATH), Cow::Owned);
-    let common = health(check, "health", common, &HealthConfig::DEFAULT);
+    let common = health::read(check, "health", common, &HealthConfig::DEFAULT);
     let mut seen = Seen::default();
     pools
         .into_iter()
@@ -85,7 +85,7 @@ pub(super) fn pools(
                 );
             }
             let cookie = has_cookie.then_some(PoolCookie { name: cookie, path });
-            let health = health(check, &format!("{key}.health"), &pool.health, &common);
+            let health = health::read(check, &format!("{key}.health"), &pool.health, &common);
             let closed_paths = match pool.closed_paths {
                 Some(paths) => closed_paths(check, &format!("{key}.closed_paths"), paths),
                 None => {

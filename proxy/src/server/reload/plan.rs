@@ -182,7 +182,7 @@ pub(super) fn changed_sections(before: &Config, after: &Config) -> Vec<&'static 
 }
 
 /// The names of those that differ.
-pub(super) fn named<const N: usize>(differ: [(bool, &'static str); N]) -> Vec<&'static str> {
+pub(super) fn named(differ: impl IntoIterator<Item = (bool, &'static str)>) -> Vec<&'static str> {
     let changed = differ.into_iter().filter(|(differs, _)| *differs);
     changed.map(|(_, name)| name).collect()
 }
