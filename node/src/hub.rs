@@ -1,22 +1,28 @@
 //! Local fan-out: which clients of this node are members of which channel, and the writes to them.
 //!
-//! Two kinds of channels: those of relay endpoints, whose publications the broker delivers as they are, and channel streams
-//! ([`stream`](crate::stream)), whose pushes have offsets, history and recovery. The hub knows nothing of history, presence or rights.
-//! A [`Member`] is a client's outbox in one channel; the [`Subscriber`] guard keeps it there. [`outbox`] holds what a socket has not
-//! accepted and disconnects a client that reads too slowly; [`roster`] lists all clients for pings and for the drain.
+//! There are two kinds of channels. A *relay channel* is the one that a relay endpoint is configured with: the broker's publications
+//! go to its members without offsets, history or recovery. The channels of the client protocol have all of that from their
+//! [`stream`](crate::stream), which turns a publication into the *push* that clients get. The hub knows nothing of history, presence
+//! or rights.
 //!
-//! The broker delivers publications of relays ([`Hub::deliver`]), a channel stream the pushes of its channel
+//! A [`Member`] is what a channel keeps of a client: the way to the client's outbox. A client has one outbox, whatever it has
+//! subscribed to. Dropping the [`Subscriber`] guard ends the membership. [`outbox`] queues what a socket does not accept, and
+//! disconnects a client that reads too slowly; [`roster`] lists all clients, for pings and for the drain of the node.
+//!
+//! The broker delivers publications of relay channels ([`Hub::deliver`]), a channel stream the pushes of its channel
 //! ([`Hub::deliver_push`]). Each is encoded once for each format that a member of the channel reads, and appended to the
-//! channel's open batch. One task ([`Hub::run`]) flushes channels with an open batch: each member gets the whole batch in
-//! one write. The task writes to the sockets itself, never waits for one, and yields every few hundred writes. [`window`]
-//! decides how long a batch is collected.
+//! channel's open batch. One task, spawned by the node, flushes channels with an open batch ([`Hub::run`]): each member gets the
+//! whole batch in one write. It writes to the sockets itself, never waits for one, and yields to the runtime every few hundred
+//! writes. [`window`] decides how long a batch is collected. What a channel delivers, each member gets in that order.
 //!
-//! Nothing here waits for I/O. Bytes that a socket does not accept at once are queued in its outbox. A batch that is full drops what
-//! comes next, which is counted and logged.
+//! Nothing here waits for I/O. If the flush task is so far behind that 16 full batches of a channel have been collected, the next
+//! publication is dropped for all members, counted and logged; a channel stream with history then unsubscribes its members, which
+//! subscribe again and recover it.
 //!
-//! Invariant: a channel is in [`Hub`]'s map if and only if it has a member, has one that is leaving, or is pinned. The broker is
-//! subscribed to the relay channels in the map, except between a first join or a last leave and the next flush; channel streams
-//! subscribe theirs.
+//! Invariant: a channel is in [`Hub`]'s map if and only if it has a member, has one whose end the next flush has still to carry out, or
+//! is pinned: the channels of relay endpoints are, so that a node's first client gets its own messages. The broker is subscribed to
+//! the relay channels in the map, except between a first join or a last leave and the next flush; channel streams
+//! subscribe to their channels themselves.
 
 use std::collections::HashMap;
 use std::mem;

@@ -1,23 +1,29 @@
 //! Tunnels: connections after a 101 (or an RFC 8441 CONNECT), with bytes copied between the sockets of client and backend.
 //!
-//! A [`Tunnel`] owns both sockets; the task that polls it is its caller's. It reads into a buffer that all tunnels of the thread share,
-//! and writes at once. Bytes that the receiver does not accept wait in a `Vec` that is freed when they are sent, and nothing more
-//! is read in that direction meanwhile. The end of one direction is forwarded and leaves the other one open; a failure ends both.
+//! A [`Tunnel`] owns both sockets and spawns no task: its caller polls it, which is [`forward`](crate::request::forward) behind an
+//! upgrade, or the process that took the sockets over. It reads into a buffer that all tunnels of the thread share, and writes at
+//! once. Bytes that the receiver does not accept wait in a `Vec` that is freed when they are sent, and nothing more is read in that
+//! direction meanwhile. The end of one direction is forwarded and leaves the other one open; a failure ends both.
 //!
-//! A tunnel ends in four ways besides its peers' own:
-//! - it is *closed* (drain, idle, lifetime, an operator): each side gets a WebSocket Close frame after the last complete frame, never
-//!   inside one, and has 5 s for its own; a tunnel of another protocol is cut;
-//! - it is *handed off*: its client continues on another backend, over the same connection, if both backends can do that
-//!   (`handoff`; what the backends say to the edge for it is in `notices`);
-//! - it is *parked*: what is left is data, for another process that takes the edge's sockets over (`state`);
-//! - it is dropped, which closes both sockets at once.
+//! Unless client or backend ends it, a tunnel ends in one of four ways:
+//! - it is *closed*, because of a drain, the idle timeout, its maximum lifetime or an operator: each side gets a WebSocket Close
+//!   frame after the last complete frame, never inside one, and has 5 s to send its own. The sockets of another protocol are closed;
+//! - it is *handed off*: its client continues on another backend, over the same connection, if both backends support the handoff
+//!   (`handoff`; `notices` parses the frames with which a backend asks the edge for it). A [`Dialing`] of the caller opens the
+//!   connection to that backend, the [`Successor`];
+//! - it is *parked*: its sockets and what is left to send become a [`TunnelState`], for another process that takes the sockets of
+//!   the edge over;
+//! - it is dropped, which closes both sockets without a Close frame.
 //!
-//! The [`registry`](Tunnels) lists all tunnels of the edge with their ages, and asks them to close or to move. Over TLS a tunnel
-//! holds the keys of the connection and no connection object of rustls, if the record layer here knows the cipher suite ([`Socket`]).
+//! [`Tunnels`] is the registry: it lists all tunnels of this process with their ages, and asks them to close or to hand their client
+//! off; [`PacedClose`] spreads that over time. The drains, the admin listener and the takeover use it. Over TLS a tunnel holds the
+//! keys of the connection and no connection object of rustls, if the record layer of this crate has the cipher suite; otherwise it
+//! keeps that object ([`Socket`]).
 //!
-//! A tunnel never dials, chooses no backend and parses no HTTP.
+//! A tunnel opens no connection, chooses no backend and parses no HTTP.
 //!
-//! Invariant: an idle tunnel owns no buffer and no timer.
+//! Invariant: a tunnel with nothing to send and nothing under way owns no buffer and no timer. The registry looks for those that have
+//! reached a timeout.
 
 mod flow;
 mod frames;
