@@ -2,7 +2,7 @@
 # make dist        the programs as they go into production, in target/dist
 # make package     a versioned archive and Debian packages of them, in target/package (PROFILE=)
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
-# make check       layout, lints, docs, and that each binary builds alone
+# make check       layout, lints, docs
 # make e2e         the end-to-end tests alone
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
@@ -58,8 +58,6 @@ check:
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(TIMED) clippy $(CARGO) clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo "check: no clippy here, the lints are not checked (rustup component add clippy)"; fi
 	RUSTDOCFLAGS="-D warnings" $(TIMED) doc $(CARGO) doc --locked --workspace --no-deps --document-private-items
-	$(TIMED) check-node $(CARGO) check --locked -p causeway-node
-	$(TIMED) check-proxy $(CARGO) check --locked -p causeway-proxy
 
 e2e: deps-test programs $(PACKAGES)
 	$(CARGO) test --locked --workspace $(addprefix --test ,$(E2E))
@@ -174,6 +172,8 @@ fuzz:
 	done
 
 audit:
+	$(CARGO) check --locked -p causeway-node
+	$(CARGO) check --locked -p causeway-proxy
 	@for tool in deny machete; do \
 	  if $(CARGO) $$tool --version >/dev/null 2>&1; then echo "audit: cargo $$tool"; \
 	    case $$tool in deny) $(CARGO) deny check advisories bans licenses sources;; *) $(CARGO) $$tool;; esac || exit 1; \
