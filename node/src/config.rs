@@ -66,6 +66,8 @@ pub struct Config {
     pub(crate) advertise: Option<String>,
     /// Where this node runs.
     pub(crate) zone: Option<String>,
+    /// The deploy that this node belongs to: edges prefer the newest.
+    pub(crate) generation: Option<u64>,
     /// How messages reach other nodes.
     pub(crate) broker: Broker,
     /// Authentication of channel clients.

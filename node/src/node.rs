@@ -275,6 +275,7 @@ impl Node {
                     id: node_id.clone(),
                     address: config.advertise.clone(),
                     zone: config.zone.clone(),
+                    generation: config.generation,
                     leaving: false,
                 },
                 needs: needs(&config),
@@ -447,7 +448,7 @@ impl Node {
             control,
         };
         let node_id_header = HeaderValue::try_from(&node_id).expect("the configuration checks it");
-        let admin = Arc::new(Admin::new(
+        let admin = Admin::new(
             readiness(relay, registry.registry, &config.broker),
             {
                 let clients = Arc::clone(&channel_clients);
@@ -455,7 +456,8 @@ impl Node {
             },
             Arc::clone(&metrics),
             lifecycle.draining.clone(),
-        ));
+        );
+        let admin = Arc::new(admin.with_generation(config.generation));
         let admin_address = admin_listener.as_ref().map(TcpListener::local_addr);
         let admin_address = admin_address.transpose()?;
         if let Some((listener, address)) = admin_listener.zip(admin_address) {

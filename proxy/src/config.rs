@@ -414,6 +414,8 @@ pub(crate) struct BackendConfig {
     pub(crate) weight: u32,
     /// Its zone; a backend without a zone is local to every edge.
     pub(crate) zone: Option<Box<str>>,
+    /// The deploy that it belongs to: of equals, new clients go to the newest. `None` if the file does not say: a node may say it itself.
+    pub(crate) generation: Option<u64>,
     /// The addresses that its name may have; `None` is any: the file is trusted.
     pub(crate) allowed: Option<Arc<AllowedAddresses>>,
     /// Whether it gets new clients only when no primary is up.
@@ -425,6 +427,8 @@ pub(crate) struct BackendConfig {
 impl BackendConfig {
     /// The largest weight.
     pub(crate) const WEIGHT_MAX: u32 = 1000;
+    /// The newest generation: numbers up to it are exact in JSON (RFC 8259, section 6).
+    pub(crate) const GENERATION_MAX: u64 = (1 << 53) - 1;
     const WEIGHT: u32 = 1;
 }
 

@@ -124,6 +124,7 @@ impl Checker<'_> {
             id: self.node_id(node.id),
             advertise: self.advertise(node.advertise),
             zone: self.zone(node.zone),
+            generation: self.generation(node.generation),
             registry: self.registry(raw.registry.unwrap_or_default()),
             lifecycle: self.lifecycle(raw.lifecycle.unwrap_or_default(), &channels),
             api: self.api(raw.api.unwrap_or_default(), &endpoints),

@@ -47,6 +47,7 @@ impl Config {
             threads,
             advertise,
             zone,
+            generation,
             broker,
             auth,
             hooks,
@@ -80,6 +81,10 @@ impl Config {
                         Effective::option(advertise.as_ref(), Effective::text),
                     ),
                     ("zone", Effective::option(zone.as_ref(), Effective::text)),
+                    (
+                        "generation",
+                        Effective::option(*generation, Effective::plain),
+                    ),
                 ]),
             ),
             ("listen", Effective::shown(listen)),

@@ -95,6 +95,7 @@ pub(super) struct Node {
     pub(super) id: Option<String>,
     pub(super) advertise: Option<String>,
     pub(super) zone: Option<String>,
+    pub(super) generation: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -23,6 +23,7 @@ impl Config {
             threads,
             advertise,
             zone,
+            generation,
             broker,
             auth: _,
             hooks,
@@ -45,6 +46,7 @@ impl Config {
             (*id != self.id, "node.id"),
             (*advertise != self.advertise, "node.advertise"),
             (*zone != self.zone, "node.zone"),
+            (*generation != self.generation, "node.generation"),
             (*listen != self.listen, "listen"),
             (*admin != self.admin, "admin"),
             (*threads != self.threads, "threads"),
@@ -187,7 +189,7 @@ endpoints:
     #[test]
     fn settings_that_need_a_restart_are_named() {
         let changed = "
-node: { id: a, advertise: \"a:1\", zone: z }
+node: { id: a, advertise: \"a:1\", zone: z, generation: 7 }
 listen: 127.0.0.1:1
 admin: none
 threads: 1
@@ -208,6 +210,7 @@ endpoints: [{ path: /ws, protocol: websocket }]
             "node.id",
             "node.advertise",
             "node.zone",
+            "node.generation",
             "listen",
             "admin",
             "threads",

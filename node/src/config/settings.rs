@@ -37,6 +37,8 @@ const DAY: Duration = days(1);
 const HOUR: Duration = secs(60 * 60);
 const YEAR: Duration = days(365);
 
+/// Numbers up to it are exact in JSON (RFC 8259, section 6), in which edges read it.
+pub(super) const GENERATION_MAX: u64 = (1 << 53) - 1;
 pub(super) const LISTEN: &str = "127.0.0.1:9000";
 pub(super) const ADMIN_PORT_OFFSET: u16 = 1000;
 pub(super) const THREADS_MAX: u64 = 1024;

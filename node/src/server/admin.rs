@@ -36,6 +36,9 @@ use probers::Told;
 /// Tells the edge that the node is draining and not failed.
 const DRAIN: HeaderName = HeaderName::from_static("causeway-drain");
 
+/// Tells the edge which deploy the node belongs to.
+const GENERATION: HeaderName = HeaderName::from_static("causeway-generation");
+
 /// How long the edges have to act on the response to their probe.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -48,6 +51,8 @@ pub(crate) struct Admin {
     slowest: Slowest,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
+    /// The deploy that the node belongs to, if configured.
+    generation: Option<u64>,
     probers: Mutex<Probers>,
     /// Notified when a probe was received.
     asked: Notify,
@@ -80,9 +85,15 @@ impl Admin {
             slowest,
             metrics,
             draining,
+            generation: None,
             probers: Mutex::default(),
             asked: Notify::new(),
         }
+    }
+
+    /// Says in the responses to probes that the node belongs to `generation`.
+    pub(crate) fn with_generation(self, generation: Option<u64>) -> Self {
+        Self { generation, ..self }
     }
 
     /// Waits until every prober that requests `/ready` regularly has got the response that the node is stopping, at most for `max`.
@@ -175,11 +186,15 @@ impl Admin {
             self.announce_drain(response.headers_mut());
             return response;
         }
-        match (self.readiness)() {
+        let mut response = match (self.readiness)() {
             Ok(None) => text(StatusCode::OK, "ready\n"),
             Ok(Some(note)) => text(StatusCode::OK, format!("ready, but {note}\n")),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        };
+        if let Some(generation) = self.generation {
+            response.headers_mut().insert(GENERATION, generation.into());
         }
+        response
     }
 
     /// The channel clients with the most queued data, as a list in JSON.
@@ -288,6 +303,16 @@ mod tests {
         let expected =
             r#"[{"client":"a-1","user":"ann","transport":"channels_json","bytes_queued":7}]"#;
         assert_eq!(body, format!("{expected}\n"));
+    }
+
+    #[test]
+    fn a_node_of_a_generation_says_so() {
+        let of_none = admin(&CancellationToken::new());
+        let ready = ask(&of_none, &Method::GET, "/ready");
+        assert_eq!(ready.headers().get(GENERATION), None);
+        let of_seven = of_none.with_generation(Some(7));
+        let ready = ask(&of_seven, &Method::GET, "/ready");
+        assert_eq!(ready.headers()[GENERATION], "7");
     }
 
     #[test]

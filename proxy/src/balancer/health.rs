@@ -19,8 +19,8 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::balancer::health::probe::Prober;
-use crate::balancer::pool::{Backend, Pool, Pools, State};
+use crate::balancer::health::probe::{Probed, Prober};
+use crate::balancer::pool::{Backend, Pool, Pools, ProbeResult, State};
 use crate::config::HealthConfig;
 use crate::limits::ThrottledLog;
 use crate::net::descriptors::PROBES_MAX;
@@ -189,7 +189,13 @@ impl Watch {
         let state = self.backend.state();
         let target = self.target.load_full();
         match target.prober.probe(&self.backend.address, state).await {
-            Ok(result) => self.pool().probed(&self.backend, result, Instant::now()),
+            Ok(Probed { result, generation }) => {
+                // Before the backend may come up: its first new client is chosen by it.
+                if result == ProbeResult::Good {
+                    self.backend.announce_generation(generation);
+                }
+                self.pool().probed(&self.backend, result, Instant::now());
+            }
             // The state does not change: the backend is not at fault.
             Err(error) => {
                 self.backend.metrics.probed("skipped");

@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfError, ConfErrors, Positions, Span};
-use http::StatusCode;
+use causeway_conf::{ByteSize, ConfError, ConfErrors, Positions, Secret, Span};
+use http::{HeaderValue, StatusCode};
 
 /// The errors found so far.
 pub(super) struct Check {
@@ -170,4 +170,22 @@ impl Check {
             "expected a path that starts with \"/\", without spaces or any of ?#;",
         );
     }
+}
+
+/// `text` as a header value, if it is valid. Marked as sensitive: not shown in debug output.
+pub(super) fn header_value(text: &Secret) -> Option<HeaderValue> {
+    let text = text.expose();
+    let plain = |byte: u8| byte.is_ascii_graphic() || b" \t".contains(&byte);
+    if !text.bytes().all(plain) || text.trim().len() != text.len() {
+        return None;
+    }
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Whether `text` is a token by RFC 9110, section 5.6.2.
+pub(super) fn is_token(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain)
 }

@@ -353,6 +353,7 @@ fn backend(backend: &BackendConfig) -> Effective {
         address,
         weight,
         zone,
+        generation,
         allowed: _, // Of discovered backends.
         backup,
         maintenance,
@@ -362,6 +363,10 @@ fn backend(backend: &BackendConfig) -> Effective {
         ("address", Effective::shown(address)),
         ("weight", Effective::plain(weight)),
         ("zone", Effective::option(zone.as_ref(), Effective::text)),
+        (
+            "generation",
+            Effective::option(*generation, Effective::plain),
+        ),
         ("backup", Effective::plain(backup)),
         ("maintenance", Effective::plain(maintenance)),
     ])

@@ -14,8 +14,7 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
 use super::backend::is_host_name;
-use super::check::Check;
-use super::read::{HOUR, MS, SECOND, header_value, is_token};
+use super::check::{Check, header_value, is_token};
 use super::routes::HeaderNameText;
 
 /// How backends of a pool are probed.
@@ -342,6 +341,10 @@ fn reject_unused(check: &mut Check, key: &str, raw: &RawHealth, kind: ProbeKind)
         );
     }
 }
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Headers that the probe sets itself.
 const RESERVED: [&str; 9] = [

@@ -195,6 +195,7 @@ pub(super) struct Backend {
     pub(super) address: String,
     pub(super) weight: Option<u64>,
     pub(super) zone: Option<String>,
+    pub(super) generation: Option<u64>,
     pub(super) backup: Option<bool>,
     pub(super) maintenance: Option<bool>,
 }

@@ -10,8 +10,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use causeway_conf::{ByteSize, ConfErrors, Document, Positions, Secret, Span};
-use http::HeaderValue;
+use causeway_conf::{ByteSize, ConfErrors, Document, Positions, Span};
 
 use super::check::Check;
 use super::raw;
@@ -20,9 +19,9 @@ use super::{
     RebalanceConfig, TakeoverConfig, Timeouts, WEBSOCKETS_OVER_HTTP2,
 };
 
-pub(super) const MS: Duration = Duration::from_millis(1);
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-pub(super) const HOUR: Duration = Duration::from_secs(3600);
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A unix socket's path has at most 107 bytes; a name beside it is used while it is created.
@@ -254,22 +253,4 @@ fn log(raw: raw::Log) -> Log {
         format: raw.format.unwrap_or(default.format),
         access,
     }
-}
-
-/// `text` as a header value, if it is valid. Marked as sensitive: not shown in debug output.
-pub(super) fn header_value(text: &Secret) -> Option<HeaderValue> {
-    let text = text.expose();
-    let plain = |byte: u8| byte.is_ascii_graphic() || b" \t".contains(&byte);
-    if !text.bytes().all(plain) || text.trim().len() != text.len() {
-        return None;
-    }
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
-/// Whether `text` is a token by RFC 9110, section 5.6.2.
-pub(super) fn is_token(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(plain)
 }

@@ -159,6 +159,8 @@ struct BackendView {
     /// That of the configuration; an operator may have set another one.
     configured_weight: u32,
     zone: Option<Box<str>>,
+    /// The deploy that it belongs to, if it is known.
+    generation: Option<u64>,
     backup: bool,
     state: &'static str,
     /// When it entered the state, in UNIX seconds.
@@ -266,6 +268,7 @@ impl Admin {
             weight: backend.weight(),
             configured_weight: backend.configured_weight(),
             zone: backend.zone(),
+            generation: backend.generation(),
             backup: backend.tier().is_backup(),
             state: status.state.name(),
             since: (unix.saturating_sub(status.lasts)).as_secs_f64(),

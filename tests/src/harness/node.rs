@@ -110,6 +110,16 @@ impl Node {
         Ok(())
     }
 
+    /// The same with other settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`restart`](Self::restart).
+    pub async fn restart_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> Result<()> {
+        self.settings = change(self.settings.clone());
+        self.restart().await
+    }
+
     /// Waits until `/ready` says 200.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ pub(crate) fn no_clients(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Arc<ChannelCli
             id: "n".to_owned(),
             address: None,
             zone: None,
+            generation: None,
             leaving: false,
         },
         listener: Arc::new(join_leave),

@@ -95,6 +95,7 @@ async fn set_up(config: &Config) -> Setup {
         id: "test-node".to_owned(),
         address: None,
         zone: None,
+        generation: None,
         leaving: false,
     };
     let (broker_tasks, broker): (_, Arc<dyn Broker>) = (broker.tasks, broker.broker);

@@ -48,6 +48,7 @@ mod tests {
             id: id.to_owned(),
             address: None,
             zone: None,
+            generation: None,
             leaving: false,
         };
         (lease, end, node)

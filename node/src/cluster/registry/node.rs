@@ -17,6 +17,8 @@ pub(crate) struct Node {
     pub(crate) address: Option<String>,
     /// The zone in which it runs, if configured.
     pub(crate) zone: Option<String>,
+    /// The deploy that it belongs to, if configured.
+    pub(crate) generation: Option<u64>,
     /// It is stopping: edges send it no new clients.
     pub(crate) leaving: bool,
 }
@@ -29,6 +31,8 @@ struct About<'a> {
     address: Option<std::borrow::Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<std::borrow::Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u64>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     leaving: bool,
 }
@@ -40,6 +44,7 @@ impl Node {
             id: self.id.as_str().into(),
             address: self.address.as_deref().map(Into::into),
             zone: self.zone.as_deref().map(Into::into),
+            generation: self.generation,
             leaving: self.leaving,
         };
         serde_json::to_string(&about).expect("strings are JSON")
@@ -55,6 +60,7 @@ impl Node {
                 id: about.id.into_owned(),
                 address: about.address.map(Into::into),
                 zone: about.zone.map(Into::into),
+                generation: about.generation,
                 leaving: about.leaving,
             },
             None => Self {
@@ -62,6 +68,7 @@ impl Node {
                 id: String::new(),
                 address: None,
                 zone: None,
+                generation: None,
                 leaving: false,
             },
         }
@@ -79,13 +86,15 @@ mod tests {
             id: "n\"1".to_owned(),
             address: Some("10.0.0.1:9000".to_owned()),
             zone: None,
+            generation: None,
             leaving: false,
         };
         let lease = Lease::first(node.instance);
         assert_eq!(node.print(), r#"{"id":"n\"1","address":"10.0.0.1:9000"}"#);
         assert_eq!(Node::parse(lease, &node.print()), node);
         node.leaving = true;
-        let printed = r#"{"id":"n\"1","address":"10.0.0.1:9000","leaving":true}"#;
+        node.generation = Some(7);
+        let printed = r#"{"id":"n\"1","address":"10.0.0.1:9000","generation":7,"leaving":true}"#;
         assert_eq!(node.print(), printed);
         assert_eq!(Node::parse(lease, printed), node);
     }

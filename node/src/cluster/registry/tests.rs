@@ -85,6 +85,7 @@ fn set_up_with(config: &Config, id: &str, needs: Needs) -> Setup {
         id: id.to_owned(),
         address: None,
         zone: None,
+        generation: None,
         leaving: false,
     };
     let dependencies = Dependencies {

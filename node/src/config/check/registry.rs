@@ -61,4 +61,18 @@ impl Checker<'_> {
         }
         Some(zone)
     }
+
+    pub(super) fn generation(&mut self, generation: Option<u64>) -> Option<u64> {
+        let generation = generation?;
+        if !(1..=settings::GENERATION_MAX).contains(&generation) {
+            self.error(
+                "node.generation",
+                format!(
+                    "expected a number from 1 to {}, found {generation}",
+                    settings::GENERATION_MAX
+                ),
+            );
+        }
+        Some(generation)
+    }
 }

@@ -42,6 +42,23 @@ pub(super) struct Prober {
     timeout: Duration,
 }
 
+/// What a probe has found.
+#[derive(Debug, PartialEq)]
+pub(super) struct Probed {
+    pub(super) result: ProbeResult,
+    /// The deploy that the backend says it belongs to.
+    pub(super) generation: Option<u64>,
+}
+
+impl From<ProbeResult> for Probed {
+    fn from(result: ProbeResult) -> Self {
+        Self {
+            result,
+            generation: None,
+        }
+    }
+}
+
 enum Check {
     Http(HttpCheck),
     WebSocket(WebSocketCheck),
@@ -89,24 +106,23 @@ impl Prober {
         &self,
         address: &Address,
         state: State,
-    ) -> Result<ProbeResult, CannotProbe> {
+    ) -> Result<Probed, CannotProbe> {
         let probing = async {
-            match self.probe_any(address, &self.check, self.port).await? {
-                ProbeResult::Good if self.port.is_some() && state != State::Up => {
-                    let found = self.probe_any(address, &self.own_port_check, None).await?;
-                    Ok(found.with_prefix(
-                        "the probe passes on health.port, but not on the own port of the backend: ",
-                    ))
-                }
-                found => Ok(found),
+            let mut found = self.probe_any(address, &self.check, self.port).await?;
+            if found.result == ProbeResult::Good && self.port.is_some() && state != State::Up {
+                let own_port = self.probe_any(address, &self.own_port_check, None).await?;
+                found.result = own_port.result.with_prefix(
+                    "the probe passes on health.port, but not on the own port of the backend: ",
+                );
             }
+            Ok(found)
         };
         match timeout(self.timeout, probing).await {
             Ok(result) => result,
-            Err(_) => Ok(ProbeResult::NoResponse(format!(
-                "no response to the probe within {:?}",
-                self.timeout
-            ))),
+            Err(_) => {
+                let why = format!("no response to the probe within {:?}", self.timeout);
+                Ok(ProbeResult::NoResponse(why).into())
+            }
         }
     }
 
@@ -116,29 +132,30 @@ impl Prober {
         address: &Address,
         check: &Check,
         port: Option<u16>,
-    ) -> Result<ProbeResult, CannotProbe> {
+    ) -> Result<Probed, CannotProbe> {
         let addresses = match self.resolve(address, port).await {
             Ok(addresses) => addresses,
             Err(error) if is_exhaustion(&error) => return Err(CannotProbe(error)),
             Err(error) => {
                 let why = format!("the name does not resolve: {error}");
-                return Ok(ProbeResult::Unreachable(why));
+                return Ok(ProbeResult::Unreachable(why).into());
             }
         };
         let (mut found, mut exhausted) = (None, None);
         for at in addresses {
             let checked = Self::check_at(check, self.tls.as_deref(), address, &at).await;
             match checked {
-                Ok(result) if result.is_response() => return Ok(result),
-                Ok(result) => found = Some(result),
+                Ok(probed) if probed.result.is_response() => return Ok(probed),
+                Ok(probed) => found = Some(probed),
                 // Another address may be of a family that works.
                 Err(error) => exhausted = Some(error),
             }
         }
         match (found, exhausted) {
             (None, Some(error)) => Err(error),
-            (found, _) => Ok(found
-                .unwrap_or_else(|| ProbeResult::Unreachable("the name has no address".to_owned()))),
+            (found, _) => Ok(found.unwrap_or_else(|| {
+                ProbeResult::Unreachable("the name has no address".to_owned()).into()
+            })),
         }
     }
 
@@ -148,25 +165,25 @@ impl Prober {
         tls: Option<&Connector>,
         address: &Address,
         at: &PingoraAddr,
-    ) -> Result<ProbeResult, CannotProbe> {
+    ) -> Result<Probed, CannotProbe> {
         let mut socket = match connect(at).await {
             Ok(socket) => socket,
-            Err(error) => return not_connected(error),
+            Err(error) => return not_connected(error).map(Into::into),
         };
         if let Some(tls) = tls {
             socket = match tls.connect(address, socket).await {
                 Ok(stream) => Socket::Wrapped(Box::new(stream)),
                 Err(error @ ConnectError::Wrong(_)) => {
-                    return Ok(ProbeResult::UnexpectedResponse(error.to_string()));
+                    return Ok(ProbeResult::UnexpectedResponse(error.to_string()).into());
                 }
                 Err(error @ ConnectError::Broken(_)) => {
-                    return Ok(ProbeResult::NoResponse(error.to_string()));
+                    return Ok(ProbeResult::NoResponse(error.to_string()).into());
                 }
             };
         }
         match check {
             Check::Http(check) => check.run(Box::new(socket)).await,
-            Check::WebSocket(check) => Ok(check.run(socket).await),
+            Check::WebSocket(check) => Ok(check.run(socket).await.into()),
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::*;
-use crate::balancer::pool::{Evidence, ProbeResult};
+use crate::balancer::pool::Evidence;
 use crate::config::backend::Address;
 use crate::config::{Config, PoolId};
 use crate::metrics::Metrics;
@@ -76,6 +76,10 @@ affinity: {{hold: 1s, hold_timeout: 500ms}}"
 }
 
 async fn probe(health: &str, address: &str) -> ProbeResult {
+    probed(health, address).await.result
+}
+
+async fn probed(health: &str, address: &str) -> Probed {
     let backend = format!("{{id: n, address: '{address}'}}");
     let health = match health {
         "" => "timeout: 20s".to_owned(),
@@ -294,6 +298,29 @@ async fn a_websocket_probe_opens_a_websocket_and_closes_it() {
     };
     time::timeout(Duration::from_secs(20), ended).await.unwrap();
     assert_eq!(*seen.lock(), ["Close(None)", "end"]);
+}
+
+#[tokio::test]
+async fn a_response_may_say_which_deploy_it_is_of() {
+    let cases = [
+        ("7", Some(7)),
+        ("9007199254740991", Some(9_007_199_254_740_991)),
+        ("0", None),
+        ("9007199254740992", None),
+        ("-1", None),
+        ("1.5", None),
+        ("seven", None),
+        ("\u{e9}", None),
+        ("", None),
+    ];
+    for (value, expected) in cases {
+        let response =
+            format!("HTTP/1.1 200 OK\r\nCauseway-Generation: {value}\r\nContent-Length: 0\r\n\r\n");
+        let (address, _tasks) = backend(Reply::Bytes(response.leak())).await;
+        let probed = probed("", &address.to_string()).await;
+        assert_eq!(probed.result, ProbeResult::Good, "{value}");
+        assert_eq!(probed.generation, expected, "{value}");
+    }
 }
 
 #[tokio::test]

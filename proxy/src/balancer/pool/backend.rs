@@ -41,6 +41,10 @@ pub(crate) struct Backend {
     /// Which addresses its name may have.
     allowed: Mutex<Allowed>,
     tier: AtomicU8,
+    /// The deploy that it belongs to by the configuration or the registry; 0 if they do not say.
+    configured_generation: AtomicU64,
+    /// The deploy that it belongs to by itself; 0 if it does not say.
+    announced_generation: AtomicU64,
     pub(crate) metrics: BackendMetrics,
     /// Idle connections to it.
     pub(crate) idle: IdleConnections,
@@ -134,6 +138,8 @@ impl Backend {
             zone: Mutex::new(config.zone.clone()),
             allowed: Mutex::new(config.allowed.clone()),
             tier: AtomicU8::new(settings.tier as u8),
+            configured_generation: AtomicU64::new(config.generation.unwrap_or(0)),
+            announced_generation: AtomicU64::new(0),
             metrics,
             idle: IdleConnections::default(),
             tunnels: TunnelGroup::new(pool, config.id.clone()),
@@ -181,6 +187,26 @@ impl Backend {
         Tier::ALL[usize::from(self.tier.load(Ordering::Relaxed))]
     }
 
+    /// The deploy that it belongs to: by the configuration, else by what it says itself.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        Some(self.generation_or_0()).filter(|generation| *generation != 0)
+    }
+
+    /// The same, as a choice compares it: 0 is older than any.
+    pub(super) fn generation_or_0(&self) -> u64 {
+        match self.configured_generation.load(Ordering::Relaxed) {
+            0 => self.announced_generation.load(Ordering::Relaxed),
+            generation => generation,
+        }
+    }
+
+    /// What its response to a probe says about its deploy: a process that has restarted may belong to another one.
+    pub(crate) fn announce_generation(&self, generation: Option<u64>) {
+        let generation = generation.unwrap_or(0);
+        self.announced_generation
+            .store(generation, Ordering::Relaxed);
+    }
+
     /// Whether it was removed from the configuration.
     pub(crate) fn is_removed(&self) -> bool {
         self.rank() == Rank::Removed
@@ -213,6 +239,8 @@ impl Backend {
             .store(config.weight, Ordering::Relaxed);
         self.show_overrides();
         self.tier.store(settings.tier as u8, Ordering::Relaxed);
+        self.configured_generation
+            .store(config.generation.unwrap_or(0), Ordering::Relaxed);
         self.zone.lock().clone_from(&config.zone);
         self.allowed.lock().clone_from(&config.allowed);
         let slow_start = millis(settings.slow_start);

@@ -116,12 +116,39 @@ pub(super) struct View<'a> {
 /// Which backends get new clients.
 enum Eligible {
     None,
-    /// Those with at least this priority.
-    AtLeast(Priority),
+    /// Those with a higher priority, and those with this one whose generation is at least `generation`, the newest of them.
+    AtLeast {
+        priority: Priority,
+        generation: u64,
+    },
     /// All primaries, or all backups, whatever their health.
     Any {
         backup: bool,
     },
+}
+
+/// The backends of the newest generation among those with one priority.
+#[derive(Clone, Copy, Default)]
+struct Newest {
+    generation: u64,
+    count: usize,
+    /// The sum of their weights, in thousandths.
+    weight: u64,
+}
+
+impl Newest {
+    fn add(&mut self, generation: u64, weight: u64) {
+        if self.generation < generation {
+            *self = Self {
+                generation,
+                ..Self::default()
+            };
+        }
+        if self.generation == generation {
+            self.count += 1;
+            self.weight += weight;
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -129,7 +156,7 @@ impl<'a> View<'a> {
     ///
     /// If fewer than `ignore_below` percent keep clients, health is ignored.
     pub(super) fn new(table: &Table, tried: &'a Tried, ignore_below: u32, age: Duration) -> Self {
-        let mut by_priority = [(0, 0); Priority::COUNT];
+        let mut by_priority = [Newest::default(); Priority::COUNT];
         let mut by_tier = [(0, 0); 2];
         let (mut all, mut healthy) = (0, 0);
         for backend in &table.backends {
@@ -142,22 +169,31 @@ impl<'a> View<'a> {
                 continue;
             }
             let weight = backend.weight_at(age);
-            for (count, sum) in [
-                &mut by_priority[priority.index()],
-                &mut by_tier[usize::from(backend.tier().is_backup())],
-            ] {
-                *count += 1;
-                *sum += weight;
-            }
+            by_priority[priority.index()].add(backend.generation_or_0(), weight);
+            let (count, sum) = &mut by_tier[usize::from(backend.tier().is_backup())];
+            *count += 1;
+            *sum += weight;
         }
-        let first = |counts: &[(usize, u64)]| counts.iter().position(|(count, _)| 0 < *count);
-        let best = first(&by_priority);
+        let best = by_priority.iter().position(|newest| 0 < newest.count);
+        let tier = by_tier.iter().position(|(count, _)| 0 < *count);
         let ignores_health = healthy * 100 < all * ignore_below as usize;
-        let (eligible, (count, weight)) = match (best, first(&by_tier)) {
+        let (eligible, (count, weight)) = match (best, tier) {
             (Some(_), Some(tier)) if ignores_health => {
                 (Eligible::Any { backup: tier == 1 }, by_tier[tier])
             }
-            (Some(best), _) => (Eligible::AtLeast(Priority::at(best)), by_priority[best]),
+            (Some(best), _) => {
+                let Newest {
+                    generation,
+                    count,
+                    weight,
+                } = by_priority[best];
+                let priority = Priority::at(best);
+                let eligible = Eligible::AtLeast {
+                    priority,
+                    generation,
+                };
+                (eligible, (count, weight))
+            }
             (None, _) => (Eligible::None, (0, 0)),
         };
         Self {
@@ -171,14 +207,17 @@ impl<'a> View<'a> {
 
     /// Whether a new client may go to `backend`.
     ///
-    /// Its priority may have changed since [`View::new`].
+    /// Its priority and generation may have changed since [`View::new`].
     pub(super) fn is_eligible(&self, backend: &Backend) -> bool {
         let Some(priority) = backend.priority() else {
             return false;
         };
         let is_eligible = match self.eligible {
             Eligible::None => false,
-            Eligible::AtLeast(lowest) => priority <= lowest,
+            Eligible::AtLeast {
+                priority: lowest,
+                generation,
+            } => priority < lowest || priority == lowest && generation <= backend.generation_or_0(),
             Eligible::Any { backup } => backend.tier().is_backup() == backup,
         };
         is_eligible && !self.tried.contains(&backend.id)

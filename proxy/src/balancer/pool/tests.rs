@@ -259,6 +259,67 @@ fn new_clients_go_to_the_own_zone_then_to_others_then_to_backups() {
 }
 
 #[test]
+fn new_clients_go_to_the_newest_generation_that_is_up_and_bound_ones_stay() {
+    for pick in ["least", "round_robin", "random"] {
+        let bench = Bench::from_file(&format!(
+            "pools:
+  - name: nodes
+    pick: {pick}
+    backends:
+      - {{id: old, address: 'a:1'}}
+      - {{id: new-1, address: 'a:2', generation: 8}}
+      - {{id: new-2, address: 'a:3', generation: 8}}
+      - {{id: first, address: 'a:4', generation: 7}}
+affinity: {{hold: 0s, hold_timeout: 0s}}"
+        ));
+        bench.probe("old", ProbeResult::Good);
+        // Nobody knows whether a newer one works.
+        assert_eq!(bench.new_client(), "old", "{pick}");
+        for id in ["first", "new-1", "new-2"] {
+            bench.probe(id, ProbeResult::Good);
+        }
+        let spread = bench.spread(100);
+        assert_eq!(spread["new-1"] + spread["new-2"], 100, "{pick}");
+        assert!(
+            spread.values().all(|count| 20 < *count),
+            "{pick}: {spread:?}"
+        );
+        let session = Claim {
+            session: Some(SessionKey::new("a session")),
+            ..Claim::default()
+        };
+        let by_ring = bench.choose(&session, &[]).unwrap();
+        assert!(by_ring.backend.id.as_str().starts_with("new"), "{pick}");
+
+        assert!(is(&bench.choose(&bound_to("old"), &[]), "old", Hit));
+        let tried = ["new-1", "new-2"];
+        let next = bench.choose(&Claim::default(), &tried).unwrap();
+        assert_eq!(next.backend.id.as_str(), "first", "{pick}");
+        bench.down("new-1");
+        bench.drain("new-2");
+        bench.drain("first");
+        assert_eq!(bench.new_client(), "old", "{pick}");
+    }
+}
+
+#[test]
+fn what_a_node_says_of_its_generation_counts_unless_the_file_says_it() {
+    let bench = Bench::from_file(
+        "pools: [{name: a, backends: [{id: n1, address: 'a:1'}, {id: n2, address: 'a:2', generation: 3}]}]",
+    );
+    for id in ["n1", "n2"] {
+        bench.probe(id, ProbeResult::Good);
+        bench.backend(id).announce_generation(Some(9));
+    }
+    assert_eq!(bench.backend("n2").generation(), Some(3));
+    assert_eq!(bench.spread(10)["n1"], 10);
+    // It was restarted, and the one that runs now says nothing.
+    bench.backend("n1").announce_generation(None);
+    assert_eq!(bench.backend("n1").generation(), None);
+    assert_eq!(bench.spread(10)["n2"], 10);
+}
+
+#[test]
 fn a_healthy_backup_comes_before_a_suspect_primary() {
     let bench = zones("0");
     bench.refuse("east");

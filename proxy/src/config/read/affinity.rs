@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use causeway_conf::Span;
 
-use super::{DAY, SECOND, is_token};
+use super::{DAY, SECOND};
 use crate::config::backend::is_host_name;
-use crate::config::check::Check;
+use crate::config::check::{Check, is_token};
 use crate::config::raw;
 use crate::config::{AffinityConfig, SameSite, Secure};
 

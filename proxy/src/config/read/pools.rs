@@ -415,12 +415,17 @@ fn backends(
             1..=BackendConfig::WEIGHT_MAX,
         );
         let zone = zone(check, &format!("{key}.zone"), backend.zone);
+        let generation = backend.generation.map(|generation| {
+            let range = 1..=BackendConfig::GENERATION_MAX;
+            check.number(&format!("{key}.generation"), Some(generation), 1, range)
+        });
         if let Some((id, address)) = id.zip(address) {
             configs.push(BackendConfig {
                 id,
                 address,
                 weight,
                 zone,
+                generation,
                 allowed: None,
                 backup: backend.backup.unwrap_or(false),
                 maintenance: backend.maintenance.unwrap_or(false),

@@ -5,9 +5,8 @@ use std::net::IpAddr;
 
 use causeway_conf::Secret;
 
-use super::{header_value, is_token};
 use crate::config::backend::is_host_name;
-use crate::config::check::Check;
+use crate::config::check::{Check, header_value, is_token};
 use crate::config::raw;
 use crate::config::routes::{HeaderNameText, HeaderRules, covers};
 use crate::config::{PoolConfig, PoolId, Route, RouteRules, Routes};

@@ -15,6 +15,7 @@ struct NodeInfo {
     /// Missing if the node accepts no connections from an edge.
     address: Option<String>,
     zone: Option<String>,
+    generation: Option<u64>,
     /// It is stopping.
     #[serde(default)]
     leaving: bool,
@@ -35,6 +36,8 @@ pub(super) enum SkippedNode {
     Id,
     #[error("{0}: its zone is not a valid name")]
     Zone(BackendId),
+    #[error("{0}: its generation is not a number from 1 to {max}", max = BackendConfig::GENERATION_MAX)]
+    Generation(BackendId),
     #[error("{0}: its address is not valid")]
     Address(BackendId),
     #[error("{0}: a unix socket is not allowed in a registry")]
@@ -88,11 +91,19 @@ pub(super) fn read(
     {
         return Err(SkippedNode::Zone(id));
     }
+    let generations = 1..=BackendConfig::GENERATION_MAX;
+    if info
+        .generation
+        .is_some_and(|generation| !generations.contains(&generation))
+    {
+        return Err(SkippedNode::Generation(id));
+    }
     let backend = BackendConfig {
         id,
         address,
         weight: 1,
         zone: info.zone.map(Into::into),
+        generation: info.generation,
         allowed: Some(Arc::clone(allowed)),
         backup: false,
         maintenance: false,
@@ -113,7 +124,8 @@ mod tests {
 
     #[test]
     fn a_node_with_an_address_is_a_backend() {
-        let text = r#"{"id":"n1","address":"10.0.0.1:9000","zone":"east","later":1}"#;
+        let text =
+            r#"{"id":"n1","address":"10.0.0.1:9000","zone":"east","generation":7,"later":1}"#;
         let Node {
             backend,
             is_removed,
@@ -122,6 +134,7 @@ mod tests {
         assert_eq!(backend.id.as_str(), "n1");
         assert_eq!(backend.address.to_string(), "10.0.0.1:9000");
         assert_eq!(backend.zone.as_deref(), Some("east"));
+        assert_eq!(backend.generation, Some(7));
     }
 
     #[test]

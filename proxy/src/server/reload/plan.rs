@@ -114,6 +114,7 @@ fn changed_settings(before: &BackendConfig, after: &BackendConfig) -> Vec<&'stat
         address,
         weight,
         zone,
+        generation,
         allowed: _,
         backup,
         maintenance,
@@ -122,6 +123,7 @@ fn changed_settings(before: &BackendConfig, after: &BackendConfig) -> Vec<&'stat
         (*address != before.address, "address"),
         (*weight != before.weight, "weight"),
         (*zone != before.zone, "zone"),
+        (*generation != before.generation, "generation"),
         (*backup != before.backup, "backup"),
         (*maintenance != before.maintenance, "maintenance"),
     ];

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{Buf as _, BytesMut};
 use causeway_tests::harness::{
     cluster::{Cluster, ClusterConfig},
+    edge::{self, Edge},
     http,
     http::{Connection, Response},
     node::{self, Node},
@@ -40,7 +41,7 @@ const HANDOFF: u8 = 0x8b;
 struct Scene {
     redis: Redis,
     nodes: [Node; 2],
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Scene {
@@ -62,7 +63,7 @@ impl Scene {
         Ok(Self {
             nodes: [start("a").await?, start("b").await?],
             redis,
-            _scratch: scratch,
+            scratch,
         })
     }
 
@@ -427,6 +428,50 @@ async fn hear_all(number: usize, edge: SocketAddr, started: mpsc::Sender<()>) ->
     Ok(client)
 }
 
+/// Clients of an edge, each of which hears all that is published.
+struct Audience(JoinSet<Result<Client>>);
+
+impl Audience {
+    /// Connects `count` clients, and waits until each has heard something.
+    async fn start(edge: SocketAddr, count: usize) -> Result<Self> {
+        let (started, mut have_started) = mpsc::channel(1);
+        let mut clients = JoinSet::new();
+        for number in 0..count {
+            clients.spawn(hear_all(number, edge, started.clone()));
+        }
+        drop(started);
+        ensure!(have_started.recv().await.is_none(), "all have begun");
+        Ok(Self(clients))
+    }
+
+    /// Checks that each has heard all from its first message to the last of `published`, once and in order.
+    async fn heard_all(mut self, published: usize) -> Result<()> {
+        while let Some(client) = self.0.join_next().await {
+            let client = client??;
+            let numbers = client.numbers()?;
+            let first = *numbers.first().context("a number")?;
+            let expected: Vec<_> = (first..published).collect();
+            ensure!(
+                numbers == expected,
+                "{} {}: {:?}",
+                client.number,
+                client.path,
+                gaps(&numbers)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// How many clients the edge has handed off.
+async fn moved(cluster: &Cluster) -> Result<usize> {
+    let metrics = http::get(cluster.edge.admin, "/metrics").await?.text();
+    let moved = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("causeway_proxy_handoffs_total{outcome=\"moved\"} "));
+    Ok(moved.context("no handoffs are counted")?.parse()?)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_of_all_nodes_disconnects_no_client_of_the_edge() -> Result<()> {
     const CLIENTS: usize = 60;
@@ -437,13 +482,7 @@ async fn a_rolling_restart_of_all_nodes_disconnects_no_client_of_the_edge() -> R
     let mut cluster = Cluster::start("handoff-rolling", config).await?;
     let edge = cluster.edge.address;
     let publishing = Publishing::start(WebSocket::open(edge, "/ws").await?);
-    let (started, mut have_started) = mpsc::channel(1);
-    let mut clients = JoinSet::new();
-    for number in 0..CLIENTS {
-        clients.spawn(hear_all(number, edge, started.clone()));
-    }
-    drop(started);
-    ensure!(have_started.recv().await.is_none(), "all have begun");
+    let clients = Audience::start(edge, CLIENTS).await?;
 
     for number in 1..=3 {
         let node = cluster.node(&format!("n{number}"));
@@ -458,27 +497,60 @@ async fn a_rolling_restart_of_all_nodes_disconnects_no_client_of_the_edge() -> R
             .await?;
     }
     let (_publisher, published) = publishing.stop().await?;
-    while let Some(client) = clients.join_next().await {
-        let client = client??;
-        let numbers = client.numbers()?;
-        let first = *numbers.first().context("a number")?;
-        let expected: Vec<_> = (first..published).collect();
-        ensure!(
-            numbers == expected,
-            "{} {}: {:?}",
-            client.number,
-            client.path,
-            gaps(&numbers)
-        );
-    }
-    let metrics = http::get(cluster.edge.admin, "/metrics").await?.text();
-    let moved = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("causeway_proxy_handoffs_total{outcome=\"moved\"} "));
-    let moved: usize = moved.context("no handoffs are counted")?.parse()?;
+    clients.heard_all(published).await?;
+    let moved = moved(&cluster).await?;
     // Each client was on one node when that was stopped; some were moved to one that was stopped later.
     ensure!(CLIENTS < moved, "{moved} handoffs");
     eprintln!("{published} messages, {moved} handoffs of {CLIENTS} clients and a publisher");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deploy_with_generations_moves_each_client_once() -> Result<()> {
+    const CLIENTS: usize = 40;
+    let config = ClusterConfig {
+        node_settings: |settings| {
+            settings
+                .with("trusted_proxies", json!(["127.0.0.0/8"]))
+                .with("node.generation", json!(1))
+        },
+        ..ClusterConfig::three_nodes()
+    };
+    let mut cluster = Cluster::start("handoff-generations", config).await?;
+    let edge = cluster.edge.address;
+    // Room for a new node.
+    let spare = cluster.node("n3");
+    spare.drain();
+    ensure!(spare.process.exit(DEADLINE).await?.success(), "n3");
+    let publishing = Publishing::start(WebSocket::open(edge, "/ws").await?);
+    let clients = Audience::start(edge, CLIENTS).await?;
+
+    for (new, old) in [("n3", Some("n1")), ("n1", Some("n2")), ("n2", None)] {
+        let node = cluster.node(new);
+        let newer = |settings: Settings| settings.with("node.generation", json!(2));
+        node.restart_with(newer).await?;
+        cluster.edge.backend_in_state(new, "up").await?;
+        let backends = cluster.edge.backends().await?;
+        let backends = backends.as_array().context("a list")?;
+        let entry = backends.iter().find(|backend| backend["id"] == new);
+        ensure!(
+            entry.is_some_and(|entry| entry["generation"] == 2),
+            "{backends:?}"
+        );
+        if let Some(old) = old {
+            let node = cluster.node(old);
+            node.drain();
+            let status = node.process.exit(DEADLINE).await?;
+            ensure!(status.success(), "{old} ended with {status}");
+        }
+    }
+    let (_publisher, published) = publishing.stop().await?;
+    clients.heard_all(published).await?;
+    let moved = moved(&cluster).await?;
+    ensure!(
+        moved == CLIENTS + 1,
+        "{moved} handoffs of {CLIENTS} clients and a publisher"
+    );
     Ok(())
 }
 
@@ -646,6 +718,40 @@ async fn only_a_trusted_edge_that_offers_it_hands_off() -> Result<()> {
     wire.send(HANDOFF, "handoff x y").await?;
     let (first, _) = wire.frame().await?.context("a close frame")?;
     assert_eq!(first, CLOSE);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_of_the_edge_takes_part_in_no_handoff() -> Result<()> {
+    let scene = Scene::start("handoff-client").await?;
+    let [a, b] = &scene.nodes;
+    let settings = edge::settings(&[("a", a.address)]);
+    let edge = Edge::start(&settings, scene.scratch.path()).await?;
+    edge.backend_in_state("a", "up").await?;
+    let (_waiting, target) = expect(b).await?;
+    let order = format!("handoff {target}");
+
+    // It neither waits for a client of another node, nor takes one over with a token that it has got hold of.
+    let (_, response) = Wire::open_for_handoff(edge.address, &[OFFER]).await?;
+    ensure!(response.status != 101, "{response:?}");
+    let (_, response) = Wire::open(edge.address, "/.causeway/handoff", &[OFFER]).await?;
+    ensure!(response.status == 404, "{response:?}");
+    for (first, payload) in [
+        (HANDOFF, order.as_str()),
+        (HANDOFF, "leaving"),
+        (0x0b, &order),
+    ] {
+        let (mut wire, response) = Wire::open(edge.address, "/ws", &[OFFER]).await?;
+        ensure!(response.status == 101, "{response:?}");
+        ensure!(
+            response.header("causeway-handoff").is_none(),
+            "{response:?}"
+        );
+        wire.send(first, payload).await?;
+        let (first, payload) = wire.frame().await?.context("a close frame")?;
+        assert_eq!((first, &payload[..2]), (CLOSE, &1002_u16.to_be_bytes()[..]));
+    }
+    ensure!(scene.count(0, "causeway_node_handoffs_sent_total").await? == 0);
     Ok(())
 }
 

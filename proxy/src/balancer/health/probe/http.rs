@@ -9,12 +9,15 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::{Error, ErrorType};
 
-use super::{CannotProbe, DRAIN, USER_AGENT, is_exhaustion, unexpected};
+use super::{CannotProbe, DRAIN, Probed, USER_AGENT, is_exhaustion, unexpected};
 use crate::balancer::pool::ProbeResult;
-use crate::config::{HealthConfig, ProbeKind, Statuses};
+use crate::config::{BackendConfig, HealthConfig, ProbeKind, Statuses};
 
 /// Identifies this edge to its backends: a node that is stopping waits until every edge that probes it has noticed.
 const EDGE: &str = "Causeway-Edge";
+
+/// The deploy that a backend belongs to (of a node: `node.generation`), on its responses to probes.
+const GENERATION: &str = "causeway-generation";
 
 /// The error code of [`validate`] for a status that is not expected.
 const UNEXPECTED: &str = "unexpected status";
@@ -48,10 +51,11 @@ impl HttpCheck {
     }
 
     /// Makes the check on an established connection.
-    pub(super) async fn run(&self, stream: Stream) -> Result<ProbeResult, CannotProbe> {
+    pub(super) async fn run(&self, stream: Stream) -> Result<Probed, CannotProbe> {
         let Some((request, expect)) = self.request.as_deref() else {
-            return Ok(ProbeResult::Good);
+            return Ok(ProbeResult::Good.into());
         };
+        let mut generation = None;
         let mut session = HttpSession::new(stream);
         let exchange = async {
             session
@@ -62,6 +66,7 @@ impl HttpCheck {
                 match session.resp_header() {
                     Some(response) if !response.status.is_informational() => {
                         validate(response, expect)?;
+                        generation = generation_of(response);
                         break;
                     }
                     _ => {}
@@ -72,8 +77,11 @@ impl HttpCheck {
             Ok::<(), Box<Error>>(())
         };
         match exchange.await {
-            Ok(()) => Ok(ProbeResult::Good),
-            Err(error) => self.failure(&error),
+            Ok(()) => Ok(Probed {
+                result: ProbeResult::Good,
+                generation,
+            }),
+            Err(error) => self.failure(&error).map(Into::into),
         }
     }
 
@@ -136,6 +144,15 @@ fn build_request(config: &HealthConfig) -> RequestHeader {
 fn edge_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
+}
+
+/// What a backend says of its deploy. A value that is no generation is as none: without it the backend is older than others.
+fn generation_of(response: &ResponseHeader) -> Option<u64> {
+    let value = response.headers.get(GENERATION)?;
+    let generation = value.to_str().ok()?.parse().ok()?;
+    (1..=BackendConfig::GENERATION_MAX)
+        .contains(&generation)
+        .then_some(generation)
 }
 
 fn validate(response: &ResponseHeader, expect: &Statuses) -> pingora::Result<()> {
