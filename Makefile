@@ -48,6 +48,9 @@ run-proxy: deps
 	$(CARGO) build --release --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
 	@$(TARGET)/release/causeway-run
 
+# Most tests wait for processes and timers, so twice as many run at once as there are cores. Those that need the machine to
+# themselves take turns.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 test: deps-test check programs $(PACKAGES)
 	$(TIMED) build-tests $(CARGO) test --locked --workspace --no-run
 	$(TIMED) tests $(CARGO) test --locked --workspace

@@ -31,7 +31,7 @@ fn each_wrong_value_says_what_would_be_right() {
         ),
         (
             "node: n1",
-            "node.yaml:1:1: node: expected a mapping with \"id\", \"advertise\" or \"zone\", found a single value",
+            "node.yaml:1:1: node: expected a mapping with settings such as \"id\", \"advertise\", \"zone\", found a single value",
         ),
         (
             "broker: redis",

@@ -70,12 +70,12 @@ fn backends_are_listed_with_their_state_and_its_reason() {
     let expected = serde_json::json!([
         {
             "pool": "a", "id": "n1", "address": "127.0.0.1:9001", "weight": 2, "zone": "z",
-            "configured_weight": 2, "operator": null, "closing": 0, "backup": false, "state": "down", "since": null, "lasts": null, "why": "it refuses connections", "tunnels": 1, "in_flight": 0,
+            "configured_weight": 2, "generation": null, "operator": null, "closing": 0, "backup": false, "state": "down", "since": null, "lasts": null, "why": "it refuses connections", "tunnels": 1, "in_flight": 0,
             "waiting": 0,
         },
         {
             "pool": "b", "id": "n2", "address": "unix:/run/b.sock", "weight": 1,
-            "configured_weight": 1, "operator": null, "closing": 0, "zone": null, "backup": false, "state": "maintenance", "since": null, "lasts": null, "why": "by configuration", "tunnels": 0,
+            "configured_weight": 1, "generation": null, "operator": null, "closing": 0, "zone": null, "backup": false, "state": "maintenance", "since": null, "lasts": null, "why": "by configuration", "tunnels": 0,
             "in_flight": 0, "waiting": 0,
         },
     ]);
