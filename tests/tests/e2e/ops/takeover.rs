@@ -517,6 +517,26 @@ async fn two_upgrades_under_load_cut_no_tunnel_and_refuse_no_connection() -> Res
 }
 
 #[tokio::test]
+async fn what_an_operator_has_set_holds_in_the_new_process() -> Result<()> {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let token = |settings: Settings, _: &Path| settings.with("admin.token", json!(TOKEN));
+    let scene = Scene::start("takeover-operator", token).await?;
+    let allowed = [("Authorization", &*format!("Bearer {TOKEN}"))];
+    let body = br#"{ "force": true }"#;
+    let path = "/backends/b1/maintenance";
+    let done = http::request(scene.edge.admin, "POST", path, &allowed, body).await?;
+    ensure!(done.status == 200, "{done:?}");
+
+    let second = scene.successor("second", &scene.settings)?;
+    logged(&second, "takeover complete").await?;
+    let backends = scene.edge.backends().await?;
+    ensure!(backends[0]["operator"] == "maintenance", "{backends}");
+    let response = http::get(scene.edge.address, "/").await?;
+    ensure!(response.status == 503, "{response:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
     let mut scene = Scene::start("takeover-bad", |settings, _| settings).await?;
     let mut tunnel = Wire::Plain(scene.edge.address).tunnel().await?;
