@@ -29,6 +29,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const KEY: &str = "the key of the application";
@@ -543,6 +544,110 @@ async fn tokens_of_clients_that_were_handed_off_expire_and_are_refreshed() -> Re
         }
     }
     ensure!(0 < moved(&cluster).await?, "none was handed off");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_whose_channel_the_other_node_does_not_have_is_told_to_reconnect() -> Result<()> {
+    let mut cluster = start("channel-handoff-namespaces", 2).await?;
+    let other = cluster.node("n2");
+    other.drain();
+    ensure!(other.process.exit(DEADLINE).await?.success(), "n2");
+    let mut with_room = Vec::new();
+    let mut without = Vec::new();
+    for number in 0..4 {
+        let user = token(SECRET, &format!("user{number}"));
+        let mut client = Subscriber::connect(cluster.edge.address, &user).await?;
+        client.subscribe("past:1").await?;
+        if number % 2 == 0 {
+            client.subscribe("room:1").await?;
+            with_room.push(client);
+        } else {
+            without.push(client);
+        }
+    }
+    let history = json!({ "size": 10_000, "lifetime": "1h" });
+    let past = json!({
+        "name": "past", "subscribe": "anyone", "publish": "authenticated", "history": history, "recovery": true,
+    });
+    let other = cluster.node("n2");
+    other
+        .restart_with(|settings| settings.with("channels.namespaces", json!([past])))
+        .await?;
+    cluster.edge.backend_in_state("n2", "up").await?;
+    let node = cluster.node("n1");
+    node.drain();
+    for client in &mut with_room {
+        let code = client.close_code().await?;
+        ensure!(code == Some(3001), "{code:?}");
+    }
+    ensure!(node.process.exit(DEADLINE).await?.success(), "n1");
+    let request = json!({ "channel": "past:1", "data": "still here" });
+    server_api::call(cluster.nodes[1].address, KEY, "publish", &request).await?;
+    for client in &mut without {
+        let push = client.push("pub").await?;
+        ensure!(push["pub"]["data"] == "still here", "{push}");
+    }
+    ensure!(moved(&cluster).await? == without.len());
+    Ok(())
+}
+
+/// What became of a client: whether it heard the last publication, or was disconnected.
+async fn fate(mut client: WebSocket) -> Result<bool> {
+    loop {
+        match client.message().await? {
+            Some(Message::Text(text)) if text.as_str() == "{}" => client.send("{}").await?,
+            Some(Message::Text(text)) if text.as_str().contains("the last one") => return Ok(true),
+            Some(Message::Close(_)) | None => return Ok(false),
+            Some(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_while_it_takes_clients_over_leaves_none_without_a_word() -> Result<()> {
+    const CLIENTS: usize = 60;
+    let mut cluster = start("channel-handoff-killed", 3).await?;
+    let edge = cluster.edge.address;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = Client::connect(edge, &format!("user{number}")).await?;
+        let request = json!({ "channel": "past:1" });
+        client.ask("subscribe", request).await?;
+        clients.push(client.socket);
+    }
+    cluster.node("n1").drain();
+    wait::until("a client on its way", DEADLINE, async || {
+        (0 < moved(&cluster).await.ok()?).then_some(())
+    })
+    .await?;
+    cluster.node("n2").kill().await?;
+    let status = cluster.node("n1").process.exit(DEADLINE).await?;
+    ensure!(status.success(), "n1 ended with {status}");
+    let mut fates = JoinSet::new();
+    for client in clients {
+        fates.spawn(fate(client));
+    }
+    // Again and again: clients may still be on their way.
+    let api = cluster.nodes[2].address;
+    let request = json!({ "channel": "past:1", "data": "the last one" });
+    let (mut heard, mut disconnected) = (0, 0);
+    while !fates.is_empty() {
+        server_api::call(api, KEY, "publish", &request).await?;
+        while let Some(fate) = fates.try_join_next() {
+            if fate?? {
+                heard += 1;
+            } else {
+                disconnected += 1;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    // About a third were on the node that died, and as many on the one that has stayed all the time.
+    ensure!(
+        0 < heard && 0 < disconnected,
+        "{heard} heard it, {disconnected} did not"
+    );
     Ok(())
 }
 
