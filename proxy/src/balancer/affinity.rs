@@ -14,10 +14,11 @@ mod cookies;
 mod query;
 mod signature;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::Hasher as _;
 use std::time::SystemTime;
 
 use http::header::HeaderValue;
+use siphasher::sip::SipHasher13;
 
 use crate::config::backend::BackendId;
 use crate::config::{AffinityConfig, PoolCookie, SameSite, Secure, without_query};
@@ -94,9 +95,11 @@ impl SessionKey {
         Self(session.into())
     }
 
-    /// A hash that clients cannot predict.
-    pub(crate) fn hash(&self, state: &RandomState) -> u64 {
-        state.hash_one(&*self.0)
+    /// A hash that clients cannot predict without the keys.
+    pub(crate) fn hash(&self, [first, second]: [u64; 2]) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(first, second);
+        hasher.write(self.0.as_bytes());
+        hasher.finish()
     }
 }
 

@@ -49,6 +49,7 @@ use crate::balancer::pool::pick::{NewClient, Picker};
 use crate::balancer::pool::rank::Rank;
 use crate::balancer::pool::rebalance::{Rebalances, shares};
 use crate::balancer::pool::sessions::Sessions;
+pub(crate) use crate::balancer::pool::sessions::SessionsPart;
 use crate::balancer::pool::state::Change;
 use crate::balancer::pool::table::{Table, View};
 use crate::config::backend::BackendId;
@@ -462,6 +463,16 @@ impl Pool {
         if self.sessions.get(session).is_none() {
             self.sessions.insert(session, &backend.id);
         }
+    }
+
+    /// The part of the remembered sessions that begins at `from`, for another process; `None` if there is none.
+    pub(crate) fn sessions_part(&self, from: usize) -> Option<SessionsPart> {
+        self.sessions.part(from)
+    }
+
+    /// Remembers sessions that another process has remembered; how many. Only before the first request.
+    pub(crate) fn adopt_sessions(&self, part: &SessionsPart) -> usize {
+        self.sessions.adopt(part, |id| self.has(id))
     }
 
     /// Another backend for a client that `from` has released; `None` if no other keeps clients.

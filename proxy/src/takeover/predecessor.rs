@@ -231,6 +231,7 @@ impl Predecessor {
         channel.send(&wire::legacy(&legacy), &borrowed).await?;
         tracing::info!(process, "a successor starts");
         channel.expect(Kind::Ready, READY_WAIT).await?;
+        self.send_sessions(channel).await?;
         channel.send(&wire::empty(Kind::Go), &[]).await?;
         channel.expect(Kind::Accepting, ACCEPT_WAIT).await?;
         channel.send(&wire::empty(Kind::Yours), &[]).await?;
@@ -243,6 +244,20 @@ impl Predecessor {
         }
         self.taken_over.cancel();
         self.connections.drain();
+        Ok(())
+    }
+
+    /// Sends the sessions that the pools remember. Those that begin later are found by the ring, as this process has placed them.
+    async fn send_sessions(&self, channel: &Channel) -> Result<(), TakeoverError> {
+        for pool in self.context.proxy.pools().iter() {
+            let mut from = Some(0);
+            while let Some(part) = from.and_then(|place| pool.sessions_part(place)) {
+                channel
+                    .send(&wire::sessions(&pool.name, &part), &[])
+                    .await?;
+                from = part.next;
+            }
+        }
         Ok(())
     }
 

@@ -204,8 +204,33 @@ impl Successor {
         // One that does not respond may take longer; it is used like one that was not probed yet.
         let _ = timeout(PROBE_WAIT, self.probed()).await;
         channel.send(&wire::empty(Kind::Ready), &[]).await?;
-        channel.expect(Kind::Go, MESSAGE_WAIT).await?;
+        self.adopt_sessions(&channel).await?;
         Ok(channel)
+    }
+
+    /// Remembers the sessions that the other process sends until it says that this one may begin to accept.
+    async fn adopt_sessions(&self, channel: &Channel) -> Result<(), TakeoverError> {
+        let pools = self.engine.proxy.pools();
+        let mut adopted = 0;
+        loop {
+            let received = timeout(MESSAGE_WAIT, channel.receive()).await;
+            let received = received.map_err(|_| TakeoverError::Timeout(MESSAGE_WAIT))??;
+            match received.kind {
+                Kind::Sessions => {
+                    let sessions = wire::read_sessions(&received.payload);
+                    let (pool, part) = sessions.ok_or(TakeoverError::Malformed)?;
+                    adopted += pools
+                        .named(&pool)
+                        .map_or(0, |pool| pool.adopt_sessions(&part));
+                }
+                Kind::Go => break,
+                _ => return Err(TakeoverError::Malformed),
+            }
+        }
+        if 0 < adopted {
+            tracing::info!(sessions = adopted, "sessions taken over");
+        }
+        Ok(())
     }
 
     /// Ready when each pool has a backend in which the predecessor has one.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use zeroize::Zeroizing;
 
-use crate::balancer::pool::Override;
+use crate::balancer::pool::{Override, SessionsPart};
 pub(super) use crate::takeover::wire::tunnel::{TUNNEL_MAX, WireTunnel, tunnel_size, write_tunnel};
 
 /// Kind and length.
@@ -57,10 +57,12 @@ pub(super) enum Kind {
     Commit,
     /// From the predecessor: nothing follows.
     End,
+    /// From the predecessor, behind `Ready`: a part of the sessions that a pool remembers.
+    Sessions,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Hello,
         Self::Version,
         Self::Refused,
@@ -73,6 +75,7 @@ impl Kind {
         Self::Took,
         Self::Commit,
         Self::End,
+        Self::Sessions,
     ];
 
     pub(super) fn of(number: u8) -> Option<Self> {
@@ -227,6 +230,54 @@ pub(super) fn read_legacy(payload: &[u8]) -> Option<Legacy> {
         pools,
         overrides,
     })
+}
+
+pub(super) fn sessions(pool: &str, part: &SessionsPart) -> Bytes {
+    let SessionsPart {
+        keys: [first, second],
+        sessions_max,
+        uses,
+        backends,
+        words,
+        next: _,
+    } = part;
+    let names: usize = backends.iter().map(|name| 4 + name.len()).sum();
+    let mut writer = message(Kind::Sessions, 64 + pool.len() + names + 12 * words.len());
+    writer.text(pool);
+    for number in [first, second, sessions_max, uses] {
+        writer.u64(*number);
+    }
+    writer.length(backends.len());
+    backends.iter().for_each(|name| writer.text(name));
+    writer.length(words.len());
+    for (place, word) in words {
+        writer.length(*place as usize);
+        writer.u64(*word);
+    }
+    writer.finish()
+}
+
+/// A part of the sessions of a pool, with its name.
+pub(super) fn read_sessions(payload: &[u8]) -> Option<(String, SessionsPart)> {
+    let mut reader = Reader(payload);
+    let pool = reader.text(1024)?;
+    let keys = [reader.u64()?, reader.u64()?];
+    let (sessions_max, uses) = (reader.u64()?, reader.u64()?);
+    let count = reader.length()?;
+    let backends = (0..count).map(|_| reader.text(1024));
+    let backends = backends.collect::<Option<_>>()?;
+    let count = reader.length()?;
+    let words = (0..count).map(|_| Some((u32::try_from(reader.length()?).ok()?, reader.u64()?)));
+    let words = words.collect::<Option<_>>()?;
+    let part = SessionsPart {
+        keys,
+        sessions_max,
+        uses,
+        backends,
+        words,
+        next: None,
+    };
+    reader.end((pool, part))
 }
 
 pub(super) fn took(taken: &Taken) -> Bytes {
@@ -443,6 +494,22 @@ mod tests {
         for length in 0..payload(&bytes).len() {
             assert_eq!(read_legacy(&payload(&bytes)[..length]), None, "{length}");
         }
+        let part = SessionsPart {
+            keys: [1, u64::MAX],
+            sessions_max: 65_536,
+            uses: 7,
+            backends: vec!["n1".to_owned(), String::new()],
+            words: vec![(0, 1), (u32::MAX, u64::MAX)],
+            next: None,
+        };
+        let bytes = sessions("app", &part);
+        assert_eq!(
+            read_sessions(payload(&bytes)),
+            Some(("app".to_owned(), part))
+        );
+        for length in 0..payload(&bytes).len() {
+            assert_eq!(read_sessions(&payload(&bytes)[..length]), None, "{length}");
+        }
         let taken = Taken {
             tunnels: vec![true, false],
             is_full: true,
@@ -455,6 +522,6 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(Kind::of(kind as u8), Some(kind));
         }
-        assert_eq!((Kind::of(0), Kind::of(13)), (None, None));
+        assert_eq!((Kind::of(0), Kind::of(14)), (None, None));
     }
 }

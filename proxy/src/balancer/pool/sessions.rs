@@ -7,9 +7,9 @@
 //! Two sessions with equal hashes are not distinguished. Clients cannot provoke that; by chance it happens to about one new session
 //! in a hundred million, which then starts on the backend of the other one.
 
-use std::hash::RandomState;
-use std::sync::OnceLock;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
@@ -19,15 +19,35 @@ use crate::config::backend::BackendId;
 /// Words in a set: one cache line.
 const WAYS: usize = 8;
 
+/// The most sessions in one [`SessionsPart`].
+const PART_MAX: usize = 100_000;
+
 /// The table of one pool.
 pub(super) struct Sessions {
-    hasher: RandomState,
+    /// The keys of the hash: random, or those of the process that the table comes from.
+    keys: OnceLock<[u64; 2]>,
     sessions_max: usize,
     /// Allocated at first use: many pools have no such sessions.
     words: OnceLock<Box<[AtomicU64]>>,
     /// The backends by their numbers; `None` is a free number.
     names: ArcSwap<Vec<Option<BackendId>>>,
     uses: AtomicUsize,
+}
+
+/// A part of a table, for another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SessionsPart {
+    /// The keys of the hash, which clients must not know.
+    pub(crate) keys: [u64; 2],
+    /// The capacity in sessions: a table of another one has its words elsewhere.
+    pub(crate) sessions_max: u64,
+    pub(crate) uses: u64,
+    /// The backends by their numbers; empty for a free number.
+    pub(crate) backends: Vec<String>,
+    /// Words that are not empty, with their places.
+    pub(crate) words: Vec<(u32, u64)>,
+    /// Where the next part begins; `None` if this is the last one.
+    pub(crate) next: Option<usize>,
 }
 
 /// A decoded word of the table.
@@ -59,7 +79,7 @@ impl Sessions {
     /// An empty table for about `sessions_max` sessions.
     pub(super) fn new(sessions_max: usize) -> Self {
         Self {
-            hasher: RandomState::new(),
+            keys: OnceLock::new(),
             sessions_max: sessions_max.max(WAYS),
             words: OnceLock::new(),
             names: ArcSwap::default(),
@@ -69,7 +89,8 @@ impl Sessions {
 
     /// The backend that has `session`, if it is remembered.
     pub(super) fn get(&self, session: &SessionKey) -> Option<BackendId> {
-        let hash = session.hash(&self.hasher);
+        self.words.get()?; // Without a session, and maybe to be filled by another process.
+        let hash = self.hash(session);
         let (word, entry) = find(self.set(hash)?, hash)?;
         let age = self.age();
         if entry.age != age {
@@ -85,17 +106,12 @@ impl Sessions {
 
     /// Remembers that `id` has `session`.
     pub(super) fn insert(&self, session: &SessionKey, id: &BackendId) {
-        let hash = session.hash(&self.hasher);
+        let hash = self.hash(session);
         // Without a free number, sessions are routed by the ring alone.
         let Some(backend) = self.number(id) else {
             return;
         };
-        self.words.get_or_init(|| {
-            let sets = (self.sessions_max * 4).div_ceil(WAYS).next_power_of_two();
-            std::iter::repeat_with(AtomicU64::default)
-                .take(sets * WAYS)
-                .collect()
-        });
+        self.words.get_or_init(|| self.empty());
         let Some(set) = self.set(hash) else { return };
         let tag = (hash >> 32) as u32;
         loop {
@@ -145,6 +161,70 @@ impl Sessions {
             });
             names
         });
+    }
+
+    /// The part of the table that begins at the word `from`; `None` if no session is remembered.
+    pub(super) fn part(&self, from: usize) -> Option<SessionsPart> {
+        let words = self.words.get()?;
+        let names = self.names.load();
+        let name =
+            |name: &Option<BackendId>| name.as_ref().map_or_else(String::new, |id| id.to_string());
+        let words = words.iter().enumerate().skip(from);
+        let words = words.map(|(place, word)| (place, word.load(Ordering::Relaxed)));
+        let mut words = words.filter(|(_, word)| Entry::of(*word).backend != 0);
+        let part = words.by_ref().take(PART_MAX);
+        let part = part.filter_map(|(place, word)| Some((u32::try_from(place).ok()?, word)));
+        Some(SessionsPart {
+            keys: *self.keys.get()?,
+            sessions_max: self.sessions_max as u64,
+            uses: self.uses.load(Ordering::Relaxed) as u64,
+            backends: names.iter().map(name).collect(),
+            words: part.collect(),
+            next: words.next().map(|(place, _)| place),
+        })
+    }
+
+    /// Fills the table, which is not in use yet, with those sessions of another process whose backend is one of `backends`. How many
+    /// there are: none if the table of that process had another capacity.
+    pub(super) fn adopt(
+        &self,
+        part: &SessionsPart,
+        is_known: impl Fn(&BackendId) -> bool,
+    ) -> usize {
+        let is_same = part.sessions_max == self.sessions_max as u64
+            && *self.keys.get_or_init(|| part.keys) == part.keys;
+        if !is_same {
+            return 0;
+        }
+        let parse = |name: &String| name.parse().ok().filter(|id| is_known(id));
+        let names: Vec<Option<BackendId>> = part.backends.iter().map(parse).collect();
+        let table = self.words.get_or_init(|| self.empty());
+        let mut adopted = 0;
+        for (place, word) in &part.words {
+            let number = usize::from(Entry::of(*word).backend).checked_sub(1);
+            let is_named =
+                number.is_some_and(|number| names.get(number).is_some_and(Option::is_some));
+            if let Some(mine) = table.get(*place as usize).filter(|_| is_named) {
+                mine.store(*word, Ordering::Relaxed);
+                adopted += 1;
+            }
+        }
+        self.names.store(Arc::new(names));
+        let uses = usize::try_from(part.uses).unwrap_or(usize::MAX);
+        self.uses.store(uses, Ordering::Relaxed);
+        adopted
+    }
+
+    fn empty(&self) -> Box<[AtomicU64]> {
+        let sets = (self.sessions_max * 4).div_ceil(WAYS).next_power_of_two();
+        let words = std::iter::repeat_with(AtomicU64::default);
+        words.take(sets * WAYS).collect()
+    }
+
+    fn hash(&self, session: &SessionKey) -> u64 {
+        // The hash of a constant by a hasher with random keys is random.
+        let random = || RandomState::new().hash_one(0);
+        session.hash(*self.keys.get_or_init(|| [random(), random()]))
     }
 
     /// The current age: it advances by one with each quarter of the capacity in uses.
@@ -267,6 +347,55 @@ mod tests {
             assert_eq!(sessions.get(&key(0)), Some(id("stays")));
         }
         assert_eq!(sessions.names.load().len(), 2);
+    }
+
+    #[test]
+    fn another_process_finds_the_sessions_of_backends_that_it_has() {
+        const COUNT: usize = 2 * PART_MAX + 10;
+        let key = |number: usize| SessionKey::new(&format!("s{number}"));
+        let sessions = Sessions::new(COUNT);
+        assert_eq!(sessions.part(0), None);
+        for number in 0..COUNT {
+            sessions.insert(&key(number), &id(["stays", "goes"][number % 2]));
+        }
+        let other = Sessions::new(COUNT);
+        assert_eq!(other.get(&key(0)), None);
+        let another_size = Sessions::new(1024);
+        let (mut from, mut parts, mut adopted) = (Some(0), 0, 0);
+        while let Some(place) = from {
+            let part = sessions.part(place).unwrap();
+            adopted += other.adopt(&part, |id| id.as_str() == "stays");
+            assert_eq!(another_size.adopt(&part, |_| true), 0);
+            (from, parts) = (part.next, parts + 1);
+        }
+        assert_eq!(parts, 3);
+        let lost = (0..COUNT).filter(|number| sessions.get(&key(*number)).is_none());
+        let (lost, found) = (lost.count(), |number: usize| other.get(&key(number)));
+        assert!(
+            adopted.abs_diff(COUNT / 2) <= lost,
+            "{adopted}, {lost} lost"
+        );
+        for number in 0..COUNT {
+            let expected = sessions
+                .get(&key(number))
+                .filter(|id| id.as_str() == "stays");
+            assert_eq!(found(number), expected, "{number}");
+        }
+        other.insert(&key(1), &id("new"));
+        assert_eq!(found(1), Some(id("new")));
+        assert_eq!(found(0), sessions.get(&key(0)));
+    }
+
+    #[test]
+    fn a_damaged_table_of_another_process_is_no_session() {
+        let sessions = Sessions::new(1024);
+        sessions.insert(&SessionKey::new("a"), &id("n1"));
+        let mut part = sessions.part(0).unwrap();
+        let other = Sessions::new(1024);
+        part.words.extend([(u32::MAX, u64::MAX), (0, 7), (1, 0)]);
+        part.backends.push("not a name".to_owned());
+        assert_eq!(other.adopt(&part, |_| true), 1);
+        assert_eq!(other.get(&SessionKey::new("a")), Some(id("n1")));
     }
 
     #[test]

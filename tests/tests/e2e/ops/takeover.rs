@@ -536,6 +536,59 @@ async fn what_an_operator_has_set_holds_in_the_new_process() -> Result<()> {
     Ok(())
 }
 
+/// A backend that responds to every request with its name.
+async fn named_backend(name: &'static str) -> Result<Backend> {
+    Backend::start(async move |mut request: Request| {
+        let _ = request.respond("200 OK", "", name).await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn sockjs_sessions_without_cookies_stay_at_their_backends() -> Result<()> {
+    let scratch = Scratch::new("takeover-sessions")?;
+    let (one, two) = (named_backend("b1").await?, named_backend("b2").await?);
+    let alone = edge::settings(&[("b1", one.address)])
+        .with("health", json!({ "kind": "tcp" }))
+        .with("takeover.socket", json!(scratch.path().join("edge.sock")));
+    let both = edge::settings(&[("b1", one.address), ("b2", two.address)]);
+    let both = alone.clone().with("pools", both.get("pools").clone());
+    let edge = Edge::start(&alone, scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+    logged(&edge.process, "takeover socket").await?;
+    let ask = async |number: usize| {
+        let path = format!("/app/000/session{number}/xhr");
+        anyhow::Ok(
+            http::request(edge.address, "POST", &path, &[], b"")
+                .await?
+                .text(),
+        )
+    };
+    for number in 0..50 {
+        ensure!(ask(number).await? == "b1");
+    }
+    // The ring gives the second backend about half of the sessions, those of the successor too.
+    let mut command = Command::new(programs::ours("causeway-proxy")?);
+    command
+        .arg("--config")
+        .arg(scratch.write("both.yaml", &both.text())?);
+    command
+        .arg("--takeover")
+        .arg(scratch.path().join("edge.sock"));
+    let second = Process::spawn("second", command, scratch.path())?;
+    logged(&second, "takeover complete").await?;
+    edge.backend_in_state("b2", "up").await?;
+    for number in 0..50 {
+        ensure!(ask(number).await? == "b1", "session{number} has moved");
+    }
+    let mut new = HashMap::<String, usize>::new();
+    for number in 50..100 {
+        *new.entry(ask(number).await?).or_default() += 1;
+    }
+    ensure!(new.len() == 2, "{new:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
     let mut scene = Scene::start("takeover-bad", |settings, _| settings).await?;
