@@ -1,5 +1,6 @@
 # make run-proxy   everything from one command: Redis, three nodes, the edge (PORT=, NODES=, REDIS_URL=, CONF=)
 # make dist        the programs as they go into production, in target/dist
+# make static      the same without shared libraries, for an empty root or image, in target/static (PROFILE=)
 # make package     a versioned archive and Debian packages of them, in target/package (PROFILE=)
 # make test        all that CI runs: check, the tests of each crate, the end-to-end tests
 # make check       layout, lints, docs
@@ -33,7 +34,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist package test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist static package test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -44,9 +45,10 @@ deps:
 deps-test:
 	@$(TIMED) deps sh tests/deps.sh test
 
+# The profile of "make test", which builds on what this has built: optimised for production they take several times as long.
 run-proxy: deps
-	$(CARGO) build --release --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
-	@$(TARGET)/release/causeway-run
+	$(CARGO) build --locked --workspace --bin causeway-proxy --bin causeway-node --bin causeway-run
+	@$(TARGET)/debug/causeway-run
 
 # Most tests wait for processes and timers, so twice as many run at once as there are cores. Those that need the machine to
 # themselves take turns.
@@ -132,8 +134,20 @@ dist:
 	$(DIST)
 
 PROFILE ?= dist
+PROGRAMS := --locked --workspace --bin causeway-proxy --bin causeway-node
+
+# With a target named, the flags are not those of build scripts and macros, which have to be dynamic.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+static:
+	RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" $(CARGO) build --profile $(PROFILE) --target $(HOST) $(PROGRAMS)
+	@mkdir -p $(TARGET)/static
+	@for program in causeway-proxy causeway-node; do \
+	  strip -o $(TARGET)/static/$$program $(TARGET)/$(HOST)/$(PROFILE:dev=debug)/$$program || exit 1; \
+	done
+	@ls -l $(TARGET)/static
+
 package:
-	$(CARGO) build --profile $(PROFILE) --locked --workspace --bin causeway-proxy --bin causeway-node
+	$(CARGO) build --profile $(PROFILE) $(PROGRAMS)
 	@sh conf/packaging/package.sh $(TARGET)/$(PROFILE:dev=debug) $(TARGET)/package
 
 bench: deps

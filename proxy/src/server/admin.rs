@@ -488,14 +488,16 @@ fn tunnel_view(tunnel: &ListedTunnel, now: SystemTime) -> TunnelView<'_> {
         let passed = until.duration_since(since).unwrap_or_default();
         passed.as_millis() as f64 / 1000.0
     };
+    let lasts = seconds(info.arrived, now);
     TunnelView {
         id: tunnel.handle.key(),
         pool: &info.group.pool,
         backend: info.group.backend.as_str(),
         client: info.client.to_string(),
         since: seconds(SystemTime::UNIX_EPOCH, info.arrived),
-        lasts: seconds(info.arrived, now),
-        idle: tunnel.idle.as_secs_f64(),
+        lasts,
+        // It is counted in ticks, and a tunnel is never idle for longer than it is open.
+        idle: tunnel.idle.as_secs_f64().min(lasts),
         bytes_in: tunnel.bytes_from_client,
         bytes_out: tunnel.bytes_from_backend,
         request_id: &info.request_id,

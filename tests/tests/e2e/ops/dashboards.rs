@@ -143,6 +143,16 @@ fn expressions(program: &str) -> Result<Vec<String>> {
     let of_alerts = strings_under("expr", group.context("each program has alerts")?);
     ensure!(of_alerts.len() > 5, "{program} has only {of_alerts:?}");
     found.extend(of_alerts);
+    let prefix = format!("{}_", program.replace('-', "_"));
+    for alert in super::documents::alerts_of_the_readme()? {
+        // One alert is about both programs.
+        let parts = alert.split(" or causeway_").enumerate();
+        let parts = parts.map(|(index, part)| match index {
+            0 => part.to_owned(),
+            _ => format!("causeway_{part}"),
+        });
+        found.extend(parts.filter(|part| part.contains(&prefix)));
+    }
     Ok(found)
 }
 

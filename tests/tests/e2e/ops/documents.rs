@@ -1,7 +1,10 @@
-//! The documents beside the programs: their configurations, tables, tokens and links.
+//! The documents beside the programs: their configurations, commands, code, tables and links.
 //!
 //! Names of metrics, log fields and codes are compared in both directions: with what runs, and with the sources as text for those
 //! that appear only when they are first used.
+
+mod code;
+mod commands;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,18 +24,25 @@ use causeway_tests::harness::{
     process::Process,
     programs,
     scratch::Scratch,
-    subscriber::Subscriber,
     tls::Authority,
     wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 const README: &str = "README.md";
 const EDGE: &str = "proxy/README.md";
 const NODE: &str = "node/README.md";
 const TESTS: &str = "tests/README.md";
-const DOCUMENTS: [&str; 4] = [README, EDGE, NODE, TESTS];
+const CONF: &str = "conf/README.md";
+const DOCUMENTS: [&str; 5] = [README, EDGE, NODE, TESTS, CONF];
+
+/// Documents without commands and configurations.
+const OTHERS: [&str; 3] = [
+    "CHANGELOG.md",
+    ".github/CONTRIBUTING.md",
+    ".github/SECURITY.md",
+];
 
 /// Longer, and a newcomer does not read it.
 const README_LINES_MAX: usize = 250;
@@ -94,10 +104,13 @@ fn rows(document: &str, heading: &str) -> Result<Vec<Vec<String>>> {
     let below = below
         .with_context(|| format!("{document} has no {heading:?}"))?
         .1;
-    let section: Vec<&str> = below
-        .lines()
-        .take_while(|line| !line.starts_with('#'))
-        .collect();
+    // A comment in a block is no heading.
+    let mut in_block = false;
+    let lines = below.lines().take_while(|line| {
+        in_block ^= line.starts_with("```");
+        in_block || !line.starts_with('#')
+    });
+    let section: Vec<&str> = lines.collect();
     let rows = section.windows(2).enumerate();
     let is_header = |next: &str| next.starts_with("|--");
     let mut found: Vec<Vec<String>> = rows
@@ -175,6 +188,7 @@ fn prepare(scratch: &Scratch) -> Result<()> {
     let secret = "0123456789abcdef".repeat(4);
     scratch.write("cookie.key", &format!("{secret}\n"))?;
     scratch.write("token.key", &format!("{secret}\n"))?;
+    scratch.write("api.key", &format!("{secret}\n"))?;
     Ok(())
 }
 
@@ -208,9 +222,10 @@ async fn each_configuration_passes_the_check_of_its_program_without_a_warning() 
                 "yaml proxy" => "causeway-proxy",
                 "yaml node" => "causeway-node",
                 info => {
-                    let is_known = !info.starts_with("yaml") || info == "yaml prometheus";
+                    // Of Prometheus: `dashboards` and `commands` check them.
+                    let is_known = matches!(info, "yaml alerts" | "yaml prometheus");
                     ensure!(
-                        is_known,
+                        is_known || !info.starts_with("yaml"),
                         "{document}: {info:?} does not say which program reads it"
                     );
                     continue;
@@ -273,6 +288,24 @@ async fn the_probes_of_the_guide_hold_for_servers_without_a_page_of_their_own() 
     })
     .await
     .with_context(|| edge.tail())
+}
+
+/// The README has the shortest way for each, and the guide says more of them.
+#[test]
+fn the_probes_of_the_readme_are_those_of_the_guide() -> Result<()> {
+    let guide = rows(EDGE, "## Health checks")?;
+    let guide: BTreeSet<String> = guide
+        .iter()
+        .flat_map(|row| quoted(&row.join(" ")))
+        .collect();
+    let rows = rows(README, "### 1. Put the edge in front of your application")?;
+    for row in &rows {
+        for probe in quoted(&row[1]) {
+            ensure!(guide.contains(&probe), "{row:?}");
+        }
+    }
+    ensure!(rows.len() == 4, "{rows:?}");
+    Ok(())
 }
 
 /// The name and type of each metric on a page of OpenMetrics, as samples have it, without the deprecated ones.
@@ -378,17 +411,15 @@ fn each_alert_is_about_metrics_and_labels_of_the_tables() -> Result<()> {
     for row in [rows(EDGE, "## Metrics")?, rows(NODE, "## Metrics")?].concat() {
         labels.insert(row[0].trim_matches('`').to_owned(), quoted(&row[2]));
     }
-    let blocks = blocks(README)?;
-    let rules = blocks.iter().find(|block| block.info == "yaml prometheus");
-    let rules = &rules.context("the README has alerts")?.text;
-    assert_eq!(rules.matches("- alert: ").count(), 5);
+    let rules = alerts_of_the_readme()?;
+    assert_eq!(rules.len(), 5);
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
-    for line in rules.lines().filter(|line| line.contains("expr:")) {
-        for (start, _) in line.match_indices("causeway_") {
-            let name: String = line[start..].chars().take_while(|c| is_name(*c)).collect();
+    for rule in rules {
+        for (start, _) in rule.match_indices("causeway_") {
+            let name: String = rule[start..].chars().take_while(|c| is_name(*c)).collect();
             let known = labels.get(&name);
-            let known = known.with_context(|| format!("there is no {name}: {line}"))?;
-            let selector = line[start + name.len()..].strip_prefix('{');
+            let known = known.with_context(|| format!("there is no {name}: {rule}"))?;
+            let selector = rule[start + name.len()..].strip_prefix('{');
             let label = selector.and_then(|selector| selector.split('=').next());
             if let Some(label) = label {
                 assert!(known.contains(label), "{name} has no label {label}");
@@ -396,6 +427,20 @@ fn each_alert_is_about_metrics_and_labels_of_the_tables() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The expressions of the alerts in the README.
+pub(super) fn alerts_of_the_readme() -> Result<Vec<String>> {
+    let blocks = blocks(README)?;
+    let rules = blocks.iter().find(|block| block.info == "yaml alerts");
+    let rules = rules.context("the README has alerts")?;
+    let rules: Value = serde_yaml::from_str(&rules.text)?;
+    let rules = rules["groups"][0]["rules"].as_array();
+    let rules = rules.context("they are in one group")?.iter();
+    let expressions = rules.map(|rule| rule["expr"].as_str().map(str::to_owned));
+    expressions
+        .collect::<Option<_>>()
+        .context("each has an expression")
 }
 
 #[test]
@@ -485,8 +530,9 @@ fn each_setting_that_is_named_is_in_the_reference() -> Result<()> {
     for document in DOCUMENTS {
         for name in quoted(&read(document)?.replace("```", "")) {
             let is_key = |c: char| c.is_ascii_lowercase() || c == '_' || c == '.';
-            let Some((section, rest)) = name.split_once('.').filter(|_| name.chars().all(is_key))
-            else {
+            let is_file = name.ends_with(".yaml") || name.ends_with(".env");
+            let is_name = name.chars().all(is_key) && !is_file;
+            let Some((section, rest)) = name.split_once('.').filter(|_| is_name) else {
                 continue;
             };
             let sections: Vec<_> = references
@@ -513,7 +559,7 @@ fn anchor(heading: &str) -> String {
 #[test]
 fn each_relative_link_leads_to_a_file_and_a_heading_that_exist() -> Result<()> {
     let mut checked = 0;
-    for document in DOCUMENTS {
+    for document in DOCUMENTS.into_iter().chain(OTHERS) {
         let folder = Path::new(document).parent().unwrap_or(Path::new(""));
         for rest in read(document)?.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
@@ -562,102 +608,46 @@ fn each_target_of_make_is_explained_and_no_other_is_named() -> Result<()> {
     Ok(())
 }
 
-/// The commands of our programs in blocks and in code quotes of the documents: program, subcommand and flags.
-fn commands_of_ours() -> Result<Vec<(String, String)>> {
-    let mut found = Vec::new();
-    for document in DOCUMENTS.into_iter().chain(["conf/README.md"]) {
-        let mut lines: Vec<String> = quoted(&read(document)?.replace("```", ""))
-            .into_iter()
-            .collect();
-        for block in blocks(document)?.iter().filter(|block| block.info == "sh") {
-            lines.extend(block.text.lines().map(str::to_owned));
-        }
-        for line in lines {
-            let command = line.split('#').next().unwrap_or_default().trim();
-            let program = command.split(' ').next().unwrap_or_default();
-            if matches!(program, "causeway-proxy" | "causeway-node") && command.contains(' ') {
-                found.push((document.to_owned(), command.to_owned()));
-            }
-        }
-    }
-    Ok(found)
-}
-
+/// Each row of the table of variables sets what it says.
 #[tokio::test]
-async fn each_command_of_a_document_has_the_subcommands_and_flags_that_it_uses() -> Result<()> {
-    let commands = commands_of_ours()?;
-    let mut helps = BTreeMap::new();
-    for (document, command) in &commands {
-        let mut words = command.split_whitespace();
-        let program = words.next().unwrap_or_default();
-        let words: Vec<&str> = words.collect();
-        let subcommand = words.first().filter(|word| !word.starts_with('-'));
-        let key = (
-            program.to_owned(),
-            subcommand.map(|word| (*word).to_owned()),
-        );
-        if !helps.contains_key(&key) {
-            let mut help = Command::new(programs::ours(program)?);
-            let output = help.args(subcommand).arg("--help").output().await?;
-            let is_known = output.status.success();
-            ensure!(is_known, "{document}: {command:?} is no command");
-            helps.insert(key.clone(), String::from_utf8(output.stdout)?);
-        }
-        for flag in words.iter().filter(|word| word.starts_with("--")) {
-            let has_it = helps[&key].split(|c: char| c.is_whitespace() || c == ',');
-            let has_it = has_it.into_iter().any(|word| word == *flag);
-            ensure!(has_it, "{document}: {command:?}: there is no {flag}");
-        }
-    }
-    assert!(
-        20 < commands.len(),
-        "only {} commands were found",
-        commands.len()
-    );
-    Ok(())
-}
-
-/// Each row of the tables of variables sets what it says.
-#[tokio::test]
-async fn each_variable_of_the_guides_is_a_setting() -> Result<()> {
+async fn each_variable_of_the_guide_is_a_setting() -> Result<()> {
     let scratch = Scratch::new("documents-variables")?;
     prepare(&scratch)?;
-    for (document, program, text) in [
-        (
-            EDGE,
-            "causeway-proxy",
-            "pools: [{ name: a, backends: [{ id: x, address: '10.0.0.1:1' }, { id: y, address: '10.0.0.1:2' }] }]\n",
-        ),
-        (
-            NODE,
-            "causeway-node",
-            "broker: { kind: redis }\nendpoints: [{ path: /c, mode: channels }]\nchannels: { namespaces: [{ name: a }] }\n",
-        ),
-    ] {
-        let file = scratch.write("document.yaml", text)?;
-        let rows = rows(document, "### Settings from the environment")?;
-        let mut checked = 0;
-        for variable in rows.iter().flat_map(|row| quoted(&row[0])) {
-            let Some((name, value)) = variable.split_once('=') else {
-                continue;
-            };
-            let value = localized(value.trim_matches('\''), &scratch);
-            let mut command = Command::new(programs::ours(program)?);
-            command.arg("--print-config").arg("--config").arg(&file);
-            // Needed where it is not the row itself.
-            command.env("CAUSEWAY_NODE__BROKER__URL", "redis://127.0.0.1:6379");
-            let output = command.env(name, value).kill_on_drop(true).output().await?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "{document}: {variable}: {said}");
-            let printed = String::from_utf8(output.stdout)?;
-            ensure!(
-                printed.contains(&format!("  # {name}\n")),
-                "{variable}\n{printed}"
-            );
-            checked += 1;
-        }
-        assert_eq!(checked, 4, "{document}");
+    let edge = scratch.write(
+        "edge.yaml",
+        "pools: [{ name: a, backends: [{ id: x, address: '10.0.0.1:1' }, { id: y, address: '10.0.0.1:2' }] }]\n",
+    )?;
+    let node = scratch.write(
+        "node.yaml",
+        "broker: { kind: redis }\nendpoints: [{ path: /c, mode: channels }]\nchannels: { namespaces: [{ name: a }] }\n",
+    )?;
+    let rows = rows(CONF, "## Settings from the environment")?;
+    let mut checked = 0;
+    for variable in rows.iter().flat_map(|row| quoted(&row[0])) {
+        let Some((name, value)) = variable.split_once('=') else {
+            continue;
+        };
+        let (program, file) = if name.starts_with("CAUSEWAY_PROXY__") {
+            ("causeway-proxy", &edge)
+        } else {
+            ("causeway-node", &node)
+        };
+        let value = localized(value.trim_matches('\''), &scratch);
+        let mut command = Command::new(programs::ours(program)?);
+        command.arg("--print-config").arg("--config").arg(file);
+        // Needed where it is not the row itself.
+        command.env("CAUSEWAY_NODE__BROKER__URL", "redis://127.0.0.1:6379");
+        let output = command.env(name, value).kill_on_drop(true).output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{variable}: {said}");
+        let printed = String::from_utf8(output.stdout)?;
+        ensure!(
+            printed.contains(&format!("  # {name}\n")),
+            "{variable}\n{printed}"
+        );
+        checked += 1;
     }
+    assert_eq!(checked, 8);
     Ok(())
 }
 
@@ -687,64 +677,22 @@ fn each_figure_of_the_comparison_is_among_the_results() -> Result<()> {
     Ok(())
 }
 
-/// The code block in the section on tokens that has `part`.
-fn token_code(part: &str) -> Result<String> {
-    let blocks = blocks(NODE)?;
-    let block = blocks.into_iter().find(|block| block.text.contains(part));
-    Ok(block.with_context(|| format!("no block has {part}"))?.text)
-}
-
-/// What `script` prints when it runs beside the packages of `tests/clients`.
-async fn printed(script: &str, code: &str, scratch: &Scratch) -> Result<String> {
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/node_modules");
-    let link = scratch.path().join("node_modules");
-    if !link.exists() {
-        std::os::unix::fs::symlink(packages, link)?;
-    }
-    let file = scratch.write(script, &localized(code, scratch))?;
-    let file = file.to_str().context("a temporary path is UTF-8")?;
-    // The path is absolute, and so takes the place of the folder of the other scripts.
-    let mut command = clients::command(file, &json!({}))?;
-    let output = command.kill_on_drop(true).output().await?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{script}: {said}");
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
-
-#[tokio::test]
-async fn the_code_that_makes_a_token_makes_one_that_connects_to_the_node_of_the_guide() -> Result<()>
-{
-    let scratch = Scratch::new("documents-tokens")?;
-    prepare(&scratch)?;
-    let blocks = blocks(NODE)?;
-    let is_node = |block: &&Block| block.info == "yaml node" && block.text.contains("id: \"2026\"");
-    let config = blocks
-        .iter()
-        .find(is_node)
-        .context("the guide has a node with channels")?;
-    let text = format!("listen: 127.0.0.1:0\nadmin: none\n{}", config.text);
-    let file = scratch.write("node.yaml", &localized(&text, &scratch))?;
-    let mut command = Command::new(programs::ours("causeway-node")?);
-    command.arg("--config").arg(file);
-    let mut process = Process::spawn("node", command, scratch.path())?;
-    let address = process.listening("node").await?;
-
-    let javascript = format!("{}console.log(token);\n", token_code("jwt.sign(")?);
-    let python = format!("{}print(token)\n", token_code("jwt.encode(")?);
-    for token in [
-        printed("token.mjs", &javascript, &scratch).await?,
-        printed("token.py", &python, &scratch).await?,
-    ] {
-        let mut client = Subscriber::connect(address, &token).await?;
-        client
-            .ask("subscribe", json!({ "channel": "chat:room1" }))
-            .await?;
-        client
-            .ask(
-                "publish",
-                json!({ "channel": "chat:room1", "data": { "text": "hello" } }),
-            )
-            .await?;
+/// What the guide says of SDKs holds for the versions that are tested.
+#[test]
+fn the_versions_of_sdks_that_are_named_are_those_of_the_tests() -> Result<()> {
+    let guide = read(NODE)?;
+    let lock: Value = serde_json::from_str(&read("tests/clients/package-lock.json")?)?;
+    let version = lock["packages"]["node_modules/centrifuge"]["version"].as_str();
+    let version = version.context("the lock file has centrifuge")?;
+    ensure!(guide.contains(&format!("`centrifuge` {version} ")));
+    let requirements = read("tests/clients/apps/requirements.txt")?;
+    for name in ["centrifuge-python", "cent"] {
+        let mut lines = requirements
+            .lines()
+            .filter_map(|line| line.split_once("=="));
+        let version = lines.find(|(package, _)| *package == name);
+        let version = version.with_context(|| format!("no {name}"))?.1;
+        ensure!(guide.contains(&format!("`{name}` {version} ")), "{name}");
     }
     Ok(())
 }

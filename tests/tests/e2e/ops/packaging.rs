@@ -163,3 +163,108 @@ fn the_images_that_containers_are_made_from_ask_for_their_health_where_the_progr
     }
     Ok(())
 }
+
+/// Packages of programs that do nothing: what else is in them does not depend on ours.
+async fn packages(scratch: &Scratch) -> Result<PathBuf> {
+    let (programs, out) = (scratch.path().join("programs"), scratch.path().join("out"));
+    fs::create_dir(&programs)?;
+    for name in ["causeway-proxy", "causeway-node"] {
+        fs::copy(programs::installed(&["true"])?, programs.join(name))?;
+    }
+    let mut command = Command::new("sh");
+    command
+        .arg(conf().join("packaging/package.sh"))
+        .args([&programs, &out]);
+    command.env("DEBEMAIL", "packages@example.org");
+    let output = command.kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    Ok(out)
+}
+
+/// What `program` prints in the directory `folder`.
+async fn printed(program: &str, arguments: &[&str], folder: &Path) -> Result<String> {
+    let mut command = Command::new(programs::installed(&[program])?);
+    command.args(arguments).current_dir(folder);
+    let output = command.kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {arguments:?}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The file in `folder` whose name begins and ends so.
+fn file_in(folder: &Path, start: &str, end: &str) -> Result<String> {
+    let names =
+        fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names = names.filter(|name| name.starts_with(start) && name.ends_with(end));
+    names.next().with_context(|| format!("no {start}...{end}"))
+}
+
+#[tokio::test]
+async fn the_archive_has_all_that_its_checksums_name_and_configuration_that_is_valid() -> Result<()>
+{
+    let scratch = Scratch::new("archive")?;
+    let out = packages(&scratch).await?;
+    let archive = file_in(&out, "causeway-", ".tar.gz")?;
+    printed("tar", &["xf", &archive], &out).await?;
+    let folder = out.join(archive.trim_end_matches(".tar.gz"));
+    printed("sha256sum", &["--check", "--strict", "SHA256SUMS"], &folder).await?;
+    for file in [
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "bin/causeway-proxy",
+        "bin/causeway-node",
+        "conf/proxy.yaml",
+        "conf/node.yaml",
+        "conf/README.md",
+        "conf/systemd/causeway-proxy.service",
+        "conf/prometheus/alerts.yaml",
+        "conf/grafana/causeway-node.json",
+        "proxy/README.md",
+        "node/README.md",
+    ] {
+        ensure!(folder.join(file).is_file(), "{file}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_debian_packages_have_program_units_configuration_and_scripts() -> Result<()> {
+    if programs::installed(&["dpkg-deb"]).is_err() {
+        eprintln!("dpkg-deb is not installed: there are no Debian packages to look into");
+        return Ok(());
+    }
+    let scratch = Scratch::new("packages")?;
+    let out = packages(&scratch).await?;
+    printed("sha256sum", &["--check", "--strict", "SHA256SUMS"], &out).await?;
+    for (name, file) in [
+        ("causeway-proxy", "proxy.yaml"),
+        ("causeway-node", "node.yaml"),
+    ] {
+        let package = file_in(&out, name, ".deb")?;
+        printed("dpkg-deb", &["--raw-extract", &package, name], &out).await?;
+        let root = out.join(name);
+        for file in [
+            format!("usr/bin/{name}"),
+            format!("usr/lib/systemd/system/{name}.service"),
+            format!("usr/lib/sysusers.d/{name}.conf"),
+            format!("etc/causeway/{file}"),
+            format!("usr/share/doc/{name}/README.md"),
+            format!("usr/share/doc/{name}/copyright"),
+        ] {
+            ensure!(root.join(&file).is_file(), "{file}");
+        }
+        let conffiles = fs::read_to_string(root.join("DEBIAN/conffiles"))?;
+        ensure!(
+            conffiles == format!("/etc/causeway/{file}\n"),
+            "{conffiles}"
+        );
+        for script in ["postinst", "prerm", "postrm"] {
+            printed("sh", &["-n", &format!("{name}/DEBIAN/{script}")], &out).await?;
+            let text = fs::read_to_string(root.join("DEBIAN").join(script))?;
+            ensure!(!text.contains("@PACKAGE@"), "{text}");
+        }
+    }
+    Ok(())
+}
