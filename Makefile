@@ -136,10 +136,11 @@ dist:
 PROFILE ?= dist
 PROGRAMS := --locked --workspace --bin causeway-proxy --bin causeway-node
 
-# With a target named, the flags are not those of build scripts and macros, which have to be dynamic.
+# With a target named, the flags are not those of build scripts and macros, which have to be dynamic. The cfg: getrandom looks the
+# call up by its name at run time, finds none in a static program, and opens /dev/urandom, which an empty directory does not have.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 static:
-	RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" $(CARGO) build --profile $(PROFILE) --target $(HOST) $(PROGRAMS)
+	RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' $(CARGO) build --profile $(PROFILE) --target $(HOST) $(PROGRAMS)
 	@mkdir -p $(TARGET)/static
 	@for program in causeway-proxy causeway-node; do \
 	  strip -o $(TARGET)/static/$$program $(TARGET)/$(HOST)/$(PROFILE:dev=debug)/$$program || exit 1; \
