@@ -174,6 +174,7 @@ impl Components {
             dialer: Arc::clone(&dialer),
             tunnels: Arc::clone(&tunnels),
             parking: Parking::default(),
+            handoffs: Arc::new(Semaphore::new(files.handoffs)),
             response_limits,
             response_timeout: config.timeouts.connect,
         };

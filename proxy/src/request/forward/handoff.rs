@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -41,28 +42,44 @@ pub(crate) struct TunnelContext {
     pub(crate) tunnels: Arc<Tunnels>,
     /// For tunnels that another process continues.
     pub(crate) parking: Parking,
+    /// Handoffs at a time: clients of a backend that drains are asked for all at once.
+    pub(crate) handoffs: Arc<Semaphore>,
     pub(crate) response_limits: ResponseLimits,
     /// For the response of the other backend.
     pub(crate) response_timeout: Duration,
 }
 
-/// The backend that a successor leads to, with the slot for its tunnel.
+/// The backend that a successor leads to, with the slot for its tunnel. Holds the permit of the handoff until that is over.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(super) backend: Arc<Backend>,
     pub(super) slot: Option<TunnelSlot>,
+    _handoff: OwnedSemaphorePermit,
 }
 
-/// Dials another backend than `from`.
+/// Dials another backend than `from`, when it is its turn.
 pub(super) fn dial(context: Arc<TunnelContext>, from: Arc<Backend>) -> Dialing<Socket, Place> {
     Box::pin(async move {
+        let handoffs = Arc::clone(&context.handoffs);
+        let handoff = handoffs.acquire_owned().await.ok()?;
         let pool = context.proxy.pools().of(&from)?;
         let mut tried = Tried::default();
         tried.add(&from);
         for _ in 0..BACKENDS_MAX {
             let backend = pool.other_than(&tried, Instant::now())?;
             match attempt(&context, &pool, &backend).await {
-                Ok(successor) => return Some(successor),
+                Ok(dialed) => {
+                    return Some(Successor {
+                        socket: dialed.socket,
+                        early: dialed.early,
+                        target: dialed.target,
+                        place: Place {
+                            backend,
+                            slot: Some(dialed.place),
+                            _handoff: handoff,
+                        },
+                    });
+                }
                 Err(reason) => {
                     debug!(pool = pool.name, backend = %backend.id, reason, "no handoff to this backend");
                     tried.add(&backend);
@@ -77,7 +94,7 @@ async fn attempt(
     context: &TunnelContext,
     pool: &Pool,
     backend: &Arc<Backend>,
-) -> Result<Successor<Socket, Place>, String> {
+) -> Result<Successor<Socket, TunnelSlot>, String> {
     let tunnels_max = context.proxy.gate.tunnels_of_backend();
     let slot = backend.reserve_tunnel(tunnels_max);
     let slot = slot.ok_or("it has as many tunnels as limits.tunnels_per_backend allows")?;
@@ -108,10 +125,7 @@ async fn attempt(
         socket,
         early,
         target,
-        place: Place {
-            backend: Arc::clone(backend),
-            slot: Some(slot),
-        },
+        place: slot,
     })
 }
 
