@@ -11,6 +11,7 @@ mod contract;
 mod cookies;
 mod discovery;
 mod failover;
+mod handoffs;
 mod migration;
 mod other_apps;
 mod planned_stop;
