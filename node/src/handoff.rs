@@ -37,6 +37,8 @@ mod arrivals;
 mod departure;
 mod forward;
 mod marks;
+#[cfg(debug_assertions)]
+mod sabotage;
 mod snapshot;
 
 pub(crate) use arrivals::Arrivals;

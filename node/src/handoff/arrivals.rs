@@ -27,6 +27,8 @@ use crate::handoff::Kind;
 use crate::handoff::Marks;
 use crate::handoff::Snapshot;
 use crate::handoff::marks::Mark;
+#[cfg(debug_assertions)]
+use crate::handoff::sabotage;
 use crate::hub::Member;
 use crate::hub::outbox::SocketOutbox;
 use crate::metrics::Transport;
@@ -191,6 +193,8 @@ impl Arrivals {
                     let client = ArrivedClient::Plain(Arc::new(client));
                     let _ = arrived.send(Arrived { client, outbox }); // The edge may have gone.
                 });
+                #[cfg(debug_assertions)]
+                self.inject_early_begin(Mark::first(token));
                 Ok(())
             }
             Kind::Channels(state) => {
@@ -204,6 +208,8 @@ impl Arrivals {
                     let client = Arc::clone(&client);
                     let mark = Mark { token, number };
                     self.components.marks.at(mark, move || client.mark(number));
+                    #[cfg(debug_assertions)]
+                    self.inject_early_begin(mark);
                 }
                 let prepared = Prepared {
                     client,
@@ -224,6 +230,14 @@ impl Arrivals {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Begins before `mark`, if that is the fault to inject.
+    #[cfg(debug_assertions)]
+    fn inject_early_begin(&self, mark: Mark) {
+        if sabotage::fault() == Some(sabotage::Fault::BeginsEarly) {
+            self.components.marks.run(mark);
         }
     }
 

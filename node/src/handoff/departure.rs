@@ -25,6 +25,10 @@ use crate::handoff::Marks;
 use crate::handoff::Snapshot;
 use crate::handoff::forward::Forward;
 use crate::handoff::marks::Mark;
+#[cfg(debug_assertions)]
+use crate::handoff::sabotage;
+#[cfg(debug_assertions)]
+use crate::handoff::sabotage::Fault;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::handoff::Target;
@@ -99,11 +103,9 @@ impl Departures {
             },
         };
         let (cut, has_cut) = oneshot::channel();
-        self.marks.at(Mark::first(token), {
-            let client = Arc::clone(client);
-            move || {
-                let _ = cut.send(client.leave_here()); // The handoff may have been given up.
-            }
+        let client_here = Arc::clone(client);
+        self.at_mark(Mark::first(token), move || {
+            let _ = cut.send(client_here.leave_here()); // The handoff may have been given up.
         });
         let _forget = Forget {
             marks: &self.marks,
@@ -111,6 +113,8 @@ impl Departures {
             count: 1,
         };
         self.ask(target, snapshot).await?;
+        #[cfg(debug_assertions)]
+        self.inject_before_marks(token, 1).await;
 
         let mark = keys::handoff_marks();
         let channel = client.channel().unwrap_or(&mark);
@@ -125,6 +129,36 @@ impl Departures {
             Some(written) => written.await.map_err(|_| HandoffError::Lost),
             None => Ok(()),
         }
+    }
+
+    /// Runs `act`, which ends deliveries, at `mark`.
+    fn at_mark(&self, mark: Mark, act: impl FnOnce() + Send + 'static) {
+        #[cfg(debug_assertions)]
+        if sabotage::fault() == Some(Fault::StopsLate) {
+            let tasks = self.tasks.clone();
+            return self.marks.at(mark, move || {
+                tasks.spawn(async move {
+                    time::sleep(sabotage::WRONG_FOR).await;
+                    act();
+                });
+            });
+        }
+        self.marks.at(mark, act);
+    }
+
+    /// Makes time for a fault, before `count` marks are published.
+    #[cfg(debug_assertions)]
+    async fn inject_before_marks(&self, token: Token, count: usize) {
+        match sabotage::fault() {
+            Some(Fault::MarkIgnored) => {
+                for number in (0..).take(count) {
+                    self.marks.run(Mark { token, number });
+                }
+            }
+            Some(Fault::BeginsEarly) => {}
+            _ => return,
+        }
+        time::sleep(sabotage::WRONG_FOR).await;
     }
 
     /// Has the other node prepare the client.
@@ -153,7 +187,7 @@ impl Departures {
         let mut cuts = Vec::new();
         for (number, at_mark) in (0..).zip(departing.at_marks()) {
             let (cut, has_cut) = oneshot::channel();
-            self.marks.at(Mark { token, number }, move || {
+            self.at_mark(Mark { token, number }, move || {
                 let _ = cut.send(at_mark()); // The handoff may have been given up.
             });
             cuts.push(has_cut);
@@ -168,6 +202,9 @@ impl Departures {
             let reason = "a channel of the client has ended";
             return Err(HandoffError::Kept(reason.to_owned()));
         }
+        #[cfg(debug_assertions)]
+        self.inject_before_marks(token, departing.marks().count())
+            .await;
 
         let mark = keys::handoff_marks();
         for (number, channel) in (0..).zip(departing.marks()) {
@@ -186,6 +223,8 @@ impl Departures {
             return Err(HandoffError::Lost);
         };
 
+        #[cfg(debug_assertions)]
+        let cut = sabotage::aged(cut);
         // The other node continues the client from here on, or has it connect again.
         let resumed = self.control.resume(target.instance, token, cut);
         match time::timeout(RESUME_WAIT_MAX, resumed).await {
