@@ -8,6 +8,7 @@
 # make faults      backends that die or go wrong under load: each test ten times, with the edge's own hold (ROUNDS=, HOLD=)
 # make chaos       nodes, Redis and wires fail for MINUTES=30 under load, and what each client saw is checked (SEED=)
 # make surroundings  logs, disk, descriptors, ports, memory, DNS, clock and Redis fail: each alone, then all at random for MINUTES=20 (SEED=)
+# make continuity  nodes restart, the edge is replaced, a node is added under 9,000 clients: what they notice (ARGS=; ARGS=--help tells)
 # make siege       9,000 clients that only hold on, by slow heads and by handshakes that never come, beside others (ATTACKERS=)
 # make mixed-load  uploads, aborts and slow readers of Node, httpx, curl and h2 at once, before backends that check each byte (MINUTES=)
 # make storm       10,000 clients of a killed node come back at once, and 6,000 through the edge, 20 messages behind (CLIENTS=, EDGE_CLIENTS=)
@@ -34,7 +35,7 @@ PACKAGES := tests/clients/node_modules/.package-lock.json tests/clients/.venv/in
 
 # Each step builds on the one before it.
 .NOTPARALLEL:
-.PHONY: help deps deps-test run-proxy dist static package test check e2e faults chaos surroundings siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
+.PHONY: help deps deps-test run-proxy dist static package test check e2e faults chaos surroundings continuity siege mixed-load storm lifecycle swaps h2spec clients conformance bench bench-rivals bench-allocators soak micro fuzz audit programs structure
 
 help:
 	@sed -n '/^\#/!q;s/^\# //p' Makefile
@@ -81,6 +82,10 @@ surroundings: deps programs
 	$(CARGO) test --locked --workspace --test surroundings -- --skip random::
 	CAUSEWAY_MINUTES=$(MINUTES) $(if $(SEED),CAUSEWAY_SEED=$(SEED)) \
 	  $(CARGO) test --locked --workspace --test surroundings -- --nocapture random::
+
+continuity: deps
+	$(DIST) --bin causeway-continuity
+	@$(TARGET)/dist/causeway-continuity $(ARGS)
 
 ATTACKERS ?= 9000
 siege: deps programs

@@ -33,6 +33,8 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 use tokio::time;
 
+pub(crate) use self::report::picture_begin;
+
 use self::contender::Contender;
 use self::report::{ContenderReport, Report, ScenarioReport};
 use self::scenario::Scenario;

@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::picture::begin as picture_begin;
 pub(crate) use self::table::{write_settings, write_table};
 
 /// What comes from the code in a run, and from a file when reports are put together.

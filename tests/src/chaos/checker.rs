@@ -12,7 +12,7 @@
 //! - A place in a stream has one message, and a message one place, also if its publisher had to try again.
 //! - What nobody acknowledged may come or not, but as much in order, and once.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::chaos::violation::{Kind, Violation};
 
@@ -61,6 +61,7 @@ pub struct Checker {
     troubles: Troubles,
     violations: Vec<Violation>,
     violations_count: usize,
+    found: BTreeMap<(Kind, Option<usize>), usize>,
     /// What was counted so far.
     pub counts: Counts,
 }
@@ -106,6 +107,7 @@ impl Checker {
             troubles: Troubles::default(),
             violations: Vec::new(),
             violations_count: 0,
+            found: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
@@ -312,6 +314,12 @@ impl Checker {
         self.violations_count
     }
 
+    /// How many were found, by what they are and which client saw them.
+    #[must_use]
+    pub fn found(&self) -> &BTreeMap<(Kind, Option<usize>), usize> {
+        &self.found
+    }
+
     /// How many epochs all channels together have had.
     #[must_use]
     pub fn epochs(&self) -> usize {
@@ -333,6 +341,7 @@ impl Checker {
 
     fn report(&mut self, channel: usize, client: Option<usize>, finding: Finding, at: Duration) {
         self.violations_count += 1;
+        *self.found.entry((finding.0, client)).or_default() += 1;
         if VIOLATIONS_MAX <= self.violations.len() {
             return;
         }

@@ -364,7 +364,8 @@ async fn say(socket: &mut WebSocketStream<TcpStream>, text: String) -> Result<()
     }
 }
 
-fn told(reply: &Value, since: Option<Position>) -> Result<Subscribed> {
+/// What a reply to a subscribe command says.
+pub(crate) fn told(reply: &Value, since: Option<Position>) -> Result<Subscribed> {
     let epoch = reply["epoch"].as_str().context("a position has an epoch")?;
     let publications = reply["publications"].as_array();
     let publications = publications.into_iter().flatten().map(publication);
@@ -379,7 +380,8 @@ fn told(reply: &Value, since: Option<Position>) -> Result<Subscribed> {
     })
 }
 
-fn publication(publication: &Value) -> Result<(u64, u64)> {
+/// The offset and the number of a publication.
+pub(crate) fn publication(publication: &Value) -> Result<(u64, u64)> {
     let offset = publication["offset"].as_u64();
     let id = publication["data"]["id"].as_u64();
     offset

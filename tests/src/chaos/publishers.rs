@@ -84,9 +84,10 @@ impl Publisher {
     async fn next_message(&mut self, connection: &mut Option<Connection>) -> Option<Position> {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let length = if self.dice.u8(..) < 16 { 1_500 } else { 150 };
+        let at = u64::try_from(self.record.now().as_micros()).unwrap_or(u64::MAX);
         let body = json!({
             "channel": self.record.channel(self.channel),
-            "data": { "id": id, "padding": "x".repeat(length) },
+            "data": { "id": id, "at": at, "padding": "x".repeat(length) },
             "idempotency_key": format!("message {id}"),
             "ack": "stored",
         })

@@ -102,57 +102,57 @@ impl Record {
         self.checker().fault_ended(number, self.now());
     }
 
-    pub(super) fn position(&self, client: usize, channel: usize) -> Option<Position> {
+    pub(crate) fn position(&self, client: usize, channel: usize) -> Option<Position> {
         self.checker().position(client, channel)
     }
 
-    pub(super) fn connected(&self, client: usize, node: usize) {
+    pub(crate) fn connected(&self, client: usize, node: usize) {
         self.tally().connected += 1;
         self.checker().connected(client, node, self.now());
     }
 
-    pub(super) fn disconnected(&self, client: usize, why: &str) {
+    pub(crate) fn disconnected(&self, client: usize, why: &str) {
         self.checker().disconnected(client, why, self.now());
     }
 
-    pub(super) fn closed(&self, code: Option<u16>) {
+    pub(crate) fn closed(&self, code: Option<u16>) {
         *self.tally().closes.entry(code).or_default() += 1;
     }
 
-    pub(super) fn refused_connection(&self) {
+    pub(crate) fn refused_connection(&self) {
         self.tally().refused_connections += 1;
     }
 
-    pub(super) fn refused_subscription(&self) {
+    pub(crate) fn refused_subscription(&self) {
         self.tally().refused_subscriptions += 1;
     }
 
-    pub(super) fn subscribed(&self, client: usize, channel: usize, told: &Subscribed) {
+    pub(crate) fn subscribed(&self, client: usize, channel: usize, told: &Subscribed) {
         self.checker().subscribed(client, channel, told, self.now());
     }
 
-    pub(super) fn heard(&self, client: usize, channel: usize, offset: u64, id: u64) {
+    pub(crate) fn heard(&self, client: usize, channel: usize, offset: u64, id: u64) {
         self.checker()
             .heard(client, channel, offset, id, self.now());
     }
 
-    pub(super) fn unsubscribed(&self, client: usize, channel: usize, code: u64) {
+    pub(crate) fn unsubscribed(&self, client: usize, channel: usize, code: u64) {
         *self.tally().unsubscribes.entry(code).or_default() += 1;
         self.checker()
             .unsubscribed(client, channel, code, self.now());
     }
 
     /// The client has left a channel by itself.
-    pub(super) fn left(&self, client: usize, channel: usize) {
+    pub(crate) fn left(&self, client: usize, channel: usize) {
         self.checker().unsubscribed(client, channel, 0, self.now());
     }
 
-    pub(super) fn sent(&self, channel: usize, id: u64) {
+    pub(crate) fn sent(&self, channel: usize, id: u64) {
         self.tally().published += 1;
         self.checker().sent(channel, id, self.now());
     }
 
-    pub(super) fn acked(&self, channel: usize, id: u64, position: &Position, took: Duration) {
+    pub(crate) fn acked(&self, channel: usize, id: u64, position: &Position, took: Duration) {
         let mut tally = self.tally();
         tally.acked += 1;
         tally.ack_max = tally.ack_max.max(took);

@@ -126,10 +126,19 @@ impl Connection {
     /// The connection ended too early, or what came is no response.
     pub async fn response(&mut self) -> Result<Response> {
         let mut response = self.head().await?;
-        response.body = timeout(DEADLINE, self.read_body(&response))
-            .await
-            .context("no body in time")??;
+        response.body = self.body_of(&response).await?;
         Ok(response)
+    }
+
+    /// Reads the body that belongs to a head that [`Connection::head`] has read.
+    ///
+    /// # Errors
+    ///
+    /// The connection ended too early.
+    pub async fn body_of(&mut self, head: &Response) -> Result<Vec<u8>> {
+        timeout(DEADLINE, self.read_body(head))
+            .await
+            .context("no body in time")?
     }
 
     /// Reads exactly `count` bytes of what follows a head.
@@ -152,6 +161,16 @@ impl Connection {
         timeout(DEADLINE, self.read_chunk())
             .await
             .context("no chunk in time")?
+    }
+
+    /// Whether the other side has closed (or reset) the connection, as far as this one knows.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let read = self.stream.try_read(&mut [0]);
+        read.map_or_else(
+            |error| error.kind() != std::io::ErrorKind::WouldBlock,
+            |count| count == 0,
+        )
     }
 
     /// Whether the other side closes (or resets) the connection soon; what it still sends is read away.

@@ -12,7 +12,10 @@ use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
-use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
+use rustls::{
+    ClientConfig, RootCertStore, SupportedProtocolVersion, client::Resumption,
+    pki_types::ServerName,
+};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -111,11 +114,31 @@ impl Authority {
     ///
     /// rustls refuses the settings.
     pub fn clients(&self, protocol: &str) -> Result<Arc<ClientConfig>> {
+        self.clients_with(protocol, rustls::DEFAULT_VERSIONS)
+    }
+
+    /// Those that speak HTTP/1.1 over this version of TLS and no other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Authority::clients`].
+    pub fn clients_of(
+        &self,
+        version: &'static SupportedProtocolVersion,
+    ) -> Result<Arc<ClientConfig>> {
+        self.clients_with("http/1.1", &[version])
+    }
+
+    fn clients_with(
+        &self,
+        protocol: &str,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut clients = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions)?
             .with_root_certificates(roots)
             .with_no_client_auth();
         clients.resumption = Resumption::disabled();

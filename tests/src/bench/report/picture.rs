@@ -51,19 +51,8 @@ pub(super) fn draw(scenarios: &[ScenarioReport]) -> String {
         .collect();
     let width = COLUMNS * CHART_WIDTH + GAP;
     let height = heights.iter().sum::<usize>() + GAP;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-         role=\"img\" aria-label=\"Causeway beside its rivals; shorter bars are better\">\n\
-         <style>\n\
-         text {{ font: 12px system-ui, sans-serif; fill: #57606a; }}\n\
-         .title {{ font-weight: 600; font-size: 13px; }}\n\
-         .ours {{ fill: #1a7f64; }}\n\
-         .theirs {{ fill: #9aa4ae; }}\n\
-         text.mine {{ fill: #1a7f64; font-weight: 600; }}\n\
-         @media (prefers-color-scheme: dark) {{ text {{ fill: #b0b8c0; }} .ours, text.mine {{ fill: #3fb98f; }} \
-         .theirs {{ fill: #6a737d; }} }}\n\
-         </style>\n"
-    );
+    let label = "Causeway beside its rivals; shorter bars are better";
+    let mut out = begin(width, height, label);
     let mut top = GAP / 2;
     for (row, height) in rows.zip(heights) {
         for (column, chart) in row.iter().enumerate() {
@@ -73,6 +62,23 @@ pub(super) fn draw(scenarios: &[ScenarioReport]) -> String {
     }
     out += "</svg>\n";
     out
+}
+
+/// The beginning of a picture, with the colours of its texts and bars.
+pub(crate) fn begin(width: usize, height: usize, label: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+         role=\"img\" aria-label=\"{label}\">\n\
+         <style>\n\
+         text {{ font: 12px system-ui, sans-serif; fill: #57606a; }}\n\
+         .title {{ font-weight: 600; font-size: 13px; }}\n\
+         .ours {{ fill: #1a7f64; }}\n\
+         .theirs {{ fill: #9aa4ae; }}\n\
+         text.mine {{ fill: #1a7f64; font-weight: 600; }}\n\
+         @media (prefers-color-scheme: dark) {{ text {{ fill: #b0b8c0; }} .ours, text.mine {{ fill: #3fb98f; }} \
+         .theirs {{ fill: #6a737d; }} }}\n\
+         </style>\n"
+    )
 }
 
 /// The chart of one figure, with those that are installed.
