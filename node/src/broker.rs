@@ -13,6 +13,7 @@
 //!
 //! For channels it guarantees more, see [`Streams`].
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -113,9 +114,20 @@ pub(crate) trait Deliver: Send + Sync + 'static {
     fn resumed(&self, shard: Shard) {
         let _ = shard;
     }
+
+    /// The same as [`interrupted`](Self::interrupted) for each of `shards`, of which there may be thousands.
+    fn interrupted_all(&self, shards: &HashSet<Shard>) {
+        shards.iter().for_each(|shard| self.interrupted(*shard));
+    }
+
+    /// The same as [`resumed`](Self::resumed) for each of `shards`.
+    fn resumed_all(&self, shards: &HashSet<Shard>) {
+        shards.iter().for_each(|shard| self.resumed(*shard));
+    }
 }
 
-/// One of the servers over which channels are spread, by its index in the configuration.
+/// A part of the channels whose publications are missed together: one of the servers over which channels are spread, by its
+/// index in the configuration, or a slot of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Shard(pub(crate) usize);
 

@@ -167,6 +167,8 @@ pub(crate) enum RedisLocation {
     At(RedisAddress),
     /// It is the primary that Sentinels name.
     Sentinel(Arc<Sentinels>),
+    /// They are the primaries of a Redis Cluster.
+    Cluster(Arc<ClusterServers>),
 }
 
 impl fmt::Display for RedisLocation {
@@ -174,8 +176,34 @@ impl fmt::Display for RedisLocation {
         match self {
             Self::At(address) => address.fmt(f),
             Self::Sentinel(sentinels) => write!(f, "sentinel:{}", sentinels.master),
+            Self::Cluster(cluster) => match cluster.servers.first() {
+                Some(first) => write!(f, "cluster:{first}"),
+                None => f.write_str("cluster"),
+            },
         }
     }
+}
+
+/// Servers of a Redis Cluster, which name all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClusterServers {
+    /// Never empty.
+    pub(crate) servers: Vec<RedisAddress>,
+    /// Where servers are reached from here, by the addresses that the cluster names.
+    pub(crate) announce: Vec<(RedisAddress, RedisAddress)>,
+    pub(crate) relay_pubsub: RelayPubSub,
+    /// Whether the node is not ready while one of the primaries does not deliver.
+    pub(crate) is_unready_when_partial: bool,
+}
+
+/// How the channels of relay endpoints travel through a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RelayPubSub {
+    /// `SPUBLISH`: over the servers of the channel's slot.
+    Sharded,
+    /// `PUBLISH`: over all servers.
+    Classic,
 }
 
 /// Sentinels that watch a primary, and the login to them. `Debug` masks the password.
@@ -198,7 +226,7 @@ pub(crate) struct RedisTls {
 }
 
 /// Where Redis listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum RedisAddress {
     /// Resolved again at each attempt to connect.
     Tcp {

@@ -82,6 +82,12 @@ pub(crate) struct Metrics {
     pub(crate) broker_primary_changes: Counter,
     /// Channels that this node wants to be subscribed to.
     pub(crate) subscriptions_wanted: Gauge,
+    broker_slots_moved: Family<[(&'static str, String); 1], Counter>,
+    /// Slots of a Redis Cluster that no server has.
+    pub(crate) broker_slots_uncovered: Gauge,
+    broker_shard_ready: Family<[(&'static str, String); 1], Gauge>,
+    broker_shard_losses: Family<[(&'static str, String); 1], Counter>,
+    broker_shard_gaps: Family<[(&'static str, String); 1], Counter>,
     /// Channels that this node is subscribed to and the broker has confirmed.
     pub(crate) subscriptions: Gauge,
     /// Channels of channel clients that this node follows.
@@ -168,6 +174,11 @@ impl Metrics {
             broker_gaps: Counter::default(),
             broker_primary: Family::default(),
             broker_primary_changes: Counter::default(),
+            broker_slots_moved: Family::default(),
+            broker_slots_uncovered: Gauge::default(),
+            broker_shard_ready: Family::default(),
+            broker_shard_losses: Family::default(),
+            broker_shard_gaps: Family::default(),
             subscriptions_wanted: Gauge::default(),
             subscriptions: Gauge::default(),
             channel_streams: Gauge::default(),
@@ -221,8 +232,13 @@ impl Metrics {
         registry.register("broker_ready", "1 while the broker is ready, else 0", self.broker_ready.clone());
         registry.register("broker_connects", "Connections made to the broker, by side", self.broker_connects.clone());
         registry.register("broker_losses", "Connections to the broker lost, by side", self.broker_losses.clone());
-        registry.register("broker_primary", "1 for the primary that Sentinels name, 0 for previous ones", self.broker_primary.clone());
-        registry.register("broker_primary_changes", "Times that Sentinels named another primary", self.broker_primary_changes.clone());
+        registry.register("broker_primary", "1 for each primary that Sentinels or a cluster name, 0 for previous ones", self.broker_primary.clone());
+        registry.register("broker_primary_changes", "Times that Sentinels or a cluster named another primary", self.broker_primary_changes.clone());
+        registry.register("broker_slots_moved", "Slots of a Redis Cluster that have moved to this primary", self.broker_slots_moved.clone());
+        registry.register("broker_slots_uncovered", "Slots of a Redis Cluster that no server has", self.broker_slots_uncovered.clone());
+        registry.register("broker_shard_ready", "1 while this primary of a Redis Cluster delivers, else 0", self.broker_shard_ready.clone());
+        registry.register("broker_shard_losses", "Subscriber connections lost to this primary of a Redis Cluster", self.broker_shard_losses.clone());
+        registry.register("broker_shard_gaps", "Times after which publications over this primary of a Redis Cluster may have been missed", self.broker_shard_gaps.clone());
         registry.register("broker_gaps", "Times after which publications may have been missed", self.broker_gaps.clone());
         registry.register("subscriptions_wanted", "Channels that this node wants to subscribe to", self.subscriptions_wanted.clone());
         registry.register("subscriptions", "Channels whose subscription the broker has confirmed", self.subscriptions.clone());
@@ -329,6 +345,41 @@ impl Metrics {
         self.broker_primary
             .get_or_create(&[("address", address.to_owned())])
             .set(i64::from(is_primary));
+    }
+
+    /// Counts slots that have moved to the Redis at `address`.
+    pub(crate) fn broker_slots_moved(&self, address: &str, slots: u64) {
+        self.broker_slots_moved
+            .get_or_create(&[("address", address.to_owned())])
+            .inc_by(slots);
+    }
+
+    /// Notes whether the Redis at `address`, of a cluster, delivers; `None`: it has no slots any more.
+    pub(crate) fn broker_shard_ready(&self, address: &str, is_ready: Option<bool>) {
+        let label = [("address", address.to_owned())];
+        match is_ready {
+            Some(is_ready) => {
+                let gauge = self.broker_shard_ready.get_or_create(&label);
+                gauge.set(i64::from(is_ready));
+            }
+            None => {
+                self.broker_shard_ready.remove(&label);
+            }
+        }
+    }
+
+    /// Counts a subscriber connection that was lost to the Redis at `address`, of a cluster.
+    pub(crate) fn broker_shard_lost(&self, address: &str) {
+        self.broker_shard_losses
+            .get_or_create(&[("address", address.to_owned())])
+            .inc();
+    }
+
+    /// Counts a time after which publications over the Redis at `address`, of a cluster, may have been missed.
+    pub(crate) fn broker_shard_gap(&self, address: &str) {
+        self.broker_shard_gaps
+            .get_or_create(&[("address", address.to_owned())])
+            .inc();
     }
 
     /// Counts a client that came back with a position, and got everything since or was told that it cannot.

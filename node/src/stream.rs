@@ -17,6 +17,7 @@
 //! Invariant: the broker is subscribed to a channel if and only if its stream is in the map.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -322,13 +323,23 @@ impl ChannelStreams {
         self.due.lock().reads.pop_front()
     }
 
-    fn of_shard(&self, shard: Shard) -> Vec<Arc<ChannelStream>> {
+    fn of_shards(&self, is_meant: impl Fn(Shard) -> bool) -> Vec<Arc<ChannelStream>> {
         let streams = self.streams.read();
         streams
             .values()
-            .filter(|stream| stream.shard == shard)
+            .filter(|stream| is_meant(stream.shard))
             .cloned()
             .collect()
+    }
+
+    fn interrupt_streams(&self, is_meant: impl Fn(Shard) -> bool) {
+        let streams = self.of_shards(is_meant);
+        streams.iter().for_each(|stream| stream.interrupted());
+    }
+
+    fn resume_streams(&self, is_meant: impl Fn(Shard) -> bool) {
+        let streams = self.of_shards(is_meant);
+        streams.iter().for_each(|stream| stream.resumed(self));
     }
 
     fn broker(&self) -> &Arc<dyn Streams> {
@@ -367,15 +378,19 @@ impl Deliver for ChannelStreams {
     }
 
     fn interrupted(&self, shard: Shard) {
-        self.of_shard(shard)
-            .iter()
-            .for_each(|stream| stream.interrupted());
+        self.interrupt_streams(|of| of == shard);
     }
 
     fn resumed(&self, shard: Shard) {
-        self.of_shard(shard)
-            .iter()
-            .for_each(|stream| stream.resumed(self));
+        self.resume_streams(|of| of == shard);
+    }
+
+    fn interrupted_all(&self, shards: &HashSet<Shard>) {
+        self.interrupt_streams(|of| shards.contains(&of));
+    }
+
+    fn resumed_all(&self, shards: &HashSet<Shard>) {
+        self.resume_streams(|of| shards.contains(&of));
     }
 }
 

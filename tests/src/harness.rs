@@ -29,6 +29,7 @@ pub mod output;
 pub mod process;
 pub mod programs;
 pub mod redis;
+pub mod redis_cluster;
 pub mod scratch;
 pub mod segments;
 pub mod sentinel;

@@ -13,7 +13,10 @@
 //! that were written without a reply when a connection broke are not retried: they may have arrived, and a
 //! duplicate is worse than a counted loss. Those not written yet are sent over the next connection. Publications
 //! of other nodes in between are missed: Pub/Sub keeps nothing. That gap is counted and logged.
+//!
+//! With several servers each has all of this ([`sharded`]), and so has each primary of a Redis Cluster ([`cluster`]).
 
+use std::collections::HashSet;
 use std::hash::DefaultHasher;
 use std::hash::Hash;
 use std::hash::Hasher;
@@ -46,8 +49,13 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
 use crate::redis;
+use crate::redis::Access;
+use crate::redis::Connector;
+use crate::redis::Keys;
 use crate::redis::Server;
+use crate::redis::Slot;
 
+mod cluster;
 mod drop_counters;
 mod health;
 mod monitor;
@@ -61,6 +69,8 @@ mod sharded;
 mod subscriber;
 mod subscriptions;
 
+use cluster::Member;
+use cluster::Router;
 use drop_counters::DropCounters;
 use monitor::AllReady;
 use monitor::Monitor;
@@ -80,18 +90,35 @@ pub(super) struct Dependencies<'a> {
     pub(super) shutdown: CancellationToken,
 }
 
+/// What a [`RedisBroker`] is made of.
+struct Components {
+    config: config::Redis,
+    connector: Connector,
+    keys: Keys,
+    reader: Arc<Reader>,
+    shard: Shard,
+    readiness: Arc<AllReady>,
+    probe_channel: Option<ChannelName>,
+    member: Option<Member>,
+    drop_counters: Arc<DropCounters>,
+    deliver: Arc<dyn Deliver>,
+    metrics: Arc<Metrics>,
+}
+
 /// The shared handle, and the state that the tasks share.
 struct RedisBroker {
     config: config::Redis,
-    server: Server,
+    connector: Connector,
+    keys: Keys,
     /// As many as are configured, followed by the one for publications that wait for a replica.
     queues: Vec<PublishQueue>,
     subscriptions: Mutex<Subscriptions>,
     /// The wanted subscriptions have changed.
     subscription_changes: Notify,
-    probe_channel: ChannelName,
     shard: Shard,
-    reader: Reader,
+    /// The part in a cluster.
+    member: Option<Member>,
+    reader: Arc<Reader>,
     monitor: Monitor,
     /// For each publish queue: sent when its connection may be dead without having said so.
     queue_suspects: Vec<watch::Sender<()>>,
@@ -108,17 +135,45 @@ struct RedisBroker {
 
 /// Starts the tasks of each server; connections are made in the background.
 pub(super) fn start(servers: &[Server], dependencies: &Dependencies<'_>) -> Started {
-    let readiness = Arc::new(AllReady::new(servers.len(), &dependencies.metrics));
+    let metrics = &dependencies.metrics;
     let mut tasks = JoinSet::new();
+    if let [server] = servers
+        && let Access::Cluster(cluster) = &server.access
+    {
+        let router = Router::new(
+            server,
+            Arc::clone(cluster),
+            dependencies.node_id,
+            Arc::new(DropCounters::new(Arc::clone(metrics))),
+            (Arc::clone(&dependencies.deliver), Arc::clone(metrics)),
+        );
+        let broker = router.broker();
+        tasks.spawn(router.run(dependencies.shutdown.clone()));
+        return Started { broker, tasks };
+    }
+    let readiness = Arc::new(AllReady::new(servers.len(), metrics));
+    let connectors = servers.iter().filter_map(|server| match &server.access {
+        Access::One(connector) => Some((server, connector)),
+        Access::Cluster(_) => None, // It is always alone.
+    });
     let mut shards = Vec::with_capacity(servers.len());
-    for (index, server) in servers.iter().enumerate() {
-        let identity = (Shard(index), Arc::clone(&readiness));
-        shards.push(start_one(
-            server.clone(),
-            identity,
-            dependencies.clone(),
-            &mut tasks,
-        ));
+    for (index, (server, connector)) in connectors.enumerate() {
+        // Random, so that two processes with one node id never mistake each other's probes for their own.
+        let probe_channel = redis::probe_channel(dependencies.node_id, fastrand::u64(..));
+        let components = Components {
+            config: server.config.clone(),
+            connector: connector.clone(),
+            keys: server.keys.clone(),
+            reader: Arc::new(Reader::new(server)),
+            shard: Shard(index),
+            readiness: Arc::clone(&readiness),
+            probe_channel: Some(probe_channel),
+            member: None,
+            drop_counters: Arc::new(DropCounters::new(Arc::clone(metrics))),
+            deliver: Arc::clone(&dependencies.deliver),
+            metrics: Arc::clone(metrics),
+        };
+        shards.push(start_one(components, &dependencies.shutdown, &mut tasks));
     }
     let broker: Arc<dyn Streams> = match <[_; 1]>::try_from(shards) {
         Ok([alone]) => alone,
@@ -128,32 +183,39 @@ pub(super) fn start(servers: &[Server], dependencies: &Dependencies<'_>) -> Star
 }
 
 fn start_one(
-    server: Server,
-    (shard, readiness): (Shard, Arc<AllReady>),
-    dependencies: Dependencies<'_>,
+    components: Components,
+    shutdown: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Arc<RedisBroker> {
-    let Dependencies {
-        node_id,
+    let Components {
+        config,
+        connector,
+        keys,
+        reader,
+        shard,
+        readiness,
+        probe_channel,
+        member,
+        drop_counters,
         deliver,
         metrics,
-        shutdown,
-    } = dependencies;
-    // Random, so that two processes with one node id never mistake each other's probes for their own.
-    let probe_channel = redis::probe_channel(node_id, fastrand::u64(..));
-    let drop_counters = Arc::new(DropCounters::new(Arc::clone(&metrics)));
-    let config = server.config.clone();
+    } = components;
     let queue = |_| PublishQueue::new(&config, Arc::clone(&drop_counters), Arc::clone(&metrics));
     let mut subscriptions = Subscriptions::default();
-    subscriptions.want(&probe_channel, true);
+    subscriptions.set_probe_channel(probe_channel);
     let broker = Arc::new(RedisBroker {
         queues: (0..=config.publish_queues).map(queue).collect(),
         subscriptions: Mutex::new(subscriptions),
         subscription_changes: Notify::new(),
-        probe_channel,
         shard,
-        reader: Reader::new(&server),
-        monitor: Monitor::new(&server, readiness, Arc::clone(&metrics)),
+        member,
+        reader,
+        monitor: Monitor::new(
+            &config,
+            &connector,
+            (shard, readiness),
+            Arc::clone(&metrics),
+        ),
         queue_suspects: (0..=config.publish_queues)
             .map(|_| watch::Sender::new(()))
             .collect(),
@@ -164,14 +226,15 @@ fn start_one(
         deliver,
         metrics,
         config,
-        server,
+        connector,
+        keys,
     });
     for index in 0..broker.queues.len() {
         let queue = publisher::run(Arc::clone(&broker), index, shutdown.clone());
         tasks.spawn(queue);
     }
     tasks.spawn(subscriber::run(Arc::clone(&broker), shutdown.clone()));
-    tasks.spawn(monitor::run(Arc::clone(&broker), shutdown));
+    tasks.spawn(monitor::run(Arc::clone(&broker), shutdown.clone()));
     broker
 }
 
@@ -191,6 +254,79 @@ impl RedisBroker {
 
     fn suspect_all_queues(&self) {
         (0..self.queues.len()).for_each(|index| self.suspect_queue(index));
+    }
+
+    /// The slot of a channel, in a cluster.
+    fn slot(&self, channel: &ChannelName) -> Slot {
+        match self.keys.is_in_cluster() {
+            true => self.keys.slot(channel),
+            false => Slot::default(),
+        }
+    }
+
+    fn probe_channel(&self) -> Option<ChannelName> {
+        self.subscriptions.lock().probe_channel().cloned()
+    }
+
+    /// Sends probes over another channel from now on, or none.
+    fn set_probe_channel(&self, channel: Option<ChannelName>) {
+        let before = self.probe_channel();
+        if before == channel {
+            return;
+        }
+        if let Some(before) = before {
+            self.abandon(&before);
+        }
+        self.change_subscriptions(|subscriptions| subscriptions.set_probe_channel(channel));
+        self.subscription_changes.notify_one();
+    }
+
+    /// Wants a channel whose slot has moved here; the streams of the slot read what they have missed.
+    fn move_in(&self, channel: &ChannelName, slot: Slot) {
+        self.change_subscriptions(|subscriptions| subscriptions.move_in(channel, slot));
+        self.subscription_changes.notify_one();
+    }
+
+    /// No longer wants a channel whose slot has moved away.
+    fn abandon(&self, channel: &ChannelName) {
+        let slot = self.keys.slot(channel);
+        self.change_subscriptions(|subscriptions| subscriptions.abandon(channel, slot));
+        self.subscription_changes.notify_one();
+    }
+
+    /// Has channels subscribed again that the server has rejected.
+    fn unpark(&self) {
+        if self.subscriptions.lock().unpark() {
+            self.subscription_changes.notify_one();
+        }
+    }
+
+    /// What is received over this broker is not received from now on.
+    fn interrupted(&self) {
+        if self.member.is_none() {
+            self.deliver.interrupted(self.shard);
+            return;
+        }
+        let slots = { self.subscriptions.lock() }.wanted_slots(|channel| self.keys.slot(channel));
+        self.deliver.interrupted_all(&shards_of(slots));
+    }
+
+    /// All that is wanted is subscribed; publications before that were missed.
+    fn resumed(&self) {
+        if self.member.is_none() {
+            self.deliver.resumed(self.shard);
+            return;
+        }
+        let slots = { self.subscriptions.lock() }.resumed_slots(|channel| self.keys.slot(channel));
+        self.deliver.resumed_all(&shards_of(slots));
+    }
+
+    /// Counts a time after which publications may have been missed.
+    fn note_gap(&self) {
+        self.metrics.broker_gaps.inc();
+        if self.member.is_some() {
+            self.metrics.broker_shard_gap(&self.connector.to_string());
+        }
     }
 
     fn want(&self, channel: &ChannelName, is_wanted: bool) {
@@ -223,11 +359,13 @@ impl RedisBroker {
 #[async_trait]
 impl Broker for RedisBroker {
     fn try_publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), TryPublishError> {
-        self.queue(channel).try_publish(channel, data)
+        self.queue(channel)
+            .try_publish(channel, self.slot(channel), data)
     }
 
     async fn publish(&self, channel: &ChannelName, data: Bytes) -> Result<(), PublishError> {
-        self.queue(channel).publish(channel, data).await
+        let slot = self.slot(channel);
+        self.queue(channel).publish(channel, slot, data).await
     }
 
     fn subscribe(&self, channel: &ChannelName) {
@@ -244,7 +382,8 @@ impl Broker for RedisBroker {
         mark: &ChannelName,
         data: Bytes,
     ) -> Result<(), PublishError> {
-        self.queue(channel).publish(mark, data).await
+        let slot = self.slot(mark);
+        self.queue(channel).publish(mark, slot, data).await
     }
 
     fn readiness(&self) -> Result<(), NotReady> {
@@ -270,9 +409,14 @@ impl Streams for RedisBroker {
 
     async fn store(&self, store: Store) -> Result<Stored, StoreError> {
         let wire = ChannelName::wire(&store.channel);
+        let slot = self.slot(&wire);
         match store.until {
-            Until::Stored => self.queue(&wire).store(store).await,
-            Until::Replicated => self.queues[self.config.publish_queues].store(store).await,
+            Until::Stored => self.queue(&wire).store(slot, store).await,
+            Until::Replicated => {
+                self.queues[self.config.publish_queues]
+                    .store(slot, store)
+                    .await
+            }
         }
     }
 
@@ -283,4 +427,8 @@ impl Streams for RedisBroker {
     async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {
         self.reader.remove_history(channel).await
     }
+}
+
+fn shards_of(slots: HashSet<Slot>) -> HashSet<Shard> {
+    slots.into_iter().map(cluster::shard_of_slot).collect()
 }

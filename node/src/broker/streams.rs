@@ -73,6 +73,13 @@ pub(crate) struct Store {
     pub(crate) until: Until,
 }
 
+impl Store {
+    /// Whether it is published alone, and no trace of it stays.
+    pub(crate) fn keeps_nothing(&self) -> bool {
+        self.retention.is_none() && self.idempotency.is_none()
+    }
+}
+
 /// The key by which a repeated publication is detected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Idempotency {

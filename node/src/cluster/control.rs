@@ -190,6 +190,14 @@ impl Deliver for Demux {
     fn resumed(&self, shard: Shard) {
         self.rest.resumed(shard);
     }
+
+    fn interrupted_all(&self, shards: &HashSet<Shard>) {
+        self.rest.interrupted_all(shards);
+    }
+
+    fn resumed_all(&self, shards: &HashSet<Shard>) {
+        self.rest.resumed_all(shards);
+    }
 }
 
 impl Inbox {

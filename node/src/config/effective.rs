@@ -14,6 +14,7 @@ use crate::config::Broker;
 use crate::config::ChannelOptions;
 use crate::config::Channels;
 use crate::config::ClientLimits;
+use crate::config::ClusterServers;
 use crate::config::Config;
 use crate::config::Drain;
 use crate::config::Endpoint;
@@ -32,6 +33,7 @@ use crate::config::Redis;
 use crate::config::RedisLocation;
 use crate::config::RedisServer;
 use crate::config::Registry;
+use crate::config::RelayPubSub;
 use crate::config::Sentinels;
 use crate::config::Tcp;
 use crate::config::Values;
@@ -162,6 +164,57 @@ fn sentinel_of(server: &RedisServer) -> Effective {
     ])
 }
 
+fn cluster_of(server: &RedisServer) -> Effective {
+    let RedisServer {
+        location,
+        tls,
+        database: _, // A cluster has one.
+        username,
+        password,
+    } = server;
+    let RedisLocation::Cluster(cluster) = location else {
+        return Effective::null();
+    };
+    let ClusterServers {
+        servers,
+        announce,
+        relay_pubsub,
+        is_unready_when_partial,
+    } = &**cluster;
+    let tls = match tls {
+        Some(_) => Effective::Written,
+        None => Effective::null(),
+    };
+    let announce = match announce.is_empty() {
+        true => Effective::null(),
+        false => Effective::Written,
+    };
+    Effective::map([
+        ("servers", Effective::list(servers, Effective::shown)),
+        (
+            "user",
+            Effective::option(username.as_ref(), Effective::text),
+        ),
+        (
+            "password",
+            Effective::option(password.as_ref(), |_| Effective::Secret),
+        ),
+        ("announce", announce),
+        (
+            "relay_pubsub",
+            Effective::text(match relay_pubsub {
+                RelayPubSub::Sharded => "sharded",
+                RelayPubSub::Classic => "classic",
+            }),
+        ),
+        (
+            "unready_when_partial",
+            Effective::plain(is_unready_when_partial),
+        ),
+        ("tls", tls),
+    ])
+}
+
 fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
     let Broker::Redis(redis) = broker else {
         return Effective::map([("kind", Effective::text("memory"))]);
@@ -203,6 +256,7 @@ fn broker_of(broker: &Broker, positions: &Positions) -> Effective {
             },
         ),
         ("sentinel", sentinel_of(server)),
+        ("cluster", cluster_of(server)),
         ("tls", tls),
         ("prefix", Effective::text(prefix)),
         ("publish_queues", Effective::plain(publish_queues)),

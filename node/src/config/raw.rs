@@ -22,6 +22,7 @@ use serde::de::value::SeqAccessDeserializer;
 
 use crate::config::Ack;
 use crate::config::LogFormat;
+use crate::config::RelayPubSub;
 use crate::config::UserLimitPolicy;
 use crate::config::namespace::RawNamespace;
 use crate::jwt::Algorithm;
@@ -137,6 +138,7 @@ pub(super) struct Broker {
     pub(super) url: Option<Secret>,
     pub(super) urls: Option<Vec<Secret>>,
     pub(super) sentinel: Option<BrokerSentinel>,
+    pub(super) cluster: Option<BrokerCluster>,
     pub(super) tls: Option<BrokerTls>,
     pub(super) prefix: Option<String>,
     pub(super) publish_queues: Option<u64>,
@@ -161,6 +163,18 @@ pub(super) struct BrokerSentinel {
     pub(super) database: Option<u64>,
     pub(super) sentinel_user: Option<String>,
     pub(super) sentinel_password: Option<Secret>,
+    pub(super) tls: Option<BrokerTls>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BrokerCluster {
+    pub(super) servers: Option<Vec<String>>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) announce: Option<BTreeMap<String, String>>,
+    pub(super) relay_pubsub: Option<RelayPubSub>,
+    pub(super) unready_when_partial: Option<bool>,
     pub(super) tls: Option<BrokerTls>,
 }
 

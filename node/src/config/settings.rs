@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::Ack;
 use crate::config::ChannelTransport;
 use crate::config::LogFormat;
+use crate::config::RelayPubSub;
 use crate::config::SockjsTransport;
 use crate::config::UserLimitPolicy;
 
@@ -51,6 +52,11 @@ pub(super) const PREFIX_BYTES_MAX: usize = 64;
 pub(super) const SERVERS_MAX: usize = 64;
 /// Sentinels that are asked for the primary.
 pub(super) const SENTINELS_MAX: usize = 16;
+/// Servers of a Redis Cluster that are named, and addresses that are replaced.
+pub(super) const CLUSTER_SERVERS_MAX: usize = 64;
+pub(super) const CLUSTER_ANNOUNCE_MAX: usize = 1024;
+pub(super) const RELAY_PUBSUB: RelayPubSub = RelayPubSub::Sharded;
+pub(super) const UNREADY_WHEN_PARTIAL: bool = true;
 pub(super) const DATABASE: Setting<u64> = setting(0, 0, 1_000_000);
 pub(super) const PUBLISH_QUEUES: Setting<u64> = setting(2, 1, 64);
 pub(super) const PUBLISH_QUEUE_SIZE: Setting<u64> = setting(MIB, 4 * KIB, 1024 * MIB);

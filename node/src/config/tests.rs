@@ -48,6 +48,7 @@ fn the_commented_file_names_every_setting() {
         "node",
         "broker",
         "broker.sentinel",
+        "broker.cluster",
         "auth",
         "hooks",
         "registry",
@@ -68,6 +69,7 @@ fn the_commented_file_names_every_setting() {
             "endpoints" => "endpoints: [{nonsense: 1}]".to_owned(),
             "channels.namespaces" => "channels: {namespaces: [{nonsense: 1}]}".to_owned(),
             "broker.sentinel" => "broker: {sentinel: {nonsense: 1}}".to_owned(),
+            "broker.cluster" => "broker: {cluster: {nonsense: 1}}".to_owned(),
             "channels.limits" => "channels: {limits: {nonsense: 1}}".to_owned(),
             _ => format!("{mapping}: {{nonsense: 1}}"),
         };
@@ -149,6 +151,56 @@ fn a_prefix_is_a_plain_name_and_no_relay_channel_begins_with_it() {
         "node.yaml:2:46: endpoints[0].channel: names that begin with \"staging:\" (broker.prefix) are the node's own, expected another one"
     );
     assert!(with_relay("causeway:x").is_err());
+}
+
+#[test]
+fn a_cluster_is_an_alternative_to_urls_and_sentinels() {
+    let cluster = |settings: &str| format!("broker: {{kind: redis, cluster: {{{settings}}}}}");
+    let one = "servers: [\"a:1\"]";
+    let server = redis(&cluster(one)).server;
+    assert_eq!(server.location.to_string(), "cluster:a:1");
+    let full = cluster(
+        "servers: [\"a:1\", \"[::1]:2\"], user: me, password: hunter2, announce: {\"10.0.0.1:1\": \"a:1\"}, \
+         relay_pubsub: classic, unready_when_partial: false, tls: {}",
+    );
+    let server = redis(&full).server;
+    let RedisLocation::Cluster(servers) = &server.location else {
+        panic!("a cluster is expected")
+    };
+    assert_eq!((servers.servers.len(), servers.announce.len()), (2, 1));
+    assert_eq!(servers.announce[0].1, servers.servers[0]);
+    assert_eq!(servers.relay_pubsub, RelayPubSub::Classic);
+    assert!(!servers.is_unready_when_partial && server.tls.is_some());
+    assert_eq!(server.username.as_deref(), Some("me"));
+    for (text, expected) in [
+        (
+            format!("broker: {{kind: redis, url: \"redis://a\", cluster: {{{one}}}}}"),
+            "broker.cluster: expected one of url, urls, sentinel and cluster",
+        ),
+        (
+            format!("broker: {{cluster: {{{one}}}}}"),
+            "broker.cluster: it is only for `kind: redis`",
+        ),
+        (
+            cluster("user: me"),
+            "broker.cluster.user: a user needs a password",
+        ),
+        (
+            cluster(""),
+            "broker.cluster.servers: expected 1 to 64 servers, each as host:port, found 0",
+        ),
+        (
+            cluster("servers: [\"a:1\", \"a:1\"]"),
+            "broker.cluster.servers[1]: this server is there already",
+        ),
+        (
+            cluster(&format!("{one}, announce: {{a: \"b:1\"}}")),
+            "broker.cluster.announce: expected host:port for each host:port that the cluster names, such as \"10.0.0.1:6379\": \"127.0.0.1:7001\", found \"a\"",
+        ),
+    ] {
+        let error = Config::parse("node.yaml", &text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! Invariant: what is registered for a mark runs at most once, between the publications before and after the mark.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -92,6 +93,13 @@ impl Marks {
         self.received(&mark.bytes());
     }
 
+    /// Drops all that is registered, since publications are missed. Of whichever server: handoffs are rare, and so are
+    /// interruptions.
+    fn forget_all(&self) {
+        let missed = std::mem::take(&mut *self.registered.lock());
+        drop(missed); // Outside the lock: it may own clients.
+    }
+
     fn received(&self, data: &[u8]) {
         let registered =
             Mark::from_bytes(data).and_then(|mark| self.registered.lock().remove(&mark));
@@ -125,14 +133,21 @@ impl Deliver for Marks {
     }
 
     fn interrupted(&self, shard: Shard) {
-        // Of whichever server: handoffs are rare, and so are interruptions.
-        let missed = std::mem::take(&mut *self.registered.lock());
-        drop(missed); // Outside the lock: it may own clients.
+        self.forget_all();
         self.rest.interrupted(shard);
     }
 
     fn resumed(&self, shard: Shard) {
         self.rest.resumed(shard);
+    }
+
+    fn interrupted_all(&self, shards: &HashSet<Shard>) {
+        self.forget_all();
+        self.rest.interrupted_all(shards);
+    }
+
+    fn resumed_all(&self, shards: &HashSet<Shard>) {
+        self.rest.resumed_all(shards);
     }
 }
 

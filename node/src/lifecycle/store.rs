@@ -150,13 +150,14 @@ impl RedisLog {
     pub(super) async fn without_lease(&self, lease: &str) -> Result<Vec<Holding>, CommandError> {
         let mut pipeline = Batch::new();
         pipeline.cmd("HGETALL").arg(self.keys.lifecycle_holders());
-        pipeline.cmd("TIME");
         let command = pipeline.cmd("ZRANGE").arg(self.keys.live_leases());
         command.arg(0).arg(-1).arg("WITHSCORES");
+        // Of the server that has the leases, whose clock they end by.
+        pipeline.cmd("TIME");
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
         let holders: BTreeMap<String, String> = from(values.next())?;
-        let (seconds, _): (u64, u64) = from(values.next())?;
         let leases: BTreeMap<String, f64> = from(values.next())?;
+        let (seconds, _): (u64, u64) = from(values.next())?;
         let now = seconds as f64 * 1000.0;
         let is_alive = |lease: &str| leases.get(lease).is_some_and(|end| now < *end);
         if !is_alive(lease) {

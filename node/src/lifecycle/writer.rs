@@ -371,7 +371,9 @@ impl Work {
     fn warn_of(&self, error: &CommandError) {
         match error {
             CommandError::Full(_) | CommandError::Refused(_) => self.shared.rejected(),
-            CommandError::Unreachable(_) | CommandError::Timeout(_) => self.shared.failed(),
+            CommandError::Unreachable(_)
+            | CommandError::Timeout(_)
+            | CommandError::Uncovered(_) => self.shared.failed(),
         }
         let waiting = self.shared.journal.lock().len();
         self.shared.metrics.lifecycle_waiting.set(waiting as i64);

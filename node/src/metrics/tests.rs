@@ -65,6 +65,8 @@ fn everything_that_is_counted_has_its_line() {
         causeway_node_broker_losses_total{side="subscribe"} 1
         # TYPE causeway_node_broker_primary_changes counter
         causeway_node_broker_primary_changes_total 0
+        # TYPE causeway_node_broker_slots_uncovered gauge
+        causeway_node_broker_slots_uncovered 0
         # TYPE causeway_node_broker_gaps counter
         causeway_node_broker_gaps_total 0
         # TYPE causeway_node_subscriptions_wanted gauge

@@ -7,7 +7,7 @@
 //! │ └ offset, 0 if the event is not stored
 //! └ what it is: p(ublication), j(oin), l(eave)
 //! ```
-//! (without the spaces). The head is text, so that Redis can write it: only the script that stores a
+//! (without the spaces). In a Redis Cluster there are marks of handoffs too: `m` and what [`mark`] was given. The head is text, so that Redis can write it: only the script that stores a
 //! publication knows its offset. From the time on it is the entry's [`body()`], which is what a stream
 //! keeps.
 //!
@@ -94,6 +94,16 @@ pub(crate) fn stored(position: &Position, body: &[u8]) -> Bytes {
     bytes.put_slice(format!("p{}:{}:", position.offset, position.epoch).as_bytes());
     bytes.put_slice(body);
     bytes.freeze()
+}
+
+/// A mark of a handoff, behind the events of a channel.
+pub(crate) fn mark(data: &[u8]) -> Bytes {
+    [b"m", data].concat().into()
+}
+
+/// What [`mark`] was given, if `bytes` is one.
+pub(crate) fn in_mark(bytes: &Bytes) -> Option<Bytes> {
+    bytes.starts_with(b"m").then(|| bytes.slice(1..))
 }
 
 fn append_body(bytes: &mut BytesMut, message: &impl Message, published_at: SystemTime) {

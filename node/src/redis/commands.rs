@@ -1,4 +1,4 @@
-//! Sends commands that are not publications to Redis: one multiplexed connection, opened when it is
+//! Sends commands that are not publications to one Redis server: one multiplexed connection, opened when it is
 //! needed and replaced when it fails.
 //!
 //! Callers share the connection, and their commands are pipelined on it. The number of callers at a time and
@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -38,13 +39,15 @@ const FULL_CODE: &str = "OOM";
 const FULL_WORDS: &str = "OOM command not allowed";
 
 /// A connection for commands.
-pub(crate) struct Commands {
+pub(crate) struct ServerCommands {
     connector: Connector,
     /// What its connection is for, which is part of its name in Redis.
     role: &'static str,
     room: Semaphore,
     /// Whether the connection may be dead without having said so.
     is_suspect: AtomicBool,
+    /// How often the connection was replaced.
+    replaced: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -67,7 +70,7 @@ struct Open {
 /// The replies of Redis to the commands of a batch.
 #[derive(Debug)]
 pub(crate) struct Replies {
-    /// One for each command. None is an error, except from [`Commands::try_each`].
+    /// One for each command. None is an error, except from [`ServerCommands::try_each`].
     pub(crate) values: Vec<Value>,
     /// Which connection they came over: another number is another connection, and maybe another server.
     pub(crate) connection: u64,
@@ -88,6 +91,9 @@ pub(crate) enum CommandError {
     /// Redis has no memory left for at least one of the commands.
     #[error("redis is full: {0}")]
     Full(String),
+    /// No server of the cluster has the keys: they were not executed, but others of the batch may have been.
+    #[error("{0}")]
+    Uncovered(String),
 }
 
 /// Why there is no connection for commands.
@@ -127,7 +133,7 @@ impl CommandError {
     }
 }
 
-impl Commands {
+impl ServerCommands {
     /// Connects with the first command. `role` is part of the name that `CLIENT LIST` shows.
     pub(super) fn new(connector: Connector, role: &'static str) -> Self {
         Self {
@@ -135,6 +141,7 @@ impl Commands {
             role,
             room: Semaphore::new(CALLERS_MAX),
             is_suspect: AtomicBool::new(false),
+            replaced: AtomicU64::new(0),
             state: Mutex::default(),
         }
     }
@@ -166,7 +173,7 @@ impl Commands {
     ///
     /// After dropping this future it is unknown whether the commands are executed.
     pub(crate) async fn try_each(&self, commands: &Batch) -> Result<Replies, CommandError> {
-        let wait_max = self.connector.connect_timeout() + self.connector.response_timeout();
+        let wait_max = self.wait_max();
         let outcome = time::timeout(wait_max, async {
             let _room = self.room.acquire().await.expect("it is never closed");
             let mut open = self.connection().await?;
@@ -189,6 +196,11 @@ impl Commands {
         outcome
             .await
             .unwrap_or(Err(CommandError::Timeout(wait_max)))
+    }
+
+    /// How long commands may take.
+    pub(super) fn wait_max(&self) -> Duration {
+        self.connector.connect_timeout() + self.connector.response_timeout()
     }
 
     /// Makes the next command reconnect: the connection may be dead, and detecting that by a command takes
@@ -214,6 +226,7 @@ impl Commands {
         match self.open(&mut state.fence).await {
             Ok(link) => {
                 state.opened += 1;
+                self.replaced.store(state.opened - 1, Ordering::Relaxed);
                 state.failed = None;
                 let number = state.opened;
                 let open = Open { number, link };
@@ -235,6 +248,11 @@ impl Commands {
         Ok(link)
     }
 
+    /// How often the connection was replaced.
+    pub(super) fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// Stops using connection `number`.
     async fn give_up(&self, number: u64) {
         let mut state = self.state.lock().await;
@@ -242,7 +260,7 @@ impl Commands {
     }
 }
 
-fn error_in(value: &Value) -> Option<&ServerError> {
+pub(super) fn error_in(value: &Value) -> Option<&ServerError> {
     match value {
         Value::ServerError(error) => Some(error),
         _ => None,
@@ -257,13 +275,14 @@ mod tests {
     use crate::redis::testing::RedisServer;
     use crate::redis::testing::servers;
 
-    fn commands(server: &RedisServer) -> Commands {
+    fn commands(server: &RedisServer) -> ServerCommands {
         let text = format!(
             "broker: {{kind: redis, url: \"{}\", response_timeout: 300ms, connect_timeout: 300ms}}",
             server.url()
         );
         let broker = Config::parse("test", &text).unwrap().broker;
-        servers(&broker)[0].commands("test")
+        let server = servers(&broker).remove(0);
+        ServerCommands::new(server.connector(), "test")
     }
 
     fn ping() -> Batch {

@@ -1,6 +1,6 @@
 //! The only place that connects to a Redis server: over TCP, TLS or a unix socket, with the login.
 //!
-//! Where Sentinels name the server, the primary of the moment is connected to, once it says itself that it is one.
+//! Where Sentinels or a cluster name the server, the primary of the moment is connected to, once it says itself that it is one.
 //!
 //! What it returns has its user, its database and its name, speaks RESP2, and has no reply pending. The subscriber reads
 //! publications from it ([`Connection`](super::Connection)); everything else sends commands over it
@@ -56,7 +56,7 @@ struct Inner {
 
 enum Target {
     At(RedisAddress),
-    /// The primary that Sentinels name.
+    /// The primary that Sentinels or a cluster name.
     Primary(Arc<CurrentPrimary>),
 }
 
@@ -113,6 +113,16 @@ pub(crate) enum ConnectError {
     Refused {
         address: RedisAddress,
         reply: String,
+    },
+    /// A cluster names an address at which nothing has been reached yet: maybe one of another network. Retry.
+    #[error(
+        "the primary at {address} has not been reached yet; the cluster announces that address, and \
+         `broker.cluster.announce` can name the one at which it is reached from here"
+    )]
+    Announced {
+        address: RedisAddress,
+        #[source]
+        source: Box<ConnectError>,
     },
     /// The server may not be Redis.
     #[error("cannot log in to redis at {address}")]
@@ -209,10 +219,25 @@ impl Connector {
                     ConnectError::NoPrimary { master, why }
                 })?;
                 let opened = self.log_in(&address, name, tenure, deadline).await;
-                if opened.is_err() {
-                    primary.note_failure();
+                match opened {
+                    Ok(opened) => {
+                        primary.note_reached();
+                        Ok(opened)
+                    }
+                    Err(error) => {
+                        primary.note_failure();
+                        Err(match error {
+                            source @ (ConnectError::Unreachable { .. }
+                            | ConnectError::Timeout { .. })
+                                if primary.is_only_announced() =>
+                            {
+                                let source = Box::new(source);
+                                ConnectError::Announced { address, source }
+                            }
+                            error => error,
+                        })
+                    }
                 }
-                opened
             }
         }
     }

@@ -8,6 +8,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::slot::Slot;
+use crate::config::RelayPubSub;
 use crate::protocol::channel::ChannelName;
 use crate::protocol::channel::RESERVED_PREFIX;
 use crate::protocol::channel::tag;
@@ -18,6 +20,17 @@ use crate::protocol::instance::Instance;
 pub(crate) struct Keys {
     /// With the `:`.
     prefix: Arc<str>,
+    /// `None`: they are not in a cluster.
+    cluster: Option<RelayPubSub>,
+}
+
+/// How a channel travels through Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PubSub {
+    /// `PUBLISH`, `SUBSCRIBE`, `UNSUBSCRIBE`.
+    Classic,
+    /// `SPUBLISH`, `SSUBSCRIBE`, `SUNSUBSCRIBE`: on the server that has its slot.
+    Sharded,
 }
 
 /// The channel for the probes of the process `instance` of node `node_id`.
@@ -28,6 +41,17 @@ pub(crate) fn probe_channel(node_id: &str, instance: u64) -> ChannelName {
     ChannelName::new(&name).expect("a node id has at most 64 bytes")
 }
 
+/// The same in a cluster, in a slot that `is_wanted` is true for; `None` if there is none.
+pub(crate) fn probe_channel_in(
+    node_id: &str,
+    instance: u64,
+    is_wanted: impl Fn(Slot) -> bool,
+) -> Option<ChannelName> {
+    let tag = tag_in(is_wanted)?;
+    let name = format!("{RESERVED_PREFIX}probe:{node_id}:{instance:016x}:{{{tag}}}");
+    Some(ChannelName::new(&name).expect("a node id has at most 64 bytes"))
+}
+
 /// The control channel of `instance`.
 pub(crate) fn control_channel(instance: Instance) -> ChannelName {
     let name = format!("{RESERVED_PREFIX}node:{instance}");
@@ -36,14 +60,89 @@ pub(crate) fn control_channel(instance: Instance) -> ChannelName {
 
 /// The channel for the marks of handoffs, to which every node is subscribed on every server.
 pub(crate) fn handoff_marks() -> ChannelName {
-    ChannelName::new(&format!("{RESERVED_PREFIX}handoff")).expect("it is short")
+    ChannelName::new(HANDOFF_MARKS).expect("it is short")
+}
+
+/// The texts that are tried until one is in a wanted slot: each slot has one among them.
+const TAGS_MAX: u32 = 400_000;
+
+const HANDOFF_MARKS: &str = "causeway:handoff";
+
+impl PubSub {
+    pub(crate) fn publish(self) -> &'static str {
+        match self {
+            Self::Classic => "PUBLISH",
+            Self::Sharded => "SPUBLISH",
+        }
+    }
+
+    pub(crate) fn subscribe(self) -> &'static str {
+        match self {
+            Self::Classic => "SUBSCRIBE",
+            Self::Sharded => "SSUBSCRIBE",
+        }
+    }
+
+    pub(crate) fn unsubscribe(self) -> &'static str {
+        match self {
+            Self::Classic => "UNSUBSCRIBE",
+            Self::Sharded => "SUNSUBSCRIBE",
+        }
+    }
+}
+
+/// The channel for the marks of handoffs behind publications on channels of `slot`, in a cluster.
+pub(crate) fn handoff_marks_in(slot: Slot) -> ChannelName {
+    let tag = tag_in(|tagged| tagged == slot).unwrap_or_default();
+    let name = format!("{HANDOFF_MARKS}:{{{tag}}}");
+    ChannelName::new(&name).expect("it is short")
+}
+
+/// Whether `channel` is one of those.
+pub(crate) fn is_handoff_marks(channel: &ChannelName) -> bool {
+    channel.as_str().starts_with(HANDOFF_MARKS)
+}
+
+/// A text whose slot `is_wanted` is true for; it is the same on all nodes.
+fn tag_in(is_wanted: impl Fn(Slot) -> bool) -> Option<String> {
+    let mut tags = (0..TAGS_MAX).map(|tag| format!("{tag:x}"));
+    tags.find(|tag| is_wanted(Slot::of(tag.as_bytes())))
 }
 
 impl Keys {
     /// The names that begin with `prefix`, which contains no `:`.
     pub(crate) fn new(prefix: &str) -> Self {
         let prefix = format!("{prefix}:").into();
-        Self { prefix }
+        Self {
+            prefix,
+            cluster: None,
+        }
+    }
+
+    /// The same in a cluster.
+    pub(crate) fn in_cluster(prefix: &str, relay_pubsub: RelayPubSub) -> Self {
+        Self {
+            cluster: Some(relay_pubsub),
+            ..Self::new(prefix)
+        }
+    }
+
+    pub(crate) fn is_in_cluster(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// How `channel` travels.
+    pub(crate) fn pubsub(&self, channel: &ChannelName) -> PubSub {
+        match self.cluster {
+            None => PubSub::Classic,
+            Some(RelayPubSub::Classic) if !channel.is_reserved() => PubSub::Classic,
+            Some(_) => PubSub::Sharded,
+        }
+    }
+
+    /// The slot of `channel`, and of all that is kept of it.
+    pub(crate) fn slot(&self, channel: &ChannelName) -> Slot {
+        Slot::of(self.channel(channel).as_bytes())
     }
 
     /// What Redis knows `channel` by.
@@ -124,9 +223,13 @@ impl Keys {
         format!("{}{{lc}}:holders", self.prefix)
     }
 
-    /// The key with which a node checks that it may write lifecycle events.
+    /// The key with which a node checks that it may write lifecycle events. In a cluster it is in the slot of the other
+    /// keys of that check, which are used together.
     pub(crate) fn lifecycle_trial(&self, instance: Instance) -> String {
-        format!("{}{{lc}}:try:{instance}", self.prefix)
+        match self.cluster {
+            None => format!("{}{{lc}}:try:{instance}", self.prefix),
+            Some(_) => format!("{}lc:{{try:{instance}}}", self.prefix),
+        }
     }
 
     /// The members of this channel.
@@ -232,6 +335,36 @@ mod tests {
         for name in names {
             assert!(name.starts_with("staging:"), "{name}");
         }
+    }
+
+    #[test]
+    fn every_slot_has_a_channel_for_probes_and_one_for_marks() {
+        let keys = Keys::in_cluster("staging", RelayPubSub::Sharded);
+        let mut missing: std::collections::HashSet<usize> =
+            (0..crate::redis::slot::SLOTS).collect();
+        for tag in 0..TAGS_MAX {
+            missing.remove(&Slot::of(format!("{tag:x}").as_bytes()).index());
+        }
+        assert!(missing.is_empty(), "{missing:?}");
+        let slot = keys.slot(&ChannelName::new("global").unwrap());
+        let marks = handoff_marks_in(slot);
+        assert!(is_handoff_marks(&marks) && is_handoff_marks(&handoff_marks()));
+        assert_eq!(keys.slot(&marks), slot);
+        let probes = probe_channel_in("n1", 7, |wanted| wanted == slot).unwrap();
+        assert_eq!(keys.slot(&probes), slot);
+        assert_eq!(probe_channel_in("n1", 7, |_| false), None);
+    }
+
+    #[test]
+    fn in_a_cluster_only_relay_channels_may_travel_classically() {
+        let relay = ChannelName::new("global").unwrap();
+        let wire = ChannelName::wire(&relay);
+        let classic = Keys::in_cluster("causeway", RelayPubSub::Classic);
+        assert_eq!(classic.pubsub(&relay), PubSub::Classic);
+        assert_eq!(classic.pubsub(&wire), PubSub::Sharded);
+        let sharded = Keys::in_cluster("causeway", RelayPubSub::Sharded);
+        assert_eq!(sharded.pubsub(&relay), PubSub::Sharded);
+        assert_eq!(Keys::new("causeway").pubsub(&wire), PubSub::Classic);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! A connection for commands, which are pipelined on it, and the scripts among them.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::redis::AsyncConnectionConfig;
+use deadpool_redis::redis::Cmd;
 use deadpool_redis::redis::Pipeline;
 use deadpool_redis::redis::RedisConnectionInfo;
 use deadpool_redis::redis::RedisError;
@@ -39,6 +41,8 @@ pub(crate) struct Batch {
     commands: Pipeline,
     /// The calls, by their index among the commands.
     calls: Vec<(usize, &'static Script)>,
+    /// Where a phase begins, other than the first.
+    phases: Vec<usize>,
 }
 
 impl Batch {
@@ -46,7 +50,64 @@ impl Batch {
         Self {
             commands: Pipeline::new(),
             calls: Vec::new(),
+            phases: Vec::new(),
         }
+    }
+
+    /// Has all commands that are added from now on executed after those before. One server does so anyway; in a cluster,
+    /// commands without this between them may be on different servers.
+    pub(crate) fn after_that(&mut self) {
+        self.phases.push(self.commands.len());
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// The commands of each phase, by their index.
+    pub(super) fn phases(&self) -> Vec<Range<usize>> {
+        let ends = self.phases.iter().copied().chain([self.len()]);
+        let mut start = 0;
+        ends.map(|end| std::mem::replace(&mut start, end)..end)
+            .filter(|phase| !phase.is_empty())
+            .collect()
+    }
+
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Cmd> {
+        self.commands.cmd_iter()
+    }
+
+    /// The commands with these indexes, which ascend.
+    pub(super) fn only(&self, indexes: &[usize]) -> Self {
+        let mut batch = Self::new();
+        let mut wanted = indexes.iter().copied().peekable();
+        for (index, command) in self.commands().enumerate() {
+            if wanted.next_if_eq(&index).is_some() {
+                let call = self.calls.iter().find(|(call, _)| *call == index);
+                if let Some((_, script)) = call {
+                    batch.calls.push((batch.commands.len(), *script));
+                }
+                batch.commands.add_command(command.clone());
+            }
+        }
+        batch
+    }
+
+    /// The same commands, each permitted once on a server that is about to get its slot. The replies to the permissions come
+    /// before each other one.
+    pub(crate) fn asking(&self) -> Self {
+        let mut batch = Self::new();
+        for (index, command) in self.commands().enumerate() {
+            batch.commands.cmd("ASKING");
+            let call = self.calls.iter().find(|(call, _)| *call == index);
+            // By its text: a repetition would lack the permission.
+            let command = match call {
+                Some((_, script)) => script.by_text(command),
+                None => command.clone(),
+            };
+            batch.commands.add_command(command);
+        }
+        batch
     }
 
     /// Adds a command; the caller adds the arguments.
@@ -76,7 +137,7 @@ impl Link {
     /// # Errors
     ///
     /// [`ConnectError`].
-    pub(super) async fn open(connector: &Connector, role: &str) -> Result<Self, ConnectError> {
+    pub(crate) async fn open(connector: &Connector, role: &str) -> Result<Self, ConnectError> {
         let opened = connector.open(role).await?;
         Ok(Self::over(opened, connector.response_timeout()).await)
     }

@@ -125,19 +125,21 @@ impl Parser {
     ) -> Result<Reply, ProtocolError> {
         let channel = bytes.slice(channel);
         match (&bytes[kind.clone()], element) {
-            (b"message", Element::Bulk(data)) => Ok(Reply::Message {
+            (b"message" | b"smessage", Element::Bulk(data)) => Ok(Reply::Message {
                 channel,
                 data: bytes.slice(data),
             }),
-            (b"message", Element::Oversized(length)) => {
+            (b"message" | b"smessage", Element::Oversized(length)) => {
                 self.skip = length + 2; // Including the line ending.
                 Ok(Reply::Oversized {
                     channel,
                     bytes: length,
                 })
             }
-            (b"subscribe", Element::Integer) => Ok(Reply::Subscribed { channel }),
-            (b"unsubscribe", Element::Integer) => Ok(Reply::Unsubscribed { channel }),
+            (b"subscribe" | b"ssubscribe", Element::Integer) => Ok(Reply::Subscribed { channel }),
+            (b"unsubscribe" | b"sunsubscribe", Element::Integer) => {
+                Ok(Reply::Unsubscribed { channel })
+            }
             _ => Err(ProtocolError("unexpected kind of message")),
         }
     }

@@ -27,11 +27,11 @@ use tracing::warn;
 
 use super::Backoff;
 use super::Batch;
-use super::Commands;
 use super::Connection;
 use super::Connector;
 use super::Reply;
 use super::chain;
+use super::commands::ServerCommands;
 use super::connect::ConnectOptions;
 use super::connect::ExpectedRole;
 use super::primary::Candidate;
@@ -84,7 +84,7 @@ pub(super) struct Follower {
 struct Asked {
     address: RedisAddress,
     connector: Connector,
-    commands: Commands,
+    commands: ServerCommands,
     /// `None` before its first reply.
     said: Mutex<Option<Said>>,
     /// It has reported a switch.
@@ -128,7 +128,7 @@ impl Follower {
             let connector = Connector::to(address.clone(), server, ExpectedRole::Any, options);
             Asked {
                 address: address.clone(),
-                commands: Commands::new(connector.clone(), "sentinel"),
+                commands: ServerCommands::new(connector.clone(), "sentinel"),
                 connector,
                 said: Mutex::default(),
                 switched: Notify::new(),

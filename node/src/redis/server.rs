@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Commands;
 use super::Connector;
+use super::cluster;
+use super::cluster::Cluster;
 use super::connect::ConnectOptions;
 use super::connect::ExpectedRole;
 use super::keys::Keys;
@@ -16,13 +18,20 @@ use crate::config;
 use crate::config::RedisLocation;
 use crate::metrics::Metrics;
 
-/// One of the servers: its settings, the way to connect to it, and the names of what is in it.
+/// One of the servers, or a cluster: its settings, the way to connect to it, and the names of what is in it.
 #[derive(Clone)]
 pub(crate) struct Server {
     /// With this server alone.
     pub(crate) config: config::Redis,
-    pub(crate) connector: Connector,
+    pub(crate) access: Access,
     pub(crate) keys: Keys,
+}
+
+/// How to connect.
+#[derive(Clone)]
+pub(crate) enum Access {
+    One(Connector),
+    Cluster(Arc<Cluster>),
 }
 
 /// The servers, and what follows their primaries.
@@ -46,7 +55,12 @@ pub(crate) fn start(
     };
     let mut tasks = JoinSet::new();
     let server = |config: config::Redis| {
-        let keys = Keys::new(&config.prefix);
+        let keys = match &config.server.location {
+            RedisLocation::Cluster(cluster) => {
+                Keys::in_cluster(&config.prefix, cluster.relay_pubsub)
+            }
+            RedisLocation::At(_) | RedisLocation::Sentinel(_) => Keys::new(&config.prefix),
+        };
         let options = ConnectOptions {
             keys: keys.clone(),
             node_id: node_id.to_owned(),
@@ -54,9 +68,16 @@ pub(crate) fn start(
             response_timeout: config.response_timeout,
         };
         let server = config.server.clone();
-        let connector = match &config.server.location {
+        let access = match &config.server.location {
             RedisLocation::At(address) => {
-                Connector::to(address.clone(), server, ExpectedRole::Any, options)
+                let role = ExpectedRole::Any;
+                Access::One(Connector::to(address.clone(), server, role, options))
+            }
+            RedisLocation::Cluster(servers) => {
+                let cluster = Cluster::new(servers, &server, options);
+                let follower = cluster::Follower::new(Arc::clone(&cluster), Arc::clone(metrics));
+                tasks.spawn(follower.run(shutdown.clone()));
+                Access::Cluster(cluster)
             }
             RedisLocation::Sentinel(sentinels) => {
                 let primary = Arc::new(CurrentPrimary::new(sentinels.master.clone()));
@@ -68,11 +89,11 @@ pub(crate) fn start(
                     Arc::clone(metrics),
                 );
                 tasks.spawn(follower.run(shutdown.clone()));
-                Connector::to_primary(primary, server, options)
+                Access::One(Connector::to_primary(primary, server, options))
             }
         };
         Server {
-            connector,
+            access,
             keys,
             config,
         }
@@ -84,6 +105,18 @@ pub(crate) fn start(
 impl Server {
     /// A connection for commands, made with the first one. `role` is part of its name.
     pub(crate) fn commands(&self, role: &'static str) -> Commands {
-        Commands::new(self.connector.clone(), role)
+        match &self.access {
+            Access::One(connector) => Commands::to_one(connector.clone(), role),
+            Access::Cluster(cluster) => Commands::to_cluster(Arc::clone(cluster), role),
+        }
+    }
+
+    /// The way to connect to a server that is no cluster.
+    #[cfg(test)]
+    pub(crate) fn connector(&self) -> Connector {
+        match &self.access {
+            Access::One(connector) => connector.clone(),
+            Access::Cluster(_) => panic!("it is a cluster"),
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 use std::future;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 use tokio::time;
@@ -23,11 +25,21 @@ pub(super) struct State {
 
 /// The primary of the moment. Whoever follows it writes it here; connections are made to it.
 pub(super) struct CurrentPrimary {
-    /// What Sentinels call it.
+    /// What Sentinels call it, or which part of a cluster it has.
     pub(super) master: String,
+    named_by: NamedBy,
     state: watch::Sender<State>,
     /// Counts failed connections to it.
     failures: watch::Sender<u64>,
+    /// A server was reached at its address.
+    is_reached: AtomicBool,
+}
+
+/// What says which server is the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NamedBy {
+    Sentinels,
+    Cluster,
 }
 
 /// The time for which the server of a connection is the primary.
@@ -46,11 +58,22 @@ struct Term {
 impl CurrentPrimary {
     /// There is none yet.
     pub(super) fn new(master: String) -> Self {
-        let why = "no sentinel has responded yet".to_owned();
+        Self::named(master, NamedBy::Sentinels, "no sentinel has responded yet")
+    }
+
+    /// There is none yet of this part of a cluster.
+    pub(super) fn in_cluster(master: String) -> Self {
+        Self::named(master, NamedBy::Cluster, "it has no slots yet")
+    }
+
+    fn named(master: String, named_by: NamedBy, why: &str) -> Self {
+        let why = why.to_owned();
         Self {
             master,
+            named_by,
             state: watch::Sender::new(State { primary: None, why }),
             failures: watch::Sender::new(0),
+            is_reached: AtomicBool::new(false),
         }
     }
 
@@ -59,6 +82,7 @@ impl CurrentPrimary {
     }
 
     pub(super) fn set(&self, primary: Primary) {
+        self.is_reached.store(false, Ordering::Relaxed);
         self.state.send_replace(State {
             primary: Some(primary),
             why: String::new(),
@@ -97,6 +121,16 @@ impl CurrentPrimary {
         self.failures.send_modify(|failures| *failures += 1);
     }
 
+    /// A connection to the primary was made.
+    pub(super) fn note_reached(&self) {
+        self.is_reached.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a cluster names its address, at which nothing has been reached yet.
+    pub(super) fn is_only_announced(&self) -> bool {
+        self.named_by == NamedBy::Cluster && !self.is_reached.load(Ordering::Relaxed)
+    }
+
     /// Notified when a connection to the primary fails.
     pub(super) fn failures(&self) -> watch::Receiver<u64> {
         self.failures.subscribe()
@@ -105,9 +139,13 @@ impl CurrentPrimary {
 
 impl fmt::Display for CurrentPrimary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.state.borrow().primary {
-            Some(primary) => write!(f, "{} (sentinel:{})", primary.address, self.master),
-            None => write!(f, "sentinel:{}", self.master),
+        match (&self.state.borrow().primary, self.named_by) {
+            (Some(primary), NamedBy::Sentinels) => {
+                write!(f, "{} (sentinel:{})", primary.address, self.master)
+            }
+            (None, NamedBy::Sentinels) => write!(f, "sentinel:{}", self.master),
+            (Some(primary), NamedBy::Cluster) => primary.address.fmt(f),
+            (None, NamedBy::Cluster) => f.write_str(&self.master),
         }
     }
 }

@@ -13,6 +13,7 @@ mod large_histories;
 mod lifecycle;
 mod prefixes;
 mod presence;
+mod redis_cluster;
 mod redis_limits;
 mod resubscribe;
 mod sdk;

@@ -21,6 +21,9 @@ const RETRY_CODES: [&str; 8] = [
     "NOSCRIPT",
 ];
 
+/// Error codes after which another server of the cluster accepts the command.
+const REDIRECT_CODES: [&str; 2] = ["MOVED", "ASK"];
+
 /// Whether Redis may accept a command later that it rejected with this code.
 pub(super) fn is_for_now(code: &str) -> bool {
     RETRY_CODES.contains(&code)
@@ -35,24 +38,27 @@ pub(super) struct Sorted {
 
 /// Sorts a batch by its replies, which are in the same order. Without a reply a publication may have been published.
 ///
-/// A publication is not retried if a later one of its channel was published: order comes before delivery.
-pub(super) fn sort(batch: Vec<Entry>, replies: Vec<Value>) -> Sorted {
+/// A publication is not retried if a later one of its channel was published: order comes before delivery. In a cluster,
+/// what was redirected is retried too.
+pub(super) fn sort(batch: Vec<Entry>, replies: Vec<Value>, is_cluster: bool) -> Sorted {
     let mut replies: Vec<_> = replies.into_iter().map(Some).collect();
     replies.resize_with(batch.len(), || None);
     let mut overtaken = HashSet::new();
     let mut ended = Vec::with_capacity(batch.len());
     let mut retried = Vec::new();
-    for (entry, reply) in batch.into_iter().zip(replies).rev() {
+    for (mut entry, reply) in batch.into_iter().zip(replies).rev() {
         let outcome = match reply {
             Some(Value::ServerError(error)) => {
-                let may_retry = is_for_now(error.code());
+                let is_redirected = is_cluster && REDIRECT_CODES.contains(&error.code());
+                let may_retry = is_redirected || is_for_now(error.code());
                 if may_retry && !overtaken.contains(&entry.channel) {
+                    entry.refused(&error.to_string());
                     retried.push(entry);
                     continue;
                 }
                 Outcome::Refused(error.to_string())
             }
-            Some(reply) => taken(&entry, &reply),
+            Some(reply) => taken(&entry, &reply, is_cluster),
             None => Outcome::Unanswered,
         };
         if !matches!(outcome, Outcome::Refused(_)) {
@@ -65,8 +71,12 @@ pub(super) fn sort(batch: Vec<Entry>, replies: Vec<Value>) -> Sorted {
     Sorted { ended, retried }
 }
 
-fn taken(entry: &Entry, reply: &Value) -> Outcome {
-    if entry.storing.is_none() {
+fn taken(entry: &Entry, reply: &Value, is_cluster: bool) -> Outcome {
+    let is_stored = entry.storing.as_ref().is_some_and(|storing| {
+        // In a cluster, what keeps nothing is published without a script.
+        !is_cluster || !storing.store.keeps_nothing() || !matches!(reply, Value::Int(_))
+    });
+    if !is_stored {
         return Outcome::Taken(Stored { position: None });
     }
     scripts::stored(reply).map_or(Outcome::Unanswered, Outcome::Taken)

@@ -4,6 +4,7 @@
 //! ([`publisher`](super::publisher)) takes batches off the front and releases their room once Redis has
 //! replied, so that publications in flight count too.
 
+use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use crate::config;
 use crate::metrics::DropReason;
 use crate::metrics::Metrics;
 use crate::protocol::channel::ChannelName;
+use crate::redis::Slot;
 
 /// The overhead of a publication besides its bytes, so that empty ones are bounded too.
 const ENTRY_BYTES: usize = 64;
@@ -58,7 +60,22 @@ pub(super) struct Entry {
     expires_at: Instant,
     /// What it takes of the queue's room; a probe takes none.
     cost: usize,
+    is_probe: bool,
+    /// Of the channel, in a cluster.
+    pub(super) slot: Slot,
+    /// Why Redis did not accept it the last time.
+    refusal: Option<String>,
 }
+
+/// Room in a queue that a publication is about to take.
+pub(super) struct Room {
+    cost: usize,
+    /// Until when the publication may wait.
+    expires_at: Instant,
+}
+
+/// The result of a publication, once it is there.
+pub(super) type StoreReply = oneshot::Receiver<Result<Stored, StoreError>>;
 
 /// A publication whose caller waits for the result.
 pub(super) struct Storing {
@@ -81,7 +98,12 @@ pub(super) enum Outcome {
 
 impl Entry {
     pub(super) fn is_probe(&self) -> bool {
-        self.cost == 0
+        self.is_probe
+    }
+
+    /// Notes why Redis has not accepted it yet.
+    pub(super) fn refused(&mut self, why: &str) {
+        self.refusal = Some(why.to_owned());
     }
 
     /// Sends the result to the caller, if it waits.
@@ -110,10 +132,11 @@ impl PublishQueue {
         }
     }
 
-    /// Queues `data` if there is room.
+    /// Queues `data` if there is room. `slot` is that of the channel, in a cluster.
     pub(super) fn try_publish(
         &self,
         channel: &ChannelName,
+        slot: Slot,
         data: Bytes,
     ) -> Result<(), TryPublishError> {
         let Some(cost) = self.cost(&data) else {
@@ -124,13 +147,7 @@ impl PublishQueue {
         };
         permit.forget();
         let expires_at = Instant::now() + self.wait;
-        self.push(Entry {
-            channel: channel.clone(),
-            data,
-            storing: None,
-            expires_at,
-            cost,
-        });
+        self.push_publication(Room { cost, expires_at }, channel, slot, data);
         Ok(())
     }
 
@@ -138,36 +155,61 @@ impl PublishQueue {
     pub(super) async fn publish(
         &self,
         channel: &ChannelName,
+        slot: Slot,
         data: Bytes,
     ) -> Result<(), PublishError> {
-        let (cost, expires_at) = self.room_for(&data).await?;
-        self.push(Entry {
-            channel: channel.clone(),
-            data,
-            storing: None,
-            expires_at,
-            cost,
-        });
+        let room = self.room_for(&data, None).await?;
+        self.push_publication(room, channel, slot, data);
         Ok(())
     }
 
     /// Queues a publication once there is room, and waits for the result.
-    pub(super) async fn store(&self, store: Store) -> Result<Stored, StoreError> {
-        let data = store.body.clone();
-        let (cost, expires_at) = self.room_for(&data).await?;
-        let (reply, answered) = oneshot::channel();
-        self.push(Entry {
-            channel: ChannelName::wire(&store.channel),
-            data,
-            storing: Some(Storing { store, reply }),
-            expires_at,
-            cost,
-        });
+    pub(super) async fn store(&self, slot: Slot, store: Store) -> Result<Stored, StoreError> {
+        let room = self.room_for(&store.body, None).await?;
+        let answered = self.push_store(room, slot, store);
         answered.await.unwrap_or(Err(StoreError::Stopped))
     }
 
-    /// Waits for room, and takes it; returns the cost, and until when the publication may wait.
-    async fn room_for(&self, data: &Bytes) -> Result<(usize, Instant), PublishError> {
+    pub(super) fn push_publication(
+        &self,
+        room: Room,
+        channel: &ChannelName,
+        slot: Slot,
+        data: Bytes,
+    ) {
+        self.push(Entry {
+            channel: channel.clone(),
+            data,
+            storing: None,
+            expires_at: room.expires_at,
+            cost: room.cost,
+            is_probe: false,
+            slot,
+            refusal: None,
+        });
+    }
+
+    pub(super) fn push_store(&self, room: Room, slot: Slot, store: Store) -> StoreReply {
+        let (reply, answered) = oneshot::channel();
+        self.push(Entry {
+            channel: ChannelName::wire(&store.channel),
+            data: store.body.clone(),
+            storing: Some(Storing { store, reply }),
+            expires_at: room.expires_at,
+            cost: room.cost,
+            is_probe: false,
+            slot,
+            refusal: None,
+        });
+        answered
+    }
+
+    /// Waits for room, and takes it. The publication may wait until `expires_at`, or as long as usual from now.
+    pub(super) async fn room_for(
+        &self,
+        data: &Bytes,
+        expires_at: Option<Instant>,
+    ) -> Result<Room, PublishError> {
         let Some(cost) = self.cost(data) else {
             self.drop_counters.note(DropReason::TooLarge, 1);
             return Err(PublishError::TooLarge);
@@ -176,13 +218,13 @@ impl PublishQueue {
             drop_counters: &self.drop_counters,
             reason: Some(DropReason::QueueFull),
         };
-        let expires_at = Instant::now() + self.wait;
+        let expires_at = expires_at.unwrap_or_else(|| Instant::now() + self.wait);
         let room = self.room.acquire_many(permits(cost));
         match time::timeout_at(expires_at, room).await {
             Ok(Ok(permit)) => {
                 permit.forget();
                 loss.reason = None;
-                Ok((cost, expires_at))
+                Ok(Room { cost, expires_at })
             }
             Ok(Err(_closed)) => {
                 loss.reason = Some(DropReason::Stopping);
@@ -192,15 +234,45 @@ impl PublishQueue {
         }
     }
 
+    /// Returns room that was not used after all.
+    pub(super) fn release(&self, room: &Room) {
+        self.room.add_permits(room.cost);
+    }
+
     /// Queues a probe at the end, even if the queue is full.
-    pub(super) fn push_probe(&self, channel: &ChannelName, data: Bytes) {
+    pub(super) fn push_probe(&self, channel: &ChannelName, slot: Slot, data: Bytes) {
         self.push(Entry {
             channel: channel.clone(),
             data,
             storing: None,
             expires_at: Instant::now() + self.wait,
             cost: 0,
+            is_probe: true,
+            slot,
+            refusal: None,
         });
+    }
+
+    /// Moves all publications of slots that `leaves` is true for, except probes, to the end of the queues that `target`
+    /// returns, in their order. None of them may be in flight. Their time goes on, and they take room there, as far as there
+    /// is some.
+    pub(super) fn move_slots<'a>(
+        &self,
+        leaves: impl Fn(Slot) -> bool,
+        target: impl Fn(Slot) -> &'a PublishQueue,
+    ) {
+        let mut entries = self.entries.lock();
+        let (moved, stay): (VecDeque<Entry>, VecDeque<Entry>) =
+            { entries.drain(..) }.partition(|entry| !entry.is_probe && leaves(entry.slot));
+        *entries = stay;
+        drop(entries);
+        for mut entry in moved {
+            self.room.add_permits(entry.cost);
+            let target = target(entry.slot);
+            entry.cost = target.room.forget_permits(entry.cost);
+            target.entries.lock().push_back(entry);
+            target.arrived.notify_one();
+        }
     }
 
     fn push(&self, entry: Entry) {
@@ -220,19 +292,43 @@ impl PublishQueue {
         }
     }
 
-    /// Takes the next batch, of at least one entry if the queue is not empty. Expired entries are dropped first.
-    pub(super) fn take_batch(&self) -> Vec<Entry> {
+    /// Waits until there is an entry whose slot is not one of `held`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is taken, so nothing is lost.
+    pub(super) async fn arrival_but(&self, held: &HashSet<Slot>) {
+        let is_ready = || {
+            let entries = self.entries.lock();
+            entries.iter().any(|entry| !held.contains(&entry.slot))
+        };
+        while !is_ready() {
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Takes the next batch, of at least one entry if the queue is not empty. Expired entries are dropped first; those of
+    /// slots in `held` stay.
+    pub(super) fn take_batch(&self, held: &HashSet<Slot>) -> Vec<Entry> {
         self.expire();
         let mut entries = self.entries.lock();
         let mut batch: Vec<Entry> = Vec::new();
+        let mut stay = VecDeque::new();
         let mut bytes = 0;
         while let Some(entry) = entries.front() {
+            if !held.is_empty() && held.contains(&entry.slot) {
+                stay.extend(entries.pop_front());
+                continue;
+            }
             bytes += entry.data.len();
             let is_full = BATCH_PUBLICATIONS_MAX <= batch.len() || BATCH_BYTES_MAX < bytes;
             if is_full && !batch.is_empty() {
                 break;
             }
             batch.extend(entries.pop_front());
+        }
+        while let Some(entry) = stay.pop_back() {
+            entries.push_front(entry);
         }
         batch
     }
@@ -297,7 +393,14 @@ impl PublishQueue {
             }
             entries.front().map(|entry| entry.expires_at)
         };
-        self.lose(expired, DropReason::QueueExpired, &StoreError::Expired);
+        let (refused, waited): (Vec<_>, Vec<_>) =
+            { expired.into_iter() }.partition(|entry| entry.refusal.is_some());
+        self.lose(waited, DropReason::QueueExpired, &StoreError::Expired);
+        for entry in refused {
+            let why = entry.refusal.clone().unwrap_or_default();
+            self.drop_counters.note_reply(why.clone());
+            self.lose(vec![entry], DropReason::Refused, &StoreError::Refused(why));
+        }
         next
     }
 

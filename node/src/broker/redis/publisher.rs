@@ -7,7 +7,12 @@
 //! One batch is in flight at a time, so at most one batch can be lost with a connection, and one queue is
 //! enough to keep the order.
 
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use deadpool_redis::redis::Value;
 use tokio::sync::watch;
@@ -17,25 +22,40 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::RedisBroker;
+use super::cluster::Member;
 use super::outcome;
 use super::primary_check::Finding;
 use super::publish_queue::Entry;
 use super::publish_queue::Outcome;
 use super::publish_queue::PublishQueue;
 use super::scripts;
+use crate::broker::Store;
+use crate::config::RedisAddress;
 use crate::metrics::Side;
+use crate::protocol::channel::ChannelName;
+use crate::protocol::envelope;
 use crate::redis::Backoff;
 use crate::redis::Batch;
 use crate::redis::Fence;
 use crate::redis::Link;
 use crate::redis::LinkPool;
 use crate::redis::PooledLink;
+use crate::redis::Redirect;
 use crate::redis::Script;
+use crate::redis::Slot;
+use crate::redis::Topology;
 use crate::redis::chain;
+
+/// The first and the longest pause before publications are sent again that the server of a cluster does not accept now.
+const HOLD_MIN: Duration = Duration::from_millis(10);
+const HOLD_MAX: Duration = Duration::from_millis(160);
+
+/// The most servers with which connections are kept because of a slot that is on its way.
+const ASKED_MAX: usize = 16;
 
 /// Publishes the entries of queue `index` until `shutdown`, then those that are left.
 pub(super) async fn run(broker: Arc<RedisBroker>, index: usize, shutdown: CancellationToken) {
-    let (connector, role) = (broker.server.connector.clone(), format!("publish-{index}"));
+    let (connector, role) = (broker.connector.clone(), format!("publish-{index}"));
     let pool = LinkPool::new(connector, role);
     let mut publisher = Publisher {
         queue: &broker.queues[index],
@@ -44,6 +64,8 @@ pub(super) async fn run(broker: Arc<RedisBroker>, index: usize, shutdown: Cancel
         fence: Fence::default(),
         store_script: Err("not loaded yet".to_owned()),
         is_probe_script_loaded: false,
+        held: Held::default(),
+        asked: HashMap::new(),
         kind: if index < broker.config.publish_queues {
             QueueKind::Usual
         } else {
@@ -81,6 +103,19 @@ struct Publisher<'a> {
     store_script: Result<(), String>,
     /// Whether Redis has [`scripts::PROBE`]. Without it probes are published like publications.
     is_probe_script_loaded: bool,
+    /// In a cluster, slots that the server does not serve now.
+    held: Held,
+    /// In a cluster, servers that are about to get a slot.
+    asked: HashMap<RedisAddress, Link>,
+}
+
+/// Slots whose publications wait, and until when.
+#[derive(Default)]
+struct Held {
+    slots: HashSet<Slot>,
+    until: Option<Instant>,
+    /// The last pause.
+    pause: Duration,
 }
 
 /// Why a connection is no longer used.
@@ -118,7 +153,10 @@ impl Publisher<'_> {
 
     async fn publish(&mut self, mut connection: PooledLink, shutdown: &CancellationToken) -> End {
         let mut tenure = connection.link().tenure();
+        let mut routes = self.broker.member.as_ref().map(Member::changes);
         loop {
+            self.move_slots();
+            let is_held = self.held.until;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return End::Shutdown(connection),
@@ -127,7 +165,9 @@ impl Publisher<'_> {
                     return End::Broken("another redis is the primary now".to_owned());
                 }
                 Ok(()) = self.suspect.changed() => return End::Suspect(connection),
-                () = self.queue.arrival() => {}
+                () = changed(routes.as_mut()) => continue,
+                () = self.queue.arrival_but(&self.held.slots) => {}
+                () = until(is_held) => self.held.release(),
             }
             if let Err(reason) = self.send(&mut connection).await {
                 connection.close();
@@ -138,7 +178,7 @@ impl Publisher<'_> {
 
     /// Sends the next batch and waits for its replies.
     async fn send(&mut self, connection: &mut PooledLink) -> Result<(), String> {
-        let batch = self.queue.take_batch();
+        let batch = self.queue.take_batch(&self.held.slots);
         if batch.is_empty() {
             return Ok(());
         }
@@ -149,7 +189,17 @@ impl Publisher<'_> {
         }
         let commands = self.commands(&batch, connection.link().failover());
         match connection.link().send_once(&commands).await {
-            Ok(replies) => self.settle(batch, replies),
+            Ok(mut replies) => {
+                if self.broker.member.is_some() {
+                    self.follow_asks(connection.link(), &batch, &mut replies)
+                        .await;
+                }
+                let was_redirected = self.settle(batch, replies)?;
+                if was_redirected {
+                    self.redirected().await;
+                }
+                Ok(())
+            }
             Err(error) => {
                 let unanswered = batch.into_iter().map(|entry| (entry, Outcome::Unanswered));
                 self.queue.settle(unanswered);
@@ -171,18 +221,22 @@ impl Publisher<'_> {
 
     fn commands(&self, batch: &[Entry], failover: u64) -> Batch {
         let mut commands = Batch::new();
-        let keys = &self.broker.server.keys;
+        let keys = &self.broker.keys;
         for entry in batch {
-            let channel = || keys.channel(&entry.channel);
+            let publish = keys.pubsub(&entry.channel).publish();
             match &entry.storing {
+                Some(storing) if self.is_published_plainly(&storing.store) => {
+                    let command = commands.cmd(publish).arg(&*keys.channel(&entry.channel));
+                    command.arg(envelope::unstored_body(&storing.store.body).as_ref());
+                }
                 Some(storing) => {
                     scripts::store(&mut commands, keys, &storing.store, failover);
                 }
                 None if entry.is_probe() && self.is_probe_script_loaded => {
-                    scripts::probe(&mut commands, &channel(), entry.data.as_ref());
+                    scripts::probe(&mut commands, keys, &entry.channel, entry.data.as_ref());
                 }
                 None => {
-                    let command = commands.cmd("PUBLISH").arg(&*channel());
+                    let command = commands.cmd(publish).arg(&*keys.channel(&entry.channel));
                     command.arg(entry.data.as_ref());
                 }
             }
@@ -197,8 +251,113 @@ impl Publisher<'_> {
         commands
     }
 
-    /// Completes a batch by the replies of Redis.
-    fn settle(&mut self, batch: Vec<Entry>, mut replies: Vec<Value>) -> Result<(), String> {
+    /// Whether nothing is kept of a publication, so that no script is needed. Outside of a cluster one is used nevertheless. In a
+    /// cluster, a script whose keys do not exist is not executed while the slot is on its way.
+    fn is_published_plainly(&self, store: &Store) -> bool {
+        store.keeps_nothing() && self.broker.keys.is_in_cluster()
+    }
+
+    /// Has the server that is about to get the slot execute what this one says is there, and puts its replies in the place of
+    /// the redirects. Subscribers are still with this server: what was published there is published here too.
+    async fn follow_asks(&mut self, link: &mut Link, batch: &[Entry], replies: &mut [Value]) {
+        let mut blocked: HashSet<&ChannelName> = HashSet::new();
+        let mut asks: BTreeMap<RedisAddress, Vec<usize>> = BTreeMap::new();
+        for (index, (entry, reply)) in batch.iter().zip(replies.iter()).enumerate() {
+            match redirect_in(reply) {
+                _ if entry.storing.is_none() => {}
+                // A replica's confirmation would be that of a replica of this server.
+                Some(Redirect::Ask { to: Some(to), .. })
+                    if !blocked.contains(&entry.channel) && self.kind == QueueKind::Usual =>
+                {
+                    asks.entry(to).or_default().push(index);
+                }
+                Some(_) => {
+                    blocked.insert(&entry.channel);
+                }
+                None => {}
+            }
+        }
+        for (to, indexes) in asks {
+            let mut calls = Batch::new();
+            let keys = &self.broker.keys;
+            for index in &indexes {
+                if let Some(storing) = &batch[*index].storing {
+                    // Nothing counts the failovers of a cluster.
+                    scripts::store(&mut calls, keys, &storing.store, 0);
+                }
+            }
+            let Some(asked) = self.ask(&to, &calls.asking()).await else {
+                continue; // Nothing was sent: the redirects stay.
+            };
+            let mut repeats = Batch::new();
+            for (index, reply) in indexes.into_iter().zip(asked) {
+                if let Some(storing) = &batch[index].storing
+                    && scripts::is_newly_stored(&reply)
+                    && let Ok(stored) = scripts::stored(&reply)
+                {
+                    let (wire, body) = (&batch[index].channel, &storing.store.body);
+                    let data = match &stored.position {
+                        Some(position) => envelope::stored(position, body),
+                        None => envelope::unstored_body(body),
+                    };
+                    let command = repeats.cmd(keys.pubsub(wire).publish());
+                    command.arg(&*keys.channel(wire)).arg(data.as_ref());
+                }
+                replies[index] = reply;
+            }
+            // An error means that the slot has moved, or the connection is lost: subscribers read what they have missed.
+            let _ = link.send_once(&repeats).await;
+        }
+    }
+
+    /// Sends `calls` to the server at `to`; one reply for each, nil if it is unknown whether it was executed. `None`: nothing
+    /// was sent.
+    async fn ask(&mut self, to: &RedisAddress, calls: &Batch) -> Option<Vec<Value>> {
+        let member = self.broker.member.as_ref()?;
+        if !self.asked.contains_key(to) {
+            if ASKED_MAX <= self.asked.len() {
+                self.asked.clear();
+            }
+            match member.link_to(to).await {
+                Ok(link) => {
+                    self.asked.insert(to.clone(), link);
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    debug!(queue = self.index, redis = %to, error, "cannot follow a slot");
+                    return None;
+                }
+            }
+        }
+        let link = self.asked.get_mut(to)?;
+        match link.send_once(calls).await {
+            Ok(replies) => Some(replies.into_iter().skip(1).step_by(2).collect()),
+            Err(error) => {
+                let error = chain(&error);
+                debug!(queue = self.index, redis = %to, error, "lost a server that is about to get a slot");
+                self.asked.remove(to);
+                Some(vec![Value::Nil; calls.len() / 2])
+            }
+        }
+    }
+
+    /// Moves publications of slots that the server no longer has to the queues of those that have them. Nothing is in flight.
+    fn move_slots(&mut self) {
+        if let Some(member) = &self.broker.member {
+            member.move_slots(self.index);
+        }
+    }
+
+    /// The server has rejected publications whose slot belongs elsewhere, or is not served now.
+    async fn redirected(&mut self) {
+        self.held.hold();
+        if let Some(member) = &self.broker.member {
+            member.refreshed(self.broker.config.connect_timeout).await;
+        }
+    }
+
+    /// Completes a batch by the replies of Redis. Returns whether some of it is to be sent again, here or elsewhere.
+    fn settle(&mut self, batch: Vec<Entry>, mut replies: Vec<Value>) -> Result<bool, String> {
         let confirmed = replies.get(batch.len()).cloned();
         replies.truncate(batch.len());
         for (probe, reply) in batch.iter().zip(&replies) {
@@ -206,7 +365,12 @@ impl Publisher<'_> {
                 self.probed(&probe.data, reply);
             }
         }
-        let mut sorted = outcome::sort(batch, replies);
+        let is_cluster = self.broker.member.is_some();
+        let redirected: HashSet<Slot> = match is_cluster {
+            true => redirected_slots(&batch, &replies),
+            false => HashSet::new(),
+        };
+        let mut sorted = outcome::sort(batch, replies, is_cluster);
         if self.kind == QueueKind::Replicated {
             outcome::need_replica(&mut sorted.ended, confirmed.as_ref());
         }
@@ -217,11 +381,28 @@ impl Publisher<'_> {
         if let Some(reply) = refusal {
             self.broker.drop_counters.note_reply(reply);
         }
-        self.queue.settle(sorted.ended);
-        if sorted.retried.is_empty() {
-            return Ok(());
+        // A probe whose slot has moved proves nothing any more.
+        let (probes, retried): (Vec<_>, Vec<_>) =
+            { sorted.retried.into_iter() }.partition(|entry| is_cluster && entry.is_probe());
+        let dropped = probes.into_iter().map(|probe| (probe, Outcome::Unanswered));
+        self.queue.settle(sorted.ended.into_iter().chain(dropped));
+        if retried.is_empty() {
+            if redirected.is_empty() {
+                self.held.pause = Duration::ZERO;
+            }
+            return Ok(!redirected.is_empty());
         }
-        self.queue.put_back(sorted.retried);
+        let is_redirected = retried.iter().all(|entry| redirected.contains(&entry.slot));
+        if is_cluster {
+            let slots = retried.iter().map(|entry| entry.slot);
+            self.held
+                .slots
+                .extend(slots.filter(|slot| redirected.contains(slot)));
+        }
+        self.queue.put_back(retried);
+        if is_redirected {
+            return Ok(true);
+        }
         Err("redis accepts no publications at the moment".to_owned())
     }
 
@@ -230,6 +411,11 @@ impl Publisher<'_> {
         if let Value::ServerError(error) = reply
             && !outcome::is_for_now(error.code())
         {
+            if let Some(member) = &self.broker.member
+                && scripts::is_elsewhere(error)
+            {
+                return member.refresh(); // Another channel is about to be chosen.
+            }
             debug!(queue = self.index, %error, "probes are published without a script");
             self.is_probe_script_loaded = false;
         }
@@ -284,6 +470,54 @@ impl Publisher<'_> {
     }
 }
 
+impl Held {
+    /// Waits for a time with the slots that were added, and longer each time.
+    fn hold(&mut self) {
+        self.pause = (2 * self.pause).clamp(HOLD_MIN, HOLD_MAX);
+        self.until = Some(Instant::now() + self.pause);
+    }
+
+    fn release(&mut self) {
+        self.slots.clear();
+        self.until = None;
+    }
+}
+
+fn redirect_in(reply: &Value) -> Option<Redirect> {
+    match reply {
+        Value::ServerError(error) => {
+            Redirect::parse(error.code(), error.details().unwrap_or_default())
+        }
+        _ => None,
+    }
+}
+
+/// The slots of entries that were redirected.
+fn redirected_slots(batch: &[Entry], replies: &[Value]) -> HashSet<Slot> {
+    let answered = batch.iter().zip(replies);
+    let redirected = answered.filter(|(_, reply)| redirect_in(reply).is_some());
+    redirected.map(|(entry, _)| entry.slot).collect()
+}
+
+/// Waits for `at`, or without end.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => future::pending().await,
+    }
+}
+
+/// Waits until slots have moved.
+async fn changed(routes: Option<&mut watch::Receiver<Arc<Topology>>>) {
+    if let Some(routes) = routes
+        && routes.changed().await.is_ok()
+    {
+        return;
+    }
+    // There is no cluster, or it is no longer followed: the node is stopping.
+    future::pending().await
+}
+
 /// Has Redis keep `script`. The inner result is the reason why it rejects that for as long as the connection lasts.
 ///
 /// # Errors
@@ -312,6 +546,17 @@ async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
             }
         }
     };
+    let member = publisher.broker.member.as_ref();
+    let index = publisher.index;
+    let move_slots = async {
+        let mut routes = member.map(Member::changes);
+        loop {
+            if let Some(member) = member {
+                member.move_slots(index);
+            }
+            changed(routes.as_mut()).await;
+        }
+    };
     let open = async {
         loop {
             // From here on a suspicion concerns the new connection.
@@ -334,6 +579,7 @@ async fn connect(publisher: &mut Publisher<'_>) -> PooledLink {
     let connection = tokio::select! {
         connection = open => connection,
         () = expire => unreachable!("it does not return"),
+        () = move_slots => unreachable!("it does not return"),
     };
     publisher.backoff.reset();
     publisher.broker.metrics.broker_connected(Side::Publish);

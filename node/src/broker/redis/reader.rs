@@ -7,6 +7,7 @@ use crate::broker::Ask;
 use crate::broker::Unavailable;
 use crate::broker::history::Page;
 use crate::protocol::channel::ChannelName;
+use crate::redis::Access;
 use crate::redis::Batch;
 use crate::redis::CommandError;
 use crate::redis::Commands;
@@ -18,7 +19,8 @@ use crate::redis::chain;
 /// Runs read commands on one server; all callers share a connection.
 pub(super) struct Reader {
     commands: Commands,
-    connector: Connector,
+    /// `None` in a cluster, where nothing counts failovers.
+    connector: Option<Connector>,
     keys: Keys,
 }
 
@@ -26,7 +28,10 @@ impl Reader {
     pub(super) fn new(server: &Server) -> Self {
         Self {
             commands: server.commands("reader"),
-            connector: server.connector.clone(),
+            connector: match &server.access {
+                Access::One(connector) => Some(connector.clone()),
+                Access::Cluster(_) => None,
+            },
             keys: server.keys.clone(),
         }
     }
@@ -37,15 +42,19 @@ impl Reader {
     }
 
     pub(super) async fn history(&self, ask: &Ask) -> Result<Page, Unavailable> {
-        let failover = self.connector.failover();
+        let failover = self.failover();
         let reply = self
             .run_one(&scripts::read(&self.keys, ask, failover))
             .await?;
-        if self.connector.failover() != failover {
+        if self.failover() != failover {
             let why = "another redis became the primary meanwhile";
             return Err(Unavailable(why.to_owned()));
         }
         scripts::page(reply).map_err(|error| Unavailable(error.to_string()))
+    }
+
+    fn failover(&self) -> u64 {
+        self.connector.as_ref().map_or(0, Connector::failover)
     }
 
     pub(super) async fn remove_history(&self, channel: &ChannelName) -> Result<(), Unavailable> {

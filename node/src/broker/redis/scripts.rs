@@ -1,5 +1,6 @@
 //! The scripts that work on a channel's stream atomically: their commands and their replies.
 
+use deadpool_redis::redis::ServerError;
 use deadpool_redis::redis::Value;
 
 use super::primary_check::ProbeReply;
@@ -60,7 +61,8 @@ pub(super) fn store(batch: &mut Batch, names: &Keys, store: &Store, failover: u6
         .arg(meta_ttl.to_string())
         .arg(Epoch::random().as_str())
         .arg(result_ttl.to_string())
-        .arg(failover);
+        .arg(failover)
+        .arg(names.pubsub(&ChannelName::wire(&store.channel)).publish());
 }
 
 /// Parses the reply to [`store`].
@@ -68,7 +70,7 @@ pub(super) fn stored(reply: &Value) -> Result<Stored, UnexpectedReply> {
     let Value::Array(parts) = reply else {
         return Err(UnexpectedReply);
     };
-    let [offset, epoch] = parts.as_slice() else {
+    let [offset, epoch, ..] = parts.as_slice() else {
         return Err(UnexpectedReply);
     };
     let (offset, epoch) = (number(offset)?, text(epoch)?);
@@ -79,10 +81,22 @@ pub(super) fn stored(reply: &Value) -> Result<Stored, UnexpectedReply> {
     Ok(Stored { position })
 }
 
+/// Whether the reply to [`store`] says that it was published by that, and not before.
+pub(super) fn is_newly_stored(reply: &Value) -> bool {
+    matches!(reply, Value::Array(parts) if parts.len() == 3)
+}
+
 /// Adds the command that publishes a probe on `channel`.
-pub(super) fn probe(batch: &mut Batch, channel: &str, data: &[u8]) {
+pub(super) fn probe(batch: &mut Batch, names: &Keys, channel: &ChannelName, data: &[u8]) {
+    // Without a key: while the slot is on its way, a server of a cluster would have the other one execute it.
     let call = batch.call::<&str>(&PROBE, &[]);
-    call.arg(channel).arg(data);
+    let publish = names.pubsub(channel).publish();
+    call.arg(&*names.channel(channel)).arg(data).arg(publish);
+}
+
+/// Whether a server of a cluster has rejected [`probe`] because it does not have the slot.
+pub(super) fn is_elsewhere(error: &ServerError) -> bool {
+    error.code() == "MOVED" || error.to_string().contains("non local key")
 }
 
 /// Parses the reply to [`probe`], or to a PUBLISH.

@@ -61,9 +61,9 @@ pub(super) struct Conditions {
 impl Problem {
     pub(super) fn of(error: &CommandError) -> Self {
         match error {
-            CommandError::Unreachable(_) | CommandError::Timeout(_) => {
-                Self::Unreachable(chain(error))
-            }
+            CommandError::Unreachable(_)
+            | CommandError::Timeout(_)
+            | CommandError::Uncovered(_) => Self::Unreachable(chain(error)),
             CommandError::Full(text) => Self::Full(text.clone()),
             CommandError::Refused(text) => Self::Refused(text.clone()),
         }

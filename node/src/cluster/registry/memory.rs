@@ -40,6 +40,20 @@ impl MemoryInfo {
             evicted: fields.get("evicted_keys")?.parse().ok()?,
         })
     }
+
+    /// The state of two servers together: the policy that evicts more.
+    pub(super) fn with(self, other: Self) -> Self {
+        let policy = match (self.policy, other.policy) {
+            (any @ Policy::EvictsAny(_), _) | (_, any @ Policy::EvictsAny(_)) => any,
+            (some @ Policy::EvictsWithLifetime(_), _)
+            | (_, some @ Policy::EvictsWithLifetime(_)) => some,
+            (Policy::Keeps, Policy::Keeps) => Policy::Keeps,
+        };
+        Self {
+            policy,
+            evicted: self.evicted.saturating_add(other.evicted),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +76,16 @@ mod tests {
         let (any, some) = ("allkeys-random".to_owned(), "volatile-ttl".to_owned());
         assert_eq!(parse("1", &any), Some(Policy::EvictsAny(any)));
         assert_eq!(parse("1", &some), Some(Policy::EvictsWithLifetime(some)));
+    }
+
+    #[test]
+    fn of_two_servers_the_one_that_evicts_more_counts() {
+        let info = |policy, evicted| MemoryInfo { policy, evicted };
+        let some = Policy::EvictsWithLifetime("volatile-ttl".to_owned());
+        let any = Policy::EvictsAny("allkeys-lru".to_owned());
+        let both = info(Policy::Keeps, 1).with(info(some.clone(), 2));
+        assert_eq!(both, info(some, 3));
+        assert_eq!(both.with(info(any.clone(), 4)), info(any, 7));
     }
 
     #[test]

@@ -26,7 +26,7 @@ const NAMED_MAX: usize = 3;
 ///
 /// KEYS: the stream, the meta and the past result of a channel, its members, a user's leases, a lease's entries, an owner's
 /// values and their ends, and one among those of lifecycle events. ARGV: whether streams are needed and whether values are,
-/// the channel on the wire, and whether lifecycle events are needed.
+/// the channel on the wire, whether lifecycle events are needed, and the command that publishes.
 const TRY: &str =
     "local stream, meta, result, members, user, entries, values, ends, lifecycle = unpack(KEYS)
     local refused = {}
@@ -64,7 +64,7 @@ const TRY: &str =
         try('XRANGE', stream, '-', '+')
         try('XREVRANGE', stream, '+', '-')
         try('GET', result)
-        try('PUBLISH', ARGV[3], '')
+        try(ARGV[5], ARGV[3], '')
     end
     if ARGV[2] == '1' then
         try('HSET', values, '1', '1')
@@ -121,6 +121,7 @@ impl Store {
         call.arg(u8::from(needs.values));
         call.arg(&*self.keys.channel(&ChannelName::wire(&channel)));
         call.arg(u8::from(needs.lifecycle));
+        call.arg(self.keys.pubsub(&ChannelName::wire(&channel)).publish());
         if needs.streams {
             pipeline.cmd("SCRIPT").arg("LOAD").arg("return 1");
             pipeline.cmd("EVALSHA").arg(NO_SCRIPT).arg(0);

@@ -297,8 +297,16 @@ impl Store {
         let lease = lease.to_string();
         let index = self.keys.lease_entries(&lease);
         let mut pipeline = Batch::new();
+        // The index comes first and leaves last: a sweeper must find whatever is stored.
+        for write in batch.iter().filter(|write| write.put.is_some()) {
+            pipeline
+                .cmd("SADD")
+                .arg(&index)
+                .arg(print_slot(&write.slot));
+        }
+        pipeline.after_that();
+        let puts = batch.iter().filter(|write| write.put.is_some()).count();
         for write in batch {
-            let entry = print_slot(&write.slot);
             let (hash, field) = match &write.slot {
                 Slot::User(user) => (self.keys.user_leases(user), lease.clone()),
                 Slot::Member(channel, client) => {
@@ -307,31 +315,28 @@ impl Store {
             };
             match &write.put {
                 Some(value) => {
-                    pipeline.cmd("SADD").arg(&index).arg(entry);
                     let command = pipeline.cmd("HSET").arg(hash).arg(field);
                     command.arg(print_value(&lease, value));
                 }
                 None if write.is_release && matches!(write.slot, Slot::Member(..)) => {
                     let call = pipeline.call(&TAKE_OUT, &[hash]);
                     call.arg(field).arg(format!("{lease} "));
-                    pipeline.cmd("SREM").arg(&index).arg(entry);
                 }
                 None => {
                     pipeline.cmd("HDEL").arg(hash).arg(field);
-                    pipeline.cmd("SREM").arg(&index).arg(entry);
                 }
             }
         }
+        pipeline.after_that();
+        for write in batch.iter().filter(|write| write.put.is_none()) {
+            pipeline
+                .cmd("SREM")
+                .arg(&index)
+                .arg(print_slot(&write.slot));
+        }
         let replies = self.commands.run(&pipeline).await?.values;
-        let pairs = batch.iter().zip(replies.chunks_exact(2));
-        let changes = pairs.map(|(write, pair)| {
-            let reply = if write.put.is_some() {
-                &pair[1]
-            } else {
-                &pair[0]
-            };
-            matches!(reply, Reply::Int(1))
-        });
+        let changes = replies.iter().skip(puts).take(batch.len());
+        let changes = changes.map(|reply| matches!(reply, Reply::Int(1)));
         Ok(changes.collect())
     }
 
@@ -390,14 +395,19 @@ impl Store {
         Ok(info.is_some())
     }
 
-    /// Redis's memory state; `None` if `INFO` is not permitted.
+    /// Redis's memory state, of all servers together; `None` if `INFO` is not permitted.
     pub(super) async fn memory(&self) -> Result<Option<MemoryInfo>, CommandError> {
         let mut pipeline = Batch::new();
         pipeline.cmd("INFO").arg("memory");
         pipeline.cmd("INFO").arg("stats");
-        let replies = self.commands.try_each(&pipeline).await?.values;
-        let text: Result<String, _> = replies.into_iter().map(String::from_redis_value).collect();
-        Ok(text.ok().and_then(|text| MemoryInfo::parse(&text)))
+        let servers = self.commands.everywhere(&pipeline).await?.into_iter();
+        let infos = servers.map(|replies| {
+            let texts = replies.values.into_iter().map(String::from_redis_value);
+            let text: Result<String, _> = texts.collect();
+            text.ok().and_then(|text| MemoryInfo::parse(&text))
+        });
+        let infos: Option<Vec<MemoryInfo>> = infos.collect();
+        Ok(infos.and_then(|infos| infos.into_iter().reduce(MemoryInfo::with)))
     }
 
     /// All leases that were not declared dead, when they end, and their holders' descriptions.
@@ -443,13 +453,15 @@ impl Store {
     ) -> Result<Vec<Lease>, CommandError> {
         let hash = self.keys.user_leases(user);
         let mut pipeline = Batch::new();
-        self.read_live(&mut pipeline, now);
+        // Before the leases: one that is not live then has ended, and is not one that was just taken.
         pipeline.cmd("HKEYS").arg(&hash);
+        pipeline.after_that();
+        self.read_live(&mut pipeline, now);
         let mut values = self.commands.run(&pipeline).await?.values.into_iter();
+        let leases: Vec<String> = from(values.next())?;
         let live: Vec<String> = from(values.next())?;
-        let (held, dead): (Vec<String>, Vec<String>) = from::<Vec<String>>(values.next())?
-            .into_iter()
-            .partition(|lease| live.contains(lease));
+        let (held, dead): (Vec<String>, Vec<String>) =
+            leases.into_iter().partition(|lease| live.contains(lease));
         if !dead.is_empty() {
             let mut pipeline = Batch::new();
             pipeline.cmd("HDEL").arg(&hash).arg(&dead);

@@ -1,5 +1,6 @@
 //! The broker's settings, and what a Redis URL says.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use super::Checker;
 use super::fits_node_id;
 use crate::config::Broker;
+use crate::config::ClusterServers;
 use crate::config::Redis;
 use crate::config::RedisAddress;
 use crate::config::RedisLocation;
@@ -120,6 +122,9 @@ impl Checker<'_> {
     /// The servers that are named, without those that are wrong; none for the memory broker.
     fn servers(&mut self, raw: &raw::Broker) -> Vec<RedisServer> {
         let kind = raw.kind.unwrap_or(raw::BrokerKind::Memory);
+        if let Some(cluster) = &raw.cluster {
+            return self.cluster_servers(kind, raw, cluster);
+        }
         if let Some(sentinel) = &raw.sentinel {
             return self.sentinel_servers(kind, raw, sentinel);
         }
@@ -223,7 +228,12 @@ impl Checker<'_> {
                 self.error(&format!("{AT}.{key}"), "a user needs a password");
             }
         }
-        let servers = self.sentinels(AT, raw.servers.as_deref().unwrap_or_default());
+        let servers = self.addresses(
+            AT,
+            "Sentinel",
+            raw.servers.as_deref(),
+            settings::SENTINELS_MAX,
+        );
         let database = self.count(&format!("{AT}.database"), raw.database, &settings::DATABASE);
         let ca = self.broker_ca(&format!("{AT}.tls.ca"), raw.tls.as_ref());
         let tls = raw.tls.as_ref().map(|_| RedisTls { ca });
@@ -245,12 +255,92 @@ impl Checker<'_> {
         }]
     }
 
-    fn sentinels(&mut self, at: &str, servers: &[String]) -> Vec<RedisAddress> {
-        let max = settings::SENTINELS_MAX;
+    /// The servers of a Redis Cluster, unless something is wrong.
+    fn cluster_servers(
+        &mut self,
+        kind: raw::BrokerKind,
+        broker: &raw::Broker,
+        raw: &raw::BrokerCluster,
+    ) -> Vec<RedisServer> {
+        const AT: &str = "broker.cluster";
+        if kind == raw::BrokerKind::Memory {
+            self.error(AT, "it is only for `kind: redis`");
+        } else if broker.url.is_some() || broker.urls.is_some() || broker.sentinel.is_some() {
+            self.error(AT, "expected one of url, urls, sentinel and cluster");
+        }
+        if broker.tls.is_some() {
+            self.error(
+                "broker.tls",
+                "it is only for URLs that begin with rediss://; for a cluster it is broker.cluster.tls",
+            );
+        }
+        if raw.user.is_some() && raw.password.is_none() {
+            self.error(&format!("{AT}.user"), "a user needs a password");
+        }
+        let max = settings::CLUSTER_SERVERS_MAX;
+        let servers = self.addresses(AT, "server", raw.servers.as_deref(), max);
+        let announce = self.announced(&format!("{AT}.announce"), raw.announce.as_ref());
+        let ca = self.broker_ca(&format!("{AT}.tls.ca"), raw.tls.as_ref());
+        if kind == raw::BrokerKind::Memory || servers.is_empty() {
+            return Vec::new();
+        }
+        vec![RedisServer {
+            location: RedisLocation::Cluster(Arc::new(ClusterServers {
+                servers,
+                announce,
+                relay_pubsub: raw.relay_pubsub.unwrap_or(settings::RELAY_PUBSUB),
+                is_unready_when_partial: raw
+                    .unready_when_partial
+                    .unwrap_or(settings::UNREADY_WHEN_PARTIAL),
+            })),
+            tls: raw.tls.as_ref().map(|_| RedisTls { ca }),
+            database: 0,
+            username: raw.user.clone(),
+            password: raw.password.clone(),
+        }]
+    }
+
+    /// Reads which addresses are reached at which other ones.
+    fn announced(
+        &mut self,
+        at: &str,
+        raw: Option<&BTreeMap<String, String>>,
+    ) -> Vec<(RedisAddress, RedisAddress)> {
+        let max = settings::CLUSTER_ANNOUNCE_MAX;
+        let mut announced: Vec<(RedisAddress, RedisAddress)> = Vec::new();
+        if let Some(found) = raw.map(BTreeMap::len).filter(|found| max < *found) {
+            self.error(
+                at,
+                format!("expected at most {max} addresses, found {found}"),
+            );
+        }
+        for (from, to) in raw.into_iter().flatten().take(max) {
+            match (host_and_port(from), host_and_port(to)) {
+                (Some(from), Some(to)) => announced.push((from, to)),
+                (is_read, _) => {
+                    let found = if is_read.is_none() { from } else { to };
+                    self.error(
+                        at,
+                        format!("expected host:port for each host:port that the cluster names, such as \"10.0.0.1:6379\": \"127.0.0.1:7001\", found {found:?}"),
+                    );
+                }
+            }
+        }
+        announced
+    }
+
+    /// Reads `servers` of the mapping `at`, each a `kind` of server.
+    fn addresses(
+        &mut self,
+        at: &str,
+        kind: &str,
+        servers: Option<&[String]>,
+        max: usize,
+    ) -> Vec<RedisAddress> {
+        let servers = servers.unwrap_or_default();
         if !(1..=max).contains(&servers.len()) {
             let found = servers.len();
-            let message =
-                format!("expected 1 to {max} Sentinels, each as host:port, found {found}");
+            let message = format!("expected 1 to {max} {kind}s, each as host:port, found {found}");
             self.error(&format!("{at}.servers"), message);
         }
         let mut addresses = Vec::new();
@@ -262,7 +352,7 @@ impl Checker<'_> {
                     format!("expected host:port, such as \"10.0.0.1:26379\", found {server:?}"),
                 ),
                 Some(address) if addresses.contains(&address) => {
-                    self.error(&key, "this Sentinel is there already");
+                    self.error(&key, format!("this {kind} is there already"));
                 }
                 Some(address) => addresses.push(address),
             }

@@ -137,3 +137,13 @@ proptest! {
         prop_assert_eq!(envelope.event, ChannelEvent::Publication(expected));
     }
 }
+
+#[test]
+fn marks_are_no_events_and_events_are_no_marks() {
+    let marked = mark(b"token");
+    assert_eq!(in_mark(&marked), Some(Bytes::from_static(b"token")));
+    assert!(decode(marked).is_err());
+    let event = unstored_body(&body(&Publication::default(), SystemTime::UNIX_EPOCH));
+    assert_eq!(in_mark(&event), None);
+    assert_eq!(in_mark(&Bytes::new()), None);
+}

@@ -57,14 +57,14 @@ fn set_up(sentinels: &[&FakeSentinel]) -> Setup {
 
 impl Setup {
     /// The port of the server that commands reach, or why there is none.
-    async fn port(&self, commands: &Commands) -> Result<u16, String> {
+    async fn port(&self, commands: &crate::redis::Commands) -> Result<u16, String> {
         let mut get = Batch::new();
         get.cmd("GET").arg("port");
         let replies = commands.run(&get).await.map_err(|error| chain(&error))?;
         Ok(u16::from_redis_value(replies.values[0].clone()).unwrap())
     }
 
-    async fn until_port(&self, commands: &Commands, port: u16) {
+    async fn until_port(&self, commands: &crate::redis::Commands, port: u16) {
         let found = async {
             while self.port(commands).await != Ok(port) {
                 time::sleep(Duration::from_millis(5)).await;
@@ -74,7 +74,7 @@ impl Setup {
     }
 
     /// Waits until there is no primary, for a reason with this text.
-    async fn until_none(&self, commands: &Commands, why: &str) {
+    async fn until_none(&self, commands: &crate::redis::Commands, why: &str) {
         let mut last = String::new();
         let none = async {
             loop {
@@ -104,7 +104,13 @@ async fn a_replica_that_a_sentinel_names_is_not_used() {
         .await;
     sentinel.name(primary.port, 1);
     setup.until_port(&commands, primary.port).await;
-    assert!(setup.server.connector.to_string().starts_with("127.0.0.1:"));
+    assert!(
+        setup
+            .server
+            .connector()
+            .to_string()
+            .starts_with("127.0.0.1:")
+    );
 }
 
 #[tokio::test]
@@ -119,7 +125,7 @@ async fn of_two_primaries_the_one_of_the_newest_epoch_is_used_and_an_old_one_is_
     // Of three, one is not most of them, whoever else is away.
     current.say(Says::Error);
     other.say(Says::Nothing);
-    let opened = setup.server.connector.open("test").await.unwrap();
+    let opened = setup.server.connector().open("test").await.unwrap();
     for sentinel in [&current, &other, &stale] {
         sentinel.until_asked().await;
     }
@@ -137,7 +143,7 @@ async fn connections_to_the_old_primary_are_left_at_once_although_they_work() {
     let setup = set_up(&[&sentinel]);
     let commands = setup.server.commands("test");
     setup.until_port(&commands, old.port).await;
-    let mut link = Link::open(&setup.server.connector, "test").await.unwrap();
+    let mut link = Link::open(&setup.server.connector(), "test").await.unwrap();
     let mut tenure = link.tenure();
     old.server.freeze();
     let mut ping = Batch::new();
@@ -172,7 +178,7 @@ async fn the_primary_stays_in_use_while_no_sentinel_responds_or_knows_it() {
     let setup = set_up(&[&sentinel]);
     let commands = setup.server.commands("test");
     setup.until_port(&commands, redis.port).await;
-    let opened = setup.server.connector.open("test").await.unwrap();
+    let opened = setup.server.connector().open("test").await.unwrap();
     for says in [Says::Nothing, Says::Error] {
         sentinel.say(says);
         sentinel.until_asked().await;

@@ -17,6 +17,7 @@ use causeway_tests::harness::{
     http, loopback,
     node::{self, Node},
     redis::Redis,
+    redis_cluster::RedisCluster,
     scratch::Scratch,
     server_api,
     settings::Settings,
@@ -48,7 +49,10 @@ fn channels(settings: Settings) -> Settings {
         .with("trusted_proxies", json!(["127.0.0.0/8"]))
         .with(
             "endpoints",
-            json!([{ "path": "/connection", "mode": "channels", "allowed_origins": ["*"] }]),
+            json!([
+                { "path": "/connection", "mode": "channels", "allowed_origins": ["*"] },
+                { "path": "/ws", "protocol": "websocket", "allowed_origins": ["*"] },
+            ]),
         )
         .with(
             "channels.namespaces",
@@ -86,11 +90,23 @@ async fn start_on_two_servers(name: &str) -> Result<(Cluster, Redis)> {
     }
     let redis = Redis::start(loopback::own(), &servers[0]).await?;
     let second = Redis::start(loopback::own(), &servers[1]).await?;
-    let urls = [redis.url(), second.url()];
+    let broker = json!({ "kind": "redis", "urls": [redis.url(), second.url()] });
+    let (edge, nodes) = start_two(&broker, &scratch).await?;
+    let cluster = Cluster {
+        edge,
+        nodes,
+        redis,
+        scratch,
+    };
+    Ok((cluster, second))
+}
+
+/// Two nodes with this broker, and the edge in front of them.
+async fn start_two(broker: &Value, scratch: &Scratch) -> Result<(Edge, Vec<Node>)> {
     let mut nodes = Vec::new();
     for id in ["n1", "n2"] {
-        let settings = node::settings_with_redis(&redis.url())
-            .with("broker", json!({ "kind": "redis", "urls": urls }))
+        let settings = node::settings()
+            .with("broker", broker.clone())
             .with("listen", json!(loopback::own_any_port()));
         nodes.push(Node::start(id, channels(settings), scratch.path()).await?);
     }
@@ -101,23 +117,16 @@ async fn start_on_two_servers(name: &str) -> Result<(Cluster, Redis)> {
         .iter()
         .map(|node| (node.id.as_str(), node.address))
         .collect();
-    let settings = edge::settings(&backends);
-    let edge = Edge::start_in(Program::Edge, &settings, scratch.path()).await?;
+    let edge = Edge::start_in(Program::Edge, &edge::settings(&backends), scratch.path()).await?;
     for node in &nodes {
         edge.backend_in_state(&node.id, "up").await?;
     }
-    let cluster = Cluster {
-        edge,
-        nodes,
-        redis,
-        scratch,
-    };
-    Ok((cluster, second))
+    Ok((edge, nodes))
 }
 
 /// How many tunnels the edge has moved.
-async fn moved(cluster: &Cluster) -> Result<usize> {
-    let metrics = http::get(cluster.edge.admin, "/metrics").await?.text();
+async fn moved(edge: &Edge) -> Result<usize> {
+    let metrics = http::get(edge.admin, "/metrics").await?.text();
     let name = "causeway_proxy_handoffs_total{outcome=\"moved\"} ";
     let moved = metrics.lines().find_map(|line| line.strip_prefix(name));
     Ok(moved.unwrap_or("0").parse()?)
@@ -382,7 +391,7 @@ async fn a_rolling_restart_of_all_nodes_disconnects_no_channel_client() -> Resul
         ids.push(client.id.clone());
         all.push(client);
     }
-    let moved = moved(&cluster).await?;
+    let moved = moved(&cluster.edge).await?;
     ensure!(CLIENTS < moved, "{moved} handoffs");
 
     // They are on the list still, and each is found by its user.
@@ -452,34 +461,50 @@ async fn commands_of_the_application_reach_clients_while_they_are_handed_off() -
         server_api::call(api, KEY, "disconnect", &request).await?;
         ensure!(client.close_code().await? == Some(4000));
     }
-    ensure!(0 < moved(&cluster).await?, "none was handed off");
+    ensure!(0 < moved(&cluster.edge).await?, "none was handed off");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn channels_on_several_servers_are_cut_on_each() -> Result<()> {
-    const CLIENTS: usize = 8;
     let (mut cluster, _second) = start_on_two_servers("channel-handoff-servers").await?;
-    let edge = cluster.edge.address;
+    are_cut_on_each(&cluster.edge, &mut cluster.nodes).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_and_relays_of_a_redis_cluster_are_cut_in_each_slot() -> Result<()> {
+    let scratch = Scratch::new("channel-handoff-cluster")?;
+    let redis = RedisCluster::start(loopback::own(), scratch.path(), 3, 0).await?;
+    let broker = json!({ "kind": "redis", "cluster": redis.settings() });
+    let (edge, mut nodes) = start_two(&broker, &scratch).await?;
+    are_cut_on_each(&edge, &mut nodes).await
+}
+
+/// Drains one node after the other under publications: every client of it gets all of them once, in order.
+async fn are_cut_on_each(edge: &Edge, nodes: &mut [Node]) -> Result<()> {
+    const CLIENTS: usize = 8;
     let channels: Vec<String> = (0..4)
         .flat_map(|number| [format!("past:{number}"), format!("live:{number}")])
         .collect();
     let mut clients = Vec::new();
+    let mut listeners = Vec::new();
     for number in 0..CLIENTS {
-        let mut client = Client::connect(edge, &format!("u{number}")).await?;
+        let mut client = Client::connect(edge.address, &format!("u{number}")).await?;
         for channel in &channels {
             client
                 .ask("subscribe", json!({ "channel": channel }))
                 .await?;
         }
         clients.push(client);
+        listeners.push(WebSocket::open(edge.address, "/ws").await?);
     }
     let mut number = 0_u64;
-    for (id, other) in [("n1", 1), ("n2", 0)] {
-        let api = cluster.nodes[other].address;
-        cluster.node(id).drain();
+    for (draining, other) in [(0, 1), (1, 0)] {
+        let api = nodes[other].address;
+        let mut speaker = WebSocket::open(api, "/ws").await?;
+        nodes[draining].drain();
         let status = {
-            let mut exit = pin!(cluster.node(id).process.exit(DEADLINE));
+            let mut exit = pin!(nodes[draining].process.exit(DEADLINE));
             loop {
                 tokio::select! {
                     biased;
@@ -491,17 +516,20 @@ async fn channels_on_several_servers_are_cut_on_each() -> Result<()> {
                     let request = json!({ "channel": channel, "data": data });
                     server_api::call(api, KEY, "publish", &request).await?;
                 }
+                speaker.send(&number.to_string()).await?;
                 number += 1;
             }
         };
         ensure!(status.success(), "{status}");
-        cluster.node(id).restart().await?;
-        cluster.node(id).ready().await?;
-        cluster.edge.backend_in_state(id, "up").await?;
+        // The next speaker's messages take another way.
+        while speaker.text().await? != (number - 1).to_string() {}
+        nodes[draining].restart().await?;
+        nodes[draining].ready().await?;
+        edge.backend_in_state(&nodes[draining].id, "up").await?;
     }
     for channel in &channels {
         let request = json!({ "channel": channel, "data": { "by": "api" } });
-        server_api::call(cluster.nodes[0].address, KEY, "publish", &request).await?;
+        server_api::call(nodes[0].address, KEY, "publish", &request).await?;
     }
     for client in &mut clients {
         while client.heard.ends < channels.len() {
@@ -514,8 +542,14 @@ async fn channels_on_several_servers_are_cut_on_each() -> Result<()> {
             ensure!(*numbers == expected, "{channel}: {:?}", gaps(numbers));
         }
     }
-    let moved = moved(&cluster).await?;
-    ensure!(CLIENTS <= moved, "{moved} handoffs");
+    for listener in &mut listeners {
+        for expected in 0..number {
+            let text = listener.text().await?;
+            ensure!(text == expected.to_string(), "{text:?}, not {expected}");
+        }
+    }
+    let moved = moved(edge).await?;
+    ensure!(2 * CLIENTS <= moved, "{moved} handoffs");
     Ok(())
 }
 
@@ -543,7 +577,7 @@ async fn tokens_of_clients_that_were_handed_off_expire_and_are_refreshed() -> Re
             ensure!(refreshed["expires"] == true, "{refreshed}");
         }
     }
-    ensure!(0 < moved(&cluster).await?, "none was handed off");
+    ensure!(0 < moved(&cluster.edge).await?, "none was handed off");
     Ok(())
 }
 
@@ -588,7 +622,7 @@ async fn a_client_whose_channel_the_other_node_does_not_have_is_told_to_reconnec
         let push = client.push("pub").await?;
         ensure!(push["pub"]["data"] == "still here", "{push}");
     }
-    ensure!(moved(&cluster).await? == without.len());
+    ensure!(moved(&cluster.edge).await? == without.len());
     Ok(())
 }
 
@@ -618,7 +652,7 @@ async fn a_node_that_dies_while_it_takes_clients_over_leaves_none_without_a_word
     }
     cluster.node("n1").drain();
     wait::until("a client on its way", DEADLINE, async || {
-        (0 < moved(&cluster).await.ok()?).then_some(())
+        (0 < moved(&cluster.edge).await.ok()?).then_some(())
     })
     .await?;
     cluster.node("n2").kill().await?;
@@ -722,7 +756,7 @@ async fn clients_of_the_sdk_notice_nothing() -> Result<()> {
         // Each of the three subscriptions once.
         ensure!(clients.events(name, "subscribed").len() == CHANNELS.len());
     }
-    let moved = moved(&cluster).await?;
+    let moved = moved(&cluster.edge).await?;
     ensure!(names.len() <= moved, "{moved} handoffs");
     Ok(())
 }

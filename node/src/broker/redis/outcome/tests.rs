@@ -16,7 +16,7 @@ fn parsed(reply: &str) -> Value {
 }
 
 fn sorted(batch: Vec<Entry>, replies: Vec<Value>) -> (Vec<String>, Vec<String>) {
-    let sorted = sort(batch, replies);
+    let sorted = sort(batch, replies, false);
     let ended = sorted.ended.iter().map(|(entry, outcome)| {
         let outcome = match outcome {
             Outcome::Taken(stored) => match &stored.position {
@@ -34,6 +34,20 @@ fn sorted(batch: Vec<Entry>, replies: Vec<Value>) -> (Vec<String>, Vec<String>) 
 
 fn text(entry: &Entry) -> String {
     String::from_utf8(entry.data.to_vec()).unwrap()
+}
+
+#[test]
+fn what_was_redirected_is_retried_in_a_cluster_alone() {
+    const MOVED: &str = "-MOVED 1 a:1\r\n";
+    for (is_cluster, retried) in [(true, 1), (false, 0)] {
+        let sorted = sort(vec![relayed("a", "a1")], vec![parsed(MOVED)], is_cluster);
+        assert_eq!(sorted.retried.len(), retried);
+        assert_eq!(sorted.ended.len(), 1 - retried);
+    }
+    // Unless a later one of the channel was published.
+    let batch = vec![relayed("a", "a1"), relayed("a", "a2")];
+    let sorted = sort(batch, vec![parsed(MOVED), parsed(TAKEN)], true);
+    assert!(sorted.retried.is_empty());
 }
 
 /// A batch on channels `a`, `b` ..., of which each publication is named by its channel and number.
@@ -110,6 +124,10 @@ fn what_is_stored_has_its_place_and_an_unexpected_reply_proves_nothing() {
         let (ended, _) = sorted(vec![storing("a")], vec![parsed(reply)]);
         assert_eq!(ended, [expected]);
     }
+    // In a cluster no script is needed for what is not stored.
+    let sorted_in_cluster = sort(vec![storing("a")], vec![parsed(TAKEN)], true);
+    let outcome = sorted_in_cluster.ended.into_iter().next().unwrap().1;
+    assert_eq!(outcome, Outcome::Taken(Stored { position: None }));
     let (ended, retried) = sorted(vec![storing("a")], vec![parsed(NO_SCRIPT)]);
     assert_eq!((ended, retried), (vec![], texts(&["a"])));
 }

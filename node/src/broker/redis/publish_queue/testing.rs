@@ -11,6 +11,9 @@ pub(in crate::broker::redis) fn relayed(channel: &str, data: &str) -> Entry {
         storing: None,
         expires_at: Instant::now(),
         cost: 1,
+        is_probe: false,
+        slot: Slot::default(),
+        refusal: None,
     }
 }
 

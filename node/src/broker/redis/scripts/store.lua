@@ -3,12 +3,13 @@
 -- KEYS: the stream, its meta, and the result of its idempotency key if it has one.
 -- ARGV: the channel on the wire, the event's body, how many publications are kept (0: not this one), for how
 -- long, how long the position is kept, the epoch that begins if one has to, how long the result is kept (all
--- times in milliseconds), and the number of the failover that made the server the primary.
--- Returns offset and epoch, or the offset 0 and no epoch.
+-- times in milliseconds), the number of the failover that made the server the primary, and the command that publishes.
+-- Returns offset and epoch, or the offset 0 and no epoch; and behind that how many subscribers of this server received it, if it
+-- was published now and not before.
 --
 -- The first write is always one that a full Redis refuses: once a script has written, it may write on.
 local stream, meta, result = KEYS[1], KEYS[2], KEYS[3]
-local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl, failover = unpack(ARGV)
+local wire, body, size, ttl, meta_ttl, new_epoch, result_ttl, failover, publish = unpack(ARGV)
 if result then
   local past = redis.call('GET', result)
   if past then
@@ -36,5 +37,5 @@ end
 if result then
   redis.call('SET', result, offset .. ':' .. epoch, 'PX', result_ttl)
 end
-redis.call('PUBLISH', wire, 'p' .. offset .. ':' .. epoch .. ':' .. body)
-return { offset, epoch }
+local received_by = redis.call(publish, wire, 'p' .. offset .. ':' .. epoch .. ':' .. body)
+return { offset, epoch, received_by }

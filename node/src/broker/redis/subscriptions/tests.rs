@@ -218,3 +218,133 @@ proptest! {
         prop_assert!(!subscriptions.is_waiting());
     }
 }
+
+fn slot_of(channel: &ChannelName) -> Slot {
+    Slot::of(channel.as_str().as_bytes())
+}
+
+/// Sends the next commands, as in a cluster: one for each slot.
+fn send_sharded(subscriptions: &mut Subscriptions) -> Batch {
+    let batch = subscriptions.next_batch().unwrap();
+    for (is_subscribe, channels) in [(true, &batch.subscribe), (false, &batch.unsubscribe)] {
+        for channel in channels {
+            subscriptions.note_sent(slot_of(channel), is_subscribe, vec![channel.clone()]);
+        }
+    }
+    batch
+}
+
+fn confirmed_sharded(names: &[&str]) -> Subscriptions {
+    let mut subscriptions = Subscriptions::default();
+    for name in names {
+        subscriptions.want(&ChannelName::new(name).unwrap(), true);
+    }
+    send_sharded(&mut subscriptions);
+    for name in names {
+        let confirmed = subscriptions.confirm_sharded(name, true, slot_of).unwrap();
+        assert_eq!(confirmed, Confirmed::AsWanted);
+    }
+    subscriptions
+}
+
+#[test]
+fn a_subscription_that_the_server_ends_waits_until_the_cluster_was_asked_and_is_then_repeated() {
+    let a = ChannelName::new("a").unwrap();
+    let mut subscriptions = confirmed_sharded(&["a", "b"]);
+    let ended = subscriptions.confirm_sharded("a", false, slot_of);
+    assert_eq!(ended, Ok(Confirmed::Ended));
+    assert_eq!(subscriptions.next_batch(), None);
+    assert!(subscriptions.returned(slot_of).is_empty(), "it is parked");
+    assert!(subscriptions.unpark());
+    let batch = send_sharded(&mut subscriptions);
+    assert_eq!(batch.subscribe, std::slice::from_ref(&a));
+    assert!(
+        subscriptions.returned(slot_of).is_empty(),
+        "it is in flight"
+    );
+    subscriptions.confirm_sharded("a", true, slot_of).unwrap();
+    assert_eq!(
+        subscriptions.returned(slot_of),
+        HashSet::from([slot_of(&a)])
+    );
+    assert!(
+        subscriptions.returned(slot_of).is_empty(),
+        "it has returned"
+    );
+    assert!(!subscriptions.unpark());
+}
+
+#[test]
+fn a_slot_returns_once_all_of_its_channels_are_confirmed_where_it_is_now() {
+    let (one, two) = (
+        ChannelName::new("{x}1").unwrap(),
+        ChannelName::new("{x}2").unwrap(),
+    );
+    let slot = slot_of(&one);
+    let mut subscriptions = confirmed_sharded(&["b"]);
+    subscriptions.move_in(&one, slot);
+    subscriptions.move_in(&two, slot);
+    send_sharded(&mut subscriptions);
+    subscriptions
+        .confirm_sharded("{x}1", true, slot_of)
+        .unwrap();
+    assert!(subscriptions.returned(slot_of).is_empty());
+    subscriptions
+        .confirm_sharded("{x}2", true, slot_of)
+        .unwrap();
+    assert_eq!(subscriptions.returned(slot_of), HashSet::from([slot]));
+}
+
+#[test]
+fn a_rejected_command_parks_its_channels_and_no_others() {
+    let mut subscriptions = Subscriptions::default();
+    for name in ["a", "b"] {
+        subscriptions.want(&ChannelName::new(name).unwrap(), true);
+    }
+    send_sharded(&mut subscriptions);
+    assert_eq!(subscriptions.oldest_sent().unwrap().slot, Slot::of(b"a"));
+    subscriptions.rejected();
+    assert!(!subscriptions.is_resumed(), "one is in flight");
+    subscriptions.confirm_sharded("b", true, slot_of).unwrap();
+    assert!(subscriptions.is_resumed());
+    assert_eq!(
+        subscriptions.resumed_slots(slot_of),
+        HashSet::from([Slot::of(b"b")])
+    );
+    assert!(subscriptions.unpark());
+    send_sharded(&mut subscriptions);
+    subscriptions.confirm_sharded("a", true, slot_of).unwrap();
+    assert_eq!(
+        subscriptions.returned(slot_of),
+        HashSet::from([Slot::of(b"a")])
+    );
+}
+
+#[test]
+fn an_abandoned_channel_ends_with_the_message_of_the_server_and_sends_nothing() {
+    let a = ChannelName::new("a").unwrap();
+    let mut subscriptions = confirmed_sharded(&["a"]);
+    subscriptions.abandon(&a, slot_of(&a));
+    assert_eq!(subscriptions.next_batch(), None);
+    // What this server still sends would come after publications of the other one.
+    assert_eq!(subscriptions.find("a"), None);
+    let ended = subscriptions.confirm_sharded("a", false, slot_of);
+    assert_eq!(ended, Ok(Confirmed::AsWanted));
+    assert_eq!(subscriptions.find("a"), None);
+    assert_eq!(
+        subscriptions.counts(),
+        Counts {
+            wanted: 0,
+            confirmed: 0
+        }
+    );
+}
+
+#[test]
+fn what_no_command_explains_is_unexpected_in_a_cluster_too() {
+    let mut subscriptions = confirmed_sharded(&["a"]);
+    for (name, is_subscribed) in [("a", true), ("x", true), ("x", false)] {
+        let unexpected = subscriptions.confirm_sharded(name, is_subscribed, slot_of);
+        assert!(unexpected.is_err(), "{name} {is_subscribed}");
+    }
+}
