@@ -300,10 +300,12 @@ impl BackendTls {
 /// The registry that a pool discovers its backends in. `Debug` masks the URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiscoverConfig {
-    /// Validated URLs of Redis servers; empty only with `sentinel`. Each server has the whole registry.
+    /// Validated URLs of Redis servers; empty only with `sentinel` or `cluster`. Each server has the whole registry.
     pub(crate) servers: Vec<Secret>,
     /// The Sentinels that name the server.
     pub(crate) sentinel: Option<Arc<SentinelConfig>>,
+    /// The Redis Cluster that has it.
+    pub(crate) cluster: Option<Arc<ClusterConfig>>,
     /// The CA certificates for servers with TLS, in PEM; `None` is the trust store of the system.
     pub(crate) ca: Option<Arc<[u8]>>,
     /// What the nodes' keys begin with: their `broker.prefix`.
@@ -329,6 +331,18 @@ pub(crate) struct SentinelConfig {
     pub(crate) is_tls: bool,
 }
 
+/// The Redis Cluster with the registry, and the login. `Debug` masks the password.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ClusterConfig {
+    /// Hosts and ports of some of its servers; never empty.
+    pub(crate) servers: Vec<(String, u16)>,
+    /// Where servers are reached, by what the cluster calls them.
+    pub(crate) announce: Vec<((String, u16), (String, u16))>,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Secret>,
+    pub(crate) is_tls: bool,
+}
+
 impl DiscoverConfig {
     const EVERY: Duration = Duration::from_secs(2);
     const PREFIX: &str = "causeway";
@@ -351,8 +365,10 @@ impl DiscoverConfig {
                 config.database,
             ))
         };
+        let cluster = |config: &Self| Some(config.cluster.as_ref()?.servers.clone());
         servers(self) == servers(other)
             && sentinel(self) == sentinel(other)
+            && cluster(self) == cluster(other)
             && self.prefix == other.prefix
     }
 }

@@ -10,9 +10,9 @@ use causeway_conf::{Effective, Positions, Secret, Timestamp};
 use super::routes::HeaderRules;
 use super::{
     AccessLog, AdminConfig, AffinityConfig, AllowedAddresses, BackendConfig, BackendTls, BodyRate,
-    CertificateFiles, CertificateSource, Config, DiscoverConfig, DrainConfig, ListenerConfig, Log,
-    NoRoute, PoolConfig, RebalanceConfig, Route, SameSite, SentinelConfig, TakeoverConfig,
-    Timeouts, TlsConfig, TlsVersion,
+    CertificateFiles, CertificateSource, ClusterConfig, Config, DiscoverConfig, DrainConfig,
+    ListenerConfig, Log, NoRoute, PoolConfig, RebalanceConfig, Route, SameSite, SentinelConfig,
+    TakeoverConfig, Timeouts, TlsConfig, TlsVersion,
 };
 
 impl Config {
@@ -312,10 +312,45 @@ fn sentinel_of(sentinel: &SentinelConfig) -> Effective {
     ])
 }
 
+fn cluster_of(cluster: &ClusterConfig) -> Effective {
+    let ClusterConfig {
+        servers,
+        announce,
+        user,
+        password,
+        is_tls,
+    } = cluster;
+    let address = |(host, port): &(String, u16)| format!("{host}:{port}");
+    let announce = match announce.is_empty() {
+        true => Effective::null(),
+        false => Effective::Written,
+    };
+    Effective::map([
+        (
+            "servers",
+            Effective::list(servers, |server| Effective::text(address(server))),
+        ),
+        ("user", Effective::option(user.as_ref(), Effective::text)),
+        (
+            "password",
+            Effective::option(password.as_ref(), |_| Effective::Secret),
+        ),
+        ("announce", announce),
+        (
+            "tls",
+            match is_tls {
+                true => Effective::Written,
+                false => Effective::null(),
+            },
+        ),
+    ])
+}
+
 fn discover_of(index: usize, discover: &DiscoverConfig, positions: &Positions) -> Effective {
     let DiscoverConfig {
         servers,
         sentinel,
+        cluster,
         ca,
         prefix,
         every,
@@ -323,6 +358,8 @@ fn discover_of(index: usize, discover: &DiscoverConfig, positions: &Positions) -
     } = discover;
     let servers = if let Some(sentinel) = sentinel {
         ("sentinel", sentinel_of(sentinel))
+    } else if let Some(cluster) = cluster {
+        ("cluster", cluster_of(cluster))
     } else if positions.is_given(&format!("pools[{index}].discover.redis")) {
         ("redis", Effective::Secret)
     } else {

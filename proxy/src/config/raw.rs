@@ -163,6 +163,7 @@ pub(super) struct Discover {
     pub(super) redis: Option<Secret>,
     pub(super) redis_urls: Option<Vec<Secret>>,
     pub(super) sentinel: Option<DiscoverSentinel>,
+    pub(super) cluster: Option<DiscoverCluster>,
     pub(super) tls: Option<DiscoverTls>,
     pub(super) prefix: Option<String>,
     pub(super) every: Option<Span>,
@@ -179,6 +180,16 @@ pub(super) struct DiscoverSentinel {
     pub(super) database: Option<u64>,
     pub(super) sentinel_user: Option<String>,
     pub(super) sentinel_password: Option<Secret>,
+    pub(super) tls: Option<DiscoverTls>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiscoverCluster {
+    pub(super) servers: Vec<String>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) announce: Option<BTreeMap<String, String>>,
     pub(super) tls: Option<DiscoverTls>,
 }
 

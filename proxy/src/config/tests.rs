@@ -737,7 +737,7 @@ fn a_registry_may_be_found_through_sentinels() {
     for (settings, expected) in [
         (
             "redis: 'redis://a', sentinel: { master: m, servers: ['a:1'] }",
-            r#"expected one of "redis", "redis_urls" and "sentinel""#,
+            r#"expected one of "redis", "redis_urls", "sentinel" and "cluster""#,
         ),
         (
             "sentinel: { master: m, servers: [] }",
@@ -754,6 +754,48 @@ fn a_registry_may_be_found_through_sentinels() {
         (
             "sentinel: { master: m, servers: ['a:1'], user: me }",
             "a user needs a password",
+        ),
+    ] {
+        let error = Config::parse("proxy.yaml", &pool(settings))
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_registry_may_be_in_a_cluster() {
+    let pool = |settings: &str| format!("pools: [{{ name: a, discover: {{ {settings} }} }}]");
+    let settings = "cluster: { servers: ['10.0.0.1:6379', 's.example:1'], user: me, password: hunter2, \
+        announce: { '10.0.0.1:6379': '127.0.0.1:7001' }, tls: {} }";
+    let discover = parse(&pool(settings)).pools[0].discover.clone().unwrap();
+    assert!(!format!("{discover:?}").contains("hunter"), "{discover:?}");
+    let cluster = discover.cluster.unwrap();
+    assert_eq!(cluster.servers[1], ("s.example".to_owned(), 1));
+    let announced = |host: &str, port| (host.to_owned(), port);
+    let expected = (announced("10.0.0.1", 6379), announced("127.0.0.1", 7001));
+    assert_eq!(cluster.announce, [expected]);
+    assert!(cluster.is_tls);
+    for (settings, expected) in [
+        (
+            "redis: 'redis://a', cluster: { servers: ['a:1'] }",
+            r#"expected one of "redis", "redis_urls", "sentinel" and "cluster""#,
+        ),
+        (
+            "cluster: { servers: [] }",
+            "expected 1 to 64 servers, each as host:port, found 0",
+        ),
+        (
+            "cluster: { servers: ['a:1', 'A:1'] }",
+            "this server is there already",
+        ),
+        (
+            "cluster: { servers: ['a:1'], user: me }",
+            "a user needs a password",
+        ),
+        (
+            "cluster: { servers: ['a:1'], announce: { 'a:1': b } }",
+            "expected host:port for each host:port that the cluster names, such as \"10.0.0.1:6379\": \"127.0.0.1:7001\"",
         ),
     ] {
         let error = Config::parse("proxy.yaml", &pool(settings))
@@ -802,6 +844,8 @@ fn a_pool_may_discover_its_backends() {
             "sentinel: { master: m, servers: ['127.0.0.1:1', '10.0.0.1:2'] }",
             false,
         ),
+        ("cluster: { servers: ['127.0.0.1:1', 'localhost:2'] }", true),
+        ("cluster: { servers: ['127.0.0.1:1', '10.0.0.1:2'] }", false),
         ("redis: 'redis://127.0.0.1:6379'", true),
         ("redis: 'rediss://localhost'", true),
         ("redis: 'redis://[::1]:6379'", true),
@@ -827,13 +871,13 @@ fn a_pool_may_discover_its_backends() {
         (
             "redis: redis://a, redis_urls: [redis://b]",
             expect![
-                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls" and "sentinel""#
+                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls", "sentinel" and "cluster""#
             ],
         ),
         (
             "every: 1s",
             expect![
-                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls" and "sentinel""#
+                r#"proxy.yaml:1:20: pools[0].discover: expected one of "redis", "redis_urls", "sentinel" and "cluster""#
             ],
         ),
         (

@@ -3,7 +3,8 @@
 //! One task for each pool polls the registry. [`KnownNodes`] applies the result: a new node is added at once, a missing one is
 //! removed after it has been missing for a while; until then its health checks decide whether it gets requests. Entries are
 //! untrusted input: ids and zones have to be plain names, addresses have to be in `discover.allow`, unix sockets are rejected.
-//! Where the nodes use several Redis servers, each holds the whole registry, and a node is registered if any of them lists it.
+//! Where the nodes use several Redis servers, each holds the whole registry, and a node is registered if any of them lists it. With
+//! Sentinels or a Redis Cluster it is read from the primary that has it.
 //! While no server can be reached, the backends stay as they are.
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,8 +16,8 @@ use causeway_conf::Secret;
 use futures_util::future;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError,
-    RedisResult, TlsCertificates,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates,
 };
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
@@ -29,10 +30,12 @@ use crate::server::reload::{Discovery, Reloader};
 
 mod known_nodes;
 mod node;
+mod redis_cluster;
 mod sentinel;
 
 use known_nodes::KnownNodes;
 use node::{Node, SkippedNode, read};
+use redis_cluster::ClusterSource;
 use sentinel::SentinelSource;
 
 /// For connecting, and for each reply.
@@ -95,7 +98,11 @@ async fn discover(discovery: Discovery, reloader: Arc<Reloader>) {
     let sentinel = config.sentinel.iter().map(|sentinel| {
         Source::Sentinel(SentinelSource::new(Arc::clone(sentinel), config.ca.clone()))
     });
-    let mut servers: Vec<Server> = { urls.chain(sentinel).enumerate() }
+    let cluster = config
+        .cluster
+        .iter()
+        .map(|cluster| Source::Cluster(ClusterSource::new(Arc::clone(cluster), config.ca.clone())));
+    let mut servers: Vec<Server> = { urls.chain(sentinel).chain(cluster).enumerate() }
         .map(|(number, source)| Server {
             number,
             source,
@@ -197,6 +204,7 @@ enum Source {
         connection: Option<MultiplexedConnection>,
     },
     Sentinel(SentinelSource),
+    Cluster(ClusterSource),
 }
 
 impl Server {
@@ -230,6 +238,7 @@ impl Server {
                 connection,
             } => (url, ca, connection),
             Source::Sentinel(sentinel) => return sentinel.query(pool, &self.prefix).await,
+            Source::Cluster(cluster) => return cluster.query(pool, &self.prefix).await,
         };
         let connection = match connection {
             Some(connection) => connection,
@@ -240,6 +249,33 @@ impl Server {
         };
         living(connection, &self.prefix).await
     }
+}
+
+/// How to connect to the server at a host and a port.
+fn connection_info(
+    (host, port): &(String, u16),
+    is_tls: bool,
+    mut login: RedisConnectionInfo,
+    (user, password): (&Option<String>, &Option<Secret>),
+) -> RedisResult<ConnectionInfo> {
+    let (host, port) = (host.clone(), *port);
+    let address = if is_tls {
+        ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: false,
+            tls_params: None,
+        }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    };
+    if let Some(user) = user {
+        login = login.set_username(user);
+    }
+    if let Some(password) = password {
+        login = login.set_password(password.expose());
+    }
+    Ok(address.into_connection_info()?.set_redis_settings(login))
 }
 
 /// Connects to a Redis server or a Sentinel and authenticates: the only place that does. With TLS, the server's certificate has to

@@ -19,12 +19,16 @@ use crate::config::health::{self, RawHealth};
 use crate::config::raw;
 use crate::config::routes::SEGMENTS_MAX;
 use crate::config::{
-    AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, DiscoverConfig, HealthConfig,
-    Pick, PoolConfig, PoolCookie, ProbeKind, SentinelConfig,
+    AffinityConfig, AllowedAddresses, BACKENDS_MAX, BackendConfig, ClusterConfig, DiscoverConfig,
+    HealthConfig, Pick, PoolConfig, PoolCookie, ProbeKind, SentinelConfig,
 };
 
 /// As many as a node may be configured with.
 const SERVERS_MAX: usize = 64;
+
+/// Servers of a cluster with the registry, and addresses that are replaced, as for a node.
+const CLUSTER_SERVERS_MAX: usize = 64;
+const CLUSTER_ANNOUNCE_MAX: usize = 1024;
 
 /// Sentinels of one registry, and the highest number of a database, as for a node.
 const SENTINELS_MAX: usize = 16;
@@ -151,10 +155,14 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         .sentinel
         .map(|raw| sentinel(check, &format!("{key}.sentinel"), raw));
     let (sentinel, sentinel_ca) = sentinel.unzip();
-    let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls, &sentinel) {
-        (Some(url), None, None) => vec![(format!("{key}.redis"), url)],
-        (None, None, Some(_)) => Vec::new(),
-        (None, Some(urls), None) => {
+    let cluster = raw
+        .cluster
+        .map(|raw| cluster(check, &format!("{key}.cluster"), raw));
+    let (cluster, cluster_ca) = cluster.unzip();
+    let servers: Vec<(String, Secret)> = match (raw.redis, raw.redis_urls, &sentinel, &cluster) {
+        (Some(url), None, None, None) => vec![(format!("{key}.redis"), url)],
+        (None, None, Some(_), None) | (None, None, None, Some(_)) => Vec::new(),
+        (None, Some(urls), None, None) => {
             check.require(
                 (1..=SERVERS_MAX).contains(&urls.len()),
                 &format!("{key}.redis_urls"),
@@ -167,7 +175,7 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
         _ => {
             check.error(
                 key,
-                "expected one of \"redis\", \"redis_urls\" and \"sentinel\"",
+                "expected one of \"redis\", \"redis_urls\", \"sentinel\" and \"cluster\"",
             );
             Vec::new()
         }
@@ -204,9 +212,11 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
             AllowedAddresses::Ranges(ranges)
         }
         None => AllowedAddresses::Routable {
-            loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)) && { sentinel.iter() }
-                .flat_map(|sentinel| &sentinel.servers)
-                .all(|(host, _)| is_loopback(host)),
+            loopback: servers.iter().all(|(_, url)| is_on_this_machine(url)) && {
+                sentinel.iter().flat_map(|sentinel| &sentinel.servers)
+            }
+            .chain(cluster.iter().flat_map(|cluster| &cluster.servers))
+            .all(|(host, _)| is_loopback(host)),
         },
     };
     let prefix = raw.prefix.unwrap_or(DiscoverConfig::PREFIX.to_owned());
@@ -214,8 +224,11 @@ fn discover(check: &mut Check, key: &str, raw: raw::Discover) -> DiscoverConfig 
     DiscoverConfig {
         allow: Arc::new(allow),
         prefix,
-        ca: ca(check, &format!("{key}.tls.ca"), raw.tls).or(sentinel_ca.flatten()),
+        ca: ca(check, &format!("{key}.tls.ca"), raw.tls)
+            .or(sentinel_ca.flatten())
+            .or(cluster_ca.flatten()),
         sentinel: sentinel.map(Arc::new),
+        cluster: cluster.map(Arc::new),
         every: check.span(
             &format!("{key}.every"),
             raw.every,
@@ -241,24 +254,7 @@ fn sentinel(
             raw.servers.len()
         ),
     );
-    let mut servers = Vec::new();
-    for (index, server) in raw.servers.iter().enumerate() {
-        let key = format!("{key}.servers[{index}]");
-        let server = match server.parse::<Address>() {
-            Ok(Address::Ip(address)) => (address.ip().to_string(), address.port()),
-            Ok(Address::Name { host, port }) => (host, port),
-            Ok(Address::Unix(_)) | Err(_) => {
-                check.error(&key, "expected host:port, such as \"10.0.0.1:26379\"");
-                continue;
-            }
-        };
-        check.require(
-            !servers.contains(&server),
-            &key,
-            "this Sentinel is there already",
-        );
-        servers.push(server);
-    }
+    let servers = addresses(check, key, &raw.servers, "this Sentinel is there already");
     for (name, user, password) in [
         ("user", &raw.user, &raw.password),
         ("sentinel_user", &raw.sentinel_user, &raw.sentinel_password),
@@ -286,6 +282,83 @@ fn sentinel(
         is_tls: raw.tls.is_some(),
     };
     (config, ca(check, &format!("{key}.tls.ca"), raw.tls))
+}
+
+/// A Redis Cluster, and the CA certificates for TLS to it.
+fn cluster(
+    check: &mut Check,
+    key: &str,
+    raw: raw::DiscoverCluster,
+) -> (ClusterConfig, Option<Arc<[u8]>>) {
+    check.require(
+        (1..=CLUSTER_SERVERS_MAX).contains(&raw.servers.len()),
+        &format!("{key}.servers"),
+        &format!(
+            "expected 1 to {CLUSTER_SERVERS_MAX} servers, each as host:port, found {}",
+            raw.servers.len()
+        ),
+    );
+    check.require(
+        raw.user.is_none() || raw.password.is_some(),
+        &format!("{key}.user"),
+        "a user needs a password",
+    );
+    let announced = raw.announce.unwrap_or_default();
+    let at = format!("{key}.announce");
+    check.require(
+        announced.len() <= CLUSTER_ANNOUNCE_MAX,
+        &at,
+        &format!(
+            "expected at most {CLUSTER_ANNOUNCE_MAX} addresses, found {}",
+            announced.len()
+        ),
+    );
+    let mut announce = Vec::new();
+    for (named, reached) in &announced {
+        match (host_and_port(named), host_and_port(reached)) {
+            (Some(named), Some(reached)) => announce.push((named, reached)),
+            _ => check.error(
+                &at,
+                "expected host:port for each host:port that the cluster names, such as \"10.0.0.1:6379\": \"127.0.0.1:7001\"",
+            ),
+        }
+    }
+    let config = ClusterConfig {
+        servers: addresses(check, key, &raw.servers, "this server is there already"),
+        announce,
+        user: raw.user,
+        password: raw.password,
+        is_tls: raw.tls.is_some(),
+    };
+    (config, ca(check, &format!("{key}.tls.ca"), raw.tls))
+}
+
+/// The hosts and ports of `servers`.
+fn addresses(
+    check: &mut Check,
+    key: &str,
+    servers: &[String],
+    repeated: &str,
+) -> Vec<(String, u16)> {
+    let mut addresses = Vec::new();
+    for (index, server) in servers.iter().enumerate() {
+        let key = format!("{key}.servers[{index}]");
+        let Some(address) = host_and_port(server) else {
+            check.error(&key, "expected host:port, such as \"10.0.0.1:26379\"");
+            continue;
+        };
+        check.require(!addresses.contains(&address), &key, repeated);
+        addresses.push(address);
+    }
+    addresses
+}
+
+fn host_and_port(text: &str) -> Option<(String, u16)> {
+    match text.parse::<Address>() {
+        Ok(Address::Ip(address)) => Some((address.ip().to_string(), address.port())),
+        Ok(Address::Name { host, port }) => Some((host, port)),
+        Ok(Address::Unix(_)) | Err(_) => None,
+    }
 }
 
 /// Whether the Redis at `url` is reached over loopback or a unix socket.

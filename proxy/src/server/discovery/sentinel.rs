@@ -12,12 +12,9 @@ use std::time::Duration;
 
 use futures_util::future;
 use redis::aio::MultiplexedConnection;
-use redis::{
-    ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
-    RedisResult, Value,
-};
+use redis::{ConnectionInfo, FromRedisValue, RedisConnectionInfo, RedisResult, Value};
 
-use super::{connect, living};
+use super::{connect, connection_info, living};
 use crate::config::SentinelConfig;
 
 /// For a Sentinel: to connect, and to reply. The polls wait for it.
@@ -208,27 +205,10 @@ impl SentinelConfig {
         &self,
         host: &str,
         port: u16,
-        mut login: RedisConnectionInfo,
-        (user, password): (&Option<String>, &Option<causeway_conf::Secret>),
+        login: RedisConnectionInfo,
+        user: (&Option<String>, &Option<causeway_conf::Secret>),
     ) -> RedisResult<ConnectionInfo> {
-        let host = host.to_owned();
-        let address = if self.is_tls {
-            ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: false,
-                tls_params: None,
-            }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        if let Some(user) = user {
-            login = login.set_username(user);
-        }
-        if let Some(password) = password {
-            login = login.set_password(password.expose());
-        }
-        Ok(address.into_connection_info()?.set_redis_settings(login))
+        connection_info(&(host.to_owned(), port), self.is_tls, login, user)
     }
 }
 

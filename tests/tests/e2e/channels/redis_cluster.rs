@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use causeway_tests::harness::{
+    edge::{self, Edge},
     http, loopback,
     node::{self, Node},
     redis::Redis,
@@ -738,6 +739,25 @@ async fn a_primary_that_is_gone_takes_nothing_but_its_slots_along() -> Result<()
     .await?;
     let told = reads(&mut client, r#""unsubscribe""#).await;
     told.context("the loss is not told")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_edge_discovers_nodes_in_a_cluster_and_after_a_failover() -> Result<()> {
+    let scene = Scene::new("cluster-discovery", |_| {}).await?;
+    let discover = json!({ "cluster": scene.redis.settings(), "every": "200ms" });
+    let pool = json!([{ "name": "nodes", "discover": discover }]);
+    let settings_of_edge = edge::settings(&[]).with("pools", pool);
+    let edge = Edge::start(&settings_of_edge, scene.scratch.path()).await?;
+    for id in ["n1", "n2"] {
+        edge.backend_in_state(id, "up").await?;
+    }
+    let second = scene.redis.fail_over("causeway:{no}:live").await?;
+    scene.follows(second).await?;
+    // What is new is found only where it is registered now.
+    let settings = settings(scene.redis.settings())?;
+    let third = Node::start("n3", settings, scene.scratch.path()).await?;
+    third.ready().await?;
+    edge.backend_in_state("n3", "up").await
 }
 
 /// Waits until `node` is not ready, and says `why`.
