@@ -340,6 +340,13 @@ pub(crate) struct Drain {
     pub(crate) timeout: Duration,
 }
 
+impl Drain {
+    /// How long clients may be handed off at most: those that are left have to be disconnected before the timeout.
+    pub(crate) fn handoffs_max(&self) -> Duration {
+        self.timeout * 3 / 4
+    }
+}
+
 /// How long a stopping node serves as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lead {

@@ -374,7 +374,7 @@ impl Node {
             Arc::clone(&clients),
             Arc::clone(&channel_clients),
             arrivals.clone(),
-            config.drain.spread,
+            config.drain.clone(),
         );
         let quota = Quota::new(reload::quota(&config));
         let mounts: Vec<_> = config
@@ -417,7 +417,7 @@ impl Node {
         tasks.spawn("channel clients", closing, {
             let pings = config.endpoints.iter().map(|endpoint| endpoint.ping);
             let clients = Arc::clone(&channel_clients);
-            clients.run(pings.collect(), config.drain.spread, closing.clone())
+            clients.run(pings.collect(), config.drain.clone(), closing.clone())
         });
 
         tasks.spawn("memory", stopped, {

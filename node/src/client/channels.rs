@@ -21,7 +21,6 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
-use tokio::time;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -107,12 +106,6 @@ pub(crate) trait HandOff: Send + Sync + 'static {
     async fn hand_off(&self, departing: Departing, target: Target) -> Result<(), HandoffError>;
 }
 
-/// How long the edges may take to hand clients off when the node drains. The rest is disconnected.
-const HANDOFF_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// How often it is checked whether clients are left.
-const HANDOFF_LOOK: Duration = Duration::from_millis(20);
-
 /// The arguments of [`ChannelClients::new`].
 pub(crate) struct Components {
     pub(crate) config: config::Channels,
@@ -162,7 +155,7 @@ impl ChannelClients {
     }
 
     /// Pings clients and ends what has expired. After `shutdown`, has the edges hand clients off to other nodes, disconnects
-    /// those that are left over `spread`, waits for background tasks, and returns.
+    /// those that are left over `drain.spread`, waits for background tasks, and returns.
     ///
     /// # Cancel safety
     ///
@@ -170,17 +163,14 @@ impl ChannelClients {
     pub(crate) async fn run(
         self: Arc<Self>,
         pings: Vec<config::Ping>,
-        spread: Duration,
+        drain: config::Drain,
         shutdown: CancellationToken,
     ) {
         client::sweep(&self, &pings, shutdown).await;
         self.draining.cancel();
-        self.roster.drain_or_hand_off(spread).await;
-        let end = Instant::now() + HANDOFF_WAIT_MAX;
-        while self.roster.can_hand_off_any() && Instant::now() < end {
-            time::sleep(HANDOFF_LOOK).await;
-        }
-        self.roster.disconnect_all(spread).await;
+        self.roster.drain_or_hand_off(drain.spread).await;
+        self.roster.hand_off(drain.handoffs_max()).await;
+        self.roster.disconnect_all(drain.spread).await;
         self.background_tasks.close();
         self.background_tasks.wait().await;
     }

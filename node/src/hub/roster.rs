@@ -28,6 +28,12 @@ struct List<E> {
     is_draining: bool,
 }
 
+/// How long no client may be handed off until those that are left are not waited for: no handoff takes longer.
+const HANDOFF_QUIET: Duration = Duration::from_secs(5);
+
+/// How often it is checked whether clients are left.
+const HANDOFF_LOOK: Duration = Duration::from_millis(20);
+
 /// Removes a client from the list when it is dropped.
 pub(crate) struct RosterGuard<E> {
     roster: Arc<Roster<E>>,
@@ -101,6 +107,28 @@ impl<E> Roster<E> {
             list.entries.iter().flatten().map(of).collect()
         };
         evenly(all, spread, disconnect).await;
+    }
+
+    /// Waits while clients are handed off: until `can_leave` is true of no client, or has been of as many for [`HANDOFF_QUIET`], and
+    /// for `max` at most.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing changes by waiting.
+    pub(crate) async fn wait_for_handoffs(&self, can_leave: impl Fn(&E) -> bool, max: Duration) {
+        let end = Instant::now() + max;
+        let (mut fewest, mut quiet) = (usize::MAX, end);
+        loop {
+            let now = Instant::now();
+            let left = self.collect(|entry| can_leave(entry).then_some(())).len();
+            if left < fewest {
+                (fewest, quiet) = (left, now + HANDOFF_QUIET);
+            }
+            if left == 0 || end <= now || quiet <= now {
+                return;
+            }
+            time::sleep(HANDOFF_LOOK).await;
+        }
     }
 
     /// What is due for the clients of one stride; `None` after the last.
@@ -199,6 +227,44 @@ mod tests {
         assert!(began.elapsed() <= spread && spread - began.elapsed() < 2 * DRAIN_STEP);
         let _late = roster.enter(1000, |number| away.borrow_mut().push(*number));
         assert_eq!(away.borrow().last(), Some(&1000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handoffs_are_waited_for_while_they_go_on() {
+        const MAX: Duration = Duration::from_secs(60);
+        let roster = Roster::new();
+        let enter = |number: usize| roster.enter(number, |_| panic!("the node does not drain"));
+        let can_leave = |number: &usize| *number < 100;
+        let began = Instant::now();
+        let _stays = enter(100);
+        roster.wait_for_handoffs(can_leave, MAX).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+
+        // One each four seconds, and then none.
+        let mut clients: Vec<_> = (0..5).map(enter).collect();
+        let leaving = async {
+            while 1 < clients.len() {
+                time::sleep(Duration::from_secs(4)).await;
+                clients.pop();
+            }
+        };
+        tokio::join!(leaving, roster.wait_for_handoffs(can_leave, MAX));
+        let waited = began.elapsed().as_secs();
+        assert_eq!(waited, 16 + 5);
+
+        let began = Instant::now();
+        let mut clients: Vec<_> = (0..100).map(enter).collect();
+        let leaving = async {
+            for _ in 0..20 {
+                time::sleep(Duration::from_secs(4)).await;
+                clients.pop();
+            }
+        };
+        tokio::select! {
+            () = leaving => panic!("it takes longer than it may"),
+            () = roster.wait_for_handoffs(can_leave, MAX) => {}
+        }
+        assert_eq!(began.elapsed().as_secs(), MAX.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

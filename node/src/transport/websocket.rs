@@ -21,6 +21,7 @@ use crate::client::channels::ChannelClients;
 use crate::client::channels::Direction;
 use crate::client::channels::Origin;
 use crate::client::relay::Clients;
+use crate::config::Drain;
 use crate::config::Endpoint;
 use crate::config::Mode;
 use crate::handoff::Arrivals;
@@ -54,12 +55,6 @@ use serving::Serving;
 /// shorter disconnects clients on slow networks before they get the reason.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the edges may take to hand clients off when the node drains. The rest is disconnected.
-const HANDOFF_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// How often it is checked whether clients are left.
-const HANDOFF_LOOK: Duration = Duration::from_millis(20);
-
 /// All clients over WebSocket of this node.
 pub(crate) struct WebSockets {
     clients: Arc<Clients>,
@@ -68,7 +63,7 @@ pub(crate) struct WebSockets {
     roster: Arc<Roster<roster::Entry>>,
     /// Missing in a node without a broker for several.
     arrivals: Option<Arc<Arrivals>>,
-    drain_spread: Duration,
+    drain: Drain,
 }
 
 /// A connection on which the 101 has been sent.
@@ -86,19 +81,19 @@ pub(crate) struct Upgraded {
 }
 
 impl WebSockets {
-    /// Creates an empty list. `drain_spread`: over what time [`run`](Self::run) disconnects clients.
+    /// Creates an empty list. `drain`: how [`run`](Self::run) sends clients away.
     pub(crate) fn new(
         clients: Arc<Clients>,
         channel_clients: Arc<ChannelClients>,
         arrivals: Option<Arc<Arrivals>>,
-        drain_spread: Duration,
+        drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             clients,
             channel_clients,
             roster: Roster::new(),
             arrivals,
-            drain_spread,
+            drain,
         })
     }
 
@@ -119,12 +114,9 @@ impl WebSockets {
                 now = sweeps.tick() => self.roster.sweep(now).await,
             }
         }
-        self.roster.drain_or_hand_off(self.drain_spread).await;
-        let end = time::Instant::now() + HANDOFF_WAIT_MAX;
-        while self.roster.has_any() && time::Instant::now() < end {
-            time::sleep(HANDOFF_LOOK).await;
-        }
-        self.roster.disconnect_all(self.drain_spread).await;
+        self.roster.drain_or_hand_off(self.drain.spread).await;
+        self.roster.hand_off(self.drain.handoffs_max()).await;
+        self.roster.disconnect_all(self.drain.spread).await;
     }
 
     /// Clients with queued output, without channel clients.

@@ -73,9 +73,9 @@ impl Roster<Entry> {
         .await;
     }
 
-    /// Whether there are clients.
-    pub(super) fn has_any(&self) -> bool {
-        !self.collect(|_| Some(())).is_empty()
+    /// Waits while clients are handed off, for `max` at most.
+    pub(super) async fn hand_off(&self, max: Duration) {
+        self.wait_for_handoffs(|_| true, max).await;
     }
 
     /// Disconnects all clients, evenly over `spread`.

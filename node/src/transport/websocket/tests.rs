@@ -20,6 +20,8 @@ use crate::broker::PublishError;
 use crate::broker::TryPublishError;
 use crate::client::channels;
 use crate::config::Config;
+use crate::config::Drain;
+use crate::config::Lead;
 use crate::config::Mode;
 use crate::config::Ping;
 use crate::hub::Hub;
@@ -112,7 +114,12 @@ impl Node {
         let broker: Arc<dyn Broker> = Arc::clone(&fake) as _;
         let clients = Clients::new(Arc::clone(&hub), Arc::clone(&broker), Arc::clone(&metrics));
         let channel_clients = channels::testing::no_clients(Arc::clone(&hub), Arc::clone(&metrics));
-        let web_sockets = WebSockets::new(clients, channel_clients, None, Duration::ZERO);
+        let drain = Drain {
+            lead: Lead::Fixed(Duration::ZERO),
+            spread: Duration::ZERO,
+            timeout: Duration::from_secs(10),
+        };
+        let web_sockets = WebSockets::new(clients, channel_clients, None, drain);
         let mut background = JoinSet::new();
         background.spawn(hub.run(broker, CancellationToken::new()));
         Self {

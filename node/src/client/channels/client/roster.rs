@@ -64,10 +64,10 @@ impl Roster<Entry> {
         .await;
     }
 
-    /// Whether a client is left that can be handed off.
-    pub(in crate::client::channels) fn can_hand_off_any(&self) -> bool {
-        let stays = self.collect(|entry| entry.client.stays().is_none().then_some(()));
-        !stays.is_empty()
+    /// Waits while clients are handed off, for `max` at most.
+    pub(in crate::client::channels) async fn hand_off(&self, max: Duration) {
+        self.wait_for_handoffs(|entry| entry.client.stays().is_none(), max)
+            .await;
     }
 
     /// Disconnects all clients, evenly over `spread`.
