@@ -35,11 +35,14 @@ impl Scene {
         let scratch = Scratch::new(name)?;
         let redis = Redis::start(loopback::own(), scratch.path()).await?;
         let (mut nodes, mut wires) = (Vec::new(), Vec::new());
+        // Thousands of clients connect one after another, and none reads until all have: longer than pings are waited for.
+        let ping = json!({ "interval": "1h", "timeout": "1h" });
+        let endpoint = json!({ "path": "/connection", "mode": "channels", "ping": ping });
         for number in 1..=3 {
             let wire = Listening::start(redis.address()).await?;
             let settings = node::settings_with_redis(&wire.url())
                 .with("listen", json!(loopback::own_any_port()))
-                .with("endpoints", json!([{ "path": "/connection", "mode": "channels" }]))
+                .with("endpoints", json!([endpoint]))
                 .with(
                     "channels.namespaces",
                     json!([
