@@ -405,7 +405,7 @@ impl Registry {
 impl LeaseTask {
     /// Checks that entries of live nodes are not missing because leases cannot be renewed.
     fn reliable(&self) -> Result<(), Unavailable> {
-        match self.conditions.distrust(self.server) {
+        match self.conditions.distrust(self.server, self.config.lease) {
             None => Ok(()),
             Some(why) => Err(Unavailable::Unreliable(why)),
         }

@@ -139,12 +139,21 @@ impl Conditions {
         self.metrics.redis_full.set(i64::from(full));
     }
 
-    /// Why entries on `server` are not reliable although they can be read: leases are not renewed.
-    pub(super) fn distrust(&self, server: usize) -> Option<String> {
-        match &self.servers.lock()[server].lease {
-            Some(problem @ (Problem::Full(_) | Problem::Refused(_))) => Some(problem.to_string()),
-            Some(Problem::Starting | Problem::Unreachable(_)) | None => None,
-        }
+    /// Why entries on `server` are not reliable although they can be read: leases, which last for `lease`, are not renewed.
+    ///
+    /// A Redis that is full renews none, whichever command of this node it has rejected first. Where this node's own lease has
+    /// ended, its entries are missing, and those of other nodes may be.
+    pub(super) fn distrust(&self, server: usize, lease: Duration) -> Option<String> {
+        let condition = &self.servers.lock()[server];
+        let is_late = condition.renewed_at.is_some_and(|at| lease <= at.elapsed());
+        let problem = match (&condition.lease, &condition.writes) {
+            (Some(problem @ (Problem::Full(_) | Problem::Refused(_))), _)
+            | (_, Some(problem @ Problem::Full(_))) => problem.to_string(),
+            (Some(problem @ Problem::Unreachable(_)), _) if is_late => problem.to_string(),
+            (None, _) if is_late => "this node's lease has ended".to_owned(),
+            (Some(Problem::Starting | Problem::Unreachable(_)) | None, _) => return None,
+        };
+        Some(problem)
     }
 
     /// The problem of any of the servers; others come before a full Redis. A server that cannot be reached counts once the lease
@@ -229,22 +238,43 @@ mod tests {
     fn reads_are_not_reliable_while_redis_rejects_renewals() {
         let (conditions, metrics) = conditions();
         assert_eq!(
-            conditions.distrust(0),
+            conditions.distrust(0, LEASE),
             None,
             "starting is no reason to distrust"
         );
         let full = Problem::Full("OOM".to_owned());
         conditions.note(0, Part::Lease, Some(full));
-        let why = conditions.distrust(0).unwrap();
+        let why = conditions.distrust(0, LEASE).unwrap();
         assert_eq!(why, "redis is full (maxmemory) and rejects writes: OOM");
-        assert_eq!(conditions.distrust(1), None);
+        assert_eq!(conditions.distrust(1, LEASE), None);
         assert_eq!(metrics.redis_full.get(), 1);
         // A server that cannot be reached fails when it is read.
         conditions.note(0, Part::Lease, Some(Problem::Unreachable(String::new())));
         assert_eq!(
-            (conditions.distrust(0), metrics.redis_full.get()),
+            (conditions.distrust(0, LEASE), metrics.redis_full.get()),
             (None, 0)
         );
+        // Another command may be the first that it rejects.
+        conditions.note(1, Part::Lease, None);
+        conditions.note(1, Part::Writes, Some(Problem::Full("OOM".to_owned())));
+        assert!(conditions.distrust(1, LEASE).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_are_not_reliable_once_the_lease_of_the_node_has_ended() {
+        let (conditions, _) = conditions();
+        conditions.note(0, Part::Lease, None);
+        assert_eq!(conditions.distrust(0, LEASE), None);
+        tokio::time::advance(LEASE).await;
+        let why = conditions.distrust(0, LEASE).unwrap();
+        assert_eq!(why, "this node's lease has ended");
+        conditions.note(
+            0,
+            Part::Lease,
+            Some(Problem::Unreachable("it is away".to_owned())),
+        );
+        let why = conditions.distrust(0, LEASE).unwrap();
+        assert_eq!(why, "cannot reach the registry: it is away");
     }
 
     #[test]
