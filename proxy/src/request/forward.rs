@@ -766,8 +766,11 @@ impl<D: Downstream> Request<'_, D> {
         let new_session = self.engine.proxy.new_session(&self.exchange, &head);
         let persists = head.persists();
         let status = head.status().as_u16();
+        // With an early response the rest of the body may never come: a connection that may have to end is not to be announced as
+        // one that stays.
+        let is_early = D::REUSABLE && !self.client.body_is_over();
         let last = self.closes
-            || self.may_skip_body()
+            || is_early
             || self.upgrade.is_some()
             || self.half_closed != HalfClosed::No
             || self.engine.connections.is_draining();
@@ -793,9 +796,7 @@ impl<D: Downstream> Request<'_, D> {
         };
         self.log(Some(status), body.content(), error);
         Ok(match passed {
-            Ok(_) => Ending::Response {
-                last: last || (D::REUSABLE && !self.client.body_is_over()),
-            },
+            Ok(_) => Ending::Response { last },
             Err(Truncated::Backend(_)) => {
                 // Send what was received; the aborted connection shows that it is incomplete.
                 let _ = flush(&mut self.client, &self.engine.timeouts).await;
