@@ -358,6 +358,15 @@ pub(crate) enum Lead {
     Fixed(Duration),
 }
 
+impl fmt::Display for Lead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UntilProbersKnow { max } => write!(f, "until all probers know, {max:?} at most"),
+            Self::Fixed(time) => write!(f, "{time:?}"),
+        }
+    }
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {

@@ -176,7 +176,7 @@ impl Server {
         shutdown.draining.cancelled().await;
         let drain = &self.config.drain;
         info!(
-            lead = ?drain.lead,
+            lead = %drain.lead,
             "draining: not ready from now on, clients are disconnected after the lead"
         );
         match drain.lead {

@@ -33,10 +33,12 @@ pub(super) fn config(document: Document<raw::File>) -> Result<(Config, Positions
     let renamed = document.positions.renamed().to_vec();
     let mut check = Check::new(document.positions);
     let pools = pools::pools(&mut check, file.pools, &file.affinity, &file.health);
+    let admin = admin(&mut check, file.admin);
+    let takeover = takeover(&mut check, file.takeover, admin.socket.as_deref());
     let config = Config {
         listeners: listeners::listeners(&mut check, file.listeners),
-        admin: admin(&mut check, file.admin),
-        takeover: takeover(&mut check, file.takeover),
+        admin,
+        takeover,
         websockets_over_http2: file.websockets_over_http2.unwrap_or(WEBSOCKETS_OVER_HTTP2),
         abort_on_client_close: file.abort_on_client_close.unwrap_or(ABORT_ON_CLIENT_CLOSE),
         zone: pools::zone(&mut check, "zone", file.zone),
@@ -93,12 +95,21 @@ fn admin(check: &mut Check, admin: raw::Admin) -> AdminConfig {
     }
 }
 
-fn takeover(check: &mut Check, takeover: raw::Takeover) -> TakeoverConfig {
+fn takeover(
+    check: &mut Check,
+    takeover: raw::Takeover,
+    admin_socket: Option<&Path>,
+) -> TakeoverConfig {
     if let Some(socket) = &takeover.socket {
         check.require(
             is_socket_path(socket),
             "takeover.socket",
             "expected an absolute path of at most 90 bytes, such as /run/causeway/edge.sock",
+        );
+        check.require(
+            admin_socket != Some(socket),
+            "takeover.socket",
+            "expected another path than that of admin.socket",
         );
     }
     TakeoverConfig {

@@ -312,6 +312,7 @@ fn routes_are_checked_against_pools_and_each_other() {
   - {path: /a, pool: nodes}
   - {host: '*.Example.com', pool: nodes}
   - {host: '*.example.com', path: /, pool: nodes}
+  - {path: /b, pool: nodes, upgrades: [websocket, Causeway-Handoff]}
 ",
         expect![[r#"
             proxy.yaml:3:6: routes[0].pool: unknown pool "node", expected one of: nodes
@@ -319,7 +320,8 @@ fn routes_are_checked_against_pools_and_each_other() {
             proxy.yaml:4:30: routes[1].path: expected a path that starts with "/", without spaces or any of ?#;
             proxy.yaml:5:40: routes[2].upgrades[0]: expected the name of a protocol, such as "websocket"
             proxy.yaml:6:5: routes[3]: the same host and path as routes[2], so it would never match
-            proxy.yaml:8:5: routes[5]: the same host and path as routes[4], so it would never match"#]],
+            proxy.yaml:8:5: routes[5]: the same host and path as routes[4], so it would never match
+            proxy.yaml:9:51: routes[6].upgrades[1]: expected another protocol: no client may use that between the edge and its backends"#]],
     );
     errors(
         "pools: [{name: a, backends: [{id: a, address: 'a:1'}]}, {name: b, backends: [{id: b, address: 'b:1'}]}]",
@@ -947,6 +949,12 @@ fn who_may_act_is_a_token_that_cannot_be_guessed_or_a_socket_with_a_whole_path()
         expect![[r#"
             proxy.yaml:2:9: admin.token: expected at least 16 visible ASCII characters, such as the output of "openssl rand -hex 32"
             proxy.yaml:2:23: admin.socket: expected an absolute path of at most 90 bytes, such as /run/causeway/proxy.sock"#]],
+    );
+    section(
+        "admin: {socket: /run/edge.sock}\ntakeover: {socket: /run/edge.sock}",
+        expect![
+            "proxy.yaml:3:12: takeover.socket: expected another path than that of admin.socket"
+        ],
     );
 }
 

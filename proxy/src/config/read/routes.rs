@@ -11,6 +11,9 @@ use crate::config::raw;
 use crate::config::routes::{HeaderNameText, HeaderRules, covers};
 use crate::config::{PoolConfig, PoolId, Route, RouteRules, Routes};
 
+/// The protocol by which the edge hands clients off from backend to backend.
+const HANDOFF_PROTOCOL: &str = "causeway-handoff";
+
 pub(super) fn routes(
     check: &mut Check,
     routes: Option<Vec<raw::Route>>,
@@ -54,11 +57,17 @@ pub(super) fn routes(
         check.path(&format!("{key}.path"), path);
         let upgrades = route.upgrades.unwrap_or_else(websocket);
         for (at, upgrade) in upgrades.iter().enumerate() {
+            let key = format!("{key}.upgrades[{at}]");
             let is_valid = is_token(upgrade.strip_suffix("/1.0").unwrap_or(upgrade));
             check.require(
                 is_valid,
-                &format!("{key}.upgrades[{at}]"),
+                &key,
                 "expected the name of a protocol, such as \"websocket\"",
+            );
+            check.require(
+                !upgrade.eq_ignore_ascii_case(HANDOFF_PROTOCOL),
+                &key,
+                "expected another protocol: no client may use that between the edge and its backends",
             );
         }
         let route = Route::new(
