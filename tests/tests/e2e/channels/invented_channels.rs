@@ -31,7 +31,8 @@ fn channels(settings: Settings) -> Settings {
     settings
         .with(
             "endpoints",
-            json!([{ "path": "/connection", "mode": "channels" }]),
+            // The default burst, and no more than that in the time that a slow machine takes.
+            json!([{ "path": "/connection", "mode": "channels", "command_rate": { "per_second": 1, "burst": 1000 } }]),
         )
         .with(
             "channels.namespaces",
