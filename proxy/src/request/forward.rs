@@ -766,8 +766,8 @@ impl<D: Downstream> Request<'_, D> {
         let new_session = self.engine.proxy.new_session(&self.exchange, &head);
         let persists = head.persists();
         let status = head.status().as_u16();
-        // With an early response the rest of the body may never come: a connection that may have to end is not to be announced as
-        // one that stays.
+        // After a response that is earlier than the end of the body, the rest of the body may never come. The connection closes then,
+        // and the response has to say so.
         let is_early = D::REUSABLE && !self.client.body_is_over();
         let last = self.closes
             || is_early

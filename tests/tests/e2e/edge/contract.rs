@@ -137,6 +137,7 @@ on_edge_and_plugin!(
     no_spelling_of_a_path_for_operators_reaches_a_backend,
     the_server_api_of_a_node_is_closed_unless_a_route_names_it,
     a_route_changes_what_backends_and_clients_see,
+    a_connection_that_closes_after_an_early_response_is_announced_to_close,
 );
 
 async fn no_spelling_of_a_path_for_operators_reaches_a_backend(program: Program) -> Result<()> {
@@ -391,6 +392,41 @@ async fn a_client_that_goes_away_ends_its_request_at_the_backend_at_once() -> Re
                 .context(head)?,
             Some("gone")
         );
+    }
+    Ok(())
+}
+
+/// The backend responds before the body of the request has been sent. Unless the response says `Connection: close`, the client may
+/// send the body and its next request.
+async fn a_connection_that_closes_after_an_early_response_is_announced_to_close(
+    program: Program,
+) -> Result<()> {
+    let scratch = Scratch::new("early-response")?;
+    let backend = Backend::start(async |mut request: Request| {
+        drop(request.respond("200 OK", "", "early").await)
+    })
+    .await?;
+    let settings = edge::settings(&[("b1", backend.address)]);
+    let edge = Edge::start_in(program, &settings, scratch.path()).await?;
+    edge.backend_in_state("b1", "up").await?;
+    for (framing, body) in [
+        ("Content-Length: 5", "hello"),
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let mut connection = http::Connection::open(edge.address).await?;
+        connection.send(&head).await?;
+        let response = connection.response().await?;
+        ensure!(response.text() == "early", "{framing}: {response:?}");
+        if response.header("connection") == Some("close") {
+            continue;
+        }
+        connection.send(body).await?;
+        connection.send(&head).await?;
+        let next = connection.response().await;
+        let next =
+            next.with_context(|| format!("{framing}: the connection was not announced to close"))?;
+        ensure!(next.text() == "early", "{framing}: {next:?}");
     }
     Ok(())
 }
