@@ -312,7 +312,7 @@ fn routes_are_checked_against_pools_and_each_other() {
   - {path: /a, pool: nodes}
   - {host: '*.Example.com', pool: nodes}
   - {host: '*.example.com', path: /, pool: nodes}
-  - {path: /b, pool: nodes, upgrades: [websocket, Causeway-Handoff]}
+  - {path: /b, pool: nodes, upgrades: [websocket, Causeway-Handoff, causeway-handoff/1.0]}
 ",
         expect![[r#"
             proxy.yaml:3:6: routes[0].pool: unknown pool "node", expected one of: nodes
@@ -321,7 +321,8 @@ fn routes_are_checked_against_pools_and_each_other() {
             proxy.yaml:5:40: routes[2].upgrades[0]: expected the name of a protocol, such as "websocket"
             proxy.yaml:6:5: routes[3]: the same host and path as routes[2], so it would never match
             proxy.yaml:8:5: routes[5]: the same host and path as routes[4], so it would never match
-            proxy.yaml:9:51: routes[6].upgrades[1]: expected another protocol: no client may use that between the edge and its backends"#]],
+            proxy.yaml:9:51: routes[6].upgrades[1]: expected another protocol: this one is only for the edge itself
+            proxy.yaml:9:69: routes[6].upgrades[2]: expected another protocol: this one is only for the edge itself"#]],
     );
     errors(
         "pools: [{name: a, backends: [{id: a, address: 'a:1'}]}, {name: b, backends: [{id: b, address: 'b:1'}]}]",

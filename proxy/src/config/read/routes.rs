@@ -58,16 +58,16 @@ pub(super) fn routes(
         let upgrades = route.upgrades.unwrap_or_else(websocket);
         for (at, upgrade) in upgrades.iter().enumerate() {
             let key = format!("{key}.upgrades[{at}]");
-            let is_valid = is_token(upgrade.strip_suffix("/1.0").unwrap_or(upgrade));
+            let protocol = upgrade.strip_suffix("/1.0").unwrap_or(upgrade);
             check.require(
-                is_valid,
+                is_token(protocol),
                 &key,
                 "expected the name of a protocol, such as \"websocket\"",
             );
             check.require(
-                !upgrade.eq_ignore_ascii_case(HANDOFF_PROTOCOL),
+                !protocol.eq_ignore_ascii_case(HANDOFF_PROTOCOL),
                 &key,
-                "expected another protocol: no client may use that between the edge and its backends",
+                "expected another protocol: this one is only for the edge itself",
             );
         }
         let route = Route::new(
