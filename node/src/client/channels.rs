@@ -169,7 +169,7 @@ impl ChannelClients {
         client::sweep(&self, &pings, shutdown).await;
         self.draining.cancel();
         self.roster.drain_or_hand_off(drain.spread).await;
-        self.roster.hand_off(drain.handoffs_max()).await;
+        self.roster.wait_for_handoffs(drain.handoffs_max()).await;
         self.roster.disconnect_all(drain.spread).await;
         self.background_tasks.close();
         self.background_tasks.wait().await;

@@ -28,7 +28,7 @@ struct List<E> {
     is_draining: bool,
 }
 
-/// How long no client may be handed off until those that are left are not waited for: no handoff takes longer.
+/// A wait for handoffs ends when no client has left for this long: a single handoff does not take longer.
 const HANDOFF_QUIET: Duration = Duration::from_secs(5);
 
 /// How often it is checked whether clients are left.
@@ -109,13 +109,17 @@ impl<E> Roster<E> {
         evenly(all, spread, disconnect).await;
     }
 
-    /// Waits while clients are handed off: until `can_leave` is true of no client, or has been of as many for [`HANDOFF_QUIET`], and
-    /// for `max` at most.
+    /// Waits for clients to be handed off: until none is left that `can_leave`, or none has left for [`HANDOFF_QUIET`], and for
+    /// `max` at most.
     ///
     /// # Cancel safety
     ///
     /// Nothing changes by waiting.
-    pub(crate) async fn wait_for_handoffs(&self, can_leave: impl Fn(&E) -> bool, max: Duration) {
+    pub(crate) async fn wait_while_clients_leave(
+        &self,
+        can_leave: impl Fn(&E) -> bool,
+        max: Duration,
+    ) {
         let end = Instant::now() + max;
         let (mut fewest, mut quiet) = (usize::MAX, end);
         loop {
@@ -237,7 +241,7 @@ mod tests {
         let can_leave = |number: &usize| *number < 100;
         let began = Instant::now();
         let _stays = enter(100);
-        roster.wait_for_handoffs(can_leave, MAX).await;
+        roster.wait_while_clients_leave(can_leave, MAX).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
 
         // One each four seconds, and then none.
@@ -248,7 +252,7 @@ mod tests {
                 clients.pop();
             }
         };
-        tokio::join!(leaving, roster.wait_for_handoffs(can_leave, MAX));
+        tokio::join!(leaving, roster.wait_while_clients_leave(can_leave, MAX));
         let waited = began.elapsed().as_secs();
         assert_eq!(waited, 16 + 5);
 
@@ -262,7 +266,7 @@ mod tests {
         };
         tokio::select! {
             () = leaving => panic!("it takes longer than it may"),
-            () = roster.wait_for_handoffs(can_leave, MAX) => {}
+            () = roster.wait_while_clients_leave(can_leave, MAX) => {}
         }
         assert_eq!(began.elapsed().as_secs(), MAX.as_secs());
     }

@@ -115,7 +115,9 @@ impl WebSockets {
             }
         }
         self.roster.drain_or_hand_off(self.drain.spread).await;
-        self.roster.hand_off(self.drain.handoffs_max()).await;
+        self.roster
+            .wait_for_handoffs(self.drain.handoffs_max())
+            .await;
         self.roster.disconnect_all(self.drain.spread).await;
     }
 

@@ -84,6 +84,11 @@ impl fmt::Display for Problem {
 }
 
 impl Condition {
+    /// Whether this node's lease, which lasts for `lease`, was renewed and has not ended since.
+    fn is_held(&self, lease: Duration) -> bool {
+        self.renewed_at.is_some_and(|at| at.elapsed() < lease)
+    }
+
     /// The most specific problem: the permission check lists the rejected commands, a failed script does not.
     fn problem(&self) -> Option<&Problem> {
         match &self.permissions {
@@ -145,29 +150,25 @@ impl Conditions {
     /// ended, its entries are missing, and those of other nodes may be.
     pub(super) fn distrust(&self, server: usize, lease: Duration) -> Option<String> {
         let condition = &self.servers.lock()[server];
-        let is_late = condition.renewed_at.is_some_and(|at| lease <= at.elapsed());
-        let problem = match (&condition.lease, &condition.writes) {
+        let has_ended = condition.renewed_at.is_some() && !condition.is_held(lease);
+        match (&condition.lease, &condition.writes) {
             (Some(problem @ (Problem::Full(_) | Problem::Refused(_))), _)
-            | (_, Some(problem @ Problem::Full(_))) => problem.to_string(),
-            (Some(problem @ Problem::Unreachable(_)), _) if is_late => problem.to_string(),
-            (None, _) if is_late => "this node's lease has ended".to_owned(),
-            (Some(Problem::Starting | Problem::Unreachable(_)) | None, _) => return None,
-        };
-        Some(problem)
+            | (_, Some(problem @ Problem::Full(_))) => Some(problem.to_string()),
+            (Some(problem), _) if has_ended => Some(problem.to_string()),
+            (None, _) if has_ended => Some("this node's lease has ended".to_owned()),
+            _ => None,
+        }
     }
 
     /// The problem of any of the servers; others come before a full Redis. A server that cannot be reached counts once the lease
     /// on it has ended, which is after `lease`: until then detecting that is left to the broker's probes.
     pub(super) fn problem(&self, lease: Duration) -> Option<Problem> {
         let servers = self.servers.lock();
-        let is_held = |condition: &Condition| {
-            let renewed_at = condition.renewed_at;
-            renewed_at.is_some_and(|at| at.elapsed() < lease)
-        };
         let problems = || {
             servers.iter().filter_map(|condition| {
                 let problem = condition.problem()?;
-                let is_brief = matches!(problem, Problem::Unreachable(_)) && is_held(condition);
+                let is_brief =
+                    matches!(problem, Problem::Unreachable(_)) && condition.is_held(lease);
                 (!is_brief).then_some(problem)
             })
         };

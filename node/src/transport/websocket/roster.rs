@@ -73,9 +73,9 @@ impl Roster<Entry> {
         .await;
     }
 
-    /// Waits while clients are handed off, for `max` at most.
-    pub(super) async fn hand_off(&self, max: Duration) {
-        self.wait_for_handoffs(|_| true, max).await;
+    /// Waits for clients to be handed off, as long as they are, and for `max` at most.
+    pub(super) async fn wait_for_handoffs(&self, max: Duration) {
+        self.wait_while_clients_leave(|_| true, max).await;
     }
 
     /// Disconnects all clients, evenly over `spread`.

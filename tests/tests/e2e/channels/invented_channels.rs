@@ -31,7 +31,7 @@ fn channels(settings: Settings) -> Settings {
     settings
         .with(
             "endpoints",
-            // The default burst, and no more than that in the time that a slow machine takes.
+            // The default burst with a low rate, so that also a slow machine exceeds it.
             json!([{ "path": "/connection", "mode": "channels", "command_rate": { "per_second": 1, "burst": 1000 } }]),
         )
         .with(

@@ -64,9 +64,9 @@ impl Roster<Entry> {
         .await;
     }
 
-    /// Waits while clients are handed off, for `max` at most.
-    pub(in crate::client::channels) async fn hand_off(&self, max: Duration) {
-        self.wait_for_handoffs(|entry| entry.client.stays().is_none(), max)
+    /// Waits for clients to be handed off, as long as they are, and for `max` at most.
+    pub(in crate::client::channels) async fn wait_for_handoffs(&self, max: Duration) {
+        self.wait_while_clients_leave(|entry| entry.client.stays().is_none(), max)
             .await;
     }
 
